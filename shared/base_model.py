@@ -1,0 +1,222 @@
+"""The frozen language model that prompts are trained on and served from: what it is, which bytes it is made of, how it is loaded.
+
+A prompt is bound to the very weights, config and tokenizer it was trained with, so each model has a *fingerprint* over all three.
+It is computed from the files, cached beside them (or in memory where the folder is read-only), and computed again when a file changes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel as PydanticModel
+from pydantic import ConfigDict, ValidationError
+
+from shared.errors import InvalidInput, NotFound, PreconditionFailed
+
+log = logging.getLogger(__name__)
+
+DType = Literal["auto", "float32", "bfloat16"]
+Device = Literal["auto", "cpu", "cuda"]
+
+_FINGERPRINT_FILE = ".softprompt-fingerprint.json"
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "special_tokens_map.json",
+)
+_VOLATILE_CONFIG_KEYS = ("transformers_version", "_name_or_path", "dtype", "torch_dtype")
+
+
+class BaseModelInfo(PydanticModel):
+    """Identity of a base model; part of every manifest. Digests are `sha256:<hex>`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    id: str
+    fingerprint: str
+    tokenizer_digest: str
+    architecture: str
+    hidden_size: int
+    vocab_size: int
+    num_layers: int
+    max_positions: int
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """A frozen causal model with its tokenizer, ready to run. `model` takes no gradient and is in eval mode (dropout off)."""
+
+    info: BaseModelInfo
+    model: Any
+    tokenizer: Any
+    device: torch.device
+    dtype: torch.dtype
+
+    @property
+    def embedding_table(self) -> torch.Tensor:
+        """Input embeddings `[vocab_size, hidden_size]`; soft prompts live in the space of its rows."""
+        table: torch.Tensor = self.model.get_input_embeddings().weight
+        return table
+
+    @property
+    def stop_token_ids(self) -> frozenset[int]:
+        """Every token id that ends a generation: the tokenizer's and those of the generation config."""
+        configured = getattr(self.model.generation_config, "eos_token_id", None)
+        ids = configured if isinstance(configured, list) else [configured]
+        return frozenset(i for i in [*ids, self.tokenizer.eos_token_id] if i is not None)
+
+
+def load(
+    source: str | Path, *, id: str = "", dtype: DType = "auto", device: Device = "auto", attention: str = "sdpa", device_map: Any = None
+) -> BaseModel:
+    """Load a model directory or hub id. `attention` is the name of a registered transformers attention function.
+
+    Raises NotFound if there is no such model, PreconditionFailed if its architecture can't take a soft prompt.
+    """
+    from transformers import AutoModelForCausalLM
+
+    path = resolve(source)
+    info = inspect(path, id=id or default_id(source))
+    target = pick_device(device)
+    chosen = pick_dtype(dtype, target)
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=chosen, attn_implementation=attention, device_map=device_map)
+    if device_map is None:
+        model = model.to(target)
+    model.eval().requires_grad_(False)
+    return BaseModel(info=info, model=model, tokenizer=load_tokenizer(path), device=target, dtype=chosen)
+
+
+def load_tokenizer(source: str | Path) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(resolve(source))
+
+
+def resolve(source: str | Path) -> Path:
+    """The local directory of a model: itself, or the hub's snapshot of that id. Raises NotFound."""
+    path = Path(source).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise NotFound("base model", str(source), "the directory has no config.json")
+        return path
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(str(source), allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise NotFound(
+            "base model", str(source), "neither a model directory nor a hub id that can be reached; try `softprompt models pull`"
+        ) from error
+
+
+def default_id(source: str | Path) -> str:
+    """A model is called after the last part of its directory or hub id, in lower case."""
+    return str(source).rstrip("/").rsplit("/", 1)[-1].lower()
+
+
+def inspect(source: str | Path, *, id: str = "") -> BaseModelInfo:
+    """Identity of a model without loading its weights into memory (they are hashed once, then the cached digests serve)."""
+    from transformers import AutoConfig
+
+    path = resolve(source)
+    config = AutoConfig.from_pretrained(path)
+    check_supported(config)
+    text = config.get_text_config()
+    fingerprint, tokenizer_digest = _fingerprint(path)
+    return BaseModelInfo(
+        id=id or default_id(source),
+        fingerprint=fingerprint,
+        tokenizer_digest=tokenizer_digest,
+        architecture=(config.architectures or [config.model_type])[0],
+        hidden_size=text.hidden_size,
+        vocab_size=text.vocab_size,
+        num_layers=text.num_hidden_layers,
+        max_positions=getattr(text, "max_position_embeddings", None) or 1 << 20,
+    )
+
+
+def check_supported(config: Any) -> None:
+    """Refuse what has no per-token keys and values that a prefix could be computed into once: encoder-decoders, state-space models."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    kind = config.model_type
+    if getattr(config, "is_encoder_decoder", False):
+        raise PreconditionFailed(f"{kind} is an encoder-decoder model: soft prompts here stand in front of a decoder-only model's input")
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise PreconditionFailed(f"{kind} is not a causal language model that this transformers release knows")
+    if getattr(MODEL_FOR_CAUSAL_LM_MAPPING[type(config)], "_is_stateful", False):
+        raise PreconditionFailed(f"{kind} keeps a recurrent state instead of keys and values for each token: a prefix can't be shared")
+
+
+def pick_device(device: Device) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InvalidInput.of("device", "cuda was asked for and torch sees no GPU")
+    return torch.device(device)
+
+
+def pick_dtype(dtype: DType, device: torch.device) -> torch.dtype:
+    """`auto`: bfloat16 where the processor multiplies it natively, else float32."""
+    if dtype != "auto":
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype]
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    capabilities = torch.cpu.get_capabilities()
+    return torch.bfloat16 if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else torch.float32
+
+
+class _FingerprintCache(PydanticModel):
+    stamps: dict[str, tuple[int, int]]
+    fingerprint: str
+    tokenizer_digest: str
+
+
+def _fingerprint(path: Path) -> tuple[str, str]:
+    """(fingerprint of weights + config + tokenizer, digest of the tokenizer alone)."""
+    weights = sorted(path.glob("*.safetensors"))
+    tokenizer = [path / name for name in _TOKENIZER_FILES if (path / name).is_file()]
+    if not weights:
+        raise NotFound("base model", path.name, "the directory has no *.safetensors weights")
+    files = [path / "config.json", *tokenizer, *weights]
+    stamps = {file.name: (file.stat().st_size, file.stat().st_mtime_ns) for file in files}
+    cache = path / _FINGERPRINT_FILE
+    try:
+        known = _FingerprintCache.model_validate_json(cache.read_bytes())
+        if known.stamps == stamps:
+            return known.fingerprint, known.tokenizer_digest
+    except (OSError, ValidationError):
+        pass
+    config = {key: value for key, value in json.loads((path / "config.json").read_text()).items() if key not in _VOLATILE_CONFIG_KEYS}
+    tokenizer_digest = _digest_of({file.name: _hash_file(file) for file in tokenizer})
+    fingerprint = _digest_of(
+        {"config": config, "tokenizer": tokenizer_digest, "weights": {file.name: _hash_file(file) for file in weights}}
+    )
+    fresh = _FingerprintCache(stamps=stamps, fingerprint=fingerprint, tokenizer_digest=tokenizer_digest)
+    try:
+        temporary = cache.with_name(f"{cache.name}.{os.getpid()}")
+        temporary.write_text(fresh.model_dump_json())
+        temporary.replace(cache)
+    except OSError as error:
+        log.info("fingerprint of %s is not cached: %s", path.name, error.strerror)
+    return fingerprint, tokenizer_digest
+
+
+def _hash_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _digest_of(value: dict[str, Any]) -> str:
+    return "sha256:" + hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
