@@ -1,0 +1,137 @@
+"""What a cohort tells about its jobs, and what a job brings to a cohort. Plain data: it crosses process borders by pickle within one program.
+
+Order per job: Started, then any number of StepDone / Evaluated / Checkpointed, then exactly one of Finished / Failed / Stopped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from shared.blob import GoldenRecord
+from shared.soft_prompt import SoftPrompt
+from trainer_service.training.spec import Example, TrainingSpec
+
+
+@dataclass(frozen=True)
+class TrainingTask:
+    """One job, ready to train. `attempt` fences: what an earlier attempt still says is ignored."""
+
+    job_id: str
+    attempt: int
+    spec: TrainingSpec
+    train: tuple[Example, ...]
+    validation: tuple[Example, ...]
+    source: SoftPrompt | None = None
+    """FROM_PROMPT: the matrix to start from."""
+    current: SoftPrompt | None = None
+    """What the alias serves now, evaluated on the same held-out data for the gate."""
+    checkpoint: bytes | None = None
+    """Resume exactly here."""
+    priority: int = 0
+
+
+@dataclass(frozen=True)
+class DatasetStatistics:
+    num_train: int
+    num_validation: int
+    num_dropped: int = 0
+    num_overlapping: int = 0
+    """Held-out examples that also occur in training: reported, since they flatter the score."""
+    mean_input_tokens: float = 0.0
+    max_input_tokens: int = 0
+    mean_target_tokens: float = 0.0
+    max_target_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class NearestToken:
+    """What a virtual token lies closest to: for people who want to see what the prompt learned."""
+
+    text: str
+    cosine: float
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """The best checkpoint and how it does on held-out data, beside the bare model and the alias's current version."""
+
+    soft_prompt: SoftPrompt
+    best_step: int
+    num_steps: int
+    metrics: Mapping[str, float]
+    bare_metrics: Mapping[str, float]
+    """The frozen model given the raw input, no template and no prompt."""
+    template_metrics: Mapping[str, float]
+    """The frozen model given the rendered template, no prompt."""
+    current_metrics: Mapping[str, float] = field(default_factory=dict)
+    golden: tuple[GoldenRecord, ...] = ()
+    nearest_tokens: tuple[NearestToken, ...] = ()
+    score_stability: float = 0.0
+    """Standard deviation of the metric over the last evaluations."""
+
+
+@dataclass(frozen=True)
+class TrainingEvent:
+    """Something happened to one attempt of one job."""
+
+    job_id: str
+    attempt: int
+
+
+@dataclass(frozen=True)
+class Started(TrainingEvent):
+    statistics: DatasetStatistics
+    step: int
+    """0, or the step that was resumed from."""
+
+
+@dataclass(frozen=True)
+class StepDone(TrainingEvent):
+    step: int
+    num_steps: int
+    loss: float
+    grad_norm: float
+    learning_rate: float
+    num_examples: int
+    num_tokens: int
+    """Text positions computed for this job in this step."""
+    step_seconds: float
+    """Wall time of the whole cohort step that carried it."""
+
+
+@dataclass(frozen=True)
+class Evaluated(TrainingEvent):
+    step: int
+    metrics: Mapping[str, float]
+    is_best: bool
+
+
+@dataclass(frozen=True)
+class Checkpointed(TrainingEvent):
+    step: int
+    data: bytes
+
+
+@dataclass(frozen=True)
+class Finished(TrainingEvent):
+    result: TrainingResult
+
+
+@dataclass(frozen=True)
+class Stopped(TrainingEvent):
+    """Left the cohort on request (cancel, pause, drain). `data` is a checkpoint, if it had begun; `best` the best prompt so far."""
+
+    step: int
+    data: bytes | None
+    best: SoftPrompt | None = None
+
+
+@dataclass(frozen=True)
+class Failed(TrainingEvent):
+    """`code`: NAN_LOSS, BAD_DATA, OUT_OF_MEMORY, INTERNAL. `retryable` is true only where the same job may do better elsewhere."""
+
+    code: str
+    message: str
+    field: str = ""
+    retryable: bool = False
