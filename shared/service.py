@@ -1,0 +1,75 @@
+"""The life of a service process: settings, logging, signals, readiness file, exit code."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import logging
+import os
+import signal
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TypeVar
+
+from shared import log as logs
+from shared.allocator import tune_allocator
+from shared.config import ConfigError, ServerSettings, describe_settings, load_settings
+
+log = logging.getLogger(__name__)
+
+ServiceSettings = TypeVar("ServiceSettings", bound=ServerSettings)
+
+EXIT_CONFIG = 78  # EX_CONFIG of sysexits.h
+
+
+def run_service(
+    settings_class: type[ServiceSettings], serve: Callable[[ServiceSettings, asyncio.Event], Awaitable[None]], about: str
+) -> int:
+    """Run `serve(settings, stop)` until it returns; SIGTERM and SIGINT set `stop`, a second one ends the process at once.
+
+    Returns the exit code: 0 after a drain, 78 for bad settings, 1 for an error.
+    """
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.epilog = "Settings come from the environment:\n\n" + describe_settings(settings_class)
+    parser.parse_args()
+    try:
+        settings = load_settings(settings_class)
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return EXIT_CONFIG
+    logs.configure(settings.log_format, settings.log_level)
+    tune_allocator()
+    try:
+        asyncio.run(_until_stopped(settings, serve))
+    except Exception:
+        log.exception("the service ends with an error")
+        return 1
+    return 0
+
+
+async def _until_stopped(settings: ServiceSettings, serve: Callable[[ServiceSettings, asyncio.Event], Awaitable[None]]) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def on_signal(number: signal.Signals) -> None:
+        if stop.is_set():
+            log.warning("second signal: ending at once")
+            os._exit(128 + number)
+        log.info("draining", extra={"fields": {"signal": number.name, "grace_seconds": settings.grace_seconds}})
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal, number)
+    await serve(settings, stop)
+
+
+def announce(settings: ServerSettings, port: int, metrics_port: int) -> None:
+    """Say where the service listens, in the log and, if asked for, in the readiness file (written whole or not at all)."""
+    log.info("serving", extra={"fields": {"host": settings.host, "port": port, "metrics_port": metrics_port}})
+    if settings.ready_file:
+        target = Path(settings.ready_file)
+        temporary = target.with_name(f"{target.name}.{os.getpid()}")
+        temporary.write_text(json.dumps({"port": port, "metrics_port": metrics_port, "pid": os.getpid()}))
+        temporary.replace(target)

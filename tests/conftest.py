@@ -1,0 +1,28 @@
+"""Fixtures that every part shares: tiny models that are real models, and the real base model where it is there."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # tests never reach for a hub
+
+from tests.tiny_models import save_tiny_llama
+
+
+@pytest.fixture(scope="session")
+def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Llama of 2 layers (hidden 64, grouped-query attention) with a byte-level tokenizer and a chat template."""
+    return save_tiny_llama(tmp_path_factory.mktemp("models") / "tiny-llama")
+
+
+@pytest.fixture(scope="session")
+def real_model_dir() -> Path:
+    """SmolLM2-135M-Instruct. `make test` pulls it first; a plain `pytest -m "not model"` goes without."""
+    from softprompt.models import models_dir
+
+    path = models_dir() / "smollm2-135m-instruct"
+    assert (path / "config.json").is_file(), "run `softprompt models pull smollm2-135m-instruct` first, or deselect with -m 'not model'"
+    return path

@@ -1,0 +1,171 @@
+"""The server's plumbing over a real socket: errors, health, reflection, metrics, request ids, cancel, drain."""
+
+from __future__ import annotations
+
+import asyncio
+import urllib.request
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from prometheus_client import CollectorRegistry
+from prompttuning.v1 import generation_pb2, generation_pb2_grpc
+
+from shared.config import ServerSettings
+from shared.errors import InvalidInput
+from shared.rpc.errors import error_from_rpc
+from shared.rpc.metrics import RpcMetrics, serve_metrics
+from shared.rpc.server import RpcServer
+
+SERVICE = "prompttuning.v1.GenerationService"
+
+
+@dataclass
+class Servicer(generation_pb2_grpc.GenerationServiceServicer):
+    """Answers by the text it is sent; remembers what was closed."""
+
+    closed: asyncio.Event = field(default_factory=asyncio.Event)
+    release: asyncio.Event = field(default_factory=asyncio.Event)
+    running: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def CountTokens(self, request: Any, context: Any) -> Any:
+        if request.input.text == "bad":
+            raise InvalidInput.of("input.text", "is bad")
+        if request.input.text == "bug":
+            raise RuntimeError("secret of the house")
+        return generation_pb2.CountTokensResponse(input_tokens=1)
+
+    async def GenerateStream(self, request: Any, context: Any) -> AsyncIterator[Any]:
+        try:
+            yield generation_pb2.GenerateStreamResponse(delta=generation_pb2.GenerationDelta(text="first"))
+            self.running.set()
+            await self.release.wait()
+            yield generation_pb2.GenerateStreamResponse(delta=generation_pb2.GenerationDelta(text="last"))
+        finally:
+            self.closed.set()
+
+
+@dataclass
+class Running:
+    server: RpcServer
+    servicer: Servicer
+    registry: CollectorRegistry
+    channel: grpc.aio.Channel
+    stub: Any
+
+
+@pytest.fixture
+async def running() -> AsyncIterator[Running]:
+    registry = CollectorRegistry()
+    server = RpcServer(ServerSettings(), [SERVICE], RpcMetrics(registry))
+    servicer = Servicer()
+    generation_pb2_grpc.add_GenerationServiceServicer_to_server(servicer, server.grpc_server)
+    port = await server.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        yield Running(server, servicer, registry, channel, generation_pb2_grpc.GenerationServiceStub(channel))
+        await server.drain(0)
+
+
+def count_request(text: str) -> Any:
+    return generation_pb2.CountTokensRequest(input=generation_pb2.GenerationInput(text=text))
+
+
+def handled(registry: CollectorRegistry, method: str, code: str, kind: str) -> float:
+    labels = {"grpc_type": kind, "grpc_service": SERVICE, "grpc_method": method, "grpc_code": code}
+    return registry.get_sample_value("grpc_server_handled_total", labels) or 0.0
+
+
+async def test_domain_errors_arrive_as_domain_errors(running: Running) -> None:
+    assert (await running.stub.CountTokens(count_request("good"))).input_tokens == 1
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await running.stub.CountTokens(count_request("bad"))
+    error = error_from_rpc(caught.value)
+    assert isinstance(error, InvalidInput)
+    assert error.violations[0].field == "input.text"
+    assert handled(running.registry, "CountTokens", "OK", "unary") == 1
+    assert handled(running.registry, "CountTokens", "INVALID_ARGUMENT", "unary") == 1
+
+
+async def test_a_bug_shows_nothing_of_itself(running: Running) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await running.stub.CountTokens(count_request("bug"))
+    assert caught.value.code() is grpc.StatusCode.INTERNAL
+    assert "secret" not in (caught.value.details() or "")
+
+
+async def test_a_client_that_leaves_closes_its_handler(running: Running) -> None:
+    call = running.stub.GenerateStream(generation_pb2.GenerateStreamRequest())
+    assert (await call.read()).delta.text == "first"
+    call.cancel()
+    async with asyncio.timeout(5):
+        await running.servicer.closed.wait()
+        while not handled(running.registry, "GenerateStream", "CANCELLED", "server_stream"):
+            await asyncio.sleep(0.001)
+
+
+async def test_a_passed_deadline_closes_the_handler(running: Running) -> None:
+    call = running.stub.GenerateStream(generation_pb2.GenerateStreamRequest(), timeout=0.2)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        async for _ in call:
+            pass
+    assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    async with asyncio.timeout(5):
+        await running.servicer.closed.wait()
+
+
+async def test_drain_lets_a_stream_finish(running: Running) -> None:
+    call = running.stub.GenerateStream(generation_pb2.GenerateStreamRequest())
+    assert (await call.read()).delta.text == "first"
+    await running.servicer.running.wait()
+    drain = asyncio.create_task(running.server.drain(20))
+    health = health_pb2_grpc.HealthStub(running.channel)
+    async with asyncio.timeout(5):
+        while (await health.Check(health_pb2.HealthCheckRequest())).status == health_pb2.HealthCheckResponse.SERVING:
+            await asyncio.sleep(0.001)
+    assert not drain.done()
+    running.servicer.release.set()
+    assert (await call.read()).delta.text == "last"
+    assert await call.read() is grpc.aio.EOF
+    async with asyncio.timeout(5):
+        await drain
+
+
+async def test_drain_does_not_wait_for_a_health_watch(running: Running) -> None:
+    watch = health_pb2_grpc.HealthStub(running.channel).Watch(health_pb2.HealthCheckRequest())
+    await watch.read()
+    async with asyncio.timeout(5):
+        await running.server.drain(60)
+
+
+async def test_health_tells_live_and_ready_apart(running: Running) -> None:
+    health = health_pb2_grpc.HealthStub(running.channel)
+
+    async def status(service: str) -> int:
+        return int((await health.Check(health_pb2.HealthCheckRequest(service=service))).status)
+
+    serving, not_serving = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
+    assert [await status(name) for name in ("live", "ready", "", SERVICE)] == [serving, not_serving, not_serving, not_serving]
+    await running.server.set_serving(True)
+    assert [await status(name) for name in ("live", "ready", "", SERVICE)] == [serving] * 4
+
+
+async def test_reflection_names_the_services(running: Running) -> None:
+    stub = reflection_pb2_grpc.ServerReflectionStub(running.channel)
+    responses = stub.ServerReflectionInfo(iter([reflection_pb2.ServerReflectionRequest(list_services="")]))
+    names = {service.name async for response in responses for service in response.list_services_response.service}
+    assert {SERVICE, "grpc.health.v1.Health"} <= names
+
+
+async def test_metrics_are_scraped_over_http(running: Running) -> None:
+    await running.stub.CountTokens(count_request("good"))
+    endpoint = serve_metrics(running.registry, "127.0.0.1", 0)
+    try:
+        with await asyncio.to_thread(urllib.request.urlopen, f"http://127.0.0.1:{endpoint.port}/metrics") as response:
+            text = response.read().decode()
+    finally:
+        endpoint.close()
+    assert f'grpc_server_handled_total{{grpc_code="OK",grpc_method="CountTokens",grpc_service="{SERVICE}",grpc_type="unary"}} 1.0' in text

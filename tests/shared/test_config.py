@@ -1,0 +1,38 @@
+"""Settings: good values arrive, bad ones stop the start by name."""
+
+from __future__ import annotations
+
+import pytest
+
+from shared.config import ConfigError, ServerSettings, describe_settings, load_settings, settings_config
+
+
+class ExampleSettings(ServerSettings):
+    model_config = settings_config("SOFTPROMPT_EXAMPLE_")
+
+    store: str
+    """Where prompts are kept."""
+
+
+def test_values_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOFTPROMPT_EXAMPLE_STORE", "here")
+    monkeypatch.setenv("SOFTPROMPT_EXAMPLE_PORT", "8080")
+    settings = load_settings(ExampleSettings)
+    assert (settings.store, settings.port, settings.host) == ("here", 8080, "127.0.0.1")
+
+
+def test_every_problem_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOFTPROMPT_EXAMPLE_PORT", "eighty")
+    monkeypatch.setenv("SOFTPROMPT_EXAMPLE_STROE", "here")
+    with pytest.raises(ConfigError) as caught:
+        load_settings(ExampleSettings)
+    text = str(caught.value)
+    assert "SOFTPROMPT_EXAMPLE_PORT='eighty'" in text
+    assert "SOFTPROMPT_EXAMPLE_STORE" in text
+    assert "SOFTPROMPT_EXAMPLE_STROE is not a setting" in text
+
+
+def test_the_help_text_names_every_variable() -> None:
+    text = describe_settings(ExampleSettings)
+    assert "SOFTPROMPT_EXAMPLE_STORE  (required)\n      Where prompts are kept." in text
+    assert "SOFTPROMPT_EXAMPLE_METRICS_PORT" in text
