@@ -1,0 +1,78 @@
+"""What the job manager sees of a cluster: workers that take training tasks and tell what happens to them. No Ray, no torch.
+
+`local.LocalPool` runs workers as threads of this process, `ray_pool.RayPool` as Ray actors; both run the same `worker.Worker`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from trainer_service.training.events import TrainingEvent, TrainingTask
+
+
+class WorkerLost(Exception):
+    """The worker is gone or can't be reached; what it had is lost since the last checkpoint. `reason` is for people."""
+
+    def __init__(self, reason: str, out_of_memory: bool = False) -> None:
+        super().__init__(reason)
+        self.reason, self.out_of_memory = reason, out_of_memory
+
+
+@dataclass(frozen=True)
+class WorkerReport:
+    """Answer to a poll: everything after the number that was asked for, and how the worker is."""
+
+    last: int
+    """Number of the last event; ask for what comes after it next time."""
+    events: tuple[TrainingEvent, ...]
+    ready: bool
+    """The base model is loaded."""
+    job_ids: frozenset[str]
+    num_steps: int = 0
+    """Cohort steps since the start."""
+    details: Mapping[str, str] = field(default_factory=dict)
+    """Device, dtype, software version, process id."""
+
+
+class WorkerHandle(Protocol):
+    """One worker. Every method raises WorkerLost if it is gone."""
+
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def base_model(self) -> str:
+        """Id of the base model that it holds."""
+        ...
+
+    async def add(self, task: TrainingTask) -> None:
+        """The task joins the cohort at the next step boundary. Adding a job again with a higher attempt replaces it."""
+        ...
+
+    async def stop(self, job_id: str, attempt: int) -> None:
+        """The job leaves at the next step boundary, with a Stopped event. A job that isn't there is ignored."""
+        ...
+
+    async def poll(self, since: int, timeout_seconds: float) -> WorkerReport:
+        """Events after `since`, as soon as there are any; an empty report after the time-out. Forgets events up to `since`."""
+        ...
+
+    async def close(self) -> None:
+        """End it, whatever it does. Never raises."""
+        ...
+
+
+class WorkerPool(Protocol):
+    """Makes workers. Counting them and deciding when is the manager's."""
+
+    async def start(self) -> None: ...
+
+    async def launch(self, base_model: str) -> WorkerHandle:
+        """Start a worker that loads this base model. It takes tasks at once; the first report that is `ready` says that it is loaded."""
+        ...
+
+    async def close(self) -> None:
+        """End all workers and leave the cluster."""
+        ...

@@ -1,0 +1,279 @@
+"""A tuning job: what was asked for, what that means, where it stands, what happened to it, what came out.
+
+Plain frozen data, written to the job store as JSON. Knows no SQL, no Ray, no gRPC and no torch. `states` has the legal moves.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from enum import StrEnum
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from shared.base_model import BaseModelInfo
+from shared.manifest import SamplingDefaults
+from shared.names import DEFAULT_ALIAS
+from shared.template import Template
+from trainer_service.jobs.states import JobState
+from trainer_service.training.spec import HyperparameterRequest, TaskKind, TrainingSpec
+
+MIN_PRIORITY, MAX_PRIORITY = -100, 100
+MAX_ANNOTATIONS = 32
+MAX_REQUEST_ID_CHARS = 128
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
+
+
+class _Measured(BaseModel):
+    """Numbers from a training run: a loss may be infinite, and says so."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
+
+
+class PublishGate(_Frozen):
+    """What must hold for a finished job to be published. Nothing set: always publish."""
+
+    beat_bare_model: bool = False
+    """Better than the bare model with the same template on the same held-out examples."""
+    beat_current: bool = False
+    """Better than the version that the alias names now, on the same held-out examples."""
+    minimum_metric: float | None = None
+    """At least this metric; at most, for LOSS."""
+
+
+class PublishPolicy(_Frozen):
+    """What happens with the trained prompt."""
+
+    alias: str = DEFAULT_ALIAS
+    """Moved to the new version. Empty: none is moved."""
+    gate: PublishGate | None = None
+
+
+class TuningSpec(_Frozen):
+    """What a caller asks for, as it was accepted: inline examples are replaced by the dataset that they were stored as."""
+
+    prompt: str
+    base_model: str = ""
+    """Id of a base model of this trainer; empty: its first."""
+    dataset: str
+    """`datasets/sha256-<hex>`."""
+    validation_dataset: str = ""
+    """Held-out examples of their own; empty: `validation_fraction` of the training examples is held out."""
+    validation_fraction: float | None = Field(default=None, gt=0, lt=1)
+    template: Template | None = None
+    task: TaskKind | None = None
+    labels: tuple[str, ...] = ()
+    hyperparameters: HyperparameterRequest = HyperparameterRequest()
+    publish: PublishPolicy = PublishPolicy()
+    priority: int = Field(default=0, ge=MIN_PRIORITY, le=MAX_PRIORITY)
+    max_runtime_seconds: float | None = Field(default=None, gt=0)
+    """Longest time on workers, over all attempts. None: the service's limit."""
+    sampling_defaults: SamplingDefaults = SamplingDefaults()
+    annotations: Mapping[str, str] = Field(default_factory=dict, max_length=MAX_ANNOTATIONS)
+
+
+class EffectiveSpec(_Frozen):
+    """The same with nothing left open; made by `Admission.check` when the job is created, never changed after that."""
+
+    base_model: BaseModelInfo
+    training: TrainingSpec
+    validation_fraction: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the training dataset that is held out; 0 where there is a validation dataset."""
+    source_version: str = ""
+    """For FROM_PROMPT: `prompts/{prompt}/versions/{n}`."""
+    source_digest: str = ""
+    max_runtime_seconds: float = Field(gt=0)
+    num_train: int = 0
+    num_validation: int = 0
+    estimated_seconds: float = 0.0
+    """A rough guess at the time on a worker; 0 = none was made."""
+
+
+class JobProgress(_Measured):
+    """How far a job is. Losses are means over target tokens."""
+
+    step: int = 0
+    num_steps: int = 0
+    train_loss: float = 0.0
+    grad_norm: float = 0.0
+    learning_rate: float = 0.0
+    metrics: Mapping[str, float] = Field(default_factory=dict)
+    """Of the last held-out evaluation."""
+    best_step: int = 0
+    examples_per_second: float = 0.0
+    estimated_end_time: datetime | None = None
+
+
+class DatasetStatistics(_Frozen):
+    """What the cohort found in the job's data; the fields of `training.events.DatasetStatistics`."""
+
+    num_train: int
+    num_validation: int
+    num_dropped: int = 0
+    num_overlapping: int = 0
+    mean_input_tokens: float = 0.0
+    max_input_tokens: int = 0
+    mean_target_tokens: float = 0.0
+    max_target_tokens: int = 0
+
+
+class JobError(_Frozen):
+    """Why a job failed. `code` is stable: NAN_LOSS, BAD_DATA, OUT_OF_MEMORY, MAX_RUNTIME, WORKER_LOST, PUBLISH_FAILED, INTERNAL."""
+
+    code: str
+    message: str
+    field: str = ""
+    """Field of the spec that would mend it, if one would."""
+
+
+class NearestToken(_Frozen):
+    text: str
+    cosine: float
+
+
+class JobResult(_Measured):
+    """What came out of a job that was trained to its end."""
+
+    published: bool = False
+    version: str = ""
+    """`prompts/{prompt}/versions/{n}`, if published."""
+    digest: str = ""
+    alias_moved: bool = False
+    gate_decision: str = ""
+    """Why the gate decided so, with the numbers."""
+    metrics: Mapping[str, float] = Field(default_factory=dict)
+    bare_metrics: Mapping[str, float] = Field(default_factory=dict)
+    template_metrics: Mapping[str, float] = Field(default_factory=dict)
+    current_metrics: Mapping[str, float] = Field(default_factory=dict)
+    nearest_tokens: tuple[NearestToken, ...] = ()
+    score_stability: float = 0.0
+    best_step: int = 0
+
+
+class Job(_Frozen):
+    """One job as it is now. `name` is its resource name; `id` the part after the slash."""
+
+    id: str
+    spec: TuningSpec
+    effective: EffectiveSpec
+    state: JobState = JobState.QUEUED
+    pausing: bool = False
+    """RUNNING and asked to pause: it becomes PAUSED at its next step."""
+    caller: str = ""
+    request_id: str = ""
+    attempt: int = 0
+    """Grows by one with every claim, so that what an earlier attempt still says can be told apart; 0 = never claimed."""
+    failures: int = 0
+    """Attempts lost to infrastructure; bounded."""
+    runtime_seconds: float = 0.0
+    """Time on workers, over all attempts that ended."""
+    queue_position: int = 0
+    """Jobs ahead of it while QUEUED; 0 otherwise. Filled in when read."""
+    progress: JobProgress = JobProgress()
+    dataset_statistics: DatasetStatistics | None = None
+    error: JobError | None = None
+    result: JobResult | None = None
+    create_time: datetime
+    start_time: datetime | None = None
+    end_time: datetime | None = None
+    last_event: int = 0
+    """Number of its latest event."""
+
+    @property
+    def name(self) -> str:
+        return f"tuningJobs/{self.id}"
+
+
+class JobEventKind(StrEnum):
+    STATE_CHANGED = "state_changed"
+    PROGRESS = "progress"
+    EVALUATION = "evaluation"
+    CHECKPOINT = "checkpoint"
+    NOTE = "note"
+
+
+class Evaluation(_Measured):
+    """Held-out metrics after `step`; 0 = before training."""
+
+    step: int
+    metrics: Mapping[str, float]
+    is_best: bool
+
+
+class CheckpointStored(_Frozen):
+    step: int
+
+
+class Note(_Frozen):
+    """Something a person should know."""
+
+    text: str
+
+
+EventPayload = Job | JobProgress | Evaluation | CheckpointStored | Note
+
+PAYLOADS: Mapping[JobEventKind, type[EventPayload]] = {
+    JobEventKind.STATE_CHANGED: Job,
+    JobEventKind.PROGRESS: JobProgress,
+    JobEventKind.EVALUATION: Evaluation,
+    JobEventKind.CHECKPOINT: CheckpointStored,
+    JobEventKind.NOTE: Note,
+}
+_KINDS = {payload: kind for kind, payload in PAYLOADS.items()}
+
+
+@dataclass(frozen=True)
+class JobEvent:
+    """Something that happened to a job. Numbers grow by one within a job, from 1."""
+
+    number: int
+    time: datetime
+    payload: EventPayload
+
+    @property
+    def kind(self) -> JobEventKind:
+        return _KINDS[type(self.payload)]
+
+
+@dataclass(frozen=True)
+class JobFilter:
+    """Which jobs to list. Empty fields don't restrict."""
+
+    states: frozenset[JobState] = frozenset()
+    prompt: str = ""
+    annotations: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class JobPage:
+    """Newest first. `next_page_token` is empty on the last page."""
+
+    jobs: tuple[Job, ...]
+    next_page_token: str = ""
+
+
+@dataclass(frozen=True)
+class JobCounts:
+    queued: int
+    running: int
+    """On a worker or being published, cancelling ones included."""
+    num_workers: int
+
+
+def utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+_ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
+
+
+def new_job_id() -> str:
+    """26 characters that sort by creation: 48 bits of milliseconds, 80 random bits (the layout of a ULID, in lower case)."""
+    number = (time.time_ns() // 1_000_000) << 80 | secrets.randbits(80)
+    return "".join(_ALPHABET[number >> shift & 31] for shift in range(125, -1, -5))

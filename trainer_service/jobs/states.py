@@ -1,0 +1,52 @@
+"""The states of a tuning job and every legal move between them, in one table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+
+from shared.errors import PreconditionFailed
+
+
+class JobState(StrEnum):
+    QUEUED = "QUEUED"
+    """Waiting for a worker."""
+    RUNNING = "RUNNING"
+    """On a worker, or trained and being published."""
+    PAUSED = "PAUSED"
+    """Taken off its worker; goes on from its checkpoint when resumed."""
+    CANCELLING = "CANCELLING"
+    """Will be cancelled at its next step."""
+    SUCCEEDED = "SUCCEEDED"
+    """Trained, evaluated, and published unless its gate forbade it."""
+    FAILED = "FAILED"
+    CANCELLED = "CANCELLED"
+
+    @property
+    def is_terminal(self) -> bool:
+        return not LEGAL_MOVES[self]
+
+
+LEGAL_MOVES: Mapping[JobState, frozenset[JobState]] = {
+    JobState.QUEUED: frozenset({JobState.RUNNING, JobState.PAUSED, JobState.CANCELLED, JobState.FAILED}),
+    # Back to QUEUED when the worker is lost or the service drains.
+    JobState.RUNNING: frozenset({JobState.QUEUED, JobState.PAUSED, JobState.CANCELLING, JobState.SUCCEEDED, JobState.FAILED}),
+    JobState.PAUSED: frozenset({JobState.QUEUED, JobState.CANCELLED}),
+    # SUCCEEDED: its version was already in the store when the cancellation came. FAILED: an error came first.
+    JobState.CANCELLING: frozenset({JobState.CANCELLED, JobState.SUCCEEDED, JobState.FAILED}),
+    JobState.SUCCEEDED: frozenset(),
+    JobState.FAILED: frozenset(),
+    JobState.CANCELLED: frozenset(),
+}
+
+TERMINAL_STATES = frozenset(state for state, moves in LEGAL_MOVES.items() if not moves)
+LEASED_STATES = frozenset({JobState.RUNNING, JobState.CANCELLING})
+"""A job in one of these belongs to the trainer replica that claimed it."""
+
+
+def check_move(job_id: str, current: JobState, target: JobState) -> None:
+    """PreconditionFailed, with the current state, for a move that is not in the table."""
+    if target not in LEGAL_MOVES[current]:
+        raise PreconditionFailed(
+            f"job {job_id!r} is {current} and can't become {target}", job=job_id, state=current.value, requested=target.value
+        )
