@@ -11,7 +11,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 
 SPECIAL_TOKENS = ("<pad>", "<end>", "<user>", "<assistant>", "<system>")
 VOCAB_SIZE = len(SPECIAL_TOKENS) + 256
-CHAT_TEMPLATE = "{% for message in messages %}<{{ message.role }}>{{ message.content }}<end>{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+_TURN = "<{{ message.role }}>{{ message.content }}<end>"
+CHAT_TEMPLATE = "{% for message in messages %}" + _TURN + "{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
 LLAMA_SHAPE: dict[str, Any] = {
     "vocab_size": VOCAB_SIZE,
     "hidden_size": 64,

@@ -1,0 +1,69 @@
+# Everything runs in .venv, which the first target that needs it creates. Python 3.11 or later, make and a package index are enough.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+MODEL  ?= smollm2-135m-instruct
+SHELL  := /bin/bash
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint pytest protos model bench bench-train bench-quality bench-serve bench-store bench-jobs lock clean
+
+help:            ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+# torch comes first and by its exact version: an index may offer a build of several gigabytes to whoever asks for less.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed: make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+install: $(VENV)/.installed  ## Create the environment
+
+model: install   ## Get the base model, once
+	$(BIN)/softprompt models pull $(MODEL)
+
+demo: install    ## Train a prompt, serve it, swap it under load: the whole journey on this machine
+	$(BIN)/softprompt demo
+
+test: lint pytest  ## Every check
+
+lint: install    ## Generated code, buf, ruff, mypy, import contracts
+	$(BIN)/python protos/generate.py --check
+	$(BIN)/buf lint protos
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+pytest: model    ## The tests
+	$(BIN)/pytest
+
+protos: install  ## Generate the Python of the protos
+	$(BIN)/python protos/generate.py
+
+bench: bench-train bench-serve bench-store bench-jobs  ## The benchmarks but the long one of quality
+
+bench-train: model   ## Training beside PEFT
+	$(BIN)/python -m benchmarks.train --model "$$($(BIN)/softprompt models pull $(MODEL))"
+
+bench-quality: model ## Accuracy beside PEFT's recipes (long)
+	$(BIN)/python -m benchmarks.quality --model "$$($(BIN)/softprompt models pull $(MODEL))"
+
+bench-serve: model   ## Serving beside transformers, and vLLM if VLLM_PYTHON names its interpreter
+	$(BIN)/python -m benchmarks.serve --model "$$($(BIN)/softprompt models pull $(MODEL))" $(if $(VLLM_PYTHON),--vllm-python $(VLLM_PYTHON))
+
+bench-store: install ## The prompt store
+	$(BIN)/python -m benchmarks.store
+
+bench-jobs: model    ## Job latencies and recovery
+	$(BIN)/python -m benchmarks.jobs --model "$$($(BIN)/softprompt models pull $(MODEL))"
+
+lock: install    ## Write the versions that are installed into constraints.txt
+	$(BIN)/python -m pip freeze --exclude-editable --exclude pip --exclude setuptools | sed -E 's/\+cpu//' > constraints.txt
+
+clean:           ## Remove the environment and caches
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis demo-output
