@@ -1,0 +1,60 @@
+"""How this client talks gRPC: which calls are repeated after a failure, keepalive, load balancing, message sizes.
+
+Repeated are calls that change nothing or that are safe to repeat by their design: uploads are content-addressed, jobs carry a
+`request_id`, cancelling twice is cancelling. A stream is repeated by gRPC only if not one message of it had arrived.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import grpc
+
+_PACKAGE = "prompttuning.v1"
+RETRIED_METHODS = {
+    "TuningService": (
+        "UploadDataset",
+        "CreateTuningJob",
+        "GetTuningJob",
+        "ListTuningJobs",
+        "WatchTuningJob",
+        "CancelTuningJob",
+        "GetServiceInfo",
+    ),
+    "PromptService": ("ListPrompts", "GetPrompt", "ListPromptVersions", "GetPromptVersion", "DownloadPromptVersion", "WatchPrompts"),
+    "GenerationService": ("Generate", "GenerateStream", "Score", "CountTokens", "GetModelInfo", "ListLoadedPrompts"),
+}
+_RETRY_POLICY = {
+    "maxAttempts": 4,
+    "initialBackoff": "0.15s",
+    "maxBackoff": "3s",
+    "backoffMultiplier": 3,
+    "retryableStatusCodes": ["UNAVAILABLE", "RESOURCE_EXHAUSTED"],  # the latter waits as long as the server's push-back says
+}
+MAX_MESSAGE_BYTES = 64 << 20
+
+
+def service_config() -> dict[str, Any]:
+    """See github.com/grpc/grpc/blob/master/doc/service_config.md."""
+    names = [{"service": f"{_PACKAGE}.{service}", "method": method} for service, methods in RETRIED_METHODS.items() for method in methods]
+    return {
+        "loadBalancingConfig": [{"round_robin": {}}],
+        "methodConfig": [{"name": names, "retryPolicy": _RETRY_POLICY}],
+        "retryThrottling": {"maxTokens": 100, "tokenRatio": 0.1},
+    }
+
+
+def open_channel(endpoint: str) -> grpc.aio.Channel:
+    """A plaintext channel to `host:port`, or to every address behind `dns:///name:port`. Call within the event loop that uses it."""
+    return grpc.aio.insecure_channel(
+        endpoint,
+        options=[
+            ("grpc.service_config", json.dumps(service_config())),
+            ("grpc.keepalive_time_ms", 30_000),
+            ("grpc.keepalive_timeout_ms", 15_000),
+            ("grpc.http2.max_pings_without_data", 0),
+            ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+            ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+        ],
+    )

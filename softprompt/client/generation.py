@@ -1,0 +1,116 @@
+"""Generation, scoring and what a replica has loaded, asynchronously."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+
+from prompttuning.v1 import generation_pb2
+
+from shared.errors import DeadlineExceeded, PreconditionFailed
+from shared.names import parse_version_name, version_name
+from softprompt.client.connection import Connection
+from softprompt.client.convert import input_message, sampling_message
+from softprompt.client.mirror import read
+from softprompt.client.stream import GenerationStream
+from softprompt.types.common import Sampling, Template
+from softprompt.types.generation import (
+    CandidateScore,
+    Generation,
+    Input,
+    LoadedPrompt,
+    LoadedPrompts,
+    LoadedState,
+    ModelInfo,
+    Scores,
+    TokenCount,
+)
+
+SERVED_POLL_SECONDS = 0.1
+
+
+class GenerationMethods:
+    """Part of the client; see AsyncClient. `prompt` is a reference ("name", "name@alias", "name@7"); empty means the bare model."""
+
+    _connection: Connection
+    _generation_timeout_seconds: float
+
+    async def generate(
+        self,
+        input: Input,
+        *,
+        prompt: str = "",
+        sampling: Sampling | None = None,
+        template: Template | None = None,
+        routing_key: str = "",
+        truncate: bool = False,
+        priority: int = 0,
+        timeout_seconds: float | None = None,
+    ) -> Generation:
+        """The whole answer at once. `template` is for the bare model only; a prompt brings its own."""
+        request = generation_pb2.GenerateRequest(
+            input=input_message(input, prompt, template, routing_key, truncate), sampling=sampling_message(sampling), priority=priority
+        )
+        timeout_seconds = self._generation_timeout_seconds if timeout_seconds is None else timeout_seconds
+        return read(Generation, await self._connection.call(self._connection.generation.Generate, request, timeout_seconds))
+
+    def stream(
+        self,
+        input: Input,
+        *,
+        prompt: str = "",
+        sampling: Sampling | None = None,
+        template: Template | None = None,
+        routing_key: str = "",
+        truncate: bool = False,
+        priority: int = 0,
+        timeout_seconds: float | None = None,
+    ) -> GenerationStream:
+        """The answer as it is written; iterate over the result. Leaving the loop cancels the generation."""
+        request = generation_pb2.GenerateStreamRequest(
+            input=input_message(input, prompt, template, routing_key, truncate), sampling=sampling_message(sampling), priority=priority
+        )
+        timeout = self._generation_timeout_seconds if timeout_seconds is None else timeout_seconds
+        return GenerationStream(lambda: self._connection.generation.GenerateStream(request, timeout=timeout))
+
+    async def score(self, input: Input, *, prompt: str = "", candidates: Sequence[str] = (), template: Template | None = None) -> Scores:
+        """Log-probability of each candidate continuation. Without candidates: the label set of the prompt's version."""
+        request = generation_pb2.ScoreRequest(input=input_message(input, prompt, template, "", False), candidates=candidates)
+        return read(Scores, await self._connection.call(self._connection.generation.Score, request))
+
+    async def classify(self, input: Input, *, prompt: str, labels: Sequence[str] = ()) -> CandidateScore:
+        """The most probable label (`.candidate`) of the prompt's label set, or of `labels`, with its probability among them."""
+        scores = await self.score(input, prompt=prompt, candidates=labels)
+        return scores.scores[scores.best]
+
+    async def count_tokens(self, input: Input, *, prompt: str = "", template: Template | None = None) -> TokenCount:
+        request = generation_pb2.CountTokensRequest(input=input_message(input, prompt, template, "", False))
+        return read(TokenCount, await self._connection.call(self._connection.generation.CountTokens, request))
+
+    async def model_info(self) -> ModelInfo:
+        request = generation_pb2.GetModelInfoRequest()
+        return read(ModelInfo, await self._connection.call(self._connection.generation.GetModelInfo, request))
+
+    async def loaded_prompts(self, prompt: str = "") -> LoadedPrompts:
+        """Prompt versions that the answering replica knows, and what became of each."""
+        request = generation_pb2.ListLoadedPromptsRequest(prompt=prompt)
+        return read(LoadedPrompts, await self._connection.call(self._connection.generation.ListLoadedPrompts, request))
+
+    async def wait_until_served(self, version: str, *, timeout_seconds: float = 60.0) -> LoadedPrompt:
+        """Wait until the answering replica serves a version ("prompts/{prompt}/versions/{n}" or "name@7").
+
+        PreconditionFailed with the reason if it refused the version; DeadlineExceeded after `timeout_seconds`.
+        """
+        prompt, number = parse_version_name(version, "version")
+        wanted, deadline = version_name(prompt, number), time.monotonic() + timeout_seconds
+        while True:
+            loaded = await self.loaded_prompts(prompt)
+            found = next((item for item in loaded.prompts if item.version == wanted), None)
+            if found is not None and found.state is LoadedState.QUARANTINED:
+                raise PreconditionFailed(f"{wanted} was refused by the inference service: {found.reason}", version=wanted)
+            if found is not None:
+                return found
+            if time.monotonic() > deadline:
+                raise DeadlineExceeded(f"{wanted} is not served after {timeout_seconds:g} s (the service is at revision {loaded.revision})")
+            await asyncio.sleep(SERVED_POLL_SECONDS)

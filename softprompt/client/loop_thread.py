@@ -1,0 +1,74 @@
+"""An event loop in a thread of its own, which runs coroutines and drains asynchronous iterators for synchronous callers."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from types import AsyncGeneratorType
+from typing import Any, TypeVar, cast
+
+T = TypeVar("T")
+
+
+class LoopThread:
+    """Started at once; `stop` ends it. Interrupting a waiting caller (Ctrl-C) cancels what it waited for."""
+
+    def __init__(self, name: str) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name=name, daemon=True)
+        self._thread.start()
+        self.stopped = False
+
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        if self.stopped or threading.current_thread() is self._thread:
+            coroutine.close()
+            raise RuntimeError("the client is closed" if self.stopped else "called from the client's own event loop; use AsyncClient there")
+        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
+
+    def iterate(self, iterator: AsyncIterator[T]) -> Iterator[T]:
+        """Its elements; leaving the loop early closes it. `iterator` is an asynchronous generator."""
+        generator = cast("AsyncGeneratorType[T, None]", iterator)
+        try:
+            while True:
+                try:
+                    element = self.run(_next(generator))
+                except StopAsyncIteration:
+                    return
+                yield element
+        finally:
+            if not self.stopped:
+                self.run(_close(generator))
+
+    def stop(self) -> None:
+        """Cancel what still runs and end the thread."""
+        if self.stopped:
+            return
+        self.run(_cancel_others())
+        self.stopped = True
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
+async def _next(generator: AsyncGeneratorType[T, None]) -> T:
+    return await anext(generator)
+
+
+async def _close(generator: AsyncGeneratorType[T, None]) -> None:
+    while generator.ag_running:  # an interrupted `anext` is still unwinding
+        await asyncio.sleep(0.001)
+    await generator.aclose()
+
+
+async def _cancel_others() -> None:
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
+    await asyncio.get_running_loop().shutdown_asyncgens()

@@ -1,0 +1,175 @@
+"""Protobuf messages and the dataclasses that mirror them, both ways, by field name.
+
+A dataclass field is called as its message's field; a Duration `x` is `x_seconds`. None stands for "left out"; for an enum also for its
+UNSPECIFIED. Messages whose shape differs (oneofs) have a reader of their own in `convert`. That every dataclass fits its message is a test.
+"""
+
+from __future__ import annotations
+
+import re
+import types
+import typing
+from collections.abc import Callable, Container, Mapping
+from dataclasses import fields, is_dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from functools import cache
+from typing import Any, TypeVar, Union
+
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.json_format import MessageToDict
+from google.protobuf.message import Message
+from google.protobuf.struct_pb2 import Struct
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from shared.errors import InvalidInput
+
+T = TypeVar("T")
+M = TypeVar("M", bound=Message)
+Reader = Callable[[Any], Any]
+Descriptor = Any  # of a field or an enum; its type depends on protobuf's implementation (upb or Python)
+
+_special_readers: dict[type, Reader] = {}
+
+
+def reader(kind: type) -> Callable[[Reader], Reader]:
+    """Register how a dataclass is read off its message where names alone don't say it."""
+
+    def register(function: Reader) -> Reader:
+        _special_readers[kind] = function
+        return function
+
+    return register
+
+
+def read(kind: type[T], message: Message) -> T:
+    """The dataclass `kind` with the message's values."""
+    if special := _special_readers.get(kind):
+        return typing.cast(T, special(message))
+    return kind(**read_fields(kind, message))
+
+
+def read_fields(kind: type, message: Message) -> dict[str, Any]:
+    """The constructor's arguments for every field that the message has under the same name."""
+    return {name: get(message) for name, get in _readers(kind, type(message))}
+
+
+def write(value: Any, message: M, path: str = "", skip: Container[str] = ()) -> M:
+    """Fill a message from a dataclass but for `skip`; None stays unset. InvalidInput names a field of the wrong type or size."""
+    descriptors = message.DESCRIPTOR.fields_by_name
+    for item in fields(value):
+        if item.name in skip:
+            continue
+        name = _message_field(item.name, descriptors)
+        content = getattr(value, item.name)
+        if name is None or content is None:
+            continue
+        where = f"{path}.{item.name}" if path else item.name
+        try:
+            _write_field(message, descriptors[name], content, where)
+        except (TypeError, ValueError, OverflowError, AttributeError) as error:
+            raise InvalidInput.of(where, f"{content!r:.80} does not fit: {error}") from error
+    return message
+
+
+def _write_field(message: Message, descriptor: Descriptor, content: Any, where: str) -> None:
+    name = descriptor.name
+    if is_dataclass(content):
+        target = getattr(message, name)
+        target.SetInParent()
+        write(content, target, where)
+    elif isinstance(content, Mapping):
+        getattr(message, name).update(content)
+    elif descriptor.message_type is not None and descriptor.message_type.full_name == Duration.DESCRIPTOR.full_name:
+        getattr(message, name).FromNanoseconds(round(content * 1e9))
+    elif descriptor.is_repeated:
+        if isinstance(content, str):
+            raise TypeError("a list is expected, not one text")
+        target = getattr(message, name)
+        for index, element in enumerate(content):
+            if is_dataclass(element):
+                write(element, target.add(), f"{where}[{index}]")
+            else:
+                target.append(element)
+    elif descriptor.enum_type is not None:
+        setattr(message, name, _enum_number(descriptor.enum_type, content))
+    else:
+        setattr(message, name, content)
+
+
+@cache
+def _readers(kind: Any, message_type: Any) -> tuple[tuple[str, Callable[[Message], Any]], ...]:
+    """Which function reads which field of a dataclass off which message: worked out once for each pair."""
+    hints = typing.get_type_hints(kind)
+    descriptors = message_type.DESCRIPTOR.fields_by_name
+    found = ((item.name, _message_field(item.name, descriptors)) for item in fields(kind))
+    return tuple((own, _field_reader(descriptors[name], hints[own])) for own, name in found if name is not None)
+
+
+def _message_field(name: str, descriptors: Mapping[str, Descriptor]) -> str | None:
+    if name in descriptors:
+        return name
+    short = name.removesuffix("_seconds")
+    return short if short in descriptors else None
+
+
+def _field_reader(descriptor: Descriptor, hint: Any) -> Callable[[Message], Any]:
+    name, optional = descriptor.name, _is_optional(hint)
+    inner = _strip_optional(hint)
+    convert = _value_reader(descriptor, inner)
+    if typing.get_origin(inner) is tuple:
+        return lambda message: tuple(convert(element) for element in getattr(message, name))
+    if typing.get_origin(inner) in (Mapping, dict) and not _is_message(descriptor, Struct):
+        return lambda message: dict(getattr(message, name))
+    if optional and descriptor.has_presence:
+        return lambda message: convert(getattr(message, name)) if message.HasField(name) else None
+    return lambda message: convert(getattr(message, name))
+
+
+def _value_reader(descriptor: Descriptor, hint: Any) -> Callable[[Any], Any]:
+    if typing.get_origin(hint) is tuple:
+        hint = typing.get_args(hint)[0]
+    if _is_message(descriptor, Timestamp):
+        return _datetime
+    if _is_message(descriptor, Duration):
+        return lambda duration: duration.ToNanoseconds() / 1e9
+    if _is_message(descriptor, Struct):
+        return MessageToDict
+    if isinstance(hint, type) and is_dataclass(hint):
+        return lambda message: read(hint, message)
+    if descriptor.enum_type is not None:
+        return _enum_reader(descriptor.enum_type, hint)
+    return lambda value: value
+
+
+def _is_message(descriptor: Descriptor, kind: type[Message]) -> bool:
+    return descriptor.message_type is not None and descriptor.message_type.full_name == kind.DESCRIPTOR.full_name
+
+
+def _datetime(timestamp: Timestamp) -> datetime:
+    return timestamp.ToDatetime(tzinfo=UTC)
+
+
+def _is_optional(hint: Any) -> bool:
+    return typing.get_origin(hint) in (Union, types.UnionType) and type(None) in typing.get_args(hint)
+
+
+def _strip_optional(hint: Any) -> Any:
+    return next(part for part in typing.get_args(hint) if part is not type(None)) if _is_optional(hint) else hint
+
+
+def _prefix(enum: Descriptor) -> str:
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", enum.name).upper() + "_"
+
+
+def _enum_reader(enum: Descriptor, kind: type[StrEnum]) -> Callable[[int], StrEnum | None]:
+    """UNSPECIFIED, and a value newer than this client, become None."""
+    known = {item.number: kind(short) for item in enum.values if (short := item.name.removeprefix(_prefix(enum))) in list(kind)}
+    return known.get
+
+
+def _enum_number(enum: Descriptor, value: StrEnum | str) -> int:
+    name = _prefix(enum) + str(value).upper()
+    if name not in enum.values_by_name:
+        raise ValueError("allowed are " + ", ".join(item.name.removeprefix(_prefix(enum)) for item in enum.values[1:]))
+    return int(enum.values_by_name[name].number)

@@ -1,0 +1,69 @@
+"""One streamed answer: an asynchronous iterator of deltas that cancels its call however it is left."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from types import TracebackType
+from typing import Any, Self
+
+from prompttuning.v1 import generation_pb2
+
+from shared.errors import Unavailable
+from softprompt.client.connection import domain_errors
+from softprompt.client.mirror import read
+from softprompt.types.generation import GenerationDelta, GenerationEnd, GenerationStart
+
+Responses = AsyncIterator[generation_pb2.GenerateStreamResponse]
+
+
+class GenerationStream:
+    """`async for delta in stream`; `start` is set before the first delta, `end` after the last one.
+
+    The call begins with `started()` or the first delta. Breaking out of the loop, an exception, or `async with` cancels it; a stream
+    can be iterated once.
+    """
+
+    def __init__(self, open_call: Callable[[], Any]) -> None:
+        self._open_call = open_call
+        self._call: Any = None
+        self.start: GenerationStart | None = None
+        self.end: GenerationEnd | None = None
+
+    async def started(self) -> GenerationStart:
+        """What is being generated from: the first message, which comes before any text."""
+        if self.start is None:
+            self._call = self._open_call()
+            with domain_errors():
+                first = await self._call.read()
+            if not isinstance(first, generation_pb2.GenerateStreamResponse):
+                self.cancel()
+                raise Unavailable("the stream ended before its first message")
+            self.start = read(GenerationStart, first.start)
+        return self.start
+
+    async def __aiter__(self) -> AsyncIterator[GenerationDelta]:
+        try:
+            await self.started()
+            with domain_errors():
+                async for response in self._responses():
+                    if response.HasField("delta"):
+                        yield read(GenerationDelta, response.delta)
+                    elif response.HasField("end"):
+                        self.end = read(GenerationEnd, response.end)
+        finally:
+            self.cancel()
+
+    async def _responses(self) -> Responses:
+        while isinstance(response := await self._call.read(), generation_pb2.GenerateStreamResponse):
+            yield response
+
+    def cancel(self) -> None:
+        """Withdraw the call; the service frees everything that it held. Does nothing after the end."""
+        if self._call is not None:
+            self._call.cancel()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.cancel()

@@ -1,0 +1,241 @@
+"""The synchronous client: the asynchronous one in a thread with an event loop. No logic of its own; a test compares both signatures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from softprompt.client.async_client import AsyncClient
+from softprompt.client.loop_thread import LoopThread
+from softprompt.client.stream import GenerationStream
+from softprompt.types.common import Sampling, Template
+from softprompt.types.generation import (
+    CandidateScore,
+    Generation,
+    GenerationDelta,
+    GenerationEnd,
+    GenerationStart,
+    Input,
+    LoadedPrompt,
+    LoadedPrompts,
+    ModelInfo,
+    Scores,
+    TokenCount,
+)
+from softprompt.types.prompts import Alias, AliasTarget, Prompt, PromptVersion
+from softprompt.types.tuning import Examples, JobEvent, JobState, ServiceInfo, TuningJob, TuningSpec, UploadedDataset
+
+
+class SyncGenerationStream:
+    """`for delta in stream`; `start` is set before the first delta, `end` after the last. Leaving the loop cancels the call."""
+
+    def __init__(self, stream: GenerationStream, loop: LoopThread) -> None:
+        self._stream, self._loop = stream, loop
+
+    @property
+    def start(self) -> GenerationStart | None:
+        return self._stream.start
+
+    @property
+    def end(self) -> GenerationEnd | None:
+        return self._stream.end
+
+    def started(self) -> GenerationStart:
+        """What is being generated from: the first message, which comes before any text."""
+        return self._loop.run(self._stream.started())
+
+    def __iter__(self) -> Iterator[GenerationDelta]:
+        return self._loop.iterate(aiter(self._stream))
+
+    def cancel(self) -> None:
+        """Withdraw the call."""
+        self._loop.run(self._cancel())
+
+    async def _cancel(self) -> None:
+        self._stream.cancel()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.cancel()
+
+
+class Client:
+    """The same methods as AsyncClient, which documents them, blocking. May be used from several threads."""
+
+    def __init__(
+        self,
+        trainer: str | None = None,
+        inference: str | None = None,
+        *,
+        timeout_seconds: float = 30.0,
+        generation_timeout_seconds: float = 300.0,
+    ) -> None:
+        self._client = AsyncClient(
+            trainer, inference, timeout_seconds=timeout_seconds, generation_timeout_seconds=generation_timeout_seconds
+        )
+        self._loop = LoopThread("softprompt-client")
+
+    @property
+    def trainer(self) -> str:
+        return self._client.trainer
+
+    @property
+    def inference(self) -> str:
+        return self._client.inference
+
+    def close(self) -> None:
+        """End calls that still run and the connection. Closing twice is fine."""
+        if not self._loop.stopped:
+            self._loop.run(self._client.close())
+            self._loop.stop()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def upload_dataset(
+        self, dataset: str | Path | Examples, *, labels: Sequence[str] = (), timeout_seconds: float | None = None
+    ) -> UploadedDataset:
+        return self._loop.run(self._client.upload_dataset(dataset, labels=labels, timeout_seconds=timeout_seconds))
+
+    def create_job(self, spec: TuningSpec, *, request_id: str = "", timeout_seconds: float | None = None) -> TuningJob:
+        return self._loop.run(self._client.create_job(spec, request_id=request_id, timeout_seconds=timeout_seconds))
+
+    def tune(self, spec: TuningSpec, *, on_event: Callable[[JobEvent], object] | None = None) -> TuningJob:
+        return self._loop.run(self._client.tune(spec, on_event=on_event))
+
+    def get_job(self, name: str) -> TuningJob:
+        return self._loop.run(self._client.get_job(name))
+
+    def list_jobs(
+        self,
+        *,
+        states: Sequence[JobState] = (),
+        prompt: str = "",
+        annotations: Mapping[str, str] | None = None,
+        limit: int | None = None,
+    ) -> list[TuningJob]:
+        return self._loop.run(self._client.list_jobs(states=states, prompt=prompt, annotations=annotations, limit=limit))
+
+    def watch_job(self, name: str, *, after: int = 0, reconnect_seconds: float = 120.0) -> Iterator[JobEvent]:
+        return self._loop.iterate(self._client.watch_job(name, after=after, reconnect_seconds=reconnect_seconds))
+
+    def wait_for_job(
+        self, name: str, *, timeout_seconds: float | None = None, on_event: Callable[[JobEvent], object] | None = None
+    ) -> TuningJob:
+        return self._loop.run(self._client.wait_for_job(name, timeout_seconds=timeout_seconds, on_event=on_event))
+
+    def cancel_job(self, name: str) -> TuningJob:
+        return self._loop.run(self._client.cancel_job(name))
+
+    def pause_job(self, name: str) -> TuningJob:
+        return self._loop.run(self._client.pause_job(name))
+
+    def resume_job(self, name: str) -> TuningJob:
+        return self._loop.run(self._client.resume_job(name))
+
+    def delete_job(self, name: str) -> None:
+        return self._loop.run(self._client.delete_job(name))
+
+    def service_info(self) -> ServiceInfo:
+        return self._loop.run(self._client.service_info())
+
+    def list_prompts(self, *, name_prefix: str = "") -> list[Prompt]:
+        return self._loop.run(self._client.list_prompts(name_prefix=name_prefix))
+
+    def get_prompt(self, prompt: str) -> Prompt:
+        return self._loop.run(self._client.get_prompt(prompt))
+
+    def list_versions(self, prompt: str) -> list[PromptVersion]:
+        return self._loop.run(self._client.list_versions(prompt))
+
+    def get_version(self, version: str) -> PromptVersion:
+        return self._loop.run(self._client.get_version(version))
+
+    def set_alias(
+        self,
+        prompt: str,
+        alias: str,
+        target: int | Sequence[AliasTarget],
+        *,
+        expected_version: int | None = None,
+        expected_revision: int | None = None,
+    ) -> Alias:
+        moved = self._client.set_alias(prompt, alias, target, expected_version=expected_version, expected_revision=expected_revision)
+        return self._loop.run(moved)
+
+    def delete_version(self, version: str) -> int:
+        return self._loop.run(self._client.delete_version(version))
+
+    def generate(
+        self,
+        input: Input,
+        *,
+        prompt: str = "",
+        sampling: Sampling | None = None,
+        template: Template | None = None,
+        routing_key: str = "",
+        truncate: bool = False,
+        priority: int = 0,
+        timeout_seconds: float | None = None,
+    ) -> Generation:
+        return self._loop.run(
+            self._client.generate(
+                input,
+                prompt=prompt,
+                sampling=sampling,
+                template=template,
+                routing_key=routing_key,
+                truncate=truncate,
+                priority=priority,
+                timeout_seconds=timeout_seconds,
+            )
+        )
+
+    def stream(
+        self,
+        input: Input,
+        *,
+        prompt: str = "",
+        sampling: Sampling | None = None,
+        template: Template | None = None,
+        routing_key: str = "",
+        truncate: bool = False,
+        priority: int = 0,
+        timeout_seconds: float | None = None,
+    ) -> SyncGenerationStream:
+        stream = self._client.stream(
+            input,
+            prompt=prompt,
+            sampling=sampling,
+            template=template,
+            routing_key=routing_key,
+            truncate=truncate,
+            priority=priority,
+            timeout_seconds=timeout_seconds,
+        )
+        return SyncGenerationStream(stream, self._loop)
+
+    def score(self, input: Input, *, prompt: str = "", candidates: Sequence[str] = (), template: Template | None = None) -> Scores:
+        return self._loop.run(self._client.score(input, prompt=prompt, candidates=candidates, template=template))
+
+    def classify(self, input: Input, *, prompt: str, labels: Sequence[str] = ()) -> CandidateScore:
+        return self._loop.run(self._client.classify(input, prompt=prompt, labels=labels))
+
+    def count_tokens(self, input: Input, *, prompt: str = "", template: Template | None = None) -> TokenCount:
+        return self._loop.run(self._client.count_tokens(input, prompt=prompt, template=template))
+
+    def model_info(self) -> ModelInfo:
+        return self._loop.run(self._client.model_info())
+
+    def loaded_prompts(self, prompt: str = "") -> LoadedPrompts:
+        return self._loop.run(self._client.loaded_prompts(prompt))
+
+    def wait_until_served(self, version: str, *, timeout_seconds: float = 60.0) -> LoadedPrompt:
+        return self._loop.run(self._client.wait_until_served(version, timeout_seconds=timeout_seconds))

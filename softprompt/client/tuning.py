@@ -1,0 +1,148 @@
+"""Datasets and tuning jobs, asynchronously."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from pathlib import Path
+
+from prompttuning.v1 import tuning_pb2
+
+from shared.errors import NotFound
+from softprompt.client.connection import Connection
+from softprompt.client.convert import is_remote, spec_message
+from softprompt.client.datasets import UploadSource
+from softprompt.client.mirror import read
+from softprompt.client.watch import watch
+from softprompt.errors import JobFailed
+from softprompt.types.tuning import (
+    Dataset,
+    Examples,
+    JobEvent,
+    JobState,
+    ServiceInfo,
+    StateChanged,
+    TuningJob,
+    TuningSpec,
+    UploadedDataset,
+)
+
+PAGE_SIZE = 200
+
+
+class TuningMethods:
+    """Part of the client; see AsyncClient."""
+
+    _connection: Connection
+
+    async def upload_dataset(
+        self, dataset: str | Path | Examples, *, labels: Sequence[str] = (), timeout_seconds: float | None = None
+    ) -> UploadedDataset:
+        """Store a file of JSON lines, or examples, under the digest of its bytes. InvalidInput names each offending line."""
+        source = await asyncio.to_thread(UploadSource.of, dataset)
+
+        async def parts() -> AsyncIterator[tuning_pb2.UploadDatasetRequest]:
+            header = tuning_pb2.DatasetHeader(size_bytes=source.size_bytes, digest=source.digest, labels=labels)
+            yield tuning_pb2.UploadDatasetRequest(header=header)
+            for chunk in source.chunks():
+                yield tuning_pb2.UploadDatasetRequest(chunk=chunk)
+
+        response = await self._connection.call(self._connection.tuning.UploadDataset, parts(), timeout_seconds)
+        return read(UploadedDataset, response)
+
+    async def create_job(self, spec: TuningSpec, *, request_id: str = "", timeout_seconds: float | None = None) -> TuningJob:
+        """Queue a job, uploading its examples first. Repeating a `request_id` returns the job that it made before."""
+        dataset = await self._dataset_name(spec.dataset, spec.labels)
+        validation = "" if spec.validation_dataset is None else await self._dataset_name(spec.validation_dataset, spec.labels)
+        request = tuning_pb2.CreateTuningJobRequest(spec=spec_message(spec, dataset, validation), request_id=request_id or uuid.uuid4().hex)
+        response = await self._connection.call(self._connection.tuning.CreateTuningJob, request, timeout_seconds)
+        return read(TuningJob, response.job)
+
+    async def tune(self, spec: TuningSpec, *, on_event: Callable[[JobEvent], object] | None = None) -> TuningJob:
+        """Queue a job and wait until it has succeeded. JobFailed if it fails or is cancelled; leaving early does not cancel the job."""
+        job = await self.create_job(spec)
+        return await self.wait_for_job(job.name, on_event=on_event)
+
+    async def get_job(self, name: str) -> TuningJob:
+        request = tuning_pb2.GetTuningJobRequest(name=name)
+        return read(TuningJob, (await self._connection.call(self._connection.tuning.GetTuningJob, request)).job)
+
+    async def list_jobs(
+        self,
+        *,
+        states: Sequence[JobState] = (),
+        prompt: str = "",
+        annotations: Mapping[str, str] | None = None,
+        limit: int | None = None,
+    ) -> list[TuningJob]:
+        """Jobs, newest first; every page is fetched, up to `limit` jobs."""
+        jobs: list[TuningJob] = []
+        page_token = ""
+        while True:
+            request = tuning_pb2.ListTuningJobsRequest(
+                page_size=PAGE_SIZE if limit is None else min(PAGE_SIZE, limit - len(jobs)),
+                page_token=page_token,
+                states=[tuning_pb2.TuningJob.State.Value(f"STATE_{JobState(state)}") for state in states],
+                prompt=prompt,
+                annotations=annotations or {},
+            )
+            response = await self._connection.call(self._connection.tuning.ListTuningJobs, request)
+            jobs += [read(TuningJob, job) for job in response.jobs]
+            page_token = response.next_page_token
+            if not page_token or (limit is not None and len(jobs) >= limit):
+                return jobs
+
+    def watch_job(self, name: str, *, after: int = 0, reconnect_seconds: float = 120.0) -> AsyncIterator[JobEvent]:
+        """Events after number `after`, those of the past first, until the job's last one.
+
+        A lost connection is taken up again after the last seen event; Unavailable once that failed for `reconnect_seconds`.
+        """
+        return watch(self._connection, name, after, reconnect_seconds)
+
+    async def wait_for_job(
+        self, name: str, *, timeout_seconds: float | None = None, on_event: Callable[[JobEvent], object] | None = None
+    ) -> TuningJob:
+        """The job once it has succeeded. JobFailed if it fails or is cancelled, TimeoutError after `timeout_seconds`."""
+        last: TuningJob | None = None
+        async with asyncio.timeout(timeout_seconds):
+            async for event in self.watch_job(name):
+                if on_event is not None:
+                    on_event(event)
+                if isinstance(event, StateChanged):
+                    last = event.job
+        if last is None or not last.state.is_final:
+            last = await self.get_job(name)
+        if last.state is not JobState.SUCCEEDED:
+            raise JobFailed(last)
+        return last
+
+    async def cancel_job(self, name: str) -> TuningJob:
+        """The job, cancelling or cancelled. PreconditionFailed if it ended otherwise."""
+        request = tuning_pb2.CancelTuningJobRequest(name=name)
+        return read(TuningJob, (await self._connection.call(self._connection.tuning.CancelTuningJob, request)).job)
+
+    async def pause_job(self, name: str) -> TuningJob:
+        """Take the job off its worker at its next step, keeping a checkpoint."""
+        request = tuning_pb2.PauseTuningJobRequest(name=name)
+        return read(TuningJob, (await self._connection.call(self._connection.tuning.PauseTuningJob, request)).job)
+
+    async def resume_job(self, name: str) -> TuningJob:
+        """Queue a paused job again; it goes on from its checkpoint."""
+        request = tuning_pb2.ResumeTuningJobRequest(name=name)
+        return read(TuningJob, (await self._connection.call(self._connection.tuning.ResumeTuningJob, request)).job)
+
+    async def delete_job(self, name: str) -> None:
+        """Remove an ended job with its events; versions that it published stay."""
+        await self._connection.call(self._connection.tuning.DeleteTuningJob, tuning_pb2.DeleteTuningJobRequest(name=name))
+
+    async def service_info(self) -> ServiceInfo:
+        """What the trainer can train, its limits and its defaults."""
+        return read(ServiceInfo, await self._connection.call(self._connection.tuning.GetServiceInfo, tuning_pb2.GetServiceInfoRequest()))
+
+    async def _dataset_name(self, dataset: Dataset, labels: Sequence[str]) -> str:
+        if isinstance(dataset, str) and is_remote(dataset):
+            return dataset
+        if isinstance(dataset, str | Path) and not await asyncio.to_thread(Path(dataset).expanduser().is_file):
+            raise NotFound("dataset file", str(dataset))
+        return (await self.upload_dataset(dataset, labels=labels)).dataset

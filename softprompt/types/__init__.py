@@ -1,0 +1,1 @@
+"""What goes into the client and what comes out: plain frozen dataclasses, no protobuf."""

@@ -1,0 +1,296 @@
+"""Tuning jobs as a caller sees them, as plain frozen dataclasses. Knows no protobuf; field names are those of the protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from softprompt.types.common import BaseModelInfo, Message, Sampling, Template
+
+
+class TaskKind(StrEnum):
+    GENERATION = "GENERATION"
+    CHAT = "CHAT"
+    CLASSIFICATION = "CLASSIFICATION"
+
+
+class InitMethod(StrEnum):
+    TEXT = "TEXT"
+    LABELS = "LABELS"
+    SAMPLE_VOCAB = "SAMPLE_VOCAB"
+    RANDOM = "RANDOM"
+    FROM_PROMPT = "FROM_PROMPT"
+
+
+class Reparameterisation(StrEnum):
+    NONE = "NONE"
+    RESIDUAL = "RESIDUAL"
+
+
+class LearningRateSchedule(StrEnum):
+    COSINE = "COSINE"
+    LINEAR = "LINEAR"
+    CONSTANT = "CONSTANT"
+
+
+class Metric(StrEnum):
+    """Loss is better when lower, all others when higher."""
+
+    LOSS = "LOSS"
+    TOKEN_ACCURACY = "TOKEN_ACCURACY"
+    ACCURACY = "ACCURACY"
+    MACRO_F1 = "MACRO_F1"
+    CHRF = "CHRF"
+    BLEU = "BLEU"
+    EXACT_MATCH = "EXACT_MATCH"
+
+
+class JobState(StrEnum):
+    QUEUED = "QUEUED"
+    RUNNING = "RUNNING"
+    PAUSED = "PAUSED"
+    CANCELLING = "CANCELLING"
+    SUCCEEDED = "SUCCEEDED"
+    FAILED = "FAILED"
+    CANCELLED = "CANCELLED"
+
+    @property
+    def is_final(self) -> bool:
+        return self in (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED)
+
+
+@dataclass(frozen=True)
+class Example:
+    """An input with exactly one of `output`, `label`; or `messages`, whose last turn is the assistant's."""
+
+    input: str = ""
+    output: str | None = None
+    label: str | None = None
+    messages: tuple[Message, ...] = ()
+
+
+Examples = Iterable[Example | Mapping[str, Any]]
+Dataset = str | Path | Examples
+"""A path of JSON lines, a dataset name ("datasets/sha256-..."), a URI that the trainer can read ("file:///..."), or the examples."""
+
+
+@dataclass(frozen=True)
+class Init:
+    """Where the soft prompt starts. `text` is for TEXT; `source`, a prompt reference, for FROM_PROMPT."""
+
+    method: InitMethod | None = None
+    text: str = ""
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class Hyperparameters:
+    """What is None is chosen by the recipe and reported in the job's effective spec."""
+
+    num_virtual_tokens: int | None = None
+    init: Init | None = None
+    reparameterisation: Reparameterisation | None = None
+    learning_rate: float | None = None
+    schedule: LearningRateSchedule | None = None
+    warmup_steps: int | None = None
+    weight_decay: float | None = None
+    max_grad_norm: float | None = None
+    batch_size: int | None = None
+    num_epochs: float | None = None
+    num_steps: int | None = None
+    evaluation_interval_steps: int | None = None
+    early_stop_patience: int | None = None
+    label_smoothing: float | None = None
+    balance_classes: bool | None = None
+    metric: Metric | None = None
+    seed: int | None = None
+    search: bool | None = None
+
+
+@dataclass(frozen=True)
+class PublishGate:
+    """What must hold for the alias to be moved to the new version."""
+
+    beat_bare_model: bool = False
+    beat_current: bool = False
+    minimum_metric: float | None = None
+
+
+@dataclass(frozen=True)
+class PublishPolicy:
+    """`alias` empty: "default"; "-": none is moved."""
+
+    alias: str = ""
+    gate: PublishGate | None = None
+
+
+@dataclass(frozen=True)
+class TuningSpec:
+    """What to train. Only `prompt` and `dataset` are needed; what is left out is chosen by the service and reported."""
+
+    prompt: str
+    dataset: Dataset
+    base_model: str = ""
+    validation_dataset: Dataset | None = None
+    validation_fraction: float | None = None
+    template: Template | None = None
+    task: TaskKind | None = None
+    labels: tuple[str, ...] = ()
+    hyperparameters: Hyperparameters | None = None
+    publish: PublishPolicy | None = None
+    priority: int = 0
+    max_runtime_seconds: float | None = None
+    sampling_defaults: Sampling | None = None
+    annotations: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class UploadedDataset:
+    """`dataset` is its name, "datasets/sha256-<hex>": the same bytes always get the same one."""
+
+    dataset: str
+    num_examples: int
+    task: TaskKind | None
+    labels: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class TuningProgress:
+    step: int
+    num_steps: int
+    train_loss: float
+    grad_norm: float
+    learning_rate: float
+    metrics: Mapping[str, float]
+    """Held-out metrics of the last evaluation."""
+    best_step: int
+    examples_per_second: float
+    estimated_end_time: datetime | None
+
+
+@dataclass(frozen=True)
+class DatasetStatistics:
+    num_train: int
+    num_validation: int
+    num_dropped: int
+    num_overlapping: int
+    mean_input_tokens: float
+    max_input_tokens: int
+    mean_target_tokens: float
+    max_target_tokens: int
+
+
+@dataclass(frozen=True)
+class TuningError:
+    """`code` is a stable word; `field`, if set, names what would mend it."""
+
+    code: str
+    message: str
+    field: str
+
+
+@dataclass(frozen=True)
+class NearestToken:
+    text: str
+    cosine: float
+
+
+@dataclass(frozen=True)
+class TuningResult:
+    published: bool
+    version: str
+    digest: str
+    alias_moved: bool
+    gate_decision: str
+    metrics: Mapping[str, float]
+    bare_metrics: Mapping[str, float]
+    template_metrics: Mapping[str, float]
+    current_metrics: Mapping[str, float]
+    nearest_tokens: tuple[NearestToken, ...]
+    score_stability: float
+    best_step: int
+
+
+@dataclass(frozen=True)
+class TuningJob:
+    name: str
+    """ "tuningJobs/<id>"."""
+    spec: TuningSpec | None
+    effective_spec: TuningSpec | None
+    state: JobState
+    queue_position: int
+    attempt: int
+    progress: TuningProgress | None
+    dataset_statistics: DatasetStatistics | None
+    error: TuningError | None
+    result: TuningResult | None
+    create_time: datetime | None
+    start_time: datetime | None
+    end_time: datetime | None
+    last_event: int
+
+
+@dataclass(frozen=True)
+class JobEvent:
+    """Something that happened to a job. Numbers grow by one, from 1."""
+
+    number: int
+    time: datetime | None
+
+
+@dataclass(frozen=True)
+class StateChanged(JobEvent):
+    job: TuningJob
+
+
+@dataclass(frozen=True)
+class ProgressMade(JobEvent):
+    progress: TuningProgress
+
+
+@dataclass(frozen=True)
+class Evaluated(JobEvent):
+    """A held-out evaluation after `step` steps."""
+
+    step: int
+    metrics: Mapping[str, float]
+    is_best: bool
+
+
+@dataclass(frozen=True)
+class CheckpointStored(JobEvent):
+    step: int
+
+
+@dataclass(frozen=True)
+class Note(JobEvent):
+    """Something a person should know, for example that a worker was lost and the job goes on elsewhere."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class TuningLimits:
+    max_virtual_tokens: int
+    max_examples: int
+    max_dataset_bytes: int
+    max_line_bytes: int
+    max_queued_jobs: int
+    max_runtime_seconds: float | None
+
+
+@dataclass(frozen=True)
+class ServiceInfo:
+    """What a trainer can train, its limits, its defaults, and how busy it is."""
+
+    software_version: str
+    base_models: tuple[BaseModelInfo, ...]
+    limits: TuningLimits | None
+    default_hyperparameters: Hyperparameters | None
+    queued_jobs: int
+    running_jobs: int
+    num_workers: int
