@@ -1,0 +1,123 @@
+"""A job together with what only the trainer itself needs to know about it, and its form as a database row."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import RowMapping
+
+from trainer_service.jobs.model import DatasetStatistics, EffectiveSpec, Job, JobError, JobProgress, JobResult, TuningSpec
+from trainer_service.jobs.states import JobState
+
+NOBODY = ""
+PRIORITY_POINT_SECONDS = 600.0
+"""One point of priority is worth ten minutes of waiting. So a job's place is fixed when it is queued, and none waits for ever."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """Times are seconds since the epoch."""
+
+    job: Job
+    queue_key: float
+    """The smallest goes first."""
+    not_before: float = 0.0
+    """Back-off: not claimed earlier."""
+    trained: bool = False
+    """The outcome is kept; what is left is to publish it, for which no worker is needed."""
+    solo: bool = False
+    """Ran out of memory beside others: goes on a worker of its own."""
+    owner: str = NOBODY
+    lease_until: float = 0.0
+    claimed_at: float | None = None
+    """When it was given to a worker; None while it is on none."""
+
+    def with_job(self, **changes: Any) -> Record:
+        return replace(self, job=self.job.model_copy(update=changes))
+
+    def runtime_seconds(self, now: float) -> float:
+        return self.job.runtime_seconds + (max(0.0, now - self.claimed_at) if self.claimed_at is not None else 0.0)
+
+
+def queue_key(priority: int, queued_at: float) -> float:
+    return queued_at - priority * PRIORITY_POINT_SECONDS
+
+
+def to_row(record: Record) -> dict[str, Any]:
+    job = record.job
+    return {
+        "id": job.id,
+        "state": job.state.value,
+        "pausing": job.pausing,
+        "prompt": job.spec.prompt,
+        "base_model": job.effective.base_model.id,
+        "caller": job.caller,
+        "request_id": job.request_id or None,
+        "spec": job.spec.model_dump_json(),
+        "effective": job.effective.model_dump_json(),
+        "queue_key": record.queue_key,
+        "not_before": record.not_before,
+        "trained": record.trained,
+        "solo": record.solo,
+        "attempt": job.attempt,
+        "failures": job.failures,
+        "owner": record.owner,
+        "lease_until": record.lease_until,
+        "claimed_at": record.claimed_at,
+        "runtime_seconds": job.runtime_seconds,
+        "progress": job.progress.model_dump_json(),
+        "dataset_statistics": job.dataset_statistics.model_dump_json() if job.dataset_statistics else None,
+        "error": job.error.model_dump_json() if job.error else None,
+        "result": job.result.model_dump_json() if job.result else None,
+        "create_time": job.create_time.timestamp(),
+        "start_time": job.start_time.timestamp() if job.start_time else None,
+        "end_time": job.end_time.timestamp() if job.end_time else None,
+        "last_event": job.last_event,
+    }
+
+
+IMMUTABLE_COLUMNS = frozenset({"id", "prompt", "base_model", "caller", "request_id", "spec", "effective", "create_time"})
+
+
+def from_row(row: RowMapping) -> Record:
+    job = Job(
+        id=row["id"],
+        spec=TuningSpec.model_validate_json(row["spec"]),
+        effective=EffectiveSpec.model_validate_json(row["effective"]),
+        state=JobState(row["state"]),
+        pausing=row["pausing"],
+        caller=row["caller"],
+        request_id=row["request_id"] or "",
+        attempt=row["attempt"],
+        failures=row["failures"],
+        runtime_seconds=row["runtime_seconds"],
+        progress=JobProgress.model_validate_json(row["progress"]),
+        dataset_statistics=DatasetStatistics.model_validate_json(row["dataset_statistics"]) if row["dataset_statistics"] else None,
+        error=JobError.model_validate_json(row["error"]) if row["error"] else None,
+        result=JobResult.model_validate_json(row["result"]) if row["result"] else None,
+        create_time=to_datetime(row["create_time"]),
+        start_time=to_datetime(row["start_time"]) if row["start_time"] is not None else None,
+        end_time=to_datetime(row["end_time"]) if row["end_time"] is not None else None,
+        last_event=row["last_event"],
+    )
+    return Record(
+        job=job,
+        queue_key=row["queue_key"],
+        not_before=row["not_before"],
+        trained=row["trained"],
+        solo=row["solo"],
+        owner=row["owner"],
+        lease_until=row["lease_until"],
+        claimed_at=row["claimed_at"],
+    )
+
+
+def to_datetime(seconds: float) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC)
+
+
+def same_request(first: TuningSpec, second: TuningSpec) -> bool:
+    return bool(json.loads(first.model_dump_json()) == json.loads(second.model_dump_json()))

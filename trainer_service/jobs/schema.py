@@ -1,0 +1,84 @@
+"""Tables of the job store, the same for SQLite and PostgreSQL. `migrations/` builds them; a test compares the two.
+
+Times are seconds since the epoch (UTC). JSON columns hold the pydantic models of `model`; what is searched by has columns of its own.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import BigInteger, Boolean, Column, Double, ForeignKey, Index, Integer, LargeBinary, MetaData, String, Table, Text
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+    }
+)
+
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("id", String(26), primary_key=True),
+    Column("state", String(16), nullable=False),
+    Column("pausing", Boolean, nullable=False),
+    Column("prompt", String(63), nullable=False),
+    Column("base_model", String(200), nullable=False),
+    Column("caller", String(200), nullable=False),
+    Column("request_id", String(128)),  # NULL where the caller gave none: NULLs don't collide in the unique index
+    Column("spec", Text, nullable=False),
+    Column("effective", Text, nullable=False),
+    Column("queue_key", Double, nullable=False),
+    Column("not_before", Double, nullable=False),
+    Column("trained", Boolean, nullable=False),
+    Column("solo", Boolean, nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("failures", Integer, nullable=False),
+    Column("owner", String(120), nullable=False),
+    Column("lease_until", Double, nullable=False),
+    Column("claimed_at", Double),
+    Column("runtime_seconds", Double, nullable=False),
+    Column("progress", Text, nullable=False),
+    Column("dataset_statistics", Text),
+    Column("error", Text),
+    Column("result", Text),
+    Column("create_time", Double, nullable=False),
+    Column("start_time", Double),
+    Column("end_time", Double),
+    Column("last_event", BigInteger, nullable=False),
+    Index("ix_jobs_state_id", "state", "id"),
+    Index("ix_jobs_state_queue_key", "state", "queue_key"),
+    Index("ix_jobs_prompt_id", "prompt", "id"),
+    Index("ix_jobs_prompt_state_id", "prompt", "state", "id"),
+    Index("ix_jobs_queue", "state", "trained", "base_model", "queue_key"),
+    Index("ix_jobs_caller_state", "caller", "state"),
+    Index("uq_jobs_caller_request_id", "caller", "request_id", unique=True),
+)
+
+job_annotations = Table(
+    "job_annotations",
+    metadata,
+    Column("key", String(200), primary_key=True),
+    Column("value", String(1000), primary_key=True),
+    Column("job_id", String(26), ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
+    Index("ix_job_annotations_job_id", "job_id"),
+)
+
+job_events = Table(
+    "job_events",
+    metadata,
+    Column("job_id", String(26), ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
+    Column("number", BigInteger, primary_key=True),
+    Column("time", Double, nullable=False),
+    Column("kind", String(16), nullable=False),
+    Column("payload", Text, nullable=False),
+)
+
+job_files = Table(
+    "job_files",
+    metadata,
+    Column("job_id", String(26), primary_key=True),
+    Column("kind", String(16), primary_key=True),
+    Column("attempt", Integer, nullable=False),
+    Column("data", LargeBinary, nullable=False),
+)

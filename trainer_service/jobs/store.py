@@ -1,0 +1,272 @@
+"""The job store: every accepted job, its state, its numbered events. What it has acknowledged survives any crash.
+
+Each change of state is one transaction together with the event that tells it. A job on a worker belongs to one trainer replica, by
+a lease, and to one attempt, by a number that grows with each claim: what comes late from an earlier attempt is refused (StaleAttempt).
+Methods block and are thread-safe; all raise Unavailable when the database is away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, RowMapping, delete, func, insert, select, update
+from sqlalchemy.exc import IntegrityError
+
+from shared.errors import Conflict, NotFound, Overloaded, PreconditionFailed
+from trainer_service.jobs import event_log, listing
+from trainer_service.jobs.database import Database
+from trainer_service.jobs.model import EventPayload, Job, JobEvent, JobFilter, JobPage
+from trainer_service.jobs.record import IMMUTABLE_COLUMNS, Record, from_row, same_request, to_row
+from trainer_service.jobs.scheduler import QueueHead
+from trainer_service.jobs.schema import job_annotations, jobs
+from trainer_service.jobs.states import LEASED_STATES, TERMINAL_STATES, JobState, check_move
+
+_LEASED = [state.value for state in LEASED_STATES]
+_ENDED = [state.value for state in TERMINAL_STATES]
+
+
+class StaleAttempt(Exception):
+    """The attempt that speaks is not the one that has the job now: it must let go of it."""
+
+
+@dataclass(frozen=True)
+class Holding:
+    """A job that this replica has, and what was asked of it meanwhile, possibly through another replica."""
+
+    job_id: str
+    attempt: int
+    state: JobState
+    pausing: bool
+
+
+class JobStore:
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._ranks = listing.QueueRanks()
+
+    @classmethod
+    def open(cls, url: str) -> JobStore:
+        """`sqlite:///FILE` or `postgresql://...`; migrates the schema. Raises InvalidInput, PreconditionFailed or Unavailable."""
+        return cls(Database(url))
+
+    @property
+    def database(self) -> Database:
+        return self._database
+
+    @property
+    def is_shared(self) -> bool:
+        """Other trainer replicas may change jobs too."""
+        return not self._database.is_sqlite
+
+    def close(self) -> None:
+        self._database.close()
+
+    # Requests
+
+    def find_request(self, caller: str, request_id: str) -> Job | None:
+        with self._database.read() as connection:
+            return self._find_request(connection, caller, request_id)
+
+    def create(self, record: Record, *, max_queued: int, max_active_of_caller: int) -> Job:
+        """Store a job as QUEUED, or return the one that the same caller made with the same request id.
+
+        Raises Conflict if that one's spec differs, Overloaded if the queue or the caller's share is full.
+        """
+        job = record.job
+        try:
+            with self._database.write() as connection:
+                if found := self._find_request(connection, job.caller, job.request_id):
+                    return _same(found, job)
+                self._check_room(connection, job.caller, max_queued, max_active_of_caller)
+                stored = record.with_job(last_event=1)
+                connection.execute(insert(jobs).values(**to_row(stored)))
+                if annotations := [{"key": k, "value": v, "job_id": job.id} for k, v in job.spec.annotations.items()]:
+                    connection.execute(insert(job_annotations), annotations)
+                event_log.append(connection, job.id, 1, [stored.job])
+                return self._with_position(connection, stored)
+        except IntegrityError:  # PostgreSQL: another replica was given the same request at the same moment
+            if found := self.find_request(job.caller, job.request_id):
+                return _same(found, job)
+            raise
+
+    def get(self, job_id: str) -> Job:
+        with self._database.read() as connection:
+            return self._with_position(connection, _read(connection, job_id))
+
+    def record(self, job_id: str) -> Record:
+        with self._database.read() as connection:
+            return _read(connection, job_id)
+
+    def list(self, filter: JobFilter, page_size: int, page_token: str = "") -> JobPage:
+        with self._database.read() as connection:
+            return listing.page(connection, filter, page_size, page_token, self._ranks)
+
+    def events(self, job_id: str, after: int, limit: int = 500) -> list[JobEvent]:
+        """In order of their numbers. Raises NotFound for an unknown job."""
+        with self._database.read() as connection:
+            found = event_log.read(connection, job_id, after, limit)
+            if not found:
+                _read(connection, job_id)
+            return found
+
+    def delete(self, job_id: str) -> None:
+        """Raises PreconditionFailed if the job has not ended."""
+        with self._database.write() as connection:
+            state = _read(connection, job_id).job.state
+            if not state.is_terminal:
+                message = f"job {job_id!r} is {state}: only an ended job can be deleted; cancel it first"
+                raise PreconditionFailed(message, job=job_id, state=state.value)
+            connection.execute(delete(jobs).where(jobs.c.id == job_id))
+
+    # Changes
+
+    def change(
+        self, job_id: str, move: Callable[[Record], Record], *, attempt: int | None = None, payloads: Sequence[EventPayload] = ()
+    ) -> Record:
+        """Apply `move`, with the given events and one more if the state changed, in one transaction.
+
+        With `attempt`: raises StaleAttempt unless that attempt has the job. Raises PreconditionFailed for a move that is not legal.
+        """
+        with self._database.write() as connection:
+            before = _read(connection, job_id, lock=True)
+            if attempt is not None and (before.job.attempt != attempt or before.job.state not in LEASED_STATES):
+                raise StaleAttempt
+            return _write(connection, before, move(before), payloads)
+
+    # Queue and leases
+
+    def heads(self, now: float) -> list[QueueHead]:
+        """What may run now, by base model."""
+        ready = (jobs.c.state == JobState.QUEUED.value) & jobs.c.trained.is_(False) & (jobs.c.not_before <= now)
+        query = select(jobs.c.base_model, func.min(jobs.c.queue_key), func.count()).where(ready).group_by(jobs.c.base_model)
+        with self._database.read() as connection:
+            found = connection.execute(query).all()
+            return [QueueHead(name, key, count, self._first_is_solo(connection, name, now)) for name, key, count in found]
+
+    def claim(self, base_model: str, owner: str, lease_until: float, now: float, *, alone: bool) -> Record | None:
+        """The first job for this base model becomes RUNNING and this replica's, in one statement. `alone`: the worker is empty."""
+        first = select(jobs.c.id).where(jobs.c.base_model == base_model, jobs.c.trained.is_(False), jobs.c.not_before <= now)
+        if not alone:
+            first = first.where(jobs.c.solo.is_(False))
+        return self._claim(first, owner, lease_until, now, claimed_at=now)
+
+    def claim_trained(self, owner: str, lease_until: float, now: float) -> Record | None:
+        """The same for a job that only has to be published."""
+        first = select(jobs.c.id).where(jobs.c.trained.is_(True), jobs.c.not_before <= now)
+        return self._claim(first, owner, lease_until, now, claimed_at=None)
+
+    def renew(self, owner: str, lease_until: float) -> None:
+        with self._database.write() as connection:
+            connection.execute(update(jobs).where(jobs.c.state.in_(_LEASED), jobs.c.owner == owner).values(lease_until=lease_until))
+
+    def holdings(self, owner: str) -> list[Holding]:
+        query = select(jobs.c.id, jobs.c.attempt, jobs.c.state, jobs.c.pausing).where(jobs.c.state.in_(_LEASED), jobs.c.owner == owner)
+        with self._database.read() as connection:
+            return [Holding(row.id, row.attempt, JobState(row.state), row.pausing) for row in connection.execute(query)]
+
+    def take_back(self, move: Callable[[Record], Record], *, lease_before: float, except_owner: str = "") -> list[Job]:
+        """Apply `move` to every job whose lease ended before that time: its replica is gone. `float("inf")`: to every one."""
+        query = select(jobs).where(jobs.c.state.in_(_LEASED), jobs.c.lease_until < lease_before, jobs.c.owner != except_owner)
+        with self._database.write() as connection:
+            rows = connection.execute(query.with_for_update(skip_locked=True)).mappings().all()
+            return [_write(connection, before, move(before), ()).job for before in map(from_row, rows)]
+
+    def counts(self) -> dict[JobState, int]:
+        with self._database.read() as connection:
+            rows = connection.execute(select(jobs.c.state, func.count()).group_by(jobs.c.state)).all()
+            return {JobState(state): count for state, count in rows}
+
+    def unended_ids(self) -> frozenset[str]:
+        """Jobs that may still need their files."""
+        with self._database.read() as connection:
+            return frozenset(connection.scalars(select(jobs.c.id).where(jobs.c.state.not_in(_ENDED))))
+
+    # Parts
+
+    def _claim(self, first: object, owner: str, lease_until: float, now: float, *, claimed_at: float | None) -> Record | None:
+        pick = (
+            first.where(jobs.c.state == JobState.QUEUED.value)  # type: ignore[attr-defined]
+            .order_by(jobs.c.queue_key, jobs.c.id)
+            .limit(1)
+            .with_for_update(skip_locked=True)
+            .scalar_subquery()
+        )
+        statement = (
+            update(jobs)
+            .where(jobs.c.id == pick)
+            .values(
+                state=JobState.RUNNING.value,
+                owner=owner,
+                lease_until=lease_until,
+                claimed_at=claimed_at,
+                attempt=jobs.c.attempt + 1,
+                start_time=func.coalesce(jobs.c.start_time, now),
+                last_event=jobs.c.last_event + 1,
+            )
+            .returning(*jobs.c)
+        )
+        with self._database.write() as connection:
+            row = connection.execute(statement).mappings().one_or_none()
+            if row is None:
+                return None
+            record = from_row(row)
+            event_log.append(connection, record.job.id, record.job.last_event, [record.job])
+            return record
+
+    def _first_is_solo(self, connection: Connection, base_model: str, now: float) -> bool:
+        query = select(jobs.c.solo).where(jobs.c.state == JobState.QUEUED.value, jobs.c.trained.is_(False))
+        query = query.where(jobs.c.base_model == base_model, jobs.c.not_before <= now).order_by(jobs.c.queue_key).limit(1)
+        return bool(connection.scalar(query))
+
+    def _find_request(self, connection: Connection, caller: str, request_id: str) -> Job | None:
+        if not request_id:
+            return None
+        query = select(jobs).where(jobs.c.caller == caller, jobs.c.request_id == request_id)
+        row = connection.execute(query).mappings().one_or_none()
+        return self._with_position(connection, from_row(row)) if row is not None else None
+
+    def _check_room(self, connection: Connection, caller: str, max_queued: int, max_active_of_caller: int) -> None:
+        queued = connection.scalar(select(func.count()).where(jobs.c.state == JobState.QUEUED.value)) or 0
+        if queued >= max_queued:
+            raise Overloaded(f"{queued} jobs are waiting; the queue is full", retry_after_seconds=30.0, queued=queued)
+        active = connection.scalar(select(func.count()).where(jobs.c.caller == caller, jobs.c.state.not_in(_ENDED))) or 0
+        if active >= max_active_of_caller:
+            message = f"{active} of your jobs have not ended yet; at most {max_active_of_caller} may"
+            raise Overloaded(message, retry_after_seconds=60.0, active=active)
+
+    def _with_position(self, connection: Connection, record: Record) -> Job:
+        if record.job.state is not JobState.QUEUED:
+            return record.job
+        ahead = select(func.count()).where(jobs.c.state == JobState.QUEUED.value, jobs.c.queue_key < record.queue_key)
+        return record.job.model_copy(update={"queue_position": connection.scalar(ahead) or 0})
+
+
+def _read(connection: Connection, job_id: str, *, lock: bool = False) -> Record:
+    query = select(jobs).where(jobs.c.id == job_id)
+    row: RowMapping | None = connection.execute(query.with_for_update() if lock else query).mappings().one_or_none()
+    if row is None:
+        raise NotFound("tuning job", job_id)
+    return from_row(row)
+
+
+def _write(connection: Connection, before: Record, after: Record, payloads: Sequence[EventPayload]) -> Record:
+    """The row as it is after the move, and its events; the state's event last, since it may be the one that ends the job."""
+    moved = after.job.state is not before.job.state
+    if moved:
+        check_move(before.job.id, before.job.state, after.job.state)
+    first = before.job.last_event + 1
+    stored = after.with_job(last_event=before.job.last_event + len(payloads) + moved)
+    if stored == before:
+        return before
+    changed = {key: value for key, value in to_row(stored).items() if key not in IMMUTABLE_COLUMNS}
+    connection.execute(update(jobs).where(jobs.c.id == before.job.id).values(**changed))
+    event_log.append(connection, before.job.id, first, [*payloads, *([stored.job] if moved else [])])
+    return stored
+
+
+def _same(found: Job, asked: Job) -> Job:
+    if not same_request(found.spec, asked.spec):
+        message = f"request_id {asked.request_id!r} was used before, for job {found.id!r} with another spec"
+        raise Conflict(message, current=found.name)
+    return found
