@@ -1,0 +1,123 @@
+"""The inference service's settings, SOFTPROMPT_INFERENCE_*: read once, at start. What a part needs is handed to it in that part's words."""
+
+from __future__ import annotations
+
+import os
+import socket
+
+from pydantic import Field, ValidationInfo, field_validator
+
+from inference_service.engine.config import EngineConfig
+from inference_service.engine.request import Limits
+from inference_service.limits import RequestLimits
+from shared.base_model import Device, DType
+from shared.config import ServerSettings, settings_config
+from shared.manifest import SamplingDefaults
+from shared.names import NAME_PATTERN
+
+
+class InferenceSettings(ServerSettings):
+    """Everything that an operator may set."""
+
+    model_config = settings_config("SOFTPROMPT_INFERENCE_")
+
+    base_model: str = Field(min_length=1)
+    """The frozen model that answers: a model directory or a hub id."""
+    base_model_id: str = ""
+    """Short name that callers see; empty: the last part of base_model."""
+    store_url: str = Field(min_length=1)
+    """Prompt store: a directory, or a URL of an object store (s3://bucket/prefix). The trainer's store."""
+    dtype: DType = "auto"
+    """What the model computes in: auto (bfloat16 where the hardware is fast at it), float32 or bfloat16."""
+    device: Device = "auto"
+    """What the model computes on: auto, cpu or cuda."""
+    poll_seconds: float = Field(default=0.0, ge=0, le=3600)
+    """Time between two looks for news in the store; 0: what suits the store (0.15 s for a directory, 2 s for an object store)."""
+    replica: str = Field(default="", pattern=rf"^(?:{NAME_PATTERN})?$")
+    """Name of this replica in the store's heartbeats; empty: host name and process id."""
+    heartbeat_seconds: float = Field(default=5.0, ge=0.1, le=3600)
+    """Time between two heartbeats in the store."""
+    max_loaded_versions: int = Field(default=4096, ge=1)
+    """Versions kept loaded; beyond it the least recently used are dropped and load again on their next use."""
+    max_running: int = Field(default=32, ge=1, le=4096)
+    """Most requests in one step."""
+    max_length: int = Field(default=4096, ge=8, le=1 << 20)
+    """Most positions of one request: virtual tokens, input and answer. Lowered to what the model takes."""
+    max_tokens_per_step: int = Field(default=512, ge=1)
+    """Positions computed in one step; bounds how long a long input holds up running streams."""
+    kv_cache_bytes: int = Field(default=0, ge=0)
+    """Memory for keys and values of running requests; 0: a part of what is free."""
+    prefix_kv_bytes: int = Field(default=0, ge=0)
+    """Memory for keys and values of soft prompts; 0: a part of what is free."""
+    max_waiting: int = Field(default=256, ge=1)
+    """Most requests that wait; further ones are refused with RESOURCE_EXHAUSTED."""
+    max_waiting_tokens: int = Field(default=262_144, ge=1)
+    """Most input tokens that wait, likewise."""
+    flush_interval_seconds: float = Field(default=0.02, ge=0, le=10)
+    """Tokens of a stream closer together than this travel in one message."""
+    max_input_bytes: int = Field(default=1 << 20, ge=1 << 10, le=1 << 28)
+    """Most bytes of an input."""
+    max_new_tokens: int = Field(default=8192, ge=1)
+    """Most generated tokens of a request."""
+    max_stop_sequences: int = Field(default=16, ge=0, le=1024)
+    """Most stop sequences of a request."""
+    max_logprobs: int = Field(default=20, ge=0, le=1024)
+    """Most alternatives of log-probabilities."""
+    max_candidates: int = Field(default=256, ge=1, le=4096)
+    """Most candidates of a Score call."""
+    default_temperature: float = Field(default=0.0, ge=0, le=10)
+    """Temperature where neither request nor version give one; 0 is greedy."""
+    default_top_p: float = Field(default=1.0, gt=0, le=1)
+    """Likewise top_p."""
+    default_max_new_tokens: int = Field(default=256, ge=1)
+    """Likewise the most generated tokens."""
+    max_prompt_labels: int = Field(default=100, ge=0, le=10_000)
+    """Prompts with metrics of their own; all further ones share the label `other`."""
+
+    @field_validator("default_max_new_tokens")
+    @classmethod
+    def _default_within_the_bound(cls, value: int, info: ValidationInfo) -> int:
+        if value > info.data.get("max_new_tokens", value):
+            raise ValueError(f"must not be above max_new_tokens, which is {info.data['max_new_tokens']}")
+        return value
+
+    @property
+    def resolved_replica(self) -> str:
+        if self.replica:
+            return self.replica
+        host = "".join(c if c.isascii() and c.isalnum() else "-" for c in socket.gethostname().lower()).strip("-")[:40]
+        return f"{host or 'replica'}-{os.getpid()}"
+
+    @property
+    def engine(self) -> EngineConfig:
+        return EngineConfig(
+            max_running=self.max_running,
+            max_length=self.max_length,
+            max_tokens_per_step=self.max_tokens_per_step,
+            kv_cache_bytes=self.kv_cache_bytes,
+            prefix_kv_bytes=self.prefix_kv_bytes,
+            max_waiting=self.max_waiting,
+            max_waiting_tokens=self.max_waiting_tokens,
+            flush_interval_seconds=self.flush_interval_seconds,
+            limits=self.sampling_limits,
+        )
+
+    @property
+    def sampling_limits(self) -> Limits:
+        return Limits(
+            max_new_tokens=self.max_new_tokens,
+            max_stop_sequences=self.max_stop_sequences,
+            max_logprobs=self.max_logprobs,
+            max_temperature=10.0,
+            max_penalty=10.0,
+            max_seed=(1 << 63) - 1,
+            max_candidates=self.max_candidates,
+        )
+
+    def request_limits(self, max_length: int) -> RequestLimits:
+        """`max_length` is what the engine made of the setting, once it knew the model."""
+        return RequestLimits(sampling=self.sampling_limits, max_input_bytes=self.max_input_bytes, max_length=max_length)
+
+    @property
+    def default_sampling(self) -> SamplingDefaults:
+        return SamplingDefaults(temperature=self.default_temperature, top_p=self.default_top_p, max_new_tokens=self.default_max_new_tokens)

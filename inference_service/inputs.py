@@ -1,0 +1,150 @@
+"""What a caller wants the model to start from, and how it becomes token ids within the model's bounds.
+
+Rendering and tokenizing themselves are `shared.template`'s; this module adds the bounds, truncation, and keeps large inputs off the
+event loop. Knows nothing of gRPC.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from jinja2.exceptions import TemplateError
+
+from inference_service.limits import MAX_SHOWN_VIOLATIONS
+from shared.errors import FieldViolation, InvalidInput
+from shared.names import PromptReference
+from shared.template import InputEncoder, Message, Template, TemplateFormat
+
+_INLINE_BYTES = 16_384  # about 7 ms of tokenizing; more would hold up every stream of the process
+
+
+@dataclass(frozen=True)
+class TextInput:
+    """Text, rendered by the template."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class ChatInput:
+    """A conversation, for templates with the CHAT format."""
+
+    messages: tuple[Message, ...]
+
+
+@dataclass(frozen=True)
+class TokenInput:
+    """Token ids, taken as they are."""
+
+    ids: tuple[int, ...]
+
+
+Content = TextInput | ChatInput | TokenInput
+
+
+@dataclass(frozen=True)
+class InputRequest:
+    """`reference` None is the bare model; only then may `template` be set."""
+
+    content: Content
+    reference: PromptReference | None = None
+    template: Template | None = None
+    routing_key: str = ""
+    truncate: bool = False
+
+
+@dataclass(frozen=True)
+class PreparedInput:
+    """`ids` stand behind the virtual tokens. An answer that begins with `answer_prefix` is shown without it."""
+
+    ids: tuple[int, ...]
+    answer_prefix: str
+
+
+def bare_template(request: InputRequest) -> Template:
+    """The template of a request without a prompt: its own, or one that adds nothing."""
+    if request.template is not None:
+        return request.template
+    return Template(format=TemplateFormat.CHAT if isinstance(request.content, ChatInput) else TemplateFormat.TEXT)
+
+
+class InputPreparer:
+    """Bounds: ids below `vocab_size`; virtual tokens, input and at least one generated token within `max_length` positions."""
+
+    def __init__(self, vocab_size: int, max_length: int) -> None:
+        self._vocab_size, self._max_length = vocab_size, max_length
+        # One thread: a burst of huge inputs takes one core, and the loop and the engine keep the others.
+        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="tokenize")
+
+    async def prepare(self, request: InputRequest, encoder: InputEncoder, num_virtual_tokens: int, reserve: int = 1) -> PreparedInput:
+        """Token ids that leave `reserve` positions free. Raises InvalidInput naming the field, with the counts if it is too long."""
+        content = request.content
+        if isinstance(content, TokenInput):
+            self._check_ids(content.ids)
+            ids, prefix = content.ids, ""
+        else:
+            _check_fits_template(content, encoder.template)
+            encoded = await self.run(_size_bytes(content), lambda: _encode(encoder, content))
+            ids, prefix = tuple(encoded), encoder.template.target_prefix
+        field = field_of(content)
+        if not ids:
+            raise InvalidInput.of(field, "has no tokens to start from")
+        room = self._max_length - num_virtual_tokens - reserve
+        if len(ids) > room:
+            if not request.truncate or room < 1:
+                raise InvalidInput.of(field, _too_long(len(ids), num_virtual_tokens, reserve, self._max_length))
+            ids = ids[-room:]
+        return PreparedInput(ids, prefix)
+
+    async def run(self, size_bytes: int, encode: Callable[[], list[int]]) -> list[int]:
+        """Small things at once, large ones on the thread."""
+        if size_bytes <= _INLINE_BYTES:
+            return encode()
+        return await asyncio.get_running_loop().run_in_executor(self._executor, encode)
+
+    def close(self) -> None:
+        self._executor.shutdown(wait=False, cancel_futures=True)
+
+    def _check_ids(self, ids: tuple[int, ...]) -> None:
+        wrong = [
+            FieldViolation(f"input.token_ids.ids[{index}]", f"must be a token id from 0 to {self._vocab_size - 1}, is {token}")
+            for index, token in enumerate(ids)
+            if not 0 <= token < self._vocab_size
+        ]
+        if wrong:
+            raise InvalidInput(wrong[:MAX_SHOWN_VIOLATIONS])
+
+
+def field_of(content: Content) -> str:
+    return {TextInput: "input.text", ChatInput: "input.chat", TokenInput: "input.token_ids"}[type(content)]
+
+
+def _size_bytes(content: TextInput | ChatInput) -> int:
+    """At most four bytes a character; near enough to choose where to tokenize."""
+    if isinstance(content, TextInput):
+        return len(content.text)
+    return sum(len(message.content) + 16 for message in content.messages)
+
+
+def _check_fits_template(content: TextInput | ChatInput, template: Template) -> None:
+    if isinstance(content, ChatInput) and template.format is not TemplateFormat.CHAT:
+        raise InvalidInput.of("input.chat", "this prompt has a TEXT template: send text, not a conversation")
+
+
+def _encode(encoder: InputEncoder, content: TextInput | ChatInput) -> list[int]:
+    try:
+        if isinstance(content, TextInput):
+            return encoder.encode_input(content.text)
+        return encoder.encode_messages(content.messages)
+    except TemplateError as error:  # a chat template's own rules, such as roles that must alternate
+        raise InvalidInput.of(field_of(content), f"the model's chat template refuses it: {str(error)[:200]}") from error
+
+
+def _too_long(num_input: int, num_virtual: int, reserve: int, max_length: int) -> str:
+    return (
+        f"has {num_input} tokens; with {num_virtual} virtual tokens and at least {reserve} more for what follows, the model takes "
+        f"{max_length} in all, so at most {max(0, max_length - num_virtual - reserve)} here; shorten it or set truncate"
+    )

@@ -1,0 +1,26 @@
+"""Bounds that every request is checked against; `GetModelInfo` reports them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from inference_service.engine.request import Limits
+
+MAX_MESSAGES = 1_000
+MAX_ROUTING_KEY_CHARS = 1_024
+MAX_PRIORITY = 100
+MAX_SHOWN_VIOLATIONS = 16
+
+
+@dataclass(frozen=True)
+class RequestLimits:
+    """`sampling` bounds how tokens are chosen; `max_length` counts virtual tokens, input and answer together."""
+
+    sampling: Limits
+    max_input_bytes: int
+    max_length: int
+
+    @property
+    def max_token_ids(self) -> int:
+        """Ids that are looked at, before anything is known of the prompt: no token stands for less than a byte of input."""
+        return self.max_input_bytes
