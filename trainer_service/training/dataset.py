@@ -1,0 +1,315 @@
+"""Datasets of examples: strict parsing, checks, the held-out split, overlap between training and held-out data.
+
+A dataset is JSON Lines in UTF-8, every line one example of the same kind:
+
+    {"input": "...", "output": "..."}                                   generation
+    {"input": "...", "label": "..."}                                    classification
+    {"messages": [{"role": "user", "content": "..."}, ..., {"role": "assistant", "content": "..."}]}      chat
+
+Blank lines are skipped and still counted, so that `line N` is what an editor shows. Knows no tokenizer and no torch: the service
+checks a dataset when a job is created, long before a worker sees it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, NoReturn
+
+from shared.errors import FieldViolation, InvalidInput
+from shared.template import Message
+from trainer_service.training.encoding import EncodedDataset, encode_dataset
+from trainer_service.training.spec import Example, TaskKind
+
+__all__ = [
+    "DatasetLimits",
+    "EncodedDataset",
+    "ParsedDataset",
+    "check_examples",
+    "count_overlap",
+    "encode_dataset",
+    "parse_examples",
+    "split_validation",
+]
+
+MAX_LABELS = 1000
+MAX_LABEL_CHARS = 200
+_MAX_REPORTED = 20
+_ROLES = ("system", "user", "assistant")
+_KEYS = {
+    TaskKind.GENERATION: frozenset({"input", "output"}),
+    TaskKind.CLASSIFICATION: frozenset({"input", "label"}),
+    TaskKind.CHAT: frozenset({"messages"}),
+}
+
+
+@dataclass(frozen=True)
+class DatasetLimits:
+    """Bounds that keep one dataset from taking the service's memory."""
+
+    max_line_bytes: int = 1 << 20
+    max_examples: int = 1_000_000
+
+
+@dataclass(frozen=True)
+class ParsedDataset:
+    """`labels`: the label set that was given, else the labels in order of first appearance (classification only)."""
+
+    examples: tuple[Example, ...]
+    task: TaskKind
+    labels: tuple[str, ...]
+
+
+def parse_examples(lines: Iterable[bytes | str], labels: Sequence[str] = (), limits: DatasetLimits | None = None) -> ParsedDataset:
+    """Read JSON Lines. Raises InvalidInput naming up to 20 lines (`line 7`) and what is wrong with each."""
+    checker = _Checker(labels, lambda example, part: f"line {example.line}" + (f" {part}" if part else ""), "dataset")
+    limits = limits or DatasetLimits()
+    for number, line in enumerate(lines, start=1):
+        try:
+            example = _parse_line(line, number, limits)
+        except _Malformed as error:
+            checker.report(f"line {number}" + (f" {error.part}" if error.part else ""), error.reason)
+            continue
+        if example is not None:
+            checker.add(example)
+        if checker.num_examples > limits.max_examples:
+            raise InvalidInput.of("dataset", f"more than {limits.max_examples} examples; line {number} is one too many")
+    return checker.finish()
+
+
+def check_examples(examples: Sequence[Example], labels: Sequence[str] = (), field: str = "examples") -> ParsedDataset:
+    """The same checks for examples that came as messages. Raises InvalidInput naming `examples[3].output`."""
+    indices = {id(example): index for index, example in enumerate(examples)}
+
+    def name(example: Example, part: str) -> str:
+        return f"{field}[{indices[id(example)]}]" + (f".{part}" if part else "")
+
+    checker = _Checker(labels, name, field)
+    for example in examples:
+        checker.add(example)
+    return checker.finish()
+
+
+def split_validation(examples: Sequence[Example], fraction: float, seed: int) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
+    """(training, held out), both in the dataset's order; the same seed gives the same split.
+
+    Examples with the same input stay on one side, so that the split itself never makes an overlap.
+    """
+    if not 0 <= fraction < 1:
+        raise InvalidInput.of("validation_fraction", f"must be at least 0 and below 1, not {fraction}")
+    if fraction == 0:
+        return tuple(examples), ()
+    groups: dict[bytes, list[int]] = {}
+    for index, example in enumerate(examples):
+        groups.setdefault(_input_digest(example), []).append(index)
+    order = list(groups.values())
+    random.Random(seed).shuffle(order)
+    wanted, held = round(len(examples) * fraction), set[int]()
+    for group in order:
+        if len(held) >= wanted:
+            break
+        if len(held) + len(group) < len(examples):
+            held.update(group)
+    if not held or len(held) == len(examples):
+        raise InvalidInput.of("validation_fraction", f"{fraction} of {len(examples)} examples leaves none on one side")
+    return (
+        tuple(example for index, example in enumerate(examples) if index not in held),
+        tuple(example for index, example in enumerate(examples) if index in held),
+    )
+
+
+def count_overlap(train: Iterable[Example], validation: Iterable[Example]) -> int:
+    """Held-out examples whose input also stands in the training data: they flatter the score."""
+    seen = {_input_digest(example) for example in train}
+    return sum(_input_digest(example) in seen for example in validation)
+
+
+def _input_digest(example: Example) -> bytes:
+    turns = example.messages[:-1] if example.messages else ()
+    text = json.dumps([example.input.strip(), *[(turn.role, turn.content.strip()) for turn in turns]])
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()
+
+
+class _Malformed(Exception):
+    def __init__(self, reason: str, part: str = "") -> None:
+        self.reason, self.part = reason, part
+
+
+class _Checker:
+    """Collects examples and everything that is wrong with them; `name(example, part)` writes a field's name."""
+
+    def __init__(self, labels: Sequence[str], name: Callable[[Example, str], str], field: str) -> None:
+        self._name, self._field = name, field
+        self._given = tuple(labels)
+        self._allowed = frozenset(labels)
+        self._seen_labels: dict[str, None] = {}
+        self._task: TaskKind | None = None
+        self._examples: list[Example] = []
+        self._violations: list[FieldViolation] = []
+        check_labels(self._given)
+
+    @property
+    def num_examples(self) -> int:
+        return len(self._examples)
+
+    def report(self, field: str, reason: str) -> None:
+        self._violations.append(FieldViolation(field, reason))
+        if len(self._violations) >= _MAX_REPORTED:
+            raise InvalidInput(self._violations)
+
+    def add(self, example: Example) -> None:
+        task = _kind(example)
+        if task is None:
+            self.report(self._name(example, ""), "must have either input and output, or input and label, or messages")
+            return
+        if self._task is None:
+            self._task = task
+        elif task is not self._task:
+            self.report(self._name(example, ""), f"is {task.value.lower()}, earlier examples are {self._task.value.lower()}")
+            return
+        for part, reason in _problems(example, task, self._allowed):
+            self.report(self._name(example, part), reason)
+        if example.label is not None:
+            self._seen_labels[example.label] = None
+            if not self._given and len(self._seen_labels) > MAX_LABELS:
+                raise InvalidInput.of(self._name(example, "label"), f"more than {MAX_LABELS} different labels: is this generation?")
+        self._examples.append(example)
+
+    def finish(self) -> ParsedDataset:
+        if self._violations:
+            raise InvalidInput(self._violations)
+        if self._task is None:
+            raise InvalidInput.of(self._field, "has no examples")
+        if self._given and self._task is not TaskKind.CLASSIFICATION:
+            raise InvalidInput.of("labels", f"a label set needs examples of input and label; these are {self._task.value.lower()}")
+        labels = self._given or tuple(self._seen_labels)
+        if self._task is TaskKind.CLASSIFICATION and len(labels) < 2:
+            raise InvalidInput.of("labels", f"classification needs at least two labels; there is only {labels[0]!r}")
+        return ParsedDataset(tuple(self._examples), self._task, labels)
+
+
+def check_labels(labels: Sequence[str]) -> None:
+    """Raises InvalidInput for a label set that can't be trained: too many, empty or repeated labels."""
+    if len(labels) > MAX_LABELS:
+        raise InvalidInput.of("labels", f"{len(labels)} labels; at most {MAX_LABELS} are allowed")
+    seen = set[str]()
+    for index, label in enumerate(labels):
+        if reason := _label_problem(label):
+            raise InvalidInput.of(f"labels[{index}]", reason)
+        if label in seen:
+            raise InvalidInput.of(f"labels[{index}]", f"{label!r} stands twice")
+        seen.add(label)
+
+
+def _label_problem(label: str) -> str:
+    if not label.strip():
+        return "is empty"
+    if label != label.strip():
+        return f"{label[:40]!r} has white space around it"
+    return f"has {len(label)} characters; at most {MAX_LABEL_CHARS} are allowed" if len(label) > MAX_LABEL_CHARS else ""
+
+
+def _kind(example: Example) -> TaskKind | None:
+    has = (bool(example.messages), example.output is not None, example.label is not None)
+    if has == (True, False, False) and not example.input:
+        return TaskKind.CHAT
+    return {(False, True, False): TaskKind.GENERATION, (False, False, True): TaskKind.CLASSIFICATION}.get(has)
+
+
+def _problems(example: Example, task: TaskKind, allowed: frozenset[str]) -> Iterable[tuple[str, str]]:
+    if task is TaskKind.CHAT:
+        yield from _message_problems(example.messages)
+        return
+    if not example.input.strip():
+        yield "input", "is empty"
+    elif not _is_unicode(example.input):
+        yield "input", "is not valid Unicode (a lone surrogate)"
+    target, part = (example.output, "output") if task is TaskKind.GENERATION else (example.label, "label")
+    if not (target or "").strip():
+        yield part, "is empty"
+    elif not _is_unicode(target or ""):
+        yield part, "is not valid Unicode (a lone surrogate)"
+    elif task is TaskKind.CLASSIFICATION:
+        if allowed and target not in allowed:
+            yield part, f"{(target or '')[:40]!r} is not in the label set"
+        elif reason := _label_problem(target or ""):
+            yield part, reason
+
+
+def _message_problems(messages: Sequence[Message]) -> Iterable[tuple[str, str]]:
+    if len(messages) < 2 or messages[-1].role != "assistant":
+        yield "messages", "must end with the assistant's message that is to be learned, after at least one other"
+    for index, message in enumerate(messages):
+        if message.role not in _ROLES:
+            yield f"messages[{index}].role", f"must be one of {', '.join(_ROLES)}, not {message.role[:40]!r}"
+        if not message.content.strip():
+            yield f"messages[{index}].content", "is empty"
+        elif not _is_unicode(message.content):
+            yield f"messages[{index}].content", "is not valid Unicode (a lone surrogate)"
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _parse_line(line: bytes | str, number: int, limits: DatasetLimits) -> Example | None:
+    """None for a blank line."""
+    if len(line) > limits.max_line_bytes:
+        raise _Malformed(f"is longer than {limits.max_line_bytes} bytes")
+    if isinstance(line, bytes):
+        try:
+            line = line.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise _Malformed(f"is not UTF-8 (byte {error.start + 1})") from None
+    if not line.strip():
+        return None
+    try:
+        value = json.loads(line, object_pairs_hook=_unique, parse_constant=_refuse_constant)
+    except json.JSONDecodeError as error:
+        raise _Malformed(f"is not JSON: {error.msg} at column {error.colno}") from None
+    except (ValueError, RecursionError) as error:
+        raise _Malformed("is nested too deeply" if isinstance(error, RecursionError) else f"is not JSON: {str(error)[:100]}") from None
+    if not isinstance(value, dict):
+        raise _Malformed("must be a JSON object")
+    if not any(value.keys() == keys for keys in _KEYS.values()):
+        shown = ", ".join(repr(key[:40]) for key in islice(value, 6)) or "nothing"
+        raise _Malformed(f"must have exactly input and output, input and label, or messages; it has {shown}")
+    if "messages" in value:
+        return Example(line=number, messages=_messages(value["messages"]))
+    for key, part in value.items():
+        if not isinstance(part, str):
+            raise _Malformed(f"must be a string, not {_json_type(part)}", key)
+    return Example(line=number, **value)
+
+
+def _messages(value: object) -> tuple[Message, ...]:
+    if not isinstance(value, list):
+        raise _Malformed(f"must be a list, not {_json_type(value)}", "messages")
+    for index, turn in enumerate(value):
+        if not isinstance(turn, dict) or turn.keys() != {"role", "content"} or not all(isinstance(part, str) for part in turn.values()):
+            raise _Malformed("must have exactly role and content, both strings", f"messages[{index}]")
+    return tuple(Message(**turn) for turn in value)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise ValueError("a key stands twice")
+    return result
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _json_type(value: object) -> str:
+    names: dict[type, str] = {dict: "an object", list: "a list", bool: "a boolean", int: "a number", float: "a number", type(None): "null"}
+    return names.get(type(value), "a string")
