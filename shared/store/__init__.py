@@ -1,0 +1,27 @@
+"""The prompt store. `open_store(url)` gives a `PromptStore`; `watch` follows one. `docs/store.md` has the layout and the protocol."""
+
+from shared.store.alias import ANYTHING
+from shared.store.commit import AliasMoved, AliasTarget, Commit, VersionDeleted, VersionPublished
+from shared.store.index import Alias, PromptRecord, StoreIndex, VersionRecord
+from shared.store.open import open_store
+from shared.store.store import Changes, PromptStore, PublishedVersion
+from shared.store.watch import StoreWatcher, watch
+
+__all__ = [
+    "ANYTHING",
+    "Alias",
+    "AliasMoved",
+    "AliasTarget",
+    "Changes",
+    "Commit",
+    "PromptRecord",
+    "PromptStore",
+    "PublishedVersion",
+    "StoreIndex",
+    "StoreWatcher",
+    "VersionDeleted",
+    "VersionPublished",
+    "VersionRecord",
+    "open_store",
+    "watch",
+]

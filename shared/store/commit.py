@@ -1,0 +1,123 @@
+"""One entry of the store's log: what it says, and how it is written and read.
+
+An entry is immutable, and its number is the store-wide revision. Unknown fields are ignored, so that a newer writer may add some; what
+an old reader must not overlook gets a new `format`, and the reader stops with a clear error before it.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field, StringConstraints, TypeAdapter, ValidationError
+
+from shared.errors import DamagedBlob
+from shared.manifest import Timestamp
+from shared.names import NAME_PATTERN
+
+COMMIT_FORMAT = 1
+MAX_TARGETS = 8
+MAX_WEIGHT = 1_000_000
+MAX_SUMMARY_METRICS = 16
+
+Interned = AfterValidator(sys.intern)
+Name = Annotated[str, StringConstraints(pattern=rf"^{NAME_PATTERN}$"), Interned]
+Digest = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
+JobName = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+VersionNumber = Annotated[int, Field(ge=1, lt=1_000_000_000)]
+InternedText = Annotated[str, StringConstraints(max_length=200), Interned]
+
+
+@dataclass(frozen=True, slots=True)
+class VersionSummary:
+    """What the index knows of a version without opening its blob; enough to list, choose and refuse."""
+
+    base_model: InternedText
+    base_model_fingerprint: InternedText
+    num_virtual_tokens: int
+    hidden_size: int
+    parent: Annotated[str, StringConstraints(max_length=200)] = ""
+    metrics: Annotated[dict[InternedText, float], Field(max_length=MAX_SUMMARY_METRICS)] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class AliasTarget:
+    """One version that an alias names, with its share of the traffic among the alias's targets."""
+
+    version: VersionNumber
+    weight: Annotated[int, Field(ge=1, le=MAX_WEIGHT)] = 1
+
+
+@dataclass(frozen=True, slots=True)
+class VersionPublished:
+    """A new version, one more than the prompt's latest; its blob is already there."""
+
+    prompt: Name
+    version: VersionNumber
+    digest: Digest
+    size_bytes: int
+    job: JobName
+    summary: VersionSummary
+    op: Literal["publish"] = "publish"
+
+
+@dataclass(frozen=True, slots=True)
+class AliasMoved:
+    """The alias names these versions from now on; no targets: the alias is gone."""
+
+    prompt: Name
+    alias: Name
+    targets: Annotated[tuple[AliasTarget, ...], Field(max_length=MAX_TARGETS)]
+    op: Literal["alias"] = "alias"
+
+
+@dataclass(frozen=True, slots=True)
+class VersionDeleted:
+    """The version can't be had any more; its number is not used again. Its blob goes later."""
+
+    prompt: Name
+    version: VersionNumber
+    op: Literal["delete"] = "delete"
+
+
+Operation = Annotated[VersionPublished | AliasMoved | VersionDeleted, Field(discriminator="op")]
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """All of `ops` become true at once, at `revision`. `txid` tells a writer its own entry after a lost acknowledgement."""
+
+    revision: Annotated[int, Field(ge=1, lt=10**12)]
+    txid: Annotated[str, StringConstraints(min_length=1, max_length=100)]
+    time: Timestamp
+    actor: Annotated[str, StringConstraints(max_length=200)]
+    ops: Annotated[tuple[Operation, ...], Field(min_length=1)]
+    format: int = COMMIT_FORMAT
+
+
+@dataclass(frozen=True, slots=True)
+class _Head:
+    format: int
+
+
+_COMMIT = TypeAdapter(Commit)
+_HEAD = TypeAdapter(_Head)
+
+
+def encode_commit(commit: Commit) -> bytes:
+    return _COMMIT.dump_json(commit)
+
+
+def decode_commit(data: bytes, revision: int) -> Commit:
+    """Raises DamagedBlob for an entry that can't be read, is of a newer format, or is not number `revision`."""
+    try:
+        written = _HEAD.validate_json(data).format
+        if written > COMMIT_FORMAT:
+            raise DamagedBlob(f"log entry {revision} is of format {written}; this build reads up to {COMMIT_FORMAT}: update it")
+        commit = _COMMIT.validate_json(data)
+    except ValidationError as error:
+        raise DamagedBlob(f"log entry {revision} can't be read", revision=revision) from error
+    if commit.revision != revision:
+        raise DamagedBlob(f"log entry {revision} says that it is {commit.revision}", revision=revision)
+    return commit

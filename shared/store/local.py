@@ -1,0 +1,176 @@
+"""The store's bytes in a directory of an ordinary file system (ext4, xfs, NFS): durable, and atomic through hard links.
+
+A new object is written to `tmp/`, synced, linked to its final name (which fails if the name exists) and the folder is synced: after a
+power cut an acknowledged object is there, whole. A process that is killed half-way leaves a file in `tmp/` and nothing else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import itertools
+import os
+import stat
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+from shared.errors import PreconditionFailed, Unavailable
+from shared.store.base import ObjectInfo, check_key, check_size
+
+_MARKER = ".softprompt-store"
+_TEMPORARY = "tmp"
+_STALE_TEMPORARY_SECONDS = 3600
+_NO_HARD_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK}
+
+
+class LocalBackend:
+    """An `ObjectBackend` in the directory `root`, made if it is not there.
+
+    The marker file tells a store without this object from a directory that is gone (an unmounted volume): the second is
+    Unavailable, so that a replica keeps what it has instead of believing that there is nothing new.
+    """
+
+    poll_seconds = 0.15
+
+    def __init__(self, root: Path) -> None:
+        self._root = Path(os.path.abspath(root))
+        self._marker = str(self._root / _MARKER)
+        self._names = itertools.count()
+        with _as_unavailable():
+            if not os.path.exists(self._marker):
+                self._root.mkdir(parents=True, exist_ok=True)
+                (self._root / _TEMPORARY).mkdir(exist_ok=True)
+                (self._root / _MARKER).touch()
+                _sync_directory(self._root)
+        self._sweep_temporary()
+
+    def get(self, key: str, max_bytes: int) -> bytes | None:
+        with _as_unavailable():
+            try:
+                handle = os.open(self._path(key), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            except (FileNotFoundError, NotADirectoryError):
+                self._check_there()
+                return None
+            with open(handle, "rb") as file:
+                status = os.fstat(handle)
+                if not stat.S_ISREG(status.st_mode):
+                    raise OSError(errno.EINVAL, "not a regular file")
+                check_size(key, status.st_size, max_bytes)
+                return file.read(max_bytes)
+
+    def create(self, key: str, data: bytes) -> bool:
+        with self._temporary(data) as temporary, _as_unavailable():
+            path = self._path(key)
+            for attempt in (1, 2):
+                try:
+                    os.link(temporary, path, follow_symlinks=False)
+                    break
+                except FileExistsError:
+                    return False
+                except FileNotFoundError:
+                    if attempt == 2:
+                        raise
+                    self._make_folder(path.parent)
+            _sync_directory(path.parent)
+            return True
+
+    def put(self, key: str, data: bytes) -> None:
+        with self._temporary(data) as temporary, _as_unavailable():
+            path = self._path(key)
+            if not path.parent.is_dir():
+                self._make_folder(path.parent)
+            os.replace(temporary, path)
+            _sync_directory(path.parent)
+
+    def list(self, prefix: str) -> list[ObjectInfo]:
+        folder, _, _ = prefix.rpartition("/")
+        with _as_unavailable():
+            self._check_there()
+            infos = [info for info in self._walk(folder) if info.key.startswith(prefix)]
+        return sorted(infos, key=lambda info: info.key)
+
+    def delete(self, key: str) -> None:
+        with _as_unavailable():
+            try:
+                self._path(key).unlink()
+            except FileNotFoundError:
+                self._check_there()
+
+    def close(self) -> None:
+        """Nothing is held open between calls."""
+
+    def _path(self, key: str) -> Path:
+        return self._root / check_key(key)
+
+    def _check_there(self) -> None:
+        """The marker is there, or OSError."""
+        os.stat(self._marker)
+
+    def _walk(self, folder: str) -> Iterator[ObjectInfo]:
+        try:
+            entries = list(os.scandir(self._root / folder))
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        for entry in entries:
+            key = f"{folder}/{entry.name}" if folder else entry.name
+            if key in {_TEMPORARY, _MARKER}:
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                yield from self._walk(key)
+                continue
+            with contextlib.suppress(FileNotFoundError):  # deleted since the folder was read
+                status = entry.stat(follow_symlinks=False)
+                yield ObjectInfo(key, status.st_size, datetime.fromtimestamp(status.st_mtime, UTC))
+
+    @contextlib.contextmanager
+    def _temporary(self, data: bytes) -> Iterator[Path]:
+        """A synced file with these bytes, gone at the end."""
+        path = self._root / _TEMPORARY / f"{os.getpid()}-{next(self._names)}-{os.urandom(4).hex()}"
+        try:
+            with _as_unavailable():
+                self._check_there()
+                with path.open("xb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+            yield path
+        finally:
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+    def _make_folder(self, folder: Path) -> None:
+        """Make it and what is above it, each entry synced in its parent; never the root, whose absence means the store is away."""
+        self._check_there()
+        for part in reversed([folder, *folder.parents]):
+            if self._root in part.parents and not part.is_dir():
+                part.mkdir(exist_ok=True)
+                _sync_directory(part.parent)
+
+    def _sweep_temporary(self) -> None:
+        """Remove what killed processes left; a file that old belongs to nobody. On a read-only mount there is nothing to sweep."""
+        oldest = time.time() - _STALE_TEMPORARY_SECONDS
+        with contextlib.suppress(OSError):
+            for entry in os.scandir(self._root / _TEMPORARY):
+                if entry.stat(follow_symlinks=False).st_mtime < oldest:
+                    os.unlink(entry.path)
+
+
+def _sync_directory(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def _as_unavailable() -> Iterator[None]:
+    """The operating system's reason without its paths."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _NO_HARD_LINKS:
+            raise PreconditionFailed("the prompt store's file system refuses hard links or writing; use another one") from error
+        raise Unavailable(f"the prompt store's directory can't be used: {error.strerror or 'input/output error'}") from error

@@ -1,0 +1,67 @@
+"""The whole index as one object, so that a reader need not replay the log from its beginning."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from pydantic import TypeAdapter, ValidationError
+
+from shared.errors import DamagedBlob
+from shared.store.index import Alias, PromptRecord, StoreIndex, Tombstone, VersionRecord
+
+SNAPSHOT_FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class _Prompt:
+    name: str
+    latest_version: int
+    versions: tuple[VersionRecord, ...]
+    aliases: tuple[Alias, ...]
+    tombstones: tuple[Tombstone, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Snapshot:
+    revision: int
+    prompts: tuple[_Prompt, ...]
+    format: int = SNAPSHOT_FORMAT
+
+
+@dataclass(frozen=True, slots=True)
+class _Head:
+    format: int
+
+
+_SNAPSHOT = TypeAdapter(_Snapshot)
+_HEAD = TypeAdapter(_Head)
+
+
+def encode_snapshot(index: StoreIndex) -> bytes:
+    prompts = (
+        _Prompt(p.name, p.latest_version, tuple(p.versions.values()), tuple(p.aliases.values()), p.tombstones)
+        for p in index.prompts.values()
+    )
+    return _SNAPSHOT.dump_json(_Snapshot(index.revision, tuple(prompts)))
+
+
+def decode_snapshot(data: bytes, revision: int) -> StoreIndex:
+    """Raises DamagedBlob for a snapshot that can't be read, contradicts itself, or is not of `revision`."""
+    try:
+        if (written := _HEAD.validate_json(data).format) > SNAPSHOT_FORMAT:
+            raise DamagedBlob(f"snapshot {revision} is of format {written}; this build reads up to {SNAPSHOT_FORMAT}: update it")
+        snapshot = _SNAPSHOT.validate_json(data)
+    except ValidationError as error:
+        raise DamagedBlob(f"snapshot {revision} can't be read", revision=revision) from error
+    if snapshot.revision != revision:
+        raise DamagedBlob(f"snapshot {revision} says that it is of revision {snapshot.revision}")
+    index = StoreIndex(snapshot.revision, MappingProxyType({prompt.name: _record(prompt) for prompt in snapshot.prompts}))
+    index.check_integrity()
+    return index
+
+
+def _record(prompt: _Prompt) -> PromptRecord:
+    versions = MappingProxyType({record.version: record for record in prompt.versions})
+    aliases = MappingProxyType({alias.name: alias for alias in prompt.aliases})
+    return PromptRecord(prompt.name, prompt.latest_version, versions, aliases, prompt.tombstones)

@@ -1,0 +1,340 @@
+"""The prompt store: publish versions, move aliases, read the state, fetch blobs, follow changes. All of it synchronous and thread-safe.
+
+Every change is one commit appended to the log (`shared.store.log`), built against the state that it follows on; whoever loses the race
+for a revision looks at what won and builds again. So versions have no gaps, aliases are compare-and-set, and several operations
+become true together, on stores that can do no more than create-if-absent.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from shared.blob import MAX_BLOB_BYTES, PromptBlob, check_digest, decode_blob, digest_of
+from shared.errors import DamagedBlob, InvalidInput, NotFound, PreconditionFailed, SoftPromptError, Unavailable
+from shared.manifest import utc_now
+from shared.names import DEFAULT_ALIAS, check_alias, check_name, version_name
+from shared.store.alias import ANYTHING, Expected, Targets, as_targets, check_expected
+from shared.store.base import ObjectBackend
+from shared.store.commit import (
+    MAX_SUMMARY_METRICS,
+    AliasMoved,
+    Commit,
+    Operation,
+    VersionDeleted,
+    VersionPublished,
+    VersionSummary,
+)
+from shared.store.identity import StoreIdentity
+from shared.store.index import StoreIndex, VersionRecord
+from shared.store.layout import blob_key
+from shared.store.log import Appended, CommitLog
+
+log = logging.getLogger(__name__)
+
+SNAPSHOT_EVERY = 100
+CHECK_SECONDS = 60.0
+MAX_REPLAYED = 1024
+
+_COMMIT_SECONDS = 30.0
+_MAX_OPS = 1000
+
+PublishedVersion = VersionRecord
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What happened after the revision that was asked for, and the state it led to.
+
+    `restarted`: the commits in between are not to be had (the log was cut, or the store is another one): take `index` as it is.
+    """
+
+    commits: tuple[Commit, ...]
+    index: StoreIndex
+    restarted: bool = False
+
+
+class PromptStore:
+    """One process's view of a store. Methods raise `Unavailable` while the store is away; `index` goes on answering."""
+
+    def __init__(self, backend: ObjectBackend) -> None:
+        self.backend = backend
+        self._log = CommitLog(backend)
+        self._identity = StoreIdentity(backend)
+        self._lock = threading.RLock()
+        self._index = StoreIndex()
+        self._recent: deque[Commit] = deque(maxlen=MAX_REPLAYED)
+        self._next_check = 0.0
+        with self._lock:
+            self._restart()
+
+    @property
+    def poll_seconds(self) -> float:
+        """How often a watcher should ask for news."""
+        return self.backend.poll_seconds
+
+    @property
+    def id(self) -> str:
+        return self._identity.id
+
+    def index(self) -> StoreIndex:
+        """The state as last read; costs nothing and never waits."""
+        return self._index
+
+    def refresh(self) -> StoreIndex:
+        """Read the log to its end. With nothing new this is one small read. Raises DamagedBlob if an entry can't be read."""
+        with self._lock:
+            self._catch_up()
+            return self._index
+
+    def publish(
+        self,
+        prompt: str,
+        data: bytes,
+        *,
+        job: str,
+        alias: str | None = DEFAULT_ALIAS,
+        expected: Expected = ANYTHING,
+        actor: str = "",
+    ) -> PublishedVersion:
+        """Make the blob the prompt's next version and, in the same commit, move `alias` to it (None: move nothing).
+
+        The same `job` publishing again gets the version that it has. `expected` is what the alias must name before; Conflict if it
+        does not, and then nothing is published. Raises DamagedBlob for a blob that no replica would load.
+        """
+        check_name(prompt, "prompt")
+        _check_length(job, "job", least=1)
+        if alias is not None:
+            check_alias(alias, "alias")
+        blob = decode_blob(data)
+        if blob.manifest.prompt != prompt:
+            raise InvalidInput.of("blob", f"its manifest is for prompt {blob.manifest.prompt!r}, not {prompt!r}")
+
+        def build(index: StoreIndex) -> list[Operation]:
+            record = index.prompts.get(prompt)
+            if record and record.version_of_job(job):
+                return []
+            if record and (stone := record.tombstone_of_job(job)):
+                raise PreconditionFailed(f"{version_name(prompt, stone.version)} of this job has been deleted", version=stone.version)
+            version = record.latest_version + 1 if record else 1
+            ops: list[Operation] = [VersionPublished(prompt, version, blob.digest, len(data), job, _summary(blob))]
+            if alias is not None:
+                check_expected(record, prompt, alias, expected)
+                ops.append(AliasMoved(prompt, alias, as_targets(version)))
+            return ops
+
+        existing = self.refresh().prompts.get(prompt)
+        published = existing.version_of_job(job) if existing else None
+        if published is None:
+            build(self._index)  # refuse before uploading
+            existed = self._put_blob(blob.digest, data)
+            self._commit(actor, build)
+            if existed:
+                self._keep_blob(blob.digest, data)
+            published = self._index.prompt(prompt).version_of_job(job)
+        if published is None:
+            raise PreconditionFailed(f"the version of {prompt!r} that this job published was deleted at once")
+        return published
+
+    def set_alias(self, prompt: str, alias: str, target: Targets | None, expected: Expected = ANYTHING, actor: str = "") -> int:
+        """Move an alias to a version, to weighted versions, or (None) remove it. Returns the revision at which it holds.
+
+        `expected`: what it must name now (a version, targets, or None for no alias), else Conflict with the `current` value.
+        """
+        check_name(prompt, "prompt")
+        check_alias(alias, "alias")
+        targets = () if target is None else as_targets(target)
+
+        def build(index: StoreIndex) -> list[Operation]:
+            record = index.prompt(prompt)
+            for wanted in targets:
+                record.version(wanted.version)
+            check_expected(record, prompt, alias, expected)
+            current = record.aliases.get(alias)
+            if current is None and not targets:
+                raise NotFound("alias", f"{prompt}@{alias}")
+            return [] if current and current.targets == targets else [AliasMoved(prompt, alias, targets)]
+
+        return self._commit(actor, build)
+
+    def delete_version(self, prompt: str, version: int, actor: str = "") -> int:
+        """Take the version out of the index; its number is never used again. PreconditionFailed while an alias names it."""
+        return self.delete_versions(prompt, [version], actor)
+
+    def delete_versions(self, prompt: str, versions: Sequence[int], actor: str = "") -> int:
+        """All or none of them, in one commit."""
+        check_name(prompt, "prompt")
+        if not 1 <= len(set(versions)) <= _MAX_OPS:
+            raise InvalidInput.of("version", f"1 to {_MAX_OPS} at once, not {len(set(versions))}")
+
+        def build(index: StoreIndex) -> list[Operation]:
+            record = index.prompt(prompt)
+            for version in versions:
+                record.version(version)
+                if aliases := record.aliases_of(version):
+                    names = ", ".join(f"{prompt}@{name}" for name in aliases)
+                    raise PreconditionFailed(f"{version_name(prompt, version)} is named by {names}: move the alias first", aliases=names)
+            return [VersionDeleted(prompt, version) for version in sorted(set(versions))]
+
+        return self._commit(actor, build)
+
+    def fetch(self, digest: str) -> bytes:
+        """The bytes of a version. Raises NotFound, or DamagedBlob if they are not what the digest says."""
+        data = self.backend.get(blob_key(digest), MAX_BLOB_BYTES)
+        if data is None:
+            raise NotFound("blob", check_digest(digest))
+        if (found := digest_of(data)) != digest:
+            raise DamagedBlob(f"the stored bytes of {digest} have digest {found}", digest=digest, found=found)
+        return data
+
+    def changes_since(self, revision: int | None) -> Changes:
+        """Refresh, then every commit after `revision` in order; None asks for the present state only."""
+        with self._lock:
+            self._catch_up()
+            index, recent = self._index, self._recent
+            if revision == index.revision:
+                return Changes((), index)
+            if revision is None or not 0 <= revision < index.revision or index.revision - revision > MAX_REPLAYED:
+                return Changes((), index, restarted=True)
+            if recent and recent[0].revision <= revision + 1:
+                return Changes(tuple(commit for commit in recent if commit.revision > revision), index)
+        return self._replay(revision, index)
+
+    def write_snapshot(self) -> int:
+        """Write the present state as one object, from which new readers start. Returns its revision."""
+        index = self.refresh()
+        self._log.write_snapshot(index)
+        return index.revision
+
+    def truncate_log(self, keep: int = MAX_REPLAYED) -> int:
+        """Remove log entries that a snapshot covers, but for the last `keep`; live watchers notice nothing or start from the snapshot."""
+        index = self.refresh()
+        up_to = index.revision - max(keep, 0)
+        if up_to <= self._log.horizon():
+            return 0
+        self._log.write_snapshot(index)
+        return self._log.truncate(up_to)
+
+    def close(self) -> None:
+        self.backend.close()
+
+    def _commit(self, actor: str, build: Callable[[StoreIndex], Sequence[Operation]]) -> int:
+        """Append what `build` makes of the newest state, again and again until it stands. Nothing to do: the present revision."""
+        _check_length(actor, "actor")
+        txid = uuid.uuid4().hex
+        deadline = time.monotonic() + _COMMIT_SECONDS
+        attempt = 0
+        while True:
+            index = self.refresh()
+            if (mine := self._find(txid)) is not None:
+                return mine.revision
+            ops = tuple(build(index))
+            if not ops:
+                return index.revision
+            self._identity.check()
+            commit = Commit(revision=index.revision + 1, txid=txid, time=utc_now(), actor=actor, ops=ops)
+            outcome = self._log.append(commit)
+            if outcome is Appended.MINE:
+                self._committed(commit)
+                return commit.revision
+            if outcome is Appended.TRUNCATED:
+                with self._lock:
+                    self._restart()
+            if time.monotonic() > deadline:
+                raise Unavailable("the prompt store is too busy: every attempt to commit lost to another writer")
+            attempt += 1
+            time.sleep(random.uniform(0, min(0.002 * 2**attempt, self.poll_seconds)))
+
+    def _committed(self, commit: Commit) -> None:
+        """The commit stands; what follows is for readers, and its failure does not undo it."""
+        try:
+            with self._lock:
+                if self._index.revision == commit.revision - 1:
+                    self._advance([commit], self._index.apply(commit))
+            if commit.revision % SNAPSHOT_EVERY == 0:
+                self.write_snapshot()
+        except SoftPromptError as error:
+            log.warning("committed revision %d, but no snapshot was written: %s", commit.revision, error.message)
+
+    def _find(self, txid: str) -> Commit | None:
+        """A commit of mine whose acknowledgement came too late to be seen."""
+        return next((commit for commit in reversed(tuple(self._recent)) if commit.txid == txid), None)
+
+    def _put_blob(self, digest: str, data: bytes) -> bool:
+        """Whether it was there before. Then it is written again: that heals damage and makes it too young to be collected."""
+        if self.backend.create(blob_key(digest), data):
+            return False
+        self.backend.put(blob_key(digest), data)
+        return True
+
+    def _keep_blob(self, digest: str, data: bytes) -> None:
+        """A collector that had already chosen an old blob may have removed it before our commit named it."""
+        if not self.backend.list(blob_key(digest)):
+            self.backend.put(blob_key(digest), data)
+
+    def _catch_up(self) -> None:
+        fresh: list[Commit] = []
+        index, problem = self._index, None
+        try:
+            while (commit := self._log.read(index.revision + 1)) is not None:
+                index = index.apply(commit)
+                fresh.append(commit)
+        except DamagedBlob as error:
+            problem = error
+        now = time.monotonic()
+        if fresh or problem or now >= self._next_check:
+            same = self._identity.is_same()
+            if not same or self._log.horizon() > self._index.revision:
+                self._restart()
+                return
+            self._next_check = now + CHECK_SECONDS
+        if fresh:
+            self._advance(fresh, index)
+        if problem:
+            raise problem
+
+    def _advance(self, fresh: Sequence[Commit], index: StoreIndex) -> None:
+        self._recent.extend(fresh)
+        self._index = index
+
+    def _restart(self) -> None:
+        """Take the newest snapshot and read on from there."""
+        self._identity.load()
+        self._index = self._log.newest_snapshot()
+        self._recent.clear()
+        self._next_check = time.monotonic() + CHECK_SECONDS
+        self._catch_up()
+
+    def _replay(self, revision: int, index: StoreIndex) -> Changes:
+        commits: list[Commit] = []
+        for number in range(revision + 1, index.revision + 1):
+            commit = self._log.read(number)
+            if commit is None:
+                return Changes((), index, restarted=True)
+            commits.append(commit)
+        if self._log.horizon() > revision:
+            return Changes((), index, restarted=True)
+        return Changes(tuple(commits), index)
+
+
+def _summary(blob: PromptBlob) -> VersionSummary:
+    manifest = blob.manifest
+    return VersionSummary(
+        base_model=manifest.base_model.id[:200],
+        base_model_fingerprint=manifest.base_model.fingerprint[:200],
+        num_virtual_tokens=manifest.num_virtual_tokens,
+        hidden_size=manifest.hidden_size,
+        parent=manifest.parent,
+        metrics=dict(list(manifest.metrics.items())[:MAX_SUMMARY_METRICS]),
+    )
+
+
+def _check_length(value: str, field: str, least: int = 0) -> None:
+    if not least <= len(value) <= 200:
+        raise InvalidInput.of(field, f"must have {least} to 200 characters, has {len(value)}")

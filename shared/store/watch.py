@@ -1,0 +1,68 @@
+"""Following a store: one asynchronous iterator for the replicas' watcher and for WatchPrompts alike."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import AsyncIterator
+
+from shared.errors import SoftPromptError
+from shared.store.store import Changes, PromptStore
+
+log = logging.getLogger(__name__)
+
+_MAX_BACKOFF = 2.0
+
+
+class StoreWatcher:
+    """Yields `Changes` whenever the store has moved, for ever, starting after `since` (None: with the present state, at once).
+
+    While the store is away it keeps asking, at most twice as slowly, so that it catches up within two polls of the store's return; it
+    says so once in the log. An entry that can't be read stops it likewise until it can. Cancel the task to end it.
+    """
+
+    def __init__(self, store: PromptStore, since: int | None = None, poll_seconds: float | None = None) -> None:
+        self._store = store
+        self._poll_seconds = poll_seconds or store.poll_seconds
+        self._last_contact = time.monotonic()
+        self.revision = since
+        self.problem = ""
+        """Why the store could not be followed at the last try, or nothing."""
+
+    @property
+    def seconds_since_contact(self) -> float:
+        return time.monotonic() - self._last_contact
+
+    async def __aiter__(self) -> AsyncIterator[Changes]:
+        while True:
+            changes = await self._ask()
+            if changes is not None and (changes.commits or changes.restarted):
+                self.revision = changes.index.revision
+                yield changes
+            await asyncio.sleep(self._pause())
+
+    async def _ask(self) -> Changes | None:
+        try:
+            changes = await asyncio.to_thread(self._store.changes_since, self.revision)
+        except SoftPromptError as error:
+            if error.message != self.problem:
+                log.warning("the prompt store can't be followed since revision %s: %s", self.revision, error.message)
+            self.problem = error.message
+            return None
+        if self.problem:
+            log.info("the prompt store can be followed again, revision %d", changes.index.revision)
+        self.problem = ""
+        self._last_contact = time.monotonic()
+        return changes
+
+    def _pause(self) -> float:
+        """Jittered, so that a fleet that started together does not ask together."""
+        jittered = self._poll_seconds * random.uniform(0.8, 1.2)
+        return jittered * _MAX_BACKOFF if self.problem else jittered
+
+
+def watch(store: PromptStore, since: int | None = None, poll_seconds: float | None = None) -> AsyncIterator[Changes]:
+    """`StoreWatcher` as a plain iterator."""
+    return aiter(StoreWatcher(store, since, poll_seconds))
