@@ -26,6 +26,8 @@ def settings_config(prefix: str) -> SettingsConfigDict:
 class ServerSettings(BaseSettings):
     """What both services are told in the same words."""
 
+    model_config = SettingsConfigDict(frozen=True, use_attribute_docstrings=True)
+
     host: str = "127.0.0.1"
     """Address that gRPC and metrics listen on; 0.0.0.0 for every interface."""
     port: int = Field(default=0, ge=0, le=65535)

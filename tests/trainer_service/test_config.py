@@ -1,0 +1,81 @@
+"""A bad setting stops the start, naming the variable and what was expected."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from shared.config import ConfigError, describe_settings, load_settings
+from trainer_service.config import BaseModelSource, TrainerSettings
+
+PREFIX = "SOFTPROMPT_TRAINER_"
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(f"{PREFIX}BASE_MODELS", "small=/models/Small")
+
+
+def test_base_models_are_ids_with_places(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(f"{PREFIX}BASE_MODELS", "small=/models/x, HuggingFaceTB/SmolLM2-135M-Instruct ,/models/Qwen3/")
+    assert load_settings(TrainerSettings).sources == (
+        BaseModelSource("small", "/models/x"),
+        BaseModelSource("smollm2-135m-instruct", "HuggingFaceTB/SmolLM2-135M-Instruct"),
+        BaseModelSource("qwen3", "/models/Qwen3/"),
+    )
+
+
+def test_everything_lives_in_the_data_directory_unless_said_otherwise(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv(f"{PREFIX}DATA_DIR", str(tmp_path))
+    settings = load_settings(TrainerSettings)
+    assert settings.resolved_store_url == str(tmp_path / "prompts")
+    assert settings.resolved_database_url == f"sqlite:///{tmp_path}/jobs.sqlite3"
+    assert settings.datasets_dir == tmp_path / "datasets"
+    monkeypatch.setenv(f"{PREFIX}STORE_URL", "s3://bucket/prompts")
+    monkeypatch.setenv(f"{PREFIX}DATABASE_URL", "postgresql+psycopg://db/jobs")
+    settings = load_settings(TrainerSettings)
+    assert (settings.resolved_store_url, settings.resolved_database_url) == ("s3://bucket/prompts", "postgresql+psycopg://db/jobs")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("BASE_MODELS", "", "at least 1 item"),
+        ("BASE_MODELS", "a=/x,a=/y", "two base models have the same id"),
+        ("BASE_MODELS", "A B=/x", "an id has characters"),
+        ("BASE_MODELS", "a=", "must be a model directory"),
+        ("MAX_WORKERS", "0", "greater than or equal to 1"),
+        ("MAX_WORKERS", "many", "valid integer"),
+        ("MAX_VIRTUAL_TOKENS", "100000", "less than or equal to 1024"),
+        ("MAX_RUNTIME_SECONDS", "-1", "greater than 0"),
+        ("CHECKPOINT_SECONDS", "0", "greater than 0"),
+        ("DTYPE", "float64", "'auto', 'float32' or 'bfloat16'"),
+        ("DATASET_ROOTS", "relative", "absolute path of an existing directory"),
+        ("DATASET_ROOTS", "/no/such/directory", "absolute path of an existing directory"),
+        ("MAX_LINE_BYTES", str(1 << 40), "can't be longer than a dataset"),
+        ("PORT", "70000", "less than or equal to 65535"),
+        ("MAX_WORKER", "1", "is not a setting"),
+    ],
+)
+def test_bad_values_name_variable_and_expectation(monkeypatch: pytest.MonkeyPatch, name: str, value: str, expected: str) -> None:
+    monkeypatch.setenv(f"{PREFIX}{name}", value)
+    with pytest.raises(ConfigError) as refused:
+        load_settings(TrainerSettings)
+    assert f"{PREFIX}{name}" in str(refused.value)
+    assert expected in str(refused.value)
+
+
+def test_all_bad_variables_are_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(f"{PREFIX}MAX_WORKERS", "0")
+    monkeypatch.setenv(f"{PREFIX}DTYPE", "int8")
+    with pytest.raises(ConfigError) as refused:
+        load_settings(TrainerSettings)
+    assert len(str(refused.value).splitlines()) == 2
+
+
+def test_help_explains_every_setting() -> None:
+    text = describe_settings(TrainerSettings)
+    for name, field in TrainerSettings.model_fields.items():
+        assert f"{PREFIX}{name.upper()}" in text
+        assert field.description, f"{name} has no docstring"

@@ -1,0 +1,137 @@
+"""The trainer's settings, SOFTPROMPT_TRAINER_*: read once, at start. What a part needs is handed to it in that part's own words."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
+from pydantic_settings import NoDecode
+
+from shared.base_model import Device, DType, default_id
+from shared.config import ServerSettings, settings_config
+from shared.soft_prompt import MAX_VIRTUAL_TOKENS
+from trainer_service.jobs.config import JobsConfig
+from trainer_service.jobs.dataset_upload import UploadLimits
+
+_ID_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-._")
+
+
+def _split_commas(value: object) -> object:
+    return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+
+CommaSeparated = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_commas)]
+
+
+@dataclass(frozen=True)
+class BaseModelSource:
+    """Where a base model is, and the id that callers know it by."""
+
+    id: str
+    source: str
+
+    @classmethod
+    def parse(cls, text: str) -> BaseModelSource:
+        """`id=directory-or-hub-id`, or without an id: then it is called after the last part."""
+        id, separator, source = text.partition("=")
+        found = cls(id, source) if separator else cls(default_id(text), text)
+        if not found.source or not found.id or not _ID_CHARACTERS.issuperset(found.id):
+            raise ValueError(f"{text!r} must be a model directory, a hub id or ID=one of these; an id has characters of a-z 0-9 - . _")
+        return found
+
+
+class TrainerSettings(ServerSettings):
+    """Everything that an operator may set."""
+
+    model_config = settings_config("SOFTPROMPT_TRAINER_")
+
+    base_models: CommaSeparated = Field(min_length=1)
+    """Base models to train prompts for: directories or hub ids, comma-separated, each optionally as ID=...; the first is the default."""
+    dtype: DType = "auto"
+    """What workers compute in: auto (bfloat16 where the hardware is fast at it), float32 or bfloat16."""
+    device: Device = "auto"
+    """What workers compute on: auto, cpu or cuda."""
+    data_dir: Path = Path("softprompt-data")
+    """Directory for jobs, checkpoints and datasets, and for prompts unless store_url says otherwise. Made if it isn't there."""
+    store_url: str = ""
+    """Prompt store: a directory, or a URL of an object store (s3://bucket/prefix). Empty: `prompts` in the data directory."""
+    database_url: str = ""
+    """Job database as an SQLAlchemy URL. Empty: SQLite in the data directory."""
+    dataset_roots: CommaSeparated = ()
+    """Directories, comma-separated, under which callers may name datasets as file:// URIs. Empty: no URIs."""
+    ray_address: str = ""
+    """Ray cluster to use, for example ray-head:6379. Empty: Ray is started inside this machine and ends with the service."""
+    max_workers: int = Field(default=1, ge=1, le=1024)
+    """Most workers at once; a worker takes a GPU, or this machine's CPU cores."""
+    max_jobs_per_worker: int = Field(default=8, ge=1, le=256)
+    """Most jobs that share one worker's step."""
+    worker_idle_seconds: float = Field(default=300, gt=0, le=86_400)
+    """A worker without jobs is stopped after that."""
+    checkpoint_seconds: float = Field(default=10, gt=0, le=3_600)
+    """Time between two checkpoints of a job."""
+    max_queued_jobs: int = Field(default=10_000, ge=1)
+    """Most jobs that wait; further ones are refused with RESOURCE_EXHAUSTED."""
+    max_runtime_seconds: float = Field(default=24 * 3600, gt=0)
+    """Longest time that one job may spend on workers."""
+    max_virtual_tokens: int = Field(default=512, ge=1, le=MAX_VIRTUAL_TOKENS)
+    """Most virtual tokens of a soft prompt."""
+    max_examples: int = Field(default=100_000, ge=1)
+    """Most examples of a dataset."""
+    max_dataset_bytes: int = Field(default=256 << 20, ge=1 << 10)
+    """Most bytes of a dataset."""
+    max_line_bytes: int = Field(default=1 << 20, ge=1 << 8)
+    """Most bytes of one line of a dataset."""
+
+    @field_validator("base_models")
+    @classmethod
+    def _base_models_parse(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        ids = [BaseModelSource.parse(text).id for text in value]
+        if len(set(ids)) != len(ids):
+            raise ValueError(f"two base models have the same id: {', '.join(ids)}; write ID=directory")
+        return value
+
+    @field_validator("dataset_roots")
+    @classmethod
+    def _dataset_roots_exist(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for root in value:
+            if not (Path(root).is_absolute() and Path(root).is_dir()):
+                raise ValueError(f"{root!r} must be an absolute path of an existing directory")
+        return value
+
+    @field_validator("max_line_bytes")
+    @classmethod
+    def _lines_fit_datasets(cls, value: int, info: ValidationInfo) -> int:
+        if value > info.data.get("max_dataset_bytes", value):
+            raise ValueError(f"a line can't be longer than a dataset: at most {info.data['max_dataset_bytes']}")
+        return value
+
+    @property
+    def sources(self) -> tuple[BaseModelSource, ...]:
+        return tuple(BaseModelSource.parse(text) for text in self.base_models)
+
+    @property
+    def resolved_store_url(self) -> str:
+        return self.store_url or str(self.data_dir / "prompts")
+
+    @property
+    def resolved_database_url(self) -> str:
+        return self.database_url or f"sqlite:///{(self.data_dir / 'jobs.sqlite3').absolute()}"
+
+    @property
+    def datasets_dir(self) -> Path:
+        return self.data_dir / "datasets"
+
+    @property
+    def upload_limits(self) -> UploadLimits:
+        return UploadLimits(max_examples=self.max_examples, max_dataset_bytes=self.max_dataset_bytes, max_line_bytes=self.max_line_bytes)
+
+    @property
+    def jobs(self) -> JobsConfig:
+        return JobsConfig(
+            max_queued_jobs=self.max_queued_jobs,
+            max_workers=self.max_workers,
+            max_jobs_per_worker=self.max_jobs_per_worker,
+            worker_idle_seconds=self.worker_idle_seconds,
+        )

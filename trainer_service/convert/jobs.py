@@ -1,0 +1,68 @@
+"""Jobs, their progress and their events, as messages. Only this way: nobody sends us a job."""
+
+from __future__ import annotations
+
+from prompttuning.v1 import tuning_pb2
+
+from trainer_service.convert.enums import STATES
+from trainer_service.convert.fields import to_timestamp
+from trainer_service.convert.spec import effective_to_wire, spec_to_wire
+from trainer_service.jobs.model import CheckpointStored, Evaluation, Job, JobEvent, JobFilter, JobProgress, JobResult, Note
+from trainer_service.violations import Violations
+
+
+def job_to_wire(job: Job) -> tuning_pb2.TuningJob:
+    statistics = None if job.dataset_statistics is None else tuning_pb2.DatasetStatistics(**job.dataset_statistics.model_dump())
+    error = None if job.error is None else tuning_pb2.TuningError(**job.error.model_dump())
+    return tuning_pb2.TuningJob(
+        name=job.name,
+        spec=spec_to_wire(job.spec),
+        effective_spec=effective_to_wire(job.spec, job.effective),
+        state=STATES.to_wire(job.state),
+        queue_position=job.queue_position,
+        attempt=job.attempt,
+        progress=progress_to_wire(job.progress),
+        dataset_statistics=statistics,
+        error=error,
+        result=None if job.result is None else result_to_wire(job.result),
+        create_time=to_timestamp(job.create_time),
+        start_time=to_timestamp(job.start_time),
+        end_time=to_timestamp(job.end_time),
+        last_event=job.last_event,
+    )
+
+
+def progress_to_wire(progress: JobProgress) -> tuning_pb2.TuningProgress:
+    values = progress.model_dump(exclude={"estimated_end_time"})
+    return tuning_pb2.TuningProgress(**values, estimated_end_time=to_timestamp(progress.estimated_end_time))
+
+
+def result_to_wire(result: JobResult) -> tuning_pb2.TuningResult:
+    tokens = [tuning_pb2.NearestToken(text=token.text, cosine=token.cosine) for token in result.nearest_tokens]
+    return tuning_pb2.TuningResult(**result.model_dump(exclude={"nearest_tokens"}), nearest_tokens=tokens)
+
+
+def event_to_wire(event: JobEvent) -> tuning_pb2.TuningEvent:
+    message = tuning_pb2.TuningEvent(number=event.number, time=to_timestamp(event.time))
+    match event.payload:
+        case Job():
+            message.state_changed.CopyFrom(job_to_wire(event.payload))
+        case JobProgress():
+            message.progress.CopyFrom(progress_to_wire(event.payload))
+        case Evaluation(step=step, metrics=metrics, is_best=is_best):
+            message.evaluation.CopyFrom(tuning_pb2.Evaluation(step=step, metrics=metrics, is_best=is_best))
+        case CheckpointStored(step=step):
+            message.checkpoint.CopyFrom(tuning_pb2.Checkpoint(step=step))
+        case Note(text=text):
+            message.note = text
+    return message
+
+
+def filter_from_wire(message: tuning_pb2.ListTuningJobsRequest) -> JobFilter:
+    """Raises InvalidInput for states that this build does not know."""
+    violations = Violations()
+    states = {STATES.from_wire(number, f"states[{index}]", violations) for index, number in enumerate(message.states)}
+    violations.raise_if_any()
+    return JobFilter(
+        states=frozenset(state for state in states if state is not None), prompt=message.prompt, annotations=dict(message.annotations)
+    )

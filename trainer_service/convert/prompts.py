@@ -1,0 +1,120 @@
+"""Prompts, versions and aliases between the store's records and the protocol's messages."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from prompttuning.v1 import common_pb2, prompts_pb2
+
+from shared.errors import InvalidInput
+from shared.manifest import Manifest, parse_timestamp
+from shared.names import version_name
+from shared.store.commit import MAX_TARGETS, MAX_WEIGHT, AliasTarget
+from shared.store.index import Alias, PromptRecord, VersionRecord
+from shared.template import Template
+from trainer_service.convert.common import alias_from_wire, base_model_to_wire, sampling_to_wire, template_from_wire, template_to_wire
+from trainer_service.convert.fields import to_timestamp
+from trainer_service.imports import ImportRequest, is_import
+from trainer_service.prompts import PromptChange, Version
+from trainer_service.violations import Violations
+
+_MAX_VERSION = 999_999_999
+
+
+def prompt_to_wire(prompt: PromptRecord) -> prompts_pb2.Prompt:
+    newest = max(prompt.versions.values(), key=lambda record: record.version, default=None)
+    return prompts_pb2.Prompt(
+        name=f"prompts/{prompt.name}",
+        latest_version=0 if newest is None else newest.version,
+        num_versions=len(prompt.versions),
+        aliases=[alias_to_wire(alias) for _, alias in sorted(prompt.aliases.items())],
+        update_time=None if newest is None else to_timestamp(parse_timestamp(newest.created_at)),
+    )
+
+
+def alias_to_wire(alias: Alias) -> prompts_pb2.Alias:
+    return prompts_pb2.Alias(name=alias.name, targets=targets_to_wire(alias.targets), revision=alias.revision)
+
+
+def targets_to_wire(targets: Sequence[AliasTarget]) -> list[prompts_pb2.AliasTarget]:
+    return [prompts_pb2.AliasTarget(version=target.version, weight=target.weight) for target in targets]
+
+
+def targets_from_wire(messages: Sequence[prompts_pb2.AliasTarget]) -> tuple[AliasTarget, ...]:
+    """Weights are ratios; they become whole numbers, as the store keeps them. Raises InvalidInput."""
+    if len(messages) > MAX_TARGETS:
+        raise InvalidInput.of("targets", f"has {len(messages)} entries; at most {MAX_TARGETS} are allowed")
+    for index, message in enumerate(messages):
+        if not 1 <= message.version <= _MAX_VERSION:
+            raise InvalidInput.of(f"targets[{index}].version", f"{message.version} is not a version number")
+        if not (math.isfinite(message.weight) and message.weight > 0):
+            raise InvalidInput.of(f"targets[{index}].weight", f"must be above 0, not {message.weight}")
+    weights = [message.weight for message in messages]
+    if not all(weight.is_integer() and weight <= MAX_WEIGHT for weight in weights):
+        weights = [max(1, round(weight / max(weights) * MAX_WEIGHT)) for weight in weights]
+    return tuple(AliasTarget(message.version, int(weight)) for message, weight in zip(messages, weights, strict=True))
+
+
+def version_to_wire(version: Version, manifest: Manifest | None = None) -> prompts_pb2.PromptVersion:
+    """What the index knows of a version, and all of it where the manifest was read."""
+    prompt, record = version.prompt, version.record
+    message = prompts_pb2.PromptVersion(
+        name=record.name,
+        digest=record.digest,
+        size_bytes=record.size_bytes,
+        create_time=to_timestamp(parse_timestamp(record.created_at)),
+        job="" if is_import(record.job) else record.job,
+        base_model=_base_model(record, manifest),
+        num_virtual_tokens=record.summary.num_virtual_tokens,
+        metrics=record.metrics,
+        parent=record.summary.parent,
+        revision=record.revision,
+        aliases=prompt.aliases_of(record.version),
+    )
+    if manifest is not None:
+        message.template.CopyFrom(template_to_wire(manifest.template))
+        message.labels.extend(manifest.labels)
+        message.metrics.update(manifest.metrics)
+        message.sampling_defaults.CopyFrom(sampling_to_wire(manifest.sampling_defaults))
+        recipe: Any = manifest.recipe
+        message.recipe.update(recipe)
+    return message
+
+
+def _base_model(record: VersionRecord, manifest: Manifest | None) -> common_pb2.BaseModel:
+    if manifest is not None:
+        return base_model_to_wire(manifest.base_model)
+    summary = record.summary
+    return common_pb2.BaseModel(id=summary.base_model, fingerprint=summary.base_model_fingerprint, hidden_size=summary.hidden_size)
+
+
+def import_from_wire(header: prompts_pb2.ImportHeader) -> ImportRequest:
+    """Raises InvalidInput."""
+    violations = Violations()
+    template = template_from_wire(header.template, "header.template", violations)
+    violations.raise_if_any()
+    return ImportRequest(
+        prompt=header.prompt,
+        base_model=header.base_model,
+        template=template or Template(),
+        labels=tuple(header.labels),
+        alias=alias_from_wire(header.alias),
+        request_id=header.request_id,
+    )
+
+
+def change_to_wire(change: PromptChange) -> prompts_pb2.WatchPromptsResponse:
+    message = prompts_pb2.WatchPromptsResponse(revision=change.revision)
+    if change.snapshot is not None:
+        message.snapshot.CopyFrom(prompts_pb2.PromptSnapshot(prompts=[prompt_to_wire(prompt) for prompt in change.snapshot]))
+    elif change.published is not None:
+        message.published.CopyFrom(version_to_wire(change.published))
+    elif change.alias_moved is not None:
+        moved = change.alias_moved
+        alias = prompts_pb2.Alias(name=moved.alias, targets=targets_to_wire(moved.targets), revision=change.revision)
+        message.alias_set.CopyFrom(prompts_pb2.AliasChange(prompt=f"prompts/{moved.prompt}", alias=alias))
+    elif change.deleted is not None:
+        message.deleted_version = version_name(change.deleted.prompt, change.deleted.version)
+    return message

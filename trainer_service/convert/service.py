@@ -1,0 +1,39 @@
+"""The service's description of itself, and of a stored dataset, as messages."""
+
+from __future__ import annotations
+
+from prompttuning.v1 import tuning_pb2
+
+from trainer_service.convert.common import base_model_to_wire
+from trainer_service.convert.enums import TASKS
+from trainer_service.convert.fields import to_duration
+from trainer_service.convert.spec import hyperparameters_to_wire
+from trainer_service.jobs.datasets import StoredDataset
+from trainer_service.jobs.model import JobCounts
+from trainer_service.service_info import ServiceInfo
+
+
+def dataset_to_wire(stored: StoredDataset) -> tuning_pb2.UploadDatasetResponse:
+    return tuning_pb2.UploadDatasetResponse(
+        dataset=stored.name, num_examples=stored.num_examples, task=TASKS.to_wire(stored.task), labels=stored.labels
+    )
+
+
+def info_to_wire(info: ServiceInfo, counts: JobCounts) -> tuning_pb2.GetServiceInfoResponse:
+    limits = tuning_pb2.TuningLimits(
+        max_virtual_tokens=info.limits.max_virtual_tokens,
+        max_examples=info.upload_limits.max_examples,
+        max_dataset_bytes=info.upload_limits.max_dataset_bytes,
+        max_line_bytes=info.upload_limits.max_line_bytes,
+        max_queued_jobs=info.limits.max_queued_jobs,
+        max_runtime=to_duration(info.limits.max_runtime_seconds),
+    )
+    return tuning_pb2.GetServiceInfoResponse(
+        software_version=info.software_version,
+        base_models=map(base_model_to_wire, info.base_models),
+        limits=limits,
+        default_hyperparameters=hyperparameters_to_wire(info.default_hyperparameters),
+        queued_jobs=counts.queued,
+        running_jobs=counts.running,
+        num_workers=counts.num_workers,
+    )

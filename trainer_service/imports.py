@@ -1,0 +1,114 @@
+"""Soft prompts that were trained elsewhere: a safetensors file becomes a blob of ours. Nothing else is read, pickle least of all.
+
+Taken are our own blobs (also from another store), PEFT's prompt-tuning adapters, and files with one plain matrix.
+"""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load
+
+from shared.base_model import BaseModelInfo
+from shared.blob import TENSOR_KEY, decode_blob, encode_blob
+from shared.errors import DamagedBlob, InvalidInput, PreconditionFailed
+from shared.manifest import Manifest, utc_now
+from shared.names import check_alias, check_name
+from shared.soft_prompt import SoftPrompt
+from shared.template import Template
+from trainer_service.base_models import BaseModels
+from trainer_service.training.dataset import check_labels
+
+_IMPORT_PREFIX = "imports/"
+_PICKLE_BEGINNINGS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+_FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+_MAX_REQUEST_ID_CHARS = 128
+
+
+@dataclass(frozen=True)
+class ImportRequest:
+    """`template` and `labels` are for files that don't say them themselves. An empty `alias` moves none."""
+
+    prompt: str
+    base_model: str
+    template: Template
+    labels: tuple[str, ...]
+    alias: str
+    request_id: str
+
+    def __post_init__(self) -> None:
+        """Raises InvalidInput."""
+        check_name(self.prompt, "header.prompt")
+        if self.alias:
+            check_alias(self.alias, "header.alias")
+        if len(self.request_id) > _MAX_REQUEST_ID_CHARS:
+            raise InvalidInput.of("header.request_id", f"at most {_MAX_REQUEST_ID_CHARS} characters are allowed")
+        self.template.check("header.template")
+        check_labels(self.labels)
+
+
+def import_job(request: ImportRequest) -> str:
+    """What stands in the store for the job of an import; a repeated request id is the same import."""
+    return f"{_IMPORT_PREFIX}{request.request_id or uuid.uuid4().hex}"
+
+
+def is_import(job: str) -> bool:
+    return job.startswith(_IMPORT_PREFIX)
+
+
+def imported_blob(data: bytes, request: ImportRequest, models: BaseModels) -> tuple[bytes, Manifest]:
+    """The blob to publish. Raises InvalidInput, DamagedBlob, or PreconditionFailed for a prompt of another base model."""
+    if data.startswith(_PICKLE_BEGINNINGS):
+        raise InvalidInput.of("chunk", "is a pickle (PyTorch .bin or .pt): those can run code and are refused; save it as safetensors")
+    info = models.get(request.base_model, "header.base_model").info
+    try:
+        own = decode_blob(data)
+    except DamagedBlob as error:
+        soft_prompt = _read_matrix(data, error)
+        manifest = _new_manifest(soft_prompt, request, info)
+    else:
+        soft_prompt = own.soft_prompt
+        _check_base_model(own.manifest.base_model, info)
+        manifest = own.manifest.model_copy(update={"prompt": request.prompt})
+    return encode_blob(soft_prompt, manifest), manifest
+
+
+def _read_matrix(data: bytes, as_blob: DamagedBlob) -> SoftPrompt:
+    """The one matrix of a foreign safetensors file; `as_blob` is why it isn't a blob of ours."""
+    try:
+        tensors = load(data)
+    except (SafetensorError, ValueError, KeyError, OverflowError) as error:
+        raise DamagedBlob(f"is not a sound safetensors file: {as_blob.message}") from error
+    found = tensors.get(TENSOR_KEY, next(iter(tensors.values())) if len(tensors) == 1 else None)
+    if found is None:
+        raise InvalidInput.of("chunk", f"must hold the tensor {TENSOR_KEY} or one tensor only, holds {len(tensors)}")
+    if found.dtype not in _FLOATS:
+        raise InvalidInput.of("chunk", f"must be a matrix of floating-point numbers, not of {found.dtype}")
+    return SoftPrompt(found.to(torch.float32).contiguous())
+
+
+def _new_manifest(soft_prompt: SoftPrompt, request: ImportRequest, info: BaseModelInfo) -> Manifest:
+    if soft_prompt.hidden_size != info.hidden_size:
+        text = f"the matrix has width {soft_prompt.hidden_size}; {info.id} with fingerprint {info.fingerprint} has {info.hidden_size}"
+        raise PreconditionFailed(text, hidden_size=soft_prompt.hidden_size, base_model_fingerprint=info.fingerprint)
+    return Manifest(
+        prompt=request.prompt,
+        base_model=info,
+        template=request.template,
+        num_virtual_tokens=soft_prompt.num_virtual_tokens,
+        hidden_size=soft_prompt.hidden_size,
+        labels=request.labels,
+        created_at=utc_now(),
+    )
+
+
+def _check_base_model(theirs: BaseModelInfo, ours: BaseModelInfo) -> None:
+    if theirs.fingerprint != ours.fingerprint:
+        raise PreconditionFailed(
+            f"the file is for a base model with fingerprint {theirs.fingerprint}; {ours.id} has {ours.fingerprint}",
+            source_fingerprint=theirs.fingerprint,
+            base_model_fingerprint=ours.fingerprint,
+        )

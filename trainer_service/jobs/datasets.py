@@ -1,0 +1,187 @@
+"""Datasets at rest: JSON lines in a directory, each file under the digest of its bytes. Whatever is there was checked before.
+
+    datasets/sha256-<hex>        the name that callers use
+    <directory>/sha256-<hex>.jsonl
+
+A dataset arrives by upload, inside a request, or from a URI under an allowed root; in each case it is a copy, so that nobody can
+change what a job trains on after the job was accepted. The same bytes are stored once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import logging
+import re
+import time
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from shared.errors import DamagedBlob, DeadlineExceeded, InvalidInput, NotFound, Overloaded, Unavailable
+from trainer_service.jobs.dataset_fields import DATASET, in_dataset, renamed
+from trainer_service.jobs.dataset_roots import DatasetRoots
+from trainer_service.jobs.dataset_upload import TEMPORARY_PREFIX, IncomingFile, UploadLimits
+from trainer_service.training.dataset import DatasetLimits, ParsedDataset, parse_examples
+from trainer_service.training.spec import Example, TaskKind
+
+log = logging.getLogger(__name__)
+
+MAX_CHUNK_BYTES = 1 << 20
+MAX_CONCURRENT_UPLOADS = 16
+IDLE_UPLOAD_SECONDS = 60.0
+"""An upload that sends nothing for that long is given up."""
+_ABANDONED_SECONDS = 3600.0
+_NAME = re.compile(r"datasets/sha256-([0-9a-f]{64})")
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class StoredDataset:
+    """What is known of a dataset once it is stored."""
+
+    name: str
+    num_examples: int
+    task: TaskKind
+    labels: tuple[str, ...]
+
+
+class DatasetStore:
+    """Synchronous methods may block on the disk: call them in a thread. Several processes may share the directory."""
+
+    def __init__(self, directory: Path, limits: UploadLimits, roots: DatasetRoots) -> None:
+        self._directory, self._limits, self._roots = directory, limits, roots
+        self._num_uploads = 0
+        directory.mkdir(parents=True, exist_ok=True)
+        self._remove_abandoned()
+
+    async def receive(
+        self, chunks: AsyncIterator[bytes], *, size_bytes: int = 0, digest: str = "", labels: Sequence[str] = ()
+    ) -> StoredDataset:
+        """Store what a client sends, if all of it is right. `size_bytes` and `digest` are what it announced (0 and "": nothing)."""
+        self._check_announcement(size_bytes, digest)
+        if self._num_uploads >= MAX_CONCURRENT_UPLOADS:
+            raise Overloaded(f"{self._num_uploads} uploads are running; at most {MAX_CONCURRENT_UPLOADS} may", retry_after_seconds=5)
+        self._num_uploads += 1
+        try:
+            with _disk(), IncomingFile(self._directory, self._limits) as incoming:
+                while (chunk := await _next_chunk(chunks)) is not None:
+                    await asyncio.to_thread(incoming.write, chunk)
+                _check_arrival(incoming, size_bytes, digest)
+                return await asyncio.to_thread(self._keep, incoming, tuple(labels))
+        finally:
+            self._num_uploads -= 1
+
+    def add_examples(self, examples: Iterable[Example]) -> StoredDataset:
+        """Store examples that came inside a request."""
+        with _disk(), IncomingFile(self._directory, self._limits) as incoming:
+            for example in examples:
+                incoming.write(_encode(example))
+            return self._keep(incoming)
+
+    def add_uri(self, uri: str, field: str) -> StoredDataset:
+        """Store a copy of a file under one of the allowed roots. Raises InvalidInput naming `field`."""
+        source = self._roots.open(uri, field)
+        with _disk(), source, IncomingFile(self._directory, self._limits) as incoming:
+            while chunk := source.read(MAX_CHUNK_BYTES):
+                incoming.write(chunk)
+            return self._keep(incoming)
+
+    def read(self, name: str) -> tuple[Example, ...]:
+        """Raises NotFound, or DamagedBlob if the bytes no longer match the name."""
+        return self.parse(name).examples
+
+    def parse(self, name: str, labels: Sequence[str] = ()) -> ParsedDataset:
+        """The examples with the task and labels that they show, checked against `labels` if there are any. Raises like `read`."""
+        match = _NAME.fullmatch(name)
+        if not match:
+            raise NotFound("dataset", name[:120], "names look like datasets/sha256-<64 hexadecimal digits>")
+        digest = hashlib.sha256()
+        with _disk():
+            try:
+                file = self._path(match[1]).open("rb")
+            except FileNotFoundError:
+                raise NotFound("dataset", name, "upload it first") from None
+            with file:
+                parsed = self._parse(_hashed(file, digest), labels)
+        if digest.hexdigest() != match[1]:
+            raise DamagedBlob(f"{name} was changed on disk")
+        return parsed
+
+    def _keep(self, incoming: IncomingFile, labels: Sequence[str] = ()) -> StoredDataset:
+        """Parse what has arrived and make it a dataset. Raises InvalidInput naming lines."""
+        incoming.flush()
+        with incoming.path.open("rb") as lines:
+            parsed = self._parse(lines, labels)
+        hexadecimal = incoming.digest.removeprefix("sha256:")
+        incoming.keep_as(self._path(hexadecimal))
+        stored = StoredDataset(f"datasets/sha256-{hexadecimal}", len(parsed.examples), parsed.task, parsed.labels)
+        log.info("dataset stored", extra={"fields": {"dataset": stored.name, "examples": stored.num_examples, "bytes": incoming.num_bytes}})
+        return stored
+
+    def _parse(self, lines: Iterable[bytes], labels: Sequence[str]) -> ParsedDataset:
+        limits = DatasetLimits(max_line_bytes=self._limits.max_line_bytes + 1, max_examples=self._limits.max_examples)  # and its newline
+        with renamed(in_dataset(DATASET)):
+            return parse_examples(lines, labels, limits)
+
+    def _check_announcement(self, size_bytes: int, digest: str) -> None:
+        if not 0 <= size_bytes <= self._limits.max_dataset_bytes:
+            raise InvalidInput.of("header.size_bytes", f"{size_bytes} is not in 0 to {self._limits.max_dataset_bytes}")
+        if digest and not _DIGEST.fullmatch(digest):
+            raise InvalidInput.of("header.digest", "must be sha256: and 64 lower-case hexadecimal digits")
+
+    def _path(self, hexadecimal: str) -> Path:
+        return self._directory / f"sha256-{hexadecimal}.jsonl"
+
+    def _remove_abandoned(self) -> None:
+        """What a killed process left; recent ones may be another replica's."""
+        for path in self._directory.glob(f"{TEMPORARY_PREFIX}*"):
+            if path.stat().st_mtime < time.time() - _ABANDONED_SECONDS:
+                path.unlink(missing_ok=True)
+
+
+async def _next_chunk(chunks: AsyncIterator[bytes]) -> bytes | None:
+    try:
+        async with asyncio.timeout(IDLE_UPLOAD_SECONDS):
+            chunk = await anext(chunks, None)
+    except TimeoutError:
+        raise DeadlineExceeded(f"the upload sent nothing for {IDLE_UPLOAD_SECONDS:.0f} seconds") from None
+    if chunk is not None and len(chunk) > MAX_CHUNK_BYTES:
+        raise InvalidInput.of("chunk", f"has {len(chunk)} bytes; send at most {MAX_CHUNK_BYTES} in one message")
+    return chunk
+
+
+def _check_arrival(incoming: IncomingFile, size_bytes: int, digest: str) -> None:
+    if size_bytes and size_bytes != incoming.num_bytes:
+        raise InvalidInput.of("header.size_bytes", f"announced {size_bytes} bytes, {incoming.num_bytes} arrived")
+    if digest and digest != incoming.digest:
+        raise InvalidInput.of("header.digest", f"announced {digest}, what arrived has {incoming.digest}")
+
+
+def _encode(example: Example) -> bytes:
+    """One JSON line, the same for the same example."""
+    if example.messages:
+        line: dict[str, object] = {"messages": [message.model_dump() for message in example.messages]}
+    elif example.label is not None:
+        line = {"input": example.input, "label": example.label}
+    else:
+        line = {"input": example.input, "output": example.output}
+    return json.dumps(line, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+
+
+def _hashed(lines: Iterable[bytes], digest: hashlib._Hash) -> Iterator[bytes]:
+    for line in lines:
+        digest.update(line)
+        yield line
+
+
+@contextmanager
+def _disk() -> Iterator[None]:
+    """A full or broken disk is the operator's to mend; a caller may try again."""
+    try:
+        yield
+    except OSError as error:
+        log.exception("the dataset store can't be used")
+        raise Unavailable("the trainer can't read or write datasets now; try again later") from error

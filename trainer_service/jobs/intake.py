@@ -1,0 +1,47 @@
+"""From a caller's request to a queued job: its examples become stored datasets, then the manager takes the spec."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import ExitStack
+from typing import Protocol
+
+from trainer_service.jobs.dataset_fields import DATASET, VALIDATION, in_request, renamed
+from trainer_service.jobs.datasets import DatasetStore
+from trainer_service.jobs.model import Job, TuningSpec
+from trainer_service.jobs.request import DatasetUri, ExampleSource, InlineExamples, JobRequest, UploadedDataset
+
+
+class JobCreator(Protocol):
+    """What the intake needs of the job manager."""
+
+    async def create(self, spec: TuningSpec, *, request_id: str = "", caller: str = "") -> Job: ...
+
+
+class JobIntake:
+    """Names of fields in what it raises are the caller's own."""
+
+    def __init__(self, datasets: DatasetStore, jobs: JobCreator) -> None:
+        self._datasets, self._jobs = datasets, jobs
+
+    async def create(self, request: JobRequest, caller: str = "") -> Job:
+        """The job, queued. Raises InvalidInput with everything that is wrong, NotFound, PreconditionFailed or Overloaded."""
+        with ExitStack() as names:
+            for which, source in ((DATASET, request.dataset), (VALIDATION, request.validation)):
+                if isinstance(source, InlineExamples):
+                    names.enter_context(renamed(in_request(which, source.field)))
+            dataset = await self._store(request.dataset, DATASET)
+            validation = await self._store(request.validation, VALIDATION) if request.validation else ""
+            spec = request.spec.model_copy(update={"dataset": dataset, "validation_dataset": validation})
+            return await self._jobs.create(spec, request_id=request.request_id, caller=caller)
+
+    async def _store(self, source: ExampleSource, which: str) -> str:
+        """The name of the dataset, stored now if it wasn't before."""
+        with renamed(lambda field: field.replace(DATASET, which, 1) if field.startswith(DATASET) else field):
+            match source:
+                case InlineExamples(examples=examples):
+                    return (await asyncio.to_thread(self._datasets.add_examples, examples)).name
+                case DatasetUri(uri=uri, field=field):
+                    return (await asyncio.to_thread(self._datasets.add_uri, uri, field)).name
+                case UploadedDataset(name=name):
+                    return name

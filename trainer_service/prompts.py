@@ -1,0 +1,188 @@
+"""Published prompts as callers manage them: the prompt store, asynchronous, in pages, with compare-and-set as they write it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from dataclasses import dataclass
+
+from shared.blob import MAX_BLOB_BYTES, decode_blob
+from shared.errors import Conflict, InvalidInput
+from shared.manifest import Manifest
+from shared.names import PromptReference, check_alias, check_name, parse_version_name
+from shared.store import (
+    ANYTHING,
+    Alias,
+    AliasMoved,
+    AliasTarget,
+    Changes,
+    Commit,
+    PromptRecord,
+    PromptStore,
+    StoreIndex,
+    VersionDeleted,
+    VersionPublished,
+    VersionRecord,
+    watch,
+)
+from shared.store.alias import Expected
+from trainer_service.base_models import BaseModels
+from trainer_service.imports import ImportRequest, import_job, imported_blob
+
+
+@dataclass(frozen=True)
+class PromptPage:
+    prompts: tuple[PromptRecord, ...]
+    next_page_token: str
+
+
+@dataclass(frozen=True)
+class VersionPage:
+    """Newest first."""
+
+    prompt: PromptRecord
+    versions: tuple[VersionRecord, ...]
+    next_page_token: str
+
+
+@dataclass(frozen=True)
+class Version:
+    """One version with the prompt that it belongs to, as the index knows them at one revision."""
+
+    prompt: PromptRecord
+    record: VersionRecord
+
+
+@dataclass(frozen=True)
+class PromptChange:
+    """One change of the store: exactly one field beside `revision` is set."""
+
+    revision: int
+    snapshot: tuple[PromptRecord, ...] | None = None
+    published: Version | None = None
+    alias_moved: AliasMoved | None = None
+    deleted: VersionDeleted | None = None
+
+
+class Prompts:
+    """Every method reads the store's newest state first. All raise Unavailable while the store is away."""
+
+    def __init__(self, store: PromptStore, models: BaseModels) -> None:
+        self._store, self._models = store, models
+
+    async def list(self, name_prefix: str, page_size: int, page_token: str) -> PromptPage:
+        """By name; the token is the last name of the page before."""
+        after = check_name(page_token, "page_token") if page_token else ""
+        index = await self._fresh()
+        matching = [prompt for prompt in index.list_prompts(after, len(index.prompts)) if prompt.name.startswith(name_prefix)]
+        more = len(matching) > page_size
+        return PromptPage(tuple(matching[:page_size]), matching[page_size - 1].name if more else "")
+
+    async def get(self, prompt: str) -> PromptRecord:
+        return (await self._fresh()).prompt(prompt)
+
+    async def versions(self, prompt: str, page_size: int, page_token: str) -> VersionPage:
+        """The token is the number of the last version of the page before."""
+        if page_token and not (page_token.isascii() and page_token.isdigit() and len(page_token) < 10):
+            raise InvalidInput.of("page_token", "was not made by this service")
+        index = await self._fresh()
+        found = index.list_versions(prompt, int(page_token or 0), page_size + 1)
+        more = len(found) > page_size
+        return VersionPage(index.prompt(prompt), tuple(found[:page_size]), str(found[page_size - 1].version) if more else "")
+
+    async def resolve(self, name: str) -> Version:
+        """`prompts/{prompt}/versions/{n}`, or a reference."""
+        reference = _reference(name)
+        index = await self._fresh()
+        return Version(index.prompt(reference.prompt), index.resolve(reference))
+
+    async def read(self, version: Version) -> tuple[bytes, Manifest]:
+        """The blob and what it says about itself."""
+        data = await asyncio.to_thread(self._store.fetch, version.record.digest)
+        return data, (await asyncio.to_thread(decode_blob, data)).manifest
+
+    async def set_alias(
+        self,
+        prompt: str,
+        alias: str,
+        targets: Sequence[AliasTarget],
+        *,
+        expected_version: int | None = None,
+        expected_revision: int | None = None,
+    ) -> tuple[Alias, int]:
+        """The alias as it is now (without targets if it was removed), and the store's revision. Raises Conflict with the current value."""
+        check_alias(alias, "alias")
+        current = (await self.get(prompt)).aliases.get(alias)
+        expected = _expected(prompt, alias, current, expected_version, expected_revision)
+        revision = await asyncio.to_thread(self._store.set_alias, prompt, alias, tuple(targets) or None, expected)
+        moved = self._store.index().prompt(prompt).aliases.get(alias)
+        return moved or Alias(alias, (), "", revision), revision
+
+    async def delete(self, prompt: str, version: int) -> int:
+        """The store's revision after it."""
+        return await asyncio.to_thread(self._store.delete_version, prompt, version)
+
+    async def import_(self, request: ImportRequest, chunks: AsyncIterator[bytes]) -> tuple[Version, Manifest]:
+        """Publish a matrix that was trained elsewhere. Raises InvalidInput, DamagedBlob or PreconditionFailed."""
+        data = bytearray()
+        async for chunk in chunks:
+            data += chunk
+            if len(data) > MAX_BLOB_BYTES:
+                raise InvalidInput.of("chunk", f"the file is larger than {MAX_BLOB_BYTES} bytes")
+        blob, manifest = await asyncio.to_thread(imported_blob, bytes(data), request, self._models)
+        record = await asyncio.to_thread(self._store.publish, request.prompt, blob, job=import_job(request), alias=request.alias or None)
+        return Version(self._store.index().prompt(request.prompt), record), manifest
+
+    async def watch(self, after_revision: int | None, name_prefix: str) -> AsyncGenerator[PromptChange, None]:
+        """Changes after a revision, for ever; None, or a revision that the log no longer reaches: everything as it is, first."""
+        if after_revision is not None and after_revision < 0:
+            raise InvalidInput.of("after_revision", f"must not be negative, but is {after_revision}")
+        async for changes in watch(self._store, after_revision):
+            for change in _flatten(changes, name_prefix):
+                yield change
+
+    async def _fresh(self) -> StoreIndex:
+        return await asyncio.to_thread(self._store.refresh)
+
+
+def _reference(name: str) -> PromptReference:
+    if name.startswith("prompts/"):
+        prompt, version = parse_version_name(name, "name")
+        return PromptReference(prompt, None, version)
+    return PromptReference.parse(name, "name")
+
+
+def _expected(prompt: str, alias: str, current: Alias | None, version: int | None, revision: int | None) -> Expected:
+    """What the store is to find. A weighted alias can only be expected by its revision."""
+    if revision is not None:
+        found = current.revision if current else 0
+        if found != revision:
+            raise Conflict(f"{prompt}@{alias} last moved at revision {found}, not {revision}", current=found, expected=revision)
+        return current.targets if current else None
+    if version is None:
+        return ANYTHING
+    if version < 0:
+        raise InvalidInput.of("expected_version", f"must not be negative, but is {version}")
+    return version or None
+
+
+def _flatten(changes: Changes, name_prefix: str) -> Iterator[PromptChange]:
+    if changes.restarted:
+        prompts = changes.index.list_prompts(limit=len(changes.index.prompts))
+        yield PromptChange(changes.index.revision, snapshot=tuple(prompt for prompt in prompts if prompt.name.startswith(name_prefix)))
+        return
+    for commit in changes.commits:
+        for operation in commit.ops:
+            if operation.prompt.startswith(name_prefix):
+                yield _change(commit, operation, changes.index)
+
+
+def _change(commit: Commit, operation: VersionPublished | AliasMoved | VersionDeleted, index: StoreIndex) -> PromptChange:
+    match operation:
+        case VersionPublished(prompt, version, digest, size_bytes, job, summary):
+            record = VersionRecord(prompt, version, digest, size_bytes, job, commit.time, commit.revision, summary)
+            return PromptChange(commit.revision, published=Version(index.prompt(prompt), record))
+        case AliasMoved():
+            return PromptChange(commit.revision, alias_moved=operation)
+        case VersionDeleted():
+            return PromptChange(commit.revision, deleted=operation)

@@ -1,0 +1,32 @@
+"""Resource names as requests carry them."""
+
+from __future__ import annotations
+
+import re
+
+from shared.errors import InvalidInput
+from shared.names import check_name
+
+_JOB = re.compile(r"tuningJobs/([0-9a-z]{1,64})")
+DEFAULT_PAGE_SIZE = 50
+MAX_PAGE_SIZE = 1000
+
+
+def job_id_of(name: str, field: str = "name") -> str:
+    """`tuningJobs/<id>` -> id."""
+    match = _JOB.fullmatch(name)
+    if not match:
+        raise InvalidInput.of(field, f"{name[:120]!r} must look like tuningJobs/<id>")
+    return match[1]
+
+
+def prompt_of(name: str, field: str = "name") -> str:
+    """`prompts/{prompt}`, or the bare prompt name -> prompt."""
+    return check_name(name.removeprefix("prompts/"), field)
+
+
+def page_size_of(page_size: int) -> int:
+    """0 means the default; more than the most is the most, as is the custom."""
+    if page_size < 0:
+        raise InvalidInput.of("page_size", f"must not be negative, but is {page_size}")
+    return min(page_size or DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)

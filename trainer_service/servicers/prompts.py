@@ -1,0 +1,85 @@
+"""PromptService: convert, delegate, convert back. Errors are domain errors; the interceptor makes statuses of them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+from prompttuning.v1 import prompts_pb2 as pb
+from prompttuning.v1 import prompts_pb2_grpc
+
+from shared.names import parse_version_name
+from trainer_service.convert.prompts import (
+    alias_to_wire,
+    change_to_wire,
+    import_from_wire,
+    prompt_to_wire,
+    targets_from_wire,
+    version_to_wire,
+)
+from trainer_service.prompts import Prompts, Version
+from trainer_service.servicers.names import page_size_of, prompt_of
+from trainer_service.servicers.streams import header_and_chunks, until_draining
+
+_CHUNK_BYTES = 1 << 20
+
+
+class PromptServicer(prompts_pb2_grpc.PromptServiceServicer):
+    """`draining` ends the watches."""
+
+    def __init__(self, prompts: Prompts, draining: asyncio.Event) -> None:
+        self._prompts, self._draining = prompts, draining
+
+    async def ListPrompts(self, request: pb.ListPromptsRequest, context: Any) -> pb.ListPromptsResponse:
+        page = await self._prompts.list(request.name_prefix, page_size_of(request.page_size), request.page_token)
+        return pb.ListPromptsResponse(prompts=map(prompt_to_wire, page.prompts), next_page_token=page.next_page_token)
+
+    async def GetPrompt(self, request: pb.GetPromptRequest, context: Any) -> pb.GetPromptResponse:
+        prompt = await self._prompts.get(prompt_of(request.name))
+        return pb.GetPromptResponse(prompt=prompt_to_wire(prompt))
+
+    async def ListPromptVersions(self, request: pb.ListPromptVersionsRequest, context: Any) -> pb.ListPromptVersionsResponse:
+        page = await self._prompts.versions(prompt_of(request.parent, "parent"), page_size_of(request.page_size), request.page_token)
+        versions = [version_to_wire(Version(page.prompt, record)) for record in page.versions]
+        return pb.ListPromptVersionsResponse(versions=versions, next_page_token=page.next_page_token)
+
+    async def GetPromptVersion(self, request: pb.GetPromptVersionRequest, context: Any) -> pb.GetPromptVersionResponse:
+        version = await self._prompts.resolve(request.name)
+        _, manifest = await self._prompts.read(version)
+        return pb.GetPromptVersionResponse(version=version_to_wire(version, manifest))
+
+    async def SetPromptAlias(self, request: pb.SetPromptAliasRequest, context: Any) -> pb.SetPromptAliasResponse:
+        alias, revision = await self._prompts.set_alias(
+            prompt_of(request.prompt, "prompt"),
+            request.alias,
+            targets_from_wire(request.targets),
+            expected_version=request.expected_version if request.HasField("expected_version") else None,
+            expected_revision=request.expected_revision if request.HasField("expected_revision") else None,
+        )
+        return pb.SetPromptAliasResponse(alias=alias_to_wire(alias), revision=revision)
+
+    async def DeletePromptVersion(self, request: pb.DeletePromptVersionRequest, context: Any) -> pb.DeletePromptVersionResponse:
+        revision = await self._prompts.delete(*parse_version_name(request.name, "name"))
+        return pb.DeletePromptVersionResponse(revision=revision)
+
+    async def DownloadPromptVersion(
+        self, request: pb.DownloadPromptVersionRequest, context: Any
+    ) -> AsyncIterator[pb.DownloadPromptVersionResponse]:
+        version = await self._prompts.resolve(request.name)
+        data, manifest = await self._prompts.read(version)
+        yield pb.DownloadPromptVersionResponse(version=version_to_wire(version, manifest))
+        for start in range(0, len(data), _CHUNK_BYTES):
+            yield pb.DownloadPromptVersionResponse(chunk=data[start : start + _CHUNK_BYTES])
+
+    async def ImportPromptVersion(
+        self, requests: AsyncIterator[pb.ImportPromptVersionRequest], context: Any
+    ) -> pb.ImportPromptVersionResponse:
+        header, chunks = await header_and_chunks(requests)
+        version, manifest = await self._prompts.import_(import_from_wire(header), chunks)
+        return pb.ImportPromptVersionResponse(version=version_to_wire(version, manifest))
+
+    async def WatchPrompts(self, request: pb.WatchPromptsRequest, context: Any) -> AsyncIterator[pb.WatchPromptsResponse]:
+        after = request.after_revision if request.HasField("after_revision") else None
+        async for change in until_draining(self._prompts.watch(after, request.name_prefix), self._draining):
+            yield change_to_wire(change)

@@ -1,0 +1,55 @@
+"""Streams in both directions: uploads of a header and chunks, and watches that end when the service drains."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import Any, TypeVar
+
+from shared.errors import InvalidInput, Unavailable
+
+Item = TypeVar("Item")
+
+
+async def header_and_chunks(requests: AsyncIterator[Any]) -> tuple[Any, AsyncIterator[bytes]]:
+    """Take the header off a stream of `{header | chunk}` messages; what remains are the chunks. Raises InvalidInput."""
+    first = await anext(requests, None)
+    if first is None or first.WhichOneof("part") != "header":
+        raise InvalidInput.of("header", "must be the first message of the stream")
+    return first.header, _chunks(requests)
+
+
+async def _chunks(requests: AsyncIterator[Any]) -> AsyncIterator[bytes]:
+    async for request in requests:
+        if request.WhichOneof("part") != "chunk":
+            raise InvalidInput.of("chunk", "every message after the first must be a chunk")
+        yield request.chunk
+
+
+async def until_draining(items: AsyncIterator[Item], draining: asyncio.Event) -> AsyncIterator[Item]:
+    """The items, until `draining` is set: then Unavailable, so that the caller watches again elsewhere, from where it was."""
+    drained = asyncio.ensure_future(draining.wait())
+    try:
+        while True:
+            following = asyncio.ensure_future(anext(items, None))
+            try:
+                await asyncio.wait({following, drained}, return_when=asyncio.FIRST_COMPLETED)
+                if not following.done():
+                    raise Unavailable("the trainer is shutting down; watch again from the last event")
+            finally:
+                await _cancelled(following)
+            item = following.result()
+            if item is None:
+                return
+            yield item
+    finally:
+        drained.cancel()
+        if isinstance(items, AsyncGenerator):
+            await items.aclose()
+
+
+async def _cancelled(task: asyncio.Future[Any]) -> None:
+    """Cancel it unless it is done, and wait until it let go of its generator."""
+    if not task.done():
+        task.cancel()
+        await asyncio.wait({task})

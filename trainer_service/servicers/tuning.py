@@ -1,0 +1,68 @@
+"""TuningService: convert, delegate, convert back. Errors are domain errors; the interceptor makes statuses of them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+from prompttuning.v1 import tuning_pb2 as pb
+from prompttuning.v1 import tuning_pb2_grpc
+
+from trainer_service.convert.jobs import event_to_wire, filter_from_wire, job_to_wire
+from trainer_service.convert.service import dataset_to_wire, info_to_wire
+from trainer_service.convert.spec import request_from_wire
+from trainer_service.jobs.datasets import DatasetStore
+from trainer_service.jobs.intake import JobIntake
+from trainer_service.jobs.manager import JobManager
+from trainer_service.service_info import ServiceInfo
+from trainer_service.servicers.names import job_id_of, page_size_of
+from trainer_service.servicers.streams import header_and_chunks, until_draining
+
+
+class TuningServicer(tuning_pb2_grpc.TuningServiceServicer):
+    """`draining` ends the watches."""
+
+    def __init__(self, jobs: JobManager, intake: JobIntake, datasets: DatasetStore, info: ServiceInfo, draining: asyncio.Event) -> None:
+        self._jobs, self._intake, self._datasets, self._info, self._draining = jobs, intake, datasets, info, draining
+
+    async def UploadDataset(self, requests: AsyncIterator[pb.UploadDatasetRequest], context: Any) -> pb.UploadDatasetResponse:
+        header, chunks = await header_and_chunks(requests)
+        stored = await self._datasets.receive(chunks, size_bytes=header.size_bytes, digest=header.digest, labels=header.labels)
+        return dataset_to_wire(stored)
+
+    async def CreateTuningJob(self, request: pb.CreateTuningJobRequest, context: Any) -> pb.CreateTuningJobResponse:
+        job = await self._intake.create(await asyncio.to_thread(request_from_wire, request))
+        return pb.CreateTuningJobResponse(job=job_to_wire(job))
+
+    async def GetTuningJob(self, request: pb.GetTuningJobRequest, context: Any) -> pb.GetTuningJobResponse:
+        job = await self._jobs.get(job_id_of(request.name))
+        return pb.GetTuningJobResponse(job=job_to_wire(job))
+
+    async def ListTuningJobs(self, request: pb.ListTuningJobsRequest, context: Any) -> pb.ListTuningJobsResponse:
+        page = await self._jobs.list(filter_from_wire(request), page_size_of(request.page_size), request.page_token)
+        return pb.ListTuningJobsResponse(jobs=map(job_to_wire, page.jobs), next_page_token=page.next_page_token)
+
+    async def WatchTuningJob(self, request: pb.WatchTuningJobRequest, context: Any) -> AsyncIterator[pb.WatchTuningJobResponse]:
+        events = self._jobs.watch(job_id_of(request.name), request.after)
+        async for event in until_draining(events, self._draining):
+            yield pb.WatchTuningJobResponse(event=event_to_wire(event))
+
+    async def CancelTuningJob(self, request: pb.CancelTuningJobRequest, context: Any) -> pb.CancelTuningJobResponse:
+        job = await self._jobs.cancel(job_id_of(request.name))
+        return pb.CancelTuningJobResponse(job=job_to_wire(job))
+
+    async def PauseTuningJob(self, request: pb.PauseTuningJobRequest, context: Any) -> pb.PauseTuningJobResponse:
+        job = await self._jobs.pause(job_id_of(request.name))
+        return pb.PauseTuningJobResponse(job=job_to_wire(job))
+
+    async def ResumeTuningJob(self, request: pb.ResumeTuningJobRequest, context: Any) -> pb.ResumeTuningJobResponse:
+        job = await self._jobs.resume(job_id_of(request.name))
+        return pb.ResumeTuningJobResponse(job=job_to_wire(job))
+
+    async def DeleteTuningJob(self, request: pb.DeleteTuningJobRequest, context: Any) -> pb.DeleteTuningJobResponse:
+        await self._jobs.delete(job_id_of(request.name))
+        return pb.DeleteTuningJobResponse()
+
+    async def GetServiceInfo(self, request: pb.GetServiceInfoRequest, context: Any) -> pb.GetServiceInfoResponse:
+        return info_to_wire(self._info, await self._jobs.counts())
