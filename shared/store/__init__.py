@@ -2,9 +2,11 @@
 
 from shared.store.alias import ANYTHING
 from shared.store.commit import AliasMoved, AliasTarget, Commit, VersionDeleted, VersionPublished
+from shared.store.follower import Changes
 from shared.store.index import Alias, PromptRecord, StoreIndex, VersionRecord
 from shared.store.open import open_store
-from shared.store.store import Changes, PromptStore, PublishedVersion
+from shared.store.replicas import LoadedVersion, RefusedVersion, ReplicaRecord
+from shared.store.store import PromptStore, PublishedVersion
 from shared.store.watch import StoreWatcher, watch
 
 __all__ = [
@@ -14,9 +16,12 @@ __all__ = [
     "AliasTarget",
     "Changes",
     "Commit",
+    "LoadedVersion",
     "PromptRecord",
     "PromptStore",
     "PublishedVersion",
+    "RefusedVersion",
+    "ReplicaRecord",
     "StoreIndex",
     "StoreWatcher",
     "VersionDeleted",

@@ -44,8 +44,11 @@ class ObjectBackend(Protocol):
     def put(self, key: str, data: bytes) -> None:
         """Write or overwrite; readers see the old bytes or the new, never a mixture."""
 
-    def list(self, prefix: str) -> list[ObjectInfo]:
-        """Every object below `prefix` (a folder ending in '/', or a whole key), sorted by key."""
+    def head(self, key: str) -> ObjectInfo | None:
+        """Size and time of one object, or None if it is not there."""
+
+    def list(self, folder: str) -> list[ObjectInfo]:
+        """Every object below `folder`, which ends in '/', however deep; sorted by key."""
 
     def delete(self, key: str) -> None:
         """Remove the object; nothing happens if it is not there."""

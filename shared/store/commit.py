@@ -24,6 +24,7 @@ MAX_SUMMARY_METRICS = 16
 Interned = AfterValidator(sys.intern)
 Name = Annotated[str, StringConstraints(pattern=rf"^{NAME_PATTERN}$"), Interned]
 Digest = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
+ReplicaId = Annotated[str, StringConstraints(pattern=r"^[a-z0-9](?:[a-z0-9.-]{0,198}[a-z0-9])?$")]
 JobName = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 VersionNumber = Annotated[int, Field(ge=1, lt=1_000_000_000)]
 InternedText = Annotated[str, StringConstraints(max_length=200), Interned]

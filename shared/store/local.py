@@ -84,12 +84,18 @@ class LocalBackend:
             os.replace(temporary, path)
             _sync_directory(path.parent)
 
-    def list(self, prefix: str) -> list[ObjectInfo]:
-        folder, _, _ = prefix.rpartition("/")
+    def head(self, key: str) -> ObjectInfo | None:
+        with _as_unavailable():
+            try:
+                return _info(key, self._path(key).lstat())
+            except (FileNotFoundError, NotADirectoryError):
+                self._check_there()
+                return None
+
+    def list(self, folder: str) -> list[ObjectInfo]:
         with _as_unavailable():
             self._check_there()
-            infos = [info for info in self._walk(folder) if info.key.startswith(prefix)]
-        return sorted(infos, key=lambda info: info.key)
+            return sorted(self._walk(folder.rstrip("/")), key=lambda info: info.key)
 
     def delete(self, key: str) -> None:
         with _as_unavailable():
@@ -114,15 +120,12 @@ class LocalBackend:
         except (FileNotFoundError, NotADirectoryError):
             return
         for entry in entries:
-            key = f"{folder}/{entry.name}" if folder else entry.name
-            if key in {_TEMPORARY, _MARKER}:
-                continue
+            key = f"{folder}/{entry.name}"
             if entry.is_dir(follow_symlinks=False):
                 yield from self._walk(key)
                 continue
             with contextlib.suppress(FileNotFoundError):  # deleted since the folder was read
-                status = entry.stat(follow_symlinks=False)
-                yield ObjectInfo(key, status.st_size, datetime.fromtimestamp(status.st_mtime, UTC))
+                yield _info(key, entry.stat(follow_symlinks=False))
 
     @contextlib.contextmanager
     def _temporary(self, data: bytes) -> Iterator[Path]:
@@ -155,6 +158,10 @@ class LocalBackend:
             for entry in os.scandir(self._root / _TEMPORARY):
                 if entry.stat(follow_symlinks=False).st_mtime < oldest:
                     os.unlink(entry.path)
+
+
+def _info(key: str, status: os.stat_result) -> ObjectInfo:
+    return ObjectInfo(key, status.st_size, datetime.fromtimestamp(status.st_mtime, UTC))
 
 
 def _sync_directory(path: Path) -> None:

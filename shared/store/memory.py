@@ -35,9 +35,13 @@ class MemoryBackend:
         with self._lock:
             self._objects[check_key(key)] = (bytes(data), datetime.now(UTC))
 
-    def list(self, prefix: str) -> list[ObjectInfo]:
+    def head(self, key: str) -> ObjectInfo | None:
+        found = self._objects.get(check_key(key))
+        return None if found is None else ObjectInfo(key, len(found[0]), found[1])
+
+    def list(self, folder: str) -> list[ObjectInfo]:
         with self._lock:
-            matching = [(key, value) for key, value in self._objects.items() if key.startswith(prefix)]
+            matching = [(key, value) for key, value in self._objects.items() if key.startswith(folder)]
         return [ObjectInfo(key, len(data), modified_at) for key, (data, modified_at) in sorted(matching)]
 
     def delete(self, key: str) -> None:

@@ -9,12 +9,9 @@ from __future__ import annotations
 
 import logging
 import random
-import threading
 import time
 import uuid
-from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from shared.blob import MAX_BLOB_BYTES, PromptBlob, check_digest, decode_blob, digest_of
 from shared.errors import DamagedBlob, InvalidInput, NotFound, PreconditionFailed, SoftPromptError, Unavailable
@@ -22,42 +19,23 @@ from shared.manifest import utc_now
 from shared.names import DEFAULT_ALIAS, check_alias, check_name, version_name
 from shared.store.alias import ANYTHING, Expected, Targets, as_targets, check_expected
 from shared.store.base import ObjectBackend
-from shared.store.commit import (
-    MAX_SUMMARY_METRICS,
-    AliasMoved,
-    Commit,
-    Operation,
-    VersionDeleted,
-    VersionPublished,
-    VersionSummary,
-)
+from shared.store.commit import MAX_SUMMARY_METRICS, AliasMoved, Commit, Operation, VersionDeleted, VersionPublished, VersionSummary
+from shared.store.follower import MAX_REPLAYED, Changes, LogFollower
+from shared.store.garbage import GRACE_SECONDS, BlobCollector, expired_versions
 from shared.store.identity import StoreIdentity
 from shared.store.index import StoreIndex, VersionRecord
 from shared.store.layout import blob_key
 from shared.store.log import Appended, CommitLog
+from shared.store.replicas import ReplicaDirectory, ReplicaRecord
 
 log = logging.getLogger(__name__)
 
 SNAPSHOT_EVERY = 100
-CHECK_SECONDS = 60.0
-MAX_REPLAYED = 1024
 
 _COMMIT_SECONDS = 30.0
-_MAX_OPS = 1000
+_MAX_DELETED_AT_ONCE = 1000
 
 PublishedVersion = VersionRecord
-
-
-@dataclass(frozen=True)
-class Changes:
-    """What happened after the revision that was asked for, and the state it led to.
-
-    `restarted`: the commits in between are not to be had (the log was cut, or the store is another one): take `index` as it is.
-    """
-
-    commits: tuple[Commit, ...]
-    index: StoreIndex
-    restarted: bool = False
 
 
 class PromptStore:
@@ -67,31 +45,29 @@ class PromptStore:
         self.backend = backend
         self._log = CommitLog(backend)
         self._identity = StoreIdentity(backend)
-        self._lock = threading.RLock()
-        self._index = StoreIndex()
-        self._recent: deque[Commit] = deque(maxlen=MAX_REPLAYED)
-        self._next_check = 0.0
-        with self._lock:
-            self._restart()
+        self._follower = LogFollower(self._log, self._identity)
+        self._replicas = ReplicaDirectory(backend)
+
+    @property
+    def id(self) -> str:
+        return self._identity.id
 
     @property
     def poll_seconds(self) -> float:
         """How often a watcher should ask for news."""
         return self.backend.poll_seconds
 
-    @property
-    def id(self) -> str:
-        return self._identity.id
-
     def index(self) -> StoreIndex:
         """The state as last read; costs nothing and never waits."""
-        return self._index
+        return self._follower.index
 
     def refresh(self) -> StoreIndex:
         """Read the log to its end. With nothing new this is one small read. Raises DamagedBlob if an entry can't be read."""
-        with self._lock:
-            self._catch_up()
-            return self._index
+        return self._follower.refresh()
+
+    def changes_since(self, revision: int | None) -> Changes:
+        """Refresh, then every commit after `revision` in order; None asks for the present state only."""
+        return self._follower.changes_since(revision)
 
     def publish(
         self,
@@ -129,15 +105,12 @@ class PromptStore:
                 ops.append(AliasMoved(prompt, alias, as_targets(version)))
             return ops
 
-        existing = self.refresh().prompts.get(prompt)
-        published = existing.version_of_job(job) if existing else None
-        if published is None:
-            build(self._index)  # refuse before uploading
+        if build(self.refresh()):  # known already, or refused: nothing to upload
             existed = self._put_blob(blob.digest, data)
             self._commit(actor, build)
             if existed:
                 self._keep_blob(blob.digest, data)
-            published = self._index.prompt(prompt).version_of_job(job)
+        published = self.index().prompt(prompt).version_of_job(job)
         if published is None:
             raise PreconditionFailed(f"the version of {prompt!r} that this job published was deleted at once")
         return published
@@ -165,24 +138,28 @@ class PromptStore:
 
     def delete_version(self, prompt: str, version: int, actor: str = "") -> int:
         """Take the version out of the index; its number is never used again. PreconditionFailed while an alias names it."""
-        return self.delete_versions(prompt, [version], actor)
-
-    def delete_versions(self, prompt: str, versions: Sequence[int], actor: str = "") -> int:
-        """All or none of them, in one commit."""
         check_name(prompt, "prompt")
-        if not 1 <= len(set(versions)) <= _MAX_OPS:
-            raise InvalidInput.of("version", f"1 to {_MAX_OPS} at once, not {len(set(versions))}")
 
         def build(index: StoreIndex) -> list[Operation]:
             record = index.prompt(prompt)
-            for version in versions:
-                record.version(version)
-                if aliases := record.aliases_of(version):
-                    names = ", ".join(f"{prompt}@{name}" for name in aliases)
-                    raise PreconditionFailed(f"{version_name(prompt, version)} is named by {names}: move the alias first", aliases=names)
-            return [VersionDeleted(prompt, version) for version in sorted(set(versions))]
+            record.version(version)
+            if aliases := record.aliases_of(version):
+                names = ", ".join(f"{prompt}@{name}" for name in aliases)
+                raise PreconditionFailed(f"{version_name(prompt, version)} is named by {names}: move the alias first", aliases=names)
+            return [VersionDeleted(prompt, version)]
 
         return self._commit(actor, build)
+
+    def apply_retention(self, prompt: str, keep_last: int, actor: str = "") -> list[int]:
+        """Delete the versions beyond the newest `keep_last` that no alias names, in one commit. Returns their numbers."""
+        deleted: list[int] = []
+
+        def build(index: StoreIndex) -> list[Operation]:
+            deleted[:] = expired_versions(index.prompt(prompt), keep_last)[:_MAX_DELETED_AT_ONCE]
+            return [VersionDeleted(prompt, version) for version in deleted]
+
+        self._commit(actor, build)
+        return deleted
 
     def fetch(self, digest: str) -> bytes:
         """The bytes of a version. Raises NotFound, or DamagedBlob if they are not what the digest says."""
@@ -193,19 +170,6 @@ class PromptStore:
             raise DamagedBlob(f"the stored bytes of {digest} have digest {found}", digest=digest, found=found)
         return data
 
-    def changes_since(self, revision: int | None) -> Changes:
-        """Refresh, then every commit after `revision` in order; None asks for the present state only."""
-        with self._lock:
-            self._catch_up()
-            index, recent = self._index, self._recent
-            if revision == index.revision:
-                return Changes((), index)
-            if revision is None or not 0 <= revision < index.revision or index.revision - revision > MAX_REPLAYED:
-                return Changes((), index, restarted=True)
-            if recent and recent[0].revision <= revision + 1:
-                return Changes(tuple(commit for commit in recent if commit.revision > revision), index)
-        return self._replay(revision, index)
-
     def write_snapshot(self) -> int:
         """Write the present state as one object, from which new readers start. Returns its revision."""
         index = self.refresh()
@@ -213,13 +177,32 @@ class PromptStore:
         return index.revision
 
     def truncate_log(self, keep: int = MAX_REPLAYED) -> int:
-        """Remove log entries that a snapshot covers, but for the last `keep`; live watchers notice nothing or start from the snapshot."""
-        index = self.refresh()
+        """Remove log entries but the last `keep`, behind a snapshot. Live watchers notice nothing, or start from the snapshot.
+
+        Returns how many entries went.
+        """
+        index = self._follower.refresh(check=True)
         up_to = index.revision - max(keep, 0)
         if up_to <= self._log.horizon():
             return 0
         self._log.write_snapshot(index)
         return self._log.truncate(up_to)
+
+    def collect_unreferenced_blobs(self, grace_seconds: float = GRACE_SECONDS) -> list[str]:
+        """Remove blobs that no version has named for `grace_seconds`. Returns their digests."""
+        return BlobCollector(self.backend, lambda: self._follower.refresh(check=True), grace_seconds).collect()
+
+    def put_replica(self, record: ReplicaRecord) -> None:
+        """A replica's heartbeat: what it has loaded and refused."""
+        self._replicas.put(record)
+
+    def list_replicas(self) -> list[ReplicaRecord]:
+        """The replicas whose heartbeat is fresh, by id."""
+        return self._replicas.list()
+
+    def remove_replica(self, replica: str) -> None:
+        """A replica that stops in good order takes its record with it."""
+        self._replicas.remove(replica)
 
     def close(self) -> None:
         self.backend.close()
@@ -229,10 +212,10 @@ class PromptStore:
         _check_length(actor, "actor")
         txid = uuid.uuid4().hex
         deadline = time.monotonic() + _COMMIT_SECONDS
-        attempt = 0
+        pause_seconds = 0.002
         while True:
             index = self.refresh()
-            if (mine := self._find(txid)) is not None:
+            if (mine := self._follower.find(txid)) is not None:  # an earlier attempt came through after all
                 return mine.revision
             ops = tuple(build(index))
             if not ops:
@@ -244,27 +227,21 @@ class PromptStore:
                 self._committed(commit)
                 return commit.revision
             if outcome is Appended.TRUNCATED:
-                with self._lock:
-                    self._restart()
+                self._follower.restart()
             if time.monotonic() > deadline:
                 raise Unavailable("the prompt store is too busy: every attempt to commit lost to another writer")
-            attempt += 1
-            time.sleep(random.uniform(0, min(0.002 * 2**attempt, self.poll_seconds)))
+            time.sleep(random.uniform(0, pause_seconds))
+            pause_seconds = min(2 * pause_seconds, self.poll_seconds)
 
     def _committed(self, commit: Commit) -> None:
-        """The commit stands; what follows is for readers, and its failure does not undo it."""
+        """The commit stands; the snapshot is for later readers, and its failure undoes nothing."""
+        self._follower.committed(commit)
+        if commit.revision % SNAPSHOT_EVERY:
+            return
         try:
-            with self._lock:
-                if self._index.revision == commit.revision - 1:
-                    self._advance([commit], self._index.apply(commit))
-            if commit.revision % SNAPSHOT_EVERY == 0:
-                self.write_snapshot()
+            self.write_snapshot()
         except SoftPromptError as error:
-            log.warning("committed revision %d, but no snapshot was written: %s", commit.revision, error.message)
-
-    def _find(self, txid: str) -> Commit | None:
-        """A commit of mine whose acknowledgement came too late to be seen."""
-        return next((commit for commit in reversed(tuple(self._recent)) if commit.txid == txid), None)
+            log.warning("no snapshot was written at revision %d: %s", commit.revision, error.message)
 
     def _put_blob(self, digest: str, data: bytes) -> bool:
         """Whether it was there before. Then it is written again: that heals damage and makes it too young to be collected."""
@@ -275,52 +252,8 @@ class PromptStore:
 
     def _keep_blob(self, digest: str, data: bytes) -> None:
         """A collector that had already chosen an old blob may have removed it before our commit named it."""
-        if not self.backend.list(blob_key(digest)):
+        if self.backend.head(blob_key(digest)) is None:
             self.backend.put(blob_key(digest), data)
-
-    def _catch_up(self) -> None:
-        fresh: list[Commit] = []
-        index, problem = self._index, None
-        try:
-            while (commit := self._log.read(index.revision + 1)) is not None:
-                index = index.apply(commit)
-                fresh.append(commit)
-        except DamagedBlob as error:
-            problem = error
-        now = time.monotonic()
-        if fresh or problem or now >= self._next_check:
-            same = self._identity.is_same()
-            if not same or self._log.horizon() > self._index.revision:
-                self._restart()
-                return
-            self._next_check = now + CHECK_SECONDS
-        if fresh:
-            self._advance(fresh, index)
-        if problem:
-            raise problem
-
-    def _advance(self, fresh: Sequence[Commit], index: StoreIndex) -> None:
-        self._recent.extend(fresh)
-        self._index = index
-
-    def _restart(self) -> None:
-        """Take the newest snapshot and read on from there."""
-        self._identity.load()
-        self._index = self._log.newest_snapshot()
-        self._recent.clear()
-        self._next_check = time.monotonic() + CHECK_SECONDS
-        self._catch_up()
-
-    def _replay(self, revision: int, index: StoreIndex) -> Changes:
-        commits: list[Commit] = []
-        for number in range(revision + 1, index.revision + 1):
-            commit = self._log.read(number)
-            if commit is None:
-                return Changes((), index, restarted=True)
-            commits.append(commit)
-        if self._log.horizon() > revision:
-            return Changes((), index, restarted=True)
-        return Changes(tuple(commits), index)
 
 
 def _summary(blob: PromptBlob) -> VersionSummary:

@@ -9,7 +9,8 @@ import time
 from collections.abc import AsyncIterator
 
 from shared.errors import SoftPromptError
-from shared.store.store import Changes, PromptStore
+from shared.store.follower import Changes
+from shared.store.store import PromptStore
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +27,7 @@ class StoreWatcher:
     def __init__(self, store: PromptStore, since: int | None = None, poll_seconds: float | None = None) -> None:
         self._store = store
         self._poll_seconds = poll_seconds or store.poll_seconds
+        self._store_id = store.id
         self._last_contact = time.monotonic()
         self.revision = since
         self.problem = ""
@@ -55,6 +57,9 @@ class StoreWatcher:
             log.info("the prompt store can be followed again, revision %d", changes.index.revision)
         self.problem = ""
         self._last_contact = time.monotonic()
+        if self._store_id != self._store.id:  # another store in the same place: its revisions are not those that we know
+            self._store_id = self._store.id
+            return Changes((), changes.index, restarted=True)
         return changes
 
     def _pause(self) -> float:

@@ -1,0 +1,126 @@
+"""Reading the log as it grows: the present state, and what changed since a revision."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from shared.errors import DamagedBlob
+from shared.store.commit import Commit
+from shared.store.identity import StoreIdentity
+from shared.store.index import StoreIndex
+from shared.store.log import CommitLog
+
+CHECK_SECONDS = 60.0
+MAX_REPLAYED = 1024
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What happened after the revision that was asked for, and the state it led to.
+
+    `restarted`: the commits in between are not to be had (the log was cut, or the store is another one): take `index` as it is.
+    """
+
+    commits: tuple[Commit, ...]
+    index: StoreIndex
+    restarted: bool = False
+
+
+class LogFollower:
+    """The state at the last revision read, and the last commits that led to it. Thread-safe; readers of `index` never wait.
+
+    With nothing new a refresh is one read of an entry that is not there. Whether the log was cut or the whole store replaced is looked
+    up only when an entry was found, and once in `CHECK_SECONDS`.
+    """
+
+    def __init__(self, log: CommitLog, identity: StoreIdentity) -> None:
+        self._log = log
+        self._identity = identity
+        self._lock = threading.RLock()
+        self._index = StoreIndex()
+        self._recent: deque[Commit] = deque(maxlen=MAX_REPLAYED)
+        self._next_check = 0.0
+        self.restart()
+
+    @property
+    def index(self) -> StoreIndex:
+        return self._index
+
+    def refresh(self, check: bool = False) -> StoreIndex:
+        """Read to the end. `check` makes sure now that the log was not cut. Raises DamagedBlob at an entry that can't be read."""
+        with self._lock:
+            self._catch_up(check)
+            return self._index
+
+    def restart(self) -> None:
+        """Forget everything, take the newest snapshot and read on from there."""
+        with self._lock:
+            self._identity.load()
+            index = self._log.newest_snapshot()
+            self._index = index
+            self._recent.clear()
+            self._next_check = time.monotonic() + CHECK_SECONDS
+            self._catch_up(check=False)
+
+    def committed(self, commit: Commit) -> None:
+        """Take over a commit of our own that stands, unless it was read already."""
+        with self._lock:
+            if self._index.revision == commit.revision - 1:
+                self._advance([commit], self._index.apply(commit))
+
+    def find(self, txid: str) -> Commit | None:
+        """A recent commit by its transaction id."""
+        with self._lock:
+            return next((commit for commit in reversed(self._recent) if commit.txid == txid), None)
+
+    def changes_since(self, revision: int | None) -> Changes:
+        """Refresh, then every commit after `revision` in order; None asks for the present state only."""
+        with self._lock:
+            self._catch_up(check=False)
+            index, recent = self._index, self._recent
+            if revision == index.revision:
+                return Changes((), index)
+            if revision is None or not 0 <= revision < index.revision or index.revision - revision > MAX_REPLAYED:
+                return Changes((), index, restarted=True)
+            if recent and recent[0].revision <= revision + 1:
+                return Changes(tuple(commit for commit in recent if commit.revision > revision), index)
+        return self._replay(revision, index)
+
+    def _catch_up(self, check: bool) -> None:
+        fresh: list[Commit] = []
+        index, problem = self._index, None
+        try:
+            while (commit := self._log.read(index.revision + 1)) is not None:
+                index = index.apply(commit)
+                fresh.append(commit)
+        except DamagedBlob as error:
+            problem = error
+        now = time.monotonic()
+        if fresh or problem or check or now >= self._next_check:
+            if not self._identity.is_same() or self._log.horizon() > self._index.revision:
+                self.restart()
+                return
+            self._next_check = now + CHECK_SECONDS
+        if fresh:
+            self._advance(fresh, index)
+        if problem:
+            raise problem
+
+    def _advance(self, fresh: Sequence[Commit], index: StoreIndex) -> None:
+        self._recent.extend(fresh)
+        self._index = index
+
+    def _replay(self, revision: int, index: StoreIndex) -> Changes:
+        commits: list[Commit] = []
+        for number in range(revision + 1, index.revision + 1):
+            commit = self._log.read(number)
+            if commit is None:
+                return Changes((), index, restarted=True)
+            commits.append(commit)
+        if self._log.horizon() > revision:
+            return Changes((), index, restarted=True)
+        return Changes(tuple(commits), index)

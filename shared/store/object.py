@@ -1,0 +1,124 @@
+"""The store's bytes in S3, R2, GCS, Azure or anything that speaks one of their protocols, through obstore (the extra `object-store`).
+
+Credentials, region and endpoint come from the environment, as each cloud's own tools read them (`AWS_*`, `GOOGLE_*`, `AZURE_*`).
+Some servers accept a conditional write and ignore the condition; on such a store two publishers would overwrite each other, so
+`open` tries it and refuses.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import uuid
+from collections.abc import Iterator
+from datetime import UTC, timedelta
+from typing import TYPE_CHECKING, cast
+
+from shared.errors import InvalidInput, PreconditionFailed, Unavailable
+from shared.store.base import ObjectInfo, check_key, check_size
+
+if TYPE_CHECKING:
+    from obstore import ObjectMeta
+    from obstore.store import ClientConfig, ObjectStore, RetryConfig
+
+_CLIENT: ClientConfig = {"connect_timeout": timedelta(seconds=5), "timeout": timedelta(seconds=60)}
+_RETRY: RetryConfig = {
+    "max_retries": 3,
+    "retry_timeout": timedelta(seconds=15),
+    "backoff": {"init_backoff": timedelta(milliseconds=50), "max_backoff": timedelta(seconds=2), "base": 2},
+}
+
+
+class ObjectStoreBackend:
+    """An `ObjectBackend` over one bucket and prefix."""
+
+    poll_seconds = 2.0
+
+    def __init__(self, store: ObjectStore) -> None:
+        self._store = store
+
+    @classmethod
+    def open(cls, url: str) -> ObjectStoreBackend:
+        """Raises InvalidInput for a URL that names no bucket, PreconditionFailed if the extra is missing or conditions are ignored."""
+        try:
+            from obstore.exceptions import BaseError
+            from obstore.store import from_url
+        except ImportError as error:
+            raise PreconditionFailed("stores in S3, GCS and Azure need the extra: pip install 'softprompt[object-store]'") from error
+        try:
+            backend = cls(from_url(url, client_options=_CLIENT, retry_config=_RETRY))
+        except (BaseError, ValueError) as error:
+            raise InvalidInput.of("store", f"{url[:200]!r} can't be opened: it, or the cloud's environment variables, are wrong") from error
+        backend.check_conditional_writes()
+        return backend
+
+    def check_conditional_writes(self) -> None:
+        """Create one object twice: the second must be refused and must not change the first."""
+        key = f"probe/{uuid.uuid4().hex}"
+        try:
+            first, second = self.create(key, b"first"), self.create(key, b"second")
+            kept = self.get(key, max_bytes=64)
+        finally:
+            with contextlib.suppress(Unavailable):
+                self.delete(key)
+        if not first or second or kept != b"first":
+            raise PreconditionFailed("this object store ignores conditional writes (If-None-Match): publishers would overwrite each other")
+
+    def get(self, key: str, max_bytes: int) -> bytes | None:
+        with _as_unavailable():
+            try:
+                result = self._store.get(check_key(key))
+            except FileNotFoundError:
+                return None
+            check_size(key, result.meta["size"], max_bytes)
+            return bytes(result.bytes())
+
+    def create(self, key: str, data: bytes) -> bool:
+        from obstore.exceptions import AlreadyExistsError, PreconditionError
+
+        with _as_unavailable():
+            try:
+                self._store.put(check_key(key), data, mode="create", use_multipart=False)
+            except (AlreadyExistsError, PreconditionError):
+                return False
+            return True
+
+    def put(self, key: str, data: bytes) -> None:
+        with _as_unavailable():
+            self._store.put(check_key(key), data, mode="overwrite", use_multipart=False)
+
+    def head(self, key: str) -> ObjectInfo | None:
+        with _as_unavailable():
+            try:
+                return _info(self._store.head(check_key(key)))
+            except FileNotFoundError:
+                return None
+
+    def list(self, folder: str) -> list[ObjectInfo]:
+        with _as_unavailable():
+            pages = self._store.list(folder.rstrip("/"), chunk_size=1000)
+            infos = [_info(meta) for page in pages for meta in cast("list[ObjectMeta]", page)]
+        return sorted(infos, key=lambda info: info.key)
+
+    def delete(self, key: str) -> None:
+        with _as_unavailable(), contextlib.suppress(FileNotFoundError):
+            self._store.delete(check_key(key))
+
+    def close(self) -> None:
+        """Connections go with the object; obstore has no closing of its own."""
+
+
+def _info(meta: ObjectMeta) -> ObjectInfo:
+    return ObjectInfo(meta["path"], meta["size"], meta["last_modified"].astimezone(UTC))
+
+
+@contextlib.contextmanager
+def _as_unavailable() -> Iterator[None]:
+    """The kind of failure without addresses, request ids or credentials."""
+    from obstore.exceptions import BaseError, PermissionDeniedError, UnauthenticatedError
+
+    try:
+        yield
+    except (PermissionDeniedError, UnauthenticatedError) as error:
+        raise Unavailable("the prompt store refuses this service's credentials") from error
+    except (BaseError, OSError) as error:
+        raise Unavailable("the prompt store does not answer") from error
