@@ -32,11 +32,11 @@ class AsyncClient(TuningMethods, PromptMethods, GenerationMethods):
 
     @property
     def trainer(self) -> str:
-        return self._connection.trainer_endpoint
+        return self._connection.trainer.endpoint
 
     @property
     def inference(self) -> str:
-        return self._connection.inference_endpoint
+        return self._connection.inference.endpoint
 
     async def close(self) -> None:
         await self._connection.close()

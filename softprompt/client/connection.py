@@ -1,70 +1,79 @@
-"""The two channels, their stubs, the default deadline, and the one place where a failed call becomes a domain error."""
+"""The two services' addresses, channels and stubs, default deadlines, and the one place where a failed call becomes a domain error."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import grpc
 from prompttuning.v1 import generation_pb2_grpc, prompts_pb2_grpc, tuning_pb2_grpc
 
+from shared.errors import SoftPromptError, Unavailable
 from shared.rpc.errors import error_from_rpc
 from softprompt.client.channel import open_channel
+from softprompt.endpoints import inference_endpoint, trainer_endpoint
 
 T = TypeVar("T")
 
-DEFAULT_TRAINER, DEFAULT_INFERENCE = "127.0.0.1:50051", "127.0.0.1:50052"
-TRAINER_VARIABLE, INFERENCE_VARIABLE = "SOFTPROMPT_TRAINER", "SOFTPROMPT_INFERENCE"
+_RICH_STATUS_KEY = "grpc-status-details-bin"
 
 
-@contextmanager
-def domain_errors() -> Iterator[None]:
-    """Failed calls leave as `shared.errors` exceptions."""
-    try:
-        yield
-    except grpc.aio.AioRpcError as error:
-        raise error_from_rpc(error) from error
+class Peer:
+    """One service at one address. Its channel opens on first use, in the event loop that uses it."""
 
-
-class Connection:
-    """Channels open on first use, so a client may be made outside an event loop, and needs only the service that it calls."""
-
-    def __init__(self, trainer: str | None, inference: str | None, timeout_seconds: float) -> None:
-        self.trainer_endpoint = trainer or os.environ.get(TRAINER_VARIABLE) or DEFAULT_TRAINER
-        self.inference_endpoint = inference or os.environ.get(INFERENCE_VARIABLE) or DEFAULT_INFERENCE
-        self.timeout_seconds = timeout_seconds
-        self._channels: list[grpc.aio.Channel] = []
+    def __init__(self, name: str, endpoint: str, timeout_seconds: float) -> None:
+        self.name, self.endpoint, self.timeout_seconds = name, endpoint, timeout_seconds
 
     @cached_property
-    def tuning(self) -> tuning_pb2_grpc.TuningServiceAsyncStub:
-        return tuning_pb2_grpc.TuningServiceStub(self._trainer_channel)
-
-    @cached_property
-    def prompts(self) -> prompts_pb2_grpc.PromptServiceAsyncStub:
-        return prompts_pb2_grpc.PromptServiceStub(self._trainer_channel)
-
-    @cached_property
-    def generation(self) -> generation_pb2_grpc.GenerationServiceAsyncStub:
-        return generation_pb2_grpc.GenerationServiceStub(self._open(self.inference_endpoint))
+    def channel(self) -> grpc.aio.Channel:
+        return open_channel(self.endpoint)
 
     async def call(self, method: Callable[..., Awaitable[T]], request: object, timeout_seconds: float | None = None) -> T:
         """One call with a single response and a deadline."""
-        with domain_errors():
+        with self.errors():
             return await method(request, timeout=self.timeout_seconds if timeout_seconds is None else timeout_seconds)
 
+    @contextmanager
+    def errors(self) -> Iterator[None]:
+        """Failed calls leave as `shared.errors` exceptions."""
+        try:
+            yield
+        except grpc.aio.AioRpcError as error:
+            raise self._domain_error(error) from error
+
     async def close(self) -> None:
-        for channel in self._channels:
+        if channel := self.__dict__.get("channel"):
             await channel.close(None)
-        self._channels.clear()
+
+    def _domain_error(self, error: grpc.aio.AioRpcError) -> SoftPromptError:
+        found = error_from_rpc(error)
+        said_by_service = _RICH_STATUS_KEY in dict(cast("Iterable[tuple[str, object]]", error.trailing_metadata() or ()))
+        if isinstance(found, Unavailable) and not said_by_service:
+            return Unavailable(f"{self.name} can't be reached at {self.endpoint}: {found.message}", endpoint=self.endpoint)
+        return found
+
+
+class Connection:
+    """Both services. A caller who needs only one never connects to the other."""
+
+    def __init__(self, trainer: str | None, inference: str | None, timeout_seconds: float) -> None:
+        self.trainer = Peer("the trainer", trainer or trainer_endpoint(), timeout_seconds)
+        self.inference = Peer("the inference service", inference or inference_endpoint(), timeout_seconds)
 
     @cached_property
-    def _trainer_channel(self) -> grpc.aio.Channel:
-        return self._open(self.trainer_endpoint)
+    def tuning(self) -> tuning_pb2_grpc.TuningServiceAsyncStub:
+        return tuning_pb2_grpc.TuningServiceStub(self.trainer.channel)
 
-    def _open(self, endpoint: str) -> grpc.aio.Channel:
-        channel = open_channel(endpoint)
-        self._channels.append(channel)
-        return channel
+    @cached_property
+    def prompts(self) -> prompts_pb2_grpc.PromptServiceAsyncStub:
+        return prompts_pb2_grpc.PromptServiceStub(self.trainer.channel)
+
+    @cached_property
+    def generation(self) -> generation_pb2_grpc.GenerationServiceAsyncStub:
+        return generation_pb2_grpc.GenerationServiceStub(self.inference.channel)
+
+    async def close(self) -> None:
+        await self.trainer.close()
+        await self.inference.close()

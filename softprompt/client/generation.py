@@ -53,7 +53,7 @@ class GenerationMethods:
             input=input_message(input, prompt, template, routing_key, truncate), sampling=sampling_message(sampling), priority=priority
         )
         timeout_seconds = self._generation_timeout_seconds if timeout_seconds is None else timeout_seconds
-        return read(Generation, await self._connection.call(self._connection.generation.Generate, request, timeout_seconds))
+        return read(Generation, await self._connection.inference.call(self._connection.generation.Generate, request, timeout_seconds))
 
     def stream(
         self,
@@ -72,12 +72,13 @@ class GenerationMethods:
             input=input_message(input, prompt, template, routing_key, truncate), sampling=sampling_message(sampling), priority=priority
         )
         timeout = self._generation_timeout_seconds if timeout_seconds is None else timeout_seconds
-        return GenerationStream(lambda: self._connection.generation.GenerateStream(request, timeout=timeout))
+        connection = self._connection
+        return GenerationStream(connection.inference, lambda: connection.generation.GenerateStream(request, timeout=timeout))
 
     async def score(self, input: Input, *, prompt: str = "", candidates: Sequence[str] = (), template: Template | None = None) -> Scores:
         """Log-probability of each candidate continuation. Without candidates: the label set of the prompt's version."""
         request = generation_pb2.ScoreRequest(input=input_message(input, prompt, template, "", False), candidates=candidates)
-        return read(Scores, await self._connection.call(self._connection.generation.Score, request))
+        return read(Scores, await self._connection.inference.call(self._connection.generation.Score, request))
 
     async def classify(self, input: Input, *, prompt: str, labels: Sequence[str] = ()) -> CandidateScore:
         """The most probable label (`.candidate`) of the prompt's label set, or of `labels`, with its probability among them."""
@@ -86,16 +87,16 @@ class GenerationMethods:
 
     async def count_tokens(self, input: Input, *, prompt: str = "", template: Template | None = None) -> TokenCount:
         request = generation_pb2.CountTokensRequest(input=input_message(input, prompt, template, "", False))
-        return read(TokenCount, await self._connection.call(self._connection.generation.CountTokens, request))
+        return read(TokenCount, await self._connection.inference.call(self._connection.generation.CountTokens, request))
 
     async def model_info(self) -> ModelInfo:
         request = generation_pb2.GetModelInfoRequest()
-        return read(ModelInfo, await self._connection.call(self._connection.generation.GetModelInfo, request))
+        return read(ModelInfo, await self._connection.inference.call(self._connection.generation.GetModelInfo, request))
 
     async def loaded_prompts(self, prompt: str = "") -> LoadedPrompts:
         """Prompt versions that the answering replica knows, and what became of each."""
         request = generation_pb2.ListLoadedPromptsRequest(prompt=prompt)
-        return read(LoadedPrompts, await self._connection.call(self._connection.generation.ListLoadedPrompts, request))
+        return read(LoadedPrompts, await self._connection.inference.call(self._connection.generation.ListLoadedPrompts, request))
 
     async def wait_until_served(self, version: str, *, timeout_seconds: float = 60.0) -> LoadedPrompt:
         """Wait until the answering replica serves a version ("prompts/{prompt}/versions/{n}" or "name@7").

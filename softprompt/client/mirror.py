@@ -51,7 +51,7 @@ def read(kind: type[T], message: Message) -> T:
 
 def read_fields(kind: type, message: Message) -> dict[str, Any]:
     """The constructor's arguments for every field that the message has under the same name."""
-    return {name: get(message) for name, get in _readers(kind, type(message))}
+    return {name: get(message) for name, get in _readers(kind, typing.cast(Any, type(message)))}
 
 
 def write(value: Any, message: M, path: str = "", skip: Container[str] = ()) -> M:

@@ -25,7 +25,7 @@ class PromptMethods:
         page_token = ""
         while True:
             request = prompts_pb2.ListPromptsRequest(page_size=PAGE_SIZE, page_token=page_token, name_prefix=name_prefix)
-            response = await self._connection.call(self._connection.prompts.ListPrompts, request)
+            response = await self._connection.trainer.call(self._connection.prompts.ListPrompts, request)
             prompts += [read(Prompt, prompt) for prompt in response.prompts]
             page_token = response.next_page_token
             if not page_token:
@@ -33,7 +33,7 @@ class PromptMethods:
 
     async def get_prompt(self, prompt: str) -> Prompt:
         request = prompts_pb2.GetPromptRequest(name=resource_name(prompt))
-        return read(Prompt, (await self._connection.call(self._connection.prompts.GetPrompt, request)).prompt)
+        return read(Prompt, (await self._connection.trainer.call(self._connection.prompts.GetPrompt, request)).prompt)
 
     async def list_versions(self, prompt: str) -> list[PromptVersion]:
         """All versions of a prompt, newest first."""
@@ -41,7 +41,7 @@ class PromptMethods:
         page_token = ""
         while True:
             request = prompts_pb2.ListPromptVersionsRequest(parent=resource_name(prompt), page_size=PAGE_SIZE, page_token=page_token)
-            response = await self._connection.call(self._connection.prompts.ListPromptVersions, request)
+            response = await self._connection.trainer.call(self._connection.prompts.ListPromptVersions, request)
             versions += [read(PromptVersion, version) for version in response.versions]
             page_token = response.next_page_token
             if not page_token:
@@ -50,7 +50,7 @@ class PromptMethods:
     async def get_version(self, version: str) -> PromptVersion:
         """By its name "prompts/{prompt}/versions/{n}" or a reference: "name", "name@alias", "name@7"."""
         request = prompts_pb2.GetPromptVersionRequest(name=version)
-        return read(PromptVersion, (await self._connection.call(self._connection.prompts.GetPromptVersion, request)).version)
+        return read(PromptVersion, (await self._connection.trainer.call(self._connection.prompts.GetPromptVersion, request)).version)
 
     async def set_alias(
         self,
@@ -75,12 +75,12 @@ class PromptMethods:
             expected_version=expected_version,
             expected_revision=expected_revision,
         )
-        return read(Alias, (await self._connection.call(self._connection.prompts.SetPromptAlias, request)).alias)
+        return read(Alias, (await self._connection.trainer.call(self._connection.prompts.SetPromptAlias, request)).alias)
 
     async def delete_version(self, version: str) -> int:
         """Delete a version that no alias names; the store revision of the deletion."""
         request = prompts_pb2.DeletePromptVersionRequest(name=version)
-        return (await self._connection.call(self._connection.prompts.DeletePromptVersion, request)).revision
+        return (await self._connection.trainer.call(self._connection.prompts.DeletePromptVersion, request)).revision
 
 
 def resource_name(prompt: str) -> str:

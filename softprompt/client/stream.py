@@ -9,7 +9,7 @@ from typing import Any, Self
 from prompttuning.v1 import generation_pb2
 
 from shared.errors import Unavailable
-from softprompt.client.connection import domain_errors
+from softprompt.client.connection import Peer
 from softprompt.client.mirror import read
 from softprompt.types.generation import GenerationDelta, GenerationEnd, GenerationStart
 
@@ -23,8 +23,8 @@ class GenerationStream:
     can be iterated once.
     """
 
-    def __init__(self, open_call: Callable[[], Any]) -> None:
-        self._open_call = open_call
+    def __init__(self, peer: Peer, open_call: Callable[[], Any]) -> None:
+        self._peer, self._open_call = peer, open_call
         self._call: Any = None
         self.start: GenerationStart | None = None
         self.end: GenerationEnd | None = None
@@ -33,7 +33,7 @@ class GenerationStream:
         """What is being generated from: the first message, which comes before any text."""
         if self.start is None:
             self._call = self._open_call()
-            with domain_errors():
+            with self._peer.errors():
                 first = await self._call.read()
             if not isinstance(first, generation_pb2.GenerateStreamResponse):
                 self.cancel()
@@ -44,7 +44,7 @@ class GenerationStream:
     async def __aiter__(self) -> AsyncIterator[GenerationDelta]:
         try:
             await self.started()
-            with domain_errors():
+            with self._peer.errors():
                 async for response in self._responses():
                     if response.HasField("delta"):
                         yield read(GenerationDelta, response.delta)

@@ -48,7 +48,7 @@ class TuningMethods:
             for chunk in source.chunks():
                 yield tuning_pb2.UploadDatasetRequest(chunk=chunk)
 
-        response = await self._connection.call(self._connection.tuning.UploadDataset, parts(), timeout_seconds)
+        response = await self._connection.trainer.call(self._connection.tuning.UploadDataset, parts(), timeout_seconds)
         return read(UploadedDataset, response)
 
     async def create_job(self, spec: TuningSpec, *, request_id: str = "", timeout_seconds: float | None = None) -> TuningJob:
@@ -56,7 +56,7 @@ class TuningMethods:
         dataset = await self._dataset_name(spec.dataset, spec.labels)
         validation = "" if spec.validation_dataset is None else await self._dataset_name(spec.validation_dataset, spec.labels)
         request = tuning_pb2.CreateTuningJobRequest(spec=spec_message(spec, dataset, validation), request_id=request_id or uuid.uuid4().hex)
-        response = await self._connection.call(self._connection.tuning.CreateTuningJob, request, timeout_seconds)
+        response = await self._connection.trainer.call(self._connection.tuning.CreateTuningJob, request, timeout_seconds)
         return read(TuningJob, response.job)
 
     async def tune(self, spec: TuningSpec, *, on_event: Callable[[JobEvent], object] | None = None) -> TuningJob:
@@ -66,7 +66,7 @@ class TuningMethods:
 
     async def get_job(self, name: str) -> TuningJob:
         request = tuning_pb2.GetTuningJobRequest(name=name)
-        return read(TuningJob, (await self._connection.call(self._connection.tuning.GetTuningJob, request)).job)
+        return read(TuningJob, (await self._connection.trainer.call(self._connection.tuning.GetTuningJob, request)).job)
 
     async def list_jobs(
         self,
@@ -87,7 +87,7 @@ class TuningMethods:
                 prompt=prompt,
                 annotations=annotations or {},
             )
-            response = await self._connection.call(self._connection.tuning.ListTuningJobs, request)
+            response = await self._connection.trainer.call(self._connection.tuning.ListTuningJobs, request)
             jobs += [read(TuningJob, job) for job in response.jobs]
             page_token = response.next_page_token
             if not page_token or (limit is not None and len(jobs) >= limit):
@@ -120,25 +120,27 @@ class TuningMethods:
     async def cancel_job(self, name: str) -> TuningJob:
         """The job, cancelling or cancelled. PreconditionFailed if it ended otherwise."""
         request = tuning_pb2.CancelTuningJobRequest(name=name)
-        return read(TuningJob, (await self._connection.call(self._connection.tuning.CancelTuningJob, request)).job)
+        return read(TuningJob, (await self._connection.trainer.call(self._connection.tuning.CancelTuningJob, request)).job)
 
     async def pause_job(self, name: str) -> TuningJob:
         """Take the job off its worker at its next step, keeping a checkpoint."""
         request = tuning_pb2.PauseTuningJobRequest(name=name)
-        return read(TuningJob, (await self._connection.call(self._connection.tuning.PauseTuningJob, request)).job)
+        return read(TuningJob, (await self._connection.trainer.call(self._connection.tuning.PauseTuningJob, request)).job)
 
     async def resume_job(self, name: str) -> TuningJob:
         """Queue a paused job again; it goes on from its checkpoint."""
         request = tuning_pb2.ResumeTuningJobRequest(name=name)
-        return read(TuningJob, (await self._connection.call(self._connection.tuning.ResumeTuningJob, request)).job)
+        return read(TuningJob, (await self._connection.trainer.call(self._connection.tuning.ResumeTuningJob, request)).job)
 
     async def delete_job(self, name: str) -> None:
         """Remove an ended job with its events; versions that it published stay."""
-        await self._connection.call(self._connection.tuning.DeleteTuningJob, tuning_pb2.DeleteTuningJobRequest(name=name))
+        await self._connection.trainer.call(self._connection.tuning.DeleteTuningJob, tuning_pb2.DeleteTuningJobRequest(name=name))
 
     async def service_info(self) -> ServiceInfo:
         """What the trainer can train, its limits and its defaults."""
-        return read(ServiceInfo, await self._connection.call(self._connection.tuning.GetServiceInfo, tuning_pb2.GetServiceInfoRequest()))
+        return read(
+            ServiceInfo, await self._connection.trainer.call(self._connection.tuning.GetServiceInfo, tuning_pb2.GetServiceInfoRequest())
+        )
 
     async def _dataset_name(self, dataset: Dataset, labels: Sequence[str]) -> str:
         if isinstance(dataset, str) and is_remote(dataset):

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator
 from prompttuning.v1 import tuning_pb2
 
 from shared.errors import Unavailable
-from softprompt.client.connection import Connection, domain_errors
+from softprompt.client.connection import Connection
 from softprompt.client.mirror import read
 from softprompt.types.tuning import JobEvent, StateChanged, TuningJob
 
@@ -42,7 +42,7 @@ async def watch(connection: Connection, name: str, after: int, reconnect_seconds
 async def _stream(connection: Connection, name: str, after: int) -> AsyncIterator[JobEvent]:
     call = connection.tuning.WatchTuningJob(tuning_pb2.WatchTuningJobRequest(name=name, after=after))
     try:
-        with domain_errors():
+        with connection.trainer.errors():
             async for response in call:
                 yield read(JobEvent, response.event)
     finally:
@@ -51,6 +51,6 @@ async def _stream(connection: Connection, name: str, after: int) -> AsyncIterato
 
 async def _is_over(connection: Connection, name: str, last: int) -> bool:
     """Whether the job has ended and nothing is left to tell, for a watch that began after its last event."""
-    response = await connection.call(connection.tuning.GetTuningJob, tuning_pb2.GetTuningJobRequest(name=name))
+    response = await connection.trainer.call(connection.tuning.GetTuningJob, tuning_pb2.GetTuningJobRequest(name=name))
     job = read(TuningJob, response.job)
     return job.state.is_final and job.last_event <= last

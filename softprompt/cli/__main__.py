@@ -1,0 +1,5 @@
+"""`python -m softprompt.cli`, for where the script is not on the path."""
+
+from softprompt.cli.main import main
+
+main()

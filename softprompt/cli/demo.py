@@ -1,0 +1,39 @@
+"""`softprompt demo`: the whole journey on this machine, in a few minutes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from softprompt.cli.failures import EXIT_INTERRUPTED, Failure
+from softprompt.cli.models import pull_with_progress
+from softprompt.cli.options import example
+from softprompt.cli.output import stderr, stdout
+
+
+def register(app: typer.Typer) -> None:
+    app.command(epilog=example("softprompt demo --output ./demo-output"))(demo)
+
+
+def demo(
+    output: Annotated[Path, typer.Option(help="Where the picture and the services' logs go.")] = Path("demo-output"),
+    model: Annotated[str, typer.Option(help="Base model: a catalogued one (pulled if need be), a directory, or a hub id.")] = "",
+) -> None:
+    """Train a prompt, serve it, and swap a better version in under load. Takes a few minutes; Ctrl-C leaves nothing behind."""
+    from softprompt.demo.plan import DemoPlan
+    from softprompt.demo.promises import PromiseBroken
+    from softprompt.demo.run import run_demo
+    from softprompt.local.interrupts import Interrupted
+    from softprompt.local.process import ServiceFailed
+
+    plan = DemoPlan()
+    path = pull_with_progress(model or plan.model)
+    try:
+        run_demo(path, output, plan, stdout())
+    except Interrupted:
+        stderr().print("interrupted: both services are stopped")
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+    except (PromiseBroken, ServiceFailed) as error:
+        raise Failure(str(error), hint=f"the services' logs are in {output}/services.log") from None

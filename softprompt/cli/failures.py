@@ -1,0 +1,79 @@
+"""What a person reads when something fails, what to do about it, and the exit code for scripts."""
+
+from __future__ import annotations
+
+from rich.markup import escape
+
+from shared.errors import (
+    AlreadyExists,
+    Cancelled,
+    Conflict,
+    DeadlineExceeded,
+    InvalidInput,
+    NotFound,
+    Overloaded,
+    PermissionDenied,
+    PreconditionFailed,
+    SoftPromptError,
+    Unauthenticated,
+    Unavailable,
+)
+from softprompt.cli.output import stderr
+from softprompt.endpoints import INFERENCE_VARIABLE, TRAINER_VARIABLE
+
+EXIT_FAILED, EXIT_INVALID, EXIT_NOT_FOUND, EXIT_REFUSED, EXIT_AWAY, EXIT_INTERRUPTED = 1, 2, 3, 4, 5, 130
+EXIT_CODES_HELP = (
+    "Exit codes: 0 done; 1 failed (also: the job failed); 2 wrong usage or invalid input; 3 not found; 4 refused in the present state;"
+    " 5 the service is away, overloaded or too slow, try again; 130 interrupted."
+)
+_CODES: tuple[tuple[tuple[type[Exception], ...], int], ...] = (
+    ((InvalidInput,), EXIT_INVALID),
+    ((NotFound,), EXIT_NOT_FOUND),
+    ((PreconditionFailed, Conflict, AlreadyExists, PermissionDenied, Unauthenticated), EXIT_REFUSED),
+    ((Unavailable, Overloaded, DeadlineExceeded, Cancelled, TimeoutError), EXIT_AWAY),
+)
+
+
+class Failure(Exception):
+    """A command ends here, with a message for a person."""
+
+    def __init__(self, message: str, exit_code: int = EXIT_FAILED, hint: str = "") -> None:
+        super().__init__(message)
+        self.exit_code, self.hint = exit_code, hint
+
+
+def report(error: Exception) -> int:
+    """Say on stderr what went wrong; the exit code."""
+    stderr().print(f"[bold red]error:[/] {escape(_message(error))}", highlight=False, soft_wrap=True)
+    if hint := _hint(error):
+        stderr().print(f"[dim]hint:[/] {escape(hint)}", highlight=False, soft_wrap=True)
+    return exit_code(error)
+
+
+def exit_code(error: Exception) -> int:
+    if isinstance(error, Failure):
+        return error.exit_code
+    return next((code for kinds, code in _CODES if isinstance(error, kinds)), EXIT_FAILED)
+
+
+def _message(error: Exception) -> str:
+    if isinstance(error, InvalidInput) and len(error.violations) > 1:
+        return "the request has several mistakes:\n" + "\n".join(f"  {item.field}: {item.description}" for item in error.violations)
+    if isinstance(error, SoftPromptError | Failure | OSError | TimeoutError):
+        return str(error) or type(error).__name__
+    return f"{type(error).__name__}: {error} (a mistake in this program: SOFTPROMPT_DEBUG=1 shows where)"
+
+
+def _hint(error: Exception) -> str:
+    match error:
+        case Failure():
+            return error.hint
+        case Unavailable() if "endpoint" in error.metadata:
+            return (
+                "is the service running? `softprompt up` starts both on this machine; "
+                f"--trainer, --inference or {TRAINER_VARIABLE}, {INFERENCE_VARIABLE} say where they are"
+            )
+        case Overloaded():
+            return f"try again in {error.retry_after_seconds:.0f} s"
+        case _:
+            return ""

@@ -1,0 +1,70 @@
+"""`softprompt info`: what both services are and can do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar
+
+import typer
+
+from softprompt.cli.options import InferenceOption, JsonOption, TrainerOption, example, open_client
+from softprompt.cli.output import print_json, show
+
+if TYPE_CHECKING:
+    from softprompt.types.common import BaseModelInfo
+    from softprompt.types.generation import ModelInfo
+    from softprompt.types.tuning import ServiceInfo
+
+T = TypeVar("T")
+
+
+def register(app: typer.Typer) -> None:
+    app.command(epilog=example("softprompt info --json"))(info)
+
+
+def info(as_json: JsonOption = False, trainer: TrainerOption = None, inference: InferenceOption = None) -> None:
+    """Show both services: models, limits, load. Fails if either is away, after showing the other."""
+    from softprompt.errors import Unavailable
+
+    failures: list[Unavailable] = []
+
+    def ask(question: Callable[[], T]) -> T | None:
+        try:
+            return question()
+        except Unavailable as error:
+            failures.append(error)
+            return None
+
+    with open_client(trainer, inference) as client:
+        trains, serves = ask(client.service_info), ask(client.model_info)
+        if as_json:
+            print_json({"service": "trainer", "endpoint": client.trainer, "info": trains})
+            print_json({"service": "inference", "endpoint": client.inference, "info": serves})
+        else:
+            if trains is not None:
+                _show_trainer(client.trainer, trains)
+            if serves is not None:
+                _show_inference(client.inference, serves)
+    if failures:
+        raise failures[0]
+
+
+def _show_trainer(endpoint: str, found: ServiceInfo) -> None:
+    show(f"trainer    {endpoint}  softprompt {found.software_version}")
+    for model in found.base_models:
+        show(f"  model    {_model(model)}")
+    show(f"  load     {found.running_jobs} jobs running, {found.queued_jobs} queued, {found.num_workers} workers")
+    if found.limits is not None:
+        show(f"  limits   {found.limits.max_virtual_tokens} virtual tokens, {found.limits.max_examples} examples")
+
+
+def _show_inference(endpoint: str, found: ModelInfo) -> None:
+    show(f"inference  {endpoint}  softprompt {found.software_version}")
+    if found.base_model is not None:
+        show(f"  model    {_model(found.base_model)}, {found.dtype} on {found.device}")
+    if found.limits is not None:
+        show(f"  limits   {found.limits.max_positions} positions, {found.limits.max_new_tokens} new tokens")
+
+
+def _model(model: BaseModelInfo) -> str:
+    return f"{model.id}  {model.architecture}  {model.fingerprint[:19]}…"

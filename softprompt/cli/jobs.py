@@ -1,0 +1,122 @@
+"""`softprompt jobs`: what was asked for, how far it is, and stopping it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from softprompt.cli.options import JsonOption, TrainerOption, example, job_name, open_client
+from softprompt.cli.output import local_time, numbers, print_json, show, table
+from softprompt.types.tuning import JobState
+
+if TYPE_CHECKING:
+    from softprompt.types.tuning import TuningJob
+
+app = typer.Typer(no_args_is_help=True)
+JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="tuningJobs/<id>, or the id.")]
+
+
+@app.command("list", epilog=example("softprompt jobs list --state running --state queued"))
+def list_(
+    prompt: Annotated[str, typer.Option(help="Only jobs of this prompt.")] = "",
+    state: Annotated[list[JobState] | None, typer.Option(case_sensitive=False, help="Only jobs in this state; may be repeated.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="At most so many, newest first.")] = 50,
+    as_json: JsonOption = False,
+    trainer: TrainerOption = None,
+) -> None:
+    """List jobs, newest first."""
+    with open_client(trainer) as client:
+        jobs = client.list_jobs(states=state or (), prompt=prompt, limit=limit)
+    if as_json:
+        for job in jobs:
+            print_json(job)
+        return
+    made = table("JOB", "PROMPT", "STATE", "STEP", "LOSS", "CREATED", "RESULT")
+    for job in jobs:
+        made.add_row(job.name, job.spec.prompt if job.spec else "", job.state, *_progress(job), local_time(job.create_time), _outcome(job))
+    show(made if jobs else "no jobs")
+
+
+@app.command("show", epilog=example("softprompt jobs show 01jd3v8e --json"))
+def show_(job: JobArgument, as_json: JsonOption = False, trainer: TrainerOption = None) -> None:
+    """Show one job: what is trained, how far it is, what came out."""
+    from softprompt.cli.following import show_result
+
+    with open_client(trainer) as client:
+        found = client.get_job(job_name(job))
+    if as_json:
+        print_json(found)
+        return
+    step, loss = _progress(found)
+    rows = {
+        "job": found.name,
+        "prompt": found.spec.prompt if found.spec else "",
+        "state": f"{found.state}" + (f", {found.queue_position} ahead" if found.queue_position else ""),
+        "attempt": str(found.attempt),
+        "step": step,
+        "loss": loss,
+        "held out": numbers(found.progress.metrics) if found.progress else "",
+        "created": local_time(found.create_time),
+        "started": local_time(found.start_time),
+        "ended": local_time(found.end_time),
+        "error": f"{found.error.code}: {found.error.message}" if found.error else "",
+    }
+    for name, text in rows.items():
+        if text:
+            show(f"{name:<10}{text}")
+    show_result(found)
+
+
+@app.command(epilog=example("softprompt jobs watch 01jd3v8e"))
+def watch(
+    job: JobArgument,
+    after: Annotated[int, typer.Option(min=0, help="Only events after this number.")] = 0,
+    as_json: JsonOption = False,
+    trainer: TrainerOption = None,
+) -> None:
+    """Follow a job to its end, through restarts of the service. Ctrl-C lets go; the job goes on."""
+    from softprompt.cli.following import follow
+
+    with open_client(trainer) as client:
+        follow(client, job_name(job), after=after, as_json=as_json)
+
+
+@app.command(epilog=example("softprompt jobs cancel 01jd3v8e"))
+def cancel(job: JobArgument, as_json: JsonOption = False, trainer: TrainerOption = None) -> None:
+    """Stop a job at its next step."""
+    with open_client(trainer) as client:
+        _say(client.cancel_job(job_name(job)), as_json)
+
+
+@app.command(epilog=example("softprompt jobs pause 01jd3v8e"))
+def pause(job: JobArgument, as_json: JsonOption = False, trainer: TrainerOption = None) -> None:
+    """Take a job off its worker, keeping a checkpoint."""
+    with open_client(trainer) as client:
+        _say(client.pause_job(job_name(job)), as_json)
+
+
+@app.command(epilog=example("softprompt jobs resume 01jd3v8e"))
+def resume(job: JobArgument, as_json: JsonOption = False, trainer: TrainerOption = None) -> None:
+    """Queue a paused job again; it goes on from its checkpoint."""
+    with open_client(trainer) as client:
+        _say(client.resume_job(job_name(job)), as_json)
+
+
+def _say(job: TuningJob, as_json: bool) -> None:
+    if as_json:
+        print_json(job)
+    else:
+        show(f"{job.name} is {job.state.value.lower()}")
+
+
+def _progress(job: TuningJob) -> tuple[str, str]:
+    if job.progress is None or not job.progress.num_steps:
+        return "", ""
+    return f"{job.progress.step}/{job.progress.num_steps}", f"{job.progress.train_loss:.3f}"
+
+
+def _outcome(job: TuningJob) -> str:
+    if job.error is not None:
+        return f"{job.error.code}: {job.error.message}"
+    return job.result.version or "not published" if job.result is not None else ""

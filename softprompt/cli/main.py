@@ -1,0 +1,36 @@
+"""The root command, and the one place where an error becomes a message and an exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import typer
+
+from softprompt.cli import demo, generate, info, jobs, models, prompts, tune, up
+from softprompt.cli.failures import EXIT_CODES_HELP, EXIT_INTERRUPTED, report
+
+app = typer.Typer(
+    help="Tune soft prompts on a frozen language model, publish them, and stream answers from them.",
+    epilog=EXIT_CODES_HELP,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for module in (demo, up, tune, generate, info):
+    module.register(app)
+app.add_typer(jobs.app, name="jobs", help="Look at tuning jobs and steer them.")
+app.add_typer(prompts.app, name="prompts", help="Published prompts, their versions and aliases.")
+app.add_typer(models.app, name="models", help="Base models on this machine.")
+
+
+def main() -> None:
+    """Entry point of the `softprompt` command."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        sys.exit(EXIT_INTERRUPTED)
+    except Exception as error:
+        if os.environ.get("SOFTPROMPT_DEBUG"):
+            raise
+        sys.exit(report(error))

@@ -1,0 +1,51 @@
+"""`softprompt models`: base models on this machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from softprompt.cli.options import JsonOption, example
+from softprompt.cli.output import print_json, stderr
+
+app = typer.Typer(no_args_is_help=True)
+
+
+@app.callback()
+def models() -> None:
+    """Base models on this machine."""
+
+
+@app.command(epilog=example("softprompt models pull smollm2-135m-instruct"))
+def pull(
+    name: Annotated[str, typer.Argument(help="A catalogued model, a hub id, or a model directory.")],
+    to: Annotated[Path | None, typer.Option(help="Parent directory; left out: $SOFTPROMPT_MODELS or the user's cache.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Get a base model, once; prints its directory."""
+    path = pull_with_progress(name, to)
+    if as_json:
+        print_json({"name": name, "path": str(path)})
+    else:
+        typer.echo(str(path))
+
+
+def pull_with_progress(name: str, to: Path | None = None) -> Path:
+    """The directory of a model, pulled if it isn't there, with a bar on a terminal."""
+    from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+    from softprompt.models import models_dir
+    from softprompt.models import pull as pull_model
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"), TimeRemainingColumn())
+    with Progress(*columns, console=stderr(), disable=not stderr().is_terminal, transient=True) as bar:
+        tasks: dict[str, TaskID] = {}
+
+        def progress(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bar.add_task(f"{name}: {stage}", total=total)
+            bar.update(tasks[stage], completed=done, total=total)
+
+        return pull_model(name, to or models_dir(), progress)

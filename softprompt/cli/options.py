@@ -1,0 +1,38 @@
+"""Options that many commands share, and the client that they open."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from softprompt.endpoints import INFERENCE_VARIABLE, TRAINER_VARIABLE
+
+if TYPE_CHECKING:
+    from softprompt.client.sync_client import Client
+
+TrainerOption = Annotated[
+    str | None, typer.Option("--trainer", envvar=TRAINER_VARIABLE, metavar="HOST:PORT", help="The trainer service [127.0.0.1:50051].")
+]
+InferenceOption = Annotated[
+    str | None,
+    typer.Option("--inference", envvar=INFERENCE_VARIABLE, metavar="HOST:PORT", help="The inference service [127.0.0.1:50052]."),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for scripts (one object a line).")]
+
+
+def open_client(trainer: str | None = None, inference: str | None = None) -> Client:
+    """A client; imports gRPC, so only commands that call a service should."""
+    from softprompt.client.sync_client import Client
+
+    return Client(trainer, inference)
+
+
+def example(text: str) -> str:
+    """The closing lines of a command's help."""
+    return f"Example:  {text}"
+
+
+def job_name(text: str) -> str:
+    """`tuningJobs/<id>`, from that or from the id alone."""
+    return text if text.startswith("tuningJobs/") else f"tuningJobs/{text}"

@@ -1,0 +1,64 @@
+"""Where output goes: results to stdout, everything else to stderr; tables for people, JSON for scripts."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict, is_dataclass
+from datetime import datetime
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+
+@cache
+def stdout() -> Console:
+    return Console(highlight=False)
+
+
+@cache
+def stderr() -> Console:
+    return Console(stderr=True, highlight=False)
+
+
+def print_json(value: Any) -> None:
+    """One line of JSON, at once: readers of a stream see each as it comes."""
+    sys.stdout.write(json.dumps(as_plain(value), ensure_ascii=False) + "\n")
+    sys.stdout.flush()
+
+
+def as_plain(value: Any) -> Any:
+    """Dataclasses as objects, times as ISO 8601, everything else as JSON has it."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return as_plain(asdict(value))
+    if isinstance(value, dict):
+        return {str(key): as_plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [as_plain(item) for item in value]
+    if isinstance(value, datetime):
+        return value.isoformat()
+    return str(value) if isinstance(value, Path) else value
+
+
+def table(*columns: str) -> Table:
+    """A table without frames: readable, and easy to cut and grep."""
+    made = Table(box=None, pad_edge=False, header_style="bold", show_edge=False)
+    for column in columns:
+        made.add_column(column, overflow="fold")
+    return made
+
+
+def show(value: Table | str) -> None:
+    stdout().print(value, soft_wrap=isinstance(value, str), markup=False)
+
+
+def local_time(time: datetime | None) -> str:
+    return "" if time is None else time.astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+def numbers(metrics: Any) -> str:
+    """Metrics on one line: `loss 1.234  token_accuracy 0.71`."""
+    return "  ".join(f"{name} {value:.4g}" for name, value in sorted(metrics.items()))

@@ -1,0 +1,152 @@
+"""`softprompt prompts`: what is published, where it is served, and moving aliases."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from softprompt.cli.failures import EXIT_INVALID, Failure
+from softprompt.cli.options import InferenceOption, JsonOption, TrainerOption, example, open_client
+from softprompt.cli.output import as_plain, local_time, numbers, print_json, show, table
+
+if TYPE_CHECKING:
+    from softprompt.types.prompts import Alias
+
+app = typer.Typer(no_args_is_help=True)
+alias_app = typer.Typer(no_args_is_help=True)
+app.add_typer(alias_app, name="alias", help="Movable names of versions.")
+PromptArgument = Annotated[str, typer.Argument(metavar="PROMPT", help="Name of a prompt.")]
+
+
+@app.command("list", epilog=example("softprompt prompts list --prefix support-"))
+def list_(
+    prefix: Annotated[str, typer.Option(help="Only names that begin so.")] = "", as_json: JsonOption = False, trainer: TrainerOption = None
+) -> None:
+    """List prompts by name."""
+    with open_client(trainer) as client:
+        prompts = client.list_prompts(name_prefix=prefix)
+    if as_json:
+        for prompt in prompts:
+            print_json(prompt)
+        return
+    made = table("PROMPT", "LATEST", "VERSIONS", "ALIASES", "UPDATED")
+    for prompt in prompts:
+        aliases = ", ".join(_alias_text(alias) for alias in prompt.aliases)
+        name = prompt.name.removeprefix("prompts/")
+        made.add_row(name, str(prompt.latest_version), str(prompt.num_versions), aliases, local_time(prompt.update_time))
+    show(made if prompts else "no prompts yet: `softprompt tune` makes one")
+
+
+@app.command("show", epilog=example("softprompt prompts show support-tone@2"))
+def show_(
+    reference: Annotated[str, typer.Argument(metavar="REF", help="NAME (its default alias), NAME@ALIAS or NAME@7.")],
+    as_json: JsonOption = False,
+    trainer: TrainerOption = None,
+) -> None:
+    """Show one version: its model, template, metrics and training recipe."""
+    with open_client(trainer) as client:
+        version = client.get_version(reference)
+    if as_json:
+        print_json(version)
+        return
+    model, template = version.base_model, version.template
+    rows = {
+        "version": version.name,
+        "digest": version.digest,
+        "aliases": ", ".join(version.aliases),
+        "published": local_time(version.create_time),
+        "job": version.job,
+        "parent": version.parent,
+        "model": f"{model.id} ({model.fingerprint[:19]}…)" if model else "",
+        "template": json.dumps(template.text, ensure_ascii=False) + (f" {template.format}" if template.format else "") if template else "",
+        "tokens": f"{version.num_virtual_tokens} virtual, {version.size_bytes} bytes",
+        "labels": ", ".join(version.labels),
+        "held out": numbers(version.metrics),
+        "recipe": json.dumps(as_plain(dict(version.recipe)), ensure_ascii=False) if version.recipe else "",
+    }
+    for name, text in rows.items():
+        if text:
+            show(f"{name:<11}{text}")
+
+
+@app.command(epilog=example("softprompt prompts versions support-tone"))
+def versions(prompt: PromptArgument, as_json: JsonOption = False, trainer: TrainerOption = None) -> None:
+    """List the versions of a prompt, newest first."""
+    with open_client(trainer) as client:
+        found = client.list_versions(prompt)
+    if as_json:
+        for version in found:
+            print_json(version)
+        return
+    made = table("VERSION", "ALIASES", "TOKENS", "PUBLISHED", "PARENT", "HELD OUT")
+    for version in found:
+        made.add_row(
+            version.name.rpartition("/")[2],
+            ", ".join(version.aliases),
+            str(version.num_virtual_tokens),
+            local_time(version.create_time),
+            version.parent,
+            numbers(version.metrics),
+        )
+    show(made if found else f"{prompt} has no versions")
+
+
+@app.command(epilog=example("softprompt prompts status support-tone"))
+def status(
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="Name of a prompt; left out: all.")] = "",
+    as_json: JsonOption = False,
+    inference: InferenceOption = None,
+) -> None:
+    """Show what the inference replica that answers has loaded, and what it refused and why."""
+    with open_client(inference=inference) as client:
+        loaded = client.loaded_prompts(prompt)
+    if as_json:
+        for item in loaded.prompts:
+            print_json(item)
+        return
+    made = table("VERSION", "STATE", "ALIASES", "TOKENS", "KIB", "SERVED AFTER", "ACTIVE", "REASON")
+    for item in loaded.prompts:
+        made.add_row(
+            item.version.removeprefix("prompts/").replace("/versions/", "@"),
+            item.state,
+            ", ".join(item.aliases),
+            str(item.num_virtual_tokens),
+            str(item.prefix_kv_bytes >> 10),
+            "" if item.publish_to_served_seconds is None else f"{item.publish_to_served_seconds:.2f} s",
+            str(item.active_requests),
+            item.reason,
+        )
+    show(made if loaded.prompts else "nothing is loaded")
+    show(f"store revision {loaded.revision}")
+
+
+@alias_app.command("set", epilog=example("softprompt prompts alias set support-tone default 3 --expect 2"))
+def set_(
+    prompt: PromptArgument,
+    alias: Annotated[str, typer.Argument(help="Name of the alias, for example default or canary.")],
+    target: Annotated[list[str], typer.Argument(metavar="VERSION[:WEIGHT]...", help="Version, or several with weights: 3:0.9 4:0.1.")],
+    expect: Annotated[int | None, typer.Option(min=0, help="Move it only if it names this version now; 0 = is new.")] = None,
+    as_json: JsonOption = False,
+    trainer: TrainerOption = None,
+) -> None:
+    """Move an alias to a version, or share it out between some."""
+    from softprompt.types.prompts import AliasTarget
+
+    try:
+        targets = [AliasTarget(int(version), float(weight or 1)) for version, _, weight in (text.partition(":") for text in target)]
+    except ValueError:
+        raise Failure(f"{' '.join(target)!r} must be VERSION or VERSION:WEIGHT, for example 3 or 3:0.9 4:0.1", EXIT_INVALID) from None
+    with open_client(trainer) as client:
+        moved = client.set_alias(prompt, alias, targets, expected_version=expect)
+    if as_json:
+        print_json(moved)
+    else:
+        show(f"{prompt}: {_alias_text(moved)} (revision {moved.revision})")
+
+
+def _alias_text(alias: Alias) -> str:
+    if len(alias.targets) == 1:
+        return f"{alias.name} -> {alias.targets[0].version}"
+    return f"{alias.name} -> " + " ".join(f"{target.version}:{target.weight:g}" for target in alias.targets)

@@ -1,0 +1,61 @@
+"""Several answers beside each other while they stream; one after the other where the output is no terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+MAX_SHOWN_CHARS = 600
+
+
+class AnswerTable:
+    """Rows are inputs, columns are who answers them; `append` adds a piece of text to one cell."""
+
+    def __init__(self, console: Console, rows: Sequence[str], columns: Sequence[str]) -> None:
+        self._console, self._rows, self._columns = console, rows, columns
+        self._cells: dict[tuple[int, int], str] = {}
+        self._live = Live(console=console, get_renderable=self._render, refresh_per_second=12) if console.is_terminal else None
+
+    def append(self, row: int, column: int, text: str) -> None:
+        self._cells[row, column] = self._cells.get((row, column), "") + text
+
+    def text(self, row: int, column: int) -> str:
+        return self._cells.get((row, column), "")
+
+    def __enter__(self) -> Self:
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._live is not None:
+            self._live.stop()
+        elif error is None:
+            self._print_plain()
+
+    def _render(self) -> RenderableType:
+        table = Table(show_lines=True, expand=True)
+        table.add_column("input", ratio=2, style="dim")
+        for title in self._columns:
+            table.add_column(title, ratio=3)
+        for index, row in enumerate(self._rows):
+            table.add_row(Text(row), *(Text(_clip(self.text(index, column))) for column in range(len(self._columns))))
+        return table
+
+    def _print_plain(self) -> None:
+        for index, row in enumerate(self._rows):
+            self._console.print(f"\n  input: {row}", markup=False, soft_wrap=True)
+            for column, title in enumerate(self._columns):
+                self._console.print(f"  {title}: {_clip(self.text(index, column))}", markup=False, soft_wrap=True)
+
+
+def _clip(text: str) -> str:
+    """The end of a text that is too long for a cell, on one paragraph."""
+    flat = " ".join(text.split())
+    return flat if len(flat) <= MAX_SHOWN_CHARS else "… " + flat[-MAX_SHOWN_CHARS:]

@@ -1,0 +1,46 @@
+"""The loss curve as a picture: trainings one after the other, training loss and held-out loss, the bare model as a line."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from softprompt.demo.record import TrainingRecord
+
+_INK, _GRID = "#333333", "#dddddd"
+_COLOURS = ("#2a78b8", "#d2691e", "#3a9a57", "#8e5bb5")
+
+
+def save_curve(records: Sequence[TrainingRecord], title: str, path: Path) -> Path:
+    """Write a PNG; needs matplotlib (the `plot` extra)."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 4.8), dpi=140, layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    start = 0
+    for record, colour in zip(records, _COLOURS, strict=False):
+        axes.plot(*_shifted(record.train, start), color=colour, alpha=0.35, linewidth=1.2, label=f"{record.title}, training batches")
+        axes.plot(
+            *_shifted(record.held_out, start), color=colour, linewidth=2, marker="o", markersize=4.5, label=f"{record.title}, held out"
+        )
+        if start:
+            axes.axvline(start, color=_INK, linewidth=0.8, linestyle=":")
+        start += record.last_step
+    if records and records[0].bare_loss is not None:
+        axes.axhline(records[0].bare_loss, color=_INK, linewidth=1, linestyle="--", label="bare model, held out")
+    axes.set(xlabel="optimizer step", ylabel="loss per target token")
+    axes.set_title(title, loc="left", color=_INK, fontweight="bold")
+    axes.set_ylim(bottom=0)
+    axes.set_xlim(left=0)
+    axes.grid(color=_GRID, linewidth=0.7)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+    return path
+
+
+def _shifted(points: Sequence[tuple[int, float]], start: int) -> tuple[list[int], list[float]]:
+    return [start + step for step, _ in points], [loss for _, loss in points]

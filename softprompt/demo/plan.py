@@ -1,0 +1,33 @@
+"""What the demo does, sized to end within a few minutes on two cores."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class DemoPlan:
+    model: str = "smollm2-135m-instruct"
+    prompt: str = "product-descriptions"
+    examples_dir: Path = Path(__file__).resolve().parents[2] / "examples" / "product-descriptions"
+    template: str = "Write a product description.\n{input}\nDescription:"
+    num_virtual_tokens: int = 20
+    batch_size: int = 16
+    first_steps: int = 80
+    second_steps: int = 40
+    evaluation_interval_steps: int = 20
+    seed: int = 7
+    num_products: int = 3
+    """Unseen products that are answered side by side."""
+    answer_tokens: int = 64
+    long_answer_tokens: int = 320
+    """The stream of version 1 that is to outlast the swap."""
+
+    @property
+    def train_file(self) -> Path:
+        return self.examples_dir / "train.jsonl"
+
+    @property
+    def heldout_file(self) -> Path:
+        return self.examples_dir / "heldout.jsonl"

@@ -1,0 +1,27 @@
+"""What a training told on its way, kept for the picture."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from softprompt.types.tuning import Evaluated, JobEvent, ProgressMade
+
+
+@dataclass
+class TrainingRecord:
+    """Points are (step, loss)."""
+
+    title: str
+    train: list[tuple[int, float]] = field(default_factory=list)
+    held_out: list[tuple[int, float]] = field(default_factory=list)
+    bare_loss: float | None = None
+
+    def update(self, event: JobEvent) -> None:
+        if isinstance(event, ProgressMade) and event.progress.step > 0:
+            self.train.append((event.progress.step, event.progress.train_loss))
+        elif isinstance(event, Evaluated) and "loss" in event.metrics:
+            self.held_out.append((event.step, event.metrics["loss"]))
+
+    @property
+    def last_step(self) -> int:
+        return max((step for step, _ in [*self.train, *self.held_out]), default=0)

@@ -1,0 +1,57 @@
+"""Everything around the story: the model, the services' start and end, interruption, and the check that nothing is left."""
+
+from __future__ import annotations
+
+import importlib.util
+import tempfile
+import time
+from pathlib import Path
+from typing import TextIO
+
+from rich.console import Console
+
+from softprompt.demo.plan import DemoPlan
+from softprompt.demo.promises import PromiseBroken, Promises
+from softprompt.demo.story import Story
+from softprompt.local.interrupts import run_interruptible
+from softprompt.local.process import LogSink
+from softprompt.local.services import LocalConfig, LocalServices
+
+
+def run_demo(model: Path, output: Path, plan: DemoPlan, console: Console) -> None:
+    """Raises PromiseBroken if anything that was promised did not hold, Interrupted after Ctrl-C."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise PromiseBroken("the picture needs matplotlib: pip install 'softprompt[plot]'")
+    if not plan.train_file.is_file():
+        raise PromiseBroken(f"the examples are not at {plan.examples_dir}: run the demo from a checkout of the project")
+    output.mkdir(parents=True, exist_ok=True)
+    promises = Promises(console)
+    story = Story(console, plan, output, promises)
+    with tempfile.TemporaryDirectory(prefix="softprompt-demo-") as data, (output / "services.log").open("w", encoding="utf-8") as log:
+        services = LocalServices(LocalConfig(model=model, data_dir=Path(data)), _sink(log))
+        try:
+            run_interruptible(lambda: _run(services, story), services.kill_now)
+        finally:
+            left = services.alive()
+            promises.check(not left, "everything is stopped, no process is left" + (f": {', '.join(left)}" if left else ""))
+    if promises.broken:
+        raise PromiseBroken(f"{len(promises.broken)} of the demo's promises did not hold: " + "; ".join(promises.broken))
+    console.print(f"\nDone in {time.monotonic() - story.began:.0f} s. The services' logs and the picture are in {output}/.", markup=False)
+
+
+async def _run(services: LocalServices, story: Story) -> None:
+    console = story.console
+    console.print("\n[bold]Start the trainer (with Ray) and the inference service[/]")
+    async with services:
+        took = time.monotonic() - story.began
+        console.print(f"  trainer {services.trainer_endpoint}, inference {services.inference_endpoint}, after {took:.0f} s", markup=False)
+        await story.tell(services)
+        console.print("\n[bold]Stop both services[/]")
+
+
+def _sink(log: TextIO) -> LogSink:
+    def write(name: str, line: str) -> None:
+        log.write(f"{name:<10} {line}\n")
+        log.flush()
+
+    return write

@@ -1,0 +1,122 @@
+"""The demo from its first to its last act. Each act says what it does, shows it, and checks what it promised."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rich.console import Console
+
+from softprompt.client.async_client import AsyncClient
+from softprompt.demo.curve import save_curve
+from softprompt.demo.plan import DemoPlan
+from softprompt.demo.promises import PromiseBroken, Promises
+from softprompt.demo.record import TrainingRecord
+from softprompt.demo.side_by_side import show_side_by_side
+from softprompt.demo.swap import swap_under_load
+from softprompt.display.training import training_display
+from softprompt.local.services import LocalServices
+from softprompt.types.common import Template
+from softprompt.types.tuning import Hyperparameters, Init, InitMethod, JobEvent, PublishPolicy, TuningJob, TuningSpec
+
+
+@dataclass
+class Story:
+    """`tell` runs it all within running services; `services` are stopped by whoever started them."""
+
+    console: Console
+    plan: DemoPlan
+    output: Path
+    promises: Promises
+    records: list[TrainingRecord] = field(default_factory=list)
+    datasets: tuple[str, str] = ("", "")
+    began: float = field(default_factory=time.monotonic)
+
+    async def tell(self, services: LocalServices) -> None:
+        async with AsyncClient(services.trainer_endpoint, services.inference_endpoint) as client:
+            await self._upload(client)
+            with self._act("Train version 1"):
+                first = await self._train(client, "version 1", self._spec(self.plan.first_steps, PublishPolicy("default")))
+            with self._act("Wait until it is served"):
+                await self._wait_until_served(client, first)
+            with self._act("Unseen products: the bare model beside the prompt, one batch"):
+                await show_side_by_side(client, self.console, self.plan, first)
+            with self._act("Train on from version 1"):
+                init = Init(InitMethod.FROM_PROMPT, source=f"{self.plan.prompt}@{_number(first)}")
+                second = await self._train(client, "version 2", self._spec(self.plan.second_steps, PublishPolicy("-"), init))
+                await self._wait_until_served(client, second)
+            with self._act("Swap version 2 in under a running stream of version 1"):
+                await swap_under_load(client, self.console, self.promises, self.plan, _number(first), _number(second))
+            with self._act("The loss curve"):
+                picture = await asyncio.to_thread(
+                    save_curve, self.records, f"Prompt tuning: {self.plan.prompt}", self.output / "loss-curve.png"
+                )
+                self.console.print(f"  saved as {picture}", markup=False, soft_wrap=True)
+
+    async def _upload(self, client: AsyncClient) -> None:
+        with self._act("Upload the examples"):
+            train = await client.upload_dataset(self.plan.train_file)
+            heldout = await client.upload_dataset(self.plan.heldout_file)
+            self.datasets = (train.dataset, heldout.dataset)
+            self.console.print(f"  {train.num_examples} to train on, {heldout.num_examples} held out", markup=False)
+
+    def _spec(self, num_steps: int, publish: PublishPolicy, init: Init | None = None) -> TuningSpec:
+        plan = self.plan
+        return TuningSpec(
+            prompt=plan.prompt,
+            dataset=self.datasets[0],
+            validation_dataset=self.datasets[1],
+            template=Template(plan.template),
+            hyperparameters=Hyperparameters(
+                num_virtual_tokens=plan.num_virtual_tokens if init is None else None,
+                init=init,
+                batch_size=plan.batch_size,
+                num_steps=num_steps,
+                evaluation_interval_steps=plan.evaluation_interval_steps,
+                early_stop_patience=0,
+                seed=plan.seed,
+            ),
+            publish=publish,
+        )
+
+    async def _train(self, client: AsyncClient, title: str, spec: TuningSpec) -> str:
+        """The version that was published."""
+        record = TrainingRecord(title)
+        self.records.append(record)
+        with training_display(self.console, title, plain_lines=True) as display:
+
+            def on_event(event: JobEvent) -> None:
+                record.update(event)
+                display.update(event)
+
+            job = await client.tune(spec, on_event=on_event)
+        return self._published(job, record)
+
+    def _published(self, job: TuningJob, record: TrainingRecord) -> str:
+        if job.result is None or not job.result.published:
+            raise PromiseBroken(f"{job.name} published nothing: {job.result.gate_decision if job.result else 'no result'}")
+        result = job.result
+        record.bare_loss = result.bare_metrics.get("loss")
+        tuned, bare = result.metrics.get("loss", float("nan")), result.bare_metrics.get("loss", float("nan"))
+        self.promises.check(bool(result.version), f"published {result.version} ({result.digest[:19]})")
+        self.promises.check(tuned < bare, f"held-out loss {tuned:.3f}, the bare model's is {bare:.3f}")
+        return result.version
+
+    async def _wait_until_served(self, client: AsyncClient, version: str) -> None:
+        loaded = await client.wait_until_served(version)
+        seconds = loaded.publish_to_served_seconds
+        after = "" if seconds is None else f", {seconds:.2f} s after it was published"
+        self.promises.check(True, f"{version} is served{after}")
+
+    @contextmanager
+    def _act(self, title: str) -> Iterator[None]:
+        self.console.print(f"\n[bold]{title}[/] [dim]({time.monotonic() - self.began:.0f} s)[/]")
+        yield
+
+
+def _number(version: str) -> int:
+    return int(version.rpartition("/")[2])

@@ -1,0 +1,52 @@
+"""Running a coroutine so that Ctrl-C, SIGTERM and a closed terminal end it in good order, and a second one at once."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class Interrupted(Exception):
+    """The coroutine was ended by a signal, after cleaning up."""
+
+    def __init__(self, number: signal.Signals) -> None:
+        super().__init__(f"ended by {number.name}")
+        self.number = number
+
+
+def run_interruptible(work: Callable[[], Coroutine[Any, Any, None]], at_once: Callable[[], None]) -> None:
+    """Run `work()`; the first signal cancels it, once, and waits for its cleaning up; each further one calls `at_once`.
+
+    Raises Interrupted if a signal ended it.
+    """
+    asyncio.run(_run(work, at_once))
+
+
+async def _run(work: Callable[[], Coroutine[Any, Any, None]], at_once: Callable[[], None]) -> None:
+    loop = asyncio.get_running_loop()
+    received: list[signal.Signals] = []
+    task = asyncio.create_task(work())
+
+    def on_signal(number: signal.Signals) -> None:
+        received.append(number)
+        if len(received) == 1:
+            task.cancel()
+        else:
+            at_once()
+
+    for number in _SIGNALS:
+        loop.add_signal_handler(number, on_signal, number)
+    try:
+        await task
+    except asyncio.CancelledError:
+        if not received:
+            raise
+    finally:
+        for number in _SIGNALS:
+            loop.remove_signal_handler(number)
+    if received:
+        raise Interrupted(received[0])

@@ -1,0 +1,134 @@
+"""One service as a child process: started, awaited until it can serve, its log forwarded, drained, and killed if it won't."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import sys
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+LogSink = Callable[[str, str], None]
+"""Called with (service name, line)."""
+
+READY_POLL_SECONDS = 0.05
+KEPT_LINES = 30
+
+
+class ServiceFailed(Exception):
+    """A service ended when it should not have; the text has its last words."""
+
+
+@dataclass(frozen=True)
+class Ready:
+    """Where a service listens, as its readiness file says."""
+
+    port: int
+    metrics_port: int
+    pid: int
+
+
+class ServiceProcess:
+    """`python -m MODULE` in a session of its own, so that Ctrl-C reaches only us and we decide what ends in which order."""
+
+    def __init__(self, name: str, module: str, environment: Mapping[str, str], ready_file: Path, log: LogSink) -> None:
+        self.name = name
+        self._module, self._environment, self._ready_file, self._log = module, environment, ready_file, log
+        self._process: asyncio.subprocess.Process | None = None
+        self._forwarding: asyncio.Task[None] | None = None
+        self._last_lines: deque[str] = deque(maxlen=KEPT_LINES)
+
+    async def start(self) -> None:
+        command = [sys.executable, "-m", "softprompt.local.child", str(os.getpid()), sys.executable, "-m", self._module]
+        self._process = await asyncio.create_subprocess_exec(
+            *command,
+            env={**os.environ, **self._environment},
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            start_new_session=True,
+        )
+        self._forwarding = asyncio.create_task(self._forward(self._process), name=f"log of {self.name}")
+
+    async def ready(self, timeout_seconds: float) -> Ready:
+        """Its ports, once it can serve. ServiceFailed if it ends before, or takes longer."""
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                while not self._ready_file.exists():
+                    if self._started.returncode is not None:
+                        raise await self._failure()
+                    await asyncio.sleep(READY_POLL_SECONDS)
+        except TimeoutError:
+            raise ServiceFailed(f"the {self.name} is not ready after {timeout_seconds:g} s:\n{self._words()}") from None
+        content = json.loads(self._ready_file.read_text())
+        return Ready(content["port"], content["metrics_port"], content["pid"])
+
+    async def ended(self) -> ServiceFailed:
+        """Wait until it ends by itself; what it said last."""
+        await self._started.wait()
+        return await self._failure()
+
+    def terminate(self) -> None:
+        """Ask it to drain."""
+        self._signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self._signal(signal.SIGKILL)
+
+    async def wait(self, timeout_seconds: float) -> None:
+        """Until it has ended; it is killed when that takes longer than `timeout_seconds`."""
+        if self._process is None:
+            return
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                await self._process.wait()
+        except TimeoutError:
+            self._log(self.name, f"did not stop within {timeout_seconds:g} s: killed")
+            self.kill()
+            await self._process.wait()
+        await self._finish_log()
+
+    @property
+    def _started(self) -> asyncio.subprocess.Process:
+        if self._process is None:
+            raise RuntimeError(f"the {self.name} was not started")
+        return self._process
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self._process is not None and self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.send_signal(number)
+
+    async def _failure(self) -> ServiceFailed:
+        await self._finish_log()
+        return ServiceFailed(f"the {self.name} ended with exit code {self._started.returncode}:\n{self._words()}")
+
+    def _words(self) -> str:
+        return "\n".join(f"  {line}" for line in self._last_lines) or "  (it said nothing)"
+
+    async def _forward(self, process: asyncio.subprocess.Process) -> None:
+        if process.stdout is None:
+            return
+        rest = b""
+        while piece := await process.stdout.read(1 << 16):
+            *lines, rest = (rest + piece).split(b"\n")
+            for line in lines:
+                self._take(line)
+        if rest:
+            self._take(rest)
+
+    def _take(self, line: bytes) -> None:
+        text = line.decode(errors="replace").rstrip("\r")
+        self._last_lines.append(text)
+        self._log(self.name, text)
+
+    async def _finish_log(self) -> None:
+        """Read what is left; a grandchild may hold the pipe open, so not for ever."""
+        if self._forwarding is not None:
+            await asyncio.wait([self._forwarding], timeout=1)
+            self._forwarding.cancel()
