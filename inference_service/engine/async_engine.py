@@ -1,0 +1,295 @@
+"""The engine with a thread of its own and an asyncio face. Requests go in through an inbox that is emptied between steps; what a step
+gave comes back in one `call_soon_threadsafe`, whatever the number of streams. A reader never holds up a step: what it has not read yet
+is merged into one delta, which is bounded by the request's own maximum of new tokens."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from typing import TypeVar
+from uuid import uuid4
+
+from inference_service.engine.engine import Engine, Output
+from inference_service.engine.request import (
+    Delta,
+    FinishReason,
+    GenerationRequest,
+    SamplingParams,
+    ScoreRequest,
+    ScoreResult,
+)
+from inference_service.engine.stats import EngineObserver, EngineStats
+from inference_service.engine.text_stream import merge
+from shared.errors import AlreadyExists, Cancelled, DeadlineExceeded, SoftPromptError, Unavailable
+from shared.soft_prompt import SoftPrompt
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+_Event = Output | BaseException
+
+
+class _Stream:
+    """What one consumer has not read yet. Lives on the event loop, except `held`, which the engine's thread fills between flushes."""
+
+    def __init__(self) -> None:
+        self.deltas: list[Delta] = []
+        self.score: ScoreResult | None = None
+        self.error: BaseException | None = None
+        self.ready = asyncio.Event()
+        self.held: list[Delta] = []
+        self.flushed_at = 0.0
+
+    def put(self, event: _Event) -> None:
+        if isinstance(event, BaseException):
+            self.error = event
+        else:
+            self.score = event.score or self.score
+            self.deltas.append(event.delta)
+        self.ready.set()
+
+    async def take(self) -> Delta:
+        """Everything since the last take, as one delta."""
+        while not self.deltas:
+            if self.error is not None:
+                raise self.error
+            self.ready.clear()
+            await self.ready.wait()
+        deltas, self.deltas = self.deltas, []
+        return merge(deltas)
+
+
+class AsyncEngine:
+    """`start` on the event loop that will use it. All methods are called on that loop."""
+
+    def __init__(self, engine: Engine, observer: EngineObserver | None = None) -> None:
+        self._engine = engine
+        if observer is not None:
+            engine.observer = observer
+        self._inbox: deque[Callable[[], None]] = deque()
+        self._wake = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._streams: dict[str, _Stream] = {}
+        self._commands: set[asyncio.Future[object]] = set()
+        self._draining = False
+        self._stopping = False
+        self._failure: str | None = None
+        self._stats = engine.stats()
+        self._idle = asyncio.Event()
+
+    @property
+    def engine(self) -> Engine:
+        return self._engine
+
+    @property
+    def healthy(self) -> bool:
+        """Whether the step loop runs; False before `start`, after `stop` and after it died."""
+        return self._failure is None and self._thread is not None and self._thread.is_alive() and not self._stopping
+
+    def start(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread.start()
+
+    async def stop(self, grace_seconds: float = 0.0) -> None:
+        """Take no more requests, let the running ones finish for so long, end the rest as CANCELLED, and stop the thread."""
+        self._draining = True
+        if self._streams and self.healthy:
+            self._idle.clear()
+            try:
+                await asyncio.wait_for(self._idle.wait(), grace_seconds)
+            except TimeoutError:
+                log.warning("%d requests are cut off by the end of the grace time", len(self._streams))
+        for request_id in list(self._streams):
+            self._send(lambda request_id=request_id: self._cancel(request_id))  # type: ignore[misc]
+        if self._thread is not None and self._thread.is_alive():
+            self._send(self._quit)
+            await asyncio.to_thread(self._thread.join)
+        self._stopping = True
+
+    async def generate(self, request: GenerationRequest) -> AsyncIterator[Delta]:
+        """Deltas until one has a finish reason. Closing it early frees the request within a step.
+
+        Raises InvalidInput, NotFound, AlreadyExists or Overloaded before the first delta, Unavailable if the engine dies.
+        """
+        stream = self._open(request)
+        try:
+            while True:
+                delta = await stream.take()
+                yield delta
+                if delta.finish_reason is not None:
+                    return
+        finally:
+            self._close(request.request_id)
+
+    async def score(self, request: ScoreRequest) -> ScoreResult:
+        """Raises like `generate`, and DeadlineExceeded or Cancelled where a stream would end with that reason."""
+        stream = self._open(request)
+        try:
+            delta = await stream.take()
+        finally:
+            self._close(request.request_id)
+        if stream.score is not None:
+            return stream.score
+        if delta.finish_reason is FinishReason.DEADLINE:
+            raise DeadlineExceeded("the deadline passed before all candidates were scored")
+        if delta.finish_reason is FinishReason.CANCELLED:
+            raise Cancelled("the engine is stopping")
+        raise Unavailable(delta.error or "the score could not be computed")
+
+    async def top_logprobs(self, prefix_id: str | None, input_ids: tuple[int, ...], k: int) -> list[tuple[int, float]]:
+        """The k most likely first tokens after the input, with natural log-probabilities: the replay of a golden record."""
+        sampling = SamplingParams(temperature=0.0, max_new_tokens=1, num_logprobs=k, ignore_eos=True)
+        request = GenerationRequest(f"replay-{uuid4().hex}", tuple(input_ids), sampling, prefix_id)
+        top: list[tuple[int, float]] = []
+        async for delta in self.generate(request):
+            if delta.error:
+                raise Unavailable(delta.error)
+            for logprob in delta.logprobs:
+                top = list(logprob.top)
+        return top
+
+    async def load_prefix(self, prefix_id: str, soft_prompt: SoftPrompt) -> None:
+        """Compute the prefix KV now and keep it. Idempotent. Raises PreconditionFailed or DamagedBlob; then nothing is kept."""
+        await self._call(lambda: self._engine.load_prefix(prefix_id, soft_prompt))
+
+    async def unload_prefix(self, prefix_id: str) -> bool:
+        """True if it is gone; False if running requests hold it, and then it goes with the last of them."""
+        return await self._call(lambda: self._engine.unload_prefix(prefix_id))
+
+    async def check_integrity(self) -> None:
+        await self._call(self._engine.check_integrity)
+
+    def stats(self) -> EngineStats:
+        """As of the end of the last step."""
+        return self._stats
+
+    def _open(self, request: GenerationRequest | ScoreRequest) -> _Stream:
+        if self._draining:
+            raise Unavailable("the engine is stopping and takes no new requests")
+        self._require_healthy()
+        stream = _Stream()
+        if request.request_id in self._streams:
+            raise AlreadyExists(f"request {request.request_id} is running")
+        self._streams[request.request_id] = stream
+        self._send(lambda: self._submit(request))
+        return stream
+
+    def _close(self, request_id: str) -> None:
+        self._streams.pop(request_id, None)
+        self._send(lambda: self._cancel(request_id))
+        if not self._streams:
+            self._idle.set()
+
+    async def _call(self, function: Callable[[], T]) -> T:
+        """Run a function in the engine's thread, between two steps."""
+        self._require_healthy()
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[T] = loop.create_future()
+
+        def run() -> None:
+            try:
+                result = function()
+            except Exception as error:
+                loop.call_soon_threadsafe(_settle, future, None, error)
+            else:
+                loop.call_soon_threadsafe(_settle, future, result, None)
+
+        self._commands.add(future)
+        future.add_done_callback(self._commands.discard)  # type: ignore[arg-type]
+        self._send(run)
+        return await future
+
+    def _require_healthy(self) -> None:
+        if not self.healthy:
+            raise Unavailable(self._failure or "the engine is not running")
+
+    def _send(self, command: Callable[[], None]) -> None:
+        self._inbox.append(command)
+        self._wake.set()
+
+    # ---- the engine's thread ----
+
+    def _run(self) -> None:
+        try:
+            while not self._stopping:
+                if not self._inbox and not self._engine.has_work:
+                    self._wake.wait()
+                self._wake.clear()
+                while self._inbox:
+                    self._inbox.popleft()()
+                self._post(self._engine.step())
+        except BaseException as error:
+            log.exception("the engine's step loop died")
+            self._failure = f"the engine stopped working ({type(error).__name__})"
+        finally:
+            self._notify(self._fail_everything)
+
+    def _submit(self, request: GenerationRequest | ScoreRequest) -> None:
+        try:
+            self._engine.submit(request)
+        except SoftPromptError as error:
+            self._notify(self._deliver, [(request.request_id, error)], self._engine.stats())
+
+    def _cancel(self, request_id: str) -> None:
+        output = self._engine.cancel(request_id)
+        if output is not None:
+            self._post([output])
+
+    def _quit(self) -> None:
+        self._stopping = True
+
+    def _post(self, outputs: list[Output]) -> None:
+        """Hand a step's outputs to the loop, holding back tokens of streams that were flushed a moment ago."""
+        now = time.monotonic()
+        events: list[tuple[str, _Event]] = []
+        for output in outputs:
+            stream = self._streams.get(output.request_id)
+            if stream is None:
+                continue
+            stream.held.append(output.delta)
+            due = now - stream.flushed_at >= self._engine.config.flush_interval_seconds
+            if due or output.delta.finish_reason is not None:
+                events.append((output.request_id, replace(output, delta=merge(stream.held))))
+                stream.held, stream.flushed_at = [], now
+        self._notify(self._deliver, events, self._engine.stats())
+
+    def _notify(self, function: Callable[..., None], *args: object) -> None:
+        if self._loop is None:
+            return
+        try:
+            self._loop.call_soon_threadsafe(function, *args)
+        except RuntimeError:  # the loop is closed: nobody is left to tell
+            self._stopping = True
+
+    # ---- back on the event loop ----
+
+    def _deliver(self, events: list[tuple[str, _Event]], stats: EngineStats) -> None:
+        self._stats = stats
+        for request_id, event in events:
+            stream = self._streams.get(request_id)
+            if stream is not None:
+                stream.put(event)
+
+    def _fail_everything(self) -> None:
+        """The thread is gone: nobody may wait for it."""
+        error = Unavailable(self._failure or "the engine is not running")
+        for stream in self._streams.values():
+            stream.put(error)
+        for future in list(self._commands):
+            _settle(future, None, error)
+        self._idle.set()
+
+
+def _settle(future: asyncio.Future[T], result: T | None, error: Exception | None) -> None:
+    if future.done():
+        return
+    if error is not None:
+        future.set_exception(error)
+    else:
+        future.set_result(result)  # type: ignore[arg-type]

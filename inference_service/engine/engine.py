@@ -1,0 +1,273 @@
+"""The engine: requests go in, steps run, deltas come out. One thread at a time; `async_engine` gives it one and an asyncio face.
+
+step:  schedule -> run -> sample -> update -> collect
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from inference_service.engine import model_runner, scoring
+from inference_service.engine.admission import Admission
+from inference_service.engine.config import EngineConfig
+from inference_service.engine.detokenizer import DetokenizerFactory
+from inference_service.engine.kv_cache import RowKVCache
+from inference_service.engine.memory import free_bytes, plan_memory
+from inference_service.engine.prefix_cache import PrefixCache
+from inference_service.engine.probe import layer_shapes
+from inference_service.engine.request import Delta, FinishReason, GenerationRequest, SamplingParams, ScoreRequest, ScoreResult
+from inference_service.engine.rows import IntegrityError, RowPool
+from inference_service.engine.sampler import Sampled, sample
+from inference_service.engine.scheduler import Scheduler, StepPlan
+from inference_service.engine.sequence import Sequence
+from inference_service.engine.stats import EngineObserver, EngineStats, FinishedRequest, NullObserver, StepStats
+from inference_service.engine.text_stream import TextStream, timing
+from shared import base_model
+from shared.base_model import BaseModel
+from shared.errors import AlreadyExists
+from shared.soft_prompt import SoftPrompt
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a step gave one request: a delta of its text, or the result of a score."""
+
+    request_id: str
+    delta: Delta
+    score: ScoreResult | None = None
+
+
+class Engine:
+    """Build it with `load_engine` or `Engine.from_base_model`. `clock` gives seconds (deadlines are on it)."""
+
+    def __init__(
+        self,
+        base: BaseModel,
+        config: EngineConfig,
+        scheduler: Scheduler,
+        runner: model_runner.ModelRunner,
+        prefixes: PrefixCache,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.base, self.config = base, config
+        self.scheduler, self.runner, self.prefixes = scheduler, runner, prefixes
+        self.clock = clock
+        self.observer: EngineObserver = NullObserver()
+        self.admission = Admission(config, scheduler, prefixes, base.info.vocab_size)
+        self._detokenizers = DetokenizerFactory(base.tokenizer)
+        self._streams: dict[str, TextStream] = {}
+        self._scores: dict[str, scoring.Tally] = {}
+        self._totals = EngineStats()
+        self._arrivals = 0
+
+    @classmethod
+    def from_base_model(cls, base: BaseModel, config: EngineConfig | None = None) -> Engine:
+        """Takes the model over: its attention goes through this engine's cache from now on.
+
+        Raises PreconditionFailed for an architecture that the engine can't serve, InvalidInput if the memory holds no request.
+        """
+        config = config or EngineConfig()
+        shapes = layer_shapes(base.model)
+        bytes_per_token = sum(shape.bytes_per_token(base.dtype) for shape in shapes)
+        plan = plan_memory(config, bytes_per_token, base.info.max_positions, free_bytes(base.device))
+        cache = RowKVCache(shapes, config.max_running + 1, plan.max_length, base.dtype, base.device)
+        pool = RowPool(config.max_running, plan.max_blocks, plan.max_length, config.reuse_text_prefixes)
+        runner = model_runner.ModelRunner(base, cache)
+        prefixes = PrefixCache(runner.compute_prefix, plan.prefix_bytes)
+        return cls(base, replace(config, max_length=plan.max_length), Scheduler(pool, config.max_tokens_per_step), runner, prefixes)
+
+    @property
+    def has_work(self) -> bool:
+        return self.scheduler.has_work
+
+    def submit(self, request: GenerationRequest | ScoreRequest) -> None:
+        """Queue a request. Raises InvalidInput, NotFound (prefix), AlreadyExists (request id) or Overloaded; then nothing is kept."""
+        if request.request_id in self._streams:
+            raise AlreadyExists(f"request {request.request_id} is running")
+        self.admission.check(request)
+        generation = isinstance(request, GenerationRequest)
+        sampling = request.sampling if isinstance(request, GenerationRequest) else SamplingParams(temperature=0.0)
+        self._arrivals += 1
+        sequence = Sequence(
+            request_id=request.request_id,
+            tokens=list(request.input_ids),
+            num_input=len(request.input_ids),
+            sampling=sampling,
+            seed=random.getrandbits(63) if sampling.seed is None else sampling.seed,
+            prefix_id=request.prefix_id,
+            num_virtual=self.prefixes.num_virtual(request.prefix_id),
+            priority=request.priority,
+            deadline=request.deadline,
+            arrived_at=self.clock(),
+            arrival=self._arrivals,
+            candidates=request.candidates if isinstance(request, ScoreRequest) else (),
+        )
+        if sequence.prefix_id is not None:
+            self.prefixes.hold(sequence.prefix_id)
+        model_ends = frozenset() if sampling.ignore_eos else self.base.stop_token_ids
+        stream = TextStream(sequence, self._detokenizers(), model_ends | sampling.stop_token_ids, self.config.max_length)
+        self._streams[sequence.request_id] = stream
+        if not generation:
+            self._scores[sequence.request_id] = scoring.Tally(sequence)
+        self.scheduler.add(sequence)
+
+    def cancel(self, request_id: str, reason: FinishReason = FinishReason.CANCELLED) -> Output | None:
+        """End a request now, wherever it is, and free what it holds. None if it is over already."""
+        stream = self._streams.get(request_id)
+        return None if stream is None else self._end(stream.sequence, reason)
+
+    def step(self) -> list[Output]:
+        """Compute one step. Each output is a new delta; those with a finish reason are the last of their request."""
+        begun = self.clock()
+        outputs = [self._end(sequence, FinishReason.DEADLINE) for sequence in self.scheduler.expired(begun)]
+        plan = self.scheduler.schedule(begun)
+        if not plan.chunks:
+            return outputs
+        logits = self.runner.run(plan, self.prefixes)
+        sampling = [chunk.sequence for chunk in plan.chunks if chunk.samples]
+        picked, scored = scoring.split(plan.chunks, logits)
+        sampled = sample(picked, sampling, [self._streams[s.request_id].end_ids for s in sampling]) if sampling else []
+        self.scheduler.complete(plan)
+        outputs += self._collect(sampling, sampled)
+        outputs += self._collect_scores(plan, scored)
+        self._account(plan, len(sampled), self.clock() - begun)
+        return outputs
+
+    def load_prefix(self, prefix_id: str, soft_prompt: SoftPrompt) -> None:
+        """Compute and keep the prefix KV. Raises PreconditionFailed for another model's prompt, DamagedBlob if it is not finite here."""
+        self.admission.check_soft_prompt(soft_prompt, self.base.info.hidden_size, self.base.embedding_table.shape[1])
+        self.prefixes.load(prefix_id, soft_prompt)
+
+    def unload_prefix(self, prefix_id: str) -> bool:
+        """True if it is gone; False if it goes when the last request that holds it ends."""
+        gone = self.prefixes.unload(prefix_id)
+        if gone:
+            self.scheduler.pool.forget(prefix_id)
+        return gone
+
+    def stats(self) -> EngineStats:
+        pool, prefixes = self.scheduler.pool, self.prefixes
+        return replace(
+            self._totals,
+            running=len(self.scheduler.running),
+            waiting=len(self.scheduler.waiting),
+            waiting_tokens=self.scheduler.waiting_tokens,
+            kv_blocks_used=pool.held_blocks,
+            kv_blocks_total=pool.max_blocks,
+            prefixes_known=prefixes.num_known,
+            prefixes_loaded=prefixes.num_loaded,
+            prefix_kv_bytes=prefixes.num_bytes,
+            prefix_kv_max_bytes=prefixes.max_bytes,
+            prefix_kv_hits=prefixes.num_hits,
+            prefix_kv_loads=prefixes.num_computed,
+            prefix_kv_evictions=prefixes.num_evictions,
+            preemptions=self.scheduler.num_preemptions,
+        )
+
+    def check_integrity(self) -> None:
+        """Raise IntegrityError if any count is off. Cheap; run when idle and at the end of every test."""
+        self.scheduler.check_integrity()
+        self.prefixes.check_integrity()
+        live = {s.request_id for s in [*self.scheduler.waiting, *self.scheduler.running]}
+        if live != set(self._streams):
+            raise IntegrityError(f"streams without a sequence, or the reverse: {sorted(live ^ set(self._streams))[:5]}")
+        holds = sum(stream.sequence.prefix_id is not None for stream in self._streams.values())
+        if holds != self.prefixes.num_holds:
+            raise IntegrityError(f"{holds} requests use prefixes that count {self.prefixes.num_holds} holds")
+        if not set(self._scores) <= live:
+            raise IntegrityError("a score outlived its request")
+
+    def _collect(self, sequences: list[Sequence], sampled: list[Sampled]) -> list[Output]:
+        now = self.clock()
+        outputs = []
+        for sequence, token in zip(sequences, sampled, strict=True):
+            if not token.ok:
+                outputs.append(self._fail(sequence))
+                continue
+            delta = self._streams[sequence.request_id].push(token.token_id, token.logprob, now)
+            outputs.append(Output(sequence.request_id, delta))
+            if delta.finish_reason is not None:
+                self._release(sequence, delta.finish_reason, now)
+        return outputs
+
+    def _collect_scores(self, plan: StepPlan, scored: dict[str, torch.Tensor]) -> list[Output]:
+        now = self.clock()
+        outputs = []
+        for chunk in plan.chunks:
+            if not chunk.branches:
+                continue
+            tally = self._scores[chunk.sequence.request_id]
+            if not tally.add(chunk.branches, scored[chunk.sequence.request_id]):
+                outputs.append(self._fail(chunk.sequence))
+            elif tally.complete:
+                sequence = chunk.sequence
+                result = tally.result(timing(sequence, now))
+                self._release(sequence, FinishReason.LENGTH, now)
+                outputs.append(Output(sequence.request_id, Delta(finish_reason=FinishReason.LENGTH), result))
+        return outputs
+
+    def _fail(self, sequence: Sequence) -> Output:
+        """The model's numbers are not finite for this sequence: it ends, and its row is made finite for the next holder."""
+        row = sequence.row
+        output = self._end(sequence, FinishReason.ERROR, "the model's output is not finite for this input and soft prompt")
+        if row is not None:
+            self.runner.scrub(row)
+        return output
+
+    def _end(self, sequence: Sequence, reason: FinishReason, error: str = "") -> Output:
+        now = self.clock()
+        delta = self._streams[sequence.request_id].end(reason, now, error)
+        self._release(sequence, reason, now)
+        return Output(sequence.request_id, delta)
+
+    def _release(self, sequence: Sequence, reason: FinishReason, now: float) -> None:
+        """The one path that frees everything, however a request ends."""
+        self.scheduler.finish(sequence, reason)
+        del self._streams[sequence.request_id]
+        self._scores.pop(sequence.request_id, None)
+        if sequence.prefix_id is not None and self.prefixes.release(sequence.prefix_id):
+            self.scheduler.pool.forget(sequence.prefix_id)
+        times, totals = timing(sequence, now), self._totals
+        self._totals = replace(
+            totals,
+            input_tokens=totals.input_tokens + sequence.num_input,
+            virtual_tokens=totals.virtual_tokens + sequence.num_virtual,
+            cached_tokens=totals.cached_tokens + sequence.cached_tokens,
+        )
+        self.observer.on_finished(
+            FinishedRequest(
+                request_id=sequence.request_id,
+                prefix_id=sequence.prefix_id,
+                finish_reason=reason,
+                usage=sequence.usage,
+                queue_seconds=times.queue_seconds,
+                ttft_seconds=times.ttft_seconds,
+                e2e_seconds=times.elapsed_seconds,
+                inter_token_seconds=tuple(sequence.inter_token_seconds),
+                preemptions=sequence.num_preemptions,
+                is_score=sequence.is_score,
+            )
+        )
+
+    def _account(self, plan: StepPlan, num_sampled: int, seconds: float) -> None:
+        totals = self._totals
+        self._totals = replace(totals, steps=totals.steps + 1, generated_tokens=totals.generated_tokens + num_sampled)
+        self.observer.on_step(StepStats(seconds, plan.num_positions, len(plan.chunks), num_sampled))
+
+
+def load_engine(
+    source: str | Path,
+    *,
+    id: str = "",
+    dtype: base_model.DType = "auto",
+    device: base_model.Device = "auto",
+    config: EngineConfig | None = None,
+) -> Engine:
+    """An engine over a model directory or hub id. Raises what `shared.base_model.load` and `Engine.from_base_model` raise."""
+    return Engine.from_base_model(base_model.load(source, id=id, dtype=dtype, device=device), config)

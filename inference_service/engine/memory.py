@@ -1,0 +1,52 @@
+"""How much memory the caches get: what is free at the start, inside the container's limit. Pure arithmetic and two probes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from inference_service.engine.config import EngineConfig
+from inference_service.engine.rows import BLOCK_TOKENS, blocks_for
+from shared.errors import InvalidInput
+
+KV_SHARE, PREFIX_SHARE = 0.4, 0.2
+"""Of free memory; the rest is for activations, logits and the process itself."""
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    max_length: int
+    max_blocks: int
+    prefix_bytes: int
+
+
+def plan_memory(config: EngineConfig, bytes_per_token: int, max_positions: int, free_bytes: int) -> MemoryPlan:
+    """Blocks for running requests (never more than all rows filled), and bytes for prefix KV. One longest request always fits."""
+    kv_bytes = config.kv_cache_bytes or int(free_bytes * KV_SHARE)
+    affordable = kv_bytes // (bytes_per_token * BLOCK_TOKENS)
+    max_length = min(config.max_length, max_positions, affordable * BLOCK_TOKENS)
+    if max_length < 2:
+        raise InvalidInput.of("kv_cache_bytes", f"{kv_bytes} bytes hold no {BLOCK_TOKENS} tokens of {bytes_per_token} bytes each")
+    return MemoryPlan(
+        max_length=max_length,
+        max_blocks=min(affordable, config.max_running * blocks_for(max_length)),
+        prefix_bytes=config.prefix_kv_bytes or int(free_bytes * PREFIX_SHARE),
+    )
+
+
+def free_bytes(device: torch.device) -> int:
+    """What the device has left; on the CPU also within the control group's limit."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    import psutil
+
+    available = int(psutil.virtual_memory().available)
+    try:
+        limit = (_CGROUP / "memory.max").read_text().strip()
+        used = int((_CGROUP / "memory.current").read_text())
+    except (OSError, ValueError):
+        return available
+    return available if limit == "max" else max(0, min(available, int(limit) - used))

@@ -1,0 +1,61 @@
+"""Log-probabilities of candidate continuations. The candidates are branches of one tree over the input's keys and values (the attention
+mask keeps them apart), so that the input is computed once and copied never."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Items
+
+import torch
+
+from inference_service.engine.request import CandidateScore, ScoreResult, Timing
+from inference_service.engine.scheduler import Chunk
+from inference_service.engine.sequence import Sequence
+
+
+def split(chunks: Items[Chunk], logits: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """The runner's logits `[n, vocab]` apart: rows to sample from, and each score's rows by request id."""
+    if not any(chunk.branches for chunk in chunks):
+        return logits, {}
+    picked: list[int] = []
+    scored: dict[str, torch.Tensor] = {}
+    begin = 0
+    for chunk in chunks:
+        if chunk.samples:
+            picked.append(begin)
+            begin += 1
+        elif chunk.branches:
+            rows = 1 + chunk.num_positions - chunk.count
+            scored[chunk.sequence.request_id] = logits[begin : begin + rows]
+            begin += rows
+    return logits[picked], scored
+
+
+class Tally:
+    """The scores of one request as its candidates come in, in order."""
+
+    def __init__(self, sequence: Sequence) -> None:
+        self._sequence = sequence
+        self._found: list[tuple[float, ...]] = []
+
+    @property
+    def complete(self) -> bool:
+        return len(self._found) == len(self._sequence.candidates)
+
+    def add(self, branches: Items[tuple[int, ...]], logits: torch.Tensor) -> bool:
+        """Row 0 of `logits` predicts every branch's first token, then come the rows of each branch. False if they are not finite."""
+        table = torch.log_softmax(logits.float(), dim=-1)
+        begin = 1
+        for branch in branches:
+            rows = [0, *range(begin, begin + len(branch) - 1)]
+            begin += len(branch) - 1
+            values = table[rows, list(branch)]
+            if bool(torch.isnan(values).any()):
+                return False
+            self._found.append(tuple(values.tolist()))
+        return True
+
+    def result(self, timing: Timing) -> ScoreResult:
+        totals = torch.tensor([sum(found) for found in self._found], dtype=torch.float64)
+        probabilities = torch.softmax(totals, dim=0).tolist()
+        scores = tuple(CandidateScore(found, sum(found), p) for found, p in zip(self._found, probabilities, strict=True))
+        return ScoreResult(scores, self._sequence.usage, timing)

@@ -1,0 +1,35 @@
+"""Ends a stream before a stop sequence, also where it straddles tokens. Knows text only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class StopMatcher:
+    """Holds back the longest end of the text that could still become a stop sequence."""
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._stops = tuple(stops)
+        self._held = ""
+
+    def push(self, text: str) -> tuple[str, bool]:
+        """(text that may be shown, whether a stop sequence was found). After a find, nothing more comes."""
+        if not self._stops:
+            return text, False
+        held = self._held + text
+        found = min((at for at in map(held.find, self._stops) if at >= 0), default=-1)
+        if found >= 0:
+            self._held = ""
+            return held[:found], True
+        keep = max(self._overlap(held, stop) for stop in self._stops)
+        self._held = held[len(held) - keep :]
+        return held[: len(held) - keep], False
+
+    def flush(self) -> str:
+        held, self._held = self._held, ""
+        return held
+
+    @staticmethod
+    def _overlap(text: str, stop: str) -> int:
+        """Length of the longest end of `text` that is a beginning of `stop`."""
+        return next((size for size in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:size])), 0)
