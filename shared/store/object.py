@@ -8,6 +8,7 @@ Some servers accept a conditional write and ignore the condition; on such a stor
 from __future__ import annotations
 
 import contextlib
+import os
 import uuid
 from collections.abc import Iterator
 from datetime import UTC, timedelta
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from obstore import ObjectMeta
     from obstore.store import ClientConfig, ObjectStore, RetryConfig
 
-_CLIENT: ClientConfig = {"connect_timeout": timedelta(seconds=5), "timeout": timedelta(seconds=60)}
+_ENDPOINTS = ("AWS_ENDPOINT", "AWS_ENDPOINT_URL")
 _RETRY: RetryConfig = {
     "max_retries": 3,
     "retry_timeout": timedelta(seconds=15),
@@ -45,7 +46,7 @@ class ObjectStoreBackend:
         except ImportError as error:
             raise PreconditionFailed("stores in S3, GCS and Azure need the extra: pip install 'softprompt[object-store]'") from error
         try:
-            backend = cls(from_url(url, client_options=_CLIENT, retry_config=_RETRY))
+            backend = cls(from_url(url, client_options=_client_options(), retry_config=_RETRY))
         except (BaseError, ValueError) as error:
             raise InvalidInput.of("store", f"{url[:200]!r} can't be opened: it, or the cloud's environment variables, are wrong") from error
         backend.check_conditional_writes()
@@ -107,6 +108,12 @@ class ObjectStoreBackend:
         """Connections go with the object; obstore has no closing of its own."""
 
 
+def _client_options() -> ClientConfig:
+    """Plain HTTP only where an endpoint was given with that scheme."""
+    plain = any(os.environ.get(name, "").startswith("http://") for name in _ENDPOINTS)
+    return {"connect_timeout": timedelta(seconds=5), "timeout": timedelta(seconds=60), "allow_http": plain}
+
+
 def _info(meta: ObjectMeta) -> ObjectInfo:
     return ObjectInfo(meta["path"], meta["size"], meta["last_modified"].astimezone(UTC))
 
@@ -120,5 +127,7 @@ def _as_unavailable() -> Iterator[None]:
         yield
     except (PermissionDeniedError, UnauthenticatedError) as error:
         raise Unavailable("the prompt store refuses this service's credentials") from error
+    except FileNotFoundError as error:
+        raise Unavailable("the prompt store's bucket does not exist") from error
     except (BaseError, OSError) as error:
         raise Unavailable("the prompt store does not answer") from error
