@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from dataclasses import replace
 
 from pydantic import Field, ValidationInfo, field_validator
 
@@ -14,6 +15,8 @@ from shared.base_model import Device, DType
 from shared.config import ServerSettings, settings_config
 from shared.manifest import SamplingDefaults
 from shared.names import NAME_PATTERN
+
+_GOLDEN_LOGPROBS = 64  # what the replay of golden records may need, whatever callers may ask for
 
 
 class InferenceSettings(ServerSettings):
@@ -99,7 +102,7 @@ class InferenceSettings(ServerSettings):
             max_waiting=self.max_waiting,
             max_waiting_tokens=self.max_waiting_tokens,
             flush_interval_seconds=self.flush_interval_seconds,
-            limits=self.sampling_limits,
+            limits=replace(self.sampling_limits, max_logprobs=max(self.max_logprobs, _GOLDEN_LOGPROBS)),
         )
 
     @property

@@ -1,0 +1,138 @@
+"""The service's own types as protocol messages. Knows the protocol and the domain, and nothing of engines, stores or servers."""
+
+from __future__ import annotations
+
+from google.protobuf.duration_pb2 import Duration
+from prompttuning.v1 import common_pb2, generation_pb2
+
+from inference_service.engine.request import Delta, FinishReason, Limits, TokenLogprob
+from inference_service.generation import Counted, Ended, Scored, Started
+from inference_service.limits import RequestLimits
+from inference_service.prompts.registry import VersionStatus
+from inference_service.prompts.version import VersionState
+from shared.base_model import BaseModelInfo
+from shared.manifest import SamplingDefaults
+
+_FINISH_REASONS = {
+    FinishReason.EOS: generation_pb2.FINISH_REASON_EOS,
+    FinishReason.LENGTH: generation_pb2.FINISH_REASON_LENGTH,
+    FinishReason.STOP_SEQUENCE: generation_pb2.FINISH_REASON_STOP_SEQUENCE,
+    FinishReason.DEADLINE: generation_pb2.FINISH_REASON_DEADLINE,
+    FinishReason.CANCELLED: generation_pb2.FINISH_REASON_CANCELLED,
+    FinishReason.ERROR: generation_pb2.FINISH_REASON_UNSPECIFIED,
+}
+_STATES = {
+    VersionState.LOADED: generation_pb2.LoadedPrompt.STATE_LOADED,
+    VersionState.KNOWN: generation_pb2.LoadedPrompt.STATE_KNOWN,
+    VersionState.QUARANTINED: generation_pb2.LoadedPrompt.STATE_QUARANTINED,
+}
+
+
+def start_message(started: Started) -> generation_pb2.GenerationStart:
+    usage = started.usage
+    return generation_pb2.GenerationStart(
+        version=started.version,
+        digest=started.digest,
+        input_tokens=usage.input_tokens,
+        virtual_tokens=usage.virtual_tokens,
+        cached_tokens=usage.cached_tokens + usage.virtual_tokens,
+        seed=started.seed,
+        request_id=started.request_id,
+    )
+
+
+def delta_message(delta: Delta, num_logprobs: int | None) -> generation_pb2.GenerationDelta:
+    """`num_logprobs` is what the caller asked for; the engine may have computed one alternative more."""
+    logprobs = () if num_logprobs is None else [_logprob_message(logprob, num_logprobs) for logprob in delta.logprobs]
+    return generation_pb2.GenerationDelta(text=delta.text, token_ids=delta.token_ids, logprobs=logprobs)
+
+
+def end_message(ended: Ended) -> generation_pb2.GenerationEnd:
+    timing = ended.timing
+    return generation_pb2.GenerationEnd(
+        finish_reason=_FINISH_REASONS[ended.finish_reason],
+        output_tokens=ended.usage.generated_tokens,
+        queue_time=_duration(timing.queue_seconds),
+        first_token_time=None if timing.ttft_seconds is None else _duration(timing.ttft_seconds),
+        total_time=_duration(timing.elapsed_seconds),
+        stop_sequence=ended.stop_sequence,
+    )
+
+
+def stream_message(part: Started | Delta | Ended, num_logprobs: int | None) -> generation_pb2.GenerateStreamResponse:
+    if isinstance(part, Started):
+        return generation_pb2.GenerateStreamResponse(start=start_message(part))
+    if isinstance(part, Ended):
+        return generation_pb2.GenerateStreamResponse(end=end_message(part))
+    return generation_pb2.GenerateStreamResponse(delta=delta_message(part, num_logprobs))
+
+
+def score_message(scored: Scored) -> generation_pb2.ScoreResponse:
+    scores = [
+        generation_pb2.CandidateScore(
+            candidate=candidate, logprob=score.logprob, probability=score.probability, num_tokens=len(score.logprobs)
+        )
+        for candidate, score in zip(scored.candidates, scored.scores, strict=True)
+    ]
+    best = max(range(len(scores)), key=lambda index: scores[index].logprob)
+    return generation_pb2.ScoreResponse(start=start_message(scored.started), scores=scores, best=best)
+
+
+def count_message(counted: Counted, max_positions: int) -> generation_pb2.CountTokensResponse:
+    return generation_pb2.CountTokensResponse(
+        input_tokens=len(counted.ids), virtual_tokens=counted.num_virtual_tokens, max_positions=max_positions, token_ids=counted.ids
+    )
+
+
+def base_model_message(info: BaseModelInfo) -> common_pb2.BaseModel:
+    return common_pb2.BaseModel(**info.model_dump())
+
+
+def limits_message(limits: RequestLimits, max_running: int, max_waiting: int) -> generation_pb2.GenerationLimits:
+    sampling: Limits = limits.sampling
+    return generation_pb2.GenerationLimits(
+        max_positions=limits.max_length,
+        max_new_tokens=sampling.max_new_tokens,
+        max_stop_sequences=sampling.max_stop_sequences,
+        max_stop_sequence_chars=sampling.max_stop_sequence_chars,
+        max_logprobs=sampling.max_logprobs,
+        max_candidates=sampling.max_candidates,
+        max_running=max_running,
+        max_waiting=max_waiting,
+        max_input_bytes=limits.max_input_bytes,
+    )
+
+
+def sampling_message(defaults: SamplingDefaults) -> common_pb2.SamplingParams:
+    values = {name: getattr(defaults, name) for name in SamplingDefaults.model_fields if name != "stop"}
+    return common_pb2.SamplingParams(**values, stop_sequences=defaults.stop)
+
+
+def loaded_prompt_message(status: VersionStatus) -> generation_pb2.LoadedPrompt:
+    message = generation_pb2.LoadedPrompt(
+        version=status.record.name,
+        digest=status.record.digest,
+        state=_STATES[status.state],
+        aliases=status.aliases,
+        num_virtual_tokens=status.record.summary.num_virtual_tokens,
+        active_requests=status.holds,
+    )
+    if status.quarantine is not None:
+        message.reason = status.quarantine.message
+        message.load_time.FromDatetime(status.quarantine.refused_at)
+    if status.loaded is not None:
+        message.load_time.FromDatetime(status.loaded.loaded_at)
+    if status.publish_to_served_seconds is not None:
+        message.publish_to_served.CopyFrom(_duration(status.publish_to_served_seconds))
+    return message
+
+
+def _logprob_message(logprob: TokenLogprob, num_alternatives: int) -> generation_pb2.TokenLogprob:
+    alternatives = [generation_pb2.TokenAlternative(token_id=token, logprob=value) for token, value in logprob.top[:num_alternatives]]
+    return generation_pb2.TokenLogprob(token_id=logprob.token_id, logprob=logprob.logprob, alternatives=alternatives)
+
+
+def _duration(seconds: float) -> Duration:
+    duration = Duration()
+    duration.FromNanoseconds(int(seconds * 1e9))
+    return duration

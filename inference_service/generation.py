@@ -1,0 +1,247 @@
+"""What the service does with a request, free of gRPC: resolve and hold a version, prepare the input, run it, say how it went.
+
+A version is held from before its template is used until the last token is out, so that a swap never changes a running answer; whatever
+ends a request (the last token, a deadline, a caller that leaves, an error) leaves through the same `with` and `aclosing` blocks.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass, replace
+
+from inference_service.engine.async_engine import AsyncEngine
+from inference_service.engine.request import (
+    CandidateScore,
+    Delta,
+    FinishReason,
+    GenerationRequest,
+    SamplingParams,
+    ScoreRequest,
+    Timing,
+    Usage,
+)
+from inference_service.inputs import InputPreparer, InputRequest, PreparedInput, bare_template
+from inference_service.limits import RequestLimits
+from inference_service.prompts.loading import VersionLoads
+from inference_service.prompts.registry import PromptRegistry
+from inference_service.prompts.version import LoadedVersion
+from inference_service.prompts.watcher import PromptWatcher
+from inference_service.sampling import SamplingRequest
+from shared.base_model import BaseModel
+from shared.errors import Cancelled, DeadlineExceeded, InvalidInput, NotFound, PreconditionFailed, Unavailable
+from shared.manifest import SamplingDefaults
+from shared.store.index import VersionRecord
+from shared.template import InputEncoder
+
+log = logging.getLogger(__name__)
+
+_MAX_LOAD_ATTEMPTS = 3
+
+
+@dataclass(frozen=True)
+class Call:
+    """What comes with a request. `deadline` is on the clock of `time.monotonic()`."""
+
+    request_id: str
+    priority: int = 0
+    deadline: float | None = None
+
+
+@dataclass(frozen=True)
+class Started:
+    """What is generated or scored from; `version` and `digest` are empty for the bare model."""
+
+    version: str
+    digest: str
+    usage: Usage
+    seed: int
+    request_id: str
+
+
+@dataclass(frozen=True)
+class Ended:
+    finish_reason: FinishReason
+    usage: Usage
+    timing: Timing
+    stop_sequence: str
+
+
+@dataclass(frozen=True)
+class Scored:
+    """`scores[i]` is of `candidates[i]`, and takes `num_tokens[i]` tokens."""
+
+    started: Started
+    candidates: tuple[str, ...]
+    scores: tuple[CandidateScore, ...]
+
+
+@dataclass(frozen=True)
+class Counted:
+    ids: tuple[int, ...]
+    num_virtual_tokens: int
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A held version, or None for the bare model, with the encoder that goes with it."""
+
+    version: LoadedVersion | None
+    encoder: InputEncoder
+
+    @property
+    def name(self) -> str:
+        return self.version.record.name if self.version else ""
+
+    @property
+    def num_virtual_tokens(self) -> int:
+        return self.version.num_virtual_tokens if self.version else 0
+
+    @property
+    def prefix_id(self) -> str | None:
+        return self.version.prefix_id if self.version else None
+
+    def started(self, usage: Usage, seed: int, request_id: str) -> Started:
+        return Started(self.name, self.version.record.digest if self.version else "", usage, seed, request_id)
+
+
+class GenerationService:
+    """One model, its engine and the prompts that are loaded for it."""
+
+    def __init__(
+        self,
+        base: BaseModel,
+        engine: AsyncEngine,
+        registry: PromptRegistry,
+        loads: VersionLoads,
+        watcher: PromptWatcher,
+        limits: RequestLimits,
+        default_sampling: SamplingDefaults,
+    ) -> None:
+        self._base, self._engine = base, engine
+        self._registry, self._loads, self._watcher = registry, loads, watcher
+        self._limits, self._default_sampling = limits, default_sampling
+        self._preparer = InputPreparer(base.info.vocab_size, limits.max_length)
+        self._numbers = itertools.count()
+
+    def close(self) -> None:
+        self._preparer.close()
+
+    async def stream(self, input: InputRequest, sampling: SamplingRequest, call: Call) -> AsyncIterator[Started | Delta | Ended]:
+        """One `Started`, deltas, one `Ended`. Raises InvalidInput, NotFound, PreconditionFailed, Overloaded or Unavailable before the
+        start; DeadlineExceeded if not one token was ready in time."""
+        async with self._source(input) as source:
+            prepared = await self._preparer.prepare(input, source.encoder, source.num_virtual_tokens)
+            params = self._sampling(source, sampling, prepared)
+            request = GenerationRequest(
+                self._engine_id(call), prepared.ids, params, source.prefix_id, priority=call.priority, deadline=call.deadline
+            )
+            trim = AnswerTrim(prepared.answer_prefix)
+            begun = False
+            async with aclosing(self._engine.generate(request)) as deltas:  # type: ignore[type-var]
+                async for delta in deltas:
+                    _raise_if_failed(delta, begun)
+                    if not begun and delta.usage is not None and delta.seed is not None:
+                        begun = True
+                        yield source.started(delta.usage, delta.seed, call.request_id)
+                    if delta.token_ids or delta.text:
+                        yield replace(delta, text=trim(delta.text))
+                    if delta.finish_reason is not None and delta.usage is not None and delta.timing is not None:
+                        _log_end(source.name, delta.finish_reason, delta.usage, delta.timing)
+                        yield Ended(delta.finish_reason, delta.usage, delta.timing, _stop_sequence(delta.finish_reason, params))
+
+    async def score(self, input: InputRequest, candidates: tuple[str, ...], call: Call) -> Scored:
+        """Without candidates, the label set of the prompt's version. Targets of a prompt end as those that it was trained on do."""
+        async with self._source(input) as source:
+            labels = candidates or (source.version.manifest.labels if source.version else ())
+            if not labels:
+                raise InvalidInput.of("candidates", "must have at least one: this prompt's version has no label set")
+            encoder, end = source.encoder, source.version is not None
+            ids = tuple(tuple(encoder.encode_target(label, end=end)) for label in labels)
+            longest = max(len(candidate) for candidate in ids)
+            prepared = await self._preparer.prepare(input, encoder, source.num_virtual_tokens, reserve=longest)
+            request = ScoreRequest(
+                self._engine_id(call), prepared.ids, ids, source.prefix_id, priority=call.priority, deadline=call.deadline
+            )
+            result = await self._engine.score(request)
+            return Scored(source.started(result.usage, 0, call.request_id), labels, result.scores)
+
+    async def count_tokens(self, input: InputRequest) -> Counted:
+        async with self._source(input) as source:
+            prepared = await self._preparer.prepare(input, source.encoder, source.num_virtual_tokens)
+            return Counted(prepared.ids, source.num_virtual_tokens)
+
+    @asynccontextmanager
+    async def _source(self, input: InputRequest) -> AsyncIterator[_Source]:
+        """The version that the input names, loaded and held until the block ends."""
+        if input.reference is None:
+            yield _Source(None, InputEncoder(self._base.tokenizer, bare_template(input)))
+            return
+        for _ in range(_MAX_LOAD_ATTEMPTS):
+            record = await self._resolve(input)
+            with self._registry.hold(record) as version:
+                if version is not None:
+                    yield _Source(version, version.encoder)
+                    return
+            await self._loads.load(record)
+        raise Unavailable(f"{input.reference} is dropped from memory as fast as it is loaded: too many versions are in use at once")
+
+    async def _resolve(self, input: InputRequest) -> VersionRecord:
+        """What is not known may have been published a moment ago: look once more before saying so."""
+        assert input.reference is not None
+        try:
+            return self._registry.resolve(input.reference, input.routing_key)
+        except NotFound:
+            await self._watcher.catch_up()
+            return self._registry.resolve(input.reference, input.routing_key)
+
+    def _sampling(self, source: _Source, sampling: SamplingRequest, prepared: PreparedInput) -> SamplingParams:
+        room = self._limits.max_length - source.num_virtual_tokens - len(prepared.ids)
+        defaults = source.version.manifest.sampling_defaults if source.version else None
+        return sampling.resolve(defaults, self._default_sampling, room, self._limits.sampling.max_new_tokens)
+
+    def _engine_id(self, call: Call) -> str:
+        """Callers choose request ids, and may choose the same twice at once; the engine's are unique."""
+        return f"{call.request_id}/{next(self._numbers)}"
+
+
+class AnswerTrim:
+    """Takes the space that stands between input and target off the start of an answer, once."""
+
+    def __init__(self, prefix: str) -> None:
+        self._prefix = prefix
+
+    def __call__(self, text: str) -> str:
+        if not text or not self._prefix:
+            return text
+        prefix, self._prefix = self._prefix, ""
+        return text.removeprefix(prefix)
+
+
+def _raise_if_failed(delta: Delta, begun: bool) -> None:
+    if delta.finish_reason is FinishReason.ERROR:
+        raise PreconditionFailed(delta.error or "the engine could not go on with this request")
+    if begun or delta.token_ids:
+        return
+    if delta.finish_reason is FinishReason.DEADLINE:
+        raise DeadlineExceeded("the deadline passed before the first token")
+    if delta.finish_reason is FinishReason.CANCELLED:
+        raise Cancelled("the service is stopping")
+
+
+def _stop_sequence(reason: FinishReason, params: SamplingParams) -> str:
+    return params.stop_sequences[0] if reason is FinishReason.STOP_SEQUENCE and len(params.stop_sequences) == 1 else ""
+
+
+def _log_end(version: str, reason: FinishReason, usage: Usage, timing: Timing) -> None:
+    fields = {
+        "version": version or "bare model",
+        "finish_reason": reason.value,
+        "input_tokens": usage.input_tokens,
+        "generated_tokens": usage.generated_tokens,
+        "ttft_seconds": round(timing.ttft_seconds, 4) if timing.ttft_seconds is not None else None,
+        "seconds": round(timing.elapsed_seconds, 4),
+    }
+    log.info("generated", extra={"fields": fields})

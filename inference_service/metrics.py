@@ -1,0 +1,178 @@
+"""The inference service's Prometheus series; the only module here that knows Prometheus.
+
+Per-request figures carry the prompt's name as a label, for a bounded number of prompts: the first `max_prompt_labels` that are used get one
+of their own, all others share `other`, and the bare model is `none`. Versions are not labels: there is no bound on them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from inference_service.engine.stats import EngineStats, FinishedRequest, StepStats
+from inference_service.prompts.registry import PromptRegistry
+from inference_service.prompts.version import RefusalReason
+from shared.store.index import VersionRecord
+
+PREFIX = "softprompt_inference"
+BARE_MODEL, OTHER = "none", "other"
+
+_TTFT = (0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.15, 0.25, 0.5, 0.75, 1, 2.5, 5, 10, 30)
+_INTER_TOKEN = (0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1, 2.5)
+_REQUEST = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300)
+_STEP = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.2, 0.5, 1, 2.5)
+_LOAD = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+_PUBLISH_TO_SERVED = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 2, 5, 10, 30, 60, 300)
+
+_ENGINE_GAUGES: tuple[tuple[str, str, Callable[[EngineStats], float]], ...] = (
+    ("requests_running", "Requests in the engine's steps.", lambda stats: stats.running),
+    ("requests_waiting", "Requests waiting for a place.", lambda stats: stats.waiting),
+    ("waiting_tokens", "Input tokens of waiting requests.", lambda stats: stats.waiting_tokens),
+    ("kv_cache_usage_ratio", "Share of the KV cache that running requests hold.", lambda stats: stats.kv_usage),
+    ("prefix_kv_bytes", "Memory of the soft prompts' keys and values.", lambda stats: stats.prefix_kv_bytes),
+    ("prefix_kv_max_bytes", "Budget of that memory.", lambda stats: stats.prefix_kv_max_bytes),
+    ("prefixes_resident", "Soft prompts whose keys and values are in memory.", lambda stats: stats.prefixes_loaded),
+)
+_ENGINE_COUNTERS: tuple[tuple[str, str, Callable[[EngineStats], float]], ...] = (
+    ("preemptions", "Requests that lost their place to memory pressure and were computed again.", lambda stats: stats.preemptions),
+    ("prefix_kv_hits", "Uses of a soft prompt whose keys and values were in memory.", lambda stats: stats.prefix_kv_hits),
+    ("prefix_kv_loads", "Times that keys and values of a soft prompt were computed.", lambda stats: stats.prefix_kv_loads),
+    ("prefix_kv_evictions", "Times that they were dropped for others.", lambda stats: stats.prefix_kv_evictions),
+)
+
+
+class PromptLabels:
+    """Names for the `prompt` label, at most `limit` of them besides `none` and `other`."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._known: set[str] = set()
+
+    def of(self, prompt: str | None) -> str:
+        if prompt is None:
+            return BARE_MODEL
+        if prompt in self._known:
+            return prompt
+        if len(self._known) >= self._limit:
+            return OTHER
+        self._known.add(prompt)
+        return prompt
+
+
+class EngineMetrics:
+    """An engine observer: called in the engine's thread."""
+
+    def __init__(self, registry: CollectorRegistry, max_prompt_labels: int, prompt_of: Callable[[str | None], str | None]) -> None:
+        """`prompt_of` gives the prompt behind a prefix id of the engine."""
+        self._labels, self._prompt_of = PromptLabels(max_prompt_labels), prompt_of
+
+        def histogram(name: str, about: str, buckets: tuple[float, ...], labels: tuple[str, ...] = ()) -> Histogram:
+            return Histogram(f"{PREFIX}_{name}", about, labels, registry=registry, buckets=buckets)
+
+        def counter(name: str, about: str, labels: tuple[str, ...]) -> Counter:
+            return Counter(f"{PREFIX}_{name}", about, labels, registry=registry)
+
+        self.ttft = histogram("time_to_first_token_seconds", "From a request's arrival to its first token.", _TTFT, ("prompt",))
+        self.inter_token = histogram("inter_token_seconds", "Between two tokens of a request.", _INTER_TOKEN)
+        self.queue = histogram("queue_seconds", "From a request's arrival to its first step.", _TTFT)
+        self.request = histogram("request_seconds", "From a request's arrival to its end.", _REQUEST, ("prompt",))
+        self.step = histogram("step_seconds", "One step of the engine.", _STEP)
+        self.positions = counter("step_positions", "Positions computed in the engine's steps.", ())
+        self.finished = counter("requests_finished", "Requests by how they ended.", ("prompt", "finish_reason"))
+        self.scores = counter("scores_finished", "Score requests that ended.", ("prompt",))
+        self.tokens = counter("tokens", "Tokens by kind: input, virtual, cached (part of input), generated.", ("prompt", "kind"))
+
+    def on_step(self, step: StepStats) -> None:
+        self.step.observe(step.seconds)
+        self.positions.inc(step.num_positions)
+
+    def on_finished(self, request: FinishedRequest) -> None:
+        name = self._prompt_of(request.prefix_id)
+        if request.request_id.startswith("replay-"):  # the service's own golden replay is nobody's request
+            return
+        prompt, usage = self._labels.of(name), request.usage
+        if request.is_score:
+            self.scores.labels(prompt).inc()
+        else:
+            self.finished.labels(prompt, request.finish_reason.value).inc()
+        if request.ttft_seconds is not None:
+            self.ttft.labels(prompt).observe(request.ttft_seconds)
+        self.queue.observe(request.queue_seconds)
+        self.request.labels(prompt).observe(request.e2e_seconds)
+        for seconds in request.inter_token_seconds:
+            self.inter_token.observe(seconds)
+        for kind, count in (
+            ("input", usage.input_tokens),
+            ("virtual", usage.virtual_tokens),
+            ("cached", usage.cached_tokens),
+            ("generated", usage.generated_tokens),
+        ):
+            self.tokens.labels(prompt, kind).inc(count)
+
+
+class PromptMetrics:
+    """A prompt observer: called on the event loop."""
+
+    def __init__(self, registry: CollectorRegistry, on_news: Callable[[], None]) -> None:
+        """`on_news` hears of every version that was loaded or refused."""
+        self._on_news = on_news
+        self.loads = Counter(f"{PREFIX}_version_loads", "Versions loaded and checked.", registry=registry)
+        self.failures = Counter(f"{PREFIX}_version_load_failures", "Versions not loaded, by reason.", ["reason"], registry=registry)
+        self.load_seconds = Histogram(
+            f"{PREFIX}_version_load_seconds", "Fetch, checks, prefix KV and golden replay.", registry=registry, buckets=_LOAD
+        )
+        self.publish_to_served = Histogram(
+            f"{PREFIX}_publish_to_served_seconds",
+            "From a version's publication until this replica could serve it.",
+            registry=registry,
+            buckets=_PUBLISH_TO_SERVED,
+        )
+        self.revision = Gauge(f"{PREFIX}_store_revision", "Store revision that this replica has seen.", registry=registry)
+        self.last_contact = Gauge(f"{PREFIX}_store_last_contact_timestamp_seconds", "When the store last answered.", registry=registry)
+        self.errors = Counter(f"{PREFIX}_store_errors", "Looks at the store that failed.", registry=registry)
+        for reason in (*RefusalReason, "unavailable"):
+            self.failures.labels(str(reason))
+
+    def version_loaded(self, record: VersionRecord, load_seconds: float, publish_to_served_seconds: float | None) -> None:
+        self.loads.inc()
+        self.load_seconds.observe(load_seconds)
+        if publish_to_served_seconds is not None:
+            self.publish_to_served.observe(publish_to_served_seconds)
+        self._on_news()
+
+    def version_refused(self, record: VersionRecord, reason: RefusalReason) -> None:
+        self.failures.labels(str(reason)).inc()
+        self._on_news()
+
+    def version_unavailable(self, record: VersionRecord) -> None:
+        self.failures.labels("unavailable").inc()
+
+    def store_polled(self, revision: int) -> None:
+        self.revision.set(revision)
+        self.last_contact.set_to_current_time()
+
+    def store_failed(self) -> None:
+        self.errors.inc()
+
+
+class StateCollector(Collector):
+    """What the engine and the registry hold at the time of a scrape; derived then, not stored twice."""
+
+    def __init__(self, stats: Callable[[], EngineStats], prompts: PromptRegistry) -> None:
+        self._stats, self._prompts = stats, prompts
+
+    def collect(self) -> Iterator[Metric]:
+        stats = self._stats()
+        for name, about, value in _ENGINE_GAUGES:
+            yield GaugeMetricFamily(f"{PREFIX}_{name}", about, value=value(stats))
+        for name, about, value in _ENGINE_COUNTERS:
+            yield CounterMetricFamily(f"{PREFIX}_{name}", about, value=value(stats))
+        yield GaugeMetricFamily(f"{PREFIX}_versions_loaded", "Versions ready to serve.", value=self._prompts.num_loaded)
+        yield GaugeMetricFamily(f"{PREFIX}_versions_quarantined", "Versions refused for good.", value=self._prompts.num_quarantined)
+        yield GaugeMetricFamily(f"{PREFIX}_versions_known", "Versions in the store.", value=self._prompts.num_known)
+        yield GaugeMetricFamily(
+            f"{PREFIX}_aliases_behind", "Aliases that serve something else than the store says.", value=self._prompts.num_aliases_behind
+        )

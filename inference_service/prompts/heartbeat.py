@@ -1,0 +1,91 @@
+"""Tells the fleet, through a small record in the store, what this replica serves and what it refused and why."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from inference_service.prompts.registry import PromptRegistry
+from inference_service.prompts.version import VersionState
+from shared.base_model import BaseModelInfo
+from shared.errors import SoftPromptError
+from shared.manifest import utc_now
+from shared.store.replicas import LoadedVersion, RefusedVersion, ReplicaDirectory, ReplicaRecord
+
+log = logging.getLogger(__name__)
+
+
+class Heartbeat:
+    """Writes the record every `interval_seconds`, and at once when it has news for the fleet."""
+
+    def __init__(
+        self, directory: ReplicaDirectory, registry: PromptRegistry, replica: str, base_model: BaseModelInfo, interval_seconds: float
+    ) -> None:
+        self._directory, self._registry = directory, registry
+        self._replica, self._base_model, self._interval_seconds = replica, base_model, interval_seconds
+        self._started_at = utc_now()
+        self._news = asyncio.Event()
+        self._failing = False
+
+    def tell(self) -> None:
+        """Something was loaded or refused: don't wait for the next turn."""
+        self._news.set()
+
+    def record(self) -> ReplicaRecord:
+        statuses = self._registry.statuses()
+        loaded = [
+            LoadedVersion(
+                prompt=status.record.prompt,
+                version=status.record.version,
+                digest=status.record.digest,
+                loaded_at=status.loaded.loaded_at.strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
+                publish_to_served_seconds=status.publish_to_served_seconds,
+            )
+            for status in statuses
+            if status.loaded is not None
+        ]
+        refused = [
+            RefusedVersion(
+                prompt=status.record.prompt,
+                version=status.record.version,
+                digest=status.record.digest,
+                reason=f"{status.quarantine.reason}: {status.quarantine.message}"[:2000],
+            )
+            for status in statuses
+            if status.state is VersionState.QUARANTINED and status.quarantine is not None
+        ]
+        return ReplicaRecord(
+            id=self._replica,
+            base_model=self._base_model.id,
+            base_model_fingerprint=self._base_model.fingerprint,
+            revision=self._registry.index.revision,
+            started_at=self._started_at,
+            loaded=tuple(loaded),
+            refused=tuple(refused),
+        )
+
+    async def run(self) -> None:
+        """Until cancelled; then the record is taken away."""
+        try:
+            while True:
+                self._news.clear()
+                record = self.record()
+                await self._try(lambda record=record: self._directory.put(record))  # type: ignore[misc]
+                try:
+                    async with asyncio.timeout(self._interval_seconds):
+                        await self._news.wait()
+                except TimeoutError:
+                    continue
+        finally:
+            await self._try(lambda: self._directory.remove(self._replica))
+
+    async def _try(self, write: Callable[[], object]) -> None:
+        """The fleet's view is a help, not a condition for serving: failures are logged once and the next turn tries again."""
+        try:
+            await asyncio.to_thread(write)
+            self._failing = False
+        except SoftPromptError as error:
+            if not self._failing:
+                log.warning("this replica's record can't be written: %s", error.message)
+            self._failing = True

@@ -1,0 +1,109 @@
+"""From a published version to one that the engine serves: fetch, check everything, load the prefix, replay the golden record.
+
+Raises VersionRefused for what will never serve, Unavailable for what may work later. Knows nothing of aliases or of when to load.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from inference_service.prompts.golden import alternatives_for, disagreement, tolerance_for
+from inference_service.prompts.version import LoadedVersion, RefusalReason, VersionRefused, now, prefix_id_of
+from shared.base_model import BaseModel
+from shared.blob import PromptBlob, decode_blob
+from shared.errors import DamagedBlob, InvalidInput, NotFound, PreconditionFailed, Unavailable
+from shared.soft_prompt import SoftPrompt
+from shared.store.index import VersionRecord
+from shared.template import InputEncoder
+
+
+class BlobSource(Protocol):
+    """The store, as far as the loader needs it."""
+
+    def fetch(self, digest: str) -> bytes: ...
+
+
+class PrefixEngine(Protocol):
+    """The engine, as far as the loader needs it."""
+
+    async def load_prefix(self, prefix_id: str, soft_prompt: SoftPrompt) -> None: ...
+
+    async def unload_prefix(self, prefix_id: str) -> Any: ...
+
+    async def top_logprobs(self, prefix_id: str | None, input_ids: tuple[int, ...], k: int) -> Sequence[tuple[int, float]]: ...
+
+
+class VersionLoader:
+    """`max_length` is the most positions that a request may take here; `max_logprobs` the most alternatives the engine reports."""
+
+    def __init__(self, store: BlobSource, engine: PrefixEngine, base: BaseModel, max_length: int, max_logprobs: int) -> None:
+        self._store, self._engine, self._base = store, engine, base
+        self._max_length, self._max_logprobs = max_length, max_logprobs
+
+    async def load(self, record: VersionRecord) -> LoadedVersion:
+        self._check_fingerprint(record.summary.base_model, record.summary.base_model_fingerprint)
+        blob = await asyncio.to_thread(self._fetch, record)
+        encoder = self._check_fits(blob)
+        prefix_id = prefix_id_of(record)
+        try:
+            await self._engine.load_prefix(prefix_id, blob.soft_prompt)
+        except DamagedBlob as error:
+            raise VersionRefused(RefusalReason.NOT_FINITE, error.message) from error
+        except (PreconditionFailed, InvalidInput) as error:
+            raise VersionRefused(RefusalReason.SHAPE, error.message) from error
+        try:
+            await self._replay(prefix_id, blob)
+        except BaseException:
+            await asyncio.shield(self._engine.unload_prefix(prefix_id))
+            raise
+        return LoadedVersion(record, blob.manifest, blob.soft_prompt, encoder, prefix_id, now())
+
+    def _fetch(self, record: VersionRecord) -> PromptBlob:
+        try:
+            blob = decode_blob(self._store.fetch(record.digest))
+        except DamagedBlob as error:
+            raise VersionRefused(RefusalReason.DAMAGED, error.message) from error
+        except NotFound as error:  # a mirrored store may show a log entry before its blob
+            raise Unavailable(f"the blob of {record.name} is not in the store (yet)") from error
+        if blob.digest != record.digest:
+            raise VersionRefused(RefusalReason.DAMAGED, f"the blob's digest is {blob.digest}, published was {record.digest}")
+        return blob
+
+    def _check_fingerprint(self, id: str, fingerprint: str) -> None:
+        ours = self._base.info
+        if fingerprint != ours.fingerprint:
+            raise VersionRefused(
+                RefusalReason.BASE_MODEL, f"tuned for {id} ({fingerprint}); this replica serves {ours.id} ({ours.fingerprint})"
+            )
+
+    def _check_fits(self, blob: PromptBlob) -> InputEncoder:
+        """The encoder of its template, once model, width, length and finiteness in the model's dtype are right."""
+        theirs, ours = blob.manifest.base_model, self._base.info
+        self._check_fingerprint(theirs.id, theirs.fingerprint)
+        if blob.soft_prompt.hidden_size != ours.hidden_size:
+            raise VersionRefused(RefusalReason.SHAPE, f"is {blob.soft_prompt.hidden_size} wide, the model {ours.hidden_size}")
+        if blob.soft_prompt.num_virtual_tokens + 2 > self._max_length:
+            text = f"{blob.soft_prompt.num_virtual_tokens} virtual tokens leave no room in {self._max_length} positions"
+            raise VersionRefused(RefusalReason.SHAPE, text)
+        try:
+            blob.soft_prompt.cast(self._base.dtype)
+        except DamagedBlob as error:
+            raise VersionRefused(RefusalReason.NOT_FINITE, error.message) from error
+        try:
+            return InputEncoder(self._base.tokenizer, blob.manifest.template.check())
+        except InvalidInput as error:
+            raise VersionRefused(RefusalReason.TEMPLATE, error.message) from error
+
+    async def _replay(self, prefix_id: str, blob: PromptBlob) -> None:
+        serving_dtype = str(self._base.dtype).removeprefix("torch.")
+        for index, record in enumerate(blob.manifest.golden):
+            if max(record.input_ids) >= self._base.info.vocab_size:
+                raise VersionRefused(RefusalReason.DAMAGED, f"golden record {index} has token ids that the model does not have")
+            if blob.soft_prompt.num_virtual_tokens + len(record.input_ids) + 1 > self._max_length:
+                continue  # says nothing about the prompt: requests may be longer where it was trained
+            count = alternatives_for(record, self._max_logprobs)
+            replayed = dict(await self._engine.top_logprobs(prefix_id, record.input_ids, count))
+            if different := disagreement(record, replayed, tolerance_for(record.dtype, serving_dtype)):
+                raise VersionRefused(RefusalReason.GOLDEN, f"golden record {index}: {different}")

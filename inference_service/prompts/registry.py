@@ -1,0 +1,299 @@
+"""Which versions exist, which are loaded or quarantined, which of them each alias serves, and who holds them.
+
+Plain data on the event loop: no input, no output, no waiting. An alias moves here when all its new targets can serve; until then, and for
+good if one of them is quarantined, it goes on meaning what it meant before. The index and each alias change by one assignment, so a
+request sees the state before or after, never between.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+
+from inference_service.prompts.version import (
+    LoadedVersion,
+    Quarantine,
+    RefusalReason,
+    VersionKey,
+    VersionState,
+    now,
+    publish_to_served_seconds,
+)
+from shared.errors import PreconditionFailed
+from shared.names import PromptReference
+from shared.store.index import Alias, StoreIndex, VersionRecord
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class _Entry:
+    """A loaded version and how many requests hold it. `retired`: gone from the store, leaves with the last of them."""
+
+    version: LoadedVersion
+    holds: int = 0
+    retired: bool = False
+
+
+@dataclass(frozen=True)
+class VersionStatus:
+    """One version as `ListLoadedPrompts` and the heartbeat tell it. `loaded` is set in state LOADED, `quarantine` in QUARANTINED."""
+
+    record: VersionRecord
+    state: VersionState
+    aliases: tuple[str, ...]
+    loaded: LoadedVersion | None = None
+    quarantine: Quarantine | None = None
+    holds: int = 0
+    publish_to_served_seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class _Checked:
+    """A version that passed every check once; None: it was there before this replica, so no time from publish to served."""
+
+    digest: str
+    publish_to_served_seconds: float | None = None
+
+
+@dataclass
+class PromptRegistry:
+    """`unload` is told the prefix ids that the engine may forget; `max_loaded` bounds the versions kept for later requests."""
+
+    unload: Callable[[str], None]
+    max_loaded: int = 4096
+    first_revision: int | None = None
+    """The revision that this replica started from; versions after it are timed from publish to served."""
+    _index: StoreIndex = field(default_factory=StoreIndex)
+    _loaded: OrderedDict[VersionKey, _Entry] = field(default_factory=OrderedDict)
+    _retired: dict[str, _Entry] = field(default_factory=dict)
+    _checked: dict[VersionKey, _Checked] = field(default_factory=dict)
+    _quarantined: dict[VersionKey, Quarantine] = field(default_factory=dict)
+    _serving: dict[tuple[str, str], Alias] = field(default_factory=dict)
+
+    @property
+    def index(self) -> StoreIndex:
+        return self._index
+
+    @property
+    def num_loaded(self) -> int:
+        return len(self._loaded)
+
+    @property
+    def num_quarantined(self) -> int:
+        return len(self._quarantined)
+
+    @property
+    def num_known(self) -> int:
+        return sum(len(prompt.versions) for prompt in self._index.prompts.values())
+
+    @property
+    def num_aliases_behind(self) -> int:
+        """Aliases that don't mean here what the store says: a new target is loading, or was refused."""
+        named = [(name, alias) for name, prompt in self._index.prompts.items() for alias in prompt.aliases.values()]
+        return sum(self._serving.get((name, alias.name)) is not alias for name, alias in named)
+
+    # ---- what requests ask ----
+
+    def resolve(self, reference: PromptReference, routing_key: str = "") -> VersionRecord:
+        """The version that a reference means on this replica now.
+
+        Raises NotFound naming prompt, alias or version; PreconditionFailed with the reason for a version that is quarantined.
+        """
+        record = self._index.resolve(reference, routing_key)
+        if reference.alias is not None:
+            serving = self._serving.get((reference.prompt, reference.alias))
+            if serving is not None:
+                record = self._index.prompt(reference.prompt).version(serving.pick(reference.prompt, routing_key))
+        quarantine = self._quarantined.get((record.prompt, record.version))
+        if quarantine is not None:
+            raise PreconditionFailed(
+                f"{record.name} is quarantined on this replica: {quarantine.message}", version=record.name, reason=quarantine.reason
+            )
+        return record
+
+    @contextmanager
+    def hold(self, record: VersionRecord) -> Iterator[LoadedVersion | None]:
+        """The loaded version, kept from being unloaded until the end of the block; None if it is not loaded."""
+        key = (record.prompt, record.version)
+        entry = self._loaded.get(key)
+        if entry is None or entry.version.record.digest != record.digest:
+            yield None
+            return
+        self._loaded.move_to_end(key)
+        entry.holds += 1
+        try:
+            yield entry.version
+        finally:
+            entry.holds -= 1
+            if entry.retired and not entry.holds:
+                self._retired.pop(entry.version.prefix_id, None)
+                self.unload(entry.version.prefix_id)
+
+    # ---- what the watcher tells ----
+
+    def update(self, index: StoreIndex) -> list[VersionRecord]:
+        """The store is at another revision. Returns new versions, in the order of publishing; aliases move as far as they can."""
+        before, self._index = self._index, index
+        if self.first_revision is None:
+            self.first_revision = index.revision
+        changed = [name for name in {**before.prompts, **index.prompts} if before.prompts.get(name) is not index.prompts.get(name)]
+        fresh: list[VersionRecord] = []
+        for name in changed:
+            old = before.prompts[name].versions if name in before.prompts else {}
+            new = index.prompts[name].versions if name in index.prompts else {}
+            fresh += [record for number, record in new.items() if number not in old or old[number].digest != record.digest]
+            for number, record in old.items():
+                if number not in new or new[number].digest != record.digest:
+                    self._forget((name, number))
+            self._settle(name)
+        return sorted(fresh, key=lambda record: record.revision)
+
+    def is_current(self, record: VersionRecord) -> bool:
+        """Whether the version is still published with these bytes."""
+        prompt = self._index.prompts.get(record.prompt)
+        known = prompt.versions.get(record.version) if prompt else None
+        return known is not None and known.digest == record.digest
+
+    def is_settled(self, record: VersionRecord) -> bool:
+        """Whether it is known if this version can serve."""
+        key = (record.prompt, record.version)
+        return key in self._quarantined or key in self._checked
+
+    def add(self, version: LoadedVersion) -> float | None:
+        """A version passed every check and its prefix is loaded. Returns seconds from its publication, if it is news.
+
+        A version that was deleted meanwhile is unloaded at once.
+        """
+        record = version.record
+        if not self.is_current(record):
+            self.unload(version.prefix_id)
+            return None
+        seconds: float | None = None
+        if version.key not in self._checked:
+            if self.first_revision is not None and record.revision > self.first_revision:
+                seconds = publish_to_served_seconds(record, version.loaded_at)
+            self._checked[version.key] = _Checked(record.digest, seconds)
+        if version.key not in self._loaded:
+            self._loaded[version.key] = _Entry(version)
+            self._evict(keep=version.key)
+        self._settle(record.prompt)
+        return seconds
+
+    def quarantine(self, record: VersionRecord, reason: RefusalReason, message: str) -> None:
+        """This version will never serve here. Aliases that were to move to it stay where they are."""
+        if not self.is_current(record):
+            return
+        self._checked.pop((record.prompt, record.version), None)
+        self._quarantined[record.prompt, record.version] = Quarantine(record, reason, message, now())
+        for name in self._index.prompt(record.prompt).aliases_of(record.version):
+            serving = self._serving.get((record.prompt, name))
+            fields = {
+                "alias": f"{record.prompt}@{name}",
+                "refused": record.name,
+                "reason": reason.value,
+                "still_serving": str(serving or "none"),
+            }
+            log.error("an alias names a quarantined version; what served before goes on serving", extra={"fields": fields})
+        self._settle(record.prompt)
+
+    # ---- what operators see ----
+
+    def statuses(self, prompt: str = "") -> list[VersionStatus]:
+        """By prompt and version; versions whose check is under way are left out. Raises NotFound for an unknown `prompt`."""
+        names = sorted(self._index.prompts) if not prompt else [self._index.prompt(prompt).name]
+        return [status for name in names for status in self._statuses_of(name)]
+
+    def wanted(self) -> list[VersionRecord]:
+        """Versions that aliases name and of which it isn't known yet whether they can serve, in the order of publishing."""
+        found = {}
+        for prompt in self._index.prompts.values():
+            for alias in prompt.aliases.values():
+                for target in alias.targets:
+                    record = prompt.versions[target.version]
+                    if not self.is_settled(record):
+                        found[prompt.name, target.version] = record
+        return sorted(found.values(), key=lambda record: record.revision)
+
+    def check_integrity(self) -> None:
+        """Nothing is held, nothing retired lingers, books agree. Raises AssertionError; for tests and idle times."""
+        problems = [f"{key} is held {entry.holds} times" for key, entry in self._loaded.items() if entry.holds]
+        problems += [f"{name} is retired and lingers" for name in self._retired]
+        problems += [f"{key} is loaded and unchecked" for key in self._loaded if key not in self._checked]
+        problems += [f"{key} is both checked and quarantined" for key in self._checked if key in self._quarantined]
+        if problems:
+            raise AssertionError("; ".join(problems))
+
+    def _statuses_of(self, name: str) -> Iterator[VersionStatus]:
+        prompt = self._index.prompts[name]
+        for number, record in sorted(prompt.versions.items()):
+            key, aliases = (name, number), tuple(prompt.aliases_of(number))
+            entry, quarantine, checked = self._loaded.get(key), self._quarantined.get(key), self._checked.get(key)
+            if quarantine is not None:
+                yield VersionStatus(record, VersionState.QUARANTINED, aliases, quarantine=quarantine)
+            elif entry is not None:
+                seconds = checked.publish_to_served_seconds if checked else None
+                yield VersionStatus(record, VersionState.LOADED, aliases, entry.version, None, entry.holds, seconds)
+            elif checked is not None or (not self._is_news(record) and not aliases):
+                seconds = checked.publish_to_served_seconds if checked else None
+                yield VersionStatus(record, VersionState.KNOWN, aliases, publish_to_served_seconds=seconds)
+
+    def _is_news(self, record: VersionRecord) -> bool:
+        return self.first_revision is None or record.revision > self.first_revision
+
+    def _settle(self, name: str) -> None:
+        """Let every alias of the prompt mean what the store says, as far as its targets can serve."""
+        prompt = self._index.prompts.get(name)
+        aliases = prompt.aliases if prompt else {}
+        versions = prompt.versions if prompt else {}
+        for key in [key for key in self._serving if key[0] == name and key[1] not in aliases]:
+            del self._serving[key]
+        for alias in aliases.values():
+            key = (name, alias.name)
+            before = self._serving.get(key)
+            if before is alias:
+                continue
+            targets = [(name, target.version) for target in alias.targets]
+            if all(target in self._checked for target in targets):
+                self._serving[key] = alias
+                if before is not None:
+                    fields = {"alias": f"{name}@{alias.name}", "before": str(before), "now": str(alias)}
+                    log.info("alias moved", extra={"fields": fields})
+                continue
+            # What was deleted from the store doesn't go on serving. A replica that never served anything better takes the sound targets.
+            last = before or alias
+            if before is None and not any(target in self._quarantined for target in targets):
+                continue
+            sound = tuple(
+                target for target in last.targets if target.version in versions and (name, target.version) not in self._quarantined
+            )
+            if sound:
+                self._serving[key] = last if len(sound) == len(last.targets) else replace(last, targets=sound)
+            else:
+                self._serving.pop(key, None)
+
+    def _forget(self, key: VersionKey) -> None:
+        """The version is gone from the store; requests that hold it finish."""
+        self._checked.pop(key, None)
+        self._quarantined.pop(key, None)
+        entry = self._loaded.pop(key, None)
+        if entry is None:
+            return
+        if entry.holds:
+            entry.retired = True
+            self._retired[entry.version.prefix_id] = entry
+        else:
+            self.unload(entry.version.prefix_id)
+
+    def _evict(self, keep: VersionKey) -> None:
+        """Down to `max_loaded`: those that no alias names first, then the least recently used; never one that is held."""
+        surplus = len(self._loaded) - self.max_loaded
+        if surplus <= 0:
+            return
+        idle = [key for key, entry in self._loaded.items() if not entry.holds and key != keep]
+        named = {(name, target.version) for (name, _), alias in self._serving.items() for target in alias.targets}
+        for key in sorted(idle, key=lambda key: key in named)[:surplus]:
+            self.unload(self._loaded.pop(key).version.prefix_id)

@@ -1,0 +1,27 @@
+"""Tells the engine, without waiting for it, which prefixes it may forget."""
+
+from __future__ import annotations
+
+import asyncio
+
+from inference_service.prompts.loader import PrefixEngine
+from shared.errors import Unavailable
+
+
+class PrefixUnloader:
+    """Call it with a prefix id. The engine keeps a prefix for as long as a request still uses it."""
+
+    def __init__(self, engine: PrefixEngine) -> None:
+        self._engine = engine
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def __call__(self, prefix_id: str) -> None:
+        task = asyncio.create_task(self._unload(prefix_id), name=f"unload {prefix_id}")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _unload(self, prefix_id: str) -> None:
+        try:
+            await self._engine.unload_prefix(prefix_id)
+        except Unavailable:
+            return  # the engine has stopped, and its memory goes with it

@@ -1,0 +1,199 @@
+"""Follows the store: sees its revision move, has new versions loaded, keeps what serves when the store is away.
+
+Polling and loading are apart, so that a slow load never delays an alias move. Damaged versions are never tried again; those that could not
+be fetched are, with growing pauses, and at once when the store comes back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Protocol
+
+from inference_service.prompts.loading import MAX_CONCURRENT_LOADS, VersionLoads
+from inference_service.prompts.observer import PromptObserver
+from inference_service.prompts.registry import PromptRegistry
+from inference_service.prompts.version import VersionKey
+from shared.errors import SoftPromptError, Unavailable
+from shared.store.index import StoreIndex, VersionRecord
+
+log = logging.getLogger(__name__)
+
+MAX_RETRY_SECONDS = 30.0
+"""Longest pause before a version that could not be fetched is tried again."""
+
+MAX_EAGER_LOADS = 256
+"""Of one look: a burst of more new versions (a bulk import) is loaded as far as aliases name them, the rest on demand."""
+
+_CATCH_UP_SECONDS = 1.0
+
+
+class WatchedStore(Protocol):
+    """The store, as far as the watcher needs it."""
+
+    @property
+    def id(self) -> str:
+        """Another id means another store."""
+
+    def refresh(self) -> StoreIndex:
+        """Read what is new; the state now. Raises Unavailable, DamagedBlob."""
+
+
+@dataclass(frozen=True)
+class _Retry:
+    """A version that could not be fetched `attempts` times; `due_at` is on the event loop's clock."""
+
+    record: VersionRecord
+    attempts: int
+    due_at: float
+
+
+class PromptWatcher:
+    """`start` brings the registry to the store's state once; `run` keeps it there until cancelled."""
+
+    def __init__(
+        self, store: WatchedStore, registry: PromptRegistry, loads: VersionLoads, observer: PromptObserver, poll_seconds: float
+    ) -> None:
+        self._store, self._registry, self._loads, self._observer = store, registry, loads, observer
+        self._poll_seconds = poll_seconds
+        self._pending: OrderedDict[VersionKey, VersionRecord] = OrderedDict()
+        self._failed: dict[VersionKey, _Retry] = {}
+        self._work = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._busy = 0
+        self._poke = asyncio.Event()
+        self._polled = asyncio.Event()
+        self._failures = 0
+        self._store_id = ""
+        self._polled_at = float("-inf")
+
+    @property
+    def store_away(self) -> bool:
+        return self._failures > 0
+
+    async def start(self) -> None:
+        """Wait for the store, then for every aliased version to be loaded, refused, or found unavailable."""
+        while not await self._poll():
+            await asyncio.sleep(self._pause_seconds())
+        async with asyncio.TaskGroup() as group:
+            workers = [group.create_task(self._worker()) for _ in range(MAX_CONCURRENT_LOADS)]
+            await self._until_idle()
+            for worker in workers:
+                worker.cancel()
+
+    async def run(self) -> None:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(MAX_CONCURRENT_LOADS):
+                group.create_task(self._worker())
+            while True:
+                try:
+                    async with asyncio.timeout(self._pause_seconds()):
+                        await self._poke.wait()
+                except TimeoutError:
+                    pass
+                self._poke.clear()
+                await self._poll()
+
+    async def catch_up(self) -> None:
+        """Look at the store now instead of at the next turn: for a request that names what is not known yet. Bounded, and never raises."""
+        too_soon = asyncio.get_running_loop().time() - self._polled_at < self._poll_seconds / 4
+        if self.store_away or too_soon:
+            return
+        self._polled.clear()
+        self._poke.set()
+        try:
+            async with asyncio.timeout(_CATCH_UP_SECONDS):
+                await self._polled.wait()
+        except TimeoutError:
+            pass
+
+    async def _poll(self) -> bool:
+        """One look at the store. False if it is away."""
+        try:
+            index = await asyncio.to_thread(self._refresh)
+        except SoftPromptError as error:
+            self._store_failed(error)
+            return False
+        finally:
+            self._polled_at = asyncio.get_running_loop().time()
+            self._polled.set()
+        returned = self._failures > 0
+        if returned:
+            log.warning("the store is back", extra={"fields": {"failed_looks": self._failures, "revision": index.revision}})
+        self._failures = 0
+        self._observer.store_polled(index.revision)
+        self._take(index)
+        self._retry(at_once=returned)
+        return True
+
+    def _refresh(self) -> StoreIndex:
+        """A store that was wiped and made anew would take every prompt away: what serves goes on until an operator restarts this."""
+        index = self._store.refresh()
+        if self._store_id and self._store.id != self._store_id:
+            raise Unavailable("the prompt store was replaced by another one; restart this replica to follow it")
+        self._store_id = self._store.id
+        return index
+
+    def _take(self, index: StoreIndex) -> None:
+        first = self._registry.first_revision is None
+        if first or index is not self._registry.index:
+            fresh = self._registry.update(index)
+            if not first:
+                fields = {"revision": index.revision, "new_versions": len(fresh)}
+                log.info("store moved", extra={"fields": fields})
+            self._enqueue([] if first else fresh[-MAX_EAGER_LOADS:])
+            self._enqueue(self._registry.wanted())
+
+    def _retry(self, *, at_once: bool) -> None:
+        now = asyncio.get_running_loop().time()
+        self._enqueue([retry.record for retry in self._failed.values() if at_once or retry.due_at <= now])
+
+    def _enqueue(self, records: list[VersionRecord]) -> None:
+        for record in records:
+            self._pending[record.prompt, record.version] = record
+        if self._pending:
+            self._idle.clear()
+            self._work.set()
+
+    async def _worker(self) -> None:
+        while True:
+            while not self._pending:
+                if not self._busy:
+                    self._idle.set()
+                self._work.clear()
+                await self._work.wait()
+            key, record = self._pending.popitem(last=False)
+            failed = self._failed.pop(key, None)
+            if self._registry.is_settled(record) or not self._registry.is_current(record):
+                continue
+            self._busy += 1
+            try:
+                await self._loads.load(record)
+            except Unavailable as error:
+                self._failed[key] = self._again_later(record, failed.attempts + 1 if failed else 1, error)
+            finally:
+                self._busy -= 1
+
+    def _again_later(self, record: VersionRecord, attempts: int, error: Unavailable) -> _Retry:
+        pause = min(self._poll_seconds * 2 ** min(attempts, 16), MAX_RETRY_SECONDS) * random.uniform(0.8, 1.2)
+        fields = {"version": record.name, "why": error.message, "attempts": attempts, "next_seconds": round(pause, 2)}
+        log.warning("version not loaded yet", extra={"fields": fields})
+        return _Retry(record, attempts, asyncio.get_running_loop().time() + pause)
+
+    async def _until_idle(self) -> None:
+        if self._pending or self._busy:
+            await self._idle.wait()
+
+    def _store_failed(self, error: SoftPromptError) -> None:
+        self._failures += 1
+        self._observer.store_failed()
+        if self._failures == 1 or self._failures % 100 == 0:
+            fields = {"why": error.message, "failed_looks": self._failures, "revision": self._registry.index.revision}
+            log.warning("the store is away; what is loaded serves on", extra={"fields": fields})
+
+    def _pause_seconds(self) -> float:
+        """Jittered, so that replicas don't look in step; twice as long while the store is away."""
+        return self._poll_seconds * random.uniform(0.8, 1.2) * (2.0 if self._failures else 1.0)

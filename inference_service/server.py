@@ -1,0 +1,198 @@
+"""The inference service as a process: its parts, put together in one place, and the order in which they start and stop.
+
+Start: gRPC (`live`; everything else NOT_SERVING) -> model and engine -> prompt store -> aliased versions loaded -> warm-up -> SERVING.
+Stop: NOT_SERVING, running streams finish within the grace time, then watcher, heartbeat, engine and store end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version as package_version
+from typing import TypeVar
+
+from prometheus_client import CollectorRegistry
+from prompttuning.v1 import generation_pb2, generation_pb2_grpc
+
+from inference_service import answers
+from inference_service.config import InferenceSettings
+from inference_service.convert import RequestReader
+from inference_service.engine.async_engine import AsyncEngine
+from inference_service.engine.engine import Engine, load_engine
+from inference_service.generation import GenerationService
+from inference_service.metrics import EngineMetrics, PromptMetrics, StateCollector
+from inference_service.prompts.heartbeat import Heartbeat
+from inference_service.prompts.loader import VersionLoader
+from inference_service.prompts.loading import VersionLoads
+from inference_service.prompts.registry import PromptRegistry
+from inference_service.prompts.unloading import PrefixUnloader
+from inference_service.prompts.version import prompt_of_prefix
+from inference_service.prompts.watcher import PromptWatcher
+from inference_service.servicer import SERVICE_NAME, Backend, GenerationServicer
+from shared.errors import Unavailable
+from shared.rpc.metrics import RpcMetrics, serve_metrics
+from shared.rpc.server import RpcServer
+from shared.service import announce
+from shared.store import PromptStore, open_store
+from shared.store.replicas import ReplicaDirectory
+
+log = logging.getLogger(__name__)
+
+HEALTH_SECONDS = 0.25
+_STORE_PAUSE_SECONDS = 1.0
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Replica:
+    """The parts of one replica that run beside the gRPC server."""
+
+    engine: AsyncEngine
+    watcher: PromptWatcher
+    heartbeat: Heartbeat
+    loads: VersionLoads
+    backend: Backend
+
+
+def build(settings: InferenceSettings, engine: Engine, store: PromptStore, metrics: CollectorRegistry) -> Replica:
+    """Put the parts together around a loaded model and an open store. Call it on the event loop."""
+    base, max_length = engine.base, engine.config.max_length
+    engine_metrics = EngineMetrics(
+        metrics, settings.max_prompt_labels, lambda prefix_id: None if prefix_id is None else prompt_of_prefix(prefix_id)
+    )
+    running = AsyncEngine(engine, engine_metrics)
+    registry = PromptRegistry(PrefixUnloader(running), settings.max_loaded_versions)
+    heartbeat = Heartbeat(ReplicaDirectory(store.backend), registry, settings.resolved_replica, base.info, settings.heartbeat_seconds)
+    prompt_metrics = PromptMetrics(metrics, heartbeat.tell)
+    metrics.register(StateCollector(running.stats, registry))
+    loader = VersionLoader(store, running, base, max_length, engine.config.limits.max_logprobs)
+    loads = VersionLoads(loader, registry, prompt_metrics)
+    watcher = PromptWatcher(store, registry, loads, prompt_metrics, settings.poll_seconds or store.poll_seconds)
+    limits = settings.request_limits(max_length)
+    service = GenerationService(base, running, registry, loads, watcher, limits, settings.default_sampling)
+    model_info = generation_pb2.GetModelInfoResponse(
+        software_version=package_version("softprompt"),
+        base_model=answers.base_model_message(base.info),
+        limits=answers.limits_message(limits, engine.config.max_running, engine.config.max_waiting),
+        default_sampling=answers.sampling_message(settings.default_sampling),
+        dtype=str(base.dtype).removeprefix("torch."),
+        device=base.device.type,
+    )
+    backend = Backend(service, RequestReader(limits, base.info.vocab_size), registry, model_info)
+    return Replica(running, watcher, heartbeat, loads, backend)
+
+
+async def serve(settings: InferenceSettings, stop: asyncio.Event) -> None:
+    """Run until `stop` is set, then drain. Raises what keeps the service from starting, or ended it."""
+    metrics = CollectorRegistry()
+    rpc = RpcServer(settings, [SERVICE_NAME], RpcMetrics(metrics))
+    servicer = GenerationServicer()
+    generation_pb2_grpc.add_GenerationServiceServicer_to_server(servicer, rpc.grpc_server)
+    port = await rpc.start()
+    metrics_server = serve_metrics(metrics, settings.host, settings.metrics_port)
+    log.info("listening", extra={"fields": {"port": port, "metrics_port": metrics_server.port}})
+    life = asyncio.create_task(_live(settings, metrics, rpc, servicer, lambda: announce(settings, port, metrics_server.port)))
+    stopping = asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait({life, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        begun = time.monotonic()
+        await rpc.drain(settings.grace_seconds if stop.is_set() else 0.0)
+        log.info("drained", extra={"fields": {"seconds": round(time.monotonic() - begun, 3)}})
+    finally:
+        stopping.cancel()
+        life.cancel()
+        (outcome, _) = await asyncio.gather(life, stopping, return_exceptions=True)
+        await asyncio.to_thread(metrics_server.close)
+    if isinstance(outcome, BaseException) and not isinstance(outcome, asyncio.CancelledError):
+        raise outcome
+
+
+async def _live(
+    settings: InferenceSettings, metrics: CollectorRegistry, rpc: RpcServer, servicer: GenerationServicer, ready: Callable[[], None]
+) -> None:
+    """Become ready, then watch over it; ends by being cancelled, or with the error that ended the replica."""
+    engine = await _on_daemon_thread(lambda: _load(settings))
+    store = await _open(settings.store_url)
+    replica = build(settings, engine, store, metrics)
+    replica.engine.start()
+    try:
+        await replica.watcher.start()
+        await replica.engine.top_logprobs(None, (0,), 1)  # the first step of a model allocates and compiles; no caller waits for that
+        servicer.open(replica.backend)
+        await rpc.set_serving(True)
+        ready()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(replica.watcher.run())
+            group.create_task(replica.heartbeat.run())
+            group.create_task(_watch_engine(replica.engine, rpc))
+    finally:
+        await replica.loads.close()
+        await replica.engine.stop()
+        replica.backend.service.close()
+        await asyncio.to_thread(store.close)
+
+
+async def _watch_engine(engine: AsyncEngine, rpc: RpcServer) -> None:
+    """An engine that died does not come back: say so at once, then end the process, so that whoever runs it starts another."""
+    while engine.healthy:
+        await asyncio.sleep(HEALTH_SECONDS)
+    await rpc.set_serving(False)
+    raise Unavailable("the engine died")
+
+
+def _load(settings: InferenceSettings) -> Engine:
+    begun = time.monotonic()
+    engine = load_engine(
+        settings.base_model, id=settings.base_model_id, dtype=settings.dtype, device=settings.device, config=settings.engine
+    )
+    fields = {
+        "base_model": engine.base.info.id,
+        "dtype": str(engine.base.dtype),
+        "device": str(engine.base.device),
+        "max_length": engine.config.max_length,
+        "seconds": round(time.monotonic() - begun, 2),
+    }
+    log.info("model loaded", extra={"fields": fields})
+    return engine
+
+
+async def _open(url: str) -> PromptStore:
+    """Wait for a store that is away. Raises InvalidInput or PreconditionFailed for one that can't be used."""
+    while True:
+        try:
+            return await asyncio.to_thread(open_store, url)
+        except Unavailable as error:
+            log.warning("waiting for the prompt store: %s", error.message)
+            await asyncio.sleep(_STORE_PAUSE_SECONDS)
+
+
+async def _on_daemon_thread(function: Callable[[], Result]) -> Result:
+    """Like `asyncio.to_thread`, but a process that is told to stop half-way does not wait for it."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[Result] = loop.create_future()
+
+    def settle(result: Result | None, error: BaseException | None) -> None:
+        if future.cancelled():
+            return
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(result)  # type: ignore[arg-type]
+
+    def run() -> None:
+        try:
+            result = function()
+        except BaseException as error:
+            outcome: tuple[Result | None, BaseException | None] = (None, error)
+        else:
+            outcome = (result, None)
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(settle, *outcome)
+
+    threading.Thread(target=run, name="load model", daemon=True).start()
+    return await future

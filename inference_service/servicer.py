@@ -1,0 +1,102 @@
+"""GenerationService over gRPC: each method converts, delegates, converts back. Errors are domain errors; the server maps them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any
+
+from prompttuning.v1 import generation_pb2, generation_pb2_grpc
+
+from inference_service import answers
+from inference_service.convert import RequestReader
+from inference_service.engine.request import Delta
+from inference_service.engine.text_stream import merge
+from inference_service.generation import Call, Ended, GenerationService, Started
+from inference_service.prompts.registry import PromptRegistry
+from shared.errors import Unavailable
+from shared.log import bound_fields
+from shared.names import check_name
+
+SERVICE_NAME = generation_pb2.DESCRIPTOR.services_by_name["GenerationService"].full_name
+
+_DEADLINE_MARGIN_SECONDS = 0.05
+
+
+@dataclass(frozen=True)
+class Backend:
+    """What the methods delegate to, once the model is there. `model_info` never changes while the service runs."""
+
+    service: GenerationService
+    reader: RequestReader
+    registry: PromptRegistry
+    model_info: generation_pb2.GetModelInfoResponse
+
+
+class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
+    """Answers Unavailable until `open`: the port is there before the model is, so that probes can tell starting from stuck."""
+
+    def __init__(self) -> None:
+        self._opened: Backend | None = None
+
+    def open(self, backend: Backend) -> None:
+        self._opened = backend
+
+    @property
+    def _backend(self) -> Backend:
+        if self._opened is None:
+            raise Unavailable("the service is starting: its model is being loaded")
+        return self._opened
+
+    async def GenerateStream(
+        self, request: generation_pb2.GenerateStreamRequest, context: Any
+    ) -> AsyncIterator[generation_pb2.GenerateStreamResponse]:
+        input, sampling = self._backend.reader.generation(request)
+        async with aclosing(self._backend.service.stream(input, sampling, _call(context, request.priority))) as parts:  # type: ignore[type-var]
+            async for part in parts:
+                yield answers.stream_message(part, sampling.num_logprobs)
+
+    async def Generate(self, request: generation_pb2.GenerateRequest, context: Any) -> generation_pb2.GenerateResponse:
+        input, sampling = self._backend.reader.generation(request)
+        response, deltas = generation_pb2.GenerateResponse(), list[Delta]()
+        async with aclosing(self._backend.service.stream(input, sampling, _call(context, request.priority))) as parts:  # type: ignore[type-var]
+            async for part in parts:
+                if isinstance(part, Started):
+                    response.start.CopyFrom(answers.start_message(part))
+                elif isinstance(part, Ended):
+                    response.end.CopyFrom(answers.end_message(part))
+                else:
+                    deltas.append(part)
+        response.output.CopyFrom(answers.delta_message(merge(deltas or [Delta()]), sampling.num_logprobs))
+        return response
+
+    async def Score(self, request: generation_pb2.ScoreRequest, context: Any) -> generation_pb2.ScoreResponse:
+        input, candidates = self._backend.reader.score(request)
+        return answers.score_message(await self._backend.service.score(input, candidates, _call(context)))
+
+    async def CountTokens(self, request: generation_pb2.CountTokensRequest, context: Any) -> generation_pb2.CountTokensResponse:
+        counted = await self._backend.service.count_tokens(self._backend.reader.input(request.input))
+        return answers.count_message(counted, self._backend.model_info.limits.max_positions)
+
+    async def GetModelInfo(self, request: generation_pb2.GetModelInfoRequest, context: Any) -> generation_pb2.GetModelInfoResponse:
+        return self._backend.model_info
+
+    async def ListLoadedPrompts(
+        self, request: generation_pb2.ListLoadedPromptsRequest, context: Any
+    ) -> generation_pb2.ListLoadedPromptsResponse:
+        prompt = check_name(request.prompt, "prompt") if request.prompt else ""
+        statuses = self._backend.registry.statuses(prompt)
+        return generation_pb2.ListLoadedPromptsResponse(
+            prompts=[answers.loaded_prompt_message(status) for status in statuses], revision=self._backend.registry.index.revision
+        )
+
+
+def _call(context: Any, priority: int = 0) -> Call:
+    """The engine's deadline is a little before the caller's, so that the end of the answer still reaches it."""
+    remaining: float | None = context.time_remaining()
+    if remaining is not None:
+        remaining -= min(_DEADLINE_MARGIN_SECONDS, remaining / 10)
+    deadline = None if remaining is None else time.monotonic() + max(0.0, remaining)
+    return Call(str(bound_fields().get("request_id", "")), priority, deadline)
