@@ -2,14 +2,44 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
+import time
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Protocol
 
+from shared.errors import InvalidInput
+from shared.store.store import PromptStore
 from trainer_service.cluster.interface import WorkerPool
+from trainer_service.jobs import moves
+from trainer_service.jobs.checkpoints import DatabaseFiles, DirectoryFiles, JobFiles
 from trainer_service.jobs.config import JobsConfig
-from trainer_service.jobs.model import EffectiveSpec, Job, JobCounts, JobEvent, JobFilter, JobPage, TuningSpec
+from trainer_service.jobs.context import JobsContext, JobsObserver, SilentObserver
+from trainer_service.jobs.dispatcher import Dispatcher
+from trainer_service.jobs.model import (
+    MAX_REQUEST_ID_CHARS,
+    EffectiveSpec,
+    Job,
+    JobCounts,
+    JobEvent,
+    JobFilter,
+    JobPage,
+    TuningSpec,
+    new_job_id,
+)
+from trainer_service.jobs.preparation import Datasets, Preparation
+from trainer_service.jobs.publisher import Publisher
+from trainer_service.jobs.record import Record, queue_key, to_datetime
+from trainer_service.jobs.states import LEASED_STATES, JobState
 from trainer_service.jobs.store import JobStore
-from trainer_service.training.spec import Example
+
+log = logging.getLogger(__name__)
+
+_EVENTS_PER_READ = 500
+_OWN_NEWS_SECONDS = 30.0
+_OTHERS_NEWS_SECONDS = 0.5
+"""A watcher is woken by changes made here; changes made by other replicas it has to look for."""
 
 
 class Admission(Protocol):
@@ -20,47 +50,132 @@ class Admission(Protocol):
         ...
 
 
-class Datasets(Protocol):
-    """Datasets by name. Called in a thread; may block."""
-
-    def read(self, name: str) -> tuple[Example, ...]:
-        """Raises NotFound, or DamagedBlob if the bytes don't match the name."""
-        ...
+def files_for(store: JobStore, directory: Path) -> JobFiles:
+    """Checkpoints beside an SQLite database, in a directory; or in PostgreSQL, where every replica sees them."""
+    return DatabaseFiles(store.database) if store.is_shared else DirectoryFiles(directory)
 
 
 class JobManager:
-    """The service's jobs. Construct, `await start()`, use, `await drain(grace_seconds)`."""
+    """The service's jobs. Construct, `await start()`, use, `await drain(grace_seconds)`. Requests are answered before `start` too."""
 
     def __init__(
-        self, store: JobStore, admission: Admission, datasets: Datasets, prompt_store: PromptStore, pool: WorkerPool, config: JobsConfig
-    ) -> None: ...
+        self,
+        store: JobStore,
+        admission: Admission,
+        datasets: Datasets,
+        prompt_store: PromptStore,
+        pool: WorkerPool,
+        config: JobsConfig,
+        *,
+        files: JobFiles,
+        observer: JobsObserver | None = None,
+    ) -> None:
+        self._store, self._admission, self._pool, self._config = store, admission, pool, config
+        preparation = Preparation(datasets, prompt_store, files)
+        self._context = JobsContext(store, files, preparation, config, observer or SilentObserver())
+        self._publisher = Publisher(self._context, prompt_store)
+        self._dispatcher = Dispatcher(self._context, pool, self._publisher)
 
     async def start(self) -> None:
-        """Take back what a predecessor left RUNNING, then begin to place jobs on workers."""
+        """Join the cluster, take back what a predecessor left RUNNING, then begin to place jobs on workers."""
+        await self._pool.start()
+        await self._dispatcher.start()
 
     async def drain(self, grace_seconds: float) -> None:
-        """Checkpoint running jobs, put them back to QUEUED, stop workers, close the store."""
+        """Checkpoint running jobs, put them back to QUEUED, end the workers, leave the cluster, close the store."""
+        await self._dispatcher.drain(grace_seconds)
+        await self._pool.close()
+        self._context.close()
+        await asyncio.to_thread(self._store.close)
 
     async def create(self, spec: TuningSpec, *, request_id: str = "", caller: str = "") -> Job:
-        """Check, store as QUEUED, return. The same `request_id` of the same caller returns the job that it made; Conflict if the spec differs."""
+        """Check, store as QUEUED, return. Repeating a `request_id` returns the job that it made.
+
+        Raises what `Admission.check` raises, Conflict if that job's spec differs, Overloaded if the queue is full.
+        """
+        if len(request_id) > MAX_REQUEST_ID_CHARS:
+            raise InvalidInput.of("request_id", f"has {len(request_id)} characters; at most {MAX_REQUEST_ID_CHARS} are allowed")
+        if found := await self._context.database.call(self._store.find_request, caller, request_id):
+            if found.spec == spec:
+                return found
+            effective = found.effective  # the store says how the two conflict
+        else:
+            effective = await self._admission.check(spec)
+        now = time.time()
+        job = Job(id=new_job_id(), spec=spec, effective=effective, caller=caller, request_id=request_id, create_time=to_datetime(now))
+        record = Record(job, queue_key=queue_key(spec.priority, now))
+        created = await self._context.database.call(
+            self._store.create,
+            record,
+            max_queued=self._config.max_queued_jobs,
+            max_active_of_caller=self._config.max_active_jobs_per_caller,
+        )
+        if created.id == job.id:
+            log.info("job created", extra={"fields": {"job": job.id, "prompt": spec.prompt, "base_model": effective.base_model.id}})
+            self._context.tell(created)
+        return created
 
     async def get(self, job_id: str) -> Job:
         """Raises NotFound."""
+        return await self._context.database.call(self._store.get, job_id)
 
     async def list(self, filter: JobFilter, page_size: int, page_token: str = "") -> JobPage:
-        """Newest first. Raises InvalidInput for a token that this service didn't make."""
+        """Newest first. Raises InvalidInput for a token that this service didn't make for this filter."""
+        return await self._context.database.call(self._store.page, filter, page_size, page_token)
 
-    def watch(self, job_id: str, after: int = 0) -> AsyncIterator[JobEvent]:
+    async def watch(self, job_id: str, after: int = 0) -> AsyncIterator[JobEvent]:
         """Past events after number `after`, then each as it happens; ends after the one that ended the job. Raises NotFound."""
+        news = self._context.bell.subscribe(job_id)
+        pause = _OTHERS_NEWS_SECONDS if self._store.is_shared else _OWN_NEWS_SECONDS
+        try:
+            while True:
+                news.clear()
+                events = await self._context.database.call(self._store.events, job_id, after, _EVENTS_PER_READ)
+                for event in events:
+                    yield event
+                    after = event.number
+                    if isinstance(event.payload, Job) and event.payload.state.is_terminal:
+                        return
+                if len(events) == _EVENTS_PER_READ:
+                    continue
+                if not events and (await self.get(job_id)).state.is_terminal:
+                    return
+                try:
+                    async with asyncio.timeout(pause):
+                        await news.wait()
+                except TimeoutError:
+                    continue
+        finally:
+            self._context.bell.unsubscribe(job_id, news)
 
     async def cancel(self, job_id: str) -> Job:
         """CANCELLED at once if it isn't on a worker, else CANCELLING. A cancelled job is fine; PreconditionFailed if it ended otherwise."""
+        job = await self._change(job_id, lambda record: moves.cancel(record, time.time()))
+        if job.state is JobState.CANCELLED:
+            await self._context.slow.call(self._context.files.remove, job_id)
+        return job
 
-    async def pause(self, job_id: str) -> Job: ...
+    async def pause(self, job_id: str) -> Job:
+        """PAUSED at once if it waits; a running one is PAUSED after its next step. Raises PreconditionFailed if it has ended."""
+        return await self._change(job_id, moves.pause)
 
-    async def resume(self, job_id: str) -> Job: ...
+    async def resume(self, job_id: str) -> Job:
+        """QUEUED again. Raises PreconditionFailed if it is neither paused nor pausing."""
+        return await self._change(job_id, lambda record: moves.resume(record, time.time()))
 
     async def delete(self, job_id: str) -> None:
         """Remove an ended job with its events. Raises PreconditionFailed if it hasn't ended."""
+        await self._context.database.call(self._store.delete, job_id)
+        await self._context.slow.call(self._context.files.remove, job_id)
+        self._context.bell.ring(job_id)
 
-    async def counts(self) -> JobCounts: ...
+    async def counts(self) -> JobCounts:
+        states = await self._context.database.call(self._store.counts)
+        running = sum(states.get(state, 0) for state in LEASED_STATES)
+        return JobCounts(queued=states.get(JobState.QUEUED, 0), running=running, num_workers=self._dispatcher.num_workers)
+
+    async def _change(self, job_id: str, move: moves.Move) -> Job:
+        """A caller waits for the answer: an absent database is told at once, not waited for."""
+        after = await self._context.database.call(self._store.change, job_id, move)
+        self._context.tell(after.job)
+        return await self.get(job_id)

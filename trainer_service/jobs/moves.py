@@ -6,14 +6,18 @@ publisher (succeeded).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 from shared.errors import PreconditionFailed
 from trainer_service.jobs.config import JobsConfig
-from trainer_service.jobs.model import DatasetStatistics, JobError, JobResult
+from trainer_service.jobs.model import DatasetStatistics, JobError, JobProgress, JobResult
 from trainer_service.jobs.record import NOBODY, Record, queue_key, to_datetime
 from trainer_service.jobs.scheduler import retry_delay_seconds
 from trainer_service.jobs.states import JobState, check_move
+
+Move = Callable[[Record], Record]
 
 
 def cancel(record: Record, now: float) -> Record:
@@ -64,7 +68,7 @@ def left_worker(record: Record, now: float) -> Record:
 def lost(record: Record, now: float, reason: str, config: JobsConfig) -> Record:
     """Its worker or its trainer replica is gone. Tried again after a pause that doubles, unless that happened too often."""
     freed = left_worker(record, now)
-    if freed.job.state is not JobState.QUEUED:
+    if freed.job.state is not JobState.QUEUED or freed.trained:
         return freed
     failures = freed.job.failures + 1
     if failures > config.max_infrastructure_failures:
@@ -72,11 +76,6 @@ def lost(record: Record, now: float, reason: str, config: JobsConfig) -> Record:
         return failed(freed.with_job(failures=failures), JobError(code="WORKER_LOST", message=message), now)
     delay = retry_delay_seconds(failures, config.retry_first_seconds, config.retry_max_seconds)
     return replace(freed.with_job(failures=failures), not_before=now + delay)
-
-
-def handed_back(record: Record, now: float) -> Record:
-    """The service ends and the job goes on after its restart: nobody's failure."""
-    return left_worker(record, now)
 
 
 def failed(record: Record, error: JobError, now: float) -> Record:
@@ -96,14 +95,25 @@ def succeeded(record: Record, result: JobResult, now: float) -> Record:
     return _end(_free(record, now).with_job(result=result, pausing=False), JobState.SUCCEEDED, now)
 
 
-def started(record: Record, statistics: DatasetStatistics) -> Record:
-    return record.with_job(dataset_statistics=statistics)
+def progressed(record: Record, progress: JobProgress, statistics: DatasetStatistics | None, *, checkpointed: bool) -> Record:
+    """What its worker told. A checkpoint forgives earlier losses: only attempts that get nowhere count against a job."""
+    changes: dict[str, Any] = {"progress": progress}
+    if statistics is not None:
+        changes["dataset_statistics"] = statistics
+    if checkpointed:
+        changes["failures"] = 0
+    return record.with_job(**changes)
 
 
 def out_of_memory_beside_others(record: Record, now: float) -> Record:
     """Didn't fit into a shared cohort: once more, alone."""
     freed = left_worker(record, now)
     return replace(freed, solo=True) if freed.job.state is JobState.QUEUED else freed
+
+
+def outcome_lost(record: Record, now: float) -> Record:
+    """Trained, and the trained prompt is gone: queued to be trained to its end again."""
+    return replace(left_worker(record, now), trained=False)
 
 
 def over_runtime(record: Record, now: float) -> bool:

@@ -98,7 +98,7 @@ class JobStore:
         with self._database.read() as connection:
             return _read(connection, job_id)
 
-    def list(self, filter: JobFilter, page_size: int, page_token: str = "") -> JobPage:
+    def page(self, filter: JobFilter, page_size: int, page_token: str = "") -> JobPage:
         with self._database.read() as connection:
             return listing.page(connection, filter, page_size, page_token, self._ranks)
 

@@ -1,0 +1,140 @@
+"""A whole job manager on real stores (SQLite file, local directory), with workers that are threads of the test."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shared.errors import NotFound
+from shared.store.local import LocalBackend
+from shared.store.store import PromptStore
+from tests.trainer_service.jobs.builders import effective_spec
+from tests.trainer_service.jobs.scripted import ScriptedTrainer
+from trainer_service.cluster.interface import WorkerPool
+from trainer_service.cluster.local_pool import LocalPool
+from trainer_service.jobs.config import JobsConfig
+from trainer_service.jobs.manager import JobManager, files_for
+from trainer_service.jobs.model import EffectiveSpec, Job, TuningSpec
+from trainer_service.jobs.states import JobState
+from trainer_service.jobs.store import JobStore
+from trainer_service.training.spec import Example
+
+FAST = JobsConfig(
+    worker_idle_seconds=60,
+    poll_seconds=0.5,
+    heartbeat_seconds=5,
+    launch_seconds=60,
+    progress_seconds=0.01,
+    tick_seconds=0.05,
+    retry_first_seconds=0.02,
+    retry_max_seconds=0.1,
+)
+
+
+class Examples:
+    """Datasets by name, in memory; a dataset's name says what its inputs begin with."""
+
+    def read(self, name: str) -> tuple[Example, ...]:
+        if name == "datasets/gone":
+            raise NotFound("dataset", name)
+        first = name.removeprefix("datasets/")
+        return tuple(Example(line=line, input=f"{first} {line}", output="yes") for line in range(1, 13))
+
+
+class AdmitAll:
+    """Every spec is trained for as many steps as it asks for."""
+
+    def __init__(self, base: EffectiveSpec) -> None:
+        self._base = base
+
+    async def check(self, spec: TuningSpec) -> EffectiveSpec:
+        asked = spec.hyperparameters
+        hyperparameters = self._base.training.hyperparameters.model_copy(update=asked.model_dump(exclude_none=True))
+        changes: dict[str, Any] = {"training": self._base.training.model_copy(update={"hyperparameters": hyperparameters})}
+        if spec.max_runtime_seconds is not None:
+            changes["max_runtime_seconds"] = spec.max_runtime_seconds
+        return self._base.model_copy(update=changes)
+
+
+class Service:
+    """One trainer process after the other on the same directory: `start`, `crash`, `drain`, `start` again."""
+
+    def __init__(self, directory: Path, base: EffectiveSpec | None = None) -> None:
+        self.directory = directory
+        self.base = base or effective_spec()
+        self.trainers: list[ScriptedTrainer] = []
+        self.config = FAST
+        self.url = f"sqlite:///{directory / 'jobs.sqlite3'}"
+        self.pool: Any = None
+        self.prompt_store: Any = None
+        self.manager: JobManager = None  # type: ignore[assignment]
+
+    async def start(self, pool: WorkerPool | None = None, prompt_store: Any = None, **config: Any) -> JobManager:
+        self.config = replace(self.config, **config)
+        store = JobStore.open(self.url)
+        self.store = store
+        self.prompt_store = prompt_store or PromptStore(LocalBackend(self.directory / "prompts"))
+        self.pool = pool or LocalPool(self._load)
+        self.manager = JobManager(
+            store,
+            AdmitAll(self.base),
+            Examples(),
+            self.prompt_store,
+            self.pool,
+            self.config,
+            files=files_for(store, self.directory / "checkpoints"),
+        )
+        await self.manager.start()
+        return self.manager
+
+    def _load(self, base_model: str) -> tuple[ScriptedTrainer, dict[str, str]]:
+        self.trainers.append(ScriptedTrainer())
+        return self.trainers[-1], {}
+
+    async def crash(self) -> None:
+        """As if the process were killed: nothing is said to the store any more, and its lock is free."""
+        dispatcher = self.manager._dispatcher
+        tasks = [task for task in asyncio.all_tasks() if task.get_name().split()[0] in ("dispatcher", "follow", "give", "publish")]
+        for follower in dispatcher._followers.values():
+            follower._finish = _nothing  # type: ignore[method-assign,assignment]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self.pool.close()
+        self.manager._context.close()
+        self.store.close()
+
+    async def state(self, job_id: str, *states: JobState, seconds: float = 20) -> Job:
+        """The job, once it is in one of these states."""
+        return await self.until(job_id, lambda job: job.state in states, seconds)
+
+    async def until(self, job_id: str, condition: Callable[[Job], bool], seconds: float = 20) -> Job:
+        async with asyncio.timeout(seconds):
+            while not condition(job := await self.manager.get(job_id)):
+                await asyncio.sleep(0.01)
+        return job
+
+    def versions(self, prompt: str) -> list[int]:
+        record = self.prompt_store.refresh().prompts.get(prompt)
+        return sorted(record.versions) if record else []
+
+
+async def _nothing(reason: str) -> None:
+    return None
+
+
+@pytest.fixture
+async def service(tmp_path: Path) -> AsyncIterator[Service]:
+    """Not started; drained at the end if it was."""
+    made = Service(tmp_path)
+    yield made
+    if made.manager is not None:
+        await made.manager.drain(2)
+
+
+Eventually = Callable[[Callable[[], bool]], Awaitable[None]]

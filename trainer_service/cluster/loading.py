@@ -1,0 +1,50 @@
+"""What a worker loads: a base model on this machine's device, and an empty cohort on it."""
+
+from __future__ import annotations
+
+import logging
+import platform
+from dataclasses import dataclass
+from importlib.metadata import version
+
+import torch
+
+from shared import base_model
+from shared.allocator import tune_allocator
+from shared.base_model import Device, DType
+from trainer_service.training.cohort import Cohort
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class WorkerSpec:
+    """Everything that a worker is told when it starts; it crosses process borders."""
+
+    base_model: str
+    """Its id."""
+    source: str
+    """Model directory or hub id."""
+    dtype: DType = "auto"
+    device: Device = "auto"
+    num_threads: int = 1
+    """Of torch, on the CPU."""
+    num_gpus: int = 0
+    """More than one: the model's layers are spread over them."""
+    checkpoint_seconds: float = 10.0
+
+
+def software_version() -> str:
+    """Of this package, Python and Ray: all nodes of a cluster must agree in these."""
+    return f"softprompt {version('softprompt')}, Python {platform.python_version()}, Ray {version('ray')}"
+
+
+def load_trainer(spec: WorkerSpec) -> tuple[Cohort, dict[str, str]]:
+    """Blocks for as long as the weights take. Sets this process' malloc and torch threads."""
+    tune_allocator()
+    torch.set_num_threads(spec.num_threads)
+    device_map = "auto" if spec.num_gpus > 1 else None
+    loaded = base_model.load(spec.source, id=spec.base_model, dtype=spec.dtype, device=spec.device, device_map=device_map)
+    cohort = Cohort(loaded, checkpoint_interval_seconds=spec.checkpoint_seconds)
+    log.info("base model loaded", extra={"fields": {"base_model": spec.base_model, "device": str(loaded.device)}})
+    return cohort, {"device": str(loaded.device), "dtype": str(loaded.dtype).removeprefix("torch."), "software": software_version()}

@@ -1,0 +1,148 @@
+"""One worker: a base model, a cohort on it, and the thread that steps it. Knows neither Ray nor the job manager.
+
+Tasks and stops are put into an inbox that the thread empties between two steps; what happens goes into an outbox that is polled. When
+the thread dies of an error, the next poll raises it.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from shared.errors import SoftPromptError
+from trainer_service.cluster.interface import WorkerLost, WorkerReport
+from trainer_service.cluster.outbox import Outbox
+from trainer_service.training.events import Failed, Finished, Stopped, TrainingEvent, TrainingTask
+
+log = logging.getLogger(__name__)
+
+_Command = Callable[["Trainer"], None]
+
+
+class Trainer(Protocol):
+    """What a worker steps: `training.cohort.Cohort`."""
+
+    @property
+    def is_idle(self) -> bool: ...
+
+    def add(self, task: TrainingTask) -> None: ...
+
+    def stop(self, job_id: str) -> None: ...
+
+    def step(self) -> Sequence[TrainingEvent]: ...
+
+
+class Worker:
+    """`load` makes the trainer, in the worker's own thread; `details` of what it runs on are known after that."""
+
+    def __init__(self, load: Callable[[], tuple[Trainer, dict[str, str]]]) -> None:
+        self._load = load
+        self._outbox = Outbox()
+        self._inbox: deque[_Command] = deque()
+        self._work = threading.Condition()
+        self._attempts: dict[str, int] = {}
+        self._ready = False
+        self._closing = False
+        self._error: BaseException | None = None
+        self._num_steps = 0
+        self._details: dict[str, str] = {"pid": str(os.getpid())}
+        self._thread = threading.Thread(target=self._run, name="worker-steps", daemon=True)
+        self._thread.start()
+
+    def add(self, task: TrainingTask) -> None:
+        def command(trainer: Trainer) -> None:
+            known = self._attempts.get(task.job_id, 0)
+            if known >= task.attempt:
+                return
+            if known:
+                trainer.stop(task.job_id)
+                self._tell(trainer.step())
+            self._attempts[task.job_id] = task.attempt
+            try:
+                trainer.add(task)
+            except SoftPromptError as error:
+                field = getattr(error, "violations", None)
+                self._tell([Failed(task.job_id, task.attempt, "BAD_DATA", error.message, field[0].field if field else "")])
+
+        self._send(command)
+
+    def stop(self, job_id: str, attempt: int) -> None:
+        def command(trainer: Trainer) -> None:
+            if self._attempts.get(job_id) == attempt:
+                trainer.stop(job_id)
+
+        self._send(command)
+
+    def poll(self, since: int, timeout_seconds: float) -> WorkerReport:
+        """Raises WorkerLost once the step thread has died; what it told before that comes first."""
+        last, events = self._outbox.take(since, timeout_seconds)
+        if not events and self._error is not None:
+            raise WorkerLost(f"{type(self._error).__name__}: {self._error}", out_of_memory=isinstance(self._error, MemoryError))
+        return WorkerReport(last, events, self._ready, frozenset(self._attempts), self._num_steps, dict(self._details))
+
+    def close(self, timeout_seconds: float = 10.0) -> None:
+        """End the thread after its current step."""
+        with self._work:
+            self._closing = True
+            self._work.notify_all()
+        self._outbox.wake()
+        if threading.current_thread() is not self._thread:
+            self._thread.join(timeout_seconds)
+
+    def _send(self, command: _Command) -> None:
+        with self._work:
+            self._inbox.append(command)
+            self._work.notify_all()
+
+    def _run(self) -> None:
+        try:
+            trainer, details = self._load()
+            self._details |= details
+            self._ready = True
+            self._outbox.wake()
+            while self._next(trainer):
+                if not trainer.is_idle:
+                    self._step(trainer)
+        except BaseException as error:
+            log.exception("the worker's step thread died")
+            self._error = error
+            self._outbox.wake()
+
+    def _next(self, trainer: Trainer) -> bool:
+        """Wait for work, then do what is in the inbox. False: the worker ends."""
+        with self._work:
+            while not (self._closing or self._inbox or not trainer.is_idle):
+                self._work.wait()
+            if self._closing:
+                return False
+            commands = list(self._inbox)
+            self._inbox.clear()
+        for command in commands:
+            command(trainer)
+        return True
+
+    def _step(self, trainer: Trainer) -> None:
+        self._tell(trainer.step())
+        self._num_steps += 1
+        if trainer.is_idle:
+            gc.collect()  # cycles through autograd would keep the last job's memory until some later collection
+
+    def _tell(self, events: Sequence[TrainingEvent]) -> None:
+        for event in events:
+            if isinstance(event, (Finished, Failed, Stopped)) and self._attempts.get(event.job_id) == event.attempt:
+                del self._attempts[event.job_id]
+        self._outbox.put(events)
+
+
+def wait_ready(worker: Worker, deadline_seconds: float) -> None:
+    """For scripts and tests: block until the base model is loaded. Raises TimeoutError, or WorkerLost if loading failed."""
+    end = time.monotonic() + deadline_seconds
+    while not worker.poll(0, 0.05).ready:
+        if time.monotonic() > end:
+            raise TimeoutError("the worker did not become ready")

@@ -1,0 +1,168 @@
+"""What a job needs to go on after a crash, kept outside the workers: its latest checkpoint, and its outcome until that is published.
+
+Small (kilobytes to a few megabytes), written every few seconds, read only after something died. With SQLite they are files beside
+the database; with PostgreSQL rows of it, since the replica that goes on may be on another machine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import Protocol
+
+from sqlalchemy import delete, select
+from sqlalchemy.dialects.postgresql import insert as postgresql_insert
+from sqlalchemy.dialects.sqlite import insert as sqlite_insert
+
+from shared.errors import Unavailable
+from trainer_service.jobs.database import Database
+from trainer_service.jobs.schema import job_files
+
+log = logging.getLogger(__name__)
+
+_JOB_ID = re.compile(r"[0-9a-z]{1,64}")
+_ATTEMPT_BYTES = 8
+_DIGEST_BYTES = 32
+
+
+class FileKind(StrEnum):
+    CHECKPOINT = "checkpoint"
+    """The cohort's state of the job."""
+    OUTCOME = "outcome"
+    """Trained: result and blob, to be published."""
+
+
+class JobFiles(Protocol):
+    """Methods block, are thread-safe, and raise Unavailable."""
+
+    def save(self, job_id: str, kind: FileKind, attempt: int, data: bytes) -> None:
+        """Replace what is there, durably and all or nothing; something from a later attempt stays."""
+
+    def load(self, job_id: str, kind: FileKind) -> bytes | None:
+        """None also if the bytes are damaged: then the job begins anew."""
+
+    def remove(self, job_id: str) -> None: ...
+
+    def keep_only(self, job_ids: Collection[str]) -> None:
+        """Remove those of all other jobs: what a crash between a job's end and its cleaning left."""
+
+
+class DirectoryFiles:
+    """`<root>/<job id>/<kind>`: attempt (8 bytes), SHA-256 of the rest (32 bytes), the data. One process writes."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        with _disk():
+            root.mkdir(parents=True, exist_ok=True)
+
+    def save(self, job_id: str, kind: FileKind, attempt: int, data: bytes) -> None:
+        path = self._path(job_id, kind)
+        with _disk():
+            if self._attempt(path) > attempt:
+                return
+            path.parent.mkdir(exist_ok=True)
+            descriptor, temporary = tempfile.mkstemp(prefix=".new-", dir=path.parent)
+            try:
+                with os.fdopen(descriptor, "wb") as file:
+                    file.write(attempt.to_bytes(_ATTEMPT_BYTES, "big") + hashlib.sha256(data).digest())
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.replace(temporary, path)
+            except BaseException:
+                Path(temporary).unlink(missing_ok=True)
+                raise
+            _sync_directory(path.parent)
+
+    def load(self, job_id: str, kind: FileKind) -> bytes | None:
+        with _disk():
+            try:
+                stored = self._path(job_id, kind).read_bytes()
+            except FileNotFoundError:
+                return None
+        digest, data = stored[_ATTEMPT_BYTES : _ATTEMPT_BYTES + _DIGEST_BYTES], stored[_ATTEMPT_BYTES + _DIGEST_BYTES :]
+        if hashlib.sha256(data).digest() != digest:
+            log.error("a job's %s is damaged and is not used", kind, extra={"fields": {"job": job_id}})
+            return None
+        return data
+
+    def remove(self, job_id: str) -> None:
+        shutil.rmtree(self._folder(job_id), ignore_errors=True)
+
+    def keep_only(self, job_ids: Collection[str]) -> None:
+        with _disk():
+            for folder in self._root.iterdir():
+                if folder.is_dir() and folder.name not in job_ids:
+                    shutil.rmtree(folder, ignore_errors=True)
+
+    def _folder(self, job_id: str) -> Path:
+        if not _JOB_ID.fullmatch(job_id):
+            raise ValueError(f"not a job id: {job_id[:80]!r}")
+        return self._root / job_id
+
+    def _path(self, job_id: str, kind: FileKind) -> Path:
+        return self._folder(job_id) / kind.value
+
+    def _attempt(self, path: Path) -> int:
+        try:
+            with path.open("rb") as file:
+                return int.from_bytes(file.read(_ATTEMPT_BYTES), "big")
+        except FileNotFoundError:
+            return -1
+
+
+class DatabaseFiles:
+    """Rows of the job database."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def save(self, job_id: str, kind: FileKind, attempt: int, data: bytes) -> None:
+        insert = sqlite_insert if self._database.is_sqlite else postgresql_insert
+        statement = insert(job_files).values(job_id=job_id, kind=kind.value, attempt=attempt, data=data)
+        keys = [job_files.c.job_id, job_files.c.kind]
+        changes = {"attempt": statement.excluded.attempt, "data": statement.excluded.data}
+        newer = job_files.c.attempt <= statement.excluded.attempt
+        with self._database.write() as connection:
+            connection.execute(statement.on_conflict_do_update(index_elements=keys, set_=changes, where=newer))
+
+    def load(self, job_id: str, kind: FileKind) -> bytes | None:
+        query = select(job_files.c.data).where(job_files.c.job_id == job_id, job_files.c.kind == kind.value)
+        with self._database.read() as connection:
+            data = connection.scalar(query)
+            return bytes(data) if data is not None else None
+
+    def remove(self, job_id: str) -> None:
+        with self._database.write() as connection:
+            connection.execute(delete(job_files).where(job_files.c.job_id == job_id))
+
+    def keep_only(self, job_ids: Collection[str]) -> None:
+        with self._database.write() as connection:
+            stored = set(connection.scalars(select(job_files.c.job_id).distinct()))
+            for job_id in stored - set(job_ids):
+                connection.execute(delete(job_files).where(job_files.c.job_id == job_id))
+
+
+def _sync_directory(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _disk() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        log.warning("checkpoints can't be written or read: %s", error.strerror)
+        raise Unavailable("the trainer can't write or read checkpoints now; try again later") from error

@@ -1,0 +1,208 @@
+"""The loop that moves jobs: claims what waits, starts and stops workers, passes on what was asked of running jobs, renews leases.
+
+Each round looks at the store anew, so it doesn't matter which replica took a request, or what was lost with a predecessor.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import time
+
+from shared.errors import Unavailable
+from trainer_service.cluster.interface import WorkerPool
+from trainer_service.jobs import moves
+from trainer_service.jobs.context import JobsContext
+from trainer_service.jobs.follower import Follower
+from trainer_service.jobs.publisher import Publisher
+from trainer_service.jobs.scheduler import Claim, plan, retry_delay_seconds
+from trainer_service.jobs.states import JobState
+from trainer_service.jobs.store import Holding, StaleAttempt
+
+log = logging.getLogger(__name__)
+
+_NO_WORKER = "no worker has it"
+
+
+class Dispatcher:
+    def __init__(self, context: JobsContext, pool: WorkerPool, publisher: Publisher) -> None:
+        self._context, self._pool, self._publisher = context, pool, publisher
+        self._followers: dict[str, Follower] = {}
+        self._numbers = itertools.count(1)
+        self._task: asyncio.Task[None] | None = None
+        self._draining = False
+        self._renewed_at = 0.0
+        self._launch_failures = 0
+        self._launch_not_before = 0.0
+
+    @property
+    def num_workers(self) -> int:
+        return len(self._followers)
+
+    async def start(self) -> None:
+        """Take back what died replicas left, then begin. On SQLite this process is the only one: everything leased is its predecessor's."""
+        context = self._context
+        await self._take_back(float("inf") if not context.store.is_shared else time.time())
+        living = await context.database.call(context.store.unended_ids)
+        await context.slow.call(context.files.keep_only, living)
+        self._task = asyncio.create_task(self._run(), name="dispatcher")
+
+    async def drain(self, grace_seconds: float) -> None:
+        """Checkpoint what runs and put it back to the queue; after the grace period, as of its last checkpoint. Then end all workers."""
+        self._draining = True
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        await self._publisher.close()
+        for follower in self._followers.values():
+            for job_id in follower.job_ids:
+                await follower.stop_job(job_id)
+        deadline = time.monotonic() + grace_seconds
+        while time.monotonic() < deadline and any(follower.job_ids for follower in self._followers.values()):
+            self._context.wake_dispatcher.clear()
+            with_time = asyncio.wait_for(self._context.wake_dispatcher.wait(), max(0.01, min(1.0, deadline - time.monotonic())))
+            await asyncio.gather(with_time, return_exceptions=True)
+        await asyncio.gather(*(follower.end("drained") for follower in list(self._followers.values())))
+        for holding in await self._context.database.call(self._context.store.holdings, self._context.owner):
+            await self._hand_back(holding)
+
+    async def _run(self) -> None:
+        while True:
+            self._context.wake_dispatcher.clear()
+            try:
+                await self._round()
+            except Unavailable as error:
+                log.warning("the dispatcher waits: %s", error.message)
+                await asyncio.sleep(self._context.config.tick_seconds)
+            except Exception:
+                log.exception("a round of the dispatcher failed")
+                await asyncio.sleep(self._context.config.tick_seconds)
+            try:
+                async with asyncio.timeout(self._context.config.tick_seconds):
+                    await self._context.wake_dispatcher.wait()
+            except TimeoutError:
+                continue
+
+    async def _round(self) -> None:
+        await self._keep_leases()
+        await self._obey(await self._context.database.call(self._context.store.holdings, self._context.owner))
+        await self._claim_trained()
+        await self._place()
+
+    # Leases and requests
+
+    async def _keep_leases(self) -> None:
+        context = self._context
+        if time.monotonic() - self._renewed_at < context.config.lease_seconds / 4:
+            return
+        await context.database.call(context.store.renew, context.owner, context.lease_until())
+        self._renewed_at = time.monotonic()
+        if context.store.is_shared:
+            await self._take_back(time.time())
+
+    async def _take_back(self, lease_before: float) -> None:
+        context = self._context
+        reason = "the trainer that had it is gone"
+        jobs = await context.database.call(
+            context.store.take_back,
+            lambda record: moves.lost(record, time.time(), reason, context.config),
+            lease_before=lease_before,
+            except_owner=context.owner,
+        )
+        for job in jobs:
+            log.info("took a job back: %s", reason, extra={"fields": {"job": job.id, "state": job.state.value}})
+            context.tell(job)
+
+    async def _obey(self, holdings: list[Holding]) -> None:
+        """Make what runs agree with what the store says."""
+        held = {holding.job_id: holding for holding in holdings}
+        publishing = self._publisher.job_ids
+        for follower in list(self._followers.values()):
+            for job_id, attempt in follower.attempts.items():
+                holding = held.pop(job_id, None)
+                if holding is None or holding.attempt != attempt:
+                    if await self._is_lost_to_others(job_id, attempt):
+                        await follower.let_go(job_id)
+                elif holding.state is JobState.CANCELLING or holding.pausing or follower.is_over_time(job_id):
+                    await follower.stop_job(job_id)
+        for job_id, holding in held.items():
+            if job_id not in publishing and job_id not in self._publisher.job_ids and not self._is_followed(job_id):
+                log.error("a running job had no worker; it is queued again", extra={"fields": {"job": job_id}})
+                await self._lose(holding)
+
+    async def _is_lost_to_others(self, job_id: str, attempt: int) -> bool:
+        """Looks again: the job may have been given to the worker, or have left it, after the holdings were read."""
+        holdings = await self._context.database.call(self._context.store.holdings, self._context.owner)
+        return all((holding.job_id, holding.attempt) != (job_id, attempt) for holding in holdings)
+
+    def _is_followed(self, job_id: str) -> bool:
+        return any(job_id in follower.job_ids for follower in self._followers.values())
+
+    async def _lose(self, holding: Holding) -> None:
+        config = self._context.config
+        await self._move(holding, lambda record: moves.lost(record, time.time(), _NO_WORKER, config))
+
+    async def _hand_back(self, holding: Holding) -> None:
+        await self._move(holding, lambda record: moves.left_worker(record, time.time()))
+
+    async def _move(self, holding: Holding, move: moves.Move) -> None:
+        try:
+            await self._context.change(holding.job_id, move, attempt=holding.attempt)
+        except StaleAttempt:
+            log.info("a job moved on by itself", extra={"fields": {"job": holding.job_id}})
+
+    # Placing
+
+    async def _claim_trained(self) -> None:
+        context = self._context
+        while record := await context.database.call(context.store.claim_trained, context.owner, context.lease_until(), time.time()):
+            context.tell(record.job)
+            self._publisher.begin(record)
+
+    async def _place(self) -> None:
+        context, config = self._context, self._context.config
+        heads = await context.database.call(context.store.heads, time.time())
+        decided = plan(
+            heads,
+            [follower.view for follower in self._followers.values()],
+            max_workers=config.max_workers,
+            max_jobs_per_worker=config.max_jobs_per_worker,
+            idle_seconds=config.worker_idle_seconds,
+        )
+        for worker_id in decided.stops:
+            await self._followers[worker_id].end("idle")
+        for claim in decided.claims:
+            await self._claim(claim)
+        if time.monotonic() >= self._launch_not_before:
+            for base_model in decided.launches:
+                self._launch(base_model)
+
+    async def _claim(self, claim: Claim) -> None:
+        context, follower = self._context, self._followers.get(claim.worker_id)
+        for _ in range(claim.max_jobs):
+            if follower is None or follower.id not in self._followers or follower.view.exclusive:
+                return
+            alone = not follower.job_ids
+            record = await context.database.call(
+                context.store.claim, claim.base_model, context.owner, context.lease_until(), time.time(), alone=alone
+            )
+            if record is None:
+                return
+            follower.give(record)
+            context.tell(record.job)
+
+    def _launch(self, base_model: str) -> None:
+        id = f"worker-{next(self._numbers)}"
+        self._followers[id] = Follower(id, base_model, self._pool, self._context, self._publisher.begin, self._on_end)
+
+    def _on_end(self, follower: Follower) -> None:
+        del self._followers[follower.id]
+        if follower.was_ready:
+            self._launch_failures = 0
+            return
+        # A worker that never came up: starting the next one at once would only burn processor time.
+        self._launch_failures += 1
+        config = self._context.config
+        pause = retry_delay_seconds(self._launch_failures, config.retry_first_seconds, config.retry_max_seconds)
+        self._launch_not_before = time.monotonic() + pause

@@ -1,0 +1,302 @@
+"""Follows one worker from its launch to its end: gives it jobs, stores what it tells, and queues its jobs again when it is lost.
+
+What a worker tells is acknowledged only after it is stored, so a database that is away, or a lost answer, loses nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+
+from shared.errors import InvalidInput, SoftPromptError, Unavailable
+from shared.log import bind
+from trainer_service.cluster.interface import WorkerHandle, WorkerLost, WorkerPool
+from trainer_service.jobs import moves
+from trainer_service.jobs.checkpoints import FileKind
+from trainer_service.jobs.context import JobsContext
+from trainer_service.jobs.model import EventPayload, Job, JobError, Note
+from trainer_service.jobs.outcome import Outcome, make_outcome
+from trainer_service.jobs.record import Record
+from trainer_service.jobs.scheduler import WorkerView
+from trainer_service.jobs.store import StaleAttempt
+from trainer_service.jobs.tracking import Tracker
+from trainer_service.training.events import Checkpointed, Failed, Finished, Stopped, TrainingEvent, TrainingResult
+
+log = logging.getLogger(__name__)
+
+
+class Follower:
+    """`on_trained(record, outcome)` takes a trained job over; `on_end(self)` is called once, after its jobs are queued again."""
+
+    def __init__(
+        self,
+        id: str,
+        base_model: str,
+        pool: WorkerPool,
+        context: JobsContext,
+        on_trained: Callable[[Record, Outcome], None],
+        on_end: Callable[[Follower], None],
+    ) -> None:
+        self.id, self.base_model = id, base_model
+        self._pool, self._context, self._on_trained, self._on_end = pool, context, on_trained, on_end
+        self._trackers: dict[str, Tracker] = {}
+        self._jobs: dict[str, Record] = {}
+        self._giving: set[asyncio.Task[None]] = set()
+        self._handle: WorkerHandle | None = None
+        self._ready = False
+        self._idle_since: float | None = None
+        self._ended_because = ""
+        self._task = asyncio.create_task(self._run(), name=f"follow {id}")
+
+    @property
+    def job_ids(self) -> frozenset[str]:
+        return frozenset(self._trackers)
+
+    @property
+    def was_ready(self) -> bool:
+        """Its base model was loaded at some time."""
+        return self._ready
+
+    @property
+    def attempts(self) -> dict[str, int]:
+        return {job_id: tracker.attempt for job_id, tracker in self._trackers.items()}
+
+    @property
+    def view(self) -> WorkerView:
+        """How the scheduler sees it."""
+        return WorkerView(
+            id=self.id,
+            base_model=self.base_model,
+            num_jobs=len(self._trackers),
+            ready=self._ready,
+            idle_seconds=time.monotonic() - self._idle_since if self._idle_since is not None and not self._trackers else 0.0,
+            exclusive=any(record.solo for record in self._jobs.values()),
+        )
+
+    def give(self, record: Record) -> None:
+        """Prepare a claimed job and put it on the worker."""
+        job = record.job
+        self._trackers[job.id] = Tracker(job.attempt, job.progress, self._context.config.progress_seconds)
+        self._jobs[job.id] = record
+        task = asyncio.create_task(self._give(record), name=f"give {job.id}")
+        self._giving.add(task)
+        task.add_done_callback(self._giving.discard)
+
+    def is_over_time(self, job_id: str) -> bool:
+        record = self._jobs.get(job_id)
+        return record is not None and moves.over_runtime(record, time.time())
+
+    async def stop_job(self, job_id: str) -> None:
+        """Let a job leave at its next step. Safe to repeat; a worker that is gone has been noticed elsewhere."""
+        tracker = self._trackers.get(job_id)
+        if tracker is not None and self._handle is not None:
+            try:
+                await self._handle.stop(job_id, tracker.attempt)
+            except WorkerLost as error:
+                log.info("a worker was gone before it could stop a job: %s", error.reason)
+
+    async def let_go(self, job_id: str) -> None:
+        """Another replica has the job: stop it here, and store nothing more of it."""
+        await self.stop_job(job_id)
+        self._forget(job_id)
+
+    async def end(self, reason: str) -> None:
+        """Stop the worker. Jobs that are still on it are queued again from their checkpoints."""
+        self._ended_because = self._ended_because or reason
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+
+    # The worker's life
+
+    async def _run(self) -> None:
+        reason = ""
+        with bind(worker=self.id, base_model=self.base_model):
+            try:
+                self._context.observer.worker_launched(self.base_model)
+                async with asyncio.timeout(self._context.config.launch_seconds):
+                    self._handle = await self._pool.launch(self.base_model)
+                await self._follow(self._handle)
+            except asyncio.CancelledError:
+                reason = self._ended_because
+            except WorkerLost as error:
+                reason = error.reason
+            except TimeoutError:
+                reason = "it did not start, or did not answer, in time"
+            except Exception as error:
+                log.exception("following a worker failed in a way that nobody foresaw")
+                reason = f"{type(error).__name__} in the trainer"
+            await asyncio.shield(self._finish(reason))
+
+    async def _finish(self, reason: str) -> None:
+        planned = bool(self._ended_because)
+        if not planned:
+            log.warning("worker lost: %s", reason)
+        for task in list(self._giving):
+            task.cancel()
+        if self._handle is not None:
+            await self._handle.close()
+        for job_id in list(self._trackers):
+            await self._requeue(job_id, reason, planned)
+        self._context.observer.worker_ended(self.base_model, reason if planned else "lost")
+        self._on_end(self)
+        self._context.wake_dispatcher.set()
+
+    async def _follow(self, handle: WorkerHandle) -> None:
+        config, since = self._context.config, 0
+        started = time.monotonic()
+        while True:
+            # The time-out is the heartbeat: a worker that is alive answers within poll_seconds, events or not.
+            async with asyncio.timeout(config.poll_seconds + config.heartbeat_seconds):
+                report = await handle.poll(since, config.poll_seconds)
+            if report.ready and not self._ready:
+                log.info("worker ready", extra={"fields": {"seconds": round(time.monotonic() - started, 2), **report.details}})
+                self._ready, self._idle_since = True, time.monotonic()
+                self._context.wake_dispatcher.set()
+            if not report.ready and time.monotonic() - started > config.launch_seconds:
+                raise TimeoutError
+            await self._store(report.events)
+            since = report.last
+
+    # Jobs on it
+
+    async def _give(self, record: Record) -> None:
+        job = record.job
+        with bind(job=job.id, prompt=job.spec.prompt):
+            try:
+                task = await self._context.slow.call(self._context.preparation.make_task, job)
+                if self._handle is not None and job.id in self._trackers:
+                    await self._handle.add(task)
+            except WorkerLost as error:
+                log.info("a worker was gone before it had the job: %s", error.reason)  # _follow notices too and queues it again
+            except Unavailable as error:
+                await self._lose(job.id, error.message)
+            except SoftPromptError as error:
+                field = error.violations[0].field if isinstance(error, InvalidInput) else "spec.dataset"
+                await self._fail(job.id, JobError(code="BAD_DATA", message=error.message, field=field))
+            except Exception as error:
+                log.exception("preparing a job failed in a way that nobody foresaw")
+                await self._fail(job.id, JobError(code="INTERNAL", message=f"preparing the job failed: {type(error).__name__}"))
+
+    async def _store(self, events: Sequence[TrainingEvent]) -> None:
+        by_job: dict[str, list[TrainingEvent]] = {}
+        for event in events:
+            self._context.observer.training_event(event)
+            by_job.setdefault(event.job_id, []).append(event)
+        for job_id, its_events in by_job.items():
+            with bind(job=job_id):
+                try:
+                    await self._store_for(job_id, its_events)
+                except StaleAttempt:
+                    log.info("this attempt no longer has the job")
+                    await self.let_go(job_id)
+
+    async def _store_for(self, job_id: str, events: Sequence[TrainingEvent]) -> None:
+        """In the order in which they happened; progress, evaluations and checkpoints together in one transaction."""
+        tracker = self._trackers.get(job_id)
+        if tracker is None:
+            return
+        payloads: list[EventPayload] = []
+        checkpoint: Checkpointed | None = None
+        last: TrainingEvent | None = None
+        for event in events:
+            if event.attempt != tracker.attempt:
+                continue
+            payloads += tracker.absorb(event, time.time())
+            checkpoint = event if isinstance(event, Checkpointed) else checkpoint
+            last = event
+        if checkpoint is not None:
+            await self._keep(job_id, tracker.attempt, FileKind.CHECKPOINT, checkpoint.data)
+        if payloads or tracker.statistics is not None:
+            await self._progress(job_id, tracker, payloads, checkpointed=checkpoint is not None)
+        match last:
+            case Finished():
+                await self._finished(job_id, tracker, last.result)
+            case Failed():
+                await self._failed(job_id, last)
+            case Stopped():
+                await self._stopped(job_id, tracker, last)
+
+    async def _progress(self, job_id: str, tracker: Tracker, payloads: Sequence[EventPayload], *, checkpointed: bool) -> None:
+        progress, statistics = tracker.progress, tracker.statistics
+        tracker.statistics = None
+        await self._context.change(
+            job_id,
+            lambda record: moves.progressed(record, progress, statistics, checkpointed=checkpointed),
+            attempt=tracker.attempt,
+            payloads=payloads,
+        )
+
+    async def _finished(self, job_id: str, tracker: Tracker, trained: TrainingResult) -> None:
+        """Keep the outcome first: from here on a crash can't lose the training."""
+        record = self._jobs[job_id]
+        try:
+            outcome = await self._context.slow.call(make_outcome, record.job, trained)
+        except (SoftPromptError, ValueError) as error:
+            log.exception("a trained prompt can't be written as a version")
+            await self._fail(job_id, JobError(code="INTERNAL", message=f"the trained prompt can't be published: {error}"[:500]))
+            return
+        await self._keep(job_id, tracker.attempt, FileKind.OUTCOME, outcome.encode())
+        after = await self._context.change(job_id, lambda record: moves.trained(record, time.time()), attempt=tracker.attempt)
+        self._forget(job_id)
+        self._on_trained(after, outcome)
+
+    async def _failed(self, job_id: str, event: Failed) -> None:
+        alone = len(self._trackers) == 1
+        if event.code == "OUT_OF_MEMORY" and not (alone or self._jobs[job_id].solo):
+            note = Note(text="ran out of memory beside other jobs; goes on alone")
+            await self._change_and_forget(job_id, lambda record: moves.out_of_memory_beside_others(record, time.time()), [note])
+        elif event.retryable:
+            await self._lose(job_id, f"{event.code}: {event.message}")
+        else:
+            await self._fail(job_id, JobError(code=event.code, message=event.message, field=event.field))
+
+    async def _stopped(self, job_id: str, tracker: Tracker, event: Stopped) -> None:
+        if event.data is not None:
+            await self._keep(job_id, tracker.attempt, FileKind.CHECKPOINT, event.data)
+        best = f"; the best evaluation was at step {tracker.progress.best_step}" if tracker.progress.metrics else ""
+        note = Note(text=f"left its worker after step {event.step}{best}")
+        await self._change_and_forget(job_id, lambda record: moves.left_worker(record, time.time()), [note])
+
+    async def _requeue(self, job_id: str, reason: str, planned: bool) -> None:
+        """The worker is no more."""
+        if planned:
+            await self._change_and_forget(job_id, lambda record: moves.left_worker(record, time.time()), [])
+        else:
+            await self._lose(job_id, reason)
+
+    async def _lose(self, job_id: str, reason: str) -> None:
+        note = Note(text=f"lost its worker ({reason[:300]}); goes on from its last checkpoint")
+        config = self._context.config
+        await self._change_and_forget(job_id, lambda record: moves.lost(record, time.time(), reason[:300], config), [note])
+
+    async def _fail(self, job_id: str, error: JobError) -> None:
+        await self._change_and_forget(job_id, lambda record: moves.failed(record, error, time.time()), [])
+
+    async def _change_and_forget(self, job_id: str, move: Callable[[Record], Record], payloads: Sequence[EventPayload]) -> None:
+        tracker = self._trackers.get(job_id)
+        if tracker is None:
+            return
+        try:
+            after = await self._context.change(job_id, move, attempt=tracker.attempt, payloads=payloads)
+        except StaleAttempt:
+            log.info("this attempt no longer has the job")
+        else:
+            await self._clean(after.job)
+        self._forget(job_id)
+
+    async def _clean(self, job: Job) -> None:
+        if job.state.is_terminal:
+            log.info("job ended: %s", job.state, extra={"fields": {"error": job.error.code if job.error else ""}})
+            await self._context.slow.insist(self._context.files.remove, job.id)
+
+    async def _keep(self, job_id: str, attempt: int, kind: FileKind, data: bytes) -> None:
+        await self._context.slow.insist(self._context.files.save, job_id, kind, attempt, data)
+
+    def _forget(self, job_id: str) -> None:
+        self._trackers.pop(job_id, None)
+        self._jobs.pop(job_id, None)
+        if not self._trackers:
+            self._idle_since = time.monotonic()
+        self._context.wake_dispatcher.set()

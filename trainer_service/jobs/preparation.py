@@ -1,0 +1,75 @@
+"""From a claimed job to a task that a worker can train: examples, split, the matrices to start from and to compare with, the checkpoint.
+
+Blocks; called in a thread.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from shared.blob import decode_blob
+from shared.errors import NotFound, PreconditionFailed
+from shared.names import PromptReference, parse_version_name
+from shared.soft_prompt import SoftPrompt
+from shared.store.store import PromptStore
+from trainer_service.jobs.checkpoints import FileKind, JobFiles
+from trainer_service.jobs.model import Job
+from trainer_service.training.dataset import split_validation
+from trainer_service.training.events import TrainingTask
+from trainer_service.training.spec import Example
+
+
+class Datasets(Protocol):
+    """Datasets by name; may block."""
+
+    def read(self, name: str) -> tuple[Example, ...]:
+        """Raises NotFound, or DamagedBlob if the bytes don't match the name."""
+        ...
+
+
+class Preparation:
+    def __init__(self, datasets: Datasets, prompt_store: PromptStore, files: JobFiles) -> None:
+        self._datasets, self._prompt_store, self._files = datasets, prompt_store, files
+
+    def make_task(self, job: Job) -> TrainingTask:
+        """Raises Unavailable when something is away, any other SoftPromptError when this job can't be trained any more."""
+        train, validation = self._examples(job)
+        return TrainingTask(
+            job_id=job.id,
+            attempt=job.attempt,
+            spec=job.effective.training,
+            train=train,
+            validation=validation,
+            source=self._source(job),
+            current=self._current(job),
+            checkpoint=self._files.load(job.id, FileKind.CHECKPOINT),
+            priority=job.spec.priority,
+        )
+
+    def _examples(self, job: Job) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
+        examples = self._datasets.read(job.spec.dataset)
+        if job.spec.validation_dataset:
+            return examples, self._datasets.read(job.spec.validation_dataset)
+        return split_validation(examples, job.effective.validation_fraction, job.effective.training.hyperparameters.seed)
+
+    def _source(self, job: Job) -> SoftPrompt | None:
+        if not job.effective.source_digest:
+            return None
+        blob = decode_blob(self._prompt_store.fetch(job.effective.source_digest))
+        if blob.manifest.hidden_size != job.effective.base_model.hidden_size:
+            prompt, version = parse_version_name(job.effective.source_version, "spec.hyperparameters.init.source")
+            raise PreconditionFailed(f"{prompt}@{version} has hidden size {blob.manifest.hidden_size}, the base model another one")
+        return blob.soft_prompt
+
+    def _current(self, job: Job) -> SoftPrompt | None:
+        """What the alias names now, if it is for the same base model: for another one its numbers would mean nothing."""
+        alias = job.spec.publish.alias
+        if not alias:
+            return None
+        try:
+            version = self._prompt_store.refresh().resolve(PromptReference(job.spec.prompt, alias, None))
+            blob = decode_blob(self._prompt_store.fetch(version.digest))
+        except NotFound:
+            return None
+        same = blob.manifest.base_model.fingerprint == job.effective.base_model.fingerprint
+        return blob.soft_prompt if same else None

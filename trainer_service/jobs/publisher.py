@@ -1,0 +1,145 @@
+"""Publishes what was trained, exactly once, however often it must be tried.
+
+The prompt store knows which job made a version, so a repeated publication finds the first. While the store is away the outcome stays
+with the job, through restarts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+
+from shared.errors import SoftPromptError, Unavailable
+from shared.log import bind
+from shared.store.store import PromptStore, PublishedVersion
+from trainer_service.jobs import moves
+from trainer_service.jobs.checkpoints import FileKind
+from trainer_service.jobs.context import JobsContext
+from trainer_service.jobs.model import Job, JobError, Note
+from trainer_service.jobs.outcome import Outcome
+from trainer_service.jobs.record import Record
+from trainer_service.jobs.scheduler import retry_delay_seconds
+from trainer_service.jobs.states import JobState
+from trainer_service.jobs.store import StaleAttempt
+
+log = logging.getLogger(__name__)
+
+_FIRST_PAUSE_SECONDS, _LAST_PAUSE_SECONDS = 0.25, 30.0
+
+
+class Publisher:
+    """One task for each trained job. `begin` returns at once; jobs that are on their way are in `job_ids`."""
+
+    def __init__(self, context: JobsContext, prompt_store: PromptStore) -> None:
+        self._context, self._prompt_store = context, prompt_store
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+
+    @property
+    def job_ids(self) -> frozenset[str]:
+        return frozenset(self._tasks)
+
+    def begin(self, record: Record, outcome: Outcome | None = None) -> None:
+        """`outcome`: as kept in the job's files, if it isn't at hand."""
+        job = record.job
+        if job.id not in self._tasks:
+            task = asyncio.create_task(self._run(job, outcome), name=f"publish {job.id}")
+            self._tasks[job.id] = task
+            task.add_done_callback(lambda _: self._tasks.pop(job.id, None))
+
+    async def close(self) -> None:
+        """Stop trying. What was not published goes back to the queue with its outcome kept."""
+        tasks = dict(self._tasks)
+        for task in tasks.values():
+            task.cancel()
+        await asyncio.gather(*tasks.values(), return_exceptions=True)
+
+    async def _run(self, job: Job, outcome: Outcome | None) -> None:
+        with bind(job=job.id, prompt=job.spec.prompt):
+            try:
+                await self._publish(job, outcome)
+            except StaleAttempt:
+                log.info("another replica has this job now")
+            except Exception as error:
+                log.exception("publishing failed in a way that nobody foresaw")
+                await self._fail(job, JobError(code="INTERNAL", message=f"publishing failed: {type(error).__name__}"))
+
+    async def _publish(self, job: Job, outcome: Outcome | None) -> None:
+        outcome = outcome or await self._load(job)
+        if outcome is None:
+            # The bytes are lost, the job is not: what was trained is trained again from its checkpoint.
+            await self._again(job)
+            return
+        if not outcome.blob:
+            await self._succeed(job, outcome, None)
+            return
+        started, failures = time.monotonic(), 0
+        while True:
+            try:
+                if await self._is_cancelling(job):
+                    await self._cancel(job, outcome)
+                    return
+                version = await self._context.slow.call(self._put, job, outcome)
+            except Unavailable as error:
+                failures += 1
+                self._context.observer.publish_failed(job)
+                if failures == 1:
+                    note = Note(text="the prompt store is away; the trained prompt is kept and will be published when it is back")
+                    await self._context.change(job.id, lambda record: record, attempt=job.attempt, payloads=[note])
+                if time.monotonic() - started > self._context.config.max_publish_seconds:
+                    await self._fail(job, JobError(code="PUBLISH_FAILED", message=error.message))
+                    return
+                log.warning("the prompt store is away, attempt %d: %s", failures, error.message)
+                await asyncio.sleep(retry_delay_seconds(failures, _FIRST_PAUSE_SECONDS, _LAST_PAUSE_SECONDS))
+            except SoftPromptError as error:
+                await self._fail(job, JobError(code="PUBLISH_FAILED", message=error.message))
+                return
+            else:
+                await self._succeed(job, outcome, version)
+                return
+
+    async def _load(self, job: Job) -> Outcome | None:
+        data = await self._context.slow.insist(self._context.files.load, job.id, FileKind.OUTCOME)
+        return Outcome.decode(data) if data is not None else None
+
+    def _put(self, job: Job, outcome: Outcome) -> PublishedVersion:
+        return self._prompt_store.publish(
+            job.spec.prompt, outcome.blob, job=job.name, alias=job.spec.publish.alias or None, actor=job.caller[:200]
+        )
+
+    def _find(self, job: Job) -> PublishedVersion | None:
+        prompt = self._prompt_store.refresh().prompts.get(job.spec.prompt)
+        return prompt.version_of_job(job.name) if prompt else None
+
+    async def _is_cancelling(self, job: Job) -> bool:
+        record = await self._context.database.insist(self._context.store.record, job.id)
+        return record.job.state is JobState.CANCELLING
+
+    async def _cancel(self, job: Job, outcome: Outcome) -> None:
+        """Unless a lost answer or a predecessor had published it already: then it has succeeded."""
+        version = await self._context.slow.call(self._find, job)
+        if version is not None:
+            await self._succeed(job, outcome, version)
+            return
+        await self._context.change(job.id, lambda record: moves.left_worker(record, time.time()), attempt=job.attempt)
+        await self._clean(job)
+
+    async def _succeed(self, job: Job, outcome: Outcome, version: PublishedVersion | None) -> None:
+        result = outcome.result
+        if version is not None:
+            published = {"published": True, "version": version.name, "digest": version.digest, "alias_moved": bool(job.spec.publish.alias)}
+            result = result.model_copy(update=published)
+        await self._context.change(job.id, lambda record: moves.succeeded(record, result, time.time()), attempt=job.attempt)
+        log.info("job succeeded", extra={"fields": {"version": result.version, "gate": result.gate_decision}})
+        await self._clean(job)
+
+    async def _fail(self, job: Job, error: JobError) -> None:
+        await self._context.change(job.id, lambda record: moves.failed(record, error, time.time()), attempt=job.attempt)
+        await self._clean(job)
+
+    async def _again(self, job: Job) -> None:
+        note = Note(text="the trained prompt was lost before it could be published; it is trained again from the last checkpoint")
+        await self._context.change(job.id, lambda record: moves.outcome_lost(record, time.time()), attempt=job.attempt, payloads=[note])
+
+    async def _clean(self, job: Job) -> None:
+        await self._context.slow.insist(self._context.files.remove, job.id)

@@ -1,0 +1,75 @@
+"""One attempt of one job, as seen from the training events that its worker sends. Pure: no clock, no store.
+
+Steps are many and events are stored for good, so progress is told at most once in a while; everything else is told at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from datetime import timedelta
+
+from trainer_service.jobs.model import CheckpointStored, DatasetStatistics, Evaluation, EventPayload, JobProgress, Note
+from trainer_service.jobs.record import to_datetime
+from trainer_service.training.events import Checkpointed, Evaluated, Started, StepDone, TrainingEvent
+
+_SMOOTHING = 0.1
+"""Weight of the newest step in the running averages of speed."""
+
+
+class Tracker:
+    """`progress` is always the newest; `absorb` says which events of the job are to be stored now."""
+
+    def __init__(self, attempt: int, progress: JobProgress, progress_seconds: float) -> None:
+        self.attempt = attempt
+        self.progress = progress
+        self.statistics: DatasetStatistics | None = None
+        self.is_dirty = False
+        """`progress` holds what was not told yet."""
+        self._progress_seconds = progress_seconds
+        self._told_at = -math.inf
+        self._seconds_per_step = 0.0
+
+    def absorb(self, event: TrainingEvent, now: float) -> list[EventPayload]:
+        """Take one event in. `now`: seconds since the epoch."""
+        match event:
+            case Started():
+                self.statistics = DatasetStatistics(**dataclasses.asdict(event.statistics))
+                self.progress = self.progress.model_copy(update={"step": event.step})
+                return [Note(text=f"goes on from step {event.step}")] if event.step else []
+            case StepDone():
+                return self._step(event, now)
+            case Evaluated():
+                best = {"best_step": event.step} if event.is_best else {}
+                self.progress = self.progress.model_copy(update={"metrics": dict(event.metrics), **best})
+                self.is_dirty = True
+                return [*self.flush(now), Evaluation(step=event.step, metrics=dict(event.metrics), is_best=event.is_best)]
+            case Checkpointed():
+                return [CheckpointStored(step=event.step)]
+            case _:
+                return self.flush(now)
+
+    def flush(self, now: float) -> list[EventPayload]:
+        """What was held back."""
+        if not self.is_dirty:
+            return []
+        self._told_at, self.is_dirty = now, False
+        return [self.progress]
+
+    def _step(self, event: StepDone, now: float) -> list[EventPayload]:
+        before = self._seconds_per_step or event.step_seconds
+        self._seconds_per_step = before + _SMOOTHING * (event.step_seconds - before)
+        left = max(0, event.num_steps - event.step) * self._seconds_per_step
+        changes: Mapping[str, object] = {
+            "step": event.step,
+            "num_steps": event.num_steps,
+            "train_loss": event.loss,
+            "grad_norm": event.grad_norm,
+            "learning_rate": event.learning_rate,
+            "examples_per_second": event.num_examples / self._seconds_per_step if self._seconds_per_step > 0 else 0.0,
+            "estimated_end_time": to_datetime(now) + timedelta(seconds=min(left, 1e8)),
+        }
+        self.progress = self.progress.model_copy(update=changes)
+        self.is_dirty = True
+        return self.flush(now) if now - self._told_at >= self._progress_seconds or event.step == event.num_steps else []
