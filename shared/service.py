@@ -73,3 +73,9 @@ def announce(settings: ServerSettings, port: int, metrics_port: int) -> None:
         temporary = target.with_name(f"{target.name}.{os.getpid()}")
         temporary.write_text(json.dumps({"port": port, "metrics_port": metrics_port, "pid": os.getpid()}))
         temporary.replace(target)
+
+
+def retract(settings: ServerSettings) -> None:
+    """Take the readiness file away: at start, where a killed predecessor may have left it, and when draining begins."""
+    if settings.ready_file:
+        Path(settings.ready_file).unlink(missing_ok=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 from shared import base_model
 from shared.base_model import BaseModelInfo
-from shared.errors import InvalidInput
+from shared.errors import InvalidInput, Unavailable
 from trainer_service.config import BaseModelSource
 
 log = logging.getLogger(__name__)
@@ -17,43 +17,45 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class KnownBaseModel:
-    """`path` is its local directory; `tokenizer` a transformers tokenizer, safe to use from several threads."""
+    """`tokenizer` is a transformers tokenizer; several threads may encode with it."""
 
     info: BaseModelInfo
-    path: str
     tokenizer: Any
 
 
 class BaseModels:
-    """What can be trained here, by id; the first is the default."""
+    """What can be trained here, by id; the first is the default. Until `load` is done, nothing is: Unavailable."""
 
-    def __init__(self, models: Sequence[KnownBaseModel]) -> None:
-        self._models = {model.info.id: model for model in models}
+    def __init__(self, sources: Sequence[BaseModelSource]) -> None:
+        self._sources = tuple(sources)
+        self._models: dict[str, KnownBaseModel] = {}
 
-    @classmethod
-    def load(cls, sources: Sequence[BaseModelSource]) -> BaseModels:
+    def load(self) -> None:
         """Blocks: hashes weights that have not been hashed before. Raises NotFound or PreconditionFailed for one that can't be used."""
-        models = []
-        for source in sources:
+        models = {}
+        for source in self._sources:
             path = base_model.resolve(source.source)
             info = base_model.inspect(path, id=source.id)
-            models.append(KnownBaseModel(info, str(path), base_model.load_tokenizer(path)))
+            tokenizer = base_model.load_tokenizer(path)
+            tokenizer("a")  # settles its truncation and padding: changing them later, while another thread encodes, would fail
+            models[info.id] = KnownBaseModel(info, tokenizer)
             log.info("base model known", extra={"fields": {"base_model": info.id, "fingerprint": info.fingerprint}})
-        return cls(models)
+        self._models = models
 
     @property
     def infos(self) -> tuple[BaseModelInfo, ...]:
-        return tuple(model.info for model in self._models.values())
-
-    @property
-    def paths(self) -> dict[str, str]:
-        """Directories by id."""
-        return {id: model.path for id, model in self._models.items()}
+        return tuple(model.info for model in self._loaded().values())
 
     def get(self, id: str, field: str = "base_model") -> KnownBaseModel:
         """An empty id means the default one. Raises InvalidInput naming `field`."""
+        models = self._loaded()
         if not id:
-            return next(iter(self._models.values()))
-        if id not in self._models:
-            raise InvalidInput.of(field, f"{id[:80]!r} is not one of this trainer's base models: {', '.join(self._models)}")
-        return self._models[id]
+            return next(iter(models.values()))
+        if id not in models:
+            raise InvalidInput.of(field, f"{id[:80]!r} is not one of this trainer's base models: {', '.join(models)}")
+        return models[id]
+
+    def _loaded(self) -> dict[str, KnownBaseModel]:
+        if not self._models:
+            raise Unavailable("the trainer is starting: its base models are not read yet")
+        return self._models

@@ -124,6 +124,10 @@ class TrainerSettings(ServerSettings):
         return self.data_dir / "datasets"
 
     @property
+    def checkpoints_dir(self) -> Path:
+        return self.data_dir / "checkpoints"
+
+    @property
     def upload_limits(self) -> UploadLimits:
         return UploadLimits(max_examples=self.max_examples, max_dataset_bytes=self.max_dataset_bytes, max_line_bytes=self.max_line_bytes)
 
@@ -131,6 +135,7 @@ class TrainerSettings(ServerSettings):
     def jobs(self) -> JobsConfig:
         return JobsConfig(
             max_queued_jobs=self.max_queued_jobs,
+            max_active_jobs_per_caller=2 * self.max_queued_jobs,  # until callers have identities, all are one
             max_workers=self.max_workers,
             max_jobs_per_worker=self.max_jobs_per_worker,
             worker_idle_seconds=self.worker_idle_seconds,

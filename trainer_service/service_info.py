@@ -6,8 +6,13 @@ from dataclasses import dataclass
 from importlib.metadata import version
 
 from shared.base_model import BaseModelInfo
+from shared.template import Template
+from trainer_service.base_models import BaseModels
 from trainer_service.jobs.dataset_upload import UploadLimits
-from trainer_service.training.spec import Hyperparameters
+from trainer_service.training.recipe import fill
+from trainer_service.training.spec import HyperparameterRequest, Hyperparameters, TaskKind
+
+_EXAMPLES_OF_A_SMALL_JOB = 200
 
 
 @dataclass(frozen=True)
@@ -21,9 +26,16 @@ class TuningLimits:
 
 @dataclass(frozen=True)
 class ServiceInfo:
-    base_models: tuple[BaseModelInfo, ...]
+    models: BaseModels
     limits: TuningLimits
     upload_limits: UploadLimits
-    default_hyperparameters: Hyperparameters
-    """What the recipe chooses for a small generation job."""
     software_version: str = version("softprompt")
+
+    @property
+    def base_models(self) -> tuple[BaseModelInfo, ...]:
+        return self.models.infos
+
+    @property
+    def default_hyperparameters(self) -> Hyperparameters:
+        """What the recipe chooses for a small generation job."""
+        return fill(HyperparameterRequest(), TaskKind.GENERATION, _EXAMPLES_OF_A_SMALL_JOB, self.base_models[0], Template())

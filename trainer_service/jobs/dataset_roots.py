@@ -23,7 +23,7 @@ _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 class DatasetRoots:
     """The folders under which `file://` URIs are allowed; none: no URIs at all."""
 
-    def __init__(self, roots: Sequence[Path]) -> None:
+    def __init__(self, roots: Sequence[Path | str]) -> None:
         self._roots = tuple(Path(os.path.realpath(root)) for root in roots)
 
     def open(self, uri: str, field: str) -> BinaryIO:

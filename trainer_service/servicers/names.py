@@ -30,3 +30,9 @@ def page_size_of(page_size: int) -> int:
     if page_size < 0:
         raise InvalidInput.of("page_size", f"must not be negative, but is {page_size}")
     return min(page_size or DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)
+
+
+def event_number_of(after: int) -> int:
+    if after < 0:
+        raise InvalidInput.of("after", f"must not be negative, but is {after}")
+    return after

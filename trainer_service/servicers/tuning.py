@@ -16,7 +16,7 @@ from trainer_service.jobs.datasets import DatasetStore
 from trainer_service.jobs.intake import JobIntake
 from trainer_service.jobs.manager import JobManager
 from trainer_service.service_info import ServiceInfo
-from trainer_service.servicers.names import job_id_of, page_size_of
+from trainer_service.servicers.names import event_number_of, job_id_of, page_size_of
 from trainer_service.servicers.streams import header_and_chunks, until_draining
 
 
@@ -44,7 +44,7 @@ class TuningServicer(tuning_pb2_grpc.TuningServiceServicer):
         return pb.ListTuningJobsResponse(jobs=map(job_to_wire, page.jobs), next_page_token=page.next_page_token)
 
     async def WatchTuningJob(self, request: pb.WatchTuningJobRequest, context: Any) -> AsyncIterator[pb.WatchTuningJobResponse]:
-        events = self._jobs.watch(job_id_of(request.name), request.after)
+        events = self._jobs.watch(job_id_of(request.name), event_number_of(request.after))
         async for event in until_draining(events, self._draining):
             yield pb.WatchTuningJobResponse(event=event_to_wire(event))
 

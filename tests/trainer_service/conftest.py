@@ -1,0 +1,116 @@
+"""A whole trainer on a free port, spoken to through a real channel. Its pool launches no workers: jobs stay queued."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from prompttuning.v1 import prompts_pb2_grpc, tuning_pb2_grpc
+
+from shared.errors import SoftPromptError
+from shared.rpc.errors import error_from_rpc
+from trainer_service.config import TrainerSettings
+from trainer_service.server import PoolMaker, serve
+
+DEADLINE_SECONDS = 30
+
+
+class NoWorkers:
+    """A pool that is always still starting its first worker."""
+
+    async def start(self) -> None: ...
+
+    async def launch(self, base_model: str) -> Any:
+        await asyncio.Event().wait()
+
+    async def close(self) -> None: ...
+
+
+@dataclass
+class RunningTrainer:
+    settings: TrainerSettings
+    port: int
+    channel: grpc.aio.Channel
+    stop: asyncio.Event
+    task: asyncio.Task[None]
+
+    @property
+    def tuning(self) -> Any:
+        return tuning_pb2_grpc.TuningServiceStub(self.channel)
+
+    @property
+    def prompts(self) -> Any:
+        return prompts_pb2_grpc.PromptServiceStub(self.channel)
+
+    async def health(self, service: str = "") -> int:
+        response = await health_pb2_grpc.HealthStub(self.channel).Check(health_pb2.HealthCheckRequest(service=service))
+        return int(response.status)
+
+
+@asynccontextmanager
+async def running_trainer(settings: TrainerSettings, make_pool: PoolMaker = lambda settings: NoWorkers()) -> AsyncIterator[RunningTrainer]:
+    """Started and SERVING; drained at the end."""
+    stop = asyncio.Event()
+    task = asyncio.create_task(serve(settings, stop, make_pool))
+    ready = Path(settings.ready_file)
+
+    def is_ready() -> bool:
+        if task.done():
+            task.result()
+        return ready.exists()
+
+    await until(is_ready)
+    port = json.loads(ready.read_bytes())["port"]
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        trainer = RunningTrainer(settings, port, channel, stop, task)
+        try:
+            yield trainer
+        finally:
+            stop.set()
+            await asyncio.wait_for(task, DEADLINE_SECONDS)
+
+
+async def until(condition: Callable[[], bool | Awaitable[bool]], deadline_seconds: float = DEADLINE_SECONDS) -> None:
+    """Wait for a condition, looking often."""
+    async with asyncio.timeout(deadline_seconds):
+        while True:
+            found = condition()
+            if found if isinstance(found, bool) else await found:
+                return
+            await asyncio.sleep(0.01)
+
+
+async def refused(call: Awaitable[Any]) -> SoftPromptError:
+    """The domain error that a call was refused with, as a client reads it."""
+    with pytest.raises(grpc.aio.AioRpcError) as error:
+        await call
+    return error_from_rpc(error.value)
+
+
+@pytest.fixture
+def settings(tmp_path: Path, tiny_model_dir: Path) -> TrainerSettings:
+    return TrainerSettings(
+        base_models=(f"tiny={tiny_model_dir}",),
+        data_dir=tmp_path / "data",
+        ready_file=str(tmp_path / "ready.json"),
+        max_dataset_bytes=4 << 20,
+        max_line_bytes=1 << 20,
+        max_examples=5_000,
+        max_queued_jobs=20,
+        max_virtual_tokens=100,
+        grace_seconds=5,
+    )
+
+
+@pytest.fixture
+async def trainer(settings: TrainerSettings) -> AsyncIterator[RunningTrainer]:
+    async with running_trainer(settings) as running:
+        yield running

@@ -1,0 +1,24 @@
+"""`python -m trainer_service`: trains soft prompts, keeps jobs, publishes versions. Settings come from the environment; see --help."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+
+from shared.service import run_service
+from trainer_service.config import TrainerSettings
+
+
+def main() -> int:
+    return run_service(TrainerSettings, _serve, __doc__ or "")
+
+
+async def _serve(settings: TrainerSettings, stop: asyncio.Event) -> None:
+    from trainer_service.cluster.ray_pool import ray_pool  # slow to import: not for --help, nor for settings that are refused
+    from trainer_service.server import serve
+
+    await serve(settings, stop, ray_pool)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

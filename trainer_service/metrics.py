@@ -1,0 +1,133 @@
+"""The trainer's Prometheus metrics. Fed by the job manager's observer; the one module of this service that knows Prometheus.
+
+Labels are bounded: states, base model ids (the trainer's own), reasons and error codes, never jobs or prompts. The last loss of single
+jobs is in their progress, and in the log.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from datetime import UTC, datetime
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from trainer_service.jobs.model import Job
+from trainer_service.jobs.states import JobState
+from trainer_service.training.events import Checkpointed, Evaluated, Failed, StepDone, TrainingEvent
+
+_STEP_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 30)
+_WAIT_BUCKETS = (0.1, 0.5, 1, 5, 10, 30, 60, 300, 900, 3600, 4 * 3600, 24 * 3600)
+_LOSS_BUCKETS = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 1.5, 2, 3, 4, 6, 10)
+_KNOWN_ERRORS = frozenset({"NAN_LOSS", "BAD_DATA", "OUT_OF_MEMORY", "MAX_RUNTIME", "WORKER_LOST", "PUBLISH_FAILED", "INTERNAL"})
+
+
+class TrainerMetrics:
+    """A `JobsObserver`. Methods are called on the event loop and never raise."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        def counter(name: str, text: str, labels: tuple[str, ...] = ()) -> Counter:
+            return Counter(f"softprompt_trainer_{name}", text, labels, registry=registry)
+
+        def histogram(name: str, text: str, buckets: tuple[float, ...], labels: tuple[str, ...] = ()) -> Histogram:
+            return Histogram(f"softprompt_trainer_{name}", text, labels, buckets=buckets, registry=registry)
+
+        self._jobs = Gauge("softprompt_trainer_jobs", "Jobs by state, ended ones as long as they are kept.", ["state"], registry=registry)
+        self._workers = Gauge("softprompt_trainer_workers", "Workers alive.", ["base_model"], registry=registry)
+        self._created = counter("jobs_created", "Jobs accepted.")
+        self._ended = counter("jobs_ended", "Jobs that ended, by state and error code.", ("state", "code"))
+        self._queue_seconds = histogram("queue_seconds", "Time from a job's creation to its first worker.", _WAIT_BUCKETS)
+        self._job_seconds = histogram("job_seconds", "Time from a job's creation to its end.", _WAIT_BUCKETS, ("state",))
+        self._step_seconds = histogram("step_seconds", "Time of one cohort step, once for each job in it.", _STEP_BUCKETS)
+        self._step_loss = histogram("step_loss", "Training loss of single steps.", _LOSS_BUCKETS)
+        self._examples = counter("examples_trained", "Training examples seen.")
+        self._tokens = counter("tokens_trained", "Text positions computed in training.")
+        self._evaluations = counter("evaluations", "Held-out evaluations.")
+        self._evaluation_loss = histogram("evaluation_loss", "Held-out loss of evaluations.", _LOSS_BUCKETS)
+        self._checkpoints = counter("checkpoints", "Checkpoints taken.")
+        self._checkpoint_bytes = counter("checkpoint_bytes", "Bytes of checkpoints taken.")
+        self._published = counter("versions_published", "Prompt versions published by jobs.")
+        self._gated = counter("versions_gated", "Trained prompts that their gate kept from being published.")
+        self._store_reachable = Gauge("softprompt_trainer_store_reachable", "1 while the prompt store answers.", registry=registry)
+        self._publish_failures = counter("publish_failures", "Attempts to publish that failed; they are tried again.")
+        self._attempt_failures = counter("attempt_failures", "Attempts of jobs that failed on a worker.", ("code",))
+        self._workers_launched = counter("workers_launched", "Workers started.", ("base_model",))
+        self._workers_ended = counter(
+            "workers_ended", "Workers ended, by reason.", ("base_model", "reason")
+        )
+        self._states = _LatestStates()
+
+    def set_job_counts(self, counts: Mapping[JobState, int]) -> None:
+        """The truth from the job store; other replicas' jobs are in it."""
+        for state in JobState:
+            self._jobs.labels(state.value).set(counts.get(state, 0))
+
+    def set_store_reachable(self, reachable: bool) -> None:
+        self._store_reachable.set(reachable)
+
+    def job_changed(self, job: Job) -> None:
+        before = self._states.replace(job.id, job.state)
+        if job.state is before:
+            return
+        if job.state is JobState.QUEUED and before is None and job.attempt == 0:
+            self._created.inc()
+        if job.state is JobState.RUNNING and job.attempt == 1 and job.start_time is not None:
+            self._queue_seconds.observe(_seconds(job.create_time, job.start_time))
+        if job.state.is_terminal:
+            self._job_ended(job)
+
+    def _job_ended(self, job: Job) -> None:
+        code = "" if job.error is None else job.error.code if job.error.code in _KNOWN_ERRORS else "OTHER"
+        self._ended.labels(job.state.value, code).inc()
+        self._job_seconds.labels(job.state.value).observe(_seconds(job.create_time, job.end_time or datetime.now(UTC)))
+        if job.result is not None:
+            (self._published if job.result.published else self._gated).inc()
+
+    def training_event(self, event: TrainingEvent) -> None:
+        match event:
+            case StepDone():
+                self._step_seconds.observe(event.step_seconds)
+                self._step_loss.observe(event.loss)
+                self._examples.inc(event.num_examples)
+                self._tokens.inc(event.num_tokens)
+            case Evaluated(metrics=metrics):
+                self._evaluations.inc()
+                if "loss" in metrics:
+                    self._evaluation_loss.observe(metrics["loss"])
+            case Checkpointed(data=data):
+                self._checkpoints.inc()
+                self._checkpoint_bytes.inc(len(data))
+            case Failed(code=code):
+                self._attempt_failures.labels(code if code in _KNOWN_ERRORS else "OTHER").inc()
+            case _:
+                pass
+
+    def worker_launched(self, base_model: str) -> None:
+        self._workers_launched.labels(base_model).inc()
+        self._workers.labels(base_model).inc()
+
+    def worker_ended(self, base_model: str, reason: str) -> None:
+        self._workers_ended.labels(base_model, reason).inc()
+        self._workers.labels(base_model).dec()
+
+    def publish_failed(self, job: Job) -> None:
+        self._publish_failures.inc()
+
+
+class _LatestStates:
+    """The state that each of the latest jobs was last seen in, so that a change is counted once. Bounded."""
+
+    def __init__(self, size: int = 20_000) -> None:
+        self._states: OrderedDict[str, JobState] = OrderedDict()
+        self._size = size
+
+    def replace(self, job_id: str, state: JobState) -> JobState | None:
+        before = self._states.pop(job_id, None)
+        self._states[job_id] = state
+        if len(self._states) > self._size:
+            self._states.popitem(last=False)
+        return before
+
+
+def _seconds(start: datetime, end: datetime) -> float:
+    return max(0.0, (end - start).total_seconds())
