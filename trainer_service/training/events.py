@@ -1,4 +1,4 @@
-"""What a cohort tells about its jobs, and what a job brings to a cohort. Plain data: it crosses process borders by pickle within one program.
+"""What a cohort tells about its jobs, and what a job brings to a cohort. Plain data: it crosses process borders within one program.
 
 Order per job: Started, then any number of StepDone / Evaluated / Checkpointed, then exactly one of Finished / Failed / Stopped.
 """
@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from shared.blob import GoldenRecord
 from shared.soft_prompt import SoftPrompt
-from trainer_service.training.spec import Example, TrainingSpec
+from trainer_service.training.spec import Example, Init, TrainingSpec
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,10 @@ class TrainingResult:
     nearest_tokens: tuple[NearestToken, ...] = ()
     score_stability: float = 0.0
     """Standard deviation of the metric over the last evaluations."""
+    learning_rate: float = 0.0
+    """The peak rate that was trained with: the spec's, or what a search chose."""
+    init: Init | None = None
+    """The init that was trained from: the spec's, or what a search chose."""
 
 
 @dataclass(frozen=True)

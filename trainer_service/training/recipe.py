@@ -158,6 +158,4 @@ def _violations(
         refuse("init.source_version", "FROM_PROMPT needs the version to start from")
     if filled.init.method is not InitMethod.FROM_PROMPT and filled.init.source_version:
         refuse("init.source_version", f"has no meaning with {filled.init.method.value}")
-    if filled.search and request.learning_rate is not None and request.init is not None:
-        refuse("search", "nothing is left to search: learning_rate and init are both given")
     return found

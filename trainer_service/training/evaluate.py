@@ -1,0 +1,130 @@
+"""How good a prompt is on held-out examples. Written as generators that yield work, so that a cohort computes it beside training.
+
+Classification scores the label set: the label whose tokens are most probable as a continuation is the answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Sequence
+from typing import Any
+
+import torch
+
+from shared.base_model import BaseModel
+from shared.blob import GoldenRecord
+from trainer_service.training.encoding import EncodedDataset, EncodedExample
+from trainer_service.training.events import NearestToken
+from trainer_service.training.init import embed
+from trainer_service.training.packing import Row
+from trainer_service.training.work import RowScore, ScoreWork, Work
+
+SLICE_TOKENS = 1024
+NUM_GOLDEN, GOLDEN_TOP_K, MAX_GOLDEN_TOKENS, MAX_GOLDEN_CHARS = 4, 8, 2048, 8000
+_TABLE_CHUNK = 16384
+
+Evaluation = Generator[Work, Any, dict[str, float]]
+
+
+def evaluate(prompt: torch.Tensor | None, data: EncodedDataset) -> Evaluation:
+    """loss and token_accuracy of the targets; for classification also accuracy and macro_f1."""
+    single = len(data.label_ids) > 0 and all(len(ids) == 1 for ids in data.label_ids)
+    candidates = tuple(ids[0] for ids in data.label_ids) if single else ()
+    rows = [Row(example.input_ids, example.target_ids) for example in data.examples]
+    scores = yield from score_rows(prompt, rows, candidates)
+    num_targets = sum(score.num_targets for score in scores)
+    metrics = {
+        "loss": -sum(score.log_probability for score in scores) / num_targets,
+        "token_accuracy": sum(score.num_correct for score in scores) / num_targets,
+    }
+    if data.label_ids:
+        if single:
+            answers = [_argmax(score.candidates) for score in scores]
+        else:
+            answers = yield from _choose_labels(prompt, data)
+        metrics |= classification_metrics([example.label_index for example in data.examples], answers, len(data.label_ids))
+    return metrics
+
+
+def score_rows(
+    prompt: torch.Tensor | None, rows: Sequence[Row], candidates: tuple[int, ...] = (), top_k: int = 0
+) -> Generator[Work, Any, list[RowScore]]:
+    """Scores in the order of `rows`, asked for in slices so that no step of the cohort gets long."""
+    scores: list[RowScore] = []
+    for part in _slices(rows):
+        scores += yield ScoreWork(prompt, part, candidates, top_k)
+    return scores
+
+
+def golden_records(
+    prompt: torch.Tensor, examples: Sequence[EncodedExample], encoder: Any, dtype: torch.dtype
+) -> Generator[Work, Any, tuple[GoldenRecord, ...]]:
+    """The most likely first tokens of a few inputs, for replicas to replay before they serve the prompt."""
+    chosen = [example for example in examples if len(example.input_ids) <= MAX_GOLDEN_TOKENS][:NUM_GOLDEN]
+    rows = [Row(example.input_ids, example.target_ids[:1]) for example in chosen]
+    scores = yield from score_rows(prompt, rows, top_k=GOLDEN_TOP_K)
+    return tuple(
+        GoldenRecord(
+            text=shown_input(example)[:MAX_GOLDEN_CHARS],
+            input_ids=example.input_ids,
+            top_token_ids=tuple(token for token, _ in score.top),
+            top_logprobs=tuple(min(0.0, value) for _, value in score.top),
+            dtype=str(dtype).removeprefix("torch."),
+        )
+        for example, score in zip(chosen, scores, strict=True)
+    )
+
+
+def shown_input(example: EncodedExample) -> str:
+    return example.example.messages[-2].content if example.example.messages else example.example.input
+
+
+def classification_metrics(wanted: Sequence[int], answers: Sequence[int], num_labels: int) -> dict[str, float]:
+    """accuracy, and macro_f1 over the labels that occur in either."""
+    f1 = []
+    for label in range(num_labels):
+        hits = sum(want == answer == label for want, answer in zip(wanted, answers, strict=True))
+        total = wanted.count(label) + answers.count(label)
+        if total:
+            f1.append(2 * hits / total)
+    correct = sum(want == answer for want, answer in zip(wanted, answers, strict=True))
+    return {"accuracy": correct / len(wanted), "macro_f1": sum(f1) / len(f1)}
+
+
+@torch.no_grad()
+def nearest_tokens(base_model: BaseModel, matrix: torch.Tensor) -> tuple[NearestToken, ...]:
+    """The vocabulary token of highest cosine for each virtual token of `[num_virtual_tokens, hidden_size]`."""
+    unit = torch.nn.functional.normalize(matrix.detach().float().to(base_model.device), dim=-1)
+    vocab = base_model.embedding_table.shape[0]
+    best = torch.full((unit.shape[0],), -2.0, device=unit.device)
+    ids = torch.zeros(unit.shape[0], dtype=torch.long, device=unit.device)
+    for first in range(0, vocab, _TABLE_CHUNK):
+        table = embed(base_model, range(first, min(vocab, first + _TABLE_CHUNK)))
+        cosine, index = (unit @ torch.nn.functional.normalize(table, dim=-1).T).max(-1)
+        ids = torch.where(cosine > best, index + first, ids)
+        best = torch.maximum(best, cosine)
+    texts = [base_model.tokenizer.decode([token]) for token in ids.tolist()]
+    return tuple(NearestToken(text, cosine) for text, cosine in zip(texts, best.tolist(), strict=True))
+
+
+def _choose_labels(prompt: torch.Tensor | None, data: EncodedDataset) -> Generator[Work, Any, list[int]]:
+    """The exact score of every label of every example: one row each."""
+    rows = [Row(example.input_ids, ids) for example in data.examples for ids in data.label_ids]
+    scores = yield from score_rows(prompt, rows)
+    values, width = [score.log_probability for score in scores], len(data.label_ids)
+    return [_argmax(values[first : first + width]) for first in range(0, len(values), width)]
+
+
+def _slices(rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
+    part, used = list[Row](), 0
+    for row in rows:
+        if part and used + len(row.tokens) > SLICE_TOKENS:
+            yield part
+            part, used = [], 0
+        part.append(row)
+        used += len(row.tokens)
+    if part:
+        yield part
+
+
+def _argmax(values: Sequence[float]) -> int:
+    return max(range(len(values)), key=lambda index: (values[index], -index))

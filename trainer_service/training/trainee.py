@@ -1,0 +1,81 @@
+"""One soft prompt in training: its parameters, its optimizer, how far it is. A job has one; a search begins with several."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+
+from shared.errors import SoftPromptError
+from shared.soft_prompt import SoftPrompt
+from trainer_service.training.optimise import AdamW, learning_rate_at
+from trainer_service.training.reparameterise import PROMPT, effective_matrix
+from trainer_service.training.spec import Hyperparameters, Init
+
+
+class NonFinite(SoftPromptError):
+    """A loss or gradient is NaN or infinite: this prompt can't be trained on as it is."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """What distinguishes the trainees of one job."""
+
+    learning_rate: float
+    init: Init
+
+
+class Trainee:
+    def __init__(self, candidate: Candidate, parameters: dict[str, torch.Tensor], hyperparameters: Hyperparameters) -> None:
+        self.candidate = candidate
+        self.step = 0
+        self._hyperparameters = hyperparameters
+        self.parameters = parameters
+        trained = {name: parameter for name, parameter in parameters.items() if parameter.requires_grad}
+        self.optimizer = AdamW(trained, hyperparameters.weight_decay)
+
+    @property
+    def num_virtual_tokens(self) -> int:
+        return int(self.parameters[PROMPT].shape[0])
+
+    @property
+    def learning_rate(self) -> float:
+        return learning_rate_at(self.step, self.candidate.learning_rate, self._hyperparameters)
+
+    def matrix(self) -> torch.Tensor:
+        """`[num_virtual_tokens, hidden_size]`, float32, with gradient."""
+        return effective_matrix(self.parameters)
+
+    def soft_prompt(self) -> SoftPrompt:
+        return SoftPrompt(self.matrix().detach().float().cpu().clone())
+
+    def clip(self) -> torch.Tensor:
+        return self.optimizer.clip(self._hyperparameters.max_grad_norm)
+
+    def update(self) -> None:
+        self.optimizer.update(self.learning_rate)
+        self.step += 1
+
+    def discard_gradients(self) -> None:
+        for parameter in self.parameters.values():
+            parameter.grad = None
+
+
+def batch_indices(seed: int, step: int, num_examples: int, batch_size: int) -> list[int]:
+    """The examples of step 0, 1, 2 ...: shuffled epochs laid end to end, a pure function of its arguments.
+
+    So there is no data cursor or random state to lose: whoever resumes at a step reads the same batches.
+    """
+    first = step * batch_size
+    return [
+        _epoch_order(seed, position // num_examples, num_examples)[position % num_examples] for position in range(first, first + batch_size)
+    ]
+
+
+@lru_cache(maxsize=64)
+def _epoch_order(seed: int, epoch: int, num_examples: int) -> tuple[int, ...]:
+    order = list(range(num_examples))
+    random.Random(f"{seed} {epoch}").shuffle(order)
+    return tuple(order)

@@ -1,0 +1,72 @@
+"""What a run asks its cohort to compute next, and what it gets back. The cohort puts the work of many runs into one pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from trainer_service.training.packing import Row
+from trainer_service.training.trainee import Trainee
+
+
+@dataclass(frozen=True)
+class TrainPart:
+    """One trainee's batch of one step."""
+
+    trainee: Trainee
+    rows: Sequence[Row]
+    label_smoothing: float = 0.0
+
+
+@dataclass(frozen=True)
+class TrainWork:
+    """One optimizer step of every trainee of a run. Result: a list of StepOutcome."""
+
+    parts: Sequence[TrainPart]
+
+
+@dataclass(frozen=True)
+class StepOutcome:
+    loss: float
+    grad_norm: float
+    learning_rate: float
+    num_tokens: int
+    step_seconds: float
+
+
+@dataclass(frozen=True)
+class ScoreWork:
+    """Log-probabilities of rows' targets behind `prompt`, without gradient. Result: a list of RowScore."""
+
+    prompt: torch.Tensor | None
+    rows: Sequence[Row]
+    candidates: tuple[int, ...] = ()
+    """Token ids whose log-probability at the first target position is wanted."""
+    top_k: int = 0
+    """How many of the most likely tokens at the first target position are wanted."""
+
+
+@dataclass(frozen=True)
+class RowScore:
+    """Natural logarithms. `candidates` and `top` are for the first target position."""
+
+    log_probability: float
+    num_targets: int
+    num_correct: int
+    candidates: tuple[float, ...] = ()
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class CallWork:
+    """Something that no pass can be shared with (tokenizing, generating a few answers). Result: what `call` returns."""
+
+    call: Callable[[], Any]
+    num_tokens: int = 0
+    """What it costs, in positions, for the fair share."""
+
+
+Work = TrainWork | ScoreWork | CallWork
