@@ -16,10 +16,10 @@ from shared.names import PromptReference, check_alias, check_name, parse_version
 from shared.store.index import StoreIndex, VersionRecord
 from shared.template import InputEncoder, Template, TemplateFormat
 from trainer_service.base_models import BaseModels, KnownBaseModel
-from trainer_service.jobs.dataset_fields import DATASET, VALIDATION, in_dataset, renamed
+from trainer_service.jobs.dataset_fields import DATASET, VALIDATION, in_dataset, labels_under, renamed
 from trainer_service.jobs.model import EffectiveSpec, TuningSpec
 from trainer_service.service_info import TuningLimits
-from trainer_service.training.dataset import ParsedDataset, check_labels, encode_dataset, split_validation
+from trainer_service.training.dataset import ParsedDataset, encode_dataset, split_validation
 from trainer_service.training.recipe import check_init, fill
 from trainer_service.training.spec import Example, Hyperparameters, InitMethod, TaskKind, TrainingSpec
 from trainer_service.violations import Violations
@@ -29,7 +29,6 @@ MAX_DEFAULT_VALIDATION_EXAMPLES = 500
 MAX_ANNOTATION_KEY_CHARS, MAX_ANNOTATION_VALUE_CHARS = 63, 1024
 _CONCURRENT_CHECKS = 2
 _WIRE_NAMES = {
-    "labels": "spec.labels",
     "validation_fraction": "spec.validation_fraction",
     "template.format": "spec.template.format",
     "spec.hyperparameters.init.source_version": "spec.hyperparameters.init.source",
@@ -95,8 +94,6 @@ class SpecAdmission:
             violations.add("spec.hyperparameters.num_virtual_tokens", reason)
         if (spec.max_runtime_seconds or 0) > self._limits.max_runtime_seconds:
             violations.add("spec.max_runtime", f"is more than this trainer's limit of {self._limits.max_runtime_seconds:g} seconds")
-        with violations.collected(), renamed(_as_on_the_wire):
-            check_labels(spec.labels)
         for key, value in spec.annotations.items():
             if not 0 < len(key) <= MAX_ANNOTATION_KEY_CHARS or len(value) > MAX_ANNOTATION_VALUE_CHARS or "\0" in key + value:
                 limits = f"1 to {MAX_ANNOTATION_KEY_CHARS} characters, its value at most {MAX_ANNOTATION_VALUE_CHARS}, neither NUL"
@@ -198,4 +195,4 @@ def _with_source(filled: Hyperparameters, source: VersionRecord | None) -> Hyper
 
 
 def _as_on_the_wire(field: str) -> str:
-    return _WIRE_NAMES.get(field, f"spec.{field}" if field.startswith("labels[") else field)
+    return _WIRE_NAMES.get(field, labels_under("spec")(field))

@@ -40,3 +40,8 @@ def in_request(which: str, examples_field: str) -> Callable[[str], str]:
         return f"{examples_field}[{int(match['number']) - 1}]" + (f".{match['part']}" if match["part"] else "")
 
     return rename
+
+
+def labels_under(message: str) -> Callable[[str], str]:
+    """`labels[2]` -> `spec.labels[2]`: the message that has the label set."""
+    return lambda field: f"{message}.{field}" if field == "labels" or field.startswith("labels[") else field

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shared.errors import DamagedBlob, DeadlineExceeded, InvalidInput, NotFound, Overloaded, Unavailable
-from trainer_service.jobs.dataset_fields import DATASET, in_dataset, renamed
+from trainer_service.jobs.dataset_fields import DATASET, in_dataset, labels_under, renamed
 from trainer_service.jobs.dataset_roots import DatasetRoots
 from trainer_service.jobs.dataset_upload import TEMPORARY_PREFIX, IncomingFile, UploadLimits
 from trainer_service.training.dataset import DatasetLimits, ParsedDataset, parse_examples
@@ -66,7 +66,7 @@ class DatasetStore:
             raise Overloaded(f"{self._num_uploads} uploads are running; at most {MAX_CONCURRENT_UPLOADS} may", retry_after_seconds=5)
         self._num_uploads += 1
         try:
-            with _disk(), IncomingFile(self._directory, self._limits) as incoming:
+            with renamed(labels_under("header")), _disk(), IncomingFile(self._directory, self._limits) as incoming:
                 while (chunk := await _next_chunk(chunks)) is not None:
                     await asyncio.to_thread(incoming.write, chunk)
                 _check_arrival(incoming, size_bytes, digest)
@@ -74,20 +74,20 @@ class DatasetStore:
         finally:
             self._num_uploads -= 1
 
-    def add_examples(self, examples: Iterable[Example]) -> StoredDataset:
-        """Store examples that came inside a request."""
+    def add_examples(self, examples: Iterable[Example], labels: Sequence[str] = ()) -> StoredDataset:
+        """Store examples that came inside a request. `labels`: those that are allowed; none given: those that occur."""
         with _disk(), IncomingFile(self._directory, self._limits) as incoming:
             for example in examples:
                 incoming.write(_encode(example))
-            return self._keep(incoming)
+            return self._keep(incoming, labels)
 
-    def add_uri(self, uri: str, field: str) -> StoredDataset:
+    def add_uri(self, uri: str, field: str, labels: Sequence[str] = ()) -> StoredDataset:
         """Store a copy of a file under one of the allowed roots. Raises InvalidInput naming `field`."""
         source = self._roots.open(uri, field)
         with _disk(), source, IncomingFile(self._directory, self._limits) as incoming:
             while chunk := source.read(MAX_CHUNK_BYTES):
                 incoming.write(chunk)
-            return self._keep(incoming)
+            return self._keep(incoming, labels)
 
     def read(self, name: str) -> tuple[Example, ...]:
         """Raises NotFound, or DamagedBlob if the bytes no longer match the name."""
@@ -110,7 +110,7 @@ class DatasetStore:
             raise DamagedBlob(f"{name} was changed on disk")
         return parsed
 
-    def _keep(self, incoming: IncomingFile, labels: Sequence[str] = ()) -> StoredDataset:
+    def _keep(self, incoming: IncomingFile, labels: Sequence[str]) -> StoredDataset:
         """Parse what has arrived and make it a dataset. Raises InvalidInput naming lines."""
         incoming.flush()
         with incoming.path.open("rb") as lines:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Protocol
 
-from trainer_service.jobs.dataset_fields import DATASET, VALIDATION, in_request, renamed
+from trainer_service.jobs.dataset_fields import DATASET, VALIDATION, in_request, labels_under, renamed
 from trainer_service.jobs.datasets import DatasetStore
 from trainer_service.jobs.model import Job, TuningSpec
 from trainer_service.jobs.request import DatasetUri, ExampleSource, InlineExamples, JobRequest, UploadedDataset
@@ -27,21 +28,29 @@ class JobIntake:
     async def create(self, request: JobRequest, caller: str = "") -> Job:
         """The job, queued. Raises InvalidInput with everything that is wrong, NotFound, PreconditionFailed or Overloaded."""
         with ExitStack() as names:
+            names.enter_context(renamed(labels_under("spec")))
             for which, source in ((DATASET, request.dataset), (VALIDATION, request.validation)):
                 if isinstance(source, InlineExamples):
                     names.enter_context(renamed(in_request(which, source.field)))
-            dataset = await self._store(request.dataset, DATASET)
-            validation = await self._store(request.validation, VALIDATION) if request.validation else ""
+            dataset = await self._store(request.dataset, request.spec.labels)
+            validation = await self._store_validation(request, dataset)
             spec = request.spec.model_copy(update={"dataset": dataset, "validation_dataset": validation})
             return await self._jobs.create(spec, request_id=request.request_id, caller=caller)
 
-    async def _store(self, source: ExampleSource, which: str) -> str:
+    async def _store(self, source: ExampleSource, labels: Sequence[str]) -> str:
         """The name of the dataset, stored now if it wasn't before."""
-        with renamed(lambda field: field.replace(DATASET, which, 1) if field.startswith(DATASET) else field):
-            match source:
-                case InlineExamples(examples=examples):
-                    return (await asyncio.to_thread(self._datasets.add_examples, examples)).name
-                case DatasetUri(uri=uri, field=field):
-                    return (await asyncio.to_thread(self._datasets.add_uri, uri, field)).name
-                case UploadedDataset(name=name):
-                    return name
+        match source:
+            case InlineExamples(examples=examples):
+                return (await asyncio.to_thread(self._datasets.add_examples, examples, labels)).name
+            case DatasetUri(uri=uri, field=field):
+                return (await asyncio.to_thread(self._datasets.add_uri, uri, field, labels)).name
+            case UploadedDataset(name=name):
+                return name
+
+    async def _store_validation(self, request: JobRequest, dataset: str) -> str:
+        """Held-out examples need not show every label: those of the training examples are allowed."""
+        if request.validation is None or isinstance(request.validation, UploadedDataset):
+            return request.validation.name if request.validation else ""
+        labels = request.spec.labels or (await asyncio.to_thread(self._datasets.parse, dataset)).labels
+        with renamed(lambda field: field.replace(DATASET, VALIDATION, 1) if field.startswith(DATASET) else field):
+            return await self._store(request.validation, labels)
