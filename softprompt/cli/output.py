@@ -13,15 +13,23 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+_PIPE_COLUMNS = 240
+
 
 @cache
 def stdout() -> Console:
-    return Console(highlight=False)
+    return _console(stderr=False)
 
 
 @cache
 def stderr() -> Console:
-    return Console(stderr=True, highlight=False)
+    return _console(stderr=True)
+
+
+def _console(stderr: bool) -> Console:
+    """On a terminal as wide as that; elsewhere wide enough that a table's row is one line for grep."""
+    console = Console(stderr=stderr, highlight=False)
+    return console if console.is_terminal else Console(stderr=stderr, highlight=False, width=_PIPE_COLUMNS)
 
 
 def print_json(value: Any) -> None:

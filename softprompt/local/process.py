@@ -16,7 +16,7 @@ from pathlib import Path
 LogSink = Callable[[str, str], None]
 """Called with (service name, line)."""
 
-READY_POLL_SECONDS = 0.05
+POLL_SECONDS = 0.05
 KEPT_LINES = 30
 
 
@@ -62,7 +62,7 @@ class ServiceProcess:
                 while not self._ready_file.exists():
                     if self._started.returncode is not None:
                         raise await self._failure()
-                    await asyncio.sleep(READY_POLL_SECONDS)
+                    await asyncio.sleep(POLL_SECONDS)
         except TimeoutError:
             raise ServiceFailed(f"the {self.name} is not ready after {timeout_seconds:g} s:\n{self._words()}") from None
         content = json.loads(self._ready_file.read_text())
@@ -70,7 +70,7 @@ class ServiceProcess:
 
     async def ended(self) -> ServiceFailed:
         """Wait until it ends by itself; what it said last."""
-        await self._started.wait()
+        await self._exit()
         return await self._failure()
 
     def terminate(self) -> None:
@@ -86,11 +86,11 @@ class ServiceProcess:
             return
         try:
             async with asyncio.timeout(timeout_seconds):
-                await self._process.wait()
+                await self._exit()
         except TimeoutError:
             self._log(self.name, f"did not stop within {timeout_seconds:g} s: killed")
             self.kill()
-            await self._process.wait()
+            await self._exit()
         await self._finish_log()
 
     @property
@@ -98,6 +98,11 @@ class ServiceProcess:
         if self._process is None:
             raise RuntimeError(f"the {self.name} was not started")
         return self._process
+
+    async def _exit(self) -> None:
+        """Until the process itself has ended. (asyncio's own `wait` waits for its pipe too, which a grandchild may hold open.)"""
+        while self._started.returncode is None:
+            await asyncio.sleep(POLL_SECONDS)
 
     def _signal(self, number: signal.Signals) -> None:
         if self._process is not None and self._process.returncode is None:

@@ -14,6 +14,7 @@ from softprompt.local.leftovers import RUN_VARIABLE, kill, processes_of, wait_un
 from softprompt.local.process import LogSink, Ready, ServiceFailed, ServiceProcess
 
 READY_SECONDS = 180.0
+DRAIN_MARGIN_SECONDS = 10.0  # beyond the grace time: checkpoints, and the end of Ray
 RAY_END_SECONDS = 8.0
 
 
@@ -31,6 +32,26 @@ class LocalConfig:
     grace_seconds: float = 10.0
     """How long running streams may take to finish at the end."""
 
+    def trainer_settings(self) -> dict[str, str]:
+        """Environment of the trainer. Paths are whole: it may not share our working directory."""
+        prefix = "SOFTPROMPT_TRAINER_"
+        return {
+            **self._common_settings(prefix, self.trainer_port),
+            f"{prefix}BASE_MODELS": str(self.model.absolute()),
+            f"{prefix}DATA_DIR": str(self.data_dir.absolute()),
+        }
+
+    def inference_settings(self) -> dict[str, str]:
+        prefix = "SOFTPROMPT_INFERENCE_"
+        return {
+            **self._common_settings(prefix, self.inference_port),
+            f"{prefix}BASE_MODEL": str(self.model.absolute()),
+            f"{prefix}STORE_URL": str((self.data_dir / "prompts").absolute()),
+        }
+
+    def _common_settings(self, prefix: str, port: int) -> dict[str, str]:
+        return {f"{prefix}HOST": self.host, f"{prefix}PORT": str(port), f"{prefix}GRACE_SECONDS": str(self.grace_seconds)}
+
 
 class LocalServices:
     """`async with LocalServices(config, log) as services`: both serve within, and not one process is left after it."""
@@ -38,26 +59,18 @@ class LocalServices:
     def __init__(self, config: LocalConfig, log: LogSink) -> None:
         self._config, self._log = config, log
         self.run = uuid.uuid4().hex
-        self._directory = tempfile.TemporaryDirectory(prefix="softprompt-")
-        ready = Path(self._directory.name)
-        self._trainer = ServiceProcess("trainer", "trainer_service", self._trainer_settings(ready), ready / "trainer.json", log)
-        self._inference = ServiceProcess("inference", "inference_service", self._inference_settings(ready), ready / "inference.json", log)
-        self.trainer_ready: Ready | None = None
-        self.inference_ready: Ready | None = None
+        self._processes: list[ServiceProcess] = []
+        self._ready: list[Ready] = []
 
     async def __aenter__(self) -> Self:
+        directory = tempfile.TemporaryDirectory(prefix="softprompt-")
         try:
-            await self._trainer.start()
-            await self._inference.start()
-            async with asyncio.TaskGroup() as group:
-                trainer = group.create_task(self._trainer.ready(READY_SECONDS))
-                inference = group.create_task(self._inference.ready(READY_SECONDS))
-        except BaseException as error:
+            await self._start(Path(directory.name))
+        except BaseException:
             await self.stop()
-            if isinstance(error, BaseExceptionGroup):
-                raise next(iter(error.exceptions)) from None
             raise
-        self.trainer_ready, self.inference_ready = trainer.result(), inference.result()
+        finally:
+            directory.cleanup()
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -65,15 +78,15 @@ class LocalServices:
 
     @property
     def trainer_endpoint(self) -> str:
-        return self._endpoint(self.trainer_ready)
+        return f"{self._config.host}:{self._ready[0].port}"
 
     @property
     def inference_endpoint(self) -> str:
-        return self._endpoint(self.inference_ready)
+        return f"{self._config.host}:{self._ready[1].port}"
 
     async def failure(self) -> ServiceFailed:
         """Wait until either service ends by itself."""
-        waits = [asyncio.create_task(service.ended()) for service in (self._trainer, self._inference)]
+        waits = [asyncio.create_task(process.ended()) for process in self._processes]
         try:
             done, _ = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
             return next(iter(done)).result()
@@ -83,15 +96,13 @@ class LocalServices:
 
     async def stop(self) -> None:
         """Drain both, wait, and kill what is left of them or of Ray. Safe to call twice."""
-        for service in (self._inference, self._trainer):
-            service.terminate()
-        longest = self._config.grace_seconds + 10
-        await asyncio.gather(self._trainer.wait(longest), self._inference.wait(longest))
+        for process in self._processes:
+            process.terminate()
+        longest = self._config.grace_seconds + DRAIN_MARGIN_SECONDS
+        await asyncio.gather(*(process.wait(longest) for process in self._processes))
         if left := await wait_until_gone(self.run, RAY_END_SECONDS):
-            names = ", ".join(sorted({process.name() for process in left if process.is_running()}))
-            self._log("local", f"{len(left)} processes did not end by themselves and are killed: {names}")
+            self._log("local", f"{len(left)} processes did not end by themselves and are killed")
             kill(self.run)
-        self._directory.cleanup()
 
     def kill_now(self) -> None:
         """No draining: everything of this run ends at once."""
@@ -101,30 +112,17 @@ class LocalServices:
         """Processes of this run that still live, for people."""
         return [f"{process.pid} {process.name()}" for process in processes_of(self.run)]
 
-    def _endpoint(self, ready: Ready | None) -> str:
-        if ready is None:
-            raise RuntimeError("the services are not started")
-        return f"{self._config.host}:{ready.port}"
-
-    def _common_settings(self, prefix: str, port: int, ready_file: Path) -> dict[str, str]:
-        return {
-            RUN_VARIABLE: self.run,
-            f"{prefix}HOST": self._config.host,
-            f"{prefix}PORT": str(port),
-            f"{prefix}GRACE_SECONDS": str(self._config.grace_seconds),
-            f"{prefix}READY_FILE": str(ready_file),
-        }
-
-    def _trainer_settings(self, directory: Path) -> dict[str, str]:
-        return {
-            **self._common_settings("SOFTPROMPT_TRAINER_", self._config.trainer_port, directory / "trainer.json"),
-            "SOFTPROMPT_TRAINER_BASE_MODELS": str(self._config.model.absolute()),
-            "SOFTPROMPT_TRAINER_DATA_DIR": str(self._config.data_dir.absolute()),
-        }
-
-    def _inference_settings(self, directory: Path) -> dict[str, str]:
-        return {
-            **self._common_settings("SOFTPROMPT_INFERENCE_", self._config.inference_port, directory / "inference.json"),
-            "SOFTPROMPT_INFERENCE_BASE_MODEL": str(self._config.model.absolute()),
-            "SOFTPROMPT_INFERENCE_STORE_URL": str((self._config.data_dir / "prompts").absolute()),
-        }
+    async def _start(self, directory: Path) -> None:
+        settings = {"trainer": self._config.trainer_settings(), "inference": self._config.inference_settings()}
+        for name, environment in settings.items():
+            ready_file = directory / f"{name}.json"
+            marks = {RUN_VARIABLE: self.run, f"SOFTPROMPT_{name.upper()}_READY_FILE": str(ready_file)}
+            process = ServiceProcess(name, f"{name}_service", {**environment, **marks}, ready_file, self._log)
+            self._processes.append(process)
+            await process.start()
+        try:
+            async with asyncio.TaskGroup() as group:
+                readiness = [group.create_task(process.ready(READY_SECONDS)) for process in self._processes]
+        except* ServiceFailed as failures:
+            raise failures.exceptions[0] from None
+        self._ready = [task.result() for task in readiness]

@@ -1,0 +1,54 @@
+"""Both fakes on real sockets: in the test's own loop for the asynchronous client, in a thread for what blocks."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+
+import pytest
+
+from softprompt.client.async_client import AsyncClient
+from softprompt.client.loop_thread import LoopThread
+from tests.softprompt.fakes import FakeInference, FakeTrainer, serving
+
+
+@pytest.fixture
+async def trainer() -> FakeTrainer:
+    return FakeTrainer()
+
+
+@pytest.fixture
+async def inference() -> FakeInference:
+    return FakeInference()
+
+
+@pytest.fixture
+async def client(trainer: FakeTrainer, inference: FakeInference) -> AsyncIterator[AsyncClient]:
+    async with serving(trainer) as first, serving(inference) as second, AsyncClient(first, second) as made:
+        yield made
+
+
+@dataclass
+class Services:
+    """Both fakes, served by a thread."""
+
+    trainer: FakeTrainer
+    inference: FakeInference
+    trainer_endpoint: str = ""
+    inference_endpoint: str = ""
+
+
+@pytest.fixture
+def services() -> Iterator[Services]:
+    loop = LoopThread("fakes")
+
+    async def make() -> Services:
+        return Services(FakeTrainer(), FakeInference())
+
+    made = loop.run(make())
+    first, second = serving(made.trainer), serving(made.inference)
+    made.trainer_endpoint, made.inference_endpoint = loop.run(first.__aenter__()), loop.run(second.__aenter__())
+    yield made
+    loop.run(first.__aexit__(None, None, None))
+    loop.run(second.__aexit__(None, None, None))
+    loop.stop()

@@ -1,0 +1,276 @@
+"""The asynchronous client against fakes on real sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+
+import grpc
+import pytest
+from prompttuning.v1 import generation_pb2
+
+from shared.errors import Conflict, DeadlineExceeded, InvalidInput, NotFound, Overloaded, PreconditionFailed, Unavailable
+from softprompt import AliasTarget, AsyncClient, Example, JobState, Message, Sampling, TokenIds, TuningSpec
+from softprompt.errors import JobFailed
+from softprompt.types.generation import FinishReason, LoadedState
+from softprompt.types.tuning import CheckpointStored, Evaluated, Note, ProgressMade, StateChanged, TaskKind
+from tests.softprompt.fakes import DATASET, JOB, failed_job, finished_events, serving
+
+
+async def test_a_file_is_uploaded_in_pieces_under_its_digest(client, trainer, tmp_path):
+    content = b'{"input": "a", "output": "b"}\n' * 60_000
+    path = tmp_path / "train.jsonl"
+    path.write_bytes(content)
+    uploaded = await client.upload_dataset(path, labels=["x"])
+    header, received = trainer.uploads[0]
+    assert received == content
+    assert (header.size_bytes, header.digest, list(header.labels)) == (
+        len(content),
+        f"sha256:{hashlib.sha256(content).hexdigest()}",
+        ["x"],
+    )
+    assert (uploaded.dataset, uploaded.num_examples, uploaded.task) == (DATASET, 60_000, TaskKind.GENERATION)
+
+
+async def test_examples_become_json_lines(client, trainer):
+    conversation = (Message("user", "hi"), Message("assistant", "hello"))
+    await client.upload_dataset([Example("a", output="ä"), Example("b", label="x"), Example(messages=conversation), {"input": "raw"}])
+    lines = [json.loads(line) for line in trainer.uploads[0][1].decode().splitlines()]
+    assert lines == [
+        {"input": "a", "output": "ä"},
+        {"input": "b", "label": "x"},
+        {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]},
+        {"input": "raw"},
+    ]
+
+
+async def test_a_job_with_data_that_is_there_uploads_nothing(client, trainer):
+    job = await client.create_job(TuningSpec("tone", DATASET, validation_dataset="file:///data/held.jsonl"), request_id="mine")
+    assert (job.name, job.state, trainer.uploads, trainer.request_ids) == (JOB, JobState.QUEUED, [], ["mine"])
+    assert trainer.specs[0].validation_dataset.uri == "file:///data/held.jsonl"
+
+
+async def test_a_missing_file_is_named(client, tmp_path):
+    with pytest.raises(NotFound, match="nowhere"):
+        await client.create_job(TuningSpec("tone", tmp_path / "nowhere.jsonl"))
+
+
+async def test_a_retried_creation_carries_the_same_request_id(client, trainer):
+    trainer.fail_next = [Unavailable("the database is away")]
+    await client.create_job(TuningSpec("tone", DATASET))
+    assert len(trainer.request_ids) == 1
+    assert trainer.request_ids[0]
+
+
+async def test_overload_is_tried_again_and_then_told(client, trainer):
+    trainer.fail_next = [Overloaded("the queue is full", retry_after_seconds=3)] * 4
+    with pytest.raises(Overloaded) as caught:
+        await client.create_job(TuningSpec("tone", DATASET))
+    assert caught.value.retry_after_seconds == 3
+    assert trainer.fail_next == []
+
+
+async def test_invalid_input_comes_back_with_its_fields(client, trainer):
+    trainer.fail_next = [InvalidInput.of("spec.hyperparameters.learning_rate", "must be above 0")]
+    with pytest.raises(InvalidInput) as caught:
+        await client.create_job(TuningSpec("tone", DATASET))
+    assert [violation.field for violation in caught.value.violations] == ["spec.hyperparameters.learning_rate"]
+
+
+async def test_tuning_waits_for_the_result_and_shows_every_event(client):
+    events = []
+    job = await client.tune(TuningSpec("tone", [Example("a", output="b")]), on_event=events.append)
+    assert job.state is JobState.SUCCEEDED
+    assert job.result.version == "prompts/tone/versions/1"
+    assert [type(event) for event in events] == [StateChanged, ProgressMade, Evaluated, CheckpointStored, Note, StateChanged]
+    assert events[1].progress.examples_per_second == 12.5
+
+
+async def test_a_failed_job_raises_with_its_reason(client, trainer):
+    trainer.events = finished_events(failed_job())
+    with pytest.raises(JobFailed, match="NAN_LOSS: the loss is not a number .see spec.hyperparameters.learning_rate") as caught:
+        await client.wait_for_job(JOB)
+    assert caught.value.job.state is JobState.FAILED
+
+
+async def test_a_watch_that_is_cut_goes_on_after_the_last_event(client, trainer):
+    trainer.cut_watch_after = [2, 4]
+    numbers = [event.number async for event in client.watch_job(JOB)]
+    assert numbers == [1, 2, 3, 4, 5, 6]
+    assert trainer.watched_after == [0, 2, 4]
+
+
+async def test_a_watch_outlives_a_restart_of_the_trainer(trainer, inference):
+    trainer.hold_watch = asyncio.Event()
+    events, trainer.events = trainer.events, trainer.events[:3]
+    seen = []
+    async with serving(trainer) as endpoint:
+        port = int(endpoint.rpartition(":")[2])
+        client = AsyncClient(endpoint)
+        watch = client.watch_job(JOB)
+        seen = [(await anext(watch)).number for _ in range(3)]
+    trainer.events, trainer.hold_watch = events, None
+    async with serving(trainer, port):
+        seen += [event.number async for event in watch]
+    await client.close()
+    assert seen == [1, 2, 3, 4, 5, 6]
+
+
+async def test_a_watch_after_the_end_is_empty(client):
+    assert [event async for event in client.watch_job(JOB, after=6)] == []
+
+
+async def test_a_watch_gives_up_on_a_trainer_that_stays_away():
+    client = AsyncClient("127.0.0.1:1")
+    with pytest.raises(Unavailable, match=r"the trainer can't be reached at 127\.0\.0\.1:1"):
+        async for _ in client.watch_job(JOB, reconnect_seconds=0):
+            pass
+    await client.close()
+
+
+async def test_an_unknown_job_is_not_found(client):
+    with pytest.raises(NotFound) as caught:
+        await client.get_job("tuningJobs/none")
+    assert (caught.value.kind, caught.value.name) == ("tuning job", "tuningJobs/none")
+
+
+async def test_listing_jobs_fetches_every_page(client):
+    assert len(await client.list_jobs()) == 450
+    assert len(await client.list_jobs(limit=7)) == 7
+    assert {job.state for job in await client.list_jobs(states=[JobState.FAILED], limit=3)} == {JobState.FAILED}
+
+
+async def test_steering_a_job(client):
+    assert (await client.cancel_job(JOB)).state is JobState.CANCELLING
+    assert (await client.pause_job(JOB)).state is JobState.PAUSED
+    assert (await client.resume_job(JOB)).state is JobState.QUEUED
+
+
+async def test_prompts_versions_and_aliases(client):
+    assert (await client.list_prompts())[0].aliases[0].targets == (AliasTarget(2, 1.0),)
+    assert (await client.get_prompt("tone")).latest_version == 2
+    assert [version.name for version in await client.list_versions("tone")] == ["prompts/tone/versions/2", "prompts/tone/versions/1"]
+    assert (await client.get_version("tone@2")).recipe == {"num_steps": 10}
+    moved = await client.set_alias("tone", "canary", [AliasTarget(1, 0.9), AliasTarget(2, 0.1)], expected_version=2)
+    assert [target.weight for target in moved.targets] == [0.9, 0.1]
+
+
+async def test_a_lost_race_for_an_alias_tells_the_current_value(client):
+    with pytest.raises(Conflict) as caught:
+        await client.set_alias("tone", "default", 3, expected_version=1)
+    assert caught.value.metadata["current"] == "2"
+
+
+async def test_a_whole_answer(client, inference):
+    answer = await client.generate("hi", prompt="tone@2", sampling=Sampling(temperature=0, max_new_tokens=5))
+    assert (answer.text, answer.start.version, answer.end.finish_reason) == ("Hello wide world", "prompts/tone/versions/2", FinishReason.EOS)
+    assert answer.end.first_token_time_seconds == 0.031
+    sent = inference.requests[0]
+    assert (sent.input.text, sent.sampling.max_new_tokens, sent.sampling.HasField("temperature")) == ("hi", 5, True)
+    assert not sent.sampling.HasField("top_k")
+
+
+async def test_inputs_of_every_kind(client, inference):
+    await client.count_tokens("text", prompt="tone")
+    await client.count_tokens([Message("user", "hi")], prompt="tone")
+    await client.count_tokens(TokenIds((1, 2)))
+    kinds = [request.input.WhichOneof("content") for request in inference.requests]
+    assert kinds == ["text", "chat", "token_ids"]
+    assert list(inference.requests[2].input.token_ids.ids) == [1, 2]
+
+
+async def test_a_stream_has_a_start_deltas_and_an_end(client):
+    stream = client.stream("hi", prompt="tone")
+    assert (await stream.started()).seed == 11
+    assert "".join([delta.text async for delta in stream]) == "Hello wide world"
+    assert stream.end.output_tokens == 3
+
+
+async def test_breaking_out_of_a_stream_cancels_it(client, inference):
+    inference.endless = True
+    async for delta in client.stream("hi"):
+        assert delta.text == "Hello"
+        break
+    async with asyncio.timeout(5):
+        await inference.stream_ended.wait()
+
+
+async def test_leaving_a_stream_that_only_started_cancels_it(client, inference):
+    inference.endless = True
+    async with client.stream("hi") as stream:
+        await stream.started()
+    async with asyncio.timeout(5):
+        await inference.stream_ended.wait()
+
+
+async def test_a_cancelled_reader_cancels_the_stream(client, inference):
+    inference.endless = True
+
+    async def read() -> None:
+        async for _ in client.stream("hi"):
+            pass
+
+    task = asyncio.create_task(read())
+    while not inference.requests:
+        await asyncio.sleep(0.01)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    async with asyncio.timeout(5):
+        await inference.stream_ended.wait()
+
+
+async def test_a_deadline_ends_a_stream(client, inference):
+    inference.endless = True
+    with pytest.raises(DeadlineExceeded):
+        async for _ in client.stream("hi", timeout_seconds=0.3):
+            pass
+
+
+async def test_an_unknown_prompt_is_an_error_of_the_stream(client):
+    with pytest.raises(NotFound, match="unknown"):
+        await client.stream("hi", prompt="unknown").started()
+
+
+async def test_scores_and_the_best_label(client):
+    scores = await client.score("great", prompt="tone", candidates=["bad", "good"])
+    assert [score.candidate for score in scores.scores] == ["bad", "good"]
+    assert (await client.classify("great", prompt="tone")).candidate == "positive"
+
+
+async def test_waiting_until_served(client, inference):
+    version = "prompts/tone/versions/3"
+    inference.loaded = [[], [generation_pb2.LoadedPrompt(version=version, state=generation_pb2.LoadedPrompt.STATE_LOADED)]]
+    loaded = await client.wait_until_served("tone@3")
+    assert (loaded.version, loaded.state) == (version, LoadedState.LOADED)
+
+
+async def test_a_refused_version_ends_the_wait_with_its_reason(client, inference):
+    state = generation_pb2.LoadedPrompt.STATE_QUARANTINED
+    inference.loaded = [[generation_pb2.LoadedPrompt(version="prompts/tone/versions/3", state=state, reason="not finite")]]
+    with pytest.raises(PreconditionFailed, match="not finite"):
+        await client.wait_until_served("tone@3")
+
+
+async def test_waiting_for_a_version_that_never_comes_ends(client):
+    with pytest.raises(DeadlineExceeded, match="revision 7"):
+        await client.wait_until_served("tone@3", timeout_seconds=0.2)
+
+
+async def test_nobody_there_is_unavailable_with_the_address():
+    async with AsyncClient("127.0.0.1:1", "127.0.0.1:1") as client:
+        with pytest.raises(Unavailable, match=r"inference service can't be reached at 127\.0\.0\.1:1"):
+            await client.generate("hi")
+
+
+async def test_a_service_that_is_unavailable_itself_keeps_its_own_words(client, trainer):
+    trainer.fail_next = [Unavailable("the store is away")] * 4
+    with pytest.raises(Unavailable, match="^the store is away$"):
+        await client.get_job(JOB)
+
+
+async def test_errors_keep_their_cause(client):
+    with pytest.raises(NotFound) as caught:
+        await client.get_job("tuningJobs/none")
+    assert isinstance(caught.value.__cause__, grpc.aio.AioRpcError)

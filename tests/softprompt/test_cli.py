@@ -1,0 +1,247 @@
+"""The command line against fakes on real sockets: what people read, what scripts read, exit codes."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+from prompttuning.v1 import generation_pb2
+
+from shared.errors import InvalidInput, Overloaded, Unavailable
+from tests.softprompt.cli_runner import CliRunner
+from tests.softprompt.fakes import JOB, failed_job, finished_events
+
+COMMANDS = [
+    ("demo",),
+    ("up",),
+    ("tune",),
+    ("generate",),
+    ("classify",),
+    ("info",),
+    *[("jobs", name) for name in ("list", "show", "watch", "cancel", "pause", "resume")],
+    *[("prompts", name) for name in ("list", "show", "versions", "status")],
+    ("prompts", "alias", "set"),
+    ("models", "pull"),
+]
+
+
+@pytest.fixture
+def cli(monkeypatch, capsys):
+    return CliRunner(monkeypatch, capsys)
+
+
+@pytest.fixture
+def here(services, monkeypatch):
+    monkeypatch.setenv("SOFTPROMPT_TRAINER", services.trainer_endpoint)
+    monkeypatch.setenv("SOFTPROMPT_INFERENCE", services.inference_endpoint)
+    return services
+
+
+@pytest.fixture
+def examples(tmp_path):
+    path = tmp_path / "train.jsonl"
+    path.write_text('{"input": "a", "output": "b"}\n')
+    return str(path)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_with_an_example(cli, command):
+    outcome = cli(*command, "--help")
+    assert outcome.code == 0
+    assert f"Example:  softprompt {' '.join(command)}" in outcome.out
+
+
+def test_the_root_help_lists_exit_codes(cli):
+    assert "Exit codes" in cli("--help").out
+
+
+def test_help_imports_neither_grpc_nor_torch_nor_ray():
+    code = "import sys; sys.argv = ['softprompt', '--help']\nfrom softprompt.cli import main\ntry: main()\nexcept SystemExit: pass\n"
+    code += "heavy = {'grpc', 'torch', 'ray', 'transformers', 'google.protobuf'} & set(sys.modules)\nassert not heavy, heavy"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=60)
+
+
+def test_tune_follows_to_the_result(cli, here, examples):
+    outcome = cli("tune", examples, "--prompt", "tone", "--steps", "2", "--template", "Q: {input}", "--labels", "a, b")
+    assert (outcome.code, outcome.out.splitlines()[0]) == (0, "published prompts/tone/versions/1 (alias moved)")
+    assert "held out       loss 1.25" in outcome.out
+    assert "bare model     loss 3.5" in outcome.out
+    spec = here.trainer.specs[0]
+    assert (spec.hyperparameters.num_steps, spec.template.text, list(spec.labels)) == (2, "Q: {input}", ["a", "b"])
+    assert not spec.hyperparameters.HasField("batch_size")
+
+
+def test_tune_from_a_version_and_with_a_gate(cli, here, examples):
+    outcome = cli("tune", examples, "--prompt", "tone", "--from", "tone@1", "--beat-current", "--alias", "canary", "--no-follow")
+    assert (outcome.code, outcome.out) == (0, f"{JOB}\n")
+    spec = here.trainer.specs[0]
+    assert (spec.hyperparameters.init.source, spec.publish.alias, spec.publish.gate.beat_current) == ("tone@1", "canary", True)
+
+
+def test_tune_as_json_is_a_line_for_each_event(cli, here, examples):
+    events = cli("tune", examples, "--prompt", "tone", "--json").json
+    assert [event["event"] for event in events][:3] == ["StateChanged", "ProgressMade", "Evaluated"]
+    assert events[-1]["job"]["result"]["version"] == "prompts/tone/versions/1"
+
+
+def test_a_job_that_failed_fails_the_command(cli, here, examples):
+    here.trainer.events = finished_events(failed_job())
+    outcome = cli("tune", examples, "--prompt", "tone")
+    assert outcome.code == 1
+    assert "NAN_LOSS: the loss is not a number (see spec.hyperparameters.learning_rate)" in outcome.err
+
+
+def test_several_mistakes_are_each_named(cli, here, examples):
+    here.trainer.fail_next = [InvalidInput([*InvalidInput.of("line 1", "bad").violations, *InvalidInput.of("line 7", "worse").violations])]
+    outcome = cli("tune", examples, "--prompt", "tone")
+    assert outcome.code == 2
+    assert "  line 1: bad\n  line 7: worse" in outcome.err
+
+
+def test_a_missing_file_is_not_found(cli, here):
+    outcome = cli("tune", "no-such.jsonl", "--prompt", "tone")
+    assert outcome.code == 3
+    assert "no-such.jsonl" in outcome.err
+
+
+def test_options_that_exclude_each_other(cli, here, examples):
+    assert cli("tune", examples, "--prompt", "tone", "--from", "x", "--init-text", "y").code == 2
+
+
+def test_nobody_there_says_where_it_looked_and_what_to_do(cli):
+    outcome = cli("jobs", "list", "--trainer", "127.0.0.1:1")
+    assert outcome.code == 5
+    assert "127.0.0.1:1" in outcome.err
+    assert "softprompt up" in outcome.err
+    assert "Traceback" not in outcome.err
+
+
+def test_an_overloaded_service_says_when_to_come_back(cli, here):
+    here.trainer.fail_next = [Overloaded("the queue is full", retry_after_seconds=9)] * 4
+    outcome = cli("jobs", "show", JOB)
+    assert outcome.code == 5
+    assert "try again in 9 s" in outcome.err
+
+
+def test_jobs(cli, here):
+    assert len(cli("jobs", "list", "--limit", "3", "--json").json) == 3
+    assert "tuningJobs/0" in cli("jobs", "list", "--state", "failed").out
+    shown = cli("jobs", "show", "job1")
+    assert "SUCCEEDED" in shown.out
+    assert "published prompts/tone/versions/1" in shown.out
+    assert cli("jobs", "show", "nope").code == 3
+    assert "is cancelling" in cli("jobs", "cancel", "job1").out
+    assert "is paused" in cli("jobs", "pause", "job1").out
+    assert cli("jobs", "resume", "job1", "--json").json[0]["state"] == "QUEUED"
+    assert "published" in cli("jobs", "watch", "job1").out
+
+
+def test_prompts(cli, here):
+    assert "default -> 2" in cli("prompts", "list").out
+    assert cli("prompts", "list", "--json").json[0]["latest_version"] == 2
+    assert "sha256:00" in cli("prompts", "show", "tone").out
+    assert "loss 1.5" in cli("prompts", "versions", "tone").out
+    assert "tone: canary -> 1:0.9 2:0.1" in cli("prompts", "alias", "set", "tone", "canary", "1:0.9", "2:0.1").out
+    assert cli("prompts", "alias", "set", "tone", "default", "3", "--expect", "1").code == 4
+    assert cli("prompts", "alias", "set", "tone", "default", "newest").code == 2
+
+
+def test_status_shows_what_was_refused_and_why(cli, here):
+    state = generation_pb2.LoadedPrompt.STATE_QUARANTINED
+    here.inference.loaded = [[generation_pb2.LoadedPrompt(version="prompts/tone/versions/3", state=state, reason="not finite")]]
+    outcome = cli("prompts", "status", "tone")
+    assert "tone@3" in outcome.out
+    assert "QUARANTINED" in outcome.out
+    assert "not finite" in outcome.out
+
+
+def test_generate_streams_text(cli, here):
+    outcome = cli("generate", "--prompt", "tone", "hi", "--temperature", "0", "--stop", "END", "--stop", "###")
+    assert (outcome.code, outcome.out, outcome.err) == (0, "Hello wide world\n", "")
+    assert list(here.inference.requests[0].sampling.stop_sequences) == ["END", "###"]
+
+
+def test_generate_reads_stdin(cli, here, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("from a pipe\n"))
+    cli("generate", "-")
+    assert here.inference.requests[0].input.text == "from a pipe"
+
+
+def test_generate_as_json_lines(cli, here):
+    lines = cli("generate", "hi", "--json").json
+    assert [next(iter(line)) for line in lines] == ["start", "delta", "delta", "delta", "end"]
+    assert lines[-1]["end"]["finish_reason"] == "EOS"
+
+
+def test_generate_with_an_unknown_prompt(cli, here):
+    assert cli("generate", "--prompt", "unknown", "hi").code == 3
+
+
+def test_generate_names_the_field(cli, here):
+    outcome = cli("generate", "")
+    assert outcome.code == 2
+    assert "input.text: must not be empty" in outcome.err
+
+
+def test_classify(cli, here):
+    outcome = cli("classify", "--prompt", "tone", "great")
+    assert outcome.out.splitlines()[1].split() == ["positive", "0.9000"]
+    assert cli("classify", "--prompt", "tone", "great", "--json").json[0]["best"] == 1
+
+
+def test_info_shows_the_one_that_answers(cli, here):
+    assert "tiny" in cli("info").out
+    outcome = cli("info", "--trainer", "127.0.0.1:1", "--json")
+    assert outcome.code == 5
+    assert [line["info"] is None for line in outcome.json] == [True, False]
+
+
+def test_an_interrupted_stream_is_cancelled_and_exits_130(here):
+    here.inference.endless = True
+    command = [sys.executable, "-m", "softprompt.cli", "generate", "hi", "--inference", here.inference_endpoint]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout.read(5) == "Hello"
+        process.send_signal(2)
+        _, errors = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+    wait_until(here.inference.stream_ended.is_set)
+
+
+def test_interrupting_a_followed_job_lets_go_of_it(here):
+    command = [sys.executable, "-m", "softprompt.cli", "jobs", "watch", "job1", "--json", "--trainer", here.trainer_endpoint]
+    here.trainer.events = here.trainer.events[:2]
+    here.trainer.hold_watch = asyncio.Event()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        for _ in range(2):
+            json.loads(process.stdout.readline())
+        process.send_signal(2)
+        _, errors = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert f"softprompt jobs cancel {JOB}" in errors
+    assert "Traceback" not in errors
+
+
+def test_a_mistake_of_the_program_is_no_traceback(cli, here, monkeypatch):
+    monkeypatch.setattr("softprompt.cli.jobs.job_name", lambda text: 1 / 0)
+    outcome = cli("jobs", "show", "x")
+    assert outcome.code == 1
+    assert "ZeroDivisionError" in outcome.err
+    assert "Traceback" not in outcome.err
+
+
+def test_a_service_that_comes_back_is_not_even_noticed(cli, here):
+    here.trainer.fail_next = [Unavailable("restarting")]
+    assert cli("jobs", "show", "job1").code == 0
+
+
+def wait_until(condition, timeout_seconds=5.0):
+    deadline = time.monotonic() + timeout_seconds
+    while not condition():
+        assert time.monotonic() < deadline, "still not so"
+        time.sleep(0.01)

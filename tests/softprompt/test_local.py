@@ -1,0 +1,208 @@
+"""Services as child processes: none outlives us, whatever ends us and whatever they do. Stand-ins take the services' places."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from softprompt.local.leftovers import RUN_VARIABLE, kill, processes_of
+from softprompt.local.process import ServiceFailed
+from softprompt.local.services import LocalConfig, LocalServices
+
+STAND_IN = """
+import json, os, signal, subprocess, sys, time
+prefix = "SOFTPROMPT_" + NAME + "_"
+behaviour = os.environ.get("STAND_IN_" + NAME, "serve")
+if behaviour == "crash":
+    print("no such model")
+    sys.exit(3)
+if behaviour == "deaf":
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+else:
+    signal.signal(signal.SIGTERM, lambda *_: (print("drained", flush=True), sys.exit(0)))
+if behaviour == "leaky":  # in a session of its own, deaf to the end of its parent, and it holds the log's pipe
+    subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
+print("serving", flush=True)
+target = os.environ[prefix + "READY_FILE"]
+open(target + ".part", "w").write(json.dumps({"port": 1234, "metrics_port": 1235, "pid": os.getpid()}))
+if behaviour != "slow":
+    os.replace(target + ".part", target)
+if behaviour == "dies":
+    time.sleep(0.2)
+    sys.exit(4)
+while True:
+    time.sleep(0.05)
+"""
+
+
+@pytest.fixture
+def stand_ins(tmp_path, monkeypatch):
+    """A working directory whose `trainer_service` and `inference_service` are found before the real ones."""
+    for name in ("trainer", "inference"):
+        package = tmp_path / f"{name}_service"
+        package.mkdir()
+        (package / "__init__.py").write_text("")
+        (package / "__main__.py").write_text(f"NAME = {name.upper()!r}\n{STAND_IN}")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def lines():
+    return []
+
+
+@pytest.fixture
+def services(stand_ins, lines, monkeypatch):
+    monkeypatch.setattr("softprompt.local.services.RAY_END_SECONDS", 0.5)
+    made = LocalServices(LocalConfig(stand_ins / "model", stand_ins / "data", grace_seconds=1), lambda name, line: lines.append((name, line)))
+    yield made
+    assert kill(made.run) == 0, "a process was left"
+
+
+async def test_both_serve_within_and_nothing_is_left_after(services, lines, monkeypatch):
+    monkeypatch.setenv("STAND_IN_TRAINER", "leaky")
+    monkeypatch.setenv("STAND_IN_INFERENCE", "leaky")
+    async with services:
+        assert services.trainer_endpoint == services.inference_endpoint == "127.0.0.1:1234"
+        assert len(services.alive()) == 4
+    assert services.alive() == []
+    assert ("trainer", "serving") in lines
+    assert ("inference", "drained") in lines
+
+
+async def test_a_service_that_crashes_at_start_is_told_with_its_last_words(services, monkeypatch):
+    monkeypatch.setenv("STAND_IN_INFERENCE", "crash")
+    with pytest.raises(ServiceFailed, match="inference ended with exit code 3:\n  no such model"):
+        await services.__aenter__()
+    assert services.alive() == []
+
+
+async def test_a_service_that_never_gets_ready_is_stopped(services, monkeypatch):
+    monkeypatch.setenv("STAND_IN_TRAINER", "slow")
+    monkeypatch.setattr("softprompt.local.services.READY_SECONDS", 1.0)
+    with pytest.raises(ServiceFailed, match=r"trainer is not ready after 1 s:\n  serving"):
+        await services.__aenter__()
+    assert services.alive() == []
+
+
+async def test_a_service_that_ends_by_itself_is_noticed(services, monkeypatch):
+    monkeypatch.setenv("STAND_IN_TRAINER", "dies")
+    async with services:
+        async with asyncio.timeout(10):
+            failure = await services.failure()
+    assert "trainer ended with exit code 4" in str(failure)
+
+
+async def test_a_deaf_service_is_killed(services, lines, monkeypatch):
+    monkeypatch.setenv("STAND_IN_TRAINER", "deaf")
+    monkeypatch.setattr("softprompt.local.services.DRAIN_MARGIN_SECONDS", 0.0)
+    async with services:
+        pass
+    assert services.alive() == []
+    assert any("killed" in line for _, line in lines)
+
+
+async def test_a_cancelled_start_leaves_nothing(services, monkeypatch):
+    monkeypatch.setenv("STAND_IN_TRAINER", "slow")
+    task = asyncio.create_task(services.__aenter__())
+    async with asyncio.timeout(20):
+        while len(services.alive()) < 2:
+            await asyncio.sleep(0.05)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert services.alive() == []
+
+
+@pytest.fixture
+def up(stand_ins):
+    """`softprompt up` over the stand-ins, once it says that it serves."""
+    model = stand_ins / "model"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    command = [sys.executable, "-m", "softprompt.cli", "up", "--json", "--model", str(model), "--data", str(stand_ins / "data")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        endpoints = json.loads(process.stdout.readline())
+        assert endpoints["trainer"] == "127.0.0.1:1234"
+        children = psutil.Process(process.pid).children(recursive=True)
+        run = children[0].environ()[RUN_VARIABLE]
+        yield process, run
+        process.kill()
+    kill(run)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_up_stops_both_on_a_signal(up, number):
+    process, run = up
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert processes_of(run) == []
+    assert "inference  drained" in errors
+    assert "Traceback" not in errors
+
+
+def test_up_ends_at_once_on_a_second_signal(up):
+    process, run = up
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert processes_of(run) == []
+
+
+def test_services_drain_when_up_is_killed(up):
+    process, run = up
+    services = [found for found in processes_of(run) if "_service" in " ".join(found.cmdline())]
+    assert len(services) == 2
+    process.kill()
+    process.wait()
+    _, alive = psutil.wait_procs(services, timeout=10)
+    assert alive == []
+
+
+def test_up_fails_when_a_service_dies(stand_ins, monkeypatch):
+    monkeypatch.setenv("STAND_IN_INFERENCE", "dies")
+    (stand_ins / "config.json").write_text("{}")
+    command = [sys.executable, "-m", "softprompt.cli", "up", "--model", str(stand_ins)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 1
+    assert "inference ended with exit code 4" in ended.stderr
+
+
+def test_a_child_whose_parent_is_gone_does_not_start(tmp_path):
+    mark = tmp_path / "started"
+    command = [sys.executable, "-m", "softprompt.local.child", "1", sys.executable, "-c", f"open({str(mark)!r}, 'w')"]
+    assert subprocess.run(command, timeout=30).returncode == 1
+    assert not mark.exists()
+
+
+def test_only_marked_processes_are_found():
+    run = "test-run-" + str(os.getpid())
+    other = subprocess.Popen(["sleep", "60"])
+    marked = subprocess.Popen(["sleep", "60"], env={**os.environ, RUN_VARIABLE: run}, start_new_session=True)
+    try:
+        assert [process.pid for process in processes_of(run)] == [marked.pid]
+        assert kill(run) == 1
+        assert other.poll() is None
+    finally:
+        other.kill()
+        other.wait()
+        marked.wait()
+
+
+def test_paths_are_given_whole(stand_ins):
+    """The services may not share our working directory."""
+    config = LocalConfig(Path("model"), Path("data"))
+    assert config.trainer_settings()["SOFTPROMPT_TRAINER_DATA_DIR"] == str(stand_ins / "data")
+    assert config.inference_settings()["SOFTPROMPT_INFERENCE_STORE_URL"] == str(stand_ins / "data" / "prompts")

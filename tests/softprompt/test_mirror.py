@@ -1,0 +1,160 @@
+"""The dataclasses are what the messages are: every field, both ways."""
+
+from __future__ import annotations
+
+import dataclasses
+from datetime import UTC, datetime
+
+import pytest
+from prompttuning.v1 import common_pb2, generation_pb2, prompts_pb2, tuning_pb2
+
+from shared.errors import InvalidInput
+from softprompt.client.convert import spec_message
+from softprompt.client.mirror import read, write
+from softprompt.types import common, generation, prompts, tuning
+
+MIRRORS = [
+    (common.BaseModelInfo, common_pb2.BaseModel),
+    (common.Message, common_pb2.Message),
+    (common.Sampling, common_pb2.SamplingParams),
+    (common.Template, common_pb2.Template),
+    (generation.CandidateScore, generation_pb2.CandidateScore),
+    (generation.Generation, generation_pb2.GenerateResponse),
+    (generation.GenerationDelta, generation_pb2.GenerationDelta),
+    (generation.GenerationEnd, generation_pb2.GenerationEnd),
+    (generation.GenerationLimits, generation_pb2.GenerationLimits),
+    (generation.GenerationStart, generation_pb2.GenerationStart),
+    (generation.LoadedPrompt, generation_pb2.LoadedPrompt),
+    (generation.LoadedPrompts, generation_pb2.ListLoadedPromptsResponse),
+    (generation.ModelInfo, generation_pb2.GetModelInfoResponse),
+    (generation.Scores, generation_pb2.ScoreResponse),
+    (generation.TokenAlternative, generation_pb2.TokenAlternative),
+    (generation.TokenCount, generation_pb2.CountTokensResponse),
+    (generation.TokenIds, generation_pb2.TokenIds),
+    (generation.TokenLogprob, generation_pb2.TokenLogprob),
+    (prompts.Alias, prompts_pb2.Alias),
+    (prompts.AliasTarget, prompts_pb2.AliasTarget),
+    (prompts.Prompt, prompts_pb2.Prompt),
+    (prompts.PromptVersion, prompts_pb2.PromptVersion),
+    (tuning.DatasetStatistics, tuning_pb2.DatasetStatistics),
+    (tuning.Hyperparameters, tuning_pb2.Hyperparameters),
+    (tuning.Init, tuning_pb2.PromptInit),
+    (tuning.NearestToken, tuning_pb2.NearestToken),
+    (tuning.PublishGate, tuning_pb2.PublishGate),
+    (tuning.PublishPolicy, tuning_pb2.PublishPolicy),
+    (tuning.ServiceInfo, tuning_pb2.GetServiceInfoResponse),
+    (tuning.TuningError, tuning_pb2.TuningError),
+    (tuning.TuningJob, tuning_pb2.TuningJob),
+    (tuning.TuningLimits, tuning_pb2.TuningLimits),
+    (tuning.TuningProgress, tuning_pb2.TuningProgress),
+    (tuning.TuningResult, tuning_pb2.TuningResult),
+    (tuning.TuningSpec, tuning_pb2.TuningSpec),
+    (tuning.UploadedDataset, tuning_pb2.UploadDatasetResponse),
+]
+ENUMS = [
+    (common.TemplateFormat, common_pb2.Template.Format, "FORMAT_"),
+    (generation.FinishReason, generation_pb2.FinishReason, "FINISH_REASON_"),
+    (generation.LoadedState, generation_pb2.LoadedPrompt.State, "STATE_"),
+    (tuning.InitMethod, tuning_pb2.PromptInit.Method, "METHOD_"),
+    (tuning.JobState, tuning_pb2.TuningJob.State, "STATE_"),
+    (tuning.LearningRateSchedule, tuning_pb2.LearningRateSchedule, "LEARNING_RATE_SCHEDULE_"),
+    (tuning.Metric, tuning_pb2.Metric, "METRIC_"),
+    (tuning.Reparameterisation, tuning_pb2.Reparameterisation, "REPARAMETERISATION_"),
+    (tuning.TaskKind, tuning_pb2.TaskKind, "TASK_KIND_"),
+]
+
+
+@pytest.mark.parametrize(("kind", "message"), MIRRORS)
+def test_a_dataclass_has_exactly_its_messages_fields(kind, message):
+    ours = {field.name.removesuffix("_seconds") for field in dataclasses.fields(kind)}
+    theirs = {name.removesuffix("_seconds") for name in message.DESCRIPTOR.fields_by_name}
+    assert ours == theirs
+
+
+@pytest.mark.parametrize(("kind", "message"), MIRRORS)
+def test_an_empty_message_can_be_read(kind, message):
+    assert isinstance(read(kind, message()), kind)
+
+
+@pytest.mark.parametrize(("ours", "theirs", "prefix"), ENUMS)
+def test_an_enum_has_exactly_its_values(ours, theirs, prefix):
+    assert [prefix + item for item in ours] == theirs.keys()[1:]
+
+
+def test_every_kind_of_value_survives_both_ways():
+    hyperparameters = tuning.Hyperparameters(
+        num_virtual_tokens=8,
+        init=tuning.Init(tuning.InitMethod.TEXT, "hello"),
+        reparameterisation=tuning.Reparameterisation.NONE,
+        learning_rate=0.003,
+        schedule=tuning.LearningRateSchedule.LINEAR,
+        early_stop_patience=0,
+        balance_classes=False,
+        seed=0,
+    )
+    message = write(hyperparameters, tuning_pb2.Hyperparameters())
+    assert message.HasField("seed")
+    assert not message.HasField("num_steps")
+    assert read(tuning.Hyperparameters, message) == hyperparameters
+
+
+def test_sampling_survives_both_ways():
+    sampling = common.Sampling(temperature=0.0, stop_sequences=("a", "b"), stop_token_ids=(3,), ignore_eos=False, seed=2**40)
+    assert read(common.Sampling, write(sampling, common_pb2.SamplingParams())) == sampling
+
+
+def test_a_spec_survives_but_for_its_files():
+    spec = tuning.TuningSpec(
+        prompt="tone",
+        dataset="datasets/sha256-00",
+        validation_dataset="file:///data/held.jsonl",
+        template=common.Template("Q: {input}", common.TemplateFormat.CHAT, "be kind"),
+        task=tuning.TaskKind.CHAT,
+        labels=("a", "b"),
+        hyperparameters=tuning.Hyperparameters(num_steps=3),
+        publish=tuning.PublishPolicy("canary", tuning.PublishGate(beat_current=True, minimum_metric=0.5)),
+        priority=-3,
+        max_runtime_seconds=1.5,
+        sampling_defaults=common.Sampling(temperature=0.5),
+        annotations={"team": "shop"},
+    )
+    message = spec_message(spec, str(spec.dataset), str(spec.validation_dataset))
+    assert message.dataset.dataset == "datasets/sha256-00"
+    assert message.validation_dataset.uri == "file:///data/held.jsonl"
+    assert read(tuning.TuningSpec, message) == spec
+
+
+def test_a_fraction_and_a_file_exclude_each_other():
+    spec = tuning.TuningSpec(prompt="tone", dataset="x", validation_dataset="y", validation_fraction=0.1)
+    with pytest.raises(InvalidInput, match="validation_fraction"):
+        spec_message(spec, "datasets/sha256-00", "datasets/sha256-01")
+
+
+def test_times_are_aware_and_durations_are_seconds():
+    message = generation_pb2.LoadedPrompt(version="prompts/a/versions/1", state=generation_pb2.LoadedPrompt.STATE_LOADED)
+    message.load_time.FromJsonString("2026-01-02T03:04:05Z")
+    message.publish_to_served.FromMilliseconds(250)
+    loaded = read(generation.LoadedPrompt, message)
+    assert loaded.load_time == datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+    assert loaded.publish_to_served_seconds == 0.25
+    assert loaded.state is generation.LoadedState.LOADED
+
+
+@pytest.mark.parametrize(
+    ("value", "field"),
+    [
+        (tuning.Hyperparameters(num_steps="many"), "num_steps"),
+        (tuning.Hyperparameters(num_virtual_tokens=2**40), "num_virtual_tokens"),
+        (tuning.Hyperparameters(metric="nonsense"), "metric"),
+        (tuning.Hyperparameters(init=tuning.Init(text=7)), "init.text"),
+    ],
+)
+def test_a_value_that_does_not_fit_names_its_field(value, field):
+    with pytest.raises(InvalidInput) as caught:
+        write(value, tuning_pb2.Hyperparameters())
+    assert [violation.field for violation in caught.value.violations] == [field]
+
+
+def test_one_text_is_no_list_of_stop_sequences():
+    with pytest.raises(InvalidInput, match="stop_sequences"):
+        write(common.Sampling(stop_sequences="stop"), common_pb2.SamplingParams())
