@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 from uuid import uuid4
 
 from inference_service.engine.engine import Engine, Output
@@ -75,7 +75,7 @@ class AsyncEngine:
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._streams: dict[str, _Stream] = {}
-        self._commands: set[asyncio.Future[object]] = set()
+        self._commands: set[asyncio.Future[Any]] = set()
         self._draining = False
         self._stopping = False
         self._failure: str | None = None
@@ -201,7 +201,7 @@ class AsyncEngine:
                 loop.call_soon_threadsafe(_settle, future, result, None)
 
         self._commands.add(future)
-        future.add_done_callback(self._commands.discard)  # type: ignore[arg-type]
+        future.add_done_callback(self._commands.discard)
         self._send(run)
         return await future
 

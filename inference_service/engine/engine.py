@@ -19,6 +19,7 @@ from inference_service.engine.config import EngineConfig
 from inference_service.engine.detokenizer import DetokenizerFactory
 from inference_service.engine.kv_cache import RowKVCache
 from inference_service.engine.memory import free_bytes, plan_memory
+from inference_service.engine.packed_linear import pack_linears
 from inference_service.engine.prefix_cache import PrefixCache
 from inference_service.engine.probe import layer_shapes
 from inference_service.engine.request import Delta, FinishReason, GenerationRequest, SamplingParams, ScoreRequest, ScoreResult
@@ -78,6 +79,7 @@ class Engine:
         plan = plan_memory(config, bytes_per_token, base.info.max_positions, free_bytes(base.device))
         cache = RowKVCache(shapes, config.max_running + 1, plan.max_length, base.dtype, base.device)
         pool = RowPool(config.max_running, plan.max_blocks, plan.max_length, config.reuse_text_prefixes)
+        pack_linears(base.model, base.device, base.dtype)
         runner = model_runner.ModelRunner(base, cache)
         prefixes = PrefixCache(runner.compute_prefix, plan.prefix_bytes)
         return cls(base, replace(config, max_length=plan.max_length), Scheduler(pool, config.max_tokens_per_step), runner, prefixes)
