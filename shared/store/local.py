@@ -49,7 +49,7 @@ class LocalBackend:
     def get(self, key: str, max_bytes: int) -> bytes | None:
         with _as_unavailable():
             try:
-                handle = os.open(self._path(key), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+                handle = os.open(self._path(key), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
             except (FileNotFoundError, NotADirectoryError):
                 self._check_there()
                 return None

@@ -1,0 +1,59 @@
+"""Object stores: the probe, the address, and a server that goes away."""
+
+from __future__ import annotations
+
+import builtins
+from typing import Any
+
+import pytest
+
+from shared.errors import InvalidInput, PreconditionFailed, Unavailable
+from shared.store import open_store
+from shared.store.object import ObjectStoreBackend
+
+
+class _Unconditional(ObjectStoreBackend):
+    """A server that takes a conditional write and ignores the condition."""
+
+    def create(self, key: str, data: bytes) -> bool:
+        self.put(key, data)
+        return True
+
+
+def test_a_store_that_ignores_conditions_is_refused(s3_url: str) -> None:
+    with pytest.raises(PreconditionFailed, match="conditional writes"):
+        _Unconditional.open(s3_url)
+    assert ObjectStoreBackend.open(s3_url).list("probe/") == []
+
+
+def test_a_missing_bucket_is_said(s3_url: str) -> None:
+    with pytest.raises(Unavailable, match="bucket does not exist"):
+        open_store("s3://no-such-bucket/prefix")
+
+
+def test_a_server_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shared.store.object._RETRY", {"max_retries": 0})
+    for name, value in {"AWS_ENDPOINT": "http://127.0.0.1:1", "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(Unavailable) as caught:
+        open_store("s3://prompts")
+    assert caught.value.message == "the prompt store does not answer"
+
+
+def test_without_the_extra_the_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    importer = builtins.__import__
+
+    def without_obstore(name: str, *args: Any, **kwargs: Any) -> Any:
+        if name.startswith("obstore"):
+            raise ImportError(name)
+        return importer(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", without_obstore)
+    with pytest.raises(PreconditionFailed, match=r"softprompt\[object-store\]"):
+        open_store("s3://prompts/prefix")
+
+
+@pytest.mark.parametrize("url", ["", "ftp://host/x", "file://host/x", "file://", "s3://", "https://host/x"])
+def test_urls_that_name_no_store(url: str) -> None:
+    with pytest.raises(InvalidInput, match="store"):
+        open_store(url)

@@ -1,0 +1,184 @@
+"""Following a store through silence, absence, damage and cuts."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from shared.store import AliasMoved, Changes, PromptStore, StoreWatcher, watch
+from shared.store import follower as follower_module
+from shared.store.layout import log_key
+from shared.store.memory import MemoryBackend
+from tests.shared.blobs import make_blob
+from tests.shared.store.faults import FaultyBackend
+
+PROMPT = "support-tone"
+DEADLINE_SECONDS = 20
+
+
+@pytest.fixture
+def faulty() -> FaultyBackend:
+    return FaultyBackend(MemoryBackend())
+
+
+def publish(store: PromptStore, number: int) -> None:
+    store.publish(PROMPT, make_blob(seed=number), job=f"job-{number}")
+
+
+async def eventually(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+async def following(watcher: StoreWatcher, act: Callable[[list[Changes]], Awaitable[None]]) -> list[Changes]:
+    seen: list[Changes] = []
+
+    async def collect() -> None:
+        async for changes in watcher:
+            seen.append(changes)  # noqa: PERF401 (seen while it grows)
+
+    task = asyncio.create_task(collect())
+    try:
+        await act(seen)
+    finally:
+        task.cancel()
+    return seen
+
+
+async def test_it_begins_with_the_present_state_and_goes_on_with_commits(faulty: FaultyBackend) -> None:
+    writer, store = PromptStore(faulty.inner), PromptStore(faulty)
+    publish(writer, 0)
+
+    async def act(seen: list[Changes]) -> None:
+        await eventually(lambda: len(seen) == 1)
+        publish(writer, 1)
+        await eventually(lambda: len(seen) == 2)
+        writer.set_alias(PROMPT, "default", 1)
+        await eventually(lambda: len(seen) == 3)
+
+    first, second, third = await following(StoreWatcher(store), act)
+    assert (first.restarted, first.index.revision) == (True, 1)
+    assert (second.restarted, [commit.revision for commit in second.commits]) == (False, [2])
+    assert isinstance(third.commits[0].ops[0], AliasMoved)
+
+
+async def test_it_resumes_after_a_revision(faulty: FaultyBackend) -> None:
+    store = PromptStore(faulty)
+    for number in range(4):
+        publish(store, number)
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        changes = await anext(watch(PromptStore(faulty), since=2))
+    assert [commit.revision for commit in changes.commits] == [3, 4]
+
+
+async def test_an_idle_poll_is_one_read(faulty: FaultyBackend) -> None:
+    store = PromptStore(faulty)
+    publish(store, 0)
+    watcher = StoreWatcher(store, since=1, poll_seconds=0.002)
+
+    async def act(seen: list[Changes]) -> None:
+        faulty.num_reads = faulty.num_lists = faulty.num_writes = 0
+        await eventually(lambda: faulty.num_reads >= 20)
+        assert (faulty.num_lists, faulty.num_writes) == (0, 0)
+        assert seen == []
+
+    await following(watcher, act)
+
+
+async def test_while_the_store_is_away_it_waits_and_says_so_once(faulty: FaultyBackend, caplog: pytest.LogCaptureFixture) -> None:
+    writer, store = PromptStore(faulty.inner), PromptStore(faulty)
+    watcher = StoreWatcher(store, since=0, poll_seconds=0.02)
+    caplog.set_level(logging.INFO)
+
+    async def act(seen: list[Changes]) -> None:
+        faulty.away = True
+        await eventually(lambda: watcher.problem != "")
+        for number in range(3):
+            publish(writer, number)
+        silence = watcher.seconds_since_contact
+        await eventually(lambda: watcher.seconds_since_contact > silence + 0.2)
+        assert seen == []
+        assert store.index().revision == 0
+        faulty.away = False
+        await eventually(lambda: len(seen) == 1)
+
+    (changes,) = await following(watcher, act)
+    assert [commit.revision for commit in changes.commits] == [1, 2, 3]
+    assert watcher.problem == ""
+    assert [record.levelname for record in caplog.records if "can't be followed" in record.message] == ["WARNING"]
+    assert "can be followed again" in caplog.text
+
+
+async def test_an_entry_that_cannot_be_read_stops_it_there(faulty: FaultyBackend) -> None:
+    store = PromptStore(faulty)
+    publish(store, 0)
+    good = faulty.inner.get(log_key(1), 1 << 20)
+    assert good is not None
+    faulty.inner.put(log_key(2), b"\xff damaged")
+    watcher = StoreWatcher(store, since=0, poll_seconds=0.01)
+
+    async def act(seen: list[Changes]) -> None:
+        await eventually(lambda: "log entry 2" in watcher.problem)
+        assert store.index().revision == 1
+        faulty.inner.delete(log_key(2))
+        await eventually(lambda: len(seen) == 1)
+
+    (changes,) = await following(watcher, act)
+    assert [commit.revision for commit in changes.commits] == [1]
+
+
+async def test_one_that_fell_behind_a_cut_starts_from_the_snapshot(faulty: FaultyBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(follower_module, "CHECK_SECONDS", 0.05)
+    writer, store = PromptStore(faulty.inner), PromptStore(faulty)
+    watcher = StoreWatcher(store, since=0, poll_seconds=0.01)
+
+    async def act(seen: list[Changes]) -> None:
+        faulty.away = True
+        await eventually(lambda: watcher.problem != "")
+        for number in range(5):
+            publish(writer, number)
+        writer.truncate_log(keep=0)
+        faulty.away = False
+        await eventually(lambda: len(seen) == 1)
+        publish(writer, 5)
+        await eventually(lambda: len(seen) == 2)
+
+    first, second = await following(watcher, act)
+    assert (first.restarted, first.index.revision) == (True, 5)
+    assert [commit.revision for commit in second.commits] == [6]
+
+
+async def test_another_store_in_the_same_place_is_noticed(faulty: FaultyBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(follower_module, "CHECK_SECONDS", 0.05)
+    store = PromptStore(faulty)
+    publish(store, 0)
+    watcher = StoreWatcher(store, since=1, poll_seconds=0.01)
+
+    async def act(seen: list[Changes]) -> None:
+        faulty.inner = MemoryBackend()
+        other = PromptStore(faulty.inner)
+        for number in range(3):
+            other.publish("other", make_blob("other", number), job=str(number))
+        await eventually(lambda: len(seen) == 1)
+
+    (changes,) = await following(watcher, act)
+    assert changes.restarted
+    assert list(changes.index.prompts) == ["other"]
+
+
+async def test_a_hundred_watchers_of_one_directory_see_a_version_within_a_second(local_store: PromptStore) -> None:
+    reader = PromptStore(local_store.backend)
+    watchers = [StoreWatcher(reader, since=0) for _ in range(100)]
+    tasks = [asyncio.create_task(anext(aiter(watcher))) for watcher in watchers]
+    await eventually(lambda: all(watcher.seconds_since_contact < 1 for watcher in watchers))
+    await asyncio.to_thread(publish, local_store, 0)
+    published_at = time.monotonic()
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        results = await asyncio.gather(*tasks)
+    assert {changes.index.revision for changes in results} == {1}
+    assert time.monotonic() - published_at < 1

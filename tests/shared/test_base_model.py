@@ -1,0 +1,168 @@
+"""What identifies a base model: its very weights, config and tokenizer, hashed once and again when a file changes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import GPT2Config, MambaConfig, PreTrainedConfig, T5Config
+
+from shared import base_model
+from shared.base_model import check_supported, default_id, inspect, load, pick_device, pick_dtype, resolve
+from shared.errors import InvalidInput, NotFound, PreconditionFailed
+from tests.tiny_models import save_tiny_llama
+
+CACHE = ".softprompt-fingerprint.json"
+
+
+@pytest.fixture
+def model_dir(tiny_model_dir: Path, tmp_path: Path) -> Path:
+    """A copy that a test may damage."""
+    return Path(shutil.copytree(tiny_model_dir, tmp_path / "Tiny-Llama", ignore=shutil.ignore_patterns(CACHE)))
+
+
+@pytest.fixture
+def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the files that were hashed."""
+    names: list[str] = []
+    hash_file = base_model._hash_file
+
+    def note(path: Path) -> str:
+        names.append(path.name)
+        return hash_file(path)
+
+    monkeypatch.setattr(base_model, "_hash_file", note)
+    return names
+
+
+def change_one_byte(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+def test_what_it_says(model_dir: Path) -> None:
+    info = inspect(model_dir)
+    assert (info.id, info.architecture) == ("tiny-llama", "LlamaForCausalLM")
+    assert (info.hidden_size, info.vocab_size, info.num_layers, info.max_positions) == (64, 261, 2, 512)
+    assert info.fingerprint.startswith("sha256:")
+    assert inspect(model_dir, id="other").id == "other"
+
+
+def test_the_same_bytes_elsewhere_have_the_same_fingerprint(model_dir: Path, tmp_path: Path) -> None:
+    elsewhere = Path(shutil.copytree(model_dir, tmp_path / "elsewhere"))
+    assert inspect(elsewhere).fingerprint == inspect(model_dir).fingerprint
+
+
+def test_one_changed_byte_of_the_weights_changes_it(model_dir: Path) -> None:
+    before = inspect(model_dir)
+    change_one_byte(model_dir / "model.safetensors")
+    after = inspect(model_dir)
+    assert after.fingerprint != before.fingerprint
+    assert after.tokenizer_digest == before.tokenizer_digest
+
+
+def test_another_tokenizer_changes_both_digests(model_dir: Path) -> None:
+    before = inspect(model_dir)
+    path = model_dir / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "clean_up_tokenization_spaces": True}))
+    after = inspect(model_dir)
+    assert after.fingerprint != before.fingerprint
+    assert after.tokenizer_digest != before.tokenizer_digest
+
+
+def test_of_the_config_only_what_matters_counts(model_dir: Path) -> None:
+    path = model_dir / "config.json"
+    before, config = inspect(model_dir), json.loads(path.read_text())
+    path.write_text(json.dumps({**config, "transformers_version": "0.0.1", "_name_or_path": "/elsewhere"}))
+    assert inspect(model_dir).fingerprint == before.fingerprint
+    path.write_text(json.dumps({**config, "rms_norm_eps": 0.5}))
+    assert inspect(model_dir).fingerprint != before.fingerprint
+
+
+def test_it_is_hashed_once_and_again_when_a_file_changes(model_dir: Path, hashed: list[str]) -> None:
+    first = inspect(model_dir)
+    assert "model.safetensors" in hashed
+    hashed.clear()
+    assert inspect(model_dir) == first
+    assert hashed == []
+    weights = model_dir / "model.safetensors"
+    size, time_ns = weights.stat().st_size, weights.stat().st_mtime_ns
+    change_one_byte(weights)
+    os.utime(weights, ns=(time_ns + 1, time_ns + 1))
+    assert weights.stat().st_size == size
+    assert inspect(model_dir).fingerprint != first.fingerprint
+    assert "model.safetensors" in hashed
+
+
+@pytest.mark.parametrize("damage", [b"", b"{}", b"\xff", b'{"stamps": {}, "fingerprint": "sha256:0", "tokenizer_digest": "sha256:0"}'])
+def test_a_damaged_cache_is_not_believed(model_dir: Path, damage: bytes) -> None:
+    first = inspect(model_dir)
+    (model_dir / CACHE).write_bytes(damage)
+    assert inspect(model_dir) == first
+    assert first.fingerprint in (model_dir / CACHE).read_text()
+
+
+def test_a_folder_that_cannot_be_written_to(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(30, "Read-only file system")
+
+    expected = inspect(model_dir)
+    (model_dir / CACHE).unlink()
+    monkeypatch.setattr(Path, "write_text", refuse)
+    assert inspect(model_dir) == expected
+    assert not (model_dir / CACHE).exists()
+
+
+def test_loading_gives_a_frozen_model(model_dir: Path) -> None:
+    model = load(model_dir, dtype="float32", device="cpu")
+    assert model.embedding_table.shape == (261, 64)
+    assert not any(parameter.requires_grad for parameter in model.model.parameters())
+    assert not model.model.training
+    assert model.stop_token_ids == {1}
+    assert (model.device.type, model.dtype) == ("cpu", torch.float32)
+    assert load(model_dir, dtype="bfloat16", device="cpu").embedding_table.dtype == torch.bfloat16
+
+
+def test_weights_in_parts_are_hashed_whole(tmp_path: Path) -> None:
+    save_tiny_llama(tmp_path / "one")
+    save_tiny_llama(tmp_path / "parts")
+    data = (tmp_path / "parts" / "model.safetensors").read_bytes()
+    (tmp_path / "parts" / "model-2.safetensors").write_bytes(data)
+    before = inspect(tmp_path / "parts").fingerprint
+    assert before != inspect(tmp_path / "one").fingerprint
+    change_one_byte(tmp_path / "parts" / "model-2.safetensors")
+    assert inspect(tmp_path / "parts").fingerprint != before
+
+
+def test_what_is_no_model(model_dir: Path, tmp_path: Path) -> None:
+    with pytest.raises(NotFound, match=r"config\.json"):
+        resolve(tmp_path)
+    with pytest.raises(NotFound, match="neither a model directory nor a hub id"):
+        resolve("no-such/model")
+    (model_dir / "model.safetensors").unlink()
+    with pytest.raises(NotFound, match="weights"):
+        inspect(model_dir)
+
+
+@pytest.mark.parametrize(
+    ("config", "why"), [(T5Config(), "encoder-decoder"), (MambaConfig(), "recurrent state"), (PreTrainedConfig(), "not a causal")]
+)
+def test_models_that_take_no_soft_prompt(config: PreTrainedConfig, why: str) -> None:
+    with pytest.raises(PreconditionFailed, match=why):
+        check_supported(config)
+    check_supported(GPT2Config())
+
+
+def test_ids_devices_and_dtypes() -> None:
+    assert default_id("HuggingFaceTB/SmolLM2-135M-Instruct") == "smollm2-135m-instruct"
+    assert default_id("/models/tiny/") == "tiny"
+    assert pick_dtype("float32", torch.device("cpu")) == torch.float32
+    assert pick_dtype("auto", torch.device("cpu")) in {torch.float32, torch.bfloat16}
+    if not torch.cuda.is_available():
+        with pytest.raises(InvalidInput, match="no GPU"):
+            pick_device("cuda")
