@@ -146,6 +146,9 @@ async def _watch_engine(engine: AsyncEngine, rpc: RpcServer) -> None:
 
 
 def _load(settings: InferenceSettings) -> Engine:
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()  # a log is no place for it
     begun = time.monotonic()
     engine = load_engine(
         settings.base_model, id=settings.base_model_id, dtype=settings.dtype, device=settings.device, config=settings.engine

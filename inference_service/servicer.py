@@ -22,7 +22,7 @@ from shared.names import check_name
 
 SERVICE_NAME = generation_pb2.DESCRIPTOR.services_by_name["GenerationService"].full_name
 
-_DEADLINE_MARGIN_SECONDS = 0.05
+_DEADLINE_MARGIN_SECONDS = 0.25
 
 
 @dataclass(frozen=True)

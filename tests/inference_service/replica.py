@@ -1,0 +1,158 @@
+"""A whole replica in the test's event loop: the real server on port 0, the real engine over a tiny model, a real store in a directory."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import urllib.request
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import grpc
+import torch
+from prometheus_client.parser import text_string_to_metric_families
+from prompttuning.v1 import common_pb2, generation_pb2, generation_pb2_grpc
+
+from inference_service.config import InferenceSettings
+from inference_service.server import serve
+from shared import base_model
+from shared.blob import encode_blob
+from shared.manifest import GoldenRecord, Manifest, utc_now
+from shared.rpc.errors import error_from_rpc
+from shared.soft_prompt import SoftPrompt
+from shared.store import PromptStore, VersionRecord, open_store
+from shared.template import Template
+
+DEADLINE_SECONDS = 30.0
+
+
+def matrix(seed: int, num_virtual_tokens: int = 8, hidden_size: int = 64) -> torch.Tensor:
+    """A random soft prompt `[num_virtual_tokens, hidden_size]`, large enough to change what a tiny model says."""
+    return torch.randn(num_virtual_tokens, hidden_size, generator=torch.Generator().manual_seed(seed))
+
+
+def blob(
+    model_dir: Path,
+    embeddings: torch.Tensor,
+    prompt: str = "tone",
+    template: Template | None = None,
+    golden: tuple[GoldenRecord, ...] = (),
+    **manifest: Any,
+) -> bytes:
+    info = base_model.inspect(model_dir)
+    soft_prompt = SoftPrompt(embeddings)
+    written = Manifest(
+        prompt=prompt,
+        base_model=info.model_copy(update={"hidden_size": soft_prompt.hidden_size}),
+        template=template or Template(text="{input}"),
+        num_virtual_tokens=soft_prompt.num_virtual_tokens,
+        hidden_size=soft_prompt.hidden_size,
+        golden=golden,
+        created_at=utc_now(),
+    )
+    return encode_blob(soft_prompt, written.model_copy(update=manifest))
+
+
+def publish(store: PromptStore, data: bytes, prompt: str = "tone", alias: str | None = "default") -> VersionRecord:
+    return store.publish(prompt, data, job=f"job-{store.refresh().revision}", alias=alias)
+
+
+async def until(condition: Callable[[], Any], what: str = "") -> Any:
+    """Wait for a truthy value, from a plain or an async function."""
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        while True:
+            value = condition()
+            if asyncio.iscoroutine(value):
+                value = await value
+            if value:
+                return value
+            await asyncio.sleep(0.005)
+
+
+@dataclass
+class Replica:
+    """A client's view of the running replica, and the store behind it."""
+
+    store: PromptStore
+    store_dir: Path
+    channel: grpc.aio.Channel
+    stub: Any
+    metrics_port: int
+    stop: asyncio.Event
+    done: asyncio.Task[None] = field(repr=False)
+
+    async def generate(self, text: str = "hello", prompt: str = "", **sampling: Any) -> generation_pb2.GenerateResponse:
+        return await self.stub.Generate(generate_request(text, prompt, **sampling))  # type: ignore[no-any-return]
+
+    async def loaded(self, prompt: str = "") -> dict[str, generation_pb2.LoadedPrompt]:
+        response = await self.stub.ListLoadedPrompts(generation_pb2.ListLoadedPromptsRequest(prompt=prompt))
+        return {item.version: item for item in response.prompts}
+
+    async def state(self, version: str, state: str) -> generation_pb2.LoadedPrompt:
+        """Wait until the version is in this state."""
+        wanted = generation_pb2.LoadedPrompt.State.Value(f"STATE_{state}")
+
+        async def look() -> generation_pb2.LoadedPrompt | None:
+            found = (await self.loaded()).get(version)
+            return found if found is not None and found.state == wanted else None
+
+        return await until(look, f"{version} {state}")  # type: ignore[no-any-return]
+
+    async def metric(self, name: str, **labels: str) -> float:
+        def scrape() -> str:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics_port}/metrics") as response:
+                return str(response.read().decode())
+
+        for family in text_string_to_metric_families(await asyncio.to_thread(scrape)):
+            for sample in family.samples:
+                if sample.name == f"softprompt_inference_{name}" and labels.items() <= sample.labels.items():
+                    return float(sample.value)
+        return 0.0
+
+
+def generate_request(text: str = "hello", prompt: str = "", **sampling: Any) -> generation_pb2.GenerateRequest:
+    sampling.setdefault("max_new_tokens", 8)
+    return generation_pb2.GenerateRequest(
+        input=generation_pb2.GenerationInput(prompt=prompt, text=text), sampling=common_pb2.SamplingParams(**sampling)
+    )
+
+
+def stream_request(text: str = "hello", prompt: str = "", **sampling: Any) -> generation_pb2.GenerateStreamRequest:
+    request = generate_request(text, prompt, **sampling)
+    return generation_pb2.GenerateStreamRequest(input=request.input, sampling=request.sampling)
+
+
+async def refusal(call: Any) -> Any:
+    """The domain error that a call ends with."""
+    try:
+        await call
+    except grpc.aio.AioRpcError as error:
+        return error_from_rpc(error)
+    raise AssertionError("the call was not refused")
+
+
+@asynccontextmanager
+async def running_replica(model_dir: Path, directory: Path, **settings: Any) -> AsyncIterator[Replica]:
+    """Serve until the block ends, then drain."""
+    store_dir, ready_file = directory / "store", directory / "ready.json"
+    store = open_store(str(store_dir))
+    defaults = {"dtype": "float32", "device": "cpu", "poll_seconds": 0.02, "grace_seconds": 10, "heartbeat_seconds": 1}
+    chosen = InferenceSettings(base_model=str(model_dir), store_url=str(store_dir), ready_file=str(ready_file), **{**defaults, **settings})
+    stop = asyncio.Event()
+    done = asyncio.create_task(serve(chosen, stop))
+    await until(lambda: ready_file.exists() or done.done(), "ready")
+    if done.done():
+        done.result()
+    ports = json.loads(ready_file.read_text())
+    try:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{ports['port']}") as channel:
+            stub = generation_pb2_grpc.GenerationServiceStub(channel)
+            yield Replica(store, store_dir, channel, stub, ports["metrics_port"], stop, done)
+    finally:
+        stop.set()
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            await asyncio.gather(done, return_exceptions=True)
+        ready_file.unlink(missing_ok=True)

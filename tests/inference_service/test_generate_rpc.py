@@ -1,0 +1,176 @@
+"""Answers through a real channel: what they say, what they start and end with, and that they are the model's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from prompttuning.v1 import common_pb2, generation_pb2
+from transformers import AutoModelForCausalLM
+
+from inference_service.generation import AnswerTrim
+from shared.base_model import load_tokenizer
+from shared.errors import DeadlineExceeded, InvalidInput, NotFound
+from shared.manifest import SamplingDefaults
+from shared.template import InputEncoder, Template
+from tests.inference_service.conftest import Brake
+from tests.inference_service.replica import Replica, blob, generate_request, matrix, publish, refusal, stream_request
+
+NUM_TOKENS = 40
+
+
+def greedy_reference(model_dir: Path, soft_prompt: torch.Tensor | None, ids: list[int], count: int) -> list[int]:
+    """transformers' own answer: the prompt prepended to the input's embeddings."""
+    model: Any = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
+    embeds = model.get_input_embeddings()(torch.tensor([ids]))  # [1, num_input, hidden_size]
+    if soft_prompt is not None:
+        embeds = torch.cat([soft_prompt[None], embeds], dim=1)
+    mask = torch.ones(embeds.shape[:2], dtype=torch.long)
+    with torch.inference_mode():
+        out = model.generate(inputs_embeds=embeds, attention_mask=mask, max_new_tokens=count, do_sample=False, eos_token_id=None)
+    return [int(token) for token in out[0]]
+
+
+@pytest.mark.parametrize("prompt", ["", "tone"])
+async def test_greedy_equals_transformers(replica: Replica, tiny_model_dir: Path, prompt: str) -> None:
+    soft_prompt = matrix(1, 10)
+    publish(replica.store, blob(tiny_model_dir, soft_prompt, template=Template(text="Q: {input}\nA:")))
+    template = Template(text="Q: {input}\nA:") if prompt else Template()
+    ids = InputEncoder(load_tokenizer(tiny_model_dir), template).encode_input("hello there")
+    answer = await replica.generate("hello there", prompt, max_new_tokens=NUM_TOKENS, temperature=0, ignore_eos=True)
+    expected = greedy_reference(tiny_model_dir, soft_prompt if prompt else None, ids, NUM_TOKENS)
+    assert list(answer.output.token_ids) == expected
+
+
+async def test_a_stream_starts_continues_and_ends(replica: Replica, tiny_model_dir: Path) -> None:
+    record = publish(replica.store, blob(tiny_model_dir, matrix(1, 10)))
+    request = stream_request("hello", "tone@default", max_new_tokens=12, seed=7, temperature=1, ignore_eos=True)
+    parts = [part async for part in replica.stub.GenerateStream(request, metadata=(("x-request-id", "mine-1"),))]
+    start, deltas, end = parts[0].start, [part.delta for part in parts[1:-1]], parts[-1].end
+    assert (start.version, start.digest) == (record.name, record.digest)
+    assert (start.input_tokens, start.virtual_tokens, start.cached_tokens) == (5, 10, 10)
+    assert (start.seed, start.request_id) == (7, "mine-1")
+    assert sum(len(delta.token_ids) for delta in deltas) == end.output_tokens == 12
+    assert end.finish_reason == generation_pb2.FINISH_REASON_LENGTH
+    assert 0 <= end.queue_time.ToNanoseconds() <= end.first_token_time.ToNanoseconds() <= end.total_time.ToNanoseconds()
+    whole = await replica.generate("hello", "tone", max_new_tokens=12, seed=7, temperature=1, ignore_eos=True)
+    assert whole.output.text == "".join(delta.text for delta in deltas)
+
+
+async def test_a_chosen_seed_is_reported_and_repeats_the_answer(replica: Replica) -> None:
+    first = await replica.generate("hello", temperature=1.5, max_new_tokens=24)
+    again = await replica.generate("hello", temperature=1.5, max_new_tokens=24, seed=first.start.seed)
+    assert again.output == first.output
+
+
+def test_the_space_between_input_and_target_is_not_shown() -> None:
+    trim = AnswerTrim(" ")
+    assert [trim(text) for text in ("", " Paris", " is", " ")] == ["", "Paris", " is", " "]
+    trim = AnswerTrim(" ")
+    assert [trim(text) for text in ("Paris", " is")] == ["Paris", " is"]
+    assert AnswerTrim("")(" Paris") == " Paris"
+
+
+async def test_token_ids_are_taken_as_they_are(replica: Replica, tiny_model_dir: Path) -> None:
+    ids = load_tokenizer(tiny_model_dir)("hello")["input_ids"]
+    request = generate_request(temperature=0, max_new_tokens=20)
+    request.input.token_ids.ids.extend(ids)
+    answer = await replica.stub.Generate(request)
+    assert answer.start.input_tokens == 5
+    assert answer.output.token_ids == (await replica.generate("hello", temperature=0, max_new_tokens=20)).output.token_ids
+
+
+async def test_log_probabilities_as_many_as_asked_for(replica: Replica) -> None:
+    none = await replica.generate(temperature=0)
+    alone = await replica.generate(temperature=0, num_logprobs=0)
+    three = await replica.generate(temperature=0, num_logprobs=3)
+    assert not none.output.logprobs
+    assert [len(item.alternatives) for item in alone.output.logprobs] == [0] * len(alone.output.token_ids)
+    assert [len(item.alternatives) for item in three.output.logprobs] == [3] * len(three.output.token_ids)
+    assert all(item.alternatives[0].token_id == item.token_id for item in three.output.logprobs)
+    assert three.output.token_ids == none.output.token_ids
+
+
+async def test_sampling_of_the_version_holds_where_the_request_says_nothing(replica: Replica, tiny_model_dir: Path) -> None:
+    publish(replica.store, blob(tiny_model_dir, matrix(2), sampling_defaults=SamplingDefaults(max_new_tokens=3)))
+    request = generate_request("hello", "tone", ignore_eos=True)
+    request.sampling.ClearField("max_new_tokens")
+    assert (await replica.stub.Generate(request)).end.output_tokens == 3
+    request.sampling.max_new_tokens = 5
+    assert (await replica.stub.Generate(request)).end.output_tokens == 5
+
+
+async def test_scores_are_shares_of_one(replica: Replica, tiny_model_dir: Path) -> None:
+    publish(replica.store, blob(tiny_model_dir, matrix(3), labels=("good", "bad", "neither")))
+    by_label_set = await replica.stub.Score(generation_pb2.ScoreRequest(input=generation_pb2.GenerationInput(prompt="tone", text="nice")))
+    assert [score.candidate for score in by_label_set.scores] == ["good", "bad", "neither"]
+    assert sum(score.probability for score in by_label_set.scores) == pytest.approx(1)
+    assert by_label_set.best == max(range(3), key=lambda index: by_label_set.scores[index].logprob)
+    assert [score.num_tokens for score in by_label_set.scores] == [6, 5, 9]  # a space, the letters, the end
+    bare = generation_pb2.ScoreRequest(input=generation_pb2.GenerationInput(text="nice"))
+    assert "candidates" in (await refusal(replica.stub.Score(bare))).message
+
+
+async def test_counting_does_not_generate(replica: Replica, tiny_model_dir: Path) -> None:
+    publish(replica.store, blob(tiny_model_dir, matrix(3), template=Template(text="<{input}>\n")))
+    counted = await replica.stub.CountTokens(
+        generation_pb2.CountTokensRequest(input=generation_pb2.GenerationInput(prompt="tone", text="abc"))
+    )
+    assert (counted.input_tokens, counted.virtual_tokens, len(counted.token_ids), counted.max_positions) == (6, 8, 6, 512)
+
+
+async def test_chat_is_rendered_by_the_models_template(replica: Replica) -> None:
+    messages = [common_pb2.Message(role="system", content="be brief"), common_pb2.Message(role="user", content="hi")]
+    chat = generation_pb2.GenerationInput(chat=generation_pb2.ChatInput(messages=messages))
+    counted = await replica.stub.CountTokens(generation_pb2.CountTokensRequest(input=chat))
+    assert counted.input_tokens == len("be brief") + len("hi") + 5
+
+
+async def test_an_input_that_is_too_long_is_refused_with_the_counts_or_cut_on_request(replica: Replica) -> None:
+    error = await refusal(replica.generate("x" * 600))
+    assert isinstance(error, InvalidInput)
+    assert error.violations[0].field == "input.text"
+    assert "600 tokens" in error.message
+    assert "512" in error.message
+    request = generate_request("x" * 600, max_new_tokens=50)
+    request.input.truncate = True
+    answer = await replica.stub.Generate(request)
+    assert (answer.start.input_tokens, answer.end.output_tokens) == (511, 1)
+
+
+async def test_unknown_prompts_aliases_and_versions_are_named(replica: Replica, tiny_model_dir: Path) -> None:
+    publish(replica.store, blob(tiny_model_dir, matrix(1)))
+    for reference, kind in (("nobody", "prompt"), ("tone@staging", "alias"), ("tone@7", "version")):
+        error = await refusal(replica.generate("hello", reference))
+        assert isinstance(error, NotFound), reference
+        assert error.kind == kind
+        assert reference.partition("@")[0] in error.message
+
+
+async def test_a_version_published_a_moment_ago_is_served_at_once(replica: Replica, tiny_model_dir: Path) -> None:
+    for number in range(1, 6):
+        publish(replica.store, blob(tiny_model_dir, matrix(number)), alias=None)
+        assert (await replica.generate("hello", f"tone@{number}")).start.version == f"prompts/tone/versions/{number}"
+
+
+async def test_the_callers_deadline_ends_the_answer_with_what_there_is(replica: Replica, brake: Brake) -> None:
+    await replica.generate()
+    brake.seconds = 0.01
+    request = stream_request(max_new_tokens=400, ignore_eos=True)
+    parts = [part async for part in replica.stub.GenerateStream(request, timeout=2)]
+    assert parts[-1].end.finish_reason == generation_pb2.FINISH_REASON_DEADLINE
+    assert 0 < parts[-1].end.output_tokens < 400
+
+
+async def test_a_deadline_before_the_first_token_is_an_error(replica: Replica, brake: Brake) -> None:
+    brake.seconds = 1.0
+    assert isinstance(await refusal(replica.stub.Generate(generate_request(), timeout=0.3)), DeadlineExceeded)
+
+
+async def test_model_info_tells_model_and_limits(replica: Replica) -> None:
+    info = await replica.stub.GetModelInfo(generation_pb2.GetModelInfoRequest())
+    assert (info.base_model.hidden_size, info.base_model.architecture, info.dtype) == (64, "LlamaForCausalLM", "float32")
+    assert (info.limits.max_positions, info.limits.max_stop_sequences) == (512, 16)
+    assert info.default_sampling.max_new_tokens == 256
