@@ -1,0 +1,85 @@
+"""A store's index built by hand, and loads without an engine."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+
+from inference_service.prompts.loader import VersionLoader
+from inference_service.prompts.version import LoadedVersion, RefusalReason, VersionRefused, now, prefix_id_of
+from shared.errors import Unavailable
+from shared.manifest import utc_now
+from shared.soft_prompt import SoftPrompt
+from shared.store import AliasMoved, AliasTarget, Commit, StoreIndex, VersionDeleted, VersionPublished, VersionRecord
+from shared.store.commit import VersionSummary
+
+SUMMARY = VersionSummary("tiny", "sha256:model", 1, 4)
+
+
+class Log:
+    """Makes indexes, one commit at a time."""
+
+    def __init__(self) -> None:
+        self.index = StoreIndex()
+
+    def commit(self, *ops: Any) -> StoreIndex:
+        revision = self.index.revision + 1
+        self.index = self.index.apply(Commit(revision, f"t{revision}", utc_now(), "test", ops))
+        return self.index
+
+    def publish(self, version: int, *, alias: str | None = "default", prompt: str = "tone") -> StoreIndex:
+        digest = f"sha256:{version:064d}"
+        ops: list[Any] = [VersionPublished(prompt, version, digest, 10, f"job-{prompt}-{version}", SUMMARY)]
+        if alias is not None:
+            ops.append(AliasMoved(prompt, alias, (AliasTarget(version),)))
+        return self.commit(*ops)
+
+    def move(self, *targets: tuple[int, int], alias: str = "default") -> StoreIndex:
+        return self.commit(AliasMoved("tone", alias, tuple(AliasTarget(version, weight) for version, weight in targets)))
+
+    def delete(self, version: int) -> StoreIndex:
+        return self.commit(VersionDeleted("tone", version))
+
+    def record(self, version: int) -> VersionRecord:
+        return self.index.prompt("tone").version(version)
+
+
+def loaded(record: VersionRecord) -> LoadedVersion:
+    """A version as the loader gives it; manifest and encoder are not looked at by registry and watcher."""
+    nothing = cast(Any, None)
+    return LoadedVersion(record, nothing, SoftPrompt(torch.zeros(1, 4)), nothing, prefix_id_of(record), now())
+
+
+class FakeLoader(VersionLoader):
+    """Loads at once, but for versions that are `refused` or `absent`; counts the attempts."""
+
+    def __init__(self) -> None:
+        self.refused: set[int] = set()
+        self.absent: set[int] = set()
+        self.broken: set[int] = set()
+        self.attempts: list[int] = []
+
+    async def load(self, record: VersionRecord) -> LoadedVersion:
+        self.attempts.append(record.version)
+        if record.version in self.refused:
+            raise VersionRefused(RefusalReason.DAMAGED, "cut short")
+        if record.version in self.absent:
+            raise Unavailable("the blob is not there")
+        if record.version in self.broken:
+            raise RuntimeError("a fault of the program")
+        return loaded(record)
+
+
+class FakeStore:
+    """What the watcher polls."""
+
+    def __init__(self, log: Log) -> None:
+        self.log, self.id, self.away = log, "first", False
+        self.num_polls = 0
+
+    def refresh(self) -> StoreIndex:
+        self.num_polls += 1
+        if self.away:
+            raise Unavailable("the store is away")
+        return self.log.index

@@ -1,0 +1,155 @@
+"""Following the store: eager loads, retries, outages, and a store that was replaced."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from inference_service.prompts.loading import VersionLoads
+from inference_service.prompts.observer import NullPromptObserver
+from inference_service.prompts.registry import PromptRegistry
+from inference_service.prompts.watcher import PromptWatcher
+from shared.errors import Unavailable
+from shared.names import PromptReference
+from tests.inference_service.prompts.fakes import FakeLoader, FakeStore, Log
+from tests.inference_service.replica import until
+
+
+class Bench:
+    def __init__(self) -> None:
+        self.log, self.loader = Log(), FakeLoader()
+        self.store = FakeStore(self.log)
+        self.registry = PromptRegistry(lambda prefix_id: None)
+        self.loads = VersionLoads(self.loader, self.registry, NullPromptObserver())
+        self.watcher = PromptWatcher(self.store, self.registry, self.loads, NullPromptObserver(), poll_seconds=0.005)
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        await self.watcher.start()
+        task = asyncio.create_task(self.watcher.run())
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            await self.loads.close()
+
+    def meaning(self) -> int:
+        return self.registry.resolve(PromptReference.parse("tone")).version
+
+
+@pytest.fixture
+def bench() -> Bench:
+    return Bench()
+
+
+async def test_start_loads_what_aliases_name_and_nothing_else(bench: Bench) -> None:
+    for version in range(1, 10):
+        bench.log.publish(version, alias="default" if version == 5 else None)
+    async with bench.running():
+        assert bench.loader.attempts == [5]
+
+
+async def test_start_waits_for_a_store_that_is_away(bench: Bench) -> None:
+    bench.log.publish(1)
+    bench.store.away = True
+    start = asyncio.create_task(bench.watcher.start())
+    await until(lambda: bench.store.num_polls > 3)
+    assert not start.done()
+    bench.store.away = False
+    await start
+    assert bench.loader.attempts == [1]
+
+
+async def test_start_does_not_wait_for_ever_for_a_version_that_cannot_be_fetched(bench: Bench) -> None:
+    bench.log.publish(1)
+    bench.log.publish(1, prompt="other")
+    bench.loader.absent = {1}
+    async with bench.running():
+        bench.loader.absent = set()
+        await until(lambda: bench.registry.num_loaded == 2)
+
+
+async def test_new_versions_are_loaded_before_anybody_asks(bench: Bench) -> None:
+    async with bench.running():
+        bench.log.publish(1)
+        bench.log.publish(2, alias=None)
+        await until(lambda: bench.registry.num_loaded == 2)
+        assert bench.meaning() == 1
+
+
+async def test_a_damaged_version_is_tried_once_and_an_absent_one_until_it_is_there(bench: Bench) -> None:
+    bench.loader.refused, bench.loader.absent = {1}, {2}
+    async with bench.running():
+        bench.log.publish(1)
+        bench.log.publish(2)
+        await until(lambda: bench.loader.attempts.count(2) >= 3)
+        bench.loader.absent = set()
+        await until(lambda: bench.registry.num_loaded == 1)
+        assert bench.loader.attempts.count(1) == 1
+        assert bench.meaning() == 2
+
+
+async def test_a_fault_of_the_program_takes_nothing_down(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    bench.loader.broken = {1}
+    async with bench.running():
+        bench.log.publish(1)
+        bench.log.publish(2)
+        await until(lambda: bench.registry.num_loaded == 1)
+        assert bench.meaning() == 2
+    assert "could not be loaded" in caplog.text
+
+
+async def test_while_the_store_is_away_what_is_loaded_stays(bench: Bench) -> None:
+    bench.log.publish(1)
+    async with bench.running():
+        bench.store.away = True
+        await until(lambda: bench.watcher.store_away)
+        bench.log.publish(2)
+        assert bench.meaning() == 1
+        polls = bench.store.num_polls
+        bench.store.away = False
+        await until(lambda: bench.meaning() == 2)
+        assert bench.store.num_polls > polls
+
+
+async def test_a_store_that_was_replaced_takes_nothing_away(bench: Bench) -> None:
+    bench.log.publish(1)
+    async with bench.running():
+        bench.store.log, bench.store.id = Log(), "second"
+        await until(lambda: bench.watcher.store_away)
+        assert bench.meaning() == 1
+
+
+async def test_catching_up_looks_at_the_store_now(bench: Bench) -> None:
+    bench.watcher = PromptWatcher(bench.store, bench.registry, bench.loads, NullPromptObserver(), poll_seconds=3600)
+    async with bench.running():
+        bench.watcher._polled_at = float("-inf")
+        bench.log.publish(1)
+        await bench.watcher.catch_up()
+        assert bench.registry.index.revision == 1
+        polls = bench.store.num_polls
+        await asyncio.gather(*(bench.watcher.catch_up() for _ in range(100)))
+        assert bench.store.num_polls == polls  # just looked: a flood of unknown names costs the store nothing
+
+
+async def test_many_who_want_one_version_load_it_once(bench: Bench) -> None:
+    bench.registry.update(bench.log.publish(1, alias=None))
+    record = bench.log.record(1)
+    first = asyncio.create_task(bench.loads.load(record))
+    others = [asyncio.create_task(bench.loads.load(record)) for _ in range(20)]
+    await asyncio.sleep(0)
+    first.cancel()
+    await asyncio.gather(*others)
+    assert bench.loader.attempts == [1]
+    assert bench.registry.num_loaded == 1
+
+
+async def test_who_wants_an_absent_version_hears_of_it(bench: Bench) -> None:
+    bench.registry.update(bench.log.publish(1, alias=None))
+    bench.loader.absent = {1}
+    with pytest.raises(Unavailable):
+        await bench.loads.load(bench.log.record(1))

@@ -1,0 +1,54 @@
+"""Settings: what an operator may set arrives where it is used."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from pydantic import ValidationError
+
+from inference_service.config import InferenceSettings
+from shared.names import NAME_PATTERN
+
+
+def settings(**values: object) -> InferenceSettings:
+    return InferenceSettings(base_model="model", store_url="store", **values)  # type: ignore[arg-type]
+
+
+def test_model_and_store_are_required() -> None:
+    with pytest.raises(ValidationError) as caught:
+        InferenceSettings()  # type: ignore[call-arg]
+    assert {error["loc"][0] for error in caught.value.errors()} == {"base_model", "store_url"}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("max_running", 0),
+        ("default_temperature", -1),
+        ("default_top_p", 0),
+        ("replica", "Not A Name"),
+        ("dtype", "int8"),
+        ("poll_seconds", -1),
+    ],
+)
+def test_values_out_of_range_are_refused(name: str, value: object) -> None:
+    with pytest.raises(ValidationError, match=name):
+        settings(**{name: value})
+
+
+def test_the_default_answer_is_not_longer_than_the_longest() -> None:
+    with pytest.raises(ValidationError, match="max_new_tokens"):
+        settings(max_new_tokens=10, default_max_new_tokens=11)
+
+
+def test_the_engine_gets_its_knobs_and_enough_alternatives_for_the_golden_replay() -> None:
+    made = settings(max_running=3, max_tokens_per_step=77, max_logprobs=0)
+    assert (made.engine.max_running, made.engine.max_tokens_per_step) == (3, 77)
+    assert made.engine.limits.max_logprobs >= 64
+    assert made.sampling_limits.max_logprobs == 0
+
+
+def test_a_replica_has_a_name_of_its_own() -> None:
+    assert settings(replica="left").resolved_replica == "left"
+    assert re.fullmatch(NAME_PATTERN, settings().resolved_replica)

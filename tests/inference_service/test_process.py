@@ -1,0 +1,107 @@
+"""The real process: bad settings stop it by name, SIGTERM drains it, a kill leaves nothing that hinders the next one."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from prompttuning.v1 import generation_pb2, generation_pb2_grpc
+
+from shared.service import EXIT_CONFIG
+from shared.store import open_store
+from shared.store.replicas import ReplicaDirectory
+from tests.inference_service.replica import blob, matrix, publish, stream_request, until
+
+START_SECONDS = 120
+
+
+def environment(model_dir: Path, directory: Path, **settings: str) -> dict[str, str]:
+    chosen = {
+        "BASE_MODEL": str(model_dir),
+        "STORE_URL": str(directory / "store"),
+        "READY_FILE": str(directory / "ready.json"),
+        "DTYPE": "float32",
+        "LOG_FORMAT": "json",
+        **settings,
+    }
+    return {**os.environ, "OMP_NUM_THREADS": "1", **{f"SOFTPROMPT_INFERENCE_{name}": value for name, value in chosen.items()}}
+
+
+@asynccontextmanager
+async def process(env: dict[str, str]) -> AsyncIterator[asyncio.subprocess.Process]:
+    started = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "inference_service", env=env, stderr=asyncio.subprocess.PIPE, limit=1 << 24
+    )
+    try:
+        yield started
+    finally:
+        if started.returncode is None:
+            started.kill()
+        await started.communicate()
+
+
+async def test_sigterm_lets_a_running_stream_finish(tiny_model_dir: Path, tmp_path: Path) -> None:
+    env = environment(tiny_model_dir, tmp_path)
+    store = open_store(str(tmp_path / "store"))
+    publish(store, blob(tiny_model_dir, matrix(1)))
+    ready_file = tmp_path / "ready.json"
+    async with process(env) as running:
+        async with asyncio.timeout(START_SECONDS):
+            while not ready_file.exists():
+                assert running.returncode is None, "the process ended before it was ready"
+                await asyncio.sleep(0.02)
+        ready = json.loads(ready_file.read_text())
+        assert ready["pid"] == running.pid
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{ready['port']}") as channel:
+            health = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
+            assert health.status == health_pb2.HealthCheckResponse.SERVING
+            directory = ReplicaDirectory(store.backend)
+            await until(directory.list)
+            stub = generation_pb2_grpc.GenerationServiceStub(channel)
+            stream = stub.GenerateStream(stream_request("hello", "tone", max_new_tokens=450, ignore_eos=True))
+            assert (await stream.read()).start.version == "prompts/tone/versions/1"
+            running.send_signal(signal.SIGTERM)
+            last = None
+            while (part := await stream.read()) is not grpc.aio.EOF:
+                last = part
+            assert last is not None
+            assert last.end.finish_reason == generation_pb2.FINISH_REASON_LENGTH
+            assert last.end.output_tokens == 450
+        _, errors = await running.communicate()
+        assert running.returncode == 0
+        lines = [json.loads(line) for line in errors.decode().splitlines()]
+        messages = [line["message"] for line in lines]
+        assert [message for message in messages if message in ("listening", "model loaded", "version loaded", "serving", "drained")] == [
+            "listening",
+            "model loaded",
+            "version loaded",
+            "serving",
+            "drained",
+        ]
+        assert any(line["message"] == "generated" and line.get("request_id") for line in lines)
+        assert directory.list() == []
+
+
+async def test_bad_settings_stop_the_start_by_name(tiny_model_dir: Path, tmp_path: Path) -> None:
+    env = environment(tiny_model_dir, tmp_path, DTYPE="int4", MAX_RUNNING="0", COLOUR="red")
+    async with process(env) as started:
+        _, errors = await started.communicate()
+        assert started.returncode == EXIT_CONFIG
+        for variable in ("DTYPE", "MAX_RUNNING", "COLOUR"):
+            assert f"SOFTPROMPT_INFERENCE_{variable}" in errors.decode()
+
+
+async def test_a_model_that_is_not_there_ends_the_start_with_its_name(tmp_path: Path) -> None:
+    env = environment(tmp_path / "no-such-model", tmp_path)
+    async with process(env) as started:
+        _, errors = await started.communicate()
+        assert started.returncode == 1
+        assert "no-such-model" in errors.decode()
