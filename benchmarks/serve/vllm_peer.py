@@ -1,0 +1,50 @@
+"""vLLM's side of the benchmark. Runs under an interpreter that has vLLM and not this project: `python vllm_peer.py MODEL WORKLOAD_FILE`.
+
+For every line with a number of requests on standard input, answers with one JSON line: tokens a second, or seconds to the first token.
+"""
+
+import json
+import os
+import sys
+import time
+
+os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")
+
+import torch
+from vllm import LLM, SamplingParams  # type: ignore[import-not-found, unused-ignore]
+
+
+def main(model: str, workload_file: str) -> None:
+    workload = torch.load(workload_file, weights_only=True)
+    prompts, inputs, new = workload["prompts"], workload["inputs"], workload["num_new"]
+    llm = LLM(model=model, dtype="bfloat16", enable_prompt_embeds=True, max_model_len=1024, max_num_seqs=32, seed=0)
+    table = workload["table"]
+
+    def request(index: int, virtual: bool) -> dict[str, torch.Tensor]:
+        embeds = table[torch.tensor(inputs[index])]
+        if virtual:
+            embeds = torch.cat([prompts[index % len(prompts)].to(embeds.dtype), embeds])
+        return {"prompt_embeds": embeds}
+
+    def seconds(count: int, tokens: int, virtual: bool) -> float:
+        sampling = SamplingParams(temperature=0.0, max_tokens=tokens, min_tokens=tokens, ignore_eos=True)
+        requests = [request(i, virtual) for i in range(count)]
+        begun = time.perf_counter()
+        llm.generate(requests, sampling, use_tqdm=False)
+        return time.perf_counter() - begun
+
+    seconds(2, 4, True)
+    sys.stdout.write("RESULT " + json.dumps({"ready": True}) + "\n")
+    sys.stdout.flush()
+    for line in sys.stdin:
+        order = json.loads(line)
+        if order["what"] == "throughput":
+            value = order["requests"] * new / seconds(order["requests"], new, True)
+        else:
+            value = seconds(1, 1, order["virtual"])
+        sys.stdout.write("RESULT " + json.dumps({"value": value}) + "\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
