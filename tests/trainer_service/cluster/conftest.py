@@ -1,0 +1,31 @@
+"""One Ray for the whole test session: starting it takes seconds."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+
+import pytest
+
+from trainer_service.cluster.ray_cluster import RayCluster
+
+
+class SharedCluster(RayCluster):
+    """Outlives the pools that use it."""
+
+    async def start(self) -> None:
+        if not self._joined:
+            await super().start()
+
+    async def close(self) -> None: ...
+
+    async def end(self) -> None:
+        await super().close()
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[SharedCluster]:
+    cluster = SharedCluster()
+    asyncio.run(cluster.start())
+    yield cluster
+    asyncio.run(cluster.end())

@@ -1,0 +1,39 @@
+"""The worker as a Ray actor: a thin shell whose methods run in threads of their own, so that none waits for a training step.
+
+Importing this imports Ray: only after `RayCluster` has set Ray's environment.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import ray
+
+from trainer_service.cluster.interface import WorkerReport
+from trainer_service.cluster.loading import WorkerSpec, load_trainer, software_version
+from trainer_service.cluster.worker import Worker
+from trainer_service.training.events import TrainingTask
+
+
+@ray.remote(concurrency_groups={"control": 2, "poll": 1}, max_restarts=0, max_task_retries=0)  # type: ignore[untyped-decorator]
+class WorkerActor:
+    """Never restarted by Ray: it would come back blank. The job manager owns retries."""
+
+    def __init__(self, spec: WorkerSpec) -> None:
+        self._worker = Worker(partial(load_trainer, spec))
+
+    @ray.method(concurrency_group="control")  # type: ignore[untyped-decorator]
+    def software(self) -> str:
+        return software_version()
+
+    @ray.method(concurrency_group="control")  # type: ignore[untyped-decorator]
+    def add(self, task: TrainingTask) -> None:
+        self._worker.add(task)
+
+    @ray.method(concurrency_group="control")  # type: ignore[untyped-decorator]
+    def stop(self, job_id: str, attempt: int) -> None:
+        self._worker.stop(job_id, attempt)
+
+    @ray.method(concurrency_group="poll")  # type: ignore[untyped-decorator]
+    def poll(self, since: int, timeout_seconds: float) -> WorkerReport:
+        return self._worker.poll(since, timeout_seconds)

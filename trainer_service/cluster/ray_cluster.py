@@ -1,0 +1,84 @@
+"""Joining a Ray cluster, and leaving it: one inside this machine that ends with the service, or an existing one by address.
+
+Nobody else's cluster is ever joined by accident: without an address Ray is always started anew, whatever runs on this machine or is
+named in the environment.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+from typing import Any
+
+from shared.errors import Unavailable
+
+log = logging.getLogger(__name__)
+
+_OBJECT_STORE_BYTES = 128 << 20
+"""Tasks and results are small; Ray's default is a third of the machine."""
+
+_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # else each worker makes a virtual environment of its own under `uv run`
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # an actor without a GPU is told so by its device setting
+    "GRPC_ENABLE_FORK_SUPPORT": "0",
+    "RAY_DEDUP_LOGS": "0",
+}
+
+
+class RayCluster:
+    """`address` empty: embedded. `start` and `close` once each; `is_embedded` workers share this machine's cores."""
+
+    def __init__(self, address: str = "") -> None:
+        self.address = address
+        self._joined = False
+
+    @property
+    def is_embedded(self) -> bool:
+        return not self.address
+
+    async def start(self) -> None:
+        """Raises Unavailable if the cluster can't be reached, or doesn't let us in."""
+        self._set_environment()
+        import ray
+
+        if self.is_embedded:
+            # On the event loop's own thread Ray would replace the service's signal handlers.
+            options: dict[str, Any] = {
+                "address": "local",
+                "include_dashboard": False,
+                "object_store_memory": _OBJECT_STORE_BYTES,
+            }
+        else:
+            options = {"address": self.address}
+        try:
+            await asyncio.to_thread(ray.init, log_to_driver=False, configure_logging=False, **options)
+        except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+            log.warning("Ray can't be started or joined: %s", error)
+            raise Unavailable("the Ray cluster can't be reached") from error
+        self._joined = True
+        log.info("joined Ray", extra={"fields": {"address": self.address or "local", "resources": str(self.resources())}})
+
+    def resources(self) -> dict[str, float]:
+        """What the cluster has now, by name: CPU, GPU, ..."""
+        import ray
+
+        return dict(ray.cluster_resources())
+
+    async def close(self) -> None:
+        """Leave; an embedded cluster ends."""
+        if self._joined:
+            import ray
+
+            self._joined = False
+            await asyncio.to_thread(ray.shutdown)
+
+    def _set_environment(self) -> None:
+        """Ray reads these when it is imported. Its ports are open on every interface, so it asks for a token."""
+        for name, value in _ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        if self.is_embedded and not os.environ.get("RAY_AUTH_TOKEN_PATH"):
+            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))

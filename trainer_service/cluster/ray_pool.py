@@ -1,0 +1,164 @@
+"""Workers as Ray actors: one for each GPU, or for a share of the CPU cores. They belong to this process and end with it.
+
+What a death looks like in Ray (a killed process, a lost node, the memory monitor) becomes `WorkerLost`. A pending actor is what makes
+Ray's autoscaler add a node, a killed one is what lets it remove one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from shared.base_model import Device, DType
+from trainer_service.cluster.interface import WorkerLost, WorkerReport
+from trainer_service.cluster.loading import WorkerSpec, software_version
+from trainer_service.cluster.ray_cluster import RayCluster
+from trainer_service.training.events import TrainingTask
+
+if TYPE_CHECKING:
+    from trainer_service.config import TrainerSettings
+
+log = logging.getLogger(__name__)
+
+_CONTROL_SECONDS = 60.0
+"""Longest wait for an actor to take a task: its calls wait for no step, but a native call may hold the interpreter's lock."""
+
+
+@dataclass(frozen=True)
+class RayPoolConfig:
+    base_models: Mapping[str, str]
+    """Directory or hub id by id; the same on every node."""
+    dtype: DType = "auto"
+    device: Device = "auto"
+    """auto: GPUs if the cluster has any when the service starts. A cluster that first has to add a GPU node needs `cuda`."""
+    max_workers: int = 1
+    gpus_per_worker: int = 1
+    """More than one for a base model that needs them."""
+    cpus_per_worker: int = 0
+    """Without GPUs. 0: an embedded cluster's cores by max_workers; two on another cluster."""
+    checkpoint_seconds: float = 10.0
+
+
+class RayPool:
+    """A `WorkerPool`."""
+
+    def __init__(self, cluster: RayCluster, config: RayPoolConfig) -> None:
+        self._cluster, self._config = cluster, config
+        self._numbers = itertools.count(1)
+        self._workers: set[RayWorker] = set()
+
+    async def start(self) -> None:
+        await self._cluster.start()
+
+    async def launch(self, base_model: str) -> RayWorker:
+        """Waits until the actor runs, for as long as the cluster needs to find it a place."""
+        from trainer_service.cluster.ray_actor import WorkerActor
+
+        spec = self._spec(base_model)
+        options = {"num_gpus": spec.num_gpus, "num_cpus": 1 if spec.num_gpus else spec.num_threads}
+        actor = WorkerActor.options(**options).remote(spec)
+        worker = RayWorker(f"ray-{next(self._numbers)}", base_model, actor)
+        self._workers.add(worker)
+        try:
+            await worker.check_software()
+        except BaseException:
+            await worker.close()
+            self._workers.discard(worker)
+            raise
+        return worker
+
+    async def close(self) -> None:
+        await asyncio.gather(*(worker.close() for worker in self._workers))
+        await self._cluster.close()
+
+    def _spec(self, base_model: str) -> WorkerSpec:
+        config = self._config
+        on_gpu = config.device == "cuda" or (config.device == "auto" and self._cluster.resources().get("GPU", 0) >= 1)
+        return WorkerSpec(
+            base_model=base_model,
+            source=config.base_models[base_model],
+            dtype=config.dtype,
+            device="cuda" if on_gpu else "cpu",
+            num_threads=self._num_threads(),
+            num_gpus=config.gpus_per_worker if on_gpu else 0,
+            checkpoint_seconds=config.checkpoint_seconds,
+        )
+
+    def _num_threads(self) -> int:
+        if self._config.cpus_per_worker:
+            return self._config.cpus_per_worker
+        if not self._cluster.is_embedded:
+            return 2
+        return max(1, int(self._cluster.resources().get("CPU", os.cpu_count() or 1)) // self._config.max_workers)
+
+
+class RayWorker:
+    """A `WorkerHandle`."""
+
+    def __init__(self, id: str, base_model: str, actor: Any) -> None:
+        self._id, self._base_model, self._actor = id, base_model, actor
+
+    @property
+    def id(self) -> str:
+        return self._id
+
+    @property
+    def base_model(self) -> str:
+        return self._base_model
+
+    async def check_software(self) -> None:
+        """Raises WorkerLost if the actor runs other versions than this process: pickled tasks would not mean the same."""
+        found = await self._answer(self._actor.software.remote(), None)
+        if found != software_version():
+            raise WorkerLost(f"the node runs {found}, the trainer {software_version()}: use one image for both")
+
+    async def add(self, task: TrainingTask) -> None:
+        await self._answer(self._actor.add.remote(task), _CONTROL_SECONDS)
+
+    async def stop(self, job_id: str, attempt: int) -> None:
+        await self._answer(self._actor.stop.remote(job_id, attempt), _CONTROL_SECONDS)
+
+    async def poll(self, since: int, timeout_seconds: float) -> WorkerReport:
+        report: WorkerReport = await self._answer(self._actor.poll.remote(since, timeout_seconds), None)
+        return report
+
+    async def close(self) -> None:
+        import ray
+
+        try:
+            await asyncio.to_thread(ray.kill, self._actor, no_restart=True)
+        except (RuntimeError, ValueError, ray.exceptions.RayError) as error:
+            log.info("a worker could not be killed, it is probably gone: %s", error)
+
+    async def _answer(self, reference: Any, timeout_seconds: float | None) -> Any:
+        import ray
+
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                return await reference
+        except TimeoutError:
+            raise WorkerLost(f"it did not answer within {timeout_seconds} s") from None
+        except ray.exceptions.OutOfMemoryError as error:
+            raise WorkerLost("its node ran out of memory", out_of_memory=True) from error
+        except ray.exceptions.RayTaskError as error:
+            cause = error.cause
+            raise WorkerLost(str(cause), out_of_memory=isinstance(cause, WorkerLost) and cause.out_of_memory) from error
+        except ray.exceptions.RayError as error:
+            raise WorkerLost(f"its process or its node is gone ({type(error).__name__})") from error
+
+
+def ray_pool(settings: TrainerSettings) -> RayPool:
+    """The pool that the trainer's settings describe."""
+    config = RayPoolConfig(
+        base_models={source.id: source.source for source in settings.sources},
+        dtype=settings.dtype,
+        device=settings.device,
+        max_workers=settings.max_workers,
+        checkpoint_seconds=settings.checkpoint_seconds,
+    )
+    return RayPool(RayCluster(settings.ray_address), config)
