@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ from shared.errors import NotFound
 from shared.store.local import LocalBackend
 from shared.store.store import PromptStore
 from tests.trainer_service.jobs.builders import effective_spec
+from tests.trainer_service.jobs.postgres import Postgres, find_binaries
 from tests.trainer_service.jobs.scripted import ScriptedTrainer
 from trainer_service.cluster.interface import WorkerPool
 from trainer_service.cluster.local_pool import LocalPool
@@ -137,4 +140,25 @@ async def service(tmp_path: Path) -> AsyncIterator[Service]:
         await made.manager.drain(2)
 
 
-Eventually = Callable[[Callable[[], bool]], Awaitable[None]]
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    binaries = find_binaries()
+    if binaries is None:
+        pytest.skip("PostgreSQL IS NOT INSTALLED: the job store is tested on SQLite only (Debian: apt-get install postgresql)")
+    with TemporaryDirectory(prefix="pg-") as directory:  # not pytest's own: a socket's path may have 107 bytes
+        server = Postgres(binaries, Path(directory))
+        server.start()
+        yield server
+        server.stop()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[JobStore]:
+    """An empty job store, on each database."""
+    if request.param == "sqlite":
+        url = f"sqlite:///{tmp_path / 'jobs.sqlite3'}"
+    else:
+        url = request.getfixturevalue("postgres").create_database(f"test_{uuid.uuid4().hex}")
+    opened = JobStore.open(url)
+    yield opened
+    opened.close()

@@ -1,0 +1,69 @@
+"""A PostgreSQL of the tests' own: made in a temporary directory, reached through a socket there, gone afterwards."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+_UNPRIVILEGED_USER = "nobody"
+
+
+def find_binaries() -> Path | None:
+    """The directory of initdb and postgres: on the path, or where Debian puts them."""
+    debian = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"), reverse=True)
+    if debian:
+        return debian[0].parent
+    found = shutil.which("postgres")
+    return Path(found).resolve().parent if found else None
+
+
+class Postgres:
+    """`stop` is an immediate one, as if the machine had lost power; `start` again recovers."""
+
+    def __init__(self, binaries: Path, directory: Path) -> None:
+        self._binaries, self._directory = binaries, directory
+        self._data = directory / "data"
+        # PostgreSQL refuses to run as root, and a container has hardly anybody else.
+        self._user = _UNPRIVILEGED_USER if os.getuid() == 0 else None
+        self._process: subprocess.Popen[bytes] | None = None
+        directory.chmod(0o777)
+        self._run("initdb", "-D", str(self._data), "-U", "softprompt", "--auth", "trust", "--no-sync", "--locale=C", "-E", "UTF8")
+
+    @property
+    def url(self) -> str:
+        return f"postgresql://softprompt@/postgres?host={self._directory}"
+
+    def start(self) -> None:
+        options = ["-F", "-c", "listen_addresses=", "-c", f"unix_socket_directories={self._directory}", "-c", "max_connections=40"]
+        command = [str(self._binaries / "postgres"), "-D", str(self._data), *options]
+        log = self._directory.joinpath("log").open("ab")
+        with log:
+            self._process = subprocess.Popen(command, stdout=log, stderr=log, user=self._user, cwd=self._directory)
+        deadline = time.monotonic() + 30
+        while not self._is_ready():
+            if time.monotonic() > deadline or self._process.poll() is not None:
+                raise RuntimeError(self._directory.joinpath("log").read_text()[-2000:])
+            time.sleep(0.05)
+
+    def stop(self) -> None:
+        if self._process is not None:
+            self._process.send_signal(signal.SIGQUIT)
+            self._process.wait(30)
+            self._process = None
+
+    def create_database(self, name: str) -> str:
+        """The URL of a new, empty database."""
+        self._run("psql", "-h", str(self._directory), "-U", "softprompt", "-d", "postgres", "-qc", f"CREATE DATABASE {name}")
+        return f"postgresql://softprompt@/{name}?host={self._directory}"
+
+    def _is_ready(self) -> bool:
+        command = [str(self._binaries / "pg_isready"), "-q", "-h", str(self._directory), "-U", "softprompt"]
+        return subprocess.run(command, check=False).returncode == 0
+
+    def _run(self, program: str, *arguments: str) -> None:
+        command = [str(self._binaries / program), *arguments]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, user=self._user, cwd=self._directory)
