@@ -41,11 +41,6 @@ class StoreIdentity:
         found = self._read()
         return found is not None and found.store_id == self.id
 
-    def check(self) -> None:
-        """Before writing: a commit that follows on one store's log must not land in another's."""
-        if not self.is_same():
-            raise Unavailable("the prompt store was replaced by another one; trying again will follow that one")
-
     def _read(self) -> _StoreFile | None:
         data = self._backend.get(STORE_KEY, MAX_SMALL_BYTES)
         if data is None:

@@ -220,7 +220,7 @@ class PromptStore:
             ops = tuple(build(index))
             if not ops:
                 return index.revision
-            self._identity.check()
+            self._check_same_store()
             commit = Commit(revision=index.revision + 1, txid=txid, time=utc_now(), actor=actor, ops=ops)
             outcome = self._log.append(commit)
             if outcome is Appended.MINE:
@@ -232,6 +232,12 @@ class PromptStore:
                 raise Unavailable("the prompt store is too busy: every attempt to commit lost to another writer")
             time.sleep(random.uniform(0, pause_seconds))
             pause_seconds = min(2 * pause_seconds, self.poll_seconds)
+
+    def _check_same_store(self) -> None:
+        """A commit that follows on one store's log must not land in another's."""
+        if not self._identity.is_same():
+            self._follower.restart()
+            raise Unavailable("the prompt store was replaced by another one; trying again writes to that one")
 
     def _committed(self, commit: Commit) -> None:
         """The commit stands; the snapshot is for later readers, and its failure undoes nothing."""

@@ -119,6 +119,7 @@ def test_a_commit_does_not_land_in_a_store_that_replaced_this_one(store: PromptS
     with pytest.raises(Unavailable, match="replaced"):
         store.publish(PROMPT, make_blob(seed=1), job="job-1")
     assert backend.get(log_key(2), 1 << 20) is None
+    assert store.publish(PROMPT, make_blob(seed=1), job="job-1").version == 1
 
 
 def test_heartbeats(store: PromptStore, backend: ObjectBackend) -> None:
