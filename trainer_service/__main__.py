@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 
 from shared.service import run_service
@@ -14,6 +15,7 @@ def main() -> int:
 
 
 async def _serve(settings: TrainerSettings, stop: asyncio.Event) -> None:
+    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")  # read when grpc is imported; Ray forks, and needs nothing of grpc's
     from trainer_service.cluster.ray_pool import ray_pool  # slow to import: not for --help, nor for settings that are refused
     from trainer_service.server import serve
 

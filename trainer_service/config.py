@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -39,7 +39,8 @@ class BaseModelSource:
         found = cls(id, source) if separator else cls(default_id(text), text)
         if not found.source or not found.id or not _ID_CHARACTERS.issuperset(found.id):
             raise ValueError(f"{text!r} must be a model directory, a hub id or ID=one of these; an id has characters of a-z 0-9 - . _")
-        return found
+        directory = Path(found.source).expanduser()
+        return replace(found, source=str(directory.absolute())) if directory.is_dir() else found  # workers have other directories
 
 
 class TrainerSettings(ServerSettings):

@@ -12,7 +12,7 @@ import stat
 from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
-from urllib.parse import unquote, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 from shared.errors import InvalidInput
 
@@ -30,8 +30,8 @@ class DatasetRoots:
         """The file behind `uri`, open for reading. Raises InvalidInput naming `field`."""
         if not self._roots:
             raise InvalidInput.of(field, "this trainer allows no dataset URIs; upload the dataset, or ask its operator for a dataset root")
-        parts = urlsplit(uri)
-        if parts.scheme != "file" or parts.netloc not in ("", "localhost") or parts.query or parts.fragment:
+        parts = _split(uri)
+        if parts is None or parts.scheme != "file" or parts.netloc not in ("", "localhost") or parts.query or parts.fragment:
             raise InvalidInput.of(field, f"{uri[:200]!r} must look like file:///folder/file.jsonl")
         path = unquote(parts.path)
         if "\0" in path or ".." in path.split("/"):
@@ -59,3 +59,10 @@ class DatasetRoots:
             os.close(descriptor)
             raise FileNotFoundError
         return os.fdopen(descriptor, "rb")
+
+
+def _split(uri: str) -> SplitResult | None:
+    try:
+        return urlsplit(uri)
+    except ValueError:
+        return None
