@@ -43,6 +43,11 @@ class ServiceProcess:
         self._forwarding: asyncio.Task[None] | None = None
         self._last_lines: deque[str] = deque(maxlen=KEPT_LINES)
 
+    @property
+    def session(self) -> int | None:
+        """Id of its session, once it was started; its children are in it unless they made one of their own."""
+        return None if self._process is None else self._process.pid
+
     async def start(self) -> None:
         command = [sys.executable, "-m", "softprompt.local.child", str(os.getpid()), sys.executable, "-m", self._module]
         self._process = await asyncio.create_subprocess_exec(

@@ -100,17 +100,21 @@ class LocalServices:
             process.terminate()
         longest = self._config.grace_seconds + DRAIN_MARGIN_SECONDS
         await asyncio.gather(*(process.wait(longest) for process in self._processes))
-        if left := await wait_until_gone(self.run, RAY_END_SECONDS):
+        if left := await wait_until_gone(self.run, self._sessions, RAY_END_SECONDS):
             self._log("local", f"{len(left)} processes did not end by themselves and are killed")
-            kill(self.run)
+            kill(self.run, self._sessions)
 
     def kill_now(self) -> None:
         """No draining: everything of this run ends at once."""
-        kill(self.run)
+        kill(self.run, self._sessions)
 
     def alive(self) -> list[str]:
         """Processes of this run that still live, for people."""
-        return [f"{process.pid} {process.name()}" for process in processes_of(self.run)]
+        return [f"{process.pid} {process.name()}" for process in processes_of(self.run, self._sessions)]
+
+    @property
+    def _sessions(self) -> set[int]:
+        return {process.session for process in self._processes if process.session is not None}
 
     async def _start(self, directory: Path) -> None:
         settings = {"trainer": self._config.trainer_settings(), "inference": self._config.inference_settings()}
