@@ -25,7 +25,7 @@ from inference_service.engine.request import (
 )
 from inference_service.engine.stats import EngineObserver, EngineStats
 from inference_service.engine.text_stream import merge
-from shared.errors import AlreadyExists, Cancelled, DeadlineExceeded, SoftPromptError, Unavailable
+from shared.errors import AlreadyExists, Cancelled, DamagedBlob, DeadlineExceeded, SoftPromptError, Unavailable
 from shared.soft_prompt import SoftPrompt
 
 log = logging.getLogger(__name__)
@@ -142,14 +142,17 @@ class AsyncEngine:
             raise Cancelled("the engine is stopping")
         raise Unavailable(delta.error or "the score could not be computed")
 
-    async def top_logprobs(self, prefix_id: str | None, input_ids: tuple[int, ...], k: int) -> list[tuple[int, float]]:
-        """The k most likely first tokens after the input, with natural log-probabilities: the replay of a golden record."""
+    async def top_logprobs(self, prefix_id: str | None, input_ids: tuple[int, ...], k: int, priority: int = 0) -> list[tuple[int, float]]:
+        """The k most likely first tokens after the input, with natural log-probabilities: the replay of a golden record.
+
+        Raises DamagedBlob if the model's numbers are not finite there.
+        """
         sampling = SamplingParams(temperature=0.0, max_new_tokens=1, num_logprobs=k, ignore_eos=True)
-        request = GenerationRequest(f"replay-{uuid4().hex}", tuple(input_ids), sampling, prefix_id)
+        request = GenerationRequest(f"replay-{uuid4().hex}", tuple(input_ids), sampling, prefix_id, priority)
         top: list[tuple[int, float]] = []
         async for delta in self.generate(request):
             if delta.error:
-                raise Unavailable(delta.error)
+                raise DamagedBlob(delta.error)
             for logprob in delta.logprobs:
                 top = list(logprob.top)
         return top

@@ -14,7 +14,7 @@ class EngineConfig:
     """Requests in one step; each has a row of the KV cache."""
     max_length: int = 4096
     """Virtual tokens + input + generated tokens of one request; lowered to what the model and the memory allow."""
-    max_tokens_per_step: int = 512
+    max_tokens_per_step: int = 256
     """Positions computed in one step. Decodes come first, prefill takes the rest: it bounds how long a long input holds up streams."""
     kv_cache_bytes: int = 0
     """Memory for the keys and values of running requests; 0 takes a part of what is free at the start."""

@@ -1,16 +1,17 @@
 """From token ids to text while it streams: never half a character, never one lost. Knows tokenizers, not sequences.
 
 A token may be a part of a UTF-8 character, and what a token adds may depend on the one before it (spaces in SentencePiece).
-Byte-level tokenizers say exactly which bytes a token is: those go through an incremental UTF-8 decoder. Any other tokenizer is
-asked to decode a short window with and without the new tokens (as TGI and vLLM do), held back while the end is not a character.
+Byte-level and byte-fallback tokenizers say exactly which bytes a token is (`token_bytes`): those go through an incremental UTF-8 decoder.
+Any other is asked to decode a short window with and without the new token (as TGI and vLLM do), held back while its end is no character.
 """
 
 from __future__ import annotations
 
 import codecs
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any, Protocol
+
+from inference_service.engine.token_bytes import ByteTable, byte_table
 
 REPLACEMENT = "\ufffd"
 _WINDOW = 6
@@ -29,22 +30,26 @@ class DetokenizerFactory:
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
-        self._table = _byte_table(tokenizer)
+        self._table = byte_table(tokenizer)
 
     def __call__(self) -> Detokenizer:
         return WindowDetokenizer(self._tokenizer) if self._table is None else ByteDetokenizer(self._table)
 
 
 class ByteDetokenizer:
-    """`table[token_id]` is the bytes of a token; special tokens have none. Ids beyond the table have none either."""
-
-    def __init__(self, table: Sequence[bytes]) -> None:
-        self._table = table
+    def __init__(self, table: ByteTable) -> None:
+        self._table = table.pieces
+        self._leading = table.stripped_spaces
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def push(self, token_ids: Sequence[int]) -> str:
         table = self._table
-        return self._decoder.decode(b"".join(table[i] for i in token_ids if i < len(table)))
+        text = self._decoder.decode(b"".join(table[i] for i in token_ids if i < len(table)))
+        if self._leading and text:
+            kept = text.removeprefix(" " * min(self._leading, len(text) - len(text.lstrip(" "))))
+            self._leading = 0
+            return kept
+        return text
 
     def flush(self) -> str:
         self._decoder.reset()
@@ -59,12 +64,16 @@ class WindowDetokenizer:
         """How many of the last ids are not in the text yet."""
 
     def push(self, token_ids: Sequence[int]) -> str:
-        self._ids.extend(token_ids)
-        self._held += len(token_ids)
-        return self._take(final=False)
+        # One at a time: a whole run of byte tokens is replaced if its last character is unfinished.
+        return "".join(map(self._push_one, token_ids))
 
     def flush(self) -> str:
         return self._take(final=True)
+
+    def _push_one(self, token_id: int) -> str:
+        self._ids.append(token_id)
+        self._held += 1
+        return self._take(final=False)
 
     def _take(self, *, final: bool) -> str:
         known = self._ids[: len(self._ids) - self._held]
@@ -85,37 +94,3 @@ class WindowDetokenizer:
     def _decode(self, ids: list[int]) -> str:
         text: str = self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return text
-
-
-@lru_cache(maxsize=8)
-def _table_of(tokenizer: Any) -> tuple[bytes, ...] | None:
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None or type(backend.decoder).__name__ != "ByteLevel":
-        return None
-    to_byte = {char: byte for byte, char in _byte_alphabet().items()}
-    added = backend.get_added_tokens_decoder()
-    special = set(tokenizer.all_special_ids)
-    table = []
-    for index in range(len(tokenizer)):
-        piece = backend.id_to_token(index)
-        if piece is None or index in special or (index in added and added[index].special):
-            table.append(b"")
-        elif index in added or any(char not in to_byte for char in piece):
-            table.append(piece.encode())
-        else:
-            table.append(bytes(to_byte[char] for char in piece))
-    return tuple(table)
-
-
-def _byte_table(tokenizer: Any) -> tuple[bytes, ...] | None:
-    try:
-        return _table_of(tokenizer)
-    except TypeError:  # a tokenizer that can't be hashed
-        return _table_of.__wrapped__(tokenizer)
-
-
-def _byte_alphabet() -> dict[int, str]:
-    """Byte -> printable character, as in byte-level BPE (Radford et al. 2019): printable Latin-1 is itself, the rest from 256 on."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in set(printable)]
-    return {**{byte: chr(byte) for byte in printable}, **{byte: chr(256 + rank) for rank, byte in enumerate(others)}}

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from inference_service.engine import model_runner, scoring
+from inference_service.engine import model_runner, scoring, self_check
 from inference_service.engine.admission import Admission
 from inference_service.engine.config import EngineConfig
 from inference_service.engine.detokenizer import DetokenizerFactory
@@ -75,12 +75,15 @@ class Engine:
         """
         config = config or EngineConfig()
         shapes = layer_shapes(base.model)
+        expected = self_check.own_logits(base)
         bytes_per_token = sum(shape.bytes_per_token(base.dtype) for shape in shapes)
         plan = plan_memory(config, bytes_per_token, base.info.max_positions, free_bytes(base.device))
         cache = RowKVCache(shapes, config.max_running + 1, plan.max_length, base.dtype, base.device)
         pool = RowPool(config.max_running, plan.max_blocks, plan.max_length, config.reuse_text_prefixes)
         pack_linears(base.model, base.device, base.dtype)
         runner = model_runner.ModelRunner(base, cache)
+        if plan.max_length >= self_check.NUM_TOKENS:
+            self_check.check_runner(base, runner, expected)
         prefixes = PrefixCache(runner.compute_prefix, plan.prefix_bytes)
         return cls(base, replace(config, max_length=plan.max_length), Scheduler(pool, config.max_tokens_per_step), runner, prefixes)
 

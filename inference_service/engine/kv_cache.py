@@ -126,6 +126,9 @@ class RowKVCache:
         num_bytes = max(1, torch.Size(shape).numel() * dtype.itemsize)
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
         memory = mmap.mmap(-1, num_bytes, flags=flags)
+        if hasattr(mmap, "MADV_NOHUGEPAGE"):
+            # A huge page would span the beginnings of several rows and commit what nobody uses.
+            memory.madvise(mmap.MADV_NOHUGEPAGE)
         tensor = torch.frombuffer(memory, dtype=dtype, count=torch.Size(shape).numel()).view(shape)
         self._maps.append((tensor, memory))
         return tensor

@@ -27,8 +27,9 @@ class PackedLinear(nn.Module):
 
 @torch.no_grad()
 def pack_linears(model: nn.Module, device: torch.device, dtype: torch.dtype) -> int:
-    """Replace the model's linear layers; how many were. None where the device or the build of torch has no such kernel."""
-    if device.type != "cpu" or dtype not in (torch.bfloat16, torch.float32) or not torch.backends.mkldnn.is_available():
+    """Replace the model's linear layers; how many were. 0 where the device or the build of torch has no such kernel."""
+    available = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    if device.type != "cpu" or dtype not in (torch.bfloat16, torch.float32) or not available:
         return 0
     packed = 0
     for module in list(model.modules()):

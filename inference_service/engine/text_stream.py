@@ -35,11 +35,11 @@ class TextStream:
         if token_id in self.end_ids and sequence.num_generated > sequence.sampling.min_new_tokens:
             reason = FinishReason.EOS
         else:
-            text, stopped = self._stops.push(self._detokenizer.push((token_id,)))
-            if stopped:
-                if sequence.num_generated >= sequence.sampling.min_new_tokens:
+            text = self._detokenizer.push((token_id,))
+            if sequence.num_generated >= sequence.sampling.min_new_tokens:
+                text, stopped = self._stops.push(text)
+                if stopped:
                     return self._delta(text, token_id, logprob, FinishReason.STOP_SEQUENCE, now, about=True)
-                text = ""
             if sequence.num_generated >= sequence.sampling.max_new_tokens or sequence.length >= self._max_length:
                 reason = FinishReason.LENGTH
         if reason is not None:

@@ -1,0 +1,56 @@
+"""Before an engine serves a model it proves on a few tokens that it computes what the model's own code computes.
+
+An architecture may pass its attention something that ours does not honour (a position bias, a mask of its own); nobody should find that
+out from the quality of the answers.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from inference_service.engine.model_runner import ModelRunner
+from inference_service.engine.prefix_cache import PrefixCache
+from inference_service.engine.request import SamplingParams
+from inference_service.engine.scheduler import Chunk, StepPlan
+from inference_service.engine.sequence import Sequence
+from shared.base_model import BaseModel
+from shared.errors import PreconditionFailed
+
+NUM_TOKENS = 12
+_SPLITS = ((0, 7), (7, 4), (11, 1))
+"""A prefill, its continuation and a decode."""
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
+"""Of the logits' norm: bfloat16 keeps 8 bits, and the order of summation differs in every layer."""
+
+
+def check_tokens(vocab_size: int) -> list[int]:
+    return [(7919 * (i + 1)) % vocab_size for i in range(NUM_TOKENS)]
+
+
+@torch.inference_mode()
+def own_logits(base: BaseModel) -> torch.Tensor:
+    """`[vocab]` after the last check token, by the model as it was loaded."""
+    ids = torch.tensor([check_tokens(base.info.vocab_size)], device=base.device)
+    model: Any = base.model
+    before = model.config._attn_implementation
+    if getattr(model.config.get_text_config(), "attn_logit_softcapping", None) is not None:
+        model.set_attn_implementation("eager")  # transformers' fused attention leaves the soft cap out
+    logits: torch.Tensor = model(input_ids=ids, use_cache=False).logits[0, -1].float()
+    model.set_attn_implementation(before)
+    return logits
+
+
+def check_runner(base: BaseModel, runner: ModelRunner, expected: torch.Tensor) -> None:
+    """Raise PreconditionFailed if the engine's logits are not the model's."""
+    sequence = Sequence("self-check", check_tokens(base.info.vocab_size), NUM_TOKENS, SamplingParams(), seed=0)
+    logits, no_prefixes = expected, PrefixCache(runner.compute_prefix, 0)
+    for start, count in _SPLITS:
+        chunk = Chunk(sequence, runner.scratch_row, start, count, samples=start + count == NUM_TOKENS)
+        logits = runner.run(StepPlan((chunk,), ()), no_prefixes)
+    difference = float((logits[0].float() - expected).norm() / expected.norm())
+    if not difference <= TOLERANCE.get(base.dtype, 0.1):
+        raise PreconditionFailed(
+            f"{base.info.architecture}: the engine's logits differ from the model's own by {difference:.2g} of their norm"
+        )

@@ -1,0 +1,91 @@
+"""Which bytes each token of a tokenizer stands for, where the tokenizer's decoder makes that a matter of the token alone."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from typing import Any
+
+_BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+
+
+@dataclass(frozen=True)
+class ByteTable:
+    """`pieces[token_id]` is the token's bytes; special tokens have none. A text begins without `stripped_spaces` of its leading spaces."""
+
+    pieces: tuple[bytes, ...]
+    stripped_spaces: int = 0
+
+
+@dataclass
+class _Rules:
+    byte_level: bool = False
+    byte_fallback: bool = False
+    stripped_spaces: int = 0
+    replacements: tuple[tuple[str, str], ...] = ()
+
+    def bytes_of(self, piece: str) -> bytes:
+        if self.byte_level and all(char in _TO_BYTE for char in piece):
+            return bytes(_TO_BYTE[char] for char in piece)
+        found = _BYTE_TOKEN.fullmatch(piece) if self.byte_fallback else None
+        if found is not None:
+            return bytes([int(found[1], 16)])
+        for pattern, content in self.replacements:
+            piece = piece.replace(pattern, content)
+        return piece.encode()
+
+
+def byte_table(tokenizer: Any) -> ByteTable | None:
+    """None for a tokenizer with a decoder that does something else (WordPiece and the like)."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None or backend.decoder is None:
+        return None
+    rules = _rules(json.loads(backend.decoder.__getstate__()))
+    if rules is None:
+        return None
+    added = backend.get_added_tokens_decoder()
+    special = {*tokenizer.all_special_ids, *(index for index, token in added.items() if token.special)}
+    size = max(len(tokenizer), max(added, default=-1) + 1)
+    pieces = []
+    for index in range(size):
+        piece = backend.id_to_token(index)
+        if piece is None or index in special:
+            pieces.append(b"")
+        else:
+            pieces.append(piece.encode() if index in added else rules.bytes_of(piece))
+    return ByteTable(tuple(pieces), rules.stripped_spaces)
+
+
+def _rules(decoder: dict[str, Any]) -> _Rules | None:
+    """What the decoder does, or None if it does anything that isn't one token's own business."""
+    rules = _Rules()
+    steps = decoder["decoders"] if decoder["type"] == "Sequence" else [decoder]
+    for step in steps:
+        match step:
+            case {"type": "ByteLevel"}:
+                rules.byte_level = True
+            case {"type": "ByteFallback"}:
+                rules.byte_fallback = True
+            case {"type": "Fuse"}:
+                continue
+            case {"type": "Replace", "pattern": {"String": pattern}, "content": content}:
+                rules.replacements += ((pattern, content),)
+            case {"type": "Strip", "content": " ", "start": start, "stop": 0}:
+                rules.stripped_spaces = start
+            case {"type": "Metaspace", "replacement": mark}:
+                rules.replacements += ((mark, " "),)
+                rules.stripped_spaces = 0 if step.get("prepend_scheme") == "never" else 1
+            case _:
+                return None
+    return rules if rules.byte_level or rules.byte_fallback else None
+
+
+def _byte_alphabet() -> dict[int, str]:
+    """Byte -> printable character, as in byte-level BPE (Radford et al. 2019): printable Latin-1 is itself, the rest from 256 on."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in set(printable)]
+    return {**{byte: chr(byte) for byte in printable}, **{byte: chr(256 + rank) for rank, byte in enumerate(others)}}
+
+
+_TO_BYTE = {char: byte for byte, char in _byte_alphabet().items()}
