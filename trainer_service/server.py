@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -112,11 +114,20 @@ async def _live(trainer: Trainer, port: int, metrics_port: int) -> None:
     """Become ready, then keep saying how things are. Ends only by an error or by being cancelled."""
     await asyncio.to_thread(trainer.models.load)
     await trainer.jobs.start()
+    _take_signals_back()
     await trainer.rpc.set_serving(True)
     announce(trainer.settings, port, metrics_port)
     while True:
         await trainer.rpc.set_serving(await _can_serve(trainer))
         await asyncio.sleep(CHECK_SECONDS)
+
+
+def _take_signals_back() -> None:
+    """Ray's native library puts its own handlers before ours when it starts; its one for SIGTERM aborts the process after three seconds."""
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.getsignal(number))
+            signal.siginterrupt(number, False)
 
 
 async def _can_serve(trainer: Trainer) -> bool:
