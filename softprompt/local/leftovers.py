@@ -33,7 +33,7 @@ def _belongs(process: psutil.Process, run: str, sessions: Collection[int]) -> bo
             return True
     except (ProcessLookupError, PermissionError):
         return False
-    return process.environ().get(RUN_VARIABLE) == run
+    return bool(process.environ().get(RUN_VARIABLE) == run)
 
 
 async def wait_until_gone(run: str, sessions: Collection[int], timeout_seconds: float) -> list[psutil.Process]:

@@ -7,15 +7,20 @@ named in the environment.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import secrets
+from collections.abc import Mapping
 from typing import Any
+
+import psutil
 
 from shared.errors import Unavailable
 
 log = logging.getLogger(__name__)
 
+_END_SECONDS = 3.0
 _OBJECT_STORE_BYTES = 128 << 20
 """Tasks and results are small; Ray's default is a third of the machine."""
 
@@ -34,6 +39,8 @@ class RayCluster:
     def __init__(self, address: str = "") -> None:
         self.address = address
         self._joined = False
+        self.resources: Mapping[str, float] = {}
+        """What the cluster had when it was joined, by name: CPU, GPU, ... Asking Ray again may block for as long as its head is away."""
 
     @property
     def is_embedded(self) -> bool:
@@ -55,17 +62,12 @@ class RayCluster:
             options = {"address": self.address}
         try:
             await asyncio.to_thread(ray.init, log_to_driver=False, configure_logging=False, **options)
+            self.resources = await asyncio.to_thread(ray.cluster_resources)
         except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
             log.warning("Ray can't be started or joined: %s", error)
             raise Unavailable("the Ray cluster can't be reached") from error
         self._joined = True
-        log.info("joined Ray", extra={"fields": {"address": self.address or "local", "resources": str(self.resources())}})
-
-    def resources(self) -> dict[str, float]:
-        """What the cluster has now, by name: CPU, GPU, ..."""
-        import ray
-
-        return dict(ray.cluster_resources())
+        log.info("joined Ray", extra={"fields": {"address": self.address or "local", "resources": str(self.resources)}})
 
     async def close(self) -> None:
         """Leave; an embedded cluster ends."""
@@ -73,7 +75,9 @@ class RayCluster:
             import ray
 
             self._joined = False
+            children = psutil.Process().children(recursive=True) if self.is_embedded else []
             await asyncio.to_thread(ray.shutdown)
+            await asyncio.to_thread(_end_all, children)
 
     def _set_environment(self) -> None:
         """Ray reads these when it is imported. Its ports are open on every interface, so it asks for a token."""
@@ -82,3 +86,12 @@ class RayCluster:
         os.environ.setdefault("RAY_AUTH_MODE", "token")
         if self.is_embedded and not os.environ.get("RAY_AUTH_TOKEN_PATH"):
             os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+
+
+def _end_all(processes: list[psutil.Process]) -> None:
+    """Ray's agents outlive the raylet that started them by many seconds; nobody needs them any more."""
+    _, alive = psutil.wait_procs(processes, timeout=_END_SECONDS)
+    for process in alive:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(alive, timeout=_END_SECONDS)
