@@ -16,6 +16,7 @@ from shared.config import ServerSettings, settings_config
 from shared.manifest import SamplingDefaults
 from shared.names import NAME_PATTERN
 
+_ENGINE = EngineConfig()
 _GOLDEN_LOGPROBS = 64  # what the replay of golden records may need, whatever callers may ask for
 
 
@@ -42,31 +43,31 @@ class InferenceSettings(ServerSettings):
     """Time between two heartbeats in the store."""
     max_loaded_versions: int = Field(default=4096, ge=1)
     """Versions kept loaded; beyond it the least recently used are dropped and load again on their next use."""
-    max_running: int = Field(default=32, ge=1, le=4096)
+    max_running: int = Field(default=_ENGINE.max_running, ge=1, le=4096)
     """Most requests in one step."""
-    max_length: int = Field(default=4096, ge=8, le=1 << 20)
+    max_length: int = Field(default=_ENGINE.max_length, ge=8, le=1 << 20)
     """Most positions of one request: virtual tokens, input and answer. Lowered to what the model takes."""
-    max_tokens_per_step: int = Field(default=512, ge=1)
+    max_tokens_per_step: int = Field(default=_ENGINE.max_tokens_per_step, ge=1)
     """Positions computed in one step; bounds how long a long input holds up running streams."""
     kv_cache_bytes: int = Field(default=0, ge=0)
     """Memory for keys and values of running requests; 0: a part of what is free."""
     prefix_kv_bytes: int = Field(default=0, ge=0)
     """Memory for keys and values of soft prompts; 0: a part of what is free."""
-    max_waiting: int = Field(default=256, ge=1)
+    max_waiting: int = Field(default=_ENGINE.max_waiting, ge=1)
     """Most requests that wait; further ones are refused with RESOURCE_EXHAUSTED."""
-    max_waiting_tokens: int = Field(default=262_144, ge=1)
+    max_waiting_tokens: int = Field(default=_ENGINE.max_waiting_tokens, ge=1)
     """Most input tokens that wait, likewise."""
-    flush_interval_seconds: float = Field(default=0.02, ge=0, le=10)
+    flush_interval_seconds: float = Field(default=_ENGINE.flush_interval_seconds, ge=0, le=10)
     """Tokens of a stream closer together than this travel in one message."""
     max_input_bytes: int = Field(default=1 << 20, ge=1 << 10, le=1 << 28)
     """Most bytes of an input."""
-    max_new_tokens: int = Field(default=8192, ge=1)
+    max_new_tokens: int = Field(default=_ENGINE.limits.max_new_tokens, ge=1)
     """Most generated tokens of a request."""
-    max_stop_sequences: int = Field(default=16, ge=0, le=1024)
+    max_stop_sequences: int = Field(default=_ENGINE.limits.max_stop_sequences, ge=0, le=1024)
     """Most stop sequences of a request."""
-    max_logprobs: int = Field(default=20, ge=0, le=1024)
+    max_logprobs: int = Field(default=_ENGINE.limits.max_logprobs, ge=0, le=1024)
     """Most alternatives of log-probabilities."""
-    max_candidates: int = Field(default=256, ge=1, le=4096)
+    max_candidates: int = Field(default=_ENGINE.limits.max_candidates, ge=1, le=4096)
     """Most candidates of a Score call."""
     default_temperature: float = Field(default=0.0, ge=0, le=10)
     """Temperature where neither request nor version give one; 0 is greedy."""

@@ -153,15 +153,14 @@ class GenerationService:
                         yield Ended(delta.finish_reason, delta.usage, delta.timing, _stop_sequence(delta.finish_reason, params))
 
     async def score(self, input: InputRequest, candidates: tuple[str, ...], call: Call) -> Scored:
-        """Without candidates, the label set of the prompt's version. Targets of a prompt end as those that it was trained on do."""
+        """Without candidates, the label set of the prompt's version."""
         async with self._source(input) as source:
             labels = candidates or (source.version.manifest.labels if source.version else ())
             if not labels:
                 raise InvalidInput.of("candidates", "must have at least one: this prompt's version has no label set")
-            encoder, end = source.encoder, source.version is not None
-            ids = tuple(tuple(encoder.encode_target(label, end=end)) for label in labels)
-            longest = max(len(candidate) for candidate in ids)
-            prepared = await self._preparer.prepare(input, encoder, source.num_virtual_tokens, reserve=longest)
+            size_bytes = sum(len(label) for label in labels)
+            ids = await self._preparer.run(size_bytes, lambda: source.encoder.encode_candidates(labels, "candidates"))
+            prepared = await self._preparer.prepare(input, source.encoder, source.num_virtual_tokens, reserve=max(map(len, ids)))
             request = ScoreRequest(
                 self._engine_id(call), prepared.ids, ids, source.prefix_id, priority=call.priority, deadline=call.deadline
             )

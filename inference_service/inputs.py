@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 from jinja2.exceptions import TemplateError
 
@@ -18,6 +19,7 @@ from shared.errors import FieldViolation, InvalidInput
 from shared.names import PromptReference
 from shared.template import InputEncoder, Message, Template, TemplateFormat
 
+Encoded = TypeVar("Encoded")
 _INLINE_BYTES = 16_384  # about 7 ms of tokenizing; more would hold up every stream of the process
 
 
@@ -99,7 +101,7 @@ class InputPreparer:
             ids = ids[-room:]
         return PreparedInput(ids, prefix)
 
-    async def run(self, size_bytes: int, encode: Callable[[], list[int]]) -> list[int]:
+    async def run(self, size_bytes: int, encode: Callable[[], Encoded]) -> Encoded:
         """Small things at once, large ones on the thread."""
         if size_bytes <= _INLINE_BYTES:
             return encode()

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from enum import StrEnum
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -97,6 +98,21 @@ class InputEncoder:
         """The ids of a target or candidate continuation; `end` adds the end-of-sequence token that stops generation."""
         ids = self._tokenize(self.template.target_prefix + text)
         return [*ids, self.tokenizer.eos_token_id] if end and self.tokenizer.eos_token_id is not None else ids
+
+    def encode_candidates(self, texts: Sequence[str], field: str) -> tuple[tuple[int, ...], ...]:
+        """The ids of targets that are weighed against each other. Where one begins another, the end of sequence tells them apart.
+
+        Raises InvalidInput naming `field` if a text has no tokens or two have the same.
+        """
+        plain = [tuple(self.encode_target(text, end=False)) for text in texts]
+        for index, ids in enumerate(plain):
+            if not ids:
+                raise InvalidInput.of(f"{field}[{index}]", f"{texts[index][:80]!r} has no tokens in this model's vocabulary")
+        if len(set(plain)) < len(plain):
+            raise InvalidInput.of(field, "two of them have the same tokens in this model's vocabulary")
+        ordered = sorted(plain)  # a beginning sorts right before what it begins
+        nested = any(longer[: len(shorter)] == shorter for shorter, longer in pairwise(ordered))
+        return tuple(tuple(self.encode_target(text)) for text in texts) if nested else tuple(plain)
 
     def _tokenize(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])

@@ -13,10 +13,12 @@ from inference_service.prompts.golden import alternatives_for, disagreement, tol
 from inference_service.prompts.version import LoadedVersion, RefusalReason, VersionRefused, now, prefix_id_of
 from shared.base_model import BaseModel
 from shared.blob import PromptBlob, decode_blob
-from shared.errors import DamagedBlob, InvalidInput, NotFound, PreconditionFailed, Unavailable
+from shared.errors import DamagedBlob, InvalidInput, NotFound, Overloaded, PreconditionFailed, Unavailable
 from shared.soft_prompt import SoftPrompt
 from shared.store.index import VersionRecord
 from shared.template import InputEncoder
+
+_FIRST = 1 << 20  # a replay is one short step, and many callers may wait for its version
 
 
 class BlobSource(Protocol):
@@ -32,7 +34,9 @@ class PrefixEngine(Protocol):
 
     async def unload_prefix(self, prefix_id: str) -> Any: ...
 
-    async def top_logprobs(self, prefix_id: str | None, input_ids: tuple[int, ...], k: int) -> Sequence[tuple[int, float]]: ...
+    async def top_logprobs(
+        self, prefix_id: str | None, input_ids: tuple[int, ...], k: int, priority: int = 0
+    ) -> Sequence[tuple[int, float]]: ...
 
 
 class VersionLoader:
@@ -104,6 +108,11 @@ class VersionLoader:
             if blob.soft_prompt.num_virtual_tokens + len(record.input_ids) + 1 > self._max_length:
                 continue  # says nothing about the prompt: requests may be longer where it was trained
             count = alternatives_for(record, self._max_logprobs)
-            replayed = dict(await self._engine.top_logprobs(prefix_id, record.input_ids, count))
+            try:
+                replayed = dict(await self._engine.top_logprobs(prefix_id, record.input_ids, count, _FIRST))
+            except DamagedBlob as error:
+                raise VersionRefused(RefusalReason.NOT_FINITE, f"golden record {index}: {error.message}") from error
+            except Overloaded as error:
+                raise Unavailable(f"no room for the golden replay: {error.message}") from error
             if different := disagreement(record, replayed, tolerance_for(record.dtype, serving_dtype)):
                 raise VersionRefused(RefusalReason.GOLDEN, f"golden record {index}: {different}")

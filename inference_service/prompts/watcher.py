@@ -28,7 +28,8 @@ MAX_RETRY_SECONDS = 30.0
 MAX_EAGER_LOADS = 256
 """Of one look: a burst of more new versions (a bulk import) is loaded as far as aliases name them, the rest on demand."""
 
-_CATCH_UP_SECONDS = 1.0
+_CATCH_UP_SECONDS = 2.0
+_MIN_PAUSE_SECONDS = 0.5
 
 
 class WatchedStore(Protocol):
@@ -65,10 +66,9 @@ class PromptWatcher:
         self._idle = asyncio.Event()
         self._busy = 0
         self._poke = asyncio.Event()
-        self._polled = asyncio.Event()
+        self._waiting: list[asyncio.Future[None]] = []
         self._failures = 0
         self._store_id = ""
-        self._polled_at = float("-inf")
 
     @property
     def store_away(self) -> bool:
@@ -88,9 +88,11 @@ class PromptWatcher:
         async with asyncio.TaskGroup() as group:
             for _ in range(MAX_CONCURRENT_LOADS):
                 group.create_task(self._worker())
+            spacing = min(self._poll_seconds / 4, _MIN_PAUSE_SECONDS)
             while True:
+                await asyncio.sleep(spacing)
                 try:
-                    async with asyncio.timeout(self._pause_seconds()):
+                    async with asyncio.timeout(self._pause_seconds() - spacing):
                         await self._poke.wait()
                 except TimeoutError:
                     pass
@@ -98,28 +100,33 @@ class PromptWatcher:
                 await self._poll()
 
     async def catch_up(self) -> None:
-        """Look at the store now instead of at the next turn: for a request that names what is not known yet. Bounded, and never raises."""
-        too_soon = asyncio.get_running_loop().time() - self._polled_at < self._poll_seconds / 4
-        if self.store_away or too_soon:
+        """Wait for a look at the store that begins after this call: for a request that names what is not known yet.
+
+        Bounded in time, never raises, and a flood of callers shares one look.
+        """
+        if self.store_away:
             return
-        self._polled.clear()
+        looked = asyncio.get_running_loop().create_future()
+        self._waiting.append(looked)
         self._poke.set()
         try:
             async with asyncio.timeout(_CATCH_UP_SECONDS):
-                await self._polled.wait()
+                await looked
         except TimeoutError:
-            pass
+            log.warning("the store takes long to answer")
 
     async def _poll(self) -> bool:
         """One look at the store. False if it is away."""
+        waiting, self._waiting = self._waiting, []
         try:
             index = await asyncio.to_thread(self._refresh)
         except SoftPromptError as error:
             self._store_failed(error)
             return False
         finally:
-            self._polled_at = asyncio.get_running_loop().time()
-            self._polled.set()
+            for looked in waiting:
+                if not looked.done():
+                    looked.set_result(None)
         returned = self._failures > 0
         if returned:
             log.warning("the store is back", extra={"fields": {"failed_looks": self._failures, "revision": index.revision}})

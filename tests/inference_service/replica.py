@@ -60,7 +60,7 @@ def publish(store: PromptStore, data: bytes, prompt: str = "tone", alias: str | 
     return store.publish(prompt, data, job=f"job-{store.refresh().revision}", alias=alias)
 
 
-async def until(condition: Callable[[], Any], what: str = "") -> Any:
+async def until(condition: Callable[[], Any]) -> Any:
     """Wait for a truthy value, from a plain or an async function."""
     async with asyncio.timeout(DEADLINE_SECONDS):
         while True:
@@ -99,7 +99,7 @@ class Replica:
             found = (await self.loaded()).get(version)
             return found if found is not None and found.state == wanted else None
 
-        return await until(look, f"{version} {state}")  # type: ignore[no-any-return]
+        return await until(look)  # type: ignore[no-any-return]
 
     async def metric(self, name: str, **labels: str) -> float:
         def scrape() -> str:
@@ -143,7 +143,7 @@ async def running_replica(model_dir: Path, directory: Path, **settings: Any) -> 
     chosen = InferenceSettings(base_model=str(model_dir), store_url=str(store_dir), ready_file=str(ready_file), **{**defaults, **settings})
     stop = asyncio.Event()
     done = asyncio.create_task(serve(chosen, stop))
-    await until(lambda: ready_file.exists() or done.done(), "ready")
+    await until(lambda: ready_file.exists() or done.done())
     if done.done():
         done.result()
     ports = json.loads(ready_file.read_text())

@@ -108,7 +108,9 @@ async def test_scores_are_shares_of_one(replica: Replica, tiny_model_dir: Path) 
     assert [score.candidate for score in by_label_set.scores] == ["good", "bad", "neither"]
     assert sum(score.probability for score in by_label_set.scores) == pytest.approx(1)
     assert by_label_set.best == max(range(3), key=lambda index: by_label_set.scores[index].logprob)
-    assert [score.num_tokens for score in by_label_set.scores] == [6, 5, 9]  # a space, the letters, the end
+    assert [score.num_tokens for score in by_label_set.scores] == [5, 4, 8]  # a space and the letters
+    nested = generation_pb2.ScoreRequest(input=generation_pb2.GenerationInput(text="nice"), candidates=["good", "good enough"])
+    assert [score.num_tokens for score in (await replica.stub.Score(nested)).scores] == [6, 13]  # the end tells them apart
     bare = generation_pb2.ScoreRequest(input=generation_pb2.GenerationInput(text="nice"))
     assert "candidates" in (await refusal(replica.stub.Score(bare))).message
 

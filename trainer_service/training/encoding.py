@@ -54,19 +54,7 @@ def encode_dataset(examples: Sequence[Example], encoder: InputEncoder, spec: Tra
         encoded.append(item)
     if violations:
         raise InvalidInput(violations)
-    return EncodedDataset(tuple(encoded), encode_labels(encoder, spec.labels) if spec.task is TaskKind.CLASSIFICATION else ())
-
-
-def encode_labels(encoder: InputEncoder, labels: Sequence[str]) -> tuple[tuple[int, ...], ...]:
-    """The tokens of each label; where one label begins another, the end of sequence is added to tell them apart."""
-    plain = [tuple(encoder.encode_target(label, end=False)) for label in labels]
-    for index, ids in enumerate(plain):
-        if not ids:
-            raise InvalidInput.of(f"labels[{index}]", f"{labels[index]!r} has no tokens in this model's vocabulary")
-    if len(set(plain)) < len(plain):
-        raise InvalidInput.of("labels", "two labels have the same tokens in this model's vocabulary")
-    nested = any(a != b and b[: len(a)] == a for a in plain for b in plain)
-    return tuple(tuple(encoder.encode_target(label)) for label in labels) if nested else tuple(plain)
+    return EncodedDataset(tuple(encoded), encoder.encode_candidates(spec.labels, "labels") if spec.task is TaskKind.CLASSIFICATION else ())
 
 
 def statistics(train: EncodedDataset, validation: EncodedDataset, num_overlapping: int) -> DatasetStatistics:

@@ -22,7 +22,7 @@ from shared.template import InputEncoder, Template
 from trainer_service.training import encoding
 from trainer_service.training.checkpoint import EvaluationRecord, RunState, digest_of, read_checkpoint, restore, write_checkpoint
 from trainer_service.training.dataset import count_overlap
-from trainer_service.training.encoding import EncodedDataset, EncodedExample, encode_bare, encode_dataset, encode_labels
+from trainer_service.training.encoding import EncodedDataset, EncodedExample, encode_bare, encode_dataset
 from trainer_service.training.evaluate import evaluate, golden_records, nearest_tokens
 from trainer_service.training.events import Evaluated, Started, StepDone, TrainingEvent, TrainingResult, TrainingTask
 from trainer_service.training.generate import evaluate_generations
@@ -257,7 +257,7 @@ class TuningRun:
             )
             for example in data.examples
         )
-        return EncodedDataset(examples, encode_labels(encoder, self._spec.labels) if data.label_ids else ())
+        return EncodedDataset(examples, encoder.encode_candidates(self._spec.labels, "labels") if data.label_ids else ())
 
     def _target(self, encoder: InputEncoder, example: EncodedExample) -> list[int]:
         source = example.example
