@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from prompttuning.v1 import generation_pb2
 
-from shared.errors import DeadlineExceeded, PreconditionFailed
+from shared.errors import DeadlineExceeded, NotFound, PreconditionFailed
 from shared.names import parse_version_name, version_name
 from softprompt.client.connection import Connection
 from softprompt.client.convert import input_message, sampling_message
@@ -106,12 +106,18 @@ class GenerationMethods:
         prompt, number = parse_version_name(version, "version")
         wanted, deadline = version_name(prompt, number), time.monotonic() + timeout_seconds
         while True:
-            loaded = await self.loaded_prompts(prompt)
-            found = next((item for item in loaded.prompts if item.version == wanted), None)
+            found = await self._loaded_version(prompt, wanted)
             if found is not None and found.state is LoadedState.QUARANTINED:
                 raise PreconditionFailed(f"{wanted} was refused by the inference service: {found.reason}", version=wanted)
             if found is not None:
                 return found
             if time.monotonic() > deadline:
-                raise DeadlineExceeded(f"{wanted} is not served after {timeout_seconds:g} s (the service is at revision {loaded.revision})")
+                raise DeadlineExceeded(f"{wanted} is not served after {timeout_seconds:g} s")
             await asyncio.sleep(SERVED_POLL_SECONDS)
+
+    async def _loaded_version(self, prompt: str, wanted: str) -> LoadedPrompt | None:
+        try:
+            loaded = await self.loaded_prompts(prompt)
+        except NotFound:  # the first version of a new prompt has not reached the replica
+            return None
+        return next((item for item in loaded.prompts if item.version == wanted), None)

@@ -11,11 +11,11 @@ class DemoPlan:
     model: str = "smollm2-135m-instruct"
     prompt: str = "product-descriptions"
     examples_dir: Path = Path(__file__).resolve().parents[2] / "examples" / "product-descriptions"
-    template: str = "Write a product description.\n{input}\nDescription:"
+    template: str = "{input}\n"
     num_virtual_tokens: int = 20
-    batch_size: int = 16
-    first_steps: int = 80
-    second_steps: int = 40
+    batch_size: int = 8
+    first_steps: int = 60
+    second_steps: int = 30
     evaluation_interval_steps: int = 20
     seed: int = 7
     num_products: int = 3

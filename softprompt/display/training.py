@@ -59,12 +59,15 @@ class PlainTraining(SilentTraining):
                 self._print(f"step {step}: held-out loss {_metric(metrics.get('loss'))}")
             case Note(text=text):
                 self._print(text)
-            case ProgressMade(progress=progress) if time.monotonic() >= self._next_line or progress.step >= progress.num_steps:
+            case ProgressMade(progress=progress) if progress.step and self._is_due(progress):
                 self._next_line = time.monotonic() + PLAIN_LINE_SECONDS
                 self._print(
                     f"step {progress.step}/{progress.num_steps}  loss {progress.train_loss:.3f}  "
                     f"{progress.examples_per_second:.1f} examples/s  {time_left(progress)} left"
                 )
+
+    def _is_due(self, progress: TuningProgress) -> bool:
+        return time.monotonic() >= self._next_line or progress.step >= progress.num_steps
 
     def _print(self, text: str) -> None:
         self._console.print(f"{self._title}: {text}", markup=False)
@@ -109,6 +112,8 @@ class LiveTraining:
                 self._progress.console.print(text, markup=False)
 
     def _show(self, progress: TuningProgress) -> None:
+        if not progress.step:
+            return
         self._progress.update(
             self._task,
             completed=progress.step,

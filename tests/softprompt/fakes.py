@@ -48,7 +48,7 @@ class FakeTrainer(tuning_pb2_grpc.TuningServiceServicer, prompts_pb2_grpc.Prompt
         if self.fail_next:
             raise self.fail_next.pop(0)
 
-    async def UploadDataset(self, requests: Any, context: Any) -> tuning_pb2.UploadDatasetResponse:  # noqa: N802
+    async def UploadDataset(self, requests: Any, context: Any) -> tuning_pb2.UploadDatasetResponse:
         header, content = tuning_pb2.DatasetHeader(), b""
         async for request in requests:
             if request.HasField("header"):
@@ -60,26 +60,26 @@ class FakeTrainer(tuning_pb2_grpc.TuningServiceServicer, prompts_pb2_grpc.Prompt
             dataset=DATASET, num_examples=content.count(b"\n"), task=tuning_pb2.TASK_KIND_GENERATION, labels=["a", "b"]
         )
 
-    async def CreateTuningJob(self, request: Any, context: Any) -> tuning_pb2.CreateTuningJobResponse:  # noqa: N802
+    async def CreateTuningJob(self, request: Any, context: Any) -> tuning_pb2.CreateTuningJobResponse:
         self._maybe_fail()
         self.specs.append(request.spec)
         self.request_ids.append(request.request_id)
         return tuning_pb2.CreateTuningJobResponse(job=tuning_pb2.TuningJob(name=JOB, state=QUEUED, spec=request.spec))
 
-    async def GetTuningJob(self, request: Any, context: Any) -> tuning_pb2.GetTuningJobResponse:  # noqa: N802
+    async def GetTuningJob(self, request: Any, context: Any) -> tuning_pb2.GetTuningJobResponse:
         self._maybe_fail()
         if request.name not in self.jobs:
             raise NotFound("tuning job", request.name)
         return tuning_pb2.GetTuningJobResponse(job=self.jobs[request.name])
 
-    async def ListTuningJobs(self, request: Any, context: Any) -> tuning_pb2.ListTuningJobsResponse:  # noqa: N802
+    async def ListTuningJobs(self, request: Any, context: Any) -> tuning_pb2.ListTuningJobsResponse:
         first = int(request.page_token or 0)
         names = [f"tuningJobs/{number}" for number in range(450)][first : first + request.page_size]
         following = first + len(names)
         jobs = [tuning_pb2.TuningJob(name=name, state=request.states[0] if request.states else RUNNING) for name in names]
         return tuning_pb2.ListTuningJobsResponse(jobs=jobs, next_page_token=str(following) if following < 450 else "")
 
-    async def WatchTuningJob(self, request: Any, context: Any) -> AsyncIterator[tuning_pb2.WatchTuningJobResponse]:  # noqa: N802
+    async def WatchTuningJob(self, request: Any, context: Any) -> AsyncIterator[tuning_pb2.WatchTuningJobResponse]:
         self.watched_after.append(request.after)
         cut = self.cut_watch_after.pop(0) if self.cut_watch_after else None
         for event in self.events:
@@ -90,38 +90,38 @@ class FakeTrainer(tuning_pb2_grpc.TuningServiceServicer, prompts_pb2_grpc.Prompt
         if self.hold_watch is not None:
             await self.hold_watch.wait()
 
-    async def CancelTuningJob(self, request: Any, context: Any) -> tuning_pb2.CancelTuningJobResponse:  # noqa: N802
+    async def CancelTuningJob(self, request: Any, context: Any) -> tuning_pb2.CancelTuningJobResponse:
         job = tuning_pb2.TuningJob(name=request.name, state=tuning_pb2.TuningJob.STATE_CANCELLING)
         return tuning_pb2.CancelTuningJobResponse(job=job)
 
-    async def PauseTuningJob(self, request: Any, context: Any) -> tuning_pb2.PauseTuningJobResponse:  # noqa: N802
+    async def PauseTuningJob(self, request: Any, context: Any) -> tuning_pb2.PauseTuningJobResponse:
         job = tuning_pb2.TuningJob(name=request.name, state=tuning_pb2.TuningJob.STATE_PAUSED)
         return tuning_pb2.PauseTuningJobResponse(job=job)
 
-    async def ResumeTuningJob(self, request: Any, context: Any) -> tuning_pb2.ResumeTuningJobResponse:  # noqa: N802
+    async def ResumeTuningJob(self, request: Any, context: Any) -> tuning_pb2.ResumeTuningJobResponse:
         return tuning_pb2.ResumeTuningJobResponse(job=tuning_pb2.TuningJob(name=request.name, state=QUEUED))
 
-    async def GetServiceInfo(self, request: Any, context: Any) -> tuning_pb2.GetServiceInfoResponse:  # noqa: N802
+    async def GetServiceInfo(self, request: Any, context: Any) -> tuning_pb2.GetServiceInfoResponse:
         self._maybe_fail()
         return tuning_pb2.GetServiceInfoResponse(software_version="0.1.0", base_models=[common_pb2.BaseModel(id="tiny")], num_workers=1)
 
-    async def ListPrompts(self, request: Any, context: Any) -> prompts_pb2.ListPromptsResponse:  # noqa: N802
+    async def ListPrompts(self, request: Any, context: Any) -> prompts_pb2.ListPromptsResponse:
         return prompts_pb2.ListPromptsResponse(prompts=[self._prompt()])
 
-    async def GetPrompt(self, request: Any, context: Any) -> prompts_pb2.GetPromptResponse:  # noqa: N802
+    async def GetPrompt(self, request: Any, context: Any) -> prompts_pb2.GetPromptResponse:
         return prompts_pb2.GetPromptResponse(prompt=self._prompt())
 
-    async def ListPromptVersions(self, request: Any, context: Any) -> prompts_pb2.ListPromptVersionsResponse:  # noqa: N802
+    async def ListPromptVersions(self, request: Any, context: Any) -> prompts_pb2.ListPromptVersionsResponse:
         return prompts_pb2.ListPromptVersionsResponse(
             versions=[prompts_pb2.PromptVersion(name=f"{request.parent}/versions/{number}", metrics={"loss": 1.5}) for number in (2, 1)]
         )
 
-    async def GetPromptVersion(self, request: Any, context: Any) -> prompts_pb2.GetPromptVersionResponse:  # noqa: N802
+    async def GetPromptVersion(self, request: Any, context: Any) -> prompts_pb2.GetPromptVersionResponse:
         version = prompts_pb2.PromptVersion(name="prompts/tone/versions/2", digest="sha256:00", num_virtual_tokens=8)
         version.recipe.update({"num_steps": 10})
         return prompts_pb2.GetPromptVersionResponse(version=version)
 
-    async def SetPromptAlias(self, request: Any, context: Any) -> prompts_pb2.SetPromptAliasResponse:  # noqa: N802
+    async def SetPromptAlias(self, request: Any, context: Any) -> prompts_pb2.SetPromptAliasResponse:
         if request.HasField("expected_version") and request.expected_version != self.alias_version:
             raise Conflict(f"{request.alias} names {self.alias_version}", current=self.alias_version)
         alias = prompts_pb2.Alias(name=request.alias, targets=request.targets, revision=9)
@@ -138,15 +138,15 @@ class FakeInference(generation_pb2_grpc.GenerationServiceServicer):
         self.pieces = ["Hello", " wide", " world"]
         self.endless = False
         self.stream_ended = asyncio.Event()
-        self.loaded: list[list[generation_pb2.LoadedPrompt]] = []
-        """What ListLoadedPrompts answers, one after the other; the last one from then on."""
+        self.loaded: list[list[generation_pb2.LoadedPrompt] | None] = []
+        """What ListLoadedPrompts answers, one after the other, the last one from then on; None: the prompt is unknown."""
 
-    async def Generate(self, request: Any, context: Any) -> generation_pb2.GenerateResponse:  # noqa: N802
+    async def Generate(self, request: Any, context: Any) -> generation_pb2.GenerateResponse:
         self._check(request)
         output = generation_pb2.GenerationDelta(text="".join(self.pieces), token_ids=[1, 2, 3])
         return generation_pb2.GenerateResponse(start=_start(request), output=output, end=_end())
 
-    async def GenerateStream(self, request: Any, context: Any) -> AsyncIterator[generation_pb2.GenerateStreamResponse]:  # noqa: N802
+    async def GenerateStream(self, request: Any, context: Any) -> AsyncIterator[generation_pb2.GenerateStreamResponse]:
         self._check(request)
         try:
             yield generation_pb2.GenerateStreamResponse(start=_start(request))
@@ -160,7 +160,7 @@ class FakeInference(generation_pb2_grpc.GenerationServiceServicer):
         finally:
             self.stream_ended.set()
 
-    async def Score(self, request: Any, context: Any) -> generation_pb2.ScoreResponse:  # noqa: N802
+    async def Score(self, request: Any, context: Any) -> generation_pb2.ScoreResponse:
         self._check(request)
         labels = list(request.candidates) or ["negative", "positive"]
         scores = [
@@ -169,17 +169,19 @@ class FakeInference(generation_pb2_grpc.GenerationServiceServicer):
         ]
         return generation_pb2.ScoreResponse(start=_start(request), scores=scores, best=1)
 
-    async def CountTokens(self, request: Any, context: Any) -> generation_pb2.CountTokensResponse:  # noqa: N802
+    async def CountTokens(self, request: Any, context: Any) -> generation_pb2.CountTokensResponse:
         self._check(request)
         return generation_pb2.CountTokensResponse(input_tokens=3, virtual_tokens=8, max_positions=64, token_ids=[5, 6, 7])
 
-    async def GetModelInfo(self, request: Any, context: Any) -> generation_pb2.GetModelInfoResponse:  # noqa: N802
+    async def GetModelInfo(self, request: Any, context: Any) -> generation_pb2.GetModelInfoResponse:
         return generation_pb2.GetModelInfoResponse(
             software_version="0.1.0", base_model=common_pb2.BaseModel(id="tiny"), dtype="float32", device="cpu"
         )
 
-    async def ListLoadedPrompts(self, request: Any, context: Any) -> generation_pb2.ListLoadedPromptsResponse:  # noqa: N802
+    async def ListLoadedPrompts(self, request: Any, context: Any) -> generation_pb2.ListLoadedPromptsResponse:
         prompts = self.loaded.pop(0) if len(self.loaded) > 1 else (self.loaded[0] if self.loaded else [])
+        if prompts is None:
+            raise NotFound("prompt", request.prompt)
         return generation_pb2.ListLoadedPromptsResponse(prompts=prompts, revision=7)
 
     def _check(self, request: Any) -> None:

@@ -64,7 +64,9 @@ def lines():
 @pytest.fixture
 def services(stand_ins, lines, monkeypatch):
     monkeypatch.setattr("softprompt.local.services.RAY_END_SECONDS", 0.5)
-    made = LocalServices(LocalConfig(stand_ins / "model", stand_ins / "data", grace_seconds=1), lambda name, line: lines.append((name, line)))
+    made = LocalServices(
+        LocalConfig(stand_ins / "model", stand_ins / "data", grace_seconds=1), lambda name, line: lines.append((name, line))
+    )
     yield made
     assert kill(made.run) == 0, "a process was left"
 

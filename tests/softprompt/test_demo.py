@@ -1,0 +1,131 @@
+"""The demo's whole story on a tiny random model with the real services, and its end by Ctrl-C at several moments."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import psutil
+import pytest
+from rich.console import Console
+
+from softprompt.demo.answers import AnswerTable
+from softprompt.demo.curve import save_curve
+from softprompt.demo.plan import DemoPlan
+from softprompt.demo.promises import PromiseBroken, Promises
+from softprompt.demo.record import TrainingRecord
+from softprompt.demo.run import run_demo
+from softprompt.local.leftovers import RUN_VARIABLE
+from softprompt.types.tuning import Evaluated, ProgressMade, TuningProgress
+
+TINY = replace(DemoPlan(), num_virtual_tokens=4, first_steps=8, second_steps=4, evaluation_interval_steps=4, answer_tokens=8)
+
+
+@pytest.mark.timeout(400)
+def test_the_whole_story(tiny_model_dir, tmp_path):
+    text = io.StringIO()
+    run_demo(tiny_model_dir, tmp_path / "out", replace(TINY, long_answer_tokens=400), Console(file=text, width=200))
+    told = text.getvalue()
+    for promise in (
+        "published prompts/product-descriptions/versions/1",
+        "published prompts/product-descriptions/versions/2",
+        "the long stream began on version 1",
+        "a stream begun after the swap came from version 2",
+        "the stream of version 1 went on to its last token (400 of 400)",
+        "everything is stopped, no process is left",
+    ):
+        assert f"✓ {promise}" in told
+    assert "✗" not in told
+    assert (tmp_path / "out" / "loss-curve.png").read_bytes().startswith(b"\x89PNG")
+    assert "trainer " in (tmp_path / "out" / "services.log").read_text()
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("moment", ["Start the trainer", "version 1: running"])
+def test_ctrl_c_leaves_nothing_behind(moment, tiny_model_dir, tmp_path):
+    mark = f"demo-test-{os.getpid()}-{time.monotonic_ns()}"
+    command = [sys.executable, "-u", "-m", "softprompt.cli", "demo", "--model", str(tiny_model_dir), "--output", str(tmp_path)]
+    environment = {**os.environ, "DEMO_TEST": mark}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as process:
+        lines = []
+        for line in process.stdout:
+            lines.append(line)
+            if moment in line:
+                break
+        assert moment in lines[-1], process.stderr.read()
+        process.send_signal(signal.SIGINT)
+        output, errors = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert "no process is left" in output
+    assert "Traceback" not in errors
+    assert marked(mark) == []
+
+
+def marked(mark: str) -> list[str]:
+    """Living processes that inherited our mark: independent of the mark that the demo itself looks for."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.status() != psutil.STATUS_ZOMBIE and process.environ().get("DEMO_TEST") == mark:
+                found.append(f"{process.pid} {process.name()} {process.environ().get(RUN_VARIABLE)}")
+        except psutil.Error:
+            continue
+    return found
+
+
+def test_a_broken_promise_fails_the_demo_before_anything_starts(tiny_model_dir, tmp_path):
+    with pytest.raises(PromiseBroken, match="examples are not at"):
+        run_demo(tiny_model_dir, tmp_path, replace(TINY, examples_dir=tmp_path), Console(file=io.StringIO()))
+
+
+def test_promises_remember_what_was_broken():
+    text = io.StringIO()
+    promises = Promises(Console(file=text, width=200))
+    assert promises.check(True, "kept")
+    assert not promises.check(False, "bro[ken]")
+    assert promises.broken == ["bro[ken]"]
+    assert "✓ kept" in text.getvalue()
+    assert "✗ bro[ken]" in text.getvalue()
+
+
+def test_answers_stream_into_a_table_on_a_terminal():
+    text = io.StringIO()
+    with AnswerTable(Console(file=text, force_terminal=True, width=120), ["mouse"], ["bare", "tuned"]) as table:
+        table.append(0, 0, "a dull ")
+        table.append(0, 0, "text")
+        table.append(0, 1, "a [bold] one")
+    assert "a dull text" in text.getvalue()
+    assert "a [bold] one" in text.getvalue()
+
+
+def test_answers_are_told_one_after_the_other_elsewhere():
+    text = io.StringIO()
+    with AnswerTable(Console(file=text, width=120), ["mouse", "lamp"], ["bare", "tuned"]) as table:
+        for row in range(2):
+            for column in range(2):
+                table.append(row, column, f"{row}{column}\n")
+    assert [line.strip() for line in text.getvalue().splitlines() if line.strip()] == [
+        "input: mouse",
+        "bare: 00",
+        "tuned: 01",
+        "input: lamp",
+        "bare: 10",
+        "tuned: 11",
+    ]
+
+
+def test_a_picture_of_two_trainings(tmp_path):
+    first, second = TrainingRecord("version 1", bare_loss=4.0), TrainingRecord("version 2")
+    for record in (first, second):
+        for step in range(1, 5):
+            progress = TuningProgress(step, 4, 3.0 / step, 1.0, 0.1, {}, 0, 10.0, None)
+            record.update(ProgressMade(number=step, time=None, progress=progress))
+        record.update(Evaluated(number=9, time=None, step=4, metrics={"loss": 1.0}, is_best=True))
+    assert (first.last_step, len(first.train), first.held_out) == (4, 4, [(4, 1.0)])
+    path = save_curve([first, second], "title", tmp_path / "new" / "curve.png")
+    assert path.stat().st_size > 10_000
