@@ -78,7 +78,7 @@ class RayPool:
 
     def _spec(self, base_model: str) -> WorkerSpec:
         config = self._config
-        on_gpu = config.device == "cuda" or (config.device == "auto" and self._cluster.resources().get("GPU", 0) >= 1)
+        on_gpu = config.device == "cuda" or (config.device == "auto" and self._cluster.resources.get("GPU", 0) >= 1)
         return WorkerSpec(
             base_model=base_model,
             source=config.base_models[base_model],
@@ -94,7 +94,7 @@ class RayPool:
             return self._config.cpus_per_worker
         if not self._cluster.is_embedded:
             return 2
-        return max(1, int(self._cluster.resources().get("CPU", os.cpu_count() or 1)) // self._config.max_workers)
+        return max(1, int(self._cluster.resources.get("CPU", os.cpu_count() or 1)) // self._config.max_workers)
 
 
 class RayWorker:

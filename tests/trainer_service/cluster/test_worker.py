@@ -1,0 +1,134 @@
+"""The worker without a cluster: its thread, its inbox and its outbox."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shared import base_model
+from tests.trainer_service.jobs.builders import effective_spec
+from tests.trainer_service.jobs.scripted import ScriptedTrainer
+from trainer_service.cluster.interface import WorkerLost
+from trainer_service.cluster.outbox import Outbox
+from trainer_service.cluster.worker import Worker
+from trainer_service.training.cohort import Cohort
+from trainer_service.training.events import (
+    Checkpointed,
+    Evaluated,
+    Failed,
+    Finished,
+    Started,
+    StepDone,
+    Stopped,
+    TrainingEvent,
+    TrainingTask,
+)
+from trainer_service.training.spec import Example
+
+
+def task(attempt: int = 1, first_input: str = "plain", num_steps: int = 5, job_id: str = "job", **changes: Any) -> TrainingTask:
+    examples = tuple(Example(line=line, input=f"{first_input} {line}", output="yes") for line in range(1, 9))
+    return TrainingTask(job_id, attempt, effective_spec(num_steps=num_steps).training, examples[:6], examples[6:], **changes)
+
+
+def drain(worker: Worker, until: type[TrainingEvent], seconds: float = 60) -> list[TrainingEvent]:
+    """Every event, in order, up to the first of this kind."""
+    events, since, end = list[TrainingEvent](), 0, time.monotonic() + seconds
+    while time.monotonic() < end:
+        report = worker.poll(since, 0.5)
+        events += report.events
+        since = report.last
+        if any(isinstance(event, until) for event in report.events):
+            return events
+    raise AssertionError(f"no {until.__name__} among {events[-3:]}")
+
+
+def poll_to_the_end(worker: Worker, since: int = 0) -> None:
+    for _ in range(100):
+        since = worker.poll(since, 0.1).last
+
+
+def test_a_real_cohort_trains_in_the_workers_thread(tiny_model_dir: Path) -> None:
+    worker = Worker(lambda: (Cohort(base_model.load(tiny_model_dir, dtype="float32", device="cpu")), {"device": "cpu"}))
+    worker.add(task(num_steps=3))
+    events = drain(worker, Finished)
+    assert isinstance(events[0], Started)
+    assert [event.step for event in events if isinstance(event, StepDone)] == [1, 2, 3]
+    assert any(isinstance(event, Evaluated) for event in events)
+    report = worker.poll(0, 0)
+    assert (report.ready, report.job_ids, report.details["device"]) == (True, frozenset(), "cpu")
+    worker.close()
+
+
+def test_what_was_not_asked_beyond_is_told_again() -> None:
+    worker = Worker(lambda: (ScriptedTrainer(), {}))
+    worker.add(task(num_steps=3))
+    drain(worker, Finished)
+    first = worker.poll(0, 0.1)
+    assert worker.poll(0, 0.1) == first
+    assert worker.poll(first.last, 0.01).events == ()
+    assert worker.poll(0, 0.01).events == (), "events are forgotten once a poll has gone beyond them"
+    worker.close()
+
+
+def test_a_higher_attempt_replaces_a_lower_one_and_a_lower_one_is_ignored() -> None:
+    worker = Worker(lambda: (ScriptedTrainer(), {}))
+    worker.add(task(attempt=2, first_input="forever", num_steps=1000))
+    drain(worker, StepDone)
+    worker.add(task(attempt=1, num_steps=1))
+    worker.add(task(attempt=3, num_steps=4))
+    events = drain(worker, Finished)
+    assert [event.attempt for event in events if isinstance(event, Stopped)] == [2]
+    assert [event.attempt for event in events if isinstance(event, Finished)] == [3]
+    worker.close()
+
+
+def test_a_stop_for_another_attempt_is_ignored() -> None:
+    worker = Worker(lambda: (ScriptedTrainer(), {}))
+    worker.add(task(attempt=2, num_steps=30))
+    worker.stop("job", 1)
+    worker.stop("unknown", 1)
+    events = drain(worker, Finished)
+    assert not any(isinstance(event, Stopped) for event in events)
+    worker.close()
+
+
+def test_a_worker_whose_thread_died_says_what_it_still_has_to_say_and_then_why() -> None:
+    worker = Worker(lambda: (ScriptedTrainer(), {}))
+    worker.add(task(num_steps=2, job_id="good"))
+    drain(worker, Finished)
+    since = worker.poll(0, 0).last
+    worker.add(task(first_input="crash", job_id="bad"))
+    with pytest.raises(WorkerLost, match="the step thread crashed"):
+        poll_to_the_end(worker, since)
+    worker.close()
+
+
+def test_a_base_model_that_can_not_be_loaded_is_a_lost_worker() -> None:
+    def load() -> tuple[ScriptedTrainer, dict[str, str]]:
+        raise MemoryError("weights don't fit")
+
+    worker = Worker(load)
+    with pytest.raises(WorkerLost, match="weights don't fit") as lost:
+        poll_to_the_end(worker)
+    assert lost.value.out_of_memory
+    worker.close()
+
+
+def test_an_outbox_that_nobody_empties_stays_small_and_loses_nothing_that_counts() -> None:
+    outbox = Outbox()
+    for step in range(5000):
+        outbox.put([StepDone("job", 1, step, 5000, 1.0, 1.0, 0.1, 1, 10, 0.1), Checkpointed("job", 1, step, bytes(1000))])
+        if step % 1000 == 0:
+            outbox.put([Evaluated("job", 1, step, {"loss": 1.0}, False)])
+    outbox.put([Failed("job", 1, "INTERNAL", "why")])
+    last, events = outbox.take(0, 0)
+    assert len(events) < 1000
+    assert [event.step for event in events if isinstance(event, Checkpointed)] == [4999]
+    assert [event.step for event in events if isinstance(event, StepDone)][-1] == 4999
+    assert sum(isinstance(event, Evaluated) for event in events) == 5
+    assert isinstance(events[-1], Failed)
+    assert outbox.take(last, 0) == (last, ())
