@@ -31,12 +31,11 @@ def check_tokens(vocab_size: int) -> list[int]:
 
 @torch.inference_mode()
 def own_logits(base: BaseModel) -> torch.Tensor:
-    """`[vocab]` after the last check token, by the model as it was loaded."""
+    """`[vocab]` after the last check token, by the model's own plain attention (the fused one leaves a soft cap out)."""
     ids = torch.tensor([check_tokens(base.info.vocab_size)], device=base.device)
     model: Any = base.model
     before = model.config._attn_implementation
-    if getattr(model.config.get_text_config(), "attn_logit_softcapping", None) is not None:
-        model.set_attn_implementation("eager")  # transformers' fused attention leaves the soft cap out
+    model.set_attn_implementation("eager")
     logits: torch.Tensor = model(input_ids=ids, use_cache=False).logits[0, -1].float()
     model.set_attn_implementation(before)
     return logits

@@ -5,10 +5,14 @@ from __future__ import annotations
 import random
 
 import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from inference_service.engine.engine import Engine
-from inference_service.engine.request import GenerationRequest
-from tests.inference_service.engine.builders import ARCHITECTURES, drain, greedy, reference, small_config, soft_prompt, tiny_base
+from inference_service.engine.request import GenerationRequest, ScoreRequest
+from shared.errors import PreconditionFailed
+from tests.inference_service.engine.builders import ARCHITECTURES, drain, greedy, reference, run_one, small_config, soft_prompt, tiny_base
 
 
 def random_input(rng: random.Random, low: int = 1, high: int = 30) -> tuple[int, ...]:
@@ -39,3 +43,147 @@ def test_greedy_equals_generate_alone_and_together(kind: str) -> None:
         engine.submit(GenerationRequest(name, ids, greedy(), prefix))
     together = {name: delta.token_ids for name, delta in drain(engine).items()}
     assert together == expected
+
+
+class Workbench:
+    """One model with its references remembered; the engine takes the model over, so a twin computes the references."""
+
+    def __init__(self) -> None:
+        self.twin, self.base = tiny_base("llama"), tiny_base("llama")
+        self.prompts = {"a": soft_prompt(self.twin, 7, seed=1), "b": soft_prompt(self.twin, 40, seed=2), None: None}
+        self._known: dict[tuple[tuple[int, ...], str | None], tuple[int, ...]] = {}
+
+    def expected(self, ids: tuple[int, ...], prefix: str | None, count: int) -> tuple[int, ...]:
+        key = (ids, prefix)
+        if key not in self._known:
+            self._known[key] = reference(self.twin, self.prompts[prefix], ids, 24)
+        return self._known[key][:count]
+
+    def engine(self, **config: int) -> Engine:
+        engine = Engine.from_base_model(self.base, small_config(**config))
+        for name, prompt in self.prompts.items():
+            if prompt is not None and name is not None:
+                engine.load_prefix(name, prompt)
+        return engine
+
+
+@pytest.fixture(scope="module")
+def workbench() -> Workbench:
+    return Workbench()
+
+
+INSTRUCTION = tuple(range(100, 120))
+INPUTS = [random_input(random.Random(i), 1, 50) for i in range(5)] + [
+    (*INSTRUCTION, *random_input(random.Random(i), 1, 9)) for i in range(4)
+]
+REQUESTS = st.tuples(st.sampled_from(INPUTS), st.sampled_from(["a", "b", None]), st.integers(1, 24), st.integers(0, 1), st.integers(0, 12))
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    requests=st.lists(REQUESTS, min_size=1, max_size=8),
+    max_running=st.integers(1, 5),
+    max_tokens_per_step=st.integers(1, 80),
+    num_blocks=st.integers(4, 10),
+)
+def test_any_mix_gives_what_generate_gives(
+    workbench: Workbench,
+    requests: list[tuple[tuple[int, ...], str | None, int, int, int]],
+    max_running: int,
+    max_tokens_per_step: int,
+    num_blocks: int,
+) -> None:
+    """Arrivals, lengths, prompts, chunk sizes, row reuse and preemptions, all at random."""
+    bytes_per_block = 4 * 2 * 2 * 16 * 4 * 32  # layers, keys and values, heads, width, float32, tokens
+    engine = workbench.engine(
+        max_running=max_running, max_tokens_per_step=max_tokens_per_step, kv_cache_bytes=num_blocks * bytes_per_block, prefix_kv_bytes=1
+    )
+    deltas: dict[str, list[int]] = {}
+    for step in range(4000):
+        for i, (ids, prefix, count, priority, arrival) in enumerate(requests):
+            if arrival == step:
+                engine.submit(GenerationRequest(f"r{i}", ids, greedy(count), prefix, priority))
+        if step > 12 and not engine.has_work:
+            break
+        for output in engine.step():
+            deltas.setdefault(output.request_id, []).extend(output.delta.token_ids)
+        engine.check_integrity()
+    assert {name: tuple(tokens) for name, tokens in deltas.items()} == {
+        f"r{i}": workbench.expected(ids, prefix, count) for i, (ids, prefix, count, _, _) in enumerate(requests)
+    }
+
+
+def test_preemption_really_happens_and_changes_nothing(workbench: Workbench) -> None:
+    engine = workbench.engine(kv_cache_bytes=5 * 4 * 2 * 2 * 16 * 4 * 32, max_running=4)
+    ids = [random_input(random.Random(i), 20, 30) for i in range(4)]
+    for i in range(4):
+        engine.submit(GenerationRequest(f"r{i}", ids[i], greedy(24), "b"))
+    found = {name: delta.token_ids for name, delta in drain(engine).items()}
+    assert engine.stats().preemptions > 0
+    assert found == {f"r{i}": workbench.expected(ids[i], "b", 24) for i in range(4)}
+
+
+def test_a_shared_beginning_is_not_computed_again(workbench: Workbench) -> None:
+    engine = workbench.engine()
+    ids = [(*INSTRUCTION, 50 + i) for i in range(3)]
+    for i in range(3):
+        engine.submit(GenerationRequest(f"r{i}", ids[i], greedy(8), "a"))
+        delta = drain(engine)[f"r{i}"]
+        assert delta.token_ids == workbench.expected(ids[i], "a", 8)
+        assert delta.usage is not None
+        assert delta.usage.cached_tokens == (0 if i == 0 else len(INSTRUCTION))
+
+
+def test_bfloat16_logits_stay_near_float32() -> None:
+    """The stated tolerance: 5 % of the norm of the logits, on a random model with weights three times as large as usual."""
+    exact, rounded = tiny_base("llama"), tiny_base("llama", dtype=torch.bfloat16)
+    prompt = soft_prompt(exact, 20)
+    ids = random_input(random.Random(0), 20, 20)
+    embeds = torch.cat([prompt.embeddings, exact.model.get_input_embeddings()(torch.tensor(ids))])
+    expected = torch.log_softmax(exact.model(inputs_embeds=embeds[None]).logits[0, -1], -1)
+    engine = Engine.from_base_model(rounded, small_config())
+    engine.load_prefix("a", prompt)
+    delta = run_one(engine, ids, greedy(1, num_logprobs=20), "a")
+    top = delta.logprobs[0].top
+    own = torch.tensor([expected[token] for token, _ in top])
+    assert float((torch.tensor([value for _, value in top]) - own).norm() / own.norm()) < 0.05
+
+
+@pytest.mark.parametrize("kind", ["llama", "mistral", "gemma2"])
+@pytest.mark.parametrize("budget", [64, 9])
+def test_scores_equal_a_plain_forward(kind: str, budget: int) -> None:
+    base = tiny_base(kind)
+    prompt = soft_prompt(base)
+    ids = random_input(random.Random(3), 12, 12)
+    candidates = ((5,), (6, 7, 8), (6, 7, 9), tuple(range(30, 42)))
+    expected = []
+    for candidate in candidates:
+        embeds = torch.cat([prompt.embeddings, base.model.get_input_embeddings()(torch.tensor((*ids, *candidate)))])
+        table = torch.log_softmax(base.model(inputs_embeds=embeds[None]).logits[0], -1)
+        begin = prompt.num_virtual_tokens + len(ids) - 1
+        expected.append([float(table[begin + i, token]) for i, token in enumerate(candidate)])
+    engine = Engine.from_base_model(base, small_config(max_tokens_per_step=budget))
+    engine.load_prefix("a", prompt)
+    engine.submit(ScoreRequest("s", ids, candidates, "a"))
+    engine.submit(GenerationRequest("beside", (9, 9, 9), greedy(20), "a"))
+    results = []
+    while engine.has_work:
+        results += [output.score for output in engine.step() if output.score is not None]
+        engine.check_integrity()
+    assert len(results) == 1
+    for score, wanted in zip(results[0].scores, expected, strict=True):
+        assert score.logprobs == pytest.approx(wanted, abs=2e-4)
+        assert score.logprob == pytest.approx(sum(wanted), abs=1e-3)
+    assert sum(score.probability for score in results[0].scores) == pytest.approx(1.0)
+
+
+def test_an_architecture_without_the_attention_interface_is_refused_by_name() -> None:
+    with pytest.raises(PreconditionFailed, match="falcon"):
+        Engine.from_base_model(tiny_base("falcon", new_decoder_architecture=True, num_kv_heads=2), small_config())
+
+
+def test_a_model_that_the_engine_would_serve_wrong_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("inference_service.engine.attention.Stretch.positions", lambda self: [0] * self.count)
+    monkeypatch.setattr("inference_service.engine.model_runner.fed_positions", lambda chunk: [0] * chunk.num_positions)
+    with pytest.raises(PreconditionFailed, match="differ"):
+        Engine.from_base_model(tiny_base("llama"), small_config())

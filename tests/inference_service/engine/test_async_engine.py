@@ -1,0 +1,180 @@
+"""The engine's thread and its asyncio face: streams, cancellation, back-pressure, stopping, dying."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from inference_service.engine.async_engine import AsyncEngine
+from inference_service.engine.engine import Engine
+from inference_service.engine.request import Delta, FinishReason, GenerationRequest, ScoreRequest
+from inference_service.engine.text_stream import merge
+from shared.errors import AlreadyExists, InvalidInput, NotFound, Overloaded, Unavailable
+from tests.inference_service.engine.builders import greedy, reference, small_config, soft_prompt, tiny_base
+
+IDS = (40, 41, 42, 43)
+
+
+def build(**config: Any) -> AsyncEngine:
+    return AsyncEngine(Engine.from_base_model(tiny_base(), small_config(**config)))
+
+
+@pytest_asyncio.fixture
+async def engine() -> AsyncIterator[AsyncEngine]:
+    subject = build()
+    subject.start()
+    await subject.load_prefix("a", soft_prompt(subject.engine.base))
+    yield subject
+    await subject.check_integrity()
+    assert subject.engine.prefixes.num_holds == 0
+    await subject.stop()
+
+
+async def collect(engine: AsyncEngine, request: GenerationRequest) -> Delta:
+    return merge([delta async for delta in engine.generate(request)])
+
+
+async def merge_rest(stream: AsyncIterator[Delta]) -> Delta:
+    return merge([delta async for delta in stream])
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not condition():
+            await asyncio.sleep(0.001)
+
+
+async def test_many_streams_at_once_equal_generate(engine: AsyncEngine) -> None:
+    twin = tiny_base()
+    expected = reference(twin, soft_prompt(twin), IDS, 16)
+    found = await asyncio.gather(*(collect(engine, GenerationRequest(f"r{i}", IDS, greedy(16), "a")) for i in range(12)))
+    assert {delta.token_ids for delta in found} == {expected}
+    assert all(delta.usage is not None and delta.usage.generated_tokens == 16 for delta in found)
+
+
+async def test_the_first_delta_tells_about_the_request(engine: AsyncEngine) -> None:
+    deltas = [delta async for delta in engine.generate(GenerationRequest("r", IDS, greedy(30), "a"))]
+    first, last = deltas[0], deltas[-1]
+    assert first.usage is not None
+    assert (first.usage.input_tokens, first.usage.virtual_tokens) == (4, 7)
+    assert first.seed == last.seed is not None
+    assert last.finish_reason is FinishReason.LENGTH
+    assert last.timing is not None
+    assert all(delta.finish_reason is None for delta in deltas[:-1])
+
+
+async def test_closing_a_stream_frees_its_slot(engine: AsyncEngine) -> None:
+    stream = engine.generate(GenerationRequest("r", IDS, greedy(110), "a"))
+    await anext(stream)
+    await stream.aclose()
+    await engine.check_integrity()
+    assert not engine.engine.has_work
+
+
+async def test_cancelling_the_task_of_a_waiting_request_frees_it(engine: AsyncEngine) -> None:
+    tasks = [asyncio.create_task(collect(engine, GenerationRequest(f"r{i}", IDS, greedy(110), "a"))) for i in range(8)]
+    await until(lambda: engine.stats().running == 4)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    await engine.check_integrity()
+    assert not engine.engine.has_work
+
+
+async def test_a_reader_that_sleeps_gets_everything_in_one_delta(engine: AsyncEngine) -> None:
+    stream = engine.generate(GenerationRequest("slow", IDS, greedy(60), "a"))
+    first = await anext(stream)
+    await until(lambda: not engine.engine.has_work)
+    await asyncio.sleep(0)
+    rest = [delta async for delta in stream]
+    assert len(rest) <= 2
+    assert len(merge([first, *rest]).token_ids) == 60
+
+
+async def test_refusals_come_before_the_first_delta(engine: AsyncEngine) -> None:
+    for request, error in (
+        (GenerationRequest("x", (), greedy()), InvalidInput),
+        (GenerationRequest("x", IDS, greedy(0)), InvalidInput),
+        (GenerationRequest("x", IDS, greedy(), "nobody"), NotFound),
+    ):
+        with pytest.raises(error):
+            await collect(engine, request)
+    stream = engine.generate(GenerationRequest("twice", IDS, greedy(100)))
+    await anext(stream)
+    with pytest.raises(AlreadyExists):
+        await collect(engine, GenerationRequest("twice", IDS, greedy()))
+    await stream.aclose()
+
+
+async def test_overload_is_refused_and_the_rest_served() -> None:
+    subject = build(max_waiting=2, max_running=1)
+    subject.start()
+    results = await asyncio.gather(
+        *(collect(subject, GenerationRequest(f"r{i}", IDS, greedy(5))) for i in range(12)), return_exceptions=True
+    )
+    refused = [result for result in results if isinstance(result, Overloaded)]
+    served = [result for result in results if isinstance(result, Delta)]
+    assert len(refused) + len(served) == 12
+    assert refused
+    assert served
+    await subject.check_integrity()
+    await subject.stop()
+
+
+async def test_score_and_replay(engine: AsyncEngine) -> None:
+    result = await engine.score(ScoreRequest("s", IDS, ((5,), (6, 7)), "a"))
+    assert sum(score.probability for score in result.scores) == pytest.approx(1.0)
+    top = await engine.top_logprobs("a", IDS, 3)
+    assert len(top) == 3
+    assert top == sorted(top, key=lambda pair: -pair[1])
+    assert top != await engine.top_logprobs(None, IDS, 3), "the prompt must make a difference"
+
+
+async def test_stopping_lets_streams_finish_and_takes_no_more() -> None:
+    subject = build()
+    subject.start()
+    task = asyncio.create_task(collect(subject, GenerationRequest("r", IDS, greedy(40))))
+    await until(lambda: subject.stats().running == 1)
+    stopping = asyncio.create_task(subject.stop(20))
+    await asyncio.sleep(0)
+    with pytest.raises(Unavailable):
+        await collect(subject, GenerationRequest("late", IDS, greedy()))
+    await stopping
+    assert len((await task).token_ids) == 40
+    assert not subject.healthy
+
+
+async def test_the_end_of_the_grace_time_cancels() -> None:
+    subject = build(max_running=1)
+    subject.start()
+    tasks = [asyncio.create_task(collect(subject, GenerationRequest(f"r{i}", IDS, greedy(120)))) for i in range(9)]
+    await until(lambda: subject.stats().running == 1)
+    await subject.stop(0)
+    reasons = {(await task).finish_reason for task in tasks}
+    assert FinishReason.CANCELLED in reasons
+    assert not subject.engine.has_work
+
+
+async def test_when_the_thread_dies_nobody_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    subject = build()
+    subject.start()
+    assert subject.healthy
+    stream = subject.generate(GenerationRequest("r", IDS, greedy(120)))
+    await anext(stream)
+
+    def die() -> None:
+        raise MemoryError("no more")
+
+    monkeypatch.setattr(subject.engine, "step", die)
+    with pytest.raises(Unavailable, match="MemoryError"):
+        await merge_rest(stream)
+    assert not subject.healthy
+    with pytest.raises(Unavailable):
+        await collect(subject, GenerationRequest("next", IDS, greedy()))
+    with pytest.raises(Unavailable):
+        await subject.load_prefix("b", soft_prompt(subject.engine.base))
+    await subject.stop()
