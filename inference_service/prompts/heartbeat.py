@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from typing import Any
 
 from inference_service.prompts.registry import PromptRegistry
-from inference_service.prompts.version import VersionState
+from inference_service.prompts.version import Quarantine, to_timestamp
 from shared.base_model import BaseModelInfo
 from shared.errors import SoftPromptError
 from shared.manifest import utc_now
 from shared.store.replicas import LoadedVersion, RefusedVersion, ReplicaDirectory, ReplicaRecord
 
 log = logging.getLogger(__name__)
+
+_MAX_REASON_CHARS = 2000
 
 
 class Heartbeat:
@@ -33,28 +36,13 @@ class Heartbeat:
         self._news.set()
 
     def record(self) -> ReplicaRecord:
-        statuses = self._registry.statuses()
-        loaded = [
-            LoadedVersion(
-                prompt=status.record.prompt,
-                version=status.record.version,
-                digest=status.record.digest,
-                loaded_at=status.loaded.loaded_at.strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
-                publish_to_served_seconds=status.publish_to_served_seconds,
-            )
-            for status in statuses
-            if status.loaded is not None
-        ]
-        refused = [
-            RefusedVersion(
-                prompt=status.record.prompt,
-                version=status.record.version,
-                digest=status.record.digest,
-                reason=f"{status.quarantine.reason}: {status.quarantine.message}"[:2000],
-            )
-            for status in statuses
-            if status.state is VersionState.QUARANTINED and status.quarantine is not None
-        ]
+        loaded, refused = list[LoadedVersion](), list[RefusedVersion]()
+        for item, seconds in self._registry.decided():
+            about: dict[str, Any] = {"prompt": item.record.prompt, "version": item.record.version, "digest": item.record.digest}
+            if isinstance(item, Quarantine):
+                refused.append(RefusedVersion(**about, reason=f"{item.reason}: {item.message}"[:_MAX_REASON_CHARS]))
+            else:
+                loaded.append(LoadedVersion(**about, loaded_at=to_timestamp(item.loaded_at), publish_to_served_seconds=seconds))
         return ReplicaRecord(
             id=self._replica,
             base_model=self._base_model.id,

@@ -96,3 +96,8 @@ def publish_to_served_seconds(record: VersionRecord, served_at: datetime) -> flo
 
 def now() -> datetime:
     return datetime.now(UTC)
+
+
+def to_timestamp(time: datetime) -> str:
+    """As the store's records write times."""
+    return time.strftime("%Y-%m-%dT%H:%M:%S.%fZ")

@@ -262,6 +262,22 @@ async def test_a_client_that_vanishes_frees_its_place(replica: Replica, brake: B
     assert await replica.metric("requests_finished_total", finish_reason="CANCELLED") == 1
 
 
+async def test_a_caller_that_gives_up_on_a_whole_answer_frees_its_place(replica: Replica, brake: Brake) -> None:
+    brake.seconds = 0.02
+    call = replica.stub.Generate(generate_request(max_new_tokens=400, ignore_eos=True))
+
+    async def running() -> bool:
+        return await replica.metric("requests_running") == 1
+
+    async def free() -> bool:
+        return await replica.metric("requests_running") == 0
+
+    await until(running)
+    call.cancel()
+    await until(free)
+    assert await replica.metric("requests_finished_total", finish_reason="CANCELLED") == 1
+
+
 async def test_the_fleet_sees_what_a_replica_serves_and_refused(replica: Replica, tiny_model_dir: Path) -> None:
     publish(replica.store, blob(tiny_model_dir, matrix(1)))
     publish(replica.store, blob(tiny_model_dir, matrix(1, hidden_size=48)))

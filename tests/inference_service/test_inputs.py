@@ -1,0 +1,89 @@
+"""Inputs within the model's bounds, and large ones kept off the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from typing import Any
+
+import pytest
+
+from inference_service.inputs import ChatInput, InputPreparer, InputRequest, TextInput, TokenInput, bare_template
+from shared.errors import InvalidInput
+from shared.template import InputEncoder, Message, Template, TemplateFormat
+from tests.tiny_models import VOCAB_SIZE, byte_tokenizer
+
+
+class WatchedTokenizer:
+    """The byte tokenizer, and on which threads it was used."""
+
+    def __init__(self) -> None:
+        self.inner, self.threads = byte_tokenizer(), set[str]()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self.threads.add(threading.current_thread().name)
+        return self.inner(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+
+def encoder(template: Template | None = None, tokenizer: Any = None) -> InputEncoder:
+    return InputEncoder(tokenizer or byte_tokenizer(), template or Template())
+
+
+async def test_what_does_not_fit_is_refused_with_the_counts() -> None:
+    preparer = InputPreparer(VOCAB_SIZE, max_length=50)
+    with pytest.raises(InvalidInput) as caught:
+        await preparer.prepare(InputRequest(TextInput("x" * 60)), encoder(), num_virtual_tokens=10)
+    assert "60 tokens" in caught.value.message
+    assert "at most 39" in caught.value.message
+
+
+async def test_truncation_keeps_the_end() -> None:
+    preparer = InputPreparer(VOCAB_SIZE, max_length=50)
+    prepared = await preparer.prepare(InputRequest(TokenInput(tuple(range(100, 160))), truncate=True), encoder(), 10, reserve=5)
+    assert prepared.ids == tuple(range(125, 160))
+
+
+async def test_nothing_fits_behind_a_soft_prompt_as_long_as_the_model() -> None:
+    preparer = InputPreparer(VOCAB_SIZE, max_length=50)
+    with pytest.raises(InvalidInput, match="at most 0"):
+        await preparer.prepare(InputRequest(TextInput("x"), truncate=True), encoder(), num_virtual_tokens=49)
+
+
+async def test_only_the_first_wrong_ids_are_listed() -> None:
+    with pytest.raises(InvalidInput) as caught:
+        await InputPreparer(VOCAB_SIZE, 1 << 20).prepare(InputRequest(TokenInput((VOCAB_SIZE,) * 1000)), encoder(), 0)
+    assert len(caught.value.violations) == 16
+    assert caught.value.violations[15].field == "input.token_ids.ids[15]"
+
+
+async def test_a_conversation_needs_a_chat_template() -> None:
+    request = InputRequest(ChatInput((Message(role="user", content="hi"),)))
+    with pytest.raises(InvalidInput, match="TEXT template"):
+        await InputPreparer(VOCAB_SIZE, 100).prepare(request, encoder(), 0)
+    assert bare_template(request).format is TemplateFormat.CHAT
+
+
+async def test_a_chat_templates_own_refusal_is_the_callers_error() -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
+    request = InputRequest(ChatInput((Message(role="user", content="hi"),)))
+    with pytest.raises(InvalidInput, match="roles must alternate"):
+        await InputPreparer(VOCAB_SIZE, 100).prepare(request, encoder(Template(format=TemplateFormat.CHAT), tokenizer), 0)
+
+
+async def test_large_inputs_leave_the_event_loop_free() -> None:
+    tokenizer = WatchedTokenizer()
+    watched = encoder(tokenizer=tokenizer)
+    preparer = InputPreparer(VOCAB_SIZE, max_length=1 << 20)
+    await preparer.prepare(InputRequest(TextInput("x" * 100)), watched, 0)
+    assert tokenizer.threads == {threading.current_thread().name}
+    tokenizer.threads.clear()
+    large = asyncio.create_task(preparer.prepare(InputRequest(TextInput("x" * 200_000)), watched, 0))
+    await asyncio.sleep(0)
+    assert not large.done()
+    assert len((await large).ids) == 200_000
+    assert threading.current_thread().name not in tokenizer.threads
+    preparer.close()
