@@ -1,0 +1,174 @@
+"""What a spec that leaves things open comes to, and what is refused before a worker ever sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shared.errors import InvalidInput, NotFound, Unavailable
+from shared.store.index import StoreIndex
+from shared.template import Message, Template, TemplateFormat
+from trainer_service.base_models import BaseModels
+from trainer_service.config import BaseModelSource
+from trainer_service.jobs.admission import SpecAdmission
+from trainer_service.jobs.model import EffectiveSpec, PublishGate, PublishPolicy, TuningSpec
+from trainer_service.service_info import TuningLimits
+from trainer_service.training.dataset import ParsedDataset, check_examples, split_validation
+from trainer_service.training.spec import Example, HyperparameterRequest, Init, InitMethod, Metric, TaskKind
+
+GENERATION = [Example(line=n, input=f"number {n}", output="yes") for n in range(1, 41)]
+CLASSES = [Example(line=n, input=f"number {n}", label="even" if n % 2 == 0 else "odd") for n in range(1, 41)]
+CHAT = [Example(line=n, messages=(Message(role="user", content=str(n)), Message(role="assistant", content="ok"))) for n in range(1, 41)]
+DATASETS = {"generation": GENERATION, "classes": CLASSES, "chat": CHAT, "two": GENERATION[:2]}
+
+
+class Datasets:
+    """Datasets by plain names."""
+
+    def parse(self, name: str, labels: Sequence[str] = ()) -> ParsedDataset:
+        if name not in DATASETS:
+            raise NotFound("dataset", name)
+        return check_examples(DATASETS[name], labels, "dataset")
+
+
+class NoPrompts:
+    def refresh(self) -> StoreIndex:
+        return StoreIndex()
+
+
+@pytest.fixture(scope="module")
+def models(tiny_model_dir: Path) -> BaseModels:
+    models = BaseModels([BaseModelSource("tiny", str(tiny_model_dir))])
+    models.load()
+    return models
+
+
+@pytest.fixture
+def admission(models: BaseModels) -> SpecAdmission:
+    return SpecAdmission(models, Datasets(), NoPrompts(), TuningLimits(50, 10, 3600.0))
+
+
+def spec(**fields: Any) -> TuningSpec:
+    return TuningSpec(**{"prompt": "support-tone", "dataset": "generation", **fields})
+
+
+async def refused_fields(admission: SpecAdmission, **fields: Any) -> list[str]:
+    with pytest.raises(InvalidInput) as refused:
+        await admission.check(spec(**fields))
+    return [violation.field for violation in refused.value.violations]
+
+
+async def test_everything_left_open_is_filled_in(admission: SpecAdmission, models: BaseModels) -> None:
+    effective = await admission.check(spec())
+    assert isinstance(effective, EffectiveSpec)
+    assert effective.base_model == models.infos[0]
+    assert effective.training.task is TaskKind.GENERATION
+    assert effective.training.template == Template()
+    assert effective.max_runtime_seconds == 3600
+    assert (effective.num_train, effective.num_validation, effective.validation_fraction) == (36, 4, 0.1)
+    assert effective.training.hyperparameters.metric is Metric.LOSS
+
+
+@pytest.mark.parametrize(("dataset", "num_validation"), [("two", 1), ("generation", 4)])
+async def test_a_tenth_is_held_out_but_at_least_one(admission: SpecAdmission, dataset: str, num_validation: int) -> None:
+    effective = await admission.check(spec(dataset=dataset))
+    assert effective.num_validation == num_validation
+    train, held_out = split_validation(DATASETS[dataset], effective.validation_fraction, effective.training.hyperparameters.seed)
+    assert (len(train), len(held_out)) == (effective.num_train, effective.num_validation)
+
+
+async def test_the_counts_are_those_of_the_split_with_the_job_s_own_seed(admission: SpecAdmission) -> None:
+    effective = await admission.check(spec(validation_fraction=0.5, hyperparameters=HyperparameterRequest(seed=99)))
+    assert effective.training.hyperparameters.seed == 99
+    assert (effective.num_train, effective.num_validation) == (20, 20)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "template", "expected"),
+    [
+        ("generation", None, TemplateFormat.TEXT),
+        ("chat", None, TemplateFormat.CHAT),
+        ("chat", Template(system="Be kind"), TemplateFormat.CHAT),
+        ("generation", Template(text="Q: {input}"), TemplateFormat.TEXT),
+        ("generation", Template(text="Q: {input}", format=TemplateFormat.CHAT), TemplateFormat.CHAT),
+    ],
+)
+async def test_the_template_s_format_follows_the_examples(
+    admission: SpecAdmission, dataset: str, template: Template | None, expected: TemplateFormat
+) -> None:
+    effective = await admission.check(spec(dataset=dataset, template=template))
+    assert effective.training.template.format is expected
+    assert effective.training.template.text == (template or Template()).text
+
+
+async def test_labels_come_from_the_examples_or_from_the_spec(admission: SpecAdmission) -> None:
+    assert (await admission.check(spec(dataset="classes"))).training.labels == ("odd", "even")
+    wider = await admission.check(spec(dataset="classes", labels=("even", "odd", "neither")))
+    assert wider.training.labels == ("even", "odd", "neither")
+    assert wider.training.hyperparameters.metric is Metric.ACCURACY
+
+
+async def test_refusals_name_fields_of_the_spec(admission: SpecAdmission) -> None:
+    assert await refused_fields(admission, base_model="other") == ["spec.base_model"]
+    assert await refused_fields(admission, dataset="classes", labels=("even", "odd ")) == ["spec.labels[1]"]
+    assert await refused_fields(admission, labels=("a", "b")) == ["spec.labels"]
+    assert await refused_fields(admission, task=TaskKind.CHAT) == ["spec.task"]
+    assert await refused_fields(admission, validation_dataset="chat") == ["spec.validation_dataset"]
+    assert await refused_fields(admission, max_runtime_seconds=3601) == ["spec.max_runtime"]
+    assert await refused_fields(admission, publish=PublishPolicy(alias="", gate=PublishGate(beat_current=True))) == [
+        "spec.publish.gate.beat_current"
+    ]
+    assert await refused_fields(admission, hyperparameters=HyperparameterRequest(num_virtual_tokens=51)) == [
+        "spec.hyperparameters.num_virtual_tokens"
+    ]
+    blank = HyperparameterRequest(init=Init(method=InitMethod.TEXT, text="  "))
+    assert await refused_fields(admission, hyperparameters=blank) == ["spec.hyperparameters.init.text"]
+
+
+async def test_what_the_caller_must_mend_is_said_together(admission: SpecAdmission) -> None:
+    fields = await refused_fields(admission, prompt="../x", base_model="other", task=TaskKind.CHAT, annotations={"": "x"})
+    assert fields == ["spec.prompt", "spec.annotations['']", "spec.base_model", "spec.task"]
+
+
+async def test_lengths_are_checked_with_the_virtual_tokens(models: BaseModels) -> None:
+    room = models.infos[0].max_positions - 20
+    fits = Example(line=1, input="x" * (room - 5), output="yes")  # a space before the target, and the end of sequence after it
+    over = Example(line=2, input="x" * (room - 4), output="yes")
+
+    class Long(Datasets):
+        def parse(self, name: str, labels: Sequence[str] = ()) -> ParsedDataset:
+            examples = {"fits": (fits, *GENERATION[2:]), "over": (fits, over, *GENERATION[2:])}[name]
+            return ParsedDataset(examples, TaskKind.GENERATION, ())
+
+    admission = SpecAdmission(models, Long(), NoPrompts(), TuningLimits(50, 10, 3600.0))
+    await admission.check(spec(dataset="fits"))
+    with pytest.raises(InvalidInput) as refused:
+        await admission.check(spec(dataset="over"))
+    (violation,) = refused.value.violations
+    assert violation.field == "dataset line 2"
+    assert "20 virtual tokens" in violation.description
+    with pytest.raises(InvalidInput) as refused:
+        await admission.check(spec(dataset="fits", validation_dataset="over"))
+    assert [violation.field for violation in refused.value.violations] == ["validation dataset line 2"]
+
+
+async def test_unknown_datasets_and_sources_are_not_found(admission: SpecAdmission) -> None:
+    with pytest.raises(NotFound, match="dataset"):
+        await admission.check(spec(dataset="missing"))
+    init = Init(method=InitMethod.FROM_PROMPT, source_version="nobody@1")
+    with pytest.raises(NotFound, match="nobody"):
+        await admission.check(spec(hyperparameters=HyperparameterRequest(init=init)))
+
+
+async def test_before_the_base_models_are_read_callers_are_told_to_wait() -> None:
+    admission = SpecAdmission(BaseModels([]), Datasets(), NoPrompts(), TuningLimits(50, 10, 3600.0))
+    with pytest.raises(Unavailable, match="starting"):
+        await admission.check(spec())
+
+
+def test_a_base_model_that_is_not_there_stops_the_start(tmp_path: Path) -> None:
+    with pytest.raises(NotFound, match="has no config"):
+        BaseModels([BaseModelSource("x", str(tmp_path))]).load()

@@ -1,0 +1,280 @@
+"""Between messages and the trainer's own types: total over every enum and field, and lossless where it goes both ways."""
+
+from __future__ import annotations
+
+import math
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.duration_pb2 import Duration
+from hypothesis import given
+from hypothesis import strategies as st
+from prompttuning.v1 import common_pb2, prompts_pb2, tuning_pb2
+
+from shared.manifest import SamplingDefaults
+from shared.store.commit import AliasTarget
+from shared.template import Template, TemplateFormat
+from tests.trainer_service.jobs.builders import effective_spec
+from tests.trainer_service.requests import generation_examples, inline
+from trainer_service.convert import enums
+from trainer_service.convert.common import sampling_from_wire, sampling_to_wire, template_from_wire, template_to_wire
+from trainer_service.convert.enums import EnumTable
+from trainer_service.convert.fields import from_duration, short_float, to_duration
+from trainer_service.convert.jobs import event_to_wire, job_to_wire
+from trainer_service.convert.prompts import targets_from_wire, targets_to_wire
+from trainer_service.convert.spec import effective_to_wire, hyperparameters_to_wire, request_from_wire, spec_to_wire
+from trainer_service.jobs.model import (
+    PAYLOADS,
+    CheckpointStored,
+    DatasetStatistics,
+    Evaluation,
+    Job,
+    JobError,
+    JobEvent,
+    JobEventKind,
+    JobProgress,
+    JobResult,
+    NearestToken,
+    Note,
+    PublishGate,
+    PublishPolicy,
+    TuningSpec,
+)
+from trainer_service.jobs.states import JobState
+from trainer_service.training.spec import (
+    HyperparameterRequest,
+    Init,
+    InitMethod,
+    Metric,
+    Reparameterisation,
+    Schedule,
+    TaskKind,
+)
+from trainer_service.violations import Violations
+
+TABLES = {name: table for name, table in vars(enums).items() if isinstance(table, EnumTable)}
+NOW = datetime(2026, 1, 2, 3, 4, 5, 678901, UTC)
+
+SPEC = TuningSpec(
+    prompt="support-tone",
+    base_model="tiny",
+    dataset="datasets/sha256-" + "a" * 64,
+    validation_dataset="datasets/sha256-" + "b" * 64,
+    template=Template(text="Q: {input}", format=TemplateFormat.CHAT, system="Be kind"),
+    task=TaskKind.CLASSIFICATION,
+    labels=("a", "b"),
+    hyperparameters=HyperparameterRequest(
+        num_virtual_tokens=7,
+        init=Init(method=InitMethod.FROM_PROMPT, source_version="other@3"),
+        reparameterisation=Reparameterisation.RESIDUAL,
+        learning_rate=0.003,
+        schedule=Schedule.LINEAR,
+        warmup_steps=0,
+        weight_decay=0.0,
+        max_grad_norm=0.0,
+        batch_size=3,
+        num_steps=100,
+        evaluation_interval_steps=10,
+        early_stop_patience=0,
+        label_smoothing=0.0,
+        balance_classes=False,
+        metric=Metric.MACRO_F1,
+        seed=0,
+        search=False,
+    ),
+    publish=PublishPolicy(alias="staging", gate=PublishGate(beat_bare_model=True, minimum_metric=0.0)),
+    priority=-3,
+    max_runtime_seconds=90.5,
+    sampling_defaults=SamplingDefaults(
+        temperature=0.7, top_k=0, top_p=0.9, min_p=0.0, repetition_penalty=1.1, max_new_tokens=5, stop=("\n",)
+    ),
+    annotations={"team": "web"},
+)
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_every_enum_is_total_both_ways(name: str) -> None:
+    table = TABLES[name]
+    for number, value in table._from_wire.items():
+        violations = Violations()
+        assert table.from_wire(number, "field", violations) is value
+        assert table.to_wire(value) == number
+        assert not violations
+    assert table.to_wire(None) == 0
+    violations = Violations()
+    assert table.from_wire(0, "field", violations) is None
+    assert not violations
+    assert table.from_wire(4711, "field", violations) is None
+    assert violations
+
+
+def test_a_table_that_is_not_total_is_refused() -> None:
+    with pytest.raises(ValueError, match="values that the protocol lacks"):
+        EnumTable({"STATE_UNSPECIFIED": 0, "STATE_QUEUED": 1}, JobState, "STATE_")
+    with pytest.raises(KeyError):
+        EnumTable({"STATE_UNSPECIFIED": 0, "STATE_LOST": 1}, JobState, "STATE_")
+
+
+def test_every_field_of_a_spec_survives_both_ways() -> None:
+    message = spec_to_wire(SPEC)
+    unset = [field.name for field in message.DESCRIPTOR.fields if not is_set(message, field)]
+    assert unset == ["validation_fraction"]
+    request = request_from_wire(tuning_pb2.CreateTuningJobRequest(spec=message, request_id="x"))
+    assert request.spec.model_copy(update={"dataset": SPEC.dataset, "validation_dataset": SPEC.validation_dataset}) == SPEC
+    assert request.request_id == "x"
+
+
+def test_what_is_left_out_stays_left_out() -> None:
+    spec = tuning_pb2.TuningSpec(prompt="a", dataset=inline(generation_examples(2)))
+    request = request_from_wire(tuning_pb2.CreateTuningJobRequest(spec=spec))
+    assert request.spec.hyperparameters == HyperparameterRequest()
+    assert request.spec.template is None
+    assert request.spec.publish == PublishPolicy()
+    assert request.spec.sampling_defaults == SamplingDefaults()
+    message = spec_to_wire(request.spec)
+    assert message.hyperparameters == tuning_pb2.Hyperparameters()
+    assert not message.HasField("template")
+    assert not message.HasField("max_runtime")
+
+
+def test_no_alias_and_the_default_one_are_told_apart() -> None:
+    for wire, alias in (("", "default"), ("-", ""), ("canary", "canary")):
+        spec = tuning_pb2.TuningSpec(prompt="a", dataset=inline(generation_examples(2)), publish=tuning_pb2.PublishPolicy(alias=wire))
+        request = request_from_wire(tuning_pb2.CreateTuningJobRequest(spec=spec))
+        assert request.spec.publish.alias == alias
+        assert spec_to_wire(request.spec).publish.alias == (wire or "default")
+
+
+def test_every_field_of_a_job_is_told() -> None:
+    job = Job(
+        id="01",
+        spec=SPEC,
+        effective=effective_spec(),
+        state=JobState.SUCCEEDED,
+        attempt=2,
+        queue_position=3,
+        progress=JobProgress(
+            step=5,
+            num_steps=10,
+            train_loss=0.5,
+            grad_norm=1.5,
+            learning_rate=0.01,
+            metrics={"loss": math.inf},
+            best_step=4,
+            examples_per_second=8.0,
+            estimated_end_time=NOW + timedelta(seconds=5),
+        ),
+        dataset_statistics=DatasetStatistics(
+            num_train=9,
+            num_validation=1,
+            num_dropped=2,
+            num_overlapping=1,
+            mean_input_tokens=3.5,
+            max_input_tokens=7,
+            mean_target_tokens=2.5,
+            max_target_tokens=4,
+        ),
+        error=JobError(code="NAN_LOSS", message="m", field="f"),
+        result=JobResult(
+            published=True,
+            version="prompts/a/versions/1",
+            digest="sha256:x",
+            alias_moved=True,
+            gate_decision="why",
+            metrics={"loss": 1.0},
+            bare_metrics={"loss": 2.0},
+            template_metrics={"loss": 3.0},
+            current_metrics={"loss": 4.0},
+            nearest_tokens=(NearestToken(text="a", cosine=0.5),),
+            score_stability=0.1,
+            best_step=4,
+        ),
+        create_time=NOW,
+        start_time=NOW,
+        end_time=NOW,
+        last_event=8,
+    )
+    message = job_to_wire(job)
+    for part in (message, message.progress, message.dataset_statistics, message.error, message.result):
+        assert [field.name for field in part.DESCRIPTOR.fields if not is_set(part, field)] == [], part.DESCRIPTOR.name
+    assert message.create_time.ToDatetime(UTC) == NOW
+    assert message.progress.metrics["loss"] == math.inf
+    effective = effective_to_wire(job.spec, job.effective)
+    left_open = [field.name for field in effective.hyperparameters.DESCRIPTOR.fields if not is_set(effective.hyperparameters, field)]
+    assert left_open == ["num_epochs"]
+
+
+def test_every_kind_of_event_is_told() -> None:
+    job = Job(id="01", spec=SPEC, effective=effective_spec(), create_time=NOW)
+    payloads = {
+        JobEventKind.STATE_CHANGED: job,
+        JobEventKind.PROGRESS: JobProgress(step=1),
+        JobEventKind.EVALUATION: Evaluation(step=1, metrics={"loss": 1.0}, is_best=True),
+        JobEventKind.CHECKPOINT: CheckpointStored(step=1),
+        JobEventKind.NOTE: Note(text="hello"),
+    }
+    assert payloads.keys() == PAYLOADS.keys()
+    kinds = {field.name for field in tuning_pb2.TuningEvent.DESCRIPTOR.oneofs_by_name["kind"].fields}
+    told = set()
+    for number, payload in enumerate(payloads.values(), start=1):
+        message = event_to_wire(JobEvent(number, NOW, payload))
+        assert (message.number, message.time.ToDatetime(UTC)) == (number, NOW)
+        told.add(message.WhichOneof("kind"))
+    assert told == kinds
+
+
+def test_hyperparameters_have_the_same_fields_on_both_sides() -> None:
+    wire = {field.name for field in tuning_pb2.Hyperparameters.DESCRIPTOR.fields}
+    assert wire == set(HyperparameterRequest.model_fields)
+    message = hyperparameters_to_wire(SPEC.hyperparameters)
+    assert message.HasField("warmup_steps")  # zero is not the same as left out
+
+
+@given(st.floats(0, 1e9))
+def test_durations_survive(seconds: float) -> None:
+    violations = Violations()
+    assert from_duration(to_duration(seconds), "f", violations) == pytest.approx(seconds, abs=1e-9 * max(1.0, seconds))
+    assert not violations
+
+
+@pytest.mark.parametrize("duration", [Duration(seconds=1, nanos=-1), Duration(seconds=2**62), Duration(nanos=2**31 - 1)])
+def test_malformed_durations_are_violations(duration: Duration) -> None:
+    violations = Violations()
+    assert from_duration(duration, "f", violations) is None
+    assert violations
+
+
+@given(st.floats(width=32, allow_nan=False, allow_infinity=False))
+def test_short_floats_are_the_same_32_bit_number(value: float) -> None:
+    assert common_pb2.SamplingParams(temperature=short_float(value)).temperature == value
+
+
+def test_a_float_field_reads_as_the_caller_wrote_it() -> None:
+    violations = Violations()
+    sampling = sampling_from_wire(common_pb2.SamplingParams(temperature=0.7), "f", violations)
+    assert sampling.temperature == 0.7
+    assert sampling_to_wire(sampling).temperature == common_pb2.SamplingParams(temperature=0.7).temperature
+
+
+def test_a_template_keeps_that_its_format_was_left_open() -> None:
+    violations = Violations()
+    template = template_from_wire(common_pb2.Template(text="{input}!"), "f", violations)
+    assert template is not None
+    assert "format" not in template.model_fields_set
+    whole = Template(text="{input}!", format=TemplateFormat.CHAT, system="s")
+    assert template_from_wire(template_to_wire(whole), "f", violations) == whole
+    assert not violations
+
+
+def test_weights_are_kept_as_ratios() -> None:
+    targets = (AliasTarget(1, 90), AliasTarget(2, 10))
+    assert targets_from_wire(targets_to_wire(targets)) == targets
+    (a, b) = targets_from_wire([prompts_pb2.AliasTarget(version=1, weight=0.75), prompts_pb2.AliasTarget(version=2, weight=0.25)])
+    assert a.weight / b.weight == pytest.approx(3, rel=1e-5)
+
+
+def is_set(message: Any, field: FieldDescriptor) -> bool:
+    value = getattr(message, field.name)
+    return message.HasField(field.name) if field.has_presence else bool(value)
