@@ -3,7 +3,8 @@
 The rows of one segment meet their shared keys in one dense matrix product, unpadded and without copies of the keys for each row,
 and the two parts are merged by their log-sum-exp, the decomposition of Hydragen (Juravsky et al. 2024, arXiv:2402.05099); here with
 its gradient. The backward pass recomputes probabilities from the merged log-sum-exp as FlashAttention does, so nothing of size
-`queries * keys` is kept. Covers grouped-query attention, sliding windows, logit soft-capping and attention sinks.
+`queries * keys` is kept. On a CPU the arithmetic is float32: for these small inner dimensions it is the faster one, and exact. Covers
+grouped-query attention, sliding windows, logit soft-capping and attention sinks.
 """
 
 from __future__ import annotations
@@ -74,6 +75,8 @@ class PrefixAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: Layout, rule: Rule) -> torch.Tensor:
         heads, tokens, _ = query.shape
+        given = query, key, value
+        query, key, value = _working(query), _working(key), _working(value)
         q = _grouped(query, key.shape[0])  # [kv_heads, groups, tokens, head_dim]
         out = value.new_empty(*q.shape[:3], value.shape[-1])
         lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
@@ -99,16 +102,17 @@ class PrefixAttention(torch.autograd.Function):
             merged = torch.logaddexp(lse, rule.sinks.float().view(*q.shape[:2], 1))
             out *= (lse - merged).exp()[..., None].to(out.dtype)
             lse = merged
-        ctx.save_for_backward(query, key, value, out, lse)
+        result = out.view(heads, tokens, -1).to(given[0].dtype)
+        ctx.save_for_backward(*given, result, lse)
         ctx.layout, ctx.rule = layout, rule
-        return out.view(heads, tokens, -1)
+        return result
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        query, key, value, out, lse = ctx.saved_tensors
-        layout, rule = ctx.layout, ctx.rule
-        q, grad = _grouped(query, key.shape[0]), _grouped(grads[0], key.shape[0])
-        delta = (grad * out).sum(-1, dtype=torch.float32)  # [kv_heads, groups, tokens]
+        dtype, (query, key, value, out) = ctx.saved_tensors[0].dtype, map(_working, ctx.saved_tensors[:4])
+        lse, layout, rule = ctx.saved_tensors[4], ctx.layout, ctx.rule
+        q, grad = _grouped(query, key.shape[0]), _grouped(_working(grads[0]), key.shape[0])
+        delta = (grad * _grouped(out, key.shape[0])).sum(-1, dtype=torch.float32)  # [kv_heads, groups, tokens]
         dq, dk, dv = torch.empty_like(q), torch.empty_like(key), torch.empty_like(value)
         for bucket in layout.buckets:
             index = bucket.index
@@ -143,15 +147,17 @@ class PrefixAttention(torch.autograd.Function):
                 dq[:, :, own] += parts[0]
                 dk[:, shared] += parts[1]
                 dv[:, shared] += parts[2]
-        return dq.view_as(query), dk, dv, None, None
+        return dq.view_as(query).to(dtype), dk.to(dtype), dv.to(dtype), None, None
 
 
 def _attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, rule: Rule, mask: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
     """q [..., kv_heads, groups, queries, d], k and v [..., kv_heads, keys, d] -> (out like q, log-sum-exp [..., queries] float32)."""
     scores = _scores(q, k, rule, mask)
-    lse = scores.logsumexp(-1)
-    weights = scores.sub_(lse[..., None]).exp_().to(v.dtype)
-    return (weights.flatten(-3, -2) @ v).view(*q.shape[:-1], v.shape[-1]), lse
+    highest = scores.amax(-1, keepdim=True)
+    weights = scores.sub_(highest).exp_()
+    total = weights.sum(-1, keepdim=True)
+    out = (weights.to(v.dtype).flatten(-3, -2) @ v).view(*q.shape[:-1], v.shape[-1])
+    return out.div_(total), (highest + total.log()).squeeze(-1)
 
 
 def _attend_backward(
@@ -166,7 +172,8 @@ def _attend_backward(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(dq, dk, dv) of one part, given the log-sum-exp and `delta = sum(grad * out)` of all parts together."""
     scores = _scores(q, k, rule, mask)  # [..., groups, queries, keys]
-    weights = (scores - lse[..., None]).exp_()
+    difference = scores.sub(lse[..., None]) if rule.softcap is not None else scores.sub_(lse[..., None])
+    weights = difference.exp_()
     flat_grad = grad.flatten(-3, -2)  # [..., groups * queries, d]
     dv = weights.to(v.dtype).flatten(-3, -2).transpose(-1, -2) @ flat_grad
     dscores = (flat_grad @ v.transpose(-1, -2)).view_as(weights).float()
@@ -202,6 +209,10 @@ def _far(span: Span, layout: Layout, rule: Rule) -> torch.Tensor | None:
     keys = layout.positions[span.shared_start : span.shared_end]
     queries = layout.positions[span.own_start : span.own_end]
     return queries[:, None] - keys[None] >= rule.window
+
+
+def _working(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.float() if tensor.device.type == "cpu" else tensor
 
 
 def _grouped(heads_first: torch.Tensor, num_kv_heads: int) -> torch.Tensor:

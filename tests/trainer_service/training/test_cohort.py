@@ -1,0 +1,240 @@
+"""Jobs in one cohort: the same trajectory as alone, exact resume, failure and departure that touch nobody else."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from shared.errors import AlreadyExists
+from shared.soft_prompt import SoftPrompt
+from tests.trainer_service.training.models import build
+from tests.trainer_service.training.tasks import classification, generation, of, run, task
+from trainer_service.training import cohort as cohort_module
+from trainer_service.training.cohort import Cohort
+from trainer_service.training.events import Checkpointed, Evaluated, Failed, Finished, Started, StepDone, Stopped, TrainingEvent
+from trainer_service.training.spec import Example, InitMethod, Reparameterisation
+
+BASE = build()
+
+
+def _losses(events: list[TrainingEvent], job_id: str = "job") -> list[float]:
+    return [event.loss for event in of(events, StepDone, job_id)]
+
+
+def _matrix(events: list[TrainingEvent], job_id: str = "job") -> torch.Tensor:
+    return of(events, Finished, job_id)[0].result.soft_prompt.embeddings
+
+
+def _varied() -> list[Any]:
+    return [
+        task("a", num_virtual_tokens=3, batch_size=2, learning_rate=0.03, seed=1),
+        task("b", train=classification(), num_virtual_tokens=17, batch_size=7, schedule="LINEAR", warmup_steps=4, seed=2),
+        task("c", train=generation(9), num_virtual_tokens=8, batch_size=9, schedule="CONSTANT", weight_decay=0.1, seed=3),
+        task("d", reparameterisation="RESIDUAL", max_grad_norm=0.01, label_smoothing=0.1, init={"method": "RANDOM"}, seed=4),
+    ]
+
+
+def test_a_job_follows_the_same_trajectory_in_a_cohort_as_alone() -> None:
+    together = run(Cohort(BASE), *_varied())
+    for one in _varied():
+        alone = run(Cohort(BASE), one)
+        assert len(_losses(alone, one.job_id)) == 20
+        assert _losses(together, one.job_id) == pytest.approx(_losses(alone, one.job_id), rel=1e-3)
+        torch.testing.assert_close(_matrix(together, one.job_id), _matrix(alone, one.job_id), rtol=1e-3, atol=1e-4)
+
+
+def test_training_learns_and_reports_in_order() -> None:
+    examples = classification(24)
+    one = task(train=examples, validation=classification(12, 100), num_steps=120, learning_rate=0.1, batch_size=8)
+    events = run(Cohort(BASE, checkpoint_interval_seconds=0), one)
+    assert isinstance(events[0], Started)
+    assert isinstance(events[-1], Finished)
+    assert events[0].statistics.num_train == 24
+    assert [event.step for event in of(events, StepDone)] == list(range(1, 121))
+    evaluated = of(events, Evaluated)
+    assert [event.step for event in evaluated] == [0, 15, 30, 45, 60, 75, 90, 105, 120]
+    assert evaluated[-1].metrics["loss"] < 0.8 * evaluated[0].metrics["loss"]
+    result = events[-1].result
+    best = max(evaluated[1:], key=lambda event: (event.metrics["accuracy"], -event.metrics["loss"]))
+    assert result.best_step == best.step
+    assert result.metrics == pytest.approx(best.metrics)
+    assert result.template_metrics == evaluated[0].metrics
+    assert set(result.bare_metrics) == {"loss", "token_accuracy", "accuracy", "macro_f1"}
+    assert len(result.nearest_tokens) == 6
+    assert {len(golden.top_token_ids) for golden in result.golden} == {8}
+
+
+def test_a_golden_record_is_what_the_plain_model_answers() -> None:
+    result = of(run(Cohort(BASE), task(validation=generation(5, 50))), Finished)[0].result
+    golden = result.golden[1]
+    text = BASE.model.get_input_embeddings()(torch.tensor(golden.input_ids))
+    with torch.no_grad():
+        logits = BASE.model(inputs_embeds=torch.cat([result.soft_prompt.embeddings, text])[None]).logits[0, -1]
+    values, ids = logits.log_softmax(-1).topk(8)
+    assert golden.top_token_ids == tuple(ids.tolist())
+    assert golden.top_logprobs == pytest.approx(values.tolist(), abs=1e-4)
+    assert golden.dtype == "float32"
+
+
+@pytest.mark.parametrize("settings", [{}, {"reparameterisation": "RESIDUAL"}, {"search": True, "num_steps": 24}])
+def test_resuming_from_any_checkpoint_continues_the_same_trajectory_exactly(settings: dict[str, Any]) -> None:
+    one = task(train=classification(), validation=classification(9, 60), evaluation_interval_steps=6, **settings)
+    whole = run(Cohort(BASE, checkpoint_interval_seconds=0), one)
+    checkpoints = of(whole, Checkpointed)
+    by_step = {checkpoint.step: checkpoint for checkpoint in checkpoints}
+    for step in (1, 6, 7, 19):
+        resumed = run(Cohort(BASE), replace(one, checkpoint=by_step[step].data, attempt=2))
+        assert resumed[0] == replace(of(whole, Started)[0], attempt=2, step=step)
+        assert _losses(resumed) == _losses(whole)[step:]
+        torch.testing.assert_close(_matrix(resumed), _matrix(whole), rtol=0, atol=0)
+        assert resumed[-1].result.metrics == whole[-1].result.metrics
+        assert resumed[-1].result.best_step == whole[-1].result.best_step
+
+
+def test_a_checkpoint_of_another_job_or_a_damaged_one_means_starting_again(caplog: pytest.LogCaptureFixture) -> None:
+    data = of(run(Cohort(BASE, checkpoint_interval_seconds=0), task()), Checkpointed)[3].data
+    for checkpoint, other in ((data, task(seed=9)), (data[: len(data) // 2], task()), (b"", task()), (b"\xff" * 64, task())):
+        events = run(Cohort(BASE), replace(other, checkpoint=checkpoint))
+        assert of(events, Started)[0].step == 0
+        assert len(of(events, StepDone)) == 20
+        assert "starts again from step 0" in caplog.text
+        caplog.clear()
+
+
+def test_the_same_seed_repeats_and_another_differs() -> None:
+    first, again, other = (run(Cohort(BASE), task(seed=seed, init={"method": "SAMPLE_VOCAB"})) for seed in (5, 5, 6))
+    assert torch.equal(_matrix(first), _matrix(again))
+    assert not torch.equal(_matrix(first), _matrix(other))
+
+
+def test_a_job_that_turns_nan_fails_alone() -> None:
+    huge = SoftPrompt(torch.full((6, 64), 3e38))
+    bad = replace(task("bad", init={"method": "FROM_PROMPT", "source_version": "prompts/p/versions/1"}), source=huge)
+    events = run(Cohort(BASE), task("good"), bad)
+    assert of(events, Failed, "bad")[0].code == "NAN_LOSS"
+    assert not of(events, Failed, "good")
+    assert _losses(events, "good") == pytest.approx(_losses(run(Cohort(BASE), task("good")), "good"), rel=1e-3)
+
+
+def test_data_that_does_not_fit_the_model_fails_its_job_with_the_line() -> None:
+    long = (*generation(4), Example(line=9, input="x" * 300, output="y"), *generation(2, 10))
+    events = run(Cohort(BASE), task("good"), task("long", train=long))
+    failed = of(events, Failed, "long")[0]
+    assert (failed.code, failed.field) == ("BAD_DATA", "line 9")
+    assert "room for 250" in failed.message
+    assert of(events, Finished, "good")
+
+
+def test_a_pass_that_raises_is_repeated_for_each_job_alone(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    original = cohort_module.backward
+
+    def flaky(base_model: Any, forward: Any, parts: Any, token_budget: int) -> torch.Tensor:
+        if any(part.trainee.num_virtual_tokens == 13 for part in parts):
+            raise RuntimeError("a row that no kernel takes")
+        return original(base_model, forward, parts, token_budget)
+
+    monkeypatch.setattr(cohort_module, "backward", flaky)
+    events = run(Cohort(BASE), task("good"), task("bad", num_virtual_tokens=13))
+    failed = of(events, Failed, "bad")[0]
+    assert failed.code == "INTERNAL"
+    assert "kernel" not in failed.message
+    assert "a row that no kernel takes" in caplog.text
+    assert len(of(events, StepDone, "good")) == 20
+
+
+def test_running_out_of_memory_halves_the_budget_and_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    original, budgets = cohort_module.backward, []
+
+    def small(base_model: Any, forward: Any, parts: Any, token_budget: int) -> torch.Tensor:
+        budgets.append(token_budget)
+        if token_budget > 300:
+            raise torch.OutOfMemoryError("too much")
+        return original(base_model, forward, parts, token_budget)
+
+    monkeypatch.setattr(cohort_module, "backward", small)
+    cohort = Cohort(BASE, token_budget=1024)
+    assert of(run(cohort, task()), Finished)
+    assert budgets[:3] == [1024, 512, 256]
+    assert cohort.token_budget == 256
+
+
+def test_stopping_takes_effect_at_the_next_step_and_keeps_everything() -> None:
+    cohort = Cohort(BASE)
+    cohort.add(task("stays"))
+    cohort.add(task("goes", validation=generation(4, 50), evaluation_interval_steps=2))
+    events: list[TrainingEvent] = []
+    while len(of(events, Evaluated, "goes")) < 3:
+        events += cohort.step()
+    assert cohort.stop("goes")
+    stopped = of(cohort.step(), Stopped, "goes")[0]
+    assert stopped.step == len(of(events, StepDone, "goes"))
+    assert stopped.data is not None
+    assert stopped.best is not None
+    assert not cohort.stop("goes")
+    rest = run(cohort)
+    assert of(rest, Finished, "stays")
+    assert not of(rest, StepDone, "goes")
+    resumed = run(Cohort(BASE), replace(task("goes", validation=generation(4, 50), evaluation_interval_steps=2), checkpoint=stopped.data))
+    assert of(resumed, Started, "goes")[0].step == stopped.step
+
+
+def test_a_job_that_is_stopped_before_it_began_has_no_checkpoint() -> None:
+    cohort = Cohort(BASE)
+    cohort.add(task())
+    cohort.stop("job")
+    assert cohort.step() == [Stopped("job", 1, step=0, data=None, best=None)]
+    assert cohort.is_idle
+
+
+def test_a_job_joins_a_running_cohort_and_is_not_taken_twice() -> None:
+    cohort = Cohort(BASE)
+    cohort.add(task("first"))
+    for _ in range(5):
+        cohort.step()
+    with pytest.raises(AlreadyExists):
+        cohort.add(task("first"))
+    events = run(cohort, task("second"))
+    assert of(events, Finished, "first")
+    assert of(events, Finished, "second")
+
+
+def test_from_prompt_starts_at_the_source_and_labels_at_the_label_words() -> None:
+    source = of(run(Cohort(BASE), task()), Finished)[0].result.soft_prompt
+    init = {"method": "FROM_PROMPT", "source_version": "prompts/p/versions/1"}
+    moved = _matrix(run(Cohort(BASE), replace(task(init=init, num_steps=1, learning_rate=1e-6), source=source)))
+    torch.testing.assert_close(moved, source.embeddings, rtol=0, atol=1e-5)
+    labelled = task(train=classification(), init={"method": "LABELS"}, num_steps=1, learning_rate=1e-6)
+    ids = BASE.tokenizer(" good", add_special_tokens=False)["input_ids"]
+    torch.testing.assert_close(_matrix(run(Cohort(BASE), labelled))[:5], BASE.embedding_table[ids], rtol=0, atol=1e-5)
+
+
+def test_residual_reparameterisation_is_folded_into_a_plain_matrix() -> None:
+    events = run(Cohort(BASE), task(reparameterisation=Reparameterisation.RESIDUAL, learning_rate=0.02))
+    assert _matrix(events).shape == (6, 64)
+    assert _losses(events)[-1] < _losses(events)[0]
+
+
+def test_early_stop_ends_after_evaluations_without_improvement() -> None:
+    one = task(validation=generation(6, 50), num_steps=400, learning_rate=3.0, evaluation_interval_steps=1, early_stop_patience=3)
+    result = of(run(Cohort(BASE), one), Finished)[0].result
+    assert result.num_steps == result.best_step + 3
+
+
+def test_a_search_keeps_one_candidate_and_survives_those_that_explode() -> None:
+    one = task(train=classification(), validation=classification(9, 60), num_steps=24, learning_rate=1.0, search=True)
+    events = run(Cohort(BASE), one)
+    result = of(events, Finished)[0].result
+    assert [event.num_examples for event in of(events, StepDone)][::4] == [24, 12, 4, 4, 4, 4]
+    assert result.init is not None
+    assert result.init.method in (InitMethod.TEXT, InitMethod.LABELS)
+    assert result.learning_rate in (0.4, 1.0, 3.0)
+
+
+def test_a_generation_metric_decides_the_best_checkpoint() -> None:
+    one = task(validation=generation(3, 50), num_steps=10, metric="CHRF", evaluation_interval_steps=5)
+    events = run(Cohort(BASE), one)
+    assert all(0 <= event.metrics["chrf"] <= 100 for event in of(events, Evaluated))
+    assert "chrf" in of(events, Finished)[0].result.bare_metrics
