@@ -9,7 +9,7 @@ from softprompt.types.tuning import Evaluated, JobEvent, ProgressMade
 
 @dataclass
 class TrainingRecord:
-    """Points are (step, loss)."""
+    """Points are (step, loss). The evaluation at step 0 is of the model without any prompt, so it is no point of the curve."""
 
     title: str
     train: list[tuple[int, float]] = field(default_factory=list)
@@ -19,7 +19,7 @@ class TrainingRecord:
     def update(self, event: JobEvent) -> None:
         if isinstance(event, ProgressMade) and event.progress.step > 0:
             self.train.append((event.progress.step, event.progress.train_loss))
-        elif isinstance(event, Evaluated) and "loss" in event.metrics:
+        elif isinstance(event, Evaluated) and event.step > 0 and "loss" in event.metrics:
             self.held_out.append((event.step, event.metrics["loss"]))
 
     @property

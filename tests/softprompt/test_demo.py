@@ -125,6 +125,7 @@ def test_a_picture_of_two_trainings(tmp_path):
         for step in range(1, 5):
             progress = TuningProgress(step, 4, 3.0 / step, 1.0, 0.1, {}, 0, 10.0, None)
             record.update(ProgressMade(number=step, time=None, progress=progress))
+        record.update(Evaluated(number=8, time=None, step=0, metrics={"loss": 4.0}, is_best=False))
         record.update(Evaluated(number=9, time=None, step=4, metrics={"loss": 1.0}, is_best=True))
     assert (first.last_step, len(first.train), first.held_out) == (4, 4, [(4, 1.0)])
     path = save_curve([first, second], "title", tmp_path / "new" / "curve.png")
