@@ -87,6 +87,10 @@ class Replica:
     async def generate(self, text: str = "hello", prompt: str = "", **sampling: Any) -> generation_pb2.GenerateResponse:
         return await self.stub.Generate(generate_request(text, prompt, **sampling))  # type: ignore[no-any-return]
 
+    async def served_version(self, prompt: str = "tone") -> str:
+        """The version that a request of this moment gets."""
+        return str((await self.generate("hello", prompt, max_new_tokens=1)).start.version)
+
     async def loaded(self, prompt: str = "") -> dict[str, generation_pb2.LoadedPrompt]:
         response = await self.stub.ListLoadedPrompts(generation_pb2.ListLoadedPromptsRequest(prompt=prompt))
         return {item.version: item for item in response.prompts}
