@@ -20,7 +20,7 @@ from benchmarks.serve.workload import Workload
 from shared.allocator import tune_allocator
 
 MANY_PROMPTS = 500
-TTFT_PAIRS = 15
+TTFT_PAIRS = 9
 
 
 def main() -> None:

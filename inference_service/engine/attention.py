@@ -183,23 +183,20 @@ class CachedAttention:
             attend = _Explicit(softcap, s_aux)
         heads, tokens = query.shape[1], query.shape[2]
         kv_heads, width = value.shape[1], value.shape[3]
-        out = query.new_empty(tokens, heads, width)
         decodes = layout.num_decodes
         if decodes:
             keys[layout.decode_rows, :, layout.decode_positions] = key[0, :, :decodes].transpose(0, 1)
             values[layout.decode_rows, :, layout.decode_positions] = value[0, :, :decodes].transpose(0, 1)
             # The query heads of one key head become the queries of that head: no key is repeated.
             grouped = query[0, :, :decodes].transpose(0, 1).reshape(decodes, kv_heads, heads // kv_heads, query.shape[3])
+            if decodes == tokens and len(layout.runs) == 1:
+                return self._attend_run(attend, layout.runs[0], grouped, keys, values, window, scaling).view(1, tokens, heads, width), None
+        out = query.new_empty(tokens, heads, width)
+        if decodes:
             for run in layout.runs:
-                piece, rows = slice(run.begin, run.begin + run.count), slice(run.row, run.row + run.count)
-                attended = attend(
-                    grouped[piece],
-                    keys[rows, :, : run.end],
-                    values[rows, :, : run.end],
-                    attn_mask=run.mask(window, query.dtype),
-                    scale=scaling,
-                )
-                out[piece] = attended.reshape(run.count, heads, width)
+                piece = slice(run.begin, run.begin + run.count)
+                attended = self._attend_run(attend, run, grouped[piece], keys, values, window, scaling)
+                out[piece] = attended.view(run.count, heads, width)
         for stretch in layout.stretches:
             piece, row = slice(stretch.begin, stretch.begin + stretch.count), slice(stretch.row, stretch.row + 1)
             keys[stretch.row, :, stretch.start : stretch.end] = key[0, :, piece]
@@ -216,6 +213,21 @@ class CachedAttention:
             )
             out[piece] = attended[0].transpose(0, 1)
         return out[None], None
+
+    @staticmethod
+    def _attend_run(
+        attend: Callable[..., torch.Tensor],
+        run: Run,
+        grouped: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        window: int,
+        scaling: float | None,
+    ) -> torch.Tensor:
+        """grouped `[count, kv_heads, group, width]` -> the same with the values' width, contiguous."""
+        rows = slice(run.row, run.row + run.count)
+        mask = run.mask(window, grouped.dtype)
+        return attend(grouped, keys[rows, :, : run.end], values[rows, :, : run.end], attn_mask=mask, scale=scaling).contiguous()
 
 
 class _Explicit:

@@ -17,9 +17,9 @@ from inference_service.engine import model_runner, scoring, self_check
 from inference_service.engine.admission import Admission
 from inference_service.engine.config import EngineConfig
 from inference_service.engine.detokenizer import DetokenizerFactory
+from inference_service.engine.faster_modules import speed_up
 from inference_service.engine.kv_cache import RowKVCache
 from inference_service.engine.memory import free_bytes, plan_memory
-from inference_service.engine.packed_linear import pack_linears
 from inference_service.engine.prefix_cache import PrefixCache
 from inference_service.engine.probe import layer_shapes
 from inference_service.engine.request import Delta, FinishReason, GenerationRequest, SamplingParams, ScoreRequest, ScoreResult
@@ -80,7 +80,7 @@ class Engine:
         plan = plan_memory(config, bytes_per_token, base.info.max_positions, free_bytes(base.device))
         cache = RowKVCache(shapes, config.max_running + 1, plan.max_length, base.dtype, base.device)
         pool = RowPool(config.max_running, plan.max_blocks, plan.max_length, config.reuse_text_prefixes)
-        pack_linears(base.model, base.device, base.dtype)
+        speed_up(base.model, base.device, base.dtype)
         runner = model_runner.ModelRunner(base, cache)
         if plan.max_length >= self_check.NUM_TOKENS:
             self_check.check_runner(base, runner, expected)

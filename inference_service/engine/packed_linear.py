@@ -1,4 +1,4 @@
-"""Linear layers whose weights lie in memory the way the CPU's matrix kernel wants them (oneDNN's blocked layout, as Inductor's freezing
+"""A linear layer whose weights lie in memory the way the CPU's matrix kernel wants them (oneDNN's blocked layout, as Inductor's freezing
 uses it): half the time at one row, a quarter less at sixteen. The results are the same up to the order of summation."""
 
 from __future__ import annotations
@@ -8,6 +8,12 @@ from torch import nn
 
 _TYPICAL_ROWS = 16
 """The layout is chosen for so many rows, those of a decode step; it serves any number."""
+
+
+def can_pack(dtype: torch.dtype) -> bool:
+    """Whether this build of torch has the kernel for the dtype."""
+    available = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return bool(available) and dtype in (torch.bfloat16, torch.float32)
 
 
 class PackedLinear(nn.Module):
@@ -23,18 +29,3 @@ class PackedLinear(nn.Module):
         """`[..., in]` -> `[..., out]`"""
         out: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
         return out
-
-
-@torch.no_grad()
-def pack_linears(model: nn.Module, device: torch.device, dtype: torch.dtype) -> int:
-    """Replace the model's linear layers; how many were. 0 where the device or the build of torch has no such kernel."""
-    available = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    if device.type != "cpu" or dtype not in (torch.bfloat16, torch.float32) or not available:
-        return 0
-    packed = 0
-    for module in list(model.modules()):
-        for name, child in module.named_children():
-            if type(child) is nn.Linear and child.weight.dtype == dtype:
-                setattr(module, name, PackedLinear(child))
-                packed += 1
-    return packed
