@@ -49,7 +49,7 @@ def test_a_job_follows_the_same_trajectory_in_a_cohort_as_alone() -> None:
 def test_training_learns_and_reports_in_order() -> None:
     examples = classification(24)
     one = task(train=examples, validation=classification(12, 100), num_steps=120, learning_rate=0.1, batch_size=8)
-    events = run(Cohort(BASE, checkpoint_interval_seconds=0), one)
+    events = run(Cohort(build(initializer_range=0.3), checkpoint_interval_seconds=0), one)
     assert isinstance(events[0], Started)
     assert isinstance(events[-1], Finished)
     assert events[0].statistics.num_train == 24
@@ -227,7 +227,7 @@ def test_a_search_keeps_one_candidate_and_survives_those_that_explode() -> None:
     one = task(train=classification(), validation=classification(9, 60), num_steps=24, learning_rate=1.0, search=True)
     events = run(Cohort(BASE), one)
     result = of(events, Finished)[0].result
-    assert [event.num_examples for event in of(events, StepDone)][::4] == [24, 12, 4, 4, 4, 4]
+    assert [event.num_examples for event in of(events, StepDone)][::4] == [24, 12, 8, 4, 4, 4]
     assert result.init is not None
     assert result.init.method in (InitMethod.TEXT, InitMethod.LABELS)
     assert result.learning_rate in (0.4, 1.0, 3.0)

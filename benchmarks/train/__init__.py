@@ -1,0 +1,1 @@
+"""Prompt tuning by the shared prefix beside PEFT: `python -m benchmarks.train --model DIR`."""

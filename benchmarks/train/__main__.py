@@ -1,0 +1,116 @@
+"""Both contestants take the same step in turn, round after round, so that a ratio compares neighbours in time. Prints, writes JSON.
+
+Peak memory is measured in a process of its own for each contestant. Needs torch, transformers, peft and safetensors, not Ray; on a GPU
+`--device cuda --dtype bfloat16`, and `--gpu-shape` for the two cases of a Llama of 1B shape with random weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.train.contestants import CONTESTANTS
+from benchmarks.train.gpu import measure_gpu_shape
+from benchmarks.train.workload import CASES, Case, load_model, make_rows
+from shared.allocator import tune_allocator
+
+WANTED_MEMORY_RATIO = 0.5
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.train", description=__doc__)
+    parser.add_argument("--model", required=True, help="a model directory")
+    parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--cases", type=int, nargs="*", default=[0, 1, 2], help="which of the three cases")
+    parser.add_argument("--gpu-shape", action="store_true", help="the cases of a 1B-class model, on a GPU")
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/train.json"))
+    parser.add_argument("--memory-of", choices=CONTESTANTS, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    tune_allocator()
+    if arguments.memory_of:
+        print(peak_bytes(arguments))
+        return
+    results: dict[str, Any] = {"machine": platform.processor() or platform.machine(), "threads": torch.get_num_threads()}
+    results |= {"torch": torch.__version__, "dtype": arguments.dtype, "device": arguments.device, "cases": []}
+    for index in arguments.cases:
+        results["cases"].append(measure(CASES[index], arguments))
+        show(results["cases"][-1])
+    peaks = {name: memory_in_own_process(name, arguments) for name in CONTESTANTS}
+    results["peak_bytes"] = peaks | {"ratio": peaks["shared"] / peaks["peft"], "wanted": WANTED_MEMORY_RATIO}
+    print(f"peak memory, first case: {peaks['shared'] / 2**20:.0f} MiB beside {peaks['peft'] / 2**20:.0f} MiB of PEFT", flush=True)
+    if arguments.gpu_shape:
+        results["gpu_shape"] = measure_gpu_shape(max(3, arguments.rounds))
+        print(json.dumps(results["gpu_shape"], indent=2), flush=True)
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    arguments.output.write_text(json.dumps(results, indent=2) + "\n")
+    print(f"written to {arguments.output}")
+
+
+def measure(case: Case, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Each contestant has a model of its own, so that neither sees the other's wrappers."""
+    seconds: dict[str, list[float]] = {name: [] for name in CONTESTANTS}
+    losses: dict[str, list[list[float]]] = {name: [] for name in CONTESTANTS}
+    models = {name: load_model(arguments.model, arguments.dtype, arguments.device) for name in CONTESTANTS}
+    contestants = {name: contestant(models[name], case) for name, contestant in CONTESTANTS.items()}
+    vocab_size = next(iter(models.values())).get_input_embeddings().weight.shape[0]  # type: ignore[operator]
+    for step in range(max(3, arguments.rounds) + 1):
+        rows = make_rows(case, vocab_size, seed=step)
+        for name, contestant in contestants.items():
+            started = time.perf_counter()
+            losses[name].append(contestant.step(rows))
+            if step:  # the first step warms up
+                seconds[name].append(time.perf_counter() - started)
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    ratios = [peft / shared for peft, shared in zip(seconds["peft"], seconds["shared"], strict=True)]
+    examples = case.num_jobs * case.batch_size
+    return {
+        "case": case.name,
+        "examples_per_second": {name: examples / median for name, median in medians.items()},
+        "seconds": seconds,
+        "ratio": statistics.median(ratios),
+        "wanted_ratio": case.wanted_ratio,
+        "first_losses": {name: values[0] for name, values in losses.items()},
+    }
+
+
+def show(result: dict[str, Any]) -> None:
+    speeds = result["examples_per_second"]
+    print(
+        f"{result['case']}: {speeds['shared']:.2f} examples/s beside {speeds['peft']:.2f} of PEFT, ratio {result['ratio']:.2f} "
+        f"(wanted {result['wanted_ratio']})",
+        flush=True,
+    )
+
+
+def peak_bytes(arguments: argparse.Namespace) -> int:
+    """Of this process, for two steps of the first case. On a GPU, of the device."""
+    case = CASES[0]
+    model = load_model(arguments.model, arguments.dtype, arguments.device)
+    contestant = CONTESTANTS[arguments.memory_of](model, case)
+    for step in range(2):
+        contestant.step(make_rows(case, 1000, seed=step))
+    if arguments.device == "cuda":
+        return int(torch.cuda.max_memory_allocated())
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def memory_in_own_process(name: str, arguments: argparse.Namespace) -> int:
+    command = [sys.executable, "-m", "benchmarks.train", "--model", arguments.model, "--dtype", arguments.dtype]
+    command += ["--device", arguments.device, "--memory-of", name]
+    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+"""PEFT's prompt tuning in its best ordinary configuration, and a cohort's training pass. A step is forward, backward and AdamW."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+
+from benchmarks.train.workload import LEARNING_RATE, Case, make_prompt
+from shared.base_model import BaseModel, BaseModelInfo
+from trainer_service.training.compute import backward
+from trainer_service.training.forward import choose_forward
+from trainer_service.training.packing import Row
+from trainer_service.training.spec import Hyperparameters, Init, Metric, Reparameterisation, Schedule
+from trainer_service.training.trainee import Candidate, Trainee
+from trainer_service.training.work import TrainPart
+
+_HYPERPARAMETERS = Hyperparameters(
+    num_virtual_tokens=1,
+    init=Init(),
+    reparameterisation=Reparameterisation.NONE,
+    learning_rate=LEARNING_RATE,
+    schedule=Schedule.CONSTANT,
+    warmup_steps=0,
+    weight_decay=0.0,
+    max_grad_norm=0.0,
+    batch_size=1,
+    num_steps=1_000_000,
+    evaluation_interval_steps=1,
+    early_stop_patience=0,
+    label_smoothing=0.0,
+    balance_classes=False,
+    metric=Metric.LOSS,
+    seed=0,
+    search=False,
+)
+
+
+class Shared:
+    """All jobs in one pass, as a cohort computes them."""
+
+    def __init__(self, model: Any, case: Case) -> None:
+        weight = model.get_input_embeddings().weight
+        config = model.config
+        info = BaseModelInfo(
+            id="benchmark",
+            fingerprint="",
+            tokenizer_digest="",
+            architecture=type(model).__name__,
+            hidden_size=config.hidden_size,
+            vocab_size=weight.shape[0],
+            num_layers=config.num_hidden_layers,
+            max_positions=config.max_position_embeddings,
+        )
+        self._base = BaseModel(info, model, None, weight.device, weight.dtype)
+        self._forward = choose_forward(self._base)
+        candidate = Candidate(LEARNING_RATE, Init())
+        prompts = (make_prompt(weight, case, job).requires_grad_(True) for job in range(case.num_jobs))
+        self._trainees = [Trainee(candidate, {"prompt": prompt}, _HYPERPARAMETERS) for prompt in prompts]
+
+    def step(self, jobs: list[list[list[int]]]) -> list[float]:
+        """One optimizer step of every job; their losses."""
+        parts = [
+            TrainPart(trainee, [Row(tuple(ids[:-2]), tuple(ids[-2:])) for ids in rows])
+            for trainee, rows in zip(self._trainees, jobs, strict=True)
+        ]
+        losses = backward(self._base, self._forward, parts, 1 << 30)
+        for trainee in self._trainees:
+            trainee.clip()
+            trainee.update()
+        found: list[float] = losses.tolist()
+        return found
+
+
+class Peft:
+    """One job after another: right padding, labels masked, the model loaded once, the prompt's weights float32."""
+
+    def __init__(self, model: Any, case: Case) -> None:
+        from peft import PromptTuningConfig, TaskType, get_peft_model
+
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+        table = model.get_input_embeddings().weight
+        self._device = table.device
+        config = PromptTuningConfig(task_type=TaskType.CAUSAL_LM, num_virtual_tokens=case.num_virtual_tokens)
+        self._model = get_peft_model(model, config)
+        self._weight = self._model.prompt_encoder["default"].embedding.weight
+        self._states = []
+        for job in range(case.num_jobs):
+            prompt = make_prompt(table, case, job)
+            parameter = torch.nn.Parameter(prompt)
+            self._states.append((parameter, torch.optim.AdamW([parameter], lr=LEARNING_RATE, weight_decay=0)))
+
+    def step(self, jobs: list[list[list[int]]]) -> list[float]:
+        losses = []
+        for (parameter, optimizer), rows in zip(self._states, jobs, strict=True):
+            self._model.prompt_encoder["default"].embedding.weight = parameter
+            longest = max(map(len, rows))
+            ids = torch.zeros(len(rows), longest, dtype=torch.long)
+            labels, mask = torch.full_like(ids, -100), torch.zeros_like(ids)
+            for index, row in enumerate(rows):
+                ids[index, : len(row)] = torch.tensor(row)
+                labels[index, len(row) - 2 : len(row)] = ids[index, len(row) - 2 : len(row)]
+                mask[index, : len(row)] = 1
+            inputs = {"input_ids": ids, "attention_mask": mask, "labels": labels}
+            loss = self._model(**{name: tensor.to(self._device) for name, tensor in inputs.items()}).loss
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            losses.append(float(loss.detach()))
+        return losses
+
+
+CONTESTANTS = {"shared": Shared, "peft": Peft}
