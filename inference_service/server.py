@@ -1,7 +1,7 @@
 """The inference service as a process: its parts, put together in one place, and the order in which they start and stop.
 
 Start: gRPC (`live`; everything else NOT_SERVING) -> model and engine -> prompt store -> aliased versions loaded -> warm-up -> SERVING.
-Stop: NOT_SERVING, running streams finish within the grace time, then watcher, heartbeat, engine and store end.
+Stop: NOT_SERVING, running streams finish within the grace time or end as CANCELLED, then watcher, heartbeat, engine and store end.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ log = logging.getLogger(__name__)
 
 HEALTH_SECONDS = 0.25
 _STORE_PAUSE_SECONDS = 1.0
+_FAREWELL_SECONDS = 2.0
 
 Result = TypeVar("Result")
 
@@ -130,6 +131,7 @@ async def _live(
             group.create_task(replica.watcher.run())
             group.create_task(replica.heartbeat.run())
             group.create_task(_watch_engine(replica.engine, rpc))
+            group.create_task(_end_answers(replica.engine, rpc, settings.grace_seconds))
     finally:
         await replica.loads.close()
         await replica.engine.stop()
@@ -141,8 +143,16 @@ async def _watch_engine(engine: AsyncEngine, rpc: RpcServer) -> None:
     """An engine that died does not come back: say so at once, then end the process, so that whoever runs it starts another."""
     while engine.healthy:
         await asyncio.sleep(HEALTH_SECONDS)
-    await rpc.set_serving(False)
-    raise Unavailable("the engine died")
+    if not rpc.draining.is_set():
+        await rpc.set_serving(False)
+        raise Unavailable("the engine died")
+
+
+async def _end_answers(engine: AsyncEngine, rpc: RpcServer, grace_seconds: float) -> None:
+    """Shortly before the grace time is over, end what still runs with what is written, instead of having it cut off in mid-air."""
+    await rpc.draining.wait()
+    await asyncio.sleep(max(grace_seconds / 2, grace_seconds - _FAREWELL_SECONDS))
+    await engine.stop()
 
 
 def _load(settings: InferenceSettings) -> Engine:

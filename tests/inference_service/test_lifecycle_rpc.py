@@ -184,6 +184,18 @@ async def test_a_drain_lets_running_streams_finish_and_takes_no_new_ones(tiny_mo
             await replica.generate()
 
 
+async def test_a_stream_that_outlives_the_grace_time_ends_with_what_is_written(tiny_model_dir: Path, tmp_path: Path, brake: Brake) -> None:
+    async with running_replica(tiny_model_dir, tmp_path, grace_seconds=2) as replica:
+        brake.seconds = 0.05
+        stream = replica.stub.GenerateStream(stream_request(max_new_tokens=400, ignore_eos=True))
+        await stream.read()
+        replica.stop.set()
+        end = (await rest(stream))[-1].end
+        assert end.finish_reason == generation_pb2.FINISH_REASON_CANCELLED
+        assert 0 < end.output_tokens < 400
+        await replica.done
+
+
 async def test_aliased_versions_are_loaded_before_serving_and_others_on_demand(tiny_model_dir: Path, tmp_path: Path) -> None:
     store = open_store(str(tmp_path / "store"))
     for seed in (1, 2, 3):
