@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterator
 
 import pytest
@@ -39,7 +38,7 @@ async def watched(trainer: RunningTrainer, name: str, after: int = 0) -> list[pb
 
 
 async def test_a_job_is_trained_evaluated_published_and_told(training: RunningTrainer) -> None:
-    job = await create_job(training, hyperparameters=pb.Hyperparameters(num_steps=12, num_virtual_tokens=6, evaluation_interval_steps=4))
+    job = await create_job(training, hyperparameters=pb.Hyperparameters(num_steps=6, num_virtual_tokens=6, evaluation_interval_steps=2))
     events = await watched(training, job.name)
     assert [event.number for event in events] == list(range(1, len(events) + 1))
     states = [event.state_changed.state for event in events if event.HasField("state_changed")]
@@ -52,7 +51,7 @@ async def test_a_job_is_trained_evaluated_published_and_told(training: RunningTr
     assert ended.result.bare_metrics["loss"] > 0
     assert len(ended.result.nearest_tokens) == 6
     assert (ended.dataset_statistics.num_train, ended.dataset_statistics.num_validation) == (18, 2)
-    assert ended.progress.step == 12
+    assert ended.progress.step == 6
     assert ended.attempt == 1
     assert await watched(training, job.name, after=events[-3].number) == events[-2:]
 
@@ -68,7 +67,7 @@ async def test_a_job_is_trained_evaluated_published_and_told(training: RunningTr
 
 
 async def test_two_jobs_train_together_and_a_second_version_follows_the_first(training: RunningTrainer) -> None:
-    short = pb.Hyperparameters(num_steps=5, num_virtual_tokens=4)
+    short = pb.Hyperparameters(num_steps=3, num_virtual_tokens=4)
     first, other = await asyncio.gather(
         create_job(training, hyperparameters=short),
         create_job(training, prompt="parity", dataset=inline(classification_examples()), hyperparameters=short),
@@ -85,34 +84,35 @@ async def test_two_jobs_train_together_and_a_second_version_follows_the_first(tr
     assert version.parent == "prompts/support-tone/versions/1"
 
 
+async def first_step(trainer: RunningTrainer, name: str, after: int = 0) -> pb.TuningEvent:
+    """The first event that tells of a step."""
+    watch = trainer.tuning.WatchTuningJob(pb.WatchTuningJobRequest(name=name, after=after))
+    async with asyncio.timeout(60):
+        while True:
+            event: pb.TuningEvent = (await watch.read()).event
+            if event.progress.step > 0:
+                watch.cancel()
+                return event
+
+
+async def cancelled(trainer: RunningTrainer, name: str) -> None:
+    await trainer.tuning.CancelTuningJob(pb.CancelTuningJobRequest(name=name))
+    assert (await watched(trainer, name))[-1].state_changed.state == pb.TuningJob.STATE_CANCELLED
+
+
 async def test_a_running_job_is_cancelled_at_its_next_step(training: RunningTrainer) -> None:
     job = await create_job(training, hyperparameters=pb.Hyperparameters(num_steps=100_000))
-    watch = training.tuning.WatchTuningJob(pb.WatchTuningJobRequest(name=job.name))
-    async with asyncio.timeout(60):
-        async for response in watch:
-            if response.event.HasField("progress") and response.event.progress.step > 0:
-                await training.tuning.CancelTuningJob(pb.CancelTuningJobRequest(name=job.name))
-                break
-    watch.cancel()
-    assert (await watched(training, job.name))[-1].state_changed.state == pb.TuningJob.STATE_CANCELLED
+    await first_step(training, job.name)
+    await cancelled(training, job.name)
 
 
 async def test_a_drained_job_is_queued_again_and_goes_on_after_the_restart(settings: TrainerSettings) -> None:
     async with running_trainer(settings, local_pool) as trainer:
-        job = await create_job(trainer, hyperparameters=pb.Hyperparameters(num_steps=300, num_virtual_tokens=4))
-        watch = trainer.tuning.WatchTuningJob(pb.WatchTuningJobRequest(name=job.name))
-        async with asyncio.timeout(60):
-            async for response in watch:
-                step = response.event.progress.step
-                if step > 0:
-                    break
-        with contextlib.suppress(asyncio.CancelledError):
-            watch.cancel()
+        job = await create_job(trainer, hyperparameters=pb.Hyperparameters(num_steps=100_000, num_virtual_tokens=4))
+        before = await first_step(trainer, job.name)
     async with running_trainer(settings, local_pool) as trainer:
-        events = await watched(trainer, job.name)
-    ended = events[-1].state_changed
-    assert ended.state == pb.TuningJob.STATE_SUCCEEDED
-    assert ended.attempt == 2
-    resumed_at = min(event.progress.step for event in events if event.number > response.event.number and event.HasField("progress"))
-    assert resumed_at >= step
-    assert ended.result.version == "prompts/support-tone/versions/1"
+        resumed = await first_step(trainer, job.name, after=before.number)
+        assert resumed.progress.step >= before.progress.step
+        now = (await trainer.tuning.GetTuningJob(pb.GetTuningJobRequest(name=job.name))).job
+        assert (now.state, now.attempt) == (pb.TuningJob.STATE_RUNNING, 2)
+        await cancelled(trainer, job.name)
