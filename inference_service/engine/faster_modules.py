@@ -55,7 +55,8 @@ class JoinedProjections:
     @property
     def weight(self) -> torch.Tensor:
         """Opaque, with the dtype of the originals: some models look at it."""
-        return self._product.weight
+        weight: torch.Tensor = self._product.weight
+        return weight
 
     def part(self, index: int, x: torch.Tensor) -> torch.Tensor:
         """Part `index` of the product with x, `[..., in]` -> `[..., out of that part]`, a view."""
