@@ -29,7 +29,8 @@ class WorkerReport:
     events: tuple[TrainingEvent, ...]
     ready: bool
     """The base model is loaded."""
-    job_ids: frozenset[str]
+    attempts: Mapping[str, int]
+    """What it has, by job."""
     num_steps: int = 0
     """Cohort steps since the start."""
     details: Mapping[str, str] = field(default_factory=dict)

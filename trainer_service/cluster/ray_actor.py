@@ -15,9 +15,9 @@ from trainer_service.cluster.worker import Worker
 from trainer_service.training.events import TrainingTask
 
 
-@ray.remote(concurrency_groups={"control": 2, "poll": 1}, max_restarts=0, max_task_retries=0)  # type: ignore[untyped-decorator]
+@ray.remote(concurrency_groups={"control": 1, "poll": 1}, max_restarts=0, max_task_retries=0)
 class WorkerActor:
-    """Never restarted by Ray: it would come back blank. The job manager owns retries."""
+    """Never restarted by Ray: it would come back blank. The job manager owns retries. One control thread keeps adds and stops in order."""
 
     def __init__(self, spec: WorkerSpec) -> None:
         self._worker = Worker(partial(load_trainer, spec))

@@ -57,11 +57,14 @@ class RayPool:
 
     async def launch(self, base_model: str) -> RayWorker:
         """Waits until the actor runs, for as long as the cluster needs to find it a place."""
-        from trainer_service.cluster.ray_actor import WorkerActor
+        from trainer_service.cluster import ray_actor
 
+        if base_model not in self._config.base_models:
+            raise WorkerLost(f"base model {base_model!r} is not one of this trainer's any more")
         spec = self._spec(base_model)
         options = {"num_gpus": spec.num_gpus, "num_cpus": 1 if spec.num_gpus else spec.num_threads}
-        actor = WorkerActor.options(**options).remote(spec)
+        remote: Any = ray_actor.WorkerActor  # what Ray makes of a class has methods that no type checker knows
+        actor = remote.options(**options).remote(spec)
         worker = RayWorker(f"ray-{next(self._numbers)}", base_model, actor)
         self._workers.add(worker)
         try:

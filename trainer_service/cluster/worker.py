@@ -84,7 +84,7 @@ class Worker:
         last, events = self._outbox.take(since, timeout_seconds)
         if not events and self._error is not None:
             raise WorkerLost(f"{type(self._error).__name__}: {self._error}", out_of_memory=isinstance(self._error, MemoryError))
-        return WorkerReport(last, events, self._ready, frozenset(self._attempts), self._num_steps, dict(self._details))
+        return WorkerReport(last, events, self._ready, dict(self._attempts), self._num_steps, dict(self._details))
 
     def close(self, timeout_seconds: float = 10.0) -> None:
         """End the thread after its current step."""

@@ -18,6 +18,8 @@ class JobsConfig:
     """A worker without jobs is stopped after that, so that a cluster can shrink."""
     poll_seconds: float = 2.0
     """A long poll of a worker answers after this at the latest."""
+    poll_pause_seconds: float = 0.05
+    """Between two polls of a worker: quick steps are told together."""
     heartbeat_seconds: float = 60.0
     """A worker that doesn't answer a poll for that long is killed and its jobs are queued again."""
     launch_seconds: float = 900.0
@@ -29,10 +31,8 @@ class JobsConfig:
     tick_seconds: float = 1.0
     """Longest pause of the dispatcher; it is woken earlier when something happens."""
     max_infrastructure_failures: int = 5
-    """Attempts that may be lost to dead workers before the job fails with WORKER_LOST."""
+    """Attempts in a row that may be lost to dead workers, none getting to a checkpoint, before the job fails with WORKER_LOST."""
     retry_first_seconds: float = 1.0
     retry_max_seconds: float = 120.0
-    cancel_seconds: float = 60.0
-    """A cancelled job whose worker doesn't let go of it within this is cancelled anyway and the worker's late words are ignored."""
     max_publish_seconds: float = 7 * 24 * 3600.0
     """A trained job waits that long for the prompt store to come back before it fails with PUBLISH_FAILED."""

@@ -33,8 +33,8 @@ class Dispatcher:
         self._task: asyncio.Task[None] | None = None
         self._draining = False
         self._renewed_at = 0.0
-        self._launch_failures = 0
-        self._launch_not_before = 0.0
+        self._failed_launches: dict[str, tuple[int, float]] = {}
+        """By base model: launches in a row that came to nothing, and when the next one may be tried."""
 
     @property
     def num_workers(self) -> int:
@@ -123,7 +123,7 @@ class Dispatcher:
                 holding = held.pop(job_id, None)
                 if holding is None or holding.attempt != attempt:
                     if await self._is_lost_to_others(job_id, attempt):
-                        await follower.let_go(job_id)
+                        await follower.let_go(job_id, attempt)
                 elif holding.state is JobState.CANCELLING or holding.pausing or follower.is_over_time(job_id):
                     await follower.stop_job(job_id)
         for job_id, holding in held.items():
@@ -162,7 +162,7 @@ class Dispatcher:
 
     async def _place(self) -> None:
         context, config = self._context, self._context.config
-        heads = await context.database.call(context.store.heads, time.time())
+        heads = [head for head in await context.database.call(context.store.heads, time.time()) if self._may_run(head.base_model)]
         decided = plan(
             heads,
             [follower.view for follower in self._followers.values()],
@@ -174,9 +174,13 @@ class Dispatcher:
             await self._followers[worker_id].end("idle")
         for claim in decided.claims:
             await self._claim(claim)
-        if time.monotonic() >= self._launch_not_before:
-            for base_model in decided.launches:
-                self._launch(base_model)
+        for base_model in decided.launches:
+            self._launch(base_model)
+
+    def _may_run(self, base_model: str) -> bool:
+        """Not if its workers fail to start: then it neither takes others' place nor burns processor time on one start after another."""
+        _, not_before = self._failed_launches.get(base_model, (0, 0.0))
+        return time.monotonic() >= not_before or any(follower.base_model == base_model for follower in self._followers.values())
 
     async def _claim(self, claim: Claim) -> None:
         context, follower = self._context, self._followers.get(claim.worker_id)
@@ -199,10 +203,9 @@ class Dispatcher:
     def _on_end(self, follower: Follower) -> None:
         del self._followers[follower.id]
         if follower.was_ready:
-            self._launch_failures = 0
-            return
-        # A worker that never came up: starting the next one at once would only burn processor time.
-        self._launch_failures += 1
-        config = self._context.config
-        pause = retry_delay_seconds(self._launch_failures, config.retry_first_seconds, config.retry_max_seconds)
-        self._launch_not_before = time.monotonic() + pause
+            self._failed_launches.pop(follower.base_model, None)
+        elif not self._draining:
+            failures = self._failed_launches.get(follower.base_model, (0, 0.0))[0] + 1
+            config = self._context.config
+            pause = retry_delay_seconds(failures, config.retry_first_seconds, config.retry_max_seconds)
+            self._failed_launches[follower.base_model] = failures, time.monotonic() + pause

@@ -19,10 +19,10 @@ from trainer_service.jobs.context import JobsContext
 from trainer_service.jobs.model import EventPayload, Job, JobError, Note
 from trainer_service.jobs.outcome import Outcome, make_outcome
 from trainer_service.jobs.record import Record
-from trainer_service.jobs.scheduler import WorkerView
+from trainer_service.jobs.scheduler import WorkerView, retry_delay_seconds
 from trainer_service.jobs.store import StaleAttempt
 from trainer_service.jobs.tracking import Tracker
-from trainer_service.training.events import Checkpointed, Failed, Finished, Stopped, TrainingEvent, TrainingResult
+from trainer_service.training.events import Checkpointed, Failed, Finished, Stopped, TrainingEvent, TrainingResult, TrainingTask
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ class Follower:
         self._pool, self._context, self._on_trained, self._on_end = pool, context, on_trained, on_end
         self._trackers: dict[str, Tracker] = {}
         self._jobs: dict[str, Record] = {}
-        self._giving: set[asyncio.Task[None]] = set()
+        self._giving: dict[tuple[str, int], asyncio.Task[None]] = {}
         self._handle: WorkerHandle | None = None
         self._ready = False
         self._idle_since: float | None = None
@@ -78,11 +78,9 @@ class Follower:
     def give(self, record: Record) -> None:
         """Prepare a claimed job and put it on the worker."""
         job = record.job
-        self._trackers[job.id] = Tracker(job.attempt, job.progress, self._context.config.progress_seconds)
-        self._jobs[job.id] = record
-        task = asyncio.create_task(self._give(record), name=f"give {job.id}")
-        self._giving.add(task)
-        task.add_done_callback(self._giving.discard)
+        tracker = Tracker(job.attempt, job.progress, self._context.config.progress_seconds)
+        self._trackers[job.id], self._jobs[job.id] = tracker, record
+        self._giving[job.id, job.attempt] = asyncio.create_task(self._give(job, tracker), name=f"give {job.id}")
 
     def is_over_time(self, job_id: str) -> bool:
         record = self._jobs.get(job_id)
@@ -91,16 +89,22 @@ class Follower:
     async def stop_job(self, job_id: str) -> None:
         """Let a job leave at its next step. Safe to repeat; a worker that is gone has been noticed elsewhere."""
         tracker = self._trackers.get(job_id)
-        if tracker is not None and self._handle is not None:
-            try:
-                await self._handle.stop(job_id, tracker.attempt)
-            except WorkerLost as error:
-                log.info("a worker was gone before it could stop a job: %s", error.reason)
+        if tracker is None:
+            return
+        if (giving := self._giving.pop((job_id, tracker.attempt), None)) is not None:
+            giving.cancel()
+            await asyncio.gather(giving, return_exceptions=True)
+            await self._change_and_forget(job_id, tracker, lambda record: moves.left_worker(record, time.time()), [])
+        await self._stop_on_worker(job_id, tracker.attempt)
 
-    async def let_go(self, job_id: str) -> None:
-        """Another replica has the job: stop it here, and store nothing more of it."""
-        await self.stop_job(job_id)
-        self._forget(job_id)
+    async def let_go(self, job_id: str, attempt: int) -> None:
+        """Another attempt has the job, perhaps on this very worker: stop this one here, and store nothing more of it."""
+        tracker = self._trackers.get(job_id)
+        if tracker is not None and tracker.attempt == attempt:
+            await self.stop_job(job_id)
+            self._forget(job_id, tracker)
+        else:
+            await self._stop_on_worker(job_id, attempt)
 
     async def end(self, reason: str) -> None:
         """Stop the worker. Jobs that are still on it are queued again from their checkpoints."""
@@ -133,12 +137,12 @@ class Follower:
         planned = bool(self._ended_because)
         if not planned:
             log.warning("worker lost: %s", reason)
-        for task in list(self._giving):
+        for task in self._giving.values():
             task.cancel()
         if self._handle is not None:
             await self._handle.close()
-        for job_id in list(self._trackers):
-            await self._requeue(job_id, reason, planned)
+        for job_id, tracker in list(self._trackers.items()):
+            await self._requeue(job_id, tracker, reason, planned)
         self._context.observer.worker_ended(self.base_model, reason if planned else "lost")
         self._on_end(self)
         self._context.wake_dispatcher.set()
@@ -158,26 +162,51 @@ class Follower:
                 raise TimeoutError
             await self._store(report.events)
             since = report.last
+            for job_id, attempt in report.attempts.items():
+                if job_id not in self._trackers:  # given up here; its stop was lost, or overtaken by its task
+                    await self._stop_on_worker(job_id, attempt)
+            await asyncio.sleep(config.poll_pause_seconds)
+
+    async def _stop_on_worker(self, job_id: str, attempt: int) -> None:
+        if self._handle is not None:
+            try:
+                await self._handle.stop(job_id, attempt)
+            except WorkerLost as error:
+                log.info("a worker was gone before it could stop a job: %s", error.reason)
 
     # Jobs on it
 
-    async def _give(self, record: Record) -> None:
-        job = record.job
+    async def _give(self, job: Job, tracker: Tracker) -> None:
         with bind(job=job.id, prompt=job.spec.prompt):
             try:
-                task = await self._context.slow.call(self._context.preparation.make_task, job)
-                if self._handle is not None and job.id in self._trackers:
+                task = await self._prepare(job)
+                if self._handle is not None:
                     await self._handle.add(task)
             except WorkerLost as error:
-                log.info("a worker was gone before it had the job: %s", error.reason)  # _follow notices too and queues it again
-            except Unavailable as error:
-                await self._lose(job.id, error.message)
+                await self._lose(job.id, tracker, error.reason)
             except SoftPromptError as error:
                 field = error.violations[0].field if isinstance(error, InvalidInput) else "spec.dataset"
-                await self._fail(job.id, JobError(code="BAD_DATA", message=error.message, field=field))
+                await self._fail(job.id, tracker, JobError(code="BAD_DATA", message=error.message, field=field))
             except Exception as error:
                 log.exception("preparing a job failed in a way that nobody foresaw")
-                await self._fail(job.id, JobError(code="INTERNAL", message=f"preparing the job failed: {type(error).__name__}"))
+                await self._fail(job.id, tracker, JobError(code="INTERNAL", message=f"preparing the job failed: {type(error).__name__}"))
+            finally:
+                self._giving.pop((job.id, job.attempt), None)
+
+    async def _prepare(self, job: Job) -> TrainingTask:
+        """Waits for datasets or the prompt store to come back, if they are away."""
+        failures = 0
+        while True:
+            try:
+                return await self._context.slow.call(self._context.preparation.make_task, job)
+            except Unavailable as error:
+                failures += 1
+                log.warning("a job waits for what it needs: %s", error.message)
+                if failures == 1:
+                    note = Note(text=f"waits: {error.message}")
+                    await self._context.change(job.id, lambda record: record, attempt=job.attempt, payloads=[note])
+                config = self._context.config
+                await asyncio.sleep(retry_delay_seconds(failures, config.retry_first_seconds, config.retry_max_seconds))
 
     async def _store(self, events: Sequence[TrainingEvent]) -> None:
         by_job: dict[str, list[TrainingEvent]] = {}
@@ -190,7 +219,7 @@ class Follower:
                     await self._store_for(job_id, its_events)
                 except StaleAttempt:
                     log.info("this attempt no longer has the job")
-                    await self.let_go(job_id)
+                    await self.let_go(job_id, its_events[0].attempt)
 
     async def _store_for(self, job_id: str, events: Sequence[TrainingEvent]) -> None:
         """In the order in which they happened; progress, evaluations and checkpoints together in one transaction."""
@@ -214,7 +243,7 @@ class Follower:
             case Finished():
                 await self._finished(job_id, tracker, last.result)
             case Failed():
-                await self._failed(job_id, last)
+                await self._failed(job_id, tracker, last)
             case Stopped():
                 await self._stopped(job_id, tracker, last)
 
@@ -235,56 +264,55 @@ class Follower:
             outcome = await self._context.slow.call(make_outcome, record.job, trained)
         except (SoftPromptError, ValueError) as error:
             log.exception("a trained prompt can't be written as a version")
-            await self._fail(job_id, JobError(code="INTERNAL", message=f"the trained prompt can't be published: {error}"[:500]))
+            await self._fail(job_id, tracker, JobError(code="INTERNAL", message=f"the trained prompt can't be published: {error}"[:500]))
             return
         await self._keep(job_id, tracker.attempt, FileKind.OUTCOME, outcome.encode())
         after = await self._context.change(job_id, lambda record: moves.trained(record, time.time()), attempt=tracker.attempt)
-        self._forget(job_id)
+        self._forget(job_id, tracker)
         self._on_trained(after, outcome)
 
-    async def _failed(self, job_id: str, event: Failed) -> None:
+    async def _failed(self, job_id: str, tracker: Tracker, event: Failed) -> None:
         alone = len(self._trackers) == 1
         if event.code == "OUT_OF_MEMORY" and not (alone or self._jobs[job_id].solo):
             note = Note(text="ran out of memory beside other jobs; goes on alone")
-            await self._change_and_forget(job_id, lambda record: moves.out_of_memory_beside_others(record, time.time()), [note])
+            await self._change_and_forget(job_id, tracker, lambda record: moves.out_of_memory_beside_others(record, time.time()), [note])
         elif event.retryable:
-            await self._lose(job_id, f"{event.code}: {event.message}")
+            await self._lose(job_id, tracker, f"{event.code}: {event.message}")
         else:
-            await self._fail(job_id, JobError(code=event.code, message=event.message, field=event.field))
+            await self._fail(job_id, tracker, JobError(code=event.code, message=event.message, field=event.field))
 
     async def _stopped(self, job_id: str, tracker: Tracker, event: Stopped) -> None:
         if event.data is not None:
             await self._keep(job_id, tracker.attempt, FileKind.CHECKPOINT, event.data)
         best = f"; the best evaluation was at step {tracker.progress.best_step}" if tracker.progress.metrics else ""
         note = Note(text=f"left its worker after step {event.step}{best}")
-        await self._change_and_forget(job_id, lambda record: moves.left_worker(record, time.time()), [note])
+        await self._change_and_forget(job_id, tracker, lambda record: moves.left_worker(record, time.time()), [note])
 
-    async def _requeue(self, job_id: str, reason: str, planned: bool) -> None:
+    async def _requeue(self, job_id: str, tracker: Tracker, reason: str, planned: bool) -> None:
         """The worker is no more."""
         if planned:
-            await self._change_and_forget(job_id, lambda record: moves.left_worker(record, time.time()), [])
+            await self._change_and_forget(job_id, tracker, lambda record: moves.left_worker(record, time.time()), [])
         else:
-            await self._lose(job_id, reason)
+            await self._lose(job_id, tracker, reason)
 
-    async def _lose(self, job_id: str, reason: str) -> None:
+    async def _lose(self, job_id: str, tracker: Tracker, reason: str) -> None:
         note = Note(text=f"lost its worker ({reason[:300]}); goes on from its last checkpoint")
         config = self._context.config
-        await self._change_and_forget(job_id, lambda record: moves.lost(record, time.time(), reason[:300], config), [note])
+        await self._change_and_forget(job_id, tracker, lambda record: moves.lost(record, time.time(), reason[:300], config), [note])
 
-    async def _fail(self, job_id: str, error: JobError) -> None:
-        await self._change_and_forget(job_id, lambda record: moves.failed(record, error, time.time()), [])
+    async def _fail(self, job_id: str, tracker: Tracker, error: JobError) -> None:
+        await self._change_and_forget(job_id, tracker, lambda record: moves.failed(record, error, time.time()), [])
 
-    async def _change_and_forget(self, job_id: str, move: Callable[[Record], Record], payloads: Sequence[EventPayload]) -> None:
-        tracker = self._trackers.get(job_id)
-        if tracker is None:
-            return
+    async def _change_and_forget(
+        self, job_id: str, tracker: Tracker, move: Callable[[Record], Record], payloads: Sequence[EventPayload]
+    ) -> None:
         try:
             after = await self._context.change(job_id, move, attempt=tracker.attempt, payloads=payloads)
         except StaleAttempt:
             log.info("this attempt no longer has the job")
         else:
             await self._clean(after.job)
-        self._forget(job_id)
+        self._forget(job_id, tracker)
 
     async def _clean(self, job: Job) -> None:
         if job.state.is_terminal:
@@ -294,9 +322,10 @@ class Follower:
     async def _keep(self, job_id: str, attempt: int, kind: FileKind, data: bytes) -> None:
         await self._context.slow.insist(self._context.files.save, job_id, kind, attempt, data)
 
-    def _forget(self, job_id: str) -> None:
-        self._trackers.pop(job_id, None)
-        self._jobs.pop(job_id, None)
+    def _forget(self, job_id: str, tracker: Tracker) -> None:
+        """Unless a later attempt of the job has come to this worker meanwhile."""
+        if self._trackers.get(job_id) is tracker:
+            del self._trackers[job_id], self._jobs[job_id]
         if not self._trackers:
             self._idle_since = time.monotonic()
         self._context.wake_dispatcher.set()

@@ -34,7 +34,7 @@ def pool(ray_cluster: SharedCluster, tiny_model_dir: Path) -> RayPool:
 async def service(tmp_path: Path, tiny_model_dir: Path, pool: RayPool) -> AsyncIterator[Service]:
     made = Service(tmp_path, effective_spec(base_model.inspect(tiny_model_dir, id="tiny")))
     yield made
-    await made.manager.drain(5)
+    await made.drain()
 
 
 async def pid_of(pool: RayPool) -> int:
@@ -89,7 +89,7 @@ async def test_drain_checkpoints_and_the_next_service_finishes(service: Service,
     manager = await service.start(pool)
     job = await manager.create(spec(num_steps=300))
     await service.until(job.id, lambda job: job.progress.step > 20, seconds=60)
-    await manager.drain(10)
+    await service.drain()
     manager = await service.start(RayPool(pool._cluster, pool._config))
     done = await service.state(job.id, JobState.SUCCEEDED, seconds=60)
     assert done.failures == 0
@@ -104,8 +104,7 @@ async def test_every_worker_is_gone_after_drain(service: Service, pool: RayPool)
     pid = await pid_of(pool)
     await manager.cancel(job.id)
     await service.state(job.id, JobState.CANCELLED, seconds=30)
-    await manager.drain(5)
+    await service.drain()
     async with asyncio.timeout(15):
         while psutil.pid_exists(pid):
             await asyncio.sleep(0.05)
-    await service.start(RayPool(pool._cluster, pool._config))

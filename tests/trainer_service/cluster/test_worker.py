@@ -59,7 +59,7 @@ def test_a_real_cohort_trains_in_the_workers_thread(tiny_model_dir: Path) -> Non
     assert [event.step for event in events if isinstance(event, StepDone)] == [1, 2, 3]
     assert any(isinstance(event, Evaluated) for event in events)
     report = worker.poll(0, 0)
-    assert (report.ready, report.job_ids, report.details["device"]) == (True, frozenset(), "cpu")
+    assert (report.ready, report.attempts, report.details["device"]) == (True, {}, "cpu")
     worker.close()
 
 

@@ -111,6 +111,13 @@ class Service:
         await self.pool.close()
         self.manager._context.close()
         self.store.close()
+        self.manager = None  # type: ignore[assignment]
+
+    async def drain(self) -> None:
+        """If it runs."""
+        if self.manager is not None:
+            manager, self.manager = self.manager, None  # type: ignore[assignment]
+            await manager.drain(5)
 
     async def state(self, job_id: str, *states: JobState, seconds: float = 20) -> Job:
         """The job, once it is in one of these states."""
@@ -136,8 +143,7 @@ async def service(tmp_path: Path) -> AsyncIterator[Service]:
     """Not started; drained at the end if it was."""
     made = Service(tmp_path)
     yield made
-    if made.manager is not None:
-        await made.manager.drain(2)
+    await made.drain()
 
 
 @pytest.fixture(scope="session")

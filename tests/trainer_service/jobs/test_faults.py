@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from shared.errors import Unavailable
+from shared.store.index import StoreIndex
 from shared.store.local import LocalBackend
 from shared.store.store import PromptStore, PublishedVersion
 from tests.trainer_service.jobs.builders import spec
@@ -110,7 +111,7 @@ async def test_drain_puts_jobs_back_with_their_newest_state(service: Service) ->
     manager = await service.start()
     job = await manager.create(spec(num_steps=200))
     await service.until(job.id, lambda job: job.progress.step > 10)
-    await manager.drain(5)
+    await service.drain()
     await service.start()
     done = await service.state(job.id, JobState.SUCCEEDED)
     assert (done.attempt, done.failures) == (2, 0)
@@ -264,3 +265,53 @@ async def test_files_of_ended_jobs_are_removed_at_start(service: Service) -> Non
     files.save("01abc", FileKind.CHECKPOINT, 1, b"left behind")
     await service.start()
     assert files.load("01abc", FileKind.CHECKPOINT) is None
+
+
+class Away(PromptStore):
+    """A store that can't be read for a while."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(LocalBackend(directory))
+        self.reads = 0
+        self.is_away = True
+
+    def refresh(self) -> StoreIndex:
+        self.reads += 1
+        if self.is_away:
+            raise Unavailable("the prompt store is away")
+        return super().refresh()
+
+
+async def test_a_job_waits_for_what_it_needs_and_can_be_cancelled_meanwhile(service: Service) -> None:
+    store = Away(service.directory / "prompts")
+    manager = await service.start(prompt_store=store, max_infrastructure_failures=1)
+    one, two = [await manager.create(spec()) for _ in range(2)]
+    async with asyncio.timeout(20):
+        while store.reads < 8:
+            await asyncio.sleep(0.01)
+    await manager.cancel(two.id)
+    await service.state(two.id, JobState.CANCELLED)
+    store.is_away = False
+    done = await service.state(one.id, JobState.SUCCEEDED)
+    assert (done.attempt, done.failures) == (1, 0)
+    assert sum("waits: the prompt store is away" in note for note in await notes(service, one.id)) == 1
+
+
+async def test_a_base_model_that_does_not_load_keeps_no_other_from_running(service: Service) -> None:
+    manager = await service.start()
+    load = service._load
+
+    def load_some(base_model: str) -> object:
+        if base_model == "broken":
+            raise RuntimeError("no such weights")
+        return load(base_model)
+
+    service.pool._load = load_some
+    sound = service.base
+    manager._admission._base = sound.model_copy(update={"base_model": sound.base_model.model_copy(update={"id": "broken"})})  # type: ignore[attr-defined]
+    broken = await manager.create(spec())
+    manager._admission._base = sound  # type: ignore[attr-defined]
+    good = await manager.create(spec())
+    await service.state(good.id, JobState.SUCCEEDED)
+    assert (await manager.get(broken.id)).state is JobState.QUEUED
+    assert (await manager.cancel(broken.id)).state is JobState.CANCELLED
