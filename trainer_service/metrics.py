@@ -52,9 +52,7 @@ class TrainerMetrics:
         self._publish_failures = counter("publish_failures", "Attempts to publish that failed; they are tried again.")
         self._attempt_failures = counter("attempt_failures", "Attempts of jobs that failed on a worker.", ("code",))
         self._workers_launched = counter("workers_launched", "Workers started.", ("base_model",))
-        self._workers_ended = counter(
-            "workers_ended", "Workers ended, by reason.", ("base_model", "reason")
-        )
+        self._workers_ended = counter("workers_ended", "Workers ended, by reason.", ("base_model", "reason"))
         self._states = _LatestStates()
 
     def set_job_counts(self, counts: Mapping[JobState, int]) -> None:

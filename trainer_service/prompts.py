@@ -27,7 +27,10 @@ from shared.store import (
 )
 from shared.store.alias import Expected
 from trainer_service.base_models import BaseModels
+from trainer_service.chunks import UploadSlots, timely
 from trainer_service.imports import ImportRequest, import_job, imported_blob
+
+MAX_CONCURRENT_IMPORTS = 4
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,7 @@ class Prompts:
 
     def __init__(self, store: PromptStore, models: BaseModels) -> None:
         self._store, self._models = store, models
+        self._imports = UploadSlots(MAX_CONCURRENT_IMPORTS)
 
     async def list(self, name_prefix: str, page_size: int, page_token: str) -> PromptPage:
         """By name; the token is the last name of the page before."""
@@ -124,12 +128,13 @@ class Prompts:
 
     async def import_(self, request: ImportRequest, chunks: AsyncIterator[bytes]) -> tuple[Version, Manifest]:
         """Publish a matrix that was trained elsewhere. Raises InvalidInput, DamagedBlob or PreconditionFailed."""
-        data = bytearray()
-        async for chunk in chunks:
-            data += chunk
-            if len(data) > MAX_BLOB_BYTES:
-                raise InvalidInput.of("chunk", f"the file is larger than {MAX_BLOB_BYTES} bytes")
-        blob, manifest = await asyncio.to_thread(imported_blob, bytes(data), request, self._models)
+        with self._imports.taken():
+            data = bytearray()
+            async for chunk in timely(chunks):
+                data += chunk
+                if len(data) > MAX_BLOB_BYTES:
+                    raise InvalidInput.of("chunk", f"the file is larger than {MAX_BLOB_BYTES} bytes")
+            blob, manifest = await asyncio.to_thread(imported_blob, bytes(data), request, self._models)
         record = await asyncio.to_thread(self._store.publish, request.prompt, blob, job=import_job(request), alias=request.alias or None)
         return Version(self._store.index().prompt(request.prompt), record), manifest
 

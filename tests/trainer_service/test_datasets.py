@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from shared.errors import DamagedBlob, DeadlineExceeded, InvalidInput, NotFound, Unavailable
 from shared.template import Message
-from trainer_service.jobs import datasets as module
+from trainer_service import chunks as chunks_module
 from trainer_service.jobs.dataset_fields import in_request, labels_under, renamed
 from trainer_service.jobs.dataset_roots import DatasetRoots
 from trainer_service.jobs.dataset_upload import IncomingFile, LineGuard, UploadLimits
@@ -75,7 +75,7 @@ def test_reading_what_is_not_there_or_was_changed(store: DatasetStore, tmp_path:
 async def test_a_sender_that_stops_is_given_up_and_leaves_nothing(
     store: DatasetStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "IDLE_UPLOAD_SECONDS", 0.02)
+    monkeypatch.setattr(chunks_module, "IDLE_SECONDS", 0.02)
 
     async def stalls() -> AsyncIterator[bytes]:
         yield LINES

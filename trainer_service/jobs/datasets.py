@@ -20,7 +20,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from shared.errors import DamagedBlob, DeadlineExceeded, InvalidInput, NotFound, Overloaded, Unavailable
+from shared.errors import DamagedBlob, InvalidInput, NotFound, Unavailable
+from trainer_service.chunks import MAX_CHUNK_BYTES, UploadSlots, timely
 from trainer_service.jobs.dataset_fields import DATASET, in_dataset, labels_under, renamed
 from trainer_service.jobs.dataset_roots import DatasetRoots
 from trainer_service.jobs.dataset_upload import TEMPORARY_PREFIX, IncomingFile, UploadLimits
@@ -29,10 +30,7 @@ from trainer_service.training.spec import Example, TaskKind
 
 log = logging.getLogger(__name__)
 
-MAX_CHUNK_BYTES = 1 << 20
 MAX_CONCURRENT_UPLOADS = 16
-IDLE_UPLOAD_SECONDS = 60.0
-"""An upload that sends nothing for that long is given up."""
 _ABANDONED_SECONDS = 3600.0
 _NAME = re.compile(r"datasets/sha256-([0-9a-f]{64})")
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
@@ -53,7 +51,7 @@ class DatasetStore:
 
     def __init__(self, directory: Path, limits: UploadLimits, roots: DatasetRoots) -> None:
         self._directory, self._limits, self._roots = directory, limits, roots
-        self._num_uploads = 0
+        self._slots = UploadSlots(MAX_CONCURRENT_UPLOADS)
         directory.mkdir(parents=True, exist_ok=True)
         self._remove_abandoned()
 
@@ -62,17 +60,11 @@ class DatasetStore:
     ) -> StoredDataset:
         """Store what a client sends, if all of it is right. `size_bytes` and `digest` are what it announced (0 and "": nothing)."""
         self._check_announcement(size_bytes, digest)
-        if self._num_uploads >= MAX_CONCURRENT_UPLOADS:
-            raise Overloaded(f"{self._num_uploads} uploads are running; at most {MAX_CONCURRENT_UPLOADS} may", retry_after_seconds=5)
-        self._num_uploads += 1
-        try:
-            with renamed(labels_under("header")), _disk(), IncomingFile(self._directory, self._limits) as incoming:
-                while (chunk := await _next_chunk(chunks)) is not None:
-                    await asyncio.to_thread(incoming.write, chunk)
-                _check_arrival(incoming, size_bytes, digest)
-                return await asyncio.to_thread(self._keep, incoming, tuple(labels))
-        finally:
-            self._num_uploads -= 1
+        with self._slots.taken(), renamed(labels_under("header")), _disk(), IncomingFile(self._directory, self._limits) as incoming:
+            async for chunk in timely(chunks):
+                await asyncio.to_thread(incoming.write, chunk)
+            _check_arrival(incoming, size_bytes, digest)
+            return await asyncio.to_thread(self._keep, incoming, tuple(labels))
 
     def add_examples(self, examples: Iterable[Example], labels: Sequence[str] = ()) -> StoredDataset:
         """Store examples that came inside a request. `labels`: those that are allowed; none given: those that occur."""
@@ -140,17 +132,6 @@ class DatasetStore:
         for path in self._directory.glob(f"{TEMPORARY_PREFIX}*"):
             if path.stat().st_mtime < time.time() - _ABANDONED_SECONDS:
                 path.unlink(missing_ok=True)
-
-
-async def _next_chunk(chunks: AsyncIterator[bytes]) -> bytes | None:
-    try:
-        async with asyncio.timeout(IDLE_UPLOAD_SECONDS):
-            chunk = await anext(chunks, None)
-    except TimeoutError:
-        raise DeadlineExceeded(f"the upload sent nothing for {IDLE_UPLOAD_SECONDS:.0f} seconds") from None
-    if chunk is not None and len(chunk) > MAX_CHUNK_BYTES:
-        raise InvalidInput.of("chunk", f"has {len(chunk)} bytes; send at most {MAX_CHUNK_BYTES} in one message")
-    return chunk
 
 
 def _check_arrival(incoming: IncomingFile, size_bytes: int, digest: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from typing import Any
 
 from prompttuning.v1 import prompts_pb2 as pb
@@ -81,5 +82,7 @@ class PromptServicer(prompts_pb2_grpc.PromptServiceServicer):
 
     async def WatchPrompts(self, request: pb.WatchPromptsRequest, context: Any) -> AsyncIterator[pb.WatchPromptsResponse]:
         after = request.after_revision if request.HasField("after_revision") else None
-        async for change in until_draining(self._prompts.watch(after, request.name_prefix), self._draining):
-            yield change_to_wire(change)
+        changes = self._prompts.watch(after, request.name_prefix)
+        async with aclosing(until_draining(changes, self._draining)) as told:
+            async for change in told:
+                yield change_to_wire(change)

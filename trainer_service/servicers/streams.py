@@ -26,7 +26,7 @@ async def _chunks(requests: AsyncIterator[Any]) -> AsyncIterator[bytes]:
         yield request.chunk
 
 
-async def until_draining(items: AsyncIterator[Item], draining: asyncio.Event) -> AsyncIterator[Item]:
+async def until_draining(items: AsyncIterator[Item], draining: asyncio.Event) -> AsyncGenerator[Item, None]:
     """The items, until `draining` is set: then Unavailable, so that the caller watches again elsewhere, from where it was."""
     drained = asyncio.ensure_future(draining.wait())
     try:

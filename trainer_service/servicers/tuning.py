@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from typing import Any
 
 from prompttuning.v1 import tuning_pb2 as pb
@@ -45,8 +46,9 @@ class TuningServicer(tuning_pb2_grpc.TuningServiceServicer):
 
     async def WatchTuningJob(self, request: pb.WatchTuningJobRequest, context: Any) -> AsyncIterator[pb.WatchTuningJobResponse]:
         events = self._jobs.watch(job_id_of(request.name), event_number_of(request.after))
-        async for event in until_draining(events, self._draining):
-            yield pb.WatchTuningJobResponse(event=event_to_wire(event))
+        async with aclosing(until_draining(events, self._draining)) as told:
+            async for event in told:
+                yield pb.WatchTuningJobResponse(event=event_to_wire(event))
 
     async def CancelTuningJob(self, request: pb.CancelTuningJobRequest, context: Any) -> pb.CancelTuningJobResponse:
         job = await self._jobs.cancel(job_id_of(request.name))

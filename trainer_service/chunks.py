@@ -1,0 +1,45 @@
+"""Bytes that a client streams to us: pieces of bounded size, from a sender that doesn't stall, a few streams at a time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+
+from shared.errors import DeadlineExceeded, InvalidInput, Overloaded
+
+MAX_CHUNK_BYTES = 1 << 20
+IDLE_SECONDS = 60.0
+"""A stream that sends nothing for that long is given up."""
+
+
+async def timely(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """The chunks. Raises InvalidInput for one that is too large, DeadlineExceeded for a sender that stalls."""
+    while True:
+        try:
+            async with asyncio.timeout(IDLE_SECONDS):
+                chunk = await anext(chunks, None)
+        except TimeoutError:
+            raise DeadlineExceeded(f"the upload sent nothing for {IDLE_SECONDS:.0f} seconds") from None
+        if chunk is None:
+            return
+        if len(chunk) > MAX_CHUNK_BYTES:
+            raise InvalidInput.of("chunk", f"has {len(chunk)} bytes; send at most {MAX_CHUNK_BYTES} in one message")
+        yield chunk
+
+
+class UploadSlots:
+    """How many streams of one kind may run at once; further ones are told to come back."""
+
+    def __init__(self, num_slots: int) -> None:
+        self._num_slots, self._num_taken = num_slots, 0
+
+    @contextmanager
+    def taken(self) -> Iterator[None]:
+        if self._num_taken >= self._num_slots:
+            raise Overloaded(f"{self._num_taken} uploads are running; at most {self._num_slots} may", retry_after_seconds=5)
+        self._num_taken += 1
+        try:
+            yield
+        finally:
+            self._num_taken -= 1
