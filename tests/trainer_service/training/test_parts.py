@@ -1,0 +1,97 @@
+"""The small parts: schedules and AdamW, fair share, batches, metrics, buckets."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.trainer_service.training.tasks import task
+from trainer_service.training.evaluate import classification_metrics
+from trainer_service.training.fair_share import FairShare
+from trainer_service.training.optimise import AdamW, learning_rate_at
+from trainer_service.training.packing import Row, Segment, num_packed_tokens, pack
+from trainer_service.training.spec import Schedule
+from trainer_service.training.trainee import batch_indices
+
+
+@pytest.mark.parametrize("schedule", Schedule)
+def test_a_schedule_warms_up_to_its_peak_and_never_exceeds_it(schedule: Schedule) -> None:
+    hyperparameters = task(num_steps=100, warmup_steps=10, schedule=schedule).spec.hyperparameters
+    rates = [learning_rate_at(step, 0.5, hyperparameters) for step in range(101)]
+    assert rates[:10] == pytest.approx([0.05 * (step + 1) for step in range(10)])
+    assert max(rates) == pytest.approx(0.5)
+    assert rates[100] == pytest.approx(0.5 if schedule is Schedule.CONSTANT else 0.0, abs=1e-12)
+
+
+def test_adamw_with_clipping_equals_torch() -> None:
+    start = torch.randn(5, 7, generator=torch.Generator().manual_seed(0))
+    ours, theirs = start.clone().requires_grad_(True), start.clone().requires_grad_(True)
+    optimizer, reference = AdamW({"prompt": ours}, 0.1), torch.optim.AdamW([theirs], lr=0.02, weight_decay=0.1)
+    for step in range(12):
+        gradient = torch.randn(5, 7, generator=torch.Generator().manual_seed(step + 1)) * (step + 0.1)
+        ours.grad, theirs.grad = gradient.clone(), gradient.clone()
+        norm = optimizer.clip(1.0)
+        torch.testing.assert_close(norm, torch.nn.utils.clip_grad_norm_([theirs], 1.0))
+        optimizer.update(0.02)
+        reference.step()
+    torch.testing.assert_close(ours, theirs)
+
+
+@given(st.integers(1, 40), st.integers(1, 17), st.integers(0, 1000))
+def test_batches_go_through_every_example_once_an_epoch(num_examples: int, batch_size: int, seed: int) -> None:
+    steps = -(-2 * num_examples // batch_size)
+    picks = [pick for step in range(steps) for pick in batch_indices(seed, step, num_examples, batch_size)]
+    assert sorted(picks[:num_examples]) == list(range(num_examples))
+    assert sorted(picks[num_examples : 2 * num_examples]) == list(range(num_examples))
+
+
+def test_shares_follow_weights_and_a_newcomer_starts_at_once() -> None:
+    shares = FairShare[str]()
+    shares.join("plain", 0)
+    shares.join("urgent", 2)
+    counts = {"plain": 0, "urgent": 0, "late": 0}
+    for step in range(120):
+        if step == 100:
+            shares.join("late", 0)
+        for run in shares.choose({run: 10 for run in counts if run in shares}, 10):
+            counts[run] += 1
+    assert counts["urgent"] == pytest.approx(4 * counts["plain"], rel=0.1)
+    assert counts["late"] >= 2
+
+
+def test_a_run_larger_than_the_budget_still_gets_its_turn() -> None:
+    shares = FairShare[str]()
+    shares.join("large", 0)
+    shares.join("small", 0)
+    chosen = [tuple(shares.choose({"large": 1000, "small": 10}, 100)) for _ in range(102)]
+    assert chosen[0] == ("large",)
+    assert sum("large" in some for some in chosen) == 2
+    assert sum("small" in some for some in chosen) == 100
+
+
+def test_f1_counts_only_labels_that_occur() -> None:
+    metrics = classification_metrics([0, 0, 1, 1], [0, 1, 1, 1], num_labels=5)
+    assert metrics["accuracy"] == 0.75
+    assert metrics["macro_f1"] == pytest.approx((2 / 3 + 0.8) / 2)
+
+
+@given(st.lists(st.tuples(st.integers(1, 60), st.integers(1, 5)), min_size=1, max_size=30), st.integers(0, 9))
+def test_packing_places_every_token_once(shapes: list[tuple[int, int]], preamble: int) -> None:
+    rows = [Row((*range(5, 5 + preamble), *((100 + i + j) % 250 for j in range(n))), (7,) * t) for i, (n, t) in enumerate(shapes)]
+    packed = pack([Segment(torch.zeros(3, 2), rows), Segment(None, rows[:1])], torch.device("cpu"))
+    expected = num_packed_tokens(3, rows) + num_packed_tokens(0, rows[:1])
+    assert packed.layout.num_tokens == expected
+    own = sorted(int(bucket.index.flatten()[slot]) for bucket in packed.layout.buckets for slot in bucket.valid)
+    spans = packed.layout.spans
+    assert own == [position for span in spans for position in range(span.own_start, span.own_end)]
+    assert [len(row.input_ids) - 1 + 3 for row in rows] == _first_target_positions(packed.layout.positions, packed.target_positions, rows)
+
+
+def _first_target_positions(positions: torch.Tensor, targets: torch.Tensor, rows: list[Row]) -> list[int]:
+    found, first = [], 0
+    for row in rows:
+        found.append(int(positions[targets[first]]))
+        first += len(row.target_ids)
+    return found

@@ -1,0 +1,88 @@
+"""What the recipe fills in, and which combinations it refuses by the field's name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from shared.errors import InvalidInput
+from shared.template import Template
+from tests.tiny_models import byte_tokenizer
+from tests.trainer_service.training.models import build
+from trainer_service.training.recipe import check_init, fill
+from trainer_service.training.spec import HyperparameterRequest, Hyperparameters, Init, InitMethod, Metric, TaskKind
+
+INFO, TEMPLATE, LABELS = build().info, Template(text="Review: {input}\nSentiment:"), ("positive", "negative")
+
+
+def _fill(task: TaskKind = TaskKind.CLASSIFICATION, num_train: int = 1000, source: int | None = None, **request: Any) -> Hyperparameters:
+    labels = LABELS if task is TaskKind.CLASSIFICATION else ()
+    parsed = HyperparameterRequest.model_validate(request)
+    return fill(parsed, task, num_train, INFO, TEMPLATE, labels, source_virtual_tokens=source)
+
+
+def test_nothing_is_left_open() -> None:
+    filled = _fill()
+    assert (filled.num_virtual_tokens, filled.batch_size, filled.num_steps, filled.metric) == (20, 16, 160, Metric.ACCURACY)
+    assert filled.init.method is InitMethod.TEXT
+    assert "positive or negative" in filled.init.text
+    assert _fill(TaskKind.GENERATION).metric is Metric.LOSS
+
+
+def test_what_is_given_stays() -> None:
+    given = {"num_virtual_tokens": 7, "learning_rate": 0.5, "batch_size": 3, "warmup_steps": 0, "max_grad_norm": 0.0, "seed": 9}
+    filled = _fill(num_steps=11, evaluation_interval_steps=2, **given)
+    assert {name: getattr(filled, name) for name in given} == given
+    assert (filled.num_steps, filled.evaluation_interval_steps) == (11, 2)
+
+
+@pytest.mark.parametrize(("num_train", "steps"), [(5, 160), (1000, 160), (8000, 1000), (10**6, 3000)])
+def test_steps_grow_with_the_data_within_bounds(num_train: int, steps: int) -> None:
+    assert _fill(num_train=num_train).num_steps == steps
+    assert _fill(num_train=num_train).batch_size == min(16, num_train)
+
+
+def test_epochs_become_steps() -> None:
+    assert _fill(num_train=100, num_epochs=2.5, batch_size=8).num_steps == 32
+
+
+@pytest.mark.parametrize(
+    ("field", "request_"),
+    [
+        ("num_epochs", {"num_epochs": 1, "num_steps": 5}),
+        ("num_epochs", {"num_epochs": 10_000, "batch_size": 1, "num_train": 10**6}),
+        ("num_virtual_tokens", {"num_virtual_tokens": 255}),
+        ("num_virtual_tokens", {"num_virtual_tokens": 5, "source": 6}),
+        ("batch_size", {"batch_size": 64, "num_train": 50}),
+        ("warmup_steps", {"warmup_steps": 10, "num_steps": 10}),
+        ("metric", {"metric": "CHRF"}),
+        ("metric", {"metric": "ACCURACY", "task": TaskKind.GENERATION}),
+        ("balance_classes", {"balance_classes": True, "task": TaskKind.CHAT}),
+        ("init.method", {"init": {"method": "LABELS"}, "task": TaskKind.GENERATION}),
+        ("init.text", {"init": {"method": "TEXT", "text": " \n"}}),
+        ("init.source_version", {"init": {"method": "FROM_PROMPT"}}),
+        ("init.source_version", {"init": {"method": "RANDOM", "source_version": "prompts/p/versions/1"}}),
+    ],
+)
+def test_what_does_not_fit_together_is_refused_by_name(field: str, request_: dict[str, Any]) -> None:
+    with pytest.raises(InvalidInput) as refused:
+        _fill(**request_)
+    assert [violation.field for violation in refused.value.violations] == [f"spec.hyperparameters.{field}"]
+
+
+def test_all_problems_are_reported_at_once() -> None:
+    with pytest.raises(InvalidInput) as refused:
+        _fill(batch_size=64, num_train=50, metric="BLEU")
+    assert len(refused.value.violations) == 2
+
+
+def test_from_prompt_takes_its_length_from_the_source() -> None:
+    init = Init(method=InitMethod.FROM_PROMPT, source_version="prompts/p/versions/1")
+    assert _fill(init=init, source=33).num_virtual_tokens == 33
+
+
+def test_an_init_text_without_tokens_is_refused() -> None:
+    with pytest.raises(InvalidInput, match=r"init\.text"):
+        check_init(Init(method=InitMethod.TEXT, text=""), (), byte_tokenizer())
+    check_init(Init(method=InitMethod.TEXT, text="x"), (), byte_tokenizer())
