@@ -4,7 +4,7 @@
     python -m benchmarks.jobs --database postgresql://...         an empty database
     python -m benchmarks.jobs --model DIRECTORY                   and the time from submission to the first step, on Ray
 
-Prints Markdown tables. Latencies are in milliseconds, as the caller of the manager sees them, in this process.
+Writes Markdown tables to standard output. Latencies are in milliseconds, as the caller of the manager sees them, in this process.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import argparse
 import asyncio
 import resource
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -51,6 +52,11 @@ UNKNOWN = BaseModelInfo(
     num_layers=30,
     max_positions=2048,
 )
+
+
+def say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
 
 
 class NoWorkers(WorkerPool):
@@ -138,9 +144,10 @@ async def fill_store(store: JobStore, count: int, effective: EffectiveSpec) -> N
 
 
 async def latencies(manager: JobManager, store: JobStore) -> None:
-    print("\n| jobs | create | get | list 50 | list 50 queued | list 50 of a prompt | list 50 of a team | 1000 a page |")
-    print("|---|---|---|---|---|---|---|---|")
+    say("\n| jobs | create | get | list 50 | list 50 queued | list 50 of a prompt | list 50 of a team | 1000 a page |")
+    say("|---|---|---|---|---|---|---|---|")
     effective = await Admission(UNKNOWN).check(spec(0))
+    queued = JobFilter(states=frozenset({JobState.QUEUED}))
     total = 0
     for size in (10, 1_000, 100_000):
         await fill_store(store, size - total, effective)
@@ -150,7 +157,6 @@ async def latencies(manager: JobManager, store: JobStore) -> None:
         async def create(number: int, made: list[str] = made) -> None:
             made.append((await manager.create(spec(number), request_id=new_job_id(), caller="bench")).id)
 
-        queued = JobFilter(states=frozenset({JobState.QUEUED}))
         cells = [
             await timed(create, 100),
             await timed(lambda number, made=made: manager.get(made[number]), 100),  # type: ignore[misc]
@@ -161,7 +167,7 @@ async def latencies(manager: JobManager, store: JobStore) -> None:
             await timed(lambda _: manager.list(JobFilter(), 1000), 5),
         ]
         total += 100
-        print(f"| {size:,} | " + " | ".join(cells) + " |", flush=True)
+        say(f"| {size:,} | " + " | ".join(cells) + " |")
 
 
 async def watchers(manager: JobManager) -> None:
@@ -171,9 +177,9 @@ async def watchers(manager: JobManager) -> None:
     cancelled_at: dict[str, float] = {}
 
     async def watch(job_id: str) -> None:
-        async for event in manager.watch(job_id):
-            if isinstance(event.payload, Job) and event.payload.state.is_terminal:
-                delays.append((time.perf_counter() - cancelled_at[job_id]) * 1000)
+        async for _ in manager.watch(job_id):
+            pass
+        delays.append((time.perf_counter() - cancelled_at[job_id]) * 1000)
 
     tasks = [asyncio.create_task(watch(job_id)) for job_id in watched]
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -184,8 +190,8 @@ async def watchers(manager: JobManager) -> None:
         await manager.cancel(job_id)
     await asyncio.gather(*tasks)
     delays.sort()
-    print(f"\n{NUM_QUEUED} jobs created beside {NUM_WATCHERS} watchers: {created} ms each; the process grew by {grown:.0f} MiB.")
-    print(f"From a cancellation to its event at the watcher: median {statistics.median(delays):.1f} ms, worst {delays[-1]:.1f} ms.")
+    say(f"\n{NUM_QUEUED} jobs created beside {NUM_WATCHERS} watchers: {created} ms each; the process grew by {grown:.0f} MiB.")
+    say(f"From a cancellation to its event at the watcher: median {statistics.median(delays):.1f} ms, worst {delays[-1]:.1f} ms.")
 
 
 async def first_step(url: str, directory: Path, model: Path) -> None:
@@ -196,7 +202,7 @@ async def first_step(url: str, directory: Path, model: Path) -> None:
     started = time.perf_counter()
     pool = RayPool(RayCluster(), RayPoolConfig({"bench": str(model)}))
     async with running(url, directory, pool, info) as (manager, _):
-        print(f"\nRay started in {time.perf_counter() - started:.1f} s.")
+        say(f"\nRay started in {time.perf_counter() - started:.1f} s.")
         for temperature in ("cold", "warm"):
             started = time.perf_counter()
             job = await manager.create(spec(0, num_steps=2, evaluation_interval_steps=2, batch_size=2))
@@ -207,7 +213,7 @@ async def first_step(url: str, directory: Path, model: Path) -> None:
                     marks.setdefault(event.payload.state.value, seconds)
                 else:
                     marks.setdefault(event.kind.value, seconds)
-            print(f"Worker {temperature}: " + ", ".join(f"{name} after {seconds:.2f} s" for name, seconds in marks.items()))
+            say(f"Worker {temperature}: " + ", ".join(f"{name} after {seconds:.2f} s" for name, seconds in marks.items()))
 
 
 async def main() -> None:
