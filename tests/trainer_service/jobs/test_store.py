@@ -263,7 +263,7 @@ def test_files_in_the_database(store: JobStore) -> None:
     assert files.load("01a", FileKind.CHECKPOINT) == b"second"
     assert files.load("01a", FileKind.OUTCOME) is None
     files.save("01a", FileKind.CHECKPOINT, 2, b"third")
-    files.keep_only({"01a"})
+    files.remove_ended(lambda: {"01a"})
     assert files.load("01a", FileKind.CHECKPOINT) == b"third"
     assert files.load("01b", FileKind.OUTCOME) is None
     files.remove("01a")

@@ -1,0 +1,151 @@
+"""Starting, staying healthy and stopping, when something is away or slow."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from prompttuning.v1 import prompts_pb2
+from prompttuning.v1 import tuning_pb2 as pb
+
+from shared.errors import NotFound, Unavailable
+from shared.store import PromptStore
+from tests.trainer_service.conftest import NoWorkers, RunningTrainer, refused, running_trainer, until
+from tests.trainer_service.requests import create_job
+from trainer_service import server
+from trainer_service.config import TrainerSettings
+from trainer_service.jobs.store import JobStore
+from trainer_service.server import SERVICE_NAMES, serve
+
+SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+class SlowToStart(NoWorkers):
+    """A cluster that takes its time."""
+
+    def __init__(self) -> None:
+        self.started = asyncio.Event()
+        self.closed = False
+
+    async def start(self) -> None:
+        await self.started.wait()
+
+    async def close(self) -> None:
+        self.closed = True
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+async def test_it_answers_before_it_can_serve_and_says_so(settings: TrainerSettings) -> None:
+    port, pool, stop = free_port(), SlowToStart(), asyncio.Event()
+    task = asyncio.create_task(serve(settings.model_copy(update={"port": port}), stop, lambda settings: pool))
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        await channel.channel_ready()
+        trainer = RunningTrainer(settings, port, channel, stop, task)
+        assert await trainer.health("live") == SERVING
+        assert await trainer.health("ready") == NOT_SERVING
+        assert not Path(settings.ready_file).exists()
+        pool.started.set()
+
+        async def is_serving() -> bool:
+            return await trainer.health() == SERVING
+
+        await until(is_serving)
+        assert Path(settings.ready_file).exists()
+        stop.set()
+        await task
+    assert pool.closed
+
+
+async def test_it_can_be_stopped_while_it_starts(settings: TrainerSettings) -> None:
+    pool, stop = SlowToStart(), asyncio.Event()
+    task = asyncio.create_task(serve(settings, stop, lambda settings: pool))
+    await until(lambda: (settings.data_dir / "jobs.sqlite3").exists())
+    stop.set()
+    await asyncio.wait_for(task, 20)
+    assert pool.closed
+
+
+async def test_a_base_model_that_is_not_there_ends_it(settings: TrainerSettings, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(NotFound, match="base model"):
+        await serve(settings.model_copy(update={"base_models": (f"x={tmp_path}/empty",)}), asyncio.Event(), lambda settings: NoWorkers())
+
+
+async def test_it_waits_for_a_store_that_is_away(settings: TrainerSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    really_open, refusals = server.open_store, iter(range(2))
+
+    def away_twice(url: str) -> Any:
+        if next(refusals, None) is not None:
+            raise Unavailable("the prompt store is away")
+        return really_open(url)
+
+    monkeypatch.setattr(server, "open_store", away_twice)
+    monkeypatch.setattr(server, "_RETRY_SECONDS", 0.01)
+    async with running_trainer(settings) as trainer:
+        assert await trainer.health() == SERVING
+    assert next(refusals, None) is None
+
+
+async def test_without_its_database_it_does_not_serve_and_without_the_store_it_does(
+    settings: TrainerSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(part: Any) -> Any:
+        raise Unavailable("it is away")
+
+    monkeypatch.setattr(server, "CHECK_SECONDS", 0.02)
+    async with running_trainer(settings) as trainer:
+
+        async def is_now(status: int) -> bool:
+            return await trainer.health("ready") == status
+
+        async def store_is_said_to_be(reachable: str) -> bool:
+            return f"softprompt_trainer_store_reachable {reachable}" in await asyncio.to_thread(scrape, trainer)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(PromptStore, "refresh", away)
+            await until(lambda: store_is_said_to_be("0.0"))
+            assert await is_now(SERVING)
+            assert (await create_job(trainer)).state == pb.TuningJob.STATE_QUEUED
+            assert isinstance(await refused(trainer.prompts.ListPrompts(prompts_pb2.ListPromptsRequest())), Unavailable)
+        await until(lambda: store_is_said_to_be("1.0"))
+        with monkeypatch.context() as patch:
+            patch.setattr(JobStore, "counts", away)
+            await until(lambda: is_now(NOT_SERVING))
+        await until(lambda: is_now(SERVING))
+
+
+async def test_a_taken_port_is_said_plainly(settings: TrainerSettings, trainer: RunningTrainer, tmp_path: Path) -> None:
+    other = settings.model_copy(update={"port": trainer.port, "data_dir": tmp_path / "other", "ready_file": ""})
+    with pytest.raises(OSError, match="is another program using this port"):
+        await serve(other, asyncio.Event(), lambda settings: NoWorkers())
+
+
+async def test_reflection_and_metrics(trainer: RunningTrainer) -> None:
+    await create_job(trainer)
+    stub = reflection_pb2_grpc.ServerReflectionStub(trainer.channel)
+    answers = stub.ServerReflectionInfo(iter([reflection_pb2.ServerReflectionRequest(list_services="")]))
+    async for answer in answers:
+        names = {service.name for service in answer.list_services_response.service}
+    assert set(SERVICE_NAMES) <= names
+    text = await asyncio.to_thread(scrape, trainer)
+    assert "softprompt_trainer_jobs_created_total 1.0" in text
+    assert 'grpc_server_handled_total{grpc_code="OK",grpc_method="CreateTuningJob"' in text
+
+
+def scrape(trainer: RunningTrainer) -> str:
+    port = json.loads(Path(trainer.settings.ready_file).read_bytes())["metrics_port"]
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as response:
+        return str(response.read().decode())
