@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
@@ -51,8 +51,8 @@ class JobFiles(Protocol):
 
     def remove(self, job_id: str) -> None: ...
 
-    def keep_only(self, job_ids: Collection[str]) -> None:
-        """Remove those of all other jobs: what a crash between a job's end and its cleaning left."""
+    def remove_ended(self, unended: Callable[[], Collection[str]]) -> None:
+        """Remove what a crash between a job's end and its cleaning left. `unended` is asked after looking: a new job's files are safe."""
 
 
 class DirectoryFiles:
@@ -97,11 +97,13 @@ class DirectoryFiles:
     def remove(self, job_id: str) -> None:
         shutil.rmtree(self._folder(job_id), ignore_errors=True)
 
-    def keep_only(self, job_ids: Collection[str]) -> None:
+    def remove_ended(self, unended: Callable[[], Collection[str]]) -> None:
         with _disk():
-            for folder in self._root.iterdir():
-                if folder.is_dir() and folder.name not in job_ids:
-                    shutil.rmtree(folder, ignore_errors=True)
+            folders = [folder for folder in self._root.iterdir() if folder.is_dir()]
+        living = unended()
+        for folder in folders:
+            if folder.name not in living:
+                shutil.rmtree(folder, ignore_errors=True)
 
     def _folder(self, job_id: str) -> Path:
         if not _JOB_ID.fullmatch(job_id):
@@ -144,11 +146,11 @@ class DatabaseFiles:
         with self._database.write() as connection:
             connection.execute(delete(job_files).where(job_files.c.job_id == job_id))
 
-    def keep_only(self, job_ids: Collection[str]) -> None:
-        with self._database.write() as connection:
+    def remove_ended(self, unended: Callable[[], Collection[str]]) -> None:
+        with self._database.read() as connection:
             stored = set(connection.scalars(select(job_files.c.job_id).distinct()))
-            for job_id in stored - set(job_ids):
-                connection.execute(delete(job_files).where(job_files.c.job_id == job_id))
+        for job_id in stored - set(unended()):
+            self.remove(job_id)
 
 
 def _sync_directory(folder: Path) -> None:

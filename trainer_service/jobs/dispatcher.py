@@ -44,8 +44,7 @@ class Dispatcher:
         """Take back what died replicas left, then begin. On SQLite this process is the only one: everything leased is its predecessor's."""
         context = self._context
         await self._take_back(float("inf") if not context.store.is_shared else time.time())
-        living = await context.database.call(context.store.unended_ids)
-        await context.slow.call(context.files.keep_only, living)
+        await context.slow.call(context.files.remove_ended, context.store.unended_ids)
         self._task = asyncio.create_task(self._run(), name="dispatcher")
 
     async def drain(self, grace_seconds: float) -> None:
@@ -171,7 +170,8 @@ class Dispatcher:
             idle_seconds=config.worker_idle_seconds,
         )
         for worker_id in decided.stops:
-            await self._followers[worker_id].end("idle")
+            if follower := self._followers.get(worker_id):
+                await follower.end("idle")
         for claim in decided.claims:
             await self._claim(claim)
         for base_model in decided.launches:
