@@ -12,7 +12,7 @@ import itertools
 import os
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -43,7 +43,7 @@ class LocalBackend:
                 self._root.mkdir(parents=True, exist_ok=True)
                 (self._root / _TEMPORARY).mkdir(exist_ok=True)
                 (self._root / _MARKER).touch()
-                _sync_directory(self._root)
+                _sync_directories([self._root])
         self._sweep_temporary()
 
     def get(self, key: str, max_bytes: int) -> bytes | None:
@@ -63,26 +63,20 @@ class LocalBackend:
     def create(self, key: str, data: bytes) -> bool:
         with self._temporary(data) as temporary, _as_unavailable():
             path = self._path(key)
-            for attempt in (1, 2):
-                try:
-                    os.link(temporary, path, follow_symlinks=False)
-                    break
-                except FileExistsError:
-                    return False
-                except FileNotFoundError:
-                    if attempt == 2:
-                        raise
-                    self._make_folder(path.parent)
-            _sync_directory(path.parent)
+            made = self._make_folder(path.parent)
+            try:
+                os.link(temporary, path, follow_symlinks=False)
+            except FileExistsError:
+                return False
+            _sync_directories([path.parent, *made])
             return True
 
     def put(self, key: str, data: bytes) -> None:
         with self._temporary(data) as temporary, _as_unavailable():
             path = self._path(key)
-            if not path.parent.is_dir():
-                self._make_folder(path.parent)
+            made = self._make_folder(path.parent)
             os.replace(temporary, path)
-            _sync_directory(path.parent)
+            _sync_directories([path.parent, *made])
 
     def head(self, key: str) -> ObjectInfo | None:
         with _as_unavailable():
@@ -143,13 +137,18 @@ class LocalBackend:
             with contextlib.suppress(OSError):
                 path.unlink()
 
-    def _make_folder(self, folder: Path) -> None:
-        """Make it and what is above it, each entry synced in its parent; never the root, whose absence means the store is away."""
+    def _make_folder(self, folder: Path) -> Sequence[Path]:
+        """Make it and what is above it, but never the root, whose absence means the store is away.
+
+        Returns the folders to sync, after the new object's own: by then a journal has all of them, and the syncs cost next to nothing.
+        """
+        if folder.is_dir():
+            return []
         self._check_there()
-        for part in reversed([folder, *folder.parents]):
-            if self._root in part.parents and not part.is_dir():
-                part.mkdir(exist_ok=True)
-                _sync_directory(part.parent)
+        missing = [part for part in (folder, *folder.parents) if self._root in part.parents and not part.is_dir()]
+        for part in reversed(missing):
+            part.mkdir(exist_ok=True)
+        return [part.parent for part in missing]
 
     def _sweep_temporary(self) -> None:
         """Remove what killed processes left; a file that old belongs to nobody. On a read-only mount there is nothing to sweep."""
@@ -164,12 +163,13 @@ def _info(key: str, status: os.stat_result) -> ObjectInfo:
     return ObjectInfo(key, status.st_size, datetime.fromtimestamp(status.st_mtime, UTC))
 
 
-def _sync_directory(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+def _sync_directories(paths: Sequence[Path]) -> None:
+    for path in paths:
+        handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 @contextlib.contextmanager
