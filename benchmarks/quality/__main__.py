@@ -81,7 +81,7 @@ def _contestants(source: str, base: BaseModel, reviews: Reviews, seed: int) -> d
     }
     text = f"Classify the review as {LABELS[0]} or {LABELS[1]}."
     for recipe in RECIPES:
-        found[recipe.name] = lambda recipe=recipe: train_peft(base, data, recipe, text, source, seed)  # type: ignore[misc]
+        found[recipe.name] = lambda recipe=recipe: train_peft(base, data, recipe, text, source, seed, spec.hyperparameters.num_steps)  # type: ignore[misc]
     return found
 
 

@@ -14,7 +14,7 @@ from shared.base_model import BaseModel
 from trainer_service.training.encoding import EncodedDataset, EncodedExample
 from trainer_service.training.trainee import batch_indices
 
-NUM_VIRTUAL_TOKENS, BATCH_SIZE, NUM_STEPS, WARMUP_STEPS = 20, 16, 160, 16
+NUM_VIRTUAL_TOKENS, BATCH_SIZE, WARMUP_SHARE = 20, 16, 0.1
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,9 @@ RECIPES = (
 )
 
 
-def train_peft(base: BaseModel, data: EncodedDataset, recipe: PeftRecipe, text: str, source: str, seed: int) -> torch.Tensor:
+def train_peft(
+    base: BaseModel, data: EncodedDataset, recipe: PeftRecipe, text: str, source: str, seed: int, num_steps: int
+) -> torch.Tensor:
     """`[num_virtual_tokens, hidden_size]`, float32: AdamW with warm-up and cosine, loss on the label word alone."""
     from peft import PromptTuningConfig, TaskType, get_peft_model
 
@@ -45,8 +47,8 @@ def train_peft(base: BaseModel, data: EncodedDataset, recipe: PeftRecipe, text: 
     model = get_peft_model(base.model, config)
     weight = model.prompt_encoder["default"].embedding.weight
     optimizer = torch.optim.AdamW([weight], lr=recipe.learning_rate, weight_decay=0)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _warmup_and_cosine)
-    for step in range(NUM_STEPS):
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _warmup_and_cosine(step, num_steps))
+    for step in range(num_steps):
         picks = batch_indices(seed, step, len(data), BATCH_SIZE)
         ids, mask, labels = _padded([data.examples[pick] for pick in picks], data.label_ids)
         model(input_ids=ids, attention_mask=mask, labels=labels).loss.backward()
@@ -59,10 +61,11 @@ def train_peft(base: BaseModel, data: EncodedDataset, recipe: PeftRecipe, text: 
     return matrix
 
 
-def _warmup_and_cosine(step: int) -> float:
-    if step < WARMUP_STEPS:
-        return (step + 1) / WARMUP_STEPS
-    return 0.5 * (1 + math.cos(math.pi * (step - WARMUP_STEPS) / (NUM_STEPS - WARMUP_STEPS)))
+def _warmup_and_cosine(step: int, num_steps: int) -> float:
+    warmup = int(num_steps * WARMUP_SHARE)
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / (num_steps - warmup)))
 
 
 def _padded(examples: Sequence[EncodedExample], label_ids: Sequence[tuple[int, ...]]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -18,6 +18,7 @@ from pathlib import Path
 from trainer_service.training.spec import Example
 
 PACKAGE = "vaderSentiment==2.5"
+SHA256 = "b960c954831f5ca58afee61780cc04ed48e551b91e783bfcbfb2c18bb8081a84"
 INNER = "additional_resources/hutto_ICWSM_2014.tar.gz"
 MEMBER = "amazonReviewSnippets_GroundTruth.txt"
 LABELS = ("positive", "negative")
@@ -58,7 +59,8 @@ def _fetch() -> bytes:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", ":all:", "--dest", directory, PACKAGE]
         subprocess.run([*command, "--no-build-isolation"], check=True)
         archive = next(Path(directory).glob("*.tar.gz"))
-        print(f"{archive.name} sha256 {hashlib.sha256(archive.read_bytes()).hexdigest()}", file=sys.stderr)
+        if hashlib.sha256(archive.read_bytes()).hexdigest() != SHA256:
+            raise SystemExit(f"{archive.name} is not the archive that this benchmark was written for")
         with tarfile.open(archive) as outer:
             inner = _member(outer, INNER)
         with tarfile.open(fileobj=io.BytesIO(inner)) as nested:

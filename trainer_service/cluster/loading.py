@@ -13,6 +13,7 @@ from shared import base_model
 from shared.allocator import tune_allocator
 from shared.base_model import Device, DType
 from trainer_service.training.cohort import Cohort
+from trainer_service.training.precision import pick_training_dtype
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +45,8 @@ def load_trainer(spec: WorkerSpec) -> tuple[Cohort, dict[str, str]]:
     tune_allocator()
     torch.set_num_threads(spec.num_threads)
     device_map = "auto" if spec.num_gpus > 1 else None
-    loaded = base_model.load(spec.source, id=spec.base_model, dtype=spec.dtype, device=spec.device, device_map=device_map)
+    dtype = pick_training_dtype(spec.dtype, base_model.pick_device(spec.device))
+    loaded = base_model.load(spec.source, id=spec.base_model, dtype=dtype, device=spec.device, device_map=device_map)
     cohort = Cohort(loaded, checkpoint_interval_seconds=spec.checkpoint_seconds)
     log.info("base model loaded", extra={"fields": {"base_model": spec.base_model, "device": str(loaded.device)}})
     return cohort, {"device": str(loaded.device), "dtype": str(loaded.dtype).removeprefix("torch."), "software": software_version()}

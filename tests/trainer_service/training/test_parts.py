@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.trainer_service.training.tasks import task
+from trainer_service.training import precision
 from trainer_service.training.evaluate import classification_metrics
 from trainer_service.training.fair_share import FairShare
 from trainer_service.training.optimise import AdamW, learning_rate_at
@@ -95,3 +96,14 @@ def _first_target_positions(positions: torch.Tensor, targets: torch.Tensor, rows
         found.append(int(positions[targets[first]]))
         first += len(row.target_ids)
     return found
+
+
+def test_training_precision_is_what_was_asked_for_else_the_measured_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = torch.device("cpu")
+    seconds = {torch.float32: 1.0, torch.bfloat16: 2.0}
+    monkeypatch.setattr(precision, "_product_seconds", seconds.__getitem__)
+    assert precision.pick_training_dtype("bfloat16", cpu) == "bfloat16"
+    assert precision.pick_training_dtype("auto", torch.device("cuda")) == "auto"
+    assert precision.pick_training_dtype("auto", cpu) == "float32"
+    seconds[torch.bfloat16] = 0.2
+    assert precision.pick_training_dtype("auto", cpu) == "bfloat16"
