@@ -7,19 +7,51 @@ position, or applied to other weights, these would differ by far more than round
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from shared.manifest import GoldenRecord
-
-TOLERANCES = {"float32": 0.02, "bfloat16": 0.35, "float16": 0.15}
-"""Largest difference of a log-probability, in nats, by the coarser of the two dtypes. See `docs/prompts.md` for how they were measured."""
 
 MIN_PROBABILITY = 0.01
 """Tokens less likely than this are not compared: far out in the tail, rounding alone moves a logarithm a long way."""
 
 
-def tolerance_for(recorded_dtype: str, serving_dtype: str) -> float:
-    return max(TOLERANCES[recorded_dtype], TOLERANCES[serving_dtype])
+@dataclass(frozen=True)
+class Tolerance:
+    """How far log-probabilities may be apart, in nats: on average over all compared tokens, and at one of them."""
+
+    mean: float
+    worst: float
+
+
+TOLERANCES = {"float32": Tolerance(0.005, 0.02), "float16": Tolerance(0.05, 0.2), "bfloat16": Tolerance(0.2, 0.75)}
+"""By the coarser of the dtypes that recorded and serve. Measured on SmolLM2-135M with prompts of 20 virtual tokens, over six inputs: float32
+against bfloat16 0.03 to 0.06 apart on average (0.29 at worst), a prompt with one vector missing 0.22 to 0.72, an ignored one 1.5 to 2.2."""
+
+
+@dataclass(frozen=True)
+class _Difference:
+    token: int
+    expected: float
+    found: float
+    """Where the replay did not report the token: the least likely that it reported, which bounds it from above."""
+    reported: bool
+
+    @property
+    def nats(self) -> float:
+        if not math.isfinite(self.found):
+            return math.inf
+        apart = abs(self.found - self.expected)
+        return apart if self.reported or self.found < self.expected else 0.0
+
+    def __str__(self) -> str:
+        here = f"{self.found:.4f}" if self.reported else f"below {self.found:.4f}"
+        return f"token {self.token} has log-probability {here} here, {self.expected:.4f} where it was trained"
+
+
+def tolerance_for(records: Sequence[GoldenRecord], serving_dtype: str) -> Tolerance:
+    dtypes = {serving_dtype, *(record.dtype for record in records)}
+    return max((TOLERANCES[dtype] for dtype in dtypes), key=lambda tolerance: tolerance.mean)
 
 
 def alternatives_for(record: GoldenRecord, limit: int) -> int:
@@ -27,18 +59,25 @@ def alternatives_for(record: GoldenRecord, limit: int) -> int:
     return min(limit, 2 * len(record.top_token_ids) + 4)
 
 
-def disagreement(record: GoldenRecord, replayed: Mapping[int, float], tolerance: float) -> str:
-    """What differs beyond `tolerance`, with both numbers, or nothing. `replayed` maps token ids to log-probabilities."""
-    floor = min(replayed.values(), default=-math.inf)
-    compared = [
-        (token, expected)
+def disagreement(replays: Sequence[tuple[GoldenRecord, Mapping[int, float]]], tolerance: Tolerance) -> str:
+    """What differs beyond `tolerance`, with both numbers, or nothing. A replay maps token ids to log-probabilities."""
+    found = [difference for record, replayed in replays for difference in _compare(record, replayed)]
+    if not found:
+        return ""
+    worst = max(found, key=lambda difference: difference.nats)
+    mean = sum(difference.nats for difference in found) / len(found)
+    if worst.nats <= tolerance.worst and mean <= tolerance.mean:
+        return ""
+    return (
+        f"{worst}; over {len(found)} tokens they are {mean:.4f} apart on average and {worst.nats:.4f} at worst, "
+        f"allowed are {tolerance.mean:g} and {tolerance.worst:g}"
+    )
+
+
+def _compare(record: GoldenRecord, replayed: Mapping[int, float]) -> list[_Difference]:
+    floor = min(replayed.values(), default=math.nan)
+    return [
+        _Difference(token, expected, replayed.get(token, floor), token in replayed)
         for rank, (token, expected) in enumerate(zip(record.top_token_ids, record.top_logprobs, strict=True))
         if rank == 0 or expected >= math.log(MIN_PROBABILITY)
     ]
-    for token, expected in compared:
-        # A token that is not among the replayed ones is at most as likely as the least of them.
-        found = replayed.get(token, floor)
-        if not math.isfinite(found) or (abs(found - expected) > tolerance and not (token not in replayed and found > expected)):
-            here = f"{found:.4f}" if token in replayed else f"below {found:.4f}"
-            return f"token {token} has log-probability {here} here, {expected:.4f} where it was trained (tolerance {tolerance:g})"
-    return ""

@@ -14,6 +14,7 @@ from inference_service.prompts.version import LoadedVersion, RefusalReason, Vers
 from shared.base_model import BaseModel
 from shared.blob import PromptBlob, decode_blob
 from shared.errors import DamagedBlob, InvalidInput, NotFound, Overloaded, PreconditionFailed, Unavailable
+from shared.manifest import GoldenRecord
 from shared.soft_prompt import SoftPrompt
 from shared.store.index import VersionRecord
 from shared.template import InputEncoder
@@ -101,18 +102,19 @@ class VersionLoader:
             raise VersionRefused(RefusalReason.TEMPLATE, error.message) from error
 
     async def _replay(self, prefix_id: str, blob: PromptBlob) -> None:
-        serving_dtype = str(self._base.dtype).removeprefix("torch.")
+        replays = list[tuple[GoldenRecord, dict[int, float]]]()
         for index, record in enumerate(blob.manifest.golden):
             if max(record.input_ids) >= self._base.info.vocab_size:
                 raise VersionRefused(RefusalReason.DAMAGED, f"golden record {index} has token ids that the model does not have")
             if blob.soft_prompt.num_virtual_tokens + len(record.input_ids) + 1 > self._max_length:
                 continue  # says nothing about the prompt: requests may be longer where it was trained
-            count = alternatives_for(record, self._max_logprobs)
             try:
-                replayed = dict(await self._engine.top_logprobs(prefix_id, record.input_ids, count, _FIRST))
+                count = alternatives_for(record, self._max_logprobs)
+                replays.append((record, dict(await self._engine.top_logprobs(prefix_id, record.input_ids, count, _FIRST))))
             except DamagedBlob as error:
                 raise VersionRefused(RefusalReason.NOT_FINITE, f"golden record {index}: {error.message}") from error
             except Overloaded as error:
                 raise Unavailable(f"no room for the golden replay: {error.message}") from error
-            if different := disagreement(record, replayed, tolerance_for(record.dtype, serving_dtype)):
-                raise VersionRefused(RefusalReason.GOLDEN, f"golden record {index}: {different}")
+        serving_dtype = str(self._base.dtype).removeprefix("torch.")
+        if different := disagreement(replays, tolerance_for(blob.manifest.golden, serving_dtype)):
+            raise VersionRefused(RefusalReason.GOLDEN, f"the golden record disagrees: {different}")
