@@ -7,13 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from shared.errors import InvalidInput, NotFound, Unavailable
 from shared.store.index import StoreIndex
-from shared.template import Message, Template, TemplateFormat
+from shared.template import InputEncoder, Message, Template, TemplateFormat
 from trainer_service.base_models import BaseModels
 from trainer_service.config import BaseModelSource
 from trainer_service.jobs.admission import SpecAdmission
+from trainer_service.jobs.lengths import possibly_too_long
 from trainer_service.jobs.model import EffectiveSpec, PublishGate, PublishPolicy, TuningSpec
 from trainer_service.service_info import TuningLimits
 from trainer_service.training.dataset import ParsedDataset, check_examples, split_validation
@@ -49,6 +52,11 @@ def models(tiny_model_dir: Path) -> BaseModels:
 @pytest.fixture
 def admission(models: BaseModels) -> SpecAdmission:
     return SpecAdmission(models, Datasets(), NoPrompts(), TuningLimits(50, 10, 3600.0))
+
+
+@pytest.fixture(scope="module")
+def encoder(models: BaseModels) -> InputEncoder:
+    return InputEncoder(models.get("tiny").tokenizer, Template(text="Q: {input}"))
 
 
 def spec(**fields: Any) -> TuningSpec:
@@ -153,6 +161,18 @@ async def test_lengths_are_checked_with_the_virtual_tokens(models: BaseModels) -
     with pytest.raises(InvalidInput) as refused:
         await admission.check(spec(dataset="fits", validation_dataset="over"))
     assert [violation.field for violation in refused.value.violations] == ["validation dataset line 2"]
+
+
+@given(st.text(max_size=60), st.text(max_size=20), st.integers(1, 3000))
+def test_what_is_not_tokenized_surely_fits(encoder: InputEncoder, input: str, output: str, room: int) -> None:
+    example = Example(line=1, input=input, output=output)
+    length = len(encoder.encode_input(input)) + len(encoder.encode_target(output))
+    assert possibly_too_long([example], encoder, room) or length <= room
+
+
+def test_short_examples_are_not_tokenized_and_conversations_are(encoder: InputEncoder) -> None:
+    assert possibly_too_long(GENERATION, encoder, 500) == []
+    assert possibly_too_long(CHAT, encoder, 500) == CHAT
 
 
 async def test_unknown_datasets_and_sources_are_not_found(admission: SpecAdmission) -> None:

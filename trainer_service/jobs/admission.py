@@ -17,6 +17,7 @@ from shared.store.index import StoreIndex, VersionRecord
 from shared.template import InputEncoder, Template, TemplateFormat
 from trainer_service.base_models import BaseModels, KnownBaseModel
 from trainer_service.jobs.dataset_fields import DATASET, VALIDATION, in_dataset, labels_under, renamed
+from trainer_service.jobs.lengths import possibly_too_long
 from trainer_service.jobs.model import EffectiveSpec, TuningSpec
 from trainer_service.service_info import TuningLimits
 from trainer_service.training.dataset import ParsedDataset, encode_dataset, split_validation
@@ -155,11 +156,7 @@ class SpecAdmission:
         filled = _with_source(filled, source)
         check_init(filled.init, examples.labels, model.tokenizer)
         training = TrainingSpec(task=examples.task, template=template, labels=examples.labels, hyperparameters=filled)
-        violations = Violations()
-        for which, part in ((DATASET, examples.train), (DATASET if examples.validation_fraction else VALIDATION, examples.validation)):
-            with violations.collected(), renamed(in_dataset(which)):
-                encode_dataset(part, encoder, training, model.info.max_positions)
-        violations.raise_if_any()
+        _check_lengths(examples, encoder, training, model.info.max_positions)
         return EffectiveSpec(
             base_model=model.info,
             training=training,
@@ -170,6 +167,16 @@ class SpecAdmission:
             num_train=len(examples.train),
             num_validation=len(examples.validation),
         )
+
+
+def _check_lengths(examples: _Examples, encoder: InputEncoder, training: TrainingSpec, max_positions: int) -> None:
+    """Raises InvalidInput naming the lines of examples that don't fit into the model's context beside the virtual tokens."""
+    violations = Violations()
+    room = max_positions - training.hyperparameters.num_virtual_tokens
+    for which, part in ((DATASET, examples.train), (DATASET if examples.validation_fraction else VALIDATION, examples.validation)):
+        with violations.collected(), renamed(in_dataset(which)):
+            encode_dataset(possibly_too_long(part, encoder, room), encoder, training, max_positions)
+    violations.raise_if_any()
 
 
 def _default_fraction(num_examples: int) -> float:
