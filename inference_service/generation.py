@@ -139,9 +139,10 @@ class GenerationService:
                 self._engine_id(call), prepared.ids, params, source.prefix_id, priority=call.priority, deadline=call.deadline
             )
             trim = AnswerTrim(prepared.answer_prefix)
-            begun = False
+            begun, written = False, list[int]()
             async with aclosing(self._engine.generate(request)) as deltas:  # type: ignore[type-var]
                 async for delta in deltas:
+                    written += delta.token_ids
                     _raise_if_failed(delta, begun)
                     if not begun and delta.usage is not None and delta.seed is not None:
                         begun = True
@@ -150,7 +151,9 @@ class GenerationService:
                         yield replace(delta, text=trim(delta.text))
                     if delta.finish_reason is not None and delta.usage is not None and delta.timing is not None:
                         _log_end(source.name, delta.finish_reason, delta.usage, delta.timing)
-                        yield Ended(delta.finish_reason, delta.usage, delta.timing, _stop_sequence(delta.finish_reason, params))
+                        yield Ended(
+                            delta.finish_reason, delta.usage, delta.timing, self._stop_sequence(delta.finish_reason, params, written)
+                        )
 
     async def score(self, input: InputRequest, candidates: tuple[str, ...], call: Call) -> Scored:
         """Without candidates, the label set of the prompt's version."""
@@ -201,6 +204,14 @@ class GenerationService:
         defaults = source.version.manifest.sampling_defaults if source.version else None
         return sampling.resolve(defaults, self._default_sampling, room, self._limits.sampling.max_new_tokens)
 
+    def _stop_sequence(self, reason: FinishReason, params: SamplingParams, written: list[int]) -> str:
+        """Which of the stop sequences ended the answer: the first one in the text that the tokens make, which was not shown to its end."""
+        if reason is not FinishReason.STOP_SEQUENCE:
+            return ""
+        text: str = self._base.tokenizer.decode(written, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        places = {stop: text.find(stop) for stop in params.stop_sequences}
+        return min((stop for stop in places if places[stop] >= 0), key=lambda stop: places[stop], default="")
+
     def _engine_id(self, call: Call) -> str:
         """Callers choose request ids, and may choose the same twice at once; the engine's are unique."""
         return f"{call.request_id}/{next(self._numbers)}"
@@ -228,10 +239,6 @@ def _raise_if_failed(delta: Delta, begun: bool) -> None:
         raise DeadlineExceeded("the deadline passed before the first token")
     if delta.finish_reason is FinishReason.CANCELLED:
         raise Cancelled("the service is stopping")
-
-
-def _stop_sequence(reason: FinishReason, params: SamplingParams) -> str:
-    return params.stop_sequences[0] if reason is FinishReason.STOP_SEQUENCE and len(params.stop_sequences) == 1 else ""
 
 
 def _log_end(version: str, reason: FinishReason, usage: Usage, timing: Timing) -> None:

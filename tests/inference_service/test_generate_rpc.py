@@ -82,6 +82,17 @@ async def test_token_ids_are_taken_as_they_are(replica: Replica, tiny_model_dir:
     assert answer.output.token_ids == (await replica.generate("hello", temperature=0, max_new_tokens=20)).output.token_ids
 
 
+async def test_the_stop_sequence_that_ended_the_answer_is_told(replica: Replica) -> None:
+    sampling: dict[str, Any] = {"temperature": 1.0, "seed": 5, "max_new_tokens": 60, "ignore_eos": True}
+    whole = (await replica.generate("hello", **sampling)).output.text
+    readable = [char for char in whole if char.isascii() and char.isprintable() and char != " "]
+    stop = readable[len(readable) // 2]
+    cut = await replica.generate("hello", **sampling, stop_sequences=["never in there", stop, "nor this"])
+    assert cut.end.finish_reason == generation_pb2.FINISH_REASON_STOP_SEQUENCE
+    assert cut.end.stop_sequence == stop
+    assert cut.output.text == whole.partition(stop)[0]
+
+
 async def test_log_probabilities_as_many_as_asked_for(replica: Replica) -> None:
     none = await replica.generate(temperature=0)
     alone = await replica.generate(temperature=0, num_logprobs=0)
