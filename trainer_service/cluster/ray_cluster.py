@@ -11,7 +11,9 @@ import contextlib
 import logging
 import os
 import secrets
+import threading
 from collections.abc import Mapping
+from concurrent.futures import Future
 from typing import Any
 
 import psutil
@@ -24,6 +26,8 @@ _END_SECONDS = 3.0
 _OBJECT_STORE_BYTES = 128 << 20
 """Tasks and results are small; Ray's default is a third of the machine."""
 
+_LEAVE_SECONDS = 30.0
+
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # else each worker makes a virtual environment of its own under `uv run`
@@ -35,13 +39,14 @@ _ENVIRONMENT = {
 
 
 class RayCluster:
-    """`address` empty: embedded. `start` and `close` once each; `is_embedded` workers share this machine's cores."""
+    """`address` empty: embedded. `start` and `close` once each."""
 
     def __init__(self, address: str = "") -> None:
         self.address = address
-        self._joined = False
         self.resources: Mapping[str, float] = {}
         """What the cluster had when it was joined, by name: CPU, GPU, ... Asking Ray again may block for as long as its head is away."""
+        self._leaving = threading.Event()
+        self._member: threading.Thread | None = None
 
     @property
     def is_embedded(self) -> bool:
@@ -50,35 +55,39 @@ class RayCluster:
     async def start(self) -> None:
         """Raises Unavailable if the cluster can't be reached, or doesn't let us in."""
         self._set_environment()
-        import ray
-
-        if self.is_embedded:
-            # On the event loop's own thread Ray would replace the service's signal handlers.
-            options: dict[str, Any] = {
-                "address": "local",
-                "include_dashboard": False,
-                "object_store_memory": _OBJECT_STORE_BYTES,
-            }
-        else:
-            options = {"address": self.address}
+        joined: Future[Mapping[str, float]] = Future()
+        # Not the event loop's own thread: there Ray would replace the service's signal handlers. And not one that may end early:
+        # an embedded cluster's processes die with the very thread that started them.
+        self._member = threading.Thread(target=self._join, args=(joined,), name="ray-member", daemon=True)
+        self._member.start()
         try:
-            await asyncio.to_thread(ray.init, log_to_driver=False, configure_logging=False, **options)
-            self.resources = await asyncio.to_thread(ray.cluster_resources)
+            self.resources = await asyncio.wrap_future(joined)
         except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
             log.warning("Ray can't be started or joined: %s", error)
             raise Unavailable("the Ray cluster can't be reached") from error
-        self._joined = True
         log.info("joined Ray", extra={"fields": {"address": self.address or "local", "resources": str(self.resources)}})
 
     async def close(self) -> None:
         """Leave; an embedded cluster ends."""
-        if self._joined:
-            import ray
+        self._leaving.set()
+        if self._member is not None:
+            await asyncio.to_thread(self._member.join, _LEAVE_SECONDS)
 
-            self._joined = False
-            children = psutil.Process().children(recursive=True) if self.is_embedded else []
-            await asyncio.to_thread(ray.shutdown)
-            await asyncio.to_thread(_end_all, children)
+    def _join(self, joined: Future[Mapping[str, float]]) -> None:
+        """Be a member until told to leave."""
+        import ray
+
+        options: dict[str, Any] = {"address": self.address}
+        if self.is_embedded:
+            options = {"address": "local", "include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES}
+        try:
+            ray.init(log_to_driver=False, configure_logging=False, **options)
+            joined.set_result(ray.cluster_resources())
+        except BaseException as error:
+            joined.set_exception(error)
+            return
+        self._leaving.wait()
+        ray.shutdown()
 
     def _set_environment(self) -> None:
         """Ray reads these when it is imported. Its ports are open on every interface, so it asks for a token."""

@@ -14,7 +14,7 @@ class SharedCluster(RayCluster):
     """Outlives the pools that use it."""
 
     async def start(self) -> None:
-        if not self._joined:
+        if self._member is None:
             await super().start()
 
     async def close(self) -> None: ...
