@@ -7,7 +7,7 @@ token stands, and the registered attention function knows the rest.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -19,6 +19,18 @@ from inference_service.engine.rows import CopyPrefix, CopyRow, RowOp, Trim
 from inference_service.engine.scheduler import Chunk, StepPlan
 from shared.base_model import BaseModel
 from shared.soft_prompt import SoftPrompt
+
+
+class Runner(Protocol):
+    """What the engine needs of a runner."""
+
+    scratch_row: int
+
+    def run(self, plan: StepPlan, prefixes: PrefixCache) -> torch.Tensor: ...
+
+    def compute_prefix(self, soft_prompt: SoftPrompt) -> PrefixKV: ...
+
+    def scrub(self, row: int) -> None: ...
 
 
 class ModelRunner:
@@ -35,8 +47,7 @@ class ModelRunner:
     @torch.inference_mode()
     def run(self, plan: StepPlan, prefixes: PrefixCache) -> torch.Tensor:
         """Logits `[n, vocab]` at every wanted position, in the order of `wanted_positions`."""
-        for op in plan.ops:
-            self._do(op, prefixes)
+        do_ops(plan.ops, self._cache, prefixes)
         token_ids: list[int] = []
         positions: list[int] = []
         for chunk in plan.chunks:
@@ -87,14 +98,17 @@ class ModelRunner:
             self._attention.layout = None
         return logits
 
-    def _do(self, op: RowOp, prefixes: PrefixCache) -> None:
+
+def do_ops(ops: Sequence[RowOp], cache: KVCache, prefixes: PrefixCache) -> None:
+    """Copies and trims, in order: a later one may use what an earlier one wrote."""
+    for op in ops:
         match op:
             case Trim(row):
-                self._cache.trim(row)
+                cache.trim(row)
             case CopyPrefix(prefix_id, row):
-                self._cache.restore(prefixes.get(prefix_id), row)
+                cache.restore(prefixes.get(prefix_id), row)
             case CopyRow(source, row, length):
-                self._cache.copy_row(source, row, length)
+                cache.copy_row(source, row, length)
 
 
 def fed_tokens(chunk: Chunk) -> list[int]:

@@ -1,7 +1,7 @@
 """What a model's attention layers look like to a cache, found by watching one tiny forward pass. Works for any architecture.
 
-Transformers calls a registered attention function with the layer, its keys and its values; an architecture that never calls it, or a
-config that asks for a mask which the arguments don't describe, is refused by name instead of being served wrong.
+Transformers calls a registered attention function with the layer, its keys and its values; an architecture that calls it in some
+layers only, or asks for a mask which the arguments don't describe, is refused by name instead of being served wrong.
 """
 
 from __future__ import annotations
@@ -30,7 +30,10 @@ def register_attention(function: Any) -> str:
 
 
 def layer_shapes(model: Any) -> list[LayerShape]:
-    """One shape for each layer, in order. Raises PreconditionFailed for architectures that the engine can't serve."""
+    """One shape for each layer, in order; none at all if the model never calls its attention function.
+
+    Raises PreconditionFailed for architectures that the engine can't serve.
+    """
     config = model.config.get_text_config()
     kind = config.model_type
     found: dict[int, LayerShape] = {}
@@ -52,9 +55,11 @@ def layer_shapes(model: Any) -> list[LayerShape]:
             model(input_ids=ids, position_ids=torch.arange(2, device=model.device)[None], use_cache=False)
     finally:
         model.set_attn_implementation(before)
+    if not found:
+        return []
     layers = config.num_hidden_layers
     if sorted(found) != list(range(layers)):
-        raise PreconditionFailed(f"{kind} does not run its {layers} attention layers through transformers' attention interface")
+        raise PreconditionFailed(f"{kind} does not run all its {layers} layers through transformers' attention interface")
     kinds = getattr(config, "layer_types", None) or []
     for index, layer_type in enumerate(kinds[:layers]):
         if layer_type not in ("full_attention", "sliding_attention"):

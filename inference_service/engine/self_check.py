@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from inference_service.engine.model_runner import ModelRunner
+from inference_service.engine.model_runner import Runner
 from inference_service.engine.prefix_cache import PrefixCache
 from inference_service.engine.request import SamplingParams
 from inference_service.engine.scheduler import Chunk, StepPlan
@@ -41,7 +41,7 @@ def own_logits(base: BaseModel) -> torch.Tensor:
     return logits
 
 
-def check_runner(base: BaseModel, runner: ModelRunner, expected: torch.Tensor) -> None:
+def check_runner(base: BaseModel, runner: Runner, expected: torch.Tensor) -> None:
     """Raise PreconditionFailed if the engine's logits are not the model's."""
     sequence = Sequence("self-check", check_tokens(base.info.vocab_size), NUM_TOKENS, SamplingParams(), seed=0)
     logits, no_prefixes = expected, PrefixCache(runner.compute_prefix, 0)

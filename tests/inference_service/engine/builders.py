@@ -28,14 +28,23 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "opt": {"ffn_dim": 128, "word_embed_proj_dim": 64},
     "phi3": {},
     "mixtral": {"num_local_experts": 4},
-}
+    "gpt_oss": {"head_dim": 16, "num_local_experts": 4, "sliding_window": 8},
+    "deepseek_v3": {
+        "n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "kv_lora_rank": 16, "q_lora_rank": 16,
+        "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 16, "n_group": 1, "topk_group": 1, "num_key_value_heads": 4,
+    },
+    "starcoder2": {"sliding_window": 8},
+    "falcon": {"new_decoder_architecture": True, "num_kv_heads": 2},
+    "bloom": {"n_head": 4, "n_layer": 4},
+}  # fmt: skip
+_EAGER = ("gemma2", "gpt_oss", "bloom")  # transformers' fused attention lacks what these need
 
 
 def tiny_base(kind: str = "llama", *, dtype: torch.dtype = torch.float32, seed: int = 0, **overrides: Any) -> BaseModel:
     """A random model in memory; its weights are large enough that greedy choices are not a coin's toss."""
     torch.manual_seed(seed)
     config = AutoConfig.for_model(kind, **{**SHAPE, **ARCHITECTURES.get(kind, {}), **overrides})
-    attention = "eager" if kind == "gemma2" else "sdpa"
+    attention = "eager" if kind in _EAGER else "sdpa"
     model = AutoModelForCausalLM.from_config(config, attn_implementation=attention).to(dtype).eval().requires_grad_(False)
     for parameter in model.parameters():
         if parameter.dim() > 1:

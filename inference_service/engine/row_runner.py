@@ -1,0 +1,101 @@
+"""The runner for architectures that keep their attention to themselves (Falcon, Bloom, GPT-J, MPT ...): one chunk at a time, with the
+model's own attention over transformers' cache interface, and our rows as the cache. Slower, since sequences don't share a forward
+pass; the same answers, and everything around it (scheduling, prefix KV, sampling) is the same."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+
+from inference_service.engine.kv_cache import KVCache, LayerShape, PrefixKV
+from inference_service.engine.model_runner import do_ops
+from inference_service.engine.prefix_cache import PrefixCache
+from inference_service.engine.scheduler import StepPlan
+from shared.base_model import BaseModel
+from shared.errors import PreconditionFailed
+from shared.soft_prompt import SoftPrompt
+
+
+class RowLayer(DynamicLayer):  # type: ignore[misc]
+    """One layer of one row, as transformers sees a cache; `length` slots are valid."""
+
+    def __init__(self, keys: torch.Tensor, values: torch.Tensor, length: int) -> None:
+        """keys and values `[heads, max_length, width]`"""
+        super().__init__()
+        self._row_keys, self._row_values, self._length = keys, values, length
+        self.keys, self.values = keys[None, :, :length], values[None, :, :length]
+        self.is_initialized = True
+
+    def get_seq_length(self) -> int:
+        return self._length
+
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        end = self._length + key_states.shape[-2]
+        self._row_keys[:, self._length : end] = key_states[0]
+        self._row_values[:, self._length : end] = value_states[0]
+        self._length = end
+        self.keys, self.values = self._row_keys[None, :, :end], self._row_values[None, :, :end]
+        return self.keys, self.values
+
+
+class RowRunner:
+    """Drop-in for `ModelRunner`."""
+
+    def __init__(self, base: BaseModel, cache: KVCache) -> None:
+        self._model: Any = base.model
+        self._device, self._dtype = base.device, base.dtype
+        self._num_layers = base.model.config.get_text_config().num_hidden_layers
+        self._cache = cache
+        self._parameters = inspect.signature(base.model.forward).parameters
+        self.scratch_row = cache.num_rows - 1
+
+    @torch.inference_mode()
+    def run(self, plan: StepPlan, prefixes: PrefixCache) -> torch.Tensor:
+        """Like `ModelRunner.run`: logits `[n, vocab]` in the order of the chunks."""
+        do_ops(plan.ops, self._cache, prefixes)
+        wanted: list[torch.Tensor] = []
+        for chunk in plan.chunks:
+            sequence = chunk.sequence
+            first, end = chunk.start - sequence.num_virtual, chunk.start + chunk.count
+            logits = self._feed(chunk.row, chunk.start, sequence.tokens[first : first + chunk.count])
+            if chunk.samples or chunk.branches:
+                wanted.append(logits[-1:])
+            wanted += [self._feed(chunk.row, end, list(branch[:-1])) for branch in chunk.branches if len(branch) > 1]
+        return torch.cat(wanted) if wanted else torch.empty(0, device=self._device)
+
+    @torch.inference_mode()
+    def compute_prefix(self, soft_prompt: SoftPrompt) -> PrefixKV:
+        self._forward(self.scratch_row, 0, inputs_embeds=soft_prompt.cast(self._dtype, self._device)[None])
+        return self._cache.snapshot(self.scratch_row, soft_prompt.num_virtual_tokens)
+
+    def scrub(self, row: int) -> None:
+        self._cache.trim(row)
+
+    def _feed(self, row: int, start: int, token_ids: list[int]) -> torch.Tensor:
+        """Logits `[tokens, vocab]`"""
+        return self._forward(row, start, input_ids=torch.tensor(token_ids, device=self._device)[None])
+
+    def _forward(self, row: int, start: int, **inputs: torch.Tensor) -> torch.Tensor:
+        end = start + next(iter(inputs.values())).shape[1]
+        layers = [RowLayer(keys[row], values[row], start) for keys, values in map(self._cache.layer, range(self._num_layers))]
+        if "position_ids" in self._parameters:
+            inputs["position_ids"] = torch.arange(start, end, device=self._device)[None]
+        mask = torch.ones(1, end, dtype=torch.long, device=self._device)
+        logits: torch.Tensor = self._model(**inputs, attention_mask=mask, past_key_values=Cache(layers=layers), use_cache=True).logits[0]
+        return logits
+
+
+@torch.inference_mode()
+def cache_shapes(model: Any) -> list[LayerShape]:
+    """The shapes of a model's own cache. Raises PreconditionFailed unless they are keys and values of every token in every layer."""
+    kind = model.config.get_text_config().model_type
+    cache = DynamicCache()
+    model(input_ids=torch.zeros(1, 2, dtype=torch.long, device=model.device), past_key_values=cache, use_cache=True)
+    layers: list[Any] = cache.layers
+    shapes = [tuple(layer.keys.shape) if getattr(layer, "is_initialized", False) else () for layer in layers]
+    if len(layers) != model.config.get_text_config().num_hidden_layers or any(len(shape) != 4 or shape[2] != 2 for shape in shapes):
+        raise PreconditionFailed(f"{kind} does not keep plain keys and values of every token in every layer: a prefix can't be shared")
+    return [LayerShape(layer.keys.shape[1], layer.keys.shape[3], layer.values.shape[3]) for layer in layers]
