@@ -15,6 +15,7 @@ import torch
 
 from shared.base_model import BaseModel
 from shared.errors import PreconditionFailed
+from trainer_service.training.frozen_norm import replace_norms
 from trainer_service.training.packing import Row, Segment, num_packed_tokens, pack
 from trainer_service.training.prefix_attention import packed_attention
 
@@ -93,6 +94,8 @@ def choose_forward(base_model: BaseModel) -> Forward:
     if _has_chunked_attention(base_model.model.config):
         return plain
     packed = PackedForward(base_model)
+    if base_model.device.type == "cpu":
+        replace_norms(base_model.model)
     try:
         logits, packed_gradient = _logits_and_gradient(packed, segments, prompt)
     except Exception:

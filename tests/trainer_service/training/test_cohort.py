@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from shared.errors import AlreadyExists
-from shared.soft_prompt import SoftPrompt
 from tests.trainer_service.training.models import build
 from tests.trainer_service.training.tasks import classification, generation, of, run, task
 from trainer_service.training import cohort as cohort_module
@@ -111,11 +110,15 @@ def test_the_same_seed_repeats_and_another_differs() -> None:
 
 
 def test_a_job_that_turns_nan_fails_alone() -> None:
-    huge = SoftPrompt(torch.full((6, 64), 3e38))
-    bad = replace(task("bad", init={"method": "FROM_PROMPT", "source_version": "prompts/p/versions/1"}), source=huge)
-    events = run(Cohort(BASE), task("good"), bad)
-    assert of(events, Failed, "bad")[0].code == "NAN_LOSS"
-    assert not of(events, Failed, "good")
+    base = build()
+    cohort = Cohort(base)
+    (poison,) = base.tokenizer("~", add_special_tokens=False)["input_ids"]
+    base.embedding_table[poison] = float("nan")
+    bad = task("bad", train=(*generation(6), Example(line=7, input="thing ~", output="no")), num_steps=10)
+    events = run(cohort, task("good"), bad)
+    failed = of(events, Failed, "bad")[0]
+    assert failed.code == "NAN_LOSS"
+    assert "step" in failed.message
     assert _losses(events, "good") == pytest.approx(_losses(run(Cohort(BASE), task("good")), "good"), rel=1e-3)
 
 
