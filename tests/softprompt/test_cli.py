@@ -227,6 +227,15 @@ def test_interrupting_a_followed_job_lets_go_of_it(here):
     assert "Traceback" not in errors
 
 
+def test_models_pull_prints_the_directory(cli, tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    assert cli("models", "pull", str(tmp_path)).out == f"{tmp_path}\n"
+    assert cli("models", "pull", str(tmp_path), "--json").json == [{"name": str(tmp_path), "path": str(tmp_path)}]
+    outcome = cli("models", "pull", "/no/such/model")
+    assert outcome.code == 3
+    assert "smollm2-135m-instruct" in outcome.err
+
+
 def test_a_mistake_of_the_program_is_no_traceback(cli, here, monkeypatch):
     monkeypatch.setattr("softprompt.cli.jobs.job_name", lambda text: 1 / 0)
     outcome = cli("jobs", "show", "x")
