@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
@@ -15,6 +16,7 @@ from shared.soft_prompt import MAX_VIRTUAL_TOKENS
 from trainer_service.jobs.config import JobsConfig
 from trainer_service.jobs.dataset_upload import UploadLimits
 
+STORE_SCHEMES = ("file", "memory", "s3", "gs", "az", "abfs", "abfss")
 _ID_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-._")
 
 
@@ -93,6 +95,30 @@ class TrainerSettings(ServerSettings):
             raise ValueError(f"two base models have the same id: {', '.join(ids)}; write ID=directory")
         return value
 
+    @field_validator("data_dir")
+    @classmethod
+    def _data_dir_can_be_used(cls, value: Path) -> Path:
+        directory = value.expanduser().absolute()
+        existing = next(path for path in (directory, *directory.parents) if path.exists())
+        if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+            raise ValueError(f"{str(value)!r} must be a directory that this process can write, or make")
+        return directory
+
+    @field_validator("store_url")
+    @classmethod
+    def _store_url_is_known(cls, value: str) -> str:
+        scheme, separator, _ = value.partition("://")
+        if separator and scheme not in STORE_SCHEMES:
+            raise ValueError(f"{value!r} must be a directory or a URL with one of {', '.join(STORE_SCHEMES)}")
+        return value
+
+    @field_validator("database_url")
+    @classmethod
+    def _database_url_is_known(cls, value: str) -> str:
+        if value and not value.startswith(("sqlite:///", "postgresql://", "postgresql+psycopg://")):
+            raise ValueError("must look like sqlite:///FILE or postgresql://USER@HOST/DATABASE")  # it may hold a password: not shown
+        return value
+
     @field_validator("dataset_roots")
     @classmethod
     def _dataset_roots_exist(cls, value: tuple[str, ...]) -> tuple[str, ...]:
@@ -118,7 +144,7 @@ class TrainerSettings(ServerSettings):
 
     @property
     def resolved_database_url(self) -> str:
-        return self.database_url or f"sqlite:///{(self.data_dir / 'jobs.sqlite3').absolute()}"
+        return self.database_url or f"sqlite:///{self.data_dir / 'jobs.sqlite3'}"
 
     @property
     def datasets_dir(self) -> Path:

@@ -61,6 +61,20 @@ def test_examples_of_a_request_come_back_as_they_were(store: DatasetStore, examp
     assert store.read(stored.name) == (example, other)
 
 
+def test_a_dataset_that_shows_one_label_of_a_known_set_can_be_read(store: DatasetStore) -> None:
+    examples = (Example(line=1, input="a", label="x"), Example(line=2, input="b", label="x"))
+    stored = store.add_examples(examples, labels=["x", "y"])
+    assert store.read(stored.name) == examples
+    with pytest.raises(InvalidInput, match="at least two labels"):
+        store.parse(stored.name)
+
+
+async def test_blank_lines_and_a_byte_order_mark_keep_their_line_numbers(store: DatasetStore) -> None:
+    stored = await store.receive(chunks(b"\xef\xbb\xbf" + LINES.replace(b"\n", b"\r\n\n")))
+    assert store.read(stored.name) == store.parse(stored.name).examples
+    assert [example.line for example in store.read(stored.name)] == [1, 3]
+
+
 def test_reading_what_is_not_there_or_was_changed(store: DatasetStore, tmp_path: Path) -> None:
     for name in (NAME, "datasets/../../etc/passwd", "datasets/sha256-zz", "", "x" * 10_000):
         with pytest.raises(NotFound):
