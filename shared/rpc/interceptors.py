@@ -18,10 +18,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
+from google.protobuf.message import DecodeError
 from google.rpc import code_pb2
 from grpc_status import rpc_status
 
 from shared import log as logs
+from shared.errors import InvalidInput
 from shared.rpc.errors import status_of
 from shared.rpc.metrics import RpcMetrics
 
@@ -83,6 +85,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # 
             with call.observed(context) as outcome:
                 request = outcome.received_stream(request) if handler.request_streaming else request
                 try:
+                    _check_readable(request)
                     if handler.response_streaming:
                         await _drive(behaviour, request, context, outcome)
                         return None
@@ -90,7 +93,29 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # 
                 except Exception as error:
                     await outcome.abort(error, context)
 
-        return wrap(respond, request_deserializer=handler.request_deserializer, response_serializer=handler.response_serializer)
+        return wrap(respond, request_deserializer=_reader(handler.request_deserializer), response_serializer=handler.response_serializer)
+
+
+@dataclass(frozen=True)
+class _Unreadable:
+    """Stands for a message that is not what the method takes: gRPC itself would answer UNKNOWN and tell the parser's name."""
+
+    reason: str
+
+
+def _reader(deserialize: Callable[[bytes], Any] | None) -> Callable[[bytes], Any] | None:
+    def read(data: bytes) -> Any:
+        try:
+            return deserialize(data) if deserialize else data
+        except DecodeError as error:
+            return _Unreadable(str(error).rpartition(": ")[2])
+
+    return read if deserialize else None
+
+
+def _check_readable(request: Any) -> None:
+    if isinstance(request, _Unreadable):
+        raise InvalidInput.of("request", f"can't be read as the method's message: {request.reason[:200]}")
 
 
 async def _drive(behaviour: Any, request: Any, context: Any, outcome: _Outcome) -> None:
@@ -167,6 +192,7 @@ class _Outcome:
     async def received_stream(self, requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
         async for request in requests:
             self._received.inc()
+            _check_readable(request)
             yield request
 
     async def abort(self, error: Exception, context: Any) -> None:

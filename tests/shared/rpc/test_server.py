@@ -97,6 +97,20 @@ async def test_a_bug_shows_nothing_of_itself(running: Running) -> None:
     assert "secret" not in (caught.value.details() or "")
 
 
+@pytest.mark.parametrize("body", [b"\x0a\x05\x12\x03\xff\xfe\x41", b"\xff\xff\xff"], ids=["bad UTF-8", "no message"])
+@pytest.mark.parametrize("method", ["CountTokens", "GenerateStream"])
+async def test_bytes_that_are_no_message_are_the_callers_error(running: Running, method: str, body: bytes) -> None:
+    if method == "CountTokens":
+        answer: Any = running.channel.unary_unary(f"/{SERVICE}/{method}")(body)
+    else:
+        answer = running.channel.unary_stream(f"/{SERVICE}/{method}")(body).read()
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await answer
+    error = error_from_rpc(caught.value)
+    assert isinstance(error, InvalidInput)
+    assert error.violations[0].field == "request"
+
+
 async def test_a_client_that_leaves_closes_its_handler(running: Running) -> None:
     call = running.stub.GenerateStream(generation_pb2.GenerateStreamRequest())
     assert (await call.read()).delta.text == "first"
