@@ -48,6 +48,7 @@ async def measure(arguments: argparse.Namespace) -> dict[str, Any]:
 
     def note(name: str, value: float) -> None:
         figures.setdefault(name, []).append(value)
+        sys.stderr.write(f"{name}: {value:.4g}\n")
 
     with tempfile.TemporaryDirectory() as directory:
         vllm = None
