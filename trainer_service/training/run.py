@@ -39,6 +39,8 @@ log = logging.getLogger(__name__)
 
 MAX_PERIODIC, MAX_FINAL = 128, 512
 """Held-out examples of each evaluation while training, and of the last ones."""
+MAX_LABEL_ROWS = 4096
+"""Labels of several tokens cost a row for each label of each example: fewer examples then."""
 ENCODE_SLICE = 500
 _TEXT_METRICS = frozenset({Metric.CHRF, Metric.BLEU, Metric.EXACT_MATCH})
 Life = Generator[Work, Any, TrainingResult]
@@ -78,7 +80,7 @@ class TuningRun:
         self._begin()
         overlap = count_overlap(self.task.train, self.task.validation)
         self._emit(Started, statistics=encoding.statistics(self._train, self._validation, overlap), step=self.step)
-        periodic = _head(self._validation, MAX_PERIODIC)
+        periodic = self._held_out(MAX_PERIODIC)
         if len(periodic) and self._state.template_metrics is None:
             self._state.template_metrics = yield from self._measure(None, periodic)
             self._emit(Evaluated, step=0, metrics=self._state.template_metrics, is_best=False)
@@ -209,6 +211,13 @@ class TuningRun:
             metrics |= yield from evaluate_generations(self._base_model, prompt, data, self._hyper.metric)
         return metrics
 
+    def _held_out(self, limit: int) -> EncodedDataset:
+        """At most `limit` held-out examples, the same ones each time."""
+        labels = self._validation.label_ids
+        if any(len(ids) > 1 for ids in labels):
+            limit = min(limit, max(16, MAX_LABEL_ROWS // len(labels)))
+        return _head(self._validation, limit)
+
     def _score(self, metrics: dict[str, float]) -> tuple[float, float]:
         """Higher is better; equal metrics are told apart by the loss."""
         value = metrics[self._hyper.metric.value.lower()]
@@ -221,12 +230,12 @@ class TuningRun:
             self._best, self._state.best_step = trainee.matrix().detach().clone(), self.step
         soft_prompt = SoftPrompt(self._best.float().cpu().clone())
         prompt = soft_prompt.cast(self._base_model.dtype, self._base_model.device)
-        final = _head(self._validation, MAX_FINAL)
+        final = self._held_out(MAX_FINAL)
         metrics, bare, template, current = dict[str, float](), dict[str, float](), dict[str, float](), dict[str, float]()
         if len(final):
             metrics = yield from self._measure(prompt, final)
             bare = yield from self._measure(None, self._without_template(final))
-            same = len(final) <= MAX_PERIODIC and self._state.template_metrics is not None
+            same = len(final) == len(self._held_out(MAX_PERIODIC)) and self._state.template_metrics is not None
             template = dict(self._state.template_metrics or {}) if same else (yield from self._measure(None, final))
             if self.task.current is not None and self.task.current.hidden_size == soft_prompt.hidden_size:
                 serving = self.task.current.cast(self._base_model.dtype, self._base_model.device)
