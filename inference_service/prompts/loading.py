@@ -9,7 +9,7 @@ import time
 from inference_service.prompts.loader import VersionLoader
 from inference_service.prompts.observer import PromptObserver
 from inference_service.prompts.registry import PromptRegistry
-from inference_service.prompts.version import VersionKey, VersionRefused
+from inference_service.prompts.version import RefusalReason, VersionKey, VersionRefused
 from shared.errors import Unavailable
 from shared.store.index import VersionRecord
 
@@ -56,7 +56,9 @@ class VersionLoads:
                 version = await self._loader.load(record)
             except VersionRefused as refusal:
                 refused = {"version": record.name, "digest": record.digest, "reason": refusal.reason.value, "why": refusal.message}
-                log.error("version quarantined", extra={"fields": refused})
+                # Several models may share a store; there, another model's prompts are everyday.
+                level = logging.WARNING if refusal.reason is RefusalReason.BASE_MODEL else logging.ERROR
+                log.log(level, "version quarantined", extra={"fields": refused})
                 self._registry.quarantine(record, refusal.reason, refusal.message)
                 self._observer.version_refused(record, refusal.reason)
                 return

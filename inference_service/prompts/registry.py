@@ -92,9 +92,10 @@ class PromptRegistry:
 
     @property
     def num_aliases_behind(self) -> int:
-        """Aliases that don't mean here what the store says: a new target is loading, or was refused."""
+        """Aliases that don't mean here what the store says: a new target is loading, or was refused. Other models' prompts don't count."""
         named = [(name, alias) for name, prompt in self._index.prompts.items() for alias in prompt.aliases.values()]
-        return sum(self._serving.get((name, alias.name)) is not alias for name, alias in named)
+        behind = [(name, alias) for name, alias in named if self._serving.get((name, alias.name)) is not alias]
+        return sum(not any(self._is_foreign((name, target.version)) for target in alias.targets) for name, alias in behind)
 
     # ---- what requests ask ----
 
@@ -197,7 +198,8 @@ class PromptRegistry:
                 "reason": reason.value,
                 "still_serving": str(serving or "none"),
             }
-            log.error("an alias names a quarantined version; what served before goes on serving", extra={"fields": fields})
+            level = logging.INFO if reason is RefusalReason.BASE_MODEL else logging.ERROR
+            log.log(level, "an alias names a quarantined version; what served before goes on serving", extra={"fields": fields})
         self._settle(record.prompt)
 
     # ---- what operators see ----
@@ -252,6 +254,11 @@ class PromptRegistry:
             elif checked is not None or (not self._is_news(record) and not aliases):
                 seconds = checked.publish_to_served_seconds if checked else None
                 yield VersionStatus(record, VersionState.KNOWN, aliases, publish_to_served_seconds=seconds)
+
+    def _is_foreign(self, key: VersionKey) -> bool:
+        """Tuned for another base model: in a store that several models share, that is no fault."""
+        quarantine = self._quarantined.get(key)
+        return quarantine is not None and quarantine.reason is RefusalReason.BASE_MODEL
 
     def _is_news(self, record: VersionRecord) -> bool:
         return self.first_revision is None or record.revision > self.first_revision
