@@ -1,0 +1,35 @@
+"""Whether a stream is what the same request gives when nothing else goes on.
+
+Greedy answers of one version are the same but for rounding: a batch of another size sums in another order, and in bfloat16 two tokens
+that are equally probable may change places. A departure at such a tie is rounding; any other means that the stream was disturbed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from softprompt.types.generation import GenerationDelta
+
+TIE_NATS = 0.15
+"""A bfloat16 logit near 20 has steps of 0.125."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    undisturbed: bool
+    account: str
+
+
+def compare(expected: GenerationDelta, token_ids: Sequence[int]) -> Comparison:
+    """`expected` carries log-probabilities with at least two alternatives for each token."""
+    for index, (token, wanted) in enumerate(zip(token_ids, expected.token_ids, strict=False)):
+        if token == wanted:
+            continue
+        place = expected.logprobs[index]
+        gap = next((place.logprob - other.logprob for other in place.alternatives if other.token_id == token), None)
+        if gap is not None and gap <= TIE_NATS:
+            return Comparison(True, f"the same tokens as without a swap up to token {index}, a tie by rounding ({gap:.2f} nats)")
+        return Comparison(False, f"other tokens than without a swap, from token {index} on")
+    same_length = len(token_ids) == len(expected.token_ids)
+    return Comparison(same_length, f"token for token what it is without a swap ({len(token_ids)} of {len(expected.token_ids)})")
