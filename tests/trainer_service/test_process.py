@@ -102,19 +102,13 @@ async def test_train_drain_restart(tmp_path: Path, tiny_model_dir: Path) -> None
         assert running.returncode == 0
 
 
-@pytest.mark.parametrize(
-    ("environment", "expected"),
-    [
-        ({}, f"{PREFIX}BASE_MODELS"),
-        ({f"{PREFIX}BASE_MODELS": "x", f"{PREFIX}MAX_WORKERS": "none"}, f"{PREFIX}MAX_WORKERS"),
-        ({f"{PREFIX}BASE_MODELS": "x", f"{PREFIX}TYPO": "1"}, f"{PREFIX}TYPO"),
-    ],
-)
-def test_bad_settings_end_the_process_with_their_name(environment: dict[str, str], expected: str) -> None:
+def test_bad_settings_end_the_process_with_their_names() -> None:
     clean = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
-    done = subprocess.run([sys.executable, "-m", "trainer_service"], env=clean | environment, capture_output=True, timeout=60, check=False)
+    environment = clean | {f"{PREFIX}MAX_WORKERS": "none", f"{PREFIX}TYPO": "1"}
+    done = subprocess.run([sys.executable, "-m", "trainer_service"], env=environment, capture_output=True, timeout=60, check=False)
     assert done.returncode == 78
-    assert expected in done.stderr.decode()
+    for name in ("BASE_MODELS", "MAX_WORKERS", "TYPO"):
+        assert f"{PREFIX}{name}" in done.stderr.decode()
 
 
 def test_help_names_every_setting() -> None:

@@ -84,13 +84,15 @@ async def test_two_jobs_train_together_and_a_second_version_follows_the_first(tr
     assert version.parent == "prompts/support-tone/versions/1"
 
 
-async def first_step(trainer: RunningTrainer, name: str, after: int = 0) -> pb.TuningEvent:
-    """The first event that tells of a step."""
-    watch = trainer.tuning.WatchTuningJob(pb.WatchTuningJobRequest(name=name, after=after))
+async def first_step(trainer: RunningTrainer, name: str, attempt: int = 1) -> pb.TuningEvent:
+    """The first event that tells of a step of that attempt."""
+    watch = trainer.tuning.WatchTuningJob(pb.WatchTuningJobRequest(name=name))
+    begun = False
     async with asyncio.timeout(60):
         while True:
             event: pb.TuningEvent = (await watch.read()).event
-            if event.progress.step > 0:
+            begun = begun or event.state_changed.attempt == attempt
+            if begun and event.progress.step > 0:
                 watch.cancel()
                 return event
 
@@ -111,7 +113,7 @@ async def test_a_drained_job_is_queued_again_and_goes_on_after_the_restart(setti
         job = await create_job(trainer, hyperparameters=pb.Hyperparameters(num_steps=100_000, num_virtual_tokens=4))
         before = await first_step(trainer, job.name)
     async with running_trainer(settings, local_pool) as trainer:
-        resumed = await first_step(trainer, job.name, after=before.number)
+        resumed = await first_step(trainer, job.name, attempt=2)
         assert resumed.progress.step >= before.progress.step
         now = (await trainer.tuning.GetTuningJob(pb.GetTuningJobRequest(name=job.name))).job
         assert (now.state, now.attempt) == (pb.TuningJob.STATE_RUNNING, 2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -80,6 +81,34 @@ async def test_inline_examples_and_the_same_upload_are_one_dataset(trainer: Runn
     first, second = await create_job(trainer), await create_job(trainer)
     assert first.name != second.name
     assert first.spec.dataset == second.spec.dataset
+
+
+async def test_a_file_under_an_allowed_root_is_copied_when_the_job_is_created(settings: TrainerSettings, tmp_path: Path) -> None:
+    root = tmp_path / "shared-data"
+    root.mkdir()
+    (root / "train.jsonl").write_bytes(json_lines())
+    source = pb.DatasetSource(uri=f"file://{root}/train.jsonl")
+    async with running_trainer(settings.model_copy(update={"dataset_roots": (str(root),)})) as trainer:
+        job = await create_job(trainer, dataset=source, validation_dataset=source)
+        assert job.spec.dataset == job.spec.validation_dataset
+        assert (settings.datasets_dir / f"{job.spec.dataset.dataset.removeprefix('datasets/')}.jsonl").read_bytes() == json_lines()
+        outside = await refused(
+            create_job(trainer, dataset=pb.DatasetSource(uri=f"file://{root}/../{settings.data_dir.name}/jobs.sqlite3"))
+        )
+        assert isinstance(outside, InvalidInput)
+        (root / "train.jsonl").write_bytes(json_lines() + b"oops\n")
+        broken = await refused(create_job(trainer, validation_dataset=source))
+        assert isinstance(broken, InvalidInput)
+        assert [violation.field for violation in broken.violations] == ["validation dataset line 21"]
+
+
+async def test_held_out_examples_need_not_show_every_label(trainer: RunningTrainer) -> None:
+    train, held_out = classification_examples(), [pb.Example(input="number 44", label="even")]
+    job = await create_job(trainer, dataset=inline(train), validation_dataset=inline(held_out))
+    assert list(job.effective_spec.labels) == ["even", "odd"]
+    unknown = await refused(create_job(trainer, dataset=inline(train), validation_dataset=inline([pb.Example(input="1", label="prime")])))
+    assert isinstance(unknown, InvalidInput)
+    assert [violation.field for violation in unknown.violations] == ["spec.validation_dataset.inline.examples[0].label"]
 
 
 async def test_a_request_id_makes_one_job(trainer: RunningTrainer) -> None:
