@@ -14,9 +14,9 @@ class DemoPlan:
     template: str = "{input}\n"
     num_virtual_tokens: int = 20
     batch_size: int = 8
-    first_steps: int = 48
-    second_steps: int = 24
-    evaluation_interval_steps: int = 12
+    first_steps: int = 40
+    second_steps: int = 20
+    evaluation_interval_steps: int = 10
     seed: int = 7
     num_products: int = 3
     """Unseen products that are answered side by side."""
