@@ -175,6 +175,12 @@ def test_short_examples_are_not_tokenized_and_conversations_are(encoder: InputEn
     assert possibly_too_long(CHAT, encoder, 500) == CHAT
 
 
+async def test_the_limit_of_virtual_tokens_holds_for_the_recipe_too(models: BaseModels) -> None:
+    strict = SpecAdmission(models, Datasets(), NoPrompts(), TuningLimits(10, 10, 3600.0))
+    assert await refused_fields(strict) == ["spec.hyperparameters.num_virtual_tokens"]
+    assert (await strict.check(spec(hyperparameters=HyperparameterRequest(num_virtual_tokens=10)))).num_train
+
+
 async def test_unknown_datasets_and_sources_are_not_found(admission: SpecAdmission) -> None:
     with pytest.raises(NotFound, match="dataset"):
         await admission.check(spec(dataset="missing"))

@@ -89,16 +89,20 @@ class SpecAdmission:
                 check_alias(spec.publish.alias, "spec.publish.alias")
         elif spec.publish.gate is not None and spec.publish.gate.beat_current:
             violations.add("spec.publish.gate.beat_current", "needs an alias: there is no current version to beat without one")
-        num_virtual_tokens = spec.hyperparameters.num_virtual_tokens or 0
-        if num_virtual_tokens > self._limits.max_virtual_tokens:
-            reason = f"{num_virtual_tokens} is more than this trainer's limit of {self._limits.max_virtual_tokens}"
-            violations.add("spec.hyperparameters.num_virtual_tokens", reason)
+        with violations.collected():
+            self._check_virtual_tokens(spec.hyperparameters.num_virtual_tokens or 0)
         if (spec.max_runtime_seconds or 0) > self._limits.max_runtime_seconds:
             violations.add("spec.max_runtime", f"is more than this trainer's limit of {self._limits.max_runtime_seconds:g} seconds")
         for key, value in spec.annotations.items():
             if not 0 < len(key) <= MAX_ANNOTATION_KEY_CHARS or len(value) > MAX_ANNOTATION_VALUE_CHARS or "\0" in key + value:
                 limits = f"1 to {MAX_ANNOTATION_KEY_CHARS} characters, its value at most {MAX_ANNOTATION_VALUE_CHARS}, neither NUL"
                 violations.add(f"spec.annotations[{key[:MAX_ANNOTATION_KEY_CHARS]!r}]", f"a key must have {limits}")
+
+    def _check_virtual_tokens(self, num_virtual_tokens: int) -> None:
+        limit = self._limits.max_virtual_tokens
+        if num_virtual_tokens > limit:
+            reason = f"{num_virtual_tokens} is more than this trainer's limit of {limit}"
+            raise InvalidInput.of("spec.hyperparameters.num_virtual_tokens", reason)
 
     def _source(self, spec: TuningSpec, model: KnownBaseModel) -> VersionRecord | None:
         """The version that FROM_PROMPT starts from."""
@@ -153,6 +157,7 @@ class SpecAdmission:
             examples.labels,
             source_virtual_tokens=None if source is None else source.summary.num_virtual_tokens,
         )
+        self._check_virtual_tokens(filled.num_virtual_tokens)
         filled = _with_source(filled, source)
         check_init(filled.init, examples.labels, model.tokenizer)
         training = TrainingSpec(task=examples.task, template=template, labels=examples.labels, hyperparameters=filled)
