@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from shared.base_model import BaseModel
 from trainer_service.training.forward import Forward
 from trainer_service.training.packing import Row, Segment
 from trainer_service.training.work import RowScore, ScoreWork, TrainPart
+
+LOGITS_AT_ONCE = 1 << 26
+"""256 MiB of float32."""
 
 
 def backward(base_model: BaseModel, forward: Forward, parts: Sequence[TrainPart], token_budget: int) -> torch.Tensor:
@@ -22,7 +27,7 @@ def backward(base_model: BaseModel, forward: Forward, parts: Sequence[TrainPart]
     losses = torch.zeros(len(parts), device=base_model.device)
     for chunk in _passes(forward, parts, token_budget):
         segments = [Segment(parts[index].trainee.matrix().to(base_model.dtype), rows) for index, rows in chunk]
-        logits = forward(segments)  # [targets, vocab]
+        states = forward.states(segments)  # [targets, width]
         owners, ids, weights, smoothing = list[int](), list[int](), list[float](), list[float]()
         for index, rows in chunk:
             for row in rows:
@@ -31,7 +36,9 @@ def backward(base_model: BaseModel, forward: Forward, parts: Sequence[TrainPart]
                 weights += [row.weight / totals[index]] * len(row.target_ids)
                 smoothing += [parts[index].label_smoothing] * len(row.target_ids)
         device = base_model.device
-        token_losses = _cross_entropy(logits, torch.tensor(ids, device=device), smoothing) * torch.tensor(weights, device=device)
+        token_losses = _cross_entropy(
+            base_model, forward, states, torch.tensor(ids, device=device), torch.tensor(smoothing, device=device)
+        ) * torch.tensor(weights, device=device)
         token_losses.sum().backward()  # type: ignore[no-untyped-call]
         losses.index_add_(0, torch.tensor(owners, device=device), token_losses.detach())
     return losses
@@ -40,34 +47,81 @@ def backward(base_model: BaseModel, forward: Forward, parts: Sequence[TrainPart]
 @torch.no_grad()
 def score(base_model: BaseModel, forward: Forward, works: Sequence[ScoreWork]) -> list[list[RowScore]]:
     """One pass over the rows of all works."""
-    logits = forward([Segment(work.prompt, work.rows) for work in works])
-    log_probabilities = logits.float().log_softmax(-1)  # [targets, vocab]
-    ids = torch.tensor([token for work in works for row in work.rows for token in row.target_ids], device=base_model.device)
-    picked = log_probabilities.gather(1, ids[:, None]).squeeze(1).tolist()
-    correct = (log_probabilities.argmax(-1) == ids).tolist()
+    states = forward.states([Segment(work.prompt, work.rows) for work in works])  # [targets, width]
+    targets = [
+        _Target(token, work.candidates if index == 0 else (), work.top_k if index == 0 else 0)
+        for work in works
+        for row in work.rows
+        for index, token in enumerate(row.target_ids)
+    ]
+    scores = [score for first, part in _parts(base_model, states) for score in _score_targets(forward.logits(part), targets[first:])]
     results, first = list[list[RowScore]](), 0
     for work in works:
         results.append([])
         for row in work.rows:
-            last = first + len(row.target_ids)
-            at_first = log_probabilities[first]
-            candidates = tuple(at_first[list(work.candidates)].tolist()) if work.candidates else ()
-            values, tokens = at_first.topk(work.top_k)
-            top = tuple(zip(tokens.tolist(), values.tolist(), strict=True))
-            results[-1].append(RowScore(sum(picked[first:last]), len(row.target_ids), sum(correct[first:last]), candidates, top))
-            first = last
+            some = scores[first : first + len(row.target_ids)]
+            log_probability, num_correct = sum(score.log_probability for score in some), sum(score.correct for score in some)
+            results[-1].append(RowScore(log_probability, len(some), num_correct, some[0].candidates, some[0].top))
+            first += len(some)
     return results
 
 
-def _cross_entropy(logits: torch.Tensor, ids: torch.Tensor, smoothing: Sequence[float]) -> torch.Tensor:
-    """[targets]; smoothing mixes the uniform distribution into the target's."""
-    values = logits.float()
-    lse = values.logsumexp(-1)
-    losses = lse - values.gather(1, ids[:, None]).squeeze(1)
-    if any(smoothing):
-        share = torch.tensor(smoothing, device=logits.device)
-        losses = (1 - share) * losses + share * (lse - values.mean(-1))
-    return losses
+@dataclass(frozen=True)
+class _Target:
+    token: int
+    candidates: tuple[int, ...]
+    top_k: int
+
+
+@dataclass(frozen=True)
+class _TargetScore:
+    log_probability: float
+    correct: bool
+    candidates: tuple[float, ...]
+    top: tuple[tuple[int, float], ...]
+
+
+def _score_targets(logits: torch.Tensor, targets: Sequence[_Target]) -> list[_TargetScore]:
+    """Of the first `len(logits)` targets."""
+    log_probabilities = logits.float().log_softmax(-1)  # [part, vocab]
+    some = targets[: logits.shape[0]]
+    ids = torch.tensor([target.token for target in some], device=logits.device)
+    picked = log_probabilities.gather(1, ids[:, None]).squeeze(1).tolist()
+    correct = (log_probabilities.argmax(-1) == ids).tolist()
+    found = []
+    for index, target in enumerate(some):
+        candidates = tuple(log_probabilities[index, list(target.candidates)].tolist()) if target.candidates else ()
+        top: tuple[tuple[int, float], ...] = ()
+        if target.top_k:
+            values, tokens = log_probabilities[index].topk(target.top_k)
+            top = tuple(zip(tokens.tolist(), values.tolist(), strict=True))
+        found.append(_TargetScore(picked[index], correct[index], candidates, top))
+    return found
+
+
+def _parts(base_model: BaseModel, states: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
+    """(first target, its part of the states), so that no more than LOGITS_AT_ONCE logits exist at a time."""
+    size = max(1, LOGITS_AT_ONCE // base_model.embedding_table.shape[0])
+    for first in range(0, states.shape[0], size):
+        yield first, states[first : first + size]
+
+
+def _cross_entropy(
+    base_model: BaseModel, forward: Forward, states: torch.Tensor, ids: torch.Tensor, smoothing: torch.Tensor
+) -> torch.Tensor:
+    """[targets]; smoothing mixes the uniform distribution into the target's. Of several parts, logits are computed again for backward."""
+
+    def of(part: torch.Tensor, first: int) -> torch.Tensor:
+        values = forward.logits(part).float()
+        lse, some = values.logsumexp(-1), slice(first, first + part.shape[0])
+        losses = lse - values.gather(1, ids[some, None]).squeeze(1)
+        return torch.lerp(losses, lse - values.mean(-1), smoothing[some]) if smoothed else losses
+
+    smoothed = bool(smoothing.any())
+    parts = list(_parts(base_model, states))
+    if len(parts) == 1:
+        return of(states, 0)
+    return torch.cat([checkpoint(of, part, first, use_reentrant=False) for first, part in parts])
 
 
 def _passes(forward: Forward, parts: Sequence[TrainPart], token_budget: int) -> Iterator[list[tuple[int, Sequence[Row]]]]:

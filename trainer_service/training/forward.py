@@ -25,9 +25,13 @@ _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
 
 
 class Forward(Protocol):
-    """Logits `[targets, vocab]` in the model's dtype, ordered by segment, row, target."""
+    def states(self, segments: Sequence[Segment]) -> torch.Tensor:
+        """`[targets, width]`: what `logits` turns into logits, ordered by segment, row, target."""
+        ...
 
-    def __call__(self, segments: Sequence[Segment]) -> torch.Tensor: ...
+    def logits(self, states: torch.Tensor) -> torch.Tensor:
+        """`[targets, vocab]` in the model's dtype."""
+        ...
 
     def num_tokens(self, num_virtual_tokens: int, rows: Sequence[Row]) -> int:
         """Positions that such a segment costs."""
@@ -35,22 +39,33 @@ class Forward(Protocol):
 
 
 class PackedForward:
-    def __init__(self, base_model: BaseModel) -> None:
-        self._model, self._device = base_model.model, base_model.device
-        self._embed = base_model.model.get_input_embeddings()
+    """`split`: apply the output head apart from the layers, so that logits of many targets and large vocabularies can be taken in parts."""
 
-    def __call__(self, segments: Sequence[Segment]) -> torch.Tensor:
+    def __init__(self, base_model: BaseModel, *, split: bool = True) -> None:
+        self._model, self._device, self._split = base_model.model, base_model.device, split
+        self._embed = base_model.model.get_input_embeddings()
+        config = base_model.model.config.get_text_config()
+        self._scaling = getattr(config, "logits_scaling", None)
+        self._softcap = getattr(config, "final_logit_softcapping", None)
+
+    def states(self, segments: Sequence[Segment]) -> torch.Tensor:
         packed = pack(segments, self._device)
         pieces = [piece if piece.is_floating_point() else self._embed(piece) for piece in packed.pieces]
+        inputs = {"inputs_embeds": torch.cat(pieces)[None], "position_ids": packed.layout.positions[None], "use_cache": False}
         with packed_attention(self._model, packed.layout):
-            outputs = self._model(
-                inputs_embeds=torch.cat(pieces)[None],
-                position_ids=packed.layout.positions[None],
-                use_cache=False,
-                logits_to_keep=packed.target_positions,
-            )
-        logits: torch.Tensor = outputs.logits[0]
-        return logits
+            if self._split:
+                hidden: torch.Tensor = self._model.base_model(**inputs).last_hidden_state[0]
+                return hidden[packed.target_positions]
+            logits: torch.Tensor = self._model(**inputs, logits_to_keep=packed.target_positions).logits[0]
+            return logits
+
+    def logits(self, states: torch.Tensor) -> torch.Tensor:
+        if not self._split:
+            return states
+        logits: torch.Tensor = self._model.get_output_embeddings()(states)
+        if self._scaling is not None:
+            logits = logits / self._scaling
+        return logits if self._softcap is None else torch.tanh(logits / self._softcap) * self._softcap
 
     def num_tokens(self, num_virtual_tokens: int, rows: Sequence[Row]) -> int:
         return num_packed_tokens(num_virtual_tokens, rows)
@@ -61,7 +76,7 @@ class PlainForward:
         self._model, self._device = base_model.model, base_model.device
         self._embed = base_model.model.get_input_embeddings()
 
-    def __call__(self, segments: Sequence[Segment]) -> torch.Tensor:
+    def states(self, segments: Sequence[Segment]) -> torch.Tensor:
         embeds, picks = list[torch.Tensor](), list[tuple[int, int, int]]()
         for segment in segments:
             for row in segment.rows:
@@ -73,6 +88,9 @@ class PlainForward:
         mask = (torch.arange(padded.shape[1], device=self._device)[None] < lengths[:, None]).long()
         logits = self._model(inputs_embeds=padded, attention_mask=mask, use_cache=False).logits  # [rows, longest, vocab]
         return torch.cat([logits[row, first : first + count] for row, first, count in picks])
+
+    def logits(self, states: torch.Tensor) -> torch.Tensor:
+        return states
 
     def num_tokens(self, num_virtual_tokens: int, rows: Sequence[Row]) -> int:
         return len(rows) * (num_virtual_tokens + max((len(row.tokens) for row in rows), default=0))
@@ -93,18 +111,18 @@ def choose_forward(base_model: BaseModel) -> Forward:
         raise PreconditionFailed(f"{base_model.info.id} passes no gradient to virtual tokens")
     if _has_chunked_attention(base_model.model.config):
         return plain
-    packed = PackedForward(base_model)
     if base_model.device.type == "cpu":
         replace_norms(base_model.model)
-    try:
-        logits, packed_gradient = _logits_and_gradient(packed, segments, prompt)
-    except Exception:
-        log.warning("%s is trained without sharing the prefix: its attention can't be replaced", base_model.info.id, exc_info=True)
-        return plain
     tolerance = _TOLERANCE.get(base_model.dtype, 0.1)
-    if _difference(logits, expected) < tolerance and _difference(packed_gradient, gradient) < 2 * tolerance:
-        return packed
-    log.warning("%s is trained without sharing the prefix: its attention looks at more than positions", base_model.info.id)
+    for packed in (PackedForward(base_model), PackedForward(base_model, split=False)):
+        try:
+            logits, packed_gradient = _logits_and_gradient(packed, segments, prompt)
+        except Exception as error:
+            log.info("%s: a packed pass is not possible: %s", base_model.info.id, error)
+            continue
+        if _difference(logits, expected) < tolerance and _difference(packed_gradient, gradient) < 2 * tolerance:
+            return packed
+    log.warning("%s is trained without sharing the prefix: its attention can't be replaced or looks at more", base_model.info.id)
     return plain
 
 
@@ -122,7 +140,7 @@ def _probe(base_model: BaseModel) -> tuple[list[Segment], torch.Tensor]:
 
 
 def _logits_and_gradient(forward: Forward, segments: list[Segment], prompt: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    logits = forward(segments).float()
+    logits = forward.logits(forward.states(segments)).float()
     gradient = torch.autograd.grad(logits.log_softmax(-1)[:, 7].sum(), prompt)[0]
     return logits.detach(), gradient.float()
 

@@ -11,11 +11,12 @@ from peft import PromptTuningConfig, TaskType, get_peft_model
 from shared.base_model import BaseModel
 from shared.errors import PreconditionFailed
 from tests.trainer_service.training.models import ARCHITECTURES, build
+from trainer_service.training import compute
 from trainer_service.training.compute import backward
 from trainer_service.training.forward import PackedForward, PlainForward, choose_forward
 from trainer_service.training.packing import Row, Segment
 from trainer_service.training.trainee import Trainee
-from trainer_service.training.work import TrainPart
+from trainer_service.training.work import ScoreWork, TrainPart
 
 
 class _FixedTrainee(Trainee):
@@ -37,6 +38,11 @@ def _prompts(base: BaseModel, *lengths: int) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(1)
     width = base.embedding_table.shape[1]
     return [(torch.randn(length, width, generator=generator) * 0.1).requires_grad_(True) for length in lengths]
+
+
+def _packed_logits(base: BaseModel, segments: list[Segment]) -> torch.Tensor:
+    forward = PackedForward(base)
+    return forward.logits(forward.states(segments))
 
 
 def _one_at_a_time(base: BaseModel, segments: list[Segment]) -> torch.Tensor:
@@ -61,8 +67,9 @@ def test_packed_logits_and_gradients_equal_one_row_at_a_time(architecture: str) 
         Segment(None, _rows(rng, 2, preamble=3)),
     ]
     results = []
-    for forward in (PackedForward(base), lambda segments: _one_at_a_time(base, segments)):
-        logits = forward(segments)
+    packed_forward = PackedForward(base)
+    for forward in (lambda: packed_forward.logits(packed_forward.states(segments)), lambda: _one_at_a_time(base, segments)):
+        logits = forward()
         weights = torch.linspace(-1, 1, logits.numel()).view_as(logits)
         results.append((logits.detach(), *torch.autograd.grad((logits.log_softmax(-1) * weights).sum(), prompts)))
     for packed, plain in zip(*results, strict=True):
@@ -75,7 +82,7 @@ def test_rows_of_very_different_lengths_lie_in_several_buckets() -> None:
     rows = [Row(tuple(rng.randrange(5, 250) for _ in range(length)), (7, 8)) for length in (90, 2, 40, 3, 88)]
     prompt = _prompts(base, 5)[0]
     segments = [Segment(prompt, rows)]
-    torch.testing.assert_close(PackedForward(base)(segments), _one_at_a_time(base, segments), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(_packed_logits(base, segments), _one_at_a_time(base, segments), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # read by PEFT
@@ -116,6 +123,22 @@ def test_a_batch_over_the_budget_is_split_with_the_same_gradient() -> None:
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-4, atol=1e-7)
 
 
+def test_logits_in_parts_give_the_same_losses_gradients_and_scores(monkeypatch: pytest.MonkeyPatch) -> None:
+    base, rng = build(), random.Random(7)
+    rows, (prompt,) = _rows(rng, 6), _prompts(base, 5)
+    found = []
+    for at_once in (1 << 20, 3 * 261):
+        monkeypatch.setattr(compute, "LOGITS_AT_ONCE", at_once)
+        prompt.grad = None
+        loss = backward(base, PackedForward(base), [TrainPart(_FixedTrainee(prompt), rows, 0.1)], 1000)
+        scores = compute.score(base, PackedForward(base), [ScoreWork(prompt.detach(), rows, (7, 9), 3)])
+        found.append(
+            (loss, prompt.grad, torch.tensor([[s.log_probability, s.num_correct, *s.candidates, *dict(s.top)] for s in scores[0]]))
+        )
+    for whole, parts in zip(*found, strict=True):
+        torch.testing.assert_close(whole, parts, rtol=1e-4, atol=1e-6)
+
+
 def test_row_weights_and_label_smoothing_follow_their_definitions() -> None:
     base = build()
     (prompt,) = _prompts(base, 4)
@@ -148,7 +171,7 @@ def test_an_architecture_whose_attention_looks_at_more_than_positions_falls_back
     assert isinstance(forward, PlainForward)
     rng, (prompt,) = random.Random(6), _prompts(base, 4)
     segments = [Segment(prompt, _rows(rng, 3))]
-    torch.testing.assert_close(forward(segments), _one_at_a_time(base, segments), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(forward.states(segments), _one_at_a_time(base, segments), rtol=1e-4, atol=1e-5)
 
 
 def test_a_model_that_passes_no_gradient_to_its_input_is_refused() -> None:
