@@ -115,7 +115,7 @@ class Follower:
     # The worker's life
 
     async def _run(self) -> None:
-        reason = ""
+        reason, out_of_memory = "", False
         with bind(worker=self.id, base_model=self.base_model):
             try:
                 self._context.observer.worker_launched(self.base_model)
@@ -125,15 +125,15 @@ class Follower:
             except asyncio.CancelledError:
                 reason = self._ended_because
             except WorkerLost as error:
-                reason = error.reason
+                reason, out_of_memory = error.reason, error.out_of_memory
             except TimeoutError:
                 reason = "it did not start, or did not answer, in time"
             except Exception as error:
                 log.exception("following a worker failed in a way that nobody foresaw")
                 reason = f"{type(error).__name__} in the trainer"
-            await asyncio.shield(self._finish(reason))
+            await asyncio.shield(self._finish(reason, out_of_memory))
 
-    async def _finish(self, reason: str) -> None:
+    async def _finish(self, reason: str, out_of_memory: bool) -> None:
         planned = bool(self._ended_because)
         if not planned:
             log.warning("worker lost: %s", reason)
@@ -141,8 +141,14 @@ class Follower:
             task.cancel()
         if self._handle is not None:
             await self._handle.close()
+        too_many = out_of_memory and len(self._trackers) > 1
         for job_id, tracker in list(self._trackers.items()):
-            await self._requeue(job_id, tracker, reason, planned)
+            if planned:
+                await self._change_and_forget(job_id, tracker, lambda record: moves.left_worker(record, time.time()), [])
+            elif too_many:
+                await self._separate(job_id, tracker)
+            else:
+                await self._lose(job_id, tracker, reason)
         self._context.observer.worker_ended(self.base_model, reason if planned else "lost")
         self._on_end(self)
         self._context.wake_dispatcher.set()
@@ -272,14 +278,14 @@ class Follower:
         self._on_trained(after, outcome)
 
     async def _failed(self, job_id: str, tracker: Tracker, event: Failed) -> None:
-        alone = len(self._trackers) == 1
-        if event.code == "OUT_OF_MEMORY" and not (alone or self._jobs[job_id].solo):
-            note = Note(text="ran out of memory beside other jobs; goes on alone")
-            await self._change_and_forget(job_id, tracker, lambda record: moves.out_of_memory_beside_others(record, time.time()), [note])
-        elif event.retryable:
+        out_of_memory = event.code == "OUT_OF_MEMORY"
+        if out_of_memory and len(self._trackers) > 1 and not self._jobs[job_id].solo:
+            await self._separate(job_id, tracker)
+        elif event.retryable and not out_of_memory:
             await self._lose(job_id, tracker, f"{event.code}: {event.message}")
         else:
-            await self._fail(job_id, tracker, JobError(code=event.code, message=event.message, field=event.field))
+            advice = "; shorter examples or fewer virtual tokens need less" if out_of_memory else ""
+            await self._fail(job_id, tracker, JobError(code=event.code, message=event.message + advice, field=event.field))
 
     async def _stopped(self, job_id: str, tracker: Tracker, event: Stopped) -> None:
         if event.data is not None:
@@ -288,12 +294,9 @@ class Follower:
         note = Note(text=f"left its worker after step {event.step}{best}")
         await self._change_and_forget(job_id, tracker, lambda record: moves.left_worker(record, time.time()), [note])
 
-    async def _requeue(self, job_id: str, tracker: Tracker, reason: str, planned: bool) -> None:
-        """The worker is no more."""
-        if planned:
-            await self._change_and_forget(job_id, tracker, lambda record: moves.left_worker(record, time.time()), [])
-        else:
-            await self._lose(job_id, tracker, reason)
+    async def _separate(self, job_id: str, tracker: Tracker) -> None:
+        note = Note(text="ran out of memory beside other jobs; goes on alone")
+        await self._change_and_forget(job_id, tracker, lambda record: moves.out_of_memory_beside_others(record, time.time()), [note])
 
     async def _lose(self, job_id: str, tracker: Tracker, reason: str) -> None:
         note = Note(text=f"lost its worker ({reason[:300]}); goes on from its last checkpoint")

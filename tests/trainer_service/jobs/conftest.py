@@ -134,7 +134,7 @@ class Service:
         return sorted(record.versions) if record else []
 
 
-async def _nothing(reason: str) -> None:
+async def _nothing(reason: str, out_of_memory: bool) -> None:
     return None
 
 

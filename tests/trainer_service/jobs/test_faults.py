@@ -17,6 +17,7 @@ from shared.store.local import LocalBackend
 from shared.store.store import PromptStore, PublishedVersion
 from tests.trainer_service.jobs.builders import spec
 from tests.trainer_service.jobs.conftest import Service
+from trainer_service.cluster.interface import WorkerLost
 from trainer_service.jobs import moves
 from trainer_service.jobs.checkpoints import DirectoryFiles, FileKind
 from trainer_service.jobs.database import Database
@@ -50,6 +51,23 @@ async def test_a_job_whose_workers_always_die_fails_in_the_end(service: Service)
     assert failed.error.code == "WORKER_LOST"
     assert "the step thread crashed" in failed.error.message
     assert failed.attempt == 3
+
+
+async def test_jobs_whose_worker_ran_out_of_memory_are_separated(service: Service) -> None:
+    manager = await service.start()
+    jobs = [await manager.create(spec(num_steps=60)) for _ in range(2)]
+    for job in jobs:
+        await service.until(job.id, lambda job: job.progress.step > 5)
+
+    async def out_of_memory(*_: object) -> None:
+        raise WorkerLost("its node ran out of memory", out_of_memory=True)
+
+    service.pool.workers[0].poll = out_of_memory
+    done = [await service.state(job.id, JobState.SUCCEEDED) for job in jobs]
+    assert [(job.attempt, job.failures) for job in done] == [(2, 0), (2, 0)]
+    together = service.trainers[1].log
+    assert len({id for id, _, _ in together}) == 2
+    assert [id for id, _, _ in together] == sorted((id for id, _, _ in together), key=[id for id, _, _ in together].index), "one by one"
 
 
 async def test_a_worker_that_does_not_answer_is_replaced(service: Service) -> None:

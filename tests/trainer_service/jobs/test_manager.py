@@ -25,7 +25,9 @@ async def test_a_job_is_trained_and_published(service: Service) -> None:
     assert job.dataset_statistics.num_train + job.dataset_statistics.num_validation == 12
     assert service.versions("tone") == [1]
     assert service.prompt_store.index().prompt("tone").aliases["default"].targets[0].version == 1
-    assert not any((service.directory / "checkpoints").iterdir())
+    async with asyncio.timeout(10):
+        while any((service.directory / "checkpoints").iterdir()):
+            await asyncio.sleep(0.01)
 
 
 async def test_a_watcher_sees_every_event_once_and_then_the_end(service: Service) -> None:
@@ -121,6 +123,18 @@ async def test_a_job_that_does_not_fit_beside_others_goes_alone(service: Service
     done = [await service.state(job.id, JobState.SUCCEEDED) for job in jobs]
     assert sum(job.attempt > 1 for job in done) >= 2
     assert service.versions("tone") == [1, 2, 3]
+
+
+async def test_a_job_that_does_not_even_fit_alone_fails_after_one_try_alone(service: Service) -> None:
+    manager = await service.start()
+    beside = await manager.create(spec("forever", num_steps=100_000))
+    await service.until(beside.id, lambda job: job.progress.step > 2)
+    huge = await manager.create(spec("huge"))
+    await service.until(huge.id, lambda job: job.attempt == 1 and job.state is JobState.QUEUED)
+    await manager.cancel(beside.id)
+    failed = await service.state(huge.id, JobState.FAILED)
+    assert failed.error is not None
+    assert (failed.error.code, failed.attempt) == ("OUT_OF_MEMORY", 2)
 
 
 async def test_the_longest_runtime_ends_a_job(service: Service) -> None:
