@@ -31,7 +31,8 @@ def run_service(
 
     Returns the exit code: 0 after a drain, 78 for bad settings, 1 for an error.
     """
-    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    program = f"python -m {settings_class.__module__.partition('.')[0]}"
+    parser = argparse.ArgumentParser(program, description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.epilog = "Settings come from the environment:\n\n" + describe_settings(settings_class)
     parser.parse_args()
     try:
