@@ -2,9 +2,9 @@
 
 The rows of one segment meet their shared keys in one dense matrix product, unpadded and without copies of the keys for each row,
 and the two parts are merged by their log-sum-exp, the decomposition of Hydragen (Juravsky et al. 2024, arXiv:2402.05099); here with
-its gradient. The backward pass recomputes probabilities from the merged log-sum-exp as FlashAttention does, so nothing of size
-`queries * keys` is kept. On a CPU the arithmetic is float32: for these small inner dimensions it is the faster one, and exact. Covers
-grouped-query attention, sliding windows, logit soft-capping and attention sinks.
+its gradient. The backward pass takes small probabilities from the forward pass and recomputes large ones from the merged log-sum-exp,
+as FlashAttention does, so nothing large of size `queries * keys` is kept. On a CPU the arithmetic is float32: for these small inner
+dimensions it is the faster one, and exact. Covers grouped-query attention, sliding windows, logit soft-capping and attention sinks.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from transformers import AttentionInterface
 from trainer_service.training.packing import Bucket, Layout, Span
 
 NAME = "softprompt_prefix"
+MAX_KEPT = 1 << 20  # probabilities of one part: 4 MiB
 _MASKED = -1e30  # finite: a row that may see nothing of one part then gets weight 0 from the merge, not NaN
 
 _layout: ContextVar[Layout] = ContextVar("softprompt_packed_layout")
@@ -38,6 +39,14 @@ def packed_attention(model: Any, layout: Layout) -> Iterator[None]:
     finally:
         model.config._attn_implementation = configured
         _layout.reset(token)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Of one part of a forward pass: `weights = exp(score - highest)` [..., queries, keys] and `highest` [..., queries, 1], float32."""
+
+    weights: torch.Tensor
+    highest: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -76,14 +85,17 @@ class PrefixAttention(torch.autograd.Function):
     def forward(ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: Layout, rule: Rule) -> torch.Tensor:
         heads, tokens, _ = query.shape
         given = query, key, value
-        query, key, value = _working(query), _working(key), _working(value)
+        query, key, value = _working(query) * rule.scale, _working(key), _working(value)
         q = _grouped(query, key.shape[0])  # [kv_heads, groups, tokens, head_dim]
         out = value.new_empty(*q.shape[:3], value.shape[-1])
         lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
+        kept = list[Kept | None]()
         for bucket in layout.buckets:
             index = bucket.index
             kb, vb = key[:, index].transpose(0, 1), value[:, index].transpose(0, 1)  # [rows, kv_heads, longest, head_dim]
-            part, part_lse = _attend(q[:, :, index].permute(2, 0, 1, 3, 4), kb, vb, rule, _causal(index.shape[1], rule, q.device))
+            mask = _causal(index.shape[1], rule, q.device)
+            part, part_lse, weights = _attend(q[:, :, index].permute(2, 0, 1, 3, 4), kb, vb, rule, mask)
+            kept.append(weights)
             _scatter(out, part.permute(1, 2, 0, 3, 4), bucket, 2)
             _scatter(lse, part_lse.permute(1, 2, 0, 3), bucket, 2)
         for span in layout.spans:
@@ -91,9 +103,11 @@ class PrefixAttention(torch.autograd.Function):
                 continue
             shared, own = slice(span.shared_start, span.shared_end), slice(span.own_start, span.own_end)
             mask = _causal(span.shared_length, rule, q.device)
-            out[:, :, shared], lse[:, :, shared] = _attend(q[:, :, shared], key[:, shared], value[:, shared], rule, mask)
+            out[:, :, shared], lse[:, :, shared], weights = _attend(q[:, :, shared], key[:, shared], value[:, shared], rule, mask)
+            kept.append(weights)
             if span.own_end > span.own_start:
-                part, part_lse = _attend(q[:, :, own], key[:, shared], value[:, shared], rule, _far(span, layout, rule))
+                part, part_lse, weights = _attend(q[:, :, own], key[:, shared], value[:, shared], rule, _far(span, layout, rule))
+                kept.append(weights)
                 merged = torch.logaddexp(lse[:, :, own], part_lse)
                 out[:, :, own] *= (lse[:, :, own] - merged).exp()[..., None].to(out.dtype)
                 out[:, :, own] += part * (part_lse - merged).exp()[..., None].to(out.dtype)
@@ -104,14 +118,14 @@ class PrefixAttention(torch.autograd.Function):
             lse = merged
         result = out.view(heads, tokens, -1).to(given[0].dtype)
         ctx.save_for_backward(*given, result, lse)
-        ctx.layout, ctx.rule = layout, rule
+        ctx.layout, ctx.rule, ctx.kept = layout, rule, kept
         return result
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         dtype, (query, key, value, out) = ctx.saved_tensors[0].dtype, map(_working, ctx.saved_tensors[:4])
-        lse, layout, rule = ctx.saved_tensors[4], ctx.layout, ctx.rule
-        q, grad = _grouped(query, key.shape[0]), _grouped(_working(grads[0]), key.shape[0])
+        lse, layout, rule, kept = ctx.saved_tensors[4], ctx.layout, ctx.rule, iter(ctx.kept)
+        q, grad = _grouped(query * rule.scale, key.shape[0]), _grouped(_working(grads[0]), key.shape[0])
         delta = (grad * _grouped(out, key.shape[0])).sum(-1, dtype=torch.float32)  # [kv_heads, groups, tokens]
         dq, dk, dv = torch.empty_like(q), torch.empty_like(key), torch.empty_like(value)
         for bucket in layout.buckets:
@@ -128,6 +142,7 @@ class PrefixAttention(torch.autograd.Function):
                 delta[:, :, index].permute(2, 0, 1, 3),
                 rule,
                 _causal(index.shape[1], rule, q.device),
+                next(kept),
             )
             _scatter(dq, parts[0].permute(1, 2, 0, 3, 4), bucket, 2)
             _scatter(dk, parts[1].transpose(0, 1), bucket, 1)
@@ -139,25 +154,28 @@ class PrefixAttention(torch.autograd.Function):
             k, v = key[:, shared], value[:, shared]
             mask = _causal(span.shared_length, rule, q.device)
             dq[:, :, shared], dk[:, shared], dv[:, shared] = _attend_backward(
-                q[:, :, shared], k, v, grad[:, :, shared], lse[:, :, shared], delta[:, :, shared], rule, mask
+                q[:, :, shared], k, v, grad[:, :, shared], lse[:, :, shared], delta[:, :, shared], rule, mask, next(kept)
             )
             if span.own_end > span.own_start:
                 far = _far(span, layout, rule)
-                parts = _attend_backward(q[:, :, own], k, v, grad[:, :, own], lse[:, :, own], delta[:, :, own], rule, far)
+                parts = _attend_backward(q[:, :, own], k, v, grad[:, :, own], lse[:, :, own], delta[:, :, own], rule, far, next(kept))
                 dq[:, :, own] += parts[0]
                 dk[:, shared] += parts[1]
                 dv[:, shared] += parts[2]
-        return dq.view_as(query).to(dtype), dk.to(dtype), dv.to(dtype), None, None
+        return dq.mul_(rule.scale).view_as(query).to(dtype), dk.to(dtype), dv.to(dtype), None, None
 
 
-def _attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, rule: Rule, mask: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """q [..., kv_heads, groups, queries, d], k and v [..., kv_heads, keys, d] -> (out like q, log-sum-exp [..., queries] float32)."""
+def _attend(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, rule: Rule, mask: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor, Kept | None]:
+    """q [..., kv_heads, groups, queries, d], k and v [..., kv_heads, keys, d] -> (out like q, log-sum-exp [..., queries] float32, kept)."""
     scores = _scores(q, k, rule, mask)
     highest = scores.amax(-1, keepdim=True)
     weights = scores.sub_(highest).exp_()
     total = weights.sum(-1, keepdim=True)
     out = (weights.to(v.dtype).flatten(-3, -2) @ v).view(*q.shape[:-1], v.shape[-1])
-    return out.div_(total), (highest + total.log()).squeeze(-1)
+    kept = Kept(weights, highest) if weights.numel() <= MAX_KEPT and rule.softcap is None else None
+    return out.div_(total), (highest + total.log()).squeeze(-1), kept
 
 
 def _attend_backward(
@@ -169,18 +187,22 @@ def _attend_backward(
     delta: torch.Tensor,
     rule: Rule,
     mask: torch.Tensor | None,
+    kept: Kept | None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(dq, dk, dv) of one part, given the log-sum-exp and `delta = sum(grad * out)` of all parts together."""
-    scores = _scores(q, k, rule, mask)  # [..., groups, queries, keys]
-    difference = scores.sub(lse[..., None]) if rule.softcap is not None else scores.sub_(lse[..., None])
-    weights = difference.exp_()
+    """(dq, dk, dv) of one part, given the log-sum-exp and `delta = sum(grad * out)` of all parts together; q is scaled already."""
+    if kept is not None:
+        slope, weights = None, kept.weights * (kept.highest - lse[..., None]).exp_()
+    else:
+        scores = _scores(q, k, rule, mask)  # [..., groups, queries, keys]
+        slope = None if rule.softcap is None else 1 - (scores / rule.softcap).clamp(-1, 1).square()
+        weights = scores.sub_(lse[..., None]).exp_()
     flat_grad = grad.flatten(-3, -2)  # [..., groups * queries, d]
     dv = weights.to(v.dtype).flatten(-3, -2).transpose(-1, -2) @ flat_grad
     dscores = (flat_grad @ v.transpose(-1, -2)).view_as(weights).float()
     dscores = dscores.sub_(delta[..., None]).mul_(weights)
-    if rule.softcap is not None:
-        dscores = dscores * (1 - (scores / rule.softcap).clamp(-1, 1).square())
-    flat = dscores.mul_(rule.scale).to(q.dtype).flatten(-3, -2)
+    if slope is not None:
+        dscores.mul_(slope)
+    flat = dscores.to(q.dtype).flatten(-3, -2)
     dq = (flat @ k).view(q.shape)
     dk = flat.transpose(-1, -2) @ q.flatten(-3, -2)
     return dq, dk, dv
@@ -189,7 +211,7 @@ def _attend_backward(
 def _scores(q: torch.Tensor, k: torch.Tensor, rule: Rule, mask: torch.Tensor | None) -> torch.Tensor:
     """[..., kv_heads, groups, queries, keys], float32."""
     products = q.flatten(-3, -2) @ k.transpose(-1, -2)
-    scores = products.view(*q.shape[:-1], k.shape[-2]).float().mul_(rule.scale)
+    scores = products.view(*q.shape[:-1], k.shape[-2]).float()
     if rule.softcap is not None:
         scores = torch.tanh(scores / rule.softcap) * rule.softcap
     return scores if mask is None else scores.masked_fill_(mask, _MASKED)

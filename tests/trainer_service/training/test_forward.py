@@ -11,7 +11,7 @@ from peft import PromptTuningConfig, TaskType, get_peft_model
 from shared.base_model import BaseModel
 from shared.errors import PreconditionFailed
 from tests.trainer_service.training.models import ARCHITECTURES, build
-from trainer_service.training import compute
+from trainer_service.training import compute, prefix_attention
 from trainer_service.training.compute import backward
 from trainer_service.training.forward import PackedForward, PlainForward, choose_forward
 from trainer_service.training.packing import Row, Segment
@@ -181,3 +181,16 @@ def test_a_model_that_passes_no_gradient_to_its_input_is_refused() -> None:
     )
     with pytest.raises(PreconditionFailed, match="tiny-llama"):
         choose_forward(base)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "mistral", "gemma2", "gpt_oss"])
+def test_probabilities_that_are_not_kept_are_recomputed_to_the_same_gradient(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    base, rng = build(architecture), random.Random(8)
+    rows, (prompt,) = _rows(rng, 5), _prompts(base, 9)
+    gradients = []
+    for limit in (1 << 20, 0):
+        monkeypatch.setattr(prefix_attention, "MAX_KEPT", limit)
+        prompt.grad = None
+        backward(base, PackedForward(base), [TrainPart(_FixedTrainee(prompt), rows)], 1000)
+        gradients.append(prompt.grad)
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5 * float(gradients[0].abs().max()))
