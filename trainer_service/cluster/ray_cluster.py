@@ -27,6 +27,8 @@ _OBJECT_STORE_BYTES = 128 << 20
 """Tasks and results are small; Ray's default is a third of the machine."""
 
 _LEAVE_SECONDS = 30.0
+_DEAD_HEAD_SECONDS = "10"
+"""An embedded head that is gone does not come back: this process, and whatever Ray leaves behind, ends after that, not after a minute."""
 
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -94,8 +96,10 @@ class RayCluster:
         for name, value in _ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         os.environ.setdefault("RAY_AUTH_MODE", "token")
-        if self.is_embedded and not os.environ.get("RAY_AUTH_TOKEN_PATH"):
-            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        if self.is_embedded:
+            os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", _DEAD_HEAD_SECONDS)
+            if not os.environ.get("RAY_AUTH_TOKEN_PATH"):
+                os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
 
 def _end_all(processes: list[psutil.Process]) -> None:

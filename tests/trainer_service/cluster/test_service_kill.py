@@ -112,7 +112,7 @@ async def test_a_killed_trainer_leaves_nothing_behind_and_goes_on_after_its_rest
     processes = trainer.descendants()
     assert len(processes) >= 3
     trainer.kill()
-    await until(lambda: all(gone(process) for process in processes), seconds=30)
+    await until(lambda: all(gone(process) for process in processes), seconds=60)
 
     port = await trainer.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
