@@ -1,0 +1,47 @@
+"""The main journey on the real base model: examples, a Ray worker, a published version, a stream; two services, real processes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from softprompt import AsyncClient, Hyperparameters, JobState, Sampling, Template, TuningSpec
+from softprompt.local.services import LocalConfig, LocalServices
+
+EXAMPLES = Path(__file__).parents[1] / "examples" / "product-descriptions"
+PRODUCT = "name: Aria 5 | category: wireless earbuds | battery: 30 h | feature: noise cancelling | price: $79"
+
+
+@pytest.mark.model
+@pytest.mark.timeout(400)
+async def test_from_examples_to_a_streamed_answer(real_model_dir: Path, tmp_path: Path) -> None:
+    logged: list[str] = []
+    services = LocalServices(LocalConfig(real_model_dir, tmp_path), lambda name, line: logged.append(f"{name}: {line}"))
+    async with services, AsyncClient(services.trainer_endpoint, services.inference_endpoint) as client:
+        train, heldout = [await client.upload_dataset(EXAMPLES / f"{part}.jsonl") for part in ("train", "heldout")]
+        spec = TuningSpec(
+            prompt="product-descriptions",
+            dataset=train.dataset,
+            validation_dataset=heldout.dataset,
+            template=Template("{input}\n"),
+            hyperparameters=Hyperparameters(num_virtual_tokens=8, batch_size=4, num_steps=12, evaluation_interval_steps=12, seed=1),
+        )
+        job = await client.tune(spec)
+        assert job.state is JobState.SUCCEEDED, logged[-30:]
+        assert job.result is not None
+        assert job.result.version == "prompts/product-descriptions/versions/1"
+        assert job.result.metrics["loss"] < job.result.template_metrics["loss"] - 0.1
+        loaded = await client.wait_until_served(job.result.version)
+        assert loaded.digest == job.result.digest
+
+        greedy = Sampling(temperature=0.0, max_new_tokens=24)
+        tuned = await client.generate(PRODUCT, prompt="product-descriptions", sampling=greedy)
+        bare = await client.generate(PRODUCT, sampling=greedy)
+        assert tuned.start.version == job.result.version
+        assert tuned.start.virtual_tokens == 8
+        assert bare.start.version == ""
+        assert tuned.text != bare.text
+        stream = client.stream(PRODUCT, prompt="product-descriptions@1", sampling=greedy)
+        assert "".join([delta.text async for delta in stream]) == tuned.text
+    assert services.alive() == []
