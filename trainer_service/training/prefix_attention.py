@@ -92,12 +92,12 @@ class PrefixAttention(torch.autograd.Function):
         kept = list[Kept | None]()
         for bucket in layout.buckets:
             index = bucket.index
-            kb, vb = key[:, index].transpose(0, 1), value[:, index].transpose(0, 1)  # [rows, kv_heads, longest, head_dim]
+            kb, vb = key[:, index], value[:, index]  # [kv_heads, rows, longest, head_dim]
             mask = _causal(index.shape[1], rule, q.device)
-            part, part_lse, weights = _attend(q[:, :, index].permute(2, 0, 1, 3, 4), kb, vb, rule, mask)
+            part, part_lse, weights = _attend(q[:, :, index].permute(0, 2, 1, 3, 4), kb, vb, rule, mask)
             kept.append(weights)
-            _scatter(out, part.permute(1, 2, 0, 3, 4), bucket, 2)
-            _scatter(lse, part_lse.permute(1, 2, 0, 3), bucket, 2)
+            _scatter(out, part.permute(0, 2, 1, 3, 4), bucket, 2)
+            _scatter(lse, part_lse.permute(0, 2, 1, 3), bucket, 2)
         for span in layout.spans:
             if not span.shared_length:
                 continue
@@ -134,19 +134,19 @@ class PrefixAttention(torch.autograd.Function):
             if not bucket.full:  # a padding slot then has probability 0 everywhere
                 row_lse = row_lse.masked_fill(bucket.padding, torch.inf)
             parts = _attend_backward(
-                q[:, :, index].permute(2, 0, 1, 3, 4),
-                key[:, index].transpose(0, 1),
-                value[:, index].transpose(0, 1),
-                grad[:, :, index].permute(2, 0, 1, 3, 4),
-                row_lse.permute(2, 0, 1, 3),
-                delta[:, :, index].permute(2, 0, 1, 3),
+                q[:, :, index].permute(0, 2, 1, 3, 4),
+                key[:, index],
+                value[:, index],
+                grad[:, :, index].permute(0, 2, 1, 3, 4),
+                row_lse.permute(0, 2, 1, 3),
+                delta[:, :, index].permute(0, 2, 1, 3),
                 rule,
                 _causal(index.shape[1], rule, q.device),
                 next(kept),
             )
-            _scatter(dq, parts[0].permute(1, 2, 0, 3, 4), bucket, 2)
-            _scatter(dk, parts[1].transpose(0, 1), bucket, 1)
-            _scatter(dv, parts[2].transpose(0, 1), bucket, 1)
+            _scatter(dq, parts[0].permute(0, 2, 1, 3, 4), bucket, 2)
+            _scatter(dk, parts[1], bucket, 1)
+            _scatter(dv, parts[2], bucket, 1)
         for span in layout.spans:
             if not span.shared_length:
                 continue
@@ -168,7 +168,7 @@ class PrefixAttention(torch.autograd.Function):
 def _attend(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, rule: Rule, mask: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor, Kept | None]:
-    """q [..., kv_heads, groups, queries, d], k and v [..., kv_heads, keys, d] -> (out like q, log-sum-exp [..., queries] float32, kept)."""
+    """q [..., groups, queries, d], k and v [..., keys, d] -> (out like q, log-sum-exp [..., queries] float32, kept)."""
     scores = _scores(q, k, rule, mask)
     highest = scores.amax(-1, keepdim=True)
     weights = scores.sub_(highest).exp_()
@@ -209,7 +209,7 @@ def _attend_backward(
 
 
 def _scores(q: torch.Tensor, k: torch.Tensor, rule: Rule, mask: torch.Tensor | None) -> torch.Tensor:
-    """[..., kv_heads, groups, queries, keys], float32."""
+    """[..., groups, queries, keys], float32."""
     products = q.flatten(-3, -2) @ k.transpose(-1, -2)
     scores = products.view(*q.shape[:-1], k.shape[-2]).float()
     if rule.softcap is not None:
