@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 from collections.abc import Iterator
@@ -58,3 +59,16 @@ def upload_of(data: bytes, chunk_bytes: int = 1 << 16, **header: Any) -> Iterato
     yield pb.UploadDatasetRequest(header=pb.DatasetHeader(**announced))
     for start in range(0, len(data), chunk_bytes):
         yield pb.UploadDatasetRequest(chunk=data[start : start + chunk_bytes])
+
+
+async def first_step(tuning: Any, name: str, attempt: int = 1) -> pb.TuningEvent:
+    """The first event that tells of a step of that attempt; events of an earlier one may still be on their way."""
+    watch = tuning.WatchTuningJob(pb.WatchTuningJobRequest(name=name))
+    begun = False
+    async with asyncio.timeout(60):
+        while True:
+            event: pb.TuningEvent = (await watch.read()).event
+            begun = begun or event.state_changed.attempt == attempt
+            if begun and event.progress.step > 0:
+                watch.cancel()
+                return event

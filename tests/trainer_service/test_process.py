@@ -19,7 +19,7 @@ from prompttuning.v1 import prompts_pb2, prompts_pb2_grpc, tuning_pb2_grpc
 from prompttuning.v1 import tuning_pb2 as pb
 
 from tests.trainer_service.conftest import until
-from tests.trainer_service.requests import tuning_spec
+from tests.trainer_service.requests import first_step, tuning_spec
 
 START_SECONDS = 120
 PREFIX = "SOFTPROMPT_TRAINER_"
@@ -70,10 +70,8 @@ async def test_train_drain_restart(tmp_path: Path, tiny_model_dir: Path) -> None
         assert events[-1].state_changed.state == pb.TuningJob.STATE_SUCCEEDED, events[-1]
         spec.hyperparameters.num_steps = 1_000_000
         long = (await tuning.CreateTuningJob(pb.CreateTuningJobRequest(spec=spec))).job
-        watch = tuning.WatchTuningJob(pb.WatchTuningJobRequest(name=long.name))
-        async with asyncio.timeout(60):
-            while (event := (await watch.read()).event).progress.step == 0:
-                continue
+        before = await first_step(tuning, long.name)
+        watch = tuning.WatchTuningJob(pb.WatchTuningJobRequest(name=long.name, after=before.number))
         running.send_signal(signal.SIGTERM)
         with pytest.raises(grpc.aio.AioRpcError):
             await read_to_the_end(watch)
@@ -87,16 +85,11 @@ async def test_train_drain_restart(tmp_path: Path, tiny_model_dir: Path) -> None
 
     async with process(environment) as (running, channel):
         tuning = tuning_pb2_grpc.TuningServiceStub(channel)
-        resumed = tuning.WatchTuningJob(pb.WatchTuningJobRequest(name=long.name, after=event.number))
-        async with asyncio.timeout(60):
-            while (later := (await resumed.read()).event).progress.step <= event.progress.step:
-                continue
-        assert later.progress.step > event.progress.step
-        assert (await tuning.GetTuningJob(pb.GetTuningJobRequest(name=long.name))).job.attempt == 2
+        later = await first_step(tuning, long.name, attempt=2)
+        assert later.progress.step >= before.progress.step
         prompts = prompts_pb2_grpc.PromptServiceStub(channel)
         version = (await prompts.GetPromptVersion(prompts_pb2.GetPromptVersionRequest(name="support-tone"))).version
         assert version.job == short.name
-        resumed.cancel()
         running.send_signal(signal.SIGTERM)
         await until(lambda: running.poll() is not None, 60)
         assert running.returncode == 0

@@ -13,7 +13,7 @@ from prompttuning.v1 import tuning_pb2 as pb
 from shared.blob import decode_blob
 from shared.store import open_store
 from tests.trainer_service.conftest import RunningTrainer, running_trainer
-from tests.trainer_service.requests import classification_examples, create_job, inline
+from tests.trainer_service.requests import classification_examples, create_job, first_step, inline
 from trainer_service.cluster.loading import WorkerSpec, load_trainer
 from trainer_service.cluster.local_pool import LocalPool
 from trainer_service.config import TrainerSettings
@@ -84,19 +84,6 @@ async def test_two_jobs_train_together_and_a_second_version_follows_the_first(tr
     assert version.parent == "prompts/support-tone/versions/1"
 
 
-async def first_step(trainer: RunningTrainer, name: str, attempt: int = 1) -> pb.TuningEvent:
-    """The first event that tells of a step of that attempt."""
-    watch = trainer.tuning.WatchTuningJob(pb.WatchTuningJobRequest(name=name))
-    begun = False
-    async with asyncio.timeout(60):
-        while True:
-            event: pb.TuningEvent = (await watch.read()).event
-            begun = begun or event.state_changed.attempt == attempt
-            if begun and event.progress.step > 0:
-                watch.cancel()
-                return event
-
-
 async def cancelled(trainer: RunningTrainer, name: str) -> None:
     await trainer.tuning.CancelTuningJob(pb.CancelTuningJobRequest(name=name))
     assert (await watched(trainer, name))[-1].state_changed.state == pb.TuningJob.STATE_CANCELLED
@@ -104,16 +91,16 @@ async def cancelled(trainer: RunningTrainer, name: str) -> None:
 
 async def test_a_running_job_is_cancelled_at_its_next_step(training: RunningTrainer) -> None:
     job = await create_job(training, hyperparameters=pb.Hyperparameters(num_steps=100_000))
-    await first_step(training, job.name)
+    await first_step(training.tuning, job.name)
     await cancelled(training, job.name)
 
 
 async def test_a_drained_job_is_queued_again_and_goes_on_after_the_restart(settings: TrainerSettings) -> None:
     async with running_trainer(settings, local_pool) as trainer:
         job = await create_job(trainer, hyperparameters=pb.Hyperparameters(num_steps=100_000, num_virtual_tokens=4))
-        before = await first_step(trainer, job.name)
+        before = await first_step(trainer.tuning, job.name)
     async with running_trainer(settings, local_pool) as trainer:
-        resumed = await first_step(trainer, job.name, attempt=2)
+        resumed = await first_step(trainer.tuning, job.name, attempt=2)
         assert resumed.progress.step >= before.progress.step
         now = (await trainer.tuning.GetTuningJob(pb.GetTuningJobRequest(name=job.name))).job
         assert (now.state, now.attempt) == (pb.TuningJob.STATE_RUNNING, 2)
