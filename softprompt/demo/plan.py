@@ -11,12 +11,14 @@ class DemoPlan:
     model: str = "smollm2-135m-instruct"
     prompt: str = "product-descriptions"
     examples_dir: Path = Path(__file__).resolve().parents[2] / "examples" / "product-descriptions"
-    template: str = "{input}\n"
+    template: str = "{input}\ndescription:"
     num_virtual_tokens: int = 20
     batch_size: int = 8
-    first_steps: int = 40
-    second_steps: int = 20
-    evaluation_interval_steps: int = 10
+    learning_rate: float = 0.03
+    """High, because the steps are few: held-out loss was 1.85 after 30 of them, where 0.005 left 2.26 after 40."""
+    first_steps: int = 64
+    second_steps: int = 24
+    evaluation_interval_steps: int = 12
     seed: int = 7
     num_products: int = 3
     """Unseen products that are answered side by side."""

@@ -75,6 +75,7 @@ class Story:
                 num_virtual_tokens=plan.num_virtual_tokens if init is None else None,
                 init=init,
                 batch_size=plan.batch_size,
+                learning_rate=plan.learning_rate,
                 num_steps=num_steps,
                 evaluation_interval_steps=plan.evaluation_interval_steps,
                 early_stop_patience=0,
