@@ -40,14 +40,18 @@ class Story:
         async with AsyncClient(services.trainer_endpoint, services.inference_endpoint) as client:
             await self._upload(client)
             with self._act("Train version 1"):
-                first = await self._train(client, "version 1", self._spec(self.plan.first_steps, PublishPolicy("default")))
+                first = await self._train(
+                    client, "version 1", self._spec(self.plan.first_steps, self.plan.learning_rate, PublishPolicy("default"))
+                )
             with self._act("Wait until it is served"):
                 await self._wait_until_served(client, first)
             with self._act("Unseen products: the bare model beside the prompt, one batch"):
                 await show_side_by_side(client, self.console, self.plan, first)
             with self._act("Train on from version 1"):
                 init = Init(InitMethod.FROM_PROMPT, source=f"{self.plan.prompt}@{_number(first)}")
-                second = await self._train(client, "version 2", self._spec(self.plan.second_steps, PublishPolicy("-"), init))
+                second = await self._train(
+                    client, "version 2", self._spec(self.plan.second_steps, self.plan.second_learning_rate, PublishPolicy("-"), init)
+                )
                 await self._wait_until_served(client, second)
             with self._act("Swap version 2 in under a running stream of version 1"):
                 await swap_under_load(client, self.console, self.promises, self.plan, _number(first), _number(second))
@@ -64,7 +68,7 @@ class Story:
             self.datasets = (train.dataset, heldout.dataset)
             self.console.print(f"  {train.num_examples} to train on, {heldout.num_examples} held out", markup=False)
 
-    def _spec(self, num_steps: int, publish: PublishPolicy, init: Init | None = None) -> TuningSpec:
+    def _spec(self, num_steps: int, learning_rate: float, publish: PublishPolicy, init: Init | None = None) -> TuningSpec:
         plan = self.plan
         return TuningSpec(
             prompt=plan.prompt,
@@ -75,7 +79,7 @@ class Story:
                 num_virtual_tokens=plan.num_virtual_tokens if init is None else None,
                 init=init,
                 batch_size=plan.batch_size,
-                learning_rate=plan.learning_rate,
+                learning_rate=learning_rate,
                 num_steps=num_steps,
                 evaluation_interval_steps=plan.evaluation_interval_steps,
                 early_stop_patience=0,
