@@ -23,6 +23,7 @@ from benchmarks.train.contestants import CONTESTANTS
 from benchmarks.train.gpu import measure_gpu_shape
 from benchmarks.train.workload import CASES, Case, load_model, make_rows
 from shared.allocator import tune_allocator
+from trainer_service.training.precision import pick_training_dtype
 
 WANTED_MEMORY_RATIO = 0.5
 
@@ -30,14 +31,16 @@ WANTED_MEMORY_RATIO = 0.5
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.train", description=__doc__)
     parser.add_argument("--model", required=True, help="a model directory")
-    parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
+    parser.add_argument("--dtype", default="auto", choices=["auto", "bfloat16", "float32"], help="auto: what a worker would train in here")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--cases", type=int, nargs="*", default=[0, 1, 2], help="which of the three cases")
     parser.add_argument("--gpu-shape", action="store_true", help="the cases of a 1B-class model, on a GPU")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/train.json"))
     parser.add_argument("--memory-of", choices=CONTESTANTS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.dtype == "auto":
+        arguments.dtype = str(pick_training_dtype("auto", torch.device(arguments.device))).removeprefix("torch.")
     tune_allocator()
     if arguments.memory_of:
         print(peak_bytes(arguments))

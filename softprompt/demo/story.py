@@ -37,12 +37,11 @@ class Story:
     began: float = field(default_factory=time.monotonic)
 
     async def tell(self, services: LocalServices) -> None:
+        plan = self.plan
         async with AsyncClient(services.trainer_endpoint, services.inference_endpoint) as client:
             await self._upload(client)
             with self._act("Train version 1"):
-                first = await self._train(
-                    client, "version 1", self._spec(self.plan.first_steps, self.plan.learning_rate, PublishPolicy("default"))
-                )
+                first = await self._train(client, "version 1", self._spec(plan.first_steps, plan.learning_rate, PublishPolicy("default")))
             with self._act("Wait until it is served"):
                 await self._wait_until_served(client, first)
             with self._act("Unseen products: the bare model beside the prompt, one batch"):
@@ -50,7 +49,7 @@ class Story:
             with self._act("Train on from version 1"):
                 init = Init(InitMethod.FROM_PROMPT, source=f"{self.plan.prompt}@{_number(first)}")
                 second = await self._train(
-                    client, "version 2", self._spec(self.plan.second_steps, self.plan.second_learning_rate, PublishPolicy("-"), init)
+                    client, "version 2", self._spec(plan.second_steps, plan.second_learning_rate, PublishPolicy("-"), init)
                 )
                 await self._wait_until_served(client, second)
             with self._act("Swap version 2 in under a running stream of version 1"):
