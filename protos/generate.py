@@ -22,7 +22,11 @@ SOURCES = sorted(path.relative_to(ROOT) for path in ROOT.glob("prompttuning/**/*
 def generate(target: Path) -> list[Path]:
     """Write `*_pb2.py`, `*_pb2_grpc.py` and their stubs under `target`; the paths written, relative to it."""
     plugins = [f"--{plugin}_out={target}" for plugin in ("python", "grpc_python")]
-    plugins += [f"--{plugin}_out=quiet:{target}" for plugin in ("mypy", "mypy_grpc")]
+    for plugin in ("mypy", "mypy_grpc"):  # beside this interpreter, whether or not its environment is activated
+        plugins += [
+            f"--plugin=protoc-gen-{plugin}={Path(sys.executable).parent / f'protoc-gen-{plugin}'}",
+            f"--{plugin}_out=quiet:{target}",
+        ]
     if protoc.main(["protoc", f"-I{ROOT}", f"-I{WELL_KNOWN_TYPES}", *plugins, *map(str, SOURCES)]) != 0:
         raise SystemExit("protoc failed")
     return sorted(path.relative_to(target) for path in target.glob("prompttuning/**/*_pb2*.py*") if "__pycache__" not in path.parts)
