@@ -24,10 +24,12 @@ async def show_side_by_side(client: AsyncClient, console: Console, plan: DemoPla
     """Stream every input through both."""
     inputs = unseen_inputs(plan.heldout_file, plan.num_products)
     reference = f"{plan.prompt}@{version.rpartition('/')[2]}"
+    # Small models fall into loops under greedy decoding; the same mild remedy for both sides.
+    sampling = Sampling(temperature=0, frequency_penalty=0.5, max_new_tokens=plan.answer_tokens)
     with AnswerTable(console, inputs, ("bare model", f"prompt {reference}")) as table:
 
         async def answer(row: int, column: int, prompt: str) -> None:
-            stream = client.stream(inputs[row], prompt=prompt, sampling=Sampling(temperature=0, max_new_tokens=plan.answer_tokens))
+            stream = client.stream(inputs[row], prompt=prompt, sampling=sampling)
             async for delta in stream:
                 table.append(row, column, delta.text)
 
