@@ -43,6 +43,7 @@ class Database:
         if not self.is_sqlite and parsed.get_backend_name() != "postgresql":
             raise InvalidInput.of("database_url", f"{parsed.get_backend_name()} is not supported: sqlite or postgresql")
         self._lock_file: int | None = None
+        self._closed = False
         self._writer: Any = threading.Lock() if self.is_sqlite else nullcontext()
         if self.is_sqlite:
             if not parsed.database or parsed.database == ":memory:":
@@ -65,18 +66,29 @@ class Database:
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
-        with _translated(), self.engine.connect() as connection, connection.begin():
+        with _translated(), self._connected() as connection, connection.begin():
             yield connection
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
         """A transaction that may read before it writes: on SQLite it takes the write lock first, so it never fails half-way as busy."""
-        with self._writer, _translated(), self.engine.connect() as connection:
+        with self._writer, _translated(), self._connected() as connection:
             connection = connection.execution_options(immediate=True)
             with connection.begin():
                 yield connection
 
+    @contextmanager
+    def _connected(self) -> Iterator[Connection]:
+        """A call that outlives `close` ends its connection itself: there is no pool any more that would."""
+        with self.engine.connect() as connection:
+            try:
+                yield connection
+            finally:
+                if self._closed and not connection.invalidated:
+                    connection.detach()
+
     def close(self) -> None:
+        self._closed = True
         self.engine.dispose()
         if self._lock_file is not None:
             os.close(self._lock_file)
