@@ -5,6 +5,7 @@ Published prompts: immutable versions, movable aliases. Served by the trainer, w
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf import struct_pb2 as _struct_pb2
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
@@ -162,6 +163,7 @@ class PromptVersion(_message.Message):
     PARENT_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
     ALIASES_FIELD_NUMBER: _builtins.int
+    GATE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """"prompts/{prompt}/versions/{n}"."""
     digest: _builtins.str
@@ -176,6 +178,8 @@ class PromptVersion(_message.Message):
     """Version that training started from, or empty."""
     revision: _builtins.int
     """Store revision that published it."""
+    gate: _builtins.str
+    """Why its gate let it be published, with the numbers; empty for an import."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was published."""
@@ -226,10 +230,11 @@ class PromptVersion(_message.Message):
         parent: _builtins.str = ...,
         revision: _builtins.int = ...,
         aliases: _abc.Iterable[_builtins.str] | None = ...,
+        gate: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "create_time", b"create_time", "recipe", b"recipe", "sampling_defaults", b"sampling_defaults", "template", b"template"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "base_model", b"base_model", "create_time", b"create_time", "digest", b"digest", "job", b"job", "labels", b"labels", "metrics", b"metrics", "name", b"name", "num_virtual_tokens", b"num_virtual_tokens", "parent", b"parent", "recipe", b"recipe", "revision", b"revision", "sampling_defaults", b"sampling_defaults", "size_bytes", b"size_bytes", "template", b"template"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "base_model", b"base_model", "create_time", b"create_time", "digest", b"digest", "gate", b"gate", "job", b"job", "labels", b"labels", "metrics", b"metrics", "name", b"name", "num_virtual_tokens", b"num_virtual_tokens", "parent", b"parent", "recipe", b"recipe", "revision", b"revision", "sampling_defaults", b"sampling_defaults", "size_bytes", b"size_bytes", "template", b"template"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -722,19 +727,25 @@ class WatchPromptsRequest(_message.Message):
 
     AFTER_REVISION_FIELD_NUMBER: _builtins.int
     NAME_PREFIX_FIELD_NUMBER: _builtins.int
+    STORE_ID_FIELD_NUMBER: _builtins.int
     after_revision: _builtins.int
     """Changes after this revision. Left out: start with a snapshot of everything."""
     name_prefix: _builtins.str
     """Only prompts whose names begin so."""
+    store_id: _builtins.str
+    """The `store_id` that came with `after_revision`: revisions of another store mean nothing, so FAILED_PRECONDITION if it has become
+    another one. Empty: not checked.
+    """
     def __init__(
         self,
         *,
         after_revision: _builtins.int | None = ...,
         name_prefix: _builtins.str = ...,
+        store_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_after_revision", b"_after_revision", "after_revision", b"after_revision"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_after_revision", b"_after_revision", "after_revision", b"after_revision", "name_prefix", b"name_prefix"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_after_revision", b"_after_revision", "after_revision", b"after_revision", "name_prefix", b"name_prefix", "store_id", b"store_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__after_revision: _TypeAlias = _typing.Literal["after_revision"]  # noqa: Y015
     _WhichOneofArgType__after_revision: _TypeAlias = _typing.Literal["_after_revision", b"_after_revision"]  # noqa: Y015
@@ -749,12 +760,15 @@ class WatchPromptsResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     REVISION_FIELD_NUMBER: _builtins.int
+    STORE_ID_FIELD_NUMBER: _builtins.int
     SNAPSHOT_FIELD_NUMBER: _builtins.int
     PUBLISHED_FIELD_NUMBER: _builtins.int
     ALIAS_SET_FIELD_NUMBER: _builtins.int
     DELETED_VERSION_FIELD_NUMBER: _builtins.int
     revision: _builtins.int
     """Revision after the change."""
+    store_id: _builtins.str
+    """The store that `revision` counts in. If it differs from the message before, the store was replaced: a snapshot comes with it."""
     deleted_version: _builtins.str
     """A version was deleted: its name."""
     @_builtins.property
@@ -773,6 +787,7 @@ class WatchPromptsResponse(_message.Message):
         self,
         *,
         revision: _builtins.int = ...,
+        store_id: _builtins.str = ...,
         snapshot: Global___PromptSnapshot | None = ...,
         published: Global___PromptVersion | None = ...,
         alias_set: Global___AliasChange | None = ...,
@@ -780,7 +795,7 @@ class WatchPromptsResponse(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["alias_set", b"alias_set", "change", b"change", "deleted_version", b"deleted_version", "published", b"published", "snapshot", b"snapshot"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alias_set", b"alias_set", "change", b"change", "deleted_version", b"deleted_version", "published", b"published", "revision", b"revision", "snapshot", b"snapshot"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alias_set", b"alias_set", "change", b"change", "deleted_version", b"deleted_version", "published", b"published", "revision", b"revision", "snapshot", b"snapshot", "store_id", b"store_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_change: _TypeAlias = _typing.Literal["snapshot", "published", "alias_set", "deleted_version"]  # noqa: Y015
     _WhichOneofArgType_change: _TypeAlias = _typing.Literal["change", b"change"]  # noqa: Y015
@@ -839,3 +854,213 @@ class AliasChange(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___AliasChange: _TypeAlias = AliasChange  # noqa: Y015
+
+@_typing.final
+class GetPromptStatusRequest(_message.Message):
+    """Request of GetPromptStatus."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """"prompts/{prompt}"."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetPromptStatusRequest: _TypeAlias = GetPromptStatusRequest  # noqa: Y015
+
+@_typing.final
+class GetPromptStatusResponse(_message.Message):
+    """Response of GetPromptStatus."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSIONS_FIELD_NUMBER: _builtins.int
+    REPLICAS_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    revision: _builtins.int
+    """Store revision of this answer; a replica that has seen less is behind."""
+    @_builtins.property
+    def versions(self) -> _containers.RepeatedCompositeFieldContainer[Global___VersionStatus]:
+        """Newest first."""
+
+    @_builtins.property
+    def replicas(self) -> _containers.RepeatedCompositeFieldContainer[Global___ReplicaStatus]:
+        """Replicas that are alive, of every base model, by id."""
+
+    def __init__(
+        self,
+        *,
+        versions: _abc.Iterable[Global___VersionStatus] | None = ...,
+        replicas: _abc.Iterable[Global___ReplicaStatus] | None = ...,
+        revision: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["replicas", b"replicas", "revision", b"revision", "versions", b"versions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetPromptStatusResponse: _TypeAlias = GetPromptStatusResponse  # noqa: Y015
+
+@_typing.final
+class VersionStatus(_message.Message):
+    """One version across the fleet."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSION_FIELD_NUMBER: _builtins.int
+    ALIASES_FIELD_NUMBER: _builtins.int
+    NUM_REPLICAS_FIELD_NUMBER: _builtins.int
+    SERVED_FIELD_NUMBER: _builtins.int
+    REFUSED_FIELD_NUMBER: _builtins.int
+    SERVED_BY_ALL_FIELD_NUMBER: _builtins.int
+    version: _builtins.str
+    """"prompts/{prompt}/versions/{n}"."""
+    num_replicas: _builtins.int
+    """Live replicas that have its base model: those that should serve it."""
+    served_by_all: _builtins.bool
+    """There is at least one such replica, and all of them serve it."""
+    @_builtins.property
+    def aliases(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Aliases that name it."""
+
+    @_builtins.property
+    def served(self) -> _containers.RepeatedCompositeFieldContainer[Global___ReplicaServing]:
+        """Those of them that have checked it and hold it ready. Others load a version that no alias names on its first use."""
+
+    @_builtins.property
+    def refused(self) -> _containers.RepeatedCompositeFieldContainer[Global___ReplicaRefusal]:
+        """Live replicas that refused it; those with another base model, too."""
+
+    def __init__(
+        self,
+        *,
+        version: _builtins.str = ...,
+        aliases: _abc.Iterable[_builtins.str] | None = ...,
+        num_replicas: _builtins.int = ...,
+        served: _abc.Iterable[Global___ReplicaServing] | None = ...,
+        refused: _abc.Iterable[Global___ReplicaRefusal] | None = ...,
+        served_by_all: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "num_replicas", b"num_replicas", "refused", b"refused", "served", b"served", "served_by_all", b"served_by_all", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VersionStatus: _TypeAlias = VersionStatus  # noqa: Y015
+
+@_typing.final
+class ReplicaServing(_message.Message):
+    """A version on a replica that serves it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REPLICA_FIELD_NUMBER: _builtins.int
+    LOAD_TIME_FIELD_NUMBER: _builtins.int
+    PUBLISH_TO_SERVED_FIELD_NUMBER: _builtins.int
+    replica: _builtins.str
+    """The replica's id."""
+    @_builtins.property
+    def load_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was loaded."""
+
+    @_builtins.property
+    def publish_to_served(self) -> _duration_pb2.Duration:
+        """Time from its publication until this replica could serve it. Unset: it is older than the replica."""
+
+    def __init__(
+        self,
+        *,
+        replica: _builtins.str = ...,
+        load_time: _timestamp_pb2.Timestamp | None = ...,
+        publish_to_served: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["load_time", b"load_time", "publish_to_served", b"publish_to_served"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["load_time", b"load_time", "publish_to_served", b"publish_to_served", "replica", b"replica"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReplicaServing: _TypeAlias = ReplicaServing  # noqa: Y015
+
+@_typing.final
+class ReplicaRefusal(_message.Message):
+    """A version on a replica that will not serve it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REPLICA_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    replica: _builtins.str
+    """The replica's id."""
+    reason: _builtins.str
+    """Why, with the numbers."""
+    def __init__(
+        self,
+        *,
+        replica: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason", "replica", b"replica"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReplicaRefusal: _TypeAlias = ReplicaRefusal  # noqa: Y015
+
+@_typing.final
+class ReplicaStatus(_message.Message):
+    """A live inference replica."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    BASE_MODEL_FIELD_NUMBER: _builtins.int
+    BASE_MODEL_FINGERPRINT_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    START_TIME_FIELD_NUMBER: _builtins.int
+    UPDATE_TIME_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """Its id."""
+    base_model: _builtins.str
+    """Id of its base model."""
+    base_model_fingerprint: _builtins.str
+    """Fingerprint of its base model."""
+    revision: _builtins.int
+    """Store revision that it has seen."""
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp:
+        """When it started."""
+
+    @_builtins.property
+    def update_time(self) -> _timestamp_pb2.Timestamp:
+        """When it last told."""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        base_model: _builtins.str = ...,
+        base_model_fingerprint: _builtins.str = ...,
+        revision: _builtins.int = ...,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+        update_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["start_time", b"start_time", "update_time", b"update_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "base_model_fingerprint", b"base_model_fingerprint", "id", b"id", "revision", b"revision", "start_time", b"start_time", "update_time", b"update_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReplicaStatus: _TypeAlias = ReplicaStatus  # noqa: Y015

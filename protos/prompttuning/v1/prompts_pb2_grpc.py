@@ -75,6 +75,11 @@ class PromptServiceStub:
                 request_serializer=prompttuning_dot_v1_dot_prompts__pb2.ImportPromptVersionRequest.SerializeToString,
                 response_deserializer=prompttuning_dot_v1_dot_prompts__pb2.ImportPromptVersionResponse.FromString,
                 _registered_method=True)
+        self.GetPromptStatus = channel.unary_unary(
+                '/prompttuning.v1.PromptService/GetPromptStatus',
+                request_serializer=prompttuning_dot_v1_dot_prompts__pb2.GetPromptStatusRequest.SerializeToString,
+                response_deserializer=prompttuning_dot_v1_dot_prompts__pb2.GetPromptStatusResponse.FromString,
+                _registered_method=True)
         self.WatchPrompts = channel.unary_stream(
                 '/prompttuning.v1.PromptService/WatchPrompts',
                 request_serializer=prompttuning_dot_v1_dot_prompts__pb2.WatchPromptsRequest.SerializeToString,
@@ -142,6 +147,13 @@ class PromptServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetPromptStatus(self, request, context):
+        """Where the versions of one prompt are served, as the inference replicas last told, and who refused which and why.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def WatchPrompts(self, request, context):
         """Changes of the store from a revision on: first those that already happened, then each as it happens. Doesn't end.
         """
@@ -191,6 +203,11 @@ def add_PromptServiceServicer_to_server(servicer, server):
                     servicer.ImportPromptVersion,
                     request_deserializer=prompttuning_dot_v1_dot_prompts__pb2.ImportPromptVersionRequest.FromString,
                     response_serializer=prompttuning_dot_v1_dot_prompts__pb2.ImportPromptVersionResponse.SerializeToString,
+            ),
+            'GetPromptStatus': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetPromptStatus,
+                    request_deserializer=prompttuning_dot_v1_dot_prompts__pb2.GetPromptStatusRequest.FromString,
+                    response_serializer=prompttuning_dot_v1_dot_prompts__pb2.GetPromptStatusResponse.SerializeToString,
             ),
             'WatchPrompts': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchPrompts,
@@ -415,6 +432,33 @@ class PromptService:
             '/prompttuning.v1.PromptService/ImportPromptVersion',
             prompttuning_dot_v1_dot_prompts__pb2.ImportPromptVersionRequest.SerializeToString,
             prompttuning_dot_v1_dot_prompts__pb2.ImportPromptVersionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetPromptStatus(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/prompttuning.v1.PromptService/GetPromptStatus',
+            prompttuning_dot_v1_dot_prompts__pb2.GetPromptStatusRequest.SerializeToString,
+            prompttuning_dot_v1_dot_prompts__pb2.GetPromptStatusResponse.FromString,
             options,
             channel_credentials,
             insecure,

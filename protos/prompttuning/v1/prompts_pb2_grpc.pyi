@@ -49,6 +49,8 @@ class PromptServiceStub:
     """The bytes of a version's blob (safetensors, PEFT's key)."""
     ImportPromptVersion: _grpc.StreamUnaryMultiCallable[_prompts_pb2.ImportPromptVersionRequest, _prompts_pb2.ImportPromptVersionResponse]
     """Publishes a matrix that was trained elsewhere."""
+    GetPromptStatus: _grpc.UnaryUnaryMultiCallable[_prompts_pb2.GetPromptStatusRequest, _prompts_pb2.GetPromptStatusResponse]
+    """Where the versions of one prompt are served, as the inference replicas last told, and who refused which and why."""
     WatchPrompts: _grpc.UnaryStreamMultiCallable[_prompts_pb2.WatchPromptsRequest, _prompts_pb2.WatchPromptsResponse]
     """Changes of the store from a revision on: first those that already happened, then each as it happens. Doesn't end."""
 
@@ -73,6 +75,8 @@ class PromptServiceAsyncStub(PromptServiceStub):
     """The bytes of a version's blob (safetensors, PEFT's key)."""
     ImportPromptVersion: _aio.StreamUnaryMultiCallable[_prompts_pb2.ImportPromptVersionRequest, _prompts_pb2.ImportPromptVersionResponse]  # type: ignore[assignment]
     """Publishes a matrix that was trained elsewhere."""
+    GetPromptStatus: _aio.UnaryUnaryMultiCallable[_prompts_pb2.GetPromptStatusRequest, _prompts_pb2.GetPromptStatusResponse]  # type: ignore[assignment]
+    """Where the versions of one prompt are served, as the inference replicas last told, and who refused which and why."""
     WatchPrompts: _aio.UnaryStreamMultiCallable[_prompts_pb2.WatchPromptsRequest, _prompts_pb2.WatchPromptsResponse]  # type: ignore[assignment]
     """Changes of the store from a revision on: first those that already happened, then each as it happens. Doesn't end."""
 
@@ -142,6 +146,14 @@ class PromptServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_prompts_pb2.ImportPromptVersionResponse, _abc.Awaitable[_prompts_pb2.ImportPromptVersionResponse]]:
         """Publishes a matrix that was trained elsewhere."""
+
+    @_abc_1.abstractmethod
+    def GetPromptStatus(
+        self,
+        request: _prompts_pb2.GetPromptStatusRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_prompts_pb2.GetPromptStatusResponse, _abc.Awaitable[_prompts_pb2.GetPromptStatusResponse]]:
+        """Where the versions of one prompt are served, as the inference replicas last told, and who refused which and why."""
 
     @_abc_1.abstractmethod
     def WatchPrompts(

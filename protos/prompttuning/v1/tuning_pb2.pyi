@@ -518,21 +518,29 @@ class PublishPolicy(_message.Message):
 
     ALIAS_FIELD_NUMBER: _builtins.int
     GATE_FIELD_NUMBER: _builtins.int
+    WAIT_UNTIL_SERVED_FIELD_NUMBER: _builtins.int
     alias: _builtins.str
     """Alias that is moved to the new version. Empty: "default". "-" moves none."""
     @_builtins.property
     def gate(self) -> Global___PublishGate:
         """Conditions; left out: always publish."""
 
+    @_builtins.property
+    def wait_until_served(self) -> _duration_pb2.Duration:
+        """After publishing, the job goes on until every live replica of its base model serves the version, or one refuses it, but at most this
+        long; `serving` of its result says how it stood then. At most an hour. Left out: the job ends when the version is published.
+        """
+
     def __init__(
         self,
         *,
         alias: _builtins.str = ...,
         gate: Global___PublishGate | None = ...,
+        wait_until_served: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["gate", b"gate"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["gate", b"gate", "wait_until_served", b"wait_until_served"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias", "gate", b"gate"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias", "gate", b"gate", "wait_until_served", b"wait_until_served"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1069,6 +1077,8 @@ class TuningResult(_message.Message):
     NEAREST_TOKENS_FIELD_NUMBER: _builtins.int
     SCORE_STABILITY_FIELD_NUMBER: _builtins.int
     BEST_STEP_FIELD_NUMBER: _builtins.int
+    SERVED_BY_ALL_FIELD_NUMBER: _builtins.int
+    SERVING_FIELD_NUMBER: _builtins.int
     published: _builtins.bool
     """Whether a version was published."""
     version: _builtins.str
@@ -1083,6 +1093,10 @@ class TuningResult(_message.Message):
     """Standard deviation of the metric over the last evaluations."""
     best_step: _builtins.int
     """Step that the published matrix is from."""
+    served_by_all: _builtins.bool
+    """Whether every live replica served the version when the job ended. Unset unless the job was to wait for that."""
+    serving: _builtins.str
+    """How many replicas served it then, and which refused it and why."""
     @_builtins.property
     def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
         """Held-out metrics of the tuned prompt."""
@@ -1118,12 +1132,16 @@ class TuningResult(_message.Message):
         nearest_tokens: _abc.Iterable[Global___NearestToken] | None = ...,
         score_stability: _builtins.float = ...,
         best_step: _builtins.int = ...,
+        served_by_all: _builtins.bool | None = ...,
+        serving: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_served_by_all", b"_served_by_all", "served_by_all", b"served_by_all"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alias_moved", b"alias_moved", "bare_metrics", b"bare_metrics", "best_step", b"best_step", "current_metrics", b"current_metrics", "digest", b"digest", "gate_decision", b"gate_decision", "metrics", b"metrics", "nearest_tokens", b"nearest_tokens", "published", b"published", "score_stability", b"score_stability", "template_metrics", b"template_metrics", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_served_by_all", b"_served_by_all", "alias_moved", b"alias_moved", "bare_metrics", b"bare_metrics", "best_step", b"best_step", "current_metrics", b"current_metrics", "digest", b"digest", "gate_decision", b"gate_decision", "metrics", b"metrics", "nearest_tokens", b"nearest_tokens", "published", b"published", "score_stability", b"score_stability", "served_by_all", b"served_by_all", "serving", b"serving", "template_metrics", b"template_metrics", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__served_by_all: _TypeAlias = _typing.Literal["served_by_all"]  # noqa: Y015
+    _WhichOneofArgType__served_by_all: _TypeAlias = _typing.Literal["_served_by_all", b"_served_by_all"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__served_by_all) -> _WhichOneofReturnType__served_by_all | None: ...
 
 Global___TuningResult: _TypeAlias = TuningResult  # noqa: Y015
 
