@@ -20,6 +20,7 @@ _FINISH_REASONS = {
     FinishReason.DEADLINE: generation_pb2.FINISH_REASON_DEADLINE,
     FinishReason.CANCELLED: generation_pb2.FINISH_REASON_CANCELLED,
     FinishReason.ERROR: generation_pb2.FINISH_REASON_UNSPECIFIED,
+    FinishReason.INTERNAL: generation_pb2.FINISH_REASON_UNSPECIFIED,
 }
 _STATES = {
     VersionState.LOADED: generation_pb2.LoadedPrompt.STATE_LOADED,

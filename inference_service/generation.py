@@ -13,6 +13,7 @@ from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
 
 from inference_service.engine.async_engine import AsyncEngine
+from inference_service.engine.isolation import StepFailed
 from inference_service.engine.request import (
     CandidateScore,
     Delta,
@@ -231,6 +232,8 @@ class AnswerTrim:
 
 
 def _raise_if_failed(delta: Delta, begun: bool) -> None:
+    if delta.finish_reason is FinishReason.INTERNAL:
+        raise StepFailed(delta.error)
     if delta.finish_reason is FinishReason.ERROR:
         raise PreconditionFailed(delta.error or "the engine could not go on with this request")
     if begun or delta.token_ids:

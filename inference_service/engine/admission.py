@@ -20,7 +20,8 @@ class Admission:
 
     def check(self, request: GenerationRequest | ScoreRequest) -> None:
         """Raises InvalidInput, NotFound or Overloaded. A full queue is told first: it is the cheapest to find out."""
-        self._check_room(len(request.input_ids))
+        if not (isinstance(request, GenerationRequest) and request.always_admitted):
+            self._check_room(len(request.input_ids))
         virtual = self._prefixes.num_virtual(request.prefix_id)
         count = len(request.input_ids)
         if isinstance(request, GenerationRequest):

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from uuid import uuid4
 
 from inference_service.engine.engine import Engine, Output
+from inference_service.engine.isolation import StepFailed
 from inference_service.engine.request import (
     Delta,
     FinishReason,
@@ -25,7 +26,7 @@ from inference_service.engine.request import (
 )
 from inference_service.engine.stats import EngineObserver, EngineStats
 from inference_service.engine.text_stream import merge
-from shared.errors import AlreadyExists, Cancelled, DamagedBlob, DeadlineExceeded, SoftPromptError, Unavailable
+from shared.errors import AlreadyExists, Cancelled, DamagedBlob, DeadlineExceeded, PreconditionFailed, SoftPromptError, Unavailable
 from shared.soft_prompt import SoftPrompt
 
 log = logging.getLogger(__name__)
@@ -128,7 +129,8 @@ class AsyncEngine:
             self._close(request.request_id)
 
     async def score(self, request: ScoreRequest) -> ScoreResult:
-        """Raises like `generate`, and DeadlineExceeded or Cancelled where a stream would end with that reason."""
+        """Raises like `generate`, and where a stream would end with such a reason DeadlineExceeded, Cancelled, PreconditionFailed (numbers
+        that are not finite) or StepFailed."""
         stream = self._open(request)
         try:
             delta = await stream.take()
@@ -140,19 +142,23 @@ class AsyncEngine:
             raise DeadlineExceeded("the deadline passed before all candidates were scored")
         if delta.finish_reason is FinishReason.CANCELLED:
             raise Cancelled("the engine is stopping")
-        raise Unavailable(delta.error or "the score could not be computed")
+        if delta.finish_reason is FinishReason.INTERNAL:
+            raise StepFailed(delta.error)
+        raise PreconditionFailed(delta.error or "the score could not be computed")
 
     async def top_logprobs(self, prefix_id: str | None, input_ids: tuple[int, ...], k: int, priority: int = 0) -> list[tuple[int, float]]:
         """The k most likely first tokens after the input, with natural log-probabilities: the replay of a golden record.
 
-        Raises DamagedBlob if the model's numbers are not finite there.
+        A full queue does not refuse it. Raises DamagedBlob if the model's numbers are not finite there, Unavailable if a step failed.
         """
         sampling = SamplingParams(temperature=0.0, max_new_tokens=1, num_logprobs=k, ignore_eos=True)
-        request = GenerationRequest(f"replay-{uuid4().hex}", tuple(input_ids), sampling, prefix_id, priority)
+        request = GenerationRequest(f"replay-{uuid4().hex}", tuple(input_ids), sampling, prefix_id, priority, always_admitted=True)
         top: list[tuple[int, float]] = []
         async for delta in self.generate(request):
-            if delta.error:
+            if delta.finish_reason is FinishReason.ERROR:
                 raise DamagedBlob(delta.error)
+            if delta.finish_reason is FinishReason.INTERNAL:
+                raise Unavailable(delta.error)
             for logprob in delta.logprobs:
                 top = list(logprob.top)
         return top
@@ -227,6 +233,8 @@ class AsyncEngine:
                 while self._inbox:
                     self._inbox.popleft()()
                 self._post(self._engine.step())
+                if self._engine.broken:
+                    raise StepFailed("one step after the other fails")
         except BaseException as error:
             log.exception("the engine's step loop died")
             self._failure = f"the engine stopped working ({type(error).__name__})"
@@ -236,7 +244,9 @@ class AsyncEngine:
     def _submit(self, request: GenerationRequest | ScoreRequest) -> None:
         try:
             self._engine.submit(request)
-        except SoftPromptError as error:
+        except Exception as error:
+            if not isinstance(error, SoftPromptError):
+                log.exception("request %s could not be taken", request.request_id)
             self._notify(self._deliver, [(request.request_id, error)], self._engine.stats())
 
     def _cancel(self, request_id: str) -> None:

@@ -5,6 +5,7 @@ step:  schedule -> run -> sample -> update -> collect
 
 from __future__ import annotations
 
+import logging
 import random
 import time
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from inference_service.engine.admission import Admission
 from inference_service.engine.config import EngineConfig
 from inference_service.engine.detokenizer import DetokenizerFactory
 from inference_service.engine.faster_modules import speed_up
+from inference_service.engine.isolation import compute_each_alone
 from inference_service.engine.kv_cache import RowKVCache
 from inference_service.engine.memory import free_bytes, plan_memory
 from inference_service.engine.model_runner import ModelRunner, Runner
@@ -35,6 +37,11 @@ from shared.base_model import BaseModel
 from shared.errors import AlreadyExists
 from shared.soft_prompt import SoftPrompt
 
+log = logging.getLogger(__name__)
+
+MAX_FAILED_STEPS = 5
+NOT_FINITE = "the model's output is not finite for this input and soft prompt"
+
 
 @dataclass(frozen=True)
 class Output:
@@ -43,6 +50,15 @@ class Output:
     request_id: str
     delta: Delta
     score: ScoreResult | None = None
+
+
+@dataclass(frozen=True)
+class _Results:
+    """Of a plan's forward pass: a token for each sequence that samples, and each score's rows of logits by request id."""
+
+    sampling: list[Sequence]
+    sampled: list[Sampled]
+    scored: dict[str, torch.Tensor]
 
 
 class Engine:
@@ -67,6 +83,7 @@ class Engine:
         self._scores: dict[str, scoring.Tally] = {}
         self._totals = EngineStats()
         self._arrivals = 0
+        self._failed_steps = 0
 
     @classmethod
     def from_base_model(cls, base: BaseModel, config: EngineConfig | None = None) -> Engine:
@@ -115,13 +132,14 @@ class Engine:
             arrival=self._arrivals,
             candidates=request.candidates if isinstance(request, ScoreRequest) else (),
         )
-        if sequence.prefix_id is not None:
-            self.prefixes.hold(sequence.prefix_id)
         model_ends = frozenset() if sampling.ignore_eos else self.base.stop_token_ids
         stream = TextStream(sequence, self._detokenizers(), model_ends | sampling.stop_token_ids, self.config.max_length)
+        tally = None if generation else scoring.Tally(sequence)
+        if sequence.prefix_id is not None:
+            self.prefixes.hold(sequence.prefix_id)
         self._streams[sequence.request_id] = stream
-        if not generation:
-            self._scores[sequence.request_id] = scoring.Tally(sequence)
+        if tally is not None:
+            self._scores[sequence.request_id] = tally
         self.scheduler.add(sequence)
 
     def cancel(self, request_id: str, reason: FinishReason = FinishReason.CANCELLED) -> Output | None:
@@ -136,15 +154,23 @@ class Engine:
         plan = self.scheduler.schedule(begun)
         if not plan.chunks:
             return outputs
-        logits = self.runner.run(plan, self.prefixes)
-        sampling = [chunk.sequence for chunk in plan.chunks if chunk.samples]
-        picked, scored = scoring.split(plan.chunks, logits)
-        sampled = sample(picked, sampling, [self._streams[s.request_id].end_ids for s in sampling]) if sampling else []
-        self.scheduler.complete(plan)
-        outputs += self._collect(sampling, sampled)
-        outputs += self._collect_scores(plan, scored)
-        self._account(plan, len(sampled), self.clock() - begun)
+        try:
+            computed = [(plan, self._compute(plan))]
+        except Exception as error:
+            computed, failures = self._recover(plan, error)
+            outputs += failures
+        for done, results in computed:
+            self.scheduler.complete(done)
+            outputs += self._collect(results)
+            outputs += self._collect_scores(done, results.scored)
+        self._failed_steps = 0 if computed else self._failed_steps + 1
+        self._account(plan, sum(len(results.sampled) for _, results in computed), self.clock() - begun)
         return outputs
+
+    @property
+    def broken(self) -> bool:
+        """Whether so many steps failed entirely, one after the other, that the device or the engine must be at fault."""
+        return self._failed_steps >= MAX_FAILED_STEPS
 
     def load_prefix(self, prefix_id: str, soft_prompt: SoftPrompt) -> None:
         """Compute and keep the prefix KV. Raises PreconditionFailed for another model's prompt, DamagedBlob if it is not finite here."""
@@ -190,14 +216,40 @@ class Engine:
         if not set(self._scores) <= live:
             raise IntegrityError("a score outlived its request")
 
-    def _collect(self, sequences: list[Sequence], sampled: list[Sampled]) -> list[Output]:
+    def _compute(self, plan: StepPlan) -> _Results:
+        """Run the model and sample. Changes no books, so that it may be done again for a part of the plan."""
+        logits = self.runner.run(plan, self.prefixes)
+        sampling = [chunk.sequence for chunk in plan.chunks if chunk.samples]
+        picked, scored = scoring.split(plan.chunks, logits)
+        sampled = sample(picked, sampling, [self._streams[s.request_id].end_ids for s in sampling]) if sampling else []
+        return _Results(sampling, sampled, scored)
+
+    def _recover(self, plan: StepPlan, error: Exception) -> tuple[list[tuple[StepPlan, _Results]], list[Output]]:
+        """After a step that raised: what could be computed chunk by chunk, and the end of those that could not."""
+        log.error("a step of %d requests raised; each is tried alone", len(plan.chunks), exc_info=error)
+        self.scheduler.pool.forget_all()
+        found = compute_each_alone(plan, self._compute)
+        for chunk in found.postponed:
+            self.scheduler.preempt(chunk.sequence, keep=False)
+        outputs = []
+        for chunk, reason in found.failed:
+            log.error("request %s can't be computed", chunk.sequence.request_id, exc_info=reason)
+            outputs.append(self._fail(chunk.sequence, FinishReason.INTERNAL, "the engine could not compute this request"))
+        return found.computed, outputs
+
+    def _collect(self, results: _Results) -> list[Output]:
         now = self.clock()
         outputs = []
-        for sequence, token in zip(sequences, sampled, strict=True):
+        for sequence, token in zip(results.sampling, results.sampled, strict=True):
             if not token.ok:
                 outputs.append(self._fail(sequence))
                 continue
-            delta = self._streams[sequence.request_id].push(token.token_id, token.logprob, now)
+            try:
+                delta = self._streams[sequence.request_id].push(token.token_id, token.logprob, now)
+            except Exception:
+                log.exception("request %s: its text can't be made", sequence.request_id)
+                outputs.append(self._fail(sequence, FinishReason.INTERNAL, "the engine could not make text of this request's tokens"))
+                continue
             outputs.append(Output(sequence.request_id, delta))
             if delta.finish_reason is not None:
                 self._release(sequence, delta.finish_reason, now)
@@ -219,17 +271,21 @@ class Engine:
                 outputs.append(Output(sequence.request_id, Delta(finish_reason=FinishReason.LENGTH), result))
         return outputs
 
-    def _fail(self, sequence: Sequence) -> Output:
-        """The model's numbers are not finite for this sequence: it ends, and its row is made finite for the next holder."""
+    def _fail(self, sequence: Sequence, reason: FinishReason = FinishReason.ERROR, error: str = NOT_FINITE) -> Output:
+        """The sequence ends, and its row is made finite for the next holder."""
         row = sequence.row
-        output = self._end(sequence, FinishReason.ERROR, "the model's output is not finite for this input and soft prompt")
+        output = self._end(sequence, reason, error)
         if row is not None:
             self.runner.scrub(row)
         return output
 
     def _end(self, sequence: Sequence, reason: FinishReason, error: str = "") -> Output:
         now = self.clock()
-        delta = self._streams[sequence.request_id].end(reason, now, error)
+        try:
+            delta = self._streams[sequence.request_id].end(reason, now, error)
+        except Exception:
+            log.exception("request %s: the rest of its text can't be made", sequence.request_id)
+            delta = Delta(finish_reason=reason, usage=sequence.usage, timing=timing(sequence, now), seed=sequence.seed, error=error)
         self._release(sequence, reason, now)
         return Output(sequence.request_id, delta)
 

@@ -132,6 +132,8 @@ class GenerationRequest:
     """Higher runs first; equal priorities run by arrival."""
     deadline: float | None = None
     """On the clock of `time.monotonic()`, in seconds; honoured while waiting and while running."""
+    always_admitted: bool = False
+    """Taken also when the queue is full: the service's own golden replays, which must not wait for the load to go."""
 
 
 @dataclass(frozen=True)
@@ -153,6 +155,9 @@ class FinishReason(StrEnum):
     DEADLINE = "DEADLINE"
     CANCELLED = "CANCELLED"
     ERROR = "ERROR"
+    """The model's numbers are not finite for this input and soft prompt."""
+    INTERNAL = "INTERNAL"
+    """The engine could not compute it: a defect, or a device that fails."""
 
 
 @dataclass(frozen=True)
@@ -195,7 +200,7 @@ class Delta:
     seed: int | None = None
     """The seed in use, also when the engine drew it; on the first and the last delta."""
     error: str = ""
-    """With finish reason ERROR: what went wrong, in words for the caller."""
+    """With finish reason ERROR or INTERNAL: what went wrong, in words for the caller."""
 
 
 @dataclass(frozen=True)

@@ -183,6 +183,12 @@ class RowPool:
             if row.remains is not None and row.remains.prefix_id == prefix_id:
                 row.remains, row.length = None, 0
 
+    def forget_all(self) -> None:
+        """Drop what all released rows remember: a step failed, and nobody knows what it wrote."""
+        for row in self.rows:
+            if row.remains is not None:
+                row.remains, row.length = None, 0
+
     def check_integrity(self) -> None:
         """Raise IntegrityError where the books do not balance. Call it at any step boundary."""
         if self.committed_blocks > self.max_blocks:

@@ -12,11 +12,17 @@ rank gives way (vLLM's preemption by recomputation).
 from __future__ import annotations
 
 from bisect import insort
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from inference_service.engine.request import FinishReason
 from inference_service.engine.rows import IntegrityError, RowOp, RowPool, blocks_for
 from inference_service.engine.sequence import Sequence
+
+WORTH_WAITING_TOKENS = 32
+"""A step more costs about as much as so many positions of prefill."""
+MAX_POSTPONED = 32
+"""Looking further down the queue would cost more time than it saves."""
 
 
 @dataclass(frozen=True)
@@ -89,8 +95,10 @@ class Scheduler:
             if chunk is not None:
                 chunks.append(chunk)
                 budget -= chunk.num_positions
-        while budget > 0 and self.waiting and self.num_preemptions == preempted_before:
-            chunk = self._start(self.waiting[0], budget, now)
+        for sequence in self._ready():
+            if budget <= 0 or self.num_preemptions > preempted_before:
+                break
+            chunk = self._start(sequence, budget, now)
             if chunk is None:
                 break
             chunks.append(chunk)
@@ -112,7 +120,7 @@ class Scheduler:
         """Free all that the sequence holds, wherever it is. Its row keeps its content for reuse unless the sequence failed."""
         sequence.finish_reason = reason
         if sequence.row is not None:
-            self.pool.release(sequence.row, keep=reason is not FinishReason.ERROR)
+            self.pool.release(sequence.row, keep=reason not in (FinishReason.ERROR, FinishReason.INTERNAL))
             sequence.row = None
             self.running.remove(sequence)
         else:
@@ -143,11 +151,33 @@ class Scheduler:
             if ops is not None:
                 self._ops.extend(ops)
                 return chunk
-            self._preempt(max(self.running, key=lambda s: s.rank))
+            self.preempt(max(self.running, key=lambda s: s.rank))
         return None
 
+    def _ready(self) -> Iterator[Sequence]:
+        """Waiting sequences by rank, without those that find much of their input computed if they wait for this step to end.
+
+        Requests with one instruction that arrive together would each compute it; so the first does, and the others start from its row
+        a step later. Whoever they wait for runs, so they don't wait for ever.
+        """
+        postponed = 0
+        for sequence in list(self.waiting):
+            if self.pool.reuse and postponed < MAX_POSTPONED and any(self._computes_soon(other, sequence) for other in self.running):
+                postponed += 1
+            else:
+                yield sequence
+
+    @staticmethod
+    def _computes_soon(other: Sequence, sequence: Sequence) -> bool:
+        """Whether a running prefill is about to compute at least WORTH_WAITING_TOKENS of what the sequence begins with."""
+        done = max(0, other.num_computed - other.num_virtual)
+        wanted = done + WORTH_WAITING_TOKENS
+        if other.prefix_id != sequence.prefix_id or other.num_uncomputed < WORTH_WAITING_TOKENS or wanted >= len(sequence.tokens):
+            return False
+        return other.tokens[:wanted] == sequence.tokens[:wanted]
+
     def _start(self, sequence: Sequence, budget: int, now: float) -> Chunk | None:
-        """Admit the first in the queue if a row and memory for its whole input, and one block more for each running sequence, are there."""
+        """Admit a waiting sequence if a row and memory for its whole input, and one block more for each running sequence, are there."""
         headroom = len(self.running)
         idle = self.pool.max_blocks - self.pool.held_blocks
         if self.running and blocks_for(sequence.length) + headroom > idle:
@@ -155,7 +185,7 @@ class Scheduler:
         acquired = self.pool.acquire(sequence, sequence.length)
         if acquired is None:
             return None
-        self.waiting.pop(0)
+        self.waiting.remove(sequence)
         self.running.append(sequence)
         self._ops.extend(acquired.ops)
         sequence.row, sequence.num_computed = acquired.row, acquired.num_computed
@@ -184,10 +214,11 @@ class Scheduler:
             room -= len(candidate) - 1
         return Chunk(sequence, row, start, left, samples=False, branches=tuple(branches))
 
-    def _preempt(self, victim: Sequence) -> None:
+    def preempt(self, victim: Sequence, *, keep: bool = True) -> None:
+        """Back to the queue with its tokens. Without `keep`, what its row holds is not to be trusted."""
         if victim.row is None:
             raise IntegrityError(f"{victim.request_id} is preempted without running")
-        self.pool.release(victim.row)
+        self.pool.release(victim.row, keep=keep)
         self.running.remove(victim)
         victim.row, victim.num_computed = None, 0
         victim.num_preemptions += 1

@@ -8,10 +8,14 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+import torch
 
 from inference_service.engine.async_engine import AsyncEngine
-from inference_service.engine.engine import Engine
+from inference_service.engine.engine import MAX_FAILED_STEPS, Engine
+from inference_service.engine.isolation import StepFailed
+from inference_service.engine.prefix_cache import PrefixCache
 from inference_service.engine.request import Delta, FinishReason, GenerationRequest, ScoreRequest
+from inference_service.engine.scheduler import StepPlan
 from inference_service.engine.text_stream import merge
 from shared.errors import AlreadyExists, InvalidInput, NotFound, Overloaded, Unavailable
 from tests.inference_service.engine.builders import greedy, reference, small_config, soft_prompt, tiny_base
@@ -178,3 +182,65 @@ async def test_when_the_thread_dies_nobody_hangs(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(Unavailable):
         await subject.load_prefix("b", soft_prompt(subject.engine.base))
     await subject.stop()
+
+
+async def test_a_step_that_raises_is_an_internal_error_of_its_requests_alone(engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = engine.engine.runner.run
+
+    def flaky(plan: StepPlan, prefixes: PrefixCache) -> torch.Tensor:
+        if any(chunk.sequence.request_id.startswith("bad") for chunk in plan.chunks):
+            raise MemoryError("one row too many")
+        return run(plan, prefixes)
+
+    monkeypatch.setattr(engine.engine.runner, "run", flaky)
+    good = asyncio.create_task(collect(engine, GenerationRequest("good", IDS, greedy(60), "a")))
+    await until(lambda: engine.stats().running == 1)
+    bad = await collect(engine, GenerationRequest("bad", IDS, greedy(5), "a"))
+    assert bad.finish_reason is FinishReason.INTERNAL
+    with pytest.raises(StepFailed):
+        await engine.score(ScoreRequest("bad score", IDS, ((5,), (6, 7)), "a"))
+    assert len((await good).token_ids) == 60
+    assert engine.healthy
+
+
+async def test_failing_step_after_step_makes_the_engine_unhealthy(monkeypatch: pytest.MonkeyPatch) -> None:
+    subject = build()
+    subject.start()
+
+    def fail(*args: object) -> torch.Tensor:
+        raise RuntimeError("the device is gone")
+
+    monkeypatch.setattr(subject.engine.runner, "run", fail)
+    for i in range(MAX_FAILED_STEPS):
+        assert (await collect(subject, GenerationRequest(f"r{i}", IDS, greedy(5)))).finish_reason is FinishReason.INTERNAL
+    await until(lambda: not subject.healthy)
+    with pytest.raises(Unavailable):
+        await collect(subject, GenerationRequest("late", IDS, greedy(5)))
+    await subject.stop()
+
+
+async def test_a_replay_passes_a_full_queue() -> None:
+    subject = build(max_waiting=1, max_running=1)
+    subject.start()
+    await subject.load_prefix("a", soft_prompt(subject.engine.base))
+    running = asyncio.create_task(collect(subject, GenerationRequest("r0", IDS, greedy(100), "a")))
+    await until(lambda: subject.stats().running == 1)
+    waiting = asyncio.create_task(collect(subject, GenerationRequest("r1", IDS, greedy(5), "a")))
+    await until(lambda: subject.stats().waiting == 1)
+    with pytest.raises(Overloaded):
+        await collect(subject, GenerationRequest("r2", IDS, greedy(5), "a"))
+    assert len(await subject.top_logprobs("a", IDS, 3, priority=9)) == 3
+    await asyncio.gather(running, waiting)
+    await subject.check_integrity()
+    await subject.stop()
+
+
+async def test_what_no_submit_expects_reaches_the_caller_and_not_the_thread(engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    def surprise(request: object) -> None:
+        raise TypeError("unexpected")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(engine.engine.admission, "check", surprise)
+        with pytest.raises(TypeError):
+            await collect(engine, GenerationRequest("r", IDS, greedy(5)))
+    assert len((await collect(engine, GenerationRequest("r", IDS, greedy(5)))).token_ids) == 5

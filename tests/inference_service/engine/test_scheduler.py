@@ -189,3 +189,53 @@ def test_everything_ends_whatever_comes(inputs: list[tuple[int, int, int, int]],
             if item.finish_reason is None and item.num_generated >= new:
                 subject.finish(item, FinishReason.LENGTH)
     assert all(item.finish_reason is FinishReason.LENGTH and item.num_generated == new for item, new, _ in arriving)
+
+
+def beginning_alike(arrival: int, num_common: int, num_own: int = 5, *, num_virtual: int = 0) -> Sequence:
+    item = sequence(arrival, num_common + num_own, num_virtual=num_virtual)
+    item.tokens[:num_common] = range(num_common)
+    return item
+
+
+def test_inputs_that_arrive_together_and_begin_alike_compute_their_beginning_once() -> None:
+    subject = scheduler(num_rows=6, budget=64)
+    alike = [beginning_alike(i, 100) for i in range(4)]
+    other = sequence(9, 20)
+    for item in (*alike, other):
+        subject.add(item)
+    computed = dict.fromkeys((*alike, other), 0)
+    for _ in range(20):
+        plan = subject.schedule(0.0)
+        for chunk in plan.chunks:
+            if chunk.sequence.num_generated == 0:
+                computed[chunk.sequence] += chunk.count
+        complete(subject, plan)
+    assert computed[alike[0]] == 105
+    assert [computed[item] for item in alike[1:]] == [5, 5, 5]
+    assert computed[other] == 20
+    assert all(item.num_generated for item in (*alike, other))
+
+
+@pytest.mark.parametrize("apart", ["prefix", "short", "no reuse"])
+def test_nobody_waits_for_what_cannot_be_shared(apart: str) -> None:
+    subject = scheduler(budget=512)
+    if apart == "no reuse":
+        subject.pool.reuse = False
+    first = beginning_alike(1, 100)
+    second = beginning_alike(2, 10 if apart == "short" else 100, num_virtual=5 if apart == "prefix" else 0)
+    subject.add(first)
+    subject.add(second)
+    assert {chunk.sequence for chunk in subject.schedule(0.0).chunks} == {first, second}
+
+
+def test_whoever_waits_for_a_beginning_starts_when_its_owner_is_gone() -> None:
+    subject = scheduler(budget=16)
+    first, second = beginning_alike(1, 100), beginning_alike(2, 100)
+    subject.add(first)
+    subject.add(second)
+    complete(subject, subject.schedule(0.0))
+    assert subject.waiting == [second]
+    subject.finish(first, FinishReason.CANCELLED)
+    plan = subject.schedule(0.0)
+    assert plan.chunks[0].sequence is second
+    assert plan.chunks[0].start == 16, "what the first had computed is used"
