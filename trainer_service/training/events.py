@@ -26,6 +26,8 @@ class TrainingTask:
     """FROM_PROMPT: the matrix to start from."""
     current: SoftPrompt | None = None
     """What the alias serves now, evaluated on the same held-out data for the gate."""
+    current_version: str = ""
+    """Name of the version that the alias names now, also where its numbers would mean nothing here."""
     checkpoint: bytes | None = None
     """Resume exactly here."""
     priority: int = 0

@@ -83,7 +83,9 @@ class TuningRun:
         periodic = self._held_out(MAX_PERIODIC)
         if len(periodic) and self._state.template_metrics is None:
             self._state.template_metrics = yield from self._measure(None, periodic)
-            self._emit(Evaluated, step=0, metrics=self._state.template_metrics, is_best=False)
+            if self._hyper.init.method is not InitMethod.FROM_PROMPT:
+                self._emit(Evaluated, step=0, metrics=self._state.template_metrics, is_best=False)
+        yield from self._evaluate_source(periodic)
         while True:
             yield from self._evaluate_if_due(periodic)
             if self._is_finished():
@@ -195,15 +197,28 @@ class TuningRun:
             metrics = yield from self._measure(prompt.to(self._base_model.dtype), data)
             found.append((self._score(metrics), trainee, metrics, prompt))
         found.sort(key=lambda entry: entry[0], reverse=True)
-        score, _, metrics, prompt = found[0]
+        _, _, metrics, prompt = found[0]
+        self._keep(step, metrics, prompt)
+        if rung:
+            self._trainees = [trainee for _, trainee, _, _ in found[: 1 if last else num_survivors(len(found))]]
+
+    def _evaluate_source(self, data: EncodedDataset) -> Generator[Work, Any, None]:
+        """A version that training starts from is its first candidate: a training that only makes it worse publishes it as it was."""
+        if self._hyper.init.method is not InitMethod.FROM_PROMPT or not len(data) or self.step or self._state.history:
+            return
+        prompt = self._trainees[0].matrix().detach()
+        metrics = yield from self._measure(prompt.to(self._base_model.dtype), data)
+        self._keep(0, metrics, prompt)
+
+    def _keep(self, step: int, metrics: dict[str, float], prompt: torch.Tensor) -> None:
+        """Enter an evaluation in the history; its prompt is kept if it is the best so far."""
+        score = self._score(metrics)
         self._state.history.append(EvaluationRecord(step=step, metrics=metrics, score=score))
         is_best = self._state.best_score is None or score > self._state.best_score
         self._state.stale_evaluations = 0 if is_best else self._state.stale_evaluations + 1
         if is_best:
             self._state.best_step, self._state.best_score, self._best = step, score, prompt.clone()
         self._emit(Evaluated, step=step, metrics=metrics, is_best=is_best)
-        if rung:
-            self._trainees = [trainee for _, trainee, _, _ in found[: 1 if last else num_survivors(len(found))]]
 
     def _measure(self, prompt: torch.Tensor | None, data: EncodedDataset) -> Metrics:
         metrics = yield from evaluate(prompt, data)

@@ -9,11 +9,22 @@ import pytest
 import torch
 
 from shared.errors import AlreadyExists
+from shared.soft_prompt import SoftPrompt
 from tests.trainer_service.training.models import build
 from tests.trainer_service.training.tasks import classification, generation, of, run, task
 from trainer_service.training import cohort as cohort_module
 from trainer_service.training.cohort import Cohort
-from trainer_service.training.events import Checkpointed, Evaluated, Failed, Finished, Started, StepDone, Stopped, TrainingEvent
+from trainer_service.training.events import (
+    Checkpointed,
+    Evaluated,
+    Failed,
+    Finished,
+    Started,
+    StepDone,
+    Stopped,
+    TrainingEvent,
+    TrainingTask,
+)
 from trainer_service.training.spec import Example, InitMethod, Reparameterisation
 
 BASE = build()
@@ -212,6 +223,33 @@ def test_from_prompt_starts_at_the_source_and_labels_at_the_label_words() -> Non
     labelled = task(train=classification(), init={"method": "LABELS"}, num_steps=1, learning_rate=1e-6)
     ids = BASE.tokenizer(" good", add_special_tokens=False)["input_ids"]
     torch.testing.assert_close(_matrix(run(Cohort(BASE), labelled))[:5], BASE.embedding_table[ids], rtol=0, atol=1e-5)
+
+
+def _from(source: SoftPrompt, **hyperparameters: Any) -> TrainingTask:
+    init = {"method": "FROM_PROMPT", "source_version": "prompts/p/versions/1"}
+    return replace(task(init=init, validation=generation(6, 50), evaluation_interval_steps=5, **hyperparameters), source=source)
+
+
+@pytest.mark.parametrize("reparameterisation", ["NONE", "RESIDUAL"])
+def test_a_training_that_only_worsens_its_source_publishes_the_source(reparameterisation: str) -> None:
+    source = of(run(Cohort(BASE), task(num_steps=40, learning_rate=0.03)), Finished)[0].result.soft_prompt
+    worse = _from(source, learning_rate=9.0, reparameterisation=reparameterisation)
+    events = run(Cohort(BASE, checkpoint_interval_seconds=0), worse)
+    evaluated = of(events, Evaluated)
+    assert [(event.step, event.is_best) for event in evaluated] == [(0, True), (5, False), (10, False), (15, False), (20, False)]
+    result = of(events, Finished)[0].result
+    assert result.best_step == 0
+    torch.testing.assert_close(result.soft_prompt.embeddings, source.embeddings, rtol=0, atol=0)
+    assert result.metrics == pytest.approx(evaluated[0].metrics)
+    resumed = run(Cohort(BASE), replace(worse, checkpoint=of(events, Checkpointed)[7].data))
+    assert of(resumed, Finished)[0].result.best_step == 0
+    assert of(resumed, Evaluated)[0].step > 0, "what was evaluated is not evaluated again"
+
+
+def test_a_training_that_improves_its_source_publishes_the_improvement() -> None:
+    source = SoftPrompt(BASE.embedding_table[:6].clone())
+    result = of(run(Cohort(BASE), _from(source, learning_rate=0.03)), Finished)[0].result
+    assert result.best_step > 0
 
 
 def test_residual_reparameterisation_is_folded_into_a_plain_matrix() -> None:
