@@ -19,10 +19,10 @@ from typing import Any
 import psutil
 
 from shared.errors import Unavailable
+from trainer_service.cluster.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
-_END_SECONDS = 3.0
 _OBJECT_STORE_BYTES = 128 << 20
 """Tasks and results are small; Ray's default is a third of the machine."""
 
@@ -49,6 +49,9 @@ class RayCluster:
         """What the cluster had when it was joined, by name: CPU, GPU, ... Asking Ray again may block for as long as its head is away."""
         self._leaving = threading.Event()
         self._member: threading.Thread | None = None
+        self._watchdog: Watchdog | None = None
+        self._roots: list[psutil.Process] = []
+        """Processes that an embedded Ray was started with; all its others are their children."""
 
     @property
     def is_embedded(self) -> bool:
@@ -74,6 +77,16 @@ class RayCluster:
         self._leaving.set()
         if self._member is not None:
             await asyncio.to_thread(self._member.join, _LEAVE_SECONDS)
+        if self._watchdog is not None:
+            await asyncio.to_thread(self._watchdog.close)
+
+    def watch_processes(self) -> None:
+        """Have every process that an embedded Ray runs now ended with this one, whatever kills it. Blocks for milliseconds."""
+        if self._watchdog is None:
+            return
+        for root in self._roots:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                self._watchdog.name([root, *root.children(recursive=True)])
 
     def _join(self, joined: Future[Mapping[str, float]]) -> None:
         """Be a member until told to leave."""
@@ -82,8 +95,14 @@ class RayCluster:
         options: dict[str, Any] = {"address": self.address}
         if self.is_embedded:
             options = {"address": "local", "include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES}
+        if self.is_embedded:
+            self._watchdog = Watchdog()
+        before = set(psutil.Process().children())
         try:
             ray.init(log_to_driver=False, configure_logging=False, **options)
+            if self.is_embedded:
+                self._roots = [process for process in psutil.Process().children() if process not in before]
+                self.watch_processes()
             joined.set_result(ray.cluster_resources())
         except BaseException as error:
             joined.set_exception(error)
@@ -100,12 +119,3 @@ class RayCluster:
             os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", _DEAD_HEAD_SECONDS)
             if not os.environ.get("RAY_AUTH_TOKEN_PATH"):
                 os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-
-
-def _end_all(processes: list[psutil.Process]) -> None:
-    """Ray's agents outlive the raylet that started them by many seconds; nobody needs them any more."""
-    _, alive = psutil.wait_procs(processes, timeout=_END_SECONDS)
-    for process in alive:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
-    psutil.wait_procs(alive, timeout=_END_SECONDS)

@@ -69,6 +69,7 @@ class RayPool:
         self._workers.add(worker)
         try:
             await worker.check_software()
+            await asyncio.to_thread(self._cluster.watch_processes)
         except BaseException:
             await worker.close()
             self._workers.discard(worker)

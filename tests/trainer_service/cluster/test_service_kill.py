@@ -56,10 +56,6 @@ class TrainerProcess:
         assert self._process is not None
         return psutil.Process(self._process.pid).children(recursive=True)
 
-    def workers_and_servers(self) -> list[psutil.Process]:
-        """All but Ray's two agents: these notice a death by themselves, and end a minute or two later."""
-        return [process for process in self.descendants() if "Agent" not in " ".join(process.cmdline())]
-
     def kill(self) -> None:
         if self._process is not None:
             self._process.kill()
@@ -98,7 +94,7 @@ def trainer(tmp_path: Path, tiny_model_dir: Path) -> Iterator[TrainerProcess]:
 def request() -> tuning_pb2.CreateTuningJobRequest:
     examples = [tuning_pb2.Example(input=f"question {number}", output="yes") for number in range(24)]
     spec = tuning_pb2.TuningSpec(prompt="tone", dataset=tuning_pb2.DatasetSource(inline=tuning_pb2.InlineDataset(examples=examples)))
-    spec.hyperparameters.num_steps = 600
+    spec.hyperparameters.num_steps = 300
     spec.hyperparameters.batch_size = 4
     return tuning_pb2.CreateTuningJobRequest(spec=spec, request_id="once")
 
@@ -113,8 +109,8 @@ async def test_a_killed_trainer_leaves_nothing_behind_and_goes_on_after_its_rest
             last = response.event.number
             if response.event.progress.step > 30:
                 break
-    processes = trainer.workers_and_servers()
-    assert len(processes) >= 3
+    processes = trainer.descendants()
+    assert len(processes) >= 5, "Ray's servers, its agents, and a worker"
     trainer.kill()
     await until(lambda: all(gone(process) for process in processes), seconds=30)
 

