@@ -26,7 +26,8 @@ class Watchdog:
 
     def __init__(self) -> None:
         # A session of its own: a Ctrl-C or a kill that is meant for the service's group must not end it before its time.
-        self._process = subprocess.Popen([sys.executable, "-I", __file__], stdin=subprocess.PIPE, text=True, start_new_session=True)
+        command, nobody = [sys.executable, "-I", __file__], subprocess.DEVNULL
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=nobody, text=True, start_new_session=True)
         self._named: set[tuple[int, float]] = set()
         self._lock = threading.Lock()
 
