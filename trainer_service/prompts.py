@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 
 from shared.blob import MAX_BLOB_BYTES, decode_blob
-from shared.errors import Conflict, InvalidInput
+from shared.errors import Conflict, InvalidInput, PreconditionFailed
 from shared.manifest import Manifest
 from shared.names import PromptReference, check_alias, check_name, parse_version_name
 from shared.store import (
@@ -19,6 +19,7 @@ from shared.store import (
     Commit,
     PromptRecord,
     PromptStore,
+    ReplicaRecord,
     StoreIndex,
     VersionDeleted,
     VersionPublished,
@@ -26,6 +27,7 @@ from shared.store import (
     watch,
 )
 from shared.store.alias import Expected
+from shared.store.fleet import Serving, serving
 from trainer_service.base_models import BaseModels
 from trainer_service.chunks import UploadSlots, timely
 from trainer_service.imports import ImportRequest, import_job, imported_blob
@@ -57,10 +59,20 @@ class Version:
 
 
 @dataclass(frozen=True)
+class PromptStatus:
+    """Where each version of a prompt is served, newest first, and the replicas that are alive."""
+
+    versions: tuple[tuple[Version, Serving], ...]
+    replicas: tuple[ReplicaRecord, ...]
+    revision: int
+
+
+@dataclass(frozen=True)
 class PromptChange:
-    """One change of the store: exactly one field beside `revision` is set."""
+    """One change of the store `store_id`: exactly one of the fields after it is set."""
 
     revision: int
+    store_id: str
     snapshot: tuple[PromptRecord, ...] | None = None
     published: Version | None = None
     alias_moved: AliasMoved | None = None
@@ -138,13 +150,38 @@ class Prompts:
         record = await asyncio.to_thread(self._store.publish, request.prompt, blob, job=import_job(request), alias=request.alias or None)
         return Version(self._store.index().prompt(request.prompt), record), manifest
 
-    async def watch(self, after_revision: int | None, name_prefix: str) -> AsyncGenerator[PromptChange, None]:
-        """Changes after a revision, for ever; None, or a revision that the log no longer reaches: everything as it is, first."""
+    async def status(self, prompt: str) -> PromptStatus:
+        """Raises NotFound."""
+        index = await self._fresh()
+        record = index.prompt(prompt)
+        replicas = await asyncio.to_thread(self._store.list_replicas)
+        versions = sorted(record.versions.values(), key=lambda version: -version.version)
+        return PromptStatus(
+            tuple((Version(record, version), serving(version, replicas)) for version in versions), tuple(replicas), index.revision
+        )
+
+    async def watch(self, after_revision: int | None, name_prefix: str, store_id: str = "") -> AsyncGenerator[PromptChange, None]:
+        """Changes after a revision, for ever; None, or a revision that the log no longer reaches: everything as it is, first.
+
+        `store_id` is the store that the revision is of (empty: not checked). Raises PreconditionFailed if this is another one.
+        """
         if after_revision is not None and after_revision < 0:
             raise InvalidInput.of("after_revision", f"must not be negative, but is {after_revision}")
+        if store_id:
+            await self._check_store(store_id)
         async for changes in watch(self._store, after_revision):
-            for change in _flatten(changes, name_prefix):
+            for change in _flatten(changes, self._store.id, name_prefix):
                 yield change
+
+    async def _check_store(self, store_id: str) -> None:
+        await asyncio.to_thread(self._store.refresh, check=True)
+        if store_id != self._store.id:
+            raise PreconditionFailed(
+                f"after_revision is of the prompt store {store_id[:40]!r}, and this one is {self._store.id!r}: the store was replaced; "
+                "watch again without after_revision and forget what you knew",
+                store_id=self._store.id,
+                expected=store_id[:80],
+            )
 
     async def _fresh(self) -> StoreIndex:
         return await asyncio.to_thread(self._store.refresh)
@@ -171,23 +208,24 @@ def _expected(prompt: str, alias: str, current: Alias | None, version: int | Non
     return version or None
 
 
-def _flatten(changes: Changes, name_prefix: str) -> Iterator[PromptChange]:
+def _flatten(changes: Changes, store_id: str, name_prefix: str) -> Iterator[PromptChange]:
     if changes.restarted:
         prompts = changes.index.list_prompts(limit=len(changes.index.prompts))
-        yield PromptChange(changes.index.revision, snapshot=tuple(prompt for prompt in prompts if prompt.name.startswith(name_prefix)))
+        found = tuple(prompt for prompt in prompts if prompt.name.startswith(name_prefix))
+        yield PromptChange(changes.index.revision, store_id, snapshot=found)
         return
     for commit in changes.commits:
         for operation in commit.ops:
             if operation.prompt.startswith(name_prefix):
-                yield _change(commit, operation, changes.index)
+                yield _change(commit, store_id, operation, changes.index)
 
 
-def _change(commit: Commit, operation: VersionPublished | AliasMoved | VersionDeleted, index: StoreIndex) -> PromptChange:
+def _change(commit: Commit, store_id: str, operation: VersionPublished | AliasMoved | VersionDeleted, index: StoreIndex) -> PromptChange:
     match operation:
         case VersionPublished(prompt, version, digest, size_bytes, job, summary):
             record = VersionRecord(prompt, version, digest, size_bytes, job, commit.time, commit.revision, summary)
-            return PromptChange(commit.revision, published=Version(index.prompt(prompt), record))
+            return PromptChange(commit.revision, store_id, published=Version(index.prompt(prompt), record))
         case AliasMoved():
-            return PromptChange(commit.revision, alias_moved=operation)
+            return PromptChange(commit.revision, store_id, alias_moved=operation)
         case VersionDeleted():
-            return PromptChange(commit.revision, deleted=operation)
+            return PromptChange(commit.revision, store_id, deleted=operation)

@@ -49,6 +49,7 @@ class Heartbeat:
             base_model_fingerprint=self._base_model.fingerprint,
             revision=self._registry.index.revision,
             started_at=self._started_at,
+            heartbeat_seconds=self._interval_seconds,
             loaded=tuple(loaded),
             refused=tuple(refused),
         )

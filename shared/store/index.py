@@ -126,6 +126,14 @@ class StoreIndex:
             raise NotFound("alias", str(reference), f"aliases of {reference.prompt}: {known}")
         return prompt.version(alias.pick(prompt.name, routing_key))
 
+    def current_version(self, prompt: str, alias: str) -> VersionRecord | None:
+        """What an alias names, of several the one with most of the traffic; None if there is no such alias."""
+        record = self.prompts.get(prompt)
+        named = record.aliases.get(alias) if record else None
+        if record is None or named is None:
+            return None
+        return record.version(max(named.targets, key=lambda target: (target.weight, target.version)).version)
+
     def versions(self) -> Iterator[VersionRecord]:
         for prompt in self.prompts.values():
             yield from prompt.versions.values()

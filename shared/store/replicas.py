@@ -18,7 +18,10 @@ from shared.store.layout import MAX_REPLICA_BYTES, REPLICAS, replica_key
 
 log = logging.getLogger(__name__)
 
-LIVE_SECONDS = 60.0
+LIVE_SECONDS = 30.0
+"""A replica that has told nothing for so long is gone; one that tells less often is given the time of three heartbeats."""
+
+FORGET_SECONDS = 24 * 3600.0
 
 _RECORD = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
 
@@ -45,7 +48,7 @@ class RefusedVersion(BaseModel):
 
 
 class ReplicaRecord(BaseModel):
-    """One replica at `updated_at`: a record older than `LIVE_SECONDS` is of a replica that is gone."""
+    """One replica at `updated_at`."""
 
     model_config = _RECORD
     id: ReplicaId
@@ -54,11 +57,13 @@ class ReplicaRecord(BaseModel):
     revision: int = Field(default=0, ge=0)
     started_at: Timestamp
     updated_at: Timestamp = Field(default_factory=utc_now)
+    heartbeat_seconds: float = Field(default=5.0, gt=0, le=86_400)
+    """How often it tells."""
     loaded: tuple[LoadedVersion, ...] = ()
     refused: tuple[RefusedVersion, ...] = ()
 
-    def is_live(self, now: datetime, within_seconds: float = LIVE_SECONDS) -> bool:
-        return now - parse_timestamp(self.updated_at) <= timedelta(seconds=within_seconds)
+    def is_live(self, now: datetime) -> bool:
+        return now - parse_timestamp(self.updated_at) <= timedelta(seconds=max(LIVE_SECONDS, 3 * self.heartbeat_seconds))
 
 
 class ReplicaDirectory:
@@ -73,11 +78,19 @@ class ReplicaDirectory:
             raise InvalidInput.of("replica", f"the record takes {len(data)} bytes; at most {MAX_REPLICA_BYTES} are allowed")
         self._backend.put(replica_key(record.id), data)
 
-    def list(self, within_seconds: float = LIVE_SECONDS) -> list[ReplicaRecord]:
-        """The live replicas. A record that can't be read is logged and passed over."""
+    def list(self) -> list[ReplicaRecord]:
+        """The live replicas, by id. A record that can't be read is logged and passed over."""
         now = datetime.now(UTC)
         records = (self._read(info.key) for info in self._backend.list(REPLICAS))
-        return [record for record in records if record is not None and record.is_live(now, within_seconds)]
+        return [record for record in records if record is not None and record.is_live(now)]
+
+    def forget_gone(self, older_than_seconds: float = FORGET_SECONDS) -> int:
+        """Remove what replicas left that were killed long ago. Returns how many records went."""
+        oldest = datetime.now(UTC) - timedelta(seconds=older_than_seconds)
+        gone = [info.key for info in self._backend.list(REPLICAS) if info.modified_at < oldest]
+        for key in gone:
+            self._backend.delete(key)
+        return len(gone)
 
     def remove(self, replica: str) -> None:
         """A replica that stops in good order takes its record with it."""

@@ -61,9 +61,12 @@ class PromptStore:
         """The state as last read; costs nothing and never waits."""
         return self._follower.index
 
-    def refresh(self) -> StoreIndex:
-        """Read the log to its end. With nothing new this is one small read. Raises DamagedBlob if an entry can't be read."""
-        return self._follower.refresh()
+    def refresh(self, check: bool = False) -> StoreIndex:
+        """Read the log to its end. With nothing new this is one small read. Raises DamagedBlob if an entry can't be read.
+
+        `check` makes sure now, and not within a minute, that the log was not cut and the store is still the same one.
+        """
+        return self._follower.refresh(check)
 
     def changes_since(self, revision: int | None) -> Changes:
         """Refresh, then every commit after `revision` in order; None asks for the present state only."""

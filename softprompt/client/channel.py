@@ -22,7 +22,15 @@ RETRIED_METHODS = {
         "CancelTuningJob",
         "GetServiceInfo",
     ),
-    "PromptService": ("ListPrompts", "GetPrompt", "ListPromptVersions", "GetPromptVersion", "DownloadPromptVersion", "WatchPrompts"),
+    "PromptService": (
+        "ListPrompts",
+        "GetPrompt",
+        "ListPromptVersions",
+        "GetPromptVersion",
+        "GetPromptStatus",
+        "DownloadPromptVersion",
+        "WatchPrompts",
+    ),
     "GenerationService": ("Generate", "GenerateStream", "Score", "CountTokens", "GetModelInfo", "ListLoadedPrompts"),
 }
 _RETRY_POLICY = {

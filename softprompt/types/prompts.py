@@ -53,3 +53,85 @@ class PromptVersion:
     parent: str
     revision: int
     aliases: tuple[str, ...]
+    gate: str
+    """Why its gate let it be published, with the numbers."""
+
+
+@dataclass(frozen=True)
+class ReplicaServing:
+    """A version on a replica that serves it; `publish_to_served_seconds` is None if the version is older than the replica."""
+
+    replica: str
+    load_time: datetime | None
+    publish_to_served_seconds: float | None
+
+
+@dataclass(frozen=True)
+class ReplicaRefusal:
+    replica: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class VersionStatus:
+    """One version across the fleet; `num_replicas` counts the live replicas of its base model."""
+
+    version: str
+    aliases: tuple[str, ...]
+    num_replicas: int
+    served: tuple[ReplicaServing, ...]
+    refused: tuple[ReplicaRefusal, ...]
+    served_by_all: bool
+
+
+@dataclass(frozen=True)
+class ReplicaStatus:
+    id: str
+    base_model: str
+    base_model_fingerprint: str
+    revision: int
+    start_time: datetime | None
+    update_time: datetime | None
+
+
+@dataclass(frozen=True)
+class PromptStatus:
+    """Where the versions of a prompt are served (newest first), and every replica that is alive, of any base model."""
+
+    versions: tuple[VersionStatus, ...]
+    replicas: tuple[ReplicaStatus, ...]
+    revision: int
+
+
+@dataclass(frozen=True)
+class PromptChange:
+    """One change of the store. `revision` and `store_id` together are where to go on watching."""
+
+    revision: int
+    store_id: str
+
+
+@dataclass(frozen=True)
+class Snapshot(PromptChange):
+    """Everything as it is: forget what was known before. At the start, and when the log no longer reaches back, or is another store's."""
+
+    prompts: tuple[Prompt, ...]
+
+
+@dataclass(frozen=True)
+class Published(PromptChange):
+    version: PromptVersion
+
+
+@dataclass(frozen=True)
+class AliasSet(PromptChange):
+    """`alias` without targets: it was removed."""
+
+    prompt: str
+    alias: Alias
+
+
+@dataclass(frozen=True)
+class Deleted(PromptChange):
+    version: str
+    """ "prompts/{prompt}/versions/{n}"."""

@@ -126,6 +126,8 @@ class PublishPolicy:
 
     alias: str = ""
     gate: PublishGate | None = None
+    wait_until_served_seconds: float | None = None
+    """The job ends when every live replica serves the version, or one refuses it, but at most so long after its publication."""
 
 
 @dataclass(frozen=True)
@@ -213,6 +215,12 @@ class TuningResult:
     nearest_tokens: tuple[NearestToken, ...]
     score_stability: float
     best_step: int
+    current_version: str
+    """What the alias named when the prompts were compared: the version that `current_metrics` are of."""
+    served_by_all: bool | None
+    """None unless the job was to wait for it."""
+    serving: str
+    """How many live replicas served the version when the job ended, and which refused it and why."""
 
 
 @dataclass(frozen=True)

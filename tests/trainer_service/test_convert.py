@@ -84,7 +84,7 @@ SPEC = TuningSpec(
         seed=0,
         search=False,
     ),
-    publish=PublishPolicy(alias="staging", gate=PublishGate(beat_bare_model=True, minimum_metric=0.0)),
+    publish=PublishPolicy(alias="staging", gate=PublishGate(beat_bare_model=True, minimum_metric=0.0), wait_until_served_seconds=30),
     priority=-3,
     max_runtime_seconds=90.5,
     sampling_defaults=SamplingDefaults(
@@ -190,6 +190,9 @@ def test_every_field_of_a_job_is_told() -> None:
             nearest_tokens=(NearestToken(text="a", cosine=0.5),),
             score_stability=0.1,
             best_step=4,
+            current_version="prompts/a/versions/1",
+            served_by_all=False,
+            serving="served by 1 of 2",
         ),
         create_time=NOW,
         start_time=NOW,

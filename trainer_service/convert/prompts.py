@@ -12,12 +12,14 @@ from shared.errors import InvalidInput
 from shared.manifest import Manifest, parse_timestamp
 from shared.names import version_name
 from shared.store.commit import MAX_TARGETS, MAX_WEIGHT, AliasTarget
+from shared.store.fleet import Serving
 from shared.store.index import Alias, PromptRecord, VersionRecord
+from shared.store.replicas import LoadedVersion, ReplicaRecord
 from shared.template import Template
 from trainer_service.convert.common import alias_from_wire, base_model_to_wire, sampling_to_wire, template_from_wire, template_to_wire
-from trainer_service.convert.fields import to_timestamp
+from trainer_service.convert.fields import to_duration, to_timestamp
 from trainer_service.imports import ImportRequest, is_import
-from trainer_service.prompts import PromptChange, Version
+from trainer_service.prompts import PromptChange, PromptStatus, Version
 from trainer_service.violations import Violations
 
 _MAX_VERSION = 999_999_999
@@ -80,6 +82,7 @@ def version_to_wire(version: Version, manifest: Manifest | None = None) -> promp
         message.sampling_defaults.CopyFrom(sampling_to_wire(manifest.sampling_defaults))
         recipe: Any = manifest.recipe
         message.recipe.update(recipe)
+        message.gate = manifest.gate if isinstance(manifest.gate, str) else ""
     return message
 
 
@@ -106,7 +109,7 @@ def import_from_wire(header: prompts_pb2.ImportHeader) -> ImportRequest:
 
 
 def change_to_wire(change: PromptChange) -> prompts_pb2.WatchPromptsResponse:
-    message = prompts_pb2.WatchPromptsResponse(revision=change.revision)
+    message = prompts_pb2.WatchPromptsResponse(revision=change.revision, store_id=change.store_id)
     if change.snapshot is not None:
         message.snapshot.CopyFrom(prompts_pb2.PromptSnapshot(prompts=[prompt_to_wire(prompt) for prompt in change.snapshot]))
     elif change.published is not None:
@@ -118,3 +121,42 @@ def change_to_wire(change: PromptChange) -> prompts_pb2.WatchPromptsResponse:
     elif change.deleted is not None:
         message.deleted_version = version_name(change.deleted.prompt, change.deleted.version)
     return message
+
+
+def status_to_wire(status: PromptStatus) -> prompts_pb2.GetPromptStatusResponse:
+    return prompts_pb2.GetPromptStatusResponse(
+        versions=[_version_status(version, stands) for version, stands in status.versions],
+        replicas=[_replica(replica) for replica in status.replicas],
+        revision=status.revision,
+    )
+
+
+def _version_status(version: Version, stands: Serving) -> prompts_pb2.VersionStatus:
+    return prompts_pb2.VersionStatus(
+        version=version.record.name,
+        aliases=version.prompt.aliases_of(version.record.version),
+        num_replicas=stands.num_replicas,
+        served=[_serving(replica, loaded) for replica, loaded in stands.served],
+        refused=[prompts_pb2.ReplicaRefusal(replica=replica, reason=refusal.reason) for replica, refusal in stands.refused],
+        served_by_all=stands.by_all,
+    )
+
+
+def _serving(replica: str, loaded: LoadedVersion) -> prompts_pb2.ReplicaServing:
+    seconds = loaded.publish_to_served_seconds
+    return prompts_pb2.ReplicaServing(
+        replica=replica,
+        load_time=to_timestamp(parse_timestamp(loaded.loaded_at)),
+        publish_to_served=None if seconds is None else to_duration(seconds),
+    )
+
+
+def _replica(record: ReplicaRecord) -> prompts_pb2.ReplicaStatus:
+    return prompts_pb2.ReplicaStatus(
+        id=record.id,
+        base_model=record.base_model,
+        base_model_fingerprint=record.base_model_fingerprint,
+        revision=record.revision,
+        start_time=to_timestamp(parse_timestamp(record.started_at)),
+        update_time=to_timestamp(parse_timestamp(record.updated_at)),
+    )

@@ -114,12 +114,16 @@ def _publish_from_wire(message: tuning_pb2.PublishPolicy, violations: Violations
     if alias:
         with violations.collected():
             check_alias(alias, "spec.publish.alias")
-    if not message.HasField("gate"):
-        return PublishPolicy(alias=alias)
-    values = {"beat_bare_model": message.gate.beat_bare_model, "beat_current": message.gate.beat_current}
-    values |= present(message.gate, ["minimum_metric"])
-    gate = build(PublishGate, values, "spec.publish.gate", {}, violations)
-    return PublishPolicy(alias=alias, gate=gate)
+    policy: dict[str, object] = {"alias": alias}
+    if message.HasField("gate"):
+        values = {"beat_bare_model": message.gate.beat_bare_model, "beat_current": message.gate.beat_current}
+        values |= present(message.gate, ["minimum_metric"])
+        policy["gate"] = build(PublishGate, values, "spec.publish.gate", {}, violations)
+    if message.HasField("wait_until_served"):
+        field = "spec.publish.wait_until_served"
+        policy["wait_until_served_seconds"] = from_duration(message.wait_until_served, field, violations)
+    names = {"wait_until_served_seconds": "wait_until_served"}
+    return build(PublishPolicy, policy, "spec.publish", names, violations) or PublishPolicy()
 
 
 def spec_to_wire(spec: TuningSpec) -> tuning_pb2.TuningSpec:
@@ -156,10 +160,12 @@ def _common_to_wire(spec: TuningSpec) -> tuning_pb2.TuningSpec:
     gate = None
     if spec.publish.gate is not None:
         gate = tuning_pb2.PublishGate(**spec.publish.gate.model_dump())
+    seconds = spec.publish.wait_until_served_seconds
+    wait = None if seconds is None else to_duration(seconds)
     message = tuning_pb2.TuningSpec(
         prompt=spec.prompt,
         dataset=tuning_pb2.DatasetSource(dataset=spec.dataset),
-        publish=tuning_pb2.PublishPolicy(alias=spec.publish.alias or NO_ALIAS, gate=gate),
+        publish=tuning_pb2.PublishPolicy(alias=spec.publish.alias or NO_ALIAS, gate=gate, wait_until_served=wait),
         priority=spec.priority,
         sampling_defaults=sampling_to_wire(spec.sampling_defaults),
         annotations=spec.annotations,

@@ -186,6 +186,7 @@ class Follower:
         with bind(job=job.id, prompt=job.spec.prompt):
             try:
                 task = await self._prepare(job)
+                tracker.current_version = task.current_version
                 if self._handle is not None:
                     await self._handle.add(task)
             except WorkerLost as error:
@@ -267,7 +268,7 @@ class Follower:
         """Keep the outcome first: from here on a crash can't lose the training."""
         record = self._jobs[job_id]
         try:
-            outcome = await self._context.slow.call(make_outcome, record.job, trained)
+            outcome = await self._context.slow.call(make_outcome, record.job, trained, tracker.current_version)
         except (SoftPromptError, ValueError) as error:
             log.exception("a trained prompt can't be written as a version")
             await self._fail(job_id, tracker, JobError(code="INTERNAL", message=f"the trained prompt can't be published: {error}"[:500]))

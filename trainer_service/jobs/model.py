@@ -24,6 +24,7 @@ from trainer_service.training.spec import HyperparameterRequest, TaskKind, Train
 MIN_PRIORITY, MAX_PRIORITY = -100, 100
 MAX_ANNOTATIONS = 32
 MAX_REQUEST_ID_CHARS = 128
+MAX_WAIT_UNTIL_SERVED_SECONDS = 3600.0
 
 
 class _Frozen(BaseModel):
@@ -53,6 +54,8 @@ class PublishPolicy(_Frozen):
     alias: str = DEFAULT_ALIAS
     """Moved to the new version. Empty: none is moved."""
     gate: PublishGate | None = None
+    wait_until_served_seconds: float | None = Field(default=None, gt=0, le=MAX_WAIT_UNTIL_SERVED_SECONDS)
+    """The job ends when every live replica serves the version, but at most so long after its publication. None: when it is published."""
 
 
 class TuningSpec(_Frozen):
@@ -154,6 +157,12 @@ class JobResult(_Measured):
     nearest_tokens: tuple[NearestToken, ...] = ()
     score_stability: float = 0.0
     best_step: int = 0
+    current_version: str = ""
+    """What the alias named when the prompts were compared."""
+    served_by_all: bool | None = None
+    """None: the job was not to wait for it."""
+    serving: str = ""
+    """How many replicas served the version when the job ended, and which refused it and why."""
 
 
 class Job(_Frozen):

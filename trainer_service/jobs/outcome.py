@@ -32,8 +32,11 @@ class Outcome:
         return cls(JobResult.model_validate_json(data[_LENGTH_BYTES:end]), data[end:])
 
 
-def make_outcome(job: Job, trained: TrainingResult) -> Outcome:
-    """Ask the gate, and build the version's blob. Raises InvalidInput if the result can't be written as one."""
+def make_outcome(job: Job, trained: TrainingResult, current_version: str = "") -> Outcome:
+    """Ask the gate, and build the version's blob; `current_version` is what the trained prompt was compared with.
+
+    Raises InvalidInput if the result can't be written as a version.
+    """
     decision = decide(
         job.spec.publish.gate,
         job.effective.training.hyperparameters.metric,
@@ -50,6 +53,7 @@ def make_outcome(job: Job, trained: TrainingResult) -> Outcome:
         nearest_tokens=tuple(NearestToken(text=token.text, cosine=token.cosine) for token in trained.nearest_tokens),
         score_stability=trained.score_stability,
         best_step=trained.best_step,
+        current_version=current_version,
     )
     return Outcome(result, _blob(job, trained, decision.reason) if decision.publish else b"")
 

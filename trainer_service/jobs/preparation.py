@@ -9,7 +9,7 @@ from typing import Protocol
 
 from shared.blob import decode_blob
 from shared.errors import NotFound, PreconditionFailed
-from shared.names import PromptReference, parse_version_name
+from shared.names import parse_version_name
 from shared.soft_prompt import SoftPrompt
 from shared.store.store import PromptStore
 from trainer_service.jobs.checkpoints import FileKind, JobFiles
@@ -34,6 +34,7 @@ class Preparation:
     def make_task(self, job: Job) -> TrainingTask:
         """Raises Unavailable when something is away, any other SoftPromptError when this job can't be trained any more."""
         train, validation = self._examples(job)
+        current_version, current = self._current(job)
         return TrainingTask(
             job_id=job.id,
             attempt=job.attempt,
@@ -41,7 +42,8 @@ class Preparation:
             train=train,
             validation=validation,
             source=self._source(job),
-            current=self._current(job),
+            current=current,
+            current_version=current_version,
             checkpoint=self._files.load(job.id, FileKind.CHECKPOINT),
             priority=job.spec.priority,
         )
@@ -61,15 +63,14 @@ class Preparation:
             raise PreconditionFailed(f"{prompt}@{version} has hidden size {blob.manifest.hidden_size}, the base model another one")
         return blob.soft_prompt
 
-    def _current(self, job: Job) -> SoftPrompt | None:
-        """What the alias names now, if it is for the same base model: for another one its numbers would mean nothing."""
-        alias = job.spec.publish.alias
-        if not alias:
-            return None
+    def _current(self, job: Job) -> tuple[str, SoftPrompt | None]:
+        """What the alias names now; its matrix only if it is for the same base model: for another one its numbers would mean nothing."""
+        version = self._prompt_store.refresh().current_version(job.spec.prompt, job.spec.publish.alias)
+        if version is None:
+            return "", None
         try:
-            version = self._prompt_store.refresh().resolve(PromptReference(job.spec.prompt, alias, None))
             blob = decode_blob(self._prompt_store.fetch(version.digest))
         except NotFound:
-            return None
+            return version.name, None
         same = blob.manifest.base_model.fingerprint == job.effective.base_model.fingerprint
-        return blob.soft_prompt if same else None
+        return version.name, blob.soft_prompt if same else None

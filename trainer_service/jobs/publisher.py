@@ -1,4 +1,4 @@
-"""Publishes what was trained, exactly once, however often it must be tried.
+"""Publishes what was trained, exactly once, however often it must be tried; then waits for the fleet, if the job is to.
 
 The prompt store knows which job made a version, so a repeated publication finds the first. While the store is away the outcome stays
 with the job, through restarts.
@@ -10,8 +10,9 @@ import asyncio
 import logging
 import time
 
-from shared.errors import SoftPromptError, Unavailable
+from shared.errors import Conflict, SoftPromptError, Unavailable
 from shared.log import bind
+from shared.store.alias import ANYTHING, Expected
 from shared.store.store import PromptStore, PublishedVersion
 from trainer_service.jobs import moves
 from trainer_service.jobs.checkpoints import FileKind
@@ -20,6 +21,7 @@ from trainer_service.jobs.model import Job, JobError, Note
 from trainer_service.jobs.outcome import Outcome
 from trainer_service.jobs.record import Record
 from trainer_service.jobs.scheduler import retry_delay_seconds
+from trainer_service.jobs.served import wait_until_served
 from trainer_service.jobs.states import JobState
 from trainer_service.jobs.store import StaleAttempt
 
@@ -79,7 +81,7 @@ class Publisher:
                 if await self._is_cancelling(job):
                     await self._cancel(job, outcome)
                     return
-                version = await self._context.slow.call(self._put, job, outcome)
+                version, alias_moved = await self._context.slow.call(self._put, job, outcome)
             except Unavailable as error:
                 failures += 1
                 self._context.observer.publish_failed(job)
@@ -95,17 +97,45 @@ class Publisher:
                 await self._fail(job, JobError(code="PUBLISH_FAILED", message=error.message))
                 return
             else:
-                await self._succeed(job, outcome, version)
+                await self._succeed(job, outcome, version, alias_moved)
                 return
 
     async def _load(self, job: Job) -> Outcome | None:
         data = await self._context.slow.insist(self._context.files.load, job.id, FileKind.OUTCOME)
         return Outcome.decode(data) if data is not None else None
 
-    def _put(self, job: Job, outcome: Outcome) -> PublishedVersion:
-        return self._prompt_store.publish(
-            job.spec.prompt, outcome.blob, job=job.name, alias=job.spec.publish.alias or None, actor=job.caller[:200]
-        )
+    def _put(self, job: Job, outcome: Outcome) -> tuple[PublishedVersion, bool]:
+        """The version, and whether the alias moved to it.
+
+        A job that was to beat the current version moves the alias only from that very version: if another one has taken its place since
+        the comparison, nothing is known about which is better.
+        """
+        prompt, alias, actor = job.spec.prompt, job.spec.publish.alias or None, job.caller[:200]
+        try:
+            expected = self._expected(job, outcome)
+            version = self._prompt_store.publish(prompt, outcome.blob, job=job.name, alias=alias, expected=expected, actor=actor)
+        except Conflict as error:
+            log.warning("published without moving the alias: %s", error.message)
+            version = self._prompt_store.publish(prompt, outcome.blob, job=job.name, alias=None, actor=actor)
+        return version, self._has_moved(job, version)
+
+    def _expected(self, job: Job, outcome: Outcome) -> Expected:
+        """What the alias must name. Raises Conflict if it isn't what the trained prompt was compared with."""
+        prompt, alias, gate = job.spec.prompt, job.spec.publish.alias, job.spec.publish.gate
+        if gate is None or not gate.beat_current or not alias or self._find(job) is not None:
+            return ANYTHING
+        index = self._prompt_store.refresh()
+        current = index.current_version(prompt, alias)
+        name = "" if current is None else current.name
+        if name != outcome.result.current_version:
+            found, compared = name or "nothing", outcome.result.current_version or "nothing"
+            raise Conflict(f"{prompt}@{alias} names {found}; compared was with {compared}", current=found, expected=compared)
+        return None if current is None else index.prompt(prompt).aliases[alias].targets
+
+    def _has_moved(self, job: Job, version: PublishedVersion) -> bool:
+        """Publication and move are one commit; an alias that last moved before it was left alone."""
+        alias = self._prompt_store.index().prompt(version.prompt).aliases.get(job.spec.publish.alias)
+        return alias is not None and alias.revision >= version.revision
 
     def _find(self, job: Job) -> PublishedVersion | None:
         prompt = self._prompt_store.refresh().prompts.get(job.spec.prompt)
@@ -119,19 +149,34 @@ class Publisher:
         """Unless a lost answer or a predecessor had published it already: then it has succeeded."""
         version = await self._context.slow.call(self._find, job)
         if version is not None:
-            await self._succeed(job, outcome, version)
+            await self._succeed(job, outcome, version, self._has_moved(job, version))
             return
         await self._context.change(job.id, lambda record: moves.left_worker(record, time.time()), attempt=job.attempt)
         await self._clean(job)
 
-    async def _succeed(self, job: Job, outcome: Outcome, version: PublishedVersion | None) -> None:
+    async def _succeed(self, job: Job, outcome: Outcome, version: PublishedVersion | None, alias_moved: bool = False) -> None:
         result = outcome.result
         if version is not None:
-            published = {"published": True, "version": version.name, "digest": version.digest, "alias_moved": bool(job.spec.publish.alias)}
+            published: dict[str, object] = {"published": True, "version": version.name, "digest": version.digest}
+            decision = result.gate_decision
+            if job.spec.publish.alias and not alias_moved:
+                alias = f"{job.spec.prompt}@{job.spec.publish.alias}"
+                decision += f"; {alias} was left alone, since it no longer names what this was compared with"
+            published |= {"alias_moved": alias_moved, "gate_decision": decision, **await self._serving(job, version)}
             result = result.model_copy(update=published)
         await self._context.change(job.id, lambda record: moves.succeeded(record, result, time.time()), attempt=job.attempt)
         log.info("job succeeded", extra={"fields": {"version": result.version, "gate": result.gate_decision}})
         await self._clean(job)
+
+    async def _serving(self, job: Job, version: PublishedVersion) -> dict[str, object]:
+        seconds = job.spec.publish.wait_until_served_seconds
+        if seconds is None:
+            return {}
+        note = Note(text=f"published {version.name}; waiting until every live replica serves it")
+        await self._context.change(job.id, lambda record: record, attempt=job.attempt, payloads=[note])
+        threads = self._context.slow
+        stands = await wait_until_served(self._prompt_store, threads, version, seconds, lambda: self._is_cancelling(job))
+        return {"served_by_all": stands.by_all, "serving": str(stands)}
 
     async def _fail(self, job: Job, error: JobError) -> None:
         await self._context.change(job.id, lambda record: moves.failed(record, error, time.time()), attempt=job.attempt)

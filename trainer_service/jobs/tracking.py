@@ -25,6 +25,8 @@ class Tracker:
         self.attempt = attempt
         self.progress = progress
         self.statistics: DatasetStatistics | None = None
+        self.current_version = ""
+        """What this attempt is compared with for the gate."""
         self.is_dirty = False
         """`progress` holds what was not told yet."""
         self._progress_seconds = progress_seconds

@@ -16,6 +16,7 @@ from trainer_service.convert.prompts import (
     change_to_wire,
     import_from_wire,
     prompt_to_wire,
+    status_to_wire,
     targets_from_wire,
     version_to_wire,
 )
@@ -80,9 +81,12 @@ class PromptServicer(prompts_pb2_grpc.PromptServiceServicer):
         version, manifest = await self._prompts.import_(import_from_wire(header), chunks)
         return pb.ImportPromptVersionResponse(version=version_to_wire(version, manifest))
 
+    async def GetPromptStatus(self, request: pb.GetPromptStatusRequest, context: Any) -> pb.GetPromptStatusResponse:
+        return status_to_wire(await self._prompts.status(prompt_of(request.name)))
+
     async def WatchPrompts(self, request: pb.WatchPromptsRequest, context: Any) -> AsyncIterator[pb.WatchPromptsResponse]:
         after = request.after_revision if request.HasField("after_revision") else None
-        changes = self._prompts.watch(after, request.name_prefix)
+        changes = self._prompts.watch(after, request.name_prefix, request.store_id)
         async with aclosing(until_draining(changes, self._draining)) as told:
             async for change in told:
                 yield change_to_wire(change)

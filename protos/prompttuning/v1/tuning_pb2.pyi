@@ -1079,6 +1079,7 @@ class TuningResult(_message.Message):
     BEST_STEP_FIELD_NUMBER: _builtins.int
     SERVED_BY_ALL_FIELD_NUMBER: _builtins.int
     SERVING_FIELD_NUMBER: _builtins.int
+    CURRENT_VERSION_FIELD_NUMBER: _builtins.int
     published: _builtins.bool
     """Whether a version was published."""
     version: _builtins.str
@@ -1097,6 +1098,10 @@ class TuningResult(_message.Message):
     """Whether every live replica served the version when the job ended. Unset unless the job was to wait for that."""
     serving: _builtins.str
     """How many replicas served it then, and which refused it and why."""
+    current_version: _builtins.str
+    """Version that the alias named when the prompts were compared: what `current_metrics` are of, and what must still be current at
+    publication for a gate with `beat_current` to let the alias move.
+    """
     @_builtins.property
     def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
         """Held-out metrics of the tuned prompt."""
@@ -1134,10 +1139,11 @@ class TuningResult(_message.Message):
         best_step: _builtins.int = ...,
         served_by_all: _builtins.bool | None = ...,
         serving: _builtins.str = ...,
+        current_version: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_served_by_all", b"_served_by_all", "served_by_all", b"served_by_all"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_served_by_all", b"_served_by_all", "alias_moved", b"alias_moved", "bare_metrics", b"bare_metrics", "best_step", b"best_step", "current_metrics", b"current_metrics", "digest", b"digest", "gate_decision", b"gate_decision", "metrics", b"metrics", "nearest_tokens", b"nearest_tokens", "published", b"published", "score_stability", b"score_stability", "served_by_all", b"served_by_all", "serving", b"serving", "template_metrics", b"template_metrics", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_served_by_all", b"_served_by_all", "alias_moved", b"alias_moved", "bare_metrics", b"bare_metrics", "best_step", b"best_step", "current_metrics", b"current_metrics", "current_version", b"current_version", "digest", b"digest", "gate_decision", b"gate_decision", "metrics", b"metrics", "nearest_tokens", b"nearest_tokens", "published", b"published", "score_stability", b"score_stability", "served_by_all", b"served_by_all", "serving", b"serving", "template_metrics", b"template_metrics", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__served_by_all: _TypeAlias = _typing.Literal["served_by_all"]  # noqa: Y015
     _WhichOneofArgType__served_by_all: _TypeAlias = _typing.Literal["_served_by_all", b"_served_by_all"]  # noqa: Y015
