@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from softprompt.types.tuning import TuningJob
 
 
+MAX_TOKENS = 8
+"""Nearest vocabulary tokens that are shown; `--json` has one for each virtual token."""
+
+
 def follow(client: Client, name: str, *, after: int = 0, as_json: bool = False) -> None:
     """Show a job's events until it has ended, then its result. JobFailed if it failed; interrupting leaves the job alone."""
     from softprompt.display.training import training_display
@@ -42,7 +46,7 @@ def follow(client: Client, name: str, *, after: int = 0, as_json: bool = False) 
 
 
 def show_result(job: TuningJob) -> None:
-    """What came out, beside what the bare model does on the same held-out examples."""
+    """What came out, beside what the bare model does on the same held-out examples, and what a person can see of the prompt."""
     result = job.result
     if result is None:
         return
@@ -50,6 +54,25 @@ def show_result(job: TuningJob) -> None:
         show(f"published {result.version}" + (" (alias moved)" if result.alias_moved else ""))
     else:
         show(f"not published: {result.gate_decision or 'the gate forbade it'}")
-    for title, metrics in (("held out", result.metrics), ("bare model", result.bare_metrics), ("version before", result.current_metrics)):
+    compared = (
+        ("held out", result.metrics),
+        ("bare model", result.bare_metrics),
+        ("with template", result.template_metrics),
+        ("version before", result.current_metrics),
+    )
+    for title, metrics in compared:
         if metrics:
             show(f"  {title:<15}{numbers(metrics)}")
+    show(f"  {'best step':<15}{result.best_step}; the score varied by {result.score_stability:.3g} over the last evaluations")
+    if job.progress is not None:
+        show(f"  {'gradient norm':<15}{job.progress.grad_norm:.3g} at the last step")
+    if result.nearest_tokens:
+        shown = ", ".join(f"{token.text!r} {token.cosine:.2f}" for token in result.nearest_tokens[:MAX_TOKENS])
+        rest = len(result.nearest_tokens) - MAX_TOKENS
+        show(f"  {'reads like':<15}{shown}" + (f" and {rest} more" if rest > 0 else ""))
+    statistics = job.dataset_statistics
+    if statistics is not None and statistics.num_overlapping:
+        show(
+            f"  {statistics.num_overlapping} of the {statistics.num_validation} held-out examples also stand in the training data: "
+            "the held-out figures flatter"
+        )

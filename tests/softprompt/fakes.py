@@ -206,9 +206,15 @@ def _end() -> generation_pb2.GenerationEnd:
 def succeeded_job() -> tuning_pb2.TuningJob:
     result = tuning_pb2.TuningResult(published=True, version="prompts/tone/versions/1", alias_moved=True, metrics={"loss": 1.25})
     result.bare_metrics["loss"] = 3.5
-    progress = tuning_pb2.TuningProgress(step=2, num_steps=2, train_loss=1.5, examples_per_second=12.5)
+    result.template_metrics["loss"] = 2.75
+    result.score_stability, result.best_step = 0.0125, 2
+    result.nearest_tokens.extend(tuning_pb2.NearestToken(text=f" word{index}", cosine=0.5) for index in range(10))
+    progress = tuning_pb2.TuningProgress(step=2, num_steps=2, train_loss=1.5, examples_per_second=12.5, grad_norm=0.75)
+    statistics = tuning_pb2.DatasetStatistics(num_train=18, num_validation=4, num_overlapping=3)
     spec = tuning_pb2.TuningSpec(prompt="tone", dataset=tuning_pb2.DatasetSource(dataset=DATASET))
-    return tuning_pb2.TuningJob(name=JOB, state=SUCCEEDED, progress=progress, result=result, spec=spec, last_event=6)
+    return tuning_pb2.TuningJob(
+        name=JOB, state=SUCCEEDED, progress=progress, result=result, spec=spec, dataset_statistics=statistics, last_event=6
+    )
 
 
 def failed_job() -> tuning_pb2.TuningJob:

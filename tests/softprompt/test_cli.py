@@ -71,6 +71,12 @@ def test_tune_follows_to_the_result(cli, here, examples):
     assert (outcome.code, outcome.out.splitlines()[0]) == (0, "published prompts/tone/versions/1 (alias moved)")
     assert "held out       loss 1.25" in outcome.out
     assert "bare model     loss 3.5" in outcome.out
+    assert "with template  loss 2.75" in outcome.out
+    assert "best step      2; the score varied by 0.0125 over the last evaluations" in outcome.out
+    assert "gradient norm  0.75 at the last step" in outcome.out
+    assert "reads like     ' word0' 0.50" in outcome.out
+    assert "and 2 more" in outcome.out
+    assert "3 of the 4 held-out examples also stand in the training data" in outcome.out
     spec = here.trainer.specs[0]
     assert (spec.hyperparameters.num_steps, spec.template.text, list(spec.labels)) == (2, "Q: {input}", ["a", "b"])
     assert not spec.hyperparameters.HasField("batch_size")

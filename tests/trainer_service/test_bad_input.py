@@ -106,6 +106,8 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
     "an infinite learning rate": (hyper(learning_rate=math.inf), f"{HYPER}.learning_rate"),
     "a negative weight decay": (hyper(weight_decay=-0.1), f"{HYPER}.weight_decay"),
     "a batch of none": (hyper(batch_size=0), f"{HYPER}.batch_size"),
+    "a batch beyond the limit": (hyper(batch_size=5000), f"{HYPER}.batch_size"),
+    "a learning rate beyond the limit": (hyper(learning_rate=11.0), f"{HYPER}.learning_rate"),
     "a batch larger than the data": (hyper(batch_size=1000), f"{HYPER}.batch_size"),
     "epochs and steps": (hyper(num_epochs=1, num_steps=1), f"{HYPER}.num_epochs"),
     "a negative seed": (hyper(seed=-1), f"{HYPER}.seed"),

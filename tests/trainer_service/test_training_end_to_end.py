@@ -49,7 +49,12 @@ async def test_a_job_is_trained_evaluated_published_and_told(training: RunningTr
     assert ended.result.alias_moved
     assert ended.result.metrics["loss"] > 0
     assert ended.result.bare_metrics["loss"] > 0
+    assert ended.result.template_metrics["loss"] > 0
+    assert ended.result.score_stability >= 0
+    assert ended.result.best_step in (2, 4, 6)
+    assert ended.progress.grad_norm > 0
     assert len(ended.result.nearest_tokens) == 6
+    assert all(token.text and -1.001 <= token.cosine <= 1.001 for token in ended.result.nearest_tokens)
     assert (ended.dataset_statistics.num_train, ended.dataset_statistics.num_validation) == (18, 2)
     assert ended.progress.step == 6
     assert ended.attempt == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from dataclasses import replace
 from typing import Any
 
@@ -73,7 +74,10 @@ def test_training_learns_and_reports_in_order() -> None:
     assert result.metrics == pytest.approx(best.metrics)
     assert result.template_metrics == evaluated[0].metrics
     assert set(result.bare_metrics) == {"loss", "token_accuracy", "accuracy", "macro_f1"}
+    assert result.bare_metrics["loss"] != result.template_metrics["loss"], "one reads the raw input, the other the rendered template"
+    assert result.score_stability == pytest.approx(statistics.pstdev(event.metrics["accuracy"] for event in evaluated[-5:]))
     assert len(result.nearest_tokens) == 6
+    assert all(event.grad_norm > 0 for event in of(events, StepDone))
     assert {len(golden.top_token_ids) for golden in result.golden} == {8}
 
 
@@ -279,3 +283,27 @@ def test_a_generation_metric_decides_the_best_checkpoint() -> None:
     events = run(Cohort(BASE), one)
     assert all(0 <= event.metrics["chrf"] <= 100 for event in of(events, Evaluated))
     assert "chrf" in of(events, Finished)[0].result.bare_metrics
+
+
+def test_balanced_classes_count_alike_whatever_their_frequency() -> None:
+    rare = tuple(Example(line=i + 1, input=f"review {i}", label="bad" if i == 5 else "good") for i in range(8))
+    losses = {}
+    for balance in (False, True):
+        one = task(train=rare, num_steps=1, batch_size=8, balance_classes=balance)
+        losses[balance] = _losses(run(Cohort(BASE), one))[0]
+    by_label = []
+    for label in ("good", "bad"):
+        some = tuple(example for example in rare if example.label == label)
+        one = task(train=some, num_steps=1, batch_size=len(some))
+        by_label.append(_losses(run(Cohort(BASE), one))[0])
+    tokens = [len(BASE.tokenizer(f" {label}", add_special_tokens=False)["input_ids"]) + 1 for label in ("good", "bad")]
+    good, bad = by_label
+    weights = {False: (7.0, 1.0), True: (4.0, 4.0)}
+    for balance, (w_good, w_bad) in weights.items():
+        total = w_good * tokens[0] + w_bad * tokens[1]
+        assert losses[balance] == pytest.approx((w_good * tokens[0] * good + w_bad * tokens[1] * bad) / total, rel=1e-4)
+
+
+def test_held_out_examples_that_stand_in_the_training_data_are_counted() -> None:
+    events = run(Cohort(BASE), task(train=generation(12), validation=generation(6, 9), num_steps=2))
+    assert of(events, Started)[0].statistics.num_overlapping == 3

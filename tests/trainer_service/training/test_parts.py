@@ -7,9 +7,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.trainer_service.training.models import build
 from tests.trainer_service.training.tasks import task
 from trainer_service.training import precision
-from trainer_service.training.evaluate import classification_metrics
+from trainer_service.training.evaluate import classification_metrics, nearest_tokens
 from trainer_service.training.fair_share import FairShare
 from trainer_service.training.optimise import AdamW, learning_rate_at
 from trainer_service.training.packing import Row, Segment, num_packed_tokens, pack
@@ -107,3 +108,11 @@ def test_training_precision_is_what_was_asked_for_else_the_measured_one(monkeypa
     assert precision.pick_training_dtype("auto", cpu) == "float32"
     seconds[torch.bfloat16] = 0.2
     assert precision.pick_training_dtype("auto", cpu) == "bfloat16"
+
+
+def test_the_nearest_token_of_an_embedding_is_that_token() -> None:
+    base = build()
+    found = nearest_tokens(base, torch.stack([base.embedding_table[70] * 3, base.embedding_table[80] - base.embedding_table[81] * 0.01]))
+    assert [token.text for token in found] == [base.tokenizer.decode([70]), base.tokenizer.decode([80])]
+    assert found[0].cosine == pytest.approx(1.0, abs=1e-5)
+    assert 0.9 < found[1].cosine < 1.0
