@@ -13,6 +13,8 @@ from pydantic_settings import NoDecode
 from shared.base_model import Device, DType, default_id
 from shared.config import ServerSettings, settings_config
 from shared.soft_prompt import MAX_VIRTUAL_TOKENS
+from shared.store.garbage import GRACE_SECONDS
+from shared.store.maintenance import MaintenancePolicy
 from trainer_service.jobs.config import JobsConfig
 from trainer_service.jobs.dataset_upload import UploadLimits
 
@@ -60,6 +62,12 @@ class TrainerSettings(ServerSettings):
     """Directory for jobs, checkpoints and datasets, and for prompts unless store_url says otherwise. Made if it isn't there."""
     store_url: str = ""
     """Prompt store: a directory, or a URL of an object store (s3://bucket/prefix). Empty: `prompts` in the data directory."""
+    keep_versions: int = Field(default=0, ge=0)
+    """Retention: of each prompt, keep so many of the newest versions and every one that an alias names; delete the others. 0: keep all."""
+    store_maintenance_seconds: float = Field(default=3600, ge=0, le=30 * 24 * 3600)
+    """Mean time between two rounds of tidying the prompt store: retention, old log entries, unwanted blobs. 0: none by this trainer."""
+    blob_grace_seconds: float = Field(default=GRACE_SECONDS, ge=60, le=365 * 24 * 3600)
+    """A blob that no version names is removed after that; longer than a publication or a replica's absence may last."""
     database_url: str = ""
     """Job database as an SQLAlchemy URL. Empty: SQLite in the data directory."""
     dataset_roots: CommaSeparated = ()
@@ -141,6 +149,10 @@ class TrainerSettings(ServerSettings):
     @property
     def resolved_store_url(self) -> str:
         return self.store_url or str(self.data_dir / "prompts")
+
+    @property
+    def maintenance(self) -> MaintenancePolicy:
+        return MaintenancePolicy(keep_versions=self.keep_versions, blob_grace_seconds=self.blob_grace_seconds)
 
     @property
     def resolved_database_url(self) -> str:

@@ -12,12 +12,14 @@ from datetime import UTC, datetime
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from shared.store.maintenance import MaintenanceReport
 from trainer_service.jobs.model import Job
 from trainer_service.jobs.states import JobState
 from trainer_service.training.events import Checkpointed, Evaluated, Failed, StepDone, TrainingEvent
 
 _STEP_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 30)
 _WAIT_BUCKETS = (0.1, 0.5, 1, 5, 10, 30, 60, 300, 900, 3600, 4 * 3600, 24 * 3600)
+_MAINTENANCE_BUCKETS = (0.01, 0.1, 0.5, 1, 5, 30, 60, 300, 1800)
 _LOSS_BUCKETS = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 1.5, 2, 3, 4, 6, 10)
 _KNOWN_ERRORS = frozenset({"NAN_LOSS", "BAD_DATA", "OUT_OF_MEMORY", "MAX_RUNTIME", "WORKER_LOST", "PUBLISH_FAILED", "INTERNAL"})
 
@@ -49,6 +51,9 @@ class TrainerMetrics:
         self._published = counter("versions_published", "Prompt versions published by jobs.")
         self._gated = counter("versions_gated", "Trained prompts that their gate kept from being published.")
         self._store_reachable = Gauge("softprompt_trainer_store_reachable", "1 while the prompt store answers.", registry=registry)
+        self._maintenance = counter("store_maintenance_rounds", "Rounds of tidying the prompt store.", ("outcome",))
+        self._maintenance_seconds = histogram("store_maintenance_seconds", "Time of one round.", _MAINTENANCE_BUCKETS)
+        self._tidied = counter("store_tidied", "What rounds of tidying removed from the prompt store.", ("what",))
         self._publish_failures = counter("publish_failures", "Attempts to publish that failed; they are tried again.")
         self._attempt_failures = counter("attempt_failures", "Attempts of jobs that failed on a worker.", ("code",))
         self._workers_launched = counter("workers_launched", "Workers started.", ("base_model",))
@@ -107,6 +112,18 @@ class TrainerMetrics:
     def worker_ended(self, base_model: str, reason: str) -> None:
         self._workers_ended.labels(base_model, reason).inc()
         self._workers.labels(base_model).dec()
+
+    def maintained(self, report: MaintenanceReport, seconds: float) -> None:
+        self._maintenance.labels("failed" if report.failures else "succeeded").inc()
+        self._maintenance_seconds.observe(seconds)
+        for what, number in (
+            ("versions", report.versions_deleted),
+            ("log_entries", report.log_entries_removed),
+            ("blobs", report.blobs_removed),
+            ("replicas", report.replicas_forgotten),
+            ("leftovers", report.leftovers_removed),
+        ):
+            self._tidied.labels(what).inc(number)
 
     def publish_failed(self, job: Job) -> None:
         self._publish_failures.inc()

@@ -32,6 +32,7 @@ from trainer_service.jobs.datasets import DatasetStore
 from trainer_service.jobs.intake import JobIntake
 from trainer_service.jobs.manager import JobManager, files_for
 from trainer_service.jobs.store import JobStore
+from trainer_service.maintenance import StoreMaintenance
 from trainer_service.metrics import TrainerMetrics
 from trainer_service.prompts import Prompts
 from trainer_service.service_info import ServiceInfo, TuningLimits
@@ -65,6 +66,7 @@ class Trainer:
     metrics: TrainerMetrics
     models: BaseModels
     store: PromptStore
+    maintenance: StoreMaintenance
     job_store: JobStore
     jobs: JobManager
 
@@ -76,6 +78,7 @@ async def build(settings: TrainerSettings, make_pool: PoolMaker) -> Trainer:
     rpc = RpcServer(settings, SERVICE_NAMES, RpcMetrics(registry), WATCHES)
     job_store = await _insist(JobStore.open, settings.resolved_database_url)
     store = await _insist(open_store, settings.resolved_store_url)
+    maintenance = StoreMaintenance(store, settings.maintenance, settings.store_maintenance_seconds, metrics)
     models = BaseModels(settings.sources)
     datasets = DatasetStore(settings.datasets_dir, settings.upload_limits, DatasetRoots(settings.dataset_roots))
     limits = TuningLimits(settings.max_virtual_tokens, settings.max_queued_jobs, settings.max_runtime_seconds)
@@ -86,7 +89,7 @@ async def build(settings: TrainerSettings, make_pool: PoolMaker) -> Trainer:
     tuning = TuningServicer(jobs, JobIntake(datasets, jobs), datasets, info, rpc.draining)
     tuning_pb2_grpc.add_TuningServiceServicer_to_server(tuning, rpc.grpc_server)
     prompts_pb2_grpc.add_PromptServiceServicer_to_server(PromptServicer(Prompts(store, models), rpc.draining), rpc.grpc_server)
-    return Trainer(settings, rpc, registry, metrics, models, store, job_store, jobs)
+    return Trainer(settings, rpc, registry, metrics, models, store, maintenance, job_store, jobs)
 
 
 async def serve(settings: TrainerSettings, stop: asyncio.Event, make_pool: PoolMaker) -> None:
@@ -117,6 +120,12 @@ async def _live(trainer: Trainer, port: int, metrics_port: int) -> None:
     _take_signals_back()
     await trainer.rpc.set_serving(True)
     announce(trainer.settings, port, metrics_port)
+    async with asyncio.TaskGroup() as group:
+        group.create_task(trainer.maintenance.run(), name="store maintenance")
+        group.create_task(_keep_saying(trainer), name="health")
+
+
+async def _keep_saying(trainer: Trainer) -> None:
     while True:
         await trainer.rpc.set_serving(await _can_serve(trainer))
         await asyncio.sleep(CHECK_SECONDS)

@@ -53,6 +53,9 @@ class ObjectBackend(Protocol):
     def delete(self, key: str) -> None:
         """Remove the object; nothing happens if it is not there."""
 
+    def sweep(self) -> int:
+        """Remove what writers left half-way that died long ago; it belongs to nobody. Returns how many things went."""
+
     def close(self) -> None:
         """Release connections. The backend is of no use afterwards."""
 

@@ -39,12 +39,12 @@ class BlobCollector:
         self._read_index = read_index
         self._oldest = datetime.now(UTC) - timedelta(seconds=grace_seconds)
 
-    def collect(self) -> list[str]:
-        """The digests of the blobs that were removed."""
+    def collect(self, stopped: Callable[[], bool]) -> list[str]:
+        """The digests of the blobs that were removed; as far as it came when `stopped` said so."""
         old = [(info.key, digest_in(info.key)) for info in self._backend.list(BLOBS) if info.modified_at <= self._oldest]
         wanted = self._wanted()
         candidates = [(key, digest) for key, digest in old if digest is not None and digest not in wanted]
-        return [digest for key, digest in candidates if self._remove(key, digest)]
+        return [digest for key, digest in candidates if not stopped() and self._remove(key, digest)]
 
     def _remove(self, key: str, digest: str) -> bool:
         info = self._backend.head(key)

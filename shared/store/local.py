@@ -44,7 +44,7 @@ class LocalBackend:
                 (self._root / _TEMPORARY).mkdir(exist_ok=True)
                 (self._root / _MARKER).touch()
                 _sync_directories([self._root])
-        self._sweep_temporary()
+        self.sweep()
 
     def get(self, key: str, max_bytes: int) -> bytes | None:
         with _as_unavailable():
@@ -98,6 +98,17 @@ class LocalBackend:
             except FileNotFoundError:
                 self._check_there()
 
+    def sweep(self) -> int:
+        """On a read-only mount there is nothing to sweep."""
+        oldest, num_removed = time.time() - _STALE_TEMPORARY_SECONDS, 0
+        with contextlib.suppress(OSError):
+            for entry in os.scandir(self._root / _TEMPORARY):
+                with contextlib.suppress(FileNotFoundError):  # its writer, or another sweeper, was faster
+                    if entry.stat(follow_symlinks=False).st_mtime < oldest:
+                        os.unlink(entry.path)
+                        num_removed += 1
+        return num_removed
+
     def close(self) -> None:
         """Nothing is held open between calls."""
 
@@ -149,14 +160,6 @@ class LocalBackend:
         for part in reversed(missing):
             part.mkdir(exist_ok=True)
         return [part.parent for part in missing]
-
-    def _sweep_temporary(self) -> None:
-        """Remove what killed processes left; a file that old belongs to nobody. On a read-only mount there is nothing to sweep."""
-        oldest = time.time() - _STALE_TEMPORARY_SECONDS
-        with contextlib.suppress(OSError):
-            for entry in os.scandir(self._root / _TEMPORARY):
-                if entry.stat(follow_symlinks=False).st_mtime < oldest:
-                    os.unlink(entry.path)
 
 
 def _info(key: str, status: os.stat_result) -> ObjectInfo:

@@ -48,5 +48,8 @@ class MemoryBackend:
         with self._lock:
             self._objects.pop(check_key(key), None)
 
+    def sweep(self) -> int:
+        return 0
+
     def close(self) -> None:
         self._objects = {}

@@ -11,7 +11,7 @@ import contextlib
 import os
 import uuid
 from collections.abc import Iterator
-from datetime import UTC, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, cast
 
 from shared.errors import InvalidInput, PreconditionFailed, Unavailable
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from obstore import ObjectMeta
     from obstore.store import ClientConfig, ObjectStore, RetryConfig
 
+_PROBES = "probe/"
+_STALE_PROBE_SECONDS = 3600
 _ENDPOINTS = ("AWS_ENDPOINT", "AWS_ENDPOINT_URL")
 _RETRY: RetryConfig = {
     "max_retries": 3,
@@ -54,7 +56,7 @@ class ObjectStoreBackend:
 
     def check_conditional_writes(self) -> None:
         """Create one object twice: the second must be refused and must not change the first."""
-        key = f"probe/{uuid.uuid4().hex}"
+        key = f"{_PROBES}{uuid.uuid4().hex}"
         try:
             first, second = self.create(key, b"first"), self.create(key, b"second")
             kept = self.get(key, max_bytes=64)
@@ -103,6 +105,14 @@ class ObjectStoreBackend:
     def delete(self, key: str) -> None:
         with _as_unavailable(), contextlib.suppress(FileNotFoundError):
             self._store.delete(check_key(key))
+
+    def sweep(self) -> int:
+        """Writes are whole or not there at all; only a probe may have been left, by a service that was killed as it started."""
+        oldest = datetime.now(UTC) - timedelta(seconds=_STALE_PROBE_SECONDS)
+        left = [info.key for info in self.list(_PROBES) if info.modified_at < oldest]
+        for key in left:
+            self.delete(key)
+        return len(left)
 
     def close(self) -> None:
         """Connections go with the object; obstore has no closing of its own."""

@@ -179,21 +179,25 @@ class PromptStore:
         self._log.write_snapshot(index)
         return index.revision
 
-    def truncate_log(self, keep: int = MAX_REPLAYED) -> int:
+    def truncate_log(self, keep: int = MAX_REPLAYED, at_least: int = 1) -> int:
         """Remove log entries but the last `keep`, behind a snapshot. Live watchers notice nothing, or start from the snapshot.
 
-        Returns how many entries went.
+        Nothing happens unless `at_least` so many could go: each cut writes a snapshot, which is the whole index. Returns how many entries went.
         """
         index = self._follower.refresh(check=True)
         up_to = index.revision - max(keep, 0)
-        if up_to <= self._log.horizon():
+        if up_to < self._log.horizon() + at_least:
             return 0
         self._log.write_snapshot(index)
         return self._log.truncate(up_to)
 
-    def collect_unreferenced_blobs(self, grace_seconds: float = GRACE_SECONDS) -> list[str]:
-        """Remove blobs that no version has named for `grace_seconds`. Returns their digests."""
-        return BlobCollector(self.backend, lambda: self._follower.refresh(check=True), grace_seconds).collect()
+    def collect_unreferenced_blobs(self, grace_seconds: float = GRACE_SECONDS, stopped: Callable[[], bool] = lambda: False) -> list[str]:
+        """Remove blobs that no version has named for `grace_seconds`, until `stopped`. Returns their digests."""
+        return BlobCollector(self.backend, lambda: self._follower.refresh(check=True), grace_seconds).collect(stopped)
+
+    def forget_gone_replicas(self) -> int:
+        """Remove the records of replicas that were killed long ago. Returns how many went."""
+        return self._replicas.forget_gone()
 
     def put_replica(self, record: ReplicaRecord) -> None:
         """A replica's heartbeat: what it has loaded and refused."""

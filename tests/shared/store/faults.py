@@ -59,6 +59,10 @@ class FaultyBackend:
 
         self._write(key, write)
 
+    def sweep(self) -> int:
+        self._check()
+        return self.inner.sweep()
+
     def close(self) -> None:
         self.inner.close()
 
