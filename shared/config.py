@@ -6,12 +6,19 @@ Each service derives its own class from `ServerSettings`; the docstring under a 
 from __future__ import annotations
 
 import os
+import re
 from typing import Literal, TypeVar
+from urllib.parse import urlsplit
 
-from pydantic import Field, ValidationError
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 SettingsType = TypeVar("SettingsType", bound=BaseSettings)
+Access = Literal["everyone", "callers", "off"]
+
+_LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1", "[::1]")
+_USER_INFO = re.compile(r"(?<=://)[^/@\s]*@")
+_SECRET_WORDS = ("password", "secret", "database_url")
 
 
 class ConfigError(Exception):
@@ -42,8 +49,86 @@ class ServerSettings(BaseSettings):
     """After SIGTERM: how long running streams may take to finish. Kubernetes' own grace period must be longer."""
     max_message_bytes: int = Field(default=16 << 20, ge=1 << 20, le=1 << 30)
     """Largest gRPC message that is accepted."""
+    max_connection_age_seconds: float = Field(default=600.0, ge=1, le=86_400)
+    """After that a client is asked to connect anew, so that load spreads over new replicas; running streams go on."""
     ready_file: str = ""
     """Where to write {"port", "metrics_port", "pid"} as JSON once the service can serve; empty: nowhere."""
+    tls_certificate_file: str = ""
+    """Certificate chain of the service, PEM. Read again when it changes, without touching open connections."""
+    tls_key_file: str = ""
+    """Its private key, PEM, without a password."""
+    tls_client_ca_file: str = ""
+    """Authority, PEM, whose certificates clients must show (mTLS); empty: clients show none."""
+    plaintext: bool = Field(default=False, validate_default=True)
+    """Serve without TLS. On a loopback host that is so without being said; on any other it must be said here."""
+    health_port: int | None = Field(default=None, ge=0, le=65535)
+    """Port of a second gRPC server that has health only, always plaintext, for probes; 0 takes a free one; unset: none."""
+    health_access: Access = "everyone"
+    """Who may ask for health on the main port: everyone, callers (those who said who they are), or off."""
+    reflection_access: Access = "callers"
+    """Likewise reflection."""
+    callers_file: str = ""
+    """JSON file of callers: how they are recognised, roles, prompts, limits (docs/security.md). Empty: everybody may do everything."""
+    oidc_issuer: str = ""
+    """Issuer of JSON Web Tokens that are accepted beside the callers file's own tokens; empty: none are."""
+    oidc_audience: str = Field(default="", validate_default=True)
+    """Audience that these tokens must be for."""
+    oidc_jwks_url: str = Field(default="", validate_default=True)
+    """URL of the issuer's keys, https (http on loopback only). Nothing else is ever fetched for a token."""
+    oidc_groups_claim: str = "groups"
+    """Claim that lists a token's groups."""
+    otlp_endpoint: str = ""
+    """Where traces go: the URL of an OTLP/HTTP receiver, for example http://collector:4318/v1/traces. Empty: nowhere."""
+
+    @field_validator("tls_key_file")
+    @classmethod
+    def _key_goes_with_certificate(cls, value: str, info: ValidationInfo) -> str:
+        if bool(value) != bool(info.data.get("tls_certificate_file", value)):
+            raise ValueError("a certificate file and a key file are set together or not at all")
+        return value
+
+    @field_validator("plaintext")
+    @classmethod
+    def _plaintext_is_meant(cls, value: bool, info: ValidationInfo) -> bool:
+        has_tls = bool(info.data.get("tls_certificate_file") or info.data.get("tls_client_ca_file"))
+        if bool(info.data.get("tls_certificate_file")) != bool(info.data.get("tls_key_file")):
+            raise ValueError("a certificate file and a key file are set together or not at all")
+        if info.data.get("tls_client_ca_file") and not info.data.get("tls_certificate_file"):
+            raise ValueError("a client CA needs a certificate file and a key file, too")
+        if value and has_tls:
+            raise ValueError("contradicts the TLS files that are set")
+        if not (value or has_tls or is_loopback(info.data.get("host", ""))):
+            raise ValueError("other machines could reach this service: set TLS_CERTIFICATE_FILE and TLS_KEY_FILE, or say true here")
+        return value
+
+    @field_validator("oidc_audience", "oidc_jwks_url")
+    @classmethod
+    def _oidc_is_whole(cls, value: str, info: ValidationInfo) -> str:
+        if bool(value) != bool(info.data.get("oidc_issuer")):
+            raise ValueError("issuer, audience and URL of the keys are set together or not at all")
+        if value and not info.data.get("callers_file"):
+            raise ValueError("needs a callers file, which says what the issuer's subjects and groups may do")
+        if value and info.field_name == "oidc_jwks_url":
+            parts = urlsplit(value)
+            if not (parts.scheme == "https" or (parts.scheme == "http" and is_loopback(parts.hostname or ""))):
+                raise ValueError("must be an https URL")
+        return value
+
+    @field_validator("otlp_endpoint")
+    @classmethod
+    def _otlp_is_http(cls, value: str) -> str:
+        if value and urlsplit(value).scheme not in ("http", "https"):
+            raise ValueError("must be an http or https URL")
+        return value
+
+    @property
+    def is_plaintext(self) -> bool:
+        return not self.tls_certificate_file
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach what listens there."""
+    return host in _LOOPBACK_HOSTS or host.startswith(("127.", "unix:"))
 
 
 def load_settings(cls: type[SettingsType]) -> SettingsType:
@@ -61,11 +146,21 @@ def load_settings(cls: type[SettingsType]) -> SettingsType:
         for detail in error.errors():
             field = str(detail["loc"][0]) if detail["loc"] else ""
             variable = next((name for name, known_field in known.items() if known_field == field), f"{prefix}{field}".upper())
-            problems.append(f"{variable}={os.environ.get(variable, '')!r}: {detail['msg']}")
-        raise ConfigError("\n".join(problems)) from error
+            problems.append(f"{variable}{_shown(cls, field, os.environ.get(variable))}: {_USER_INFO.sub('***@', detail['msg'])}")
+        raise ConfigError("\n".join(problems)) from None  # the error's own text repeats every value
     if problems:
         raise ConfigError("\n".join(problems))
     return settings
+
+
+def _shown(cls: type[BaseSettings], field: str, value: str | None) -> str:
+    """A bad value as people may see it: nothing of a secret one, no user and password of a URL."""
+    if value is None:
+        return ""
+    annotation = cls.model_fields[field].annotation if field in cls.model_fields else None
+    if annotation is SecretStr or any(word in field for word in _SECRET_WORDS):
+        return " (its value is not shown)"
+    return f"={_USER_INFO.sub('***@', value)!r}"
 
 
 def describe_settings(cls: type[BaseSettings]) -> str:

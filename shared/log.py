@@ -58,9 +58,14 @@ class ConsoleFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         time = datetime.fromtimestamp(record.created).strftime("%H:%M:%S.%f")[:-3]
-        fields = " ".join(f"{key}={value}" for key, value in fields_of(record).items())
-        text = f"{time} {record.levelname:<7} {record.getMessage()}" + (f"  {fields}" if fields else "")
+        fields = " ".join(f"{key}={_one_line(str(value))}" for key, value in fields_of(record).items())
+        text = f"{time} {record.levelname:<7} {_one_line(record.getMessage())}" + (f"  {fields}" if fields else "")
         return f"{text}\n{self.formatException(record.exc_info)}" if record.exc_info else text
+
+
+def _one_line(text: str) -> str:
+    """What a caller sent can neither begin a line of its own nor move the terminal's cursor."""
+    return text if text.isprintable() else "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
 def configure(format: str = "console", level: str = "INFO") -> None:

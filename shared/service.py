@@ -44,6 +44,9 @@ def run_service(
     tune_allocator()
     try:
         asyncio.run(_until_stopped(settings, serve))
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return EXIT_CONFIG
     except Exception:
         log.exception("the service ends with an error")
         return 1
@@ -66,13 +69,14 @@ async def _until_stopped(settings: ServiceSettings, serve: Callable[[ServiceSett
     await serve(settings, stop)
 
 
-def announce(settings: ServerSettings, port: int, metrics_port: int) -> None:
+def announce(settings: ServerSettings, port: int, metrics_port: int, health_port: int | None = None) -> None:
     """Say where the service listens, in the log and, if asked for, in the readiness file (written whole or not at all)."""
-    log.info("serving", extra={"fields": {"host": settings.host, "port": port, "metrics_port": metrics_port}})
+    ports = {"port": port, "metrics_port": metrics_port} | ({} if health_port is None else {"health_port": health_port})
+    log.info("serving", extra={"fields": {"host": settings.host, "tls": not settings.is_plaintext, **ports}})
     if settings.ready_file:
         target = Path(settings.ready_file)
         temporary = target.with_name(f"{target.name}.{os.getpid()}")
-        temporary.write_text(json.dumps({"port": port, "metrics_port": metrics_port, "pid": os.getpid()}))
+        temporary.write_text(json.dumps({**ports, "pid": os.getpid()}))
         temporary.replace(target)
 
 

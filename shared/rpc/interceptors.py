@@ -1,7 +1,9 @@
-"""The outermost interceptor of both servers: errors to statuses, request ids, one log line and the metrics of each call.
+"""The outermost interceptor of both servers: the guard, errors to statuses, request ids, one log line, metrics and span of each call.
 
 Handlers are coroutines or async generators that raise domain errors and know no status code. This module drives a generator itself
 and closes it in the same task, however the call ends: left to gRPC, a cancel at a blocked `yield` would surface in another task.
+To gRPC every method takes a stream of requests (on the wire that is the same): so a caller is known before its message is read, and
+one that opens a call and never sends its request is given up.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import re
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import aclosing, contextmanager
+from contextlib import AbstractContextManager, aclosing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,23 +25,31 @@ from google.rpc import code_pb2
 from grpc_status import rpc_status
 
 from shared import log as logs
-from shared.errors import InvalidInput
+from shared.errors import DeadlineExceeded, InvalidInput, Overloaded
 from shared.rpc.errors import status_of
+from shared.rpc.guard import Admission, Guard
 from shared.rpc.metrics import RpcMetrics
+from shared.tracing import Span, Tracing, checked_traceparent, trace_id_of
 
 log = logging.getLogger(__name__)
 
-REQUEST_ID_KEY = "x-request-id"
+REQUEST_ID_KEY, TRACE_KEY, PUSHBACK_KEY = "x-request-id", "traceparent", "grpc-retry-pushback-ms"
+FIRST_MESSAGE_SECONDS = 20.0
+"""A call whose request has not arrived after that is given up."""
+
+_MAX_PUSHBACK_SECONDS = 10.0
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 _QUIET_SERVICES = ("grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection")
 
 
 def request_id_of(context: grpc.aio.ServicerContext[Any, Any]) -> str:
     """The id that the caller sent in `x-request-id`, if it is a decent one, or a new one."""
-    for key, value in context.invocation_metadata() or ():
-        if key == REQUEST_ID_KEY and isinstance(value, str) and _REQUEST_ID.fullmatch(value):
-            return value
-    return uuid.uuid4().hex
+    sent = _metadata(context, REQUEST_ID_KEY)
+    return sent if _REQUEST_ID.fullmatch(sent) else uuid.uuid4().hex
+
+
+def _metadata(context: Any, wanted: str) -> str:
+    return next((value for key, value in context.invocation_metadata() or () if key == wanted and isinstance(value, str)), "")
 
 
 @dataclass
@@ -67,8 +77,10 @@ class CallCounter:
 class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # the stubs make it generic, grpcio does not
     """`endless` are full method names (`/package.Service/Method`) that end only with the client or the server."""
 
-    def __init__(self, metrics: RpcMetrics, calls: CallCounter, endless: frozenset[str] = frozenset()) -> None:
-        self._metrics, self._calls, self._endless = metrics, calls, endless
+    def __init__(
+        self, metrics: RpcMetrics, calls: CallCounter, guard: Guard, tracing: Tracing, endless: frozenset[str] = frozenset()
+    ) -> None:
+        self._metrics, self._calls, self._guard, self._tracing, self._endless = metrics, calls, guard, tracing, endless
 
     async def intercept_service(
         self,
@@ -78,22 +90,35 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # 
         handler: Any = await continuation(handler_call_details)
         if handler is None:  # gRPC answers UNIMPLEMENTED itself
             return None
-        kind, behaviour, wrap = _kind_of(handler)
-        call = _Call(self._metrics, self._calls, handler_call_details.method, kind, handler_call_details.method in self._endless)
+        kind, behaviour = _kind_of(handler)
+        method = handler_call_details.method
+        call = _Call(self._metrics, self._calls, self._tracing, method, kind, method in self._endless)
 
-        async def respond(request: Any, context: Any) -> Any:
+        async def respond(requests: AsyncIterator[Any], context: Any) -> Any:
             with call.observed(context) as outcome:
-                request = outcome.received_stream(request) if handler.request_streaming else request
                 try:
-                    _check_readable(request)
-                    if handler.response_streaming:
-                        await _drive(behaviour, request, context, outcome)
-                        return None
-                    return outcome.sent_one(await behaviour(request, context))
+                    async with self._guard.admitted(method, context) as admission:
+                        outcome.admission = admission
+                        request = outcome.received_stream(requests)
+                        if not handler.request_streaming:
+                            request = await _only(request)
+                        with logs.bind(caller=admission.caller.name, **admission.about):
+                            if handler.response_streaming:
+                                await _drive(behaviour, request, context, outcome)
+                                return None
+                            return outcome.sent_one(await behaviour(request, context))
                 except Exception as error:
                     await outcome.abort(error, context)
 
+        wrap: Any = grpc.stream_stream_rpc_method_handler if handler.response_streaming else grpc.stream_unary_rpc_method_handler
         return wrap(respond, request_deserializer=_reader(handler.request_deserializer), response_serializer=handler.response_serializer)
+
+
+async def _only(requests: AsyncIterator[Any]) -> Any:
+    """The one message of a method that takes one."""
+    async for request in requests:
+        return request
+    raise InvalidInput.of("request", "no message was sent")
 
 
 @dataclass(frozen=True)
@@ -128,24 +153,25 @@ async def _drive(behaviour: Any, request: Any, context: Any, outcome: _Outcome) 
             outcome.sent_one(response)
 
 
-def _kind_of(handler: Any) -> tuple[str, Any, Any]:
+def _kind_of(handler: Any) -> tuple[str, Any]:
     if handler.request_streaming and handler.response_streaming:
-        return "bidi_stream", handler.stream_stream, grpc.stream_stream_rpc_method_handler
+        return "bidi_stream", handler.stream_stream
     if handler.request_streaming:
-        return "client_stream", handler.stream_unary, grpc.stream_unary_rpc_method_handler
+        return "client_stream", handler.stream_unary
     if handler.response_streaming:
-        return "server_stream", handler.unary_stream, grpc.unary_stream_rpc_method_handler
-    return "unary", handler.unary_unary, grpc.unary_unary_rpc_method_handler
+        return "server_stream", handler.unary_stream
+    return "unary", handler.unary_unary
 
 
 class _Call:
     """What is the same for every call of one method."""
 
-    def __init__(self, metrics: RpcMetrics, calls: CallCounter, method: str, kind: str, endless: bool) -> None:
+    def __init__(self, metrics: RpcMetrics, calls: CallCounter, tracing: Tracing, method: str, kind: str, endless: bool) -> None:
         _, self.service, self.name = method.split("/")
-        self._metrics, self._calls = metrics, calls
+        self._metrics, self._calls, self._tracing = metrics, calls, tracing
         self._labels = (kind, self.service, self.name)
         self._waited_for = not endless and self.service not in _QUIET_SERVICES
+        self._attributes = {"rpc.system": "grpc", "rpc.service": self.service, "rpc.method": self.name}
 
     @contextmanager
     def observed(self, context: Any) -> Any:
@@ -155,7 +181,7 @@ class _Call:
         metrics.started.labels(*labels).inc()
         metrics.in_flight.labels(*labels).inc()
         counted = self._calls.counted() if self._waited_for else logs.bind()
-        with counted, logs.bind(request_id=request_id_of(context)):
+        with counted, self._traced(context) as span, logs.bind(**_ids(request_id_of(context), span)):
             try:
                 yield outcome
             except asyncio.CancelledError:
@@ -166,15 +192,34 @@ class _Call:
                 seconds = time.perf_counter() - begun
                 metrics.in_flight.labels(*labels).dec()
                 metrics.handled.labels(*labels, outcome.code).inc()
-                metrics.seconds.labels(*labels).observe(seconds)
-                level = logging.DEBUG if self.service in _QUIET_SERVICES else logging.INFO
-                fields = {
-                    "method": f"{self.service}/{self.name}",
-                    "code": outcome.code,
-                    "seconds": round(seconds, 4),
-                    "peer": context.peer(),
-                }
-                log.log(level, "call", extra={"fields": fields})
+                exemplar = {"trace_id": trace_id_of(span.traceparent)} if span.is_sampled else None
+                metrics.seconds.labels(*labels).observe(seconds, exemplar)
+                self._tell(outcome, span, seconds, context)
+
+    def _traced(self, context: Any) -> AbstractContextManager[Span]:
+        if self.service in _QUIET_SERVICES:
+            return nullcontext(Span(""))
+        parent = checked_traceparent(_metadata(context, TRACE_KEY))
+        return self._tracing.span(f"{self.service}/{self.name}", parent, "server", self._attributes)
+
+    def _tell(self, outcome: _Outcome, span: Span, seconds: float, context: Any) -> None:
+        who = outcome.who
+        span.set({"rpc.grpc.status_code": code_pb2.Code.Value(outcome.code), **{f"softprompt.{key}": value for key, value in who.items()}})
+        if outcome.code not in ("OK", "CANCELLED"):
+            span.fail(outcome.code)
+        level = logging.DEBUG if self.service in _QUIET_SERVICES else logging.INFO
+        fields = {
+            "method": f"{self.service}/{self.name}",
+            "code": outcome.code,
+            "seconds": round(seconds, 4),
+            "peer": context.peer(),
+            **who,
+        }
+        log.log(level, "call", extra={"fields": fields})
+
+
+def _ids(request_id: str, span: Span) -> dict[str, object]:
+    return {"request_id": request_id, "trace_id": trace_id_of(span.traceparent)} if span.traceparent else {"request_id": request_id}
 
 
 class _Outcome:
@@ -182,18 +227,29 @@ class _Outcome:
 
     def __init__(self, metrics: RpcMetrics, labels: tuple[str, str, str]) -> None:
         self.code = "OK"
+        self.admission: Admission | None = None
         self._received = metrics.received.labels(*labels)
         self._sent = metrics.sent.labels(*labels)
 
+    @property
+    def who(self) -> dict[str, str]:
+        return {"caller": self.admission.caller.name, **self.admission.about} if self.admission else {}
+
     def sent_one(self, response: Any) -> Any:
         self._sent.inc()
+        if self.admission is not None:
+            self.admission.sent(response)
         return response
 
     async def received_stream(self, requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
-        async for request in requests:
+        first = await _first(requests)
+        while first is not _END:
             self._received.inc()
-            _check_readable(request)
-            yield request
+            _check_readable(first)
+            if self.admission is not None:
+                self.admission.received(first)
+            yield first
+            first = await anext(requests, _END)
 
     async def abort(self, error: Exception, context: Any) -> None:
         if isinstance(error, grpc.aio.AbortError):  # gRPC's own services abort by themselves
@@ -208,4 +264,24 @@ class _Outcome:
             log.exception("unexpected error in a handler", exc_info=error)
         else:
             log.debug("refused: %s", status.message)
-        await context.abort_with_status(rpc_status.to_status(status))
+        answer = rpc_status.to_status(status)
+        if isinstance(error, Overloaded):
+            answer = answer._replace(trailing_metadata=(*answer.trailing_metadata, (PUSHBACK_KEY, _pushback(error))))
+        await context.abort_with_status(answer)
+
+
+_END: Any = object()
+
+
+async def _first(requests: AsyncIterator[Any]) -> Any:
+    try:
+        async with asyncio.timeout(FIRST_MESSAGE_SECONDS):
+            return await anext(requests, _END)
+    except TimeoutError:
+        raise DeadlineExceeded(f"the request did not arrive within {FIRST_MESSAGE_SECONDS:g} seconds") from None
+
+
+def _pushback(error: Overloaded) -> str:
+    """When gRPC's own retries may come again; -1 stops them where waiting is the caller's decision (gRFC A6)."""
+    seconds = error.retry_after_seconds
+    return str(int(1000 * seconds)) if seconds <= _MAX_PUSHBACK_SECONDS else "-1"

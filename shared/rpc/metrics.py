@@ -16,6 +16,7 @@ class RpcMetrics:
     """Started, handled (by code), in flight, messages and handling seconds of every method."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
+        self.registry = registry
         self.started = Counter("grpc_server_started", "RPCs started.", _LABELS, registry=registry)
         self.handled = Counter("grpc_server_handled", "RPCs completed, by status code.", [*_LABELS, "grpc_code"], registry=registry)
         self.received = Counter("grpc_server_msg_received", "Messages received.", _LABELS, registry=registry)

@@ -9,18 +9,26 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from shared.config import ServerSettings
+from shared.config import ServerSettings, is_loopback
+from shared.rpc.guard import guard_of
 from shared.rpc.interceptors import CallCounter, CallInterceptor
 from shared.rpc.metrics import RpcMetrics
+from shared.rpc.tls import server_credentials
+from shared.security.certificates import TlsFiles
+from shared.tracing import Tracing
 
 log = logging.getLogger(__name__)
 
 LIVE, READY = "live", "ready"
+HANDSHAKE_SECONDS = 10.0
+_MAX_CONNECTION_STREAMS = 2048
+_LAST_WORDS_SECONDS = 0.5
 _SERVING, _NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 
 
@@ -32,13 +40,21 @@ class RpcServer:
     """
 
     def __init__(
-        self, settings: ServerSettings, service_names: Sequence[str], metrics: RpcMetrics, endless: frozenset[str] = frozenset()
+        self,
+        settings: ServerSettings,
+        service_names: Sequence[str],
+        metrics: RpcMetrics,
+        endless: frozenset[str] = frozenset(),
+        tracing: Tracing | None = None,
     ) -> None:
+        """Raises ConfigError for a callers file or TLS files that can't be used."""
         self._settings = settings
         self._calls = CallCounter()
         self.draining = asyncio.Event()
+        self._guard = guard_of(settings)
+        self._credentials = _credentials_of(settings, metrics)
         self.grpc_server = grpc.aio.server(
-            interceptors=[CallInterceptor(metrics, self._calls, endless)],
+            interceptors=[CallInterceptor(metrics, self._calls, self._guard, tracing or Tracing(), endless)],
             options=[
                 ("grpc.max_receive_message_length", settings.max_message_bytes),
                 ("grpc.max_send_message_length", settings.max_message_bytes),
@@ -46,37 +62,80 @@ class RpcServer:
                 ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
                 ("grpc.keepalive_time_ms", 60_000),
                 ("grpc.keepalive_timeout_ms", 20_000),
+                ("grpc.server_handshake_timeout_ms", int(1000 * HANDSHAKE_SECONDS)),  # who connects and says nothing is let go
+                ("grpc.max_connection_idle_ms", 300_000),
+                ("grpc.max_connection_age_ms", int(1000 * settings.max_connection_age_seconds)),
+                ("grpc.max_connection_age_grace_ms", 3_600_000),
+                ("grpc.max_concurrent_streams", _MAX_CONNECTION_STREAMS),
             ],
         )
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
         self._watched = ("", READY, *service_names)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.grpc_server)
-        reflection.enable_server_reflection((*service_names, health.SERVICE_NAME, reflection.SERVICE_NAME), self.grpc_server)
+        if settings.reflection_access != "off":
+            reflection.enable_server_reflection((*service_names, health.SERVICE_NAME, reflection.SERVICE_NAME), self.grpc_server)
+        self.health_port: int | None = None
+        self._health_server: grpc.aio.Server | None = None
 
     async def start(self) -> int:
         """Listen; the port that was bound. Everything but `live` is NOT_SERVING until `set_serving`. Raises OSError if it is taken."""
         await self._health.set(LIVE, _SERVING)
         await self.set_serving(False)
-        address = f"{self._settings.host}:{self._settings.port}"
-        try:
-            port = self.grpc_server.add_insecure_port(address)
-        except RuntimeError as error:
-            raise OSError(f"cannot listen on {address}: is another program using this port?") from error
+        port = self._listen(self.grpc_server, self._settings.port, self._credentials)
+        if self._settings.health_port is not None:
+            self._health_server = grpc.aio.server(options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", 4096)])
+            health_pb2_grpc.add_HealthServicer_to_server(self._health, self._health_server)
+            self.health_port = self._listen(self._health_server, self._settings.health_port, None)
+            await self._health_server.start()
+        self._warn()
         await self.grpc_server.start()
         return port
+
+    def _listen(self, server: grpc.aio.Server, port: int, credentials: grpc.ServerCredentials | None) -> int:
+        address = f"{self._settings.host}:{port}"
+        try:
+            return server.add_insecure_port(address) if credentials is None else server.add_secure_port(address, credentials)
+        except RuntimeError as error:
+            raise OSError(f"cannot listen on {address}: is another program using this port?") from error
+
+    def _warn(self) -> None:
+        """What an operator should not overlook, once, at the start."""
+        is_local = is_loopback(self._settings.host)
+        if self._credentials is None and (self._settings.plaintext or not is_local):
+            log.warning("PLAINTEXT: everything, tokens too, can be read and changed on the way")
+        if not (is_local or self._guard.asks or self._settings.tls_client_ca_file):
+            log.warning("NO AUTHENTICATION: whoever reaches this port may do everything; set a callers file")
 
     async def set_serving(self, serving: bool) -> None:
         for name in self._watched:
             await self._health.set(name, _SERVING if serving else _NOT_SERVING)
 
     async def drain(self, grace_seconds: float) -> None:
-        """Say NOT_SERVING, end the watches, let running calls finish for up to `grace_seconds`, cut what is left."""
+        """Say NOT_SERVING, take no new calls, end the watches, let running calls finish for up to `grace_seconds`, cut what is left.
+
+        Clients are told to go elsewhere (GOAWAY) at once: whoever still calls here would be cut at the end of the grace time.
+        """
         if not self.draining.is_set():
             self.draining.set()
             await self._health.enter_graceful_shutdown()
+        stopping = asyncio.create_task(self.grpc_server.stop(grace_seconds))
         try:
             async with asyncio.timeout(grace_seconds):
                 await self._calls.idle.wait()
         except TimeoutError:
             log.warning("grace time is over", extra={"fields": {"calls_cut": self._calls.count}})
-        await self.grpc_server.stop(grace=0.5)
+        else:
+            await asyncio.wait({stopping}, timeout=min(grace_seconds, _LAST_WORDS_SECONDS))  # statuses are on their way out
+        await self.grpc_server.stop(grace=0)
+        await stopping
+        if self._health_server is not None:
+            await self._health_server.stop(grace=0)
+
+
+def _credentials_of(settings: ServerSettings, metrics: RpcMetrics) -> grpc.ServerCredentials | None:
+    """None: plaintext."""
+    if settings.is_plaintext:
+        return None
+    client_ca = Path(settings.tls_client_ca_file) if settings.tls_client_ca_file else None
+    files = TlsFiles(Path(settings.tls_certificate_file), Path(settings.tls_key_file), client_ca)
+    return server_credentials(files, metrics.registry)

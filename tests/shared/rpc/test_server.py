@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import urllib.request
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
@@ -13,65 +12,18 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from prometheus_client import CollectorRegistry
-from prompttuning.v1 import generation_pb2, generation_pb2_grpc
+from prompttuning.v1 import generation_pb2
 
-from shared.config import ServerSettings
 from shared.errors import InvalidInput
 from shared.rpc.errors import error_from_rpc
-from shared.rpc.metrics import RpcMetrics, serve_metrics
-from shared.rpc.server import RpcServer
-
-SERVICE = "prompttuning.v1.GenerationService"
-
-
-@dataclass
-class Servicer(generation_pb2_grpc.GenerationServiceServicer):
-    """Answers by the text it is sent; remembers what was closed."""
-
-    closed: asyncio.Event = field(default_factory=asyncio.Event)
-    release: asyncio.Event = field(default_factory=asyncio.Event)
-    running: asyncio.Event = field(default_factory=asyncio.Event)
-
-    async def CountTokens(self, request: Any, context: Any) -> Any:
-        if request.input.text == "bad":
-            raise InvalidInput.of("input.text", "is bad")
-        if request.input.text == "bug":
-            raise RuntimeError("secret of the house")
-        return generation_pb2.CountTokensResponse(input_tokens=1)
-
-    async def GenerateStream(self, request: Any, context: Any) -> AsyncIterator[Any]:
-        try:
-            yield generation_pb2.GenerateStreamResponse(delta=generation_pb2.GenerationDelta(text="first"))
-            self.running.set()
-            await self.release.wait()
-            yield generation_pb2.GenerateStreamResponse(delta=generation_pb2.GenerationDelta(text="last"))
-        finally:
-            self.closed.set()
-
-
-@dataclass
-class Running:
-    server: RpcServer
-    servicer: Servicer
-    registry: CollectorRegistry
-    channel: grpc.aio.Channel
-    stub: Any
+from shared.rpc.metrics import serve_metrics
+from tests.shared.rpc.service import SERVICE, Running, count_request, running_server
 
 
 @pytest.fixture
 async def running() -> AsyncIterator[Running]:
-    registry = CollectorRegistry()
-    server = RpcServer(ServerSettings(), [SERVICE], RpcMetrics(registry))
-    servicer = Servicer()
-    generation_pb2_grpc.add_GenerationServiceServicer_to_server(servicer, server.grpc_server)
-    port = await server.start()
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-        yield Running(server, servicer, registry, channel, generation_pb2_grpc.GenerationServiceStub(channel))
-        await server.drain(0)
-
-
-def count_request(text: str) -> Any:
-    return generation_pb2.CountTokensRequest(input=generation_pb2.GenerationInput(text=text))
+    async with running_server() as made:
+        yield made
 
 
 def handled(registry: CollectorRegistry, method: str, code: str, kind: str) -> float:
@@ -135,11 +87,14 @@ async def test_drain_lets_a_stream_finish(running: Running) -> None:
     call = running.stub.GenerateStream(generation_pb2.GenerateStreamRequest())
     assert (await call.read()).delta.text == "first"
     await running.servicer.running.wait()
+    await running.server.set_serving(True)
+    watch = health_pb2_grpc.HealthStub(running.channel).Watch(health_pb2.HealthCheckRequest())
+    assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
     drain = asyncio.create_task(running.server.drain(20))
-    health = health_pb2_grpc.HealthStub(running.channel)
-    async with asyncio.timeout(5):
-        while (await health.Check(health_pb2.HealthCheckRequest())).status == health_pb2.HealthCheckResponse.SERVING:
-            await asyncio.sleep(0.001)
+    assert (await watch.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await running.stub.CountTokens(count_request("good"))
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE, "a draining server takes nothing new"
     assert not drain.done()
     running.servicer.release.set()
     assert (await call.read()).delta.text == "last"

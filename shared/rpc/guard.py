@@ -1,0 +1,144 @@
+"""What stands before every call: who is it, may they, is it too much; and after it, the audit. Between gRPC and `shared.security`."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+from urllib.parse import unquote
+
+from google.rpc import code_pb2
+
+from shared.config import Access, ServerSettings
+from shared.errors import PermissionDenied, SoftPromptError
+from shared.log import bound_fields
+from shared.rpc.errors import status_of
+from shared.security import audit
+from shared.security.authenticator import Authenticator, Credentials
+from shared.security.caller import EVERYBODY, Caller, calling
+from shared.security.callers_file import CallersFile
+from shared.security.methods import RULES, Rule
+from shared.security.oidc import OidcConfig, OidcVerifier
+from shared.security.quotas import Quotas, Usage
+
+HEALTH_SERVICE = "grpc.health.v1.Health"
+REFLECTION_SERVICES = ("grpc.reflection.v1alpha.ServerReflection", "grpc.reflection.v1.ServerReflection")
+_ANY_ROLE = Rule(frozenset())
+
+
+class Admission:
+    """One admitted call: looks at its messages, counts what it costs, and knows what it is about."""
+
+    def __init__(self, caller: Caller, rule: Rule, usage: Usage | None) -> None:
+        self.caller, self._rule, self._usage = caller, rule, usage
+        self.about: dict[str, str] = {}
+
+    def received(self, request: Any) -> None:
+        """Raises PermissionDenied, or Overloaded where a request stores more than the caller may."""
+        if not self.about:
+            self.about = {key: value for key, value in self._rule.about(request).items() if value}
+        self._rule.check(self.caller, request)
+        if self._usage is not None:
+            self._usage.check_bytes(self._rule.announced_bytes(request))
+            self._usage.charge_bytes(self._rule.stored_bytes(request))
+
+    def sent(self, response: Any) -> None:
+        if self._usage is not None and (tokens := self._rule.tokens(response)):
+            self._usage.charge_tokens(tokens)
+
+
+class Guard:
+    """Health and reflection by their settings, everything else by the table of methods; what is not in it is refused to everybody."""
+
+    def __init__(self, authenticator: Authenticator, health: Access = "everyone", reflection: Access = "callers") -> None:
+        self._authenticator = authenticator
+        self._quotas = Quotas()
+        self._access: dict[str, Access] = {HEALTH_SERVICE: health, **dict.fromkeys(REFLECTION_SERVICES, reflection)}
+
+    @property
+    def asks(self) -> bool:
+        return self._authenticator.asks
+
+    @asynccontextmanager
+    async def admitted(self, method: str, context: Any) -> AsyncIterator[Admission]:
+        """The call, if it may be. Raises Unauthenticated, PermissionDenied or Overloaded; changes that are refused are audited, too."""
+        access = self._access.get(method.split("/")[1])
+        if access is not None:
+            yield await self._infrastructure(access, context)
+            return
+        rule = RULES.get(method)
+        caller = Caller("unknown", frozenset())
+        try:
+            caller = await self._authenticator.identify(_credentials(context))
+            if rule is None or not caller.has_role(*rule.roles):
+                raise PermissionDenied(f"{caller.name} may not call {method.rpartition('/')[2]}{_wanted(rule)}", caller=caller.name)
+        except SoftPromptError as error:
+            if rule is None or rule.changes:
+                _audit(method, _result(error), caller, {}, context)
+            raise
+        with self._quotas.taken(caller) as usage, calling(caller):
+            admission = Admission(caller, rule, usage)
+            result = "OK"
+            try:
+                yield admission
+            except BaseException as error:
+                result = _result(error)
+                raise
+            finally:
+                if rule.changes:
+                    _audit(method, result, caller, admission.about, context)
+
+    async def _infrastructure(self, access: Access, context: Any) -> Admission:
+        if access == "off":
+            raise PermissionDenied("this service does not answer that")
+        caller = EVERYBODY if access == "everyone" else await self._authenticator.identify(_credentials(context))
+        return Admission(caller, _ANY_ROLE, None)
+
+
+def guard_of(settings: ServerSettings) -> Guard:
+    """Raises ConfigError for a callers file that can't be used."""
+    callers = CallersFile(settings.callers_file) if settings.callers_file else None
+    oidc = None
+    if settings.oidc_issuer:
+        config = OidcConfig(settings.oidc_issuer, settings.oidc_audience, settings.oidc_jwks_url, settings.oidc_groups_claim)
+        oidc = OidcVerifier(config)
+    return Guard(Authenticator(callers, oidc), settings.health_access, settings.reflection_access)
+
+
+def _wanted(rule: Rule | None) -> str:
+    return "" if rule is None else f": it takes one of the roles {', '.join(sorted(rule.roles))}"
+
+
+def _result(error: BaseException) -> str:
+    return "CANCELLED" if isinstance(error, asyncio.CancelledError) else code_pb2.Code.Name(status_of(error).code)
+
+
+def _audit(method: str, result: str, caller: Caller, about: dict[str, str], context: Any) -> None:
+    fields = {"caller": caller.name, "identified_by": caller.identified_by, "peer": context.peer(), **about}
+    audit.record(method.rpartition(".")[2], result, {"request_id": bound_fields().get("request_id", ""), **fields})
+
+
+def _credentials(context: Any) -> Credentials:
+    authorization = tuple(
+        value if isinstance(value, str) else "" for key, value in context.invocation_metadata() or () if key == "authorization"
+    )
+    return Credentials(authorization, _certificate_names(context.auth_context()), address_of(context.peer()))
+
+
+def _certificate_names(auth_context: dict[str, Sequence[bytes]]) -> tuple[str, ...]:
+    names = [*auth_context.get("x509_subject_alternative_name", ()), *auth_context.get("x509_common_name", ())]
+    return tuple(dict.fromkeys(name.decode(errors="replace") for name in names))
+
+
+def address_of(peer: str) -> str:
+    """`ipv4:10.0.0.7:1234` -> `10.0.0.7`; of IPv6 the network of a single subscriber (/64), since addresses inside it are free to take."""
+    kind, _, rest = unquote(peer).partition(":")
+    host = rest.rpartition(":")[0].strip("[]")
+    if kind != "ipv6":
+        return host or peer
+    try:
+        return str(ipaddress.ip_network((host.partition("%")[0], 64), strict=False))
+    except ValueError:
+        return host

@@ -1,0 +1,92 @@
+"""Who is calling: a name, roles, the prompts that they may touch, and how much they may do.
+
+`current_caller()` is the caller of the call that runs now, for the few places that must ask again once they know more than the request
+said: which prompt a job is for, which prompts a list shows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from enum import StrEnum
+from fnmatch import fnmatchcase
+
+from shared.errors import PermissionDenied
+
+
+class Role(StrEnum):
+    """What somebody is there for. `methods.py` says which methods each may call."""
+
+    VIEWER = "viewer"
+    """Looks at jobs, prompts, versions and what is loaded; changes nothing, generates nothing."""
+    GENERATOR = "generator"
+    """Generates and scores."""
+    TUNER = "tuner"
+    """Uploads data, runs and steers jobs; what they publish serves nobody until a publisher moves an alias to it."""
+    PUBLISHER = "publisher"
+    """Decides what is served: moves aliases, imports and deletes versions."""
+    ADMIN = "admin"
+    """Everything."""
+
+
+@dataclass(frozen=True)
+class CallerLimits:
+    """Most of everything for one caller, in each process; None: no limit of their own."""
+
+    requests_per_second: float | None = None
+    tokens_per_second: float | None = None
+    """Input and output tokens together, averaged over ten seconds."""
+    concurrent_calls: int | None = None
+    """Streams and single calls that run at the same time."""
+    active_jobs: int | None = None
+    """Tuning jobs that have not ended."""
+    dataset_bytes_per_day: float | None = None
+
+
+@dataclass(frozen=True)
+class Caller:
+    name: str
+    roles: frozenset[Role]
+    prompts: tuple[str, ...] = ("*",)
+    """Patterns of prompt names; `*` stands for any characters. The bare model has the empty name: only `*` allows it."""
+    limits: CallerLimits = CallerLimits()
+    identified_by: str = "nothing"
+    """token, certificate, oidc or nothing."""
+
+    @property
+    def is_limited_to_prompts(self) -> bool:
+        return "*" not in self.prompts
+
+    def has_role(self, *roles: Role) -> bool:
+        return Role.ADMIN in self.roles or not self.roles.isdisjoint(roles)
+
+    def may_use(self, prompt: str) -> bool:
+        return any(fnmatchcase(prompt, pattern) for pattern in self.prompts)
+
+    def require_prompt(self, prompt: str) -> None:
+        """Raises PermissionDenied."""
+        if not self.may_use(prompt):
+            what = f"prompt {prompt[:80]!r}" if prompt else "the bare model"
+            raise PermissionDenied(f"{self.name} may not use {what}: allowed are {', '.join(self.prompts)}", caller=self.name)
+
+
+EVERYBODY = Caller("anonymous", frozenset({Role.ADMIN}))
+"""Where nobody is asked who they are."""
+
+_current: ContextVar[Caller] = ContextVar("softprompt_caller", default=EVERYBODY)
+
+
+def current_caller() -> Caller:
+    return _current.get()
+
+
+@contextmanager
+def calling(caller: Caller) -> Iterator[None]:
+    """Within it, `caller` is the current one."""
+    token = _current.set(caller)
+    try:
+        yield
+    finally:
+        _current.reset(token)

@@ -1,0 +1,114 @@
+"""JSON Web Tokens of an OpenID Connect issuer: signature, issuer, audience and times checked by PyJWT, keys fetched and rotated.
+
+The one place that is ever fetched is the key set's URL in the settings; what a token says about keys (`jku`, `x5u`, `jwk`) is not read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jwt
+
+from shared.errors import Unauthenticated, Unavailable
+
+log = logging.getLogger(__name__)
+
+ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "EdDSA")
+"""Asymmetric only: with HS256 anybody could sign with the public key."""
+
+REFRESH_SECONDS = 300.0
+COOL_DOWN_SECONDS = 10.0
+"""Between two fetches, whatever unknown key ids arrive and however the fetches end."""
+
+_FETCH_SECONDS = 5.0
+_LEEWAY_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class OidcConfig:
+    issuer: str
+    audience: str
+    jwks_url: str
+    groups_claim: str = "groups"
+
+
+@dataclass(frozen=True)
+class Claims:
+    subject: str
+    groups: tuple[str, ...]
+    expires_at: float
+    """Unix time."""
+
+
+class OidcVerifier:
+    """Keys are fetched in a thread, one fetch at a time; while the issuer is away the last keys hold."""
+
+    def __init__(self, config: OidcConfig) -> None:
+        self._config = config
+        self._client = jwt.PyJWKClient(config.jwks_url, cache_jwk_set=False, timeout=_FETCH_SECONDS)
+        self._keys: Mapping[str, jwt.PyJWK] = {}
+        self._tried = self._fetched = float("-inf")
+        self._fetching = asyncio.Lock()
+
+    async def verify(self, token: str) -> Claims:
+        """Raises Unauthenticated; Unavailable if there are no keys yet and the issuer can't be reached."""
+        try:
+            header = jwt.get_unverified_header(token)
+        except jwt.InvalidTokenError:
+            raise Unauthenticated("the token is not valid") from None
+        key = await self._key(str(header.get("kid", "")))
+        try:
+            claims = jwt.decode(
+                token,
+                key,
+                algorithms=ALGORITHMS,
+                audience=self._config.audience,
+                issuer=self._config.issuer,
+                leeway=_LEEWAY_SECONDS,
+                options={"require": ["exp", "iss", "aud", "sub"]},
+            )
+        except jwt.ExpiredSignatureError:
+            raise Unauthenticated("the token has expired") from None
+        except jwt.InvalidTokenError as error:
+            log.debug("refused a token: %s", type(error).__name__)
+            raise Unauthenticated("the token is not valid") from None
+        return Claims(str(claims["sub"]), _groups(claims.get(self._config.groups_claim)), float(claims["exp"]))
+
+    async def _key(self, kid: str) -> jwt.PyJWK:
+        now = time.monotonic()
+        is_due = kid not in self._keys or now - self._fetched > REFRESH_SECONDS
+        if is_due and now - self._tried > COOL_DOWN_SECONDS:
+            async with self._fetching:
+                if self._tried < now:  # else somebody fetched while this call waited
+                    await self._fetch()
+        if not self._keys:
+            raise Unavailable("the issuer's keys can't be fetched at the moment; try again")
+        if kid not in self._keys:
+            raise Unauthenticated("the token is not valid")
+        return self._keys[kid]
+
+    async def _fetch(self) -> None:
+        try:
+            keys = await asyncio.to_thread(self._client.get_signing_keys)
+        except (jwt.PyJWKClientError, jwt.PyJWKSetError, ValueError) as error:
+            log.warning("the issuer's keys can't be fetched, those known hold: %s", error, extra={"fields": {"known": len(self._keys)}})
+        else:
+            self._keys = {str(key.key_id): key for key in keys}
+            self._fetched = time.monotonic()
+        finally:
+            self._tried = time.monotonic()
+
+
+def looks_like_jwt(token: str) -> bool:
+    return token.count(".") == 2
+
+
+def _groups(claim: Any) -> tuple[str, ...]:
+    if isinstance(claim, str):
+        return tuple(claim.split())
+    return tuple(item for item in claim if isinstance(item, str)) if isinstance(claim, list) else ()

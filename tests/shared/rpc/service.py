@@ -1,0 +1,92 @@
+"""A small GenerationService behind the real server, for tests of what stands before the handlers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+from prometheus_client import CollectorRegistry
+from prompttuning.v1 import generation_pb2, generation_pb2_grpc
+
+from shared.config import ServerSettings
+from shared.errors import InvalidInput
+from shared.rpc.errors import error_from_rpc
+from shared.rpc.metrics import RpcMetrics
+from shared.rpc.server import RpcServer
+from shared.tracing import Tracing
+
+SERVICE = "prompttuning.v1.GenerationService"
+
+
+@dataclass
+class Servicer(generation_pb2_grpc.GenerationServiceServicer):
+    """Answers by the text it is sent; remembers what was closed."""
+
+    closed: asyncio.Event = field(default_factory=asyncio.Event)
+    release: asyncio.Event = field(default_factory=asyncio.Event)
+    running: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def CountTokens(self, request: Any, context: Any) -> Any:
+        if request.input.text == "bad":
+            raise InvalidInput.of("input.text", "is bad")
+        if request.input.text == "bug":
+            raise RuntimeError("secret of the house")
+        return generation_pb2.CountTokensResponse(input_tokens=1)
+
+    async def GetModelInfo(self, request: Any, context: Any) -> Any:
+        return generation_pb2.GetModelInfoResponse()
+
+    async def Generate(self, request: Any, context: Any) -> Any:
+        end = generation_pb2.GenerationEnd(output_tokens=90)
+        return generation_pb2.GenerateResponse(start=generation_pb2.GenerationStart(input_tokens=10), end=end)
+
+    async def GenerateStream(self, request: Any, context: Any) -> AsyncIterator[Any]:
+        try:
+            yield generation_pb2.GenerateStreamResponse(delta=generation_pb2.GenerationDelta(text="first", token_ids=[1]))
+            self.running.set()
+            await self.release.wait()
+            yield generation_pb2.GenerateStreamResponse(delta=generation_pb2.GenerationDelta(text="last", token_ids=[2]))
+        finally:
+            self.closed.set()
+
+
+@dataclass
+class Running:
+    server: RpcServer
+    servicer: Servicer
+    registry: CollectorRegistry
+    port: int
+    channel: grpc.aio.Channel
+    stub: Any
+
+
+@asynccontextmanager
+async def running_server(tracing: Tracing | None = None, **settings: Any) -> AsyncIterator[Running]:
+    """Until the block ends; `channel` is a plaintext one."""
+    registry = CollectorRegistry()
+    server = RpcServer(ServerSettings(**settings), [SERVICE], RpcMetrics(registry), tracing=tracing)
+    servicer = Servicer()
+    generation_pb2_grpc.add_GenerationServiceServicer_to_server(servicer, server.grpc_server)
+    port = await server.start()
+    try:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            yield Running(server, servicer, registry, port, channel, generation_pb2_grpc.GenerationServiceStub(channel))
+    finally:
+        await server.drain(0)
+
+
+def count_request(text: str = "", prompt: str = "") -> Any:
+    return generation_pb2.CountTokensRequest(input=generation_pb2.GenerationInput(text=text, prompt=prompt))
+
+
+async def refusal(call: Any) -> Any:
+    """The domain error that a call ends with."""
+    try:
+        await call
+    except grpc.aio.AioRpcError as error:
+        return error_from_rpc(error)
+    raise AssertionError("the call was not refused")
