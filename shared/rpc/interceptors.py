@@ -264,7 +264,7 @@ class _Outcome:
             log.exception("unexpected error in a handler", exc_info=error)
         else:
             log.debug("refused: %s", status.message)
-        answer = rpc_status.to_status(status)
+        answer: Any = rpc_status.to_status(status)  # a named tuple, which the stubs don't say
         if isinstance(error, Overloaded):
             answer = answer._replace(trailing_metadata=(*answer.trailing_metadata, (PUSHBACK_KEY, _pushback(error))))
         await context.abort_with_status(answer)
