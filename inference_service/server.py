@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version as package_version
 from typing import TypeVar
 
@@ -39,6 +40,7 @@ from shared.rpc.server import RpcServer
 from shared.service import announce
 from shared.store import PromptStore, open_store
 from shared.store.replicas import ReplicaDirectory
+from shared.tracing import tracing_of
 
 log = logging.getLogger(__name__)
 
@@ -91,13 +93,15 @@ def build(settings: InferenceSettings, engine: Engine, store: PromptStore, metri
 async def serve(settings: InferenceSettings, stop: asyncio.Event) -> None:
     """Run until `stop` is set, then drain. Raises what keeps the service from starting, or ended it."""
     metrics = CollectorRegistry()
-    rpc = RpcServer(settings, [SERVICE_NAME], RpcMetrics(metrics))
+    tracing = tracing_of("softprompt-inference", settings.otlp_endpoint)
+    rpc = RpcServer(settings, [SERVICE_NAME], RpcMetrics(metrics), tracing=tracing)
     servicer = GenerationServicer()
     generation_pb2_grpc.add_GenerationServiceServicer_to_server(servicer, rpc.grpc_server)
     port = await rpc.start()
     metrics_server = serve_metrics(metrics, settings.host, settings.metrics_port)
     log.info("listening", extra={"fields": {"port": port, "metrics_port": metrics_server.port}})
-    life = asyncio.create_task(_live(settings, metrics, rpc, servicer, lambda: announce(settings, port, metrics_server.port)))
+    ready = partial(announce, settings, port, metrics_server.port, rpc.health_port)
+    life = asyncio.create_task(_live(settings, metrics, rpc, servicer, ready))
     stopping = asyncio.create_task(stop.wait())
     try:
         await asyncio.wait({life, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -109,6 +113,7 @@ async def serve(settings: InferenceSettings, stop: asyncio.Event) -> None:
         life.cancel()
         (outcome, _) = await asyncio.gather(life, stopping, return_exceptions=True)
         await asyncio.to_thread(metrics_server.close)
+        await asyncio.to_thread(tracing.close)
     if isinstance(outcome, BaseException) and not isinstance(outcome, asyncio.CancelledError):
         raise outcome
 

@@ -19,6 +19,7 @@ from inference_service.prompts.registry import PromptRegistry
 from shared.errors import Unavailable
 from shared.log import bound_fields
 from shared.names import check_name
+from shared.security.caller import current_caller
 
 SERVICE_NAME = generation_pb2.DESCRIPTOR.services_by_name["GenerationService"].full_name
 
@@ -87,7 +88,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         self, request: generation_pb2.ListLoadedPromptsRequest, context: Any
     ) -> generation_pb2.ListLoadedPromptsResponse:
         prompt = check_name(request.prompt, "prompt") if request.prompt else ""
-        statuses = self._backend.registry.statuses(prompt)
+        statuses = [status for status in self._backend.registry.statuses(prompt) if current_caller().may_use(status.record.prompt)]
         return generation_pb2.ListLoadedPromptsResponse(
             prompts=[answers.loaded_prompt_message(status) for status in statuses], revision=self._backend.registry.index.revision
         )
