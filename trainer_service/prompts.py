@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from shared.blob import MAX_BLOB_BYTES, decode_blob
 from shared.errors import Conflict, InvalidInput, PreconditionFailed
@@ -77,6 +77,13 @@ class PromptChange:
     published: Version | None = None
     alias_moved: AliasMoved | None = None
     deleted: VersionDeleted | None = None
+
+    def seen_by(self, may_see: Callable[[str], bool]) -> PromptChange | None:
+        """The change for somebody who may see only some prompts; None if it is about none of those."""
+        if self.snapshot is not None:
+            return replace(self, snapshot=tuple(prompt for prompt in self.snapshot if may_see(prompt.name)))
+        about = self.published.record if self.published else self.alias_moved or self.deleted
+        return self if about is not None and may_see(about.prompt) else None
 
 
 class Prompts:

@@ -101,6 +101,11 @@ def _may_import(caller: Caller, request: Any) -> None:
     caller.require_prompt(prompt_of(request.header.prompt))
 
 
+def _alias_about(request: Any) -> Fields:
+    targets = ",".join(f"{target.version}x{target.weight:g}" for target in request.targets[:10])
+    return {"prompt": request.prompt.removeprefix("prompts/")[:200], "alias": request.alias[:200], "targets": targets}
+
+
 def _import_about(request: Any) -> Fields:
     return {"prompt": request.header.prompt[:200]}
 
@@ -149,9 +154,7 @@ RULES: Mapping[str, Rule] = {
     f"{_PROMPTS}ListPromptVersions": Rule(_READ, about=_about_prompt("parent"), check=_may_use("parent")),
     f"{_PROMPTS}GetPromptVersion": Rule(_READ, about=_about_prompt("name"), check=_may_use("name")),
     f"{_PROMPTS}GetPromptStatus": Rule(_READ, about=_about_prompt("name"), check=_may_use("name")),
-    f"{_PROMPTS}SetPromptAlias": Rule(
-        _PUBLISH, True, lambda request: {**_about_prompt("prompt")(request), "alias": request.alias[:200]}, _may_use("prompt")
-    ),
+    f"{_PROMPTS}SetPromptAlias": Rule(_PUBLISH, True, _alias_about, _may_use("prompt")),
     f"{_PROMPTS}DeletePromptVersion": Rule(_PUBLISH, True, _about_prompt("name"), _may_use("name")),
     f"{_PROMPTS}DownloadPromptVersion": Rule(_TUNE | _PUBLISH, about=_about_prompt("name"), check=_may_use("name")),
     f"{_PROMPTS}ImportPromptVersion": Rule(_PUBLISH, True, _import_about, _may_import),

@@ -11,6 +11,7 @@ from prompttuning.v1 import prompts_pb2 as pb
 from prompttuning.v1 import prompts_pb2_grpc
 
 from shared.names import parse_version_name
+from shared.security.caller import current_caller
 from trainer_service.convert.prompts import (
     alias_to_wire,
     change_to_wire,
@@ -35,7 +36,8 @@ class PromptServicer(prompts_pb2_grpc.PromptServiceServicer):
 
     async def ListPrompts(self, request: pb.ListPromptsRequest, context: Any) -> pb.ListPromptsResponse:
         page = await self._prompts.list(request.name_prefix, page_size_of(request.page_size), request.page_token)
-        return pb.ListPromptsResponse(prompts=map(prompt_to_wire, page.prompts), next_page_token=page.next_page_token)
+        prompts = [prompt_to_wire(prompt) for prompt in page.prompts if current_caller().may_use(prompt.name)]
+        return pb.ListPromptsResponse(prompts=prompts, next_page_token=page.next_page_token)
 
     async def GetPrompt(self, request: pb.GetPromptRequest, context: Any) -> pb.GetPromptResponse:
         prompt = await self._prompts.get(prompt_of(request.name))
@@ -90,4 +92,5 @@ class PromptServicer(prompts_pb2_grpc.PromptServiceServicer):
         changes = self._prompts.watch(after, request.name_prefix, request.store_id)
         async with aclosing(until_draining(changes, self._draining)) as told:
             async for change in told:
-                yield change_to_wire(change)
+                if (seen := change.seen_by(current_caller().may_use)) is not None:
+                    yield change_to_wire(seen)
