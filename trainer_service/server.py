@@ -23,6 +23,7 @@ from shared.rpc.metrics import RpcMetrics, serve_metrics
 from shared.rpc.server import RpcServer
 from shared.service import announce, retract
 from shared.store import PromptStore, open_store
+from shared.tracing import Tracing, tracing_of
 from trainer_service.base_models import BaseModels
 from trainer_service.cluster.interface import WorkerPool
 from trainer_service.config import TrainerSettings
@@ -62,6 +63,7 @@ class Trainer:
 
     settings: TrainerSettings
     rpc: RpcServer
+    tracing: Tracing
     registry: CollectorRegistry
     metrics: TrainerMetrics
     models: BaseModels
@@ -75,7 +77,8 @@ async def build(settings: TrainerSettings, make_pool: PoolMaker) -> Trainer:
     """Put the parts together. Waits for the database and the prompt store if they are away."""
     registry = CollectorRegistry()
     metrics = TrainerMetrics(registry)
-    rpc = RpcServer(settings, SERVICE_NAMES, RpcMetrics(registry), WATCHES)
+    tracing = tracing_of("softprompt-trainer", settings.otlp_endpoint)
+    rpc = RpcServer(settings, SERVICE_NAMES, RpcMetrics(registry), WATCHES, tracing)
     job_store = await _insist(JobStore.open, settings.resolved_database_url)
     store = await _insist(open_store, settings.resolved_store_url)
     maintenance = StoreMaintenance(store, settings.maintenance, settings.store_maintenance_seconds, metrics)
@@ -89,7 +92,7 @@ async def build(settings: TrainerSettings, make_pool: PoolMaker) -> Trainer:
     tuning = TuningServicer(jobs, JobIntake(datasets, jobs), datasets, info, rpc.draining)
     tuning_pb2_grpc.add_TuningServiceServicer_to_server(tuning, rpc.grpc_server)
     prompts_pb2_grpc.add_PromptServiceServicer_to_server(PromptServicer(Prompts(store, models), rpc.draining), rpc.grpc_server)
-    return Trainer(settings, rpc, registry, metrics, models, store, maintenance, job_store, jobs)
+    return Trainer(settings, rpc, tracing, registry, metrics, models, store, maintenance, job_store, jobs)
 
 
 async def serve(settings: TrainerSettings, stop: asyncio.Event, make_pool: PoolMaker) -> None:
@@ -119,7 +122,7 @@ async def _live(trainer: Trainer, port: int, metrics_port: int) -> None:
     await trainer.jobs.start()
     _take_signals_back()
     await trainer.rpc.set_serving(True)
-    announce(trainer.settings, port, metrics_port)
+    announce(trainer.settings, port, metrics_port, trainer.rpc.health_port)
     async with asyncio.TaskGroup() as group:
         group.create_task(trainer.maintenance.run(), name="store maintenance")
         group.create_task(_keep_saying(trainer), name="health")
@@ -162,6 +165,7 @@ async def _drain(trainer: Trainer) -> None:
     await trainer.rpc.drain(grace_seconds * _CALLS_SHARE)
     await trainer.jobs.drain(max(1.0, grace_seconds - (time.monotonic() - begun)))
     await asyncio.to_thread(trainer.store.close)
+    await asyncio.to_thread(trainer.tracing.close)
     log.info("drained", extra={"fields": {"seconds": round(time.monotonic() - begun, 3)}})
 
 
