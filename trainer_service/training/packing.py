@@ -4,17 +4,19 @@ The sequence is: for each segment its *shared* positions (virtual tokens, then t
 template's preamble), then for each segment the *own* tokens of its rows, one row after the other. A row attends to its segment's
 shared positions and causally to itself; shared positions attend causally to each other. Positions count as if every row stood
 alone behind its shared part, so linear layers see `shared + own` positions where padded rows would take `rows * longest`.
+
+Attention needs dense blocks: `Tile`s hold rows of similar length and like shared part, padded to the longest among them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
 
-BUCKET_RATIO, BUCKET_SLACK = 1.25, 8
+PADDING_RATIO, PADDING_SLACK = 1.25, 8  # a tile's longest row may exceed its shortest by this
 
 
 @dataclass(frozen=True)
@@ -44,41 +46,32 @@ class Segment:
 
 
 @dataclass(frozen=True)
-class Span:
-    """Where one segment lies in the packed sequence, as half-open ranges."""
+class Tile:
+    """Rows that attention computes together: `rows` of each of some segments whose shared parts are equally long.
 
-    shared_start: int
-    shared_end: int
-    own_start: int
-    own_end: int
-    longest_own: int
-
-    @property
-    def shared_length(self) -> int:
-        return self.shared_end - self.shared_start
-
-
-@dataclass(frozen=True)
-class Bucket:
-    """Rows of similar length, padded to the longest for the attention within rows only.
-
-    A padding slot repeats the row's last position, so whatever it holds (also NaN) is that row's own.
+    Shared positions themselves are tiles, too: one row of each segment, with nothing shared before it.
     """
 
     index: torch.Tensor
-    """[rows, longest] packed positions"""
-    valid: torch.Tensor
-    """[tokens] flat indices into `index` that are not padding"""
-    padding: torch.Tensor
-    """[rows, longest] True where a slot is padding"""
-    full: bool
-    """No slot is padding."""
+    """[segments, rows, longest] packed positions; padding says `num_tokens`, one past the last."""
+    shared: torch.Tensor
+    """[segments, shared length] packed positions that every row of the segment sees"""
+    masks: dict[tuple[int | None, int], torch.Tensor] = field(default_factory=dict, compare=False)
+    """What attention makes of them once a pass, by sliding window and query heads a key head."""
+
+    @property
+    def longest(self) -> int:
+        return self.index.shape[2]
+
+    @property
+    def shared_length(self) -> int:
+        return self.shared.shape[1]
 
 
 @dataclass(frozen=True)
 class Layout:
-    spans: tuple[Span, ...]
-    buckets: tuple[Bucket, ...]
+    tiles: tuple[Tile, ...]
+    """Every packed position is in one of them."""
     positions: torch.Tensor
     """[tokens] position of each packed token in its own row"""
 
@@ -118,52 +111,79 @@ def num_packed_tokens(num_virtual_tokens: int, rows: Sequence[Row]) -> int:
 
 def pack(segments: Sequence[Segment], device: torch.device) -> Packed:
     commons = [common_length(segment.rows) for segment in segments]
-    pieces, positions, starts = list[torch.Tensor](), list[int](), list[int]()
+    pieces, positions, shared = list[torch.Tensor](), list[int](), list[range]()
     for segment, common in zip(segments, commons, strict=True):
-        starts.append(len(positions))
+        start = len(positions)
         positions.extend(range(segment.num_virtual_tokens + common))
+        shared.append(range(start, len(positions)))
         if segment.prompt is not None:
             pieces.append(segment.prompt)
         if common:
             pieces.append(torch.tensor(segment.rows[0].input_ids[:common], device=device))
-    ends = [*starts[1:], len(positions)]
 
-    own_ids, spans, rows = list[int](), list[Span](), list[tuple[int, int]]()
+    own_ids, own = list[int](), list[list[range]]()
     target_positions, target_ids = list[int](), list[int]()
-    for segment, common, start, end in zip(segments, commons, starts, ends, strict=True):
-        own_start = len(positions)
+    for segment, common, before in zip(segments, commons, shared, strict=True):
+        own.append([])
         for row in segment.rows:
-            own = row.tokens[common:]
-            first = len(positions) + len(row.input_ids) - common - 1
+            start, tokens = len(positions), row.tokens[common:]
+            first = start + len(row.input_ids) - common - 1
             target_positions.extend(range(first, first + len(row.target_ids)))
             target_ids.extend(row.target_ids)
-            rows.append((len(positions), len(own)))
-            own_ids.extend(own)
-            positions.extend(range(end - start, end - start + len(own)))
-        longest = max((len(row.tokens) - common for row in segment.rows), default=0)
-        spans.append(Span(start, end, own_start, len(positions), longest))
+            own_ids.extend(tokens)
+            positions.extend(range(len(before), len(before) + len(tokens)))
+            own[-1].append(range(start, len(positions)))
     pieces.append(torch.tensor(own_ids, device=device))
-    layout = Layout(tuple(spans), _buckets(rows, device), torch.tensor(positions, device=device))
+    tiles = _tiles([_Cell(range(0), [span]) for span in shared if span] + _cells(shared, own), len(positions), device)
+    layout = Layout(tiles, torch.tensor(positions, device=device))
     return Packed(layout, tuple(pieces), torch.tensor(target_positions, device=device), torch.tensor(target_ids, device=device))
 
 
-def _buckets(rows: Sequence[tuple[int, int]], device: torch.device) -> tuple[Bucket, ...]:
-    """Group (start, length) by length, so that little padding is computed."""
-    groups = list[list[tuple[int, int]]]()
-    for row in sorted(rows, key=lambda row: (row[1], row[0])):
-        if groups and row[1] <= groups[-1][0][1] * BUCKET_RATIO + BUCKET_SLACK:
-            groups[-1].append(row)
+@dataclass(frozen=True)
+class _Cell:
+    """Rows of one segment, of similar length."""
+
+    shared: range
+    rows: list[range]
+
+    @property
+    def longest(self) -> int:
+        return max(map(len, self.rows))
+
+
+def _cells(shared: Sequence[range], own: Sequence[list[range]]) -> list[_Cell]:
+    cells = list[_Cell]()
+    for before, rows in zip(shared, own, strict=True):
+        if not before:  # nothing is shared: each row can lie beside any other
+            cells.extend(_Cell(before, [row]) for row in rows)
+            continue
+        groups = list[list[range]]()
+        for row in sorted(rows, key=lambda row: (len(row), row.start)):
+            if groups and _similar(len(groups[-1][0]), len(row)):
+                groups[-1].append(row)
+            else:
+                groups.append([row])
+        cells.extend(_Cell(before, sorted(group, key=lambda row: row.start)) for group in groups)
+    return cells
+
+
+def _tiles(cells: Sequence[_Cell], num_tokens: int, device: torch.device) -> tuple[Tile, ...]:
+    groups = list[list[_Cell]]()
+    for cell in sorted(cells, key=lambda cell: (len(cell.shared), len(cell.rows), cell.longest)):
+        first = groups[-1][0] if groups else cell
+        alike = (len(first.shared), len(first.rows)) == (len(cell.shared), len(cell.rows))
+        if groups and alike and _similar(first.longest, cell.longest):
+            groups[-1].append(cell)
         else:
-            groups.append([row])
-    return tuple(_bucket(sorted(group), device) for group in groups)
+            groups.append([cell])
+    return tuple(_tile(sorted(group, key=lambda cell: cell.rows[0].start), num_tokens, device) for group in groups)
 
 
-def _bucket(rows: Sequence[tuple[int, int]], device: torch.device) -> Bucket:
-    longest = max(length for _, length in rows)
-    slots = torch.arange(longest)[None]  # [1, longest]
-    starts = torch.tensor([start for start, _ in rows])[:, None]
-    lengths = torch.tensor([length for _, length in rows])[:, None]
-    padding = slots >= lengths  # [rows, longest]
-    index = starts + torch.minimum(slots, lengths - 1)
-    valid = (~padding).flatten().nonzero().squeeze(1)
-    return Bucket(index.to(device), valid.to(device), padding.to(device), not bool(padding.any()))
+def _tile(cells: Sequence[_Cell], num_tokens: int, device: torch.device) -> Tile:
+    longest = max(cell.longest for cell in cells)
+    index = [[[*row, *[num_tokens] * (longest - len(row))] for row in cell.rows] for cell in cells]
+    return Tile(torch.tensor(index, device=device), torch.tensor([list(cell.shared) for cell in cells], dtype=torch.long, device=device))
+
+
+def _similar(shorter: int, longer: int) -> bool:
+    return longer <= shorter * PADDING_RATIO + PADDING_SLACK

@@ -1,10 +1,10 @@
 """Attention of a packed sequence (`packing.Layout`): every row to the shared positions of its segment and causally to itself.
 
-The rows of one segment meet their shared keys in one dense matrix product, unpadded and without copies of the keys for each row,
-and the two parts are merged by their log-sum-exp, the decomposition of Hydragen (Juravsky et al. 2024, arXiv:2402.05099); here with
-its gradient. The backward pass takes small probabilities from the forward pass and recomputes large ones from the merged log-sum-exp,
-as FlashAttention does, so nothing large of size `queries * keys` is kept. On a CPU the arithmetic is float32: for these small inner
-dimensions it is the faster one, and exact. Covers grouped-query attention, sliding windows, logit soft-capping and attention sinks.
+The rows of one segment meet their shared keys in one dense matrix product, without copies of the keys for each row (the idea of
+Hydragen, Juravsky et al. 2024, arXiv:2402.05099; here with its gradient), and one softmax goes over both parts. Small probabilities are
+kept for the backward pass and large ones are computed again, as FlashAttention does, so nothing large of size `queries * keys` is
+kept. On a CPU the arithmetic is float32: for these small inner dimensions it is the faster one, and exact. Covers grouped-query
+attention, sliding windows, logit soft-capping and attention sinks.
 """
 
 from __future__ import annotations
@@ -18,11 +18,10 @@ from typing import Any
 import torch
 from transformers import AttentionInterface
 
-from trainer_service.training.packing import Bucket, Layout, Span
+from trainer_service.training.packing import Layout, Tile
 
 NAME = "softprompt_prefix"
-MAX_KEPT = 1 << 20  # probabilities of one part: 4 MiB
-_MASKED = -1e30  # finite: a row that may see nothing of one part then gets weight 0 from the merge, not NaN
+MAX_KEPT = 1 << 20  # probabilities of one tile: 4 MiB
 
 _layout: ContextVar[Layout] = ContextVar("softprompt_packed_layout")
 
@@ -39,14 +38,6 @@ def packed_attention(model: Any, layout: Layout) -> Iterator[None]:
     finally:
         model.config._attn_implementation = configured
         _layout.reset(token)
-
-
-@dataclass(frozen=True)
-class Kept:
-    """Of one part of a forward pass: `weights = exp(score - highest)` [..., queries, keys] and `highest` [..., queries, 1], float32."""
-
-    weights: torch.Tensor
-    highest: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -75,174 +66,180 @@ def _attention(
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     rule = Rule(scale, sliding_window, softcap, s_aux)
     out: torch.Tensor = PrefixAttention.apply(query[0], key[0], value[0], _layout.get(), rule)  # type: ignore[no-untyped-call]
-    return out.transpose(0, 1)[None], None  # [1, tokens, heads, head_dim]
+    return out[None], None  # [1, tokens, heads, value_dim]
 
 
 class PrefixAttention(torch.autograd.Function):
-    """query [heads, tokens, head_dim], key and value [kv_heads, tokens, head_dim] -> [heads, tokens, value_dim]."""
+    """query [heads, tokens, head_dim], key and value [kv_heads, tokens, head_dim] -> [tokens, heads, value_dim]."""
 
     @staticmethod
     def forward(ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: Layout, rule: Rule) -> torch.Tensor:
-        heads, tokens, _ = query.shape
-        given = query, key, value
-        query, key, value = _working(query) * rule.scale, _working(key), _working(value)
-        q = _grouped(query, key.shape[0])  # [kv_heads, groups, tokens, head_dim]
-        out = value.new_empty(*q.shape[:3], value.shape[-1])
-        lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
-        kept = list[Kept | None]()
-        for bucket in layout.buckets:
-            index = bucket.index
-            kb, vb = key[:, index], value[:, index]  # [kv_heads, rows, longest, head_dim]
-            mask = _causal(index.shape[1], rule, q.device)
-            part, part_lse, weights = _attend(q[:, :, index].permute(0, 2, 1, 3, 4), kb, vb, rule, mask)
-            kept.append(weights)
-            _scatter(out, part.permute(0, 2, 1, 3, 4), bucket, 2)
-            _scatter(lse, part_lse.permute(0, 2, 1, 3), bucket, 2)
-        for span in layout.spans:
-            if not span.shared_length:
-                continue
-            shared, own = slice(span.shared_start, span.shared_end), slice(span.own_start, span.own_end)
-            mask = _causal(span.shared_length, rule, q.device)
-            out[:, :, shared], lse[:, :, shared], weights = _attend(q[:, :, shared], key[:, shared], value[:, shared], rule, mask)
-            kept.append(weights)
-            if span.own_end > span.own_start:
-                part, part_lse, weights = _attend(q[:, :, own], key[:, shared], value[:, shared], rule, _far(span, layout, rule))
-                kept.append(weights)
-                merged = torch.logaddexp(lse[:, :, own], part_lse)
-                out[:, :, own] *= (lse[:, :, own] - merged).exp()[..., None].to(out.dtype)
-                out[:, :, own] += part * (part_lse - merged).exp()[..., None].to(out.dtype)
-                lse[:, :, own] = merged
-        if rule.sinks is not None:
-            merged = torch.logaddexp(lse, rule.sinks.float().view(*q.shape[:2], 1))
-            out *= (lse - merged).exp()[..., None].to(out.dtype)
-            lse = merged
-        result = out.view(heads, tokens, -1).to(given[0].dtype)
-        ctx.save_for_backward(*given, result, lse)
+        groups = query.shape[0] // key.shape[0]
+        padded = _padded(query, groups, rule.scale), _padded(key), _padded(value)
+        out = padded[2].new_empty(*padded[0].shape[:2], groups * value.shape[-1])
+        kept = list[tuple[Block, torch.Tensor] | None]()
+        for tile in layout.tiles:
+            block = Block(tile, groups, *padded)
+            weights = block.scores(rule).softmax(-1)
+            out.index_copy_(1, tile.index.flatten(), block.mix(weights))
+            kept.append((block, weights) if weights.numel() <= MAX_KEPT and rule.softcap is None else None)
+        ctx.save_for_backward(query, key, value)
         ctx.layout, ctx.rule, ctx.kept = layout, rule, kept
-        return result
+        return _unpadded(out, groups).to(query.dtype).contiguous()
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        dtype, (query, key, value, out) = ctx.saved_tensors[0].dtype, map(_working, ctx.saved_tensors[:4])
-        lse, layout, rule, kept = ctx.saved_tensors[4], ctx.layout, ctx.rule, iter(ctx.kept)
-        q, grad = _grouped(query * rule.scale, key.shape[0]), _grouped(_working(grads[0]), key.shape[0])
-        delta = (grad * _grouped(out, key.shape[0])).sum(-1, dtype=torch.float32)  # [kv_heads, groups, tokens]
-        dq, dk, dv = torch.empty_like(q), torch.empty_like(key), torch.empty_like(value)
-        for bucket in layout.buckets:
-            index = bucket.index
-            row_lse = lse[:, :, index]
-            if not bucket.full:  # a padding slot then has probability 0 everywhere
-                row_lse = row_lse.masked_fill(bucket.padding, torch.inf)
-            parts = _attend_backward(
-                q[:, :, index].permute(0, 2, 1, 3, 4),
-                key[:, index],
-                value[:, index],
-                grad[:, :, index].permute(0, 2, 1, 3, 4),
-                row_lse.permute(0, 2, 1, 3),
-                delta[:, :, index].permute(0, 2, 1, 3),
-                rule,
-                _causal(index.shape[1], rule, q.device),
-                next(kept),
-            )
-            _scatter(dq, parts[0].permute(0, 2, 1, 3, 4), bucket, 2)
-            _scatter(dk, parts[1], bucket, 1)
-            _scatter(dv, parts[2], bucket, 1)
-        for span in layout.spans:
-            if not span.shared_length:
-                continue
-            shared, own = slice(span.shared_start, span.shared_end), slice(span.own_start, span.own_end)
-            k, v = key[:, shared], value[:, shared]
-            mask = _causal(span.shared_length, rule, q.device)
-            dq[:, :, shared], dk[:, shared], dv[:, shared] = _attend_backward(
-                q[:, :, shared], k, v, grad[:, :, shared], lse[:, :, shared], delta[:, :, shared], rule, mask, next(kept)
-            )
-            if span.own_end > span.own_start:
-                far = _far(span, layout, rule)
-                parts = _attend_backward(q[:, :, own], k, v, grad[:, :, own], lse[:, :, own], delta[:, :, own], rule, far, next(kept))
-                dq[:, :, own] += parts[0]
-                dk[:, shared] += parts[1]
-                dv[:, shared] += parts[2]
-        return dq.mul_(rule.scale).view_as(query).to(dtype), dk.to(dtype), dv.to(dtype), None, None
+        (query, key, value), layout, rule = ctx.saved_tensors, ctx.layout, ctx.rule
+        groups = query.shape[0] // key.shape[0]
+        grad = _padded(grads[0].transpose(0, 1), groups)
+        again = (_padded(query, groups, rule.scale), _padded(key), _padded(value)) if None in ctx.kept else None
+        dq = grad.new_empty(*grad.shape[:2], groups * query.shape[-1])
+        dk, dv = grad.new_zeros(*grad.shape[:2], key.shape[-1]), grad.new_zeros(*grad.shape[:2], value.shape[-1])
+        for tile, kept in zip(layout.tiles, ctx.kept, strict=True):
+            slope = None
+            if kept is not None:
+                block, weights = kept
+            else:
+                assert again is not None
+                block = Block(tile, groups, *again)
+                scores = block.scores(rule)
+                weights = scores.softmax(-1)
+                slope = None if rule.softcap is None else 1 - scores.div_(rule.softcap).clamp_(-1, 1).square_()
+            block.backward(weights, _take(grad, tile.index), slope, dq, dk, dv)
+        dq = (_unpadded(dq, groups) * rule.scale).to(query.dtype).transpose(0, 1)
+        return dq, dk[:, :-1].to(key.dtype), dv[:, :-1].to(value.dtype), None, None
 
 
-def _attend(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, rule: Rule, mask: torch.Tensor | None
-) -> tuple[torch.Tensor, torch.Tensor, Kept | None]:
-    """q [..., groups, queries, d], k and v [..., keys, d] -> (out like q, log-sum-exp [..., queries] float32, kept)."""
-    scores = _scores(q, k, rule, mask)
-    highest = scores.amax(-1, keepdim=True)
-    weights = scores.sub_(highest).exp_()
-    total = weights.sum(-1, keepdim=True)
-    out = (weights.to(v.dtype).flatten(-3, -2) @ v).view(*q.shape[:-1], v.shape[-1])
-    kept = Kept(weights, highest) if weights.numel() <= MAX_KEPT and rule.softcap is None else None
-    return out.div_(total), (highest + total.log()).squeeze(-1), kept
+class Block:
+    """One tile's operands. All query heads that read one key head are rows of the same matrices.
+
+    For n segments of r rows of L slots behind S shared positions, h key heads and g query heads to each, scores and weights are
+    `[h * n * r, L * g, S + L]`: by row. Their first S columns are, by segment, also `[h * n, r * L * g, S]`: one product for all rows.
+    Slots of padding hold zeros. With attention sinks there is one more column, which nobody gets values from.
+    """
+
+    def __init__(self, tile: Tile, groups: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
+        """query [h, tokens + 1, g * d], scaled; key and value [h, tokens + 1, d]. The last token is zeros."""
+        num_segments, num_rows, self._length = tile.index.shape
+        heads, self._groups, self._shared = key.shape[0], groups, tile.shared_length
+        self._tile = tile
+        self._by_row = heads * num_segments * num_rows, self._length * groups
+        self._by_segment = heads * num_segments, num_rows * self._length * groups
+        self._query = _take(query, tile.index)  # [h, n * r * L, g * d]
+        self._key = _take(key, tile.index).view(self._by_row[0], self._length, -1)
+        self._value = _take(value, tile.index).view(self._by_row[0], self._length, -1)
+        if self._shared:
+            self._shared_key = _take(key, tile.shared).view(self._by_segment[0], self._shared, -1)
+            self._shared_value = _take(value, tile.shared).view(self._by_segment[0], self._shared, -1)
+
+    def scores(self, rule: Rule) -> torch.Tensor:
+        """What is not seen is minus infinity."""
+        query = self._query.view(*self._by_row, -1)
+        scores = query.new_empty(*self._by_row, self._shared + self._length + (rule.sinks is not None))
+        own = query @ self._key.transpose(1, 2)
+        mask = self._mask(rule, query)
+        torch.add(_capped(own, rule), mask[:, self._shared :], out=self._own(scores))
+        if self._shared:
+            shared = self._behind(scores)
+            torch.bmm(query.view(*self._by_segment, -1), self._shared_key.transpose(1, 2), out=shared)
+            _capped(shared, rule)
+            if rule.window is not None and self._shared + self._length > rule.window:
+                scores[..., : self._shared] += mask[:, : self._shared]
+        if rule.sinks is not None:
+            sinks = rule.sinks.to(scores.dtype).view(self._key_heads, 1, self._groups)
+            scores.view(self._key_heads, -1, self._groups, scores.shape[-1])[..., -1] = sinks
+        return scores
+
+    def mix(self, weights: torch.Tensor) -> torch.Tensor:
+        """The values by their weights, [h, n * r * L, g * d]."""
+        if not self._shared:
+            return (self._own(weights) @ self._value).view(*self._query.shape[:2], -1)
+        mixed = self._behind(weights) @ self._shared_value
+        mixed.view(*self._by_row, -1).baddbmm_(self._own(weights), self._value)
+        return mixed.view(*self._query.shape[:2], -1)
+
+    def backward(
+        self,
+        weights: torch.Tensor,
+        grad: torch.Tensor,
+        slope: torch.Tensor | None,
+        dq: torch.Tensor,
+        dk: torch.Tensor,
+        dv: torch.Tensor,
+    ) -> None:
+        """Write this tile's part of dq, which counts from the scaled query, and add it to dk and dv; all like `query`, `key`, `value`.
+
+        grad [h, n * r * L, g * d]; `slope` is the derivative of the cap at each score.
+        """
+        grad, query = grad.view(*self._by_row, -1), self._query.view(*self._by_row, -1)
+        dweights = torch.empty_like(weights)
+        if dweights.shape[-1] > self._shared + self._length:
+            dweights[..., -1] = 0
+        self._own(dweights).copy_(grad @ self._value.transpose(1, 2))
+        if self._shared:
+            torch.bmm(grad.view(*self._by_segment, -1), self._shared_value.transpose(1, 2), out=self._behind(dweights))
+        dscores = torch._softmax_backward_data(dweights, weights, -1, weights.dtype)
+        if slope is not None:
+            dscores.mul_(slope)
+        index = self._tile.index.flatten()
+        own = self._own(dscores)
+        dk.index_copy_(1, index, (own.transpose(1, 2) @ query).view(dk.shape[0], -1, dk.shape[2]))
+        dv.index_copy_(1, index, (self._own(weights).transpose(1, 2) @ grad).view(dv.shape[0], -1, dv.shape[2]))
+        if not self._shared:
+            dq.index_copy_(1, index, (own @ self._key).view(*self._query.shape))
+            return
+        shared = self._behind(dscores)
+        part = shared @ self._shared_key
+        part.view(*self._by_row, -1).baddbmm_(own, self._key)
+        dq.index_copy_(1, index, part.view(self._query.shape))
+        seen = self._tile.shared.flatten()
+        dk.index_add_(1, seen, (shared.transpose(1, 2) @ query.view(*self._by_segment, -1)).view(dk.shape[0], -1, dk.shape[2]))
+        values = self._behind(weights).transpose(1, 2) @ grad.view(*self._by_segment, -1)
+        dv.index_add_(1, seen, values.view(dv.shape[0], -1, dv.shape[2]))
+
+    @property
+    def _key_heads(self) -> int:
+        return self._query.shape[0]
+
+    def _own(self, scores: torch.Tensor) -> torch.Tensor:
+        return scores[..., self._shared : self._shared + self._length]
+
+    def _behind(self, scores: torch.Tensor) -> torch.Tensor:
+        return scores.view(*self._by_segment, -1)[..., : self._shared]
+
+    def _mask(self, rule: Rule, like: torch.Tensor) -> torch.Tensor:
+        """[L * g, S + L], to be added; the same for all layers of one window."""
+        found = self._tile.masks.get((rule.window, self._groups))
+        if found is not None:
+            return found
+        slots = torch.arange(self._length, device=like.device) + self._shared
+        back = slots[:, None] - torch.arange(self._shared + self._length, device=like.device)
+        hidden = (back < 0) if rule.window is None else (back < 0) | (back >= rule.window)
+        mask = like.new_zeros(hidden.shape).masked_fill_(hidden, -torch.inf)
+        self._tile.masks[rule.window, self._groups] = mask.repeat_interleave(self._groups, 0)
+        return self._tile.masks[rule.window, self._groups]
 
 
-def _attend_backward(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    grad: torch.Tensor,
-    lse: torch.Tensor,
-    delta: torch.Tensor,
-    rule: Rule,
-    mask: torch.Tensor | None,
-    kept: Kept | None,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(dq, dk, dv) of one part, given the log-sum-exp and `delta = sum(grad * out)` of all parts together; q is scaled already."""
-    if kept is not None:
-        slope, weights = None, kept.weights * (kept.highest - lse[..., None]).exp_()
-    else:
-        scores = _scores(q, k, rule, mask)  # [..., groups, queries, keys]
-        slope = None if rule.softcap is None else 1 - (scores / rule.softcap).clamp(-1, 1).square()
-        weights = scores.sub_(lse[..., None]).exp_()
-    flat_grad = grad.flatten(-3, -2)  # [..., groups * queries, d]
-    dv = weights.to(v.dtype).flatten(-3, -2).transpose(-1, -2) @ flat_grad
-    dscores = (flat_grad @ v.transpose(-1, -2)).view_as(weights).float()
-    dscores = dscores.sub_(delta[..., None]).mul_(weights)
-    if slope is not None:
-        dscores.mul_(slope)
-    flat = dscores.to(q.dtype).flatten(-3, -2)
-    dq = (flat @ k).view(q.shape)
-    dk = flat.transpose(-1, -2) @ q.flatten(-3, -2)
-    return dq, dk, dv
+def _capped(scores: torch.Tensor, rule: Rule) -> torch.Tensor:
+    """In place."""
+    return scores if rule.softcap is None else scores.div_(rule.softcap).tanh_().mul_(rule.softcap)
 
 
-def _scores(q: torch.Tensor, k: torch.Tensor, rule: Rule, mask: torch.Tensor | None) -> torch.Tensor:
-    """[..., groups, queries, keys], float32."""
-    products = q.flatten(-3, -2) @ k.transpose(-1, -2)
-    scores = products.view(*q.shape[:-1], k.shape[-2]).float()
-    if rule.softcap is not None:
-        scores = torch.tanh(scores / rule.softcap) * rule.softcap
-    return scores if mask is None else scores.masked_fill_(mask, _MASKED)
+def _padded(heads_first: torch.Tensor, groups: int = 1, scale: float = 1.0) -> torch.Tensor:
+    """[kv_heads * groups, tokens, d] -> [kv_heads, tokens + 1, groups * d] with zeros as the last token; float32 on a CPU."""
+    heads, tokens, width = heads_first.shape
+    working = heads_first.float() if heads_first.device.type == "cpu" else heads_first
+    out = working.new_empty(heads // groups, tokens + 1, groups, width)
+    torch.mul(working.view(-1, groups, tokens, width).transpose(1, 2), scale, out=out[:, :tokens])
+    out[:, tokens] = 0
+    return out.view(heads // groups, tokens + 1, -1)
 
 
-def _causal(length: int, rule: Rule, device: torch.device) -> torch.Tensor:
-    """[length, length], True where a key is not seen: later positions, and those out of the window."""
-    steps = torch.arange(length, device=device)
-    back = steps[:, None] - steps[None]
-    return (back < 0) if rule.window is None else (back < 0) | (back >= rule.window)
+def _unpadded(padded: torch.Tensor, groups: int) -> torch.Tensor:
+    """[kv_heads, tokens + 1, groups * d] -> [tokens, kv_heads * groups, d]"""
+    heads, tokens, width = padded.shape
+    return padded[:, :-1].transpose(0, 1).reshape(tokens - 1, heads * groups, width // groups)
 
 
-def _far(span: Span, layout: Layout, rule: Rule) -> torch.Tensor | None:
-    """[own tokens, shared positions], True where a shared position is out of a row token's window; None if none is."""
-    if rule.window is None or span.shared_length + span.longest_own <= rule.window:
-        return None
-    keys = layout.positions[span.shared_start : span.shared_end]
-    queries = layout.positions[span.own_start : span.own_end]
-    return queries[:, None] - keys[None] >= rule.window
-
-
-def _working(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.float() if tensor.device.type == "cpu" else tensor
-
-
-def _grouped(heads_first: torch.Tensor, num_kv_heads: int) -> torch.Tensor:
-    """[heads, tokens, d] -> [kv_heads, groups, tokens, d]"""
-    return heads_first.reshape(num_kv_heads, -1, *heads_first.shape[1:])
-
-
-def _scatter(target: torch.Tensor, padded: torch.Tensor, bucket: Bucket, axis: int) -> None:
-    """Write a bucket's slots that are not padding: `axis` of target is tokens, `axis, axis + 1` of padded are rows, slots."""
-    tokens = bucket.index.flatten()[bucket.valid]
-    target.index_copy_(axis, tokens, padded.flatten(axis, axis + 1).index_select(axis, bucket.valid))
+def _take(padded: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    return padded.index_select(1, index.flatten())

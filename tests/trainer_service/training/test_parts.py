@@ -13,7 +13,7 @@ from trainer_service.training import precision
 from trainer_service.training.evaluate import classification_metrics, nearest_tokens
 from trainer_service.training.fair_share import FairShare
 from trainer_service.training.optimise import AdamW, learning_rate_at
-from trainer_service.training.packing import Row, Segment, num_packed_tokens, pack
+from trainer_service.training.packing import PADDING_RATIO, PADDING_SLACK, Row, Segment, num_packed_tokens, pack
 from trainer_service.training.spec import Schedule
 from trainer_service.training.trainee import batch_indices
 
@@ -85,9 +85,12 @@ def test_packing_places_every_token_once(shapes: list[tuple[int, int]], preamble
     packed = pack([Segment(torch.zeros(3, 2), rows), Segment(None, rows[:1])], torch.device("cpu"))
     expected = num_packed_tokens(3, rows) + num_packed_tokens(0, rows[:1])
     assert packed.layout.num_tokens == expected
-    own = sorted(int(bucket.index.flatten()[slot]) for bucket in packed.layout.buckets for slot in bucket.valid)
-    spans = packed.layout.spans
-    assert own == [position for span in spans for position in range(span.own_start, span.own_end)]
+    placed = torch.cat([tile.index.flatten() for tile in packed.layout.tiles])
+    assert sorted(placed[placed < expected].tolist()) == list(range(expected))
+    for tile in packed.layout.tiles:
+        filled = (tile.index < expected).sum(-1)
+        similar = int(filled.min()) * PADDING_RATIO + PADDING_SLACK  # rows of a segment are; then whole segments, once more
+        assert int(filled.max()) == tile.longest <= similar * PADDING_RATIO + PADDING_SLACK
     assert [len(row.input_ids) - 1 + 3 for row in rows] == _first_target_positions(packed.layout.positions, packed.target_positions, rows)
 
 
