@@ -26,6 +26,8 @@ class EngineConfig:
     """Their input tokens together, likewise."""
     flush_interval_seconds: float = 0.02
     """Tokens of one stream closer together than this travel in one delta (the first goes at once)."""
+    paged: bool | None = None
+    """Keys and values in blocks instead of rows; None takes blocks on a GPU and rows on a CPU, which is what measures faster."""
     reuse_text_prefixes: bool = True
     """Keep the rows of finished requests, so that inputs that begin alike under one prompt share that part's KV."""
     limits: Limits = LIMITS

@@ -14,19 +14,16 @@ from pathlib import Path
 
 import torch
 
-from inference_service.engine import row_runner, scoring, self_check
+from inference_service.engine import scoring
 from inference_service.engine.admission import Admission
+from inference_service.engine.assembly import assemble
 from inference_service.engine.config import EngineConfig
 from inference_service.engine.detokenizer import DetokenizerFactory
-from inference_service.engine.faster_modules import speed_up
 from inference_service.engine.isolation import compute_each_alone
-from inference_service.engine.kv_cache import RowKVCache
-from inference_service.engine.memory import free_bytes, plan_memory
-from inference_service.engine.model_runner import ModelRunner, Runner
+from inference_service.engine.model_runner import Runner
 from inference_service.engine.prefix_cache import PrefixCache
-from inference_service.engine.probe import layer_shapes
 from inference_service.engine.request import Delta, FinishReason, GenerationRequest, SamplingParams, ScoreRequest, ScoreResult
-from inference_service.engine.rows import IntegrityError, RowPool
+from inference_service.engine.rows import IntegrityError
 from inference_service.engine.sampler import Sampled, sample
 from inference_service.engine.scheduler import Scheduler, StepPlan
 from inference_service.engine.sequence import Sequence
@@ -91,20 +88,8 @@ class Engine:
 
         Raises PreconditionFailed for an architecture that the engine can't serve, InvalidInput if the memory holds no request.
         """
-        config = config or EngineConfig()
-        packed = layer_shapes(base.model)
-        shapes = packed or row_runner.cache_shapes(base.model)
-        expected = self_check.own_logits(base)
-        bytes_per_token = sum(shape.bytes_per_token(base.dtype) for shape in shapes)
-        plan = plan_memory(config, bytes_per_token, base.info.max_positions, free_bytes(base.device))
-        cache = RowKVCache(shapes, config.max_running + 1, plan.max_length, base.dtype, base.device)
-        pool = RowPool(config.max_running, plan.max_blocks, plan.max_length, config.reuse_text_prefixes)
-        speed_up(base.model, base.device, base.dtype)
-        runner: Runner = ModelRunner(base, cache) if packed else row_runner.RowRunner(base, cache)
-        if plan.max_length >= self_check.NUM_TOKENS:
-            self_check.check_runner(base, runner, expected)
-        prefixes = PrefixCache(runner.compute_prefix, plan.prefix_bytes)
-        return cls(base, replace(config, max_length=plan.max_length), Scheduler(pool, config.max_tokens_per_step), runner, prefixes)
+        parts = assemble(base, config or EngineConfig())
+        return cls(base, parts.config, parts.scheduler, parts.runner, parts.prefixes)
 
     @property
     def has_work(self) -> bool:

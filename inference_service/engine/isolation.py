@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
+from inference_service.engine.rows import Trim
 from inference_service.engine.scheduler import Chunk, StepPlan
 
 T = TypeVar("T")
@@ -30,11 +31,11 @@ class Isolated(Generic[T]):
 def compute_each_alone(plan: StepPlan, compute: Callable[[StepPlan], T]) -> Isolated[T]:
     """Every chunk in a step of its own. Raises nothing that `compute` raises for a chunk."""
     rows = {chunk.row for chunk in plan.chunks}
-    orphans = tuple(op for op in plan.ops if op.row not in rows and not _copies(op))
+    orphans = tuple(op for op in plan.ops if isinstance(op, Trim) and op.row not in rows)
     found = Isolated[T]()
     for chunk in plan.chunks:
         own = tuple(op for op in plan.ops if op.row == chunk.row)
-        if any(_copies(op) for op in own):
+        if any(_reads_elsewhere(op) for op in own) or sum(_starts_a_table(op) for op in own) > 1:
             found.postponed.append(chunk)
             continue
         alone = StepPlan((chunk,), (*orphans, *own))
@@ -47,5 +48,10 @@ def compute_each_alone(plan: StepPlan, compute: Callable[[StepPlan], T]) -> Isol
     return found
 
 
-def _copies(op: object) -> bool:
-    return hasattr(op, "source")
+def _reads_elsewhere(op: object) -> bool:
+    return getattr(op, "source", None) is not None
+
+
+def _starts_a_table(op: object) -> bool:
+    """Two of them mean that the row's first holder of this step had to go, and others may have its blocks."""
+    return getattr(op, "first", None) == 0

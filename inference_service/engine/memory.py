@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from inference_service.engine.config import EngineConfig
-from inference_service.engine.rows import BLOCK_TOKENS, blocks_for
+from inference_service.engine.rows import BLOCK_TOKENS
 from shared.errors import InvalidInput
 
 KV_SHARE, PREFIX_SHARE = 0.4, 0.2
@@ -23,16 +23,18 @@ class MemoryPlan:
     prefix_bytes: int
 
 
-def plan_memory(config: EngineConfig, bytes_per_token: int, max_positions: int, free_bytes: int) -> MemoryPlan:
+def plan_memory(
+    config: EngineConfig, bytes_per_token: int, max_positions: int, free_bytes: int, block_tokens: int = BLOCK_TOKENS
+) -> MemoryPlan:
     """Blocks for running requests (never more than all rows filled), and bytes for prefix KV. One longest request always fits."""
     kv_bytes = config.kv_cache_bytes or int(free_bytes * KV_SHARE)
-    affordable = kv_bytes // (bytes_per_token * BLOCK_TOKENS)
-    max_length = min(config.max_length, max_positions, affordable * BLOCK_TOKENS)
+    affordable = kv_bytes // (bytes_per_token * block_tokens)
+    max_length = min(config.max_length, max_positions, affordable * block_tokens)
     if max_length < 2:
-        raise InvalidInput.of("kv_cache_bytes", f"{kv_bytes} bytes hold no {BLOCK_TOKENS} tokens of {bytes_per_token} bytes each")
+        raise InvalidInput.of("kv_cache_bytes", f"{kv_bytes} bytes hold no {block_tokens} tokens of {bytes_per_token} bytes each")
     return MemoryPlan(
         max_length=max_length,
-        max_blocks=min(affordable, config.max_running * blocks_for(max_length)),
+        max_blocks=min(affordable, config.max_running * -(-max_length // block_tokens)),
         prefix_bytes=config.prefix_kv_bytes or int(free_bytes * PREFIX_SHARE),
     )
 

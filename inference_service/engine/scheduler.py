@@ -13,10 +13,12 @@ from __future__ import annotations
 
 from bisect import insort
 from collections.abc import Iterator
+from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 from inference_service.engine.request import FinishReason
-from inference_service.engine.rows import IntegrityError, RowOp, RowPool, blocks_for
+from inference_service.engine.rows import BLOCK_TOKENS, Acquired, Content, IntegrityError
 from inference_service.engine.sequence import Sequence
 
 WORTH_WAITING_TOKENS = 32
@@ -52,20 +54,58 @@ class Chunk:
 
 @dataclass(frozen=True)
 class StepPlan:
-    """`ops` are done in order, then all chunks in one forward pass; chunks of one position come first, by row."""
+    """`ops` are done in order, then all chunks in one forward pass; chunks of one position come first, by row.
+
+    What an op is, is between the pool that plans it and the runner that does it; each has the `row` that it is for.
+    """
 
     chunks: tuple[Chunk, ...]
-    ops: tuple[RowOp, ...]
+    ops: tuple[Any, ...]
 
     @property
     def num_positions(self) -> int:
         return sum(chunk.num_positions for chunk in self.chunks)
 
 
+class Pool(Protocol):
+    """The books of a KV cache: `rows.RowPool`, or `blocks.BlockPool` for a paged one."""
+
+    max_blocks: int
+    max_length: int
+    reuse: bool
+
+    @property
+    def rows(self) -> Items[Any]:
+        """Each has a `holder`."""
+        ...
+
+    @property
+    def num_held(self) -> int: ...
+
+    @property
+    def held_blocks(self) -> int: ...
+
+    def acquire(self, content: Content, length: int) -> Acquired | None: ...
+
+    def extend(self, index: int, length: int) -> tuple[Any, ...] | None: ...
+
+    def advance(self, index: int, length: int) -> None: ...
+
+    def release(self, index: int, *, keep: bool = True) -> None: ...
+
+    def forget(self, prefix_id: str) -> None: ...
+
+    def forget_all(self) -> None: ...
+
+    def check_integrity(self) -> None: ...
+
+
 @dataclass
 class Scheduler:
-    pool: RowPool
+    pool: Pool
     max_tokens_per_step: int
+    block_tokens: int = BLOCK_TOKENS
+    """Of the pool's blocks."""
     waiting: list[Sequence] = field(default_factory=list)
     running: list[Sequence] = field(default_factory=list)
     num_preemptions: int = 0
@@ -83,7 +123,7 @@ class Scheduler:
 
     def schedule(self, now: float) -> StepPlan:
         """Plan one step. Changes the books as if the step were done, except `num_computed`: `complete` does that."""
-        self._ops: list[RowOp] = []
+        self._ops: list[Any] = []
         budget, preempted_before = self.max_tokens_per_step, self.num_preemptions
         chunks: list[Chunk] = []
         decodes = [s for s in self.running if s.num_uncomputed == 1 and not s.is_score]
@@ -180,7 +220,7 @@ class Scheduler:
         """Admit a waiting sequence if a row and memory for its whole input, and one block more for each running sequence, are there."""
         headroom = len(self.running)
         idle = self.pool.max_blocks - self.pool.held_blocks
-        if self.running and blocks_for(sequence.length) + headroom > idle:
+        if self.running and -(-sequence.length // self.block_tokens) + headroom > idle:
             return None
         acquired = self.pool.acquire(sequence, sequence.length)
         if acquired is None:

@@ -7,15 +7,20 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shared.base_model import BaseModel
+from tests.host_waits import HostWaits
 from tests.trainer_service.training.models import build
 from tests.trainer_service.training.tasks import task
 from trainer_service.training import precision
+from trainer_service.training.compute import backward
 from trainer_service.training.evaluate import classification_metrics, nearest_tokens
 from trainer_service.training.fair_share import FairShare
+from trainer_service.training.forward import PackedForward
 from trainer_service.training.optimise import AdamW, learning_rate_at
 from trainer_service.training.packing import PADDING_RATIO, PADDING_SLACK, Row, Segment, num_packed_tokens, pack
-from trainer_service.training.spec import Schedule
-from trainer_service.training.trainee import batch_indices
+from trainer_service.training.spec import Init, Schedule
+from trainer_service.training.trainee import Candidate, Trainee, batch_indices
+from trainer_service.training.work import TrainPart
 
 
 @pytest.mark.parametrize("schedule", Schedule)
@@ -119,3 +124,22 @@ def test_the_nearest_token_of_an_embedding_is_that_token() -> None:
     assert [token.text for token in found] == [base.tokenizer.decode([70]), base.tokenizer.decode([80])]
     assert found[0].cosine == pytest.approx(1.0, abs=1e-5)
     assert 0.9 < found[1].cosine < 1.0
+
+
+def test_a_training_step_waits_for_the_device_at_most_once_before_its_results() -> None:
+    base = build()
+    rows = [Row((5, 6, 7, 8), (9, 10)), Row((5, 6, 11), (12,)), Row((40, 41, 42, 43, 44, 45, 46), (12, 13, 14))]
+    trainees = [_trainee(base, 3), _trainee(base, 6)]
+    forward = PackedForward(base)
+    backward(base, forward, [TrainPart(trainee, rows) for trainee in trainees], 1 << 20)
+    with HostWaits() as waits:
+        backward(base, forward, [TrainPart(trainee, rows) for trainee in trainees], 1 << 20)
+        for trainee in trainees:
+            trainee.clip()
+            trainee.update()
+    assert len(waits.found) <= 1, waits.found
+
+
+def _trainee(base: BaseModel, num_virtual_tokens: int) -> Trainee:
+    parameters = {"prompt": base.embedding_table[:num_virtual_tokens].detach().clone().requires_grad_(True)}
+    return Trainee(Candidate(0.1, Init()), parameters, task().spec.hyperparameters)

@@ -1,0 +1,98 @@
+"""Puts an engine's parts together for a model and a device: rows on a CPU, blocks with a kernel and graphs on a GPU."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+from typing import Any
+
+from inference_service.engine import row_runner, self_check
+from inference_service.engine.blocks import BlockPool
+from inference_service.engine.config import EngineConfig
+from inference_service.engine.decode_graphs import capture
+from inference_service.engine.faster_modules import speed_up
+from inference_service.engine.kv_cache import LayerShape, RowKVCache
+from inference_service.engine.memory import free_bytes, plan_memory
+from inference_service.engine.model_runner import ModelRunner, Runner
+from inference_service.engine.paged_cache import PagedKVCache
+from inference_service.engine.paged_runner import PagedRunner
+from inference_service.engine.prefix_cache import PrefixCache
+from inference_service.engine.probe import layer_shapes
+from inference_service.engine.rows import BLOCK_TOKENS, RowPool
+from inference_service.engine.scheduler import Scheduler
+from inference_service.engine.varlen_kernel import VarlenKernel, find_kernel
+from shared.base_model import BaseModel
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Parts:
+    config: EngineConfig
+    """As asked for, but `max_length` is what model and memory allow."""
+    scheduler: Scheduler
+    runner: Runner
+    prefixes: PrefixCache
+
+
+def assemble(base: BaseModel, config: EngineConfig) -> Parts:
+    """Takes the model over: its attention goes through the engine's cache from now on.
+
+    Raises PreconditionFailed for an architecture that the engine can't serve, InvalidInput if the memory holds no request.
+    """
+    shapes = layer_shapes(base.model)
+    expected = self_check.own_logits(base)
+    paged = base.device.type == "cuda" if config.paged is None else config.paged
+    if not shapes or not paged:
+        return _rows(base, config, shapes, expected)
+    return _paged(base, config, shapes, expected, kernel_for(base, shapes))
+
+
+def kernel_for(base: BaseModel, shapes: list[LayerShape]) -> VarlenKernel | None:
+    """A kernel that every layer's shape can be given to, or None."""
+    shape = shapes[0]
+    if any(other != shape for other in shapes) or shape.key_width != shape.value_width:
+        return None
+    heads = base.model.config.get_text_config().num_attention_heads
+    return find_kernel(heads, shape.num_heads, shape.key_width, base.dtype, base.device)
+
+
+def _rows(base: BaseModel, config: EngineConfig, shapes: list[LayerShape], expected: Any) -> Parts:
+    packed = bool(shapes)
+    shapes = shapes or row_runner.cache_shapes(base.model)
+    bytes_per_token = sum(shape.bytes_per_token(base.dtype) for shape in shapes)
+    plan = plan_memory(config, bytes_per_token, base.info.max_positions, free_bytes(base.device))
+    cache = RowKVCache(shapes, config.max_running + 1, plan.max_length, base.dtype, base.device)
+    pool = RowPool(config.max_running, plan.max_blocks, plan.max_length, config.reuse_text_prefixes)
+    speed_up(base.model, base.device, base.dtype)
+    runner: Runner = ModelRunner(base, cache) if packed else row_runner.RowRunner(base, cache)
+    _check(base, runner, plan.max_length, expected)
+    scheduler = Scheduler(pool, config.max_tokens_per_step)
+    return Parts(replace(config, max_length=plan.max_length), scheduler, runner, PrefixCache(runner.compute_prefix, plan.prefix_bytes))
+
+
+def _paged(base: BaseModel, config: EngineConfig, shapes: list[LayerShape], expected: Any, kernel: VarlenKernel | None) -> Parts:
+    block_tokens = BLOCK_TOKENS if kernel is None else kernel.block_tokens
+    bytes_per_token = sum(shape.bytes_per_token(base.dtype) for shape in shapes)
+    plan = plan_memory(config, bytes_per_token, base.info.max_positions, free_bytes(base.device), block_tokens)
+    cache = PagedKVCache(shapes, config.max_running, plan.max_length, plan.max_blocks, block_tokens, base.dtype, base.device)
+    pool = BlockPool(config.max_running, plan.max_blocks, plan.max_length, block_tokens, config.reuse_text_prefixes)
+    speed_up(base.model, base.device, base.dtype)
+    runner = PagedRunner(base, cache, kernel)
+    _check(base, runner, plan.max_length, expected)
+    if kernel is not None:
+        runner.graphs = capture(runner.decode, config.max_running, (0, cache.null_row, 0), base.device)
+    log.info(
+        "paged keys and values: %d blocks of %d tokens, %s, %s",
+        plan.max_blocks,
+        block_tokens,
+        "gathered" if kernel is None else "varlen_attn",
+        "graphs" if runner.graphs is not None else "no graphs",
+    )
+    scheduler = Scheduler(pool, config.max_tokens_per_step, block_tokens)
+    return Parts(replace(config, max_length=plan.max_length), scheduler, runner, PrefixCache(runner.compute_prefix, plan.prefix_bytes))
+
+
+def _check(base: BaseModel, runner: Runner, max_length: int, expected: Any) -> None:
+    if max_length >= self_check.NUM_TOKENS:
+        self_check.check_runner(base, runner, expected)

@@ -1,0 +1,93 @@
+"""Decode steps as captured CUDA graphs, one for each size of a ladder: a batch is padded to the next size with rows of nobody.
+
+A decode step of a small batch is a thousand short kernels, and launching them costs more than running them; a graph launches them as one.
+Knows no model: it is given the function to capture. `EagerGraph` runs the same function on the same fixed inputs without capturing.
+"""
+
+from __future__ import annotations
+
+import logging
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import torch
+
+log = logging.getLogger(__name__)
+
+_WARM_UPS = 2
+Decode = Callable[[torch.Tensor], torch.Tensor]
+"""Inputs `[3, batch]` int64 (token ids, rows, positions) -> logits `[batch, vocab]`. Must not wait for the device."""
+
+
+def ladder(max_batch: int) -> list[int]:
+    """Powers of two up to 8, then every eighth size: padding wastes at most a half of a small batch and an eighth of a large one."""
+    sizes = [size for size in (1, 2, 4, 8) if size < max_batch] + list(range(16, max_batch, 8))
+    return [*sizes, max_batch]
+
+
+class Graph(Protocol):
+    inputs: torch.Tensor
+
+    def replay(self) -> torch.Tensor: ...
+
+
+class EagerGraph:
+    def __init__(self, decode: Decode, inputs: torch.Tensor) -> None:
+        self._decode, self.inputs = decode, inputs
+
+    def replay(self) -> torch.Tensor:
+        return self._decode(self.inputs)
+
+
+class CudaGraph:
+    """Captures `decode` once; `replay` runs it on what `inputs` holds by then. `pool` is the memory that graphs share."""
+
+    def __init__(self, decode: Decode, inputs: torch.Tensor, pool: Any) -> None:
+        self.inputs = inputs
+        # Capturing needs a stream of its own, warmed up: lazy initialisation can't be captured.
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(_WARM_UPS):
+                decode(inputs)
+        torch.cuda.current_stream().wait_stream(stream)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph, pool=pool):
+            self._logits = decode(inputs)
+
+    def replay(self) -> torch.Tensor:
+        self._graph.replay()
+        return self._logits
+
+
+class DecodeGraphs:
+    """`padding` is one column of inputs, `[3]`, for places that no sequence takes."""
+
+    def __init__(self, make: Callable[[torch.Tensor], Graph], max_batch: int, padding: Sequence[int], device: torch.device) -> None:
+        self._sizes = ladder(max_batch)
+        self._padding = list(padding)
+        self._graphs: dict[int, Graph] = {}
+        for size in reversed(self._sizes):  # the largest first: the smaller ones fit into its memory
+            self._graphs[size] = make(torch.tensor([self._padding] * size, device=device).T.contiguous())
+
+    def run(self, columns: Sequence[tuple[int, int, int]]) -> torch.Tensor | None:
+        """Logits `[n, vocab]` for n columns of (token id, row, position), valid until the next run; None if no graph is large enough."""
+        step = bisect_left(self._sizes, len(columns))
+        if step == len(self._sizes):
+            return None
+        graph = self._graphs[self._sizes[step]]
+        padded = [*columns, *([self._padding] * (self._sizes[step] - len(columns)))]
+        graph.inputs.copy_(torch.tensor(padded).T)
+        return graph.replay()[: len(columns)]
+
+
+def capture(decode: Decode, max_batch: int, padding: Sequence[int], device: torch.device) -> DecodeGraphs | None:
+    """None where the model can't be captured (it waits for the device somewhere): decodes then run like everything else."""
+    pool = torch.cuda.graph_pool_handle()
+    try:
+        return DecodeGraphs(lambda inputs: CudaGraph(decode, inputs, pool), max_batch, padding, device)
+    except RuntimeError as error:
+        torch.cuda.synchronize(device)
+        log.warning("decode steps are not captured as graphs: %s", error)
+        return None
