@@ -1,6 +1,8 @@
 """Soft prompts that were trained elsewhere: a safetensors file becomes a blob of ours. Nothing else is read, pickle least of all.
 
-Taken are our own blobs (also from another store), PEFT's prompt-tuning adapters, and files with one plain matrix.
+Taken are our own blobs (also from another store), PEFT's prompt-tuning adapters, the `decoder` prompts of TGIS and caikit, and files with
+one plain matrix. None of those says which base model it was trained on, so the caller does, and only the width can be checked; one of our
+own blobs brings its base model's fingerprint, its template and its golden records.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from trainer_service.training.dataset import check_labels
 
 _IMPORT_PREFIX = "imports/"
 _PICKLE_BEGINNINGS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+_DECODER, _ENCODER = "decoder", "encoder"
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _MAX_REQUEST_ID_CHARS = 128
 
@@ -62,7 +65,8 @@ def is_import(job: str) -> bool:
 def imported_blob(data: bytes, request: ImportRequest, models: BaseModels) -> tuple[bytes, Manifest]:
     """The blob to publish. Raises InvalidInput, DamagedBlob, or PreconditionFailed for a prompt of another base model."""
     if data.startswith(_PICKLE_BEGINNINGS):
-        raise InvalidInput.of("chunk", "is a pickle (PyTorch .bin or .pt): those can run code and are refused; save it as safetensors")
+        reason = "a pickle can run any code when it is read, so none is read here; save the tensor as safetensors"
+        raise InvalidInput.of("chunk", f"begins as a pickle (PyTorch's .bin, .pt, .pth, .pkl) or as an archive of one: {reason}")
     info = models.get(request.base_model, "header.base_model").info
     try:
         own = decode_blob(data)
@@ -82,9 +86,13 @@ def _read_matrix(data: bytes, as_blob: DamagedBlob) -> SoftPrompt:
         tensors = load(data)
     except (SafetensorError, ValueError, KeyError, OverflowError) as error:
         raise DamagedBlob(f"is not a sound safetensors file: {as_blob.message}") from error
-    found = tensors.get(TENSOR_KEY, next(iter(tensors.values())) if len(tensors) == 1 else None)
+    if any(name.split(".")[0] == _ENCODER for name in tensors):
+        raise InvalidInput.of("chunk", "holds a prompt for an encoder; only decoder models are served")
+    found = next((tensors[name] for name in (TENSOR_KEY, _DECODER) if name in tensors), None)
+    if found is None and len(tensors) == 1:
+        found = next(iter(tensors.values()))
     if found is None:
-        raise InvalidInput.of("chunk", f"must hold the tensor {TENSOR_KEY} or one tensor only, holds {len(tensors)}")
+        raise InvalidInput.of("chunk", f"must hold the tensor {TENSOR_KEY} or {_DECODER}, or one tensor only; it holds {len(tensors)}")
     if found.dtype not in _FLOATS:
         raise InvalidInput.of("chunk", f"must be a matrix of floating-point numbers, not of {found.dtype}")
     return SoftPrompt(found.to(torch.float32).contiguous())

@@ -12,6 +12,9 @@ from softprompt.cli.output import print_json, show, stderr, table
 from softprompt.types.common import Sampling
 
 TextArgument = Annotated[str, typer.Argument(metavar="TEXT", help="The input; - reads it from stdin.")]
+RoutingOption = Annotated[
+    str, typer.Option(metavar="KEY", help="Of an alias that names several versions, the same key always gets the same one.")
+]
 REFERENCE_HELP = "NAME (its default alias), NAME@ALIAS or NAME@7"
 
 
@@ -31,6 +34,7 @@ def generate(
     repetition_penalty: Annotated[float | None, typer.Option(help="Above 1: repeat less.")] = None,
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same text.")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="Stop before this text; may be repeated.")] = None,
+    routing_key: RoutingOption = "",
     truncate: Annotated[bool, typer.Option("--truncate", help="Cut an input that is too long, from the left.")] = False,
     as_json: JsonOption = False,
     inference: InferenceOption = None,
@@ -47,7 +51,7 @@ def generate(
         max_new_tokens=max_new_tokens,
     )
     with open_client(inference=inference) as client:
-        stream = client.stream(_read(text), prompt=prompt, sampling=sampling, truncate=truncate)
+        stream = client.stream(_read(text), prompt=prompt, sampling=sampling, routing_key=routing_key, truncate=truncate)
         start = stream.started()
         if as_json:
             print_json({"start": start})
@@ -73,12 +77,13 @@ def classify(
     text: TextArgument,
     prompt: Annotated[str, typer.Option(help=f"{REFERENCE_HELP}.")],
     label: Annotated[list[str] | None, typer.Option(help="Candidate, may be repeated; left out: the prompt's own labels.")] = None,
+    routing_key: RoutingOption = "",
     as_json: JsonOption = False,
     inference: InferenceOption = None,
 ) -> None:
     """Print the most probable label, and the probability of each."""
     with open_client(inference=inference) as client:
-        scores = client.score(_read(text), prompt=prompt, candidates=label or ())
+        scores = client.score(_read(text), prompt=prompt, candidates=label or (), routing_key=routing_key)
     if as_json:
         print_json(scores)
         return

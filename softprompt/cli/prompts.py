@@ -1,4 +1,4 @@
-"""`softprompt prompts`: what is published, where it is served, and moving aliases."""
+"""`softprompt prompts`: what is published, moving aliases, deleting; `fleet` and `interchange` add their commands."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from softprompt.cli import fleet, interchange
 from softprompt.cli.failures import EXIT_INVALID, Failure
-from softprompt.cli.options import InferenceOption, JsonOption, TrainerOption, example, open_client
+from softprompt.cli.options import JsonOption, TrainerOption, example, open_client
 from softprompt.cli.output import as_plain, local_time, numbers, print_json, show, table
 
 if TYPE_CHECKING:
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True)
 alias_app = typer.Typer(no_args_is_help=True)
 app.add_typer(alias_app, name="alias", help="Movable names of versions.")
+fleet.register(app)
+interchange.register(app)
 PromptArgument = Annotated[str, typer.Argument(metavar="PROMPT", help="Name of a prompt.")]
 
 
@@ -64,6 +67,7 @@ def show_(
         "tokens": f"{version.num_virtual_tokens} virtual, {version.size_bytes} bytes",
         "labels": ", ".join(version.labels),
         "held out": numbers(version.metrics),
+        "gate": version.gate,
         "recipe": json.dumps(as_plain(dict(version.recipe)), ensure_ascii=False) if version.recipe else "",
     }
     for name, text in rows.items():
@@ -93,33 +97,19 @@ def versions(prompt: PromptArgument, as_json: JsonOption = False, trainer: Train
     show(made if found else f"{prompt} has no versions")
 
 
-@app.command(epilog=example("softprompt prompts status support-tone"))
-def status(
-    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="Name of a prompt; left out: all.")] = "",
+@app.command(epilog=example("softprompt prompts delete support-tone@1"))
+def delete(
+    version: Annotated[str, typer.Argument(metavar="PROMPT@VERSION", help="One version; never one that an alias names.")],
     as_json: JsonOption = False,
-    inference: InferenceOption = None,
+    trainer: TrainerOption = None,
 ) -> None:
-    """Show what the inference replica that answers has loaded, and what it refused and why."""
-    with open_client(inference=inference) as client:
-        loaded = client.loaded_prompts(prompt)
+    """Delete a version for good; its number is not used again."""
+    with open_client(trainer) as client:
+        revision = client.delete_version(version)
     if as_json:
-        for item in loaded.prompts:
-            print_json(item)
-        return
-    made = table("VERSION", "STATE", "ALIASES", "TOKENS", "KIB", "SERVED AFTER", "ACTIVE", "REASON")
-    for item in loaded.prompts:
-        made.add_row(
-            item.version.removeprefix("prompts/").replace("/versions/", "@"),
-            item.state,
-            ", ".join(item.aliases),
-            str(item.num_virtual_tokens),
-            str(item.prefix_kv_bytes >> 10),
-            "" if item.publish_to_served_seconds is None else f"{item.publish_to_served_seconds:.2f} s",
-            str(item.active_requests),
-            item.reason,
-        )
-    show(made if loaded.prompts else "nothing is loaded")
-    show(f"store revision {loaded.revision}")
+        print_json({"deleted": version, "revision": revision})
+    else:
+        show(f"{version} is deleted (revision {revision})")
 
 
 @alias_app.command("set", epilog=example("softprompt prompts alias set support-tone default 3 --expect 2"))
@@ -146,7 +136,22 @@ def set_(
         show(f"{prompt}: {_alias_text(moved)} (revision {moved.revision})")
 
 
+@alias_app.command("remove", epilog=example("softprompt prompts alias remove support-tone canary"))
+def remove(
+    prompt: PromptArgument,
+    alias: Annotated[str, typer.Argument(help="Name of the alias.")],
+    expect: Annotated[int | None, typer.Option(min=1, help="Remove it only if it names this version now.")] = None,
+    as_json: JsonOption = False,
+    trainer: TrainerOption = None,
+) -> None:
+    """Remove an alias; the versions stay."""
+    with open_client(trainer) as client:
+        removed = client.set_alias(prompt, alias, [], expected_version=expect)
+    if as_json:
+        print_json(removed)
+    else:
+        show(f"{prompt}: {alias} is removed (revision {removed.revision})")
+
+
 def _alias_text(alias: Alias) -> str:
-    if len(alias.targets) == 1:
-        return f"{alias.name} -> {alias.targets[0].version}"
-    return f"{alias.name} -> " + " ".join(f"{target.version}:{target.weight:g}" for target in alias.targets)
+    return f"{alias.name} -> {fleet.targets_text(alias)}"

@@ -68,6 +68,12 @@ def tune(
         bool, typer.Option("--beat-current", help="Publish only if better than what the alias names.", rich_help_panel=RESULT)
     ] = False,
     minimum_metric: Annotated[float | None, typer.Option(help="Publish only from this metric on.", rich_help_panel=RESULT)] = None,
+    wait_until_served: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS", help="The job ends when every live replica serves the version, but at most so late.", rich_help_panel=RESULT
+        ),
+    ] = None,
     follow: Annotated[bool, typer.Option(help="Show the progress and wait for the end. Ctrl-C lets go; the job goes on.")] = True,
     request_id: Annotated[str, typer.Option(help="Your own unique key: the same again returns the same job.")] = "",
     as_json: JsonOption = False,
@@ -83,8 +89,8 @@ def tune(
     )
     spec = TuningSpec(
         prompt=prompt,
-        dataset=_dataset(file),
-        validation_dataset=None if validation is None else _dataset(validation),
+        dataset=dataset(file),
+        validation_dataset=None if validation is None else dataset(validation),
         validation_fraction=validation_fraction,
         base_model=base_model,
         template=Template(template, format, system) if template or format or system else None,
@@ -105,7 +111,7 @@ def tune(
             seed=seed,
             search=search,
         ),
-        publish=PublishPolicy(alias, gate),
+        publish=PublishPolicy(alias, gate, wait_until_served),
         priority=priority,
         max_runtime_seconds=max_runtime,
     )
@@ -120,7 +126,7 @@ def tune(
             show(job.name)
 
 
-def _dataset(text: str) -> Dataset:
+def dataset(text: str) -> Dataset:
     """Names and URIs as they are; everything else is a file of ours."""
     return text if text.startswith("datasets/sha256-") or "://" in text else Path(text)
 

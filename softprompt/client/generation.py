@@ -75,14 +75,16 @@ class GenerationMethods:
         connection = self._connection
         return GenerationStream(connection.inference, lambda: connection.generation.GenerateStream(request, timeout=timeout))
 
-    async def score(self, input: Input, *, prompt: str = "", candidates: Sequence[str] = (), template: Template | None = None) -> Scores:
+    async def score(
+        self, input: Input, *, prompt: str = "", candidates: Sequence[str] = (), template: Template | None = None, routing_key: str = ""
+    ) -> Scores:
         """Log-probability of each candidate continuation. Without candidates: the label set of the prompt's version."""
-        request = generation_pb2.ScoreRequest(input=input_message(input, prompt, template, "", False), candidates=candidates)
+        request = generation_pb2.ScoreRequest(input=input_message(input, prompt, template, routing_key, False), candidates=candidates)
         return read(Scores, await self._connection.inference.call(self._connection.generation.Score, request))
 
-    async def classify(self, input: Input, *, prompt: str, labels: Sequence[str] = ()) -> CandidateScore:
+    async def classify(self, input: Input, *, prompt: str, labels: Sequence[str] = (), routing_key: str = "") -> CandidateScore:
         """The most probable label (`.candidate`) of the prompt's label set, or of `labels`, with its probability among them."""
-        scores = await self.score(input, prompt=prompt, candidates=labels)
+        scores = await self.score(input, prompt=prompt, candidates=labels, routing_key=routing_key)
         return scores.scores[scores.best]
 
     async def count_tokens(self, input: Input, *, prompt: str = "", template: Template | None = None) -> TokenCount:

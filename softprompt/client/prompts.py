@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+import hashlib
+import time
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
 
 from prompttuning.v1 import prompts_pb2
 
-from shared.errors import InvalidInput
+from shared.errors import DamagedBlob, DeadlineExceeded, InvalidInput, NotFound, PreconditionFailed
+from shared.names import parse_version_name, version_name
 from softprompt.client.connection import Connection
-from softprompt.client.mirror import read
-from softprompt.types.prompts import Alias, AliasTarget, Prompt, PromptVersion
+from softprompt.client.mirror import read, write
+from softprompt.client.prompt_watch import watch_prompts
+from softprompt.interchange.adapter import write_adapter
+from softprompt.interchange.source import ImportSource
+from softprompt.types.common import Template
+from softprompt.types.prompts import Alias, AliasTarget, Prompt, PromptChange, PromptStatus, PromptVersion, VersionStatus
 
 PAGE_SIZE = 200
+CHUNK_BYTES = 512 << 10
+DOWNLOAD_SECONDS = 300.0
+STATUS_POLL_SECONDS = 0.2
 
 
 class PromptMethods:
@@ -76,6 +88,98 @@ class PromptMethods:
             expected_revision=expected_revision,
         )
         return read(Alias, (await self._connection.trainer.call(self._connection.prompts.SetPromptAlias, request)).alias)
+
+    async def prompt_status(self, prompt: str) -> PromptStatus:
+        """Where the versions of a prompt are served, as the inference replicas last told, and who refused which and why."""
+        request = prompts_pb2.GetPromptStatusRequest(name=resource_name(prompt))
+        return read(PromptStatus, await self._connection.trainer.call(self._connection.prompts.GetPromptStatus, request))
+
+    async def wait_until_served_by_all(self, version: str, *, timeout_seconds: float = 60.0) -> VersionStatus:
+        """Wait until every live replica of the version's base model serves it; there must be at least one.
+
+        PreconditionFailed with the reasons if one refused it, DeadlineExceeded with the count after `timeout_seconds`.
+        """
+        prompt, number = parse_version_name(version, "version")
+        wanted, deadline = version_name(prompt, number), time.monotonic() + timeout_seconds
+        while True:
+            found = next((item for item in (await self.prompt_status(prompt)).versions if item.version == wanted), None)
+            if found is None:
+                raise NotFound("version", wanted)
+            if found.served_by_all:
+                return found
+            if found.refused:
+                raise PreconditionFailed(
+                    "; ".join(f"{item.replica} refused {wanted}: {item.reason}" for item in found.refused), version=wanted
+                )
+            if time.monotonic() > deadline:
+                counted = f"{len(found.served)} of {found.num_replicas} live replicas"
+                raise DeadlineExceeded(f"{wanted} is served by {counted} after {timeout_seconds:g} s")
+            await asyncio.sleep(STATUS_POLL_SECONDS)
+
+    async def download_version(self, version: str) -> tuple[PromptVersion, bytes]:
+        """The version with its whole manifest, and its blob: a safetensors file. DamagedBlob if what arrived is not what was published."""
+        request = prompts_pb2.DownloadPromptVersionRequest(name=version)
+        call = self._connection.prompts.DownloadPromptVersion(request, timeout=DOWNLOAD_SECONDS)
+        described: PromptVersion | None = None
+        data = bytearray()
+        with self._connection.trainer.errors():
+            async for part in call:
+                if part.HasField("version"):
+                    described = read(PromptVersion, part.version)
+                data += part.chunk
+        if described is None:
+            raise DamagedBlob(f"{version} came without its description")
+        if (digest := f"sha256:{hashlib.sha256(data).hexdigest()}") != described.digest:
+            raise DamagedBlob(f"{described.name} has digest {described.digest}; what arrived has {digest}")
+        return described, bytes(data)
+
+    async def export_version(self, version: str, directory: str | Path, *, base_model: str = "", overwrite: bool = False) -> PromptVersion:
+        """Write a version as a directory that `peft.PeftModel.from_pretrained` loads. `base_model`: where its users load the model from."""
+        described, data = await self.download_version(version)
+        await asyncio.to_thread(write_adapter, Path(directory).expanduser(), described, data, base_model, overwrite)
+        return described
+
+    async def import_version(
+        self,
+        path: str | Path,
+        prompt: str,
+        *,
+        base_model: str = "",
+        template: Template | None = None,
+        labels: Sequence[str] = (),
+        alias: str = "",
+        request_id: str = "",
+        timeout_seconds: float | None = None,
+    ) -> PromptVersion:
+        """Publish a soft prompt that was trained elsewhere: a safetensors file, or a directory of PEFT, TGIS or caikit with one.
+
+        Pickle files are refused. `template` and `labels` are for files that are not this service's own, which bring theirs; `alias` as in
+        PublishPolicy. Repeating a `request_id` returns the version that it made.
+        """
+        source = await asyncio.to_thread(ImportSource.of, path)
+        data = await asyncio.to_thread(source.file.read_bytes)
+        header = prompts_pb2.ImportHeader(prompt=prompt, base_model=base_model, labels=labels, alias=alias, request_id=request_id)
+        if template is not None:
+            write(template, header.template, "template")
+            header.template.SetInParent()
+
+        async def parts() -> AsyncIterator[prompts_pb2.ImportPromptVersionRequest]:
+            yield prompts_pb2.ImportPromptVersionRequest(header=header)
+            for start in range(0, len(data), CHUNK_BYTES):
+                yield prompts_pb2.ImportPromptVersionRequest(chunk=data[start : start + CHUNK_BYTES])
+
+        method = self._connection.prompts.ImportPromptVersion
+        return read(PromptVersion, (await self._connection.trainer.call(method, parts(), timeout_seconds)).version)
+
+    def watch_prompts(
+        self, *, after_revision: int | None = None, store_id: str = "", name_prefix: str = "", reconnect_seconds: float = 120.0
+    ) -> AsyncIterator[PromptChange]:
+        """Changes of the store, for ever: first everything as it is, or what happened after a revision seen before.
+
+        Goes on through lost connections; Unavailable once that failed for `reconnect_seconds`. PreconditionFailed if `after_revision` is of
+        another store than the trainer's (`store_id` comes with each change).
+        """
+        return watch_prompts(self._connection, after_revision, store_id, name_prefix, reconnect_seconds)
 
     async def delete_version(self, version: str) -> int:
         """Delete a version that no alias names; the store revision of the deletion."""

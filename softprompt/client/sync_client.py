@@ -24,7 +24,7 @@ from softprompt.types.generation import (
     Scores,
     TokenCount,
 )
-from softprompt.types.prompts import Alias, AliasTarget, Prompt, PromptVersion
+from softprompt.types.prompts import Alias, AliasTarget, Prompt, PromptChange, PromptStatus, PromptVersion, VersionStatus
 from softprompt.types.tuning import Examples, JobEvent, JobState, ServiceInfo, TuningJob, TuningSpec, UploadedDataset
 
 
@@ -170,6 +170,51 @@ class Client:
         moved = self._client.set_alias(prompt, alias, target, expected_version=expected_version, expected_revision=expected_revision)
         return self._loop.run(moved)
 
+    def prompt_status(self, prompt: str) -> PromptStatus:
+        return self._loop.run(self._client.prompt_status(prompt))
+
+    def wait_until_served_by_all(self, version: str, *, timeout_seconds: float = 60.0) -> VersionStatus:
+        return self._loop.run(self._client.wait_until_served_by_all(version, timeout_seconds=timeout_seconds))
+
+    def download_version(self, version: str) -> tuple[PromptVersion, bytes]:
+        return self._loop.run(self._client.download_version(version))
+
+    def export_version(self, version: str, directory: str | Path, *, base_model: str = "", overwrite: bool = False) -> PromptVersion:
+        return self._loop.run(self._client.export_version(version, directory, base_model=base_model, overwrite=overwrite))
+
+    def import_version(
+        self,
+        path: str | Path,
+        prompt: str,
+        *,
+        base_model: str = "",
+        template: Template | None = None,
+        labels: Sequence[str] = (),
+        alias: str = "",
+        request_id: str = "",
+        timeout_seconds: float | None = None,
+    ) -> PromptVersion:
+        return self._loop.run(
+            self._client.import_version(
+                path,
+                prompt,
+                base_model=base_model,
+                template=template,
+                labels=labels,
+                alias=alias,
+                request_id=request_id,
+                timeout_seconds=timeout_seconds,
+            )
+        )
+
+    def watch_prompts(
+        self, *, after_revision: int | None = None, store_id: str = "", name_prefix: str = "", reconnect_seconds: float = 120.0
+    ) -> Iterator[PromptChange]:
+        changes = self._client.watch_prompts(
+            after_revision=after_revision, store_id=store_id, name_prefix=name_prefix, reconnect_seconds=reconnect_seconds
+        )
+        return self._loop.iterate(changes)
+
     def delete_version(self, version: str) -> int:
         return self._loop.run(self._client.delete_version(version))
 
@@ -222,11 +267,14 @@ class Client:
         )
         return SyncGenerationStream(stream, self._loop)
 
-    def score(self, input: Input, *, prompt: str = "", candidates: Sequence[str] = (), template: Template | None = None) -> Scores:
-        return self._loop.run(self._client.score(input, prompt=prompt, candidates=candidates, template=template))
+    def score(
+        self, input: Input, *, prompt: str = "", candidates: Sequence[str] = (), template: Template | None = None, routing_key: str = ""
+    ) -> Scores:
+        scores = self._client.score(input, prompt=prompt, candidates=candidates, template=template, routing_key=routing_key)
+        return self._loop.run(scores)
 
-    def classify(self, input: Input, *, prompt: str, labels: Sequence[str] = ()) -> CandidateScore:
-        return self._loop.run(self._client.classify(input, prompt=prompt, labels=labels))
+    def classify(self, input: Input, *, prompt: str, labels: Sequence[str] = (), routing_key: str = "") -> CandidateScore:
+        return self._loop.run(self._client.classify(input, prompt=prompt, labels=labels, routing_key=routing_key))
 
     def count_tokens(self, input: Input, *, prompt: str = "", template: Template | None = None) -> TokenCount:
         return self._loop.run(self._client.count_tokens(input, prompt=prompt, template=template))

@@ -78,6 +78,7 @@ class Replica:
 
     store: PromptStore
     store_dir: Path
+    port: int
     channel: grpc.aio.Channel
     stub: Any
     metrics_port: int
@@ -154,7 +155,7 @@ async def running_replica(model_dir: Path, directory: Path, **settings: Any) -> 
     try:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{ports['port']}") as channel:
             stub = generation_pb2_grpc.GenerationServiceStub(channel)
-            yield Replica(store, store_dir, channel, stub, ports["metrics_port"], stop, done)
+            yield Replica(store, store_dir, ports["port"], channel, stub, ports["metrics_port"], stop, done)
     finally:
         stop.set()
         async with asyncio.timeout(DEADLINE_SECONDS):

@@ -24,8 +24,9 @@ COMMANDS = [
     ("classify",),
     ("info",),
     *[("jobs", name) for name in ("list", "show", "watch", "cancel", "pause", "resume")],
-    *[("prompts", name) for name in ("list", "show", "versions", "status")],
+    *[("prompts", name) for name in ("list", "show", "versions", "status", "loaded", "watch", "export", "import", "delete")],
     ("prompts", "alias", "set"),
+    ("prompts", "alias", "remove"),
     ("models", "pull"),
 ]
 
@@ -83,10 +84,24 @@ def test_tune_follows_to_the_result(cli, here, examples):
 
 
 def test_tune_from_a_version_and_with_a_gate(cli, here, examples):
-    outcome = cli("tune", examples, "--prompt", "tone", "--from", "tone@1", "--beat-current", "--alias", "canary", "--no-follow")
+    outcome = cli(
+        "tune",
+        examples,
+        "--prompt",
+        "tone",
+        "--from",
+        "tone@1",
+        "--beat-current",
+        "--alias",
+        "canary",
+        "--wait-until-served",
+        "5",
+        "--no-follow",
+    )
     assert (outcome.code, outcome.out) == (0, f"{JOB}\n")
     spec = here.trainer.specs[0]
     assert (spec.hyperparameters.init.source, spec.publish.alias, spec.publish.gate.beat_current) == ("tone@1", "canary", True)
+    assert spec.publish.wait_until_served.seconds == 5
 
 
 def test_tune_as_json_is_a_line_for_each_event(cli, here, examples):
@@ -157,10 +172,10 @@ def test_prompts(cli, here):
     assert cli("prompts", "alias", "set", "tone", "default", "newest").code == 2
 
 
-def test_status_shows_what_was_refused_and_why(cli, here):
+def test_what_a_replica_refused_is_shown_with_the_reason(cli, here):
     state = generation_pb2.LoadedPrompt.STATE_QUARANTINED
     here.inference.loaded = [[generation_pb2.LoadedPrompt(version="prompts/tone/versions/3", state=state, reason="not finite")]]
-    outcome = cli("prompts", "status", "tone")
+    outcome = cli("prompts", "loaded", "tone")
     assert "tone@3" in outcome.out
     assert "QUARANTINED" in outcome.out
     assert "not finite" in outcome.out

@@ -14,7 +14,12 @@ from softprompt.client.stream import GenerationStream
 from softprompt.client.sync_client import SyncGenerationStream
 from tests.softprompt.fakes import JOB
 
-RENAMED = {"AsyncIterator[JobEvent]": "Iterator[JobEvent]", "GenerationStream": "SyncGenerationStream", "AsyncClient": "Client"}
+RENAMED = {
+    "AsyncIterator[JobEvent]": "Iterator[JobEvent]",
+    "AsyncIterator[PromptChange]": "Iterator[PromptChange]",
+    "GenerationStream": "SyncGenerationStream",
+    "AsyncClient": "Client",
+}
 
 
 def public_methods(cls):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from fractions import Fraction
 from typing import Any
 
 from prompttuning.v1 import common_pb2, prompts_pb2
@@ -53,10 +54,21 @@ def targets_from_wire(messages: Sequence[prompts_pb2.AliasTarget]) -> tuple[Alia
             raise InvalidInput.of(f"targets[{index}].version", f"{message.version} is not a version number")
         if not (math.isfinite(message.weight) and message.weight > 0):
             raise InvalidInput.of(f"targets[{index}].weight", f"must be above 0, not {message.weight}")
-    weights = [message.weight for message in messages]
-    if not all(weight.is_integer() and weight <= MAX_WEIGHT for weight in weights):
-        weights = [max(1, round(weight / max(weights) * MAX_WEIGHT)) for weight in weights]
-    return tuple(AliasTarget(message.version, int(weight)) for message, weight in zip(messages, weights, strict=True))
+    weights = _whole_weights([message.weight for message in messages])
+    return tuple(AliasTarget(message.version, weight) for message, weight in zip(messages, weights, strict=True))
+
+
+def _whole_weights(weights: Sequence[float]) -> list[int]:
+    """Whole numbers as they are, else the smallest in these ratios: 0.9 and 0.1 are 9 and 1. Ratios beyond MAX_WEIGHT are rounded to it."""
+    if all(weight.is_integer() and weight <= MAX_WEIGHT for weight in weights):
+        return [int(weight) for weight in weights]
+    fractions = [Fraction(weight).limit_denominator(10_000) for weight in weights]
+    if all(fractions):
+        whole = [int(fraction * math.lcm(*(item.denominator for item in fractions))) for fraction in fractions]
+        whole = [weight // math.gcd(*whole) for weight in whole]
+        if max(whole) <= MAX_WEIGHT:
+            return whole
+    return [max(1, round(weight / max(weights) * MAX_WEIGHT)) for weight in weights]
 
 
 def version_to_wire(version: Version, manifest: Manifest | None = None) -> prompts_pb2.PromptVersion:

@@ -1,0 +1,124 @@
+"""`softprompt prompts status`, `loaded` and `watch`: where versions are served, and what happens to them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from softprompt.cli.options import InferenceOption, JsonOption, TrainerOption, example, open_client
+from softprompt.cli.output import local_time, print_json, show, table
+
+if TYPE_CHECKING:
+    from softprompt.types.prompts import Alias, PromptChange, VersionStatus
+
+
+def register(app: typer.Typer) -> None:
+    app.command(epilog=example("softprompt prompts status support-tone"))(status)
+    app.command(epilog=example("softprompt prompts loaded support-tone"))(loaded)
+    app.command(epilog=example("softprompt prompts watch --prefix support-"))(watch)
+
+
+def status(
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="Name of a prompt.")],
+    as_json: JsonOption = False,
+    trainer: TrainerOption = None,
+) -> None:
+    """Show how many live replicas serve each version, how long that took after its publication, and who refused it and why."""
+    with open_client(trainer) as client:
+        found = client.prompt_status(prompt)
+    if as_json:
+        print_json(found)
+        return
+    made = table("VERSION", "ALIASES", "SERVED BY", "SERVED AFTER", "REFUSED BY")
+    for version in found.versions:
+        served_by = f"{len(version.served)} of {version.num_replicas}"
+        made.add_row(
+            _short(version.version), ", ".join(version.aliases), served_by, _served_after(version), str(len(version.refused) or "")
+        )
+    show(made if found.versions else f"{prompt} has no versions")
+    for version in found.versions:
+        for refusal in version.refused:
+            show(f"{_short(version.version)} is refused by {refusal.replica}: {refusal.reason}")
+    for replica in found.replicas:
+        behind = f", {found.revision - replica.revision} changes behind" if replica.revision < found.revision else ""
+        show(f"replica {replica.id}: {replica.base_model}, last heard {local_time(replica.update_time)}{behind}")
+    if not found.replicas:
+        show("no replica is alive")
+
+
+def loaded(
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="Name of a prompt; left out: all.")] = "",
+    as_json: JsonOption = False,
+    inference: InferenceOption = None,
+) -> None:
+    """Show what the one inference replica that answers has loaded, and what it refused and why."""
+    with open_client(inference=inference) as client:
+        found = client.loaded_prompts(prompt)
+    if as_json:
+        for item in found.prompts:
+            print_json(item)
+        return
+    made = table("VERSION", "STATE", "ALIASES", "TOKENS", "KIB", "SERVED AFTER", "ACTIVE", "REASON")
+    for item in found.prompts:
+        made.add_row(
+            _short(item.version),
+            item.state,
+            ", ".join(item.aliases),
+            str(item.num_virtual_tokens),
+            str(item.prefix_kv_bytes >> 10),
+            "" if item.publish_to_served_seconds is None else f"{item.publish_to_served_seconds:.2f} s",
+            str(item.active_requests),
+            item.reason,
+        )
+    show(made if found.prompts else "nothing is loaded")
+    show(f"store revision {found.revision}")
+
+
+def watch(
+    prefix: Annotated[str, typer.Option(help="Only prompts whose names begin so.")] = "",
+    after: Annotated[int | None, typer.Option(min=0, help="Only what happened after this revision.")] = None,
+    as_json: JsonOption = False,
+    trainer: TrainerOption = None,
+) -> None:
+    """Show what happens to versions and aliases, as it happens, until Ctrl-C."""
+    with open_client(trainer) as client:
+        for change in client.watch_prompts(after_revision=after, name_prefix=prefix):
+            if as_json:
+                print_json({"change": type(change).__name__, **vars(change)})
+            else:
+                show(f"{change.revision:>8}  {_told(change)}")
+
+
+def _told(change: PromptChange) -> str:
+    from softprompt.types.prompts import AliasSet, Deleted, Published, Snapshot
+
+    match change:
+        case Snapshot(prompts=prompts):
+            return f"{len(prompts)} prompts: " + ", ".join(f"{_short(prompt.name)} ({prompt.num_versions})" for prompt in prompts)
+        case Published(version=version):
+            return f"{_short(version.name)} published"
+        case AliasSet(prompt=prompt, alias=alias):
+            return f"{_short(prompt)}: {alias.name} " + (f"-> {targets_text(alias)}" if alias.targets else "removed")
+        case Deleted(version=name):
+            return f"{_short(name)} deleted"
+        case _:
+            return "something that this client is too old to know"
+
+
+def targets_text(alias: Alias) -> str:
+    """`3`, or several with their shares of the traffic: `3:0.9 4:0.1`."""
+    if len(alias.targets) == 1:
+        return str(alias.targets[0].version)
+    total = sum(target.weight for target in alias.targets)
+    return " ".join(f"{target.version}:{target.weight / total:.3g}" for target in alias.targets)
+
+
+def _served_after(version: VersionStatus) -> str:
+    """The slowest replica, among those that were there when it was published."""
+    seconds = [item.publish_to_served_seconds for item in version.served if item.publish_to_served_seconds is not None]
+    return f"{max(seconds):.2f} s" if seconds else ""
+
+
+def _short(name: str) -> str:
+    return name.removeprefix("prompts/").replace("/versions/", "@")

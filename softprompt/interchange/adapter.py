@@ -1,0 +1,75 @@
+"""A version as a directory that `peft.PeftModel.from_pretrained` loads.
+
+adapter_model.safetensors   the version's blob, byte for byte: its one tensor has PEFT's name, its manifest is in the metadata
+adapter_config.json         what PEFT asks for, and nothing that it would act on (the init is RANDOM, since the matrix follows)
+softprompt.json             what PEFT does not keep: template, labels, sampling, where it comes from
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from shared.errors import AlreadyExists, DamagedBlob, InvalidInput
+from softprompt.types.prompts import PromptVersion
+
+WEIGHTS_FILE, CONFIG_FILE, ABOUT_FILE = "adapter_model.safetensors", "adapter_config.json", "softprompt.json"
+
+
+def write_adapter(directory: Path, version: PromptVersion, data: bytes, base_model: str = "", overwrite: bool = False) -> Path:
+    """Write the three files. `base_model` is the directory or hub id that PEFT's users load the model from; empty: the trainer's id of it.
+
+    AlreadyExists if there is an adapter and `overwrite` was not asked for; DamagedBlob if the bytes are not those of the version.
+    """
+    if (found := f"sha256:{hashlib.sha256(data).hexdigest()}") != version.digest:
+        raise DamagedBlob(f"{version.name} has digest {version.digest}; what arrived has {found}")
+    files = {
+        WEIGHTS_FILE: data,
+        CONFIG_FILE: _as_json(adapter_config(version, base_model)),
+        ABOUT_FILE: _as_json(_about(version)),
+    }
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        taken = [name for name in files if (directory / name).exists()]
+        if taken and not overwrite:
+            raise AlreadyExists(f"{directory} holds {', '.join(taken)} already")
+        for name, content in files.items():  # the weights first: a directory without them is no adapter to anybody
+            (directory / name).write_bytes(content)
+    except OSError as error:
+        raise InvalidInput.of("directory", f"can't write to {str(directory)!r}: {error.strerror or error}") from error
+    return directory
+
+
+def adapter_config(version: PromptVersion, base_model: str = "") -> dict[str, Any]:
+    model = version.base_model
+    known = {"token_dim": model.hidden_size, "num_layers": model.num_layers} if model else {}
+    return {
+        "peft_type": "PROMPT_TUNING",
+        "task_type": "CAUSAL_LM",
+        "inference_mode": True,
+        "base_model_name_or_path": base_model or (model.id if model else ""),
+        "num_virtual_tokens": version.num_virtual_tokens,
+        "num_transformer_submodules": 1,
+        "prompt_tuning_init": "RANDOM",
+        **known,
+    }
+
+
+def _about(version: PromptVersion) -> dict[str, Any]:
+    model, template = version.base_model, version.template
+    return {
+        "version": version.name,
+        "digest": version.digest,
+        "job": version.job,
+        "parent": version.parent,
+        "base_model": None if model is None else {"id": model.id, "fingerprint": model.fingerprint},
+        "template": None if template is None else {"text": template.text, "format": template.format, "system": template.system},
+        "labels": list(version.labels),
+        "metrics": dict(version.metrics),
+    }
+
+
+def _as_json(value: dict[str, Any]) -> bytes:
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()

@@ -1,0 +1,110 @@
+"""What of a caller's files is sent for an import: one safetensors file. Everything that could run code is refused here by its name.
+
+Taken are a safetensors file; a directory of PEFT (adapter_model.safetensors with its adapter_config.json, prompt tuning only); a directory
+of TGIS or caikit (decoder.safetensors). What is in the tensors the trainer checks: nothing here is believed by anybody.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from shared.errors import InvalidInput, NotFound
+from softprompt.interchange.adapter import CONFIG_FILE, WEIGHTS_FILE
+
+MAX_BYTES = 64 << 20
+_MAX_CONFIG_BYTES = 1 << 20
+_DECODER_FILE, _ENCODER_STEM = "decoder.safetensors", "encoder"
+_PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib"}
+_PICKLE_BEGINNINGS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+_WHY = "a pickle can run any code when it is read, so none is read here"
+_REMEDY = "save the tensor as safetensors, on a machine that may run the file's code: safetensors.torch.save_file(...)"
+
+
+@dataclass(frozen=True)
+class ImportSource:
+    """`file` is what to send. What a directory says besides the matrix is checked, not sent."""
+
+    file: Path
+
+    @classmethod
+    def of(cls, path: str | Path) -> ImportSource:
+        """NotFound, or InvalidInput naming the file and the reason."""
+        path = Path(path).expanduser()
+        try:
+            if path.is_dir():
+                return _of_directory(path)
+            if not path.is_file():
+                raise NotFound("file", str(path))
+            return cls(_checked(path))
+        except OSError as error:
+            raise InvalidInput.of("file", f"can't read {str(path)!r}: {error.strerror or error}") from error
+
+
+def _of_directory(directory: Path) -> ImportSource:
+    names = {entry.name for entry in directory.iterdir() if entry.is_file()}
+    if encoders := sorted(name for name in names if Path(name).stem == _ENCODER_STEM):
+        raise InvalidInput.of("file", f"{directory / encoders[0]} belongs to an encoder-decoder model; only decoder models are served")
+    if WEIGHTS_FILE in names:
+        file = _checked(directory / WEIGHTS_FILE)
+        _check_adapter(directory / CONFIG_FILE, file)
+        return ImportSource(file)
+    if _DECODER_FILE in names:
+        return ImportSource(_checked(directory / _DECODER_FILE))
+    if pickles := sorted(name for name in names if Path(name).suffix in _PICKLES):
+        raise InvalidInput.of("file", f"{directory / pickles[0]} is refused: {_WHY}; {_REMEDY}")
+    wanted = f"{WEIGHTS_FILE} with {CONFIG_FILE} (PEFT) or {_DECODER_FILE} (TGIS, caikit)"
+    raise InvalidInput.of("file", f"{directory} must hold {wanted}; or name one .safetensors file")
+
+
+def _checked(file: Path) -> Path:
+    if file.suffix.lower() in _PICKLES:
+        raise InvalidInput.of("file", f"{file} is refused: {_WHY}; {_REMEDY}")
+    size = file.stat().st_size
+    if size > MAX_BYTES:
+        raise InvalidInput.of("file", f"{file} has {size} bytes; a soft prompt takes at most {MAX_BYTES}")
+    with file.open("rb") as opened:
+        if opened.read(8).startswith(_PICKLE_BEGINNINGS):
+            raise InvalidInput.of("file", f"{file} is refused: whatever its name says, it begins as a pickle or an archive of one; {_WHY}")
+    return file
+
+
+def _check_adapter(file: Path, weights: Path) -> None:
+    """Raises InvalidInput for an adapter that is something else than prompt tuning, or whose two files don't belong together."""
+    if not file.is_file():
+        raise InvalidInput.of(
+            "file", f"{file} is missing: without it nobody can say what kind of adapter this is; name the .safetensors file"
+        )
+    if file.stat().st_size > _MAX_CONFIG_BYTES:
+        raise InvalidInput.of("file", f"{file} is no adapter configuration: it has {file.stat().st_size} bytes")
+    try:
+        config: Any = json.loads(file.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise InvalidInput.of("file", f"{file} can't be read as JSON") from error
+    if not isinstance(config, dict):
+        raise InvalidInput.of("file", f"{file} is no adapter configuration")
+    if (kind := config.get("peft_type")) != "PROMPT_TUNING":
+        raise InvalidInput.of(
+            "file", f"{file} says peft_type {str(kind)[:40]!r}; only PROMPT_TUNING has a matrix that stands before the input"
+        )
+    if (task := config.get("task_type")) not in ("CAUSAL_LM", None):
+        raise InvalidInput.of("file", f"{file} says task_type {str(task)[:40]!r}; only CAUSAL_LM is served")
+    if (submodules := config.get("num_transformer_submodules")) not in (1, None):
+        raise InvalidInput.of("file", f"{file} says num_transformer_submodules {str(submodules)[:40]!r}; a decoder model has 1")
+    announced, found = config.get("num_virtual_tokens"), _num_rows(weights)
+    if type(announced) is int and found is not None and announced != found:
+        raise InvalidInput.of("file", f"{file} says {announced} virtual tokens; {weights.name} beside it has {found}")
+
+
+def _num_rows(weights: Path) -> int | None:
+    """Rows of PEFT's tensor by the file's header; None where it can't be read: the trainer will say what is wrong with it."""
+    with weights.open("rb") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        header = opened.read(min(length, _MAX_CONFIG_BYTES))
+    try:
+        rows: Any = json.loads(header)["prompt_embeddings"]["shape"][0]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return None
+    return rows if type(rows) is int else None

@@ -1,0 +1,43 @@
+"""A whole trainer (without workers) and a whole replica over one store, and a client of both."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from softprompt import AsyncClient
+from tests.inference_service.replica import Replica, running_replica
+from tests.trainer_service.conftest import RunningTrainer, running_trainer
+from trainer_service.config import TrainerSettings
+
+
+@dataclass
+class Services:
+    client: AsyncClient
+    replica: Replica
+    trainer: RunningTrainer
+
+    @property
+    def endpoints(self) -> tuple[str, str]:
+        """Of the trainer and of the replica."""
+        return f"127.0.0.1:{self.trainer.port}", f"127.0.0.1:{self.replica.port}"
+
+
+@asynccontextmanager
+async def both(model_dir: Path, directory: Path, **replica_settings: Any) -> AsyncIterator[Services]:
+    settings = TrainerSettings(
+        base_models=(f"tiny={model_dir}",),
+        data_dir=directory / "data",
+        store_url=str(directory / "store"),
+        ready_file=str(directory / "trainer.json"),
+        grace_seconds=5,
+    )
+    async with (
+        running_replica(model_dir, directory, **replica_settings) as replica,
+        running_trainer(settings) as trainer,
+        AsyncClient(f"127.0.0.1:{trainer.port}", f"127.0.0.1:{replica.port}") as client,
+    ):
+        yield Services(client, replica, trainer)

@@ -1,0 +1,117 @@
+"""Soft prompts between this service and the real PEFT: the same adapter gives the same logits on both sides."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel, PromptTuningConfig, PromptTuningInit, TaskType, get_peft_model
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM
+
+from shared.errors import InvalidInput, PreconditionFailed
+from softprompt import Sampling, Template, TokenIds
+from tests.both_services import Services, both
+
+pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # PEFT asks transformers for it
+
+IDS = (20, 21, 22, 90, 7)
+MATRIX = torch.randn(6, 64, generator=torch.Generator().manual_seed(3))
+"""[num_virtual_tokens, hidden_size]"""
+
+
+@pytest.fixture
+async def services(tiny_model_dir: Path, tmp_path: Path) -> AsyncIterator[Services]:
+    async with both(tiny_model_dir, tmp_path) as running:
+        yield running
+
+
+def load_model(model_dir: Path) -> Any:
+    return AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32).eval()
+
+
+def logprobs(model: Any) -> torch.Tensor:
+    """Of the token after IDS: `[vocab_size]`."""
+    with torch.no_grad():
+        return torch.log_softmax(model(input_ids=torch.tensor([IDS])).logits[0, -1], dim=-1)
+
+
+async def served(services: Services, prompt: str, expected: torch.Tensor) -> None:
+    """The replica's log-probabilities after IDS are these."""
+    sampling = Sampling(temperature=0, max_new_tokens=1, num_logprobs=10)
+    generation = await services.client.generate(TokenIds(IDS), prompt=prompt, sampling=sampling)
+    found = generation.output.logprobs[0].alternatives
+    assert len(found) == 10
+    for alternative in found:
+        assert alternative.logprob == pytest.approx(float(expected[alternative.token_id]), abs=1e-4)
+    assert generation.output.logprobs[0].token_id == int(expected.argmax())
+
+
+async def test_an_exported_version_gives_the_same_logits_under_peft(services: Services, tiny_model_dir: Path, tmp_path: Path) -> None:
+    save_file({"matrix": MATRIX}, tmp_path / "plain.safetensors")
+    imported = await services.client.import_version(tmp_path / "plain.safetensors", "tone", template=Template("Q: {input}"))
+    exported = await services.client.export_version("tone", tmp_path / "adapter", base_model=str(tiny_model_dir))
+    assert exported.name == imported.name == "prompts/tone/versions/1"
+
+    bare = load_model(tiny_model_dir)
+    embedded = torch.cat([MATRIX, bare.get_input_embeddings()(torch.tensor(IDS))])
+    with torch.no_grad():
+        expected = torch.log_softmax(bare(inputs_embeds=embedded[None]).logits[0, -1], dim=-1)
+        without = logprobs(bare)
+    peft = PeftModel.from_pretrained(load_model(tiny_model_dir), tmp_path / "adapter")
+    torch.testing.assert_close(logprobs(peft), expected, rtol=0, atol=1e-5)
+    assert float((expected - without).abs().max()) > 0.1, "the prompt changes the answer, so agreeing means something"
+    await served(services, "tone", expected)
+
+
+async def test_an_adapter_that_peft_saved_is_served_as_peft_has_it(services: Services, tiny_model_dir: Path, tmp_path: Path) -> None:
+    config = PromptTuningConfig(task_type=TaskType.CAUSAL_LM, prompt_tuning_init=PromptTuningInit.RANDOM, num_virtual_tokens=5)
+    peft = get_peft_model(load_model(tiny_model_dir), config).eval()
+    torch.nn.init.normal_(peft.prompt_encoder["default"].embedding.weight, std=1.0, generator=torch.Generator().manual_seed(5))
+    peft.save_pretrained(tmp_path / "adapter")
+    version = await services.client.import_version(tmp_path / "adapter", "tone", base_model="tiny", labels=["yes", "no"])
+    assert (version.num_virtual_tokens, version.labels, version.aliases) == (5, ("yes", "no"), ("default",))
+    await served(services, "tone", logprobs(peft))
+
+    peft.save_pretrained(tmp_path / "pickled", safe_serialization=False)
+    with pytest.raises(InvalidInput, match=r"adapter_model\.bin is refused: a pickle can run any code"):
+        await services.client.import_version(tmp_path / "pickled", "tone")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+async def test_a_decoder_prompt_of_tgis(services: Services, tiny_model_dir: Path, tmp_path: Path, dtype: torch.dtype) -> None:
+    directory = tmp_path / "tgis"
+    directory.mkdir()
+    save_file({"decoder": MATRIX.to(dtype)}, directory / "decoder.safetensors")
+    await services.client.import_version(directory, "tone", request_id="once")
+    again = await services.client.import_version(directory, "tone", request_id="once")
+    assert again.name == "prompts/tone/versions/1"
+    bare = load_model(tiny_model_dir)
+    embedded = torch.cat([MATRIX.to(dtype).float(), bare.get_input_embeddings()(torch.tensor(IDS))])
+    with torch.no_grad():
+        expected = torch.log_softmax(bare(inputs_embeds=embedded[None]).logits[0, -1], dim=-1)
+    await served(services, "tone@1", expected)
+
+
+async def test_what_does_not_fit_is_refused_and_nothing_is_published(services: Services, tmp_path: Path) -> None:
+    save_file({"prompt_embeddings": MATRIX[:, :32].contiguous()}, tmp_path / "narrow.safetensors")
+    with pytest.raises(PreconditionFailed, match="has width 32"):
+        await services.client.import_version(tmp_path / "narrow.safetensors", "tone")
+    save_file({"decoder": MATRIX, "encoder": MATRIX + 1}, tmp_path / "both.safetensors")
+    with pytest.raises(InvalidInput, match="encoder"):
+        await services.client.import_version(tmp_path / "both.safetensors", "tone")
+    with pytest.raises(InvalidInput, match="not one of this trainer's base models"):
+        await services.client.import_version(tmp_path / "narrow.safetensors", "tone", base_model="other")
+    assert await services.client.list_prompts() == []
+
+
+async def test_a_version_moves_to_another_name_with_all_that_it_says(services: Services, tmp_path: Path) -> None:
+    save_file({"matrix": MATRIX}, tmp_path / "plain.safetensors")
+    await services.client.import_version(tmp_path / "plain.safetensors", "tone", template=Template("Q: {input}"), labels=["a", "b"])
+    await services.client.export_version("tone@1", tmp_path / "adapter")
+    copy = await services.client.import_version(tmp_path / "adapter", "copy", alias="-")
+    assert copy.template is not None
+    assert (copy.name, copy.template.text, copy.labels, copy.aliases) == ("prompts/copy/versions/1", "Q: {input}", ("a", "b"), ())
