@@ -7,7 +7,7 @@ SHELL  := /bin/bash
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint pytest protos model bench bench-train bench-quality bench-serve bench-store bench-jobs lock clean
+.PHONY: help install demo test lint pytest protos model bench bench-train bench-quality bench-serve bench-store bench-jobs lock clean tools rules images try-images
 
 help:            ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,8 +39,20 @@ lint: install    ## Generated code, buf, ruff, mypy, import contracts
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-pytest: model    ## The tests
+pytest: model tools  ## The tests
 	$(BIN)/pytest
+
+tools:           ## Get Prometheus for the tests: out of Debian's package, without installing it
+	tests/k8s/get_prometheus.sh
+
+rules: install tools  ## Have promtool check and test the alert rules
+	$(BIN)/pytest tests/k8s/test_rules.py
+
+images:          ## Build both images with buildah (root; no daemon)
+	k8s/images/build.sh
+
+try-images: images model  ## Run them hardened: tune a prompt, stream an answer, drain
+	$(BIN)/python k8s/images/try_images.py --model "$$($(BIN)/softprompt models pull $(MODEL))"
 
 protos: install  ## Generate the Python of the protos
 	$(BIN)/python protos/generate.py

@@ -1,0 +1,69 @@
+#!/usr/bin/env bash
+# Build the images with buildah: no daemon, no Docker, chroot isolation.
+#
+#   k8s/images/build.sh [--variant cpu|cuda] [--base IMAGE|mmdebstrap] [--revision GIT_HASH] [--target trainer|inference]... [-- BUILDAH_OPTION...]
+#
+# Without --base the Dockerfile's own base image is pulled; where no registry answers, or with --base mmdebstrap, a Debian root is made
+# from packages and used instead. pip's own configuration and certificates of this machine (PIP_CONFIG_FILE or /etc/pip.conf, PIP_CERT,
+# PIP_FIND_LINKS) are used during the build and end up in no layer. The images are localhost/softprompt-TARGET:VERSION[-cuda].
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+
+variant=cpu base="" revision="" targets=() options=()
+while [ $# -gt 0 ]; do
+    case "$1" in
+        --variant) variant="$2"; shift 2 ;;
+        --base) base="$2"; shift 2 ;;
+        --revision) revision="$2"; shift 2 ;;
+        --target) targets+=("$2"); shift 2 ;;
+        --) shift; options=("$@"); break ;;
+        *) sed -n '2,9s/^# \{0,1\}//p' "$0" >&2; exit 64 ;;
+    esac
+done
+[ ${#targets[@]} -gt 0 ] || targets=(inference trainer)
+version="$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml | head -1)"
+revision="${revision:-$(git rev-parse HEAD 2>/dev/null || echo unknown)}"
+created="$(git log -1 --format=%cI 2>/dev/null || echo unknown)"  # not the time of the build: the same source gives the same image
+suffix=""; [ "$variant" = cpu ] || suffix="-$variant"
+
+debian_root() {  # A Debian 12 made of packages, imported as an image. Its age is its name: a day later it is made anew.
+    local image root
+    image="localhost/softprompt-debian:bookworm-$(date -u +%Y%m%d)"
+    if ! buildah inspect --type image "$image" >/dev/null 2>&1; then
+        root="$(mktemp -d)"
+        echo "== a Debian root by mmdebstrap" >&2
+        mmdebstrap --quiet --variant=minbase --include=ca-certificates --aptopt='APT::Install-Recommends "false"' \
+            --dpkgopt=path-exclude=/usr/share/man/* --dpkgopt=path-exclude=/usr/share/doc/* \
+            bookworm "$root/root.tar" "${DEBIAN_MIRROR:-http://deb.debian.org/debian}" >&2
+        local container
+        container="$(buildah from scratch)"
+        buildah add --quiet "$container" "$root/root.tar" / >&2
+        buildah config --cmd /bin/bash "$container"
+        buildah commit --quiet --rm "$container" "$image" >&2
+        rm -rf "$root"
+    fi
+    echo "$image"
+}
+
+if [ -z "$base" ]; then
+    base="$(sed -n 's/^ARG BASE_IMAGE=//p' Dockerfile)"
+    timeout 60 buildah pull --quiet "docker.io/library/$base" >/dev/null 2>&1 && base="docker.io/library/$base" || base=mmdebstrap
+fi
+[ "$base" != mmdebstrap ] || base="$(debian_root)"
+echo "== base image: $base"
+
+pip_conf="${PIP_CONFIG_FILE:-/etc/pip.conf}"
+[ ! -s "$pip_conf" ] || options+=(--secret "id=pip_conf,src=$pip_conf")
+[ ! -s "${PIP_CERT:-}" ] || options+=(--secret "id=ca_bundle,src=$PIP_CERT")
+if [ -d "${PIP_FIND_LINKS:-}" ]; then  # wheels that lie on this machine
+    options+=(--volume "$PIP_FIND_LINKS:$PIP_FIND_LINKS:ro" --build-arg "PIP_FIND_LINKS=$PIP_FIND_LINKS" --build-arg TORCH_CPU_INDEX=)
+fi
+
+for target in "${targets[@]}"; do
+    image="localhost/softprompt-$target:$version$suffix"
+    echo "== $image"
+    buildah build --isolation chroot --layers --target "$target" --tag "$image" --format oci --timestamp 0 \
+        --build-arg "BASE_IMAGE=$base" --build-arg "VARIANT=$variant" --build-arg "VERSION=$version" --build-arg "REVISION=$revision" \
+        --build-arg "CREATED=$created" "${options[@]}" .
+    buildah images --format '{{.Name}}:{{.Tag}} {{.ID}} {{.Size}}' "$image"
+done

@@ -1,0 +1,165 @@
+"""Run the built images the way the manifests do, and use them: `python k8s/images/try_images.py --model DIRECTORY`.
+
+Both containers get a read-only root, no capabilities, no new privileges and an unprivileged user. The trainer tunes a prompt, the inference
+service streams an answer with it, then both get SIGTERM: the inference service in the middle of a stream, which has to reach its end. Needs
+podman with runc, the images of build.sh, and root. Prints what it sees; exits with 1 if anything is not as it should be.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from contextlib import ExitStack
+from importlib.metadata import version
+from pathlib import Path
+
+import softprompt
+
+VERSION = version("softprompt")
+UID = 10001
+EXAMPLES = Path(__file__).parents[2] / "examples" / "product-descriptions" / "train.jsonl"
+INPUT = "name: Aria 5 | category: earbuds | battery: 30 h | price: $79"
+HARDENED = [
+    *("--read-only", "--cap-drop=ALL", "--security-opt=no-new-privileges", f"--user={UID}:{UID}", "--network=host"),
+    *("--runtime=runc", "--ulimit=nofile=4096:4096", "--ulimit=nproc=4096:4096"),  # podman's defaults are above what a sandbox allows
+    *("--tmpfs=/tmp:rw,size=1g,mode=1777", "--shm-size=512m"),
+]
+
+
+def say(text: str) -> None:
+    sys.stdout.write(f"{time.strftime('%H:%M:%S')} {text}\n")
+    sys.stdout.flush()
+
+
+def podman(*arguments: str, timeout: float = 120) -> str:
+    done = subprocess.run(["podman", *arguments], capture_output=True, text=True, timeout=timeout)
+    if done.returncode:
+        raise SystemExit(f"podman {' '.join(arguments)}\n{done.stdout}{done.stderr}")
+    return done.stdout.strip()
+
+
+def image(target: str) -> str:
+    return f"localhost/softprompt-{target}:{VERSION}"
+
+
+def check_contents(target: str) -> None:
+    """No tools for building, no way to write, no privileges; labels as they should be."""
+    script = (
+        "id -u; command -v pip pip3 gcc cc c++ make || echo no-build-tools; python -m pip --version 2>/dev/null || echo no-pip; "
+        "touch /opt/softprompt/x /etc/x 2>/dev/null || echo read-only; "
+        "grep CapEff /proc/self/status; find / -xdev -name '*.safetensors' | wc -l"
+    )
+    seen = podman("run", "--rm", *HARDENED, image(target), "sh", "-c", script).split()
+    expected = [str(UID), "no-build-tools", "no-pip", "read-only", "CapEff:", "0000000000000000", "0"]
+    say(f"{target}: {' '.join(seen)}")
+    if seen != expected:
+        raise SystemExit(f"{image(target)} is not as it should be: {seen}, and not {expected}")
+    labels = json.loads(podman("image", "inspect", image(target)))[0]["Labels"]
+    say(f"{target}: labels { ({k.removeprefix('org.opencontainers.image.'): v for k, v in labels.items() if 'opencontainers' in k}) }")
+
+
+class Container:
+    """One service in its container."""
+
+    def __init__(self, target: str, folder: Path, model: Path, settings: dict[str, str]) -> None:
+        self.target, self.ready_file = target, folder / "run" / f"{target}.json"
+        prefix = f"SOFTPROMPT_{target.upper()}_"
+        own = {"HOST": "127.0.0.1", "PORT": "0", "METRICS_PORT": "0", "LOG_FORMAT": "json", "READY_FILE": f"/run/softprompt/{target}.json"}
+        variables = {f"{prefix}{name}": value for name, value in (own | settings).items()} | {"HF_HUB_OFFLINE": "1"}
+        mounts = [f"{folder / name}:/{path}" for name, path in (("data", "data"), ("prompts", "prompts"), ("run", "run/softprompt"))]
+        self.name = podman(
+            *("run", "--detach", *HARDENED, f"--volume={model}:/models/{model.name}:ro", *(f"--volume={mount}:rw" for mount in mounts)),
+            *(f"--env={name}={value}" for name, value in variables.items()),
+            image(target),
+        )
+
+    def endpoint(self, seconds: float = 180) -> str:
+        """Wait until it can serve."""
+        deadline = time.monotonic() + seconds
+        while not self.ready_file.exists():
+            if time.monotonic() > deadline or podman("inspect", "--format={{.State.Running}}", self.name) != "true":
+                raise SystemExit(f"{self.target} does not get ready:\n{self.log()}")
+            time.sleep(0.2)
+        return f"127.0.0.1:{json.loads(self.ready_file.read_text())['port']}"
+
+    def log(self) -> str:
+        done = subprocess.run(["podman", "logs", self.name], capture_output=True, text=True)
+        return done.stdout + done.stderr
+
+    def stop(self) -> None:
+        """SIGTERM; it must end by itself, with 0, and say that it drained."""
+        begun = time.monotonic()
+        podman("stop", "--time=90", self.name)
+        code = podman("inspect", "--format={{.State.ExitCode}}", self.name)
+        drained = [line for line in self.log().splitlines() if '"drained"' in line]
+        seconds = time.monotonic() - begun
+        say(f"{self.target}: SIGTERM, ended after {seconds:.1f} s with {code}; {drained[-1] if drained else 'not drained'}")
+        if code != "0" or not drained:
+            raise SystemExit(self.log())
+
+    def remove(self) -> None:
+        subprocess.run(["podman", "rm", "--force", "--time=5", self.name], capture_output=True)
+
+
+def use(folder: Path, model: Path, containers: ExitStack) -> None:
+    trainer = Container("trainer", folder, model, {"BASE_MODELS": f"/models/{model.name}", "DATA_DIR": "/data", "STORE_URL": "/prompts"})
+    containers.callback(trainer.remove)
+    inference = Container("inference", folder, model, {"BASE_MODEL": f"/models/{model.name}", "STORE_URL": "/prompts"})
+    containers.callback(inference.remove)
+    with softprompt.Client(trainer.endpoint(), inference.endpoint()) as client:
+        say("both serve; tuning")
+        data = client.upload_dataset(EXAMPLES)
+        few = softprompt.Hyperparameters(num_virtual_tokens=8, batch_size=4, num_steps=8, evaluation_interval_steps=8)
+        job = client.tune(softprompt.TuningSpec(prompt="product-descriptions", dataset=data.dataset, hyperparameters=few))
+        assert job.result is not None, job
+        say(f"trainer: {job.state.name} {job.result.version} {job.result.digest[:19]}")
+        client.wait_until_served(job.result.version)
+        sampling = softprompt.Sampling(temperature=0.0, max_new_tokens=24)
+        text = "".join(delta.text for delta in client.stream(INPUT, prompt="product-descriptions", sampling=sampling))
+        say(f"inference streamed: {text!r}")
+        drain_in_mid_stream(client, inference)
+    trainer.stop()
+
+
+def drain_in_mid_stream(client: softprompt.Client, inference: Container) -> None:
+    """SIGTERM after the first tokens; the stream has to reach its last."""
+    length, tokens = 192, 0
+    sampling = softprompt.Sampling(temperature=0.0, max_new_tokens=length, min_new_tokens=length)
+    stopping = threading.Thread(target=inference.stop)
+    for delta in client.stream(INPUT, prompt="product-descriptions", sampling=sampling):
+        tokens += len(delta.token_ids)
+        if tokens and not stopping.ident:
+            say(f"SIGTERM at token {tokens} of {length}")
+            stopping.start()
+    stopping.join()
+    say(f"the stream went on to token {tokens} of {length}")
+    if tokens != length:
+        raise SystemExit("the stream was cut")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, required=True, help="directory of a small base model")
+    model = parser.parse_args().model.absolute()
+    for target in ("inference", "trainer"):
+        check_contents(target)
+    with tempfile.TemporaryDirectory(prefix="softprompt-images-") as directory, ExitStack() as containers:
+        folder = Path(directory)
+        folder.chmod(0o755)
+        copy = shutil.copytree(model, folder / "models" / model.name)  # readable by the containers' user, whoever owns the original
+        subprocess.run(["chmod", "--recursive", "a+rX", folder / "models"], check=True)
+        for name in ("data", "prompts", "run"):
+            (folder / name).mkdir()
+            subprocess.run(["chown", f"{UID}:{UID}", folder / name], check=True)
+        use(folder, copy, containers)
+    say("all as it should be")
+
+
+if __name__ == "__main__":
+    main()

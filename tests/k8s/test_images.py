@@ -1,0 +1,117 @@
+"""The Dockerfile without building it: hadolint, and what must hold of its stages. `make try-images` builds and runs the images."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from tests.k8s.checks.settings import SERVICES
+from tests.k8s.manifests import OVERLAYS, ports, render
+
+ROOT = Path(__file__).parents[2]
+DOCKERFILE = re.sub(r"^#.*\n", "", (ROOT / "Dockerfile").read_text(), flags=re.MULTILINE)
+HADOLINT = Path(sys.executable).parent / "hadolint"
+
+
+@pytest.fixture(scope="module")
+def requirements() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("requirements", ROOT / "k8s" / "images" / "requirements.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def stage(name: str) -> str:
+    """Instructions of one stage."""
+    found = re.search(rf"^FROM \S+ AS {name}$(.*?)(?=^FROM |\Z)", DOCKERFILE, re.MULTILINE | re.DOTALL)
+    assert found is not None
+    return found[1]
+
+
+def ancestors(name: str) -> list[str]:
+    """The stages that a stage is made from, itself first."""
+    parents = {child: parent for parent, child in re.findall(r"^FROM (\S+) AS (\S+)$", DOCKERFILE, re.MULTILINE)}
+    chain = [name]
+    while (parent := parents[chain[-1]]) in parents:
+        chain.append(parent)
+    return chain
+
+
+def test_hadolint_has_nothing_to_say() -> None:
+    done = subprocess.run([HADOLINT, "--failure-threshold=style", ROOT / "Dockerfile"], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_hadolint_would_have(tmp_path: Path) -> None:
+    (tmp_path / "Dockerfile").write_text(DOCKERFILE.replace("python3=3.11.*", "python3"))
+    assert subprocess.run([HADOLINT, tmp_path / "Dockerfile"], capture_output=True, timeout=60).returncode == 1
+
+
+@pytest.mark.parametrize("target", SERVICES)
+def test_the_final_image_has_no_tools_and_no_root(target: str) -> None:
+    chain = ancestors(target)
+    assert chain == [target, "runtime", "base"]
+    text = "".join(stage(name) for name in chain)
+    for tool in ("pip", "venv", "build-essential", "gcc", "git", "curl"):
+        assert not re.search(rf"\b{tool}\b", text.replace(f"--from={target}-build", "")), tool
+    assert "USER 10001:10001" in stage("runtime")
+    assert re.findall(r"^COPY .*", text, re.MULTILINE) == [f"COPY --from={target}-build /opt/softprompt /opt/softprompt"]
+
+
+@pytest.mark.parametrize("target", SERVICES)
+def test_image_and_manifests_agree(target: str) -> None:
+    settings, prefix = SERVICES[target]
+    defaults = dict(re.findall(rf"({prefix}\w+)=(\S+)", stage(target)))
+    assert {name.removeprefix(prefix).lower() for name in defaults} <= settings.model_fields.keys()
+    for overlay in OVERLAYS:
+        pod = render(overlay).pod(target)
+        assert pod.spec["securityContext"]["runAsUser"] == 10001
+        assert ports(pod.main)["grpc"] == int(defaults[f"{prefix}PORT"])
+        assert ports(pod.main)["metrics"] == int(defaults[f"{prefix}METRICS_PORT"])
+        version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+        assert pod.main["image"].partition(":")[2].removesuffix("-cuda") == version
+
+
+@pytest.mark.parametrize("label", ["title", "description", "version", "revision", "created", "licenses", "base.name"])
+def test_it_is_labelled(label: str) -> None:
+    for target in SERVICES:
+        assert f"org.opencontainers.image.{label}=" in stage("runtime") + stage(target)
+
+
+def test_every_dependency_is_in_an_image_and_pinned(requirements: ModuleType) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    common, trainer = (requirements.requirements(part, ROOT / "pyproject.toml") for part in ("common", "trainer"))
+    assert set(project["dependencies"]) <= set(common + trainer)
+    assert not set(common) & set(trainer)
+    pinned = {line.partition("==")[0].lower().replace("_", "-") for line in (ROOT / "constraints.txt").read_text().splitlines()}
+    assert {re.split(r"[^A-Za-z0-9-]", line, maxsplit=1)[0].lower() for line in common + trainer} <= pinned
+    installs = re.findall(r"pip (?:--python \S+ )?install (.*)", DOCKERFILE)
+    assert all("--constraint constraints.txt" in line or "--no-deps --no-index" in line for line in installs)
+    assert len(installs) == 5
+
+
+def test_the_inference_image_needs_nothing_of_the_trainers() -> None:
+    """Imported without the packages that only the trainer's image has."""
+    missing = "ray", "sqlalchemy", "alembic", "sacrebleu", "psycopg"
+    code = f"import sys; sys.modules.update(dict.fromkeys({missing!r})); import inference_service.server, softprompt.cli, softprompt.models"
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=120, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+
+
+def test_no_model_gets_into_the_build() -> None:
+    ignored = (ROOT / ".dockerignore").read_text().splitlines()
+    allowed = {line.removeprefix("!") for line in ignored if line.startswith("!")}
+    assert "*" in ignored
+    assert allowed == {
+        *("pyproject.toml", "constraints.txt", "README.md", "LICENSE", "k8s/images/requirements.py"),
+        *("protos/prompttuning", "shared", "trainer_service", "inference_service", "softprompt"),
+    }
