@@ -76,14 +76,24 @@ class TrainerSettings(ServerSettings):
     """Ray cluster to use, for example ray-head:6379. Empty: Ray is started inside this machine and ends with the service."""
     max_workers: int = Field(default=1, ge=1, le=1024)
     """Most workers at once; a worker takes a GPU, or this machine's CPU cores."""
+    gpus_per_worker: int = Field(default=1, ge=1, le=64)
+    """GPUs of one worker: more than one for a base model that needs them; its layers are spread over them."""
+    cpus_per_worker: int = Field(default=0, ge=0, le=1024)
+    """CPU cores of one worker that has no GPU. 0: this machine's cores divided by max_workers; two in another Ray cluster."""
     max_jobs_per_worker: int = Field(default=8, ge=1, le=256)
-    """Most jobs that share one worker's step."""
+    """Most jobs that share one worker's step; fewer where its memory, as measured, holds no more."""
     worker_idle_seconds: float = Field(default=300, gt=0, le=86_400)
     """A worker without jobs is stopped after that."""
+    heartbeat_seconds: float = Field(default=60, gt=0, le=3_600)
+    """A worker that does not answer for that long is killed, and its jobs go on elsewhere."""
+    lease_seconds: float = Field(default=60, ge=1, le=3_600)
+    """With several trainers on PostgreSQL: one that is gone, or does not renew its leases for that long, loses its jobs to the others."""
     checkpoint_seconds: float = Field(default=10, gt=0, le=3_600)
     """Time between two checkpoints of a job."""
     max_queued_jobs: int = Field(default=10_000, ge=1)
     """Most jobs that wait; further ones are refused with RESOURCE_EXHAUSTED."""
+    max_active_jobs_per_caller: int = Field(default=5_000, ge=1)
+    """Most jobs of one caller that have not ended; further ones are refused with RESOURCE_EXHAUSTED."""
     max_runtime_seconds: float = Field(default=24 * 3600, gt=0)
     """Longest time that one job may spend on workers."""
     max_virtual_tokens: int = Field(default=512, ge=1, le=MAX_VIRTUAL_TOKENS)
@@ -94,6 +104,8 @@ class TrainerSettings(ServerSettings):
     """Most bytes of a dataset."""
     max_line_bytes: int = Field(default=1 << 20, ge=1 << 8)
     """Most bytes of one line of a dataset."""
+    unused_dataset_days: float = Field(default=30, gt=0)
+    """A dataset that no job was made with, or whose jobs were all deleted, is removed after that many days without use."""
 
     @field_validator("base_models")
     @classmethod
@@ -174,8 +186,10 @@ class TrainerSettings(ServerSettings):
     def jobs(self) -> JobsConfig:
         return JobsConfig(
             max_queued_jobs=self.max_queued_jobs,
-            max_active_jobs_per_caller=2 * self.max_queued_jobs,  # until callers have identities, all are one
+            max_active_jobs_per_caller=self.max_active_jobs_per_caller,
             max_workers=self.max_workers,
             max_jobs_per_worker=self.max_jobs_per_worker,
             worker_idle_seconds=self.worker_idle_seconds,
+            heartbeat_seconds=self.heartbeat_seconds,
+            lease_seconds=self.lease_seconds,
         )

@@ -29,9 +29,11 @@ from trainer_service.cluster.interface import WorkerPool
 from trainer_service.config import TrainerSettings
 from trainer_service.jobs.admission import SpecAdmission
 from trainer_service.jobs.dataset_roots import DatasetRoots
+from trainer_service.jobs.dataset_tidying import DatasetTidying
 from trainer_service.jobs.datasets import DatasetStore
 from trainer_service.jobs.intake import JobIntake
 from trainer_service.jobs.manager import JobManager, files_for
+from trainer_service.jobs.sources import Sources
 from trainer_service.jobs.store import JobStore
 from trainer_service.maintenance import StoreMaintenance
 from trainer_service.metrics import TrainerMetrics
@@ -52,6 +54,7 @@ _CALLS_SHARE = 0.4
 """Of the grace time: for running calls; the rest is for checkpoints."""
 
 _RETRY_SECONDS = 2.0
+_DAY_SECONDS = 86_400.0
 
 Opened = TypeVar("Opened")
 PoolMaker = Callable[[TrainerSettings], WorkerPool]
@@ -69,6 +72,7 @@ class Trainer:
     models: BaseModels
     store: PromptStore
     maintenance: StoreMaintenance
+    tidying: DatasetTidying
     job_store: JobStore
     jobs: JobManager
 
@@ -85,14 +89,15 @@ async def build(settings: TrainerSettings, make_pool: PoolMaker) -> Trainer:
     models = BaseModels(settings.sources)
     datasets = DatasetStore(settings.datasets_dir, settings.upload_limits, DatasetRoots(settings.dataset_roots))
     limits = TuningLimits(settings.max_virtual_tokens, settings.max_queued_jobs, settings.max_runtime_seconds)
-    admission = SpecAdmission(models, datasets, store, limits)
+    admission = SpecAdmission(models, datasets, Sources(store, job_store), limits)
     files = files_for(job_store, settings.checkpoints_dir)
     jobs = JobManager(job_store, admission, datasets, store, make_pool(settings), settings.jobs, files=files, observer=metrics)
     info = ServiceInfo(models, limits, settings.upload_limits)
     tuning = TuningServicer(jobs, JobIntake(datasets, jobs), datasets, info, rpc.draining)
     tuning_pb2_grpc.add_TuningServiceServicer_to_server(tuning, rpc.grpc_server)
     prompts_pb2_grpc.add_PromptServiceServicer_to_server(PromptServicer(Prompts(store, models), rpc.draining), rpc.grpc_server)
-    return Trainer(settings, rpc, tracing, registry, metrics, models, store, maintenance, job_store, jobs)
+    tidying = DatasetTidying(datasets, job_store, settings.unused_dataset_days * _DAY_SECONDS)
+    return Trainer(settings, rpc, tracing, registry, metrics, models, store, maintenance, tidying, job_store, jobs)
 
 
 async def serve(settings: TrainerSettings, stop: asyncio.Event, make_pool: PoolMaker) -> None:
@@ -125,6 +130,7 @@ async def _live(trainer: Trainer, port: int, metrics_port: int) -> None:
     announce(trainer.settings, port, metrics_port, trainer.rpc.health_port)
     async with asyncio.TaskGroup() as group:
         group.create_task(trainer.maintenance.run(), name="store maintenance")
+        group.create_task(trainer.tidying.run(), name="dataset tidying")
         group.create_task(_keep_saying(trainer), name="health")
 
 

@@ -6,28 +6,33 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from softprompt.cli.job_copies import register
 from softprompt.cli.options import JsonOption, TrainerOption, example, job_name, open_client
 from softprompt.cli.output import local_time, numbers, print_json, show, table
-from softprompt.types.tuning import JobState
+from softprompt.types.tuning import JobOrder, JobState
 
 if TYPE_CHECKING:
     from softprompt.types.tuning import TuningJob
 
 app = typer.Typer(no_args_is_help=True)
+register(app)
 JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="tuningJobs/<id>, or the id.")]
 
 
 @app.command("list", epilog=example("softprompt jobs list --state running --state queued"))
 def list_(
     prompt: Annotated[str, typer.Option(help="Only jobs of this prompt.")] = "",
+    oldest_first: Annotated[bool, typer.Option("--oldest-first", help="Oldest first.")] = False,
     state: Annotated[list[JobState] | None, typer.Option(case_sensitive=False, help="Only jobs in this state; may be repeated.")] = None,
-    limit: Annotated[int, typer.Option(min=1, help="At most so many, newest first.")] = 50,
+    label: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="Only with this annotation; may be repeated.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 50,
     as_json: JsonOption = False,
     trainer: TrainerOption = None,
 ) -> None:
     """List jobs, newest first."""
+    order = JobOrder.OLDEST_FIRST if oldest_first else JobOrder.NEWEST_FIRST
     with open_client(trainer) as client:
-        jobs = client.list_jobs(states=state or (), prompt=prompt, limit=limit)
+        jobs = client.list_jobs(states=state or (), prompt=prompt, annotations=_annotations(label), order=order, limit=limit)
     if as_json:
         for job in jobs:
             print_json(job)
@@ -53,6 +58,7 @@ def show_(job: JobArgument, as_json: JsonOption = False, trainer: TrainerOption 
         "job": found.name,
         "prompt": found.spec.prompt if found.spec else "",
         "state": f"{found.state}" + (f", {found.queue_position} ahead" if found.queue_position else ""),
+        "starts": f"about {local_time(found.estimated_start_time)}" if found.estimated_start_time else "",
         "attempt": str(found.attempt),
         "step": step,
         "loss": loss,
@@ -60,6 +66,7 @@ def show_(job: JobArgument, as_json: JsonOption = False, trainer: TrainerOption 
         "created": local_time(found.create_time),
         "started": local_time(found.start_time),
         "ended": local_time(found.end_time),
+        "kept": "its best prompt so far: `softprompt jobs continue` goes on from it" if found.best_prompt_kept else "",
         "error": f"{found.error.code}: {found.error.message}" if found.error else "",
     }
     for name, text in rows.items():
@@ -84,7 +91,7 @@ def watch(
 
 @app.command(epilog=example("softprompt jobs cancel 01jd3v8e"))
 def cancel(job: JobArgument, as_json: JsonOption = False, trainer: TrainerOption = None) -> None:
-    """Stop a job at its next step."""
+    """Stop a job at its next step. Its best prompt so far is kept: `jobs continue` goes on from it."""
     with open_client(trainer) as client:
         _say(client.cancel_job(job_name(job)), as_json)
 
@@ -103,11 +110,27 @@ def resume(job: JobArgument, as_json: JsonOption = False, trainer: TrainerOption
         _say(client.resume_job(job_name(job)), as_json)
 
 
+@app.command(epilog=example("softprompt jobs delete 01jd3v8e"))
+def delete(job: JobArgument, trainer: TrainerOption = None) -> None:
+    """Remove an ended job with its events and what it kept. Versions that it published stay."""
+    with open_client(trainer) as client:
+        client.delete_job(job_name(job))
+    show(f"{job_name(job)} is deleted")
+
+
+def _annotations(labels: list[str] | None) -> dict[str, str]:
+    pairs = [label.partition("=") for label in labels or ()]
+    if any(not separator for _, separator, _ in pairs):
+        raise typer.BadParameter("--label must look like KEY=VALUE")
+    return {key: value for key, _, value in pairs}
+
+
 def _say(job: TuningJob, as_json: bool) -> None:
     if as_json:
         print_json(job)
     else:
-        show(f"{job.name} is {job.state.value.lower()}")
+        kept = f"; its best prompt so far is kept: `softprompt jobs continue {job.name}`" if job.best_prompt_kept else ""
+        show(f"{job.name} is {job.state.value.lower()}{kept}")
 
 
 def _progress(job: TuningJob) -> tuple[str, str]:

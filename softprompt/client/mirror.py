@@ -80,6 +80,10 @@ def _write_field(message: Message, descriptor: Descriptor, content: Any, where: 
         write(content, target, where)
     elif isinstance(content, Mapping):
         getattr(message, name).update(content)
+    elif isinstance(content, datetime):
+        if content.tzinfo is None:
+            raise ValueError("a time zone is missing")
+        getattr(message, name).FromDatetime(content)
     elif descriptor.message_type is not None and descriptor.message_type.full_name == Duration.DESCRIPTOR.full_name:
         getattr(message, name).FromNanoseconds(round(content * 1e9))
     elif descriptor.is_repeated:

@@ -6,10 +6,12 @@ import asyncio
 import uuid
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from prompttuning.v1 import tuning_pb2
 
 from shared.errors import NotFound
+from softprompt.client.clone import cloned_spec, continued_spec
 from softprompt.client.connection import Connection
 from softprompt.client.convert import is_remote, spec_message
 from softprompt.client.datasets import UploadSource
@@ -20,6 +22,7 @@ from softprompt.types.tuning import (
     Dataset,
     Examples,
     JobEvent,
+    JobOrder,
     JobState,
     ServiceInfo,
     StateChanged,
@@ -59,6 +62,20 @@ class TuningMethods:
         response = await self._connection.trainer.call(self._connection.tuning.CreateTuningJob, request, timeout_seconds)
         return read(TuningJob, response.job)
 
+    async def clone_job(self, name: str, *, request_id: str = "", **changes: Any) -> TuningJob:
+        """Queue the same job again with fields of its spec replaced, as `clone_job(name, prompt="other", priority=5)`.
+
+        Of `hyperparameters` only those that are not None are replaced. A deadline is not taken over. InvalidInput for an unknown field.
+        """
+        return await self.create_job(cloned_spec(await self.get_job(name), changes), request_id=request_id)
+
+    async def continue_job(self, name: str, *, request_id: str = "", **changes: Any) -> TuningJob:
+        """`clone_job`, starting from what the job has trained: its version, or, if it ended without one, its best prompt so far.
+
+        With `dataset=` it goes on with other data, for example more of it.
+        """
+        return await self.create_job(continued_spec(await self.get_job(name), changes), request_id=request_id)
+
     async def tune(self, spec: TuningSpec, *, on_event: Callable[[JobEvent], object] | None = None) -> TuningJob:
         """Queue a job and wait until it has succeeded. JobFailed if it fails or is cancelled; leaving early does not cancel the job."""
         job = await self.create_job(spec)
@@ -74,9 +91,10 @@ class TuningMethods:
         states: Sequence[JobState] = (),
         prompt: str = "",
         annotations: Mapping[str, str] | None = None,
+        order: JobOrder = JobOrder.NEWEST_FIRST,
         limit: int | None = None,
     ) -> list[TuningJob]:
-        """Jobs, newest first; every page is fetched, up to `limit` jobs."""
+        """Jobs in that order; every page is fetched, up to `limit` jobs."""
         jobs: list[TuningJob] = []
         page_token = ""
         while True:
@@ -86,6 +104,7 @@ class TuningMethods:
                 states=[tuning_pb2.TuningJob.State.Value(f"STATE_{JobState(state)}") for state in states],
                 prompt=prompt,
                 annotations=annotations or {},
+                order=tuning_pb2.ListTuningJobsRequest.Order.Value(f"ORDER_{JobOrder(order)}"),
             )
             response = await self._connection.trainer.call(self._connection.tuning.ListTuningJobs, request)
             jobs += [read(TuningJob, job) for job in response.jobs]
@@ -118,7 +137,7 @@ class TuningMethods:
         return last
 
     async def cancel_job(self, name: str) -> TuningJob:
-        """The job, cancelling or cancelled. PreconditionFailed if it ended otherwise."""
+        """The job, cancelling or cancelled; its best prompt so far is kept for `continue_job`. PreconditionFailed if it ended otherwise."""
         request = tuning_pb2.CancelTuningJobRequest(name=name)
         return read(TuningJob, (await self._connection.trainer.call(self._connection.tuning.CancelTuningJob, request)).job)
 

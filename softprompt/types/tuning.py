@@ -49,6 +49,11 @@ class Metric(StrEnum):
     EXACT_MATCH = "EXACT_MATCH"
 
 
+class JobOrder(StrEnum):
+    NEWEST_FIRST = "NEWEST_FIRST"
+    OLDEST_FIRST = "OLDEST_FIRST"
+
+
 class JobState(StrEnum):
     QUEUED = "QUEUED"
     RUNNING = "RUNNING"
@@ -80,7 +85,7 @@ Dataset = str | Path | Examples
 
 @dataclass(frozen=True)
 class Init:
-    """Where the soft prompt starts. `text` is for TEXT; `source`, a prompt reference, for FROM_PROMPT."""
+    """Where the soft prompt starts. `text` is for TEXT; `source`, a prompt reference or a job that keeps its prompt, for FROM_PROMPT."""
 
     method: InitMethod | None = None
     text: str = ""
@@ -148,6 +153,8 @@ class TuningSpec:
     max_runtime_seconds: float | None = None
     sampling_defaults: Sampling | None = None
     annotations: Mapping[str, str] = field(default_factory=dict)
+    deadline: datetime | None = None
+    """Fails with DEADLINE_EXCEEDED if it is not trained by then. With a time zone."""
 
 
 @dataclass(frozen=True)
@@ -240,6 +247,10 @@ class TuningJob:
     start_time: datetime | None
     end_time: datetime | None
     last_event: int
+    estimated_start_time: datetime | None
+    """A guess, while it waits."""
+    best_prompt_kept: bool
+    """Ended without a version; `continue_job` goes on from its best prompt so far."""
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ from trainer_service.base_models import BaseModels
 from trainer_service.config import BaseModelSource
 from trainer_service.jobs.admission import SpecAdmission
 from trainer_service.jobs.lengths import possibly_too_long
-from trainer_service.jobs.model import EffectiveSpec, PublishGate, PublishPolicy, TuningSpec
+from trainer_service.jobs.model import EffectiveSpec, Job, PublishGate, PublishPolicy, TuningSpec
+from trainer_service.jobs.sources import Sources
 from trainer_service.service_info import TuningLimits
 from trainer_service.training.dataset import ParsedDataset, check_examples, split_validation
 from trainer_service.training.spec import Example, HyperparameterRequest, Init, InitMethod, Metric, TaskKind
@@ -42,6 +43,14 @@ class NoPrompts:
         return StoreIndex()
 
 
+class NoJobs:
+    def get(self, job_id: str) -> Job:
+        raise NotFound("tuning job", job_id)
+
+
+NO_SOURCES = Sources(NoPrompts(), NoJobs())
+
+
 @pytest.fixture(scope="module")
 def models(tiny_model_dir: Path) -> BaseModels:
     models = BaseModels([BaseModelSource("tiny", str(tiny_model_dir))])
@@ -51,7 +60,7 @@ def models(tiny_model_dir: Path) -> BaseModels:
 
 @pytest.fixture
 def admission(models: BaseModels) -> SpecAdmission:
-    return SpecAdmission(models, Datasets(), NoPrompts(), TuningLimits(50, 10, 3600.0))
+    return SpecAdmission(models, Datasets(), NO_SOURCES, TuningLimits(50, 10, 3600.0))
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +160,7 @@ async def test_lengths_are_checked_with_the_virtual_tokens(models: BaseModels) -
             examples = {"fits": (fits, *GENERATION[2:]), "over": (fits, over, *GENERATION[2:])}[name]
             return ParsedDataset(examples, TaskKind.GENERATION, ())
 
-    admission = SpecAdmission(models, Long(), NoPrompts(), TuningLimits(50, 10, 3600.0))
+    admission = SpecAdmission(models, Long(), NO_SOURCES, TuningLimits(50, 10, 3600.0))
     await admission.check(spec(dataset="fits"))
     with pytest.raises(InvalidInput) as refused:
         await admission.check(spec(dataset="over"))
@@ -176,7 +185,7 @@ def test_short_examples_are_not_tokenized_and_conversations_are(encoder: InputEn
 
 
 async def test_the_limit_of_virtual_tokens_holds_for_the_recipe_too(models: BaseModels) -> None:
-    strict = SpecAdmission(models, Datasets(), NoPrompts(), TuningLimits(10, 10, 3600.0))
+    strict = SpecAdmission(models, Datasets(), NO_SOURCES, TuningLimits(10, 10, 3600.0))
     assert await refused_fields(strict) == ["spec.hyperparameters.num_virtual_tokens"]
     assert (await strict.check(spec(hyperparameters=HyperparameterRequest(num_virtual_tokens=10)))).num_train
 
@@ -190,7 +199,7 @@ async def test_unknown_datasets_and_sources_are_not_found(admission: SpecAdmissi
 
 
 async def test_before_the_base_models_are_read_callers_are_told_to_wait() -> None:
-    admission = SpecAdmission(BaseModels([]), Datasets(), NoPrompts(), TuningLimits(50, 10, 3600.0))
+    admission = SpecAdmission(BaseModels([]), Datasets(), NO_SOURCES, TuningLimits(50, 10, 3600.0))
     with pytest.raises(Unavailable, match="starting"):
         await admission.check(spec())
 

@@ -91,6 +91,7 @@ SPEC = TuningSpec(
         temperature=0.7, top_k=0, top_p=0.9, min_p=0.0, repetition_penalty=1.1, max_new_tokens=5, stop=("\n",)
     ),
     annotations={"team": "web"},
+    deadline=NOW,
 )
 
 
@@ -152,7 +153,7 @@ def test_every_field_of_a_job_is_told() -> None:
         id="01",
         spec=SPEC,
         effective=effective_spec(),
-        state=JobState.SUCCEEDED,
+        state=JobState.FAILED,
         attempt=2,
         queue_position=3,
         progress=JobProgress(
@@ -198,6 +199,8 @@ def test_every_field_of_a_job_is_told() -> None:
         start_time=NOW,
         end_time=NOW,
         last_event=8,
+        checkpointed=True,
+        estimated_start_time=NOW,
     )
     message = job_to_wire(job)
     for part in (message, message.progress, message.dataset_statistics, message.error, message.result):
@@ -274,8 +277,10 @@ def test_a_template_keeps_that_its_format_was_left_open() -> None:
 def test_weights_are_kept_as_ratios() -> None:
     targets = (AliasTarget(1, 90), AliasTarget(2, 10))
     assert targets_from_wire(targets_to_wire(targets)) == targets
-    (a, b) = targets_from_wire([prompts_pb2.AliasTarget(version=1, weight=0.75), prompts_pb2.AliasTarget(version=2, weight=0.25)])
-    assert a.weight / b.weight == pytest.approx(3, rel=1e-5)
+    cases = {(0.75, 0.25): (3, 1), (0.9, 0.1): (9, 1), (1 / 3, 2 / 3): (1, 2), (1e300, 1e300): (1, 1), (5e-324, 1e308): (1, 1_000_000)}
+    for weights, kept in cases.items():
+        messages = [prompts_pb2.AliasTarget(version=number, weight=weight) for number, weight in enumerate(weights, start=1)]
+        assert tuple(target.weight for target in targets_from_wire(messages)) == kept
 
 
 def is_set(message: Any, field: FieldDescriptor) -> bool:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
+from datetime import UTC, datetime
 
 import pytest
 import torch
@@ -11,12 +13,18 @@ from prompttuning.v1 import prompts_pb2
 from prompttuning.v1 import tuning_pb2 as pb
 
 from shared.blob import decode_blob
+from shared.errors import InvalidInput, NotFound, PreconditionFailed
 from shared.store import open_store
+from softprompt.client.async_client import AsyncClient
+from softprompt.errors import JobFailed
+from softprompt.types.tuning import Evaluated, Hyperparameters, Init, InitMethod, JobState, TuningSpec
 from tests.trainer_service.conftest import RunningTrainer, running_trainer
 from tests.trainer_service.requests import classification_examples, create_job, first_step, inline
 from trainer_service.cluster.loading import WorkerSpec, load_trainer
 from trainer_service.cluster.local_pool import LocalPool
 from trainer_service.config import TrainerSettings
+
+EXAMPLES = [{"input": f"number {number}", "output": f"it is {number}"} for number in range(20)]
 
 
 def local_pool(settings: TrainerSettings) -> LocalPool:
@@ -98,6 +106,61 @@ async def test_a_running_job_is_cancelled_at_its_next_step(training: RunningTrai
     job = await create_job(training, hyperparameters=pb.Hyperparameters(num_steps=100_000))
     await first_step(training.tuning, job.name)
     await cancelled(training, job.name)
+
+
+async def test_a_cancelled_jobs_best_prompt_is_kept_and_another_job_goes_on_from_it(settings: TrainerSettings) -> None:
+    long = Hyperparameters(num_steps=100_000, num_virtual_tokens=5, evaluation_interval_steps=1)
+    async with running_trainer(settings, local_pool) as trainer, AsyncClient(f"127.0.0.1:{trainer.port}") as client:
+        spec = TuningSpec(prompt="tone", dataset=EXAMPLES, hyperparameters=long, annotations={"team": "web"})
+        job = await client.create_job(spec)
+        async for event in client.watch_job(job.name):
+            if isinstance(event, Evaluated) and event.step > 0 and event.is_best:
+                break
+        with pytest.raises(PreconditionFailed, match="no prompt to go on from"):
+            await client.continue_job(job.name)
+        await client.cancel_job(job.name)
+        with pytest.raises(JobFailed):
+            await client.wait_for_job(job.name, timeout_seconds=60)
+        job = await client.get_job(job.name)
+        assert (job.state, job.best_prompt_kept, job.result) == (JobState.CANCELLED, True, None)
+
+    async with running_trainer(settings, local_pool) as trainer, AsyncClient(f"127.0.0.1:{trainer.port}") as client:
+        more = [*EXAMPLES, *({"input": f"more {number}", "output": "maybe"} for number in range(10))]
+        short = Hyperparameters(num_steps=2, learning_rate=1e-4)
+        going_on = await client.continue_job(job.name, dataset=more, hyperparameters=short)
+        assert going_on.spec is not None
+        assert going_on.spec.annotations == {"team": "web"}
+        await client.delete_job(job.name)
+        done = await client.wait_for_job(going_on.name, timeout_seconds=60)
+        assert done.result is not None
+        assert done.result.version == "prompts/tone/versions/1"
+        assert done.effective_spec is not None
+        assert done.effective_spec.hyperparameters is not None
+        assert done.effective_spec.hyperparameters.num_virtual_tokens == 5, "as many as it starts from"
+        assert done.dataset_statistics is not None
+        assert done.dataset_statistics.num_train + done.dataset_statistics.num_validation == len(more)
+
+        again = await client.continue_job(done.name, prompt="second")
+        assert again.spec is not None
+        assert again.spec.hyperparameters is not None
+        assert again.spec.hyperparameters.init == Init(InitMethod.FROM_PROMPT, source="prompts/tone/versions/1")
+        done = await client.wait_for_job(again.name, timeout_seconds=60)
+        clone = await client.clone_job(done.name, priority=5, hyperparameters=Hyperparameters(num_steps=1))
+        assert clone.spec is not None
+        assert (clone.spec.priority, clone.spec.hyperparameters) == (5, replace(again.spec.hyperparameters, num_steps=1))
+        with pytest.raises(InvalidInput, match="not a field"):
+            await client.clone_job(done.name, steps=4)
+        source = Hyperparameters(num_steps=1, init=Init(InitMethod.FROM_PROMPT, source=done.name))
+        with pytest.raises(PreconditionFailed, match=r"start from its version prompts/second/versions/1"):
+            await client.clone_job(done.name, hyperparameters=source)
+        with pytest.raises(NotFound):
+            await client.clone_job(done.name, hyperparameters=Hyperparameters(init=Init(InitMethod.FROM_PROMPT, source=job.name)))
+
+
+async def test_a_deadline_that_has_passed_is_refused(training: RunningTrainer) -> None:
+    with pytest.raises(InvalidInput, match="deadline: has passed"):
+        async with AsyncClient(f"127.0.0.1:{training.port}") as client:
+            await client.create_job(TuningSpec(prompt="tone", dataset=EXAMPLES, deadline=datetime(2020, 1, 1, tzinfo=UTC)))
 
 
 async def test_a_drained_job_is_queued_again_and_goes_on_after_the_restart(settings: TrainerSettings) -> None:

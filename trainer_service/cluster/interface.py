@@ -21,6 +21,16 @@ class WorkerLost(Exception):
 
 
 @dataclass(frozen=True)
+class WorkerMemory:
+    """Of the device where memory is scarcest, or of the process on a CPU."""
+
+    used_bytes: int
+    """Most that this worker used since the last measurement."""
+    limit_bytes: int
+    """Most that it could use now: what it uses and what is free."""
+
+
+@dataclass(frozen=True)
 class WorkerReport:
     """Answer to a poll: everything after the number that was asked for, and how the worker is."""
 
@@ -35,6 +45,8 @@ class WorkerReport:
     """Cohort steps since the start."""
     details: Mapping[str, str] = field(default_factory=dict)
     """Device, dtype, software version, process id."""
+    memory: WorkerMemory | None = None
+    """None: not measured."""
 
 
 class WorkerHandle(Protocol):

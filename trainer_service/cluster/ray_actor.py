@@ -11,6 +11,7 @@ import ray
 
 from trainer_service.cluster.interface import WorkerReport
 from trainer_service.cluster.loading import WorkerSpec, load_trainer, software_version
+from trainer_service.cluster.memory import measure_memory
 from trainer_service.cluster.worker import Worker
 from trainer_service.training.events import TrainingTask
 
@@ -20,7 +21,7 @@ class WorkerActor:
     """Never restarted by Ray: it would come back blank. The job manager owns retries. One control thread keeps adds and stops in order."""
 
     def __init__(self, spec: WorkerSpec) -> None:
-        self._worker = Worker(partial(load_trainer, spec))
+        self._worker = Worker(partial(load_trainer, spec), measure_memory)
 
     @ray.method(concurrency_group="control")  # type: ignore[untyped-decorator]
     def software(self) -> str:

@@ -163,6 +163,8 @@ def ray_pool(settings: TrainerSettings) -> RayPool:
         dtype=settings.dtype,
         device=settings.device,
         max_workers=settings.max_workers,
+        gpus_per_worker=settings.gpus_per_worker,
+        cpus_per_worker=settings.cpus_per_worker,
         checkpoint_seconds=settings.checkpoint_seconds,
     )
     return RayPool(RayCluster(settings.ray_address), config)

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from shared.errors import SoftPromptError
-from trainer_service.cluster.interface import WorkerLost, WorkerReport
+from trainer_service.cluster.interface import WorkerLost, WorkerMemory, WorkerReport
 from trainer_service.cluster.outbox import Outbox
 from trainer_service.training.events import Failed, Finished, Stopped, TrainingEvent, TrainingTask
 
@@ -41,8 +41,10 @@ class Trainer(Protocol):
 class Worker:
     """`load` makes the trainer, in the worker's own thread; `details` of what it runs on are known after that."""
 
-    def __init__(self, load: Callable[[], tuple[Trainer, dict[str, str]]]) -> None:
-        self._load = load
+    def __init__(
+        self, load: Callable[[], tuple[Trainer, dict[str, str]]], measure_memory: Callable[[], WorkerMemory] | None = None
+    ) -> None:
+        self._load, self._measure_memory = load, measure_memory
         self._outbox = Outbox()
         self._inbox: deque[_Command] = deque()
         self._work = threading.Condition()
@@ -84,7 +86,8 @@ class Worker:
         last, events = self._outbox.take(since, timeout_seconds)
         if not events and self._error is not None:
             raise WorkerLost(f"{type(self._error).__name__}: {self._error}", out_of_memory=isinstance(self._error, MemoryError))
-        return WorkerReport(last, events, self._ready, dict(self._attempts), self._num_steps, dict(self._details))
+        memory = self._measure_memory() if self._measure_memory is not None and self._ready else None
+        return WorkerReport(last, events, self._ready, dict(self._attempts), self._num_steps, dict(self._details), memory)
 
     def close(self, timeout_seconds: float = 10.0) -> None:
         """End the thread after its current step."""

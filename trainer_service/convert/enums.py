@@ -8,6 +8,7 @@ from typing import Any, Generic, TypeVar
 from prompttuning.v1 import common_pb2, tuning_pb2
 
 from shared.template import TemplateFormat
+from trainer_service.jobs.model import JobOrder
 from trainer_service.jobs.states import JobState
 from trainer_service.training.spec import InitMethod, Metric, Reparameterisation, Schedule, TaskKind
 from trainer_service.violations import Violations
@@ -41,4 +42,5 @@ REPARAMETERISATIONS = EnumTable(tuning_pb2.Reparameterisation, Reparameterisatio
 SCHEDULES = EnumTable(tuning_pb2.LearningRateSchedule, Schedule, "LEARNING_RATE_SCHEDULE_")
 METRICS = EnumTable(tuning_pb2.Metric, Metric, "METRIC_")
 STATES = EnumTable(tuning_pb2.TuningJob.State, JobState, "STATE_")
+ORDERS = EnumTable(tuning_pb2.ListTuningJobsRequest.Order, JobOrder, "ORDER_")
 TEMPLATE_FORMATS = EnumTable(common_pb2.Template.Format, TemplateFormat, "FORMAT_")

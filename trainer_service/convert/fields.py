@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 import numpy
@@ -72,6 +72,15 @@ def from_duration(duration: Duration, field: str, violations: Violations) -> flo
 def to_duration(seconds: float) -> Duration:
     whole = int(min(seconds, _MAX_DURATION_SECONDS))
     return Duration(seconds=whole, nanos=int((seconds - whole) * 1e9) if whole < _MAX_DURATION_SECONDS else 0)
+
+
+def from_timestamp(timestamp: Timestamp, field: str, violations: Violations) -> datetime | None:
+    """A time that is out of range is a violation."""
+    try:
+        return timestamp.ToDatetime(tzinfo=UTC)
+    except (ValueError, OverflowError):
+        violations.add(field, "is not a time between the years 1 and 9999")
+        return None
 
 
 def to_timestamp(time: datetime | None) -> Timestamp | None:

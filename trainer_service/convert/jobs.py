@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from prompttuning.v1 import tuning_pb2
 
-from trainer_service.convert.enums import STATES
+from trainer_service.convert.enums import ORDERS, STATES
 from trainer_service.convert.fields import to_timestamp
 from trainer_service.convert.spec import effective_to_wire, spec_to_wire
-from trainer_service.jobs.model import CheckpointStored, Evaluation, Job, JobEvent, JobFilter, JobProgress, JobResult, Note
+from trainer_service.jobs.model import CheckpointStored, Evaluation, Job, JobEvent, JobFilter, JobOrder, JobProgress, JobResult, Note
 from trainer_service.violations import Violations
 
 
@@ -29,6 +29,8 @@ def job_to_wire(job: Job) -> tuning_pb2.TuningJob:
         start_time=to_timestamp(job.start_time),
         end_time=to_timestamp(job.end_time),
         last_event=job.last_event,
+        estimated_start_time=to_timestamp(job.estimated_start_time),
+        best_prompt_kept=job.keeps_best_prompt,
     )
 
 
@@ -59,10 +61,14 @@ def event_to_wire(event: JobEvent) -> tuning_pb2.TuningEvent:
 
 
 def filter_from_wire(message: tuning_pb2.ListTuningJobsRequest) -> JobFilter:
-    """Raises InvalidInput for states that this build does not know."""
+    """Raises InvalidInput for states or an order that this build does not know."""
     violations = Violations()
     states = {STATES.from_wire(number, f"states[{index}]", violations) for index, number in enumerate(message.states)}
+    order = ORDERS.from_wire(message.order, "order", violations) or JobOrder.NEWEST_FIRST
     violations.raise_if_any()
     return JobFilter(
-        states=frozenset(state for state in states if state is not None), prompt=message.prompt, annotations=dict(message.annotations)
+        states=frozenset(state for state in states if state is not None),
+        prompt=message.prompt,
+        annotations=dict(message.annotations),
+        order=order,
     )

@@ -18,7 +18,7 @@ from trainer_service.convert.common import (
 )
 from trainer_service.convert.enums import INIT_METHODS, METRICS, REPARAMETERISATIONS, SCHEDULES, TASKS
 from trainer_service.convert.examples import source_from_wire
-from trainer_service.convert.fields import build, from_duration, present, to_duration
+from trainer_service.convert.fields import build, from_duration, from_timestamp, present, to_duration, to_timestamp
 from trainer_service.jobs.model import MAX_REQUEST_ID_CHARS, EffectiveSpec, PublishGate, PublishPolicy, TuningSpec
 from trainer_service.jobs.request import JobRequest
 from trainer_service.training.spec import HyperparameterRequest, Hyperparameters, Init, InitMethod
@@ -80,6 +80,8 @@ def _spec_from_wire(message: tuning_pb2.TuningSpec, violations: Violations) -> T
         values["template"] = template_from_wire(message.template, "spec.template", violations)
     if message.HasField("max_runtime"):
         values["max_runtime_seconds"] = from_duration(message.max_runtime, "spec.max_runtime", violations)
+    if message.HasField("deadline"):
+        values["deadline"] = from_timestamp(message.deadline, "spec.deadline", violations)
     return build(TuningSpec, values, "spec", _SPEC_NAMES, violations)
 
 
@@ -169,6 +171,7 @@ def _common_to_wire(spec: TuningSpec) -> tuning_pb2.TuningSpec:
         priority=spec.priority,
         sampling_defaults=sampling_to_wire(spec.sampling_defaults),
         annotations=spec.annotations,
+        deadline=to_timestamp(spec.deadline),
     )
     if spec.validation_dataset:
         message.validation_dataset.dataset = spec.validation_dataset

@@ -11,14 +11,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from shared.errors import InvalidInput, PreconditionFailed
-from shared.names import PromptReference, check_alias, check_name, parse_version_name
-from shared.store.index import StoreIndex, VersionRecord
+from shared.errors import InvalidInput
+from shared.names import check_alias, check_name
 from shared.template import InputEncoder, Template, TemplateFormat
 from trainer_service.base_models import BaseModels, KnownBaseModel
 from trainer_service.jobs.dataset_fields import DATASET, VALIDATION, in_dataset, labels_under, renamed
 from trainer_service.jobs.lengths import possibly_too_long
-from trainer_service.jobs.model import EffectiveSpec, TuningSpec
+from trainer_service.jobs.model import EffectiveSpec, TuningSpec, utc_now
+from trainer_service.jobs.sources import Source, Sources
 from trainer_service.service_info import TuningLimits
 from trainer_service.training.dataset import ParsedDataset, encode_dataset, split_validation
 from trainer_service.training.recipe import check_init, fill
@@ -40,12 +40,6 @@ class Datasets(Protocol):
     def parse(self, name: str, labels: Sequence[str] = ()) -> ParsedDataset: ...
 
 
-class PromptIndex(Protocol):
-    """What admission needs of the prompt store: what there is, up to date."""
-
-    def refresh(self) -> StoreIndex: ...
-
-
 @dataclass(frozen=True)
 class _Examples:
     """The examples of a job, split."""
@@ -60,8 +54,8 @@ class _Examples:
 class SpecAdmission:
     """Thread-safe; a few specs are checked at a time, in threads, so that a large dataset doesn't hold up the service."""
 
-    def __init__(self, models: BaseModels, datasets: Datasets, prompts: PromptIndex, limits: TuningLimits) -> None:
-        self._models, self._datasets, self._prompts, self._limits = models, datasets, prompts, limits
+    def __init__(self, models: BaseModels, datasets: Datasets, sources: Sources, limits: TuningLimits) -> None:
+        self._models, self._datasets, self._sources, self._limits = models, datasets, sources, limits
         self._slots = asyncio.Semaphore(_CONCURRENT_CHECKS)
 
     async def check(self, spec: TuningSpec) -> EffectiveSpec:
@@ -93,6 +87,8 @@ class SpecAdmission:
             self._check_virtual_tokens(spec.hyperparameters.num_virtual_tokens or 0)
         if (spec.max_runtime_seconds or 0) > self._limits.max_runtime_seconds:
             violations.add("spec.max_runtime", f"is more than this trainer's limit of {self._limits.max_runtime_seconds:g} seconds")
+        if spec.deadline is not None and spec.deadline <= utc_now():
+            violations.add("spec.deadline", "has passed")
         for key, value in spec.annotations.items():
             if not 0 < len(key) <= MAX_ANNOTATION_KEY_CHARS or len(value) > MAX_ANNOTATION_VALUE_CHARS or "\0" in key + value:
                 limits = f"1 to {MAX_ANNOTATION_KEY_CHARS} characters, its value at most {MAX_ANNOTATION_VALUE_CHARS}, neither NUL"
@@ -104,27 +100,12 @@ class SpecAdmission:
             reason = f"{num_virtual_tokens} is more than this trainer's limit of {limit}"
             raise InvalidInput.of("spec.hyperparameters.num_virtual_tokens", reason)
 
-    def _source(self, spec: TuningSpec, model: KnownBaseModel) -> VersionRecord | None:
-        """The version that FROM_PROMPT starts from."""
+    def _source(self, spec: TuningSpec, model: KnownBaseModel) -> Source | None:
+        """What FROM_PROMPT starts from."""
         init = spec.hyperparameters.init
         if init is None or init.method is not InitMethod.FROM_PROMPT:
             return None
-        field = "spec.hyperparameters.init.source"
-        if init.source_version.startswith("prompts/"):
-            prompt, version = parse_version_name(init.source_version, field)
-            reference = PromptReference(prompt, None, version)
-        else:
-            reference = PromptReference.parse(init.source_version, field)
-        record = self._prompts.refresh().resolve(reference)
-        theirs, ours = record.summary.base_model_fingerprint, model.info.fingerprint
-        if theirs != ours:
-            raise PreconditionFailed(
-                f"{record.name} was trained for a base model with fingerprint {theirs}; {model.info.id} has {ours}",
-                field=field,
-                source_fingerprint=theirs,
-                base_model_fingerprint=ours,
-            )
-        return record
+        return self._sources.find(init.source_version, model.info)
 
     def _examples(self, spec: TuningSpec) -> _Examples:
         parsed = self._datasets.parse(spec.dataset, spec.labels)
@@ -145,7 +126,7 @@ class SpecAdmission:
         train, validation = split_validation(parsed.examples, fraction, spec.hyperparameters.seed or 0)
         return _Examples(parsed.task, parsed.labels, train, validation, fraction)
 
-    def _effective(self, spec: TuningSpec, model: KnownBaseModel, source: VersionRecord | None, examples: _Examples) -> EffectiveSpec:
+    def _effective(self, spec: TuningSpec, model: KnownBaseModel, source: Source | None, examples: _Examples) -> EffectiveSpec:
         template = _template(spec, examples.task)
         encoder = InputEncoder(model.tokenizer, template)
         filled = fill(
@@ -155,7 +136,7 @@ class SpecAdmission:
             model.info,
             template,
             examples.labels,
-            source_virtual_tokens=None if source is None else source.summary.num_virtual_tokens,
+            source_virtual_tokens=None if source is None else source.num_virtual_tokens,
         )
         self._check_virtual_tokens(filled.num_virtual_tokens)
         filled = _with_source(filled, source)
@@ -166,8 +147,9 @@ class SpecAdmission:
             base_model=model.info,
             training=training,
             validation_fraction=examples.validation_fraction,
-            source_version="" if source is None else source.name,
+            source_version=source.name if source is not None and source.digest else "",
             source_digest="" if source is None else source.digest,
+            source_job="" if source is None else source.job_id,
             max_runtime_seconds=spec.max_runtime_seconds or self._limits.max_runtime_seconds,
             num_train=len(examples.train),
             num_validation=len(examples.validation),
@@ -199,7 +181,7 @@ def _template(spec: TuningSpec, task: TaskKind) -> Template:
     return template.check("spec.template")
 
 
-def _with_source(filled: Hyperparameters, source: VersionRecord | None) -> Hyperparameters:
+def _with_source(filled: Hyperparameters, source: Source | None) -> Hyperparameters:
     """A reference such as `name@alias` means the version that it names now."""
     if source is None:
         return filled

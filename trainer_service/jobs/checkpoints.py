@@ -1,4 +1,5 @@
 """What a job needs to go on after a crash, kept outside the workers: its latest checkpoint, and its outcome until that is published.
+A job that ended without a version keeps its checkpoint, for another job to go on from its best prompt.
 
 Small (kilobytes to a few megabytes), written every few seconds, read only after something died. With SQLite they are files beside
 the database; with PostgreSQL rows of it, since the replica that goes on may be on another machine.
@@ -24,6 +25,7 @@ from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
 from shared.errors import Unavailable
 from trainer_service.jobs.database import Database
+from trainer_service.jobs.model import Job
 from trainer_service.jobs.schema import job_files
 
 log = logging.getLogger(__name__)
@@ -38,6 +40,8 @@ class FileKind(StrEnum):
     """The cohort's state of the job."""
     OUTCOME = "outcome"
     """Trained: result and blob, to be published."""
+    SOURCE = "source"
+    """The last checkpoint of another job, whose best prompt this one starts from."""
 
 
 class JobFiles(Protocol):
@@ -49,10 +53,17 @@ class JobFiles(Protocol):
     def load(self, job_id: str, kind: FileKind) -> bytes | None:
         """None also if the bytes are damaged: then the job begins anew."""
 
-    def remove(self, job_id: str) -> None: ...
+    def remove(self, job_id: str, *, keep: FileKind | None = None) -> None:
+        """All but `keep`."""
 
-    def remove_ended(self, unended: Callable[[], Collection[str]]) -> None:
-        """Remove what a crash between a job's end and its cleaning left. `unended` is asked after looking: a new job's files are safe."""
+    def remove_ended(self, living: Callable[[], Collection[str]]) -> None:
+        """Remove the files of jobs that have none any more; a crash may have left them. Jobs are asked for after looking at the files:
+        those of a new job are safe."""
+
+
+def keep_what_is_worth(files: JobFiles, job: Job) -> None:
+    """Remove the files of an ended job, but for the checkpoint that has its best prompt if no version was made."""
+    files.remove(job.id, keep=FileKind.CHECKPOINT if job.keeps_best_prompt else None)
 
 
 class DirectoryFiles:
@@ -94,15 +105,21 @@ class DirectoryFiles:
             return None
         return data
 
-    def remove(self, job_id: str) -> None:
-        shutil.rmtree(self._folder(job_id), ignore_errors=True)
+    def remove(self, job_id: str, *, keep: FileKind | None = None) -> None:
+        if keep is None:
+            shutil.rmtree(self._folder(job_id), ignore_errors=True)
+            return
+        for kind in FileKind:
+            if kind is not keep:
+                with _disk():
+                    self._path(job_id, kind).unlink(missing_ok=True)
 
-    def remove_ended(self, unended: Callable[[], Collection[str]]) -> None:
+    def remove_ended(self, living: Callable[[], Collection[str]]) -> None:
         with _disk():
             folders = [folder for folder in self._root.iterdir() if folder.is_dir()]
-        living = unended()
+        found = living()
         for folder in folders:
-            if folder.name not in living:
+            if folder.name not in found:
                 shutil.rmtree(folder, ignore_errors=True)
 
     def _folder(self, job_id: str) -> Path:
@@ -142,14 +159,15 @@ class DatabaseFiles:
             data = connection.scalar(query)
             return bytes(data) if data is not None else None
 
-    def remove(self, job_id: str) -> None:
+    def remove(self, job_id: str, *, keep: FileKind | None = None) -> None:
+        unwanted = [kind.value for kind in FileKind if kind is not keep]
         with self._database.write() as connection:
-            connection.execute(delete(job_files).where(job_files.c.job_id == job_id))
+            connection.execute(delete(job_files).where(job_files.c.job_id == job_id, job_files.c.kind.in_(unwanted)))
 
-    def remove_ended(self, unended: Callable[[], Collection[str]]) -> None:
+    def remove_ended(self, living: Callable[[], Collection[str]]) -> None:
         with self._database.read() as connection:
             stored = set(connection.scalars(select(job_files.c.job_id).distinct()))
-        for job_id in stored - set(unended()):
+        for job_id in stored - set(living()):
             self.remove(job_id)
 
 

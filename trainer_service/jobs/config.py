@@ -9,7 +9,7 @@ from dataclasses import dataclass
 class JobsConfig:
     max_queued_jobs: int = 10_000
     """More are refused with RESOURCE_EXHAUSTED."""
-    max_active_jobs_per_caller: int = 2_000
+    max_active_jobs_per_caller: int = 5_000
     """Jobs of one caller that have not ended."""
     max_workers: int = 1
     max_jobs_per_worker: int = 8

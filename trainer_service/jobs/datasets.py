@@ -13,9 +13,10 @@ import asyncio
 import hashlib
 import json
 import logging
+import os
 import re
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,9 +88,33 @@ class DatasetStore:
             return tuple(_decode(line, number) for number, line in enumerate(lines, start=1) if line.strip())
 
     def parse(self, name: str, labels: Sequence[str] = ()) -> ParsedDataset:
-        """The examples with the task and labels that they show, checked against `labels` if there are any. Raises like `read`."""
+        """The examples with the task and labels that they show, checked against `labels` if there are any. Raises like `read`.
+
+        Counts as a use: it is asked for when a job is made, and `remove_unused` leaves alone what was used lately.
+        """
         with self._opened(name) as lines:
             return self._parse(lines, labels)
+
+    def remove_unused(self, uses: Callable[[str], bool], unused_seconds: float) -> int:
+        """Remove datasets that were neither stored nor used for that long and that no job needs; returns how many.
+
+        `uses(name)` looks into the job store. A dataset is put aside first and looked at again, so one that a job is being made with
+        right now is either put back or was never found by that job.
+        """
+        removed = 0
+        for path in sorted(self._directory.glob("sha256-*.jsonl")):
+            name = f"datasets/{path.stem}"
+            with suppress(FileNotFoundError):  # another replica tidies too
+                if not _is_unused(path, unused_seconds) or uses(name):
+                    continue
+                aside = path.with_name(f"{TEMPORARY_PREFIX}{path.stem}")
+                path.replace(aside)
+                if _is_unused(aside, unused_seconds) and not uses(name):
+                    aside.unlink()
+                    removed += 1
+                else:
+                    aside.replace(path)
+        return removed
 
     @contextmanager
     def _opened(self, name: str) -> Iterator[Iterable[bytes]]:
@@ -100,6 +125,8 @@ class DatasetStore:
         with _disk():
             try:
                 file = self._path(match[1]).open("rb")
+                with suppress(OSError):  # not ours, or on a volume that can't be written: then nothing is removed there either
+                    os.utime(file.fileno())
             except FileNotFoundError:
                 raise NotFound("dataset", name, "upload it first") from None
             with file:
@@ -139,6 +166,10 @@ class DatasetStore:
             with suppress(FileNotFoundError):  # another replica cleans too
                 if path.stat().st_mtime < time.time() - _ABANDONED_SECONDS:
                     path.unlink()
+
+
+def _is_unused(path: Path, seconds: float) -> bool:
+    return path.stat().st_mtime < time.time() - seconds
 
 
 def _check_arrival(incoming: IncomingFile, size_bytes: int, digest: str) -> None:

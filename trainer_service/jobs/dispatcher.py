@@ -13,6 +13,7 @@ import time
 from shared.errors import Unavailable
 from trainer_service.cluster.interface import WorkerPool
 from trainer_service.jobs import moves
+from trainer_service.jobs.checkpoints import keep_what_is_worth
 from trainer_service.jobs.context import JobsContext
 from trainer_service.jobs.follower import Follower
 from trainer_service.jobs.publisher import Publisher
@@ -23,6 +24,8 @@ from trainer_service.jobs.store import Holding, StaleAttempt
 log = logging.getLogger(__name__)
 
 _NO_WORKER = "no worker has it"
+_UNKNOWN_LAUNCH_SECONDS = 10.0
+"""A guess for a base model that was never loaded here."""
 
 
 class Dispatcher:
@@ -35,16 +38,24 @@ class Dispatcher:
         self._renewed_at = 0.0
         self._failed_launches: dict[str, tuple[int, float]] = {}
         """By base model: launches in a row that came to nothing, and when the next one may be tried."""
+        self._launch_seconds: dict[str, float] = {}
+        """By base model: how long its latest worker took until it was ready."""
 
     @property
     def num_workers(self) -> int:
         return len(self._followers)
 
+    def launch_seconds(self, base_model: str) -> float:
+        """How long a job for this base model waits for a worker that has room to start: nothing where one is ready."""
+        if any(follower.was_ready and follower.base_model == base_model for follower in self._followers.values()):
+            return 0.0
+        return self._launch_seconds.get(base_model, _UNKNOWN_LAUNCH_SECONDS)
+
     async def start(self) -> None:
         """Take back what died replicas left, then begin. On SQLite this process is the only one: everything leased is its predecessor's."""
         context = self._context
         await self._take_back(float("inf") if not context.store.is_shared else time.time())
-        await context.slow.call(context.files.remove_ended, context.store.unended_ids)
+        await context.slow.call(context.files.remove_ended, context.store.ids_with_files)
         self._task = asyncio.create_task(self._run(), name="dispatcher")
 
     async def drain(self, grace_seconds: float) -> None:
@@ -85,6 +96,7 @@ class Dispatcher:
 
     async def _round(self) -> None:
         await self._keep_leases()
+        await self._expire()
         await self._obey(await self._context.database.call(self._context.store.holdings, self._context.owner))
         await self._claim_trained()
         await self._place()
@@ -112,6 +124,13 @@ class Dispatcher:
         for job in jobs:
             log.info("took a job back: %s", reason, extra={"fields": {"job": job.id, "state": job.state.value}})
             context.tell(job)
+
+    async def _expire(self) -> None:
+        """Jobs whose deadline passes while they wait; those on workers leave with a checkpoint, as for their longest runtime."""
+        context, now = self._context, time.time()
+        for job in await context.database.call(context.store.expire, lambda record: moves.expired(record, now), now):
+            context.tell(job)
+            await context.slow.insist(keep_what_is_worth, context.files, job)
 
     async def _obey(self, holdings: list[Holding]) -> None:
         """Make what runs agree with what the store says."""
@@ -204,6 +223,7 @@ class Dispatcher:
         del self._followers[follower.id]
         if follower.was_ready:
             self._failed_launches.pop(follower.base_model, None)
+            self._launch_seconds[follower.base_model] = follower.launch_seconds
         elif not self._draining:
             failures = self._failed_launches.get(follower.base_model, (0, 0.0))[0] + 1
             config = self._context.config

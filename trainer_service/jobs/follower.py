@@ -14,7 +14,8 @@ from shared.errors import InvalidInput, SoftPromptError, Unavailable
 from shared.log import bind
 from trainer_service.cluster.interface import WorkerHandle, WorkerLost, WorkerPool
 from trainer_service.jobs import moves
-from trainer_service.jobs.checkpoints import FileKind
+from trainer_service.jobs.capacity import Capacity
+from trainer_service.jobs.checkpoints import FileKind, keep_what_is_worth
 from trainer_service.jobs.context import JobsContext
 from trainer_service.jobs.model import EventPayload, Job, JobError, Note
 from trainer_service.jobs.outcome import Outcome, make_outcome
@@ -46,8 +47,12 @@ class Follower:
         self._giving: dict[tuple[str, int], asyncio.Task[None]] = {}
         self._handle: WorkerHandle | None = None
         self._ready = False
+        self.launch_seconds = 0.0
+        """From its launch until its base model was loaded."""
         self._idle_since: float | None = None
+        self._capacity = Capacity()
         self._ended_because = ""
+        self._launched_at = time.monotonic()
         self._task = asyncio.create_task(self._run(), name=f"follow {id}")
 
     @property
@@ -73,6 +78,7 @@ class Follower:
             ready=self._ready,
             idle_seconds=time.monotonic() - self._idle_since if self._idle_since is not None and not self._trackers else 0.0,
             exclusive=any(record.solo for record in self._jobs.values()),
+            max_jobs=self._capacity.max_jobs(),
         )
 
     def give(self, record: Record) -> None:
@@ -84,7 +90,7 @@ class Follower:
 
     def is_over_time(self, job_id: str) -> bool:
         record = self._jobs.get(job_id)
-        return record is not None and moves.over_runtime(record, time.time())
+        return record is not None and moves.must_leave(record, time.time())
 
     async def stop_job(self, job_id: str) -> None:
         """Let a job leave at its next step. Safe to repeat; a worker that is gone has been noticed elsewhere."""
@@ -154,16 +160,18 @@ class Follower:
         self._context.wake_dispatcher.set()
 
     async def _follow(self, handle: WorkerHandle) -> None:
-        config, since = self._context.config, 0
-        started = time.monotonic()
+        config, since, started = self._context.config, 0, self._launched_at
         while True:
             # The time-out is the heartbeat: a worker that is alive answers within poll_seconds, events or not.
             async with asyncio.timeout(config.poll_seconds + config.heartbeat_seconds):
                 report = await handle.poll(since, config.poll_seconds)
             if report.ready and not self._ready:
-                log.info("worker ready", extra={"fields": {"seconds": round(time.monotonic() - started, 2), **report.details}})
+                self.launch_seconds = time.monotonic() - started
+                log.info("worker ready", extra={"fields": {"seconds": round(self.launch_seconds, 2), **report.details}})
                 self._ready, self._idle_since = True, time.monotonic()
                 self._context.wake_dispatcher.set()
+            if report.ready and report.memory is not None:
+                self._capacity.observe(len(report.attempts), report.memory.used_bytes, report.memory.limit_bytes)
             if not report.ready and time.monotonic() - started > config.launch_seconds:
                 raise TimeoutError
             await self._store(report.events)
@@ -292,8 +300,9 @@ class Follower:
         if event.data is not None:
             await self._keep(job_id, tracker.attempt, FileKind.CHECKPOINT, event.data)
         best = f"; the best evaluation was at step {tracker.progress.best_step}" if tracker.progress.metrics else ""
-        note = Note(text=f"left its worker after step {event.step}{best}")
-        await self._change_and_forget(job_id, tracker, lambda record: moves.left_worker(record, time.time()), [note])
+        note = Note(text=f"left its worker after step {event.step}{best}" + ("; its checkpoint is kept" if event.data is not None else ""))
+        left = moves.left_with_checkpoint if event.data is not None else moves.left_worker
+        await self._change_and_forget(job_id, tracker, lambda record: left(record, time.time()), [note])
 
     async def _separate(self, job_id: str, tracker: Tracker) -> None:
         note = Note(text="ran out of memory beside other jobs; goes on alone")
@@ -321,7 +330,7 @@ class Follower:
     async def _clean(self, job: Job) -> None:
         if job.state.is_terminal:
             log.info("job ended: %s", job.state, extra={"fields": {"error": job.error.code if job.error else ""}})
-            await self._context.slow.insist(self._context.files.remove, job.id)
+            await self._context.slow.insist(keep_what_is_worth, self._context.files, job)
 
     async def _keep(self, job_id: str, attempt: int, kind: FileKind, data: bytes) -> None:
         await self._context.slow.insist(self._context.files.save, job_id, kind, attempt, data)

@@ -1,4 +1,4 @@
-"""Pages of jobs, newest first, by filter. Job ids sort by creation, so a page token is the last id of the page before."""
+"""Pages of jobs by filter, newest or oldest first. Job ids sort by creation, so a page token is the last id of the page before."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from sqlalchemy import Connection, Select, select, union_all
 
 from shared.errors import InvalidInput
-from trainer_service.jobs.model import Job, JobFilter, JobPage
+from trainer_service.jobs.model import Job, JobFilter, JobOrder, JobPage
 from trainer_service.jobs.record import Record, from_row
 from trainer_service.jobs.schema import job_annotations, jobs
 from trainer_service.jobs.states import JobState
@@ -45,18 +45,19 @@ class QueueRanks:
 def page(connection: Connection, filter: JobFilter, page_size: int, page_token: str, ranks: QueueRanks) -> JobPage:
     """At most `page_size` jobs. Raises InvalidInput for a token that was not made for this filter."""
     size = max(1, min(page_size, MAX_PAGE_SIZE))
-    before = _read_token(page_token, filter)
-    rows = connection.execute(_query(filter, before, size + 1)).mappings().all()
+    last = _read_token(page_token, filter)
+    rows = connection.execute(_query(filter, last, size + 1)).mappings().all()
     records = [from_row(row) for row in rows[:size]]
     token = _make_token(records[-1].job.id, filter) if len(rows) > size else ""
     return JobPage(tuple(ranks.positions(connection, records)), token)
 
 
-def _query(filter: JobFilter, before: str, limit: int) -> Select[tuple[object, ...]]:
+def _query(filter: JobFilter, last: str, limit: int) -> Select[tuple[object, ...]]:
     """One index range for each state, merged: a range over several states would have to be sorted as a whole."""
-    ids = select(jobs.c.id)
-    if before:
-        ids = ids.where(jobs.c.id < before)
+    ids, newest_first = select(jobs.c.id), filter.order is JobOrder.NEWEST_FIRST
+    order = jobs.c.id.desc() if newest_first else jobs.c.id.asc()
+    if last:
+        ids = ids.where(jobs.c.id < last if newest_first else jobs.c.id > last)
     if filter.prompt:
         ids = ids.where(jobs.c.prompt == filter.prompt)
     for key, value in filter.annotations.items():
@@ -64,12 +65,11 @@ def _query(filter: JobFilter, before: str, limit: int) -> Select[tuple[object, .
         ids = ids.where(jobs.c.id.in_(having))
     if filter.states and len(filter.states) < len(JobState):
         ranges = [
-            select(ids.where(jobs.c.state == state.value).order_by(jobs.c.id.desc()).limit(limit).subquery().c.id)
-            for state in sorted(filter.states)
+            select(ids.where(jobs.c.state == state.value).order_by(order).limit(limit).subquery().c.id) for state in sorted(filter.states)
         ]
-        return select(jobs).where(jobs.c.id.in_(union_all(*ranges))).order_by(jobs.c.id.desc()).limit(limit)
-    newest = ids.order_by(jobs.c.id.desc()).limit(limit)
-    return select(jobs).where(jobs.c.id.in_(select(newest.subquery().c.id))).order_by(jobs.c.id.desc())
+        return select(jobs).where(jobs.c.id.in_(union_all(*ranges))).order_by(order).limit(limit)
+    first = ids.order_by(order).limit(limit)
+    return select(jobs).where(jobs.c.id.in_(select(first.subquery().c.id))).order_by(order)
 
 
 def _make_token(last_id: str, filter: JobFilter) -> str:
@@ -84,10 +84,10 @@ def _read_token(token: str, filter: JobFilter) -> str:
     except ValueError as error:
         raise InvalidInput.of("page_token", "is not one that this service made") from error
     if digest != _digest(filter):
-        raise InvalidInput.of("page_token", "belongs to another filter; leave it out to begin anew")
+        raise InvalidInput.of("page_token", "belongs to another filter or order; leave it out to begin anew")
     return last_id
 
 
 def _digest(filter: JobFilter) -> str:
-    text = json.dumps([sorted(filter.states), filter.prompt, dict(filter.annotations)], sort_keys=True)
+    text = json.dumps([sorted(filter.states), filter.prompt, dict(filter.annotations), filter.order], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]

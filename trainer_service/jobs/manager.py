@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -13,7 +14,7 @@ from shared.errors import InvalidInput
 from shared.store.store import PromptStore
 from trainer_service.cluster.interface import WorkerPool
 from trainer_service.jobs import moves
-from trainer_service.jobs.checkpoints import DatabaseFiles, DirectoryFiles, JobFiles
+from trainer_service.jobs.checkpoints import DatabaseFiles, DirectoryFiles, JobFiles, keep_what_is_worth
 from trainer_service.jobs.config import JobsConfig
 from trainer_service.jobs.context import JobsContext, JobsObserver, SilentObserver
 from trainer_service.jobs.dispatcher import Dispatcher
@@ -28,6 +29,7 @@ from trainer_service.jobs.model import (
     TuningSpec,
     new_job_id,
 )
+from trainer_service.jobs.outlook import Outlook
 from trainer_service.jobs.preparation import Datasets, Preparation
 from trainer_service.jobs.publisher import Publisher
 from trainer_service.jobs.record import Record, queue_key, to_datetime
@@ -75,6 +77,7 @@ class JobManager:
         self._context = JobsContext(store, files, preparation, config, observer or SilentObserver())
         self._publisher = Publisher(self._context, prompt_store)
         self._dispatcher = Dispatcher(self._context, pool, self._publisher)
+        self._outlook = Outlook(self._context, self._dispatcher)
 
     async def start(self) -> None:
         """Join the cluster, take back what a predecessor left RUNNING, then begin to place jobs on workers."""
@@ -88,8 +91,9 @@ class JobManager:
         self._context.close()
         await asyncio.to_thread(self._store.close)
 
-    async def create(self, spec: TuningSpec, *, request_id: str = "", caller: str = "") -> Job:
+    async def create(self, spec: TuningSpec, *, request_id: str = "", caller: str = "", max_active: int | None = None) -> Job:
         """Check, store as QUEUED, return. Repeating a `request_id` returns the job that it made.
+        `max_active`: a limit of this caller's own.
 
         Raises what `Admission.check` raises, Conflict if that job's spec differs, Overloaded if the queue is full.
         """
@@ -104,24 +108,26 @@ class JobManager:
         now = time.time()
         job = Job(id=new_job_id(), spec=spec, effective=effective, caller=caller, request_id=request_id, create_time=to_datetime(now))
         record = Record(job, queue_key=queue_key(spec.priority, now))
+        await self._context.slow.call(self._context.preparation.keep_source, job)
         created = await self._context.database.call(
             self._store.create,
             record,
             max_queued=self._config.max_queued_jobs,
-            max_active_of_caller=self._config.max_active_jobs_per_caller,
+            max_active_of_caller=self._config.max_active_jobs_per_caller if max_active is None else max_active,
         )
         if created.id == job.id:
             log.info("job created", extra={"fields": {"job": job.id, "prompt": spec.prompt, "base_model": effective.base_model.id}})
             self._context.tell(created)
-        return created
+        return await self._outlook.of_one(created)
 
     async def get(self, job_id: str) -> Job:
         """Raises NotFound."""
-        return await self._context.database.call(self._store.get, job_id)
+        return await self._outlook.of_one(await self._context.database.call(self._store.get, job_id))
 
     async def list(self, filter: JobFilter, page_size: int, page_token: str = "") -> JobPage:
-        """Newest first. Raises InvalidInput for a token that this service didn't make for this filter."""
-        return await self._context.database.call(self._store.page, filter, page_size, page_token)
+        """Raises InvalidInput for a token that this service didn't make for this filter and order."""
+        page = await self._context.database.call(self._store.page, filter, page_size, page_token)
+        return replace(page, jobs=await self._outlook.of(page.jobs))
 
     async def watch(self, job_id: str, after: int = 0) -> AsyncIterator[JobEvent]:
         """Past events after number `after`, then each as it happens; ends after the one that ended the job. Raises NotFound."""
@@ -138,7 +144,7 @@ class JobManager:
                         return
                 if len(events) == _EVENTS_PER_READ:
                     continue
-                if not events and (await self.get(job_id)).state.is_terminal:
+                if not events and (await self._context.database.call(self._store.get, job_id)).state.is_terminal:
                     return
                 try:
                     async with asyncio.timeout(pause):
@@ -149,10 +155,13 @@ class JobManager:
             self._context.bell.unsubscribe(job_id, news)
 
     async def cancel(self, job_id: str) -> Job:
-        """CANCELLED at once if it isn't on a worker, else CANCELLING. A cancelled job is fine; PreconditionFailed if it ended otherwise."""
+        """CANCELLED at once if it isn't on a worker, else CANCELLING. A cancelled job is fine; PreconditionFailed if it ended otherwise.
+
+        Its best prompt so far is kept with it, if it was ever checkpointed: `Job.keeps_best_prompt`.
+        """
         job = await self._change(job_id, lambda record: moves.cancel(record, time.time()))
         if job.state is JobState.CANCELLED:
-            await self._context.slow.call(self._context.files.remove, job_id)
+            await self._context.slow.call(keep_what_is_worth, self._context.files, job)
         return job
 
     async def pause(self, job_id: str) -> Job:

@@ -18,7 +18,7 @@ from shared.base_model import BaseModelInfo
 from shared.manifest import SamplingDefaults
 from shared.names import DEFAULT_ALIAS
 from shared.template import Template
-from trainer_service.jobs.states import JobState
+from trainer_service.jobs.states import UNSUCCESSFUL_STATES, JobState
 from trainer_service.training.spec import HyperparameterRequest, TaskKind, TrainingSpec
 
 MIN_PRIORITY, MAX_PRIORITY = -100, 100
@@ -79,6 +79,8 @@ class TuningSpec(_Frozen):
     """Longest time on workers, over all attempts. None: the service's limit."""
     sampling_defaults: SamplingDefaults = SamplingDefaults()
     annotations: Mapping[str, str] = Field(default_factory=dict, max_length=MAX_ANNOTATIONS)
+    deadline: datetime | None = None
+    """The job fails with DEADLINE_EXCEEDED if it is not trained by then."""
 
 
 class EffectiveSpec(_Frozen):
@@ -91,6 +93,8 @@ class EffectiveSpec(_Frozen):
     source_version: str = ""
     """For FROM_PROMPT: `prompts/{prompt}/versions/{n}`."""
     source_digest: str = ""
+    source_job: str = ""
+    """For FROM_PROMPT: id of the ended job whose best prompt is started from; the prompt itself is among this job's files."""
     max_runtime_seconds: float = Field(gt=0)
     num_train: int = 0
     num_validation: int = 0
@@ -127,7 +131,8 @@ class DatasetStatistics(_Frozen):
 
 
 class JobError(_Frozen):
-    """Why a job failed. `code` is stable: NAN_LOSS, BAD_DATA, OUT_OF_MEMORY, MAX_RUNTIME, WORKER_LOST, PUBLISH_FAILED, INTERNAL."""
+    """Why a job failed. `code` is stable: NAN_LOSS, BAD_DATA, OUT_OF_MEMORY, MAX_RUNTIME, DEADLINE_EXCEEDED,
+    WORKER_LOST, PUBLISH_FAILED, INTERNAL."""
 
     code: str
     message: str
@@ -182,8 +187,12 @@ class Job(_Frozen):
     """Attempts lost to infrastructure; bounded."""
     runtime_seconds: float = 0.0
     """Time on workers, over all attempts that ended."""
+    checkpointed: bool = False
+    """A checkpoint of it was stored."""
     queue_position: int = 0
     """Jobs ahead of it while QUEUED; 0 otherwise. Filled in when read."""
+    estimated_start_time: datetime | None = None
+    """When it will probably reach a worker, while QUEUED. Filled in when read; None if there is nothing to guess from."""
     progress: JobProgress = JobProgress()
     dataset_statistics: DatasetStatistics | None = None
     error: JobError | None = None
@@ -197,6 +206,11 @@ class Job(_Frozen):
     @property
     def name(self) -> str:
         return f"tuningJobs/{self.id}"
+
+    @property
+    def keeps_best_prompt(self) -> bool:
+        """Ended without a version, and its last checkpoint, with the best prompt in it, is kept until the job is deleted."""
+        return self.checkpointed and self.state in UNSUCCESSFUL_STATES
 
 
 class JobEventKind(StrEnum):
@@ -250,18 +264,24 @@ class JobEvent:
         return _KINDS[type(self.payload)]
 
 
+class JobOrder(StrEnum):
+    NEWEST_FIRST = "NEWEST_FIRST"
+    OLDEST_FIRST = "OLDEST_FIRST"
+
+
 @dataclass(frozen=True)
 class JobFilter:
-    """Which jobs to list. Empty fields don't restrict."""
+    """Which jobs to list, and in which order. Empty fields don't restrict."""
 
     states: frozenset[JobState] = frozenset()
     prompt: str = ""
     annotations: Mapping[str, str] = field(default_factory=dict)
+    order: JobOrder = JobOrder.NEWEST_FIRST
 
 
 @dataclass(frozen=True)
 class JobPage:
-    """Newest first. `next_page_token` is empty on the last page."""
+    """`next_page_token` is empty on the last page."""
 
     jobs: tuple[Job, ...]
     next_page_token: str = ""

@@ -17,6 +17,9 @@ from trainer_service.jobs.record import NOBODY, Record, queue_key, to_datetime
 from trainer_service.jobs.scheduler import retry_delay_seconds
 from trainer_service.jobs.states import JobState, check_move
 
+_SOLO_AFTER_FAILURES = 2
+"""From then on a job goes alone: if it is the one that kills workers, it must not take the others of a cohort with it again and again."""
+
 Move = Callable[[Record], Record]
 
 
@@ -53,6 +56,11 @@ def resume(record: Record, now: float) -> Record:
     return replace(_to(record, JobState.QUEUED), queue_key=queue_key(record.job.spec.priority, now), not_before=0.0)
 
 
+def expired(record: Record, now: float) -> Record:
+    """Waited in the queue until its deadline had passed."""
+    return failed(record, _deadline_error(), now) if past_deadline(record, now) else record
+
+
 def left_worker(record: Record, now: float) -> Record:
     """Left its worker on request, with its checkpoint stored: cancelled, paused, over its time, or queued to go on elsewhere."""
     freed = _free(record, now)
@@ -62,6 +70,8 @@ def left_worker(record: Record, now: float) -> Record:
         return _to(freed.with_job(pausing=False), JobState.PAUSED)
     if over_runtime(freed, now):
         return failed(freed, _max_runtime_error(freed), now)
+    if past_deadline(freed, now):
+        return failed(freed, _deadline_error(), now)
     return _to(freed, JobState.QUEUED)
 
 
@@ -75,7 +85,8 @@ def lost(record: Record, now: float, reason: str, config: JobsConfig) -> Record:
         message = f"{failures} attempts were lost; the last one: {reason}"
         return failed(freed.with_job(failures=failures), JobError(code="WORKER_LOST", message=message), now)
     delay = retry_delay_seconds(failures, config.retry_first_seconds, config.retry_max_seconds)
-    return replace(freed.with_job(failures=failures), not_before=now + delay)
+    solo = freed.solo or failures >= _SOLO_AFTER_FAILURES
+    return replace(freed.with_job(failures=failures), not_before=now + delay, solo=solo)
 
 
 def failed(record: Record, error: JobError, now: float) -> Record:
@@ -101,7 +112,7 @@ def progressed(record: Record, progress: JobProgress, statistics: DatasetStatist
     if statistics is not None:
         changes["dataset_statistics"] = statistics
     if checkpointed:
-        changes["failures"] = 0
+        changes |= {"failures": 0, "checkpointed": True}
     return record.with_job(**changes)
 
 
@@ -116,6 +127,20 @@ def outcome_lost(record: Record, now: float) -> Record:
     return replace(left_worker(record, now), trained=False)
 
 
+def left_with_checkpoint(record: Record, now: float) -> Record:
+    return left_worker(record.with_job(checkpointed=True), now)
+
+
+def must_leave(record: Record, now: float) -> bool:
+    """Its time on workers is used up, or its deadline has passed."""
+    return over_runtime(record, now) or past_deadline(record, now)
+
+
+def past_deadline(record: Record, now: float) -> bool:
+    deadline = record.job.spec.deadline
+    return not record.trained and deadline is not None and now >= deadline.timestamp()
+
+
 def over_runtime(record: Record, now: float) -> bool:
     return not record.trained and record.runtime_seconds(now) > record.job.effective.max_runtime_seconds
 
@@ -124,6 +149,10 @@ def _max_runtime_error(record: Record) -> JobError:
     limit = record.job.effective.max_runtime_seconds
     message = f"spent {record.job.runtime_seconds:.0f} s on workers; {limit:.0f} s are allowed"
     return JobError(code="MAX_RUNTIME", message=message, field="spec.max_runtime")
+
+
+def _deadline_error() -> JobError:
+    return JobError(code="DEADLINE_EXCEEDED", message="was not trained before its deadline", field="spec.deadline")
 
 
 def _free(record: Record, now: float) -> Record:

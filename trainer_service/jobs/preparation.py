@@ -14,6 +14,8 @@ from shared.soft_prompt import SoftPrompt
 from shared.store.store import PromptStore
 from trainer_service.jobs.checkpoints import FileKind, JobFiles
 from trainer_service.jobs.model import Job
+from trainer_service.jobs.sources import FIELD
+from trainer_service.training.checkpoint import best_prompt
 from trainer_service.training.dataset import split_validation
 from trainer_service.training.events import TrainingTask
 from trainer_service.training.spec import Example
@@ -54,7 +56,20 @@ class Preparation:
             return examples, self._datasets.read(job.spec.validation_dataset)
         return split_validation(examples, job.effective.validation_fraction, job.effective.training.hyperparameters.seed)
 
+    def keep_source(self, job: Job) -> None:
+        """For a job that starts from another job's best prompt: keep that with this one, whatever becomes of the other."""
+        if job.effective.source_job:
+            data = self._files.load(job.effective.source_job, FileKind.CHECKPOINT)
+            if data is None:
+                raise PreconditionFailed(f"tuningJobs/{job.effective.source_job} has no prompt to start from any more", field=FIELD)
+            self._files.save(job.id, FileKind.SOURCE, 0, data)
+
     def _source(self, job: Job) -> SoftPrompt | None:
+        if job.effective.source_job:
+            data = self._files.load(job.id, FileKind.SOURCE)
+            if data is None:
+                raise PreconditionFailed("the prompt to start from is gone or damaged", field=FIELD)
+            return best_prompt(data)
         if not job.effective.source_digest:
             return None
         blob = decode_blob(self._prompt_store.fetch(job.effective.source_digest))

@@ -15,7 +15,7 @@ from shared.log import bind
 from shared.store.alias import ANYTHING, Expected
 from shared.store.store import PromptStore, PublishedVersion
 from trainer_service.jobs import moves
-from trainer_service.jobs.checkpoints import FileKind
+from trainer_service.jobs.checkpoints import FileKind, keep_what_is_worth
 from trainer_service.jobs.context import JobsContext
 from trainer_service.jobs.model import Job, JobError, Note
 from trainer_service.jobs.outcome import Outcome
@@ -151,8 +151,8 @@ class Publisher:
         if version is not None:
             await self._succeed(job, outcome, version, self._has_moved(job, version))
             return
-        await self._context.change(job.id, lambda record: moves.left_worker(record, time.time()), attempt=job.attempt)
-        await self._clean(job)
+        after = await self._context.change(job.id, lambda record: moves.left_worker(record, time.time()), attempt=job.attempt)
+        await self._clean(after.job)
 
     async def _succeed(self, job: Job, outcome: Outcome, version: PublishedVersion | None, alias_moved: bool = False) -> None:
         result = outcome.result
@@ -164,9 +164,9 @@ class Publisher:
                 decision += f"; {alias} was left alone, since it no longer names what this was compared with"
             published |= {"alias_moved": alias_moved, "gate_decision": decision, **await self._serving(job, version)}
             result = result.model_copy(update=published)
-        await self._context.change(job.id, lambda record: moves.succeeded(record, result, time.time()), attempt=job.attempt)
+        after = await self._context.change(job.id, lambda record: moves.succeeded(record, result, time.time()), attempt=job.attempt)
         log.info("job succeeded", extra={"fields": {"version": result.version, "gate": result.gate_decision}})
-        await self._clean(job)
+        await self._clean(after.job)
 
     async def _serving(self, job: Job, version: PublishedVersion) -> dict[str, object]:
         seconds = job.spec.publish.wait_until_served_seconds
@@ -179,12 +179,12 @@ class Publisher:
         return {"served_by_all": stands.by_all, "serving": str(stands)}
 
     async def _fail(self, job: Job, error: JobError) -> None:
-        await self._context.change(job.id, lambda record: moves.failed(record, error, time.time()), attempt=job.attempt)
-        await self._clean(job)
+        after = await self._context.change(job.id, lambda record: moves.failed(record, error, time.time()), attempt=job.attempt)
+        await self._clean(after.job)
 
     async def _again(self, job: Job) -> None:
         note = Note(text="the trained prompt was lost before it could be published; it is trained again from the last checkpoint")
         await self._context.change(job.id, lambda record: moves.outcome_lost(record, time.time()), attempt=job.attempt, payloads=[note])
 
     async def _clean(self, job: Job) -> None:
-        await self._context.slow.insist(self._context.files.remove, job.id)
+        await self._context.slow.insist(keep_what_is_worth, self._context.files, job)

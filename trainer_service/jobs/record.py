@@ -68,6 +68,8 @@ def to_row(record: Record) -> dict[str, Any]:
         "lease_until": record.lease_until,
         "claimed_at": record.claimed_at,
         "runtime_seconds": job.runtime_seconds,
+        "checkpointed": job.checkpointed,
+        "deadline": job.spec.deadline.timestamp() if job.spec.deadline else None,
         "progress": job.progress.model_dump_json(),
         "dataset_statistics": job.dataset_statistics.model_dump_json() if job.dataset_statistics else None,
         "error": job.error.model_dump_json() if job.error else None,
@@ -79,7 +81,7 @@ def to_row(record: Record) -> dict[str, Any]:
     }
 
 
-IMMUTABLE_COLUMNS = frozenset({"id", "prompt", "base_model", "caller", "request_id", "spec", "effective", "create_time"})
+IMMUTABLE_COLUMNS = frozenset({"id", "prompt", "base_model", "caller", "request_id", "spec", "effective", "create_time", "deadline"})
 
 
 def from_row(row: RowMapping) -> Record:
@@ -94,6 +96,7 @@ def from_row(row: RowMapping) -> Record:
         attempt=row["attempt"],
         failures=row["failures"],
         runtime_seconds=row["runtime_seconds"],
+        checkpointed=row["checkpointed"],
         progress=JobProgress.model_validate_json(row["progress"]),
         dataset_statistics=DatasetStatistics.model_validate_json(row["dataset_statistics"]) if row["dataset_statistics"] else None,
         error=JobError.model_validate_json(row["error"]) if row["error"] else None,

@@ -35,6 +35,8 @@ class WorkerView:
     """Since its last job left; 0 while it has one."""
     exclusive: bool = False
     """Has a job that ran out of memory beside others; takes no second one."""
+    max_jobs: int | None = None
+    """Jobs that fit into its memory, as far as it was measured; None: not known."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,8 @@ def _room(worker: WorkerView, head: QueueHead, max_jobs_per_worker: int) -> int:
         return 0
     if head.solo:
         return 1 if worker.num_jobs == 0 else 0
-    return max_jobs_per_worker - worker.num_jobs
+    most = max_jobs_per_worker if worker.max_jobs is None else min(max_jobs_per_worker, worker.max_jobs)
+    return max(0, most - worker.num_jobs)
 
 
 def _make_room(base_model: str, workers: Sequence[WorkerView], draft: _Draft) -> bool:

@@ -46,12 +46,15 @@ jobs = Table(
     Column("start_time", Double),
     Column("end_time", Double),
     Column("last_event", BigInteger, nullable=False),
+    Column("checkpointed", Boolean, nullable=False),
+    Column("deadline", Double),
     Index("ix_jobs_state_id", "state", "id"),
     Index("ix_jobs_state_queue_key", "state", "queue_key"),
     Index("ix_jobs_prompt_id", "prompt", "id"),
     Index("ix_jobs_prompt_state_id", "prompt", "state", "id"),
     Index("ix_jobs_queue", "state", "trained", "base_model", "queue_key"),
     Index("ix_jobs_caller_state", "caller", "state"),
+    Index("ix_jobs_state_deadline", "state", "deadline"),
     Index("uq_jobs_caller_request_id", "caller", "request_id", unique=True),
 )
 
@@ -62,6 +65,14 @@ job_annotations = Table(
     Column("value", String(1000), primary_key=True),
     Column("job_id", String(26), ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
     Index("ix_job_annotations_job_id", "job_id"),
+)
+
+job_datasets = Table(
+    "job_datasets",
+    metadata,
+    Column("dataset", String(90), primary_key=True),
+    Column("job_id", String(26), ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
+    Index("ix_job_datasets_job_id", "job_id"),
 )
 
 job_events = Table(

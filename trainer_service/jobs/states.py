@@ -40,6 +40,7 @@ LEGAL_MOVES: Mapping[JobState, frozenset[JobState]] = {
 }
 
 TERMINAL_STATES = frozenset(state for state, moves in LEGAL_MOVES.items() if not moves)
+UNSUCCESSFUL_STATES = TERMINAL_STATES - {JobState.SUCCEEDED}
 LEASED_STATES = frozenset({JobState.RUNNING, JobState.CANCELLING})
 """A job in one of these belongs to the trainer replica that claimed it."""
 

@@ -16,14 +16,17 @@ from sqlalchemy.exc import IntegrityError
 from shared.errors import Conflict, NotFound, Overloaded, PreconditionFailed
 from trainer_service.jobs import event_log, listing
 from trainer_service.jobs.database import Database
-from trainer_service.jobs.model import EventPayload, Job, JobEvent, JobFilter, JobPage
+from trainer_service.jobs.estimate import Workload
+from trainer_service.jobs.model import EventPayload, Job, JobEvent, JobFilter, JobPage, JobProgress
 from trainer_service.jobs.record import IMMUTABLE_COLUMNS, Record, from_row, same_request, to_row
 from trainer_service.jobs.scheduler import QueueHead
-from trainer_service.jobs.schema import job_annotations, jobs
-from trainer_service.jobs.states import LEASED_STATES, TERMINAL_STATES, JobState, check_move
+from trainer_service.jobs.schema import job_annotations, job_datasets, jobs
+from trainer_service.jobs.states import LEASED_STATES, TERMINAL_STATES, UNSUCCESSFUL_STATES, JobState, check_move
 
 _LEASED = [state.value for state in LEASED_STATES]
 _ENDED = [state.value for state in TERMINAL_STATES]
+_UNSUCCESSFUL = [state.value for state in UNSUCCESSFUL_STATES]
+_RECENT_JOBS = 20
 
 
 class StaleAttempt(Exception):
@@ -83,6 +86,8 @@ class JobStore:
                 connection.execute(insert(jobs).values(**to_row(stored)))
                 if annotations := [{"key": k, "value": v, "job_id": job.id} for k, v in job.spec.annotations.items()]:
                     connection.execute(insert(job_annotations), annotations)
+                if datasets := sorted({job.spec.dataset, job.spec.validation_dataset} - {""}):
+                    connection.execute(insert(job_datasets), [{"dataset": name, "job_id": job.id} for name in datasets])
                 event_log.append(connection, job.id, 1, [stored.job])
                 return self._with_position(connection, stored)
         except IntegrityError:  # PostgreSQL: another replica was given the same request at the same moment
@@ -172,15 +177,44 @@ class JobStore:
             rows = connection.execute(query.with_for_update(skip_locked=True)).mappings().all()
             return [_write(connection, before, move(before), ()).job for before in map(from_row, rows)]
 
+    def expire(self, move: Callable[[Record], Record], now: float) -> list[Job]:
+        """Apply `move` to every waiting job whose deadline has passed."""
+        query = select(jobs).where(jobs.c.state == JobState.QUEUED.value, jobs.c.deadline <= now, jobs.c.trained.is_(False))
+        with self._database.read() as connection:
+            if connection.execute(query.with_only_columns(jobs.c.id).limit(1)).first() is None:
+                return []
+        with self._database.write() as connection:
+            rows = connection.execute(query.with_for_update(skip_locked=True)).mappings().all()
+            return [_write(connection, before, move(before), ()).job for before in map(from_row, rows)]
+
     def counts(self) -> dict[JobState, int]:
         with self._database.read() as connection:
             rows = connection.execute(select(jobs.c.state, func.count()).group_by(jobs.c.state)).all()
             return {JobState(state): count for state, count in rows}
 
-    def unended_ids(self) -> frozenset[str]:
-        """Jobs that may still need their files."""
+    def ids_with_files(self) -> frozenset[str]:
+        """Jobs that have not ended, and those whose best prompt is kept."""
+        kept = jobs.c.state.in_(_UNSUCCESSFUL) & jobs.c.checkpointed.is_(True)
         with self._database.read() as connection:
-            return frozenset(connection.scalars(select(jobs.c.id).where(jobs.c.state.not_in(_ENDED))))
+            return frozenset(connection.scalars(select(jobs.c.id).where(jobs.c.state.not_in(_ENDED) | kept)))
+
+    def uses_dataset(self, name: str) -> bool:
+        """Whether a job that was not deleted was made with it."""
+        with self._database.read() as connection:
+            return connection.execute(select(job_datasets.c.job_id).where(job_datasets.c.dataset == name).limit(1)).first() is not None
+
+    def workload(self) -> Workload:
+        """What a guess at waiting times starts from."""
+        running = select(jobs.c.owner, jobs.c.claimed_at, jobs.c.progress).where(jobs.c.state.in_(_LEASED), jobs.c.claimed_at.is_not(None))
+        ended = (
+            select(jobs.c.runtime_seconds).where(jobs.c.state == JobState.SUCCEEDED.value).order_by(jobs.c.id.desc()).limit(_RECENT_JOBS)
+        )
+        with self._database.read() as connection:
+            rows = connection.execute(running).all()
+            recent = tuple(seconds for seconds in connection.scalars(ended) if seconds > 0)
+        on_workers = tuple((row.claimed_at, JobProgress.model_validate_json(row.progress).estimated_end_time) for row in rows)
+        ends = tuple((since, end.timestamp() if end is not None else None) for since, end in on_workers)
+        return Workload(num_owners=len({row.owner for row in rows}), running=ends, recent_seconds=recent)
 
     # Parts
 

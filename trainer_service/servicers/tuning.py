@@ -35,7 +35,8 @@ class TuningServicer(tuning_pb2_grpc.TuningServiceServicer):
         return dataset_to_wire(stored)
 
     async def CreateTuningJob(self, request: pb.CreateTuningJobRequest, context: Any) -> pb.CreateTuningJobResponse:
-        job = await self._intake.create(await asyncio.to_thread(request_from_wire, request))
+        caller, asked = current_caller(), await asyncio.to_thread(request_from_wire, request)
+        job = await self._intake.create(asked, caller=caller.name, max_active=caller.limits.active_jobs)
         return pb.CreateTuningJobResponse(job=job_to_wire(job))
 
     async def GetTuningJob(self, request: pb.GetTuningJobRequest, context: Any) -> pb.GetTuningJobResponse:

@@ -19,6 +19,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from shared.errors import DamagedBlob
+from shared.soft_prompt import SoftPrompt
+from trainer_service.training.reparameterise import effective_matrix
 from trainer_service.training.spec import Example, Init, TrainingSpec
 from trainer_service.training.trainee import Trainee
 
@@ -100,6 +102,16 @@ def read_checkpoint(data: bytes) -> tuple[RunState, dict[str, torch.Tensor]]:
     if state.format != FORMAT or not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
         raise DamagedBlob("the checkpoint is of another format or has values that are not finite")
     return state, tensors
+
+
+def best_prompt(data: bytes) -> SoftPrompt:
+    """The best matrix of a checkpoint; before the first evaluation, the latest. Raises DamagedBlob."""
+    _, tensors = read_checkpoint(data)
+    if "best" not in tensors:
+        prefix = "t0."
+        parameters = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+        return SoftPrompt(effective_matrix(parameters).float())
+    return SoftPrompt(tensors["best"].float())
 
 
 def restore(trainee: Trainee, saved: TraineeState, tensors: dict[str, torch.Tensor], index: int) -> None:

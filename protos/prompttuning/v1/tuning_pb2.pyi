@@ -315,7 +315,9 @@ class PromptInit(_message.Message):
     text: _builtins.str
     """For METHOD_TEXT. Empty: the recipe writes one."""
     source: _builtins.str
-    """For METHOD_FROM_PROMPT: a prompt reference ("name", "name@alias", "name@7"), resolved when the job is created."""
+    """For METHOD_FROM_PROMPT: a prompt reference ("name", "name@alias", "name@7"), resolved when the job is created; or "tuningJobs/<id>"
+    of a job that ended without a version and whose best prompt was kept.
+    """
     def __init__(
         self,
         *,
@@ -586,6 +588,7 @@ class TuningSpec(_message.Message):
     MAX_RUNTIME_FIELD_NUMBER: _builtins.int
     SAMPLING_DEFAULTS_FIELD_NUMBER: _builtins.int
     ANNOTATIONS_FIELD_NUMBER: _builtins.int
+    DEADLINE_FIELD_NUMBER: _builtins.int
     prompt: _builtins.str
     """Name of the prompt; its next version will be published."""
     base_model: _builtins.str
@@ -632,6 +635,10 @@ class TuningSpec(_message.Message):
     def annotations(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """The caller's own key-value pairs, kept with the job; at most 32."""
 
+    @_builtins.property
+    def deadline(self) -> _timestamp_pb2.Timestamp:
+        """The job fails with DEADLINE_EXCEEDED if it is not trained by then. Left out: it may wait as long as it must."""
+
     def __init__(
         self,
         *,
@@ -649,10 +656,11 @@ class TuningSpec(_message.Message):
         max_runtime: _duration_pb2.Duration | None = ...,
         sampling_defaults: _common_pb2.SamplingParams | None = ...,
         annotations: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        deadline: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["dataset", b"dataset", "hyperparameters", b"hyperparameters", "max_runtime", b"max_runtime", "publish", b"publish", "sampling_defaults", b"sampling_defaults", "template", b"template", "validation", b"validation", "validation_dataset", b"validation_dataset", "validation_fraction", b"validation_fraction"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["dataset", b"dataset", "deadline", b"deadline", "hyperparameters", b"hyperparameters", "max_runtime", b"max_runtime", "publish", b"publish", "sampling_defaults", b"sampling_defaults", "template", b"template", "validation", b"validation", "validation_dataset", b"validation_dataset", "validation_fraction", b"validation_fraction"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["annotations", b"annotations", "base_model", b"base_model", "dataset", b"dataset", "hyperparameters", b"hyperparameters", "labels", b"labels", "max_runtime", b"max_runtime", "priority", b"priority", "prompt", b"prompt", "publish", b"publish", "sampling_defaults", b"sampling_defaults", "task", b"task", "template", b"template", "validation", b"validation", "validation_dataset", b"validation_dataset", "validation_fraction", b"validation_fraction"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["annotations", b"annotations", "base_model", b"base_model", "dataset", b"dataset", "deadline", b"deadline", "hyperparameters", b"hyperparameters", "labels", b"labels", "max_runtime", b"max_runtime", "priority", b"priority", "prompt", b"prompt", "publish", b"publish", "sampling_defaults", b"sampling_defaults", "task", b"task", "template", b"template", "validation", b"validation", "validation_dataset", b"validation_dataset", "validation_fraction", b"validation_fraction"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_validation: _TypeAlias = _typing.Literal["validation_dataset", "validation_fraction"]  # noqa: Y015
     _WhichOneofArgType_validation: _TypeAlias = _typing.Literal["validation", b"validation"]  # noqa: Y015
@@ -723,6 +731,8 @@ class TuningJob(_message.Message):
     START_TIME_FIELD_NUMBER: _builtins.int
     END_TIME_FIELD_NUMBER: _builtins.int
     LAST_EVENT_FIELD_NUMBER: _builtins.int
+    ESTIMATED_START_TIME_FIELD_NUMBER: _builtins.int
+    BEST_PROMPT_KEPT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Resource name: "tuningJobs/<id>"."""
     state: Global___TuningJob.State.ValueType
@@ -733,6 +743,8 @@ class TuningJob(_message.Message):
     """Which attempt this is, from 1; grows when a worker was lost."""
     last_event: _builtins.int
     """Number of its latest event."""
+    best_prompt_kept: _builtins.bool
+    """Ended without a version, and its best prompt so far is kept until the job is deleted: name this job as another one's init.source."""
     @_builtins.property
     def spec(self) -> Global___TuningSpec:
         """What the caller asked for. Inline examples are replaced by the dataset that they were stored as."""
@@ -769,6 +781,10 @@ class TuningJob(_message.Message):
     def end_time(self) -> _timestamp_pb2.Timestamp:
         """When it ended."""
 
+    @_builtins.property
+    def estimated_start_time(self) -> _timestamp_pb2.Timestamp:
+        """When it will probably reach a worker, while queued; left out while nothing is known to guess from."""
+
     def __init__(
         self,
         *,
@@ -786,10 +802,12 @@ class TuningJob(_message.Message):
         start_time: _timestamp_pb2.Timestamp | None = ...,
         end_time: _timestamp_pb2.Timestamp | None = ...,
         last_event: _builtins.int = ...,
+        estimated_start_time: _timestamp_pb2.Timestamp | None = ...,
+        best_prompt_kept: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "dataset_statistics", b"dataset_statistics", "effective_spec", b"effective_spec", "end_time", b"end_time", "error", b"error", "progress", b"progress", "result", b"result", "spec", b"spec", "start_time", b"start_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "dataset_statistics", b"dataset_statistics", "effective_spec", b"effective_spec", "end_time", b"end_time", "error", b"error", "estimated_start_time", b"estimated_start_time", "progress", b"progress", "result", b"result", "spec", b"spec", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "create_time", b"create_time", "dataset_statistics", b"dataset_statistics", "effective_spec", b"effective_spec", "end_time", b"end_time", "error", b"error", "last_event", b"last_event", "name", b"name", "progress", b"progress", "queue_position", b"queue_position", "result", b"result", "spec", b"spec", "start_time", b"start_time", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "best_prompt_kept", b"best_prompt_kept", "create_time", b"create_time", "dataset_statistics", b"dataset_statistics", "effective_spec", b"effective_spec", "end_time", b"end_time", "error", b"error", "estimated_start_time", b"estimated_start_time", "last_event", b"last_event", "name", b"name", "progress", b"progress", "queue_position", b"queue_position", "result", b"result", "spec", b"spec", "start_time", b"start_time", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -933,7 +951,7 @@ class TuningError(_message.Message):
     MESSAGE_FIELD_NUMBER: _builtins.int
     FIELD_FIELD_NUMBER: _builtins.int
     code: _builtins.str
-    """Stable word: NAN_LOSS, BAD_DATA, OUT_OF_MEMORY, MAX_RUNTIME, WORKER_LOST, PUBLISH_FAILED, INTERNAL, ..."""
+    """Stable word: NAN_LOSS, BAD_DATA, OUT_OF_MEMORY, MAX_RUNTIME, DEADLINE_EXCEEDED, WORKER_LOST, PUBLISH_FAILED, INTERNAL, ..."""
     message: _builtins.str
     """For a person."""
     field: _builtins.str
@@ -1353,6 +1371,29 @@ class ListTuningJobsRequest(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    class _Order:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _OrderEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[ListTuningJobsRequest._Order.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        ORDER_UNSPECIFIED: ListTuningJobsRequest._Order.ValueType  # 0
+        """Newest first."""
+        ORDER_NEWEST_FIRST: ListTuningJobsRequest._Order.ValueType  # 1
+        """Newest first."""
+        ORDER_OLDEST_FIRST: ListTuningJobsRequest._Order.ValueType  # 2
+        """Oldest first."""
+
+    class Order(_Order, metaclass=_OrderEnumTypeWrapper):
+        """Which jobs come first."""
+
+    ORDER_UNSPECIFIED: ListTuningJobsRequest.Order.ValueType  # 0
+    """Newest first."""
+    ORDER_NEWEST_FIRST: ListTuningJobsRequest.Order.ValueType  # 1
+    """Newest first."""
+    ORDER_OLDEST_FIRST: ListTuningJobsRequest.Order.ValueType  # 2
+    """Oldest first."""
+
     @_typing.final
     class AnnotationsEntry(_message.Message):
         DESCRIPTOR: _descriptor.Descriptor
@@ -1378,12 +1419,15 @@ class ListTuningJobsRequest(_message.Message):
     STATES_FIELD_NUMBER: _builtins.int
     PROMPT_FIELD_NUMBER: _builtins.int
     ANNOTATIONS_FIELD_NUMBER: _builtins.int
+    ORDER_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
     """At most 1000; 0 = 50."""
     page_token: _builtins.str
     """From the page before."""
     prompt: _builtins.str
     """Only jobs of this prompt."""
+    order: Global___ListTuningJobsRequest.Order.ValueType
+    """Which come first. A page token belongs to the order that it was made in."""
     @_builtins.property
     def states(self) -> _containers.RepeatedScalarFieldContainer[Global___TuningJob.State.ValueType]:
         """Only jobs in one of these states."""
@@ -1400,10 +1444,11 @@ class ListTuningJobsRequest(_message.Message):
         states: _abc.Iterable[Global___TuningJob.State.ValueType] | None = ...,
         prompt: _builtins.str = ...,
         annotations: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        order: Global___ListTuningJobsRequest.Order.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["annotations", b"annotations", "page_size", b"page_size", "page_token", b"page_token", "prompt", b"prompt", "states", b"states"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["annotations", b"annotations", "order", b"order", "page_size", b"page_size", "page_token", b"page_token", "prompt", b"prompt", "states", b"states"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1421,7 +1466,7 @@ class ListTuningJobsResponse(_message.Message):
     """For the next page; empty at the end."""
     @_builtins.property
     def jobs(self) -> _containers.RepeatedCompositeFieldContainer[Global___TuningJob]:
-        """Newest first."""
+        """In the order that was asked for."""
 
     def __init__(
         self,

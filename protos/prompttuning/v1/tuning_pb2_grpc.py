@@ -114,7 +114,7 @@ class TuningServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListTuningJobs(self, request, context):
-        """Jobs, newest first.
+        """Jobs by filter, newest first unless asked otherwise.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -128,7 +128,7 @@ class TuningServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CancelTuningJob(self, request, context):
-        """Stops a job at its next step. Cancelling a cancelled job is fine; FAILED_PRECONDITION if it ended otherwise.
+        """Stops a job at its next step and keeps its best prompt so far. Cancelling a cancelled job is fine; FAILED_PRECONDITION if it ended otherwise.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

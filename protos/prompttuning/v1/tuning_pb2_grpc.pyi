@@ -42,11 +42,11 @@ class TuningServiceStub:
     GetTuningJob: _grpc.UnaryUnaryMultiCallable[_tuning_pb2.GetTuningJobRequest, _tuning_pb2.GetTuningJobResponse]
     """The job as it is now."""
     ListTuningJobs: _grpc.UnaryUnaryMultiCallable[_tuning_pb2.ListTuningJobsRequest, _tuning_pb2.ListTuningJobsResponse]
-    """Jobs, newest first."""
+    """Jobs by filter, newest first unless asked otherwise."""
     WatchTuningJob: _grpc.UnaryStreamMultiCallable[_tuning_pb2.WatchTuningJobRequest, _tuning_pb2.WatchTuningJobResponse]
     """Events of one job from a number on: first those that already happened, then each as it happens. Ends after the last one."""
     CancelTuningJob: _grpc.UnaryUnaryMultiCallable[_tuning_pb2.CancelTuningJobRequest, _tuning_pb2.CancelTuningJobResponse]
-    """Stops a job at its next step. Cancelling a cancelled job is fine; FAILED_PRECONDITION if it ended otherwise."""
+    """Stops a job at its next step and keeps its best prompt so far. Cancelling a cancelled job is fine; FAILED_PRECONDITION if it ended otherwise."""
     PauseTuningJob: _grpc.UnaryUnaryMultiCallable[_tuning_pb2.PauseTuningJobRequest, _tuning_pb2.PauseTuningJobResponse]
     """Takes a job off its worker at its next step and keeps a checkpoint."""
     ResumeTuningJob: _grpc.UnaryUnaryMultiCallable[_tuning_pb2.ResumeTuningJobRequest, _tuning_pb2.ResumeTuningJobResponse]
@@ -70,11 +70,11 @@ class TuningServiceAsyncStub(TuningServiceStub):
     GetTuningJob: _aio.UnaryUnaryMultiCallable[_tuning_pb2.GetTuningJobRequest, _tuning_pb2.GetTuningJobResponse]  # type: ignore[assignment]
     """The job as it is now."""
     ListTuningJobs: _aio.UnaryUnaryMultiCallable[_tuning_pb2.ListTuningJobsRequest, _tuning_pb2.ListTuningJobsResponse]  # type: ignore[assignment]
-    """Jobs, newest first."""
+    """Jobs by filter, newest first unless asked otherwise."""
     WatchTuningJob: _aio.UnaryStreamMultiCallable[_tuning_pb2.WatchTuningJobRequest, _tuning_pb2.WatchTuningJobResponse]  # type: ignore[assignment]
     """Events of one job from a number on: first those that already happened, then each as it happens. Ends after the last one."""
     CancelTuningJob: _aio.UnaryUnaryMultiCallable[_tuning_pb2.CancelTuningJobRequest, _tuning_pb2.CancelTuningJobResponse]  # type: ignore[assignment]
-    """Stops a job at its next step. Cancelling a cancelled job is fine; FAILED_PRECONDITION if it ended otherwise."""
+    """Stops a job at its next step and keeps its best prompt so far. Cancelling a cancelled job is fine; FAILED_PRECONDITION if it ended otherwise."""
     PauseTuningJob: _aio.UnaryUnaryMultiCallable[_tuning_pb2.PauseTuningJobRequest, _tuning_pb2.PauseTuningJobResponse]  # type: ignore[assignment]
     """Takes a job off its worker at its next step and keeps a checkpoint."""
     ResumeTuningJob: _aio.UnaryUnaryMultiCallable[_tuning_pb2.ResumeTuningJobRequest, _tuning_pb2.ResumeTuningJobResponse]  # type: ignore[assignment]
@@ -119,7 +119,7 @@ class TuningServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _tuning_pb2.ListTuningJobsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_tuning_pb2.ListTuningJobsResponse, _abc.Awaitable[_tuning_pb2.ListTuningJobsResponse]]:
-        """Jobs, newest first."""
+        """Jobs by filter, newest first unless asked otherwise."""
 
     @_abc_1.abstractmethod
     def WatchTuningJob(
@@ -135,7 +135,7 @@ class TuningServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _tuning_pb2.CancelTuningJobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_tuning_pb2.CancelTuningJobResponse, _abc.Awaitable[_tuning_pb2.CancelTuningJobResponse]]:
-        """Stops a job at its next step. Cancelling a cancelled job is fine; FAILED_PRECONDITION if it ended otherwise."""
+        """Stops a job at its next step and keeps its best prompt so far. Cancelling a cancelled job is fine; FAILED_PRECONDITION if it ended otherwise."""
 
     @_abc_1.abstractmethod
     def PauseTuningJob(

@@ -53,6 +53,20 @@ async def test_a_job_whose_workers_always_die_fails_in_the_end(service: Service)
     assert failed.attempt == 3
 
 
+async def test_a_job_that_kills_workers_does_not_take_its_cohort_with_it(service: Service) -> None:
+    """No checkpoint forgives the losses of the others here: they would fail with it, if they had to stay together."""
+    manager = await service.start(max_infrastructure_failures=3)
+    bad = await manager.create(spec("crash"))
+    good = [await manager.create(spec(num_steps=5, prompt=f"p-{number}")) for number in range(3)]
+    failed = await service.state(bad.id, JobState.FAILED)
+    assert failed.error is not None
+    assert failed.error.code == "WORKER_LOST"
+    for job in good:
+        done = await service.state(job.id, JobState.SUCCEEDED)
+        assert done.attempt <= 4
+        assert service.versions(job.spec.prompt) == [1]
+
+
 async def test_jobs_whose_worker_ran_out_of_memory_are_separated(service: Service) -> None:
     manager = await service.start()
     jobs = [await manager.create(spec(num_steps=60)) for _ in range(2)]

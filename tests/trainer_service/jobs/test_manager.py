@@ -6,10 +6,10 @@ import asyncio
 
 import pytest
 
-from shared.errors import Conflict, NotFound, Overloaded, PreconditionFailed
+from shared.errors import Conflict, InvalidInput, NotFound, Overloaded, PreconditionFailed
 from tests.trainer_service.jobs.builders import spec
 from tests.trainer_service.jobs.conftest import Service
-from trainer_service.jobs.model import Evaluation, Job, JobEventKind, JobFilter, JobProgress, PublishGate, PublishPolicy
+from trainer_service.jobs.model import Evaluation, Job, JobEventKind, JobFilter, JobOrder, JobProgress, Note, PublishGate, PublishPolicy
 from trainer_service.jobs.states import JobState
 
 
@@ -75,6 +75,12 @@ async def test_cancel_on_a_worker_and_in_the_queue(service: Service) -> None:
     assert (await manager.cancel(running.id)).state in (JobState.CANCELLING, JobState.CANCELLED)
     job = await service.state(running.id, JobState.CANCELLED)
     assert job.end_time is not None
+    assert job.keeps_best_prompt
+    assert not (await manager.get(waiting.id)).keeps_best_prompt
+    notes = [event.payload.text async for event in manager.watch(running.id) if isinstance(event.payload, Note)]
+    assert any("its checkpoint is kept" in note for note in notes)
+    kept = service.directory / "checkpoints" / running.id / "checkpoint"
+    assert kept.is_file()
     assert (await manager.cancel(running.id)).state is JobState.CANCELLED
     assert service.versions("tone") == []
     done = await manager.create(spec())
@@ -188,6 +194,12 @@ async def test_jobs_of_one_base_model_share_a_worker(service: Service) -> None:
     page = await manager.list(JobFilter(states=frozenset({JobState.SUCCEEDED})), 3)
     assert [job.id for job in page.jobs] == [job.id for job in reversed(jobs)][:3]
     assert page.next_page_token
+    oldest = JobFilter(order=JobOrder.OLDEST_FIRST)
+    page = await manager.list(oldest, 3)
+    rest = await manager.list(oldest, 3, page.next_page_token)
+    assert [job.id for job in (*page.jobs, *rest.jobs)] == [job.id for job in jobs]
+    with pytest.raises(InvalidInput, match="order"):
+        await manager.list(JobFilter(), 3, page.next_page_token)
 
 
 async def test_an_idle_worker_is_stopped(service: Service) -> None:

@@ -66,6 +66,12 @@ def test_a_job_that_must_be_alone_waits_for_an_empty_worker() -> None:
     assert round_of([QueueHead("a", 1.0, 5)], [worker("w", num_jobs=1, exclusive=True)], max_workers=1) == Plan()
 
 
+def test_a_worker_takes_no_more_than_its_memory_holds() -> None:
+    small = worker("w", num_jobs=1, max_jobs=2)
+    assert round_of([QueueHead("a", 1.0, 3)], [small]) == Plan(claims=(Claim("w", "a", 1),), launches=("a",))
+    assert round_of([QueueHead("a", 1.0, 1)], [replace(small, num_jobs=3)], max_workers=1) == Plan()
+
+
 def test_workers_that_are_idle_for_long_are_stopped_unless_they_are_needed() -> None:
     idle, fresh = worker("w1", idle_seconds=11.0), worker("w2", idle_seconds=9.0)
     assert round_of([], [idle, fresh]).stops == ("w1",)

@@ -1,0 +1,48 @@
+"""The spec of another job like one that there is already."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from typing import Any
+
+from shared.errors import InvalidInput, PreconditionFailed
+from softprompt.types.tuning import Hyperparameters, Init, InitMethod, TuningJob, TuningSpec
+
+
+def cloned_spec(job: TuningJob, changes: Mapping[str, Any]) -> TuningSpec:
+    """What was asked for, with `changes` to its fields. Hyperparameters are merged: None leaves one as it was."""
+    if job.spec is None:
+        raise PreconditionFailed(f"{job.name} says nothing of its spec")
+    known = {field.name for field in fields(TuningSpec)}
+    if unknown := sorted(set(changes) - known):
+        raise InvalidInput.of(unknown[0], f"is not a field of a spec: {', '.join(sorted(known))}")
+    made = {"deadline": None, **changes}
+    if made.get("validation_dataset") is not None:
+        made.setdefault("validation_fraction", None)
+    elif made.get("validation_fraction") is not None:
+        made["validation_dataset"] = None
+    if made.get("hyperparameters") is not None:
+        made["hyperparameters"] = _merged(job.spec.hyperparameters or Hyperparameters(), made["hyperparameters"])
+    return replace(job.spec, **made)
+
+
+def continued_spec(job: TuningJob, changes: Mapping[str, Any]) -> TuningSpec:
+    """The same, starting from the version that the job made, or from the best prompt that it keeps."""
+    source = job.result.version if job.result is not None and job.result.version else job.name
+    if source == job.name and not job.best_prompt_kept:
+        raise PreconditionFailed(f"{job.name} is {job.state} and has no prompt to go on from", state=job.state.value)
+    asked = changes.get("hyperparameters") or Hyperparameters()
+    start = Hyperparameters(init=Init(InitMethod.FROM_PROMPT, source=source))
+    spec = cloned_spec(job, {**changes, "hyperparameters": _merged(asked, start)})
+    if asked.num_virtual_tokens is None and spec.hyperparameters is not None:  # as many as the source has
+        return replace(spec, hyperparameters=replace(spec.hyperparameters, num_virtual_tokens=None))
+    return spec
+
+
+def _merged(old: Hyperparameters, new: Hyperparameters) -> Hyperparameters:
+    """Steps and epochs exclude each other: a new one takes the other's place."""
+    given = {field.name: getattr(new, field.name) for field in fields(new) if getattr(new, field.name) is not None}
+    if "num_steps" in given or "num_epochs" in given:
+        old = replace(old, num_steps=None, num_epochs=None)
+    return replace(old, **given)
