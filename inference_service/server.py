@@ -37,7 +37,7 @@ from inference_service.servicer import SERVICE_NAME, Backend, GenerationServicer
 from shared.errors import Unavailable
 from shared.rpc.metrics import RpcMetrics, serve_metrics
 from shared.rpc.server import RpcServer
-from shared.service import announce
+from shared.service import announce, retract
 from shared.store import PromptStore, open_store
 from shared.store.replicas import ReplicaDirectory
 from shared.tracing import tracing_of
@@ -92,6 +92,7 @@ def build(settings: InferenceSettings, engine: Engine, store: PromptStore, metri
 
 async def serve(settings: InferenceSettings, stop: asyncio.Event) -> None:
     """Run until `stop` is set, then drain. Raises what keeps the service from starting, or ended it."""
+    retract(settings)
     metrics = CollectorRegistry()
     tracing = tracing_of("softprompt-inference", settings.otlp_endpoint)
     rpc = RpcServer(settings, [SERVICE_NAME], RpcMetrics(metrics), tracing=tracing)
@@ -106,6 +107,7 @@ async def serve(settings: InferenceSettings, stop: asyncio.Event) -> None:
     try:
         await asyncio.wait({life, stopping}, return_when=asyncio.FIRST_COMPLETED)
         begun = time.monotonic()
+        retract(settings)
         await rpc.drain(settings.grace_seconds if stop.is_set() else 0.0)
         log.info("drained", extra={"fields": {"seconds": round(time.monotonic() - begun, 3)}})
     finally:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from shared.manifest import GoldenRecord
 
@@ -23,6 +24,8 @@ class Tolerance:
     mean: float
     worst: float
 
+
+_MAX_SHOWN = 16
 
 TOLERANCES = {"float32": Tolerance(0.005, 0.02), "float16": Tolerance(0.05, 0.2), "bfloat16": Tolerance(0.2, 0.75)}
 """By the coarser of the dtypes that recorded and serve. On SmolLM2-135M with prompts of 20 virtual tokens, over six inputs: float32
@@ -44,9 +47,12 @@ class _Difference:
         apart = abs(self.found - self.expected)
         return apart if self.reported or self.found < self.expected else 0.0
 
+    @property
+    def found_text(self) -> str:
+        return f"{self.found:.4f}" if self.reported else f"below {self.found:.4f}"
+
     def __str__(self) -> str:
-        here = f"{self.found:.4f}" if self.reported else f"below {self.found:.4f}"
-        return f"token {self.token} has log-probability {here} here, {self.expected:.4f} where it was trained"
+        return f"token {self.token} has log-probability {self.found_text} here, {self.expected:.4f} where it was trained"
 
 
 def tolerance_for(records: Sequence[GoldenRecord], serving_dtype: str) -> Tolerance:
@@ -61,17 +67,28 @@ def alternatives_for(record: GoldenRecord, limit: int) -> int:
 
 def disagreement(replays: Sequence[tuple[GoldenRecord, Mapping[int, float]]], tolerance: Tolerance) -> str:
     """What differs beyond `tolerance`, with both numbers, or nothing. A replay maps token ids to log-probabilities."""
-    found = [difference for record, replayed in replays for difference in _compare(record, replayed)]
+    compared = [differences for record, replayed in replays if (differences := _compare(record, replayed))]
+    found = [difference for differences in compared for difference in differences]
     if not found:
         return ""
-    worst = max(found, key=lambda difference: difference.nats)
-    mean = sum(difference.nats for difference in found) / len(found)
-    if worst.nats <= tolerance.worst and mean <= tolerance.mean:
+    worst_input = max(compared, key=_worst)
+    mean, worst = sum(difference.nats for difference in found) / len(found), _worst(worst_input)
+    if worst <= tolerance.worst and mean <= tolerance.mean:
         return ""
     return (
-        f"{worst}; over {len(found)} tokens they are {mean:.4f} apart on average and {worst.nats:.4f} at worst, "
-        f"allowed are {tolerance.mean:g} and {tolerance.worst:g}"
+        f"{max(worst_input, key=lambda difference: difference.nats)}; over {len(found)} tokens of {len(compared)} inputs they are "
+        f"{mean:.4f} apart on average and {worst:.4f} at worst, allowed are {tolerance.mean:g} and {tolerance.worst:g}; "
+        f"of the worst input, by token, trained: {_listed(worst_input, 'trained')}; here: {_listed(worst_input, 'here')}"
     )
+
+
+def _worst(differences: Sequence[_Difference]) -> float:
+    return max(difference.nats for difference in differences)
+
+
+def _listed(differences: Sequence[_Difference], side: Literal["trained", "here"]) -> str:
+    shown = differences[:_MAX_SHOWN]
+    return ", ".join(f"{item.token} {f'{item.expected:.4f}' if side == 'trained' else item.found_text}" for item in shown)
 
 
 def _compare(record: GoldenRecord, replayed: Mapping[int, float]) -> list[_Difference]:

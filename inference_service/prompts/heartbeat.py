@@ -17,6 +17,8 @@ from shared.store.replicas import LoadedVersion, RefusedVersion, ReplicaDirector
 log = logging.getLogger(__name__)
 
 _MAX_REASON_CHARS = 2000
+_MAX_TOLD = 10_000
+"""Of more versions, the newest are told: the record is written every few seconds."""
 
 
 class Heartbeat:
@@ -37,7 +39,8 @@ class Heartbeat:
 
     def record(self) -> ReplicaRecord:
         loaded, refused = list[LoadedVersion](), list[RefusedVersion]()
-        for item, seconds in self._registry.decided():
+        decided = sorted(self._registry.decided(), key=lambda told: told[0].record.revision)
+        for item, seconds in decided[-_MAX_TOLD:]:
             about: dict[str, Any] = {"prompt": item.record.prompt, "version": item.record.version, "digest": item.record.digest}
             if isinstance(item, Quarantine):
                 refused.append(RefusedVersion(**about, reason=f"{item.reason}: {item.message}"[:_MAX_REASON_CHARS]))

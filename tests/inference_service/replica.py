@@ -141,8 +141,10 @@ async def refusal(call: Any) -> Any:
 
 @asynccontextmanager
 async def running_replica(model_dir: Path, directory: Path, **settings: Any) -> AsyncIterator[Replica]:
-    """Serve until the block ends, then drain."""
-    store_dir, ready_file = directory / "store", directory / "ready.json"
+    """Serve until the block ends, then drain. `store_dir` among the settings: a store that others use, too."""
+    store_dir = Path(settings.pop("store_dir", directory / "store"))
+    directory.mkdir(parents=True, exist_ok=True)
+    ready_file = directory / "ready.json"
     store = open_store(str(store_dir))
     defaults = {"dtype": "float32", "device": "cpu", "poll_seconds": 0.02, "grace_seconds": 10, "heartbeat_seconds": 1}
     chosen = InferenceSettings(base_model=str(model_dir), store_url=str(store_dir), ready_file=str(ready_file), **{**defaults, **settings})
