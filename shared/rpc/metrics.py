@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from dataclasses import dataclass
-from wsgiref.simple_server import WSGIServer
+from socketserver import ThreadingMixIn
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, make_wsgi_app
 
 _LABELS = ["grpc_type", "grpc_service", "grpc_method"]
 _SECONDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
@@ -42,7 +44,25 @@ class MetricsServer:
         self.thread.join()
 
 
+class _Handler(WSGIRequestHandler):
+    timeout = 10  # of a connection that says nothing: each one holds a thread
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Scrapes are no news."""
+
+
+class _Server(ThreadingMixIn, WSGIServer):
+    daemon_threads = True
+
+
+class _Server6(_Server):
+    address_family = socket.AF_INET6
+
+
 def serve_metrics(registry: CollectorRegistry, host: str, port: int) -> MetricsServer:
     """Serve `registry` on a thread of its own, so that a busy event loop doesn't hide what it is busy with."""
-    server, thread = start_http_server(port, addr=host, registry=registry)
+    server_class = _Server6 if ":" in host else _Server
+    server = make_server(host.strip("[]"), port, make_wsgi_app(registry), server_class, handler_class=_Handler)
+    thread = threading.Thread(target=server.serve_forever, name="metrics", daemon=True)
+    thread.start()
     return MetricsServer(server, thread)

@@ -73,6 +73,10 @@ def _hint(error: Exception) -> str:
                 "is the service running? `softprompt up` starts both on this machine; "
                 f"--trainer, --inference or {TRAINER_VARIABLE}, {INFERENCE_VARIABLE} say where they are"
             )
+        case Unauthenticated():
+            return "SOFTPROMPT_TOKEN or SOFTPROMPT_TOKEN_FILE (--token-file) hold your token; SOFTPROMPT_TLS_CERTIFICATE_FILE a certificate"
+        case PermissionDenied():
+            return "the service's callers file decides who may do what; its operator can give you the role"
         case Overloaded():
             return f"try again in {error.retry_after_seconds:.0f} s"
         case _:

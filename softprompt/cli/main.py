@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from softprompt.cli import demo, generate, info, jobs, models, prompts, tune, up
+from softprompt.cli import demo, generate, info, jobs, models, prompts, security, tokens, tune, up
 from softprompt.cli.failures import EXIT_CODES_HELP, EXIT_INTERRUPTED, report
 
 app = typer.Typer(
@@ -22,6 +22,8 @@ for module in (demo, up, tune, generate, info):
 app.add_typer(jobs.app, name="jobs", help="Look at tuning jobs and steer them.")
 app.add_typer(prompts.app, name="prompts", help="Published prompts, their versions and aliases.")
 app.add_typer(models.app, name="models", help="Base models on this machine.")
+app.add_typer(tokens.app, name="tokens", help="Tokens for a service's callers file.")
+app.callback()(security.options)
 
 
 def main() -> None:

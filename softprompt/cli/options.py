@@ -22,10 +22,11 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for scripts
 
 
 def open_client(trainer: str | None = None, inference: str | None = None) -> Client:
-    """A client; imports gRPC, so only commands that call a service should."""
+    """A client, as the options before the command and the environment say; imports gRPC, so only commands that call a service should."""
+    from softprompt.cli.security import chosen_security
     from softprompt.client.sync_client import Client
 
-    return Client(trainer, inference)
+    return Client(trainer, inference, security=chosen_security())
 
 
 def example(text: str) -> str:

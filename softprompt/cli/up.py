@@ -28,6 +28,7 @@ def up(
     model: Annotated[str, typer.Option(help="Base model: a catalogued one (pulled if need be), a directory, or a hub id.")] = DEFAULT_MODEL,
     data: Annotated[Path, typer.Option(help="Where jobs, datasets and prompts are kept.")] = Path("softprompt-data"),
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    plaintext: Annotated[bool, typer.Option("--plaintext", help="Let other machines in without TLS, for --host.")] = False,
     trainer_port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = DEFAULT_TRAINER_PORT,
     inference_port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = DEFAULT_INFERENCE_PORT,
     grace: Annotated[float, typer.Option(min=0, metavar="SECONDS", help="How long running streams may finish at the end.")] = 10.0,
@@ -39,7 +40,7 @@ def up(
     from softprompt.local.process import ServiceFailed
     from softprompt.local.services import LocalConfig, LocalServices
 
-    config = LocalConfig(pull_with_progress(model), data, host, trainer_port, inference_port, grace)
+    config = LocalConfig(pull_with_progress(model), data, host, trainer_port, inference_port, grace, plaintext)
     services = LocalServices(config, _silent if quiet else _forward)
     try:
         run_interruptible(lambda: _serve(services, as_json), services.kill_now)

@@ -8,6 +8,7 @@ from typing import Self
 from softprompt.client.connection import Connection
 from softprompt.client.generation import GenerationMethods
 from softprompt.client.prompts import PromptMethods
+from softprompt.client.security import ClientSecurity
 from softprompt.client.tuning import TuningMethods
 
 
@@ -16,7 +17,8 @@ class AsyncClient(TuningMethods, PromptMethods, GenerationMethods):
 
     Endpoints are `host:port` or `dns:///name:port` (then calls go round all its addresses); left out, they come from
     SOFTPROMPT_TRAINER and SOFTPROMPT_INFERENCE, else this machine. Every call has a deadline: `timeout_seconds`, for answers
-    `generation_timeout_seconds`. Failed calls raise the exceptions of `softprompt.errors`; those that can be repeated safely are.
+    `generation_timeout_seconds`. `security` says how to prove who calls and whom to trust; left out, the SOFTPROMPT_TLS and
+    SOFTPROMPT_TOKEN variables do. Failed calls raise the exceptions of `softprompt.errors`; those that can be repeated safely are.
     """
 
     def __init__(
@@ -26,8 +28,9 @@ class AsyncClient(TuningMethods, PromptMethods, GenerationMethods):
         *,
         timeout_seconds: float = 30.0,
         generation_timeout_seconds: float = 300.0,
+        security: ClientSecurity | None = None,
     ) -> None:
-        self._connection = Connection(trainer, inference, timeout_seconds)
+        self._connection = Connection(trainer, inference, timeout_seconds, security or ClientSecurity.from_environment())
         self._generation_timeout_seconds = generation_timeout_seconds
 
     @property

@@ -1,4 +1,4 @@
-"""How this client talks gRPC: which calls are repeated after a failure, keepalive, load balancing, message sizes.
+"""How this client talks gRPC: TLS, which calls are repeated after a failure, keepalive, load balancing, message sizes.
 
 Repeated are calls that change nothing or that are safe to repeat by their design: uploads are content-addressed, jobs carry a
 `request_id`, cancelling twice is cancelling. A stream is repeated by gRPC only if not one message of it had arrived.
@@ -10,6 +10,9 @@ import json
 from typing import Any
 
 import grpc
+
+from softprompt.client.calls import CallingChannel
+from softprompt.client.security import ClientSecurity, TokenSource
 
 _PACKAGE = "prompttuning.v1"
 RETRIED_METHODS = {
@@ -43,26 +46,34 @@ _RETRY_POLICY = {
 MAX_MESSAGE_BYTES = 64 << 20
 
 
-def service_config() -> dict[str, Any]:
-    """See github.com/grpc/grpc/blob/master/doc/service_config.md."""
+def service_config(has_replicas: bool) -> dict[str, Any]:
+    """See github.com/grpc/grpc/blob/master/doc/service_config.md. Of several replicas those that say NOT_SERVING are left out."""
     names = [{"service": f"{_PACKAGE}.{service}", "method": method} for service, methods in RETRIED_METHODS.items() for method in methods]
+    health = {"healthCheckConfig": {"serviceName": ""}} if has_replicas else {}
     return {
+        **health,
         "loadBalancingConfig": [{"round_robin": {}}],
         "methodConfig": [{"name": names, "retryPolicy": _RETRY_POLICY}],
         "retryThrottling": {"maxTokens": 100, "tokenRatio": 0.1},
     }
 
 
-def open_channel(endpoint: str) -> grpc.aio.Channel:
-    """A plaintext channel to `host:port`, or to every address behind `dns:///name:port`. Call within the event loop that uses it."""
-    return grpc.aio.insecure_channel(
-        endpoint,
-        options=[
-            ("grpc.service_config", json.dumps(service_config())),
-            ("grpc.keepalive_time_ms", 30_000),
-            ("grpc.keepalive_timeout_ms", 15_000),
-            ("grpc.http2.max_pings_without_data", 0),
-            ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-            ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-        ],
-    )
+def open_channel(endpoint: str, security: ClientSecurity) -> CallingChannel:
+    """To `host:port`, or to every address behind `dns:///name:port`. Call within the event loop that uses it. Raises InvalidInput."""
+    has_replicas = endpoint.startswith("dns:") or "," in endpoint
+    options = [
+        ("grpc.service_config", json.dumps(service_config(has_replicas))),
+        ("grpc.keepalive_time_ms", 30_000),
+        ("grpc.keepalive_timeout_ms", 15_000),
+        ("grpc.http2.max_pings_without_data", 0),
+        ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+        ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+        ("grpc.dns_min_time_between_resolutions_ms", 5_000),  # new replicas behind a headless service are found soon
+    ]
+    if security.server_name:
+        options.append(("grpc.ssl_target_name_override", security.server_name))
+    if security.uses_tls(endpoint):
+        channel = grpc.aio.secure_channel(endpoint, security.channel_credentials(), options=options)
+    else:
+        channel = grpc.aio.insecure_channel(endpoint, options=options)
+    return CallingChannel(channel, TokenSource(security))

@@ -13,6 +13,7 @@ from prompttuning.v1 import generation_pb2_grpc, prompts_pb2_grpc, tuning_pb2_gr
 from shared.errors import SoftPromptError, Unavailable
 from shared.rpc.errors import error_from_rpc
 from softprompt.client.channel import open_channel
+from softprompt.client.security import CA_VARIABLE, CERTIFICATE_VARIABLE, TLS_VARIABLE, ClientSecurity
 from softprompt.endpoints import inference_endpoint, trainer_endpoint
 
 T = TypeVar("T")
@@ -23,12 +24,12 @@ _RICH_STATUS_KEY = "grpc-status-details-bin"
 class Peer:
     """One service at one address. Its channel opens on first use, in the event loop that uses it."""
 
-    def __init__(self, name: str, endpoint: str, timeout_seconds: float) -> None:
-        self.name, self.endpoint, self.timeout_seconds = name, endpoint, timeout_seconds
+    def __init__(self, name: str, endpoint: str, timeout_seconds: float, security: ClientSecurity) -> None:
+        self.name, self.endpoint, self.timeout_seconds, self._security = name, endpoint, timeout_seconds, security
 
     @cached_property
     def channel(self) -> grpc.aio.Channel:
-        return open_channel(self.endpoint)
+        return cast("grpc.aio.Channel", open_channel(self.endpoint, self._security))
 
     async def call(self, method: Callable[..., Awaitable[T]], request: object, timeout_seconds: float | None = None) -> T:
         """One call with a single response and a deadline."""
@@ -51,16 +52,30 @@ class Peer:
         found = error_from_rpc(error)
         said_by_service = _RICH_STATUS_KEY in dict(cast("Iterable[tuple[str, object]]", error.trailing_metadata() or ()))
         if isinstance(found, Unavailable) and not said_by_service:
-            return Unavailable(f"{self.name} can't be reached at {self.endpoint}: {found.message}", endpoint=self.endpoint)
+            advice = _advice(found.message, self._security.uses_tls(self.endpoint))
+            return Unavailable(f"{self.name} can't be reached at {self.endpoint}: {found.message}{advice}", endpoint=self.endpoint)
         return found
+
+
+def _advice(message: str, uses_tls: bool) -> str:
+    """What gRPC's words about a handshake mean."""
+    if "CERTIFICATE_VERIFY_FAILED" in message or "Hostname Verification" in message:
+        return f" (its certificate is not trusted, has expired or is for another name: see {CA_VARIABLE})"
+    if "WRONG_VERSION_NUMBER" in message:
+        return f" (it speaks no TLS; {TLS_VARIABLE}=off, or --plaintext, if that is meant)"
+    if "CERTIFICATE_REQUIRED" in message or "HANDSHAKE_FAILURE" in message:
+        return f" (it asks for a client certificate: see {CERTIFICATE_VARIABLE})"
+    if not uses_tls and ("Socket closed" in message or "reset by peer" in message):
+        return f" (perhaps it speaks TLS and this client does not: {TLS_VARIABLE}=on)"
+    return ""
 
 
 class Connection:
     """Both services. A caller who needs only one never connects to the other."""
 
-    def __init__(self, trainer: str | None, inference: str | None, timeout_seconds: float) -> None:
-        self.trainer = Peer("the trainer", trainer or trainer_endpoint(), timeout_seconds)
-        self.inference = Peer("the inference service", inference or inference_endpoint(), timeout_seconds)
+    def __init__(self, trainer: str | None, inference: str | None, timeout_seconds: float, security: ClientSecurity) -> None:
+        self.trainer = Peer("the trainer", trainer or trainer_endpoint(), timeout_seconds, security)
+        self.inference = Peer("the inference service", inference or inference_endpoint(), timeout_seconds, security)
 
     @cached_property
     def tuning(self) -> tuning_pb2_grpc.TuningServiceAsyncStub:

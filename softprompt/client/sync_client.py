@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from softprompt.client.async_client import AsyncClient
 from softprompt.client.loop_thread import LoopThread
+from softprompt.client.security import ClientSecurity
 from softprompt.client.stream import GenerationStream
 from softprompt.types.common import Sampling, Template
 from softprompt.types.generation import (
@@ -25,7 +26,7 @@ from softprompt.types.generation import (
     TokenCount,
 )
 from softprompt.types.prompts import Alias, AliasTarget, Prompt, PromptChange, PromptStatus, PromptVersion, VersionStatus
-from softprompt.types.tuning import Examples, JobEvent, JobState, ServiceInfo, TuningJob, TuningSpec, UploadedDataset
+from softprompt.types.tuning import Examples, JobEvent, JobOrder, JobState, ServiceInfo, TuningJob, TuningSpec, UploadedDataset
 
 
 class SyncGenerationStream:
@@ -73,9 +74,14 @@ class Client:
         *,
         timeout_seconds: float = 30.0,
         generation_timeout_seconds: float = 300.0,
+        security: ClientSecurity | None = None,
     ) -> None:
         self._client = AsyncClient(
-            trainer, inference, timeout_seconds=timeout_seconds, generation_timeout_seconds=generation_timeout_seconds
+            trainer,
+            inference,
+            timeout_seconds=timeout_seconds,
+            generation_timeout_seconds=generation_timeout_seconds,
+            security=security,
         )
         self._loop = LoopThread("softprompt-client")
 
@@ -107,6 +113,12 @@ class Client:
     def create_job(self, spec: TuningSpec, *, request_id: str = "", timeout_seconds: float | None = None) -> TuningJob:
         return self._loop.run(self._client.create_job(spec, request_id=request_id, timeout_seconds=timeout_seconds))
 
+    def clone_job(self, name: str, *, request_id: str = "", **changes: Any) -> TuningJob:
+        return self._loop.run(self._client.clone_job(name, request_id=request_id, **changes))
+
+    def continue_job(self, name: str, *, request_id: str = "", **changes: Any) -> TuningJob:
+        return self._loop.run(self._client.continue_job(name, request_id=request_id, **changes))
+
     def tune(self, spec: TuningSpec, *, on_event: Callable[[JobEvent], object] | None = None) -> TuningJob:
         return self._loop.run(self._client.tune(spec, on_event=on_event))
 
@@ -119,9 +131,10 @@ class Client:
         states: Sequence[JobState] = (),
         prompt: str = "",
         annotations: Mapping[str, str] | None = None,
+        order: JobOrder = JobOrder.NEWEST_FIRST,
         limit: int | None = None,
     ) -> list[TuningJob]:
-        return self._loop.run(self._client.list_jobs(states=states, prompt=prompt, annotations=annotations, limit=limit))
+        return self._loop.run(self._client.list_jobs(states=states, prompt=prompt, annotations=annotations, order=order, limit=limit))
 
     def watch_job(self, name: str, *, after: int = 0, reconnect_seconds: float = 120.0) -> Iterator[JobEvent]:
         return self._loop.iterate(self._client.watch_job(name, after=after, reconnect_seconds=reconnect_seconds))

@@ -31,6 +31,8 @@ class LocalConfig:
     inference_port: int = 0
     grace_seconds: float = 10.0
     """How long running streams may take to finish at the end."""
+    plaintext: bool = False
+    """Serve other machines without TLS, if `host` lets them in. Files for TLS come from the services' own variables."""
 
     def trainer_settings(self) -> dict[str, str]:
         """Environment of the trainer. Paths are whole: it may not share our working directory."""
@@ -50,7 +52,8 @@ class LocalConfig:
         }
 
     def _common_settings(self, prefix: str, port: int) -> dict[str, str]:
-        return {f"{prefix}HOST": self.host, f"{prefix}PORT": str(port), f"{prefix}GRACE_SECONDS": str(self.grace_seconds)}
+        plaintext = {f"{prefix}PLAINTEXT": "true"} if self.plaintext else {}
+        return {f"{prefix}HOST": self.host, f"{prefix}PORT": str(port), f"{prefix}GRACE_SECONDS": str(self.grace_seconds), **plaintext}
 
 
 class LocalServices:

@@ -64,10 +64,10 @@ async def test_a_retried_creation_carries_the_same_request_id(client, trainer):
 
 
 async def test_overload_is_tried_again_and_then_told(client, trainer):
-    trainer.fail_next = [Overloaded("the queue is full", retry_after_seconds=3)] * 4
+    trainer.fail_next = [Overloaded("the queue is full", retry_after_seconds=0.25)] * 4
     with pytest.raises(Overloaded) as caught:
         await client.create_job(TuningSpec("tone", DATASET))
-    assert caught.value.retry_after_seconds == 3
+    assert caught.value.retry_after_seconds == 0.25
     assert trainer.fail_next == []
 
 

@@ -1,0 +1,38 @@
+"""`softprompt tokens ...`: make a token for a caller, or the hash that a callers file keeps of one."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from shared.security.tokens import MIN_TOKEN_CHARS, hash_token, is_token, new_token
+from softprompt.cli.failures import EXIT_INVALID, Failure
+from softprompt.cli.options import JsonOption, example
+from softprompt.cli.output import print_json, show
+
+app = typer.Typer(no_args_is_help=True)
+
+
+@app.command(epilog=example("softprompt tokens new"))
+def new(as_json: JsonOption = False) -> None:
+    """Make a token. The service keeps only its hash (token_sha256 in the callers file), so it is shown this once."""
+    token = new_token()
+    if as_json:
+        print_json({"token": token, "token_sha256": hash_token(token)})
+        return
+    show(f"token         {token}")
+    show(f"token_sha256  {hash_token(token)}")
+
+
+@app.command(name="hash", epilog=example("softprompt tokens hash < token.txt"))
+def hash_() -> None:
+    """Print the hash of the token on standard input; as an argument it would be in the shell's history."""
+    token = sys.stdin.read().strip()
+    if not is_token(token):
+        raise Failure(
+            f"that is no token: at least {MIN_TOKEN_CHARS} characters of A-Z a-z 0-9 - . _ ~ + / = are needed",
+            EXIT_INVALID,
+            "`softprompt tokens new` makes one that nobody can guess",
+        )
+    show(hash_token(token))

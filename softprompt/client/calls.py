@@ -1,0 +1,55 @@
+"""A channel whose every call carries the caller's token, and the trace that it belongs to if OpenTelemetry is there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import grpc
+
+from softprompt.client.security import TokenSource
+
+Metadata = tuple[tuple[str, str], ...]
+
+
+class CallingChannel:
+    """What generated stubs need of a channel. The token is asked for at each call, so that a renewed one is used at once."""
+
+    def __init__(self, channel: grpc.aio.Channel, tokens: TokenSource) -> None:
+        self._channel, self._tokens = channel, tokens
+
+    def unary_unary(self, *method: Any, **options: Any) -> Any:
+        return self._carrying(self._channel.unary_unary(*method, **options))
+
+    def unary_stream(self, *method: Any, **options: Any) -> Any:
+        return self._carrying(self._channel.unary_stream(*method, **options))
+
+    def stream_unary(self, *method: Any, **options: Any) -> Any:
+        return self._carrying(self._channel.stream_unary(*method, **options))
+
+    def stream_stream(self, *method: Any, **options: Any) -> Any:
+        return self._carrying(self._channel.stream_stream(*method, **options))
+
+    async def close(self, grace: float | None = None) -> None:
+        await self._channel.close(grace)
+
+    def _carrying(self, method: Callable[..., Any]) -> Callable[..., Any]:
+        def call(request: Any, *, metadata: Sequence[tuple[str, str]] = (), **options: Any) -> Any:
+            return method(request, metadata=(*metadata, *self._metadata()), **options)
+
+        return call
+
+    def _metadata(self) -> Metadata:
+        token = self._tokens.token()
+        return (("authorization", f"Bearer {token}"),) * bool(token) + _trace()
+
+
+def _trace() -> Metadata:
+    """`traceparent` of the caller's current span."""
+    try:
+        from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+    except ImportError:
+        return ()
+    carrier: dict[str, str] = {}
+    TraceContextTextMapPropagator().inject(carrier)
+    return tuple(carrier.items())

@@ -1,0 +1,114 @@
+"""How this client proves who it is and whom it trusts: TLS and tokens, from arguments, else from the environment."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+
+from shared.config import is_loopback
+from shared.errors import InvalidInput
+from shared.security.watched_file import WatchedFile
+
+TLS_VARIABLE, CA_VARIABLE = "SOFTPROMPT_TLS", "SOFTPROMPT_TLS_CA_FILE"
+CERTIFICATE_VARIABLE, KEY_VARIABLE = "SOFTPROMPT_TLS_CERTIFICATE_FILE", "SOFTPROMPT_TLS_KEY_FILE"
+SERVER_NAME_VARIABLE = "SOFTPROMPT_TLS_SERVER_NAME"
+TOKEN_VARIABLE, TOKEN_FILE_VARIABLE = "SOFTPROMPT_TOKEN", "SOFTPROMPT_TOKEN_FILE"
+
+
+@dataclass(frozen=True)
+class ClientSecurity:
+    """Without any of it: plaintext to this machine, TLS with the system's authorities to any other."""
+
+    tls: bool | None = None
+    """None: TLS if there is a TLS file or the service is on another machine. False sends everything, tokens too, in the clear."""
+    ca_file: str = ""
+    """Authorities that the services' certificates must come from, PEM; empty: the system's."""
+    certificate_file: str = ""
+    """This client's own certificate and key, PEM, where the services ask for one. Read when a channel opens."""
+    key_file: str = ""
+    server_name: str = ""
+    """Name that the services' certificates must have, if it isn't the one that is dialled."""
+    token: str = ""
+    token_file: str = ""
+    """Read again when it changes; goes before `token`."""
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> ClientSecurity:
+        """Raises InvalidInput for a value that can't be meant."""
+        return cls(
+            tls=_on_or_off(environment.get(TLS_VARIABLE, "")),
+            ca_file=environment.get(CA_VARIABLE, ""),
+            certificate_file=environment.get(CERTIFICATE_VARIABLE, ""),
+            key_file=environment.get(KEY_VARIABLE, ""),
+            server_name=environment.get(SERVER_NAME_VARIABLE, ""),
+            token=environment.get(TOKEN_VARIABLE, ""),
+            token_file=environment.get(TOKEN_FILE_VARIABLE, ""),
+        )
+
+    def __repr__(self) -> str:
+        """Without the token: representations end up in logs."""
+        shown = {name: getattr(self, name) for name in ("tls", "ca_file", "certificate_file", "key_file", "server_name", "token_file")}
+        return f"ClientSecurity({', '.join(f'{name}={value!r}' for name, value in shown.items())}, token={'***' if self.token else ''!r})"
+
+    def uses_tls(self, endpoint: str) -> bool:
+        if self.tls is not None:
+            return self.tls
+        return bool(self.ca_file or self.certificate_file) or not is_local(endpoint)
+
+    def channel_credentials(self) -> grpc.ChannelCredentials:
+        """Raises InvalidInput naming the file that can't be read."""
+        if bool(self.certificate_file) != bool(self.key_file):
+            raise InvalidInput.of(CERTIFICATE_VARIABLE, f"needs {KEY_VARIABLE}, and that needs it")
+        return grpc.ssl_channel_credentials(
+            root_certificates=_read(self.ca_file, CA_VARIABLE),
+            private_key=_read(self.key_file, KEY_VARIABLE),
+            certificate_chain=_read(self.certificate_file, CERTIFICATE_VARIABLE),
+        )
+
+
+class TokenSource:
+    """The token of the moment: a file that somebody renews, or a fixed one."""
+
+    def __init__(self, security: ClientSecurity) -> None:
+        self._fixed = security.token
+        self._file = WatchedFile(security.token_file) if security.token_file else None
+        self._last = ""
+
+    def token(self) -> str:
+        """Empty: none. Raises InvalidInput if the file can't be read and never could."""
+        if self._file is None:
+            return self._fixed.strip()
+        if self._file.changed() or not self._last:
+            self._last = (_read(str(self._file.path), TOKEN_FILE_VARIABLE, self._file) or b"").decode(errors="replace").strip()
+        return self._last
+
+
+def is_local(endpoint: str) -> bool:
+    """Whether `host:port`, `dns:///host:port`, `ipv4:a:1,b:2` or `unix:path` stays on this machine."""
+    if endpoint.startswith("unix:"):
+        return True
+    target = endpoint.rpartition("/")[2]
+    for scheme in ("dns:", "ipv4:", "ipv6:"):
+        target = target.removeprefix(scheme)
+    return all(is_loopback(address.rpartition(":")[0] or address) for address in target.split(","))
+
+
+def _on_or_off(text: str) -> bool | None:
+    if text.lower() in ("", "auto"):
+        return None
+    if text.lower() in ("on", "true", "1", "off", "false", "0"):
+        return text.lower() in ("on", "true", "1")
+    raise InvalidInput.of(TLS_VARIABLE, f"{text!r} must be on, off or auto")
+
+
+def _read(path: str, variable: str, watched: WatchedFile | None = None) -> bytes | None:
+    if not path:
+        return None
+    try:
+        return watched.read() if watched else Path(path).expanduser().read_bytes()
+    except OSError as error:
+        raise InvalidInput.of(variable, f"{path}: {error.strerror}") from error
