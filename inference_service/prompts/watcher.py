@@ -19,6 +19,7 @@ from inference_service.prompts.registry import PromptRegistry
 from inference_service.prompts.version import VersionKey
 from shared.errors import SoftPromptError, Unavailable
 from shared.store.index import StoreIndex, VersionRecord
+from shared.store.watch import pause_seconds
 
 log = logging.getLogger(__name__)
 
@@ -202,5 +203,4 @@ class PromptWatcher:
             log.warning("the store is away; what is loaded serves on", extra={"fields": fields})
 
     def _pause_seconds(self) -> float:
-        """Jittered, so that replicas don't look in step; twice as long while the store is away."""
-        return self._poll_seconds * random.uniform(0.8, 1.2) * (2.0 if self._failures else 1.0)
+        return pause_seconds(self._poll_seconds, away=self.store_away)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
 
 _PROBES = "probe/"
 _STALE_PROBE_SECONDS = 3600
-_ENDPOINTS = ("AWS_ENDPOINT", "AWS_ENDPOINT_URL")
+_ENDPOINTS = ("AWS_ENDPOINT", "AWS_ENDPOINT_URL", "AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT")
+_PLAIN_GOOGLE = re.compile(r'"gcs_base_url"\s*:\s*"http://')  # in a service account's key, as emulators want it
 _RETRY: RetryConfig = {
     "max_retries": 3,
     "retry_timeout": timedelta(seconds=15),
@@ -121,6 +123,7 @@ class ObjectStoreBackend:
 def _client_options() -> ClientConfig:
     """Plain HTTP only where an endpoint was given with that scheme."""
     plain = any(os.environ.get(name, "").startswith("http://") for name in _ENDPOINTS)
+    plain = plain or _PLAIN_GOOGLE.search(os.environ.get("GOOGLE_SERVICE_ACCOUNT_KEY", "")) is not None
     return {"connect_timeout": timedelta(seconds=5), "timeout": timedelta(seconds=60), "allow_http": plain}
 
 

@@ -12,7 +12,7 @@ from shared.store.memory import MemoryBackend
 from shared.store.store import PromptStore
 
 _OBJECT_SCHEMES = {"s3", "gs", "az", "abfs", "abfss"}
-_RULE = "must be a directory, file://DIRECTORY, memory://, s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or az://ACCOUNT/CONTAINER/PREFIX"
+_RULE = "must be a directory, file://DIRECTORY, memory://, s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or az://CONTAINER/PREFIX"
 
 
 def open_store(url: str) -> PromptStore:

@@ -182,7 +182,7 @@ class PromptStore:
     def truncate_log(self, keep: int = MAX_REPLAYED, at_least: int = 1) -> int:
         """Remove log entries but the last `keep`, behind a snapshot. Live watchers notice nothing, or start from the snapshot.
 
-        Nothing happens unless `at_least` so many could go: each cut writes a snapshot, which is the whole index. Returns how many entries went.
+        Nothing happens unless `at_least` so many could go: each cut writes a snapshot of the whole index. Returns how many entries went.
         """
         index = self._follower.refresh(check=True)
         up_to = index.revision - max(keep, 0)

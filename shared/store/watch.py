@@ -14,14 +14,17 @@ from shared.store.store import PromptStore
 
 log = logging.getLogger(__name__)
 
-_MAX_BACKOFF = 2.0
+BACKOFF = 1.6
+"""How much less often a store is asked while it is away: with the jitter, never two polls apart."""
+_JITTER = (0.8, 1.2)
 
 
 class StoreWatcher:
     """Yields `Changes` whenever the store has moved, for ever, starting after `since` (None: with the present state, at once).
 
-    While the store is away it keeps asking, at most twice as slowly, so that it catches up within two polls of the store's return; it
-    says so once in the log. An entry that can't be read stops it likewise until it can. Cancel the task to end it.
+    While the store is away it asks a little less often, but never so much less that it would not catch up within two polls of the store's
+    return, however long that takes; it says so once in the log. An entry that can't be read stops it likewise until it can. Cancel the
+    task to end it.
     """
 
     def __init__(self, store: PromptStore, since: int | None = None, poll_seconds: float | None = None) -> None:
@@ -63,9 +66,12 @@ class StoreWatcher:
         return changes
 
     def _pause(self) -> float:
-        """Jittered, so that a fleet that started together does not ask together."""
-        jittered = self._poll_seconds * random.uniform(0.8, 1.2)
-        return jittered * _MAX_BACKOFF if self.problem else jittered
+        return pause_seconds(self._poll_seconds, bool(self.problem))
+
+
+def pause_seconds(poll_seconds: float, away: bool) -> float:
+    """Until the next look. Jittered, so that a fleet that started together does not ask together."""
+    return poll_seconds * random.uniform(*_JITTER) * (BACKOFF if away else 1.0)
 
 
 def watch(store: PromptStore, since: int | None = None, poll_seconds: float | None = None) -> AsyncIterator[Changes]:

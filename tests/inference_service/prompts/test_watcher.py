@@ -16,6 +16,7 @@ from shared.errors import Unavailable
 from shared.names import PromptReference
 from tests.inference_service.prompts.fakes import FakeLoader, FakeStore, Log
 from tests.inference_service.replica import until
+from tests.virtual_time import run_in_virtual_time
 
 
 class Bench:
@@ -151,3 +152,29 @@ async def test_who_wants_an_absent_version_hears_of_it(bench: Bench) -> None:
     bench.loader.absent = {1}
     with pytest.raises(Unavailable):
         await bench.loads.load(bench.log.record(1))
+
+
+@pytest.mark.parametrize("poll_seconds", [0.15, 2.0])
+def test_after_ten_minutes_without_the_store_it_catches_up_within_two_polls(poll_seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def act() -> tuple[float, int]:
+        bench = Bench()
+        bench.watcher = PromptWatcher(bench.store, bench.registry, bench.loads, NullPromptObserver(), poll_seconds)
+        bench.log.publish(1)
+        async with bench.running():
+            bench.store.away = True
+            await asyncio.sleep(300)
+            bench.log.publish(2)
+            await asyncio.sleep(300)
+            assert bench.watcher.store_away
+            assert bench.meaning() == 1, "what is loaded serves on"
+            looks = bench.store.num_polls
+            bench.store.away, loop = False, asyncio.get_running_loop()
+            returned_at = loop.time()
+            while bench.meaning() != 2:
+                await asyncio.sleep(0.001)
+            return loop.time() - returned_at, looks
+
+    for _ in range(20):  # of the jitter
+        seconds, looks = run_in_virtual_time(monkeypatch, act)
+        assert seconds <= 2 * poll_seconds
+        assert looks <= 600 / poll_seconds, "no more often than while the store is there"

@@ -15,6 +15,7 @@ from shared.store.layout import log_key
 from shared.store.memory import MemoryBackend
 from tests.shared.blobs import make_blob
 from tests.shared.store.faults import FaultyBackend
+from tests.virtual_time import run_in_virtual_time
 
 PROMPT = "support-tone"
 DEADLINE_SECONDS = 20
@@ -182,3 +183,22 @@ async def test_a_hundred_watchers_of_one_directory_see_a_version_within_a_second
         results = await asyncio.gather(*tasks)
     assert {changes.index.revision for changes in results} == {1}
     assert time.monotonic() - published_at < 1
+
+
+@pytest.mark.parametrize("poll_seconds", [0.15, 2.0])
+def test_after_ten_minutes_without_the_store_it_catches_up_within_two_polls(poll_seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def act() -> float:
+        faulty = FaultyBackend(MemoryBackend())
+        writer, loop = PromptStore(faulty.inner), asyncio.get_running_loop()
+        changes = aiter(StoreWatcher(PromptStore(faulty), since=0, poll_seconds=poll_seconds))
+        news = asyncio.ensure_future(anext(changes))
+        faulty.away = True
+        await asyncio.sleep(300)
+        publish(writer, 0)
+        await asyncio.sleep(300)
+        assert not news.done()
+        faulty.away, returned_at = False, loop.time()
+        assert (await news).index.revision == 1
+        return loop.time() - returned_at
+
+    assert max(run_in_virtual_time(monkeypatch, act) for _ in range(20)) <= 2 * poll_seconds
