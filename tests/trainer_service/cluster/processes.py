@@ -1,0 +1,164 @@
+"""Trainers as processes of their own, to be killed, and what their callers see."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import grpc
+import psutil
+from prompttuning.v1 import tuning_pb2 as pb
+from prompttuning.v1 import tuning_pb2_grpc
+
+State = pb.TuningJob.State
+
+
+class TrainerProcess:
+    """`start`, do something bad to it, `start` again: always on the same data."""
+
+    def __init__(self, directory: Path, model: Path, name: str = "trainer", environment: dict[str, str] | None = None, **settings: Any) -> None:
+        self._ready, self._log = directory / f"{name}.json", directory / f"{name}.log"
+        everything = {
+            "BASE_MODELS": f"tiny={model}",
+            "DATA_DIR": directory / "data",
+            "READY_FILE": self._ready,
+            "CHECKPOINT_SECONDS": 0.2,
+            "DEVICE": "cpu",
+            "DTYPE": "float32",
+            **settings,
+        }
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith(("SOFTPROMPT_", "RAY_"))}
+        self._environment = inherited | {f"SOFTPROMPT_TRAINER_{name}": str(value) for name, value in everything.items()} | (environment or {})
+        self._process: subprocess.Popen[bytes] | None = None
+
+    async def start(self) -> None:
+        """Until it serves."""
+        self._ready.unlink(missing_ok=True)
+        self._spawn()
+
+        def is_ready() -> bool:
+            assert self.process.poll() is None, self.log[-3000:]
+            return self._ready.exists()
+
+        await until(is_ready)
+
+    def _spawn(self) -> None:
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen([sys.executable, "-m", "trainer_service"], env=self._environment, stdout=log, stderr=log)
+
+    @property
+    def process(self) -> subprocess.Popen[bytes]:
+        assert self._process is not None
+        return self._process
+
+    @property
+    def log(self) -> str:
+        return self._log.read_text()
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{json.loads(self._ready.read_bytes())['port']}"
+
+    def descendants(self, containing: str = "") -> list[psutil.Process]:
+        """Its processes, and theirs; those whose command line contains a text."""
+        found = []
+        for process in psutil.Process(self.process.pid).children(recursive=True):
+            try:
+                if containing in " ".join(process.cmdline()):
+                    found.append(process)
+            except psutil.NoSuchProcess:
+                continue
+        return found
+
+    def kill(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def terminate(self) -> int:
+        """The exit status after SIGTERM."""
+        self.process.terminate()
+        status = self.process.wait(60)
+        self._process = None
+        return status
+
+
+class Caller:
+    """Talks to one trainer."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self._stub: Any = tuning_pb2_grpc.TuningServiceStub(channel)
+
+    async def create(self, prompt: str = "tone", num_steps: int = 300, request_id: str = "") -> str:
+        """The job's name."""
+        examples = [pb.Example(input=f"question {number}", output="yes") for number in range(24)]
+        spec = pb.TuningSpec(prompt=prompt, dataset=pb.DatasetSource(inline=pb.InlineDataset(examples=examples)))
+        spec.hyperparameters.num_steps = num_steps
+        spec.hyperparameters.batch_size = 4
+        spec.hyperparameters.evaluation_interval_steps = num_steps
+        return str((await self._stub.CreateTuningJob(pb.CreateTuningJobRequest(spec=spec, request_id=request_id))).job.name)
+
+    async def get(self, name: str) -> pb.TuningJob:
+        return (await self._stub.GetTuningJob(pb.GetTuningJobRequest(name=name))).job
+
+    async def reach(self, name: str, step: int, attempt: int = 1) -> float:
+        """Until that attempt has done so many steps; when it had."""
+        begun = False
+        async with asyncio.timeout(90):
+            async for response in self._stub.WatchTuningJob(pb.WatchTuningJobRequest(name=name)):
+                event = response.event
+                begun = begun or event.state_changed.attempt >= attempt
+                if begun and event.progress.step >= step:
+                    return float(event.time.ToNanoseconds() / 1e9)
+        raise AssertionError(f"{name} ended before step {step} of attempt {attempt}")
+
+    async def ended(self, name: str, seconds: float = 90) -> pb.TuningJob:
+        """The job as it ended; every event number came once."""
+        job, numbers = pb.TuningJob(), list[int]()
+        async with asyncio.timeout(seconds):
+            async for response in self._stub.WatchTuningJob(pb.WatchTuningJobRequest(name=name)):
+                numbers.append(response.event.number)
+                if response.event.HasField("state_changed"):
+                    job = response.event.state_changed
+        assert numbers == list(range(1, len(numbers) + 1))
+        return job
+
+    async def events_after(self, name: str, after: int) -> list[int]:
+        """The numbers of what is told, up to the end."""
+        watch = self._stub.WatchTuningJob(pb.WatchTuningJobRequest(name=name, after=after))
+        async with asyncio.timeout(90):
+            return [response.event.number async for response in watch]
+
+
+def channel_to(trainer: TrainerProcess) -> grpc.aio.Channel:
+    return grpc.aio.insecure_channel(trainer.address)
+
+
+async def until(condition: Callable[[], bool | Awaitable[bool]], seconds: float = 90) -> float:
+    """Wait for a condition; how long that took."""
+    begun = time.monotonic()
+    async with asyncio.timeout(seconds):
+        while True:
+            found = condition()
+            if found if isinstance(found, bool) else await found:
+                return time.monotonic() - begun
+            await asyncio.sleep(0.05)
+
+
+def gone(process: psutil.Process) -> bool:
+    try:
+        return bool(process.status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return True
+
+
+async def until_gone(processes: list[psutil.Process], seconds: float = 30) -> float:
+    return await until(lambda: all(gone(process) for process in processes), seconds)
