@@ -12,7 +12,7 @@ from inference_service.engine.config import EngineConfig
 from inference_service.engine.decode_graphs import capture
 from inference_service.engine.faster_modules import speed_up
 from inference_service.engine.kv_cache import LayerShape, RowKVCache
-from inference_service.engine.memory import free_bytes, plan_memory
+from inference_service.engine.memory import plan_memory
 from inference_service.engine.model_runner import ModelRunner, Runner
 from inference_service.engine.paged_cache import PagedKVCache
 from inference_service.engine.paged_runner import PagedRunner
@@ -22,6 +22,7 @@ from inference_service.engine.rows import BLOCK_TOKENS, RowPool
 from inference_service.engine.scheduler import Scheduler
 from inference_service.engine.varlen_kernel import VarlenKernel, find_kernel
 from shared.base_model import BaseModel
+from shared.free_memory import free_bytes
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +62,7 @@ def _rows(base: BaseModel, config: EngineConfig, shapes: list[LayerShape], expec
     packed = bool(shapes)
     shapes = shapes or row_runner.cache_shapes(base.model)
     bytes_per_token = sum(shape.bytes_per_token(base.dtype) for shape in shapes)
-    plan = plan_memory(config, bytes_per_token, base.info.max_positions, free_bytes(base.device))
+    plan = plan_memory(config, bytes_per_token, base.info.max_positions, _free_bytes(base, config))
     cache = RowKVCache(shapes, config.max_running + 1, plan.max_length, base.dtype, base.device)
     pool = RowPool(config.max_running, plan.max_blocks, plan.max_length, config.reuse_text_prefixes)
     speed_up(base.model, base.device, base.dtype)
@@ -74,7 +75,7 @@ def _rows(base: BaseModel, config: EngineConfig, shapes: list[LayerShape], expec
 def _paged(base: BaseModel, config: EngineConfig, shapes: list[LayerShape], expected: Any, kernel: VarlenKernel | None) -> Parts:
     block_tokens = BLOCK_TOKENS if kernel is None else kernel.block_tokens
     bytes_per_token = sum(shape.bytes_per_token(base.dtype) for shape in shapes)
-    plan = plan_memory(config, bytes_per_token, base.info.max_positions, free_bytes(base.device), block_tokens)
+    plan = plan_memory(config, bytes_per_token, base.info.max_positions, _free_bytes(base, config), block_tokens)
     cache = PagedKVCache(shapes, config.max_running, plan.max_length, plan.max_blocks, block_tokens, base.dtype, base.device)
     pool = BlockPool(config.max_running, plan.max_blocks, plan.max_length, block_tokens, config.reuse_text_prefixes)
     speed_up(base.model, base.device, base.dtype)
@@ -91,6 +92,11 @@ def _paged(base: BaseModel, config: EngineConfig, shapes: list[LayerShape], expe
     )
     scheduler = Scheduler(pool, config.max_tokens_per_step, block_tokens)
     return Parts(replace(config, max_length=plan.max_length), scheduler, runner, PrefixCache(runner.compute_prefix, plan.prefix_bytes))
+
+
+def _free_bytes(base: BaseModel, config: EngineConfig) -> int:
+    """0 where nobody asks."""
+    return 0 if config.kv_cache_bytes and config.prefix_kv_bytes else free_bytes(base.device)
 
 
 def _check(base: BaseModel, runner: Runner, max_length: int, expected: Any) -> None:

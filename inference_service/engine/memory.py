@@ -1,11 +1,8 @@
-"""How much memory the caches get: what is free at the start, inside the container's limit. Pure arithmetic and two probes."""
+"""How much memory the caches get of what is free at the start. Pure arithmetic."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
-
-import torch
 
 from inference_service.engine.config import EngineConfig
 from inference_service.engine.rows import BLOCK_TOKENS
@@ -13,7 +10,6 @@ from shared.errors import InvalidInput
 
 KV_SHARE, PREFIX_SHARE = 0.4, 0.2
 """Of free memory; the rest is for activations, logits and the process itself."""
-_CGROUP = Path("/sys/fs/cgroup")
 
 
 @dataclass(frozen=True)
@@ -37,18 +33,3 @@ def plan_memory(
         max_blocks=min(affordable, config.max_running * -(-max_length // block_tokens)),
         prefix_bytes=config.prefix_kv_bytes or int(free_bytes * PREFIX_SHARE),
     )
-
-
-def free_bytes(device: torch.device) -> int:
-    """What the device has left; on the CPU also within the control group's limit."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    import psutil
-
-    available = int(psutil.virtual_memory().available)
-    try:
-        limit = (_CGROUP / "memory.max").read_text().strip()
-        used = int((_CGROUP / "memory.current").read_text())
-    except (OSError, ValueError):
-        return available
-    return available if limit == "max" else max(0, min(available, int(limit) - used))

@@ -30,6 +30,7 @@ class PagedRunner:
         self._model: Any = base.model
         self._device, self._dtype = base.device, base.dtype
         self.cache = cache
+        self.kernel = kernel
         self._attention = PagedAttention(cache, kernel)
         self.scratch_row = cache.scratch_row
         self.graphs: DecodeGraphs | None = None

@@ -17,6 +17,7 @@ import torch
 
 from shared.base_model import BaseModel
 from shared.errors import AlreadyExists, InvalidInput, PreconditionFailed
+from trainer_service.training.budget import measured_token_budget
 from trainer_service.training.compute import backward, score
 from trainer_service.training.events import Checkpointed, Failed, Finished, Stopped, TrainingEvent, TrainingTask
 from trainer_service.training.fair_share import FairShare
@@ -44,13 +45,13 @@ class Cohort:
     """Not thread-safe: one thread calls `add`, `stop` and `step`."""
 
     def __init__(self, base_model: BaseModel, *, token_budget: int | None = None, checkpoint_interval_seconds: float = 10.0) -> None:
-        """`token_budget`: positions in one step; by default what keeps a step short on a CPU, or fits the memory of a GPU.
+        """`token_budget`: positions in one step; by default what fits into memory (`budget`), and on a CPU keeps a step short.
 
         Raises PreconditionFailed for a model that can't be trained on.
         """
         self._base_model = base_model
         self._forward = choose_forward(base_model)
-        self._token_budget = max(MIN_TOKEN_BUDGET, token_budget or default_token_budget(base_model))
+        self._token_budget = max(MIN_TOKEN_BUDGET, token_budget or measured_token_budget(base_model, self._forward))
         self._checkpoint_interval_seconds = checkpoint_interval_seconds
         self._members: dict[str, _Member] = {}
         self._fair_share = FairShare[str]()
@@ -213,14 +214,3 @@ def failure(task: TrainingTask, error: Exception) -> Failed:
 
 def is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
-
-
-def default_token_budget(base_model: BaseModel) -> int:
-    """On a CPU 2,048 positions, a step of seconds; on a GPU what half of the free memory holds of saved activations."""
-    if base_model.device.type != "cuda":
-        return 2048
-    free: int = torch.cuda.mem_get_info(base_model.device)[0]
-    config = base_model.model.config.get_text_config()
-    intermediate = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
-    bytes_per_token: int = base_model.info.num_layers * (12 * config.hidden_size + 4 * intermediate) * 2
-    return max(2048, min(131_072, free // 2 // bytes_per_token))
