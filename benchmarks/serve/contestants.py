@@ -15,6 +15,7 @@ from inference_service.engine.config import EngineConfig
 from inference_service.engine.engine import load_engine
 from inference_service.engine.request import GenerationRequest, SamplingParams
 from shared.base_model import load
+from shared.manifest import GoldenRecord
 from shared.soft_prompt import SoftPrompt
 
 _ids = itertools.count()
@@ -42,9 +43,16 @@ class EngineContestant:
             await self._async.load_prefix(f"{name}{index}", SoftPrompt(prompt))
         return (time.perf_counter() - begun) / len(workload.prompts)
 
-    async def unload(self, workload: Workload, name: str) -> None:
-        for index in range(len(workload.prompts)):
-            await self._async.unload_prefix(f"{name}{index}")
+    async def golden(self, prompt: torch.Tensor, inputs: list[tuple[int, ...]]) -> tuple[GoldenRecord, ...]:
+        """What a trainer would send along with the prompt for replicas to replay."""
+        await self._async.load_prefix("golden", SoftPrompt(prompt))
+        records = []
+        for ids in inputs:
+            top = await self._async.top_logprobs("golden", ids, 8)
+            tokens, logprobs = zip(*top, strict=True)
+            records.append(GoldenRecord(text="-", input_ids=ids, top_token_ids=tokens, top_logprobs=logprobs, dtype="bfloat16"))
+        await self._async.unload_prefix("golden")
+        return tuple(records)
 
     async def tokens_per_second(self, workload: Workload, name: str, num_requests: int) -> float:
         begun = time.perf_counter()

@@ -8,7 +8,11 @@ import os
 import sys
 import time
 
+# By default it keeps a core for itself and binds its threads: on a machine of few cores that is half of them.
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")
+os.environ.setdefault("VLLM_CPU_NUM_OF_RESERVED_CPU", "0")
+os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+os.environ.setdefault("OMP_NUM_THREADS", str(len(os.sched_getaffinity(0))))
 
 import torch
 from vllm import LLM, SamplingParams  # type: ignore[import-not-found, unused-ignore]

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from benchmarks.train.contestants import CONTESTANTS
-from benchmarks.train.gpu import measure_gpu_shape
+from benchmarks.train.gpu_cases import measure as measure_gpu_shape
 from benchmarks.train.workload import CASES, Case, load_model, make_rows
 from shared.allocator import tune_allocator
 from trainer_service.training.precision import pick_training_dtype
@@ -54,7 +54,7 @@ def main() -> None:
     results["peak_bytes"] = peaks | {"ratio": peaks["shared"] / peaks["peft"], "wanted": WANTED_MEMORY_RATIO}
     print(f"peak memory, first case: {peaks['shared'] / 2**20:.0f} MiB beside {peaks['peft'] / 2**20:.0f} MiB of PEFT", flush=True)
     if arguments.gpu_shape:
-        results["gpu_shape"] = measure_gpu_shape(max(3, arguments.rounds))
+        results["gpu_shape"] = measure_gpu_shape("1b", "cuda", max(3, arguments.rounds))
         print(json.dumps(results["gpu_shape"], indent=2), flush=True)
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     arguments.output.write_text(json.dumps(results, indent=2) + "\n")

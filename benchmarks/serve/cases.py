@@ -1,0 +1,122 @@
+"""The cases, each by a name: what is measured in a round, and which ratios of medians are its goals."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from benchmarks.serve.field import Field
+from benchmarks.serve.workload import Workload
+
+TTFT_PAIRS = 9
+MANY_REQUESTS = 64
+Note = Callable[[str, float], None]
+
+
+@dataclass(frozen=True)
+class Goal:
+    """`figure` over `beside`, or the figure itself; reached if it is at least (or at most) `value`."""
+
+    name: str
+    figure: str
+    beside: str | None
+    value: float
+    at_most: bool = False
+
+
+@dataclass(frozen=True)
+class Case:
+    name: str
+    about: str
+    round: Callable[[Field, Note], Awaitable[None]]
+    goals: tuple[Goal, ...]
+
+
+def _throughput(count: int) -> Callable[[Field, Note], Awaitable[None]]:
+    async def measure(field: Field, note: Note) -> None:
+        engine = await field.engine()
+        note("engine, tokens/s", await engine.tokens_per_second(field.workload, "few-", count))
+        vllm = await field.vllm()
+        if vllm is not None:
+            note("vllm, tokens/s", await asyncio.to_thread(vllm.tokens_per_second, count))
+        if count == 16:
+            note("transformers, tokens/s", field.transformers.tokens_per_second(field.workload, count))
+
+    return measure
+
+
+async def _ttft(field: Field, note: Note) -> None:
+    engine, vllm = await field.engine(), await field.vllm()
+    for pair in range(TTFT_PAIRS):
+        note("engine with a soft prompt, s", await engine.first_token_seconds(field.workload.inputs[pair], "few-0"))
+        note("engine without, s", await engine.first_token_seconds(field.workload.inputs[pair], None))
+        if vllm is not None:
+            note("vllm with a soft prompt, s", await asyncio.to_thread(vllm.first_token_seconds, virtual=True))
+            note("vllm without, s", await asyncio.to_thread(vllm.first_token_seconds, virtual=False))
+
+
+async def _grpc(field: Field, note: Note) -> None:
+    """New inputs in every round: the service keeps text beginnings, and would know the last round's."""
+    engine, replica = await field.engine(), await field.replica()
+    seed = field.next_seed()
+    fresh = Workload(field.workload.prompts, Workload.make(engine.table, 16, 1, seed=seed).inputs)
+    note("engine alone, tokens/s", await engine.tokens_per_second(fresh, "few-", 16))
+    note("gRPC streaming, tokens/s", await replica.tokens_per_second(fresh, 16))
+
+
+async def _publish(field: Field, note: Note) -> None:
+    engine, replica = await field.engine(), await field.replica()
+    seed = field.next_seed()
+    fresh = Workload.make(engine.table, 5, 1, seed=seed)
+    blob = await replica.blob(f"fresh-{seed}", fresh.prompts[0], await engine.golden(fresh.prompts[0], fresh.inputs[:4]))
+    note("publish to first streamed token, s", await replica.publish_to_first_token_seconds(f"fresh-{seed}", blob, fresh.inputs[4]))
+
+
+async def _many(field: Field, note: Note) -> None:
+    engine, many = await field.engine(), await field.many()
+    note("over few prompts, tokens/s", await engine.tokens_per_second(field.workload, "few-", MANY_REQUESTS))
+    note("over many prompts, tokens/s", await engine.tokens_per_second(many, "many-", MANY_REQUESTS))
+
+
+_OVER_VLLM = "engine over vLLM"
+CASES = (
+    Case("batch-1", "one request", _throughput(1), (Goal(_OVER_VLLM, "engine, tokens/s", "vllm, tokens/s", 1.0),)),
+    Case(
+        "batch-16",
+        "16 requests at once",
+        _throughput(16),
+        (
+            Goal(_OVER_VLLM, "engine, tokens/s", "vllm, tokens/s", 1.5),
+            Goal("engine over transformers' generate", "engine, tokens/s", "transformers, tokens/s", 3.0),
+        ),
+    ),
+    Case("batch-32", "32 requests at once", _throughput(32), (Goal(_OVER_VLLM, "engine, tokens/s", "vllm, tokens/s", 1.5),)),
+    Case(
+        "ttft",
+        "time to first token with a 100-token soft prompt and without",
+        _ttft,
+        (
+            Goal("with over without", "engine with a soft prompt, s", "engine without, s", 1.05, at_most=True),
+            Goal("vLLM's with over without", "vllm with a soft prompt, s", "vllm without, s", 1.05, at_most=True),
+        ),
+    ),
+    Case(
+        "grpc",
+        "16 requests through gRPC streaming, to a server process",
+        _grpc,
+        (Goal("gRPC over the engine alone", "gRPC streaming, tokens/s", "engine alone, tokens/s", 0.85),),
+    ),
+    Case(
+        "publish",
+        "from a version's publish to its first streamed token, local store, golden replay included",
+        _publish,
+        (Goal("seconds", "publish to first streamed token, s", None, 0.5, at_most=True),),
+    ),
+    Case(
+        "many-prompts",
+        f"{MANY_REQUESTS} requests over all prompts loaded, over 8 prompts loaded",
+        _many,
+        (Goal("many over few", "over many prompts, tokens/s", "over few prompts, tokens/s", 0.9),),
+    ),
+)
