@@ -20,6 +20,9 @@ _NOT_METRICS = frozenset(
         *("clamp_min", "clamp_max", "label_replace"),
     }
 )
+TLS_EXPIRY = "softprompt_tls_certificate_expiry_timestamp_seconds"
+"""Exported where a service has a certificate: `test_dashboards` holds the name against the code."""
+
 _SUFFIXES = ("_total", "_bucket", "_sum", "_count", "_created")
 
 
@@ -32,7 +35,7 @@ def names() -> frozenset[str]:
     EngineMetrics(registry, 10, lambda prefix_id: prefix_id)
     PromptMetrics(registry, lambda: None)
     state = StateCollector(lambda: mock.MagicMock(spec=EngineStats), mock.MagicMock())
-    return frozenset({"up"} | {family.name for family in registry.collect()} | _state_families(state))
+    return frozenset({"up", TLS_EXPIRY} | {family.name for family in registry.collect()} | _state_families(state))
 
 
 def _state_families(state: StateCollector) -> set[str]:

@@ -1,0 +1,79 @@
+"""Prometheus' own programs, which `make test` fetches: promtool, and a server that scrapes for as long as a test needs it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import time
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+FETCHED = Path(__file__).parents[2] / ".cache" / "prometheus"
+DEADLINE_SECONDS = 30.0
+
+
+def program(name: str) -> str:
+    """Where prometheus or promtool is. Skips the test where there is none, and says so."""
+    fetched = FETCHED / name
+    found = str(fetched) if fetched.is_file() and os.access(fetched, os.X_OK) else shutil.which(name)
+    if found is None:
+        pytest.skip(f"LOUD: no {name}: run `make tools`. Nothing of alert rules and dashboards was checked with it")
+    return found
+
+
+class Prometheus:
+    """A client of a running server."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+
+    def get(self, path: str, **parameters: str) -> Any:
+        """The `data` of an answer. Raises AssertionError with the server's words for a refusal."""
+        try:
+            with urllib.request.urlopen(f"{self._url}/{path}?{urllib.parse.urlencode(parameters)}", timeout=10) as response:
+                return json.load(response)["data"]
+        except urllib.error.HTTPError as error:
+            with error:
+                raise AssertionError(f"{parameters}: {json.load(error)['error']}") from None
+
+    def query(self, expression: str) -> list[Any]:
+        return self.get("api/v1/query", query=expression)["result"]  # type: ignore[no-any-return]
+
+    def is_up(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self._url}/-/ready", timeout=5) as response:
+                return bool(response.status == 200)
+        except OSError:
+            return False
+
+
+@contextmanager
+def running_prometheus(folder: Path, config: dict[str, Any], port: int) -> Iterator[Prometheus]:
+    """Scrape by `config` until the block ends."""
+    (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
+    command = [
+        program("prometheus"),
+        f"--config.file={folder / 'prometheus.yml'}",
+        f"--storage.tsdb.path={folder / 'data'}",
+        f"--web.listen-address=127.0.0.1:{port}",
+        "--log.level=warn",
+    ]
+    with (folder / "log").open("w") as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
+        try:
+            server, deadline = Prometheus(f"http://127.0.0.1:{port}"), time.monotonic() + DEADLINE_SECONDS
+            while not server.is_up():
+                assert process.poll() is None, (folder / "log").read_text()
+                assert time.monotonic() < deadline, (folder / "log").read_text()
+                time.sleep(0.05)
+            yield server
+        finally:
+            process.terminate()

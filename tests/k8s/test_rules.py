@@ -1,0 +1,84 @@
+"""Recording and alert rules, by promtool: they parse, each alert fires on what it is for, names the culprit, and keeps quiet otherwise."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.k8s import known_metrics
+from tests.k8s.manifests import K8S
+from tests.k8s.prometheus import program
+
+RULES = yaml.safe_load((K8S / "components" / "monitoring" / "rules.yaml").read_text())["spec"]
+CASES = yaml.load((Path(__file__).parent / "rules" / "cases.yaml").read_text(), yaml.BaseLoader)  # 0x30 is thirty zeros, not 48
+ALERTS = {rule["alert"]: rule for group in RULES["groups"] for rule in group["rules"] if "alert" in rule}
+
+
+def promtool(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([program("promtool"), *arguments], capture_output=True, text=True, timeout=120)
+
+
+def without_annotations(rules: dict[str, Any]) -> dict[str, Any]:
+    """promtool compares rendered texts letter for letter; what is compared here is who is accused of what."""
+    groups = [
+        {**group, "rules": [{key: value for key, value in rule.items() if key != "annotations"} for rule in group["rules"]]}
+        for group in rules["groups"]
+    ]
+    return {"groups": groups}
+
+
+def promtool_test(case: dict[str, Any]) -> dict[str, Any]:
+    """promtool's words for a case."""
+    fires = case.get("fires", {})
+    alerts = [
+        {
+            "eval_time": case["at"],
+            "alertname": alert,
+            "exp_alerts": [{"exp_labels": fires[alert]}] if alert in fires else [],
+        }
+        for alert in ALERTS
+    ]
+    values = [
+        {"expr": series, "eval_time": case["at"], "exp_samples": [{"labels": series, "value": float(value)}]}
+        for series, value in case.get("values", {}).items()
+    ]
+    series = [{"series": name, "values": values} for name, values in case["series"].items()]
+    return {"name": case["about"], "interval": "1m", "input_series": series, "alert_rule_test": alerts, "promql_expr_test": values}
+
+
+def run(folder: Path, rules: dict[str, Any], cases: list[dict[str, Any]]) -> subprocess.CompletedProcess[str]:
+    (folder / "rules.yaml").write_text(yaml.safe_dump(without_annotations(rules)))
+    tests = {"rule_files": ["rules.yaml"], "evaluation_interval": "1m", "tests": [promtool_test(case) for case in cases]}
+    (folder / "tests.yaml").write_text(yaml.safe_dump(tests))
+    return promtool("test", "rules", folder / "tests.yaml")
+
+
+def test_they_parse(tmp_path: Path) -> None:
+    (tmp_path / "rules.yaml").write_text(yaml.safe_dump(RULES))
+    done = promtool("check", "rules", tmp_path / "rules.yaml")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"{sum(len(group['rules']) for group in RULES['groups'])} rules found" in done.stdout
+
+
+def test_alerts_fire_on_what_they_are_for_and_on_nothing_else(tmp_path: Path) -> None:
+    done = run(tmp_path, RULES, CASES)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_rule_that_never_fires_would_be_found(tmp_path: Path) -> None:
+    broken = yaml.safe_load(yaml.safe_dump(RULES).replace("SoftpromptAliasBehind", "SoftpromptAliasAhead"))
+    assert run(tmp_path, broken, [case for case in CASES if "SoftpromptAliasBehind" in case.get("fires", {})]).returncode != 0
+
+
+def test_every_alert_is_seen_firing() -> None:
+    assert {alert for case in CASES for alert in case.get("fires", {})} == ALERTS.keys()
+
+
+@pytest.mark.parametrize("about", [case["about"] for case in CASES])
+def test_cases_use_series_that_the_services_export(about: str) -> None:
+    case = next(case for case in CASES if case["about"] == about)
+    assert not {name for series in case["series"] for name in known_metrics.unknown_in(series)}
