@@ -7,7 +7,7 @@ SHELL  := /bin/bash
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint pytest protos model bench bench-train bench-quality bench-serve bench-store bench-jobs lock clean tools rules images try-images
+.PHONY: help install demo test lint pytest protos model bench bench-train bench-quality bench-serve bench-store bench-jobs bench-overload bench-soak lock clean tools rules images try-images
 
 help:            ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -73,6 +73,12 @@ bench-store: install ## The prompt store
 
 bench-jobs: model    ## Job latencies and recovery
 	$(BIN)/python -m benchmarks.jobs --model "$$($(BIN)/softprompt models pull $(MODEL))"
+
+bench-overload: model ## Five times what a replica can do, for two minutes
+	$(BIN)/python -m benchmarks.load overload --model "$$($(BIN)/softprompt models pull $(MODEL))"
+
+bench-soak: model    ## Mixed traffic, swaps and vanishing clients, for SOAK_SECONDS (1200)
+	$(BIN)/python -m benchmarks.load soak --model "$$($(BIN)/softprompt models pull $(MODEL))" --seconds $(or $(SOAK_SECONDS),1200)
 
 lock: install    ## Write the versions that are installed into constraints.txt
 	$(BIN)/python -m pip freeze --exclude-editable --exclude pip --exclude setuptools | sed -E 's/\+cpu//' > constraints.txt

@@ -67,6 +67,8 @@ class RpcServer:
                 ("grpc.max_connection_age_ms", int(1000 * settings.max_connection_age_seconds)),
                 ("grpc.max_connection_age_grace_ms", 3_600_000),
                 ("grpc.max_concurrent_streams", _MAX_CONNECTION_STREAMS),
+                ("grpc.server.max_pending_requests", 2 * _MAX_CONNECTION_STREAMS),  # at gRPC's own 1000 a burst ends as CANCELLED
+                ("grpc.server.max_pending_requests_hard_limit", 4 * _MAX_CONNECTION_STREAMS),
             ],
         )
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
