@@ -27,13 +27,15 @@ class Services:
 
 
 @asynccontextmanager
-async def both(model_dir: Path, directory: Path, **replica_settings: Any) -> AsyncIterator[Services]:
+async def both(model_dir: Path, directory: Path, max_proof_model_bytes: int = 0, **replica_settings: Any) -> AsyncIterator[Services]:
     settings = TrainerSettings(
         base_models=(f"tiny={model_dir}",),
         data_dir=directory / "data",
         store_url=str(directory / "store"),
         ready_file=str(directory / "trainer.json"),
         grace_seconds=5,
+        dtype="float32",
+        max_proof_model_bytes=max_proof_model_bytes,
     )
     async with (
         running_replica(model_dir, directory, **replica_settings) as replica,

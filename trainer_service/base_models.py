@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from shared import base_model
@@ -17,10 +18,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class KnownBaseModel:
-    """`tokenizer` is a transformers tokenizer; several threads may encode with it."""
+    """`tokenizer` is a transformers tokenizer; several threads may encode with it. `path` is the model's directory."""
 
     info: BaseModelInfo
     tokenizer: Any
+    path: Path
 
 
 class BaseModels:
@@ -38,7 +40,7 @@ class BaseModels:
             info = base_model.inspect(path, id=source.id)
             tokenizer = base_model.load_tokenizer(path)
             tokenizer("a")  # settles its truncation and padding: changing them later, while another thread encodes, would fail
-            models[info.id] = KnownBaseModel(info, tokenizer)
+            models[info.id] = KnownBaseModel(info, tokenizer, path)
             log.info("base model known", extra={"fields": {"base_model": info.id, "fingerprint": info.fingerprint}})
         self._models = models
 

@@ -58,6 +58,9 @@ class TrainerSettings(ServerSettings):
     """What workers compute in: auto (bfloat16 where the hardware is fast at it), float32 or bfloat16."""
     device: Device = "auto"
     """What workers compute on: auto, cpu or cuda."""
+    max_proof_model_bytes: int = Field(default=1 << 30, ge=0)
+    """Of an import that brings no golden records, this trainer makes some if the base model's weights take at most so many bytes: a process
+    of its own loads them for some seconds. 0: never."""
     data_dir: Path = Path("softprompt-data")
     """Directory for jobs, checkpoints and datasets, and for prompts unless store_url says otherwise. Made if it isn't there."""
     store_url: str = ""

@@ -2,13 +2,14 @@
 
 Taken are our own blobs (also from another store), PEFT's prompt-tuning adapters, the `decoder` prompts of TGIS and caikit, and files with
 one plain matrix. None of those says which base model it was trained on, so the caller does, and only the width can be checked; one of our
-own blobs brings its base model's fingerprint, its template and its golden records.
+own blobs brings its base model's fingerprint, its template and its golden records. The others get golden records of this trainer's making.
 """
 
 from __future__ import annotations
 
 import uuid
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
@@ -17,7 +18,7 @@ from safetensors.torch import load
 from shared.base_model import BaseModelInfo
 from shared.blob import TENSOR_KEY, decode_blob, encode_blob
 from shared.errors import DamagedBlob, InvalidInput, PreconditionFailed
-from shared.manifest import Manifest, utc_now
+from shared.manifest import GoldenRecord, Manifest, utc_now
 from shared.names import check_alias, check_name
 from shared.soft_prompt import SoftPrompt
 from shared.template import Template
@@ -62,22 +63,34 @@ def is_import(job: str) -> bool:
     return job.startswith(_IMPORT_PREFIX)
 
 
-def imported_blob(data: bytes, request: ImportRequest, models: BaseModels) -> tuple[bytes, Manifest]:
-    """The blob to publish. Raises InvalidInput, DamagedBlob, or PreconditionFailed for a prompt of another base model."""
+@dataclass(frozen=True)
+class Imported:
+    """A checked import. `unproven_on` is the directory of the base model that is to say what the matrix does; None: it says so itself."""
+
+    soft_prompt: SoftPrompt
+    manifest: Manifest
+    unproven_on: Path | None
+
+    def blob(self, golden: tuple[GoldenRecord, ...] = ()) -> tuple[bytes, Manifest]:
+        """What to publish, with golden records if there are new ones."""
+        manifest = self.manifest.model_copy(update={"golden": golden}) if golden else self.manifest
+        return encode_blob(self.soft_prompt, manifest), manifest
+
+
+def read_import(data: bytes, request: ImportRequest, models: BaseModels) -> Imported:
+    """Raises InvalidInput, DamagedBlob, or PreconditionFailed for a prompt of another base model."""
     if data.startswith(_PICKLE_BEGINNINGS):
         reason = "a pickle can run any code when it is read, so none is read here; save the tensor as safetensors"
         raise InvalidInput.of("chunk", f"begins as a pickle (PyTorch's .bin, .pt, .pth, .pkl) or as an archive of one: {reason}")
-    info = models.get(request.base_model, "header.base_model").info
+    model = models.get(request.base_model, "header.base_model")
     try:
         own = decode_blob(data)
     except DamagedBlob as error:
         soft_prompt = _read_matrix(data, error)
-        manifest = _new_manifest(soft_prompt, request, info)
-    else:
-        soft_prompt = own.soft_prompt
-        _check_base_model(own.manifest.base_model, info)
-        manifest = own.manifest.model_copy(update={"prompt": request.prompt})
-    return encode_blob(soft_prompt, manifest), manifest
+        return Imported(soft_prompt, _new_manifest(soft_prompt, request, model.info), model.path)
+    _check_base_model(own.manifest.base_model, model.info)
+    manifest = own.manifest.model_copy(update={"prompt": request.prompt})
+    return Imported(own.soft_prompt, manifest, None if manifest.golden else model.path)
 
 
 def _read_matrix(data: bytes, as_blob: DamagedBlob) -> SoftPrompt:

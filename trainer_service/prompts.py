@@ -30,7 +30,8 @@ from shared.store.alias import Expected
 from shared.store.fleet import Serving, serving
 from trainer_service.base_models import BaseModels
 from trainer_service.chunks import UploadSlots, timely
-from trainer_service.imports import ImportRequest, import_job, imported_blob
+from trainer_service.imports import ImportRequest, import_job, read_import
+from trainer_service.proof import Prover
 
 MAX_CONCURRENT_IMPORTS = 4
 
@@ -89,8 +90,8 @@ class PromptChange:
 class Prompts:
     """Every method reads the store's newest state first. All raise Unavailable while the store is away."""
 
-    def __init__(self, store: PromptStore, models: BaseModels) -> None:
-        self._store, self._models = store, models
+    def __init__(self, store: PromptStore, models: BaseModels, prover: Prover) -> None:
+        self._store, self._models, self._prover = store, models, prover
         self._imports = UploadSlots(MAX_CONCURRENT_IMPORTS)
 
     async def list(self, name_prefix: str, page_size: int, page_token: str) -> PromptPage:
@@ -153,7 +154,10 @@ class Prompts:
                 data += chunk
                 if len(data) > MAX_BLOB_BYTES:
                     raise InvalidInput.of("chunk", f"the file is larger than {MAX_BLOB_BYTES} bytes")
-            blob, manifest = await asyncio.to_thread(imported_blob, bytes(data), request, self._models)
+            found = await asyncio.to_thread(read_import, bytes(data), request, self._models)
+            unproven = b"" if found.unproven_on is None else found.blob()[0]
+            golden = () if found.unproven_on is None else await self._prover.golden_records(found.unproven_on, unproven)
+            blob, manifest = await asyncio.to_thread(found.blob, golden)
         record = await asyncio.to_thread(self._store.publish, request.prompt, blob, job=import_job(request), alias=request.alias or None)
         return Version(self._store.index().prompt(request.prompt), record), manifest
 

@@ -38,6 +38,7 @@ from trainer_service.jobs.store import JobStore
 from trainer_service.maintenance import StoreMaintenance
 from trainer_service.metrics import TrainerMetrics
 from trainer_service.prompts import Prompts
+from trainer_service.proof import Prover
 from trainer_service.service_info import ServiceInfo, TuningLimits
 from trainer_service.servicers.prompts import PromptServicer
 from trainer_service.servicers.tuning import TuningServicer
@@ -95,7 +96,8 @@ async def build(settings: TrainerSettings, make_pool: PoolMaker) -> Trainer:
     info = ServiceInfo(models, limits, settings.upload_limits)
     tuning = TuningServicer(jobs, JobIntake(datasets, jobs), datasets, info, rpc.draining)
     tuning_pb2_grpc.add_TuningServiceServicer_to_server(tuning, rpc.grpc_server)
-    prompts_pb2_grpc.add_PromptServiceServicer_to_server(PromptServicer(Prompts(store, models), rpc.draining), rpc.grpc_server)
+    prompts = Prompts(store, models, Prover(settings.max_proof_model_bytes, settings.dtype))
+    prompts_pb2_grpc.add_PromptServiceServicer_to_server(PromptServicer(prompts, rpc.draining), rpc.grpc_server)
     tidying = DatasetTidying(datasets, job_store, settings.unused_dataset_days * _DAY_SECONDS)
     return Trainer(settings, rpc, tracing, registry, metrics, models, store, maintenance, tidying, job_store, jobs)
 

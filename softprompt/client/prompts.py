@@ -23,6 +23,8 @@ from softprompt.types.prompts import Alias, AliasTarget, Prompt, PromptChange, P
 PAGE_SIZE = 200
 CHUNK_BYTES = 512 << 10
 DOWNLOAD_SECONDS = 300.0
+IMPORT_SECONDS = 300.0
+"""The trainer may load the base model for it."""
 STATUS_POLL_SECONDS = 0.2
 
 
@@ -169,7 +171,7 @@ class PromptMethods:
                 yield prompts_pb2.ImportPromptVersionRequest(chunk=data[start : start + CHUNK_BYTES])
 
         method = self._connection.prompts.ImportPromptVersion
-        return read(PromptVersion, (await self._connection.trainer.call(method, parts(), timeout_seconds)).version)
+        return read(PromptVersion, (await self._connection.trainer.call(method, parts(), timeout_seconds or IMPORT_SECONDS)).version)
 
     def watch_prompts(
         self, *, after_revision: int | None = None, store_id: str = "", name_prefix: str = "", reconnect_seconds: float = 120.0

@@ -107,6 +107,7 @@ def settings(tmp_path: Path, tiny_model_dir: Path) -> TrainerSettings:
         max_queued_jobs=20,
         max_virtual_tokens=100,
         grace_seconds=5,
+        max_proof_model_bytes=0,  # a process for each import would take seconds
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import resource
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from shared.errors import DamagedBlob, InvalidInput, PreconditionFailed, SoftPro
 from shared.template import Template
 from tests.shared.blobs import base_model_info
 from trainer_service.base_models import KnownBaseModel
-from trainer_service.imports import ImportRequest, imported_blob
+from trainer_service.imports import ImportRequest, read_import
 
 WIDTH = 8
 SOUND = save({"prompt_embeddings": torch.arange(4 * WIDTH, dtype=torch.float32).reshape(4, WIDTH)})
@@ -29,14 +30,14 @@ class Models:
     """The one base model of the tests."""
 
     def get(self, id: str, field: str = "base_model") -> KnownBaseModel:
-        return KnownBaseModel(base_model_info(WIDTH), None)
+        return KnownBaseModel(base_model_info(WIDTH), None, Path())
 
 
 def imported(data: bytes) -> torch.Tensor | None:
     """The matrix; None if it was refused as it should be."""
     models: Any = Models()
     try:
-        blob, manifest = imported_blob(data, REQUEST, models)
+        blob, manifest = read_import(data, REQUEST, models).blob()
     except SoftPromptError:
         return None
     assert manifest.prompt == "tone"
@@ -102,7 +103,7 @@ def test_pickles_are_never_read(protocol: int, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(torch, "load", forbidden)
     models: Any = Models()
     with pytest.raises(InvalidInput, match="begins as a pickle"):
-        imported_blob(data, REQUEST, models)
+        read_import(data, REQUEST, models)
 
 
 @pytest.mark.parametrize(
@@ -121,5 +122,5 @@ def test_pickles_are_never_read(protocol: int, monkeypatch: pytest.MonkeyPatch) 
 def test_matrices_that_cannot_be_served(tensors: dict[str, torch.Tensor], kind: type[SoftPromptError], why: str) -> None:
     models: Any = Models()
     with pytest.raises(kind, match=why):
-        imported_blob(save(tensors), REQUEST, models)
+        read_import(save(tensors), REQUEST, models)
     assert len(SOUND) < MAX_BLOB_BYTES
