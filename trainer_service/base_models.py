@@ -10,7 +10,7 @@ from typing import Any
 
 from shared import base_model
 from shared.base_model import BaseModelInfo
-from shared.errors import InvalidInput, Unavailable
+from shared.errors import InvalidInput, PreconditionFailed, Unavailable
 from trainer_service.config import BaseModelSource
 
 log = logging.getLogger(__name__)
@@ -31,17 +31,28 @@ class BaseModels:
     def __init__(self, sources: Sequence[BaseModelSource]) -> None:
         self._sources = tuple(sources)
         self._models: dict[str, KnownBaseModel] = {}
+        self._refused: dict[str, PreconditionFailed] = {}
 
     def load(self) -> None:
-        """Blocks: hashes weights that have not been hashed before. Raises NotFound or PreconditionFailed for one that can't be used."""
+        """Blocks: hashes weights that have not been hashed before. Raises NotFound for one that is not there.
+
+        An architecture that can't take a soft prompt is refused to each job that names it; PreconditionFailed if there is no other.
+        """
         models = {}
         for source in self._sources:
             path = base_model.resolve(source.source)
-            info = base_model.inspect(path, id=source.id)
+            try:
+                info = base_model.inspect(path, id=source.id)
+            except PreconditionFailed as error:
+                log.error("base model %s can't be trained on: %s", source.id, error.message)
+                self._refused[source.id] = error
+                continue
             tokenizer = base_model.load_tokenizer(path)
             tokenizer("a")  # settles its truncation and padding: changing them later, while another thread encodes, would fail
             models[info.id] = KnownBaseModel(info, tokenizer, path)
             log.info("base model known", extra={"fields": {"base_model": info.id, "fingerprint": info.fingerprint}})
+        if not models and self._refused:
+            raise next(iter(self._refused.values()))
         self._models = models
 
     @property
@@ -49,8 +60,10 @@ class BaseModels:
         return tuple(model.info for model in self._loaded().values())
 
     def get(self, id: str, field: str = "base_model") -> KnownBaseModel:
-        """An empty id means the default one. Raises InvalidInput naming `field`."""
+        """An empty id means the default one. Raises InvalidInput naming `field`, PreconditionFailed with the reason of a refused one."""
         models = self._loaded()
+        if id in self._refused:
+            raise PreconditionFailed(f"{id} can't be trained on: {self._refused[id].message}", field=field)
         if not id:
             return next(iter(models.values()))
         if id not in models:

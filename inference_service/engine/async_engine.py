@@ -228,6 +228,7 @@ class AsyncEngine:
         try:
             while not self._stopping:
                 if not self._inbox and not self._engine.has_work:
+                    self._engine.check_integrity()
                     self._wake.wait()
                 self._wake.clear()
                 while self._inbox:

@@ -244,3 +244,15 @@ async def test_what_no_submit_expects_reaches_the_caller_and_not_the_thread(engi
         with pytest.raises(TypeError):
             await collect(engine, GenerationRequest("r", IDS, greedy(5)))
     assert len((await collect(engine, GenerationRequest("r", IDS, greedy(5)))).token_ids) == 5
+
+
+async def test_books_that_do_not_balance_are_found_when_the_engine_falls_idle() -> None:
+    subject = build()
+    subject.start()
+    await subject.load_prefix("a", soft_prompt(subject.engine.base))
+    subject.engine.prefixes.num_bytes += 1
+    assert len((await collect(subject, GenerationRequest("r", IDS, greedy(5), "a"))).token_ids) == 5
+    await until(lambda: not subject.healthy)
+    with pytest.raises(Unavailable, match="IntegrityError"):
+        await collect(subject, GenerationRequest("late", IDS, greedy(2)))
+    await subject.stop()
