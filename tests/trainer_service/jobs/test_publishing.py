@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+from shared.blob import decode_blob
 from shared.manifest import utc_now
 from shared.store import AliasTarget, LoadedVersion, RefusedVersion, ReplicaRecord, VersionRecord
 from tests.shared.blobs import make_blob
@@ -137,3 +138,15 @@ async def test_a_restarted_trainer_goes_on_waiting(service: Service) -> None:
     heartbeat(service, "a", loaded=(LoadedVersion(**about, loaded_at=utc_now()),))
     result = result_of(await service.state(job.id, JobState.SUCCEEDED))
     assert (result.served_by_all, service.versions("tone")) == (True, [1])
+
+
+async def test_what_the_gate_decided_and_on_which_numbers_is_in_the_job_and_in_the_manifest(service: Service) -> None:
+    manager = await service.start()
+    gate = PublishGate(beat_bare_model=True, minimum_metric=0.5)
+    job = await manager.create(spec(num_steps=5, publish=PublishPolicy(gate=gate)))
+    result = result_of(await service.state(job.id, JobState.SUCCEEDED))
+    assert result.gate_decision == "loss 0.2 is at most 0.5; loss 0.2 beats the bare model's 1.5"
+    assert (result.metrics["loss"], result.template_metrics["loss"]) == (0.2, 1.5)
+    manifest = decode_blob(service.prompt_store.fetch(result.digest)).manifest
+    assert (manifest.gate, manifest.metrics["loss"]) == (result.gate_decision, 0.2)
+    assert manifest.recipe["num_steps"] == 5
