@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import grpc
@@ -17,6 +18,7 @@ from prompttuning.v1 import prompts_pb2_grpc, tuning_pb2_grpc
 
 from shared.errors import SoftPromptError
 from shared.rpc.errors import error_from_rpc
+from tests.trainer_service.jobs.postgres import Postgres, find_binaries
 from trainer_service.config import TrainerSettings
 from trainer_service.server import PoolMaker, serve
 
@@ -115,3 +117,15 @@ def settings(tmp_path: Path, tiny_model_dir: Path) -> TrainerSettings:
 async def trainer(settings: TrainerSettings) -> AsyncIterator[RunningTrainer]:
     async with running_trainer(settings) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    binaries = find_binaries()
+    if binaries is None:
+        pytest.skip("PostgreSQL IS NOT INSTALLED: the job store is tested on SQLite only (Debian: apt-get install postgresql)")
+    with TemporaryDirectory(prefix="pg-") as directory:  # not pytest's own: a socket's path may have 107 bytes
+        server = Postgres(binaries, Path(directory))
+        server.start()
+        yield server
+        server.stop()

@@ -28,7 +28,16 @@ log = logging.getLogger(__name__)
 
 _BUSY_TIMEOUT_SECONDS = 10
 _MIGRATION_LOCK = 0x50524F4D5054  # any number that no other program locks in this database
-_CONNECT_TIMEOUT_SECONDS = 5
+_POSTGRES_CONNECTION = {
+    "connect_timeout": 5,
+    # A server that vanished from the network is noticed within seconds, and not after the hours that TCP allows.
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 20_000,
+    # A replica that is stopped in the middle of a transaction must not hold its rows from the others for ever.
+    "options": "-c idle_in_transaction_session_timeout=20000",
+}
 
 
 class Database:
@@ -56,7 +65,7 @@ class Database:
                 parsed.set(drivername="postgresql+psycopg"),
                 pool_size=5,
                 pool_pre_ping=True,
-                connect_args={"connect_timeout": _CONNECT_TIMEOUT_SECONDS},
+                connect_args=_POSTGRES_CONNECTION,
             )
         try:
             self._migrate()

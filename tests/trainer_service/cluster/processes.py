@@ -23,7 +23,9 @@ State = pb.TuningJob.State
 class TrainerProcess:
     """`start`, do something bad to it, `start` again: always on the same data."""
 
-    def __init__(self, directory: Path, model: Path, name: str = "trainer", environment: dict[str, str] | None = None, **settings: Any) -> None:
+    def __init__(
+        self, directory: Path, model: Path, name: str = "trainer", environment: dict[str, str] | None = None, **settings: Any
+    ) -> None:
         self._ready, self._log = directory / f"{name}.json", directory / f"{name}.log"
         everything = {
             "BASE_MODELS": f"tiny={model}",
@@ -35,7 +37,9 @@ class TrainerProcess:
             **settings,
         }
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(("SOFTPROMPT_", "RAY_"))}
-        self._environment = inherited | {f"SOFTPROMPT_TRAINER_{name}": str(value) for name, value in everything.items()} | (environment or {})
+        self._environment = (
+            inherited | {f"SOFTPROMPT_TRAINER_{name}": str(value) for name, value in everything.items()} | (environment or {})
+        )
         self._process: subprocess.Popen[bytes] | None = None
 
     async def start(self) -> None:

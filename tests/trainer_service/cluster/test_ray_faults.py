@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import resource
 import signal
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -13,6 +16,8 @@ import pytest
 
 from shared import base_model
 from shared.blob import decode_blob
+from tests import recovery
+from tests.tiny_models import save_tiny_llama
 from tests.trainer_service.cluster.conftest import SharedCluster
 from tests.trainer_service.jobs.builders import effective_spec, spec
 from tests.trainer_service.jobs.conftest import Service
@@ -37,14 +42,18 @@ async def service(tmp_path: Path, tiny_model_dir: Path, pool: RayPool) -> AsyncI
     await made.drain()
 
 
-async def pid_of(pool: RayPool) -> int:
-    """The process of the pool's only living worker."""
+async def pids_of(pool: RayPool) -> list[int]:
+    """The processes of the pool's living workers."""
+    found = []
     for worker in pool._workers:
-        try:
-            return int((await worker.poll(0, 0)).details["pid"])
-        except WorkerLost:
-            continue
-    raise AssertionError("no worker lives")
+        with contextlib.suppress(WorkerLost):
+            found.append(int((await worker.poll(0, 0)).details["pid"]))
+    return found
+
+
+async def pid_of(pool: RayPool) -> int:
+    [pid] = await pids_of(pool)
+    return pid
 
 
 async def test_a_killed_worker_costs_nothing_but_the_steps_since_the_checkpoint(service: Service, pool: RayPool) -> None:
@@ -53,6 +62,9 @@ async def test_a_killed_worker_costs_nothing_but_the_steps_since_the_checkpoint(
     await service.until(job.id, lambda job: job.progress.step > 40, seconds=60)
     before = await pid_of(pool)
     os.kill(before, signal.SIGKILL)
+    killed_at = time.time()
+    await service.until(job.id, lambda job: job.attempt == 2 and job.state is JobState.RUNNING, seconds=60)
+    recovery.note("worker killed in the middle of a step: running again", time.time() - killed_at)
     done = await service.state(job.id, JobState.SUCCEEDED, seconds=60)
     assert done.attempt == 2
     assert service.versions("tone") == [1]
@@ -70,6 +82,86 @@ async def test_a_killed_worker_costs_nothing_but_the_steps_since_the_checkpoint(
     manifest = decode_blob(service.prompt_store.fetch(record.digest)).manifest
     assert manifest.job == job.name
     assert manifest.golden
+
+
+async def test_every_worker_is_killed_at_once(service: Service, pool: RayPool) -> None:
+    manager = await service.start(pool, max_workers=2, max_jobs_per_worker=1)
+    jobs = [await manager.create(spec(num_steps=400, prompt=f"p-{number}")) for number in range(2)]
+    for job in jobs:
+        await service.until(job.id, lambda job: job.progress.step > 30, seconds=60)
+    pids = await pids_of(pool)
+    assert len(pids) == 2
+    killed_at = time.time()
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+    for job in jobs:
+        again = await service.until(job.id, lambda job: job.attempt == 2 and job.state is not JobState.QUEUED, seconds=60)
+        recovery.note("every worker killed: running again", time.time() - killed_at)
+        done = await service.state(job.id, JobState.SUCCEEDED, seconds=60)
+        assert done.attempt == again.attempt == 2
+        assert service.versions(done.spec.prompt) == [1]
+    assert not any(psutil.pid_exists(pid) for pid in pids)
+
+
+async def test_a_worker_that_is_stopped_is_replaced_and_ends_and_is_not_heard_again(service: Service, pool: RayPool) -> None:
+    """SIGSTOP: alive, holding everything, and silent. When it comes to life again late, its job belongs to somebody else."""
+    manager = await service.start(pool, heartbeat_seconds=2)
+    job = await manager.create(spec(num_steps=400))
+    await service.until(job.id, lambda job: job.progress.step > 30, seconds=60)
+    stopped = psutil.Process(await pid_of(pool))
+    stopped.suspend()
+    stopped_at = time.time()
+    await service.until(job.id, lambda job: job.attempt == 2, seconds=60)
+    recovery.note("worker hangs, heartbeat of 2 s: running again", time.time() - stopped_at)
+    with contextlib.suppress(psutil.NoSuchProcess):
+        stopped.resume()
+    done = await service.state(job.id, JobState.SUCCEEDED, seconds=60)
+    assert done.attempt == 2
+    assert service.versions("tone") == [1]
+    events = [event.payload async for event in manager.watch(job.id)]
+    ends = [payload for payload in events if isinstance(payload, Job) and payload.state.is_terminal]
+    assert len(ends) == 1
+    async with asyncio.timeout(30):
+        while psutil.pid_exists(stopped.pid):
+            await asyncio.sleep(0.05)
+
+
+async def test_a_stopped_worker_that_never_comes_back_to_life_is_ended(service: Service, pool: RayPool) -> None:
+    manager = await service.start(pool, heartbeat_seconds=1)
+    job = await manager.create(spec("forever", num_steps=100_000))
+    await service.until(job.id, lambda job: job.progress.step > 2, seconds=60)
+    stopped = psutil.Process(await pid_of(pool))
+    stopped.suspend()
+    await service.until(job.id, lambda job: job.attempt == 2, seconds=60)
+    async with asyncio.timeout(30):
+        while psutil.pid_exists(stopped.pid):
+            await asyncio.sleep(0.05)
+    await manager.cancel(job.id)
+    await service.state(job.id, JobState.CANCELLED, seconds=30)
+
+
+async def test_a_job_that_fits_into_no_memory_fails_with_advice_and_the_others_do_not_notice(
+    service: Service, ray_cluster: SharedCluster, tmp_path: Path
+) -> None:
+    """The worker's process really gets no more memory: rows of this length need far more than it may have."""
+    model = save_tiny_llama(tmp_path / "long", max_position_embeddings=16_384)
+    service.base = effective_spec(base_model.inspect(model, id="tiny"))
+    pool = RayPool(ray_cluster, RayPoolConfig({"tiny": str(model)}, dtype="float32", device="cpu", checkpoint_seconds=0.2))
+    manager = await service.start(pool)
+    small = await manager.create(spec(num_steps=400))
+    await service.until(small.id, lambda job: job.progress.step > 10, seconds=60)
+    pid = await pid_of(pool)
+    most = psutil.Process(pid).memory_info().vms + (256 << 20)
+    resource.prlimit(pid, resource.RLIMIT_AS, (most, most))
+    huge = await manager.create(spec("x" * 14_000, prompt="huge", num_steps=50))
+    failed = await service.state(huge.id, JobState.FAILED, seconds=100)
+    assert failed.error is not None
+    assert failed.error.code == "OUT_OF_MEMORY"
+    assert "fewer virtual tokens" in failed.error.message
+    assert failed.attempt == 2, "once beside the other, once alone"
+    done = await service.state(small.id, JobState.SUCCEEDED, seconds=60)
+    assert done.attempt == 1
+    assert (service.versions("tone"), service.versions("huge")) == ([1], [])
 
 
 async def test_a_restarted_service_goes_on_where_it_was(service: Service, pool: RayPool) -> None:

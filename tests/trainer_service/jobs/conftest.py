@@ -7,7 +7,6 @@ import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -16,7 +15,6 @@ from shared.errors import NotFound
 from shared.store.local import LocalBackend
 from shared.store.store import PromptStore
 from tests.trainer_service.jobs.builders import effective_spec
-from tests.trainer_service.jobs.postgres import Postgres, find_binaries
 from tests.trainer_service.jobs.scripted import ScriptedTrainer
 from trainer_service.cluster.interface import WorkerPool
 from trainer_service.cluster.local_pool import LocalPool
@@ -144,18 +142,6 @@ async def service(tmp_path: Path) -> AsyncIterator[Service]:
     made = Service(tmp_path)
     yield made
     await made.drain()
-
-
-@pytest.fixture(scope="session")
-def postgres() -> Iterator[Postgres]:
-    binaries = find_binaries()
-    if binaries is None:
-        pytest.skip("PostgreSQL IS NOT INSTALLED: the job store is tested on SQLite only (Debian: apt-get install postgresql)")
-    with TemporaryDirectory(prefix="pg-") as directory:  # not pytest's own: a socket's path may have 107 bytes
-        server = Postgres(binaries, Path(directory))
-        server.start()
-        yield server
-        server.stop()
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

@@ -30,7 +30,9 @@ def find_binaries() -> Path | None:
 class Postgres:
     """`stop` is an immediate one, as if the machine had lost power; `start` again recovers."""
 
-    def __init__(self, binaries: Path, directory: Path) -> None:
+    def __init__(self, binaries: Path, directory: Path, *, synced: bool = False) -> None:
+        """`synced`: what it acknowledges is on the disk; tests do without."""
+        self._options = [] if synced else ["-F"]
         self._binaries, self._directory = _reachable(binaries, directory), directory
         self._data = directory / "data"
         # PostgreSQL refuses to run as root, and a container has hardly anybody else.
@@ -44,7 +46,15 @@ class Postgres:
         return f"postgresql://softprompt@/postgres?host={self._directory}"
 
     def start(self) -> None:
-        options = ["-F", "-c", "listen_addresses=", "-c", f"unix_socket_directories={self._directory}", "-c", "max_connections=40"]
+        options = [
+            *self._options,
+            "-c",
+            "listen_addresses=",
+            "-c",
+            f"unix_socket_directories={self._directory}",
+            "-c",
+            "max_connections=40",
+        ]
         command = [str(self._binaries / "postgres"), "-D", str(self._data), *options]
         log = self._directory.joinpath("log").open("ab")
         with log:

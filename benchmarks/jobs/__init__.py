@@ -1,0 +1,1 @@
+"""The job service measured: `python -m benchmarks.jobs`."""

@@ -1,0 +1,46 @@
+"""From submission to the first step of training, with real workers on an embedded Ray: cold, and with a worker that is warm."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.jobs.parts import spec
+from benchmarks.jobs.store_load import running
+from shared import base_model
+from trainer_service.cluster.ray_cluster import RayCluster
+from trainer_service.cluster.ray_pool import RayPool, RayPoolConfig
+from trainer_service.jobs.manager import JobManager
+from trainer_service.jobs.model import Job, JobEventKind
+from trainer_service.jobs.states import JobState
+
+NUM_WARM = 5
+
+
+async def measure(directory: Path, model: Path) -> dict[str, Any]:
+    """In seconds."""
+    info = base_model.inspect(model, id="bench")
+    pool = RayPool(RayCluster(), RayPoolConfig({"bench": str(model)}))
+    started = time.perf_counter()
+    async with running(f"sqlite:///{directory / 'first.sqlite3'}", directory, pool, info) as (manager, _):
+        ray_seconds = round(time.perf_counter() - started, 2)
+        cold = await one(manager)
+        warm = [await one(manager) for _ in range(NUM_WARM)]
+    return {"ray_starts": ray_seconds, "cold": cold, "warm": sorted(warm, key=lambda marks: marks["first_step"])[NUM_WARM // 2]}
+
+
+async def one(manager: JobManager) -> dict[str, float]:
+    """A small job: when it was taken, when its first step was told, when it was published, counted from its submission."""
+    started = time.perf_counter()
+    job = await manager.create(spec(0, num_steps=2, evaluation_interval_steps=2, batch_size=2))
+    marks: dict[str, float] = {}
+    async for event in manager.watch(job.id):
+        seconds = round(time.perf_counter() - started, 3)
+        if event.kind is JobEventKind.PROGRESS:
+            marks.setdefault("first_step", seconds)
+        elif isinstance(event.payload, Job) and event.payload.state is JobState.RUNNING:
+            marks["taken"] = seconds
+        elif isinstance(event.payload, Job) and event.payload.state is JobState.SUCCEEDED:
+            marks["published"] = seconds
+    return marks

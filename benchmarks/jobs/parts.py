@@ -1,0 +1,91 @@
+"""What several measurements need: a spec, an admission that lets everything in, workers that never come, percentiles."""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+from shared.base_model import BaseModelInfo
+from shared.template import Template
+from trainer_service.cluster.interface import WorkerHandle, WorkerPool
+from trainer_service.jobs.model import EffectiveSpec, TuningSpec
+from trainer_service.training.recipe import fill
+from trainer_service.training.spec import Example, HyperparameterRequest, TaskKind, TrainingSpec
+
+UNKNOWN = BaseModelInfo(
+    id="none",
+    fingerprint="sha256:" + "0" * 64,
+    tokenizer_digest="sha256:" + "0" * 64,
+    architecture="LlamaForCausalLM",
+    hidden_size=576,
+    vocab_size=49152,
+    num_layers=30,
+    max_positions=2048,
+)
+
+
+class NoWorkers(WorkerPool):
+    """Jobs stay queued."""
+
+    async def start(self) -> None: ...
+
+    async def launch(self, base_model: str) -> WorkerHandle:
+        await asyncio.Event().wait()
+        raise AssertionError("never")
+
+    async def close(self) -> None: ...
+
+
+class Examples:
+    def read(self, name: str) -> tuple[Example, ...]:
+        return tuple(Example(line=line, input=f"question {line}", output=f"answer {line}") for line in range(1, 65))
+
+
+class Admission:
+    def __init__(self, info: BaseModelInfo) -> None:
+        self._info = info
+
+    async def check(self, spec: TuningSpec) -> EffectiveSpec:
+        hyperparameters = fill(spec.hyperparameters, TaskKind.GENERATION, 48, self._info, Template())
+        training = TrainingSpec(task=TaskKind.GENERATION, template=Template(), hyperparameters=hyperparameters)
+        return EffectiveSpec(base_model=self._info, training=training, validation_fraction=0.25, max_runtime_seconds=3600)
+
+
+def spec(number: int, **hyperparameters: Any) -> TuningSpec:
+    return TuningSpec(
+        prompt=f"prompt-{number % 100}",
+        dataset="datasets/sha256-" + "0" * 64,
+        annotations={"team": f"team-{number % 50}"},
+        hyperparameters=HyperparameterRequest(**hyperparameters),
+    )
+
+
+def spread(samples: Sequence[float]) -> dict[str, float]:
+    ordered = sorted(samples)
+    return {"median": round(statistics.median(ordered), 2), "p99": round(ordered[int(len(ordered) * 0.99)], 2)}
+
+
+async def timed(call: Callable[[int], Awaitable[Any]], count: int) -> dict[str, float]:
+    """In milliseconds, one after the other."""
+    samples = []
+    for number in range(count):
+        started = time.perf_counter()
+        await call(number)
+        samples.append((time.perf_counter() - started) * 1000)
+    return spread(samples)
+
+
+async def a_second(call: Callable[[int], Awaitable[Any]], count: int, at_once: int = 16) -> float:
+    """Calls a second, so many at once."""
+    numbers = iter(range(count))
+
+    async def work() -> None:
+        for number in numbers:
+            await call(number)
+
+    started = time.perf_counter()
+    await asyncio.gather(*(work() for _ in range(at_once)))
+    return round(count / (time.perf_counter() - started), 1)

@@ -1,0 +1,78 @@
+"""A cluster that the trainer was pointed at: its workers run there, a node of it dies. And one that it was not pointed at."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tests import recovery
+from tests.trainer_service.cluster.processes import Caller, State, TrainerProcess, channel_to, until_gone
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
+
+TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16), "RAY_USAGE_STATS_ENABLED": "0"}
+
+
+@pytest.fixture
+def cluster() -> Iterator[dict[str, Any]]:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    command = [sys.executable, "-m", "tests.trainer_service.cluster.two_nodes"]
+    with subprocess.Popen(command, env=clean | TOKEN, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        yield json.loads(process.stdout.readline())
+        assert process.stdin is not None
+        processes = psutil.Process(process.pid).children(recursive=True)
+        process.stdin.close()
+        process.wait(60)
+    _, alive = psutil.wait_procs(processes, timeout=20)
+    for left in alive:  # Ray's agents outlive the nodes that they belong to
+        left.kill()
+
+
+async def test_a_lost_node_and_a_cluster_of_somebody_else(cluster: dict[str, Any], tmp_path: Path, tiny_model_dir: Path) -> None:
+    (tmp_path / "other").mkdir()
+    trainer = TrainerProcess(tmp_path, tiny_model_dir, environment=TOKEN, RAY_ADDRESS=cluster["address"], CPUS_PER_WORKER=1)
+    # Ray itself would join whatever this variable names, or the latest cluster that was started on this machine.
+    other = TrainerProcess(tmp_path / "other", tiny_model_dir, environment=TOKEN | {"RAY_ADDRESS": cluster["address"]})
+    try:
+        await asyncio.gather(trainer.start(), other.start())
+        assert not trainer.descendants("gcs_server"), "it has no Ray of its own"
+        assert other.descendants("gcs_server"), "it has, and did not join the one that is there"
+        async with channel_to(trainer) as channel:
+            caller = Caller(channel)
+            name = await caller.create(num_steps=900)
+            await caller.reach(name, 30)
+            [node] = [pid for pid in cluster["raylets"] if workers_of(pid)]
+            workers = workers_of(node)
+            killed_at = time.time()
+            os.kill(node, signal.SIGKILL)
+            recovery.note("node of a worker lost: training again on another one", await caller.reach(name, 31, attempt=2) - killed_at)
+            await until_gone(workers)
+            [survivor] = [pid for pid in cluster["raylets"] if pid != node]
+            workers = workers_of(survivor)
+            assert workers
+            job = await caller.ended(name)
+            assert (job.state, job.result.version) == (State.STATE_SUCCEEDED, "prompts/tone/versions/1")
+        assert trainer.terminate() == 0
+        await until_gone(workers)
+        assert psutil.pid_exists(survivor), "the cluster itself is left alone"
+        assert other.terminate() == 0
+    finally:
+        trainer.kill()
+        other.kill()
+
+
+def workers_of(raylet: int) -> list[psutil.Process]:
+    return [process for process in psutil.Process(raylet).children(recursive=True) if "WorkerActor" in " ".join(process.cmdline())]
