@@ -62,7 +62,7 @@ fi
 for target in "${targets[@]}"; do
     image="localhost/softprompt-$target:$version$suffix"
     echo "== $image"
-    buildah build --isolation chroot --layers --target "$target" --tag "$image" --format oci --timestamp 0 \
+    buildah build --isolation chroot --layers --target "$target" --tag "$image" --format oci \
         --build-arg "BASE_IMAGE=$base" --build-arg "VARIANT=$variant" --build-arg "VERSION=$version" --build-arg "REVISION=$revision" \
         --build-arg "CREATED=$created" "${options[@]}" .
     buildah images --format '{{.Name}}:{{.Tag}} {{.ID}} {{.Size}}' "$image"
