@@ -110,5 +110,5 @@ def tracing_of(service: str, otlp_endpoint: str) -> Tracing:
     except ImportError as error:
         raise ConfigError("traces need OpenTelemetry: install softprompt[tracing]") from error
     provider = TracerProvider(resource=Resource.create({"service.name": service}), shutdown_on_exit=False)
-    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=otlp_endpoint, timeout=5)))
+    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=otlp_endpoint, timeout=5), schedule_delay_millis=1000))
     return Tracing(provider)

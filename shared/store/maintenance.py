@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from shared.errors import SoftPromptError
+from shared.security import audit
 from shared.store.follower import MAX_REPLAYED
 from shared.store.garbage import GRACE_SECONDS, expired_versions
 from shared.store.store import PromptStore
@@ -71,6 +72,7 @@ def _expire_versions(store: PromptStore, policy: MaintenancePolicy, report: Main
             return
         if expired_versions(prompt, policy.keep_versions):
             deleted = store.apply_retention(prompt.name, policy.keep_versions, ACTOR)
+            audit.record("retention", "OK", {"caller": ACTOR, "prompt": prompt.name, "versions": deleted})
             log.info("versions expired", extra={"fields": {"prompt": prompt.name, "versions": deleted, "kept": policy.keep_versions}})
             report.versions_deleted += len(deleted)
 

@@ -33,6 +33,8 @@ class WorkerSpec:
     num_gpus: int = 0
     """More than one: the model's layers are spread over them."""
     checkpoint_seconds: float = 10.0
+    otlp_endpoint: str = ""
+    """Where spans go; empty: nowhere."""
 
 
 def software_version() -> str:

@@ -9,6 +9,7 @@ from functools import partial
 
 import ray
 
+from shared.tracing import tracing_of
 from trainer_service.cluster.interface import WorkerReport
 from trainer_service.cluster.loading import WorkerSpec, load_trainer, software_version
 from trainer_service.cluster.memory import measure_memory
@@ -21,7 +22,7 @@ class WorkerActor:
     """Never restarted by Ray: it would come back blank. The job manager owns retries. One control thread keeps adds and stops in order."""
 
     def __init__(self, spec: WorkerSpec) -> None:
-        self._worker = Worker(partial(load_trainer, spec), measure_memory)
+        self._worker = Worker(partial(load_trainer, spec), measure_memory, tracing_of("softprompt-worker", spec.otlp_endpoint))
 
     @ray.method(concurrency_group="control")  # type: ignore[untyped-decorator]
     def software(self) -> str:

@@ -42,6 +42,7 @@ class RayPoolConfig:
     cpus_per_worker: int = 0
     """Without GPUs. 0: an embedded cluster's cores by max_workers; two on another cluster."""
     checkpoint_seconds: float = 10.0
+    otlp_endpoint: str = ""
 
 
 class RayPool:
@@ -91,6 +92,7 @@ class RayPool:
             num_threads=self._num_threads(),
             num_gpus=config.gpus_per_worker if on_gpu else 0,
             checkpoint_seconds=config.checkpoint_seconds,
+            otlp_endpoint=config.otlp_endpoint,
         )
 
     def _num_threads(self) -> int:
@@ -166,5 +168,6 @@ def ray_pool(settings: TrainerSettings) -> RayPool:
         gpus_per_worker=settings.gpus_per_worker,
         cpus_per_worker=settings.cpus_per_worker,
         checkpoint_seconds=settings.checkpoint_seconds,
+        otlp_endpoint=settings.otlp_endpoint,
     )
     return RayPool(RayCluster(settings.ray_address), config)

@@ -16,8 +16,10 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from shared.errors import SoftPromptError
+from shared.tracing import Tracing
 from trainer_service.cluster.interface import WorkerLost, WorkerMemory, WorkerReport
 from trainer_service.cluster.outbox import Outbox
+from trainer_service.cluster.spans import JobSpans
 from trainer_service.training.events import Failed, Finished, Stopped, TrainingEvent, TrainingTask
 
 log = logging.getLogger(__name__)
@@ -42,9 +44,13 @@ class Worker:
     """`load` makes the trainer, in the worker's own thread; `details` of what it runs on are known after that."""
 
     def __init__(
-        self, load: Callable[[], tuple[Trainer, dict[str, str]]], measure_memory: Callable[[], WorkerMemory] | None = None
+        self,
+        load: Callable[[], tuple[Trainer, dict[str, str]]],
+        measure_memory: Callable[[], WorkerMemory] | None = None,
+        tracing: Tracing | None = None,
     ) -> None:
         self._load, self._measure_memory = load, measure_memory
+        self._spans = JobSpans(tracing or Tracing())
         self._outbox = Outbox()
         self._inbox: deque[_Command] = deque()
         self._work = threading.Condition()
@@ -66,6 +72,7 @@ class Worker:
                 trainer.stop(task.job_id)
                 self._tell(trainer.step())
             self._attempts[task.job_id] = task.attempt
+            self._spans.begin(task)
             try:
                 trainer.add(task)
             except SoftPromptError as error:
@@ -140,6 +147,7 @@ class Worker:
         for event in events:
             if isinstance(event, (Finished, Failed, Stopped)) and self._attempts.get(event.job_id) == event.attempt:
                 del self._attempts[event.job_id]
+        self._spans.tell(events)
         self._outbox.put(events)
 
 

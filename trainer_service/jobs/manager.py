@@ -12,6 +12,7 @@ from typing import Protocol
 
 from shared.errors import InvalidInput
 from shared.store.store import PromptStore
+from shared.tracing import current_traceparent
 from trainer_service.cluster.interface import WorkerPool
 from trainer_service.jobs import moves
 from trainer_service.jobs.checkpoints import DatabaseFiles, DirectoryFiles, JobFiles, keep_what_is_worth
@@ -104,7 +105,8 @@ class JobManager:
                 return found
             effective = found.effective  # the store says how the two conflict
         else:
-            effective = await self._admission.check(spec)
+            admitted = await self._admission.check(spec)
+            effective = admitted.model_copy(update={"traceparent": current_traceparent()})
         now = time.time()
         job = Job(id=new_job_id(), spec=spec, effective=effective, caller=caller, request_id=request_id, create_time=to_datetime(now))
         record = Record(job, queue_key=queue_key(spec.priority, now))

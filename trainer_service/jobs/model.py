@@ -100,6 +100,8 @@ class EffectiveSpec(_Frozen):
     num_validation: int = 0
     estimated_seconds: float = 0.0
     """A rough guess at the time on a worker; 0 = none was made."""
+    traceparent: str = ""
+    """W3C trace context of the call that created the job, for the spans of its attempts; empty: it had none."""
 
 
 class JobProgress(_Measured):

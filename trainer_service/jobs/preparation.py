@@ -48,6 +48,7 @@ class Preparation:
             current_version=current_version,
             checkpoint=self._files.load(job.id, FileKind.CHECKPOINT),
             priority=job.spec.priority,
+            traceparent=job.effective.traceparent,
         )
 
     def _examples(self, job: Job) -> tuple[tuple[Example, ...], tuple[Example, ...]]:

@@ -12,6 +12,7 @@ import time
 
 from shared.errors import Conflict, SoftPromptError, Unavailable
 from shared.log import bind
+from shared.security import audit
 from shared.store.alias import ANYTHING, Expected
 from shared.store.store import PromptStore, PublishedVersion
 from trainer_service.jobs import moves
@@ -165,6 +166,9 @@ class Publisher:
             published |= {"alias_moved": alias_moved, "gate_decision": decision, **await self._serving(job, version)}
             result = result.model_copy(update=published)
         after = await self._context.change(job.id, lambda record: moves.succeeded(record, result, time.time()), attempt=job.attempt)
+        if version is not None:
+            told = {"caller": job.caller, "prompt": job.spec.prompt, "version": version.name, "alias": job.spec.publish.alias}
+            audit.record("publish", "OK", {"job": job.id, **told})
         log.info("job succeeded", extra={"fields": {"version": result.version, "gate": result.gate_decision}})
         await self._clean(after.job)
 

@@ -31,6 +31,8 @@ class TrainingTask:
     checkpoint: bytes | None = None
     """Resume exactly here."""
     priority: int = 0
+    traceparent: str = ""
+    """W3C trace context that this attempt's span belongs under."""
 
 
 @dataclass(frozen=True)

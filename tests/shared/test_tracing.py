@@ -1,0 +1,83 @@
+"""W3C trace contexts through a call, and spans in a real receiver's hands."""
+
+from __future__ import annotations
+
+import logging
+
+import grpc
+import pytest
+
+from shared.config import ConfigError
+from shared.tracing import Tracing, checked_traceparent, current_traceparent, trace_id_of, tracing_of
+from tests.shared.rpc.service import count_request, running_server
+from tests.shared.spans import attributes, receiver
+
+TRACE_ID, SPAN_ID = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+PARENT = f"00-{TRACE_ID}-{SPAN_ID}-01"
+
+
+@pytest.mark.parametrize(
+    ("text", "valid"),
+    [
+        (PARENT, True),
+        (f"01-{TRACE_ID}-{SPAN_ID}-01-more", True),
+        (f"00-{TRACE_ID}-{SPAN_ID}-01-more", False),
+        (f"ff-{TRACE_ID}-{SPAN_ID}-01", False),
+        (f"00-{'0' * 32}-{SPAN_ID}-01", False),
+        (f"00-{TRACE_ID}-{'0' * 16}-01", False),
+        (PARENT.upper(), False),
+        (PARENT + "\n", False),
+        ("", False),
+    ],
+)
+def test_only_valid_trace_contexts_are_taken(text: str, valid: bool) -> None:
+    assert checked_traceparent(text) == (text if valid else "")
+
+
+async def test_a_call_is_a_span_in_the_callers_trace_and_its_log_line_names_it(caplog: pytest.LogCaptureFixture) -> None:
+    with receiver() as received:
+        tracing = tracing_of("test", received.url)
+        with caplog.at_level(logging.INFO):
+            async with running_server(tracing) as running:
+                await running.stub.CountTokens(count_request(prompt="tone"), metadata=(("traceparent", PARENT),))
+                with pytest.raises(grpc.aio.AioRpcError):
+                    await running.stub.CountTokens(count_request("bug"))
+        tracing.close()
+        good, bad = received.spans
+    assert (good.trace_id.hex(), good.parent_span_id.hex()) == (TRACE_ID, SPAN_ID)
+    assert good.name == "prompttuning.v1.GenerationService/CountTokens"
+    found = attributes(good)
+    assert (found["rpc.method"], found["softprompt.caller"], found["softprompt.prompt"]) == ("CountTokens", "anonymous", "tone")
+    assert found["rpc.grpc.status_code"] == 0
+    assert bad.trace_id != good.trace_id
+    assert bad.status.message == "INTERNAL"
+    assert "secret" not in str(bad)
+
+
+async def test_without_a_receiver_the_callers_trace_is_passed_on() -> None:
+    with Tracing().span("call", PARENT, "server", {}) as span:
+        assert current_traceparent() == PARENT
+        assert trace_id_of(span.traceparent) == TRACE_ID
+        assert not span.is_sampled
+    assert current_traceparent() == ""
+
+
+async def test_latencies_carry_the_trace_as_an_exemplar() -> None:
+    with receiver() as received:
+        tracing = tracing_of("test", received.url)
+        async with running_server(tracing) as running:
+            await running.stub.CountTokens(count_request(), metadata=(("traceparent", PARENT),))
+            exemplars = [
+                sample.exemplar.labels
+                for family in running.registry.collect()
+                for sample in family.samples
+                if sample.name == "grpc_server_handling_seconds_bucket" and sample.exemplar
+            ]
+        tracing.close()
+    assert exemplars == [{"trace_id": TRACE_ID}]
+
+
+def test_without_the_packages_the_start_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "opentelemetry.sdk.trace", None)
+    with pytest.raises(ConfigError, match=r"softprompt\[tracing\]"):
+        tracing_of("test", "http://127.0.0.1:1/v1/traces")

@@ -1,0 +1,29 @@
+"""A span for each attempt of each job on this worker, in the trace of the call that created the job."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from shared.tracing import Span, Tracing
+from trainer_service.training.events import Failed, Finished, Stopped, TrainingEvent, TrainingTask
+
+
+class JobSpans:
+    """Used by the step thread alone. A worker that dies takes its open spans with it: the next attempt has one of its own."""
+
+    def __init__(self, tracing: Tracing) -> None:
+        self._tracing = tracing
+        self._open: dict[str, Span] = {}
+
+    def begin(self, task: TrainingTask) -> None:
+        attributes: dict[str, str | int] = {"softprompt.job": task.job_id, "softprompt.attempt": task.attempt}
+        self._open[task.job_id] = self._tracing.begin("train", task.traceparent, "internal", attributes)
+
+    def tell(self, events: Iterable[TrainingEvent]) -> None:
+        """End the spans of jobs that ended."""
+        for event in events:
+            if isinstance(event, Finished | Failed | Stopped) and (span := self._open.pop(event.job_id, None)) is not None:
+                span.set({"softprompt.outcome": type(event).__name__.lower()})
+                if isinstance(event, Failed):
+                    span.fail(event.code)
+                span.end()
