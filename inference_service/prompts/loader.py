@@ -102,19 +102,28 @@ class VersionLoader:
             raise VersionRefused(RefusalReason.TEMPLATE, error.message) from error
 
     async def _replay(self, prefix_id: str, blob: PromptBlob) -> None:
-        replays = list[tuple[GoldenRecord, dict[int, float]]]()
+        """All records at once: the engine computes them in one pass."""
+        wanted = list[tuple[int, GoldenRecord]]()
         for index, record in enumerate(blob.manifest.golden):
             if max(record.input_ids) >= self._base.info.vocab_size:
                 raise VersionRefused(RefusalReason.DAMAGED, f"golden record {index} has token ids that the model does not have")
             if blob.soft_prompt.num_virtual_tokens + len(record.input_ids) + 1 > self._max_length:
                 continue  # says nothing about the prompt: requests may be longer where it was trained
-            try:
-                count = alternatives_for(record, self._max_logprobs)
-                replays.append((record, dict(await self._engine.top_logprobs(prefix_id, record.input_ids, count, _FIRST))))
-            except DamagedBlob as error:
-                raise VersionRefused(RefusalReason.NOT_FINITE, f"golden record {index}: {error.message}") from error
-            except Overloaded as error:
-                raise Unavailable(f"no room for the golden replay: {error.message}") from error
+            wanted.append((index, record))
+        outcomes = await asyncio.gather(*(self._replay_one(prefix_id, index, record) for index, record in wanted), return_exceptions=True)
+        replays = list[tuple[GoldenRecord, dict[int, float]]]()
+        for (_, record), outcome in zip(wanted, outcomes, strict=True):
+            if isinstance(outcome, BaseException):
+                raise outcome
+            replays.append((record, outcome))
         serving_dtype = str(self._base.dtype).removeprefix("torch.")
         if different := disagreement(replays, tolerance_for(blob.manifest.golden, serving_dtype)):
             raise VersionRefused(RefusalReason.GOLDEN, f"the golden record disagrees: {different}")
+
+    async def _replay_one(self, prefix_id: str, index: int, record: GoldenRecord) -> dict[int, float]:
+        try:
+            return dict(await self._engine.top_logprobs(prefix_id, record.input_ids, alternatives_for(record, self._max_logprobs), _FIRST))
+        except DamagedBlob as error:
+            raise VersionRefused(RefusalReason.NOT_FINITE, f"golden record {index}: {error.message}") from error
+        except Overloaded as error:
+            raise Unavailable(f"no room for the golden replay: {error.message}") from error
