@@ -19,12 +19,19 @@ _MAX_TOLD_REFUSALS = 3
 class Serving:
     """One version across the live replicas; `served` and `refused` by replica id."""
 
-    num_replicas: int
+    suitable: frozenset[str] = frozenset()
     """Live replicas of its base model."""
-    served: tuple[tuple[str, LoadedVersion], ...]
-    refused: tuple[tuple[str, RefusedVersion], ...]
-    num_refused: int
-    """Replicas of its base model among those that refused it."""
+    served: tuple[tuple[str, LoadedVersion], ...] = ()
+    refused: tuple[tuple[str, RefusedVersion], ...] = ()
+
+    @property
+    def num_replicas(self) -> int:
+        return len(self.suitable)
+
+    @property
+    def num_refused(self) -> int:
+        """Replicas of its base model among those that refused it."""
+        return sum(replica in self.suitable for replica, _ in self.refused)
 
     @property
     def by_all(self) -> bool:
@@ -44,11 +51,10 @@ class Serving:
 def serving(version: VersionRecord, replicas: Sequence[ReplicaRecord]) -> Serving:
     """`replicas`: the live ones. A record about other bytes under the same number, from another store's time, does not count."""
     fingerprint = version.summary.base_model_fingerprint
-    suitable = {replica.id for replica in replicas if replica.base_model_fingerprint == fingerprint}
+    suitable = frozenset(replica.id for replica in replicas if replica.base_model_fingerprint == fingerprint)
     served = [(replica.id, item) for replica in replicas for item in replica.loaded if replica.id in suitable and _is(item, version)]
     refused = [(replica.id, item) for replica in replicas for item in replica.refused if _is(item, version)]
-    num_refused = sum(replica in suitable for replica, _ in refused)
-    return Serving(len(suitable), tuple(served), tuple(refused), num_refused)
+    return Serving(suitable, tuple(served), tuple(refused))
 
 
 def _is(item: LoadedVersion | RefusedVersion, version: VersionRecord) -> bool:

@@ -109,10 +109,8 @@ class PromptMethods:
                 raise NotFound("version", wanted)
             if found.served_by_all:
                 return found
-            if found.refused:
-                raise PreconditionFailed(
-                    "; ".join(f"{item.replica} refused {wanted}: {item.reason}" for item in found.refused), version=wanted
-                )
+            if refusals := [item for item in found.refused if item.has_base_model]:
+                raise PreconditionFailed("; ".join(f"{item.replica} refused {wanted}: {item.reason}" for item in refusals), version=wanted)
             if time.monotonic() > deadline:
                 counted = f"{len(found.served)} of {found.num_replicas} live replicas"
                 raise DeadlineExceeded(f"{wanted} is served by {counted} after {timeout_seconds:g} s")

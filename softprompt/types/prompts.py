@@ -68,8 +68,11 @@ class ReplicaServing:
 
 @dataclass(frozen=True)
 class ReplicaRefusal:
+    """`has_base_model`: it has the version's base model, so it should have served it."""
+
     replica: str
     reason: str
+    has_base_model: bool
 
 
 @dataclass(frozen=True)

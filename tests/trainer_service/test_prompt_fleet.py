@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,11 @@ from typing import Any
 import pytest
 from prompttuning.v1 import prompts_pb2 as pb
 
-from shared.errors import NotFound, PreconditionFailed
+from shared.errors import DeadlineExceeded, NotFound, PreconditionFailed
 from shared.manifest import utc_now
 from shared.store import LoadedVersion, PromptStore, RefusedVersion, ReplicaRecord, open_store
 from shared.store import follower as follower_module
+from softprompt import AsyncClient
 from tests.trainer_service.conftest import RunningTrainer, refused
 from tests.trainer_service.test_prompt_service import MATRIX, publish
 
@@ -50,6 +52,7 @@ async def test_the_status_counts_live_replicas_and_tells_who_refused(trainer: Ru
     newer, older = status.versions
     assert (newer.version, list(newer.aliases), newer.num_replicas, newer.served_by_all) == (second.name, ["default"], 4, False)
     assert [(item.replica, item.publish_to_served.ToMilliseconds()) for item in newer.served] == [("a", 250)]
+    assert [item.has_base_model for item in (*newer.refused, *older.refused)] == [True, False]
     assert [(item.replica, item.reason) for item in newer.refused] == [("b", "golden: -1.5 here, -0.5 where it was trained")]
     assert (older.num_replicas, [item.replica for item in older.served], older.served_by_all) == (4, ["a", "b", "d", "slow"], True)
     assert not older.served[0].HasField("publish_to_served")
@@ -101,3 +104,26 @@ def replace_store(trainer: RunningTrainer, tmp_path: Path) -> None:
     open_store(str(other)).close()
     place.rename(tmp_path / "first-store")
     shutil.move(other, place)
+
+
+async def test_waiting_for_served_by_all_ends_with_the_count_or_the_reasons(trainer: RunningTrainer) -> None:
+    version = await publish(trainer)
+    store, ours = open_store(trainer.settings.resolved_store_url), version.base_model.fingerprint
+    about = {"prompt": "colours", "version": 1, "digest": version.digest}
+    loaded, refusal = LoadedVersion(**about, loaded_at=utc_now()), RefusedVersion(**about, reason="golden: 1 here, 2 there")
+    async with AsyncClient(f"127.0.0.1:{trainer.port}", "127.0.0.1:1") as client:
+        with pytest.raises(DeadlineExceeded, match="served by 0 of 0 live replicas"):
+            await client.wait_until_served_by_all("colours@1", timeout_seconds=0)
+        beat(store, "a", ours, loaded=(loaded,))
+        beat(store, "b", ours)
+        beat(store, "other", "sha256:other", refused=(RefusedVersion(**about, reason="base_model: tuned for tiny"),))
+        with pytest.raises(DeadlineExceeded, match="served by 1 of 2 live replicas"):
+            await client.wait_until_served_by_all("colours@1", timeout_seconds=0)
+        waiting = asyncio.create_task(client.wait_until_served_by_all("prompts/colours/versions/1", timeout_seconds=20))
+        beat(store, "b", ours, loaded=(loaded,))
+        assert [item.replica for item in (await waiting).served] == ["a", "b"]
+        beat(store, "b", ours, refused=(refusal,))
+        with pytest.raises(PreconditionFailed, match="b refused prompts/colours/versions/1: golden: 1 here, 2 there"):
+            await client.wait_until_served_by_all("colours@1", timeout_seconds=20)
+        with pytest.raises(NotFound):
+            await client.wait_until_served_by_all("colours@9", timeout_seconds=20)

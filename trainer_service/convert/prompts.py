@@ -149,7 +149,10 @@ def _version_status(version: Version, stands: Serving) -> prompts_pb2.VersionSta
         aliases=version.prompt.aliases_of(version.record.version),
         num_replicas=stands.num_replicas,
         served=[_serving(replica, loaded) for replica, loaded in stands.served],
-        refused=[prompts_pb2.ReplicaRefusal(replica=replica, reason=refusal.reason) for replica, refusal in stands.refused],
+        refused=[
+            prompts_pb2.ReplicaRefusal(replica=replica, reason=refusal.reason, has_base_model=replica in stands.suitable)
+            for replica, refusal in stands.refused
+        ],
         served_by_all=stands.by_all,
     )
 

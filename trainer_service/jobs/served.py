@@ -28,7 +28,7 @@ async def wait_until_served(
     is away meanwhile is asked again.
     """
     deadline = parse_timestamp(version.created_at).timestamp() + seconds
-    stands = Serving(0, (), (), 0)
+    stands = Serving()
     while True:
         try:
             stands = serving(version, await threads.call(store.list_replicas))

@@ -1001,19 +1001,23 @@ class ReplicaRefusal(_message.Message):
 
     REPLICA_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    HAS_BASE_MODEL_FIELD_NUMBER: _builtins.int
     replica: _builtins.str
     """The replica's id."""
     reason: _builtins.str
     """Why, with the numbers."""
+    has_base_model: _builtins.bool
+    """It has the version's base model: it should have served it. One with another base model refuses with good reason."""
     def __init__(
         self,
         *,
         replica: _builtins.str = ...,
         reason: _builtins.str = ...,
+        has_base_model: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason", "replica", b"replica"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["has_base_model", b"has_base_model", "reason", b"reason", "replica", b"replica"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
