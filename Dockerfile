@@ -34,7 +34,7 @@ RUN --mount=type=secret,id=pip_conf,target=/run/secrets/pip.conf \
     --mount=type=secret,id=ca_bundle,target=/run/secrets/ca.crt \
     if [ -s /run/secrets/ca.crt ]; then export PIP_CERT=/run/secrets/ca.crt; fi; \
     if [ "$VARIANT" = cpu ] && [ -n "$TORCH_CPU_INDEX" ]; then export PIP_EXTRA_INDEX_URL="$TORCH_CPU_INDEX"; fi; \
-    /build/tools/bin/pip --python /opt/softprompt/bin/python install --constraint constraints.txt torch \
+    /build/tools/bin/pip --python /opt/softprompt/bin/python install --constraint constraints.txt torch setuptools==84.2.1 \
     && /opt/softprompt/bin/python -W ignore -c "import sys, torch; sys.exit((torch.version.cuda is not None) != ('$VARIANT' == 'cuda'))"
 COPY pyproject.toml k8s/images/requirements.py ./
 RUN --mount=type=secret,id=pip_conf,target=/run/secrets/pip.conf \

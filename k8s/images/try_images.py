@@ -23,6 +23,7 @@ import softprompt
 
 VERSION = version("softprompt")
 UID = 10001
+CONSTRAINTS = Path(__file__).parents[2] / "constraints.txt"
 EXAMPLES = Path(__file__).parents[2] / "examples" / "product-descriptions" / "train.jsonl"
 INPUT = "name: Aria 5 | category: earbuds | battery: 30 h | price: $79"
 HARDENED = [
@@ -60,8 +61,26 @@ def check_contents(target: str) -> None:
     say(f"{target}: {' '.join(seen)}")
     if seen != expected:
         raise SystemExit(f"{image(target)} is not as it should be: {seen}, and not {expected}")
+    check_versions(target)
     labels = json.loads(podman("image", "inspect", image(target)))[0]["Labels"]
     say(f"{target}: labels { ({k.removeprefix('org.opencontainers.image.'): v for k, v in labels.items() if 'opencontainers' in k}) }")
+
+
+def check_versions(target: str) -> None:
+    """All that is installed is what constraints.txt says, but for setuptools, which the Dockerfile pins, and ourselves."""
+    code = "from importlib.metadata import distributions as d; print(*(f'{x.name}=={x.version}' for x in d()), sep='\\n')"
+    installed = {normalised(line) for line in podman("run", "--rm", *HARDENED, image(target), "python", "-c", code).split()}
+    pinned = {normalised(line) for line in CONSTRAINTS.read_text().split()}
+    loose = {line for line in installed - pinned if not line.startswith(("setuptools==", "softprompt=="))}
+    say(f"{target}: {len(installed)} distributions, not as in constraints.txt: {sorted(loose) or 'none'}")
+    if loose:
+        raise SystemExit(1)
+
+
+def normalised(requirement: str) -> str:
+    """A build's own mark (+cpu) and the spelling of names don't count."""
+    name, _, version = requirement.partition("==")
+    return f"{name.lower().replace('_', '-').replace('.', '-')}=={version.partition('+')[0]}"
 
 
 class Container:
