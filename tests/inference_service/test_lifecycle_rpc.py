@@ -150,6 +150,29 @@ async def test_the_fleet_sees_what_a_replica_serves_and_refused(replica: Replica
     await until(lambda: not directory.list())
 
 
+async def test_a_request_that_no_step_can_compute_is_an_internal_error_of_its_own(
+    replica: Replica, monkeypatch: pytest.MonkeyPatch, brake: Brake
+) -> None:
+    compute = Engine._compute
+
+    def flaky(self: Engine, plan: Any) -> Any:
+        if any(chunk.sequence.num_input == 3 for chunk in plan.chunks):
+            raise RuntimeError("a kernel's own words")
+        return compute(self, plan)
+
+    monkeypatch.setattr(Engine, "_compute", flaky)
+    brake.seconds = 0.01
+    beside = replica.stub.GenerateStream(stream_request("hello", max_new_tokens=40, ignore_eos=True))
+    stream = aiter(beside)
+    await anext(stream)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await replica.generate("abc")
+    assert caught.value.code() is grpc.StatusCode.INTERNAL
+    assert "kernel" not in (caught.value.details() or "")
+    assert sum([len(response.delta.token_ids) async for response in stream]) == 40
+    assert await replica.metric("requests_finished_total", finish_reason="INTERNAL") == 1
+
+
 async def test_a_dead_engine_stops_serving_and_ends_the_process(
     tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
