@@ -7,6 +7,7 @@ that rate, whatever becomes of those before. An accepted one waits at most for t
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -52,6 +53,7 @@ async def overload(
         stub = generation_pb2_grpc.GenerationServiceStub(channel)
         calm = await _saturate(stub, at_once, calibrate_seconds)
         capacity = len(calm.total) / calibrate_seconds
+        sys.stderr.write(f"capacity: {capacity:.2f} requests a second\n")
         await meter.until_idle(_DEADLINE_SECONDS)
         before = await meter.take()
         measuring = asyncio.create_task(meter.run(_SAMPLE_SECONDS))

@@ -76,7 +76,9 @@ async def running_replica(model: Path, directory: Path, settings: dict[str, str]
     process = ServiceProcess("inference", "inference_service", environment, ready_file, _say)
     await process.start()
     try:
-        yield Replica(await process.ready(START_SECONDS), store, process), publisher
+        ready = await process.ready(START_SECONDS)
+        sys.stderr.write(f"the replica serves, process {ready.pid}\n")
+        yield Replica(ready, store, process), publisher
     finally:
         process.terminate()
         await process.wait(30)
