@@ -22,7 +22,7 @@ from benchmarks.serve.field import Field
 from shared.allocator import tune_allocator
 
 MANY_PROMPTS = 500
-MIN_ROUNDS = 3
+ROUNDS = 3
 
 
 def main() -> None:
@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("--vllm-python", type=Path, help="an interpreter that has vLLM's CPU build; without it vLLM is left out")
     names = [case.name for case in CASES]
     parser.add_argument("--cases", nargs="*", choices=names, default=names, metavar="CASE", help=f"some of: {', '.join(names)}")
-    parser.add_argument("--rounds", type=int, default=MIN_ROUNDS)
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--many-prompts", type=int, default=MANY_PROMPTS, help="prompts loaded in the case of many")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/serve.json"))
     arguments = parser.parse_args()
@@ -57,7 +57,7 @@ async def measure(arguments: argparse.Namespace, results: dict[str, Any]) -> Non
         try:
             for case in CASES:
                 if case.name in arguments.cases:
-                    found = await run(case, field, max(MIN_ROUNDS, arguments.rounds))
+                    found = await run(case, field, max(1, arguments.rounds))
                     found["vllm"] = (
                         "not measured: no interpreter was given (--vllm-python)" if arguments.vllm_python is None else "measured"
                     )
