@@ -44,6 +44,8 @@ def _cluster(spec: Object) -> Iterator[str]:
     if not spec.get("enableInTreeAutoscaling") or spec.get("autoscalerOptions", {}).get("version") != "v2":
         yield "no autoscaler of version 2"
     for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
+        if group["template"]["spec"].get("restartPolicy") != "Never":
+            yield "a container restarted in its pod would be another Ray node under the same name"
         yield from (f"rayStartParams.{k} is no string" for k, v in group["rayStartParams"].items() if not isinstance(v, str))
 
 
