@@ -23,6 +23,7 @@ from trainer_service.jobs.store import Holding, StaleAttempt
 
 log = logging.getLogger(__name__)
 
+_LEAST_PAUSE_SECONDS = 0.01
 _NO_WORKER = "no worker has it"
 _UNKNOWN_LAUNCH_SECONDS = 10.0
 """A guess for a base model that was never loaded here."""
@@ -80,6 +81,7 @@ class Dispatcher:
     async def _run(self) -> None:
         while True:
             self._context.wake_dispatcher.clear()
+            begun = time.monotonic()
             try:
                 await self._round()
             except Unavailable as error:
@@ -88,6 +90,8 @@ class Dispatcher:
             except Exception:
                 log.exception("a round of the dispatcher failed")
                 await asyncio.sleep(self._context.config.tick_seconds)
+            # Many changes at once are one round's work, and rounds over a long queue leave at least as much time to others.
+            await asyncio.sleep(_LEAST_PAUSE_SECONDS + time.monotonic() - begun)
             try:
                 async with asyncio.timeout(self._context.config.tick_seconds):
                     await self._context.wake_dispatcher.wait()

@@ -52,7 +52,7 @@ jobs = Table(
     Index("ix_jobs_state_queue_key", "state", "queue_key"),
     Index("ix_jobs_prompt_id", "prompt", "id"),
     Index("ix_jobs_prompt_state_id", "prompt", "state", "id"),
-    Index("ix_jobs_queue", "state", "trained", "base_model", "queue_key"),
+    Index("ix_jobs_queue", "state", "trained", "base_model", "queue_key", "not_before"),  # with what the queue's heads need, and no row
     Index("ix_jobs_caller_state", "caller", "state"),
     Index("ix_jobs_state_deadline", "state", "deadline"),
     Index("uq_jobs_caller_request_id", "caller", "request_id", unique=True),

@@ -21,10 +21,11 @@ from trainer_service.jobs.model import EventPayload, Job, JobEvent, JobFilter, J
 from trainer_service.jobs.record import IMMUTABLE_COLUMNS, Record, from_row, same_request, to_row
 from trainer_service.jobs.scheduler import QueueHead
 from trainer_service.jobs.schema import job_annotations, job_datasets, jobs
-from trainer_service.jobs.states import LEASED_STATES, TERMINAL_STATES, UNSUCCESSFUL_STATES, JobState, check_move
+from trainer_service.jobs.states import LEASED_STATES, UNSUCCESSFUL_STATES, JobState, check_move
 
 _LEASED = [state.value for state in LEASED_STATES]
-_ENDED = [state.value for state in TERMINAL_STATES]
+_UNENDED = [state.value for state in JobState if not state.is_terminal]
+"""What has ended is most of a store that is old: a range of an index for each other state never looks at it."""
 _UNSUCCESSFUL = [state.value for state in UNSUCCESSFUL_STATES]
 _RECENT_JOBS = 20
 
@@ -157,7 +158,11 @@ class JobStore:
         return self._claim(first, owner, lease_until, now, claimed_at=now)
 
     def claim_trained(self, owner: str, lease_until: float, now: float) -> Record | None:
-        """The same for a job that only has to be published."""
+        """The same for a job that only has to be published. There is seldom one, so it is looked for before anything is locked."""
+        waiting = select(jobs.c.id).where(jobs.c.state == JobState.QUEUED.value, jobs.c.trained.is_(True)).limit(1)
+        with self._database.read() as connection:
+            if connection.execute(waiting).first() is None:
+                return None
         first = select(jobs.c.id).where(jobs.c.trained.is_(True), jobs.c.not_before <= now)
         return self._claim(first, owner, lease_until, now, claimed_at=None)
 
@@ -196,7 +201,7 @@ class JobStore:
         """Jobs that have not ended, and those whose best prompt is kept."""
         kept = jobs.c.state.in_(_UNSUCCESSFUL) & jobs.c.checkpointed.is_(True)
         with self._database.read() as connection:
-            return frozenset(connection.scalars(select(jobs.c.id).where(jobs.c.state.not_in(_ENDED) | kept)))
+            return frozenset(connection.scalars(select(jobs.c.id).where(jobs.c.state.in_(_UNENDED) | kept)))
 
     def uses_dataset(self, name: str) -> bool:
         """Whether a job that was not deleted was made with it."""
@@ -264,7 +269,7 @@ class JobStore:
         queued = connection.scalar(select(func.count()).where(jobs.c.state == JobState.QUEUED.value)) or 0
         if queued >= max_queued:
             raise Overloaded(f"{queued} jobs are waiting; the queue is full", retry_after_seconds=30.0, queued=queued)
-        active = connection.scalar(select(func.count()).where(jobs.c.caller == caller, jobs.c.state.not_in(_ENDED))) or 0
+        active = connection.scalar(select(func.count()).where(jobs.c.caller == caller, jobs.c.state.in_(_UNENDED))) or 0
         if active >= max_active_of_caller:
             message = f"{active} of your jobs have not ended yet; at most {max_active_of_caller} may"
             raise Overloaded(message, retry_after_seconds=60.0, active=active)

@@ -1,4 +1,4 @@
-"""Deadlines, whether a job has a checkpoint, and which datasets jobs need."""
+"""Deadlines, whether a job has a checkpoint, which datasets jobs need, and an index that answers what waits by itself."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ down_revision = "0001"
 def upgrade() -> None:
     op.add_column("jobs", sa.Column("checkpointed", sa.Boolean, nullable=False, server_default=sa.false()))
     op.add_column("jobs", sa.Column("deadline", sa.Double))
+    op.drop_index("ix_jobs_queue", "jobs")
+    op.create_index("ix_jobs_queue", "jobs", ["state", "trained", "base_model", "queue_key", "not_before"])
     op.create_index("ix_jobs_state_deadline", "jobs", ["state", "deadline"])
     job_datasets = op.create_table(
         "job_datasets",
