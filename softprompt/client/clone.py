@@ -42,7 +42,7 @@ def continued_spec(job: TuningJob, changes: Mapping[str, Any]) -> TuningSpec:
 
 def _merged(old: Hyperparameters, new: Hyperparameters) -> Hyperparameters:
     """Steps and epochs exclude each other: a new one takes the other's place."""
-    given = {field.name: getattr(new, field.name) for field in fields(new) if getattr(new, field.name) is not None}
+    given = {field.name: value for field in fields(new) if (value := getattr(new, field.name)) is not None and value != {}}
     if "num_steps" in given or "num_epochs" in given:
         old = replace(old, num_steps=None, num_epochs=None)
     return replace(old, **given)

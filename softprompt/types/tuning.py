@@ -111,6 +111,7 @@ class Hyperparameters:
     early_stop_patience: int | None = None
     label_smoothing: float | None = None
     balance_classes: bool | None = None
+    class_weights: Mapping[str, float] = field(default_factory=dict)
     metric: Metric | None = None
     seed: int | None = None
     search: bool | None = None

@@ -95,6 +95,7 @@ def test_every_kind_of_value_survives_both_ways():
         schedule=tuning.LearningRateSchedule.LINEAR,
         early_stop_patience=0,
         balance_classes=False,
+        class_weights={"a": 0.5},
         seed=0,
     )
     message = write(hyperparameters, tuning_pb2.Hyperparameters())

@@ -80,6 +80,7 @@ SPEC = TuningSpec(
         early_stop_patience=0,
         label_smoothing=0.0,
         balance_classes=False,
+        class_weights={"a": 2.5},
         metric=Metric.MACRO_F1,
         seed=0,
         search=False,
@@ -209,7 +210,7 @@ def test_every_field_of_a_job_is_told() -> None:
     assert message.progress.metrics["loss"] == math.inf
     effective = effective_to_wire(job.spec, job.effective)
     left_open = [field.name for field in effective.hyperparameters.DESCRIPTOR.fields if not is_set(effective.hyperparameters, field)]
-    assert left_open == ["num_epochs"]
+    assert left_open == ["num_epochs", "class_weights"]
 
 
 def test_every_kind_of_event_is_told() -> None:

@@ -87,6 +87,7 @@ def _spec_from_wire(message: tuning_pb2.TuningSpec, violations: Violations) -> T
 
 def _hyperparameters_from_wire(message: tuning_pb2.Hyperparameters, field: str, violations: Violations) -> HyperparameterRequest:
     values = present(message, _SCALARS)
+    values["class_weights"] = dict(message.class_weights)
     if message.HasField("num_epochs") and message.HasField("num_steps"):
         violations.add(f"{field}.num_epochs", "excludes num_steps: give one of them")
     if message.HasField("init"):
@@ -191,4 +192,5 @@ def hyperparameters_to_wire(values: HyperparameterRequest | Hyperparameters) -> 
         reparameterisation=REPARAMETERISATIONS.to_wire(values.reparameterisation),
         schedule=SCHEDULES.to_wire(values.schedule),
         metric=METRICS.to_wire(values.metric),
+        class_weights=values.class_weights,
     )

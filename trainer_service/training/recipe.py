@@ -76,8 +76,9 @@ def fill(
         metric=request.metric or (Metric.ACCURACY if task is TaskKind.CLASSIFICATION else Metric.LOSS),
         seed=_given(request.seed, 0),
         search=_given(request.search, False),
+        class_weights=dict(request.class_weights),
     )
-    violations = [*_violations(request, filled, task, num_train, info, source_virtual_tokens)]
+    violations = [*_violations(request, filled, task, num_train, info, source_virtual_tokens), *_weight_violations(filled, task, labels)]
     if violations:
         raise InvalidInput(violations)
     return filled
@@ -117,6 +118,18 @@ def _num_steps(num_epochs: float | None, num_train: int, batch_size: int) -> int
 
 def _given(value: T | None, default: T) -> T:
     return default if value is None else value
+
+
+def _weight_violations(filled: Hyperparameters, task: TaskKind, labels: Sequence[str]) -> list[FieldViolation]:
+    name = f"{FIELD}.class_weights"
+    if not filled.class_weights:
+        return []
+    if task is not TaskKind.CLASSIFICATION:
+        return [FieldViolation(name, "needs examples of input and label")]
+    if filled.balance_classes:
+        return [FieldViolation(name, "excludes balance_classes: give one of them")]
+    unknown = [label for label in filled.class_weights if label not in labels]
+    return [FieldViolation(f"{name}[{label[:40]!r}]", "is not in the label set") for label in unknown[:20]]
 
 
 def _violations(

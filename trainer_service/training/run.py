@@ -121,6 +121,9 @@ class TuningRun:
         return EncodedDataset(tuple(encoded), labels)
 
     def _class_weights(self) -> list[float]:
+        if self._hyper.class_weights:
+            by_index = [self._hyper.class_weights.get(label, 1.0) for label in self._spec.labels]
+            return [by_index[example.label_index] for example in self._train.examples]
         if not self._hyper.balance_classes or self._spec.task is not TaskKind.CLASSIFICATION:
             return [1.0] * len(self._train)
         counts = [0] * len(self._spec.labels)

@@ -7,6 +7,7 @@ The pydantic models are what is written to the job store as JSON and shipped to 
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -94,6 +95,8 @@ class HyperparameterRequest(_Frozen):
     label_smoothing: float | None = Field(default=None, ge=0, lt=1)
     balance_classes: bool | None = None
     """Weigh each class by its inverse frequency (classification only)."""
+    class_weights: dict[str, Annotated[float, Field(gt=0, le=1e6)]] = Field(default_factory=dict)
+    """By label; 1 for those left out (classification only). Exclusive with balance_classes."""
     metric: Metric | None = None
     seed: int | None = Field(default=None, ge=0, le=2**63 - 1)
     search: bool | None = None
@@ -120,6 +123,8 @@ class Hyperparameters(_Frozen):
     metric: Metric
     seed: int
     search: bool
+    class_weights: dict[str, float] = Field(default_factory=dict)
+    """By label; what is left out weighs 1."""
 
 
 class Example(_Frozen):

@@ -339,6 +339,26 @@ class Hyperparameters(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class ClassWeightsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     NUM_VIRTUAL_TOKENS_FIELD_NUMBER: _builtins.int
     INIT_FIELD_NUMBER: _builtins.int
     REPARAMETERISATION_FIELD_NUMBER: _builtins.int
@@ -357,6 +377,7 @@ class Hyperparameters(_message.Message):
     METRIC_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
     SEARCH_FIELD_NUMBER: _builtins.int
+    CLASS_WEIGHTS_FIELD_NUMBER: _builtins.int
     num_virtual_tokens: _builtins.int
     """Virtual tokens, 1 to the limit in GetServiceInfo."""
     reparameterisation: Global___Reparameterisation.ValueType
@@ -395,6 +416,10 @@ class Hyperparameters(_message.Message):
     def init(self) -> Global___PromptInit:
         """Where the prompt starts."""
 
+    @_builtins.property
+    def class_weights(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """Weight of each class in the loss, above 0; 1 for those left out (classification). Excludes balance_classes."""
+
     def __init__(
         self,
         *,
@@ -416,10 +441,11 @@ class Hyperparameters(_message.Message):
         metric: Global___Metric.ValueType = ...,
         seed: _builtins.int | None = ...,
         search: _builtins.bool | None = ...,
+        class_weights: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_balance_classes", b"_balance_classes", "_batch_size", b"_batch_size", "_early_stop_patience", b"_early_stop_patience", "_evaluation_interval_steps", b"_evaluation_interval_steps", "_label_smoothing", b"_label_smoothing", "_learning_rate", b"_learning_rate", "_max_grad_norm", b"_max_grad_norm", "_num_epochs", b"_num_epochs", "_num_steps", b"_num_steps", "_num_virtual_tokens", b"_num_virtual_tokens", "_search", b"_search", "_seed", b"_seed", "_warmup_steps", b"_warmup_steps", "_weight_decay", b"_weight_decay", "balance_classes", b"balance_classes", "batch_size", b"batch_size", "early_stop_patience", b"early_stop_patience", "evaluation_interval_steps", b"evaluation_interval_steps", "init", b"init", "label_smoothing", b"label_smoothing", "learning_rate", b"learning_rate", "max_grad_norm", b"max_grad_norm", "num_epochs", b"num_epochs", "num_steps", b"num_steps", "num_virtual_tokens", b"num_virtual_tokens", "search", b"search", "seed", b"seed", "warmup_steps", b"warmup_steps", "weight_decay", b"weight_decay"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_balance_classes", b"_balance_classes", "_batch_size", b"_batch_size", "_early_stop_patience", b"_early_stop_patience", "_evaluation_interval_steps", b"_evaluation_interval_steps", "_label_smoothing", b"_label_smoothing", "_learning_rate", b"_learning_rate", "_max_grad_norm", b"_max_grad_norm", "_num_epochs", b"_num_epochs", "_num_steps", b"_num_steps", "_num_virtual_tokens", b"_num_virtual_tokens", "_search", b"_search", "_seed", b"_seed", "_warmup_steps", b"_warmup_steps", "_weight_decay", b"_weight_decay", "balance_classes", b"balance_classes", "batch_size", b"batch_size", "early_stop_patience", b"early_stop_patience", "evaluation_interval_steps", b"evaluation_interval_steps", "init", b"init", "label_smoothing", b"label_smoothing", "learning_rate", b"learning_rate", "max_grad_norm", b"max_grad_norm", "metric", b"metric", "num_epochs", b"num_epochs", "num_steps", b"num_steps", "num_virtual_tokens", b"num_virtual_tokens", "reparameterisation", b"reparameterisation", "schedule", b"schedule", "search", b"search", "seed", b"seed", "warmup_steps", b"warmup_steps", "weight_decay", b"weight_decay"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_balance_classes", b"_balance_classes", "_batch_size", b"_batch_size", "_early_stop_patience", b"_early_stop_patience", "_evaluation_interval_steps", b"_evaluation_interval_steps", "_label_smoothing", b"_label_smoothing", "_learning_rate", b"_learning_rate", "_max_grad_norm", b"_max_grad_norm", "_num_epochs", b"_num_epochs", "_num_steps", b"_num_steps", "_num_virtual_tokens", b"_num_virtual_tokens", "_search", b"_search", "_seed", b"_seed", "_warmup_steps", b"_warmup_steps", "_weight_decay", b"_weight_decay", "balance_classes", b"balance_classes", "batch_size", b"batch_size", "class_weights", b"class_weights", "early_stop_patience", b"early_stop_patience", "evaluation_interval_steps", b"evaluation_interval_steps", "init", b"init", "label_smoothing", b"label_smoothing", "learning_rate", b"learning_rate", "max_grad_norm", b"max_grad_norm", "metric", b"metric", "num_epochs", b"num_epochs", "num_steps", b"num_steps", "num_virtual_tokens", b"num_virtual_tokens", "reparameterisation", b"reparameterisation", "schedule", b"schedule", "search", b"search", "seed", b"seed", "warmup_steps", b"warmup_steps", "weight_decay", b"weight_decay"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__balance_classes: _TypeAlias = _typing.Literal["balance_classes"]  # noqa: Y015
     _WhichOneofArgType__balance_classes: _TypeAlias = _typing.Literal["_balance_classes", b"_balance_classes"]  # noqa: Y015

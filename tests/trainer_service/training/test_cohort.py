@@ -285,12 +285,13 @@ def test_a_generation_metric_decides_the_best_checkpoint() -> None:
     assert "chrf" in of(events, Finished)[0].result.bare_metrics
 
 
-def test_balanced_classes_count_alike_whatever_their_frequency() -> None:
+def test_classes_count_as_they_are_weighed() -> None:
     rare = tuple(Example(line=i + 1, input=f"review {i}", label="bad" if i == 5 else "good") for i in range(8))
     losses = {}
-    for balance in (False, True):
-        one = task(train=rare, num_steps=1, batch_size=8, balance_classes=balance)
-        losses[balance] = _losses(run(Cohort(BASE), one))[0]
+    options = {"plain": {}, "balanced": {"balance_classes": True}, "weighted": {"class_weights": {"bad": 3.0}}}
+    for name, option in options.items():
+        one = task(train=rare, num_steps=1, batch_size=8, **option)
+        losses[name] = _losses(run(Cohort(BASE), one))[0]
     by_label = []
     for label in ("good", "bad"):
         some = tuple(example for example in rare if example.label == label)
@@ -298,10 +299,10 @@ def test_balanced_classes_count_alike_whatever_their_frequency() -> None:
         by_label.append(_losses(run(Cohort(BASE), one))[0])
     tokens = [len(BASE.tokenizer(f" {label}", add_special_tokens=False)["input_ids"]) + 1 for label in ("good", "bad")]
     good, bad = by_label
-    weights = {False: (7.0, 1.0), True: (4.0, 4.0)}
-    for balance, (w_good, w_bad) in weights.items():
+    weights = {"plain": (7.0, 1.0), "balanced": (4.0, 4.0), "weighted": (7.0, 3.0)}
+    for name, (w_good, w_bad) in weights.items():
         total = w_good * tokens[0] + w_bad * tokens[1]
-        assert losses[balance] == pytest.approx((w_good * tokens[0] * good + w_bad * tokens[1] * bad) / total, rel=1e-4)
+        assert losses[name] == pytest.approx((w_good * tokens[0] * good + w_bad * tokens[1] * bad) / total, rel=1e-4)
 
 
 def test_held_out_examples_that_stand_in_the_training_data_are_counted() -> None:
