@@ -52,6 +52,10 @@ def show_result(job: TuningJob) -> None:
         return
     if result.published:
         show(f"published {result.version}" + (" (alias moved)" if result.alias_moved else ""))
+        if result.gate_decision:
+            show(f"  {'gate':<15}{result.gate_decision}")
+        if result.serving:
+            show(f"  {'fleet':<15}{result.serving}")
     else:
         show(f"not published: {result.gate_decision or 'the gate forbade it'}")
     compared = (
