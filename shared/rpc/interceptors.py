@@ -17,7 +17,7 @@ import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractContextManager, aclosing, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -57,6 +57,8 @@ class CallCounter:
     """Calls that drain waits for: all but health checks, reflection and endless watches."""
 
     count: int = 0
+    health_watches: int = 0
+    """Clients that will hear by health that they are to leave."""
     idle: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
@@ -72,6 +74,14 @@ class CallCounter:
             self.count -= 1
             if self.count == 0:
                 self.idle.set()
+
+    @contextmanager
+    def watching_health(self) -> Any:
+        self.health_watches += 1
+        try:
+            yield
+        finally:
+            self.health_watches -= 1
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # the stubs make it generic, grpcio does not
@@ -180,7 +190,7 @@ class _Call:
         begun = time.perf_counter()
         metrics.started.labels(*labels).inc()
         metrics.in_flight.labels(*labels).inc()
-        counted = self._calls.counted() if self._waited_for else logs.bind()
+        counted = self._counted()
         with counted, self._traced(context) as span, logs.bind(**_ids(request_id_of(context), span)):
             try:
                 yield outcome
@@ -195,6 +205,13 @@ class _Call:
                 exemplar = {"trace_id": trace_id_of(span.traceparent)} if span.is_sampled else None
                 metrics.seconds.labels(*labels).observe(seconds, exemplar)
                 self._tell(outcome, span, seconds, context)
+
+    def _counted(self) -> AbstractContextManager[None]:
+        if self._waited_for:
+            return cast("AbstractContextManager[None]", self._calls.counted())
+        if (self.service, self.name) == ("grpc.health.v1.Health", "Watch"):
+            return cast("AbstractContextManager[None]", self._calls.watching_health())
+        return nullcontext()
 
     def _traced(self, context: Any) -> AbstractContextManager[Span]:
         if self.service in _QUIET_SERVICES:

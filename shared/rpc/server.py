@@ -29,6 +29,7 @@ LIVE, READY = "live", "ready"
 HANDSHAKE_SECONDS = 10.0
 _MAX_CONNECTION_STREAMS = 2048
 _LAST_WORDS_SECONDS = 0.5
+_LEAVING_SECONDS = 1.0
 _SERVING, _NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 
 
@@ -115,11 +116,14 @@ class RpcServer:
     async def drain(self, grace_seconds: float) -> None:
         """Say NOT_SERVING, take no new calls, end the watches, let running calls finish for up to `grace_seconds`, cut what is left.
 
-        Clients are told to go elsewhere (GOAWAY) at once: whoever still calls here would be cut at the end of the grace time.
+        Who watches health has a moment to leave; then all are sent elsewhere (GOAWAY), since whoever went on calling here would be cut at
+        the end of the grace time. gRPC ends calls that cross with the GOAWAY as CANCELLED or UNAVAILABLE: clients repeat them.
         """
         if not self.draining.is_set():
             self.draining.set()
             await self._health.enter_graceful_shutdown()
+            if self._calls.count or self._calls.health_watches:
+                await asyncio.sleep(min(_LEAVING_SECONDS, grace_seconds / 10))
         stopping = asyncio.create_task(self.grpc_server.stop(grace_seconds))
         try:
             async with asyncio.timeout(grace_seconds):

@@ -41,7 +41,8 @@ _RETRY_POLICY = {
     "initialBackoff": "0.15s",
     "maxBackoff": "3s",
     "backoffMultiplier": 3,
-    "retryableStatusCodes": ["UNAVAILABLE", "RESOURCE_EXHAUSTED"],  # the latter waits as long as the server's push-back says
+    # RESOURCE_EXHAUSTED waits as long as the server's push-back says. CANCELLED, by the server, is what a replica that ends says.
+    "retryableStatusCodes": ["UNAVAILABLE", "RESOURCE_EXHAUSTED", "CANCELLED"],
 }
 MAX_MESSAGE_BYTES = 64 << 20
 

@@ -1,0 +1,82 @@
+"""Replicas restarted one after the other, behind the client's own load balancing: no stream is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+from collections import Counter
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+from shared.store import open_store
+from softprompt.client.async_client import AsyncClient
+from softprompt.types.common import Sampling
+from tests.inference_service.replica import blob, matrix, publish
+from tests.inference_service.test_process import START_SECONDS, environment, process
+
+NUM_CLIENTS = 4
+NEW_TOKENS = 40
+
+
+async def started(stack: AsyncExitStack, model_dir: Path, directory: Path, name: str, port: int = 0) -> tuple[Any, int]:
+    """A replica that serves, and its port."""
+    ready_file = directory / f"{name}.json"
+    ready_file.unlink(missing_ok=True)
+    env = environment(model_dir, directory, READY_FILE=str(ready_file), PORT=str(port), GRACE_SECONDS="20", LOG_LEVEL="ERROR")
+    running = await stack.enter_async_context(process(env))
+    async with asyncio.timeout(START_SECONDS):
+        while not ready_file.exists():
+            assert running.returncode is None, "the process ended before it was ready"
+            await asyncio.sleep(0.02)
+    return running, int(json.loads(ready_file.read_text())["port"])
+
+
+async def ended(running: Any) -> None:
+    """Told to end, and drained."""
+    running.send_signal(signal.SIGTERM)
+    async with asyncio.timeout(30):
+        await running.wait()
+    assert running.returncode == 0
+
+
+async def some_more(outcomes: Counter[str]) -> None:
+    """Until every client had another stream or two."""
+    wanted = outcomes["whole"] + 2 * NUM_CLIENTS
+    async with asyncio.timeout(60):
+        while outcomes["whole"] < wanted:
+            await asyncio.sleep(0.01)
+
+
+async def test_a_rolling_restart_loses_no_stream(tiny_model_dir: Path, tmp_path: Path) -> None:
+    publish(open_store(str(tmp_path / "store")), blob(tiny_model_dir, matrix(1)))
+    outcomes, stop = Counter[str](), asyncio.Event()
+
+    async def client(client: AsyncClient, number: int) -> None:
+        sampling = Sampling(max_new_tokens=NEW_TOKENS, ignore_eos=True)
+        while not stop.is_set():
+            await asyncio.sleep(0.05)  # leaves the processes room to start
+            stream = client.stream(f"hello {number}", prompt="tone", sampling=sampling)
+            async for _ in stream:
+                pass
+            outcomes["whole" if stream.end is not None and stream.end.output_tokens == NEW_TOKENS else "cut"] += 1
+
+    async with AsyncExitStack() as stack:
+        (first, first_port), (second, second_port) = await asyncio.gather(
+            started(stack, tiny_model_dir, tmp_path, "first"), started(stack, tiny_model_dir, tmp_path, "second")
+        )
+        endpoint = f"ipv4:127.0.0.1:{first_port},127.0.0.1:{second_port}"
+        balanced = await stack.enter_async_context(AsyncClient(inference=endpoint))
+        async with asyncio.TaskGroup() as group:  # any error of a client ends the test
+            for number in range(NUM_CLIENTS):
+                group.create_task(client(balanced, number))
+            await some_more(outcomes)
+            await ended(first)
+            await some_more(outcomes)
+            await started(stack, tiny_model_dir, tmp_path, "first", first_port)
+            await some_more(outcomes)
+            await ended(second)
+            await some_more(outcomes)
+            stop.set()
+    assert outcomes["cut"] == 0
