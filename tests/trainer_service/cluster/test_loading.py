@@ -1,0 +1,76 @@
+"""What a worker loads, how it spreads a model over devices, and what it measures of its memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from tests.trainer_service.cluster.test_worker import task
+from trainer_service.cluster.loading import WorkerSpec, load_trainer
+from trainer_service.cluster.memory import measure_memory
+from trainer_service.cluster.ray_cluster import RayCluster
+from trainer_service.cluster.ray_pool import RayPool, ray_pool
+from trainer_service.config import TrainerSettings
+from trainer_service.training.events import StepDone, TrainingEvent
+
+
+def losses(spec: WorkerSpec) -> list[float]:
+    cohort, _ = load_trainer(spec)
+    cohort.add(task(num_steps=3))
+    events: list[TrainingEvent] = []
+    while not cohort.is_idle:
+        events += cohort.step()
+    return [event.loss for event in events if isinstance(event, StepDone)]
+
+
+def test_a_model_whose_layers_lie_on_several_devices_trains_the_same(
+    tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is one processor here, so the second device is the disk: what moves between devices is moved by the same hooks."""
+    alone = losses(WorkerSpec("tiny", str(tiny_model_dir), dtype="float32", device="cpu", num_threads=torch.get_num_threads()))
+    from_pretrained, asked = AutoModelForCausalLM.from_pretrained, []
+
+    def two_devices(path: Path, **options: Any) -> Any:
+        asked.append(options["device_map"])
+        here = dict.fromkeys(("model.embed_tokens", "model.rotary_emb", "model.norm", "lm_head", "model.layers.0"), "cpu")
+        options |= {"device_map": here | {"model.layers.1": "disk"}, "offload_folder": tmp_path}
+        return from_pretrained(path, **options)
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", two_devices)
+    threads = torch.get_num_threads()
+    spread = losses(WorkerSpec("tiny", str(tiny_model_dir), dtype="float32", device="cpu", num_threads=threads, num_gpus=2))
+    assert asked == ["auto"]
+    assert spread == pytest.approx(alone, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("resources", "settings", "device", "gpus", "threads"),
+    [
+        ({"CPU": 8.0}, {"max_workers": 2}, "cpu", 0, 4),
+        ({"CPU": 8.0}, {"cpus_per_worker": 3}, "cpu", 0, 3),
+        ({"CPU": 8.0, "GPU": 4.0}, {"gpus_per_worker": 2}, "cuda", 2, 8),
+        ({"CPU": 8.0, "GPU": 4.0}, {"gpus_per_worker": 2, "device": "cpu"}, "cpu", 0, 8),
+        ({"CPU": 8.0}, {"device": "cuda"}, "cuda", 1, 8),
+    ],
+)
+def test_settings_say_what_a_worker_gets(
+    tiny_model_dir: Path, resources: dict[str, float], settings: dict[str, Any], device: str, gpus: int, threads: int
+) -> None:
+    made = ray_pool(TrainerSettings(base_models=(f"tiny={tiny_model_dir}",), **settings))
+    cluster = RayCluster()
+    cluster.resources = resources
+    spec = RayPool(cluster, made._config)._spec("tiny")
+    assert (spec.device, spec.num_gpus, spec.num_threads) == (device, gpus, threads)
+
+
+def test_memory_in_use_is_measured_and_within_what_there_is() -> None:
+    before = measure_memory()
+    assert 0 < before.used_bytes <= before.limit_bytes
+    kept = torch.ones(32 << 20)  # 128 MiB
+    after = measure_memory()
+    assert after.used_bytes - before.used_bytes > 100 << 20
+    del kept
