@@ -12,6 +12,8 @@ import torch
 
 from benchmarks.serve.workload import NUM_NEW, Workload
 
+CLOSE_SECONDS = 30.0
+
 
 class VLLMContestant:
     """A child process; `close` ends it. Raises RuntimeError with its last words if it dies."""
@@ -38,8 +40,14 @@ class VLLMContestant:
         return self._ask({"what": "ttft", "virtual": virtual})
 
     def close(self) -> None:
-        self._process.terminate()
-        self._process.wait()
+        """Its own processes end with it if it may come to its end; one that doesn't is killed."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        try:
+            self._process.wait(CLOSE_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
         self._log.close()
 
     def _ask(self, order: dict[str, Any]) -> float:
