@@ -1,0 +1,153 @@
+"""Two teams and a release manager at one trainer: each sees and touches what is theirs, and nothing makes the trainer reach out."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from prompttuning.v1 import prompts_pb2, tuning_pb2
+from prompttuning.v1 import tuning_pb2 as pb
+from safetensors.torch import save
+
+from shared.errors import InvalidInput, Overloaded, PermissionDenied, Unauthenticated
+from shared.security.tokens import hash_token, new_token
+from tests.trainer_service.conftest import RunningTrainer, refused, running_trainer
+from tests.trainer_service.requests import json_lines, tuning_spec, upload_of
+from tests.trainer_service.test_prompt_service import MATRIX, import_of
+from trainer_service.config import TrainerSettings
+
+SUPPORT, SALES, RELEASE, VIEWER = (new_token() for _ in range(4))
+TOKENS = {"support": SUPPORT, "sales": SALES, "release": RELEASE, "viewer": VIEWER}
+NO_ALIAS = pb.PublishPolicy(alias="-")
+
+
+@pytest.fixture
+async def trainer(settings: TrainerSettings, tmp_path: Path) -> AsyncIterator[RunningTrainer]:
+    limits = {"active_jobs": 1, "dataset_bytes_per_day": 10_000}
+    callers = [
+        {"name": "support", "roles": ["tuner"], "prompts": ["support-*"], "limits": limits},
+        {"name": "sales", "roles": ["tuner"], "prompts": ["sales-*"]},
+        {"name": "release", "roles": ["tuner", "publisher"]},
+        {"name": "viewer", "roles": ["viewer"]},
+    ]
+    file = tmp_path / "callers.json"
+    file.write_text(json.dumps({"callers": [{**caller, "token_sha256": [hash_token(TOKENS[str(caller["name"])])]} for caller in callers]}))
+    async with running_trainer(settings.model_copy(update={"callers_file": str(file), "dataset_roots": (str(tmp_path),)})) as running:
+        yield running
+
+
+def by(token: str) -> dict[str, Any]:
+    return {"metadata": (("authorization", f"Bearer {token}"),)}
+
+
+async def create(trainer: RunningTrainer, token: str, request_id: str = "", **fields: Any) -> pb.TuningJob:
+    spec = tuning_spec(**{"publish": NO_ALIAS, **fields})
+    response = await trainer.tuning.CreateTuningJob(pb.CreateTuningJobRequest(spec=spec, request_id=request_id), **by(token))
+    job: pb.TuningJob = response.job
+    return job
+
+
+async def test_jobs_are_for_ones_own_prompts_and_move_no_alias_without_the_role(trainer: RunningTrainer) -> None:
+    assert isinstance(await refused(create(trainer, VIEWER)), PermissionDenied)
+    assert isinstance(await refused(create(trainer, SUPPORT, prompt="sales-pitch")), PermissionDenied)
+    assert isinstance(await refused(create(trainer, SUPPORT, publish=pb.PublishPolicy())), PermissionDenied)
+    init = pb.PromptInit(method=pb.PromptInit.METHOD_FROM_PROMPT, source="sales-pitch@1")
+    assert isinstance(await refused(create(trainer, SUPPORT, hyperparameters=pb.Hyperparameters(init=init))), PermissionDenied)
+    await create(trainer, SUPPORT)
+    await create(trainer, RELEASE, publish=pb.PublishPolicy())
+    assert isinstance(await refused(trainer.tuning.GetServiceInfo(pb.GetServiceInfoRequest())), Unauthenticated)
+
+
+async def test_other_teams_jobs_are_neither_seen_nor_touched(trainer: RunningTrainer) -> None:
+    ours, theirs = await create(trainer, SUPPORT), await create(trainer, SALES, prompt="sales-pitch")
+    for method, request in (
+        ("GetTuningJob", pb.GetTuningJobRequest),
+        ("CancelTuningJob", pb.CancelTuningJobRequest),
+        ("PauseTuningJob", pb.PauseTuningJobRequest),
+        ("ResumeTuningJob", pb.ResumeTuningJobRequest),
+        ("DeleteTuningJob", pb.DeleteTuningJobRequest),
+    ):
+        error = await refused(getattr(trainer.tuning, method)(request(name=theirs.name), **by(SUPPORT)))
+        assert isinstance(error, PermissionDenied), method
+    watch = trainer.tuning.WatchTuningJob(pb.WatchTuningJobRequest(name=theirs.name), **by(SUPPORT))
+    assert isinstance(await refused(watch.read()), PermissionDenied)
+
+    async def listed(token: str) -> set[str]:
+        response = await trainer.tuning.ListTuningJobs(pb.ListTuningJobsRequest(), **by(token))
+        return {job.name for job in response.jobs}
+
+    assert await listed(SUPPORT) == {ours.name}
+    assert await listed(VIEWER) == {ours.name, theirs.name}
+    await trainer.tuning.CancelTuningJob(pb.CancelTuningJobRequest(name=ours.name), **by(SUPPORT))
+
+
+async def test_lists_and_watches_of_prompts_show_ones_own(trainer: RunningTrainer) -> None:
+    watch = trainer.prompts.WatchPrompts(prompts_pb2.WatchPromptsRequest(after_revision=0), **by(SUPPORT))
+    for prompt in ("sales-pitch", "support-tone"):
+        await trainer.prompts.ImportPromptVersion(import_of(save({"prompt_embeddings": MATRIX}), prompt=prompt), **by(RELEASE))
+    async with asyncio.timeout(10):
+        first = await watch.read()
+    watch.cancel()
+    assert "sales" not in str(first)
+    assert "support-tone" in str(first)
+    names = [prompt.name for prompt in (await trainer.prompts.ListPrompts(prompts_pb2.ListPromptsRequest(), **by(SUPPORT))).prompts]
+    assert names == ["prompts/support-tone"]
+    for name in ("prompts/sales-pitch", "prompts/sales-pitch/versions/1", "sales-pitch@1", "sales-pitch"):
+        error = await refused(trainer.prompts.GetPromptVersion(prompts_pb2.GetPromptVersionRequest(name=name), **by(SUPPORT)))
+        assert isinstance(error, PermissionDenied), name
+    alias = prompts_pb2.SetPromptAliasRequest(prompt="prompts/support-tone", alias="default")
+    assert isinstance(await refused(trainer.prompts.SetPromptAlias(alias, **by(SUPPORT))), PermissionDenied)
+
+
+async def test_a_callers_jobs_and_bytes_are_bounded(trainer: RunningTrainer) -> None:
+    await create(trainer, SUPPORT)
+    error = await refused(create(trainer, SUPPORT))
+    assert isinstance(error, Overloaded)
+    assert error.retry_after_seconds > 0
+    data = json_lines(400)
+    assert len(data) > 10_000
+    error = await refused(trainer.tuning.UploadDataset(upload_of(data), **by(SUPPORT)))
+    assert isinstance(error, Overloaded)
+    assert "bytes of datasets" in error.message
+    lying = upload_of(data, size_bytes=1)
+    assert isinstance(await refused(trainer.tuning.UploadDataset(lying, **by(SUPPORT))), Overloaded)
+    await trainer.tuning.UploadDataset(upload_of(data), **by(SALES))
+
+
+async def test_a_request_id_is_ones_own(trainer: RunningTrainer) -> None:
+    first = await create(trainer, SALES, "once", prompt="sales-pitch")
+    assert (await create(trainer, SALES, "once", prompt="sales-pitch")).name == first.name
+    assert (await create(trainer, RELEASE, "once", prompt="sales-pitch")).name != first.name
+
+
+@pytest.mark.parametrize("scheme", ["http", "https", "ftp", "s3", "gs", "FILE", "file+http", "unix", "data", "jar:file"])
+async def test_no_uri_makes_the_trainer_reach_out(trainer: RunningTrainer, scheme: str) -> None:
+    visitors = 0
+
+    def seen(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal visitors
+        visitors += 1
+        writer.close()
+
+    async with await asyncio.start_server(seen, "127.0.0.1", 0) as server:
+        address = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        for uri in (f"{scheme}://{address}/data.jsonl", f"{scheme}://user:password@{address}/data.jsonl?x#y"):
+            error = await refused(create(trainer, RELEASE, dataset=tuning_pb2.DatasetSource(uri=uri)))
+            assert isinstance(error, InvalidInput), uri
+    assert visitors == 0
+
+
+async def test_without_a_token_nothing_is_answered_but_health(trainer: RunningTrainer) -> None:
+    assert await trainer.health("live") == 1
+    for service in (tuning_pb2, prompts_pb2):
+        for descriptor in service.DESCRIPTOR.services_by_name.values():
+            for method in descriptor.methods:
+                call = trainer.channel.stream_stream(f"/{descriptor.full_name}/{method.name}")(iter([b""]))
+                with pytest.raises(grpc.aio.AioRpcError) as caught:
+                    await call.read()
+                assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED, method.name
