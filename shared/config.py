@@ -146,7 +146,7 @@ def load_settings(cls: type[SettingsType]) -> SettingsType:
         for detail in error.errors():
             field = str(detail["loc"][0]) if detail["loc"] else ""
             variable = next((name for name, known_field in known.items() if known_field == field), f"{prefix}{field}".upper())
-            problems.append(f"{variable}{_shown(cls, field, os.environ.get(variable))}: {_USER_INFO.sub('***@', detail['msg'])}")
+            problems.append(f"{variable}{_shown(cls, field, os.environ.get(variable))}: {_masked(detail['msg'], os.environ.get(variable))}")
         raise ConfigError("\n".join(problems)) from None  # the error's own text repeats every value
     if problems:
         raise ConfigError("\n".join(problems))
@@ -161,6 +161,12 @@ def _shown(cls: type[BaseSettings], field: str, value: str | None) -> str:
     if annotation is SecretStr or any(word in field for word in _SECRET_WORDS):
         return " (its value is not shown)"
     return f"={_USER_INFO.sub('***@', value)!r}"
+
+
+def _masked(message: str, value: str | None) -> str:
+    """The message without the user and password of the value that it may repeat."""
+    found = _USER_INFO.search(value or "")
+    return message.replace(found[0], "***@") if found else message
 
 
 def describe_settings(cls: type[BaseSettings]) -> str:

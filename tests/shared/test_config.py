@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import traceback
+
 import pytest
+from pydantic import Field, SecretStr
 
 from shared.config import ConfigError, ServerSettings, describe_settings, load_settings, settings_config
 
@@ -30,6 +33,23 @@ def test_every_problem_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None
     assert "SOFTPROMPT_EXAMPLE_PORT='eighty'" in text
     assert "SOFTPROMPT_EXAMPLE_STORE" in text
     assert "SOFTPROMPT_EXAMPLE_STROE is not a setting" in text
+
+
+def test_secrets_of_bad_values_are_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    class WithSecrets(ExampleSettings):
+        database_url: str = Field(default="", pattern="^sqlite")
+        api_secret: SecretStr = Field(default=SecretStr(""), max_length=3)
+
+    monkeypatch.setenv("SOFTPROMPT_EXAMPLE_STORE", "here")
+    monkeypatch.setenv("SOFTPROMPT_EXAMPLE_DATABASE_URL", "postgresql://me:hunter2@db/x")
+    monkeypatch.setenv("SOFTPROMPT_EXAMPLE_API_SECRET", "hunter2")
+    monkeypatch.setenv("SOFTPROMPT_EXAMPLE_OTLP_ENDPOINT", "ftp://me:hunter2@collector/x")
+    with pytest.raises(ConfigError) as caught:
+        load_settings(WithSecrets)
+    text = "".join(traceback.format_exception(caught.value))
+    assert "hunter2" not in text
+    for name in ("DATABASE_URL", "API_SECRET", "OTLP_ENDPOINT"):
+        assert f"SOFTPROMPT_EXAMPLE_{name}" in text
 
 
 def test_the_help_text_names_every_variable() -> None:

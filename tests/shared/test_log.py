@@ -43,6 +43,15 @@ def test_an_exception_is_one_line(lines: io.StringIO) -> None:
     assert "what happened" in json.loads(line)["exception"]
 
 
+def test_a_callers_text_can_not_forge_a_line() -> None:
+    fields = {"prompt": "x\n12:00:00.000 INFO    audit  caller=admin\x1b[2J"}
+    record = logging.makeLogRecord({"msg": "refused: %s", "args": ("a\r\nb",), "levelname": "INFO", "fields": fields})
+    for formatter in (logs.ConsoleFormatter(), logs.JsonFormatter()):
+        line = formatter.format(record)
+        assert len(line.splitlines()) == 1
+        assert "\x1b" not in line
+
+
 def test_the_console_format_is_readable() -> None:
     record = logging.makeLogRecord({"msg": "published", "levelname": "INFO", "fields": {"version": 3}})
     assert logs.ConsoleFormatter().format(record).endswith("INFO    published  version=3")
