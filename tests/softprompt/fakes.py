@@ -101,6 +101,9 @@ class FakeTrainer(tuning_pb2_grpc.TuningServiceServicer, prompts_pb2_grpc.Prompt
     async def ResumeTuningJob(self, request: Any, context: Any) -> tuning_pb2.ResumeTuningJobResponse:
         return tuning_pb2.ResumeTuningJobResponse(job=tuning_pb2.TuningJob(name=request.name, state=QUEUED))
 
+    async def DeleteTuningJob(self, request: Any, context: Any) -> tuning_pb2.DeleteTuningJobResponse:
+        return tuning_pb2.DeleteTuningJobResponse()
+
     async def GetServiceInfo(self, request: Any, context: Any) -> tuning_pb2.GetServiceInfoResponse:
         self._maybe_fail()
         return tuning_pb2.GetServiceInfoResponse(software_version="0.1.0", base_models=[common_pb2.BaseModel(id="tiny")], num_workers=1)

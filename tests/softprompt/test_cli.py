@@ -10,11 +10,11 @@ import sys
 import time
 
 import pytest
-from prompttuning.v1 import generation_pb2
+from prompttuning.v1 import generation_pb2, tuning_pb2
 
 from shared.errors import InvalidInput, Overloaded, Unavailable
 from tests.softprompt.cli_runner import CliRunner
-from tests.softprompt.fakes import JOB, failed_job, finished_events
+from tests.softprompt.fakes import DATASET, JOB, failed_job, finished_events
 
 COMMANDS = [
     ("demo",),
@@ -23,7 +23,7 @@ COMMANDS = [
     ("generate",),
     ("classify",),
     ("info",),
-    *[("jobs", name) for name in ("list", "show", "watch", "cancel", "pause", "resume")],
+    *[("jobs", name) for name in ("list", "show", "watch", "cancel", "pause", "resume", "delete", "clone", "continue")],
     *[("prompts", name) for name in ("list", "show", "versions", "status", "loaded", "watch", "export", "import", "delete")],
     ("prompts", "alias", "set"),
     ("prompts", "alias", "remove"),
@@ -160,6 +160,33 @@ def test_jobs(cli, here):
     assert "is paused" in cli("jobs", "pause", "job1").out
     assert cli("jobs", "resume", "job1", "--json").json[0]["state"] == "QUEUED"
     assert "published" in cli("jobs", "watch", "job1").out
+    assert "is deleted" in cli("jobs", "delete", "job1").out
+    assert cli("jobs", "list", "--oldest-first", "--label", "team=web", "--limit", "2", "--json").code == 0
+    assert "KEY=VALUE" in cli("jobs", "list", "--label", "team").err
+
+
+def test_a_job_is_cloned_and_gone_on_from(cli, here, tmp_path):
+    trainer = here.trainer
+    job = trainer.jobs[JOB]
+    job.spec.CopyFrom(tuning_pb2.TuningSpec(prompt="tone", dataset=tuning_pb2.DatasetSource(dataset=DATASET), priority=3))
+    job.spec.hyperparameters.num_epochs = 4
+    changed = ("--prompt", "other", "--steps", "7", "--learning-rate", "0.5", "--alias", "-", "--no-follow")
+    assert cli("jobs", "clone", "job1", *changed).out.strip() == JOB
+    spec = trainer.specs[-1]
+    assert (spec.prompt, spec.priority, spec.publish.alias, spec.dataset.dataset) == ("other", 3, "-", DATASET)
+    assert (spec.hyperparameters.num_steps, spec.hyperparameters.HasField("num_epochs")) == (7, False)
+    more = tmp_path / "more.jsonl"
+    more.write_text('{"input": "a", "output": "b"}\n')
+    job.result.version = "prompts/tone/versions/2"
+    assert cli("jobs", "continue", "job1", "--data", str(more), "--no-follow", "--json").json[0]["name"] == JOB
+    assert trainer.specs[-1].hyperparameters.init.source == "prompts/tone/versions/2"
+    assert trainer.uploads[-1][1] == more.read_bytes()
+    job.result.Clear()
+    assert cli("jobs", "continue", "job1", "--no-follow").code != 0, "it has made nothing"
+    job.best_prompt_kept = True
+    assert cli("jobs", "continue", "job1", "--no-follow").code == 0
+    assert trainer.specs[-1].hyperparameters.init.source == JOB
+    assert "jobs continue" in cli("jobs", "show", "job1").out
 
 
 def test_prompts(cli, here):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from shared.errors import PreconditionFailed
+from tests import recovery
 from tests.trainer_service.jobs.builders import spec
 from tests.trainer_service.jobs.conftest import Service
 from tests.trainer_service.jobs.postgres import Postgres
@@ -86,6 +88,9 @@ async def test_a_database_that_is_stopped_for_a_while(postgres: Postgres, replic
         while len(service.trainers[0].log) < steps + 50:
             await asyncio.sleep(0.01)
     await asyncio.to_thread(postgres.start)
+    started_at = time.time()
+    await service.until(running.id, lambda job: job.progress.step >= steps, seconds=40)
+    recovery.note("PostgreSQL stopped, and there again: what workers told meanwhile is stored", time.time() - started_at)
     done = await service.state(running.id, JobState.SUCCEEDED, seconds=40)
     assert done.attempt == 1, "the worker went on training meanwhile"
     assert service.versions("tone") == [1]
