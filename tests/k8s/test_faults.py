@@ -232,6 +232,7 @@ FAULTS: dict[str, tuple[str, str, Fault]] = {
     "a driver without a token": ("gpu", "ray", lambda m: drop(m.pod("trainer").main["env"], name="RAY_AUTH_TOKEN")),
     "a driver without a raylet": ("gpu", "ray", lambda m: m.pod("trainer").main.pop("args")),
     "GPUs held while nobody trains": ("gpu", "ray", lambda m: worker(m).update(minReplicas=1)),
+    "a worker of two GPUs on nodes of one": ("gpu", "ray", lambda m: env(m, "trainer").update(SOFTPROMPT_TRAINER_GPUS_PER_WORKER="2")),
     "Ray nodes restarted within their pods": ("gpu", "ray", lambda m: worker(m)["template"]["spec"].pop("restartPolicy")),
     "a dashboard that runs anybody's code": ("gpu", "ray", lambda m: head(m)["rayStartParams"].pop("include-dashboard")),
     "shared memory on disk": (

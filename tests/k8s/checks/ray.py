@@ -61,6 +61,8 @@ def _workers(group: Object, environment: dict[str, str]) -> Iterator[str]:
     limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
     if limits.get("nvidia.com/gpu") != group["rayStartParams"].get("num-gpus"):
         yield f"have {limits.get('nvidia.com/gpu')} GPUs, and tell Ray of {group['rayStartParams'].get('num-gpus')}"
+    if int(limits.get("nvidia.com/gpu", 0)) < int(environment.get("SOFTPROMPT_TRAINER_GPUS_PER_WORKER", "1")):
+        yield "have fewer GPUs than the trainer asks for a worker"
     if group["minReplicas"] != 0:
         yield "hold GPUs while nobody trains"
     if group["maxReplicas"] < int(environment.get("SOFTPROMPT_TRAINER_MAX_WORKERS", "1")):
