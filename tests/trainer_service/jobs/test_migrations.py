@@ -1,0 +1,67 @@
+"""A database of an older build, with jobs in it, opened by this one."""
+
+from __future__ import annotations
+
+import uuid
+from pathlib import Path
+
+import pytest
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import Connection, TextClause, create_engine, insert, make_url, text
+
+from shared.errors import PreconditionFailed
+from tests.trainer_service.jobs.builders import record, spec
+from trainer_service.jobs.record import Record, to_row
+from trainer_service.jobs.schema import jobs
+from trainer_service.jobs.store import JobStore
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'jobs.sqlite3'}"
+    made: str = request.getfixturevalue("postgres").create_database(f"test_{uuid.uuid4().hex}")
+    return made.replace("postgresql://", "postgresql+psycopg://")
+
+
+def upgrade(connection: Connection, revision: str) -> None:
+    config = Config()
+    config.set_main_option("script_location", "trainer_service.jobs:migrations")
+    config.set_main_option("path_separator", "os")
+    config.attributes["connection"] = connection
+    command.upgrade(config, revision)
+
+
+def test_jobs_of_the_first_schema_are_read_and_their_datasets_are_known(url: str) -> None:
+    old = record(spec("old", validation_dataset="datasets/held-out"))
+    engine = create_engine(make_url(url))
+    with engine.begin() as connection:
+        upgrade(connection, "0001")
+        columns = {row.name for row in connection.execute(_columns(url))}
+        row = {name: value for name, value in to_row(Record(old.job, old.queue_key)).items() if name in columns}
+        connection.execute(insert(jobs).values(**row))
+    engine.dispose()
+
+    store = JobStore.open(url)
+    assert store.get(old.job.id) == old.job
+    assert store.uses_dataset("datasets/old")
+    assert store.uses_dataset("datasets/held-out")
+    assert not store.uses_dataset("datasets/other")
+    store.close()
+
+
+def test_a_database_of_a_newer_build_is_refused(url: str) -> None:
+    JobStore.open(url).close()
+    engine = create_engine(make_url(url))
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    engine.dispose()
+    with pytest.raises(PreconditionFailed, match="newer build"):
+        JobStore.open(url)
+
+
+def _columns(url: str) -> TextClause:
+    if url.startswith("sqlite"):
+        return text("SELECT name FROM pragma_table_info('jobs')")
+    return text("SELECT column_name AS name FROM information_schema.columns WHERE table_name = 'jobs'")
