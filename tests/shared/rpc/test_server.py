@@ -139,3 +139,16 @@ async def test_metrics_are_scraped_over_http(running: Running) -> None:
     finally:
         endpoint.close()
     assert f'grpc_server_handled_total{{grpc_code="OK",grpc_method="CountTokens",grpc_service="{SERVICE}",grpc_type="unary"}} 1.0' in text
+
+
+async def test_a_scraper_that_says_nothing_is_let_go(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shared.rpc.metrics._Handler.timeout", 0.1)
+    endpoint = serve_metrics(running.registry, "127.0.0.1", 0)
+    try:
+        reader, writer = await asyncio.open_connection("127.0.0.1", endpoint.port)
+        writer.write(b"GET /metr")
+        async with asyncio.timeout(10):
+            assert await reader.read() == b""
+        writer.close()
+    finally:
+        await asyncio.to_thread(endpoint.close)
