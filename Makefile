@@ -71,7 +71,7 @@ bench-serve: model   ## Serving beside transformers, and vLLM if VLLM_PYTHON nam
 bench-store: install ## The prompt store
 	$(BIN)/python -m benchmarks.store
 
-bench-jobs: model    ## Job latencies and recovery
+bench-jobs: model    ## Jobs: latencies, watchers, the first step, recovery from each fault
 	$(BIN)/python -m benchmarks.jobs --model "$$($(BIN)/softprompt models pull $(MODEL))"
 
 bench-overload: model ## Five times what a replica can do, for two minutes
