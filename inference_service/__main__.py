@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 
 from inference_service.config import InferenceSettings
-from inference_service.server import serve
 from shared.service import run_service
 
 
 def main() -> int:
-    return run_service(InferenceSettings, serve, "Serves a frozen language model with the soft prompts of a prompt store, over gRPC.")
+    return run_service(InferenceSettings, _serve, "Serves a frozen language model with the soft prompts of a prompt store, over gRPC.")
+
+
+async def _serve(settings: InferenceSettings, stop: asyncio.Event) -> None:
+    from inference_service.server import serve  # slow to import: not for --help, nor for settings that are refused
+
+    await serve(settings, stop)
 
 
 if __name__ == "__main__":

@@ -40,6 +40,7 @@ def run_service(
     except ConfigError as error:
         print(error, file=sys.stderr)
         return EXIT_CONFIG
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # gRPC's own lines are in no format of ours, and strangers can cause them at will
     logs.configure(settings.log_format, settings.log_level)
     tune_allocator()
     try:

@@ -58,6 +58,7 @@ async def soak(replica: Replica, publisher: Publisher, meter: Meter, seconds: fl
         "memory_warm_bytes": warm.memory_bytes,
         "memory_last_bytes": last.memory_bytes,
         "memory_growth_bytes": round(growth),
+        "memory_course_mib": [round(sample.memory_bytes / 2**20) for sample in meter.samples[:: max(1, len(meter.samples) // 40)]],
         "descriptors_warm_and_last": [warm.descriptors, last.descriptors],
         "threads_warm_and_last": [warm.threads, last.threads],
         "idle_gauges": idle.gauges,

@@ -25,7 +25,7 @@ from google.rpc import code_pb2
 from grpc_status import rpc_status
 
 from shared import log as logs
-from shared.errors import DeadlineExceeded, InvalidInput, Overloaded
+from shared.errors import DeadlineExceeded, InvalidInput, Overloaded, SoftPromptError
 from shared.rpc.errors import status_of
 from shared.rpc.guard import Admission, Guard
 from shared.rpc.metrics import RpcMetrics
@@ -245,12 +245,13 @@ class _Outcome:
     def __init__(self, metrics: RpcMetrics, labels: tuple[str, str, str]) -> None:
         self.code = "OK"
         self.admission: Admission | None = None
+        self._refused: dict[str, str] = {}
         self._received = metrics.received.labels(*labels)
         self._sent = metrics.sent.labels(*labels)
 
     @property
     def who(self) -> dict[str, str]:
-        return {"caller": self.admission.caller.name, **self.admission.about} if self.admission else {}
+        return {"caller": self.admission.caller.name, **self.admission.about} if self.admission else self._refused
 
     def sent_one(self, response: Any) -> Any:
         self._sent.inc()
@@ -282,6 +283,8 @@ class _Outcome:
         else:
             log.debug("refused: %s", status.message)
         answer: Any = rpc_status.to_status(status)  # a named tuple, which the stubs don't say
+        if isinstance(error, SoftPromptError) and "caller" in error.metadata:
+            self._refused = {"caller": error.metadata["caller"]}
         if isinstance(error, Overloaded):
             answer = answer._replace(trailing_metadata=(*answer.trailing_metadata, (PUSHBACK_KEY, _pushback(error))))
         await context.abort_with_status(answer)

@@ -52,12 +52,12 @@ class Peer:
         found = error_from_rpc(error)
         said_by_service = _RICH_STATUS_KEY in dict(cast("Iterable[tuple[str, object]]", error.trailing_metadata() or ()))
         if isinstance(found, Unavailable) and not said_by_service:
-            advice = _advice(found.message, self._security.uses_tls(self.endpoint))
+            advice = _advice(found.message, self._security, self._security.uses_tls(self.endpoint))
             return Unavailable(f"{self.name} can't be reached at {self.endpoint}: {found.message}{advice}", endpoint=self.endpoint)
         return found
 
 
-def _advice(message: str, uses_tls: bool) -> str:
+def _advice(message: str, security: ClientSecurity, uses_tls: bool) -> str:
     """What gRPC's words about a handshake mean."""
     if "CERTIFICATE_VERIFY_FAILED" in message or "Hostname Verification" in message:
         return f" (its certificate is not trusted, has expired or is for another name: see {CA_VARIABLE})"
@@ -65,9 +65,11 @@ def _advice(message: str, uses_tls: bool) -> str:
         return f" (it speaks no TLS; {TLS_VARIABLE}=off, or --plaintext, if that is meant)"
     if "CERTIFICATE_REQUIRED" in message or "HANDSHAKE_FAILURE" in message:
         return f" (it asks for a client certificate: see {CERTIFICATE_VARIABLE})"
-    if not uses_tls and ("Socket closed" in message or "reset by peer" in message):
+    if not ("Socket closed" in message or "reset by peer" in message):
+        return ""
+    if not uses_tls:
         return f" (perhaps it speaks TLS and this client does not: {TLS_VARIABLE}=on)"
-    return ""
+    return "" if security.certificate_file else f" (perhaps it asks for a client certificate: see {CERTIFICATE_VARIABLE})"
 
 
 class Connection:

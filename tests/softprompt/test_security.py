@@ -79,6 +79,12 @@ async def test_what_is_wrong_with_a_handshake_is_said(service: dict[str, Any], t
             await count(running.port, ClientSecurity(tls=True))
 
 
+async def test_a_missing_client_certificate_is_guessed(service: dict[str, Any], tmp_path: Path) -> None:
+    async with running_server(**service, tls_client_ca_file=str(tmp_path / "ca.crt")) as running:
+        with pytest.raises(Unavailable, match="SOFTPROMPT_TLS_CERTIFICATE_FILE"):
+            await count(running.port, ClientSecurity(ca_file=str(tmp_path / "ca.crt"), token=TOKEN))
+
+
 async def test_an_expired_service_certificate_is_named(service: dict[str, Any], tmp_path: Path, authority: Authority) -> None:
     authority.issue("service", valid_hours=-1).write(tmp_path)
     async with running_server(**service) as running:
