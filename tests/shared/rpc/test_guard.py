@@ -22,6 +22,7 @@ from shared.security import audit
 from shared.security.failures import FREE_FAILURES
 from shared.security.tokens import hash_token, new_token
 from tests.shared.rpc.service import SERVICE, Running, count_request, refusal, running_server
+from tests.shared.security.issuer import AUDIENCE, ISSUER, Issuer
 
 SHOP, VIEWER = new_token(), new_token()
 
@@ -145,6 +146,33 @@ async def test_a_token_that_is_taken_away_ends_at_once(callers_file: Path, monke
         await running.stub.CountTokens(ALLOWED, metadata=bearer(SHOP))
         callers_file.write_text(json.dumps({"callers": []}))
         assert isinstance(await refusal(running.stub.CountTokens(ALLOWED, metadata=bearer(SHOP))), Unauthenticated)
+
+
+async def test_tokens_of_an_issuer_are_taken_by_subject_and_group(tmp_path: Path) -> None:
+    callers = [
+        {"name": "shop", "roles": ["generator"], "groups": ["shop-team"]},
+        {"name": "boss", "roles": ["viewer"], "subjects": ["boss"]},
+    ]
+    (tmp_path / "callers.json").write_text(json.dumps({"callers": callers}))
+    issuer = Issuer()
+    settings = {
+        "oidc_issuer": ISSUER,
+        "oidc_audience": AUDIENCE,
+        "oidc_jwks_url": issuer.url,
+        "callers_file": str(tmp_path / "callers.json"),
+    }
+    try:
+        async with running_server(**settings) as running:
+            await running.stub.CountTokens(count_request(), metadata=bearer(issuer.token()))
+            for token, refused in (
+                (issuer.token(sub="boss"), PermissionDenied),
+                (issuer.token(groups=["others"]), PermissionDenied),
+                (issuer.token(exp=1.0), Unauthenticated),
+                (issuer.token(aud="others"), Unauthenticated),
+            ):
+                assert isinstance(await refusal(running.stub.CountTokens(count_request(), metadata=bearer(token))), refused)
+    finally:
+        issuer.close()
 
 
 async def test_health_is_open_and_reflection_is_for_callers(running: Running) -> None:
