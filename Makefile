@@ -53,6 +53,7 @@ images:          ## Build both images with buildah (root; no daemon)
 
 try-images: images model  ## Run them hardened: tune a prompt, stream an answer, drain
 	$(BIN)/python k8s/images/try_images.py --model "$$($(BIN)/softprompt models pull $(MODEL))"
+	$(BIN)/python k8s/images/try_ray.py --model "$$($(BIN)/softprompt models pull $(MODEL))"
 
 protos: install  ## Generate the Python of the protos
 	$(BIN)/python protos/generate.py

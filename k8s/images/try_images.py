@@ -83,6 +83,25 @@ def normalised(requirement: str) -> str:
     return f"{name.lower().replace('_', '-').replace('.', '-')}=={version.partition('+')[0]}"
 
 
+def remove(container: str) -> None:
+    subprocess.run(["podman", "rm", "--force", "--time=5", container], capture_output=True)
+
+
+def owned_by_containers(folder: Path, *names: str) -> None:
+    """Make directories that the containers' user can write."""
+    folder.chmod(0o755)
+    for name in names:
+        (folder / name).mkdir()
+        subprocess.run(["chown", f"{UID}:{UID}", folder / name], check=True)
+
+
+def copied_model(model: Path, folder: Path) -> Path:
+    """A copy that the containers' user can read, whoever owns the original."""
+    copy = shutil.copytree(model, folder / "models" / model.name)
+    subprocess.run(["chmod", "--recursive", "a+rX", folder / "models"], check=True)
+    return copy
+
+
 class Container:
     """One service in its container."""
 
@@ -123,7 +142,7 @@ class Container:
             raise SystemExit(self.log())
 
     def remove(self) -> None:
-        subprocess.run(["podman", "rm", "--force", "--time=5", self.name], capture_output=True)
+        remove(self.name)
 
 
 def use(folder: Path, model: Path, containers: ExitStack) -> None:
@@ -170,13 +189,8 @@ def main() -> None:
         check_contents(target)
     with tempfile.TemporaryDirectory(prefix="softprompt-images-") as directory, ExitStack() as containers:
         folder = Path(directory)
-        folder.chmod(0o755)
-        copy = shutil.copytree(model, folder / "models" / model.name)  # readable by the containers' user, whoever owns the original
-        subprocess.run(["chmod", "--recursive", "a+rX", folder / "models"], check=True)
-        for name in ("data", "prompts", "run"):
-            (folder / name).mkdir()
-            subprocess.run(["chown", f"{UID}:{UID}", folder / name], check=True)
-        use(folder, copy, containers)
+        owned_by_containers(folder, "data", "prompts", "run")
+        use(folder, copied_model(model, folder), containers)
     say("all as it should be")
 
 

@@ -115,3 +115,18 @@ def test_no_model_gets_into_the_build() -> None:
         *("pyproject.toml", "constraints.txt", "README.md", "LICENSE", "k8s/images/requirements.py"),
         *("protos/prompttuning", "shared", "trainer_service", "inference_service", "softprompt"),
     }
+
+
+@pytest.mark.parametrize("script", ["try_images.py", "try_ray.py"])
+def test_the_scripts_that_try_the_images_start(script: str) -> None:
+    command = [sys.executable, "-W", "error", ROOT / "k8s" / "images" / script, "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=ROOT)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "--model" in done.stdout
+
+
+def test_the_script_that_builds_them_says_how_it_is_called() -> None:
+    done = subprocess.run([ROOT / "k8s" / "images" / "build.sh", "--help"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 64
+    assert done.stderr.startswith("Build the images with buildah")
+    assert "--target" in done.stderr
