@@ -16,27 +16,24 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractContextManager, aclosing, contextmanager, nullcontext
-from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 import grpc
-from google.protobuf.message import DecodeError
 from google.rpc import code_pb2
 from grpc_status import rpc_status
 
 from shared import log as logs
-from shared.errors import DeadlineExceeded, InvalidInput, Overloaded, SoftPromptError
+from shared.errors import Overloaded, SoftPromptError
+from shared.rpc.calls import CallCounter
 from shared.rpc.errors import status_of
 from shared.rpc.guard import Admission, Guard
+from shared.rpc.messages import END, check_readable, first_of, only_one, reader_of
 from shared.rpc.metrics import RpcMetrics
 from shared.tracing import Span, Tracing, checked_traceparent, trace_id_of
 
 log = logging.getLogger(__name__)
 
 REQUEST_ID_KEY, TRACE_KEY, PUSHBACK_KEY = "x-request-id", "traceparent", "grpc-retry-pushback-ms"
-FIRST_MESSAGE_SECONDS = 20.0
-"""A call whose request has not arrived after that is given up."""
-
 _MAX_PUSHBACK_SECONDS = 10.0
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 _QUIET_SERVICES = ("grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection")
@@ -50,38 +47,6 @@ def request_id_of(context: grpc.aio.ServicerContext[Any, Any]) -> str:
 
 def _metadata(context: Any, wanted: str) -> str:
     return next((value for key, value in context.invocation_metadata() or () if key == wanted and isinstance(value, str)), "")
-
-
-@dataclass
-class CallCounter:
-    """Calls that drain waits for: all but health checks, reflection and endless watches."""
-
-    count: int = 0
-    health_watches: int = 0
-    """Clients that will hear by health that they are to leave."""
-    idle: asyncio.Event = field(default_factory=asyncio.Event)
-
-    def __post_init__(self) -> None:
-        self.idle.set()
-
-    @contextmanager
-    def counted(self) -> Any:
-        self.count += 1
-        self.idle.clear()
-        try:
-            yield
-        finally:
-            self.count -= 1
-            if self.count == 0:
-                self.idle.set()
-
-    @contextmanager
-    def watching_health(self) -> Any:
-        self.health_watches += 1
-        try:
-            yield
-        finally:
-            self.health_watches -= 1
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # the stubs make it generic, grpcio does not
@@ -111,7 +76,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # 
                         outcome.admission = admission
                         request = outcome.received_stream(requests)
                         if not handler.request_streaming:
-                            request = await _only(request)
+                            request = await only_one(request)
                         with logs.bind(caller=admission.caller.name, **admission.about):
                             if handler.response_streaming:
                                 await _drive(behaviour, request, context, outcome)
@@ -121,36 +86,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # 
                     await outcome.abort(error, context)
 
         wrap: Any = grpc.stream_stream_rpc_method_handler if handler.response_streaming else grpc.stream_unary_rpc_method_handler
-        return wrap(respond, request_deserializer=_reader(handler.request_deserializer), response_serializer=handler.response_serializer)
-
-
-async def _only(requests: AsyncIterator[Any]) -> Any:
-    """The one message of a method that takes one."""
-    async for request in requests:
-        return request
-    raise InvalidInput.of("request", "no message was sent")
-
-
-@dataclass(frozen=True)
-class _Unreadable:
-    """Stands for a message that is not what the method takes: gRPC itself would answer UNKNOWN and tell the parser's name."""
-
-    reason: str
-
-
-def _reader(deserialize: Callable[[bytes], Any] | None) -> Callable[[bytes], Any] | None:
-    def read(data: bytes) -> Any:
-        try:
-            return deserialize(data) if deserialize else data
-        except DecodeError as error:
-            return _Unreadable(str(error).rpartition(": ")[2])
-
-    return read if deserialize else None
-
-
-def _check_readable(request: Any) -> None:
-    if isinstance(request, _Unreadable):
-        raise InvalidInput.of("request", f"can't be read as the method's message: {request.reason[:200]}")
+        return wrap(respond, request_deserializer=reader_of(handler.request_deserializer), response_serializer=handler.response_serializer)
 
 
 async def _drive(behaviour: Any, request: Any, context: Any, outcome: _Outcome) -> None:
@@ -208,9 +144,9 @@ class _Call:
 
     def _counted(self) -> AbstractContextManager[None]:
         if self._waited_for:
-            return cast("AbstractContextManager[None]", self._calls.counted())
+            return self._calls.counted()
         if (self.service, self.name) == ("grpc.health.v1.Health", "Watch"):
-            return cast("AbstractContextManager[None]", self._calls.watching_health())
+            return self._calls.watching_health()
         return nullcontext()
 
     def _traced(self, context: Any) -> AbstractContextManager[Span]:
@@ -260,14 +196,14 @@ class _Outcome:
         return response
 
     async def received_stream(self, requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
-        first = await _first(requests)
-        while first is not _END:
+        first = await first_of(requests)
+        while first is not END:
             self._received.inc()
-            _check_readable(first)
+            check_readable(first)
             if self.admission is not None:
                 self.admission.received(first)
             yield first
-            first = await anext(requests, _END)
+            first = await anext(requests, END)
 
     async def abort(self, error: Exception, context: Any) -> None:
         if isinstance(error, grpc.aio.AbortError):  # gRPC's own services abort by themselves
@@ -288,17 +224,6 @@ class _Outcome:
         if isinstance(error, Overloaded):
             answer = answer._replace(trailing_metadata=(*answer.trailing_metadata, (PUSHBACK_KEY, _pushback(error))))
         await context.abort_with_status(answer)
-
-
-_END: Any = object()
-
-
-async def _first(requests: AsyncIterator[Any]) -> Any:
-    try:
-        async with asyncio.timeout(FIRST_MESSAGE_SECONDS):
-            return await anext(requests, _END)
-    except TimeoutError:
-        raise DeadlineExceeded(f"the request did not arrive within {FIRST_MESSAGE_SECONDS:g} seconds") from None
 
 
 def _pushback(error: Overloaded) -> str:

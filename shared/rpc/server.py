@@ -16,8 +16,9 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from shared.config import ServerSettings, is_loopback
+from shared.rpc.calls import CallCounter
 from shared.rpc.guard import guard_of
-from shared.rpc.interceptors import CallCounter, CallInterceptor
+from shared.rpc.interceptors import CallInterceptor
 from shared.rpc.metrics import RpcMetrics
 from shared.rpc.tls import server_credentials
 from shared.security.certificates import TlsFiles

@@ -16,7 +16,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from prompttuning.v1 import generation_pb2, tuning_pb2, tuning_pb2_grpc
 
 from shared.errors import DeadlineExceeded, InvalidInput, Overloaded, PermissionDenied, Unauthenticated
-from shared.rpc import interceptors
+from shared.rpc import messages
 from shared.rpc.guard import address_of
 from shared.security import audit
 from shared.security.failures import FREE_FAILURES
@@ -234,7 +234,7 @@ async def test_a_change_by_somebody_unknown_is_audited(running: Running, audited
 
 
 async def test_a_call_whose_request_never_comes_is_given_up(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(interceptors, "FIRST_MESSAGE_SECONDS", 0.1)
+    monkeypatch.setattr(messages, "FIRST_MESSAGE_SECONDS", 0.1)
     never = asyncio.Event()
 
     async def nothing() -> AsyncIterator[bytes]:
