@@ -79,7 +79,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # 
                             request = await only_one(request)
                         with logs.bind(caller=admission.caller.name, **admission.about):
                             if handler.response_streaming:
-                                await _drive(behaviour, request, context, outcome)
+                                work = _drive(behaviour, request, context, outcome)
+                                await (self._calls.until_over(work) if call.is_quiet else work)
                                 return None
                             return outcome.sent_one(await behaviour(request, context))
                 except Exception as error:
@@ -116,7 +117,8 @@ class _Call:
         _, self.service, self.name = method.split("/")
         self._metrics, self._calls, self._tracing = metrics, calls, tracing
         self._labels = (kind, self.service, self.name)
-        self._waited_for = not endless and self.service not in _QUIET_SERVICES
+        self.is_quiet = self.service in _QUIET_SERVICES
+        self._waited_for = not endless and not self.is_quiet
         self._attributes = {"rpc.system": "grpc", "rpc.service": self.service, "rpc.method": self.name}
 
     @contextmanager
@@ -150,7 +152,7 @@ class _Call:
         return nullcontext()
 
     def _traced(self, context: Any) -> AbstractContextManager[Span]:
-        if self.service in _QUIET_SERVICES:
+        if self.is_quiet:
             return nullcontext(Span(""))
         parent = checked_traceparent(_metadata(context, TRACE_KEY))
         return self._tracing.span(f"{self.service}/{self.name}", parent, "server", self._attributes)
@@ -160,7 +162,7 @@ class _Call:
         span.set({"rpc.grpc.status_code": code_pb2.Code.Value(outcome.code), **{f"softprompt.{key}": value for key, value in who.items()}})
         if outcome.code not in ("OK", "CANCELLED"):
             span.fail(outcome.code)
-        level = logging.DEBUG if self.service in _QUIET_SERVICES else logging.INFO
+        level = logging.DEBUG if self.is_quiet else logging.INFO
         fields = {
             "method": f"{self.service}/{self.name}",
             "code": outcome.code,

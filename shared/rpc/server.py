@@ -29,7 +29,6 @@ log = logging.getLogger(__name__)
 LIVE, READY = "live", "ready"
 HANDSHAKE_SECONDS = 10.0
 _MAX_CONNECTION_STREAMS = 2048
-_LAST_WORDS_SECONDS = 0.5
 _LEAVING_SECONDS = 1.0
 _SERVING, _NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 
@@ -125,15 +124,13 @@ class RpcServer:
             await self._health.enter_graceful_shutdown()
             if self._calls.count or self._calls.health_watches:
                 await asyncio.sleep(min(_LEAVING_SECONDS, grace_seconds / 10))
-        stopping = asyncio.create_task(self.grpc_server.stop(grace_seconds))
+        stopping = asyncio.create_task(self.grpc_server.stop(grace_seconds))  # once: a second stop beside it crashes gRPC
         try:
             async with asyncio.timeout(grace_seconds):
                 await self._calls.idle.wait()
         except TimeoutError:
             log.warning("grace time is over", extra={"fields": {"calls_cut": self._calls.count}})
-        else:
-            await asyncio.wait({stopping}, timeout=min(grace_seconds, _LAST_WORDS_SECONDS))  # statuses are on their way out
-        await self.grpc_server.stop(grace=0)
+        self._calls.over.set()
         await stopping
         if self._health_server is not None:
             await self._health_server.stop(grace=0)
