@@ -91,7 +91,8 @@ class Dispatcher:
                 log.exception("a round of the dispatcher failed")
                 await asyncio.sleep(self._context.config.tick_seconds)
             # Many changes at once are one round's work, and rounds over a long queue leave at least as much time to others.
-            await asyncio.sleep(_LEAST_PAUSE_SECONDS + time.monotonic() - begun)
+            took = time.monotonic() - begun
+            await asyncio.sleep(_LEAST_PAUSE_SECONDS + min(took, self._context.config.tick_seconds))
             try:
                 async with asyncio.timeout(self._context.config.tick_seconds):
                     await self._context.wake_dispatcher.wait()
