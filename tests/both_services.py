@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -43,3 +46,14 @@ async def both(model_dir: Path, directory: Path, max_proof_model_bytes: int = 0,
         AsyncClient(f"127.0.0.1:{trainer.port}", f"127.0.0.1:{replica.port}") as client,
     ):
         yield Services(client, replica, trainer)
+
+
+async def _serve_until_stdin_closes(model_dir: Path, directory: Path) -> None:
+    async with both(model_dir, directory, replica="replica-a") as services:
+        sys.stdout.write(json.dumps(services.endpoints) + "\n")
+        sys.stdout.flush()
+        await asyncio.to_thread(sys.stdin.read)
+
+
+if __name__ == "__main__":  # a process of its own, for tests that block
+    asyncio.run(_serve_until_stdin_closes(Path(sys.argv[1]), Path(sys.argv[2])))

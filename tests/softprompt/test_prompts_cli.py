@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,33 +15,38 @@ import torch
 from safetensors.torch import save_file
 
 from softprompt import Client
-from softprompt.client.loop_thread import LoopThread
 from softprompt.types.prompts import AliasSet, Deleted, Published, Snapshot
-from tests.both_services import Services, both
 from tests.softprompt.cli_runner import CliRunner
 
+Endpoints = tuple[str, str]
+"""Of the trainer and of the replica."""
+
+
+@pytest.fixture(scope="module")
+def services(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoints]:
+    """In a process of their own, since the command line blocks."""
+    command = [sys.executable, "-m", "tests.both_services", str(tiny_model_dir), str(tmp_path_factory.mktemp("both"))]
+    root = Path(__file__).parents[2]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=root) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        trainer, inference = json.loads(process.stdout.readline())
+        yield trainer, inference
+        process.stdin.close()
+        assert process.wait(60) == 0
+
 
 @pytest.fixture
-def services(tiny_model_dir: Path, tmp_path: Path) -> Iterator[Services]:
-    """In a thread of their own, since the command line blocks."""
-    loop = LoopThread("services")
-    context = both(tiny_model_dir, tmp_path, replica="replica-a")
-    yield loop.run(context.__aenter__())
-    loop.run(context.__aexit__(None, None, None))
-    loop.stop()
-
-
-@pytest.fixture
-def cli(services: Services, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> CliRunner:
-    trainer, inference = services.endpoints
+def cli(services: Endpoints, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> CliRunner:
+    trainer, inference = services
     monkeypatch.setenv("SOFTPROMPT_TRAINER", trainer)
     monkeypatch.setenv("SOFTPROMPT_INFERENCE", inference)
     return CliRunner(monkeypatch, capsys)
 
 
 @pytest.fixture
-def client(services: Services) -> Iterator[Client]:
-    with Client(*services.endpoints) as made:
+def client(services: Endpoints) -> Iterator[Client]:
+    with Client(*services) as made:
         yield made
 
 
@@ -104,23 +111,23 @@ def test_imports_that_are_refused_say_why(cli: CliRunner, tmp_path: Path) -> Non
 
 
 def test_a_watch_tells_what_happens_and_goes_on_where_it_was(client: Client, cli: CliRunner, tmp_path: Path) -> None:
-    changes = client.watch_prompts(name_prefix="tone")
+    changes = client.watch_prompts(name_prefix="watched")
     first = next(changes)
     assert isinstance(first, Snapshot)
-    cli("prompts", "import", matrix_file(tmp_path, 1), "--prompt", "tone")
+    cli("prompts", "import", matrix_file(tmp_path, 1), "--prompt", "watched")
     published, moved = next(changes), next(changes)
     assert isinstance(published, Published)
     assert isinstance(moved, AliasSet)
-    assert (published.version.name, moved.alias.targets[0].version) == ("prompts/tone/versions/1", 1)
-    client.set_alias("tone", "default", [])
-    client.delete_version("tone@1")
-    resumed = client.watch_prompts(after_revision=published.revision, store_id=published.store_id)
+    assert (published.version.name, moved.alias.targets[0].version) == ("prompts/watched/versions/1", 1)
+    client.set_alias("watched", "default", [])
+    client.delete_version("watched@1")
+    resumed = client.watch_prompts(after_revision=moved.revision, store_id=moved.store_id, name_prefix="watched")
     assert [type(change) for change in itertools.islice(resumed, 2)] == [AliasSet, Deleted]
 
 
-def test_an_interrupted_watch_ends(services: Services, tmp_path: Path) -> None:
+def test_an_interrupted_watch_ends(services: Endpoints) -> None:
     """Leaving the loop cancels the call, so that closing the client doesn't hang."""
-    with Client(*services.endpoints) as client:
+    with Client(*services) as client:
         for change in client.watch_prompts():
             assert isinstance(change, Snapshot)
             break
