@@ -37,7 +37,11 @@ def backward(base_model: BaseModel, forward: Forward, parts: Sequence[TrainPart]
                 smoothing += [parts[index].label_smoothing] * len(row.target_ids)
         device = base_model.device
         token_losses = _cross_entropy(
-            base_model, forward, states, torch.tensor(ids, device=device), torch.tensor(smoothing, device=device)
+            base_model,
+            forward,
+            states,
+            torch.tensor(ids, device=device),
+            torch.tensor(smoothing, device=device) if any(smoothing) else None,
         ) * torch.tensor(weights, device=device)
         token_losses.sum().backward()  # type: ignore[no-untyped-call]
         losses.index_add_(0, torch.tensor(owners, device=device), token_losses.detach())
@@ -107,17 +111,16 @@ def _parts(base_model: BaseModel, states: torch.Tensor) -> Iterator[tuple[int, t
 
 
 def _cross_entropy(
-    base_model: BaseModel, forward: Forward, states: torch.Tensor, ids: torch.Tensor, smoothing: torch.Tensor
+    base_model: BaseModel, forward: Forward, states: torch.Tensor, ids: torch.Tensor, smoothing: torch.Tensor | None
 ) -> torch.Tensor:
-    """[targets]; smoothing mixes the uniform distribution into the target's. Of several parts, logits are computed again for backward."""
+    """[targets]; smoothing `[targets]` mixes the uniform distribution into the target's. Of several parts, logits are computed again for backward."""
 
     def of(part: torch.Tensor, first: int) -> torch.Tensor:
         values = forward.logits(part).float()
         lse, some = values.logsumexp(-1), slice(first, first + part.shape[0])
         losses = lse - values.gather(1, ids[some, None]).squeeze(1)
-        return torch.lerp(losses, lse - values.mean(-1), smoothing[some]) if smoothed else losses
+        return losses if smoothing is None else torch.lerp(losses, lse - values.mean(-1), smoothing[some])
 
-    smoothed = bool(smoothing.any())
     parts = list(_parts(base_model, states))
     if len(parts) == 1:
         return of(states, 0)
