@@ -113,7 +113,10 @@ def _parts(base_model: BaseModel, states: torch.Tensor) -> Iterator[tuple[int, t
 def _cross_entropy(
     base_model: BaseModel, forward: Forward, states: torch.Tensor, ids: torch.Tensor, smoothing: torch.Tensor | None
 ) -> torch.Tensor:
-    """[targets]; smoothing `[targets]` mixes the uniform distribution into the target's. Of several parts, logits are computed again for backward."""
+    """[targets]; `smoothing`, too, mixes the uniform distribution into the target's.
+
+    Of several parts, logits are computed again for the backward pass.
+    """
 
     def of(part: torch.Tensor, first: int) -> torch.Tensor:
         values = forward.logits(part).float()
