@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import secrets
-import signal
 import subprocess
 import sys
 import time
@@ -52,12 +51,13 @@ async def test_a_lost_node_and_a_cluster_of_somebody_else(cluster: dict[str, Any
         assert other.descendants("gcs_server"), "it has, and did not join the one that is there"
         async with channel_to(trainer) as channel:
             caller = Caller(channel)
-            name = await caller.create(num_steps=900)
+            name = await caller.create(num_steps=2500)
             await caller.reach(name, 30)
             [node] = [pid for pid in cluster["raylets"] if workers_of(pid)]
             workers = workers_of(node)
             killed_at = time.time()
-            os.kill(node, signal.SIGKILL)
+            for process in [psutil.Process(node), *psutil.Process(node).children(recursive=True)]:
+                process.kill()
             recovery.note("node of a worker lost: training again on another one", await caller.reach(name, 31, attempt=2) - killed_at)
             await until_gone(workers)
             [survivor] = [pid for pid in cluster["raylets"] if pid != node]

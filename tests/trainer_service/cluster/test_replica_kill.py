@@ -11,11 +11,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from sqlalchemy import select
 
 from shared.store import open_store
 from tests import recovery
-from tests.trainer_service.cluster.processes import Caller, State, TrainerProcess, channel_to, until_gone
+from tests.trainer_service.cluster.processes import Caller, State, TrainerProcess, channel_to, until, until_gone
 from tests.trainer_service.jobs.postgres import Postgres
+from trainer_service.jobs.schema import jobs
+from trainer_service.jobs.store import JobStore
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
 
@@ -23,8 +26,12 @@ LEASE_SECONDS = 3
 
 
 @pytest.fixture
-def pair(postgres: Postgres, tmp_path: Path, tiny_model_dir: Path) -> Iterator[tuple[TrainerProcess, TrainerProcess]]:
-    url = postgres.create_database(f"test_{uuid.uuid4().hex}")
+def url(postgres: Postgres) -> str:
+    return postgres.create_database(f"test_{uuid.uuid4().hex}")
+
+
+@pytest.fixture
+def pair(url: str, tmp_path: Path, tiny_model_dir: Path) -> Iterator[tuple[TrainerProcess, TrainerProcess]]:
     settings = {"DATABASE_URL": url, "LEASE_SECONDS": LEASE_SECONDS, "CPUS_PER_WORKER": 1, "MAX_JOBS_PER_WORKER": 2}
     made = TrainerProcess(tmp_path, tiny_model_dir, "one", **settings), TrainerProcess(tmp_path, tiny_model_dir, "two", **settings)
     yield made
@@ -33,46 +40,54 @@ def pair(postgres: Postgres, tmp_path: Path, tiny_model_dir: Path) -> Iterator[t
 
 
 async def test_what_a_dead_or_a_silent_trainer_had_is_done_once_by_the_other(
-    pair: tuple[TrainerProcess, TrainerProcess], tmp_path: Path
+    pair: tuple[TrainerProcess, TrainerProcess], url: str, tmp_path: Path
 ) -> None:
-    one, two = pair
-    await one.start()
-    async with channel_to(one) as channel:
-        name = await Caller(channel).create(num_steps=900, prompt="silent")
+    store = JobStore.open(url)
+    await asyncio.gather(*(trainer.start() for trainer in pair))
+    async with channel_to(pair[0]) as channel:
+        name = await Caller(channel).create(num_steps=4000, prompt="silent")
         await Caller(channel).reach(name, 20)
-        await two.start()
-        stopped_at = time.time()
-        os.kill(one.process.pid, signal.SIGSTOP)
-        async with channel_to(two) as second:
-            caller = Caller(second)
-            again = await caller.reach(name, 21, attempt=2)
-            recovery.note(f"trainer silent, lease of {LEASE_SECONDS} s: training again on another one", again - stopped_at)
-            done = await caller.ended(name)
-            assert (done.state, done.attempt) == (State.STATE_SUCCEEDED, 2)
-        os.kill(one.process.pid, signal.SIGCONT)
+    one, two = sorted(pair, key=lambda trainer: not trainer.descendants("WorkerActor"))
+    stopped_at = time.time()
+    os.kill(one.process.pid, signal.SIGSTOP)
+    async with channel_to(two) as second:
+        caller = Caller(second)
+        again = await caller.reach(name, 21, attempt=2)
+        recovery.note(f"trainer silent, lease of {LEASE_SECONDS} s: training again on another one", again - stopped_at)
+        done = await caller.ended(name)
+        assert (done.state, done.attempt) == (State.STATE_SUCCEEDED, 2)
+    os.kill(one.process.pid, signal.SIGCONT)
+    async with channel_to(one) as channel:
         # Late now: what its worker tells belongs to an attempt that no longer counts. It goes on serving, and takes new jobs.
         late = await Caller(channel).ended(name)
         assert (late.attempt, late.result.version) == (2, done.result.version)
-        names = [await Caller(channel).create(num_steps=900, prompt=f"shared-{number}") for number in range(4)]
-        await asyncio.gather(*(Caller(channel).reach(name, 20) for name in names))
+        names = [await Caller(channel).create(num_steps=1500, prompt=f"shared-{number}") for number in range(3)]
+        await until(lambda: bool(jobs_of(one, store)))
 
-    processes = one.descendants()
+    processes, taken = one.descendants(), jobs_of(one, store)
     killed_at = time.time()
     one.kill()
     async with channel_to(two) as second:
         caller = Caller(second)
         ended = await asyncio.gather(*(caller.ended(name) for name in names))
-        moved = [job for job in ended if job.attempt > 1]
-        assert moved
-        taken = [await caller.reach(job.name, 1, attempt=2) for job in moved]
-        recovery.note(f"trainer killed, lease of {LEASE_SECONDS} s: training again on another one", min(taken) - killed_at)
-    assert all(job.state == State.STATE_SUCCEEDED and job.attempt <= 2 for job in ended)
+        again = [await caller.reach(name, 1, attempt=2) for name in taken]
+        recovery.note(f"trainer killed, lease of {LEASE_SECONDS} s: training again on another one", min(again) - killed_at)
+    assert all(job.state == State.STATE_SUCCEEDED and job.attempt == 1 + (job.name in taken) for job in ended)
     await until_gone(processes)
-    store = open_store(str(tmp_path / "data" / "prompts"))
-    assert {prompt: sorted(found.versions) for prompt, found in store.index().prompts.items()} == {
+    index = open_store(str(tmp_path / "data" / "prompts")).index()
+    assert {prompt: sorted(found.versions) for prompt, found in index.prompts.items()} == {
         "silent": [1],
-        **{f"shared-{number}": [1] for number in range(4)},
+        **{f"shared-{number}": [1] for number in range(3)},
     }
     processes = two.descendants()
     assert two.terminate() == 0
     await until_gone(processes)
+    store.close()
+
+
+def jobs_of(trainer: TrainerProcess, store: JobStore) -> list[str]:
+    """Names of the jobs that it has on its workers: the lease says so."""
+    owner = f"-{trainer.process.pid}-"
+    query = select(jobs.c.id).where(jobs.c.state == "RUNNING", jobs.c.owner.contains(owner), jobs.c.trained.is_(False))
+    with store.database.read() as connection:
+        return [f"tuningJobs/{id}" for id in connection.scalars(query)]
