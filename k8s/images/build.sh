@@ -64,6 +64,7 @@ for target in "${targets[@]}"; do
     echo "== $image"
     buildah build --isolation chroot --layers --target "$target" --tag "$image" --format oci \
         --build-arg "BASE_IMAGE=$base" --build-arg "VARIANT=$variant" --build-arg "VERSION=$version" --build-arg "REVISION=$revision" \
-        --build-arg "CREATED=$created" "${options[@]}" .
+        --build-arg "CREATED=$created" --label "org.opencontainers.image.revision=$revision" \
+        --label "org.opencontainers.image.created=$created" "${options[@]}" .  # labels said twice: buildah's layer cache forgets arguments
     buildah images --format '{{.Name}}:{{.Tag}} {{.ID}} {{.Size}}' "$image"
 done
