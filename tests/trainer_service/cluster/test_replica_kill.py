@@ -47,7 +47,7 @@ async def test_what_a_dead_or_a_silent_trainer_had_is_done_once_by_the_other(
     async with channel_to(pair[0]) as channel:
         name = await Caller(channel).create(num_steps=4000, prompt="silent")
         await Caller(channel).reach(name, 20)
-    one, two = sorted(pair, key=lambda trainer: not trainer.descendants("WorkerActor"))
+    one, two = sorted(pair, key=lambda trainer: not jobs_of(trainer, store))
     stopped_at = time.time()
     os.kill(one.process.pid, signal.SIGSTOP)
     async with channel_to(two) as second:
