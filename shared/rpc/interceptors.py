@@ -14,7 +14,7 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import AbstractContextManager, aclosing, contextmanager, nullcontext
 from typing import Any
 
@@ -27,7 +27,7 @@ from shared.errors import Overloaded, SoftPromptError
 from shared.rpc.calls import CallCounter
 from shared.rpc.errors import status_of
 from shared.rpc.guard import Admission, Guard
-from shared.rpc.messages import END, check_readable, first_of, only_one, reader_of
+from shared.rpc.messages import END, check_readable, first_of, reader_of
 from shared.rpc.metrics import RpcMetrics
 from shared.tracing import Span, Tracing, checked_traceparent, trace_id_of
 
@@ -69,22 +69,26 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # 
         method = handler_call_details.method
         call = _Call(self._metrics, self._calls, self._tracing, method, kind, method in self._endless)
 
-        async def respond(requests: AsyncIterator[Any], context: Any) -> Any:
+        async def respond(requests: Any, context: Any) -> Any:
             with call.observed(context) as outcome:
                 try:
-                    async with self._guard.admitted(method, context) as admission:
+                    # Closed here: a generator that is left to the garbage collector outlives it by a round, with all that it holds.
+                    async with aclosing(aiter(requests)) as messages, self._guard.admitted(method, context) as admission:
                         outcome.admission = admission
-                        request = outcome.received_stream(requests)
-                        if not handler.request_streaming:
-                            request = await only_one(request)
-                        with logs.bind(caller=admission.caller.name, **admission.about):
-                            if handler.response_streaming:
-                                work = _drive(behaviour, request, context, outcome)
-                                await (self._calls.until_over(work) if call.is_quiet else work)
-                                return None
-                            return outcome.sent_one(await behaviour(request, context))
+                        if handler.request_streaming:
+                            async with aclosing(outcome.received_stream(messages)) as request:
+                                return await answer(request, context, outcome, admission)
+                        return await answer(await outcome.received_one(messages), context, outcome, admission)
                 except Exception as error:
                     await outcome.abort(error, context)
+
+        async def answer(request: Any, context: Any, outcome: _Outcome, admission: Admission) -> Any:
+            with logs.bind(caller=admission.caller.name, **admission.about):
+                if not handler.response_streaming:
+                    return outcome.sent_one(await behaviour(request, context))
+                work = _drive(behaviour, request, context, outcome)
+                await (self._calls.until_over(work) if call.is_quiet else work)
+                return None
 
         wrap: Any = grpc.stream_stream_rpc_method_handler if handler.response_streaming else grpc.stream_unary_rpc_method_handler
         return wrap(respond, request_deserializer=reader_of(handler.request_deserializer), response_serializer=handler.response_serializer)
@@ -197,15 +201,22 @@ class _Outcome:
             self.admission.sent(response)
         return response
 
-    async def received_stream(self, requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
-        first = await first_of(requests)
-        while first is not END:
-            self._received.inc()
-            check_readable(first)
-            if self.admission is not None:
-                self.admission.received(first)
-            yield first
-            first = await anext(requests, END)
+    async def received_one(self, requests: AsyncIterator[Any]) -> Any:
+        """The message of a method that takes one."""
+        return self._taken(await first_of(requests))
+
+    async def received_stream(self, requests: AsyncIterator[Any]) -> AsyncGenerator[Any, None]:
+        request = await first_of(requests, may_be_none=True)
+        while request is not END:
+            yield self._taken(request)
+            request = await anext(requests, END)
+
+    def _taken(self, request: Any) -> Any:
+        self._received.inc()
+        check_readable(request)
+        if self.admission is not None:
+            self.admission.received(request)
+        return request
 
     async def abort(self, error: Exception, context: Any) -> None:
         if isinstance(error, grpc.aio.AbortError):  # gRPC's own services abort by themselves

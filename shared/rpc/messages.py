@@ -17,19 +17,16 @@ FIRST_MESSAGE_SECONDS = 60.0
 END: Any = object()
 
 
-async def first_of(requests: AsyncIterator[Any]) -> Any:
+async def first_of(requests: AsyncIterator[Any], may_be_none: bool = False) -> Any:
+    """END if there is none and that is allowed. Raises DeadlineExceeded for one that doesn't come, InvalidInput for none."""
     try:
         async with asyncio.timeout(FIRST_MESSAGE_SECONDS):
-            return await anext(requests, END)
+            first = await anext(requests, END)
     except TimeoutError:
         raise DeadlineExceeded(f"the request did not arrive within {FIRST_MESSAGE_SECONDS:g} seconds") from None
-
-
-async def only_one(requests: AsyncIterator[Any]) -> Any:
-    """The one message of a method that takes one."""
-    async for request in requests:
-        return request
-    raise InvalidInput.of("request", "no message was sent")
+    if first is END and not may_be_none:
+        raise InvalidInput.of("request", "no message was sent")
+    return first
 
 
 @dataclass(frozen=True)

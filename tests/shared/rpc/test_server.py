@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import urllib.request
 from collections.abc import AsyncIterator
+from types import AsyncGeneratorType
 from typing import Any
 
 import grpc
@@ -152,3 +154,20 @@ async def test_a_scraper_that_says_nothing_is_let_go(running: Running, monkeypat
         writer.close()
     finally:
         await asyncio.to_thread(endpoint.close)
+
+
+async def test_calls_leave_nothing_for_the_garbage_collector_to_finish(running: Running) -> None:
+    """A generator that it has to finish outlives its round, and a replica that refuses all day would grow."""
+    gc.collect()
+    before = unfinished_generators()
+    gc.disable()
+    try:
+        for text in ("good", "bad") * 50:
+            await running.stub.CountTokens(count_request(text)).code()
+        assert unfinished_generators() <= before + 2
+    finally:
+        gc.enable()
+
+
+def unfinished_generators() -> int:
+    return sum(isinstance(found, AsyncGeneratorType) for found in gc.get_objects())
