@@ -170,4 +170,4 @@ async def test_calls_leave_nothing_for_the_garbage_collector_to_finish(running: 
 
 
 def unfinished_generators() -> int:
-    return sum(isinstance(found, AsyncGeneratorType) for found in gc.get_objects())
+    return sum(type(found) is AsyncGeneratorType for found in gc.get_objects())
