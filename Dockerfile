@@ -2,7 +2,7 @@
 #
 #   BASE_IMAGE       a Debian 12; k8s/images/build.sh makes one where no registry is within reach
 #   VARIANT          cpu or cuda: which build of torch. Both are the same version, the one in constraints.txt
-#   TORCH_CPU_INDEX  the package index that has torch's builds for the CPU; empty where pip finds them by itself
+#   TORCH_CPU_INDEX  the URL of PyTorch's package index of CPU builds, where pip doesn't find them by itself
 #   PIP_FIND_LINKS   a folder of wheels that is mounted for the build, if there is one
 #
 # The secrets pip_conf and ca_bundle, where given, are pip's configuration and certificates for the time of the build; no layer keeps them.
@@ -28,7 +28,7 @@ ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_CONFIG_FILE=/run/secr
 WORKDIR /build
 COPY constraints.txt ./
 ARG VARIANT=cpu
-ARG TORCH_CPU_INDEX=https://download.pytorch.org/whl/cpu
+ARG TORCH_CPU_INDEX=
 ARG PIP_FIND_LINKS=
 RUN --mount=type=secret,id=pip_conf,target=/run/secrets/pip.conf \
     --mount=type=secret,id=ca_bundle,target=/run/secrets/ca.crt \

@@ -5,7 +5,8 @@
 #
 # Without --base the Dockerfile's own base image is pulled; where no registry answers, or with --base mmdebstrap, a Debian root is made
 # from packages and used instead. pip's own configuration and certificates of this machine (PIP_CONFIG_FILE or /etc/pip.conf, PIP_CERT,
-# PIP_FIND_LINKS) are used during the build and end up in no layer. The images are localhost/softprompt-TARGET:VERSION[-cuda].
+# PIP_FIND_LINKS) are used during the build and end up in no layer; TORCH_CPU_INDEX, where set, too. The images are
+# localhost/softprompt-TARGET:VERSION[-cuda].
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -17,7 +18,7 @@ while [ $# -gt 0 ]; do
         --revision) revision="$2"; shift 2 ;;
         --target) targets+=("$2"); shift 2 ;;
         --) shift; options=("$@"); break ;;
-        *) sed -n '2,9s/^# \{0,1\}//p' "$0" >&2; exit 64 ;;
+        *) sed -n '2,10s/^# \{0,1\}//p' "$0" >&2; exit 64 ;;
     esac
 done
 [ ${#targets[@]} -gt 0 ] || targets=(inference trainer)
@@ -34,7 +35,7 @@ debian_root() {  # A Debian 12 made of packages, imported as an image. Its age i
         echo "== a Debian root by mmdebstrap" >&2
         mmdebstrap --quiet --variant=minbase --include=ca-certificates --aptopt='APT::Install-Recommends "false"' \
             --dpkgopt=path-exclude=/usr/share/man/* --dpkgopt=path-exclude=/usr/share/doc/* \
-            bookworm "$root/root.tar" "${DEBIAN_MIRROR:-http://deb.debian.org/debian}" >&2
+            bookworm "$root/root.tar" ${DEBIAN_MIRROR:+"$DEBIAN_MIRROR"} >&2
         local container
         container="$(buildah from scratch)"
         buildah add --quiet "$container" "$root/root.tar" / >&2
@@ -47,7 +48,7 @@ debian_root() {  # A Debian 12 made of packages, imported as an image. Its age i
 
 if [ -z "$base" ]; then
     base="$(sed -n 's/^ARG BASE_IMAGE=//p' Dockerfile)"
-    timeout 60 buildah pull --quiet "docker.io/library/$base" >/dev/null 2>&1 && base="docker.io/library/$base" || base=mmdebstrap
+    base="$(timeout 60 buildah pull --quiet "docker://$base" 2>/dev/null)" || base=mmdebstrap
 fi
 [ "$base" != mmdebstrap ] || base="$(debian_root)"
 echo "== base image: $base"
@@ -56,8 +57,9 @@ pip_conf="${PIP_CONFIG_FILE:-/etc/pip.conf}"
 [ ! -s "$pip_conf" ] || options+=(--secret "id=pip_conf,src=$pip_conf")
 [ ! -s "${PIP_CERT:-}" ] || options+=(--secret "id=ca_bundle,src=$PIP_CERT")
 if [ -d "${PIP_FIND_LINKS:-}" ]; then  # wheels that lie on this machine
-    options+=(--volume "$PIP_FIND_LINKS:$PIP_FIND_LINKS:ro" --build-arg "PIP_FIND_LINKS=$PIP_FIND_LINKS" --build-arg TORCH_CPU_INDEX=)
+    options+=(--volume "$PIP_FIND_LINKS:$PIP_FIND_LINKS:ro" --build-arg "PIP_FIND_LINKS=$PIP_FIND_LINKS")
 fi
+[ -z "${TORCH_CPU_INDEX:-}" ] || options+=(--build-arg "TORCH_CPU_INDEX=$TORCH_CPU_INDEX")
 
 for target in "${targets[@]}"; do
     image="localhost/softprompt-$target:$version$suffix"
