@@ -97,6 +97,24 @@ async def test_a_database_that_is_stopped_for_a_while(postgres: Postgres, replic
     await service.state(waiting.id, JobState.FAILED)
 
 
+@pytest.mark.parametrize(("lease_seconds", "outage_seconds"), [(1, 3), (60, 60)], ids=["longer than a lease", "a minute"])
+async def test_a_database_that_is_stopped_for_longer_than_the_replicas_are_trusted(
+    lease_seconds: float, outage_seconds: float, postgres: Postgres, replicas: tuple[Service, Service]
+) -> None:
+    one, two = replicas
+    for service in replicas:
+        await service.start(lease_seconds=lease_seconds)
+    jobs = [await one.manager.create(spec(num_steps=400)) for _ in range(4)]
+    for job in jobs:
+        await one.until(job.id, lambda job: job.progress.step > 20)
+    await asyncio.to_thread(postgres.stop)
+    await asyncio.sleep(outage_seconds)
+    await asyncio.to_thread(postgres.start)
+    for job in jobs:
+        await two.state(job.id, JobState.SUCCEEDED, seconds=60)
+    assert one.versions("tone") == [1, 2, 3, 4], "each job published once, whoever had it in the end"
+
+
 async def test_sqlite_is_for_one_process(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'jobs.sqlite3'}"
     store = JobStore.open(url)
