@@ -45,7 +45,7 @@ async def test_what_a_dead_or_a_silent_trainer_had_is_done_once_by_the_other(
     store = JobStore.open(url)
     await asyncio.gather(*(trainer.start() for trainer in pair))
     async with channel_to(pair[0]) as channel:
-        name = await Caller(channel).create(num_steps=4000, prompt="silent")
+        name = await Caller(channel).create(num_steps=1200, prompt="silent")
         await Caller(channel).reach(name, 20)
     one, two = sorted(pair, key=lambda trainer: not jobs_of(trainer, store))
     stopped_at = time.time()
@@ -61,7 +61,7 @@ async def test_what_a_dead_or_a_silent_trainer_had_is_done_once_by_the_other(
         # Late now: what its worker tells belongs to an attempt that no longer counts. It goes on serving, and takes new jobs.
         late = await Caller(channel).ended(name)
         assert (late.attempt, late.result.version) == (2, done.result.version)
-        names = [await Caller(channel).create(num_steps=1500, prompt=f"shared-{number}") for number in range(3)]
+        names = [await Caller(channel).create(num_steps=600, prompt=f"shared-{number}") for number in range(3)]
         await until(lambda: bool(jobs_of(one, store)))
 
     processes, taken = one.descendants(), jobs_of(one, store)

@@ -42,8 +42,9 @@ async def test_a_killed_trainer_and_then_a_killed_ray_head_leave_nothing_behind_
         caller = Caller(channel)
         assert await caller.create(num_steps=900, request_id="once") == name
         recovery.note("trainer killed and started again at once", await caller.reach(name, 31, attempt=2) - killed_at)
-    [head] = trainer.descendants("gcs_server")
+    [head], [worker] = trainer.descendants("gcs_server"), trainer.descendants("ray::WorkerActor")
     processes = trainer.descendants()
+    os.kill(worker.pid, signal.SIGSTOP)  # else it might be done before the trainer has noticed
     killed_at = time.time()
     os.kill(head.pid, signal.SIGKILL)
     await until(lambda: trainer.process.poll() is not None, seconds=60)
