@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # tests never reach for a hub
-os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as the services have it (`shared.openmp`), before torch is imported
+os.environ.setdefault("GOMP_SPINCOUNT", "20000")  # as the services have it (`shared.openmp`), before torch is imported
 
 from tests.tiny_models import save_tiny_llama
 
