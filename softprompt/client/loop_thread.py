@@ -33,17 +33,17 @@ class LoopThread:
 
     def iterate(self, iterator: AsyncIterator[T]) -> Iterator[T]:
         """Its elements; leaving the loop early closes it. `iterator` is an asynchronous generator."""
-        generator = cast("AsyncGeneratorType[T, None]", iterator)
+        generator, steps = cast("AsyncGeneratorType[T, None]", iterator), set[asyncio.Task[Any]]()
         try:
             while True:
                 try:
-                    element = self.run(_next(generator))
+                    element = self.run(_next(generator, steps))
                 except StopAsyncIteration:
                     return
                 yield element
         finally:
             if not self.stopped:
-                self.run(_close(generator))
+                self.run(_close(generator, steps))
 
     def stop(self) -> None:
         """Cancel what still runs and end the thread."""
@@ -56,13 +56,21 @@ class LoopThread:
         self._loop.close()
 
 
-async def _next(generator: AsyncGeneratorType[T, None]) -> T:
-    return await anext(generator)
+async def _next(generator: AsyncGeneratorType[T, None], steps: set[asyncio.Task[Any]]) -> T:
+    task = asyncio.current_task()
+    assert task is not None
+    steps.add(task)
+    try:
+        return await anext(generator)
+    finally:
+        steps.discard(task)
 
 
-async def _close(generator: AsyncGeneratorType[T, None]) -> None:
-    while generator.ag_running:  # an interrupted `anext` is still unwinding
-        await asyncio.sleep(0.001)
+async def _close(generator: AsyncGeneratorType[T, None], steps: set[asyncio.Task[Any]]) -> None:
+    """Cancels a step that still runs: an interrupt may fall between its start and the moment when its caller could cancel it."""
+    for task in steps:
+        task.cancel()
+    await asyncio.gather(*steps, return_exceptions=True)
     await generator.aclose()
 
 

@@ -1,0 +1,41 @@
+"""What a synchronous caller is promised when an interrupt comes at the worst moment."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from softprompt.client.loop_thread import LoopThread
+
+
+def test_an_interrupt_between_a_steps_start_and_its_wait_closes_the_iterator(monkeypatch: pytest.MonkeyPatch) -> None:
+    waiting, closed = threading.Event(), threading.Event()
+
+    async def one_then_silence() -> AsyncIterator[int]:
+        try:
+            yield 1
+            waiting.set()
+            await asyncio.Event().wait()
+        finally:
+            closed.set()
+
+    loop = LoopThread("test")
+    elements = loop.iterate(one_then_silence())
+    assert next(elements) == 1
+    schedule = asyncio.run_coroutine_threadsafe
+
+    def interrupted(*arguments: Any) -> Any:
+        monkeypatch.undo()
+        schedule(*arguments)
+        assert waiting.wait(10)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(asyncio, "run_coroutine_threadsafe", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        next(elements)
+    assert closed.wait(10)
+    loop.stop()
