@@ -45,6 +45,10 @@ def test_greedy_equals_generate_alone_and_together(kind: str) -> None:
     assert together == expected
 
 
+Mixed = tuple[tuple[int, ...], str | None, int, int, int]
+"""Input, prompt, new tokens, priority, step of its arrival."""
+
+
 class Workbench:
     """One model with its references remembered; the engine takes the model over, so a twin computes the references."""
 
@@ -65,6 +69,22 @@ class Workbench:
             if prompt is not None and name is not None:
                 engine.load_prefix(name, prompt)
         return engine
+
+    def check_mix(self, engine: Engine, requests: list[Mixed]) -> None:
+        """Submit each request at the step of its arrival; every answer is what `generate` gives, and the books balance at each step."""
+        deltas: dict[str, list[int]] = {}
+        for step in range(4000):
+            for i, (ids, prefix, count, priority, arrival) in enumerate(requests):
+                if arrival == step:
+                    engine.submit(GenerationRequest(f"r{i}", ids, greedy(count), prefix, priority))
+            if step > 12 and not engine.has_work:
+                break
+            for output in engine.step():
+                deltas.setdefault(output.request_id, []).extend(output.delta.token_ids)
+            engine.check_integrity()
+        assert {name: tuple(tokens) for name, tokens in deltas.items()} == {
+            f"r{i}": self.expected(ids, prefix, count) for i, (ids, prefix, count, _, _) in enumerate(requests)
+        }
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +108,7 @@ REQUESTS = st.tuples(st.sampled_from(INPUTS), st.sampled_from(["a", "b", None]),
 )
 def test_any_mix_gives_what_generate_gives(
     workbench: Workbench,
-    requests: list[tuple[tuple[int, ...], str | None, int, int, int]],
+    requests: list[Mixed],
     max_running: int,
     max_tokens_per_step: int,
     num_blocks: int,
@@ -98,19 +118,7 @@ def test_any_mix_gives_what_generate_gives(
     engine = workbench.engine(
         max_running=max_running, max_tokens_per_step=max_tokens_per_step, kv_cache_bytes=num_blocks * bytes_per_block, prefix_kv_bytes=1
     )
-    deltas: dict[str, list[int]] = {}
-    for step in range(4000):
-        for i, (ids, prefix, count, priority, arrival) in enumerate(requests):
-            if arrival == step:
-                engine.submit(GenerationRequest(f"r{i}", ids, greedy(count), prefix, priority))
-        if step > 12 and not engine.has_work:
-            break
-        for output in engine.step():
-            deltas.setdefault(output.request_id, []).extend(output.delta.token_ids)
-        engine.check_integrity()
-    assert {name: tuple(tokens) for name, tokens in deltas.items()} == {
-        f"r{i}": workbench.expected(ids, prefix, count) for i, (ids, prefix, count, _, _) in enumerate(requests)
-    }
+    workbench.check_mix(engine, requests)
 
 
 def test_preemption_really_happens_and_changes_nothing(workbench: Workbench) -> None:

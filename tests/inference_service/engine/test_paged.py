@@ -18,7 +18,7 @@ from inference_service.engine.request import FinishReason, GenerationRequest, Sc
 from inference_service.engine.varlen_kernel import VarlenKernel, error_of
 from tests.host_waits import HostWaits
 from tests.inference_service.engine.builders import ARCHITECTURES, drain, greedy, reference, run_one, small_config, soft_prompt, tiny_base
-from tests.inference_service.engine.test_correctness import INPUTS, REQUESTS, Workbench, random_input
+from tests.inference_service.engine.test_correctness import INPUTS, REQUESTS, Mixed, Workbench, random_input
 
 BLOCK = 8
 PAGED = [kind for kind in ARCHITECTURES if kind not in ("falcon", "bloom")]
@@ -147,7 +147,7 @@ def test_paged_any_mix_gives_what_generate_gives(
     workbench: Workbench,
     monkeypatch: pytest.MonkeyPatch,
     kernel: bool,
-    requests: list[tuple[tuple[int, ...], str | None, int, int, int]],
+    requests: list[Mixed],
     max_running: int,
     max_tokens_per_step: int,
     num_blocks: int,
@@ -164,19 +164,7 @@ def test_paged_any_mix_gives_what_generate_gives(
             kv_cache_bytes=num_blocks * bytes_per_block,
             prefix_kv_bytes=1,
         )
-    deltas: dict[str, list[int]] = {}
-    for step in range(4000):
-        for i, (ids, prefix, count, priority, arrival) in enumerate(requests):
-            if arrival == step:
-                engine.submit(GenerationRequest(f"r{i}", ids, greedy(count), prefix, priority))
-        if step > 12 and not engine.has_work:
-            break
-        for output in engine.step():
-            deltas.setdefault(output.request_id, []).extend(output.delta.token_ids)
-        engine.check_integrity()
-    assert {name: tuple(tokens) for name, tokens in deltas.items()} == {
-        f"r{i}": workbench.expected(ids, prefix, count) for i, (ids, prefix, count, _, _) in enumerate(requests)
-    }
+    workbench.check_mix(engine, requests)
 
 
 def test_paged_preemption_really_happens_and_changes_nothing(workbench: Workbench) -> None:
