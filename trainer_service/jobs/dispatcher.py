@@ -211,9 +211,8 @@ class Dispatcher:
         for _ in range(claim.max_jobs):
             if follower is None or follower.id not in self._followers or follower.view.exclusive:
                 return
-            alone = not follower.job_ids
             record = await context.database.call(
-                context.store.claim, claim.base_model, context.owner, context.lease_until(), time.time(), alone=alone
+                context.store.claim, claim.base_model, context.owner, context.lease_until(), time.time(), fresh=follower.view.fresh
             )
             if record is None:
                 return

@@ -44,6 +44,7 @@ class Follower:
         self._pool, self._context, self._on_trained, self._on_end = pool, context, on_trained, on_end
         self._trackers: dict[str, Tracker] = {}
         self._jobs: dict[str, Record] = {}
+        self._num_given = 0
         self._giving: dict[tuple[str, int], asyncio.Task[None]] = {}
         self._handle: WorkerHandle | None = None
         self._ready = False
@@ -77,6 +78,7 @@ class Follower:
             num_jobs=len(self._trackers),
             ready=self._ready,
             idle_seconds=time.monotonic() - self._idle_since if self._idle_since is not None and not self._trackers else 0.0,
+            fresh=self._num_given == 0,
             exclusive=any(record.solo for record in self._jobs.values()),
             max_jobs=self._capacity.max_jobs(),
         )
@@ -86,6 +88,7 @@ class Follower:
         job = record.job
         tracker = Tracker(job.attempt, job.progress, self._context.config.progress_seconds)
         self._trackers[job.id], self._jobs[job.id] = tracker, record
+        self._num_given += 1
         self._giving[job.id, job.attempt] = asyncio.create_task(self._give(job, tracker), name=f"give {job.id}")
 
     def is_over_time(self, job_id: str) -> bool:
@@ -147,7 +150,7 @@ class Follower:
             task.cancel()
         if self._handle is not None:
             await self._handle.close()
-        too_many = out_of_memory and len(self._trackers) > 1
+        too_many = out_of_memory and self._num_given > 1
         for job_id, tracker in list(self._trackers.items()):
             if planned:
                 await self._change_and_forget(job_id, tracker, lambda record: moves.left_worker(record, time.time()), [])
@@ -288,7 +291,7 @@ class Follower:
 
     async def _failed(self, job_id: str, tracker: Tracker, event: Failed) -> None:
         out_of_memory = event.code == "OUT_OF_MEMORY"
-        if out_of_memory and len(self._trackers) > 1 and not self._jobs[job_id].solo:
+        if out_of_memory and self._num_given > 1 and not self._jobs[job_id].solo:
             await self._separate(job_id, tracker)
         elif event.retryable and not out_of_memory:
             await self._lose(job_id, tracker, f"{event.code}: {event.message}")
@@ -305,7 +308,7 @@ class Follower:
         await self._change_and_forget(job_id, tracker, lambda record: left(record, time.time()), [note])
 
     async def _separate(self, job_id: str, tracker: Tracker) -> None:
-        note = Note(text="ran out of memory beside other jobs; goes on alone")
+        note = Note(text="ran out of memory beside or after other jobs; goes on alone in a process of its own")
         await self._change_and_forget(job_id, tracker, lambda record: moves.out_of_memory_beside_others(record, time.time()), [note])
 
     async def _lose(self, job_id: str, tracker: Tracker, reason: str) -> None:

@@ -117,7 +117,7 @@ def progressed(record: Record, progress: JobProgress, statistics: DatasetStatist
 
 
 def out_of_memory_beside_others(record: Record, now: float) -> Record:
-    """Didn't fit into a shared cohort: once more, alone."""
+    """Didn't fit into a worker that others use or have used: once more, alone in a fresh one."""
     freed = left_worker(record, now)
     return replace(freed, solo=True) if freed.job.state is JobState.QUEUED else freed
 

@@ -29,7 +29,7 @@ class Record:
     trained: bool = False
     """The outcome is kept; what is left is to publish it, for which no worker is needed."""
     solo: bool = False
-    """Ran out of memory beside others: goes on a worker of its own."""
+    """Ran out of memory beside others, or lost several workers: goes on a fresh worker of its own."""
     owner: str = NOBODY
     lease_until: float = 0.0
     claimed_at: float | None = None

@@ -2,7 +2,8 @@
 
 Jobs of one base model share its workers' cohorts: a worker is filled before another one is started. Base models compete by
 their oldest waiting job (priority counts as age). Nobody starves: when all workers are taken and the oldest job needs another base
-model, the emptiest worker takes nothing new until it is idle, and is then replaced.
+model, the emptiest worker takes nothing new until it is idle, and is then replaced. The same is done for a job that must be alone:
+it gets a process that no other job has used, since one that ran out of memory may be fragmented, or keep what it should have let go.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ class QueueHead:
     """Of the first of them."""
     num_jobs: int
     solo: bool = False
-    """The first of them needs a worker of its own."""
+    """The first of them needs a fresh worker of its own."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,10 @@ class WorkerView:
     """The base model is loaded. One that isn't counts as room to come."""
     idle_seconds: float = 0.0
     """Since its last job left; 0 while it has one."""
+    fresh: bool = False
+    """Has never had a job."""
     exclusive: bool = False
-    """Has a job that ran out of memory beside others; takes no second one."""
+    """Has a job that must be alone; takes no second one."""
     max_jobs: int | None = None
     """Jobs that fit into its memory, as far as it was measured; None: not known."""
 
@@ -74,7 +77,7 @@ def plan(
         while left > 0:
             if len(workers) - len(draft.stops) + len(draft.launches) < max_workers:
                 draft.launches.append(head.base_model)
-            elif not _make_room(head.base_model, workers, draft):
+            elif not _make_room(head, workers, draft):
                 break
             left -= max_jobs_per_worker
     needed = {head.base_model for head in heads}
@@ -86,7 +89,7 @@ def plan(
 
 def _fill(head: QueueHead, workers: Sequence[WorkerView], max_jobs_per_worker: int, draft: _Draft) -> int:
     """Give jobs to workers that have the model, fullest first, so that others can become idle. Jobs that are left without a place."""
-    left = head.num_jobs
+    left = 1 if head.solo else head.num_jobs
     mine = [worker for worker in workers if worker.base_model == head.base_model and worker.id not in draft.reserved]
     for worker in sorted(mine, key=lambda worker: (not worker.ready, -worker.num_jobs, worker.id)):
         taken = min(_room(worker, head, max_jobs_per_worker), left)
@@ -100,17 +103,18 @@ def _room(worker: WorkerView, head: QueueHead, max_jobs_per_worker: int) -> int:
     if worker.exclusive:
         return 0
     if head.solo:
-        return 1 if worker.num_jobs == 0 else 0
+        return 1 if worker.fresh else 0
     most = max_jobs_per_worker if worker.max_jobs is None else min(max_jobs_per_worker, worker.max_jobs)
     return max(0, most - worker.num_jobs)
 
 
-def _make_room(base_model: str, workers: Sequence[WorkerView], draft: _Draft) -> bool:
-    """Pick a worker of another base model to make way, if this one has none yet. True: it was idle and is being replaced."""
-    if any(worker.base_model == base_model for worker in workers) or base_model in draft.launches:
+def _make_room(head: QueueHead, workers: Sequence[WorkerView], draft: _Draft) -> bool:
+    """Pick a worker to make way for one that the head can use, if it has none yet. True: it was idle and is being replaced."""
+    useless = [worker for worker in workers if worker.base_model != head.base_model or head.solo]
+    if len(useless) < len(workers) or head.base_model in draft.launches:
         return False
-    claimed = {claim.worker_id for claim in draft.claims}
-    others = [w for w in workers if w.base_model != base_model and w.id not in draft.reserved | claimed and w.id not in draft.stops]
+    taken = draft.reserved | {claim.worker_id for claim in draft.claims} | set(draft.stops)
+    others = [worker for worker in useless if worker.id not in taken]
     if not others:
         return False
     victim = min(others, key=lambda worker: (worker.num_jobs, not worker.ready, worker.id))
@@ -118,7 +122,7 @@ def _make_room(base_model: str, workers: Sequence[WorkerView], draft: _Draft) ->
     if victim.num_jobs > 0 or not victim.ready:
         return False
     draft.stops.append(victim.id)
-    draft.launches.append(base_model)
+    draft.launches.append(head.base_model)
     return True
 
 

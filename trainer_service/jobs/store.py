@@ -150,10 +150,10 @@ class JobStore:
             found = connection.execute(query).all()
             return [QueueHead(name, key, count, self._first_is_solo(connection, name, now)) for name, key, count in found]
 
-    def claim(self, base_model: str, owner: str, lease_until: float, now: float, *, alone: bool) -> Record | None:
-        """The first job for this base model becomes RUNNING and this replica's, in one statement. `alone`: the worker is empty."""
+    def claim(self, base_model: str, owner: str, lease_until: float, now: float, *, fresh: bool) -> Record | None:
+        """The first job for this base model becomes RUNNING and this replica's, in one statement. `fresh`: its worker has never had one."""
         first = select(jobs.c.id).where(jobs.c.base_model == base_model, jobs.c.trained.is_(False), jobs.c.not_before <= now)
-        if not alone:
+        if not fresh:
             first = first.where(jobs.c.solo.is_(False))
         return self._claim(first, owner, lease_until, now, claimed_at=now)
 

@@ -140,28 +140,42 @@ async def test_a_stopped_worker_that_never_comes_back_to_life_is_ended(service: 
     await service.state(job.id, JobState.CANCELLED, seconds=30)
 
 
-async def test_a_job_that_fits_into_no_memory_fails_with_advice_and_the_others_do_not_notice(
+async def test_a_cohort_out_of_memory_is_split_and_the_job_that_fits_nowhere_fails_with_advice(
     service: Service, ray_cluster: SharedCluster, tmp_path: Path
 ) -> None:
-    """The worker's process really gets no more memory: rows of this length need far more than it may have."""
+    """Workers' processes really get no more memory: one job needs more than the first of them has, another more than any has."""
     model = save_tiny_llama(tmp_path / "long", max_position_embeddings=16_384)
     service.base = effective_spec(base_model.inspect(model, id="tiny"))
     pool = RayPool(ray_cluster, RayPoolConfig({"tiny": str(model)}, dtype="float32", device="cpu", checkpoint_seconds=0.2))
     manager = await service.start(pool)
     small = await manager.create(spec(num_steps=400))
     await service.until(small.id, lambda job: job.progress.step > 10, seconds=60)
-    pid = await pid_of(pool)
-    most = psutil.Process(pid).memory_info().vms + (256 << 20)
-    resource.prlimit(pid, resource.RLIMIT_AS, (most, most))
+    first = await pid_of(pool)
+    used = psutil.Process(first).memory_info().vms
+    resource.prlimit(first, resource.RLIMIT_AS, (used + (64 << 20),) * 2)
+    bounding = asyncio.create_task(bound_memory(pool, {first}, used + (1 << 30)))
+    large = await manager.create(spec("x" * 1_800, prompt="large", num_steps=2))
     huge = await manager.create(spec("x" * 14_000, prompt="huge", num_steps=50))
+    alone = await service.state(large.id, JobState.SUCCEEDED, seconds=100)
+    assert alone.attempt == 2, "once beside the other, once in a process of its own"
     failed = await service.state(huge.id, JobState.FAILED, seconds=100)
     assert failed.error is not None
     assert failed.error.code == "OUT_OF_MEMORY"
     assert "fewer virtual tokens" in failed.error.message
-    assert failed.attempt == 2, "once beside the other, once alone"
+    assert failed.attempt == 2, "once beside the others, once in a process of its own"
     done = await service.state(small.id, JobState.SUCCEEDED, seconds=60)
     assert done.attempt == 1
-    assert (service.versions("tone"), service.versions("huge")) == ([1], [])
+    assert [service.versions(prompt) for prompt in ("tone", "large", "huge")] == [[1], [1], []]
+    bounding.cancel()
+
+
+async def bound_memory(pool: RayPool, known: set[int], most_bytes: int) -> None:
+    """No worker that starts from now on gets more address space than that."""
+    while True:
+        for pid in set(await pids_of(pool)) - known:
+            resource.prlimit(pid, resource.RLIMIT_AS, (most_bytes, most_bytes))
+            known.add(pid)
+        await asyncio.sleep(0.02)
 
 
 async def test_a_restarted_service_goes_on_where_it_was(service: Service, pool: RayPool) -> None:

@@ -118,8 +118,10 @@ class Service:
             await manager.drain(5)
 
     async def state(self, job_id: str, *states: JobState, seconds: float = 20) -> Job:
-        """The job, once it is in one of these states."""
-        return await self.until(job_id, lambda job: job.state in states, seconds)
+        """The job, once it is in one of these states. One that ended in another one is told at once."""
+        job = await self.until(job_id, lambda job: job.state in states or job.state.is_terminal, seconds)
+        assert job.state in states, job.error or job.state
+        return job
 
     async def until(self, job_id: str, condition: Callable[[Job], bool], seconds: float = 20) -> Job:
         async with asyncio.timeout(seconds):

@@ -111,7 +111,7 @@ class LifeOfJobs(RuleBasedStateMachine):
 
     @rule()
     def claim(self) -> None:
-        taken = self.store.claim("tiny", "me", self.now + 10, self.now, alone=True)
+        taken = self.store.claim("tiny", "me", self.now + 10, self.now, fresh=True)
         if taken is not None:
             assert taken.job.attempt > self.attempts.get(taken.job.id, 0)
             self.attempts[taken.job.id] = taken.job.attempt

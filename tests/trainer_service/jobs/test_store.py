@@ -30,9 +30,9 @@ def create(store: JobStore, made: Record | None = None) -> Job:
     return store.create(made or record(), **LIMITS)
 
 
-def claim(store: JobStore, owner: str = "me", lease_seconds: float = 60.0, *, alone: bool = True) -> Record | None:
+def claim(store: JobStore, owner: str = "me", lease_seconds: float = 60.0, *, fresh: bool = True) -> Record | None:
     now = time.time()
-    return store.claim("tiny", owner, now + lease_seconds, now, alone=alone)
+    return store.claim("tiny", owner, now + lease_seconds, now, fresh=fresh)
 
 
 def test_the_migrations_build_the_schema_that_the_code_uses(store: JobStore) -> None:
@@ -144,14 +144,14 @@ def test_many_claim_at_once_and_no_job_is_claimed_twice(store: JobStore) -> None
     assert set(claimed) == ids
 
 
-def test_a_job_that_needs_a_worker_alone_is_claimed_only_then(store: JobStore) -> None:
+def test_a_job_that_needs_a_fresh_worker_is_claimed_only_for_one(store: JobStore) -> None:
     job = create(store)
     taken = claim(store)
     assert taken is not None
     store.change(job.id, lambda old: moves.out_of_memory_beside_others(old, time.time()), attempt=1)
     assert store.heads(time.time())[0].solo
-    assert claim(store, alone=False) is None
-    again = claim(store, alone=True)
+    assert claim(store, fresh=False) is None
+    again = claim(store, fresh=True)
     assert again is not None
     assert (again.job.id, again.job.attempt) == (job.id, 2)
 
