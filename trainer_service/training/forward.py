@@ -16,6 +16,7 @@ import torch
 from shared.base_model import BaseModel
 from shared.errors import PreconditionFailed
 from trainer_service.training.frozen_norm import replace_norms
+from trainer_service.training.last_layer import last_mlp, only_at
 from trainer_service.training.packing import Row, Segment, num_packed_tokens, pack
 from trainer_service.training.prefix_attention import packed_attention
 
@@ -44,6 +45,7 @@ class PackedForward:
     def __init__(self, base_model: BaseModel, *, split: bool = True) -> None:
         self._model, self._device, self._split = base_model.model, base_model.device, split
         self._embed = base_model.model.get_input_embeddings()
+        self._last_mlp = last_mlp(base_model.model)
         config = base_model.model.config.get_text_config()
         self._scaling = getattr(config, "logits_scaling", None)
         self._softcap = getattr(config, "final_logit_softcapping", None)
@@ -54,7 +56,8 @@ class PackedForward:
         inputs = {"inputs_embeds": torch.cat(pieces)[None], "position_ids": packed.layout.positions[None], "use_cache": False}
         with packed_attention(self._model, packed.layout):
             if self._split:
-                hidden: torch.Tensor = self._model.base_model(**inputs).last_hidden_state[0]
+                with only_at(packed.target_positions, self._last_mlp):
+                    hidden: torch.Tensor = self._model.base_model(**inputs).last_hidden_state[0]
                 return hidden[packed.target_positions]
             logits: torch.Tensor = self._model(**inputs, logits_to_keep=packed.target_positions).logits[0]
             return logits
