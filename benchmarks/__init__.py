@@ -1,5 +1,5 @@
 """Speed, memory and quality, measured beside peers: one make target each, results in `results/`."""
 
-from shared.openmp import wait_politely
+from shared.native_libraries import set_native_defaults
 
-wait_politely()  # as in the services
+set_native_defaults()  # as in the services

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # tests never reach for a hub
-os.environ.setdefault("GOMP_SPINCOUNT", "20000")  # as the services have it (`shared.openmp`), before torch is imported
+from shared.native_libraries import set_native_defaults
 
-from tests.tiny_models import save_tiny_llama
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # tests never reach for a hub
+set_native_defaults()
+
+from tests.tiny_models import save_tiny_llama  # noqa: E402 - it imports torch
 
 
 def pytest_configure() -> None:

@@ -1,5 +1,5 @@
 """Takes tuning jobs, trains soft prompts on Ray workers, publishes versions."""
 
-from shared.openmp import wait_politely
+from shared.native_libraries import set_native_defaults
 
-wait_politely()  # here, since torch is imported by modules of this package
+set_native_defaults()  # here, since torch is imported by modules of this package

@@ -17,6 +17,8 @@ _GAUGES = {
     "softprompt_inference_prefix_kv_bytes": "prefix_kv_bytes",
     "softprompt_inference_versions_loaded": "versions_loaded",
 }
+MAX_MEMORY_GROWTH_SHARE = 0.02
+"""Of resident memory, once it is warm: what a heap's fragments come to."""
 
 
 @dataclass(frozen=True)
@@ -70,10 +72,22 @@ class Meter:
 
 
 def memory_growth_bytes(samples: list[Sample]) -> float:
-    """Mean of the last fifth less mean of the second one: the first is for warming up."""
+    """Mean of the last fifth less mean of the third one: the two before are for filling what is bounded."""
     fifth = max(1, len(samples) // 5)
 
     def mean(part: list[Sample]) -> float:
         return sum(sample.memory_bytes for sample in part) / len(part)
 
-    return mean(samples[-fifth:]) - mean(samples[fifth : 2 * fifth] or samples[:1])
+    return mean(samples[-fifth:]) - mean(samples[2 * fifth : 3 * fifth] or samples[:1])
+
+
+def still_held(warm: Sample, last: Sample, growth_bytes: float) -> list[str]:
+    """What of memory, descriptors and threads is more than it was, in words."""
+    failures = []
+    if growth_bytes > MAX_MEMORY_GROWTH_SHARE * warm.memory_bytes:
+        failures.append(f"memory grew by {growth_bytes / 2**20:.0f} MiB")
+    if last.descriptors > warm.descriptors + 2:
+        failures.append(f"{last.descriptors} file descriptors are open, {warm.descriptors} were")
+    if last.threads > warm.threads + 2:
+        failures.append(f"{last.threads} threads run, {warm.threads} did")
+    return failures

@@ -16,7 +16,7 @@ from typing import Any
 import grpc
 from prompttuning.v1 import common_pb2, generation_pb2, generation_pb2_grpc
 
-from benchmarks.load.meter import Meter, memory_growth_bytes
+from benchmarks.load.meter import Meter, memory_growth_bytes, still_held
 from benchmarks.load.statistics import percentile, summary
 from shared.errors import Overloaded
 from shared.rpc.errors import error_from_rpc
@@ -79,7 +79,8 @@ async def overload(
         "descriptors": [before.descriptors, after.descriptors],
         "threads": [before.threads, after.threads],
     }
-    return OverloadResult(figures, tuple(_failures(calm, stormy, queue_seconds, served_per_second, capacity)))
+    failures = _failures(calm, stormy, queue_seconds, served_per_second, capacity)
+    return OverloadResult(figures, (*failures, *still_held(before, after, memory_growth_bytes(meter.samples))))
 
 
 def _failures(calm: Outcomes, stormy: Outcomes, queue_seconds: float, served: float, capacity: float) -> list[str]:

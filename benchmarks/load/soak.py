@@ -16,7 +16,7 @@ from typing import Any
 import grpc
 from prompttuning.v1 import common_pb2, generation_pb2, generation_pb2_grpc
 
-from benchmarks.load.meter import Meter, memory_growth_bytes
+from benchmarks.load.meter import Meter, memory_growth_bytes, still_held
 from benchmarks.load.replica import Publisher, Replica
 
 SETTINGS = {"MAX_LOADED_VERSIONS": "8", "PREFIX_KV_BYTES": str(32 << 20), "MAX_RUNNING": "16", "POLL_SECONDS": "0.2"}
@@ -24,7 +24,6 @@ SETTINGS = {"MAX_LOADED_VERSIONS": "8", "PREFIX_KV_BYTES": str(32 << 20), "MAX_R
 
 SWAP_SECONDS = 3.0
 KEPT_VERSIONS = 5
-MAX_MEMORY_GROWTH_BYTES, MAX_MEMORY_GROWTH_SHARE = 48 << 20, 0.05
 _NUM_CLIENTS = 12
 _SAMPLE_SECONDS = 2.0
 _EXPECTED_CODES = {"OK", "CANCELLED", "DEADLINE_EXCEEDED", "INVALID_ARGUMENT", "NOT_FOUND", "RESOURCE_EXHAUSTED"}
@@ -64,13 +63,7 @@ async def soak(replica: Replica, publisher: Publisher, meter: Meter, seconds: fl
         "idle_gauges": idle.gauges,
         "versions_loaded_last": last.gauges.get("versions_loaded"),
     }
-    failures = []
-    if growth > max(MAX_MEMORY_GROWTH_BYTES, MAX_MEMORY_GROWTH_SHARE * warm.memory_bytes):
-        failures.append(f"memory grew by {growth / 2**20:.0f} MiB")
-    if last.descriptors > warm.descriptors + 2:
-        failures.append(f"{last.descriptors} file descriptors are open, {warm.descriptors} were")
-    if last.threads > warm.threads + 2:
-        failures.append(f"{last.threads} threads run, {warm.threads} did")
+    failures = still_held(warm, last, growth)
     if last.gauges.get("kv_usage"):
         failures.append(f"requests are gone and hold {last.gauges['kv_usage']:.1%} of the KV cache")
     if odd := codes.keys() - _EXPECTED_CODES:

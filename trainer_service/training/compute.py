@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
 from shared.base_model import BaseModel
@@ -119,10 +120,9 @@ def _cross_entropy(
     """
 
     def of(part: torch.Tensor, first: int) -> torch.Tensor:
-        values = forward.logits(part).float()
-        lse, some = values.logsumexp(-1), slice(first, first + part.shape[0])
-        losses = lse - values.gather(1, ids[some, None]).squeeze(1)
-        return losses if smoothing is None else torch.lerp(losses, lse - values.mean(-1), smoothing[some])
+        values, some = forward.logits(part).float(), slice(first, first + part.shape[0])
+        losses = F.cross_entropy(values, ids[some], reduction="none")
+        return losses if smoothing is None else torch.lerp(losses, values.logsumexp(-1) - values.mean(-1), smoothing[some])
 
     parts = list(_parts(base_model, states))
     if len(parts) == 1:
