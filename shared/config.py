@@ -5,6 +5,7 @@ Each service derives its own class from `ServerSettings`; the docstring under a 
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
 from typing import Literal, TypeVar
@@ -16,7 +17,6 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 SettingsType = TypeVar("SettingsType", bound=BaseSettings)
 Access = Literal["everyone", "callers", "off"]
 
-_LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1", "[::1]")
 _USER_INFO = re.compile(r"(?<=://)[^/@\s]*@")
 _SECRET_WORDS = ("password", "secret", "database_url")
 
@@ -127,8 +127,15 @@ class ServerSettings(BaseSettings):
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach what listens there."""
-    return host in _LOOPBACK_HOSTS or host.startswith(("127.", "unix:"))
+    """Whether only this machine can reach what listens there: an address, or `localhost`; any other name may lead anywhere."""
+    if host.lower() == "localhost":
+        return True
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    try:
+        return "%" not in host and ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def load_settings(cls: type[SettingsType]) -> SettingsType:

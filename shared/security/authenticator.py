@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from shared.errors import PermissionDenied, Unauthenticated
 from shared.security.caller import EVERYBODY, Caller, Role
 from shared.security.callers_file import CallersFile
 from shared.security.failures import FailureLimiter
-from shared.security.oidc import OidcVerifier, looks_like_jwt
+from shared.security.oidc import Claims, OidcVerifier, looks_like_jwt
 from shared.security.tokens import hash_token, is_token
 
-log = logging.getLogger(__name__)
+_VERIFY_AGAIN_SECONDS = 60.0
+"""A JSON Web Token that was right is taken for so long without looking at its signature."""
 
-_REMEMBER_SECONDS = 60.0
 _MAX_REMEMBERED = 10_000
 
 
@@ -33,13 +32,28 @@ class Credentials:
     """Where it comes from, without the port."""
 
 
-class Authenticator:
-    """`callers` None: whoever gets through TLS may do everything. A token goes before a certificate, and a bad one is never ignored."""
+@dataclass(frozen=True)
+class _Proven:
+    """A JSON Web Token that was right; times on the authenticator's clock."""
 
-    def __init__(self, callers: CallersFile | None = None, oidc: OidcVerifier | None = None) -> None:
-        self._callers, self._oidc = callers, oidc
-        self._failures = FailureLimiter()
-        self._good: OrderedDict[str, tuple[Caller, float, int]] = OrderedDict()
+    claims: Claims
+    verify_at: float
+    expires_at: float
+
+
+class Authenticator:
+    """`callers` None: whoever gets through TLS may do everything. A token goes before a certificate, and a bad one is never ignored.
+
+    Who guesses from an address makes those wait who come from there with something unknown, never those who are known: tokens of the
+    callers file are looked up first, and a JSON Web Token that was right once is known until it expires.
+    """
+
+    def __init__(
+        self, callers: CallersFile | None = None, oidc: OidcVerifier | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._callers, self._oidc, self._clock = callers, oidc, clock
+        self._failures = FailureLimiter(clock)
+        self._proven: OrderedDict[str, _Proven] = OrderedDict()
 
     @property
     def asks(self) -> bool:
@@ -61,40 +75,43 @@ class Authenticator:
 
     async def _by_token(self, callers: CallersFile, credentials: Credentials) -> Caller:
         token = _bearer(credentials.authorization)
-        directory = callers.directory
-        digest = hash_token(token) if token else ""
-        good = self._good.get(digest)
-        if good is not None and good[1] > time.monotonic() and good[2] == callers.generation:
-            return good[0]
-        self._failures.check(credentials.address)
+        digest = hash_token(token)
+        if is_token(token) and (found := callers.directory.by_token(digest)):
+            return found
+        claims = await self._claims(token, digest, credentials.address)
+        by_claims = callers.directory.by_claims(claims.subject, claims.groups)
+        if by_claims is None:
+            raise PermissionDenied(f"{claims.subject[:200]!r} is known to the issuer, but has no role here")
+        return by_claims
+
+    async def _claims(self, token: str, digest: str, address: str) -> Claims:
+        """Of a JSON Web Token that is right; one that is not known to have been is looked at only if its address doesn't have to wait."""
+        now = self._clock()
+        proven = self._proven.get(digest)
+        if proven is not None and now < proven.verify_at:
+            return proven.claims
+        if proven is None or now >= proven.expires_at:
+            self._failures.check(address)
         try:
             if not is_token(token):
                 raise Unauthenticated("the authorization must be `Bearer TOKEN`, once")
-            found = directory.by_token(digest)
-            seconds = _REMEMBER_SECONDS
-            if found is None:
-                found, seconds = await self._by_jwt(callers, token)
+            if self._oidc is None or not looks_like_jwt(token):
+                raise Unauthenticated("the token is not valid")
+            claims = await self._oidc.verify(token)
         except Unauthenticated:
-            self._failures.failed(credentials.address)
+            self._proven.pop(digest, None)
+            self._failures.failed(address)
             raise
-        self._remember(digest, found, seconds, callers.generation)
-        return found
+        self._remember(digest, claims)
+        return claims
 
-    async def _by_jwt(self, callers: CallersFile, token: str) -> tuple[Caller, float]:
-        """And for how many seconds that may be remembered."""
-        if self._oidc is None or not looks_like_jwt(token):
-            raise Unauthenticated("the token is not valid")
-        claims = await self._oidc.verify(token)
-        found = callers.directory.by_claims(claims.subject, claims.groups)
-        if found is None:
-            raise PermissionDenied(f"{claims.subject[:200]!r} is known to the issuer, but has no role here")
-        return found, min(_REMEMBER_SECONDS, claims.expires_at - time.time())
-
-    def _remember(self, digest: str, caller: Caller, seconds: float, generation: int) -> None:
-        """Whoever was right a moment ago is not held up by others who guess from the same address, and is checked faster."""
-        self._good[digest] = (caller, time.monotonic() + seconds, generation)
-        if len(self._good) > _MAX_REMEMBERED:
-            self._good.popitem(last=False)
+    def _remember(self, digest: str, claims: Claims) -> None:
+        now = self._clock()
+        expires_at = now + claims.expires_at - time.time()
+        self._proven[digest] = _Proven(claims, min(expires_at, now + _VERIFY_AGAIN_SECONDS), expires_at)
+        self._proven.move_to_end(digest)
+        if len(self._proven) > _MAX_REMEMBERED:
+            self._proven.popitem(last=False)
 
 
 def _bearer(values: Sequence[str]) -> str:

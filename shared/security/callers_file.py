@@ -102,8 +102,6 @@ class CallersFile:
         """Raises ConfigError if it can't be used at the start."""
         self._file = WatchedFile(path)
         self._looked = time.monotonic()
-        self.generation = 0
-        """Grows with each new content: what was concluded from an older one holds no more."""
         self._directory = self._read()
 
     @property
@@ -121,7 +119,6 @@ class CallersFile:
         except ConfigError as error:
             log.error("the callers file can't be used; the one before still holds: %s", error)
             return
-        self.generation += 1
         log.info("callers file read again", extra={"fields": {"callers": self._directory.num_callers}})
 
     def _read(self) -> Directory:

@@ -88,13 +88,21 @@ class TokenSource:
 
 
 def is_local(endpoint: str) -> bool:
-    """Whether `host:port`, `dns:///host:port`, `ipv4:a:1,b:2` or `unix:path` stays on this machine."""
+    """Whether `host:port`, `dns:///host:port`, `ipv4:a:1,b:2` or `unix:path` stays on this machine; what is spelled oddly doesn't."""
     if endpoint.startswith("unix:"):
         return True
-    target = endpoint.rpartition("/")[2]
-    for scheme in ("dns:", "ipv4:", "ipv6:"):
-        target = target.removeprefix(scheme)
-    return all(is_loopback(address.rpartition(":")[0] or address) for address in target.split(","))
+    scheme = next((scheme for scheme in ("dns:", "ipv4:", "ipv6:") if endpoint.startswith(scheme)), "")
+    addresses = endpoint.removeprefix(scheme).removeprefix("///" if scheme else "")
+    return all(is_loopback(_host_of(address)) for address in addresses.split(","))
+
+
+def _host_of(address: str) -> str:
+    """Of `host`, `host:port`, `[IPv6]:port` or an IPv6 address, which has no port without brackets."""
+    bracketed, bracket, after = address.rpartition("]")
+    if bracket:
+        return bracketed + bracket if not after or after.startswith(":") else address
+    host, _, _ = address.partition(":")
+    return host if address.count(":") < 2 else address
 
 
 def _on_or_off(text: str) -> bool | None:

@@ -7,7 +7,7 @@ import traceback
 import pytest
 from pydantic import Field, SecretStr
 
-from shared.config import ConfigError, ServerSettings, describe_settings, load_settings, settings_config
+from shared.config import ConfigError, ServerSettings, describe_settings, is_loopback, load_settings, settings_config
 
 
 class ExampleSettings(ServerSettings):
@@ -56,3 +56,59 @@ def test_the_help_text_names_every_variable() -> None:
     text = describe_settings(ExampleSettings)
     assert "SOFTPROMPT_EXAMPLE_STORE  (required)\n      Where prompts are kept." in text
     assert "SOFTPROMPT_EXAMPLE_METRICS_PORT" in text
+
+
+@pytest.mark.parametrize(
+    ("host", "loopback"),
+    [
+        ("127.0.0.1", True),
+        ("127.8.9.10", True),
+        ("localhost", True),
+        ("LOCALHOST", True),
+        ("::1", True),
+        ("[::1]", True),
+        ("127.0.0.1.evil.example", False),
+        ("127.evil.example", False),
+        ("127.", False),
+        ("localhost.evil.example", False),
+        ("::1%evil", False),
+        ("[::1", False),
+        ("0.0.0.0", False),
+        ("::", False),
+        ("128.0.0.1", False),
+        ("unix:/run/socket", False),
+        ("", False),
+    ],
+)
+def test_only_addresses_and_localhost_are_this_machine(host: str, loopback: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert is_loopback(host) is loopback
+    monkeypatch.setenv("SOFTPROMPT_EXAMPLE_STORE", "here")
+    monkeypatch.setenv("SOFTPROMPT_EXAMPLE_HOST", host)
+    if loopback:
+        assert load_settings(ExampleSettings).is_plaintext
+    else:
+        with pytest.raises(ConfigError, match="other machines could reach"):
+            load_settings(ExampleSettings)
+
+
+@pytest.mark.parametrize(
+    ("url", "taken"),
+    [
+        ("https://issuer.example/keys", True),
+        ("http://127.0.0.1:8080/keys", True),
+        ("http://[::1]:8080/keys", True),
+        ("http://127.0.0.1.evil.example/keys", False),
+        ("http://127.0.0.1@evil.example/keys", False),
+        ("http://issuer.example/keys", False),
+        ("file:///keys", False),
+    ],
+)
+def test_an_issuers_keys_come_by_https_or_from_this_machine(url: str, taken: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = {"store": "here", "callers_file": "f", "oidc_issuer": "i", "oidc_audience": "a", "oidc_jwks_url": url}
+    for name, value in settings.items():
+        monkeypatch.setenv(f"SOFTPROMPT_EXAMPLE_{name.upper()}", value)
+    if taken:
+        assert load_settings(ExampleSettings).oidc_jwks_url == url
+    else:
+        with pytest.raises(ConfigError, match="must be an https URL"):
+            load_settings(ExampleSettings)

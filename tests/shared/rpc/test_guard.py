@@ -130,13 +130,11 @@ async def test_concurrent_calls_are_bounded_and_a_cancel_frees_its_place(running
     await running.stub.CountTokens(ALLOWED, metadata=bearer(SHOP))
 
 
-async def test_guessing_is_slowed_down_and_whoever_was_right_before_goes_on(running: Running) -> None:
-    await running.stub.CountTokens(ALLOWED, metadata=bearer(SHOP))
+async def test_guessing_is_slowed_down_and_whoever_is_known_goes_on(running: Running) -> None:
     for _ in range(FREE_FAILURES):
         assert isinstance(await refusal(running.stub.CountTokens(ALLOWED, metadata=bearer(new_token()))), Unauthenticated)
     assert isinstance(await refusal(running.stub.CountTokens(ALLOWED, metadata=bearer(new_token()))), Overloaded)
-    error = await refusal(running.stub.GetModelInfo(generation_pb2.GetModelInfoRequest(), metadata=bearer(VIEWER)))
-    assert isinstance(error, Overloaded), "a right guess is not looked at either"
+    await running.stub.GetModelInfo(generation_pb2.GetModelInfoRequest(), metadata=bearer(VIEWER))
     await running.stub.CountTokens(ALLOWED, metadata=bearer(SHOP))
 
 
