@@ -40,7 +40,9 @@ def cluster() -> Iterator[dict[str, Any]]:
         left.kill()
 
 
-async def test_a_lost_node_and_a_cluster_of_somebody_else(cluster: dict[str, Any], tmp_path: Path, tiny_model_dir: Path) -> None:
+async def test_a_lost_node_a_killed_trainer_and_somebody_else_s_cluster(
+    cluster: dict[str, Any], tmp_path: Path, tiny_model_dir: Path
+) -> None:
     (tmp_path / "other").mkdir()
     trainer = TrainerProcess(tmp_path, tiny_model_dir, environment=TOKEN, RAY_ADDRESS=cluster["address"], CPUS_PER_WORKER=1)
     # Ray itself would join whatever this variable names, or the latest cluster that was started on this machine.
@@ -65,6 +67,17 @@ async def test_a_lost_node_and_a_cluster_of_somebody_else(cluster: dict[str, Any
             assert workers
             job = await caller.ended(name)
             assert (job.state, job.result.version) == (State.STATE_SUCCEEDED, "prompts/tone/versions/1")
+            name = await caller.create(num_steps=1500)
+            await caller.reach(name, 5)
+        trainer.kill()
+        await until_gone(workers)
+        await trainer.start()
+        async with channel_to(trainer) as channel:
+            caller = Caller(channel)
+            await caller.reach(name, 6, attempt=2)
+            workers = workers_of(survivor)
+            assert workers
+            assert (await caller.ended(name)).result.version == "prompts/tone/versions/2"
         assert trainer.terminate() == 0
         await until_gone(workers)
         assert psutil.pid_exists(survivor), "the cluster itself is left alone"
