@@ -35,7 +35,9 @@ RUN --mount=type=secret,id=pip_conf,target=/run/secrets/pip.conf \
     if [ -s /run/secrets/ca.crt ]; then export PIP_CERT=/run/secrets/ca.crt; fi; \
     if [ "$VARIANT" = cpu ] && [ -n "$TORCH_CPU_INDEX" ]; then export PIP_EXTRA_INDEX_URL="$TORCH_CPU_INDEX"; fi; \
     /build/tools/bin/pip --python /opt/softprompt/bin/python install --constraint constraints.txt torch setuptools==84.2.1 \
-    && /opt/softprompt/bin/python -W ignore -c "import sys, torch; sys.exit((torch.version.cuda is not None) != ('$VARIANT' == 'cuda'))"
+    && /opt/softprompt/bin/python -W ignore -c "import torch; exit(None if (torch.version.cuda is not None) == ('$VARIANT' == 'cuda') else \
+        f'VARIANT=$VARIANT, and pip took torch {torch.__version__}. For the CPU image, set the build argument TORCH_CPU_INDEX to the URL' \
+        ' of the package index of CPU builds; for the CUDA image, leave it out.')"
 COPY pyproject.toml k8s/images/requirements.py ./
 RUN --mount=type=secret,id=pip_conf,target=/run/secrets/pip.conf \
     --mount=type=secret,id=ca_bundle,target=/run/secrets/ca.crt \
@@ -45,16 +47,17 @@ RUN --mount=type=secret,id=pip_conf,target=/run/secrets/pip.conf \
 
 # The project's own packages, without their dependencies: a change of the code rebuilds only from here.
 FROM build AS wheel
+RUN --mount=type=secret,id=pip_conf,target=/run/secrets/pip.conf \
+    --mount=type=secret,id=ca_bundle,target=/run/secrets/ca.crt \
+    if [ -s /run/secrets/ca.crt ]; then export PIP_CERT=/run/secrets/ca.crt; fi; \
+    /build/tools/bin/pip install --constraint constraints.txt hatchling
 COPY pyproject.toml README.md LICENSE /build/source/
 COPY protos /build/source/protos
 COPY shared /build/source/shared
 COPY trainer_service /build/source/trainer_service
 COPY inference_service /build/source/inference_service
 COPY softprompt /build/source/softprompt
-RUN --mount=type=secret,id=pip_conf,target=/run/secrets/pip.conf \
-    --mount=type=secret,id=ca_bundle,target=/run/secrets/ca.crt \
-    if [ -s /run/secrets/ca.crt ]; then export PIP_CERT=/run/secrets/ca.crt; fi; \
-    /build/tools/bin/pip wheel --no-deps --wheel-dir /build/wheels /build/source
+RUN /build/tools/bin/pip wheel --no-deps --no-index --no-build-isolation --wheel-dir /build/wheels /build/source
 
 FROM build AS inference-build
 COPY --from=wheel /build/wheels /build/wheels

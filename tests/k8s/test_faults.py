@@ -90,9 +90,31 @@ FAULTS: dict[str, tuple[str, str, Fault]] = {
     ),
     "a certificate that doesn't name its Service": (
         "ha",
-        "references",
+        "tls",
         lambda m: m.get("Certificate", "inference-tls")["spec"].update(dnsNames=["inference"]),
     ),
+    "a certificate that doesn't name the end of a port-forward": (
+        "ha",
+        "tls",
+        lambda m: m.get("Certificate", "trainer-tls")["spec"]["dnsNames"].remove("localhost"),
+    ),
+    "a certificate without the address that the client dials by default": (
+        "ha",
+        "tls",
+        lambda m: m.get("Certificate", "inference-tls")["spec"].pop("ipAddresses"),
+    ),
+    "an authority that changes its key at renewal": (
+        "ha",
+        "tls",
+        lambda m: m.get("Certificate", "softprompt-ca")["spec"]["privateKey"].pop("rotationPolicy"),
+    ),
+    "TLS without a certificate": ("ha", "tls", lambda m: remove(m, "Certificate", "inference-tls")),
+    "a Gateway told to speak in the clear to TLS": (
+        "ha",
+        "tls",
+        lambda m: m.get("Service", "inference-headless")["spec"]["ports"][0].update(appProtocol="kubernetes.io/h2c"),
+    ),
+    "a Gateway not told of HTTP/2": ("gpu-s3", "tls", lambda m: m.get("Service", "trainer")["spec"]["ports"][0].pop("appProtocol")),
     "a certificate nobody issues": ("ha", "references", lambda m: remove(m, "Issuer", "softprompt-ca")),
     "a budget for nobody": (
         "gpu",
@@ -212,6 +234,11 @@ FAULTS: dict[str, tuple[str, str, Fault]] = {
         "lifecycle",
         lambda m: m.get("PodDisruptionBudget", "inference")["spec"].update(maxUnavailable=0),
     ),
+    "all replicas on one node": (
+        "ha",
+        "lifecycle",
+        lambda m: drop(m.pod("inference").spec["topologySpreadConstraints"], topologyKey="kubernetes.io/hostname"),
+    ),
     "replicas set by two": ("ha", "lifecycle", lambda m: m.get("Deployment", "inference")["spec"].update(replicas=3)),
     "training on the Ray head": ("gpu", "ray", lambda m: head(m)["rayStartParams"].pop("num-cpus")),
     "a number where Ray wants text": ("gpu", "ray", lambda m: worker(m)["rayStartParams"].update({"num-gpus": 1})),
@@ -251,6 +278,46 @@ FAULTS: dict[str, tuple[str, str, Fault]] = {
         lambda m: [m.pod(name).labels.pop("softprompt.io/reaches-https") for name in ("trainer", "inference")],
     ),
     "the database out of reach": ("ha", "network", lambda m: m.pod("trainer").labels.pop("softprompt.io/reaches-postgres")),
+    "traces that can't leave": ("ha", "network", lambda m: m.pod("inference").labels.pop("softprompt.io/reaches-otlp")),
+    "traces that can't leave Ray's workers": (
+        "ha",
+        "network",
+        lambda m: worker(m)["template"]["metadata"]["labels"].pop("softprompt.io/reaches-otlp"),
+    ),
+    "a collector in another namespace": (
+        "ha",
+        "network",
+        lambda m: env(m, "trainer").update(SOFTPROMPT_TRAINER_OTLP_ENDPOINT="http://collector.observability.svc:4318/v1/traces"),
+    ),
+    "a way to the collector for those who have no traces": (
+        "gpu",
+        "network",
+        lambda m: m.pod("inference").labels.update({"softprompt.io/reaches-otlp": "true"}),
+    ),
+    "an issuer of tokens out of reach": (
+        "gpu",
+        "network",
+        lambda m: (
+            env(m, "trainer").update(SOFTPROMPT_TRAINER_OIDC_JWKS_URL="https://login.example.com/keys"),
+            m.pod("trainer").labels.pop("softprompt.io/reaches-https"),
+            m.pod("trainer").spec.pop("initContainers"),
+        ),
+    ),
+    "an issuer of tokens on a port that is shut": (
+        "gpu-s3",
+        "network",
+        lambda m: env(m, "inference").update(SOFTPROMPT_INFERENCE_OIDC_JWKS_URL="https://login.example.com:8443/keys"),
+    ),
+    "an object store on a port that is shut": (
+        "gpu-s3",
+        "network",
+        lambda m: env(m, "inference").update(AWS_ENDPOINT="https://minio.example.com:9000"),
+    ),
+    "an object store inside the cluster, by a rule for what is outside": (
+        "gpu-s3",
+        "network",
+        lambda m: env(m, "trainer").update(AWS_ENDPOINT="https://minio.storage.svc"),
+    ),
     "the cloud's metadata within reach": (
         "gpu-s3",
         "network",
@@ -272,6 +339,21 @@ FAULTS: dict[str, tuple[str, str, Fault]] = {
         "gpu-s3",
         "routes",
         lambda m: m.get("GRPCRoute", "trainer")["spec"]["rules"][0]["backendRefs"][0].update(name="inference", port=50052),
+    ),
+    "a route to a service that lets everybody do everything": (
+        "gpu-s3",
+        "routes",
+        lambda m: env(m, "inference").pop("SOFTPROMPT_INFERENCE_CALLERS_FILE"),
+    ),
+    "a callers file that may be missing": (
+        "gpu-s3",
+        "routes",
+        lambda m: next(v for v in m.pod("trainer").spec["volumes"] if v["name"] == "callers")["secret"].update(optional=True),
+    ),
+    "a callers file by another name than the Secret's key": (
+        "gpu-s3",
+        "routes",
+        lambda m: env(m, "trainer").update(SOFTPROMPT_TRAINER_CALLERS_FILE="/callers/callers.yaml"),
     ),
     "scaling a Deployment that isn't there": (
         "ha",

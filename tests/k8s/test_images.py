@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 
 from tests.k8s.checks.settings import SERVICES
 from tests.k8s.manifests import OVERLAYS, ports, render
@@ -94,9 +95,25 @@ def test_every_dependency_is_in_an_image_and_pinned(requirements: ModuleType) ->
     assert not set(common) & set(trainer)
     pinned = {line.partition("==")[0].lower().replace("_", "-") for line in (ROOT / "constraints.txt").read_text().splitlines()}
     assert {re.split(r"[^A-Za-z0-9-]", line, maxsplit=1)[0].lower() for line in common + trainer} <= pinned
-    installs = re.findall(r"pip (?:--python \S+ )?install (.*)", DOCKERFILE)
-    assert all("--constraint constraints.txt" in line or "--no-deps --no-index" in line for line in installs)
-    assert len(installs) == 5
+    assert {"hatchling", "packaging", "pathspec", "pluggy", "tomlkit", "trove-classifiers"} <= pinned  # what builds our own wheel
+    commands = re.findall(r"\bpip (?:--python \S+ )?((?:install|wheel|download) .*)", DOCKERFILE)
+    assert all("--constraint constraints.txt" in line or "--no-deps --no-index" in line for line in commands)
+    assert all("--no-build-isolation" in line for line in commands if line.startswith("wheel"))  # else pip gets a builder by itself
+    assert len(commands) == 7
+
+
+@pytest.mark.parametrize("variant", ["cpu", "cuda"])
+def test_the_wrong_build_of_torch_ends_the_build_and_says_how_to_get_the_right_one(variant: str) -> None:
+    code = re.search(r'-W ignore -c "(import torch;.*?)"$', DOCKERFILE.replace("\\\n", ""), re.MULTILINE)
+    assert code is not None
+    command = [sys.executable, "-W", "ignore", "-c", code[1].replace("$VARIANT", variant)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    if (torch.version.cuda is not None) == (variant == "cuda"):
+        assert (done.returncode, done.stderr) == (0, "")
+    else:
+        assert done.returncode == 1
+        assert "TORCH_CPU_INDEX" in done.stderr
+        assert torch.__version__ in done.stderr
 
 
 def test_the_inference_image_needs_nothing_of_the_trainers() -> None:

@@ -23,7 +23,7 @@ def test_every_component_is_in_some_overlay() -> None:
     used = {name for name in components for overlay in OVERLAYS if f"components/{name}\n" in _kustomization(overlay)}
     assert used == components
     assert components == {
-        *("gpu", "ray", "s3", "postgres", "netpol", "pdb", "monitoring", "keda", "gateway", "mtls", "model-download"),
+        *("gpu", "ray", "s3", "postgres", "netpol", "pdb", "monitoring", "keda", "gateway", "mtls", "model-download", "callers", "tracing"),
     }
 
 

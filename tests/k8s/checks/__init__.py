@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from shared.config import ConfigError
-from tests.k8s.checks import lifecycle, monitoring, network, probes, ray, references, routes, schemas, security, settings, volumes
+from tests.k8s.checks import lifecycle, monitoring, network, probes, ray, references, routes, schemas, security, settings, tls, volumes
 from tests.k8s.manifests import Manifests
 
 Check = Callable[[Manifests], Iterator[str]]
@@ -24,6 +24,7 @@ ALL: dict[str, Check] = {
     "ray": ray.check,
     "network": network.check,
     "routes": routes.check,
+    "tls": tls.check,
     "monitoring": monitoring.check,
 }
 

@@ -23,6 +23,8 @@ def check(manifests: Manifests) -> Iterator[str]:
     for name, spec in deployments.items():
         if (name in scaled) == ("replicas" in spec):
             yield f"{name}: the number of replicas is set {'twice' if name in scaled else 'nowhere'}"
+        if (name in scaled or spec.get("replicas", 1) > 1) and not _spread(manifests, name):
+            yield f"{name}: all replicas may be on one node"
     for budget in manifests.of("PodDisruptionBudget"):
         yield from _budget(manifests, budget)
 
@@ -35,6 +37,16 @@ def _grace(manifests: Manifests, name: str) -> Iterator[str]:
     needed = pause + float(getattr(settings_of(manifests, pod), "grace_seconds")) + MARGIN_SECONDS[name]  # noqa: B009
     if pod.spec.get("terminationGracePeriodSeconds", 30) < needed:
         yield f"is killed after {pod.spec.get('terminationGracePeriodSeconds', 30)} s, and needs up to {needed}"
+
+
+def _spread(manifests: Manifests, name: str) -> bool:
+    pod = manifests.pod(name)
+    return any(
+        constraint["topologyKey"] == "kubernetes.io/hostname"
+        and constraint["labelSelector"]["matchLabels"].items() <= pod.labels.items()
+        and "app.kubernetes.io/name" in {*constraint["labelSelector"]["matchLabels"], *constraint.get("matchLabelKeys", ())}  # not all pods
+        for constraint in pod.spec.get("topologySpreadConstraints", [])
+    )
 
 
 def _on_sqlite(manifests: Manifests) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from urllib.parse import urlsplit
 
 from tests.k8s.manifests import Manifests, Object, Pod, ports
 
@@ -32,6 +33,14 @@ def outside(name: str, address: str) -> Peer:
 def elsewhere(name: str, namespace: str, labels: dict[str, str] | None = None, **namespace_labels: str) -> Peer:
     dotted = {key.replace("__", "/").replace("_", "."): value for key, value in namespace_labels.items()}
     return Peer(name, labels or {}, namespace, {"kubernetes.io/metadata.name": namespace, **dotted})
+
+
+def at(name: str, url: str) -> tuple[Peer, int]:
+    """Who answers at a URL, and on which port: a Service of another namespace by its name, else somebody outside."""
+    parts = urlsplit(url)
+    labels = (parts.hostname or "").split(".")
+    peer = elsewhere(name, labels[1]) if labels[2:3] == ["svc"] else outside(name, "52.216.1.1")
+    return peer, parts.port or {"http": 80, "https": 443}[parts.scheme]
 
 
 def allowed(manifests: Manifests, source: Peer, target: Peer, port: int, protocol: str = "TCP") -> bool:
@@ -106,6 +115,7 @@ def _port(rules: list[Object] | None, target: Peer, port: int, protocol: str) ->
 
 DNS = elsewhere("DNS", "kube-system", {"k8s-app": "kube-dns"})
 PROMETHEUS = elsewhere("Prometheus", "monitoring")
+COLLECTOR = elsewhere("the collector", "monitoring")
 CLIENT = Peer("a client", {"softprompt.io/client": "true"})
 CLIENT_ELSEWHERE = elsewhere("a client elsewhere", "shop", softprompt_io__client="true")
 STRANGER = elsewhere("a stranger", "shop")
@@ -140,9 +150,7 @@ def _needed(manifests: Manifests) -> Iterator[Flow]:
         for backend in route["spec"]["rules"][0]["backendRefs"]:
             yield elsewhere("the Gateway", parent, softprompt_io__client="true"), of(manifests.pod(backend["name"])), backend["port"]
     for pod in manifests.pods:
-        store = manifests.environment(pod).get(f"SOFTPROMPT_{pod.name.upper()}_STORE_URL", "")
-        if store.startswith("s3://") or pod.spec.get("initContainers"):
-            yield of(pod), HTTPS, 443
+        yield from ((of(pod), *server) for server in _servers(manifests, pod))
         if any(item["name"] == "SOFTPROMPT_TRAINER_DATABASE_URL" for item in pod.main.get("env", [])):
             yield of(pod), DATABASE, 5432
     members = [pod for pod in manifests.pods if pod.name == "trainer" or pod.name.startswith("ray-")] if manifests.of("RayCluster") else []
@@ -151,6 +159,22 @@ def _needed(manifests: Manifests) -> Iterator[Flow]:
             yield from ((of(source), of(target), port) for port in (6379, 6380, 6381, 10002, 43210))
         if source.name == "ray-head":
             yield of(source), API, 443
+
+
+def _servers(manifests: Manifests, pod: Pod) -> Iterator[tuple[Peer, int]]:
+    """Who a pod calls by its settings. Ray's workers have none of their own: they send traces where the trainer tells them to."""
+    environment = manifests.environment(pod)
+    prefix = f"SOFTPROMPT_{pod.name.upper()}_"
+    if environment.get(f"{prefix}STORE_URL", "").startswith("s3://"):
+        yield at("the object store", environment.get("AWS_ENDPOINT", "https://s3.amazonaws.com"))
+    if pod.spec.get("initContainers"):
+        yield at("the model hub", "https://huggingface.co")
+    if issuer := environment.get(f"{prefix}OIDC_JWKS_URL"):
+        yield at("the issuer of tokens", issuer)
+    if pod.name.startswith("ray-worker"):
+        environment, prefix = manifests.environment(manifests.pod("trainer")), "SOFTPROMPT_TRAINER_"
+    if collector := environment.get(f"{prefix}OTLP_ENDPOINT"):
+        yield at("the collector", collector)
 
 
 def _forbidden(manifests: Manifests) -> Iterator[Flow]:
@@ -162,6 +186,9 @@ def _forbidden(manifests: Manifests) -> Iterator[Flow]:
         yield PROMETHEUS, us, 50052
         yield from ((us, METADATA, port) for port in (80, 443))
         yield us, outside("a web server", "93.184.215.14"), 80
+        yield us, PROMETHEUS, 9090
+        if COLLECTOR.name not in [server.name for server, _ in _servers(manifests, pod)]:
+            yield us, COLLECTOR, 4318
         if pod.name.startswith("ray-worker"):
             yield us, HTTPS, 443
     yield of(manifests.pod("inference")), DATABASE, 5432

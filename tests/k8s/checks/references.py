@@ -9,6 +9,7 @@ from tests.k8s.manifests import Manifests, Object, Pod, ports
 MADE_BY_PEOPLE = {
     "softprompt-s3": {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT"},
     "softprompt-postgres": {"url"},
+    "softprompt-callers": {"callers.json"},
 }
 """Secrets that docs/kubernetes.md tells people to make, and their keys (`test_docs` compares)."""
 
@@ -95,9 +96,3 @@ def _certificates(manifests: Manifests) -> Iterator[str]:
             yield f"Issuer {name} is neither selfSigned nor ca"
         if "ca" in spec and spec["ca"]["secretName"] not in secrets(manifests):
             yield f"Issuer {name}: no Secret {spec['ca']['secretName']}"
-    for service in manifests.of("Service"):
-        pods = manifests.selected(service["spec"]["selector"])
-        certificate = next((item for pod in pods if (item := manifests.find("Certificate", f"{pod.name}-tls"))), None)
-        host = f"{service['metadata']['name']}.softprompt.svc.cluster.local"
-        if certificate and not {host, service["metadata"]["name"]} <= set(certificate["spec"]["dnsNames"]):
-            yield f"Certificate {certificate['metadata']['name']} does not name {host}"

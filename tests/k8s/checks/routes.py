@@ -1,11 +1,14 @@
-"""Routes of a Gateway: each gRPC service of the protocol goes to the Service whose pods serve it, and none is left out."""
+"""Routes of a Gateway: each gRPC service of the protocol goes to the Service whose pods serve it, none is left out, and none is open: the
+pods behind know their callers."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import PurePosixPath
 
 from inference_service.servicer import SERVICE_NAME
-from tests.k8s.manifests import Manifests
+from tests.k8s.checks.references import secrets
+from tests.k8s.manifests import Manifests, Object, Pod
 from trainer_service.server import SERVICE_NAMES
 
 OWNERS = {**dict.fromkeys(SERVICE_NAMES, "trainer"), SERVICE_NAME: "inference"}
@@ -19,7 +22,25 @@ def check(manifests: Manifests) -> Iterator[str]:
                 service = manifests.find("Service", backend["name"])
                 if service is None or backend["port"] not in [port["port"] for port in service["spec"]["ports"] if port["name"] == "grpc"]:
                     yield f"{route['metadata']['name']}: no gRPC port {backend['port']} of a Service {backend['name']}"
+                    continue
+                for pod in manifests.selected(service["spec"]["selector"]):
+                    yield from (f"{route['metadata']['name']}: {pod.name} {problem}" for problem in _open(manifests, pod))
             for match in rule["matches"]:
                 routed[match["method"]["service"]] = rule["backendRefs"][0]["name"]
     if manifests.of("GRPCRoute") and routed != OWNERS:
         yield f"routes are {routed}, and should be {OWNERS}"
+
+
+def _open(manifests: Manifests, pod: Pod) -> Iterator[str]:
+    """What lets people from outside in unasked."""
+    path = PurePosixPath(manifests.environment(pod).get(f"SOFTPROMPT_{pod.name.upper()}_CALLERS_FILE", ""))
+    if not path.name:
+        yield "has no callers file: whoever gets past the Gateway may do everything"
+        return
+    mounted = [mount["name"] for mount in pod.main["volumeMounts"] if PurePosixPath(mount["mountPath"]) == path.parent]
+    volume: Object = next((volume for volume in pod.spec["volumes"] if volume["name"] in mounted), {})
+    secret = volume.get("secret", {})
+    if path.name not in secrets(manifests).get(secret.get("secretName", ""), ()):
+        yield f"has its callers file {path} from no Secret that is told of"
+    if secret.get("optional"):
+        yield "starts without the Secret of its callers file"
