@@ -1,0 +1,60 @@
+"""Real workers of two base models on a real Ray, with room for one of them: who goes where, and that nobody stays."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import psutil
+import pytest
+
+from shared import base_model
+from shared.blob import decode_blob
+from tests.tiny_models import save_tiny_llama
+from tests.trainer_service.cluster.conftest import SharedCluster
+from tests.trainer_service.cluster.test_ray_faults import pids_of
+from tests.trainer_service.jobs import conftest
+from tests.trainer_service.jobs.builders import effective_spec, spec
+from tests.trainer_service.jobs.conftest import AdmitAll, Service
+from trainer_service.cluster.ray_pool import RayPool, RayPoolConfig
+from trainer_service.jobs.model import EffectiveSpec, TuningSpec
+from trainer_service.jobs.states import JobState
+
+pytestmark = pytest.mark.ray
+
+
+class AdmitByModel(AdmitAll):
+    async def check(self, spec: TuningSpec) -> EffectiveSpec:
+        effective = await super().check(spec)
+        return effective.model_copy(update={"base_model": effective.base_model.model_copy(update={"id": spec.base_model})})
+
+
+async def test_jobs_share_the_worker_of_their_model_which_then_makes_way(
+    tmp_path: Path, tiny_model_dir: Path, ray_cluster: SharedCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(conftest, "AdmitAll", AdmitByModel)
+    models = {"tiny": str(tiny_model_dir), "other": str(save_tiny_llama(tmp_path / "other"))}
+    pool = RayPool(ray_cluster, RayPoolConfig(models, dtype="float32", device="cpu", checkpoint_seconds=0.2))
+    service = Service(tmp_path, effective_spec(base_model.inspect(tiny_model_dir, id="tiny")))
+    manager = await service.start(pool, max_workers=1, worker_idle_seconds=0.5)
+    seen = set[int]()
+    watching = asyncio.create_task(_collect(pool, seen))
+    wanted = [("tiny", "a"), ("other", "b"), ("tiny", "c")]
+    jobs = [await manager.create(spec(prompt=prompt, base_model=model, num_steps=30)) for model, prompt in wanted]
+    done = [await service.state(job.id, JobState.SUCCEEDED, seconds=90) for job in jobs]
+    assert [job.attempt for job in done] == [1, 1, 1]
+    for model, prompt in wanted:
+        [record] = service.prompt_store.refresh().prompts[prompt].versions.values()
+        assert decode_blob(service.prompt_store.fetch(record.digest)).manifest.base_model.id == model
+    async with asyncio.timeout(30):
+        while any(psutil.pid_exists(pid) for pid in seen):
+            await asyncio.sleep(0.05)
+    watching.cancel()
+    assert len(seen) == 2, "both jobs of one model had one worker, and no worker of the other model was there beside it"
+    await service.drain()
+
+
+async def _collect(pool: RayPool, seen: set[int]) -> None:
+    while True:
+        seen |= set(await pids_of(pool))
+        await asyncio.sleep(0.05)
