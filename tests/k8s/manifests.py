@@ -93,9 +93,14 @@ class Manifests:
 
 @cache
 def _rendered(overlay: str) -> Manifests:
-    done = subprocess.run([KUBECTL, "kustomize", K8S / "overlays" / overlay], capture_output=True, text=True, timeout=60)
+    return build(K8S / "overlays" / overlay)
+
+
+def build(kustomization: Path) -> Manifests:
+    """What kustomize makes of a folder."""
+    done = subprocess.run([KUBECTL, "kustomize", kustomization], capture_output=True, text=True, timeout=60)
     if done.returncode != 0 or done.stderr.strip():
-        raise AssertionError(f"overlays/{overlay} does not build cleanly:\n{done.stderr}")
+        raise AssertionError(f"{kustomization} does not build cleanly:\n{done.stderr}")
     return Manifests([item for item in yaml.safe_load_all(done.stdout) if item])
 
 

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
+import pytest
+
+from shared.security.callers_file import CallersFile
+from shared.security.tokens import hash_token
+from tests.k8s.checks import problems
 from tests.k8s.checks.references import MADE_BY_PEOPLE
 from tests.k8s.checks.settings import SERVICES
-from tests.k8s.manifests import K8S, OVERLAYS
+from tests.k8s.manifests import K8S, OVERLAYS, build
 
 ROOT = K8S.parent
 WALK = (ROOT / "docs" / "kubernetes.md").read_text()
 README = (K8S / "README.md").read_text()
+OWN_OVERLAYS = dict(re.findall(r"```yaml\n# k8s/overlays/(\w+)/kustomization.yaml\n(.*?)```", WALK, re.DOTALL))
 
 
 def test_overlays_and_components_are_told() -> None:
@@ -28,7 +38,9 @@ def test_people_are_told_which_secrets_to_make() -> None:
 
 
 def test_files_that_are_named_are_there() -> None:
-    named = set(re.findall(r"\b((?:k8s|docs|examples|tests)/[\w./-]+\w)", WALK + README)) - {"k8s/overlays/mine/kustomization.yaml"}
+    named = set(re.findall(r"\b((?:k8s|docs|examples|tests)/[\w./-]+\w)", WALK + README)) - {
+        f"k8s/overlays/{name}/kustomization.yaml" for name in OWN_OVERLAYS
+    }
     assert {path for path in named if not (ROOT / path).exists()} <= {"docs/security.md"}
     assert named >= {"k8s/overlays/local-cpu", "k8s/images/build.sh"}
 
@@ -38,3 +50,32 @@ def test_settings_that_are_named_are_settings() -> None:
     known = {f"{prefix}{field}".upper() for cls, prefix in SERVICES.values() for field in cls.model_fields}
     assert named - known == set()
     assert Path(ROOT / "Makefile").read_text().count("\ntry-images:") == 1
+
+
+def test_there_are_overlays_of_ones_own() -> None:
+    assert OWN_OVERLAYS.keys() == {"mine", "ours"}
+
+
+@pytest.mark.parametrize("name", OWN_OVERLAYS)
+def test_an_overlay_of_ones_own_builds_and_nothing_is_wrong_with_it(name: str, tmp_path: Path) -> None:
+    shutil.copytree(K8S, tmp_path / "k8s")
+    folder = tmp_path / "k8s" / "overlays" / name
+    folder.mkdir()
+    (folder / "kustomization.yaml").write_text(OWN_OVERLAYS[name])
+    assert problems(build(folder)) == {}
+
+
+def test_the_callers_file_that_people_are_told_to_make_is_one_and_knows_the_token(tmp_path: Path) -> None:
+    script = next(block for block in re.findall(r"```sh\n(.*?)```", WALK, re.DOTALL) if "tokens new" in block)
+    (tmp_path / "kubectl").write_text('#!/bin/sh\necho "$@" > asked\n')
+    (tmp_path / "kubectl").chmod(0o755)
+    path = f"{tmp_path}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+    subprocess.run(["bash", "-euc", script], cwd=tmp_path, env={**os.environ, "PATH": path}, check=True, timeout=60)
+    assert (tmp_path / "asked").read_text().split()[-2:] == ["softprompt-callers", "--from-file=callers.json"]
+    token = (tmp_path / "token").read_text().strip()
+    assert token not in (tmp_path / "callers.json").read_text()
+    directory = CallersFile(tmp_path / "callers.json").directory
+    shop, operators = directory.by_token(hash_token(token)), directory.by_certificate(["client.softprompt", "client"])
+    assert shop is not None
+    assert operators is not None
+    assert (shop.name, operators.name) == ("shop", "operators")

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from tests.k8s.manifests import Manifests, Object, Pod
 
 _VOLUMES = {"configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "persistentVolumeClaim", "projected", "secret"}
-_IMAGE = re.compile(r"softprompt-(trainer|inference):\d+\.\d+\.\d+(-cuda)?")
+_IMAGE = re.compile(r"([a-z0-9.:/_-]+/)?softprompt-(trainer|inference):\d+\.\d+\.\d+(-cuda)?")
 
 
 def check(manifests: Manifests) -> Iterator[str]:

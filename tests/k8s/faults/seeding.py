@@ -1,0 +1,41 @@
+"""How a fault is put into rendered manifests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from tests.k8s.manifests import Manifests
+
+Fault = Callable[[Manifests], Any]
+
+Faults = dict[str, tuple[str, str, Fault]]
+"""What happened: overlay, check that must catch it, the fault."""
+
+
+def drop(items: list[Any], **match: Any) -> None:
+    items[:] = [item for item in items if not match.items() <= item.items()]
+
+
+def env(manifests: Manifests, service: str) -> dict[str, str]:
+    return manifests.get("ConfigMap", f"{service}-settings")["data"]  # type: ignore[no-any-return]
+
+
+def remove(manifests: Manifests, kind: str, name: str) -> None:
+    manifests.objects.remove(manifests.get(kind, name))
+
+
+def policy_rule(manifests: Manifests, name: str, direction: str) -> dict[str, Any]:
+    return manifests.get("NetworkPolicy", name)["spec"][direction][0]  # type: ignore[no-any-return]
+
+
+def worker(manifests: Manifests) -> dict[str, Any]:
+    return manifests.get("RayCluster", "softprompt-ray")["spec"]["workerGroupSpecs"][0]  # type: ignore[no-any-return]
+
+
+def cluster(manifests: Manifests) -> dict[str, Any]:
+    return manifests.get("RayCluster", "softprompt-ray")
+
+
+def head(manifests: Manifests) -> dict[str, Any]:
+    return cluster(manifests)["spec"]["headGroupSpec"]  # type: ignore[no-any-return]

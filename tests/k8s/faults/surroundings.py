@@ -1,0 +1,177 @@
+"""Around the pods: Ray's cluster, network policies, routes, certificates, monitoring."""
+
+from __future__ import annotations
+
+from tests.k8s.faults.seeding import Faults, cluster, drop, env, head, policy_rule, remove, worker
+
+FAULTS: Faults = {
+    "a certificate that doesn't name its Service": (
+        "ha",
+        "tls",
+        lambda m: m.get("Certificate", "inference-tls")["spec"].update(dnsNames=["inference"]),
+    ),
+    "a certificate that doesn't name the end of a port-forward": (
+        "ha",
+        "tls",
+        lambda m: m.get("Certificate", "trainer-tls")["spec"]["dnsNames"].remove("localhost"),
+    ),
+    "a certificate without the address that the client dials by default": (
+        "ha",
+        "tls",
+        lambda m: m.get("Certificate", "inference-tls")["spec"].pop("ipAddresses"),
+    ),
+    "an authority that changes its key at renewal": (
+        "ha",
+        "tls",
+        lambda m: m.get("Certificate", "softprompt-ca")["spec"]["privateKey"].pop("rotationPolicy"),
+    ),
+    "TLS without a certificate": ("ha", "tls", lambda m: remove(m, "Certificate", "inference-tls")),
+    "a Gateway told to speak in the clear to TLS": (
+        "ha",
+        "tls",
+        lambda m: m.get("Service", "inference-headless")["spec"]["ports"][0].update(appProtocol="kubernetes.io/h2c"),
+    ),
+    "a Gateway not told of HTTP/2": ("gpu-s3", "tls", lambda m: m.get("Service", "trainer")["spec"]["ports"][0].pop("appProtocol")),
+    "training on the Ray head": ("gpu", "ray", lambda m: head(m)["rayStartParams"].pop("num-cpus")),
+    "a number where Ray wants text": ("gpu", "ray", lambda m: worker(m)["rayStartParams"].update({"num-gpus": 1})),
+    "a GPU that Ray doesn't know of": ("gpu", "ray", lambda m: worker(m)["rayStartParams"].update({"num-gpus": "0"})),
+    "an older image on Ray's nodes": (
+        "gpu",
+        "ray",
+        lambda m: worker(m)["template"]["spec"]["containers"][0].update(image="softprompt-trainer:0.0.9-cuda"),
+    ),
+    "another Ray than the image's": ("gpu", "ray", lambda m: cluster(m)["spec"].update(rayVersion="2.46.0")),
+    "no models on the workers": (
+        "gpu",
+        "ray",
+        lambda m: drop(worker(m)["template"]["spec"]["containers"][0]["volumeMounts"], name="models"),
+    ),
+    "workers without labels": ("gpu", "ray", lambda m: worker(m)["template"]["metadata"]["labels"].pop("softprompt.io/ray-member")),
+    "the trainer joins another cluster": ("gpu", "ray", lambda m: env(m, "trainer").update(SOFTPROMPT_TRAINER_RAY_ADDRESS="ray-head:6379")),
+    "a driver without a token": ("gpu", "ray", lambda m: drop(m.pod("trainer").main["env"], name="RAY_AUTH_TOKEN")),
+    "a driver without a raylet": ("gpu", "ray", lambda m: m.pod("trainer").main.pop("args")),
+    "GPUs held while nobody trains": ("gpu", "ray", lambda m: worker(m).update(minReplicas=1)),
+    "a worker of two GPUs on nodes of one": ("gpu", "ray", lambda m: env(m, "trainer").update(SOFTPROMPT_TRAINER_GPUS_PER_WORKER="2")),
+    "Ray nodes restarted within their pods": ("gpu", "ray", lambda m: worker(m)["template"]["spec"].pop("restartPolicy")),
+    "a dashboard that runs anybody's code": ("gpu", "ray", lambda m: head(m)["rayStartParams"].pop("include-dashboard")),
+    "shared memory on disk": (
+        "gpu",
+        "ray",
+        lambda m: next(v for v in worker(m)["template"]["spec"]["volumes"] if v["name"] == "shm")["emptyDir"].pop("medium"),
+    ),
+    "no names are resolved": ("gpu", "network", lambda m: remove(m, "NetworkPolicy", "dns")),
+    "workers cut off from the head": ("gpu", "network", lambda m: remove(m, "NetworkPolicy", "ray-members")),
+    "open to everybody": ("gpu", "network", lambda m: policy_rule(m, "trainer-calls", "ingress").pop("from")),
+    "Prometheus shut out": ("gpu", "network", lambda m: m.get("NetworkPolicy", "inference-calls")["spec"]["ingress"].pop(1)),
+    "nothing denied by default": ("gpu", "network", lambda m: remove(m, "NetworkPolicy", "default-deny")),
+    "the object store out of reach": (
+        "gpu-s3",
+        "network",
+        lambda m: [m.pod(name).labels.pop("softprompt.io/reaches-https") for name in ("trainer", "inference")],
+    ),
+    "the database out of reach": ("ha", "network", lambda m: m.pod("trainer").labels.pop("softprompt.io/reaches-postgres")),
+    "traces that can't leave": ("ha", "network", lambda m: m.pod("inference").labels.pop("softprompt.io/reaches-otlp")),
+    "traces that can't leave Ray's workers": (
+        "ha",
+        "network",
+        lambda m: worker(m)["template"]["metadata"]["labels"].pop("softprompt.io/reaches-otlp"),
+    ),
+    "a collector in another namespace": (
+        "ha",
+        "network",
+        lambda m: env(m, "trainer").update(SOFTPROMPT_TRAINER_OTLP_ENDPOINT="http://collector.observability.svc:4318/v1/traces"),
+    ),
+    "a way to the collector for those who have no traces": (
+        "gpu",
+        "network",
+        lambda m: m.pod("inference").labels.update({"softprompt.io/reaches-otlp": "true"}),
+    ),
+    "an issuer of tokens out of reach": (
+        "gpu",
+        "network",
+        lambda m: (
+            env(m, "trainer").update(SOFTPROMPT_TRAINER_OIDC_JWKS_URL="https://login.example.com/keys"),
+            m.pod("trainer").labels.pop("softprompt.io/reaches-https"),
+            m.pod("trainer").spec.pop("initContainers"),
+        ),
+    ),
+    "an issuer of tokens on a port that is shut": (
+        "gpu-s3",
+        "network",
+        lambda m: env(m, "inference").update(SOFTPROMPT_INFERENCE_OIDC_JWKS_URL="https://login.example.com:8443/keys"),
+    ),
+    "an object store on a port that is shut": (
+        "gpu-s3",
+        "network",
+        lambda m: env(m, "inference").update(AWS_ENDPOINT="https://minio.example.com:9000"),
+    ),
+    "an object store inside the cluster, by a rule for what is outside": (
+        "gpu-s3",
+        "network",
+        lambda m: env(m, "trainer").update(AWS_ENDPOINT="https://minio.storage.svc"),
+    ),
+    "the cloud's metadata within reach": (
+        "gpu-s3",
+        "network",
+        lambda m: policy_rule(m, "https", "egress")["to"][0]["ipBlock"].pop("except"),
+    ),
+    "Ray's ports for everybody in the namespace": (
+        "gpu",
+        "network",
+        lambda m: policy_rule(m, "ray-members", "ingress")["from"][0].update(podSelector={}),
+    ),
+    "a route to a service that doesn't exist": (
+        "gpu-s3",
+        "routes",
+        lambda m: m.get("GRPCRoute", "inference")["spec"]["rules"][0]["matches"][0]["method"].update(
+            service="prompttuning.v1.InferenceService"
+        ),
+    ),
+    "a route to the wrong backend": (
+        "gpu-s3",
+        "routes",
+        lambda m: m.get("GRPCRoute", "trainer")["spec"]["rules"][0]["backendRefs"][0].update(name="inference", port=50052),
+    ),
+    "a route to a service that lets everybody do everything": (
+        "gpu-s3",
+        "routes",
+        lambda m: env(m, "inference").pop("SOFTPROMPT_INFERENCE_CALLERS_FILE"),
+    ),
+    "a callers file that may be missing": (
+        "gpu-s3",
+        "routes",
+        lambda m: next(v for v in m.pod("trainer").spec["volumes"] if v["name"] == "callers")["secret"].update(optional=True),
+    ),
+    "a callers file by another name than the Secret's key": (
+        "gpu-s3",
+        "routes",
+        lambda m: env(m, "trainer").update(SOFTPROMPT_TRAINER_CALLERS_FILE="/callers/callers.yaml"),
+    ),
+    "scaling a Deployment that isn't there": (
+        "ha",
+        "monitoring",
+        lambda m: m.get("ScaledObject", "inference")["spec"]["scaleTargetRef"].update(name="generation"),
+    ),
+    "scaling by a metric that nobody exports": (
+        "ha",
+        "monitoring",
+        lambda m: m.get("ScaledObject", "inference")["spec"]["triggers"][0]["metadata"].update(query="sum(requests_in_flight)"),
+    ),
+    "a pod scraped twice": (
+        "gpu",
+        "monitoring",
+        lambda m: m.get("Service", "inference-headless")["spec"]["ports"].append(
+            {"name": "metrics", "port": 9092, "targetPort": "metrics"}
+        ),
+    ),
+    "an alert about a metric that nobody exports": (
+        "gpu",
+        "monitoring",
+        lambda m: m.get("PrometheusRule", "softprompt")["spec"]["groups"][1]["rules"][0].update(expr="grpc_server_errors_total > 0"),
+    ),
+    "dashboards that Grafana doesn't find": (
+        "gpu",
+        "monitoring",
+        lambda m: m.get("ConfigMap", "softprompt-dashboards")["metadata"].pop("labels"),
+    ),
+}
