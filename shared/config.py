@@ -64,7 +64,10 @@ class ServerSettings(BaseSettings):
     health_port: int | None = Field(default=None, ge=0, le=65535)
     """Port of a second gRPC server that has health only, always plaintext, for probes; 0 takes a free one; unset: none."""
     health_access: Access = "everyone"
-    """Who may ask for health on the main port: everyone, callers (those who said who they are), or off."""
+    """Who may ask for health on the main port: everyone, callers (those who said who they are), or off.
+
+    Clients that go round replicas watch health without a token: with anything but everyone they call those that can't serve, too.
+    """
     reflection_access: Access = "callers"
     """Likewise reflection."""
     callers_file: str = ""

@@ -68,23 +68,23 @@ class Tracing:
         self._provider = provider
         self._tracer = provider.get_tracer("softprompt") if provider is not None else None
 
-    def begin(self, name: str, parent: str, kind: Kind, attributes: Mapping[str, str | int]) -> Span:
-        """A span below `parent` (a traceparent, or empty for a new trace) that somebody ends."""
+    def begin(self, name: str, parent: str, kind: Kind, attributes: Mapping[str, str | int], state: str = "") -> Span:
+        """A span below `parent` (a traceparent, or empty for a new trace) that somebody ends. `state`: the tracestate that came with it."""
         if self._tracer is None:
             return Span(parent)
         from opentelemetry.trace import SpanKind
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-        context = TraceContextTextMapPropagator().extract({"traceparent": parent} if parent else {})
+        context = TraceContextTextMapPropagator().extract({"traceparent": parent, "tracestate": state} if parent else {})
         span_kind = SpanKind.SERVER if kind == "server" else SpanKind.INTERNAL
         span = self._tracer.start_span(name, context=context, kind=span_kind, attributes=attributes)
         found = span.get_span_context()
         return Span(f"00-{found.trace_id:032x}-{found.span_id:016x}-{int(found.trace_flags):02x}", span)
 
     @contextmanager
-    def span(self, name: str, parent: str, kind: Kind, attributes: Mapping[str, str | int]) -> Iterator[Span]:
+    def span(self, name: str, parent: str, kind: Kind, attributes: Mapping[str, str | int], state: str = "") -> Iterator[Span]:
         """Within it, the span is the current one."""
-        span = self.begin(name, parent, kind, attributes)
+        span = self.begin(name, parent, kind, attributes, state)
         token = _current.set(span.traceparent)
         try:
             yield span

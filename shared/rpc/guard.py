@@ -12,7 +12,7 @@ from urllib.parse import unquote
 from google.rpc import code_pb2
 
 from shared.config import Access, ServerSettings
-from shared.errors import PermissionDenied, SoftPromptError
+from shared.errors import NotImplementedYet, PermissionDenied, SoftPromptError
 from shared.log import bound_fields
 from shared.rpc.errors import status_of
 from shared.security import audit
@@ -24,6 +24,7 @@ from shared.security.oidc import OidcConfig, OidcVerifier
 from shared.security.quotas import Quotas, Usage
 
 HEALTH_SERVICE = "grpc.health.v1.Health"
+HEALTH_WATCH = f"/{HEALTH_SERVICE}/Watch"
 REFLECTION_SERVICES = ("grpc.reflection.v1alpha.ServerReflection", "grpc.reflection.v1.ServerReflection")
 _ANY_ROLE = Rule(frozenset())
 
@@ -34,17 +35,21 @@ class Admission:
     def __init__(self, caller: Caller, rule: Rule, usage: Usage | None) -> None:
         self.caller, self._rule, self._usage = caller, rule, usage
         self.about: dict[str, str] = {}
+        self._has_answered = False
 
     def received(self, request: Any) -> None:
         """Raises PermissionDenied, or Overloaded where a request stores more than the caller may."""
         if not self.about:
-            self.about = {key: value for key, value in self._rule.about(request).items() if value}
+            self.about.update((key, value) for key, value in self._rule.about(request).items() if value)
         self._rule.check(self.caller, request)
         if self._usage is not None:
             self._usage.check_bytes(self._rule.announced_bytes(request))
             self._usage.charge_bytes(self._rule.stored_bytes(request))
 
     def sent(self, response: Any) -> None:
+        if not self._has_answered:
+            self._has_answered = True
+            self.about.update((key, value) for key, value in self._rule.made(response).items() if value)
         if self._usage is not None and (tokens := self._rule.tokens(response)):
             self._usage.charge_tokens(tokens)
 
@@ -66,35 +71,37 @@ class Guard:
         """The call, if it may be. Raises Unauthenticated, PermissionDenied or Overloaded; changes that are refused are audited, too."""
         access = self._access.get(method.split("/")[1])
         if access is not None:
-            yield await self._infrastructure(access, context)
+            yield await self._infrastructure(access, method, context)
             return
         rule = RULES.get(method)
-        caller = Caller("unknown", frozenset())
+        caller, about, result = Caller("unknown", frozenset()), dict[str, str](), "OK"
         try:
             caller = await self._authenticator.identify(_credentials(context))
             if rule is None or not caller.has_role(*rule.roles):
                 raise PermissionDenied(f"{caller.name} may not call {method.rpartition('/')[2]}{_wanted(rule)}", caller=caller.name)
-        except SoftPromptError as error:
-            if rule is None or rule.changes:
-                _audit(method, _result(error), caller, {}, context)
-            raise
-        with self._quotas.taken(caller) as usage, calling(caller):
-            admission = Admission(caller, rule, usage)
-            result = "OK"
-            try:
+            with self._quotas.taken(caller) as usage, calling(caller):
+                admission = Admission(caller, rule, usage)
+                about = admission.about
                 yield admission
-            except BaseException as error:
-                result = _result(error)
-                raise
-            finally:
-                if rule.changes:
-                    _audit(method, result, caller, admission.about, context)
+        except BaseException as error:
+            result = _result(error)
+            raise
+        finally:
+            if rule is None or rule.changes:
+                _audit(method, result, caller, about, context)
 
-    async def _infrastructure(self, access: Access, context: Any) -> Admission:
+    async def _infrastructure(self, access: Access, method: str, context: Any) -> Admission:
         if access == "off":
-            raise PermissionDenied("this service does not answer that")
-        caller = EVERYBODY if access == "everyone" else await self._authenticator.identify(_credentials(context))
-        return Admission(caller, _ANY_ROLE, None)
+            raise NotImplementedYet("this service does not answer that")
+        if access == "everyone":
+            return Admission(EVERYBODY, _ANY_ROLE, None)
+        try:
+            return Admission(await self._authenticator.identify(_credentials(context)), _ANY_ROLE, None)
+        except SoftPromptError as error:
+            if method != HEALTH_WATCH:
+                raise
+            # gRPC clients watch health without their token. Refused, they'd call no replica; of a server that has no health they call all.
+            raise NotImplementedYet("health is told to callers only") from error
 
 
 def guard_of(settings: ServerSettings) -> Guard:

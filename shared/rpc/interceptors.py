@@ -27,13 +27,13 @@ from shared.errors import Overloaded, SoftPromptError
 from shared.rpc.calls import CallCounter
 from shared.rpc.errors import status_of
 from shared.rpc.guard import Admission, Guard
-from shared.rpc.messages import END, check_readable, first_of, reader_of
+from shared.rpc.messages import END, check_readable, first_of, heard_out, reader_of
 from shared.rpc.metrics import RpcMetrics
 from shared.tracing import Span, Tracing, checked_traceparent, trace_id_of
 
 log = logging.getLogger(__name__)
 
-REQUEST_ID_KEY, TRACE_KEY, PUSHBACK_KEY = "x-request-id", "traceparent", "grpc-retry-pushback-ms"
+REQUEST_ID_KEY, TRACE_KEY, STATE_KEY, PUSHBACK_KEY = "x-request-id", "traceparent", "tracestate", "grpc-retry-pushback-ms"
 _MAX_PUSHBACK_SECONDS = 10.0
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 _QUIET_SERVICES = ("grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection")
@@ -73,17 +73,21 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # 
             with call.observed(context) as outcome:
                 try:
                     # Closed here: a generator that is left to the garbage collector outlives it by a round, with all that it holds.
-                    async with aclosing(aiter(requests)) as messages, self._guard.admitted(method, context) as admission:
-                        outcome.admission = admission
-                        if handler.request_streaming:
-                            async with aclosing(outcome.received_stream(messages)) as request:
-                                return await answer(request, context, outcome, admission)
-                        return await answer(await outcome.received_one(messages), context, outcome, admission)
+                    async with aclosing(aiter(requests)) as messages:
+                        if not handler.request_streaming:
+                            async with self._guard.admitted(method, context) as outcome.admission:
+                                return await answer(await outcome.received_one(messages), context, outcome)
+                        async with (
+                            heard_out(messages),
+                            self._guard.admitted(method, context) as outcome.admission,
+                            aclosing(outcome.received_stream(messages)) as request,
+                        ):
+                            return await answer(request, context, outcome)
                 except Exception as error:
                     await outcome.abort(error, context)
 
-        async def answer(request: Any, context: Any, outcome: _Outcome, admission: Admission) -> Any:
-            with logs.bind(caller=admission.caller.name, **admission.about):
+        async def answer(request: Any, context: Any, outcome: _Outcome) -> Any:
+            with logs.bind(**outcome.who):
                 if not handler.response_streaming:
                     return outcome.sent_one(await behaviour(request, context))
                 work = _drive(behaviour, request, context, outcome)
@@ -159,7 +163,7 @@ class _Call:
         if self.is_quiet:
             return nullcontext(Span(""))
         parent = checked_traceparent(_metadata(context, TRACE_KEY))
-        return self._tracing.span(f"{self.service}/{self.name}", parent, "server", self._attributes)
+        return self._tracing.span(f"{self.service}/{self.name}", parent, "server", self._attributes, _metadata(context, STATE_KEY))
 
     def _tell(self, outcome: _Outcome, span: Span, seconds: float, context: Any) -> None:
         who = outcome.who

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
 from google.protobuf.message import DecodeError
 
-from shared.errors import DeadlineExceeded, InvalidInput
+from shared.errors import DeadlineExceeded, InvalidInput, SoftPromptError
 
 FIRST_MESSAGE_SECONDS = 60.0
 """A call whose request has not arrived after that is given up."""
+
+HEAR_OUT_SECONDS = 2.0
 
 END: Any = object()
 
@@ -27,6 +30,22 @@ async def first_of(requests: AsyncIterator[Any], may_be_none: bool = False) -> A
     if first is END and not may_be_none:
         raise InvalidInput.of("request", "no message was sent")
     return first
+
+
+@asynccontextmanager
+async def heard_out(requests: AsyncIterator[Any]) -> AsyncIterator[None]:
+    """Within, a refusal waits until the sender has said all, `HEAR_OUT_SECONDS` at most; what it still says is dropped.
+
+    A call that ends while its client is writing reaches the client's side of gRPC as a broken write, and the reason may be lost.
+    """
+    try:
+        yield
+    except SoftPromptError:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(HEAR_OUT_SECONDS):
+                async for _ in requests:
+                    continue
+        raise
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ class Rule:
     changes: bool = False
     """Audited."""
     about: Callable[[Any], Fields] = _no_fields
-    """What a request is about, for logs and the audit: `prompt`, `job`, `dataset`. May get the first of several messages."""
+    """What a request is about, for logs and the audit: `prompt`, `job`. May get the first of several messages."""
     check: Callable[[Caller, Any], None] = _no_check
     """Raises PermissionDenied for a request that this caller may not make though the method is theirs."""
     tokens: Callable[[Any], int] = _free
@@ -50,6 +50,8 @@ class Rule:
     """Bytes of dataset that a request carries."""
     announced_bytes: Callable[[Any], int] = _free
     """Bytes of dataset that a request says will follow."""
+    made: Callable[[Any], Fields] = _no_fields
+    """What only the (first) response can tell, for logs and the audit: `job`, `dataset` or `version` that was made or used."""
 
 
 def prompt_of(reference: str) -> str:
@@ -126,6 +128,26 @@ def _chunk_bytes(request: Any) -> int:
     return len(request.chunk)
 
 
+def _version_started(response: Any) -> Fields:
+    return {"version": response.start.version}
+
+
+def _job_made(response: Any) -> Fields:
+    return {"job": response.job.name.removeprefix("tuningJobs/")}
+
+
+def _dataset_made(response: Any) -> Fields:
+    return {"dataset": response.dataset}
+
+
+def _version_made(response: Any) -> Fields:
+    return {"version": response.version.name}
+
+
+def _revision_made(response: Any) -> Fields:
+    return {"revision": str(response.revision)}
+
+
 def _announced(request: Any) -> int:
     return int(request.header.size_bytes)
 
@@ -134,12 +156,16 @@ def _request_bytes(request: Any) -> int:
     return int(request.ByteSize())
 
 
+def _answering(tokens: Callable[[Any], int]) -> Rule:
+    return Rule(_GENERATE, about=_generation_about, check=_may_generate, tokens=tokens, made=_version_started)
+
+
 _TUNING, _PROMPTS, _GENERATION = (f"/prompttuning.v1.{name}Service/" for name in ("Tuning", "Prompt", "Generation"))
 
 RULES: Mapping[str, Rule] = {
-    f"{_TUNING}UploadDataset": Rule(_TUNE, True, stored_bytes=_chunk_bytes, announced_bytes=_announced),
+    f"{_TUNING}UploadDataset": Rule(_TUNE, True, stored_bytes=_chunk_bytes, announced_bytes=_announced, made=_dataset_made),
     f"{_TUNING}CreateTuningJob": Rule(
-        _TUNE, True, lambda request: {"prompt": request.spec.prompt[:200]}, _may_create_job, stored_bytes=_request_bytes
+        _TUNE, True, lambda request: {"prompt": request.spec.prompt[:200]}, _may_create_job, stored_bytes=_request_bytes, made=_job_made
     ),
     f"{_TUNING}GetTuningJob": Rule(_READ, about=_about_job),
     f"{_TUNING}ListTuningJobs": Rule(_READ),
@@ -154,14 +180,16 @@ RULES: Mapping[str, Rule] = {
     f"{_PROMPTS}ListPromptVersions": Rule(_READ, about=_about_prompt("parent"), check=_may_use("parent")),
     f"{_PROMPTS}GetPromptVersion": Rule(_READ, about=_about_prompt("name"), check=_may_use("name")),
     f"{_PROMPTS}GetPromptStatus": Rule(_READ, about=_about_prompt("name"), check=_may_use("name")),
-    f"{_PROMPTS}SetPromptAlias": Rule(_PUBLISH, True, _alias_about, _may_use("prompt")),
-    f"{_PROMPTS}DeletePromptVersion": Rule(_PUBLISH, True, _about_prompt("name"), _may_use("name")),
+    f"{_PROMPTS}SetPromptAlias": Rule(_PUBLISH, True, _alias_about, _may_use("prompt"), made=_revision_made),
+    f"{_PROMPTS}DeletePromptVersion": Rule(_PUBLISH, True, _about_prompt("name"), _may_use("name"), made=_revision_made),
     f"{_PROMPTS}DownloadPromptVersion": Rule(_TUNE | _PUBLISH, about=_about_prompt("name"), check=_may_use("name")),
-    f"{_PROMPTS}ImportPromptVersion": Rule(_PUBLISH, True, _import_about, _may_import),
+    f"{_PROMPTS}ImportPromptVersion": Rule(_PUBLISH, True, _import_about, _may_import, made=_version_made),
     f"{_PROMPTS}WatchPrompts": Rule(_READ),
-    f"{_GENERATION}Generate": Rule(_GENERATE, about=_generation_about, check=_may_generate, tokens=_answer_tokens),
-    f"{_GENERATION}GenerateStream": Rule(_GENERATE, about=_generation_about, check=_may_generate, tokens=_delta_tokens),
-    f"{_GENERATION}Score": Rule(_GENERATE, about=_generation_about, check=_may_generate, tokens=_score_tokens),
+    f"{_GENERATION}Generate": _answering(_answer_tokens),
+    f"{_GENERATION}GenerateStream": Rule(
+        _GENERATE, about=_generation_about, check=_may_generate, tokens=_delta_tokens, made=_version_started
+    ),
+    f"{_GENERATION}Score": _answering(_score_tokens),
     f"{_GENERATION}CountTokens": Rule(_GENERATE, about=_generation_about, check=_may_generate),
     f"{_GENERATION}GetModelInfo": Rule(_ALL),
     f"{_GENERATION}ListLoadedPrompts": Rule(_ALL),

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import logging
-
 import grpc
 import pytest
+from prompttuning.v1 import generation_pb2
 
 from shared.config import ConfigError
 from shared.tracing import Tracing, checked_traceparent, current_traceparent, trace_id_of, tracing_of
+from tests.log_lines import log_lines
 from tests.shared.rpc.service import count_request, running_server
 from tests.shared.spans import attributes, receiver
 
 TRACE_ID, SPAN_ID = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 PARENT = f"00-{TRACE_ID}-{SPAN_ID}-01"
+STATE = "vendor=abc,other=1"
 
 
 @pytest.mark.parametrize(
@@ -34,16 +35,20 @@ def test_only_valid_trace_contexts_are_taken(text: str, valid: bool) -> None:
     assert checked_traceparent(text) == (text if valid else "")
 
 
-async def test_a_call_is_a_span_in_the_callers_trace_and_its_log_line_names_it(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_call_is_a_span_in_the_callers_trace_and_its_log_line_names_it() -> None:
     with receiver() as received:
         tracing = tracing_of("test", received.url)
-        with caplog.at_level(logging.INFO):
+        with log_lines("shared.rpc.interceptors", "call") as lines:
             async with running_server(tracing) as running:
-                await running.stub.CountTokens(count_request(prompt="tone"), metadata=(("traceparent", PARENT),))
+                await running.stub.CountTokens(count_request(prompt="tone"), metadata=(("traceparent", PARENT), ("tracestate", STATE)))
                 with pytest.raises(grpc.aio.AioRpcError):
                     await running.stub.CountTokens(count_request("bug"))
         tracing.close()
         good, bad = received.spans
+    assert [line["trace_id"] for line in lines] == [TRACE_ID, bad.trace_id.hex()]
+    assert [line["code"] for line in lines] == ["OK", "INTERNAL"]
+    assert good.trace_state == STATE
+    assert bad.trace_state == ""
     assert (good.trace_id.hex(), good.parent_span_id.hex()) == (TRACE_ID, SPAN_ID)
     assert good.name == "prompttuning.v1.GenerationService/CountTokens"
     found = attributes(good)
@@ -52,6 +57,28 @@ async def test_a_call_is_a_span_in_the_callers_trace_and_its_log_line_names_it(c
     assert bad.trace_id != good.trace_id
     assert bad.status.message == "INTERNAL"
     assert "secret" not in str(bad)
+
+
+async def test_a_span_names_the_version_that_answered() -> None:
+    with receiver() as received:
+        tracing = tracing_of("test", received.url)
+        async with running_server(tracing) as running:
+            await running.stub.Generate(generation_pb2.GenerateRequest(input=generation_pb2.GenerationInput(prompt="tone@default")))
+        tracing.close()
+        (span,) = received.spans
+    found = attributes(span)
+    assert (found["softprompt.prompt"], found["softprompt.version"]) == ("tone@default", "prompts/tone/versions/3")
+
+
+@pytest.mark.parametrize("state", ["no state", "=", "a" * 2000, "ä=b"])
+async def test_a_bad_trace_state_is_ignored_and_the_trace_goes_on(state: str) -> None:
+    with receiver() as received:
+        tracing = tracing_of("test", received.url)
+        with tracing.span("call", PARENT, "server", {}, state):
+            assert trace_id_of(current_traceparent()) == TRACE_ID
+        tracing.close()
+        (span,) = received.spans
+    assert span.trace_state == ""
 
 
 async def test_without_a_receiver_the_callers_trace_is_passed_on() -> None:

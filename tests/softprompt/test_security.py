@@ -65,6 +65,16 @@ async def test_a_stream_carries_the_token_too(service: dict[str, Any], tmp_path:
         assert [delta.text async for delta in client.stream("hello")][-1] == "last"
 
 
+@pytest.mark.parametrize("access", ["everyone", "callers", "off"])
+async def test_going_round_replicas_works_whoever_may_ask_for_health(service: dict[str, Any], tmp_path: Path, access: str) -> None:
+    """gRPC's own watch of health carries no token."""
+    security = ClientSecurity(ca_file=str(tmp_path / "ca.crt"), token=TOKEN)
+    async with running_server(**service, health_access=access) as running:
+        await running.server.set_serving(True)
+        async with AsyncClient(inference=f"dns:///localhost:{running.port}", security=security, timeout_seconds=20) as client:
+            assert (await client.count_tokens("hello")).input_tokens == 1
+
+
 async def test_what_is_wrong_with_a_handshake_is_said(service: dict[str, Any], tmp_path: Path, authority: Authority) -> None:
     (tmp_path / "other.crt").write_bytes(Authority("other").certificate)
     async with running_server(**service) as running:

@@ -16,7 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.errors import DamagedBlob, DeadlineExceeded, InvalidInput, NotFound, Unavailable
+from shared.security import audit
 from shared.template import Message
+from tests.log_lines import log_lines
 from tests.trainer_service.jobs.builders import record, spec
 from trainer_service import chunks as chunks_module
 from trainer_service.jobs import moves
@@ -266,7 +268,9 @@ def test_only_old_datasets_that_no_job_needs_are_removed(store: DatasetStore, tm
     for name in (needed, unused, asked_for):
         age(files[name.removeprefix("datasets/")], days=31)
     store.parse(asked_for)  # as admission does when a job is made
-    assert store.remove_unused(lambda name: name == needed, 30 * 86_400) == 1
+    with log_lines(audit.LOGGER) as lines:
+        assert store.remove_unused(lambda name: name == needed, 30 * 86_400) == (unused,)
+    assert [(line["action"], line["caller"], line["dataset"]) for line in lines] == [("tidying", "dataset-tidying", unused)]
     assert {f"datasets/{path.stem}" for path in (tmp_path / "datasets").iterdir()} == {needed, fresh, asked_for}
     with pytest.raises(NotFound):
         store.read(unused)
@@ -277,7 +281,7 @@ def test_a_dataset_that_a_job_is_made_with_while_it_is_removed_is_put_back(store
     [path] = (tmp_path / "datasets").iterdir()
     age(path, days=31)
     answers = iter([False, True])
-    assert store.remove_unused(lambda name: next(answers), 30 * 86_400) == 0
+    assert store.remove_unused(lambda name: next(answers), 30 * 86_400) == ()
     assert len(store.read(stored.name)) == 2
 
 

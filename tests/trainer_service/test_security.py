@@ -119,6 +119,22 @@ async def test_a_callers_jobs_and_bytes_are_bounded(trainer: RunningTrainer) -> 
     await trainer.tuning.UploadDataset(upload_of(data), **by(SALES))
 
 
+@pytest.mark.parametrize("token", [VIEWER, SUPPORT, new_token()], ids=["no role", "too many bytes", "unknown"])
+async def test_an_upload_that_is_refused_before_its_handler_hears_the_reason_while_it_writes(trainer: RunningTrainer, token: str) -> None:
+    data = json_lines(400)
+    expected = {VIEWER: PermissionDenied, SUPPORT: Overloaded}.get(token, Unauthenticated)
+    for _ in range(10):
+        call = trainer.tuning.UploadDataset(**by(token))
+
+        async def write(call: Any = call) -> None:
+            for message in upload_of(data, chunk_bytes=200):
+                await call.write(message)
+            await call.done_writing()
+            await call
+
+        assert isinstance(await refused(write()), expected)
+
+
 async def test_a_request_id_is_ones_own(trainer: RunningTrainer) -> None:
     first = await create(trainer, SALES, "once", prompt="sales-pitch")
     assert (await create(trainer, SALES, "once", prompt="sales-pitch")).name == first.name

@@ -34,4 +34,4 @@ class DatasetTidying:
             log.warning("unused datasets could not be removed: %s", error)
             return
         if removed:
-            log.info("unused datasets removed", extra={"fields": {"datasets": removed}})
+            log.info("unused datasets removed", extra={"fields": {"datasets": len(removed)}})

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shared.errors import DamagedBlob, InvalidInput, NotFound, Unavailable
+from shared.security import audit
 from trainer_service.chunks import MAX_CHUNK_BYTES, UploadSlots, timely
 from trainer_service.jobs.dataset_fields import DATASET, in_dataset, labels_under, renamed
 from trainer_service.jobs.dataset_roots import DatasetRoots
@@ -32,6 +33,9 @@ from trainer_service.training.spec import Example, TaskKind
 log = logging.getLogger(__name__)
 
 MAX_CONCURRENT_UPLOADS = 16
+TIDYING = "dataset-tidying"
+"""Who removes datasets that nobody needs, to the audit."""
+
 _ABANDONED_SECONDS = 3600.0
 _NAME = re.compile(r"datasets/sha256-([0-9a-f]{64})")
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
@@ -95,13 +99,13 @@ class DatasetStore:
         with self._opened(name) as lines:
             return self._parse(lines, labels)
 
-    def remove_unused(self, uses: Callable[[str], bool], unused_seconds: float) -> int:
-        """Remove datasets that were neither stored nor used for that long and that no job needs; returns how many.
+    def remove_unused(self, uses: Callable[[str], bool], unused_seconds: float) -> tuple[str, ...]:
+        """Remove datasets that were neither stored nor used for that long and that no job needs; returns their names.
 
         `uses(name)` looks into the job store. A dataset is put aside first and looked at again, so one that a job is being made with
         right now is either put back or was never found by that job.
         """
-        removed = 0
+        removed: list[str] = []
         for path in sorted(self._directory.glob("sha256-*.jsonl")):
             name = f"datasets/{path.stem}"
             with suppress(FileNotFoundError):  # another replica tidies too
@@ -111,10 +115,11 @@ class DatasetStore:
                 path.replace(aside)
                 if _is_unused(aside, unused_seconds) and not uses(name):
                     aside.unlink()
-                    removed += 1
+                    removed.append(name)
+                    audit.record("tidying", "OK", {"caller": TIDYING, "dataset": name})
                 else:
                     aside.replace(path)
-        return removed
+        return tuple(removed)
 
     @contextmanager
     def _opened(self, name: str) -> Iterator[Iterable[bytes]]:

@@ -23,7 +23,7 @@ from trainer_service.convert.prompts import (
 )
 from trainer_service.prompts import Prompts, Version
 from trainer_service.servicers.names import page_size_of, prompt_of
-from trainer_service.servicers.streams import header_and_chunks, heard_out, until_draining
+from trainer_service.servicers.streams import header_and_chunks, until_draining
 
 _CHUNK_BYTES = 1 << 20
 
@@ -79,9 +79,8 @@ class PromptServicer(prompts_pb2_grpc.PromptServiceServicer):
     async def ImportPromptVersion(
         self, requests: AsyncIterator[pb.ImportPromptVersionRequest], context: Any
     ) -> pb.ImportPromptVersionResponse:
-        async with heard_out(requests):
-            header, chunks = await header_and_chunks(requests)
-            version, manifest = await self._prompts.import_(import_from_wire(header), chunks)
+        header, chunks = await header_and_chunks(requests)
+        version, manifest = await self._prompts.import_(import_from_wire(header), chunks)
         return pb.ImportPromptVersionResponse(version=version_to_wire(version, manifest))
 
     async def GetPromptStatus(self, request: pb.GetPromptStatusRequest, context: Any) -> pb.GetPromptStatusResponse:

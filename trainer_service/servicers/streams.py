@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeVar
 
-from shared.errors import InvalidInput, SoftPromptError, Unavailable
+from shared.errors import InvalidInput, Unavailable
 
 Item = TypeVar("Item")
-
-HEAR_OUT_SECONDS = 2.0
 
 
 async def header_and_chunks(requests: AsyncIterator[Any]) -> tuple[Any, AsyncIterator[bytes]]:
@@ -27,22 +24,6 @@ async def _chunks(requests: AsyncIterator[Any]) -> AsyncIterator[bytes]:
         if request.WhichOneof("part") != "chunk":
             raise InvalidInput.of("chunk", "every message after the first must be a chunk")
         yield request.chunk
-
-
-@asynccontextmanager
-async def heard_out(requests: AsyncIterator[Any]) -> AsyncIterator[None]:
-    """Within, a refusal waits until the sender has said all, `HEAR_OUT_SECONDS` at most; what it still says is dropped.
-
-    A call that ends while its client is writing reaches the client's side of gRPC as a broken write, and the reason may be lost.
-    """
-    try:
-        yield
-    except SoftPromptError:
-        with suppress(TimeoutError):
-            async with asyncio.timeout(HEAR_OUT_SECONDS):
-                async for _ in requests:
-                    continue
-        raise
 
 
 async def until_draining(items: AsyncIterator[Item], draining: asyncio.Event) -> AsyncGenerator[Item, None]:

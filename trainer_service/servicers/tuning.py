@@ -19,7 +19,7 @@ from trainer_service.jobs.intake import JobIntake
 from trainer_service.jobs.manager import JobManager
 from trainer_service.service_info import ServiceInfo
 from trainer_service.servicers.names import event_number_of, job_id_of, page_size_of
-from trainer_service.servicers.streams import header_and_chunks, heard_out, until_draining
+from trainer_service.servicers.streams import header_and_chunks, until_draining
 
 
 class TuningServicer(tuning_pb2_grpc.TuningServiceServicer):
@@ -29,9 +29,8 @@ class TuningServicer(tuning_pb2_grpc.TuningServiceServicer):
         self._jobs, self._intake, self._datasets, self._info, self._draining = jobs, intake, datasets, info, draining
 
     async def UploadDataset(self, requests: AsyncIterator[pb.UploadDatasetRequest], context: Any) -> pb.UploadDatasetResponse:
-        async with heard_out(requests):
-            header, chunks = await header_and_chunks(requests)
-            stored = await self._datasets.receive(chunks, size_bytes=header.size_bytes, digest=header.digest, labels=header.labels)
+        header, chunks = await header_and_chunks(requests)
+        stored = await self._datasets.receive(chunks, size_bytes=header.size_bytes, digest=header.digest, labels=header.labels)
         return dataset_to_wire(stored)
 
     async def CreateTuningJob(self, request: pb.CreateTuningJobRequest, context: Any) -> pb.CreateTuningJobResponse:

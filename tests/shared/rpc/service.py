@@ -42,7 +42,8 @@ class Servicer(generation_pb2_grpc.GenerationServiceServicer):
 
     async def Generate(self, request: Any, context: Any) -> Any:
         end = generation_pb2.GenerationEnd(output_tokens=90)
-        return generation_pb2.GenerateResponse(start=generation_pb2.GenerationStart(input_tokens=10), end=end)
+        start = generation_pb2.GenerationStart(version="prompts/tone/versions/3", input_tokens=10)
+        return generation_pb2.GenerateResponse(start=start, end=end)
 
     async def GenerateStream(self, request: Any, context: Any) -> AsyncIterator[Any]:
         try:

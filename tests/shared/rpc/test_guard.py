@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from shared.rpc.guard import address_of
 from shared.security import audit
 from shared.security.failures import FREE_FAILURES
 from shared.security.tokens import hash_token, new_token
+from tests.log_lines import log_lines
 from tests.shared.rpc.service import SERVICE, Running, count_request, refusal, running_server
 from tests.shared.security.issuer import AUDIENCE, ISSUER, Issuer
 
@@ -53,16 +53,8 @@ async def running(callers_file: Path) -> AsyncIterator[Running]:
 @pytest.fixture
 def audited() -> Iterator[list[dict[str, Any]]]:
     """Fields of the audit's lines, as they come."""
-    fields: list[dict[str, Any]] = []
-
-    class Keep(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            fields.append(record.__dict__["fields"])
-
-    handler = Keep()
-    logging.getLogger(audit.LOGGER).addHandler(handler)
-    yield fields
-    logging.getLogger(audit.LOGGER).removeHandler(handler)
+    with log_lines(audit.LOGGER) as lines:
+        yield lines
 
 
 def bearer(token: str) -> tuple[tuple[str, str], ...]:
@@ -229,6 +221,23 @@ async def test_a_change_by_somebody_unknown_is_audited(running: Running, audited
     await refusal(stub.CancelTuningJob(tuning_pb2.CancelTuningJobRequest(name="tuningJobs/7")))
     await refusal(stub.CancelTuningJob(tuning_pb2.CancelTuningJobRequest(name="tuningJobs/7"), metadata=bearer(VIEWER)))
     assert [(line["caller"], line["result"]) for line in audited] == [("unknown", "UNAUTHENTICATED"), ("looker", "PERMISSION_DENIED")]
+
+
+async def test_a_change_that_a_limit_refuses_is_audited(tmp_path: Path, audited: list[dict[str, Any]]) -> None:
+    file = tmp_path / "callers.json"
+    entry = {"name": "hasty", "roles": ["tuner"], "token_sha256": [hash_token(SHOP)], "limits": {"requests_per_second": 1}}
+    file.write_text(json.dumps({"callers": [entry]}))
+    async with running_server(callers_file=str(file)) as running:
+        tuning_pb2_grpc.add_TuningServiceServicer_to_server(Tuning(), running.server.grpc_server)
+        stub = tuning_pb2_grpc.TuningServiceStub(running.channel)
+        request = tuning_pb2.CancelTuningJobRequest(name="tuningJobs/7")
+        await stub.CancelTuningJob(request, metadata=bearer(SHOP))
+        error = await refusal(stub.CancelTuningJob(request, metadata=bearer(SHOP)))
+    assert isinstance(error, Overloaded)
+    assert [(line["caller"], line["result"], line.get("job")) for line in audited] == [
+        ("hasty", "OK", "7"),
+        ("hasty", "RESOURCE_EXHAUSTED", None),
+    ]
 
 
 async def test_a_call_whose_request_never_comes_is_given_up(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:

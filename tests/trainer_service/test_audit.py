@@ -1,0 +1,48 @@
+"""What the trainer's own log lines name: who asked for which change, and the job, dataset, version or revision that it made."""
+
+from __future__ import annotations
+
+from prompttuning.v1 import prompts_pb2
+from prompttuning.v1 import tuning_pb2 as pb
+
+from shared.security import audit
+from tests.log_lines import log_lines
+from tests.trainer_service.conftest import RunningTrainer
+from tests.trainer_service.requests import json_lines, tuning_spec, upload_of
+from tests.trainer_service.test_prompt_service import publish, set_alias, target
+
+TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
+METADATA = (("x-request-id", "r-1"), ("traceparent", f"00-{TRACE_ID}-00f067aa0ba902b7-01"))
+
+
+async def test_the_audit_names_what_was_made(trainer: RunningTrainer) -> None:
+    with log_lines(audit.LOGGER) as lines:
+        dataset = (await trainer.tuning.UploadDataset(upload_of(json_lines()))).dataset
+        job = (await trainer.tuning.CreateTuningJob(pb.CreateTuningJobRequest(spec=tuning_spec()))).job
+        version = await publish(trainer)
+        await publish(trainer)
+        moved = await set_alias(trainer, "stable", target(2))
+        deleting = prompts_pb2.SetPromptAliasRequest(prompt="prompts/colours", alias="default", targets=[target(2)])
+        await trainer.prompts.SetPromptAlias(deleting)
+        deleted = await trainer.prompts.DeletePromptVersion(prompts_pb2.DeletePromptVersionRequest(name=version.name))
+    upload, creation, first_import, _, move, _, deletion = lines
+    assert (upload["action"], upload["dataset"]) == ("TuningService/UploadDataset", dataset)
+    assert (creation["action"], creation["prompt"]) == ("TuningService/CreateTuningJob", "support-tone")
+    assert f"tuningJobs/{creation['job']}" == job.name
+    assert (first_import["prompt"], first_import["version"]) == ("colours", "prompts/colours/versions/1")
+    assert (move["alias"], move["targets"], move["revision"]) == ("stable", "2x1", str(moved.revision))
+    assert (deletion["prompt"], deletion["revision"]) == ("colours/versions/1", str(deleted.revision))
+    assert {line["result"] for line in lines} == {"OK"}
+    assert {line["caller"] for line in lines} == {"anonymous"}
+
+
+async def test_a_calls_line_names_request_caller_prompt_job_and_trace(trainer: RunningTrainer) -> None:
+    with log_lines("shared.rpc.interceptors", "call") as lines:
+        job = (await trainer.tuning.CreateTuningJob(pb.CreateTuningJobRequest(spec=tuning_spec()), metadata=METADATA)).job
+        await trainer.tuning.GetTuningJob(pb.GetTuningJobRequest(name=job.name), metadata=METADATA)
+    created, got = (line for line in lines if line["method"].endswith("TuningJob"))
+    job_id = job.name.removeprefix("tuningJobs/")
+    for line in (created, got):
+        assert (line["request_id"], line["trace_id"], line["caller"]) == ("r-1", TRACE_ID, "anonymous")
+        assert (line["job"], line["code"]) == (job_id, "OK")
+    assert created["prompt"] == "support-tone"
