@@ -78,7 +78,8 @@ class JobManager:
         self._context = JobsContext(store, files, preparation, config, observer or SilentObserver())
         self._publisher = Publisher(self._context, prompt_store)
         self._dispatcher = Dispatcher(self._context, pool, self._publisher)
-        self._outlook = Outlook(self._context, self._dispatcher)
+        dispatcher = self._dispatcher
+        self._outlook = Outlook(self._context, dispatcher._followers.values, dispatcher.launch_seconds, dispatcher._may_run)
 
     async def start(self) -> None:
         """Join the cluster, take back what a predecessor left RUNNING, then begin to place jobs on workers."""
