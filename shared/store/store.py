@@ -81,11 +81,13 @@ class PromptStore:
         alias: str | None = DEFAULT_ALIAS,
         expected: Expected = ANYTHING,
         actor: str = "",
+        permit: Callable[[], None] = lambda: None,
     ) -> PublishedVersion:
         """Make the blob the prompt's next version and, in the same commit, move `alias` to it (None: move nothing).
 
         The same `job` publishing again gets the version that it has. `expected` is what the alias must name before; Conflict if it
-        does not, and then nothing is published. Raises DamagedBlob for a blob that no replica would load.
+        does not, and then nothing is published. `permit` is called before each attempt to commit, as the last thing; what it raises ends
+        the publication. Raises DamagedBlob for a blob that no replica would load.
         """
         check_name(prompt, "prompt")
         _check_length(job, "job", least=1)
@@ -106,6 +108,7 @@ class PromptStore:
             if alias is not None:
                 check_expected(record, prompt, alias, expected)
                 ops.append(AliasMoved(prompt, alias, as_targets(version)))
+            permit()
             return ops
 
         if build(self.refresh()):  # known already, or refused: nothing to upload

@@ -6,7 +6,6 @@ import asyncio
 import os
 import secrets
 import socket
-import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -104,9 +103,6 @@ class JobsContext:
         self.bell.ring(job.id)
         self.observer.job_changed(job)
         self.wake_dispatcher.set()
-
-    def lease_until(self) -> float:
-        return time.time() + self.config.lease_seconds
 
     def close(self) -> None:
         self.database.close()

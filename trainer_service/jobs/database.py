@@ -10,6 +10,7 @@ import fcntl
 import logging
 import os
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -28,6 +29,7 @@ log = logging.getLogger(__name__)
 
 _BUSY_TIMEOUT_SECONDS = 10
 _MIGRATION_LOCK = 0x50524F4D5054  # any number that no other program locks in this database
+_NAMED_LOCKS = 0x50524F4D  # keeps hashes of names apart from other programs' numbers; two names with one hash only wait for each other
 _POSTGRES_CONNECTION = {
     "connect_timeout": 5,
     # A server that vanished from the network is noticed within seconds, and not after the hours that TCP allows.
@@ -95,6 +97,19 @@ class Database:
             finally:
                 if self._closed and not connection.invalidated:
                     connection.detach()
+
+    def now(self) -> float:
+        """Seconds since the epoch by a clock that all replicas share: PostgreSQL's own. On SQLite there is one replica, and its clock."""
+        if self.is_sqlite:
+            return time.time()
+        with self.read() as connection:
+            return float(connection.scalar(text("SELECT extract(epoch FROM clock_timestamp())")))
+
+    def lock(self, connection: Connection, name: str) -> None:
+        """Until the end of the transaction no other one has the lock of this name. On SQLite a transaction that writes is alone anyhow."""
+        if not self.is_sqlite:
+            statement = text("SELECT pg_advisory_xact_lock(:space, hashtext(:name))")
+            connection.execute(statement, {"space": _NAMED_LOCKS, "name": name})
 
     def close(self) -> None:
         self._closed = True

@@ -1,6 +1,7 @@
-"""The loop that moves jobs: claims what waits, starts and stops workers, passes on what was asked of running jobs, renews leases.
+"""The loop that moves jobs: claims what waits, starts and stops workers, passes on what was asked of running jobs.
 
-Each round looks at the store anew, so it doesn't matter which replica took a request, or what was lost with a predecessor.
+Each round looks at the store anew, so it doesn't matter which replica took a request, or what was lost with a predecessor. A round waits
+for the job database, and for nothing else: what is asked of a worker is an errand, and leases are renewed by a task of their own.
 """
 
 from __future__ import annotations
@@ -9,13 +10,17 @@ import asyncio
 import itertools
 import logging
 import time
+from collections.abc import Sequence
+from functools import partial
 
 from shared.errors import Unavailable
 from trainer_service.cluster.interface import WorkerPool
 from trainer_service.jobs import moves
 from trainer_service.jobs.checkpoints import keep_what_is_worth
 from trainer_service.jobs.context import JobsContext
+from trainer_service.jobs.errands import Errands
 from trainer_service.jobs.follower import Follower
+from trainer_service.jobs.leases import Leases
 from trainer_service.jobs.publisher import Publisher
 from trainer_service.jobs.scheduler import Claim, plan, retry_delay_seconds
 from trainer_service.jobs.states import JobState
@@ -27,6 +32,10 @@ _LEAST_PAUSE_SECONDS = 0.01
 _NO_WORKER = "no worker has it"
 _UNKNOWN_LAUNCH_SECONDS = 10.0
 """A guess for a base model that was never loaded here."""
+_END_SECONDS = 5.0
+"""Its successor's launch waits that long for a worker to end. A cluster that sees both at once may add a node for a moment."""
+_LAST_SHARE, _LAST_SECONDS = 0.25, 10.0
+"""Of the grace time, and at most: for ending workers and handing back what they had."""
 
 
 class Dispatcher:
@@ -35,8 +44,9 @@ class Dispatcher:
         self._followers: dict[str, Follower] = {}
         self._numbers = itertools.count(1)
         self._task: asyncio.Task[None] | None = None
+        self._leases = Leases(context)
+        self._errands = Errands()
         self._draining = False
-        self._renewed_at = 0.0
         self._failed_launches: dict[str, tuple[int, float]] = {}
         """By base model: launches in a row that came to nothing, and when the next one may be tried."""
         self._launch_seconds: dict[str, float] = {}
@@ -53,30 +63,49 @@ class Dispatcher:
         return self._launch_seconds.get(base_model, _UNKNOWN_LAUNCH_SECONDS)
 
     async def start(self) -> None:
-        """Take back what died replicas left, then begin. On SQLite this process is the only one: everything leased is its predecessor's."""
+        """Take back what died replicas left, then begin."""
         context = self._context
-        await self._take_back(float("inf") if not context.store.is_shared else time.time())
+        await self._leases.start()
         await context.slow.call(context.files.remove_ended, context.store.ids_with_files)
         self._task = asyncio.create_task(self._run(), name="dispatcher")
 
     async def drain(self, grace_seconds: float) -> None:
-        """Checkpoint what runs and put it back to the queue; after the grace period, as of its last checkpoint. Then end all workers."""
+        """Checkpoint what runs, put it back to the queue, end all workers. Jobs of one that doesn't answer go on from an older checkpoint.
+
+        Takes no longer than the grace time, whatever hangs. Jobs that could not be put back by then move when their leases run out.
+        """
         self._draining = True
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-        await self._publisher.close()
-        for follower in self._followers.values():
-            for job_id in follower.job_ids:
-                await follower.stop_job(job_id)
         deadline = time.monotonic() + grace_seconds
-        while time.monotonic() < deadline and any(follower.job_ids for follower in self._followers.values()):
+        try:
+            async with asyncio.timeout(grace_seconds):
+                if self._task is not None:
+                    self._task.cancel()
+                    await asyncio.gather(self._task, return_exceptions=True)
+                await self._leave(deadline, min(_LAST_SHARE * grace_seconds, _LAST_SECONDS))
+        except TimeoutError:
+            log.warning("the grace time is over; jobs that are left move when their leases run out")
+        except Unavailable as error:
+            log.warning("jobs could not be handed back; they move when their leases run out: %s", error.message)
+        finally:
+            self._errands.cancel()
+            await self._leases.stop()
+
+    async def _leave(self, deadline: float, last_seconds: float) -> None:
+        """Of the time until the deadline, the `last_seconds` are for ending workers and handing back what they had."""
+        stopped_by = deadline - last_seconds
+        closing = asyncio.create_task(self._publisher.close(stopped_by - time.monotonic()))
+        for follower in self._followers.values():
+            for job_id, attempt in follower.attempts.items():
+                self._stop(follower, job_id, attempt)
+        while time.monotonic() < stopped_by and any(follower.job_ids for follower in self._followers.values()):
             self._context.wake_dispatcher.clear()
-            with_time = asyncio.wait_for(self._context.wake_dispatcher.wait(), max(0.01, min(1.0, deadline - time.monotonic())))
+            with_time = asyncio.wait_for(self._context.wake_dispatcher.wait(), max(0.01, min(1.0, stopped_by - time.monotonic())))
             await asyncio.gather(with_time, return_exceptions=True)
-        await asyncio.gather(*(follower.end("drained") for follower in list(self._followers.values())))
+        await self._end([(follower, "drained") for follower in self._followers.values()], deadline - last_seconds / 2 - time.monotonic())
+        publishing = await closing
         for holding in await self._context.database.call(self._context.store.holdings, self._context.owner):
-            await self._hand_back(holding)
+            if holding.job_id not in publishing:
+                await self._hand_back(holding)
 
     async def _run(self) -> None:
         while True:
@@ -100,56 +129,36 @@ class Dispatcher:
                 continue
 
     async def _round(self) -> None:
-        await self._keep_leases()
         await self._expire()
         await self._obey(await self._context.database.call(self._context.store.holdings, self._context.owner))
         await self._claim_trained()
         await self._place()
 
-    # Leases and requests
-
-    async def _keep_leases(self) -> None:
-        context = self._context
-        if time.monotonic() - self._renewed_at < context.config.lease_seconds / 4:
-            return
-        await context.database.call(context.store.renew, context.owner, context.lease_until())
-        self._renewed_at = time.monotonic()
-        if context.store.is_shared:
-            await self._take_back(time.time())
-
-    async def _take_back(self, lease_before: float) -> None:
-        context = self._context
-        reason = "the trainer that had it is gone"
-        jobs = await context.database.call(
-            context.store.take_back,
-            lambda record: moves.lost(record, time.time(), reason, context.config),
-            lease_before=lease_before,
-            except_owner=context.owner,
-        )
-        for job in jobs:
-            log.info("took a job back: %s", reason, extra={"fields": {"job": job.id, "state": job.state.value}})
-            context.tell(job)
+    # Requests
 
     async def _expire(self) -> None:
         """Jobs whose deadline passes while they wait; those on workers leave with a checkpoint, as for their longest runtime."""
         context, now = self._context, time.time()
         for job in await context.database.call(context.store.expire, lambda record: moves.expired(record, now), now):
             context.tell(job)
-            await context.slow.insist(keep_what_is_worth, context.files, job)
+            self._errands.begin(("tidy", job.id), partial(context.slow.insist, keep_what_is_worth, context.files, job))
 
     async def _obey(self, holdings: list[Holding]) -> None:
         """Make what runs agree with what the store says."""
         held = {holding.job_id: holding for holding in holdings}
-        publishing = self._publisher.job_ids
+        publishing, followed = self._publisher.job_ids, set[str]()
         for follower in list(self._followers.values()):
             for job_id, attempt in follower.attempts.items():
-                holding = held.pop(job_id, None)
+                followed.add(job_id)
+                holding = held.get(job_id)
                 if holding is None or holding.attempt != attempt:
                     if await self._is_lost_to_others(job_id, attempt):
-                        await follower.let_go(job_id, attempt)
+                        self._errands.begin(("let go", follower.id, job_id, str(attempt)), partial(follower.let_go, job_id, attempt))
                 elif holding.state is JobState.CANCELLING or holding.pausing or follower.is_over_time(job_id):
-                    await follower.stop_job(job_id)
+                    self._stop(follower, job_id, attempt)
         for job_id, holding in held.items():
+            if job_id in followed:
+                continue
             if job_id not in publishing and job_id not in self._publisher.job_ids and not self._is_followed(job_id):
                 log.error("a running job had no worker; it is queued again", extra={"fields": {"job": job_id}})
                 await self._lose(holding)
@@ -158,6 +167,17 @@ class Dispatcher:
         """Looks again: the job may have been given to the worker, or have left it, after the holdings were read."""
         holdings = await self._context.database.call(self._context.store.holdings, self._context.owner)
         return all((holding.job_id, holding.attempt) != (job_id, attempt) for holding in holdings)
+
+    def _stop(self, follower: Follower, job_id: str, attempt: int) -> None:
+        """The job leaves its worker as soon as that hears of it."""
+        self._errands.begin(("stop", follower.id, job_id, str(attempt)), partial(follower.stop_job, job_id))
+
+    async def _end(self, ends: Sequence[tuple[Follower, str]], seconds: float) -> None:
+        """Workers, each with the reason. One that takes longer ends by and by; it gets no jobs any more."""
+        keys = [("end", follower.id) for follower, _ in ends]
+        for key, (follower, reason) in zip(keys, ends, strict=True):
+            self._errands.begin(key, partial(follower.end, reason))
+        await self._errands.wait(keys, seconds)
 
     def _is_followed(self, job_id: str) -> bool:
         return any(job_id in follower.job_ids for follower in self._followers.values())
@@ -179,7 +199,7 @@ class Dispatcher:
 
     async def _claim_trained(self) -> None:
         context = self._context
-        while record := await context.database.call(context.store.claim_trained, context.owner, context.lease_until(), time.time()):
+        while record := await context.database.call(context.store.claim_trained, context.owner, await self._leases.until(), time.time()):
             context.tell(record.job)
             self._publisher.begin(record)
 
@@ -188,14 +208,12 @@ class Dispatcher:
         heads = [head for head in await context.database.call(context.store.heads, time.time()) if self._may_run(head.base_model)]
         decided = plan(
             heads,
-            [follower.view for follower in self._followers.values()],
+            [follower.view for follower in self._followers.values() if not self._errands.is_under_way(("end", follower.id))],
             max_workers=config.max_workers,
             max_jobs_per_worker=config.max_jobs_per_worker,
             idle_seconds=config.worker_idle_seconds,
         )
-        for worker_id in decided.stops:
-            if follower := self._followers.get(worker_id):
-                await follower.end("idle")
+        await self._end([(self._followers[id], "idle") for id in decided.stops if id in self._followers], _END_SECONDS)
         for claim in decided.claims:
             await self._claim(claim)
         for base_model in decided.launches:
@@ -212,7 +230,7 @@ class Dispatcher:
             if follower is None or follower.id not in self._followers or follower.view.exclusive:
                 return
             record = await context.database.call(
-                context.store.claim, claim.base_model, context.owner, context.lease_until(), time.time(), fresh=follower.view.fresh
+                context.store.claim, claim.base_model, context.owner, await self._leases.until(), time.time(), fresh=follower.view.fresh
             )
             if record is None:
                 return
@@ -225,6 +243,8 @@ class Dispatcher:
 
     def _on_end(self, follower: Follower) -> None:
         del self._followers[follower.id]
+        for errand in ("stop", "let go"):
+            self._errands.cancel(errand, follower.id)
         if follower.was_ready:
             self._failed_launches.pop(follower.base_model, None)
             self._launch_seconds[follower.base_model] = follower.launch_seconds

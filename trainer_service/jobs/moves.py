@@ -76,7 +76,7 @@ def left_worker(record: Record, now: float) -> Record:
 
 
 def lost(record: Record, now: float, reason: str, config: JobsConfig) -> Record:
-    """Its worker or its trainer replica is gone. Tried again after a pause that doubles, unless that happened too often."""
+    """Its worker is gone. Tried again after a pause that doubles, unless that happened too often."""
     freed = left_worker(record, now)
     if freed.job.state is not JobState.QUEUED or freed.trained:
         return freed
@@ -87,6 +87,12 @@ def lost(record: Record, now: float, reason: str, config: JobsConfig) -> Record:
     delay = retry_delay_seconds(failures, config.retry_first_seconds, config.retry_max_seconds)
     solo = freed.solo or failures >= _SOLO_AFTER_FAILURES
     return replace(freed.with_job(failures=failures), not_before=now + delay, solo=solo)
+
+
+def orphaned(record: Record, now: float, reason: str, config: JobsConfig) -> Record:
+    """Its trainer replica is gone. It counts as lost, since a job can be what ends replicas, but waits only from the second time on."""
+    after = lost(record, now, reason, config)
+    return replace(after, not_before=0.0) if after.job.failures <= 1 else after
 
 
 def failed(record: Record, error: JobError, now: float) -> Record:

@@ -1,7 +1,7 @@
 """Publishes what was trained, exactly once, however often it must be tried; then waits for the fleet, if the job is to.
 
 The prompt store knows which job made a version, so a repeated publication finds the first. While the store is away the outcome stays
-with the job, through restarts.
+with the job, through restarts. A replica that has lost the job meanwhile publishes nothing: before each commit it asks the database.
 """
 
 from __future__ import annotations
@@ -9,8 +9,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from dataclasses import dataclass
+from functools import partial
 
-from shared.errors import Conflict, SoftPromptError, Unavailable
+from shared.errors import Conflict, NotFound, SoftPromptError, Unavailable
 from shared.log import bind
 from shared.security import audit
 from shared.store.alias import ANYTHING, Expected
@@ -23,7 +25,7 @@ from trainer_service.jobs.outcome import Outcome
 from trainer_service.jobs.record import Record
 from trainer_service.jobs.scheduler import retry_delay_seconds
 from trainer_service.jobs.served import wait_until_served
-from trainer_service.jobs.states import JobState
+from trainer_service.jobs.states import LEASED_STATES, JobState
 from trainer_service.jobs.store import StaleAttempt
 
 log = logging.getLogger(__name__)
@@ -31,31 +33,60 @@ log = logging.getLogger(__name__)
 _FIRST_PAUSE_SECONDS, _LAST_PAUSE_SECONDS = 0.25, 30.0
 
 
+class _NotPermitted(Exception):
+    """The job is being cancelled, or the database can't be asked: what follows is decided by looking at the job again."""
+
+
+@dataclass(frozen=True)
+class _Publication:
+    attempt: int
+    task: asyncio.Task[None]
+
+
 class Publisher:
     """One task for each trained job. `begin` returns at once; jobs that are on their way are in `job_ids`."""
 
     def __init__(self, context: JobsContext, prompt_store: PromptStore) -> None:
         self._context, self._prompt_store = context, prompt_store
-        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._publications: dict[str, _Publication] = {}
+        self._putting: set[str] = set()
+        self._closing = False
 
     @property
     def job_ids(self) -> frozenset[str]:
-        return frozenset(self._tasks)
+        return frozenset(self._publications)
 
     def begin(self, record: Record, outcome: Outcome | None = None) -> None:
-        """`outcome`: as kept in the job's files, if it isn't at hand."""
+        """`outcome`: as kept in the job's files, if it isn't at hand. A later attempt takes the place of an earlier one."""
         job = record.job
-        if job.id not in self._tasks:
-            task = asyncio.create_task(self._run(job, outcome), name=f"publish {job.id}")
-            self._tasks[job.id] = task
-            task.add_done_callback(lambda _: self._tasks.pop(job.id, None))
+        if (earlier := self._publications.get(job.id)) is not None:
+            if earlier.attempt >= job.attempt:
+                return
+            earlier.task.cancel()
+        task = asyncio.create_task(self._run(job, outcome), name=f"publish {job.id}")
+        self._publications[job.id] = publication = _Publication(job.attempt, task)
+        task.add_done_callback(lambda _: self._forget(job.id, publication))
 
-    async def close(self) -> None:
-        """Stop trying. What was not published goes back to the queue with its outcome kept."""
-        tasks = dict(self._tasks)
+    async def close(self, seconds: float) -> frozenset[str]:
+        """Begin no further attempt, and wait that long for those under way. The rest goes back to the queue with its outcome kept.
+
+        Returns the jobs whose attempt goes on even then, in a thread that nobody can stop: they must not be handed to others at once.
+        """
+        self._closing = True
+        tasks = {job_id: publication.task for job_id, publication in self._publications.items()}
+        for job_id, task in tasks.items():
+            if job_id not in self._putting:
+                task.cancel()
+        if tasks:
+            await asyncio.wait(tasks.values(), timeout=max(0.0, seconds))
+        left = frozenset(job_id for job_id, task in tasks.items() if not task.done() and job_id in self._putting)
         for task in tasks.values():
             task.cancel()
-        await asyncio.gather(*tasks.values(), return_exceptions=True)
+        return left
+
+    def _forget(self, job_id: str, publication: _Publication) -> None:
+        if self._publications.get(job_id) is publication:
+            del self._publications[job_id]
 
     async def _run(self, job: Job, outcome: Outcome | None) -> None:
         with bind(job=job.id, prompt=job.spec.prompt):
@@ -82,7 +113,11 @@ class Publisher:
                 if await self._is_cancelling(job):
                     await self._cancel(job, outcome)
                     return
-                version, alias_moved = await self._context.slow.call(self._put, job, outcome)
+                if self._closing:
+                    return
+                version, alias_moved = await self._attempt(job, outcome)
+            except _NotPermitted:
+                await asyncio.sleep(_FIRST_PAUSE_SECONDS)
             except Unavailable as error:
                 failures += 1
                 self._context.observer.publish_failed(job)
@@ -105,19 +140,45 @@ class Publisher:
         data = await self._context.slow.insist(self._context.files.load, job.id, FileKind.OUTCOME)
         return Outcome.decode(data) if data is not None else None
 
+    async def _attempt(self, job: Job, outcome: Outcome) -> tuple[PublishedVersion, bool]:
+        self._putting.add(job.id)
+        try:
+            return await self._context.slow.call(self._put, job, outcome)
+        finally:
+            self._putting.discard(job.id)
+
+    def _permit(self, job: Job) -> None:
+        """In the publishing thread, before each commit: this attempt still has the job, and with this has it for a whole lease.
+
+        Raises StaleAttempt if it hasn't. What can still come between this answer and the commit: this process is stopped, or the store
+        takes its time with one small write, for longer than a lease that cannot be renewed meanwhile, and somebody cancels the job in
+        just that time. A store's clients give up after about a minute, so nothing comes later than that; and never a second version,
+        since the store knows the job.
+        """
+        store, config = self._context.store, self._context.config
+        try:
+            state = store.hold(job.id, job.attempt, self._context.owner, store.now() + config.lease_seconds)
+        except Unavailable as error:
+            log.warning("not published yet: %s", error.message)
+            raise _NotPermitted from error
+        if state is JobState.CANCELLING:
+            raise _NotPermitted
+
     def _put(self, job: Job, outcome: Outcome) -> tuple[PublishedVersion, bool]:
         """The version, and whether the alias moved to it.
 
         A job that was to beat the current version moves the alias only from that very version: if another one has taken its place since
         the comparison, nothing is known about which is better.
         """
-        prompt, alias, actor = job.spec.prompt, job.spec.publish.alias or None, job.caller[:200]
+        alias, actor = job.spec.publish.alias or None, job.caller[:200]
+        publish = partial(
+            self._prompt_store.publish, job.spec.prompt, outcome.blob, job=job.name, actor=actor, permit=partial(self._permit, job)
+        )
         try:
-            expected = self._expected(job, outcome)
-            version = self._prompt_store.publish(prompt, outcome.blob, job=job.name, alias=alias, expected=expected, actor=actor)
+            version = publish(alias=alias, expected=self._expected(job, outcome))
         except Conflict as error:
             log.warning("published without moving the alias: %s", error.message)
-            version = self._prompt_store.publish(prompt, outcome.blob, job=job.name, alias=None, actor=actor)
+            version = publish(alias=None)
         return version, self._has_moved(job, version)
 
     def _expected(self, job: Job, outcome: Outcome) -> Expected:
@@ -143,8 +204,14 @@ class Publisher:
         return prompt.version_of_job(job.name) if prompt else None
 
     async def _is_cancelling(self, job: Job) -> bool:
-        record = await self._context.database.insist(self._context.store.record, job.id)
-        return record.job.state is JobState.CANCELLING
+        """Raises StaleAttempt if this attempt no longer has the job."""
+        try:
+            found = (await self._context.database.insist(self._context.store.record, job.id)).job
+        except NotFound:
+            raise StaleAttempt from None
+        if found.attempt != job.attempt or found.state not in LEASED_STATES:
+            raise StaleAttempt
+        return found.state is JobState.CANCELLING
 
     async def _cancel(self, job: Job, outcome: Outcome) -> None:
         """Unless a lost answer or a predecessor had published it already: then it has succeeded."""

@@ -166,7 +166,21 @@ class JobStore:
         first = select(jobs.c.id).where(jobs.c.trained.is_(True), jobs.c.not_before <= now)
         return self._claim(first, owner, lease_until, now, claimed_at=None)
 
+    def now(self) -> float:
+        """The time that leases are measured by, the same for all replicas however wrong their own clocks are."""
+        return self._database.now()
+
+    def hold(self, job_id: str, attempt: int, owner: str, lease_until: float) -> JobState:
+        """Renew the lease of one attempt, also one that has run out, if nobody took the job. Raises StaleAttempt if somebody did."""
+        mine = (jobs.c.id == job_id) & (jobs.c.attempt == attempt) & (jobs.c.owner == owner) & jobs.c.state.in_(_LEASED)
+        with self._database.write() as connection:
+            state = connection.scalar(update(jobs).where(mine).values(lease_until=lease_until).returning(jobs.c.state))
+        if state is None:
+            raise StaleAttempt
+        return JobState(state)
+
     def renew(self, owner: str, lease_until: float) -> None:
+        """All leases of a replica."""
         with self._database.write() as connection:
             connection.execute(update(jobs).where(jobs.c.state.in_(_LEASED), jobs.c.owner == owner).values(lease_until=lease_until))
 
@@ -269,6 +283,8 @@ class JobStore:
         queued = connection.scalar(select(func.count()).where(jobs.c.state == JobState.QUEUED.value)) or 0
         if queued >= max_queued:
             raise Overloaded(f"{queued} jobs are waiting; the queue is full", retry_after_seconds=30.0, queued=queued)
+        # Creations of one caller, one after the other: each counts those before it. The queue as a whole may overshoot by those under way.
+        self._database.lock(connection, caller)
         active = connection.scalar(select(func.count()).where(jobs.c.caller == caller, jobs.c.state.in_(_UNENDED))) or 0
         if active >= max_active_of_caller:
             message = f"{active} of your jobs have not ended yet; at most {max_active_of_caller} may"

@@ -99,13 +99,15 @@ class Service:
 
     async def crash(self) -> None:
         """As if the process were killed: nothing is said to the store any more, and its lock is free."""
-        dispatcher = self.manager._dispatcher
-        tasks = [task for task in asyncio.all_tasks() if task.get_name().split()[0] in ("dispatcher", "follow", "give", "publish")]
+        dispatcher, publications = self.manager._dispatcher, self.manager._publisher._publications.values()
+        tasks = [dispatcher._task, dispatcher._leases._task, *dispatcher._errands._tasks.values(), *(made.task for made in publications)]
         for follower in dispatcher._followers.values():
             follower._finish = _nothing  # type: ignore[method-assign,assignment]
-        for task in tasks:
+            tasks += [follower._task, *follower._giving.values()]
+        running = [task for task in tasks if task is not None]
+        for task in running:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*running, return_exceptions=True)
         await self.pool.close()
         self.manager._context.close()
         self.store.close()
