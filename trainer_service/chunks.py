@@ -12,10 +12,19 @@ MAX_CHUNK_BYTES = 1 << 20
 IDLE_SECONDS = 60.0
 """A stream that sends nothing for that long is given up."""
 
+MIN_BYTES_PER_SECOND = 8 << 10
+"""So is one that is slower than that on average, once it was waited for that long: else a byte a minute would hold its place for ever."""
+
 
 async def timely(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """The chunks. Raises InvalidInput for one that is too large, DeadlineExceeded for a sender that stalls."""
+    """The chunks. Raises InvalidInput for one that is too large, DeadlineExceeded for a sender that stalls or trickles.
+
+    Only the time in which the sender is waited for counts: a slow disk of ours is not its fault.
+    """
+    loop = asyncio.get_running_loop()
+    num_bytes, waited_seconds = 0, 0.0
     while True:
+        begun = loop.time()
         try:
             async with asyncio.timeout(IDLE_SECONDS):
                 chunk = await anext(chunks, None)
@@ -25,6 +34,11 @@ async def timely(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
             return
         if len(chunk) > MAX_CHUNK_BYTES:
             raise InvalidInput.of("chunk", f"has {len(chunk)} bytes; send at most {MAX_CHUNK_BYTES} in one message")
+        num_bytes += len(chunk)
+        waited_seconds += loop.time() - begun
+        if waited_seconds > IDLE_SECONDS and num_bytes < waited_seconds * MIN_BYTES_PER_SECOND:
+            text = f"the upload sent {num_bytes} bytes in {waited_seconds:.0f} seconds; it takes {MIN_BYTES_PER_SECOND} a second"
+            raise DeadlineExceeded(text)
         yield chunk
 
 

@@ -226,7 +226,7 @@ class _Outcome:
         if isinstance(error, grpc.aio.AbortError):  # gRPC's own services abort by themselves
             self.code = context.code().name if isinstance(context.code(), grpc.StatusCode) else "UNKNOWN"
             raise error
-        if context.done():  # the client left while a message was being written
+        if context.done() or isinstance(error, grpc.aio.InternalError):  # the client left while a message was being written
             self.code = "CANCELLED"
             return
         status = status_of(error)
