@@ -52,6 +52,13 @@ def test_settings_that_are_named_are_settings() -> None:
     assert Path(ROOT / "Makefile").read_text().count("\ntry-images:") == 1
 
 
+@pytest.mark.parametrize("script", re.findall(r"```sh\n(.*?)```", WALK, re.DOTALL))
+def test_commands_are_what_a_shell_takes(script: str) -> None:
+    done = subprocess.run(["bash", "-n"], input=script, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert not re.search(r'"[^"\n]*: \$\d', script), "a price in double quotes is a parameter"
+
+
 def test_there_are_overlays_of_ones_own() -> None:
     assert OWN_OVERLAYS.keys() == {"mine", "ours"}
 
