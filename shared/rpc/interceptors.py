@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 
 REQUEST_ID_KEY, TRACE_KEY, STATE_KEY, PUSHBACK_KEY = "x-request-id", "traceparent", "tracestate", "grpc-retry-pushback-ms"
 _MAX_PUSHBACK_SECONDS = 10.0
+_CANCEL_SECONDS = 1.0
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 _QUIET_SERVICES = ("grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection")
 
@@ -226,7 +227,9 @@ class _Outcome:
         if isinstance(error, grpc.aio.AbortError):  # gRPC's own services abort by themselves
             self.code = context.code().name if isinstance(context.code(), grpc.StatusCode) else "UNKNOWN"
             raise error
-        if context.done() or isinstance(error, grpc.aio.InternalError):  # the client left while a message was being written
+        if isinstance(error, grpc.aio.InternalError):  # a write failed; gRPC cancels this task as soon as it knows why
+            await asyncio.sleep(_CANCEL_SECONDS)
+        if context.done():  # the client left while a message was being written
             self.code = "CANCELLED"
             return
         status = status_of(error)
