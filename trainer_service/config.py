@@ -89,6 +89,8 @@ class TrainerSettings(ServerSettings):
     """A worker without jobs is stopped after that."""
     heartbeat_seconds: float = Field(default=60, gt=0, le=3_600)
     """A worker that does not answer for that long is killed, and its jobs go on elsewhere."""
+    step_seconds: float = Field(default=900, gt=0, le=86_400)
+    """A worker that answers, but spends longer than that on one training step, hangs: it is killed, and its jobs go on elsewhere."""
     lease_seconds: float = Field(default=60, ge=1, le=3_600)
     """With several trainers on PostgreSQL: one that is gone, or does not renew its leases for that long, loses its jobs to the others."""
     checkpoint_seconds: float = Field(default=10, gt=0, le=3_600)
@@ -194,5 +196,6 @@ class TrainerSettings(ServerSettings):
             max_jobs_per_worker=self.max_jobs_per_worker,
             worker_idle_seconds=self.worker_idle_seconds,
             heartbeat_seconds=self.heartbeat_seconds,
+            step_seconds=self.step_seconds,
             lease_seconds=self.lease_seconds,
         )

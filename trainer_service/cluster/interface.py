@@ -41,8 +41,10 @@ class WorkerReport:
     """The base model is loaded."""
     attempts: Mapping[str, int]
     """What it has, by job."""
-    num_steps: int = 0
-    """Cohort steps since the start."""
+    busy_seconds: float = 0.0
+    """For how long what it does now has been going on: loading, taking or stopping a job, or one cohort step. 0: it waits for work.
+
+    Polls are answered beside the work, so this alone tells a worker whose step hangs from one that trains."""
     details: Mapping[str, str] = field(default_factory=dict)
     """Device, dtype, software version, process id."""
     memory: WorkerMemory | None = None

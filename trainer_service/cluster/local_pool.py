@@ -14,8 +14,8 @@ from trainer_service.training.events import TrainingTask
 class LocalWorker:
     """A `WorkerHandle`. `kill` makes it as unreachable as a dead process, for tests of what happens then."""
 
-    def __init__(self, id: str, base_model: str, worker: Worker) -> None:
-        self._id, self._base_model, self._worker = id, base_model, worker
+    def __init__(self, id: str, base_model: str, worker: Worker, close_seconds: float) -> None:
+        self._id, self._base_model, self._worker, self._close_seconds = id, base_model, worker, close_seconds
         self._lost: str | None = None
 
     @property
@@ -42,7 +42,7 @@ class LocalWorker:
 
     async def close(self) -> None:
         self._lost = self._lost or "it was closed"
-        await asyncio.to_thread(self._worker.close)
+        await asyncio.to_thread(self._worker.close, self._close_seconds)
 
     def kill(self, reason: str = "it was killed") -> None:
         self._lost = reason
@@ -53,10 +53,13 @@ class LocalWorker:
 
 
 class LocalPool:
-    """A `WorkerPool`. `load` makes the trainer of a base model, given its id, in the worker's own thread."""
+    """A `WorkerPool`. `load` makes the trainer of a base model, given its id, in the worker's own thread.
 
-    def __init__(self, load: Callable[[str], tuple[Trainer, dict[str, str]]]) -> None:
-        self._load = load
+    A thread can't be killed: closing a worker waits `close_seconds` for its current step, then leaves it behind, unheard.
+    """
+
+    def __init__(self, load: Callable[[str], tuple[Trainer, dict[str, str]]], close_seconds: float = 10.0) -> None:
+        self._load, self._close_seconds = load, close_seconds
         self._numbers = itertools.count(1)
         self.workers: list[LocalWorker] = []
         """All that were ever launched."""
@@ -65,7 +68,7 @@ class LocalPool:
         """Nothing to join."""
 
     async def launch(self, base_model: str) -> LocalWorker:
-        worker = LocalWorker(f"local-{next(self._numbers)}", base_model, Worker(lambda: self._load(base_model)))
+        worker = LocalWorker(f"local-{next(self._numbers)}", base_model, Worker(lambda: self._load(base_model)), self._close_seconds)
         self.workers.append(worker)
         return worker
 

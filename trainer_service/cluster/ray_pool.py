@@ -10,13 +10,14 @@ import asyncio
 import itertools
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from shared.base_model import Device, DType
 from trainer_service.cluster.interface import WorkerLost, WorkerReport
 from trainer_service.cluster.loading import WorkerSpec, software_version
+from trainer_service.cluster.oom_kills import OomKills
 from trainer_service.cluster.ray_cluster import RayCluster
 from trainer_service.training.events import TrainingTask
 
@@ -27,6 +28,8 @@ log = logging.getLogger(__name__)
 
 _CONTROL_SECONDS = 60.0
 """Longest wait for an actor to take a task: its calls wait for no step, but a native call may hold the interpreter's lock."""
+
+_NEEDS_LESS = "shorter examples or fewer virtual tokens need less memory, or give workers more"
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,8 @@ class RayPool:
         self._cluster, self._config = cluster, config
         self._numbers = itertools.count(1)
         self._workers: set[RayWorker] = set()
+        """Those that were not closed."""
+        self._oom_kills = OomKills() if cluster.is_embedded else None
 
     async def start(self) -> None:
         await self._cluster.start()
@@ -66,14 +71,13 @@ class RayPool:
         options = {"num_gpus": spec.num_gpus, "num_cpus": 1 if spec.num_gpus else spec.num_threads}
         remote: Any = ray_actor.WorkerActor  # what Ray makes of a class has methods that no type checker knows
         actor = remote.options(**options).remote(spec)
-        worker = RayWorker(f"ray-{next(self._numbers)}", base_model, actor)
+        worker = RayWorker(f"ray-{next(self._numbers)}", base_model, actor, self._oom_kills, self._workers.discard)
         self._workers.add(worker)
         try:
             await worker.check_software()
             await asyncio.to_thread(self._cluster.watch_processes)
         except BaseException:
             await worker.close()
-            self._workers.discard(worker)
             raise
         return worker
 
@@ -104,10 +108,15 @@ class RayPool:
 
 
 class RayWorker:
-    """A `WorkerHandle`."""
+    """A `WorkerHandle`. `on_close(self)` is called when it is ended."""
 
-    def __init__(self, id: str, base_model: str, actor: Any) -> None:
+    def __init__(
+        self, id: str, base_model: str, actor: Any, oom_kills: OomKills | None = None, on_close: Callable[[RayWorker], None] | None = None
+    ) -> None:
         self._id, self._base_model, self._actor = id, base_model, actor
+        self._oom_kills, self._on_close = oom_kills, on_close
+        self._loss: WorkerLost | None = None
+        """Once its process is gone: the first call that notices asks why."""
 
     @property
     def id(self) -> str:
@@ -136,6 +145,8 @@ class RayWorker:
     async def close(self) -> None:
         import ray
 
+        if self._on_close is not None:
+            self._on_close(self)
         try:
             await asyncio.to_thread(ray.kill, self._actor, no_restart=True)
         except (RuntimeError, ValueError, ray.exceptions.RayError) as error:
@@ -150,12 +161,19 @@ class RayWorker:
         except TimeoutError:
             raise WorkerLost(f"it did not answer within {timeout_seconds} s") from None
         except ray.exceptions.OutOfMemoryError as error:
-            raise WorkerLost("its node ran out of memory", out_of_memory=True) from error
+            raise WorkerLost(f"its node ran out of memory; {_NEEDS_LESS}", out_of_memory=True) from error
         except ray.exceptions.RayTaskError as error:
             cause = error.cause
             raise WorkerLost(str(cause), out_of_memory=isinstance(cause, WorkerLost) and cause.out_of_memory) from error
         except ray.exceptions.RayError as error:
-            raise WorkerLost(f"its process or its node is gone ({type(error).__name__})") from error
+            self._loss = self._loss or self._explain(error)
+            raise WorkerLost(self._loss.reason, self._loss.out_of_memory) from error
+
+    def _explain(self, error: Exception) -> WorkerLost:
+        """What Ray says names a kill for memory among the causes of any sudden death, so its text tells nothing."""
+        if self._oom_kills is not None and self._oom_kills.explain_a_death():
+            return WorkerLost(f"its process was killed for memory; {_NEEDS_LESS}", out_of_memory=True)
+        return WorkerLost(f"its process or its node is gone ({type(error).__name__}); if it was killed for memory: {_NEEDS_LESS}")
 
 
 def ray_pool(settings: TrainerSettings) -> RayPool:

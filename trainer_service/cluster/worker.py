@@ -6,13 +6,14 @@ the thread dies of an error, the next poll raises it.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import logging
 import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 from shared.errors import SoftPromptError
@@ -58,7 +59,7 @@ class Worker:
         self._ready = False
         self._closing = False
         self._error: BaseException | None = None
-        self._num_steps = 0
+        self._busy_since: float | None = None
         self._details: dict[str, str] = {"pid": str(os.getpid())}
         self._thread = threading.Thread(target=self._run, name="worker-steps", daemon=True)
         self._thread.start()
@@ -93,8 +94,11 @@ class Worker:
         last, events = self._outbox.take(since, timeout_seconds)
         if not events and self._error is not None:
             raise WorkerLost(f"{type(self._error).__name__}: {self._error}", out_of_memory=isinstance(self._error, MemoryError))
-        memory = self._measure_memory() if self._measure_memory is not None and self._ready else None
-        return WorkerReport(last, events, self._ready, dict(self._attempts), self._num_steps, dict(self._details), memory)
+        ready = self._ready  # before the time: a worker that is ready has ended loading, and is not busy with that any more
+        busy_since = self._busy_since
+        busy_seconds = 0.0 if busy_since is None else time.monotonic() - busy_since
+        memory = self._measure_memory() if self._measure_memory is not None and ready else None
+        return WorkerReport(last, events, ready, dict(self._attempts), busy_seconds, dict(self._details), memory)
 
     def close(self, timeout_seconds: float = 10.0) -> None:
         """End the thread after its current step."""
@@ -112,13 +116,15 @@ class Worker:
 
     def _run(self) -> None:
         try:
-            trainer, details = self._load()
+            with self._busy():
+                trainer, details = self._load()
             self._details |= details
             self._ready = True
             self._outbox.wake()
             while self._next(trainer):
                 if not trainer.is_idle:
-                    self._step(trainer)
+                    with self._busy():
+                        self._step(trainer)
         except BaseException as error:
             log.exception("the worker's step thread died")
             self._error = error
@@ -134,12 +140,21 @@ class Worker:
             commands = list(self._inbox)
             self._inbox.clear()
         for command in commands:
-            command(trainer)
+            with self._busy():
+                command(trainer)
         return True
+
+    @contextlib.contextmanager
+    def _busy(self) -> Iterator[None]:
+        """One piece of work: its time counts from here."""
+        self._busy_since = time.monotonic()
+        try:
+            yield
+        finally:
+            self._busy_since = None
 
     def _step(self, trainer: Trainer) -> None:
         self._tell(trainer.step())
-        self._num_steps += 1
         if trainer.is_idle:
             gc.collect()  # cycles through autograd would keep the last job's memory until some later collection
 

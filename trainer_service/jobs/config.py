@@ -22,6 +22,9 @@ class JobsConfig:
     """Between two polls of a worker: quick steps are told together."""
     heartbeat_seconds: float = 60.0
     """A worker that doesn't answer a poll for that long is killed and its jobs are queued again."""
+    step_seconds: float = 900.0
+    """A worker that answers, but spends longer than that on one step, hangs: it is killed and its jobs are queued again. A stop that was
+    asked for has twice as long: it waits for the current step, and is told at the end of the next."""
     launch_seconds: float = 900.0
     """Longest wait for a worker to start and load its base model (a cluster may have to add a node first)."""
     lease_seconds: float = 60.0

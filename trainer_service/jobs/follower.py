@@ -17,6 +17,7 @@ from trainer_service.jobs import moves
 from trainer_service.jobs.capacity import Capacity
 from trainer_service.jobs.checkpoints import FileKind, keep_what_is_worth
 from trainer_service.jobs.context import JobsContext
+from trainer_service.jobs.liveness import Liveness
 from trainer_service.jobs.model import EventPayload, Job, JobError, Note
 from trainer_service.jobs.outcome import Outcome, make_outcome
 from trainer_service.jobs.record import Record
@@ -52,6 +53,7 @@ class Follower:
         """From its launch until its base model was loaded."""
         self._idle_since: float | None = None
         self._capacity = Capacity()
+        self._liveness = Liveness(context.config.step_seconds)
         self._ended_because = ""
         self._launched_at = time.monotonic()
         self._task = asyncio.create_task(self._run(), name=f"follow {id}")
@@ -155,7 +157,7 @@ class Follower:
             if planned:
                 await self._change_and_forget(job_id, tracker, lambda record: moves.left_worker(record, time.time()), [])
             elif too_many:
-                await self._separate(job_id, tracker)
+                await self._separate(job_id, tracker, "ran out of memory")
             else:
                 await self._lose(job_id, tracker, reason)
         self._context.observer.worker_ended(self.base_model, reason if planned else "lost")
@@ -168,6 +170,7 @@ class Follower:
             # The time-out is the heartbeat: a worker that is alive answers within poll_seconds, events or not.
             async with asyncio.timeout(config.poll_seconds + config.heartbeat_seconds):
                 report = await handle.poll(since, config.poll_seconds)
+            why_lost = self._liveness.why_lost(report)
             if report.ready and not self._ready:
                 self.launch_seconds = time.monotonic() - started
                 log.info("worker ready", extra={"fields": {"seconds": round(self.launch_seconds, 2), **report.details}})
@@ -179,6 +182,8 @@ class Follower:
                 raise TimeoutError
             await self._store(report.events)
             since = report.last
+            if why_lost:
+                raise WorkerLost(why_lost)
             for job_id, attempt in report.attempts.items():
                 if job_id not in self._trackers:  # given up here; its stop was lost, or overtaken by its task
                     await self._stop_on_worker(job_id, attempt)
@@ -186,6 +191,7 @@ class Follower:
 
     async def _stop_on_worker(self, job_id: str, attempt: int) -> None:
         if self._handle is not None:
+            self._liveness.asked_to_stop(job_id, attempt)
             try:
                 await self._handle.stop(job_id, attempt)
             except WorkerLost as error:
@@ -291,10 +297,8 @@ class Follower:
 
     async def _failed(self, job_id: str, tracker: Tracker, event: Failed) -> None:
         out_of_memory = event.code == "OUT_OF_MEMORY"
-        if out_of_memory and self._num_given > 1 and not self._jobs[job_id].solo:
-            await self._separate(job_id, tracker)
-        elif event.retryable and not out_of_memory:
-            await self._lose(job_id, tracker, f"{event.code}: {event.message}")
+        if event.retryable and self._num_given > 1 and not self._jobs[job_id].solo:  # the others may be to blame
+            await self._separate(job_id, tracker, "ran out of memory" if out_of_memory else "failed unexpectedly")
         else:
             advice = "; shorter examples or fewer virtual tokens need less" if out_of_memory else ""
             await self._fail(job_id, tracker, JobError(code=event.code, message=event.message + advice, field=event.field))
@@ -307,9 +311,9 @@ class Follower:
         left = moves.left_with_checkpoint if event.data is not None else moves.left_worker
         await self._change_and_forget(job_id, tracker, lambda record: left(record, time.time()), [note])
 
-    async def _separate(self, job_id: str, tracker: Tracker) -> None:
-        note = Note(text="ran out of memory beside or after other jobs; goes on alone in a process of its own")
-        await self._change_and_forget(job_id, tracker, lambda record: moves.out_of_memory_beside_others(record, time.time()), [note])
+    async def _separate(self, job_id: str, tracker: Tracker, why: str) -> None:
+        note = Note(text=f"{why} beside or after other jobs; goes on alone in a process of its own")
+        await self._change_and_forget(job_id, tracker, lambda record: moves.separated(record, time.time()), [note])
 
     async def _lose(self, job_id: str, tracker: Tracker, reason: str) -> None:
         note = Note(text=f"lost its worker ({reason[:300]}); goes on from its last checkpoint")
@@ -327,13 +331,10 @@ class Follower:
         except StaleAttempt:
             log.info("this attempt no longer has the job")
         else:
-            await self._clean(after.job)
+            if (job := after.job).state.is_terminal:
+                log.info("job ended: %s", job.state, extra={"fields": {"error": job.error.code if job.error else ""}})
+                await self._context.slow.insist(keep_what_is_worth, self._context.files, job)
         self._forget(job_id, tracker)
-
-    async def _clean(self, job: Job) -> None:
-        if job.state.is_terminal:
-            log.info("job ended: %s", job.state, extra={"fields": {"error": job.error.code if job.error else ""}})
-            await self._context.slow.insist(keep_what_is_worth, self._context.files, job)
 
     async def _keep(self, job_id: str, attempt: int, kind: FileKind, data: bytes) -> None:
         await self._context.slow.insist(self._context.files.save, job_id, kind, attempt, data)

@@ -122,8 +122,8 @@ def progressed(record: Record, progress: JobProgress, statistics: DatasetStatist
     return record.with_job(**changes)
 
 
-def out_of_memory_beside_others(record: Record, now: float) -> Record:
-    """Didn't fit into a worker that others use or have used: once more, alone in a fresh one."""
+def separated(record: Record, now: float) -> Record:
+    """Ran out of memory, or failed for no reason of its own, in a worker that others use or have used: once more, alone in a fresh one."""
     freed = left_worker(record, now)
     return replace(freed, solo=True) if freed.job.state is JobState.QUEUED else freed
 

@@ -2,7 +2,8 @@
 
 Since the model is frozen and prompts share no parameters, one pass carries the batches of many jobs: each row attends to the prefix of
 its own job, and the gradient of the sum of the losses is each prompt's own. Jobs join and leave at step boundaries. Whatever goes
-wrong with one job, or with its data, is that job's `Failed`; the others don't notice.
+wrong with one job, or with its data, is that job's `Failed`; the others don't notice. What is wrong with the machine escapes `step`, and
+the cohort is lost: its jobs go on elsewhere.
 """
 
 from __future__ import annotations
@@ -16,14 +17,14 @@ from typing import Any
 import torch
 
 from shared.base_model import BaseModel
-from shared.errors import AlreadyExists, InvalidInput, PreconditionFailed
+from shared.errors import AlreadyExists
 from trainer_service.training.budget import measured_token_budget
 from trainer_service.training.compute import backward, score
-from trainer_service.training.events import Checkpointed, Failed, Finished, Stopped, TrainingEvent, TrainingTask
+from trainer_service.training.events import Checkpointed, Finished, Stopped, TrainingEvent, TrainingTask
 from trainer_service.training.fair_share import FairShare
+from trainer_service.training.faults import failure, is_machine_fault, is_out_of_memory
 from trainer_service.training.forward import choose_forward
 from trainer_service.training.run import Life, TuningRun
-from trainer_service.training.trainee import NonFinite
 from trainer_service.training.work import CallWork, ScoreWork, StepOutcome, TrainWork, Work
 
 log = logging.getLogger(__name__)
@@ -80,7 +81,10 @@ class Cohort:
         return member is not None
 
     def step(self) -> list[TrainingEvent]:
-        """One pass for the jobs whose turn it is; everything that happened since the last step, in order for each job."""
+        """One pass for the jobs whose turn it is; everything that happened since the last step, in order for each job.
+
+        Raises what the machine or its device raised (`is_machine_fault`); nothing here can be used after that.
+        """
         events: list[TrainingEvent] = []
         for job_id in [job_id for job_id, member in self._members.items() if member.stopping]:
             events += self._leave(job_id)
@@ -116,6 +120,8 @@ class Cohort:
         try:
             return dict(zip(works, compute(list(works.values())), strict=True))
         except Exception as error:
+            if is_machine_fault(error):
+                raise
             if is_out_of_memory(error) and self._token_budget > MIN_TOKEN_BUDGET:
                 self._token_budget = max(MIN_TOKEN_BUDGET, self._token_budget // 2)
                 log.warning("out of memory: the token budget is now %d", self._token_budget)
@@ -166,6 +172,8 @@ class Cohort:
             self._remove(job_id)
             return [*events, Finished(task.job_id, task.attempt, result=stop.value)]
         except Exception as error:
+            if is_machine_fault(error):
+                raise
             return self._fail(job_id, error)
         return member.run.take_events()
 
@@ -195,22 +203,3 @@ class Cohort:
                 if data is not None:
                     events.append(Checkpointed(member.run.task.job_id, member.run.task.attempt, step=member.run.step, data=data))
         return events
-
-
-def failure(task: TrainingTask, error: Exception) -> Failed:
-    """What a caller is told about an exception of this job's life."""
-    if isinstance(error, NonFinite):
-        return Failed(task.job_id, task.attempt, code="NAN_LOSS", message=error.message)
-    if isinstance(error, InvalidInput):
-        return Failed(task.job_id, task.attempt, code="BAD_DATA", message=error.message, field=error.violations[0].field)
-    if isinstance(error, PreconditionFailed):
-        return Failed(task.job_id, task.attempt, code="BAD_DATA", message=error.message)
-    if is_out_of_memory(error):
-        message = "one example alone is too large for this worker's memory"
-        return Failed(task.job_id, task.attempt, code="OUT_OF_MEMORY", message=message, retryable=True)
-    log.error("job %s failed", task.job_id, exc_info=error)
-    return Failed(task.job_id, task.attempt, code="INTERNAL", message="training failed unexpectedly; the worker's log has the cause")
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)

@@ -137,7 +137,7 @@ class Stopped(TrainingEvent):
 
 @dataclass(frozen=True)
 class Failed(TrainingEvent):
-    """`code`: NAN_LOSS, BAD_DATA, OUT_OF_MEMORY, INTERNAL. `retryable` is true only where the same job may do better elsewhere."""
+    """`code`: NAN_LOSS, BAD_DATA, OUT_OF_MEMORY, INTERNAL. `retryable`: the same job may do better alone in a process of its own."""
 
     code: str
     message: str

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from shared import base_model
 from tests.trainer_service.jobs.builders import effective_spec
 from tests.trainer_service.jobs.scripted import ScriptedTrainer
 from trainer_service.cluster.interface import WorkerLost
 from trainer_service.cluster.outbox import Outbox
-from trainer_service.cluster.worker import Worker
+from trainer_service.cluster.worker import Worker, wait_ready
+from trainer_service.training import cohort as cohort_module
 from trainer_service.training.cohort import Cohort
 from trainer_service.training.events import (
     Checkpointed,
@@ -67,8 +71,8 @@ def test_what_was_not_asked_beyond_is_told_again() -> None:
     worker = Worker(lambda: (ScriptedTrainer(), {}))
     worker.add(task(num_steps=3))
     drain(worker, Finished)
-    first = worker.poll(0, 0.1)
-    assert worker.poll(0, 0.1) == first
+    first, again = worker.poll(0, 0.1), worker.poll(0, 0.1)
+    assert (again.last, again.events) == (first.last, first.events)
     assert worker.poll(first.last, 0.01).events == ()
     assert worker.poll(0, 0.01).events == (), "events are forgotten once a poll has gone beyond them"
     worker.close()
@@ -104,6 +108,66 @@ def test_a_worker_whose_thread_died_says_what_it_still_has_to_say_and_then_why()
     worker.add(task(first_input="crash", job_id="bad"))
     with pytest.raises(WorkerLost, match="the step thread crashed"):
         poll_to_the_end(worker, since)
+    worker.close()
+
+
+class Waiting(ScriptedTrainer):
+    """Its steps last until they are let go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.begun, self.go = threading.Event(), threading.Event()
+
+    def step(self) -> Sequence[TrainingEvent]:
+        self.begun.set()
+        self.go.wait()
+        return super().step()
+
+
+def test_it_says_for_how_long_its_step_has_been_going_on() -> None:
+    trainer = Waiting()
+    worker = Worker(lambda: (trainer, {}))
+    wait_ready(worker, 10)
+    worker.add(task(num_steps=1))
+    assert trainer.begun.wait(10)
+    first = worker.poll(0, 0.05).busy_seconds
+    assert worker.poll(0, 0.05).busy_seconds >= first + 0.05, "polls are answered meanwhile"
+    trainer.go.set()
+    drain(worker, Finished)
+    end = time.monotonic() + 10
+    while worker.poll(10_000, 0).busy_seconds and time.monotonic() < end:
+        pass
+    assert worker.poll(10_000, 0).busy_seconds == 0.0, "nothing to do"
+    worker.close()
+
+
+def test_loading_counts_as_work_and_not_into_the_first_step() -> None:
+    go = threading.Event()
+
+    def load() -> tuple[ScriptedTrainer, dict[str, str]]:
+        go.wait()
+        return ScriptedTrainer(), {}
+
+    worker = Worker(load)
+    report = worker.poll(0, 0.2)
+    assert (report.ready, report.busy_seconds >= 0.2) == (False, True)
+    go.set()
+    wait_ready(worker, 10)
+    assert worker.poll(0, 0).busy_seconds == 0.0
+    worker.close()
+
+
+def test_a_broken_device_ends_the_worker_and_fails_no_job(tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(cohort_module, "backward", broken)
+    worker = Worker(lambda: (Cohort(base_model.load(tiny_model_dir, dtype="float32", device="cpu")), {}))
+    worker.add(task(num_steps=3))
+    worker.add(task(num_steps=3, job_id="other"))
+    with pytest.raises(WorkerLost, match="AcceleratorError: CUDA error") as lost:
+        drain(worker, Failed)
+    assert not lost.value.out_of_memory
     worker.close()
 
 

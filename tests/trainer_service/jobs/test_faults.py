@@ -69,7 +69,7 @@ async def test_a_job_that_kills_workers_does_not_take_its_cohort_with_it(service
 
 async def test_jobs_whose_worker_ran_out_of_memory_are_separated(service: Service) -> None:
     manager = await service.start()
-    jobs = [await manager.create(spec(num_steps=60)) for _ in range(2)]
+    jobs = [await manager.create(spec(num_steps=400)) for _ in range(2)]
     for job in jobs:
         await service.until(job.id, lambda job: job.progress.step > 5)
 

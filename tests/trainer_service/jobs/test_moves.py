@@ -61,7 +61,7 @@ def test_a_job_that_is_being_cancelled_is_cancelled_whatever_happens() -> None:
         lambda old: moves.left_worker(old, 1.0),
         lambda old: moves.lost(old, 1.0, "died", CONFIG),
         lambda old: moves.failed(old, ERROR, 1.0),
-        lambda old: moves.out_of_memory_beside_others(old, 1.0),
+        lambda old: moves.separated(old, 1.0),
     ]
     assert {end(cancelling).job.state for end in ends} == {JobState.CANCELLED}
 
@@ -139,7 +139,7 @@ class LifeOfJobs(RuleBasedStateMachine):
             "trained": lambda old: moves.trained(old, self.now),
             "succeeded": lambda old: moves.succeeded(old, JobResult(), self.now),
             "lost": lambda old: moves.lost(old, self.now, "died", CONFIG),
-            "oom": lambda old: moves.out_of_memory_beside_others(old, self.now),
+            "oom": lambda old: moves.separated(old, self.now),
             "outcome lost": lambda old: moves.outcome_lost(old, self.now),
         }
         current = before.state in LEASED_STATES and attempt == before.attempt

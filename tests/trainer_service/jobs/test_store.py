@@ -148,7 +148,7 @@ def test_a_job_that_needs_a_fresh_worker_is_claimed_only_for_one(store: JobStore
     job = create(store)
     taken = claim(store)
     assert taken is not None
-    store.change(job.id, lambda old: moves.out_of_memory_beside_others(old, time.time()), attempt=1)
+    store.change(job.id, lambda old: moves.separated(old, time.time()), attempt=1)
     assert store.heads(time.time())[0].solo
     assert claim(store, fresh=False) is None
     again = claim(store, fresh=True)

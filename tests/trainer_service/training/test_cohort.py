@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import statistics
 from dataclasses import replace
 from typing import Any
@@ -14,6 +15,7 @@ from shared.soft_prompt import SoftPrompt
 from tests.trainer_service.training.models import build
 from tests.trainer_service.training.tasks import classification, generation, of, run, task
 from trainer_service.training import cohort as cohort_module
+from trainer_service.training import run as run_module
 from trainer_service.training.cohort import Cohort
 from trainer_service.training.events import (
     Checkpointed,
@@ -132,7 +134,7 @@ def test_a_job_that_turns_nan_fails_alone() -> None:
     bad = task("bad", train=(*generation(6), Example(line=7, input="thing ~", output="no")), num_steps=10)
     events = run(cohort, task("good"), bad)
     failed = of(events, Failed, "bad")[0]
-    assert failed.code == "NAN_LOSS"
+    assert (failed.code, failed.retryable) == ("NAN_LOSS", False)
     assert "step" in failed.message
     assert _losses(events, "good") == pytest.approx(_losses(run(Cohort(BASE), task("good")), "good"), rel=1e-3)
 
@@ -157,7 +159,7 @@ def test_a_pass_that_raises_is_repeated_for_each_job_alone(monkeypatch: pytest.M
     monkeypatch.setattr(cohort_module, "backward", flaky)
     events = run(Cohort(BASE), task("good"), task("bad", num_virtual_tokens=13))
     failed = of(events, Failed, "bad")[0]
-    assert failed.code == "INTERNAL"
+    assert (failed.code, failed.retryable) == ("INTERNAL", True)
     assert "kernel" not in failed.message
     assert "a row that no kernel takes" in caplog.text
     assert len(of(events, StepDone, "good")) == 20
@@ -177,6 +179,51 @@ def test_running_out_of_memory_halves_the_budget_and_goes_on(monkeypatch: pytest
     assert of(run(cohort, task()), Finished)
     assert budgets[:3] == [1024, 512, 256]
     assert cohort.token_budget == 256
+
+
+FAULTS = [
+    torch.AcceleratorError("CUDA error: device-side assert triggered"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm`"),
+    OSError(errno.ENOSPC, "No space left on device"),
+    OSError(errno.EIO, "Input/output error"),
+]
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=str)
+def test_a_fault_of_the_machine_is_no_jobs_failure(fault: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever runs into it: the pass for all of them, which is not tried again for each alone, or what a single job does."""
+    calls = []
+
+    def broken(*_: object) -> None:
+        calls.append(1)
+        raise fault
+
+    monkeypatch.setattr(cohort_module, "backward", broken)
+    with pytest.raises(type(fault)) as raised:
+        run(Cohort(BASE), task("one"), task("two"))
+    assert raised.value is fault
+    assert len(calls) == 1
+    monkeypatch.setattr(run_module, "initial_matrix", broken)
+    with pytest.raises(type(fault)):
+        run(Cohort(BASE), task("one"))
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory"), torch.AcceleratorError("CUDA error: out of memory")], ids=str
+)
+def test_a_device_that_is_full_is_not_broken(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(cohort_module, "backward", full)
+    failed = of(run(Cohort(BASE), task()), Failed)[0]
+    assert (failed.code, failed.retryable) == ("OUT_OF_MEMORY", True)
+
+
+def test_the_users_own_errors_are_not_to_be_tried_again() -> None:
+    long = (*generation(4), Example(line=9, input="x" * 300, output="y"))
+    events = run(Cohort(BASE), task("long", train=long), task("empty", train=()))
+    assert [(event.code, event.retryable) for event in events if isinstance(event, Failed)] == [("BAD_DATA", False)] * 2
 
 
 def test_stopping_takes_effect_at_the_next_step_and_keeps_everything() -> None:
