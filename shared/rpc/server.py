@@ -29,6 +29,9 @@ log = logging.getLogger(__name__)
 LIVE, READY = "live", "ready"
 HANDSHAKE_SECONDS = 10.0
 _MAX_CONNECTION_STREAMS = 2048
+_MAX_HEALTH_STREAMS = 16
+"""Of one connection to the health port."""
+
 _LEAVING_SECONDS = 1.0
 _SERVING, _NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 
@@ -59,12 +62,10 @@ class RpcServer:
             options=[
                 ("grpc.max_receive_message_length", settings.max_message_bytes),
                 ("grpc.max_send_message_length", settings.max_message_bytes),
-                ("grpc.so_reuseport", 0),  # a second server on the same port is a mistake, not a load balancer
+                *_connection_options(),
                 ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
                 ("grpc.keepalive_time_ms", 60_000),
                 ("grpc.keepalive_timeout_ms", 20_000),
-                ("grpc.server_handshake_timeout_ms", int(1000 * HANDSHAKE_SECONDS)),  # who connects and says nothing is let go
-                ("grpc.max_connection_idle_ms", 300_000),
                 ("grpc.max_connection_age_ms", int(1000 * settings.max_connection_age_seconds)),
                 ("grpc.max_connection_age_grace_ms", 3_600_000),
                 ("grpc.max_concurrent_streams", _MAX_CONNECTION_STREAMS),
@@ -86,7 +87,13 @@ class RpcServer:
         await self.set_serving(False)
         port = self._listen(self.grpc_server, self._settings.port, self._credentials)
         if self._settings.health_port is not None:
-            self._health_server = grpc.aio.server(options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", 4096)])
+            self._health_server = grpc.aio.server(
+                options=[
+                    *_connection_options(),
+                    ("grpc.max_receive_message_length", 4096),
+                    ("grpc.max_concurrent_streams", _MAX_HEALTH_STREAMS),
+                ]
+            )
             health_pb2_grpc.add_HealthServicer_to_server(self._health, self._health_server)
             self.health_port = self._listen(self._health_server, self._settings.health_port, None)
             await self._health_server.start()
@@ -106,6 +113,8 @@ class RpcServer:
         is_local = is_loopback(self._settings.host)
         if self._credentials is None and (self._settings.plaintext or not is_local):
             log.warning("PLAINTEXT: everything, tokens too, can be read and changed on the way")
+        elif self._credentials is None:
+            log.info("plaintext, on loopback only: no other machine can reach this service")
         if not (is_local or self._guard.asks or self._settings.tls_client_ca_file):
             log.warning("NO AUTHENTICATION: whoever reaches this port may do everything; set a callers file")
 
@@ -134,6 +143,15 @@ class RpcServer:
         await stopping
         if self._health_server is not None:
             await self._health_server.stop(grace=0)
+
+
+def _connection_options() -> tuple[tuple[str, int], ...]:
+    """What holds for every port."""
+    return (
+        ("grpc.so_reuseport", 0),  # a second server on the same port is a mistake, not a load balancer
+        ("grpc.server_handshake_timeout_ms", int(1000 * HANDSHAKE_SECONDS)),  # who connects and says nothing is let go
+        ("grpc.max_connection_idle_ms", 300_000),
+    )
 
 
 def _credentials_of(settings: ServerSettings, metrics: RpcMetrics) -> grpc.ServerCredentials | None:

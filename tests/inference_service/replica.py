@@ -131,11 +131,13 @@ def stream_request(text: str = "hello", prompt: str = "", **sampling: Any) -> ge
 
 
 async def refusal(call: Any) -> Any:
-    """The domain error that a call ends with."""
+    """The domain error that a call ends with; its cause is the status on the wire."""
     try:
         await call
     except grpc.aio.AioRpcError as error:
-        return error_from_rpc(error)
+        found = error_from_rpc(error)
+        found.__cause__ = error
+        return found
     raise AssertionError("the call was not refused")
 
 

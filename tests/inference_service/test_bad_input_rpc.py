@@ -13,6 +13,7 @@ from prompttuning.v1 import common_pb2, generation_pb2
 from shared.errors import InvalidInput, Overloaded
 from tests.inference_service.conftest import Brake
 from tests.inference_service.replica import Replica, generate_request, refusal, running_replica, stream_request, until
+from tests.retry_info import told_delay_seconds
 
 Change = Callable[[Any], Any]
 
@@ -125,7 +126,7 @@ async def test_a_full_queue_says_when_to_come_back(tiny_model_dir: Any, tmp_path
         await until(one_waits)
         error = await refusal(replica.generate())
         assert isinstance(error, Overloaded)
-        assert error.retry_after_seconds > 0
+        assert told_delay_seconds(error)
         running.cancel()
         assert (await waiting.read()).HasField("start")
 

@@ -91,10 +91,12 @@ async def until(condition: Callable[[], bool | Awaitable[bool]], deadline_second
 
 
 async def refused(call: Awaitable[Any]) -> SoftPromptError:
-    """The domain error that a call was refused with, as a client reads it."""
+    """The domain error that a call was refused with, as a client reads it; its cause is the status on the wire."""
     with pytest.raises(grpc.aio.AioRpcError) as error:
         await call
-    return error_from_rpc(error.value)
+    found = error_from_rpc(error.value)
+    found.__cause__ = error.value
+    return found
 
 
 @pytest.fixture

@@ -29,8 +29,11 @@ class Servicer(generation_pb2_grpc.GenerationServiceServicer):
     closed: asyncio.Event = field(default_factory=asyncio.Event)
     release: asyncio.Event = field(default_factory=asyncio.Event)
     running: asyncio.Event = field(default_factory=asyncio.Event)
+    metadata: dict[str, str] = field(default_factory=dict)
+    """Of the last CountTokens."""
 
     async def CountTokens(self, request: Any, context: Any) -> Any:
+        self.metadata = dict(context.invocation_metadata())
         if request.input.text == "bad":
             raise InvalidInput.of("input.text", "is bad")
         if request.input.text == "bug":

@@ -200,14 +200,18 @@ async def test_plaintext_beyond_this_machine_takes_a_word_and_is_told_loudly(cap
     assert "PLAINTEXT" in caplog.text
     assert "NO AUTHENTICATION" in caplog.text
     caplog.clear()
-    async with running_server():
-        assert caplog.text == ""
+    with caplog.at_level(logging.INFO):
+        async with running_server():
+            pass
+    assert [record.levelname for record in caplog.records] == ["INFO"]
+    assert "plaintext, on loopback only" in caplog.text
 
 
 async def test_connections_that_say_nothing_are_let_go_and_hinder_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shared.rpc.server.HANDSHAKE_SECONDS", 0.5)
-    async with running_server() as running:
-        silent = [await asyncio.open_connection("127.0.0.1", running.port) for _ in range(50)]
+    async with running_server(health_port=0) as running:
+        ports = [running.port] * 50 + [running.server.health_port] * 50
+        silent = [await asyncio.open_connection("127.0.0.1", port) for port in ports]
         await running.stub.CountTokens(count_request(), timeout=5)
         async with asyncio.timeout(10):
             for reader, writer in silent:
