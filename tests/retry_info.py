@@ -1,4 +1,4 @@
-"""When a refused call says to come back, as it stands on the wire: what our client makes of a missing delay can't hide that it is missing."""
+"""When a refused call says to come back, as it stands on the wire: our client takes a second where nothing is said, which would hide it."""
 
 from __future__ import annotations
 
