@@ -4,25 +4,46 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
+from sqlalchemy import delete
 
 from shared.errors import PreconditionFailed
-from tests.trainer_service.jobs.builders import record
-from trainer_service.jobs import moves
+from tests.trainer_service.jobs.builders import record, spec
+from tests.trainer_service.jobs.postgres import Postgres
+from trainer_service.jobs import event_log, moves
 from trainer_service.jobs.config import JobsConfig
-from trainer_service.jobs.model import Job, JobError, JobResult
-from trainer_service.jobs.record import Record
+from trainer_service.jobs.model import Job, JobError, JobEvent, JobProgress, JobResult, Note
+from trainer_service.jobs.record import Record, to_datetime
+from trainer_service.jobs.schema import jobs as jobs_table
 from trainer_service.jobs.states import LEASED_STATES, LEGAL_MOVES, TERMINAL_STATES, JobState, check_move
 from trainer_service.jobs.store import JobStore, StaleAttempt
 
-CONFIG = JobsConfig(max_infrastructure_failures=3, retry_first_seconds=0)
+CONFIG = JobsConfig(max_infrastructure_failures=3, retry_first_seconds=2, retry_max_seconds=4)
 ERROR = JobError(code="NAN_LOSS", message="the loss is not a number")
+OWNERS = st.sampled_from(["one", "two"])
+PROGRESS = JobProgress(step=7, num_steps=10)
+TOLD: Mapping[str, Callable[[Record, float], Record]] = {
+    "stopped": moves.left_worker,
+    "stopped with a checkpoint": moves.left_with_checkpoint,
+    "progressed": lambda old, now: moves.progressed(old, PROGRESS, None, checkpointed=False),
+    "progressed to a checkpoint": lambda old, now: moves.progressed(old, PROGRESS, None, checkpointed=True),
+    "failed": lambda old, now: moves.failed(old, ERROR, now),
+    "trained": moves.trained,
+    "succeeded": lambda old, now: moves.succeeded(old, JobResult(), now),
+    "lost": lambda old, now: moves.lost(old, now, "died", CONFIG),
+    "oom": moves.separated,
+    "outcome lost": moves.outcome_lost,
+}
+"""What workers and the publisher tell of the attempt that they have."""
 
 
 def test_the_table_is_total_and_ended_is_ended() -> None:
@@ -66,31 +87,63 @@ def test_a_job_that_is_being_cancelled_is_cancelled_whatever_happens() -> None:
     assert {end(cancelling).job.state for end in ends} == {JobState.CANCELLED}
 
 
+class DiedThere(Exception):
+    """What a process that is killed in the middle of a transaction looks like to the database: it never hears of a commit."""
+
+
 class LifeOfJobs(RuleBasedStateMachine):
-    """Whatever the order: events have no gap, an ended job stays as it ended, no attempt is heard after another began."""
+    """Whatever the order: events have no gap, an ended job stays as it ended, no attempt is heard after another began, no replica's
+    job is taken while its lease lasts, what was interrupted did not happen.
+    """
+
+    url = ""
+    """Empty: a new SQLite file for each life."""
 
     @initialize()
     def open(self) -> None:
         self.directory = tempfile.mkdtemp()
-        self.store = JobStore.open(f"sqlite:///{self.directory}/jobs.sqlite3")
+        self.database_url = self.url or f"sqlite:///{self.directory}/jobs.sqlite3"
+        self._open()
+        with self.store.database.write() as connection:
+            connection.execute(delete(jobs_table))
         self.now = 1000.0
         self.ids: list[str] = []
         self.ended: dict[str, Job] = {}
         self.attempts: dict[str, int] = {}
+        for priority in (-1, 0, 1, 0, 1):
+            self.create(priority, None)
+        for owner in ("one", "two", "one"):
+            self.claim(owner, True, 10)
+
+    def _open(self) -> None:
+        self.store = JobStore.open(self.database_url)
+        # Replicas on PostgreSQL have connections of their own; on SQLite there is one process at a time, under a new name each time.
+        self.stores = {"one": self.store, "two": JobStore.open(self.database_url) if self.url else self.store}
+
+    def _close(self) -> None:
+        for store in set(self.stores.values()):
+            store.close()
 
     def teardown(self) -> None:
         if hasattr(self, "store"):
-            self.store.close()
+            self._close()
             shutil.rmtree(self.directory)
 
-    @rule()
-    def create(self) -> None:
-        made = record(queued_at=self.now)
+    def _records(self) -> list[Record]:
+        return [self.store.record(job_id) for job_id in self.ids]
+
+    def _everything(self) -> list[tuple[Record, list[JobEvent]]]:
+        return [(found, self.store.events(found.job.id, 0)) for found in self._records()]
+
+    @rule(priority=st.integers(-1, 1), deadline=st.none() | st.integers(5, 40))
+    def create(self, priority: int, deadline: int | None) -> None:
+        asked = spec(priority=priority, deadline=None if deadline is None else to_datetime(self.now + deadline))
+        made = record(asked, queued_at=self.now)
         self.ids.append(self.store.create(made, max_queued=100, max_active_of_caller=100).id)
 
     @precondition(lambda self: self.ids)
-    @rule(data=st.data(), request=st.sampled_from(["cancel", "pause", "resume", "delete"]))
-    def ask(self, data: st.DataObject, request: str) -> None:
+    @rule(data=st.data(), request=st.sampled_from(["cancel", "pause", "resume", "delete"]), owner=OWNERS)
+    def ask(self, data: st.DataObject, request: str, owner: str) -> None:
         job_id = data.draw(st.sampled_from(self.ids))
         before = self.store.get(job_id)
         asked: dict[str, Callable[[Record], Record]] = {
@@ -100,81 +153,145 @@ class LifeOfJobs(RuleBasedStateMachine):
         }
         try:
             if request == "delete":
-                self.store.delete(job_id)
+                self.stores[owner].delete(job_id)
                 self.ids.remove(job_id)
                 self.ended.pop(job_id, None)
             else:
-                self.store.change(job_id, asked[request])
+                self.stores[owner].change(job_id, asked[request])
         except PreconditionFailed as refused:
             assert refused.metadata["state"] == before.state.value  # noqa: PT017 - either outcome is right, each with its own truth
             assert self.store.get(job_id) == before
 
-    @rule()
-    def claim(self) -> None:
-        taken = self.store.claim("tiny", "me", self.now + 10, self.now, fresh=True)
+    @rule(owner=OWNERS, fresh=st.booleans(), lease=st.integers(1, 15))
+    def claim(self, owner: str, fresh: bool, lease: int) -> None:
+        """The first that may run: by priority and age, not in its back-off, not one that must be alone for a worker that was used."""
+        waiting = [old for old in self._records() if old.job.state is JobState.QUEUED and not old.trained and old.not_before <= self.now]
+        fitting = sorted((old.queue_key, old.job.id) for old in waiting if fresh or not old.solo)
+        taken = self.stores[owner].claim("tiny", owner, self.now + lease, self.now, fresh=fresh)
+        assert (taken.job.id if taken else None) == (fitting[0][1] if fitting else None)
         if taken is not None:
-            assert taken.job.attempt > self.attempts.get(taken.job.id, 0)
-            self.attempts[taken.job.id] = taken.job.attempt
+            self._taken(taken, owner)
 
-    @rule()
-    def claim_trained(self) -> None:
-        taken = self.store.claim_trained("me", self.now + 10, self.now)
+    @rule(owner=OWNERS, lease=st.integers(1, 15))
+    def claim_trained(self, owner: str, lease: int) -> None:
+        taken = self.stores[owner].claim_trained(owner, self.now + lease, self.now)
         if taken is not None:
             assert taken.trained
-            self.attempts[taken.job.id] = taken.job.attempt
+            self._taken(taken, owner)
+
+    def _taken(self, taken: Record, owner: str) -> None:
+        assert taken.owner == owner
+        assert taken.job.attempt > self.attempts.get(taken.job.id, 0)
+        self.attempts[taken.job.id] = taken.job.attempt
 
     @precondition(lambda self: self.ids)
-    @rule(
-        data=st.data(),
-        told=st.sampled_from(["stopped", "failed", "trained", "succeeded", "lost", "oom", "outcome lost"]),
-        late=st.booleans(),
-    )
-    def tell(self, data: st.DataObject, told: str, late: bool) -> None:
+    @rule(data=st.data(), told=st.sampled_from(list(TOLD)), late=st.booleans(), owner=OWNERS)
+    def tell(self, data: st.DataObject, told: str, late: bool, owner: str) -> None:
         job_id = data.draw(st.sampled_from(self.ids))
-        before = self.store.get(job_id)
-        attempt = max(before.attempt - late, 0)
-        move: dict[str, Callable[[Record], Record]] = {
-            "stopped": lambda old: moves.left_worker(old, self.now),
-            "failed": lambda old: moves.failed(old, ERROR, self.now),
-            "trained": lambda old: moves.trained(old, self.now),
-            "succeeded": lambda old: moves.succeeded(old, JobResult(), self.now),
-            "lost": lambda old: moves.lost(old, self.now, "died", CONFIG),
-            "oom": lambda old: moves.separated(old, self.now),
-            "outcome lost": lambda old: moves.outcome_lost(old, self.now),
-        }
-        current = before.state in LEASED_STATES and attempt == before.attempt
+        before = self.store.record(job_id)
+        attempt = max(before.job.attempt - late, 0)
+        current = before.job.state in LEASED_STATES and attempt == before.job.attempt
         try:
-            self.store.change(job_id, move[told], attempt=attempt)
+            after = self.stores[owner].change(job_id, lambda old: TOLD[told](old, self.now), attempt=attempt, payloads=[Note(text=told)])
             assert current
         except StaleAttempt:
             assert not current
-            assert self.store.get(job_id) == before
+            assert self.store.record(job_id) == before
+            return
+        if told.startswith("progressed"):
+            assert (after.job.progress.step, after.job.state, after.owner) == (7, before.job.state, before.owner)
+            assert after.job.failures == (0 if "checkpoint" in told else before.job.failures)
+
+    @rule(owner=OWNERS, lease=st.integers(1, 15))
+    def renew(self, owner: str, lease: int) -> None:
+        before = self._records()
+        self.stores[owner].renew(owner, self.now + lease)
+        renewed = [replace(old, lease_until=self.now + lease) if old.owner == owner else old for old in before]
+        assert self._records() == renewed
+
+    @rule(owner=OWNERS)
+    def take_back(self, owner: str) -> None:
+        """What another replica let run out, and nothing else."""
+        before = self._records()
+        lost = {old.job.id for old in before if old.job.state in LEASED_STATES and old.lease_until < self.now and old.owner != owner}
+        found = self.stores[owner].take_back(
+            lambda old: moves.orphaned(old, self.now, "gone", CONFIG), lease_before=self.now, except_owner=owner
+        )
+        assert {job.id for job in found} == lost
+        assert [new for new in self._records() if new.job.id not in lost] == [old for old in before if old.job.id not in lost]
+
+    @rule(owner=OWNERS)
+    def expire(self, owner: str) -> None:
+        """Deadlines of waiting jobs. Paused ones, trained ones and those on workers are left alone."""
+        late = {old.job.id for old in self._records() if old.job.state is JobState.QUEUED and moves.past_deadline(old, self.now)}
+        found = self.stores[owner].expire(lambda old: moves.expired(old, self.now), self.now)
+        assert {job.id for job in found} == late
+        assert all(job.state is JobState.FAILED and job.error and job.error.code == "DEADLINE_EXCEEDED" for job in found)
+
+    @rule(seconds=st.integers(1, 20))
+    def time_passes(self, seconds: int) -> None:
+        self.now += seconds
+
+    @rule(data=st.data(), where=st.sampled_from(["before a row", "after a row", "create", "take back"]), owner=OWNERS)
+    def die_within_a_transaction(self, data: st.DataObject, where: str, owner: str) -> None:
+        """Before the job's row is changed; between the row and its event; between the second job and the first. Nothing has happened."""
+        before, store, calls = self._everything(), self.stores[owner], []
+
+        def die(*_: object) -> Record:
+            raise DiedThere
+
+        def die_at_the_second(old: Record) -> Record:
+            calls.append(old)
+            return moves.orphaned(old, self.now, "gone", CONFIG) if len(calls) < 2 else die()
+
+        with pytest.MonkeyPatch.context() as patch, suppress(DiedThere, PreconditionFailed):
+            if where == "take back":
+                leased = [old for old, _ in before if old.job.state in LEASED_STATES]
+                store.take_back(die if len(leased) < 2 else die_at_the_second, lease_before=float("inf"))
+            elif where == "create":
+                patch.setattr(event_log, "append", die)
+                store.create(record(queued_at=self.now), max_queued=100, max_active_of_caller=100)
+            elif self.ids:
+                patch.setattr(event_log, "append", die)
+                move = die if where == "before a row" else lambda old: moves.cancel(old, self.now)
+                store.change(data.draw(st.sampled_from(self.ids)), move, payloads=[Note(text="never told")])
+        assert self._everything() == before
+        assert sum(store.counts().values()) == len(before)
 
     @rule(seconds=st.integers(1, 20))
     def crash(self, seconds: int) -> None:
-        """The process dies and comes back: leases that ran out are taken back."""
+        """The processes die and come back: leases that ran out are taken back; on SQLite all, since there is nobody else."""
         self.now += seconds
-        self.store.close()
-        self.store = JobStore.open(f"sqlite:///{self.directory}/jobs.sqlite3")
-        self.store.take_back(lambda old: moves.lost(old, self.now, "gone", CONFIG), lease_before=self.now)
+        self._close()
+        self._open()
+        lease_before = self.now if self.url else float("inf")
+        self.store.take_back(lambda old: moves.orphaned(old, self.now, "gone", CONFIG), lease_before=lease_before)
+        assert not any(old.lease_until < lease_before for old in self._records() if old.job.state in LEASED_STATES)
 
     @invariant()
     def all_is_well(self) -> None:
-        for job_id in getattr(self, "ids", []):
-            job = self.store.get(job_id)
-            events = self.store.events(job_id, 0)
+        for found, events in self._everything() if hasattr(self, "ids") else ():
+            job = found.job
             assert [event.number for event in events] == list(range(1, job.last_event + 1))
             states = [event.payload.state for event in events if isinstance(event.payload, Job)]
             assert states[-1] == job.state
             assert all(target in LEGAL_MOVES[source] for source, target in pairwise(states))
             assert (job.end_time is not None) == job.state.is_terminal
-            if job_id in self.ended:
-                assert job == self.ended[job_id]
+            if job.id in self.ended:
+                assert job == self.ended[job.id]
             if job.state.is_terminal:
-                self.ended[job_id] = job
-            if job.state not in LEASED_STATES:
-                assert self.store.record(job_id).owner == ""
+                self.ended[job.id] = job
+            assert (found.owner != "") == (job.state in LEASED_STATES)
+            assert found.claimed_at is None or (job.state in LEASED_STATES and not found.trained)
+            assert job.attempt == self.attempts.get(job.id, 0)
 
 
 TestLifeOfJobs = LifeOfJobs.TestCase
-TestLifeOfJobs.settings = settings(max_examples=15, stateful_step_count=25, deadline=None)
+TestLifeOfJobs.settings = settings(max_examples=6, stateful_step_count=25, deadline=None)
+
+
+def test_life_of_jobs_of_two_replicas_on_postgresql(postgres: Postgres) -> None:
+    class OnPostgreSQL(LifeOfJobs):
+        url = postgres.create_database(f"test_{uuid.uuid4().hex}")
+
+    run_state_machine_as_test(OnPostgreSQL, settings=settings(max_examples=3, stateful_step_count=25, deadline=None))
