@@ -27,6 +27,7 @@ from shared.tracing import Tracing, tracing_of
 from trainer_service.base_models import BaseModels
 from trainer_service.cluster.interface import WorkerPool
 from trainer_service.config import TrainerSettings
+from trainer_service.job_audit import JobAudit
 from trainer_service.jobs.admission import SpecAdmission
 from trainer_service.jobs.dataset_roots import DatasetRoots
 from trainer_service.jobs.dataset_tidying import DatasetTidying
@@ -92,7 +93,7 @@ async def build(settings: TrainerSettings, make_pool: PoolMaker) -> Trainer:
     limits = TuningLimits(settings.max_virtual_tokens, settings.max_queued_jobs, settings.max_runtime_seconds)
     admission = SpecAdmission(models, datasets, Sources(store, job_store), limits)
     files = files_for(job_store, settings.checkpoints_dir)
-    jobs = JobManager(job_store, admission, datasets, store, make_pool(settings), settings.jobs, files=files, observer=metrics)
+    jobs = JobManager(job_store, admission, datasets, store, make_pool(settings), settings.jobs, files=files, observer=JobAudit(metrics))
     info = ServiceInfo(models, limits, settings.upload_limits)
     tuning = TuningServicer(jobs, JobIntake(datasets, jobs), datasets, info, rpc.draining)
     tuning_pb2_grpc.add_TuningServiceServicer_to_server(tuning, rpc.grpc_server)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import time
+
+from google.protobuf.timestamp_pb2 import Timestamp
 from prompttuning.v1 import prompts_pb2
 from prompttuning.v1 import tuning_pb2 as pb
 
 from shared.security import audit
 from tests.log_lines import log_lines
-from tests.trainer_service.conftest import RunningTrainer
-from tests.trainer_service.requests import json_lines, tuning_spec, upload_of
+from tests.trainer_service.conftest import RunningTrainer, until
+from tests.trainer_service.requests import create_job, json_lines, tuning_spec, upload_of
 from tests.trainer_service.test_prompt_service import publish, set_alias, target
 
 TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
@@ -34,6 +37,22 @@ async def test_the_audit_names_what_was_made(trainer: RunningTrainer) -> None:
     assert (deletion["prompt"], deletion["revision"]) == ("colours/versions/1", str(deleted.revision))
     assert {line["result"] for line in lines} == {"OK"}
     assert {line["caller"] for line in lines} == {"anonymous"}
+
+
+async def test_a_job_that_ends_leaves_one_line_with_its_state_whoever_ended_it(trainer: RunningTrainer) -> None:
+    deadline = Timestamp()
+    deadline.FromNanoseconds(time.time_ns() + 500_000_000)
+    with log_lines(audit.LOGGER) as lines:
+        late = await create_job(trainer, deadline=deadline)
+        unwanted = await create_job(trainer)
+        for _ in range(2):
+            await trainer.tuning.CancelTuningJob(pb.CancelTuningJobRequest(name=unwanted.name))
+        await until(lambda: sum(line["action"] == "end" for line in lines) == 2)
+    cancelled, expired = sorted((line for line in lines if line["action"] == "end"), key=lambda line: str(line["state"]))
+    assert (cancelled["job"], cancelled["state"]) == (unwanted.name.removeprefix("tuningJobs/"), "CANCELLED")
+    assert "error" not in cancelled
+    assert (expired["job"], expired["state"], expired["error"]) == (late.name.removeprefix("tuningJobs/"), "FAILED", "DEADLINE_EXCEEDED")
+    assert {(line["caller"], line["prompt"]) for line in (cancelled, expired)} == {("anonymous", "support-tone")}
 
 
 async def test_a_calls_line_names_request_caller_prompt_job_and_trace(trainer: RunningTrainer) -> None:
