@@ -1,7 +1,8 @@
 """The loop that moves jobs: claims what waits, starts and stops workers, passes on what was asked of running jobs.
 
 Each round looks at the store anew, so it doesn't matter which replica took a request, or what was lost with a predecessor. A round waits
-for the job database, and for nothing else: what is asked of a worker is an errand, and leases are renewed by a task of their own.
+for the job database, and for some seconds for a worker that makes way: all else that is asked of workers is an errand, and leases are
+renewed by a task of their own.
 """
 
 from __future__ import annotations
