@@ -137,8 +137,10 @@ async def test_a_database_that_is_stopped_for_longer_than_the_replicas_are_trust
     await asyncio.to_thread(postgres.stop)
     await asyncio.sleep(outage_seconds)
     await asyncio.to_thread(postgres.start)
+    back_at = time.time()
     for job in jobs:
         await two.state(job.id, JobState.SUCCEEDED, seconds=60)
+    recovery.note(f"PostgreSQL stopped for {outage_seconds:g} s, and there again: four jobs published", time.time() - back_at)
     assert one.versions("tone") == [1, 2, 3, 4], "each job published once, whoever had it in the end"
 
 
