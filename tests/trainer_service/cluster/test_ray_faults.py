@@ -158,6 +158,9 @@ async def test_a_cohort_out_of_memory_is_split_and_the_job_that_fits_nowhere_fai
     huge = await manager.create(spec("x" * 14_000, prompt="huge", num_steps=50))
     alone = await service.state(large.id, JobState.SUCCEEDED, seconds=100)
     assert alone.attempt == 2, "once beside the other, once in a process of its own"
+    states = [event for event in service.store.events(large.id, 0) if isinstance(event.payload, Job)]
+    again_at = max(event.time for event in states if event.payload.state is JobState.RUNNING)
+    recovery.note("out of memory beside others: from submission to a process of its own", (again_at - large.create_time).total_seconds())
     failed = await service.state(huge.id, JobState.FAILED, seconds=100)
     assert failed.error is not None
     assert failed.error.code == "OUT_OF_MEMORY"
