@@ -11,7 +11,7 @@ import asyncio
 import itertools
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 
 from shared.errors import Unavailable
@@ -54,14 +54,19 @@ class Dispatcher:
         """By base model: how long its latest worker took until it was ready."""
 
     @property
-    def num_workers(self) -> int:
-        return len(self._followers)
+    def workers(self) -> Collection[Follower]:
+        return self._followers.values()
 
     def launch_seconds(self, base_model: str) -> float:
         """How long a job for this base model waits for a worker that has room to start: nothing where one is ready."""
         if any(follower.was_ready and follower.base_model == base_model for follower in self._followers.values()):
             return 0.0
         return self._launch_seconds.get(base_model, _UNKNOWN_LAUNCH_SECONDS)
+
+    def may_launch(self, base_model: str) -> bool:
+        """Not if its workers fail to start: then it neither takes others' place nor burns processor time on one start after another."""
+        _, not_before = self._failed_launches.get(base_model, (0, 0.0))
+        return time.monotonic() >= not_before or any(follower.base_model == base_model for follower in self._followers.values())
 
     async def start(self) -> None:
         """Take back what died replicas left, then begin."""
@@ -206,7 +211,7 @@ class Dispatcher:
 
     async def _place(self) -> None:
         context, config = self._context, self._context.config
-        heads = [head for head in await context.database.call(context.store.heads, time.time()) if self._may_run(head.base_model)]
+        heads = [head for head in await context.database.call(context.store.heads, time.time()) if self.may_launch(head.base_model)]
         decided = plan(
             heads,
             [follower.view for follower in self._followers.values() if not self._errands.is_under_way(("end", follower.id))],
@@ -219,11 +224,6 @@ class Dispatcher:
             await self._claim(claim)
         for base_model in decided.launches:
             self._launch(base_model)
-
-    def _may_run(self, base_model: str) -> bool:
-        """Not if its workers fail to start: then it neither takes others' place nor burns processor time on one start after another."""
-        _, not_before = self._failed_launches.get(base_model, (0, 0.0))
-        return time.monotonic() >= not_before or any(follower.base_model == base_model for follower in self._followers.values())
 
     async def _claim(self, claim: Claim) -> None:
         context, follower = self._context, self._followers.get(claim.worker_id)

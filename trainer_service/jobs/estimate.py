@@ -20,18 +20,6 @@ _MOST_WORK = 10_000
 
 
 @dataclass(frozen=True)
-class Workload:
-    """What is known of the jobs on workers and of those that ended. Times are seconds since the epoch."""
-
-    num_owners: int = 0
-    """Trainer replicas that have jobs on workers."""
-    running: Sequence[tuple[float, float | None]] = ()
-    """Since when each job is on its worker, and when it will probably be done, if it says so."""
-    recent_seconds: Sequence[float] = ()
-    """Time on workers of jobs that succeeded lately."""
-
-
-@dataclass(frozen=True)
 class WaitingJob:
     id: str
     base_model: str

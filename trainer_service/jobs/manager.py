@@ -79,7 +79,7 @@ class JobManager:
         self._publisher = Publisher(self._context, prompt_store)
         self._dispatcher = Dispatcher(self._context, pool, self._publisher)
         dispatcher = self._dispatcher
-        self._outlook = Outlook(self._context, dispatcher._followers.values, dispatcher.launch_seconds, dispatcher._may_run)
+        self._outlook = Outlook(self._context, lambda: dispatcher.workers, dispatcher.launch_seconds, dispatcher.may_launch)
 
     async def start(self) -> None:
         """Join the cluster, take back what a predecessor left RUNNING, then begin to place jobs on workers."""
@@ -184,7 +184,7 @@ class JobManager:
     async def counts(self) -> JobCounts:
         states = await self._context.database.call(self._store.counts)
         running = sum(states.get(state, 0) for state in LEASED_STATES)
-        return JobCounts(queued=states.get(JobState.QUEUED, 0), running=running, num_workers=self._dispatcher.num_workers)
+        return JobCounts(queued=states.get(JobState.QUEUED, 0), running=running, num_workers=len(self._dispatcher.workers))
 
     async def _change(self, job_id: str, move: moves.Move) -> Job:
         """A caller waits for the answer: an absent database is told at once, not waited for."""

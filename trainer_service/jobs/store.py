@@ -16,8 +16,7 @@ from sqlalchemy.exc import IntegrityError
 from shared.errors import Conflict, NotFound, Overloaded, PreconditionFailed
 from trainer_service.jobs import event_log, listing
 from trainer_service.jobs.database import Database
-from trainer_service.jobs.estimate import Workload
-from trainer_service.jobs.model import EventPayload, Job, JobEvent, JobFilter, JobPage, JobProgress
+from trainer_service.jobs.model import EventPayload, Job, JobEvent, JobFilter, JobPage
 from trainer_service.jobs.record import IMMUTABLE_COLUMNS, Record, from_row, same_request, to_row
 from trainer_service.jobs.scheduler import QueueHead
 from trainer_service.jobs.schema import job_annotations, job_datasets, jobs
@@ -27,7 +26,6 @@ _LEASED = [state.value for state in LEASED_STATES]
 _UNENDED = [state.value for state in JobState if not state.is_terminal]
 """What has ended is most of a store that is old: a range of an index for each other state never looks at it."""
 _UNSUCCESSFUL = [state.value for state in UNSUCCESSFUL_STATES]
-_RECENT_JOBS = 20
 
 
 class StaleAttempt(Exception):
@@ -221,19 +219,6 @@ class JobStore:
         """Whether a job that was not deleted was made with it."""
         with self._database.read() as connection:
             return connection.execute(select(job_datasets.c.job_id).where(job_datasets.c.dataset == name).limit(1)).first() is not None
-
-    def workload(self) -> Workload:
-        """What a guess at waiting times starts from."""
-        running = select(jobs.c.owner, jobs.c.claimed_at, jobs.c.progress).where(jobs.c.state.in_(_LEASED), jobs.c.claimed_at.is_not(None))
-        ended = (
-            select(jobs.c.runtime_seconds).where(jobs.c.state == JobState.SUCCEEDED.value).order_by(jobs.c.id.desc()).limit(_RECENT_JOBS)
-        )
-        with self._database.read() as connection:
-            rows = connection.execute(running).all()
-            recent = tuple(seconds for seconds in connection.scalars(ended) if seconds > 0)
-        on_workers = tuple((row.claimed_at, JobProgress.model_validate_json(row.progress).estimated_end_time) for row in rows)
-        ends = tuple((since, end.timestamp() if end is not None else None) for since, end in on_workers)
-        return Workload(num_owners=len({row.owner for row in rows}), running=ends, recent_seconds=recent)
 
     # Parts
 
