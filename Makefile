@@ -39,8 +39,8 @@ lint: install    ## Generated code, buf, ruff, mypy, import contracts
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-pytest: model tools  ## The tests
-	$(BIN)/pytest
+pytest: model tools  ## The tests, in two processes: half of them wait for others most of the time
+	$(BIN)/pytest -n 2 --dist loadscope --no-loadscope-reorder
 
 tools:           ## Get Prometheus for the tests: out of Debian's package, without installing it
 	tests/k8s/get_prometheus.sh

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,10 +16,29 @@ set_native_defaults()
 
 from tests.tiny_models import save_tiny_llama  # noqa: E402 - it imports torch
 
+SHARES_RAY = "tests/trainer_service/cluster/"
+
 
 def pytest_configure() -> None:
     # A job in the background begins with Ctrl-C ignored, and the processes that tests start and interrupt would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Of several processes (`pytest -n`) one has all that share a Ray; elsewhere a file's tests stay together, with their fixtures."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return SHARES_RAY if nodeid.startswith(SHARES_RAY) else nodeid.partition("::")[0]
+
+    return Scheduling(config, log)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if hasattr(config, "workerinput"):  # what takes longest begins first
+        items.sort(key=lambda item: not item.nodeid.startswith(SHARES_RAY))
 
 
 @pytest.fixture(scope="session")

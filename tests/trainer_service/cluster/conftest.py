@@ -23,6 +23,12 @@ class SharedCluster(RayCluster):
         await super().close()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def ray_environment() -> None:
+    """Ray reads it when it is imported, which some tests do before one is started."""
+    RayCluster()._set_environment()
+
+
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[SharedCluster]:
     cluster = SharedCluster()
