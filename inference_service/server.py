@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version as package_version
-from typing import TypeVar
 
 from prometheus_client import CollectorRegistry
 from prompttuning.v1 import generation_pb2, generation_pb2_grpc
@@ -34,6 +32,7 @@ from inference_service.prompts.unloading import PrefixUnloader
 from inference_service.prompts.version import prompt_of_prefix
 from inference_service.prompts.watcher import PromptWatcher
 from inference_service.servicer import SERVICE_NAME, Backend, GenerationServicer
+from shared.daemon_thread import on_daemon_thread
 from shared.errors import Unavailable
 from shared.rpc.metrics import RpcMetrics, serve_metrics
 from shared.rpc.server import RpcServer
@@ -47,8 +46,6 @@ log = logging.getLogger(__name__)
 HEALTH_SECONDS = 0.25
 _STORE_PAUSE_SECONDS = 1.0
 _FAREWELL_SECONDS = 2.0
-
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -124,7 +121,7 @@ async def _live(
     settings: InferenceSettings, metrics: CollectorRegistry, rpc: RpcServer, servicer: GenerationServicer, ready: Callable[[], None]
 ) -> None:
     """Become ready, then watch over it; ends by being cancelled, or with the error that ended the replica."""
-    engine = await _on_daemon_thread(lambda: _load(settings))
+    engine = await on_daemon_thread(lambda: _load(settings), "load-model")
     store = await _open(settings.store_url)
     replica = build(settings, engine, store, metrics)
     replica.engine.start()
@@ -189,30 +186,3 @@ async def _open(url: str) -> PromptStore:
         except Unavailable as error:
             log.warning("waiting for the prompt store: %s", error.message)
             await asyncio.sleep(_STORE_PAUSE_SECONDS)
-
-
-async def _on_daemon_thread(function: Callable[[], Result]) -> Result:
-    """Like `asyncio.to_thread`, but a process that is told to stop half-way does not wait for it."""
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[Result] = loop.create_future()
-
-    def settle(result: Result | None, error: BaseException | None) -> None:
-        if future.cancelled():
-            return
-        if error is not None:
-            future.set_exception(error)
-        else:
-            future.set_result(result)  # type: ignore[arg-type]
-
-    def run() -> None:
-        try:
-            result = function()
-        except BaseException as error:
-            outcome: tuple[Result | None, BaseException | None] = (None, error)
-        else:
-            outcome = (result, None)
-        if not loop.is_closed():
-            loop.call_soon_threadsafe(settle, *outcome)
-
-    threading.Thread(target=run, name="load model", daemon=True).start()
-    return await future

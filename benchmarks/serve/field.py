@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
-from functools import cached_property
 from pathlib import Path
 
-from benchmarks.serve.contestants import EngineContestant, TransformersContestant
+from benchmarks.serve.engine import EngineContestant
+from benchmarks.serve.peer_process import PeerProcess
 from benchmarks.serve.replica import ReplicaContestant
-from benchmarks.serve.vllm_process import VLLMContestant
 from benchmarks.serve.workload import Workload
 
 MAX_REQUESTS = 64
@@ -18,7 +16,8 @@ class Field:
     def __init__(self, model: Path, vllm_python: Path | None, num_many: int, directory: Path) -> None:
         self._model, self._vllm_python, self._num_many, self._directory = model, vllm_python, num_many, directory
         self._engine: EngineContestant | None = None
-        self._vllm: VLLMContestant | None = None
+        self._vllm: PeerProcess | None = None
+        self._transformers: PeerProcess | None = None
         self._replica: ReplicaContestant | None = None
         self._many: Workload | None = None
         self._seed = 1000
@@ -28,18 +27,24 @@ class Field:
     async def engine(self) -> EngineContestant:
         """With the eight prompts loaded as few-0 to few-7, and warm."""
         if self._engine is None:
-            self._engine = EngineContestant(self._model)
-            await self._engine.start()
+            self._engine = EngineContestant()
+            await self._engine.start(self._model)
             self.workload = Workload.make(self._engine.table, MAX_REQUESTS)
             self.prefix_load_seconds = await self._engine.load(self.workload, "few-")
             await self._engine.tokens_per_second(self.workload, "few-", 4)
         return self._engine
 
-    async def vllm(self) -> VLLMContestant | None:
+    async def vllm(self) -> PeerProcess | None:
         if self._vllm is None and self._vllm_python is not None:
             table = (await self.engine()).table
-            self._vllm = await asyncio.to_thread(VLLMContestant, self._vllm_python, self._model, self.workload, table, self._directory)
+            self._vllm = PeerProcess.vllm(self._vllm_python, self._model, self.workload, table, self._directory)
         return self._vllm
+
+    async def transformers(self) -> PeerProcess:
+        if self._transformers is None:
+            table = (await self.engine()).table
+            self._transformers = PeerProcess.transformers(self._model, self.workload, table, self._directory)
+        return self._transformers
 
     async def replica(self) -> ReplicaContestant:
         if self._replica is None:
@@ -56,10 +61,6 @@ class Field:
             await engine.load(self._many, "many-")
         return self._many
 
-    @cached_property
-    def transformers(self) -> TransformersContestant:
-        return TransformersContestant(self._model)
-
     def next_seed(self) -> int:
         self._seed += 1
         return self._seed
@@ -67,7 +68,8 @@ class Field:
     async def close(self) -> None:
         if self._replica is not None:
             await self._replica.stop()
-        if self._vllm is not None:
-            await asyncio.to_thread(self._vllm.close)
+        for peer in (self._vllm, self._transformers):
+            if peer is not None:
+                peer.close()
         if self._engine is not None:
             await self._engine.stop()

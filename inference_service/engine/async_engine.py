@@ -26,6 +26,7 @@ from inference_service.engine.request import (
 )
 from inference_service.engine.stats import EngineObserver, EngineStats
 from inference_service.engine.text_stream import merge
+from shared.compute_thread import compute_in_this_thread
 from shared.errors import AlreadyExists, Cancelled, DamagedBlob, DeadlineExceeded, PreconditionFailed, SoftPromptError, Unavailable
 from shared.soft_prompt import SoftPrompt
 
@@ -73,6 +74,7 @@ class AsyncEngine:
             engine.observer = observer
         self._inbox: deque[Callable[[], None]] = deque()
         self._wake = threading.Event()
+        self._begun = threading.Event()
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._streams: dict[str, _Stream] = {}
@@ -96,6 +98,7 @@ class AsyncEngine:
         self._loop = asyncio.get_running_loop()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
+        self._begun.wait()
 
     async def stop(self, grace_seconds: float = 0.0) -> None:
         """Take no more requests, let the running ones finish for so long, end the rest as CANCELLED, and stop the thread."""
@@ -226,6 +229,8 @@ class AsyncEngine:
 
     def _run(self) -> None:
         try:
+            compute_in_this_thread()
+            self._begun.set()
             while not self._stopping:
                 if not self._inbox and not self._engine.has_work:
                     self._engine.check_integrity()
@@ -240,6 +245,7 @@ class AsyncEngine:
             log.exception("the engine's step loop died")
             self._failure = f"the engine stopped working ({type(error).__name__})"
         finally:
+            self._begun.set()
             self._notify(self._fail_everything)
 
     def _submit(self, request: GenerationRequest | ScoreRequest) -> None:

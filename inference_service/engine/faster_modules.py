@@ -1,8 +1,8 @@
 """Swaps modules of a loaded model for faster ones that compute the same. Each swap is found by structure and proven on numbers, never by
 the name of an architecture; what doesn't fit stays as it is. Knows nothing of caches or requests.
 
-- Linear layers get weights in the layout of the CPU's matrix kernel (`packed_linear`).
-- Query, key and value projections of one input become one product: three small ones cost a third more at sixteen rows.
+- Linear layers get weights in the layout of a faster matrix kernel (`linear_choice`).
+- Projections of one input (query, key and value; gate and up) become one product: three small ones cost a third more at sixteen rows.
 - RMS norms written out in several passes become torch's own.
 """
 
@@ -14,9 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from inference_service.engine.packed_linear import PackedLinear, can_pack
+from inference_service.engine.linear_choice import Swap, choose_linear
 
-_PROJECTIONS = ("q_proj", "k_proj", "v_proj")
+_JOINED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+"""In the order in which they are called."""
 
 
 @torch.no_grad()
@@ -24,12 +25,14 @@ def speed_up(model: nn.Module, device: torch.device, dtype: torch.dtype) -> None
     """In place. On other devices than the CPU nothing is swapped."""
     if device.type != "cpu":
         return
+    swap = choose_linear(dtype)
     for module in list(model.modules()):
-        if can_pack(dtype):
-            _join_projections(module, dtype)
+        if swap is not None:
+            for names in _JOINED:
+                _join_projections(module, names, dtype, swap)
         for name, child in module.named_children():
-            if type(child) is nn.Linear and child.weight.dtype == dtype and can_pack(dtype):
-                setattr(module, name, PackedLinear(child))
+            if swap is not None and type(child) is nn.Linear and child.weight.dtype == dtype:
+                setattr(module, name, swap(child))
             elif type(child).__name__.endswith("RMSNorm"):
                 replacement = _torch_norm(child)
                 if replacement is not None:
@@ -37,17 +40,17 @@ def speed_up(model: nn.Module, device: torch.device, dtype: torch.dtype) -> None
 
 
 class JoinedProjections:
-    """One product for the three. The query's projection is called first and computes all; the others take their part of its result.
+    """One product for all. The first projection computes it when it is called; the others take their part of its result.
 
-    If another input comes than the query's had (cross-attention, say), each part is computed for itself.
+    If another input comes than the first one's (cross-attention, say), each part is computed for itself.
     """
 
-    def __init__(self, linears: list[nn.Linear]) -> None:
+    def __init__(self, linears: list[nn.Linear], swap: Swap) -> None:
         joined = nn.Linear(linears[0].in_features, sum(linear.out_features for linear in linears), bias=False, device="meta")
         joined.weight = nn.Parameter(torch.cat([linear.weight for linear in linears]), requires_grad=False)
         if linears[0].bias is not None:
             joined.bias = nn.Parameter(torch.cat([linear.bias for linear in linears]), requires_grad=False)
-        self._product = PackedLinear(joined)
+        self._product = swap(joined)
         self._sizes = [linear.out_features for linear in linears]
         self._input: torch.Tensor | None = None
         self._parts: list[torch.Tensor | None] = []
@@ -55,7 +58,7 @@ class JoinedProjections:
     @property
     def weight(self) -> torch.Tensor:
         """Opaque, with the dtype of the originals: some models look at it."""
-        weight: torch.Tensor = self._product.weight
+        weight: torch.Tensor = self._product.weight  # type: ignore[assignment]
         return weight
 
     def part(self, index: int, x: torch.Tensor) -> torch.Tensor:
@@ -93,14 +96,14 @@ class TorchRMSNorm(nn.Module):
         return F.rms_norm(x, (self.weight.shape[0],), self.weight, self.epsilon)
 
 
-def _join_projections(module: nn.Module, dtype: torch.dtype) -> None:
-    linears: list[Any] = [getattr(module, name, None) for name in _PROJECTIONS]
+def _join_projections(module: nn.Module, names: tuple[str, ...], dtype: torch.dtype, swap: Swap) -> None:
+    linears: list[Any] = [getattr(module, name, None) for name in names]
     if not all(type(linear) is nn.Linear and linear.weight.dtype == dtype for linear in linears):
         return
     if len({linear.in_features for linear in linears}) > 1 or len({linear.bias is None for linear in linears}) > 1:
         return
-    joined = JoinedProjections(linears)
-    for index, name in enumerate(_PROJECTIONS):
+    joined = JoinedProjections(linears, swap)
+    for index, name in enumerate(names):
         setattr(module, name, JoinedPart(joined, index, linears[index]))
 
 

@@ -31,6 +31,7 @@ from trainer_service.training.packing import Row
 from trainer_service.training.recipe import check_init
 from trainer_service.training.reparameterise import new_parameters
 from trainer_service.training.search import candidates, is_rung, num_survivors
+from trainer_service.training.selection import is_better, ranked, score_of, slack
 from trainer_service.training.spec import Example, Init, InitMethod, Metric, TaskKind
 from trainer_service.training.trainee import Candidate, NonFinite, Trainee, batch_indices
 from trainer_service.training.work import CallWork, StepOutcome, TrainPart, TrainWork, Work
@@ -198,12 +199,13 @@ class TuningRun:
         for trainee in self._trainees:
             prompt = trainee.matrix().detach()
             metrics = yield from self._measure(prompt.to(self._base_model.dtype), data)
-            found.append((self._score(metrics), trainee, metrics, prompt))
-        found.sort(key=lambda entry: entry[0], reverse=True)
-        _, _, metrics, prompt = found[0]
-        self._keep(step, metrics, prompt)
+            found.append((trainee, metrics, prompt))
+        metric = self._hyper.metric
+        order = ranked([score_of(metric, metrics) for _, metrics, _ in found], metric, len(data))
+        _, metrics, prompt = found[order[0]]
+        self._keep(step, metrics, prompt, len(data))
         if rung:
-            self._trainees = [trainee for _, trainee, _, _ in found[: 1 if last else num_survivors(len(found))]]
+            self._trainees = [found[index][0] for index in order[: 1 if last else num_survivors(len(found))]]
 
     def _evaluate_source(self, data: EncodedDataset) -> Generator[Work, Any, None]:
         """A version that training starts from is its first candidate: a training that only makes it worse publishes it as it was."""
@@ -211,13 +213,16 @@ class TuningRun:
             return
         prompt = self._trainees[0].matrix().detach()
         metrics = yield from self._measure(prompt.to(self._base_model.dtype), data)
-        self._keep(0, metrics, prompt)
+        self._keep(0, metrics, prompt, len(data))
 
-    def _keep(self, step: int, metrics: dict[str, float], prompt: torch.Tensor) -> None:
+    def _keep(self, step: int, metrics: dict[str, float], prompt: torch.Tensor, num_examples: int) -> None:
         """Enter an evaluation in the history; its prompt is kept if it is the best so far."""
-        score = self._score(metrics)
+        metric = self._hyper.metric
+        score = score_of(metric, metrics)
         self._state.history.append(EvaluationRecord(step=step, metrics=metrics, score=score))
-        is_best = self._state.best_score is None or score > self._state.best_score
+        top = max(record.score[0] for record in self._state.history)
+        best = self._state.best_score
+        is_best = best is None or is_better(score, best, top, slack(metric, top, num_examples))
         self._state.stale_evaluations = 0 if is_best else self._state.stale_evaluations + 1
         if is_best:
             self._state.best_step, self._state.best_score, self._best = step, score, prompt.clone()
@@ -235,12 +240,6 @@ class TuningRun:
         if any(len(ids) > 1 for ids in labels):
             limit = min(limit, max(16, MAX_LABEL_ROWS // len(labels)))
         return _head(self._validation, limit)
-
-    def _score(self, metrics: dict[str, float]) -> tuple[float, float]:
-        """Higher is better; equal metrics are told apart by the loss."""
-        value = metrics[self._hyper.metric.value.lower()]
-        key = -value if self._hyper.metric is Metric.LOSS else value
-        return (key if math.isfinite(key) else -1e30, -metrics["loss"] if math.isfinite(metrics["loss"]) else -1e30)
 
     def _result(self) -> Life:
         trainee = self._trainees[0]

@@ -1,4 +1,4 @@
-"""Our engine and transformers' static-batch `generate`, behind the same two questions: tokens a second, seconds to the first token."""
+"""Our engine, in this process, as the service runs it: loaded in a thread that ends, stepped in another."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from inference_service.engine.async_engine import AsyncEngine
 from inference_service.engine.config import EngineConfig
 from inference_service.engine.engine import load_engine
 from inference_service.engine.request import GenerationRequest, SamplingParams
-from shared.base_model import load
+from shared.daemon_thread import on_daemon_thread
 from shared.manifest import GoldenRecord
 from shared.soft_prompt import SoftPrompt
 
@@ -24,13 +24,13 @@ _ids = itertools.count()
 class EngineContestant:
     """Through `AsyncEngine.generate`, as the service uses it. Text prefixes aren't reused: every round computes its inputs anew."""
 
-    def __init__(self, model: Path) -> None:
-        self._engine = load_engine(model, dtype="bfloat16", config=EngineConfig(max_running=32, max_length=1024, reuse_text_prefixes=False))
-        self._async = AsyncEngine(self._engine)
-        self.table = self._engine.base.embedding_table
-
-    async def start(self) -> None:
+    async def start(self, model: Path) -> None:
+        config = EngineConfig(max_running=32, max_length=1024, reuse_text_prefixes=False)
+        engine = await on_daemon_thread(lambda: load_engine(model, dtype="bfloat16", config=config), "load-model")
+        self.table = engine.base.embedding_table
+        self._async = AsyncEngine(engine)
         self._async.start()
+        torch.set_num_threads(1)  # this thread asked for their number before, and would have a team (`shared/compute_thread.py`)
 
     async def stop(self) -> None:
         await self._async.check_integrity()
@@ -70,29 +70,3 @@ class EngineContestant:
         sampling = SamplingParams(temperature=0.0, max_new_tokens=new, ignore_eos=True)
         request = GenerationRequest(f"bench-{next(_ids)}", input_ids, sampling, prefix_id)
         return sum([len(delta.token_ids) async for delta in self._async.generate(request)])
-
-
-class TransformersContestant:
-    """One static batch, prompts prepended as embeddings: what one gets without an engine."""
-
-    def __init__(self, model: Path) -> None:
-        self._base = load(model, dtype="bfloat16", device="cpu")
-
-    @torch.inference_mode()
-    def tokens_per_second(self, workload: Workload, num_requests: int) -> float:
-        table = self._base.model.get_input_embeddings()
-        rows = [
-            torch.cat([workload.prompts[i % len(workload.prompts)].to(torch.bfloat16), table(torch.tensor(workload.inputs[i]))])
-            for i in range(num_requests)
-        ]
-        embeds = torch.stack(rows)
-        begun = time.perf_counter()
-        out = self._base.model.generate(
-            inputs_embeds=embeds,
-            attention_mask=torch.ones(embeds.shape[:2], dtype=torch.long),
-            max_new_tokens=NUM_NEW,
-            min_new_tokens=NUM_NEW,
-            do_sample=False,
-            pad_token_id=0,
-        )
-        return int(out.numel()) / (time.perf_counter() - begun)

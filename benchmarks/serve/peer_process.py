@@ -1,0 +1,94 @@
+"""A contestant in a process of its own, which answers orders: one JSON line in, one line `RESULT {...}` out."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.serve.workload import NUM_NEW, Workload
+
+CLOSE_SECONDS = 30.0
+
+
+class PeerProcess:
+    """`close` ends it. Raises RuntimeError with its last words if it dies.
+
+    Its processes are stopped between its turns: vLLM's poll when they are idle, and took a whole core from whoever was measured next.
+    """
+
+    def __init__(self, name: str, command: Sequence[str], model: Path, workload: Workload, table: torch.Tensor, directory: Path) -> None:
+        self._name = name
+        file = directory / f"{name}-workload.pt"
+        torch.save({"prompts": workload.prompts, "inputs": workload.inputs, "num_new": NUM_NEW, "table": table.clone()}, file)
+        self._log = (directory / f"{name}.log").open("w+")
+        environment = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "VIRTUAL_ENV")}
+        self._process = subprocess.Popen(
+            [*command, str(model), str(file)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            text=True,
+            env=environment,
+            start_new_session=True,
+        )
+        self._answer()
+        self._signal(signal.SIGSTOP)
+
+    @classmethod
+    def vllm(cls, python: Path, model: Path, workload: Workload, table: torch.Tensor, directory: Path) -> PeerProcess:
+        """Under another interpreter, which has vLLM and not this project."""
+        return cls("vLLM", [str(python), str(Path(__file__).with_name("vllm_peer.py"))], model, workload, table, directory)
+
+    @classmethod
+    def transformers(cls, model: Path, workload: Workload, table: torch.Tensor, directory: Path) -> PeerProcess:
+        command = [sys.executable, "-m", "benchmarks.serve.transformers_peer"]
+        return cls("transformers", command, model, workload, table, directory)
+
+    def tokens_per_second(self, num_requests: int) -> float:
+        return self._ask({"what": "throughput", "requests": num_requests})
+
+    def first_token_seconds(self, *, virtual: bool) -> float:
+        return self._ask({"what": "ttft", "virtual": virtual})
+
+    def close(self) -> None:
+        """Its own processes end with it if it may come to its end; one that doesn't is killed."""
+        assert self._process.stdin is not None
+        self._signal(signal.SIGCONT)
+        self._process.stdin.close()
+        try:
+            self._process.wait(CLOSE_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._signal(signal.SIGKILL)
+            self._process.wait()
+        self._log.close()
+
+    def _ask(self, order: dict[str, Any]) -> float:
+        assert self._process.stdin is not None
+        self._signal(signal.SIGCONT)
+        self._process.stdin.write(json.dumps(order) + "\n")
+        self._process.stdin.flush()
+        value = float(self._answer()["value"])
+        self._signal(signal.SIGSTOP)
+        return value
+
+    def _signal(self, number: signal.Signals) -> None:
+        """To the process and its workers: it leads a group of its own."""
+        if self._process.poll() is None:
+            os.killpg(self._process.pid, number)
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            if line.startswith("RESULT "):
+                answer: dict[str, Any] = json.loads(line.removeprefix("RESULT "))
+                return answer
+        self._log.seek(0)
+        raise RuntimeError(f"{self._name}'s process ended: {self._log.read()[-2000:]}")

@@ -1,0 +1,55 @@
+"""transformers' static-batch `generate`, prompts prepended as embeddings: what one gets without an engine. Run by `peer_process`:
+`python -m benchmarks.serve.transformers_peer MODEL WORKLOAD_FILE`. A process of its own, so that it has the cores as it would without us.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from shared.allocator import tune_allocator
+from shared.base_model import load
+
+
+def main(model: str, workload_file: str) -> None:
+    tune_allocator()
+    workload = torch.load(workload_file, weights_only=True)
+    causal = load(Path(model), dtype="bfloat16", device="cpu").model
+    _seconds(causal, workload, 2, 4)
+    _tell({"ready": True})
+    for line in sys.stdin:
+        count, new = json.loads(line)["requests"], workload["num_new"]
+        _tell({"value": count * new / _seconds(causal, workload, count, new)})
+
+
+@torch.inference_mode()
+def _seconds(model: Any, workload: dict[str, Any], count: int, num_new: int) -> float:
+    prompts, table = workload["prompts"], model.get_input_embeddings()
+    rows = [torch.cat([prompts[i % len(prompts)].to(torch.bfloat16), table(torch.tensor(workload["inputs"][i]))]) for i in range(count)]
+    embeds = torch.stack(rows)
+    begun = time.perf_counter()
+    out = model.generate(
+        inputs_embeds=embeds,
+        attention_mask=torch.ones(embeds.shape[:2], dtype=torch.long),
+        max_new_tokens=num_new,
+        min_new_tokens=num_new,
+        do_sample=False,
+        pad_token_id=0,
+    )
+    seconds = time.perf_counter() - begun
+    assert out.shape == (count, num_new)
+    return seconds
+
+
+def _tell(answer: dict[str, Any]) -> None:
+    sys.stdout.write("RESULT " + json.dumps(answer) + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
