@@ -110,10 +110,12 @@ def _first_target_positions(positions: torch.Tensor, targets: torch.Tensor, rows
 def test_training_precision_is_what_was_asked_for_else_the_measured_one(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu = torch.device("cpu")
     seconds = {torch.float32: 1.0, torch.bfloat16: 2.0}
-    monkeypatch.setattr(precision, "_product_seconds", seconds.__getitem__)
+    monkeypatch.setattr(precision, "_product_seconds", lambda *dtypes: [seconds[dtype] for dtype in dtypes])
     assert precision.pick_training_dtype("bfloat16", cpu) == "bfloat16"
     assert precision.pick_training_dtype("auto", torch.device("cuda")) == "auto"
     assert precision.pick_training_dtype("auto", cpu) == "float32"
+    seconds[torch.bfloat16] = 0.95
+    assert precision.pick_training_dtype("auto", cpu) == "float32", "a little faster is not worth its rounding"
     seconds[torch.bfloat16] = 0.2
     assert precision.pick_training_dtype("auto", cpu) == "bfloat16"
 
