@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.quality.peft_recipes import RECIPES, train_peft
+from benchmarks.quality.peft_recipes import BATCH_SIZE, RECIPES, train_peft
 from benchmarks.quality.reviews import LABELS, Reviews, load_reviews
 from shared.allocator import tune_allocator
 from shared.base_model import BaseModel, load
@@ -79,9 +79,10 @@ def _contestants(source: str, base: BaseModel, reviews: Reviews, seed: int) -> d
         OURS: lambda: _train_ours(base, reviews, spec),
         SEARCH: lambda: _train_ours(base, reviews, _spec(base, reviews, seed, search=True)),
     }
+    peft_steps = spec.hyperparameters.num_steps * spec.hyperparameters.batch_size // BATCH_SIZE  # as many examples
     text = f"Classify the review as {LABELS[0]} or {LABELS[1]}."
     for recipe in RECIPES:
-        found[recipe.name] = lambda recipe=recipe: train_peft(base, data, recipe, text, source, seed, spec.hyperparameters.num_steps)  # type: ignore[misc]
+        found[recipe.name] = lambda recipe=recipe: train_peft(base, data, recipe, text, source, seed, peft_steps)  # type: ignore[misc]
     return found
 
 

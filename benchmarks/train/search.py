@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def train(base: BaseModel, *, search: bool) -> dict[str, Any]:
-    """One job of the recipe's own 160 steps of 16."""
+    """One job of the recipe's own 320 steps of 8."""
     request = HyperparameterRequest(search=search, seed=0)
     hyperparameters = fill(request, TaskKind.CLASSIFICATION, NUM_TRAIN, base.info, TEMPLATE, LABELS)
     spec = TrainingSpec(task=TaskKind.CLASSIFICATION, template=TEMPLATE, labels=LABELS, hyperparameters=hyperparameters)

@@ -24,7 +24,7 @@ def _fill(task: TaskKind = TaskKind.CLASSIFICATION, num_train: int = 1000, sourc
 
 def test_nothing_is_left_open() -> None:
     filled = _fill()
-    assert (filled.num_virtual_tokens, filled.batch_size, filled.num_steps, filled.metric) == (20, 16, 160, Metric.ACCURACY)
+    assert (filled.num_virtual_tokens, filled.batch_size, filled.num_steps, filled.metric) == (20, 8, 320, Metric.ACCURACY)
     assert filled.init.method is InitMethod.TEXT
     assert "positive or negative" in filled.init.text
     assert _fill(TaskKind.GENERATION).metric is Metric.LOSS
@@ -37,10 +37,10 @@ def test_what_is_given_stays() -> None:
     assert (filled.num_steps, filled.evaluation_interval_steps) == (11, 2)
 
 
-@pytest.mark.parametrize(("num_train", "steps"), [(5, 160), (1000, 160), (8000, 1000), (10**6, 3000)])
+@pytest.mark.parametrize(("num_train", "steps"), [(5, 320), (1000, 320), (8000, 2000), (10**6, 6000)])
 def test_steps_grow_with_the_data_within_bounds(num_train: int, steps: int) -> None:
     assert _fill(num_train=num_train).num_steps == steps
-    assert _fill(num_train=num_train).batch_size == min(16, num_train)
+    assert _fill(num_train=num_train).batch_size == min(8, num_train)
 
 
 def test_epochs_become_steps() -> None:
