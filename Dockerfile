@@ -59,9 +59,14 @@ COPY inference_service /build/source/inference_service
 COPY softprompt /build/source/softprompt
 RUN /build/tools/bin/pip wheel --no-deps --no-index --no-build-isolation --wheel-dir /build/wheels /build/source
 
+# The engine's kernels are compiled here: no image has a compiler.
 FROM build AS inference-build
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends gcc=4:12.* libc6-dev=2.36-* \
+    && rm -rf /var/lib/apt/lists/*
 COPY --from=wheel /build/wheels /build/wheels
-RUN /build/tools/bin/pip --python /opt/softprompt/bin/python install --no-deps --no-index /build/wheels/*.whl
+RUN /build/tools/bin/pip --python /opt/softprompt/bin/python install --no-deps --no-index /build/wheels/*.whl \
+    && /opt/softprompt/bin/python -W ignore -m inference_service.engine.native_kernels
 
 FROM build AS trainer-packages
 RUN --mount=type=secret,id=pip_conf,target=/run/secrets/pip.conf \

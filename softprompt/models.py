@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from shared.errors import DamagedBlob, NotFound, PreconditionFailed, Unavailable
+from shared.user_cache import user_cache
 
 log = logging.getLogger(__name__)
 
@@ -57,15 +58,14 @@ CATALOGUE = {
 
 
 def models_dir() -> Path:
-    """`$SOFTPROMPT_MODELS`, else `softprompt/models` in the user's cache directory (XDG: unless `$XDG_CACHE_HOME` is absolute, ~/.cache).
+    """`$SOFTPROMPT_MODELS`, else `models` in the user's cache.
 
     A cache, and not the working directory: every checkout and every service of a user shares the one copy, and what can be fetched
     again need not be backed up.
     """
     if chosen := os.environ.get("SOFTPROMPT_MODELS"):
         return Path(chosen).expanduser()
-    cache = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    return (cache if cache.is_absolute() else Path.home() / ".cache") / "softprompt" / "models"
+    return user_cache() / "models"
 
 
 def pull(name: str, destination: Path, progress: Progress | None = None) -> Path:

@@ -56,7 +56,6 @@ def train_peft(
         schedule.step()
         optimizer.zero_grad()
     matrix: torch.Tensor = weight.detach().float().clone()
-    model.unload()
     base.model.requires_grad_(False)
     return matrix
 

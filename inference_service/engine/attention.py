@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from inference_service.engine.kv_cache import KVCache
+from inference_service.engine.native_modules import attends_natively, decode_attention
 
 
 class ChunkLike(Protocol):
@@ -181,22 +182,14 @@ class CachedAttention:
         attend: Callable[..., torch.Tensor] = F.scaled_dot_product_attention
         if softcap is not None or s_aux is not None:
             attend = _Explicit(softcap, s_aux)
-        heads, tokens = query.shape[1], query.shape[2]
-        kv_heads, width = value.shape[1], value.shape[3]
-        decodes = layout.num_decodes
+        heads, kv_heads, decodes = query.shape[1], value.shape[1], layout.num_decodes
+        pieces: list[torch.Tensor] = []
         if decodes:
-            keys[layout.decode_rows, :, layout.decode_positions] = key[0, :, :decodes].transpose(0, 1)
-            values[layout.decode_rows, :, layout.decode_positions] = value[0, :, :decodes].transpose(0, 1)
-            # The query heads of one key head become the queries of that head: no key is repeated.
-            grouped = query[0, :, :decodes].transpose(0, 1).reshape(decodes, kv_heads, heads // kv_heads, query.shape[3])
-            if decodes == tokens and len(layout.runs) == 1:
-                return self._attend_run(attend, layout.runs[0], grouped, keys, values, window, scaling).view(1, tokens, heads, width), None
-        out = query.new_empty(tokens, heads, width)
-        if decodes:
-            for run in layout.runs:
-                piece = slice(run.begin, run.begin + run.count)
-                attended = self._attend_run(attend, run, grouped[piece], keys, values, window, scaling)
-                out[piece] = attended.view(run.count, heads, width)
+            new = (query[0, :, :decodes].transpose(0, 1), key[0, :, :decodes].transpose(0, 1), value[0, :, :decodes].transpose(0, 1))
+            if attend is F.scaled_dot_product_attention and attends_natively(keys, values):
+                pieces.append(decode_attention(*new, keys, values, layout.decode_rows, layout.decode_positions, window, scaling))
+            else:
+                pieces.append(self._attend_runs(attend, layout, *new, keys, values, window, scaling))
         for stretch in layout.stretches:
             piece, row = slice(stretch.begin, stretch.begin + stretch.count), slice(stretch.row, stretch.row + 1)
             keys[stretch.row, :, stretch.start : stretch.end] = key[0, :, piece]
@@ -211,23 +204,35 @@ class CachedAttention:
                 scale=scaling,
                 enable_gqa=heads != kv_heads,
             )
-            out[piece] = attended[0].transpose(0, 1)
-        return out[None], None
+            pieces.append(attended[0].transpose(0, 1))
+        return _joined(pieces)[None], None
 
     @staticmethod
-    def _attend_run(
+    def _attend_runs(
         attend: Callable[..., torch.Tensor],
-        run: Run,
-        grouped: torch.Tensor,
+        layout: StepLayout,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
         keys: torch.Tensor,
         values: torch.Tensor,
         window: int,
         scaling: float | None,
     ) -> torch.Tensor:
-        """grouped `[count, kv_heads, group, width]` -> the same with the values' width, contiguous."""
-        rows = slice(run.row, run.row + run.count)
-        mask = run.mask(window, grouped.dtype)
-        return attend(grouped, keys[rows, :, : run.end], values[rows, :, : run.end], attn_mask=mask, scale=scaling).contiguous()
+        """The step's decodes, by one attention function for each run: query `[decodes, heads, width]`, key and value `[decodes, kv_heads,
+        width]` -> `[decodes, heads, value width]`."""
+        decodes, heads, _ = query.shape
+        kv_heads, width = value.shape[1:]
+        keys[layout.decode_rows, :, layout.decode_positions] = key
+        values[layout.decode_rows, :, layout.decode_positions] = value
+        # The query heads of one key head become the queries of that head: no key is repeated.
+        grouped = query.reshape(decodes, kv_heads, heads // kv_heads, query.shape[2])
+        attended = []
+        for run in layout.runs:
+            piece, rows = slice(run.begin, run.begin + run.count), slice(run.row, run.row + run.count)
+            mask = run.mask(window, query.dtype)
+            attended.append(attend(grouped[piece], keys[rows, :, : run.end], values[rows, :, : run.end], attn_mask=mask, scale=scaling))
+        return _joined(attended).reshape(decodes, heads, width)
 
 
 class _Explicit:
@@ -276,3 +281,7 @@ class _Explicit:
 
 def _additive(seen: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, -math.inf)
+
+
+def _joined(pieces: list[torch.Tensor]) -> torch.Tensor:
+    return (pieces[0] if len(pieces) == 1 else torch.cat(pieces)).contiguous()

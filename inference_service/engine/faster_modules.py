@@ -3,7 +3,7 @@ the name of an architecture; what doesn't fit stays as it is. Knows nothing of c
 
 - Linear layers get weights in the layout of a faster matrix kernel (`linear_choice`).
 - Projections of one input (query, key and value; gate and up) become one product: three small ones cost a third more at sixteen rows.
-- RMS norms written out in several passes become torch's own.
+- RMS norms written out in several passes become one call: of our own kernel's where it can be had, else of torch's.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from inference_service.engine.linear_choice import Swap, choose_linear
+from inference_service.engine.native_modules import NativeRMSNorm
 
 _JOINED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 """In the order in which they are called."""
@@ -34,7 +35,7 @@ def speed_up(model: nn.Module, device: torch.device, dtype: torch.dtype) -> None
             if swap is not None and type(child) is nn.Linear and child.weight.dtype == dtype:
                 setattr(module, name, swap(child))
             elif type(child).__name__.endswith("RMSNorm"):
-                replacement = _torch_norm(child)
+                replacement = _faster_norm(child)
                 if replacement is not None:
                     setattr(module, name, replacement)
 
@@ -107,13 +108,13 @@ def _join_projections(module: nn.Module, names: tuple[str, ...], dtype: torch.dt
         setattr(module, name, JoinedPart(joined, index, linears[index]))
 
 
-def _torch_norm(norm: nn.Module) -> TorchRMSNorm | None:
+def _faster_norm(norm: nn.Module) -> NativeRMSNorm | TorchRMSNorm | None:
     """None if the module does anything else than `weight * x / rms(x)` (Gemma's weight counts from one, others gate or group)."""
     weight = getattr(norm, "weight", None)
     epsilon = getattr(norm, "variance_epsilon", getattr(norm, "eps", None))
     if not isinstance(weight, torch.Tensor) or weight.dim() != 1 or not isinstance(epsilon, float):
         return None
-    candidate = TorchRMSNorm(weight, epsilon)
+    candidate = (NativeRMSNorm if NativeRMSNorm.fits(weight) else TorchRMSNorm)(weight, epsilon)
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(3, weight.shape[0], generator=generator).to(weight.dtype) * torch.tensor([[1.0], [1e-3], [30.0]], dtype=weight.dtype)
     try:

@@ -16,14 +16,8 @@ _MAX_LOSS = 1e-6
 """Of a weight's norm: bfloat16 reaches further than float16, down (what is below 6e-8 becomes zero) and up."""
 
 
-def keeps(weight: torch.Tensor) -> bool:
-    """Whether float16 holds the weights, except for what is too small to matter."""
-    exact, half = weight.float(), weight.half()
-    return bool(half.isfinite().all() and (half.float() - exact).norm() <= _MAX_LOSS * exact.norm())
-
-
 class HalfLinear(nn.Module):
-    """In place of `linear`. Raises RuntimeError (or AttributeError) where this build of torch lacks the kernel."""
+    """In place of `linear`."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
@@ -33,6 +27,22 @@ class HalfLinear(nn.Module):
         self._packed: Any = torch.ops.quantized.linear_prepack_fp16(linear.weight.detach().float(), floats)
         self.weight = torch.empty_like(linear.weight, device="meta")
         """Without content: some models look at its dtype."""
+
+    @staticmethod
+    def is_available(dtype: torch.dtype) -> bool:
+        if dtype != torch.bfloat16:
+            return False
+        try:
+            torch.ops.quantized.linear_prepack_fp16(torch.zeros(1, 1), None)
+        except (RuntimeError, AttributeError):  # a build without FBGEMM
+            return False
+        return True
+
+    @staticmethod
+    def fits(linear: nn.Linear) -> bool:
+        """Whether float16 holds the weights, except for what is too small to matter."""
+        exact, half = linear.weight.float(), linear.weight.half()
+        return bool(half.isfinite().all() and (half.float() - exact).norm() <= _MAX_LOSS * exact.norm())
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`[..., in]` -> `[..., out]`, of x's dtype"""

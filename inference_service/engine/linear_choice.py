@@ -8,48 +8,43 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from inference_service.engine import half_linear
 from inference_service.engine.half_linear import HalfLinear
-from inference_service.engine.packed_linear import PackedLinear, can_pack
+from inference_service.engine.native_modules import WideningLinear
+from inference_service.engine.packed_linear import PackedLinear
 
 Swap = Callable[[nn.Linear], nn.Module]
+KINDS: tuple[type[PackedLinear] | type[HalfLinear] | type[WideningLinear], ...] = (PackedLinear, HalfLinear, WideningLinear)
 ROWS = (16, 256)
 """A decode step of some streams, and a prefill."""
 _WIDTH, _REPEATS, _COPIES = 1024, 5, 4
 
 
 def choose_linear(dtype: torch.dtype) -> Swap | None:
-    """What to put in place of a linear layer of the dtype; None: nothing is faster. Takes some tens of milliseconds."""
-    packed = PackedLinear if can_pack(dtype) else None
-    if dtype != torch.bfloat16 or not _half_is_faster(packed):
-        return packed
+    """What to put in place of a linear layer of the dtype: the fastest that fits it. None: there is no choice. Takes some 0.1 s."""
+    kinds = [kind for kind in KINDS if kind.is_available(dtype)]
+    if len(kinds) > 1:
+        kinds.sort(key=lambda kind: _cost(kind, dtype))
+    if not kinds:
+        return None
 
     def swap(linear: nn.Linear) -> nn.Module:
-        if half_linear.keeps(linear.weight):
-            return HalfLinear(linear)
-        return linear if packed is None else packed(linear)
+        return next((kind(linear) for kind in kinds if kind.fits(linear)), linear)
 
     return swap
 
 
 @torch.no_grad()
-def _half_is_faster(packed: type[PackedLinear] | None) -> bool:
-    """By the product of the ratios, so that each number of rows counts the same."""
-    linears = [nn.Linear(_WIDTH, _WIDTH, bias=False, dtype=torch.bfloat16) for _ in range(_COPIES)]
-    try:
-        half: list[nn.Module] = [HalfLinear(linear) for linear in linears]
-    except (RuntimeError, AttributeError):
-        return False
-    other: list[nn.Module] = [linear if packed is None else packed(linear) for linear in linears]
-    ratio = 1.0
+def _cost(kind: Callable[[nn.Linear], nn.Module], dtype: torch.dtype) -> float:
+    """The product of the times, so that each number of rows counts the same."""
+    linears = [kind(nn.Linear(_WIDTH, _WIDTH, bias=False, dtype=dtype)) for _ in range(_COPIES)]
+    cost = 1.0
     for rows in ROWS:
-        ratio *= _seconds(half, rows) / _seconds(other, rows)
-    return ratio < 1.0
+        cost *= _seconds(linears, torch.ones(1, rows, _WIDTH, dtype=dtype))
+    return cost
 
 
-def _seconds(linears: list[nn.Module], rows: int) -> float:
+def _seconds(linears: list[nn.Module], x: torch.Tensor) -> float:
     """The best of several, so that a busy machine doesn't decide."""
-    x = torch.ones(1, rows, _WIDTH, dtype=torch.bfloat16)
     best = float("inf")
     for _ in range(_REPEATS):
         begun = time.perf_counter()

@@ -10,12 +10,6 @@ _TYPICAL_ROWS = 16
 """The layout is chosen for so many rows, those of a decode step; it serves any number."""
 
 
-def can_pack(dtype: torch.dtype) -> bool:
-    """Whether this build of torch has the kernel for the dtype."""
-    available = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    return bool(available) and dtype in (torch.bfloat16, torch.float32)
-
-
 class PackedLinear(nn.Module):
     """`weight` is opaque, but has the dtype and shape of the original `[out, in]`."""
 
@@ -24,6 +18,15 @@ class PackedLinear(nn.Module):
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), _TYPICAL_ROWS)
         self.bias = linear.bias
+
+    @staticmethod
+    def is_available(dtype: torch.dtype) -> bool:
+        available = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+        return bool(available) and dtype in (torch.bfloat16, torch.float32)
+
+    @staticmethod
+    def fits(linear: nn.Linear) -> bool:
+        return True
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`[..., in]` -> `[..., out]`"""

@@ -9,10 +9,11 @@ from transformers import LlamaConfig
 from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
 from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
 
-from inference_service.engine import half_linear, linear_choice
+from inference_service.engine import linear_choice, native_kernels
 from inference_service.engine.faster_modules import JoinedPart, TorchRMSNorm, speed_up
 from inference_service.engine.half_linear import HalfLinear
-from inference_service.engine.linear_choice import choose_linear
+from inference_service.engine.linear_choice import KINDS, choose_linear
+from inference_service.engine.native_modules import NativeRMSNorm, WideningLinear
 from inference_service.engine.packed_linear import PackedLinear
 from tests.inference_service.engine.builders import tiny_base
 
@@ -57,39 +58,49 @@ def test_gate_and_up_become_one_product() -> None:
     torch.testing.assert_close(module(x), expected, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("kind", [HalfLinear, WideningLinear])
+@pytest.mark.parametrize("rows", [*range(1, 18), 40])
 @pytest.mark.parametrize("bias", [True, False])
 @torch.no_grad()
-def test_half_precision_weights_give_better_numbers_than_bfloat16_arithmetic(bias: bool) -> None:
+def test_arithmetic_in_float32_gives_better_numbers_than_in_bfloat16(kind: type[nn.Module], rows: int, bias: bool) -> None:
+    if not kind.is_available(torch.bfloat16):
+        pytest.skip("not on this machine")
     torch.manual_seed(0)
-    linear = nn.Linear(64, 48, bias=bias, dtype=torch.bfloat16)
-    x = torch.randn(1, 7, 64, dtype=torch.bfloat16)
+    linear = nn.Linear(64, 80 if bias else 64, bias=bias, dtype=torch.bfloat16)
+    x = torch.randn(1, rows, 64, dtype=torch.bfloat16)
     exact = nn.functional.linear(x.double(), linear.weight.double(), None if linear.bias is None else linear.bias.double())
-    half = HalfLinear(linear)
-    found = half(x)
-    assert (found.dtype, found.shape, half.weight.dtype, half.weight.shape) == (torch.bfloat16, (1, 7, 48), torch.bfloat16, (48, 64))
+    made = kind(linear)
+    found = made(x)
+    assert (found.dtype, found.shape) == (torch.bfloat16, exact.shape)
+    assert (made.weight.dtype, made.weight.shape) == (torch.bfloat16, linear.weight.shape)
     torch.testing.assert_close(found.double(), exact, rtol=2**-8, atol=1e-6)  # the result's own rounding
 
 
-@pytest.mark.parametrize(("value", "kept"), [(1.0, True), (1e-9, True), (1e5, False)])
-def test_weights_beyond_float16_are_noticed(value: float, kept: bool) -> None:
-    weight = torch.randn(8, 8, generator=torch.Generator().manual_seed(0)).bfloat16()
-    weight[3, 3] = value
-    assert half_linear.keeps(weight) is kept
+@pytest.mark.parametrize(("value", "fits"), [(1.0, True), (1e-9, True), (1e5, False)])
+def test_weights_beyond_float16_are_noticed(value: float, fits: bool) -> None:
+    linear = nn.Linear(8, 8, dtype=torch.bfloat16)
+    with torch.no_grad():
+        linear.weight[3, 3] = value
+    assert HalfLinear.fits(linear) is fits
 
 
-@pytest.mark.parametrize("half_is_faster", [True, False])
-def test_the_faster_kernel_is_taken(monkeypatch: pytest.MonkeyPatch, half_is_faster: bool) -> None:
-    monkeypatch.setattr(linear_choice, "_seconds", lambda linears, rows: float(isinstance(linears[0], HalfLinear) != half_is_faster) + 1)
-    fine, huge = nn.Linear(8, 8, dtype=torch.bfloat16), nn.Linear(8, 8, dtype=torch.bfloat16)
-    nn.init.constant_(huge.weight, 1e30)
+@pytest.mark.parametrize("fastest", KINDS)
+def test_the_fastest_kernel_is_taken(monkeypatch: pytest.MonkeyPatch, fastest: type[nn.Module]) -> None:
+    if not fastest.is_available(torch.bfloat16):
+        pytest.skip("not on this machine")
+    monkeypatch.setattr(linear_choice, "_cost", lambda kind, dtype: KINDS.index(kind) + 1 if kind is not fastest else 0)
+    fine, odd = nn.Linear(16, 16, dtype=torch.bfloat16), nn.Linear(16, 17, dtype=torch.bfloat16)
+    nn.init.constant_(odd.weight, 1e30)
     swap = choose_linear(torch.bfloat16)
     assert swap is not None
-    assert isinstance(swap(fine), HalfLinear if half_is_faster else PackedLinear)
-    assert isinstance(swap(huge), PackedLinear)
+    assert isinstance(swap(fine), fastest)
+    assert isinstance(swap(odd), PackedLinear)
 
 
 def test_float32_stays_exact() -> None:
-    assert choose_linear(torch.float32) is PackedLinear
+    swap = choose_linear(torch.float32)
+    assert swap is not None
+    assert isinstance(swap(nn.Linear(16, 16)), PackedLinear)
 
 
 @torch.no_grad()
@@ -104,6 +115,21 @@ def test_only_plain_rms_norms_are_swapped() -> None:
     assert isinstance(module["gemma"], Gemma2RMSNorm)
     for name, norm in module.items():
         torch.testing.assert_close(norm(x), expected[name])
+
+
+@pytest.mark.skipif(native_kernels.load() is None, reason="no compiled kernels on this machine")
+@torch.no_grad()
+def test_rms_norm_in_one_pass() -> None:
+    norm = LlamaRMSNorm(48).bfloat16()
+    nn.init.normal_(norm.weight)
+    module = nn.ModuleDict({"norm": norm})
+    x = torch.randn(2, 3, 48).bfloat16() * 5
+    x[0, 1] = 0
+    speed_up(module, CPU, torch.bfloat16)
+    assert isinstance(module["norm"], NativeRMSNorm)
+    exact = nn.functional.rms_norm(x.double(), (48,), norm.weight.double(), norm.variance_epsilon)
+    torch.testing.assert_close(module["norm"](x).double(), exact, rtol=2**-8, atol=1e-30)
+    torch.testing.assert_close(module["norm"](x.transpose(0, 1)).double(), exact.transpose(0, 1), rtol=2**-8, atol=1e-30)
 
 
 def test_a_tied_head_leaves_the_embeddings_alone() -> None:

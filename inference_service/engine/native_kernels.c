@@ -1,0 +1,271 @@
+/* Kernels for a processor with AVX-512, bfloat16 in and out, all arithmetic in float32. `native_kernels.py` compiles and loads them.
+ *
+ * linear: y = x W^T + b. Processors without tiles for bfloat16 (AMX) multiply more in float32 than in bfloat16 (measured on a Xeon with
+ * AVX512-BF16: 5.4e9 fused multiply-adds of 16 numbers a second and core, against 1.3e9 dot products of 16 pairs), so every weight is widened
+ * in a register. That costs one instruction for 16 weights, and 16 rows share it. The sum of a row doesn't depend on the other rows.
+ *
+ * Layout. 16 outputs are a panel: [in / 2][16 outputs][2 inputs] of bfloat16, so that one register holds two inputs of 16 outputs, and a
+ * shift and a mask part them. 16 rows of x are a block: [in][16 rows] of float32, one cache line for an input.
+ *
+ * rms_norm: torch's own takes nine passes, and as long as a product.
+ *
+ * decode_attention: one new token in each of some rows of the cache. Every row reads its own slots and no padding, and the query heads
+ * of one key head read it once.
+ */
+#include <immintrin.h>
+#include <math.h>
+#include <omp.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum {
+  LANES = 16,
+  AHEAD = 2048, /* bytes between the weights in use and those asked for: the latency of memory, at the rate at which they are used */
+  CACHED = 1 << 20, /* bytes of x that stay in the second-level cache while the panels go past */
+};
+
+#define AVX512 __attribute__((target("avx512f")))
+#define INLINE __attribute__((target("avx512f"), always_inline)) static inline
+
+INLINE __m512 wide(const uint16_t *values) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)values)), 16));
+}
+
+INLINE __m256i narrow(__m512 values) { /* to nearest, ties to even; what is not a number stays none */
+  __m512i bits = _mm512_castps_si512(values);
+  __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+  __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+  __mmask16 not_numbers = _mm512_cmp_ps_mask(values, values, _CMP_UNORD_Q);
+  rounded = _mm512_mask_mov_epi32(rounded, not_numbers, _mm512_set1_epi32(0x7fc00000));
+  return _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16));
+}
+
+/* `rows` rows of one block by `panels` panels: both are constants wherever this is inlined, and the sums live in registers. */
+INLINE void tile(int rows, int panels, const float *x, const uint16_t *weights, const float *bias, uint16_t *y, int64_t in, int64_t out) {
+  __m512 sums[LANES][4];
+#pragma GCC unroll 16
+  for (int row = 0; row < rows; row++)
+#pragma GCC unroll 4
+    for (int panel = 0; panel < panels; panel++) sums[row][panel] = bias ? _mm512_loadu_ps(bias + panel * LANES) : _mm512_setzero_ps();
+  for (int64_t at = 0; at < in; at += 2) {
+    __m512 first[4], second[4];
+#pragma GCC unroll 4
+    for (int panel = 0; panel < panels; panel++) {
+      const uint16_t *pairs = weights + (panel * in + at) * LANES;
+      _mm_prefetch((const char *)pairs + AHEAD, _MM_HINT_T0);
+      __m512i both = _mm512_loadu_si512(pairs);
+      first[panel] = _mm512_castsi512_ps(_mm512_slli_epi32(both, 16));
+      second[panel] = _mm512_castsi512_ps(_mm512_and_si512(both, _mm512_set1_epi32((int)0xffff0000)));
+    }
+#pragma GCC unroll 16
+    for (int row = 0; row < rows; row++)
+#pragma GCC unroll 4
+      for (int panel = 0; panel < panels; panel++)
+        sums[row][panel] = _mm512_fmadd_ps(first[panel], _mm512_set1_ps(x[at * LANES + row]), sums[row][panel]);
+#pragma GCC unroll 16
+    for (int row = 0; row < rows; row++)
+#pragma GCC unroll 4
+      for (int panel = 0; panel < panels; panel++)
+        sums[row][panel] = _mm512_fmadd_ps(second[panel], _mm512_set1_ps(x[(at + 1) * LANES + row]), sums[row][panel]);
+  }
+#pragma GCC unroll 16
+  for (int row = 0; row < rows; row++)
+#pragma GCC unroll 4
+    for (int panel = 0; panel < panels; panel++)
+      _mm256_storeu_si256((__m256i *)(y + row * out + panel * LANES), narrow(sums[row][panel]));
+}
+
+#define CASE(ROWS, PANELS) \
+  case ROWS: tile(ROWS, PANELS, x, weights, bias, y, in, out); break;
+
+/* Few rows wait for memory: four panels at once are four streams. */
+AVX512 static void four_panels(int64_t rows, const float *x, const uint16_t *weights, const float *bias,
+                                                            uint16_t *y, int64_t in, int64_t out) {
+  switch (rows) { CASE(1, 4) CASE(2, 4) CASE(3, 4) CASE(4, 4) }
+}
+
+AVX512 static void one_panel(int64_t rows, const float *x, const uint16_t *weights, const float *bias,
+                                                          uint16_t *y, int64_t in, int64_t out) {
+  switch (rows) {
+    CASE(1, 1) CASE(2, 1) CASE(3, 1) CASE(4, 1) CASE(5, 1) CASE(6, 1) CASE(7, 1) CASE(8, 1)
+    CASE(9, 1) CASE(10, 1) CASE(11, 1) CASE(12, 1) CASE(13, 1) CASE(14, 1) CASE(15, 1) CASE(16, 1)
+  }
+}
+
+/* Columns [at, at + 16) of some rows of x, turned round. */
+AVX512 static void turn(const uint16_t *x, float *block, int64_t rows, int64_t in, int64_t at) {
+  for (int64_t row = 0; row < rows; row++) {
+    float values[LANES];
+    _mm512_storeu_ps(values, wide(x + row * in + at));
+    for (int lane = 0; lane < LANES; lane++) block[(at + lane) * LANES + row] = values[lane];
+  }
+}
+
+/* x [rows][in], y [rows][out], bias [out] of float32 or null; in and out are multiples of 16. Returns 0, or -1 without memory. */
+int linear(const uint16_t *x, const uint16_t *weights, const float *bias, uint16_t *y, int64_t rows, int64_t in, int64_t out, int threads) {
+  if (rows == 0) return 0;
+  int64_t blocks = (rows + LANES - 1) / LANES, block_size = in * LANES;
+  float *turned = aligned_alloc(64, (size_t)(blocks * block_size) * sizeof(float));
+  if (!turned) return -1;
+  int64_t panels = out / LANES, together = rows <= 4 && panels % 4 == 0 ? 4 : 1;
+  int64_t cached = CACHED / (block_size * (int64_t)sizeof(float));
+  if (cached < 1) cached = 1;
+#pragma omp parallel num_threads(threads)
+  {
+#pragma omp for schedule(static)
+    for (int64_t piece = 0; piece < blocks * (in / LANES); piece++) {
+      int64_t block = piece / (in / LANES), row = block * LANES;
+      turn(x + row * in, turned + block * block_size, rows - row < LANES ? rows - row : LANES, in, piece % (in / LANES) * LANES);
+    }
+    for (int64_t begin = 0; begin < blocks; begin += cached) {
+      int64_t end = begin + cached < blocks ? begin + cached : blocks;
+#pragma omp for schedule(static) nowait
+      for (int64_t group = 0; group < panels / together; group++) {
+        int64_t column = group * together * LANES;
+        for (int64_t block = begin; block < end; block++) {
+          int64_t row = block * LANES, count = rows - row < LANES ? rows - row : LANES;
+          (together == 4 ? four_panels : one_panel)(count, turned + block * block_size, weights + column * in, bias ? bias + column : NULL,
+                                                    y + row * out + column, in, out);
+        }
+      }
+    }
+  }
+  free(turned);
+  return 0;
+}
+
+/* y = weight * x / sqrt(mean(x^2) + epsilon), x and y [rows][width], width a multiple of 16. */
+AVX512 void rms_norm(const uint16_t *x, const uint16_t *weight, uint16_t *y, int64_t rows, int64_t width, float epsilon) {
+  for (int64_t row = 0; row < rows; row++, x += width, y += width) {
+    __m512 squares = _mm512_setzero_ps();
+    for (int64_t at = 0; at < width; at += LANES) squares = _mm512_fmadd_ps(wide(x + at), wide(x + at), squares);
+    __m512 scale = _mm512_set1_ps(1 / sqrtf(_mm512_reduce_add_ps(squares) / (float)width + epsilon));
+    for (int64_t at = 0; at < width; at += LANES)
+      _mm256_storeu_si256((__m256i *)(y + at), narrow(_mm512_mul_ps(_mm512_mul_ps(wide(x + at), scale), wide(weight + at))));
+  }
+}
+
+/* 2^x; Taylor's series about the nearest whole number, whose rest is below a float's last bit. */
+INLINE __m512 exp2_of(__m512 x) {
+  const float series[] = {1.5403530e-4f, 1.3333558e-3f, 9.6181291e-3f, 5.5504109e-2f, 2.4022651e-1f, 6.9314718e-1f, 1.0f};
+  __m512 whole = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC), part = _mm512_sub_ps(x, whole);
+  __m512 power = _mm512_set1_ps(series[0]);
+#pragma GCC unroll 6
+  for (int term = 1; term < 7; term++) power = _mm512_fmadd_ps(power, part, _mm512_set1_ps(series[term]));
+  return _mm512_scalef_ps(power, whole);
+}
+
+/* scores [padded] become weights, of which `slots` count; returns one over their sum. */
+INLINE float softmax(float *scores, int64_t slots, int64_t padded) {
+  for (int64_t slot = slots; slot < padded; slot++) scores[slot] = -INFINITY;
+  __m512 highest = _mm512_set1_ps(-INFINITY), sum = _mm512_setzero_ps();
+  for (int64_t slot = 0; slot < padded; slot += LANES) highest = _mm512_max_ps(highest, _mm512_loadu_ps(scores + slot));
+  highest = _mm512_set1_ps(_mm512_reduce_max_ps(highest));
+  for (int64_t slot = 0; slot < padded; slot += LANES) {
+    __m512 weights = exp2_of(_mm512_sub_ps(_mm512_loadu_ps(scores + slot), highest));
+    sum = _mm512_add_ps(sum, weights);
+    _mm512_storeu_ps(scores + slot, weights);
+  }
+  return 1 / _mm512_reduce_add_ps(sum);
+}
+
+/* Some query heads of one key head: query and out [queries][width], keys and values [slots][width], scores [queries][padded]. Weights are
+ * powers of two, so scale has a factor of log2(e). */
+INLINE void attend(int queries, int vectors, const uint16_t *query, const uint16_t *keys, const uint16_t *values, uint16_t *out,
+                   float *scores, int64_t slots, int64_t padded, float scale) {
+  const int64_t width = vectors * LANES;
+  __m512 rows[4][8];
+#pragma GCC unroll 4
+  for (int head = 0; head < queries; head++)
+#pragma GCC unroll 8
+    for (int part = 0; part < vectors; part++)
+      rows[head][part] = _mm512_mul_ps(wide(query + head * width + part * LANES), _mm512_set1_ps(scale));
+  for (int64_t slot = 0; slot < slots; slot++) {
+    __m512 key[8];
+#pragma GCC unroll 8
+    for (int part = 0; part < vectors; part++) key[part] = wide(keys + slot * width + part * LANES);
+#pragma GCC unroll 4
+    for (int head = 0; head < queries; head++) {
+      __m512 sum = _mm512_mul_ps(rows[head][0], key[0]);
+#pragma GCC unroll 8
+      for (int part = 1; part < vectors; part++) sum = _mm512_fmadd_ps(rows[head][part], key[part], sum);
+      scores[head * padded + slot] = _mm512_reduce_add_ps(sum);
+    }
+  }
+  float shares[4];
+#pragma GCC unroll 4
+  for (int head = 0; head < queries; head++) {
+    shares[head] = softmax(scores + head * padded, slots, padded);
+#pragma GCC unroll 8
+    for (int part = 0; part < vectors; part++) rows[head][part] = _mm512_setzero_ps();
+  }
+  for (int64_t slot = 0; slot < slots; slot++) {
+#pragma GCC unroll 8
+    for (int part = 0; part < vectors; part++) {
+      __m512 value = wide(values + slot * width + part * LANES);
+#pragma GCC unroll 4
+      for (int head = 0; head < queries; head++)
+        rows[head][part] = _mm512_fmadd_ps(_mm512_set1_ps(scores[head * padded + slot]), value, rows[head][part]);
+    }
+  }
+#pragma GCC unroll 4
+  for (int head = 0; head < queries; head++)
+#pragma GCC unroll 8
+    for (int part = 0; part < vectors; part++)
+      _mm256_storeu_si256((__m256i *)(out + head * width + part * LANES),
+                          narrow(_mm512_mul_ps(rows[head][part], _mm512_set1_ps(shares[head]))));
+}
+
+#define QUERIES(VECTORS) \
+  AVX512 static void attend_##VECTORS(int64_t queries, const uint16_t *query, const uint16_t *keys, const uint16_t *values, uint16_t *out, \
+                                      float *scores, int64_t slots, int64_t padded, float scale) { \
+    switch (queries) { \
+      case 1: attend(1, VECTORS, query, keys, values, out, scores, slots, padded, scale); break; \
+      case 2: attend(2, VECTORS, query, keys, values, out, scores, slots, padded, scale); break; \
+      case 3: attend(3, VECTORS, query, keys, values, out, scores, slots, padded, scale); break; \
+      case 4: attend(4, VECTORS, query, keys, values, out, scores, slots, padded, scale); break; \
+    } \
+  }
+QUERIES(1)
+QUERIES(2)
+QUERIES(4)
+QUERIES(6)
+QUERIES(8)
+
+/* Token i goes to slot positions[i] of row rows[i] of the cache and attends to what is there, of the last `window` slots if window is not 0.
+ *
+ * query and out [tokens][heads][width], new_keys and new_values [tokens][kv_heads][width], the cache's keys and values with a row every
+ * `row_stride` numbers, a head every `head_stride` and a slot every `width`; width is 16, 32, 64, 96 or 128. Returns 0, -1 without memory, or
+ * -2, with nothing written, for what lies outside of `max_rows` rows of `max_length` slots.
+ */
+int decode_attention(const uint16_t *query, const uint16_t *new_keys, const uint16_t *new_values, uint16_t *keys, uint16_t *values,
+                     uint16_t *out, const int64_t *rows, const int64_t *positions, int64_t tokens, int64_t heads, int64_t kv_heads,
+                     int64_t width, int64_t row_stride, int64_t head_stride, int64_t max_rows, int64_t max_length, int64_t window, float scale,
+                     int threads) {
+  int64_t longest = 0, group = heads / kv_heads;
+  for (int64_t token = 0; token < tokens; token++) {
+    if (rows[token] < 0 || rows[token] >= max_rows || positions[token] < 0 || positions[token] >= max_length) return -2;
+    longest = positions[token] + 1 > longest ? positions[token] + 1 : longest;
+  }
+  int64_t padded = (longest + LANES - 1) / LANES * LANES;
+  float *scratch = aligned_alloc(64, (size_t)(threads * 4 * padded) * sizeof(float));
+  if (!scratch) return -1;
+#pragma omp parallel for schedule(dynamic) num_threads(threads)
+  for (int64_t item = 0; item < tokens * kv_heads; item++) {
+    int64_t token = item / kv_heads, kv_head = item % kv_heads, position = positions[token];
+    int64_t begin = window && position >= window ? position - window + 1 : 0, slots = position + 1 - begin;
+    uint16_t *row_keys = keys + rows[token] * row_stride + kv_head * head_stride;
+    uint16_t *row_values = values + rows[token] * row_stride + kv_head * head_stride;
+    memcpy(row_keys + position * width, new_keys + item * width, (size_t)width * sizeof *keys);
+    memcpy(row_values + position * width, new_values + item * width, (size_t)width * sizeof *values);
+    for (int64_t first = 0; first < group; first += 4) {
+      int64_t queries = group - first < 4 ? group - first : 4, at = (token * heads + kv_head * group + first) * width;
+      (width == 16 ? attend_1 : width == 32 ? attend_2 : width == 64 ? attend_4 : width == 96 ? attend_6 : attend_8)(
+          queries, query + at, row_keys + begin * width, row_values + begin * width, out + at, scratch + omp_get_thread_num() * 4 * padded,
+          slots, (slots + LANES - 1) / LANES * LANES, scale * (float)M_LOG2E);
+    }
+  }
+  free(scratch);
+  return 0;
+}

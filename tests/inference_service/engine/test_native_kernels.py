@@ -1,0 +1,187 @@
+"""The compiled kernels: rows that don't depend on one another, numbers that are none, wrong input, and machines that can't have them."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from inference_service.engine import native_kernels
+from inference_service.engine.native_modules import NativeRMSNorm, WideningLinear, attends_natively, decode_attention
+
+needs_kernels = pytest.mark.skipif(native_kernels.load() is None, reason="no compiled kernels on this machine")
+
+
+@pytest.fixture
+def nothing_loaded() -> Iterator[None]:
+    native_kernels.load.cache_clear()
+    yield
+    native_kernels.load.cache_clear()
+
+
+@needs_kernels
+@torch.no_grad()
+def test_a_row_gets_the_same_bits_in_any_company() -> None:
+    torch.manual_seed(0)
+    linear = WideningLinear(nn.Linear(96, 128, dtype=torch.bfloat16))
+    x = torch.randn(37, 96).bfloat16()
+    together = linear(x)
+    for begin, end in ((0, 1), (3, 7), (0, 16), (20, 37)):
+        assert linear(x[begin:end]).equal(together[begin:end])
+
+
+@needs_kernels
+@torch.no_grad()
+def test_large_enough_for_all_threads_and_every_cache() -> None:
+    torch.manual_seed(0)
+    linear = nn.Linear(1536, 576, bias=False, dtype=torch.bfloat16)
+    x = torch.randn(400, 1536).bfloat16()
+    exact = x.double() @ linear.weight.double().T
+    torch.testing.assert_close(WideningLinear(linear)(x).double(), exact, rtol=2**-7, atol=1e-4)
+
+
+@needs_kernels
+@torch.no_grad()
+def test_what_is_no_number_stays_in_its_row() -> None:
+    x = torch.ones(6, 32).bfloat16()
+    x[1, 5], x[2, 5], x[3] = float("nan"), float("inf"), 3e38
+    found = WideningLinear(nn.Linear(32, 16, bias=False, dtype=torch.bfloat16))(x)
+    assert found[1].isnan().all()
+    assert not found[2].isfinite().any()
+    assert found[[0, 4, 5]].isfinite().all()
+    norm = NativeRMSNorm(torch.ones(32, dtype=torch.bfloat16), 1e-5)(x)
+    assert norm[1].isnan().all()
+    torch.testing.assert_close(norm[[0, 4]].float(), torch.ones(2, 32))
+
+
+@needs_kernels
+@pytest.mark.parametrize(
+    "x", [torch.ones(3, 31).bfloat16(), torch.ones(3, 32), torch.ones(3, 64).bfloat16()], ids=["short", "float32", "long"]
+)
+def test_memory_is_not_misread(x: torch.Tensor) -> None:
+    for module in (WideningLinear(nn.Linear(32, 16, dtype=torch.bfloat16)), NativeRMSNorm(torch.ones(32, dtype=torch.bfloat16), 1e-5)):
+        with pytest.raises(ValueError, match=r"bfloat16 \[..., 32\] on the CPU is wanted"):
+            module(x)
+
+
+@needs_kernels
+def test_no_rows_at_all() -> None:
+    assert WideningLinear(nn.Linear(32, 16, dtype=torch.bfloat16))(torch.ones(0, 32).bfloat16()).shape == (0, 16)
+
+
+def _cache(num_rows: int, kv_heads: int, length: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+    shape = (num_rows, kv_heads, length, width)
+    return torch.randn(shape).bfloat16(), torch.randn(shape).bfloat16()
+
+
+@needs_kernels
+@pytest.mark.parametrize("width", [16, 32, 64, 96, 128])
+@pytest.mark.parametrize(("heads", "kv_heads"), [(1, 1), (6, 3), (9, 3), (4, 1), (5, 1), (14, 2)])
+@pytest.mark.parametrize("window", [0, 5])
+def test_decode_attention(width: int, heads: int, kv_heads: int, window: int) -> None:
+    torch.manual_seed(0)
+    keys, values = _cache(9, kv_heads, 40, width)
+    rows, positions = torch.tensor([5, 0, 8, 3]), torch.tensor([0, 17, 39, 15])
+    for row, position in zip(rows, positions, strict=True):  # what was there before of others must not be seen
+        keys[row, :, position:] = values[row, :, position:] = float("nan")
+    before = keys.clone(), values.clone()
+    query = torch.randn(heads, 4, width).bfloat16().transpose(0, 1)
+    key, value = (torch.randn(4, kv_heads, width).bfloat16() for _ in range(2))
+    assert attends_natively(keys, values)
+    found = decode_attention(query, key, value, keys, values, rows, positions, window, None)
+    for index, (row, position) in enumerate(zip(rows.tolist(), positions.tolist(), strict=True)):
+        begin = max(0, position - window + 1) if window else 0
+        assert keys[row, :, position].equal(key[index])
+        assert values[row, :, position].equal(value[index])
+        mine = [tensor[row, :, begin : position + 1].double().repeat_interleave(heads // kv_heads, dim=0) for tensor in (keys, values)]
+        exact = nn.functional.scaled_dot_product_attention(query[index][:, None].double(), *mine)[:, 0]
+        torch.testing.assert_close(found[index].double(), exact, rtol=2**-8, atol=1e-5)
+        alone = [tensor[index : index + 1] for tensor in (query, key, value)]
+        alone_at = rows[index : index + 1], positions[index : index + 1]
+        assert decode_attention(*alone, keys, values, *alone_at, window, None).equal(found[index : index + 1])
+    for tensor, old in zip((keys, values), before, strict=True):
+        old[rows, :, positions] = tensor[rows, :, positions]
+        torch.testing.assert_close(tensor, old, rtol=0, atol=0, equal_nan=True)
+
+
+@needs_kernels
+def test_decode_attention_over_many_slots_and_with_any_scale() -> None:
+    torch.manual_seed(0)
+    keys, values = _cache(2, 2, 3000, 64)
+    query, key, value = torch.randn(2, 4, 64).bfloat16() * 30, torch.randn(2, 2, 64).bfloat16(), torch.randn(2, 2, 64).bfloat16()
+    found = decode_attention(query, key, value, keys, values, torch.tensor([1, 0]), torch.tensor([2999, 2047]), 0, 0.5)
+    for index, (row, end) in enumerate(((1, 3000), (0, 2048))):
+        mine = [tensor[row, :, :end].double().repeat_interleave(2, dim=0) for tensor in (keys, values)]
+        exact = nn.functional.scaled_dot_product_attention(query[index][:, None].double(), *mine, scale=0.5)[:, 0]
+        torch.testing.assert_close(found[index].double(), exact, rtol=2**-7, atol=1e-3)
+
+
+@needs_kernels
+@pytest.mark.parametrize(("row", "position"), [(2, 0), (-1, 0), (0, 8), (0, -1)])
+def test_nothing_is_written_outside_of_the_cache(row: int, position: int) -> None:
+    keys, values = _cache(2, 1, 8, 16)
+    before = keys.clone()
+    new = torch.ones(2, 1, 16).bfloat16()
+    with pytest.raises(ValueError, match="outside of a cache of 2 rows of 8 slots"):
+        decode_attention(new, new, new, keys, values, torch.tensor([1, row]), torch.tensor([3, position]), 0, None)
+    assert keys.equal(before)
+
+
+@pytest.mark.parametrize(("dtype", "width"), [(torch.float32, 64), (torch.bfloat16, 80), (torch.bfloat16, 8)])
+def test_other_caches_are_left_to_torch(dtype: torch.dtype, width: int) -> None:
+    cache = torch.zeros(1, 1, 4, width, dtype=dtype)
+    assert not attends_natively(cache, cache)
+
+
+@pytest.mark.usefixtures("nothing_loaded")
+def test_without_a_compiler_only_speed_is_missing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    monkeypatch.setattr(native_kernels.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(native_kernels, "_find", lambda: None)
+    monkeypatch.setattr(native_kernels, "COMPILER", "no-such-compiler")
+    with caplog.at_level(logging.WARNING):
+        assert native_kernels.load() is None
+    assert "no no-such-compiler is installed" in caplog.text
+    assert not WideningLinear.is_available(torch.bfloat16)
+    assert not NativeRMSNorm.fits(torch.ones(32, dtype=torch.bfloat16))
+
+
+@pytest.mark.usefixtures("nothing_loaded")
+def test_another_processor_is_not_asked_to_run_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    assert native_kernels.load() is None
+
+
+@needs_kernels
+@pytest.mark.skipif(shutil.which(native_kernels.COMPILER) is None, reason="no compiler")
+def test_whoever_compiles_at_the_same_time_makes_the_same_file(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(3) as pool:
+        made = set(pool.map(native_kernels.compile_into, [tmp_path / "kernels"] * 3))
+    assert [*(tmp_path / "kernels").iterdir()] == [*made]
+    script = "from inference_service.engine import native_kernels; assert native_kernels.load(); print(open('/proc/self/maps').read())"
+    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, timeout=120, check=True)
+    teams = {line.split()[-1] for line in done.stdout.splitlines() if "libgomp" in line}
+    assert len(teams) == 1, "torch's OpenMP and the kernels' are one, else two teams of threads would fight for the cores"
+
+
+@needs_kernels
+@pytest.mark.skipif(shutil.which(native_kernels.COMPILER) is None, reason="no compiler")
+def test_a_source_that_does_not_compile_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    source = tmp_path / "native_kernels.c"
+    source.write_text("int linear(")
+    monkeypatch.setattr(native_kernels, "SOURCE", source)
+    with pytest.raises(RuntimeError, match=r"gcc refused native_kernels\.c: .*error"):
+        native_kernels.compile_into(tmp_path / "kernels")
+    assert not [*(tmp_path / "kernels").iterdir()]
