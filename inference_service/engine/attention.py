@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 
 from inference_service.engine.kv_cache import KVCache
-from inference_service.engine.native_modules import attends_natively, decode_attention
+from inference_service.engine.native_modules import attends_natively, attention
 
 
 class ChunkLike(Protocol):
@@ -112,14 +113,12 @@ class StepLayout:
 
     runs: list[Run]
     stretches: list[Stretch]
-    decode_rows: torch.Tensor
-    """[decodes]"""
-    decode_positions: torch.Tensor
-    """[decodes]"""
-
-    @property
-    def num_decodes(self) -> int:
-        return self.decode_rows.shape[0]
+    num_decodes: int
+    """Tokens that come first, one of each row; the runs are theirs."""
+    rows: torch.Tensor
+    """Of the tokens up to the first branch: `[causal tokens]`, the decodes' first."""
+    positions: torch.Tensor
+    """Of the same tokens, in their rows."""
 
 
 MAX_PADDING = 2.0
@@ -129,8 +128,9 @@ MAX_PADDING = 2.0
 def lay_out(chunks: Sequence[ChunkLike], device: torch.device) -> StepLayout:
     """`chunks` come with those of one position first, by row (`StepPlan`)."""
     singles = [chunk for chunk in chunks if chunk.num_positions == 1]
-    rows = torch.tensor([chunk.row for chunk in singles], dtype=torch.long, device=device)
-    positions = torch.tensor([chunk.start for chunk in singles], dtype=torch.long, device=device)
+    causal = list(takewhile(lambda chunk: chunk.num_positions == chunk.count, chunks))
+    rows = torch.tensor([chunk.row for chunk in causal for _ in range(chunk.count)], dtype=torch.long, device=device)
+    positions = torch.tensor([chunk.start + i for chunk in causal for i in range(chunk.count)], dtype=torch.long, device=device)
     runs: list[Run] = []
     begin = 0
     while begin < len(singles):
@@ -149,7 +149,7 @@ def lay_out(chunks: Sequence[ChunkLike], device: torch.device) -> StepLayout:
         lengths = tuple(len(branch) - 1 for branch in chunk.branches if len(branch) > 1)
         stretches.append(Stretch(offset, chunk.num_positions, chunk.row, chunk.start, lengths, device))
         offset += chunk.num_positions
-    return StepLayout(runs, stretches, rows, positions)
+    return StepLayout(runs, stretches, len(singles), rows, positions)
 
 
 class CachedAttention:
@@ -184,13 +184,16 @@ class CachedAttention:
             attend = _Explicit(softcap, s_aux)
         heads, kv_heads, decodes = query.shape[1], value.shape[1], layout.num_decodes
         pieces: list[torch.Tensor] = []
-        if decodes:
-            new = (query[0, :, :decodes].transpose(0, 1), key[0, :, :decodes].transpose(0, 1), value[0, :, :decodes].transpose(0, 1))
-            if attend is F.scaled_dot_product_attention and attends_natively(keys, values):
-                pieces.append(decode_attention(*new, keys, values, layout.decode_rows, layout.decode_positions, window, scaling))
+        native = attend is F.scaled_dot_product_attention and attends_natively(keys, values)
+        if first := layout.rows.shape[0] if native else decodes:
+            new = (query[0, :, :first].transpose(0, 1), key[0, :, :first].transpose(0, 1), value[0, :, :first].transpose(0, 1))
+            if native:
+                pieces.append(attention(*new, keys, values, layout.rows, layout.positions, window, scaling))
             else:
                 pieces.append(self._attend_runs(attend, layout, *new, keys, values, window, scaling))
         for stretch in layout.stretches:
+            if stretch.begin < first:
+                continue
             piece, row = slice(stretch.begin, stretch.begin + stretch.count), slice(stretch.row, stretch.row + 1)
             keys[stretch.row, :, stretch.start : stretch.end] = key[0, :, piece]
             values[stretch.row, :, stretch.start : stretch.end] = value[0, :, piece]
@@ -223,15 +226,16 @@ class CachedAttention:
         width]` -> `[decodes, heads, value width]`."""
         decodes, heads, _ = query.shape
         kv_heads, width = value.shape[1:]
-        keys[layout.decode_rows, :, layout.decode_positions] = key
-        values[layout.decode_rows, :, layout.decode_positions] = value
+        rows, positions = layout.rows[:decodes], layout.positions[:decodes]
+        keys[rows, :, positions] = key
+        values[rows, :, positions] = value
         # The query heads of one key head become the queries of that head: no key is repeated.
         grouped = query.reshape(decodes, kv_heads, heads // kv_heads, query.shape[2])
         attended = []
         for run in layout.runs:
-            piece, rows = slice(run.begin, run.begin + run.count), slice(run.row, run.row + run.count)
+            piece, near = slice(run.begin, run.begin + run.count), slice(run.row, run.row + run.count)
             mask = run.mask(window, query.dtype)
-            attended.append(attend(grouped[piece], keys[rows, :, : run.end], values[rows, :, : run.end], attn_mask=mask, scale=scaling))
+            attended.append(attend(grouped[piece], keys[near, :, : run.end], values[near, :, : run.end], attn_mask=mask, scale=scaling))
         return _joined(attended).reshape(decodes, heads, width)
 
 

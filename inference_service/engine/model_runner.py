@@ -63,8 +63,8 @@ class ModelRunner:
     def compute_prefix(self, soft_prompt: SoftPrompt) -> PrefixKV:
         """The keys and values of a soft prompt's positions. Raises DamagedBlob if it overflows the model's dtype."""
         count = soft_prompt.num_virtual_tokens
-        empty = torch.empty(0, dtype=torch.long, device=self._device)
-        layout = StepLayout([], [Stretch(0, count, self.scratch_row, 0, (), self._device)], empty, empty)
+        rows, positions = torch.full((count,), self.scratch_row, device=self._device), torch.arange(count, device=self._device)
+        layout = StepLayout([], [Stretch(0, count, self.scratch_row, 0, (), self._device)], 0, rows, positions)
         self._forward(layout, list(range(count)), [count - 1], embeddings=soft_prompt.cast(self._dtype, self._device))
         return self._cache.snapshot(self.scratch_row, count)
 

@@ -9,8 +9,8 @@
  *
  * rms_norm: torch's own takes nine passes, and as long as a product.
  *
- * decode_attention: one new token in each of some rows of the cache. Every row reads its own slots and no padding, and the query heads
- * of one key head read it once.
+ * attention: new tokens of any rows of the cache, one of each (decoding) or many (prefill). Each reads its own slots, without mask or
+ * padding, and the query heads of one key head read them once.
  */
 #include <immintrin.h>
 #include <math.h>
@@ -32,14 +32,15 @@ INLINE __m512 wide(const uint16_t *values) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)values)), 16));
 }
 
-INLINE __m256i narrow(__m512 values) { /* to nearest, ties to even; what is not a number stays none */
+/* To bfloat16 in the upper halves: to nearest, ties to even; what is not a number stays none. The lower halves mean nothing. */
+INLINE __m512i rounded(__m512 values) {
   __m512i bits = _mm512_castps_si512(values);
   __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-  __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
-  __mmask16 not_numbers = _mm512_cmp_ps_mask(values, values, _CMP_UNORD_Q);
-  rounded = _mm512_mask_mov_epi32(rounded, not_numbers, _mm512_set1_epi32(0x7fc00000));
-  return _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16));
+  __m512i up = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+  return _mm512_mask_mov_epi32(up, _mm512_cmp_ps_mask(values, values, _CMP_UNORD_Q), _mm512_set1_epi32(0x7fc00000));
 }
+
+INLINE __m256i narrow(__m512 values) { return _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded(values), 16)); }
 
 /* `rows` rows of one block by `panels` panels: both are constants wherever this is inlined, and the sums live in registers. */
 INLINE void tile(int rows, int panels, const float *x, const uint16_t *weights, const float *bias, uint16_t *y, int64_t in, int64_t out) {
@@ -170,80 +171,114 @@ INLINE float softmax(float *scores, int64_t slots, int64_t padded) {
   return 1 / _mm512_reduce_add_ps(sum);
 }
 
-/* Some query heads of one key head: query and out [queries][width], keys and values [slots][width], scores [queries][padded]. Weights are
- * powers of two, so scale has a factor of log2(e). */
-INLINE void attend(int queries, int vectors, const uint16_t *query, const uint16_t *keys, const uint16_t *values, uint16_t *out,
+/* The sums of four registers. */
+INLINE __m128 four_sums(__m512 a, __m512 b, __m512 c, __m512 d) {
+  __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+  __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+  __m512d ab_pairs = _mm512_castps_pd(ab), cd_pairs = _mm512_castps_pd(cd);
+  __m512 abcd = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(ab_pairs, cd_pairs)), _mm512_castpd_ps(_mm512_unpackhi_pd(ab_pairs, cd_pairs)));
+  __m256 half = _mm256_add_ps(_mm512_castps512_ps256(abcd), _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(abcd), 1)));
+  return _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+}
+
+/* 32 numbers into two registers, those with even numbers in the first: a dot product doesn't mind, and it is half the work of `wide`. */
+INLINE void part(const uint16_t *values, __m512 *even, __m512 *odd) {
+  __m512i both = _mm512_loadu_si512(values);
+  *even = _mm512_castsi512_ps(_mm512_slli_epi32(both, 16));
+  *odd = _mm512_castsi512_ps(_mm512_and_si512(both, _mm512_set1_epi32((int)0xffff0000)));
+}
+
+/* Some query heads of one key head: query and out [queries][width], keys and values [slots][width], scores [queries][padded], where width is
+ * 32 x parts. Weights are powers of two, so scale has a factor of log2(e). */
+INLINE void attend(int queries, int parts, const uint16_t *query, const uint16_t *keys, const uint16_t *values, uint16_t *out,
                    float *scores, int64_t slots, int64_t padded, float scale) {
-  const int64_t width = vectors * LANES;
+  const int64_t width = parts * 2 * LANES;
   __m512 rows[4][8];
 #pragma GCC unroll 4
   for (int head = 0; head < queries; head++)
-#pragma GCC unroll 8
-    for (int part = 0; part < vectors; part++)
-      rows[head][part] = _mm512_mul_ps(wide(query + head * width + part * LANES), _mm512_set1_ps(scale));
-  for (int64_t slot = 0; slot < slots; slot++) {
-    __m512 key[8];
-#pragma GCC unroll 8
-    for (int part = 0; part < vectors; part++) key[part] = wide(keys + slot * width + part * LANES);
 #pragma GCC unroll 4
-    for (int head = 0; head < queries; head++) {
-      __m512 sum = _mm512_mul_ps(rows[head][0], key[0]);
-#pragma GCC unroll 8
-      for (int part = 1; part < vectors; part++) sum = _mm512_fmadd_ps(rows[head][part], key[part], sum);
-      scores[head * padded + slot] = _mm512_reduce_add_ps(sum);
+    for (int at = 0; at < parts; at++) {
+      part(query + head * width + at * 2 * LANES, &rows[head][2 * at], &rows[head][2 * at + 1]);
+      rows[head][2 * at] = _mm512_mul_ps(rows[head][2 * at], _mm512_set1_ps(scale));
+      rows[head][2 * at + 1] = _mm512_mul_ps(rows[head][2 * at + 1], _mm512_set1_ps(scale));
     }
+  for (int64_t slot = 0; slot < slots; slot += 4) {
+    __m512 sums[4][4];
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) {
+      const uint16_t *key = keys + (slot + i < slots ? slot + i : slots - 1) * width; /* what comes after the last is overwritten below */
+#pragma GCC unroll 4
+      for (int at = 0; at < parts; at++) {
+        __m512 even, odd;
+        part(key + at * 2 * LANES, &even, &odd);
+#pragma GCC unroll 4
+        for (int head = 0; head < queries; head++) {
+          sums[head][i] = at ? _mm512_fmadd_ps(rows[head][2 * at], even, sums[head][i]) : _mm512_mul_ps(rows[head][0], even);
+          sums[head][i] = _mm512_fmadd_ps(rows[head][2 * at + 1], odd, sums[head][i]);
+        }
+      }
+    }
+#pragma GCC unroll 4
+    for (int head = 0; head < queries; head++)
+      _mm_storeu_ps(scores + head * padded + slot, four_sums(sums[head][0], sums[head][1], sums[head][2], sums[head][3]));
   }
   float shares[4];
 #pragma GCC unroll 4
   for (int head = 0; head < queries; head++) {
     shares[head] = softmax(scores + head * padded, slots, padded);
 #pragma GCC unroll 8
-    for (int part = 0; part < vectors; part++) rows[head][part] = _mm512_setzero_ps();
+    for (int at = 0; at < 2 * parts; at++) rows[head][at] = _mm512_setzero_ps();
   }
   for (int64_t slot = 0; slot < slots; slot++) {
-#pragma GCC unroll 8
-    for (int part = 0; part < vectors; part++) {
-      __m512 value = wide(values + slot * width + part * LANES);
 #pragma GCC unroll 4
-      for (int head = 0; head < queries; head++)
-        rows[head][part] = _mm512_fmadd_ps(_mm512_set1_ps(scores[head * padded + slot]), value, rows[head][part]);
+    for (int at = 0; at < parts; at++) {
+      __m512 even, odd;
+      part(values + slot * width + at * 2 * LANES, &even, &odd);
+#pragma GCC unroll 4
+      for (int head = 0; head < queries; head++) {
+        __m512 weight = _mm512_set1_ps(scores[head * padded + slot]);
+        rows[head][2 * at] = _mm512_fmadd_ps(weight, even, rows[head][2 * at]);
+        rows[head][2 * at + 1] = _mm512_fmadd_ps(weight, odd, rows[head][2 * at + 1]);
+      }
     }
   }
 #pragma GCC unroll 4
   for (int head = 0; head < queries; head++)
-#pragma GCC unroll 8
-    for (int part = 0; part < vectors; part++)
-      _mm256_storeu_si256((__m256i *)(out + head * width + part * LANES),
-                          narrow(_mm512_mul_ps(rows[head][part], _mm512_set1_ps(shares[head]))));
+#pragma GCC unroll 4
+    for (int at = 0; at < parts; at++) {
+      __m512i even = rounded(_mm512_mul_ps(rows[head][2 * at], _mm512_set1_ps(shares[head])));
+      __m512i odd = rounded(_mm512_mul_ps(rows[head][2 * at + 1], _mm512_set1_ps(shares[head])));
+      odd = _mm512_and_si512(odd, _mm512_set1_epi32((int)0xffff0000));
+      _mm512_storeu_si512(out + head * width + at * 2 * LANES, _mm512_or_si512(odd, _mm512_srli_epi32(even, 16)));
+    }
 }
 
-#define QUERIES(VECTORS) \
-  AVX512 static void attend_##VECTORS(int64_t queries, const uint16_t *query, const uint16_t *keys, const uint16_t *values, uint16_t *out, \
-                                      float *scores, int64_t slots, int64_t padded, float scale) { \
+#define QUERIES(PARTS) \
+  AVX512 static void attend_##PARTS(int64_t queries, const uint16_t *query, const uint16_t *keys, const uint16_t *values, uint16_t *out, \
+                                    float *scores, int64_t slots, int64_t padded, float scale) { \
     switch (queries) { \
-      case 1: attend(1, VECTORS, query, keys, values, out, scores, slots, padded, scale); break; \
-      case 2: attend(2, VECTORS, query, keys, values, out, scores, slots, padded, scale); break; \
-      case 3: attend(3, VECTORS, query, keys, values, out, scores, slots, padded, scale); break; \
-      case 4: attend(4, VECTORS, query, keys, values, out, scores, slots, padded, scale); break; \
+      case 1: attend(1, PARTS, query, keys, values, out, scores, slots, padded, scale); break; \
+      case 2: attend(2, PARTS, query, keys, values, out, scores, slots, padded, scale); break; \
+      case 3: attend(3, PARTS, query, keys, values, out, scores, slots, padded, scale); break; \
+      case 4: attend(4, PARTS, query, keys, values, out, scores, slots, padded, scale); break; \
     } \
   }
 QUERIES(1)
 QUERIES(2)
+QUERIES(3)
 QUERIES(4)
-QUERIES(6)
-QUERIES(8)
 
-/* Token i goes to slot positions[i] of row rows[i] of the cache and attends to what is there, of the last `window` slots if window is not 0.
+/* Token i goes to slot positions[i] of row rows[i] of the cache and attends to all slots up to there, or to the last `window` of them if
+ * window is not 0; tokens of one call see one another.
  *
  * query and out [tokens][heads][width], new_keys and new_values [tokens][kv_heads][width], the cache's keys and values with a row every
- * `row_stride` numbers, a head every `head_stride` and a slot every `width`; width is 16, 32, 64, 96 or 128. Returns 0, -1 without memory, or
+ * `row_stride` numbers, a head every `head_stride` and a slot every `width`; width is 32, 64, 96 or 128. Returns 0, -1 without memory, or
  * -2, with nothing written, for what lies outside of `max_rows` rows of `max_length` slots.
  */
-int decode_attention(const uint16_t *query, const uint16_t *new_keys, const uint16_t *new_values, uint16_t *keys, uint16_t *values,
-                     uint16_t *out, const int64_t *rows, const int64_t *positions, int64_t tokens, int64_t heads, int64_t kv_heads,
-                     int64_t width, int64_t row_stride, int64_t head_stride, int64_t max_rows, int64_t max_length, int64_t window, float scale,
-                     int threads) {
-  int64_t longest = 0, group = heads / kv_heads;
+int attention(const uint16_t *query, const uint16_t *new_keys, const uint16_t *new_values, uint16_t *keys, uint16_t *values, uint16_t *out,
+              const int64_t *rows, const int64_t *positions, int64_t tokens, int64_t heads, int64_t kv_heads, int64_t width,
+              int64_t row_stride, int64_t head_stride, int64_t max_rows, int64_t max_length, int64_t window, float scale, int threads) {
+  int64_t longest = 0, group = heads / kv_heads, items = tokens * kv_heads;
   for (int64_t token = 0; token < tokens; token++) {
     if (rows[token] < 0 || rows[token] >= max_rows || positions[token] < 0 || positions[token] >= max_length) return -2;
     longest = positions[token] + 1 > longest ? positions[token] + 1 : longest;
@@ -251,19 +286,26 @@ int decode_attention(const uint16_t *query, const uint16_t *new_keys, const uint
   int64_t padded = (longest + LANES - 1) / LANES * LANES;
   float *scratch = aligned_alloc(64, (size_t)(threads * 4 * padded) * sizeof(float));
   if (!scratch) return -1;
-#pragma omp parallel for schedule(dynamic) num_threads(threads)
-  for (int64_t item = 0; item < tokens * kv_heads; item++) {
-    int64_t token = item / kv_heads, kv_head = item % kv_heads, position = positions[token];
-    int64_t begin = window && position >= window ? position - window + 1 : 0, slots = position + 1 - begin;
-    uint16_t *row_keys = keys + rows[token] * row_stride + kv_head * head_stride;
-    uint16_t *row_values = values + rows[token] * row_stride + kv_head * head_stride;
-    memcpy(row_keys + position * width, new_keys + item * width, (size_t)width * sizeof *keys);
-    memcpy(row_values + position * width, new_values + item * width, (size_t)width * sizeof *values);
-    for (int64_t first = 0; first < group; first += 4) {
-      int64_t queries = group - first < 4 ? group - first : 4, at = (token * heads + kv_head * group + first) * width;
-      (width == 16 ? attend_1 : width == 32 ? attend_2 : width == 64 ? attend_4 : width == 96 ? attend_6 : attend_8)(
-          queries, query + at, row_keys + begin * width, row_values + begin * width, out + at, scratch + omp_get_thread_num() * 4 * padded,
-          slots, (slots + LANES - 1) / LANES * LANES, scale * (float)M_LOG2E);
+#pragma omp parallel num_threads(threads)
+  {
+#pragma omp for schedule(static)
+    for (int64_t item = 0; item < items; item++) {
+      int64_t token = item / kv_heads, head = rows[token] * row_stride + item % kv_heads * head_stride;
+      memcpy(keys + head + positions[token] * width, new_keys + item * width, (size_t)width * sizeof *keys);
+      memcpy(values + head + positions[token] * width, new_values + item * width, (size_t)width * sizeof *values);
+    }
+    float *scores = scratch + omp_get_thread_num() * 4 * padded;
+#pragma omp for schedule(dynamic)
+    for (int64_t item = 0; item < items; item++) {
+      int64_t token = item / kv_heads, kv_head = item % kv_heads, position = positions[token];
+      int64_t begin = window && position >= window ? position - window + 1 : 0, slots = position + 1 - begin;
+      int64_t first_slot = rows[token] * row_stride + kv_head * head_stride + begin * width;
+      for (int64_t first = 0; first < group; first += 4) {
+        int64_t queries = group - first < 4 ? group - first : 4, at = (token * heads + kv_head * group + first) * width;
+        (width == 32 ? attend_1 : width == 64 ? attend_2 : width == 96 ? attend_3 : attend_4)(
+            queries, query + at, keys + first_slot, values + first_slot, out + at, scores, slots, (slots + LANES - 1) / LANES * LANES,
+            scale * (float)M_LOG2E);
+      }
     }
   }
   free(scratch);

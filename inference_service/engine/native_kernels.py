@@ -46,8 +46,8 @@ def load() -> ctypes.CDLL | None:
     kernels.linear.restype = ctypes.c_int
     kernels.rms_norm.argtypes = [ctypes.c_void_p] * 3 + [ctypes.c_int64] * 2 + [ctypes.c_float]
     kernels.rms_norm.restype = None
-    kernels.decode_attention.argtypes = [ctypes.c_void_p] * 8 + [ctypes.c_int64] * 9 + [ctypes.c_float, ctypes.c_int]
-    kernels.decode_attention.restype = ctypes.c_int
+    kernels.attention.argtypes = [ctypes.c_void_p] * 8 + [ctypes.c_int64] * 9 + [ctypes.c_float, ctypes.c_int]
+    kernels.attention.restype = ctypes.c_int
     return kernels
 
 

@@ -73,12 +73,12 @@ class NativeRMSNorm(nn.Module):
         return y
 
 
-_HEAD_WIDTHS = (16, 32, 64, 96, 128)
+_HEAD_WIDTHS = (32, 64, 96, 128)
 _OUTSIDE = -2
 
 
 def attends_natively(keys: torch.Tensor, values: torch.Tensor) -> bool:
-    """Whether `decode_attention` takes such a layer of the cache, each `[rows, kv_heads, max_length, width]`."""
+    """Whether `attention` takes such a layer of the cache, each `[rows, kv_heads, max_length, width]`."""
     return (
         keys.dtype == torch.bfloat16
         and keys.device.type == "cpu"
@@ -90,7 +90,7 @@ def attends_natively(keys: torch.Tensor, values: torch.Tensor) -> bool:
     )
 
 
-def decode_attention(
+def attention(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -101,11 +101,11 @@ def decode_attention(
     window: int,
     scaling: float | None,
 ) -> torch.Tensor:
-    """One new token in each of `rows`: writes its key and value to `positions` of the cache, and attends to everything up to there.
+    """Writes each token's key and value to its row and position of the cache; it attends to everything in its row up to there.
 
     query `[tokens, heads, width]`, key and value `[tokens, kv_heads, width]`, rows and positions `[tokens]`, int64 -> like query. Half the
-    time of torch's kernel over a batch, which wants a mask and reads each row as far as the longest goes. Raises ValueError for what lies
-    outside of the cache.
+    time of torch's kernel over a batch of decodes or a short prefill: no mask is needed, and no padding to the longest. Raises ValueError
+    for what lies outside of the cache.
     """
     kernels = native_kernels.load()
     assert kernels is not None
@@ -115,7 +115,7 @@ def decode_attention(
     scale = width**-0.5 if scaling is None else scaling
     pointers = [tensor.data_ptr() for tensor in (query, key, value, keys, values, out, rows, positions)]
     sizes = (tokens, heads, kv_heads, width, keys.stride(0), keys.stride(1), max_rows, max_length, window)
-    status = kernels.decode_attention(*pointers, *sizes, scale, torch.get_num_threads())
+    status = kernels.attention(*pointers, *sizes, scale, torch.get_num_threads())
     if status == _OUTSIDE:
         raise ValueError(f"rows {rows.tolist()} at {positions.tolist()} lie outside of a cache of {max_rows} rows of {max_length} slots")
     if status != 0:
