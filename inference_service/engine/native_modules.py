@@ -77,8 +77,8 @@ _HEAD_WIDTHS = (32, 64, 96, 128)
 _OUTSIDE = -2
 
 
-def attends_natively(keys: torch.Tensor, values: torch.Tensor) -> bool:
-    """Whether `attention` takes such a layer of the cache, each `[rows, kv_heads, max_length, width]`."""
+def can_attend(keys: torch.Tensor, values: torch.Tensor) -> bool:
+    """Whether `attend` takes such a layer of the cache, each `[rows, kv_heads, max_length, width]`."""
     return (
         keys.dtype == torch.bfloat16
         and keys.device.type == "cpu"
@@ -90,7 +90,7 @@ def attends_natively(keys: torch.Tensor, values: torch.Tensor) -> bool:
     )
 
 
-def attention(
+def attend(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from inference_service.engine import native_kernels
-from inference_service.engine.native_modules import NativeRMSNorm, WideningLinear, attends_natively, attention
+from inference_service.engine.native_modules import NativeRMSNorm, WideningLinear, attend, can_attend
 
 needs_kernels = pytest.mark.skipif(native_kernels.load() is None, reason="no compiled kernels on this machine")
 
@@ -96,8 +96,8 @@ def test_attention(width: int, heads: int, kv_heads: int, window: int) -> None:
     before = keys.clone(), values.clone()
     query = torch.randn(heads, 4, width).bfloat16().transpose(0, 1)
     key, value = (torch.randn(4, kv_heads, width).bfloat16() for _ in range(2))
-    assert attends_natively(keys, values)
-    found = attention(query, key, value, keys, values, rows, positions, window, None)
+    assert can_attend(keys, values)
+    found = attend(query, key, value, keys, values, rows, positions, window, None)
     for index, (row, position) in enumerate(zip(rows.tolist(), positions.tolist(), strict=True)):
         begin = max(0, position - window + 1) if window else 0
         assert keys[row, :, position].equal(key[index])
@@ -107,7 +107,7 @@ def test_attention(width: int, heads: int, kv_heads: int, window: int) -> None:
         torch.testing.assert_close(found[index].double(), exact, rtol=2**-8, atol=1e-5)
         alone = [tensor[index : index + 1] for tensor in (query, key, value)]
         alone_at = rows[index : index + 1], positions[index : index + 1]
-        assert attention(*alone, keys, values, *alone_at, window, None).equal(found[index : index + 1])
+        assert attend(*alone, keys, values, *alone_at, window, None).equal(found[index : index + 1])
     for tensor, old in zip((keys, values), before, strict=True):
         old[rows, :, positions] = tensor[rows, :, positions]
         torch.testing.assert_close(tensor, old, rtol=0, atol=0, equal_nan=True)
@@ -118,7 +118,7 @@ def test_decode_attention_over_many_slots_and_with_any_scale() -> None:
     torch.manual_seed(0)
     keys, values = _cache(2, 2, 3000, 64)
     query, key, value = torch.randn(2, 4, 64).bfloat16() * 30, torch.randn(2, 2, 64).bfloat16(), torch.randn(2, 2, 64).bfloat16()
-    found = attention(query, key, value, keys, values, torch.tensor([1, 0]), torch.tensor([2999, 2047]), 0, 0.5)
+    found = attend(query, key, value, keys, values, torch.tensor([1, 0]), torch.tensor([2999, 2047]), 0, 0.5)
     for index, (row, end) in enumerate(((1, 3000), (0, 2048))):
         mine = [tensor[row, :, :end].double().repeat_interleave(2, dim=0) for tensor in (keys, values)]
         exact = nn.functional.scaled_dot_product_attention(query[index][:, None].double(), *mine, scale=0.5)[:, 0]
@@ -134,7 +134,7 @@ def test_tokens_of_one_call_see_those_before_them(window: int) -> None:
     rows = torch.tensor([2] * 20 + [1] + [0] * 3)
     positions = torch.tensor([*range(5, 25), 11, *range(3)])
     query, key, value = torch.randn(24, 6, 32).bfloat16(), torch.randn(24, 2, 32).bfloat16(), torch.randn(24, 2, 32).bfloat16()
-    found = attention(query, key, value, keys, values, rows, positions, window, None)
+    found = attend(query, key, value, keys, values, rows, positions, window, None)
     for index, (row, position) in enumerate(zip(rows.tolist(), positions.tolist(), strict=True)):
         begin = max(0, position - window + 1) if window else 0
         mine = [tensor[row, :, begin : position + 1].double().repeat_interleave(3, dim=0) for tensor in (keys, values)]
@@ -149,14 +149,14 @@ def test_nothing_is_written_outside_of_the_cache(row: int, position: int) -> Non
     before = keys.clone()
     new = torch.ones(2, 1, 32).bfloat16()
     with pytest.raises(ValueError, match="outside of a cache of 2 rows of 8 slots"):
-        attention(new, new, new, keys, values, torch.tensor([1, row]), torch.tensor([3, position]), 0, None)
+        attend(new, new, new, keys, values, torch.tensor([1, row]), torch.tensor([3, position]), 0, None)
     assert keys.equal(before)
 
 
 @pytest.mark.parametrize(("dtype", "width"), [(torch.float32, 64), (torch.bfloat16, 80), (torch.bfloat16, 16)])
 def test_other_caches_are_left_to_torch(dtype: torch.dtype, width: int) -> None:
     cache = torch.zeros(1, 1, 4, width, dtype=dtype)
-    assert not attends_natively(cache, cache)
+    assert not can_attend(cache, cache)
 
 
 @pytest.mark.usefixtures("nothing_loaded")
