@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import random
+from collections.abc import Sequence
 
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from inference_service.engine import linear_choice, native_kernels
 from inference_service.engine.engine import Engine
-from inference_service.engine.request import GenerationRequest, ScoreRequest
+from inference_service.engine.native_modules import WideningLinear
+from inference_service.engine.request import GenerationRequest, ScoreRequest, TokenLogprob
 from shared.errors import PreconditionFailed
 from tests.inference_service.engine.builders import ARCHITECTURES, drain, greedy, reference, run_one, small_config, soft_prompt, tiny_base
 
@@ -155,6 +159,53 @@ def test_bfloat16_logits_stay_near_float32() -> None:
     top = delta.logprobs[0].top
     own = torch.tensor([expected[token] for token, _ in top])
     assert float((torch.tensor([value for _, value in top]) - own).norm() / own.norm()) < 0.05
+
+
+@pytest.mark.parametrize("kind", ["llama", "mistral", "phi3"])
+@pytest.mark.parametrize("compiled", [True, False])
+def test_bfloat16_with_and_without_compiled_kernels(kind: str, compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mix of prompts, lengths, chunks, decodes and a score: each token's log-probability is near that of the same weights in float32."""
+    if compiled and native_kernels.load() is None:
+        pytest.skip("no compiled kernels on this machine")
+    if compiled:
+        monkeypatch.setattr(linear_choice, "KINDS", (WideningLinear,))
+    else:
+        monkeypatch.setattr(native_kernels, "load", lambda: None)
+    base = tiny_base(kind, dtype=torch.bfloat16, hidden_size=128, head_dim=32)
+    exact, rng, candidates = copy.deepcopy(base.model).float(), random.Random(0), ((5,), (6, 7, 8), (6, 9))
+    prompts = {"a": soft_prompt(base, 7, seed=1), "b": soft_prompt(base, 12, seed=2), None: None}
+    cases = {f"r{i}": (random_input(rng), ["a", "b", None][i % 3]) for i in range(6)}
+
+    def expected(prefix: str | None, ids: tuple[int, ...], tokens: Sequence[int]) -> torch.Tensor:
+        embeds = exact.get_input_embeddings()(torch.tensor((*ids, *tokens)))
+        if (prompt := prompts[prefix]) is not None:
+            embeds = torch.cat([prompt.cast(torch.bfloat16).float(), embeds])
+        table = torch.log_softmax(exact(inputs_embeds=embeds[None]).logits[0, -len(tokens) - 1 : -1], -1)
+        return table[range(len(tokens)), list(tokens)]
+
+    engine = Engine.from_base_model(base, small_config(max_tokens_per_step=9))
+    assert any(isinstance(module, WideningLinear) for module in base.model.modules()) is compiled
+    for name in ("a", "b"):
+        engine.load_prefix(name, prompts[name] or soft_prompt(base))
+    for name, (ids, prefix) in cases.items():
+        engine.submit(GenerationRequest(name, ids, greedy(num_logprobs=1), prefix))
+    engine.submit(ScoreRequest("score", cases["r0"][0], candidates, "a"))
+    generated: dict[str, list[TokenLogprob]] = {name: [] for name in cases}
+    pairs: list[tuple[Sequence[float], torch.Tensor]] = []
+    while engine.has_work:
+        for output in engine.step():
+            if output.score is not None:
+                scores = zip(candidates, output.score.scores, strict=True)
+                pairs += [(score.logprobs, expected("a", cases["r0"][0], candidate)) for candidate, score in scores]
+            elif output.request_id in generated:
+                generated[output.request_id] += output.delta.logprobs
+    engine.check_integrity()
+    for name, logprobs in generated.items():
+        ids, prefix = cases[name]
+        pairs.append(([token.logprob for token in logprobs], expected(prefix, ids, [token.token_id for token in logprobs])))
+    assert [len(found) for found, _ in pairs] == [1, 3, 2, *[16] * 6]
+    found, wanted = torch.tensor([value for found, _ in pairs for value in found]), torch.cat([wanted for _, wanted in pairs])
+    assert float((found - wanted).norm() / wanted.norm()) < 0.05
 
 
 @pytest.mark.parametrize("kind", ["llama", "mistral", "gemma2", "falcon"])
