@@ -15,6 +15,7 @@ import logging
 import os
 import platform
 import shutil
+import stat
 import subprocess
 import tempfile
 from pathlib import Path
@@ -67,10 +68,16 @@ def compile_into(folder: Path) -> Path:
 
 
 def _find() -> Path | None:
-    for folder in (SOURCE.parent, user_cache() / "kernels"):
-        if (folder / _file_name()).is_file():
-            return folder / _file_name()
-    return None
+    beside, cached = SOURCE.parent / _file_name(), user_cache() / "kernels" / _file_name()
+    if beside.is_file():
+        return beside
+    return cached if cached.is_file() and _is_ours(cached) and _is_ours(cached.parent) else None
+
+
+def _is_ours(path: Path) -> bool:
+    """Nobody else could have put code there for us to run: a cache may lie in a folder that everybody writes to."""
+    status = path.stat()
+    return status.st_uid in (0, os.getuid()) and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
 def _file_name() -> str:

@@ -193,6 +193,23 @@ def test_whoever_compiles_at_the_same_time_makes_the_same_file(tmp_path: Path) -
     assert len(teams) == 1, "torch's OpenMP and the kernels' are one, else two teams of threads would fight for the cores"
 
 
+def test_code_that_others_could_have_planted_is_not_loaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(native_kernels, "SOURCE", tmp_path / "native_kernels.c")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    native_kernels.SOURCE.write_text("")
+    folder = tmp_path / "softprompt" / "kernels"
+    folder.mkdir(parents=True)
+    cached = folder / native_kernels._file_name()
+    cached.write_bytes(b"")
+    cached.chmod(0o700)
+    folder.chmod(0o700)
+    assert native_kernels._find() == cached
+    for path in (cached, folder):
+        path.chmod(0o777)
+        assert native_kernels._find() is None
+        path.chmod(0o700)
+
+
 @needs_kernels
 @pytest.mark.skipif(shutil.which(native_kernels.COMPILER) is None, reason="no compiler")
 def test_a_source_that_does_not_compile_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
