@@ -63,6 +63,7 @@ def compile_into(folder: Path) -> Path:
         done = subprocess.run([compiler, *FLAGS, SOURCE, "-o", made], capture_output=True, text=True, timeout=_COMPILE_SECONDS)
         if done.returncode != 0:
             raise RuntimeError(f"{COMPILER} refused {SOURCE.name}: {done.stderr.strip()[-500:]}")
+        made.chmod(0o755)  # whatever the umask: see `_is_ours`
         os.replace(made, folder / _file_name())
     return folder / _file_name()
 
