@@ -7,7 +7,7 @@ SHELL  := /bin/bash
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint pytest protos model bench bench-train bench-quality bench-serve bench-store bench-jobs bench-overload bench-soak lock clean tools rules images try-images
+.PHONY: help install demo test lint pytest protos model bench bench-train bench-quality bench-serve bench-kernels bench-store bench-jobs bench-overload bench-soak lock clean tools rules images try-images
 
 help:            ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -58,16 +58,19 @@ try-images: images model  ## Run them hardened: tune a prompt, stream an answer,
 protos: install  ## Generate the Python of the protos
 	$(BIN)/python protos/generate.py
 
-bench: bench-train bench-serve bench-store bench-jobs  ## The benchmarks but the long one of quality
+bench: bench-train bench-serve bench-kernels bench-store bench-jobs  ## The benchmarks but the long one of quality
 
-bench-train: model   ## Training beside PEFT
-	$(BIN)/python -m benchmarks.train --model "$$($(BIN)/softprompt models pull $(MODEL))"
+bench-train: model   ## Training beside PEFT, in both dtypes
+	for dtype in bfloat16 float32; do $(BIN)/python -m benchmarks.train --dtype $$dtype --model "$$($(BIN)/softprompt models pull $(MODEL))" || exit 1; done
 
 bench-quality: model ## Accuracy beside PEFT's recipes (long)
-	$(BIN)/python -m benchmarks.quality --model "$$($(BIN)/softprompt models pull $(MODEL))"
+	$(BIN)/python -m benchmarks.quality --dtype float32 --model "$$($(BIN)/softprompt models pull $(MODEL))"
 
 bench-serve: model   ## Serving beside transformers, and vLLM if VLLM_PYTHON names its interpreter
 	$(BIN)/python -m benchmarks.serve --model "$$($(BIN)/softprompt models pull $(MODEL))" $(if $(VLLM_PYTHON),--vllm-python $(VLLM_PYTHON))
+
+bench-kernels: install ## The engine's compiled kernels beside torch's
+	$(BIN)/python -m benchmarks.kernels
 
 bench-store: install ## The prompt store
 	$(BIN)/python -m benchmarks.store

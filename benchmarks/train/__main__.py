@@ -36,11 +36,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--cases", type=int, nargs="*", default=[0, 1, 2], help="which of the three cases")
     parser.add_argument("--gpu-shape", action="store_true", help="the cases of a 1B-class model, on a GPU")
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/train.json"))
+    parser.add_argument("--output", type=Path, help="left out: benchmarks/results/train-DTYPE.json")
     parser.add_argument("--memory-of", choices=CONTESTANTS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.dtype == "auto":
         arguments.dtype = str(pick_training_dtype("auto", torch.device(arguments.device))).removeprefix("torch.")
+    arguments.output = arguments.output or Path(f"benchmarks/results/train-{arguments.dtype}.json")
     tune_allocator()
     if arguments.memory_of:
         print(peak_bytes(arguments))
