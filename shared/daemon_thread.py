@@ -15,14 +15,6 @@ async def on_daemon_thread(function: Callable[[], Result], name: str) -> Result:
     loop = asyncio.get_running_loop()
     future: asyncio.Future[Result] = loop.create_future()
 
-    def settle(result: Result | None, error: BaseException | None) -> None:
-        if future.cancelled():
-            return
-        if error is not None:
-            future.set_exception(error)
-        else:
-            future.set_result(result)  # type: ignore[arg-type]
-
     def run() -> None:
         try:
             result = function()
@@ -31,7 +23,17 @@ async def on_daemon_thread(function: Callable[[], Result], name: str) -> Result:
         else:
             outcome = (result, None)
         if not loop.is_closed():
-            loop.call_soon_threadsafe(settle, *outcome)
+            loop.call_soon_threadsafe(settle, future, *outcome)
 
     threading.Thread(target=run, name=name, daemon=True).start()
     return await future
+
+
+def settle(future: asyncio.Future[Result], result: Result | None, error: BaseException | None) -> None:
+    """On the future's loop; one that is done already (its waiter was cancelled) stays as it is."""
+    if future.done():
+        return
+    if error is not None:
+        future.set_exception(error)
+    else:
+        future.set_result(result)  # type: ignore[arg-type]

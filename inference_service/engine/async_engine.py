@@ -27,6 +27,7 @@ from inference_service.engine.request import (
 from inference_service.engine.stats import EngineObserver, EngineStats
 from inference_service.engine.text_stream import merge
 from shared.compute_thread import compute_in_this_thread
+from shared.daemon_thread import settle
 from shared.errors import AlreadyExists, Cancelled, DamagedBlob, DeadlineExceeded, PreconditionFailed, SoftPromptError, Unavailable
 from shared.soft_prompt import SoftPrompt
 
@@ -208,9 +209,9 @@ class AsyncEngine:
             try:
                 result = function()
             except Exception as error:
-                loop.call_soon_threadsafe(_settle, future, None, error)
+                loop.call_soon_threadsafe(settle, future, None, error)
             else:
-                loop.call_soon_threadsafe(_settle, future, result, None)
+                loop.call_soon_threadsafe(settle, future, result, None)
 
         self._commands.add(future)
         future.add_done_callback(self._commands.discard)
@@ -302,14 +303,5 @@ class AsyncEngine:
         for stream in self._streams.values():
             stream.put(error)
         for future in list(self._commands):
-            _settle(future, None, error)
+            settle(future, None, error)
         self._idle.set()
-
-
-def _settle(future: asyncio.Future[T], result: T | None, error: Exception | None) -> None:
-    if future.done():
-        return
-    if error is not None:
-        future.set_exception(error)
-    else:
-        future.set_result(result)  # type: ignore[arg-type]
