@@ -12,7 +12,7 @@
     ├── Cancelled             the caller or an operator withdrew it
     ├── PermissionDenied      the caller may not do this
     ├── Unauthenticated       the caller did not say who it is
-    ├── NotImplementedYet     the interface is final, the feature is not there
+    ├── Unimplemented         the protocol has it, this service does not answer it
     └── DamagedBlob           stored bytes that are not what they claim to be
 
 `shared.rpc.errors` maps them to gRPC statuses, in one table. Their text is written for the caller: no paths, no internals.
@@ -106,8 +106,8 @@ class Unauthenticated(SoftPromptError):
     """The caller presented no valid identity."""
 
 
-class NotImplementedYet(SoftPromptError):
-    """The method or option is part of the interface and this build does not have it."""
+class Unimplemented(SoftPromptError):
+    """The protocol has the method, and this service does not answer it."""
 
 
 class DamagedBlob(SoftPromptError):

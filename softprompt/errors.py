@@ -11,13 +11,13 @@ from shared.errors import (
     FieldViolation,
     InvalidInput,
     NotFound,
-    NotImplementedYet,
     Overloaded,
     PermissionDenied,
     PreconditionFailed,
     SoftPromptError,
     Unauthenticated,
     Unavailable,
+    Unimplemented,
 )
 from softprompt.types.tuning import TuningJob
 
@@ -31,13 +31,13 @@ __all__ = [
     "InvalidInput",
     "JobFailed",
     "NotFound",
-    "NotImplementedYet",
     "Overloaded",
     "PermissionDenied",
     "PreconditionFailed",
     "SoftPromptError",
     "Unauthenticated",
     "Unavailable",
+    "Unimplemented",
 ]
 
 

@@ -32,7 +32,7 @@ CODES: dict[type[errors.SoftPromptError], int] = {
     errors.Cancelled: code_pb2.CANCELLED,
     errors.PermissionDenied: code_pb2.PERMISSION_DENIED,
     errors.Unauthenticated: code_pb2.UNAUTHENTICATED,
-    errors.NotImplementedYet: code_pb2.UNIMPLEMENTED,
+    errors.Unimplemented: code_pb2.UNIMPLEMENTED,
     errors.DamagedBlob: code_pb2.INVALID_ARGUMENT,
 }
 _BY_NAME = {cls.__name__: cls for cls in CODES}

@@ -12,7 +12,7 @@ from urllib.parse import unquote
 from google.rpc import code_pb2
 
 from shared.config import Access, ServerSettings
-from shared.errors import NotImplementedYet, PermissionDenied, SoftPromptError
+from shared.errors import PermissionDenied, SoftPromptError, Unimplemented
 from shared.log import bound_fields
 from shared.rpc.errors import status_of
 from shared.security import audit
@@ -92,7 +92,7 @@ class Guard:
 
     async def _infrastructure(self, access: Access, method: str, context: Any) -> Admission:
         if access == "off":
-            raise NotImplementedYet("this service does not answer that")
+            raise Unimplemented("this service does not answer that")
         if access == "everyone":
             return Admission(EVERYBODY, _ANY_ROLE, None)
         try:
@@ -101,7 +101,7 @@ class Guard:
             if method != HEALTH_WATCH:
                 raise
             # gRPC clients watch health without their token. Refused, they'd call no replica; of a server that has no health they call all.
-            raise NotImplementedYet("health is told to callers only") from error
+            raise Unimplemented("health is told to callers only") from error
 
 
 def guard_of(settings: ServerSettings) -> Guard:

@@ -24,7 +24,7 @@ SAMPLES: list[errors.SoftPromptError] = [
     errors.Cancelled("withdrawn"),
     errors.PermissionDenied("no"),
     errors.Unauthenticated("who"),
-    errors.NotImplementedYet("later"),
+    errors.Unimplemented("later"),
     errors.DamagedBlob("cut short"),
 ]
 
