@@ -45,8 +45,12 @@ RUN --mount=type=secret,id=pip_conf,target=/run/secrets/pip.conf \
     python3 requirements.py common > common.txt \
     && /build/tools/bin/pip --python /opt/softprompt/bin/python install --constraint constraints.txt --requirement common.txt
 
-# The project's own packages, without their dependencies: a change of the code rebuilds only from here.
+# The project's own packages, without their dependencies: a change of the code rebuilds only from here. Its C is compiled here, since no image
+# has a compiler.
 FROM build AS wheel
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends gcc=4:12.* libc6-dev=2.36-* \
+    && rm -rf /var/lib/apt/lists/*
 RUN --mount=type=secret,id=pip_conf,target=/run/secrets/pip.conf \
     --mount=type=secret,id=ca_bundle,target=/run/secrets/ca.crt \
     if [ -s /run/secrets/ca.crt ]; then export PIP_CERT=/run/secrets/ca.crt; fi; \
@@ -57,16 +61,13 @@ COPY shared /build/source/shared
 COPY trainer_service /build/source/trainer_service
 COPY inference_service /build/source/inference_service
 COPY softprompt /build/source/softprompt
-RUN /build/tools/bin/pip wheel --no-deps --no-index --no-build-isolation --wheel-dir /build/wheels /build/source
+WORKDIR /build/source
+RUN /opt/softprompt/bin/python -W ignore -m shared.native_code inference_service/engine/native_kernels.c trainer_service/training/native_kernels.c \
+    && /build/tools/bin/pip wheel --no-deps --no-index --no-build-isolation --wheel-dir /build/wheels .
 
-# The engine's kernels are compiled here: no image has a compiler.
 FROM build AS inference-build
-RUN apt-get update \
-    && apt-get install --yes --no-install-recommends gcc=4:12.* libc6-dev=2.36-* \
-    && rm -rf /var/lib/apt/lists/*
 COPY --from=wheel /build/wheels /build/wheels
-RUN /build/tools/bin/pip --python /opt/softprompt/bin/python install --no-deps --no-index /build/wheels/*.whl \
-    && /opt/softprompt/bin/python -W ignore -m inference_service.engine.native_kernels
+RUN /build/tools/bin/pip --python /opt/softprompt/bin/python install --no-deps --no-index /build/wheels/*.whl
 
 FROM build AS trainer-packages
 RUN --mount=type=secret,id=pip_conf,target=/run/secrets/pip.conf \
