@@ -1,8 +1,8 @@
 """RMSNorm with a frozen weight, forward and backward in few passes over memory.
 
 transformers writes it as eight elementwise operations, each with its own backward pass; on a CPU they take a tenth of a training step.
-Here it is one function with a written gradient: `dx = r * (g - xhat * mean(g * xhat))` with `g = dy * weight`. A module is replaced only if
-the function gives what the module gave, so variants of other models (weight + 1, no weight) keep their own code or match by proof.
+Here it is one function with a written gradient: `dx = r * (g - xhat * mean(g * xhat))` with `g = dy * weight`; where there are compiled
+kernels, one pass each way.
 """
 
 from __future__ import annotations
@@ -11,6 +11,9 @@ from functools import partial
 from typing import Any
 
 import torch
+
+from trainer_service.training import native_kernels
+from trainer_service.training.frozen_modules import Replacement
 
 
 class FrozenRMSNorm(torch.autograd.Function):
@@ -35,34 +38,33 @@ class FrozenRMSNorm(torch.autograd.Function):
         return grad.addcmul_(unit, share).mul_(scale).to(grads[0].dtype), None, None
 
 
-def replace_norms(model: torch.nn.Module) -> int:
-    """Give every RMSNorm of `model` that computes just this the faster forward; how many. Calling it again changes nothing."""
-    replaced = 0
-    for module in model.modules():
-        if not type(module).__name__.endswith("RMSNorm") or "forward" in vars(module):
-            continue
-        epsilon = getattr(module, "variance_epsilon", getattr(module, "eps", None))
-        weight = getattr(module, "weight", None)
-        if not isinstance(epsilon, float) or not isinstance(weight, torch.Tensor) or weight.dim() != 1 or weight.requires_grad:
-            continue
-        for candidate in (weight.detach().float(), weight.detach().float() + 1):
-            if _agrees(module, candidate, epsilon, weight.dtype):
-                module.forward = partial(_forward, candidate, epsilon)
-                replaced += 1
-                break
-    return replaced
+class NativeRMSNorm(torch.autograd.Function):
+    """The same by the compiled kernels."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
+        result, scales = native_kernels.norm(hidden, weight, epsilon)
+        ctx.save_for_backward(hidden, weight, scales)
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        return native_kernels.norm_backward(grads[0], *ctx.saved_tensors), None, None
+
+
+def faster_norm(module: torch.nn.Module) -> Replacement | None:
+    """Of a module that says it is an RMSNorm; which of its two usual forms it has is for the proof to tell."""
+    epsilon = getattr(module, "variance_epsilon", getattr(module, "eps", None))
+    weight = getattr(module, "weight", None)
+    if not type(module).__name__.endswith("RMSNorm") or not isinstance(epsilon, float):
+        return None
+    if not isinstance(weight, torch.Tensor) or weight.dim() != 1 or weight.requires_grad:
+        return None
+    forwards = [partial(_forward, candidate, epsilon) for candidate in (weight.detach().float(), weight.detach().float() + 1)]
+    return Replacement(forwards, weight.shape[0], weight.dtype)
 
 
 def _forward(weight: torch.Tensor, epsilon: float, hidden_states: torch.Tensor) -> torch.Tensor:
-    result: torch.Tensor = FrozenRMSNorm.apply(hidden_states, weight, epsilon)  # type: ignore[no-untyped-call]
+    native = native_kernels.takes(hidden_states, weight.shape[0])
+    result: torch.Tensor = (NativeRMSNorm if native else FrozenRMSNorm).apply(hidden_states, weight, epsilon)  # type: ignore[no-untyped-call]
     return result
-
-
-@torch.no_grad()
-def _agrees(module: torch.nn.Module, weight: torch.Tensor, epsilon: float, dtype: torch.dtype) -> bool:
-    generator = torch.Generator().manual_seed(0)
-    probe = torch.randn(4, weight.shape[0], generator=generator).to(weight.device, dtype) * torch.tensor([[1e-3], [0.1], [1.0], [30.0]]).to(
-        weight.device, dtype
-    )
-    expected, found = module(probe).float(), _forward(weight, epsilon, probe).float()
-    return bool(torch.allclose(found, expected, rtol=1e-5 if dtype == torch.float32 else 2e-2, atol=1e-6))

@@ -5,7 +5,7 @@ template's preamble), then for each segment the *own* tokens of its rows, one ro
 shared positions and causally to itself; shared positions attend causally to each other. Positions count as if every row stood
 alone behind its shared part, so linear layers see `shared + own` positions where padded rows would take `rows * longest`.
 
-Attention needs dense blocks: `Tile`s hold rows of similar length and like shared part, padded to the longest among them.
+Attention in torch needs dense blocks: `Tile`s hold rows of similar length and like shared part, padded to the longest among them.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from functools import cached_property
 import torch
 
 PADDING_RATIO, PADDING_SLACK = 1.25, 8  # a tile's longest row may exceed its shortest by this
+ITEM_TOKENS = 64  # of rows that one thread of the compiled kernels takes at a time: 48 to 128 are equal, less has more to prepare
 
 
 @dataclass(frozen=True)
@@ -70,14 +71,39 @@ class Tile:
 
 @dataclass(frozen=True)
 class Layout:
-    tiles: tuple[Tile, ...]
-    """Every packed position is in one of them."""
+    shared: tuple[range, ...]
+    """Packed positions of each segment's shared part; they count from 0 in every row of it."""
+    rows: tuple[tuple[range, ...], ...]
+    """Those of each of its rows' own tokens."""
     positions: torch.Tensor
     """[tokens] position of each packed token in its own row"""
 
     @property
     def num_tokens(self) -> int:
         return int(self.positions.shape[0])
+
+    @cached_property
+    def tiles(self) -> tuple[Tile, ...]:
+        """Every packed position is in one of them."""
+        themselves = [_Cell(range(0), [span]) for span in self.shared if span]
+        return _tiles(themselves + _cells(self.shared, self.rows), self.num_tokens, self.positions.device)
+
+    @cached_property
+    def spans(self) -> Spans:
+        return _spans(self.shared, self.rows)
+
+
+@dataclass(frozen=True)
+class Spans:
+    """What the compiled kernels read instead of tiles, without padding: int64, on the CPU."""
+
+    items: torch.Tensor
+    """[items, 5] first shared position (-1: none), shared length, first row, rows, sum of the shared lengths of the items before"""
+    rows: torch.Tensor
+    """[rows, 2] first packed position, length"""
+    num_tokens: int
+    num_partial: int
+    """Sum of the shared lengths of all items."""
 
 
 @dataclass(frozen=True)
@@ -134,8 +160,7 @@ def pack(segments: Sequence[Segment], device: torch.device) -> Packed:
             positions.extend(range(len(before), len(before) + len(tokens)))
             own[-1].append(range(start, len(positions)))
     pieces.append(torch.tensor(own_ids, device=device))
-    tiles = _tiles([_Cell(range(0), [span]) for span in shared if span] + _cells(shared, own), len(positions), device)
-    layout = Layout(tiles, torch.tensor(positions, device=device))
+    layout = Layout(tuple(shared), tuple(map(tuple, own)), torch.tensor(positions, device=device))
     return Packed(layout, tuple(pieces), torch.tensor(target_positions, device=device), torch.tensor(target_ids, device=device))
 
 
@@ -151,7 +176,23 @@ class _Cell:
         return max(map(len, self.rows))
 
 
-def _cells(shared: Sequence[range], own: Sequence[list[range]]) -> list[_Cell]:
+def _spans(shared: Sequence[range], own: Sequence[Sequence[range]]) -> Spans:
+    """An item ends with the row that fills it: enough for one thread to be worth its while, and the same for any number of threads."""
+    items, rows, num_partial = list[list[int]](), list[range](), 0
+    themselves = [(range(0), [span]) for span in shared if span]
+    for before, spans in (*themselves, *zip(shared, own, strict=True)):
+        filled = ITEM_TOKENS
+        for span in spans:
+            if filled >= ITEM_TOKENS:
+                items.append([before.start if before else -1, len(before), len(rows), 0, num_partial])
+                num_partial, filled = num_partial + len(before), 0
+            items[-1][3] += 1
+            filled += len(span)
+            rows.append(span)
+    return Spans(torch.tensor(items), torch.tensor([[row.start, len(row)] for row in rows]), sum(map(len, rows)), num_partial)
+
+
+def _cells(shared: Sequence[range], own: Sequence[Sequence[range]]) -> list[_Cell]:
     cells = list[_Cell]()
     for before, rows in zip(shared, own, strict=True):
         if not before:  # nothing is shared: each row can lie beside any other

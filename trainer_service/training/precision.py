@@ -8,8 +8,11 @@ Float32 is exact, so bfloat16 has to earn its place. Serving decides for itself:
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from functools import partial
 
 import torch
+import torch.nn.functional as F
 
 from shared.base_model import DType
 
@@ -26,13 +29,16 @@ def pick_training_dtype(asked: DType, device: torch.device) -> DType:
     return "bfloat16" if half * MARGIN < single else "float32"
 
 
-def _product_seconds(*dtypes: torch.dtype) -> list[float]:
-    """For each the best of several, taken in turn."""
-    operands = [(torch.ones(ROWS, HIDDEN, dtype=dtype), torch.ones(HIDDEN, HIDDEN, dtype=dtype)) for dtype in dtypes]
-    best = [float("inf")] * len(dtypes)
+def fastest(*works: Callable[[], object]) -> list[float]:
+    """Seconds that each takes at best, of several runs in turn."""
+    best = [float("inf")] * len(works)
     for _ in range(REPEATS):
-        for index, (rows, weight) in enumerate(operands):
+        for index, work in enumerate(works):
             started = time.perf_counter()
-            torch.nn.functional.linear(rows, weight)
+            work()
             best[index] = min(best[index], time.perf_counter() - started)
     return best
+
+
+def _product_seconds(*dtypes: torch.dtype) -> list[float]:
+    return fastest(*(partial(F.linear, torch.ones(ROWS, HIDDEN, dtype=dtype), torch.ones(HIDDEN, HIDDEN, dtype=dtype)) for dtype in dtypes))

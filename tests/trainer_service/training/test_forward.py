@@ -11,7 +11,7 @@ from peft import PromptTuningConfig, TaskType, get_peft_model
 from shared.base_model import BaseModel
 from shared.errors import PreconditionFailed
 from tests.trainer_service.training.models import ARCHITECTURES, build
-from trainer_service.training import compute, prefix_attention
+from trainer_service.training import compute, native_kernels, prefix_attention
 from trainer_service.training.compute import backward
 from trainer_service.training.forward import PackedForward, PlainForward, choose_forward
 from trainer_service.training.packing import Row, Segment
@@ -57,8 +57,18 @@ def _one_at_a_time(base: BaseModel, segments: list[Segment]) -> torch.Tensor:
     return torch.cat(found)
 
 
+@pytest.fixture
+def without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native_kernels, "load", lambda: None)
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_packed_logits_and_gradients_equal_one_row_at_a_time(architecture: str) -> None:
+@pytest.mark.parametrize("compiled", [True, False], ids=["compiled", "torch"])
+def test_packed_logits_and_gradients_equal_one_row_at_a_time(architecture: str, compiled: bool, request: pytest.FixtureRequest) -> None:
+    if not compiled:
+        request.getfixturevalue("without_kernels")
+    elif native_kernels.load() is None:
+        pytest.skip("no compiled kernels on this machine")
     base, rng = build(architecture), random.Random(0)
     prompts = _prompts(base, 12, 3)
     segments = [
@@ -72,9 +82,11 @@ def test_packed_logits_and_gradients_equal_one_row_at_a_time(architecture: str) 
         logits = forward()
         weights = torch.linspace(-1, 1, logits.numel()).view_as(logits)
         results.append((logits.detach(), *torch.autograd.grad((logits.log_softmax(-1) * weights).sum(), prompts)))
-    for packed, plain in zip(*results, strict=True):
-        torch.testing.assert_close(packed, plain, rtol=1e-4, atol=1e-4 * float(plain.abs().max()))
-    assert isinstance(choose_forward(base), PackedForward)
+    assert isinstance(choose_forward(base), PackedForward)  # now with faster modules
+    logits = packed_forward.logits(packed_forward.states(segments))
+    for found in (results[0], (logits.detach(), *torch.autograd.grad((logits.log_softmax(-1) * weights).sum(), prompts))):
+        for packed, plain in zip(found, results[1], strict=True):
+            torch.testing.assert_close(packed, plain, rtol=1e-4, atol=1e-4 * float(plain.abs().max()))
 
 
 def test_rows_of_very_different_lengths_lie_in_several_buckets() -> None:
@@ -169,6 +181,7 @@ def test_an_architecture_whose_attention_looks_at_more_than_positions_falls_back
     base = build("falcon", num_kv_heads=2, new_decoder_architecture=True, alibi=False)
     forward = choose_forward(base)
     assert isinstance(forward, PlainForward)
+    assert not any("forward" in vars(module) for module in base.model.modules())
     rng, (prompt,) = random.Random(6), _prompts(base, 4)
     segments = [Segment(prompt, _rows(rng, 3))]
     torch.testing.assert_close(forward.states(segments), _one_at_a_time(base, segments), rtol=1e-4, atol=1e-5)
@@ -183,6 +196,7 @@ def test_a_model_that_passes_no_gradient_to_its_input_is_refused() -> None:
         choose_forward(base)
 
 
+@pytest.mark.usefixtures("without_kernels")
 @pytest.mark.parametrize("architecture", ["llama", "mistral", "gemma2", "gpt_oss"])
 def test_probabilities_that_are_not_kept_are_recomputed_to_the_same_gradient(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
     base, rng = build(architecture), random.Random(8)

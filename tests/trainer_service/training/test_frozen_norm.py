@@ -1,4 +1,4 @@
-"""The written gradient of RMSNorm against autograd's, and which modules are replaced."""
+"""The written gradient of RMSNorm against autograd's, and which norms are replaced; with and without compiled kernels."""
 
 from __future__ import annotations
 
@@ -6,14 +6,24 @@ import pytest
 import torch
 
 from tests.trainer_service.training.models import build
-from trainer_service.training.frozen_norm import FrozenRMSNorm, replace_norms
+from trainer_service.training import frozen_norm, native_kernels
+from trainer_service.training.frozen_modules import replace
+from trainer_service.training.frozen_norm import faster_norm
+
+
+@pytest.fixture(params=["compiled", "torch"], autouse=True)
+def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param == "torch":
+        monkeypatch.setattr(native_kernels, "load", lambda: None)
+    elif native_kernels.load() is None:
+        pytest.skip("no compiled kernels on this machine")
 
 
 def test_value_and_gradient_equal_autograd() -> None:
     hidden = torch.randn(3, 5, 64, dtype=torch.float32, requires_grad=True)
     weight, upstream = torch.randn(64), torch.randn(3, 5, 64)
     reference = hidden * (hidden.square().mean(-1, keepdim=True) + 1e-5).rsqrt() * weight
-    found = FrozenRMSNorm.apply(hidden, weight, 1e-5)
+    found = frozen_norm._forward(weight, 1e-5, hidden)
     torch.testing.assert_close(found, reference)
     torch.testing.assert_close(
         torch.autograd.grad(found, hidden, upstream)[0], torch.autograd.grad(reference, hidden, upstream)[0], rtol=1e-4, atol=1e-5
@@ -25,7 +35,7 @@ def test_bfloat16_stays_near_the_module_it_replaces() -> None:
     norm, hidden = model.model.norm, torch.randn(1, 7, 64).bfloat16().requires_grad_(True)
     before, upstream = norm(hidden), torch.randn(1, 7, 64).bfloat16()
     gradient = torch.autograd.grad(before, hidden, upstream)[0]
-    assert replace_norms(model) == 5
+    assert len(replace(model, [faster_norm])) == 5
     after = norm(hidden)
     assert after.dtype == torch.bfloat16
     torch.testing.assert_close(after, before, rtol=2e-2, atol=1e-2)
@@ -38,8 +48,8 @@ def test_modules_are_replaced_once_and_only_if_they_compute_the_same(architectur
     ids = torch.tensor([[5, 9, 40, 7]])
     with torch.no_grad():
         before = model(input_ids=ids).logits
-        assert replace_norms(model) == expected
-        assert replace_norms(model) == 0
+        assert len(replace(model, [faster_norm])) == expected
+        assert not replace(model, [faster_norm])
         torch.testing.assert_close(model(input_ids=ids).logits, before, rtol=1e-4, atol=1e-5)
 
 
@@ -53,4 +63,4 @@ def test_a_module_that_computes_something_else_is_left_alone() -> None:
         def forward(self, hidden: torch.Tensor) -> torch.Tensor:
             return hidden * self.weight
 
-    assert replace_norms(OddRMSNorm()) == 0
+    assert not replace(OddRMSNorm(), [faster_norm])

@@ -1,0 +1,398 @@
+/* Training's kernels for a processor with AVX-512, forward and backward. `native_kernels.py` loads them.
+ *
+ * Tensors are float32, or bfloat16 where `half` is set; all arithmetic is in float32. Nothing is added up in an order that depends on the
+ * number of threads, so that a job that goes on elsewhere takes the same steps.
+ */
+#include <math.h>
+#include <omp.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "avx512.h"
+
+INLINE __m512 load(const void *from, int64_t at, int half) {
+  return half ? wide((const uint16_t *)from + at) : _mm512_loadu_ps((const float *)from + at);
+}
+
+INLINE void store(void *to, int64_t at, __m512 values, int half) {
+  if (half)
+    _mm256_storeu_si256((__m256i *)((uint16_t *)to + at), narrow(values));
+  else
+    _mm512_storeu_ps((float *)to + at, values);
+}
+
+INLINE __m512 all(float value) { return _mm512_set1_ps(value); }
+
+/* ---- RMSNorm: y = weight * x * scale with scale = 1 / sqrt(mean(x^2) + epsilon); x and y [rows][width], scales [rows], width a multiple of 16. */
+
+AVX512 void norm(const void *x, const float *weight, void *y, float *scales, int64_t rows, int64_t width, float epsilon, int half, int threads) {
+#pragma omp parallel for schedule(static) num_threads(threads)
+  for (int64_t row = 0; row < rows; row++) {
+    __m512 squares = _mm512_setzero_ps();
+    for (int64_t at = 0; at < width; at += LANES) {
+      __m512 values = load(x, row * width + at, half);
+      squares = _mm512_fmadd_ps(values, values, squares);
+    }
+    scales[row] = 1 / sqrtf(_mm512_reduce_add_ps(squares) / (float)width + epsilon);
+    for (int64_t at = 0; at < width; at += LANES) {
+      __m512 unit = _mm512_mul_ps(load(x, row * width + at, half), all(scales[row]));
+      store(y, row * width + at, _mm512_mul_ps(unit, _mm512_loadu_ps(weight + at)), half);
+    }
+  }
+}
+
+/* dx = scale * (g - unit * mean(g * unit)) with g = weight * dy, unit = x * scale. */
+AVX512 void norm_backward(const void *dy, const void *x, const float *weight, const float *scales, void *dx, int64_t rows, int64_t width,
+                          int half, int threads) {
+#pragma omp parallel for schedule(static) num_threads(threads)
+  for (int64_t row = 0; row < rows; row++) {
+    __m512 scale = all(scales[row]), sum = _mm512_setzero_ps();
+    for (int64_t at = 0; at < width; at += LANES) {
+      __m512 slope = _mm512_mul_ps(load(dy, row * width + at, half), _mm512_loadu_ps(weight + at));
+      sum = _mm512_fmadd_ps(slope, _mm512_mul_ps(load(x, row * width + at, half), scale), sum);
+    }
+    __m512 mean = all(_mm512_reduce_add_ps(sum) / (float)width);
+    for (int64_t at = 0; at < width; at += LANES) {
+      __m512 slope = _mm512_mul_ps(load(dy, row * width + at, half), _mm512_loadu_ps(weight + at));
+      __m512 unit = _mm512_mul_ps(load(x, row * width + at, half), scale);
+      store(dx, row * width + at, _mm512_mul_ps(_mm512_fnmadd_ps(unit, mean, slope), scale), half);
+    }
+  }
+}
+
+/* ---- SwiGLU: y = silu(gate) * up, all of `count` numbers, a multiple of 16. */
+
+INLINE __m512 sigmoid(__m512 x) {
+  return _mm512_div_ps(all(1), _mm512_add_ps(all(1), exp2_of(_mm512_mul_ps(x, all(-(float)M_LOG2E)))));
+}
+
+AVX512 void swiglu(const void *gate, const void *up, void *y, int64_t count, int half, int threads) {
+#pragma omp parallel for schedule(static) num_threads(threads)
+  for (int64_t at = 0; at < count; at += LANES) {
+    __m512 x = load(gate, at, half);
+    store(y, at, _mm512_mul_ps(_mm512_mul_ps(x, sigmoid(x)), load(up, at, half)), half);
+  }
+}
+
+/* dy becomes the gradient of `up`. */
+AVX512 void swiglu_backward(const void *gate, const void *up, void *dy, void *dgate, int64_t count, int half, int threads) {
+#pragma omp parallel for schedule(static) num_threads(threads)
+  for (int64_t at = 0; at < count; at += LANES) {
+    __m512 x = load(gate, at, half), grad = load(dy, at, half), part = sigmoid(x), silu = _mm512_mul_ps(x, part);
+    __m512 slope = _mm512_fmadd_ps(silu, _mm512_sub_ps(all(1), part), part); /* silu' = s + x s (1 - s) */
+    store(dgate, at, _mm512_mul_ps(_mm512_mul_ps(grad, load(up, at, half)), slope), half);
+    store(dy, at, _mm512_mul_ps(grad, silu), half);
+  }
+}
+
+/* [tokens][heads][width], or a view of it: numbers from one token and from one head to the next. */
+typedef struct {
+  void *data;
+  int64_t token_stride, head_stride;
+} Heads;
+
+/* ---- Rotary embedding: y1 = x1 cos1 - x2 sin1, y2 = x2 cos2 + x1 sin2 for the halves of a head; backward its transpose. y [tokens][heads][width],
+ * cos and sin [tokens][width], width a multiple of 32. */
+AVX512 void rotate(const Heads *x, const void *cos, const void *sin, void *y, int64_t tokens, int64_t heads, int64_t width, int backward,
+                   int half, int threads) {
+  int64_t middle = width / 2;
+#pragma omp parallel for schedule(static) num_threads(threads)
+  for (int64_t token = 0; token < tokens; token++)
+    for (int64_t head = 0; head < heads; head++)
+      for (int64_t at = 0; at < middle; at += LANES) {
+        int64_t from = token * x->token_stride + head * x->head_stride + at, angle = token * width + at, to = (token * heads + head) * width + at;
+        __m512 x1 = load(x->data, from, half), x2 = load(x->data, from + middle, half);
+        __m512 sin1 = load(sin, angle, half), sin2 = load(sin, angle + middle, half);
+        __m512 cross1 = backward ? _mm512_mul_ps(x2, sin2) : _mm512_mul_ps(_mm512_sub_ps(_mm512_setzero_ps(), x2), sin1);
+        __m512 cross2 = backward ? _mm512_mul_ps(_mm512_sub_ps(_mm512_setzero_ps(), x1), sin1) : _mm512_mul_ps(x1, sin2);
+        store(y, to, _mm512_fmadd_ps(x1, load(cos, angle, half), cross1), half);
+        store(y, to + middle, _mm512_fmadd_ps(x2, load(cos, angle + middle, half), cross2), half);
+      }
+}
+
+/* ---- A matrix product from cache: c [m][n] = a b, or c + a b where `add`; a(i, p) = a[i * a_row + p * a_column], n a multiple of 16. */
+
+enum { ROWS = 6, VECTORS = 4 }; /* of a microkernel: its sums live in 24 of 32 registers */
+
+#define MICROKERNEL(M, N) \
+  AVX512 static void micro_##M##_##N(const float *a, int64_t a_row, int64_t a_column, const float *b, int64_t b_row, float *c, int64_t c_row, \
+                                     int64_t depth, int add) { \
+    __m512 sums[M][N], right[N]; \
+    _Pragma("GCC unroll 6") for (int i = 0; i < M; i++) _Pragma("GCC unroll 4") for (int j = 0; j < N; j++) sums[i][j] = \
+        add ? _mm512_loadu_ps(c + i * c_row + j * LANES) : _mm512_setzero_ps(); \
+    for (int64_t p = 0; p < depth; p++) { \
+      _Pragma("GCC unroll 4") for (int j = 0; j < N; j++) right[j] = _mm512_loadu_ps(b + p * b_row + j * LANES); \
+      _Pragma("GCC unroll 6") for (int i = 0; i < M; i++) _Pragma("GCC unroll 4") for (int j = 0; j < N; j++) sums[i][j] = \
+          _mm512_fmadd_ps(all(a[i * a_row + p * a_column]), right[j], sums[i][j]); \
+    } \
+    _Pragma("GCC unroll 6") for (int i = 0; i < M; i++) _Pragma("GCC unroll 4") for (int j = 0; j < N; j++) \
+        _mm512_storeu_ps(c + i * c_row + j * LANES, sums[i][j]); \
+  }
+#define MICROKERNELS(M) MICROKERNEL(M, 1) MICROKERNEL(M, 2) MICROKERNEL(M, 3) MICROKERNEL(M, 4)
+MICROKERNELS(1) MICROKERNELS(2) MICROKERNELS(3) MICROKERNELS(4) MICROKERNELS(5) MICROKERNELS(6)
+
+typedef void Microkernel(const float *, int64_t, int64_t, const float *, int64_t, float *, int64_t, int64_t, int);
+#define OF_ROWS(M) {micro_##M##_1, micro_##M##_2, micro_##M##_3, micro_##M##_4}
+static Microkernel *const microkernels[ROWS][VECTORS] = {OF_ROWS(1), OF_ROWS(2), OF_ROWS(3), OF_ROWS(4), OF_ROWS(5), OF_ROWS(6)};
+
+static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+
+static void product(int64_t m, int64_t n, int64_t depth, const float *a, int64_t a_row, int64_t a_column, const float *b, int64_t b_row,
+                    float *c, int64_t c_row, int add) {
+  for (int64_t j = 0; j < n; j += VECTORS * LANES)
+    for (int64_t i = 0; i < m; i += ROWS)
+      microkernels[least(m - i, ROWS) - 1][least((n - j) / LANES, VECTORS) - 1](a + i * a_row, a_row, a_column, b + j, b_row,
+                                                                                c + i * c_row + j, c_row, depth, add);
+}
+
+/* ---- Attention of a packed sequence: the rows of an item see the shared positions before them and, causally, themselves.
+ *
+ * A block of queries, of all query heads of one key head, meets first the shared and then the row's own keys in one product: one softmax, no
+ * mask, no padding. Scores are powers of two. They are not kept: the backward pass computes them again from their sums' logarithms, as
+ * FlashAttention does (Dao et al. 2022). The gradient of shared keys and values is written apart for each item, then added up in order.
+ */
+
+enum { BLOCK = 48, SHARED_START = 0, SHARED, FIRST_ROW, NUM_ROWS, PARTIAL, ITEM };
+
+typedef struct {
+  int64_t heads, kv_heads, width, window, half, num_items; /* window 0: all is seen */
+  const int64_t *items; /* [num_items][ITEM], those of one shared start together; without shared positions it is -1; PARTIAL: what came before */
+  const int64_t *rows;  /* [rows][start, length] */
+  float scale;
+  int threads;
+} Attention;
+
+/* Of one thread: keys and values [slots][width], the same turned [width][columns], scores [queries][columns]. */
+typedef struct {
+  int64_t columns, tokens; /* so many tokens' queries are a block */
+  float *keys, *values, *turned_keys, *turned_values, *dkeys, *dvalues, *query, *grad, *result, *scores, *slopes;
+} Scratch;
+
+static int64_t scratch_size(const Attention *call, Scratch *scratch) {
+  int64_t longest = 0, group = call->heads / call->kv_heads;
+  for (const int64_t *item = call->items; item < call->items + call->num_items * ITEM; item += ITEM)
+    for (int64_t row = item[FIRST_ROW]; row < item[FIRST_ROW] + item[NUM_ROWS]; row++)
+      if (item[SHARED] + call->rows[2 * row + 1] > longest) longest = item[SHARED] + call->rows[2 * row + 1];
+  scratch->columns = (longest + LANES - 1) / LANES * LANES + LANES; /* turning writes whole registers, from any column on */
+  scratch->tokens = BLOCK / group ? BLOCK / group : 1;
+  return scratch->columns * call->width * 6 + scratch->tokens * group * (call->width * 3 + scratch->columns * 2);
+}
+
+static void place(const Attention *call, float *at, Scratch *scratch) {
+  int64_t slots = scratch->columns * call->width, queries = scratch->tokens * (call->heads / call->kv_heads);
+  float **by_slot[] = {&scratch->keys, &scratch->values, &scratch->turned_keys, &scratch->turned_values, &scratch->dkeys, &scratch->dvalues};
+  float **by_query[] = {&scratch->query, &scratch->grad, &scratch->result}, **by_score[] = {&scratch->scores, &scratch->slopes};
+  for (int i = 0; i < 6; i++, at += slots) *by_slot[i] = at;
+  for (int i = 0; i < 3; i++, at += queries * call->width) *by_query[i] = at;
+  for (int i = 0; i < 2; i++, at += queries * scratch->columns) *by_score[i] = at;
+}
+
+/* `group` heads of some tokens, one after the other, times `scale`. */
+AVX512 static void gather(const Attention *call, const Heads *from, int64_t start, int64_t count, int64_t head, int64_t group, float scale, float *to) {
+  for (int64_t token = start; token < start + count; token++)
+    for (int64_t one = head * group; one < (head + 1) * group; one++)
+      for (int64_t at = 0; at < call->width; at += LANES, to += LANES)
+        _mm512_storeu_ps(to, _mm512_mul_ps(load(from->data, token * from->token_stride + one * from->head_stride + at, call->half), all(scale)));
+}
+
+/* Back again, to [tokens][heads][width]. */
+AVX512 static void scatter(const Attention *call, const float *from, int64_t start, int64_t count, int64_t head, int64_t heads, int64_t group, void *to) {
+  for (int64_t token = start; token < start + count; token++)
+    for (int64_t at = 0; at < group * call->width; at += LANES, from += LANES)
+      store(to, (token * heads + head * group) * call->width + at, _mm512_loadu_ps(from), call->half);
+}
+
+/* Slots [first, end) of [slots][width] to [width][columns]. */
+AVX512 static void turn(const float *from, float *to, int64_t first, int64_t end, int64_t width, int64_t columns) {
+  __m512i lanes = _mm512_mullo_epi32(_mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0), _mm512_set1_epi32((int)width));
+  for (int64_t slot = first; slot < end; slot += LANES) {
+    __mmask16 some = end - slot < LANES ? (__mmask16)((1 << (end - slot)) - 1) : (__mmask16)0xffff;
+    for (int64_t at = 0; at < width; at++)
+      _mm512_storeu_ps(to + at * columns + slot, _mm512_mask_i32gather_ps(_mm512_setzero_ps(), some, lanes, from + slot * width + at, 4));
+  }
+}
+
+/* Keys and values of `count` tokens behind those that are there already. */
+static void prepare(const Attention *call, const Heads *key, const Heads *value, int64_t start, int64_t first, int64_t count, int64_t head,
+                    int backward, Scratch *scratch) {
+  int64_t width = call->width;
+  gather(call, key, start, count, head, 1, 1, scratch->keys + first * width);
+  gather(call, value, start, count, head, 1, 1, scratch->values + first * width);
+  turn(scratch->keys, scratch->turned_keys, first, first + count, width, scratch->columns);
+  if (!backward) return;
+  turn(scratch->values, scratch->turned_values, first, first + count, width, scratch->columns);
+  memset(scratch->dkeys + first * width, 0, (size_t)(count * width) * sizeof(float));
+  memset(scratch->dvalues + first * width, 0, (size_t)(count * width) * sizeof(float));
+}
+
+/* Which of the 16 slots from `slot` on lie in [begin, end). */
+INLINE __mmask16 seen(int64_t slot, int64_t begin, int64_t end) {
+  int64_t low = begin > slot ? begin - slot : 0, high = end - slot;
+  if (low >= LANES || high <= low) return 0;
+  return (__mmask16)((high >= LANES ? 0xffff : (1 << high) - 1) & ~((1 << low) - 1));
+}
+
+/* scores [columns] become weights, zero outside of [begin, end), not yet divided by their sum, which is returned with the highest score. */
+INLINE float exponents(float *scores, int64_t begin, int64_t end, int64_t columns, float *highest) {
+  __m512 top = all(-INFINITY), sum = _mm512_setzero_ps();
+  for (int64_t slot = begin / LANES * LANES; slot < end; slot += LANES)
+    top = _mm512_mask_max_ps(top, seen(slot, begin, end), top, _mm512_loadu_ps(scores + slot));
+  *highest = _mm512_reduce_max_ps(top);
+  for (int64_t slot = 0; slot < columns; slot += LANES) {
+    __m512 weights = _mm512_maskz_mov_ps(seen(slot, begin, end), exp2_of(_mm512_sub_ps(_mm512_loadu_ps(scores + slot), all(*highest))));
+    sum = _mm512_add_ps(sum, weights);
+    _mm512_storeu_ps(scores + slot, weights);
+  }
+  return _mm512_reduce_add_ps(sum);
+}
+
+/* scores become weights p, and slopes, which are dp, become ln(2) * p * (dp - sum(p * dp)). */
+INLINE void softmax_backward(float *scores, float *slopes, int64_t begin, int64_t end, int64_t columns, float log_sum) {
+  __m512 sum = _mm512_setzero_ps();
+  for (int64_t slot = 0; slot < columns; slot += LANES) {
+    __mmask16 mask = seen(slot, begin, end);
+    __m512 weights = _mm512_maskz_mov_ps(mask, exp2_of(_mm512_sub_ps(_mm512_loadu_ps(scores + slot), all(log_sum))));
+    __m512 dweights = _mm512_maskz_loadu_ps(mask, slopes + slot);
+    sum = _mm512_fmadd_ps(weights, dweights, sum);
+    _mm512_storeu_ps(scores + slot, weights);
+    _mm512_storeu_ps(slopes + slot, dweights);
+  }
+  __m512 mean = all(_mm512_reduce_add_ps(sum));
+  for (int64_t slot = 0; slot < columns; slot += LANES) {
+    __m512 centred = _mm512_sub_ps(_mm512_loadu_ps(slopes + slot), mean);
+    __m512 slope = _mm512_mul_ps(_mm512_mul_ps(_mm512_loadu_ps(scores + slot), centred), all((float)M_LN2));
+    _mm512_storeu_ps(slopes + slot, _mm512_maskz_mov_ps(seen(slot, begin, end), slope));
+  }
+}
+
+/* Queries of tokens [first, first + count) of the row that begins at `start`, behind `shared` slots. */
+typedef struct {
+  int64_t start, first, count, shared;
+} QueryBlock;
+
+INLINE int64_t first_seen(const Attention *call, int64_t slot) { return call->window && slot >= call->window ? slot - call->window + 1 : 0; }
+
+AVX512 static void block_forward(const Attention *call, const Heads *query, void *out, float *log_sums, QueryBlock block, int64_t head, Scratch *scratch) {
+  int64_t group = call->heads / call->kv_heads, queries = block.count * group, width = call->width, token = block.start + block.first;
+  int64_t limit = block.shared + block.first + block.count, columns = (limit + LANES - 1) / LANES * LANES;
+  gather(call, query, token, block.count, head, group, call->scale * (float)M_LOG2E, scratch->query);
+  product(queries, columns, width, scratch->query, width, 1, scratch->turned_keys, scratch->columns, scratch->scores, scratch->columns, 0);
+  for (int64_t i = 0; i < queries; i++) {
+    int64_t slot = block.shared + block.first + i / group;
+    float highest, *scores = scratch->scores + i * scratch->columns;
+    float sum = exponents(scores, first_seen(call, slot), slot + 1, columns, &highest);
+    log_sums[(token + i / group) * call->heads + head * group + i % group] = highest + log2f(sum);
+    for (int64_t at = 0; at < columns; at += LANES) _mm512_storeu_ps(scores + at, _mm512_mul_ps(_mm512_loadu_ps(scores + at), all(1 / sum)));
+  }
+  product(queries, width, limit, scratch->scores, scratch->columns, 1, scratch->values, width, scratch->result, width, 0);
+  scatter(call, scratch->result, token, block.count, head, call->heads, group, out);
+}
+
+AVX512 static void block_backward(const Attention *call, const Heads *query, const Heads *grad, const float *log_sums, void *dquery, QueryBlock block,
+                                  int64_t head, Scratch *scratch) {
+  int64_t group = call->heads / call->kv_heads, queries = block.count * group, width = call->width, token = block.start + block.first;
+  int64_t limit = block.shared + block.first + block.count, columns = (limit + LANES - 1) / LANES * LANES, ld = scratch->columns;
+  float scale = call->scale * (float)M_LOG2E;
+  gather(call, query, token, block.count, head, group, scale, scratch->query);
+  gather(call, grad, token, block.count, head, group, 1, scratch->grad);
+  product(queries, columns, width, scratch->query, width, 1, scratch->turned_keys, ld, scratch->scores, ld, 0);
+  product(queries, columns, width, scratch->grad, width, 1, scratch->turned_values, ld, scratch->slopes, ld, 0);
+  for (int64_t i = 0; i < queries; i++) {
+    int64_t slot = block.shared + block.first + i / group;
+    float log_sum = log_sums[(token + i / group) * call->heads + head * group + i % group];
+    softmax_backward(scratch->scores + i * ld, scratch->slopes + i * ld, first_seen(call, slot), slot + 1, columns, log_sum);
+  }
+  product(limit, width, queries, scratch->scores, 1, ld, scratch->grad, width, scratch->dvalues, width, 1);
+  product(limit, width, queries, scratch->slopes, 1, ld, scratch->query, width, scratch->dkeys, width, 1);
+  product(queries, width, limit, scratch->slopes, ld, 1, scratch->keys, width, scratch->result, width, 0);
+  for (int64_t at = 0; at < queries * width; at += LANES)
+    _mm512_storeu_ps(scratch->result + at, _mm512_mul_ps(_mm512_loadu_ps(scratch->result + at), all(scale)));
+  scatter(call, scratch->result, token, block.count, head, call->heads, group, dquery);
+}
+
+/* query, key and value as they are called; out like query. log_sums [tokens][heads]. Returns 0, or -1 without memory. */
+int attention(const Attention *call, const Heads *query, const Heads *key, const Heads *value, void *out, float *log_sums) {
+  Scratch shape;
+  int64_t size = scratch_size(call, &shape);
+  float *memory = aligned_alloc(64, (size_t)(size * call->threads) * sizeof(float));
+  if (!memory) return -1;
+#pragma omp parallel num_threads(call->threads)
+  {
+    Scratch scratch = shape;
+    place(call, memory + size * omp_get_thread_num(), &scratch);
+#pragma omp for schedule(dynamic)
+    for (int64_t piece = 0; piece < call->num_items * call->kv_heads; piece++) {
+      const int64_t *item = call->items + piece / call->kv_heads * ITEM, head = piece % call->kv_heads;
+      prepare(call, key, value, item[SHARED_START], 0, item[SHARED], head, 0, &scratch);
+      for (int64_t row = item[FIRST_ROW]; row < item[FIRST_ROW] + item[NUM_ROWS]; row++) {
+        int64_t start = call->rows[2 * row], length = call->rows[2 * row + 1];
+        prepare(call, key, value, start, item[SHARED], length, head, 0, &scratch);
+        for (int64_t first = 0; first < length; first += scratch.tokens) {
+          int64_t count = least(length - first, scratch.tokens);
+          block_forward(call, query, out, log_sums, (QueryBlock){start, first, count, item[SHARED]}, head, &scratch);
+        }
+      }
+    }
+  }
+  free(memory);
+  return 0;
+}
+
+/* Adds up what the items from `item` on, which have the same shared positions, found for one key head, and adds it to what these are there. */
+AVX512 static void add_partials(const Attention *call, int64_t item, int64_t head, float *partials, void *dkey, void *dvalue) {
+  const int64_t *first = call->items + item * ITEM;
+  int64_t shared = first[SHARED], size = shared * call->width;
+  float *total = partials + (first[PARTIAL] * call->kv_heads + head * shared) * 2 * call->width;
+  for (int64_t other = item + 1; other < call->num_items && call->items[other * ITEM + SHARED_START] == first[SHARED_START]; other++) {
+    const float *more = partials + (call->items[other * ITEM + PARTIAL] * call->kv_heads + head * shared) * 2 * call->width;
+    for (int64_t at = 0; at < 2 * size; at += LANES) _mm512_storeu_ps(total + at, _mm512_add_ps(_mm512_loadu_ps(total + at), _mm512_loadu_ps(more + at)));
+  }
+  for (int64_t slot = 0; slot < shared; slot++)
+    for (int64_t at = 0; at < call->width; at += LANES) {
+      int64_t to = ((first[SHARED_START] + slot) * call->kv_heads + head) * call->width + at, from = slot * call->width + at;
+      store(dkey, to, _mm512_add_ps(load(dkey, to, call->half), _mm512_loadu_ps(total + from)), call->half);
+      store(dvalue, to, _mm512_add_ps(load(dvalue, to, call->half), _mm512_loadu_ps(total + size + from)), call->half);
+    }
+}
+
+/* dquery [tokens][heads][width], dkey and dvalue [tokens][kv_heads][width]; partials hold, by item and key head, [keys, values][shared][width],
+ * where the items' shared lengths add up to what PARTIAL says. Returns 0, or -1 without memory. */
+int attention_backward(const Attention *call, const Heads *query, const Heads *key, const Heads *value, const Heads *grad, const float *log_sums,
+                       void *dquery, void *dkey, void *dvalue, float *partials) {
+  Scratch shape;
+  int64_t size = scratch_size(call, &shape), width = call->width;
+  float *memory = aligned_alloc(64, (size_t)(size * call->threads) * sizeof(float));
+  if (!memory) return -1;
+#pragma omp parallel num_threads(call->threads)
+  {
+    Scratch scratch = shape;
+    place(call, memory + size * omp_get_thread_num(), &scratch);
+#pragma omp for schedule(dynamic)
+    for (int64_t piece = 0; piece < call->num_items * call->kv_heads; piece++) {
+      const int64_t *item = call->items + piece / call->kv_heads * ITEM, head = piece % call->kv_heads, shared = item[SHARED];
+      prepare(call, key, value, item[SHARED_START], 0, shared, head, 1, &scratch);
+      for (int64_t row = item[FIRST_ROW]; row < item[FIRST_ROW] + item[NUM_ROWS]; row++) {
+        int64_t start = call->rows[2 * row], length = call->rows[2 * row + 1];
+        prepare(call, key, value, start, shared, length, head, 1, &scratch);
+        for (int64_t first = 0; first < length; first += scratch.tokens) {
+          int64_t count = least(length - first, scratch.tokens);
+          block_backward(call, query, grad, log_sums, dquery, (QueryBlock){start, first, count, shared}, head, &scratch);
+        }
+        scatter(call, scratch.dkeys + shared * width, start, length, head, call->kv_heads, 1, dkey);
+        scatter(call, scratch.dvalues + shared * width, start, length, head, call->kv_heads, 1, dvalue);
+      }
+      float *partial = partials + (item[PARTIAL] * call->kv_heads + head * shared) * 2 * width;
+      memcpy(partial, scratch.dkeys, (size_t)(shared * width) * sizeof(float));
+      memcpy(partial + shared * width, scratch.dvalues, (size_t)(shared * width) * sizeof(float));
+    }
+#pragma omp for schedule(static)
+    for (int64_t piece = 0; piece < call->num_items * call->kv_heads; piece++) {
+      int64_t item = piece / call->kv_heads;
+      const int64_t *here = call->items + item * ITEM;
+      int first = item == 0 || (here - ITEM)[SHARED_START] != here[SHARED_START];
+      if (here[SHARED] && first) add_partials(call, item, piece % call->kv_heads, partials, dkey, dvalue);
+    }
+  }
+  free(memory);
+  return 0;
+}
