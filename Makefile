@@ -69,7 +69,7 @@ bench-quality: model ## Accuracy beside PEFT's recipes (long)
 bench-serve: model   ## Serving beside transformers, and vLLM if VLLM_PYTHON names its interpreter
 	$(BIN)/python -m benchmarks.serve --model "$$($(BIN)/softprompt models pull $(MODEL))" $(if $(VLLM_PYTHON),--vllm-python $(VLLM_PYTHON))
 
-bench-kernels: install ## The engine's compiled kernels beside torch's
+bench-kernels: install ## The compiled kernels beside torch's
 	$(BIN)/python -m benchmarks.kernels
 
 bench-store: install ## The prompt store

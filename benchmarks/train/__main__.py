@@ -26,6 +26,8 @@ from shared.allocator import tune_allocator
 from trainer_service.training.precision import pick_training_dtype
 
 WANTED_MEMORY_RATIO = 0.5
+WARM_UP = 2
+"""Rounds. A process pays dearly for memory that it touches for the first time, and what one contestant leaves is new to the other."""
 
 
 def main() -> None:
@@ -33,7 +35,7 @@ def main() -> None:
     parser.add_argument("--model", required=True, help="a model directory")
     parser.add_argument("--dtype", default="auto", choices=["auto", "bfloat16", "float32"], help="auto: what a worker would train in here")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--cases", type=int, nargs="*", default=[0, 1, 2], help="which of the three cases")
     parser.add_argument("--gpu-shape", action="store_true", help="the cases of a 1B-class model, on a GPU")
     parser.add_argument("--output", type=Path, help="left out: benchmarks/results/train-DTYPE.json")
@@ -69,12 +71,12 @@ def measure(case: Case, arguments: argparse.Namespace) -> dict[str, Any]:
     models = {name: load_model(arguments.model, arguments.dtype, arguments.device) for name in CONTESTANTS}
     contestants = {name: contestant(models[name], case) for name, contestant in CONTESTANTS.items()}
     vocab_size = next(iter(models.values())).get_input_embeddings().weight.shape[0]  # type: ignore[operator]
-    for step in range(max(3, arguments.rounds) + 1):
+    for step in range(max(3, arguments.rounds) + WARM_UP):
         rows = make_rows(case, vocab_size, seed=step)
         for name, contestant in contestants.items():
             started = time.perf_counter()
             losses[name].append(contestant.step(rows))
-            if step:  # the first step warms up
+            if step >= WARM_UP:
                 seconds[name].append(time.perf_counter() - started)
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     ratios = [peft / shared for peft, shared in zip(seconds["peft"], seconds["shared"], strict=True)]

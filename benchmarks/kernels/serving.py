@@ -1,75 +1,37 @@
-"""The engine's products, attention and norms by each kernel that this machine has, in turn: medians, and ratios to torch's own.
-
-    python -m benchmarks.kernels
-
-Shapes of SmolLM2-135M, random numbers, bfloat16, all of one pass through the model. Writes benchmarks/results/kernels.json.
-"""
+"""The engine's products, attention and norms by each kernel that this machine has: all of one pass through the model, bfloat16."""
 
 from __future__ import annotations
 
-import argparse
-import json
-import statistics
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from inference_service.engine import native_kernels
+from benchmarks.kernels.turns import HEAD_WIDTH, HEADS, HIDDEN, INNER, KV_HEADS, LAYERS, in_turn
 from inference_service.engine.faster_modules import TorchRMSNorm
 from inference_service.engine.linear_choice import KINDS
 from inference_service.engine.native_modules import NativeRMSNorm, attend
-from shared.allocator import tune_allocator
 
-LAYERS, HIDDEN, HEADS, KV_HEADS, HEAD_WIDTH, SLOTS = 30, 576, 9, 3, 64, 1024
-PRODUCTS = ((HIDDEN, 960), (HIDDEN, HIDDEN), (HIDDEN, 3072), (1536, HIDDEN))
+SLOTS = 1024
+PRODUCTS = ((HIDDEN, 960), (HIDDEN, HIDDEN), (HIDDEN, 2 * INNER), (INNER, HIDDEN))
 """Query, key and value; output; gate and up; down."""
 ROWS = (1, 16, 32, 400)
 PREFILLS = ((25, 0), (25, 100), (256, 0), (512, 500))
 """New tokens, after so many."""
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.kernels", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/kernels.json"))
-    arguments = parser.parse_args()
-    tune_allocator()
-    torch.manual_seed(0)
-    if native_kernels.load() is None:
-        raise SystemExit("no compiled kernels on this machine")
-    with torch.inference_mode():
-        results: dict[str, Any] = {"threads": torch.get_num_threads(), "torch": torch.__version__}
-        results |= {part.__name__.strip("_"): part(arguments.rounds) for part in (_products, _attention, _norm)}
-    arguments.output.write_text(json.dumps(results, indent=2) + "\n")
-    print(json.dumps(results, indent=2))
-
-
-def _in_turn(contestants: dict[str, Callable[[], object]], rounds: int, ours: str, peer: str) -> dict[str, Any]:
-    seconds: dict[str, list[float]] = {name: [] for name in contestants}
-    for _ in range(rounds + 1):
-        for name, work in contestants.items():
-            begun = time.perf_counter()
-            work()
-            seconds[name].append(time.perf_counter() - begun)
-    medians = {name: statistics.median(samples[1:]) for name, samples in seconds.items()}
-    return {"milliseconds": {name: value * 1e3 for name, value in medians.items()}, f"{peer} over {ours}": medians[peer] / medians[ours]}
-
-
-def _products(rounds: int) -> dict[str, Any]:
+def products(rounds: int) -> dict[str, Any]:
     linears = [nn.Linear(*shape, bias=False, dtype=torch.bfloat16) for _ in range(LAYERS) for shape in PRODUCTS]
     linears.append(nn.Linear(HIDDEN, 49152, bias=False, dtype=torch.bfloat16))
     made = {kind.__name__: [kind(linear) for linear in linears] for kind in KINDS if kind.is_available(torch.bfloat16)}
     found = {}
     for rows in ROWS:
-        inputs = {width: torch.randn(rows, width).bfloat16() for width in (HIDDEN, 1536)}
+        inputs = {width: torch.randn(rows, width).bfloat16() for width in (HIDDEN, INNER)}
         contestants = {name: partial(_multiply, modules, inputs) for name, modules in made.items()}
-        found[f"{rows} rows"] = _in_turn(contestants, rounds, "WideningLinear", "PackedLinear")
+        found[f"{rows} rows"] = in_turn(contestants, rounds, "WideningLinear", "PackedLinear")
     return found
 
 
@@ -78,7 +40,7 @@ def _multiply(modules: Sequence[Any], inputs: dict[int, torch.Tensor]) -> None:
         module(inputs[module.in_features])
 
 
-def _attention(rounds: int) -> dict[str, Any]:
+def attention(rounds: int) -> dict[str, Any]:
     shape = (33, KV_HEADS, SLOTS, HEAD_WIDTH)
     caches = [(torch.randn(shape).bfloat16(), torch.randn(shape).bfloat16()) for _ in range(LAYERS)]
     rows, positions = torch.arange(16), torch.randint(125, 189, (16,))
@@ -115,20 +77,16 @@ def _attend_each(caches: list[Any], rows: torch.Tensor, positions: torch.Tensor,
         "attend": lambda: [attend(query, key, value, *cache, rows, positions, 0, None) for cache in caches],
         "sdpa": lambda: [sdpa(*cache) for cache in caches],
     }
-    return _in_turn(contestants, rounds, "attend", "sdpa")
+    return in_turn(contestants, rounds, "attend", "sdpa")
 
 
-def _norm(rounds: int) -> dict[str, Any]:
+def norm(rounds: int) -> dict[str, Any]:
     weight, x = torch.ones(HIDDEN).bfloat16(), torch.randn(1, 16, HIDDEN).bfloat16()
     norms: tuple[nn.Module, ...] = (NativeRMSNorm(weight, 1e-5), TorchRMSNorm(weight, 1e-5))
     contestants = {type(norm).__name__: partial(_normalise, norm, x) for norm in norms}
-    return {"16 rows": _in_turn(contestants, rounds, "NativeRMSNorm", "TorchRMSNorm")}
+    return {"16 rows": in_turn(contestants, rounds, "NativeRMSNorm", "TorchRMSNorm")}
 
 
 def _normalise(norm: nn.Module, x: torch.Tensor) -> None:
     for _ in range(2 * LAYERS + 1):
         norm(x)
-
-
-if __name__ == "__main__":
-    main()

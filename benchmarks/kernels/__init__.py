@@ -1,0 +1,1 @@
+"""The compiled kernels beside torch's own: `python -m benchmarks.kernels`."""

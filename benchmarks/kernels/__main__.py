@@ -1,0 +1,41 @@
+"""The compiled kernels beside torch's own, in turn: medians and ratios. Shapes of SmolLM2-135M, random numbers.
+
+    python -m benchmarks.kernels
+
+Writes benchmarks/results/kernels.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.kernels import serving, training
+from inference_service.engine import native_kernels as engine_kernels
+from shared.allocator import tune_allocator
+from trainer_service.training import native_kernels as training_kernels
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.kernels", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/kernels.json"))
+    arguments = parser.parse_args()
+    tune_allocator()
+    torch.manual_seed(0)
+    if engine_kernels.load() is None or training_kernels.load() is None:
+        raise SystemExit("no compiled kernels on this machine")
+    results: dict[str, Any] = {"threads": torch.get_num_threads(), "torch": torch.__version__}
+    with torch.inference_mode():
+        results["serving"] = {part.__name__: part(arguments.rounds) for part in (serving.products, serving.attention, serving.norm)}
+    results["training"] = training.measure(arguments.rounds)
+    arguments.output.write_text(json.dumps(results, indent=2) + "\n")
+    print(json.dumps(results, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""What lies between the matrix products of a training step, forward and backward, all layers, float32: the step of 8 jobs of batch 4."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
+
+from benchmarks.kernels.turns import HEAD_WIDTH, HEADS, HIDDEN, INNER, KV_HEADS, LAYERS, in_turn
+from trainer_service.training import native_kernels
+from trainer_service.training.frozen_norm import FrozenRMSNorm, NativeRMSNorm
+from trainer_service.training.packing import Layout, Row, Segment, pack
+from trainer_service.training.prefix_attention import NativePrefixAttention, PrefixAttention, Rule
+from trainer_service.training.rotary import Rotate
+
+JOBS, BATCH, VIRTUAL_TOKENS, LENGTHS = 8, 4, 50, (20, 46)
+
+
+def measure(rounds: int) -> dict[str, Any]:
+    """`compiled` beside `torch`: what the trainer does without the kernels, or where that is nothing, transformers."""
+    layout = _layout()
+    norm = LlamaRMSNorm(HIDDEN).requires_grad_(False)
+    cos, sin = torch.randn(1, layout.num_tokens, HEAD_WIDTH), torch.randn(1, layout.num_tokens, HEAD_WIDTH)
+    rule = Rule(HEAD_WIDTH**-0.5, None, None, None)
+    heads = [_numbers(layout, count, HEAD_WIDTH).transpose(0, 1) for count in (HEADS, KV_HEADS, KV_HEADS)]
+    hidden, gate, up = _numbers(layout, HIDDEN), _numbers(layout, INNER), _numbers(layout, INNER)
+    return {
+        "tokens": layout.num_tokens,
+        "attention": _beside(
+            lambda *x: NativePrefixAttention.apply(*x, layout, rule), lambda *x: PrefixAttention.apply(*x, layout, rule), heads, rounds
+        ),
+        "norm": _beside(
+            lambda x: NativeRMSNorm.apply(x, norm.weight, norm.variance_epsilon),
+            lambda x: FrozenRMSNorm.apply(x, norm.weight, norm.variance_epsilon),
+            [hidden],
+            rounds,
+        ),
+        "swiglu": _beside(_Swiglu.apply, lambda gate, up: F.silu(gate) * up, [gate, up], rounds),
+        "rotary": _beside(
+            lambda q, k: tuple(Rotate.apply(x, cos[0], sin[0]) for x in (q, k)),
+            lambda q, k: apply_rotary_pos_emb(q[None], k[None], cos, sin),
+            heads[:2],
+            rounds,
+        ),
+    }
+
+
+class _Swiglu(torch.autograd.Function):
+    """What `FrozenGatedMLP` does between its products."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(gate, up)
+        return native_kernels.swiglu(gate, up)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return native_kernels.swiglu_backward(grads[0], *ctx.saved_tensors)
+
+
+def _layout() -> Layout:
+    rng = random.Random(0)
+    lengths = [[rng.randint(*LENGTHS) for _ in range(BATCH)] for _ in range(JOBS)]
+    segments = [
+        Segment(torch.zeros(VIRTUAL_TOKENS, 1), [Row(tuple(range(first, first + length)), (0,)) for first, length in enumerate(some)])
+        for some in lengths
+    ]
+    return pack(segments, torch.device("cpu")).layout
+
+
+def _numbers(layout: Layout, *shape: int) -> torch.Tensor:
+    return torch.randn(layout.num_tokens, *shape)
+
+
+def _beside(compiled: Callable[..., Any], torchs: Callable[..., Any], inputs: Sequence[torch.Tensor], rounds: int) -> dict[str, Any]:
+    layers = [
+        [tensor.detach().clone().requires_grad_(True) for tensor in inputs] for _ in range(LAYERS)
+    ]  # each its own memory, as in a step
+    contestants = {name: partial(_step, function, layers) for name, function in (("compiled", compiled), ("torch", torchs))}
+    return in_turn(contestants, rounds, "compiled", "torch")
+
+
+def _step(function: Callable[..., Any], layers: Sequence[Sequence[torch.Tensor]]) -> None:
+    """First all forward, then all backward."""
+    found = [function(*layer) for layer in layers]
+    for layer, made in zip(layers, found, strict=True):
+        outs = made if isinstance(made, tuple) else (made,)
+        torch.autograd.grad(outs, layer, [out.detach() for out in outs])  # the result for want of a gradient

@@ -1,0 +1,22 @@
+"""Contestants take turns, so that a ratio compares neighbours in time. Shapes of SmolLM2-135M."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+LAYERS, HIDDEN, INNER, HEADS, KV_HEADS, HEAD_WIDTH = 30, 576, 1536, 9, 3, 64
+
+
+def in_turn(contestants: dict[str, Callable[[], object]], rounds: int, ours: str, peer: str) -> dict[str, Any]:
+    """Medians, and how many times as long `peer` took as `ours`. The first round warms up."""
+    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    for _ in range(rounds + 1):
+        for name, work in contestants.items():
+            begun = time.perf_counter()
+            work()
+            seconds[name].append(time.perf_counter() - begun)
+    medians = {name: statistics.median(samples[1:]) for name, samples in seconds.items()}
+    return {"milliseconds": {name: value * 1e3 for name, value in medians.items()}, f"{peer} over {ours}": medians[peer] / medians[ours]}
