@@ -1,4 +1,5 @@
-"""Runs all contestants of a case in turn in every round, so that a ratio compares neighbours in time; prints medians, writes JSON.
+"""Runs all contestants of a case in turn in every round; prints medians, and of each two that are compared the median of the ratios of
+neighbours in time, for the machine's speed drifts by more than most differences. Writes JSON.
 
 A run of some cases (`--cases`) replaces these in the output file and leaves the others.
 """
@@ -80,15 +81,16 @@ async def run(case: Case, field: Field, rounds: int) -> dict[str, Any]:
     for _ in range(rounds):
         await case.round(field, note)
     medians = {name: statistics.median(values) for name, values in samples.items()}
-    goals = {goal.name: judged for goal in case.goals if (judged := judge(goal, medians)) is not None}
+    goals = {goal.name: judged for goal in case.goals if (judged := judge(goal, samples)) is not None}
     return {"about": case.about, "rounds": rounds, "goals": goals, "medians": medians, "samples": samples}
 
 
-def judge(goal: Goal, medians: dict[str, float]) -> dict[str, float | bool] | None:
+def judge(goal: Goal, samples: dict[str, list[float]]) -> dict[str, float | bool] | None:
     """None where a contestant did not run."""
-    if goal.figure not in medians or (goal.beside is not None and goal.beside not in medians):
+    if goal.figure not in samples or (goal.beside is not None and goal.beside not in samples):
         return None
-    value = medians[goal.figure] / (medians[goal.beside] if goal.beside is not None else 1.0)
+    beside = samples[goal.beside] if goal.beside is not None else [1.0] * len(samples[goal.figure])
+    value = statistics.median(own / other for own, other in zip(samples[goal.figure], beside, strict=True))
     return {"value": value, "wanted": goal.value, "reached": value <= goal.value if goal.at_most else value >= goal.value}
 
 
