@@ -58,7 +58,7 @@ try-images: images model  ## Run them hardened: tune a prompt, stream an answer,
 protos: install  ## Generate the Python of the protos
 	$(BIN)/python protos/generate.py
 
-bench: bench-train bench-serve bench-kernels bench-store bench-jobs  ## The benchmarks but the long one of quality
+bench: bench-train bench-serve bench-kernels bench-store bench-jobs  ## The benchmarks but the long ones: quality, overload, soak
 
 bench-train: model   ## Training beside PEFT, in both dtypes
 	for dtype in bfloat16 float32; do $(BIN)/python -m benchmarks.train --dtype $$dtype --model "$$($(BIN)/softprompt models pull $(MODEL))" || exit 1; done

@@ -1,4 +1,4 @@
-"""Contestants take turns, so that a ratio compares neighbours in time. Shapes of SmolLM2-135M."""
+"""Contestants take turns, and a ratio is the median of those of neighbours in time. Shapes of SmolLM2-135M."""
 
 from __future__ import annotations
 
@@ -19,4 +19,5 @@ def in_turn(contestants: dict[str, Callable[[], object]], rounds: int, ours: str
             work()
             seconds[name].append(time.perf_counter() - begun)
     medians = {name: statistics.median(samples[1:]) for name, samples in seconds.items()}
-    return {"milliseconds": {name: value * 1e3 for name, value in medians.items()}, f"{peer} over {ours}": medians[peer] / medians[ours]}
+    ratio = statistics.median(one / other for one, other in list(zip(seconds[peer], seconds[ours], strict=True))[1:])
+    return {"milliseconds": {name: value * 1e3 for name, value in medians.items()}, f"{peer} over {ours}": ratio}

@@ -1,6 +1,7 @@
 """Trains our recipe (hyperparameters left out) and PEFT's on the same split for each seed, and scores the test set. Writes JSON as it goes.
 
-Takes long on two cores; `--seeds` and `--only` run a part, and what the output file has already is not run again.
+Takes two hours on two cores. `--seeds` and `--only` run a part, and replace that part in the output file; after an interruption, `--resume` runs
+only what isn't there.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="auto", choices=["auto", "bfloat16", "float32"])
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--only", nargs="*", help="names of contestants, or beginnings of them")
+    parser.add_argument("--resume", action="store_true", help="leave out what the output file has already")
     parser.add_argument("--cache", type=Path, default=Path("~/.cache/softprompt/benchmarks").expanduser())
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/quality.json"))
     arguments = parser.parse_args()
@@ -55,7 +57,7 @@ def main() -> None:
     for seed in arguments.seeds:
         for name, train in _contestants(arguments.model, base, reviews, seed).items():
             wanted = not arguments.only or any(name.startswith(beginning) for beginning in arguments.only)
-            if not wanted or str(seed) in runs.get(name, {}):
+            if not wanted or (arguments.resume and str(seed) in runs.get(name, {})):
                 continue
             started = time.perf_counter()
             matrix = train()

@@ -1,4 +1,4 @@
-"""The cases, each by a name: what is measured in a round, and which ratios of medians are its goals."""
+"""The cases, each by a name: what is measured in a round, and which ratios are its goals."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ _FEW, _MANY = 64, 192
 
 
 def measured_token_budget(base_model: BaseModel, forward: Forward) -> int:
-    """Positions. One forward pass of a few hundred positions is run for it."""
+    """Positions. Two small forward passes are run for it."""
     free = free_bytes(base_model.device)
     fits = int(_SHARE * max(free // 2, free - _LOGITS_BYTES)) // max(1, bytes_per_position(base_model, forward))
     return max(MIN_TOKENS, min(MAX_GPU if base_model.device.type == "cuda" else MAX_CPU, fits))

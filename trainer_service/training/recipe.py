@@ -1,6 +1,6 @@
 """The recipe: what is trained where the user left a hyperparameter out, and whether what the user set fits together.
 
-Each constant was measured; docs/training.md has the figures. Nothing here looks at the data beyond its size and its labels, so the
+What was measured for which constant is in docs/training.md. Nothing here looks at the data beyond its size and its labels, so the
 recipe can't be tuned to one data set by accident. Knows no torch.
 """
 

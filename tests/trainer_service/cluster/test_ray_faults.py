@@ -144,7 +144,8 @@ async def test_a_cohort_out_of_memory_is_split_and_the_job_that_fits_nowhere_fai
     service: Service, ray_cluster: SharedCluster, tmp_path: Path
 ) -> None:
     """Workers' processes really get no more memory: one job needs more than the first of them has, another more than any has."""
-    model = save_tiny_llama(tmp_path / "long", max_position_embeddings=16_384)
+    wide = {"max_position_embeddings": 16_384, "intermediate_size": 8192}  # a position of a pass keeps 130 KB
+    model = save_tiny_llama(tmp_path / "long", **wide)
     service.base = effective_spec(base_model.inspect(model, id="tiny"))
     pool = RayPool(ray_cluster, RayPoolConfig({"tiny": str(model)}, dtype="float32", device="cpu", checkpoint_seconds=0.2))
     manager = await service.start(pool)
