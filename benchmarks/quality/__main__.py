@@ -1,7 +1,7 @@
 """Trains our recipe (hyperparameters left out) and PEFT's on the same split for each seed, and scores the test set. Writes JSON as it goes.
 
-Takes two hours on two cores. `--seeds` and `--only` run a part, and replace that part in the output file; after an interruption, `--resume` runs
-only what isn't there.
+Takes two hours on two cores. `--seeds` and `--only` run a part, and replace that part in the output file; after an interruption, `--resume`
+runs only what isn't there.
 """
 
 from __future__ import annotations
