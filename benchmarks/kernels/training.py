@@ -13,6 +13,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_
 
 from benchmarks.kernels.turns import HEAD_WIDTH, HEADS, HIDDEN, INNER, KV_HEADS, LAYERS, in_turn
 from trainer_service.training import native_kernels
+from trainer_service.training.frozen_linear import widened_product
 from trainer_service.training.frozen_norm import FrozenRMSNorm, NativeRMSNorm
 from trainer_service.training.packing import Layout, Row, Segment, pack
 from trainer_service.training.prefix_attention import NativePrefixAttention, PrefixAttention, Rule
@@ -47,7 +48,20 @@ def measure(rounds: int) -> dict[str, Any]:
             heads[:2],
             rounds,
         ),
+        "bfloat16 products": _products(layout, rounds),
     }
+
+
+def _products(layout: Layout, rounds: int) -> dict[str, Any]:
+    """The gate's, of all layers: operands widened for the time of the product, beside bfloat16's own, as `frozen_linear` chooses."""
+    x = _numbers(layout, HIDDEN).bfloat16()
+    weights = [torch.randn(INNER, HIDDEN).bfloat16() for _ in range(LAYERS)]
+    contestants: dict[str, Callable[[], object]] = {
+        "widened": lambda: [widened_product(x, weight) for weight in weights],
+        "torch": lambda: [F.linear(x, weight) for weight in weights],
+    }
+    with torch.no_grad():
+        return in_turn(contestants, rounds, "widened", "torch")
 
 
 class _Swiglu(torch.autograd.Function):

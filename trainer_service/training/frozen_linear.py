@@ -25,8 +25,10 @@ MAX_WIDENED = 1 << 26
 
 def forward_product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """x [..., in], weight [out, in], bias [out] -> [..., out]"""
-    if not _is_widened(x, weight):
-        return F.linear(x, weight, bias)
+    return (widened_product if _is_widened(x, weight) else F.linear)(x, weight, bias)
+
+
+def widened_product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     return F.linear(x.float(), weight.float(), None if bias is None else bias.float()).to(x.dtype)
 
 
@@ -80,5 +82,5 @@ def _pays(dtype: torch.dtype, device: torch.device) -> bool:
     if dtype != torch.bfloat16 or device.type != "cpu":
         return False
     rows, weight = torch.ones(512, 512, dtype=dtype), torch.ones(512, 512, dtype=dtype)
-    widened, plain = fastest(lambda: F.linear(rows.float(), weight.float()).to(dtype), lambda: F.linear(rows, weight))
+    widened, plain = fastest(lambda: widened_product(rows, weight), lambda: F.linear(rows, weight))
     return widened < plain

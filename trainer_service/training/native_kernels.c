@@ -310,34 +310,6 @@ AVX512 static void block_backward(const Attention *call, const Heads *query, con
   scatter(call, scratch->result, token, block.count, head, call->heads, group, dquery);
 }
 
-/* query, key and value as they are called; out like query. log_sums [tokens][heads]. Returns 0, or -1 without memory. */
-int attention(const Attention *call, const Heads *query, const Heads *key, const Heads *value, void *out, float *log_sums) {
-  Scratch shape;
-  int64_t size = scratch_size(call, &shape);
-  float *memory = aligned_alloc(64, (size_t)(size * call->threads) * sizeof(float));
-  if (!memory) return -1;
-#pragma omp parallel num_threads(call->threads)
-  {
-    Scratch scratch = shape;
-    place(call, memory + size * omp_get_thread_num(), &scratch);
-#pragma omp for schedule(dynamic)
-    for (int64_t piece = 0; piece < call->num_items * call->kv_heads; piece++) {
-      const int64_t *item = call->items + piece / call->kv_heads * ITEM, head = piece % call->kv_heads;
-      prepare(call, key, value, item[SHARED_START], 0, item[SHARED], head, 0, &scratch);
-      for (int64_t row = item[FIRST_ROW]; row < item[FIRST_ROW] + item[NUM_ROWS]; row++) {
-        int64_t start = call->rows[2 * row], length = call->rows[2 * row + 1];
-        prepare(call, key, value, start, item[SHARED], length, head, 0, &scratch);
-        for (int64_t first = 0; first < length; first += scratch.tokens) {
-          int64_t count = least(length - first, scratch.tokens);
-          block_forward(call, query, out, log_sums, (QueryBlock){start, first, count, item[SHARED]}, head, &scratch);
-        }
-      }
-    }
-  }
-  free(memory);
-  return 0;
-}
-
 /* Adds up what the items from `item` on, which have the same shared positions, found for one key head, and adds it to what these are there. */
 AVX512 static void add_partials(const Attention *call, int64_t item, int64_t head, float *partials, void *dkey, void *dvalue) {
   const int64_t *first = call->items + item * ITEM;
@@ -355,12 +327,14 @@ AVX512 static void add_partials(const Attention *call, int64_t item, int64_t hea
     }
 }
 
-/* dquery [tokens][heads][width], dkey and dvalue [tokens][kv_heads][width]; partials hold, by item and key head, [keys, values][shared][width],
- * where the items' shared lengths add up to what PARTIAL says. Returns 0, or -1 without memory. */
-int attention_backward(const Attention *call, const Heads *query, const Heads *key, const Heads *value, const Heads *grad, const float *log_sums,
-                       void *dquery, void *dkey, void *dvalue, float *partials) {
+/* Forward, where grad is null: out like query, and log_sums [tokens][heads]. Backward: out is dquery, dkey and dvalue are
+ * [tokens][kv_heads][width], and partials hold, by item and key head, [keys, values][shared][width], where the items' shared lengths add up to
+ * what PARTIAL says. Returns 0, or -1 without memory. */
+int attention(const Attention *call, const Heads *query, const Heads *key, const Heads *value, const Heads *grad, void *out, float *log_sums,
+              void *dkey, void *dvalue, float *partials) {
   Scratch shape;
-  int64_t size = scratch_size(call, &shape), width = call->width;
+  int64_t size = scratch_size(call, &shape), width = call->width, pieces = call->num_items * call->kv_heads;
+  int backward = grad != NULL;
   float *memory = aligned_alloc(64, (size_t)(size * call->threads) * sizeof(float));
   if (!memory) return -1;
 #pragma omp parallel num_threads(call->threads)
@@ -368,25 +342,30 @@ int attention_backward(const Attention *call, const Heads *query, const Heads *k
     Scratch scratch = shape;
     place(call, memory + size * omp_get_thread_num(), &scratch);
 #pragma omp for schedule(dynamic)
-    for (int64_t piece = 0; piece < call->num_items * call->kv_heads; piece++) {
+    for (int64_t piece = 0; piece < pieces; piece++) {
       const int64_t *item = call->items + piece / call->kv_heads * ITEM, head = piece % call->kv_heads, shared = item[SHARED];
-      prepare(call, key, value, item[SHARED_START], 0, shared, head, 1, &scratch);
+      prepare(call, key, value, item[SHARED_START], 0, shared, head, backward, &scratch);
       for (int64_t row = item[FIRST_ROW]; row < item[FIRST_ROW] + item[NUM_ROWS]; row++) {
         int64_t start = call->rows[2 * row], length = call->rows[2 * row + 1];
-        prepare(call, key, value, start, shared, length, head, 1, &scratch);
+        prepare(call, key, value, start, shared, length, head, backward, &scratch);
         for (int64_t first = 0; first < length; first += scratch.tokens) {
-          int64_t count = least(length - first, scratch.tokens);
-          block_backward(call, query, grad, log_sums, dquery, (QueryBlock){start, first, count, shared}, head, &scratch);
+          QueryBlock block = {start, first, least(length - first, scratch.tokens), shared};
+          if (backward)
+            block_backward(call, query, grad, log_sums, out, block, head, &scratch);
+          else
+            block_forward(call, query, out, log_sums, block, head, &scratch);
         }
+        if (!backward) continue;
         scatter(call, scratch.dkeys + shared * width, start, length, head, call->kv_heads, 1, dkey);
         scatter(call, scratch.dvalues + shared * width, start, length, head, call->kv_heads, 1, dvalue);
       }
+      if (!backward) continue;
       float *partial = partials + (item[PARTIAL] * call->kv_heads + head * shared) * 2 * width;
       memcpy(partial, scratch.dkeys, (size_t)(shared * width) * sizeof(float));
       memcpy(partial + shared * width, scratch.dvalues, (size_t)(shared * width) * sizeof(float));
     }
 #pragma omp for schedule(static)
-    for (int64_t piece = 0; piece < call->num_items * call->kv_heads; piece++) {
+    for (int64_t piece = 0; piece < (backward ? pieces : 0); piece++) {
       int64_t item = piece / call->kv_heads;
       const int64_t *here = call->items + item * ITEM;
       int first = item == 0 || (here - ITEM)[SHARED_START] != here[SHARED_START];

@@ -46,11 +46,10 @@ def load() -> ctypes.CDLL | None:
         "swiglu": (*(_POINTER,) * 3, _SIZE, *mode),
         "swiglu_backward": (*(_POINTER,) * 4, _SIZE, *mode),
         "rotate": (heads, *(_POINTER,) * 3, *(_SIZE,) * 3, _INT, *mode),
-        "attention": (call, *(heads,) * 3, *(_POINTER,) * 2),
-        "attention_backward": (call, *(heads,) * 4, *(_POINTER,) * 5),
+        "attention": (call, *(heads,) * 4, *(_POINTER,) * 5),
     }.items():
         function = getattr(kernels, name)
-        function.argtypes, function.restype = arguments, ctypes.c_int if name.startswith("attention") else None
+        function.argtypes, function.restype = arguments, ctypes.c_int if name == "attention" else None
     return kernels
 
 
@@ -119,7 +118,8 @@ def attention(
     out, log_sums = query.new_empty(tokens, heads, width), torch.empty(tokens, heads)
     views = [_heads(tensor) for tensor in (query, _like(key, query), _like(value, query))]
     call = _call(query, key, value, spans, scale, window)
-    status = _kernels().attention(ctypes.byref(call), *(ctypes.byref(view[1]) for view in views), out.data_ptr(), log_sums.data_ptr())
+    pointers = (out.data_ptr(), log_sums.data_ptr(), None, None, None)
+    status = _kernels().attention(ctypes.byref(call), *(ctypes.byref(view[1]) for view in views), None, *pointers)
     return _checked(status, out), log_sums
 
 
@@ -140,9 +140,9 @@ def attention_backward(
     dquery, dkey, dvalue = query.new_empty(tokens, heads, width), *(query.new_empty(tokens, kv_heads, width) for _ in range(2))
     partials = torch.empty(spans.num_partial, kv_heads, 2, width)
     views = [_heads(tensor) for tensor in (query, _like(key, query), _like(value, query), _like(grad, query).transpose(0, 1))]
-    pointers = [tensor.data_ptr() for tensor in (log_sums, dquery, dkey, dvalue, partials)]
+    pointers = [tensor.data_ptr() for tensor in (dquery, log_sums, dkey, dvalue, partials)]
     call = _call(query, key, value, spans, scale, window)
-    status = _kernels().attention_backward(ctypes.byref(call), *(ctypes.byref(view[1]) for view in views), *pointers)
+    status = _kernels().attention(ctypes.byref(call), *(ctypes.byref(view[1]) for view in views), *pointers)
     _checked(status, dquery)
     return dquery.transpose(0, 1), dkey.transpose(0, 1), dvalue.transpose(0, 1)
 
