@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from shared.template import Template
 from tests.trainer_service.training.models import build
 from trainer_service.training.cohort import Cohort
-from trainer_service.training.events import TrainingEvent, TrainingTask
+from trainer_service.training.events import StepDone, TrainingEvent, TrainingTask
 from trainer_service.training.recipe import fill
 from trainer_service.training.spec import Example, HyperparameterRequest, TaskKind, TrainingSpec
 
@@ -58,3 +58,8 @@ def run(cohort: Cohort, *tasks: TrainingTask) -> list[TrainingEvent]:
 
 def of(events: Sequence[TrainingEvent], kind: type[E], job_id: str = "job") -> list[E]:
     return [event for event in events if isinstance(event, kind) and event.job_id == job_id]
+
+
+def losses(events: Sequence[TrainingEvent], job_id: str = "job") -> list[float]:
+    """Of each step that it took."""
+    return [event.loss for event in of(events, StepDone, job_id)]

@@ -1,8 +1,7 @@
-"""Jobs in one cohort: the same trajectory as alone, exact resume, failure and departure that touch nobody else."""
+"""Jobs in one cohort: the same trajectory as alone, exact resume, and departure that touches nobody else."""
 
 from __future__ import annotations
 
-import errno
 import statistics
 from dataclasses import replace
 from typing import Any
@@ -13,14 +12,11 @@ import torch
 from shared.errors import AlreadyExists
 from shared.soft_prompt import SoftPrompt
 from tests.trainer_service.training.models import build
-from tests.trainer_service.training.tasks import classification, generation, of, run, task
-from trainer_service.training import cohort as cohort_module
-from trainer_service.training import run as run_module
+from tests.trainer_service.training.tasks import classification, generation, losses, of, run, task
 from trainer_service.training.cohort import Cohort
 from trainer_service.training.events import (
     Checkpointed,
     Evaluated,
-    Failed,
     Finished,
     Started,
     StepDone,
@@ -31,10 +27,6 @@ from trainer_service.training.events import (
 from trainer_service.training.spec import Example, InitMethod, Reparameterisation
 
 BASE = build()
-
-
-def _losses(events: list[TrainingEvent], job_id: str = "job") -> list[float]:
-    return [event.loss for event in of(events, StepDone, job_id)]
 
 
 def _matrix(events: list[TrainingEvent], job_id: str = "job") -> torch.Tensor:
@@ -54,8 +46,8 @@ def test_a_job_follows_the_same_trajectory_in_a_cohort_as_alone() -> None:
     together = run(Cohort(BASE), *_varied())
     for one in _varied():
         alone = run(Cohort(BASE), one)
-        assert len(_losses(alone, one.job_id)) == 20
-        assert _losses(together, one.job_id) == pytest.approx(_losses(alone, one.job_id), rel=1e-3)
+        assert len(losses(alone, one.job_id)) == 20
+        assert losses(together, one.job_id) == pytest.approx(losses(alone, one.job_id), rel=1e-3)
         torch.testing.assert_close(_matrix(together, one.job_id), _matrix(alone, one.job_id), rtol=1e-3, atol=1e-4)
 
 
@@ -104,7 +96,7 @@ def test_resuming_from_any_checkpoint_continues_the_same_trajectory_exactly(sett
     for step in (1, 6, 7, 19):
         resumed = run(Cohort(BASE), replace(one, checkpoint=by_step[step].data, attempt=2))
         assert resumed[0] == replace(of(whole, Started)[0], attempt=2, step=step)
-        assert _losses(resumed) == _losses(whole)[step:]
+        assert losses(resumed) == losses(whole)[step:]
         torch.testing.assert_close(_matrix(resumed), _matrix(whole), rtol=0, atol=0)
         assert resumed[-1].result.metrics == whole[-1].result.metrics
         assert resumed[-1].result.best_step == whole[-1].result.best_step
@@ -124,106 +116,6 @@ def test_the_same_seed_repeats_and_another_differs() -> None:
     first, again, other = (run(Cohort(BASE), task(seed=seed, init={"method": "SAMPLE_VOCAB"})) for seed in (5, 5, 6))
     assert torch.equal(_matrix(first), _matrix(again))
     assert not torch.equal(_matrix(first), _matrix(other))
-
-
-def test_a_job_that_turns_nan_fails_alone() -> None:
-    base = build()
-    cohort = Cohort(base)
-    (poison,) = base.tokenizer("~", add_special_tokens=False)["input_ids"]
-    base.embedding_table[poison] = float("nan")
-    bad = task("bad", train=(*generation(6), Example(line=7, input="thing ~", output="no")), num_steps=10)
-    events = run(cohort, task("good"), bad)
-    failed = of(events, Failed, "bad")[0]
-    assert (failed.code, failed.retryable) == ("NAN_LOSS", False)
-    assert "step" in failed.message
-    assert _losses(events, "good") == pytest.approx(_losses(run(Cohort(BASE), task("good")), "good"), rel=1e-3)
-
-
-def test_data_that_does_not_fit_the_model_fails_its_job_with_the_line() -> None:
-    long = (*generation(4), Example(line=9, input="x" * 300, output="y"), *generation(2, 10))
-    events = run(Cohort(BASE), task("good"), task("long", train=long))
-    failed = of(events, Failed, "long")[0]
-    assert (failed.code, failed.field) == ("BAD_DATA", "line 9")
-    assert "room for 250" in failed.message
-    assert of(events, Finished, "good")
-
-
-def test_a_pass_that_raises_is_repeated_for_each_job_alone(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    original = cohort_module.backward
-
-    def flaky(base_model: Any, forward: Any, parts: Any, token_budget: int) -> torch.Tensor:
-        if any(part.trainee.num_virtual_tokens == 13 for part in parts):
-            raise RuntimeError("a row that no kernel takes")
-        return original(base_model, forward, parts, token_budget)
-
-    monkeypatch.setattr(cohort_module, "backward", flaky)
-    events = run(Cohort(BASE), task("good"), task("bad", num_virtual_tokens=13))
-    failed = of(events, Failed, "bad")[0]
-    assert (failed.code, failed.retryable) == ("INTERNAL", True)
-    assert "kernel" not in failed.message
-    assert "a row that no kernel takes" in caplog.text
-    assert len(of(events, StepDone, "good")) == 20
-
-
-def test_running_out_of_memory_halves_the_budget_and_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    original, budgets = cohort_module.backward, []
-
-    def small(base_model: Any, forward: Any, parts: Any, token_budget: int) -> torch.Tensor:
-        budgets.append(token_budget)
-        if token_budget > 300:
-            raise torch.OutOfMemoryError("too much")
-        return original(base_model, forward, parts, token_budget)
-
-    monkeypatch.setattr(cohort_module, "backward", small)
-    cohort = Cohort(BASE, token_budget=1024)
-    assert of(run(cohort, task()), Finished)
-    assert budgets[:3] == [1024, 512, 256]
-    assert cohort.token_budget == 256
-
-
-FAULTS = [
-    torch.AcceleratorError("CUDA error: device-side assert triggered"),
-    RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm`"),
-    OSError(errno.ENOSPC, "No space left on device"),
-    OSError(errno.EIO, "Input/output error"),
-]
-
-
-@pytest.mark.parametrize("fault", FAULTS, ids=str)
-def test_a_fault_of_the_machine_is_no_jobs_failure(fault: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever runs into it: the pass for all of them, which is not tried again for each alone, or what a single job does."""
-    calls = []
-
-    def broken(*_: object) -> None:
-        calls.append(1)
-        raise fault
-
-    monkeypatch.setattr(cohort_module, "backward", broken)
-    with pytest.raises(type(fault)) as raised:
-        run(Cohort(BASE), task("one"), task("two"))
-    assert raised.value is fault
-    assert len(calls) == 1
-    monkeypatch.setattr(run_module, "initial_matrix", broken)
-    with pytest.raises(type(fault)):
-        run(Cohort(BASE), task("one"))
-
-
-@pytest.mark.parametrize(
-    "error", [torch.OutOfMemoryError("CUDA out of memory"), torch.AcceleratorError("CUDA error: out of memory")], ids=str
-)
-def test_a_device_that_is_full_is_not_broken(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object) -> None:
-        raise error
-
-    monkeypatch.setattr(cohort_module, "backward", full)
-    failed = of(run(Cohort(BASE), task()), Failed)[0]
-    assert (failed.code, failed.retryable) == ("OUT_OF_MEMORY", True)
-
-
-def test_the_users_own_errors_are_not_to_be_tried_again() -> None:
-    long = (*generation(4), Example(line=9, input="x" * 300, output="y"))
-    events = run(Cohort(BASE), task("long", train=long), task("empty", train=()))
-    assert [(event.code, event.retryable) for event in events if isinstance(event, Failed)] == [("BAD_DATA", False)] * 2
 
 
 def test_stopping_takes_effect_at_the_next_step_and_keeps_everything() -> None:
@@ -306,7 +198,7 @@ def test_a_training_that_improves_its_source_publishes_the_improvement() -> None
 def test_residual_reparameterisation_is_folded_into_a_plain_matrix() -> None:
     events = run(Cohort(BASE), task(reparameterisation=Reparameterisation.RESIDUAL, learning_rate=0.02))
     assert _matrix(events).shape == (6, 64)
-    assert _losses(events)[-1] < _losses(events)[0]
+    assert losses(events)[-1] < losses(events)[0]
 
 
 def test_early_stop_ends_after_evaluations_without_improvement() -> None:
@@ -334,22 +226,22 @@ def test_a_generation_metric_decides_the_best_checkpoint() -> None:
 
 def test_classes_count_as_they_are_weighed() -> None:
     rare = tuple(Example(line=i + 1, input=f"review {i}", label="bad" if i == 5 else "good") for i in range(8))
-    losses = {}
+    weighed = {}
     options = {"plain": {}, "balanced": {"balance_classes": True}, "weighted": {"class_weights": {"bad": 3.0}}}
     for name, option in options.items():
         one = task(train=rare, num_steps=1, batch_size=8, **option)
-        losses[name] = _losses(run(Cohort(BASE), one))[0]
+        weighed[name] = losses(run(Cohort(BASE), one))[0]
     by_label = []
     for label in ("good", "bad"):
         some = tuple(example for example in rare if example.label == label)
         one = task(train=some, num_steps=1, batch_size=len(some))
-        by_label.append(_losses(run(Cohort(BASE), one))[0])
+        by_label.append(losses(run(Cohort(BASE), one))[0])
     tokens = [len(BASE.tokenizer(f" {label}", add_special_tokens=False)["input_ids"]) + 1 for label in ("good", "bad")]
     good, bad = by_label
     weights = {"plain": (7.0, 1.0), "balanced": (4.0, 4.0), "weighted": (7.0, 3.0)}
     for name, (w_good, w_bad) in weights.items():
         total = w_good * tokens[0] + w_bad * tokens[1]
-        assert losses[name] == pytest.approx((w_good * tokens[0] * good + w_bad * tokens[1] * bad) / total, rel=1e-4)
+        assert weighed[name] == pytest.approx((w_good * tokens[0] * good + w_bad * tokens[1] * bad) / total, rel=1e-4)
 
 
 def test_held_out_examples_that_stand_in_the_training_data_are_counted() -> None:
