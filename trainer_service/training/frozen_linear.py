@@ -1,7 +1,7 @@
 """Products with frozen bfloat16 weights, computed in float32 where the processor multiplies that faster (see `precision`).
 
 Weights and activations are kept in bfloat16, half the memory; for the time of one product its operands are widened. On a Xeon without AMX
-tiles that takes two thirds of the time of the same product in bfloat16, and its sums are rounded once.
+tiles that takes little more than half the time of the same product in bfloat16 (`make bench-kernels`), and its sums are rounded once.
 """
 
 from __future__ import annotations
