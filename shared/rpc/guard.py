@@ -21,7 +21,7 @@ from shared.security.caller import EVERYBODY, Caller, calling
 from shared.security.callers_file import CallersFile
 from shared.security.methods import RULES, Rule
 from shared.security.oidc import OidcConfig, OidcVerifier
-from shared.security.quotas import Quotas, Usage
+from shared.security.quotas import Charges, Quotas
 
 HEALTH_SERVICE = "grpc.health.v1.Health"
 HEALTH_WATCH = f"/{HEALTH_SERVICE}/Watch"
@@ -32,8 +32,8 @@ _ANY_ROLE = Rule(frozenset())
 class Admission:
     """One admitted call: looks at its messages, counts what it costs, and knows what it is about."""
 
-    def __init__(self, caller: Caller, rule: Rule, usage: Usage | None) -> None:
-        self.caller, self._rule, self._usage = caller, rule, usage
+    def __init__(self, caller: Caller, rule: Rule, charges: Charges | None) -> None:
+        self.caller, self._rule, self._charges = caller, rule, charges
         self.about: dict[str, str] = {}
         self._has_answered = False
 
@@ -42,16 +42,16 @@ class Admission:
         if not self.about:
             self.about.update((key, value) for key, value in self._rule.about(request).items() if value)
         self._rule.check(self.caller, request)
-        if self._usage is not None:
-            self._usage.check_bytes(self._rule.announced_bytes(request))
-            self._usage.charge_bytes(self._rule.stored_bytes(request))
+        if self._charges is not None:
+            self._charges.check_bytes(self._rule.announced_bytes(request))
+            self._charges.charge_bytes(self._rule.stored_bytes(request))
 
     def sent(self, response: Any) -> None:
         if not self._has_answered:
             self._has_answered = True
             self.about.update((key, value) for key, value in self._rule.made(response).items() if value)
-        if self._usage is not None and (tokens := self._rule.tokens(response)):
-            self._usage.charge_tokens(tokens)
+        if self._charges is not None and (tokens := self._rule.tokens(response)):
+            self._charges.charge_tokens(tokens)
 
 
 class Guard:
@@ -79,8 +79,8 @@ class Guard:
             caller = await self._authenticator.identify(_credentials(context))
             if rule is None or not caller.has_role(*rule.roles):
                 raise PermissionDenied(f"{caller.name} may not call {method.rpartition('/')[2]}{_wanted(rule)}", caller=caller.name)
-            with self._quotas.taken(caller) as usage, calling(caller):
-                admission = Admission(caller, rule, usage)
+            with self._quotas.taken(caller) as charges, calling(caller):
+                admission = Admission(caller, rule, charges)
                 about = admission.about
                 yield admission
         except BaseException as error:
@@ -123,7 +123,7 @@ def _result(error: BaseException) -> str:
 
 
 def _audit(method: str, result: str, caller: Caller, about: dict[str, str], context: Any) -> None:
-    fields = {"caller": caller.name, "identified_by": caller.identified_by, "peer": context.peer(), **about}
+    fields = {"caller": caller.name, "tenant": caller.tenant.name, "identified_by": caller.identified_by, "peer": context.peer(), **about}
     audit.record(method.rpartition(".")[2], result, {"request_id": bound_fields().get("request_id", ""), **fields})
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from shared.errors import PermissionDenied, Unauthenticated
-from shared.security.caller import EVERYBODY, Caller, Role
+from shared.security.caller import EVERYBODY, Caller
 from shared.security.callers_file import CallersFile
 from shared.security.failures import FailureLimiter
 from shared.security.oidc import Claims, OidcVerifier, looks_like_jwt
@@ -125,4 +125,4 @@ def _bearer(values: Sequence[str]) -> str:
 def _named(everybody: Caller, certificate_names: Sequence[str]) -> Caller:
     if not certificate_names:
         return everybody
-    return Caller(certificate_names[0][:200], frozenset({Role.ADMIN}), identified_by="certificate")
+    return replace(everybody, name=certificate_names[0][:200], identified_by="certificate")

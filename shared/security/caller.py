@@ -1,4 +1,4 @@
-"""Who is calling: a name, roles, the prompts that they may touch, and how much they may do.
+"""Who is calling: a name, a tenant, roles, the prompts that they may touch, and how much they may do.
 
 `current_caller()` is the caller of the call that runs now, for the few places that must ask again once they know more than the request
 said: which prompt a job is for, which prompts a list shows.
@@ -45,6 +45,28 @@ class CallerLimits:
     dataset_bytes_per_day: float | None = None
 
 
+MAX_PRIORITY = 100
+"""Priorities of jobs and requests lie between minus this and this."""
+
+
+@dataclass(frozen=True)
+class Tenant:
+    """A group of callers that share limits, a fair share of workers and tokens, and their datasets.
+
+    A caller whose entry names no tenant is a tenant by itself, under the caller's own name.
+    """
+
+    name: str
+    weight: float = 1.0
+    """Its share of whatever is scarce, beside the other tenants that want some at that time."""
+    max_priority: int = MAX_PRIORITY
+    """The largest priority of its jobs and requests. Priority orders the work of one tenant, never that of two."""
+    limits: CallerLimits = CallerLimits()
+    """For all its callers together, beside each caller's own."""
+    dataset_roots: tuple[str, ...] | None = None
+    """Directories under which its callers may name datasets by URI; None: the service's own roots."""
+
+
 @dataclass(frozen=True)
 class Caller:
     name: str
@@ -52,8 +74,15 @@ class Caller:
     prompts: tuple[str, ...] = ("*",)
     """Patterns of prompt names; `*` stands for any characters. The bare model has the empty name: only `*` allows it."""
     limits: CallerLimits = CallerLimits()
+    """For this caller alone."""
     identified_by: str = "nothing"
     """token, certificate, oidc or nothing."""
+    group: Tenant | None = None
+    """The tenant that the callers file names; None: the caller is one by itself."""
+
+    @property
+    def tenant(self) -> Tenant:
+        return self.group or Tenant(self.name)
 
     @property
     def is_limited_to_prompts(self) -> bool:
@@ -72,8 +101,8 @@ class Caller:
             raise PermissionDenied(f"{self.name} may not use {what}: allowed are {', '.join(self.prompts)}", caller=self.name)
 
 
-EVERYBODY = Caller("anonymous", frozenset({Role.ADMIN}))
-"""Where nobody is asked who they are."""
+EVERYBODY = Caller("anonymous", frozenset({Role.ADMIN}), group=Tenant("anonymous"))
+"""The caller where no callers file is configured: one tenant holds everything."""
 
 _current: ContextVar[Caller] = ContextVar("softprompt_caller", default=EVERYBODY)
 

@@ -1,6 +1,9 @@
-"""The file that says who may call: names, how each is recognised, roles, prompts and limits. JSON, read anew when it changes.
+"""The file that says who may call: tenants and their shares; callers, how each is recognised, roles, prompts and limits.
 
-{"callers": [{"name": "shop", "roles": ["generator"], "prompts": ["support-*"], "token_sha256": ["<64 hex>"],
+JSON, read anew when it changes:
+
+{"tenants": [{"name": "acme", "weight": 2, "max_priority": 10, "limits": {"active_jobs": 50}, "dataset_roots": ["/data/acme"]}],
+ "callers": [{"name": "shop", "tenant": "acme", "roles": ["generator"], "prompts": ["support-*"], "token_sha256": ["<64 hex>"],
               "certificates": ["spiffe://cluster/ns/shop/sa/web"], "subjects": ["web@shop"], "groups": ["shop-team"],
               "limits": {"requests_per_second": 20, "tokens_per_second": 2000, "concurrent_calls": 16}}]}
 """
@@ -10,14 +13,13 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from shared.config import ConfigError
-from shared.security.caller import Caller, CallerLimits, Role
+from shared.security.caller import MAX_PRIORITY, Caller, CallerLimits, Role, Tenant
 from shared.security.tokens import find_hash
 from shared.security.watched_file import WatchedFile
 
@@ -27,6 +29,8 @@ _LOOK_SECONDS = 1.0
 _Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 _Name = Annotated[str, Field(min_length=1, max_length=300)]
 _Pattern = Annotated[str, Field(pattern=r"^[a-z0-9*-]{1,100}$")]
+_CallerName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@:/-]{0,99}$")]
+_AbsolutePath = Annotated[str, Field(pattern=r"^/", max_length=4096)]
 _Positive = Annotated[float, Field(gt=0, le=1e15, allow_inf_nan=False)]
 _Count = Annotated[int, Field(ge=1, le=1_000_000)]
 
@@ -42,11 +46,29 @@ class LimitsEntry(_Strict):
     active_jobs: _Count | None = None
     dataset_bytes_per_day: _Positive | None = None
 
+    def limits(self) -> CallerLimits:
+        return CallerLimits(**self.model_dump())
+
+
+class TenantEntry(_Strict):
+    """A group of callers; `shared.security.caller.Tenant` says what each field means."""
+
+    name: _CallerName
+    weight: Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)] = 1.0
+    max_priority: Annotated[int, Field(ge=-MAX_PRIORITY, le=MAX_PRIORITY)] = MAX_PRIORITY
+    limits: LimitsEntry = LimitsEntry()
+    dataset_roots: Annotated[tuple[_AbsolutePath, ...], Field(min_length=1)] | None = None
+
+    def tenant(self) -> Tenant:
+        return Tenant(self.name, self.weight, self.max_priority, self.limits.limits(), self.dataset_roots)
+
 
 class CallerEntry(_Strict):
     """One caller; recognised by any of its tokens, certificate names, OIDC subjects or groups."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@:/-]{0,99}$")]
+    name: _CallerName
+    tenant: _CallerName | None = None
+    """None: the caller is a tenant by itself, and so are all who are recognised by one of its groups together."""
     roles: Annotated[tuple[Role, ...], Field(min_length=1)]
     prompts: Annotated[tuple[_Pattern, ...], Field(min_length=1)] = ("*",)
     limits: LimitsEntry = LimitsEntry()
@@ -55,19 +77,22 @@ class CallerEntry(_Strict):
     subjects: tuple[_Name, ...] = ()
     groups: tuple[_Name, ...] = ()
 
-    def caller(self, identified_by: str) -> Caller:
-        limits = CallerLimits(**self.limits.model_dump())
-        return Caller(self.name, frozenset(self.roles), self.prompts, limits, identified_by)
+    def caller(self, identified_by: str, tenant: Tenant, subject: str = "") -> Caller:
+        """`subject`: the member of one of the entry's groups that calls, and is audited by that name."""
+        name = f"{self.name}:{subject}"[:200] if subject else self.name
+        return Caller(name, frozenset(self.roles), self.prompts, self.limits.limits(), identified_by, tenant)
 
 
 class _File(_Strict):
     callers: tuple[CallerEntry, ...]
+    tenants: tuple[TenantEntry, ...] = ()
 
 
 class Directory:
-    """Callers by what they present. Raises ConfigError where two callers claim the same."""
+    """Callers by what they present. Raises ConfigError where two callers claim the same, or a caller names an unknown tenant."""
 
-    def __init__(self, entries: Sequence[CallerEntry]) -> None:
+    def __init__(self, entries: Sequence[CallerEntry], tenants: Sequence[TenantEntry] = ()) -> None:
+        self._tenants = _tenants(entries, tenants)
         self._by_token = _index(entries, "token_sha256")
         self._by_certificate = _index(entries, "certificates")
         self._by_subject = _index(entries, "subjects")
@@ -79,20 +104,30 @@ class Directory:
 
     def by_token(self, digest: str) -> Caller | None:
         found = find_hash(digest, self._by_token)
-        return None if found is None else self._by_token[found].caller("token")
+        return None if found is None else self._caller(self._by_token[found], "token")
 
     def by_certificate(self, names: Sequence[str]) -> Caller | None:
-        return next((self._by_certificate[name].caller("certificate") for name in names if name in self._by_certificate), None)
+        return next((self._caller(self._by_certificate[name], "certificate") for name in names if name in self._by_certificate), None)
 
     def by_claims(self, subject: str, groups: Sequence[str]) -> Caller | None:
-        """A subject's own entry, else that of the first of its groups that has one; then each subject counts for itself."""
+        """A subject's own entry, else that of the first of its groups that has one.
+
+        An entry's limits hold for each subject of its groups; its tenant's hold for all of them together.
+        """
         if entry := self._by_subject.get(subject):
-            return entry.caller("oidc")
+            return self._caller(entry, "oidc")
         for group in groups:
             if entry := self._by_group.get(group):
-                caller = entry.caller("oidc")
-                return replace(caller, name=f"{caller.name}:{subject}"[:200])
+                return self._caller(entry, "oidc", subject)
         return None
+
+    @property
+    def tenants(self) -> Mapping[str, Tenant]:
+        """By name, those of the file and those that callers are by themselves."""
+        return {tenant.name: tenant for tenant in self._tenants.values()}
+
+    def _caller(self, entry: CallerEntry, identified_by: str, subject: str = "") -> Caller:
+        return entry.caller(identified_by, self._tenants[entry.name], subject)
 
 
 class CallersFile:
@@ -123,12 +158,30 @@ class CallersFile:
 
     def _read(self) -> Directory:
         try:
-            return Directory(_File.model_validate_json(self._file.read()).callers)
+            content = _File.model_validate_json(self._file.read())
+            return Directory(content.callers, content.tenants)
         except OSError as error:
             raise ConfigError(f"{self._file.path}: {error.strerror}") from error
         except ValidationError as error:
             problems = [f"{'.'.join(map(str, detail['loc']))}: {detail['msg']}" for detail in error.errors(include_input=False)]
             raise ConfigError(f"{self._file.path}: " + "; ".join(problems[:5])) from None  # its input may be a token
+
+
+def _tenants(entries: Sequence[CallerEntry], tenants: Sequence[TenantEntry]) -> Mapping[str, Tenant]:
+    """The tenant of each caller, by the caller's name."""
+    declared = {tenant.name: tenant.tenant() for tenant in tenants}
+    if len(declared) != len(tenants):
+        raise ConfigError("two tenants have the same name")
+    found = {}
+    for entry in entries:
+        if entry.tenant is not None and entry.tenant not in declared:
+            raise ConfigError(f"{entry.name}: the tenant {entry.tenant!r} is not one of `tenants`")
+        if entry.tenant is None and entry.name in declared:
+            raise ConfigError(f"{entry.name} names no tenant, but a tenant has its name: name it as the caller's tenant, or rename one")
+        # A group's members share what one caller alone would have: nobody gets more by having more colleagues.
+        alone = Tenant(entry.name, limits=entry.limits.limits() if entry.groups else CallerLimits())
+        found[entry.name] = alone if entry.tenant is None else declared[entry.tenant]
+    return found
 
 
 def _index(entries: Sequence[CallerEntry], field: str) -> Mapping[str, CallerEntry]:

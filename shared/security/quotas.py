@@ -1,10 +1,14 @@
-"""How much each caller does, held against their limits. Counts are this process' own, and outlive a reload of the callers file."""
+"""How much each caller and each tenant does, held against their limits.
+
+Counts are this process' own, and outlive a reload of the callers file.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 
 from shared.errors import Overloaded
 from shared.security.bucket import Bucket
@@ -14,13 +18,14 @@ _TOKENS_WINDOW_SECONDS = 10.0
 _DAY_SECONDS = 86_400.0
 _CONCURRENCY_RETRY_SECONDS = 1.0
 _SWEEP_AT = 1024
+_POSSESSIVE = {"you": "your", "your tenant": "your tenant's"}
 
 
 class Usage:
-    """What one caller does."""
+    """What one caller does, or one tenant; `who` of the two, as errors call it: "you" or "your tenant"."""
 
-    def __init__(self, name: str, limits: CallerLimits, clock: Callable[[], float]) -> None:
-        self._name, self._clock = name, clock
+    def __init__(self, name: str, limits: CallerLimits, clock: Callable[[], float], who: str = "you") -> None:
+        self._name, self._clock, self._who = name, clock, who
         self.running = 0
         self.set_limits(limits)
 
@@ -40,14 +45,20 @@ class Usage:
         """Count one call. Raises Overloaded, having counted nothing."""
         most = self.limits.concurrent_calls
         if most is not None and self.running >= most:
-            raise self._exceeded(f"{self.running} of your calls are running; at most {most} may", _CONCURRENCY_RETRY_SECONDS)
+            raise self._exceeded(
+                f"{self.running} of {_POSSESSIVE[self._who]} calls are running; at most {most} may", _CONCURRENCY_RETRY_SECONDS
+            )
         if self._requests is not None and (wait := self._requests.seconds_until(1.0)):
-            raise self._exceeded(f"you may make {self.limits.requests_per_second:g} requests a second", wait)
+            raise self._exceeded(f"{self._who} may make {self.limits.requests_per_second:g} requests a second", wait)
         if self._tokens is not None and (wait := self._tokens.seconds_until(1.0)):
-            raise self._exceeded(f"you may use {self.limits.tokens_per_second:g} tokens a second", wait)
+            raise self._exceeded(f"{self._who} may use {self.limits.tokens_per_second:g} tokens a second", wait)
         if self._requests is not None:
             self._requests.take(1.0)
         self.running += 1
+
+    def end(self) -> None:
+        """A call that `begin` counted is over."""
+        self.running -= 1
 
     def charge_tokens(self, num_tokens: int) -> None:
         if self._tokens is not None:
@@ -62,36 +73,64 @@ class Usage:
     def check_bytes(self, num_bytes: int) -> None:
         """Whether so many fit, so that an upload that announces its size is refused at its first message."""
         if self._bytes is not None and num_bytes > self._bytes.level:
-            text = f"you may store {self.limits.dataset_bytes_per_day:.0f} bytes of datasets a day; {self._bytes.level:.0f} are left"
+            allowed, left = f"{self.limits.dataset_bytes_per_day:.0f}", f"{self._bytes.level:.0f}"
+            text = f"{self._who} may store {allowed} bytes of datasets a day; {left} are left"
             raise self._exceeded(text, max(1.0, self._bytes.seconds_until(num_bytes)))
 
     def _exceeded(self, text: str, retry_after_seconds: float) -> Overloaded:
         return Overloaded(text, retry_after_seconds=retry_after_seconds, caller=self._name)
 
 
+@dataclass(frozen=True)
+class Charges:
+    """What one call is charged to: its caller's usage and its tenant's."""
+
+    usages: tuple[Usage, ...]
+
+    def charge_tokens(self, num_tokens: int) -> None:
+        for usage in self.usages:
+            usage.charge_tokens(num_tokens)
+
+    def check_bytes(self, num_bytes: int) -> None:
+        """Raises Overloaded unless both may store so many."""
+        for usage in self.usages:
+            usage.check_bytes(num_bytes)
+
+    def charge_bytes(self, num_bytes: int) -> None:
+        """Raises Overloaded, having charged nobody."""
+        self.check_bytes(num_bytes)
+        for usage in self.usages:
+            usage.charge_bytes(num_bytes)
+
+
 class Quotas:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._usages: dict[str, Usage] = {}
+        self._callers: dict[str, Usage] = {}
+        self._tenants: dict[str, Usage] = {}
 
     @contextmanager
-    def taken(self, caller: Caller) -> Iterator[Usage]:
+    def taken(self, caller: Caller) -> Iterator[Charges]:
         """One call of this caller. Raises Overloaded."""
-        usage = self._usage(caller)
-        usage.begin()
-        try:
-            yield usage
-        finally:
-            usage.running -= 1
+        usages = (
+            self._usage(self._callers, caller.name, caller.limits, "you"),
+            self._usage(self._tenants, caller.tenant.name, caller.tenant.limits, "your tenant"),
+        )
+        with ExitStack() as begun:
+            for usage in usages:
+                usage.begin()
+                begun.callback(usage.end)
+            yield Charges(usages)
 
-    def _usage(self, caller: Caller) -> Usage:
-        found = self._usages.get(caller.name)
+    def _usage(self, usages: dict[str, Usage], name: str, limits: CallerLimits, who: str) -> Usage:
+        found = usages.get(name)
         if found is None:
-            if len(self._usages) >= _SWEEP_AT:
-                self._usages = {name: usage for name, usage in self._usages.items() if not usage.is_idle}
-            found = self._usages[caller.name] = Usage(caller.name, caller.limits, self._clock)
-        elif found.limits != caller.limits:
-            found.set_limits(caller.limits)
+            if len(usages) >= _SWEEP_AT:
+                for idle in [name for name, usage in usages.items() if usage.is_idle]:
+                    del usages[idle]
+            found = usages[name] = Usage(name, limits, self._clock, who)
+        elif found.limits != limits:
+            found.set_limits(limits)
         return found
 
 

@@ -10,13 +10,14 @@ from typing import Protocol
 from trainer_service.jobs.dataset_fields import DATASET, VALIDATION, in_request, labels_under, renamed
 from trainer_service.jobs.datasets import DatasetStore
 from trainer_service.jobs.model import Job, TuningSpec
+from trainer_service.jobs.owner import NO_OWNER, JobOwner
 from trainer_service.jobs.request import DatasetUri, ExampleSource, InlineExamples, JobRequest, UploadedDataset
 
 
 class JobCreator(Protocol):
     """What the intake needs of the job manager."""
 
-    async def create(self, spec: TuningSpec, *, request_id: str = "", caller: str = "", max_active: int | None = None) -> Job: ...
+    async def create(self, spec: TuningSpec, *, request_id: str = "", owner: JobOwner = ...) -> Job: ...
 
 
 class JobIntake:
@@ -25,7 +26,7 @@ class JobIntake:
     def __init__(self, datasets: DatasetStore, jobs: JobCreator) -> None:
         self._datasets, self._jobs = datasets, jobs
 
-    async def create(self, request: JobRequest, caller: str = "", max_active: int | None = None) -> Job:
+    async def create(self, request: JobRequest, owner: JobOwner = NO_OWNER) -> Job:
         """The job, queued. Raises InvalidInput with everything that is wrong, NotFound, PreconditionFailed or Overloaded."""
         with ExitStack() as names:
             names.enter_context(renamed(labels_under("spec")))
@@ -35,7 +36,7 @@ class JobIntake:
             dataset = await self._store(request.dataset, request.spec.labels)
             validation = await self._store_validation(request, dataset)
             spec = request.spec.model_copy(update={"dataset": dataset, "validation_dataset": validation})
-            return await self._jobs.create(spec, request_id=request.request_id, caller=caller, max_active=max_active)
+            return await self._jobs.create(spec, request_id=request.request_id, owner=owner)
 
     async def _store(self, source: ExampleSource, labels: Sequence[str]) -> str:
         """The name of the dataset, stored now if it wasn't before."""

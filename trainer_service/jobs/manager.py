@@ -31,6 +31,7 @@ from trainer_service.jobs.model import (
     new_job_id,
 )
 from trainer_service.jobs.outlook import Outlook
+from trainer_service.jobs.owner import NO_OWNER, JobOwner
 from trainer_service.jobs.preparation import Datasets, Preparation
 from trainer_service.jobs.publisher import Publisher
 from trainer_service.jobs.record import Record, queue_key, to_datetime
@@ -93,15 +94,14 @@ class JobManager:
         self._context.close()
         await asyncio.to_thread(self._store.close)
 
-    async def create(self, spec: TuningSpec, *, request_id: str = "", caller: str = "", max_active: int | None = None) -> Job:
+    async def create(self, spec: TuningSpec, *, request_id: str = "", owner: JobOwner = NO_OWNER) -> Job:
         """Check, store as QUEUED, return. Repeating a `request_id` returns the job that it made.
-        `max_active`: a limit of this caller's own.
 
         Raises what `Admission.check` raises, Conflict if that job's spec differs, Overloaded if the queue is full.
         """
         if len(request_id) > MAX_REQUEST_ID_CHARS:
             raise InvalidInput.of("request_id", f"has {len(request_id)} characters; at most {MAX_REQUEST_ID_CHARS} are allowed")
-        if found := await self._context.database.call(self._store.find_request, caller, request_id):
+        if found := await self._context.database.call(self._store.find_request, owner.caller, request_id):
             if found.spec == spec:
                 return found
             effective = found.effective  # the store says how the two conflict
@@ -109,14 +109,23 @@ class JobManager:
             admitted = await self._admission.check(spec)
             effective = admitted.model_copy(update={"traceparent": current_traceparent()})
         now = time.time()
-        job = Job(id=new_job_id(), spec=spec, effective=effective, caller=caller, request_id=request_id, create_time=to_datetime(now))
+        job = Job(
+            id=new_job_id(),
+            spec=spec,
+            effective=effective,
+            caller=owner.caller,
+            tenant=owner.tenant.name,
+            request_id=request_id,
+            create_time=to_datetime(now),
+        )
         record = Record(job, queue_key=queue_key(spec.priority, now))
         await self._context.slow.call(self._context.preparation.keep_source, job)
         created = await self._context.database.call(
             self._store.create,
             record,
             max_queued=self._config.max_queued_jobs,
-            max_active_of_caller=self._config.max_active_jobs_per_caller if max_active is None else max_active,
+            max_active_of_caller=self._config.max_active_jobs_per_caller if owner.max_active is None else owner.max_active,
+            max_active_of_tenant=owner.tenant.limits.active_jobs,
         )
         if created.id == job.id:
             log.info("job created", extra={"fields": {"job": job.id, "prompt": spec.prompt, "base_model": effective.base_model.id}})

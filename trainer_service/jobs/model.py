@@ -182,6 +182,8 @@ class Job(_Frozen):
     pausing: bool = False
     """RUNNING and asked to pause: it becomes PAUSED at its next step."""
     caller: str = ""
+    tenant: str = ""
+    """The group of callers whose share of the workers it takes."""
     request_id: str = ""
     attempt: int = 0
     """Grows by one with every claim, so that what an earlier attempt still says can be told apart; 0 = never claimed."""

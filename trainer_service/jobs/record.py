@@ -55,6 +55,7 @@ def to_row(record: Record) -> dict[str, Any]:
         "prompt": job.spec.prompt,
         "base_model": job.effective.base_model.id,
         "caller": job.caller,
+        "tenant": job.tenant,
         "request_id": job.request_id or None,
         "spec": job.spec.model_dump_json(),
         "effective": job.effective.model_dump_json(),
@@ -81,7 +82,9 @@ def to_row(record: Record) -> dict[str, Any]:
     }
 
 
-IMMUTABLE_COLUMNS = frozenset({"id", "prompt", "base_model", "caller", "request_id", "spec", "effective", "create_time", "deadline"})
+IMMUTABLE_COLUMNS = frozenset(
+    {"id", "prompt", "base_model", "caller", "tenant", "request_id", "spec", "effective", "create_time", "deadline"}
+)
 
 
 def from_row(row: RowMapping) -> Record:
@@ -92,6 +95,7 @@ def from_row(row: RowMapping) -> Record:
         state=JobState(row["state"]),
         pausing=row["pausing"],
         caller=row["caller"],
+        tenant=row["tenant"],
         request_id=row["request_id"] or "",
         attempt=row["attempt"],
         failures=row["failures"],

@@ -25,6 +25,7 @@ jobs = Table(
     Column("prompt", String(63), nullable=False),
     Column("base_model", String(200), nullable=False),
     Column("caller", String(200), nullable=False),
+    Column("tenant", String(200), nullable=False),
     Column("request_id", String(128)),  # NULL where the caller gave none: NULLs don't collide in the unique index
     Column("spec", Text, nullable=False),
     Column("effective", Text, nullable=False),
@@ -54,6 +55,7 @@ jobs = Table(
     Index("ix_jobs_prompt_state_id", "prompt", "state", "id"),
     Index("ix_jobs_queue", "state", "trained", "base_model", "queue_key", "not_before"),  # with what the queue's heads need, and no row
     Index("ix_jobs_caller_state", "caller", "state"),
+    Index("ix_jobs_tenant_state", "tenant", "state"),
     Index("ix_jobs_state_deadline", "state", "deadline"),
     Index("uq_jobs_caller_request_id", "caller", "request_id", unique=True),
 )

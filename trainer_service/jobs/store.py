@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, RowMapping, delete, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, RowMapping, delete, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from shared.errors import Conflict, NotFound, Overloaded, PreconditionFailed
@@ -70,17 +70,17 @@ class JobStore:
         with self._database.read() as connection:
             return self._find_request(connection, caller, request_id)
 
-    def create(self, record: Record, *, max_queued: int, max_active_of_caller: int) -> Job:
+    def create(self, record: Record, *, max_queued: int, max_active_of_caller: int, max_active_of_tenant: int | None = None) -> Job:
         """Store a job as QUEUED, or return the one that the same caller made with the same request id.
 
-        Raises Conflict if that one's spec differs, Overloaded if the queue or the caller's share is full.
+        Raises Conflict if that one's spec differs, Overloaded if the queue or the caller's or tenant's share is full.
         """
         job = record.job
         try:
             with self._database.write() as connection:
                 if found := self._find_request(connection, job.caller, job.request_id):
                     return _same(found, job)
-                self._check_room(connection, job.caller, max_queued, max_active_of_caller)
+                self._check_room(connection, job, max_queued, max_active_of_caller, max_active_of_tenant)
                 stored = record.with_job(last_event=1)
                 connection.execute(insert(jobs).values(**to_row(stored)))
                 if annotations := [{"key": k, "value": v, "job_id": job.id} for k, v in job.spec.annotations.items()]:
@@ -264,16 +264,23 @@ class JobStore:
         row = connection.execute(query).mappings().one_or_none()
         return self._with_position(connection, from_row(row)) if row is not None else None
 
-    def _check_room(self, connection: Connection, caller: str, max_queued: int, max_active_of_caller: int) -> None:
+    def _check_room(
+        self, connection: Connection, job: Job, max_queued: int, max_active_of_caller: int, max_active_of_tenant: int | None
+    ) -> None:
         queued = connection.scalar(select(func.count()).where(jobs.c.state == JobState.QUEUED.value)) or 0
         if queued >= max_queued:
             raise Overloaded(f"{queued} jobs are waiting; the queue is full", retry_after_seconds=30.0, queued=queued)
-        # Creations of one caller, one after the other: each counts those before it. The queue as a whole may overshoot by those under way.
-        self._database.lock(connection, caller)
-        active = connection.scalar(select(func.count()).where(jobs.c.caller == caller, jobs.c.state.in_(_UNENDED))) or 0
-        if active >= max_active_of_caller:
-            message = f"{active} of your jobs have not ended yet; at most {max_active_of_caller} may"
-            raise Overloaded(message, retry_after_seconds=60.0, active=active)
+        # Creations of one tenant, one after the other: each counts those before it. The queue as a whole may overshoot by those under way.
+        self._database.lock(connection, job.tenant)
+        self._check_active(connection, jobs.c.caller == job.caller, "your", max_active_of_caller)
+        if max_active_of_tenant is not None:
+            self._check_active(connection, jobs.c.tenant == job.tenant, "your tenant's", max_active_of_tenant)
+
+    @staticmethod
+    def _check_active(connection: Connection, mine: ColumnElement[bool], whose: str, most: int) -> None:
+        active = connection.scalar(select(func.count()).where(mine, jobs.c.state.in_(_UNENDED))) or 0
+        if active >= most:
+            raise Overloaded(f"{active} of {whose} jobs have not ended yet; at most {most} may", retry_after_seconds=60.0, active=active)
 
     def _with_position(self, connection: Connection, record: Record) -> Job:
         if record.job.state is not JobState.QUEUED:

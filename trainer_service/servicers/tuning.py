@@ -17,6 +17,7 @@ from trainer_service.convert.spec import request_from_wire
 from trainer_service.jobs.datasets import DatasetStore
 from trainer_service.jobs.intake import JobIntake
 from trainer_service.jobs.manager import JobManager
+from trainer_service.jobs.owner import JobOwner
 from trainer_service.service_info import ServiceInfo
 from trainer_service.servicers.names import event_number_of, job_id_of, page_size_of
 from trainer_service.servicers.streams import header_and_chunks, until_draining
@@ -34,8 +35,8 @@ class TuningServicer(tuning_pb2_grpc.TuningServiceServicer):
         return dataset_to_wire(stored)
 
     async def CreateTuningJob(self, request: pb.CreateTuningJobRequest, context: Any) -> pb.CreateTuningJobResponse:
-        caller, asked = current_caller(), await asyncio.to_thread(request_from_wire, request)
-        job = await self._intake.create(asked, caller=caller.name, max_active=caller.limits.active_jobs)
+        asked = await asyncio.to_thread(request_from_wire, request)
+        job = await self._intake.create(asked, JobOwner.of(current_caller()))
         return pb.CreateTuningJobResponse(job=job_to_wire(job))
 
     async def GetTuningJob(self, request: pb.GetTuningJobRequest, context: Any) -> pb.GetTuningJobResponse:

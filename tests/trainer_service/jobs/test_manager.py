@@ -10,12 +10,13 @@ from shared.errors import Conflict, InvalidInput, NotFound, Overloaded, Precondi
 from tests.trainer_service.jobs.builders import spec
 from tests.trainer_service.jobs.conftest import Service
 from trainer_service.jobs.model import Evaluation, Job, JobEventKind, JobFilter, JobOrder, JobProgress, Note, PublishGate, PublishPolicy
+from trainer_service.jobs.owner import JobOwner
 from trainer_service.jobs.states import JobState
 
 
 async def test_a_job_is_trained_and_published(service: Service) -> None:
     manager = await service.start()
-    created = await manager.create(spec(num_steps=7), caller="ann")
+    created = await manager.create(spec(num_steps=7), owner=JobOwner("ann"))
     assert created.state is JobState.QUEUED
     job = await service.state(created.id, JobState.SUCCEEDED)
     assert job.result is not None
@@ -48,11 +49,11 @@ async def test_a_watcher_sees_every_event_once_and_then_the_end(service: Service
 
 async def test_the_same_request_makes_one_job(service: Service) -> None:
     manager = await service.start()
-    first = await manager.create(spec(), request_id="r-1", caller="ann")
-    assert (await manager.create(spec(), request_id="r-1", caller="ann")).id == first.id
-    assert (await manager.create(spec(), request_id="r-1", caller="bob")).id != first.id
+    first = await manager.create(spec(), request_id="r-1", owner=JobOwner("ann"))
+    assert (await manager.create(spec(), request_id="r-1", owner=JobOwner("ann"))).id == first.id
+    assert (await manager.create(spec(), request_id="r-1", owner=JobOwner("bob"))).id != first.id
     with pytest.raises(Conflict):
-        await manager.create(spec(prompt="other"), request_id="r-1", caller="ann")
+        await manager.create(spec(prompt="other"), request_id="r-1", owner=JobOwner("ann"))
 
 
 async def test_a_full_queue_says_when_to_come_back(service: Service) -> None:

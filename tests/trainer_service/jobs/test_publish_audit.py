@@ -8,15 +8,16 @@ from tests.trainer_service.conftest import until
 from tests.trainer_service.jobs.builders import spec
 from tests.trainer_service.jobs.conftest import Service
 from trainer_service.jobs.model import PublishGate, PublishPolicy
+from trainer_service.jobs.owner import JobOwner
 from trainer_service.jobs.states import JobState
 
 
 async def test_what_jobs_publish_is_audited_and_what_a_gate_keeps_back_is_not(service: Service) -> None:
     manager = await service.start()
     with log_lines(audit.LOGGER) as lines:
-        kept_back = await manager.create(spec(publish=PublishPolicy(gate=PublishGate(minimum_metric=1e-9))), caller="shop")
+        kept_back = await manager.create(spec(publish=PublishPolicy(gate=PublishGate(minimum_metric=1e-9))), owner=JobOwner("shop"))
         refused = await service.state(kept_back.id, JobState.SUCCEEDED)
-        job = await manager.create(spec(), caller="shop")
+        job = await manager.create(spec(), owner=JobOwner("shop"))
         done = await service.state(job.id, JobState.SUCCEEDED)
         await until(lambda: bool(lines))
     assert refused.result is not None
