@@ -34,6 +34,7 @@ from inference_service.sampling import SamplingRequest
 from shared.base_model import BaseModel
 from shared.errors import Cancelled, DeadlineExceeded, InvalidInput, NotFound, PreconditionFailed, Unavailable
 from shared.manifest import SamplingDefaults
+from shared.security.caller import current_caller
 from shared.store.index import VersionRecord
 from shared.template import InputEncoder
 
@@ -192,13 +193,17 @@ class GenerationService:
         raise Unavailable(f"{input.reference} is dropped from memory as fast as it is loaded: too many versions are in use at once")
 
     async def _resolve(self, input: InputRequest) -> VersionRecord:
-        """What is not known may have been published a moment ago: look once more before saying so."""
+        """What is not known may have been published a moment ago: look once more before saying so.
+
+        For a prompt that the caller may not use, too: it takes as long as one that does not exist.
+        """
         assert input.reference is not None
+        caller = current_caller()
         try:
-            return self._registry.resolve(input.reference, input.routing_key)
+            return self._registry.resolve(input.reference, input.routing_key, caller)
         except NotFound:
             await self._watcher.catch_up()
-            return self._registry.resolve(input.reference, input.routing_key)
+            return self._registry.resolve(input.reference, input.routing_key, caller)
 
     def _sampling(self, source: _Source, sampling: SamplingRequest, prepared: PreparedInput) -> SamplingParams:
         room = self._limits.max_length - source.num_virtual_tokens - len(prepared.ids)

@@ -20,6 +20,7 @@ from shared.errors import Unavailable
 from shared.log import bound_fields
 from shared.names import check_name
 from shared.security.caller import current_caller
+from shared.store.view import shown_revision
 
 SERVICE_NAME = generation_pb2.DESCRIPTOR.services_by_name["GenerationService"].full_name
 
@@ -88,10 +89,9 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         self, request: generation_pb2.ListLoadedPromptsRequest, context: Any
     ) -> generation_pb2.ListLoadedPromptsResponse:
         prompt = check_name(request.prompt, "prompt") if request.prompt else ""
-        statuses = [status for status in self._backend.registry.statuses(prompt) if current_caller().may_use(status.record.prompt)]
-        return generation_pb2.ListLoadedPromptsResponse(
-            prompts=[answers.loaded_prompt_message(status) for status in statuses], revision=self._backend.registry.index.revision
-        )
+        registry, caller = self._backend.registry, current_caller()
+        prompts = [answers.loaded_prompt_message(status) for status in registry.statuses(prompt, caller)]
+        return generation_pb2.ListLoadedPromptsResponse(prompts=prompts, revision=shown_revision(registry.index, caller))
 
 
 def _call(context: Any, priority: int = 0) -> Call:

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from dataclasses import dataclass
 
 from shared.blob import MAX_BLOB_BYTES, decode_blob
 from shared.errors import Conflict, InvalidInput, PreconditionFailed
 from shared.manifest import Manifest
-from shared.names import PromptReference, check_alias, check_name, parse_version_name
+from shared.names import PromptReference, check_alias, parse_version_name, version_name
+from shared.security.caller import Caller, current_caller
 from shared.store import (
     ANYTHING,
     Alias,
     AliasMoved,
     AliasTarget,
     Changes,
-    Commit,
     PromptRecord,
     PromptStore,
     ReplicaRecord,
@@ -27,28 +28,35 @@ from shared.store import (
     watch,
 )
 from shared.store.alias import Expected
+from shared.store.commit import MAX_ACTOR_CHARS
 from shared.store.fleet import Serving, serving
+from shared.store.index import render_targets
+from shared.store.view import commit_revision, shown_index, shown_revision, store_revision
 from trainer_service.base_models import BaseModels
 from trainer_service.chunks import UploadSlots, timely
 from trainer_service.imports import ImportRequest, import_job, read_import
 from trainer_service.proof import Prover
+
+log = logging.getLogger(__name__)
 
 MAX_CONCURRENT_IMPORTS = 4
 
 
 @dataclass(frozen=True)
 class PromptPage:
+    """The next page begins after the name `next_after`; empty on the last page."""
+
     prompts: tuple[PromptRecord, ...]
-    next_page_token: str
+    next_after: str
 
 
 @dataclass(frozen=True)
 class VersionPage:
-    """Newest first."""
+    """Newest first. The next page begins below the number `next_below`; 0 on the last page."""
 
     prompt: PromptRecord
     versions: tuple[VersionRecord, ...]
-    next_page_token: str
+    next_below: int
 
 
 @dataclass(frozen=True)
@@ -79,40 +87,30 @@ class PromptChange:
     alias_moved: AliasMoved | None = None
     deleted: VersionDeleted | None = None
 
-    def seen_by(self, may_see: Callable[[str], bool]) -> PromptChange | None:
-        """The change for somebody who may see only some prompts; None if it is about none of those."""
-        if self.snapshot is not None:
-            return replace(self, snapshot=tuple(prompt for prompt in self.snapshot if may_see(prompt.name)))
-        about = self.published.record if self.published else self.alias_moved or self.deleted
-        return self if about is not None and may_see(about.prompt) else None
-
 
 class Prompts:
-    """Every method reads the store's newest state first. All raise Unavailable while the store is away."""
+    """Every method reads the store's newest state first. All raise Unavailable while the store is away.
+
+    To a caller who is limited to some prompts the others do not exist (`shared.store.view`). The actor of a change is its caller.
+    """
 
     def __init__(self, store: PromptStore, models: BaseModels, prover: Prover) -> None:
         self._store, self._models, self._prover = store, models, prover
         self._imports = UploadSlots(MAX_CONCURRENT_IMPORTS)
 
-    async def list(self, name_prefix: str, page_size: int, page_token: str) -> PromptPage:
-        """By name; the token is the last name of the page before."""
-        after = check_name(page_token, "page_token") if page_token else ""
-        index = await self._fresh()
-        matching = [prompt for prompt in index.list_prompts(after, len(index.prompts)) if prompt.name.startswith(name_prefix)]
-        more = len(matching) > page_size
-        return PromptPage(tuple(matching[:page_size]), matching[page_size - 1].name if more else "")
+    async def list(self, name_prefix: str, page_size: int, after: str = "") -> PromptPage:
+        """By name, beginning after the name `after`."""
+        found = (await self._fresh()).list_prompts(after, page_size + 1, name_prefix)
+        return PromptPage(tuple(found[:page_size]), found[page_size - 1].name if len(found) > page_size else "")
 
     async def get(self, prompt: str) -> PromptRecord:
         return (await self._fresh()).prompt(prompt)
 
-    async def versions(self, prompt: str, page_size: int, page_token: str) -> VersionPage:
-        """The token is the number of the last version of the page before."""
-        if page_token and not (page_token.isascii() and page_token.isdigit() and len(page_token) < 10):
-            raise InvalidInput.of("page_token", "was not made by this service")
+    async def versions(self, prompt: str, page_size: int, below: int = 0) -> VersionPage:
+        """Beginning below the number `below`; 0: with the newest."""
         index = await self._fresh()
-        found = index.list_versions(prompt, int(page_token or 0), page_size + 1)
-        more = len(found) > page_size
-        return VersionPage(index.prompt(prompt), tuple(found[:page_size]), str(found[page_size - 1].version) if more else "")
+        found = index.list_versions(prompt, below, page_size + 1)
+        return VersionPage(index.prompt(prompt), tuple(found[:page_size]), found[page_size - 1].version if len(found) > page_size else 0)
 
     async def resolve(self, name: str) -> Version:
         """`prompts/{prompt}/versions/{n}`, or a reference."""
@@ -138,13 +136,22 @@ class Prompts:
         check_alias(alias, "alias")
         current = (await self.get(prompt)).aliases.get(alias)
         expected = _expected(prompt, alias, current, expected_version, expected_revision)
-        revision = await asyncio.to_thread(self._store.set_alias, prompt, alias, tuple(targets) or None, expected)
-        moved = self._store.index().prompt(prompt).aliases.get(alias)
-        return moved or Alias(alias, (), "", revision), revision
+        actor = _actor()
+        revision = await asyncio.to_thread(self._store.set_alias, prompt, alias, tuple(targets) or None, expected, actor)
+        fields = {"alias": f"{prompt}@{alias}", "targets": render_targets(targets), "actor": actor, "revision": revision}
+        log.info("alias set", extra={"fields": fields})
+        moved = self._seen(self._store.index()).prompt(prompt).aliases.get(alias)
+        shown = moved.revision if moved and current_caller().is_limited_to_prompts else self._shown(revision)
+        return moved or Alias(alias, (), "", shown), shown
 
     async def delete(self, prompt: str, version: int) -> int:
         """The store's revision after it."""
-        return await asyncio.to_thread(self._store.delete_version, prompt, version)
+        (await self.get(prompt)).version(version)
+        actor = _actor()
+        revision = await asyncio.to_thread(self._store.delete_version, prompt, version, actor)
+        fields = {"version": version_name(prompt, version), "actor": actor, "revision": revision}
+        log.info("version deleted", extra={"fields": fields})
+        return self._shown(revision)
 
     async def import_(self, request: ImportRequest, chunks: AsyncIterator[bytes]) -> tuple[Version, Manifest]:
         """Publish a matrix that was trained elsewhere. Raises InvalidInput, DamagedBlob or PreconditionFailed."""
@@ -158,8 +165,12 @@ class Prompts:
             unproven = b"" if found.unproven_on is None else found.blob()[0]
             golden = () if found.unproven_on is None else await self._prover.golden_records(found.unproven_on, unproven)
             blob, manifest = await asyncio.to_thread(found.blob, golden)
-        record = await asyncio.to_thread(self._store.publish, request.prompt, blob, job=import_job(request), alias=request.alias or None)
-        return Version(self._store.index().prompt(request.prompt), record), manifest
+        actor, job, alias = _actor(), import_job(request), request.alias or None
+        record = await asyncio.to_thread(self._store.publish, request.prompt, blob, job=job, alias=alias, actor=actor)
+        fields = {"version": record.name, "alias": request.alias, "actor": actor, "revision": record.revision}
+        log.info("version imported", extra={"fields": fields})
+        prompt = self._seen(self._store.index()).prompt(request.prompt)
+        return Version(prompt, prompt.version(record.version)), manifest
 
     async def status(self, prompt: str) -> PromptStatus:
         """Raises NotFound."""
@@ -167,8 +178,11 @@ class Prompts:
         record = index.prompt(prompt)
         replicas = await asyncio.to_thread(self._store.list_replicas)
         versions = sorted(record.versions.values(), key=lambda version: -version.version)
+        seen = [shown_revision(self._store.index(), current_caller(), replica.revision) for replica in replicas]
         return PromptStatus(
-            tuple((Version(record, version), serving(version, replicas)) for version in versions), tuple(replicas), index.revision
+            tuple((Version(record, version), serving(version, replicas)) for version in versions),
+            tuple(replica.model_copy(update={"revision": revision}) for replica, revision in zip(replicas, seen, strict=True)),
+            index.revision,
         )
 
     async def watch(self, after_revision: int | None, name_prefix: str, store_id: str = "") -> AsyncGenerator[PromptChange, None]:
@@ -180,8 +194,12 @@ class Prompts:
             raise InvalidInput.of("after_revision", f"must not be negative, but is {after_revision}")
         if store_id:
             await self._check_store(store_id)
+        caller = current_caller()
+        if after_revision is not None:
+            index = await asyncio.to_thread(self._store.refresh)
+            after_revision = store_revision(after_revision, index, self._store.recent_commits(), caller)
         async for changes in watch(self._store, after_revision):
-            for change in _flatten(changes, self._store.id, name_prefix):
+            for change in _flatten(changes, self._store.id, name_prefix, caller):
                 yield change
 
     async def _check_store(self, store_id: str) -> None:
@@ -195,7 +213,20 @@ class Prompts:
             )
 
     async def _fresh(self) -> StoreIndex:
-        return await asyncio.to_thread(self._store.refresh)
+        return self._seen(await asyncio.to_thread(self._store.refresh))
+
+    def _seen(self, index: StoreIndex) -> StoreIndex:
+        return shown_index(index, current_caller())
+
+    def _shown(self, revision: int) -> int:
+        """What the caller is shown for the revision of a change that was made a moment ago."""
+        made = [commit for commit in self._store.recent_commits() if commit.revision == revision]
+        return commit_revision(made[0], current_caller()) if made else self._seen(self._store.index()).revision
+
+
+def _actor() -> str:
+    """Who makes a change, as the store's log keeps it."""
+    return current_caller().name[:MAX_ACTOR_CHARS]
 
 
 def _reference(name: str) -> PromptReference:
@@ -219,24 +250,26 @@ def _expected(prompt: str, alias: str, current: Alias | None, version: int | Non
     return version or None
 
 
-def _flatten(changes: Changes, store_id: str, name_prefix: str) -> Iterator[PromptChange]:
+def _flatten(changes: Changes, store_id: str, name_prefix: str, caller: Caller) -> Iterator[PromptChange]:
+    index = shown_index(changes.index, caller)
     if changes.restarted:
-        prompts = changes.index.list_prompts(limit=len(changes.index.prompts))
-        found = tuple(prompt for prompt in prompts if prompt.name.startswith(name_prefix))
-        yield PromptChange(changes.index.revision, store_id, snapshot=found)
+        found = tuple(index.list_prompts(limit=len(index.prompts), name_prefix=name_prefix))
+        yield PromptChange(index.revision, store_id, snapshot=found)
         return
     for commit in changes.commits:
         for operation in commit.ops:
-            if operation.prompt.startswith(name_prefix):
-                yield _change(commit, store_id, operation, changes.index)
+            if operation.prompt.startswith(name_prefix) and caller.may_use(operation.prompt):
+                yield _change(commit_revision(commit, caller), commit.time, store_id, operation, index)
 
 
-def _change(commit: Commit, store_id: str, operation: VersionPublished | AliasMoved | VersionDeleted, index: StoreIndex) -> PromptChange:
+def _change(
+    revision: int, time: str, store_id: str, operation: VersionPublished | AliasMoved | VersionDeleted, index: StoreIndex
+) -> PromptChange:
     match operation:
         case VersionPublished(prompt, version, digest, size_bytes, job, summary):
-            record = VersionRecord(prompt, version, digest, size_bytes, job, commit.time, commit.revision, summary)
-            return PromptChange(commit.revision, store_id, published=Version(index.prompt(prompt), record))
+            record = VersionRecord(prompt, version, digest, size_bytes, job, time, revision, summary)
+            return PromptChange(revision, store_id, published=Version(index.prompt(prompt), record))
         case AliasMoved():
-            return PromptChange(commit.revision, store_id, alias_moved=operation)
+            return PromptChange(revision, store_id, alias_moved=operation)
         case VersionDeleted():
-            return PromptChange(commit.revision, store_id, deleted=operation)
+            return PromptChange(revision, store_id, deleted=operation)

@@ -21,6 +21,7 @@ from prompttuning.v1 import prompts_pb2, prompts_pb2_grpc, tuning_pb2, tuning_pb
 from shared.errors import SoftPromptError, Unavailable
 from shared.rpc.metrics import RpcMetrics, serve_metrics
 from shared.rpc.server import RpcServer
+from shared.security.page_tokens import PageTokens
 from shared.service import announce, retract
 from shared.store import PromptStore, open_store
 from shared.tracing import Tracing, tracing_of
@@ -34,6 +35,7 @@ from trainer_service.jobs.dataset_tidying import DatasetTidying
 from trainer_service.jobs.datasets import DatasetStore
 from trainer_service.jobs.intake import JobIntake
 from trainer_service.jobs.manager import JobManager, files_for
+from trainer_service.jobs.service_keys import page_token_key
 from trainer_service.jobs.sources import Sources
 from trainer_service.jobs.store import JobStore
 from trainer_service.maintenance import StoreMaintenance
@@ -58,6 +60,7 @@ _CALLS_SHARE = 0.4
 _RETRY_SECONDS = 2.0
 _DAY_SECONDS = 86_400.0
 
+Place = TypeVar("Place")
 Opened = TypeVar("Opened")
 PoolMaker = Callable[[TrainerSettings], WorkerPool]
 
@@ -95,10 +98,11 @@ async def build(settings: TrainerSettings, make_pool: PoolMaker) -> Trainer:
     files = files_for(job_store, settings.checkpoints_dir)
     jobs = JobManager(job_store, admission, datasets, store, make_pool(settings), settings.jobs, files=files, observer=JobAudit(metrics))
     info = ServiceInfo(models, limits, settings.upload_limits)
-    tuning = TuningServicer(jobs, JobIntake(datasets, jobs), datasets, info, rpc.draining)
+    tokens = PageTokens(await _insist(page_token_key, job_store.database))
+    tuning = TuningServicer(jobs, JobIntake(datasets, jobs), datasets, info, tokens, rpc.draining)
     tuning_pb2_grpc.add_TuningServiceServicer_to_server(tuning, rpc.grpc_server)
     prompts = Prompts(store, models, Prover(settings.max_proof_model_bytes, settings.dtype))
-    prompts_pb2_grpc.add_PromptServiceServicer_to_server(PromptServicer(prompts, rpc.draining), rpc.grpc_server)
+    prompts_pb2_grpc.add_PromptServiceServicer_to_server(PromptServicer(prompts, tokens, rpc.draining), rpc.grpc_server)
     tidying = DatasetTidying(datasets, job_store, settings.unused_dataset_days * _DAY_SECONDS)
     return Trainer(settings, rpc, tracing, registry, metrics, models, store, maintenance, tidying, job_store, jobs)
 
@@ -178,11 +182,11 @@ async def _drain(trainer: Trainer) -> None:
     log.info("drained", extra={"fields": {"seconds": round(time.monotonic() - begun, 3)}})
 
 
-async def _insist(open_it: Callable[[str], Opened], url: str) -> Opened:
+async def _insist(open_it: Callable[[Place], Opened], place: Place) -> Opened:
     """What `open_it` opens, tried again while the place is away: the service comes up when it comes back."""
     while True:
         try:
-            return await asyncio.to_thread(open_it, url)
+            return await asyncio.to_thread(open_it, place)
         except Unavailable as error:
             log.warning("not started yet: %s", error.message)
             await asyncio.sleep(_RETRY_SECONDS)

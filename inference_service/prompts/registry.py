@@ -24,7 +24,9 @@ from inference_service.prompts.version import (
 )
 from shared.errors import PreconditionFailed
 from shared.names import PromptReference
+from shared.security.caller import EVERYBODY, Caller
 from shared.store.index import Alias, StoreIndex, VersionRecord
+from shared.store.view import visible_index
 
 log = logging.getLogger(__name__)
 
@@ -99,12 +101,13 @@ class PromptRegistry:
 
     # ---- what requests ask ----
 
-    def resolve(self, reference: PromptReference, routing_key: str = "") -> VersionRecord:
+    def resolve(self, reference: PromptReference, routing_key: str = "", caller: Caller = EVERYBODY) -> VersionRecord:
         """The version that a reference means on this replica now.
 
-        Raises NotFound naming prompt, alias or version; PreconditionFailed with the reason for a version that is quarantined.
+        Raises NotFound naming prompt, alias or version, also for a prompt that the caller may not use; PreconditionFailed with the reason
+        for a version that is quarantined.
         """
-        record = self._index.resolve(reference, routing_key)
+        record = visible_index(self._index, caller).resolve(reference, routing_key)
         if reference.alias is not None:
             serving = self._serving.get((reference.prompt, reference.alias))
             if serving is not None:
@@ -204,9 +207,13 @@ class PromptRegistry:
 
     # ---- what operators see ----
 
-    def statuses(self, prompt: str = "") -> list[VersionStatus]:
-        """By prompt and version; versions whose check is under way are left out. Raises NotFound for an unknown `prompt`."""
-        names = sorted(self._index.prompts) if not prompt else [self._index.prompt(prompt).name]
+    def statuses(self, prompt: str = "", caller: Caller = EVERYBODY) -> list[VersionStatus]:
+        """By prompt and version; versions whose check is under way are left out. Raises NotFound for an unknown `prompt`.
+
+        Prompts that the caller may not use are unknown.
+        """
+        index = visible_index(self._index, caller)
+        names = sorted(index.prompts) if not prompt else [index.prompt(prompt).name]
         return [status for name in names for status in self._statuses_of(name)]
 
     def decided(self) -> Iterator[tuple[LoadedVersion | Quarantine, float | None]]:

@@ -68,7 +68,7 @@ class Guard:
 
     @asynccontextmanager
     async def admitted(self, method: str, context: Any) -> AsyncIterator[Admission]:
-        """The call, if it may be. Raises Unauthenticated, PermissionDenied or Overloaded; changes that are refused are audited, too."""
+        """The call, if it may be. Raises Unauthenticated, PermissionDenied or Overloaded; refused calls are audited, too."""
         access = self._access.get(method.split("/")[1])
         if access is not None:
             yield await self._infrastructure(access, method, context)
@@ -87,7 +87,7 @@ class Guard:
             result = _result(error)
             raise
         finally:
-            if rule is None or rule.changes:
+            if rule is None or rule.audited:
                 _audit(method, result, caller, about, context)
 
     async def _infrastructure(self, access: Access, method: str, context: Any) -> Admission:

@@ -6,7 +6,7 @@ said: which prompt a job is for, which prompts a list shows.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -14,6 +14,13 @@ from enum import StrEnum
 from fnmatch import fnmatchcase
 
 from shared.errors import PermissionDenied
+
+EVERY_PROMPT = ("*",)
+"""Patterns that every prompt matches."""
+
+
+def matches(patterns: Iterable[str], prompt: str) -> bool:
+    return any(fnmatchcase(prompt, pattern) for pattern in patterns)
 
 
 class Role(StrEnum):
@@ -71,7 +78,7 @@ class Tenant:
 class Caller:
     name: str
     roles: frozenset[Role]
-    prompts: tuple[str, ...] = ("*",)
+    prompts: tuple[str, ...] = EVERY_PROMPT
     """Patterns of prompt names; `*` stands for any characters. The bare model has the empty name: only `*` allows it."""
     limits: CallerLimits = CallerLimits()
     """For this caller alone."""
@@ -92,7 +99,7 @@ class Caller:
         return Role.ADMIN in self.roles or not self.roles.isdisjoint(roles)
 
     def may_use(self, prompt: str) -> bool:
-        return any(fnmatchcase(prompt, pattern) for pattern in self.prompts)
+        return matches(self.prompts, prompt)
 
     def require_prompt(self, prompt: str) -> None:
         """Raises PermissionDenied."""

@@ -1,6 +1,7 @@
-"""The one table of what each method needs: roles, the prompts that a request names, whether it changes anything, what it costs.
+"""The one table of what each method needs: roles, what a request may ask for, whether it is audited, what it costs.
 
-A method that is not in it is refused. What a request can't tell (which prompt a job is for) its handler asks once it knows.
+A method that is not in it is refused. What is refused here depends on the request alone: creating under a name, moving an alias. Whatever
+a request looks up is the handlers' part: to a caller who may not name it, it does not exist.
 """
 
 from __future__ import annotations
@@ -38,8 +39,8 @@ class Rule:
     """Any of `roles` may call it; admins may always."""
 
     roles: frozenset[Role]
-    changes: bool = False
-    """Audited."""
+    audited: bool = False
+    """It changes something, or hands out a prompt's bytes."""
     about: Callable[[Any], Fields] = _no_fields
     """What a request is about, for logs and the audit: `prompt`, `job`. May get the first of several messages."""
     check: Callable[[Caller, Any], None] = _no_check
@@ -71,24 +72,20 @@ def _about_job(request: Any) -> Fields:
     return {"job": request.name.removeprefix("tuningJobs/")[:200]}
 
 
-def _may_use(field: str) -> Callable[[Caller, Any], None]:
-    return lambda caller, request: caller.require_prompt(prompt_of(getattr(request, field)))
-
-
 def _generation_about(request: Any) -> Fields:
     return {"prompt": request.input.prompt[:200]}
 
 
 def _may_generate(caller: Caller, request: Any) -> None:
-    caller.require_prompt(prompt_of(request.input.prompt))
+    """The bare model has no name to hide."""
+    if not request.input.prompt:
+        caller.require_prompt("")
 
 
 def _may_create_job(caller: Caller, request: Any) -> None:
-    """The prompt is theirs, so is the one that it starts from, and only a publisher moves what is served."""
+    """The prompt is theirs, and only a publisher moves what is served."""
     spec = request.spec
     caller.require_prompt(spec.prompt)
-    if source := spec.hyperparameters.init.source:
-        caller.require_prompt(prompt_of(source))
     if spec.publish.alias != _NO_ALIAS and not caller.has_role(Role.PUBLISHER):
         alias = spec.publish.alias or "default"
         raise PermissionDenied(
@@ -176,13 +173,13 @@ RULES: Mapping[str, Rule] = {
     f"{_TUNING}DeleteTuningJob": Rule(_TUNE, True, _about_job),
     f"{_TUNING}GetServiceInfo": Rule(_READ),
     f"{_PROMPTS}ListPrompts": Rule(_READ),
-    f"{_PROMPTS}GetPrompt": Rule(_READ, about=_about_prompt("name"), check=_may_use("name")),
-    f"{_PROMPTS}ListPromptVersions": Rule(_READ, about=_about_prompt("parent"), check=_may_use("parent")),
-    f"{_PROMPTS}GetPromptVersion": Rule(_READ, about=_about_prompt("name"), check=_may_use("name")),
-    f"{_PROMPTS}GetPromptStatus": Rule(_READ, about=_about_prompt("name"), check=_may_use("name")),
-    f"{_PROMPTS}SetPromptAlias": Rule(_PUBLISH, True, _alias_about, _may_use("prompt"), made=_revision_made),
-    f"{_PROMPTS}DeletePromptVersion": Rule(_PUBLISH, True, _about_prompt("name"), _may_use("name"), made=_revision_made),
-    f"{_PROMPTS}DownloadPromptVersion": Rule(_TUNE | _PUBLISH, about=_about_prompt("name"), check=_may_use("name")),
+    f"{_PROMPTS}GetPrompt": Rule(_READ, about=_about_prompt("name")),
+    f"{_PROMPTS}ListPromptVersions": Rule(_READ, about=_about_prompt("parent")),
+    f"{_PROMPTS}GetPromptVersion": Rule(_READ, about=_about_prompt("name")),
+    f"{_PROMPTS}GetPromptStatus": Rule(_READ, about=_about_prompt("name")),
+    f"{_PROMPTS}SetPromptAlias": Rule(_PUBLISH, True, _alias_about, made=_revision_made),
+    f"{_PROMPTS}DeletePromptVersion": Rule(_PUBLISH, True, _about_prompt("name"), made=_revision_made),
+    f"{_PROMPTS}DownloadPromptVersion": Rule(_TUNE | _PUBLISH, True, _about_prompt("name"), made=_version_made),
     f"{_PROMPTS}ImportPromptVersion": Rule(_PUBLISH, True, _import_about, _may_import, made=_version_made),
     f"{_PROMPTS}WatchPrompts": Rule(_READ),
     f"{_GENERATION}Generate": _answering(_answer_tokens),

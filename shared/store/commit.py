@@ -20,6 +20,7 @@ COMMIT_FORMAT = 1
 MAX_TARGETS = 8
 MAX_WEIGHT = 1_000_000
 MAX_SUMMARY_METRICS = 16
+MAX_ACTOR_CHARS = 200
 
 Interned = AfterValidator(sys.intern)
 Name = Annotated[str, StringConstraints(pattern=rf"^{NAME_PATTERN}$"), Interned]
@@ -92,7 +93,8 @@ class Commit:
     revision: Annotated[int, Field(ge=1, lt=10**12)]
     txid: Annotated[str, StringConstraints(min_length=1, max_length=100)]
     time: Timestamp
-    actor: Annotated[str, StringConstraints(max_length=200)]
+    actor: Annotated[str, StringConstraints(max_length=MAX_ACTOR_CHARS)]
+    """The caller whose request or job made the change, or the part of the service that did. Shown to nobody but operators."""
     ops: Annotated[tuple[Operation, ...], Field(min_length=1)]
     format: int = COMMIT_FORMAT
 

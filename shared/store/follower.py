@@ -72,6 +72,11 @@ class LogFollower:
             if self._index.revision == commit.revision - 1:
                 self._advance([commit], self._index.apply(commit))
 
+    def recent_commits(self) -> tuple[Commit, ...]:
+        """The last commits that were read, oldest first."""
+        with self._lock:
+            return tuple(self._recent)
+
     def find(self, txid: str) -> Commit | None:
         """A recent commit by its transaction id."""
         with self._lock:

@@ -138,10 +138,15 @@ class StoreIndex:
         for prompt in self.prompts.values():
             yield from prompt.versions.values()
 
-    def list_prompts(self, after: str = "", limit: int = 100) -> list[PromptRecord]:
+    def list_prompts(self, after: str = "", limit: int = 100, name_prefix: str = "") -> list[PromptRecord]:
         """A page in the order of names, of those with at least one version; the next page starts after the last name."""
-        names = sorted(name for name, prompt in self.prompts.items() if prompt.versions and name > after)
-        return [self.prompts[name] for name in names[:limit]]
+        found: list[PromptRecord] = []
+        for name in sorted(name for name in self.prompts if name > after and name.startswith(name_prefix)):
+            if len(found) == limit:
+                break
+            if (prompt := self.prompts[name]).versions:
+                found.append(prompt)
+        return found
 
     def list_versions(self, prompt: str, below: int = 0, limit: int = 100) -> list[VersionRecord]:
         """A page, newest first; the next page is `below` the last number. Raises NotFound."""

@@ -72,6 +72,10 @@ class PromptStore:
         """Refresh, then every commit after `revision` in order; None asks for the present state only."""
         return self._follower.changes_since(revision)
 
+    def recent_commits(self) -> tuple[Commit, ...]:
+        """The last commits that this process has read, oldest first; costs no read."""
+        return self._follower.recent_commits()
+
     def publish(
         self,
         prompt: str,

@@ -7,6 +7,8 @@ from prompttuning.v1 import common_pb2
 from shared.base_model import BaseModelInfo
 from shared.manifest import SamplingDefaults
 from shared.names import DEFAULT_ALIAS
+from shared.security.caller import current_caller
+from shared.security.methods import prompt_of
 from shared.template import INPUT_FIELD, Template
 from trainer_service.convert.enums import TEMPLATE_FORMATS
 from trainer_service.convert.fields import build, present, short_float
@@ -14,6 +16,7 @@ from trainer_service.violations import Violations
 
 NO_ALIAS = "-"
 """How a caller writes that no alias is to be moved; an empty string means the default alias."""
+JOB_PREFIX = "tuningJobs/"
 _SAMPLING_FLOATS = ("temperature", "top_p", "min_p", "repetition_penalty")
 _SAMPLING_INTEGERS = ("top_k", "max_new_tokens")
 _PER_REQUEST_ONLY = ("presence_penalty", "frequency_penalty", "seed", "min_new_tokens", "ignore_eos", "num_logprobs")
@@ -22,6 +25,11 @@ _PER_REQUEST_ONLY = ("presence_penalty", "frequency_penalty", "seed", "min_new_t
 def alias_from_wire(alias: str) -> str:
     """The trainer's own way: an empty string where no alias is to be moved."""
     return "" if alias == NO_ALIAS else alias or DEFAULT_ALIAS
+
+
+def source_to_wire(source: str) -> str:
+    """What a prompt was started from; nothing if that is another prompt, which the caller may not name. A job's id names no prompt."""
+    return source if source.startswith(JOB_PREFIX) or current_caller().may_use(prompt_of(source)) else ""
 
 
 def base_model_to_wire(info: BaseModelInfo) -> common_pb2.BaseModel:

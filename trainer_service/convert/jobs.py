@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from prompttuning.v1 import tuning_pb2
 
+from shared.security.page_tokens import Json
 from trainer_service.convert.enums import ORDERS, STATES
 from trainer_service.convert.fields import to_timestamp
 from trainer_service.convert.spec import effective_to_wire, spec_to_wire
@@ -72,3 +73,13 @@ def filter_from_wire(message: tuning_pb2.ListTuningJobsRequest) -> JobFilter:
         annotations=dict(message.annotations),
         order=order,
     )
+
+
+def filter_to_json(filter: JobFilter) -> dict[str, Json]:
+    """What a page token is bound to: the request's own part of the filter."""
+    return {
+        "states": [*sorted(filter.states)],
+        "prompt": filter.prompt,
+        "annotations": dict(filter.annotations),
+        "order": filter.order,
+    }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from fractions import Fraction
@@ -17,7 +18,14 @@ from shared.store.fleet import Serving
 from shared.store.index import Alias, PromptRecord, VersionRecord
 from shared.store.replicas import LoadedVersion, ReplicaRecord
 from shared.template import Template
-from trainer_service.convert.common import alias_from_wire, base_model_to_wire, sampling_to_wire, template_from_wire, template_to_wire
+from trainer_service.convert.common import (
+    alias_from_wire,
+    base_model_to_wire,
+    sampling_to_wire,
+    source_to_wire,
+    template_from_wire,
+    template_to_wire,
+)
 from trainer_service.convert.fields import to_duration, to_timestamp
 from trainer_service.imports import ImportRequest, is_import
 from trainer_service.prompts import PromptChange, PromptStatus, Version
@@ -83,7 +91,7 @@ def version_to_wire(version: Version, manifest: Manifest | None = None) -> promp
         base_model=_base_model(record, manifest),
         num_virtual_tokens=record.summary.num_virtual_tokens,
         metrics=record.metrics,
-        parent=record.summary.parent,
+        parent=source_to_wire(record.summary.parent),
         revision=record.revision,
         aliases=prompt.aliases_of(record.version),
     )
@@ -92,10 +100,18 @@ def version_to_wire(version: Version, manifest: Manifest | None = None) -> promp
         message.labels.extend(manifest.labels)
         message.metrics.update(manifest.metrics)
         message.sampling_defaults.CopyFrom(sampling_to_wire(manifest.sampling_defaults))
-        recipe: Any = manifest.recipe
-        message.recipe.update(recipe)
+        message.recipe.update(_recipe(manifest))
         message.gate = manifest.gate if isinstance(manifest.gate, str) else ""
     return message
+
+
+def _recipe(manifest: Manifest) -> Any:
+    """As the manifest has it, but for the name of a prompt that the caller may not name."""
+    recipe: Any = copy.deepcopy(dict(manifest.recipe))
+    init = (recipe.get("hyperparameters") or {}).get("init") or {}
+    if isinstance(init.get("source_version"), str):
+        init["source_version"] = source_to_wire(init["source_version"])
+    return recipe
 
 
 def _base_model(record: VersionRecord, manifest: Manifest | None) -> common_pb2.BaseModel:

@@ -13,6 +13,7 @@ from trainer_service.convert.common import (
     alias_from_wire,
     sampling_from_wire,
     sampling_to_wire,
+    source_to_wire,
     template_from_wire,
     template_to_wire,
 )
@@ -184,7 +185,7 @@ def hyperparameters_to_wire(values: HyperparameterRequest | Hyperparameters) -> 
     init = None
     if values.init is not None:
         init = tuning_pb2.PromptInit(
-            method=INIT_METHODS.to_wire(values.init.method), text=values.init.text, source=values.init.source_version
+            method=INIT_METHODS.to_wire(values.init.method), text=values.init.text, source=source_to_wire(values.init.source_version)
         )
     return tuning_pb2.Hyperparameters(
         **scalars,

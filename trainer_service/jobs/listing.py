@@ -1,39 +1,38 @@
-"""Pages of jobs by filter, newest or oldest first. Job ids sort by creation, so a page token is the last id of the page before."""
+"""Pages of jobs by filter, newest or oldest first. Job ids sort by creation, so the next page begins after the last id of this one."""
 
 from __future__ import annotations
 
-import base64
 import bisect
-import hashlib
-import json
 import time
+from collections import OrderedDict
 from collections.abc import Sequence
 
-from sqlalchemy import Connection, Select, select, union_all
+from sqlalchemy import Connection, Select, exists, false, select, union_all
 
-from shared.errors import InvalidInput
+from shared.security.caller import matches
 from trainer_service.jobs.model import Job, JobFilter, JobOrder, JobPage
 from trainer_service.jobs.record import Record, from_row
 from trainer_service.jobs.schema import job_annotations, jobs
 from trainer_service.jobs.states import JobState
+from trainer_service.jobs.visibility import in_states, sees_all, visible
 
 MAX_PAGE_SIZE = 1000
 _RANKS_SECONDS = 1.0
+_MAX_RANKINGS = 64
 
 
 class QueueRanks:
     """Queue positions for whole pages, at most a second old: counting for each job anew would scan the queue a thousand times."""
 
     def __init__(self) -> None:
-        self._sorted: tuple[float, list[float]] = (float("-inf"), [])
+        self._sorted: OrderedDict[tuple[str, ...], tuple[float, list[float]]] = OrderedDict()
+        """By patterns of prompts: when they were read, and the queue keys of the waiting jobs that match them."""
 
-    def positions(self, connection: Connection, records: Sequence[Record]) -> list[Job]:
+    def positions(self, connection: Connection, records: Sequence[Record], visible_to: tuple[str, ...]) -> list[Job]:
+        """The jobs; those that wait with the number of visible jobs ahead of them."""
         if not any(record.job.state is JobState.QUEUED for record in records):
             return [record.job for record in records]
-        read_at, keys = self._sorted
-        if time.monotonic() - read_at > _RANKS_SECONDS:
-            keys = sorted(connection.scalars(select(jobs.c.queue_key).where(jobs.c.state == JobState.QUEUED.value)))
-            self._sorted = (time.monotonic(), keys)
+        keys = self._keys(connection, visible_to)
         return [
             record.job.model_copy(update={"queue_position": bisect.bisect_left(keys, record.queue_key)})
             if record.job.state is JobState.QUEUED
@@ -41,53 +40,53 @@ class QueueRanks:
             for record in records
         ]
 
+    def _keys(self, connection: Connection, visible_to: tuple[str, ...]) -> list[float]:
+        read_at, keys = self._sorted.get(visible_to, (float("-inf"), []))
+        if time.monotonic() - read_at > _RANKS_SECONDS:
+            waiting = select(jobs.c.queue_key).where(in_states([JobState.QUEUED], visible_to), visible(visible_to, connection))
+            keys = sorted(connection.scalars(waiting))
+            self._sorted[visible_to] = (time.monotonic(), keys)
+            if len(self._sorted) > _MAX_RANKINGS:
+                self._sorted.popitem(last=False)
+        return keys
 
-def page(connection: Connection, filter: JobFilter, page_size: int, page_token: str, ranks: QueueRanks) -> JobPage:
-    """At most `page_size` jobs. Raises InvalidInput for a token that was not made for this filter."""
+
+def page(connection: Connection, filter: JobFilter, page_size: int, after: str, ranks: QueueRanks) -> JobPage:
+    """At most `page_size` jobs, beginning after the job with the id `after`; empty: with the first one."""
     size = max(1, min(page_size, MAX_PAGE_SIZE))
-    last = _read_token(page_token, filter)
-    rows = connection.execute(_query(filter, last, size + 1)).mappings().all()
+    rows = connection.execute(_query(connection, filter, after, size + 1)).mappings().all()
     records = [from_row(row) for row in rows[:size]]
-    token = _make_token(records[-1].job.id, filter) if len(rows) > size else ""
-    return JobPage(tuple(ranks.positions(connection, records)), token)
+    next_after = records[-1].job.id if len(rows) > size else ""
+    return JobPage(tuple(ranks.positions(connection, records, filter.visible_to)), next_after)
 
 
-def _query(filter: JobFilter, last: str, limit: int) -> Select[tuple[object, ...]]:
-    """One index range for each state, merged: a range over several states would have to be sorted as a whole."""
+def _query(connection: Connection, filter: JobFilter, last: str, limit: int) -> Select[tuple[object, ...]]:
+    """One index range for each state, merged: a range over several states would have to be sorted as a whole.
+
+    For a caller who sees only some prompts the jobs of those are read and sorted, whatever their states: other jobs must cost no time.
+    """
     ids, newest_first = select(jobs.c.id), filter.order is JobOrder.NEWEST_FIRST
     order = jobs.c.id.desc() if newest_first else jobs.c.id.asc()
     if last:
         ids = ids.where(jobs.c.id < last if newest_first else jobs.c.id > last)
     if filter.prompt:
-        ids = ids.where(jobs.c.prompt == filter.prompt)
+        ids = ids.where(jobs.c.prompt == filter.prompt if matches(filter.visible_to, filter.prompt) else false())
+    else:
+        ids = ids.where(visible(filter.visible_to, connection))
+    is_limited = not sees_all(filter.visible_to)
     for key, value in filter.annotations.items():
-        having = select(job_annotations.c.job_id).where(job_annotations.c.key == key, job_annotations.c.value == value)
-        ids = ids.where(jobs.c.id.in_(having))
+        wanted = (job_annotations.c.key == key) & (job_annotations.c.value == value)
+        if is_limited:
+            ids = ids.where(exists().where(wanted, job_annotations.c.job_id == jobs.c.id))
+        else:
+            ids = ids.where(jobs.c.id.in_(select(job_annotations.c.job_id).where(wanted)))
     if filter.states and len(filter.states) < len(JobState):
-        ranges = [
-            select(ids.where(jobs.c.state == state.value).order_by(order).limit(limit).subquery().c.id) for state in sorted(filter.states)
-        ]
-        return select(jobs).where(jobs.c.id.in_(union_all(*ranges))).order_by(order).limit(limit)
+        if not is_limited:
+            ranges = [
+                select(ids.where(jobs.c.state == state.value).order_by(order).limit(limit).subquery().c.id)
+                for state in sorted(filter.states)
+            ]
+            return select(jobs).where(jobs.c.id.in_(union_all(*ranges))).order_by(order).limit(limit)
+        ids = ids.where(in_states(filter.states, filter.visible_to))
     first = ids.order_by(order).limit(limit)
     return select(jobs).where(jobs.c.id.in_(select(first.subquery().c.id))).order_by(order)
-
-
-def _make_token(last_id: str, filter: JobFilter) -> str:
-    return base64.urlsafe_b64encode(f"{last_id}.{_digest(filter)}".encode()).decode()
-
-
-def _read_token(token: str, filter: JobFilter) -> str:
-    if not token:
-        return ""
-    try:
-        last_id, _, digest = base64.urlsafe_b64decode(token.encode()).decode().partition(".")
-    except ValueError as error:
-        raise InvalidInput.of("page_token", "is not one that this service made") from error
-    if digest != _digest(filter):
-        raise InvalidInput.of("page_token", "belongs to another filter or order; leave it out to begin anew")
-    return last_id
-
-
-def _digest(filter: JobFilter) -> str:
-    text = json.dumps([sorted(filter.states), filter.prompt, dict(filter.annotations), filter.order], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -1,4 +1,7 @@
-"""Tuning jobs for the service's front: create, look, watch, change. Behind it: the store, the dispatcher, the publisher."""
+"""Tuning jobs for the service's front: create, look, watch, change. Behind it: the store, the dispatcher, the publisher.
+
+To a caller who is limited to some prompts, jobs of other prompts do not exist.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from pathlib import Path
 from typing import Protocol
 
 from shared.errors import InvalidInput
+from shared.security.caller import current_caller
 from shared.store.store import PromptStore
 from shared.tracing import current_traceparent
 from trainer_service.cluster.interface import WorkerPool
@@ -101,7 +105,7 @@ class JobManager:
         """
         if len(request_id) > MAX_REQUEST_ID_CHARS:
             raise InvalidInput.of("request_id", f"has {len(request_id)} characters; at most {MAX_REQUEST_ID_CHARS} are allowed")
-        if found := await self._context.database.call(self._store.find_request, owner.caller, request_id):
+        if found := await self._context.database.call(self._store.find_request, owner.caller, request_id, current_caller().prompts):
             if found.spec == spec:
                 return found
             effective = found.effective  # the store says how the two conflict
@@ -126,6 +130,7 @@ class JobManager:
             max_queued=self._config.max_queued_jobs,
             max_active_of_caller=self._config.max_active_jobs_per_caller if owner.max_active is None else owner.max_active,
             max_active_of_tenant=owner.tenant.limits.active_jobs,
+            visible_to=current_caller().prompts,
         )
         if created.id == job.id:
             log.info("job created", extra={"fields": {"job": job.id, "prompt": spec.prompt, "base_model": effective.base_model.id}})
@@ -134,11 +139,12 @@ class JobManager:
 
     async def get(self, job_id: str) -> Job:
         """Raises NotFound."""
-        return await self._outlook.of_one(await self._context.database.call(self._store.get, job_id))
+        return await self._outlook.of_one(await self._context.database.call(self._store.get, job_id, current_caller().prompts))
 
-    async def list(self, filter: JobFilter, page_size: int, page_token: str = "") -> JobPage:
-        """Raises InvalidInput for a token that this service didn't make for this filter and order."""
-        page = await self._context.database.call(self._store.page, filter, page_size, page_token)
+    async def list(self, filter: JobFilter, page_size: int, after: str = "") -> JobPage:
+        """The page that begins after the job `after`, of the jobs that the caller may see."""
+        filter = replace(filter, visible_to=current_caller().prompts)
+        page = await self._context.database.call(self._store.page, filter, page_size, after)
         return replace(page, jobs=await self._outlook.of(page.jobs))
 
     async def watch(self, job_id: str, after: int = 0) -> AsyncIterator[JobEvent]:
@@ -146,6 +152,7 @@ class JobManager:
         news = self._context.bell.subscribe(job_id)
         pause = _OTHERS_NEWS_SECONDS if self._store.is_shared else _OWN_NEWS_SECONDS
         try:
+            await self._context.database.call(self._store.check_visible, job_id, current_caller().prompts)
             while True:
                 news.clear()
                 events = await self._context.database.call(self._store.events, job_id, after, _EVENTS_PER_READ)
@@ -186,17 +193,23 @@ class JobManager:
 
     async def delete(self, job_id: str) -> None:
         """Remove an ended job with its events. Raises PreconditionFailed if it hasn't ended."""
-        await self._context.database.call(self._store.delete, job_id)
+        await self._context.database.call(self._store.delete, job_id, current_caller().prompts)
         await self._context.slow.call(self._context.files.remove, job_id)
         self._context.bell.ring(job_id)
 
     async def counts(self) -> JobCounts:
-        states = await self._context.database.call(self._store.counts)
+        """Of what the caller may see: their jobs, and the workers that have some of them."""
+        caller, database = current_caller(), self._context.database
+        states = await database.call(self._store.counts, caller.prompts)
         running = sum(states.get(state, 0) for state in LEASED_STATES)
-        return JobCounts(queued=states.get(JobState.QUEUED, 0), running=running, num_workers=len(self._dispatcher.workers))
+        workers = self._dispatcher.workers
+        if caller.is_limited_to_prompts:
+            running_ids = await database.call(self._store.ids_on_workers, caller.prompts)
+            workers = [worker for worker in workers if not running_ids.isdisjoint(worker.job_ids)]
+        return JobCounts(queued=states.get(JobState.QUEUED, 0), running=running, num_workers=len(workers))
 
     async def _change(self, job_id: str, move: moves.Move) -> Job:
         """A caller waits for the answer: an absent database is told at once, not waited for."""
-        after = await self._context.database.call(self._store.change, job_id, move)
+        after = await self._context.database.call(self._store.change, job_id, move, visible_to=current_caller().prompts)
         self._context.tell(after.job)
         return await self.get(job_id)

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from shared.base_model import BaseModelInfo
 from shared.manifest import SamplingDefaults
 from shared.names import DEFAULT_ALIAS
+from shared.security.caller import EVERY_PROMPT
 from shared.template import Template
 from trainer_service.jobs.states import UNSUCCESSFUL_STATES, JobState
 from trainer_service.training.spec import HyperparameterRequest, TaskKind, TrainingSpec
@@ -281,14 +282,16 @@ class JobFilter:
     prompt: str = ""
     annotations: Mapping[str, str] = field(default_factory=dict)
     order: JobOrder = JobOrder.NEWEST_FIRST
+    visible_to: tuple[str, ...] = EVERY_PROMPT
+    """Patterns of the prompts that the caller may see; other jobs are as if they did not exist."""
 
 
 @dataclass(frozen=True)
 class JobPage:
-    """`next_page_token` is empty on the last page."""
+    """The next page begins after the job `next_after`; empty on the last page."""
 
     jobs: tuple[Job, ...]
-    next_page_token: str = ""
+    next_after: str = ""
 
 
 @dataclass(frozen=True)

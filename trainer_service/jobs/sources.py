@@ -9,7 +9,9 @@ from typing import Protocol
 from shared.base_model import BaseModelInfo
 from shared.errors import PreconditionFailed
 from shared.names import PromptReference, parse_version_name
+from shared.security.caller import current_caller
 from shared.store.index import StoreIndex
+from shared.store.view import visible_index
 from trainer_service.jobs.model import Job
 
 FIELD = "spec.hyperparameters.init.source"
@@ -23,8 +25,8 @@ class PromptIndex(Protocol):
 
 
 class Jobs(Protocol):
-    def get(self, job_id: str) -> Job:
-        """Raises NotFound."""
+    def get(self, job_id: str, visible_to: tuple[str, ...]) -> Job:
+        """Raises NotFound, also for a job of a prompt that matches none of the patterns."""
         ...
 
 
@@ -40,7 +42,7 @@ class Source:
 
 
 class Sources:
-    """Blocks; thread-safe."""
+    """Blocks; thread-safe. A job starts from what its caller may see; the rest does not exist."""
 
     def __init__(self, prompts: PromptIndex, jobs: Jobs) -> None:
         self._prompts, self._jobs = prompts, jobs
@@ -59,12 +61,12 @@ class Sources:
             reference = PromptReference(prompt, None, version)
         else:
             reference = PromptReference.parse(source, FIELD)
-        record = self._prompts.refresh().resolve(reference)
+        record = visible_index(self._prompts.refresh(), current_caller()).resolve(reference)
         _check_fingerprint(record.name, record.summary.base_model_fingerprint, model)
         return Source(record.name, record.summary.num_virtual_tokens, digest=record.digest)
 
     def _of_job(self, job_id: str, model: BaseModelInfo) -> Source:
-        job = self._jobs.get(job_id)
+        job = self._jobs.get(job_id, current_caller().prompts)
         if not job.keeps_best_prompt:
             version = job.result.version if job.result is not None else ""
             advice = f"start from its version {version}" if version else "it must have ended, and have been trained for a while"

@@ -14,6 +14,7 @@ from sqlalchemy import ColumnElement, Connection, RowMapping, delete, func, inse
 from sqlalchemy.exc import IntegrityError
 
 from shared.errors import Conflict, NotFound, Overloaded, PreconditionFailed
+from shared.security.caller import EVERY_PROMPT
 from trainer_service.jobs import event_log, listing
 from trainer_service.jobs.database import Database
 from trainer_service.jobs.model import EventPayload, Job, JobEvent, JobFilter, JobPage
@@ -21,6 +22,7 @@ from trainer_service.jobs.record import IMMUTABLE_COLUMNS, Record, from_row, sam
 from trainer_service.jobs.scheduler import QueueHead
 from trainer_service.jobs.schema import job_annotations, job_datasets, jobs
 from trainer_service.jobs.states import LEASED_STATES, UNSUCCESSFUL_STATES, JobState, check_move
+from trainer_service.jobs.visibility import in_states, sees_all, visible
 
 _LEASED = [state.value for state in LEASED_STATES]
 _UNENDED = [state.value for state in JobState if not state.is_terminal]
@@ -66,11 +68,19 @@ class JobStore:
 
     # Requests
 
-    def find_request(self, caller: str, request_id: str) -> Job | None:
+    def find_request(self, caller: str, request_id: str, visible_to: tuple[str, ...] = EVERY_PROMPT) -> Job | None:
         with self._database.read() as connection:
-            return self._find_request(connection, caller, request_id)
+            return self._find_request(connection, caller, request_id, visible_to)
 
-    def create(self, record: Record, *, max_queued: int, max_active_of_caller: int, max_active_of_tenant: int | None = None) -> Job:
+    def create(
+        self,
+        record: Record,
+        *,
+        max_queued: int,
+        max_active_of_caller: int,
+        max_active_of_tenant: int | None = None,
+        visible_to: tuple[str, ...] = EVERY_PROMPT,
+    ) -> Job:
         """Store a job as QUEUED, or return the one that the same caller made with the same request id.
 
         Raises Conflict if that one's spec differs, Overloaded if the queue or the caller's or tenant's share is full.
@@ -78,7 +88,7 @@ class JobStore:
         job = record.job
         try:
             with self._database.write() as connection:
-                if found := self._find_request(connection, job.caller, job.request_id):
+                if found := self._find_request(connection, job.caller, job.request_id, visible_to):
                     return _same(found, job)
                 self._check_room(connection, job, max_queued, max_active_of_caller, max_active_of_tenant)
                 stored = record.with_job(last_event=1)
@@ -88,23 +98,29 @@ class JobStore:
                 if datasets := sorted({job.spec.dataset, job.spec.validation_dataset} - {""}):
                     connection.execute(insert(job_datasets), [{"dataset": name, "job_id": job.id} for name in datasets])
                 event_log.append(connection, job.id, 1, [stored.job])
-                return self._with_position(connection, stored)
+                return self._with_position(connection, stored, visible_to)
         except IntegrityError:  # PostgreSQL: another replica was given the same request at the same moment
-            if found := self.find_request(job.caller, job.request_id):
+            if found := self.find_request(job.caller, job.request_id, visible_to):
                 return _same(found, job)
             raise
 
-    def get(self, job_id: str) -> Job:
+    def get(self, job_id: str, visible_to: tuple[str, ...] = EVERY_PROMPT) -> Job:
         with self._database.read() as connection:
-            return self._with_position(connection, _read(connection, job_id))
+            return self._with_position(connection, _read(connection, job_id, visible_to), visible_to)
+
+    def check_visible(self, job_id: str, visible_to: tuple[str, ...]) -> None:
+        """Raises NotFound."""
+        with self._database.read() as connection:
+            _read(connection, job_id, visible_to)
 
     def record(self, job_id: str) -> Record:
         with self._database.read() as connection:
             return _read(connection, job_id)
 
-    def page(self, filter: JobFilter, page_size: int, page_token: str = "") -> JobPage:
+    def page(self, filter: JobFilter, page_size: int, after: str = "") -> JobPage:
+        """Beginning after the job `after`, the `next_after` of the page before with the same filter."""
         with self._database.read() as connection:
-            return listing.page(connection, filter, page_size, page_token, self._ranks)
+            return listing.page(connection, filter, page_size, after, self._ranks)
 
     def events(self, job_id: str, after: int, limit: int = 500) -> list[JobEvent]:
         """In order of their numbers. Raises NotFound for an unknown job."""
@@ -114,10 +130,10 @@ class JobStore:
                 _read(connection, job_id)
             return found
 
-    def delete(self, job_id: str) -> None:
+    def delete(self, job_id: str, visible_to: tuple[str, ...] = EVERY_PROMPT) -> None:
         """Raises PreconditionFailed if the job has not ended."""
         with self._database.write() as connection:
-            state = _read(connection, job_id).job.state
+            state = _read(connection, job_id, visible_to).job.state
             if not state.is_terminal:
                 message = f"job {job_id!r} is {state}: only an ended job can be deleted; cancel it first"
                 raise PreconditionFailed(message, job=job_id, state=state.value)
@@ -126,14 +142,20 @@ class JobStore:
     # Changes
 
     def change(
-        self, job_id: str, move: Callable[[Record], Record], *, attempt: int | None = None, payloads: Sequence[EventPayload] = ()
+        self,
+        job_id: str,
+        move: Callable[[Record], Record],
+        *,
+        attempt: int | None = None,
+        payloads: Sequence[EventPayload] = (),
+        visible_to: tuple[str, ...] = EVERY_PROMPT,
     ) -> Record:
         """Apply `move`, with the given events and one more if the state changed, in one transaction.
 
         With `attempt`: raises StaleAttempt unless that attempt has the job. Raises PreconditionFailed for a move that is not legal.
         """
         with self._database.write() as connection:
-            before = _read(connection, job_id, lock=True)
+            before = _read(connection, job_id, visible_to, lock=True)
             if attempt is not None and (before.job.attempt != attempt or before.job.state not in LEASED_STATES):
                 raise StaleAttempt
             return _write(connection, before, move(before), payloads)
@@ -204,10 +226,17 @@ class JobStore:
             rows = connection.execute(query.with_for_update(skip_locked=True)).mappings().all()
             return [_write(connection, before, move(before), ()).job for before in map(from_row, rows)]
 
-    def counts(self) -> dict[JobState, int]:
+    def counts(self, visible_to: tuple[str, ...] = EVERY_PROMPT) -> dict[JobState, int]:
         with self._database.read() as connection:
-            rows = connection.execute(select(jobs.c.state, func.count()).group_by(jobs.c.state)).all()
-            return {JobState(state): count for state, count in rows}
+            query = select(jobs.c.state, func.count()).group_by(jobs.c.state)
+            if not sees_all(visible_to):
+                query = query.where(in_states(JobState, visible_to), visible(visible_to, connection))
+            return {JobState(state): count for state, count in connection.execute(query).all()}
+
+    def ids_on_workers(self, visible_to: tuple[str, ...]) -> frozenset[str]:
+        with self._database.read() as connection:
+            query = select(jobs.c.id).where(in_states(LEASED_STATES, visible_to), visible(visible_to, connection))
+            return frozenset(connection.scalars(query))
 
     def ids_with_files(self) -> frozenset[str]:
         """Jobs that have not ended, and those whose best prompt is kept."""
@@ -257,19 +286,19 @@ class JobStore:
         query = query.where(jobs.c.base_model == base_model, jobs.c.not_before <= now).order_by(jobs.c.queue_key).limit(1)
         return bool(connection.scalar(query))
 
-    def _find_request(self, connection: Connection, caller: str, request_id: str) -> Job | None:
+    def _find_request(self, connection: Connection, caller: str, request_id: str, visible_to: tuple[str, ...]) -> Job | None:
         if not request_id:
             return None
         query = select(jobs).where(jobs.c.caller == caller, jobs.c.request_id == request_id)
         row = connection.execute(query).mappings().one_or_none()
-        return self._with_position(connection, from_row(row)) if row is not None else None
+        return self._with_position(connection, from_row(row), visible_to) if row is not None else None
 
     def _check_room(
         self, connection: Connection, job: Job, max_queued: int, max_active_of_caller: int, max_active_of_tenant: int | None
     ) -> None:
         queued = connection.scalar(select(func.count()).where(jobs.c.state == JobState.QUEUED.value)) or 0
         if queued >= max_queued:
-            raise Overloaded(f"{queued} jobs are waiting; the queue is full", retry_after_seconds=30.0, queued=queued)
+            raise Overloaded(f"the queue is full: at most {max_queued} jobs may wait", retry_after_seconds=30.0)
         # Creations of one tenant, one after the other: each counts those before it. The queue as a whole may overshoot by those under way.
         self._database.lock(connection, job.tenant)
         self._check_active(connection, jobs.c.caller == job.caller, "your", max_active_of_caller)
@@ -282,15 +311,18 @@ class JobStore:
         if active >= most:
             raise Overloaded(f"{active} of {whose} jobs have not ended yet; at most {most} may", retry_after_seconds=60.0, active=active)
 
-    def _with_position(self, connection: Connection, record: Record) -> Job:
+    def _with_position(self, connection: Connection, record: Record, visible_to: tuple[str, ...]) -> Job:
+        """The position counts the jobs that the caller may see."""
         if record.job.state is not JobState.QUEUED:
             return record.job
-        ahead = select(func.count()).where(jobs.c.state == JobState.QUEUED.value, jobs.c.queue_key < record.queue_key)
+        waiting = in_states([JobState.QUEUED], visible_to) & visible(visible_to, connection)
+        ahead = select(func.count()).where(waiting, jobs.c.queue_key < record.queue_key)
         return record.job.model_copy(update={"queue_position": connection.scalar(ahead) or 0})
 
 
-def _read(connection: Connection, job_id: str, *, lock: bool = False) -> Record:
-    query = select(jobs).where(jobs.c.id == job_id)
+def _read(connection: Connection, job_id: str, visible_to: tuple[str, ...] = EVERY_PROMPT, *, lock: bool = False) -> Record:
+    """Raises NotFound, the same for a job that does not exist and for one that is not visible: one look-up finds neither."""
+    query = select(jobs).where(jobs.c.id == job_id, visible(visible_to, connection))
     row: RowMapping | None = connection.execute(query.with_for_update() if lock else query).mappings().one_or_none()
     if row is None:
         raise NotFound("tuning job", job_id)

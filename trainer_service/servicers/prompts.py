@@ -12,6 +12,7 @@ from prompttuning.v1 import prompts_pb2_grpc
 
 from shared.names import parse_version_name
 from shared.security.caller import current_caller
+from shared.security.page_tokens import ListScope, PageTokens
 from trainer_service.convert.prompts import (
     alias_to_wire,
     change_to_wire,
@@ -31,22 +32,28 @@ _CHUNK_BYTES = 1 << 20
 class PromptServicer(prompts_pb2_grpc.PromptServiceServicer):
     """`draining` ends the watches."""
 
-    def __init__(self, prompts: Prompts, draining: asyncio.Event) -> None:
-        self._prompts, self._draining = prompts, draining
+    def __init__(self, prompts: Prompts, tokens: PageTokens, draining: asyncio.Event) -> None:
+        self._prompts, self._tokens, self._draining = prompts, tokens, draining
 
     async def ListPrompts(self, request: pb.ListPromptsRequest, context: Any) -> pb.ListPromptsResponse:
-        page = await self._prompts.list(request.name_prefix, page_size_of(request.page_size), request.page_token)
-        prompts = [prompt_to_wire(prompt) for prompt in page.prompts if current_caller().may_use(prompt.name)]
-        return pb.ListPromptsResponse(prompts=prompts, next_page_token=page.next_page_token)
+        scope = ListScope("ListPrompts", current_caller(), {"name_prefix": request.name_prefix})
+        size, after = page_size_of(request.page_size), self._tokens.open(request.page_token, scope)
+        page = await self._prompts.list(request.name_prefix, size, after)
+        prompts = [prompt_to_wire(prompt) for prompt in page.prompts]
+        return pb.ListPromptsResponse(prompts=prompts, next_page_token=self._tokens.seal(page.next_after, scope))
 
     async def GetPrompt(self, request: pb.GetPromptRequest, context: Any) -> pb.GetPromptResponse:
         prompt = await self._prompts.get(prompt_of(request.name))
         return pb.GetPromptResponse(prompt=prompt_to_wire(prompt))
 
     async def ListPromptVersions(self, request: pb.ListPromptVersionsRequest, context: Any) -> pb.ListPromptVersionsResponse:
-        page = await self._prompts.versions(prompt_of(request.parent, "parent"), page_size_of(request.page_size), request.page_token)
+        prompt = prompt_of(request.parent, "parent")
+        scope = ListScope("ListPromptVersions", current_caller(), {"parent": prompt})
+        size, below = page_size_of(request.page_size), int(self._tokens.open(request.page_token, scope) or 0)
+        page = await self._prompts.versions(prompt, size, below)
         versions = [version_to_wire(Version(page.prompt, record)) for record in page.versions]
-        return pb.ListPromptVersionsResponse(versions=versions, next_page_token=page.next_page_token)
+        token = self._tokens.seal(str(page.next_below or ""), scope)
+        return pb.ListPromptVersionsResponse(versions=versions, next_page_token=token)
 
     async def GetPromptVersion(self, request: pb.GetPromptVersionRequest, context: Any) -> pb.GetPromptVersionResponse:
         version = await self._prompts.resolve(request.name)
@@ -91,5 +98,4 @@ class PromptServicer(prompts_pb2_grpc.PromptServiceServicer):
         changes = self._prompts.watch(after, request.name_prefix, request.store_id)
         async with aclosing(until_draining(changes, self._draining)) as told:
             async for change in told:
-                if (seen := change.seen_by(current_caller().may_use)) is not None:
-                    yield change_to_wire(seen)
+                yield change_to_wire(change)

@@ -11,7 +11,8 @@ from prompttuning.v1 import tuning_pb2 as pb
 from prompttuning.v1 import tuning_pb2_grpc
 
 from shared.security.caller import current_caller
-from trainer_service.convert.jobs import event_to_wire, filter_from_wire, job_to_wire
+from shared.security.page_tokens import ListScope, PageTokens
+from trainer_service.convert.jobs import event_to_wire, filter_from_wire, filter_to_json, job_to_wire
 from trainer_service.convert.service import dataset_to_wire, info_to_wire
 from trainer_service.convert.spec import request_from_wire
 from trainer_service.jobs.datasets import DatasetStore
@@ -26,8 +27,17 @@ from trainer_service.servicers.streams import header_and_chunks, until_draining
 class TuningServicer(tuning_pb2_grpc.TuningServiceServicer):
     """`draining` ends the watches."""
 
-    def __init__(self, jobs: JobManager, intake: JobIntake, datasets: DatasetStore, info: ServiceInfo, draining: asyncio.Event) -> None:
-        self._jobs, self._intake, self._datasets, self._info, self._draining = jobs, intake, datasets, info, draining
+    def __init__(
+        self,
+        jobs: JobManager,
+        intake: JobIntake,
+        datasets: DatasetStore,
+        info: ServiceInfo,
+        tokens: PageTokens,
+        draining: asyncio.Event,
+    ) -> None:
+        self._jobs, self._intake, self._datasets, self._info = jobs, intake, datasets, info
+        self._tokens, self._draining = tokens, draining
 
     async def UploadDataset(self, requests: AsyncIterator[pb.UploadDatasetRequest], context: Any) -> pb.UploadDatasetResponse:
         header, chunks = await header_and_chunks(requests)
@@ -40,42 +50,37 @@ class TuningServicer(tuning_pb2_grpc.TuningServiceServicer):
         return pb.CreateTuningJobResponse(job=job_to_wire(job))
 
     async def GetTuningJob(self, request: pb.GetTuningJobRequest, context: Any) -> pb.GetTuningJobResponse:
-        job = await self._jobs.get(await self._theirs(request.name))
+        job = await self._jobs.get(job_id_of(request.name))
         return pb.GetTuningJobResponse(job=job_to_wire(job))
 
     async def ListTuningJobs(self, request: pb.ListTuningJobsRequest, context: Any) -> pb.ListTuningJobsResponse:
-        page = await self._jobs.list(filter_from_wire(request), page_size_of(request.page_size), request.page_token)
-        jobs = [job_to_wire(job) for job in page.jobs if current_caller().may_use(job.spec.prompt)]
-        return pb.ListTuningJobsResponse(jobs=jobs, next_page_token=page.next_page_token)
+        filter, size = filter_from_wire(request), page_size_of(request.page_size)
+        scope = ListScope("ListTuningJobs", current_caller(), filter_to_json(filter))
+        page = await self._jobs.list(filter, size, self._tokens.open(request.page_token, scope))
+        jobs = [job_to_wire(job) for job in page.jobs]
+        return pb.ListTuningJobsResponse(jobs=jobs, next_page_token=self._tokens.seal(page.next_after, scope))
 
     async def WatchTuningJob(self, request: pb.WatchTuningJobRequest, context: Any) -> AsyncIterator[pb.WatchTuningJobResponse]:
-        events = self._jobs.watch(await self._theirs(request.name), event_number_of(request.after))
+        events = self._jobs.watch(job_id_of(request.name), event_number_of(request.after))
         async with aclosing(until_draining(events, self._draining)) as told:
             async for event in told:
                 yield pb.WatchTuningJobResponse(event=event_to_wire(event))
 
     async def CancelTuningJob(self, request: pb.CancelTuningJobRequest, context: Any) -> pb.CancelTuningJobResponse:
-        job = await self._jobs.cancel(await self._theirs(request.name))
+        job = await self._jobs.cancel(job_id_of(request.name))
         return pb.CancelTuningJobResponse(job=job_to_wire(job))
 
     async def PauseTuningJob(self, request: pb.PauseTuningJobRequest, context: Any) -> pb.PauseTuningJobResponse:
-        job = await self._jobs.pause(await self._theirs(request.name))
+        job = await self._jobs.pause(job_id_of(request.name))
         return pb.PauseTuningJobResponse(job=job_to_wire(job))
 
     async def ResumeTuningJob(self, request: pb.ResumeTuningJobRequest, context: Any) -> pb.ResumeTuningJobResponse:
-        job = await self._jobs.resume(await self._theirs(request.name))
+        job = await self._jobs.resume(job_id_of(request.name))
         return pb.ResumeTuningJobResponse(job=job_to_wire(job))
 
     async def DeleteTuningJob(self, request: pb.DeleteTuningJobRequest, context: Any) -> pb.DeleteTuningJobResponse:
-        await self._jobs.delete(await self._theirs(request.name))
+        await self._jobs.delete(job_id_of(request.name))
         return pb.DeleteTuningJobResponse()
 
     async def GetServiceInfo(self, request: pb.GetServiceInfoRequest, context: Any) -> pb.GetServiceInfoResponse:
         return info_to_wire(self._info, await self._jobs.counts())
-
-    async def _theirs(self, name: str) -> str:
-        """The job's id, once its prompt is known to be one of the caller's. Raises PermissionDenied."""
-        job_id, caller = job_id_of(name), current_caller()
-        if caller.is_limited_to_prompts:
-            caller.require_prompt((await self._jobs.get(job_id)).spec.prompt)
-        return job_id
