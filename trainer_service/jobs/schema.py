@@ -16,13 +16,16 @@ metadata = MetaData(
     }
 )
 
+PROMPT_NAME = String(63).with_variant(String(63, collation="C"), "postgresql")
+"""Compared byte by byte, as SQLite does, so that the names with one beginning are one range of an index."""
+
 jobs = Table(
     "jobs",
     metadata,
     Column("id", String(26), primary_key=True),
     Column("state", String(16), nullable=False),
     Column("pausing", Boolean, nullable=False),
-    Column("prompt", String(63), nullable=False),
+    Column("prompt", PROMPT_NAME, nullable=False),
     Column("base_model", String(200), nullable=False),
     Column("caller", String(200), nullable=False),
     Column("tenant", String(200), nullable=False),
@@ -112,4 +115,11 @@ job_files = Table(
     Column("kind", String(16), primary_key=True),
     Column("attempt", Integer, nullable=False),
     Column("data", LargeBinary, nullable=False),
+)
+
+service_keys = Table(
+    "service_keys",
+    metadata,
+    Column("name", String(40), primary_key=True),
+    Column("value", LargeBinary, nullable=False),
 )
