@@ -111,11 +111,11 @@ class TrainerSettings(ServerSettings):
     max_line_bytes: int = Field(default=1 << 20, ge=1 << 8)
     """Most bytes of one line of a dataset."""
     max_dataset_bytes_per_tenant: int = Field(default=50 * 10**9, ge=0)
-    """Most bytes of one tenant's stored datasets; further ones are refused with RESOURCE_EXHAUSTED. 0: no limit. A tenant of the callers file
-    may have a limit of its own (dataset_bytes)."""
+    """Most bytes of one tenant's stored datasets; further ones are refused with RESOURCE_EXHAUSTED. 0: no limit. A tenant of the callers
+    file may have a limit of its own (dataset_bytes)."""
     unused_dataset_days: float = Field(default=30, ge=0)
-    """A dataset that no job needs that has not ended is removed after that many days without use. 0: kept until its tenant deletes it. A tenant
-    of the callers file may have days of its own, as for ended_job_days."""
+    """A dataset is removed after that many days without use, unless a job needs it that has not ended. 0: kept until its tenant deletes it.
+    A tenant of the callers file may have days of its own, as for ended_job_days."""
     ended_job_days: float = Field(default=90, ge=0)
     """An ended job is removed after that many days, with its events and its kept checkpoint; versions stay. 0: kept until it is deleted."""
     retention_seconds: float = Field(default=300, ge=0, le=30 * 24 * 3600)

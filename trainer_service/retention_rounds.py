@@ -1,4 +1,4 @@
-"""Runs rounds of `trainer_service.jobs.retention` while the trainer runs, with jitter. Several trainers don't have to know of each other."""
+"""Runs rounds of `trainer_service.jobs.retention` while the trainer runs, with jitter. Trainers don't have to know of each other."""
 
 from __future__ import annotations
 

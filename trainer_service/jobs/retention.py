@@ -70,9 +70,7 @@ class RetentionReport:
 class Retention:
     """Blocks; call `round` in a thread."""
 
-    def __init__(
-        self, database: Database, files: JobFiles, ledger: DatasetLedger, datasets: DatasetStore, policy: RetentionPolicy
-    ) -> None:
+    def __init__(self, database: Database, files: JobFiles, ledger: DatasetLedger, datasets: DatasetStore, policy: RetentionPolicy) -> None:
         self._database, self._files, self._ledger, self._datasets, self._policy = database, files, ledger, datasets, policy
 
     def round(self, tenants: Mapping[str, Tenant], pause: Pause) -> RetentionReport:

@@ -35,7 +35,7 @@ def enable(engine: Engine, path: Path) -> None:
         free_bytes = shutil.disk_usage(path.parent).free
         if live_bytes > _MAX_REWRITTEN_BYTES or free_bytes < 3 * live_bytes:  # a copy, and a log of the copy
             fields = {"live_bytes": live_bytes, "free_bytes": free_bytes, "most_live_bytes": _MAX_REWRITTEN_BYTES}
-            log.warning("the job database is too large to be rewritten now, and does not shrink until a later start", extra={"fields": fields})
+            log.warning("the job database is too large to be rewritten at this start, and does not shrink", extra={"fields": fields})
             return
         try:
             with closing(connection.connection.cursor()) as cursor:

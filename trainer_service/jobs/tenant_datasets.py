@@ -43,7 +43,7 @@ class TenantDatasets:
         return self._store.add_examples(examples, labels, keep=self._keep(tenant))
 
     def add_uri(self, tenant: Tenant, uri: str, field: str, labels: Sequence[str] = ()) -> StoredDataset:
-        """A copy of a file under one of the tenant's roots, or the service's where the tenant has none. Raises InvalidInput or Overloaded."""
+        """A copy of a file under the tenant's roots, or the service's where the tenant has none. Raises InvalidInput or Overloaded."""
         roots = None if tenant.dataset_roots is None else DatasetRoots(tenant.dataset_roots)
         return self._store.add_uri(uri, field, labels, roots=roots, keep=self._keep(tenant))
 

@@ -1,4 +1,4 @@
-"""Datasets belong to tenants, and ended jobs are thinned and removed. A dataset from before belongs to the tenants of the jobs that name it."""
+"""Datasets belong to tenants, those from before to the tenants of the jobs that name them; and ended jobs are thinned and removed."""
 
 from __future__ import annotations
 
