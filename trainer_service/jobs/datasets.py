@@ -77,7 +77,7 @@ class DatasetStore:
         keep: Keep = _keep_always,
     ) -> StoredDataset:
         """Store what a client sends, if all of it is right. `size_bytes` and `digest` are what it announced (0 and "": nothing)."""
-        self._check_announcement(size_bytes, digest)
+        self.check_announcement(size_bytes, digest)
         with self._slots.taken(), renamed(labels_under("header")), _disk(), IncomingFile(self._directory, self._limits) as incoming:
             async for chunk in timely(chunks):
                 await asyncio.to_thread(incoming.write, chunk)
@@ -187,7 +187,7 @@ class DatasetStore:
         with renamed(in_dataset(DATASET)):
             return parse_examples(lines, labels, limits, quote=quote)
 
-    def _check_announcement(self, size_bytes: int, digest: str) -> None:
+    def check_announcement(self, size_bytes: int, digest: str) -> None:
         if not 0 <= size_bytes <= self._limits.max_dataset_bytes:
             raise InvalidInput.of("header.size_bytes", f"{size_bytes} is not in 0 to {self._limits.max_dataset_bytes}")
         if digest and not _DIGEST.fullmatch(digest):
