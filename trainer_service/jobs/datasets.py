@@ -188,6 +188,7 @@ class DatasetStore:
             return parse_examples(lines, labels, limits, quote=quote)
 
     def check_announcement(self, size_bytes: int, digest: str) -> None:
+        """Raises InvalidInput naming `header.size_bytes` or `header.digest`."""
         if not 0 <= size_bytes <= self._limits.max_dataset_bytes:
             raise InvalidInput.of("header.size_bytes", f"{size_bytes} is not in 0 to {self._limits.max_dataset_bytes}")
         if digest and not _DIGEST.fullmatch(digest):

@@ -34,6 +34,7 @@ class TenantDatasets:
         self, tenant: Tenant, chunks: AsyncIterator[bytes], *, size_bytes: int = 0, digest: str = "", labels: Sequence[str] = ()
     ) -> StoredDataset:
         """`DatasetStore.receive` for a tenant. Raises Overloaded, before the first byte is read, for a tenant that has no room."""
+        self._store.check_announcement(size_bytes, digest)
         name = dataset_name(digest.removeprefix("sha256:"))
         await asyncio.to_thread(self._ledger.check_room, tenant.name, name, max(1, size_bytes), self._allowed(tenant))
         return await self._store.receive(chunks, size_bytes=size_bytes, digest=digest, labels=labels, keep=self._keep(tenant))
