@@ -17,6 +17,7 @@ from shared.store.garbage import GRACE_SECONDS
 from shared.store.maintenance import MaintenancePolicy
 from trainer_service.jobs.config import JobsConfig
 from trainer_service.jobs.dataset_upload import UploadLimits
+from trainer_service.jobs.retention import RetentionPolicy
 
 STORE_SCHEMES = ("file", "memory", "s3", "gs", "az", "abfs", "abfss")
 _ID_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-._")
@@ -109,8 +110,16 @@ class TrainerSettings(ServerSettings):
     """Most bytes of a dataset."""
     max_line_bytes: int = Field(default=1 << 20, ge=1 << 8)
     """Most bytes of one line of a dataset."""
-    unused_dataset_days: float = Field(default=30, gt=0)
-    """A dataset that no job was made with, or whose jobs were all deleted, is removed after that many days without use."""
+    max_dataset_bytes_per_tenant: int = Field(default=50 * 10**9, ge=0)
+    """Most bytes of one tenant's stored datasets; further ones are refused with RESOURCE_EXHAUSTED. 0: no limit. A tenant of the callers
+    file may have a limit of its own (dataset_bytes)."""
+    unused_dataset_days: float = Field(default=30, ge=0)
+    """A dataset is removed after that many days without use, unless a job needs it that has not ended. 0: kept until its tenant deletes it.
+    A tenant of the callers file may have days of its own, as for ended_job_days."""
+    ended_job_days: float = Field(default=90, ge=0)
+    """An ended job is removed after that many days, with its events and its kept checkpoint; versions stay. 0: kept until it is deleted."""
+    retention_seconds: float = Field(default=300, ge=0, le=30 * 24 * 3600)
+    """Mean time between two rounds of removing what is old: jobs, datasets, events of ended jobs. 0: none by this trainer."""
 
     @field_validator("base_models")
     @classmethod
@@ -186,6 +195,10 @@ class TrainerSettings(ServerSettings):
     @property
     def upload_limits(self) -> UploadLimits:
         return UploadLimits(max_examples=self.max_examples, max_dataset_bytes=self.max_dataset_bytes, max_line_bytes=self.max_line_bytes)
+
+    @property
+    def retention(self) -> RetentionPolicy:
+        return RetentionPolicy(ended_job_days=self.ended_job_days, unused_dataset_days=self.unused_dataset_days)
 
     @property
     def jobs(self) -> JobsConfig:

@@ -14,7 +14,9 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from shared.store.maintenance import MaintenanceReport
 from trainer_service.jobs.model import Job
+from trainer_service.jobs.retention import RetentionReport
 from trainer_service.jobs.states import JobState
+from trainer_service.storage_usage import StorageUsage
 from trainer_service.training.events import Checkpointed, Evaluated, Failed, StepDone, TrainingEvent
 
 _STEP_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 30)
@@ -56,6 +58,15 @@ class TrainerMetrics:
         self._maintenance = counter("store_maintenance_rounds", "Rounds of tidying the prompt store.", ("outcome",))
         self._maintenance_seconds = histogram("store_maintenance_seconds", "Time of one round.", _MAINTENANCE_BUCKETS)
         self._tidied = counter("store_tidied", "What rounds of tidying removed from the prompt store.", ("what",))
+        self._retention = counter("retention_rounds", "Rounds of removing old jobs, events and datasets.", ("outcome",))
+        self._retention_seconds = histogram("retention_seconds", "Time of one round.", _MAINTENANCE_BUCKETS)
+        self._retired = counter("retention_removed", "What rounds of retention removed.", ("what",))
+        self._disk = Gauge(
+            "softprompt_trainer_disk_bytes", "File system of the data directory: its size, and what is free.", ["kind"], registry=registry
+        )
+        self._stored = Gauge(
+            "softprompt_trainer_stored_bytes", "Bytes of datasets, of checkpoints and of the job database.", ["what"], registry=registry
+        )
         self._publish_failures = counter("publish_failures", "Attempts to publish that failed; they are tried again.")
         self._attempt_failures = counter("attempt_failures", "Attempts of jobs that failed on a worker.", ("code",))
         self._workers_launched = counter("workers_launched", "Workers started.", ("base_model",))
@@ -126,6 +137,23 @@ class TrainerMetrics:
             ("leftovers", report.leftovers_removed),
         ):
             self._tidied.labels(what).inc(number)
+
+    def retained(self, report: RetentionReport, seconds: float) -> None:
+        self._retention.labels("failed" if report.failures else "succeeded").inc()
+        self._retention_seconds.observe(seconds)
+        for what, number in (
+            ("events", report.events_removed),
+            ("jobs", report.jobs_removed),
+            ("datasets", report.datasets_removed),
+            ("files", report.files_removed),
+        ):
+            self._retired.labels(what).inc(number)
+
+    def set_storage(self, usage: StorageUsage) -> None:
+        self._disk.labels("total").set(usage.disk_total)
+        self._disk.labels("free").set(usage.disk_free)
+        for what, size_bytes in (("datasets", usage.datasets), ("checkpoints", usage.checkpoints), ("database", usage.database)):
+            self._stored.labels(what).set(size_bytes)
 
     def publish_failed(self, job: Job) -> None:
         self._publish_failures.inc()

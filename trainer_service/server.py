@@ -30,21 +30,25 @@ from trainer_service.cluster.interface import WorkerPool
 from trainer_service.config import TrainerSettings
 from trainer_service.job_audit import JobAudit
 from trainer_service.jobs.admission import SpecAdmission
+from trainer_service.jobs.dataset_ledger import DatasetLedger
 from trainer_service.jobs.dataset_roots import DatasetRoots
-from trainer_service.jobs.dataset_tidying import DatasetTidying
 from trainer_service.jobs.datasets import DatasetStore
 from trainer_service.jobs.intake import JobIntake
 from trainer_service.jobs.manager import JobManager, files_for
+from trainer_service.jobs.retention import Retention
 from trainer_service.jobs.service_keys import page_token_key
 from trainer_service.jobs.sources import Sources
 from trainer_service.jobs.store import JobStore
+from trainer_service.jobs.tenant_datasets import TenantDatasets
 from trainer_service.maintenance import StoreMaintenance
 from trainer_service.metrics import TrainerMetrics
 from trainer_service.prompts import Prompts
 from trainer_service.proof import Prover
+from trainer_service.retention_rounds import RetentionRounds
 from trainer_service.service_info import ServiceInfo, TuningLimits
 from trainer_service.servicers.prompts import PromptServicer
 from trainer_service.servicers.tuning import TuningServicer
+from trainer_service.storage_usage import StorageMeter
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +62,6 @@ _CALLS_SHARE = 0.4
 """Of the grace time: for running calls; the rest is for checkpoints."""
 
 _RETRY_SECONDS = 2.0
-_DAY_SECONDS = 86_400.0
 
 Place = TypeVar("Place")
 Opened = TypeVar("Opened")
@@ -77,7 +80,8 @@ class Trainer:
     models: BaseModels
     store: PromptStore
     maintenance: StoreMaintenance
-    tidying: DatasetTidying
+    retention: RetentionRounds
+    storage: StorageMeter
     job_store: JobStore
     jobs: JobManager
 
@@ -96,15 +100,19 @@ async def build(settings: TrainerSettings, make_pool: PoolMaker) -> Trainer:
     limits = TuningLimits(settings.max_virtual_tokens, settings.max_queued_jobs, settings.max_runtime_seconds)
     admission = SpecAdmission(models, datasets, Sources(store, job_store), limits)
     files = files_for(job_store, settings.checkpoints_dir)
-    jobs = JobManager(job_store, admission, datasets, store, make_pool(settings), settings.jobs, files=files, observer=JobAudit(metrics))
+    ledger, pool = DatasetLedger(job_store.database), make_pool(settings)
+    jobs = JobManager(job_store, admission, datasets, store, pool, settings.jobs, files=files, observer=JobAudit(metrics), ledger=ledger)
     info = ServiceInfo(models, limits, settings.upload_limits)
+    owned = TenantDatasets(datasets, ledger, settings.max_dataset_bytes_per_tenant)
     tokens = PageTokens(await _insist(page_token_key, job_store.database))
-    tuning = TuningServicer(jobs, JobIntake(datasets, jobs), datasets, info, tokens, rpc.draining)
+    tuning = TuningServicer(jobs, JobIntake(owned, jobs), owned, info, tokens, rpc.draining)
     tuning_pb2_grpc.add_TuningServiceServicer_to_server(tuning, rpc.grpc_server)
     prompts = Prompts(store, models, Prover(settings.max_proof_model_bytes, settings.dtype))
     prompts_pb2_grpc.add_PromptServiceServicer_to_server(PromptServicer(prompts, tokens, rpc.draining), rpc.grpc_server)
-    tidying = DatasetTidying(datasets, job_store, settings.unused_dataset_days * _DAY_SECONDS)
-    return Trainer(settings, rpc, tracing, registry, metrics, models, store, maintenance, tidying, job_store, jobs)
+    rounds = Retention(job_store.database, files, ledger, datasets, settings.retention)
+    retention = RetentionRounds(rounds, lambda: rpc.tenants, settings.retention_seconds, metrics)
+    storage = StorageMeter(settings.data_dir, datasets, files, job_store.database, metrics.set_storage)
+    return Trainer(settings, rpc, tracing, registry, metrics, models, store, maintenance, retention, storage, job_store, jobs)
 
 
 async def serve(settings: TrainerSettings, stop: asyncio.Event, make_pool: PoolMaker) -> None:
@@ -137,7 +145,8 @@ async def _live(trainer: Trainer, port: int, metrics_port: int) -> None:
     announce(trainer.settings, port, metrics_port, trainer.rpc.health_port)
     async with asyncio.TaskGroup() as group:
         group.create_task(trainer.maintenance.run(), name="store maintenance")
-        group.create_task(trainer.tidying.run(), name="dataset tidying")
+        group.create_task(trainer.retention.run(), name="retention")
+        group.create_task(trainer.storage.run(), name="storage usage")
         group.create_task(_keep_saying(trainer), name="health")
 
 

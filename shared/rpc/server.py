@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import grpc
@@ -21,6 +21,7 @@ from shared.rpc.guard import guard_of
 from shared.rpc.interceptors import CallInterceptor
 from shared.rpc.metrics import RpcMetrics
 from shared.rpc.tls import server_credentials
+from shared.security.caller import Tenant
 from shared.security.certificates import TlsFiles
 from shared.tracing import Tracing
 
@@ -80,6 +81,11 @@ class RpcServer:
             reflection.enable_server_reflection((*service_names, health.SERVICE_NAME, reflection.SERVICE_NAME), self.grpc_server)
         self.health_port: int | None = None
         self._health_server: grpc.aio.Server | None = None
+
+    @property
+    def tenants(self) -> Mapping[str, Tenant]:
+        """Tenants of the callers file as it is now, by name; none without one."""
+        return self._guard.tenants
 
     async def start(self) -> int:
         """Listen; the port that was bound. Everything but `live` is NOT_SERVING until `set_serving`. Raises OSError if it is taken."""

@@ -72,6 +72,12 @@ class Tenant:
     """For all its callers together, beside each caller's own."""
     dataset_roots: tuple[str, ...] | None = None
     """Directories under which its callers may name datasets by URI; None: the service's own roots."""
+    dataset_bytes: int | None = None
+    """Most bytes of its stored datasets together; 0: no limit; None: the service's setting. So are the two below."""
+    ended_job_days: float | None = None
+    """Its ended jobs are removed after that; 0: kept."""
+    unused_dataset_days: float | None = None
+    """Its datasets are removed after that many days without use; 0: kept."""
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 JSON, read anew when it changes:
 
-{"tenants": [{"name": "acme", "weight": 2, "max_priority": 10, "limits": {"active_jobs": 50}, "dataset_roots": ["/data/acme"]}],
+{"tenants": [{"name": "acme", "weight": 2, "max_priority": 10, "limits": {"active_jobs": 50}, "dataset_roots": ["/data/acme"],
+              "dataset_bytes": 200000000000, "ended_job_days": 30, "unused_dataset_days": 7}],
  "callers": [{"name": "shop", "tenant": "acme", "roles": ["generator"], "prompts": ["support-*"], "token_sha256": ["<64 hex>"],
               "certificates": ["spiffe://cluster/ns/shop/sa/web"], "subjects": ["web@shop"], "groups": ["shop-team"],
               "limits": {"requests_per_second": 20, "tokens_per_second": 2000, "concurrent_calls": 16}}]}
@@ -32,6 +33,7 @@ _Pattern = Annotated[str, Field(pattern=r"^[a-z0-9*-]{1,100}$")]
 _CallerName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@:/-]{0,99}$")]
 _AbsolutePath = Annotated[str, Field(pattern=r"^/", max_length=4096)]
 _Positive = Annotated[float, Field(gt=0, le=1e15, allow_inf_nan=False)]
+_Days = Annotated[float, Field(ge=0, le=36_500, allow_inf_nan=False)]
 _Count = Annotated[int, Field(ge=1, le=1_000_000)]
 
 
@@ -58,9 +60,12 @@ class TenantEntry(_Strict):
     max_priority: Annotated[int, Field(ge=-MAX_PRIORITY, le=MAX_PRIORITY)] = MAX_PRIORITY
     limits: LimitsEntry = LimitsEntry()
     dataset_roots: Annotated[tuple[_AbsolutePath, ...], Field(min_length=1)] | None = None
+    dataset_bytes: Annotated[int, Field(ge=0, le=10**15)] | None = None
+    ended_job_days: _Days | None = None
+    unused_dataset_days: _Days | None = None
 
     def tenant(self) -> Tenant:
-        return Tenant(self.name, self.weight, self.max_priority, self.limits.limits(), self.dataset_roots)
+        return Tenant(**{**dict(self), "limits": self.limits.limits()})
 
 
 class CallerEntry(_Strict):

@@ -72,6 +72,10 @@ def _about_job(request: Any) -> Fields:
     return {"job": request.name.removeprefix("tuningJobs/")[:200]}
 
 
+def _about_dataset(request: Any) -> Fields:
+    return {"dataset": request.name[:200]}
+
+
 def _generation_about(request: Any) -> Fields:
     return {"prompt": request.input.prompt[:200]}
 
@@ -161,6 +165,9 @@ _TUNING, _PROMPTS, _GENERATION = (f"/prompttuning.v1.{name}Service/" for name in
 
 RULES: Mapping[str, Rule] = {
     f"{_TUNING}UploadDataset": Rule(_TUNE, True, stored_bytes=_chunk_bytes, announced_bytes=_announced, made=_dataset_made),
+    f"{_TUNING}ListDatasets": Rule(_READ),
+    f"{_TUNING}GetDataset": Rule(_READ, about=_about_dataset),
+    f"{_TUNING}DeleteDataset": Rule(_TUNE, True, _about_dataset),
     f"{_TUNING}CreateTuningJob": Rule(
         _TUNE, True, lambda request: {"prompt": request.spec.prompt[:200]}, _may_create_job, stored_bytes=_request_bytes, made=_job_made
     ),

@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from softprompt.cli import demo, generate, info, jobs, models, prompts, security, tokens, tune, up
+from softprompt.cli import datasets, demo, generate, info, jobs, models, prompts, security, tokens, tune, up
 from softprompt.cli.failures import EXIT_CODES_HELP, EXIT_INTERRUPTED, report
 
 app = typer.Typer(
@@ -20,6 +20,7 @@ app = typer.Typer(
 for module in (demo, up, tune, generate, info):
     module.register(app)
 app.add_typer(jobs.app, name="jobs", help="Look at tuning jobs and steer them.")
+app.add_typer(datasets.app, name="datasets", help="Stored datasets of your tenant.")
 app.add_typer(prompts.app, name="prompts", help="Published prompts, their versions and aliases.")
 app.add_typer(models.app, name="models", help="Base models on this machine.")
 app.add_typer(tokens.app, name="tokens", help="Tokens for a service's callers file.")

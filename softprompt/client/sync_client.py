@@ -26,7 +26,17 @@ from softprompt.types.generation import (
     TokenCount,
 )
 from softprompt.types.prompts import Alias, AliasTarget, Prompt, PromptChange, PromptStatus, PromptVersion, VersionStatus
-from softprompt.types.tuning import Examples, JobEvent, JobOrder, JobState, ServiceInfo, TuningJob, TuningSpec, UploadedDataset
+from softprompt.types.tuning import (
+    Examples,
+    JobEvent,
+    JobOrder,
+    JobState,
+    ServiceInfo,
+    StoredDataset,
+    TuningJob,
+    TuningSpec,
+    UploadedDataset,
+)
 
 
 class SyncGenerationStream:
@@ -109,6 +119,15 @@ class Client:
         self, dataset: str | Path | Examples, *, labels: Sequence[str] = (), timeout_seconds: float | None = None
     ) -> UploadedDataset:
         return self._loop.run(self._client.upload_dataset(dataset, labels=labels, timeout_seconds=timeout_seconds))
+
+    def list_datasets(self, *, limit: int | None = None) -> list[StoredDataset]:
+        return self._loop.run(self._client.list_datasets(limit=limit))
+
+    def get_dataset(self, name: str) -> StoredDataset:
+        return self._loop.run(self._client.get_dataset(name))
+
+    def delete_dataset(self, name: str) -> None:
+        return self._loop.run(self._client.delete_dataset(name))
 
     def create_job(self, spec: TuningSpec, *, request_id: str = "", timeout_seconds: float | None = None) -> TuningJob:
         return self._loop.run(self._client.create_job(spec, request_id=request_id, timeout_seconds=timeout_seconds))

@@ -26,6 +26,7 @@ from softprompt.types.tuning import (
     JobState,
     ServiceInfo,
     StateChanged,
+    StoredDataset,
     TuningJob,
     TuningSpec,
     UploadedDataset,
@@ -53,6 +54,28 @@ class TuningMethods:
 
         response = await self._connection.trainer.call(self._connection.tuning.UploadDataset, parts(), timeout_seconds)
         return read(UploadedDataset, response)
+
+    async def list_datasets(self, *, limit: int | None = None) -> list[StoredDataset]:
+        """Datasets of the caller's tenant in order of their names; every page is fetched, up to `limit` datasets."""
+        found: list[StoredDataset] = []
+        page_token = ""
+        while True:
+            page_size = PAGE_SIZE if limit is None else min(PAGE_SIZE, limit - len(found))
+            request = tuning_pb2.ListDatasetsRequest(page_size=page_size, page_token=page_token)
+            response = await self._connection.trainer.call(self._connection.tuning.ListDatasets, request)
+            found += [read(StoredDataset, dataset) for dataset in response.datasets]
+            page_token = response.next_page_token
+            if not page_token or (limit is not None and len(found) >= limit):
+                return found
+
+    async def get_dataset(self, name: str) -> StoredDataset:
+        """NotFound for a dataset that the caller's tenant doesn't have."""
+        request = tuning_pb2.GetDatasetRequest(name=name)
+        return read(StoredDataset, (await self._connection.trainer.call(self._connection.tuning.GetDataset, request)).dataset)
+
+    async def delete_dataset(self, name: str) -> None:
+        """Take a dataset from the caller's tenant. PreconditionFailed, naming them, if jobs that have not ended need it."""
+        await self._connection.trainer.call(self._connection.tuning.DeleteDataset, tuning_pb2.DeleteDatasetRequest(name=name))
 
     async def create_job(self, spec: TuningSpec, *, request_id: str = "", timeout_seconds: float | None = None) -> TuningJob:
         """Queue a job, uploading its examples first. Repeating a `request_id` returns the job that it made before."""

@@ -169,6 +169,22 @@ class UploadedDataset:
 
 
 @dataclass(frozen=True)
+class StoredDataset:
+    """A dataset of the caller's tenant; `num_jobs` counts the tenant's jobs that name it, ended ones as long as they are kept."""
+
+    name: str
+    size_bytes: int
+    num_examples: int
+    """0 if the service has still to count them, after an upgrade."""
+    task: TaskKind | None
+    num_labels: int
+    create_time: datetime | None
+    last_use_time: datetime | None
+    """When it was last stored, or named by a new job."""
+    num_jobs: int
+
+
+@dataclass(frozen=True)
 class TuningProgress:
     step: int
     num_steps: int

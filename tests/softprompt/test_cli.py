@@ -24,6 +24,7 @@ COMMANDS = [
     ("classify",),
     ("info",),
     *[("jobs", name) for name in ("list", "show", "watch", "cancel", "pause", "resume", "delete", "clone", "continue")],
+    *[("datasets", name) for name in ("list", "show", "delete")],
     *[("prompts", name) for name in ("list", "show", "versions", "status", "loaded", "watch", "export", "import", "delete")],
     ("prompts", "alias", "set"),
     ("prompts", "alias", "remove"),

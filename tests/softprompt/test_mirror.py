@@ -48,6 +48,7 @@ MIRRORS = [
     (tuning.PublishGate, tuning_pb2.PublishGate),
     (tuning.PublishPolicy, tuning_pb2.PublishPolicy),
     (tuning.ServiceInfo, tuning_pb2.GetServiceInfoResponse),
+    (tuning.StoredDataset, tuning_pb2.Dataset),
     (tuning.TuningError, tuning_pb2.TuningError),
     (tuning.TuningJob, tuning_pb2.TuningJob),
     (tuning.TuningLimits, tuning_pb2.TuningLimits),

@@ -16,18 +16,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.errors import DamagedBlob, DeadlineExceeded, InvalidInput, NotFound, Unavailable
-from shared.security import audit
 from shared.template import Message
-from tests.log_lines import log_lines
-from tests.trainer_service.jobs.builders import record, spec
 from trainer_service import chunks as chunks_module
-from trainer_service.jobs import moves
 from trainer_service.jobs.dataset_fields import in_request, labels_under, renamed
 from trainer_service.jobs.dataset_roots import DatasetRoots
-from trainer_service.jobs.dataset_tidying import DatasetTidying
 from trainer_service.jobs.dataset_upload import IncomingFile, LineGuard, UploadLimits
 from trainer_service.jobs.datasets import DatasetStore
-from trainer_service.jobs.store import JobStore
 from trainer_service.training.spec import Example, TaskKind
 
 LINES = b'{"input": "a", "output": "x"}\n{"input": "b", "output": "y"}\n'
@@ -253,61 +247,3 @@ def test_fields_are_renamed_to_what_the_caller_wrote() -> None:
     with pytest.raises(InvalidInput) as refused, renamed(labels_under("spec")):
         raise InvalidInput.of("labels[1]", "stands twice")
     assert refused.value.violations[0].field == "spec.labels[1]"
-
-
-def age(path: Path, days: float) -> None:
-    then = time.time() - days * 86_400
-    os.utime(path, (then, then))
-
-
-def test_only_old_datasets_that_no_job_needs_are_removed(store: DatasetStore, tmp_path: Path) -> None:
-    needed, unused, fresh, asked_for = (
-        store.add_examples([Example(line=1, input=text, output="x"), Example(line=2, input="b", output="y")]).name for text in "abcd"
-    )
-    files = {path.stem: path for path in (tmp_path / "datasets").iterdir()}
-    for name in (needed, unused, asked_for):
-        age(files[name.removeprefix("datasets/")], days=31)
-    store.parse(asked_for)  # as admission does when a job is made
-    with log_lines(audit.LOGGER) as lines:
-        assert store.remove_unused(lambda name: name == needed, 30 * 86_400) == (unused,)
-    assert [(line["action"], line["caller"], line["dataset"]) for line in lines] == [("tidying", "dataset-tidying", unused)]
-    assert {f"datasets/{path.stem}" for path in (tmp_path / "datasets").iterdir()} == {needed, fresh, asked_for}
-    with pytest.raises(NotFound):
-        store.read(unused)
-
-
-def test_a_dataset_that_a_job_is_made_with_while_it_is_removed_is_put_back(store: DatasetStore, tmp_path: Path) -> None:
-    stored = store.add_examples([Example(line=1, input="a", output="x"), Example(line=2, input="b", output="y")])
-    [path] = (tmp_path / "datasets").iterdir()
-    age(path, days=31)
-    answers = iter([False, True])
-    assert store.remove_unused(lambda name: next(answers), 30 * 86_400) == ()
-    assert len(store.read(stored.name)) == 2
-
-
-async def test_tidying_asks_the_job_store_and_survives_its_absence(store: DatasetStore, tmp_path: Path) -> None:
-    jobs = JobStore.open(f"sqlite:///{tmp_path / 'jobs.sqlite3'}")
-    kept, unused = (
-        store.add_examples([Example(line=1, input=text, output="x"), Example(line=2, input="b", output="y")]).name for text in "ab"
-    )
-    made = record(spec().model_copy(update={"validation_dataset": kept}))
-    jobs.create(made, max_queued=10, max_active_of_caller=10)
-    for path in (tmp_path / "datasets").iterdir():
-        age(path, days=2)
-    tidying = DatasetTidying(store, jobs, unused_seconds=86_400)
-    await tidying.tidy()
-    assert len(store.read(kept)) == 2
-    with pytest.raises(NotFound):
-        store.read(unused)
-    jobs.change(made.job.id, lambda old: moves.cancel(old, time.time()))
-    jobs.delete(made.job.id)
-    jobs.close()
-    (tmp_path / "jobs.sqlite3").unlink()
-    (tmp_path / "jobs.sqlite3").mkdir()
-    await tidying.tidy()
-    (tmp_path / "jobs.sqlite3").rmdir()
-    jobs = JobStore.open(f"sqlite:///{tmp_path / 'jobs.sqlite3'}")
-    age(tmp_path / "datasets" / f"{kept.removeprefix('datasets/')}.jsonl", days=2)
-    await DatasetTidying(store, jobs, unused_seconds=86_400).tidy()
-    assert not list((tmp_path / "datasets").iterdir())
-    jobs.close()

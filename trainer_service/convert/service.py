@@ -6,14 +6,30 @@ from prompttuning.v1 import tuning_pb2
 
 from trainer_service.convert.common import base_model_to_wire
 from trainer_service.convert.enums import TASKS
-from trainer_service.convert.fields import to_duration
+from trainer_service.convert.fields import to_duration, to_timestamp
 from trainer_service.convert.spec import hyperparameters_to_wire
+from trainer_service.jobs.dataset_ledger import OwnedDataset
 from trainer_service.jobs.datasets import StoredDataset
 from trainer_service.jobs.model import JobCounts
+from trainer_service.jobs.record import to_datetime
 from trainer_service.service_info import ServiceInfo
+from trainer_service.training.spec import TaskKind
 
 
-def dataset_to_wire(stored: StoredDataset) -> tuning_pb2.UploadDatasetResponse:
+def dataset_to_wire(owned: OwnedDataset) -> tuning_pb2.Dataset:
+    return tuning_pb2.Dataset(
+        name=owned.name,
+        size_bytes=owned.size_bytes,
+        num_examples=owned.num_examples,
+        task=TASKS.to_wire(TaskKind(owned.task)) if owned.task else tuning_pb2.TASK_KIND_UNSPECIFIED,
+        num_labels=owned.num_labels,
+        create_time=to_timestamp(to_datetime(owned.create_time)),
+        last_use_time=to_timestamp(to_datetime(owned.last_use_time)),
+        num_jobs=owned.num_jobs,
+    )
+
+
+def uploaded_to_wire(stored: StoredDataset) -> tuning_pb2.UploadDatasetResponse:
     return tuning_pb2.UploadDatasetResponse(
         dataset=stored.name, num_examples=stored.num_examples, task=TASKS.to_wire(stored.task), labels=stored.labels
     )

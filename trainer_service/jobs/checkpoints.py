@@ -19,7 +19,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
 
-from sqlalchemy import delete, select
+from sqlalchemy import delete, func, select
 from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
@@ -59,6 +59,9 @@ class JobFiles(Protocol):
     def remove_ended(self, living: Callable[[], Collection[str]]) -> None:
         """Remove the files of jobs that have none any more; a crash may have left them. Jobs are asked for after looking at the files:
         those of a new job are safe."""
+
+    def size_bytes(self) -> int:
+        """Of all of them."""
 
 
 def keep_what_is_worth(files: JobFiles, job: Job) -> None:
@@ -122,6 +125,10 @@ class DirectoryFiles:
             if folder.name not in found:
                 shutil.rmtree(folder, ignore_errors=True)
 
+    def size_bytes(self) -> int:
+        with _disk():
+            return sum(_size(path) for path in self._root.glob("*/*"))
+
     def _folder(self, job_id: str) -> Path:
         if not _JOB_ID.fullmatch(job_id):
             raise ValueError(f"not a job id: {job_id[:80]!r}")
@@ -169,6 +176,17 @@ class DatabaseFiles:
             stored = set(connection.scalars(select(job_files.c.job_id).distinct()))
         for job_id in stored - set(living()):
             self.remove(job_id)
+
+    def size_bytes(self) -> int:
+        with self._database.read() as connection:
+            return int(connection.scalar(select(func.coalesce(func.sum(func.octet_length(job_files.c.data)), 0))) or 0)
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.lstat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 def _sync_directory(folder: Path) -> None:

@@ -11,7 +11,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -24,10 +24,12 @@ from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, InterfaceError, OperationalError
 
 from shared.errors import InvalidInput, PreconditionFailed, Unavailable
+from trainer_service.jobs import sqlite_pages
 
 log = logging.getLogger(__name__)
 
 _BUSY_TIMEOUT_SECONDS = 10
+_MAX_IDLE_WAL_BYTES = 64 << 20
 _MIGRATION_LOCK = 0x50524F4D5054  # any number that no other program locks in this database
 _NAMED_LOCKS = 0x50524F4D  # keeps hashes of names apart from other programs' numbers; two names with one hash only wait for each other
 _POSTGRES_CONNECTION = {
@@ -71,6 +73,8 @@ class Database:
             )
         try:
             self._migrate()
+            if self.is_sqlite:
+                sqlite_pages.enable(self.engine, Path(parsed.database or ""))
         except BaseException:
             self.close()
             raise
@@ -111,6 +115,22 @@ class Database:
             statement = text("SELECT pg_advisory_xact_lock(:space, hashtext(:name))")
             connection.execute(statement, {"space": _NAMED_LOCKS, "name": name})
 
+    def size_bytes(self) -> int:
+        """Of the SQLite file and its log, or of the PostgreSQL database with all its tables."""
+        if self.is_sqlite:
+            path = str(self.engine.url.database)
+            return sum(os.stat(name).st_size for name in (path, f"{path}-wal") if os.path.exists(name))
+        with self.read() as connection:
+            return int(connection.scalar(text("SELECT pg_database_size(current_database())")) or 0)
+
+    def give_pages_back(self, pause: Callable[[], bool]) -> None:
+        """Pages that nothing uses go back to the file system, some at a time; `pause` True ends this. PostgreSQL does it by itself."""
+        while self.is_sqlite:
+            with self.write() as connection:
+                more = sqlite_pages.give_some_back(connection)
+            if not more or pause():
+                return
+
     def close(self) -> None:
         self._closed = True
         self.engine.dispose()
@@ -149,7 +169,9 @@ def _configure_sqlite(engine: Engine) -> None:
     @event.listens_for(engine, "connect")
     def _pragmas(connection: Any, _record: Any) -> None:
         cursor = connection.cursor()
+        cursor.execute("PRAGMA auto_vacuum=INCREMENTAL")  # of a new file; before anything that writes to it
         cursor.execute("PRAGMA journal_mode=WAL")
+        cursor.execute(f"PRAGMA journal_size_limit={_MAX_IDLE_WAL_BYTES}")
         cursor.execute("PRAGMA synchronous=FULL")  # an accepted job survives a power cut
         cursor.execute(f"PRAGMA busy_timeout={_BUSY_TIMEOUT_SECONDS * 1000}")
         cursor.execute("PRAGMA foreign_keys=ON")

@@ -91,10 +91,13 @@ class IncomingFile:
         """Everything written so far can be read through `path`."""
         self._file.flush()
 
-    def keep_as(self, target: Path) -> None:
-        """Make it `target`, durably and at once: after a crash there is the whole file or none."""
+    def sync(self) -> None:
+        """The bytes are on the disk: what takes long of `keep_as`."""
         self._file.flush()
         os.fsync(self._file.fileno())
+
+    def keep_as(self, target: Path) -> None:
+        """Make it `target`, durably and at once: after a crash there is the whole file or none. `sync` comes first."""
         self.path.replace(target)
         directory = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY)
         try:

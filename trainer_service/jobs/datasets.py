@@ -4,7 +4,8 @@
     <directory>/sha256-<hex>.jsonl
 
 A dataset arrives by upload, inside a request, or from a URI under an allowed root; in each case it is a copy, so that nobody can
-change what a job trains on after the job was accepted. The same bytes are stored once.
+change what a job trains on after the job was accepted. The same bytes are stored once, whichever tenants have them; `dataset_ledger`
+knows which tenant has which dataset, and `tenant_datasets` joins the two.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shared.errors import DamagedBlob, InvalidInput, NotFound, Unavailable
-from shared.security import audit
 from trainer_service.chunks import MAX_CHUNK_BYTES, UploadSlots, timely
 from trainer_service.jobs.dataset_fields import DATASET, in_dataset, labels_under, renamed
+from trainer_service.jobs.dataset_names import NAME, dataset_name, unknown_dataset
 from trainer_service.jobs.dataset_roots import DatasetRoots
 from trainer_service.jobs.dataset_upload import TEMPORARY_PREFIX, IncomingFile, UploadLimits
 from trainer_service.training.dataset import DatasetLimits, ParsedDataset, parse_examples
@@ -33,11 +34,8 @@ from trainer_service.training.spec import Example, TaskKind
 log = logging.getLogger(__name__)
 
 MAX_CONCURRENT_UPLOADS = 16
-TIDYING = "dataset-tidying"
-"""Who removes datasets that nobody needs, to the audit."""
 
 _ABANDONED_SECONDS = 3600.0
-_NAME = re.compile(r"datasets/sha256-([0-9a-f]{64})")
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 
@@ -49,6 +47,15 @@ class StoredDataset:
     num_examples: int
     task: TaskKind
     labels: tuple[str, ...]
+    size_bytes: int
+
+
+Keep = Callable[[StoredDataset, Callable[[], None]], None]
+"""Decides what becomes of a dataset that has arrived and is right: calls the function to put it in place, or raises."""
+
+
+def _keep_always(stored: StoredDataset, place: Callable[[], None]) -> None:
+    place()
 
 
 class DatasetStore:
@@ -61,30 +68,42 @@ class DatasetStore:
         self._remove_abandoned()
 
     async def receive(
-        self, chunks: AsyncIterator[bytes], *, size_bytes: int = 0, digest: str = "", labels: Sequence[str] = ()
+        self,
+        chunks: AsyncIterator[bytes],
+        *,
+        size_bytes: int = 0,
+        digest: str = "",
+        labels: Sequence[str] = (),
+        keep: Keep = _keep_always,
     ) -> StoredDataset:
         """Store what a client sends, if all of it is right. `size_bytes` and `digest` are what it announced (0 and "": nothing)."""
-        self._check_announcement(size_bytes, digest)
+        self.check_announcement(size_bytes, digest)
         with self._slots.taken(), renamed(labels_under("header")), _disk(), IncomingFile(self._directory, self._limits) as incoming:
             async for chunk in timely(chunks):
                 await asyncio.to_thread(incoming.write, chunk)
             _check_arrival(incoming, size_bytes, digest)
-            return await asyncio.to_thread(self._keep, incoming, tuple(labels))
+            return await asyncio.to_thread(self._keep, incoming, tuple(labels), keep)
 
-    def add_examples(self, examples: Iterable[Example], labels: Sequence[str] = ()) -> StoredDataset:
+    def add_examples(self, examples: Iterable[Example], labels: Sequence[str] = (), *, keep: Keep = _keep_always) -> StoredDataset:
         """Store examples that came inside a request. `labels`: those that are allowed; none given: those that occur."""
         with _disk(), IncomingFile(self._directory, self._limits) as incoming:
             for example in examples:
                 incoming.write(_encode(example))
-            return self._keep(incoming, labels)
+            return self._keep(incoming, labels, keep)
 
-    def add_uri(self, uri: str, field: str, labels: Sequence[str] = ()) -> StoredDataset:
-        """Store a copy of a file under one of the allowed roots. Raises InvalidInput naming `field`."""
-        source = self._roots.open(uri, field)
+    def add_uri(
+        self, uri: str, field: str, labels: Sequence[str] = (), *, roots: DatasetRoots | None = None, keep: Keep = _keep_always
+    ) -> StoredDataset:
+        """Store a copy of a file under one of the allowed roots (`roots`, else the service's own).
+
+        Raises InvalidInput naming `field`, or the lines of the file that are wrong. The file is not the caller's until it is stored, so
+        errors say where it is wrong and what was expected, and never quote it.
+        """
+        source = (roots or self._roots).open(uri, field)
         with _disk(), source, IncomingFile(self._directory, self._limits) as incoming:
             while chunk := source.read(MAX_CHUNK_BYTES):
                 incoming.write(chunk)
-            return self._keep(incoming, labels)
+            return self._keep(incoming, labels, keep, quote=False)
 
     def read(self, name: str) -> tuple[Example, ...]:
         """The examples, not checked again. Raises NotFound, or DamagedBlob if the bytes no longer match the name."""
@@ -94,69 +113,82 @@ class DatasetStore:
     def parse(self, name: str, labels: Sequence[str] = ()) -> ParsedDataset:
         """The examples with the task and labels that they show, checked against `labels` if there are any. Raises like `read`.
 
-        Counts as a use: it is asked for when a job is made, and `remove_unused` leaves alone what was used lately.
+        Errors don't quote the examples: how the dataset came here is not known, and it may have been a file that is not the caller's.
         """
         with self._opened(name) as lines:
-            return self._parse(lines, labels)
+            return self._parse(lines, labels, quote=False)
 
-    def remove_unused(self, uses: Callable[[str], bool], unused_seconds: float) -> tuple[str, ...]:
-        """Remove datasets that were neither stored nor used for that long and that no job needs; returns their names.
+    def measure(self, name: str) -> StoredDataset | None:
+        """What is known of a stored dataset, by looking at all of it; None if it is not there or damaged."""
+        try:
+            examples = self.read(name)
+            size_bytes = self._path(name.rpartition("-")[2]).stat().st_size
+        except (NotFound, DamagedBlob, FileNotFoundError):
+            return None
+        labels = tuple(sorted({example.label for example in examples if example.label is not None}))
+        task = TaskKind.CHAT if examples[0].messages else TaskKind.CLASSIFICATION if labels else TaskKind.GENERATION
+        return StoredDataset(name, len(examples), task, labels, size_bytes)
 
-        `uses(name)` looks into the job store. A dataset is put aside first and looked at again, so one that a job is being made with
-        right now is either put back or was never found by that job.
-        """
-        removed: list[str] = []
-        for path in sorted(self._directory.glob("sha256-*.jsonl")):
-            name = f"datasets/{path.stem}"
-            with suppress(FileNotFoundError):  # another replica tidies too
-                if not _is_unused(path, unused_seconds) or uses(name):
-                    continue
-                aside = path.with_name(f"{TEMPORARY_PREFIX}{path.stem}")
-                path.replace(aside)
-                if _is_unused(aside, unused_seconds) and not uses(name):
-                    aside.unlink()
-                    removed.append(name)
-                    audit.record("tidying", "OK", {"caller": TIDYING, "dataset": name})
-                else:
-                    aside.replace(path)
-        return tuple(removed)
+    def remove(self, name: str) -> bool:
+        """Remove the bytes; False if they were not there. The ledger knows whether a tenant still has the dataset."""
+        with _disk():
+            try:
+                self._path(name.rpartition("-")[2]).unlink()
+            except FileNotFoundError:
+                return False
+        return True
+
+    def unused(self, seconds: float) -> Iterator[str]:
+        """Names of datasets whose bytes were neither stored nor read for that long."""
+        with _disk():
+            for path in self._directory.glob("sha256-*.jsonl"):
+                with suppress(FileNotFoundError):  # another replica removes datasets too
+                    if path.stat().st_mtime < time.time() - seconds:
+                        yield f"datasets/{path.stem}"
+
+    def size_bytes(self) -> int:
+        """Of all files."""
+        with _disk(), os.scandir(self._directory) as entries:
+            return sum(_size(entry) for entry in entries)
 
     @contextmanager
     def _opened(self, name: str) -> Iterator[Iterable[bytes]]:
         """The lines, known to be what the name says."""
-        match = _NAME.fullmatch(name)
+        match = NAME.fullmatch(name)
         if not match:
-            raise NotFound("dataset", name[:120], "names look like datasets/sha256-<64 hexadecimal digits>")
+            raise unknown_dataset(name)
         with _disk():
             try:
                 file = self._path(match[1]).open("rb")
                 with suppress(OSError):  # not ours, or on a volume that can't be written: then nothing is removed there either
                     os.utime(file.fileno())
             except FileNotFoundError:
-                raise NotFound("dataset", name, "upload it first") from None
+                raise unknown_dataset(name) from None
             with file:
                 if hashlib.file_digest(file, "sha256").hexdigest() != match[1]:
                     raise DamagedBlob(f"{name} was changed on disk")
                 file.seek(0)
                 yield file
 
-    def _keep(self, incoming: IncomingFile, labels: Sequence[str]) -> StoredDataset:
-        """Parse what has arrived and make it a dataset. Raises InvalidInput naming lines."""
+    def _keep(self, incoming: IncomingFile, labels: Sequence[str], keep: Keep, *, quote: bool = True) -> StoredDataset:
+        """Parse what has arrived and make it a dataset. Raises InvalidInput naming lines, or what `keep` raises."""
         incoming.flush()
         with incoming.path.open("rb") as lines:
-            parsed = self._parse(lines, labels)
+            parsed = self._parse(lines, labels, quote=quote)
         hexadecimal = incoming.digest.removeprefix("sha256:")
-        incoming.keep_as(self._path(hexadecimal))
-        stored = StoredDataset(f"datasets/sha256-{hexadecimal}", len(parsed.examples), parsed.task, parsed.labels)
+        stored = StoredDataset(dataset_name(hexadecimal), len(parsed.examples), parsed.task, parsed.labels, incoming.num_bytes)
+        incoming.sync()
+        keep(stored, lambda: incoming.keep_as(self._path(hexadecimal)))
         log.info("dataset stored", extra={"fields": {"dataset": stored.name, "examples": stored.num_examples, "bytes": incoming.num_bytes}})
         return stored
 
-    def _parse(self, lines: Iterable[bytes], labels: Sequence[str]) -> ParsedDataset:
+    def _parse(self, lines: Iterable[bytes], labels: Sequence[str], *, quote: bool) -> ParsedDataset:
         limits = DatasetLimits(max_line_bytes=self._limits.max_line_bytes + 1, max_examples=self._limits.max_examples)  # and its newline
         with renamed(in_dataset(DATASET)):
-            return parse_examples(lines, labels, limits)
+            return parse_examples(lines, labels, limits, quote=quote)
 
-    def _check_announcement(self, size_bytes: int, digest: str) -> None:
+    def check_announcement(self, size_bytes: int, digest: str) -> None:
+        """Raises InvalidInput naming `header.size_bytes` or `header.digest`."""
         if not 0 <= size_bytes <= self._limits.max_dataset_bytes:
             raise InvalidInput.of("header.size_bytes", f"{size_bytes} is not in 0 to {self._limits.max_dataset_bytes}")
         if digest and not _DIGEST.fullmatch(digest):
@@ -173,8 +205,11 @@ class DatasetStore:
                     path.unlink()
 
 
-def _is_unused(path: Path, seconds: float) -> bool:
-    return path.stat().st_mtime < time.time() - seconds
+def _size(entry: os.DirEntry[str]) -> int:
+    try:
+        return entry.stat(follow_symlinks=False).st_size
+    except FileNotFoundError:
+        return 0
 
 
 def _check_arrival(incoming: IncomingFile, size_bytes: int, digest: str) -> None:

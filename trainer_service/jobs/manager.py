@@ -22,6 +22,7 @@ from trainer_service.jobs import moves
 from trainer_service.jobs.checkpoints import DatabaseFiles, DirectoryFiles, JobFiles, keep_what_is_worth
 from trainer_service.jobs.config import JobsConfig
 from trainer_service.jobs.context import JobsContext, JobsObserver, SilentObserver
+from trainer_service.jobs.dataset_ledger import DatasetLedger
 from trainer_service.jobs.dispatcher import Dispatcher
 from trainer_service.jobs.model import (
     MAX_REQUEST_ID_CHARS,
@@ -77,7 +78,10 @@ class JobManager:
         *,
         files: JobFiles,
         observer: JobsObserver | None = None,
+        ledger: DatasetLedger | None = None,
     ) -> None:
+        """`ledger`: jobs may name datasets of their own tenant only; None: whatever `datasets` reads."""
+        self._ledger = ledger
         self._store, self._admission, self._pool, self._config = store, admission, pool, config
         preparation = Preparation(datasets, prompt_store, files)
         self._context = JobsContext(store, files, preparation, config, observer or SilentObserver())
@@ -110,6 +114,8 @@ class JobManager:
                 return found
             effective = found.effective  # the store says how the two conflict
         else:
+            if self._ledger is not None:
+                await self._context.database.call(self._ledger.require, owner.tenant.name, spec.dataset_names)
             admitted = await self._admission.check(spec)
             effective = admitted.model_copy(update={"traceparent": current_traceparent()})
         now = time.time()
@@ -131,6 +137,7 @@ class JobManager:
             max_active_of_caller=self._config.max_active_jobs_per_caller if owner.max_active is None else owner.max_active,
             max_active_of_tenant=owner.tenant.limits.active_jobs,
             visible_to=current_caller().prompts,
+            use_datasets=None if self._ledger is None else self._ledger.use,
         )
         if created.id == job.id:
             log.info("job created", extra={"fields": {"job": job.id, "prompt": spec.prompt, "base_model": effective.base_model.id}})

@@ -83,6 +83,11 @@ class TuningSpec(_Frozen):
     deadline: datetime | None = None
     """The job fails with DEADLINE_EXCEEDED if it is not trained by then."""
 
+    @property
+    def dataset_names(self) -> tuple[str, ...]:
+        """Each dataset once, in order."""
+        return tuple(sorted({self.dataset, self.validation_dataset} - {""}))
+
 
 class EffectiveSpec(_Frozen):
     """The same with nothing left open; made by `Admission.check` when the job is created, never changed after that."""
@@ -258,7 +263,7 @@ _KINDS = {payload: kind for kind, payload in PAYLOADS.items()}
 
 @dataclass(frozen=True)
 class JobEvent:
-    """Something that happened to a job. Numbers grow by one within a job, from 1."""
+    """Something that happened to a job. Numbers grow by one within a job, from 1; once it has ended some are removed."""
 
     number: int
     time: datetime

@@ -5,7 +5,7 @@ Times are seconds since the epoch (UTC). JSON columns hold the pydantic models o
 
 from __future__ import annotations
 
-from sqlalchemy import BigInteger, Boolean, Column, Double, ForeignKey, Index, Integer, LargeBinary, MetaData, String, Table, Text
+from sqlalchemy import BigInteger, Boolean, Column, Double, ForeignKey, Index, Integer, LargeBinary, MetaData, String, Table, Text, false
 
 metadata = MetaData(
     naming_convention={
@@ -52,6 +52,7 @@ jobs = Table(
     Column("last_event", BigInteger, nullable=False),
     Column("checkpointed", Boolean, nullable=False),
     Column("deadline", Double),
+    Column("compacted", Boolean, nullable=False, server_default=false()),  # its events were thinned after its end
     Index("ix_jobs_state_id", "state", "id"),
     Index("ix_jobs_state_queue_key", "state", "queue_key"),
     Index("ix_jobs_prompt_id", "prompt", "id"),
@@ -60,6 +61,8 @@ jobs = Table(
     Index("ix_jobs_caller_state", "caller", "state"),
     Index("ix_jobs_tenant_state", "tenant", "state"),
     Index("ix_jobs_state_deadline", "state", "deadline"),
+    Index("ix_jobs_tenant_end_time", "tenant", "end_time"),
+    Index("ix_jobs_compacted_end_time", "compacted", "end_time"),
     Index("uq_jobs_caller_request_id", "caller", "request_id", unique=True),
 )
 
@@ -78,6 +81,21 @@ job_datasets = Table(
     Column("dataset", String(90), primary_key=True),
     Column("job_id", String(26), ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
     Index("ix_job_datasets_job_id", "job_id"),
+)
+
+datasets = Table(
+    "datasets",
+    metadata,
+    Column("tenant", String(200), primary_key=True),
+    Column("dataset", String(90), primary_key=True),
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("num_examples", Integer, nullable=False),  # 0: a dataset of an older build whose file was not looked at yet
+    Column("task", String(16), nullable=False),
+    Column("num_labels", Integer, nullable=False),
+    Column("create_time", Double, nullable=False),
+    Column("last_use_time", Double, nullable=False),
+    Index("ix_datasets_dataset", "dataset"),
+    Index("ix_datasets_last_use_time", "last_use_time"),
 )
 
 job_events = Table(

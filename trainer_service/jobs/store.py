@@ -80,9 +80,11 @@ class JobStore:
         max_active_of_caller: int,
         max_active_of_tenant: int | None = None,
         visible_to: tuple[str, ...] = EVERY_PROMPT,
+        use_datasets: Callable[[Connection, Job], None] | None = None,
     ) -> Job:
         """Store a job as QUEUED, or return the one that the same caller made with the same request id.
 
+        `use_datasets` is called inside the transaction, and raises NotFound for a dataset that is gone by now.
         Raises Conflict if that one's spec differs, Overloaded if the queue or the caller's or tenant's share is full.
         """
         job = record.job
@@ -91,12 +93,14 @@ class JobStore:
                 if found := self._find_request(connection, job.caller, job.request_id, visible_to):
                     return _same(found, job)
                 self._check_room(connection, job, max_queued, max_active_of_caller, max_active_of_tenant)
+                if use_datasets is not None:
+                    use_datasets(connection, job)
                 stored = record.with_job(last_event=1)
                 connection.execute(insert(jobs).values(**to_row(stored)))
                 if annotations := [{"key": k, "value": v, "job_id": job.id} for k, v in job.spec.annotations.items()]:
                     connection.execute(insert(job_annotations), annotations)
-                if datasets := sorted({job.spec.dataset, job.spec.validation_dataset} - {""}):
-                    connection.execute(insert(job_datasets), [{"dataset": name, "job_id": job.id} for name in datasets])
+                if names := job.spec.dataset_names:
+                    connection.execute(insert(job_datasets), [{"dataset": name, "job_id": job.id} for name in names])
                 event_log.append(connection, job.id, 1, [stored.job])
                 return self._with_position(connection, stored, visible_to)
         except IntegrityError:  # PostgreSQL: another replica was given the same request at the same moment
@@ -243,11 +247,6 @@ class JobStore:
         kept = jobs.c.state.in_(_UNSUCCESSFUL) & jobs.c.checkpointed.is_(True)
         with self._database.read() as connection:
             return frozenset(connection.scalars(select(jobs.c.id).where(jobs.c.state.in_(_UNENDED) | kept)))
-
-    def uses_dataset(self, name: str) -> bool:
-        """Whether a job that was not deleted was made with it."""
-        with self._database.read() as connection:
-            return connection.execute(select(job_datasets.c.job_id).where(job_datasets.c.dataset == name).limit(1)).first() is not None
 
     # Parts
 

@@ -13,12 +13,12 @@ from prompttuning.v1 import tuning_pb2_grpc
 from shared.security.caller import current_caller
 from shared.security.page_tokens import ListScope, PageTokens
 from trainer_service.convert.jobs import event_to_wire, filter_from_wire, filter_to_json, job_to_wire
-from trainer_service.convert.service import dataset_to_wire, info_to_wire
+from trainer_service.convert.service import dataset_to_wire, info_to_wire, uploaded_to_wire
 from trainer_service.convert.spec import request_from_wire
-from trainer_service.jobs.datasets import DatasetStore
 from trainer_service.jobs.intake import JobIntake
 from trainer_service.jobs.manager import JobManager
 from trainer_service.jobs.owner import JobOwner
+from trainer_service.jobs.tenant_datasets import TenantDatasets
 from trainer_service.service_info import ServiceInfo
 from trainer_service.servicers.names import event_number_of, job_id_of, page_size_of
 from trainer_service.servicers.streams import header_and_chunks, until_draining
@@ -31,7 +31,7 @@ class TuningServicer(tuning_pb2_grpc.TuningServiceServicer):
         self,
         jobs: JobManager,
         intake: JobIntake,
-        datasets: DatasetStore,
+        datasets: TenantDatasets,
         info: ServiceInfo,
         tokens: PageTokens,
         draining: asyncio.Event,
@@ -41,8 +41,24 @@ class TuningServicer(tuning_pb2_grpc.TuningServiceServicer):
 
     async def UploadDataset(self, requests: AsyncIterator[pb.UploadDatasetRequest], context: Any) -> pb.UploadDatasetResponse:
         header, chunks = await header_and_chunks(requests)
-        stored = await self._datasets.receive(chunks, size_bytes=header.size_bytes, digest=header.digest, labels=header.labels)
-        return dataset_to_wire(stored)
+        announced = {"size_bytes": header.size_bytes, "digest": header.digest, "labels": header.labels}
+        return uploaded_to_wire(await self._datasets.receive(current_caller().tenant, chunks, **announced))
+
+    async def ListDatasets(self, request: pb.ListDatasetsRequest, context: Any) -> pb.ListDatasetsResponse:
+        scope = ListScope("ListDatasets", current_caller())
+        after, size = self._tokens.open(request.page_token, scope), page_size_of(request.page_size)
+        found, more = await asyncio.to_thread(self._datasets.page, current_caller().tenant, size, after)
+        token = self._tokens.seal(found[-1].name, scope) if more else ""
+        return pb.ListDatasetsResponse(datasets=map(dataset_to_wire, found), next_page_token=token)
+
+    async def GetDataset(self, request: pb.GetDatasetRequest, context: Any) -> pb.GetDatasetResponse:
+        found = await asyncio.to_thread(self._datasets.get, current_caller().tenant, request.name)
+        return pb.GetDatasetResponse(dataset=dataset_to_wire(found))
+
+    async def DeleteDataset(self, request: pb.DeleteDatasetRequest, context: Any) -> pb.DeleteDatasetResponse:
+        caller = current_caller()
+        await asyncio.to_thread(self._datasets.delete, caller.tenant, request.name, caller.may_use)
+        return pb.DeleteDatasetResponse()
 
     async def CreateTuningJob(self, request: pb.CreateTuningJobRequest, context: Any) -> pb.CreateTuningJobResponse:
         asked = await asyncio.to_thread(request_from_wire, request)

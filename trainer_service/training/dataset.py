@@ -64,13 +64,18 @@ class ParsedDataset:
     labels: tuple[str, ...]
 
 
-def parse_examples(lines: Iterable[bytes | str], labels: Sequence[str] = (), limits: DatasetLimits | None = None) -> ParsedDataset:
-    """Read JSON Lines. Raises InvalidInput naming up to 20 lines (`line 7`) and what is wrong with each."""
-    checker = _Checker(labels, lambda example, part: f"line {example.line}" + (f" {part}" if part else ""), "dataset")
+def parse_examples(
+    lines: Iterable[bytes | str], labels: Sequence[str] = (), limits: DatasetLimits | None = None, *, quote: bool = True
+) -> ParsedDataset:
+    """Read JSON Lines. Raises InvalidInput naming up to 20 lines (`line 7`) and what is wrong with each.
+
+    `quote` False: errors say where a line is wrong and what was expected, and repeat nothing of what it holds.
+    """
+    checker = _Checker(labels, lambda example, part: f"line {example.line}" + (f" {part}" if part else ""), "dataset", quote)
     limits = limits or DatasetLimits()
     for number, line in enumerate(lines, start=1):
         try:
-            example = _parse_line(line, number, limits)
+            example = _parse_line(line, number, limits, quote)
         except _Malformed as error:
             checker.report(f"line {number}" + (f" {error.part}" if error.part else ""), error.reason)
             continue
@@ -142,8 +147,8 @@ class _Malformed(Exception):
 class _Checker:
     """Collects examples and everything that is wrong with them; `name(example, part)` writes a field's name."""
 
-    def __init__(self, labels: Sequence[str], name: Callable[[Example, str], str], field: str) -> None:
-        self._name, self._field = name, field
+    def __init__(self, labels: Sequence[str], name: Callable[[Example, str], str], field: str, quote: bool = True) -> None:
+        self._name, self._field, self._quote = name, field, quote
         self._given = tuple(labels)
         self._allowed = frozenset(labels)
         self._seen_labels: dict[str, None] = {}
@@ -171,7 +176,7 @@ class _Checker:
         elif task is not self._task:
             self.report(self._name(example, ""), f"is {task.value.lower()}, earlier examples are {self._task.value.lower()}")
             return
-        for part, reason in _problems(example, task, self._allowed):
+        for part, reason in _problems(example, task, self._allowed, self._quote):
             self.report(self._name(example, part), reason)
         if example.label is not None:
             self._seen_labels[example.label] = None
@@ -188,7 +193,8 @@ class _Checker:
             raise InvalidInput.of("labels", f"a label set needs examples of input and label; these are {self._task.value.lower()}")
         labels = self._given or tuple(self._seen_labels)
         if self._task is TaskKind.CLASSIFICATION and len(labels) < 2:
-            raise InvalidInput.of("labels", f"classification needs at least two labels; there is only {labels[0]!r}")
+            only = repr(labels[0]) if self._quote else "one"
+            raise InvalidInput.of("labels", f"classification needs at least two labels; there is only {only}")
         return ParsedDataset(tuple(self._examples), self._task, labels)
 
 
@@ -205,12 +211,16 @@ def check_labels(labels: Sequence[str]) -> None:
         seen.add(label)
 
 
-def _label_problem(label: str) -> str:
+def _label_problem(label: str, quote: bool = True) -> str:
     if not label.strip():
         return "is empty"
     if label != label.strip():
-        return f"{label[:40]!r} has white space around it"
+        return f"{_quoted(label, quote)}has white space around it"
     return f"has {len(label)} characters; at most {MAX_LABEL_CHARS} are allowed" if len(label) > MAX_LABEL_CHARS else ""
+
+
+def _quoted(text: str, quote: bool) -> str:
+    return f"{text[:40]!r} " if quote else ""
 
 
 def _kind(example: Example) -> TaskKind | None:
@@ -220,9 +230,9 @@ def _kind(example: Example) -> TaskKind | None:
     return {(False, True, False): TaskKind.GENERATION, (False, False, True): TaskKind.CLASSIFICATION}.get(has)
 
 
-def _problems(example: Example, task: TaskKind, allowed: frozenset[str]) -> Iterable[tuple[str, str]]:
+def _problems(example: Example, task: TaskKind, allowed: frozenset[str], quote: bool) -> Iterable[tuple[str, str]]:
     if task is TaskKind.CHAT:
-        yield from _message_problems(example.messages)
+        yield from _message_problems(example.messages, quote)
         return
     if not example.input.strip():
         yield "input", "is empty"
@@ -235,17 +245,18 @@ def _problems(example: Example, task: TaskKind, allowed: frozenset[str]) -> Iter
         yield part, "is not valid Unicode (a lone surrogate)"
     elif task is TaskKind.CLASSIFICATION:
         if allowed and target not in allowed:
-            yield part, f"{(target or '')[:40]!r} is not in the label set"
-        elif reason := _label_problem(target or ""):
+            yield part, f"{_quoted(target or '', quote)}is not in the label set"
+        elif reason := _label_problem(target or "", quote):
             yield part, reason
 
 
-def _message_problems(messages: Sequence[Message]) -> Iterable[tuple[str, str]]:
+def _message_problems(messages: Sequence[Message], quote: bool) -> Iterable[tuple[str, str]]:
     if len(messages) < 2 or messages[-1].role != "assistant":
         yield "messages", "must end with the assistant's message that is to be learned, after at least one other"
     for index, message in enumerate(messages):
         if message.role not in _ROLES:
-            yield f"messages[{index}].role", f"must be one of {', '.join(_ROLES)}, not {message.role[:40]!r}"
+            given = f", not {message.role[:40]!r}" if quote else ""
+            yield f"messages[{index}].role", f"must be one of {', '.join(_ROLES)}{given}"
         if not message.content.strip():
             yield f"messages[{index}].content", "is empty"
         elif not _is_unicode(message.content):
@@ -260,7 +271,7 @@ def _is_unicode(text: str) -> bool:
     return True
 
 
-def _parse_line(line: bytes | str, number: int, limits: DatasetLimits) -> Example | None:
+def _parse_line(line: bytes | str, number: int, limits: DatasetLimits, quote: bool) -> Example | None:
     """None for a blank line."""
     if len(line) > limits.max_line_bytes:
         raise _Malformed(f"is longer than {limits.max_line_bytes} bytes")
@@ -274,14 +285,17 @@ def _parse_line(line: bytes | str, number: int, limits: DatasetLimits) -> Exampl
     try:
         value = json.loads(line, object_pairs_hook=_unique, parse_constant=_refuse_constant)
     except json.JSONDecodeError as error:
-        raise _Malformed(f"is not JSON: {error.msg} at column {error.colno}") from None
-    except (ValueError, RecursionError) as error:
-        raise _Malformed("is nested too deeply" if isinstance(error, RecursionError) else f"is not JSON: {str(error)[:100]}") from None
+        raise _Malformed(f"is not JSON: {error.msg} at column {error.colno}" if quote else f"is not JSON at column {error.colno}") from None
+    except RecursionError:
+        raise _Malformed("is nested too deeply") from None
+    except ValueError as error:
+        raise _Malformed(f"is not JSON: {str(error)[:100]}" if quote else "is not JSON") from None
     if not isinstance(value, dict):
         raise _Malformed("must be a JSON object")
     if not any(value.keys() == keys for keys in _KEYS.values()):
         shown = ", ".join(repr(key[:40]) for key in islice(value, 6)) or "nothing"
-        raise _Malformed(f"must have exactly input and output, input and label, or messages; it has {shown}")
+        found = f"; it has {shown}" if quote else ""
+        raise _Malformed(f"must have exactly input and output, input and label, or messages{found}")
     if "messages" in value:
         return Example(line=number, messages=_messages(value["messages"]))
     for key, part in value.items():

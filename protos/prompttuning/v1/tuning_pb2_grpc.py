@@ -40,6 +40,21 @@ class TuningServiceStub:
                 request_serializer=prompttuning_dot_v1_dot_tuning__pb2.UploadDatasetRequest.SerializeToString,
                 response_deserializer=prompttuning_dot_v1_dot_tuning__pb2.UploadDatasetResponse.FromString,
                 _registered_method=True)
+        self.ListDatasets = channel.unary_unary(
+                '/prompttuning.v1.TuningService/ListDatasets',
+                request_serializer=prompttuning_dot_v1_dot_tuning__pb2.ListDatasetsRequest.SerializeToString,
+                response_deserializer=prompttuning_dot_v1_dot_tuning__pb2.ListDatasetsResponse.FromString,
+                _registered_method=True)
+        self.GetDataset = channel.unary_unary(
+                '/prompttuning.v1.TuningService/GetDataset',
+                request_serializer=prompttuning_dot_v1_dot_tuning__pb2.GetDatasetRequest.SerializeToString,
+                response_deserializer=prompttuning_dot_v1_dot_tuning__pb2.GetDatasetResponse.FromString,
+                _registered_method=True)
+        self.DeleteDataset = channel.unary_unary(
+                '/prompttuning.v1.TuningService/DeleteDataset',
+                request_serializer=prompttuning_dot_v1_dot_tuning__pb2.DeleteDatasetRequest.SerializeToString,
+                response_deserializer=prompttuning_dot_v1_dot_tuning__pb2.DeleteDatasetResponse.FromString,
+                _registered_method=True)
         self.CreateTuningJob = channel.unary_unary(
                 '/prompttuning.v1.TuningService/CreateTuningJob',
                 request_serializer=prompttuning_dot_v1_dot_tuning__pb2.CreateTuningJobRequest.SerializeToString,
@@ -93,7 +108,28 @@ class TuningServiceServicer:
 
     def UploadDataset(self, request_iterator, context):
         """Stores a dataset under the digest of its bytes. Send a header first, then the bytes in pieces of at most 1 MiB.
-        INVALID_ARGUMENT names the offending lines; nothing is stored then.
+        INVALID_ARGUMENT names the offending lines; nothing is stored then. RESOURCE_EXHAUSTED if the caller's tenant has no room for it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListDatasets(self, request, context):
+        """Datasets of the caller's tenant, in order of their names.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetDataset(self, request, context):
+        """One dataset of the caller's tenant.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteDataset(self, request, context):
+        """Takes a dataset from the caller's tenant. FAILED_PRECONDITION if jobs of the tenant that have not ended need it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -170,6 +206,21 @@ def add_TuningServiceServicer_to_server(servicer, server):
                     request_deserializer=prompttuning_dot_v1_dot_tuning__pb2.UploadDatasetRequest.FromString,
                     response_serializer=prompttuning_dot_v1_dot_tuning__pb2.UploadDatasetResponse.SerializeToString,
             ),
+            'ListDatasets': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListDatasets,
+                    request_deserializer=prompttuning_dot_v1_dot_tuning__pb2.ListDatasetsRequest.FromString,
+                    response_serializer=prompttuning_dot_v1_dot_tuning__pb2.ListDatasetsResponse.SerializeToString,
+            ),
+            'GetDataset': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetDataset,
+                    request_deserializer=prompttuning_dot_v1_dot_tuning__pb2.GetDatasetRequest.FromString,
+                    response_serializer=prompttuning_dot_v1_dot_tuning__pb2.GetDatasetResponse.SerializeToString,
+            ),
+            'DeleteDataset': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteDataset,
+                    request_deserializer=prompttuning_dot_v1_dot_tuning__pb2.DeleteDatasetRequest.FromString,
+                    response_serializer=prompttuning_dot_v1_dot_tuning__pb2.DeleteDatasetResponse.SerializeToString,
+            ),
             'CreateTuningJob': grpc.unary_unary_rpc_method_handler(
                     servicer.CreateTuningJob,
                     request_deserializer=prompttuning_dot_v1_dot_tuning__pb2.CreateTuningJobRequest.FromString,
@@ -244,6 +295,87 @@ class TuningService:
             '/prompttuning.v1.TuningService/UploadDataset',
             prompttuning_dot_v1_dot_tuning__pb2.UploadDatasetRequest.SerializeToString,
             prompttuning_dot_v1_dot_tuning__pb2.UploadDatasetResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListDatasets(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/prompttuning.v1.TuningService/ListDatasets',
+            prompttuning_dot_v1_dot_tuning__pb2.ListDatasetsRequest.SerializeToString,
+            prompttuning_dot_v1_dot_tuning__pb2.ListDatasetsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetDataset(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/prompttuning.v1.TuningService/GetDataset',
+            prompttuning_dot_v1_dot_tuning__pb2.GetDatasetRequest.SerializeToString,
+            prompttuning_dot_v1_dot_tuning__pb2.GetDatasetResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteDataset(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/prompttuning.v1.TuningService/DeleteDataset',
+            prompttuning_dot_v1_dot_tuning__pb2.DeleteDatasetRequest.SerializeToString,
+            prompttuning_dot_v1_dot_tuning__pb2.DeleteDatasetResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -35,8 +35,14 @@ class TuningServiceStub:
     def __new__(cls, channel: _aio.Channel) -> TuningServiceAsyncStub: ...
     UploadDataset: _grpc.StreamUnaryMultiCallable[_tuning_pb2.UploadDatasetRequest, _tuning_pb2.UploadDatasetResponse]
     """Stores a dataset under the digest of its bytes. Send a header first, then the bytes in pieces of at most 1 MiB.
-    INVALID_ARGUMENT names the offending lines; nothing is stored then.
+    INVALID_ARGUMENT names the offending lines; nothing is stored then. RESOURCE_EXHAUSTED if the caller's tenant has no room for it.
     """
+    ListDatasets: _grpc.UnaryUnaryMultiCallable[_tuning_pb2.ListDatasetsRequest, _tuning_pb2.ListDatasetsResponse]
+    """Datasets of the caller's tenant, in order of their names."""
+    GetDataset: _grpc.UnaryUnaryMultiCallable[_tuning_pb2.GetDatasetRequest, _tuning_pb2.GetDatasetResponse]
+    """One dataset of the caller's tenant."""
+    DeleteDataset: _grpc.UnaryUnaryMultiCallable[_tuning_pb2.DeleteDatasetRequest, _tuning_pb2.DeleteDatasetResponse]
+    """Takes a dataset from the caller's tenant. FAILED_PRECONDITION if jobs of the tenant that have not ended need it."""
     CreateTuningJob: _grpc.UnaryUnaryMultiCallable[_tuning_pb2.CreateTuningJobRequest, _tuning_pb2.CreateTuningJobResponse]
     """Checks everything, stores the job as queued, and returns it. Repeating a `request_id` returns the job that it made."""
     GetTuningJob: _grpc.UnaryUnaryMultiCallable[_tuning_pb2.GetTuningJobRequest, _tuning_pb2.GetTuningJobResponse]
@@ -63,8 +69,14 @@ class TuningServiceAsyncStub(TuningServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     UploadDataset: _aio.StreamUnaryMultiCallable[_tuning_pb2.UploadDatasetRequest, _tuning_pb2.UploadDatasetResponse]  # type: ignore[assignment]
     """Stores a dataset under the digest of its bytes. Send a header first, then the bytes in pieces of at most 1 MiB.
-    INVALID_ARGUMENT names the offending lines; nothing is stored then.
+    INVALID_ARGUMENT names the offending lines; nothing is stored then. RESOURCE_EXHAUSTED if the caller's tenant has no room for it.
     """
+    ListDatasets: _aio.UnaryUnaryMultiCallable[_tuning_pb2.ListDatasetsRequest, _tuning_pb2.ListDatasetsResponse]  # type: ignore[assignment]
+    """Datasets of the caller's tenant, in order of their names."""
+    GetDataset: _aio.UnaryUnaryMultiCallable[_tuning_pb2.GetDatasetRequest, _tuning_pb2.GetDatasetResponse]  # type: ignore[assignment]
+    """One dataset of the caller's tenant."""
+    DeleteDataset: _aio.UnaryUnaryMultiCallable[_tuning_pb2.DeleteDatasetRequest, _tuning_pb2.DeleteDatasetResponse]  # type: ignore[assignment]
+    """Takes a dataset from the caller's tenant. FAILED_PRECONDITION if jobs of the tenant that have not ended need it."""
     CreateTuningJob: _aio.UnaryUnaryMultiCallable[_tuning_pb2.CreateTuningJobRequest, _tuning_pb2.CreateTuningJobResponse]  # type: ignore[assignment]
     """Checks everything, stores the job as queued, and returns it. Repeating a `request_id` returns the job that it made."""
     GetTuningJob: _aio.UnaryUnaryMultiCallable[_tuning_pb2.GetTuningJobRequest, _tuning_pb2.GetTuningJobResponse]  # type: ignore[assignment]
@@ -94,8 +106,32 @@ class TuningServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_tuning_pb2.UploadDatasetResponse, _abc.Awaitable[_tuning_pb2.UploadDatasetResponse]]:
         """Stores a dataset under the digest of its bytes. Send a header first, then the bytes in pieces of at most 1 MiB.
-        INVALID_ARGUMENT names the offending lines; nothing is stored then.
+        INVALID_ARGUMENT names the offending lines; nothing is stored then. RESOURCE_EXHAUSTED if the caller's tenant has no room for it.
         """
+
+    @_abc_1.abstractmethod
+    def ListDatasets(
+        self,
+        request: _tuning_pb2.ListDatasetsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_tuning_pb2.ListDatasetsResponse, _abc.Awaitable[_tuning_pb2.ListDatasetsResponse]]:
+        """Datasets of the caller's tenant, in order of their names."""
+
+    @_abc_1.abstractmethod
+    def GetDataset(
+        self,
+        request: _tuning_pb2.GetDatasetRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_tuning_pb2.GetDatasetResponse, _abc.Awaitable[_tuning_pb2.GetDatasetResponse]]:
+        """One dataset of the caller's tenant."""
+
+    @_abc_1.abstractmethod
+    def DeleteDataset(
+        self,
+        request: _tuning_pb2.DeleteDatasetRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_tuning_pb2.DeleteDatasetResponse, _abc.Awaitable[_tuning_pb2.DeleteDatasetResponse]]:
+        """Takes a dataset from the caller's tenant. FAILED_PRECONDITION if jobs of the tenant that have not ended need it."""
 
     @_abc_1.abstractmethod
     def CreateTuningJob(

@@ -10,8 +10,9 @@ from alembic import command
 from alembic.config import Config
 from sqlalchemy import Connection, TextClause, create_engine, insert, make_url, text
 
-from shared.errors import PreconditionFailed
+from shared.errors import NotFound, PreconditionFailed
 from tests.trainer_service.jobs.builders import record, spec
+from trainer_service.jobs.dataset_ledger import DatasetLedger
 from trainer_service.jobs.record import Record, to_row
 from trainer_service.jobs.schema import jobs
 from trainer_service.jobs.store import JobStore
@@ -45,9 +46,10 @@ def test_jobs_of_the_first_schema_are_read_and_their_datasets_are_known(url: str
 
     store = JobStore.open(url)
     assert store.get(old.job.id) == old.job
-    assert store.uses_dataset("datasets/old")
-    assert store.uses_dataset("datasets/held-out")
-    assert not store.uses_dataset("datasets/other")
+    ledger = DatasetLedger(store.database)
+    ledger.require(old.job.tenant, ("datasets/old", "datasets/held-out"))
+    with pytest.raises(NotFound):
+        ledger.require(old.job.tenant, ("datasets/other",))
     store.close()
 
 

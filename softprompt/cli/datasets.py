@@ -1,0 +1,80 @@
+"""`softprompt datasets`: what the trainer stores for the caller's tenant, and removing it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from softprompt.cli.options import JsonOption, TrainerOption, example, open_client
+from softprompt.cli.output import local_time, print_json, show, table
+
+if TYPE_CHECKING:
+    from softprompt.types.tuning import StoredDataset
+
+app = typer.Typer(no_args_is_help=True)
+DatasetArgument = Annotated[str, typer.Argument(metavar="DATASET", help="datasets/sha256-<hex>, or its last part.")]
+
+
+@app.command("list", epilog=example("softprompt datasets list --json"))
+def list_(
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many; all by default.")] = None,
+    as_json: JsonOption = False,
+    trainer: TrainerOption = None,
+) -> None:
+    """List the datasets of your tenant, the largest first; all of them count against its quota."""
+    with open_client(trainer) as client:
+        found = sorted(client.list_datasets(limit=limit), key=lambda dataset: -dataset.size_bytes)
+    if as_json:
+        for dataset in found:
+            print_json(dataset)
+        return
+    made = table("DATASET", "BYTES", "EXAMPLES", "TASK", "JOBS", "CREATED", "LAST USED")
+    for dataset in found:
+        counts = str(dataset.size_bytes), _examples(dataset), dataset.task or "", str(dataset.num_jobs)
+        made.add_row(dataset.name, *counts, local_time(dataset.create_time), local_time(dataset.last_use_time))
+    show(made if found else "no datasets")
+    if found:
+        show(f"{len(found)} datasets, {sum(dataset.size_bytes for dataset in found)} bytes")
+
+
+@app.command("show", epilog=example(f"softprompt datasets show sha256-{'ab' * 32}"))
+def show_(dataset: DatasetArgument, as_json: JsonOption = False, trainer: TrainerOption = None) -> None:
+    """Show one dataset: its size, what it is for, and when it was last used."""
+    with open_client(trainer) as client:
+        found = client.get_dataset(_name(dataset))
+    if as_json:
+        print_json(found)
+        return
+    rows = {
+        "dataset": found.name,
+        "bytes": str(found.size_bytes),
+        "examples": _examples(found),
+        "task": f"{found.task}" if found.task else "",
+        "labels": str(found.num_labels) if found.num_labels else "",
+        "jobs": str(found.num_jobs),
+        "created": local_time(found.create_time),
+        "last used": local_time(found.last_use_time),
+    }
+    for name, text in rows.items():
+        if text:
+            show(f"{name:<11}{text}")
+
+
+@app.command(epilog=example(f"softprompt datasets delete sha256-{'ab' * 32}"))
+def delete(dataset: DatasetArgument, as_json: JsonOption = False, trainer: TrainerOption = None) -> None:
+    """Remove a dataset that no job needs that has not ended. Prompts that were trained on it stay."""
+    with open_client(trainer) as client:
+        client.delete_dataset(_name(dataset))
+    if as_json:
+        print_json({"deleted": _name(dataset)})
+    else:
+        show(f"{_name(dataset)} is deleted")
+
+
+def _name(text: str) -> str:
+    return text if text.startswith("datasets/") else f"datasets/{text}"
+
+
+def _examples(dataset: StoredDataset) -> str:
+    return str(dataset.num_examples) if dataset.num_examples else "not counted yet"
