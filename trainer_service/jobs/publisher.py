@@ -137,8 +137,11 @@ class Publisher:
                 return
 
     async def _load(self, job: Job) -> Outcome | None:
-        data = await self._context.slow.insist(self._context.files.load, job.id, FileKind.OUTCOME)
-        return Outcome.decode(data) if data is not None else None
+        def load() -> Outcome | None:
+            data = self._context.files.load(job.id, FileKind.OUTCOME)
+            return Outcome.decode(data) if data is not None else None
+
+        return await self._context.slow.insist(load)
 
     async def _attempt(self, job: Job, outcome: Outcome) -> tuple[PublishedVersion, bool]:
         self._putting.add(job.id)

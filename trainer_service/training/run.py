@@ -53,7 +53,7 @@ class TuningRun:
         self.task = task
         self._base_model = base_model
         self._spec, self._hyper = task.spec, task.spec.hyperparameters
-        self._state = RunState(digest=digest_of(task.spec, task.train, task.validation))
+        self._state = RunState(digest=task.digest or digest_of(task.spec, task.train, task.validation))
         self._trainees: list[Trainee] = []
         self._best: torch.Tensor | None = None
         self._train, self._validation = EncodedDataset(()), EncodedDataset(())
@@ -79,7 +79,9 @@ class TuningRun:
         """Raises InvalidInput for data or settings that can't be trained, NonFinite when the loss explodes."""
         yield from self._prepare()
         self._begin()
-        overlap = count_overlap(self.task.train, self.task.validation)
+        overlap = self.task.num_overlapping
+        if overlap is None:
+            overlap = count_overlap(self.task.train, self.task.validation)
         self._emit(Started, statistics=encoding.statistics(self._train, self._validation, overlap), step=self.step)
         periodic = self._held_out(MAX_PERIODIC)
         if len(periodic) and self._state.template_metrics is None:
