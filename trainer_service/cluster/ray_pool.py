@@ -7,6 +7,7 @@ Ray's autoscaler add a node, a killed one is what lets it remove one.
 from __future__ import annotations
 
 import asyncio
+import importlib
 import itertools
 import logging
 import os
@@ -33,6 +34,7 @@ _DATA_SECONDS = 300.0
 """Longest wait for an actor to look for a dataset, which reads all of it, or to take one piece."""
 _PIECE_BYTES = 1 << 20
 
+_ACTOR_MODULE = "trainer_service.cluster.ray_actor"
 _NEEDS_LESS = "shorter examples or fewer virtual tokens need less memory, or give workers more"
 
 
@@ -64,6 +66,7 @@ class RayPool:
 
     async def start(self) -> None:
         await self._cluster.start()
+        await asyncio.to_thread(importlib.import_module, _ACTOR_MODULE)  # it imports torch: seconds that a first launch would stop all for
 
     async def launch(self, base_model: str) -> RayWorker:
         """Waits until the actor runs, for as long as the cluster needs to find it a place."""
