@@ -10,11 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
-from shared.errors import InvalidInput
+from shared.errors import InvalidInput, Unavailable
 from shared.store.store import PromptStore
 from shared.tracing import current_traceparent
 from trainer_service.cluster.interface import WorkerPool
 from trainer_service.jobs import moves
+from trainer_service.jobs.alias_claim import alias_revision
 from trainer_service.jobs.checkpoints import DatabaseFiles, DirectoryFiles, JobFiles, keep_what_is_worth
 from trainer_service.jobs.config import JobsConfig
 from trainer_service.jobs.context import JobsContext, JobsObserver, SilentObserver
@@ -75,6 +76,7 @@ class JobManager:
         observer: JobsObserver | None = None,
     ) -> None:
         self._store, self._admission, self._pool, self._config = store, admission, pool, config
+        self._prompt_store = prompt_store
         preparation = Preparation(datasets, prompt_store, files)
         self._context = JobsContext(store, files, preparation, config, observer or SilentObserver())
         self._publisher = Publisher(self._context, prompt_store)
@@ -107,7 +109,8 @@ class JobManager:
             effective = found.effective  # the store says how the two conflict
         else:
             admitted = await self._admission.check(spec)
-            effective = admitted.model_copy(update={"traceparent": current_traceparent()})
+            revision = await self._context.slow.call(self._alias_revision, spec)
+            effective = admitted.model_copy(update={"traceparent": current_traceparent(), "alias_revision": revision})
         now = time.time()
         job = Job(
             id=new_job_id(),
@@ -194,6 +197,15 @@ class JobManager:
         states = await self._context.database.call(self._store.counts)
         running = sum(states.get(state, 0) for state in LEASED_STATES)
         return JobCounts(queued=states.get(JobState.QUEUED, 0), running=running, num_workers=len(self._dispatcher.workers))
+
+    def _alias_revision(self, spec: TuningSpec) -> int | None:
+        """Of the job's alias now; while the store is away, as it was last seen."""
+        try:
+            index = self._prompt_store.refresh()
+        except Unavailable as error:
+            log.warning("a job's alias is recorded as it was last seen: %s", error.message)
+            index = self._prompt_store.index()
+        return alias_revision(index, spec.prompt, spec.publish.alias)
 
     async def _change(self, job_id: str, move: moves.Move) -> Job:
         """A caller waits for the answer: an absent database is told at once, not waited for."""
