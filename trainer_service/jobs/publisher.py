@@ -247,7 +247,9 @@ class Publisher:
             moved = bool(job.spec.publish.alias) and not left_alone
             published |= {"alias_moved": moved, "gate_decision": decision, **await self._serving(job, version)}
             result = result.model_copy(update=published)
-        after = await self._context.change(job.id, lambda record: moves.succeeded(record, result, time.time()), attempt=job.attempt, payloads=notes)
+        after = await self._context.change(
+            job.id, lambda record: moves.succeeded(record, result, time.time()), attempt=job.attempt, payloads=notes
+        )
         if version is not None:
             told = {"caller": job.caller, "prompt": job.spec.prompt, "version": version.name, "alias": job.spec.publish.alias}
             audit.record("publish", "OK", {"job": job.id, **told})

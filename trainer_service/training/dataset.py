@@ -84,9 +84,7 @@ def parse_examples(lines: Iterable[bytes | str], labels: Sequence[str] = (), lim
 
 def stored_examples(lines: Iterable[bytes]) -> tuple[Example, ...]:
     """The examples of a dataset that was checked when it was stored, not checked again."""
-    return tuple(
-        Example(line=number, **json.loads(line.decode("utf-8-sig"))) for number, line in enumerate(lines, start=1) if line.strip()
-    )
+    return tuple(Example(line=number, **json.loads(line.decode("utf-8-sig"))) for number, line in enumerate(lines, start=1) if line.strip())
 
 
 def check_examples(examples: Sequence[Example], labels: Sequence[str] = (), field: str = "examples") -> ParsedDataset:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import statistics as numbers
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from functools import partial
 from typing import Any
 
@@ -49,8 +49,9 @@ Metrics = Generator[Work, Any, dict[str, float]]
 
 
 class TuningRun:
-    def __init__(self, task: TrainingTask, base_model: BaseModel) -> None:
-        self.task = task
+    def __init__(self, task: TrainingTask, base_model: BaseModel, check_row: Callable[[int, int], None] | None = None) -> None:
+        """`check_row(virtual tokens, tokens)` raises for a row that this worker can't compute; called with the longest one."""
+        self.task, self._check_row = task, check_row
         self._base_model = base_model
         self._spec, self._hyper = task.spec, task.spec.hyperparameters
         self._state = RunState(digest=task.digest or digest_of(task.spec, task.train, task.validation))
@@ -111,6 +112,10 @@ class TuningRun:
         if self.task.validation:
             self._validation = yield from self._encode(self.task.validation)
         self._row_weights = self._class_weights()
+        if self._check_row is not None:
+            examples = (*self._train.examples, *self._validation.examples)
+            longest = max(len(example.input_ids) + len(example.target_ids) - 1 for example in examples)  # the last is never read
+            self._check_row(self._hyper.num_virtual_tokens, longest)
 
     def _encode(self, examples: tuple[Example, ...]) -> Generator[Work, Any, EncodedDataset]:
         """In slices: tokenizing 50,000 examples takes seconds that others don't wait for."""
