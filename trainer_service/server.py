@@ -7,6 +7,7 @@ Stop: NOT_SERVING, running calls finish, watches end, running jobs are checkpoin
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import signal
 import threading
@@ -141,6 +142,7 @@ async def _live(trainer: Trainer, port: int, metrics_port: int) -> None:
     await asyncio.to_thread(trainer.models.load)
     await trainer.jobs.start()
     _take_signals_back()
+    _leave_out_of_collections()
     await trainer.rpc.set_serving(True)
     announce(trainer.settings, port, metrics_port, trainer.rpc.health_port)
     async with asyncio.TaskGroup() as group:
@@ -154,6 +156,14 @@ async def _keep_saying(trainer: Trainer) -> None:
     while True:
         await trainer.rpc.set_serving(await _can_serve(trainer))
         await asyncio.sleep(CHECK_SECONDS)
+
+
+def _leave_out_of_collections() -> None:
+    """A collection of all generations stops every thread, the event loop's too. With the modules of Ray and torch among what it looks at,
+    each took half a second while a large dataset was parsed; they live as long as the process, so they are left out.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 def _take_signals_back() -> None:

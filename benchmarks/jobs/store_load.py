@@ -35,7 +35,7 @@ SIZES = (10, 1_000, 100_000)
 async def running(url: str, directory: Path, pool: WorkerPool, info: BaseModelInfo) -> AsyncIterator[tuple[JobManager, JobStore]]:
     store = JobStore.open(url)
     files = files_for(store, directory / "checkpoints")
-    manager = JobManager(store, Admission(info), Examples(), PromptStore(MemoryBackend()), pool, CONFIG, files=files)
+    manager = JobManager(store, Admission(info), Examples(directory), PromptStore(MemoryBackend()), pool, CONFIG, files=files)
     await manager.start()
     try:
         yield manager, store

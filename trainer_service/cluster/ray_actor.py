@@ -13,20 +13,31 @@ from shared.tracing import tracing_of
 from trainer_service.cluster.interface import WorkerReport
 from trainer_service.cluster.loading import WorkerSpec, load_trainer, software_version
 from trainer_service.cluster.memory import measure_memory
+from trainer_service.cluster.node_datasets import NodeDatasets
 from trainer_service.cluster.worker import Worker
-from trainer_service.training.events import TrainingTask
+from trainer_service.training.events import DatasetFile, TrainingTask
 
 
-@ray.remote(concurrency_groups={"control": 1, "poll": 1}, max_restarts=0, max_task_retries=0)
+@ray.remote(concurrency_groups={"control": 1, "data": 1, "poll": 1}, max_restarts=0, max_task_retries=0)
 class WorkerActor:
     """Never restarted by Ray: it would come back blank. The job manager owns retries. One control thread keeps adds and stops in order."""
 
     def __init__(self, spec: WorkerSpec) -> None:
-        self._worker = Worker(partial(load_trainer, spec), measure_memory, tracing_of("softprompt-worker", spec.otlp_endpoint))
+        self._datasets = NodeDatasets()
+        tracing = tracing_of("softprompt-worker", spec.otlp_endpoint)
+        self._worker = Worker(partial(load_trainer, spec), measure_memory, tracing, self._datasets)
 
     @ray.method(concurrency_group="control")  # type: ignore[untyped-decorator]
     def software(self) -> str:
         return software_version()
+
+    @ray.method(concurrency_group="data")  # type: ignore[untyped-decorator]
+    def has_dataset(self, file: DatasetFile) -> bool:
+        return self._datasets.has(file)
+
+    @ray.method(concurrency_group="data")  # type: ignore[untyped-decorator]
+    def receive_dataset(self, file: DatasetFile, offset: int, piece: bytes) -> None:
+        self._datasets.receive(file, offset, piece)
 
     @ray.method(concurrency_group="control")  # type: ignore[untyped-decorator]
     def add(self, task: TrainingTask) -> None:

@@ -7,6 +7,7 @@ Ray's autoscaler add a node, a killed one is what lets it remove one.
 from __future__ import annotations
 
 import asyncio
+import importlib
 import itertools
 import logging
 import os
@@ -19,7 +20,7 @@ from trainer_service.cluster.interface import WorkerLost, WorkerReport
 from trainer_service.cluster.loading import WorkerSpec, software_version
 from trainer_service.cluster.oom_kills import OomKills
 from trainer_service.cluster.ray_cluster import RayCluster
-from trainer_service.training.events import TrainingTask
+from trainer_service.training.events import DatasetFile, TrainingTask
 
 if TYPE_CHECKING:
     from trainer_service.config import TrainerSettings
@@ -29,6 +30,11 @@ log = logging.getLogger(__name__)
 _CONTROL_SECONDS = 60.0
 """Longest wait for an actor to take a task: its calls wait for no step, but a native call may hold the interpreter's lock."""
 
+_DATA_SECONDS = 300.0
+"""Longest wait for an actor to look for a dataset, which reads all of it, or to take one piece."""
+_PIECE_BYTES = 1 << 20
+
+_ACTOR_MODULE = "trainer_service.cluster.ray_actor"
 _NEEDS_LESS = "shorter examples or fewer virtual tokens need less memory, or give workers more"
 
 
@@ -60,6 +66,7 @@ class RayPool:
 
     async def start(self) -> None:
         await self._cluster.start()
+        await asyncio.to_thread(importlib.import_module, _ACTOR_MODULE)  # it imports torch: seconds that a first launch would stop all for
 
     async def launch(self, base_model: str) -> RayWorker:
         """Waits until the actor runs, for as long as the cluster needs to find it a place."""
@@ -133,7 +140,22 @@ class RayWorker:
             raise WorkerLost(f"the node runs {found}, the trainer {software_version()}: use one image for both")
 
     async def add(self, task: TrainingTask) -> None:
-        await self._answer(self._actor.add.remote(task), _CONTROL_SECONDS)
+        """Datasets that the worker's node can't read are sent first. Arguments are pickled in other threads than the event loop's."""
+        for file in task.data.files if task.data is not None else ():
+            if not await self._answer(self._actor.has_dataset.remote(file), _DATA_SECONDS):
+                await self._send(file)
+        await self._answer(await asyncio.to_thread(self._actor.add.remote, task), _CONTROL_SECONDS)
+
+    async def _send(self, file: DatasetFile) -> None:
+        log.info("sending a dataset to a worker's node", extra={"fields": {"dataset": file.digest, "bytes": file.size_bytes}})
+
+        def send_piece(offset: int) -> Any:
+            with open(file.path, "rb") as opened:
+                opened.seek(offset)
+                return self._actor.receive_dataset.remote(file, offset, opened.read(_PIECE_BYTES))
+
+        for offset in range(0, file.size_bytes, _PIECE_BYTES):
+            await self._answer(await asyncio.to_thread(send_piece, offset), _DATA_SECONDS)
 
     async def stop(self, job_id: str, attempt: int) -> None:
         await self._answer(self._actor.stop.remote(job_id, attempt), _CONTROL_SECONDS)

@@ -1,7 +1,8 @@
 """One worker: a base model, a cohort on it, and the thread that steps it. Knows neither Ray nor the job manager.
 
 Tasks and stops are put into an inbox that the thread empties between two steps; what happens goes into an outbox that is polled. When
-the thread dies of an error, the next poll raises it.
+the thread dies of an error, the next poll raises it. A task's datasets are read and parsed by a second thread, beside the steps of the
+jobs that train.
 """
 
 from __future__ import annotations
@@ -10,17 +11,22 @@ import contextlib
 import gc
 import logging
 import os
+import queue
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Protocol
 
-from shared.errors import SoftPromptError
+from shared.errors import InvalidInput, SoftPromptError
 from shared.tracing import Tracing
 from trainer_service.cluster.interface import WorkerLost, WorkerMemory, WorkerReport
+from trainer_service.cluster.node_datasets import NodeDatasets
 from trainer_service.cluster.outbox import Outbox
 from trainer_service.cluster.spans import JobSpans
+from trainer_service.training.checkpoint import digest_of
+from trainer_service.training.dataset import count_overlap
 from trainer_service.training.events import Failed, Finished, Stopped, TrainingEvent, TrainingTask
 
 log = logging.getLogger(__name__)
@@ -49,13 +55,19 @@ class Worker:
         load: Callable[[], tuple[Trainer, dict[str, str]]],
         measure_memory: Callable[[], WorkerMemory] | None = None,
         tracing: Tracing | None = None,
+        datasets: NodeDatasets | None = None,
     ) -> None:
         self._load, self._measure_memory = load, measure_memory
+        self._datasets = datasets or NodeDatasets()
         self._spans = JobSpans(tracing or Tracing())
         self._outbox = Outbox()
         self._inbox: deque[_Command] = deque()
         self._work = threading.Condition()
         self._attempts: dict[str, int] = {}
+        self._reading: dict[str, int] = {}
+        """Attempts whose datasets are not read yet, by job; `_work` guards it."""
+        self._unread = queue.SimpleQueue[TrainingTask | None]()
+        self._reading_since: float | None = None
         self._ready = False
         self._closing = False
         self._error: BaseException | None = None
@@ -63,8 +75,18 @@ class Worker:
         self._details: dict[str, str] = {"pid": str(os.getpid())}
         self._thread = threading.Thread(target=self._run, name="worker-steps", daemon=True)
         self._thread.start()
+        threading.Thread(target=self._read, name="worker-datasets", daemon=True).start()
 
     def add(self, task: TrainingTask) -> None:
+        """Returns at once. Wrong or unreadable data becomes the job's Failed event."""
+        if task.data is None:
+            self._send(self._joining(task))
+            return
+        with self._work:
+            self._reading[task.job_id] = max(task.attempt, self._reading.get(task.job_id, 0))
+        self._unread.put(task)
+
+    def _joining(self, task: TrainingTask) -> _Command:
         def command(trainer: Trainer) -> None:
             known = self._attempts.get(task.job_id, 0)
             if known >= task.attempt:
@@ -80,9 +102,44 @@ class Worker:
                 field = getattr(error, "violations", None)
                 self._tell([Failed(task.job_id, task.attempt, "BAD_DATA", error.message, field[0].field if field else "")])
 
-        self._send(command)
+        return command
+
+    def _read(self) -> None:
+        """The datasets of one task after the other, until the worker is closed."""
+        while (task := self._unread.get()) is not None:
+            if self._reading.get(task.job_id) != task.attempt:
+                continue
+            self._reading_since = time.monotonic()
+            found: TrainingTask | Failed
+            try:
+                assert task.data is not None
+                train, validation = self._datasets.load(task.job_id, task.data)
+                digest, overlapping = digest_of(task.spec, train, validation), count_overlap(train, validation)
+                found = replace(task, train=train, validation=validation, data=None, digest=digest, num_overlapping=overlapping)
+            except Exception as error:
+                found = _unread(task, error)
+            finally:
+                self._reading_since = None
+            with self._work:
+                if self._reading.get(task.job_id) != task.attempt:
+                    self._datasets.forget(task.job_id)  # stopped or replaced meanwhile
+                    continue
+                del self._reading[task.job_id]
+                if isinstance(found, TrainingTask):
+                    self._inbox.append(self._joining(found))
+                    self._work.notify_all()
+            if isinstance(found, Failed):
+                self._outbox.put([found])
 
     def stop(self, job_id: str, attempt: int) -> None:
+        with self._work:
+            was_reading = self._reading.get(job_id) == attempt
+            if was_reading:
+                del self._reading[job_id]
+        if was_reading:
+            self._outbox.put([Stopped(job_id, attempt, step=0, data=None)])
+            return
+
         def command(trainer: Trainer) -> None:
             if self._attempts.get(job_id) == attempt:
                 trainer.stop(job_id)
@@ -95,10 +152,12 @@ class Worker:
         if not events and self._error is not None:
             raise WorkerLost(f"{type(self._error).__name__}: {self._error}", out_of_memory=isinstance(self._error, MemoryError))
         ready = self._ready  # before the time: a worker that is ready has ended loading, and is not busy with that any more
-        busy_since = self._busy_since
-        busy_seconds = 0.0 if busy_since is None else time.monotonic() - busy_since
+        now = time.monotonic()
+        busy_seconds = max(now - (self._busy_since or now), now - (self._reading_since or now))
+        with self._work:
+            attempts = self._attempts | self._reading
         memory = self._measure_memory() if self._measure_memory is not None and ready else None
-        return WorkerReport(last, events, ready, dict(self._attempts), busy_seconds, dict(self._details), memory)
+        return WorkerReport(last, events, ready, attempts, busy_seconds, dict(self._details), memory)
 
     def close(self, timeout_seconds: float = 10.0) -> None:
         """End the thread after its current step."""
@@ -106,6 +165,7 @@ class Worker:
             self._closing = True
             self._work.notify_all()
         self._outbox.wake()
+        self._unread.put(None)
         if threading.current_thread() is not self._thread:
             self._thread.join(timeout_seconds)
 
@@ -162,8 +222,24 @@ class Worker:
         for event in events:
             if isinstance(event, (Finished, Failed, Stopped)) and self._attempts.get(event.job_id) == event.attempt:
                 del self._attempts[event.job_id]
+                self._datasets.forget(event.job_id)
         self._spans.tell(events)
         self._outbox.put(events)
+
+
+def _unread(task: TrainingTask, error: Exception) -> Failed:
+    """Why the datasets of a task can't be used."""
+    if isinstance(error, SoftPromptError):
+        field = error.violations[0].field if isinstance(error, InvalidInput) else "spec.dataset"
+        return Failed(task.job_id, task.attempt, "BAD_DATA", error.message, field)
+    if isinstance(error, OSError):
+        log.warning("a dataset can't be read: %s", error)
+        return Failed(task.job_id, task.attempt, "DATA_UNAVAILABLE", f"the worker could not read the dataset: {error.strerror}")
+    if isinstance(error, MemoryError):
+        message = "the dataset is too large for this worker's memory"
+        return Failed(task.job_id, task.attempt, "OUT_OF_MEMORY", message, "spec.dataset", retryable=True)
+    log.error("reading the datasets of job %s failed", task.job_id, exc_info=error)
+    return Failed(task.job_id, task.attempt, "INTERNAL", "reading the dataset failed; the worker's log has the cause", retryable=True)
 
 
 def wait_ready(worker: Worker, deadline_seconds: float) -> None:

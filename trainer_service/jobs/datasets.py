@@ -28,7 +28,8 @@ from trainer_service.jobs.dataset_fields import DATASET, in_dataset, labels_unde
 from trainer_service.jobs.dataset_names import NAME, dataset_name, unknown_dataset
 from trainer_service.jobs.dataset_roots import DatasetRoots
 from trainer_service.jobs.dataset_upload import TEMPORARY_PREFIX, IncomingFile, UploadLimits
-from trainer_service.training.dataset import DatasetLimits, ParsedDataset, parse_examples
+from trainer_service.training.dataset import DatasetLimits, ParsedDataset, parse_examples, stored_examples
+from trainer_service.training.events import DatasetFile
 from trainer_service.training.spec import Example, TaskKind
 
 log = logging.getLogger(__name__)
@@ -108,7 +109,13 @@ class DatasetStore:
     def read(self, name: str) -> tuple[Example, ...]:
         """The examples, not checked again. Raises NotFound, or DamagedBlob if the bytes no longer match the name."""
         with self._opened(name) as lines:
-            return tuple(_decode(line, number) for number, line in enumerate(lines, start=1) if line.strip())
+            return stored_examples(lines)
+
+    def file(self, name: str) -> DatasetFile:
+        """Where the dataset lies, for workers to read. Raises like `read`."""
+        with self._opened(name):
+            path = self._path(name.removeprefix("datasets/sha256-")).absolute()
+            return DatasetFile(path.stem.removeprefix("sha256-"), str(path), path.stat().st_size)
 
     def parse(self, name: str, labels: Sequence[str] = ()) -> ParsedDataset:
         """The examples with the task and labels that they show, checked against `labels` if there are any. Raises like `read`.
@@ -228,11 +235,6 @@ def _encode(example: Example) -> bytes:
     else:
         line = {"input": example.input, "output": example.output}
     return json.dumps(line, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
-
-
-def _decode(line: bytes, number: int) -> Example:
-    """A line that was checked when it was stored."""
-    return Example(line=number, **json.loads(line.decode("utf-8-sig")))
 
 
 @contextmanager

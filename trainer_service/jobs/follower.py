@@ -285,19 +285,21 @@ class Follower:
         """Keep the outcome first: from here on a crash can't lose the training."""
         record = self._jobs[job_id]
         try:
-            outcome = await self._context.slow.call(make_outcome, record.job, trained, tracker.current_version)
+            outcome, encoded = await self._context.slow.call(_encoded_outcome, record.job, trained, tracker.current_version)
         except (SoftPromptError, ValueError) as error:
             log.exception("a trained prompt can't be written as a version")
             await self._fail(job_id, tracker, JobError(code="INTERNAL", message=f"the trained prompt can't be published: {error}"[:500]))
             return
-        await self._keep(job_id, tracker.attempt, FileKind.OUTCOME, outcome.encode())
+        await self._keep(job_id, tracker.attempt, FileKind.OUTCOME, encoded)
         after = await self._context.change(job_id, lambda record: moves.trained(record, time.time()), attempt=tracker.attempt)
         self._forget(job_id, tracker)
         self._on_trained(after, outcome)
 
     async def _failed(self, job_id: str, tracker: Tracker, event: Failed) -> None:
         out_of_memory = event.code == "OUT_OF_MEMORY"
-        if event.retryable and self._num_given > 1 and not self._jobs[job_id].solo:  # the others may be to blame
+        if event.code == "DATA_UNAVAILABLE":
+            await self._lose(job_id, tracker, event.message)
+        elif event.retryable and self._num_given > 1 and not self._jobs[job_id].solo:  # the others may be to blame
             await self._separate(job_id, tracker, "ran out of memory" if out_of_memory else "failed unexpectedly")
         else:
             advice = "; shorter examples or fewer virtual tokens need less" if out_of_memory else ""
@@ -346,3 +348,8 @@ class Follower:
         if not self._trackers:
             self._idle_since = time.monotonic()
         self._context.wake_dispatcher.set()
+
+
+def _encoded_outcome(job: Job, trained: TrainingResult, current_version: str) -> tuple[Outcome, bytes]:
+    outcome = make_outcome(job, trained, current_version)
+    return outcome, outcome.encode()

@@ -13,12 +13,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
-from shared.errors import InvalidInput
+from shared.errors import InvalidInput, Unavailable
 from shared.security.caller import current_caller
 from shared.store.store import PromptStore
 from shared.tracing import current_traceparent
 from trainer_service.cluster.interface import WorkerPool
 from trainer_service.jobs import moves
+from trainer_service.jobs.alias_claim import alias_revision
 from trainer_service.jobs.checkpoints import DatabaseFiles, DirectoryFiles, JobFiles, keep_what_is_worth
 from trainer_service.jobs.config import JobsConfig
 from trainer_service.jobs.context import JobsContext, JobsObserver, SilentObserver
@@ -83,6 +84,7 @@ class JobManager:
         """`ledger`: jobs may name datasets of their own tenant only; None: whatever `datasets` reads."""
         self._ledger = ledger
         self._store, self._admission, self._pool, self._config = store, admission, pool, config
+        self._prompt_store = prompt_store
         preparation = Preparation(datasets, prompt_store, files)
         self._context = JobsContext(store, files, preparation, config, observer or SilentObserver())
         self._publisher = Publisher(self._context, prompt_store)
@@ -117,7 +119,8 @@ class JobManager:
             if self._ledger is not None:
                 await self._context.database.call(self._ledger.require, owner.tenant.name, spec.dataset_names)
             admitted = await self._admission.check(spec)
-            effective = admitted.model_copy(update={"traceparent": current_traceparent()})
+            revision = await self._context.slow.call(self._alias_revision, spec)
+            effective = admitted.model_copy(update={"traceparent": current_traceparent(), "alias_revision": revision})
         now = time.time()
         job = Job(
             id=new_job_id(),
@@ -214,6 +217,15 @@ class JobManager:
             running_ids = await database.call(self._store.ids_on_workers, caller.prompts)
             workers = [worker for worker in workers if not running_ids.isdisjoint(worker.job_ids)]
         return JobCounts(queued=states.get(JobState.QUEUED, 0), running=running, num_workers=len(workers))
+
+    def _alias_revision(self, spec: TuningSpec) -> int | None:
+        """Of the job's alias now; while the store is away, as it was last seen."""
+        try:
+            index = self._prompt_store.refresh()
+        except Unavailable as error:
+            log.warning("a job's alias is recorded as it was last seen: %s", error.message)
+            index = self._prompt_store.index()
+        return alias_revision(index, spec.prompt, spec.publish.alias)
 
     async def _change(self, job_id: str, move: moves.Move) -> Job:
         """A caller waits for the answer: an absent database is told at once, not waited for."""

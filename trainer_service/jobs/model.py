@@ -108,6 +108,9 @@ class EffectiveSpec(_Frozen):
     """A rough guess at the time on a worker; 0 = none was made."""
     traceparent: str = ""
     """W3C trace context of the call that created the job, for the spans of its attempts; empty: it had none."""
+    alias_revision: int | None = None
+    """Revision of the alias's latest move when the job was created; 0: there was no such alias. None: not recorded, or no alias is asked
+    for."""
 
 
 class JobProgress(_Measured):

@@ -1,4 +1,5 @@
-"""From a claimed job to a task that a worker can train: examples, split, the matrices to start from and to compare with, the checkpoint.
+"""From a claimed job to a task that a worker can train: its datasets by digest, the matrices to start from and to compare with, the
+checkpoint.
 
 Blocks; called in a thread.
 """
@@ -16,15 +17,13 @@ from trainer_service.jobs.checkpoints import FileKind, JobFiles
 from trainer_service.jobs.model import Job
 from trainer_service.jobs.sources import FIELD
 from trainer_service.training.checkpoint import best_prompt
-from trainer_service.training.dataset import split_validation
-from trainer_service.training.events import TrainingTask
-from trainer_service.training.spec import Example
+from trainer_service.training.events import DatasetFile, TaskData, TrainingTask
 
 
 class Datasets(Protocol):
     """Datasets by name; may block."""
 
-    def read(self, name: str) -> tuple[Example, ...]:
+    def file(self, name: str) -> DatasetFile:
         """Raises NotFound, or DamagedBlob if the bytes don't match the name."""
         ...
 
@@ -35,14 +34,12 @@ class Preparation:
 
     def make_task(self, job: Job) -> TrainingTask:
         """Raises Unavailable when something is away, any other SoftPromptError when this job can't be trained any more."""
-        train, validation = self._examples(job)
         current_version, current = self._current(job)
         return TrainingTask(
             job_id=job.id,
             attempt=job.attempt,
             spec=job.effective.training,
-            train=train,
-            validation=validation,
+            data=self._data(job),
             source=self._source(job),
             current=current,
             current_version=current_version,
@@ -51,11 +48,10 @@ class Preparation:
             traceparent=job.effective.traceparent,
         )
 
-    def _examples(self, job: Job) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
-        examples = self._datasets.read(job.spec.dataset)
-        if job.spec.validation_dataset:
-            return examples, self._datasets.read(job.spec.validation_dataset)
-        return split_validation(examples, job.effective.validation_fraction, job.effective.training.hyperparameters.seed)
+    def _data(self, job: Job) -> TaskData:
+        validation = self._datasets.file(job.spec.validation_dataset) if job.spec.validation_dataset else None
+        seed = job.effective.training.hyperparameters.seed
+        return TaskData(self._datasets.file(job.spec.dataset), validation, job.effective.validation_fraction, seed)
 
     def keep_source(self, job: Job) -> None:
         """For a job that starts from another job's best prompt: keep that with this one, whatever becomes of the other."""

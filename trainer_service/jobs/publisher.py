@@ -18,6 +18,7 @@ from shared.security import audit
 from shared.store.alias import ANYTHING, Expected
 from shared.store.store import PromptStore, PublishedVersion
 from trainer_service.jobs import moves
+from trainer_service.jobs.alias_claim import check_claim
 from trainer_service.jobs.checkpoints import FileKind, keep_what_is_worth
 from trainer_service.jobs.context import JobsContext
 from trainer_service.jobs.model import Job, JobError, Note
@@ -115,7 +116,7 @@ class Publisher:
                     return
                 if self._closing:
                     return
-                version, alias_moved = await self._attempt(job, outcome)
+                version, left_alone = await self._attempt(job, outcome)
             except _NotPermitted:
                 await asyncio.sleep(_FIRST_PAUSE_SECONDS)
             except Unavailable as error:
@@ -133,14 +134,17 @@ class Publisher:
                 await self._fail(job, JobError(code="PUBLISH_FAILED", message=error.message))
                 return
             else:
-                await self._succeed(job, outcome, version, alias_moved)
+                await self._succeed(job, outcome, version, left_alone)
                 return
 
     async def _load(self, job: Job) -> Outcome | None:
-        data = await self._context.slow.insist(self._context.files.load, job.id, FileKind.OUTCOME)
-        return Outcome.decode(data) if data is not None else None
+        def load() -> Outcome | None:
+            data = self._context.files.load(job.id, FileKind.OUTCOME)
+            return Outcome.decode(data) if data is not None else None
 
-    async def _attempt(self, job: Job, outcome: Outcome) -> tuple[PublishedVersion, bool]:
+        return await self._context.slow.insist(load)
+
+    async def _attempt(self, job: Job, outcome: Outcome) -> tuple[PublishedVersion, str]:
         self._putting.add(job.id)
         try:
             return await self._context.slow.call(self._put, job, outcome)
@@ -164,13 +168,14 @@ class Publisher:
         if state is JobState.CANCELLING:
             raise _NotPermitted
 
-    def _put(self, job: Job, outcome: Outcome) -> tuple[PublishedVersion, bool]:
-        """The version, and whether the alias moved to it.
+    def _put(self, job: Job, outcome: Outcome) -> tuple[PublishedVersion, str]:
+        """The version, and why the alias was left alone; empty if it moved.
 
-        A job that was to beat the current version moves the alias only from that very version: if another one has taken its place since
-        the comparison, nothing is known about which is better.
+        The alias moves only if nobody else has decided about it since the job was created (`alias_claim`). A job that was to beat the
+        current version moves it only from that very version: if another one has taken its place since the comparison, nothing is known
+        about which is better.
         """
-        alias, actor = job.spec.publish.alias or None, job.caller[:200]
+        alias, actor, reason = job.spec.publish.alias or None, job.caller[:200], ""
         publish = partial(
             self._prompt_store.publish, job.spec.prompt, outcome.blob, job=job.name, actor=actor, permit=partial(self._permit, job)
         )
@@ -178,21 +183,29 @@ class Publisher:
             version = publish(alias=alias, expected=self._expected(job, outcome))
         except Conflict as error:
             log.warning("published without moving the alias: %s", error.message)
-            version = publish(alias=None)
-        return version, self._has_moved(job, version)
+            version, reason = publish(alias=None), error.message
+        return version, self._why_left_alone(job, version, reason)
 
     def _expected(self, job: Job, outcome: Outcome) -> Expected:
-        """What the alias must name. Raises Conflict if it isn't what the trained prompt was compared with."""
+        """What the alias must name when this version is committed. Raises Conflict with the reason for leaving it alone."""
         prompt, alias, gate = job.spec.prompt, job.spec.publish.alias, job.spec.publish.gate
-        if gate is None or not gate.beat_current or not alias or self._find(job) is not None:
+        to_beat = gate is not None and gate.beat_current
+        if not alias or (job.effective.alias_revision is None and not to_beat) or self._find(job) is not None:
             return ANYTHING
         index = self._prompt_store.refresh()
+        check_claim(index, job)
         current = index.current_version(prompt, alias)
         name = "" if current is None else current.name
-        if name != outcome.result.current_version:
+        if to_beat and name != outcome.result.current_version:
             found, compared = name or "nothing", outcome.result.current_version or "nothing"
             raise Conflict(f"{prompt}@{alias} names {found}; compared was with {compared}", current=found, expected=compared)
         return None if current is None else index.prompt(prompt).aliases[alias].targets
+
+    def _why_left_alone(self, job: Job, version: PublishedVersion, reason: str = "") -> str:
+        """Empty if the alias moved, or none was to. `reason`: if it is known; a predecessor that crashed did not keep its."""
+        if not job.spec.publish.alias or self._has_moved(job, version):
+            return ""
+        return reason or f"{job.spec.prompt}@{job.spec.publish.alias} had been moved since this job was created, or compared with it"
 
     def _has_moved(self, job: Job, version: PublishedVersion) -> bool:
         """Publication and move are one commit; an alias that last moved before it was left alone."""
@@ -217,22 +230,26 @@ class Publisher:
         """Unless a lost answer or a predecessor had published it already: then it has succeeded."""
         version = await self._context.slow.call(self._find, job)
         if version is not None:
-            await self._succeed(job, outcome, version, self._has_moved(job, version))
+            await self._succeed(job, outcome, version, self._why_left_alone(job, version))
             return
         after = await self._context.change(job.id, lambda record: moves.left_worker(record, time.time()), attempt=job.attempt)
         await self._clean(after.job)
 
-    async def _succeed(self, job: Job, outcome: Outcome, version: PublishedVersion | None, alias_moved: bool = False) -> None:
-        result = outcome.result
+    async def _succeed(self, job: Job, outcome: Outcome, version: PublishedVersion | None, left_alone: str = "") -> None:
+        """`left_alone`: why the version was published without moving the alias."""
+        result, notes = outcome.result, list[Note]()
         if version is not None:
             published: dict[str, object] = {"published": True, "version": version.name, "digest": version.digest}
             decision = result.gate_decision
-            if job.spec.publish.alias and not alias_moved:
-                alias = f"{job.spec.prompt}@{job.spec.publish.alias}"
-                decision += f"; {alias} was left alone, since it no longer names what this was compared with"
-            published |= {"alias_moved": alias_moved, "gate_decision": decision, **await self._serving(job, version)}
+            if left_alone:
+                decision += f"; the alias was left alone: {left_alone}"
+                notes.append(Note(text=f"published {version.name}; the alias was left alone: {left_alone}"))
+            moved = bool(job.spec.publish.alias) and not left_alone
+            published |= {"alias_moved": moved, "gate_decision": decision, **await self._serving(job, version)}
             result = result.model_copy(update=published)
-        after = await self._context.change(job.id, lambda record: moves.succeeded(record, result, time.time()), attempt=job.attempt)
+        after = await self._context.change(
+            job.id, lambda record: moves.succeeded(record, result, time.time()), attempt=job.attempt, payloads=notes
+        )
         if version is not None:
             told = {"caller": job.caller, "prompt": job.spec.prompt, "version": version.name, "alias": job.spec.publish.alias}
             audit.record("publish", "OK", {"job": job.id, **told})

@@ -6,9 +6,11 @@ import torch
 
 from shared.base_model import BaseModel
 from shared.free_memory import free_bytes
+from trainer_service.training import native_kernels
 from trainer_service.training.compute import LOGITS_AT_ONCE
-from trainer_service.training.forward import Forward
+from trainer_service.training.forward import Forward, PackedForward
 from trainer_service.training.packing import Row, Segment
+from trainer_service.training.row_memory import RowMemory
 
 MAX_CPU, MAX_GPU = 2048, 131_072
 """On a CPU a step takes seconds well before memory is spent, and jobs wait for steps."""
@@ -18,6 +20,9 @@ _SHARE = 0.5
 _LOGITS_BYTES = 3 * 4 * LOGITS_AT_ONCE
 """Logits, their gradient and a copy, float32; taken in parts, so that this bounds them."""
 _FEW, _MANY = 64, 192
+_SCORES_AT_ONCE = 3
+"""In `prefix_attention`'s backward pass of one layer: the weights, their gradient and that of the scores."""
+GOOD_PASSES, MAX_PATIENCE = 64, 4096
 
 
 def measured_token_budget(base_model: BaseModel, forward: Forward) -> int:
@@ -25,6 +30,65 @@ def measured_token_budget(base_model: BaseModel, forward: Forward) -> int:
     free = free_bytes(base_model.device)
     fits = int(_SHARE * max(free // 2, free - _LOGITS_BYTES)) // max(1, bytes_per_position(base_model, forward))
     return max(MIN_TOKENS, min(MAX_GPU if base_model.device.type == "cuda" else MAX_CPU, fits))
+
+
+class TokenBudget:
+    """Positions of a pass, lower after memory ran out and growing back. Pure.
+
+    It grows by a quarter after every `GOOD_PASSES` large passes. A size that has failed before is tried again only after twice as many
+    large passes as the time before.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = self.current = max(MIN_TOKENS, most)
+        self._failed_at: int | None = None
+        self._patience = GOOD_PASSES
+        self._good = 0
+
+    def ran_out(self, down_to: int | None = None) -> None:
+        """The present size does not fit. `down_to`: what was seen to fit; by default half."""
+        self._patience = min(MAX_PATIENCE, 2 * self._patience) if self._failed_at is not None else GOOD_PASSES
+        self._failed_at = self.current
+        self.current = max(MIN_TOKENS, min(self.current // 2 if down_to is None else down_to, self.current))
+        self._good = 0
+
+    def fitted(self, num_tokens: int) -> None:
+        """A pass of so many positions was computed; small ones say nothing about a larger budget."""
+        if self.current >= self._most or 2 * num_tokens < self.current:
+            return
+        self._good += 1
+        larger = min(self._most, self.current + max(1, self.current // 4))
+        needed = GOOD_PASSES if self._failed_at is None or larger < self._failed_at else self._patience
+        if self._good >= needed:
+            self.current, self._good = larger, 0
+
+
+def measured_row_memory(base_model: BaseModel, forward: Forward) -> RowMemory:
+    """Two small forward passes are run for it."""
+    return RowMemory(bytes_per_position(base_model, forward), bytes_per_pair(base_model, forward))
+
+
+def bytes_per_pair(base_model: BaseModel, forward: Forward) -> float:
+    """What attention holds for each pair of positions of one row, at most, computed from the configuration. 0 where kernels never write
+    scores to memory: the compiled ones, and PyTorch's fused ones."""
+    model = base_model.model
+    config = model.config.get_text_config()
+    heads = int(getattr(config, "num_attention_heads", 0) or 0)
+    size = 4 if base_model.device.type == "cpu" else base_model.dtype.itemsize
+    if isinstance(forward, PackedForward):
+        return 0.0 if _has_compiled_attention(base_model, heads) else float(heads * size * _SCORES_AT_ONCE)
+    if getattr(config, "_attn_implementation", "") != "eager":
+        return 0.0
+    return float(heads * size * 2 * base_model.info.num_layers)  # scores and weights of every layer wait for the backward pass
+
+
+def _has_compiled_attention(base_model: BaseModel, heads: int) -> bool:
+    config = base_model.model.config.get_text_config()
+    width = getattr(config, "head_dim", None) or (base_model.info.hidden_size // heads if heads else 0)
+    softcap = getattr(config, "attn_logit_softcapping", None)
+    sinks = any(name.endswith("sinks") for name, _ in base_model.model.named_parameters())
+    sample = torch.empty(0, dtype=base_model.dtype, device=base_model.device)
+    return softcap is None and not sinks and native_kernels.takes(sample, int(width))
 
 
 def bytes_per_position(base_model: BaseModel, forward: Forward) -> int:

@@ -18,18 +18,22 @@ import torch
 
 from shared.base_model import BaseModel
 from shared.errors import AlreadyExists
-from trainer_service.training.budget import measured_token_budget
-from trainer_service.training.compute import backward, score
+from shared.free_memory import free_bytes
+from trainer_service.training.budget import TokenBudget, measured_row_memory, measured_token_budget
+from trainer_service.training.compute import backward, memory_cost, score_within
 from trainer_service.training.events import Checkpointed, Finished, Stopped, TrainingEvent, TrainingTask
 from trainer_service.training.fair_share import FairShare
-from trainer_service.training.faults import failure, is_machine_fault, is_out_of_memory
+from trainer_service.training.faults import RowTooLarge, failure, is_machine_fault, is_out_of_memory
 from trainer_service.training.forward import choose_forward
+from trainer_service.training.packing import Row
 from trainer_service.training.run import Life, TuningRun
 from trainer_service.training.work import CallWork, ScoreWork, StepOutcome, TrainWork, Work
 
 log = logging.getLogger(__name__)
 
 MIN_TOKEN_BUDGET = 64
+_Compute = Callable[[list[Any], int], list[Any]]
+"""Results of works, in passes of at most so many positions."""
 
 
 @dataclass
@@ -40,6 +44,8 @@ class _Member:
     """What comes next; None only before the first piece."""
     stopping: bool = False
     checkpointed_at: float = 0.0
+    token_budget: int | None = None
+    """Of its passes, if it needs smaller ones than the other jobs."""
 
 
 class Cohort:
@@ -52,7 +58,9 @@ class Cohort:
         """
         self._base_model = base_model
         self._forward = choose_forward(base_model)
-        self._token_budget = max(MIN_TOKEN_BUDGET, token_budget or measured_token_budget(base_model, self._forward))
+        self._forward.row_memory = measured_row_memory(base_model, self._forward)
+        self._budget = TokenBudget(token_budget or measured_token_budget(base_model, self._forward))
+        self._free_bytes = free_bytes(base_model.device)
         self._checkpoint_interval_seconds = checkpoint_interval_seconds
         self._members: dict[str, _Member] = {}
         self._fair_share = FairShare[str]()
@@ -63,13 +71,13 @@ class Cohort:
 
     @property
     def token_budget(self) -> int:
-        return self._token_budget
+        return self._budget.current
 
     def add(self, task: TrainingTask) -> None:
         """The job takes part from the next step on; what is wrong with it becomes its Failed event. Raises AlreadyExists."""
         if task.job_id in self._members:
             raise AlreadyExists(f"job {task.job_id} is in this cohort already")
-        run = TuningRun(task, self._base_model)
+        run = TuningRun(task, self._base_model, self._check_row)
         self._members[task.job_id] = _Member(run, run.life(), checkpointed_at=time.monotonic())
         self._fair_share.join(task.job_id, task.priority)
 
@@ -91,7 +99,7 @@ class Cohort:
         for job_id in [job_id for job_id, member in self._members.items() if member.work is None]:
             events += self._advance(job_id, None)
         costs = {job_id: self._cost(member.work) for job_id, member in self._members.items() if member.work is not None}
-        for job_id, outcome in self._compute(self._fair_share.choose(costs, self._token_budget)).items():
+        for job_id, outcome in self._compute(self._fair_share.choose(costs, self.token_budget)).items():
             events += self._fail(job_id, outcome) if isinstance(outcome, Exception) else self._advance(job_id, outcome)
         return events + self._checkpoints()
 
@@ -107,37 +115,117 @@ class Cohort:
         scoring = {job_id: work for job_id, work in works.items() if isinstance(work, ScoreWork)}
         results: dict[str, Any] = {}
         results |= self._isolated(train, self._train)
-        results |= self._isolated(scoring, lambda some: score(self._base_model, self._forward, some))
+        results |= self._isolated(scoring, lambda some, budget: score_within(self._base_model, self._forward, some, budget))
         for job_id, work in works.items():
             if isinstance(work, CallWork):
-                results |= self._isolated({job_id: work}, lambda some: [some[0].call()])
+                results |= self._isolated({job_id: work}, lambda some, budget: [some[0].call()])
         return results
 
-    def _isolated(self, works: dict[str, Any], compute: Callable[[list[Any]], list[Any]]) -> dict[str, Any]:
-        """`compute` for all at once; if that raises, each alone, so that only who is to blame fails."""
-        if not works:
-            return {}
+    def _isolated(self, works: dict[str, Any], compute: _Compute) -> dict[str, Any]:
+        """`compute` for all at once, but for jobs that need smaller passes; if that raises, only the jobs to blame fail or get less.
+
+        Out of memory: halves of the jobs are tried with the full budget until the jobs are found that don't fit even alone. Each of
+        these gets smaller passes of its own, or fails if its longest row is too much. Only where all of them need less, or nothing but
+        their combination was too large, does the common budget shrink; it grows back (`TokenBudget`).
+        """
+        together = {job_id: work for job_id, work in works.items() if self._members[job_id].token_budget is None}
+        results = self._together(together, compute) if together else {}
+        for job_id, work in works.items():
+            if job_id not in together:
+                budget = self._members[job_id].token_budget or self.token_budget
+                results |= self._bisected({job_id: work}, compute, budget, {})
+        return results
+
+    def _together(self, works: dict[str, Any], compute: _Compute) -> dict[str, Any]:
+        budget, less = self.token_budget, dict[str, int]()
+        found = self._attempt(list(works.values()), compute, budget)
+        if not isinstance(found, Exception):
+            if not isinstance(next(iter(works.values())), CallWork):
+                self._budget.fitted(sum(self._cost(work) for work in works.values()))
+            return dict(zip(works, found, strict=True))
+        results = self._divided(works, found, compute, budget, less)
+        if not is_out_of_memory(found):
+            return results
+        too_large = [job_id for job_id, result in results.items() if isinstance(result, Exception) and is_out_of_memory(result)]
+        if len(less) + len(too_large) == len(works) and less:
+            self._budget.ran_out(min(less.values()))
+        elif not less and not too_large:
+            self._budget.ran_out()
+        else:
+            for job_id, its_budget in less.items():
+                self._members[job_id].token_budget = its_budget
+        log.warning("out of memory", extra={"fields": {"token_budget": self.token_budget, "less": less, "too_large": too_large}})
+        return results
+
+    def _bisected(self, works: dict[str, Any], compute: _Compute, budget: int, less: dict[str, int]) -> dict[str, Any]:
+        """`less`: receives the budgets of the jobs that needed a smaller one."""
+        found = self._attempt(list(works.values()), compute, budget)
+        return self._divided(works, found, compute, budget, less) if isinstance(found, Exception) else dict(zip(works, found, strict=True))
+
+    def _divided(self, works: dict[str, Any], error: Exception, compute: _Compute, budget: int, less: dict[str, int]) -> dict[str, Any]:
+        """After `error` of all of them at once."""
+        if len(works) == 1:
+            [(job_id, work)] = works.items()
+            return {job_id: self._with_less(job_id, work, error, compute, budget, less)}
+        items = list(works.items())
+        size = len(items) // 2 if is_out_of_memory(error) else 1
+        parts = [dict(items[:size]), dict(items[size:])] if is_out_of_memory(error) else [{job_id: work} for job_id, work in items]
+        return {job_id: result for part in parts for job_id, result in self._bisected(part, compute, budget, less).items()}
+
+    def _with_less(self, job_id: str, work: Work, error: Exception, compute: _Compute, budget: int, less: dict[str, int]) -> Any:
+        """The job's result in smaller passes, the smallest one row long; or the error."""
+        least = max(MIN_TOKEN_BUDGET, self._largest_row(work))
+        while is_out_of_memory(error) and budget > least:
+            budget = max(least, budget // 2)
+            found = self._attempt([work], compute, budget)
+            if not isinstance(found, Exception):
+                less[job_id] = budget
+                return found[0]
+            error = found
+        return self._too_large(work) if is_out_of_memory(error) and not isinstance(work, CallWork) else error
+
+    def _attempt(self, works: list[Any], compute: _Compute, budget: int) -> list[Any] | Exception:
+        """The results, or the exception. Raises what is the machine's fault."""
         try:
-            return dict(zip(works, compute(list(works.values())), strict=True))
+            return compute(works, budget)
         except Exception as error:
             if is_machine_fault(error):
                 raise
-            if is_out_of_memory(error) and self._token_budget > MIN_TOKEN_BUDGET:
-                self._token_budget = max(MIN_TOKEN_BUDGET, self._token_budget // 2)
-                log.warning("out of memory: the token budget is now %d", self._token_budget)
-                if self._base_model.device.type == "cuda":
-                    torch.cuda.empty_cache()
-                return self._isolated(works, compute)
-            if len(works) == 1:
-                return {next(iter(works)): error}
-        return {job_id: result for job_id, work in works.items() for result in self._isolated({job_id: work}, compute).values()}
+            found = error.with_traceback(None) if is_out_of_memory(error) else error  # its frames hold the tensors of the pass
+        if is_out_of_memory(found) and self._base_model.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return found
 
-    def _train(self, works: list[TrainWork]) -> list[list[StepOutcome]]:
+    def _segments(self, work: Work) -> list[tuple[int, Sequence[Row]]]:
+        """(virtual tokens, rows)"""
+        if isinstance(work, TrainWork):
+            return [(part.trainee.num_virtual_tokens, part.rows) for part in work.parts]
+        return [(0 if work.prompt is None else int(work.prompt.shape[0]), work.rows)] if isinstance(work, ScoreWork) else []
+
+    def _largest_row(self, work: Work) -> int:
+        rows = [(num_virtual, row) for num_virtual, rows in self._segments(work) for row in rows]
+        return max((memory_cost(self._forward, num_virtual, [row]) for num_virtual, row in rows), default=0)
+
+    def _too_large(self, work: Work) -> RowTooLarge:
+        longest = max((len(row.tokens), num_virtual) for num_virtual, rows in self._segments(work) for row in rows)
+        fits = self._fitting_tokens(longest[1])
+        return RowTooLarge(*longest, fits=fits if fits < longest[0] else None)
+
+    def _check_row(self, num_virtual_tokens: int, num_tokens: int) -> None:
+        """Raises RowTooLarge for a row that can't fit even alone into what was free when the base model had been loaded."""
+        memory = self._forward.row_memory
+        if memory.row_bytes(num_virtual_tokens + num_tokens) > self._free_bytes:
+            raise RowTooLarge(num_tokens, num_virtual_tokens, self._fitting_tokens(num_virtual_tokens))
+
+    def _fitting_tokens(self, num_virtual_tokens: int) -> int:
+        return max(0, self._forward.row_memory.fitting_positions(self._free_bytes) - num_virtual_tokens)
+
+    def _train(self, works: list[TrainWork], token_budget: int) -> list[list[StepOutcome]]:
         started = time.perf_counter()
         parts = [part for work in works for part in work.parts]
         for part in parts:
             part.trainee.discard_gradients()
-        losses = backward(self._base_model, self._forward, parts, self._token_budget)
+        losses = backward(self._base_model, self._forward, parts, token_budget)
         norms = torch.stack([part.trainee.clip() for part in parts])
         rates = [part.trainee.learning_rate for part in parts]
         for part in parts:

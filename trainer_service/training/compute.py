@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,7 @@ from trainer_service.training.work import RowScore, ScoreWork, TrainPart
 
 LOGITS_AT_ONCE = 1 << 26
 """256 MiB of float32."""
+_WITHOUT_BACKWARD = 3
 
 
 def backward(base_model: BaseModel, forward: Forward, parts: Sequence[TrainPart], token_budget: int) -> torch.Tensor:
@@ -130,13 +131,35 @@ def _cross_entropy(
     return torch.cat([checkpoint(of, part, first, use_reentrant=False) for first, part in parts])
 
 
+def memory_cost(forward: Forward, num_virtual: int, rows: Sequence[Row]) -> int:
+    """What a segment takes of a pass's budget: its positions, and more for rows so long that attention's scores need the memory."""
+    longest = num_virtual + max((len(row.tokens) for row in rows), default=0)
+    return forward.row_memory.cost(forward.num_tokens(num_virtual, rows), longest)
+
+
+def score_within(base_model: BaseModel, forward: Forward, works: Sequence[ScoreWork], token_budget: int) -> list[list[RowScore]]:
+    """`score`, in several passes where one would exceed the budget. Without a backward pass a position takes about a third."""
+    lengths = [0 if work.prompt is None else int(work.prompt.shape[0]) for work in works]
+    budget = _WITHOUT_BACKWARD * token_budget
+    if sum(memory_cost(forward, length, work.rows) for length, work in zip(lengths, works, strict=True)) <= budget:
+        return score(base_model, forward, works)
+    return [
+        [
+            found
+            for rows in _fitting(forward, length, work.rows, budget)
+            for found in score(base_model, forward, [replace(work, rows=rows)])[0]
+        ]
+        for length, work in zip(lengths, works, strict=True)
+    ]
+
+
 def _passes(forward: Forward, parts: Sequence[TrainPart], token_budget: int) -> Iterator[list[tuple[int, Sequence[Row]]]]:
     """Split the parts' rows so that no pass takes more than the budget, unless a single row does."""
     chunk, used = list[tuple[int, Sequence[Row]]](), 0
     for index, part in enumerate(parts):
         num_virtual = part.trainee.num_virtual_tokens
         for rows in _fitting(forward, num_virtual, part.rows, token_budget):
-            cost = forward.num_tokens(num_virtual, rows)
+            cost = memory_cost(forward, num_virtual, rows)
             if chunk and used + cost > token_budget:
                 yield chunk
                 chunk, used = [], 0
@@ -147,7 +170,7 @@ def _passes(forward: Forward, parts: Sequence[TrainPart], token_budget: int) -> 
 
 
 def _fitting(forward: Forward, num_virtual: int, rows: Sequence[Row], token_budget: int) -> Iterable[Sequence[Row]]:
-    if len(rows) == 1 or forward.num_tokens(num_virtual, rows) <= token_budget:
+    if len(rows) == 1 or memory_cost(forward, num_virtual, rows) <= token_budget:
         return [rows]
     middle = len(rows) // 2
     halves = rows[:middle], rows[middle:]

@@ -14,14 +14,42 @@ from trainer_service.training.spec import Example, Init, TrainingSpec
 
 
 @dataclass(frozen=True)
+class DatasetFile:
+    """A stored dataset, named by its content: any node that has a file with this digest has the dataset."""
+
+    digest: str
+    """SHA-256 of the bytes, 64 hexadecimal digits."""
+    path: str
+    """Where the trainer has it; a worker on another node may find nothing there."""
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """The examples of a task, to be read where it is trained."""
+
+    dataset: DatasetFile
+    validation: DatasetFile | None
+    """Held-out examples of their own; None: a share of the training examples is held out."""
+    validation_fraction: float
+    """Of the training examples; only used without a validation dataset."""
+    seed: int
+    """Of the split."""
+
+    @property
+    def files(self) -> tuple[DatasetFile, ...]:
+        return (self.dataset,) if self.validation is None else (self.dataset, self.validation)
+
+
+@dataclass(frozen=True)
 class TrainingTask:
     """One job, ready to train. `attempt` fences: what an earlier attempt still says is ignored."""
 
     job_id: str
     attempt: int
     spec: TrainingSpec
-    train: tuple[Example, ...]
-    validation: tuple[Example, ...]
+    train: tuple[Example, ...] = ()
+    validation: tuple[Example, ...] = ()
     source: SoftPrompt | None = None
     """FROM_PROMPT: the matrix to start from."""
     current: SoftPrompt | None = None
@@ -33,6 +61,12 @@ class TrainingTask:
     priority: int = 0
     traceparent: str = ""
     """W3C trace context that this attempt's span belongs under."""
+    data: TaskData | None = None
+    """Where `train` and `validation` come from, while they are not read yet: a task is small on its way to a worker."""
+    digest: str = ""
+    """`checkpoint.digest_of` this task, where it is known already: a large dataset takes seconds."""
+    num_overlapping: int | None = None
+    """`dataset.count_overlap` of its examples; None: not counted yet."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +171,8 @@ class Stopped(TrainingEvent):
 
 @dataclass(frozen=True)
 class Failed(TrainingEvent):
-    """`code`: NAN_LOSS, BAD_DATA, OUT_OF_MEMORY, INTERNAL. `retryable`: the same job may do better alone in a process of its own."""
+    """`code`: NAN_LOSS, BAD_DATA, OUT_OF_MEMORY, DATA_UNAVAILABLE, INTERNAL. `retryable`: the same job may do better alone in a process
+    of its own. DATA_UNAVAILABLE: the worker could not read the job's dataset; the job goes back to the queue."""
 
     code: str
     message: str

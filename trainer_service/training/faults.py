@@ -6,7 +6,7 @@ import logging
 
 import torch
 
-from shared.errors import InvalidInput, PreconditionFailed
+from shared.errors import InvalidInput, PreconditionFailed, SoftPromptError
 from trainer_service.training.events import Failed, TrainingTask
 from trainer_service.training.trainee import NonFinite
 
@@ -17,6 +17,17 @@ _DEVICE = ("CUDA error", "CUDA driver error", "Triton Error [CUDA]")
 """How libraries below PyTorch begin their messages; PyTorch's own are AcceleratorError."""
 
 
+class RowTooLarge(SoftPromptError):
+    """One example is too large for this worker's memory, even in a pass of its own. `fits`: tokens that would fit, if that is known."""
+
+    def __init__(self, num_tokens: int, num_virtual_tokens: int, fits: int | None) -> None:
+        limit = "" if fits is None else f"; examples of up to {fits} tokens fit"
+        super().__init__(
+            f"the longest example alone, {num_tokens} tokens behind {num_virtual_tokens} virtual tokens, "
+            f"is too large for this worker's memory{limit}"
+        )
+
+
 def failure(task: TrainingTask, error: Exception) -> Failed:
     """What a caller is told about an exception of this job's life."""
     if isinstance(error, NonFinite):
@@ -25,8 +36,10 @@ def failure(task: TrainingTask, error: Exception) -> Failed:
         return Failed(task.job_id, task.attempt, code="BAD_DATA", message=error.message, field=error.violations[0].field)
     if isinstance(error, PreconditionFailed):
         return Failed(task.job_id, task.attempt, code="BAD_DATA", message=error.message)
+    if isinstance(error, RowTooLarge):
+        return Failed(task.job_id, task.attempt, code="OUT_OF_MEMORY", message=error.message, field="spec.dataset", retryable=True)
     if is_out_of_memory(error):
-        message = "one example alone is too large for this worker's memory"
+        message = "an operation that takes part of one example at a time is too large for this worker's memory"
         return Failed(task.job_id, task.attempt, code="OUT_OF_MEMORY", message=message, retryable=True)
     log.error("job %s failed", task.job_id, exc_info=error)
     message = "training failed unexpectedly; the worker's log has the cause"
@@ -34,7 +47,7 @@ def failure(task: TrainingTask, error: Exception) -> Failed:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(words in str(error) for words in _OUT_OF_MEMORY)
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError, RowTooLarge)) or any(words in str(error) for words in _OUT_OF_MEMORY)
 
 
 def is_machine_fault(error: Exception) -> bool:

@@ -23,6 +23,7 @@ from trainer_service.training.last_layer import last_mlp, only_at
 from trainer_service.training.packing import Row, Segment, num_packed_tokens, pack
 from trainer_service.training.prefix_attention import packed_attention
 from trainer_service.training.rotary import replace_rotary
+from trainer_service.training.row_memory import RowMemory
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +31,9 @@ _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
 
 
 class Forward(Protocol):
+    row_memory: RowMemory
+    """Measured by whoever computes with it (`budget.measured_row_memory`); until then only positions count."""
+
     def states(self, segments: Sequence[Segment]) -> torch.Tensor:
         """`[targets, width]`: what `logits` turns into logits, ordered by segment, row, target."""
         ...
@@ -47,6 +51,7 @@ class PackedForward:
     """`split`: apply the output head apart from the layers, so that logits of many targets and large vocabularies can be taken in parts."""
 
     def __init__(self, base_model: BaseModel, *, split: bool = True) -> None:
+        self.row_memory = RowMemory()
         self._model, self._device, self._split = base_model.model, base_model.device, split
         self._embed = base_model.model.get_input_embeddings()
         self._last_mlp = last_mlp(base_model.model)
@@ -80,6 +85,7 @@ class PackedForward:
 
 class PlainForward:
     def __init__(self, base_model: BaseModel) -> None:
+        self.row_memory = RowMemory()
         self._model, self._device = base_model.model, base_model.device
         self._embed = base_model.model.get_input_embeddings()
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import statistics as numbers
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from functools import partial
 from typing import Any
 
@@ -49,11 +49,12 @@ Metrics = Generator[Work, Any, dict[str, float]]
 
 
 class TuningRun:
-    def __init__(self, task: TrainingTask, base_model: BaseModel) -> None:
-        self.task = task
+    def __init__(self, task: TrainingTask, base_model: BaseModel, check_row: Callable[[int, int], None] | None = None) -> None:
+        """`check_row(virtual tokens, tokens)` raises for a row that this worker can't compute; called with the longest one."""
+        self.task, self._check_row = task, check_row
         self._base_model = base_model
         self._spec, self._hyper = task.spec, task.spec.hyperparameters
-        self._state = RunState(digest=digest_of(task.spec, task.train, task.validation))
+        self._state = RunState(digest=task.digest or digest_of(task.spec, task.train, task.validation))
         self._trainees: list[Trainee] = []
         self._best: torch.Tensor | None = None
         self._train, self._validation = EncodedDataset(()), EncodedDataset(())
@@ -79,7 +80,9 @@ class TuningRun:
         """Raises InvalidInput for data or settings that can't be trained, NonFinite when the loss explodes."""
         yield from self._prepare()
         self._begin()
-        overlap = count_overlap(self.task.train, self.task.validation)
+        overlap = self.task.num_overlapping
+        if overlap is None:
+            overlap = count_overlap(self.task.train, self.task.validation)
         self._emit(Started, statistics=encoding.statistics(self._train, self._validation, overlap), step=self.step)
         periodic = self._held_out(MAX_PERIODIC)
         if len(periodic) and self._state.template_metrics is None:
@@ -109,6 +112,10 @@ class TuningRun:
         if self.task.validation:
             self._validation = yield from self._encode(self.task.validation)
         self._row_weights = self._class_weights()
+        if self._check_row is not None:
+            examples = (*self._train.examples, *self._validation.examples)
+            longest = max(len(example.input_ids) + len(example.target_ids) - 1 for example in examples)  # the last is never read
+            self._check_row(self._hyper.num_virtual_tokens, longest)
 
     def _encode(self, examples: tuple[Example, ...]) -> Generator[Work, Any, EncodedDataset]:
         """In slices: tokenizing 50,000 examples takes seconds that others don't wait for."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import json
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import replace
@@ -23,7 +25,7 @@ from trainer_service.jobs.manager import JobManager, files_for
 from trainer_service.jobs.model import EffectiveSpec, Job, TuningSpec
 from trainer_service.jobs.states import JobState
 from trainer_service.jobs.store import JobStore
-from trainer_service.training.spec import Example
+from trainer_service.training.events import DatasetFile
 
 FAST = JobsConfig(
     worker_idle_seconds=60,
@@ -38,13 +40,22 @@ FAST = JobsConfig(
 
 
 class Examples:
-    """Datasets by name, in memory; a dataset's name says what its inputs begin with."""
+    """Datasets by name, in files; a dataset's name says what its inputs begin with."""
 
-    def read(self, name: str) -> tuple[Example, ...]:
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def file(self, name: str) -> DatasetFile:
         if name == "datasets/gone":
             raise NotFound("dataset", name)
         first = name.removeprefix("datasets/")
-        return tuple(Example(line=line, input=f"{first} {line}", output="yes") for line in range(1, 13))
+        data = "".join(json.dumps({"input": f"{first} {line}", "output": "yes"}) + "\n" for line in range(1, 13)).encode()
+        digest = hashlib.sha256(data).hexdigest()
+        self._directory.mkdir(exist_ok=True)
+        path = self._directory / f"sha256-{digest}.jsonl"
+        if not path.exists():
+            path.write_bytes(data)
+        return DatasetFile(digest, str(path), len(data))
 
 
 class AdmitAll:
@@ -84,7 +95,7 @@ class Service:
         self.manager = JobManager(
             store,
             AdmitAll(self.base),
-            Examples(),
+            Examples(self.directory / "datasets"),
             self.prompt_store,
             self.pool,
             self.config,

@@ -35,12 +35,17 @@ class ScriptedTrainer:
         self._tasks: dict[str, TrainingTask] = {}
         self._fresh: list[str] = []
         self._stopping: set[str] = set()
+        self._endless = True
         self.log: list[tuple[str, int, int]] = []
         """(job, attempt, step) of every step done."""
 
     @property
     def is_idle(self) -> bool:
         return not self._tasks
+
+    def finish_forever(self) -> None:
+        """Inputs `forever` are like any others from now on."""
+        self._endless = False
 
     def add(self, task: TrainingTask) -> None:
         self._tasks[task.job_id] = task
@@ -77,7 +82,8 @@ class ScriptedTrainer:
             self._leave(job_id)
             return [Failed(job_id, attempt, "OUT_OF_MEMORY", "does not fit", retryable=True)]
         total = task.spec.hyperparameters.num_steps
-        self._steps[job_id] += wish != "forever" or self._steps[job_id] < total - 1
+        endless = wish == "forever" and self._endless
+        self._steps[job_id] += not endless or self._steps[job_id] < total - 1
         step = self._steps[job_id]
         self.log.append((job_id, attempt, step))
         loss = 1.0 / step

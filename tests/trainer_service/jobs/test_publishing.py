@@ -54,15 +54,6 @@ async def test_a_version_that_became_current_after_the_comparison_is_left_in_pla
     assert current(service) == [2]
 
 
-async def test_without_that_condition_the_newest_wins(service: Service) -> None:
-    manager = await service.start()
-    job = await manager.create(spec(num_steps=150))
-    await service.until(job.id, lambda job: job.progress.step > 5)
-    put_version(service, 1)
-    assert result_of(await service.state(job.id, JobState.SUCCEEDED)).alias_moved
-    assert current(service) == [2]
-
-
 async def test_of_a_shared_alias_the_version_with_most_of_the_traffic_is_current(service: Service) -> None:
     manager = await service.start()
     put_version(service, 1)
