@@ -31,7 +31,7 @@ from shared.store.alias import Expected
 from shared.store.commit import MAX_ACTOR_CHARS
 from shared.store.fleet import Serving, serving
 from shared.store.index import render_targets
-from shared.store.view import commit_revision, shown_index, shown_revision, store_revision
+from shared.store.view import commit_revision, shown_index, shown_revision, shown_revisions, store_revision
 from trainer_service.base_models import BaseModels
 from trainer_service.chunks import UploadSlots, timely
 from trainer_service.imports import ImportRequest, import_job, read_import
@@ -174,15 +174,16 @@ class Prompts:
 
     async def status(self, prompt: str) -> PromptStatus:
         """Raises NotFound."""
-        index = await self._fresh()
-        record = index.prompt(prompt)
+        index = await asyncio.to_thread(self._store.refresh)
+        record = self._seen(index).prompt(prompt)
         replicas = await asyncio.to_thread(self._store.list_replicas)
         versions = sorted(record.versions.values(), key=lambda version: -version.version)
-        seen = [shown_revision(self._store.index(), current_caller(), replica.revision) for replica in replicas]
+        seen = [index.revision, *(replica.revision for replica in replicas)]
+        revision, *seen = await asyncio.to_thread(shown_revisions, index, current_caller(), seen)
         return PromptStatus(
             tuple((Version(record, version), serving(version, replicas)) for version in versions),
-            tuple(replica.model_copy(update={"revision": revision}) for replica, revision in zip(replicas, seen, strict=True)),
-            index.revision,
+            tuple(replica.model_copy(update={"revision": shown}) for replica, shown in zip(replicas, seen, strict=True)),
+            revision,
         )
 
     async def watch(self, after_revision: int | None, name_prefix: str, store_id: str = "") -> AsyncGenerator[PromptChange, None]:
@@ -221,7 +222,7 @@ class Prompts:
     def _shown(self, revision: int) -> int:
         """What the caller is shown for the revision of a change that was made a moment ago."""
         made = [commit for commit in self._store.recent_commits() if commit.revision == revision]
-        return commit_revision(made[0], current_caller()) if made else self._seen(self._store.index()).revision
+        return commit_revision(made[0], current_caller()) if made else shown_revision(self._store.index(), current_caller())
 
 
 def _actor() -> str:
@@ -254,7 +255,7 @@ def _flatten(changes: Changes, store_id: str, name_prefix: str, caller: Caller) 
     index = shown_index(changes.index, caller)
     if changes.restarted:
         found = tuple(index.list_prompts(limit=len(index.prompts), name_prefix=name_prefix))
-        yield PromptChange(index.revision, store_id, snapshot=found)
+        yield PromptChange(shown_revision(changes.index, caller), store_id, snapshot=found)
         return
     for commit in changes.commits:
         for operation in commit.ops:

@@ -9,7 +9,9 @@ microseconds since the epoch: it is as good for comparing, for `expected_revisio
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import bisect
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
@@ -27,21 +29,28 @@ def visible_index(index: StoreIndex, caller: Caller) -> StoreIndex:
 
 
 def shown_index(index: StoreIndex, caller: Caller) -> StoreIndex:
-    """The prompts that the caller may use, with the revisions that the caller is shown; its own is that of the newest change in it."""
-    if not caller.is_limited_to_prompts:
-        return index
-    return StoreIndex(shown_revision(index, caller), _Shown(index.prompts, caller))
+    """The prompts that the caller may use, their versions and aliases with the revisions that the caller is shown.
 
-
-def shown_revision(index: StoreIndex, caller: Caller, seen: int | None = None) -> int:
-    """What the caller is shown for the newest change in the index, or for the newest one up to the store's revision `seen`.
-
-    0 if there is none that the caller may see. A removed alias and a deleted version leave nothing in the index to count.
+    The index's own revision stays the store's: `shown_revision` gives what is shown for it, and has to look at every prompt for that.
     """
+    return replace(index, prompts=_Shown(index.prompts, caller)) if caller.is_limited_to_prompts else index
+
+
+def shown_revision(index: StoreIndex, caller: Caller) -> int:
+    """What the caller is shown for the revision of the index: that of the newest change that the caller may see, 0 if there is none.
+
+    A removed alias and a deleted version leave nothing in the index to count.
+    """
+    return shown_revisions(index, caller, [index.revision])[0]
+
+
+def shown_revisions(index: StoreIndex, caller: Caller, seen: Sequence[int]) -> list[int]:
+    """The same for each reader of the store that has seen so much of it."""
     if not caller.is_limited_to_prompts:
-        return index.revision if seen is None else seen
-    changes = _changes(_Visible(index.prompts, caller).values())
-    return max((_microseconds(time) for revision, time in changes if seen is None or revision <= seen), default=0)
+        return list(seen)
+    changes = sorted(_changes(_Visible(index.prompts, caller).values()))
+    newest = [0, *itertools.accumulate((_microseconds(time) for _, time in changes), max)]
+    return [newest[bisect.bisect_right(changes, revision, key=lambda change: change[0])] for revision in seen]
 
 
 def commit_revision(commit: Commit, caller: Caller) -> int:

@@ -41,7 +41,7 @@ def status(
         for refusal in version.refused:
             show(f"{_short(version.version)} is refused by {refusal.replica}: {refusal.reason}")
     for replica in found.replicas:
-        behind = f", {found.revision - replica.revision} changes behind" if replica.revision < found.revision else ""
+        behind = ", has not seen the newest changes" if replica.revision < found.revision else ""
         show(f"replica {replica.id}: {replica.base_model}, last heard {local_time(replica.update_time)}{behind}")
     if not found.replicas:
         show("no replica is alive")

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import time
+from contextlib import suppress
+from pathlib import Path
 
+import grpc
 from google.protobuf.timestamp_pb2 import Timestamp
 from prompttuning.v1 import prompts_pb2
 from prompttuning.v1 import tuning_pb2 as pb
+from safetensors.torch import save
 
 from shared.security import audit
+from shared.security.tokens import hash_token, new_token
+from shared.store import open_store
 from tests.log_lines import log_lines
-from tests.trainer_service.conftest import RunningTrainer, until
+from tests.trainer_service.conftest import RunningTrainer, running_trainer, until
 from tests.trainer_service.requests import create_job, json_lines, tuning_spec, upload_of
-from tests.trainer_service.test_prompt_service import publish, set_alias, target
+from tests.trainer_service.test_prompt_service import MATRIX, import_of, publish, set_alias, target
+from trainer_service.config import TrainerSettings
 
 TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
 METADATA = (("x-request-id", "r-1"), ("traceparent", f"00-{TRACE_ID}-00f067aa0ba902b7-01"))
@@ -53,6 +61,33 @@ async def test_a_job_that_ends_leaves_one_line_with_its_state_whoever_ended_it(t
     assert "error" not in cancelled
     assert (expired["job"], expired["state"], expired["error"]) == (late.name.removeprefix("tuningJobs/"), "FAILED", "DEADLINE_EXCEEDED")
     assert {(line["caller"], line["prompt"]) for line in (cancelled, expired)} == {("anonymous", "support-tone")}
+
+
+async def test_manual_changes_have_an_actor_and_downloads_are_audited(settings: TrainerSettings, tmp_path: Path) -> None:
+    token = new_token()
+    caller = {"name": "release", "roles": ["publisher"], "prompts": ["colours"], "token_sha256": [hash_token(token)]}
+    (tmp_path / "callers.json").write_text(json.dumps({"callers": [caller]}))
+    metadata = (("authorization", f"Bearer {token}"),)
+    async with running_trainer(settings.model_copy(update={"callers_file": str(tmp_path / "callers.json")})) as trainer:
+        with log_lines(audit.LOGGER) as audited, log_lines("trainer_service.prompts") as logged:
+            matrix = save({"prompt_embeddings": MATRIX})
+            for _ in range(2):
+                await trainer.prompts.ImportPromptVersion(import_of(matrix), metadata=metadata)
+            moving = prompts_pb2.SetPromptAliasRequest(prompt="colours", alias="stable", targets=[target(2)])
+            await trainer.prompts.SetPromptAlias(moving, metadata=metadata)
+            await trainer.prompts.DeletePromptVersion(prompts_pb2.DeletePromptVersionRequest(name="colours@1"), metadata=metadata)
+            for name in ("colours@2", "acme-layoffs@1"):
+                call = trainer.prompts.DownloadPromptVersion(prompts_pb2.DownloadPromptVersionRequest(name=name), metadata=metadata)
+                with suppress(grpc.aio.AioRpcError):
+                    _ = [part async for part in call]
+    store = open_store(settings.resolved_store_url)
+    commits = store.changes_since(0).commits
+    assert [commit.actor for commit in commits] == ["release"] * 4
+    assert [(line["actor"], line["revision"]) for line in logged] == [("release", commit.revision) for commit in commits]
+    store.close()
+    done, refused = (line for line in audited if line["action"] == "PromptService/DownloadPromptVersion")
+    assert (done["caller"], done["result"], done["version"]) == ("release", "OK", "prompts/colours/versions/2")
+    assert (refused["caller"], refused["result"], refused["prompt"]) == ("release", "NOT_FOUND", "acme-layoffs@1")
 
 
 async def test_a_calls_line_names_request_caller_prompt_job_and_trace(trainer: RunningTrainer) -> None:

@@ -13,17 +13,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prompttuning.v1 import common_pb2, prompts_pb2, tuning_pb2
 
-from shared.manifest import SamplingDefaults
-from shared.store.commit import AliasTarget
+from shared.manifest import Manifest, SamplingDefaults, utc_now
+from shared.security.caller import Caller, Role, calling
+from shared.store.commit import AliasTarget, VersionSummary
+from shared.store.index import PromptRecord, VersionRecord
 from shared.template import Template, TemplateFormat
-from tests.trainer_service.jobs.builders import effective_spec
+from tests.trainer_service.jobs.builders import BASE_MODEL, effective_spec
 from tests.trainer_service.requests import generation_examples, inline
 from trainer_service.convert import enums
 from trainer_service.convert.common import sampling_from_wire, sampling_to_wire, template_from_wire, template_to_wire
 from trainer_service.convert.enums import EnumTable
 from trainer_service.convert.fields import from_duration, short_float, to_duration
 from trainer_service.convert.jobs import event_to_wire, job_to_wire
-from trainer_service.convert.prompts import targets_from_wire, targets_to_wire
+from trainer_service.convert.prompts import targets_from_wire, targets_to_wire, version_to_wire
 from trainer_service.convert.spec import effective_to_wire, hyperparameters_to_wire, request_from_wire, spec_to_wire
 from trainer_service.jobs.model import (
     PAYLOADS,
@@ -43,6 +45,7 @@ from trainer_service.jobs.model import (
     TuningSpec,
 )
 from trainer_service.jobs.states import JobState
+from trainer_service.prompts import Version
 from trainer_service.training.spec import (
     HyperparameterRequest,
     Init,
@@ -287,3 +290,25 @@ def test_weights_are_kept_as_ratios() -> None:
 def is_set(message: Any, field: FieldDescriptor) -> bool:
     value = getattr(message, field.name)
     return message.HasField(field.name) if field.has_presence else bool(value)
+
+
+def test_a_version_shows_its_origin_to_those_who_may_name_it() -> None:
+    summary = VersionSummary("tiny", "sha256:" + "1" * 64, 4, 8, parent="prompts/acme-tone/versions/3")
+    record = VersionRecord("support-tone", 1, "sha256:" + "2" * 64, 10, "tuningJobs/1", utc_now(), 1, summary)
+    recipe: dict[str, Any] = {"hyperparameters": {"init": {"source_version": "prompts/acme-tone/versions/3", "method": "FROM_PROMPT"}}}
+    manifest = Manifest(
+        prompt="support-tone",
+        base_model=BASE_MODEL,
+        template=Template(),
+        num_virtual_tokens=4,
+        hidden_size=8,
+        recipe=recipe,
+        created_at=utc_now(),
+    )
+    version = Version(PromptRecord("support-tone", 1, {1: record}), record)
+    assert str(version_to_wire(version, manifest)).count("acme-tone") == 2
+    with calling(Caller("support", frozenset({Role.VIEWER}), ("support-*",))):
+        shown = version_to_wire(version, manifest)
+    assert "acme" not in str(shown)
+    assert shown.recipe["hyperparameters"]["init"]["method"] == "FROM_PROMPT"
+    assert recipe["hyperparameters"]["init"]["source_version"] == "prompts/acme-tone/versions/3", "the manifest itself is left alone"

@@ -14,7 +14,7 @@ from prompttuning.v1 import prompts_pb2, tuning_pb2
 from prompttuning.v1 import tuning_pb2 as pb
 from safetensors.torch import save
 
-from shared.errors import InvalidInput, NotFound, Overloaded, PermissionDenied, Unauthenticated
+from shared.errors import InvalidInput, NotFound, Overloaded, PermissionDenied, PreconditionFailed, Unauthenticated
 from shared.security.tokens import hash_token, new_token
 from tests.retry_info import told_delay_seconds
 from tests.trainer_service.conftest import RunningTrainer, refused, running_trainer
@@ -32,7 +32,7 @@ async def trainer(settings: TrainerSettings, tmp_path: Path) -> AsyncIterator[Ru
     limits = {"active_jobs": 1, "dataset_bytes_per_day": 10_000}
     callers = [
         {"name": "support", "roles": ["tuner"], "prompts": ["support-*"], "limits": limits},
-        {"name": "sales", "roles": ["tuner"], "prompts": ["sales-*"]},
+        {"name": "sales", "roles": ["tuner"], "prompts": ["sales-*", "t*"]},
         {"name": "release", "roles": ["tuner", "publisher"]},
         {"name": "viewer", "roles": ["viewer"]},
     ]
@@ -85,6 +85,32 @@ async def test_other_teams_jobs_are_neither_seen_nor_touched(trainer: RunningTra
     assert await listed(SUPPORT) == {ours.name}
     assert await listed(VIEWER) == {ours.name, theirs.name}
     await trainer.tuning.CancelTuningJob(pb.CancelTuningJobRequest(name=ours.name), **by(SUPPORT))
+
+
+async def test_a_job_goes_on_from_ones_own_unpublished_job_and_no_other(trainer: RunningTrainer) -> None:
+    """Whose job it is decides its prompt, whatever the job's name looks like to a pattern such as `t*`."""
+    ours, theirs = await create(trainer, SUPPORT), await create(trainer, SALES, prompt="tone")
+    refusals = {}
+    for token, prompt, source in (
+        (SUPPORT, "support-tone", ours.name),
+        (SUPPORT, "support-tone", theirs.name),
+        (SALES, "tone", ours.name),
+        (SALES, "tone", f"tuningJobs/{'z' * 26}"),
+    ):
+        init = pb.Hyperparameters(init=pb.PromptInit(source=source))
+        refusals[prompt, source] = await refused(create(trainer, token, prompt=prompt, hyperparameters=init))
+    own, *others = refusals.values()
+    assert isinstance(own, PreconditionFailed), "found, and judged by its state: it has trained nothing yet"
+    assert all(isinstance(error, NotFound) for error in others)
+
+
+async def test_where_a_prompt_comes_from_is_shown_to_those_who_may_name_it(trainer: RunningTrainer) -> None:
+    await trainer.prompts.ImportPromptVersion(import_of(save({"prompt_embeddings": MATRIX}), prompt="sales-pitch"), **by(RELEASE))
+    init = pb.Hyperparameters(init=pb.PromptInit(source="sales-pitch@1"))
+    job = await create(trainer, RELEASE, hyperparameters=init)
+    for token, shown in ((RELEASE, True), (SUPPORT, False)):
+        found = (await trainer.tuning.GetTuningJob(pb.GetTuningJobRequest(name=job.name), **by(token))).job
+        assert ("sales-pitch" in str(found)) is shown
 
 
 async def test_lists_and_watches_of_prompts_show_ones_own(trainer: RunningTrainer) -> None:

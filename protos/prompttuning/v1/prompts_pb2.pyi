@@ -175,7 +175,7 @@ class PromptVersion(_message.Message):
     num_virtual_tokens: _builtins.int
     """Number of virtual tokens."""
     parent: _builtins.str
-    """Version that training started from, or empty."""
+    """Version that training started from; empty if there is none, or if it is of a prompt that the caller may not name."""
     revision: _builtins.int
     """Store revision that published it."""
     gate: _builtins.str
@@ -252,7 +252,7 @@ class ListPromptsRequest(_message.Message):
     page_size: _builtins.int
     """At most 1000; 0 = 50."""
     page_token: _builtins.str
-    """From the page before."""
+    """From the page before. Opaque, and valid for this caller and request only."""
     name_prefix: _builtins.str
     """Only names that begin so."""
     def __init__(
@@ -358,7 +358,7 @@ class ListPromptVersionsRequest(_message.Message):
     page_size: _builtins.int
     """At most 1000; 0 = 50."""
     page_token: _builtins.str
-    """From the page before."""
+    """From the page before. Opaque, and valid for this caller and request only."""
     def __init__(
         self,
         *,

@@ -27,6 +27,9 @@ if _version_not_supported:
 
 class PromptServiceStub:
     """Manages prompts, their versions and their aliases.
+
+    To a caller who is limited to some prompts the others do not exist. In place of the store's revisions, which count everybody's changes,
+    such a caller is shown the times of changes, in microseconds since the epoch; they serve the same purposes.
     """
 
     def __init__(self, channel):
@@ -89,6 +92,9 @@ class PromptServiceStub:
 
 class PromptServiceServicer:
     """Manages prompts, their versions and their aliases.
+
+    To a caller who is limited to some prompts the others do not exist. In place of the store's revisions, which count everybody's changes,
+    such a caller is shown the times of changes, in microseconds since the epoch; they serve the same purposes.
     """
 
     def ListPrompts(self, request, context):
@@ -224,6 +230,9 @@ def add_PromptServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class PromptService:
     """Manages prompts, their versions and their aliases.
+
+    To a caller who is limited to some prompts the others do not exist. In place of the store's revisions, which count everybody's changes,
+    such a caller is shown the times of changes, in microseconds since the epoch; they serve the same purposes.
     """
 
     @staticmethod

@@ -27,7 +27,11 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class PromptServiceStub:
-    """Manages prompts, their versions and their aliases."""
+    """Manages prompts, their versions and their aliases.
+
+    To a caller who is limited to some prompts the others do not exist. In place of the store's revisions, which count everybody's changes,
+    such a caller is shown the times of changes, in microseconds since the epoch; they serve the same purposes.
+    """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -56,7 +60,11 @@ class PromptServiceStub:
 
 @_typing.type_check_only
 class PromptServiceAsyncStub(PromptServiceStub):
-    """Manages prompts, their versions and their aliases."""
+    """Manages prompts, their versions and their aliases.
+
+    To a caller who is limited to some prompts the others do not exist. In place of the store's revisions, which count everybody's changes,
+    such a caller is shown the times of changes, in microseconds since the epoch; they serve the same purposes.
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     ListPrompts: _aio.UnaryUnaryMultiCallable[_prompts_pb2.ListPromptsRequest, _prompts_pb2.ListPromptsResponse]  # type: ignore[assignment]
@@ -81,7 +89,11 @@ class PromptServiceAsyncStub(PromptServiceStub):
     """Changes of the store from a revision on: first those that already happened, then each as it happens. Doesn't end."""
 
 class PromptServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Manages prompts, their versions and their aliases."""
+    """Manages prompts, their versions and their aliases.
+
+    To a caller who is limited to some prompts the others do not exist. In place of the store's revisions, which count everybody's changes,
+    such a caller is shown the times of changes, in microseconds since the epoch; they serve the same purposes.
+    """
 
     @_abc_1.abstractmethod
     def ListPrompts(

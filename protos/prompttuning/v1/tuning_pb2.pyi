@@ -764,7 +764,7 @@ class TuningJob(_message.Message):
     state: Global___TuningJob.State.ValueType
     """Where it stands."""
     queue_position: _builtins.int
-    """Jobs ahead of it while queued; 0 otherwise."""
+    """Jobs ahead of it while queued, of those that the caller may see; 0 otherwise."""
     attempt: _builtins.int
     """Which attempt this is, from 1; grows when a worker was lost."""
     last_event: _builtins.int
@@ -1642,11 +1642,11 @@ class ListTuningJobsRequest(_message.Message):
     page_size: _builtins.int
     """At most 1000; 0 = 50."""
     page_token: _builtins.str
-    """From the page before."""
+    """From the page before. Opaque, and valid for this caller, filter and order only."""
     prompt: _builtins.str
     """Only jobs of this prompt."""
     order: Global___ListTuningJobsRequest.Order.ValueType
-    """Which come first. A page token belongs to the order that it was made in."""
+    """Which come first."""
     @_builtins.property
     def states(self) -> _containers.RepeatedScalarFieldContainer[Global___TuningJob.State.ValueType]:
         """Only jobs in one of these states."""
@@ -2137,11 +2137,11 @@ class GetServiceInfoResponse(_message.Message):
     software_version: _builtins.str
     """Version of this software."""
     queued_jobs: _builtins.int
-    """Jobs that wait."""
+    """Jobs that wait, of those that the caller may see."""
     running_jobs: _builtins.int
-    """Jobs on workers."""
+    """Jobs on workers, of those that the caller may see."""
     num_workers: _builtins.int
-    """Workers alive."""
+    """Workers alive; for a caller who is limited to some prompts, those that have a job of these."""
     @_builtins.property
     def base_models(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.BaseModel]:
         """Base models that this trainer can train for; the first one is the default."""

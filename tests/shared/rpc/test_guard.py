@@ -94,9 +94,9 @@ async def test_whoever_does_not_say_who_they_are_is_refused(running: Running, me
 async def test_roles_and_prompts_decide(running: Running) -> None:
     request = generation_pb2.GetModelInfoRequest()
     assert isinstance(await refusal(running.stub.CountTokens(ALLOWED, metadata=bearer(VIEWER))), PermissionDenied)
-    for prompt in ("billing", "billing@7", "", "support"):
-        error = await refusal(running.stub.CountTokens(count_request(prompt=prompt), metadata=bearer(SHOP)))
-        assert isinstance(error, PermissionDenied), prompt
+    error = await refusal(running.stub.CountTokens(count_request(prompt=""), metadata=bearer(SHOP)))
+    assert isinstance(error, PermissionDenied), "the bare model"
+    await running.stub.CountTokens(count_request(prompt="billing"), metadata=bearer(SHOP))  # its handler finds no such prompt
     await running.stub.GetModelInfo(request, metadata=bearer(VIEWER))
 
 

@@ -203,7 +203,7 @@ def _naming_a_prompt(request: Any) -> Any:
         request.input.prompt = "theirs@7"
     if "spec" in request.DESCRIPTOR.fields_by_name:
         request.spec.prompt = "theirs"
-    if "header" in request.DESCRIPTOR.fields_by_name:
+    if "header" in request.DESCRIPTOR.fields_by_name and hasattr(request.header, "prompt"):
         request.header.prompt = "theirs"
     return request
 
