@@ -17,7 +17,7 @@ _NOT_METRICS = frozenset(
     {
         *("and", "or", "unless", "by", "without", "on", "ignoring", "group_left", "group_right", "offset", "bool", "time", "vector"),
         *("sum", "min", "max", "avg", "count", "topk", "rate", "irate", "increase", "delta", "deriv", "histogram_quantile", "absent"),
-        *("clamp_min", "clamp_max", "label_replace"),
+        *("predict_linear", "clamp_min", "clamp_max", "label_replace"),
     }
 )
 TLS_EXPIRY = "softprompt_tls_certificate_expiry_timestamp_seconds"

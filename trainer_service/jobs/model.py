@@ -222,7 +222,7 @@ class Job(_Frozen):
 
     @property
     def keeps_best_prompt(self) -> bool:
-        """Ended without a version, and its last checkpoint, with the best prompt in it, is kept until the job is deleted."""
+        """Ended without a version, and its last checkpoint, with the best prompt in it, is kept as long as the job is."""
         return self.checkpointed and self.state in UNSUCCESSFUL_STATES
 
 

@@ -770,7 +770,7 @@ class TuningJob(_message.Message):
     last_event: _builtins.int
     """Number of its latest event."""
     best_prompt_kept: _builtins.bool
-    """Ended without a version, and its best prompt so far is kept until the job is deleted: name this job as another one's init.source."""
+    """Ended without a version, and its best prompt so far is kept as long as this job: name it as another one's init.source."""
     @_builtins.property
     def spec(self) -> Global___TuningSpec:
         """What the caller asked for. Inline examples are replaced by the dataset that they were stored as."""
