@@ -150,7 +150,7 @@ class Worker:
         """Raises WorkerLost once the step thread has died; what it told before that comes first."""
         last, events = self._outbox.take(since, timeout_seconds)
         if not events and self._error is not None:
-            raise WorkerLost(f"{type(self._error).__name__}: {self._error}", out_of_memory=isinstance(self._error, MemoryError))
+            raise WorkerLost(self._why_lost(self._error), out_of_memory=isinstance(self._error, MemoryError))
         ready = self._ready  # before the time: a worker that is ready has ended loading, and is not busy with that any more
         now = time.monotonic()
         busy_seconds = max(now - (self._busy_since or now), now - (self._reading_since or now))
@@ -189,6 +189,11 @@ class Worker:
             log.exception("the worker's step thread died")
             self._error = error
             self._outbox.wake()
+
+    def _why_lost(self, error: BaseException) -> str:
+        """Shown to every job of the worker. While jobs are trained, only texts of torch and of the hardware are sure not to quote one."""
+        name = type(error).__name__
+        return name if self._ready and not isinstance(error, RuntimeError | MemoryError) else f"{name}: {error}"
 
     def _next(self, trainer: Trainer) -> bool:
         """Wait for work, then do what is in the inbox. False: the worker ends."""

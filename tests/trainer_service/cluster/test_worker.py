@@ -182,6 +182,19 @@ def test_a_base_model_that_can_not_be_loaded_is_a_lost_worker() -> None:
     worker.close()
 
 
+def test_an_error_that_may_quote_one_jobs_data_is_not_told_to_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    def step(*_: object) -> None:
+        raise KeyError("a customer's secret")
+
+    monkeypatch.setattr(Worker, "_step", step)
+    worker = Worker(lambda: (ScriptedTrainer(), {}))
+    worker.add(task())
+    with pytest.raises(WorkerLost) as lost:
+        poll_to_the_end(worker)
+    assert lost.value.reason == "KeyError"
+    worker.close()
+
+
 def test_an_outbox_that_nobody_empties_stays_small_and_loses_nothing_that_counts() -> None:
     outbox = Outbox()
     for step in range(5000):
