@@ -71,9 +71,10 @@ async def test_a_node_with_other_software_gets_no_second_worker(pool: RayPool, m
     import ray
 
     here = ray.get_runtime_context().get_node_id()
-    with monkeypatch.context() as patched, pytest.raises(WrongSoftware, match="use one image"):
+    with monkeypatch.context() as patched:
         patched.setattr(ray_pool, "software_version", lambda: "softprompt 9.9")
-        await pool.launch("tiny")
+        with pytest.raises(WrongSoftware, match="use one image"):
+            await pool.launch("tiny")
     assert pool._other_nodes == {here}
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(3):
