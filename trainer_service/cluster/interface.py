@@ -20,6 +20,10 @@ class WorkerLost(Exception):
         self.reason, self.out_of_memory = reason, out_of_memory
 
 
+class WrongSoftware(WorkerLost):
+    """The worker's node runs another version of this package, of Python or of Ray: no job may go there."""
+
+
 @dataclass(frozen=True)
 class WorkerMemory:
     """Of the device where memory is scarcest, or of the process on a CPU."""

@@ -69,6 +69,8 @@ class RayCluster:
             self.resources = await asyncio.wrap_future(joined)
         except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
             log.warning("Ray can't be started or joined: %s", error)
+            if "version mismatch" in str(error).lower():
+                raise Unavailable(f"the Ray cluster runs other versions than this trainer, use one image for both: {error}") from error
             raise Unavailable("the Ray cluster can't be reached") from error
         log.info("joined Ray", extra={"fields": {"address": self.address or "local", "resources": str(self.resources)}})
 

@@ -7,6 +7,7 @@ Ray's autoscaler add a node, a killed one is what lets it remove one.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib
 import itertools
 import logging
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from shared.base_model import Device, DType
-from trainer_service.cluster.interface import WorkerLost, WorkerReport
+from trainer_service.cluster.interface import WorkerLost, WorkerReport, WrongSoftware
 from trainer_service.cluster.loading import WorkerSpec, software_version
 from trainer_service.cluster.oom_kills import OomKills
 from trainer_service.cluster.ray_cluster import RayCluster
@@ -34,6 +35,8 @@ _DATA_SECONDS = 300.0
 """Longest wait for an actor to look for a dataset, which reads all of it, or to take one piece."""
 _PIECE_BYTES = 1 << 20
 
+_NODE_ID = "ray.io/node-id"
+"""A label that Ray gives every node."""
 _ACTOR_MODULE = "trainer_service.cluster.ray_actor"
 _NEEDS_LESS = "shorter examples or fewer virtual tokens need less memory, or give workers more"
 
@@ -62,6 +65,8 @@ class RayPool:
         self._numbers = itertools.count(1)
         self._workers: set[RayWorker] = set()
         """Those that were not closed."""
+        self._other_nodes: set[str] = set()
+        """Ids of nodes with other software. A node keeps its id and its software for life: a replaced pod is another node."""
         self._oom_kills = OomKills() if cluster.is_embedded else None
 
     async def start(self) -> None:
@@ -69,13 +74,19 @@ class RayPool:
         await asyncio.to_thread(importlib.import_module, _ACTOR_MODULE)  # it imports torch: seconds that a first launch would stop all for
 
     async def launch(self, base_model: str) -> RayWorker:
-        """Waits until the actor runs, for as long as the cluster needs to find it a place."""
+        """Waits until the actor runs, for as long as the cluster needs to find it a place.
+
+        Raises WrongSoftware if it was placed on a node with other versions than this process. That node gets no further workers, so that
+        the next launch finds a new node, or makes the cluster add one.
+        """
         from trainer_service.cluster import ray_actor
 
         if base_model not in self._config.base_models:
             raise WorkerLost(f"base model {base_model!r} is not one of this trainer's any more")
         spec = self._spec(base_model)
-        options = {"num_gpus": spec.num_gpus, "num_cpus": 1 if spec.num_gpus else spec.num_threads}
+        options: dict[str, Any] = {"num_gpus": spec.num_gpus, "num_cpus": 1 if spec.num_gpus else spec.num_threads}
+        if self._other_nodes:
+            options["label_selector"] = {_NODE_ID: f"!in({','.join(sorted(self._other_nodes))})"}
         remote: Any = ray_actor.WorkerActor  # what Ray makes of a class has methods that no type checker knows
         actor = remote.options(**options).remote(spec)
         worker = RayWorker(f"ray-{next(self._numbers)}", base_model, actor, self._oom_kills, self._workers.discard)
@@ -83,6 +94,11 @@ class RayPool:
         try:
             await worker.check_software()
             await asyncio.to_thread(self._cluster.watch_processes)
+        except WrongSoftware:
+            with contextlib.suppress(WorkerLost):
+                self._other_nodes.add(await worker.node_id())
+            await worker.close()
+            raise
         except BaseException:
             await worker.close()
             raise
@@ -134,10 +150,15 @@ class RayWorker:
         return self._base_model
 
     async def check_software(self) -> None:
-        """Raises WorkerLost if the actor runs other versions than this process: pickled tasks would not mean the same."""
+        """Raises WrongSoftware if the actor runs other versions than this process: pickled tasks would not mean the same."""
         found = await self._answer(self._actor.software.remote(), None)
         if found != software_version():
-            raise WorkerLost(f"the node runs {found}, the trainer {software_version()}: use one image for both")
+            raise WrongSoftware(f"the node runs {found}, the trainer {software_version()}: use one image for both")
+
+    async def node_id(self) -> str:
+        """By a call that every version's actors answer."""
+        call = self._actor.__ray_call__.remote(lambda _: __import__("ray").get_runtime_context().get_node_id())
+        return str(await self._answer(call, _CONTROL_SECONDS))
 
     async def add(self, task: TrainingTask) -> None:
         """Datasets that the worker's node can't read are sent first. Arguments are pickled in other threads than the event loop's."""
@@ -195,6 +216,9 @@ class RayWorker:
         """What Ray says names a kill for memory among the causes of any sudden death, so its text tells nothing."""
         if self._oom_kills is not None and self._oom_kills.explain_a_death():
             return WorkerLost(f"its process was killed for memory; {_NEEDS_LESS}", out_of_memory=True)
+        if "creation task" in str(error):
+            cause = str(error).strip().splitlines()[-1][:300]
+            return WorkerLost(f"its node could not create it, which another image than the trainer's can't: {cause}")
         return WorkerLost(f"its process or its node is gone ({type(error).__name__}); if it was killed for memory: {_NEEDS_LESS}")
 
 

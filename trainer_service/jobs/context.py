@@ -32,7 +32,7 @@ class JobsObserver(Protocol):
     def worker_launched(self, base_model: str) -> None: ...
 
     def worker_ended(self, base_model: str, reason: str) -> None:
-        """`reason`: idle, drained, failed or lost."""
+        """`reason`: idle, drained, failed, lost, or software: its node runs other versions than the trainer."""
 
     def publish_failed(self, job: Job) -> None:
         """An attempt to publish; it is tried again."""

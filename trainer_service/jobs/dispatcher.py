@@ -26,6 +26,7 @@ from trainer_service.jobs.publisher import Publisher
 from trainer_service.jobs.scheduler import Claim, plan, retry_delay_seconds
 from trainer_service.jobs.states import JobState
 from trainer_service.jobs.store import Holding, StaleAttempt
+from trainer_service.jobs.waiting_notes import WaitingNotes
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +48,7 @@ class Dispatcher:
         self._task: asyncio.Task[None] | None = None
         self._leases = Leases(context)
         self._errands = Errands()
+        self._waiting_notes = WaitingNotes(context)
         self._draining = False
         self._failed_launches: dict[str, tuple[int, float]] = {}
         """By base model: launches in a row that came to nothing, and when the next one may be tried."""
@@ -248,9 +250,13 @@ class Dispatcher:
             self._errands.cancel(errand, follower.id)
         if follower.was_ready:
             self._failed_launches.pop(follower.base_model, None)
+            self._waiting_notes.forget(follower.base_model)
             self._launch_seconds[follower.base_model] = follower.launch_seconds
         elif not self._draining:
             failures = self._failed_launches.get(follower.base_model, (0, 0.0))[0] + 1
             config = self._context.config
             pause = retry_delay_seconds(failures, config.retry_first_seconds, config.retry_max_seconds)
             self._failed_launches[follower.base_model] = failures, time.monotonic() + pause
+            if follower.wrong_software:
+                tell = partial(self._waiting_notes.tell, follower.base_model, follower.wrong_software)
+                self._errands.begin(("note", follower.base_model), tell)

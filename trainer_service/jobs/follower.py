@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 from shared.errors import InvalidInput, SoftPromptError, Unavailable
 from shared.log import bind
-from trainer_service.cluster.interface import WorkerHandle, WorkerLost, WorkerPool
+from trainer_service.cluster.interface import WorkerHandle, WorkerLost, WorkerPool, WrongSoftware
 from trainer_service.jobs import moves
 from trainer_service.jobs.capacity import Capacity
 from trainer_service.jobs.checkpoints import FileKind, keep_what_is_worth
@@ -55,6 +55,8 @@ class Follower:
         self._capacity = Capacity()
         self._liveness = Liveness(context.config.step_seconds)
         self._ended_because = ""
+        self.wrong_software = ""
+        """Why its node can't be used, if it runs other software than the trainer."""
         self._launched_at = time.monotonic()
         self._task = asyncio.create_task(self._run(), name=f"follow {id}")
 
@@ -137,6 +139,7 @@ class Follower:
                 reason = self._ended_because
             except WorkerLost as error:
                 reason, out_of_memory = error.reason, error.out_of_memory
+                self.wrong_software = error.reason if isinstance(error, WrongSoftware) else ""
             except TimeoutError:
                 reason = "it did not start, or did not answer, in time"
             except Exception as error:
@@ -160,7 +163,7 @@ class Follower:
                 await self._separate(job_id, tracker, "ran out of memory")
             else:
                 await self._lose(job_id, tracker, reason)
-        self._context.observer.worker_ended(self.base_model, reason if planned else "lost")
+        self._context.observer.worker_ended(self.base_model, reason if planned else "software" if self.wrong_software else "lost")
         self._on_end(self)
         self._context.wake_dispatcher.set()
 

@@ -174,6 +174,12 @@ class JobStore:
             found = connection.execute(query).all()
             return [QueueHead(name, key, count, self._first_is_solo(connection, name, now)) for name, key, count in found]
 
+    def waiting(self, base_model: str, limit: int) -> list[str]:
+        """Ids of the jobs that wait for a worker with this base model, the first ones."""
+        mine = (jobs.c.state == JobState.QUEUED.value) & (jobs.c.base_model == base_model) & jobs.c.trained.is_(False)
+        with self._database.read() as connection:
+            return list(connection.scalars(select(jobs.c.id).where(mine).order_by(jobs.c.queue_key).limit(limit)))
+
     def claim(self, base_model: str, owner: str, lease_until: float, now: float, *, fresh: bool) -> Record | None:
         """The first job for this base model becomes RUNNING and this replica's, in one statement. `fresh`: its worker has never had one."""
         first = select(jobs.c.id).where(jobs.c.base_model == base_model, jobs.c.trained.is_(False), jobs.c.not_before <= now)

@@ -1,0 +1,98 @@
+"""A new trainer beside old Ray pods: it says so, nothing fails or hangs, and it goes on when a new pod comes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from shared import base_model
+from tests.trainer_service.cluster.conftest import SharedCluster
+from tests.trainer_service.conftest import until
+from tests.trainer_service.jobs.builders import effective_spec, spec
+from tests.trainer_service.jobs.conftest import Service
+from trainer_service.cluster import ray_pool
+from trainer_service.cluster.interface import WrongSoftware
+from trainer_service.cluster.ray_cluster import RayCluster
+from trainer_service.cluster.ray_pool import RayPool, RayPoolConfig
+from trainer_service.jobs.context import SilentObserver
+from trainer_service.jobs.model import Note
+from trainer_service.jobs.states import JobState
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture
+def pool(ray_cluster: SharedCluster, tiny_model_dir: Path) -> RayPool:
+    return RayPool(ray_cluster, RayPoolConfig({"tiny": str(tiny_model_dir)}, dtype="float32", device="cpu", cpus_per_worker=1))
+
+
+@pytest.fixture
+async def service(tmp_path: Path, tiny_model_dir: Path) -> AsyncIterator[Service]:
+    made = Service(tmp_path, effective_spec(base_model.inspect(tiny_model_dir, id="tiny")))
+    yield made
+    await made.drain()
+
+
+async def test_waiting_jobs_are_told_and_trained_once_a_new_pod_is_there(
+    service: Service, pool: RayPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended: list[str] = []
+    monkeypatch.setattr(SilentObserver, "worker_ended", lambda self, base_model, reason: ended.append(reason))
+    monkeypatch.setattr(ray_pool, "software_version", lambda: "softprompt 9.9")
+    manager = await service.start(pool)
+    job = await manager.create(spec(num_steps=2))
+    await until(lambda: "software" in ended, 60)
+
+    async def notes() -> list[str]:
+        events = await manager._context.database.call(service.store.events, job.id, 0, 100)
+        return [event.payload.text for event in events if isinstance(event.payload, Note)]
+
+    async def is_told() -> bool:
+        return bool(await notes())
+
+    await until(is_told)
+    [note] = await notes()
+    assert "the trainer softprompt 9.9: use one image for both" in note
+    waiting = await manager.get(job.id)
+    assert (waiting.state, waiting.attempt, waiting.failures) == (JobState.QUEUED, 0, 0)
+    await until(lambda: len(pool._other_nodes) == 1)
+    monkeypatch.undo()
+    pool._other_nodes.clear()  # a new pod is a node with another id
+    await manager.drain(5)
+    service.manager = None  # type: ignore[assignment]
+    await service.start(RayPool(pool._cluster, pool._config))
+    assert (await service.state(job.id, JobState.SUCCEEDED, seconds=120)).failures == 0
+
+
+async def test_a_node_with_other_software_gets_no_second_worker(pool: RayPool, monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    here = ray.get_runtime_context().get_node_id()
+    with monkeypatch.context() as patched:
+        patched.setattr(ray_pool, "software_version", lambda: "softprompt 9.9")
+        with pytest.raises(WrongSoftware, match="use one image"):
+            await pool.launch("tiny")
+    assert pool._other_nodes == {here}
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(3):
+            await pool.launch("tiny")
+    pool._other_nodes = {"0" * len(here)}
+    worker = await pool.launch("tiny")
+    assert await worker.node_id() == here
+    await pool.close()
+
+
+async def test_a_cluster_of_another_ray_or_python_is_named_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    from shared.errors import Unavailable
+
+    def refuse(**options: object) -> None:
+        raise RuntimeError("Version mismatch: The cluster was started with:\n    Ray: 2.1.0\n    Python: 3.9.1")
+
+    monkeypatch.setattr(ray, "init", refuse)
+    with pytest.raises(Unavailable, match=r"other versions than this trainer, use one image for both[\s\S]*Ray: 2.1.0"):
+        await RayCluster("10.0.0.1:6379").start()
