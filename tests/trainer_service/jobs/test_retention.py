@@ -23,22 +23,24 @@ from shared.security import audit
 from shared.security.caller import Tenant
 from tests.log_lines import log_lines
 from tests.trainer_service.jobs.builders import record, spec
+from tests.trainer_service.jobs.postgres import Postgres
 from trainer_service.jobs import moves
 from trainer_service.jobs.checkpoints import FileKind, JobFiles
 from trainer_service.jobs.database import Database
 from trainer_service.jobs.dataset_ledger import DatasetLedger
 from trainer_service.jobs.dataset_roots import DatasetRoots
 from trainer_service.jobs.dataset_upload import UploadLimits
-from trainer_service.jobs.datasets import DatasetStore
+from trainer_service.jobs.datasets import DatasetStore, StoredDataset
 from trainer_service.jobs.event_compaction import COMPACT_AFTER_SECONDS, MAX_CURVE_EVENTS, thinned
 from trainer_service.jobs.manager import files_for
 from trainer_service.jobs.model import CheckpointStored, Evaluation, Job, JobEvent, JobEventKind, JobProgress, Note
 from trainer_service.jobs.retention import DAY_SECONDS, Retention, RetentionPolicy
 from trainer_service.jobs.schema import datasets as dataset_rows
 from trainer_service.jobs.schema import job_events, jobs
+from trainer_service.jobs.states import JobState
 from trainer_service.jobs.store import JobStore
 from trainer_service.jobs.tenant_datasets import TenantDatasets
-from trainer_service.training.spec import Example
+from trainer_service.training.spec import Example, TaskKind
 
 ACME, RIVAL = Tenant("acme"), Tenant("rival")
 POLICY = RetentionPolicy(ended_job_days=90, unused_dataset_days=30)
@@ -271,6 +273,33 @@ def test_an_upload_and_the_removal_of_the_same_bytes_race(place: Place) -> None:
             assert added.result(30) == name
             assert place.has_bytes(name)
             assert len(place.datasets.parse(RIVAL, name).examples) == 2
+
+
+def test_a_volume_that_hangs_takes_no_more_than_one_connection_to_the_database(postgres: Postgres, tmp_path: Path) -> None:
+    place = Place(postgres.create_database(f"test_{uuid.uuid4().hex}"), tmp_path)
+    job, hangs, released = place.add_job(ACME, place.add_dataset(ACME, "a")), threading.Event(), threading.Event()
+
+    def hang() -> None:
+        hangs.set()
+        assert released.wait(60)
+
+    def add(number: int) -> None:
+        stored = StoredDataset(f"datasets/sha256-{number:064}", 1, TaskKind.GENERATION, (), 1)
+        place.ledger.add("rival", stored, 0, hang)
+
+    with ThreadPoolExecutor(20) as threads:
+        adding = [threads.submit(add, number) for number in range(20)]
+        try:
+            assert hangs.wait(30)
+            assert place.jobs.get(job.id).state is JobState.QUEUED
+            assert place.add_job(ACME, job.spec.dataset).state is JobState.QUEUED
+            assert len(place.ledger.page("acme", "", 10)) == 1
+        finally:
+            released.set()
+        for done in adding:
+            done.result(60)
+    assert len(place.ledger.page("rival", "", 100)) == 20
+    place.jobs.close()
 
 
 def test_several_trainers_do_rounds_at_once(place: Place) -> None:
