@@ -8,6 +8,7 @@ Locks, on PostgreSQL, are taken in this order: tenant, digest, row.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -55,6 +56,8 @@ class DatasetLedger:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._touching_files = threading.Lock()
+        """Held by a transaction that touches the datasets' volume: if that hangs, it holds one connection, and not all of the pool."""
 
     def add(self, tenant: str, stored: StoredDataset, allowed_bytes: int, place: Callable[[], None]) -> None:
         """Make it the tenant's and call `place`, which puts the bytes where they belong. `allowed_bytes`: of all its datasets; 0: any.
@@ -69,7 +72,7 @@ class DatasetLedger:
             "num_labels": len(stored.labels),
             "last_use_time": now,
         }
-        with self._database.write() as connection:
+        with self._touching_files, self._database.write() as connection:
             self._database.lock(connection, tenant)
             self._database.lock(connection, stored.name)
             _check_room(connection, tenant, stored.name, stored.size_bytes, allowed_bytes)
@@ -141,7 +144,7 @@ class DatasetLedger:
         """Call `remove` unless a tenant has the dataset or an unended job needs it; no upload of the same bytes comes in between."""
         unended = select(jobs.c.id).join(job_datasets, job_datasets.c.job_id == jobs.c.id)
         unended = unended.where(job_datasets.c.dataset == name, jobs.c.end_time.is_(None)).limit(1)
-        with self._database.write() as connection:
+        with self._touching_files, self._database.write() as connection:
             self._database.lock(connection, name)
             if connection.execute(select(datasets.c.tenant).where(datasets.c.dataset == name).limit(1)).first() is not None:
                 return False

@@ -7,11 +7,12 @@ datasets: an upload takes the same way and time, and costs the same, whether the
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from functools import partial
 from typing import NoReturn
 
-from shared.errors import PreconditionFailed
+from shared.errors import PreconditionFailed, Unavailable
 from shared.security.caller import Tenant
 from trainer_service.jobs.dataset_ledger import DatasetLedger, JobUse, OwnedDataset
 from trainer_service.jobs.dataset_names import dataset_name
@@ -19,6 +20,8 @@ from trainer_service.jobs.dataset_roots import DatasetRoots
 from trainer_service.jobs.datasets import DatasetStore, Keep, StoredDataset
 from trainer_service.training.dataset import ParsedDataset
 from trainer_service.training.spec import Example
+
+log = logging.getLogger(__name__)
 
 MAX_PAGE_SIZE = 1000
 _MAX_NAMED_JOBS = 10
@@ -69,7 +72,10 @@ class TenantDatasets:
         Raises NotFound, or PreconditionFailed naming jobs of the tenant that still need it, those whose prompt passes `may_see`.
         """
         self._ledger.remove(tenant.name, name, partial(_refuse, name, may_see))
-        self._ledger.remove_bytes(name, self._store.remove)
+        try:
+            self._ledger.remove_bytes(name, self._store.remove)
+        except Unavailable as error:  # the tenant's part is done; retention removes bytes that no tenant has
+            log.warning("bytes of a deleted dataset are left for now: %s", error.message, extra={"fields": {"dataset": name}})
 
     def _allowed(self, tenant: Tenant) -> int:
         return self._dataset_bytes if tenant.dataset_bytes is None else tenant.dataset_bytes

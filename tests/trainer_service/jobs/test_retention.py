@@ -1,105 +1,34 @@
-"""What is old goes, on SQLite and PostgreSQL: events are thinned, jobs and datasets removed; a round may be killed anywhere."""
+"""What is old goes, on SQLite and PostgreSQL: events are thinned, jobs and datasets are removed, pages are given back."""
 
 from __future__ import annotations
 
 import itertools
 import os
 import sqlite3
-import subprocess
-import sys
-import threading
 import time
-import uuid
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from sqlalchemy import func, insert, select, update
+from sqlalchemy import func, insert, select
 
-from shared.errors import NotFound, PreconditionFailed
+from shared.errors import NotFound
 from shared.security import audit
-from shared.security.caller import Tenant
 from tests.log_lines import log_lines
 from tests.trainer_service.jobs.builders import record, spec
+from tests.trainer_service.jobs.retention_place import ACME, POLICY, RIVAL, Place, place
 from trainer_service.jobs import moves
-from trainer_service.jobs.checkpoints import FileKind, JobFiles
-from trainer_service.jobs.database import Database
-from trainer_service.jobs.dataset_ledger import DatasetLedger
-from trainer_service.jobs.dataset_roots import DatasetRoots
-from trainer_service.jobs.dataset_upload import UploadLimits
+from trainer_service.jobs.checkpoints import FileKind
 from trainer_service.jobs.datasets import DatasetStore
 from trainer_service.jobs.event_compaction import COMPACT_AFTER_SECONDS, MAX_CURVE_EVENTS, thinned
-from trainer_service.jobs.manager import files_for
 from trainer_service.jobs.model import CheckpointStored, Evaluation, Job, JobEvent, JobEventKind, JobProgress, Note
-from trainer_service.jobs.retention import DAY_SECONDS, Retention, RetentionPolicy
+from trainer_service.jobs.retention import DAY_SECONDS, RetentionPolicy
 from trainer_service.jobs.schema import datasets as dataset_rows
-from trainer_service.jobs.schema import job_events, jobs
-from trainer_service.jobs.store import JobStore
-from trainer_service.jobs.tenant_datasets import TenantDatasets
+from trainer_service.jobs.schema import job_events
 from trainer_service.training.spec import Example
 
-ACME, RIVAL = Tenant("acme"), Tenant("rival")
-POLICY = RetentionPolicy(ended_job_days=90, unused_dataset_days=30)
-
-
-class Place:
-    """A job database with the files beside it, and everything that works on them."""
-
-    def __init__(self, url: str, directory: Path) -> None:
-        self.url, self.directory = url, directory
-        self.jobs = JobStore.open(url)
-        self.ledger = DatasetLedger(self.jobs.database)
-        self.files: JobFiles = files_for(self.jobs, directory / "checkpoints")
-        self.bytes = DatasetStore(directory / "datasets", UploadLimits(), DatasetRoots([]))
-        self.datasets = TenantDatasets(self.bytes, self.ledger)
-
-    @property
-    def database(self) -> Database:
-        return self.jobs.database
-
-    def round(self, policy: RetentionPolicy = POLICY, *tenants: Tenant):  # type: ignore[no-untyped-def]
-        retention = Retention(self.database, self.files, self.ledger, self.bytes, policy)
-        return retention.round({tenant.name: tenant for tenant in tenants}, lambda: False)
-
-    def add_dataset(self, tenant: Tenant, text: str, unused_days: float = 0) -> str:
-        name = self.datasets.add_examples(tenant, [Example(line=n, input=f"{text} {n}", output="x") for n in (1, 2)]).name
-        self.age_dataset(tenant, name, unused_days)
-        return name
-
-    def age_dataset(self, tenant: Tenant, name: str, days: float) -> None:
-        mine = (dataset_rows.c.tenant == tenant.name) & (dataset_rows.c.dataset == name)
-        with self.database.write() as connection:
-            connection.execute(update(dataset_rows).where(mine).values(last_use_time=time.time() - days * DAY_SECONDS))
-
-    def add_job(self, tenant: Tenant, dataset: str, ended_days: float | None = None) -> Job:
-        made = record(spec().model_copy(update={"dataset": dataset}), tenant=tenant.name)
-        job = self.jobs.create(made, max_queued=1000, max_active_of_caller=1000, use_datasets=self.ledger.use)
-        if ended_days is not None:
-            then = time.time() - ended_days * DAY_SECONDS
-            job = self.jobs.change(job.id, lambda before: moves.cancel(before, then)).job
-        return job
-
-    def has_bytes(self, name: str) -> bool:
-        return (self.directory / "datasets" / f"{name.removeprefix('datasets/')}.jsonl").exists()
-
-    def exists(self, job: Job) -> bool:
-        try:
-            self.jobs.get(job.id)
-        except NotFound:
-            return False
-        return True
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
-    url = f"sqlite:///{tmp_path / 'jobs.sqlite3'}"
-    if request.param == "postgresql":
-        url = request.getfixturevalue("postgres").create_database(f"test_{uuid.uuid4().hex}")
-    made = Place(url, tmp_path)
-    yield made
-    made.jobs.close()
+__all__ = ["place"]
 
 
 def add_events(place: Place, job: Job, num_progress: int, num_evaluations: int = 0, num_checkpoints: int = 0) -> int:
@@ -220,129 +149,6 @@ def test_bytes_that_no_tenant_has_go_after_a_day_unless_a_job_still_reads_them(p
         os.utime(place.directory / "datasets" / f"{name.removeprefix('datasets/')}.jsonl", (0, 0))
     assert place.round().files_removed == 1
     assert [place.has_bytes(name) for name in (orphan, young, read)] == [False, True, True]
-
-
-def test_a_job_and_the_deletion_of_its_dataset_race(place: Place) -> None:
-    """Either the job is made and the dataset stays, or the dataset goes and the job is refused: never a job without its dataset."""
-    outcomes = set()
-    with ThreadPoolExecutor(2) as threads:
-        for attempt in range(25):
-            name, gate = place.add_dataset(ACME, f"race {attempt}"), threading.Barrier(2)
-
-            def make(name: str = name, gate: threading.Barrier = gate) -> str:
-                gate.wait(10)
-                try:
-                    place.add_job(ACME, name)
-                except NotFound:
-                    return "refused"
-                return "made"
-
-            def delete(name: str = name, gate: threading.Barrier = gate) -> str:
-                gate.wait(10)
-                try:
-                    place.datasets.delete(ACME, name, lambda prompt: True)
-                except PreconditionFailed:
-                    return "kept"
-                return "deleted"
-
-            made, deleted = threads.submit(make), threads.submit(delete)
-            outcome = made.result(30), deleted.result(30)
-            assert outcome in {("made", "kept"), ("refused", "deleted")}
-            assert place.has_bytes(name) is (outcome == ("made", "kept"))
-            outcomes.add(outcome)
-
-
-def test_an_upload_and_the_removal_of_the_same_bytes_race(place: Place) -> None:
-    """Whoever has a dataset has its bytes, whatever another tenant removes meanwhile."""
-    with ThreadPoolExecutor(2) as threads:
-        for attempt in range(25):
-            name, gate = place.add_dataset(ACME, f"race {attempt}"), threading.Barrier(2)
-
-            def add(attempt: int = attempt, gate: threading.Barrier = gate) -> str:
-                gate.wait(10)
-                return place.add_dataset(RIVAL, f"race {attempt}")
-
-            def delete(name: str = name, gate: threading.Barrier = gate) -> None:
-                gate.wait(10)
-                place.datasets.delete(ACME, name, lambda prompt: True)
-
-            added, deleted = threads.submit(add), threads.submit(delete)
-            deleted.result(30)
-            assert added.result(30) == name
-            assert place.has_bytes(name)
-            assert len(place.datasets.parse(RIVAL, name).examples) == 2
-
-
-def test_several_trainers_do_rounds_at_once(place: Place) -> None:
-    """Each thing is removed, and audited, once."""
-    dataset = place.add_dataset(ACME, "a")
-    old = [place.add_job(ACME, dataset, ended_days=100) for _ in range(30)]
-    unused = [place.add_dataset(ACME, f"unused {number}", unused_days=40) for number in range(20)]
-    with log_lines(audit.LOGGER) as lines, ThreadPoolExecutor(3) as threads:
-        reports = [done.result(60) for done in [threads.submit(place.round) for _ in range(3)]]
-    assert not any(report.failures for report in reports)
-    assert sum(report.jobs_removed for report in reports) == 30
-    assert sum(report.datasets_removed for report in reports) == 20
-    assert sorted(line["job"] for line in lines if "job" in line) == sorted(job.id for job in old)
-    assert not any(place.has_bytes(name) for name in unused)
-
-
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from sqlalchemy import event
-from tests.trainer_service.jobs.test_retention import Place
-
-place = Place(sys.argv[1], Path(sys.argv[2]))
-left = [int(sys.argv[3])]
-
-def die(*_):
-    left[0] -= 1
-    if left[0] <= 0:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-event.listen(place.database.engine, "commit", die)
-os.unlink_before, os.unlink = os.unlink, lambda *a, **k: (die(), os.unlink_before(*a, **k))
-place.round()
-"""
-
-
-def test_a_round_that_is_killed_anywhere_leaves_nothing_half(tmp_path: Path) -> None:
-    """kill -9 before the n-th commit or removal of a file: what is left is whole, and later rounds come to the end."""
-    url = f"sqlite:///{tmp_path / 'jobs.sqlite3'}"
-    place = Place(url, tmp_path)
-    kept = place.add_job(ACME, place.add_dataset(ACME, "kept"))
-    dataset = place.add_dataset(ACME, "old")
-    old = [place.add_job(ACME, dataset, ended_days=100) for _ in range(4)]
-    for job in old:
-        place.files.save(job.id, FileKind.CHECKPOINT, 1, b"best")
-    place.age_dataset(ACME, dataset, 40)
-    unused = [place.add_dataset(tenant, text, unused_days=40) for text in "abc" for tenant in (ACME, RIVAL)]
-    place.jobs.close()
-    deaths = 0
-    for commits in (3, 5, 8, 13, 21, 34, 60):
-        run = subprocess.run([sys.executable, "-c", KILLED, url, str(tmp_path), str(commits)], capture_output=True, text=True, timeout=60)
-        assert run.returncode in (0, -9), run.stderr
-        deaths += run.returncode == -9
-        place = Place(url, tmp_path)
-        with place.database.read() as connection:
-            owned = list(connection.scalars(select(dataset_rows.c.dataset)))
-            unended = list(connection.scalars(select(jobs.c.id).where(jobs.c.end_time.is_(None))))
-        assert all(place.has_bytes(name) for name in owned)
-        assert unended == [kept.id]
-        place.jobs.close()
-    assert deaths >= 3
-    place = Place(url, tmp_path)
-    assert not place.round().failures
-    assert not any(place.exists(job) or place.files.load(job.id, FileKind.CHECKPOINT) for job in old)
-    with place.database.read() as connection:
-        assert list(connection.scalars(select(dataset_rows.c.dataset))) == [kept.spec.dataset]
-    for path in (tmp_path / "datasets").iterdir():  # what a death between row and file left goes with a later round
-        os.utime(path, (0, 0))
-    place.round()
-    assert not any(place.has_bytes(name) for name in [*unused, dataset])
-    assert place.has_bytes(kept.spec.dataset)
-    place.jobs.close()
 
 
 def test_sqlite_gives_pages_back_also_of_a_file_from_before(tmp_path: Path) -> None:
