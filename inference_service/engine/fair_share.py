@@ -23,6 +23,9 @@ class FairShares:
     """Counters of tenants. `served[t]`: tokens computed for a tenant over its weight, on a common scale."""
 
     served: dict[str, float] = field(default_factory=dict)
+    _charged: dict[str, int] = field(default_factory=dict)
+    """When each tenant was served last, in charges so far."""
+    _charges: int = 0
     _active: frozenset[str] = frozenset()
     _backlogged: frozenset[str] = frozenset()
 
@@ -38,15 +41,18 @@ class FairShares:
         # active all counters go, so they neither grow nor pile up for ever.
         floor = min((self.served[tenant] for tenant in now), default=math.inf)
         self.served = {tenant: value for tenant, value in self.served.items() if tenant in now or value > floor}
+        self._charged = {tenant: when for tenant, when in self._charged.items() if tenant in self.served}
         self._active, self._backlogged = now, waiting
 
     def charge(self, tenant: str, tokens: int, weight: float) -> None:
         """`tokens` positions are computed for the tenant."""
+        self._charges += 1
+        self._charged[tenant] = self._charges
         self.served[tenant] = self.served.get(tenant, 0.0) + tokens / weight
 
     def order(self) -> list[str]:
-        """Tenants with something waiting, the least served first."""
-        return sorted(self._backlogged, key=lambda tenant: (self.served[tenant], tenant))
+        """Tenants with something waiting, the least served first; of equal ones that which waits longest, so a newcomer is next."""
+        return sorted(self._backlogged, key=lambda tenant: (self.served[tenant], self._charged.get(tenant, 0), tenant))
 
     def check_integrity(self) -> None:
         if not self._backlogged <= self._active or not self._active <= self.served.keys():

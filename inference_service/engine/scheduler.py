@@ -252,7 +252,8 @@ class Scheduler:
         passed: list[Sequence] = []
         preempted_before = self.num_preemptions
         while self.num_preemptions == preempted_before and not any(s.num_passed_over >= MAX_PASSED_OVER for s in passed):
-            heads = [queues[tenant][0] for tenant in self.shares.order() if queues.get(tenant) and parts.get(tenant, 0) > 0]
+            due = [tenant for tenant in self.shares.order() if queues.get(tenant)]
+            heads = [queues[tenant][0] for tenant in due if parts.get(tenant, 0) > 0 or not self._has_room(queues[tenant][0])]
             if not heads:
                 return
             sequence = first if first is not None and first in heads else heads[0]
