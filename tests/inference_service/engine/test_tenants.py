@@ -341,7 +341,7 @@ REQUESTS = st.tuples(
 def test_everything_ends_whatever_tenants_ask_for(
     requests: list[tuple[int, int, int, int, str, str, list[int]]], num_rows: int, max_blocks: int, budget: int, paged: bool
 ) -> None:
-    """Scores, soft prompts that come and go, several tenants and weights; no step exceeds its budget, and every candidate is scored once."""
+    """Scores, soft prompts that come and go, tenants of several weights: no step exceeds its budget, each candidate is scored once."""
     ready: set[str] = set()
     block = BLOCK_TOKENS
     pool = BlockPool(num_rows, max_blocks, max_blocks * block, block) if paged else RowPool(num_rows, max_blocks, max_blocks * block)
