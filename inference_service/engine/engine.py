@@ -6,7 +6,6 @@ step:  schedule -> run -> sample -> update -> collect
 from __future__ import annotations
 
 import logging
-import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -27,17 +26,14 @@ from inference_service.engine.prefix_cache import PrefixCache
 from inference_service.engine.request import (
     Delta,
     FinishReason,
-    GenerationRequest,
     PrefixLoad,
     Request,
-    SamplingParams,
-    ScoreRequest,
     ScoreResult,
 )
 from inference_service.engine.rows import IntegrityError
 from inference_service.engine.sampler import Sampled, sample
 from inference_service.engine.scheduler import Scheduler
-from inference_service.engine.sequence import Sequence
+from inference_service.engine.sequence import Sequence, sequence_of
 from inference_service.engine.stats import EngineObserver, EngineStats, FinishedRequest, NullObserver, StepStats
 from inference_service.engine.text_stream import TextStream, timing
 from shared import base_model
@@ -118,7 +114,8 @@ class Engine:
             self.admission.check_soft_prompt(request.soft_prompt, self.base.embedding_table.shape[1])
             request.soft_prompt.cast(self.base.dtype)
             self.prefixes.add(request.prefix_id, request.soft_prompt)
-        sequence = self._sequence(request)
+        self._arrivals += 1
+        sequence = sequence_of(request, self.prefixes.num_virtual(request.prefix_id), self._arrivals, self.clock())
         model_ends = frozenset() if sequence.sampling.ignore_eos else self.base.stop_token_ids
         stream = TextStream(sequence, self._detokenizers(), model_ends | sequence.sampling.stop_token_ids, self.config.max_length)
         tally = scoring.Tally(sequence) if sequence.is_score else None
@@ -214,29 +211,6 @@ class Engine:
             raise IntegrityError(f"{holds} requests use prefixes that count {self.prefixes.num_holds} holds")
         if not set(self._scores) <= live:
             raise IntegrityError("a score outlived its request")
-
-    def _sequence(self, request: Request) -> Sequence:
-        sampling = request.sampling if isinstance(request, GenerationRequest) else SamplingParams(temperature=0.0)
-        is_load = isinstance(request, PrefixLoad)
-        input_ids = () if isinstance(request, PrefixLoad) else request.input_ids
-        self._arrivals += 1
-        return Sequence(
-            request_id=request.request_id,
-            tokens=list(input_ids),
-            num_input=len(input_ids),
-            sampling=sampling,
-            seed=random.getrandbits(63) if sampling.seed is None else sampling.seed,
-            prefix_id=request.prefix_id,
-            num_virtual=self.prefixes.num_virtual(request.prefix_id),
-            priority=0 if isinstance(request, PrefixLoad) else request.priority,
-            deadline=None if isinstance(request, PrefixLoad) else request.deadline,
-            arrived_at=self.clock(),
-            arrival=self._arrivals,
-            candidates=request.candidates if isinstance(request, ScoreRequest) else (),
-            tenant=request.tenant,
-            weight=request.weight,
-            is_load=is_load,
-        )
 
     def _loaded(self) -> list[Sequence]:
         """Loads whose prefix KV is there, by their own doing or somebody else's."""

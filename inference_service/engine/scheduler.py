@@ -13,16 +13,16 @@ from __future__ import annotations
 
 from bisect import insort
 from collections.abc import Callable, Iterator
-from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from inference_service.engine import preemption
 from inference_service.engine.fair_share import FairShares, split
 from inference_service.engine.pace import StepPace
 from inference_service.engine.plan import Chunk, StepPlan, complete_chunk, is_decode, next_chunk, slots_needed
+from inference_service.engine.pool import Pool
 from inference_service.engine.request import FinishReason
-from inference_service.engine.rows import BLOCK_TOKENS, Acquired, Content, IntegrityError
+from inference_service.engine.rows import BLOCK_TOKENS, IntegrityError
 from inference_service.engine.sequence import Sequence
 
 WORTH_WAITING_TOKENS = 32
@@ -37,39 +37,6 @@ MAX_STRETCH = 0.85
 """A step takes at most this part of what fair shares allow; the rest is for what the estimate of its time misses."""
 MAX_PASSED_OVER = 64
 """After so many requests of other tenants, a request that found no room is not passed over any more."""
-
-
-class Pool(Protocol):
-    """The books of a KV cache: `rows.RowPool`, or `blocks.BlockPool` for a paged one."""
-
-    max_blocks: int
-    max_length: int
-    reuse: bool
-
-    @property
-    def rows(self) -> Items[Any]:
-        """Each has a `holder`."""
-        ...
-
-    @property
-    def num_held(self) -> int: ...
-
-    @property
-    def held_blocks(self) -> int: ...
-
-    def acquire(self, content: Content, length: int, prefix_ready: bool = True) -> Acquired | None: ...
-
-    def extend(self, index: int, length: int) -> tuple[Any, ...] | None: ...
-
-    def advance(self, index: int, length: int) -> None: ...
-
-    def release(self, index: int, *, keep: bool = True) -> None: ...
-
-    def forget(self, prefix_id: str) -> None: ...
-
-    def forget_all(self) -> None: ...
-
-    def check_integrity(self) -> None: ...
 
 
 @dataclass

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass, field
 
-from inference_service.engine.request import FinishReason, SamplingParams, Usage
+from inference_service.engine.request import FinishReason, GenerationRequest, PrefixLoad, Request, SamplingParams, ScoreRequest, Usage
 
 
 @dataclass(eq=False)
@@ -100,3 +101,26 @@ class Sequence:
     @property
     def usage(self) -> Usage:
         return Usage(self.num_input, self.num_virtual, self.cached_tokens, self.num_generated)
+
+
+def sequence_of(request: Request, num_virtual: int, arrival: int, now: float) -> Sequence:
+    """A new sequence for a request under a prefix of `num_virtual` tokens; `arrival` numbers the requests, `now` is in seconds."""
+    sampling = request.sampling if isinstance(request, GenerationRequest) else SamplingParams(temperature=0.0)
+    input_ids = () if isinstance(request, PrefixLoad) else request.input_ids
+    return Sequence(
+        request_id=request.request_id,
+        tokens=list(input_ids),
+        num_input=len(input_ids),
+        sampling=sampling,
+        seed=random.getrandbits(63) if sampling.seed is None else sampling.seed,
+        prefix_id=request.prefix_id,
+        num_virtual=num_virtual,
+        priority=0 if isinstance(request, PrefixLoad) else request.priority,
+        deadline=None if isinstance(request, PrefixLoad) else request.deadline,
+        arrived_at=now,
+        arrival=arrival,
+        candidates=request.candidates if isinstance(request, ScoreRequest) else (),
+        tenant=request.tenant,
+        weight=request.weight,
+        is_load=isinstance(request, PrefixLoad),
+    )
