@@ -144,7 +144,7 @@ class Scheduler:
 
     def _demand(self, queue: list[Sequence]) -> int:
         """Positions that a tenant's waiting sequences can use now."""
-        return sum(sequence.length for sequence in queue) if queue and self._has_room(queue[0]) else 0
+        return sum(sequence.num_left for sequence in queue) if queue and self._has_room(queue[0]) else 0
 
     def _limit(self, demands: dict[str, int], decodes: dict[str, int]) -> int:
         """Positions of this step: so few that it takes no tenant's streams longer than alone, times all weights over the tenant's own.
