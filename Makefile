@@ -78,8 +78,9 @@ bench-store: install ## The prompt store
 bench-jobs: model    ## Jobs: latencies, watchers, the first step, recovery from each fault
 	$(BIN)/python -m benchmarks.jobs --model "$$($(BIN)/softprompt models pull $(MODEL))"
 
-bench-overload: model ## Five times what a replica can do, for two minutes
+bench-overload: model ## Five times what a replica can do, for two minutes; then a greedy neighbour beside steady streams
 	$(BIN)/python -m benchmarks.load overload --model "$$($(BIN)/softprompt models pull $(MODEL))"
+	$(BIN)/python -m benchmarks.load neighbour --model "$$($(BIN)/softprompt models pull $(MODEL))"
 
 bench-soak: model    ## Mixed traffic, swaps and vanishing clients, for SOAK_SECONDS (1200)
 	$(BIN)/python -m benchmarks.load soak --model "$$($(BIN)/softprompt models pull $(MODEL))" --seconds $(or $(SOAK_SECONDS),1200)

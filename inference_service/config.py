@@ -54,9 +54,9 @@ class InferenceSettings(ServerSettings):
     prefix_kv_bytes: int = Field(default=0, ge=0)
     """Memory for keys and values of soft prompts; 0: a part of what is free."""
     max_waiting: int = Field(default=_ENGINE.max_waiting, ge=1)
-    """Most requests that wait; further ones are refused with RESOURCE_EXHAUSTED."""
+    """Most requests that wait; further ones are refused with RESOURCE_EXHAUSTED, unless their tenant has less waiting than its part."""
     max_waiting_tokens: int = Field(default=_ENGINE.max_waiting_tokens, ge=1)
-    """Most input tokens that wait, likewise."""
+    """Most input and candidate tokens that wait, with the same exception."""
     flush_interval_seconds: float = Field(default=_ENGINE.flush_interval_seconds, ge=0, le=10)
     """Tokens of a stream closer together than this travel in one message."""
     max_input_bytes: int = Field(default=1 << 20, ge=1 << 10, le=1 << 28)

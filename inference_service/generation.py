@@ -11,6 +11,7 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 from inference_service.engine.async_engine import AsyncEngine
 from inference_service.engine.isolation import StepFailed
@@ -50,6 +51,14 @@ class Call:
     request_id: str
     priority: int = 0
     deadline: float | None = None
+    tenant: str = ""
+    """On whose account; tenants share the engine by `weight`."""
+    weight: float = 1.0
+
+    @property
+    def account(self) -> dict[str, Any]:
+        """The fields of an engine request that say for whom it is, how urgent and until when."""
+        return {"priority": self.priority, "deadline": self.deadline, "tenant": self.tenant, "weight": self.weight}
 
 
 @dataclass(frozen=True)
@@ -137,9 +146,7 @@ class GenerationService:
         async with self._source(input) as source:
             prepared = await self._preparer.prepare(input, source.encoder, source.num_virtual_tokens)
             params = self._sampling(source, sampling, prepared)
-            request = GenerationRequest(
-                self._engine_id(call), prepared.ids, params, source.prefix_id, priority=call.priority, deadline=call.deadline
-            )
+            request = GenerationRequest(self._engine_id(call), prepared.ids, params, source.prefix_id, **call.account)
             trim = AnswerTrim(prepared.answer_prefix)
             begun, written = False, list[int]()
             async with aclosing(self._engine.generate(request)) as deltas:  # type: ignore[type-var]
@@ -166,9 +173,7 @@ class GenerationService:
             size_bytes = sum(len(label) for label in labels)
             ids = await self._preparer.run(size_bytes, lambda: source.encoder.encode_candidates(labels, "candidates"))
             prepared = await self._preparer.prepare(input, source.encoder, source.num_virtual_tokens, reserve=max(map(len, ids)))
-            request = ScoreRequest(
-                self._engine_id(call), prepared.ids, ids, source.prefix_id, priority=call.priority, deadline=call.deadline
-            )
+            request = ScoreRequest(self._engine_id(call), prepared.ids, ids, source.prefix_id, **call.account)
             result = await self._engine.score(request)
             return Scored(source.started(result.usage, 0, call.request_id), labels, result.scores)
 

@@ -16,7 +16,7 @@ from inference_service.engine.request import Delta
 from inference_service.engine.text_stream import merge
 from inference_service.generation import Call, Ended, GenerationService, Started
 from inference_service.prompts.registry import PromptRegistry
-from shared.errors import Unavailable
+from shared.errors import InvalidInput, Unavailable
 from shared.log import bound_fields
 from shared.names import check_name
 from shared.security.caller import current_caller
@@ -95,9 +95,17 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
 
 
 def _call(context: Any, priority: int = 0) -> Call:
-    """The engine's deadline is a little before the caller's, so that the end of the answer still reaches it."""
+    """The engine's deadline is a little before the caller's, so that the end of the answer still reaches it.
+
+    Raises InvalidInput for a priority above the tenant's largest. 0 says nothing: it is lowered to that.
+    """
     remaining: float | None = context.time_remaining()
     if remaining is not None:
         remaining -= min(_DEADLINE_MARGIN_SECONDS, remaining / 10)
     deadline = None if remaining is None else time.monotonic() + max(0.0, remaining)
-    return Call(str(bound_fields().get("request_id", "")), priority, deadline)
+    tenant = current_caller().tenant
+    if not priority:
+        priority = min(0, tenant.max_priority)
+    if priority > tenant.max_priority:
+        raise InvalidInput.of("priority", f"must be at most {tenant.max_priority} for {tenant.name}, is {priority}")
+    return Call(str(bound_fields().get("request_id", "")), priority, deadline, tenant.name, tenant.weight)

@@ -1,1 +1,1 @@
-"""One replica as a process, under more than it can do (`overload`) and under everything at once for a long time (`soak`)."""
+"""One replica as a process: under more than it can do (`overload`), beside a greedy tenant (`neighbour`), under everything (`soak`)."""

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.load overload|soak`: exits with 1 if what is promised did not hold."""
+"""`python -m benchmarks.load overload|neighbour|soak`: exits with 1 if what is promised did not hold."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.load.meter import Meter
+from benchmarks.load.neighbour import SETTINGS as NEIGHBOUR_SETTINGS
+from benchmarks.load.neighbour import Tenants, neighbour
 from benchmarks.load.overload import overload
 from benchmarks.load.replica import running_replica
 from benchmarks.load.soak import SETTINGS, soak
@@ -20,13 +22,13 @@ AT_ONCE, MAX_WAITING = 16, 32
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.load", description=__doc__)
-    parser.add_argument("case", choices=["overload", "soak"])
+    parser.add_argument("case", choices=["overload", "neighbour", "soak"])
     parser.add_argument("--model", type=Path, required=True, help="a model directory")
-    parser.add_argument("--seconds", type=float, help="how long [overload 120, soak 1200]")
+    parser.add_argument("--seconds", type=float, help="how long [overload and neighbour 120, soak 1200]")
     parser.add_argument("--factor", type=float, default=5.0, help="overload: times the capacity")
     parser.add_argument("--output", type=Path, help="JSON file [benchmarks/results/CASE.json]")
     arguments = parser.parse_args()
-    measure = _overload if arguments.case == "overload" else _soak
+    measure = {"overload": _overload, "neighbour": _neighbour, "soak": _soak}[arguments.case]
     figures, failures = asyncio.run(measure(arguments))
     output = arguments.output or Path(f"benchmarks/results/{arguments.case}.json")
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -51,6 +53,14 @@ async def _overload(arguments: argparse.Namespace) -> tuple[dict[str, Any], tupl
                 factor=arguments.factor,
             )
     return result.figures, result.failures
+
+
+async def _neighbour(arguments: argparse.Namespace) -> tuple[dict[str, Any], tuple[str, ...]]:
+    with tempfile.TemporaryDirectory() as directory:
+        tenants = Tenants(Path(directory))
+        settings = {**NEIGHBOUR_SETTINGS, "CALLERS_FILE": str(tenants.path)}
+        async with running_replica(arguments.model, Path(directory), settings) as (replica, publisher):
+            return await neighbour(replica, publisher, tenants, arguments.seconds or 120.0)
 
 
 async def _soak(arguments: argparse.Namespace) -> tuple[dict[str, Any], tuple[str, ...]]:

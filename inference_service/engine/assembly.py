@@ -68,8 +68,9 @@ def _rows(base: BaseModel, config: EngineConfig, shapes: list[LayerShape], expec
     speed_up(base.model, base.device, base.dtype)
     runner: Runner = ModelRunner(base, cache) if packed else row_runner.RowRunner(base, cache)
     _check(base, runner, plan.max_length, expected)
-    scheduler = Scheduler(pool, config.max_tokens_per_step)
-    return Parts(replace(config, max_length=plan.max_length), scheduler, runner, PrefixCache(runner.compute_prefix, plan.prefix_bytes))
+    prefixes = PrefixCache(plan.prefix_bytes)
+    scheduler = Scheduler(pool, config.max_tokens_per_step, prefix_ready=prefixes.is_ready)
+    return Parts(replace(config, max_length=plan.max_length), scheduler, runner, prefixes)
 
 
 def _paged(base: BaseModel, config: EngineConfig, shapes: list[LayerShape], expected: Any, kernel: VarlenKernel | None) -> Parts:
@@ -90,8 +91,9 @@ def _paged(base: BaseModel, config: EngineConfig, shapes: list[LayerShape], expe
         "gathered" if kernel is None else "varlen_attn",
         "graphs" if runner.graphs is not None else "no graphs",
     )
-    scheduler = Scheduler(pool, config.max_tokens_per_step, block_tokens)
-    return Parts(replace(config, max_length=plan.max_length), scheduler, runner, PrefixCache(runner.compute_prefix, plan.prefix_bytes))
+    prefixes = PrefixCache(plan.prefix_bytes)
+    scheduler = Scheduler(pool, config.max_tokens_per_step, block_tokens, prefixes.is_ready)
+    return Parts(replace(config, max_length=plan.max_length), scheduler, runner, prefixes)
 
 
 def _free_bytes(base: BaseModel, config: EngineConfig) -> int:

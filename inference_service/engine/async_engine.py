@@ -14,12 +14,14 @@ from dataclasses import replace
 from typing import Any, TypeVar
 from uuid import uuid4
 
-from inference_service.engine.engine import Engine, Output
+from inference_service.engine.engine import Engine, Output, raise_if_not_loaded
 from inference_service.engine.isolation import StepFailed
 from inference_service.engine.request import (
     Delta,
     FinishReason,
     GenerationRequest,
+    PrefixLoad,
+    Request,
     SamplingParams,
     ScoreRequest,
     ScoreResult,
@@ -168,8 +170,16 @@ class AsyncEngine:
         return top
 
     async def load_prefix(self, prefix_id: str, soft_prompt: SoftPrompt) -> None:
-        """Compute the prefix KV now and keep it. Idempotent. Raises PreconditionFailed or DamagedBlob; then nothing is kept."""
-        await self._call(lambda: self._engine.load_prefix(prefix_id, soft_prompt))
+        """Compute the prefix KV, in chunks beside what runs, and keep it. Idempotent.
+
+        Raises PreconditionFailed, DamagedBlob or Unavailable; then nothing is kept.
+        """
+        request = PrefixLoad(f"load-{uuid4().hex}", prefix_id, soft_prompt)
+        stream = self._open(request)
+        try:
+            raise_if_not_loaded(await stream.take())
+        finally:
+            self._close(request.request_id)
 
     async def unload_prefix(self, prefix_id: str) -> bool:
         """True if it is gone; False if running requests hold it, and then it goes with the last of them."""
@@ -182,7 +192,7 @@ class AsyncEngine:
         """As of the end of the last step."""
         return self._stats
 
-    def _open(self, request: GenerationRequest | ScoreRequest) -> _Stream:
+    def _open(self, request: Request) -> _Stream:
         if self._draining:
             raise Unavailable("the engine is stopping and takes no new requests")
         self._require_healthy()
@@ -249,7 +259,7 @@ class AsyncEngine:
             self._begun.set()
             self._notify(self._fail_everything)
 
-    def _submit(self, request: GenerationRequest | ScoreRequest) -> None:
+    def _submit(self, request: Request) -> None:
         try:
             self._engine.submit(request)
         except Exception as error:

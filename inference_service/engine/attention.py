@@ -29,7 +29,7 @@ class ChunkLike(Protocol):
     @property
     def count(self) -> int: ...
     @property
-    def branches(self) -> tuple[tuple[int, ...], ...]: ...
+    def branch_lengths(self) -> tuple[int, ...]: ...
     @property
     def num_positions(self) -> int: ...
 
@@ -126,11 +126,11 @@ MAX_PADDING = 2.0
 
 
 def lay_out(chunks: Sequence[ChunkLike], device: torch.device) -> StepLayout:
-    """`chunks` come with those of one position first, by row (`StepPlan`)."""
+    """`chunks` come with those of one position first, by row, and trees of branches last (`StepPlan`)."""
     singles = [chunk for chunk in chunks if chunk.num_positions == 1]
-    causal = list(takewhile(lambda chunk: chunk.num_positions == chunk.count, chunks))
-    rows = torch.tensor([chunk.row for chunk in causal for _ in range(chunk.count)], dtype=torch.long, device=device)
-    positions = torch.tensor([chunk.start + i for chunk in causal for i in range(chunk.count)], dtype=torch.long, device=device)
+    causal = list(takewhile(lambda chunk: not chunk.branch_lengths, chunks))
+    rows = torch.tensor([chunk.row for chunk in causal for _ in range(chunk.num_positions)], dtype=torch.long, device=device)
+    positions = torch.tensor([chunk.start + i for chunk in causal for i in range(chunk.num_positions)], dtype=torch.long, device=device)
     runs: list[Run] = []
     begin = 0
     while begin < len(singles):
@@ -146,8 +146,7 @@ def lay_out(chunks: Sequence[ChunkLike], device: torch.device) -> StepLayout:
     stretches: list[Stretch] = []
     offset = len(singles)
     for chunk in chunks[len(singles) :]:
-        lengths = tuple(len(branch) - 1 for branch in chunk.branches if len(branch) > 1)
-        stretches.append(Stretch(offset, chunk.num_positions, chunk.row, chunk.start, lengths, device))
+        stretches.append(Stretch(offset, chunk.num_positions, chunk.row, chunk.start, chunk.branch_lengths, device))
         offset += chunk.num_positions
     return StepLayout(runs, stretches, len(singles), rows, positions)
 

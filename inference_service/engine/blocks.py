@@ -116,10 +116,11 @@ class BlockPool:
     def blocks_for(self, length: int) -> int:
         return -(-length // self.block_tokens)
 
-    def acquire(self, content: Content, length: int) -> Acquired | None:
+    def acquire(self, content: Content, length: int, prefix_ready: bool = True) -> Acquired | None:
         """A row with memory for `length` slots, or None. Shares what others have of the same beginning.
 
-        The last token is never shared: its logits are wanted, so it is computed.
+        The last token is never shared: its logits are wanted, so it is computed. Without `prefix_ready` there is no prefix KV to write:
+        the virtual positions that nobody shares are among those to compute.
         """
         row = next((row for row in self.rows if row.holder is None), None)
         if row is None:
@@ -138,10 +139,10 @@ class BlockPool:
         ops: list[BlockOp] = [SetTable(row.index, 0, tuple(row.blocks), tuple(row.blocks[:num_whole]) or None), *self._clear(row, fresh)]
         if partial is not None:
             ops.append(CopyBlock(row.index, partial, row.blocks[num_whole]))
-        if shared_slots < content.num_virtual and content.prefix_id is not None:
+        row.length = shared_slots
+        if prefix_ready and shared_slots < content.num_virtual and content.prefix_id is not None:
             ops.append(WritePrefix(content.prefix_id, row.index, shared_slots))
-            self._share_prefix(content.prefix_id, content.num_virtual, row)
-        row.length = max(shared_slots, content.num_virtual)
+            self.advance(row.index, content.num_virtual)
         return Acquired(row.index, row.length, tuple(ops))  # type: ignore[arg-type]  # ops belong to the pool's own runner
 
     def extend(self, index: int, length: int) -> tuple[BlockOp, ...] | None:
@@ -160,7 +161,11 @@ class BlockPool:
 
     def advance(self, index: int, length: int) -> None:
         """Slots below `length` are valid now."""
-        self.rows[index].length = length
+        row = self.rows[index]
+        row.length = length
+        content = row.holder
+        if content is not None and content.prefix_id is not None and length >= content.num_virtual:
+            self._share_prefix(content.prefix_id, content.num_virtual, row)
 
     def release(self, index: int, *, keep: bool = True) -> None:
         """The holder is done. With `keep` its blocks stay for reuse; without, they are cleared before anybody gets them."""

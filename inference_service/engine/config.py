@@ -15,15 +15,15 @@ class EngineConfig:
     max_length: int = 4096
     """Virtual tokens + input + generated tokens of one request; lowered to what the model and the memory allow."""
     max_tokens_per_step: int = 256
-    """Positions computed in one step. Decodes come first, prefill takes the rest: it bounds how long a long input holds up streams."""
+    """Positions computed in one step, whoever asks for what: it bounds how long a long input holds up streams."""
     kv_cache_bytes: int = 0
     """Memory for the keys and values of running requests; 0 takes a part of what is free at the start."""
     prefix_kv_bytes: int = 0
     """Memory for the prefix KV of soft prompts; 0 is a part of what is free. The least recently used give way and come back on demand."""
     max_waiting: int = 256
-    """Requests that may wait; one more is refused with Overloaded."""
+    """Requests that may wait; one more is refused with Overloaded, unless its tenant has less waiting than its part of the queue."""
     max_waiting_tokens: int = 262_144
-    """Their input tokens together, likewise."""
+    """Their input and candidate tokens together, with the same exception."""
     flush_interval_seconds: float = 0.02
     """Tokens of one stream closer together than this travel in one delta (the first goes at once)."""
     paged: bool | None = None

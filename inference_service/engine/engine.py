@@ -6,10 +6,10 @@ step:  schedule -> run -> sample -> update -> collect
 from __future__ import annotations
 
 import logging
-import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 
 import torch
@@ -21,17 +21,24 @@ from inference_service.engine.config import EngineConfig
 from inference_service.engine.detokenizer import DetokenizerFactory
 from inference_service.engine.isolation import compute_each_alone
 from inference_service.engine.model_runner import Runner
+from inference_service.engine.plan import StepPlan
 from inference_service.engine.prefix_cache import PrefixCache
-from inference_service.engine.request import Delta, FinishReason, GenerationRequest, SamplingParams, ScoreRequest, ScoreResult
+from inference_service.engine.request import (
+    Delta,
+    FinishReason,
+    PrefixLoad,
+    Request,
+    ScoreResult,
+)
 from inference_service.engine.rows import IntegrityError
 from inference_service.engine.sampler import Sampled, sample
-from inference_service.engine.scheduler import Scheduler, StepPlan
-from inference_service.engine.sequence import Sequence
+from inference_service.engine.scheduler import Scheduler
+from inference_service.engine.sequence import Sequence, sequence_of
 from inference_service.engine.stats import EngineObserver, EngineStats, FinishedRequest, NullObserver, StepStats
 from inference_service.engine.text_stream import TextStream, timing
 from shared import base_model
 from shared.base_model import BaseModel
-from shared.errors import AlreadyExists
+from shared.errors import AlreadyExists, DamagedBlob, Unavailable
 from shared.soft_prompt import SoftPrompt
 
 log = logging.getLogger(__name__)
@@ -42,7 +49,7 @@ NOT_FINITE = "the model's output is not finite for this input and soft prompt"
 
 @dataclass(frozen=True)
 class Output:
-    """What a step gave one request: a delta of its text, or the result of a score."""
+    """What a step gave one request: a delta of its text, the result of a score, or the end of a load."""
 
     request_id: str
     delta: Delta
@@ -80,6 +87,8 @@ class Engine:
         self._scores: dict[str, scoring.Tally] = {}
         self._totals = EngineStats()
         self._arrivals = 0
+        self._load_numbers = count()
+        self._early: list[Output] = []
         self._failed_steps = 0
 
     @classmethod
@@ -93,33 +102,23 @@ class Engine:
 
     @property
     def has_work(self) -> bool:
-        return self.scheduler.has_work
+        return self.scheduler.has_work or bool(self._early)
 
-    def submit(self, request: GenerationRequest | ScoreRequest) -> None:
-        """Queue a request. Raises InvalidInput, NotFound (prefix), AlreadyExists (request id) or Overloaded; then nothing is kept."""
+    def submit(self, request: Request) -> None:
+        """Queue a request. Raises InvalidInput, NotFound (prefix), AlreadyExists (request id) or Overloaded; of a load PreconditionFailed
+        or DamagedBlob. Then nothing is kept."""
         if request.request_id in self._streams:
             raise AlreadyExists(f"request {request.request_id} is running")
         self.admission.check(request)
-        generation = isinstance(request, GenerationRequest)
-        sampling = request.sampling if isinstance(request, GenerationRequest) else SamplingParams(temperature=0.0)
+        if isinstance(request, PrefixLoad):
+            self.admission.check_soft_prompt(request.soft_prompt, self.base.embedding_table.shape[1])
+            request.soft_prompt.cast(self.base.dtype)
+            self.prefixes.add(request.prefix_id, request.soft_prompt)
         self._arrivals += 1
-        sequence = Sequence(
-            request_id=request.request_id,
-            tokens=list(request.input_ids),
-            num_input=len(request.input_ids),
-            sampling=sampling,
-            seed=random.getrandbits(63) if sampling.seed is None else sampling.seed,
-            prefix_id=request.prefix_id,
-            num_virtual=self.prefixes.num_virtual(request.prefix_id),
-            priority=request.priority,
-            deadline=request.deadline,
-            arrived_at=self.clock(),
-            arrival=self._arrivals,
-            candidates=request.candidates if isinstance(request, ScoreRequest) else (),
-        )
-        model_ends = frozenset() if sampling.ignore_eos else self.base.stop_token_ids
-        stream = TextStream(sequence, self._detokenizers(), model_ends | sampling.stop_token_ids, self.config.max_length)
-        tally = None if generation else scoring.Tally(sequence)
+        sequence = sequence_of(request, self.prefixes.num_virtual(request.prefix_id), self._arrivals, self.clock())
+        model_ends = frozenset() if sequence.sampling.ignore_eos else self.base.stop_token_ids
+        stream = TextStream(sequence, self._detokenizers(), model_ends | sequence.sampling.stop_token_ids, self.config.max_length)
+        tally = scoring.Tally(sequence) if sequence.is_score else None
         if sequence.prefix_id is not None:
             self.prefixes.hold(sequence.prefix_id)
         self._streams[sequence.request_id] = stream
@@ -135,7 +134,9 @@ class Engine:
     def step(self) -> list[Output]:
         """Compute one step. Each output is a new delta; those with a finish reason are the last of their request."""
         begun = self.clock()
-        outputs = [self._end(sequence, FinishReason.DEADLINE) for sequence in self.scheduler.expired(begun)]
+        outputs, self._early = self._early, []
+        outputs += [self._end(sequence, FinishReason.DEADLINE) for sequence in self.scheduler.expired(begun)]
+        outputs += [self._end(sequence, FinishReason.LENGTH) for sequence in self._loaded()]
         plan = self.scheduler.schedule(begun)
         if not plan.chunks:
             return outputs
@@ -146,6 +147,7 @@ class Engine:
             outputs += failures
         for done, results in computed:
             self.scheduler.complete(done)
+            outputs += self._keep_prefixes(done)
             outputs += self._collect(results)
             outputs += self._collect_scores(done, results.scored)
         self._failed_steps = 0 if computed else self._failed_steps + 1
@@ -158,9 +160,18 @@ class Engine:
         return self._failed_steps >= MAX_FAILED_STEPS
 
     def load_prefix(self, prefix_id: str, soft_prompt: SoftPrompt) -> None:
-        """Compute and keep the prefix KV. Raises PreconditionFailed for another model's prompt, DamagedBlob if it is not finite here."""
-        self.admission.check_soft_prompt(soft_prompt, self.base.info.hidden_size, self.base.embedding_table.shape[1])
-        self.prefixes.load(prefix_id, soft_prompt)
+        """A `PrefixLoad` for those that call `step` themselves: steps until it is done; what others get by it comes with the next step.
+
+        Raises PreconditionFailed for another model's prompt, DamagedBlob if it is not finite here, Unavailable if it can't be computed.
+        """
+        request_id = f"load-{next(self._load_numbers)}"
+        self.submit(PrefixLoad(request_id, prefix_id, soft_prompt))
+        early: list[Output] = []
+        while request_id in self._streams:
+            early += self.step()
+        (end,) = (output.delta for output in early if output.request_id == request_id)
+        self._early = [output for output in early if output.request_id != request_id]
+        raise_if_not_loaded(end)
 
     def unload_prefix(self, prefix_id: str) -> bool:
         """True if it is gone; False if it goes when the last request that holds it ends."""
@@ -201,6 +212,24 @@ class Engine:
         if not set(self._scores) <= live:
             raise IntegrityError("a score outlived its request")
 
+    def _loaded(self) -> list[Sequence]:
+        """Loads whose prefix KV is there, by their own doing or somebody else's."""
+        live = (stream.sequence for stream in self._streams.values())
+        return [s for s in live if s.is_load and s.prefix_id is not None and self.prefixes.is_ready(s.prefix_id)]
+
+    def _keep_prefixes(self, plan: StepPlan) -> list[Output]:
+        """Keep the prefix KV of each soft prompt whose last virtual token was computed in this step."""
+        outputs = []
+        for chunk in plan.chunks:
+            sequence = chunk.sequence
+            if not chunk.num_virtual or chunk.start + chunk.num_virtual < sequence.num_virtual or sequence.prefix_id is None:
+                continue
+            try:
+                self.prefixes.keep(sequence.prefix_id, self.runner.snapshot(chunk.row, sequence.num_virtual))
+            except DamagedBlob as error:
+                outputs.append(self._fail(sequence, FinishReason.ERROR, error.message))
+        return outputs
+
     def _compute(self, plan: StepPlan) -> _Results:
         """Run the model and sample. Changes no books, so that it may be done again for a part of the plan."""
         logits = self.runner.run(plan, self.prefixes)
@@ -226,6 +255,8 @@ class Engine:
         now = self.clock()
         outputs = []
         for sequence, token in zip(results.sampling, results.sampled, strict=True):
+            if sequence.finish_reason is not None:  # its soft prompt is damaged
+                continue
             if not token.ok:
                 outputs.append(self._fail(sequence))
                 continue
@@ -244,7 +275,7 @@ class Engine:
         now = self.clock()
         outputs = []
         for chunk in plan.chunks:
-            if not chunk.branches:
+            if not chunk.branches or chunk.sequence.finish_reason is not None:
                 continue
             tally = self._scores[chunk.sequence.request_id]
             if not tally.add(chunk.branches, scored[chunk.sequence.request_id]):
@@ -281,6 +312,8 @@ class Engine:
         self._scores.pop(sequence.request_id, None)
         if sequence.prefix_id is not None and self.prefixes.release(sequence.prefix_id):
             self.scheduler.pool.forget(sequence.prefix_id)
+        if sequence.is_load:
+            return
         times, totals = timing(sequence, now), self._totals
         self._totals = replace(
             totals,
@@ -305,8 +338,17 @@ class Engine:
 
     def _account(self, plan: StepPlan, num_sampled: int, seconds: float) -> None:
         totals = self._totals
+        self.scheduler.pace.observe(plan.num_positions, seconds)
         self._totals = replace(totals, steps=totals.steps + 1, generated_tokens=totals.generated_tokens + num_sampled)
         self.observer.on_step(StepStats(seconds, plan.num_positions, len(plan.chunks), num_sampled))
+
+
+def raise_if_not_loaded(end: Delta) -> None:
+    """What the end of a `PrefixLoad` means: DamagedBlob if the numbers were not finite, Unavailable if it may work another time."""
+    if end.finish_reason is FinishReason.ERROR:
+        raise DamagedBlob(end.error)
+    if end.finish_reason is not FinishReason.LENGTH:
+        raise Unavailable(end.error or "the engine is stopping: the soft prompt was not loaded")
 
 
 def load_engine(

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
+from inference_service.engine.plan import Chunk, StepPlan
 from inference_service.engine.rows import Trim
-from inference_service.engine.scheduler import Chunk, StepPlan
 
 T = TypeVar("T")
 

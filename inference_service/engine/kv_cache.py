@@ -60,7 +60,7 @@ class KVCache(Protocol):
 
     def restore(self, prefix: PrefixKV, row: int) -> None: ...
 
-    def trim(self, row: int) -> None: ...
+    def trim(self, row: int, first: int = 0) -> None: ...
 
 
 class RowKVCache:
@@ -96,20 +96,21 @@ class RowKVCache:
         for tensor, saved in zip((*self._keys, *self._values), (*prefix.keys, *prefix.values), strict=True):
             tensor[:, row, :, : prefix.num_virtual] = saved
 
-    def trim(self, row: int) -> None:
-        """Give the row's pages back; its slots read as zeros afterwards (so a NaN that was there is gone, too)."""
+    def trim(self, row: int, first: int = 0) -> None:
+        """Give the row's pages from slot `first` on back; its slots read as zeros afterwards (so a NaN that was there is gone, too)."""
         if not self._maps or not hasattr(mmap, "MADV_DONTNEED"):
             for tensor in (*self._keys, *self._values):
-                tensor[:, row] = 0
+                tensor[:, row, :, first:] = 0
             return
         for tensor, memory in self._maps:
-            row_bytes = tensor.stride(1) * tensor.element_size()
-            for layer in range(tensor.shape[0]):
-                begin = (layer * tensor.shape[1] + row) * row_bytes
-                self._drop(tensor[layer, row].reshape(-1), memory, begin, row_bytes)
+            for layer in tensor[:, row, :, first:].unbind():
+                # From slot 0 on, the heads of a layer lie in one piece.
+                for piece in layer.unbind() if first else [layer]:
+                    self._drop(piece.reshape(-1), memory)
 
-    def _drop(self, row: torch.Tensor, memory: mmap.mmap, begin: int, num_bytes: int) -> None:
+    def _drop(self, row: torch.Tensor, memory: mmap.mmap) -> None:
         """Whole pages go back to the system; what shares a page with a neighbour is zeroed."""
+        begin, num_bytes = row.storage_offset() * row.element_size(), row.nbytes
         first = -(-begin // self._page_bytes) * self._page_bytes
         last = (begin + num_bytes) // self._page_bytes * self._page_bytes
         if last <= first:

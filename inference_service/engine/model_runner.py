@@ -11,14 +11,13 @@ from typing import Any, Protocol
 
 import torch
 
-from inference_service.engine.attention import CachedAttention, StepLayout, Stretch, lay_out
+from inference_service.engine.attention import CachedAttention, lay_out
 from inference_service.engine.kv_cache import KVCache, PrefixKV
+from inference_service.engine.plan import Chunk, StepPlan
 from inference_service.engine.prefix_cache import PrefixCache
 from inference_service.engine.probe import register_attention
 from inference_service.engine.rows import CopyPrefix, CopyRow, RowOp, Trim
-from inference_service.engine.scheduler import Chunk, StepPlan
 from shared.base_model import BaseModel
-from shared.soft_prompt import SoftPrompt
 
 
 class Runner(Protocol):
@@ -28,13 +27,15 @@ class Runner(Protocol):
 
     def run(self, plan: StepPlan, prefixes: PrefixCache) -> torch.Tensor: ...
 
-    def compute_prefix(self, soft_prompt: SoftPrompt) -> PrefixKV: ...
+    def snapshot(self, row: int, length: int) -> PrefixKV:
+        """A copy of the keys and values in the row's first slots."""
+        ...
 
     def scrub(self, row: int) -> None: ...
 
 
 class ModelRunner:
-    """`scratch_row` is a row of the cache that no sequence ever gets: prefix KV is computed there."""
+    """`scratch_row` is a row of the cache that no sequence ever gets: the self-check computes there."""
 
     def __init__(self, base: BaseModel, cache: KVCache) -> None:
         self._model: Any = base.model
@@ -48,63 +49,32 @@ class ModelRunner:
     def run(self, plan: StepPlan, prefixes: PrefixCache) -> torch.Tensor:
         """Logits `[n, vocab]` at every wanted position, in the order of `wanted_positions`."""
         do_ops(plan.ops, self._cache, prefixes)
-        token_ids: list[int] = []
-        positions: list[int] = []
-        for chunk in plan.chunks:
-            token_ids += fed_tokens(chunk)
-            positions += fed_positions(chunk)
+        inputs = model_inputs(plan.chunks, self._model, prefixes, self._device, self._dtype)
         wanted = wanted_positions(plan.chunks)
-        if not wanted:
+        self._attention.layout = lay_out(plan.chunks, self._device)
+        try:
             # Some layers do not take an empty selection: one position is computed and dropped.
-            return self._forward(lay_out(plan.chunks, self._device), positions, [0], token_ids=token_ids)[:0]
-        return self._forward(lay_out(plan.chunks, self._device), positions, wanted, token_ids=token_ids)
+            keep = torch.tensor(wanted or [0], device=self._device)
+            logits: torch.Tensor = self._model(**inputs, use_cache=False, logits_to_keep=keep).logits[0]
+        finally:
+            self._attention.layout = None
+        return logits[: len(wanted)]
 
     @torch.inference_mode()
-    def compute_prefix(self, soft_prompt: SoftPrompt) -> PrefixKV:
-        """The keys and values of a soft prompt's positions. Raises DamagedBlob if it overflows the model's dtype."""
-        count = soft_prompt.num_virtual_tokens
-        rows, positions = torch.full((count,), self.scratch_row, device=self._device), torch.arange(count, device=self._device)
-        layout = StepLayout([], [Stretch(0, count, self.scratch_row, 0, (), self._device)], 0, rows, positions)
-        self._forward(layout, list(range(count)), [count - 1], embeddings=soft_prompt.cast(self._dtype, self._device))
-        return self._cache.snapshot(self.scratch_row, count)
+    def snapshot(self, row: int, length: int) -> PrefixKV:
+        return self._cache.snapshot(row, length)
 
     def scrub(self, row: int) -> None:
         """Make a row finite again after a sequence that was not: a NaN in a padded slot would reach its neighbours in a run."""
         self._cache.trim(row)
-
-    def _forward(
-        self,
-        layout: StepLayout,
-        positions: Sequence[int],
-        wanted: Sequence[int],
-        *,
-        token_ids: Sequence[int] = (),
-        embeddings: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        inputs: dict[str, torch.Tensor] = {}
-        if embeddings is None:
-            inputs["input_ids"] = torch.tensor(token_ids, device=self._device)[None]
-        else:
-            inputs["inputs_embeds"] = embeddings[None]
-        self._attention.layout = layout
-        try:
-            logits: torch.Tensor = self._model(
-                **inputs,
-                position_ids=torch.tensor(positions, device=self._device)[None],
-                use_cache=False,
-                logits_to_keep=torch.tensor(wanted, device=self._device),
-            ).logits[0]
-        finally:
-            self._attention.layout = None
-        return logits
 
 
 def do_ops(ops: Sequence[RowOp], cache: KVCache, prefixes: PrefixCache) -> None:
     """Copies and trims, in order: a later one may use what an earlier one wrote."""
     for op in ops:
         match op:
-            case Trim(row):
-                cache.trim(row)
+            case Trim(row, first):
+                cache.trim(row, first)
             case CopyPrefix(prefix_id, row):
                 cache.restore(prefixes.get(prefix_id), row)
             case CopyRow(source, row, length):
@@ -112,13 +82,35 @@ def do_ops(ops: Sequence[RowOp], cache: KVCache, prefixes: PrefixCache) -> None:
 
 
 def fed_tokens(chunk: Chunk) -> list[int]:
-    """Main tokens of the chunk, then every branch without its last token."""
+    """Main tokens of the chunk (0 in place of virtual ones), then every branch without its last token."""
     sequence = chunk.sequence
-    first = chunk.start - sequence.num_virtual
-    fed = sequence.tokens[first : first + chunk.count]
+    first = chunk.start + chunk.num_virtual - sequence.num_virtual
+    fed = [0] * chunk.num_virtual + sequence.tokens[first : first + chunk.count - chunk.num_virtual]
     for branch in chunk.branches:
         fed += branch[:-1]
     return fed
+
+
+def virtual_tokens(chunk: Chunk, prefixes: PrefixCache, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    """The embeddings `[chunk.num_virtual, hidden]` of the soft prompt's part in the chunk."""
+    assert chunk.sequence.prefix_id is not None
+    return prefixes.soft_prompt(chunk.sequence.prefix_id).cast(dtype, device)[chunk.start : chunk.start + chunk.num_virtual]
+
+
+def model_inputs(
+    chunks: Sequence[Chunk], model: Any, prefixes: PrefixCache, device: torch.device, dtype: torch.dtype
+) -> dict[str, torch.Tensor]:
+    """Token ids and positions, `[1, tokens]`; embeddings `[1, tokens, hidden]` in place of the ids where some stand for virtual tokens."""
+    token_ids = torch.tensor([token for chunk in chunks for token in fed_tokens(chunk)], dtype=torch.long, device=device)
+    positions = torch.tensor([position for chunk in chunks for position in fed_positions(chunk)], dtype=torch.long, device=device)
+    if not any(chunk.num_virtual for chunk in chunks):
+        return {"input_ids": token_ids[None], "position_ids": positions[None]}
+    embeddings, begin = model.get_input_embeddings()(token_ids).clone(), 0
+    for chunk in chunks:
+        if chunk.num_virtual:
+            embeddings[begin : begin + chunk.num_virtual] = virtual_tokens(chunk, prefixes, device, dtype)
+        begin += chunk.num_positions
+    return {"inputs_embeds": embeddings[None], "position_ids": positions[None]}
 
 
 def fed_positions(chunk: Chunk) -> list[int]:

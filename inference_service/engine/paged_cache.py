@@ -1,7 +1,7 @@
 """Keys and values in blocks, with a block table for each row, in every layer: the cache for GPUs. Knows tensors; who holds which block is
 `blocks`' business.
 
-Block 0 is nobody's: padding points there. The last blocks are the scratch row's, where prefix KV is computed; no sequence gets them.
+Block 0 is nobody's: padding points there. The last blocks are the scratch row's, where the self-check computes; no sequence gets them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import torch
 from inference_service.engine.blocks import NULL_BLOCK, BlockOp, ClearBlocks, CopyBlock, SetTable, WritePrefix
 from inference_service.engine.kv_cache import LayerShape, PrefixKV
 from inference_service.engine.prefix_cache import PrefixCache
-from shared.soft_prompt import MAX_VIRTUAL_TOKENS
+
+SCRATCH_TOKENS = 32
 
 
 class PagedKVCache:
@@ -36,7 +37,7 @@ class PagedKVCache:
         self.block_tokens, self.max_length = block_tokens, max_length
         self.scratch_row, self.null_row = num_rows, num_rows + 1
         width = -(-max_length // block_tokens)
-        scratch = -(-min(max_length, MAX_VIRTUAL_TOKENS) // block_tokens)
+        scratch = -(-min(max_length, SCRATCH_TOKENS) // block_tokens)
         self.tables = torch.full((num_rows + 2, width), NULL_BLOCK, dtype=torch.int32, device=device)
         self.tables[self.scratch_row, :scratch] = torch.arange(1 + num_blocks, 1 + num_blocks + scratch, dtype=torch.int32)
         self._device = device

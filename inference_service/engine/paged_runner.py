@@ -12,15 +12,14 @@ import torch
 
 from inference_service.engine.decode_graphs import DecodeGraphs
 from inference_service.engine.kv_cache import PrefixKV
-from inference_service.engine.model_runner import fed_positions, fed_tokens, wanted_positions
+from inference_service.engine.model_runner import fed_tokens, model_inputs, wanted_positions
 from inference_service.engine.paged_attention import PagedAttention, PagedLayout, Piece
 from inference_service.engine.paged_cache import PagedKVCache
+from inference_service.engine.plan import Chunk, StepPlan
 from inference_service.engine.prefix_cache import PrefixCache
 from inference_service.engine.probe import register_attention
-from inference_service.engine.scheduler import Chunk, StepPlan
 from inference_service.engine.varlen_kernel import VarlenKernel
 from shared.base_model import BaseModel
-from shared.soft_prompt import SoftPrompt
 
 
 class PagedRunner:
@@ -44,25 +43,14 @@ class PagedRunner:
             logits = self.graphs.run([(fed_tokens(chunk)[0], chunk.row, chunk.start) for chunk in plan.chunks])
             if logits is not None:
                 return logits
-        token_ids = [token for chunk in plan.chunks for token in fed_tokens(chunk)]
-        positions = [position for chunk in plan.chunks for position in fed_positions(chunk)]
         wanted = wanted_positions(plan.chunks)
-        layout = self._lay_out(plan.chunks)
+        inputs = model_inputs(plan.chunks, self._model, prefixes, self._device, self._dtype)
         # Some layers do not take an empty selection: one position is computed and dropped.
-        inputs = {"input_ids": self._tensor(token_ids)[None], "position_ids": self._tensor(positions)[None]}
-        return self._forward(layout, inputs, self._tensor(wanted or [0]))[: len(wanted)]
+        return self._forward(self._lay_out(plan.chunks), inputs, self._tensor(wanted or [0]))[: len(wanted)]
 
     @torch.inference_mode()
-    def compute_prefix(self, soft_prompt: SoftPrompt) -> PrefixKV:
-        """The keys and values of a soft prompt's positions. Raises DamagedBlob if it overflows the model's dtype."""
-        count, row = soft_prompt.num_virtual_tokens, self.scratch_row
-        embeddings = soft_prompt.cast(self._dtype, self._device)[None]
-        positions = self._tensor(range(count))
-        none = self._tensor([])
-        slots = self.cache.slots(torch.full_like(positions, row), positions)
-        layout = PagedLayout(slots, none, none, (Piece(0, count, row, 0),), 0, self.cache.tables)
-        self._forward(layout, {"inputs_embeds": embeddings, "position_ids": positions[None]}, positions[-1:])
-        return self.cache.snapshot(row, count)
+    def snapshot(self, row: int, length: int) -> PrefixKV:
+        return self.cache.snapshot(row, length)
 
     @torch.inference_mode()
     def decode(self, inputs: torch.Tensor) -> torch.Tensor:
@@ -79,8 +67,7 @@ class PagedRunner:
         decodes = [chunk for chunk in chunks if chunk.num_positions == 1]
         pieces, begin = list[Piece](), len(decodes)
         for chunk in chunks[len(decodes) :]:
-            lengths = tuple(len(branch) - 1 for branch in chunk.branches if len(branch) > 1)
-            pieces.append(Piece(begin, chunk.num_positions, chunk.row, chunk.start, lengths))
+            pieces.append(Piece(begin, chunk.num_positions, chunk.row, chunk.start, chunk.branch_lengths))
             begin += chunk.num_positions
         places = [(chunk.row, slot) for chunk in chunks for slot in range(chunk.start, chunk.end)]
         rows, slots = self._tensor(places).T.unbind(0)

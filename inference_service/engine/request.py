@@ -5,8 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
 from shared.errors import FieldViolation, InvalidInput
+
+if TYPE_CHECKING:
+    from shared.soft_prompt import SoftPrompt
 
 
 @dataclass(frozen=True)
@@ -129,11 +133,14 @@ class GenerationRequest:
     prefix_id: str | None = None
     """A soft prompt that `load_prefix` made known; None is the bare model."""
     priority: int = 0
-    """Higher runs first; equal priorities run by arrival."""
+    """Higher runs first within a tenant; equal priorities run by arrival."""
     deadline: float | None = None
     """On the clock of `time.monotonic()`, in seconds; honoured while waiting and while running."""
     always_admitted: bool = False
     """Taken also when the queue is full: the service's own golden replays, which must not wait for the load to go."""
+    tenant: str = ""
+    """On whose account; tenants share the engine by weight. Empty is the service itself."""
+    weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -146,6 +153,25 @@ class ScoreRequest:
     prefix_id: str | None = None
     priority: int = 0
     deadline: float | None = None
+    tenant: str = ""
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class PrefixLoad:
+    """Compute the keys and values of a soft prompt, and keep them under `prefix_id`; chunk by chunk beside everything else.
+
+    It ends with LENGTH, or with ERROR where they are not finite; then the prefix is not known afterwards, unless it was before.
+    """
+
+    request_id: str
+    prefix_id: str
+    soft_prompt: SoftPrompt
+    tenant: str = ""
+    weight: float = 1.0
+
+
+Request = GenerationRequest | ScoreRequest | PrefixLoad
 
 
 class FinishReason(StrEnum):

@@ -11,12 +11,11 @@ import torch
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from inference_service.engine.kv_cache import KVCache, LayerShape, PrefixKV
-from inference_service.engine.model_runner import do_ops
+from inference_service.engine.model_runner import do_ops, virtual_tokens
+from inference_service.engine.plan import StepPlan
 from inference_service.engine.prefix_cache import PrefixCache
-from inference_service.engine.scheduler import StepPlan
 from shared.base_model import BaseModel
 from shared.errors import PreconditionFailed
-from shared.soft_prompt import SoftPrompt
 
 
 class RowLayer(DynamicLayer):  # type: ignore[misc]
@@ -58,34 +57,39 @@ class RowRunner:
         do_ops(plan.ops, self._cache, prefixes)
         wanted: list[torch.Tensor] = []
         for chunk in plan.chunks:
-            sequence = chunk.sequence
-            first, end = chunk.start - sequence.num_virtual, chunk.start + chunk.count
-            logits = self._feed(chunk.row, chunk.start, sequence.tokens[first : first + chunk.count])
-            if chunk.samples or chunk.branches:
-                wanted.append(logits[-1:])
-            wanted += [self._feed(chunk.row, end, list(branch[:-1])) for branch in chunk.branches if len(branch) > 1]
+            sequence, begin, end = chunk.sequence, chunk.start + chunk.num_virtual, chunk.start + chunk.count
+            if chunk.num_virtual:
+                self._forward(chunk.row, chunk.start, 1, inputs_embeds=virtual_tokens(chunk, prefixes, self._device, self._dtype)[None])
+            if begin < end:
+                tokens = sequence.tokens[begin - sequence.num_virtual : end - sequence.num_virtual]
+                logits = self._feed(chunk.row, begin, tokens, 1)
+                if chunk.samples or chunk.branches:
+                    wanted.append(logits)
+            wanted += [self._feed(chunk.row, end, list(branch[:-1]), len(branch) - 1) for branch in chunk.branches if len(branch) > 1]
         return torch.cat(wanted) if wanted else torch.empty(0, device=self._device)
 
     @torch.inference_mode()
-    def compute_prefix(self, soft_prompt: SoftPrompt) -> PrefixKV:
-        self._forward(self.scratch_row, 0, inputs_embeds=soft_prompt.cast(self._dtype, self._device)[None])
-        return self._cache.snapshot(self.scratch_row, soft_prompt.num_virtual_tokens)
+    def snapshot(self, row: int, length: int) -> PrefixKV:
+        return self._cache.snapshot(row, length)
 
     def scrub(self, row: int) -> None:
         self._cache.trim(row)
 
-    def _feed(self, row: int, start: int, token_ids: list[int]) -> torch.Tensor:
-        """Logits `[tokens, vocab]`"""
-        return self._forward(row, start, input_ids=torch.tensor(token_ids, device=self._device)[None])
+    def _feed(self, row: int, start: int, token_ids: list[int], last: int) -> torch.Tensor:
+        """Logits `[last, vocab]` of the last so many tokens"""
+        return self._forward(row, start, last, input_ids=torch.tensor(token_ids, device=self._device)[None])
 
-    def _forward(self, row: int, start: int, **inputs: torch.Tensor) -> torch.Tensor:
+    def _forward(self, row: int, start: int, last: int, **inputs: torch.Tensor) -> torch.Tensor:
         end = start + next(iter(inputs.values())).shape[1]
         layers = [RowLayer(keys[row], values[row], start) for keys, values in map(self._cache.layer, range(self._num_layers))]
+        options: dict[str, Any] = dict(inputs)
         if "position_ids" in self._parameters:
-            inputs["position_ids"] = torch.arange(start, end, device=self._device)[None]
+            options["position_ids"] = torch.arange(start, end, device=self._device)[None]
+        if "logits_to_keep" in self._parameters:
+            options["logits_to_keep"] = last
         mask = torch.ones(1, end, dtype=torch.long, device=self._device)
-        logits: torch.Tensor = self._model(**inputs, attention_mask=mask, past_key_values=Cache(layers=layers), use_cache=True).logits[0]
-        return logits
+        logits: torch.Tensor = self._model(**options, attention_mask=mask, past_key_values=Cache(layers=layers), use_cache=True).logits[0]
+        return logits[-last:]
 
 
 @torch.inference_mode()

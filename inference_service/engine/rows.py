@@ -56,9 +56,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Trim:
-    """Give the row's memory back."""
+    """Give the row's memory from slot `first` on back."""
 
     row: int
+    first: int = 0
 
 
 @dataclass(frozen=True)
@@ -123,10 +124,11 @@ class RowPool:
     def committed_blocks(self) -> int:
         return sum(row.blocks for row in self.rows)
 
-    def acquire(self, content: Content, length: int) -> Acquired | None:
+    def acquire(self, content: Content, length: int, prefix_ready: bool = True) -> Acquired | None:
         """A row with memory for `length` slots, or None. Reuses what another row has of the same beginning.
 
-        The last token is never reused: its logits are wanted, so it is computed.
+        The last token is never reused: its logits are wanted, so it is computed. Without `prefix_ready` there is no prefix KV to copy:
+        the virtual positions are among those to compute.
         """
         source, shared = self._best_match(content)
         row = self._choose_row(source, content.num_virtual + shared)
@@ -140,17 +142,23 @@ class RowPool:
         else:
             row.length = content.num_virtual + shared
         row.holder, row.remains = content, None
+        if row.blocks > blocks_for(length):  # a former holder was longer: what it leaves is memory that others may want
+            row.blocks = blocks_for(length)
+            ops.append(Trim(row.index, row.blocks * BLOCK_TOKENS))
         trims = self._reserve(row, blocks_for(length), keep=None if in_place else source)
         if trims is None:
             row.holder = None
             row.length = 0
             return None
         ops.extend(trims)
-        computed = content.num_virtual + (shared if source is not None else 0)
+        computed = content.num_virtual + shared
         if source is not None and not in_place:
             ops.append(CopyRow(source.index, row.index, computed))
         elif source is None and content.prefix_id is not None:
-            ops.append(CopyPrefix(content.prefix_id, row.index))
+            if prefix_ready:
+                ops.append(CopyPrefix(content.prefix_id, row.index))
+            else:
+                computed = 0
         row.length = computed
         self._touch(row)
         return Acquired(row.index, computed, tuple(ops))

@@ -4,100 +4,39 @@ waiting --schedule--> running --finish--> gone
    ^                     |
    +------ preempt ------+      (its tokens stay, its keys and values are computed again)
 
-A step gives every running decode one position, then fills what is left of the token budget with prefill, by rank (priority, then
-arrival), in chunks (Sarathi, Agrawal et al. 2023): a long input never stalls running streams. When the KV memory is spent, the lowest
-rank gives way (vLLM's preemption by recomputation).
+A step never has more than `max_tokens_per_step` positions. They are divided between tenants by weight (`fair_share`); within a tenant
+every running decode gets one, and prefill the rest, by rank (priority, then arrival), in chunks (Sarathi, Agrawal et al. 2023). Where
+decodes don't all fit they take turns, and prefill keeps a part. Candidates of a score and soft prompts are computed in chunks, too.
 """
 
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Iterator
-from collections.abc import Sequence as Items
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
+from inference_service.engine import preemption
+from inference_service.engine.fair_share import FairShares, split
+from inference_service.engine.pace import StepPace
+from inference_service.engine.plan import Chunk, StepPlan, complete_chunk, is_decode, next_chunk, slots_needed
+from inference_service.engine.pool import Pool
 from inference_service.engine.request import FinishReason
-from inference_service.engine.rows import BLOCK_TOKENS, Acquired, Content, IntegrityError
+from inference_service.engine.rows import BLOCK_TOKENS, IntegrityError
 from inference_service.engine.sequence import Sequence
 
 WORTH_WAITING_TOKENS = 32
 """A step more costs about as much as so many positions of prefill."""
 MAX_POSTPONED = 32
 """Looking further down the queue would cost more time than it saves."""
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """Positions `[start, start + count)` of one sequence to compute. `branches` are candidates that each continue from the last of them.
-
-    A branch's last token is only scored, never fed, so a branch takes one position less than it has tokens.
-    """
-
-    sequence: Sequence
-    row: int
-    start: int
-    count: int
-    samples: bool
-    """Whether the last position's logits choose the next token."""
-    branches: tuple[tuple[int, ...], ...] = ()
-
-    @property
-    def num_positions(self) -> int:
-        return self.count + sum(len(branch) - 1 for branch in self.branches)
-
-    @property
-    def end(self) -> int:
-        """One past the last slot that is written."""
-        return self.start + self.num_positions
-
-
-@dataclass(frozen=True)
-class StepPlan:
-    """`ops` are done in order, then all chunks in one forward pass; chunks of one position come first, by row.
-
-    What an op is, is between the pool that plans it and the runner that does it; each has the `row` that it is for.
-    """
-
-    chunks: tuple[Chunk, ...]
-    ops: tuple[Any, ...]
-
-    @property
-    def num_positions(self) -> int:
-        return sum(chunk.num_positions for chunk in self.chunks)
-
-
-class Pool(Protocol):
-    """The books of a KV cache: `rows.RowPool`, or `blocks.BlockPool` for a paged one."""
-
-    max_blocks: int
-    max_length: int
-    reuse: bool
-
-    @property
-    def rows(self) -> Items[Any]:
-        """Each has a `holder`."""
-        ...
-
-    @property
-    def num_held(self) -> int: ...
-
-    @property
-    def held_blocks(self) -> int: ...
-
-    def acquire(self, content: Content, length: int) -> Acquired | None: ...
-
-    def extend(self, index: int, length: int) -> tuple[Any, ...] | None: ...
-
-    def advance(self, index: int, length: int) -> None: ...
-
-    def release(self, index: int, *, keep: bool = True) -> None: ...
-
-    def forget(self, prefix_id: str) -> None: ...
-
-    def forget_all(self) -> None: ...
-
-    def check_integrity(self) -> None: ...
+PREFILL_PART = 4
+"""One in so many positions of a tenant's part of a step is for prefill, as long as something waits for it."""
+MAX_SCORED_POSITIONS = 256
+"""Positions of one step whose logits over the whole vocabulary are kept for scores: 256 x 128k x 4 bytes are 130 MB."""
+MAX_STRETCH = 0.85
+"""A step takes at most this part of what fair shares allow; the rest is for what the estimate of its time misses."""
+MAX_PASSED_OVER = 64
+"""After so many requests of other tenants, a request that found no room is not passed over any more."""
 
 
 @dataclass
@@ -106,9 +45,14 @@ class Scheduler:
     max_tokens_per_step: int
     block_tokens: int = BLOCK_TOKENS
     """Of the pool's blocks."""
+    prefix_ready: Callable[[str], bool] = lambda prefix_id: True
+    """Whether a soft prompt's keys and values are there; else the first sequence under it computes them in its own row."""
     waiting: list[Sequence] = field(default_factory=list)
     running: list[Sequence] = field(default_factory=list)
     num_preemptions: int = 0
+    shares: FairShares = field(default_factory=FairShares)
+    pace: StepPace = field(default_factory=StepPace)
+    step: int = 0
 
     def add(self, sequence: Sequence) -> None:
         insort(self.waiting, sequence, key=lambda s: s.rank)
@@ -119,42 +63,36 @@ class Scheduler:
 
     @property
     def waiting_tokens(self) -> int:
-        return sum(len(sequence.tokens) for sequence in self.waiting)
+        return sum(sequence.cost for sequence in self.waiting)
 
     def schedule(self, now: float) -> StepPlan:
         """Plan one step. Changes the books as if the step were done, except `num_computed`: `complete` does that."""
+        self.step += 1
         self._ops: list[Any] = []
-        budget, preempted_before = self.max_tokens_per_step, self.num_preemptions
+        self._scorable = MAX_SCORED_POSITIONS
+        self._weights = {s.tenant: s.weight for s in [*self.running, *self.waiting]}
+        self.shares.update(self._weights, {s.tenant for s in self.waiting})
+        queues = self._queues()
+        first = self._free_a_row(queues)
+        parts = self._parts(queues)
+        preempted_before = self.num_preemptions
         chunks: list[Chunk] = []
-        decodes = [s for s in self.running if s.num_uncomputed == 1 and not s.is_score]
-        prefills = [s for s in self.running if s.num_uncomputed > 1 or s.is_score]
-        for sequence in [*decodes, *prefills]:
-            if budget <= 0:
-                break
-            chunk = self._continue(sequence, budget)
-            if chunk is not None:
+        for tenant, part in parts.items():
+            for chunk in self._continue_running(tenant, part, queues.get(tenant, [])):
                 chunks.append(chunk)
-                budget -= chunk.num_positions
-        for sequence in self._ready():
-            if budget <= 0 or self.num_preemptions > preempted_before:
-                break
-            chunk = self._start(sequence, budget, now)
-            if chunk is None:
-                break
-            chunks.append(chunk)
-            budget -= chunk.num_positions
+                parts[tenant] -= chunk.num_positions
+        if self.num_preemptions == preempted_before:
+            chunks += self._admit(queues, parts, first, now)
         alive = [chunk for chunk in chunks if chunk.sequence.row == chunk.row]
-        alive.sort(key=lambda chunk: (chunk.num_positions > 1, chunk.row))
+        alive.sort(key=lambda chunk: (chunk.num_positions > 1, bool(chunk.branch_lengths), chunk.row))
         return StepPlan(tuple(alive), tuple(self._ops))
 
     def complete(self, plan: StepPlan) -> None:
         """The plan's forward pass is done: its keys and values are in the rows."""
         for chunk in plan.chunks:
-            sequence = chunk.sequence
-            sequence.num_computed = chunk.start + chunk.count
-            sequence.num_scored += len(chunk.branches)
-            if sequence.row is not None:
-                self.pool.advance(sequence.row, sequence.num_computed)
+            complete_chunk(chunk)
+            if chunk.sequence.row is not None:
+                self.pool.advance(chunk.sequence.row, chunk.sequence.num_computed)
 
     def finish(self, sequence: Sequence, reason: FinishReason) -> None:
         """Free all that the sequence holds, wherever it is. Its row keeps its content for reuse unless the sequence failed."""
@@ -172,6 +110,7 @@ class Scheduler:
 
     def check_integrity(self) -> None:
         self.pool.check_integrity()
+        self.shares.check_integrity()
         if self.pool.num_held != len(self.running):
             raise IntegrityError(f"{self.pool.num_held} rows are held by {len(self.running)} running sequences")
         for sequence in self.running:
@@ -180,79 +119,170 @@ class Scheduler:
         for sequence in self.waiting:
             if sequence.row is not None or sequence.num_computed:
                 raise IntegrityError(f"{sequence.request_id} waits and holds a row")
+        for sequence in [*self.running, *self.waiting]:
+            if sequence.num_computed > sequence.length:
+                raise IntegrityError(f"{sequence.request_id} has {sequence.num_computed} positions computed of {sequence.length}")
+            done = sequence.num_partial
+            if done and tuple(sequence.tokens[sequence.num_input :]) != sequence.candidates[sequence.num_scored][:done]:
+                raise IntegrityError(f"{sequence.request_id} goes on from what is not the beginning of its candidate")
         if self.waiting != sorted(self.waiting, key=lambda s: s.rank):
             raise IntegrityError("the waiting queue is out of order")
 
+    # ---- who gets how much of a step ----
+
+    def _parts(self, queues: dict[str, list[Sequence]]) -> dict[str, int]:
+        """Positions of this step for each tenant that can use some."""
+        demands, decodes = dict.fromkeys(self._weights, 0), dict.fromkeys(self._weights, 0)
+        for sequence in self.running:
+            demands[sequence.tenant] += sequence.num_left
+            decodes[sequence.tenant] += is_decode(sequence)
+        for tenant, queue in queues.items():
+            demands[tenant] += self._demand(queue)
+        demands = {tenant: demand for tenant, demand in demands.items() if demand}
+        total = self._limit(demands, decodes)
+        return split(total, demands, self._weights, self.shares.served)
+
+    def _demand(self, queue: list[Sequence]) -> int:
+        """Positions that a tenant's waiting sequences can use now."""
+        return sum(sequence.num_left for sequence in queue) if queue and self._has_room(queue[0]) else 0
+
+    def _limit(self, demands: dict[str, int], decodes: dict[str, int]) -> int:
+        """Positions of this step: so few that it takes no tenant's streams longer than alone, times all weights over the tenant's own.
+
+        That is what a tenant's streams would take on a machine of their own with that share of the speed. One tenant alone has the
+        whole of `max_tokens_per_step`: how its inputs slow down its own streams is its own affair.
+        """
+        total, limit = sum(self._weights[tenant] for tenant in demands), self.max_tokens_per_step
+        if len(demands) > 1:
+            for tenant in demands:
+                if decodes[tenant]:
+                    stretch = max(1.0, MAX_STRETCH * total / self._weights[tenant])
+                    found = self.pace.positions_within(stretch * self.pace.seconds(decodes[tenant]))
+                    limit = limit if found is None else min(limit, found)
+        return max(limit, min(len(demands), self.max_tokens_per_step))
+
+    def _continue_running(self, tenant: str, part: int, queue: list[Sequence]) -> Iterator[Chunk]:
+        """Chunks of a tenant's running sequences within its part: decodes, those that waited longest first, then prefill by rank."""
+        own = [s for s in self.running if s.tenant == tenant]
+        decodes = sorted((s for s in own if is_decode(s)), key=lambda s: (s.planned_step, s.rank))
+        prefills = sorted((s for s in own if not is_decode(s) and s.num_left), key=lambda s: s.rank)
+        wanted = sum(s.num_left for s in prefills) + self._demand(queue)
+        for_prefill = min(wanted, (part + self.step % PREFILL_PART) // PREFILL_PART)
+        for sequence in [*decodes[: part - for_prefill], *prefills]:
+            if part <= 0:
+                break
+            chunk = self._continue(sequence, part) if sequence.row is not None else None
+            if chunk is not None:
+                part -= chunk.num_positions
+                yield chunk
+
     def _continue(self, sequence: Sequence, budget: int) -> Chunk | None:
-        """The next chunk of a running sequence, preempting lower ranks for its memory. None if it had to give way itself."""
-        while sequence.row is not None:
-            chunk = self._chunk(sequence, sequence.row, sequence.num_computed, budget)
+        """The next chunk of a running sequence, for whose memory others may have to give way. None if it had to give way itself."""
+        chunk = next_chunk(sequence, budget, self._scorable, self._slots(sequence))
+        while chunk is not None and sequence.row is not None:
             ops = self.pool.extend(sequence.row, chunk.end)
             if ops is not None:
                 self._ops.extend(ops)
+                sequence.planned_step = self.step
+                self._scorable -= chunk.num_logits if chunk.branches else 0
+                self.shares.charge(sequence.tenant, chunk.num_positions, sequence.weight)
                 return chunk
-            self.preempt(max(self.running, key=lambda s: s.rank))
+            self.preempt(preemption.for_memory(self.running, self._usage()))
         return None
 
-    def _ready(self) -> Iterator[Sequence]:
-        """Waiting sequences by rank, without those that find much of their input computed if they wait for this step to end.
+    # ---- who starts ----
 
-        Requests with one instruction that arrive together would each compute it; so the first does, and the others start from its row
-        a step later. Whoever they wait for runs, so they don't wait for ever.
-        """
+    def _queues(self) -> dict[str, list[Sequence]]:
+        """Each tenant's waiting sequences by rank, without those that gain by waiting for this step to end."""
+        queues: dict[str, list[Sequence]] = {}
         postponed = 0
-        for sequence in list(self.waiting):
-            if self.pool.reuse and postponed < MAX_POSTPONED and any(self._computes_soon(other, sequence) for other in self.running):
+        for sequence in self.waiting:
+            if self._prefix_comes(sequence):
+                continue
+            if self.pool.reuse and postponed < MAX_POSTPONED and any(_computes_soon(other, sequence) for other in self.running):
                 postponed += 1
-            else:
-                yield sequence
+                continue
+            queues.setdefault(sequence.tenant, []).append(sequence)
+        return queues
 
-    @staticmethod
-    def _computes_soon(other: Sequence, sequence: Sequence) -> bool:
-        """Whether a running prefill is about to compute at least WORTH_WAITING_TOKENS of what the sequence begins with."""
-        done = max(0, other.num_computed - other.num_virtual)
-        wanted = done + WORTH_WAITING_TOKENS
-        if other.prefix_id != sequence.prefix_id or other.num_uncomputed < WORTH_WAITING_TOKENS or wanted >= len(sequence.tokens):
+    def _prefix_comes(self, sequence: Sequence) -> bool:
+        """Whether another sequence is computing the soft prompt that this one needs."""
+        prefix_id = sequence.prefix_id
+        return (
+            prefix_id is not None
+            and not self.prefix_ready(prefix_id)
+            and any(other.prefix_id == prefix_id and other.num_computed < other.num_virtual for other in self.running)
+        )
+
+    def _admit(self, queues: dict[str, list[Sequence]], parts: dict[str, int], first: Sequence | None, now: float) -> Iterator[Chunk]:
+        """Start waiting sequences: `first`, then always one of the tenant that was served least. Within a tenant the order holds."""
+        passed: list[Sequence] = []
+        preempted_before = self.num_preemptions
+        while self.num_preemptions == preempted_before and not any(s.num_passed_over >= MAX_PASSED_OVER for s in passed):
+            due = [tenant for tenant in self.shares.order() if queues.get(tenant)]
+            heads = [queues[tenant][0] for tenant in due if parts.get(tenant, 0) > 0 or not self._has_room(queues[tenant][0])]
+            if not heads:
+                return
+            sequence = first if first is not None and first in heads else heads[0]
+            if not self._start(sequence, now):
+                passed.append(sequence)
+                del queues[sequence.tenant]
+                continue
+            queues[sequence.tenant].remove(sequence)
+            for other in passed:
+                other.num_passed_over += 1
+            chunk = self._continue(sequence, parts[sequence.tenant])
+            if chunk is not None:
+                parts[sequence.tenant] -= chunk.num_positions
+                yield chunk
+
+    def _slots(self, sequence: Sequence) -> int:
+        return slots_needed(sequence, self.pool.max_length, self.max_tokens_per_step)
+
+    def _has_room(self, sequence: Sequence) -> bool:
+        """A row, memory for its input, and a block more for each running sequence."""
+        if self.pool.num_held >= len(self.pool.rows):
             return False
-        return other.tokens[:wanted] == sequence.tokens[:wanted]
-
-    def _start(self, sequence: Sequence, budget: int, now: float) -> Chunk | None:
-        """Admit a waiting sequence if a row and memory for its whole input, and one block more for each running sequence, are there."""
-        headroom = len(self.running)
         idle = self.pool.max_blocks - self.pool.held_blocks
-        if self.running and -(-sequence.length // self.block_tokens) + headroom > idle:
-            return None
-        acquired = self.pool.acquire(sequence, sequence.length)
+        return not self.running or -(-self._slots(sequence) // self.block_tokens) + len(self.running) <= idle
+
+    def _start(self, sequence: Sequence, now: float) -> bool:
+        if not self._has_room(sequence):
+            return False
+        ready = sequence.prefix_id is None or (not sequence.is_load and self.prefix_ready(sequence.prefix_id))
+        acquired = self.pool.acquire(sequence, self._slots(sequence), ready)
         if acquired is None:
-            return None
+            return False
         self.waiting.remove(sequence)
         self.running.append(sequence)
         self._ops.extend(acquired.ops)
         sequence.row, sequence.num_computed = acquired.row, acquired.num_computed
+        sequence.started_step, sequence.num_passed_over = self.step, 0
         if sequence.started_at is None:
             sequence.started_at = now
-            sequence.cached_tokens = acquired.num_computed - sequence.num_virtual
-        return self._continue(sequence, budget)
+            sequence.cached_tokens = max(0, acquired.num_computed - sequence.num_virtual)
+        return True
 
-    def _chunk(self, sequence: Sequence, row: int, start: int, budget: int) -> Chunk:
-        """As much of the sequence as the budget takes; of a score, whole candidates once the input fits, at least one."""
-        left = sequence.length - start
-        if not sequence.is_score:
-            count = min(left, budget)
-            return Chunk(sequence, row, start, count, samples=count == left)
-        # The input's last token is computed again beside every group of candidates: its logits score their first tokens.
-        if left == 0:
-            start, left = sequence.length - 1, 1
-        if left > budget or (left == budget and left > 1):
-            return Chunk(sequence, row, start, min(budget, left - 1), samples=False)
-        branches: list[tuple[int, ...]] = []
-        room = min(budget - left, self.pool.max_length - sequence.length)
-        for candidate in sequence.candidates[sequence.num_scored :]:
-            if branches and len(candidate) - 1 > room:
-                break
-            branches.append(candidate)
-            room -= len(candidate) - 1
-        return Chunk(sequence, row, start, left, samples=False, branches=tuple(branches))
+    # ---- who gives way ----
+
+    def _free_a_row(self, queues: dict[str, list[Sequence]]) -> Sequence | None:
+        """Preempt at most one sequence for a waiting one that has no room and is entitled to some; that one then starts in this step."""
+        for head in [queues[tenant][0] for tenant in self.shares.order() if tenant in queues]:
+            if not self._has_room(head):
+                victim = preemption.for_waiting(head, self.running, self._usage(), self._part, self.step)
+                if victim is not None:
+                    self.preempt(victim)
+                    return head
+        return None
+
+    def _usage(self) -> preemption.Usage:
+        return preemption.Usage.of(self.running, self._weights, len(self.pool.rows), self._memory_part)
+
+    def _memory_part(self, sequence: Sequence) -> float:
+        return -(-sequence.length // self.block_tokens) / self.pool.max_blocks
+
+    def _part(self, sequence: Sequence) -> float:
+        return max(1 / len(self.pool.rows), self._memory_part(sequence))
 
     def preempt(self, victim: Sequence, *, keep: bool = True) -> None:
         """Back to the queue with its tokens. Without `keep`, what its row holds is not to be trusted."""
@@ -264,3 +294,16 @@ class Scheduler:
         victim.num_preemptions += 1
         self.num_preemptions += 1
         self.add(victim)
+
+
+def _computes_soon(other: Sequence, sequence: Sequence) -> bool:
+    """Whether a running prefill is about to compute at least WORTH_WAITING_TOKENS of what the sequence begins with.
+
+    Requests with one instruction that arrive together would each compute it; so the first does, and the others start from its row a step
+    later. Whoever they wait for runs, so they don't wait for ever.
+    """
+    done = max(0, other.num_computed - other.num_virtual)
+    wanted = done + WORTH_WAITING_TOKENS
+    if other.prefix_id != sequence.prefix_id or other.num_uncomputed < WORTH_WAITING_TOKENS or wanted >= len(sequence.tokens):
+        return False
+    return other.tokens[:wanted] == sequence.tokens[:wanted]

@@ -1,5 +1,5 @@
 """Log-probabilities of candidate continuations. The candidates are branches of one tree over the input's keys and values (the attention
-mask keeps them apart), so that the input is computed once and copied never."""
+mask keeps them apart), so that the input is computed once and copied never. A candidate longer than a step comes in parts."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from collections.abc import Sequence as Items
 
 import torch
 
+from inference_service.engine.plan import Chunk
 from inference_service.engine.request import CandidateScore, ScoreResult, Timing
-from inference_service.engine.scheduler import Chunk
 from inference_service.engine.sequence import Sequence
+
+_ROWS_AT_ONCE = 32
 
 
 def split(chunks: Items[Chunk], logits: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -24,18 +26,18 @@ def split(chunks: Items[Chunk], logits: torch.Tensor) -> tuple[torch.Tensor, dic
             picked.append(begin)
             begin += 1
         elif chunk.branches:
-            rows = 1 + chunk.num_positions - chunk.count
-            scored[chunk.sequence.request_id] = logits[begin : begin + rows]
-            begin += rows
+            scored[chunk.sequence.request_id] = logits[begin : begin + chunk.num_logits]
+            begin += chunk.num_logits
     return logits[picked], scored
 
 
 class Tally:
-    """The scores of one request as its candidates come in, in order."""
+    """The scores of one request as its candidates come in, in order and possibly in parts."""
 
     def __init__(self, sequence: Sequence) -> None:
         self._sequence = sequence
         self._found: list[tuple[float, ...]] = []
+        self._partial: list[float] = []
 
     @property
     def complete(self) -> bool:
@@ -43,15 +45,22 @@ class Tally:
 
     def add(self, branches: Items[tuple[int, ...]], logits: torch.Tensor) -> bool:
         """Row 0 of `logits` predicts every branch's first token, then come the rows of each branch. False if they are not finite."""
-        table = torch.log_softmax(logits.float(), dim=-1)
-        begin = 1
+        rows, tokens, begin = list[int](), list[int](), 1
         for branch in branches:
-            rows = [0, *range(begin, begin + len(branch) - 1)]
+            rows += [0, *range(begin, begin + len(branch) - 1)]
+            tokens += branch
             begin += len(branch) - 1
-            values = table[rows, list(branch)]
-            if bool(torch.isnan(values).any()):
-                return False
-            self._found.append(tuple(values.tolist()))
+        # In float32, but never a second table of all rows in it.
+        norms = torch.cat([torch.logsumexp(part.float(), dim=-1) for part in torch.split(logits, _ROWS_AT_ONCE)])
+        values = logits[rows, tokens].float() - norms[rows]
+        if bool(torch.isnan(values).any()):
+            return False
+        found = iter(values.tolist())
+        for branch in branches:
+            self._partial += [next(found) for _ in branch]
+            if len(self._partial) == len(self._sequence.candidates[len(self._found)]):
+                self._found.append(tuple(self._partial))
+                self._partial = []
         return True
 
     def result(self, timing: Timing) -> ScoreResult:

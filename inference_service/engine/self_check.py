@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from inference_service.engine.model_runner import Runner
+from inference_service.engine.plan import Chunk, StepPlan
 from inference_service.engine.prefix_cache import PrefixCache
 from inference_service.engine.request import SamplingParams
-from inference_service.engine.scheduler import Chunk, StepPlan
 from inference_service.engine.sequence import Sequence
 from shared.base_model import BaseModel
 from shared.errors import PreconditionFailed
@@ -49,7 +49,7 @@ def own_logits(base: BaseModel) -> torch.Tensor:
 def check_runner(base: BaseModel, runner: Runner, expected: torch.Tensor) -> None:
     """Raise PreconditionFailed if the engine's logits are not the model's."""
     sequence = Sequence("self-check", check_tokens(base.info.vocab_size), NUM_TOKENS, SamplingParams(), seed=0)
-    logits, no_prefixes = expected, PrefixCache(runner.compute_prefix, 0)
+    logits, no_prefixes = expected, PrefixCache(0)
     for start, count in _SPLITS:
         chunk = Chunk(sequence, runner.scratch_row, start, count, samples=start + count == NUM_TOKENS)
         logits = runner.run(StepPlan((chunk,), ()), no_prefixes)

@@ -1,0 +1,75 @@
+"""Tenants at the door: a request's priority is capped, and a neighbour that fills the engine stops nobody else's stream."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from prompttuning.v1 import generation_pb2
+
+from shared.errors import InvalidInput, Overloaded
+from shared.security.tokens import hash_token, new_token
+from tests.inference_service.conftest import Brake
+from tests.inference_service.replica import Replica, generate_request, refusal, running_replica, stream_request, until
+
+MODEST, GREEDY, MEEK = new_token(), new_token(), new_token()
+
+
+def bearer(token: str) -> tuple[tuple[str, str], ...]:
+    return (("authorization", f"Bearer {token}"),)
+
+
+@pytest.fixture
+async def replica(tiny_model_dir: Path, tmp_path: Path) -> AsyncIterator[Replica]:
+    tenants = [{"name": "modest", "max_priority": 5}, {"name": "greedy"}, {"name": "meek", "max_priority": -1}]
+    callers = [
+        {"name": f"{tenant}-caller", "tenant": tenant, "roles": ["generator"], "token_sha256": [hash_token(token)]}
+        for tenant, token in (("modest", MODEST), ("greedy", GREEDY), ("meek", MEEK))
+    ]
+    path = tmp_path / "callers.json"
+    path.write_text(json.dumps({"tenants": tenants, "callers": callers}))
+    async with running_replica(
+        tiny_model_dir, tmp_path, callers_file=str(path), max_running=2, max_waiting=4, max_tokens_per_step=8
+    ) as running:
+        yield running
+
+
+async def test_a_priority_above_the_tenants_largest_is_named(replica: Replica) -> None:
+    request = generate_request(max_new_tokens=1)
+    request.priority = 6
+    error = await refusal(replica.stub.Generate(request, metadata=bearer(MODEST)))
+    assert isinstance(error, InvalidInput)
+    assert [(item.field, item.description) for item in error.violations] == [("priority", "must be at most 5 for modest, is 6")]
+    request.priority = 5
+    await replica.stub.Generate(request, metadata=bearer(MODEST))
+    request.priority = 0
+    await replica.stub.Generate(request, metadata=bearer(MEEK))
+
+
+async def test_a_neighbour_that_fills_rows_and_queue_locks_nobody_out(replica: Replica, brake: Brake) -> None:
+    brake.seconds = 0.005
+
+    async def greedy() -> str:
+        call = replica.stub.Generate(generate_request("x" * 60, max_new_tokens=150, ignore_eos=True), metadata=bearer(GREEDY))
+        try:
+            await call
+        except Exception:
+            return "refused"
+        return "served"
+
+    calls = [asyncio.create_task(greedy()) for _ in range(12)]
+    await until(lambda: any(call.done() for call in calls))
+    error = await refusal(replica.stub.Generate(generate_request(max_new_tokens=1), metadata=bearer(GREEDY)))
+    assert isinstance(error, Overloaded)
+    assert "of your tenant" in error.message
+    candidates = ["a b c d e f g h i j k l", "z"]
+    score = generation_pb2.ScoreRequest(input=generate_request("hello").input, candidates=candidates)
+    scored = await replica.stub.Score(score, metadata=bearer(MODEST))
+    assert len(scored.scores) == 2
+    stream = replica.stub.GenerateStream(stream_request(max_new_tokens=4, ignore_eos=True), metadata=bearer(MODEST))
+    assert [part async for part in stream]
+    assert not all(call.done() for call in calls), "both were served before the neighbour was done"
+    assert set(await asyncio.gather(*calls)) == {"served", "refused"}
