@@ -31,6 +31,7 @@ from shared.store.fleet import Serving, serving
 from trainer_service.base_models import BaseModels
 from trainer_service.chunks import UploadSlots, timely
 from trainer_service.imports import ImportRequest, import_job, read_import
+from trainer_service.pools import TrainerPools
 from trainer_service.proof import Prover
 
 MAX_CONCURRENT_IMPORTS = 4
@@ -90,8 +91,9 @@ class PromptChange:
 class Prompts:
     """Every method reads the store's newest state first. All raise Unavailable while the store is away."""
 
-    def __init__(self, store: PromptStore, models: BaseModels, prover: Prover) -> None:
+    def __init__(self, store: PromptStore, models: BaseModels, prover: Prover, pools: TrainerPools) -> None:
         self._store, self._models, self._prover = store, models, prover
+        self._pool, self._watch_pool = pools.prompt_store, pools.prompt_store_watch
         self._imports = UploadSlots(MAX_CONCURRENT_IMPORTS)
 
     async def list(self, name_prefix: str, page_size: int, page_token: str) -> PromptPage:
@@ -122,7 +124,7 @@ class Prompts:
 
     async def read(self, version: Version) -> tuple[bytes, Manifest]:
         """The blob and what it says about itself."""
-        data = await asyncio.to_thread(self._store.fetch, version.record.digest)
+        data = await self._pool.call(self._store.fetch, version.record.digest)
         return data, (await asyncio.to_thread(decode_blob, data)).manifest
 
     async def set_alias(
@@ -138,13 +140,13 @@ class Prompts:
         check_alias(alias, "alias")
         current = (await self.get(prompt)).aliases.get(alias)
         expected = _expected(prompt, alias, current, expected_version, expected_revision)
-        revision = await asyncio.to_thread(self._store.set_alias, prompt, alias, tuple(targets) or None, expected)
+        revision = await self._pool.call(self._store.set_alias, prompt, alias, tuple(targets) or None, expected)
         moved = self._store.index().prompt(prompt).aliases.get(alias)
         return moved or Alias(alias, (), "", revision), revision
 
     async def delete(self, prompt: str, version: int) -> int:
         """The store's revision after it."""
-        return await asyncio.to_thread(self._store.delete_version, prompt, version)
+        return await self._pool.call(self._store.delete_version, prompt, version)
 
     async def import_(self, request: ImportRequest, chunks: AsyncIterator[bytes]) -> tuple[Version, Manifest]:
         """Publish a matrix that was trained elsewhere. Raises InvalidInput, DamagedBlob or PreconditionFailed."""
@@ -158,14 +160,14 @@ class Prompts:
             unproven = b"" if found.unproven_on is None else found.blob()[0]
             golden = () if found.unproven_on is None else await self._prover.golden_records(found.unproven_on, unproven)
             blob, manifest = await asyncio.to_thread(found.blob, golden)
-        record = await asyncio.to_thread(self._store.publish, request.prompt, blob, job=import_job(request), alias=request.alias or None)
+        record = await self._pool.call(self._store.publish, request.prompt, blob, job=import_job(request), alias=request.alias or None)
         return Version(self._store.index().prompt(request.prompt), record), manifest
 
     async def status(self, prompt: str) -> PromptStatus:
         """Raises NotFound."""
         index = await self._fresh()
         record = index.prompt(prompt)
-        replicas = await asyncio.to_thread(self._store.list_replicas)
+        replicas = await self._pool.call(self._store.list_replicas)
         versions = sorted(record.versions.values(), key=lambda version: -version.version)
         return PromptStatus(
             tuple((Version(record, version), serving(version, replicas)) for version in versions), tuple(replicas), index.revision
@@ -180,12 +182,12 @@ class Prompts:
             raise InvalidInput.of("after_revision", f"must not be negative, but is {after_revision}")
         if store_id:
             await self._check_store(store_id)
-        async for changes in watch(self._store, after_revision):
+        async for changes in watch(self._store, after_revision, pool=self._watch_pool):
             for change in _flatten(changes, self._store.id, name_prefix):
                 yield change
 
     async def _check_store(self, store_id: str) -> None:
-        await asyncio.to_thread(self._store.refresh, check=True)
+        await self._pool.call(self._store.refresh, check=True)
         if store_id != self._store.id:
             raise PreconditionFailed(
                 f"after_revision is of the prompt store {store_id[:40]!r}, and this one is {self._store.id!r}: the store was replaced; "
@@ -195,7 +197,7 @@ class Prompts:
             )
 
     async def _fresh(self) -> StoreIndex:
-        return await asyncio.to_thread(self._store.refresh)
+        return await self._pool.call(self._store.refresh)
 
 
 def _reference(name: str) -> PromptReference:

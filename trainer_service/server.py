@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
 from typing import TypeVar
 
 from prometheus_client import CollectorRegistry
 from prompttuning.v1 import prompts_pb2, prompts_pb2_grpc, tuning_pb2, tuning_pb2_grpc
 
+from shared.daemon_thread import close_within, on_daemon_thread
 from shared.errors import SoftPromptError, Unavailable
-from shared.rpc.metrics import RpcMetrics, serve_metrics
+from shared.outside import CallPool
+from shared.rpc.metrics import PoolCollector, RpcMetrics, serve_metrics
 from shared.rpc.server import RpcServer
 from shared.service import announce, retract
 from shared.store import PromptStore, open_store
@@ -38,6 +41,7 @@ from trainer_service.jobs.sources import Sources
 from trainer_service.jobs.store import JobStore
 from trainer_service.maintenance import StoreMaintenance
 from trainer_service.metrics import TrainerMetrics
+from trainer_service.pools import TrainerPools
 from trainer_service.prompts import Prompts
 from trainer_service.proof import Prover
 from trainer_service.service_info import ServiceInfo, TuningLimits
@@ -51,11 +55,16 @@ SERVICE_NAMES = (
     prompts_pb2.DESCRIPTOR.services_by_name["PromptService"].full_name,
 )
 WATCHES = frozenset({f"/{SERVICE_NAMES[0]}/WatchTuningJob", f"/{SERVICE_NAMES[1]}/WatchPrompts"})
+PROMPT_STORE, JOB_DATABASE = "prompt_store", "job_database"
+"""Outside systems, as health, metrics and logs call them."""
 CHECK_SECONDS = 5.0
 _CALLS_SHARE = 0.4
 """Of the grace time: for running calls; the rest is for checkpoints."""
 
 _RETRY_SECONDS = 2.0
+_OPEN_SECONDS = 600.0
+"""Time limit for opening the database, which may have to migrate, and the store. Each request to them has its own, shorter one."""
+_CLOSE_SECONDS = 2.0
 _DAY_SECONDS = 86_400.0
 
 Opened = TypeVar("Opened")
@@ -77,6 +86,7 @@ class Trainer:
     tidying: DatasetTidying
     job_store: JobStore
     jobs: JobManager
+    pools: TrainerPools
 
 
 async def build(settings: TrainerSettings, make_pool: PoolMaker) -> Trainer:
@@ -84,23 +94,32 @@ async def build(settings: TrainerSettings, make_pool: PoolMaker) -> Trainer:
     registry = CollectorRegistry()
     metrics = TrainerMetrics(registry)
     tracing = tracing_of("softprompt-trainer", settings.otlp_endpoint)
-    rpc = RpcServer(settings, SERVICE_NAMES, RpcMetrics(registry), WATCHES, tracing)
-    job_store = await _insist(JobStore.open, settings.resolved_database_url)
-    store = await _insist(open_store, settings.resolved_store_url)
+    pools = TrainerPools.of(settings.store_timeout_seconds, settings.database_timeout_seconds)
+    registry.register(PoolCollector(pools.all))
+    rpc = RpcServer(settings, SERVICE_NAMES, RpcMetrics(registry), WATCHES, tracing, systems=(PROMPT_STORE, JOB_DATABASE))
+    job_store = await _insist(
+        pools.job_database, lambda: JobStore.open(settings.resolved_database_url, settings.database_timeout_seconds), _OPEN_SECONDS
+    )
+    store = await _insist(
+        pools.prompt_store, lambda: open_store(settings.resolved_store_url, settings.store_timeout_seconds), _OPEN_SECONDS
+    )
     maintenance = StoreMaintenance(store, settings.maintenance, settings.store_maintenance_seconds, metrics)
     models = BaseModels(settings.sources)
-    datasets = DatasetStore(settings.datasets_dir, settings.upload_limits, DatasetRoots(settings.dataset_roots))
+    datasets = DatasetStore(settings.datasets_dir, settings.upload_limits, DatasetRoots(settings.dataset_roots), pools)
     limits = TuningLimits(settings.max_virtual_tokens, settings.max_queued_jobs, settings.max_runtime_seconds)
-    admission = SpecAdmission(models, datasets, Sources(store, job_store), limits)
+    admission = SpecAdmission(models, datasets, Sources(store, job_store), limits, pools)
     files = files_for(job_store, settings.checkpoints_dir)
-    jobs = JobManager(job_store, admission, datasets, store, make_pool(settings), settings.jobs, files=files, observer=JobAudit(metrics))
+    observer = JobAudit(metrics)
+    jobs = JobManager(
+        job_store, admission, datasets, store, make_pool(settings), settings.jobs, files=files, observer=observer, pools=pools
+    )
     info = ServiceInfo(models, limits, settings.upload_limits)
     tuning = TuningServicer(jobs, JobIntake(datasets, jobs), datasets, info, rpc.draining)
     tuning_pb2_grpc.add_TuningServiceServicer_to_server(tuning, rpc.grpc_server)
-    prompts = Prompts(store, models, Prover(settings.max_proof_model_bytes, settings.dtype))
+    prompts = Prompts(store, models, Prover(settings.max_proof_model_bytes, settings.dtype), pools)
     prompts_pb2_grpc.add_PromptServiceServicer_to_server(PromptServicer(prompts, rpc.draining), rpc.grpc_server)
     tidying = DatasetTidying(datasets, job_store, settings.unused_dataset_days * _DAY_SECONDS)
-    return Trainer(settings, rpc, tracing, registry, metrics, models, store, maintenance, tidying, job_store, jobs)
+    return Trainer(settings, rpc, tracing, registry, metrics, models, store, maintenance, tidying, job_store, jobs, pools)
 
 
 async def serve(settings: TrainerSettings, stop: asyncio.Event, make_pool: PoolMaker) -> None:
@@ -119,14 +138,14 @@ async def serve(settings: TrainerSettings, stop: asyncio.Event, make_pool: PoolM
         stopping.cancel()
         await asyncio.wait({living, stopping})
         await _drain(trainer)
-        await asyncio.to_thread(metrics_server.close)
+        await close_within(_CLOSE_SECONDS, metrics_server.close, "metrics")
     if not living.cancelled():
         living.result()
 
 
 async def _live(trainer: Trainer, port: int, metrics_port: int) -> None:
     """Become ready, then keep saying how things are. Ends only by an error or by being cancelled."""
-    await asyncio.to_thread(trainer.models.load)
+    await on_daemon_thread(trainer.models.load, "load-base-models")
     await trainer.jobs.start()
     _take_signals_back()
     await trainer.rpc.set_serving(True)
@@ -139,8 +158,8 @@ async def _live(trainer: Trainer, port: int, metrics_port: int) -> None:
 
 async def _keep_saying(trainer: Trainer) -> None:
     while True:
-        await trainer.rpc.set_serving(await _can_serve(trainer))
-        await asyncio.sleep(CHECK_SECONDS)
+        await trainer.rpc.set_serving(*health_of(await _away(trainer)))
+        await asyncio.sleep(CHECK_SECONDS * random.uniform(0.8, 1.2))
 
 
 def _take_signals_back() -> None:
@@ -151,20 +170,42 @@ def _take_signals_back() -> None:
             signal.siginterrupt(number, False)
 
 
-async def _can_serve(trainer: Trainer) -> bool:
-    """Without the job database nothing can be answered. Without the prompt store jobs train on, and wait to be published."""
+def health_of(away: Collection[str]) -> tuple[bool, dict[str, bool]]:
+    """Whether the service as a whole is ready, and what is told of its parts.
+
+    `ready` needs the job database: of several trainers, one that can't reach it gets no new connections. Clients that are connected
+    go by "" and go on with what the remaining system answers. Without the prompt store jobs train on, and wait to be published.
+    """
+    database, store = JOB_DATABASE not in away, PROMPT_STORE not in away
+    tuning, prompts = SERVICE_NAMES
+    return database, {"": database or store, tuning: database, prompts: store, JOB_DATABASE: database, PROMPT_STORE: store}
+
+
+async def _away(trainer: Trainer) -> frozenset[str]:
+    """The outside systems that don't answer now. Both are asked at the same time, each in a thread of its own."""
+    metrics, pools = trainer.metrics, trainer.pools
+
+    async def store() -> None:
+        await pools.prompt_store_health.call(trainer.store.refresh)
+
+    async def database() -> None:
+        metrics.set_job_counts(await pools.job_database_health.call(trainer.job_store.counts))
+
+    errors = dict(zip((PROMPT_STORE, JOB_DATABASE), await asyncio.gather(_error_of(store()), _error_of(database())), strict=True))
+    metrics.set_store_reachable(errors[PROMPT_STORE] is None)
+    metrics.set_database_reachable(errors[JOB_DATABASE] is None)
+    for system, error in errors.items():
+        if error is not None:
+            log.warning("an outside system does not answer", extra={"fields": {"system": system, "why": error.message}})
+    return frozenset(system for system, error in errors.items() if error is not None)
+
+
+async def _error_of(work: Awaitable[None]) -> SoftPromptError | None:
     try:
-        await asyncio.to_thread(trainer.store.refresh)
-        trainer.metrics.set_store_reachable(True)
+        await work
     except SoftPromptError as error:
-        trainer.metrics.set_store_reachable(False)
-        log.warning("the prompt store can't be read: %s", error.message)
-    try:
-        trainer.metrics.set_job_counts(await asyncio.to_thread(trainer.job_store.counts))
-    except SoftPromptError as error:
-        log.warning("not serving, the job database can't be read: %s", error.message)
-        return False
-    return True
+        return error
+    return None
 
 
 async def _drain(trainer: Trainer) -> None:
@@ -173,16 +214,16 @@ async def _drain(trainer: Trainer) -> None:
     grace_seconds = trainer.settings.grace_seconds
     await trainer.rpc.drain(grace_seconds * _CALLS_SHARE)
     await trainer.jobs.drain(max(1.0, grace_seconds - (time.monotonic() - begun)))
-    await asyncio.to_thread(trainer.store.close)
-    await asyncio.to_thread(trainer.tracing.close)
+    trainer.store.close()
+    await close_within(_CLOSE_SECONDS, trainer.tracing.close, "tracing")
     log.info("drained", extra={"fields": {"seconds": round(time.monotonic() - begun, 3)}})
 
 
-async def _insist(open_it: Callable[[str], Opened], url: str) -> Opened:
+async def _insist(pool: CallPool, open_it: Callable[[], Opened], timeout_seconds: float) -> Opened:
     """What `open_it` opens, tried again while the place is away: the service comes up when it comes back."""
     while True:
         try:
-            return await asyncio.to_thread(open_it, url)
+            return await pool.call_within(timeout_seconds, open_it)
         except Unavailable as error:
             log.warning("not started yet: %s", error.message)
-            await asyncio.sleep(_RETRY_SECONDS)
+            await asyncio.sleep(_RETRY_SECONDS * random.uniform(0.5, 1.5))

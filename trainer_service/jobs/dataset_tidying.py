@@ -7,6 +7,7 @@ import logging
 import random
 
 from shared.errors import SoftPromptError
+from shared.outside import CallPool
 from trainer_service.jobs.datasets import DatasetStore
 from trainer_service.jobs.store import JobStore
 
@@ -20,6 +21,7 @@ class DatasetTidying:
 
     def __init__(self, datasets: DatasetStore, jobs: JobStore, unused_seconds: float) -> None:
         self._datasets, self._jobs, self._unused_seconds = datasets, jobs, unused_seconds
+        self._pool = CallPool("dataset_tidying", max_threads=1, timeout_seconds=_PERIOD_SECONDS)
 
     async def run(self) -> None:
         while True:
@@ -29,7 +31,7 @@ class DatasetTidying:
     async def tidy(self) -> None:
         """One round. What is away now is tried again in the next one."""
         try:
-            removed = await asyncio.to_thread(self._datasets.remove_unused, self._jobs.uses_dataset, self._unused_seconds)
+            removed = await self._pool.call(self._datasets.remove_unused, self._jobs.uses_dataset, self._unused_seconds)
         except (SoftPromptError, OSError) as error:
             log.warning("unused datasets could not be removed: %s", error)
             return

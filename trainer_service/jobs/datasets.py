@@ -9,7 +9,6 @@ change what a job trains on after the job was accepted. The same bytes are store
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import json
 import logging
@@ -27,6 +26,7 @@ from trainer_service.chunks import MAX_CHUNK_BYTES, UploadSlots, timely
 from trainer_service.jobs.dataset_fields import DATASET, in_dataset, labels_under, renamed
 from trainer_service.jobs.dataset_roots import DatasetRoots
 from trainer_service.jobs.dataset_upload import TEMPORARY_PREFIX, IncomingFile, UploadLimits
+from trainer_service.pools import TrainerPools
 from trainer_service.training.dataset import DatasetLimits, ParsedDataset, parse_examples
 from trainer_service.training.spec import Example, TaskKind
 
@@ -52,10 +52,15 @@ class StoredDataset:
 
 
 class DatasetStore:
-    """Synchronous methods may block on the disk: call them in a thread. Several processes may share the directory."""
+    """Synchronous methods may block on the disk: call them in `pool`, and `add_uri` in `roots_pool`, since a root may be elsewhere.
 
-    def __init__(self, directory: Path, limits: UploadLimits, roots: DatasetRoots) -> None:
+    Several processes may share the directory.
+    """
+
+    def __init__(self, directory: Path, limits: UploadLimits, roots: DatasetRoots, pools: TrainerPools | None = None) -> None:
         self._directory, self._limits, self._roots = directory, limits, roots
+        pools = pools or TrainerPools()
+        self.pool, self.roots_pool = pools.datasets, pools.dataset_roots
         self._slots = UploadSlots(MAX_CONCURRENT_UPLOADS)
         directory.mkdir(parents=True, exist_ok=True)
         self._remove_abandoned()
@@ -67,9 +72,9 @@ class DatasetStore:
         self._check_announcement(size_bytes, digest)
         with self._slots.taken(), renamed(labels_under("header")), _disk(), IncomingFile(self._directory, self._limits) as incoming:
             async for chunk in timely(chunks):
-                await asyncio.to_thread(incoming.write, chunk)
+                await self.pool.call(incoming.write, chunk)
             _check_arrival(incoming, size_bytes, digest)
-            return await asyncio.to_thread(self._keep, incoming, tuple(labels))
+            return await self.pool.call(self._keep, incoming, tuple(labels))
 
     def add_examples(self, examples: Iterable[Example], labels: Sequence[str] = ()) -> StoredDataset:
         """Store examples that came inside a request. `labels`: those that are allowed; none given: those that occur."""
