@@ -81,6 +81,9 @@ class TrainerSettings(ServerSettings):
     """Directories, comma-separated, under which callers may name datasets as file:// URIs. Empty: no URIs."""
     ray_address: str = ""
     """Ray cluster to use, for example ray-head:6379. Empty: Ray is started inside this machine and ends with the service."""
+    watch_heartbeat_seconds: float = Field(default=20, ge=0.05, le=3_600)
+    """A watch of a job or of the prompts that has nothing to tell says at least that often that it is alive. Shorter than what gateways
+    between here and the clients take for an idle stream."""
     max_workers: int = Field(default=1, ge=1, le=1024)
     """Most workers at once; a worker takes a GPU, or this machine's CPU cores."""
     gpus_per_worker: int = Field(default=1, ge=1, le=64)

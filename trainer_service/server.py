@@ -1,6 +1,6 @@
 """The trainer as a process: its parts, put together in one place, and the order in which they start and stop.
 
-Start: job database and prompt store, then gRPC (it answers, NOT_SERVING), then base models, workers' pool and job manager, then SERVING.
+Start: gRPC (`live`; the rest NOT_SERVING), then job database and prompt store, base models, workers' pool and job manager, then SERVING.
 Stop: NOT_SERVING, running calls finish, watches end, running jobs are checkpointed and queued again, then everything is closed.
 """
 
@@ -14,14 +14,16 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TypeVar, cast
 
+import grpc
 from prometheus_client import CollectorRegistry
 from prompttuning.v1 import prompts_pb2, prompts_pb2_grpc, tuning_pb2, tuning_pb2_grpc
 
 from shared.daemon_thread import close_within, on_daemon_thread
 from shared.errors import SoftPromptError, Unavailable
 from shared.outside import CallPool
+from shared.rpc.late import LateServices
 from shared.rpc.metrics import PoolCollector, RpcMetrics, serve_metrics
 from shared.rpc.server import RpcServer
 from shared.service import announce, retract
@@ -65,6 +67,8 @@ _RETRY_SECONDS = 2.0
 _OPEN_SECONDS = 600.0
 """Time limit for opening the database, which may have to migrate, and the store. Each request to them has its own, shorter one."""
 _CLOSE_SECONDS = 2.0
+_FINISH_BUILDING_SECONDS = 2.0
+"""A migration that is under way when the service is stopped may end in good order."""
 _DAY_SECONDS = 86_400.0
 
 Opened = TypeVar("Opened")
@@ -72,37 +76,56 @@ PoolMaker = Callable[[TrainerSettings], WorkerPool]
 
 
 @dataclass(frozen=True)
+class Front:
+    """What answers from the first moment, whatever is away: gRPC with health, and metrics."""
+
+    rpc: RpcServer
+    services: LateServices
+    tracing: Tracing
+    registry: CollectorRegistry
+    metrics: TrainerMetrics
+    pools: TrainerPools
+
+    @classmethod
+    def of(cls, settings: TrainerSettings) -> Front:
+        registry = CollectorRegistry()
+        metrics = TrainerMetrics(registry)
+        tracing = tracing_of("softprompt-trainer", settings.otlp_endpoint)
+        pools = TrainerPools.of(settings.store_timeout_seconds, settings.database_timeout_seconds)
+        registry.register(PoolCollector(pools.all))
+        rpc = RpcServer(settings, SERVICE_NAMES, RpcMetrics(registry), WATCHES, tracing, systems=(PROMPT_STORE, JOB_DATABASE))
+        services = LateServices(SERVICE_NAMES, "the trainer is starting; try again")
+        rpc.grpc_server.add_generic_rpc_handlers((services,))
+        return cls(rpc, services, tracing, registry, metrics, pools)
+
+
+@dataclass(frozen=True)
 class Trainer:
     """All parts of one running trainer."""
 
     settings: TrainerSettings
-    rpc: RpcServer
-    tracing: Tracing
-    registry: CollectorRegistry
-    metrics: TrainerMetrics
+    front: Front
     models: BaseModels
     store: PromptStore
     maintenance: StoreMaintenance
     tidying: DatasetTidying
     job_store: JobStore
     jobs: JobManager
-    pools: TrainerPools
 
 
-async def build(settings: TrainerSettings, make_pool: PoolMaker) -> Trainer:
-    """Put the parts together. Waits for the database and the prompt store if they are away."""
-    registry = CollectorRegistry()
-    metrics = TrainerMetrics(registry)
-    tracing = tracing_of("softprompt-trainer", settings.otlp_endpoint)
-    pools = TrainerPools.of(settings.store_timeout_seconds, settings.database_timeout_seconds)
-    registry.register(PoolCollector(pools.all))
-    rpc = RpcServer(settings, SERVICE_NAMES, RpcMetrics(registry), WATCHES, tracing, systems=(PROMPT_STORE, JOB_DATABASE))
+async def build(settings: TrainerSettings, front: Front, make_pool: PoolMaker) -> Trainer:
+    """Put the parts together behind the front. Waits for the database and the prompt store if they are away."""
+    rpc, metrics, pools = front.rpc, front.metrics, front.pools
     job_store = await _insist(
         pools.job_database, lambda: JobStore.open(settings.resolved_database_url, settings.database_timeout_seconds), _OPEN_SECONDS
     )
-    store = await _insist(
-        pools.prompt_store, lambda: open_store(settings.resolved_store_url, settings.store_timeout_seconds), _OPEN_SECONDS
-    )
+    try:
+        store = await _insist(
+            pools.prompt_store, lambda: open_store(settings.resolved_store_url, settings.store_timeout_seconds), _OPEN_SECONDS
+        )
+    except BaseException:
+        job_store.close()
+        raise
     maintenance = StoreMaintenance(store, settings.maintenance, settings.store_maintenance_seconds, metrics)
     models = BaseModels(settings.sources)
     datasets = DatasetStore(settings.datasets_dir, settings.upload_limits, DatasetRoots(settings.dataset_roots), pools)
@@ -114,30 +137,39 @@ async def build(settings: TrainerSettings, make_pool: PoolMaker) -> Trainer:
         job_store, admission, datasets, store, make_pool(settings), settings.jobs, files=files, observer=observer, pools=pools
     )
     info = ServiceInfo(models, limits, settings.upload_limits)
-    tuning = TuningServicer(jobs, JobIntake(datasets, jobs), datasets, info, rpc.draining)
-    tuning_pb2_grpc.add_TuningServiceServicer_to_server(tuning, rpc.grpc_server)
+    tuning = TuningServicer(jobs, JobIntake(datasets, jobs), datasets, info, rpc.draining, settings.watch_heartbeat_seconds)
     prompts = Prompts(store, models, Prover(settings.max_proof_model_bytes, settings.dtype), pools)
-    prompts_pb2_grpc.add_PromptServiceServicer_to_server(PromptServicer(prompts, rpc.draining), rpc.grpc_server)
+    server = cast("grpc.aio.Server", front.services)
+    tuning_pb2_grpc.add_TuningServiceServicer_to_server(tuning, server)
+    prompts_pb2_grpc.add_PromptServiceServicer_to_server(PromptServicer(prompts, rpc.draining, settings.watch_heartbeat_seconds), server)
     tidying = DatasetTidying(datasets, job_store, settings.unused_dataset_days * _DAY_SECONDS)
-    return Trainer(settings, rpc, tracing, registry, metrics, models, store, maintenance, tidying, job_store, jobs, pools)
+    return Trainer(settings, front, models, store, maintenance, tidying, job_store, jobs)
 
 
 async def serve(settings: TrainerSettings, stop: asyncio.Event, make_pool: PoolMaker) -> None:
     """Run until `stop` is set, then drain. Raises what keeps the service from starting."""
     retract(settings)
-    trainer = await build(settings, make_pool)
-    port = await trainer.rpc.start()
-    metrics_server = serve_metrics(trainer.registry, settings.host, settings.metrics_port)
+    front = Front.of(settings)
+    port = await front.rpc.start()
+    metrics_server = serve_metrics(front.registry, settings.host, settings.metrics_port)
     log.info("listening", extra={"fields": {"port": port, "metrics_port": metrics_server.port}})
-    living = asyncio.create_task(_live(trainer, port, metrics_server.port))
+    building = asyncio.create_task(build(settings, front, make_pool))
+
+    async def live() -> None:
+        await _live(await asyncio.shield(building), port, metrics_server.port)
+
+    living = asyncio.create_task(live())
     stopping = asyncio.create_task(stop.wait())
     try:
         await asyncio.wait({living, stopping}, return_when=asyncio.FIRST_COMPLETED)
     finally:
         living.cancel()
         stopping.cancel()
-        await asyncio.wait({living, stopping})
-        await _drain(trainer)
+        await asyncio.wait({living, stopping, building}, timeout=_FINISH_BUILDING_SECONDS)
+        building.cancel()
+        await asyncio.wait({living, stopping, building})
+        is_built = not building.cancelled() and building.exception() is None
+        await _drain(settings, front, building.result() if is_built else None)
         await close_within(_CLOSE_SECONDS, metrics_server.close, "metrics")
     if not living.cancelled():
         living.result()
@@ -148,8 +180,8 @@ async def _live(trainer: Trainer, port: int, metrics_port: int) -> None:
     await on_daemon_thread(trainer.models.load, "load-base-models")
     await trainer.jobs.start()
     _take_signals_back()
-    await trainer.rpc.set_serving(True)
-    announce(trainer.settings, port, metrics_port, trainer.rpc.health_port)
+    await trainer.front.rpc.set_serving(True)
+    announce(trainer.settings, port, metrics_port, trainer.front.rpc.health_port)
     async with asyncio.TaskGroup() as group:
         group.create_task(trainer.maintenance.run(), name="store maintenance")
         group.create_task(trainer.tidying.run(), name="dataset tidying")
@@ -158,7 +190,7 @@ async def _live(trainer: Trainer, port: int, metrics_port: int) -> None:
 
 async def _keep_saying(trainer: Trainer) -> None:
     while True:
-        await trainer.rpc.set_serving(*health_of(await _away(trainer)))
+        await trainer.front.rpc.set_serving(*health_of(await _away(trainer)))
         await asyncio.sleep(CHECK_SECONDS * random.uniform(0.8, 1.2))
 
 
@@ -183,7 +215,7 @@ def health_of(away: Collection[str]) -> tuple[bool, dict[str, bool]]:
 
 async def _away(trainer: Trainer) -> frozenset[str]:
     """The outside systems that don't answer now. Both are asked at the same time, each in a thread of its own."""
-    metrics, pools = trainer.metrics, trainer.pools
+    metrics, pools = trainer.front.metrics, trainer.front.pools
 
     async def store() -> None:
         await pools.prompt_store_health.call(trainer.store.refresh)
@@ -208,14 +240,15 @@ async def _error_of(work: Awaitable[None]) -> SoftPromptError | None:
     return None
 
 
-async def _drain(trainer: Trainer) -> None:
+async def _drain(settings: TrainerSettings, front: Front, trainer: Trainer | None) -> None:
     begun = time.monotonic()
-    retract(trainer.settings)
-    grace_seconds = trainer.settings.grace_seconds
-    await trainer.rpc.drain(grace_seconds * _CALLS_SHARE)
-    await trainer.jobs.drain(max(1.0, grace_seconds - (time.monotonic() - begun)))
-    trainer.store.close()
-    await close_within(_CLOSE_SECONDS, trainer.tracing.close, "tracing")
+    retract(settings)
+    await front.rpc.drain(settings.grace_seconds * _CALLS_SHARE)
+    if trainer is not None:
+        await trainer.jobs.drain(max(1.0, settings.grace_seconds - (time.monotonic() - begun)))
+        trainer.store.close()
+    front.pools.close()
+    await close_within(_CLOSE_SECONDS, front.tracing.close, "tracing")
     log.info("drained", extra={"fields": {"seconds": round(time.monotonic() - begun, 3)}})
 
 

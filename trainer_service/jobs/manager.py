@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -176,7 +177,7 @@ class JobManager:
                 if not events and (await self._context.database.call(self._store.get, job_id)).state.is_terminal:
                     return
                 try:
-                    async with asyncio.timeout(pause):
+                    async with asyncio.timeout(pause * random.uniform(0.8, 1.2)):
                         await news.wait()
                 except TimeoutError:
                     continue

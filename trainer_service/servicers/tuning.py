@@ -20,14 +20,23 @@ from trainer_service.jobs.manager import JobManager
 from trainer_service.jobs.owner import JobOwner
 from trainer_service.service_info import ServiceInfo
 from trainer_service.servicers.names import event_number_of, job_id_of, page_size_of
-from trainer_service.servicers.streams import header_and_chunks, until_draining
+from trainer_service.servicers.streams import HEARTBEAT_SECONDS, Beat, header_and_chunks, heartbeat, until_draining
 
 
 class TuningServicer(tuning_pb2_grpc.TuningServiceServicer):
-    """`draining` ends the watches."""
+    """`draining` ends the watches. A watch is never silent for longer than `heartbeat_seconds`."""
 
-    def __init__(self, jobs: JobManager, intake: JobIntake, datasets: DatasetStore, info: ServiceInfo, draining: asyncio.Event) -> None:
+    def __init__(
+        self,
+        jobs: JobManager,
+        intake: JobIntake,
+        datasets: DatasetStore,
+        info: ServiceInfo,
+        draining: asyncio.Event,
+        heartbeat_seconds: float = HEARTBEAT_SECONDS,
+    ) -> None:
         self._jobs, self._intake, self._datasets, self._info, self._draining = jobs, intake, datasets, info, draining
+        self._heartbeat_seconds = heartbeat_seconds
 
     async def UploadDataset(self, requests: AsyncIterator[pb.UploadDatasetRequest], context: Any) -> pb.UploadDatasetResponse:
         header, chunks = await header_and_chunks(requests)
@@ -49,10 +58,15 @@ class TuningServicer(tuning_pb2_grpc.TuningServiceServicer):
         return pb.ListTuningJobsResponse(jobs=jobs, next_page_token=page.next_page_token)
 
     async def WatchTuningJob(self, request: pb.WatchTuningJobRequest, context: Any) -> AsyncIterator[pb.WatchTuningJobResponse]:
-        events = self._jobs.watch(await self._theirs(request.name), event_number_of(request.after))
-        async with aclosing(until_draining(events, self._draining)) as told:
+        last = event_number_of(request.after)
+        events = self._jobs.watch(await self._theirs(request.name), last)
+        async with aclosing(until_draining(events, self._draining, self._heartbeat_seconds)) as told:
             async for event in told:
-                yield pb.WatchTuningJobResponse(event=event_to_wire(event))
+                if isinstance(event, Beat):
+                    yield pb.WatchTuningJobResponse(event=pb.TuningEvent(number=last, heartbeat=heartbeat(self._heartbeat_seconds)))
+                else:
+                    last = event.number
+                    yield pb.WatchTuningJobResponse(event=event_to_wire(event))
 
     async def CancelTuningJob(self, request: pb.CancelTuningJobRequest, context: Any) -> pb.CancelTuningJobResponse:
         job = await self._jobs.cancel(await self._theirs(request.name))
