@@ -177,7 +177,7 @@ async def serve(settings: TrainerSettings, stop: asyncio.Event, make_pool: PoolM
 
 async def _live(trainer: Trainer, port: int, metrics_port: int) -> None:
     """Become ready, then keep saying how things are. Ends only by an error or by being cancelled."""
-    await on_daemon_thread(trainer.models.load, "load-base-models")
+    await _load_models(trainer.models)
     await trainer.jobs.start()
     _take_signals_back()
     await trainer.front.rpc.set_serving(True)
@@ -186,6 +186,16 @@ async def _live(trainer: Trainer, port: int, metrics_port: int) -> None:
         group.create_task(trainer.maintenance.run(), name="store maintenance")
         group.create_task(trainer.tidying.run(), name="dataset tidying")
         group.create_task(_keep_saying(trainer), name="health")
+
+
+async def _load_models(models: BaseModels) -> None:
+    """Waits for a hub that does not answer. Hashing large weights takes as long as it takes, so there is no other time limit."""
+    while True:
+        try:
+            return await on_daemon_thread(models.load, "load-base-models")
+        except Unavailable as error:
+            log.warning("not started yet: %s", error.message)
+            await asyncio.sleep(_RETRY_SECONDS * random.uniform(0.5, 1.5))
 
 
 async def _keep_saying(trainer: Trainer) -> None:
