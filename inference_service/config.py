@@ -31,6 +31,8 @@ class InferenceSettings(ServerSettings):
     """Short name that callers see; empty: the last part of base_model."""
     store_url: str = Field(min_length=1)
     """Prompt store: a directory, or a URL of an object store (s3://bucket/prefix). The trainer's store."""
+    store_timeout_seconds: float = Field(default=30, ge=0.1, le=600)
+    """Time limit of each request to the prompt store; a store that takes longer is away."""
     dtype: DType = "auto"
     """What the model computes in: auto (bfloat16 where the hardware is fast at it), float32 or bfloat16."""
     device: Device = "auto"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,14 +28,16 @@ from inference_service.metrics import EngineMetrics, PromptMetrics, StateCollect
 from inference_service.prompts.heartbeat import Heartbeat
 from inference_service.prompts.loader import VersionLoader
 from inference_service.prompts.loading import VersionLoads
+from inference_service.prompts.pools import StorePools
 from inference_service.prompts.registry import PromptRegistry
 from inference_service.prompts.unloading import PrefixUnloader
 from inference_service.prompts.version import prompt_of_prefix
 from inference_service.prompts.watcher import PromptWatcher
 from inference_service.servicer import SERVICE_NAME, Backend, GenerationServicer
-from shared.daemon_thread import on_daemon_thread
+from shared.daemon_thread import close_within, on_daemon_thread
 from shared.errors import Unavailable
-from shared.rpc.metrics import RpcMetrics, serve_metrics
+from shared.outside import CallPool
+from shared.rpc.metrics import PoolCollector, RpcMetrics, serve_metrics
 from shared.rpc.server import RpcServer
 from shared.service import announce, retract
 from shared.store import PromptStore, open_store
@@ -45,6 +48,8 @@ log = logging.getLogger(__name__)
 
 HEALTH_SECONDS = 0.25
 _STORE_PAUSE_SECONDS = 1.0
+_OPEN_SECONDS = 300.0
+"""Time limit for opening the store: some requests and a snapshot of its whole index."""
 _FAREWELL_SECONDS = 2.0
 
 
@@ -59,20 +64,25 @@ class Replica:
     backend: Backend
 
 
-def build(settings: InferenceSettings, engine: Engine, store: PromptStore, metrics: CollectorRegistry) -> Replica:
+def build(
+    settings: InferenceSettings, engine: Engine, store: PromptStore, metrics: CollectorRegistry, pools: StorePools | None = None
+) -> Replica:
     """Put the parts together around a loaded model and an open store. Call it on the event loop."""
+    pools = pools or StorePools.of(settings.store_timeout_seconds)
     base, max_length = engine.base, engine.config.max_length
     engine_metrics = EngineMetrics(
         metrics, settings.max_prompt_labels, lambda prefix_id: None if prefix_id is None else prompt_of_prefix(prefix_id)
     )
     running = AsyncEngine(engine, engine_metrics)
     registry = PromptRegistry(PrefixUnloader(running), settings.max_loaded_versions)
-    heartbeat = Heartbeat(ReplicaDirectory(store.backend), registry, settings.resolved_replica, base.info, settings.heartbeat_seconds)
+    directory, interval_seconds = ReplicaDirectory(store.backend), settings.heartbeat_seconds
+    heartbeat = Heartbeat(directory, registry, settings.resolved_replica, base.info, interval_seconds, pools.heartbeat)
     prompt_metrics = PromptMetrics(metrics, heartbeat.tell)
     metrics.register(StateCollector(running.stats, registry))
-    loader = VersionLoader(store, running, base, max_length, engine.config.limits.max_logprobs)
+    loader = VersionLoader(store, running, base, max_length, engine.config.limits.max_logprobs, pools.fetch)
     loads = VersionLoads(loader, registry, prompt_metrics)
-    watcher = PromptWatcher(store, registry, loads, prompt_metrics, settings.poll_seconds or store.poll_seconds)
+    metrics.register(PoolCollector(pools.all))
+    watcher = PromptWatcher(store, registry, loads, prompt_metrics, settings.poll_seconds or store.poll_seconds, pools.watch)
     limits = settings.request_limits(max_length)
     service = GenerationService(base, running, registry, loads, watcher, limits, settings.default_sampling)
     model_info = generation_pb2.GetModelInfoResponse(
@@ -111,8 +121,8 @@ async def serve(settings: InferenceSettings, stop: asyncio.Event) -> None:
         stopping.cancel()
         life.cancel()
         (outcome, _) = await asyncio.gather(life, stopping, return_exceptions=True)
-        await asyncio.to_thread(metrics_server.close)
-        await asyncio.to_thread(tracing.close)
+        await close_within(_FAREWELL_SECONDS, metrics_server.close, "metrics")
+        await close_within(_FAREWELL_SECONDS, tracing.close, "tracing")
     if isinstance(outcome, BaseException) and not isinstance(outcome, asyncio.CancelledError):
         raise outcome
 
@@ -122,8 +132,9 @@ async def _live(
 ) -> None:
     """Become ready, then watch over it; ends by being cancelled, or with the error that ended the replica."""
     engine = await on_daemon_thread(lambda: _load(settings), "load-model")
-    store = await _open(settings.store_url)
-    replica = build(settings, engine, store, metrics)
+    pools = StorePools.of(settings.store_timeout_seconds)
+    store = await _open(settings, pools.watch)
+    replica = build(settings, engine, store, metrics, pools)
     replica.engine.start()
     try:
         await replica.watcher.start()
@@ -140,7 +151,8 @@ async def _live(
         await replica.loads.close()
         await replica.engine.stop()
         replica.backend.service.close()
-        await asyncio.to_thread(store.close)
+        pools.close()
+        store.close()
 
 
 async def _watch_engine(engine: AsyncEngine, rpc: RpcServer) -> None:
@@ -178,11 +190,11 @@ def _load(settings: InferenceSettings) -> Engine:
     return engine
 
 
-async def _open(url: str) -> PromptStore:
+async def _open(settings: InferenceSettings, pool: CallPool) -> PromptStore:
     """Wait for a store that is away. Raises InvalidInput or PreconditionFailed for one that can't be used."""
     while True:
         try:
-            return await asyncio.to_thread(open_store, url)
+            return await pool.call_within(_OPEN_SECONDS, lambda: open_store(settings.store_url, settings.store_timeout_seconds))
         except Unavailable as error:
             log.warning("waiting for the prompt store: %s", error.message)
-            await asyncio.sleep(_STORE_PAUSE_SECONDS)
+            await asyncio.sleep(_STORE_PAUSE_SECONDS * random.uniform(0.5, 1.5))

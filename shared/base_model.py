@@ -18,7 +18,8 @@ import torch
 from pydantic import BaseModel as PydanticModel
 from pydantic import ConfigDict, ValidationError
 
-from shared.errors import InvalidInput, NotFound, PreconditionFailed
+from shared import hub
+from shared.errors import InvalidInput, NotFound, PreconditionFailed, Unavailable
 
 log = logging.getLogger(__name__)
 
@@ -103,7 +104,10 @@ def load_tokenizer(source: str | Path) -> Any:
 
 
 def resolve(source: str | Path) -> Path:
-    """The local directory of a model: itself, or the hub's snapshot of that id. Raises NotFound."""
+    """The local directory of a model: itself, or the hub's snapshot of that id, a cached one if the hub does not answer.
+
+    Raises NotFound; Unavailable if the hub does not answer and nothing is cached.
+    """
     path = Path(source).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():
@@ -112,9 +116,12 @@ def resolve(source: str | Path) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+    patterns, is_answering = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"], hub.answers(str(source))
     try:
-        return Path(snapshot_download(str(source), allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]))
+        return Path(snapshot_download(str(source), allow_patterns=patterns, local_files_only=not is_answering))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        if not is_answering:
+            raise Unavailable(f"base model {str(source)!r} is not on this machine, and the hub does not answer; try again") from error
         raise NotFound(
             "base model", str(source), "neither a model directory nor a hub id that can be reached; try `softprompt models pull`"
         ) from error

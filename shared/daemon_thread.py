@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from collections.abc import Callable
 from typing import TypeVar
+
+log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
@@ -27,6 +30,17 @@ async def on_daemon_thread(function: Callable[[], Result], name: str) -> Result:
 
     threading.Thread(target=run, name=name, daemon=True).start()
     return await future
+
+
+async def close_within(seconds: float, close: Callable[[], object], name: str) -> None:
+    """Close something that may hang, and leave it behind after `seconds`: a service that stops keeps to its grace time. Never raises."""
+    try:
+        async with asyncio.timeout(seconds):
+            await on_daemon_thread(close, f"close {name}")
+    except TimeoutError:
+        log.warning("left open, since closing it takes too long: %s", name)
+    except Exception:
+        log.exception("closing failed: %s", name)
 
 
 def settle(future: asyncio.Future[Result], result: Result | None, error: BaseException | None) -> None:

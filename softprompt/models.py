@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from shared import hub
 from shared.errors import DamagedBlob, NotFound, PreconditionFailed, Unavailable
 from shared.user_cache import user_cache
 
@@ -140,6 +141,9 @@ def _build(model: CataloguedModel, target: Path, lock: int, progress: Progress) 
 
 def _from_hub(hub_id: str, made: Path, progress: Progress) -> bool:
     """Download from the hub into `made`; False where it can't be had from there (offline, blocked, asked not to)."""
+    if not hub.answers(hub_id):
+        log.info("%s is not taken from the Hugging Face hub: it does not answer", hub_id)
+        return False
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 

@@ -12,6 +12,8 @@ from typing import Any, TypeVar
 
 import pytest
 
+from shared.outside import CallPool
+
 T = TypeVar("T")
 
 
@@ -43,6 +45,10 @@ def run_in_virtual_time(monkeypatch: pytest.MonkeyPatch, act: Callable[[], Corou
     async def to_thread(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         return function(*args, **kwargs)
 
+    async def call(pool: CallPool, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        return function(*args, **kwargs)
+
     monkeypatch.setattr(asyncio, "to_thread", to_thread)
+    monkeypatch.setattr(CallPool, "call", call)
     with asyncio.Runner(loop_factory=_JumpingLoop) as runner:
         return runner.run(act())

@@ -66,6 +66,8 @@ class TrainerSettings(ServerSettings):
     """Directory for jobs, checkpoints and datasets, and for prompts unless store_url says otherwise. Made if it isn't there."""
     store_url: str = ""
     """Prompt store: a directory, or a URL of an object store (s3://bucket/prefix). Empty: `prompts` in the data directory."""
+    store_timeout_seconds: float = Field(default=30, ge=0.1, le=600)
+    """Time limit of each request to the prompt store; a store that takes longer is away."""
     keep_versions: int = Field(default=0, ge=0)
     """Retention: of each prompt, keep so many of the newest versions and every one that an alias names; delete the others. 0: keep all."""
     store_maintenance_seconds: float = Field(default=3600, ge=0, le=30 * 24 * 3600)
@@ -74,10 +76,15 @@ class TrainerSettings(ServerSettings):
     """A blob that no version names is removed after that; longer than a publication or a replica's absence may last."""
     database_url: str = ""
     """Job database as an SQLAlchemy URL. Empty: SQLite in the data directory."""
+    database_timeout_seconds: float = Field(default=15, ge=0.1, le=600)
+    """Time limit of each statement, and of each request to the job database; one that takes longer is away."""
     dataset_roots: CommaSeparated = ()
     """Directories, comma-separated, under which callers may name datasets as file:// URIs. Empty: no URIs."""
     ray_address: str = ""
     """Ray cluster to use, for example ray-head:6379. Empty: Ray is started inside this machine and ends with the service."""
+    watch_heartbeat_seconds: float = Field(default=20, ge=0.05, le=3_600)
+    """A watch of a job or of the prompts that has nothing to tell says at least that often that it is alive. Shorter than what gateways
+    between here and the clients take for an idle stream."""
     max_workers: int = Field(default=1, ge=1, le=1024)
     """Most workers at once; a worker takes a GPU, or this machine's CPU cores."""
     gpus_per_worker: int = Field(default=1, ge=1, le=64)

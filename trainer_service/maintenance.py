@@ -13,12 +13,16 @@ import time
 from dataclasses import asdict
 from typing import Protocol
 
+from shared.errors import Unavailable
+from shared.outside import CallPool
 from shared.store import PromptStore
 from shared.store.maintenance import MaintenancePolicy, MaintenanceReport, maintain
 
 log = logging.getLogger(__name__)
 
 _FIRST_SECONDS = 60.0
+_LEAST_ROUND_SECONDS = 600.0
+"""Time limit of a round where rounds follow each other more closely than that."""
 
 
 class MaintenanceObserver(Protocol):
@@ -34,6 +38,7 @@ class StoreMaintenance:
     def __init__(self, store: PromptStore, policy: MaintenancePolicy, period_seconds: float, observer: MaintenanceObserver) -> None:
         self._store, self._policy, self._period_seconds, self._observer = store, policy, period_seconds, observer
         self._stopped = threading.Event()
+        self._pool = CallPool("prompt_store_maintenance", max_threads=1, timeout_seconds=max(period_seconds, _LEAST_ROUND_SECONDS))
 
     async def run(self) -> None:
         """The first round comes soon, so that a trainer that is restarted often cleans up, too. Nothing that fails in a round ends this."""
@@ -51,7 +56,9 @@ class StoreMaintenance:
     async def _round(self) -> None:
         begun = time.monotonic()
         try:
-            report = await asyncio.to_thread(maintain, self._store, self._policy, self._stopped.is_set)
+            report = await self._pool.call(maintain, self._store, self._policy, self._stopped.is_set)
+        except Unavailable:
+            report = MaintenanceReport(failures={"round": "the prompt store did not answer in time"})
         except Exception:
             log.exception("a round of store maintenance failed in a way that nobody foresaw")
             report = MaintenanceReport(failures={"round": "unforeseen"})

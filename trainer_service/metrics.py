@@ -55,6 +55,7 @@ class TrainerMetrics:
         self._published = counter("versions_published", "Prompt versions published by jobs.")
         self._gated = counter("versions_gated", "Trained prompts that their gate kept from being published.")
         self._store_reachable = Gauge("softprompt_trainer_store_reachable", "1 while the prompt store answers.", registry=registry)
+        self._database_reachable = Gauge("softprompt_trainer_database_reachable", "1 while the job database answers.", registry=registry)
         self._maintenance = counter("store_maintenance_rounds", "Rounds of tidying the prompt store.", ("outcome",))
         self._maintenance_seconds = histogram("store_maintenance_seconds", "Time of one round.", _MAINTENANCE_BUCKETS)
         self._tidied = counter("store_tidied", "What rounds of tidying removed from the prompt store.", ("what",))
@@ -80,6 +81,9 @@ class TrainerMetrics:
 
     def set_store_reachable(self, reachable: bool) -> None:
         self._store_reachable.set(reachable)
+
+    def set_database_reachable(self, reachable: bool) -> None:
+        self._database_reachable.set(reachable)
 
     def job_changed(self, job: Job) -> None:
         before = self._states.replace(job.id, job.state)

@@ -35,6 +35,7 @@ from shared.store.view import commit_revision, shown_index, shown_revision, show
 from trainer_service.base_models import BaseModels
 from trainer_service.chunks import UploadSlots, timely
 from trainer_service.imports import ImportRequest, import_job, read_import
+from trainer_service.pools import TrainerPools
 from trainer_service.proof import Prover
 
 log = logging.getLogger(__name__)
@@ -94,8 +95,9 @@ class Prompts:
     To a caller who is limited to some prompts the others do not exist (`shared.store.view`). The actor of a change is its caller.
     """
 
-    def __init__(self, store: PromptStore, models: BaseModels, prover: Prover) -> None:
+    def __init__(self, store: PromptStore, models: BaseModels, prover: Prover, pools: TrainerPools) -> None:
         self._store, self._models, self._prover = store, models, prover
+        self._pool, self._watch_pool = pools.prompt_store, pools.prompt_store_watch
         self._imports = UploadSlots(MAX_CONCURRENT_IMPORTS)
 
     async def list(self, name_prefix: str, page_size: int, after: str = "") -> PromptPage:
@@ -120,7 +122,7 @@ class Prompts:
 
     async def read(self, version: Version) -> tuple[bytes, Manifest]:
         """The blob and what it says about itself."""
-        data = await asyncio.to_thread(self._store.fetch, version.record.digest)
+        data = await self._pool.call(self._store.fetch, version.record.digest)
         return data, (await asyncio.to_thread(decode_blob, data)).manifest
 
     async def set_alias(
@@ -137,7 +139,7 @@ class Prompts:
         current = (await self.get(prompt)).aliases.get(alias)
         expected = _expected(prompt, alias, current, expected_version, expected_revision)
         actor = _actor()
-        revision = await asyncio.to_thread(self._store.set_alias, prompt, alias, tuple(targets) or None, expected, actor)
+        revision = await self._pool.call(self._store.set_alias, prompt, alias, tuple(targets) or None, expected, actor)
         fields = {"alias": f"{prompt}@{alias}", "targets": render_targets(targets), "actor": actor, "revision": revision}
         log.info("alias set", extra={"fields": fields})
         moved = self._seen(self._store.index()).prompt(prompt).aliases.get(alias)
@@ -148,7 +150,7 @@ class Prompts:
         """The store's revision after it."""
         (await self.get(prompt)).version(version)
         actor = _actor()
-        revision = await asyncio.to_thread(self._store.delete_version, prompt, version, actor)
+        revision = await self._pool.call(self._store.delete_version, prompt, version, actor)
         fields = {"version": version_name(prompt, version), "actor": actor, "revision": revision}
         log.info("version deleted", extra={"fields": fields})
         return self._shown(revision)
@@ -166,7 +168,7 @@ class Prompts:
             golden = () if found.unproven_on is None else await self._prover.golden_records(found.unproven_on, unproven)
             blob, manifest = await asyncio.to_thread(found.blob, golden)
         actor, job, alias = _actor(), import_job(request), request.alias or None
-        record = await asyncio.to_thread(self._store.publish, request.prompt, blob, job=job, alias=alias, actor=actor)
+        record = await self._pool.call(self._store.publish, request.prompt, blob, job=job, alias=alias, actor=actor)
         fields = {"version": record.name, "alias": request.alias, "actor": actor, "revision": record.revision}
         log.info("version imported", extra={"fields": fields})
         prompt = self._seen(self._store.index()).prompt(request.prompt)
@@ -174,9 +176,9 @@ class Prompts:
 
     async def status(self, prompt: str) -> PromptStatus:
         """Raises NotFound."""
-        index = await asyncio.to_thread(self._store.refresh)
+        index = await self._pool.call(self._store.refresh)
         record = self._seen(index).prompt(prompt)
-        replicas = await asyncio.to_thread(self._store.list_replicas)
+        replicas = await self._pool.call(self._store.list_replicas)
         versions = sorted(record.versions.values(), key=lambda version: -version.version)
         seen = [index.revision, *(replica.revision for replica in replicas)]
         revision, *seen = await asyncio.to_thread(shown_revisions, index, current_caller(), seen)
@@ -197,14 +199,14 @@ class Prompts:
             await self._check_store(store_id)
         caller = current_caller()
         if after_revision is not None:
-            index = await asyncio.to_thread(self._store.refresh)
+            index = await self._pool.call(self._store.refresh)
             after_revision = store_revision(after_revision, index, self._store.recent_commits(), caller)
-        async for changes in watch(self._store, after_revision):
+        async for changes in watch(self._store, after_revision, pool=self._watch_pool):
             for change in _flatten(changes, self._store.id, name_prefix, caller):
                 yield change
 
     async def _check_store(self, store_id: str) -> None:
-        await asyncio.to_thread(self._store.refresh, check=True)
+        await self._pool.call(self._store.refresh, check=True)
         if store_id != self._store.id:
             raise PreconditionFailed(
                 f"after_revision is of the prompt store {store_id[:40]!r}, and this one is {self._store.id!r}: the store was replaced; "
@@ -214,7 +216,7 @@ class Prompts:
             )
 
     async def _fresh(self) -> StoreIndex:
-        return self._seen(await asyncio.to_thread(self._store.refresh))
+        return self._seen(await self._pool.call(self._store.refresh))
 
     def _seen(self, index: StoreIndex) -> StoreIndex:
         return shown_index(index, current_caller())

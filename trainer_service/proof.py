@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from shared.base_model import DType
 from shared.manifest import GoldenRecord
+from shared.outside import CallPool
 from trainer_service.proof_process import RECORDS
 
 log = logging.getLogger(__name__)
@@ -30,10 +31,11 @@ class Prover:
     dtype: DType = "auto"
     timeout_seconds: float = 120.0
     _one_at_a_time: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _pool: CallPool = field(default_factory=lambda: CallPool("base_models", max_threads=2))
 
     async def golden_records(self, model_dir: Path, blob: bytes) -> tuple[GoldenRecord, ...]:
         """Takes some seconds. Empty, with the reason in the log, if there can be none: the import goes on without."""
-        size = await asyncio.to_thread(lambda: sum(file.stat().st_size for file in model_dir.glob("*.safetensors")))
+        size = await self._pool.call(lambda: sum(file.stat().st_size for file in model_dir.glob("*.safetensors")))
         if size > self.max_model_bytes:
             return _none(f"the base model's {size} bytes are more than the {self.max_model_bytes} that may be loaded for it")
         async with self._one_at_a_time:

@@ -9,8 +9,10 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from functools import partial
 from typing import Protocol
 
+from shared.daemon_thread import on_daemon_thread
 from shared.security.caller import Tenant
 from trainer_service.jobs.retention import Retention, RetentionReport
 
@@ -53,7 +55,9 @@ class RetentionRounds:
     async def _round(self) -> None:
         begun = time.monotonic()
         try:
-            report = await asyncio.to_thread(self._retention.round, self._tenants(), lambda: self._stopped.wait(_PAUSE_SECONDS))
+            report = await on_daemon_thread(
+                partial(self._retention.round, self._tenants(), lambda: self._stopped.wait(_PAUSE_SECONDS)), "retention"
+            )
         except Exception:
             log.exception("a round of retention failed unexpectedly")
             report = RetentionReport(failures={"round": "unexpected error"})

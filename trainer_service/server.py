@@ -1,6 +1,6 @@
 """The trainer as a process: its parts, put together in one place, and the order in which they start and stop.
 
-Start: job database and prompt store, then gRPC (it answers, NOT_SERVING), then base models, workers' pool and job manager, then SERVING.
+Start: gRPC (`live`; the rest NOT_SERVING), then job database and prompt store, base models, workers' pool and job manager, then SERVING.
 Stop: NOT_SERVING, running calls finish, watches end, running jobs are checkpointed and queued again, then everything is closed.
 """
 
@@ -9,18 +9,23 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import random
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TypeVar, cast
 
+import grpc
 from prometheus_client import CollectorRegistry
 from prompttuning.v1 import prompts_pb2, prompts_pb2_grpc, tuning_pb2, tuning_pb2_grpc
 
+from shared.daemon_thread import close_within, on_daemon_thread
 from shared.errors import SoftPromptError, Unavailable
-from shared.rpc.metrics import RpcMetrics, serve_metrics
+from shared.outside import CallPool
+from shared.rpc.late import LateServices
+from shared.rpc.metrics import PoolCollector, RpcMetrics, serve_metrics
 from shared.rpc.server import RpcServer
 from shared.security.page_tokens import PageTokens
 from shared.service import announce, retract
@@ -43,6 +48,7 @@ from trainer_service.jobs.store import JobStore
 from trainer_service.jobs.tenant_datasets import TenantDatasets
 from trainer_service.maintenance import StoreMaintenance
 from trainer_service.metrics import TrainerMetrics
+from trainer_service.pools import TrainerPools
 from trainer_service.prompts import Prompts
 from trainer_service.proof import Prover
 from trainer_service.retention_rounds import RetentionRounds
@@ -58,11 +64,18 @@ SERVICE_NAMES = (
     prompts_pb2.DESCRIPTOR.services_by_name["PromptService"].full_name,
 )
 WATCHES = frozenset({f"/{SERVICE_NAMES[0]}/WatchTuningJob", f"/{SERVICE_NAMES[1]}/WatchPrompts"})
+PROMPT_STORE, JOB_DATABASE = "prompt_store", "job_database"
+"""Outside systems, as health, metrics and logs call them."""
 CHECK_SECONDS = 5.0
 _CALLS_SHARE = 0.4
 """Of the grace time: for running calls; the rest is for checkpoints."""
 
 _RETRY_SECONDS = 2.0
+_OPEN_SECONDS = 600.0
+"""Time limit for opening the database, which may have to migrate, and the store. Each request to them has its own, shorter one."""
+_CLOSE_SECONDS = 2.0
+_FINISH_BUILDING_SECONDS = 2.0
+"""A migration that is under way when the service is stopped may end in good order."""
 
 Place = TypeVar("Place")
 Opened = TypeVar("Opened")
@@ -70,14 +83,35 @@ PoolMaker = Callable[[TrainerSettings], WorkerPool]
 
 
 @dataclass(frozen=True)
+class Front:
+    """What answers from the first moment, whatever is away: gRPC with health, and metrics."""
+
+    rpc: RpcServer
+    services: LateServices
+    tracing: Tracing
+    registry: CollectorRegistry
+    metrics: TrainerMetrics
+    pools: TrainerPools
+
+    @classmethod
+    def of(cls, settings: TrainerSettings) -> Front:
+        registry = CollectorRegistry()
+        metrics = TrainerMetrics(registry)
+        tracing = tracing_of("softprompt-trainer", settings.otlp_endpoint)
+        pools = TrainerPools.of(settings.store_timeout_seconds, settings.database_timeout_seconds)
+        registry.register(PoolCollector(pools.all))
+        rpc = RpcServer(settings, SERVICE_NAMES, RpcMetrics(registry), WATCHES, tracing, systems=(PROMPT_STORE, JOB_DATABASE))
+        services = LateServices(SERVICE_NAMES, "the trainer is starting; try again")
+        rpc.grpc_server.add_generic_rpc_handlers((services,))
+        return cls(rpc, services, tracing, registry, metrics, pools)
+
+
+@dataclass(frozen=True)
 class Trainer:
     """All parts of one running trainer."""
 
     settings: TrainerSettings
-    rpc: RpcServer
-    tracing: Tracing
-    registry: CollectorRegistry
-    metrics: TrainerMetrics
+    front: Front
     models: BaseModels
     store: PromptStore
     maintenance: StoreMaintenance
@@ -87,64 +121,80 @@ class Trainer:
     jobs: JobManager
 
 
-async def build(settings: TrainerSettings, make_pool: PoolMaker) -> Trainer:
-    """Put the parts together. Waits for the database and the prompt store if they are away."""
-    registry = CollectorRegistry()
-    metrics = TrainerMetrics(registry)
-    tracing = tracing_of("softprompt-trainer", settings.otlp_endpoint)
-    rpc = RpcServer(settings, SERVICE_NAMES, RpcMetrics(registry), WATCHES, tracing)
-    job_store = await _insist(JobStore.open, settings.resolved_database_url)
-    store = await _insist(open_store, settings.resolved_store_url)
+async def build(settings: TrainerSettings, front: Front, make_pool: PoolMaker) -> Trainer:
+    """Put the parts together behind the front. Waits for the database and the prompt store if they are away."""
+    rpc, metrics, pools = front.rpc, front.metrics, front.pools
+    job_store = await _insist(
+        pools.job_database, lambda: JobStore.open(settings.resolved_database_url, settings.database_timeout_seconds), _OPEN_SECONDS
+    )
+    try:
+        store = await _insist(
+            pools.prompt_store, lambda: open_store(settings.resolved_store_url, settings.store_timeout_seconds), _OPEN_SECONDS
+        )
+    except BaseException:
+        job_store.close()
+        raise
     maintenance = StoreMaintenance(store, settings.maintenance, settings.store_maintenance_seconds, metrics)
     models = BaseModels(settings.sources)
-    datasets = DatasetStore(settings.datasets_dir, settings.upload_limits, DatasetRoots(settings.dataset_roots))
+    datasets = DatasetStore(settings.datasets_dir, settings.upload_limits, DatasetRoots(settings.dataset_roots), pools)
     limits = TuningLimits(settings.max_virtual_tokens, settings.max_queued_jobs, settings.max_runtime_seconds)
-    admission = SpecAdmission(models, datasets, Sources(store, job_store), limits)
+    admission = SpecAdmission(models, datasets, Sources(store, job_store), limits, pools)
     files = files_for(job_store, settings.checkpoints_dir)
-    ledger, pool = DatasetLedger(job_store.database), make_pool(settings)
-    jobs = JobManager(job_store, admission, datasets, store, pool, settings.jobs, files=files, observer=JobAudit(metrics), ledger=ledger)
+    ledger, observer = DatasetLedger(job_store.database), JobAudit(metrics)
+    pool, config = make_pool(settings), settings.jobs
+    jobs = JobManager(job_store, admission, datasets, store, pool, config, files=files, observer=observer, ledger=ledger, pools=pools)
     info = ServiceInfo(models, limits, settings.upload_limits)
     owned = TenantDatasets(datasets, ledger, settings.max_dataset_bytes_per_tenant)
-    tokens = PageTokens(await _insist(page_token_key, job_store.database))
-    tuning = TuningServicer(jobs, JobIntake(owned, jobs), owned, info, tokens, rpc.draining)
-    tuning_pb2_grpc.add_TuningServiceServicer_to_server(tuning, rpc.grpc_server)
-    prompts = Prompts(store, models, Prover(settings.max_proof_model_bytes, settings.dtype))
-    prompts_pb2_grpc.add_PromptServiceServicer_to_server(PromptServicer(prompts, tokens, rpc.draining), rpc.grpc_server)
+    tokens = PageTokens(await _insist(pools.job_database, lambda: page_token_key(job_store.database), _OPEN_SECONDS))
+    beat_seconds = settings.watch_heartbeat_seconds
+    tuning = TuningServicer(jobs, JobIntake(owned, jobs), owned, info, tokens, rpc.draining, beat_seconds)
+    prompts = Prompts(store, models, Prover(settings.max_proof_model_bytes, settings.dtype), pools)
+    server = cast("grpc.aio.Server", front.services)
+    tuning_pb2_grpc.add_TuningServiceServicer_to_server(tuning, server)
+    prompts_pb2_grpc.add_PromptServiceServicer_to_server(PromptServicer(prompts, tokens, rpc.draining, beat_seconds), server)
     rounds = Retention(job_store.database, files, ledger, datasets, settings.retention)
     retention = RetentionRounds(rounds, lambda: rpc.tenants, settings.retention_seconds, metrics)
     storage = StorageMeter(settings.data_dir, datasets, files, job_store.database, metrics.set_storage)
-    return Trainer(settings, rpc, tracing, registry, metrics, models, store, maintenance, retention, storage, job_store, jobs)
+    return Trainer(settings, front, models, store, maintenance, retention, storage, job_store, jobs)
 
 
 async def serve(settings: TrainerSettings, stop: asyncio.Event, make_pool: PoolMaker) -> None:
     """Run until `stop` is set, then drain. Raises what keeps the service from starting."""
     retract(settings)
-    trainer = await build(settings, make_pool)
-    port = await trainer.rpc.start()
-    metrics_server = serve_metrics(trainer.registry, settings.host, settings.metrics_port)
+    front = Front.of(settings)
+    port = await front.rpc.start()
+    metrics_server = serve_metrics(front.registry, settings.host, settings.metrics_port)
     log.info("listening", extra={"fields": {"port": port, "metrics_port": metrics_server.port}})
-    living = asyncio.create_task(_live(trainer, port, metrics_server.port))
+    building = asyncio.create_task(build(settings, front, make_pool))
+
+    async def live() -> None:
+        await _live(await asyncio.shield(building), port, metrics_server.port)
+
+    living = asyncio.create_task(live())
     stopping = asyncio.create_task(stop.wait())
     try:
         await asyncio.wait({living, stopping}, return_when=asyncio.FIRST_COMPLETED)
     finally:
         living.cancel()
         stopping.cancel()
-        await asyncio.wait({living, stopping})
-        await _drain(trainer)
-        await asyncio.to_thread(metrics_server.close)
+        await asyncio.wait({living, stopping, building}, timeout=_FINISH_BUILDING_SECONDS)
+        building.cancel()
+        await asyncio.wait({living, stopping, building})
+        is_built = not building.cancelled() and building.exception() is None
+        await _drain(settings, front, building.result() if is_built else None)
+        await close_within(_CLOSE_SECONDS, metrics_server.close, "metrics")
     if not living.cancelled():
         living.result()
 
 
 async def _live(trainer: Trainer, port: int, metrics_port: int) -> None:
     """Become ready, then keep saying how things are. Ends only by an error or by being cancelled."""
-    await asyncio.to_thread(trainer.models.load)
+    await _load_models(trainer.models)
     await trainer.jobs.start()
     _take_signals_back()
     _leave_out_of_collections()
-    await trainer.rpc.set_serving(True)
-    announce(trainer.settings, port, metrics_port, trainer.rpc.health_port)
+    await trainer.front.rpc.set_serving(True)
+    announce(trainer.settings, port, metrics_port, trainer.front.rpc.health_port)
     async with asyncio.TaskGroup() as group:
         group.create_task(trainer.maintenance.run(), name="store maintenance")
         group.create_task(trainer.retention.run(), name="retention")
@@ -152,10 +202,20 @@ async def _live(trainer: Trainer, port: int, metrics_port: int) -> None:
         group.create_task(_keep_saying(trainer), name="health")
 
 
+async def _load_models(models: BaseModels) -> None:
+    """Waits for a hub that does not answer. Hashing large weights takes as long as it takes, so there is no other time limit."""
+    while True:
+        try:
+            return await on_daemon_thread(models.load, "load-base-models")
+        except Unavailable as error:
+            log.warning("not started yet: %s", error.message)
+            await asyncio.sleep(_RETRY_SECONDS * random.uniform(0.5, 1.5))
+
+
 async def _keep_saying(trainer: Trainer) -> None:
     while True:
-        await trainer.rpc.set_serving(await _can_serve(trainer))
-        await asyncio.sleep(CHECK_SECONDS)
+        await trainer.front.rpc.set_serving(*health_of(await _away(trainer)))
+        await asyncio.sleep(CHECK_SECONDS * random.uniform(0.8, 1.2))
 
 
 def _leave_out_of_collections() -> None:
@@ -174,38 +234,61 @@ def _take_signals_back() -> None:
             signal.siginterrupt(number, False)
 
 
-async def _can_serve(trainer: Trainer) -> bool:
-    """Without the job database nothing can be answered. Without the prompt store jobs train on, and wait to be published."""
-    try:
-        await asyncio.to_thread(trainer.store.refresh)
-        trainer.metrics.set_store_reachable(True)
-    except SoftPromptError as error:
-        trainer.metrics.set_store_reachable(False)
-        log.warning("the prompt store can't be read: %s", error.message)
-    try:
-        trainer.metrics.set_job_counts(await asyncio.to_thread(trainer.job_store.counts))
-    except SoftPromptError as error:
-        log.warning("not serving, the job database can't be read: %s", error.message)
-        return False
-    return True
+def health_of(away: Collection[str]) -> tuple[bool, dict[str, bool]]:
+    """Whether the service as a whole is ready, and what is told of its parts.
+
+    `ready` needs the job database: of several trainers, one that can't reach it gets no new connections. Clients that are connected
+    go by "" and go on with what the remaining system answers. Without the prompt store jobs train on, and wait to be published.
+    """
+    database, store = JOB_DATABASE not in away, PROMPT_STORE not in away
+    tuning, prompts = SERVICE_NAMES
+    return database, {"": database or store, tuning: database, prompts: store, JOB_DATABASE: database, PROMPT_STORE: store}
 
 
-async def _drain(trainer: Trainer) -> None:
+async def _away(trainer: Trainer) -> frozenset[str]:
+    """The outside systems that don't answer now. Both are asked at the same time, each in a thread of its own."""
+    metrics, pools = trainer.front.metrics, trainer.front.pools
+
+    async def store() -> None:
+        await pools.prompt_store_health.call(trainer.store.refresh)
+
+    async def database() -> None:
+        metrics.set_job_counts(await pools.job_database_health.call(trainer.job_store.counts))
+
+    errors = dict(zip((PROMPT_STORE, JOB_DATABASE), await asyncio.gather(_error_of(store()), _error_of(database())), strict=True))
+    metrics.set_store_reachable(errors[PROMPT_STORE] is None)
+    metrics.set_database_reachable(errors[JOB_DATABASE] is None)
+    for system, error in errors.items():
+        if error is not None:
+            log.warning("an outside system does not answer", extra={"fields": {"system": system, "why": error.message}})
+    return frozenset(system for system, error in errors.items() if error is not None)
+
+
+async def _error_of(work: Awaitable[None]) -> SoftPromptError | None:
+    try:
+        await work
+    except SoftPromptError as error:
+        return error
+    return None
+
+
+async def _drain(settings: TrainerSettings, front: Front, trainer: Trainer | None) -> None:
     begun = time.monotonic()
-    retract(trainer.settings)
-    grace_seconds = trainer.settings.grace_seconds
-    await trainer.rpc.drain(grace_seconds * _CALLS_SHARE)
-    await trainer.jobs.drain(max(1.0, grace_seconds - (time.monotonic() - begun)))
-    await asyncio.to_thread(trainer.store.close)
-    await asyncio.to_thread(trainer.tracing.close)
+    retract(settings)
+    await front.rpc.drain(settings.grace_seconds * _CALLS_SHARE)
+    if trainer is not None:
+        await trainer.jobs.drain(max(1.0, settings.grace_seconds - (time.monotonic() - begun)))
+        trainer.store.close()
+    front.pools.close()
+    await close_within(_CLOSE_SECONDS, front.tracing.close, "tracing")
     log.info("drained", extra={"fields": {"seconds": round(time.monotonic() - begun, 3)}})
 
 
-async def _insist(open_it: Callable[[Place], Opened], place: Place) -> Opened:
+async def _insist(pool: CallPool, open_it: Callable[[], Opened], timeout_seconds: float) -> Opened:
     """What `open_it` opens, tried again while the place is away: the service comes up when it comes back."""
     while True:
         try:
-            return await asyncio.to_thread(open_it, place)
+            return await pool.call_within(timeout_seconds, open_it)
         except Unavailable as error:
             log.warning("not started yet: %s", error.message)
-            await asyncio.sleep(_RETRY_SECONDS)
+            await asyncio.sleep(_RETRY_SECONDS * random.uniform(0.5, 1.5))

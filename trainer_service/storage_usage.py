@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from shared.daemon_thread import on_daemon_thread
 from shared.errors import SoftPromptError
 from trainer_service.jobs.checkpoints import JobFiles
 from trainer_service.jobs.database import Database
@@ -45,7 +46,7 @@ class StorageMeter:
     async def run(self) -> None:
         while True:
             try:
-                self._observe(await asyncio.to_thread(self.measure))
+                self._observe(await on_daemon_thread(self.measure, "storage usage"))
             except (SoftPromptError, OSError) as error:
                 log.warning("disk usage could not be measured: %s", error)
             await asyncio.sleep(MEASURE_SECONDS)

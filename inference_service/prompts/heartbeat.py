@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from inference_service.prompts.registry import PromptRegistry
@@ -12,11 +14,14 @@ from inference_service.prompts.version import Quarantine, to_timestamp
 from shared.base_model import BaseModelInfo
 from shared.errors import SoftPromptError
 from shared.manifest import utc_now
+from shared.outside import CallPool
 from shared.store.replicas import LoadedVersion, RefusedVersion, ReplicaDirectory, ReplicaRecord
 
 log = logging.getLogger(__name__)
 
 _MAX_REASON_CHARS = 2000
+_FAREWELL_SECONDS = 2.0
+"""A replica that stops tries for that long to take its record away."""
 _MAX_TOLD = 10_000
 """Of more versions, the newest are told: the record is written every few seconds."""
 
@@ -25,8 +30,15 @@ class Heartbeat:
     """Writes the record every `interval_seconds`, and at once when it has news for the fleet."""
 
     def __init__(
-        self, directory: ReplicaDirectory, registry: PromptRegistry, replica: str, base_model: BaseModelInfo, interval_seconds: float
+        self,
+        directory: ReplicaDirectory,
+        registry: PromptRegistry,
+        replica: str,
+        base_model: BaseModelInfo,
+        interval_seconds: float,
+        pool: CallPool | None = None,
     ) -> None:
+        self._pool = pool or CallPool("prompt_store_heartbeat", max_threads=2)
         self._directory, self._registry = directory, registry
         self._replica, self._base_model, self._interval_seconds = replica, base_model, interval_seconds
         self._started_at = utc_now()
@@ -63,19 +75,19 @@ class Heartbeat:
             while True:
                 self._news.clear()
                 record = self.record()
-                await self._try(lambda record=record: self._directory.put(record))  # type: ignore[misc]
+                await self._try(partial(self._directory.put, record), self._pool.timeout_seconds)
                 try:
-                    async with asyncio.timeout(self._interval_seconds):
+                    async with asyncio.timeout(self._interval_seconds * random.uniform(0.8, 1.0)):
                         await self._news.wait()
                 except TimeoutError:
                     continue
         finally:
-            await self._try(lambda: self._directory.remove(self._replica))
+            await self._try(partial(self._directory.remove, self._replica), _FAREWELL_SECONDS)
 
-    async def _try(self, write: Callable[[], object]) -> None:
+    async def _try(self, write: Callable[[], object], timeout_seconds: float) -> None:
         """The fleet's view is a help, not a condition for serving: failures are logged once and the next turn tries again."""
         try:
-            await asyncio.to_thread(write)
+            await self._pool.call_within(timeout_seconds, write)
             self._failing = False
         except SoftPromptError as error:
             if not self._failing:

@@ -15,6 +15,7 @@ from shared.base_model import BaseModel
 from shared.blob import PromptBlob, decode_blob
 from shared.errors import DamagedBlob, InvalidInput, NotFound, Overloaded, PreconditionFailed, Unavailable
 from shared.manifest import GoldenRecord
+from shared.outside import CallPool
 from shared.soft_prompt import SoftPrompt
 from shared.store.index import VersionRecord
 from shared.template import InputEncoder
@@ -43,13 +44,22 @@ class PrefixEngine(Protocol):
 class VersionLoader:
     """`max_length` is the most positions that a request may take here; `max_logprobs` the most alternatives the engine reports."""
 
-    def __init__(self, store: BlobSource, engine: PrefixEngine, base: BaseModel, max_length: int, max_logprobs: int) -> None:
+    def __init__(
+        self,
+        store: BlobSource,
+        engine: PrefixEngine,
+        base: BaseModel,
+        max_length: int,
+        max_logprobs: int,
+        pool: CallPool | None = None,
+    ) -> None:
+        self._pool = pool or CallPool("prompt_store_fetch", max_threads=4)
         self._store, self._engine, self._base = store, engine, base
         self._max_length, self._max_logprobs = max_length, max_logprobs
 
     async def load(self, record: VersionRecord) -> LoadedVersion:
         self._check_fingerprint(record.summary.base_model, record.summary.base_model_fingerprint)
-        blob = await asyncio.to_thread(self._fetch, record)
+        blob = await self._pool.call(self._fetch, record)
         encoder = self._check_fits(blob)
         prefix_id = prefix_id_of(record)
         try:

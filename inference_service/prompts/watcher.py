@@ -18,6 +18,7 @@ from inference_service.prompts.observer import PromptObserver
 from inference_service.prompts.registry import PromptRegistry
 from inference_service.prompts.version import VersionKey
 from shared.errors import SoftPromptError, Unavailable
+from shared.outside import CallPool
 from shared.store.index import StoreIndex, VersionRecord
 from shared.store.watch import pause_seconds
 
@@ -57,8 +58,16 @@ class PromptWatcher:
     """`start` brings the registry to the store's state once; `run` keeps it there until cancelled."""
 
     def __init__(
-        self, store: WatchedStore, registry: PromptRegistry, loads: VersionLoads, observer: PromptObserver, poll_seconds: float
+        self,
+        store: WatchedStore,
+        registry: PromptRegistry,
+        loads: VersionLoads,
+        observer: PromptObserver,
+        poll_seconds: float,
+        pool: CallPool | None = None,
     ) -> None:
+        """`pool`: the threads to ask the store in; None: one of its own."""
+        self._pool = pool or CallPool("prompt_store_watch", max_threads=2)
         self._store, self._registry, self._loads, self._observer = store, registry, loads, observer
         self._poll_seconds = poll_seconds
         self._pending: OrderedDict[VersionKey, VersionRecord] = OrderedDict()
@@ -120,7 +129,7 @@ class PromptWatcher:
         """One look at the store. False if it is away."""
         waiting, self._waiting = self._waiting, []
         try:
-            index = await asyncio.to_thread(self._refresh)
+            index = await self._pool.call(self._refresh)
         except SoftPromptError as error:
             self._store_failed(error)
             return False

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import socket
 import threading
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from socketserver import ThreadingMixIn
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, make_wsgi_app
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from shared.outside import CallPool
 
 _LABELS = ["grpc_type", "grpc_service", "grpc_method"]
 _SECONDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
@@ -25,6 +30,25 @@ class RpcMetrics:
         self.sent = Counter("grpc_server_msg_sent", "Messages sent.", _LABELS, registry=registry)
         self.in_flight = Gauge("grpc_server_in_flight", "RPCs that run now.", _LABELS, registry=registry)
         self.seconds = Histogram("grpc_server_handling_seconds", "Time that RPCs took.", _LABELS, registry=registry, buckets=_SECONDS)
+
+
+class PoolCollector(Collector):
+    """Calls to outside systems, at the time of a scrape. The label `system` is the pool's name."""
+
+    def __init__(self, pools: Sequence[CallPool]) -> None:
+        self._pools = pools
+
+    def collect(self) -> Iterator[Metric]:
+        in_flight = GaugeMetricFamily("softprompt_outside_calls_in_flight", "Calls that run now.", labels=["system"])
+        overdue = GaugeMetricFamily("softprompt_outside_calls_overdue", "Of these, calls beyond their time limit.", labels=["system"])
+        timed_out = CounterMetricFamily("softprompt_outside_calls_timed_out", "Calls not answered in time.", labels=["system"])
+        refused = CounterMetricFamily("softprompt_outside_calls_refused", "Calls refused since all threads hang.", labels=["system"])
+        for stats in (pool.stats() for pool in self._pools):
+            in_flight.add_metric([stats.system], stats.in_flight)
+            overdue.add_metric([stats.system], stats.overdue)
+            timed_out.add_metric([stats.system], stats.timed_out)
+            refused.add_metric([stats.system], stats.refused)
+        yield from (in_flight, overdue, timed_out, refused)
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,8 @@ class RpcServer:
     """Add servicers to `grpc_server`, then `start`, then `set_serving(True)` when the service really can serve.
 
     `service_names` are the full names of the services added (for health and reflection); `endless` are full method names of watches
-    that end when `draining` is set (their handlers wait on it).
+    that end when `draining` is set (their handlers wait on it). `systems` are outside systems, health services of their own that say
+    whether they answer.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class RpcServer:
         metrics: RpcMetrics,
         endless: frozenset[str] = frozenset(),
         tracing: Tracing | None = None,
+        systems: Sequence[str] = (),
     ) -> None:
         """Raises ConfigError for a callers file or TLS files that can't be used."""
         self._settings = settings
@@ -75,7 +77,7 @@ class RpcServer:
             ],
         )
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
-        self._watched = ("", READY, *service_names)
+        self._watched = ("", READY, *service_names, *systems)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.grpc_server)
         if settings.reflection_access != "off":
             reflection.enable_server_reflection((*service_names, health.SERVICE_NAME, reflection.SERVICE_NAME), self.grpc_server)
@@ -124,9 +126,10 @@ class RpcServer:
         if not (is_local or self._guard.asks or self._settings.tls_client_ca_file):
             log.warning("NO AUTHENTICATION: whoever reaches this port may do everything; set a callers file")
 
-    async def set_serving(self, serving: bool) -> None:
+    async def set_serving(self, serving: bool, exceptions: Mapping[str, bool] | None = None) -> None:
+        """Of everything but `live`; `exceptions` by health service have a status of their own."""
         for name in self._watched:
-            await self._health.set(name, _SERVING if serving else _NOT_SERVING)
+            await self._health.set(name, _SERVING if (exceptions or {}).get(name, serving) else _NOT_SERVING)
 
     async def drain(self, grace_seconds: float) -> None:
         """Say NOT_SERVING, take no new calls, end the watches, let running calls finish for up to `grace_seconds`, cut what is left.

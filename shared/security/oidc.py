@@ -15,6 +15,7 @@ from typing import Any
 import jwt
 
 from shared.errors import Unauthenticated, Unavailable
+from shared.outside import CallPool
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +27,7 @@ COOL_DOWN_SECONDS = 10.0
 """Between two fetches, whatever unknown key ids arrive and however the fetches end."""
 
 _FETCH_SECONDS = 5.0
+_RENEWAL_SECONDS = 1.0
 _LEEWAY_SECONDS = 30.0
 
 
@@ -54,6 +56,8 @@ class OidcVerifier:
         self._keys: Mapping[str, jwt.PyJWK] = {}
         self._tried = self._fetched = float("-inf")
         self._fetching = asyncio.Lock()
+        self._pool = CallPool("oidc_issuer", max_threads=2, timeout_seconds=2 * _FETCH_SECONDS)
+        self._refresh: asyncio.Task[None] | None = None
 
     async def verify(self, token: str) -> Claims:
         """Raises Unauthenticated; Unavailable if there are no keys yet and the issuer can't be reached."""
@@ -83,19 +87,26 @@ class OidcVerifier:
         now = time.monotonic()
         is_due = kid not in self._keys or now - self._fetched > REFRESH_SECONDS
         if is_due and now - self._tried > COOL_DOWN_SECONDS:
-            async with self._fetching:
-                if self._tried < now:  # else somebody fetched while this call waited
-                    await self._fetch()
+            if kid not in self._keys:
+                await self._fetch_since(now)
+            elif self._refresh is None or self._refresh.done():  # one caller waits a moment for a known key's renewal, and not for long
+                self._refresh = asyncio.create_task(self._fetch_since(now))
+                await asyncio.wait({self._refresh}, timeout=_RENEWAL_SECONDS)
         if not self._keys:
             raise Unavailable("the issuer's keys can't be fetched at the moment; try again")
         if kid not in self._keys:
             raise Unauthenticated("the token is not valid")
         return self._keys[kid]
 
+    async def _fetch_since(self, begun: float) -> None:
+        async with self._fetching:
+            if self._tried < begun:  # else another call fetched meanwhile
+                await self._fetch()
+
     async def _fetch(self) -> None:
         try:
-            keys = await asyncio.to_thread(self._client.get_signing_keys)
-        except (jwt.PyJWKClientError, jwt.PyJWKSetError, ValueError) as error:
+            keys = await self._pool.call(self._client.get_signing_keys)
+        except (jwt.PyJWKClientError, jwt.PyJWKSetError, ValueError, OSError, Unavailable) as error:
             log.warning("the issuer's keys can't be fetched, those known hold: %s", error, extra={"fields": {"known": len(self._keys)}})
         else:
             self._keys = {str(key.key_id): key for key in keys}

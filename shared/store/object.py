@@ -42,7 +42,7 @@ class ObjectStoreBackend:
         self._store = store
 
     @classmethod
-    def open(cls, url: str) -> ObjectStoreBackend:
+    def open(cls, url: str, timeout_seconds: float = 30.0) -> ObjectStoreBackend:
         """Raises InvalidInput for a URL that names no bucket, PreconditionFailed if the extra is missing or conditions are ignored."""
         try:
             from obstore.exceptions import BaseError
@@ -50,7 +50,7 @@ class ObjectStoreBackend:
         except ImportError as error:
             raise PreconditionFailed("stores in S3, GCS and Azure need the extra: pip install 'softprompt[object-store]'") from error
         try:
-            backend = cls(from_url(url, client_options=_client_options(), retry_config=_RETRY))
+            backend = cls(from_url(url, client_options=_client_options(timeout_seconds), retry_config=_RETRY))
         except (BaseError, ValueError) as error:
             raise InvalidInput.of("store", f"{url[:200]!r} can't be opened: it, or the cloud's environment variables, are wrong") from error
         backend.check_conditional_writes()
@@ -120,11 +120,12 @@ class ObjectStoreBackend:
         """Connections go with the object; obstore has no closing of its own."""
 
 
-def _client_options() -> ClientConfig:
-    """Plain HTTP only where an endpoint was given with that scheme."""
+def _client_options(timeout_seconds: float) -> ClientConfig:
+    """Plain HTTP only where an endpoint was given with that scheme. A request is limited from its connection to its last byte."""
     plain = any(os.environ.get(name, "").startswith("http://") for name in _ENDPOINTS)
     plain = plain or _PLAIN_GOOGLE.search(os.environ.get("GOOGLE_SERVICE_ACCOUNT_KEY", "")) is not None
-    return {"connect_timeout": timedelta(seconds=5), "timeout": timedelta(seconds=60), "allow_http": plain}
+    timeout, connect_timeout = timedelta(seconds=timeout_seconds), timedelta(seconds=min(5.0, timeout_seconds))
+    return {"connect_timeout": connect_timeout, "timeout": timeout, "allow_http": plain}
 
 
 def _info(meta: ObjectMeta) -> ObjectInfo:

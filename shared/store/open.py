@@ -12,15 +12,19 @@ from shared.store.memory import MemoryBackend
 from shared.store.store import PromptStore
 
 _OBJECT_SCHEMES = {"s3", "gs", "az", "abfs", "abfss"}
+REQUEST_SECONDS = 30.0
 _RULE = "must be a directory, file://DIRECTORY, memory://, s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or az://CONTAINER/PREFIX"
 
 
-def open_store(url: str) -> PromptStore:
-    """Open, or begin, the store at `url`. Raises InvalidInput for a URL that can't be one, Unavailable if the place is away."""
-    return PromptStore(open_backend(url))
+def open_store(url: str, timeout_seconds: float = REQUEST_SECONDS) -> PromptStore:
+    """Open, or begin, the store at `url`. Raises InvalidInput for a URL that can't be one, Unavailable if the place is away.
+
+    `timeout_seconds` is the time limit of one request to an object store. A directory has none: call its methods in a `CallPool`.
+    """
+    return PromptStore(open_backend(url, timeout_seconds))
 
 
-def open_backend(url: str) -> ObjectBackend:
+def open_backend(url: str, timeout_seconds: float = REQUEST_SECONDS) -> ObjectBackend:
     """Each `memory://` is a new, empty one."""
     if not url.strip():
         raise InvalidInput.of("store", _RULE)
@@ -37,5 +41,5 @@ def open_backend(url: str) -> ObjectBackend:
     if scheme in _OBJECT_SCHEMES:
         from shared.store.object import ObjectStoreBackend
 
-        return ObjectStoreBackend.open(url)
+        return ObjectStoreBackend.open(url, timeout_seconds)
     raise InvalidInput.of("store", f"{url[:200]!r} {_RULE}")

@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator
 
 from shared.errors import SoftPromptError
+from shared.outside import CallPool
 from shared.store.follower import Changes
 from shared.store.store import PromptStore
 
@@ -27,8 +28,12 @@ class StoreWatcher:
     task to end it.
     """
 
-    def __init__(self, store: PromptStore, since: int | None = None, poll_seconds: float | None = None) -> None:
+    def __init__(
+        self, store: PromptStore, since: int | None = None, poll_seconds: float | None = None, pool: CallPool | None = None
+    ) -> None:
+        """`pool`: the threads to ask the store in; None: one of its own."""
         self._store = store
+        self._pool = pool or CallPool("prompt_store_watch", max_threads=1)
         self._poll_seconds = poll_seconds or store.poll_seconds
         self._store_id = store.id
         self._last_contact = time.monotonic()
@@ -50,7 +55,7 @@ class StoreWatcher:
 
     async def _ask(self) -> Changes | None:
         try:
-            changes = await asyncio.to_thread(self._store.changes_since, self.revision)
+            changes = await self._pool.call(self._store.changes_since, self.revision)
         except SoftPromptError as error:
             if error.message != self.problem:
                 log.warning("the prompt store can't be followed since revision %s: %s", self.revision, error.message)
@@ -74,6 +79,8 @@ def pause_seconds(poll_seconds: float, away: bool) -> float:
     return poll_seconds * random.uniform(*_JITTER) * (BACKOFF if away else 1.0)
 
 
-def watch(store: PromptStore, since: int | None = None, poll_seconds: float | None = None) -> AsyncIterator[Changes]:
+def watch(
+    store: PromptStore, since: int | None = None, poll_seconds: float | None = None, pool: CallPool | None = None
+) -> AsyncIterator[Changes]:
     """`StoreWatcher` as a plain iterator."""
-    return aiter(StoreWatcher(store, since, poll_seconds))
+    return aiter(StoreWatcher(store, since, poll_seconds, pool))

@@ -42,13 +42,14 @@ class Peer:
         try:
             yield
         except grpc.aio.AioRpcError as error:
-            raise self._domain_error(error) from error
+            raise self.domain_error(error) from error
 
     async def close(self) -> None:
         if channel := self.__dict__.get("channel"):
             await channel.close(None)
 
-    def _domain_error(self, error: grpc.aio.AioRpcError) -> SoftPromptError:
+    def domain_error(self, error: grpc.aio.AioRpcError) -> SoftPromptError:
+        """What a failed call means; an error of the connection itself says where it was to lead."""
         found = error_from_rpc(error)
         said_by_service = _RICH_STATUS_KEY in dict(cast("Iterable[tuple[str, object]]", error.trailing_metadata() or ()))
         if isinstance(found, Unavailable) and not said_by_service:

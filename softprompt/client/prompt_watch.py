@@ -5,41 +5,39 @@ Each change says its revision and store, so whoever lost the stream asks for wha
 
 from __future__ import annotations
 
-import asyncio
-import time
 from collections.abc import AsyncIterator, Hashable
+from contextlib import aclosing
 
+import grpc
 from prompttuning.v1 import prompts_pb2
 
-from shared.errors import Unavailable
 from softprompt.client.connection import Connection
 from softprompt.client.mirror import read
-from softprompt.client.watch import FIRST_PAUSE_SECONDS, MAX_PAUSE_SECONDS
+from softprompt.client.resuming import Contact, Interrupted, Silence, interruption_of, messages
 from softprompt.types.prompts import Alias, AliasSet, Deleted, Prompt, PromptChange, PromptVersion, Published, Snapshot
-
-_CONNECTED_SECONDS = 30.0
-"""A call that lasted so long had reached the trainer."""
 
 
 async def watch_prompts(
     connection: Connection, after_revision: int | None, store_id: str, name_prefix: str, reconnect_seconds: float
 ) -> AsyncIterator[PromptChange]:
-    """Unavailable after `reconnect_seconds` without any contact.
+    """Raises what ended the last call after `reconnect_seconds` without any contact.
 
     A commit may hold several changes under one revision; a connection lost between two of them begins again with the first of them.
     """
-    pause, contact = FIRST_PAUSE_SECONDS, time.monotonic()
+    contact = Contact(reconnect_seconds)
     told: set[Hashable] = set()  # of the newest revision, which may not be complete
     while True:
         request = prompts_pb2.WatchPromptsRequest(name_prefix=name_prefix, store_id=store_id)
         if after_revision is not None:
             request.after_revision = after_revision
-        begun = time.monotonic()
-        call = connection.prompts.WatchPrompts(request)
+        interruption: Interrupted | None = None
         try:
-            with connection.trainer.errors():
-                async for response in call:
-                    pause, contact = FIRST_PAUSE_SECONDS, time.monotonic()
+            call = connection.prompts.WatchPrompts(request)
+            async with aclosing(messages(connection.trainer, call, contact)) as responses:
+                async for response in responses:
+                    if response.HasField("heartbeat"):
+                        contact.promised(response.heartbeat)
+                        continue
                     change = _change(response)
                     if isinstance(change, Snapshot):
                         after_revision, told = change.revision, set()
@@ -50,15 +48,24 @@ async def watch_prompts(
                         after_revision = change.revision - 1
                     store_id = change.store_id
                     yield change
-        except Unavailable:
-            if time.monotonic() - begun > _CONNECTED_SECONDS:  # nothing may happen in a store for days
-                contact = time.monotonic()
-            if time.monotonic() - contact > reconnect_seconds:
-                raise
-        finally:
-            call.cancel()
-        await asyncio.sleep(pause)
-        pause = min(2 * pause, MAX_PAUSE_SECONDS)
+        except Silence as error:
+            interruption = error
+            await _look(connection, contact)
+        except Interrupted as error:
+            interruption = error
+        await contact.pause(interruption)
+
+
+async def _look(connection: Connection, contact: Contact) -> None:
+    """Whether the trainer answers at all: one without heartbeats is silent while nothing happens in its store, for days."""
+    request = prompts_pb2.ListPromptsRequest(page_size=1)
+    try:
+        await connection.prompts.ListPrompts(request, timeout=connection.trainer.timeout_seconds)
+    except grpc.aio.AioRpcError as error:
+        if interruption_of(connection.trainer, error) is None:
+            contact.heard()
+    else:
+        contact.heard()
 
 
 def _key(change: PromptChange) -> Hashable:

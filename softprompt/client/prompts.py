@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import random
 import time
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
@@ -114,7 +115,7 @@ class PromptMethods:
             if time.monotonic() > deadline:
                 counted = f"{len(found.served)} of {found.num_replicas} live replicas"
                 raise DeadlineExceeded(f"{wanted} is served by {counted} after {timeout_seconds:g} s")
-            await asyncio.sleep(STATUS_POLL_SECONDS)
+            await asyncio.sleep(STATUS_POLL_SECONDS * random.uniform(0.5, 1.5))
 
     async def download_version(self, version: str) -> tuple[PromptVersion, bytes]:
         """The version with its whole manifest, and its blob: a safetensors file. DamagedBlob if what arrived is not what was published."""

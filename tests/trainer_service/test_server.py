@@ -87,10 +87,10 @@ async def test_a_base_model_that_is_not_there_ends_it(settings: TrainerSettings,
 async def test_it_waits_for_a_store_that_is_away(settings: TrainerSettings, monkeypatch: pytest.MonkeyPatch) -> None:
     really_open, refusals = server.open_store, iter(range(2))
 
-    def away_twice(url: str) -> Any:
+    def away_twice(url: str, timeout_seconds: float) -> Any:
         if next(refusals, None) is not None:
             raise Unavailable("the prompt store is away")
-        return really_open(url)
+        return really_open(url, timeout_seconds)
 
     monkeypatch.setattr(server, "open_store", away_twice)
     monkeypatch.setattr(server, "_RETRY_SECONDS", 0.01)

@@ -18,6 +18,7 @@ from typing import Any
 
 import psutil
 
+from shared.daemon_thread import close_within
 from shared.errors import Unavailable
 from trainer_service.cluster.watchdog import Watchdog
 
@@ -26,6 +27,8 @@ log = logging.getLogger(__name__)
 _OBJECT_STORE_BYTES = 128 << 20
 """Tasks and results are small; Ray's default is a third of the machine."""
 
+_JOIN_SECONDS = 180.0
+"""A head that accepts the connection and never answers is away. Starting an embedded cluster takes 4 to 9 seconds on an idle machine."""
 _LEAVE_SECONDS = 30.0
 _DEAD_HEAD_SECONDS = "10"
 """An embedded head that is gone does not come back: this process, and whatever Ray leaves behind, ends after that, not after a minute."""
@@ -66,7 +69,8 @@ class RayCluster:
         self._member = threading.Thread(target=self._join, args=(joined,), name="ray-member", daemon=True)
         self._member.start()
         try:
-            self.resources = await asyncio.wrap_future(joined)
+            async with asyncio.timeout(_JOIN_SECONDS):
+                self.resources = await asyncio.wrap_future(joined)
         except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
             log.warning("Ray can't be started or joined: %s", error)
             if "version mismatch" in str(error).lower():
@@ -78,9 +82,9 @@ class RayCluster:
         """Leave; an embedded cluster ends."""
         self._leaving.set()
         if self._member is not None:
-            await asyncio.to_thread(self._member.join, _LEAVE_SECONDS)
+            await close_within(_LEAVE_SECONDS, self._member.join, "membership of the Ray cluster")
         if self._watchdog is not None:
-            await asyncio.to_thread(self._watchdog.close)
+            await close_within(_LEAVE_SECONDS, self._watchdog.close, "watchdog of Ray's processes")
 
     def watch_processes(self) -> None:
         """Have every process that an embedded Ray runs now ended with this one, whatever kills it. Blocks for milliseconds."""

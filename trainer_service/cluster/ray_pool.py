@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from shared.base_model import Device, DType
+from shared.errors import Unavailable
+from shared.outside import CallPool
 from trainer_service.cluster.interface import WorkerLost, WorkerReport, WrongSoftware
 from trainer_service.cluster.loading import WorkerSpec, software_version
 from trainer_service.cluster.oom_kills import OomKills
@@ -68,6 +70,7 @@ class RayPool:
         self._other_nodes: set[str] = set()
         """Ids of nodes with other software. A node keeps its id and its software for life: a replaced pod is another node."""
         self._oom_kills = OomKills() if cluster.is_embedded else None
+        self._calls = CallPool("ray")
 
     async def start(self) -> None:
         await self._cluster.start()
@@ -89,11 +92,11 @@ class RayPool:
             options["label_selector"] = {_NODE_ID: f"!in({','.join(sorted(self._other_nodes))})"}
         remote: Any = ray_actor.WorkerActor  # what Ray makes of a class has methods that no type checker knows
         actor = remote.options(**options).remote(spec)
-        worker = RayWorker(f"ray-{next(self._numbers)}", base_model, actor, self._oom_kills, self._workers.discard)
+        worker = RayWorker(f"ray-{next(self._numbers)}", base_model, actor, self._oom_kills, self._workers.discard, self._calls)
         self._workers.add(worker)
         try:
             await worker.check_software()
-            await asyncio.to_thread(self._cluster.watch_processes)
+            await self._calls.call(self._cluster.watch_processes)
         except WrongSoftware:
             with contextlib.suppress(WorkerLost):
                 self._other_nodes.add(await worker.node_id())
@@ -134,9 +137,16 @@ class RayWorker:
     """A `WorkerHandle`. `on_close(self)` is called when it is ended."""
 
     def __init__(
-        self, id: str, base_model: str, actor: Any, oom_kills: OomKills | None = None, on_close: Callable[[RayWorker], None] | None = None
+        self,
+        id: str,
+        base_model: str,
+        actor: Any,
+        oom_kills: OomKills | None = None,
+        on_close: Callable[[RayWorker], None] | None = None,
+        calls: CallPool | None = None,
     ) -> None:
         self._id, self._base_model, self._actor = id, base_model, actor
+        self._calls = calls or CallPool("ray")
         self._oom_kills, self._on_close = oom_kills, on_close
         self._loss: WorkerLost | None = None
         """Once its process is gone: the first call that notices asks why."""
@@ -191,8 +201,8 @@ class RayWorker:
         if self._on_close is not None:
             self._on_close(self)
         try:
-            await asyncio.to_thread(ray.kill, self._actor, no_restart=True)
-        except (RuntimeError, ValueError, ray.exceptions.RayError) as error:
+            await self._calls.call(ray.kill, self._actor, no_restart=True)
+        except (Unavailable, RuntimeError, ValueError, ray.exceptions.RayError) as error:
             log.info("a worker could not be killed, it is probably gone: %s", error)
 
     async def _answer(self, reference: Any, timeout_seconds: float | None) -> Any:

@@ -18,7 +18,8 @@ from trainer_service.base_models import BaseModels, KnownBaseModel
 from trainer_service.jobs.dataset_fields import DATASET, VALIDATION, in_dataset, labels_under, renamed
 from trainer_service.jobs.lengths import possibly_too_long
 from trainer_service.jobs.model import EffectiveSpec, TuningSpec, utc_now
-from trainer_service.jobs.sources import Source, Sources
+from trainer_service.jobs.sources import Source, Sources, names_job
+from trainer_service.pools import TrainerPools
 from trainer_service.service_info import TuningLimits
 from trainer_service.training.dataset import ParsedDataset, encode_dataset, split_validation
 from trainer_service.training.recipe import check_init, fill
@@ -52,18 +53,28 @@ class _Examples:
 
 
 class SpecAdmission:
-    """Thread-safe; a few specs are checked at a time, in threads, so that a large dataset doesn't hold up the service."""
+    """A few specs are checked at a time, in threads, so that a large dataset doesn't hold up the service."""
 
-    def __init__(self, models: BaseModels, datasets: Datasets, sources: Sources, limits: TuningLimits) -> None:
+    def __init__(
+        self, models: BaseModels, datasets: Datasets, sources: Sources, limits: TuningLimits, pools: TrainerPools | None = None
+    ) -> None:
         self._models, self._datasets, self._sources, self._limits = models, datasets, sources, limits
+        self._pools = pools or TrainerPools()
         self._slots = asyncio.Semaphore(_CONCURRENT_CHECKS)
 
     async def check(self, spec: TuningSpec) -> EffectiveSpec:
-        """Raises InvalidInput with everything that is wrong, NotFound for what the spec names and isn't there, or PreconditionFailed."""
-        async with self._slots:
-            return await asyncio.to_thread(self._check, spec)
+        """Raises InvalidInput with everything that is wrong, NotFound for what the spec names and isn't there, or PreconditionFailed.
 
-    def _check(self, spec: TuningSpec) -> EffectiveSpec:
+        Only a spec that starts from a version asks the prompt store, and it waits for the store outside the slots that all share.
+        """
+        async with self._slots:
+            model, examples = await self._pools.datasets.call(self._check, spec)
+        source = await self._source(spec, model)
+        async with self._slots:
+            with renamed(_as_on_the_wire):
+                return await self._pools.datasets.call(self._effective, spec, model, source, examples)
+
+    def _check(self, spec: TuningSpec) -> tuple[KnownBaseModel, _Examples]:
         violations = Violations()
         self._check_form(spec, violations)
         with violations.collected():
@@ -71,8 +82,7 @@ class SpecAdmission:
         with violations.collected(), renamed(_as_on_the_wire):
             examples = self._examples(spec)
         violations.raise_if_any()
-        with renamed(_as_on_the_wire):
-            return self._effective(spec, model, self._source(spec, model), examples)
+        return model, examples
 
     def _check_form(self, spec: TuningSpec, violations: Violations) -> None:
         """What can be judged by the spec alone."""
@@ -100,12 +110,14 @@ class SpecAdmission:
             reason = f"{num_virtual_tokens} is more than this trainer's limit of {limit}"
             raise InvalidInput.of("spec.hyperparameters.num_virtual_tokens", reason)
 
-    def _source(self, spec: TuningSpec, model: KnownBaseModel) -> Source | None:
+    async def _source(self, spec: TuningSpec, model: KnownBaseModel) -> Source | None:
         """What FROM_PROMPT starts from."""
         init = spec.hyperparameters.init
         if init is None or init.method is not InitMethod.FROM_PROMPT:
             return None
-        return self._sources.find(init.source_version, model.info)
+        pool = self._pools.job_database if names_job(init.source_version) else self._pools.prompt_store
+        with renamed(_as_on_the_wire):
+            return await pool.call(self._sources.find, init.source_version, model.info)
 
     def _examples(self, spec: TuningSpec) -> _Examples:
         parsed = self._datasets.parse(spec.dataset, spec.labels)

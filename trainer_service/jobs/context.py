@@ -11,13 +11,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from shared.outside import CallPool
 from trainer_service.jobs.checkpoints import JobFiles
 from trainer_service.jobs.config import JobsConfig
 from trainer_service.jobs.model import EventPayload, Job
 from trainer_service.jobs.preparation import Preparation
 from trainer_service.jobs.record import Record
 from trainer_service.jobs.store import JobStore
-from trainer_service.jobs.threads import Threads
+from trainer_service.pools import TrainerPools
 from trainer_service.training.events import TrainingEvent
 
 
@@ -88,14 +89,17 @@ class JobsContext:
     owner: str = field(default_factory=new_owner)
     bell: Bell = field(default_factory=Bell)
     wake_dispatcher: asyncio.Event = field(default_factory=asyncio.Event)
-    database: Threads = field(default_factory=lambda: Threads("jobs-database", 4))
-    slow: Threads = field(default_factory=lambda: Threads("jobs-slow", 8))
+    pools: TrainerPools = field(default_factory=TrainerPools)
+
+    @property
+    def database(self) -> CallPool:
+        return self.pools.job_database
 
     async def change(
         self, job_id: str, move: Callable[[Record], Record], *, attempt: int | None = None, payloads: Sequence[EventPayload] = ()
     ) -> Record:
         """`JobStore.change`, insisting while the database is away, and telling everybody who waits."""
-        after = await self.database.insist(self.store.change, job_id, move, attempt=attempt, payloads=payloads)
+        after = await self.database.retry(self.store.change, job_id, move, attempt=attempt, payloads=payloads)
         self.tell(after.job)
         return after
 
@@ -105,5 +109,4 @@ class JobsContext:
         self.wake_dispatcher.set()
 
     def close(self) -> None:
-        self.database.close()
-        self.slow.close()
+        self.pools.close()

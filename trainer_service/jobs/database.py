@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import fcntl
 import logging
+import math
 import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,29 +26,29 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, InterfaceE
 
 from shared.errors import InvalidInput, PreconditionFailed, Unavailable
 from trainer_service.jobs import sqlite_pages
+from trainer_service.jobs.statement_deadline import StatementDeadline
 
 log = logging.getLogger(__name__)
 
-_BUSY_TIMEOUT_SECONDS = 10
+STATEMENT_SECONDS = 15.0
 _MAX_IDLE_WAL_BYTES = 64 << 20
 _MIGRATION_LOCK = 0x50524F4D5054  # any number that no other program locks in this database
 _NAMED_LOCKS = 0x50524F4D  # keeps hashes of names apart from other programs' numbers; two names with one hash only wait for each other
+_CONNECT_SECONDS = 5.0
 _POSTGRES_CONNECTION = {
-    "connect_timeout": 5,
     # A server that vanished from the network is noticed within seconds, and not after the hours that TCP allows.
     "keepalives_idle": 10,
     "keepalives_interval": 5,
     "keepalives_count": 3,
     "tcp_user_timeout": 20_000,
-    # A replica that is stopped in the middle of a transaction must not hold its rows from the others for ever.
-    "options": "-c idle_in_transaction_session_timeout=20000",
 }
 
 
 class Database:
     """Thread-safe. On SQLite this process owns the file: a second one is refused, since recovery assumes that its predecessor is gone."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, timeout_seconds: float = STATEMENT_SECONDS) -> None:
+        """`timeout_seconds`: a statement that takes longer, also for a lock, fails as Unavailable. Migrations may take longer."""
         try:
             parsed = make_url(url)
         except ArgumentError as error:
@@ -57,20 +58,24 @@ class Database:
             raise InvalidInput.of("database_url", f"{parsed.get_backend_name()} is not supported: sqlite or postgresql")
         self._lock_file: int | None = None
         self._closed = False
-        self._writer: Any = threading.Lock() if self.is_sqlite else nullcontext()
+        self._timeout_seconds = timeout_seconds
+        self._writer = threading.Lock() if self.is_sqlite else None
         if self.is_sqlite:
             if not parsed.database or parsed.database == ":memory:":
                 raise InvalidInput.of("database_url", "SQLite needs a file: jobs must survive a restart")
             self._lock_file = _own(Path(parsed.database))
-            self.engine = create_engine(parsed, connect_args={"isolation_level": None, "timeout": _BUSY_TIMEOUT_SECONDS}, pool_size=5)
-            _configure_sqlite(self.engine)
+            arguments = {"isolation_level": None, "timeout": timeout_seconds}
+            self.engine = create_engine(parsed, connect_args=arguments, pool_size=5, pool_timeout=timeout_seconds)
+            _configure_sqlite(self.engine, timeout_seconds)
         else:
             self.engine = create_engine(
                 parsed.set(drivername="postgresql+psycopg"),
                 pool_size=5,
+                pool_timeout=timeout_seconds,
                 pool_pre_ping=True,
-                connect_args=_POSTGRES_CONNECTION,
+                connect_args=_postgres_connection(timeout_seconds),
             )
+            self._deadline = StatementDeadline(self.engine, timeout_seconds)
         try:
             self._migrate()
             if self.is_sqlite:
@@ -87,10 +92,23 @@ class Database:
     @contextmanager
     def write(self) -> Iterator[Connection]:
         """A transaction that may read before it writes: on SQLite it takes the write lock first, so it never fails half-way as busy."""
-        with self._writer, _translated(), self._connected() as connection:
+        with self._writing(), _translated(), self._connected() as connection:
             connection = connection.execution_options(immediate=True)
             with connection.begin():
                 yield connection
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """On SQLite one transaction writes at a time. One that hangs, on a disk that does, ends in time what waits for it."""
+        if self._writer is None:
+            yield
+            return
+        if not self._writer.acquire(timeout=self._timeout_seconds):
+            raise Unavailable("the job database is busy: another transaction holds it; try again")
+        try:
+            yield
+        finally:
+            self._writer.release()
 
     @contextmanager
     def _connected(self) -> Iterator[Connection]:
@@ -144,6 +162,8 @@ class Database:
         config.set_main_option("path_separator", "os")
         with self.write() as connection:
             if not self.is_sqlite:
+                self._deadline.lift()
+                connection.execute(text("SET LOCAL statement_timeout = 0"))
                 connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
             current = MigrationContext.configure(connection).get_current_revision()
             known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
@@ -151,6 +171,8 @@ class Database:
                 raise PreconditionFailed(f"the job database has schema {current}, which this build does not know: run a newer build")
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
+        if not self.is_sqlite:
+            self._deadline.restore()
 
 
 def _own(path: Path) -> int:
@@ -165,7 +187,15 @@ def _own(path: Path) -> int:
     return descriptor
 
 
-def _configure_sqlite(engine: Engine) -> None:
+def _postgres_connection(timeout_seconds: float) -> dict[str, Any]:
+    milliseconds = int(1000 * timeout_seconds)
+    connect_timeout = max(2, math.ceil(min(timeout_seconds, _CONNECT_SECONDS)))  # whole seconds, and libpq knows no less than two
+    # A replica that is stopped in the middle of a transaction must not hold its rows from the others for ever.
+    options = f"-c idle_in_transaction_session_timeout=20000 -c statement_timeout={milliseconds}"
+    return {**_POSTGRES_CONNECTION, "connect_timeout": connect_timeout, "options": options}
+
+
+def _configure_sqlite(engine: Engine, timeout_seconds: float) -> None:
     @event.listens_for(engine, "connect")
     def _pragmas(connection: Any, _record: Any) -> None:
         cursor = connection.cursor()
@@ -173,7 +203,7 @@ def _configure_sqlite(engine: Engine) -> None:
         cursor.execute("PRAGMA journal_mode=WAL")
         cursor.execute(f"PRAGMA journal_size_limit={_MAX_IDLE_WAL_BYTES}")
         cursor.execute("PRAGMA synchronous=FULL")  # an accepted job survives a power cut
-        cursor.execute(f"PRAGMA busy_timeout={_BUSY_TIMEOUT_SECONDS * 1000}")
+        cursor.execute(f"PRAGMA busy_timeout={int(timeout_seconds * 1000)}")
         cursor.execute("PRAGMA foreign_keys=ON")
         cursor.close()
 

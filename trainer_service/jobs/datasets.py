@@ -10,7 +10,6 @@ knows which tenant has which dataset, and `tenant_datasets` joins the two.
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import json
 import logging
@@ -28,6 +27,7 @@ from trainer_service.jobs.dataset_fields import DATASET, in_dataset, labels_unde
 from trainer_service.jobs.dataset_names import NAME, dataset_name, unknown_dataset
 from trainer_service.jobs.dataset_roots import DatasetRoots
 from trainer_service.jobs.dataset_upload import TEMPORARY_PREFIX, IncomingFile, UploadLimits
+from trainer_service.pools import TrainerPools
 from trainer_service.training.dataset import DatasetLimits, ParsedDataset, parse_examples, stored_examples
 from trainer_service.training.events import DatasetFile
 from trainer_service.training.spec import Example, TaskKind
@@ -60,10 +60,15 @@ def _keep_always(stored: StoredDataset, place: Callable[[], None]) -> None:
 
 
 class DatasetStore:
-    """Synchronous methods may block on the disk: call them in a thread. Several processes may share the directory."""
+    """Synchronous methods may block on the disk: call them in `pool`, and `add_uri` in `roots_pool`, since a root may be elsewhere.
 
-    def __init__(self, directory: Path, limits: UploadLimits, roots: DatasetRoots) -> None:
+    Several processes may share the directory.
+    """
+
+    def __init__(self, directory: Path, limits: UploadLimits, roots: DatasetRoots, pools: TrainerPools | None = None) -> None:
         self._directory, self._limits, self._roots = directory, limits, roots
+        pools = pools or TrainerPools()
+        self.pool, self.roots_pool = pools.datasets, pools.dataset_roots
         self._slots = UploadSlots(MAX_CONCURRENT_UPLOADS)
         directory.mkdir(parents=True, exist_ok=True)
         self._remove_abandoned()
@@ -81,9 +86,9 @@ class DatasetStore:
         self.check_announcement(size_bytes, digest)
         with self._slots.taken(), renamed(labels_under("header")), _disk(), IncomingFile(self._directory, self._limits) as incoming:
             async for chunk in timely(chunks):
-                await asyncio.to_thread(incoming.write, chunk)
+                await self.pool.call(incoming.write, chunk)
             _check_arrival(incoming, size_bytes, digest)
-            return await asyncio.to_thread(self._keep, incoming, tuple(labels), keep)
+            return await self.pool.call(self._keep, incoming, tuple(labels), keep)
 
     def add_examples(self, examples: Iterable[Example], labels: Sequence[str] = (), *, keep: Keep = _keep_always) -> StoredDataset:
         """Store examples that came inside a request. `labels`: those that are allowed; none given: those that occur."""

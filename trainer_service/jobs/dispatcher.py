@@ -74,7 +74,7 @@ class Dispatcher:
         """Take back what died replicas left, then begin."""
         context = self._context
         await self._leases.start()
-        await context.slow.call(context.files.remove_ended, context.store.ids_with_files)
+        await context.pools.job_files.call(context.files.remove_ended, context.store.ids_with_files)
         self._task = asyncio.create_task(self._run(), name="dispatcher")
 
     async def drain(self, grace_seconds: float) -> None:
@@ -149,7 +149,7 @@ class Dispatcher:
         context, now = self._context, time.time()
         for job in await context.database.call(context.store.expire, lambda record: moves.expired(record, now), now):
             context.tell(job)
-            self._errands.begin(("tidy", job.id), partial(context.slow.insist, keep_what_is_worth, context.files, job))
+            self._errands.begin(("tidy", job.id), partial(context.pools.job_files.retry, keep_what_is_worth, context.files, job))
 
     async def _obey(self, holdings: list[Holding]) -> None:
         """Make what runs agree with what the store says."""

@@ -225,7 +225,7 @@ class Follower:
         failures = 0
         while True:
             try:
-                return await self._context.slow.call(self._context.preparation.make_task, job)
+                return await self._context.preparation.make_task(job)
             except Unavailable as error:
                 failures += 1
                 log.warning("a job waits for what it needs: %s", error.message)
@@ -288,7 +288,7 @@ class Follower:
         """Keep the outcome first: from here on a crash can't lose the training."""
         record = self._jobs[job_id]
         try:
-            outcome, encoded = await self._context.slow.call(_encoded_outcome, record.job, trained, tracker.current_version)
+            outcome, encoded = await asyncio.to_thread(_encoded_outcome, record.job, trained, tracker.current_version)
         except (SoftPromptError, ValueError) as error:
             log.exception("a trained prompt can't be written as a version")
             await self._fail(job_id, tracker, JobError(code="INTERNAL", message=f"the trained prompt can't be published: {error}"[:500]))
@@ -338,11 +338,11 @@ class Follower:
         else:
             if (job := after.job).state.is_terminal:
                 log.info("job ended: %s", job.state, extra={"fields": {"error": job.error.code if job.error else ""}})
-                await self._context.slow.insist(keep_what_is_worth, self._context.files, job)
+                await self._context.pools.job_files.retry(keep_what_is_worth, self._context.files, job)
         self._forget(job_id, tracker)
 
     async def _keep(self, job_id: str, attempt: int, kind: FileKind, data: bytes) -> None:
-        await self._context.slow.insist(self._context.files.save, job_id, kind, attempt, data)
+        await self._context.pools.job_files.retry(self._context.files.save, job_id, kind, attempt, data)
 
     def _forget(self, job_id: str, tracker: Tracker) -> None:
         """Unless a later attempt of the job has come to this worker meanwhile."""

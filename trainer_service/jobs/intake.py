@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Protocol
@@ -43,9 +42,9 @@ class JobIntake:
         """The name of the dataset, stored now if it wasn't before."""
         match source:
             case InlineExamples(examples=examples):
-                return (await asyncio.to_thread(self._datasets.add_examples, tenant, examples, labels)).name
+                return (await self._datasets.pool.call(self._datasets.add_examples, tenant, examples, labels)).name
             case DatasetUri(uri=uri, field=field):
-                return (await asyncio.to_thread(self._datasets.add_uri, tenant, uri, field, labels)).name
+                return (await self._datasets.roots_pool.call(self._datasets.add_uri, tenant, uri, field, labels)).name
             case UploadedDataset(name=name):
                 return name
 
@@ -53,6 +52,6 @@ class JobIntake:
         """Held-out examples need not show every label: those of the training examples are allowed."""
         if request.validation is None or isinstance(request.validation, UploadedDataset):
             return request.validation.name if request.validation else ""
-        labels = request.spec.labels or (await asyncio.to_thread(self._datasets.parse, tenant, dataset)).labels
+        labels = request.spec.labels or (await self._datasets.pool.call(self._datasets.parse, tenant, dataset)).labels
         with renamed(lambda field: field.replace(DATASET, VALIDATION, 1) if field.startswith(DATASET) else field):
             return await self._store(tenant, request.validation, labels)

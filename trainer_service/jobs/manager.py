@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
+from shared.daemon_thread import close_within
 from shared.errors import InvalidInput, Unavailable
 from shared.security.caller import current_caller
 from shared.store.store import PromptStore
@@ -43,13 +45,21 @@ from trainer_service.jobs.publisher import Publisher
 from trainer_service.jobs.record import Record, queue_key, to_datetime
 from trainer_service.jobs.states import LEASED_STATES, JobState
 from trainer_service.jobs.store import JobStore
+from trainer_service.pools import TrainerPools
 
 log = logging.getLogger(__name__)
 
 _EVENTS_PER_READ = 500
 _OWN_NEWS_SECONDS = 30.0
+_ALIAS_SECONDS = 2.0
+"""A creation waits no longer for a prompt store that is away."""
 _OTHERS_NEWS_SECONDS = 0.5
 """A watcher is woken by changes made here; changes made by other replicas it has to look for."""
+
+
+_LEAVE_SECONDS = 5.0
+"""Least time for leaving the cluster, even if the grace time is over."""
+_CLOSE_SECONDS = 2.0
 
 
 class Admission(Protocol):
@@ -80,13 +90,15 @@ class JobManager:
         files: JobFiles,
         observer: JobsObserver | None = None,
         ledger: DatasetLedger | None = None,
+        pools: TrainerPools | None = None,
     ) -> None:
         """`ledger`: jobs may name datasets of their own tenant only; None: whatever `datasets` reads."""
         self._ledger = ledger
         self._store, self._admission, self._pool, self._config = store, admission, pool, config
         self._prompt_store = prompt_store
-        preparation = Preparation(datasets, prompt_store, files)
-        self._context = JobsContext(store, files, preparation, config, observer or SilentObserver())
+        pools = pools or TrainerPools()
+        preparation = Preparation(datasets, prompt_store, files, pools)
+        self._context = JobsContext(store, files, preparation, config, observer or SilentObserver(), pools=pools)
         self._publisher = Publisher(self._context, prompt_store)
         self._dispatcher = Dispatcher(self._context, pool, self._publisher)
         dispatcher = self._dispatcher
@@ -98,11 +110,19 @@ class JobManager:
         await self._dispatcher.start()
 
     async def drain(self, grace_seconds: float) -> None:
-        """Checkpoint running jobs, put them back to QUEUED, end the workers, leave the cluster, close the store."""
+        """Checkpoint running jobs, put them back to QUEUED, end the workers, leave the cluster, close the store.
+
+        Takes hardly longer than the grace time, whatever hangs.
+        """
+        deadline = time.monotonic() + grace_seconds
         await self._dispatcher.drain(grace_seconds)
-        await self._pool.close()
+        try:
+            async with asyncio.timeout(max(_LEAVE_SECONDS, deadline - time.monotonic())):
+                await self._pool.close()
+        except TimeoutError:
+            log.warning("left the workers' cluster behind, since leaving it takes too long")
         self._context.close()
-        await asyncio.to_thread(self._store.close)
+        await close_within(_CLOSE_SECONDS, self._store.close, "job database")
 
     async def create(self, spec: TuningSpec, *, request_id: str = "", owner: JobOwner = NO_OWNER) -> Job:
         """Check, store as QUEUED, return. Repeating a `request_id` returns the job that it made.
@@ -119,7 +139,7 @@ class JobManager:
             if self._ledger is not None:
                 await self._context.database.call(self._ledger.require, owner.tenant.name, spec.dataset_names)
             admitted = await self._admission.check(spec)
-            revision = await self._context.slow.call(self._alias_revision, spec)
+            revision = await self._alias_revision(spec)
             effective = admitted.model_copy(update={"traceparent": current_traceparent(), "alias_revision": revision})
         now = time.time()
         job = Job(
@@ -132,7 +152,7 @@ class JobManager:
             create_time=to_datetime(now),
         )
         record = Record(job, queue_key=queue_key(spec.priority, now))
-        await self._context.slow.call(self._context.preparation.keep_source, job)
+        await self._context.preparation.keep_source(job)
         created = await self._context.database.call(
             self._store.create,
             record,
@@ -176,7 +196,7 @@ class JobManager:
                 if not events and (await self._context.database.call(self._store.get, job_id)).state.is_terminal:
                     return
                 try:
-                    async with asyncio.timeout(pause):
+                    async with asyncio.timeout(pause * random.uniform(0.8, 1.2)):
                         await news.wait()
                 except TimeoutError:
                     continue
@@ -190,7 +210,7 @@ class JobManager:
         """
         job = await self._change(job_id, lambda record: moves.cancel(record, time.time()))
         if job.state is JobState.CANCELLED:
-            await self._context.slow.call(keep_what_is_worth, self._context.files, job)
+            await self._context.pools.job_files.call(keep_what_is_worth, self._context.files, job)
         return job
 
     async def pause(self, job_id: str) -> Job:
@@ -204,7 +224,7 @@ class JobManager:
     async def delete(self, job_id: str) -> None:
         """Remove an ended job with its events. Raises PreconditionFailed if it hasn't ended."""
         await self._context.database.call(self._store.delete, job_id, current_caller().prompts)
-        await self._context.slow.call(self._context.files.remove, job_id)
+        await self._context.pools.job_files.call(self._context.files.remove, job_id)
         self._context.bell.ring(job_id)
 
     async def counts(self) -> JobCounts:
@@ -218,10 +238,12 @@ class JobManager:
             workers = [worker for worker in workers if not running_ids.isdisjoint(worker.job_ids)]
         return JobCounts(queued=states.get(JobState.QUEUED, 0), running=running, num_workers=len(workers))
 
-    def _alias_revision(self, spec: TuningSpec) -> int | None:
+    async def _alias_revision(self, spec: TuningSpec) -> int | None:
         """Of the job's alias now; while the store is away, as it was last seen."""
+        if not spec.publish.alias:
+            return None
         try:
-            index = self._prompt_store.refresh()
+            index = await self._context.pools.prompt_store.call_within(_ALIAS_SECONDS, self._prompt_store.refresh)
         except Unavailable as error:
             log.warning("a job's alias is recorded as it was last seen: %s", error.message)
             index = self._prompt_store.index()

@@ -142,14 +142,29 @@ class Publisher:
             data = self._context.files.load(job.id, FileKind.OUTCOME)
             return Outcome.decode(data) if data is not None else None
 
-        return await self._context.slow.insist(load)
+        return await self._context.pools.job_files.retry(load)
 
     async def _attempt(self, job: Job, outcome: Outcome) -> tuple[PublishedVersion, str]:
+        """Raises Unavailable if it takes too long. It may go on then: no other one is begun before it has ended."""
+        if job.id in self._putting:
+            raise Unavailable("the prompt store has not answered the attempt before")
+        has_begun = False
+
+        def put() -> tuple[PublishedVersion, str]:
+            nonlocal has_begun
+            has_begun = True
+            self._putting.add(job.id)
+            try:
+                return self._put(job, outcome)
+            finally:
+                self._putting.discard(job.id)
+
         self._putting.add(job.id)
         try:
-            return await self._context.slow.call(self._put, job, outcome)
+            return await self._context.pools.prompt_store.call(put)
         finally:
-            self._putting.discard(job.id)
+            if not has_begun:
+                self._putting.discard(job.id)
 
     def _permit(self, job: Job) -> None:
         """In the publishing thread, before each commit: this attempt still has the job, and with this has it for a whole lease.
@@ -219,7 +234,7 @@ class Publisher:
     async def _is_cancelling(self, job: Job) -> bool:
         """Raises StaleAttempt if this attempt no longer has the job."""
         try:
-            found = (await self._context.database.insist(self._context.store.record, job.id)).job
+            found = (await self._context.database.retry(self._context.store.record, job.id)).job
         except NotFound:
             raise StaleAttempt from None
         if found.attempt != job.attempt or found.state not in LEASED_STATES:
@@ -228,7 +243,7 @@ class Publisher:
 
     async def _cancel(self, job: Job, outcome: Outcome) -> None:
         """Unless a lost answer or a predecessor had published it already: then it has succeeded."""
-        version = await self._context.slow.call(self._find, job)
+        version = await self._context.pools.prompt_store.call(self._find, job)
         if version is not None:
             await self._succeed(job, outcome, version, self._why_left_alone(job, version))
             return
@@ -262,8 +277,8 @@ class Publisher:
             return {}
         note = Note(text=f"published {version.name}; waiting until every live replica serves it")
         await self._context.change(job.id, lambda record: record, attempt=job.attempt, payloads=[note])
-        threads = self._context.slow
-        stands = await wait_until_served(self._prompt_store, threads, version, seconds, lambda: self._is_cancelling(job))
+        pool = self._context.pools.prompt_store
+        stands = await wait_until_served(self._prompt_store, pool, version, seconds, lambda: self._is_cancelling(job))
         return {"served_by_all": stands.by_all, "serving": str(stands)}
 
     async def _fail(self, job: Job, error: JobError) -> None:
@@ -275,4 +290,4 @@ class Publisher:
         await self._context.change(job.id, lambda record: moves.outcome_lost(record, time.time()), attempt=job.attempt, payloads=[note])
 
     async def _clean(self, job: Job) -> None:
-        await self._context.slow.insist(keep_what_is_worth, self._context.files, job)
+        await self._context.pools.job_files.retry(keep_what_is_worth, self._context.files, job)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import time
 from collections.abc import Awaitable, Callable
 
 from shared.errors import SoftPromptError
 from shared.manifest import parse_timestamp
+from shared.outside import CallPool
 from shared.store.fleet import Serving, serving
 from shared.store.index import VersionRecord
 from shared.store.store import PromptStore
-from trainer_service.jobs.threads import Threads
 
 log = logging.getLogger(__name__)
 
@@ -20,7 +21,7 @@ _LOOK_SECONDS = 0.5
 
 
 async def wait_until_served(
-    store: PromptStore, threads: Threads, version: VersionRecord, seconds: float, withdrawn: Callable[[], Awaitable[bool]]
+    store: PromptStore, pool: CallPool, version: VersionRecord, seconds: float, withdrawn: Callable[[], Awaitable[bool]]
 ) -> Serving:
     """Until all live replicas of its base model serve it, or one refuses it, or `withdrawn` says so, or `seconds` after its publication.
 
@@ -31,9 +32,10 @@ async def wait_until_served(
     stands = Serving()
     while True:
         try:
-            stands = serving(version, await threads.call(store.list_replicas))
+            stands = serving(version, await pool.call(store.list_replicas))
         except SoftPromptError as error:
             log.warning("the replicas' records can't be read: %s", error.message)
         if stands.is_decided or time.time() >= deadline or await withdrawn():
             return stands
-        await asyncio.sleep(min(max(_LOOK_SECONDS, store.poll_seconds), max(0.0, deadline - time.time())))
+        pause_seconds = max(_LOOK_SECONDS, store.poll_seconds) * random.uniform(0.8, 1.2)
+        await asyncio.sleep(min(pause_seconds, max(0.0, deadline - time.time())))

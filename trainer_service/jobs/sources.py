@@ -41,6 +41,11 @@ class Source:
     job_id: str = ""
 
 
+def names_job(source: str) -> bool:
+    """Whether `Sources.find` looks for it among the jobs; else it asks the prompt store."""
+    return _JOB.fullmatch(source) is not None
+
+
 class Sources:
     """Blocks; thread-safe. A job starts from what its caller may see; the rest does not exist."""
 

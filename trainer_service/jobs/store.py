@@ -16,7 +16,7 @@ from sqlalchemy.exc import IntegrityError
 from shared.errors import Conflict, NotFound, Overloaded, PreconditionFailed
 from shared.security.caller import EVERY_PROMPT
 from trainer_service.jobs import event_log, listing
-from trainer_service.jobs.database import Database
+from trainer_service.jobs.database import STATEMENT_SECONDS, Database
 from trainer_service.jobs.model import EventPayload, Job, JobEvent, JobFilter, JobPage
 from trainer_service.jobs.record import IMMUTABLE_COLUMNS, Record, from_row, same_request, to_row
 from trainer_service.jobs.scheduler import QueueHead
@@ -50,9 +50,12 @@ class JobStore:
         self._ranks = listing.QueueRanks()
 
     @classmethod
-    def open(cls, url: str) -> JobStore:
-        """`sqlite:///FILE` or `postgresql://...`; migrates the schema. Raises InvalidInput, PreconditionFailed or Unavailable."""
-        return cls(Database(url))
+    def open(cls, url: str, timeout_seconds: float = STATEMENT_SECONDS) -> JobStore:
+        """`sqlite:///FILE` or `postgresql://...`; migrates the schema. Raises InvalidInput, PreconditionFailed or Unavailable.
+
+        `timeout_seconds` is the time limit of one statement.
+        """
+        return cls(Database(url, timeout_seconds))
 
     @property
     def database(self) -> Database:

@@ -6,13 +6,13 @@ datasets: an upload takes the same way and time, and costs the same, whether the
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from functools import partial
 from typing import NoReturn
 
 from shared.errors import PreconditionFailed, Unavailable
+from shared.outside import CallPool
 from shared.security.caller import Tenant
 from trainer_service.jobs.dataset_ledger import DatasetLedger, JobUse, OwnedDataset
 from trainer_service.jobs.dataset_names import dataset_name
@@ -28,10 +28,20 @@ _MAX_NAMED_JOBS = 10
 
 
 class TenantDatasets:
-    """Synchronous methods block: call them in a thread. `dataset_bytes`: most bytes of one tenant's datasets; 0: no limit."""
+    """Synchronous methods block: call them in `pool`. `dataset_bytes`: most bytes of one tenant's datasets; 0: no limit."""
 
     def __init__(self, store: DatasetStore, ledger: DatasetLedger, dataset_bytes: int = 0) -> None:
         self._store, self._ledger, self._dataset_bytes = store, ledger, dataset_bytes
+
+    @property
+    def pool(self) -> CallPool:
+        """For all calls but `add_uri`."""
+        return self._store.pool
+
+    @property
+    def roots_pool(self) -> CallPool:
+        """For `add_uri`, which reads from a caller's directories."""
+        return self._store.roots_pool
 
     async def receive(
         self, tenant: Tenant, chunks: AsyncIterator[bytes], *, size_bytes: int = 0, digest: str = "", labels: Sequence[str] = ()
@@ -39,7 +49,7 @@ class TenantDatasets:
         """`DatasetStore.receive` for a tenant. Raises Overloaded, before the first byte is read, for a tenant that has no room."""
         self._store.check_announcement(size_bytes, digest)
         name = dataset_name(digest.removeprefix("sha256:"))
-        await asyncio.to_thread(self._ledger.check_room, tenant.name, name, max(1, size_bytes), self._allowed(tenant))
+        await self.pool.call(self._ledger.check_room, tenant.name, name, max(1, size_bytes), self._allowed(tenant))
         return await self._store.receive(chunks, size_bytes=size_bytes, digest=digest, labels=labels, keep=self._keep(tenant))
 
     def add_examples(self, tenant: Tenant, examples: Iterable[Example], labels: Sequence[str] = ()) -> StoredDataset:

@@ -17,7 +17,7 @@ class WaitingNotes:
 
     async def tell(self, base_model: str, reason: str) -> None:
         context, told = self._context, self._told.setdefault(base_model, set())
-        for job_id in await context.database.insist(context.store.waiting, base_model, _MOST):
+        for job_id in await context.database.retry(context.store.waiting, base_model, _MOST):
             if job_id not in told:
                 told.add(job_id)
                 note = Note(text=f"waits: a worker was started where it can't be used: {reason[:300]}")

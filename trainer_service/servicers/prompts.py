@@ -24,16 +24,16 @@ from trainer_service.convert.prompts import (
 )
 from trainer_service.prompts import Prompts, Version
 from trainer_service.servicers.names import page_size_of, prompt_of
-from trainer_service.servicers.streams import header_and_chunks, until_draining
+from trainer_service.servicers.streams import HEARTBEAT_SECONDS, Beat, header_and_chunks, heartbeat, until_draining
 
 _CHUNK_BYTES = 1 << 20
 
 
 class PromptServicer(prompts_pb2_grpc.PromptServiceServicer):
-    """`draining` ends the watches."""
+    """`draining` ends the watches. A watch is never silent for longer than `heartbeat_seconds`."""
 
-    def __init__(self, prompts: Prompts, tokens: PageTokens, draining: asyncio.Event) -> None:
-        self._prompts, self._tokens, self._draining = prompts, tokens, draining
+    def __init__(self, prompts: Prompts, tokens: PageTokens, draining: asyncio.Event, heartbeat_seconds: float = HEARTBEAT_SECONDS) -> None:
+        self._prompts, self._tokens, self._draining, self._heartbeat_seconds = prompts, tokens, draining, heartbeat_seconds
 
     async def ListPrompts(self, request: pb.ListPromptsRequest, context: Any) -> pb.ListPromptsResponse:
         scope = ListScope("ListPrompts", current_caller(), {"name_prefix": request.name_prefix})
@@ -96,6 +96,13 @@ class PromptServicer(prompts_pb2_grpc.PromptServiceServicer):
     async def WatchPrompts(self, request: pb.WatchPromptsRequest, context: Any) -> AsyncIterator[pb.WatchPromptsResponse]:
         after = request.after_revision if request.HasField("after_revision") else None
         changes = self._prompts.watch(after, request.name_prefix, request.store_id)
-        async with aclosing(until_draining(changes, self._draining)) as told:
+        revision, store_id = after, request.store_id
+        async with aclosing(until_draining(changes, self._draining, self._heartbeat_seconds)) as told:
             async for change in told:
-                yield change_to_wire(change)
+                if isinstance(change, Beat):
+                    if revision is not None:  # before the first snapshot there is no revision to go on from
+                        beat = heartbeat(self._heartbeat_seconds)
+                        yield pb.WatchPromptsResponse(revision=revision, store_id=store_id, heartbeat=beat)
+                else:
+                    revision, store_id = change.revision, change.store_id
+                    yield change_to_wire(change)

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any, TypeVar
+
+from google.protobuf.duration_pb2 import Duration
+from prompttuning.v1.common_pb2 import Heartbeat
 
 from shared.errors import InvalidInput, Unavailable
 
@@ -26,14 +30,35 @@ async def _chunks(requests: AsyncIterator[Any]) -> AsyncIterator[bytes]:
         yield request.chunk
 
 
-async def until_draining(items: AsyncIterator[Item], draining: asyncio.Event) -> AsyncGenerator[Item, None]:
-    """The items, until `draining` is set: then Unavailable, so that the caller watches again elsewhere, from where it was."""
+class Beat:
+    """Nothing has come for a while."""
+
+
+BEAT = Beat()
+HEARTBEAT_SECONDS = 20.0
+_FIRST_BEAT_SECONDS = 1.0
+"""A watch that has nothing to tell at its beginning says soon that it is alive, and how often it will."""
+
+
+async def until_draining(
+    items: AsyncIterator[Item], draining: asyncio.Event, heartbeat_seconds: float
+) -> AsyncGenerator[Item | Beat, None]:
+    """The items, and BEAT whenever none has come for at most `heartbeat_seconds`.
+
+    Until `draining` is set: then Unavailable, so that the caller watches again elsewhere, from where it was.
+    """
     drained = asyncio.ensure_future(draining.wait())
+    pause_seconds = min(_FIRST_BEAT_SECONDS, heartbeat_seconds)
     try:
         while True:
             following = asyncio.ensure_future(anext(items, None))
             try:
-                await asyncio.wait({following, drained}, return_when=asyncio.FIRST_COMPLETED)
+                while True:
+                    done, _ = await asyncio.wait({following, drained}, timeout=pause_seconds, return_when=asyncio.FIRST_COMPLETED)
+                    if done:
+                        break
+                    pause_seconds = heartbeat_seconds * random.uniform(0.8, 1.0)
+                    yield BEAT
                 if not following.done():
                     raise Unavailable("the trainer is shutting down; watch again from the last event")
             finally:
@@ -46,6 +71,12 @@ async def until_draining(items: AsyncIterator[Item], draining: asyncio.Event) ->
         drained.cancel()
         if isinstance(items, AsyncGenerator):
             await items.aclose()
+
+
+def heartbeat(heartbeat_seconds: float) -> Heartbeat:
+    interval = Duration()
+    interval.FromMilliseconds(round(1000 * heartbeat_seconds))
+    return Heartbeat(interval=interval)
 
 
 async def _cancelled(task: asyncio.Future[Any]) -> None:

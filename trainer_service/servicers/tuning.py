@@ -21,11 +21,11 @@ from trainer_service.jobs.owner import JobOwner
 from trainer_service.jobs.tenant_datasets import TenantDatasets
 from trainer_service.service_info import ServiceInfo
 from trainer_service.servicers.names import event_number_of, job_id_of, page_size_of
-from trainer_service.servicers.streams import header_and_chunks, until_draining
+from trainer_service.servicers.streams import HEARTBEAT_SECONDS, Beat, header_and_chunks, heartbeat, until_draining
 
 
 class TuningServicer(tuning_pb2_grpc.TuningServiceServicer):
-    """`draining` ends the watches."""
+    """`draining` ends the watches. A watch is never silent for longer than `heartbeat_seconds`."""
 
     def __init__(
         self,
@@ -35,9 +35,10 @@ class TuningServicer(tuning_pb2_grpc.TuningServiceServicer):
         info: ServiceInfo,
         tokens: PageTokens,
         draining: asyncio.Event,
+        heartbeat_seconds: float = HEARTBEAT_SECONDS,
     ) -> None:
         self._jobs, self._intake, self._datasets, self._info = jobs, intake, datasets, info
-        self._tokens, self._draining = tokens, draining
+        self._tokens, self._draining, self._heartbeat_seconds = tokens, draining, heartbeat_seconds
 
     async def UploadDataset(self, requests: AsyncIterator[pb.UploadDatasetRequest], context: Any) -> pb.UploadDatasetResponse:
         header, chunks = await header_and_chunks(requests)
@@ -47,17 +48,17 @@ class TuningServicer(tuning_pb2_grpc.TuningServiceServicer):
     async def ListDatasets(self, request: pb.ListDatasetsRequest, context: Any) -> pb.ListDatasetsResponse:
         scope = ListScope("ListDatasets", current_caller())
         after, size = self._tokens.open(request.page_token, scope), page_size_of(request.page_size)
-        found, more = await asyncio.to_thread(self._datasets.page, current_caller().tenant, size, after)
+        found, more = await self._datasets.pool.call(self._datasets.page, current_caller().tenant, size, after)
         token = self._tokens.seal(found[-1].name, scope) if more else ""
         return pb.ListDatasetsResponse(datasets=map(dataset_to_wire, found), next_page_token=token)
 
     async def GetDataset(self, request: pb.GetDatasetRequest, context: Any) -> pb.GetDatasetResponse:
-        found = await asyncio.to_thread(self._datasets.get, current_caller().tenant, request.name)
+        found = await self._datasets.pool.call(self._datasets.get, current_caller().tenant, request.name)
         return pb.GetDatasetResponse(dataset=dataset_to_wire(found))
 
     async def DeleteDataset(self, request: pb.DeleteDatasetRequest, context: Any) -> pb.DeleteDatasetResponse:
         caller = current_caller()
-        await asyncio.to_thread(self._datasets.delete, caller.tenant, request.name, caller.may_use)
+        await self._datasets.pool.call(self._datasets.delete, caller.tenant, request.name, caller.may_use)
         return pb.DeleteDatasetResponse()
 
     async def CreateTuningJob(self, request: pb.CreateTuningJobRequest, context: Any) -> pb.CreateTuningJobResponse:
@@ -77,10 +78,15 @@ class TuningServicer(tuning_pb2_grpc.TuningServiceServicer):
         return pb.ListTuningJobsResponse(jobs=jobs, next_page_token=self._tokens.seal(page.next_after, scope))
 
     async def WatchTuningJob(self, request: pb.WatchTuningJobRequest, context: Any) -> AsyncIterator[pb.WatchTuningJobResponse]:
-        events = self._jobs.watch(job_id_of(request.name), event_number_of(request.after))
-        async with aclosing(until_draining(events, self._draining)) as told:
+        last = event_number_of(request.after)
+        events = self._jobs.watch(job_id_of(request.name), last)
+        async with aclosing(until_draining(events, self._draining, self._heartbeat_seconds)) as told:
             async for event in told:
-                yield pb.WatchTuningJobResponse(event=event_to_wire(event))
+                if isinstance(event, Beat):
+                    yield pb.WatchTuningJobResponse(event=pb.TuningEvent(number=last, heartbeat=heartbeat(self._heartbeat_seconds)))
+                else:
+                    last = event.number
+                    yield pb.WatchTuningJobResponse(event=event_to_wire(event))
 
     async def CancelTuningJob(self, request: pb.CancelTuningJobRequest, context: Any) -> pb.CancelTuningJobResponse:
         job = await self._jobs.cancel(job_id_of(request.name))

@@ -765,8 +765,9 @@ class WatchPromptsResponse(_message.Message):
     PUBLISHED_FIELD_NUMBER: _builtins.int
     ALIAS_SET_FIELD_NUMBER: _builtins.int
     DELETED_VERSION_FIELD_NUMBER: _builtins.int
+    HEARTBEAT_FIELD_NUMBER: _builtins.int
     revision: _builtins.int
-    """Revision after the change."""
+    """Revision after the change; of a heartbeat, that of the last change before it."""
     store_id: _builtins.str
     """The store that `revision` counts in. If it differs from the message before, the store was replaced: a snapshot comes with it."""
     deleted_version: _builtins.str
@@ -783,6 +784,10 @@ class WatchPromptsResponse(_message.Message):
     def alias_set(self) -> Global___AliasChange:
         """An alias moved."""
 
+    @_builtins.property
+    def heartbeat(self) -> _common_pb2.Heartbeat:
+        """Nothing changed: the watch is alive."""
+
     def __init__(
         self,
         *,
@@ -792,12 +797,13 @@ class WatchPromptsResponse(_message.Message):
         published: Global___PromptVersion | None = ...,
         alias_set: Global___AliasChange | None = ...,
         deleted_version: _builtins.str = ...,
+        heartbeat: _common_pb2.Heartbeat | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["alias_set", b"alias_set", "change", b"change", "deleted_version", b"deleted_version", "published", b"published", "snapshot", b"snapshot"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["alias_set", b"alias_set", "change", b"change", "deleted_version", b"deleted_version", "heartbeat", b"heartbeat", "published", b"published", "snapshot", b"snapshot"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alias_set", b"alias_set", "change", b"change", "deleted_version", b"deleted_version", "published", b"published", "revision", b"revision", "snapshot", b"snapshot", "store_id", b"store_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alias_set", b"alias_set", "change", b"change", "deleted_version", b"deleted_version", "heartbeat", b"heartbeat", "published", b"published", "revision", b"revision", "snapshot", b"snapshot", "store_id", b"store_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_change: _TypeAlias = _typing.Literal["snapshot", "published", "alias_set", "deleted_version"]  # noqa: Y015
+    _WhichOneofReturnType_change: _TypeAlias = _typing.Literal["snapshot", "published", "alias_set", "deleted_version", "heartbeat"]  # noqa: Y015
     _WhichOneofArgType_change: _TypeAlias = _typing.Literal["change", b"change"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_change) -> _WhichOneofReturnType_change | None: ...
 

@@ -1764,8 +1764,9 @@ class TuningEvent(_message.Message):
     EVALUATION_FIELD_NUMBER: _builtins.int
     CHECKPOINT_FIELD_NUMBER: _builtins.int
     NOTE_FIELD_NUMBER: _builtins.int
+    HEARTBEAT_FIELD_NUMBER: _builtins.int
     number: _builtins.int
-    """Number of this event within its job."""
+    """Number of this event within its job; of a heartbeat, the number of the last event before it."""
     note: _builtins.str
     """Something a person should know, for example that a worker was lost and the job goes on elsewhere."""
     @_builtins.property
@@ -1788,6 +1789,10 @@ class TuningEvent(_message.Message):
     def checkpoint(self) -> Global___Checkpoint:
         """A checkpoint was stored."""
 
+    @_builtins.property
+    def heartbeat(self) -> _common_pb2.Heartbeat:
+        """Nothing happened: the watch is alive. Sent by WatchTuningJob alone, never stored; ignore what it doesn't say."""
+
     def __init__(
         self,
         *,
@@ -1798,12 +1803,13 @@ class TuningEvent(_message.Message):
         evaluation: Global___Evaluation | None = ...,
         checkpoint: Global___Checkpoint | None = ...,
         note: _builtins.str = ...,
+        heartbeat: _common_pb2.Heartbeat | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "evaluation", b"evaluation", "kind", b"kind", "note", b"note", "progress", b"progress", "state_changed", b"state_changed", "time", b"time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "evaluation", b"evaluation", "heartbeat", b"heartbeat", "kind", b"kind", "note", b"note", "progress", b"progress", "state_changed", b"state_changed", "time", b"time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "evaluation", b"evaluation", "kind", b"kind", "note", b"note", "number", b"number", "progress", b"progress", "state_changed", b"state_changed", "time", b"time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "evaluation", b"evaluation", "heartbeat", b"heartbeat", "kind", b"kind", "note", b"note", "number", b"number", "progress", b"progress", "state_changed", b"state_changed", "time", b"time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["state_changed", "progress", "evaluation", "checkpoint", "note"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["state_changed", "progress", "evaluation", "checkpoint", "note", "heartbeat"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 

@@ -42,6 +42,11 @@ class Postgres:
         self._run("initdb", "-D", str(self._data), "-U", "softprompt", "--auth", "trust", "--no-sync", "--locale=C", "-E", "UTF8")
 
     @property
+    def directory(self) -> Path:
+        """Where its socket is."""
+        return self._directory
+
+    @property
     def url(self) -> str:
         return f"postgresql://softprompt@/postgres?host={self._directory}"
 

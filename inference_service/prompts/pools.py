@@ -1,0 +1,32 @@
+"""A replica's threads for calls to the prompt store: apart, so that a fetch that hangs delays neither looks for news nor heartbeats."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from inference_service.prompts.loading import MAX_CONCURRENT_LOADS
+from shared.outside import CallPool
+
+
+@dataclass(frozen=True)
+class StorePools:
+    watch: CallPool = field(default_factory=lambda: CallPool("prompt_store_watch", max_threads=2))
+    fetch: CallPool = field(default_factory=lambda: CallPool("prompt_store_fetch", max_threads=MAX_CONCURRENT_LOADS))
+    heartbeat: CallPool = field(default_factory=lambda: CallPool("prompt_store_heartbeat", max_threads=2))
+
+    @classmethod
+    def of(cls, timeout_seconds: float) -> StorePools:
+        return cls(
+            watch=CallPool("prompt_store_watch", max_threads=2, timeout_seconds=timeout_seconds),
+            fetch=CallPool("prompt_store_fetch", max_threads=MAX_CONCURRENT_LOADS, timeout_seconds=timeout_seconds),
+            heartbeat=CallPool("prompt_store_heartbeat", max_threads=2, timeout_seconds=timeout_seconds),
+        )
+
+    @property
+    def all(self) -> tuple[CallPool, ...]:
+        return self.watch, self.fetch, self.heartbeat
+
+    def close(self) -> None:
+        """Does not wait for calls that hang."""
+        for pool in self.all:
+            pool.close()

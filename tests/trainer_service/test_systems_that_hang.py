@@ -1,0 +1,176 @@
+"""A whole trainer whose prompt store or database takes requests and answers none: what needs the other goes on, and all ends in time."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2
+from prompttuning.v1 import prompts_pb2
+from prompttuning.v1 import tuning_pb2 as pb
+
+from shared.errors import Unavailable
+from tests.shared.store.conftest import BUCKET, s3_endpoint
+from tests.tcp_proxy import TcpProxy, tcp_proxy
+from tests.trainer_service.conftest import NoWorkers, RunningTrainer, refused, running_trainer, until
+from tests.trainer_service.jobs.postgres import Postgres
+from tests.trainer_service.requests import create_job
+from tests.trainer_service.test_server import free_port, scrape
+from trainer_service import server
+from trainer_service.config import TrainerSettings
+from trainer_service.server import SERVICE_NAMES, serve
+
+__all__ = ["s3_endpoint"]
+
+SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
+TUNING, PROMPTS = SERVICE_NAMES
+LIST = prompts_pb2.ListPromptsRequest()
+
+
+@pytest.fixture
+def store_proxy(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[TcpProxy]:
+    """Before an S3 server."""
+    with tcp_proxy(int(s3_endpoint.rpartition(":")[2])) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT", f"http://127.0.0.1:{proxy.port}")
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+        monkeypatch.setenv("AWS_REGION", "us-east-1")
+        yield proxy
+
+
+@pytest.fixture
+def database_proxy(postgres: Postgres) -> Iterator[TcpProxy]:
+    with tcp_proxy(postgres.directory / ".s.PGSQL.5432") as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def far(settings: TrainerSettings, store_proxy: TcpProxy, database_proxy: TcpProxy, postgres: Postgres) -> TrainerSettings:
+    """Both systems elsewhere, with short time limits."""
+    name = f"far_{secrets.token_hex(4)}"
+    postgres.create_database(name)
+    changes: dict[str, Any] = {
+        "store_url": f"s3://{BUCKET}/{name}",
+        "store_timeout_seconds": 0.5,
+        "database_url": f"postgresql://softprompt@127.0.0.1:{database_proxy.port}/{name}",
+        "database_timeout_seconds": 0.5,
+    }
+    return settings.model_copy(update=changes)
+
+
+@pytest.fixture
+async def trainer(far: TrainerSettings, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[RunningTrainer]:
+    monkeypatch.setattr(server, "CHECK_SECONDS", 0.05)
+    monkeypatch.setattr("trainer_service.pools.HEALTH_SECONDS", 0.3)
+    async with running_trainer(far) as running:
+        yield running
+
+
+async def statuses(trainer: RunningTrainer, *services: str) -> list[int]:
+    return [await trainer.health(service) for service in services]
+
+
+async def becomes(trainer: RunningTrainer, **expected: int) -> None:
+    async def is_so() -> bool:
+        return await statuses(trainer, *expected) == list(expected.values())
+
+    await until(is_so)
+
+
+async def test_while_the_store_hangs_jobs_are_made_read_and_cancelled(trainer: RunningTrainer, store_proxy: TcpProxy) -> None:
+    store_proxy.hang()
+    await becomes(trainer, prompt_store=NOT_SERVING, job_database=SERVING)
+    assert await statuses(trainer, "live", "ready", "", TUNING, PROMPTS) == [SERVING, SERVING, SERVING, SERVING, NOT_SERVING]
+    listing = [asyncio.create_task(refused(trainer.prompts.ListPrompts(LIST))) for _ in range(40)]  # more than there are threads
+    begun = time.monotonic()
+    job = await create_job(trainer)
+    assert (await trainer.tuning.GetTuningJob(pb.GetTuningJobRequest(name=job.name))).job.state == pb.TuningJob.STATE_QUEUED
+    await trainer.tuning.CancelTuningJob(pb.CancelTuningJobRequest(name=job.name))
+    events = [
+        item.event.number async for item in trainer.tuning.WatchTuningJob(pb.WatchTuningJobRequest(name=job.name)) if item.event.number
+    ]
+    assert events == [1, 2]
+    assert time.monotonic() - begun < 5, "none of it waited for the store"
+    for error in await asyncio.gather(*listing):
+        assert isinstance(error, Unavailable)
+        assert "prompt store" in error.message
+    text = await asyncio.to_thread(scrape, trainer)
+    assert "softprompt_trainer_store_reachable 0.0" in text
+    assert "softprompt_trainer_database_reachable 1.0" in text
+    timed_out = next(
+        line for line in text.splitlines() if line.startswith('softprompt_outside_calls_timed_out_total{system="prompt_store"}')
+    )
+    assert float(timed_out.split()[-1]) > 0
+    assert 'softprompt_outside_calls_overdue{system="job_database"} 0.0' in text
+    store_proxy.resume()
+    await becomes(trainer, prompt_store=SERVING)
+    assert not (await trainer.prompts.ListPrompts(LIST)).prompts
+    assert await trainer.health(PROMPTS) == SERVING
+
+
+async def test_while_the_database_hangs_prompts_are_listed(trainer: RunningTrainer, database_proxy: TcpProxy) -> None:
+    job = await create_job(trainer)
+    database_proxy.hang()
+    await becomes(trainer, job_database=NOT_SERVING, prompt_store=SERVING)
+    assert await statuses(trainer, "live", "ready", "", TUNING, PROMPTS) == [SERVING, NOT_SERVING, SERVING, NOT_SERVING, SERVING]
+    getting = [asyncio.create_task(refused(trainer.tuning.GetTuningJob(pb.GetTuningJobRequest(name=job.name)))) for _ in range(30)]
+    for _ in range(5):
+        assert not (await asyncio.wait_for(trainer.prompts.ListPrompts(LIST), 2)).prompts
+    for error in await asyncio.gather(*getting):
+        assert isinstance(error, Unavailable)
+        assert "job database" in error.message
+    database_proxy.resume()
+    await becomes(trainer, job_database=SERVING, ready=SERVING)
+
+    async def is_read() -> bool:
+        try:
+            return bool((await trainer.tuning.GetTuningJob(pb.GetTuningJobRequest(name=job.name))).job.name)
+        except grpc.aio.AioRpcError:
+            return False
+
+    await until(is_read)
+
+
+@pytest.mark.parametrize("which", ["store", "database", "both"])
+async def test_a_drain_keeps_to_its_grace_time(far: TrainerSettings, which: str, store_proxy: TcpProxy, database_proxy: TcpProxy) -> None:
+    settings = far.model_copy(update={"grace_seconds": 3.0, "store_timeout_seconds": 20.0, "database_timeout_seconds": 20.0})
+    async with running_trainer(settings) as trainer:
+        hanging = {"store": [store_proxy], "database": [database_proxy], "both": [store_proxy, database_proxy]}[which]
+        for proxy in hanging:
+            proxy.hang()
+        calls = [asyncio.create_task(trainer.prompts.ListPrompts(LIST).code()) for _ in range(3)]
+        await asyncio.sleep(0)
+        trainer.stop.set()
+        begun = time.monotonic()
+        await asyncio.wait_for(asyncio.shield(trainer.task), 30)
+        assert time.monotonic() - begun < 3.0 + 3.0
+        await asyncio.gather(*calls, return_exceptions=True)
+
+
+@pytest.mark.parametrize("which", ["store", "database"])
+async def test_a_trainer_that_waits_at_its_start_lives_and_can_be_stopped(
+    far: TrainerSettings, which: str, store_proxy: TcpProxy, database_proxy: TcpProxy
+) -> None:
+    (store_proxy if which == "store" else database_proxy).hang()
+    settings, stop = far.model_copy(update={"port": free_port(), "store_timeout_seconds": 30.0}), asyncio.Event()
+    task = asyncio.create_task(serve(settings, stop, lambda settings: NoWorkers()))
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{settings.port}") as channel:
+        await channel.channel_ready()
+        trainer = RunningTrainer(settings, settings.port, channel, stop, task)
+        assert await statuses(trainer, "live", "ready") == [SERVING, NOT_SERVING]
+        for call in (
+            trainer.prompts.ListPrompts(LIST),
+            trainer.tuning.WatchTuningJob(pb.WatchTuningJobRequest(name="tuningJobs/a")).read(),
+        ):
+            error = await refused(call)
+            assert isinstance(error, Unavailable)
+            assert "starting" in error.message
+        assert not Path(settings.ready_file).exists()
+        stop.set()
+        await asyncio.wait_for(task, 10)

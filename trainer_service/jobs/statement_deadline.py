@@ -1,0 +1,59 @@
+"""A time limit for each statement of psycopg, kept on this side of the wire.
+
+PostgreSQL's own `statement_timeout` needs a server that hears of the statement, and TCP's time-outs a peer that acknowledges nothing. A
+proxy or a frozen server that takes the bytes and never answers passes both.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator
+from typing import Any
+
+from sqlalchemy import Engine, event
+
+_MARGIN_SECONDS = 1.0
+"""The server's own limit comes first: it leaves the connection usable."""
+
+
+class StatementDeadline:
+    """Connections of `engine` fail with OperationalError, and are closed, when an answer takes longer than `timeout_seconds`."""
+
+    def __init__(self, engine: Engine, timeout_seconds: float) -> None:
+        self._timeout_seconds: float | None = timeout_seconds + min(_MARGIN_SECONDS, timeout_seconds)
+        self._restored = self._timeout_seconds
+        event.listen(engine, "do_connect", self._connect)
+
+    def lift(self) -> None:
+        """For a migration, before anything else uses the engine."""
+        self._timeout_seconds = None
+
+    def restore(self) -> None:
+        self._timeout_seconds = self._restored
+
+    def _connect(self, dialect: Any, record: Any, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        import psycopg
+
+        deadline = self
+
+        class LimitedConnection(psycopg.Connection[Any]):
+            def wait(self, gen: Any, *args: Any, **kwargs: Any) -> Any:
+                return super().wait(deadline._limited(gen, self), *args, **kwargs)
+
+        return LimitedConnection.connect(*arguments, **options)
+
+    def _limited(self, answer: Generator[Any, Any, Any], connection: Any) -> Generator[Any, Any, Any]:
+        """psycopg's generator for one exchange with the server. It yields what it waits for, and is sent what became ready (0: nothing)."""
+        import psycopg
+
+        begun = time.monotonic()
+        try:
+            wanted = next(answer)
+            while True:
+                ready = yield wanted
+                if not ready and self._timeout_seconds is not None and time.monotonic() - begun > self._timeout_seconds:
+                    connection.pgconn.finish()  # at once: closing in good order would wait for the same server
+                    raise psycopg.OperationalError("the server did not answer in time")
+                wanted = answer.send(ready)
+        except StopIteration as end:
+            return end.value

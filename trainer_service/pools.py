@@ -1,0 +1,53 @@
+"""The trainer's threads for blocking calls: a pool for each outside system, so that one that hangs keeps nobody else waiting."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+
+from shared.outside import CallPool
+
+HEALTH_SECONDS = 5.0
+"""Time limit of the calls that find out whether a system answers."""
+_DATASET_SECONDS = 600.0
+"""Parsing the largest dataset is minutes of work on a busy processor."""
+
+
+def _health(system: str) -> CallPool:
+    return CallPool(f"{system}_health", max_threads=1, timeout_seconds=HEALTH_SECONDS)
+
+
+@dataclass(frozen=True)
+class TrainerPools:
+    """Where two pools call one system, either may be full without the other noticing."""
+
+    job_database: CallPool = field(default_factory=lambda: CallPool("job_database", max_threads=8))
+    job_files: CallPool = field(default_factory=lambda: CallPool("job_files", max_threads=4))
+    """Checkpoints and outcomes: files beside SQLite, rows of PostgreSQL."""
+    prompt_store: CallPool = field(default_factory=lambda: CallPool("prompt_store", max_threads=16))
+    """Requests, and jobs that start or publish."""
+    prompt_store_watch: CallPool = field(default_factory=lambda: CallPool("prompt_store_watch", max_threads=4))
+    """The polls of all WatchPrompts calls."""
+    datasets: CallPool = field(default_factory=lambda: CallPool("datasets", max_threads=6, timeout_seconds=_DATASET_SECONDS))
+    """The service's own directory."""
+    dataset_roots: CallPool = field(default_factory=lambda: CallPool("dataset_roots", max_threads=4, timeout_seconds=_DATASET_SECONDS))
+    """Directories that callers name in URIs, often on another machine."""
+    job_database_health: CallPool = field(default_factory=lambda: _health("job_database"))
+    prompt_store_health: CallPool = field(default_factory=lambda: _health("prompt_store"))
+
+    @classmethod
+    def of(cls, store_timeout_seconds: float, database_timeout_seconds: float) -> TrainerPools:
+        return cls(
+            job_database=CallPool("job_database", max_threads=8, timeout_seconds=database_timeout_seconds),
+            job_files=CallPool("job_files", max_threads=4, timeout_seconds=database_timeout_seconds),
+            prompt_store=CallPool("prompt_store", max_threads=16, timeout_seconds=store_timeout_seconds),
+            prompt_store_watch=CallPool("prompt_store_watch", max_threads=4, timeout_seconds=store_timeout_seconds),
+        )
+
+    @property
+    def all(self) -> tuple[CallPool, ...]:
+        return tuple(getattr(self, item.name) for item in fields(self))
+
+    def close(self) -> None:
+        """Does not wait for calls that hang."""
+        for pool in self.all:
+            pool.close()
