@@ -82,11 +82,12 @@ class Trainer:
 async def build(settings: TrainerSettings, make_pool: PoolMaker) -> Trainer:
     """Put the parts together. Waits for the database and the prompt store if they are away."""
     registry = CollectorRegistry()
-    metrics = TrainerMetrics(registry)
+    metrics = TrainerMetrics(registry, [source.id for source in settings.sources])
     tracing = tracing_of("softprompt-trainer", settings.otlp_endpoint)
     rpc = RpcServer(settings, SERVICE_NAMES, RpcMetrics(registry), WATCHES, tracing)
     job_store = await _insist(JobStore.open, settings.resolved_database_url)
     store = await _insist(open_store, settings.resolved_store_url)
+    metrics.set_store_reachable(True)
     maintenance = StoreMaintenance(store, settings.maintenance, settings.store_maintenance_seconds, metrics)
     models = BaseModels(settings.sources)
     datasets = DatasetStore(settings.datasets_dir, settings.upload_limits, DatasetRoots(settings.dataset_roots))
@@ -161,6 +162,7 @@ async def _can_serve(trainer: Trainer) -> bool:
         log.warning("the prompt store can't be read: %s", error.message)
     try:
         trainer.metrics.set_job_counts(await asyncio.to_thread(trainer.job_store.counts))
+        trainer.metrics.set_oldest_queued(await asyncio.to_thread(trainer.job_store.oldest_queued_seconds, time.time()))
     except SoftPromptError as error:
         log.warning("not serving, the job database can't be read: %s", error.message)
         return False
