@@ -46,9 +46,8 @@ def promtool_test(case: dict[str, Any]) -> dict[str, Any]:
         {"expr": series, "eval_time": case["at"], "exp_samples": [{"labels": series, "value": float(value)}]}
         for series, value in case.get("values", {}).items()
     ]
-    targets = (
-        {} if "SoftpromptAbsent" in fires else {f'up{{job="{job}",namespace="softprompt"}}': "1x1000" for job in ("trainer", "inference")}
-    )
+    jobs = () if "SoftpromptAbsent" in fires else ("trainer", "inference")
+    targets = {f'up{{job="{job}",namespace="softprompt"}}': "1x1000" for job in jobs}
     series = [{"series": name, "values": values} for name, values in {**targets, **case["series"]}.items()]
     return {"name": case["about"], "interval": "1m", "input_series": series, "alert_rule_test": alerts, "promql_expr_test": values}
 
