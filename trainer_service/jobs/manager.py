@@ -145,6 +145,7 @@ class JobManager:
         """Past events after number `after`, then each as it happens; ends after the one that ended the job. Raises NotFound."""
         news = self._context.bell.subscribe(job_id)
         pause = _OTHERS_NEWS_SECONDS if self._store.is_shared else _OWN_NEWS_SECONDS
+        ended = False
         try:
             while True:
                 news.clear()
@@ -156,8 +157,11 @@ class JobManager:
                         return
                 if len(events) == _EVENTS_PER_READ:
                     continue
-                if not events and (await self._context.database.call(self._store.get, job_id)).state.is_terminal:
+                if not events and ended:
                     return
+                if not events and (await self._context.database.call(self._store.get, job_id)).state.is_terminal:
+                    ended = True  # maybe since the events were read: the last one is still to come
+                    continue
                 try:
                     async with asyncio.timeout(pause):
                         await news.wait()
