@@ -132,6 +132,7 @@ class PromptMetrics:
         )
         self.revision = Gauge(f"{PREFIX}_store_revision", "Store revision that this replica has seen.", registry=registry)
         self.last_contact = Gauge(f"{PREFIX}_store_last_contact_timestamp_seconds", "When the store last answered.", registry=registry)
+        self.last_contact.set_to_current_time()  # the store was opened just now
         self.errors = Counter(f"{PREFIX}_store_errors", "Looks at the store that failed.", registry=registry)
         for reason in (*RefusalReason, "unavailable"):
             self.failures.labels(str(reason))

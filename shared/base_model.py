@@ -1,7 +1,7 @@
 """The frozen language model that prompts are trained on and served from: what it is, which bytes it is made of, how it is loaded.
 
 A prompt is bound to the very weights, config and tokenizer it was trained with, so each model has a *fingerprint* over all three.
-It is computed from the files, cached beside them (or in memory where the folder is read-only), and computed again when a file changes.
+It is computed from the files, cached beside them (in the user's cache where the folder is read-only), and again when a file changes.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from pydantic import ConfigDict, ValidationError
 
 from shared import hub
 from shared.errors import InvalidInput, NotFound, PreconditionFailed, Unavailable
+from shared.user_cache import user_cache
 
 log = logging.getLogger(__name__)
 
@@ -198,26 +199,37 @@ def _fingerprint(path: Path) -> tuple[str, str]:
         raise NotFound("base model", path.name, "the directory has no *.safetensors weights")
     files = [path / "config.json", *tokenizer, *weights]
     stamps = {file.name: (file.stat().st_size, file.stat().st_mtime_ns) for file in files}
-    cache = path / _FINGERPRINT_FILE
-    try:
-        known = _FingerprintCache.model_validate_json(cache.read_bytes())
-        if known.stamps == stamps:
-            return known.fingerprint, known.tokenizer_digest
-    except (OSError, ValidationError):
-        pass
+    caches = (path / _FINGERPRINT_FILE, _cache_elsewhere(path))
+    for cache in caches:
+        try:
+            known = _FingerprintCache.model_validate_json(cache.read_bytes())
+            if known.stamps == stamps:
+                return known.fingerprint, known.tokenizer_digest
+        except (OSError, ValidationError):
+            continue
     config = {key: value for key, value in json.loads((path / "config.json").read_text()).items() if key not in _VOLATILE_CONFIG_KEYS}
     tokenizer_digest = _digest_of({file.name: _hash_file(file) for file in tokenizer})
     fingerprint = _digest_of(
         {"config": config, "tokenizer": tokenizer_digest, "weights": {file.name: _hash_file(file) for file in weights}}
     )
     fresh = _FingerprintCache(stamps=stamps, fingerprint=fingerprint, tokenizer_digest=tokenizer_digest)
-    try:
-        temporary = cache.with_name(f"{cache.name}.{os.getpid()}")
-        temporary.write_text(fresh.model_dump_json())
-        temporary.replace(cache)
-    except OSError as error:
-        log.info("fingerprint of %s is not cached: %s", path.name, error.strerror)
+    for cache in caches:
+        try:
+            cache.parent.mkdir(parents=True, exist_ok=True)
+            temporary = cache.with_name(f"{cache.name}.{os.getpid()}")
+            temporary.write_text(fresh.model_dump_json())
+            temporary.replace(cache)
+            break
+        except OSError as error:
+            log.info("fingerprint of %s is not cached in %s: %s", path.name, cache.parent, error.strerror)
     return fingerprint, tokenizer_digest
+
+
+def _cache_elsewhere(path: Path) -> Path:
+    """Where the fingerprint of a read-only directory is cached: named after the directory's path and its inode, so that another model
+    mounted at the same path has a cache of its own."""
+    place = f"{path.resolve()}:{path.stat().st_ino}"
+    return user_cache() / "fingerprints" / f"{hashlib.sha256(place.encode()).hexdigest()}.json"
 
 
 def _hash_file(path: Path) -> str:

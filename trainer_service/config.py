@@ -99,6 +99,8 @@ class TrainerSettings(ServerSettings):
     """A worker that does not answer for that long is killed, and its jobs go on elsewhere."""
     step_seconds: float = Field(default=900, gt=0, le=86_400)
     """A worker that answers, but spends longer than that on one training step, hangs: it is killed, and its jobs go on elsewhere."""
+    launch_seconds: float = Field(default=900, gt=0, le=86_400)
+    """Longest time from a worker's launch until its base model is loaded: a cluster may first have to add a node, which pulls an image."""
     lease_seconds: float = Field(default=60, ge=1, le=3_600)
     """With several trainers on PostgreSQL: one that is gone, or does not renew its leases for that long, loses its jobs to the others."""
     checkpoint_seconds: float = Field(default=10, gt=0, le=3_600)
@@ -217,5 +219,6 @@ class TrainerSettings(ServerSettings):
             worker_idle_seconds=self.worker_idle_seconds,
             heartbeat_seconds=self.heartbeat_seconds,
             step_seconds=self.step_seconds,
+            launch_seconds=self.launch_seconds,
             lease_seconds=self.lease_seconds,
         )

@@ -7,6 +7,7 @@ from collections import OrderedDict
 from shared.security import audit
 from trainer_service.jobs.context import JobsObserver
 from trainer_service.jobs.model import Job
+from trainer_service.jobs.worker_state import LaunchFailure, WorkerState
 from trainer_service.training.events import TrainingEvent
 
 ACTION = "end"
@@ -38,8 +39,14 @@ class JobAudit:
     def worker_launched(self, base_model: str) -> None:
         self._observer.worker_launched(base_model)
 
+    def worker_changed(self, base_model: str, before: WorkerState | None, after: WorkerState | None) -> None:
+        self._observer.worker_changed(base_model, before, after)
+
     def worker_ended(self, base_model: str, reason: str) -> None:
         self._observer.worker_ended(base_model, reason)
+
+    def launch_failed(self, base_model: str, reason: LaunchFailure) -> None:
+        self._observer.launch_failed(base_model, reason)
 
     def publish_failed(self, job: Job) -> None:
         self._observer.publish_failed(job)

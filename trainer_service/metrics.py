@@ -7,7 +7,7 @@ jobs is in their progress, and in the log.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -16,6 +16,7 @@ from shared.store.maintenance import MaintenanceReport
 from trainer_service.jobs.model import Job
 from trainer_service.jobs.retention import RetentionReport
 from trainer_service.jobs.states import JobState
+from trainer_service.jobs.worker_state import LaunchFailure, WorkerEnd, WorkerState
 from trainer_service.storage_usage import StorageUsage
 from trainer_service.training.events import Checkpointed, Evaluated, Failed, StepDone, TrainingEvent
 
@@ -26,12 +27,16 @@ _LOSS_BUCKETS = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 1.5, 2, 3, 4, 6, 10)
 _KNOWN_ERRORS = frozenset(
     {"NAN_LOSS", "BAD_DATA", "OUT_OF_MEMORY", "MAX_RUNTIME", "DEADLINE_EXCEEDED", "WORKER_LOST", "PUBLISH_FAILED", "INTERNAL"}
 )
+_OTHER_ERROR = "OTHER"
+_ERROR_LABELS = (*sorted(_KNOWN_ERRORS), _OTHER_ERROR)
 
 
 class TrainerMetrics:
     """A `JobsObserver`. Methods are called on the event loop and never raise."""
 
-    def __init__(self, registry: CollectorRegistry) -> None:
+    def __init__(self, registry: CollectorRegistry, base_models: Sequence[str] = ()) -> None:
+        """`base_models` are the ids whose series are exported as 0 from the start, so that the first event already is an increase."""
+
         def counter(name: str, text: str, labels: tuple[str, ...] = ()) -> Counter:
             return Counter(f"softprompt_trainer_{name}", text, labels, registry=registry)
 
@@ -39,7 +44,18 @@ class TrainerMetrics:
             return Histogram(f"softprompt_trainer_{name}", text, labels, buckets=buckets, registry=registry)
 
         self._jobs = Gauge("softprompt_trainer_jobs", "Jobs by state, ended ones as long as they are kept.", ["state"], registry=registry)
-        self._workers = Gauge("softprompt_trainer_workers", "Workers alive.", ["base_model"], registry=registry)
+        self._workers = Gauge(
+            "softprompt_trainer_workers",
+            "Workers by state: pending (the cluster has not placed it), starting (it loads the base model), ready.",
+            ["base_model", "state"],
+            registry=registry,
+        )
+        self._oldest_queued = Gauge(
+            "softprompt_trainer_oldest_queued_seconds",
+            "How long the oldest job that is QUEUED for a worker has waited; 0 if there is none.",
+            ["base_model"],
+            registry=registry,
+        )
         self._created = counter("jobs_created", "Jobs accepted.")
         self._ended = counter("jobs_ended", "Jobs that ended, by state and error code.", ("state", "code"))
         self._queue_seconds = histogram("queue_seconds", "Time from a job's creation to its first worker.", _WAIT_BUCKETS)
@@ -72,12 +88,39 @@ class TrainerMetrics:
         self._attempt_failures = counter("attempt_failures", "Attempts of jobs that failed on a worker.", ("code",))
         self._workers_launched = counter("workers_launched", "Workers started.", ("base_model",))
         self._workers_ended = counter("workers_ended", "Workers ended, by reason.", ("base_model", "reason"))
+        self._launch_failures = counter("launch_failures", "Workers that were never ready, by reason.", ("base_model", "reason"))
         self._states = _LatestStates()
+        self._export_zeros(base_models)
+
+    def _export_zeros(self, base_models: Sequence[str]) -> None:
+        for code in _ERROR_LABELS:
+            self._ended.labels(JobState.FAILED.value, code)
+            self._attempt_failures.labels(code)
+        for state in (JobState.SUCCEEDED, JobState.CANCELLED):
+            self._ended.labels(state.value, "")
+        self.set_job_counts({})
+        for base_model in base_models:
+            self._oldest_queued.labels(base_model)
+            self._workers_launched.labels(base_model)
+            for worker_state in WorkerState:
+                self._workers.labels(base_model, worker_state.value)
+            for end in WorkerEnd:
+                self._workers_ended.labels(base_model, end.value)
+            for failure in LaunchFailure:
+                self._launch_failures.labels(base_model, failure.value)
 
     def set_job_counts(self, counts: Mapping[JobState, int]) -> None:
         """The truth from the job store; other replicas' jobs are in it."""
         for state in JobState:
             self._jobs.labels(state.value).set(counts.get(state, 0))
+
+    def set_oldest_queued(self, seconds: Mapping[str, float]) -> None:
+        """By base model, from the job store. Base models that are left out have no job in the queue."""
+        for labels in [sample.labels for family in self._oldest_queued.collect() for sample in family.samples]:
+            if labels["base_model"] not in seconds:
+                self._oldest_queued.labels(**labels).set(0)
+        for base_model, age in seconds.items():
+            self._oldest_queued.labels(base_model).set(age)
 
     def set_store_reachable(self, reachable: bool) -> None:
         self._store_reachable.set(reachable)
@@ -97,7 +140,7 @@ class TrainerMetrics:
             self._job_ended(job)
 
     def _job_ended(self, job: Job) -> None:
-        code = "" if job.error is None else job.error.code if job.error.code in _KNOWN_ERRORS else "OTHER"
+        code = "" if job.error is None else job.error.code if job.error.code in _KNOWN_ERRORS else _OTHER_ERROR
         self._ended.labels(job.state.value, code).inc()
         self._job_seconds.labels(job.state.value).observe(_seconds(job.create_time, job.end_time or datetime.now(UTC)))
         if job.result is not None:
@@ -118,17 +161,24 @@ class TrainerMetrics:
                 self._checkpoints.inc()
                 self._checkpoint_bytes.inc(len(data))
             case Failed(code=code):
-                self._attempt_failures.labels(code if code in _KNOWN_ERRORS else "OTHER").inc()
+                self._attempt_failures.labels(code if code in _KNOWN_ERRORS else _OTHER_ERROR).inc()
             case _:
                 pass
 
     def worker_launched(self, base_model: str) -> None:
         self._workers_launched.labels(base_model).inc()
-        self._workers.labels(base_model).inc()
+
+    def worker_changed(self, base_model: str, before: WorkerState | None, after: WorkerState | None) -> None:
+        if before is not None:
+            self._workers.labels(base_model, before.value).dec()
+        if after is not None:
+            self._workers.labels(base_model, after.value).inc()
 
     def worker_ended(self, base_model: str, reason: str) -> None:
         self._workers_ended.labels(base_model, reason).inc()
-        self._workers.labels(base_model).dec()
+
+    def launch_failed(self, base_model: str, reason: LaunchFailure) -> None:
+        self._launch_failures.labels(base_model, reason.value).inc()
 
     def maintained(self, report: MaintenanceReport, seconds: float) -> None:
         self._maintenance.labels("failed" if report.failures else "succeeded").inc()

@@ -96,7 +96,7 @@ class Front:
     @classmethod
     def of(cls, settings: TrainerSettings) -> Front:
         registry = CollectorRegistry()
-        metrics = TrainerMetrics(registry)
+        metrics = TrainerMetrics(registry, [source.id for source in settings.sources])
         tracing = tracing_of("softprompt-trainer", settings.otlp_endpoint)
         pools = TrainerPools.of(settings.store_timeout_seconds, settings.database_timeout_seconds)
         registry.register(PoolCollector(pools.all))
@@ -134,6 +134,7 @@ async def build(settings: TrainerSettings, front: Front, make_pool: PoolMaker) -
     except BaseException:
         job_store.close()
         raise
+    metrics.set_store_reachable(True)
     maintenance = StoreMaintenance(store, settings.maintenance, settings.store_maintenance_seconds, metrics)
     models = BaseModels(settings.sources)
     datasets = DatasetStore(settings.datasets_dir, settings.upload_limits, DatasetRoots(settings.dataset_roots), pools)
@@ -254,6 +255,7 @@ async def _away(trainer: Trainer) -> frozenset[str]:
 
     async def database() -> None:
         metrics.set_job_counts(await pools.job_database_health.call(trainer.job_store.counts))
+        metrics.set_oldest_queued(await pools.job_database_health.call(trainer.job_store.oldest_queued_seconds, time.time()))
 
     errors = dict(zip((PROMPT_STORE, JOB_DATABASE), await asyncio.gather(_error_of(store()), _error_of(database())), strict=True))
     metrics.set_store_reachable(errors[PROMPT_STORE] is None)

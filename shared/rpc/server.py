@@ -58,6 +58,7 @@ class RpcServer:
         self._settings = settings
         self._calls = CallCounter()
         self.draining = asyncio.Event()
+        metrics.expect(service_names)
         self._guard = guard_of(settings)
         self._credentials = _credentials_of(settings, metrics)
         self.grpc_server = grpc.aio.server(

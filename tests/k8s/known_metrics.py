@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from functools import cache
-from unittest import mock
+from typing import Any
 
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, Metric
 
-from inference_service.engine.stats import EngineStats
 from inference_service.metrics import EngineMetrics, PromptMetrics, StateCollector
+from inference_service.servicer import SERVICE_NAME
 from shared.rpc.metrics import RpcMetrics
 from trainer_service.metrics import TrainerMetrics
+from trainer_service.server import SERVICE_NAMES
 
 _NOT_METRICS = frozenset(
     {
@@ -23,28 +25,71 @@ _NOT_METRICS = frozenset(
 TLS_EXPIRY = "softprompt_tls_certificate_expiry_timestamp_seconds"
 """Exported where a service has a certificate: `test_dashboards` holds the name against the code."""
 
+_BY_PROMETHEUS = frozenset({"job", "namespace", "pod", "instance", "le"})
 _SUFFIXES = ("_total", "_bucket", "_sum", "_count", "_created")
+
+
+@cache
+def families() -> tuple[Metric, ...]:
+    """What fresh services export, by the classes that they register: a service of one base model, before anything has happened."""
+    registry = CollectorRegistry()
+    RpcMetrics(registry).expect((*SERVICE_NAMES, SERVICE_NAME))
+    TrainerMetrics(registry, ["m"])
+    EngineMetrics(registry, 10, lambda prefix_id: prefix_id)
+    PromptMetrics(registry, lambda: None)
+    zeros: Any = Zeros()
+    return (*registry.collect(), *StateCollector(lambda: zeros, zeros).collect())
+
+
+class Zeros:
+    """An engine and a registry in which every figure is 0."""
+
+    def __getattr__(self, name: str) -> float:
+        return 0.0
 
 
 @cache
 def names() -> frozenset[str]:
     """Families, by the name without the suffix of a counter or histogram."""
+    return frozenset({"up", TLS_EXPIRY} | {family.name for family in families()})
+
+
+@cache
+def label_names() -> dict[str, frozenset[str]]:
+    """Labels of each family that has any, of its own or by Prometheus."""
+    own = {name: collector._labelnames for collector in _collectors() for name in [collector._name]}
+    return {family.name: frozenset(own.get(family.name, ())) | _BY_PROMETHEUS for family in families()}
+
+
+def _collectors() -> list[Any]:
     registry = CollectorRegistry()
     RpcMetrics(registry)
     TrainerMetrics(registry)
     EngineMetrics(registry, 10, lambda prefix_id: prefix_id)
     PromptMetrics(registry, lambda: None)
-    state = StateCollector(lambda: mock.MagicMock(spec=EngineStats), mock.MagicMock())
-    return frozenset({"up", TLS_EXPIRY} | {family.name for family in registry.collect()} | _state_families(state))
+    return list(registry._collector_to_names)
 
 
-def _state_families(state: StateCollector) -> set[str]:
-    class Zeros:
-        def __getattr__(self, name: str) -> float:
-            return 0.0
+def selector_problems(expression: str) -> Iterator[str]:
+    """Labels, and values of them, that an expression of an alert asks for and no service exports.
 
-    zeros = Zeros()
-    return {family.name for family in StateCollector(lambda: zeros, zeros).collect()}  # type: ignore[arg-type,return-value]
+    A fresh service must have the series already: `increase` and `rate` see nothing of one that begins with its first event.
+    """
+    for name, selector in re.findall(r"([a-zA-Z_:][a-zA-Z0-9_:]*)\{([^}]*)\}", expression):
+        samples = [sample for family in families() for sample in family.samples if sample.name == name]
+        labels = label_names().get(next((known for known in _stems(name) if known in label_names()), ""), _BY_PROMETHEUS)
+        for label, operator, value in re.findall(r'(\w+)\s*(=~|!~|!=|=)\s*"([^"]*)"', selector):
+            if label not in labels:
+                yield f"{name} has no label {label}"
+            elif label not in _BY_PROMETHEUS:
+                known = {sample.labels[label] for sample in samples if label in sample.labels}
+                for wanted in value.split("|") if "~" in operator else [re.escape(value)]:
+                    if not any(re.fullmatch(wanted, found) for found in known):
+                        yield f"{name} of a fresh service has no {label}={wanted}"
+
+
+def _stems(name: str) -> tuple[str, ...]:
+    return (name, *(name.removesuffix(suffix) for suffix in _SUFFIXES))
 
 
 def metric_names(expression: str) -> set[str]:
@@ -58,4 +103,4 @@ def metric_names(expression: str) -> set[str]:
 
 def unknown_in(expression: str) -> set[str]:
     known = names()
-    return {name for name in metric_names(expression) if not {name, *(name.removesuffix(suffix) for suffix in _SUFFIXES)} & known}
+    return {name for name in metric_names(expression) if not set(_stems(name)) & known}

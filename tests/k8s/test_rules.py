@@ -46,7 +46,9 @@ def promtool_test(case: dict[str, Any]) -> dict[str, Any]:
         {"expr": series, "eval_time": case["at"], "exp_samples": [{"labels": series, "value": float(value)}]}
         for series, value in case.get("values", {}).items()
     ]
-    series = [{"series": name, "values": values} for name, values in case["series"].items()]
+    jobs = () if "SoftpromptAbsent" in fires else ("trainer", "inference")
+    targets = {f'up{{job="{job}",namespace="softprompt"}}': "1x1000" for job in jobs}
+    series = [{"series": name, "values": values} for name, values in {**targets, **case["series"]}.items()]
     return {"name": case["about"], "interval": "1m", "input_series": series, "alert_rule_test": alerts, "promql_expr_test": values}
 
 
@@ -82,3 +84,18 @@ def test_every_alert_is_seen_firing() -> None:
 def test_cases_use_series_that_the_services_export(about: str) -> None:
     case = next(case for case in CASES if case["about"] == about)
     assert not {name for series in case["series"] for name in known_metrics.unknown_in(series)}
+
+
+@pytest.mark.parametrize(
+    ("expression", "problem"),
+    [
+        ('softprompt_trainer_jobs{state="WAITING"} > 0', "no state=WAITING"),
+        ('increase(softprompt_inference_version_load_failures_total{reason!~"unavailable|basemodel"}[5m])', "no reason=basemodel"),
+        ('softprompt_trainer_workers{phase="ready"}', "no label phase"),
+        ('rate(grpc_server_handled_total{grpc_code=~"INTERNAL|DATA_LOSS"}[5m])', "no grpc_code=DATA_LOSS"),
+        ('increase(softprompt_trainer_workers_ended_total{reason="lost"}[30m]) > 3', ""),
+    ],
+)
+def test_a_selector_that_no_service_exports_is_found(expression: str, problem: str) -> None:
+    found = list(known_metrics.selector_problems(expression))
+    assert [problem] == [text[-len(problem) :] for text in found] if problem else found == []

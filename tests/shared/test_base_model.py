@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -105,6 +106,26 @@ def test_a_damaged_cache_is_not_believed(model_dir: Path, damage: bytes) -> None
     (model_dir / CACHE).write_bytes(damage)
     assert inspect(model_dir) == first
     assert first.fingerprint in (model_dir / CACHE).read_text()
+
+
+def test_a_read_only_folder_is_hashed_once(model_dir: Path, tmp_path: Path, hashed: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    write_text = Path.write_text
+
+    def refuse(path: Path, *arguments: Any, **options: Any) -> int:
+        if path.parent == model_dir:
+            raise OSError(30, "Read-only file system")
+        return write_text(path, *arguments, **options)
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(Path, "write_text", refuse)
+    first = inspect(model_dir)
+    assert "model.safetensors" in hashed
+    hashed.clear()
+    assert inspect(model_dir) == first
+    assert hashed == []
+    assert not (model_dir / CACHE).exists()
+    change_one_byte(model_dir / "model.safetensors")
+    assert inspect(model_dir).fingerprint != first.fingerprint
 
 
 def test_a_folder_that_cannot_be_written_to(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:

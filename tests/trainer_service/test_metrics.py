@@ -13,6 +13,7 @@ from shared.rpc.metrics import serve_metrics
 from tests.trainer_service.jobs.builders import effective_spec
 from trainer_service.jobs.model import Job, JobError, JobResult, TuningSpec
 from trainer_service.jobs.states import JobState
+from trainer_service.jobs.worker_state import LaunchFailure, WorkerState
 from trainer_service.metrics import TrainerMetrics
 from trainer_service.training.events import Checkpointed, Evaluated, Failed, Started, StepDone
 
@@ -72,9 +73,15 @@ def test_training_is_counted() -> None:
     metrics.training_event(Checkpointed("1", 1, 2, b"12345"))
     metrics.training_event(Failed("1", 1, "NAN_LOSS", ""))
     metrics.publish_failed(job(JobState.RUNNING))
-    metrics.worker_launched("tiny")
-    metrics.worker_launched("tiny")
-    metrics.worker_ended("tiny", "lost")
+    for _ in range(2):
+        metrics.worker_launched("tiny")
+        metrics.worker_changed("tiny", None, WorkerState.PENDING)
+    metrics.worker_changed("tiny", WorkerState.PENDING, WorkerState.STARTING)
+    metrics.worker_changed("tiny", WorkerState.STARTING, None)
+    metrics.launch_failed("tiny", LaunchFailure.TIMEOUT)
+    metrics.worker_ended("tiny", "failed")
+    metrics.set_oldest_queued({"tiny": 70.0, "gone": 5.0})
+    metrics.set_oldest_queued({"tiny": 80.0})
     metrics.set_job_counts({JobState.QUEUED: 3})
     metrics.set_store_reachable(True)
     found = scrape(registry)
@@ -89,8 +96,13 @@ def test_training_is_counted() -> None:
         "softprompt_trainer_checkpoint_bytes_total": 5,
         "softprompt_trainer_attempt_failures_total code=NAN_LOSS": 1,
         "softprompt_trainer_publish_failures_total": 1,
-        "softprompt_trainer_workers base_model=tiny": 1,
-        "softprompt_trainer_workers_ended_total base_model=tiny reason=lost": 1,
+        "softprompt_trainer_workers base_model=tiny state=pending": 1,
+        "softprompt_trainer_workers base_model=tiny state=starting": 0,
+        "softprompt_trainer_workers base_model=tiny state=ready": None,
+        "softprompt_trainer_workers_ended_total base_model=tiny reason=failed": 1,
+        "softprompt_trainer_launch_failures_total base_model=tiny reason=timeout": 1,
+        "softprompt_trainer_oldest_queued_seconds base_model=tiny": 80,
+        "softprompt_trainer_oldest_queued_seconds base_model=gone": 0,
         "softprompt_trainer_jobs state=QUEUED": 3,
         "softprompt_trainer_jobs state=RUNNING": 0,
         "softprompt_trainer_store_reachable": 1,

@@ -18,6 +18,7 @@ from trainer_service.jobs.model import EventPayload, Job
 from trainer_service.jobs.preparation import Preparation
 from trainer_service.jobs.record import Record
 from trainer_service.jobs.store import JobStore
+from trainer_service.jobs.worker_state import LaunchFailure, WorkerState
 from trainer_service.pools import TrainerPools
 from trainer_service.training.events import TrainingEvent
 
@@ -32,8 +33,14 @@ class JobsObserver(Protocol):
 
     def worker_launched(self, base_model: str) -> None: ...
 
+    def worker_changed(self, base_model: str, before: WorkerState | None, after: WorkerState | None) -> None:
+        """A worker is in another state. None before: it is new. None after: it ended."""
+
     def worker_ended(self, base_model: str, reason: str) -> None:
-        """`reason`: idle, drained, failed, lost, or software: its node runs other versions than the trainer."""
+        """`reason` is a `WorkerEnd`."""
+
+    def launch_failed(self, base_model: str, reason: LaunchFailure) -> None:
+        """A worker ended before it was ready, and nothing had asked it to end."""
 
     def publish_failed(self, job: Job) -> None:
         """An attempt to publish; it is tried again."""
@@ -48,7 +55,11 @@ class SilentObserver:
 
     def worker_launched(self, base_model: str) -> None: ...
 
+    def worker_changed(self, base_model: str, before: WorkerState | None, after: WorkerState | None) -> None: ...
+
     def worker_ended(self, base_model: str, reason: str) -> None: ...
+
+    def launch_failed(self, base_model: str, reason: LaunchFailure) -> None: ...
 
     def publish_failed(self, job: Job) -> None: ...
 

@@ -24,6 +24,7 @@ from trainer_service.jobs.record import Record
 from trainer_service.jobs.scheduler import WorkerView, retry_delay_seconds
 from trainer_service.jobs.store import StaleAttempt
 from trainer_service.jobs.tracking import Tracker
+from trainer_service.jobs.worker_state import LaunchFailure, WorkerEnd, WorkerState
 from trainer_service.training.events import Checkpointed, Failed, Finished, Stopped, TrainingEvent, TrainingResult, TrainingTask
 
 log = logging.getLogger(__name__)
@@ -48,7 +49,7 @@ class Follower:
         self._num_given = 0
         self._giving: dict[tuple[str, int], asyncio.Task[None]] = {}
         self._handle: WorkerHandle | None = None
-        self._ready = False
+        self._state: WorkerState | None = None
         self.launch_seconds = 0.0
         """From its launch until its base model was loaded."""
         self._idle_since: float | None = None
@@ -67,7 +68,7 @@ class Follower:
     @property
     def was_ready(self) -> bool:
         """Its base model was loaded at some time."""
-        return self._ready
+        return self._state is WorkerState.READY
 
     @property
     def attempts(self) -> dict[str, int]:
@@ -80,7 +81,7 @@ class Follower:
             id=self.id,
             base_model=self.base_model,
             num_jobs=len(self._trackers),
-            ready=self._ready,
+            ready=self.was_ready,
             idle_seconds=time.monotonic() - self._idle_since if self._idle_since is not None and not self._trackers else 0.0,
             fresh=self._num_given == 0,
             exclusive=any(record.solo for record in self._jobs.values()),
@@ -128,26 +129,37 @@ class Follower:
     # The worker's life
 
     async def _run(self) -> None:
-        reason, out_of_memory = "", False
+        reason, out_of_memory, failure = "", False, LaunchFailure.INTERNAL
         with bind(worker=self.id, base_model=self.base_model):
             try:
                 self._context.observer.worker_launched(self.base_model)
+                self._enter(WorkerState.PENDING)
                 async with asyncio.timeout(self._context.config.launch_seconds):
                     self._handle = await self._pool.launch(self.base_model)
+                self._enter(WorkerState.STARTING)
                 await self._follow(self._handle)
             except asyncio.CancelledError:
                 reason = self._ended_because
             except WorkerLost as error:
                 reason, out_of_memory = error.reason, error.out_of_memory
                 self.wrong_software = error.reason if isinstance(error, WrongSoftware) else ""
+                failure = LaunchFailure.REFUSED if self._handle is None else LaunchFailure.LOST
+                failure = LaunchFailure.OUT_OF_MEMORY if out_of_memory else failure
+                failure = LaunchFailure.SOFTWARE if self.wrong_software else failure
             except TimeoutError:
                 reason = "it did not start, or did not answer, in time"
+                failure = LaunchFailure.NO_PLACE if self._handle is None else LaunchFailure.TIMEOUT
             except Exception as error:
                 log.exception("following a worker failed in a way that nobody foresaw")
                 reason = f"{type(error).__name__} in the trainer"
-            await asyncio.shield(self._finish(reason, out_of_memory))
+            await asyncio.shield(self._finish(reason, out_of_memory, failure))
 
-    async def _finish(self, reason: str, out_of_memory: bool) -> None:
+    def _enter(self, state: WorkerState | None) -> None:
+        before, self._state = self._state, state
+        self._context.observer.worker_changed(self.base_model, before, state)
+
+    async def _finish(self, reason: str, out_of_memory: bool, failure: LaunchFailure) -> None:
+        """`failure` says why the launch failed, if the worker was never ready."""
         planned = bool(self._ended_because)
         if not planned:
             log.warning("worker lost: %s", reason)
@@ -163,7 +175,11 @@ class Follower:
                 await self._separate(job_id, tracker, "ran out of memory")
             else:
                 await self._lose(job_id, tracker, reason)
-        self._context.observer.worker_ended(self.base_model, reason if planned else "software" if self.wrong_software else "lost")
+        observer, was_ready = self._context.observer, self.was_ready
+        if not planned and not was_ready:
+            observer.launch_failed(self.base_model, failure)
+        observer.worker_ended(self.base_model, reason if planned else WorkerEnd.LOST if was_ready else WorkerEnd.FAILED)
+        observer.worker_changed(self.base_model, self._state, None)
         self._on_end(self)
         self._context.wake_dispatcher.set()
 
@@ -174,10 +190,11 @@ class Follower:
             async with asyncio.timeout(config.poll_seconds + config.heartbeat_seconds):
                 report = await handle.poll(since, config.poll_seconds)
             why_lost = self._liveness.why_lost(report)
-            if report.ready and not self._ready:
+            if report.ready and not self.was_ready:
                 self.launch_seconds = time.monotonic() - started
                 log.info("worker ready", extra={"fields": {"seconds": round(self.launch_seconds, 2), **report.details}})
-                self._ready, self._idle_since = True, time.monotonic()
+                self._enter(WorkerState.READY)
+                self._idle_since = time.monotonic()
                 self._context.wake_dispatcher.set()
             if report.ready and report.memory is not None:
                 self._capacity.observe(len(report.attempts), report.memory.used_bytes, report.memory.limit_bytes)

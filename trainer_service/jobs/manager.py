@@ -181,6 +181,7 @@ class JobManager:
         """Past events after number `after`, then each as it happens; ends after the one that ended the job. Raises NotFound."""
         news = self._context.bell.subscribe(job_id)
         pause = _OTHERS_NEWS_SECONDS if self._store.is_shared else _OWN_NEWS_SECONDS
+        ended = False
         try:
             await self._context.database.call(self._store.check_visible, job_id, current_caller().prompts)
             while True:
@@ -193,8 +194,11 @@ class JobManager:
                         return
                 if len(events) == _EVENTS_PER_READ:
                     continue
-                if not events and (await self._context.database.call(self._store.get, job_id)).state.is_terminal:
+                if not events and ended:
                     return
+                if not events and (await self._context.database.call(self._store.get, job_id)).state.is_terminal:
+                    ended = True  # maybe since the events were read: the last one is still to come
+                    continue
                 try:
                     async with asyncio.timeout(pause * random.uniform(0.8, 1.2)):
                         await news.wait()

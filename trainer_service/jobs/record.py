@@ -32,6 +32,8 @@ class Record:
     """Ran out of memory beside others, or lost several workers: goes on a fresh worker of its own."""
     owner: str = NOBODY
     lease_until: float = 0.0
+    queued_at: float = 0.0
+    """When it last became QUEUED. The store sets it."""
     claimed_at: float | None = None
     """When it was given to a worker; None while it is on none."""
 
@@ -60,6 +62,7 @@ def to_row(record: Record) -> dict[str, Any]:
         "spec": job.spec.model_dump_json(),
         "effective": job.effective.model_dump_json(),
         "queue_key": record.queue_key,
+        "queued_at": record.queued_at,
         "not_before": record.not_before,
         "trained": record.trained,
         "solo": record.solo,
@@ -113,6 +116,7 @@ def from_row(row: RowMapping) -> Record:
     return Record(
         job=job,
         queue_key=row["queue_key"],
+        queued_at=row["queued_at"],
         not_before=row["not_before"],
         trained=row["trained"],
         solo=row["solo"],

@@ -33,6 +33,7 @@ jobs = Table(
     Column("spec", Text, nullable=False),
     Column("effective", Text, nullable=False),
     Column("queue_key", Double, nullable=False),
+    Column("queued_at", Double, nullable=False),
     Column("not_before", Double, nullable=False),
     Column("trained", Boolean, nullable=False),
     Column("solo", Boolean, nullable=False),

@@ -7,8 +7,9 @@ Methods block and are thread-safe; all raise Unavailable when the database is aw
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from sqlalchemy import ColumnElement, Connection, RowMapping, delete, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
@@ -98,7 +99,7 @@ class JobStore:
                 self._check_room(connection, job, max_queued, max_active_of_caller, max_active_of_tenant)
                 if use_datasets is not None:
                     use_datasets(connection, job)
-                stored = record.with_job(last_event=1)
+                stored = replace(record.with_job(last_event=1), queued_at=time.time())
                 connection.execute(insert(jobs).values(**to_row(stored)))
                 if annotations := [{"key": k, "value": v, "job_id": job.id} for k, v in job.spec.annotations.items()]:
                     connection.execute(insert(job_annotations), annotations)
@@ -251,6 +252,13 @@ class JobStore:
             query = select(jobs.c.id).where(in_states(LEASED_STATES, visible_to), visible(visible_to, connection))
             return frozenset(connection.scalars(query))
 
+    def oldest_queued_seconds(self, now: float) -> Mapping[str, float]:
+        """By base model: how long the oldest job that waits for a worker has been QUEUED. Only base models that have such a job."""
+        waiting = (jobs.c.state == JobState.QUEUED.value) & jobs.c.trained.is_(False)
+        query = select(jobs.c.base_model, func.min(jobs.c.queued_at)).where(waiting).group_by(jobs.c.base_model)
+        with self._database.read() as connection:
+            return {name: max(0.0, now - queued_at) for name, queued_at in connection.execute(query)}
+
     def ids_with_files(self) -> frozenset[str]:
         """Jobs that have not ended, and those whose best prompt is kept."""
         kept = jobs.c.state.in_(_UNSUCCESSFUL) & jobs.c.checkpointed.is_(True)
@@ -342,6 +350,8 @@ def _write(connection: Connection, before: Record, after: Record, payloads: Sequ
     moved = after.job.state is not before.job.state
     if moved:
         check_move(before.job.id, before.job.state, after.job.state)
+        if after.job.state is JobState.QUEUED:
+            after = replace(after, queued_at=time.time())
     first = before.job.last_event + 1
     stored = after.with_job(last_event=before.job.last_event + len(payloads) + moved)
     if stored == before:

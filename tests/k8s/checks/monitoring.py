@@ -49,11 +49,18 @@ def _scaled(manifests: Manifests, scaled: Object) -> Iterator[str]:
 def _rule(rule: Object, rules: Object) -> Iterator[str]:
     recorded = {item["record"] for group in rules["spec"]["groups"] for item in group["rules"] if "record" in item}
     yield from (f"nobody exports {name}" for name in known_metrics.unknown_in(rule["expr"]) - recorded)
+    yield from known_metrics.selector_problems(rule["expr"]) if _is_watched(rule, rules) else ()
     if "alert" in rule:
         if rule.get("labels", {}).get("severity") not in ("critical", "warning"):
             yield "has no severity"
         if not {"summary", "description"} <= rule.get("annotations", {}).keys():
             yield "says neither what happens nor what to do"
+
+
+def _is_watched(rule: Object, rules: Object) -> bool:
+    """An alert, or a record that an alert looks at."""
+    alerts = [item["expr"] for group in rules["spec"]["groups"] for item in group["rules"] if "alert" in item]
+    return "alert" in rule or any(rule["record"] in expression for expression in alerts)
 
 
 def _dashboards(manifests: Manifests) -> Iterator[str]:

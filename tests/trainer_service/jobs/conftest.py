@@ -147,7 +147,7 @@ class Service:
         return sorted(record.versions) if record else []
 
 
-async def _nothing(reason: str, out_of_memory: bool) -> None:
+async def _nothing(*_: object) -> None:
     return None
 
 
