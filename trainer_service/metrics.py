@@ -22,7 +22,17 @@ _WAIT_BUCKETS = (0.1, 0.5, 1, 5, 10, 30, 60, 300, 900, 3600, 4 * 3600, 24 * 3600
 _MAINTENANCE_BUCKETS = (0.01, 0.1, 0.5, 1, 5, 30, 60, 300, 1800)
 _LOSS_BUCKETS = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 1.5, 2, 3, 4, 6, 10)
 _KNOWN_ERRORS = frozenset(
-    {"NAN_LOSS", "BAD_DATA", "OUT_OF_MEMORY", "MAX_RUNTIME", "DEADLINE_EXCEEDED", "WORKER_LOST", "PUBLISH_FAILED", "INTERNAL"}
+    {
+        "NAN_LOSS",
+        "BAD_DATA",
+        "OUT_OF_MEMORY",
+        "MAX_RUNTIME",
+        "DEADLINE_EXCEEDED",
+        "WORKER_LOST",
+        "BASE_MODEL_FAILED",
+        "PUBLISH_FAILED",
+        "INTERNAL",
+    }
 )
 
 

@@ -93,7 +93,17 @@ async def build(settings: TrainerSettings, make_pool: PoolMaker) -> Trainer:
     limits = TuningLimits(settings.max_virtual_tokens, settings.max_queued_jobs, settings.max_runtime_seconds)
     admission = SpecAdmission(models, datasets, Sources(store, job_store), limits)
     files = files_for(job_store, settings.checkpoints_dir)
-    jobs = JobManager(job_store, admission, datasets, store, make_pool(settings), settings.jobs, files=files, observer=JobAudit(metrics))
+    jobs = JobManager(
+        job_store,
+        admission,
+        datasets,
+        store,
+        make_pool(settings),
+        settings.jobs,
+        files=files,
+        observer=JobAudit(metrics),
+        tenants=rpc.guard.tenants,
+    )
     info = ServiceInfo(models, limits, settings.upload_limits)
     tuning = TuningServicer(jobs, JobIntake(datasets, jobs), datasets, info, rpc.draining)
     tuning_pb2_grpc.add_TuningServiceServicer_to_server(tuning, rpc.grpc_server)

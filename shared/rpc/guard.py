@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 from urllib.parse import unquote
@@ -17,7 +17,7 @@ from shared.log import bound_fields
 from shared.rpc.errors import status_of
 from shared.security import audit
 from shared.security.authenticator import Authenticator, Credentials
-from shared.security.caller import EVERYBODY, Caller, calling
+from shared.security.caller import EVERYBODY, Caller, Tenant, calling
 from shared.security.callers_file import CallersFile
 from shared.security.methods import RULES, Rule
 from shared.security.oidc import OidcConfig, OidcVerifier
@@ -65,6 +65,10 @@ class Guard:
     @property
     def asks(self) -> bool:
         return self._authenticator.asks
+
+    def tenants(self) -> Mapping[str, Tenant]:
+        """Tenants of the callers file as it is now, by name; none without one."""
+        return self._authenticator.tenants
 
     @asynccontextmanager
     async def admitted(self, method: str, context: Any) -> AsyncIterator[Admission]:

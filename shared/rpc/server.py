@@ -55,10 +55,10 @@ class RpcServer:
         self._settings = settings
         self._calls = CallCounter()
         self.draining = asyncio.Event()
-        self._guard = guard_of(settings)
+        self.guard = guard_of(settings)
         self._credentials = _credentials_of(settings, metrics)
         self.grpc_server = grpc.aio.server(
-            interceptors=[CallInterceptor(metrics, self._calls, self._guard, tracing or Tracing(), endless)],
+            interceptors=[CallInterceptor(metrics, self._calls, self.guard, tracing or Tracing(), endless)],
             options=[
                 ("grpc.max_receive_message_length", settings.max_message_bytes),
                 ("grpc.max_send_message_length", settings.max_message_bytes),
@@ -115,7 +115,7 @@ class RpcServer:
             log.warning("PLAINTEXT: everything, tokens too, can be read and changed on the way")
         elif self._credentials is None:
             log.info("plaintext, on loopback only: no other machine can reach this service")
-        if not (is_local or self._guard.asks or self._settings.tls_client_ca_file):
+        if not (is_local or self.guard.asks or self._settings.tls_client_ca_file):
             log.warning("NO AUTHENTICATION: whoever reaches this port may do everything; set a callers file")
 
     async def set_serving(self, serving: bool) -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from shared.errors import PermissionDenied, Unauthenticated
-from shared.security.caller import EVERYBODY, Caller
+from shared.security.caller import EVERYBODY, Caller, Tenant
 from shared.security.callers_file import CallersFile
 from shared.security.failures import FailureLimiter
 from shared.security.oidc import Claims, OidcVerifier, looks_like_jwt
@@ -59,6 +59,11 @@ class Authenticator:
     def asks(self) -> bool:
         """Whether callers must say who they are."""
         return self._callers is not None
+
+    @property
+    def tenants(self) -> Mapping[str, Tenant]:
+        """Tenants of the callers file as it is now, by name; none without one."""
+        return {} if self._callers is None else self._callers.directory.tenants
 
     async def identify(self, credentials: Credentials) -> Caller:
         """Raises Unauthenticated, Overloaded after too many failures, PermissionDenied for somebody known who has no role here."""

@@ -22,6 +22,7 @@ from trainer_service.cluster.interface import WorkerLost, WorkerMemory, WorkerRe
 from trainer_service.cluster.outbox import Outbox
 from trainer_service.cluster.spans import JobSpans
 from trainer_service.training.events import Failed, Finished, Stopped, TrainingEvent, TrainingTask
+from trainer_service.training.faults import is_device_fault
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +94,7 @@ class Worker:
         """Raises WorkerLost once the step thread has died; what it told before that comes first."""
         last, events = self._outbox.take(since, timeout_seconds)
         if not events and self._error is not None:
-            raise WorkerLost(f"{type(self._error).__name__}: {self._error}", out_of_memory=isinstance(self._error, MemoryError))
+            raise _loss(self._error, is_loading=not self._ready)
         ready = self._ready  # before the time: a worker that is ready has ended loading, and is not busy with that any more
         busy_since = self._busy_since
         busy_seconds = 0.0 if busy_since is None else time.monotonic() - busy_since
@@ -164,6 +165,11 @@ class Worker:
                 del self._attempts[event.job_id]
         self._spans.tell(events)
         self._outbox.put(events)
+
+
+def _loss(error: BaseException, *, is_loading: bool) -> WorkerLost:
+    base_model_failed = is_loading and isinstance(error, Exception) and not is_device_fault(error)
+    return WorkerLost(f"{type(error).__name__}: {error}", isinstance(error, MemoryError), base_model_failed)
 
 
 def wait_ready(worker: Worker, deadline_seconds: float) -> None:

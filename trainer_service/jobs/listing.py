@@ -7,11 +7,15 @@ import bisect
 import hashlib
 import json
 import time
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from sqlalchemy import Connection, Select, select, union_all
 
 from shared.errors import InvalidInput
+from trainer_service.jobs import tenant_shares
+from trainer_service.jobs.fair_queue import Shares, positions_before
 from trainer_service.jobs.model import Job, JobFilter, JobOrder, JobPage
 from trainer_service.jobs.record import Record, from_row
 from trainer_service.jobs.schema import job_annotations, jobs
@@ -21,25 +25,45 @@ MAX_PAGE_SIZE = 1000
 _RANKS_SECONDS = 1.0
 
 
+@dataclass(frozen=True)
+class _Queue:
+    """The queue as it was read at some time."""
+
+    read_at: float = float("-inf")
+    keys: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    """By tenant, in order."""
+    shares: Shares = field(default_factory=dict)
+
+    def position(self, record: Record) -> int:
+        index = bisect.bisect_left(self.keys.get(record.job.tenant, []), record.queue_key)
+        counts = {tenant: len(keys) for tenant, keys in self.keys.items()}
+        return positions_before(self.shares, counts, record.job.tenant, index)
+
+
 class QueueRanks:
     """Queue positions for whole pages, at most a second old: counting for each job anew would scan the queue a thousand times."""
 
     def __init__(self) -> None:
-        self._sorted: tuple[float, list[float]] = (float("-inf"), [])
+        self._latest = _Queue()
 
     def positions(self, connection: Connection, records: Sequence[Record]) -> list[Job]:
         if not any(record.job.state is JobState.QUEUED for record in records):
             return [record.job for record in records]
-        read_at, keys = self._sorted
-        if time.monotonic() - read_at > _RANKS_SECONDS:
-            keys = sorted(connection.scalars(select(jobs.c.queue_key).where(jobs.c.state == JobState.QUEUED.value)))
-            self._sorted = (time.monotonic(), keys)
+        queue = self._latest
+        if time.monotonic() - queue.read_at > _RANKS_SECONDS:
+            queue = self._latest = _read_queue(connection)
         return [
-            record.job.model_copy(update={"queue_position": bisect.bisect_left(keys, record.queue_key)})
-            if record.job.state is JobState.QUEUED
-            else record.job
+            record.job.model_copy(update={"queue_position": queue.position(record)}) if record.job.state is JobState.QUEUED else record.job
             for record in records
         ]
+
+
+def _read_queue(connection: Connection) -> _Queue:
+    query = select(jobs.c.tenant, jobs.c.queue_key).where(jobs.c.state == JobState.QUEUED.value)
+    keys = defaultdict[str, list[float]](list)
+    for tenant, key in connection.execute(query.order_by(jobs.c.tenant, jobs.c.queue_key)):
+        keys[tenant].append(key)
+    return _Queue(time.monotonic(), keys, tenant_shares.read(connection, time.time()))
 
 
 def page(connection: Connection, filter: JobFilter, page_size: int, page_token: str, ranks: QueueRanks) -> JobPage:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
 from shared.errors import InvalidInput
+from shared.security.caller import Tenant
 from shared.store.store import PromptStore
 from shared.tracing import current_traceparent
 from trainer_service.cluster.interface import WorkerPool
@@ -73,12 +74,14 @@ class JobManager:
         *,
         files: JobFiles,
         observer: JobsObserver | None = None,
+        tenants: Callable[[], Mapping[str, Tenant]] = dict,
     ) -> None:
+        """`tenants`: those of the callers file as it is now, by name."""
         self._store, self._admission, self._pool, self._config = store, admission, pool, config
         preparation = Preparation(datasets, prompt_store, files)
         self._context = JobsContext(store, files, preparation, config, observer or SilentObserver())
         self._publisher = Publisher(self._context, prompt_store)
-        self._dispatcher = Dispatcher(self._context, pool, self._publisher)
+        self._dispatcher = Dispatcher(self._context, pool, self._publisher, tenants)
         dispatcher = self._dispatcher
         self._outlook = Outlook(self._context, lambda: dispatcher.workers, dispatcher.launch_seconds, dispatcher.may_launch)
 
@@ -97,7 +100,8 @@ class JobManager:
     async def create(self, spec: TuningSpec, *, request_id: str = "", owner: JobOwner = NO_OWNER) -> Job:
         """Check, store as QUEUED, return. Repeating a `request_id` returns the job that it made.
 
-        Raises what `Admission.check` raises, Conflict if that job's spec differs, Overloaded if the queue is full.
+        Raises what `Admission.check` raises, InvalidInput for a priority above the tenant's, Conflict if that job's spec differs,
+        Overloaded if the tenant's part of the queue is full.
         """
         if len(request_id) > MAX_REQUEST_ID_CHARS:
             raise InvalidInput.of("request_id", f"has {len(request_id)} characters; at most {MAX_REQUEST_ID_CHARS} are allowed")
@@ -106,6 +110,7 @@ class JobManager:
                 return found
             effective = found.effective  # the store says how the two conflict
         else:
+            _check_priority(spec, owner)
             admitted = await self._admission.check(spec)
             effective = admitted.model_copy(update={"traceparent": current_traceparent()})
         now = time.time()
@@ -126,6 +131,7 @@ class JobManager:
             max_queued=self._config.max_queued_jobs,
             max_active_of_caller=self._config.max_active_jobs_per_caller if owner.max_active is None else owner.max_active,
             max_active_of_tenant=owner.tenant.limits.active_jobs,
+            weight=owner.tenant.weight,
         )
         if created.id == job.id:
             log.info("job created", extra={"fields": {"job": job.id, "prompt": spec.prompt, "base_model": effective.base_model.id}})
@@ -200,3 +206,9 @@ class JobManager:
         after = await self._context.database.call(self._store.change, job_id, move)
         self._context.tell(after.job)
         return await self.get(job_id)
+
+
+def _check_priority(spec: TuningSpec, owner: JobOwner) -> None:
+    if spec.priority > owner.tenant.max_priority:
+        reason = f"{spec.priority} is more than the largest priority of your tenant's jobs, {owner.tenant.max_priority}"
+        raise InvalidInput.of("spec.priority", reason)
