@@ -289,7 +289,7 @@ class Dispatcher:
             self._errands.cancel(errand, follower.id)
         if follower.was_ready:
             self._launches.succeeded(follower.base_model, follower.launch_seconds)
-        elif not self._draining:
+        elif not (self._draining or follower.was_ended):
             reason, is_models_fault = "", False
             if (loss := follower.loss) is not None:
                 reason, is_models_fault = loss.reason, loss.base_model_failed or loss.out_of_memory

@@ -72,6 +72,11 @@ class Follower:
         return self._ready
 
     @property
+    def was_ended(self) -> bool:
+        """Its end was asked for: it was not lost."""
+        return bool(self._ended_because)
+
+    @property
     def attempts(self) -> dict[str, int]:
         return {job_id: tracker.attempt for job_id, tracker in self._trackers.items()}
 

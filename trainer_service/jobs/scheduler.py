@@ -2,7 +2,7 @@
 
 Jobs of one base model share its workers' cohorts: a worker is filled before another one is started. How many workers each base model
 should have follows from who waits (`worker_targets`). While there is room, workers are started. When all are taken, base models that
-have more than their target hand workers over: idle ones at once; when another model lacks much of its target, the emptiest busy ones
+have more than their target hand workers over: idle ones and those that are still loading at once; when another model lacks much of its target, the emptiest busy ones
 take nothing new until they are idle. A worker that was started a moment ago stays for a few times as long as its model took to load, so
 that little of the time goes into loading models.
 
@@ -84,7 +84,7 @@ class Plan:
     launches: tuple[str, ...] = ()
     """Base models, one entry a worker."""
     stops: tuple[str, ...] = ()
-    """Idle workers."""
+    """Workers without jobs, some of which may still load their base model."""
 
 
 @dataclass
@@ -186,7 +186,7 @@ def _move_workers(lanes: Sequence[_LaneState], num_free: int, max_jobs_per_worke
 
 
 def _make_way(receiver: _LaneState, lanes: Sequence[_LaneState], is_large: bool) -> str | None:
-    """An idle worker to replace. Where there is none, a worker that will be: it is marked, and None returned."""
+    """A worker without jobs to replace. Where there is none, one that will be: it is marked, and None returned."""
     candidates = [
         (worker.num_jobs, not worker.ready, worker.id, state)
         for state in lanes
@@ -197,9 +197,9 @@ def _make_way(receiver: _LaneState, lanes: Sequence[_LaneState], is_large: bool)
     ]
     if not candidates:
         return None
-    num_jobs, not_ready, id, donor = min(candidates, key=lambda candidate: candidate[:3])
+    num_jobs, _, id, donor = min(candidates, key=lambda candidate: candidate[:3])
     donor.reserved.add(id)
-    return id if num_jobs == 0 and not not_ready else None
+    return id if num_jobs == 0 else None
 
 
 def _fill(state: _LaneState, max_jobs_per_worker: int) -> Iterable[Claim]:
