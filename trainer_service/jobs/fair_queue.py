@@ -98,7 +98,7 @@ def positions_before(shares: Shares, counts: Mapping[str, int], tenant: str, ind
         if other == tenant:
             continue
         theirs = share_of(shares, other)
-        lead = (start - max(clock, theirs.time)) * theirs.weight / seconds
+        lead = round((start - max(clock, theirs.time)) * theirs.weight / seconds, 9)  # equal tags are equal for both tenants
         if lead < 0:
             continue
         wins_ties = (theirs.time, other) < (mine.time, tenant)

@@ -2,9 +2,9 @@
 
 Jobs of one base model share its workers' cohorts: a worker is filled before another one is started. How many workers each base model
 should have follows from who waits (`worker_targets`). While there is room, workers are started. When all are taken, base models that
-have more than their target hand workers over: idle ones and those that are still loading at once; when another model lacks much of its target, the emptiest busy ones
-take nothing new until they are idle. A worker that was started a moment ago stays for a few times as long as its model took to load, so
-that little of the time goes into loading models.
+have more than their target hand workers over: idle ones and those that are still loading at once; when another model lacks much of its
+target, the emptiest busy ones take nothing new until they are idle. A worker that was started a moment ago stays for a few times as
+long as its model took to load, so that little of the time goes into loading models.
 
 A job that must be alone gets a process that no other job has used, since one that ran out of memory may be fragmented or keep memory
 that it should have freed. A worker is launched or handed over for it while the others of its base model go on taking ordinary jobs.
