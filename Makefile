@@ -7,7 +7,7 @@ SHELL  := /bin/bash
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint pytest protos model bench bench-train bench-quality bench-serve bench-kernels bench-store bench-jobs bench-overload bench-soak lock clean tools rules images try-images
+.PHONY: help install demo test lint pytest protos model bench bench-train bench-quality bench-serve bench-kernels bench-store bench-jobs bench-overload bench-soak simulate-fairness lock clean tools rules images try-images
 
 help:            ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -77,6 +77,9 @@ bench-store: install ## The prompt store
 
 bench-jobs: model    ## Jobs: latencies, watchers, the first step, recovery from each fault
 	$(BIN)/python -m benchmarks.jobs --model "$$($(BIN)/softprompt models pull $(MODEL))"
+
+simulate-fairness: install ## Fair shares of tenants and base models: the scheduler on a virtual clock
+	$(BIN)/python -m benchmarks.fairness
 
 bench-overload: model ## Five times what a replica can do, for two minutes; then a greedy neighbour beside steady streams
 	$(BIN)/python -m benchmarks.load overload --model "$$($(BIN)/softprompt models pull $(MODEL))"

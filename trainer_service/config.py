@@ -103,6 +103,10 @@ class TrainerSettings(ServerSettings):
     """Longest time from a worker's launch until its base model is loaded: a cluster may first have to add a node, which pulls an image."""
     lease_seconds: float = Field(default=60, ge=1, le=3_600)
     """With several trainers on PostgreSQL: one that is gone, or does not renew its leases for that long, loses its jobs to the others."""
+    max_model_failures: int = Field(default=5, ge=1, le=1_000)
+    """Launches in a row that may fail because a base model can't be loaded, before its waiting jobs fail with BASE_MODEL_FAILED."""
+    broken_model_seconds: float = Field(default=600, gt=0, le=7 * 86_400)
+    """But not before it has failed for that long. Then it is tried again after that pause, once a job waits for it."""
     checkpoint_seconds: float = Field(default=10, gt=0, le=3_600)
     """Time between two checkpoints of a job."""
     max_queued_jobs: int = Field(default=10_000, ge=1)
@@ -221,4 +225,6 @@ class TrainerSettings(ServerSettings):
             step_seconds=self.step_seconds,
             launch_seconds=self.launch_seconds,
             lease_seconds=self.lease_seconds,
+            max_model_failures=self.max_model_failures,
+            broken_model_seconds=self.broken_model_seconds,
         )

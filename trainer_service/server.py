@@ -142,8 +142,19 @@ async def build(settings: TrainerSettings, front: Front, make_pool: PoolMaker) -
     admission = SpecAdmission(models, datasets, Sources(store, job_store), limits, pools)
     files = files_for(job_store, settings.checkpoints_dir)
     ledger, observer = DatasetLedger(job_store.database), JobAudit(metrics)
-    pool, config = make_pool(settings), settings.jobs
-    jobs = JobManager(job_store, admission, datasets, store, pool, config, files=files, observer=observer, ledger=ledger, pools=pools)
+    jobs = JobManager(
+        job_store,
+        admission,
+        datasets,
+        store,
+        make_pool(settings),
+        settings.jobs,
+        files=files,
+        observer=observer,
+        ledger=ledger,
+        pools=pools,
+        tenants=rpc.guard.tenants,
+    )
     info = ServiceInfo(models, limits, settings.upload_limits)
     owned = TenantDatasets(datasets, ledger, settings.max_dataset_bytes_per_tenant)
     tokens = PageTokens(await _insist(pools.job_database, lambda: page_token_key(job_store.database), _OPEN_SECONDS))
@@ -154,7 +165,7 @@ async def build(settings: TrainerSettings, front: Front, make_pool: PoolMaker) -
     tuning_pb2_grpc.add_TuningServiceServicer_to_server(tuning, server)
     prompts_pb2_grpc.add_PromptServiceServicer_to_server(PromptServicer(prompts, tokens, rpc.draining, beat_seconds), server)
     rounds = Retention(job_store.database, files, ledger, datasets, settings.retention)
-    retention = RetentionRounds(rounds, lambda: rpc.tenants, settings.retention_seconds, metrics)
+    retention = RetentionRounds(rounds, rpc.guard.tenants, settings.retention_seconds, metrics)
     storage = StorageMeter(settings.data_dir, datasets, files, job_store.database, metrics.set_storage)
     return Trainer(settings, front, models, store, maintenance, retention, storage, job_store, jobs)
 

@@ -66,7 +66,6 @@ class Guard:
     def asks(self) -> bool:
         return self._authenticator.asks
 
-    @property
     def tenants(self) -> Mapping[str, Tenant]:
         """Tenants of the callers file as it is now, by name; none without one. For the event loop's thread."""
         return self._authenticator.tenants

@@ -21,7 +21,6 @@ from shared.rpc.guard import guard_of
 from shared.rpc.interceptors import CallInterceptor
 from shared.rpc.metrics import RpcMetrics
 from shared.rpc.tls import server_credentials
-from shared.security.caller import Tenant
 from shared.security.certificates import TlsFiles
 from shared.tracing import Tracing
 
@@ -59,10 +58,10 @@ class RpcServer:
         self._calls = CallCounter()
         self.draining = asyncio.Event()
         metrics.expect(service_names)
-        self._guard = guard_of(settings)
+        self.guard = guard_of(settings)
         self._credentials = _credentials_of(settings, metrics)
         self.grpc_server = grpc.aio.server(
-            interceptors=[CallInterceptor(metrics, self._calls, self._guard, tracing or Tracing(), endless)],
+            interceptors=[CallInterceptor(metrics, self._calls, self.guard, tracing or Tracing(), endless)],
             options=[
                 ("grpc.max_receive_message_length", settings.max_message_bytes),
                 ("grpc.max_send_message_length", settings.max_message_bytes),
@@ -84,11 +83,6 @@ class RpcServer:
             reflection.enable_server_reflection((*service_names, health.SERVICE_NAME, reflection.SERVICE_NAME), self.grpc_server)
         self.health_port: int | None = None
         self._health_server: grpc.aio.Server | None = None
-
-    @property
-    def tenants(self) -> Mapping[str, Tenant]:
-        """Tenants of the callers file as it is now, by name; none without one."""
-        return self._guard.tenants
 
     async def start(self) -> int:
         """Listen; the port that was bound. Everything but `live` is NOT_SERVING until `set_serving`. Raises OSError if it is taken."""
@@ -124,7 +118,7 @@ class RpcServer:
             log.warning("PLAINTEXT: everything, tokens too, can be read and changed on the way")
         elif self._credentials is None:
             log.info("plaintext, on loopback only: no other machine can reach this service")
-        if not (is_local or self._guard.asks or self._settings.tls_client_ca_file):
+        if not (is_local or self.guard.asks or self._settings.tls_client_ca_file):
             log.warning("NO AUTHENTICATION: whoever reaches this port may do everything; set a callers file")
 
     async def set_serving(self, serving: bool, exceptions: Mapping[str, bool] | None = None) -> None:

@@ -62,7 +62,7 @@ class Authenticator:
 
     @property
     def tenants(self) -> Mapping[str, Tenant]:
-        """Tenants of the callers file, by name; none without one."""
+        """Tenants of the callers file as it is now, by name; none without one."""
         return {} if self._callers is None else self._callers.directory.tenants
 
     async def identify(self, credentials: Credentials) -> Caller:

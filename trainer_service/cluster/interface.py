@@ -13,11 +13,14 @@ from trainer_service.training.events import TrainingEvent, TrainingTask
 
 
 class WorkerLost(Exception):
-    """The worker is gone or can't be reached; what it had is lost since the last checkpoint. `reason` is for people."""
+    """The worker is gone or can't be reached; what it had is lost since the last checkpoint. `reason` is for people.
 
-    def __init__(self, reason: str, out_of_memory: bool = False) -> None:
+    `base_model_failed`: it could not load its base model, for a reason that lies in the model or its files.
+    """
+
+    def __init__(self, reason: str, out_of_memory: bool = False, base_model_failed: bool = False) -> None:
         super().__init__(reason)
-        self.reason, self.out_of_memory = reason, out_of_memory
+        self.reason, self.out_of_memory, self.base_model_failed = reason, out_of_memory, base_model_failed
 
 
 class WrongSoftware(WorkerLost):

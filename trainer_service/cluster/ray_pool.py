@@ -85,7 +85,7 @@ class RayPool:
         from trainer_service.cluster import ray_actor
 
         if base_model not in self._config.base_models:
-            raise WorkerLost(f"base model {base_model!r} is not one of this trainer's any more")
+            raise WorkerLost(f"base model {base_model!r} is not one of this trainer's any more", base_model_failed=True)
         spec = self._spec(base_model)
         options: dict[str, Any] = {"num_gpus": spec.num_gpus, "num_cpus": 1 if spec.num_gpus else spec.num_threads}
         if self._other_nodes:
@@ -217,7 +217,9 @@ class RayWorker:
             raise WorkerLost(f"its node ran out of memory; {_NEEDS_LESS}", out_of_memory=True) from error
         except ray.exceptions.RayTaskError as error:
             cause = error.cause
-            raise WorkerLost(str(cause), out_of_memory=isinstance(cause, WorkerLost) and cause.out_of_memory) from error
+            if isinstance(cause, WorkerLost):
+                raise WorkerLost(cause.reason, cause.out_of_memory, cause.base_model_failed) from error
+            raise WorkerLost(str(cause)) from error
         except ray.exceptions.RayError as error:
             self._loss = self._loss or self._explain(error)
             raise WorkerLost(self._loss.reason, self._loss.out_of_memory) from error

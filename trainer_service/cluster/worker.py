@@ -28,6 +28,7 @@ from trainer_service.cluster.spans import JobSpans
 from trainer_service.training.checkpoint import digest_of
 from trainer_service.training.dataset import count_overlap
 from trainer_service.training.events import Failed, Finished, Stopped, TrainingEvent, TrainingTask
+from trainer_service.training.faults import is_device_fault
 
 log = logging.getLogger(__name__)
 
@@ -150,7 +151,7 @@ class Worker:
         """Raises WorkerLost once the step thread has died; what it told before that comes first."""
         last, events = self._outbox.take(since, timeout_seconds)
         if not events and self._error is not None:
-            raise WorkerLost(self._why_lost(self._error), out_of_memory=isinstance(self._error, MemoryError))
+            raise self._loss(self._error)
         ready = self._ready  # before the time: a worker that is ready has ended loading, and is not busy with that any more
         now = time.monotonic()
         busy_seconds = max(now - (self._busy_since or now), now - (self._reading_since or now))
@@ -189,6 +190,10 @@ class Worker:
             log.exception("the worker's step thread died")
             self._error = error
             self._outbox.wake()
+
+    def _loss(self, error: BaseException) -> WorkerLost:
+        base_model_failed = not self._ready and isinstance(error, Exception) and not is_device_fault(error)
+        return WorkerLost(self._why_lost(error), isinstance(error, MemoryError), base_model_failed)
 
     def _why_lost(self, error: BaseException) -> str:
         """Shown to every job of the worker. While jobs are trained, only texts of torch and of the hardware are sure not to quote one."""

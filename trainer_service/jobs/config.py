@@ -37,5 +37,9 @@ class JobsConfig:
     """Attempts in a row that may be lost to dead workers, none getting to a checkpoint, before the job fails with WORKER_LOST."""
     retry_first_seconds: float = 1.0
     retry_max_seconds: float = 120.0
+    max_model_failures: int = 5
+    """Launches in a row that may fail because the base model can't be loaded, before it counts as broken and its waiting jobs fail."""
+    broken_model_seconds: float = 600.0
+    """But not before it has failed for that long. A broken base model is tried again after that pause, once somebody waits for it."""
     max_publish_seconds: float = 7 * 24 * 3600.0
     """A trained job waits that long for the prompt store to come back before it fails with PUBLISH_FAILED."""

@@ -11,19 +11,23 @@ import asyncio
 import itertools
 import logging
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 
 from shared.errors import Unavailable
+from shared.security.caller import Tenant
 from trainer_service.cluster.interface import WorkerPool
 from trainer_service.jobs import moves
 from trainer_service.jobs.checkpoints import keep_what_is_worth
 from trainer_service.jobs.context import JobsContext
 from trainer_service.jobs.errands import Errands
 from trainer_service.jobs.follower import Follower
+from trainer_service.jobs.launches import Launches
 from trainer_service.jobs.leases import Leases
+from trainer_service.jobs.model import JobError
 from trainer_service.jobs.publisher import Publisher
-from trainer_service.jobs.scheduler import Claim, plan, retry_delay_seconds
+from trainer_service.jobs.scheduler import Claim, plan
 from trainer_service.jobs.states import JobState
 from trainer_service.jobs.store import Holding, StaleAttempt
 from trainer_service.jobs.waiting_notes import WaitingNotes
@@ -32,17 +36,25 @@ log = logging.getLogger(__name__)
 
 _LEAST_PAUSE_SECONDS = 0.01
 _NO_WORKER = "no worker has it"
-_UNKNOWN_LAUNCH_SECONDS = 10.0
-"""A guess for a base model that was never loaded here."""
 _END_SECONDS = 5.0
 """Its successor's launch waits that long for a worker to end. A cluster that sees both at once may add a node for a moment."""
+_LONGEST_REASON = 1000
+_FAIL_AT_ONCE = 200
+"""Jobs of a broken base model that fail in one transaction."""
 _LAST_SHARE, _LAST_SECONDS = 0.25, 10.0
 """Of the grace time, and at most: for ending workers and handing back what they had."""
 
 
 class Dispatcher:
-    def __init__(self, context: JobsContext, pool: WorkerPool, publisher: Publisher) -> None:
-        self._context, self._pool, self._publisher = context, pool, publisher
+    def __init__(
+        self,
+        context: JobsContext,
+        pool: WorkerPool,
+        publisher: Publisher,
+        tenants: Callable[[], Mapping[str, Tenant]] = dict,
+    ) -> None:
+        """`tenants`: those that are known now, by name."""
+        self._context, self._pool, self._publisher, self._tenants = context, pool, publisher, tenants
         self._followers: dict[str, Follower] = {}
         self._numbers = itertools.count(1)
         self._task: asyncio.Task[None] | None = None
@@ -50,10 +62,10 @@ class Dispatcher:
         self._errands = Errands()
         self._waiting_notes = WaitingNotes(context)
         self._draining = False
-        self._failed_launches: dict[str, tuple[int, float]] = {}
-        """By base model: launches in a row that came to nothing, and when the next one may be tried."""
-        self._launch_seconds: dict[str, float] = {}
-        """By base model: how long its latest worker took until it was ready."""
+        self._launches = Launches(context.config)
+        self._broken: set[str] = set()
+        """Base models that can't be loaded and whose waiting jobs have not failed yet."""
+        self._weights: Mapping[str, float] = {}
 
     @property
     def workers(self) -> Collection[Follower]:
@@ -63,12 +75,11 @@ class Dispatcher:
         """How long a job for this base model waits for a worker that has room to start: nothing where one is ready."""
         if any(follower.was_ready and follower.base_model == base_model for follower in self._followers.values()):
             return 0.0
-        return self._launch_seconds.get(base_model, _UNKNOWN_LAUNCH_SECONDS)
+        return self._launches.seconds(base_model)
 
     def may_launch(self, base_model: str) -> bool:
         """Not if its workers fail to start: then it neither takes others' place nor burns processor time on one start after another."""
-        _, not_before = self._failed_launches.get(base_model, (0, 0.0))
-        return time.monotonic() >= not_before or any(follower.base_model == base_model for follower in self._followers.values())
+        return self._launches.may_try(base_model) or any(follower.base_model == base_model for follower in self._followers.values())
 
     async def start(self) -> None:
         """Take back what died replicas left, then begin."""
@@ -140,6 +151,7 @@ class Dispatcher:
         await self._expire()
         await self._obey(await self._context.database.call(self._context.store.holdings, self._context.owner))
         await self._claim_trained()
+        await self._fail_broken()
         await self._place()
 
     # Requests
@@ -211,9 +223,38 @@ class Dispatcher:
             context.tell(record.job)
             self._publisher.begin(record)
 
+    async def _fail_broken(self) -> None:
+        """Jobs that waited when their base model turned out to be broken. Later ones have it tried once more."""
+        context = self._context
+        for base_model in list(self._broken):
+            message = f"base model {base_model!r} can't be loaded: {self._launches.why_broken(base_model)}"
+            error = JobError(code="BASE_MODEL_FAILED", message=message[:_LONGEST_REASON], field="spec.base_model")
+            move = partial(moves.failed, error=error, now=time.time())
+            failed = await context.database.call(context.store.fail_waiting, base_model, move, _FAIL_AT_ONCE)
+            for job in failed:
+                context.tell(job)
+                self._errands.begin(("tidy", job.id), partial(context.pools.job_files.retry, keep_what_is_worth, context.files, job))
+            if len(failed) < _FAIL_AT_ONCE:
+                self._broken.discard(base_model)
+
+    async def _set_weights(self) -> None:
+        """Weights of tenants that have changed since the last round."""
+        weights = {tenant.name: tenant.weight for tenant in self._tenants().values()}
+        if weights != self._weights:
+            await self._context.database.call(self._context.store.set_weights, weights)
+            self._weights = weights
+
     async def _place(self) -> None:
         context, config = self._context, self._context.config
-        heads = [head for head in await context.database.call(context.store.heads, time.time()) if self.may_launch(head.base_model)]
+        await self._set_weights()
+        for follower in self._followers.values():
+            if follower.was_ready:
+                self._launches.succeeded(follower.base_model, follower.launch_seconds)
+        heads = [
+            replace(head, num_jobs=1, solo=min(1, head.solo)) if self._launches.is_suspect(head.base_model) else head
+            for head in await context.database.call(context.store.heads, time.time())
+            if self.may_launch(head.base_model)
+        ]
         decided = plan(
             heads,
             [follower.view for follower in self._followers.values() if not self._errands.is_under_way(("end", follower.id))],
@@ -233,7 +274,7 @@ class Dispatcher:
             if follower is None or follower.id not in self._followers or follower.view.exclusive:
                 return
             record = await context.database.call(
-                context.store.claim, claim.base_model, context.owner, await self._leases.until(), time.time(), fresh=follower.view.fresh
+                context.store.claim, claim.base_model, context.owner, await self._leases.until(), time.time(), solo=claim.solo
             )
             if record is None:
                 return
@@ -249,14 +290,14 @@ class Dispatcher:
         for errand in ("stop", "let go"):
             self._errands.cancel(errand, follower.id)
         if follower.was_ready:
-            self._failed_launches.pop(follower.base_model, None)
+            self._launches.succeeded(follower.base_model, follower.launch_seconds)
             self._waiting_notes.forget(follower.base_model)
-            self._launch_seconds[follower.base_model] = follower.launch_seconds
-        elif not self._draining:
-            failures = self._failed_launches.get(follower.base_model, (0, 0.0))[0] + 1
-            config = self._context.config
-            pause = retry_delay_seconds(failures, config.retry_first_seconds, config.retry_max_seconds)
-            self._failed_launches[follower.base_model] = failures, time.monotonic() + pause
+        elif not (self._draining or follower.was_ended):
+            reason, is_models_fault = "", False
+            if (loss := follower.loss) is not None:
+                reason, is_models_fault = loss.reason, loss.base_model_failed or loss.out_of_memory
+            if self._launches.failed(follower.base_model, reason, is_models_fault=is_models_fault):
+                self._broken.add(follower.base_model)
             if follower.wrong_software:
                 tell = partial(self._waiting_notes.tell, follower.base_model, follower.wrong_software)
                 self._errands.begin(("note", follower.base_model), tell)

@@ -12,8 +12,10 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
-from trainer_service.jobs.scheduler import Claim, QueueHead, WorkerView, plan
+from trainer_service.jobs.fair_queue import Ledger, Shares, in_order, queue_clock, share_of
+from trainer_service.jobs.scheduler import Claim, QueueHead, WorkerView, plan, settling_seconds
 
 _MOST_WORK = 10_000
 """Workers and queues looked at, over all rounds, so that a guess takes some tens of milliseconds. What starts later is not guessed at."""
@@ -28,6 +30,7 @@ class WaitingJob:
     solo: bool = False
     done_seconds: float = 0.0
     """Spent on workers by earlier attempts."""
+    tenant: str = ""
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,8 @@ class BusyWorker:
     """When each of its jobs will probably be done; None: not known."""
     ready_at: float | None = 0.0
     """When its base model is loaded; None: not known."""
+    held: Sequence[tuple[str, float]] = ()
+    """Tenant of each of its jobs, and when it was claimed, in the order of `ends`. Left out: the nameless tenant's, claimed now."""
 
 
 @dataclass(frozen=True)
@@ -49,25 +54,37 @@ class Pace:
     launch_seconds: Mapping[str, float] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class _Place:
+    """A job on a worker."""
+
+    end: float
+    tenant: str
+    since: float
+
+
 @dataclass
 class _Worker:
     id: str
     base_model: str
     ready_at: float
-    ends: list[float]
+    places: list[_Place]
     fresh: bool
     exclusive: bool
     max_jobs: int | None
+    load_seconds: float = 0.0
 
     def view(self, now: float) -> WorkerView:
         return WorkerView(
             id=self.id,
             base_model=self.base_model,
-            num_jobs=len(self.ends),
+            num_jobs=len(self.places),
             ready=self.ready_at <= now,
             fresh=self.fresh,
             exclusive=self.exclusive,
             max_jobs=self.max_jobs,
+            load_seconds=self.load_seconds,
+            ready_seconds=max(0.0, now - self.ready_at),
         )
 
 
@@ -91,12 +108,22 @@ def starts(
     *,
     max_workers: int,
     max_jobs_per_worker: int,
+    shares: Shares | None = None,
 ) -> dict[str, float]:
     """When waiting jobs will probably reach a worker, by id. Those of which that can't be said are left out.
 
-    `replicas`: the workers of each trainer replica, each of which has at most `max_workers`.
+    `replicas`: the workers of each trainer replica, each of which has at most `max_workers`. `shares`: of tenants, without what their
+    jobs hold now.
     """
-    return _Future(waiting, replicas, pace, now, max_workers, max_jobs_per_worker).play()
+    return _Future(waiting, replicas, pace, now, max_workers, max_jobs_per_worker, shares or {}).play()
+
+
+class _Key(NamedTuple):
+    """Jobs that are claimed in one order."""
+
+    base_model: str
+    tenant: str
+    solo: bool
 
 
 class _Future:
@@ -108,12 +135,15 @@ class _Future:
         now: float,
         max_workers: int,
         max_jobs_per_worker: int,
+        shares: Shares,
     ) -> None:
-        self._queues: dict[str, list[WaitingJob]] = {}
-        """By base model: what may run by now, in order."""
+        self._queues: dict[_Key, list[WaitingJob]] = {}
+        """What may run by now, in order."""
         self._later = [(job.not_before, job.id, job) for job in waiting]
         heapq.heapify(self._later)
-        self._replicas = [{worker.view.id: _begin(worker) for worker in workers} for workers in replicas]
+        self._replicas = [{worker.view.id: _begin(worker, now) for worker in workers} for workers in replicas]
+        running = [place for workers in self._replicas for worker in workers.values() for place in worker.places]
+        self._ledger = Ledger(shares, [(place.tenant, place.since) for place in running])
         self._pace, self._now = pace, now
         self._max_workers, self._max_jobs_per_worker = max_workers, max_jobs_per_worker
         self._starts: dict[str, float] = {}
@@ -145,66 +175,86 @@ class _Future:
         num_started = sum(self._claim(workers[claim.worker_id], claim) for claim in decided.claims)
         for base_model in decided.launches:
             self._num_launched += 1
-            ready_at = self._now + self._pace.launch_seconds.get(base_model, math.inf)
+            seconds = self._pace.launch_seconds.get(base_model, math.inf)
             id = f"launched-{self._num_launched}"
-            workers[id] = _Worker(id, base_model, ready_at, [], fresh=True, exclusive=False, max_jobs=None)
+            workers[id] = _Worker(id, base_model, self._now + seconds, [], fresh=True, exclusive=False, max_jobs=None, load_seconds=seconds)
         return (num_started > 0 or bool(decided.stops) or bool(decided.launches)) and self._work_left > 0
 
     def _heads(self) -> list[QueueHead]:
-        return [QueueHead(base_model, jobs[0].queue_key, len(jobs), jobs[0].solo) for base_model, jobs in self._queues.items()]
+        shares = self._ledger.at(self._now)
+        clock = queue_clock(shares)
+        return [
+            QueueHead(
+                key.base_model,
+                jobs[0].queue_key,
+                len(jobs),
+                len(jobs) if key.solo else 0,
+                key.tenant,
+                share_of(shares, key.tenant).weight,
+                max(clock, share_of(shares, key.tenant).time),
+            )
+            for key, jobs in self._queues.items()
+        ]
 
     def _claim(self, worker: _Worker, claim: Claim) -> int:
-        """Jobs that the worker really gets: one that must be alone only if it never had another."""
         taken = 0
-        while taken < claim.max_jobs and not worker.exclusive:
-            job = self._take(claim.base_model, fresh=worker.fresh)
-            if job is None:
-                break
+        while taken < claim.max_jobs and (job := self._take(claim)) is not None:
             typical = self._pace.job_seconds.get(job.base_model)
-            worker.ends.append(self._now + max(0.0, typical - job.done_seconds) if typical is not None else math.inf)
+            end = self._now + max(0.0, typical - job.done_seconds) if typical is not None else math.inf
+            worker.places.append(_Place(end, job.tenant, self._now))
             worker.fresh, worker.exclusive = False, job.solo
             self._starts[job.id] = self._now
             taken += 1
         return taken
 
-    def _take(self, base_model: str, *, fresh: bool) -> WaitingJob | None:
-        jobs = self._queues.get(base_model, [])
-        index = next((index for index, job in enumerate(jobs) if fresh or not job.solo), None)
-        if index is None:
+    def _take(self, claim: Claim) -> WaitingJob | None:
+        """As the job store does it: the tenant that goes next, and the first of its jobs."""
+        tenants = {key.tenant for key in self._queues if (key.base_model, key.solo) == (claim.base_model, claim.solo)}
+        if not tenants:
             return None
-        job = jobs.pop(index)
-        if not jobs:
-            del self._queues[base_model]
+        tenant = in_order(self._ledger.at(self._now), tenants)[0]
+        waiting = {key.tenant for key in self._queues}
+        key = _Key(claim.base_model, tenant, claim.solo)
+        job = self._queues[key].pop(0)
+        if not self._queues[key]:
+            del self._queues[key]
+        self._ledger.claim(tenant, waiting, self._now, is_last=not self._queues)
         return job
 
     def _let_in(self) -> None:
         """Jobs whose back-off is over."""
         while self._later and self._later[0][0] <= self._now:
             _, _, job = heapq.heappop(self._later)
-            bisect.insort(self._queues.setdefault(job.base_model, []), job, key=lambda job: (job.queue_key, job.id))
+            queue = self._queues.setdefault(_Key(job.base_model, job.tenant, job.solo), [])
+            bisect.insort(queue, job, key=lambda job: (job.queue_key, job.id))
 
     def _advance(self) -> bool:
         """To the next thing that happens. False: nothing is known to."""
         workers = [worker for replica in self._replicas for worker in replica.values()]
-        times = [end for worker in workers for end in worker.ends]
-        times += [worker.ready_at for worker in workers]
+        times = [place.end for worker in workers for place in worker.places]
+        times += [worker.ready_at + wait for worker in workers for wait in (0.0, settling_seconds(worker.load_seconds))]
         times += [self._later[0][0]] if self._later else []
         self._now = min((time for time in times if time > self._now), default=math.inf)
         for worker in workers:
-            worker.ends = [end for end in worker.ends if end > self._now]
-            worker.exclusive = worker.exclusive and bool(worker.ends)
+            for place in [place for place in worker.places if place.end <= self._now]:
+                worker.places.remove(place)
+                self._ledger.leave(place.tenant, place.since, self._now)
+            worker.exclusive = worker.exclusive and bool(worker.places)
         self._let_in()
         return self._now < math.inf
 
 
-def _begin(worker: BusyWorker) -> _Worker:
+def _begin(worker: BusyWorker, now: float) -> _Worker:
     view = worker.view
+    held = worker.held or [("", now)] * len(worker.ends)
+    places = [_Place(math.inf if end is None else end, tenant, since) for end, (tenant, since) in zip(worker.ends, held, strict=True)]
     return _Worker(
         id=view.id,
         base_model=view.base_model,
-        ready_at=math.inf if worker.ready_at is None else worker.ready_at,
-        ends=[math.inf if end is None else end for end in worker.ends],
+        ready_at=now - view.ready_seconds if view.ready else math.inf if worker.ready_at is None else worker.ready_at,
+        places=places,
         fresh=view.fresh,
         exclusive=view.exclusive,
         max_jobs=view.max_jobs,
+        load_seconds=view.load_seconds,
     )

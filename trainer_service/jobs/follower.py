@@ -9,6 +9,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from shared.errors import InvalidInput, SoftPromptError, Unavailable
 from shared.log import bind
@@ -52,6 +53,9 @@ class Follower:
         self._state: WorkerState | None = None
         self.launch_seconds = 0.0
         """From its launch until its base model was loaded."""
+        self._ready_at = 0.0
+        self.loss: WorkerLost | None = None
+        """Why it ended, if it was lost and its end says why."""
         self._idle_since: float | None = None
         self._capacity = Capacity()
         self._liveness = Liveness(context.config.step_seconds)
@@ -71,6 +75,11 @@ class Follower:
         return self._state is WorkerState.READY
 
     @property
+    def was_ended(self) -> bool:
+        """Its end was asked for: it was not lost."""
+        return bool(self._ended_because)
+
+    @property
     def attempts(self) -> dict[str, int]:
         return {job_id: tracker.attempt for job_id, tracker in self._trackers.items()}
 
@@ -86,6 +95,8 @@ class Follower:
             fresh=self._num_given == 0,
             exclusive=any(record.solo for record in self._jobs.values()),
             max_jobs=self._capacity.max_jobs(),
+            load_seconds=self.launch_seconds,
+            ready_seconds=time.monotonic() - self._ready_at if self.was_ready else 0.0,
         )
 
     def give(self, record: Record) -> None:
@@ -94,7 +105,7 @@ class Follower:
         tracker = Tracker(job.attempt, job.progress, self._context.config.progress_seconds)
         self._trackers[job.id], self._jobs[job.id] = tracker, record
         self._num_given += 1
-        self._giving[job.id, job.attempt] = asyncio.create_task(self._give(job, tracker), name=f"give {job.id}")
+        self._giving[job.id, job.attempt] = asyncio.create_task(self._give(record, tracker), name=f"give {job.id}")
 
     def is_over_time(self, job_id: str) -> bool:
         record = self._jobs.get(job_id)
@@ -141,7 +152,7 @@ class Follower:
             except asyncio.CancelledError:
                 reason = self._ended_because
             except WorkerLost as error:
-                reason, out_of_memory = error.reason, error.out_of_memory
+                reason, out_of_memory, self.loss = error.reason, error.out_of_memory, error
                 self.wrong_software = error.reason if isinstance(error, WrongSoftware) else ""
                 failure = LaunchFailure.REFUSED if self._handle is None else LaunchFailure.LOST
                 failure = LaunchFailure.OUT_OF_MEMORY if out_of_memory else failure
@@ -194,7 +205,7 @@ class Follower:
                 self.launch_seconds = time.monotonic() - started
                 log.info("worker ready", extra={"fields": {"seconds": round(self.launch_seconds, 2), **report.details}})
                 self._enter(WorkerState.READY)
-                self._idle_since = time.monotonic()
+                self._ready_at = self._idle_since = time.monotonic()
                 self._context.wake_dispatcher.set()
             if report.ready and report.memory is not None:
                 self._capacity.observe(len(report.attempts), report.memory.used_bytes, report.memory.limit_bytes)
@@ -219,10 +230,11 @@ class Follower:
 
     # Jobs on it
 
-    async def _give(self, job: Job, tracker: Tracker) -> None:
+    async def _give(self, record: Record, tracker: Tracker) -> None:
+        job = record.job
         with bind(job=job.id, prompt=job.spec.prompt):
             try:
-                task = await self._prepare(job)
+                task = replace(await self._prepare(job), tenant=job.tenant, weight=record.weight)
                 tracker.current_version = task.current_version
                 if self._handle is not None:
                     await self._handle.add(task)

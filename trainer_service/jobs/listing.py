@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import bisect
 import time
-from collections import OrderedDict
-from collections.abc import Sequence
+from collections import OrderedDict, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from sqlalchemy import Connection, Select, exists, false, select, union_all
 
 from shared.security.caller import matches
+from trainer_service.jobs import tenant_shares
+from trainer_service.jobs.fair_queue import Shares, positions_before
 from trainer_service.jobs.model import Job, JobFilter, JobOrder, JobPage
 from trainer_service.jobs.record import Record, from_row
 from trainer_service.jobs.schema import job_annotations, jobs
@@ -21,34 +24,54 @@ _RANKS_SECONDS = 1.0
 _MAX_RANKINGS = 64
 
 
+@dataclass(frozen=True)
+class _Queue:
+    """The queue as it was read at some time."""
+
+    read_at: float = float("-inf")
+    keys: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    """By tenant, in order."""
+    shares: Shares = field(default_factory=dict)
+
+    def position(self, record: Record) -> int:
+        index = bisect.bisect_left(self.keys.get(record.job.tenant, []), record.queue_key)
+        counts = {tenant: len(keys) for tenant, keys in self.keys.items()}
+        return positions_before(self.shares, counts, record.job.tenant, index)
+
+
 class QueueRanks:
     """Queue positions for whole pages, at most a second old: counting for each job anew would scan the queue a thousand times."""
 
     def __init__(self) -> None:
-        self._sorted: OrderedDict[tuple[str, ...], tuple[float, list[float]]] = OrderedDict()
-        """By patterns of prompts: when they were read, and the queue keys of the waiting jobs that match them."""
+        self._queues: OrderedDict[tuple[str, ...], _Queue] = OrderedDict()
+        """The visible part of the queue, by patterns of prompts."""
 
     def positions(self, connection: Connection, records: Sequence[Record], visible_to: tuple[str, ...]) -> list[Job]:
         """The jobs; those that wait with the number of visible jobs ahead of them."""
         if not any(record.job.state is JobState.QUEUED for record in records):
             return [record.job for record in records]
-        keys = self._keys(connection, visible_to)
+        queue = self._queue(connection, visible_to)
         return [
-            record.job.model_copy(update={"queue_position": bisect.bisect_left(keys, record.queue_key)})
-            if record.job.state is JobState.QUEUED
-            else record.job
+            record.job.model_copy(update={"queue_position": queue.position(record)}) if record.job.state is JobState.QUEUED else record.job
             for record in records
         ]
 
-    def _keys(self, connection: Connection, visible_to: tuple[str, ...]) -> list[float]:
-        read_at, keys = self._sorted.get(visible_to, (float("-inf"), []))
-        if time.monotonic() - read_at > _RANKS_SECONDS:
-            waiting = select(jobs.c.queue_key).where(in_states([JobState.QUEUED], visible_to), visible(visible_to, connection))
-            keys = sorted(connection.scalars(waiting))
-            self._sorted[visible_to] = (time.monotonic(), keys)
-            if len(self._sorted) > _MAX_RANKINGS:
-                self._sorted.popitem(last=False)
-        return keys
+    def _queue(self, connection: Connection, visible_to: tuple[str, ...]) -> _Queue:
+        queue = self._queues.get(visible_to)
+        if queue is None or time.monotonic() - queue.read_at > _RANKS_SECONDS:
+            queue = self._queues[visible_to] = _read_queue(connection, visible_to)
+            if len(self._queues) > _MAX_RANKINGS:
+                self._queues.popitem(last=False)
+        return queue
+
+
+def _read_queue(connection: Connection, visible_to: tuple[str, ...]) -> _Queue:
+    waiting = in_states([JobState.QUEUED], visible_to) & visible(visible_to, connection)
+    query = select(jobs.c.tenant, jobs.c.queue_key).where(waiting)
+    keys = defaultdict[str, list[float]](list)
+    for tenant, key in connection.execute(query.order_by(jobs.c.tenant, jobs.c.queue_key)):
+        keys[tenant].append(key)
+    return _Queue(time.monotonic(), keys, tenant_shares.read(connection, time.time()))
 
 
 def page(connection: Connection, filter: JobFilter, page_size: int, after: str, ranks: QueueRanks) -> JobPage:

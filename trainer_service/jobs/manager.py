@@ -9,14 +9,14 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
 from shared.daemon_thread import close_within
 from shared.errors import InvalidInput, Unavailable
-from shared.security.caller import current_caller
+from shared.security.caller import Tenant, current_caller
 from shared.store.store import PromptStore
 from shared.tracing import current_traceparent
 from trainer_service.cluster.interface import WorkerPool
@@ -91,8 +91,11 @@ class JobManager:
         observer: JobsObserver | None = None,
         ledger: DatasetLedger | None = None,
         pools: TrainerPools | None = None,
+        tenants: Callable[[], Mapping[str, Tenant]] = dict,
     ) -> None:
-        """`ledger`: jobs may name datasets of their own tenant only; None: whatever `datasets` reads."""
+        """`ledger`: jobs may name datasets of their own tenant only; None: whatever `datasets` reads.
+        `tenants`: those of the callers file as it is now, by name.
+        """
         self._ledger = ledger
         self._store, self._admission, self._pool, self._config = store, admission, pool, config
         self._prompt_store = prompt_store
@@ -100,7 +103,7 @@ class JobManager:
         preparation = Preparation(datasets, prompt_store, files, pools)
         self._context = JobsContext(store, files, preparation, config, observer or SilentObserver(), pools=pools)
         self._publisher = Publisher(self._context, prompt_store)
-        self._dispatcher = Dispatcher(self._context, pool, self._publisher)
+        self._dispatcher = Dispatcher(self._context, pool, self._publisher, tenants)
         dispatcher = self._dispatcher
         self._outlook = Outlook(self._context, lambda: dispatcher.workers, dispatcher.launch_seconds, dispatcher.may_launch)
 
@@ -127,7 +130,8 @@ class JobManager:
     async def create(self, spec: TuningSpec, *, request_id: str = "", owner: JobOwner = NO_OWNER) -> Job:
         """Check, store as QUEUED, return. Repeating a `request_id` returns the job that it made.
 
-        Raises what `Admission.check` raises, Conflict if that job's spec differs, Overloaded if the queue is full.
+        Raises what `Admission.check` raises, InvalidInput for a priority above the tenant's, Conflict if that job's spec differs,
+        Overloaded if the tenant's part of the queue is full.
         """
         if len(request_id) > MAX_REQUEST_ID_CHARS:
             raise InvalidInput.of("request_id", f"has {len(request_id)} characters; at most {MAX_REQUEST_ID_CHARS} are allowed")
@@ -136,6 +140,7 @@ class JobManager:
                 return found
             effective = found.effective  # the store says how the two conflict
         else:
+            _check_priority(spec, owner)
             if self._ledger is not None:
                 await self._context.database.call(self._ledger.require, owner.tenant.name, spec.dataset_names)
             admitted = await self._admission.check(spec)
@@ -161,6 +166,7 @@ class JobManager:
             max_active_of_tenant=owner.tenant.limits.active_jobs,
             visible_to=current_caller().prompts,
             use_datasets=None if self._ledger is None else self._ledger.use,
+            weight=owner.tenant.weight,
         )
         if created.id == job.id:
             log.info("job created", extra={"fields": {"job": job.id, "prompt": spec.prompt, "base_model": effective.base_model.id}})
@@ -258,3 +264,9 @@ class JobManager:
         after = await self._context.database.call(self._store.change, job_id, move, visible_to=current_caller().prompts)
         self._context.tell(after.job)
         return await self.get(job_id)
+
+
+def _check_priority(spec: TuningSpec, owner: JobOwner) -> None:
+    if spec.priority > owner.tenant.max_priority:
+        reason = f"{spec.priority} is more than the largest priority of your tenant's jobs, {owner.tenant.max_priority}"
+        raise InvalidInput.of("spec.priority", reason)

@@ -143,7 +143,7 @@ class DatasetStatistics(_Frozen):
 
 class JobError(_Frozen):
     """Why a job failed. `code` is stable: NAN_LOSS, BAD_DATA, OUT_OF_MEMORY, MAX_RUNTIME, DEADLINE_EXCEEDED,
-    WORKER_LOST, PUBLISH_FAILED, INTERNAL."""
+    WORKER_LOST, BASE_MODEL_FAILED, PUBLISH_FAILED, INTERNAL."""
 
     code: str
     message: str

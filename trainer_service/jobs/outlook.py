@@ -83,9 +83,14 @@ class Outlook:
         seen = {worker.view.base_model: worker.launch_seconds for worker in self._workers() if worker.view.ready}
         base_models = {job.base_model for job in found.waiting} | {view.base_model for view, _ in workers}
         launches = {name: seen.get(name, self._launch_seconds(name)) for name in base_models if self._may_launch(name)}
-        ends = {job.id: job.ends_at for job in found.running if job.owner == context.owner}
+        running = {job.id: job for job in found.running if job.owner == context.owner}
         mine = [
-            BusyWorker(view, [ends.get(job_id, now) for job_id in job_ids], self._ready_at(view, launches.get(view.base_model), now))
+            BusyWorker(
+                view,
+                [running[job_id].ends_at if job_id in running else now for job_id in job_ids],
+                self._ready_at(view, launches.get(view.base_model), now),
+                [(running[job_id].tenant, running[job_id].claimed_at) if job_id in running else ("", now) for job_id in job_ids],
+            )
             for view, job_ids in workers
         ]
         self._loading_since = {view.id: self._loading_since[view.id] for view, _ in workers if not view.ready}
@@ -98,6 +103,7 @@ class Outlook:
             now,
             max_workers=config.max_workers,
             max_jobs_per_worker=config.max_jobs_per_worker,
+            shares=found.shares,
         )
         self._starts = {job.id: guessed.get(job.id) for job in found.waiting}
         self._guessed_at = time.monotonic()

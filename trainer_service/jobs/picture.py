@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from sqlalchemy import Connection, select
 
+from trainer_service.jobs import tenant_shares
 from trainer_service.jobs.database import Database
 from trainer_service.jobs.estimate import BusyWorker, WaitingJob, probable_end, typical_seconds
+from trainer_service.jobs.fair_queue import Shares
 from trainer_service.jobs.model import JobProgress
 from trainer_service.jobs.scheduler import WorkerView
 from trainer_service.jobs.schema import jobs
 from trainer_service.jobs.states import LEASED_STATES, JobState
 
 _MOST_WAITING = 2_000
-"""The first of the queue. What comes after them is not guessed at."""
+"""The first of the queue: as many of each tenant. What comes after them is not guessed at."""
+_FEWEST_OF_A_TENANT = 20
 _RECENT_JOBS = 200
 _RECENT_JOBS_OF_A_MODEL = 20
 
@@ -28,6 +31,8 @@ class RunningJob:
     base_model: str
     solo: bool
     ends_at: float | None
+    tenant: str = ""
+    claimed_at: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -36,13 +41,16 @@ class Picture:
     running: Sequence[RunningJob]
     job_seconds: Mapping[str, float]
     """By base model."""
+    shares: Shares = field(default_factory=dict)
+    """Of tenants, without what their jobs hold now."""
 
 
 def read(database: Database, now: float) -> Picture:
     """Raises Unavailable."""
     with database.read() as connection:
+        shares = tenant_shares.read_stored(connection)
         waiting = _waiting(connection)
-        columns = (jobs.c.id, jobs.c.owner, jobs.c.base_model, jobs.c.solo, jobs.c.state, jobs.c.pausing)
+        columns = (jobs.c.id, jobs.c.owner, jobs.c.base_model, jobs.c.tenant, jobs.c.solo, jobs.c.state, jobs.c.pausing)
         query = select(*columns, jobs.c.claimed_at, jobs.c.runtime_seconds, jobs.c.progress)
         query = query.where(jobs.c.state.in_([state.value for state in LEASED_STATES]), jobs.c.claimed_at.is_not(None))
         on_workers = connection.execute(query).all()
@@ -59,8 +67,8 @@ def read(database: Database, now: float) -> Picture:
         leaves = row.pausing or row.state == JobState.CANCELLING.value
         since = row.claimed_at - row.runtime_seconds
         ends_at = now if leaves else probable_end(since, told[row.id], typical.get(row.base_model), now)
-        running.append(RunningJob(row.id, row.owner, row.base_model, row.solo, ends_at))
-    return Picture(waiting, running, typical)
+        running.append(RunningJob(row.id, row.owner, row.base_model, row.solo, ends_at, row.tenant, row.claimed_at))
+    return Picture(waiting, running, typical, shares)
 
 
 def workers_of_others(running: Sequence[RunningJob], owner: str, max_jobs_per_worker: int) -> list[list[BusyWorker]]:
@@ -72,17 +80,23 @@ def workers_of_others(running: Sequence[RunningJob], owner: str, max_jobs_per_wo
             groups[job.owner, job.base_model, job.id if job.solo else ""].append(job)
     for (other, base_model, alone), group in groups.items():
         for first in range(0, len(group), max_jobs_per_worker):
-            ends = [job.ends_at for job in group[first : first + max_jobs_per_worker]]
-            id = f"{other}-{len(found[other]) + 1}"
-            found[other].append(BusyWorker(WorkerView(id, base_model, len(ends), ready=True, exclusive=bool(alone)), ends))
+            its = group[first : first + max_jobs_per_worker]
+            view = WorkerView(f"{other}-{len(found[other]) + 1}", base_model, len(its), ready=True, exclusive=bool(alone))
+            found[other].append(BusyWorker(view, [job.ends_at for job in its], held=[(job.tenant, job.claimed_at) for job in its]))
     return list(found.values())
 
 
 def _waiting(connection: Connection) -> list[WaitingJob]:
-    columns = (jobs.c.id, jobs.c.base_model, jobs.c.queue_key, jobs.c.not_before, jobs.c.solo, jobs.c.runtime_seconds)
-    query = select(*columns).where(jobs.c.state == JobState.QUEUED.value, jobs.c.trained.is_(False))
-    rows = connection.execute(query.order_by(jobs.c.queue_key, jobs.c.id).limit(_MOST_WAITING)).all()
-    return [WaitingJob(*row) for row in rows]
+    """The first jobs of each tenant, so that none is hidden behind another one's thousands."""
+    columns = (jobs.c.id, jobs.c.base_model, jobs.c.queue_key, jobs.c.not_before, jobs.c.solo, jobs.c.runtime_seconds, jobs.c.tenant)
+    ready = (jobs.c.state == JobState.QUEUED.value, jobs.c.trained.is_(False))
+    tenants = tenant_shares.with_jobs(connection, *ready)
+    most = max(_FEWEST_OF_A_TENANT, _MOST_WAITING // max(1, len(tenants)))
+    found: list[WaitingJob] = []
+    for tenant in tenants:
+        query = select(*columns).where(*ready, jobs.c.tenant == tenant).order_by(jobs.c.queue_key, jobs.c.id).limit(most)
+        found += [WaitingJob(*row) for row in connection.execute(query)]
+    return found
 
 
 def _recent_seconds(connection: Connection) -> defaultdict[str, list[float]]:

@@ -14,7 +14,8 @@ from trainer_service.jobs.states import JobState
 
 NOBODY = ""
 PRIORITY_POINT_SECONDS = 600.0
-"""One point of priority is worth ten minutes of waiting. So a job's place is fixed when it is queued, and none waits for ever."""
+"""One point of priority is worth ten minutes of waiting. So a job's place among its tenant's is fixed when it is queued, and none
+waits for ever."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,8 @@ class Record:
     """When it last became QUEUED. The store sets it."""
     claimed_at: float | None = None
     """When it was given to a worker; None while it is on none."""
+    weight: float = 1.0
+    """Of its tenant when it was claimed; not stored with the job."""
 
     def with_job(self, **changes: Any) -> Record:
         return replace(self, job=self.job.model_copy(update=changes))

@@ -55,16 +55,26 @@ jobs = Table(
     Column("deadline", Double),
     Column("compacted", Boolean, nullable=False, server_default=false()),  # its events were thinned after its end
     Index("ix_jobs_state_id", "state", "id"),
-    Index("ix_jobs_state_queue_key", "state", "queue_key"),
+    Index("ix_jobs_state_tenant_queue_key", "state", "tenant", "queue_key"),
     Index("ix_jobs_prompt_id", "prompt", "id"),
     Index("ix_jobs_prompt_state_id", "prompt", "state", "id"),
-    Index("ix_jobs_queue", "state", "trained", "base_model", "queue_key", "not_before"),  # with what the queue's heads need, and no row
+    # With all that the queue's heads and a claim need: no row is read.
+    Index("ix_jobs_queue", "state", "trained", "base_model", "tenant", "solo", "queue_key", "id", "not_before"),
     Index("ix_jobs_caller_state", "caller", "state"),
     Index("ix_jobs_tenant_state", "tenant", "state"),
     Index("ix_jobs_state_deadline", "state", "deadline"),
     Index("ix_jobs_tenant_end_time", "tenant", "end_time"),
     Index("ix_jobs_compacted_end_time", "compacted", "end_time"),
     Index("uq_jobs_caller_request_id", "caller", "request_id", unique=True),
+)
+
+tenant_shares = Table(
+    "tenant_shares",
+    metadata,
+    Column("tenant", String(200), primary_key=True),
+    Column("weight", Double, nullable=False),
+    Column("virtual_time", Double, nullable=False),
+    Column("clock", Double, nullable=False),
 )
 
 job_annotations = Table(

@@ -8,7 +8,7 @@ Methods block and are thread-safe; all raise Unavailable when the database is aw
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from sqlalchemy import ColumnElement, Connection, RowMapping, delete, func, insert, select, update
@@ -16,8 +16,9 @@ from sqlalchemy.exc import IntegrityError
 
 from shared.errors import Conflict, NotFound, Overloaded, PreconditionFailed
 from shared.security.caller import EVERY_PROMPT
-from trainer_service.jobs import event_log, listing
+from trainer_service.jobs import event_log, listing, tenant_shares
 from trainer_service.jobs.database import STATEMENT_SECONDS, Database
+from trainer_service.jobs.fair_queue import fair_part, in_order, positions_before, queue_clock, share_of
 from trainer_service.jobs.model import EventPayload, Job, JobEvent, JobFilter, JobPage
 from trainer_service.jobs.record import IMMUTABLE_COLUMNS, Record, from_row, same_request, to_row
 from trainer_service.jobs.scheduler import QueueHead
@@ -29,6 +30,9 @@ _LEASED = [state.value for state in LEASED_STATES]
 _UNENDED = [state.value for state in JobState if not state.is_terminal]
 """What has ended is most of a store that is old: a range of an index for each other state never looks at it."""
 _UNSUCCESSFUL = [state.value for state in UNSUCCESSFUL_STATES]
+_QUEUED = jobs.c.state == JobState.QUEUED.value
+_CLAIMS = "claims of waiting jobs"
+"""Name of the lock that puts claims one after the other, so that each sees what the one before has charged."""
 
 
 class StaleAttempt(Exception):
@@ -85,18 +89,26 @@ class JobStore:
         max_active_of_tenant: int | None = None,
         visible_to: tuple[str, ...] = EVERY_PROMPT,
         use_datasets: Callable[[Connection, Job], None] | None = None,
+        weight: float = 1.0,
     ) -> Job:
-        """Store a job as QUEUED, or return the one that the same caller made with the same request id.
+        """Store a job as QUEUED, or return the one that the same caller made with the same request id. `weight`: of its tenant, as of now.
 
         `use_datasets` is called inside the transaction, and raises NotFound for a dataset that is gone by now.
-        Raises Conflict if that one's spec differs, Overloaded if the queue or the caller's or tenant's share is full.
+        Raises Conflict if that one's spec differs, Overloaded if the tenant's part of the queue or a limit of unended jobs is used up.
         """
         job = record.job
         try:
             with self._database.write() as connection:
                 if found := self._find_request(connection, job.caller, job.request_id, visible_to):
                     return _same(found, job)
-                self._check_room(connection, job, max_queued, max_active_of_caller, max_active_of_tenant)
+                # Creations of one tenant, one after the other: each counts those before it. The queue as a whole may overshoot by
+                # those under way.
+                self._database.lock(connection, job.tenant)
+                tenant_shares.set_weight(connection, job.tenant, weight)
+                self._check_room(connection, job, max_queued)
+                self._check_active(connection, jobs.c.caller == job.caller, "your", max_active_of_caller)
+                if max_active_of_tenant is not None:
+                    self._check_active(connection, jobs.c.tenant == job.tenant, "your tenant's", max_active_of_tenant)
                 if use_datasets is not None:
                     use_datasets(connection, job)
                 stored = replace(record.with_job(last_event=1), queued_at=time.time())
@@ -171,12 +183,20 @@ class JobStore:
     # Queue and leases
 
     def heads(self, now: float) -> list[QueueHead]:
-        """What may run now, by base model."""
-        ready = (jobs.c.state == JobState.QUEUED.value) & jobs.c.trained.is_(False) & (jobs.c.not_before <= now)
-        query = select(jobs.c.base_model, func.min(jobs.c.queue_key), func.count()).where(ready).group_by(jobs.c.base_model)
+        """What may run now, by base model and tenant."""
+        group = (jobs.c.base_model, jobs.c.tenant, jobs.c.solo)
+        ready = (_QUEUED, jobs.c.trained.is_(False), jobs.c.not_before <= now)
+        query = select(*group, func.min(jobs.c.queue_key), func.avg(jobs.c.queue_key), func.count()).where(*ready).group_by(*group)
         with self._database.read() as connection:
-            found = connection.execute(query).all()
-            return [QueueHead(name, key, count, self._first_is_solo(connection, name, now)) for name, key, count in found]
+            rows = connection.execute(query).all()
+            shares = tenant_shares.read(connection, now) if rows else {}
+        clock = queue_clock(shares)
+        found = []
+        for base_model, tenant, solo, first_key, mean_key, count in rows:
+            share = share_of(shares, tenant)
+            start = max(clock, share.time)
+            found.append(QueueHead(base_model, first_key, count, count if solo else 0, tenant, share.weight, start, float(mean_key)))
+        return found
 
     def waiting(self, base_model: str, limit: int) -> list[str]:
         """Ids of the jobs that wait for a worker with this base model, the first ones."""
@@ -184,12 +204,29 @@ class JobStore:
         with self._database.read() as connection:
             return list(connection.scalars(select(jobs.c.id).where(mine).order_by(jobs.c.queue_key).limit(limit)))
 
-    def claim(self, base_model: str, owner: str, lease_until: float, now: float, *, fresh: bool) -> Record | None:
-        """The first job for this base model becomes RUNNING and this replica's, in one statement. `fresh`: its worker has never had one."""
-        first = select(jobs.c.id).where(jobs.c.base_model == base_model, jobs.c.trained.is_(False), jobs.c.not_before <= now)
-        if not fresh:
-            first = first.where(jobs.c.solo.is_(False))
-        return self._claim(first, owner, lease_until, now, claimed_at=now)
+    def claim(self, base_model: str, owner: str, lease_until: float, now: float, *, solo: bool = False) -> Record | None:
+        """A job for this base model becomes RUNNING and this replica's: the first of the tenant that goes next (`fair_queue`).
+
+        `solo`: one that needs a fresh worker of its own; otherwise one that doesn't.
+        """
+        first = (jobs.c.base_model == base_model, jobs.c.trained.is_(False), jobs.c.solo.is_(solo), jobs.c.not_before <= now)
+        with self._database.write() as connection:
+            self._database.lock(connection, _CLAIMS)
+            tenants = tenant_shares.with_jobs(connection, _QUEUED, *first)
+            if not tenants:
+                return None
+            shares, waiting = tenant_shares.read(connection, now), tenant_shares.with_jobs(connection, _QUEUED)
+            for tenant in in_order(shares, tenants):
+                claimed = self._claim(connection, (*first, jobs.c.tenant == tenant), owner, lease_until, now, claimed_at=now)
+                if claimed is not None:
+                    tenant_shares.record_claim(connection, shares, tenant, waiting)
+                    return replace(claimed, weight=share_of(shares, tenant).weight)
+        return None
+
+    def set_weights(self, weights: Mapping[str, float]) -> None:
+        """Weights of tenants, from now on. Those that have had no job yet get theirs with the first one."""
+        with self._database.write() as connection:
+            tenant_shares.set_known_weights(connection, weights)
 
     def claim_trained(self, owner: str, lease_until: float, now: float) -> Record | None:
         """The same for a job that only has to be published. There is seldom one, so it is looked for before anything is locked."""
@@ -197,8 +234,9 @@ class JobStore:
         with self._database.read() as connection:
             if connection.execute(waiting).first() is None:
                 return None
-        first = select(jobs.c.id).where(jobs.c.trained.is_(True), jobs.c.not_before <= now)
-        return self._claim(first, owner, lease_until, now, claimed_at=None)
+        first = (jobs.c.trained.is_(True), jobs.c.not_before <= now)
+        with self._database.write() as connection:
+            return self._claim(connection, first, owner, lease_until, now, claimed_at=None)
 
     def now(self) -> float:
         """The time that leases are measured by, the same for all replicas however wrong their own clocks are."""
@@ -226,6 +264,7 @@ class JobStore:
     def take_back(self, move: Callable[[Record], Record], *, lease_before: float, except_owner: str = "") -> list[Job]:
         """Apply `move` to every job whose lease ended before that time: its replica is gone. `float("inf")`: to every one."""
         query = select(jobs).where(jobs.c.state.in_(_LEASED), jobs.c.lease_until < lease_before, jobs.c.owner != except_owner)
+        query = query.order_by(jobs.c.tenant)  # shares are charged in one order, whoever takes jobs back at the same time
         with self._database.write() as connection:
             rows = connection.execute(query.with_for_update(skip_locked=True)).mappings().all()
             return [_write(connection, before, move(before), ()).job for before in map(from_row, rows)]
@@ -238,6 +277,16 @@ class JobStore:
                 return []
         with self._database.write() as connection:
             rows = connection.execute(query.with_for_update(skip_locked=True)).mappings().all()
+            return [_write(connection, before, move(before), ()).job for before in map(from_row, rows)]
+
+    def fail_waiting(self, base_model: str, move: Callable[[Record], Record], most: int) -> list[Job]:
+        """Apply `move` to at most so many of a base model's waiting jobs; to none while another replica has jobs of it on workers."""
+        on_workers = select(jobs.c.id).where(jobs.c.state.in_(_LEASED), jobs.c.base_model == base_model, jobs.c.claimed_at.is_not(None))
+        waiting = select(jobs).where(_QUEUED, jobs.c.trained.is_(False), jobs.c.base_model == base_model).limit(most)
+        with self._database.write() as connection:
+            if connection.execute(on_workers.limit(1)).first() is not None:
+                return []
+            rows = connection.execute(waiting.with_for_update(skip_locked=True)).mappings().all()
             return [_write(connection, before, move(before), ()).job for before in map(from_row, rows)]
 
     def counts(self, visible_to: tuple[str, ...] = EVERY_PROMPT) -> dict[JobState, int]:
@@ -267,9 +316,20 @@ class JobStore:
 
     # Parts
 
-    def _claim(self, first: object, owner: str, lease_until: float, now: float, *, claimed_at: float | None) -> Record | None:
+    def _claim(
+        self,
+        connection: Connection,
+        first: Iterable[ColumnElement[bool]],
+        owner: str,
+        lease_until: float,
+        now: float,
+        *,
+        claimed_at: float | None,
+    ) -> Record | None:
+        """The first QUEUED job that the conditions allow, in one statement. One that another transaction has locked is passed over."""
         pick = (
-            first.where(jobs.c.state == JobState.QUEUED.value)  # type: ignore[attr-defined]
+            select(jobs.c.id)
+            .where(_QUEUED, *first)
             .order_by(jobs.c.queue_key, jobs.c.id)
             .limit(1)
             .with_for_update(skip_locked=True)
@@ -289,18 +349,12 @@ class JobStore:
             )
             .returning(*jobs.c)
         )
-        with self._database.write() as connection:
-            row = connection.execute(statement).mappings().one_or_none()
-            if row is None:
-                return None
-            record = from_row(row)
-            event_log.append(connection, record.job.id, record.job.last_event, [record.job])
-            return record
-
-    def _first_is_solo(self, connection: Connection, base_model: str, now: float) -> bool:
-        query = select(jobs.c.solo).where(jobs.c.state == JobState.QUEUED.value, jobs.c.trained.is_(False))
-        query = query.where(jobs.c.base_model == base_model, jobs.c.not_before <= now).order_by(jobs.c.queue_key).limit(1)
-        return bool(connection.scalar(query))
+        row = connection.execute(statement).mappings().one_or_none()
+        if row is None:
+            return None
+        record = from_row(row)
+        event_log.append(connection, record.job.id, record.job.last_event, [record.job])
+        return record
 
     def _find_request(self, connection: Connection, caller: str, request_id: str, visible_to: tuple[str, ...]) -> Job | None:
         if not request_id:
@@ -309,17 +363,18 @@ class JobStore:
         row = connection.execute(query).mappings().one_or_none()
         return self._with_position(connection, from_row(row), visible_to) if row is not None else None
 
-    def _check_room(
-        self, connection: Connection, job: Job, max_queued: int, max_active_of_caller: int, max_active_of_tenant: int | None
-    ) -> None:
-        queued = connection.scalar(select(func.count()).where(jobs.c.state == JobState.QUEUED.value)) or 0
-        if queued >= max_queued:
-            raise Overloaded(f"the queue is full: at most {max_queued} jobs may wait", retry_after_seconds=30.0)
-        # Creations of one tenant, one after the other: each counts those before it. The queue as a whole may overshoot by those under way.
-        self._database.lock(connection, job.tenant)
-        self._check_active(connection, jobs.c.caller == job.caller, "your", max_active_of_caller)
-        if max_active_of_tenant is not None:
-            self._check_active(connection, jobs.c.tenant == job.tenant, "your tenant's", max_active_of_tenant)
+    def _check_room(self, connection: Connection, job: Job, max_queued: int) -> None:
+        """A full queue refuses a tenant that has its fair part of it or more: those who have less are not locked out by the others."""
+        queued = connection.scalar(select(func.count()).where(_QUEUED)) or 0
+        if queued < max_queued:
+            return
+        counts, shares = tenant_shares.counts_of_waiting(connection), tenant_shares.read_stored(connection)
+        others = [share_of(shares, tenant).weight for tenant in counts if tenant != job.tenant]
+        part, own = fair_part(max_queued, share_of(shares, job.tenant).weight, others), counts.get(job.tenant, 0)
+        if own >= part:
+            # The part itself would show how many others there are.
+            message = f"the queue is full: at most {max_queued} jobs may wait, and {own} of your tenant's do, its fair part or more"
+            raise Overloaded(message, retry_after_seconds=30.0, queued=own)
 
     @staticmethod
     def _check_active(connection: Connection, mine: ColumnElement[bool], whose: str, most: int) -> None:
@@ -331,9 +386,11 @@ class JobStore:
         """The position counts the jobs that the caller may see."""
         if record.job.state is not JobState.QUEUED:
             return record.job
-        waiting = in_states([JobState.QUEUED], visible_to) & visible(visible_to, connection)
-        ahead = select(func.count()).where(waiting, jobs.c.queue_key < record.queue_key)
-        return record.job.model_copy(update={"queue_position": connection.scalar(ahead) or 0})
+        waiting, tenant = in_states([JobState.QUEUED], visible_to) & visible(visible_to, connection), record.job.tenant
+        ahead = select(func.count()).where(waiting, jobs.c.tenant == tenant, jobs.c.queue_key < record.queue_key)
+        shares, counts = tenant_shares.read(connection, time.time()), tenant_shares.counts_of_waiting(connection, waiting)
+        position = positions_before(shares, counts, tenant, connection.scalar(ahead) or 0)
+        return record.job.model_copy(update={"queue_position": position})
 
 
 def _read(connection: Connection, job_id: str, visible_to: tuple[str, ...] = EVERY_PROMPT, *, lock: bool = False) -> Record:
@@ -358,6 +415,7 @@ def _write(connection: Connection, before: Record, after: Record, payloads: Sequ
         return before
     changed = {key: value for key, value in to_row(stored).items() if key not in IMMUTABLE_COLUMNS}
     connection.execute(update(jobs).where(jobs.c.id == before.job.id).values(**changed))
+    tenant_shares.record_move(connection, before, stored)
     event_log.append(connection, before.job.id, first, [*payloads, *([stored.job] if moved else [])])
     return stored
 

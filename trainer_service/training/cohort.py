@@ -79,7 +79,7 @@ class Cohort:
             raise AlreadyExists(f"job {task.job_id} is in this cohort already")
         run = TuningRun(task, self._base_model, self._check_row)
         self._members[task.job_id] = _Member(run, run.life(), checkpointed_at=time.monotonic())
-        self._fair_share.join(task.job_id, task.priority)
+        self._fair_share.join(task.job_id, task.priority, task.tenant, task.weight)
 
     def stop(self, job_id: str) -> bool:
         """The job leaves at the next step boundary, with a Stopped event. False if it is not here (any more)."""

@@ -59,6 +59,10 @@ class TrainingTask:
     checkpoint: bytes | None = None
     """Resume exactly here."""
     priority: int = 0
+    tenant: str = ""
+    """Jobs of one tenant share its part of each step."""
+    weight: float = 1.0
+    """Of the tenant, as it was when the job was claimed."""
     traceparent: str = ""
     """W3C trace context that this attempt's span belongs under."""
     data: TaskData | None = None

@@ -54,6 +54,11 @@ def is_machine_fault(error: Exception) -> bool:
     """The device or the machine under this process is broken, for every job alike: after most errors of a GPU its context stays unusable,
     and training itself touches no files, so that an OSError is no job's.
     """
+    return is_device_fault(error) or (isinstance(error, OSError) and not is_out_of_memory(error))
+
+
+def is_device_fault(error: Exception) -> bool:
+    """A GPU or its driver is broken."""
     if is_out_of_memory(error):
         return False
-    return isinstance(error, (torch.AcceleratorError, OSError)) or (isinstance(error, RuntimeError) and str(error).startswith(_DEVICE))
+    return isinstance(error, torch.AcceleratorError) or (isinstance(error, RuntimeError) and str(error).startswith(_DEVICE))

@@ -624,7 +624,7 @@ class TuningSpec(_message.Message):
     task: Global___TaskKind.ValueType
     """Task; read off the examples if left out."""
     priority: _builtins.int
-    """Higher goes first, -100 to 100."""
+    """Higher goes first among the jobs of the same tenant, -100 to the tenant's largest priority."""
     @_builtins.property
     def dataset(self) -> Global___DatasetSource:
         """Training examples."""
@@ -764,7 +764,9 @@ class TuningJob(_message.Message):
     state: Global___TuningJob.State.ValueType
     """Where it stands."""
     queue_position: _builtins.int
-    """Jobs ahead of it while queued, of those that the caller may see; 0 otherwise."""
+    """Jobs that the caller may see and that are served before it as things stand, while queued; 0 otherwise. Tenants take turns: not all
+    older jobs are ahead.
+    """
     attempt: _builtins.int
     """Which attempt this is, from 1; grows when a worker was lost."""
     last_event: _builtins.int
@@ -977,7 +979,7 @@ class TuningError(_message.Message):
     MESSAGE_FIELD_NUMBER: _builtins.int
     FIELD_FIELD_NUMBER: _builtins.int
     code: _builtins.str
-    """Stable word: NAN_LOSS, BAD_DATA, OUT_OF_MEMORY, MAX_RUNTIME, DEADLINE_EXCEEDED, WORKER_LOST, PUBLISH_FAILED, INTERNAL, ..."""
+    """Stable word: NAN_LOSS, BAD_DATA, OUT_OF_MEMORY, MAX_RUNTIME, DEADLINE_EXCEEDED, WORKER_LOST, BASE_MODEL_FAILED, PUBLISH_FAILED, INTERNAL, ..."""
     message: _builtins.str
     """For a person."""
     field: _builtins.str

@@ -22,7 +22,7 @@ def test_the_first_loss_of_a_replica_costs_no_pause_and_the_next_ones_do(store: 
     config = JobsConfig(retry_first_seconds=100)
     for failures in (1, 2):
         now = time.time()
-        assert store.claim("tiny", "dead", store.now() - 1, now, fresh=True) is not None
+        assert store.claim("tiny", "dead", store.now() - 1, now) is not None
         [taken] = store.take_back(lambda old, now=now: moves.orphaned(old, now, "gone", config), lease_before=store.now())  # type: ignore[misc]
         assert (taken.id, taken.failures) == (job.id, failures)
         assert bool(store.heads(now)) == (failures == 1)
@@ -33,7 +33,7 @@ def test_a_replica_takes_too_many_jobs_with_it_only_so_often(store: JobStore) ->
     job = store.create(record(), max_queued=10, max_active_of_caller=10)
     config = JobsConfig(max_infrastructure_failures=1, retry_first_seconds=0)
     for state in (JobState.QUEUED, JobState.FAILED):
-        assert store.claim("tiny", "dead", store.now() - 1, time.time(), fresh=True) is not None
+        assert store.claim("tiny", "dead", store.now() - 1, time.time()) is not None
         store.take_back(lambda old: moves.orphaned(old, time.time(), "gone", config), lease_before=store.now())
         assert store.record(job.id).job.state is state
 

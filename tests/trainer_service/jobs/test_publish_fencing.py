@@ -186,7 +186,7 @@ def test_only_the_attempt_that_has_the_job_holds_it(store: JobStore) -> None:
     now = store.now()
     with pytest.raises(StaleAttempt):
         store.hold(job.id, 0, "me", now + 60)
-    assert store.claim("tiny", "me", now - 1, time.time(), fresh=True) is not None
+    assert store.claim("tiny", "me", now - 1, time.time()) is not None
     for attempt, owner in ((0, "me"), (2, "me"), (1, "other")):
         with pytest.raises(StaleAttempt):
             store.hold(job.id, attempt, owner, now + 60)
