@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from typing import TYPE_CHECKING
 
-from inference_service.config import InferenceSettings
 from shared.service import run_service
+from shared.threads import limit_threads
+
+if TYPE_CHECKING:
+    from inference_service.config import InferenceSettings
 
 
 def main() -> int:
+    limit_threads()
+    from inference_service.config import InferenceSettings  # imports torch
+
     return run_service(InferenceSettings, _serve, "Serves a frozen language model with the soft prompts of a prompt store, over gRPC.")
 
 

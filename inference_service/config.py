@@ -37,6 +37,8 @@ class InferenceSettings(ServerSettings):
     """What the model computes in: auto (bfloat16 where the hardware is fast at it), float32 or bfloat16."""
     device: Device = "auto"
     """What the model computes on: auto, cpu or cuda."""
+    num_threads: int = Field(default=0, ge=0, le=1024)
+    """Threads that compute. 0: OMP_NUM_THREADS; else one a processor, at most the container's CPU quota, rounded down, at least 1."""
     poll_seconds: float = Field(default=0.0, ge=0, le=3600)
     """Time between two looks for news in the store; 0: what suits the store (0.15 s for a directory, 2 s for an object store)."""
     replica: str = Field(default="", pattern=rf"^(?:{NAME_PATTERN})?$")

@@ -42,6 +42,7 @@ from shared.rpc.server import RpcServer
 from shared.service import announce, retract
 from shared.store import PromptStore, open_store
 from shared.store.replicas import ReplicaDirectory
+from shared.threads import set_torch_threads
 from shared.tracing import tracing_of
 
 log = logging.getLogger(__name__)
@@ -176,6 +177,7 @@ def _load(settings: InferenceSettings) -> Engine:
 
     disable_progress_bar()  # a log is no place for it
     begun = time.monotonic()
+    num_threads = set_torch_threads(settings.num_threads)
     engine = load_engine(
         settings.base_model, id=settings.base_model_id, dtype=settings.dtype, device=settings.device, config=settings.engine
     )
@@ -184,6 +186,7 @@ def _load(settings: InferenceSettings) -> Engine:
         "dtype": str(engine.base.dtype),
         "device": str(engine.base.device),
         "max_length": engine.config.max_length,
+        "num_threads": num_threads,
         "seconds": round(time.monotonic() - begun, 2),
     }
     log.info("model loaded", extra={"fields": fields})

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
+import psutil
 import torch
 
-_CGROUP = Path("/sys/fs/cgroup")
+from shared.container_limits import memory_left_bytes
 
 
 def free_bytes(device: torch.device) -> int:
-    """On a GPU what its driver says; on the CPU what the system has available, within the control group's limit."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    import psutil
+    """On a GPU what its driver says; on the CPU what the system has available, within the control groups' limits."""
+    return int(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else available_bytes()
 
+
+def available_bytes() -> int:
+    """Of this machine's memory, for this process."""
     available = int(psutil.virtual_memory().available)
-    try:
-        limit = (_CGROUP / "memory.max").read_text().strip()
-        used = int((_CGROUP / "memory.current").read_text())
-    except (OSError, ValueError):
-        return available
-    return available if limit == "max" else max(0, min(available, int(limit) - used))
+    left = memory_left_bytes()
+    return available if left is None else min(available, left)

@@ -21,7 +21,9 @@ def convert(gguf: Path, directory: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     from shared.base_model import inspect
+    from shared.threads import set_torch_threads
 
+    set_torch_threads()
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     _report(1)
     model = AutoModelForCausalLM.from_pretrained(

@@ -5,12 +5,19 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+from typing import TYPE_CHECKING
 
 from shared.service import run_service
-from trainer_service.config import TrainerSettings
+from shared.threads import limit_threads
+
+if TYPE_CHECKING:
+    from trainer_service.config import TrainerSettings
 
 
 def main() -> int:
+    limit_threads()
+    from trainer_service.config import TrainerSettings  # imports torch
+
     return run_service(TrainerSettings, _serve, __doc__ or "")
 
 

@@ -90,7 +90,8 @@ class TrainerSettings(ServerSettings):
     gpus_per_worker: int = Field(default=1, ge=1, le=64)
     """GPUs of one worker: more than one for a base model that needs them; its layers are spread over them."""
     cpus_per_worker: int = Field(default=0, ge=0, le=1024)
-    """CPU cores of one worker that has no GPU. 0: this machine's cores divided by max_workers; two in another Ray cluster."""
+    """CPU cores of one worker that has no GPU, and threads of each worker. 0: the processors that the container may use, divided by
+    max_workers; in another Ray cluster two, or one where the worker's container has a CPU quota below two."""
     max_jobs_per_worker: int = Field(default=8, ge=1, le=256)
     """Most jobs that share one worker's step; fewer where its memory, as measured, holds no more."""
     worker_idle_seconds: float = Field(default=300, gt=0, le=86_400)

@@ -17,6 +17,7 @@ from shared.base_model import BaseModel
 from shared.blob import PromptBlob, decode_blob
 from shared.manifest import GoldenRecord
 from shared.template import InputEncoder
+from shared.threads import set_torch_threads
 
 INPUTS = ("The weather was good, so we", "1 2 3 4", "What is this about?", "name: Aria | price: 40")
 """Of any kind: a prompt that is ignored or applied to another model gives itself away on every input."""
@@ -48,6 +49,7 @@ def _record(base: BaseModel, blob: PromptBlob, text: str, input_ids: list[int]) 
 
 def main() -> None:
     model_dir, dtype = sys.argv[1:]
+    set_torch_threads()
     blob = decode_blob(sys.stdin.buffer.read())
     base = base_model.load(model_dir, dtype=dtype, device="cpu")  # type: ignore[arg-type]
     sys.stdout.buffer.write(RECORDS.dump_json(golden_records(base, blob)))

@@ -7,6 +7,7 @@ import sys
 
 import typer
 
+from shared.threads import limit_threads
 from softprompt.cli import datasets, demo, generate, info, jobs, models, prompts, security, tokens, tune, up
 from softprompt.cli.failures import EXIT_CODES_HELP, EXIT_INTERRUPTED, report
 
@@ -29,6 +30,7 @@ app.callback()(security.options)
 
 def main() -> None:
     """Entry point of the `softprompt` command."""
+    limit_threads()
     try:
         app()
     except KeyboardInterrupt:

@@ -7,15 +7,18 @@ import platform
 from dataclasses import dataclass
 from importlib.metadata import version
 
-import torch
-
 from shared import base_model
 from shared.allocator import tune_allocator
 from shared.base_model import Device, DType
+from shared.container_limits import usable_cpus
+from shared.threads import set_torch_threads
 from trainer_service.training.cohort import Cohort
 from trainer_service.training.precision import pick_training_dtype
 
 log = logging.getLogger(__name__)
+
+DEFAULT_NUM_THREADS = 2
+"""Of a worker on another machine, whose number of processors the trainer doesn't know."""
 
 
 @dataclass(frozen=True)
@@ -28,8 +31,8 @@ class WorkerSpec:
     """Model directory or hub id."""
     dtype: DType = "auto"
     device: Device = "auto"
-    num_threads: int = 1
-    """Of torch, on the CPU."""
+    num_threads: int = 0
+    """Of torch, on the CPU. 0: two, but no more than the worker's container allows."""
     num_gpus: int = 0
     """More than one: the model's layers are spread over them."""
     checkpoint_seconds: float = 10.0
@@ -45,7 +48,7 @@ def software_version() -> str:
 def load_trainer(spec: WorkerSpec) -> tuple[Cohort, dict[str, str]]:
     """Blocks for as long as the weights take. Sets this process' malloc and torch threads."""
     tune_allocator()
-    torch.set_num_threads(spec.num_threads)
+    set_torch_threads(spec.num_threads or min(DEFAULT_NUM_THREADS, usable_cpus()))
     device_map = "auto" if spec.num_gpus > 1 else None
     dtype = pick_training_dtype(spec.dtype, base_model.pick_device(spec.device))
     loaded = base_model.load(spec.source, id=spec.base_model, dtype=dtype, device=spec.device, device_map=device_map)

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import psutil
 import torch
 
+from shared.free_memory import available_bytes
 from trainer_service.cluster.interface import WorkerMemory
-
-_CGROUP = Path("/sys/fs/cgroup")
 
 
 def measure_memory() -> WorkerMemory:
@@ -30,19 +27,4 @@ def _gpu(index: int) -> WorkerMemory:
 
 def _process() -> WorkerMemory:
     used: int = psutil.Process().memory_info().rss
-    available: int = psutil.virtual_memory().available
-    in_container = _left_in_container()
-    return WorkerMemory(used, used + (available if in_container is None else min(available, in_container)))
-
-
-def _left_in_container() -> int | None:
-    """Bytes until the memory limit of the control group, page cache that can be dropped not counted. None: no limit, or not Linux."""
-    try:
-        limit = (_CGROUP / "memory.max").read_text().strip()
-        if limit == "max":
-            return None
-        current = int((_CGROUP / "memory.current").read_text())
-        statistics = dict(line.split() for line in (_CGROUP / "memory.stat").read_text().splitlines())
-        return max(0, int(limit) - current + int(statistics.get("inactive_file", 0)))
-    except (OSError, ValueError):
-        return None
+    return WorkerMemory(used, used + available_bytes())

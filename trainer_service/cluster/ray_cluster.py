@@ -46,8 +46,9 @@ _ENVIRONMENT = {
 class RayCluster:
     """`address` empty: embedded. `start` and `close` once each."""
 
-    def __init__(self, address: str = "") -> None:
-        self.address = address
+    def __init__(self, address: str = "", num_cpus: int | None = None) -> None:
+        """`num_cpus` of an embedded one; None: the processors that Ray finds."""
+        self.address, self._num_cpus = address, num_cpus
         self.resources: Mapping[str, float] = {}
         """What the cluster had when it was joined, by name: CPU, GPU, ... Asking Ray again may block for as long as its head is away."""
         self._leaving = threading.Event()
@@ -101,6 +102,8 @@ class RayCluster:
         options: dict[str, Any] = {"address": self.address}
         if self.is_embedded:
             options = {"address": "local", "include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES}
+            if self._num_cpus is not None:
+                options["num_cpus"] = self._num_cpus
         if self.is_embedded:
             self._watchdog = Watchdog()
         before = set(psutil.Process().children())

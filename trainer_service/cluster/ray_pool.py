@@ -17,10 +17,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from shared.base_model import Device, DType
+from shared.container_limits import cpu_quota, usable_cpus
 from shared.errors import Unavailable
 from shared.outside import CallPool
 from trainer_service.cluster.interface import WorkerLost, WorkerReport, WrongSoftware
-from trainer_service.cluster.loading import WorkerSpec, software_version
+from trainer_service.cluster.loading import DEFAULT_NUM_THREADS, WorkerSpec, software_version
 from trainer_service.cluster.oom_kills import OomKills
 from trainer_service.cluster.ray_cluster import RayCluster
 from trainer_service.training.events import DatasetFile, TrainingTask
@@ -87,7 +88,7 @@ class RayPool:
         if base_model not in self._config.base_models:
             raise WorkerLost(f"base model {base_model!r} is not one of this trainer's any more", base_model_failed=True)
         spec = self._spec(base_model)
-        options: dict[str, Any] = {"num_gpus": spec.num_gpus, "num_cpus": 1 if spec.num_gpus else spec.num_threads}
+        options: dict[str, Any] = {"num_gpus": spec.num_gpus, "num_cpus": 1 if spec.num_gpus else spec.num_threads or DEFAULT_NUM_THREADS}
         if self._other_nodes:
             options["label_selector"] = {_NODE_ID: f"!in({','.join(sorted(self._other_nodes))})"}
         remote: Any = ray_actor.WorkerActor  # what Ray makes of a class has methods that no type checker knows
@@ -129,7 +130,7 @@ class RayPool:
         if self._config.cpus_per_worker:
             return self._config.cpus_per_worker
         if not self._cluster.is_embedded:
-            return 2
+            return 0
         return max(1, int(self._cluster.resources.get("CPU", os.cpu_count() or 1)) // self._config.max_workers)
 
 
@@ -246,4 +247,11 @@ def ray_pool(settings: TrainerSettings) -> RayPool:
         checkpoint_seconds=settings.checkpoint_seconds,
         otlp_endpoint=settings.otlp_endpoint,
     )
-    return RayPool(RayCluster(settings.ray_address), config)
+    return RayPool(RayCluster(settings.ray_address, _embedded_cpus(config)), config)
+
+
+def _embedded_cpus(config: RayPoolConfig) -> int | None:
+    """Ray counts the machine's processors, whatever part of them the container may use. None: it may use all."""
+    if cpu_quota() is None:
+        return None
+    return max(usable_cpus(), config.max_workers * max(1, config.cpus_per_worker))
