@@ -86,7 +86,7 @@ class TrainerSettings(ServerSettings):
     """A watch of a job or of the prompts that has nothing to tell says at least that often that it is alive. Shorter than what gateways
     between here and the clients take for an idle stream."""
     max_workers: int = Field(default=1, ge=1, le=1024)
-    """Most workers at once; a worker takes a GPU, or this machine's CPU cores."""
+    """Most workers at once, of all trainers that share a job database; a worker takes a GPU, or this machine's CPU cores."""
     gpus_per_worker: int = Field(default=1, ge=1, le=64)
     """GPUs of one worker: more than one for a base model that needs them; its layers are spread over them."""
     cpus_per_worker: int = Field(default=0, ge=0, le=1024)

@@ -12,12 +12,14 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import grpc
+import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from prompttuning.v1 import generation_pb2, generation_pb2_grpc
 
 from shared.service import EXIT_CONFIG
 from shared.store import open_store
 from shared.store.replicas import ReplicaDirectory
+from tests.control_groups import control_group
 from tests.inference_service.replica import blob, matrix, publish, stream_request, until
 
 START_SECONDS = 120
@@ -36,9 +38,10 @@ def environment(model_dir: Path, directory: Path, **settings: str) -> dict[str, 
 
 
 @asynccontextmanager
-async def process(env: dict[str, str]) -> AsyncIterator[asyncio.subprocess.Process]:
+async def process(env: dict[str, str], *before: str) -> AsyncIterator[asyncio.subprocess.Process]:
+    """`before`: a command that ends by executing its arguments."""
     started = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "inference_service", env=env, stderr=asyncio.subprocess.PIPE, limit=1 << 24
+        *before, sys.executable, "-m", "inference_service", env=env, stderr=asyncio.subprocess.PIPE, limit=1 << 24
     )
     try:
         yield started
@@ -105,3 +108,24 @@ async def test_a_model_that_is_not_there_ends_the_start_with_its_name(tmp_path: 
         _, errors = await started.communicate()
         assert started.returncode == 1
         assert "no-such-model" in errors.decode()
+
+
+JOIN = 'for file in {}; do echo $$ > "$file"; done; exec "$@"'
+
+
+@pytest.mark.parametrize(("settings", "threads"), [({}, 1), ({"NUM_THREADS": "2"}, 2)], ids=["by the quota", "by the setting"])
+async def test_in_a_container_with_a_quota_of_one_processor(
+    tiny_model_dir: Path, tmp_path: Path, settings: dict[str, str], threads: int
+) -> None:
+    env = environment(tiny_model_dir, tmp_path, **settings)
+    del env["OMP_NUM_THREADS"]
+    with control_group(quota="100000", memory_bytes=8 << 30) as joined:
+        join = JOIN.format(" ".join(map(str, joined)))
+        async with process(env, "/bin/sh", "-c", join, "sh") as running, asyncio.timeout(START_SECONDS):
+            assert running.stderr is not None
+            while (line := json.loads(await running.stderr.readline()))["message"] != "model loaded":
+                pass
+            assert line["num_threads"] == threads
+            running.send_signal(signal.SIGTERM)
+            await running.communicate()
+            assert running.returncode == 0

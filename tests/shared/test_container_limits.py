@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import uuid
 from pathlib import Path
 
 import pytest
 
 from shared.container_limits import cpu_quota, memory_left_bytes, memory_limit_bytes, out_of_memory_counts, usable_cpus
+from tests.control_groups import control_group
 
 UNLIMITED_V1 = "9223372036854771712"
 V2 = {"/sys/fs/cgroup": ("/", "cgroup2", "rw")}
@@ -155,37 +155,7 @@ print(cpu_quota(), memory_limit_bytes(), memory_left_bytes() < memory_limit_byte
 
 def test_a_real_group_with_a_quota_of_one_and_a_half_processors() -> None:
     """In a child group of the one with the limits. torch then has one thread."""
-    made: list[Path] = []
-    try:
-        joined = _make_groups(f"softprompt-test-{uuid.uuid4().hex[:8]}", made)
+    with control_group(quota="150000", memory_bytes=4 << 30) as joined:
         command = [sys.executable, "-c", JOIN_AND_TELL, *map(str, joined)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-        assert done.stdout.split() == ["1.5", str(4 << 30), "True", "1", "1", "1"]
-    except (OSError, subprocess.CalledProcessError) as error:
-        if isinstance(error, subprocess.CalledProcessError) and "Permission" not in error.stderr:
-            raise AssertionError(error.stderr) from error
-        pytest.skip(f"no control group can be made here: {error}")
-    finally:
-        for group in reversed(made):
-            group.rmdir()
-
-
-def _make_groups(name: str, made: list[Path]) -> list[Path]:
-    """The files to join by: of a group inside one with limits, for each hierarchy. Raises OSError where that is not possible."""
-    base = Path("/sys/fs/cgroup")
-
-    def make(parent: Path, limits: dict[str, str]) -> Path:
-        outer = parent / name
-        for group in (outer, outer / "inner"):
-            group.mkdir()
-            made.append(group)
-        for file, value in limits.items():
-            (outer / file).write_text(value)
-        return outer / "inner" / "cgroup.procs"
-
-    if (base / "cgroup.controllers").exists():
-        if not {"cpu", "memory"} <= set((base / "cgroup.subtree_control").read_text().split()):
-            raise OSError("controllers are not handed to child groups")
-        return [make(base, {"cpu.max": "150000 100000", "memory.max": str(4 << 30)})]
-    cpu = make(base / "cpu", {"cpu.cfs_period_us": "100000", "cpu.cfs_quota_us": "150000"})
-    return [cpu, make(base / "memory", {"memory.limit_in_bytes": str(4 << 30)})]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (done.stdout.split(), done.returncode) == (["1.5", str(4 << 30), "True", "1", "1", "1"], 0), done.stderr

@@ -19,6 +19,7 @@ from shared.errors import Unavailable
 from shared.security.caller import Tenant
 from trainer_service.cluster.interface import WorkerPool
 from trainer_service.jobs import moves
+from trainer_service.jobs.allowance import Allowance
 from trainer_service.jobs.checkpoints import keep_what_is_worth
 from trainer_service.jobs.context import JobsContext
 from trainer_service.jobs.errands import Errands
@@ -59,6 +60,7 @@ class Dispatcher:
         self._numbers = itertools.count(1)
         self._task: asyncio.Task[None] | None = None
         self._leases = Leases(context)
+        self._allowance = Allowance(context, self._leases)
         self._errands = Errands()
         self._waiting_notes = WaitingNotes(context)
         self._draining = False
@@ -121,6 +123,8 @@ class Dispatcher:
             with_time = asyncio.wait_for(self._context.wake_dispatcher.wait(), max(0.01, min(1.0, stopped_by - time.monotonic())))
             await asyncio.gather(with_time, return_exceptions=True)
         await self._end([(follower, "drained") for follower in self._followers.values()], deadline - last_seconds / 2 - time.monotonic())
+        if not self._followers:
+            await self._allowance.release()
         publishing = await closing
         for holding in await self._context.database.call(self._context.store.holdings, self._context.owner):
             if holding.job_id not in publishing:
@@ -255,17 +259,13 @@ class Dispatcher:
             for head in await context.database.call(context.store.heads, time.time())
             if self.may_launch(head.base_model)
         ]
-        decided = plan(
-            heads,
-            [follower.view for follower in self._followers.values() if not self._errands.is_under_way(("end", follower.id))],
-            max_workers=config.max_workers,
-            max_jobs_per_worker=config.max_jobs_per_worker,
-            idle_seconds=config.worker_idle_seconds,
-        )
+        views = [follower.view for follower in self._followers.values() if not self._errands.is_under_way(("end", follower.id))]
+        plan_for = partial(plan, heads, views, max_jobs_per_worker=config.max_jobs_per_worker, idle_seconds=config.worker_idle_seconds)
+        decided = await self._allowance.plan(lambda most: plan_for(max_workers=most), views, len(self._followers))
         await self._end([(self._followers[id], "idle") for id in decided.stops if id in self._followers], _END_SECONDS)
         for claim in decided.claims:
             await self._claim(claim)
-        for base_model in decided.launches:
+        for base_model in decided.launches if self._allowance.is_valid else ():
             self._launch(base_model)
 
     async def _claim(self, claim: Claim) -> None:

@@ -112,7 +112,7 @@ def starts(
 ) -> dict[str, float]:
     """When waiting jobs will probably reach a worker, by id. Those of which that can't be said are left out.
 
-    `replicas`: the workers of each trainer replica, each of which has at most `max_workers`. `shares`: of tenants, without what their
+    `replicas`: the workers of each trainer replica; all together have at most `max_workers`. `shares`: of tenants, without what their
     jobs hold now.
     """
     return _Future(waiting, replicas, pace, now, max_workers, max_jobs_per_worker, shares or {}).play()
@@ -163,10 +163,11 @@ class _Future:
     def _round(self, workers: dict[str, _Worker]) -> bool:
         """What one replica's scheduler decides now, carried out. False: nothing."""
         self._work_left -= 1 + len(workers) + len(self._queues)
+        num_elsewhere = sum(map(len, self._replicas)) - len(workers)
         decided = plan(
             self._heads(),
             [worker.view(self._now) for worker in workers.values()],
-            max_workers=self._max_workers,
+            max_workers=max(len(workers), self._max_workers - num_elsewhere),
             max_jobs_per_worker=self._max_jobs_per_worker,
             idle_seconds=math.inf,
         )

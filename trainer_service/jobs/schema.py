@@ -134,3 +134,12 @@ service_keys = Table(
     Column("name", String(40), primary_key=True),
     Column("value", LargeBinary, nullable=False),
 )
+
+worker_slots = Table(
+    "worker_slots",
+    metadata,
+    Column("owner", String(120), primary_key=True),
+    Column("slots", Integer, nullable=False),
+    Column("lacking", Integer, nullable=False),  # wanted, and not to be had
+    Column("lease_until", Double, nullable=False),
+)

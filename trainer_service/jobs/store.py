@@ -16,7 +16,7 @@ from sqlalchemy.exc import IntegrityError
 
 from shared.errors import Conflict, NotFound, Overloaded, PreconditionFailed
 from shared.security.caller import EVERY_PROMPT
-from trainer_service.jobs import event_log, listing, tenant_shares
+from trainer_service.jobs import event_log, listing, tenant_shares, worker_slots
 from trainer_service.jobs.database import STATEMENT_SECONDS, Database
 from trainer_service.jobs.fair_queue import fair_part, in_order, positions_before, queue_clock, share_of
 from trainer_service.jobs.model import EventPayload, Job, JobEvent, JobFilter, JobPage
@@ -252,9 +252,10 @@ class JobStore:
         return JobState(state)
 
     def renew(self, owner: str, lease_until: float) -> None:
-        """All leases of a replica."""
+        """All leases of a replica: of its jobs, and of its part of the workers."""
         with self._database.write() as connection:
             connection.execute(update(jobs).where(jobs.c.state.in_(_LEASED), jobs.c.owner == owner).values(lease_until=lease_until))
+            worker_slots.renew(connection, owner, lease_until)
 
     def holdings(self, owner: str) -> list[Holding]:
         query = select(jobs.c.id, jobs.c.attempt, jobs.c.state, jobs.c.pausing).where(jobs.c.state.in_(_LEASED), jobs.c.owner == owner)
@@ -262,10 +263,12 @@ class JobStore:
             return [Holding(row.id, row.attempt, JobState(row.state), row.pausing) for row in connection.execute(query)]
 
     def take_back(self, move: Callable[[Record], Record], *, lease_before: float, except_owner: str = "") -> list[Job]:
-        """Apply `move` to every job whose lease ended before that time: its replica is gone. `float("inf")`: to every one."""
+        """Apply `move` to every job whose lease ended before that time: its replica is gone, and has no part of the workers any
+        more. `float("inf")`: to every one."""
         query = select(jobs).where(jobs.c.state.in_(_LEASED), jobs.c.lease_until < lease_before, jobs.c.owner != except_owner)
         query = query.order_by(jobs.c.tenant)  # shares are charged in one order, whoever takes jobs back at the same time
         with self._database.write() as connection:
+            worker_slots.remove_expired(connection, lease_before, except_owner)
             rows = connection.execute(query.with_for_update(skip_locked=True)).mappings().all()
             return [_write(connection, before, move(before), ()).job for before in map(from_row, rows)]
 

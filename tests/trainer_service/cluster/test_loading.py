@@ -10,6 +10,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from tests.trainer_service.cluster.test_worker import task
+from trainer_service.cluster import loading
+from trainer_service.cluster import ray_pool as ray_pool_module
 from trainer_service.cluster.loading import WorkerSpec, load_trainer
 from trainer_service.cluster.memory import measure_memory
 from trainer_service.cluster.ray_cluster import RayCluster
@@ -65,6 +67,36 @@ def test_settings_say_what_a_worker_gets(
     cluster.resources = resources
     spec = RayPool(cluster, made._config)._spec("tiny")
     assert (spec.device, spec.num_gpus, spec.num_threads) == (device, gpus, threads)
+
+
+@pytest.mark.parametrize(
+    ("settings", "ray_cpus", "threads"),
+    [({}, 3, 3), ({"max_workers": 2}, 3, 1), ({"max_workers": 5}, 5, 1), ({"max_workers": 2, "cpus_per_worker": 4}, 8, 4)],
+)
+def test_an_embedded_ray_has_the_processors_of_the_containers_quota(
+    tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], ray_cpus: int, threads: int
+) -> None:
+    """And a place for each worker, however small the quota."""
+    monkeypatch.setattr(ray_pool_module, "cpu_quota", lambda: 3.7)
+    monkeypatch.setattr(ray_pool_module, "usable_cpus", lambda: 3)
+    pool = ray_pool(TrainerSettings(base_models=(f"tiny={tiny_model_dir}",), **settings))
+    assert pool._cluster._num_cpus == ray_cpus
+    pool._cluster.resources = {"CPU": float(ray_cpus)}
+    assert pool._spec("tiny").num_threads == threads
+
+
+@pytest.mark.parametrize(("in_the_container", "chosen", "threads"), [(1, 0, 1), (16, 0, 2), (1, 3, 3)])
+def test_a_worker_elsewhere_has_the_threads_that_its_own_container_allows(
+    tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch, in_the_container: int, chosen: int, threads: int
+) -> None:
+    monkeypatch.setattr(loading, "usable_cpus", lambda: in_the_container)
+    pool = ray_pool(TrainerSettings(base_models=(f"tiny={tiny_model_dir}",), ray_address="head:6379", cpus_per_worker=chosen, device="cpu"))
+    before = torch.get_num_threads()
+    try:
+        loading.load_trainer(pool._spec("tiny"))
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_memory_in_use_is_measured_and_within_what_there_is() -> None:

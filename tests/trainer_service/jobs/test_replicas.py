@@ -37,8 +37,8 @@ async def replicas(postgres: Postgres, tmp_path: Path) -> AsyncIterator[tuple[Se
 
 async def test_two_replicas_share_the_work_and_no_job_runs_twice(replicas: tuple[Service, Service]) -> None:
     one, two = replicas
-    await one.start(max_jobs_per_worker=2)
-    await two.start(max_jobs_per_worker=2)
+    await one.start(max_jobs_per_worker=2, max_workers=2)
+    await two.start(max_jobs_per_worker=2, max_workers=2)
     jobs = [await one.manager.create(spec(num_steps=60, prompt=f"p-{number}")) for number in range(10)]
     done = [await two.state(job.id, JobState.SUCCEEDED) for job in jobs]
     assert all(job.attempt == 1 for job in done)
