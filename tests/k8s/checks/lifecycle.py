@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from tests.k8s.checks.settings import SERVICES, settings_of
-from tests.k8s.manifests import Manifests, Object
+from tests.k8s.manifests import Manifests, Object, Pod
 
 MARGIN_SECONDS = {"trainer": 40, "inference": 10}
 """Beyond the grace time: the trainer then leaves Ray, which may take 30 seconds."""
@@ -16,10 +16,11 @@ def check(manifests: Manifests) -> Iterator[str]:
         yield from (f"{name}: {problem}" for problem in _grace(manifests, name))
     deployments = {item["metadata"]["name"]: item["spec"] for item in manifests.of("Deployment")}
     yield from (f"trainer: {problem}" for problem in _trainer(manifests, deployments["trainer"]))
-    inference = deployments["inference"]
-    if inference["strategy"]["type"] != "RollingUpdate" or inference["strategy"].get("rollingUpdate", {}).get("maxUnavailable") != 0:
-        yield "inference: a rollout takes a replica away before another is ready"
-    scaled = {item["spec"]["scaleTargetRef"]["name"] for item in manifests.of("ScaledObject")}
+    scaled = {item["spec"]["scaleTargetRef"]["name"]: item["spec"] for item in manifests.of("ScaledObject")}
+    for name, spec in deployments.items():
+        replicas = scaled[name]["minReplicaCount"] if name in scaled else spec.get("replicas", 1)
+        if spec["strategy"]["type"] == "RollingUpdate" or name == "inference":
+            yield from (f"{name}: {problem}" for problem in _rollout(manifests.pod(name), spec, replicas))
     for name, spec in deployments.items():
         if (name in scaled) == ("replicas" in spec):
             yield f"{name}: the number of replicas is set {'twice' if name in scaled else 'nowhere'}"
@@ -27,6 +28,27 @@ def check(manifests: Manifests) -> Iterator[str]:
             yield f"{name}: all replicas may be on one node"
     for budget in manifests.of("PodDisruptionBudget"):
         yield from _budget(manifests, budget)
+
+
+def _rollout(pod: Pod, spec: Object, replicas: int) -> Iterator[str]:
+    """Without GPUs a new replica is ready before an old one goes. With GPUs no spare one is needed, so a rollout goes the other way round."""
+    rolling = spec["strategy"].get("rollingUpdate", {})
+    surge, unavailable = rolling.get("maxSurge"), rolling.get("maxUnavailable")
+    if not _has_gpu(pod):
+        if spec["strategy"]["type"] != "RollingUpdate" or unavailable != 0 or surge in (0, "0%", None):
+            yield "a rollout takes a replica away before another is ready"
+        return
+    if surge != 0:
+        yield "a rollout waits for a GPU that no replica has"
+    if unavailable != 1:
+        yield f"a rollout takes {unavailable} replicas with their GPUs away at once"
+    if replicas < 2:
+        yield "a rollout takes the only replica away"
+
+
+def _has_gpu(pod: Pod) -> bool:
+    resources = [container.get("resources", {}) for container in pod.containers]
+    return any("nvidia.com/gpu" in given.get(kind, {}) for given in resources for kind in ("requests", "limits"))
 
 
 def _grace(manifests: Manifests, name: str) -> Iterator[str]:

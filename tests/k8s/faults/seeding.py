@@ -21,6 +21,15 @@ def env(manifests: Manifests, service: str) -> dict[str, str]:
     return manifests.get("ConfigMap", f"{service}-settings")["data"]  # type: ignore[no-any-return]
 
 
+def models(manifests: Manifests) -> dict[str, str]:
+    return manifests.get("ConfigMap", "model-download")["data"]  # type: ignore[no-any-return]
+
+
+def download(manifests: Manifests, service: str) -> dict[str, Any]:
+    """The init container."""
+    return manifests.pod(service).spec["initContainers"][0]  # type: ignore[no-any-return]
+
+
 def remove(manifests: Manifests, kind: str, name: str) -> None:
     manifests.objects.remove(manifests.get(kind, name))
 

@@ -22,6 +22,7 @@ from trainer_service.jobs.states import JobState
 from trainer_service.jobs.store import JobStore
 
 NOW = 1000.0
+_LOOK: dict[str, Any] = {"max_workers": 0, "lease_until": NOW, "beyond_part": False}
 
 
 @pytest.fixture
@@ -61,6 +62,8 @@ def test_each_gets_an_equal_part_and_what_is_left_when_nobody_takes_it(database:
     assert share(database, "a", 4, beyond=True) == (4, False)
     assert share(database, "b", 3) == (0, False), "a does not lack any"
     assert share(database, "a", 4) == (4, True), "nobody is made to give back what it uses"
+    assert share(database, "a", 3) == (3, True)
+    assert share(database, "a", 4, beyond=True) == (3, True), "b has less than its part"
     assert share(database, "a", 3) == (3, True)
     assert share(database, "b", 3) == (1, False)
     assert share(database, "b", 3, beyond=True) == (1, False)
@@ -132,7 +135,7 @@ async def test_two_trainers_have_max_workers_together_and_one_that_is_killed_lea
     most, looking = watch(one, two)
     jobs = [await one.manager.create(spec("forever", num_steps=1000, prompt=f"p-{number}")) for number in range(6)]
     await until(lambda: len(one.trainers) == len(two.trainers) == 1)
-    await until(lambda: one.store.counts()[JobState.RUNNING] == 2)
+    await until(lambda: one.store.counts().get(JobState.RUNNING) == 2)
     assert most == [2]
     await one.crash()
     await until(lambda: num_workers(two) == 2)
@@ -167,11 +170,15 @@ async def test_a_third_trainer_comes_and_goes_within_the_limit(replicas: list[Se
     for service in (one, two):
         await service.start(**config)
     most, looking = watch(one, two, three)
-    jobs = [await one.manager.create(spec(num_steps=150, prompt=f"p-{number}")) for number in range(12)]
+    jobs = [await one.manager.create(spec("forever", num_steps=1000, prompt=f"p-{number}")) for number in range(6)]
     await until(lambda: num_workers(one, two) == 3)
     await three.start(**config)
+    await until(lambda: worker_slots.share(three.store.database, "looks", 0, **_LOOK).others_lack)
+    worker_slots.release(three.store.database, "looks")
     await one.drain()
     await until(lambda: num_workers(three) > 0)
+    for service in (one, two, three):
+        _end_forever(service)
     for job in jobs:
         await two.state(job.id, JobState.SUCCEEDED)
     looking.cancel()

@@ -1,0 +1,82 @@
+"""Files of a model from the Hugging Face hub into a directory."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from shared import hub
+from shared.errors import NotFound, Unavailable
+
+Progress = Callable[[str, int, int], None]
+"""Called with (stage, done, total): `wait`, `download` in bytes, `convert` in parts. May be called from another thread."""
+
+HUB_TIMEOUT_SECONDS = 10.0
+HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+
+
+def download(hub_id: str, revision: str, made: Path, progress: Progress) -> str:
+    """Put the model's files into `made`; returns the commit. `revision` empty: the newest one.
+
+    Raises Unavailable if the hub does not answer or the download ends early, NotFound if it has no such model or revision, or one without
+    safetensors.
+    """
+    if not hub.answers(hub_id):
+        raise Unavailable(f"base model {hub_id!r}: the hub does not answer; try again")
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    bars = not are_progress_bars_disabled()
+    disable_progress_bars()
+    try:
+        info: Any = HfApi().model_info(hub_id, revision=revision or None, timeout=HUB_TIMEOUT_SECONDS, files_metadata=True)
+        weights = [file for file in info.siblings if Path(file.rfilename).match("*.safetensors") and "/" not in file.rfilename]
+        with watching_size(made, sum(file.size or 0 for file in weights), progress):
+            snapshot_download(hub_id, revision=info.sha, local_dir=made, allow_patterns=HUB_FILES, ignore_patterns=["*/*"])
+    except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
+        where = f" at revision {revision}" if revision else ""
+        raise NotFound("base model", hub_id, f"the hub has none{where} that may be read from here") from error
+    except Exception as error:  # the hub's client lets the errors of its HTTP library through, and changed that library between releases
+        raise Unavailable(f"base model {hub_id!r} can't be taken from the hub: {type(error).__name__}: {str(error)[:300]}") from error
+    finally:
+        if bars:
+            enable_progress_bars()
+    shutil.rmtree(made / ".cache", ignore_errors=True)
+    if not ((made / "config.json").is_file() and any(made.glob("*.safetensors"))):
+        raise NotFound("base model", hub_id, "it has no config.json or no *.safetensors weights")
+    return str(info.sha)
+
+
+@contextlib.contextmanager
+def watching_size(folder: Path, total: int, progress: Progress) -> Iterator[None]:
+    """Report how many bytes lie under `folder`, four times a second."""
+    stop = threading.Event()
+
+    def watch() -> None:
+        while not stop.wait(0.25):
+            progress("download", min(_size(folder), total), total)
+
+    progress("download", 0, total)
+    thread = threading.Thread(target=watch, name="download-progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+    progress("download", total, total)
+
+
+def _size(folder: Path) -> int:
+    size = 0
+    for parent, _, files in os.walk(folder):
+        for file in files:
+            with contextlib.suppress(FileNotFoundError):  # moved while being counted
+                size += os.stat(os.path.join(parent, file)).st_size
+    return size

@@ -1,0 +1,67 @@
+"""What `softprompt models pull` is asked for: `[ID=]NAME[@REVISION]`, and the directory that it goes to. Knows no network."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from shared.errors import InvalidInput
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
+_DIRECTORY = re.compile(r"\w[\w.-]*", re.ASCII)
+_REVISION = re.compile(r"\w[\w./-]*", re.ASCII)
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+@dataclass(frozen=True)
+class WantedModel:
+    text: str
+    """As it was asked for."""
+    name: str
+    """A catalogued model, a model directory, or a hub id (owner/model)."""
+    directory: str
+    """Name of the directory that it is stored in, inside the models directory."""
+    revision: str = ""
+    """Commit, branch or tag on the hub; empty: the newest one, once."""
+
+    @classmethod
+    def parse(cls, text: str) -> WantedModel:
+        """`NAME`, `ID=NAME`; of a hub id also `NAME@REVISION`. Without ID the directory is the name's last part in lower case.
+
+        Raises InvalidInput.
+        """
+        if text and Path(text).expanduser().is_dir():
+            return cls(text, text, Path(text).name)
+        id, separator, rest = text.partition("=") if "=" in text else ("", "", text)
+        name, at, revision = rest.partition("@")
+        directory = id if separator else name.rstrip("/").rpartition("/")[2].lower()
+        if not name or not _DIRECTORY.fullmatch(directory):
+            raise InvalidInput.of("model", f"{text!r} must be a catalogued name, a model directory or [ID=]OWNER/MODEL[@REVISION]")
+        if at and not (_HUB_ID.fullmatch(name) and _REVISION.fullmatch(revision)):
+            raise InvalidInput.of("model", f"{text!r}: only a hub id has a revision, as in OWNER/MODEL@COMMIT")
+        return cls(text, name, directory, revision)
+
+    def __str__(self) -> str:
+        return self.text
+
+    @property
+    def is_hub_id(self) -> bool:
+        return _HUB_ID.fullmatch(self.name) is not None
+
+    @property
+    def is_pinned(self) -> bool:
+        """Names one copy of the weights for ever: a commit."""
+        return _COMMIT.fullmatch(self.revision) is not None
+
+
+def parse_models(texts: list[str]) -> list[WantedModel]:
+    """Each text is one model or several, separated by commas. Raises InvalidInput, also if two would share a directory."""
+    parts = [part.strip() for text in texts for part in ([text] if text and Path(text).expanduser().is_dir() else text.split(","))]
+    wanted = [WantedModel.parse(part) for part in parts if part]
+    if not wanted:
+        raise InvalidInput.of("model", "none is named")
+    for number, model in enumerate(wanted):
+        if any(model.directory == other.directory and model != other for other in wanted[:number]):
+            raise InvalidInput.of("model", f"two models would be stored as {model.directory!r}: write ID=NAME")
+    return wanted

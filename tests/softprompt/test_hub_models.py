@@ -1,0 +1,124 @@
+"""`softprompt models pull` of models from a hub: into the models directory, at a pinned commit, once, whoever else pulls."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from shared.errors import InvalidInput
+from softprompt.model_names import WantedModel, parse_models
+from tests.softprompt.hub_server import FIRST, MODEL, SECOND, Hub, files_of, hub_server
+
+PULL = "from softprompt.cli.main import main; main()"
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    with hub_server() as server:
+        yield server
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> Path:
+    return tmp_path / "volume"
+
+
+def begin(hub: Hub, models: Path, *names: str) -> subprocess.Popen[str]:
+    """The process as an init container runs it: nothing is kept but what is in the models directory."""
+    environment = {
+        **os.environ,
+        "HF_ENDPOINT": hub.url,
+        "HF_HOME": str(models / ".huggingface"),
+        "HF_HUB_OFFLINE": "0",
+        "HF_HUB_DISABLE_XET": "1",
+        "SOFTPROMPT_MODELS": str(models),
+    }
+    command = [sys.executable, "-c", PULL, "models", "pull", *names]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def pull(hub: Hub, models: Path, *names: str) -> tuple[int, str]:
+    done = begin(hub, models, *names)
+    out, complaint = done.communicate(timeout=120)
+    return done.returncode, out if done.returncode == 0 else " ".join(complaint.split())
+
+
+def weights(directory: Path) -> bytes:
+    return (directory / "model.safetensors").read_bytes()
+
+
+def test_several_models_at_pinned_commits_land_in_the_models_directory(hub: Hub, models: Path) -> None:
+    wanted = f"{MODEL}@{FIRST}, newer={MODEL}@{SECOND}"
+    assert pull(hub, models, wanted) == (0, f"{models}/tiny.model\n{models}/newer\n")
+    assert sorted(path.name for path in models.iterdir() if not path.name.startswith(".")) == ["newer", "tiny.model"]
+    for name, commit in (("tiny.model", FIRST), ("newer", SECOND)):
+        assert weights(models / name) == files_of(commit)["model.safetensors"]
+        assert {path.name for path in (models / name).iterdir()} == {"config.json", "model.safetensors", ".softprompt-origin.json"}
+    asked = hub.requests.total()
+    assert pull(hub, models, wanted)[0] == 0
+    assert hub.requests.total() == asked, "a later start needs no network"
+
+
+def test_pods_that_start_at_once_download_a_model_once(hub: Hub, models: Path) -> None:
+    pods = [begin(hub, models, f"{MODEL}@{FIRST}") for _ in range(3)]
+    assert [pod.communicate(timeout=120)[0] for pod in pods] == [f"{models}/tiny.model\n"] * 3
+    assert hub.downloads == 1
+    assert not list(models.glob(".*partial*"))
+
+
+def test_another_revision_under_the_same_name_is_refused_by_name(hub: Hub, models: Path) -> None:
+    assert pull(hub, models, MODEL)[0] == 0
+    assert json.loads((models / "tiny.model" / ".softprompt-origin.json").read_text())["commit"] == SECOND
+    assert pull(hub, models, f"{MODEL}@{SECOND}")[0] == 0
+    code, complaint = pull(hub, models, f"{MODEL}@{FIRST}")
+    assert code != 0
+    assert SECOND in complaint
+    assert f"not at {FIRST}" in complaint
+    assert weights(models / "tiny.model") == files_of(SECOND)["model.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [(f"{MODEL}@{'3' * 40}", "at revision 3333"), ("org/other", "the hub has none"), ("tiny@v1", "only a hub id has a revision")],
+)
+def test_what_is_not_there_is_named_and_leaves_nothing(hub: Hub, models: Path, name: str, message: str) -> None:
+    code, complaint = pull(hub, models, name)
+    assert code != 0
+    assert message in complaint
+    assert not models.exists() or [path.name for path in models.iterdir() if not path.name.startswith(".")] == []
+
+
+@pytest.mark.parametrize(
+    ("text", "directory", "revision", "is_pinned"),
+    [
+        ("smollm2-135m-instruct", "smollm2-135m-instruct", "", False),
+        ("small=smollm2-135m-instruct", "small", "", False),
+        ("Org/Model-1.5B", "model-1.5b", "", False),
+        ("Org/Model@refs/pr/1", "model", "refs/pr/1", False),
+        (f"mine=Org/Model@{FIRST}", "mine", FIRST, True),
+    ],
+)
+def test_names(text: str, directory: str, revision: str, is_pinned: bool) -> None:
+    wanted = WantedModel.parse(text)
+    assert (wanted.directory, wanted.revision, wanted.is_pinned) == (directory, revision, is_pinned)
+
+
+@pytest.mark.parametrize("text", ["", "=a/b", "../x=a/b", ".hidden=a/b", "a/b@", "a/b@../x@y", "catalogued@1", "x="])
+def test_what_is_no_name(text: str) -> None:
+    with pytest.raises(InvalidInput):
+        WantedModel.parse(text)
+
+
+def test_two_models_for_one_directory_are_refused() -> None:
+    assert [model.directory for model in parse_models(["a/one,b/two", "three=c/one"])] == ["one", "two", "three"]
+    assert len(parse_models(["a/one,a/one"])) == 2
+    with pytest.raises(InvalidInput, match="none is named"):
+        parse_models([" , "])
+    with pytest.raises(InvalidInput, match="stored as 'one'"):
+        parse_models(["a/one", "b/one"])
