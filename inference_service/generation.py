@@ -49,6 +49,7 @@ class Call:
     request_id: str
     priority: int = 0
     deadline: float | None = None
+    tenant: str = ""
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,7 @@ class GenerationService:
             prepared = await self._preparer.prepare(input, source.encoder, source.num_virtual_tokens)
             params = self._sampling(source, sampling, prepared)
             request = GenerationRequest(
-                self._engine_id(call), prepared.ids, params, source.prefix_id, priority=call.priority, deadline=call.deadline
+                self._engine_id(call), prepared.ids, params, source.prefix_id, call.priority, call.deadline, tenant=call.tenant
             )
             trim = AnswerTrim(prepared.answer_prefix)
             begun, written = False, list[int]()
@@ -165,9 +166,7 @@ class GenerationService:
             size_bytes = sum(len(label) for label in labels)
             ids = await self._preparer.run(size_bytes, lambda: source.encoder.encode_candidates(labels, "candidates"))
             prepared = await self._preparer.prepare(input, source.encoder, source.num_virtual_tokens, reserve=max(map(len, ids)))
-            request = ScoreRequest(
-                self._engine_id(call), prepared.ids, ids, source.prefix_id, priority=call.priority, deadline=call.deadline
-            )
+            request = ScoreRequest(self._engine_id(call), prepared.ids, ids, source.prefix_id, call.priority, call.deadline, call.tenant)
             result = await self._engine.score(request)
             return Scored(source.started(result.usage, 0, call.request_id), labels, result.scores)
 

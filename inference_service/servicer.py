@@ -100,4 +100,4 @@ def _call(context: Any, priority: int = 0) -> Call:
     if remaining is not None:
         remaining -= min(_DEADLINE_MARGIN_SECONDS, remaining / 10)
     deadline = None if remaining is None else time.monotonic() + max(0.0, remaining)
-    return Call(str(bound_fields().get("request_id", "")), priority, deadline)
+    return Call(str(bound_fields().get("request_id", "")), priority, deadline, current_caller().tenant.name)

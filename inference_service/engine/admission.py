@@ -64,9 +64,10 @@ class Admission:
     def _check_room(self, num_tokens: int) -> None:
         waiting, tokens = len(self._scheduler.waiting), self._scheduler.waiting_tokens
         if waiting >= self._config.max_waiting:
-            raise Overloaded(f"{waiting} requests are waiting, no more are taken", self._retry_after_seconds(), waiting=waiting)
+            raise Overloaded(f"the queue is full: at most {self._config.max_waiting} requests may wait", self._retry_after_seconds())
         if waiting and tokens + num_tokens > self._config.max_waiting_tokens:
-            raise Overloaded(f"{tokens} input tokens are waiting, no more are taken", self._retry_after_seconds(), waiting_tokens=tokens)
+            text = f"the queue is full: requests with at most {self._config.max_waiting_tokens} input tokens together may wait"
+            raise Overloaded(text, self._retry_after_seconds())  # no counts: they would tell the length of other callers' inputs
 
     def _retry_after_seconds(self) -> float:
         """A guess: a tenth of a second for each wave of requests in the queue, at least half a second."""

@@ -6,7 +6,7 @@ step:  schedule -> run -> sample -> update -> collect
 from __future__ import annotations
 
 import logging
-import random
+import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -108,13 +108,14 @@ class Engine:
             tokens=list(request.input_ids),
             num_input=len(request.input_ids),
             sampling=sampling,
-            seed=random.getrandbits(63) if sampling.seed is None else sampling.seed,
+            seed=secrets.randbits(63) if sampling.seed is None else sampling.seed,
             prefix_id=request.prefix_id,
             num_virtual=self.prefixes.num_virtual(request.prefix_id),
             priority=request.priority,
             deadline=request.deadline,
             arrived_at=self.clock(),
             arrival=self._arrivals,
+            tenant=request.tenant,
             candidates=request.candidates if isinstance(request, ScoreRequest) else (),
         )
         model_ends = frozenset() if sampling.ignore_eos else self.base.stop_token_ids
@@ -291,6 +292,7 @@ class Engine:
         self.observer.on_finished(
             FinishedRequest(
                 request_id=sequence.request_id,
+                tenant=sequence.tenant,
                 prefix_id=sequence.prefix_id,
                 finish_reason=reason,
                 usage=sequence.usage,

@@ -134,6 +134,8 @@ class GenerationRequest:
     """On the clock of `time.monotonic()`, in seconds; honoured while waiting and while running."""
     always_admitted: bool = False
     """Taken also when the queue is full: the service's own golden replays, which must not wait for the load to go."""
+    tenant: str = ""
+    """Whose request it is; empty: the service's own, such as a golden replay."""
 
 
 @dataclass(frozen=True)
@@ -146,6 +148,8 @@ class ScoreRequest:
     prefix_id: str | None = None
     priority: int = 0
     deadline: float | None = None
+    tenant: str = ""
+    """Whose request it is; empty: the service's own, such as a golden replay."""
 
 
 class FinishReason(StrEnum):

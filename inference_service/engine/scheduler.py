@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from inference_service.engine.request import FinishReason
-from inference_service.engine.rows import BLOCK_TOKENS, Acquired, Content, IntegrityError
+from inference_service.engine.rows import BLOCK_TOKENS, Acquired, Content, IntegrityError, may_share
 from inference_service.engine.sequence import Sequence
 
 WORTH_WAITING_TOKENS = 32
@@ -73,6 +73,7 @@ class Pool(Protocol):
     max_blocks: int
     max_length: int
     reuse: bool
+    across_tenants: bool
 
     @property
     def rows(self) -> Items[Any]:
@@ -207,12 +208,13 @@ class Scheduler:
             else:
                 yield sequence
 
-    @staticmethod
-    def _computes_soon(other: Sequence, sequence: Sequence) -> bool:
+    def _computes_soon(self, other: Sequence, sequence: Sequence) -> bool:
         """Whether a running prefill is about to compute at least WORTH_WAITING_TOKENS of what the sequence begins with."""
         done = max(0, other.num_computed - other.num_virtual)
         wanted = done + WORTH_WAITING_TOKENS
-        if other.prefix_id != sequence.prefix_id or other.num_uncomputed < WORTH_WAITING_TOKENS or wanted >= len(sequence.tokens):
+        if not may_share(other, sequence, across_tenants=self.pool.across_tenants):
+            return False
+        if other.num_uncomputed < WORTH_WAITING_TOKENS or wanted >= len(sequence.tokens):
             return False
         return other.tokens[:wanted] == sequence.tokens[:wanted]
 

@@ -26,6 +26,8 @@ class Sequence:
     deadline: float | None = None
     arrived_at: float = 0.0
     arrival: int = 0
+    tenant: str = ""
+    """Whose request it is; empty: the service's own, such as a golden replay."""
     candidates: tuple[tuple[int, ...], ...] = ()
     """Of a score request; generation requests have none."""
 
