@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import torch
 
 from inference_service.engine.attention import CachedAttention, StepLayout, Stretch, lay_out
+from inference_service.engine.finite_check import FiniteCheck
 from inference_service.engine.kv_cache import KVCache, PrefixKV
 from inference_service.engine.prefix_cache import PrefixCache
 from inference_service.engine.probe import register_attention
@@ -26,11 +27,11 @@ class Runner(Protocol):
 
     scratch_row: int
 
+    finite: FiniteCheck
+
     def run(self, plan: StepPlan, prefixes: PrefixCache) -> torch.Tensor: ...
 
     def compute_prefix(self, soft_prompt: SoftPrompt) -> PrefixKV: ...
-
-    def scrub(self, row: int) -> None: ...
 
 
 class ModelRunner:
@@ -42,12 +43,14 @@ class ModelRunner:
         self._cache = cache
         self._attention = CachedAttention(cache)
         self.scratch_row = cache.num_rows - 1
+        self.finite = FiniteCheck(base.model)
         self._model.set_attn_implementation(register_attention(self._attention))
 
     @torch.inference_mode()
     def run(self, plan: StepPlan, prefixes: PrefixCache) -> torch.Tensor:
         """Logits `[n, vocab]` at every wanted position, in the order of `wanted_positions`."""
         do_ops(plan.ops, self._cache, prefixes)
+        self.finite.begin()
         token_ids: list[int] = []
         positions: list[int] = []
         for chunk in plan.chunks:
@@ -67,10 +70,6 @@ class ModelRunner:
         layout = StepLayout([], [Stretch(0, count, self.scratch_row, 0, (), self._device)], 0, rows, positions)
         self._forward(layout, list(range(count)), [count - 1], embeddings=soft_prompt.cast(self._dtype, self._device))
         return self._cache.snapshot(self.scratch_row, count)
-
-    def scrub(self, row: int) -> None:
-        """Make a row finite again after a sequence that was not: a NaN in a padded slot would reach its neighbours in a run."""
-        self._cache.trim(row)
 
     def _forward(
         self,

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
+from inference_service.engine.finite_check import FiniteCheck
 from inference_service.engine.kv_cache import KVCache, LayerShape, PrefixKV
 from inference_service.engine.model_runner import do_ops
 from inference_service.engine.prefix_cache import PrefixCache
@@ -51,11 +52,13 @@ class RowRunner:
         self._cache = cache
         self._parameters = inspect.signature(base.model.forward).parameters
         self.scratch_row = cache.num_rows - 1
+        self.finite = FiniteCheck(base.model)
 
     @torch.inference_mode()
     def run(self, plan: StepPlan, prefixes: PrefixCache) -> torch.Tensor:
         """Like `ModelRunner.run`: logits `[n, vocab]` in the order of the chunks."""
         do_ops(plan.ops, self._cache, prefixes)
+        self.finite.begin()
         wanted: list[torch.Tensor] = []
         for chunk in plan.chunks:
             sequence = chunk.sequence
@@ -70,9 +73,6 @@ class RowRunner:
     def compute_prefix(self, soft_prompt: SoftPrompt) -> PrefixKV:
         self._forward(self.scratch_row, 0, inputs_embeds=soft_prompt.cast(self._dtype, self._device)[None])
         return self._cache.snapshot(self.scratch_row, soft_prompt.num_virtual_tokens)
-
-    def scrub(self, row: int) -> None:
-        self._cache.trim(row)
 
     def _feed(self, row: int, start: int, token_ids: list[int]) -> torch.Tensor:
         """Logits `[tokens, vocab]`"""

@@ -50,6 +50,8 @@ class Row:
     blocks: int = 0
     """Blocks of memory touched since the row was last trimmed."""
     last_used: int = 0
+    dirty: bool = False
+    """Its last holder failed: numbers that are not finite would reach the next one through its masks."""
 
     @property
     def content(self) -> Content | None:
@@ -159,6 +161,9 @@ class RowPool:
             row.length = 0
             return None
         ops.extend(trims)
+        if row.dirty:
+            ops.append(Trim(row.index))
+            row.dirty = False
         computed = content.num_virtual + (shared if source is not None else 0)
         if source is not None and not in_place:
             ops.append(CopyRow(source.index, row.index, computed))
@@ -179,12 +184,13 @@ class RowPool:
         self._touch(self.rows[index])
 
     def release(self, index: int, *, keep: bool = True) -> None:
-        """The holder is done. With `keep` the row remembers what it holds, for reuse."""
+        """The holder is done. With `keep` the row keeps its content for reuse; without, it is cleared for the next holder."""
         row = self.rows[index]
         content = row.holder
         row.holder = None
         if content is None:
             raise IntegrityError(f"row {index} is released twice")
+        row.dirty = not keep
         if keep and self.reuse and row.length > content.num_virtual:
             tokens = content.tokens[: row.length - content.num_virtual]
             row.remains = Remains(content.tenant, content.prefix_id, content.num_virtual, tokens)
@@ -253,7 +259,7 @@ class RowPool:
                 return None
             for victim in idle:
                 missing -= victim.blocks
-                victim.blocks, victim.length, victim.remains = 0, 0, None
+                victim.blocks, victim.length, victim.remains, victim.dirty = 0, 0, None, False
                 trims.append(Trim(victim.index))
                 if missing <= 0:
                     break
