@@ -1,4 +1,4 @@
-"""Numbers that are not finite stay with the request that made them, whichever way it ends. The next holder of its memory computes as ever."""
+"""Numbers that are not finite stay with the request that made them, whichever way it ends: its memory is clean for the next holder."""
 
 from __future__ import annotations
 
