@@ -135,5 +135,7 @@ class VersionLoader:
             return dict(await self._engine.top_logprobs(prefix_id, record.input_ids, alternatives_for(record, self._max_logprobs), _FIRST))
         except DamagedBlob as error:
             raise VersionRefused(RefusalReason.NOT_FINITE, f"golden record {index}: {error.message}") from error
+        except (PreconditionFailed, InvalidInput) as error:
+            raise VersionRefused(RefusalReason.SHAPE, f"golden record {index}: {error.message}") from error
         except Overloaded as error:
             raise Unavailable(f"no room for the golden replay: {error.message}") from error
