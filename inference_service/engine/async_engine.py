@@ -175,7 +175,7 @@ class AsyncEngine:
     async def load_prefix(self, prefix_id: str, soft_prompt: SoftPrompt) -> None:
         """Compute the prefix KV, in chunks beside what runs, and keep it. Idempotent.
 
-        Raises PreconditionFailed, DamagedBlob or Unavailable; then nothing is kept.
+        Raises PreconditionFailed, DamagedBlob, StepFailed or Unavailable; then nothing is kept.
         """
         request = PrefixLoad(f"load-{uuid4().hex}", prefix_id, soft_prompt)
         stream = self._open(request)

@@ -19,7 +19,7 @@ from inference_service.engine.admission import Admission
 from inference_service.engine.assembly import assemble
 from inference_service.engine.config import EngineConfig
 from inference_service.engine.detokenizer import DetokenizerFactory
-from inference_service.engine.isolation import compute_each_alone
+from inference_service.engine.isolation import StepFailed, compute_each_alone
 from inference_service.engine.model_runner import Runner
 from inference_service.engine.plan import StepPlan
 from inference_service.engine.prefix_cache import PrefixCache
@@ -347,9 +347,14 @@ class Engine:
 
 
 def raise_if_not_loaded(end: Delta) -> None:
-    """What the end of a `PrefixLoad` means: DamagedBlob if the numbers were not finite, Unavailable if it may work another time."""
+    """What the end of a `PrefixLoad` means.
+
+    Raises DamagedBlob if the numbers were not finite, StepFailed if the engine could not compute them, Unavailable if it was cut off.
+    """
     if end.finish_reason is FinishReason.ERROR:
         raise DamagedBlob(end.error)
+    if end.finish_reason is FinishReason.INTERNAL:
+        raise StepFailed(end.error)
     if end.finish_reason is not FinishReason.LENGTH:
         raise Unavailable(end.error or "the engine is stopping: the soft prompt was not loaded")
 
