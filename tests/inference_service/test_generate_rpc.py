@@ -14,7 +14,7 @@ from inference_service.generation import AnswerTrim
 from shared.base_model import load_tokenizer
 from shared.errors import DeadlineExceeded, InvalidInput, NotFound
 from shared.manifest import SamplingDefaults
-from shared.template import InputEncoder, Template
+from shared.template import InputEncoder, Template, TemplateFormat
 from tests.inference_service.conftest import Brake
 from tests.inference_service.replica import Replica, blob, generate_request, matrix, publish, refusal, stream_request
 
@@ -37,7 +37,7 @@ def greedy_reference(model_dir: Path, soft_prompt: torch.Tensor | None, ids: lis
 async def test_greedy_equals_transformers(replica: Replica, tiny_model_dir: Path, prompt: str) -> None:
     soft_prompt = matrix(1, 10)
     publish(replica.store, blob(tiny_model_dir, soft_prompt, template=Template(text="Q: {input}\nA:")))
-    template = Template(text="Q: {input}\nA:") if prompt else Template()
+    template = Template(text="Q: {input}\nA:") if prompt else Template(format=TemplateFormat.CHAT)
     ids = InputEncoder(load_tokenizer(tiny_model_dir), template).encode_input("hello there")
     answer = await replica.generate("hello there", prompt, max_new_tokens=NUM_TOKENS, temperature=0, ignore_eos=True)
     expected = greedy_reference(tiny_model_dir, soft_prompt if prompt else None, ids, NUM_TOKENS)
@@ -79,7 +79,9 @@ async def test_token_ids_are_taken_as_they_are(replica: Replica, tiny_model_dir:
     request.input.token_ids.ids.extend(ids)
     answer = await replica.stub.Generate(request)
     assert answer.start.input_tokens == 5
-    assert answer.output.token_ids == (await replica.generate("hello", temperature=0, max_new_tokens=20)).output.token_ids
+    as_text = generate_request("hello", temperature=0, max_new_tokens=20)
+    as_text.input.template.format = common_pb2.Template.FORMAT_TEXT
+    assert answer.output.token_ids == (await replica.stub.Generate(as_text)).output.token_ids
 
 
 async def test_the_stop_sequence_that_ended_the_answer_is_told(replica: Replica) -> None:
@@ -121,7 +123,7 @@ async def test_scores_are_shares_of_one(replica: Replica, tiny_model_dir: Path) 
     assert by_label_set.best == max(range(3), key=lambda index: by_label_set.scores[index].logprob)
     assert [score.num_tokens for score in by_label_set.scores] == [5, 4, 8]  # a space and the letters
     nested = generation_pb2.ScoreRequest(input=generation_pb2.GenerationInput(text="nice"), candidates=["good", "good enough"])
-    assert [score.num_tokens for score in (await replica.stub.Score(nested)).scores] == [6, 13]  # the end tells them apart
+    assert [score.num_tokens for score in (await replica.stub.Score(nested)).scores] == [5, 12]  # the end tells them apart
     bare = generation_pb2.ScoreRequest(input=generation_pb2.GenerationInput(text="nice"))
     assert "candidates" in (await refusal(replica.stub.Score(bare))).message
 
@@ -142,12 +144,13 @@ async def test_chat_is_rendered_by_the_models_template(replica: Replica) -> None
 
 
 async def test_an_input_that_is_too_long_is_refused_with_the_counts_or_cut_on_request(replica: Replica) -> None:
-    error = await refusal(replica.generate("x" * 600))
+    request = generate_request("x" * 600, max_new_tokens=50)
+    request.input.template.format = common_pb2.Template.FORMAT_TEXT
+    error = await refusal(replica.stub.Generate(request))
     assert isinstance(error, InvalidInput)
     assert error.violations[0].field == "input.text"
     assert "600 tokens" in error.message
     assert "512" in error.message
-    request = generate_request("x" * 600, max_new_tokens=50)
     request.input.truncate = True
     answer = await replica.stub.Generate(request)
     assert (answer.start.input_tokens, answer.end.output_tokens) == (511, 1)

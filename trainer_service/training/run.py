@@ -231,7 +231,7 @@ class TuningRun:
     def _measure(self, prompt: torch.Tensor | None, data: EncodedDataset) -> Metrics:
         metrics = yield from evaluate(prompt, data)
         if self._hyper.metric in _TEXT_METRICS:
-            metrics |= yield from evaluate_generations(self._base_model, prompt, data, self._hyper.metric)
+            metrics |= yield from evaluate_generations(self._base_model, prompt, data, self._hyper.metric, self._encoder.end_token_id)
         return metrics
 
     def _held_out(self, limit: int) -> EncodedDataset:
