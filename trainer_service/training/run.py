@@ -108,7 +108,7 @@ class TuningRun:
         self._train = yield from self._encode(self.task.train)
         if self.task.validation:
             self._validation = yield from self._encode(self.task.validation)
-        self._row_weights = self._class_weights()
+        self._row_weights = self._token_weights()
 
     def _encode(self, examples: tuple[Example, ...]) -> Generator[Work, Any, EncodedDataset]:
         """In slices: tokenizing 50,000 examples takes seconds that others don't wait for."""
@@ -121,11 +121,23 @@ class TuningRun:
             labels = data.label_ids
         return EncodedDataset(tuple(encoded), labels)
 
+    def _token_weights(self) -> list[float]:
+        """Of each target token of each training example.
+
+        In classification an example is an example, however many tokens its label has, and weights are relative to their mean over the
+        data set: divided by the weights of its own batch, a rare class would have the weight of any other wherever it is alone.
+        """
+        if self._spec.task is not TaskKind.CLASSIFICATION:
+            return [1.0] * len(self._train)
+        weights = self._class_weights()
+        mean = sum(weights) / len(weights)
+        return [weight / mean / len(example.target_ids) for weight, example in zip(weights, self._train.examples, strict=True)]
+
     def _class_weights(self) -> list[float]:
         if self._hyper.class_weights:
             by_index = [self._hyper.class_weights.get(label, 1.0) for label in self._spec.labels]
             return [by_index[example.label_index] for example in self._train.examples]
-        if not self._hyper.balance_classes or self._spec.task is not TaskKind.CLASSIFICATION:
+        if not self._hyper.balance_classes:
             return [1.0] * len(self._train)
         counts = [0] * len(self._spec.labels)
         for example in self._train.examples:
@@ -164,7 +176,8 @@ class TuningRun:
     def _next_step(self) -> TrainWork:
         picks = batch_indices(self._hyper.seed, self.step, len(self._train), self._hyper.batch_size)
         rows = [Row(self._train.examples[pick].input_ids, self._train.examples[pick].target_ids, self._row_weights[pick]) for pick in picks]
-        return TrainWork([TrainPart(trainee, rows, self._hyper.label_smoothing) for trainee in self._trainees])
+        total = float(len(rows)) if self._spec.task is TaskKind.CLASSIFICATION else None
+        return TrainWork([TrainPart(trainee, rows, self._hyper.label_smoothing, total) for trainee in self._trainees])
 
     def _account(self, outcomes: list[StepOutcome]) -> None:
         sound = [index for index, outcome in enumerate(outcomes) if math.isfinite(outcome.loss) and math.isfinite(outcome.grad_norm)]
