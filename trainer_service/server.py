@@ -97,7 +97,7 @@ async def build(settings: TrainerSettings, make_pool: PoolMaker) -> Trainer:
     info = ServiceInfo(models, limits, settings.upload_limits)
     tuning = TuningServicer(jobs, JobIntake(datasets, jobs), datasets, info, rpc.draining)
     tuning_pb2_grpc.add_TuningServiceServicer_to_server(tuning, rpc.grpc_server)
-    prompts = Prompts(store, models, Prover(settings.max_proof_model_bytes, settings.dtype))
+    prompts = Prompts(store, models, Prover(settings.max_proof_model_bytes))
     prompts_pb2_grpc.add_PromptServiceServicer_to_server(PromptServicer(prompts, rpc.draining), rpc.grpc_server)
     tidying = DatasetTidying(datasets, job_store, settings.unused_dataset_days * _DAY_SECONDS)
     return Trainer(settings, rpc, tracing, registry, metrics, models, store, maintenance, tidying, job_store, jobs)
