@@ -239,7 +239,7 @@ def pinned(template: Template, tokenizer: Any, today: date | None = None) -> Tem
     template = template.model_copy(update={"rendering": 2, "lead": "", "end": ""})
     if template.format is not TemplateFormat.CHAT:
         return template
-    template = template.model_copy(update={"date": template.date or (today or datetime.now(UTC).date()).isoformat()})
+    template = dated(template, today)
     try:
         turns = [_turn("user", "x")]
         question = render_chat(tokenizer, template, turns, add_generation_prompt=True)
@@ -252,6 +252,13 @@ def pinned(template: Template, tokenizer: Any, today: date | None = None) -> Tem
     lead = before.removeprefix(question) if before.startswith(question) else ""
     end = PlainText(tokenizer).first_control_token(after)
     return template.model_copy(update={"lead": lead, "end": "" if end == tokenizer.eos_token else end})
+
+
+def dated(template: Template, today: date | None = None) -> Template:
+    """The template with its day fixed, if it has a use for one."""
+    if template.format is not TemplateFormat.CHAT or template.date:
+        return template
+    return template.model_copy(update={"date": (today or datetime.now(UTC).date()).isoformat()})
 
 
 def render_chat(tokenizer: Any, template: Template, turns: Sequence[Mapping[str, str]], *, add_generation_prompt: bool) -> str:

@@ -277,7 +277,7 @@ class TuningRun:
             if self.task.current is not None and self.task.current.hidden_size == soft_prompt.hidden_size:
                 serving = self.task.current.cast(self._base_model.dtype, self._base_model.device)
                 current = yield from self._measure(serving, final)
-        golden = yield from golden_records(prompt, (final if len(final) else self._train).examples, self._encoder, self._base_model.dtype)
+        golden = yield from golden_records(prompt, self._encoder, self._base_model.info.max_positions, self._base_model.dtype)
         scores = [record.metrics[self._hyper.metric.value.lower()] for record in self._state.history[-5:]]
         return TrainingResult(
             soft_prompt=soft_prompt,
