@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from dataclasses import replace
+from typing import Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
@@ -57,6 +58,9 @@ class InferenceSettings(ServerSettings):
     """Memory for keys and values of running requests; 0: a part of what is free."""
     prefix_kv_bytes: int = Field(default=0, ge=0)
     """Memory for keys and values of soft prompts; 0: a part of what is free."""
+    text_reuse: Literal["tenant", "all", "off"] = "tenant"
+    """Which inputs start from the keys and values that an earlier input with the same beginning left: of the same tenant, all, or none.
+    `all` lets a tenant find out, guess by guess, what another one sent under a prompt that both use: for services with one tenant."""
     max_waiting: int = Field(default=_ENGINE.max_waiting, ge=1)
     """Most requests that wait; further ones are refused with RESOURCE_EXHAUSTED, unless their tenant has less waiting than its part."""
     max_waiting_tokens: int = Field(default=_ENGINE.max_waiting_tokens, ge=1)
@@ -107,6 +111,8 @@ class InferenceSettings(ServerSettings):
             max_waiting=self.max_waiting,
             max_waiting_tokens=self.max_waiting_tokens,
             flush_interval_seconds=self.flush_interval_seconds,
+            reuse_text_prefixes=self.text_reuse != "off",
+            reuse_across_tenants=self.text_reuse == "all",
             limits=replace(self.sampling_limits, max_logprobs=max(self.max_logprobs, _GOLDEN_LOGPROBS)),
         )
 

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from google.protobuf.message import Message as ProtoMessage
 from prompttuning.v1 import common_pb2, generation_pb2
+from pydantic import ValidationError
 
 from inference_service.engine.request import SamplingParams
 from inference_service.inputs import ChatInput, Content, InputRequest, TextInput, TokenInput
@@ -18,6 +19,7 @@ from inference_service.limits import MAX_MESSAGES, MAX_PRIORITY, MAX_ROUTING_KEY
 from inference_service.sampling import SamplingRequest
 from shared.errors import FieldViolation, InvalidInput
 from shared.names import PromptReference
+from shared.rpc.templates import template_options
 from shared.template import INPUT_FIELD, MAX_TEMPLATE_CHARS, Message, Template, TemplateFormat
 
 Parsed = TypeVar("Parsed")
@@ -190,8 +192,14 @@ def _template(message: common_pb2.Template) -> Template:
     ]
     if found:
         raise InvalidInput(found)
-    format = _FORMATS[message.format] or (TemplateFormat.CHAT if message.system else TemplateFormat.TEXT)
-    return Template(text=message.text or INPUT_FIELD, format=format, system=message.system).check("input.template")
+    values = {"text": message.text or INPUT_FIELD, **template_options(message)}
+    format = _FORMATS[message.format] or (TemplateFormat.CHAT if message.system else None)
+    try:
+        template = Template(**values) if format is None else Template(format=format, **values)
+    except ValidationError as error:
+        detail = error.errors(include_url=False, include_context=False)[0]
+        raise InvalidInput.of(f"input.template.{detail['loc'][0]}", detail["msg"].replace("String", "", 1).strip()) from error
+    return template.check("input.template")
 
 
 def _present(message: ProtoMessage, names: tuple[str, ...]) -> dict[str, Any]:

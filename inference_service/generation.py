@@ -159,10 +159,9 @@ class GenerationService:
                     if delta.token_ids or delta.text:
                         yield replace(delta, text=trim(delta.text))
                     if delta.finish_reason is not None and delta.usage is not None and delta.timing is not None:
-                        _log_end(source.name, delta.finish_reason, delta.usage, delta.timing)
-                        yield Ended(
-                            delta.finish_reason, delta.usage, delta.timing, self._stop_sequence(delta.finish_reason, params, written)
-                        )
+                        reason, stop = self._ending(source, delta.finish_reason, params, written)
+                        _log_end(source.name, reason, delta.usage, delta.timing)
+                        yield Ended(reason, delta.usage, delta.timing, stop)
 
     async def score(self, input: InputRequest, candidates: tuple[str, ...], call: Call) -> Scored:
         """Without candidates, the label set of the prompt's version."""
@@ -213,15 +212,22 @@ class GenerationService:
     def _sampling(self, source: _Source, sampling: SamplingRequest, prepared: PreparedInput) -> SamplingParams:
         room = self._limits.max_length - source.num_virtual_tokens - len(prepared.ids)
         defaults = source.version.manifest.sampling_defaults if source.version else None
-        return sampling.resolve(defaults, self._default_sampling, room, self._limits.sampling.max_new_tokens)
+        params = sampling.resolve(defaults, self._default_sampling, room, self._limits.sampling.max_new_tokens)
+        stops = params.stop_token_ids | source.encoder.control_tokens(params.stop_sequences).keys()
+        if source.encoder.end_token_id is not None and not params.ignore_eos:
+            stops |= {source.encoder.end_token_id}
+        return replace(params, stop_token_ids=stops)
 
-    def _stop_sequence(self, reason: FinishReason, params: SamplingParams, written: list[int]) -> str:
-        """Which of the stop sequences ended the answer: the first one in the text that the tokens make, which was not shown to its end."""
+    def _ending(self, source: _Source, reason: FinishReason, params: SamplingParams, written: list[int]) -> tuple[FinishReason, str]:
+        """Why the answer ended, and the stop sequence that ended it: a control token, or the first one in the text of the tokens."""
+        if reason is FinishReason.EOS and written:
+            stop = source.encoder.control_tokens(params.stop_sequences).get(written[-1], "")
+            return (FinishReason.STOP_SEQUENCE, stop) if stop else (reason, "")
         if reason is not FinishReason.STOP_SEQUENCE:
-            return ""
+            return reason, ""
         text: str = self._base.tokenizer.decode(written, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         places = {stop: text.find(stop) for stop in params.stop_sequences}
-        return min((stop for stop in places if places[stop] >= 0), key=lambda stop: places[stop], default="")
+        return reason, min((stop for stop in places if places[stop] >= 0), key=lambda stop: places[stop], default="")
 
     def _engine_id(self, call: Call) -> str:
         """Callers choose request ids, and may choose the same twice at once; the engine's are unique."""

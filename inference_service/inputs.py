@@ -9,15 +9,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
-
-from jinja2.exceptions import TemplateError
 
 from inference_service.limits import MAX_SHOWN_VIOLATIONS
 from shared.errors import FieldViolation, InvalidInput
 from shared.names import PromptReference
-from shared.template import InputEncoder, Message, Template, TemplateFormat
+from shared.template import INPUT_FIELD, InputEncoder, Message, Template, TemplateFormat
 
 Encoded = TypeVar("Encoded")
 _INLINE_BYTES = 16_384  # about 7 ms of tokenizing; more would hold up every stream of the process
@@ -68,9 +66,11 @@ class PreparedInput:
 
 def bare_template(request: InputRequest) -> Template:
     """The template of a request without a prompt: its own, or one that adds nothing."""
-    if request.template is not None:
-        return request.template
-    return Template(format=TemplateFormat.CHAT if isinstance(request.content, ChatInput) else TemplateFormat.TEXT)
+    template = request.template or Template()
+    if "format" not in template.model_fields_set:
+        is_chat = isinstance(request.content, ChatInput)
+        template = template.model_copy(update={"format": TemplateFormat.CHAT if is_chat else TemplateFormat.TEXT})
+    return template.model_copy(update={"rendering": 2})
 
 
 class InputPreparer:
@@ -88,11 +88,10 @@ class InputPreparer:
             self._check_ids(content.ids)
             ids, prefix = content.ids, ""
         else:
-            _check_fits_template(content, encoder.template)
             encoded = await self.run(_size_bytes(content), lambda: _encode(encoder, content))
             ids, prefix = tuple(encoded), encoder.template.target_prefix
         field = field_of(content)
-        if not ids:
+        if not ids or _is_empty(content, encoder.template):
             raise InvalidInput.of(field, "has no tokens to start from")
         room = self._max_length - num_virtual_tokens - reserve
         if len(ids) > room:
@@ -131,9 +130,9 @@ def _size_bytes(content: TextInput | ChatInput) -> int:
     return sum(len(message.content) + 16 for message in content.messages)
 
 
-def _check_fits_template(content: TextInput | ChatInput, template: Template) -> None:
-    if isinstance(content, ChatInput) and template.format is not TemplateFormat.CHAT:
-        raise InvalidInput.of("input.chat", "this prompt has a TEXT template: send text, not a conversation")
+def _is_empty(content: Content, template: Template) -> bool:
+    """No text at all, where the template has none either: what a chat template writes around it is nothing to answer."""
+    return isinstance(content, TextInput) and not content.text and template.text == INPUT_FIELD
 
 
 def _encode(encoder: InputEncoder, content: TextInput | ChatInput) -> list[int]:
@@ -141,8 +140,15 @@ def _encode(encoder: InputEncoder, content: TextInput | ChatInput) -> list[int]:
         if isinstance(content, TextInput):
             return encoder.encode_input(content.text)
         return encoder.encode_messages(content.messages)
-    except TemplateError as error:  # a chat template's own rules, such as roles that must alternate
-        raise InvalidInput.of(field_of(content), f"the model's chat template refuses it: {str(error)[:200]}") from error
+    except InvalidInput as error:
+        raise InvalidInput([replace(found, field=_field_in(content, found.field)) for found in error.violations]) from error
+
+
+def _field_in(content: TextInput | ChatInput, field: str) -> str:
+    """The request's name for what the encoder calls `messages[1]` or `template.system`."""
+    if field.startswith("messages"):
+        return "input.text" if isinstance(content, TextInput) else f"input.chat.{field}"
+    return f"input.{field}"
 
 
 def _too_long(num_input: int, num_virtual: int, reserve: int, max_length: int) -> str:

@@ -91,7 +91,7 @@ class EngineMetrics:
 
     def on_finished(self, request: FinishedRequest) -> None:
         name = self._prompt_of(request.prefix_id)
-        if request.request_id.startswith("replay-"):  # the service's own golden replay is nobody's request
+        if not request.tenant:  # a golden replay is not a caller's request
             return
         prompt, usage = self._labels.of(name), request.usage
         if request.is_score:

@@ -54,7 +54,9 @@ class SamplingDefaults(BaseModel):
 
 
 class GoldenRecord(BaseModel):
-    """What the trainer's model answered for one held-out input; a replica replays it before it serves the version.
+    """What the trainer's model answered for one input of `shared.golden_inputs`; a replica replays it before it serves the version.
+
+    `text` is empty. Versions of earlier releases have a held-out input of the training data there: they load, and nothing shows the text.
 
     `input_ids` stand after the virtual tokens; `top_token_ids` and `top_logprobs` (natural logarithm) are the most likely next
     tokens at the last of them, most likely first, as computed in `dtype`.
@@ -66,6 +68,11 @@ class GoldenRecord(BaseModel):
     top_token_ids: tuple[TokenId, ...] = Field(min_length=1, max_length=64)
     top_logprobs: tuple[Annotated[float, Field(le=1e-3)], ...]
     dtype: Annotated[str, StringConstraints(pattern=r"^(float32|bfloat16|float16)$")]
+
+    @property
+    def is_synthetic(self) -> bool:
+        """Whether the input is one of this program's own texts. A replica refuses a record that only claims it."""
+        return not self.text
 
     @model_validator(mode="after")
     def _pairs(self) -> Self:

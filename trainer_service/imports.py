@@ -2,7 +2,8 @@
 
 Taken are our own blobs (also from another store), PEFT's prompt-tuning adapters, the `decoder` prompts of TGIS and caikit, and files with
 one plain matrix. None of those says which base model it was trained on, so the caller does, and only the width can be checked; one of our
-own blobs brings its base model's fingerprint, its template and its golden records. The others get golden records of this trainer's making.
+own blobs brings its base model's fingerprint, its template and its golden records, unless those hold inputs of its training data. The
+others get golden records of this trainer's making.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from shared.errors import DamagedBlob, InvalidInput, PreconditionFailed
 from shared.manifest import GoldenRecord, Manifest, utc_now
 from shared.names import check_alias, check_name
 from shared.soft_prompt import SoftPrompt
-from shared.template import Template
+from shared.template import Template, dated
 from trainer_service.base_models import BaseModels
 from trainer_service.training.dataset import check_labels
 
@@ -89,8 +90,9 @@ def read_import(data: bytes, request: ImportRequest, models: BaseModels) -> Impo
         soft_prompt = _read_matrix(data, error)
         return Imported(soft_prompt, _new_manifest(soft_prompt, request, model.info), model.path)
     _check_base_model(own.manifest.base_model, model.info)
-    manifest = own.manifest.model_copy(update={"prompt": request.prompt})
-    return Imported(own.soft_prompt, manifest, None if manifest.golden else model.path)
+    golden = tuple(record for record in own.manifest.golden if record.is_synthetic)
+    manifest = own.manifest.model_copy(update={"prompt": request.prompt, "golden": golden})
+    return Imported(own.soft_prompt, manifest, None if golden else model.path)
 
 
 def _read_matrix(data: bytes, as_blob: DamagedBlob) -> SoftPrompt:
@@ -118,7 +120,7 @@ def _new_manifest(soft_prompt: SoftPrompt, request: ImportRequest, info: BaseMod
     return Manifest(
         prompt=request.prompt,
         base_model=info,
-        template=request.template,
+        template=dated(request.template),
         num_virtual_tokens=soft_prompt.num_virtual_tokens,
         hidden_size=soft_prompt.hidden_size,
         labels=request.labels,

@@ -13,7 +13,6 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from shared.base_model import DType
 from shared.manifest import GoldenRecord
 from shared.outside import CallPool
 from trainer_service.proof_process import RECORDS
@@ -25,10 +24,9 @@ _MAX_ERROR_CHARS = 300
 
 @dataclass(frozen=True)
 class Prover:
-    """`max_model_bytes`: larger base models are not loaded for this (0: none is). `dtype`: what workers compute in."""
+    """`max_model_bytes`: larger base models are not loaded for this (0: none is)."""
 
     max_model_bytes: int
-    dtype: DType = "auto"
     timeout_seconds: float = 120.0
     _one_at_a_time: asyncio.Lock = field(default_factory=asyncio.Lock)
     _pool: CallPool = field(default_factory=lambda: CallPool("base_models", max_threads=2))
@@ -42,7 +40,7 @@ class Prover:
             return await self._ask(model_dir, blob)
 
     async def _ask(self, model_dir: Path, blob: bytes) -> tuple[GoldenRecord, ...]:
-        command = (sys.executable, "-m", "trainer_service.proof_process", str(model_dir), self.dtype)
+        command = (sys.executable, "-m", "trainer_service.proof_process", str(model_dir))
         pipe = asyncio.subprocess.PIPE
         process = await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe, stderr=pipe)
         try:

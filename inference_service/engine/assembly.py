@@ -64,7 +64,7 @@ def _rows(base: BaseModel, config: EngineConfig, shapes: list[LayerShape], expec
     bytes_per_token = sum(shape.bytes_per_token(base.dtype) for shape in shapes)
     plan = plan_memory(config, bytes_per_token, base.info.max_positions, _free_bytes(base, config))
     cache = RowKVCache(shapes, config.max_running + 1, plan.max_length, base.dtype, base.device)
-    pool = RowPool(config.max_running, plan.max_blocks, plan.max_length, config.reuse_text_prefixes)
+    pool = RowPool(config.max_running, plan.max_blocks, plan.max_length, config.reuse_text_prefixes, config.reuse_across_tenants)
     speed_up(base.model, base.device, base.dtype)
     runner: Runner = ModelRunner(base, cache) if packed else row_runner.RowRunner(base, cache)
     _check(base, runner, plan.max_length, expected)
@@ -78,7 +78,9 @@ def _paged(base: BaseModel, config: EngineConfig, shapes: list[LayerShape], expe
     bytes_per_token = sum(shape.bytes_per_token(base.dtype) for shape in shapes)
     plan = plan_memory(config, bytes_per_token, base.info.max_positions, _free_bytes(base, config), block_tokens)
     cache = PagedKVCache(shapes, config.max_running, plan.max_length, plan.max_blocks, block_tokens, base.dtype, base.device)
-    pool = BlockPool(config.max_running, plan.max_blocks, plan.max_length, block_tokens, config.reuse_text_prefixes)
+    pool = BlockPool(
+        config.max_running, plan.max_blocks, plan.max_length, block_tokens, config.reuse_text_prefixes, config.reuse_across_tenants
+    )
     speed_up(base.model, base.device, base.dtype)
     runner = PagedRunner(base, cache, kernel)
     _check(base, runner, plan.max_length, expected)

@@ -155,7 +155,8 @@ class AsyncEngine:
     async def top_logprobs(self, prefix_id: str | None, input_ids: tuple[int, ...], k: int, priority: int = 0) -> list[tuple[int, float]]:
         """The k most likely first tokens after the input, with natural log-probabilities: the replay of a golden record.
 
-        A full queue does not refuse it. Raises DamagedBlob if the model's numbers are not finite there, Unavailable if a step failed.
+        A full queue does not refuse it. Raises DamagedBlob if the model's numbers are not finite there, StepFailed if the engine could not
+        compute it, Unavailable if the engine stopped first: then nothing is known about the soft prompt.
         """
         sampling = SamplingParams(temperature=0.0, max_new_tokens=1, num_logprobs=k, ignore_eos=True)
         request = GenerationRequest(f"replay-{uuid4().hex}", tuple(input_ids), sampling, prefix_id, priority, always_admitted=True)
@@ -164,15 +165,17 @@ class AsyncEngine:
             if delta.finish_reason is FinishReason.ERROR:
                 raise DamagedBlob(delta.error)
             if delta.finish_reason is FinishReason.INTERNAL:
-                raise Unavailable(delta.error)
+                raise StepFailed(delta.error)
             for logprob in delta.logprobs:
                 top = list(logprob.top)
+        if not top:  # cancelled by `stop`
+            raise Unavailable("the engine stopped before the replay was done")
         return top
 
     async def load_prefix(self, prefix_id: str, soft_prompt: SoftPrompt) -> None:
         """Compute the prefix KV, in chunks beside what runs, and keep it. Idempotent.
 
-        Raises PreconditionFailed, DamagedBlob or Unavailable; then nothing is kept.
+        Raises PreconditionFailed, DamagedBlob, StepFailed or Unavailable; then nothing is kept.
         """
         request = PrefixLoad(f"load-{uuid4().hex}", prefix_id, soft_prompt)
         stream = self._open(request)

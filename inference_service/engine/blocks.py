@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from inference_service.engine.rows import MIN_SHARED_TOKENS, Acquired, Content, IntegrityError, common_length
+from inference_service.engine.rows import MIN_SHARED_TOKENS, Acquired, Content, IntegrityError, common_length, may_share
 
 NULL_BLOCK = 0
 """Belongs to nobody: what pads a block table or a batch points there."""
@@ -70,6 +70,7 @@ class BlockRow:
 class Cached:
     """Blocks that are kept for whoever begins alike: of a released sequence, or (without tokens) of a soft prompt."""
 
+    tenant: str
     prefix_id: str | None
     num_virtual: int
     tokens: list[int]
@@ -86,6 +87,8 @@ class BlockPool:
     block_tokens: int
     reuse: bool = True
     """Keep what finished requests leave, for inputs that begin alike. Soft prompts' blocks are shared in any case."""
+    across_tenants: bool = False
+    """Whether a tenant's input may start from what another tenant's left."""
     rows: list[BlockRow] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -177,7 +180,8 @@ class BlockPool:
         if keep and self.reuse and length > content.num_virtual:
             self._refer(blocks, held=False)
             tokens = content.tokens[: length - content.num_virtual]
-            self._remains.append(Cached(content.prefix_id, content.num_virtual, list(tokens), blocks, length, self._tick()))
+            kept = Cached(content.tenant, content.prefix_id, content.num_virtual, list(tokens), blocks, length, self._tick())
+            self._remains.append(kept)
         self._drop_row(row, keep=keep)
         while len(self._remains) > REMAINS_PER_ROW * self.num_rows:
             self._evict(min(self._remains, key=lambda cached: cached.last_used))
@@ -229,10 +233,10 @@ class BlockPool:
         most, source = MIN_SHARED_TOKENS - 1, None
         limit = len(content.tokens) - 1
         held = ((row, row.holder) for row in self.rows if row.holder is not None)
-        rows = [Cached(one.prefix_id, one.num_virtual, one.tokens, row.blocks, row.length, 0) for row, one in held]
+        rows = [Cached(one.tenant, one.prefix_id, one.num_virtual, one.tokens, row.blocks, row.length, 0) for row, one in held]
         for other in (*rows, *self._remains):
             valid = other.length - other.num_virtual
-            if other.prefix_id != content.prefix_id or valid <= most:
+            if not may_share(content, other, across_tenants=self.across_tenants) or valid <= most:
                 continue
             shared = common_length(content.tokens[:limit], other.tokens[:valid])
             if shared > most:
@@ -248,7 +252,7 @@ class BlockPool:
         if whole and prefix_id not in self._prefixes:
             blocks = row.blocks[:whole]
             self._refer(blocks, held=False)
-            self._prefixes[prefix_id] = Cached(prefix_id, num_virtual, [], blocks, whole * self.block_tokens, self._tick())
+            self._prefixes[prefix_id] = Cached("", prefix_id, num_virtual, [], blocks, whole * self.block_tokens, self._tick())
 
     def _take(self, count: int) -> list[int] | None:
         """Free blocks, for which the least recently used of what is kept gives way."""

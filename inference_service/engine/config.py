@@ -30,6 +30,8 @@ class EngineConfig:
     """Keys and values in blocks instead of rows; None takes blocks on a GPU and rows on a CPU, which is what measures faster."""
     reuse_text_prefixes: bool = True
     """Keep the rows of finished requests, so that inputs that begin alike under one prompt share that part's KV."""
+    reuse_across_tenants: bool = False
+    """Also between requests of different tenants. Then the count of cached tokens tells one tenant what another one's input said."""
     limits: Limits = LIMITS
 
     def __post_init__(self) -> None:

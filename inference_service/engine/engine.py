@@ -19,7 +19,7 @@ from inference_service.engine.admission import Admission
 from inference_service.engine.assembly import assemble
 from inference_service.engine.config import EngineConfig
 from inference_service.engine.detokenizer import DetokenizerFactory
-from inference_service.engine.isolation import compute_each_alone
+from inference_service.engine.isolation import StepFailed, compute_each_alone
 from inference_service.engine.model_runner import Runner
 from inference_service.engine.plan import StepPlan
 from inference_service.engine.prefix_cache import PrefixCache
@@ -63,6 +63,8 @@ class _Results:
     sampling: list[Sequence]
     sampled: list[Sampled]
     scored: dict[str, torch.Tensor]
+    damaged: set[int]
+    """Rows that got keys or values that are not finite."""
 
 
 class Engine:
@@ -147,6 +149,8 @@ class Engine:
             outputs += failures
         for done, results in computed:
             self.scheduler.complete(done)
+            # Now, whatever the request would have got: a row whose sequence leaves later (cancelled, preempted) is clean for the next one.
+            outputs += [self._fail(chunk.sequence) for chunk in done.chunks if chunk.row in results.damaged]
             outputs += self._keep_prefixes(done)
             outputs += self._collect(results)
             outputs += self._collect_scores(done, results.scored)
@@ -222,7 +226,9 @@ class Engine:
         outputs = []
         for chunk in plan.chunks:
             sequence = chunk.sequence
-            if not chunk.num_virtual or chunk.start + chunk.num_virtual < sequence.num_virtual or sequence.prefix_id is None:
+            if sequence.finish_reason is not None or not chunk.num_virtual:
+                continue
+            if chunk.start + chunk.num_virtual < sequence.num_virtual or sequence.prefix_id is None:
                 continue
             try:
                 self.prefixes.keep(sequence.prefix_id, self.runner.snapshot(chunk.row, sequence.num_virtual))
@@ -236,7 +242,7 @@ class Engine:
         sampling = [chunk.sequence for chunk in plan.chunks if chunk.samples]
         picked, scored = scoring.split(plan.chunks, logits)
         sampled = sample(picked, sampling, [self._streams[s.request_id].end_ids for s in sampling]) if sampling else []
-        return _Results(sampling, sampled, scored)
+        return _Results(sampling, sampled, scored, self.runner.finite.damaged(plan.chunks))
 
     def _recover(self, plan: StepPlan, error: Exception) -> tuple[list[tuple[StepPlan, _Results]], list[Output]]:
         """After a step that raised: what could be computed chunk by chunk, and the end of those that could not."""
@@ -288,12 +294,8 @@ class Engine:
         return outputs
 
     def _fail(self, sequence: Sequence, reason: FinishReason = FinishReason.ERROR, error: str = NOT_FINITE) -> Output:
-        """The sequence ends, and its row is made finite for the next holder."""
-        row = sequence.row
-        output = self._end(sequence, reason, error)
-        if row is not None:
-            self.runner.scrub(row)
-        return output
+        """The sequence ends, and the pool has its row cleared for the next holder."""
+        return self._end(sequence, reason, error)
 
     def _end(self, sequence: Sequence, reason: FinishReason, error: str = "") -> Output:
         now = self.clock()
@@ -324,6 +326,7 @@ class Engine:
         self.observer.on_finished(
             FinishedRequest(
                 request_id=sequence.request_id,
+                tenant=sequence.tenant,
                 prefix_id=sequence.prefix_id,
                 finish_reason=reason,
                 usage=sequence.usage,
@@ -344,9 +347,14 @@ class Engine:
 
 
 def raise_if_not_loaded(end: Delta) -> None:
-    """What the end of a `PrefixLoad` means: DamagedBlob if the numbers were not finite, Unavailable if it may work another time."""
+    """What the end of a `PrefixLoad` means.
+
+    Raises DamagedBlob if the numbers were not finite, StepFailed if the engine could not compute them, Unavailable if it was cut off.
+    """
     if end.finish_reason is FinishReason.ERROR:
         raise DamagedBlob(end.error)
+    if end.finish_reason is FinishReason.INTERNAL:
+        raise StepFailed(end.error)
     if end.finish_reason is not FinishReason.LENGTH:
         raise Unavailable(end.error or "the engine is stopping: the soft prompt was not loaded")
 

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import torch
 
 from inference_service.engine.attention import CachedAttention, lay_out
+from inference_service.engine.finite_check import FiniteCheck
 from inference_service.engine.kv_cache import KVCache, PrefixKV
 from inference_service.engine.plan import Chunk, StepPlan
 from inference_service.engine.prefix_cache import PrefixCache
@@ -25,13 +26,13 @@ class Runner(Protocol):
 
     scratch_row: int
 
+    finite: FiniteCheck
+
     def run(self, plan: StepPlan, prefixes: PrefixCache) -> torch.Tensor: ...
 
     def snapshot(self, row: int, length: int) -> PrefixKV:
         """A copy of the keys and values in the row's first slots."""
         ...
-
-    def scrub(self, row: int) -> None: ...
 
 
 class ModelRunner:
@@ -43,12 +44,14 @@ class ModelRunner:
         self._cache = cache
         self._attention = CachedAttention(cache)
         self.scratch_row = cache.num_rows - 1
+        self.finite = FiniteCheck(base.model)
         self._model.set_attn_implementation(register_attention(self._attention))
 
     @torch.inference_mode()
     def run(self, plan: StepPlan, prefixes: PrefixCache) -> torch.Tensor:
         """Logits `[n, vocab]` at every wanted position, in the order of `wanted_positions`."""
         do_ops(plan.ops, self._cache, prefixes)
+        self.finite.begin()
         inputs = model_inputs(plan.chunks, self._model, prefixes, self._device, self._dtype)
         wanted = wanted_positions(plan.chunks)
         self._attention.layout = lay_out(plan.chunks, self._device)
@@ -63,10 +66,6 @@ class ModelRunner:
     @torch.inference_mode()
     def snapshot(self, row: int, length: int) -> PrefixKV:
         return self._cache.snapshot(row, length)
-
-    def scrub(self, row: int) -> None:
-        """Make a row finite again after a sequence that was not: a NaN in a padded slot would reach its neighbours in a run."""
-        self._cache.trim(row)
 
 
 def do_ops(ops: Sequence[RowOp], cache: KVCache, prefixes: PrefixCache) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from inference_service.engine.decode_graphs import DecodeGraphs
+from inference_service.engine.finite_check import FiniteCheck
 from inference_service.engine.kv_cache import PrefixKV
 from inference_service.engine.model_runner import fed_tokens, model_inputs, wanted_positions
 from inference_service.engine.paged_attention import PagedAttention, PagedLayout, Piece
@@ -33,12 +34,14 @@ class PagedRunner:
         self._attention = PagedAttention(cache, kernel)
         self.scratch_row = cache.scratch_row
         self.graphs: DecodeGraphs | None = None
+        self.finite = FiniteCheck(base.model)
         self._model.set_attn_implementation(register_attention(self._attention))
 
     @torch.inference_mode()
     def run(self, plan: StepPlan, prefixes: PrefixCache) -> torch.Tensor:
         """Logits `[n, vocab]` at every wanted position, in the order of `wanted_positions`."""
         self.cache.do(plan.ops, prefixes)
+        self.finite.begin()
         if self.graphs is not None and all(chunk.num_positions == 1 and chunk.samples for chunk in plan.chunks):
             logits = self.graphs.run([(fed_tokens(chunk)[0], chunk.row, chunk.start) for chunk in plan.chunks])
             if logits is not None:
@@ -58,9 +61,6 @@ class PagedRunner:
         ids, rows, positions = inputs.unbind(0)
         layout = PagedLayout(self.cache.slots(rows, positions), rows, positions, (), self.cache.max_length, self.cache.tables)
         return self._forward(layout, {"input_ids": ids[None], "position_ids": positions[None]}, 0)
-
-    def scrub(self, row: int) -> None:
-        """Nothing: the pool has the blocks of a failed sequence cleared when it gives them to the next."""
 
     def _lay_out(self, chunks: Sequence[Chunk]) -> PagedLayout:
         """`chunks` come with those of one position first (`StepPlan`)."""

@@ -14,6 +14,7 @@ class Pool(Protocol):
     max_blocks: int
     max_length: int
     reuse: bool
+    across_tenants: bool
 
     @property
     def rows(self) -> Sequence[Any]:

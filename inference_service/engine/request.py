@@ -139,7 +139,7 @@ class GenerationRequest:
     always_admitted: bool = False
     """Taken also when the queue is full: the service's own golden replays, which must not wait for the load to go."""
     tenant: str = ""
-    """On whose account; tenants share the engine by weight. Empty is the service itself."""
+    """The request's tenant; tenants share the engine by weight. Empty: the service's own, such as a golden replay."""
     weight: float = 1.0
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
+from inference_service.engine.finite_check import FiniteCheck
 from inference_service.engine.kv_cache import KVCache, LayerShape, PrefixKV
 from inference_service.engine.model_runner import do_ops, virtual_tokens
 from inference_service.engine.plan import StepPlan
@@ -50,11 +51,13 @@ class RowRunner:
         self._cache = cache
         self._parameters = inspect.signature(base.model.forward).parameters
         self.scratch_row = cache.num_rows - 1
+        self.finite = FiniteCheck(base.model)
 
     @torch.inference_mode()
     def run(self, plan: StepPlan, prefixes: PrefixCache) -> torch.Tensor:
         """Like `ModelRunner.run`: logits `[n, vocab]` in the order of the chunks."""
         do_ops(plan.ops, self._cache, prefixes)
+        self.finite.begin()
         wanted: list[torch.Tensor] = []
         for chunk in plan.chunks:
             sequence, begin, end = chunk.sequence, chunk.start + chunk.num_virtual, chunk.start + chunk.count
@@ -71,9 +74,6 @@ class RowRunner:
     @torch.inference_mode()
     def snapshot(self, row: int, length: int) -> PrefixKV:
         return self._cache.snapshot(row, length)
-
-    def scrub(self, row: int) -> None:
-        self._cache.trim(row)
 
     def _feed(self, row: int, start: int, token_ids: list[int], last: int) -> torch.Tensor:
         """Logits `[last, vocab]` of the last so many tokens"""

@@ -24,6 +24,7 @@ class IntegrityError(SoftPromptError):
 class Content(Protocol):
     """What a row holds: a sequence, or what is left of one."""
 
+    tenant: str
     prefix_id: str | None
     num_virtual: int
     tokens: list[int]
@@ -33,6 +34,7 @@ class Content(Protocol):
 class Remains:
     """Content of a released row."""
 
+    tenant: str
     prefix_id: str | None
     num_virtual: int
     tokens: list[int]
@@ -48,6 +50,8 @@ class Row:
     blocks: int = 0
     """Blocks of memory touched since the row was last trimmed."""
     last_used: int = 0
+    dirty: bool = False
+    """Its last holder failed: numbers that are not finite would reach the next one through its masks."""
 
     @property
     def content(self) -> Content | None:
@@ -90,6 +94,15 @@ class Acquired:
     ops: tuple[RowOp, ...]
 
 
+def may_share(one: Content, other: Content, *, across_tenants: bool) -> bool:
+    """Whether one of the two may start from the keys and values of the other.
+
+    The tenant is part of the key because the number of reused tokens, and the time they save, tell a caller what an earlier input
+    said, one guess after the other (Wu et al. 2025, "I Know What You Asked").
+    """
+    return one.prefix_id == other.prefix_id and (across_tenants or one.tenant == other.tenant)
+
+
 def common_length(one: list[int], other: list[int]) -> int:
     """How many tokens two sequences begin with in common."""
     return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
@@ -106,6 +119,8 @@ class RowPool:
     max_length: int
     """Slots of one row."""
     reuse: bool = True
+    across_tenants: bool = False
+    """Whether a tenant's input may start from what another tenant's left."""
     rows: list[Row] = field(init=False)
     _clock: int = 0
 
@@ -151,6 +166,9 @@ class RowPool:
             row.length = 0
             return None
         ops.extend(trims)
+        if row.dirty:
+            ops.append(Trim(row.index, 0))
+            row.dirty = False
         computed = content.num_virtual + shared
         if source is not None and not in_place:
             ops.append(CopyRow(source.index, row.index, computed))
@@ -174,14 +192,16 @@ class RowPool:
         self._touch(self.rows[index])
 
     def release(self, index: int, *, keep: bool = True) -> None:
-        """The holder is done. With `keep` the row remembers what it holds, for reuse."""
+        """The holder is done. With `keep` the row keeps its content for reuse; without, it is cleared for the next holder."""
         row = self.rows[index]
         content = row.holder
         row.holder = None
         if content is None:
             raise IntegrityError(f"row {index} is released twice")
+        row.dirty = not keep
         if keep and self.reuse and row.length > content.num_virtual:
-            row.remains = Remains(content.prefix_id, content.num_virtual, content.tokens[: row.length - content.num_virtual])
+            tokens = content.tokens[: row.length - content.num_virtual]
+            row.remains = Remains(content.tenant, content.prefix_id, content.num_virtual, tokens)
         else:
             row.length = 0
 
@@ -218,7 +238,9 @@ class RowPool:
         limit = len(content.tokens) - 1
         for row in self.rows:
             other = row.content
-            if other is None or other.prefix_id != content.prefix_id or row.length <= other.num_virtual + most:
+            if other is None or row.length <= other.num_virtual + most:
+                continue
+            if not may_share(content, other, across_tenants=self.across_tenants):
                 continue
             valid = row.length - other.num_virtual
             shared = common_length(content.tokens[:limit], other.tokens[:valid])
@@ -245,7 +267,7 @@ class RowPool:
                 return None
             for victim in idle:
                 missing -= victim.blocks
-                victim.blocks, victim.length, victim.remains = 0, 0, None
+                victim.blocks, victim.length, victim.remains, victim.dirty = 0, 0, None, False
                 trims.append(Trim(victim.index))
                 if missing <= 0:
                     break

@@ -154,7 +154,8 @@ class _Truncation:
         ids = ids.gather(1, order)
         kept = self._kept(ordered)
         chosen: list[int] = ids.gather(1, _pick(ordered * kept, numbers)[:, None])[:, 0].tolist()
-        short = torch.nonzero(kept[:, -1]).flatten().tolist() if ids.shape[1] < vocabulary else []
+        beyond = kept[:, -1] | (self.top_k[:, 0] > ids.shape[1])
+        short = torch.nonzero(beyond).flatten().tolist() if ids.shape[1] < vocabulary else []
         for row in short:
             every, every_id = probabilities[row : row + 1].sort(dim=-1, descending=True, stable=True)
             one = _Truncation(self.top_k[row : row + 1], self.top_p[row : row + 1], self.min_p[row : row + 1])
@@ -162,11 +163,15 @@ class _Truncation:
         return chosen
 
     def _kept(self, ordered: torch.Tensor) -> torch.Tensor:
-        """Which of the sorted probabilities `[rows, n]` remain; the most likely always does."""
+        """Which of the sorted probabilities `[rows, n]` remain; the most likely always does.
+
+        top_p is a share of what top_k leaves, as in transformers and vLLM.
+        """
         rank = torch.arange(ordered.shape[1], device=ordered.device)
+        within_k = (rank < self.top_k) | (self.top_k == 0)
+        left = torch.where(self.top_k == 0, 1.0, (ordered.double() * within_k).sum(dim=-1, keepdim=True))
         before = ordered.double().cumsum(dim=-1) - ordered
-        kept = (before < self.top_p) & (ordered >= self.min_p * ordered[:, :1])
-        kept &= (rank < self.top_k) | (self.top_k == 0)
+        kept = within_k & (before < self.top_p * left) & (ordered >= self.min_p * ordered[:, :1])
         kept[:, 0] = True
         return kept
 

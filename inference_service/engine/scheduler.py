@@ -22,7 +22,7 @@ from inference_service.engine.pace import StepPace
 from inference_service.engine.plan import Chunk, StepPlan, complete_chunk, is_decode, next_chunk, slots_needed
 from inference_service.engine.pool import Pool
 from inference_service.engine.request import FinishReason
-from inference_service.engine.rows import BLOCK_TOKENS, IntegrityError
+from inference_service.engine.rows import BLOCK_TOKENS, IntegrityError, may_share
 from inference_service.engine.sequence import Sequence
 
 WORTH_WAITING_TOKENS = 32
@@ -199,11 +199,25 @@ class Scheduler:
         for sequence in self.waiting:
             if self._prefix_comes(sequence):
                 continue
-            if self.pool.reuse and postponed < MAX_POSTPONED and any(_computes_soon(other, sequence) for other in self.running):
+            if self.pool.reuse and postponed < MAX_POSTPONED and any(self._computes_soon(other, sequence) for other in self.running):
                 postponed += 1
                 continue
             queues.setdefault(sequence.tenant, []).append(sequence)
         return queues
+
+    def _computes_soon(self, other: Sequence, sequence: Sequence) -> bool:
+        """Whether a running prefill is about to compute at least WORTH_WAITING_TOKENS of what the sequence begins with.
+
+        Requests with one instruction that arrive together would each compute it; so the first does, and the others start from its row a
+        step later. Those that they wait for are running, so they don't wait for ever.
+        """
+        done = max(0, other.num_computed - other.num_virtual)
+        wanted = done + WORTH_WAITING_TOKENS
+        if not may_share(other, sequence, across_tenants=self.pool.across_tenants):
+            return False
+        if other.num_uncomputed < WORTH_WAITING_TOKENS or wanted >= len(sequence.tokens):
+            return False
+        return other.tokens[:wanted] == sequence.tokens[:wanted]
 
     def _prefix_comes(self, sequence: Sequence) -> bool:
         """Whether another sequence is computing the soft prompt that this one needs."""
@@ -294,16 +308,3 @@ class Scheduler:
         victim.num_preemptions += 1
         self.num_preemptions += 1
         self.add(victim)
-
-
-def _computes_soon(other: Sequence, sequence: Sequence) -> bool:
-    """Whether a running prefill is about to compute at least WORTH_WAITING_TOKENS of what the sequence begins with.
-
-    Requests with one instruction that arrive together would each compute it; so the first does, and the others start from its row a step
-    later. Whoever they wait for runs, so they don't wait for ever.
-    """
-    done = max(0, other.num_computed - other.num_virtual)
-    wanted = done + WORTH_WAITING_TOKENS
-    if other.prefix_id != sequence.prefix_id or other.num_uncomputed < WORTH_WAITING_TOKENS or wanted >= len(sequence.tokens):
-        return False
-    return other.tokens[:wanted] == sequence.tokens[:wanted]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import random
+import secrets
 from dataclasses import dataclass, field
 
 from inference_service.engine.request import FinishReason, GenerationRequest, PrefixLoad, Request, SamplingParams, ScoreRequest, Usage
@@ -112,7 +112,7 @@ def sequence_of(request: Request, num_virtual: int, arrival: int, now: float) ->
         tokens=list(input_ids),
         num_input=len(input_ids),
         sampling=sampling,
-        seed=random.getrandbits(63) if sampling.seed is None else sampling.seed,
+        seed=secrets.randbits(63) if sampling.seed is None else sampling.seed,
         prefix_id=request.prefix_id,
         num_virtual=num_virtual,
         priority=0 if isinstance(request, PrefixLoad) else request.priority,

@@ -44,6 +44,8 @@ class FinishedRequest:
     """One request's story, when it ends. Times in seconds; `ttft_seconds` is None if it ended before a token."""
 
     request_id: str
+    tenant: str
+    """Empty: the service's own, such as a golden replay."""
     prefix_id: str | None
     finish_reason: FinishReason
     usage: Usage

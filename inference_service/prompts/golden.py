@@ -1,6 +1,7 @@
 """The golden replay: proof that a soft prompt does here what it did where it was trained.
 
-The trainer wrote the most likely next tokens of a few held-out inputs, with log-probabilities. If the prompt were ignored, shifted by a
+The trainer wrote the most likely next tokens of a few inputs (`shared.golden_inputs`), with log-probabilities.
+If the prompt were ignored, shifted by a
 position, or applied to other weights, these would differ by far more than rounding does.
 """
 
@@ -15,6 +16,12 @@ from shared.manifest import GoldenRecord
 
 MIN_PROBABILITY = 0.01
 """Tokens less likely than this are not compared: far out in the tail, rounding alone moves a logarithm a long way."""
+
+
+FULL_WEIGHT_SHARE = 0.1
+"""A token that is at least this likely relative to the most likely one counts fully, a less likely one in proportion: a sharp prompt's
+logits are large, and rounding a large logit changes a small probability's logarithm by a lot. Records that hold a text (of earlier
+releases) are compared as they always were, all tokens alike."""
 
 
 @dataclass(frozen=True)
@@ -39,12 +46,13 @@ class _Difference:
     found: float
     """Where the replay did not report the token: the least likely that it reported, which bounds it from above."""
     reported: bool
+    weight: float = 1.0
 
     @property
     def nats(self) -> float:
         if not math.isfinite(self.found):
             return math.inf
-        apart = abs(self.found - self.expected)
+        apart = self.weight * abs(self.found - self.expected)
         return apart if self.reported or self.found < self.expected else 0.0
 
     @property
@@ -72,7 +80,7 @@ def disagreement(replays: Sequence[tuple[GoldenRecord, Mapping[int, float]]], to
     if not found:
         return ""
     worst_input = max(compared, key=_worst)
-    mean, worst = sum(difference.nats for difference in found) / len(found), _worst(worst_input)
+    mean, worst = sum(difference.nats for difference in found) / sum(difference.weight for difference in found), _worst(worst_input)
     if worst <= tolerance.worst and mean <= tolerance.mean:
         return ""
     return (
@@ -92,9 +100,15 @@ def _listed(differences: Sequence[_Difference], side: Literal["trained", "here"]
 
 
 def _compare(record: GoldenRecord, replayed: Mapping[int, float]) -> list[_Difference]:
-    floor = min(replayed.values(), default=math.nan)
+    floor, full = min(replayed.values(), default=math.nan), record.top_logprobs[0] + math.log(FULL_WEIGHT_SHARE)
     return [
-        _Difference(token, expected, replayed.get(token, floor), token in replayed)
+        _Difference(
+            token,
+            expected,
+            replayed.get(token, floor),
+            token in replayed,
+            min(1.0, math.exp(expected - full)) if record.is_synthetic else 1.0,
+        )
         for rank, (token, expected) in enumerate(zip(record.top_token_ids, record.top_logprobs, strict=True))
         if rank == 0 or expected >= math.log(MIN_PROBABILITY)
     ]

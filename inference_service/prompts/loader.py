@@ -14,6 +14,7 @@ from inference_service.prompts.version import LoadedVersion, RefusalReason, Vers
 from shared.base_model import BaseModel
 from shared.blob import PromptBlob, decode_blob
 from shared.errors import DamagedBlob, InvalidInput, NotFound, Overloaded, PreconditionFailed, Unavailable
+from shared.golden_inputs import golden_input_ids
 from shared.manifest import GoldenRecord
 from shared.outside import CallPool
 from shared.soft_prompt import SoftPrompt
@@ -69,7 +70,7 @@ class VersionLoader:
         except (PreconditionFailed, InvalidInput) as error:
             raise VersionRefused(RefusalReason.SHAPE, error.message) from error
         try:
-            await self._replay(prefix_id, blob)
+            await self._replay(prefix_id, blob, encoder)
         except BaseException:
             await asyncio.shield(self._engine.unload_prefix(prefix_id))
             raise
@@ -111,8 +112,9 @@ class VersionLoader:
         except InvalidInput as error:
             raise VersionRefused(RefusalReason.TEMPLATE, error.message) from error
 
-    async def _replay(self, prefix_id: str, blob: PromptBlob) -> None:
+    async def _replay(self, prefix_id: str, blob: PromptBlob, encoder: InputEncoder) -> None:
         """All records at once: the engine computes them in one pass."""
+        _check_template(blob.manifest.golden, encoder)
         wanted = list[tuple[int, GoldenRecord]]()
         for index, record in enumerate(blob.manifest.golden):
             if max(record.input_ids) >= self._base.info.vocab_size:
@@ -135,5 +137,18 @@ class VersionLoader:
             return dict(await self._engine.top_logprobs(prefix_id, record.input_ids, alternatives_for(record, self._max_logprobs), _FIRST))
         except DamagedBlob as error:
             raise VersionRefused(RefusalReason.NOT_FINITE, f"golden record {index}: {error.message}") from error
+        except (PreconditionFailed, InvalidInput) as error:
+            raise VersionRefused(RefusalReason.SHAPE, f"golden record {index}: {error.message}") from error
         except Overloaded as error:
             raise Unavailable(f"no room for the golden replay: {error.message}") from error
+
+
+def _check_template(records: Sequence[GoldenRecord], encoder: InputEncoder) -> None:
+    """Records without a text are of inputs that every replica can make: with another template, or another tokenizer, their ids differ."""
+    if not any(record.is_synthetic for record in records):
+        return
+    expected = set(golden_input_ids(encoder))
+    for index, record in enumerate(records):
+        if record.is_synthetic and record.input_ids not in expected:
+            text = f"golden record {index} is of an input that this version's template does not give"
+            raise VersionRefused(RefusalReason.GOLDEN, text)

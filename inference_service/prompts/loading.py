@@ -6,16 +6,25 @@ import asyncio
 import logging
 import time
 
+import torch
+
+from inference_service.engine.engine import MAX_FAILED_STEPS
+from inference_service.engine.isolation import StepFailed
 from inference_service.prompts.loader import VersionLoader
 from inference_service.prompts.observer import PromptObserver
 from inference_service.prompts.registry import PromptRegistry
 from inference_service.prompts.version import RefusalReason, VersionKey, VersionRefused
-from shared.errors import Unavailable
+from shared.errors import DamagedBlob, InvalidInput, PreconditionFailed, SoftPromptError, Unavailable
 from shared.store.index import VersionRecord
 
 log = logging.getLogger(__name__)
 
 MAX_CONCURRENT_LOADS = 4
+MAX_FAULTS = 3
+"""Attempts that end in an unexpected exception before the version is quarantined."""
+MAX_FAILED_REPLAYS = MAX_FAILED_STEPS + 1
+"""Attempts that end in a failed step of the engine. An engine whose every step fails has died by then, and the version gets no verdict."""
+_PERMANENT = (DamagedBlob, InvalidInput, PreconditionFailed)
 
 
 class VersionLoads:
@@ -25,6 +34,8 @@ class VersionLoads:
         self._loader, self._registry, self._observer = loader, registry, observer
         self._slots = asyncio.Semaphore(MAX_CONCURRENT_LOADS)
         self._running: dict[VersionKey, asyncio.Task[None]] = {}
+        self._faults: dict[str, int] = {}
+        """Failed attempts by digest, of versions that are neither loaded nor quarantined."""
 
     async def load(self, record: VersionRecord) -> None:
         """Return when the version is loaded or quarantined. Raises Unavailable if neither can be said now.
@@ -55,20 +66,20 @@ class VersionLoads:
             try:
                 version = await self._loader.load(record)
             except VersionRefused as refusal:
-                refused = {"version": record.name, "digest": record.digest, "reason": refusal.reason.value, "why": refusal.message}
-                # Several models may share a store; there, another model's prompts are everyday.
-                level = logging.WARNING if refusal.reason is RefusalReason.BASE_MODEL else logging.ERROR
-                log.log(level, "version quarantined", extra={"fields": refused})
-                self._registry.quarantine(record, refusal.reason, refusal.message)
-                self._observer.version_refused(record, refusal.reason)
+                self._quarantine(record, refusal)
                 return
             except Unavailable:
                 self._observer.version_unavailable(record)
                 raise
             except Exception as error:
                 log.exception("a version could not be loaded", extra={"fields": {"version": record.name}})
+                if self._is_for_good(record, error):
+                    text = error.message if isinstance(error, SoftPromptError) else f"loading it fails ({type(error).__name__})"
+                    self._quarantine(record, VersionRefused(RefusalReason.FAULT, text))
+                    return
                 self._observer.version_unavailable(record)
                 raise Unavailable(f"{record.name} could not be loaded; the service's log says why") from error
+            self._faults.pop(record.digest, None)
             seconds = time.monotonic() - begun
             served = self._registry.add(version)
             self._observer.version_loaded(record, seconds, served)
@@ -80,3 +91,26 @@ class VersionLoads:
             if served is not None:
                 fields["publish_to_served_seconds"] = round(served, 3)
             log.info("version loaded", extra={"fields": fields})
+
+    def _is_for_good(self, record: VersionRecord, error: Exception) -> bool:
+        """Whether another attempt would end the same: of an unknown fault, after so many that did."""
+        if isinstance(error, _PERMANENT):
+            return True
+        if isinstance(error, SoftPromptError) or _is_out_of_memory(error):
+            return False
+        self._faults[record.digest] = faults = self._faults.get(record.digest, 0) + 1
+        return faults >= (MAX_FAILED_REPLAYS if isinstance(error, StepFailed) else MAX_FAULTS)
+
+    def _quarantine(self, record: VersionRecord, refusal: VersionRefused) -> None:
+        self._faults.pop(record.digest, None)
+        refused = {"version": record.name, "digest": record.digest, "reason": refusal.reason.value, "why": refusal.message}
+        # Several models may share a store; there, another model's prompts are everyday.
+        level = logging.WARNING if refusal.reason is RefusalReason.BASE_MODEL else logging.ERROR
+        log.log(level, "version quarantined", extra={"fields": refused})
+        self._registry.quarantine(record, refusal.reason, refusal.message)
+        self._observer.version_refused(record, refusal.reason)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Memory may be free at the next attempt. On the CPU torch raises a plain RuntimeError."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)

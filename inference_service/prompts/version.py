@@ -39,6 +39,8 @@ class RefusalReason(StrEnum):
     """The template can't be used with this tokenizer."""
     GOLDEN = "golden"
     """The replay of the golden record disagrees: the prompt does not do here what it did where it was trained."""
+    FAULT = "fault"
+    """Loading it failed again and again for no reason outside the version. A restart of the replica tries it again."""
 
 
 class VersionRefused(Exception):

@@ -18,6 +18,8 @@ _PACKAGE = "prompttuning.v1"
 RETRIED_METHODS = {
     "TuningService": (
         "UploadDataset",
+        "ListDatasets",
+        "GetDataset",
         "CreateTuningJob",
         "GetTuningJob",
         "ListTuningJobs",

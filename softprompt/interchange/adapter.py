@@ -1,6 +1,6 @@
 """A version as a directory that `peft.PeftModel.from_pretrained` loads.
 
-adapter_model.safetensors   the version's blob, byte for byte: its one tensor has PEFT's name, its manifest is in the metadata
+adapter_model.safetensors   the version's blob without its golden records: its one tensor has PEFT's name, its manifest is in the metadata
 adapter_config.json         what PEFT asks for, and nothing that it would act on (the init is RANDOM, since the matrix follows)
 softprompt.json             what PEFT does not keep: template, labels, sampling, where it comes from
 """
@@ -15,6 +15,7 @@ from typing import Any
 from shared.errors import AlreadyExists, DamagedBlob, InvalidInput
 from softprompt.types.prompts import PromptVersion
 
+_LENGTH_BYTES = 8
 WEIGHTS_FILE, CONFIG_FILE, ABOUT_FILE = "adapter_model.safetensors", "adapter_config.json", "softprompt.json"
 
 
@@ -26,7 +27,7 @@ def write_adapter(directory: Path, version: PromptVersion, data: bytes, base_mod
     if (found := f"sha256:{hashlib.sha256(data).hexdigest()}") != version.digest:
         raise DamagedBlob(f"{version.name} has digest {version.digest}; what arrived has {found}")
     files = {
-        WEIGHTS_FILE: data,
+        WEIGHTS_FILE: without_golden_records(data),
         CONFIG_FILE: _as_json(adapter_config(version, base_model)),
         ABOUT_FILE: _as_json(_about(version)),
     }
@@ -40,6 +41,26 @@ def write_adapter(directory: Path, version: PromptVersion, data: bytes, base_mod
     except OSError as error:
         raise InvalidInput.of("directory", f"can't write to {str(directory)!r}: {error.strerror or error}") from error
     return directory
+
+
+def without_golden_records(blob: bytes) -> bytes:
+    """The blob with none in its manifest: those of versions of earlier releases hold inputs of their training data.
+
+    A blob that can't be read as one raises DamagedBlob.
+    """
+    begin = _LENGTH_BYTES
+    end = begin + int.from_bytes(blob[:begin], "little")
+    try:
+        header = json.loads(blob[begin:end])
+        metadata = header["__metadata__"]
+        manifest = json.loads(metadata["manifest"])
+        manifest.pop("golden", None)
+        metadata["manifest"] = json.dumps(manifest, separators=(",", ":"), ensure_ascii=False)
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise DamagedBlob("the version's manifest can't be read") from error
+    written = json.dumps(header, separators=(",", ":")).encode()
+    written += b" " * (-len(written) % _LENGTH_BYTES)
+    return len(written).to_bytes(_LENGTH_BYTES, "little") + written + blob[end:]
 
 
 def adapter_config(version: PromptVersion, base_model: str = "") -> dict[str, Any]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
 
 class TemplateFormat(StrEnum):
@@ -20,6 +22,12 @@ class Template:
     text: str = ""
     format: TemplateFormat | None = None
     system: str = ""
+    system_override: bool = False
+    """A conversation may bring a system message of its own in place of `system`."""
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    """What the model's chat template takes besides messages, such as {"enable_thinking": False}."""
+    date: str = ""
+    """The day that a chat template shows as today's, YYYY-MM-DD. Empty: for a prompt the day of its job, for the bare model today."""
 
 
 @dataclass(frozen=True)

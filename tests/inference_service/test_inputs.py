@@ -59,11 +59,15 @@ async def test_only_the_first_wrong_ids_are_listed() -> None:
     assert caught.value.violations[15].field == "input.token_ids.ids[15]"
 
 
-async def test_a_conversation_needs_a_chat_template() -> None:
+async def test_a_conversation_is_the_input_of_a_text_template() -> None:
     request = InputRequest(ChatInput((Message(role="user", content="hi"),)))
-    with pytest.raises(InvalidInput, match="TEXT template"):
-        await InputPreparer(VOCAB_SIZE, 100).prepare(request, encoder(), 0)
-    assert bare_template(request).format is TemplateFormat.CHAT
+    prepared = await InputPreparer(VOCAB_SIZE, 100).prepare(request, encoder(), 0)
+    assert prepared.ids == (await InputPreparer(VOCAB_SIZE, 100).prepare(InputRequest(TextInput("hi")), encoder(), 0)).ids
+
+
+def test_the_bare_model_takes_a_conversation_through_its_chat_template() -> None:
+    text, chat = TextInput("hi"), ChatInput((Message(role="user", content="hi"),))
+    assert [bare_template(InputRequest(content)).format for content in (text, chat)] == [TemplateFormat.TEXT, TemplateFormat.CHAT]
 
 
 async def test_a_chat_templates_own_refusal_is_the_callers_error() -> None:

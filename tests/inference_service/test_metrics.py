@@ -16,6 +16,7 @@ from tests.inference_service.replica import Replica, blob, matrix, publish, refu
 def finished(prompt: str | None, **changes: object) -> FinishedRequest:
     values: dict[str, object] = {
         "request_id": "r",
+        "tenant": "acme",
         "prefix_id": None if prompt is None else f"prompts/{prompt}/versions/1#sha256:0",
         "finish_reason": FinishReason.EOS,
         "usage": Usage(input_tokens=5, virtual_tokens=10, cached_tokens=2, generated_tokens=3),
@@ -60,7 +61,7 @@ def test_a_request_leaves_its_story() -> None:
 
 def test_the_services_own_replays_are_nobodys_requests() -> None:
     registry, metrics = engine_metrics(limit=10)
-    metrics.on_finished(finished("tone", request_id="replay-1"))
+    metrics.on_finished(finished("tone", tenant=""))
     assert registry.get_sample_value("softprompt_inference_requests_finished_total", {"prompt": "tone", "finish_reason": "EOS"}) is None
 
 

@@ -94,9 +94,12 @@ class TestText:
     def test_an_empty_input_is_only_the_template(self, tokenizer: Any) -> None:
         assert tokenizer.decode(InputEncoder(tokenizer, Template(text="[{input}]")).encode_input("")) == "[]"
 
-    def test_messages_are_refused(self, tokenizer: Any) -> None:
-        with pytest.raises(InvalidInput, match="messages"):
-            InputEncoder(tokenizer, Template()).encode_messages([Message(role="user", content="hello")])
+    def test_a_conversation_becomes_the_input(self, tokenizer: Any) -> None:
+        encoder = InputEncoder(tokenizer, Template(text="Q: {input}"))
+        assert tokenizer.decode(encoder.encode_messages([Message(role="user", content="hello")])) == "Q: hello"
+        turns = [("system", "Be brief."), ("user", "hello"), ("assistant", "hi"), ("user", "who?")]
+        ids = encoder.encode_messages([Message(role=role, content=content) for role, content in turns])
+        assert tokenizer.decode(ids) == "Q: System: Be brief.\n\nUser: hello\n\nAssistant: hi\n\nUser: who?"
 
     @given(text=st.text(max_size=40), target=st.text(min_size=1, max_size=20))
     def test_input_and_target_joined_are_the_text(self, text: str, target: str) -> None:
@@ -115,9 +118,18 @@ class TestChat:
         encoder = InputEncoder(tokenizer, CHAT)
         assert encoder.encode_messages([Message(role="user", content="Review: nice")]) == encoder.encode_input("nice")
 
-    def test_a_system_message_of_the_callers_own_replaces_ours(self, tokenizer: Any) -> None:
+    @pytest.mark.parametrize("place", [0, 1])
+    def test_a_caller_can_not_replace_the_system_message(self, tokenizer: Any, place: int) -> None:
+        messages = [Message(role="user", content="hello"), Message(role="user", content="hello")]
+        messages.insert(place, Message(role="system", content="Be long."))
+        with pytest.raises(InvalidInput) as refused:
+            InputEncoder(tokenizer, CHAT).encode_messages(messages)
+        assert refused.value.violations[0].field == f"messages[{place}]"
+
+    def test_a_template_may_allow_another_system_message(self, tokenizer: Any) -> None:
         messages = [Message(role="system", content="Be long."), Message(role="user", content="hello")]
-        text = tokenizer.decode(InputEncoder(tokenizer, CHAT).encode_messages(messages))
+        open_template = CHAT.model_copy(update={"system_override": True})
+        text = tokenizer.decode(InputEncoder(tokenizer, open_template).encode_messages(messages))
         assert text == "<system>Be long.<end><user>hello<end><assistant>"
 
     def test_a_target_follows_directly(self, tokenizer: Any) -> None:

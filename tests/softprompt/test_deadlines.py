@@ -25,6 +25,7 @@ UNSAFE_TO_REPEAT = {
     ("TuningService", "PauseTuningJob"),
     ("TuningService", "ResumeTuningJob"),
     ("TuningService", "DeleteTuningJob"),
+    ("TuningService", "DeleteDataset"),
     ("PromptService", "SetPromptAlias"),
     ("PromptService", "DeletePromptVersion"),
     ("PromptService", "ImportPromptVersion"),
@@ -60,6 +61,9 @@ async def everything(client: AsyncClient, directory: Path) -> AsyncIterator[Any]
     data = directory / "data.jsonl"
     data.write_text('{"input": "a", "output": "b"}\n')
     yield client.upload_dataset(data)
+    yield client.list_datasets()
+    yield client.get_dataset(DATASET)
+    yield client.delete_dataset(DATASET)
     yield client.create_job(TuningSpec("tone", DATASET))
     for of_a_job in (client.get_job, client.cancel_job, client.pause_job, client.resume_job, client.delete_job):
         yield of_a_job(JOB)

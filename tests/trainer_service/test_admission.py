@@ -83,7 +83,8 @@ async def test_everything_left_open_is_filled_in(admission: SpecAdmission, model
     assert isinstance(effective, EffectiveSpec)
     assert effective.base_model == models.infos[0]
     assert effective.training.task is TaskKind.GENERATION
-    assert effective.training.template == Template()
+    template = effective.training.template
+    assert (template.text, template.format, template.rendering) == ("{input}", TemplateFormat.TEXT, 2)
     assert effective.max_runtime_seconds == 3600
     assert (effective.num_train, effective.num_validation, effective.validation_fraction) == (36, 4, 0.1)
     assert effective.training.hyperparameters.metric is Metric.LOSS
@@ -109,7 +110,7 @@ async def test_the_counts_are_those_of_the_split_with_the_job_s_own_seed(admissi
         ("generation", None, TemplateFormat.TEXT),
         ("chat", None, TemplateFormat.CHAT),
         ("chat", Template(system="Be kind"), TemplateFormat.CHAT),
-        ("generation", Template(text="Q: {input}"), TemplateFormat.TEXT),
+        ("generation", Template(text="Q: {input}", format=TemplateFormat.TEXT), TemplateFormat.TEXT),
         ("generation", Template(text="Q: {input}", format=TemplateFormat.CHAT), TemplateFormat.CHAT),
     ],
 )
@@ -161,14 +162,15 @@ async def test_lengths_are_checked_with_the_virtual_tokens(models: BaseModels) -
             return ParsedDataset(examples, TaskKind.GENERATION, ())
 
     admission = SpecAdmission(models, Long(), NO_SOURCES, TuningLimits(50, 10, 3600.0))
-    await admission.check(spec(dataset="fits"))
+    text = Template(format=TemplateFormat.TEXT)
+    await admission.check(spec(dataset="fits", template=text))
     with pytest.raises(InvalidInput) as refused:
-        await admission.check(spec(dataset="over"))
+        await admission.check(spec(dataset="over", template=text))
     (violation,) = refused.value.violations
     assert violation.field == "dataset line 2"
     assert "20 virtual tokens" in violation.description
     with pytest.raises(InvalidInput) as refused:
-        await admission.check(spec(dataset="fits", validation_dataset="over"))
+        await admission.check(spec(dataset="fits", validation_dataset="over", template=text))
     assert [violation.field for violation in refused.value.violations] == ["validation dataset line 2"]
 
 

@@ -12,11 +12,12 @@ from safetensors.torch import save_file
 
 from shared.blob import decode_blob
 from shared.errors import PreconditionFailed
+from shared.golden_inputs import GOLDEN_INPUTS
 from tests.both_services import both
 from tests.inference_service.replica import blob, matrix
 from tests.tiny_models import save_tiny_llama
 from trainer_service.proof import Prover
-from trainer_service.proof_process import INPUTS, TOP_K
+from trainer_service.proof_process import TOP_K
 
 
 async def test_an_import_is_proven_on_the_trainers_copy_of_the_model_and_replayed(tiny_model_dir: Path, tmp_path: Path) -> None:
@@ -26,7 +27,7 @@ async def test_an_import_is_proven_on_the_trainers_copy_of_the_model_and_replaye
         described, data = await services.client.download_version(version.name)
         golden = decode_blob(data).manifest.golden
         assert described.name == version.name
-        assert [(record.text, len(record.top_token_ids)) for record in golden] == [(text, TOP_K) for text in INPUTS]
+        assert [(record.text, len(record.top_token_ids)) for record in golden] == [("", TOP_K)] * len(GOLDEN_INPUTS)
         await services.client.wait_until_served(version.name, timeout_seconds=30)
         # The same golden records with another matrix: what a replica says that loads something else than was imported.
         forged = blob(tiny_model_dir, matrix(2), golden=golden)

@@ -47,6 +47,7 @@ class Pair:
     copy: RunningTrainer
     foreign_jobs: list[str]
     own_jobs: list[str]
+    foreign_dataset: str
 
     async def same(
         self, method: str, request: Any, token: str = SUPPORT, masked: tuple[str, ...] = LOAD, num_answers: int = 1000
@@ -106,7 +107,9 @@ async def pair(settings: TrainerSettings, tmp_path: Path) -> AsyncIterator[Pair]
     async with AsyncExitStack() as stack:
         first = await stack.enter_async_context(running_trainer(full))
         second = await stack.enter_async_context(running_trainer(copy))
-        yield Pair(first, second, foreign, own)
+        lines = b"".join(b'{"input": "acme %d", "output": "laid off"}\n' % number for number in range(4))
+        dataset = (await first.tuning.UploadDataset(iter(upload_of(lines)), **by(ADMIN))).dataset
+        yield Pair(first, second, foreign, own, dataset)
 
 
 def create(prompt: str = "support-new", source: str = "", **fields: Any) -> pb.CreateTuningJobRequest:
@@ -114,8 +117,8 @@ def create(prompt: str = "support-new", source: str = "", **fields: Any) -> pb.C
     return pb.CreateTuningJobRequest(spec=tuning_spec(prompt=prompt, publish=NO_ALIAS, hyperparameters=init, **fields))
 
 
-def requests_of(pair: Pair, job: str, prompt: str) -> dict[str, list[Any]]:
-    """Requests about a job and a prompt, for every method that names one."""
+def requests_of(pair: Pair, job: str, prompt: str, dataset: str) -> dict[str, list[Any]]:
+    """Requests about a job, a prompt and a dataset, for every method that names one."""
     version, watched = f"{prompt}@1", f"prompts/{prompt}"
     import_ = list(import_of(save({"prompt_embeddings": MATRIX}), prompt=prompt))
     by_name = {
@@ -124,6 +127,8 @@ def requests_of(pair: Pair, job: str, prompt: str) -> dict[str, list[Any]]:
     }
     return {
         **by_name,
+        "GetDataset": [pb.GetDatasetRequest(name=dataset)],
+        "DeleteDataset": [pb.DeleteDatasetRequest(name=dataset)],
         "WatchTuningJob": [pb.WatchTuningJobRequest(name=job), pb.WatchTuningJobRequest(name=job, after=7)],
         "CreateTuningJob": [create(source=version), create(source=prompt), create(source=job), create(source=f"{watched}/versions/1")],
         "ListTuningJobs": [pb.ListTuningJobsRequest(prompt=prompt, page_size=1)],
@@ -146,26 +151,29 @@ def requests_of(pair: Pair, job: str, prompt: str) -> dict[str, list[Any]]:
 
 
 async def test_what_another_tenant_has_is_as_if_it_did_not_exist(pair: Pair) -> None:
-    missing, asked = f"tuningJobs/{MISSING}", set[str]()
+    missing, no_dataset, asked = f"tuningJobs/{MISSING}", f"datasets/sha256-{'0' * 64}", set[str]()
     for token in (SUPPORT, LEAD):
         seen: list[dict[str, list[str]]] = []
-        for job, prompt in (
-            (pair.foreign_jobs[1], "acme-layoffs"),
-            (pair.foreign_jobs[0], "acme-layoffs"),
-            (missing, "acme-nothing"),
-            (missing, "support-none"),
+        for job, prompt, dataset in (
+            (pair.foreign_jobs[1], "acme-layoffs", pair.foreign_dataset),
+            (pair.foreign_jobs[0], "acme-layoffs", pair.foreign_dataset),
+            (missing, "acme-nothing", no_dataset),
+            (missing, "support-none", no_dataset),
         ):
             found: dict[str, list[str]] = {}
-            for method, requests in requests_of(pair, job, prompt).items():
+            names = {prompt: "PROMPT", job.removeprefix("tuningJobs/"): "JOB", dataset: "DATASET"}
+            for method, requests in requests_of(pair, job, prompt, dataset).items():
                 outcomes = [str(await pair.same(method, request, token)) for request in requests]
-                found[method] = [text.replace(prompt, "PROMPT").replace(job.removeprefix("tuningJobs/"), "JOB") for text in outcomes]
+                for name, stand_in in names.items():
+                    outcomes = [text.replace(name, stand_in) for text in outcomes]
+                found[method] = outcomes
             seen.append(found)
             asked |= found.keys()
         seen[3]["ImportPromptVersion"] = seen[2]["ImportPromptVersion"]  # of these names one may be created, and the others not
         assert seen[0] == seen[1] == seen[2] == seen[3]
     services = [service for file in (tuning_pb2, prompts_pb2) for service in file.DESCRIPTOR.services_by_name.values()]
     everything = {method.name for service in services for method in service.methods}
-    assert everything == asked | {"UploadDataset", "GetServiceInfo", "WatchPrompts"}
+    assert everything == asked | {"UploadDataset", "ListDatasets", "GetServiceInfo", "WatchPrompts"}
 
 
 async def pages(pair: Pair, method: str, **fields: Any) -> list[int]:
@@ -193,6 +201,9 @@ async def test_lists_counts_and_watches_tell_nothing_of_others(pair: Pair) -> No
     assert await pages(pair, "ListPrompts", page_size=1) == [1, 1]
     assert await pages(pair, "ListPrompts", page_size=1, name_prefix="a") == [0]
     assert await pages(pair, "ListPromptVersions", page_size=1, parent="support-tone") == [1]
+    assert (
+        pb.ListDatasetsResponse.FromString((await pair.same("ListDatasets", pb.ListDatasetsRequest()))[3][0]) == pb.ListDatasetsResponse()
+    )
     for name in pair.own_jobs:
         await pair.same("GetTuningJob", pb.GetTuningJobRequest(name=name))
         await pair.same("WatchTuningJob", pb.WatchTuningJobRequest(name=name), num_answers=1)

@@ -7,6 +7,7 @@ from prompttuning.v1 import common_pb2
 from shared.base_model import BaseModelInfo
 from shared.manifest import SamplingDefaults
 from shared.names import DEFAULT_ALIAS
+from shared.rpc.templates import template_options
 from shared.security.caller import current_caller
 from shared.security.methods import prompt_of
 from shared.template import INPUT_FIELD, Template
@@ -37,13 +38,22 @@ def base_model_to_wire(info: BaseModelInfo) -> common_pb2.BaseModel:
 
 
 def template_to_wire(template: Template) -> common_pb2.Template:
-    return common_pb2.Template(text=template.text, format=TEMPLATE_FORMATS.to_wire(template.format), system=template.system)
+    message = common_pb2.Template(
+        text=template.text,
+        format=TEMPLATE_FORMATS.to_wire(template.format),
+        system=template.system,
+        system_override=template.system_override,
+        date=template.date,
+    )
+    if template.arguments:
+        message.arguments.update(template.arguments)
+    return message
 
 
 def template_from_wire(message: common_pb2.Template, field: str, violations: Violations) -> Template | None:
     """A template whose `format` is unset (see `model_fields_set`) where the caller left the choice to the service."""
     format = TEMPLATE_FORMATS.from_wire(message.format, f"{field}.format", violations)
-    values: dict[str, object] = {"text": message.text or INPUT_FIELD, "system": message.system}
+    values: dict[str, object] = {"text": message.text or INPUT_FIELD, **template_options(message)}
     return build(Template, values if format is None else {**values, "format": format}, field, {}, violations)
 
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from shared.errors import InvalidInput
 from shared.names import check_alias, check_name
-from shared.template import InputEncoder, Template, TemplateFormat
+from shared.template import InputEncoder, Template, TemplateFormat, pinned
 from trainer_service.base_models import BaseModels, KnownBaseModel
 from trainer_service.jobs.dataset_fields import DATASET, VALIDATION, in_dataset, labels_under, renamed
 from trainer_service.jobs.lengths import possibly_too_long
@@ -32,7 +32,6 @@ MAX_ANNOTATION_KEY_CHARS, MAX_ANNOTATION_VALUE_CHARS = 63, 1024
 _CONCURRENT_CHECKS = 2
 _WIRE_NAMES = {
     "validation_fraction": "spec.validation_fraction",
-    "template.format": "spec.template.format",
     "spec.hyperparameters.init.source_version": "spec.hyperparameters.init.source",
 }
 
@@ -139,7 +138,7 @@ class SpecAdmission:
         return _Examples(parsed.task, parsed.labels, train, validation, fraction)
 
     def _effective(self, spec: TuningSpec, model: KnownBaseModel, source: Source | None, examples: _Examples) -> EffectiveSpec:
-        template = _template(spec, examples.task)
+        template = _template(spec, examples.task, model.tokenizer)
         encoder = InputEncoder(model.tokenizer, template)
         filled = fill(
             spec.hyperparameters,
@@ -183,14 +182,14 @@ def _default_fraction(num_examples: int) -> float:
     return max(1 / num_examples, min(DEFAULT_VALIDATION_FRACTION, MAX_DEFAULT_VALIDATION_EXAMPLES / num_examples))
 
 
-def _template(spec: TuningSpec, task: TaskKind) -> Template:
-    """The caller's template, its format chosen where it was left open: CHAT for chat examples, else TEXT."""
+def _template(spec: TuningSpec, task: TaskKind, tokenizer: Any) -> Template:
+    """The caller's template, everything fixed that it left open: the format is CHAT for chat examples, else TEXT."""
     template = spec.template or Template()
     if "format" not in template.model_fields_set:
         template = template.model_copy(update={"format": TemplateFormat.CHAT if task is TaskKind.CHAT else TemplateFormat.TEXT})
     if task is TaskKind.CHAT and template.format is not TemplateFormat.CHAT:
         raise InvalidInput.of("spec.template.format", "must be CHAT, since the examples are conversations")
-    return template.check("spec.template")
+    return pinned(template.check("spec.template"), tokenizer)
 
 
 def _with_source(filled: Hyperparameters, source: Source | None) -> Hyperparameters:
@@ -201,4 +200,4 @@ def _with_source(filled: Hyperparameters, source: Source | None) -> Hyperparamet
 
 
 def _as_on_the_wire(field: str) -> str:
-    return _WIRE_NAMES.get(field, labels_under("spec")(field))
+    return f"spec.{field}" if field.startswith("template.") else _WIRE_NAMES.get(field, labels_under("spec")(field))

@@ -22,10 +22,11 @@ _WITHOUT_BACKWARD = 3
 def backward(base_model: BaseModel, forward: Forward, parts: Sequence[TrainPart], token_budget: int) -> torch.Tensor:
     """Add each part's gradient to its trainee's parameters; returns the losses `[parts]`, float32, on the device.
 
-    A part's loss is the weighted mean of the cross-entropy over its target tokens. Parts share no parameter, so the gradient of the
-    sum of losses is each part's own. What exceeds the budget is computed in several passes whose gradients add up to the same.
+    A part's loss is the weighted sum of the cross-entropy over its target tokens, divided by the part's total. Parts share no
+    parameter, so the gradient of the sum of losses is each part's own. What exceeds the budget is computed in several passes whose
+    gradients add up to the same.
     """
-    totals = [sum(row.weight * len(row.target_ids) for row in part.rows) for part in parts]
+    totals = [part.total or sum(row.weight * len(row.target_ids) for row in part.rows) for part in parts]
     losses = torch.zeros(len(parts), device=base_model.device)
     for chunk in _passes(forward, parts, token_budget):
         segments = [Segment(parts[index].trainee.matrix().to(base_model.dtype), rows) for index, rows in chunk]

@@ -46,7 +46,13 @@ def encode_dataset(examples: Sequence[Example], encoder: InputEncoder, spec: Tra
     labels = {label: index for index, label in enumerate(spec.labels)}
     encoded, violations = list[EncodedExample](), list[FieldViolation]()
     for example in examples:
-        item = _encode(example, encoder, labels)
+        try:
+            item = _encode(example, encoder, labels)
+        except InvalidInput as error:
+            violations += [_in_line(example, found) for found in error.violations]
+            if len(violations) >= _MAX_REPORTED:
+                break
+            continue
         if reason := _problem(item, room, spec.hyperparameters.num_virtual_tokens):
             violations.append(FieldViolation(f"line {example.line}", reason))
             if len(violations) >= _MAX_REPORTED:
@@ -86,6 +92,14 @@ def _encode(example: Example, encoder: InputEncoder, labels: dict[str, int]) -> 
         input_ids, target = encoder.encode_input(example.input), example.label if example.label is not None else example.output or ""
     label_index = labels[example.label] if example.label is not None else -1
     return EncodedExample(example, tuple(input_ids), tuple(encoder.encode_target(target)), label_index)
+
+
+def _in_line(example: Example, found: FieldViolation) -> FieldViolation:
+    """What the encoder says of a conversation, named as the dataset's line; what it says of the template stays as it is."""
+    if not found.field.startswith("messages"):
+        raise InvalidInput([found])
+    part = found.field if example.messages else "input"
+    return FieldViolation(f"line {example.line} {part}", found.description)
 
 
 def _problem(item: EncodedExample, room: int, num_virtual_tokens: int) -> str:

@@ -12,14 +12,16 @@ import torch
 
 from shared.base_model import BaseModel
 from shared.blob import GoldenRecord
-from trainer_service.training.encoding import EncodedDataset, EncodedExample
+from shared.golden_inputs import golden_input_ids
+from shared.template import InputEncoder
+from trainer_service.training.encoding import EncodedDataset
 from trainer_service.training.events import NearestToken
 from trainer_service.training.init import embed
 from trainer_service.training.packing import Row
 from trainer_service.training.work import RowScore, ScoreWork, Work
 
 SLICE_TOKENS = 1024
-NUM_GOLDEN, GOLDEN_TOP_K, MAX_GOLDEN_TOKENS, MAX_GOLDEN_CHARS = 4, 8, 2048, 8000
+GOLDEN_TOP_K = 8
 _TABLE_CHUNK = 16384
 
 Evaluation = Generator[Work, Any, dict[str, float]]
@@ -56,26 +58,25 @@ def score_rows(
 
 
 def golden_records(
-    prompt: torch.Tensor, examples: Sequence[EncodedExample], encoder: Any, dtype: torch.dtype
+    prompt: torch.Tensor, encoder: InputEncoder, max_positions: int, dtype: torch.dtype
 ) -> Generator[Work, Any, tuple[GoldenRecord, ...]]:
-    """The most likely first tokens of a few inputs, for replicas to replay before they serve the prompt."""
-    chosen = [example for example in examples if len(example.input_ids) <= MAX_GOLDEN_TOKENS][:NUM_GOLDEN]
-    rows = [Row(example.input_ids, example.target_ids[:1]) for example in chosen]
+    """The most likely first tokens after a few inputs that are nobody's, for replicas to replay before they serve the prompt.
+
+    Inputs that don't fit into `max_positions` with the virtual tokens and one token more are left out.
+    """
+    chosen = [ids for ids in golden_input_ids(encoder) if prompt.shape[0] + len(ids) < max_positions]
+    rows = [Row(ids, ids[-1:]) for ids in chosen]  # which target is scored doesn't matter
     scores = yield from score_rows(prompt, rows, top_k=GOLDEN_TOP_K)
     return tuple(
         GoldenRecord(
-            text=shown_input(example)[:MAX_GOLDEN_CHARS],
-            input_ids=example.input_ids,
+            text="",
+            input_ids=ids,
             top_token_ids=tuple(token for token, _ in score.top),
             top_logprobs=tuple(min(0.0, value) for _, value in score.top),
             dtype=str(dtype).removeprefix("torch."),
         )
-        for example, score in zip(chosen, scores, strict=True)
+        for ids, score in zip(chosen, scores, strict=True)
     )
-
-
-def shown_input(example: EncodedExample) -> str:
-    return example.example.messages[-2].content if example.example.messages else example.example.input
 
 
 def classification_metrics(wanted: Sequence[int], answers: Sequence[int], num_labels: int) -> dict[str, float]:

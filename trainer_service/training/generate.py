@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import warnings
 from collections.abc import Generator, Sequence
 from functools import partial
@@ -18,19 +19,30 @@ BATCH, MAX_EXAMPLES, MAX_NEW_TOKENS = 8, 64, 256
 
 
 def evaluate_generations(
-    base_model: BaseModel, prompt: torch.Tensor | None, data: EncodedDataset, metric: Metric
+    base_model: BaseModel, prompt: torch.Tensor | None, data: EncodedDataset, metric: Metric, end_token_id: int | None
 ) -> Generator[Work, Any, dict[str, float]]:
-    """chrf or bleu (sacrebleu, 0 to 100) or exact_match (0 to 1) over at most MAX_EXAMPLES held-out examples."""
-    examples = data.examples[:MAX_EXAMPLES]
+    """chrf or bleu (sacrebleu, 0 to 100) or exact_match (0 to 1) of at most MAX_EXAMPLES held-out examples, and how many those were.
+
+    The examples are drawn at random, the same ones each time: a file may be sorted. `end_token_id` ends an answer, as do the model's own.
+    """
+    examples = sampled(data.examples)
     longest = max(len(example.target_ids) for example in examples)
     max_new_tokens = min(MAX_NEW_TOKENS, longest + longest // 2 + 8)
     answers: list[str] = []
     for first in range(0, len(examples), BATCH):
         batch = examples[first : first + BATCH]
         num_tokens = sum(len(example.input_ids) + max_new_tokens for example in batch)
-        answers += yield CallWork(partial(_generate, base_model, prompt, batch, max_new_tokens), num_tokens)
+        answers += yield CallWork(partial(_generate, base_model, prompt, batch, max_new_tokens, end_token_id), num_tokens)
     wanted = [base_model.tokenizer.decode(example.target_ids, skip_special_tokens=True).strip() for example in examples]
-    return {metric.value.lower(): _text_metric(metric, answers, wanted)}
+    name = metric.value.lower()
+    return {name: _text_metric(metric, answers, wanted), f"{name}_examples": len(examples)}
+
+
+def sampled(examples: Sequence[EncodedExample]) -> list[EncodedExample]:
+    """At most MAX_EXAMPLES of them, drawn with a fixed seed."""
+    if len(examples) <= MAX_EXAMPLES:
+        return list(examples)
+    return random.Random(len(examples)).sample(list(examples), MAX_EXAMPLES)
 
 
 def _text_metric(metric: Metric, answers: list[str], wanted: list[str]) -> float:
@@ -43,7 +55,9 @@ def _text_metric(metric: Metric, answers: list[str], wanted: list[str]) -> float
 
 
 @torch.no_grad()
-def _generate(base_model: BaseModel, prompt: torch.Tensor | None, batch: Sequence[EncodedExample], max_new_tokens: int) -> list[str]:
+def _generate(
+    base_model: BaseModel, prompt: torch.Tensor | None, batch: Sequence[EncodedExample], max_new_tokens: int, end_token_id: int | None
+) -> list[str]:
     embed, device = base_model.model.get_input_embeddings(), base_model.device
     rows = [embed(torch.tensor(example.input_ids, device=device)) for example in batch]
     if prompt is not None:
@@ -51,7 +65,7 @@ def _generate(base_model: BaseModel, prompt: torch.Tensor | None, batch: Sequenc
     padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_side="left")  # [batch, longest, hidden]
     lengths = torch.tensor([len(row) for row in rows], device=device)
     mask = (torch.arange(padded.shape[1], device=device)[None] >= padded.shape[1] - lengths[:, None]).long()
-    stops = sorted(base_model.stop_token_ids)
+    stops = sorted(base_model.stop_token_ids | ({end_token_id} if end_token_id is not None else set()))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about sampling defaults of the model's generation config, which greedy decoding doesn't read
         ids = base_model.model.generate(

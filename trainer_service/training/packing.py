@@ -22,7 +22,7 @@ ITEM_TOKENS = 64  # of rows that one thread of the compiled kernels takes at a t
 
 @dataclass(frozen=True)
 class Row:
-    """One training or scoring row: the loss, or the score, is on `target_ids`. `weight` scales the row's loss."""
+    """One training or scoring row: the loss, or the score, is on `target_ids`. `weight` scales each target token's loss."""
 
     input_ids: tuple[int, ...]
     target_ids: tuple[int, ...]

@@ -111,7 +111,7 @@ class TuningRun:
         self._train = yield from self._encode(self.task.train)
         if self.task.validation:
             self._validation = yield from self._encode(self.task.validation)
-        self._row_weights = self._class_weights()
+        self._row_weights = self._token_weights()
         if self._check_row is not None:
             examples = (*self._train.examples, *self._validation.examples)
             longest = max(len(example.input_ids) + len(example.target_ids) - 1 for example in examples)  # the last is never read
@@ -128,11 +128,23 @@ class TuningRun:
             labels = data.label_ids
         return EncodedDataset(tuple(encoded), labels)
 
+    def _token_weights(self) -> list[float]:
+        """Of each target token of each training example.
+
+        In classification an example is an example, however many tokens its label has, and weights are relative to their mean over the
+        data set: divided by the weights of its own batch, a rare class would have the weight of any other wherever it is alone.
+        """
+        if self._spec.task is not TaskKind.CLASSIFICATION:
+            return [1.0] * len(self._train)
+        weights = self._class_weights()
+        mean = sum(weights) / len(weights)
+        return [weight / mean / len(example.target_ids) for weight, example in zip(weights, self._train.examples, strict=True)]
+
     def _class_weights(self) -> list[float]:
         if self._hyper.class_weights:
             by_index = [self._hyper.class_weights.get(label, 1.0) for label in self._spec.labels]
             return [by_index[example.label_index] for example in self._train.examples]
-        if not self._hyper.balance_classes or self._spec.task is not TaskKind.CLASSIFICATION:
+        if not self._hyper.balance_classes:
             return [1.0] * len(self._train)
         counts = [0] * len(self._spec.labels)
         for example in self._train.examples:
@@ -171,7 +183,8 @@ class TuningRun:
     def _next_step(self) -> TrainWork:
         picks = batch_indices(self._hyper.seed, self.step, len(self._train), self._hyper.batch_size)
         rows = [Row(self._train.examples[pick].input_ids, self._train.examples[pick].target_ids, self._row_weights[pick]) for pick in picks]
-        return TrainWork([TrainPart(trainee, rows, self._hyper.label_smoothing) for trainee in self._trainees])
+        total = float(len(rows)) if self._spec.task is TaskKind.CLASSIFICATION else None
+        return TrainWork([TrainPart(trainee, rows, self._hyper.label_smoothing, total) for trainee in self._trainees])
 
     def _account(self, outcomes: list[StepOutcome]) -> None:
         sound = [index for index, outcome in enumerate(outcomes) if math.isfinite(outcome.loss) and math.isfinite(outcome.grad_norm)]
@@ -238,7 +251,7 @@ class TuningRun:
     def _measure(self, prompt: torch.Tensor | None, data: EncodedDataset) -> Metrics:
         metrics = yield from evaluate(prompt, data)
         if self._hyper.metric in _TEXT_METRICS:
-            metrics |= yield from evaluate_generations(self._base_model, prompt, data, self._hyper.metric)
+            metrics |= yield from evaluate_generations(self._base_model, prompt, data, self._hyper.metric, self._encoder.end_token_id)
         return metrics
 
     def _held_out(self, limit: int) -> EncodedDataset:
@@ -264,7 +277,7 @@ class TuningRun:
             if self.task.current is not None and self.task.current.hidden_size == soft_prompt.hidden_size:
                 serving = self.task.current.cast(self._base_model.dtype, self._base_model.device)
                 current = yield from self._measure(serving, final)
-        golden = yield from golden_records(prompt, (final if len(final) else self._train).examples, self._encoder, self._base_model.dtype)
+        golden = yield from golden_records(prompt, self._encoder, self._base_model.info.max_positions, self._base_model.dtype)
         scores = [record.metrics[self._hyper.metric.value.lower()] for record in self._state.history[-5:]]
         return TrainingResult(
             soft_prompt=soft_prompt,

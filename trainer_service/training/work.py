@@ -19,6 +19,8 @@ class TrainPart:
     trainee: Trainee
     rows: Sequence[Row]
     label_smoothing: float = 0.0
+    total: float | None = None
+    """What the rows' weights are divided by; None: their sum over the part's target tokens."""
 
 
 @dataclass(frozen=True)

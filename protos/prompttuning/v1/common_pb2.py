@@ -23,9 +23,10 @@ _sym_db = _symbol_database.Default()
 
 
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
+from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cprompttuning/v1/common.proto\x12\x0fprompttuning.v1\x1a\x1egoogle/protobuf/duration.proto\"\xb0\x01\n\tBaseModel\x12\n\n\x02id\x18\x01 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\t\x12\x18\n\x10tokenizer_digest\x18\x03 \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\x04 \x01(\t\x12\x13\n\x0bhidden_size\x18\x05 \x01(\x05\x12\x12\n\nvocab_size\x18\x06 \x01(\x05\x12\x12\n\nnum_layers\x18\x07 \x01(\x05\x12\x15\n\rmax_positions\x18\x08 \x01(\x05\"\x9e\x01\n\x08Template\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x30\n\x06\x66ormat\x18\x02 \x01(\x0e\x32 .prompttuning.v1.Template.Format\x12\x0e\n\x06system\x18\x03 \x01(\t\"B\n\x06\x46ormat\x12\x16\n\x12\x46ORMAT_UNSPECIFIED\x10\x00\x12\x0f\n\x0b\x46ORMAT_TEXT\x10\x01\x12\x0f\n\x0b\x46ORMAT_CHAT\x10\x02\"(\n\x07Message\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"\xb6\x04\n\x0eSamplingParams\x12\x18\n\x0btemperature\x18\x01 \x01(\x02H\x00\x88\x01\x01\x12\x12\n\x05top_k\x18\x02 \x01(\x05H\x01\x88\x01\x01\x12\x12\n\x05top_p\x18\x03 \x01(\x02H\x02\x88\x01\x01\x12\x12\n\x05min_p\x18\x04 \x01(\x02H\x03\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x05 \x01(\x02H\x04\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\x06 \x01(\x02H\x05\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\x07 \x01(\x02H\x06\x88\x01\x01\x12\x11\n\x04seed\x18\x08 \x01(\x03H\x07\x88\x01\x01\x12\x16\n\x0estop_sequences\x18\t \x03(\t\x12\x16\n\x0estop_token_ids\x18\n \x03(\x05\x12\x1b\n\x0emax_new_tokens\x18\x0b \x01(\x05H\x08\x88\x01\x01\x12\x1b\n\x0emin_new_tokens\x18\x0c \x01(\x05H\t\x88\x01\x01\x12\x17\n\nignore_eos\x18\r \x01(\x08H\n\x88\x01\x01\x12\x19\n\x0cnum_logprobs\x18\x0e \x01(\x05H\x0b\x88\x01\x01\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_kB\x08\n\x06_top_pB\x08\n\x06_min_pB\x15\n\x13_repetition_penaltyB\x13\n\x11_presence_penaltyB\x14\n\x12_frequency_penaltyB\x07\n\x05_seedB\x11\n\x0f_max_new_tokensB\x11\n\x0f_min_new_tokensB\r\n\x0b_ignore_eosB\x0f\n\r_num_logprobs\"8\n\tHeartbeat\x12+\n\x08interval\x18\x01 \x01(\x0b\x32\x19.google.protobuf.DurationBQ\n\x1e\x64\x65v.softprompt.prompttuning.v1P\x01Z-softprompt.dev/prompttuning/v1;prompttuningv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cprompttuning/v1/common.proto\x12\x0fprompttuning.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\"\xb0\x01\n\tBaseModel\x12\n\n\x02id\x18\x01 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\t\x12\x18\n\x10tokenizer_digest\x18\x03 \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\x04 \x01(\t\x12\x13\n\x0bhidden_size\x18\x05 \x01(\x05\x12\x12\n\nvocab_size\x18\x06 \x01(\x05\x12\x12\n\nnum_layers\x18\x07 \x01(\x05\x12\x15\n\rmax_positions\x18\x08 \x01(\x05\"\xf1\x01\n\x08Template\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x30\n\x06\x66ormat\x18\x02 \x01(\x0e\x32 .prompttuning.v1.Template.Format\x12\x0e\n\x06system\x18\x03 \x01(\t\x12\x17\n\x0fsystem_override\x18\x04 \x01(\x08\x12*\n\targuments\x18\x05 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x0c\n\x04\x64\x61te\x18\x06 \x01(\t\"B\n\x06\x46ormat\x12\x16\n\x12\x46ORMAT_UNSPECIFIED\x10\x00\x12\x0f\n\x0b\x46ORMAT_TEXT\x10\x01\x12\x0f\n\x0b\x46ORMAT_CHAT\x10\x02\"(\n\x07Message\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"\xb6\x04\n\x0eSamplingParams\x12\x18\n\x0btemperature\x18\x01 \x01(\x02H\x00\x88\x01\x01\x12\x12\n\x05top_k\x18\x02 \x01(\x05H\x01\x88\x01\x01\x12\x12\n\x05top_p\x18\x03 \x01(\x02H\x02\x88\x01\x01\x12\x12\n\x05min_p\x18\x04 \x01(\x02H\x03\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x05 \x01(\x02H\x04\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\x06 \x01(\x02H\x05\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\x07 \x01(\x02H\x06\x88\x01\x01\x12\x11\n\x04seed\x18\x08 \x01(\x03H\x07\x88\x01\x01\x12\x16\n\x0estop_sequences\x18\t \x03(\t\x12\x16\n\x0estop_token_ids\x18\n \x03(\x05\x12\x1b\n\x0emax_new_tokens\x18\x0b \x01(\x05H\x08\x88\x01\x01\x12\x1b\n\x0emin_new_tokens\x18\x0c \x01(\x05H\t\x88\x01\x01\x12\x17\n\nignore_eos\x18\r \x01(\x08H\n\x88\x01\x01\x12\x19\n\x0cnum_logprobs\x18\x0e \x01(\x05H\x0b\x88\x01\x01\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_kB\x08\n\x06_top_pB\x08\n\x06_min_pB\x15\n\x13_repetition_penaltyB\x13\n\x11_presence_penaltyB\x14\n\x12_frequency_penaltyB\x07\n\x05_seedB\x11\n\x0f_max_new_tokensB\x11\n\x0f_min_new_tokensB\r\n\x0b_ignore_eosB\x0f\n\r_num_logprobs\"8\n\tHeartbeat\x12+\n\x08interval\x18\x01 \x01(\x0b\x32\x19.google.protobuf.DurationBQ\n\x1e\x64\x65v.softprompt.prompttuning.v1P\x01Z-softprompt.dev/prompttuning/v1;prompttuningv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,16 +34,16 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'prompttuning.v1.common_pb2'
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\036dev.softprompt.prompttuning.v1P\001Z-softprompt.dev/prompttuning/v1;prompttuningv1'
-  _globals['_BASEMODEL']._serialized_start=82
-  _globals['_BASEMODEL']._serialized_end=258
-  _globals['_TEMPLATE']._serialized_start=261
-  _globals['_TEMPLATE']._serialized_end=419
-  _globals['_TEMPLATE_FORMAT']._serialized_start=353
-  _globals['_TEMPLATE_FORMAT']._serialized_end=419
-  _globals['_MESSAGE']._serialized_start=421
-  _globals['_MESSAGE']._serialized_end=461
-  _globals['_SAMPLINGPARAMS']._serialized_start=464
-  _globals['_SAMPLINGPARAMS']._serialized_end=1030
-  _globals['_HEARTBEAT']._serialized_start=1032
-  _globals['_HEARTBEAT']._serialized_end=1088
+  _globals['_BASEMODEL']._serialized_start=112
+  _globals['_BASEMODEL']._serialized_end=288
+  _globals['_TEMPLATE']._serialized_start=291
+  _globals['_TEMPLATE']._serialized_end=532
+  _globals['_TEMPLATE_FORMAT']._serialized_start=466
+  _globals['_TEMPLATE_FORMAT']._serialized_end=532
+  _globals['_MESSAGE']._serialized_start=534
+  _globals['_MESSAGE']._serialized_end=574
+  _globals['_SAMPLINGPARAMS']._serialized_start=577
+  _globals['_SAMPLINGPARAMS']._serialized_end=1143
+  _globals['_HEARTBEAT']._serialized_start=1145
+  _globals['_HEARTBEAT']._serialized_end=1201
 # @@protoc_insertion_point(module_scope)

@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
+from google.protobuf import struct_pb2 as _struct_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
@@ -83,7 +84,7 @@ class Template(_message.Message):
     class _FormatEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Template._Format.ValueType], _builtins.type):
         DESCRIPTOR: _descriptor.EnumDescriptor
         FORMAT_UNSPECIFIED: Template._Format.ValueType  # 0
-        """The service chooses: FORMAT_CHAT for chat examples, else FORMAT_TEXT."""
+        """The service chooses: FORMAT_CHAT for chat examples and conversations, else FORMAT_TEXT."""
         FORMAT_TEXT: Template._Format.ValueType  # 1
         """The text as it is, `{input}` replaced; the answer follows."""
         FORMAT_CHAT: Template._Format.ValueType  # 2
@@ -93,7 +94,7 @@ class Template(_message.Message):
         """How the text is used."""
 
     FORMAT_UNSPECIFIED: Template.Format.ValueType  # 0
-    """The service chooses: FORMAT_CHAT for chat examples, else FORMAT_TEXT."""
+    """The service chooses: FORMAT_CHAT for chat examples and conversations, else FORMAT_TEXT."""
     FORMAT_TEXT: Template.Format.ValueType  # 1
     """The text as it is, `{input}` replaced; the answer follows."""
     FORMAT_CHAT: Template.Format.ValueType  # 2
@@ -102,22 +103,38 @@ class Template(_message.Message):
     TEXT_FIELD_NUMBER: _builtins.int
     FORMAT_FIELD_NUMBER: _builtins.int
     SYSTEM_FIELD_NUMBER: _builtins.int
+    SYSTEM_OVERRIDE_FIELD_NUMBER: _builtins.int
+    ARGUMENTS_FIELD_NUMBER: _builtins.int
+    DATE_FIELD_NUMBER: _builtins.int
     text: _builtins.str
     """Text that contains `{input}` exactly once, for example "Review: {input}\\nSentiment:". Empty means "{input}"."""
     format: Global___Template.Format.ValueType
     """How the text is used."""
     system: _builtins.str
     """System message, for FORMAT_CHAT only."""
+    system_override: _builtins.bool
+    """A conversation may bring a system message of its own in place of `system`. Otherwise one that does is refused."""
+    date: _builtins.str
+    """The day that a chat template shows as today's: YYYY-MM-DD. Empty: for a new prompt the day when its job is created, so that it
+    renders the same for ever; for the bare model the day of the call.
+    """
+    @_builtins.property
+    def arguments(self) -> _struct_pb2.Struct:
+        """What the base model's chat template takes besides messages, for example {"enable_thinking": false}. For FORMAT_CHAT only."""
+
     def __init__(
         self,
         *,
         text: _builtins.str = ...,
         format: Global___Template.Format.ValueType = ...,
         system: _builtins.str = ...,
+        system_override: _builtins.bool = ...,
+        arguments: _struct_pb2.Struct | None = ...,
+        date: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["arguments", b"arguments"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["format", b"format", "system", b"system", "text", b"text"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arguments", b"arguments", "date", b"date", "format", b"format", "system", b"system", "system_override", b"system_override", "text", b"text"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

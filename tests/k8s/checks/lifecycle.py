@@ -31,7 +31,7 @@ def check(manifests: Manifests) -> Iterator[str]:
 
 
 def _rollout(pod: Pod, spec: Object, replicas: int) -> Iterator[str]:
-    """Without GPUs a new replica is ready before an old one goes. With GPUs no spare one is needed, so a rollout goes the other way round."""
+    """Without GPUs a new replica is ready before an old one goes. With GPUs it is the other way round, so that no spare one is needed."""
     rolling = spec["strategy"].get("rollingUpdate", {})
     surge, unavailable = rolling.get("maxSurge"), rolling.get("maxUnavailable")
     if not _has_gpu(pod):

@@ -124,7 +124,7 @@ def test_positions_and_counts_are_of_what_is_visible(store: JobStore) -> None:
         assert [job.queue_position for job in store.page(JobFilter(), 5).jobs] == [0, 3, 2, 1, 0]
     assert store.counts(SUPPORT) == {JobState.QUEUED: 2, JobState.CANCELLED: 1}
     assert store.counts() == {JobState.QUEUED: 4, JobState.CANCELLED: 1}
-    running = store.claim("tiny", "me", time.time() + 60, time.time(), fresh=True)
+    running = store.claim("tiny", "me", time.time() + 60, time.time())
     assert running is not None
     assert running.job.spec.prompt == "acme-a"
     assert store.ids_on_workers(SUPPORT) == frozenset()

@@ -236,12 +236,19 @@ def test_classes_count_as_they_are_weighed() -> None:
         some = tuple(example for example in rare if example.label == label)
         one = task(train=some, num_steps=1, batch_size=len(some))
         by_label.append(losses(run(Cohort(BASE), one))[0])
-    tokens = [len(BASE.tokenizer(f" {label}", add_special_tokens=False)["input_ids"]) + 1 for label in ("good", "bad")]
     good, bad = by_label
     weights = {"plain": (7.0, 1.0), "balanced": (4.0, 4.0), "weighted": (7.0, 3.0)}
     for name, (w_good, w_bad) in weights.items():
-        total = w_good * tokens[0] + w_bad * tokens[1]
-        assert weighed[name] == pytest.approx((w_good * tokens[0] * good + w_bad * tokens[1] * bad) / total, rel=1e-4)
+        assert weighed[name] == pytest.approx((w_good * good + w_bad * bad) / (w_good + w_bad), rel=1e-4)
+
+
+def test_a_rare_class_weighs_as_much_alone_in_its_batch() -> None:
+    """Each batch divided by its own weights would give a class that is alone in it the weight of any other."""
+    rare = tuple(Example(line=i + 1, input=f"review {i}", label="bad" if i == 5 else "good") for i in range(8))
+    settings = {"num_steps": 8, "batch_size": 1, "learning_rate": 1e-9, "schedule": "CONSTANT", "warmup_steps": 0}
+    plain, balanced = (losses(run(Cohort(BASE), task(train=rare, **settings, **option))) for option in ({}, {"balance_classes": True}))
+    ratios = sorted(weighed / unweighed for weighed, unweighed in zip(balanced, plain, strict=True))
+    assert ratios == pytest.approx([8 / (2 * 7)] * 7 + [8 / 2], rel=1e-3)
 
 
 def test_held_out_examples_that_stand_in_the_training_data_are_counted() -> None:
