@@ -109,6 +109,9 @@ class TrainerMetrics:
         for state in (JobState.SUCCEEDED, JobState.CANCELLED):
             self._ended.labels(state.value, "")
         self.set_job_counts({})
+        for outcome in ("succeeded", "failed"):
+            self._maintenance.labels(outcome)
+            self._retention.labels(outcome)
         for base_model in base_models:
             self._oldest_queued.labels(base_model)
             self._workers_launched.labels(base_model)

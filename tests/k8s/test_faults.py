@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from tests.k8s.checks import ALL, problems
-from tests.k8s.faults import pods, surroundings
+from tests.k8s.faults import pods, rollouts, surroundings
 from tests.k8s.manifests import render
 
-FAULTS = pods.FAULTS | surroundings.FAULTS
+FAULTS = pods.FAULTS | rollouts.FAULTS | surroundings.FAULTS
 
 
 @pytest.mark.parametrize("name", FAULTS)
@@ -20,5 +20,5 @@ def test_it_is_caught(name: str) -> None:
 
 
 def test_every_check_has_faults_to_catch() -> None:
-    assert len(FAULTS) == len(pods.FAULTS) + len(surroundings.FAULTS)
+    assert len(FAULTS) == len(pods.FAULTS) + len(rollouts.FAULTS) + len(surroundings.FAULTS)
     assert {check for _, check, _ in FAULTS.values()} == ALL.keys()

@@ -21,16 +21,8 @@ SERVICES: dict[str, tuple[type[BaseSettings], str]] = {
 }
 OTHER_VARIABLES = frozenset(
     {
-        *(
-            "AWS_ACCESS_KEY_ID",
-            "AWS_ENDPOINT",
-            "AWS_REGION",
-            "AWS_SECRET_ACCESS_KEY",
-            "HF_HOME",
-            "HF_HUB_OFFLINE",
-            "MODELS",
-            "SOFTPROMPT_MODELS",
-        ),
+        *("AWS_ACCESS_KEY_ID", "AWS_ENDPOINT", "AWS_REGION", "AWS_SECRET_ACCESS_KEY"),
+        *("HF_HOME", "HF_HUB_OFFLINE", "MODELS", "SOFTPROMPT_MODELS"),
         *("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_worker_niceness"),
     }
 )

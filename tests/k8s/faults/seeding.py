@@ -21,6 +21,10 @@ def env(manifests: Manifests, service: str) -> dict[str, str]:
     return manifests.get("ConfigMap", f"{service}-settings")["data"]  # type: ignore[no-any-return]
 
 
+def rolling(manifests: Manifests) -> dict[str, Any]:
+    return manifests.get("Deployment", "inference")["spec"]["strategy"]["rollingUpdate"]  # type: ignore[no-any-return]
+
+
 def models(manifests: Manifests) -> dict[str, str]:
     return manifests.get("ConfigMap", "model-download")["data"]  # type: ignore[no-any-return]
 
