@@ -62,6 +62,8 @@ class TrainerSettings(ServerSettings):
     max_proof_model_bytes: int = Field(default=1 << 30, ge=0)
     """Of an import that brings no golden records, this trainer makes some if the base model's weights take at most so many bytes: a process
     of its own loads them for some seconds. 0: never."""
+    proof_seconds: float = Field(default=120, gt=0, le=3_600)
+    """Time limit of that process; an import whose records take longer goes without."""
     data_dir: Path = Path("softprompt-data")
     """Directory for jobs, checkpoints and datasets, and for prompts unless store_url says otherwise. Made if it isn't there."""
     store_url: str = ""
@@ -104,6 +106,11 @@ class TrainerSettings(ServerSettings):
     """Longest time from a worker's launch until its base model is loaded: a cluster may first have to add a node, which pulls an image."""
     lease_seconds: float = Field(default=60, ge=1, le=3_600)
     """With several trainers on PostgreSQL: one that is gone, or does not renew its leases for that long, loses its jobs to the others."""
+    max_infrastructure_failures: int = Field(default=5, ge=1, le=1_000)
+    """A job fails with WORKER_LOST after that many lost workers in a row and one more, none of which got to a checkpoint. Raise it where nodes
+    are taken away often."""
+    max_publish_seconds: float = Field(default=7 * 24 * 3600, gt=0, le=365 * 24 * 3600)
+    """A trained job waits that long for the prompt store to come back; then it fails with PUBLISH_FAILED."""
     max_model_failures: int = Field(default=5, ge=1, le=1_000)
     """Launches in a row that may fail because a base model can't be loaded, before its waiting jobs fail with BASE_MODEL_FAILED."""
     broken_model_seconds: float = Field(default=600, gt=0, le=7 * 86_400)
@@ -226,6 +233,8 @@ class TrainerSettings(ServerSettings):
             step_seconds=self.step_seconds,
             launch_seconds=self.launch_seconds,
             lease_seconds=self.lease_seconds,
+            max_infrastructure_failures=self.max_infrastructure_failures,
+            max_publish_seconds=self.max_publish_seconds,
             max_model_failures=self.max_model_failures,
             broken_model_seconds=self.broken_model_seconds,
         )

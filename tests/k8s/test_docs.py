@@ -60,7 +60,7 @@ def test_commands_are_what_a_shell_takes(script: str) -> None:
 
 
 def test_there_are_overlays_of_ones_own() -> None:
-    assert OWN_OVERLAYS.keys() == {"mine", "ours"}
+    assert OWN_OVERLAYS.keys() == {"mine", "models", "ours"}
 
 
 @pytest.mark.parametrize("name", OWN_OVERLAYS)

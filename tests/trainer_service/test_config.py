@@ -8,6 +8,7 @@ import pytest
 
 from shared.config import ConfigError, describe_settings, load_settings
 from trainer_service.config import BaseModelSource, TrainerSettings
+from trainer_service.jobs.config import JobsConfig
 
 PREFIX = "SOFTPROMPT_TRAINER_"
 
@@ -75,6 +76,16 @@ def test_all_bad_variables_are_named_at_once(monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(ConfigError) as refused:
         load_settings(TrainerSettings)
     assert len(str(refused.value).splitlines()) == 2
+
+
+def test_limits_of_jobs_are_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the defaults that the parts have by themselves."""
+    monkeypatch.setenv(f"{PREFIX}BASE_MODELS", "m")
+    assert load_settings(TrainerSettings).jobs == JobsConfig()
+    for name, value in (("MAX_INFRASTRUCTURE_FAILURES", "20"), ("MAX_PUBLISH_SECONDS", "3600"), ("PROOF_SECONDS", "300")):
+        monkeypatch.setenv(f"{PREFIX}{name}", value)
+    settings = load_settings(TrainerSettings)
+    assert (settings.jobs.max_infrastructure_failures, settings.jobs.max_publish_seconds, settings.proof_seconds) == (20, 3600, 300)
 
 
 def test_help_explains_every_setting() -> None:
