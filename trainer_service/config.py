@@ -107,8 +107,8 @@ class TrainerSettings(ServerSettings):
     lease_seconds: float = Field(default=60, ge=1, le=3_600)
     """With several trainers on PostgreSQL: one that is gone, or does not renew its leases for that long, loses its jobs to the others."""
     max_infrastructure_failures: int = Field(default=5, ge=1, le=1_000)
-    """A job fails with WORKER_LOST after that many lost workers in a row and one more, none of which got to a checkpoint. Raise it where nodes
-    are taken away often."""
+    """A job fails with WORKER_LOST when it has lost more workers than that in a row, none of which got to a checkpoint. Raise it where
+    nodes are taken away often."""
     max_publish_seconds: float = Field(default=7 * 24 * 3600, gt=0, le=365 * 24 * 3600)
     """A trained job waits that long for the prompt store to come back; then it fails with PUBLISH_FAILED."""
     max_model_failures: int = Field(default=5, ge=1, le=1_000)

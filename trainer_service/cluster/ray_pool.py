@@ -11,7 +11,6 @@ import contextlib
 import importlib
 import itertools
 import logging
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -131,7 +130,7 @@ class RayPool:
             return self._config.cpus_per_worker
         if not self._cluster.is_embedded:
             return 0
-        return max(1, int(self._cluster.resources.get("CPU", os.cpu_count() or 1)) // self._config.max_workers)
+        return max(1, int(self._cluster.resources.get("CPU", usable_cpus())) // self._config.max_workers)
 
 
 class RayWorker:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Sequence
 
 from trainer_service.jobs import worker_slots
 from trainer_service.jobs.context import JobsContext
@@ -21,28 +21,30 @@ class Allowance:
         self._valid_until = float("inf")
         self._lack, self._others_lack = _Lasting(), _Lasting()
 
-    async def plan(self, plan_for: Callable[[int], Plan], views: Collection[WorkerView], num_workers: int) -> Plan:
-        """What `plan_for(max_workers)` decides with this replica's part of the workers.
+    async def plan(self, plan_for: Callable[[Sequence[WorkerView], int], Plan], views: Sequence[WorkerView], num_workers: int) -> Plan:
+        """What `plan_for(workers, max_workers)` decides with this replica's part of the workers.
 
-        `num_workers` counts those that have not ended, `views` those that may get jobs. Beyond its part, workers without jobs end. One ends
-        that has nothing to do while another replica has lacked one for a while.
+        `num_workers` counts those that have not ended, `views` those that may get jobs. Beyond its part, workers get no jobs, and end when
+        they have none. One that has nothing to do ends while another replica has lacked one for a while.
         """
         context, most = self._context, self._context.config.max_workers
+        best = plan_for(views, most)
         if not context.store.is_shared:
-            return plan_for(most)
-        best = plan_for(most)
+            return best
         wanted = min(most, max(num_workers, len(views) - len(best.stops) + len(best.launches)))
         asked_at = time.monotonic()
         slots = await self._share(wanted)
         self._valid_until = asked_at + context.config.lease_seconds
         self._lack.note(slots.granted < wanted)
         self._others_lack.note(slots.others_lack)
-        decided = plan_for(slots.granted)
-        busy = {claim.worker_id for claim in decided.claims} | set(decided.stops)
-        idle = [view.id for view in sorted(views, key=lambda view: -view.idle_seconds) if view.num_jobs == 0 and view.id not in busy]
-        surplus = len(views) - len(decided.stops) + len(decided.launches) - slots.granted
-        to_give_back = int(self._others_lack.seconds > self._patience_seconds)
-        return Plan(decided.claims, decided.launches, (*decided.stops, *idle[: max(surplus, to_give_back, 0)]))
+        ordered = sorted(views, key=lambda view: (-view.num_jobs, not view.ready, view.id))
+        kept, surplus = ordered[: slots.granted], ordered[slots.granted :]
+        decided = plan_for(kept, slots.granted)
+        stops = [*decided.stops, *(view.id for view in surplus if view.num_jobs == 0)]
+        if not decided.launches and self._others_lack.seconds > self._patience_seconds:
+            needed = {claim.worker_id for claim in decided.claims} | set(decided.stops)
+            stops += [view.id for view in kept if view.num_jobs == 0 and view.id not in needed][:1]
+        return Plan(decided.claims, decided.launches, tuple(stops))
 
     @property
     def is_valid(self) -> bool:

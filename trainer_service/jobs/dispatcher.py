@@ -28,7 +28,7 @@ from trainer_service.jobs.launches import Launches
 from trainer_service.jobs.leases import Leases
 from trainer_service.jobs.model import JobError
 from trainer_service.jobs.publisher import Publisher
-from trainer_service.jobs.scheduler import Claim, plan
+from trainer_service.jobs.scheduler import Claim, Plan, WorkerView, plan
 from trainer_service.jobs.states import JobState
 from trainer_service.jobs.store import Holding, StaleAttempt
 from trainer_service.jobs.waiting_notes import WaitingNotes
@@ -260,8 +260,17 @@ class Dispatcher:
             if self.may_launch(head.base_model)
         ]
         views = [follower.view for follower in self._followers.values() if not self._errands.is_under_way(("end", follower.id))]
-        plan_for = partial(plan, heads, views, max_jobs_per_worker=config.max_jobs_per_worker, idle_seconds=config.worker_idle_seconds)
-        decided = await self._allowance.plan(lambda most: plan_for(max_workers=most), views, len(self._followers))
+
+        def plan_for(workers: Sequence[WorkerView], most: int) -> Plan:
+            return plan(
+                heads,
+                workers,
+                max_workers=most,
+                max_jobs_per_worker=config.max_jobs_per_worker,
+                idle_seconds=config.worker_idle_seconds,
+            )
+
+        decided = await self._allowance.plan(plan_for, views, len(self._followers))
         await self._end([(self._followers[id], "idle") for id in decided.stops if id in self._followers], _END_SECONDS)
         for claim in decided.claims:
             await self._claim(claim)

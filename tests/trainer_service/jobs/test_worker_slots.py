@@ -163,6 +163,28 @@ def _end_forever(service: Service) -> None:
     service.pool._load = load
 
 
+async def test_a_trainer_that_was_stopped_for_longer_than_its_lease_ends_its_workers(replicas: list[Service]) -> None:
+    one, two, _ = replicas
+    config: dict[str, Any] = {"max_workers": 2, "max_jobs_per_worker": 1, "lease_seconds": 2.0}
+    await one.start(**config)
+    jobs = [await one.manager.create(spec("forever", num_steps=1000, prompt=f"p-{number}")) for number in range(4)]
+    await until(lambda: one.store.counts().get(JobState.RUNNING) == 2)
+    dispatcher = one.manager._dispatcher
+    assert dispatcher._task is not None
+    dispatcher._task.cancel()
+    await dispatcher._leases.stop()
+    await two.start(**config)
+    await until(lambda: num_workers(two) == 2)
+    dispatcher._task = asyncio.create_task(dispatcher._run())
+    await dispatcher._leases.start()
+    await until(lambda: num_workers(one) == 0)
+    assert num_workers(two) == 2
+    for service in (one, two):
+        _end_forever(service)
+    for job in jobs:
+        await two.state(job.id, JobState.SUCCEEDED)
+
+
 async def test_a_third_trainer_comes_and_goes_within_the_limit(replicas: list[Service]) -> None:
     """As in a rollout: one drains while another has started."""
     config: dict[str, Any] = {"max_workers": 3, "max_jobs_per_worker": 1}
