@@ -94,7 +94,8 @@ async def test_what_a_cohort_recorded_is_served_and_every_fault_is_refused(
         positions = model_runner.fed_positions
 
         def without_virtual(chunk: Chunk) -> list[int]:
-            return [position - chunk.sequence.num_virtual for position in positions(chunk)]
+            virtual = chunk.sequence.num_virtual
+            return [position - virtual if position >= virtual else position for position in positions(chunk)]
 
         with monkeypatch.context() as patched:
             patched.setattr(model_runner, "fed_positions", without_virtual)

@@ -86,6 +86,8 @@ class TrainerMetrics:
         self._maintenance_seconds = histogram("store_maintenance_seconds", "Time of one round.", _MAINTENANCE_BUCKETS)
         self._tidied = counter("store_tidied", "What rounds of tidying removed from the prompt store.", ("what",))
         self._retention = counter("retention_rounds", "Rounds of removing old jobs, events and datasets.", ("outcome",))
+        for outcome in ("succeeded", "failed"):
+            self._retention.labels(outcome)
         self._retention_seconds = histogram("retention_seconds", "Time of one round.", _MAINTENANCE_BUCKETS)
         self._retired = counter("retention_removed", "What rounds of retention removed.", ("what",))
         self._disk = Gauge(
@@ -109,9 +111,6 @@ class TrainerMetrics:
         for state in (JobState.SUCCEEDED, JobState.CANCELLED):
             self._ended.labels(state.value, "")
         self.set_job_counts({})
-        for outcome in ("succeeded", "failed"):
-            self._maintenance.labels(outcome)
-            self._retention.labels(outcome)
         for base_model in base_models:
             self._oldest_queued.labels(base_model)
             self._workers_launched.labels(base_model)

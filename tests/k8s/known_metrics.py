@@ -35,7 +35,7 @@ def families() -> tuple[Metric, ...]:
     """What fresh services export, by the classes that they register: a service of one base model, before anything has happened."""
     registry = CollectorRegistry()
     RpcMetrics(registry).expect((*SERVICE_NAMES, SERVICE_NAME))
-    TrainerMetrics(registry, ["m"]).set_storage(StorageUsage(0, 0, 0, 0, 0))  # measured as soon as the service runs
+    TrainerMetrics(registry, ["m"]).set_storage(StorageUsage(1, 1, 0, 0, 0))  # the first thing that a trainer measures
     EngineMetrics(registry, 10, lambda prefix_id: prefix_id)
     PromptMetrics(registry, lambda: None)
     zeros: Any = Zeros()

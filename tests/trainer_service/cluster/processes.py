@@ -129,6 +129,8 @@ class Caller:
         job, numbers = pb.TuningJob(), list[int]()
         async with asyncio.timeout(seconds):
             async for response in self._stub.WatchTuningJob(pb.WatchTuningJobRequest(name=name)):
+                if response.event.HasField("heartbeat"):
+                    continue
                 numbers.append(response.event.number)
                 if response.event.HasField("state_changed"):
                     job = response.event.state_changed

@@ -39,12 +39,12 @@ async def service(tmp_path: Path, tiny_model_dir: Path) -> AsyncIterator[Service
 async def test_waiting_jobs_are_told_and_trained_once_a_new_pod_is_there(
     service: Service, pool: RayPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ended: list[str] = []
-    monkeypatch.setattr(SilentObserver, "worker_ended", lambda self, base_model, reason: ended.append(reason))
+    failed: list[str] = []
+    monkeypatch.setattr(SilentObserver, "launch_failed", lambda self, base_model, reason: failed.append(reason))
     monkeypatch.setattr(ray_pool, "software_version", lambda: "softprompt 9.9")
     manager = await service.start(pool)
     job = await manager.create(spec(num_steps=2))
-    await until(lambda: "software" in ended, 60)
+    await until(lambda: "software" in failed, 60)
 
     async def notes() -> list[str]:
         events = await manager._context.database.call(service.store.events, job.id, 0, 100)
