@@ -46,13 +46,15 @@ def write_adapter(directory: Path, version: PromptVersion, data: bytes, base_mod
 def without_golden_records(blob: bytes) -> bytes:
     """The blob with none in its manifest: those of versions of earlier releases hold inputs of their training data.
 
-    A blob that can't be read as one raises DamagedBlob.
+    A file without a manifest stays as it is. Raises DamagedBlob for a manifest that can't be read.
     """
     begin = _LENGTH_BYTES
     end = begin + int.from_bytes(blob[:begin], "little")
     try:
         header = json.loads(blob[begin:end])
-        metadata = header["__metadata__"]
+        metadata = header.get("__metadata__", {})
+        if "manifest" not in metadata:
+            return blob
         manifest = json.loads(metadata["manifest"])
         manifest.pop("golden", None)
         metadata["manifest"] = json.dumps(manifest, separators=(",", ":"), ensure_ascii=False)
