@@ -106,7 +106,7 @@ async def test_what_a_cohort_recorded_is_served_and_every_fault_is_refused(
         value for name, value in damaged.model.named_parameters() if name.endswith(("1.mlp.down_proj.weight", "1.mlp.c_proj.weight"))
     )
     with torch.no_grad():
-        weight[5, 7] += 40.0
+        weight[5, 7] += 40.0 if dtype == "float32" else 400.0  # within the rounding of bfloat16 less may hide
     async with loader(tmp_path / "weight", damaged, data) as (attempt, _):
         assert await refusal(attempt) is RefusalReason.GOLDEN
 

@@ -46,7 +46,7 @@ def write_adapter(directory: Path, version: PromptVersion, data: bytes, base_mod
 def without_golden_records(blob: bytes) -> bytes:
     """The blob with none in its manifest: those of versions of earlier releases hold inputs of their training data.
 
-    A file without a manifest stays as it is. Raises DamagedBlob for one that can't be read.
+    A file without a manifest stays as it is. Raises DamagedBlob for a manifest that can't be read.
     """
     begin = _LENGTH_BYTES
     end = begin + int.from_bytes(blob[:begin], "little")

@@ -14,11 +14,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save, save_file
 
+from shared.blob import GoldenRecord, decode_blob, encode_blob
 from shared.errors import AlreadyExists, DamagedBlob, InvalidInput, NotFound
 from softprompt.interchange.adapter import write_adapter
 from softprompt.interchange.source import MAX_BYTES, ImportSource
 from softprompt.types.common import BaseModelInfo, Template
 from softprompt.types.prompts import PromptVersion
+from tests.shared.blobs import manifest, soft_prompt
 
 MATRIX = torch.arange(12, dtype=torch.float32).reshape(4, 3)
 CONFIG = {"peft_type": "PROMPT_TUNING", "task_type": "CAUSAL_LM", "num_virtual_tokens": 4}
@@ -147,6 +149,17 @@ def version(data: bytes) -> PromptVersion:
         aliases=("default",),
         gate="",
     )
+
+
+def test_an_adapter_holds_no_golden_records(tmp_path: Path) -> None:
+    golden = GoldenRecord(text="account 4711", input_ids=(5, 6), top_token_ids=(7,), top_logprobs=(-0.1,), dtype="float32")
+    data = encode_blob(soft_prompt(), manifest(golden=(golden,), labels=("größer",)))
+    written = write_adapter(tmp_path, version(data), data) / "adapter_model.safetensors"
+    assert b"4711" in data
+    assert b"4711" not in written.read_bytes()
+    found = decode_blob(written.read_bytes())
+    assert found.manifest == decode_blob(data).manifest.model_copy(update={"golden": ()})
+    assert torch.equal(found.soft_prompt.embeddings, soft_prompt().embeddings)
 
 
 def test_an_adapter_is_written_once_and_says_what_peft_does_not_keep(tmp_path: Path) -> None:
