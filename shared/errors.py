@@ -63,7 +63,7 @@ class NotFound(SoftPromptError):
 
     def __init__(self, kind: str, name: str, hint: str = "") -> None:
         super().__init__(f"{kind} {name!r} does not exist" + (f"; {hint}" if hint else ""), kind=kind, name=name)
-        self.kind, self.name = kind, name
+        self.kind, self.name, self.hint = kind, name, hint
 
 
 class AlreadyExists(SoftPromptError):

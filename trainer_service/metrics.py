@@ -20,6 +20,7 @@ from trainer_service.jobs.worker_state import LaunchFailure, WorkerEnd, WorkerSt
 from trainer_service.storage_usage import StorageUsage
 from trainer_service.training.events import Checkpointed, Evaluated, Failed, StepDone, TrainingEvent
 
+BASE_MODEL_STATES = ("available", "unavailable", "refused")
 _STEP_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 30)
 _WAIT_BUCKETS = (0.1, 0.5, 1, 5, 10, 30, 60, 300, 900, 3600, 4 * 3600, 24 * 3600)
 _MAINTENANCE_BUCKETS = (0.01, 0.1, 0.5, 1, 5, 30, 60, 300, 1800)
@@ -60,6 +61,15 @@ class TrainerMetrics:
             ["base_model", "state"],
             registry=registry,
         )
+        self._base_models = Gauge(
+            "softprompt_trainer_base_models",
+            "1 for the state that a base model is in: available, unavailable (its files are missing or broken), or refused.",
+            ["base_model", "state"],
+            registry=registry,
+        )
+        for base_model in base_models:
+            for state in BASE_MODEL_STATES:
+                self._base_models.labels(base_model, state)
         self._oldest_queued = Gauge(
             "softprompt_trainer_oldest_queued_seconds",
             "How long the oldest job that is QUEUED for a worker has waited; 0 if there is none.",
@@ -125,6 +135,12 @@ class TrainerMetrics:
         """The truth from the job store; other replicas' jobs are in it."""
         for state in JobState:
             self._jobs.labels(state.value).set(counts.get(state, 0))
+
+    def set_base_models(self, states: Mapping[str, str]) -> None:
+        """The state of each base model by id, one of BASE_MODEL_STATES."""
+        for base_model, current in states.items():
+            for state in BASE_MODEL_STATES:
+                self._base_models.labels(base_model, state).set(state == current)
 
     def set_oldest_queued(self, seconds: Mapping[str, float]) -> None:
         """By base model, from the job store. Base models that are left out have no job in the queue."""

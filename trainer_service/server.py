@@ -64,9 +64,11 @@ SERVICE_NAMES = (
     prompts_pb2.DESCRIPTOR.services_by_name["PromptService"].full_name,
 )
 WATCHES = frozenset({f"/{SERVICE_NAMES[0]}/WatchTuningJob", f"/{SERVICE_NAMES[1]}/WatchPrompts"})
-PROMPT_STORE, JOB_DATABASE = "prompt_store", "job_database"
+PROMPT_STORE, JOB_DATABASE, BASE_MODELS = "prompt_store", "job_database", "base_models"
 """Outside systems, as health, metrics and logs call them."""
 CHECK_SECONDS = 5.0
+LOOK_SECONDS = 10.0
+"""Between two looks for a base model that was missing."""
 _CALLS_SHARE = 0.4
 """Of the grace time: for running calls; the rest is for checkpoints."""
 
@@ -201,27 +203,25 @@ async def serve(settings: TrainerSettings, stop: asyncio.Event, make_pool: PoolM
 
 async def _live(trainer: Trainer, port: int, metrics_port: int) -> None:
     """Become ready, then keep saying how things are. Ends only by an error or by being cancelled."""
-    await _load_models(trainer.models)
+    await on_daemon_thread(trainer.models.load, "load-base-models")
     await trainer.jobs.start()
     _take_signals_back()
     _leave_out_of_collections()
-    await trainer.front.rpc.set_serving(True)
+    await trainer.front.rpc.set_serving(*health_of(await _away(trainer)))
     announce(trainer.settings, port, metrics_port, trainer.front.rpc.health_port)
     async with asyncio.TaskGroup() as group:
         group.create_task(trainer.maintenance.run(), name="store maintenance")
         group.create_task(trainer.retention.run(), name="retention")
         group.create_task(trainer.storage.run(), name="storage usage")
         group.create_task(_keep_saying(trainer), name="health")
+        group.create_task(_look_for_models(trainer.models), name="base models")
 
 
-async def _load_models(models: BaseModels) -> None:
-    """Waits for a hub that does not answer. Hashing large weights takes as long as it takes, so there is no other time limit."""
-    while True:
-        try:
-            return await on_daemon_thread(models.load, "load-base-models")
-        except Unavailable as error:
-            log.warning("not started yet: %s", error.message)
-            await asyncio.sleep(_RETRY_SECONDS * random.uniform(0.5, 1.5))
+async def _look_for_models(models: BaseModels) -> None:
+    """Base models that were missing are found without a restart. Hashing large weights takes as long as it takes: no time limit."""
+    while models.unavailable:
+        await asyncio.sleep(LOOK_SECONDS * random.uniform(0.5, 1.5))
+        await on_daemon_thread(models.load, "load-base-models")
 
 
 async def _keep_saying(trainer: Trainer) -> None:
@@ -250,11 +250,13 @@ def health_of(away: Collection[str]) -> tuple[bool, dict[str, bool]]:
     """Whether the service as a whole is ready, and what is told of its parts.
 
     `ready` needs the job database: of several trainers, one that can't reach it gets no new connections. Clients that are connected
-    go by "" and go on with what the remaining system answers. Without the prompt store jobs train on, and wait to be published.
+    go by "" and go on with what the remaining system answers. Without the prompt store jobs train on, and wait to be published. A trainer
+    without a single base model is not ready; what needs none is answered.
     """
     database, store = JOB_DATABASE not in away, PROMPT_STORE not in away
     tuning, prompts = SERVICE_NAMES
-    return database, {"": database or store, tuning: database, prompts: store, JOB_DATABASE: database, PROMPT_STORE: store}
+    parts = {tuning: database, prompts: store, JOB_DATABASE: database, PROMPT_STORE: store}
+    return database and BASE_MODELS not in away, {"": database or store, **parts}
 
 
 async def _away(trainer: Trainer) -> frozenset[str]:
@@ -274,7 +276,9 @@ async def _away(trainer: Trainer) -> frozenset[str]:
     for system, error in errors.items():
         if error is not None:
             log.warning("an outside system does not answer", extra={"fields": {"system": system, "why": error.message}})
-    return frozenset(system for system, error in errors.items() if error is not None)
+    metrics.set_base_models(trainer.models.states())
+    none = {BASE_MODELS} if not trainer.models.infos else set()
+    return frozenset(none | {system for system, error in errors.items() if error is not None})
 
 
 async def _error_of(work: Awaitable[None]) -> SoftPromptError | None:

@@ -36,6 +36,8 @@ class ServiceInfo:
         return self.models.infos
 
     @property
-    def default_hyperparameters(self) -> Hyperparameters:
-        """What the recipe chooses for a small generation job."""
+    def default_hyperparameters(self) -> Hyperparameters | None:
+        """What the recipe chooses for a small generation job; None while no base model is available."""
+        if not self.base_models:
+            return None
         return fill(HyperparameterRequest(), TaskKind.GENERATION, _EXAMPLES_OF_A_SMALL_JOB, self.base_models[0], Template())

@@ -53,6 +53,8 @@ def _show_trainer(endpoint: str, found: ServiceInfo) -> None:
     show(f"trainer    {endpoint}  softprompt {found.software_version}")
     for model in found.base_models:
         show(f"  model    {_model(model)}")
+    for missing in found.unavailable_base_models:
+        show(f"  model    {missing.id}: not available, {missing.reason}")
     show(f"  load     {found.running_jobs} jobs running, {found.queued_jobs} queued, {found.num_workers} workers")
     if found.limits is not None:
         show(f"  limits   {found.limits.max_virtual_tokens} virtual tokens, {found.limits.max_examples} examples")

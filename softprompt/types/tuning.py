@@ -320,6 +320,14 @@ class TuningLimits:
 
 
 @dataclass(frozen=True)
+class UnavailableBaseModel:
+    """A base model that is configured and can't be used now."""
+
+    id: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class ServiceInfo:
     """What a trainer can train, its limits, its defaults, and how busy it is."""
 
@@ -330,3 +338,5 @@ class ServiceInfo:
     queued_jobs: int
     running_jobs: int
     num_workers: int
+    unavailable_base_models: tuple[UnavailableBaseModel, ...] = ()
+    """Configured, but their files are missing or broken now."""

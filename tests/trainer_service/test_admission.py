@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.errors import InvalidInput, NotFound, Unavailable
+from shared.errors import InvalidInput, NotFound, PreconditionFailed, Unavailable
 from shared.store.index import StoreIndex
 from shared.template import InputEncoder, Message, Template, TemplateFormat
 from trainer_service.base_models import BaseModels
@@ -206,6 +206,10 @@ async def test_before_the_base_models_are_read_callers_are_told_to_wait() -> Non
         await admission.check(spec())
 
 
-def test_a_base_model_that_is_not_there_stops_the_start(tmp_path: Path) -> None:
-    with pytest.raises(NotFound, match="has no config"):
-        BaseModels([BaseModelSource("x", str(tmp_path))]).load()
+async def test_a_job_for_a_base_model_that_is_not_there_is_refused_with_the_reason(tmp_path: Path) -> None:
+    models = BaseModels([BaseModelSource("x", str(tmp_path))])
+    models.load()
+    admission = SpecAdmission(models, Datasets(), NO_SOURCES, TuningLimits(50, 10, 3600.0))
+    with pytest.raises(PreconditionFailed, match=r"base model x is not available now: .*no config") as refused:
+        await admission.check(spec())
+    assert str(tmp_path) not in refused.value.message

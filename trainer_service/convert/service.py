@@ -44,12 +44,16 @@ def info_to_wire(info: ServiceInfo, counts: JobCounts) -> tuning_pb2.GetServiceI
         max_queued_jobs=info.limits.max_queued_jobs,
         max_runtime=to_duration(info.limits.max_runtime_seconds),
     )
+    defaults = info.default_hyperparameters
     return tuning_pb2.GetServiceInfoResponse(
         software_version=info.software_version,
         base_models=map(base_model_to_wire, info.base_models),
         limits=limits,
-        default_hyperparameters=hyperparameters_to_wire(info.default_hyperparameters),
+        default_hyperparameters=None if defaults is None else hyperparameters_to_wire(defaults),
         queued_jobs=counts.queued,
         running_jobs=counts.running,
         num_workers=counts.num_workers,
+        unavailable_base_models=[
+            tuning_pb2.UnavailableBaseModel(id=id, reason=reason) for id, reason in sorted(info.models.unavailable.items())
+        ],
     )

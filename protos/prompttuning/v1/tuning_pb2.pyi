@@ -2142,6 +2142,7 @@ class GetServiceInfoResponse(_message.Message):
     QUEUED_JOBS_FIELD_NUMBER: _builtins.int
     RUNNING_JOBS_FIELD_NUMBER: _builtins.int
     NUM_WORKERS_FIELD_NUMBER: _builtins.int
+    UNAVAILABLE_BASE_MODELS_FIELD_NUMBER: _builtins.int
     software_version: _builtins.str
     """Version of this software."""
     queued_jobs: _builtins.int
@@ -2162,6 +2163,10 @@ class GetServiceInfoResponse(_message.Message):
     def default_hyperparameters(self) -> Global___Hyperparameters:
         """What the recipe chooses for a small generation job, as an example."""
 
+    @_builtins.property
+    def unavailable_base_models(self) -> _containers.RepeatedCompositeFieldContainer[Global___UnavailableBaseModel]:
+        """Configured base models that can't be trained for now: their files are missing or broken. They are looked for again."""
+
     def __init__(
         self,
         *,
@@ -2172,11 +2177,38 @@ class GetServiceInfoResponse(_message.Message):
         queued_jobs: _builtins.int = ...,
         running_jobs: _builtins.int = ...,
         num_workers: _builtins.int = ...,
+        unavailable_base_models: _abc.Iterable[Global___UnavailableBaseModel] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["default_hyperparameters", b"default_hyperparameters", "limits", b"limits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_models", b"base_models", "default_hyperparameters", b"default_hyperparameters", "limits", b"limits", "num_workers", b"num_workers", "queued_jobs", b"queued_jobs", "running_jobs", b"running_jobs", "software_version", b"software_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_models", b"base_models", "default_hyperparameters", b"default_hyperparameters", "limits", b"limits", "num_workers", b"num_workers", "queued_jobs", b"queued_jobs", "running_jobs", b"running_jobs", "software_version", b"software_version", "unavailable_base_models", b"unavailable_base_models"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetServiceInfoResponse: _TypeAlias = GetServiceInfoResponse  # noqa: Y015
+
+@_typing.final
+class UnavailableBaseModel(_message.Message):
+    """A base model that is configured and can't be used now."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """Its id."""
+    reason: _builtins.str
+    """Why, in words."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnavailableBaseModel: _TypeAlias = UnavailableBaseModel  # noqa: Y015
