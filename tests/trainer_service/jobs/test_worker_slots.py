@@ -109,7 +109,7 @@ def num_workers(*services: Service) -> int:
     return sum(len(service.manager._dispatcher.workers) for service in services if service.manager is not None)
 
 
-async def until(condition: Callable[[], bool], seconds: float = 20) -> None:
+async def until(condition: Callable[[], bool], seconds: float = 40) -> None:
     async with asyncio.timeout(seconds):
         while not condition():
             await asyncio.sleep(0.01)
@@ -133,7 +133,7 @@ async def test_two_trainers_have_max_workers_together_and_one_that_is_killed_lea
     for service in (one, two):
         await service.start(**config)
     most, looking = watch(one, two)
-    jobs = [await one.manager.create(spec("forever", num_steps=1000, prompt=f"p-{number}")) for number in range(6)]
+    jobs = [await one.manager.create(spec("forever", num_steps=50, prompt=f"p-{number}")) for number in range(6)]
     await until(lambda: len(one.trainers) == len(two.trainers) == 1)
     await until(lambda: one.store.counts().get(JobState.RUNNING) == 2)
     assert most == [2]
@@ -145,7 +145,7 @@ async def test_two_trainers_have_max_workers_together_and_one_that_is_killed_lea
     looking.cancel()
     _end_forever(two)
     for job in jobs:
-        await two.state(job.id, JobState.SUCCEEDED)
+        await two.state(job.id, JobState.SUCCEEDED, seconds=40)
     assert most == [2]
 
 
@@ -182,7 +182,7 @@ async def test_a_trainer_that_was_stopped_for_longer_than_its_lease_ends_its_wor
     for service in (one, two):
         _end_forever(service)
     for job in jobs:
-        await two.state(job.id, JobState.SUCCEEDED)
+        await two.state(job.id, JobState.SUCCEEDED, seconds=40)
 
 
 async def test_a_third_trainer_comes_and_goes_within_the_limit(replicas: list[Service]) -> None:
@@ -192,7 +192,7 @@ async def test_a_third_trainer_comes_and_goes_within_the_limit(replicas: list[Se
     for service in (one, two):
         await service.start(**config)
     most, looking = watch(one, two, three)
-    jobs = [await one.manager.create(spec("forever", num_steps=1000, prompt=f"p-{number}")) for number in range(6)]
+    jobs = [await one.manager.create(spec("forever", num_steps=50, prompt=f"p-{number}")) for number in range(6)]
     await until(lambda: num_workers(one, two) == 3)
     await three.start(**config)
     await until(lambda: worker_slots.share(three.store.database, "looks", 0, **_LOOK).others_lack)
@@ -202,7 +202,7 @@ async def test_a_third_trainer_comes_and_goes_within_the_limit(replicas: list[Se
     for service in (one, two, three):
         _end_forever(service)
     for job in jobs:
-        await two.state(job.id, JobState.SUCCEEDED)
+        await two.state(job.id, JobState.SUCCEEDED, seconds=40)
     looking.cancel()
     assert most == [3]
 
@@ -211,12 +211,12 @@ async def test_an_idle_trainer_gives_its_part_to_one_that_needs_it(replicas: lis
     one, two, _ = replicas
     await one.start(max_workers=1, worker_idle_seconds=3600)
     job = await one.manager.create(spec(num_steps=5))
-    await one.state(job.id, JobState.SUCCEEDED)
+    await one.state(job.id, JobState.SUCCEEDED, seconds=40)
     assert num_workers(one) == 1
     one.manager._dispatcher.may_launch = lambda base_model: False  # type: ignore[method-assign] # its launches fail, and it waits
     await two.start(max_workers=1)
     later = await two.manager.create(spec(num_steps=5, prompt="other"))
-    await two.state(later.id, JobState.SUCCEEDED)
+    await two.state(later.id, JobState.SUCCEEDED, seconds=40)
     assert (num_workers(one), num_workers(two)) == (0, 1)
 
 
@@ -225,5 +225,5 @@ async def test_one_trainer_alone_asks_nobody(service: Service, monkeypatch: pyte
     await service.start(max_workers=2, max_jobs_per_worker=1)
     jobs = [await service.manager.create(spec(num_steps=20, prompt=f"p-{number}")) for number in range(4)]
     for job in jobs:
-        await service.state(job.id, JobState.SUCCEEDED)
+        await service.state(job.id, JobState.SUCCEEDED, seconds=40)
     assert len(service.trainers) == 2
