@@ -71,6 +71,7 @@ _CALLS_SHARE = 0.4
 """Of the grace time: for running calls; the rest is for checkpoints."""
 
 _RETRY_SECONDS = 2.0
+_LOOK_SECONDS = 5.0
 _OPEN_SECONDS = 600.0
 """Time limit for opening the database, which may have to migrate, and the store. Each request to them has its own, shorter one."""
 _CLOSE_SECONDS = 2.0
@@ -201,6 +202,7 @@ async def _live(trainer: Trainer, port: int, metrics_port: int) -> None:
         group.create_task(trainer.retention.run(), name="retention")
         group.create_task(trainer.storage.run(), name="storage usage")
         group.create_task(_keep_saying(trainer), name="health")
+        group.create_task(_look_for_models(trainer.models), name="base models")
 
 
 async def _load_models(models: BaseModels) -> None:
@@ -211,6 +213,13 @@ async def _load_models(models: BaseModels) -> None:
         except Unavailable as error:
             log.warning("not started yet: %s", error.message)
             await asyncio.sleep(_RETRY_SECONDS * random.uniform(0.5, 1.5))
+
+
+async def _look_for_models(models: BaseModels) -> None:
+    """A base model that was missing or broken at the start is used as soon as it can be read."""
+    while models.problems:
+        await asyncio.sleep(_LOOK_SECONDS * random.uniform(0.8, 1.2))
+        await on_daemon_thread(models.load, "load-base-models")
 
 
 async def _keep_saying(trainer: Trainer) -> None:
