@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import socket
 import urllib.request
 from pathlib import Path
@@ -16,7 +17,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from prompttuning.v1 import prompts_pb2
 from prompttuning.v1 import tuning_pb2 as pb
 
-from shared.errors import NotFound, Unavailable
+from shared.errors import Unavailable
 from shared.store import PromptStore
 from tests.trainer_service.conftest import NoWorkers, RunningTrainer, refused, running_trainer, until
 from tests.trainer_service.requests import create_job
@@ -78,10 +79,25 @@ async def test_it_can_be_stopped_while_it_starts(settings: TrainerSettings) -> N
     assert pool.closed
 
 
-async def test_a_base_model_that_is_not_there_ends_it(settings: TrainerSettings, tmp_path: Path) -> None:
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(NotFound, match="base model"):
-        await serve(settings.model_copy(update={"base_models": (f"x={tmp_path}/empty",)}), asyncio.Event(), lambda settings: NoWorkers())
+async def test_without_a_base_model_it_is_live_but_not_ready_until_one_appears(
+    settings: TrainerSettings, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    port, stop, later = free_port(), asyncio.Event(), tmp_path / "later"
+    changed = settings.model_copy(update={"port": port, "base_models": (f"x={later}",)})
+    task = asyncio.create_task(serve(changed, stop, lambda settings: NoWorkers()))
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        await channel.channel_ready()
+        trainer = RunningTrainer(changed, port, channel, stop, task)
+        assert await trainer.health("live") == SERVING
+        assert await trainer.health("ready") == NOT_SERVING
+        shutil.copytree(tiny_model_dir, later)
+
+        async def is_serving() -> bool:
+            return await trainer.health("ready") == SERVING
+
+        await until(is_serving)
+        stop.set()
+        await task
 
 
 async def test_it_waits_for_a_store_that_is_away(settings: TrainerSettings, monkeypatch: pytest.MonkeyPatch) -> None:
