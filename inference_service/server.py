@@ -34,8 +34,10 @@ from inference_service.prompts.unloading import PrefixUnloader
 from inference_service.prompts.version import prompt_of_prefix
 from inference_service.prompts.watcher import PromptWatcher
 from inference_service.servicer import SERVICE_NAME, Backend, GenerationServicer
+from shared.base_model import inspect
+from shared.config import ConfigError
 from shared.daemon_thread import close_within, on_daemon_thread
-from shared.errors import Unavailable
+from shared.errors import NotFound, PreconditionFailed, Unavailable
 from shared.outside import CallPool
 from shared.rpc.metrics import PoolCollector, RpcMetrics, serve_metrics
 from shared.rpc.server import RpcServer
@@ -178,6 +180,10 @@ def _load(settings: InferenceSettings) -> Engine:
     disable_progress_bar()  # a log is no place for it
     begun = time.monotonic()
     num_threads = set_torch_threads(settings.num_threads)
+    try:  # reads headers and digests, not the weights
+        inspect(settings.base_model, id=settings.base_model_id)
+    except (NotFound, PreconditionFailed, Unavailable) as error:
+        raise ConfigError(f"SOFTPROMPT_INFERENCE_BASE_MODEL: {error.message}") from error
     engine = load_engine(
         settings.base_model, id=settings.base_model_id, dtype=settings.dtype, device=settings.device, config=settings.engine
     )

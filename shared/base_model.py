@@ -134,11 +134,18 @@ def default_id(source: str | Path) -> str:
 
 
 def inspect(source: str | Path, *, id: str = "") -> BaseModelInfo:
-    """Identity of a model without loading its weights into memory (they are hashed once, then the cached digests serve)."""
+    """Identity of a model without loading its weights into memory (they are hashed once, then the cached digests serve).
+
+    Raises NotFound for a directory without config or weights, Unavailable for files that can't be read or are incomplete.
+    """
     from transformers import AutoConfig
 
     path = resolve(source)
-    config = AutoConfig.from_pretrained(path)
+    try:
+        config = AutoConfig.from_pretrained(path)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise Unavailable(f"base model {path.name!r} has a config.json that can't be read: {_first_line(error)}") from error
+    _check_weights(path)
     check_supported(config)
     text = config.get_text_config()
     fingerprint, tokenizer_digest = _fingerprint(path)
@@ -152,6 +159,22 @@ def inspect(source: str | Path, *, id: str = "") -> BaseModelInfo:
         num_layers=text.num_hidden_layers,
         max_positions=getattr(text, "max_position_embeddings", None) or 1 << 20,
     )
+
+
+def _check_weights(path: Path) -> None:
+    """Compare each file's size with what its header says; reads headers only, so that a truncated copy is found before it is hashed."""
+    from safetensors import SafetensorError, safe_open
+
+    for file in sorted(path.glob("*.safetensors")):
+        try:
+            with safe_open(file, "pt"):
+                pass
+        except (SafetensorError, OSError) as error:
+            raise Unavailable(f"base model {path.name!r} has weights that can't be read: {file.name}: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
 def check_supported(config: Any) -> None:

@@ -106,8 +106,9 @@ async def test_a_model_that_is_not_there_ends_the_start_with_its_name(tmp_path: 
     env = environment(tmp_path / "no-such-model", tmp_path)
     async with process(env) as started:
         _, errors = await started.communicate()
-        assert started.returncode == 1
+        assert started.returncode == EXIT_CONFIG
         assert "no-such-model" in errors.decode()
+        assert "Traceback" not in errors.decode()
 
 
 JOIN = 'for file in {}; do echo $$ > "$file"; done; exec "$@"'

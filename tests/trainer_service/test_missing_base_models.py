@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -67,13 +68,13 @@ async def test_a_trainer_without_any_model_answers_and_is_ready_once_one_is_ther
         await create_job(trainer)
 
 
-@pytest.mark.parametrize("damage", ["config.json", "tokenizer.json", "weights"])
+@pytest.mark.parametrize("damage", ["config.json", "tokenizer.json", "weights", "truncated"])
 def test_a_broken_directory_is_a_missing_model(tiny_model_dir: Path, tmp_path: Path, damage: str) -> None:
     broken = tmp_path / "broken"
     shutil.copytree(tiny_model_dir, broken)
-    if damage == "weights":
+    if damage in ("weights", "truncated"):
         for file in broken.glob("*.safetensors"):
-            file.unlink()
+            file.unlink() if damage == "weights" else os.truncate(file, file.stat().st_size // 2)
     else:
         (broken / damage).write_text("{ not json")
     models = BaseModels([BaseModelSource("tiny", str(tiny_model_dir)), BaseModelSource("broken", str(broken))])

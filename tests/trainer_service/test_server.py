@@ -16,7 +16,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from prompttuning.v1 import prompts_pb2
 from prompttuning.v1 import tuning_pb2 as pb
 
-from shared.errors import NotFound, Unavailable
+from shared.errors import Unavailable
 from shared.store import PromptStore
 from tests.trainer_service.conftest import NoWorkers, RunningTrainer, refused, running_trainer, until
 from tests.trainer_service.requests import create_job
@@ -76,12 +76,6 @@ async def test_it_can_be_stopped_while_it_starts(settings: TrainerSettings) -> N
     stop.set()
     await asyncio.wait_for(task, 20)
     assert pool.closed
-
-
-async def test_a_base_model_that_is_not_there_ends_it(settings: TrainerSettings, tmp_path: Path) -> None:
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(NotFound, match="base model"):
-        await serve(settings.model_copy(update={"base_models": (f"x={tmp_path}/empty",)}), asyncio.Event(), lambda settings: NoWorkers())
 
 
 async def test_it_waits_for_a_store_that_is_away(settings: TrainerSettings, monkeypatch: pytest.MonkeyPatch) -> None:
