@@ -61,6 +61,11 @@ class InferenceSettings(ServerSettings):
     text_reuse: Literal["tenant", "all", "off"] = "tenant"
     """Which inputs start from the keys and values that an earlier input with the same beginning left: of the same tenant, all, or none.
     `all` lets a tenant find out, guess by guess, what another one sent under a prompt that both use: for services with one tenant."""
+    start_versions: int = Field(default=64, ge=0)
+    """Most versions that are loaded before the replica is ready, those of recently used prompts first; 0: all that aliases name.
+    Others are loaded by the first request for them."""
+    start_seconds: float = Field(default=120, gt=0, le=3600)
+    """Longest time for these loads; then the replica is ready, and they go on."""
     max_waiting: int = Field(default=_ENGINE.max_waiting, ge=1)
     """Most requests that wait; further ones are refused with RESOURCE_EXHAUSTED, unless their tenant has less waiting than its part."""
     max_waiting_tokens: int = Field(default=_ENGINE.max_waiting_tokens, ge=1)

@@ -25,6 +25,7 @@ from inference_service.engine.async_engine import AsyncEngine
 from inference_service.engine.engine import Engine, load_engine
 from inference_service.generation import GenerationService
 from inference_service.metrics import EngineMetrics, PromptMetrics, StateCollector
+from inference_service.prompts.first_loads import StartLimits
 from inference_service.prompts.heartbeat import Heartbeat
 from inference_service.prompts.loader import VersionLoader
 from inference_service.prompts.loading import VersionLoads
@@ -85,7 +86,8 @@ def build(
     loader = VersionLoader(store, running, base, max_length, engine.config.limits.max_logprobs, pools.fetch)
     loads = VersionLoads(loader, registry, prompt_metrics)
     metrics.register(PoolCollector(pools.all))
-    watcher = PromptWatcher(store, registry, loads, prompt_metrics, settings.poll_seconds or store.poll_seconds, pools.watch)
+    start = StartLimits(settings.start_versions, settings.start_seconds)
+    watcher = PromptWatcher(store, registry, loads, prompt_metrics, settings.poll_seconds or store.poll_seconds, pools.watch, start)
     limits = settings.request_limits(max_length)
     service = GenerationService(base, running, registry, loads, watcher, limits, settings.default_sampling)
     model_info = generation_pb2.GetModelInfoResponse(

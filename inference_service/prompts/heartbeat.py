@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 _MAX_REASON_CHARS = 2000
 _FAREWELL_SECONDS = 2.0
 """A replica that stops tries for that long to take its record away."""
+_MAX_RECENT = 256
 _MAX_TOLD = 10_000
 """Of more versions, the newest are told: the record is written every few seconds."""
 
@@ -67,6 +68,7 @@ class Heartbeat:
             heartbeat_seconds=self._interval_seconds,
             loaded=tuple(loaded),
             refused=tuple(refused),
+            recent=tuple(self._registry.recent(_MAX_RECENT)),
         )
 
     async def run(self) -> None:

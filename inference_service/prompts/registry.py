@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import islice
 
 from inference_service.prompts.version import (
     LoadedVersion,
@@ -75,6 +76,8 @@ class PromptRegistry:
     _checked: dict[VersionKey, _Checked] = field(default_factory=dict)
     _quarantined: dict[VersionKey, Quarantine] = field(default_factory=dict)
     _serving: dict[tuple[str, str], Alias] = field(default_factory=dict)
+    _deferred: dict[tuple[str, str], Alias] = field(default_factory=dict)
+    """Aliases as they were at the start whose versions are loaded when a request first asks for them. One that moves is news again."""
 
     @property
     def index(self) -> StoreIndex:
@@ -94,8 +97,12 @@ class PromptRegistry:
 
     @property
     def num_aliases_behind(self) -> int:
-        """Aliases that don't mean here what the store says: a new target is loading, or was refused. Other models' prompts don't count."""
-        named = [(name, alias) for name, prompt in self._index.prompts.items() for alias in prompt.aliases.values()]
+        """Aliases that don't mean here what the store says: a new target is loading, or was refused.
+
+        Other models' prompts don't count, nor do aliases that wait for their first request.
+        """
+        aliases = ((name, alias) for name, prompt in self._index.prompts.items() for alias in prompt.aliases.values())
+        named = [(name, alias) for name, alias in aliases if not self._is_deferred(name, alias)]
         behind = [(name, alias) for name, alias in named if self._serving.get((name, alias.name)) is not alias]
         return sum(not any(self._is_foreign((name, target.version)) for target in alias.targets) for name, alias in behind)
 
@@ -155,6 +162,10 @@ class PromptRegistry:
                     self._forget((name, number))
             self._settle(name)
         return sorted(fresh, key=lambda record: record.revision)
+
+    def defer(self, aliases: Mapping[tuple[str, str], Alias]) -> None:
+        """Don't want what these aliases name until they move: requests that name them load it."""
+        self._deferred = dict(aliases)
 
     def is_current(self, record: VersionRecord) -> bool:
         """Whether the version is still published with these bytes."""
@@ -225,15 +236,22 @@ class PromptRegistry:
             yield quarantine, None
 
     def wanted(self) -> list[VersionRecord]:
-        """Versions that aliases name and of which it isn't known yet whether they can serve, in the order of publishing."""
+        """Versions that aliases name and of which it isn't known yet whether they can serve, in the order of publishing.
+
+        Those of deferred aliases are left out.
+        """
         found = {}
         for prompt in self._index.prompts.values():
             for alias in prompt.aliases.values():
-                for target in alias.targets:
+                for target in () if self._is_deferred(prompt.name, alias) else alias.targets:
                     record = prompt.versions[target.version]
                     if not self.is_settled(record):
                         found[prompt.name, target.version] = record
         return sorted(found.values(), key=lambda record: record.revision)
+
+    def recent(self, most: int) -> list[str]:
+        """Prompts of the loaded versions that were used last, the latest first."""
+        return list(islice(dict.fromkeys(prompt for prompt, _ in reversed(self._loaded)), most))
 
     def check_integrity(self) -> None:
         """Nothing is held, nothing retired lingers, books agree. Raises AssertionError; for tests and idle times."""
@@ -247,6 +265,7 @@ class PromptRegistry:
     def _statuses_of(self, name: str) -> Iterator[VersionStatus]:
         prompt = self._index.prompts[name]
         naming: dict[int, list[str]] = {}
+        deferred = {alias.name for alias in prompt.aliases.values() if self._is_deferred(name, alias)}
         for alias in sorted(prompt.aliases.values(), key=lambda alias: alias.name):
             for target in alias.targets:
                 naming.setdefault(target.version, []).append(alias.name)
@@ -258,9 +277,12 @@ class PromptRegistry:
             elif entry is not None:
                 seconds = checked.publish_to_served_seconds if checked else None
                 yield VersionStatus(record, VersionState.LOADED, aliases, entry.version, None, entry.holds, seconds)
-            elif checked is not None or (not self._is_news(record) and not aliases):
+            elif checked is not None or (not self._is_news(record) and all(alias in deferred for alias in aliases)):
                 seconds = checked.publish_to_served_seconds if checked else None
                 yield VersionStatus(record, VersionState.KNOWN, aliases, publish_to_served_seconds=seconds)
+
+    def _is_deferred(self, prompt: str, alias: Alias) -> bool:
+        return self._deferred.get((prompt, alias.name)) is alias
 
     def _is_foreign(self, key: VersionKey) -> bool:
         """Tuned for another base model: in a store that several models share, that is no fault."""

@@ -10,9 +10,12 @@ import asyncio
 import logging
 import random
 from collections import OrderedDict
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
+from inference_service.prompts.first_loads import StartLimits, left_for_later, recently_used
 from inference_service.prompts.loading import MAX_CONCURRENT_LOADS, VersionLoads
 from inference_service.prompts.observer import PromptObserver
 from inference_service.prompts.registry import PromptRegistry
@@ -20,6 +23,7 @@ from inference_service.prompts.version import VersionKey
 from shared.errors import SoftPromptError, Unavailable
 from shared.outside import CallPool
 from shared.store.index import StoreIndex, VersionRecord
+from shared.store.replicas import ReplicaRecord
 from shared.store.watch import pause_seconds
 
 log = logging.getLogger(__name__)
@@ -44,6 +48,9 @@ class WatchedStore(Protocol):
     def refresh(self) -> StoreIndex:
         """Read what is new; the state now. Raises Unavailable, DamagedBlob."""
 
+    def list_replicas(self) -> Sequence[ReplicaRecord]:
+        """What the fleet's replicas say of themselves. Raises Unavailable."""
+
 
 @dataclass(frozen=True)
 class _Retry:
@@ -65,8 +72,10 @@ class PromptWatcher:
         observer: PromptObserver,
         poll_seconds: float,
         pool: CallPool | None = None,
+        limits: StartLimits | None = None,
     ) -> None:
-        """`pool`: the threads to ask the store in; None: one of its own."""
+        """`pool`: the threads to ask the store in; None: one of its own. `limits`: of what is loaded before it is ready."""
+        self._limits = limits or StartLimits()
         self._pool = pool or CallPool("prompt_store_watch", max_threads=2)
         self._store, self._registry, self._loads, self._observer = store, registry, loads, observer
         self._poll_seconds = poll_seconds
@@ -85,14 +94,21 @@ class PromptWatcher:
         return self._failures > 0
 
     async def start(self) -> None:
-        """Wait for the store, then for every aliased version to be loaded, refused, or found unavailable."""
+        """Wait for the store, then for the first versions to be loaded, refused, or found unavailable, within the limits.
+
+        What is not loaded by then is loaded while this replica serves, or by the first request for it (`first_loads`).
+        """
         while not await self._poll():
             await asyncio.sleep(self._pause_seconds())
         async with asyncio.TaskGroup() as group:
             workers = [group.create_task(self._worker()) for _ in range(MAX_CONCURRENT_LOADS)]
-            await self._until_idle()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._limits.max_seconds):
+                    await self._until_idle()
             for worker in workers:
                 worker.cancel()
+        if self._pending:
+            log.warning("ready, while versions are still being loaded", extra={"fields": {"versions": len(self._pending)}})
 
     async def run(self) -> None:
         async with asyncio.TaskGroup() as group:
@@ -130,6 +146,7 @@ class PromptWatcher:
         waiting, self._waiting = self._waiting, []
         try:
             index = await self._pool.call(self._refresh)
+            recent = await self._pool.call(self._recently_used) if self._registry.first_revision is None else []
         except SoftPromptError as error:
             self._store_failed(error)
             return False
@@ -142,7 +159,7 @@ class PromptWatcher:
             log.warning("the store is back", extra={"fields": {"failed_looks": self._failures, "revision": index.revision}})
         self._failures = 0
         self._observer.store_polled(index.revision)
-        self._take(index)
+        self._take(index, recent)
         self._retry(at_once=returned)
         return True
 
@@ -154,8 +171,19 @@ class PromptWatcher:
         self._store_id = self._store.id
         return index
 
-    def _take(self, index: StoreIndex) -> None:
+    def _recently_used(self) -> list[str]:
+        """A hint: nothing depends on it."""
+        try:
+            return recently_used(self._store.list_replicas())
+        except SoftPromptError as error:
+            log.info("which prompts were used lately is not known: %s", error.message)
+            return []
+
+    def _take(self, index: StoreIndex, recent: list[str]) -> None:
         first = self._registry.first_revision is None
+        if first and (later := left_for_later(index, recent, self._limits.max_versions)):
+            log.info("versions are left to the first request for them", extra={"fields": {"aliases": len(later)}})
+            self._registry.defer(later)
         if first or index is not self._registry.index:
             fresh = self._registry.update(index)
             if not first:
@@ -189,6 +217,9 @@ class PromptWatcher:
             self._busy += 1
             try:
                 await self._loads.load(record)
+            except asyncio.CancelledError:
+                self._pending[key] = record  # the load goes on by itself; whether it succeeds is looked at again
+                raise
             except Unavailable as error:
                 self._failed[key] = self._again_later(record, failed.attempts + 1 if failed else 1, error)
             finally:

@@ -61,6 +61,8 @@ class ReplicaRecord(BaseModel):
     """How often it tells."""
     loaded: tuple[LoadedVersion, ...] = ()
     refused: tuple[RefusedVersion, ...] = ()
+    recent: tuple[Name, ...] = ()
+    """Prompts that were used last here, the latest first: what a replica that starts loads first."""
 
     def is_live(self, now: datetime) -> bool:
         return now - parse_timestamp(self.updated_at) <= timedelta(seconds=max(LIVE_SECONDS, 3 * self.heartbeat_seconds))

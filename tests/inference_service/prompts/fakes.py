@@ -13,6 +13,7 @@ from shared.manifest import utc_now
 from shared.soft_prompt import SoftPrompt
 from shared.store import AliasMoved, AliasTarget, Commit, StoreIndex, VersionDeleted, VersionPublished, VersionRecord
 from shared.store.commit import VersionSummary
+from shared.store.replicas import ReplicaRecord
 
 SUMMARY = VersionSummary("tiny", "sha256:model", 1, 4)
 
@@ -77,6 +78,10 @@ class FakeStore:
     def __init__(self, log: Log) -> None:
         self.log, self.id, self.away = log, "first", False
         self.num_polls = 0
+        self.replicas: list[ReplicaRecord] = []
+
+    def list_replicas(self) -> list[ReplicaRecord]:
+        return self.replicas
 
     def refresh(self) -> StoreIndex:
         self.num_polls += 1
