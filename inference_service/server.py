@@ -35,7 +35,8 @@ from inference_service.prompts.unloading import PrefixUnloader
 from inference_service.prompts.version import prompt_of_prefix
 from inference_service.prompts.watcher import PromptWatcher
 from inference_service.servicer import SERVICE_NAME, Backend, GenerationServicer
-from shared.base_model import inspect
+from shared import fingerprint
+from shared.base_model import inspect, resolve
 from shared.config import ConfigError
 from shared.daemon_thread import close_within, on_daemon_thread
 from shared.errors import NotFound, PreconditionFailed, Unavailable
@@ -150,6 +151,7 @@ async def _live(
         async with asyncio.TaskGroup() as group:
             group.create_task(replica.watcher.run())
             group.create_task(replica.heartbeat.run())
+            group.create_task(_verify_model(settings))
             group.create_task(_watch_engine(replica.engine, rpc))
             group.create_task(_end_answers(replica.engine, rpc, settings.grace_seconds))
     finally:
@@ -158,6 +160,14 @@ async def _live(
         replica.backend.service.close()
         pools.close()
         store.close()
+
+
+async def _verify_model(settings: InferenceSettings) -> None:
+    """A fingerprint that was shipped beside the weights was believed at the start; now they are hashed, beside the traffic."""
+    try:
+        await on_daemon_thread(lambda: fingerprint.verify(resolve(settings.base_model)), "verify-model")
+    except PreconditionFailed as error:
+        raise ConfigError(f"SOFTPROMPT_INFERENCE_BASE_MODEL: {error.message}") from error
 
 
 async def _watch_engine(engine: AsyncEngine, rpc: RpcServer) -> None:

@@ -6,38 +6,22 @@ It is computed from the files, cached beside them (in the user's cache where the
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel as PydanticModel
-from pydantic import ConfigDict, ValidationError
+from pydantic import ConfigDict
 
-from shared import hub
+from shared import fingerprint, hub
 from shared.errors import InvalidInput, NotFound, PreconditionFailed, Unavailable
-from shared.user_cache import user_cache
 
 log = logging.getLogger(__name__)
 
 DType = Literal["auto", "float32", "bfloat16"]
 Device = Literal["auto", "cpu", "cuda"]
-
-_FINGERPRINT_FILE = ".softprompt-fingerprint.json"
-_TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "vocab.json",
-    "merges.txt",
-    "tokenizer_config.json",
-    "chat_template.jinja",
-    "special_tokens_map.json",
-)
-_VOLATILE_CONFIG_KEYS = ("transformers_version", "_name_or_path", "dtype", "torch_dtype")
 
 
 class BaseModelInfo(PydanticModel):
@@ -148,11 +132,11 @@ def inspect(source: str | Path, *, id: str = "") -> BaseModelInfo:
     _check_weights(path)
     check_supported(config)
     text = config.get_text_config()
-    fingerprint, tokenizer_digest = _fingerprint(path)
+    known = fingerprint.of(path)
     return BaseModelInfo(
         id=id or default_id(source),
-        fingerprint=fingerprint,
-        tokenizer_digest=tokenizer_digest,
+        fingerprint=known.fingerprint,
+        tokenizer_digest=known.tokenizer_digest,
         architecture=(config.architectures or [config.model_type])[0],
         hidden_size=text.hidden_size,
         vocab_size=text.vocab_size,
@@ -206,59 +190,3 @@ def pick_dtype(dtype: DType, device: torch.device) -> torch.dtype:
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
     capabilities = torch.cpu.get_capabilities()
     return torch.bfloat16 if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else torch.float32
-
-
-class _FingerprintCache(PydanticModel):
-    stamps: dict[str, tuple[int, int]]
-    fingerprint: str
-    tokenizer_digest: str
-
-
-def _fingerprint(path: Path) -> tuple[str, str]:
-    """(fingerprint of weights + config + tokenizer, digest of the tokenizer alone)."""
-    weights = sorted(path.glob("*.safetensors"))
-    tokenizer = [path / name for name in _TOKENIZER_FILES if (path / name).is_file()]
-    if not weights:
-        raise NotFound("base model", path.name, "the directory has no *.safetensors weights")
-    files = [path / "config.json", *tokenizer, *weights]
-    stamps = {file.name: (file.stat().st_size, file.stat().st_mtime_ns) for file in files}
-    caches = (path / _FINGERPRINT_FILE, _cache_elsewhere(path))
-    for cache in caches:
-        try:
-            known = _FingerprintCache.model_validate_json(cache.read_bytes())
-            if known.stamps == stamps:
-                return known.fingerprint, known.tokenizer_digest
-        except (OSError, ValidationError):
-            continue
-    config = {key: value for key, value in json.loads((path / "config.json").read_text()).items() if key not in _VOLATILE_CONFIG_KEYS}
-    tokenizer_digest = _digest_of({file.name: _hash_file(file) for file in tokenizer})
-    fingerprint = _digest_of(
-        {"config": config, "tokenizer": tokenizer_digest, "weights": {file.name: _hash_file(file) for file in weights}}
-    )
-    fresh = _FingerprintCache(stamps=stamps, fingerprint=fingerprint, tokenizer_digest=tokenizer_digest)
-    for cache in caches:
-        try:
-            cache.parent.mkdir(parents=True, exist_ok=True)
-            temporary = cache.with_name(f"{cache.name}.{os.getpid()}")
-            temporary.write_text(fresh.model_dump_json())
-            temporary.replace(cache)
-            break
-        except OSError as error:
-            log.info("fingerprint of %s is not cached in %s: %s", path.name, cache.parent, error.strerror)
-    return fingerprint, tokenizer_digest
-
-
-def _cache_elsewhere(path: Path) -> Path:
-    """Where the fingerprint of a read-only directory is cached: named after the directory's path and its inode, so that another model
-    mounted at the same path has a cache of its own."""
-    place = f"{path.resolve()}:{path.stat().st_ino}"
-    return user_cache() / "fingerprints" / f"{hashlib.sha256(place.encode()).hexdigest()}.json"
-
-
-def _hash_file(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _digest_of(value: dict[str, Any]) -> str:
-    return "sha256:" + hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import psutil
 import torch
 
 from shared.container_limits import memory_left_bytes
@@ -15,6 +14,8 @@ def free_bytes(device: torch.device) -> int:
 
 def available_bytes() -> int:
     """Of this machine's memory, for this process."""
+    import psutil  # not on a bare GPU machine, where only the GPU's memory is asked for
+
     available = int(psutil.virtual_memory().available)
     left = memory_left_bytes()
     return available if left is None else min(available, left)

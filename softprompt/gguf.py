@@ -20,6 +20,7 @@ def convert(gguf: Path, directory: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
+    from shared import fingerprint
     from shared.base_model import inspect
     from shared.threads import set_torch_threads
 
@@ -37,6 +38,7 @@ def convert(gguf: Path, directory: Path) -> None:
     for weights in directory.glob("*.safetensors"):
         weights.chmod((directory / "config.json").stat().st_mode)  # safetensors writes 0600: other users of the machine load it too
     _check_plain(directory)
+    fingerprint.ship(directory)
     inspect(directory)
     _report(3)
 

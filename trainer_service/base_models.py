@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shared import base_model
+from shared import base_model, fingerprint
 from shared.base_model import BaseModelInfo
 from shared.errors import InvalidInput, NotFound, PreconditionFailed, SoftPromptError, Unavailable
 from trainer_service.config import BaseModelSource
@@ -70,6 +70,21 @@ class BaseModels:
             self._models[source.id] = KnownBaseModel(info, tokenizer, path)
             log.info("base model known", extra={"fields": {"base_model": info.id, "fingerprint": info.fingerprint}})
         del self._unavailable[source.id]
+
+    def verify(self) -> None:
+        """Hash the models whose shipped fingerprint was believed by the sizes of their files. Blocks.
+
+        A model of other bytes is refused for good.
+        """
+        for id, model in list(self._models.items()):
+            try:
+                fingerprint.verify(model.path)
+            except PreconditionFailed as error:
+                log.error("base model %s can't be trained on any more: %s", id, error.message)
+                del self._models[id]
+                self._refused[id] = error
+            except (OSError, SoftPromptError) as error:
+                log.warning("base model %s can't be verified now: %s", id, error)
 
     @property
     def infos(self) -> tuple[BaseModelInfo, ...]:

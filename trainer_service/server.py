@@ -219,9 +219,11 @@ async def _live(trainer: Trainer, port: int, metrics_port: int) -> None:
 
 async def _look_for_models(models: BaseModels) -> None:
     """Base models that were missing are found without a restart. Hashing large weights takes as long as it takes: no time limit."""
+    await on_daemon_thread(models.verify, "verify-base-models")
     while models.unavailable:
         await asyncio.sleep(LOOK_SECONDS * random.uniform(0.5, 1.5))
         await on_daemon_thread(models.load, "load-base-models")
+        await on_daemon_thread(models.verify, "verify-base-models")
 
 
 async def _keep_saying(trainer: Trainer) -> None:

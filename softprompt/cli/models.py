@@ -41,6 +41,20 @@ def pull(
             typer.echo(str(path))
 
 
+@app.command(epilog=example("softprompt models fingerprint ./models/my-model"))
+def fingerprint(directory: Annotated[Path, typer.Argument(help="A model directory with config.json and *.safetensors.")]) -> None:
+    """Hash a model directory once and write the fingerprint into it, for images and volumes that are mounted read-only."""
+    from shared import fingerprint as fingerprints
+    from shared.errors import InvalidInput
+
+    if not (directory / "config.json").is_file():
+        raise InvalidInput.of("directory", f"{directory} has no config.json: it is no model directory")
+    try:
+        typer.echo(fingerprints.ship(directory).fingerprint)
+    except OSError as error:
+        raise InvalidInput.of("directory", f"the fingerprint can't be written into {directory}: {error.strerror}") from error
+
+
 def pull_with_progress(name: str, to: Path | None = None) -> Path:
     """The directory of a model, pulled if it isn't there, with a bar on a terminal."""
     from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn

@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import GPT2Config, MambaConfig, PreTrainedConfig, T5Config
 
-from shared import base_model
+from shared import fingerprint
 from shared.base_model import check_supported, default_id, inspect, load, pick_device, pick_dtype, resolve
 from shared.errors import InvalidInput, NotFound, PreconditionFailed
 from tests.tiny_models import save_tiny_llama
@@ -30,13 +30,13 @@ def model_dir(tiny_model_dir: Path, tmp_path: Path) -> Path:
 def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the files that were hashed."""
     names: list[str] = []
-    hash_file = base_model._hash_file
+    hash_file = fingerprint._hash_file
 
     def note(path: Path) -> str:
         names.append(path.name)
         return hash_file(path)
 
-    monkeypatch.setattr(base_model, "_hash_file", note)
+    monkeypatch.setattr(fingerprint, "_hash_file", note)
     return names
 
 
@@ -187,3 +187,44 @@ def test_ids_devices_and_dtypes() -> None:
     if not torch.cuda.is_available():
         with pytest.raises(InvalidInput, match="no GPU"):
             pick_device("cuda")
+
+
+class TestShipped:
+    """A fingerprint that travels with the files of an image or a volume."""
+
+    @pytest.fixture
+    def copy(self, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hashed: list[str]) -> Path:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+        fingerprint.ship(model_dir)
+        directory = tmp_path / "copy"
+        directory.mkdir()
+        for file in model_dir.iterdir():
+            (directory / file.name).write_bytes(file.read_bytes())
+            os.utime(directory / file.name, (1, 1))
+        hashed.clear()
+        return directory
+
+    def test_it_is_believed_without_hashing_and_then_verified_once(self, model_dir: Path, copy: Path, hashed: list[str]) -> None:
+        found = inspect(copy).fingerprint
+        assert hashed == []
+        fingerprint.verify(copy)
+        assert "model.safetensors" in hashed
+        hashed.clear()
+        fingerprint.verify(copy)
+        assert hashed == []
+        assert found == inspect(model_dir).fingerprint
+
+    def test_another_models_is_found_out(self, copy: Path) -> None:
+        change_one_byte(copy / "model.safetensors")
+        believed = inspect(copy).fingerprint
+        with pytest.raises(PreconditionFailed, match="softprompt models fingerprint"):
+            fingerprint.verify(copy)
+        fingerprint.ship(copy)
+        fingerprint.verify(copy)
+        assert inspect(copy).fingerprint != believed
+
+    def test_files_of_another_size_are_hashed(self, copy: Path, hashed: list[str]) -> None:
+        with (copy / "config.json").open("a") as config:
+            config.write("\n")
+        inspect(copy)
+        assert "model.safetensors" in hashed

@@ -10,6 +10,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from prompttuning.v1 import tuning_pb2 as pb
 
+from shared import fingerprint
 from shared.errors import PreconditionFailed
 from tests.trainer_service.conftest import RunningTrainer, refused, running_trainer, until
 from tests.trainer_service.requests import create_job, tuning_spec
@@ -87,3 +88,22 @@ def test_a_broken_directory_is_a_missing_model(tiny_model_dir: Path, tmp_path: P
     shutil.copytree(tiny_model_dir, broken)
     models.load()
     assert models.get("broken").info.id == "broken"
+
+
+def test_a_model_of_other_bytes_than_its_shipped_fingerprint_is_refused(
+    tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    directory = Path(shutil.copytree(tiny_model_dir, tmp_path / "shipped"))
+    fingerprint.ship(directory)
+    weights = directory / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    models = BaseModels([BaseModelSource("tiny", str(tiny_model_dir)), BaseModelSource("shipped", str(directory))])
+    models.load()
+    assert models.states() == {"tiny": "available", "shipped": "available"}
+    models.verify()
+    assert models.states() == {"tiny": "available", "shipped": "refused"}
+    with pytest.raises(PreconditionFailed, match="models fingerprint"):
+        models.get("shipped")

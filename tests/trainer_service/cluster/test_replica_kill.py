@@ -36,7 +36,7 @@ def url(postgres: Postgres) -> str:
 
 @pytest.fixture
 def pair(url: str, tmp_path: Path, tiny_model_dir: Path) -> Iterator[tuple[TrainerProcess, TrainerProcess]]:
-    settings = {"DATABASE_URL": url, "LEASE_SECONDS": LEASE_SECONDS, "CPUS_PER_WORKER": 1, "MAX_JOBS_PER_WORKER": 2}
+    settings = {"DATABASE_URL": url, "LEASE_SECONDS": LEASE_SECONDS, "CPUS_PER_WORKER": 1, "MAX_JOBS_PER_WORKER": 2, "MAX_WORKERS": 2}
     made = TrainerProcess(tmp_path, tiny_model_dir, "one", **settings), TrainerProcess(tmp_path, tiny_model_dir, "two", **settings)
     yield made
     for trainer in made:
