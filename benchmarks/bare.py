@@ -21,7 +21,7 @@ def stand_in_for_pydantic() -> bool:
     else:
         return not hasattr(pydantic, "__version__")
     module = ModuleType("pydantic")
-    module.__dict__.update(BaseModel=Record, ConfigDict=dict, Field=field, ValidationError=ValueError)
+    module.__dict__.update(BaseModel=Record, ConfigDict=dict, Field=field, JsonValue=object, ValidationError=ValueError)
     sys.modules["pydantic"] = module
     return True
 
@@ -31,8 +31,8 @@ class _Default:
         self.value = value
 
 
-def field(default: Any = None, **_: Any) -> Any:
-    return _Default(default)
+def field(default: Any = None, **options: Any) -> Any:
+    return _Default(options["default_factory"]() if "default_factory" in options else default)
 
 
 class Record:
