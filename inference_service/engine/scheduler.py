@@ -33,7 +33,7 @@ PREFILL_PART = 4
 """One in so many positions of a tenant's part of a step is for prefill, as long as something waits for it."""
 MAX_SCORED_POSITIONS = 256
 """Positions of one step whose logits over the whole vocabulary are kept for scores: 256 x 128k x 4 bytes are 130 MB."""
-MAX_STRETCH = 0.85
+MAX_STRETCH = 0.75
 """A step takes at most this part of what fair shares allow; the rest is for what the estimate of its time misses."""
 MAX_PASSED_OVER = 64
 """After so many requests of other tenants, a request that found no room is not passed over any more."""
