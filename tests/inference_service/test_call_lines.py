@@ -7,7 +7,7 @@ from pathlib import Path
 from prompttuning.v1 import generation_pb2
 
 from shared.errors import NotFound
-from tests.inference_service.replica import Replica, blob, generate_request, matrix, publish, refusal, stream_request
+from tests.inference_service.replica import Replica, blob, generate_request, matrix, publish, refusal, stream_request, until
 from tests.log_lines import log_lines
 
 TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
@@ -22,6 +22,7 @@ async def test_a_calls_line_names_the_version_that_answered(replica: Replica, ti
         async for _ in replica.stub.GenerateStream(stream_request("hello", "tone"), metadata=METADATA):
             pass
         await replica.stub.Score(scoring, metadata=METADATA)
+        await until(lambda: len(lines) == 3)
     asked = {line["method"].rpartition("/")[2]: line for line in lines}
     assert {name: line["prompt"] for name, line in asked.items()} == {"Generate": "tone@default", "GenerateStream": "tone", "Score": "tone"}
     for name, line in asked.items():
@@ -33,6 +34,7 @@ async def test_where_nothing_was_resolved_no_version_is_named(replica: Replica) 
     with log_lines("shared.rpc.interceptors", "call") as lines:
         await replica.generate("hello")
         assert isinstance(await refusal(replica.generate("hello", "nobody")), NotFound)
+        await until(lambda: len(lines) == 2)  # a call's line follows its answer
     bare, unknown = lines
     assert "version" not in bare
     assert "prompt" not in bare
