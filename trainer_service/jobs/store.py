@@ -268,9 +268,12 @@ class JobStore:
         query = select(jobs).where(jobs.c.state.in_(_LEASED), jobs.c.lease_until < lease_before, jobs.c.owner != except_owner)
         query = query.order_by(jobs.c.tenant)  # shares are charged in one order, whoever takes jobs back at the same time
         with self._database.write() as connection:
-            worker_slots.remove_expired(connection, lease_before, except_owner)
             rows = connection.execute(query.with_for_update(skip_locked=True)).mappings().all()
-            return [_write(connection, before, move(before), ()).job for before in map(from_row, rows)]
+            taken = [_write(connection, before, move(before), ()).job for before in map(from_row, rows)]
+            # Not while it has a job: one that was claimed later has a later lease, and with it a worker that takes a slot.
+            still_has_jobs = select(jobs.c.owner).where(jobs.c.state.in_(_LEASED))
+            worker_slots.remove_expired(connection, lease_before, except_owner, still_has_jobs)
+            return taken
 
     def expire(self, move: Callable[[Record], Record], now: float) -> list[Job]:
         """Apply `move` to every waiting job whose deadline has passed."""

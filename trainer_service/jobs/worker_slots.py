@@ -1,7 +1,7 @@
 """Trainers on one PostgreSQL share one limit of workers: each has slots, a row of the job database, and runs no more workers than that.
 
-A slot is taken when a worker is to be launched, and kept until the worker has ended. Slots have the lease of their owner's jobs: of a
-replica that is gone, both are free at the same moment. One that was only slow then has no slots; it launches nothing without new ones.
+A slot is taken when a worker is to be launched, and kept until the worker has ended. Slots are leased as jobs are: those of a replica that
+is gone are free once its last job is. One that was only slow then has no slots; it launches nothing without new ones.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, delete, func, insert, select, update
+from sqlalchemy import Connection, Select, delete, func, insert, select, update
 
 from trainer_service.jobs.database import Database
 from trainer_service.jobs.schema import worker_slots
@@ -54,9 +54,10 @@ def renew(connection: Connection, owner: str, lease_until: float) -> None:
     connection.execute(update(worker_slots).where(worker_slots.c.owner == owner).values(lease_until=lease_until))
 
 
-def remove_expired(connection: Connection, lease_before: float, except_owner: str) -> None:
-    """Slots of replicas whose lease ended before that time."""
-    over = (worker_slots.c.lease_until < lease_before) & (worker_slots.c.owner != except_owner)
+def remove_expired(connection: Connection, lease_before: float, except_owner: str, still_has_jobs: Select[tuple[str]]) -> None:
+    """Slots of replicas whose lease ended before that time and that have no job any more."""
+    table = worker_slots.c
+    over = (table.lease_until < lease_before) & (table.owner != except_owner) & table.owner.not_in(still_has_jobs)
     connection.execute(delete(worker_slots).where(over))
 
 

@@ -11,18 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import select
 
-from tests.trainer_service.jobs.builders import spec
+from tests.trainer_service.jobs.builders import record, spec
 from tests.trainer_service.jobs.conftest import Service
 from tests.trainer_service.jobs.postgres import Postgres
 from tests.trainer_service.jobs.scripted import ScriptedTrainer
-from trainer_service.jobs import worker_slots
+from trainer_service.jobs import moves, schema, worker_slots
 from trainer_service.jobs.database import Database
+from trainer_service.jobs.record import Record
 from trainer_service.jobs.states import JobState
 from trainer_service.jobs.store import JobStore
 
 NOW = 1000.0
-_LOOK: dict[str, Any] = {"max_workers": 0, "lease_until": NOW, "beyond_part": False}
 
 
 @pytest.fixture
@@ -93,6 +94,23 @@ def test_slots_come_back_with_their_owners_lease_and_a_slow_owner_starts_anew(ur
     store.close()
 
 
+def test_slots_stay_while_one_job_of_their_owner_has_a_later_lease(url: str) -> None:
+    store = JobStore.open(url)
+    database = store.database
+    share(database, "slow", 4)
+    store.create(record(queued_at=NOW - 1), max_queued=9, max_active_of_caller=9)
+    store.claim("tiny", "slow", NOW + 30, NOW)
+
+    def give_back(record: Record) -> Record:
+        return moves.left_worker(record, NOW)
+
+    assert store.take_back(give_back, lease_before=NOW + 20) == []
+    assert worker_slots.total(database) == 4, "it may come back in time, and go on with the job"
+    assert len(store.take_back(give_back, lease_before=NOW + 40)) == 1
+    assert worker_slots.total(database) == 0
+    store.close()
+
+
 def test_the_limit_holds_however_many_ask_at_once(database: Database) -> None:
     begin = threading.Barrier(6)
 
@@ -115,6 +133,13 @@ async def until(condition: Callable[[], bool], seconds: float = 40) -> None:
             await asyncio.sleep(0.01)
 
 
+def lacks(service: Service) -> bool:
+    """It has asked for more workers than it got."""
+    with service.store.database.read() as connection:
+        lacking = select(schema.worker_slots.c.lacking).where(schema.worker_slots.c.owner == service.manager._context.owner)
+        return bool(connection.scalar(lacking))
+
+
 def watch(*services: Service) -> tuple[list[int], asyncio.Task[None]]:
     """The most workers at one time, and the task that looks."""
     most = [0]
@@ -129,9 +154,9 @@ def watch(*services: Service) -> tuple[list[int], asyncio.Task[None]]:
 
 async def test_two_trainers_have_max_workers_together_and_one_that_is_killed_leaves_its_part(replicas: list[Service]) -> None:
     one, two, _ = replicas
-    config: dict[str, Any] = {"max_workers": 2, "max_jobs_per_worker": 1, "lease_seconds": 2.0}
-    for service in (one, two):
-        await service.start(**config)
+    config: dict[str, Any] = {"max_workers": 2, "max_jobs_per_worker": 1}
+    await one.start(**config, lease_seconds=2.0)
+    await two.start(**config, lease_seconds=10.0)
     most, looking = watch(one, two)
     jobs = [await one.manager.create(spec("forever", num_steps=50, prompt=f"p-{number}")) for number in range(6)]
     await until(lambda: len(one.trainers) == len(two.trainers) == 1)
@@ -165,15 +190,15 @@ def _end_forever(service: Service) -> None:
 
 async def test_a_trainer_that_was_stopped_for_longer_than_its_lease_ends_its_workers(replicas: list[Service]) -> None:
     one, two, _ = replicas
-    config: dict[str, Any] = {"max_workers": 2, "max_jobs_per_worker": 1, "lease_seconds": 2.0}
-    await one.start(**config)
+    config: dict[str, Any] = {"max_workers": 2, "max_jobs_per_worker": 1}
+    await one.start(**config, lease_seconds=2.0)
     jobs = [await one.manager.create(spec("forever", num_steps=1000, prompt=f"p-{number}")) for number in range(4)]
     await until(lambda: one.store.counts().get(JobState.RUNNING) == 2)
     dispatcher = one.manager._dispatcher
     assert dispatcher._task is not None
     dispatcher._task.cancel()
     await dispatcher._leases.stop()
-    await two.start(**config)
+    await two.start(**config, lease_seconds=10.0)
     await until(lambda: num_workers(two) == 2)
     dispatcher._task = asyncio.create_task(dispatcher._run())
     await dispatcher._leases.start()
@@ -195,8 +220,7 @@ async def test_a_third_trainer_comes_and_goes_within_the_limit(replicas: list[Se
     jobs = [await one.manager.create(spec("forever", num_steps=50, prompt=f"p-{number}")) for number in range(6)]
     await until(lambda: num_workers(one, two) == 3)
     await three.start(**config)
-    await until(lambda: worker_slots.share(three.store.database, "looks", 0, **_LOOK).others_lack)
-    worker_slots.release(three.store.database, "looks")
+    await until(lambda: lacks(three))
     await one.drain()
     await until(lambda: num_workers(three) > 0)
     for service in (one, two, three):
