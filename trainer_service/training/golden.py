@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -48,7 +47,7 @@ def _answers(base: BaseModel, soft_prompt: SoftPrompt, inputs: Sequence[tuple[in
     model: Any = base.model
     prompt = soft_prompt.cast(dtype, base.device)  # [P, hidden_size]
     found = list[torch.Tensor]()
-    with computed_in(model, dtype) if dtype != base.dtype else nullcontext():
+    with computed_in(model, dtype):
         for ids in inputs:
             embedded = model.get_input_embeddings()(torch.tensor(ids, device=base.device)).to(dtype)  # [T, hidden_size]
             logits = model(inputs_embeds=torch.cat([prompt, embedded])[None], use_cache=False).logits[0, -1]  # [vocab_size]
