@@ -9,7 +9,7 @@ from typing import Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from inference_service.engine.config import EngineConfig
+from inference_service.engine.config import LENGTH_SETTING, EngineConfig
 from inference_service.engine.request import Limits
 from inference_service.limits import RequestLimits
 from shared.base_model import Device, DType
@@ -133,9 +133,9 @@ class InferenceSettings(ServerSettings):
             max_candidates=self.max_candidates,
         )
 
-    def request_limits(self, max_length: int) -> RequestLimits:
-        """`max_length` is what the engine made of the setting, once it knew the model."""
-        return RequestLimits(sampling=self.sampling_limits, max_input_bytes=self.max_input_bytes, max_length=max_length)
+    def request_limits(self, max_length: int, length_limit: str = LENGTH_SETTING) -> RequestLimits:
+        """`max_length` is what the engine made of the setting, once it knew the model; `length_limit` what set it."""
+        return RequestLimits(self.sampling_limits, self.max_input_bytes, max_length, length_limit)
 
     @property
     def default_sampling(self) -> SamplingDefaults:

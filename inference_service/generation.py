@@ -134,7 +134,7 @@ class GenerationService:
         self._base, self._engine = base, engine
         self._registry, self._loads, self._watcher = registry, loads, watcher
         self._limits, self._default_sampling = limits, default_sampling
-        self._preparer = InputPreparer(base.info.vocab_size, limits.max_length)
+        self._preparer = InputPreparer(base.info.vocab_size, limits.max_length, limits.length_limit)
         self._numbers = itertools.count()
 
     def close(self) -> None:

@@ -77,8 +77,9 @@ def bare_template(request: InputRequest) -> Template:
 class InputPreparer:
     """Bounds: ids below `vocab_size`; virtual tokens, input and at least one generated token within `max_length` positions."""
 
-    def __init__(self, vocab_size: int, max_length: int) -> None:
-        self._vocab_size, self._max_length = vocab_size, max_length
+    def __init__(self, vocab_size: int, max_length: int, length_limit: str = "this service") -> None:
+        """`length_limit`: what sets `max_length`, for errors."""
+        self._vocab_size, self._max_length, self._length_limit = vocab_size, max_length, length_limit
         # One thread: a burst of huge inputs takes one core, and the loop and the engine keep the others.
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="tokenize")
 
@@ -87,7 +88,7 @@ class InputPreparer:
         content, room = request.content, self._max_length - num_virtual_tokens - reserve
         prepared = await self.encode(request, encoder, room if request.truncate and room > 0 else None)
         if len(prepared.ids) > room:
-            raise InvalidInput.of(field_of(content), _too_long(len(prepared.ids), num_virtual_tokens, reserve, self._max_length))
+            raise InvalidInput.of(field_of(content), self._too_long(len(prepared.ids), num_virtual_tokens, reserve))
         return prepared
 
     async def encode(self, request: InputRequest, encoder: InputEncoder, room: int | None = None) -> PreparedInput:
@@ -111,6 +112,13 @@ class InputPreparer:
 
     def close(self) -> None:
         self._executor.shutdown(wait=False, cancel_futures=True)
+
+    def _too_long(self, num_input: int, num_virtual: int, reserve: int) -> str:
+        room = max(0, self._max_length - num_virtual - reserve)
+        return (
+            f"has {num_input} tokens; with {num_virtual} virtual tokens and at least {reserve} more for what follows, there are "
+            f"{self._max_length} in all, set by {self._length_limit}: so at most {room} here; shorten it or set truncate"
+        )
 
     def _check_ids(self, ids: tuple[int, ...]) -> None:
         wrong = [
@@ -152,10 +160,3 @@ def _field_in(content: TextInput | ChatInput, field: str) -> str:
     if field.startswith("messages"):
         return "input.text" if isinstance(content, TextInput) else f"input.chat.{field}"
     return f"input.{field}"
-
-
-def _too_long(num_input: int, num_virtual: int, reserve: int, max_length: int) -> str:
-    return (
-        f"has {num_input} tokens; with {num_virtual} virtual tokens and at least {reserve} more for what follows, the model takes "
-        f"{max_length} in all, so at most {max(0, max_length - num_virtual - reserve)} here; shorten it or set truncate"
-    )

@@ -19,6 +19,8 @@ class RequestLimits:
     sampling: Limits
     max_input_bytes: int
     max_length: int
+    length_limit: str = "this service"
+    """What sets `max_length`, for errors."""
 
     @property
     def max_token_ids(self) -> int:

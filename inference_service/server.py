@@ -90,7 +90,7 @@ def build(
     metrics.register(PoolCollector(pools.all))
     start = StartLimits(settings.start_versions, settings.start_seconds)
     watcher = PromptWatcher(store, registry, loads, prompt_metrics, settings.poll_seconds or store.poll_seconds, pools.watch, start)
-    limits = settings.request_limits(max_length)
+    limits = settings.request_limits(max_length, engine.config.length_limit)
     service = GenerationService(base, running, registry, loads, watcher, limits, settings.default_sampling)
     model_info = generation_pb2.GetModelInfoResponse(
         software_version=package_version("softprompt"),

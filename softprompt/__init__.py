@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from softprompt.types.tuning import PublishGate as PublishGate
     from softprompt.types.tuning import PublishPolicy as PublishPolicy
     from softprompt.types.tuning import TaskKind as TaskKind
+    from softprompt.types.tuning import TooLong as TooLong
     from softprompt.types.tuning import TuningJob as TuningJob
     from softprompt.types.tuning import TuningSpec as TuningSpec
 
@@ -49,6 +50,7 @@ _MODULES = {
         "PublishGate",
         "PublishPolicy",
         "TaskKind",
+        "TooLong",
         "TuningJob",
         "TuningSpec",
     ),

@@ -125,6 +125,9 @@ class TrainerSettings(ServerSettings):
     """Longest time that one job may spend on workers."""
     max_virtual_tokens: int = Field(default=512, ge=1, le=MAX_VIRTUAL_TOKENS)
     """Most virtual tokens of a soft prompt."""
+    max_length: int = Field(default=4096, ge=0)
+    """Longest sequence of virtual tokens, input and target that is trained: what the replicas take (SOFTPROMPT_INFERENCE_MAX_LENGTH), and
+    never more than the base model takes. 0: what the base model takes."""
     max_examples: int = Field(default=100_000, ge=1)
     """Most examples of a dataset."""
     max_dataset_bytes: int = Field(default=256 << 20, ge=1 << 10)

@@ -22,6 +22,8 @@ class TuningLimits:
     max_virtual_tokens: int
     max_queued_jobs: int
     max_runtime_seconds: float
+    max_positions: int = 0
+    """Longest sequence that replicas take; 0: what the base model takes."""
 
 
 @dataclass(frozen=True)

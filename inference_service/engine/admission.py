@@ -24,7 +24,8 @@ class Admission:
         if isinstance(request, PrefixLoad):
             virtual = request.soft_prompt.num_virtual_tokens
             if virtual + 2 > self._max_length:
-                raise PreconditionFailed(f"{virtual} virtual tokens leave no room in this model's {self._max_length} positions")
+                text = f"{virtual} virtual tokens leave no room in {self._max_length} positions, set by {self._config.length_limit}"
+                raise PreconditionFailed(text)
             return
         if not (isinstance(request, GenerationRequest) and request.always_admitted):
             self._check_room(request)
@@ -40,7 +41,8 @@ class Admission:
         if virtual + count + longest > self._max_length:
             raise InvalidInput.of(
                 "input_ids",
-                f"{count} input tokens, {virtual} virtual tokens and {longest} to follow exceed this model's {self._max_length}",
+                f"{count} input tokens, {virtual} virtual tokens and {longest} to follow exceed "
+                f"{self._max_length}, set by {self._config.length_limit}",
             )
         self._check_ids("input_ids", request.input_ids)
 

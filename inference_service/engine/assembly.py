@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class Parts:
     config: EngineConfig
-    """As asked for, but `max_length` is what model and memory allow."""
+    """As asked for, but `max_length` is what model and memory allow, and `length_limit` says which."""
     scheduler: Scheduler
     runner: Runner
     prefixes: PrefixCache
@@ -70,7 +70,7 @@ def _rows(base: BaseModel, config: EngineConfig, shapes: list[LayerShape], expec
     _check(base, runner, plan.max_length, expected)
     prefixes = PrefixCache(plan.prefix_bytes)
     scheduler = Scheduler(pool, config.max_tokens_per_step, prefix_ready=prefixes.is_ready)
-    return Parts(replace(config, max_length=plan.max_length), scheduler, runner, prefixes)
+    return Parts(replace(config, max_length=plan.max_length, length_limit=plan.length_limit), scheduler, runner, prefixes)
 
 
 def _paged(base: BaseModel, config: EngineConfig, shapes: list[LayerShape], expected: Any, kernel: VarlenKernel | None) -> Parts:
@@ -95,7 +95,7 @@ def _paged(base: BaseModel, config: EngineConfig, shapes: list[LayerShape], expe
     )
     prefixes = PrefixCache(plan.prefix_bytes)
     scheduler = Scheduler(pool, config.max_tokens_per_step, block_tokens, prefixes.is_ready)
-    return Parts(replace(config, max_length=plan.max_length), scheduler, runner, prefixes)
+    return Parts(replace(config, max_length=plan.max_length, length_limit=plan.length_limit), scheduler, runner, prefixes)
 
 
 def _free_bytes(base: BaseModel, config: EngineConfig) -> int:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from inference_service.engine.request import LIMITS, Limits
 from shared.errors import FieldViolation, InvalidInput
 
+LENGTH_SETTING = "the setting SOFTPROMPT_INFERENCE_MAX_LENGTH"
+
 
 @dataclass(frozen=True)
 class EngineConfig:
@@ -14,6 +16,8 @@ class EngineConfig:
     """Requests in one step; each has a row of the KV cache."""
     max_length: int = 4096
     """Virtual tokens + input + generated tokens of one request; lowered to what the model and the memory allow."""
+    length_limit: str = LENGTH_SETTING
+    """What sets `max_length`, for errors: the setting, the model or the memory."""
     max_tokens_per_step: int = 256
     """Positions computed in one step, whoever asks for what: it bounds how long a long input holds up streams."""
     kv_cache_bytes: int = 0

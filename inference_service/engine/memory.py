@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from inference_service.engine.config import EngineConfig
+from inference_service.engine.config import LENGTH_SETTING, EngineConfig
 from inference_service.engine.rows import BLOCK_TOKENS
 from shared.errors import InvalidInput
 
@@ -15,6 +15,8 @@ KV_SHARE, PREFIX_SHARE = 0.4, 0.2
 @dataclass(frozen=True)
 class MemoryPlan:
     max_length: int
+    length_limit: str
+    """What sets `max_length`, for people: a setting, the model or the memory."""
     max_blocks: int
     prefix_bytes: int
 
@@ -28,8 +30,14 @@ def plan_memory(
     max_length = min(config.max_length, max_positions, affordable * block_tokens)
     if max_length < 2:
         raise InvalidInput.of("kv_cache_bytes", f"{kv_bytes} bytes hold no {block_tokens} tokens of {bytes_per_token} bytes each")
+    limits = {
+        "the model's context": max_positions,
+        "the memory for keys and values (SOFTPROMPT_INFERENCE_KV_CACHE_BYTES)": affordable * block_tokens,
+        LENGTH_SETTING: config.max_length,
+    }
     return MemoryPlan(
         max_length=max_length,
+        length_limit=next(name for name, limit in limits.items() if limit == max_length),
         max_blocks=min(affordable, config.max_running * -(-max_length // block_tokens)),
         prefix_bytes=config.prefix_kv_bytes or int(free_bytes * PREFIX_SHARE),
     )

@@ -75,6 +75,8 @@ def show_result(job: TuningJob) -> None:
         rest = len(result.nearest_tokens) - MAX_TOKENS
         show(f"  {'reads like':<15}{shown}" + (f" and {rest} more" if rest > 0 else ""))
     statistics = job.dataset_statistics
+    if statistics is not None and (statistics.num_dropped or statistics.num_truncated):
+        show(f"  too long: {statistics.num_dropped} examples were left out, the inputs of {statistics.num_truncated} were cut")
     if statistics is not None and statistics.num_overlapping:
         show(
             f"  {statistics.num_overlapping} of the {statistics.num_validation} held-out examples also stand in the training data: "

@@ -10,7 +10,7 @@ import typer
 from softprompt.cli.options import JsonOption, TrainerOption, example, open_client
 from softprompt.cli.output import print_json, show, stderr
 from softprompt.types.common import Template, TemplateFormat
-from softprompt.types.tuning import Hyperparameters, Init, InitMethod, Metric, PublishGate, PublishPolicy, TaskKind, TuningSpec
+from softprompt.types.tuning import Hyperparameters, Init, InitMethod, Metric, PublishGate, PublishPolicy, TaskKind, TooLong, TuningSpec
 
 if TYPE_CHECKING:
     from softprompt.types.tuning import Dataset
@@ -36,6 +36,12 @@ def tune(
     system: Annotated[str, typer.Option(help="System message, with --format chat.", rich_help_panel=DATA)] = "",
     labels: Annotated[str, typer.Option(help="Allowed labels, comma-separated.", rich_help_panel=DATA)] = "",
     task: Annotated[TaskKind | None, typer.Option(case_sensitive=False, help="If not read off the data.", rich_help_panel=DATA)] = None,
+    too_long: Annotated[
+        TooLong | None,
+        typer.Option(
+            case_sensitive=False, help="Examples that are too long: refuse the job, truncate inputs, or drop them.", rich_help_panel=DATA
+        ),
+    ] = None,
     base_model: Annotated[str, typer.Option(help="Id of one of the trainer's base models.", rich_help_panel=TRAINING)] = "",
     source: Annotated[
         str | None, typer.Option("--from", metavar="REF", help="Train on from NAME, NAME@ALIAS or NAME@7.", rich_help_panel=TRAINING)
@@ -81,6 +87,7 @@ def tune(
 ) -> None:
     """Tune a soft prompt on examples and publish it."""
     from softprompt.cli.following import follow as follow_job
+    from softprompt.display.upload import upload_display
 
     gate = (
         PublishGate(beat_bare_model, beat_current, minimum_metric)
@@ -114,9 +121,11 @@ def tune(
         publish=PublishPolicy(alias, gate, wait_until_served),
         priority=priority,
         max_runtime_seconds=max_runtime,
+        too_long=too_long,
     )
     with open_client(trainer) as client:
-        job = client.create_job(spec, request_id=request_id)
+        with upload_display(stderr()) as on_upload:
+            job = client.create_job(spec, request_id=request_id, on_upload=on_upload)
         if follow:
             stderr().print(f"{job.name} is queued", markup=False)
             follow_job(client, job.name, as_json=as_json)

@@ -11,6 +11,7 @@ from softprompt.client.async_client import AsyncClient
 from softprompt.client.loop_thread import LoopThread
 from softprompt.client.security import ClientSecurity
 from softprompt.client.stream import GenerationStream
+from softprompt.client.tuning import OnUpload
 from softprompt.types.common import Sampling, Template
 from softprompt.types.generation import (
     CandidateScore,
@@ -116,9 +117,15 @@ class Client:
         self.close()
 
     def upload_dataset(
-        self, dataset: str | Path | Examples, *, labels: Sequence[str] = (), timeout_seconds: float | None = None
+        self,
+        dataset: str | Path | Examples,
+        *,
+        labels: Sequence[str] = (),
+        timeout_seconds: float | None = None,
+        on_progress: OnUpload | None = None,
     ) -> UploadedDataset:
-        return self._loop.run(self._client.upload_dataset(dataset, labels=labels, timeout_seconds=timeout_seconds))
+        call = self._client.upload_dataset(dataset, labels=labels, timeout_seconds=timeout_seconds, on_progress=on_progress)
+        return self._loop.run(call)
 
     def list_datasets(self, *, limit: int | None = None) -> list[StoredDataset]:
         return self._loop.run(self._client.list_datasets(limit=limit))
@@ -129,8 +136,11 @@ class Client:
     def delete_dataset(self, name: str) -> None:
         return self._loop.run(self._client.delete_dataset(name))
 
-    def create_job(self, spec: TuningSpec, *, request_id: str = "", timeout_seconds: float | None = None) -> TuningJob:
-        return self._loop.run(self._client.create_job(spec, request_id=request_id, timeout_seconds=timeout_seconds))
+    def create_job(
+        self, spec: TuningSpec, *, request_id: str = "", timeout_seconds: float | None = None, on_upload: OnUpload | None = None
+    ) -> TuningJob:
+        call = self._client.create_job(spec, request_id=request_id, timeout_seconds=timeout_seconds, on_upload=on_upload)
+        return self._loop.run(call)
 
     def clone_job(self, name: str, *, request_id: str = "", **changes: Any) -> TuningJob:
         return self._loop.run(self._client.clone_job(name, request_id=request_id, **changes))

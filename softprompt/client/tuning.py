@@ -33,6 +33,12 @@ from softprompt.types.tuning import (
 )
 
 PAGE_SIZE = 200
+SLOWEST_BYTES_PER_SECOND = 64 << 10
+"""An upload's default deadline allows for a connection that slow."""
+COPY_SECONDS = 600.0
+"""Default deadline of a creation for which the trainer copies a file of unknown size."""
+OnUpload = Callable[[int, int], object]
+"""Called with the bytes that are sent and all bytes."""
 
 
 class TuningMethods:
@@ -41,16 +47,33 @@ class TuningMethods:
     _connection: Connection
 
     async def upload_dataset(
-        self, dataset: str | Path | Examples, *, labels: Sequence[str] = (), timeout_seconds: float | None = None
+        self,
+        dataset: str | Path | Examples,
+        *,
+        labels: Sequence[str] = (),
+        timeout_seconds: float | None = None,
+        on_progress: OnUpload | None = None,
     ) -> UploadedDataset:
-        """Store a file of JSON lines, or examples, under the digest of its bytes. InvalidInput names each offending line."""
+        """Store a file of JSON lines, or examples, under the digest of its bytes. InvalidInput names each offending line.
+
+        Bytes that the caller's tenant has stored already are not sent again. The default deadline grows with the size.
+        `on_progress(sent bytes, all bytes)` is called while they are sent.
+        """
         source = await asyncio.to_thread(UploadSource.of, dataset)
+        if (stored := await self._stored_already(source, labels)) is not None:
+            return stored
+        if timeout_seconds is None:
+            timeout_seconds = self._connection.trainer.timeout_seconds + source.size_bytes / SLOWEST_BYTES_PER_SECOND
 
         async def parts() -> AsyncIterator[tuning_pb2.UploadDatasetRequest]:
             header = tuning_pb2.DatasetHeader(size_bytes=source.size_bytes, digest=source.digest, labels=labels)
             yield tuning_pb2.UploadDatasetRequest(header=header)
+            num_sent = 0
             for chunk in source.chunks():
                 yield tuning_pb2.UploadDatasetRequest(chunk=chunk)
+                num_sent += len(chunk)
+                if on_progress is not None:
+                    on_progress(num_sent, source.size_bytes)
 
         response = await self._connection.trainer.call(self._connection.tuning.UploadDataset, parts(), timeout_seconds)
         return read(UploadedDataset, response)
@@ -77,10 +100,18 @@ class TuningMethods:
         """Take a dataset from the caller's tenant. PreconditionFailed, naming them, if jobs that have not ended need it."""
         await self._connection.trainer.call(self._connection.tuning.DeleteDataset, tuning_pb2.DeleteDatasetRequest(name=name))
 
-    async def create_job(self, spec: TuningSpec, *, request_id: str = "", timeout_seconds: float | None = None) -> TuningJob:
-        """Queue a job, uploading its examples first. Repeating a `request_id` returns the job that it made before."""
-        dataset = await self._dataset_name(spec.dataset, spec.labels)
-        validation = "" if spec.validation_dataset is None else await self._dataset_name(spec.validation_dataset, spec.labels)
+    async def create_job(
+        self, spec: TuningSpec, *, request_id: str = "", timeout_seconds: float | None = None, on_upload: OnUpload | None = None
+    ) -> TuningJob:
+        """Queue a job, uploading its examples first. Repeating a `request_id` returns the job that it made before.
+
+        `timeout_seconds` is for the creation alone; without it, a trainer that has to copy a file from a URI gets longer. `on_upload`:
+        see `upload_dataset`.
+        """
+        dataset = await self._dataset_name(spec.dataset, spec.labels, on_upload)
+        validation = "" if spec.validation_dataset is None else await self._dataset_name(spec.validation_dataset, spec.labels, on_upload)
+        if timeout_seconds is None and ("://" in dataset or "://" in validation):
+            timeout_seconds = max(COPY_SECONDS, self._connection.trainer.timeout_seconds)
         request = tuning_pb2.CreateTuningJobRequest(spec=spec_message(spec, dataset, validation), request_id=request_id or uuid.uuid4().hex)
         response = await self._connection.trainer.call(self._connection.tuning.CreateTuningJob, request, timeout_seconds)
         return read(TuningJob, response.job)
@@ -184,9 +215,19 @@ class TuningMethods:
             ServiceInfo, await self._connection.trainer.call(self._connection.tuning.GetServiceInfo, tuning_pb2.GetServiceInfoRequest())
         )
 
-    async def _dataset_name(self, dataset: Dataset, labels: Sequence[str]) -> str:
+    async def _stored_already(self, source: UploadSource, labels: Sequence[str]) -> UploadedDataset | None:
+        """The dataset of these bytes, if the caller's tenant has it and its labels are known to be allowed."""
+        try:
+            found = await self.get_dataset(f"datasets/{source.digest.replace(':', '-')}")
+        except NotFound:
+            return None
+        if not found.num_examples or len(found.labels) != found.num_labels or (labels and not set(found.labels) <= set(labels)):
+            return None
+        return UploadedDataset(found.name, found.num_examples, found.task, tuple(labels) or found.labels)
+
+    async def _dataset_name(self, dataset: Dataset, labels: Sequence[str], on_upload: OnUpload | None = None) -> str:
         if isinstance(dataset, str) and is_remote(dataset):
             return dataset
         if isinstance(dataset, str | Path) and not await asyncio.to_thread(Path(dataset).expanduser().is_file):
             raise NotFound("dataset file", str(dataset))
-        return (await self.upload_dataset(dataset, labels=labels)).dataset
+        return (await self.upload_dataset(dataset, labels=labels, on_progress=on_upload)).dataset

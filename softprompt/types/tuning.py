@@ -18,6 +18,14 @@ class TaskKind(StrEnum):
     CLASSIFICATION = "CLASSIFICATION"
 
 
+class TooLong(StrEnum):
+    """What becomes of examples that are longer than a sequence may be: the job is refused, their inputs are cut, or they are left out."""
+
+    REFUSE = "REFUSE"
+    TRUNCATE = "TRUNCATE"
+    DROP = "DROP"
+
+
 class InitMethod(StrEnum):
     TEXT = "TEXT"
     LABELS = "LABELS"
@@ -156,6 +164,8 @@ class TuningSpec:
     annotations: Mapping[str, str] = field(default_factory=dict)
     deadline: datetime | None = None
     """Fails with DEADLINE_EXCEEDED if it is not trained by then. With a time zone."""
+    too_long: TooLong | None = None
+    """None: REFUSE."""
 
 
 @dataclass(frozen=True)
@@ -182,6 +192,8 @@ class StoredDataset:
     last_use_time: datetime | None
     """When it was last stored, or named by a new job."""
     num_jobs: int
+    labels: tuple[str, ...] = ()
+    """Those that occur; only filled in by `get_dataset`."""
 
 
 @dataclass(frozen=True)
@@ -196,6 +208,10 @@ class TuningProgress:
     best_step: int
     examples_per_second: float
     estimated_end_time: datetime | None
+    num_prepared: int = 0
+    """Examples whose tokens are counted, while the job prepares its data."""
+    num_examples: int = 0
+    """All that it prepares; 0 once it trains."""
 
 
 @dataclass(frozen=True)
@@ -208,6 +224,7 @@ class DatasetStatistics:
     max_input_tokens: int
     mean_target_tokens: float
     max_target_tokens: int
+    num_truncated: int = 0
 
 
 @dataclass(frozen=True)
@@ -317,6 +334,8 @@ class TuningLimits:
     max_line_bytes: int
     max_queued_jobs: int
     max_runtime_seconds: float | None
+    max_positions: int = 0
+    """Longest sequence of virtual tokens, input and target; 0: what the base model takes."""
 
 
 @dataclass(frozen=True)

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from shared.errors import InvalidInput, NotFound, PreconditionFailed, Unavailable
+from shared.errors import InvalidInput, NotFound
 from shared.store.index import StoreIndex
 from shared.template import InputEncoder, Message, Template, TemplateFormat
 from trainer_service.base_models import BaseModels
 from trainer_service.config import BaseModelSource
 from trainer_service.jobs.admission import SpecAdmission
-from trainer_service.jobs.lengths import possibly_too_long
 from trainer_service.jobs.model import EffectiveSpec, Job, PublishGate, PublishPolicy, TuningSpec
 from trainer_service.jobs.sources import Sources
 from trainer_service.service_info import TuningLimits
-from trainer_service.training.dataset import ParsedDataset, check_examples, split_validation
-from trainer_service.training.spec import Example, HyperparameterRequest, Init, InitMethod, Metric, TaskKind
+from trainer_service.training.dataset import check_examples, split_validation
+from trainer_service.training.dataset_facts import DatasetFacts
+from trainer_service.training.spec import Example, HyperparameterRequest, Init, InitMethod, Metric, TaskKind, TooLong
 
 GENERATION = [Example(line=n, input=f"number {n}", output="yes") for n in range(1, 41)]
 CLASSES = [Example(line=n, input=f"number {n}", label="even" if n % 2 == 0 else "odd") for n in range(1, 41)]
@@ -32,10 +30,18 @@ DATASETS = {"generation": GENERATION, "classes": CLASSES, "chat": CHAT, "two": G
 class Datasets:
     """Datasets by plain names."""
 
-    def parse(self, name: str, labels: Sequence[str] = ()) -> ParsedDataset:
-        if name not in DATASETS:
+    examples: Mapping[str, Sequence[Example]] = DATASETS
+
+    def describe(self, name: str, labels: Sequence[str] = ()) -> tuple[DatasetFacts, tuple[Example, ...]]:
+        if name not in self.examples:
             raise NotFound("dataset", name)
-        return check_examples(DATASETS[name], labels, "dataset")
+        found = check_examples(self.examples[name], labels, "dataset")
+        count = len(found.examples)
+        occurring = tuple(dict.fromkeys(example.label for example in found.examples if example.label is not None))
+        inputs = len({(example.input, example.messages) for example in found.examples})
+        distinct = len({(example.input, example.output, example.label, example.messages) for example in found.examples})
+        facts = DatasetFacts(task=found.task, labels=occurring, num_examples=count, num_inputs=inputs, num_distinct=distinct, sample=())
+        return facts, found.examples
 
 
 class NoPrompts:
@@ -157,9 +163,7 @@ async def test_lengths_are_checked_with_the_virtual_tokens(models: BaseModels) -
     over = Example(line=2, input="x" * (room - 4), output="yes")
 
     class Long(Datasets):
-        def parse(self, name: str, labels: Sequence[str] = ()) -> ParsedDataset:
-            examples = {"fits": (fits, *GENERATION[2:]), "over": (fits, over, *GENERATION[2:])}[name]
-            return ParsedDataset(examples, TaskKind.GENERATION, ())
+        examples = {"fits": (fits, *GENERATION[2:]), "over": (fits, over, *GENERATION[2:])}  # noqa: RUF012 (a test's own)
 
     admission = SpecAdmission(models, Long(), NO_SOURCES, TuningLimits(50, 10, 3600.0))
     text = Template(format=TemplateFormat.TEXT)
@@ -174,42 +178,31 @@ async def test_lengths_are_checked_with_the_virtual_tokens(models: BaseModels) -
     assert [violation.field for violation in refused.value.violations] == ["validation dataset line 2"]
 
 
-@given(st.text(max_size=60), st.text(max_size=20), st.integers(1, 3000))
-def test_what_is_not_tokenized_surely_fits(encoder: InputEncoder, input: str, output: str, room: int) -> None:
-    example = Example(line=1, input=input, output=output)
-    length = len(encoder.encode_input(input)) + len(encoder.encode_target(output))
-    assert possibly_too_long([example], encoder, room) or length <= room
+async def test_a_sequence_is_no_longer_than_replicas_take(models: BaseModels) -> None:
+    long = Example(line=41, input="x" * 200, output="yes")
+
+    class Long(Datasets):
+        examples = {"long": (*GENERATION, long)}  # noqa: RUF012 (a test's own)
+
+    admission = SpecAdmission(models, Long(), NO_SOURCES, TuningLimits(50, 10, 3600.0, max_positions=100))
+    text = Template(format=TemplateFormat.TEXT)
+    with pytest.raises(InvalidInput, match=r"dataset line 41: 200 input tokens .* room for 80; shorten it, or set spec.too_long"):
+        await admission.check(spec(dataset="long", template=text))
+    effective = await admission.check(spec(dataset="long", template=text, too_long=TooLong.DROP))
+    assert (effective.training.max_positions, effective.training.too_long) == (100, TooLong.DROP)
+    narrow = SpecAdmission(models, Long(), NO_SOURCES, TuningLimits(50, 10, 3600.0, max_positions=30))
+    with pytest.raises(InvalidInput, match="leave no room in the 30 positions"):
+        await narrow.check(spec(dataset="long", hyperparameters=HyperparameterRequest(num_virtual_tokens=29)))
 
 
-def test_short_examples_are_not_tokenized_and_conversations_are(encoder: InputEncoder) -> None:
-    assert possibly_too_long(GENERATION, encoder, 500) == []
-    assert possibly_too_long(CHAT, encoder, 500) == CHAT
+async def test_examples_that_are_all_the_same_are_refused_and_many_of_one_input_are_not(models: BaseModels) -> None:
+    class Few(Datasets):
+        examples = {  # noqa: RUF012 (a test's own)
+            "one": [Example(line=n, input="Write a slogan.", output="Tea!") for n in range(1, 1001)],
+            "outputs": [Example(line=n, input="Write a slogan.", output=f"Tea {n}!") for n in range(1, 1001)],
+        }
 
-
-async def test_the_limit_of_virtual_tokens_holds_for_the_recipe_too(models: BaseModels) -> None:
-    strict = SpecAdmission(models, Datasets(), NO_SOURCES, TuningLimits(10, 10, 3600.0))
-    assert await refused_fields(strict) == ["spec.hyperparameters.num_virtual_tokens"]
-    assert (await strict.check(spec(hyperparameters=HyperparameterRequest(num_virtual_tokens=10)))).num_train
-
-
-async def test_unknown_datasets_and_sources_are_not_found(admission: SpecAdmission) -> None:
-    with pytest.raises(NotFound, match="dataset"):
-        await admission.check(spec(dataset="missing"))
-    init = Init(method=InitMethod.FROM_PROMPT, source_version="nobody@1")
-    with pytest.raises(NotFound, match="nobody"):
-        await admission.check(spec(hyperparameters=HyperparameterRequest(init=init)))
-
-
-async def test_before_the_base_models_are_read_callers_are_told_to_wait() -> None:
-    admission = SpecAdmission(BaseModels([]), Datasets(), NO_SOURCES, TuningLimits(50, 10, 3600.0))
-    with pytest.raises(Unavailable, match="starting"):
-        await admission.check(spec())
-
-
-async def test_a_job_for_a_base_model_that_is_not_there_is_refused_with_the_reason(tmp_path: Path) -> None:
-    models = BaseModels([BaseModelSource("x", str(tmp_path))])
-    models.load()
-    admission = SpecAdmission(models, Datasets(), NO_SOURCES, TuningLimits(50, 10, 3600.0))
-    with pytest.raises(PreconditionFailed, match=r"base model x is not available now: .*no config") as refused:
-        await admission.check(spec())
-    assert str(tmp_path) not in refused.value.message
+    admission = SpecAdmission(models, Few(), NO_SOURCES, TuningLimits(50, 10, 3600.0))
+    with pytest.raises(InvalidInput, match="all 1000 examples are the same, so none can be held out"):
+        await admission.check(spec(dataset="one"))
+    assert (await admission.check(spec(dataset="outputs"))).num_validation == 100

@@ -2,7 +2,7 @@
 
 A dataset of hundreds of megabytes would stop the trainer's event loop while it is pickled, so a task carries only its digest. Where the
 trainer's directory is visible (one machine, a shared volume) the worker reads the file there; elsewhere the trainer sends the bytes once
-to each node, and the node's workers share the copy. Jobs of one worker that use the same dataset share its parsed examples.
+to each node, and the node's workers share the copy. Texts stay in the file; jobs of one worker share what is known of its lines.
 """
 
 from __future__ import annotations
@@ -12,14 +12,16 @@ import os
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
 from shared.errors import DamagedBlob
-from trainer_service.training.dataset import split_validation, stored_examples
+from trainer_service.training.dataset import split_validation
 from trainer_service.training.events import DatasetFile, TaskData
+from trainer_service.training.example_lines import ExampleLines
 from trainer_service.training.spec import Example
 
 MAX_CACHE_BYTES = 1 << 30
@@ -27,7 +29,7 @@ MAX_CACHE_BYTES = 1 << 30
 _IN_USE_SECONDS = 600.0
 """A copy that was asked for so recently may be about to be read: it is not removed."""
 
-Examples = tuple[Example, ...]
+Examples = Sequence[Example]
 
 
 def cache_directory() -> Path:
@@ -57,7 +59,7 @@ class NodeDatasets:
         self._lock = threading.Lock()
         self._incoming: dict[str, _Incoming] = {}
         self._paths: dict[str, Path] = {}
-        self._parsed: dict[str, Examples] = {}
+        self._parsed: dict[str, ExampleLines] = {}
         self._used_by: dict[str, tuple[str, ...]] = {}
         """Digests, by job."""
 
@@ -120,7 +122,7 @@ class NodeDatasets:
     def _examples(self, file: DatasetFile) -> Examples:
         found = self._parsed.get(file.digest)
         if found is None:
-            found = self._parsed[file.digest] = _read(self._paths.get(file.digest, Path(file.path)), file.digest)
+            found = self._parsed[file.digest] = ExampleLines(self._paths.get(file.digest, Path(file.path)), file.digest)
         return found
 
     def _begin(self, file: DatasetFile) -> _Incoming:
@@ -156,11 +158,3 @@ class NodeDatasets:
 def _digest_of(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _read(path: Path, digest: str) -> Examples:
-    with path.open("rb") as file:
-        if hashlib.file_digest(file, "sha256").hexdigest() != digest:
-            raise DamagedBlob(f"dataset {digest} was changed on disk")
-        file.seek(0)
-        return stored_examples(file)

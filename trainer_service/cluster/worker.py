@@ -1,8 +1,8 @@
 """One worker: a base model, a cohort on it, and the thread that steps it. Knows neither Ray nor the job manager.
 
 Tasks and stops are put into an inbox that the thread empties between two steps; what happens goes into an outbox that is polled. When
-the thread dies of an error, the next poll raises it. A task's datasets are read and parsed by a second thread, beside the steps of the
-jobs that train.
+the thread dies of an error, the next poll raises it. A task's datasets are read and turned into tokens by a second thread, beside the
+steps of the jobs that train.
 """
 
 from __future__ import annotations
@@ -25,13 +25,15 @@ from trainer_service.cluster.interface import WorkerLost, WorkerMemory, WorkerRe
 from trainer_service.cluster.node_datasets import NodeDatasets
 from trainer_service.cluster.outbox import Outbox
 from trainer_service.cluster.spans import JobSpans
-from trainer_service.training.checkpoint import digest_of
+from trainer_service.training.checkpoint import digest_of_files
 from trainer_service.training.dataset import count_overlap
-from trainer_service.training.events import Failed, Finished, Stopped, TrainingEvent, TrainingTask
+from trainer_service.training.events import Failed, Finished, Preparing, Stopped, TrainingEvent, TrainingTask
 from trainer_service.training.faults import is_device_fault
 
 log = logging.getLogger(__name__)
 
+_PROGRESS_SECONDS = 1.0
+"""Between two reports of how many examples are prepared."""
 _Command = Callable[["Trainer"], None]
 
 
@@ -41,11 +43,19 @@ class Trainer(Protocol):
     @property
     def is_idle(self) -> bool: ...
 
+    def prepare(self, task: TrainingTask, on_progress: Callable[[int], None]) -> TrainingTask:
+        """The task with its examples as token ids; called by another thread than the one that steps."""
+        ...
+
     def add(self, task: TrainingTask) -> None: ...
 
     def stop(self, job_id: str) -> object: ...
 
     def step(self) -> Sequence[TrainingEvent]: ...
+
+
+class _NoLongerWanted(Exception):
+    """The task was stopped or replaced while its examples were prepared, or the worker ends."""
 
 
 class Worker:
@@ -69,6 +79,9 @@ class Worker:
         """Attempts whose datasets are not read yet, by job; `_work` guards it."""
         self._unread = queue.SimpleQueue[TrainingTask | None]()
         self._reading_since: float | None = None
+        self._trainer: Trainer | None = None
+        self._loaded = threading.Event()
+        """The trainer is there, or never will be."""
         self._ready = False
         self._closing = False
         self._error: BaseException | None = None
@@ -113,10 +126,10 @@ class Worker:
             self._reading_since = time.monotonic()
             found: TrainingTask | Failed
             try:
-                assert task.data is not None
-                train, validation = self._datasets.load(task.job_id, task.data)
-                digest, overlapping = digest_of(task.spec, train, validation), count_overlap(train, validation)
-                found = replace(task, train=train, validation=validation, data=None, digest=digest, num_overlapping=overlapping)
+                found = self._prepared(task)
+            except _NoLongerWanted:
+                self._datasets.forget(task.job_id)
+                continue
             except Exception as error:
                 found = _unread(task, error)
             finally:
@@ -131,6 +144,29 @@ class Worker:
                     self._work.notify_all()
             if isinstance(found, Failed):
                 self._outbox.put([found])
+
+    def _prepared(self, task: TrainingTask) -> TrainingTask:
+        """The task with its examples read and turned into tokens. Raises _NoLongerWanted once it was stopped or replaced."""
+        assert task.data is not None
+        train, validation = self._datasets.load(task.job_id, task.data)
+        digest, overlapping = digest_of_files(task.spec, task.data), count_overlap(train, validation)
+        read = replace(task, train=train, validation=validation, data=None, digest=digest, num_overlapping=overlapping)
+        self._reading_since = None
+        self._loaded.wait()
+        if self._trainer is None:
+            raise _NoLongerWanted
+        told_at = 0.0
+
+        def on_progress(num_prepared: int) -> None:
+            nonlocal told_at
+            if self._closing or self._reading.get(task.job_id) != task.attempt:
+                raise _NoLongerWanted
+            now = self._reading_since = time.monotonic()  # examples get done, so it does not hang, however many there are
+            if now - told_at >= _PROGRESS_SECONDS:
+                told_at = now
+                self._outbox.put([Preparing(task.job_id, task.attempt, num_prepared, len(train) + len(validation))])
+
+        return self._trainer.prepare(read, on_progress)
 
     def stop(self, job_id: str, attempt: int) -> None:
         with self._work:
@@ -166,6 +202,7 @@ class Worker:
             self._closing = True
             self._work.notify_all()
         self._outbox.wake()
+        self._loaded.set()
         self._unread.put(None)
         if threading.current_thread() is not self._thread:
             self._thread.join(timeout_seconds)
@@ -180,6 +217,8 @@ class Worker:
             with self._busy():
                 trainer, details = self._load()
             self._details |= details
+            self._trainer = trainer
+            self._loaded.set()
             self._ready = True
             self._outbox.wake()
             while self._next(trainer):
@@ -189,6 +228,7 @@ class Worker:
         except BaseException as error:
             log.exception("the worker's step thread died")
             self._error = error
+            self._loaded.set()
             self._outbox.wake()
 
     def _loss(self, error: BaseException) -> WorkerLost:
@@ -240,7 +280,7 @@ class Worker:
 def _unread(task: TrainingTask, error: Exception) -> Failed:
     """Why the datasets of a task can't be used."""
     if isinstance(error, SoftPromptError):
-        field = error.violations[0].field if isinstance(error, InvalidInput) else "spec.dataset"
+        field = _spec_field(error.violations[0].field) if isinstance(error, InvalidInput) else "spec.dataset"
         return Failed(task.job_id, task.attempt, "BAD_DATA", error.message, field)
     if isinstance(error, OSError):
         log.warning("a dataset can't be read: %s", error)
@@ -250,6 +290,14 @@ def _unread(task: TrainingTask, error: Exception) -> Failed:
         return Failed(task.job_id, task.attempt, "OUT_OF_MEMORY", message, "spec.dataset", retryable=True)
     log.error("reading the datasets of job %s failed", task.job_id, exc_info=error)
     return Failed(task.job_id, task.attempt, "INTERNAL", "reading the dataset failed; the worker's log has the cause", retryable=True)
+
+
+def _spec_field(field: str) -> str:
+    """`dataset line 7 input` -> `spec.dataset`."""
+    for name in ("validation dataset", "dataset"):
+        if field == name or field.startswith(f"{name} line "):
+            return "spec." + name.replace(" ", "_")
+    return field if field.startswith("spec.") else f"spec.{field}"
 
 
 def wait_ready(worker: Worker, deadline_seconds: float) -> None:

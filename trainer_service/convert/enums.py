@@ -10,7 +10,7 @@ from prompttuning.v1 import common_pb2, tuning_pb2
 from shared.template import TemplateFormat
 from trainer_service.jobs.model import JobOrder
 from trainer_service.jobs.states import JobState
-from trainer_service.training.spec import InitMethod, Metric, Reparameterisation, Schedule, TaskKind
+from trainer_service.training.spec import InitMethod, Metric, Reparameterisation, Schedule, TaskKind, TooLong
 from trainer_service.violations import Violations
 
 Domain = TypeVar("Domain", bound=StrEnum)
@@ -37,6 +37,7 @@ class EnumTable(Generic[Domain]):
 
 
 TASKS = EnumTable(tuning_pb2.TaskKind, TaskKind, "TASK_KIND_")
+TOO_LONG = EnumTable(tuning_pb2.TooLong, TooLong, "TOO_LONG_")
 INIT_METHODS = EnumTable(tuning_pb2.PromptInit.Method, InitMethod, "METHOD_")
 REPARAMETERISATIONS = EnumTable(tuning_pb2.Reparameterisation, Reparameterisation, "REPARAMETERISATION_")
 SCHEDULES = EnumTable(tuning_pb2.LearningRateSchedule, Schedule, "LEARNING_RATE_SCHEDULE_")

@@ -26,6 +26,7 @@ def dataset_to_wire(owned: OwnedDataset) -> tuning_pb2.Dataset:
         create_time=to_timestamp(to_datetime(owned.create_time)),
         last_use_time=to_timestamp(to_datetime(owned.last_use_time)),
         num_jobs=owned.num_jobs,
+        labels=owned.labels,
     )
 
 
@@ -43,6 +44,7 @@ def info_to_wire(info: ServiceInfo, counts: JobCounts) -> tuning_pb2.GetServiceI
         max_line_bytes=info.upload_limits.max_line_bytes,
         max_queued_jobs=info.limits.max_queued_jobs,
         max_runtime=to_duration(info.limits.max_runtime_seconds),
+        max_positions=info.limits.max_positions,
     )
     defaults = info.default_hyperparameters
     return tuning_pb2.GetServiceInfoResponse(

@@ -17,7 +17,7 @@ from trainer_service.convert.common import (
     template_from_wire,
     template_to_wire,
 )
-from trainer_service.convert.enums import INIT_METHODS, METRICS, REPARAMETERISATIONS, SCHEDULES, TASKS
+from trainer_service.convert.enums import INIT_METHODS, METRICS, REPARAMETERISATIONS, SCHEDULES, TASKS, TOO_LONG
 from trainer_service.convert.examples import source_from_wire
 from trainer_service.convert.fields import build, from_duration, from_timestamp, present, to_duration, to_timestamp
 from trainer_service.jobs.model import MAX_REQUEST_ID_CHARS, EffectiveSpec, PublishGate, PublishPolicy, TuningSpec
@@ -75,6 +75,8 @@ def _spec_from_wire(message: tuning_pb2.TuningSpec, violations: Violations) -> T
         "sampling_defaults": sampling_from_wire(message.sampling_defaults, "spec.sampling_defaults", violations),
         "annotations": dict(message.annotations),
     }
+    if (too_long := TOO_LONG.from_wire(message.too_long, "spec.too_long", violations)) is not None:
+        values["too_long"] = too_long
     if message.HasField("validation_fraction"):
         values["validation_fraction"] = message.validation_fraction
     if message.HasField("template"):
@@ -174,6 +176,7 @@ def _common_to_wire(spec: TuningSpec) -> tuning_pb2.TuningSpec:
         sampling_defaults=sampling_to_wire(spec.sampling_defaults),
         annotations=spec.annotations,
         deadline=to_timestamp(spec.deadline),
+        too_long=TOO_LONG.to_wire(spec.too_long),
     )
     if spec.validation_dataset:
         message.validation_dataset.dataset = spec.validation_dataset

@@ -7,7 +7,7 @@ model's context, the version to start from. All violations are collected, and na
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -16,20 +16,23 @@ from shared.names import check_alias, check_name
 from shared.template import InputEncoder, Template, TemplateFormat, pinned
 from trainer_service.base_models import BaseModels, KnownBaseModel
 from trainer_service.jobs.dataset_fields import DATASET, VALIDATION, in_dataset, labels_under, renamed
-from trainer_service.jobs.lengths import possibly_too_long
 from trainer_service.jobs.model import EffectiveSpec, TuningSpec, utc_now
 from trainer_service.jobs.sources import Source, Sources, names_job
 from trainer_service.pools import TrainerPools
 from trainer_service.service_info import TuningLimits
-from trainer_service.training.dataset import ParsedDataset, encode_dataset, split_validation
+from trainer_service.training.dataset_facts import DatasetFacts
+from trainer_service.training.encoding import encode_dataset
 from trainer_service.training.recipe import check_init, fill
 from trainer_service.training.spec import Example, Hyperparameters, InitMethod, TaskKind, TrainingSpec
+from trainer_service.training.split import check_split
 from trainer_service.violations import Violations
 
 DEFAULT_VALIDATION_FRACTION = 0.1
 MAX_DEFAULT_VALIDATION_EXAMPLES = 500
 MAX_ANNOTATION_KEY_CHARS, MAX_ANNOTATION_VALUE_CHARS = 63, 1024
 _CONCURRENT_CHECKS = 2
+_SAMPLED_CHARS = 1 << 20
+"""Of the examples that are tokenized when a job is created: a second's work."""
 _WIRE_NAMES = {
     "validation_fraction": "spec.validation_fraction",
     "spec.hyperparameters.init.source_version": "spec.hyperparameters.init.source",
@@ -37,18 +40,24 @@ _WIRE_NAMES = {
 
 
 class Datasets(Protocol):
-    def parse(self, name: str, labels: Sequence[str] = ()) -> ParsedDataset: ...
+    def describe(self, name: str, labels: Sequence[str] = ()) -> tuple[DatasetFacts, tuple[Example, ...]]:
+        """What is known of a dataset, and some of its examples: the first ones and the longest."""
+        ...
 
 
 @dataclass(frozen=True)
 class _Examples:
-    """The examples of a job, split."""
+    """What is known of a job's examples. The worker reads all of them; here a sample is looked at, so that creation stays quick.
+
+    `samples`: of each dataset, by its name in errors.
+    """
 
     task: TaskKind
     labels: tuple[str, ...]
-    train: tuple[Example, ...]
-    validation: tuple[Example, ...]
+    num_train: int
+    num_validation: int
     validation_fraction: float
+    samples: Mapping[str, tuple[Example, ...]]
 
 
 class SpecAdmission:
@@ -119,23 +128,26 @@ class SpecAdmission:
             return await pool.call(self._sources.find, init.source_version, model.info)
 
     def _examples(self, spec: TuningSpec) -> _Examples:
-        parsed = self._datasets.parse(spec.dataset, spec.labels)
-        if spec.task not in (None, parsed.task):
-            raise InvalidInput.of("spec.task", f"is {spec.task}, but the dataset's examples are for {parsed.task}")
+        facts, sample = self._datasets.describe(spec.dataset, spec.labels)
+        labels = spec.labels or facts.labels
+        if spec.task not in (None, facts.task):
+            raise InvalidInput.of("spec.task", f"is {spec.task}, but the dataset's examples are for {facts.task}")
         if spec.validation_dataset:
             with renamed(lambda field: field.replace(DATASET, VALIDATION, 1) if field.startswith(DATASET) else field):
-                held_out = self._datasets.parse(spec.validation_dataset, parsed.labels)
-            if held_out.task is not parsed.task:
+                held_out, held_out_sample = self._datasets.describe(spec.validation_dataset, labels)
+            if held_out.task is not facts.task:
                 raise InvalidInput.of(
-                    "spec.validation_dataset", f"its examples are for {held_out.task}, the training examples for {parsed.task}"
+                    "spec.validation_dataset", f"its examples are for {held_out.task}, the training examples for {facts.task}"
                 )
-            return _Examples(parsed.task, parsed.labels, parsed.examples, held_out.examples, 0.0)
-        num_examples = len(parsed.examples)
+            samples = {DATASET: sample, VALIDATION: held_out_sample}
+            return _Examples(facts.task, labels, facts.num_examples, held_out.num_examples, 0.0, samples)
+        num_examples = facts.num_examples
         if num_examples < 2:
             raise InvalidInput.of("spec.dataset", "has one example; at least two are needed, since one is held out for evaluation")
         fraction = spec.validation_fraction or _default_fraction(num_examples)
-        train, validation = split_validation(parsed.examples, fraction, spec.hyperparameters.seed or 0)
-        return _Examples(parsed.task, parsed.labels, train, validation, fraction)
+        check_split(num_examples, facts.num_distinct, fraction)
+        num_validation = round(num_examples * fraction)
+        return _Examples(facts.task, labels, num_examples - num_validation, num_validation, fraction, {DATASET: sample})
 
     def _effective(self, spec: TuningSpec, model: KnownBaseModel, source: Source | None, examples: _Examples) -> EffectiveSpec:
         template = _template(spec, examples.task, model.tokenizer)
@@ -143,7 +155,7 @@ class SpecAdmission:
         filled = fill(
             spec.hyperparameters,
             examples.task,
-            len(examples.train),
+            examples.num_train,
             model.info,
             template,
             examples.labels,
@@ -152,8 +164,18 @@ class SpecAdmission:
         self._check_virtual_tokens(filled.num_virtual_tokens)
         filled = _with_source(filled, source)
         check_init(filled.init, examples.labels, model.tokenizer)
-        training = TrainingSpec(task=examples.task, template=template, labels=examples.labels, hyperparameters=filled)
-        _check_lengths(examples, encoder, training, model.info.max_positions)
+        training = TrainingSpec(
+            task=examples.task,
+            template=template,
+            labels=examples.labels,
+            hyperparameters=filled,
+            too_long=spec.too_long,
+            max_positions=min(self._limits.max_positions or model.info.max_positions, model.info.max_positions),
+        )
+        if filled.num_virtual_tokens >= training.max_positions - 1:
+            text = f"{filled.num_virtual_tokens} leave no room in the {training.max_positions} positions of a sequence that replicas take"
+            raise InvalidInput.of("spec.hyperparameters.num_virtual_tokens", text)
+        _check_sample(examples, encoder, training)
         return EffectiveSpec(
             base_model=model.info,
             training=training,
@@ -162,19 +184,33 @@ class SpecAdmission:
             source_digest="" if source is None else source.digest,
             source_job="" if source is None else source.job_id,
             max_runtime_seconds=spec.max_runtime_seconds or self._limits.max_runtime_seconds,
-            num_train=len(examples.train),
-            num_validation=len(examples.validation),
+            num_train=examples.num_train,
+            num_validation=examples.num_validation,
         )
 
 
-def _check_lengths(examples: _Examples, encoder: InputEncoder, training: TrainingSpec, max_positions: int) -> None:
-    """Raises InvalidInput naming the lines of examples that don't fit into the model's context beside the virtual tokens."""
+def _check_sample(examples: _Examples, encoder: InputEncoder, training: TrainingSpec) -> None:
+    """Raises InvalidInput naming the lines of sampled examples that the template refuses, or that are too long where that is refused.
+
+    The worker counts all of them. Of a dataset with very long texts only some are looked at, the longest first.
+    """
     violations = Violations()
-    room = max_positions - training.hyperparameters.num_virtual_tokens
-    for which, part in ((DATASET, examples.train), (DATASET if examples.validation_fraction else VALIDATION, examples.validation)):
+    for which, sample in examples.samples.items():
+        looked_at, num_chars = list[Example](), 0
+        for example in sorted(sample, key=_num_chars, reverse=True):
+            num_chars += _num_chars(example)
+            if looked_at and num_chars > _SAMPLED_CHARS:
+                break
+            looked_at.append(example)
+        looked_at.sort(key=lambda example: example.line)
         with violations.collected(), renamed(in_dataset(which)):
-            encode_dataset(possibly_too_long(part, encoder, room), encoder, training, max_positions)
+            encode_dataset(looked_at, encoder, training, training.max_positions)
     violations.raise_if_any()
+
+
+def _num_chars(example: Example) -> int:
+    texts = (example.input, example.output or "", example.label or "", *(message.content for message in example.messages))
+    return sum(map(len, texts))
 
 
 def _default_fraction(num_examples: int) -> float:

@@ -41,6 +41,8 @@ class OwnedDataset:
     """When it was last stored, or named by a new job."""
     num_jobs: int
     """Jobs of the tenant that name it, ended ones as long as they are kept."""
+    labels: tuple[str, ...] = ()
+    """Those that occur; empty where they are not known."""
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
     datasets/sha256-<hex>        the name that callers use
     <directory>/sha256-<hex>.jsonl
+    <directory>/sha256-<hex>.facts      what jobs need to know of it (`dataset_facts`); made again where it is missing
 
 A dataset arrives by upload, inside a request, or from a URI under an allowed root; in each case it is a copy, so that nobody can
 change what a job trains on after the job was accepted. The same bytes are stored once, whichever tenants have them; `dataset_ledger`
@@ -15,11 +16,15 @@ import json
 import logging
 import os
 import re
+import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
+
+from pydantic import ValidationError
 
 from shared.errors import DamagedBlob, InvalidInput, NotFound, Unavailable
 from trainer_service.chunks import MAX_CHUNK_BYTES, UploadSlots, timely
@@ -29,7 +34,9 @@ from trainer_service.jobs.dataset_roots import DatasetRoots
 from trainer_service.jobs.dataset_upload import TEMPORARY_PREFIX, IncomingFile, UploadLimits
 from trainer_service.pools import TrainerPools
 from trainer_service.training.dataset import DatasetLimits, ParsedDataset, parse_examples, stored_examples
+from trainer_service.training.dataset_facts import FORMAT, DatasetFacts, scan_examples
 from trainer_service.training.events import DatasetFile
+from trainer_service.training.example_lines import stored_example
 from trainer_service.training.spec import Example, TaskKind
 
 log = logging.getLogger(__name__)
@@ -130,6 +137,28 @@ class DatasetStore:
         with self._opened(name) as lines:
             return self._parse(lines, labels, quote=False)
 
+    def describe(self, name: str, labels: Sequence[str] = ()) -> tuple[DatasetFacts, tuple[Example, ...]]:
+        """Its facts and the sampled examples. Raises what `parse` raises, for a dataset that `labels` don't fit."""
+        with self._opened(name) as file:
+            hexadecimal = name.rpartition("-")[2]
+            facts = self._known_facts(hexadecimal)
+            if facts is None:
+                facts = self._scan(file, labels, quote=False)
+                self._write_facts(hexadecimal, facts)
+            sample = list[Example]()
+            for place in facts.sample:
+                file.seek(place.start)
+                sample.append(stored_example(file.read(place.end - place.start), place.line))
+        if not facts.has_only(labels):
+            self.parse(name, labels)
+        return facts, tuple(sample)
+
+    def known_labels(self, name: str) -> tuple[str, ...]:
+        """Labels of a stored dataset, without looking at all of it; none where they are not known."""
+        with _disk():
+            facts = self._known_facts(name.rpartition("-")[2])
+        return () if facts is None else facts.labels
+
     def measure(self, name: str) -> StoredDataset | None:
         """What is known of a stored dataset, by looking at all of it; None if it is not there or damaged."""
         try:
@@ -144,8 +173,10 @@ class DatasetStore:
     def remove(self, name: str) -> bool:
         """Remove the bytes; False if they were not there. The ledger knows whether a tenant still has the dataset."""
         with _disk():
+            hexadecimal = name.rpartition("-")[2]
+            self._facts_path(hexadecimal).unlink(missing_ok=True)
             try:
-                self._path(name.rpartition("-")[2]).unlink()
+                self._path(hexadecimal).unlink()
             except FileNotFoundError:
                 return False
         return True
@@ -164,7 +195,7 @@ class DatasetStore:
             return sum(_size(entry) for entry in entries)
 
     @contextmanager
-    def _opened(self, name: str) -> Iterator[Iterable[bytes]]:
+    def _opened(self, name: str) -> Iterator[BinaryIO]:
         """The lines, known to be what the name says."""
         match = NAME.fullmatch(name)
         if not match:
@@ -186,18 +217,45 @@ class DatasetStore:
         """Parse what has arrived and make it a dataset. Raises InvalidInput naming lines, or what `keep` raises."""
         incoming.flush()
         with incoming.path.open("rb") as lines:
-            parsed = self._parse(lines, labels, quote=quote)
+            facts = self._scan(lines, labels, quote=quote)
         hexadecimal = incoming.digest.removeprefix("sha256:")
-        stored = StoredDataset(dataset_name(hexadecimal), len(parsed.examples), parsed.task, parsed.labels, incoming.num_bytes)
+        name, shown_labels = dataset_name(hexadecimal), tuple(labels) or facts.labels
+        stored = StoredDataset(name, facts.num_examples, facts.task, shown_labels, incoming.num_bytes)
         incoming.sync()
+        self._write_facts(hexadecimal, facts)
         keep(stored, lambda: incoming.keep_as(self._path(hexadecimal)))
         log.info("dataset stored", extra={"fields": {"dataset": stored.name, "examples": stored.num_examples, "bytes": incoming.num_bytes}})
         return stored
 
     def _parse(self, lines: Iterable[bytes], labels: Sequence[str], *, quote: bool) -> ParsedDataset:
-        limits = DatasetLimits(max_line_bytes=self._limits.max_line_bytes + 1, max_examples=self._limits.max_examples)  # and its newline
         with renamed(in_dataset(DATASET)):
-            return parse_examples(lines, labels, limits, quote=quote)
+            return parse_examples(lines, labels, self._parse_limits, quote=quote)
+
+    def _scan(self, lines: Iterable[bytes], labels: Sequence[str], *, quote: bool) -> DatasetFacts:
+        with renamed(in_dataset(DATASET)):
+            return scan_examples(lines, labels, self._parse_limits, quote=quote)
+
+    @property
+    def _parse_limits(self) -> DatasetLimits:
+        return DatasetLimits(max_line_bytes=self._limits.max_line_bytes + 1, max_examples=self._limits.max_examples)  # and its newline
+
+    def _known_facts(self, hexadecimal: str) -> DatasetFacts | None:
+        try:
+            facts = DatasetFacts.model_validate_json(self._facts_path(hexadecimal).read_bytes())
+        except (FileNotFoundError, ValidationError):
+            return None
+        return facts if facts.format == FORMAT else None
+
+    def _write_facts(self, hexadecimal: str, facts: DatasetFacts) -> None:
+        """A volume that can't be written costs the next job a scan."""
+        with suppress(OSError):
+            descriptor, temporary = tempfile.mkstemp(dir=self._directory, prefix=TEMPORARY_PREFIX)
+            with open(descriptor, "w") as file:
+                file.write(facts.model_dump_json())
+            os.replace(temporary, self._facts_path(hexadecimal))
+
+    def _facts_path(self, hexadecimal: str) -> Path:
+        return self._directory / f"sha256-{hexadecimal}.facts"
 
     def check_announcement(self, size_bytes: int, digest: str) -> None:
         """Raises InvalidInput naming `header.size_bytes` or `header.digest`."""

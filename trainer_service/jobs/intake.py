@@ -52,6 +52,6 @@ class JobIntake:
         """Held-out examples need not show every label: those of the training examples are allowed."""
         if request.validation is None or isinstance(request.validation, UploadedDataset):
             return request.validation.name if request.validation else ""
-        labels = request.spec.labels or (await self._datasets.pool.call(self._datasets.parse, tenant, dataset)).labels
+        labels = request.spec.labels or await self._datasets.pool.call(self._datasets.labels, tenant, dataset)
         with renamed(lambda field: field.replace(DATASET, VALIDATION, 1) if field.startswith(DATASET) else field):
             return await self._store(tenant, request.validation, labels)

@@ -20,7 +20,7 @@ from shared.names import DEFAULT_ALIAS
 from shared.security.caller import EVERY_PROMPT
 from shared.template import Template
 from trainer_service.jobs.states import UNSUCCESSFUL_STATES, JobState
-from trainer_service.training.spec import HyperparameterRequest, TaskKind, TrainingSpec
+from trainer_service.training.spec import HyperparameterRequest, TaskKind, TooLong, TrainingSpec
 
 MIN_PRIORITY, MAX_PRIORITY = -100, 100
 MAX_ANNOTATIONS = 32
@@ -73,6 +73,8 @@ class TuningSpec(_Frozen):
     template: Template | None = None
     task: TaskKind | None = None
     labels: tuple[str, ...] = ()
+    too_long: TooLong = TooLong.REFUSE
+    """What becomes of examples that are longer than a sequence may be."""
     hyperparameters: HyperparameterRequest = HyperparameterRequest()
     publish: PublishPolicy = PublishPolicy()
     priority: int = Field(default=0, ge=MIN_PRIORITY, le=MAX_PRIORITY)
@@ -124,6 +126,10 @@ class JobProgress(_Measured):
     metrics: Mapping[str, float] = Field(default_factory=dict)
     """Of the last held-out evaluation."""
     best_step: int = 0
+    num_prepared: int = 0
+    """Examples that are tokenized and counted, while the job prepares its data; 0 otherwise."""
+    num_examples: int = 0
+    """All examples that it prepares; 0 once it trains."""
     examples_per_second: float = 0.0
     estimated_end_time: datetime | None = None
 
@@ -134,6 +140,7 @@ class DatasetStatistics(_Frozen):
     num_train: int
     num_validation: int
     num_dropped: int = 0
+    num_truncated: int = 0
     num_overlapping: int = 0
     mean_input_tokens: float = 0.0
     max_input_tokens: int = 0

@@ -5,6 +5,7 @@ The bytes are made once, so publishing again after a crash publishes the same ve
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 from shared.blob import Manifest, encode_blob
@@ -76,6 +77,7 @@ def _blob(job: Job, trained: TrainingResult, gate_decision: str) -> bytes:
             "validation_fraction": job.effective.validation_fraction,
             "best_step": trained.best_step,
             "num_steps": trained.num_steps,
+            **({} if trained.statistics is None else {"dataset_statistics": dataclasses.asdict(trained.statistics)}),
         },
         parent=job.effective.source_version,
         golden=trained.golden,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import NoReturn
 
@@ -18,7 +19,6 @@ from trainer_service.jobs.dataset_ledger import DatasetLedger, JobUse, OwnedData
 from trainer_service.jobs.dataset_names import dataset_name
 from trainer_service.jobs.dataset_roots import DatasetRoots
 from trainer_service.jobs.datasets import DatasetStore, Keep, StoredDataset
-from trainer_service.training.dataset import ParsedDataset
 from trainer_service.training.spec import Example
 
 log = logging.getLogger(__name__)
@@ -61,14 +61,14 @@ class TenantDatasets:
         roots = None if tenant.dataset_roots is None else DatasetRoots(tenant.dataset_roots)
         return self._store.add_uri(uri, field, labels, roots=roots, keep=self._keep(tenant))
 
-    def parse(self, tenant: Tenant, name: str) -> ParsedDataset:
-        """Raises NotFound for a dataset that is not the tenant's."""
+    def labels(self, tenant: Tenant, name: str) -> tuple[str, ...]:
+        """Those that occur in it. Raises NotFound for a dataset that is not the tenant's."""
         self._ledger.require(tenant.name, (name,))
-        return self._store.parse(name)
+        return self._store.describe(name)[0].labels
 
     def get(self, tenant: Tenant, name: str) -> OwnedDataset:
-        """Raises NotFound."""
-        return self._ledger.get(tenant.name, name)
+        """With its labels, if they are known. Raises NotFound."""
+        return replace(self._ledger.get(tenant.name, name), labels=self._store.known_labels(name))
 
     def page(self, tenant: Tenant, page_size: int, after: str = "") -> tuple[list[OwnedDataset], bool]:
         """At most `page_size` datasets in order of their names, those after `after`; and whether more follow."""

@@ -12,10 +12,25 @@ from datetime import timedelta
 
 from trainer_service.jobs.model import CheckpointStored, DatasetStatistics, Evaluation, EventPayload, JobProgress, Note
 from trainer_service.jobs.record import to_datetime
-from trainer_service.training.events import Checkpointed, Evaluated, Started, StepDone, TrainingEvent
+from trainer_service.training.events import Checkpointed, Evaluated, Preparing, Started, StepDone, TrainingEvent
 
 _SMOOTHING = 0.1
 """Weight of the newest step in the running averages of speed."""
+
+
+def data_notes(statistics: DatasetStatistics) -> list[EventPayload]:
+    """What a person should know of the data before the first step."""
+    notes: list[EventPayload] = []
+    if statistics.num_dropped or statistics.num_truncated:
+        text = f"examples that are too long: {statistics.num_dropped} are left out, the inputs of {statistics.num_truncated} are cut"
+        notes.append(Note(text=text))
+    if statistics.num_overlapping:
+        text = (
+            f"the inputs of {statistics.num_overlapping} of the {statistics.num_validation} held-out examples also stand in the training "
+            "data: held-out scores say little about new inputs"
+        )
+        notes.append(Note(text=text))
+    return notes
 
 
 class Tracker:
@@ -38,8 +53,12 @@ class Tracker:
         match event:
             case Started():
                 self.statistics = DatasetStatistics(**dataclasses.asdict(event.statistics))
-                self.progress = self.progress.model_copy(update={"step": event.step})
-                return [Note(text=f"goes on from step {event.step}")] if event.step else []
+                self.progress = self.progress.model_copy(update={"step": event.step, "num_prepared": 0, "num_examples": 0})
+                return [Note(text=f"goes on from step {event.step}")] if event.step else data_notes(self.statistics)
+            case Preparing():
+                update = {"num_prepared": event.num_prepared, "num_examples": event.num_examples}
+                self.progress, self.is_dirty = self.progress.model_copy(update=update), True
+                return self.flush(now) if now - self._told_at >= self._progress_seconds else []
             case StepDone():
                 return self._step(event, now)
             case Evaluated():

@@ -20,6 +20,7 @@ from safetensors.torch import load, save
 
 from shared.errors import DamagedBlob
 from shared.soft_prompt import SoftPrompt
+from trainer_service.training.events import TaskData
 from trainer_service.training.reparameterise import effective_matrix
 from trainer_service.training.spec import Example, Init, TrainingSpec
 from trainer_service.training.trainee import Trainee
@@ -56,6 +57,14 @@ class RunState(BaseModel):
     best_score: tuple[float, float] | None = None
     template_metrics: dict[str, float] | None = None
     stale_evaluations: int = 0
+
+
+def digest_of_files(spec: TrainingSpec, data: TaskData) -> str:
+    """`digest_of` for examples in files, without reading them."""
+    digest = hashlib.blake2b(spec.model_dump_json().encode(), digest_size=16)
+    parts = data.dataset.digest, "" if data.validation is None else data.validation.digest, data.validation_fraction, data.seed
+    digest.update(repr(parts).encode())
+    return digest.hexdigest()
 
 
 def digest_of(spec: TrainingSpec, train: Sequence[Example], validation: Sequence[Example]) -> str:

@@ -8,10 +8,12 @@ the cohort is lost: its jobs go on elsewhere.
 
 from __future__ import annotations
 
+import copy
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -19,14 +21,17 @@ import torch
 from shared.base_model import BaseModel
 from shared.errors import AlreadyExists
 from shared.free_memory import free_bytes
+from shared.template import InputEncoder
 from trainer_service.training.budget import TokenBudget, measured_row_memory, measured_token_budget
 from trainer_service.training.compute import backward, memory_cost, score_within
+from trainer_service.training.encoding import encode_split
 from trainer_service.training.events import Checkpointed, Finished, Stopped, TrainingEvent, TrainingTask
 from trainer_service.training.fair_share import FairShare
 from trainer_service.training.faults import RowTooLarge, failure, is_machine_fault, is_out_of_memory
 from trainer_service.training.forward import choose_forward
 from trainer_service.training.packing import Row
 from trainer_service.training.run import Life, TuningRun
+from trainer_service.training.token_rows import OnProgress, TokenRowsCache
 from trainer_service.training.work import CallWork, ScoreWork, StepOutcome, TrainWork, Work
 
 log = logging.getLogger(__name__)
@@ -64,6 +69,7 @@ class Cohort:
         self._checkpoint_interval_seconds = checkpoint_interval_seconds
         self._members: dict[str, _Member] = {}
         self._fair_share = FairShare[str]()
+        self._token_rows = TokenRowsCache()
 
     @property
     def is_idle(self) -> bool:
@@ -80,6 +86,20 @@ class Cohort:
         run = TuningRun(task, self._base_model, self._check_row)
         self._members[task.job_id] = _Member(run, run.life(), checkpointed_at=time.monotonic())
         self._fair_share.join(task.job_id, task.priority, task.tenant, task.weight)
+
+    def prepare(self, task: TrainingTask, on_progress: OnProgress | None = None) -> TrainingTask:
+        """The task with its examples as token ids, for `add`. May be called by another thread than the one that steps.
+
+        Jobs of this cohort that name the same file and template share one copy. Raises InvalidInput naming lines, or what `on_progress`
+        raises.
+        """
+        encoder = InputEncoder(self._tokenizer, task.spec.template)
+        return replace(task, encoded=encode_split(task, encoder, self._base_model.info.max_positions, self._token_rows, on_progress))
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        """A copy for `prepare`: a tokenizer may not be used by two threads."""
+        return copy.deepcopy(self._base_model.tokenizer)
 
     def stop(self, job_id: str) -> bool:
         """The job leaves at the next step boundary, with a Stopped event. False if it is not here (any more)."""

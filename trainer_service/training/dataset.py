@@ -12,9 +12,7 @@ checks a dataset when a job is created, long before a worker sees it.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -23,7 +21,9 @@ from typing import Any, NoReturn
 from shared.errors import FieldViolation, InvalidInput
 from shared.template import Message
 from trainer_service.training.encoding import EncodedDataset, encode_dataset
+from trainer_service.training.example_lines import stored_example
 from trainer_service.training.spec import Example, TaskKind
+from trainer_service.training.split import count_overlap, split_validation
 
 __all__ = [
     "DatasetLimits",
@@ -66,13 +66,19 @@ class ParsedDataset:
 
 
 def parse_examples(
-    lines: Iterable[bytes | str], labels: Sequence[str] = (), limits: DatasetLimits | None = None, *, quote: bool = True
+    lines: Iterable[bytes | str],
+    labels: Sequence[str] = (),
+    limits: DatasetLimits | None = None,
+    *,
+    quote: bool = True,
+    visit: Callable[[Example], None] | None = None,
 ) -> ParsedDataset:
     """Read JSON Lines. Raises InvalidInput naming up to 20 lines (`line 7`) and what is wrong with each.
 
     `quote` False: errors say where a line is wrong and what was expected, and repeat nothing of what it holds.
+    `visit` is called with each example in place of keeping it: the result has no examples then.
     """
-    checker = _Checker(labels, lambda example, part: f"line {example.line}" + (f" {part}" if part else ""), "dataset", quote)
+    checker = _Checker(labels, lambda example, part: f"line {example.line}" + (f" {part}" if part else ""), "dataset", quote, visit)
     limits = limits or DatasetLimits()
     for number, line in enumerate(lines, start=1):
         try:
@@ -89,7 +95,7 @@ def parse_examples(
 
 def stored_examples(lines: Iterable[bytes]) -> tuple[Example, ...]:
     """The examples of a dataset that was checked when it was stored, not checked again."""
-    return tuple(Example(line=number, **json.loads(line.decode("utf-8-sig"))) for number, line in enumerate(lines, start=1) if line.strip())
+    return tuple(stored_example(line, number) for number, line in enumerate(lines, start=1) if line.strip())
 
 
 def check_examples(examples: Sequence[Example], labels: Sequence[str] = (), field: str = "examples") -> ParsedDataset:
@@ -105,46 +111,6 @@ def check_examples(examples: Sequence[Example], labels: Sequence[str] = (), fiel
     return checker.finish()
 
 
-def split_validation(examples: Sequence[Example], fraction: float, seed: int) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
-    """(training, held out), both in the dataset's order; the same seed gives the same split.
-
-    Examples with the same input stay on one side, so that the split itself never makes an overlap.
-    """
-    if not 0 <= fraction < 1:
-        raise InvalidInput.of("validation_fraction", f"must be at least 0 and below 1, not {fraction}")
-    if fraction == 0:
-        return tuple(examples), ()
-    groups: dict[bytes, list[int]] = {}
-    for index, example in enumerate(examples):
-        groups.setdefault(_input_digest(example), []).append(index)
-    order = list(groups.values())
-    random.Random(seed).shuffle(order)
-    wanted, held = round(len(examples) * fraction), set[int]()
-    for group in order:
-        if len(held) >= wanted:
-            break
-        if len(held) + len(group) < len(examples):
-            held.update(group)
-    if not held or len(held) == len(examples):
-        raise InvalidInput.of("validation_fraction", f"{fraction} of {len(examples)} examples leaves none on one side")
-    return (
-        tuple(example for index, example in enumerate(examples) if index not in held),
-        tuple(example for index, example in enumerate(examples) if index in held),
-    )
-
-
-def count_overlap(train: Iterable[Example], validation: Iterable[Example]) -> int:
-    """Held-out examples whose input also stands in the training data: they flatter the score."""
-    seen = {_input_digest(example) for example in train}
-    return sum(_input_digest(example) in seen for example in validation)
-
-
-def _input_digest(example: Example) -> bytes:
-    turns = example.messages[:-1] if example.messages else ()
-    text = json.dumps([example.input.strip(), *[(turn.role, turn.content.strip()) for turn in turns]])
-    return hashlib.blake2b(text.encode(), digest_size=16).digest()
-
-
 class _Malformed(Exception):
     def __init__(self, reason: str, part: str = "") -> None:
         self.reason, self.part = reason, part
@@ -153,19 +119,24 @@ class _Malformed(Exception):
 class _Checker:
     """Collects examples and everything that is wrong with them; `name(example, part)` writes a field's name."""
 
-    def __init__(self, labels: Sequence[str], name: Callable[[Example, str], str], field: str, quote: bool = True) -> None:
+    def __init__(
+        self,
+        labels: Sequence[str],
+        name: Callable[[Example, str], str],
+        field: str,
+        quote: bool = True,
+        visit: Callable[[Example], None] | None = None,
+    ) -> None:
         self._name, self._field, self._quote = name, field, quote
+        self.num_examples = 0
         self._given = tuple(labels)
         self._allowed = frozenset(labels)
         self._seen_labels: dict[str, None] = {}
         self._task: TaskKind | None = None
         self._examples: list[Example] = []
+        self._visit = visit or self._examples.append
         self._violations: list[FieldViolation] = []
         check_labels(self._given)
-
-    @property
-    def num_examples(self) -> int:
-        return len(self._examples)
 
     def report(self, field: str, reason: str) -> None:
         self._violations.append(FieldViolation(field, reason))
@@ -188,7 +159,8 @@ class _Checker:
             self._seen_labels[example.label] = None
             if not self._given and len(self._seen_labels) > MAX_LABELS:
                 raise InvalidInput.of(self._name(example, "label"), f"more than {MAX_LABELS} different labels: is this generation?")
-        self._examples.append(example)
+        self.num_examples += 1
+        self._visit(example)
 
     def finish(self) -> ParsedDataset:
         if self._violations:

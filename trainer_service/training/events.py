@@ -1,16 +1,21 @@
 """What a cohort tells about its jobs, and what a job brings to a cohort. Plain data: it crosses process borders within one program.
 
-Order per job: Started, then any number of StepDone / Evaluated / Checkpointed, then exactly one of Finished / Failed / Stopped.
+Order per job: Preparing any number of times, Started, then any number of StepDone / Evaluated / Checkpointed, then exactly one of
+Finished / Failed / Stopped.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from shared.blob import GoldenRecord
 from shared.soft_prompt import SoftPrompt
 from trainer_service.training.spec import Example, Init, TrainingSpec
+
+if TYPE_CHECKING:
+    from trainer_service.training.encoding import EncodedSplit
 
 
 @dataclass(frozen=True)
@@ -48,8 +53,8 @@ class TrainingTask:
     job_id: str
     attempt: int
     spec: TrainingSpec
-    train: tuple[Example, ...] = ()
-    validation: tuple[Example, ...] = ()
+    train: Sequence[Example] = ()
+    validation: Sequence[Example] = ()
     source: SoftPrompt | None = None
     """FROM_PROMPT: the matrix to start from."""
     current: SoftPrompt | None = None
@@ -69,6 +74,8 @@ class TrainingTask:
     """Where `train` and `validation` come from, while they are not read yet: a task is small on its way to a worker."""
     digest: str = ""
     """`checkpoint.digest_of` this task, where it is known already: a large dataset takes seconds."""
+    encoded: EncodedSplit | None = None
+    """`train` and `validation` as token ids; None: still to be encoded."""
     num_overlapping: int | None = None
     """`dataset.count_overlap` of its examples; None: not counted yet."""
 
@@ -78,6 +85,9 @@ class DatasetStatistics:
     num_train: int
     num_validation: int
     num_dropped: int = 0
+    """Too long, and left out."""
+    num_truncated: int = 0
+    """Too long, and their inputs cut."""
     num_overlapping: int = 0
     """Held-out examples that also occur in training: reported, since they flatter the score."""
     mean_input_tokens: float = 0.0
@@ -113,6 +123,8 @@ class TrainingResult:
     """Standard deviation of the metric over the last evaluations."""
     learning_rate: float = 0.0
     """The peak rate that was trained with: the spec's, or what a search chose."""
+    statistics: DatasetStatistics | None = None
+    """Of the data that it was trained on."""
     init: Init | None = None
     """The init that was trained from: the spec's, or what a search chose."""
 
@@ -123,6 +135,14 @@ class TrainingEvent:
 
     job_id: str
     attempt: int
+
+
+@dataclass(frozen=True)
+class Preparing(TrainingEvent):
+    """The job's examples are being turned into tokens; it does not train yet. Comes before Started, any number of times."""
+
+    num_prepared: int
+    num_examples: int
 
 
 @dataclass(frozen=True)

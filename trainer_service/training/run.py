@@ -10,10 +10,11 @@ import logging
 import math
 import statistics as numbers
 from collections.abc import Callable, Generator
-from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from shared.base_model import BaseModel
 from shared.errors import DamagedBlob, InvalidInput
@@ -22,9 +23,9 @@ from shared.template import InputEncoder, Template
 from trainer_service.training import encoding
 from trainer_service.training.checkpoint import EvaluationRecord, RunState, digest_of, read_checkpoint, restore, write_checkpoint
 from trainer_service.training.dataset import count_overlap
-from trainer_service.training.encoding import EncodedDataset, EncodedExample, encode_bare, encode_dataset
+from trainer_service.training.encoding import EncodedDataset, EncodedExample, encode_bare, encode_split
 from trainer_service.training.evaluate import evaluate, nearest_tokens
-from trainer_service.training.events import Evaluated, Started, StepDone, TrainingEvent, TrainingResult, TrainingTask
+from trainer_service.training.events import DatasetStatistics, Evaluated, Started, StepDone, TrainingEvent, TrainingResult, TrainingTask
 from trainer_service.training.generate import evaluate_generations
 from trainer_service.training.golden import golden_records
 from trainer_service.training.init import embedding_std, initial_matrix
@@ -33,7 +34,7 @@ from trainer_service.training.recipe import check_init
 from trainer_service.training.reparameterise import new_parameters
 from trainer_service.training.search import candidates, is_rung, num_survivors
 from trainer_service.training.selection import is_better, ranked, score_of, slack
-from trainer_service.training.spec import Example, Init, InitMethod, Metric, TaskKind
+from trainer_service.training.spec import Init, InitMethod, Metric, TaskKind
 from trainer_service.training.trainee import Candidate, NonFinite, Trainee, batch_indices
 from trainer_service.training.work import CallWork, StepOutcome, TrainPart, TrainWork, Work
 
@@ -41,9 +42,10 @@ log = logging.getLogger(__name__)
 
 MAX_PERIODIC, MAX_FINAL = 128, 512
 """Held-out examples of each evaluation while training, and of the last ones."""
+MAX_COUNTED = 20_000
+"""Training examples whose tokens are counted for SAMPLE_VOCAB."""
 MAX_LABEL_ROWS = 4096
 """Labels of several tokens cost a row for each label of each example: fewer examples then."""
-ENCODE_SLICE = 500
 _TEXT_METRICS = frozenset({Metric.CHRF, Metric.BLEU, Metric.EXACT_MATCH})
 Life = Generator[Work, Any, TrainingResult]
 Metrics = Generator[Work, Any, dict[str, float]]
@@ -59,7 +61,8 @@ class TuningRun:
         self._trainees: list[Trainee] = []
         self._best: torch.Tensor | None = None
         self._train, self._validation = EncodedDataset(()), EncodedDataset(())
-        self._row_weights: list[float] = []
+        self._row_weights = np.ones(0)
+        self._statistics: DatasetStatistics | None = None
         self._events: list[TrainingEvent] = []
 
     @property
@@ -79,12 +82,13 @@ class TuningRun:
 
     def life(self) -> Life:
         """Raises InvalidInput for data or settings that can't be trained, NonFinite when the loss explodes."""
-        yield from self._prepare()
+        self._prepare()
         self._begin()
         overlap = self.task.num_overlapping
         if overlap is None:
             overlap = count_overlap(self.task.train, self.task.validation)
-        self._emit(Started, statistics=encoding.statistics(self._train, self._validation, overlap), step=self.step)
+        self._statistics = encoding.statistics(self._train, self._validation, overlap)
+        self._emit(Started, statistics=self._statistics, step=self.step)
         periodic = self._held_out(MAX_PERIODIC)
         if len(periodic) and self._state.template_metrics is None:
             self._state.template_metrics = yield from self._measure(None, periodic)
@@ -102,56 +106,40 @@ class TuningRun:
     def _emit(self, kind: type[TrainingEvent], **fields: Any) -> None:
         self._events.append(kind(job_id=self.task.job_id, attempt=self.task.attempt, **fields))
 
-    def _prepare(self) -> Generator[Work, Any, None]:
+    def _prepare(self) -> None:
         if not self.task.train:
             raise InvalidInput.of("dataset", "has no training examples")
         if self._hyper.search and not self.task.validation:
             raise InvalidInput.of("spec.hyperparameters.search", "needs held-out examples to choose by")
         check_init(self._hyper.init, self._spec.labels, self._base_model.tokenizer)
         self._encoder = InputEncoder(self._base_model.tokenizer, self._spec.template)
-        self._train = yield from self._encode(self.task.train)
-        if self.task.validation:
-            self._validation = yield from self._encode(self.task.validation)
+        encoded = self.task.encoded or encode_split(self.task, self._encoder, self._base_model.info.max_positions)
+        self._train, self._validation = encoded.train, encoded.validation
         self._row_weights = self._token_weights()
         if self._check_row is not None:
-            examples = (*self._train.examples, *self._validation.examples)
-            longest = max(len(example.input_ids) + len(example.target_ids) - 1 for example in examples)  # the last is never read
-            self._check_row(self._hyper.num_virtual_tokens, longest)
+            parts = [data.input_lengths + data.target_lengths for data in (self._train, self._validation) if len(data)]
+            self._check_row(self._hyper.num_virtual_tokens, int(max(part.max() for part in parts)) - 1)  # the last is never read
 
-    def _encode(self, examples: tuple[Example, ...]) -> Generator[Work, Any, EncodedDataset]:
-        """In slices: tokenizing 50,000 examples takes seconds that others don't wait for."""
-        encoded, labels = list[EncodedExample](), tuple[tuple[int, ...], ...]()
-        for first in range(0, len(examples), ENCODE_SLICE):
-            part = examples[first : first + ENCODE_SLICE]
-            room = self._base_model.info.max_positions
-            data: EncodedDataset = yield CallWork(partial(encode_dataset, part, self._encoder, self._spec, room))
-            encoded += data.examples
-            labels = data.label_ids
-        return EncodedDataset(tuple(encoded), labels)
-
-    def _token_weights(self) -> list[float]:
-        """Of each target token of each training example.
+    def _token_weights(self) -> NDArray[np.float64]:
+        """`[examples]` of each target token of each training example.
 
         In classification an example is an example, however many tokens its label has, and weights are relative to their mean over the
         data set: divided by the weights of its own batch, a rare class would have the weight of any other wherever it is alone.
         """
         if self._spec.task is not TaskKind.CLASSIFICATION:
-            return [1.0] * len(self._train)
+            return np.ones(len(self._train))
         weights = self._class_weights()
-        mean = sum(weights) / len(weights)
-        return [weight / mean / len(example.target_ids) for weight, example in zip(weights, self._train.examples, strict=True)]
+        weights /= weights.mean() * self._train.target_lengths
+        return weights
 
-    def _class_weights(self) -> list[float]:
+    def _class_weights(self) -> NDArray[np.float64]:
+        by_index = np.ones(len(self._spec.labels))
         if self._hyper.class_weights:
-            by_index = [self._hyper.class_weights.get(label, 1.0) for label in self._spec.labels]
-            return [by_index[example.label_index] for example in self._train.examples]
-        if not self._hyper.balance_classes:
-            return [1.0] * len(self._train)
-        counts = [0] * len(self._spec.labels)
-        for example in self._train.examples:
-            counts[example.label_index] += 1
-        present = sum(count > 0 for count in counts)
-        return [len(self._train) / (present * counts[example.label_index]) for example in self._train.examples]
+            by_index = np.array([self._hyper.class_weights.get(label, 1.0) for label in self._spec.labels])
+        elif self._hyper.balance_classes:
+            counts = np.bincount(self._train.label_indices, minlength=len(self._spec.labels))
+            by_index = len(self._train) / (np.count_nonzero(counts) * np.maximum(counts, 1.0))
+        return np.take(by_index, self._train.label_indices)
 
     def _begin(self) -> None:
         """New trainees, or those of the checkpoint. A checkpoint of something else, or a damaged one, means starting again."""
@@ -174,7 +162,8 @@ class TuningRun:
 
     def _new_trainee(self, learning_rate: float, init: Init) -> Trainee:
         generator = torch.Generator().manual_seed(self._hyper.seed % 2**63)
-        texts = (example.input_ids for example in self._train.examples) if init.method is InitMethod.SAMPLE_VOCAB else ()
+        counted = _head(self._train, MAX_COUNTED).examples if init.method is InitMethod.SAMPLE_VOCAB else ()
+        texts = (example.input_ids for example in counted)
         matrix = initial_matrix(
             self._base_model, init, self._hyper.num_virtual_tokens, generator, self._spec.labels, self.task.source, texts
         )
@@ -183,7 +172,11 @@ class TuningRun:
 
     def _next_step(self) -> TrainWork:
         picks = batch_indices(self._hyper.seed, self.step, len(self._train), self._hyper.batch_size)
-        rows = [Row(self._train.examples[pick].input_ids, self._train.examples[pick].target_ids, self._row_weights[pick]) for pick in picks]
+        examples = [self._train.examples[pick] for pick in picks]
+        rows = [
+            Row(example.input_ids, example.target_ids, float(self._row_weights[pick]))
+            for pick, example in zip(picks, examples, strict=True)
+        ]
         total = float(len(rows)) if self._spec.task is TaskKind.CLASSIFICATION else None
         return TrainWork([TrainPart(trainee, rows, self._hyper.label_smoothing, total) for trainee in self._trainees])
 
@@ -293,6 +286,7 @@ class TuningRun:
             score_stability=numbers.pstdev(scores) if scores else 0.0,
             learning_rate=trainee.candidate.learning_rate,
             init=trainee.candidate.init,
+            statistics=self._statistics,
         )
 
     def _without_template(self, data: EncodedDataset) -> EncodedDataset:

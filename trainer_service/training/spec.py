@@ -65,6 +65,17 @@ class Metric(StrEnum):
     EXACT_MATCH = "EXACT_MATCH"
 
 
+class TooLong(StrEnum):
+    """What becomes of an example that is longer than a sequence may be."""
+
+    REFUSE = "REFUSE"
+    """The job fails, naming the examples."""
+    TRUNCATE = "TRUNCATE"
+    """Its input is cut from the left, as serving cuts it; the example is left out if its target and the template leave no room."""
+    DROP = "DROP"
+    """It is left out."""
+
+
 class Init(_Frozen):
     method: InitMethod = InitMethod.TEXT
     text: str = ""
@@ -144,3 +155,6 @@ class TrainingSpec(_Frozen):
     template: Template
     labels: tuple[str, ...] = ()
     hyperparameters: Hyperparameters
+    too_long: TooLong = TooLong.REFUSE
+    max_positions: int = 0
+    """Longest sequence of virtual tokens, input and target: what replicas take, and the model. 0, of older jobs: the model's own."""

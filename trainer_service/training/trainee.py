@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from array import array
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -75,7 +76,7 @@ def batch_indices(seed: int, step: int, num_examples: int, batch_size: int) -> l
 
 
 @lru_cache(maxsize=64)
-def _epoch_order(seed: int, epoch: int, num_examples: int) -> tuple[int, ...]:
-    order = list(range(num_examples))
+def _epoch_order(seed: int, epoch: int, num_examples: int) -> array[int]:
+    order = array("i", range(num_examples))
     random.Random(f"{seed} {epoch}").shuffle(order)
-    return tuple(order)
+    return order

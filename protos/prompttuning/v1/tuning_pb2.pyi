@@ -50,6 +50,34 @@ TASK_KIND_CLASSIFICATION: TaskKind.ValueType  # 3
 """`{input, label}`: the model learns to choose the label."""
 Global___TaskKind: _TypeAlias = TaskKind  # noqa: Y015
 
+class _TooLong:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _TooLongEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TooLong.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    TOO_LONG_UNSPECIFIED: _TooLong.ValueType  # 0
+    """Like TOO_LONG_REFUSE."""
+    TOO_LONG_REFUSE: _TooLong.ValueType  # 1
+    """The job is refused, or fails with BAD_DATA, naming the examples."""
+    TOO_LONG_TRUNCATE: _TooLong.ValueType  # 2
+    """Its input is cut from the left, as `truncate` does it when a prompt is used; left out if its target leaves no room for an input."""
+    TOO_LONG_DROP: _TooLong.ValueType  # 3
+    """It is left out."""
+
+class TooLong(_TooLong, metaclass=_TooLongEnumTypeWrapper):
+    """What becomes of an example that is longer than a sequence may be (`TuningLimits.max_positions`, and the base model's own)."""
+
+TOO_LONG_UNSPECIFIED: TooLong.ValueType  # 0
+"""Like TOO_LONG_REFUSE."""
+TOO_LONG_REFUSE: TooLong.ValueType  # 1
+"""The job is refused, or fails with BAD_DATA, naming the examples."""
+TOO_LONG_TRUNCATE: TooLong.ValueType  # 2
+"""Its input is cut from the left, as `truncate` does it when a prompt is used; left out if its target leaves no room for an input."""
+TOO_LONG_DROP: TooLong.ValueType  # 3
+"""It is left out."""
+Global___TooLong: _TypeAlias = TooLong  # noqa: Y015
+
 class _Reparameterisation:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -615,6 +643,7 @@ class TuningSpec(_message.Message):
     SAMPLING_DEFAULTS_FIELD_NUMBER: _builtins.int
     ANNOTATIONS_FIELD_NUMBER: _builtins.int
     DEADLINE_FIELD_NUMBER: _builtins.int
+    TOO_LONG_FIELD_NUMBER: _builtins.int
     prompt: _builtins.str
     """Name of the prompt; its next version will be published."""
     base_model: _builtins.str
@@ -625,6 +654,8 @@ class TuningSpec(_message.Message):
     """Task; read off the examples if left out."""
     priority: _builtins.int
     """Higher goes first among the jobs of the same tenant, -100 to the tenant's largest priority."""
+    too_long: Global___TooLong.ValueType
+    """What becomes of examples that are too long; they are counted in the job's dataset_statistics."""
     @_builtins.property
     def dataset(self) -> Global___DatasetSource:
         """Training examples."""
@@ -683,10 +714,11 @@ class TuningSpec(_message.Message):
         sampling_defaults: _common_pb2.SamplingParams | None = ...,
         annotations: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         deadline: _timestamp_pb2.Timestamp | None = ...,
+        too_long: Global___TooLong.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["dataset", b"dataset", "deadline", b"deadline", "hyperparameters", b"hyperparameters", "max_runtime", b"max_runtime", "publish", b"publish", "sampling_defaults", b"sampling_defaults", "template", b"template", "validation", b"validation", "validation_dataset", b"validation_dataset", "validation_fraction", b"validation_fraction"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["annotations", b"annotations", "base_model", b"base_model", "dataset", b"dataset", "deadline", b"deadline", "hyperparameters", b"hyperparameters", "labels", b"labels", "max_runtime", b"max_runtime", "priority", b"priority", "prompt", b"prompt", "publish", b"publish", "sampling_defaults", b"sampling_defaults", "task", b"task", "template", b"template", "validation", b"validation", "validation_dataset", b"validation_dataset", "validation_fraction", b"validation_fraction"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["annotations", b"annotations", "base_model", b"base_model", "dataset", b"dataset", "deadline", b"deadline", "hyperparameters", b"hyperparameters", "labels", b"labels", "max_runtime", b"max_runtime", "priority", b"priority", "prompt", b"prompt", "publish", b"publish", "sampling_defaults", b"sampling_defaults", "task", b"task", "template", b"template", "too_long", b"too_long", "validation", b"validation", "validation_dataset", b"validation_dataset", "validation_fraction", b"validation_fraction"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_validation: _TypeAlias = _typing.Literal["validation_dataset", "validation_fraction"]  # noqa: Y015
     _WhichOneofArgType_validation: _TypeAlias = _typing.Literal["validation", b"validation"]  # noqa: Y015
@@ -876,6 +908,8 @@ class TuningProgress(_message.Message):
     BEST_STEP_FIELD_NUMBER: _builtins.int
     EXAMPLES_PER_SECOND_FIELD_NUMBER: _builtins.int
     ESTIMATED_END_TIME_FIELD_NUMBER: _builtins.int
+    NUM_PREPARED_FIELD_NUMBER: _builtins.int
+    NUM_EXAMPLES_FIELD_NUMBER: _builtins.int
     step: _builtins.int
     """Optimizer steps done."""
     num_steps: _builtins.int
@@ -890,6 +924,10 @@ class TuningProgress(_message.Message):
     """Step of the best evaluation so far."""
     examples_per_second: _builtins.float
     """Training examples a second."""
+    num_prepared: _builtins.int
+    """While the job prepares its data, before the first step: examples whose tokens are counted."""
+    num_examples: _builtins.int
+    """All examples that it prepares; 0 once it trains."""
     @_builtins.property
     def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
         """Held-out metrics of the last evaluation: "loss", "token_accuracy", "accuracy", ..."""
@@ -910,10 +948,12 @@ class TuningProgress(_message.Message):
         best_step: _builtins.int = ...,
         examples_per_second: _builtins.float = ...,
         estimated_end_time: _timestamp_pb2.Timestamp | None = ...,
+        num_prepared: _builtins.int = ...,
+        num_examples: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["estimated_end_time", b"estimated_end_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["best_step", b"best_step", "estimated_end_time", b"estimated_end_time", "examples_per_second", b"examples_per_second", "grad_norm", b"grad_norm", "learning_rate", b"learning_rate", "metrics", b"metrics", "num_steps", b"num_steps", "step", b"step", "train_loss", b"train_loss"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["best_step", b"best_step", "estimated_end_time", b"estimated_end_time", "examples_per_second", b"examples_per_second", "grad_norm", b"grad_norm", "learning_rate", b"learning_rate", "metrics", b"metrics", "num_examples", b"num_examples", "num_prepared", b"num_prepared", "num_steps", b"num_steps", "step", b"step", "train_loss", b"train_loss"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -933,12 +973,13 @@ class DatasetStatistics(_message.Message):
     MAX_INPUT_TOKENS_FIELD_NUMBER: _builtins.int
     MEAN_TARGET_TOKENS_FIELD_NUMBER: _builtins.int
     MAX_TARGET_TOKENS_FIELD_NUMBER: _builtins.int
+    NUM_TRUNCATED_FIELD_NUMBER: _builtins.int
     num_train: _builtins.int
     """Training examples."""
     num_validation: _builtins.int
     """Held-out examples."""
     num_dropped: _builtins.int
-    """Examples left out, for example duplicates."""
+    """Examples left out because they are too long."""
     num_overlapping: _builtins.int
     """Held-out examples that also occur in training."""
     mean_input_tokens: _builtins.float
@@ -949,6 +990,8 @@ class DatasetStatistics(_message.Message):
     """Mean tokens of a target."""
     max_target_tokens: _builtins.int
     """Most tokens of a target."""
+    num_truncated: _builtins.int
+    """Examples whose inputs were cut because they are too long."""
     def __init__(
         self,
         *,
@@ -960,10 +1003,11 @@ class DatasetStatistics(_message.Message):
         max_input_tokens: _builtins.int = ...,
         mean_target_tokens: _builtins.float = ...,
         max_target_tokens: _builtins.int = ...,
+        num_truncated: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_input_tokens", b"max_input_tokens", "max_target_tokens", b"max_target_tokens", "mean_input_tokens", b"mean_input_tokens", "mean_target_tokens", b"mean_target_tokens", "num_dropped", b"num_dropped", "num_overlapping", b"num_overlapping", "num_train", b"num_train", "num_validation", b"num_validation"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_input_tokens", b"max_input_tokens", "max_target_tokens", b"max_target_tokens", "mean_input_tokens", b"mean_input_tokens", "mean_target_tokens", b"mean_target_tokens", "num_dropped", b"num_dropped", "num_overlapping", b"num_overlapping", "num_train", b"num_train", "num_truncated", b"num_truncated", "num_validation", b"num_validation"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1309,6 +1353,7 @@ class Dataset(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     LAST_USE_TIME_FIELD_NUMBER: _builtins.int
     NUM_JOBS_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """"datasets/sha256-<hex>", the digest of its bytes."""
     size_bytes: _builtins.int
@@ -1329,6 +1374,10 @@ class Dataset(_message.Message):
     def last_use_time(self) -> _timestamp_pb2.Timestamp:
         """When it was last stored, or named by a new job."""
 
+    @_builtins.property
+    def labels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Labels that occur (classification). Only GetDataset fills it in, where they are known."""
+
     def __init__(
         self,
         *,
@@ -1340,10 +1389,11 @@ class Dataset(_message.Message):
         create_time: _timestamp_pb2.Timestamp | None = ...,
         last_use_time: _timestamp_pb2.Timestamp | None = ...,
         num_jobs: _builtins.int = ...,
+        labels: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "last_use_time", b"last_use_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "last_use_time", b"last_use_time", "name", b"name", "num_examples", b"num_examples", "num_jobs", b"num_jobs", "num_labels", b"num_labels", "size_bytes", b"size_bytes", "task", b"task"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "labels", b"labels", "last_use_time", b"last_use_time", "name", b"name", "num_examples", b"num_examples", "num_jobs", b"num_jobs", "num_labels", b"num_labels", "size_bytes", b"size_bytes", "task", b"task"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2097,6 +2147,7 @@ class TuningLimits(_message.Message):
     MAX_LINE_BYTES_FIELD_NUMBER: _builtins.int
     MAX_QUEUED_JOBS_FIELD_NUMBER: _builtins.int
     MAX_RUNTIME_FIELD_NUMBER: _builtins.int
+    MAX_POSITIONS_FIELD_NUMBER: _builtins.int
     max_virtual_tokens: _builtins.int
     """Most virtual tokens."""
     max_examples: _builtins.int
@@ -2107,6 +2158,8 @@ class TuningLimits(_message.Message):
     """Most bytes of one line of a dataset."""
     max_queued_jobs: _builtins.int
     """Most jobs waiting."""
+    max_positions: _builtins.int
+    """Longest sequence of virtual tokens, input and target, if the base model takes it; 0: what the base model takes."""
     @_builtins.property
     def max_runtime(self) -> _duration_pb2.Duration:
         """Longest time on workers."""
@@ -2120,10 +2173,11 @@ class TuningLimits(_message.Message):
         max_line_bytes: _builtins.int = ...,
         max_queued_jobs: _builtins.int = ...,
         max_runtime: _duration_pb2.Duration | None = ...,
+        max_positions: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["max_runtime", b"max_runtime"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_dataset_bytes", b"max_dataset_bytes", "max_examples", b"max_examples", "max_line_bytes", b"max_line_bytes", "max_queued_jobs", b"max_queued_jobs", "max_runtime", b"max_runtime", "max_virtual_tokens", b"max_virtual_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_dataset_bytes", b"max_dataset_bytes", "max_examples", b"max_examples", "max_line_bytes", b"max_line_bytes", "max_positions", b"max_positions", "max_queued_jobs", b"max_queued_jobs", "max_runtime", b"max_runtime", "max_virtual_tokens", b"max_virtual_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -8,7 +8,7 @@ Its state is the number of steps done, so a resumed job can be told from one tha
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -46,6 +46,10 @@ class ScriptedTrainer:
     def finish_forever(self) -> None:
         """Inputs `forever` are like any others from now on."""
         self._endless = False
+
+    def prepare(self, task: TrainingTask, on_progress: Callable[[int], None]) -> TrainingTask:
+        on_progress(0)
+        return task
 
     def add(self, task: TrainingTask) -> None:
         self._tasks[task.job_id] = task

@@ -1,0 +1,153 @@
+"""How much memory and time a worker takes for a large dataset: read, tokenized and trained on for a few steps.
+
+    python -m benchmarks.data [--megabytes 1000] [--tokenizer DIRECTORY]
+
+The worker is the production one, in a process of its own, with a tiny model; its peak memory is what the operating system reports. Two
+jobs train on the same file, which must not take a second copy. Without `--tokenizer` every byte is a token, which is the worst case for
+memory. Figures go to benchmarks/results/data.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import multiprocessing
+import os
+import platform
+import random
+import resource
+import shutil
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parents[1] / "results" / "data.json"
+DOCUMENT = Path(__file__).parents[2] / "docs" / "training.md"
+NUM_WORDS = 240
+NUM_STEPS = 4
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--megabytes", type=int, default=1000)
+    parser.add_argument("--tokenizer", type=Path, help="Directory of a model whose tokenizer is used.")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / "data.jsonl"
+        num_examples, digest = write_dataset(path, arguments.megabytes * 1_000_000)
+        forked = multiprocessing.get_context("fork")  # before torch is imported, so that the child is a fresh process
+        receiver, sender = forked.Pipe(duplex=False)
+        process = forked.Process(target=train, args=(path, digest, arguments.tokenizer, Path(scratch) / "model", sender))
+        process.start()
+        sender.close()
+        measured: dict[str, Any] = receiver.recv()
+        process.join()
+        results = {
+            "machine": {"cpus": os.cpu_count(), "platform": platform.platform(), "load": os.getloadavg()},
+            "tokenizer": "bytes" if arguments.tokenizer is None else arguments.tokenizer.name,
+            "dataset_bytes": path.stat().st_size,
+            "examples": num_examples,
+            **measured,
+        }
+    print(json.dumps(results, indent=2))
+    RESULTS.write_text(json.dumps(results, indent=2) + "\n")
+
+
+def write_dataset(path: Path, num_bytes: int) -> tuple[int, str]:
+    """Examples of random words, each another one. Returns their number and the file's digest."""
+    words, rnd = DOCUMENT.read_text().split(), random.Random(0)
+    num_examples, digest, written = 0, hashlib.sha256(), 0
+    with path.open("wb") as file:
+        while written < num_bytes:
+            text = f"{num_examples} " + " ".join(rnd.choices(words, k=NUM_WORDS))
+            line = json.dumps({"input": text, "output": " ".join(rnd.choices(words, k=NUM_WORDS // 4))}).encode() + b"\n"
+            digest.update(line)
+            written += file.write(line)
+            num_examples += 1
+    return num_examples, digest.hexdigest()
+
+
+def train(path: Path, digest: str, tokenizer: Path | None, model: Path, sender: Any) -> None:
+    """In the worker's process: two jobs on the same file, and what they took."""
+    from tests.tiny_models import save_tiny_llama
+    from trainer_service.cluster.loading import WorkerSpec, load_trainer
+    from trainer_service.cluster.worker import Worker, wait_ready
+    from trainer_service.training.events import DatasetFile, Failed, Finished, Preparing, Started, TaskData, TrainingTask
+
+    shape: dict[str, Any] = {"max_position_embeddings": 8192}
+    if tokenizer is not None:
+        shape["vocab_size"] = json.loads((tokenizer / "config.json").read_text())["vocab_size"]
+    save_tiny_llama(model, **shape)
+    for file in tokenizer.glob("*token*") if tokenizer is not None else ():
+        shutil.copy(file, model)
+    worker = Worker(lambda: load_trainer(WorkerSpec("tiny", str(model), dtype="float32", device="cpu")))
+    wait_ready(worker, 600)
+    before = peak_bytes()
+    data = TaskData(DatasetFile(digest, str(path), path.stat().st_size), None, 0.001, seed=0)
+    begun, since = time.monotonic(), 0
+    report: dict[str, Any] = {"peak_bytes_before": before}
+    for job in ("first", "second"):
+        worker.add(TrainingTask(job, 1, training_spec(), data=data))
+    finished = 0
+    while finished < 2:
+        polled = worker.poll(since, 5)
+        since = polled.last
+        for event in polled.events:
+            seconds = round(time.monotonic() - begun, 1)
+            if isinstance(event, Failed):
+                raise RuntimeError(f"{event.code}: {event.message}")
+            if isinstance(event, Preparing):
+                print(f"{seconds} s: {event.num_prepared} of {event.num_examples}, {peak_bytes() / 1e9:.2f} GB", flush=True)
+            if isinstance(event, Started):
+                report[f"{event.job_id}_job_started_seconds"] = seconds
+                report[f"peak_bytes_at_start_of_{event.job_id}"] = peak_bytes()
+            if isinstance(event, Finished):
+                finished += 1
+    sender.send(report | {"finished_seconds": round(time.monotonic() - begun, 1), "peak_bytes": peak_bytes()})
+    os._exit(0)
+
+
+def training_spec() -> Any:
+    from shared.template import Template
+    from trainer_service.training.spec import (
+        Hyperparameters,
+        Init,
+        InitMethod,
+        Metric,
+        Reparameterisation,
+        Schedule,
+        TaskKind,
+        TrainingSpec,
+    )
+
+    hyperparameters = Hyperparameters(
+        num_virtual_tokens=8,
+        init=Init(method=InitMethod.RANDOM),
+        reparameterisation=Reparameterisation.NONE,
+        learning_rate=0.01,
+        schedule=Schedule.CONSTANT,
+        warmup_steps=0,
+        weight_decay=0.0,
+        max_grad_norm=1.0,
+        batch_size=2,
+        num_steps=NUM_STEPS,
+        evaluation_interval_steps=NUM_STEPS,
+        early_stop_patience=0,
+        label_smoothing=0.0,
+        balance_classes=False,
+        metric=Metric.LOSS,
+        seed=0,
+        search=False,
+    )
+    return TrainingSpec(task=TaskKind.GENERATION, template=Template(), hyperparameters=hyperparameters)
+
+
+def peak_bytes() -> int:
+    """Most memory that this process had at once."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+if __name__ == "__main__":
+    main()
