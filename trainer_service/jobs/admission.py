@@ -145,8 +145,7 @@ class SpecAdmission:
         if num_examples < 2:
             raise InvalidInput.of("spec.dataset", "has one example; at least two are needed, since one is held out for evaluation")
         fraction = spec.validation_fraction or _default_fraction(num_examples)
-        check_split(num_examples, facts.num_distinct, fraction)
-        num_validation = round(num_examples * fraction)
+        num_validation = check_split(num_examples, facts.num_distinct, fraction)
         return _Examples(facts.task, labels, num_examples - num_validation, num_validation, fraction, {DATASET: sample})
 
     def _effective(self, spec: TuningSpec, model: KnownBaseModel, source: Source | None, examples: _Examples) -> EffectiveSpec:

@@ -2,7 +2,7 @@
 
     datasets/sha256-<hex>        the name that callers use
     <directory>/sha256-<hex>.jsonl
-    <directory>/sha256-<hex>.facts      what jobs need to know of it (`dataset_facts`); made again where it is missing
+    <directory>-facts/sha256-<hex>.json what jobs need to know of it (`dataset_facts`); made again where it is missing
 
 A dataset arrives by upload, inside a request, or from a URI under an allowed root; in each case it is a copy, so that nobody can
 change what a job trains on after the job was accepted. The same bytes are stored once, whichever tenants have them; `dataset_ledger`
@@ -248,14 +248,16 @@ class DatasetStore:
 
     def _write_facts(self, hexadecimal: str, facts: DatasetFacts) -> None:
         """A volume that can't be written costs the next job a scan."""
+        path = self._facts_path(hexadecimal)
         with suppress(OSError):
-            descriptor, temporary = tempfile.mkstemp(dir=self._directory, prefix=TEMPORARY_PREFIX)
+            path.parent.mkdir(exist_ok=True)
+            descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=TEMPORARY_PREFIX)
             with open(descriptor, "w") as file:
                 file.write(facts.model_dump_json())
-            os.replace(temporary, self._facts_path(hexadecimal))
+            os.replace(temporary, path)
 
     def _facts_path(self, hexadecimal: str) -> Path:
-        return self._directory / f"sha256-{hexadecimal}.facts"
+        return self._directory.with_name(f"{self._directory.name}-facts") / f"sha256-{hexadecimal}.json"
 
     def check_announcement(self, size_bytes: int, digest: str) -> None:
         """Raises InvalidInput naming `header.size_bytes` or `header.digest`."""

@@ -29,7 +29,7 @@ def split_validation(examples: Sequence[Example], fraction: float, seed: int) ->
         raise InvalidInput.of("validation_fraction", f"must be at least 0 and below 1, not {fraction}")
     if fraction == 0:
         return _part(examples, range(len(examples))), _part(examples, ())
-    wanted = _num_held(len(examples), fraction)
+    wanted = num_held(len(examples), fraction)
     inputs, rows = array("q"), array("q")
     for example in examples:
         inputs.append(_number(input_digest(example)))
@@ -43,11 +43,11 @@ def split_validation(examples: Sequence[Example], fraction: float, seed: int) ->
     return _part(examples, train), _part(examples, array("q", sorted(held)))
 
 
-def check_split(num_examples: int, num_distinct: int, fraction: float) -> None:
-    """Whether `split_validation` can split so many examples, of which so many differ. Raises InvalidInput as that does."""
-    _num_held(num_examples, fraction)
+def check_split(num_examples: int, num_distinct: int, fraction: float) -> int:
+    """About how many `split_validation` holds out of so many examples, of which so many differ. Raises InvalidInput as that does."""
     if num_distinct < 2:
         raise _all_the_same(num_examples)
+    return num_held(num_examples, fraction)
 
 
 def count_overlap(train: Iterable[Example], validation: Iterable[Example]) -> int:
@@ -68,9 +68,10 @@ def example_digest(example: Example) -> bytes:
     return _digest([input_digest(example).hex(), (target or "").strip()])
 
 
-def _num_held(num_examples: int, fraction: float) -> int:
-    wanted = round(num_examples * fraction)
-    if not 0 < wanted < num_examples:
+def num_held(num_examples: int, fraction: float) -> int:
+    """How many of so many examples are to be held out. Raises InvalidInput where that is none."""
+    wanted = min(round(num_examples * fraction), num_examples - 1)
+    if wanted < 1:
         raise InvalidInput.of("validation_fraction", f"{fraction} of {num_examples} examples leaves none on one side")
     return wanted
 
