@@ -10,7 +10,7 @@ from typing import Any
 
 from prompttuning.v1 import tuning_pb2
 
-from shared.errors import NotFound
+from shared.errors import NotFound, PermissionDenied, Unimplemented
 from softprompt.client.clone import cloned_spec, continued_spec
 from softprompt.client.connection import Connection
 from softprompt.client.convert import is_remote, spec_message
@@ -219,7 +219,7 @@ class TuningMethods:
         """The dataset of these bytes, if the caller's tenant has it and its labels are known to be allowed."""
         try:
             found = await self.get_dataset(f"datasets/{source.digest.replace(':', '-')}")
-        except NotFound:
+        except (NotFound, PermissionDenied, Unimplemented):
             return None
         if not found.num_examples or len(found.labels) != found.num_labels or (labels and not set(found.labels) <= set(labels)):
             return None
