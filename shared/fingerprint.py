@@ -67,7 +67,7 @@ def ship(path: Path) -> Fingerprint:
     """Hash the files and write the fingerprint beside them, to be copied with them. Raises OSError where that can't be written."""
     fresh = _hashed(path, _stamps(path)).model_copy(update={"shipped": True})
     temporary = path / f"{FILE}.{os.getpid()}"
-    temporary.write_text(fresh.model_dump_json())
+    temporary.write_text(fresh.model_dump_json(), encoding="utf-8")
     temporary.replace(path / FILE)
     return fresh
 
@@ -98,7 +98,7 @@ def _sizes(stamps: dict[str, tuple[int, int]]) -> dict[str, int]:
 
 
 def _hashed(path: Path, stamps: dict[str, tuple[int, int]]) -> Fingerprint:
-    config = {key: value for key, value in json.loads((path / "config.json").read_text()).items() if key not in _VOLATILE_CONFIG_KEYS}
+    config = {key: value for key, value in json.loads((path / "config.json").read_bytes()).items() if key not in _VOLATILE_CONFIG_KEYS}
     tokenizer_digest = _digest_of({file.name: _hash_file(file) for file in _tokenizer(path)})
     weights = {file.name: _hash_file(file) for file in _weights(path)}
     fingerprint = _digest_of({"config": config, "tokenizer": tokenizer_digest, "weights": weights})
@@ -127,7 +127,7 @@ def _write(cache: Path, fresh: Fingerprint) -> bool:
     try:
         cache.parent.mkdir(parents=True, exist_ok=True)
         temporary = cache.with_name(f"{cache.name}.{os.getpid()}")
-        temporary.write_text(fresh.model_dump_json())
+        temporary.write_text(fresh.model_dump_json(), encoding="utf-8")
         temporary.replace(cache)
     except OSError as error:
         log.info("the fingerprint is not cached in %s: %s", cache.parent, error.strerror)

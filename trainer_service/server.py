@@ -176,8 +176,8 @@ async def serve(settings: TrainerSettings, stop: asyncio.Event, make_pool: PoolM
     """Run until `stop` is set, then drain. Raises what keeps the service from starting."""
     retract(settings)
     front = Front.of(settings)
+    metrics_server = serve_metrics(front.registry, settings.host, settings.metrics_port)  # first: a server of gRPC that runs is drained
     port = await front.rpc.start()
-    metrics_server = serve_metrics(front.registry, settings.host, settings.metrics_port)
     log.info("listening", extra={"fields": {"port": port, "metrics_port": metrics_server.port}})
     building = asyncio.create_task(build(settings, front, make_pool))
 
@@ -305,9 +305,12 @@ async def _drain(settings: TrainerSettings, front: Front, trainer: Trainer | Non
 
 async def _insist(pool: CallPool, open_it: Callable[[], Opened], timeout_seconds: float) -> Opened:
     """What `open_it` opens, tried again while the place is away: the service comes up when it comes back."""
+    reason = ""
     while True:
         try:
             return await pool.call_within(timeout_seconds, open_it)
         except Unavailable as error:
-            log.warning("not started yet: %s", error.message)
+            if error.message != reason:
+                log.warning("not started yet: %s", error.message)
+            reason = error.message
             await asyncio.sleep(_RETRY_SECONDS * random.uniform(0.5, 1.5))

@@ -24,7 +24,8 @@ def register(app: typer.Typer) -> None:
 
 def tune(
     file: Annotated[
-        str, typer.Argument(help="Examples as JSON lines ({input, output}, {input, label} or {messages}), a dataset name or a URI.")
+        str,
+        typer.Argument(help="Examples as JSON lines ({input, output}, {input, label} or {messages}; - is stdin), a dataset or a URI."),
     ],
     prompt: Annotated[str, typer.Option(help="Name of the prompt; its next version is published.")],
     validation: Annotated[str | None, typer.Option(help="Held-out examples, likewise.", rich_help_panel=DATA)] = None,
@@ -127,7 +128,9 @@ def tune(
 
 
 def dataset(text: str) -> Dataset:
-    """Names and URIs as they are; everything else is a file of ours."""
+    """Names and URIs as they are, `-` as standard input; everything else is a file of ours."""
+    if text == "-":
+        return Path("/dev/stdin")
     return text if text.startswith("datasets/sha256-") or "://" in text else Path(text)
 
 

@@ -13,6 +13,7 @@ from prompttuning.v1 import prompts_pb2
 
 from shared.errors import DamagedBlob, DeadlineExceeded, InvalidInput, NotFound, PreconditionFailed
 from shared.names import parse_version_name, version_name
+from shared.user_cache import expanded
 from softprompt.client.connection import Connection
 from softprompt.client.mirror import read, write
 from softprompt.client.prompt_watch import watch_prompts
@@ -137,7 +138,7 @@ class PromptMethods:
     async def export_version(self, version: str, directory: str | Path, *, base_model: str = "", overwrite: bool = False) -> PromptVersion:
         """Write a version as a directory that `peft.PeftModel.from_pretrained` loads. `base_model`: where its users load the model from."""
         described, data = await self.download_version(version)
-        await asyncio.to_thread(write_adapter, Path(directory).expanduser(), described, data, base_model, overwrite)
+        await asyncio.to_thread(write_adapter, expanded(directory), described, data, base_model, overwrite)
         return described
 
     async def import_version(

@@ -10,7 +10,6 @@ from typing import Any
 
 from prompttuning.v1 import tuning_pb2
 
-from shared.errors import NotFound
 from softprompt.client.clone import cloned_spec, continued_spec
 from softprompt.client.connection import Connection
 from softprompt.client.convert import is_remote, spec_message
@@ -187,6 +186,4 @@ class TuningMethods:
     async def _dataset_name(self, dataset: Dataset, labels: Sequence[str]) -> str:
         if isinstance(dataset, str) and is_remote(dataset):
             return dataset
-        if isinstance(dataset, str | Path) and not await asyncio.to_thread(Path(dataset).expanduser().is_file):
-            raise NotFound("dataset file", str(dataset))
         return (await self.upload_dataset(dataset, labels=labels)).dataset
