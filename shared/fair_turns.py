@@ -6,8 +6,10 @@ of each other tenant at most, however many calls the others have queued.
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
 from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
@@ -76,3 +78,39 @@ class FairTurns(Generic[Item]):
     def _tidy(self, holder: str) -> None:
         if not self._waiting[holder]:
             del self._waiting[holder]
+
+
+class FairSlots:
+    """A semaphore of one event loop whose tenants take turns; none holds all the places. Use it as `async with slots.taken(holder):`."""
+
+    def __init__(self, num_slots: int) -> None:
+        self._num_slots, self._num_taken = num_slots, 0
+        self._turns: FairTurns[asyncio.Future[None]] = FairTurns()
+
+    @asynccontextmanager
+    async def taken(self, holder: str) -> AsyncIterator[None]:
+        granted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._turns.add(holder, granted)
+        self._grant()
+        try:
+            await granted
+            yield
+        finally:
+            if granted.done() and not granted.cancelled():
+                self._num_taken -= 1
+                self._turns.finish(holder)
+                self._grant()
+            else:
+                self._turns.remove(holder, granted)
+
+    def _limit_of(self, holder: str) -> int:
+        return self._num_slots if holder == SERVICE else places_of_one(self._num_slots)
+
+    def _grant(self) -> None:
+        while self._num_taken < self._num_slots and (found := self._turns.start_next(self._limit_of)) is not None:
+            holder, granted = found
+            if granted.done():  # its waiter was cancelled and has not run yet
+                self._turns.finish(holder)
+            else:
+                granted.set_result(None)
+                self._num_taken += 1
