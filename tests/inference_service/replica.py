@@ -107,13 +107,16 @@ class Replica:
         return await until(look)  # type: ignore[no-any-return]
 
     async def metric(self, name: str, **labels: str) -> float:
+        return await self.sample(f"softprompt_inference_{name}", **labels)
+
+    async def sample(self, name: str, **labels: str) -> float:
         def scrape() -> str:
             with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics_port}/metrics") as response:
                 return str(response.read().decode())
 
         for family in text_string_to_metric_families(await asyncio.to_thread(scrape)):
             for sample in family.samples:
-                if sample.name == f"softprompt_inference_{name}" and labels.items() <= sample.labels.items():
+                if sample.name == name and labels.items() <= sample.labels.items():
                     return float(sample.value)
         return 0.0
 

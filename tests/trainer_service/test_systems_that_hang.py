@@ -134,7 +134,7 @@ async def test_while_the_store_hangs_training_and_checkpoints_go_on_and_what_is_
         async with asyncio.timeout(60):
             after = (await trainer.tuning.GetTuningJob(pb.GetTuningJobRequest(name=running.name))).job.last_event
             async for item in trainer.tuning.WatchTuningJob(pb.WatchTuningJobRequest(name=running.name, after=after)):
-                kinds.add(item.event.WhichOneof("what") or "")
+                kinds.add(item.event.WhichOneof("kind") or "")
                 if {"progress", "checkpoint"} <= kinds:
                     break
             await first_step(trainer.tuning, begins.name)
