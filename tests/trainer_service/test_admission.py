@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from shared.errors import InvalidInput, NotFound
+from shared.errors import InvalidInput, NotFound, PreconditionFailed, Unavailable
+from shared.security.caller import Caller, Tenant, calling
 from shared.store.index import StoreIndex
 from shared.template import InputEncoder, Message, Template, TemplateFormat
 from trainer_service.base_models import BaseModels
@@ -206,3 +209,51 @@ async def test_examples_that_are_all_the_same_are_refused_and_many_of_one_input_
     with pytest.raises(InvalidInput, match="all 1000 examples are the same, so none can be held out"):
         await admission.check(spec(dataset="one"))
     assert (await admission.check(spec(dataset="outputs"))).num_validation == 100
+
+
+async def test_the_limit_of_virtual_tokens_holds_for_the_recipe_too(models: BaseModels) -> None:
+    strict = SpecAdmission(models, Datasets(), NO_SOURCES, TuningLimits(10, 10, 3600.0))
+    assert await refused_fields(strict) == ["spec.hyperparameters.num_virtual_tokens"]
+    assert (await strict.check(spec(hyperparameters=HyperparameterRequest(num_virtual_tokens=10)))).num_train
+
+
+async def test_unknown_datasets_and_sources_are_not_found(admission: SpecAdmission) -> None:
+    with pytest.raises(NotFound, match="dataset"):
+        await admission.check(spec(dataset="missing"))
+    init = Init(method=InitMethod.FROM_PROMPT, source_version="nobody@1")
+    with pytest.raises(NotFound, match="nobody"):
+        await admission.check(spec(hyperparameters=HyperparameterRequest(init=init)))
+
+
+async def test_before_the_base_models_are_read_callers_are_told_to_wait() -> None:
+    admission = SpecAdmission(BaseModels([]), Datasets(), NO_SOURCES, TuningLimits(50, 10, 3600.0))
+    with pytest.raises(Unavailable, match="starting"):
+        await admission.check(spec())
+
+
+async def test_a_job_for_a_base_model_that_is_not_there_is_refused_with_the_reason(tmp_path: Path) -> None:
+    models = BaseModels([BaseModelSource("x", str(tmp_path))])
+    models.load()
+    admission = SpecAdmission(models, Datasets(), NO_SOURCES, TuningLimits(50, 10, 3600.0))
+    with pytest.raises(PreconditionFailed, match=r"base model x is not available now: .*no config") as refused:
+        await admission.check(spec())
+    assert str(tmp_path) not in refused.value.message
+
+
+async def test_a_tenants_large_datasets_do_not_hold_up_another_tenants_jobs(models: BaseModels) -> None:
+    go_on = threading.Event()
+
+    class Slow(Datasets):
+        def describe(self, name: str, labels: Sequence[str] = ()) -> tuple[DatasetFacts, tuple[Example, ...]]:
+            if name == "two":
+                go_on.wait(60)
+            return super().describe(name, labels)
+
+    admission = SpecAdmission(models, Slow(), NO_SOURCES, TuningLimits(50, 10, 3600.0))
+    with calling(Caller("a", frozenset(), group=Tenant("greedy"))):
+        checks = [asyncio.create_task(admission.check(spec(dataset="two"))) for _ in range(20)]
+    with calling(Caller("b", frozenset(), group=Tenant("modest"))):
+        assert await asyncio.wait_for(admission.check(spec()), 30)
+    assert not any(check.done() for check in checks)
+    go_on.set()
+    await asyncio.gather(*checks)
