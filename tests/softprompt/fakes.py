@@ -50,6 +50,9 @@ class FakeTrainer(tuning_pb2_grpc.TuningServiceServicer, prompts_pb2_grpc.Prompt
         if self.fail_next:
             raise self.fail_next.pop(0)
 
+    async def GetDataset(self, request: Any, context: Any) -> tuning_pb2.GetDatasetResponse:
+        raise NotFound("dataset", request.name)
+
     async def UploadDataset(self, requests: Any, context: Any) -> tuning_pb2.UploadDatasetResponse:
         header, content = tuning_pb2.DatasetHeader(), b""
         async for request in requests:

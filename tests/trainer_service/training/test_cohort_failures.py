@@ -40,7 +40,7 @@ def test_data_that_does_not_fit_the_model_fails_its_job_with_the_line() -> None:
     long = (*generation(4), Example(line=9, input="x" * 300, output="y"), *generation(2, 10))
     events = run(Cohort(BASE), task("good"), task("long", train=long))
     failed = of(events, Failed, "long")[0]
-    assert (failed.code, failed.field) == ("BAD_DATA", "line 9")
+    assert (failed.code, failed.field) == ("BAD_DATA", "dataset line 9")
     assert "room for 250" in failed.message
     assert of(events, Finished, "good")
 
