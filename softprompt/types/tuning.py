@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from pathlib import Path
-from typing import Any
+from os import PathLike
 
-from softprompt.types.common import BaseModelInfo, Message, Sampling, Template
+from softprompt.data.prepare import PreparedData
+from softprompt.types.common import BaseModelInfo, Sampling, Template
+from softprompt.types.data import Data, Examples
 
 
 class TaskKind(StrEnum):
@@ -68,19 +69,8 @@ class JobState(StrEnum):
         return self in (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED)
 
 
-@dataclass(frozen=True)
-class Example:
-    """An input with exactly one of `output`, `label`; or `messages`, whose last turn is the assistant's."""
-
-    input: str = ""
-    output: str | None = None
-    label: str | None = None
-    messages: tuple[Message, ...] = ()
-
-
-Examples = Iterable[Example | Mapping[str, Any]]
-Dataset = str | Path | Examples
-"""A path of JSON lines, a dataset name ("datasets/sha256-..."), a URI that the trainer can read ("file:///..."), or the examples."""
+Dataset = str | PathLike[str] | Examples | Data | PreparedData
+"""A file or other data as `Data` takes them, a dataset name ("datasets/sha256-..."), or a URI that the trainer can read ("file:///...")."""
 
 
 @dataclass(frozen=True)
@@ -208,6 +198,13 @@ class DatasetStatistics:
     max_input_tokens: int
     mean_target_tokens: float
     max_target_tokens: int
+    num_distinct_inputs: int = 0
+    num_duplicates: int = 0
+    """Examples that repeat an earlier one exactly."""
+    num_near_duplicates: int = 0
+    """Examples whose input is nearly that of an earlier one."""
+    num_contradictions: int = 0
+    """Examples whose input also has another label."""
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ COMMANDS = [
     ("classify",),
     ("info",),
     *[("jobs", name) for name in ("list", "show", "watch", "cancel", "pause", "resume", "delete", "clone", "continue")],
-    *[("datasets", name) for name in ("list", "show", "delete")],
+    *[("datasets", name) for name in ("upload", "list", "show", "delete")],
     *[("prompts", name) for name in ("list", "show", "versions", "status", "loaded", "watch", "export", "import", "delete")],
     ("prompts", "alias", "set"),
     ("prompts", "alias", "remove"),

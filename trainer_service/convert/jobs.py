@@ -13,7 +13,6 @@ from trainer_service.violations import Violations
 
 
 def job_to_wire(job: Job) -> tuning_pb2.TuningJob:
-    statistics = None if job.dataset_statistics is None else tuning_pb2.DatasetStatistics(**job.dataset_statistics.model_dump())
     error = None if job.error is None else tuning_pb2.TuningError(**job.error.model_dump())
     return tuning_pb2.TuningJob(
         name=job.name,
@@ -23,7 +22,7 @@ def job_to_wire(job: Job) -> tuning_pb2.TuningJob:
         queue_position=job.queue_position,
         attempt=job.attempt,
         progress=progress_to_wire(job.progress),
-        dataset_statistics=statistics,
+        dataset_statistics=_statistics_to_wire(job),
         error=error,
         result=None if job.result is None else result_to_wire(job.result),
         create_time=to_timestamp(job.create_time),
@@ -33,6 +32,22 @@ def job_to_wire(job: Job) -> tuning_pb2.TuningJob:
         estimated_start_time=to_timestamp(job.estimated_start_time),
         best_prompt_kept=job.keeps_best_prompt,
     )
+
+
+def _statistics_to_wire(job: Job) -> tuning_pb2.DatasetStatistics | None:
+    """What was counted when the job was created, and what its worker counted."""
+    found, repetition = job.dataset_statistics, job.effective.repetition
+    if found is None and repetition is None:
+        return None
+    message = tuning_pb2.DatasetStatistics(num_train=job.effective.num_train, num_validation=job.effective.num_validation)
+    if found is not None:
+        message = tuning_pb2.DatasetStatistics(**found.model_dump())
+    if repetition is not None:
+        message.num_distinct_inputs = repetition.num_distinct_inputs
+        message.num_duplicates = repetition.num_duplicates
+        message.num_near_duplicates = repetition.num_near_duplicates
+        message.num_contradictions = repetition.num_contradictions
+    return message
 
 
 def progress_to_wire(progress: JobProgress) -> tuning_pb2.TuningProgress:

@@ -20,6 +20,7 @@ from shared.names import DEFAULT_ALIAS
 from shared.security.caller import EVERY_PROMPT
 from shared.template import Template
 from trainer_service.jobs.states import UNSUCCESSFUL_STATES, JobState
+from trainer_service.training.repetition import Repetition
 from trainer_service.training.spec import HyperparameterRequest, TaskKind, TrainingSpec
 
 MIN_PRIORITY, MAX_PRIORITY = -100, 100
@@ -104,6 +105,8 @@ class EffectiveSpec(_Frozen):
     max_runtime_seconds: float = Field(gt=0)
     num_train: int = 0
     num_validation: int = 0
+    repetition: Repetition | None = None
+    """Of its data set; None: not counted."""
     estimated_seconds: float = 0.0
     """A rough guess at the time on a worker; 0 = none was made."""
     traceparent: str = ""

@@ -933,6 +933,10 @@ class DatasetStatistics(_message.Message):
     MAX_INPUT_TOKENS_FIELD_NUMBER: _builtins.int
     MEAN_TARGET_TOKENS_FIELD_NUMBER: _builtins.int
     MAX_TARGET_TOKENS_FIELD_NUMBER: _builtins.int
+    NUM_DISTINCT_INPUTS_FIELD_NUMBER: _builtins.int
+    NUM_DUPLICATES_FIELD_NUMBER: _builtins.int
+    NUM_NEAR_DUPLICATES_FIELD_NUMBER: _builtins.int
+    NUM_CONTRADICTIONS_FIELD_NUMBER: _builtins.int
     num_train: _builtins.int
     """Training examples."""
     num_validation: _builtins.int
@@ -949,6 +953,14 @@ class DatasetStatistics(_message.Message):
     """Mean tokens of a target."""
     max_target_tokens: _builtins.int
     """Most tokens of a target."""
+    num_distinct_inputs: _builtins.int
+    """Different inputs; known, as what follows, once the job is created."""
+    num_duplicates: _builtins.int
+    """Examples that repeat an earlier one exactly."""
+    num_near_duplicates: _builtins.int
+    """Examples whose input is nearly that of an earlier one: but for case, punctuation and white space, or for a few words of many."""
+    num_contradictions: _builtins.int
+    """Examples whose input also has another label (classification)."""
     def __init__(
         self,
         *,
@@ -960,10 +972,14 @@ class DatasetStatistics(_message.Message):
         max_input_tokens: _builtins.int = ...,
         mean_target_tokens: _builtins.float = ...,
         max_target_tokens: _builtins.int = ...,
+        num_distinct_inputs: _builtins.int = ...,
+        num_duplicates: _builtins.int = ...,
+        num_near_duplicates: _builtins.int = ...,
+        num_contradictions: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_input_tokens", b"max_input_tokens", "max_target_tokens", b"max_target_tokens", "mean_input_tokens", b"mean_input_tokens", "mean_target_tokens", b"mean_target_tokens", "num_dropped", b"num_dropped", "num_overlapping", b"num_overlapping", "num_train", b"num_train", "num_validation", b"num_validation"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_input_tokens", b"max_input_tokens", "max_target_tokens", b"max_target_tokens", "mean_input_tokens", b"mean_input_tokens", "mean_target_tokens", b"mean_target_tokens", "num_contradictions", b"num_contradictions", "num_distinct_inputs", b"num_distinct_inputs", "num_dropped", b"num_dropped", "num_duplicates", b"num_duplicates", "num_near_duplicates", b"num_near_duplicates", "num_overlapping", b"num_overlapping", "num_train", b"num_train", "num_validation", b"num_validation"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
