@@ -16,7 +16,7 @@ from softprompt.client.convert import is_remote, spec_message
 from softprompt.client.datasets import UploadSource
 from softprompt.client.mirror import read
 from softprompt.client.watch import watch
-from softprompt.data.prepare import DATASET, VALIDATION_DATASET, PreparedData, prepare
+from softprompt.data.prepare import DATASET, VALIDATION_DATASET, PreparedData, checked_labels, prepare
 from softprompt.errors import JobFailed
 from softprompt.types.tuning import (
     Dataset,
@@ -46,6 +46,7 @@ class TuningMethods:
 
         InvalidInput says what is not understood, in one message with the lines that show it; see docs/data.md.
         """
+        labels = checked_labels(labels)
         return await self._upload(await asyncio.to_thread(prepare, dataset, labels), labels, timeout_seconds)
 
     async def _upload(self, prepared: PreparedData, labels: Sequence[str], timeout_seconds: float | None = None) -> UploadedDataset:
@@ -85,10 +86,11 @@ class TuningMethods:
 
     async def create_job(self, spec: TuningSpec, *, request_id: str = "", timeout_seconds: float | None = None) -> TuningJob:
         """Queue a job, uploading its examples first. Repeating a `request_id` returns the job that it made before."""
+        labels = checked_labels(spec.labels, "spec.labels")
         with ExitStack() as names:
-            dataset = await self._stored(spec.dataset, spec.labels, DATASET, names)
+            dataset = await self._stored(spec.dataset, labels, DATASET, names)
             held_out = spec.validation_dataset
-            validation = "" if held_out is None else await self._stored(held_out, spec.labels, VALIDATION_DATASET, names)
+            validation = "" if held_out is None else await self._stored(held_out, labels, VALIDATION_DATASET, names)
             message = spec_message(spec, dataset, validation)
             request = tuning_pb2.CreateTuningJobRequest(spec=message, request_id=request_id or uuid.uuid4().hex)
             response = await self._connection.trainer.call(self._connection.tuning.CreateTuningJob, request, timeout_seconds)

@@ -106,7 +106,8 @@ class Layouts:
         if output and label:
             raise NotUnderstood("an example has an output or a label, not both: name one of them")
         if not output and not label:
-            target = _only([name for name in free if name != input], OUTPUT_NAMES + LABEL_NAMES)
+            both = _named(free, OUTPUT_NAMES[0]) and _named(free, LABEL_NAMES[0])
+            target = "" if both else _only([name for name in free if name != input], OUTPUT_NAMES + LABEL_NAMES)
             output, label = ("", target) if target and target.strip().lower() in LABEL_NAMES else (target, "")
         if not input or not (output or label):
             raise self._not_understood(columns, input, output or label, row)

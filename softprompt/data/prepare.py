@@ -6,7 +6,7 @@ import json
 import os
 import re
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +19,7 @@ from softprompt.data.layout import NotUnderstood
 from softprompt.data.problems import Problems, Unusable, located
 from softprompt.data.python_rows import python_rows
 from softprompt.data.rows import MAX_BYTES, Row, Rows
-from softprompt.data.values import shown
+from softprompt.data.values import shown, text_of, type_name
 from softprompt.types.data import Data, Examples
 
 DATASET, VALIDATION_DATASET = "dataset", "validation dataset"
@@ -73,6 +73,19 @@ def prepare(
     source = data.source
     rows = file_rows(Path(source).expanduser(), data, which) if isinstance(source, str | os.PathLike) else python_rows(source, which)
     return _Preparation(rows, data, labels, which).run()
+
+
+def checked_labels(labels: Any, field: str = "labels") -> tuple[str, ...]:
+    """A label set as text. InvalidInput for what is no list, and for what is no text in it."""
+    if isinstance(labels, str | bytes | Mapping) or not isinstance(labels, Iterable):
+        raise InvalidInput.of(field, f"a list of labels is expected, not {type_name(labels)}")
+    found = []
+    for index, label in enumerate(labels):
+        try:
+            found.append(text_of(label, ""))
+        except Unusable as error:
+            raise InvalidInput.of(f"{field}[{index}]", error.reason) from None
+    return tuple(found)
 
 
 class _Places(Sequence[str]):

@@ -2,7 +2,7 @@
 
 Near-duplicates are inputs that differ from an earlier one in case, punctuation and white space only, or that share at least 80 % of their
 runs of three words with it. The latter are found by MinHash with banding (Broder 1997; Leskovec, Rajaraman and Ullman, "Mining of Massive
-Datasets", chapter 3) and are looked for in data sets of up to 20,000 examples and 16 million characters, since that takes about a second and a half.
+Datasets", chapter 3) and are looked for in data sets of up to 20,000 different inputs and 16 million characters, which takes 1.5 s.
 """
 
 from __future__ import annotations
