@@ -11,9 +11,6 @@ from typing import Any
 import torch
 
 from shared.base_model import BaseModel
-from shared.blob import GoldenRecord
-from shared.golden_inputs import golden_input_ids
-from shared.template import InputEncoder
 from trainer_service.training.encoding import EncodedDataset
 from trainer_service.training.events import NearestToken
 from trainer_service.training.init import embed
@@ -21,7 +18,6 @@ from trainer_service.training.packing import Row
 from trainer_service.training.work import RowScore, ScoreWork, Work
 
 SLICE_TOKENS = 1024
-GOLDEN_TOP_K = 8
 _TABLE_CHUNK = 16384
 
 Evaluation = Generator[Work, Any, dict[str, float]]
@@ -47,36 +43,12 @@ def evaluate(prompt: torch.Tensor | None, data: EncodedDataset) -> Evaluation:
     return metrics
 
 
-def score_rows(
-    prompt: torch.Tensor | None, rows: Sequence[Row], candidates: tuple[int, ...] = (), top_k: int = 0
-) -> Generator[Work, Any, list[RowScore]]:
+def score_rows(prompt: torch.Tensor | None, rows: Sequence[Row], candidates: tuple[int, ...] = ()) -> Generator[Work, Any, list[RowScore]]:
     """Scores in the order of `rows`, asked for in slices so that no step of the cohort gets long."""
     scores: list[RowScore] = []
     for part in _slices(rows):
-        scores += yield ScoreWork(prompt, part, candidates, top_k)
+        scores += yield ScoreWork(prompt, part, candidates)
     return scores
-
-
-def golden_records(
-    prompt: torch.Tensor, encoder: InputEncoder, max_positions: int, dtype: torch.dtype
-) -> Generator[Work, Any, tuple[GoldenRecord, ...]]:
-    """The most likely first tokens after a few inputs that are nobody's, for replicas to replay before they serve the prompt.
-
-    Inputs that don't fit into `max_positions` with the virtual tokens and one token more are left out.
-    """
-    chosen = [ids for ids in golden_input_ids(encoder) if prompt.shape[0] + len(ids) < max_positions]
-    rows = [Row(ids, ids[-1:]) for ids in chosen]  # which target is scored doesn't matter
-    scores = yield from score_rows(prompt, rows, top_k=GOLDEN_TOP_K)
-    return tuple(
-        GoldenRecord(
-            text="",
-            input_ids=ids,
-            top_token_ids=tuple(token for token, _ in score.top),
-            top_logprobs=tuple(min(0.0, value) for _, value in score.top),
-            dtype=str(dtype).removeprefix("torch."),
-        )
-        for ids, score in zip(chosen, scores, strict=True)
-    )
 
 
 def classification_metrics(wanted: Sequence[int], answers: Sequence[int], num_labels: int) -> dict[str, float]:

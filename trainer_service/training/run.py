@@ -23,9 +23,10 @@ from trainer_service.training import encoding
 from trainer_service.training.checkpoint import EvaluationRecord, RunState, digest_of, read_checkpoint, restore, write_checkpoint
 from trainer_service.training.dataset import count_overlap
 from trainer_service.training.encoding import EncodedDataset, EncodedExample, encode_bare, encode_dataset
-from trainer_service.training.evaluate import evaluate, golden_records, nearest_tokens
+from trainer_service.training.evaluate import evaluate, nearest_tokens
 from trainer_service.training.events import Evaluated, Started, StepDone, TrainingEvent, TrainingResult, TrainingTask
 from trainer_service.training.generate import evaluate_generations
+from trainer_service.training.golden import golden_records
 from trainer_service.training.init import embedding_std, initial_matrix
 from trainer_service.training.packing import Row
 from trainer_service.training.recipe import check_init
@@ -277,7 +278,7 @@ class TuningRun:
             if self.task.current is not None and self.task.current.hidden_size == soft_prompt.hidden_size:
                 serving = self.task.current.cast(self._base_model.dtype, self._base_model.device)
                 current = yield from self._measure(serving, final)
-        golden = yield from golden_records(prompt, self._encoder, self._base_model.info.max_positions, self._base_model.dtype)
+        golden = yield CallWork(lambda: golden_records(self._base_model, soft_prompt, self._encoder))
         scores = [record.metrics[self._hyper.metric.value.lower()] for record in self._state.history[-5:]]
         return TrainingResult(
             soft_prompt=soft_prompt,
