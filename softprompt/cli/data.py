@@ -15,6 +15,7 @@ from softprompt.types.data import Data
 
 if TYPE_CHECKING:
     from softprompt.data.prepare import PreparedData
+    from softprompt.types.tuning import DatasetStatistics
 
 PANEL = "Data"
 InputOption = Annotated[
@@ -57,6 +58,18 @@ def read_examples(text: str, how: Data, labels: Sequence[str], which: str = "dat
     told = "".join(f"; {sentence}" for sentence in prepared.report)
     stderr().print(f"{prepared.name}: {prepared.num_examples} examples ({prepared.format}){told}", markup=False, soft_wrap=True)
     return prepared
+
+
+def repetition(statistics: DatasetStatistics | None) -> list[str]:
+    """What a job's creation counted, for those who don't follow the job and its notes."""
+    if statistics is None:
+        return []
+    counts = {
+        "examples that repeat an earlier one": statistics.num_duplicates,
+        "examples with nearly the input of an earlier one": statistics.num_near_duplicates,
+        "examples whose input also has another label": statistics.num_contradictions,
+    }
+    return [f"{sentence}: {count}" for sentence, count in counts.items() if count]
 
 
 def mending_command(arguments: Sequence[str], fix: Mapping[str, str]) -> str:

@@ -17,6 +17,7 @@ from softprompt.cli.data import (
     OutputOption,
     label_set,
     read_examples,
+    repetition,
 )
 from softprompt.cli.options import JsonOption, TrainerOption, example, open_client
 from softprompt.cli.output import print_json, show, stderr
@@ -134,6 +135,9 @@ def tune(
     )
     with open_client(trainer) as client:
         job = client.create_job(spec, request_id=request_id)
+        if not follow:
+            for sentence in repetition(job.dataset_statistics):
+                stderr().print(sentence, markup=False)
         if follow:
             stderr().print(f"{job.name} is queued", markup=False)
             follow_job(client, job.name, as_json=as_json)

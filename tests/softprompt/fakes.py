@@ -43,6 +43,7 @@ class FakeTrainer(tuning_pb2_grpc.TuningServiceServicer, prompts_pb2_grpc.Prompt
         self.jobs = {JOB: succeeded_job()}
         self.events = finished_events()
         self.alias_version = 2
+        self.created_statistics: tuning_pb2.DatasetStatistics | None = None
 
     def _maybe_fail(self) -> None:
         if self.fail_next:
@@ -64,7 +65,8 @@ class FakeTrainer(tuning_pb2_grpc.TuningServiceServicer, prompts_pb2_grpc.Prompt
         self._maybe_fail()
         self.specs.append(request.spec)
         self.request_ids.append(request.request_id)
-        return tuning_pb2.CreateTuningJobResponse(job=tuning_pb2.TuningJob(name=JOB, state=QUEUED, spec=request.spec))
+        job = tuning_pb2.TuningJob(name=JOB, state=QUEUED, spec=request.spec, dataset_statistics=self.created_statistics)
+        return tuning_pb2.CreateTuningJobResponse(job=job)
 
     async def GetTuningJob(self, request: Any, context: Any) -> tuning_pb2.GetTuningJobResponse:
         self._maybe_fail()

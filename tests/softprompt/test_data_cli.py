@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from prompttuning.v1 import tuning_pb2
 
 from softprompt.cli.data import label_set, mending_command
 from softprompt.types.tuning import TaskKind
@@ -95,3 +96,10 @@ def test_a_command_is_mended_where_it_has_the_options() -> None:
     assert mending_command(arguments, {"--input": "my review"}) == "softprompt tune 'a b.csv' --drop-extra --prompt x --input 'my review'"
     assert mending_command(["tune", "a.csv", "--input=b"], {"--input": "c"}) == "softprompt tune a.csv --input c"
     assert mending_command(["jobs", "clone", "j"], {"--drop-extra": ""}).startswith("softprompt datasets upload FILE --drop-extra")
+
+
+def test_what_a_creation_counted_is_told_without_following(cli, here, table):
+    counts = tuning_pb2.DatasetStatistics(num_train=9, num_duplicates=4, num_contradictions=2)
+    here.trainer.created_statistics = counts
+    done = cli("tune", table, "--prompt", "x", "--input", "review", "--label", "stars", "--drop-extra", "--no-follow")
+    assert done.err.splitlines()[1:] == ["examples that repeat an earlier one: 4", "examples whose input also has another label: 2"]
