@@ -1219,13 +1219,43 @@ class DatasetHeader(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    class _Format:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _FormatEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[DatasetHeader._Format.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        FORMAT_UNSPECIFIED: DatasetHeader._Format.ValueType  # 0
+        """Like FORMAT_JSON_LINES."""
+        FORMAT_JSON_LINES: DatasetHeader._Format.ValueType  # 1
+        """One JSON object a line, in UTF-8."""
+        FORMAT_CSV: DatasetHeader._Format.ValueType  # 2
+        """CSV as RFC 4180 has it, with commas, in UTF-8, its first line exactly "input,output" or "input,label". Stored as JSON lines: the
+        dataset's name is the digest of those.
+        """
+
+    class Format(_Format, metaclass=_FormatEnumTypeWrapper):
+        """How the bytes are written."""
+
+    FORMAT_UNSPECIFIED: DatasetHeader.Format.ValueType  # 0
+    """Like FORMAT_JSON_LINES."""
+    FORMAT_JSON_LINES: DatasetHeader.Format.ValueType  # 1
+    """One JSON object a line, in UTF-8."""
+    FORMAT_CSV: DatasetHeader.Format.ValueType  # 2
+    """CSV as RFC 4180 has it, with commas, in UTF-8, its first line exactly "input,output" or "input,label". Stored as JSON lines: the
+    dataset's name is the digest of those.
+    """
+
     SIZE_BYTES_FIELD_NUMBER: _builtins.int
     DIGEST_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
+    FORMAT_FIELD_NUMBER: _builtins.int
     size_bytes: _builtins.int
     """Size in bytes, checked at the end."""
     digest: _builtins.str
     """"sha256:<hex>" of the bytes, checked at the end. Empty: not checked."""
+    format: Global___DatasetHeader.Format.ValueType
+    """How the bytes are written."""
     @_builtins.property
     def labels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Allowed labels, if it is a classification and they are known."""
@@ -1236,10 +1266,11 @@ class DatasetHeader(_message.Message):
         size_bytes: _builtins.int = ...,
         digest: _builtins.str = ...,
         labels: _abc.Iterable[_builtins.str] | None = ...,
+        format: Global___DatasetHeader.Format.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "labels", b"labels", "size_bytes", b"size_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "format", b"format", "labels", b"labels", "size_bytes", b"size_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1254,7 +1285,7 @@ class UploadDatasetRequest(_message.Message):
     HEADER_FIELD_NUMBER: _builtins.int
     CHUNK_FIELD_NUMBER: _builtins.int
     chunk: _builtins.bytes
-    """At most 1 MiB of JSON lines."""
+    """At most 1 MiB, in the header's format."""
     @_builtins.property
     def header(self) -> Global___DatasetHeader:
         """Must be the first message and only that."""
