@@ -96,8 +96,9 @@ def tune(
     as_json: JsonOption = False,
     trainer: TrainerOption = None,
 ) -> None:
-    """Tune a soft prompt on examples and publish it."""
+    """Tune a soft prompt on examples, publish it, and wait until the first live replica serves it."""
     from softprompt.cli.following import follow as follow_job
+    from softprompt.cli.following import show_verdict
 
     gate = (
         PublishGate(beat_bare_model, beat_current, minimum_metric)
@@ -140,7 +141,7 @@ def tune(
                 stderr().print(sentence, markup=False)
         if follow:
             stderr().print(f"{job.name} is queued", markup=False)
-            follow_job(client, job.name, as_json=as_json)
+            show_verdict(client, follow_job(client, job.name, as_json=as_json), as_json=as_json)
         elif as_json:
             print_json(job)
         else:

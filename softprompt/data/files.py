@@ -6,18 +6,18 @@ import gzip
 import io
 import itertools
 import os
-import stat
 import zlib
 from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from shared.errors import InvalidInput, NotFound
+from shared.errors import InvalidInput
 from softprompt.data.json_rows import is_json_lines, json_document, json_lines
 from softprompt.data.rows import MAX_BYTES, Row, Rows, no_rows
 from softprompt.data.sheets import parquet_rows, sheet_rows
 from softprompt.data.tables import TableReader
 from softprompt.data.text_lines import TextLines
+from softprompt.input_files import input_file
 from softprompt.types.data import Data
 
 _FOREIGN: tuple[tuple[bytes, str], ...] = (
@@ -34,52 +34,28 @@ _FOREIGN: tuple[tuple[bytes, str], ...] = (
     (b"\x80\x05\x95", "is a pickle, which may run code when it is read: save it as Parquet"),
 )
 _HEAD_BYTES = 16
-MAX_PIPE_BYTES = 512 << 20
 _JSON_SUFFIXES = (".json", ".jsonl", ".ndjson")
 _TABLE_SUFFIXES = (".csv", ".tsv", ".tab")
 
 
-def file_rows(path: Path, data: Data, which: str) -> Rows:
+def file_rows(source: str | os.PathLike[str], data: Data, which: str) -> Rows:
     """Raises NotFound, or InvalidInput naming `which` for what is no file of examples. The file is closed after the last row."""
-    file = _opened(path, which)
+    content = input_file(os.fspath(source), which)
+    path = content if isinstance(content, Path) else Path(source)
+    try:
+        file: BinaryIO = content.open("rb") if isinstance(content, Path) else io.BytesIO(content)
+    except OSError as error:
+        raise InvalidInput.of(which, f"can't read {str(path)!r}: {error.strerror or error}") from error
     try:
         rows = _rows(file, path, data, which)
     except BaseException:
         file.close()
         raise
     rows.name = "standard input" if str(path) == "/dev/stdin" else path.name
-    if isinstance(file, io.BytesIO):
+    if isinstance(content, bytes):
         rows.verbatim = None
     rows.items = _closing(rows.items, file, path, which)
     return rows
-
-
-def _opened(path: Path, which: str) -> BinaryIO:
-    """A regular file, or what a pipe of the shell yields: that can be read only once."""
-    try:
-        mode = path.stat().st_mode
-        if stat.S_ISREG(mode):
-            return path.open("rb")
-        if stat.S_ISFIFO(mode) or stat.S_ISCHR(mode):
-            return _piped(path, which)
-        names = sorted(item.name for item in itertools.islice(path.iterdir(), 100) if item.is_file()) if stat.S_ISDIR(mode) else []
-    except (FileNotFoundError, NotADirectoryError):
-        raise NotFound(f"{which} file", str(path)) from None
-    except (OSError, ValueError) as error:
-        raise InvalidInput.of(which, f"can't read {str(path)!r}: {getattr(error, 'strerror', None) or error}") from error
-    kind = "a directory" if stat.S_ISDIR(mode) else "neither a file nor a pipe"
-    which_one = f"name one of its files, such as {', '.join(names[:3])}" if names else "a file is expected"
-    raise InvalidInput.of(which, f"{str(path)!r} is {kind}: {which_one}")
-
-
-def _piped(path: Path, which: str) -> BinaryIO:
-    with path.open("rb") as pipe:
-        if pipe.isatty():
-            raise InvalidInput.of(which, f"{str(path)!r} is the terminal: give a file, or send one (COMMAND | softprompt ... /dev/stdin)")
-        content = pipe.read(MAX_PIPE_BYTES + 1)
-    if len(content) > MAX_PIPE_BYTES:
-        raise InvalidInput.of(which, f"{str(path)!r} yields more than {MAX_PIPE_BYTES >> 20} MiB: save it in a file first")
-    return io.BytesIO(content)
 
 
 def _rows(file: BinaryIO, path: Path, data: Data, which: str) -> Rows:

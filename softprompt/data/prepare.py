@@ -71,7 +71,7 @@ def prepare(
         return data
     data = data if isinstance(data, Data) else Data(data)
     source = data.source
-    rows = file_rows(Path(source).expanduser(), data, which) if isinstance(source, str | os.PathLike) else python_rows(source, which)
+    rows = file_rows(source, data, which) if isinstance(source, str | os.PathLike) else python_rows(source, which)
     return _Preparation(rows, data, labels, which).run()
 
 

@@ -46,6 +46,7 @@ from trainer_service.jobs.model import (
 )
 from trainer_service.jobs.states import JobState
 from trainer_service.prompts import Version
+from trainer_service.training.repetition import Repetition
 from trainer_service.training.spec import (
     HyperparameterRequest,
     Init,
@@ -153,10 +154,11 @@ def test_no_alias_and_the_default_one_are_told_apart() -> None:
 
 
 def test_every_field_of_a_job_is_told() -> None:
+    repetition = Repetition(num_examples=10, num_distinct_inputs=4, num_duplicates=3, num_near_duplicates=2, num_contradictions=1)
     job = Job(
         id="01",
         spec=SPEC,
-        effective=effective_spec(),
+        effective=effective_spec().model_copy(update={"repetition": repetition}),
         state=JobState.FAILED,
         attempt=2,
         queue_position=3,

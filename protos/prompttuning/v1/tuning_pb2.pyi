@@ -313,7 +313,7 @@ class PromptInit(_message.Message):
     method: Global___PromptInit.Method.ValueType
     """How the first values are chosen."""
     text: _builtins.str
-    """For METHOD_TEXT. Empty: the recipe writes one."""
+    """For METHOD_TEXT, at most 32768 characters. Empty: the recipe writes one."""
     source: _builtins.str
     """For METHOD_FROM_PROMPT: a prompt reference ("name", "name@alias", "name@7"), resolved when the job is created; or "tuningJobs/<id>"
     of a job that ended without a version and whose best prompt was kept.
@@ -1689,7 +1689,7 @@ class ListTuningJobsRequest(_message.Message):
     ANNOTATIONS_FIELD_NUMBER: _builtins.int
     ORDER_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
-    """At most 1000; 0 = 50."""
+    """At most 1000; 0 = 50. A page has fewer where the jobs' specs are long."""
     page_token: _builtins.str
     """From the page before. Opaque, and valid for this caller, filter and order only."""
     prompt: _builtins.str

@@ -134,7 +134,7 @@ def test_what_is_no_file_of_examples_is_refused_in_a_sentence(name: str, tmp_pat
 
 def test_a_directory_names_its_files_and_what_is_not_there_is_not_found(tmp_path: Path) -> None:
     written(tmp_path / "train.csv", csv_text())
-    with pytest.raises(InvalidInput, match=r"is a directory: name one of its files, such as train\.csv"):
+    with pytest.raises(InvalidInput, match=r"is a directory; name one of its files, such as train\.csv"):
         prepare(tmp_path)
     for path in (tmp_path / "no.csv", tmp_path / "train.csv" / "x"):
         with pytest.raises(NotFound):
