@@ -9,6 +9,7 @@ the cohort is lost: its jobs go on elsewhere.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -228,9 +229,9 @@ class Cohort:
         losses = backward(self._base_model, self._forward, parts, token_budget)
         norms = torch.stack([part.trainee.clip() for part in parts])
         rates = [part.trainee.learning_rate for part in parts]
-        for part in parts:
-            part.trainee.update()
         measured = torch.stack([losses, norms]).tolist()  # the one wait for the device
+        for loss, norm, part in zip(*measured, parts, strict=True):
+            part.trainee.update() if math.isfinite(loss) and math.isfinite(norm) else part.trainee.skip()
         seconds = time.perf_counter() - started
         outcomes = [
             StepOutcome(loss, norm, rate, self._forward.num_tokens(part.trainee.num_virtual_tokens, part.rows), seconds)

@@ -17,10 +17,14 @@ from shared.template import InputEncoder
 from trainer_service.training.encoding import EncodedDataset
 from trainer_service.training.events import NearestToken
 from trainer_service.training.init import embed
-from trainer_service.training.packing import Row
+from trainer_service.training.packing import Row, common_length
+from trainer_service.training.results import Results
+from trainer_service.training.spec import Metric
 from trainer_service.training.work import RowScore, ScoreWork, Work
 
 SLICE_TOKENS = 1024
+MAX_SHARED_TOKENS = 16 * SLICE_TOKENS
+"""Of a slice, counted once for each row: an architecture that is computed row by row shares nothing."""
 GOLDEN_TOP_K = 8
 _TABLE_CHUNK = 16384
 
@@ -29,22 +33,29 @@ Evaluation = Generator[Work, Any, dict[str, float]]
 
 def evaluate(prompt: torch.Tensor | None, data: EncodedDataset) -> Evaluation:
     """loss and token_accuracy of the targets; for classification also accuracy and macro_f1."""
+    results = yield from evaluate_examples(prompt, data)
+    return results.metrics(Metric.LOSS)
+
+
+def evaluate_examples(prompt: torch.Tensor | None, data: EncodedDataset) -> Generator[Work, Any, Results]:
+    """How each example comes out behind `prompt` (None: the bare model), without generated texts."""
     single = len(data.label_ids) > 0 and all(len(ids) == 1 for ids in data.label_ids)
     candidates = tuple(ids[0] for ids in data.label_ids) if single else ()
     rows = [Row(example.input_ids, example.target_ids) for example in data.examples]
     scores = yield from score_rows(prompt, rows, candidates)
-    num_targets = sum(score.num_targets for score in scores)
-    metrics = {
-        "loss": -sum(score.log_probability for score in scores) / num_targets,
-        "token_accuracy": sum(score.num_correct for score in scores) / num_targets,
-    }
+    answers: list[int] = []
     if data.label_ids:
         if single:
             answers = [_argmax(score.candidates) for score in scores]
         else:
             answers = yield from _choose_labels(prompt, data)
-        metrics |= classification_metrics([example.label_index for example in data.examples], answers, len(data.label_ids))
-    return metrics
+    return Results(
+        log_probabilities=tuple(score.log_probability for score in scores),
+        num_targets=tuple(score.num_targets for score in scores),
+        num_correct=tuple(score.num_correct for score in scores),
+        wanted=tuple(example.label_index for example in data.examples) if data.label_ids else (),
+        chosen=tuple(answers),
+    )
 
 
 def score_rows(
@@ -79,18 +90,6 @@ def golden_records(
     )
 
 
-def classification_metrics(wanted: Sequence[int], answers: Sequence[int], num_labels: int) -> dict[str, float]:
-    """accuracy, and macro_f1 over the labels that occur in either."""
-    f1 = []
-    for label in range(num_labels):
-        hits = sum(want == answer == label for want, answer in zip(wanted, answers, strict=True))
-        total = wanted.count(label) + answers.count(label)
-        if total:
-            f1.append(2 * hits / total)
-    correct = sum(want == answer for want, answer in zip(wanted, answers, strict=True))
-    return {"accuracy": correct / len(wanted), "macro_f1": sum(f1) / len(f1)}
-
-
 @torch.no_grad()
 def nearest_tokens(base_model: BaseModel, matrix: torch.Tensor) -> tuple[NearestToken, ...]:
     """The vocabulary token of highest cosine for each virtual token of `[num_virtual_tokens, hidden_size]`."""
@@ -116,13 +115,16 @@ def _choose_labels(prompt: torch.Tensor | None, data: EncodedDataset) -> Generat
 
 
 def _slices(rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
-    part, used = list[Row](), 0
+    """What all rows begin with is computed once a slice, so it counts once; a slice takes at least as many other tokens as that."""
+    common = common_length(rows)
+    size = max(SLICE_TOKENS, 2 * common)
+    part, used = list[Row](), common
     for row in rows:
-        if part and used + len(row.tokens) > SLICE_TOKENS:
+        if part and (used + len(row.tokens) - common > size or len(part) * common > MAX_SHARED_TOKENS):
             yield part
-            part, used = [], 0
+            part, used = [], common
         part.append(row)
-        used += len(row.tokens)
+        used += len(row.tokens) - common
     if part:
         yield part
 

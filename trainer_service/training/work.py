@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -37,6 +38,11 @@ class StepOutcome:
     learning_rate: float
     num_tokens: int
     step_seconds: float
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether the step was taken; otherwise it was skipped."""
+        return math.isfinite(self.loss) and math.isfinite(self.grad_norm)
 
 
 @dataclass(frozen=True)
