@@ -14,7 +14,7 @@ from trainer_service.training.spec import InitMethod, Metric
 NAMES: Mapping[str, str] = {
     BARE: "the bare model",
     INSTRUCTED: "the model with an instruction",
-    FEW_SHOT: "the model with an instruction and examples",
+    FEW_SHOT: "the model with an instruction and examples in its input",
     CURRENT: "the current version",
 }
 _FROZEN = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
@@ -61,7 +61,7 @@ def records(comparisons: Mapping[str, Comparison]) -> tuple[ComparisonRecord, ..
 def outcome_of(comparison: Comparison, rival: str) -> str:
     """How a comparison came out, with its numbers, for people."""
     name = comparison.metric.value.lower()
-    head = f"{name} {comparison.value:.4g} {{}} {NAMES[rival]}'s {comparison.other:.4g}"
+    head = f"{name} {comparison.value:.4g} {{}} {comparison.other:.4g} of {NAMES[rival]}"
     if comparison.num_examples < MIN_EXAMPLES:
         few = f"{comparison.num_examples} held-out examples are too few to tell; at least {MIN_EXAMPLES} are needed"
         return head.format("is not known to beat") + f": {few}"
@@ -78,7 +78,9 @@ def estimate_text(metric: Metric, estimate: Estimate) -> str:
 
 
 def interval(low: float, high: float) -> str:
-    return f"95 % interval {low:.3g} to {high:.3g}" if math.isfinite(low) and math.isfinite(high) else "no interval"
+    if not (math.isfinite(low) and math.isfinite(high)):
+        return "no interval"
+    return f"95 % interval {round(low, 9) + 0.0:.3g} to {round(high, 9) + 0.0:.3g}"  # neither 1e-17 nor -0
 
 
 def verdict(comparisons: Mapping[str, Comparison]) -> str:
