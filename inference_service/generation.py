@@ -177,8 +177,12 @@ class GenerationService:
             return Scored(source.started(result.usage, 0, call.request_id), labels, result.scores)
 
     async def count_tokens(self, input: InputRequest) -> Counted:
+        """Also of an input that is too long to be answered; with `truncate`, of what is left of it."""
         async with self._source(input) as source:
-            prepared = await self._preparer.prepare(input, source.encoder, source.num_virtual_tokens)
+            if input.truncate:
+                prepared = await self._preparer.prepare(input, source.encoder, source.num_virtual_tokens)
+            else:
+                prepared = await self._preparer.encode(input, source.encoder)
             return Counted(prepared.ids, source.num_virtual_tokens)
 
     @asynccontextmanager

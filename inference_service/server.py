@@ -35,6 +35,7 @@ from inference_service.prompts.unloading import PrefixUnloader
 from inference_service.prompts.version import prompt_of_prefix
 from inference_service.prompts.watcher import PromptWatcher
 from inference_service.servicer import SERVICE_NAME, Backend, GenerationServicer
+from inference_service.token_texts import TokenTexts
 from shared import fingerprint
 from shared.base_model import inspect, resolve
 from shared.config import ConfigError
@@ -99,7 +100,7 @@ def build(
         dtype=str(base.dtype).removeprefix("torch."),
         device=base.device.type,
     )
-    backend = Backend(service, RequestReader(limits, base.info.vocab_size), registry, model_info)
+    backend = Backend(service, RequestReader(limits, base.info.vocab_size), registry, model_info, TokenTexts(base.tokenizer))
     return Replica(running, watcher, heartbeat, loads, backend)
 
 

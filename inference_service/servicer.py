@@ -16,6 +16,7 @@ from inference_service.engine.request import Delta
 from inference_service.engine.text_stream import merge
 from inference_service.generation import Call, Ended, GenerationService, Started
 from inference_service.prompts.registry import PromptRegistry
+from inference_service.token_texts import TokenTexts
 from shared.errors import InvalidInput, Unavailable
 from shared.log import bound_fields
 from shared.names import check_name
@@ -35,6 +36,7 @@ class Backend:
     reader: RequestReader
     registry: PromptRegistry
     model_info: generation_pb2.GetModelInfoResponse
+    texts: TokenTexts
 
 
 class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
@@ -58,7 +60,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         input, sampling = self._backend.reader.generation(request)
         async with aclosing(self._backend.service.stream(input, sampling, _call(context, request.priority))) as parts:  # type: ignore[type-var]
             async for part in parts:
-                yield answers.stream_message(part, sampling.num_logprobs)
+                yield answers.stream_message(part, self._backend.texts)
 
     async def Generate(self, request: generation_pb2.GenerateRequest, context: Any) -> generation_pb2.GenerateResponse:
         input, sampling = self._backend.reader.generation(request)
@@ -71,7 +73,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
                     response.end.CopyFrom(answers.end_message(part))
                 else:
                     deltas.append(part)
-        response.output.CopyFrom(answers.delta_message(merge(deltas or [Delta()]), sampling.num_logprobs))
+        response.output.CopyFrom(answers.delta_message(merge(deltas or [Delta()]), self._backend.texts))
         return response
 
     async def Score(self, request: generation_pb2.ScoreRequest, context: Any) -> generation_pb2.ScoreResponse:

@@ -60,8 +60,8 @@ class SamplingParams:
     max_new_tokens: int = 128
     min_new_tokens: int = 0
     """End-of-sequence and stop tokens are impossible before so many tokens."""
-    num_logprobs: int = 0
-    """Alternatives reported with each token; 0 reports no log-probabilities."""
+    num_logprobs: int | None = None
+    """Alternatives beside each token's own log-probability; None: not even that."""
 
     @property
     def greedy(self) -> bool:
@@ -92,7 +92,8 @@ class SamplingParams:
         within("presence_penalty", -limits.max_penalty, limits.max_penalty)
         within("frequency_penalty", -limits.max_penalty, limits.max_penalty)
         within("max_new_tokens", 1, limits.max_new_tokens)
-        within("num_logprobs", 0, limits.max_logprobs)
+        if self.num_logprobs is not None:
+            within("num_logprobs", 0, limits.max_logprobs)
         require(
             "min_new_tokens",
             0 <= self.min_new_tokens <= self.max_new_tokens,
