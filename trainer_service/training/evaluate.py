@@ -17,12 +17,14 @@ from shared.template import InputEncoder
 from trainer_service.training.encoding import EncodedDataset
 from trainer_service.training.events import NearestToken
 from trainer_service.training.init import embed
-from trainer_service.training.packing import Row, common_length
+from trainer_service.training.packing import Row, common_length, num_packed_tokens
 from trainer_service.training.results import Results
 from trainer_service.training.spec import Metric
 from trainer_service.training.work import RowScore, ScoreWork, Work
 
 SLICE_TOKENS = 1024
+MIN_PASS_TOKENS = 128
+"""Smaller passes cost as much as this one: they read all weights for little."""
 MAX_SHARED_TOKENS = 16 * SLICE_TOKENS
 """Of a slice, counted once for each row: an architecture that is computed row by row shares nothing."""
 GOLDEN_TOP_K = 8
@@ -107,9 +109,15 @@ def nearest_tokens(base_model: BaseModel, matrix: torch.Tensor) -> tuple[Nearest
 
 
 def _choose_labels(prompt: torch.Tensor | None, data: EncodedDataset) -> Generator[Work, Any, list[int]]:
-    """The exact score of every label of every example: one row each."""
-    rows = [Row(example.input_ids, ids) for example in data.examples for ids in data.label_ids]
-    scores = yield from score_rows(prompt, rows)
+    """The exact score of every label of every example: one row each, and of many labels the input is computed once for all."""
+    by_example = [[Row(example.input_ids, ids) for ids in data.label_ids] for example in data.examples]
+    together = [row for rows in by_example for row in rows]
+    apart = [num_packed_tokens(0, rows) for rows in by_example]
+    common = common_length(together)
+    is_cheaper = 2 * sum(apart) < sum(len(row.tokens) - common for row in together)
+    scores: list[RowScore] = []
+    for rows in by_example if is_cheaper and min(apart) >= MIN_PASS_TOKENS else [together]:
+        scores += yield from score_rows(prompt, rows)
     values, width = [score.log_probability for score in scores], len(data.label_ids)
     return [_argmax(values[first : first + width]) for first in range(0, len(values), width)]
 
