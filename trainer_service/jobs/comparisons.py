@@ -88,9 +88,14 @@ def verdict(comparisons: Mapping[str, Comparison]) -> str:
     rivals = {rival: comparison for rival, comparison in comparisons.items() if rival != CURRENT}
     if not rivals:
         return ""
+    num_examples = min(comparison.num_examples for comparison in rivals.values())
+    if num_examples < MIN_EXAMPLES:
+        shown = [f"{NAMES[rival]} ({_pair(comparison)})" for rival, comparison in rivals.items()]
+        few = f"{num_examples} held-out example{' is' if num_examples == 1 else 's are'} too few to tell"
+        return f"{few} whether the prompt is better than {_listed(shown)}: at least {MIN_EXAMPLES} are needed"
     beaten = [NAMES[rival] for rival, comparison in rivals.items() if comparison.beats]
     missed = [outcome_of(comparison, rival) for rival, comparison in rivals.items() if not comparison.beats]
-    said = [f"beats {_listed(beaten)}"] if beaten else []
+    said = [f"the prompt beats {_listed(beaten)}"] if beaten else ["the prompt beats none of the other ways to use the model"]
     return "; ".join([*said, *missed])
 
 
@@ -121,6 +126,10 @@ def _record(rival: str, comparison: Comparison) -> ComparisonRecord:
         num_examples=comparison.num_examples,
         beats=comparison.beats,
     )
+
+
+def _pair(comparison: Comparison) -> str:
+    return f"{comparison.metric.value.lower()} {comparison.value:.4g} against {comparison.other:.4g}"
 
 
 def _listed(names: Sequence[str]) -> str:

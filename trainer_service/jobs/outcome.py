@@ -73,7 +73,7 @@ def make_outcome(job: Job, trained: TrainingResult, current_version: str = "") -
 def notes_of(result: JobResult) -> list[Note]:
     """What a person should know about a trained prompt: what a search chose, and what training did not beat."""
     beaten = all(comparison.beats for comparison in result.comparisons if comparison.rival != CURRENT)
-    return [Note(text=text) for text in (search_note(result.candidates), "" if beaten else f"the tuned prompt {result.verdict}") if text]
+    return [Note(text=text) for text in (search_note(result.candidates), "" if beaten else result.verdict) if text]
 
 
 def _candidate(tried: TriedCandidate) -> SearchCandidate:

@@ -27,6 +27,7 @@ from trainer_service.training.evaluate import golden_records, nearest_tokens
 from trainer_service.training.evaluator import Evaluator, Judgement
 from trainer_service.training.events import Evaluated, Started, StepDone, TrainingEvent, TrainingResult, TrainingTask, TriedCandidate
 from trainer_service.training.init import embedding_std, initial_matrix
+from trainer_service.training.notes import data_notes
 from trainer_service.training.packing import Row
 from trainer_service.training.recipe import check_init
 from trainer_service.training.reparameterise import new_parameters
@@ -87,7 +88,8 @@ class TuningRun:
         if overlap is None:
             overlap = count_overlap(self.task.train, self.task.validation)
         statistics = encoding.statistics(self._train, self._validation, overlap)
-        self._emit(Started, statistics=statistics, step=self.step, restart_reason=restart_reason)
+        notes = data_notes(len(self._train), len(self._validation), self._hyper)
+        self._emit(Started, statistics=statistics, step=self.step, notes=notes, restart_reason=restart_reason)
         if len(self._evaluator) and self._state.template_metrics is None:
             self._state.template_results = yield from self._evaluator.measure(None)
             self._state.template_metrics = self._state.template_results.metrics(self._hyper.metric)

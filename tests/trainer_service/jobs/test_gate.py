@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from shared.errors import InvalidInput
+from trainer_service.jobs.comparisons import verdict
 from trainer_service.jobs.gate import Evidence, check_gate, decide
 from trainer_service.jobs.model import PublishGate
-from trainer_service.training.comparison import BARE, CURRENT, Comparison, Estimate
+from trainer_service.training.comparison import BARE, CURRENT, INSTRUCTED, Comparison, Estimate
 from trainer_service.training.spec import Metric
 
 
@@ -67,3 +68,22 @@ def test_a_gate_that_too_few_examples_are_going_to_judge_is_refused_when_the_job
         check_gate(gate, 10)
     check_gate(PublishGate(), 1)
     check_gate(None, 0)
+
+
+def test_a_verdict_says_what_the_prompt_beats_and_what_not() -> None:
+    def compared(other: float, count: int) -> Comparison:
+        return evidence(other=other, count=count).comparisons[BARE]
+
+    assert verdict({}) == ""
+    assert verdict({CURRENT: compared(2.0, 40)}) == ""
+    assert (
+        verdict({BARE: compared(2.0, 40), INSTRUCTED: compared(1.5, 40)})
+        == "the prompt beats the bare model and the model with an instruction"
+    )
+    assert verdict({BARE: compared(1.05, 40)}) == (
+        "the prompt beats none of the other ways to use the model; loss 1 does not beat 1.05 of the bare model beyond chance: "
+        "better by 0.05 (95 % interval -0.05 to 0.15, 40 held-out examples)"
+    )
+    assert verdict({BARE: compared(2.0, 1)}) == (
+        "1 held-out example is too few to tell whether the prompt is better than the bare model (loss 1 against 2): at least 10 are needed"
+    )

@@ -183,3 +183,11 @@ def test_a_checkpoint_that_cannot_be_used_is_told(change: dict[str, object], tol
 def test_each_evaluation_is_told_once() -> None:
     one = task(validation=generation(6, 50), num_steps=6, evaluation_interval_steps=2)
     assert [event.step for event in of(run(Cohort(BASE), one), Evaluated)] == [0, 2, 4, 6]
+
+
+def test_few_examples_are_told() -> None:
+    one = task(train=generation(8), validation=generation(2, 50), num_steps=120, batch_size=4)
+    many, few = of(run(Cohort(BASE), replace(one, spec=one.spec)), Started)[0].notes
+    assert "60 times over 8 examples" in many
+    assert few == "2 held-out examples can't tell which model is better: at least 10 are needed, and 100 are wise"
+    assert of(run(Cohort(BASE), task(num_steps=2, validation=generation(10, 50))), Started)[0].notes == ()
