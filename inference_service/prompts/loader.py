@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from inference_service.prompts.golden import alternatives_for, disagreement, tolerance_for
+from inference_service.prompts.golden import Replay, allowed_nats, alternatives_for, disagreement
 from inference_service.prompts.version import LoadedVersion, RefusalReason, VersionRefused, now, prefix_id_of
 from shared.base_model import BaseModel
 from shared.blob import PromptBlob, decode_blob
@@ -123,13 +123,13 @@ class VersionLoader:
                 continue  # says nothing about the prompt: requests may be longer where it was trained
             wanted.append((index, record))
         outcomes = await asyncio.gather(*(self._replay_one(prefix_id, index, record) for index, record in wanted), return_exceptions=True)
-        replays = list[tuple[GoldenRecord, dict[int, float]]]()
+        replays = list[Replay]()
         for (_, record), outcome in zip(wanted, outcomes, strict=True):
             if isinstance(outcome, BaseException):
                 raise outcome
-            replays.append((record, outcome))
+            replays.append(Replay(record, outcome))
         serving_dtype = str(self._base.dtype).removeprefix("torch.")
-        if different := disagreement(replays, tolerance_for(blob.manifest.golden, serving_dtype)):
+        if different := disagreement(replays, allowed_nats(blob.manifest.golden, serving_dtype)):
             raise VersionRefused(RefusalReason.GOLDEN, f"the golden record disagrees: {different}")
 
     async def _replay_one(self, prefix_id: str, index: int, record: GoldenRecord) -> dict[int, float]:

@@ -11,9 +11,6 @@ from typing import Any
 import torch
 
 from shared.base_model import BaseModel
-from shared.blob import GoldenRecord
-from shared.golden_inputs import golden_input_ids
-from shared.template import InputEncoder
 from trainer_service.training.encoding import EncodedDataset
 from trainer_service.training.events import NearestToken
 from trainer_service.training.init import embed
@@ -27,7 +24,6 @@ MIN_PASS_TOKENS = 128
 """Smaller passes cost as much as this one: they read all weights for little."""
 MAX_SHARED_TOKENS = 16 * SLICE_TOKENS
 """Of a slice, counted once for each row: an architecture that is computed row by row shares nothing."""
-GOLDEN_TOP_K = 8
 _TABLE_CHUNK = 16384
 
 Evaluation = Generator[Work, Any, dict[str, float]]
@@ -60,36 +56,12 @@ def evaluate_examples(prompt: torch.Tensor | None, data: EncodedDataset) -> Gene
     )
 
 
-def score_rows(
-    prompt: torch.Tensor | None, rows: Sequence[Row], candidates: tuple[int, ...] = (), top_k: int = 0
-) -> Generator[Work, Any, list[RowScore]]:
+def score_rows(prompt: torch.Tensor | None, rows: Sequence[Row], candidates: tuple[int, ...] = ()) -> Generator[Work, Any, list[RowScore]]:
     """Scores in the order of `rows`, asked for in slices so that no step of the cohort gets long."""
     scores: list[RowScore] = []
     for part in _slices(rows):
-        scores += yield ScoreWork(prompt, part, candidates, top_k)
+        scores += yield ScoreWork(prompt, part, candidates)
     return scores
-
-
-def golden_records(
-    prompt: torch.Tensor, encoder: InputEncoder, max_positions: int, dtype: torch.dtype
-) -> Generator[Work, Any, tuple[GoldenRecord, ...]]:
-    """The most likely first tokens after a few inputs that are nobody's, for replicas to replay before they serve the prompt.
-
-    Inputs that don't fit into `max_positions` with the virtual tokens and one token more are left out.
-    """
-    chosen = [ids for ids in golden_input_ids(encoder) if prompt.shape[0] + len(ids) < max_positions]
-    rows = [Row(ids, ids[-1:]) for ids in chosen]  # which target is scored doesn't matter
-    scores = yield from score_rows(prompt, rows, top_k=GOLDEN_TOP_K)
-    return tuple(
-        GoldenRecord(
-            text="",
-            input_ids=ids,
-            top_token_ids=tuple(token for token, _ in score.top),
-            top_logprobs=tuple(min(0.0, value) for _, value in score.top),
-            dtype=str(dtype).removeprefix("torch."),
-        )
-        for ids, score in zip(chosen, scores, strict=True)
-    )
 
 
 @torch.no_grad()

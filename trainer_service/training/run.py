@@ -23,9 +23,10 @@ from trainer_service.training import checkpoint, encoding
 from trainer_service.training.comparison import BARE, CURRENT, FEW_SHOT, INSTRUCTED
 from trainer_service.training.dataset import count_overlap
 from trainer_service.training.encoding import EncodedDataset, EncodedExample, encode_dataset
-from trainer_service.training.evaluate import golden_records, nearest_tokens
+from trainer_service.training.evaluate import nearest_tokens
 from trainer_service.training.evaluator import Evaluator, Judgement
 from trainer_service.training.events import Evaluated, Started, StepDone, TrainingEvent, TrainingResult, TrainingTask, TriedCandidate
+from trainer_service.training.golden import golden_records
 from trainer_service.training.init import embedding_std, initial_matrix
 from trainer_service.training.notes import data_notes
 from trainer_service.training.packing import Row
@@ -284,7 +285,7 @@ class TuningRun:
         soft_prompt = SoftPrompt(self._best.float().cpu().clone())
         prompt = soft_prompt.cast(self._base_model.dtype, self._base_model.device)
         judged: Judgement = yield from self._evaluator.judge(prompt, self._current(soft_prompt), self.task.train)
-        golden = yield from golden_records(prompt, self._encoder, self._base_model.info.max_positions, self._base_model.dtype)
+        golden = yield CallWork(lambda: golden_records(self._base_model, soft_prompt, self._encoder))
         scores = [record.metrics[self._hyper.metric.value.lower()] for record in self._state.history[-5:]]
         tried, best = self._state.tried, self._state.best_candidate
         chosen = Candidate(tried[best].learning_rate, tried[best].init) if best < len(tried) else trainee.candidate

@@ -53,19 +53,16 @@ class ScoreWork:
     rows: Sequence[Row]
     candidates: tuple[int, ...] = ()
     """Token ids whose log-probability at the first target position is wanted."""
-    top_k: int = 0
-    """How many of the most likely tokens at the first target position are wanted."""
 
 
 @dataclass(frozen=True)
 class RowScore:
-    """Natural logarithms. `candidates` and `top` are for the first target position."""
+    """Natural logarithms. `candidates` are for the first target position."""
 
     log_probability: float
     num_targets: int
     num_correct: int
     candidates: tuple[float, ...] = ()
-    top: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True)
