@@ -94,6 +94,19 @@ def _choose_labels(prompt: torch.Tensor | None, data: EncodedDataset) -> Generat
     return [_argmax(values[first : first + width]) for first in range(0, len(values), width)]
 
 
+def row_slices(rows: Sequence[Row], max_tokens: int) -> Iterator[Sequence[Row]]:
+    """Consecutive rows of at most `max_tokens` tokens together; a longer row is a slice of its own."""
+    part, used = list[Row](), 0
+    for row in rows:
+        if part and used + len(row.tokens) > max_tokens:
+            yield part
+            part, used = [], 0
+        part.append(row)
+        used += len(row.tokens)
+    if part:
+        yield part
+
+
 def _slices(rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
     """What all rows begin with is computed once a slice, so it counts once; a slice takes at least as many other tokens as that."""
     common = common_length(rows)

@@ -15,8 +15,7 @@ from trainer_service.training.encoding import EncodedDataset, EncodedExample
 from trainer_service.training.work import CallWork, Work
 
 BATCH, MAX_EXAMPLES, MAX_NEW_TOKENS = 8, 64, 256
-MAX_BATCH_TOKENS = 2048
-"""Of the inputs of one call, which holds up all jobs of the cohort."""
+MAX_BATCH_TOKENS = 4096
 
 
 def generated_texts(
@@ -30,7 +29,7 @@ def generated_texts(
     longest = max(len(data.examples[pick].target_ids) for pick in picks)
     max_new_tokens = min(MAX_NEW_TOKENS, longest + longest // 2 + 8)
     answers: list[str] = []
-    for batch in _batches([data.examples[pick] for pick in picks]):
+    for batch in _batches([data.examples[pick] for pick in picks], max_new_tokens):
         num_tokens = sum(len(example.input_ids) + max_new_tokens for example in batch)
         answers += yield CallWork(partial(_generate, base_model, prompt, batch, max_new_tokens, end_token_id), num_tokens)
     decode = partial(base_model.tokenizer.decode, skip_special_tokens=True)
@@ -38,16 +37,22 @@ def generated_texts(
     return dict(zip(picks, zip(answers, wanted, strict=True), strict=True))
 
 
+def _batches(examples: Sequence[EncodedExample], max_new_tokens: int) -> Iterator[list[EncodedExample]]:
+    """Of few enough positions, padding included, that other jobs don't wait long for one of them; in order."""
+    batch, longest = list[EncodedExample](), 0
+    for example in examples:
+        longest = max(longest, len(example.input_ids))
+        if batch and (len(batch) == BATCH or (len(batch) + 1) * (longest + max_new_tokens) > MAX_BATCH_TOKENS):
+            yield batch
+            batch, longest = [], len(example.input_ids)
+        batch.append(example)
+    if batch:
+        yield batch
+
+
 def sampled(count: int) -> list[int]:
     """At most MAX_EXAMPLES of `count` indices, drawn with a fixed seed."""
     return list(range(count)) if count <= MAX_EXAMPLES else sorted(random.Random(count).sample(range(count), MAX_EXAMPLES))
-
-
-def _batches(examples: Sequence[EncodedExample]) -> Iterator[Sequence[EncodedExample]]:
-    longest = max(len(example.input_ids) for example in examples)
-    size = max(1, min(BATCH, MAX_BATCH_TOKENS // longest))
-    for first in range(0, len(examples), size):
-        yield examples[first : first + size]
 
 
 @torch.no_grad()

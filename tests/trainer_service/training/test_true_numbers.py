@@ -96,12 +96,14 @@ def _poisoned(num_poisoned: int, num_sound: int) -> tuple[Example, ...]:
     return (*generation(num_sound), *poisoned)
 
 
-def test_a_step_that_is_not_finite_is_skipped_and_counted() -> None:
+@pytest.mark.parametrize("token_budget", [None, 64])
+def test_a_step_that_is_not_finite_is_skipped_and_counted(token_budget: int | None) -> None:
+    """Also where a step is computed in several pieces."""
     base = build()
     (poison,) = base.tokenizer("~", add_special_tokens=False)["input_ids"]
     base.embedding_table[poison] = float("nan")
     one = task(train=_poisoned(1, 19), num_steps=20, batch_size=2)
-    events = run(Cohort(base, checkpoint_interval_seconds=0), one)
+    events = run(Cohort(base, token_budget=token_budget, checkpoint_interval_seconds=0), one)
     steps, result = of(events, StepDone), of(events, Finished)[0].result
     skipped = [event for event in steps if event.num_skipped]
     assert len(steps) == 20
@@ -109,7 +111,8 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted() -> None:
     assert all(math.isnan(event.loss) for event in skipped)
     assert all(math.isfinite(event.loss) for event in steps if not event.num_skipped)
     assert torch.isfinite(result.soft_prompt.embeddings).all()
-    resumed = run(Cohort(base), replace(one, checkpoint=of(events, Checkpointed)[15].data))
+    checkpoint = next(event for event in of(events, Checkpointed) if event.step == 15)
+    resumed = run(Cohort(base, token_budget=token_budget), replace(one, checkpoint=checkpoint.data))
     assert of(resumed, Finished)[0].result.num_skipped == 2
     torch.testing.assert_close(of(resumed, Finished)[0].result.soft_prompt.embeddings, result.soft_prompt.embeddings, rtol=0, atol=0)
 
