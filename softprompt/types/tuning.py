@@ -9,7 +9,7 @@ from enum import StrEnum
 from os import PathLike
 
 from softprompt.data.prepare import PreparedData
-from softprompt.types.common import BaseModelInfo, Sampling, Template
+from softprompt.types.common import BaseModelInfo, Comparison, Sampling, Template
 from softprompt.types.data import Data, Examples
 
 
@@ -186,6 +186,8 @@ class TuningProgress:
     best_step: int
     examples_per_second: float
     estimated_end_time: datetime | None
+    num_skipped_steps: int = 0
+    """Left out because their loss or gradient was not finite."""
 
 
 @dataclass(frozen=True)
@@ -223,6 +225,18 @@ class NearestToken:
 
 
 @dataclass(frozen=True)
+class SearchCandidate:
+    """What a search tried. `end`: why it left early, "worse" or "not finite"; empty if it was trained to the end."""
+
+    learning_rate: float
+    init_method: InitMethod | None
+    num_steps: int
+    metrics: Mapping[str, float]
+    chosen: bool
+    end: str
+
+
+@dataclass(frozen=True)
 class TuningResult:
     published: bool
     version: str
@@ -242,6 +256,23 @@ class TuningResult:
     """None unless the job was to wait for it."""
     serving: str
     """How many live replicas served the version when the job ended, and which refused it and why."""
+    instructed_metrics: Mapping[str, float] = field(default_factory=dict)
+    few_shot_metrics: Mapping[str, float] = field(default_factory=dict)
+    num_shots: int = 0
+    """Training examples in each few-shot input."""
+    comparisons: tuple[Comparison, ...] = ()
+    verdict: str = ""
+    """Which other ways to use the base model the prompt beats, and which it doesn't."""
+    metric_low: float | None = None
+    metric_high: float | None = None
+    """Ends of the 95 % interval of the job's metric; None: too few held-out examples for one."""
+    num_judging: int = 0
+    """Held-out examples that all metrics here are of."""
+    judged_apart: bool = False
+    """Whether none of them judged a checkpoint that it had helped to choose."""
+    candidates: tuple[SearchCandidate, ...] = ()
+    """What a search tried."""
+    num_skipped_steps: int = 0
 
 
 @dataclass(frozen=True)

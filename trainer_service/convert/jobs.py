@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from prompttuning.v1 import tuning_pb2
+from prompttuning.v1 import common_pb2, tuning_pb2
 
 from shared.security.page_tokens import Json
-from trainer_service.convert.enums import ORDERS, STATES
+from trainer_service.convert.enums import INIT_METHODS, ORDERS, STATES
 from trainer_service.convert.fields import to_timestamp
 from trainer_service.convert.spec import effective_to_wire, spec_to_wire
+from trainer_service.jobs.comparisons import SearchCandidate
 from trainer_service.jobs.model import CheckpointStored, Evaluation, Job, JobEvent, JobFilter, JobOrder, JobProgress, JobResult, Note
 from trainer_service.violations import Violations
 
@@ -56,8 +57,18 @@ def progress_to_wire(progress: JobProgress) -> tuning_pb2.TuningProgress:
 
 
 def result_to_wire(result: JobResult) -> tuning_pb2.TuningResult:
-    tokens = [tuning_pb2.NearestToken(text=token.text, cosine=token.cosine) for token in result.nearest_tokens]
-    return tuning_pb2.TuningResult(**result.model_dump(exclude={"nearest_tokens"}), nearest_tokens=tokens)
+    messages = {"nearest_tokens", "comparisons", "candidates"}
+    return tuning_pb2.TuningResult(
+        **result.model_dump(exclude=messages),
+        nearest_tokens=[tuning_pb2.NearestToken(text=token.text, cosine=token.cosine) for token in result.nearest_tokens],
+        comparisons=[common_pb2.Comparison(**one.model_dump()) for one in result.comparisons],
+        candidates=[_candidate_to_wire(one) for one in result.candidates],
+    )
+
+
+def _candidate_to_wire(candidate: SearchCandidate) -> tuning_pb2.SearchCandidate:
+    method = INIT_METHODS.to_wire(candidate.init_method)
+    return tuning_pb2.SearchCandidate(**candidate.model_dump(exclude={"init_method"}), init_method=method)
 
 
 def event_to_wire(event: JobEvent) -> tuning_pb2.TuningEvent:

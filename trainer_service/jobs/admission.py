@@ -15,6 +15,7 @@ from shared.names import check_alias, check_name
 from shared.template import InputEncoder, Template, TemplateFormat, pinned
 from trainer_service.base_models import BaseModels, KnownBaseModel
 from trainer_service.jobs.dataset_fields import DATASET, VALIDATION, in_dataset, labels_under, renamed
+from trainer_service.jobs.gate import check_gate
 from trainer_service.jobs.lengths import possibly_too_long
 from trainer_service.jobs.model import EffectiveSpec, TuningSpec, utc_now
 from trainer_service.jobs.sources import Source, Sources, names_job
@@ -138,6 +139,7 @@ class SpecAdmission:
     def _effective(self, spec: TuningSpec, model: KnownBaseModel, source: Source | None, examples: _Examples) -> EffectiveSpec:
         template = _template(spec, examples.task, model.tokenizer)
         encoder = InputEncoder(model.tokenizer, template)
+        check_gate(spec.publish.gate, len(examples.validation))
         filled = fill(
             spec.hyperparameters,
             examples.task,

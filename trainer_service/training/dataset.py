@@ -118,7 +118,7 @@ def split_validation(examples: Sequence[Example], fraction: float, seed: int) ->
         return tuple(examples), ()
     groups: dict[bytes, list[int]] = {}
     for index, example in enumerate(examples):
-        groups.setdefault(_input_digest(example), []).append(index)
+        groups.setdefault(input_digest(example), []).append(index)
     order = list(groups.values())
     random.Random(seed).shuffle(order)
     wanted, held = round(len(examples) * fraction), set[int]()
@@ -137,11 +137,11 @@ def split_validation(examples: Sequence[Example], fraction: float, seed: int) ->
 
 def count_overlap(train: Iterable[Example], validation: Iterable[Example]) -> int:
     """Held-out examples whose input also stands in the training data: they flatter the score."""
-    seen = {_input_digest(example) for example in train}
-    return sum(_input_digest(example) in seen for example in validation)
+    seen = {input_digest(example) for example in train}
+    return sum(input_digest(example) in seen for example in validation)
 
 
-def _input_digest(example: Example) -> bytes:
+def input_digest(example: Example) -> bytes:
     turns = example.messages[:-1] if example.messages else ()
     text = json.dumps([example.input.strip(), *[(turn.role, turn.content.strip()) for turn in turns]])
     return hashlib.blake2b(text.encode(), digest_size=16).digest()

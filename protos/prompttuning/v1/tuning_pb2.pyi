@@ -876,6 +876,7 @@ class TuningProgress(_message.Message):
     BEST_STEP_FIELD_NUMBER: _builtins.int
     EXAMPLES_PER_SECOND_FIELD_NUMBER: _builtins.int
     ESTIMATED_END_TIME_FIELD_NUMBER: _builtins.int
+    NUM_SKIPPED_STEPS_FIELD_NUMBER: _builtins.int
     step: _builtins.int
     """Optimizer steps done."""
     num_steps: _builtins.int
@@ -890,6 +891,8 @@ class TuningProgress(_message.Message):
     """Step of the best evaluation so far."""
     examples_per_second: _builtins.float
     """Training examples a second."""
+    num_skipped_steps: _builtins.int
+    """Steps left out because their loss or gradient was not finite."""
     @_builtins.property
     def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
         """Held-out metrics of the last evaluation: "loss", "token_accuracy", "accuracy", ..."""
@@ -910,10 +913,11 @@ class TuningProgress(_message.Message):
         best_step: _builtins.int = ...,
         examples_per_second: _builtins.float = ...,
         estimated_end_time: _timestamp_pb2.Timestamp | None = ...,
+        num_skipped_steps: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["estimated_end_time", b"estimated_end_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["best_step", b"best_step", "estimated_end_time", b"estimated_end_time", "examples_per_second", b"examples_per_second", "grad_norm", b"grad_norm", "learning_rate", b"learning_rate", "metrics", b"metrics", "num_steps", b"num_steps", "step", b"step", "train_loss", b"train_loss"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["best_step", b"best_step", "estimated_end_time", b"estimated_end_time", "examples_per_second", b"examples_per_second", "grad_norm", b"grad_norm", "learning_rate", b"learning_rate", "metrics", b"metrics", "num_skipped_steps", b"num_skipped_steps", "num_steps", b"num_steps", "step", b"step", "train_loss", b"train_loss"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1127,6 +1131,46 @@ class TuningResult(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class InstructedMetricsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class FewShotMetricsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     PUBLISHED_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     DIGEST_FIELD_NUMBER: _builtins.int
@@ -1142,6 +1186,17 @@ class TuningResult(_message.Message):
     SERVED_BY_ALL_FIELD_NUMBER: _builtins.int
     SERVING_FIELD_NUMBER: _builtins.int
     CURRENT_VERSION_FIELD_NUMBER: _builtins.int
+    INSTRUCTED_METRICS_FIELD_NUMBER: _builtins.int
+    FEW_SHOT_METRICS_FIELD_NUMBER: _builtins.int
+    NUM_SHOTS_FIELD_NUMBER: _builtins.int
+    COMPARISONS_FIELD_NUMBER: _builtins.int
+    VERDICT_FIELD_NUMBER: _builtins.int
+    METRIC_LOW_FIELD_NUMBER: _builtins.int
+    METRIC_HIGH_FIELD_NUMBER: _builtins.int
+    NUM_JUDGING_FIELD_NUMBER: _builtins.int
+    JUDGED_APART_FIELD_NUMBER: _builtins.int
+    CANDIDATES_FIELD_NUMBER: _builtins.int
+    NUM_SKIPPED_STEPS_FIELD_NUMBER: _builtins.int
     published: _builtins.bool
     """Whether a version was published."""
     version: _builtins.str
@@ -1164,6 +1219,20 @@ class TuningResult(_message.Message):
     """Version that the alias named when the prompts were compared: what `current_metrics` are of, and what must still be current at
     publication for a gate with `beat_current` to let the alias move.
     """
+    num_shots: _builtins.int
+    """Training examples in each few-shot input."""
+    verdict: _builtins.str
+    """Which of them the tuned prompt beats and which it doesn't, in words."""
+    metric_low: _builtins.float
+    """Lower end of the 95 % interval of the job's metric. Unset: too few examples."""
+    metric_high: _builtins.float
+    """Upper end."""
+    num_judging: _builtins.int
+    """Held-out examples that all metrics here are of."""
+    judged_apart: _builtins.bool
+    """Whether none of them judged a checkpoint that it had helped to choose."""
+    num_skipped_steps: _builtins.int
+    """Steps of the published prompt left out because their loss or gradient was not finite."""
     @_builtins.property
     def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
         """Held-out metrics of the tuned prompt."""
@@ -1184,6 +1253,22 @@ class TuningResult(_message.Message):
     def nearest_tokens(self) -> _containers.RepeatedCompositeFieldContainer[Global___NearestToken]:
         """What each virtual token lies closest to."""
 
+    @_builtins.property
+    def instructed_metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """Held-out metrics of the base model given an instruction that a person would write, and the input."""
+
+    @_builtins.property
+    def few_shot_metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """The same of the base model given the instruction, `num_shots` training examples, and the input."""
+
+    @_builtins.property
+    def comparisons(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.Comparison]:
+        """The tuned prompt beside each of these, with intervals."""
+
+    @_builtins.property
+    def candidates(self) -> _containers.RepeatedCompositeFieldContainer[Global___SearchCandidate]:
+        """What a search tried; empty without one."""
+
     def __init__(
         self,
         *,
@@ -1202,16 +1287,100 @@ class TuningResult(_message.Message):
         served_by_all: _builtins.bool | None = ...,
         serving: _builtins.str = ...,
         current_version: _builtins.str = ...,
+        instructed_metrics: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        few_shot_metrics: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        num_shots: _builtins.int = ...,
+        comparisons: _abc.Iterable[_common_pb2.Comparison] | None = ...,
+        verdict: _builtins.str = ...,
+        metric_low: _builtins.float | None = ...,
+        metric_high: _builtins.float | None = ...,
+        num_judging: _builtins.int = ...,
+        judged_apart: _builtins.bool = ...,
+        candidates: _abc.Iterable[Global___SearchCandidate] | None = ...,
+        num_skipped_steps: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_served_by_all", b"_served_by_all", "served_by_all", b"served_by_all"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_metric_high", b"_metric_high", "_metric_low", b"_metric_low", "_served_by_all", b"_served_by_all", "metric_high", b"metric_high", "metric_low", b"metric_low", "served_by_all", b"served_by_all"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_served_by_all", b"_served_by_all", "alias_moved", b"alias_moved", "bare_metrics", b"bare_metrics", "best_step", b"best_step", "current_metrics", b"current_metrics", "current_version", b"current_version", "digest", b"digest", "gate_decision", b"gate_decision", "metrics", b"metrics", "nearest_tokens", b"nearest_tokens", "published", b"published", "score_stability", b"score_stability", "served_by_all", b"served_by_all", "serving", b"serving", "template_metrics", b"template_metrics", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_metric_high", b"_metric_high", "_metric_low", b"_metric_low", "_served_by_all", b"_served_by_all", "alias_moved", b"alias_moved", "bare_metrics", b"bare_metrics", "best_step", b"best_step", "candidates", b"candidates", "comparisons", b"comparisons", "current_metrics", b"current_metrics", "current_version", b"current_version", "digest", b"digest", "few_shot_metrics", b"few_shot_metrics", "gate_decision", b"gate_decision", "instructed_metrics", b"instructed_metrics", "judged_apart", b"judged_apart", "metric_high", b"metric_high", "metric_low", b"metric_low", "metrics", b"metrics", "nearest_tokens", b"nearest_tokens", "num_judging", b"num_judging", "num_shots", b"num_shots", "num_skipped_steps", b"num_skipped_steps", "published", b"published", "score_stability", b"score_stability", "served_by_all", b"served_by_all", "serving", b"serving", "template_metrics", b"template_metrics", "verdict", b"verdict", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__metric_high: _TypeAlias = _typing.Literal["metric_high"]  # noqa: Y015
+    _WhichOneofArgType__metric_high: _TypeAlias = _typing.Literal["_metric_high", b"_metric_high"]  # noqa: Y015
+    _WhichOneofReturnType__metric_low: _TypeAlias = _typing.Literal["metric_low"]  # noqa: Y015
+    _WhichOneofArgType__metric_low: _TypeAlias = _typing.Literal["_metric_low", b"_metric_low"]  # noqa: Y015
     _WhichOneofReturnType__served_by_all: _TypeAlias = _typing.Literal["served_by_all"]  # noqa: Y015
     _WhichOneofArgType__served_by_all: _TypeAlias = _typing.Literal["_served_by_all", b"_served_by_all"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__metric_high) -> _WhichOneofReturnType__metric_high | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__metric_low) -> _WhichOneofReturnType__metric_low | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__served_by_all) -> _WhichOneofReturnType__served_by_all | None: ...
 
 Global___TuningResult: _TypeAlias = TuningResult  # noqa: Y015
+
+@_typing.final
+class SearchCandidate(_message.Message):
+    """A candidate of a search over learning rates and inits."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class MetricsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    LEARNING_RATE_FIELD_NUMBER: _builtins.int
+    INIT_METHOD_FIELD_NUMBER: _builtins.int
+    NUM_STEPS_FIELD_NUMBER: _builtins.int
+    METRICS_FIELD_NUMBER: _builtins.int
+    CHOSEN_FIELD_NUMBER: _builtins.int
+    END_FIELD_NUMBER: _builtins.int
+    learning_rate: _builtins.float
+    """Peak learning rate."""
+    init_method: Global___PromptInit.Method.ValueType
+    """Where it started."""
+    num_steps: _builtins.int
+    """Steps that it was trained for."""
+    chosen: _builtins.bool
+    """Whether the published prompt is from this candidate."""
+    end: _builtins.str
+    """Why it left early: "worse" or "not finite". Empty: it was trained to the end."""
+    @_builtins.property
+    def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """Held-out metrics of the last evaluation that it took part in."""
+
+    def __init__(
+        self,
+        *,
+        learning_rate: _builtins.float = ...,
+        init_method: Global___PromptInit.Method.ValueType = ...,
+        num_steps: _builtins.int = ...,
+        metrics: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        chosen: _builtins.bool = ...,
+        end: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chosen", b"chosen", "end", b"end", "init_method", b"init_method", "learning_rate", b"learning_rate", "metrics", b"metrics", "num_steps", b"num_steps"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SearchCandidate: _TypeAlias = SearchCandidate  # noqa: Y015
 
 @_typing.final
 class DatasetHeader(_message.Message):
