@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from tests.control_groups import control_group
 from tests.trainer_service.cluster.test_worker import task
 from trainer_service.cluster import loading
 from trainer_service.cluster import ray_pool as ray_pool_module
@@ -83,6 +87,27 @@ def test_an_embedded_ray_has_the_processors_of_the_containers_quota(
     assert pool._cluster._num_cpus == ray_cpus
     pool._cluster.resources = {"CPU": float(ray_cpus)}
     assert pool._spec("tiny").num_threads == threads
+
+
+LOAD_IN_A_GROUP = """
+import os, sys
+model_dir, *files = sys.argv[1:]
+for file in files:
+    open(file, "w").write(str(os.getpid()))
+from trainer_service.cluster.loading import WorkerSpec, load_trainer
+import torch
+load_trainer(WorkerSpec("tiny", model_dir, device="cpu"))
+print(torch.get_num_threads(), torch.get_num_interop_threads(), flush=True)
+"""
+
+
+def test_a_worker_in_a_real_container_with_a_quota_of_one_processor_has_one_thread(tiny_model_dir: Path) -> None:
+    """OMP_NUM_THREADS is what Ray sets for an actor of two processors."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
+    with control_group(quota="100000", memory_bytes=4 << 30) as joined:
+        command = [sys.executable, "-c", LOAD_IN_A_GROUP, str(tiny_model_dir), *map(str, joined)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, check=False)
+    assert (done.stdout.split(), done.returncode) == (["1", "1"], 0), done.stderr
 
 
 @pytest.mark.parametrize(("in_the_container", "chosen", "threads"), [(1, 0, 1), (16, 0, 2), (1, 3, 3)])
