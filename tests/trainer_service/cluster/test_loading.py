@@ -18,7 +18,7 @@ from trainer_service.cluster import loading
 from trainer_service.cluster import ray_pool as ray_pool_module
 from trainer_service.cluster.loading import WorkerSpec, load_trainer
 from trainer_service.cluster.memory import measure_memory
-from trainer_service.cluster.ray_cluster import RayCluster
+from trainer_service.cluster.ray_cluster import RayCluster, short_temporary_folder
 from trainer_service.cluster.ray_pool import RayPool, ray_pool
 from trainer_service.config import TrainerSettings
 from trainer_service.training.events import StepDone, TrainingEvent
@@ -131,3 +131,11 @@ def test_memory_in_use_is_measured_and_within_what_there_is() -> None:
     after = measure_memory()
     assert after.used_bytes - before.used_bytes > 100 << 20
     del kept
+
+
+@pytest.mark.parametrize(
+    ("environment", "folder"),
+    [({}, None), ({"TMPDIR": "/scratch/me"}, None), ({"TMPDIR": "/tmp/" + 40 * "x"}, "/tmp/ray"), ({"RAY_TMPDIR": "/é" * 20}, "/tmp/ray")],
+)
+def test_rays_sockets_lie_where_their_paths_are_short_enough(environment: dict[str, str], folder: str | None) -> None:
+    assert short_temporary_folder(environment) == folder
