@@ -110,6 +110,7 @@ class RayCluster:
         """Be a member until told to leave."""
         import ray
 
+        joined.set_running_or_notify_cancel()  # a start that is given up half-way still ends in `_leaving`
         options: dict[str, Any] = {"address": self.address}
         if self.is_embedded:
             options = {"address": "local", "include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES}
