@@ -161,7 +161,7 @@ async def build(settings: TrainerSettings, front: Front, make_pool: PoolMaker) -
     owned = TenantDatasets(datasets, ledger, settings.max_dataset_bytes_per_tenant)
     tokens = PageTokens(await _insist(pools.job_database, lambda: page_token_key(job_store.database), _OPEN_SECONDS))
     beat_seconds = settings.watch_heartbeat_seconds
-    tuning = TuningServicer(jobs, JobIntake(owned, jobs), owned, info, tokens, rpc.draining, beat_seconds)
+    tuning = TuningServicer(jobs, JobIntake(owned, jobs), owned, info, tokens, pools.requests, rpc.draining, beat_seconds)
     prompts = Prompts(store, models, Prover(settings.max_proof_model_bytes, settings.proof_seconds), pools)
     server = cast("grpc.aio.Server", front.services)
     tuning_pb2_grpc.add_TuningServiceServicer_to_server(tuning, server)
