@@ -100,7 +100,8 @@ def build(
         dtype=str(base.dtype).removeprefix("torch."),
         device=base.device.type,
     )
-    backend = Backend(service, RequestReader(limits, base.info.vocab_size), registry, model_info, TokenTexts(base.tokenizer))
+    reader, texts = RequestReader(limits, base.info.vocab_size), TokenTexts(base.tokenizer)
+    backend = Backend(service, reader, registry, model_info, texts, running.prefix_kv_bytes)
     return Replica(running, watcher, heartbeat, loads, backend)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
@@ -36,6 +36,8 @@ class Backend:
     registry: PromptRegistry
     model_info: generation_pb2.GetModelInfoResponse
     texts: TokenTexts
+    prefix_kv_bytes: Callable[[str], int]
+    """Memory of a loaded version's keys and values, by its name in the engine."""
 
 
 class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
@@ -96,7 +98,10 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
     ) -> generation_pb2.ListLoadedPromptsResponse:
         prompt = check_name(request.prompt, "prompt") if request.prompt else ""
         registry, caller = self._backend.registry, current_caller()
-        prompts = [answers.loaded_prompt_message(status) for status in registry.statuses(prompt, caller)]
+        prompts = []
+        for status in registry.statuses(prompt, caller):
+            prefix_kv_bytes = 0 if status.loaded is None else self._backend.prefix_kv_bytes(status.loaded.prefix_id)
+            prompts.append(answers.loaded_prompt_message(status, prefix_kv_bytes))
         return generation_pb2.ListLoadedPromptsResponse(prompts=prompts, revision=shown_revision(registry.index, caller))
 
     def _call(self, context: Any, priority: int = 0) -> Call:

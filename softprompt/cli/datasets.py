@@ -60,7 +60,8 @@ def list_(
 ) -> None:
     """List the datasets of your tenant, the largest first; all of them count against its quota."""
     with open_client(trainer) as client:
-        found = sorted(client.list_datasets(limit=limit), key=lambda dataset: -dataset.size_bytes)
+        stored = sorted(client.list_datasets(), key=lambda dataset: -dataset.size_bytes)
+    found = stored[:limit]
     if as_json:
         for dataset in found:
             print_json(dataset)
@@ -71,7 +72,8 @@ def list_(
         made.add_row(dataset.name, *counts, local_time(dataset.create_time), local_time(dataset.last_use_time))
     show(made if found else "no datasets")
     if found:
-        show(f"{len(found)} datasets, {sum(dataset.size_bytes for dataset in found)} bytes")
+        shown = f"the largest {len(found)} of " if len(found) < len(stored) else ""
+        show(f"{shown}{len(stored)} datasets, {sum(dataset.size_bytes for dataset in stored)} bytes together")
 
 
 @app.command("show", epilog=example(f"softprompt datasets show sha256-{'ab' * 32}"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import sys
 
 from rich.markup import escape
@@ -91,9 +92,21 @@ def _hint(error: Exception) -> str:
             )
         case Unauthenticated():
             return "SOFTPROMPT_TOKEN or SOFTPROMPT_TOKEN_FILE (--token-file) hold your token; SOFTPROMPT_TLS_CERTIFICATE_FILE a certificate"
+        case NotFound() if error.kind == "prompt":
+            return "a prompt exists once its first version is published; `softprompt prompts list` (role viewer) shows yours"
+        case PermissionDenied() if error.metadata.get("role") == "publisher":
+            return "--alias - publishes and moves no alias; or the operator gives you the role publisher in the service's callers file"
         case PermissionDenied():
             return "the service's callers file decides who may do what; its operator can give you the role"
         case Overloaded():
-            return f"try again in {error.retry_after_seconds:.0f} s"
+            return f"try again in {_duration(error.retry_after_seconds)}"
         case _:
             return ""
+
+
+def _duration(seconds: float) -> str:
+    """Rounded up, so that a caller who waits that long is not refused again."""
+    if seconds <= 120:
+        return f"{math.ceil(seconds)} s"
+    minutes = math.ceil(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"

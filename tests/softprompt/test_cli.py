@@ -12,7 +12,8 @@ import time
 import pytest
 from prompttuning.v1 import generation_pb2, tuning_pb2
 
-from shared.errors import InvalidInput, Overloaded, Unavailable
+from shared.errors import InvalidInput, NotFound, Overloaded, PermissionDenied, Unavailable
+from softprompt.cli.failures import report
 from tests.softprompt.cli_runner import CliRunner
 from tests.softprompt.fakes import DATASET, JOB, failed_job, finished_events
 
@@ -256,6 +257,33 @@ def test_info_shows_the_one_that_answers(cli, here):
     outcome = cli("info", "--trainer", "127.0.0.1:1", "--json")
     assert outcome.code == 5
     assert [line["info"] is None for line in outcome.json] == [True, False]
+    assert "error: trainer 127.0.0.1:1: " in outcome.err, "which of the two services it is"
+
+
+def test_info_shows_the_inference_service_to_a_caller_whom_the_trainer_refuses(cli, here):
+    """A generator may ask the inference service for its model, and the trainer for nothing."""
+    here.trainer.fail_next = [PermissionDenied("no role")]
+    outcome = cli("info")
+    assert outcome.code == 4
+    assert outcome.out.startswith(f"inference  {here.inference_endpoint}")
+    assert f"error: trainer {here.trainer_endpoint}: no role" in outcome.err
+    assert "callers file" in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("error", "hint"),
+    [
+        (Overloaded("full", 1.2), "try again in 2 s"),
+        (Overloaded("full", 120), "try again in 120 s"),
+        (Overloaded("full", 18_988.04), "try again in 5 h 17 min"),
+        (Overloaded("full", 600), "try again in 10 min"),
+        (PermissionDenied("moves an alias", role="publisher"), "--alias -"),
+        (NotFound("prompt", "tone"), "softprompt prompts list"),
+    ],
+)
+def test_hints_say_what_to_do_next(error, hint, capsys):
+    report(error)
+    assert hint in capsys.readouterr().err
 
 
 def test_an_interrupted_stream_is_cancelled_and_exits_130(here):
