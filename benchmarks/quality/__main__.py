@@ -44,7 +44,7 @@ def main() -> None:
     parser.add_argument("--test", type=int, default=500, help="test rows, drawn at random; 0: all")
     parser.add_argument("--generate", type=int, default=0, help="rows of generation sets whose answers are generated for chrF")
     parser.add_argument("--few-shot-tokens", type=int, default=1024, help="how long the examples in front of an input may be")
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/quality.json"))
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/quality-sets.json"))
     arguments = parser.parse_args()
     tune_allocator()
     base = load(arguments.model, dtype=pick_training_dtype(arguments.dtype, torch.device("cpu")))

@@ -137,7 +137,10 @@ async def test_scores_are_shares_of_one(replica: Replica, tiny_model_dir: Path) 
     assert by_label_set.best == max(range(3), key=lambda index: by_label_set.scores[index].logprob)
     assert [score.num_tokens for score in by_label_set.scores] == [5, 4, 8]  # a space and the letters
     nested = generation_pb2.ScoreRequest(input=generation_pb2.GenerationInput(text="nice"), candidates=["good", "good enough"])
-    assert [score.num_tokens for score in (await replica.stub.Score(nested)).scores] == [5, 12]  # no space in a turn; the end tells them apart
+    assert [score.num_tokens for score in (await replica.stub.Score(nested)).scores] == [
+        5,
+        12,
+    ]  # the end tells them apart
     bare = generation_pb2.ScoreRequest(input=generation_pb2.GenerationInput(text="nice"))
     assert "candidates" in (await refusal(replica.stub.Score(bare))).message
 

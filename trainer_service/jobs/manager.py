@@ -173,8 +173,7 @@ class JobManager:
         if created.id == job.id:
             log.info("job created", extra={"fields": {"job": job.id, "prompt": spec.prompt, "base_model": effective.base_model.id}})
             self._context.tell(created)
-            chosen = effective.training.hyperparameters
-            if note := coverage_note(chosen.num_steps, chosen.batch_size, effective.num_train):
+            if note := coverage_note(spec.hyperparameters, effective.training.hyperparameters, effective.num_train):
                 await self._context.change(job.id, lambda record: record, payloads=[Note(text=note)])
         return await self._outlook.of_one(created)
 

@@ -113,13 +113,13 @@ def _init(requested: Init | None, task: TaskKind, template: Template, labels: Se
     return init
 
 
-def coverage_note(num_steps: int, batch_size: int, num_train: int) -> str:
-    """A sentence for a training that doesn't see every example once; empty for others."""
-    seen = num_steps * batch_size
-    if seen >= num_train:
+def coverage_note(request: HyperparameterRequest, filled: Hyperparameters, num_train: int) -> str:
+    """A sentence for a length that the recipe chose and that doesn't see every example once; empty for others."""
+    seen = filled.num_steps * filled.batch_size
+    if seen >= num_train or request.num_steps is not None or request.num_epochs is not None:
         return ""
     return (
-        f"{num_steps} steps of {batch_size} see {seen} of the {num_train} training examples ({100 * seen / num_train:.0f} %), each once: "
+        f"{filled.num_steps} steps of {filled.batch_size} see {seen} of the {num_train} training examples ({100 * seen / num_train:.0f} %), each once: "
         "num_epochs 1 sees them all"
     )
 

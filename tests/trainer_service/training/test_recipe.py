@@ -48,12 +48,13 @@ def test_batches_on_a_gpu_grow_with_the_data(num_train: int, batch_size: int) ->
     filled = fill(HyperparameterRequest(), TaskKind.GENERATION, num_train, INFO, TEMPLATE, on_gpu=True)
     assert filled.batch_size == batch_size
     assert filled.num_steps >= 320
-    assert coverage_note(filled.num_steps, filled.batch_size, num_train) == ""
+    assert coverage_note(HyperparameterRequest(), filled, num_train) == ""
 
 
 def test_a_training_that_does_not_see_every_example_says_so() -> None:
     filled = _fill(num_train=10**6)
-    note = coverage_note(filled.num_steps, filled.batch_size, 10**6)
+    note = coverage_note(HyperparameterRequest(), filled, 10**6)
+    assert coverage_note(HyperparameterRequest(num_steps=5), filled, 10**6) == ""
     assert note.startswith("16000 steps of 8 see 128000 of the 1000000 training examples (13 %)")
 
 
