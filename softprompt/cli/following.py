@@ -16,7 +16,7 @@ MAX_TOKENS = 8
 """Nearest vocabulary tokens that are shown; `--json` has one for each virtual token."""
 
 
-def follow(client: Client, name: str, *, after: int = 0, as_json: bool = False) -> None:
+def follow(client: Client, name: str, *, after: int = 0, as_json: bool = False) -> TuningJob:
     """Show a job's events until it has ended, then its result. JobFailed if it failed; interrupting leaves the job alone."""
     from softprompt.display.training import training_display
     from softprompt.errors import JobFailed
@@ -43,6 +43,33 @@ def follow(client: Client, name: str, *, after: int = 0, as_json: bool = False) 
         raise JobFailed(job)
     if not as_json:
         show_result(job)
+    return job
+
+
+def show_verdict(client: Client, job: TuningJob, *, as_json: bool = False) -> None:
+    """Wait for the first live replica that looks at the version which an alias now names. Failure, with its reason, if it refuses it.
+
+    Says nothing where no replica is alive, or where this caller may not ask or can't.
+    """
+    from softprompt.errors import DeadlineExceeded, NotFound, PermissionDenied, PreconditionFailed, Unavailable, Unimplemented
+
+    result = job.result
+    if result is None or not result.alias_moved:  # replicas load what an alias names
+        return
+    hint = "`softprompt prompts status` shows the replicas; the alias can be moved back with `softprompt prompts alias set`"
+    try:
+        status = client.first_verdict(result.version)
+    except PreconditionFailed as error:
+        raise Failure(f"{result.version} is published, but {error.message}", hint=hint) from None
+    except DeadlineExceeded as error:
+        stderr().print(f"{error.message}; `softprompt prompts status` shows what they say later", markup=False, soft_wrap=True)
+        return
+    except KeyboardInterrupt:
+        raise Failure(f"{result.version} is published; no replica was waited for", EXIT_INTERRUPTED, hint) from None
+    except (NotFound, PermissionDenied, Unavailable, Unimplemented):
+        return
+    if status.served and not result.serving and not as_json:
+        show(f"  {'served by':<15}{', '.join(serving.replica for serving in status.served)}")
 
 
 def show_result(job: TuningJob) -> None:

@@ -24,7 +24,8 @@ def register(app: typer.Typer) -> None:
 
 def tune(
     file: Annotated[
-        str, typer.Argument(help="Examples as JSON lines ({input, output}, {input, label} or {messages}), a dataset name or a URI.")
+        str,
+        typer.Argument(help="Examples as JSON lines ({input, output}, {input, label} or {messages}; - is stdin), a dataset or a URI."),
     ],
     prompt: Annotated[str, typer.Option(help="Name of the prompt; its next version is published.")],
     validation: Annotated[str | None, typer.Option(help="Held-out examples, likewise.", rich_help_panel=DATA)] = None,
@@ -79,8 +80,9 @@ def tune(
     as_json: JsonOption = False,
     trainer: TrainerOption = None,
 ) -> None:
-    """Tune a soft prompt on examples and publish it."""
+    """Tune a soft prompt on examples, publish it, and wait until the first live replica serves it."""
     from softprompt.cli.following import follow as follow_job
+    from softprompt.cli.following import show_verdict
 
     gate = (
         PublishGate(beat_bare_model, beat_current, minimum_metric)
@@ -119,7 +121,7 @@ def tune(
         job = client.create_job(spec, request_id=request_id)
         if follow:
             stderr().print(f"{job.name} is queued", markup=False)
-            follow_job(client, job.name, as_json=as_json)
+            show_verdict(client, follow_job(client, job.name, as_json=as_json), as_json=as_json)
         elif as_json:
             print_json(job)
         else:
@@ -127,7 +129,9 @@ def tune(
 
 
 def dataset(text: str) -> Dataset:
-    """Names and URIs as they are; everything else is a file of ours."""
+    """Names and URIs as they are, `-` as standard input; everything else is a file of ours."""
+    if text == "-":
+        return Path("/dev/stdin")
     return text if text.startswith("datasets/sha256-") or "://" in text else Path(text)
 
 

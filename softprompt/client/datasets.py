@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from shared.errors import InvalidInput
+from softprompt.input_files import input_file
 from softprompt.types.tuning import Example, Examples
 
 CHUNK_BYTES = 512 << 10
@@ -29,8 +30,8 @@ class UploadSource:
 
     @classmethod
     def of(cls, dataset: str | Path | Examples) -> UploadSource:
-        """InvalidInput for a file that can't be read or an example that is no JSON object."""
-        content = Path(dataset).expanduser() if isinstance(dataset, str | Path) else _json_lines(dataset)
+        """NotFound for a file that isn't there, InvalidInput for one that can't be read or an example that is no JSON object."""
+        content = input_file(dataset, "dataset") if isinstance(dataset, str | Path) else _json_lines(dataset)
         digest, size = hashlib.sha256(), 0
         try:
             with _open(content) as file:

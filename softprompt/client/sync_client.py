@@ -11,6 +11,7 @@ from softprompt.client.async_client import AsyncClient
 from softprompt.client.loop_thread import LoopThread
 from softprompt.client.security import ClientSecurity
 from softprompt.client.stream import GenerationStream
+from softprompt.client.verdict import VERDICT_SECONDS
 from softprompt.types.common import Sampling, Template
 from softprompt.types.generation import (
     CandidateScore,
@@ -207,6 +208,9 @@ class Client:
 
     def wait_until_served_by_all(self, version: str, *, timeout_seconds: float = 60.0) -> VersionStatus:
         return self._loop.run(self._client.wait_until_served_by_all(version, timeout_seconds=timeout_seconds))
+
+    def first_verdict(self, version: str, *, timeout_seconds: float = VERDICT_SECONDS) -> VersionStatus:
+        return self._loop.run(self._client.first_verdict(version, timeout_seconds=timeout_seconds))
 
     def download_version(self, version: str) -> tuple[PromptVersion, bytes]:
         return self._loop.run(self._client.download_version(version))

@@ -5,17 +5,19 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from prompttuning.v1 import tuning_pb2
 
-from shared.errors import NotFound
+from shared.errors import DeadlineExceeded, NotFound, PermissionDenied, Unavailable, Unimplemented
 from softprompt.client.clone import cloned_spec, continued_spec
 from softprompt.client.connection import Connection
 from softprompt.client.convert import is_remote, spec_message
 from softprompt.client.datasets import UploadSource
 from softprompt.client.mirror import read
+from softprompt.client.verdict import first_verdict
 from softprompt.client.watch import watch
 from softprompt.errors import JobFailed
 from softprompt.types.tuning import (
@@ -100,9 +102,17 @@ class TuningMethods:
         return await self.create_job(continued_spec(await self.get_job(name), changes), request_id=request_id)
 
     async def tune(self, spec: TuningSpec, *, on_event: Callable[[JobEvent], object] | None = None) -> TuningJob:
-        """Queue a job and wait until it has succeeded. JobFailed if it fails or is cancelled; leaving early does not cancel the job."""
+        """Queue a job, wait until it has succeeded and until a live replica, if there is one, has looked at its version.
+
+        JobFailed if it fails or is cancelled, PreconditionFailed with the reason if the replica refuses the version. Leaving early does
+        not cancel the job.
+        """
         job = await self.create_job(spec)
-        return await self.wait_for_job(job.name, on_event=on_event)
+        job = await self.wait_for_job(job.name, on_event=on_event)
+        if job.result is not None and job.result.alias_moved:  # replicas load what an alias names
+            with suppress(DeadlineExceeded, NotFound, PermissionDenied, Unavailable, Unimplemented):
+                await first_verdict(self._connection, job.result.version)
+        return job
 
     async def get_job(self, name: str) -> TuningJob:
         request = tuning_pb2.GetTuningJobRequest(name=name)
@@ -187,6 +197,4 @@ class TuningMethods:
     async def _dataset_name(self, dataset: Dataset, labels: Sequence[str]) -> str:
         if isinstance(dataset, str) and is_remote(dataset):
             return dataset
-        if isinstance(dataset, str | Path) and not await asyncio.to_thread(Path(dataset).expanduser().is_file):
-            raise NotFound("dataset file", str(dataset))
         return (await self.upload_dataset(dataset, labels=labels)).dataset

@@ -43,6 +43,8 @@ class FakeTrainer(tuning_pb2_grpc.TuningServiceServicer, prompts_pb2_grpc.Prompt
         self.jobs = {JOB: succeeded_job()}
         self.events = finished_events()
         self.alias_version = 2
+        self.statuses: list[prompts_pb2.VersionStatus] = [prompts_pb2.VersionStatus(version="prompts/tone/versions/1")]
+        """What GetPromptStatus answers, one after the other, the last one from then on."""
 
     def _maybe_fail(self) -> None:
         if self.fail_next:
@@ -113,6 +115,10 @@ class FakeTrainer(tuning_pb2_grpc.TuningServiceServicer, prompts_pb2_grpc.Prompt
 
     async def GetPrompt(self, request: Any, context: Any) -> prompts_pb2.GetPromptResponse:
         return prompts_pb2.GetPromptResponse(prompt=self._prompt())
+
+    async def GetPromptStatus(self, request: Any, context: Any) -> prompts_pb2.GetPromptStatusResponse:
+        self._maybe_fail()
+        return prompts_pb2.GetPromptStatusResponse(versions=[self.statuses.pop(0) if len(self.statuses) > 1 else self.statuses[0]])
 
     async def ListPromptVersions(self, request: Any, context: Any) -> prompts_pb2.ListPromptVersionsResponse:
         return prompts_pb2.ListPromptVersionsResponse(

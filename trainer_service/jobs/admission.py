@@ -6,7 +6,6 @@ model's context, the version to start from. All violations are collected, and na
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -29,7 +28,6 @@ from trainer_service.violations import Violations
 DEFAULT_VALIDATION_FRACTION = 0.1
 MAX_DEFAULT_VALIDATION_EXAMPLES = 500
 MAX_ANNOTATION_KEY_CHARS, MAX_ANNOTATION_VALUE_CHARS = 63, 1024
-_CONCURRENT_CHECKS = 2
 _WIRE_NAMES = {
     "validation_fraction": "spec.validation_fraction",
     "spec.hyperparameters.init.source_version": "spec.hyperparameters.init.source",
@@ -52,7 +50,7 @@ class _Examples:
 
 
 class SpecAdmission:
-    """A few specs are checked at a time, in threads, so that a large dataset doesn't hold up the service."""
+    """A few specs are checked at a time, in threads of their own, so that large datasets hold up neither the service nor other tenants."""
 
     def __init__(
         self,
@@ -68,19 +66,16 @@ class SpecAdmission:
         self._models, self._datasets, self._sources, self._limits = models, datasets, sources, limits
         self._on_gpu = on_gpu
         self._pools = pools or TrainerPools()
-        self._slots = asyncio.Semaphore(_CONCURRENT_CHECKS)
 
     async def check(self, spec: TuningSpec) -> EffectiveSpec:
         """Raises InvalidInput with everything that is wrong, NotFound for what the spec names and isn't there, or PreconditionFailed.
 
-        Only a spec that starts from a version asks the prompt store, and it waits for the store outside the slots that all share.
+        Only a spec that starts from a version asks the prompt store, and it waits for the store outside the threads that all share.
         """
-        async with self._slots:
-            model, examples = await self._pools.datasets.call(self._check, spec)
+        model, examples = await self._pools.job_checks.call(self._check, spec)
         source = await self._source(spec, model)
-        async with self._slots:
-            with renamed(_as_on_the_wire):
-                return await self._pools.datasets.call(self._effective, spec, model, source, examples)
+        with renamed(_as_on_the_wire):
+            return await self._pools.job_checks.call(self._effective, spec, model, source, examples)
 
     def _check(self, spec: TuningSpec) -> tuple[KnownBaseModel, _Examples]:
         violations = Violations()

@@ -34,7 +34,7 @@ from trainer_service.training.spec import Example, TaskKind
 
 log = logging.getLogger(__name__)
 
-MAX_CONCURRENT_UPLOADS = 16
+MAX_CONCURRENT_UPLOADS = 32
 
 _ABANDONED_SECONDS = 3600.0
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")

@@ -196,13 +196,13 @@ class JobManager:
             await self._context.database.call(self._store.check_visible, job_id, current_caller().prompts)
             while True:
                 news.clear()
-                events = await self._context.database.call(self._store.events, job_id, after, _EVENTS_PER_READ)
+                events, more = await self._context.database.call(self._store.event_page, job_id, after, _EVENTS_PER_READ)
                 for event in events:
                     yield event
                     after = event.number
                     if isinstance(event.payload, Job) and event.payload.state.is_terminal:
                         return
-                if len(events) == _EVENTS_PER_READ:
+                if more:
                     continue
                 if not events and ended:
                     return

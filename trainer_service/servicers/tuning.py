@@ -10,6 +10,7 @@ from typing import Any
 from prompttuning.v1 import tuning_pb2 as pb
 from prompttuning.v1 import tuning_pb2_grpc
 
+from shared.outside import CallPool
 from shared.security.caller import current_caller
 from shared.security.page_tokens import ListScope, PageTokens
 from trainer_service.convert.jobs import event_to_wire, filter_from_wire, filter_to_json, job_to_wire
@@ -25,7 +26,7 @@ from trainer_service.servicers.streams import HEARTBEAT_SECONDS, Beat, header_an
 
 
 class TuningServicer(tuning_pb2_grpc.TuningServiceServicer):
-    """`draining` ends the watches. A watch is never silent for longer than `heartbeat_seconds`."""
+    """Large requests are read in `requests`. `draining` ends the watches. A watch is never silent for longer than `heartbeat_seconds`."""
 
     def __init__(
         self,
@@ -34,11 +35,12 @@ class TuningServicer(tuning_pb2_grpc.TuningServiceServicer):
         datasets: TenantDatasets,
         info: ServiceInfo,
         tokens: PageTokens,
+        requests: CallPool,
         draining: asyncio.Event,
         heartbeat_seconds: float = HEARTBEAT_SECONDS,
     ) -> None:
         self._jobs, self._intake, self._datasets, self._info = jobs, intake, datasets, info
-        self._tokens, self._draining, self._heartbeat_seconds = tokens, draining, heartbeat_seconds
+        self._tokens, self._requests, self._draining, self._heartbeat_seconds = tokens, requests, draining, heartbeat_seconds
 
     async def UploadDataset(self, requests: AsyncIterator[pb.UploadDatasetRequest], context: Any) -> pb.UploadDatasetResponse:
         header, chunks = await header_and_chunks(requests)
@@ -62,7 +64,7 @@ class TuningServicer(tuning_pb2_grpc.TuningServiceServicer):
         return pb.DeleteDatasetResponse()
 
     async def CreateTuningJob(self, request: pb.CreateTuningJobRequest, context: Any) -> pb.CreateTuningJobResponse:
-        asked = await asyncio.to_thread(request_from_wire, request)
+        asked = await self._requests.call(request_from_wire, request)
         job = await self._intake.create(asked, JobOwner.of(current_caller()))
         return pb.CreateTuningJobResponse(job=job_to_wire(job))
 

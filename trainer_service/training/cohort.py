@@ -77,7 +77,7 @@ class Cohort:
         """The job takes part from the next step on; what is wrong with it becomes its Failed event. Raises AlreadyExists."""
         if task.job_id in self._members:
             raise AlreadyExists(f"job {task.job_id} is in this cohort already")
-        run = TuningRun(task, self._base_model, self._check_row)
+        run = TuningRun(task, self._base_model, self._check_row, self.token_budget)
         self._members[task.job_id] = _Member(run, run.life(), checkpointed_at=time.monotonic())
         self._fair_share.join(task.job_id, task.priority, task.tenant, task.weight)
 
@@ -226,10 +226,14 @@ class Cohort:
         for part in parts:
             part.trainee.discard_gradients()
         losses = backward(self._base_model, self._forward, parts, token_budget)
-        norms = torch.stack([part.trainee.clip() for part in parts])
-        rates = [part.trainee.learning_rate for part in parts]
-        for part in parts:
-            part.trainee.update()
+        norms, rates = torch.zeros_like(losses), [part.trainee.learning_rate for part in parts]
+        for index, (part, is_last) in enumerate((part, work.is_last) for work in works for part in work.parts):
+            if is_last:
+                part.trainee.add_kept_gradients()
+                norms[index] = part.trainee.clip()
+                part.trainee.update()
+            else:
+                part.trainee.keep_gradients()
         measured = torch.stack([losses, norms]).tolist()  # the one wait for the device
         seconds = time.perf_counter() - started
         outcomes = [

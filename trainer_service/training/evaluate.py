@@ -46,7 +46,7 @@ def evaluate(prompt: torch.Tensor | None, data: EncodedDataset) -> Evaluation:
 def score_rows(prompt: torch.Tensor | None, rows: Sequence[Row], candidates: tuple[int, ...] = ()) -> Generator[Work, Any, list[RowScore]]:
     """Scores in the order of `rows`, asked for in slices so that no step of the cohort gets long."""
     scores: list[RowScore] = []
-    for part in _slices(rows):
+    for part in row_slices(rows, SLICE_TOKENS):
         scores += yield ScoreWork(prompt, part, candidates)
     return scores
 
@@ -87,10 +87,11 @@ def _choose_labels(prompt: torch.Tensor | None, data: EncodedDataset) -> Generat
     return [_argmax(values[first : first + width]) for first in range(0, len(values), width)]
 
 
-def _slices(rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
+def row_slices(rows: Sequence[Row], max_tokens: int) -> Iterator[Sequence[Row]]:
+    """Consecutive rows of at most `max_tokens` tokens together; a longer row is a slice of its own."""
     part, used = list[Row](), 0
     for row in rows:
-        if part and used + len(row.tokens) > SLICE_TOKENS:
+        if part and used + len(row.tokens) > max_tokens:
             yield part
             part, used = [], 0
         part.append(row)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import warnings
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -16,6 +16,7 @@ from trainer_service.training.spec import Metric
 from trainer_service.training.work import CallWork, Work
 
 BATCH, MAX_EXAMPLES, MAX_NEW_TOKENS = 8, 64, 256
+MAX_BATCH_TOKENS = 4096
 
 
 def evaluate_generations(
@@ -29,13 +30,25 @@ def evaluate_generations(
     longest = max(len(example.target_ids) for example in examples)
     max_new_tokens = min(MAX_NEW_TOKENS, longest + longest // 2 + 8)
     answers: list[str] = []
-    for first in range(0, len(examples), BATCH):
-        batch = examples[first : first + BATCH]
+    for batch in _batches(examples, max_new_tokens):
         num_tokens = sum(len(example.input_ids) + max_new_tokens for example in batch)
         answers += yield CallWork(partial(_generate, base_model, prompt, batch, max_new_tokens, end_token_id), num_tokens)
     wanted = [base_model.tokenizer.decode(example.target_ids, skip_special_tokens=True).strip() for example in examples]
     name = metric.value.lower()
     return {name: _text_metric(metric, answers, wanted), f"{name}_examples": len(examples)}
+
+
+def _batches(examples: Sequence[EncodedExample], max_new_tokens: int) -> Iterator[list[EncodedExample]]:
+    """Of few enough positions, padding included, that other jobs don't wait long for one of them; in order."""
+    batch, longest = list[EncodedExample](), 0
+    for example in examples:
+        longest = max(longest, len(example.input_ids))
+        if batch and (len(batch) == BATCH or (len(batch) + 1) * (longest + max_new_tokens) > MAX_BATCH_TOKENS):
+            yield batch
+            batch, longest = [], len(example.input_ids)
+        batch.append(example)
+    if batch:
+        yield batch
 
 
 def sampled(examples: Sequence[EncodedExample]) -> list[EncodedExample]:

@@ -23,7 +23,7 @@ from trainer_service.training import encoding
 from trainer_service.training.checkpoint import EvaluationRecord, RunState, digest_of, read_checkpoint, restore, write_checkpoint
 from trainer_service.training.dataset import count_overlap
 from trainer_service.training.encoding import EncodedDataset, EncodedExample, encode_bare, encode_dataset
-from trainer_service.training.evaluate import evaluate, nearest_tokens
+from trainer_service.training.evaluate import SLICE_TOKENS, evaluate, nearest_tokens, row_slices
 from trainer_service.training.events import Evaluated, Started, StepDone, TrainingEvent, TrainingResult, TrainingTask
 from trainer_service.training.generate import evaluate_generations
 from trainer_service.training.golden import golden_records
@@ -50,9 +50,17 @@ Metrics = Generator[Work, Any, dict[str, float]]
 
 
 class TuningRun:
-    def __init__(self, task: TrainingTask, base_model: BaseModel, check_row: Callable[[int, int], None] | None = None) -> None:
-        """`check_row(virtual tokens, tokens)` raises for a row that this worker can't compute; called with the longest one."""
-        self.task, self._check_row = task, check_row
+    def __init__(
+        self,
+        task: TrainingTask,
+        base_model: BaseModel,
+        check_row: Callable[[int, int], None] | None = None,
+        piece_tokens: int = SLICE_TOKENS,
+    ) -> None:
+        """`check_row(virtual tokens, tokens)` raises for a row that this worker can't compute; called with the longest one.
+        `piece_tokens`: tokens of one piece of an optimizer step, virtual ones aside.
+        """
+        self.task, self._check_row, self._piece_tokens = task, check_row, piece_tokens
         self._base_model = base_model
         self._spec, self._hyper = task.spec, task.spec.hyperparameters
         self._state = RunState(digest=task.digest or digest_of(task.spec, task.train, task.validation))
@@ -95,8 +103,7 @@ class TuningRun:
             yield from self._evaluate_if_due(periodic)
             if self._is_finished():
                 break
-            outcomes: list[StepOutcome] = yield self._next_step()
-            self._account(outcomes)
+            self._account((yield from self._train_step()))
         return (yield from self._result())
 
     def _emit(self, kind: type[TrainingEvent], **fields: Any) -> None:
@@ -181,11 +188,19 @@ class TuningRun:
         parameters = new_parameters(matrix, self._hyper.reparameterisation, embedding_std(self._base_model), generator)
         return Trainee(Candidate(learning_rate, init), parameters, self._hyper)
 
-    def _next_step(self) -> TrainWork:
+    def _train_step(self) -> Generator[Work, Any, list[StepOutcome]]:
+        """One optimizer step, asked for in pieces: a batch of thousands of long rows would be minutes of work that others wait for."""
         picks = batch_indices(self._hyper.seed, self.step, len(self._train), self._hyper.batch_size)
         rows = [Row(self._train.examples[pick].input_ids, self._train.examples[pick].target_ids, self._row_weights[pick]) for pick in picks]
-        total = float(len(rows)) if self._spec.task is TaskKind.CLASSIFICATION else None
-        return TrainWork([TrainPart(trainee, rows, self._hyper.label_smoothing, total) for trainee in self._trainees])
+        by_example = self._spec.task is TaskKind.CLASSIFICATION
+        total = float(len(rows)) if by_example else sum(row.weight * len(row.target_ids) for row in rows)
+        pieces = list(row_slices(rows, self._piece_tokens // len(self._trainees)))
+        outcomes: list[StepOutcome] = []
+        for piece in pieces:
+            parts = [TrainPart(trainee, piece, self._hyper.label_smoothing, total) for trainee in self._trainees]
+            found: list[StepOutcome] = yield TrainWork(parts, is_last=piece is pieces[-1])
+            outcomes = [one.plus(other) for one, other in zip(outcomes, found, strict=True)] if outcomes else found
+        return outcomes
 
     def _account(self, outcomes: list[StepOutcome]) -> None:
         sound = [index for index, outcome in enumerate(outcomes) if math.isfinite(outcome.loss) and math.isfinite(outcome.grad_norm)]

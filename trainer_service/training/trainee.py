@@ -35,6 +35,7 @@ class Trainee:
         self.parameters = parameters
         trained = {name: parameter for name, parameter in parameters.items() if parameter.requires_grad}
         self.optimizer = AdamW(trained, hyperparameters.weight_decay)
+        self._kept_gradients: dict[str, torch.Tensor] = {}
 
     @property
     def num_virtual_tokens(self) -> int:
@@ -56,11 +57,25 @@ class Trainee:
 
     def update(self) -> None:
         self.optimizer.update(self.learning_rate)
+        self._kept_gradients = {}
         self.step += 1
 
     def discard_gradients(self) -> None:
+        """Kept ones stay, so a piece of a step can be computed again."""
         for parameter in self.parameters.values():
             parameter.grad = None
+
+    def keep_gradients(self) -> None:
+        """Of a piece of a step, until its last piece."""
+        self.add_kept_gradients()
+        self._kept_gradients = {name: parameter.grad for name, parameter in self.parameters.items() if parameter.grad is not None}
+        self.discard_gradients()
+
+    def add_kept_gradients(self) -> None:
+        """Those of the earlier pieces of this step."""
+        for name, gradient in self._kept_gradients.items():
+            found = self.parameters[name].grad
+            self.parameters[name].grad = gradient.clone() if found is None else found + gradient
 
 
 def batch_indices(seed: int, step: int, num_examples: int, batch_size: int) -> list[int]:
