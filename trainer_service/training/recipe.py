@@ -118,10 +118,8 @@ def coverage_note(request: HyperparameterRequest, filled: Hyperparameters, num_t
     seen = filled.num_steps * filled.batch_size
     if seen >= num_train or request.num_steps is not None or request.num_epochs is not None:
         return ""
-    return (
-        f"{filled.num_steps} steps of {filled.batch_size} see {seen} of the {num_train} training examples ({100 * seen / num_train:.0f} %), each once: "
-        "num_epochs 1 sees them all"
-    )
+    share = f"{seen} of the {num_train} training examples ({100 * seen / num_train:.0f} %)"
+    return f"{filled.num_steps} steps of {filled.batch_size} see {share}, each once: num_epochs 1 sees them all"
 
 
 def _batch_size(num_train: int, on_gpu: bool) -> int:
