@@ -63,8 +63,9 @@ bench: bench-train bench-serve bench-kernels bench-store bench-jobs  ## The benc
 bench-train: model   ## Training beside PEFT, in both dtypes
 	for dtype in bfloat16 float32; do $(BIN)/python -m benchmarks.train --dtype $$dtype --model "$$($(BIN)/softprompt models pull $(MODEL))" || exit 1; done
 
-bench-quality: model ## Accuracy beside PEFT's recipes (long)
-	$(BIN)/python -m benchmarks.quality --dtype float32 --model "$$($(BIN)/softprompt models pull $(MODEL))"
+bench-quality: model ## The model untuned, PEFT and ours on the data sets of DATA=<dir>; OPTIONS: a part of it (all take days on two cores)
+	$(BIN)/python -m benchmarks.quality --data "$(or $(DATA),$(error give DATA=<directory> with NAME.train.jsonl and NAME.test.jsonl))" \
+		--model "$$($(BIN)/softprompt models pull $(MODEL))" $(OPTIONS)
 
 bench-few-examples: model ## How long to train on 5, 20 and 50 examples of each set in DATA (long)
 	$(BIN)/python -m benchmarks.quality.few_examples --data "$(DATA)" --model "$$($(BIN)/softprompt models pull $(MODEL))"

@@ -37,7 +37,7 @@ from shared.errors import Cancelled, DeadlineExceeded, InvalidInput, NotFound, P
 from shared.manifest import SamplingDefaults
 from shared.security.caller import current_caller
 from shared.store.index import VersionRecord
-from shared.template import InputEncoder, TemplateFormat
+from shared.template import InputEncoder, TemplateFormat, default_format
 
 log = logging.getLogger(__name__)
 
@@ -132,6 +132,7 @@ class GenerationService:
         default_sampling: SamplingDefaults,
     ) -> None:
         self._base, self._engine = base, engine
+        self._default_format = default_format(base.tokenizer)
         self._registry, self._loads, self._watcher = registry, loads, watcher
         self._limits, self._default_sampling = limits, default_sampling
         self._preparer = InputPreparer(base.info.vocab_size, limits.max_length)
@@ -190,7 +191,7 @@ class GenerationService:
     async def _source(self, input: InputRequest) -> AsyncIterator[_Source]:
         """The version that the input names, loaded and held until the block ends."""
         if input.reference is None:
-            yield _Source(None, InputEncoder(self._base.tokenizer, bare_template(input)))
+            yield _Source(None, InputEncoder(self._base.tokenizer, bare_template(input, self._default_format)))
             return
         for _ in range(_MAX_LOAD_ATTEMPTS):
             record = await self._resolve(input)

@@ -42,7 +42,8 @@ def tune(
     validation_fraction: Annotated[float | None, typer.Option(help="Share of the examples that is held out.", rich_help_panel=DATA)] = None,
     template: Annotated[str, typer.Option(help="Text with {input} in it, as in 'Review: {input}'.", rich_help_panel=DATA)] = "",
     format: Annotated[
-        TemplateFormat | None, typer.Option(case_sensitive=False, help="Plain text or chat template.", rich_help_panel=DATA)
+        TemplateFormat | None,
+        typer.Option(case_sensitive=False, help="Left out: the base model's chat template if it has one, else text.", rich_help_panel=DATA),
     ] = None,
     system: Annotated[str, typer.Option(help="System message, with --format chat.", rich_help_panel=DATA)] = "",
     input: InputOption = "",

@@ -224,6 +224,13 @@ def test_generate_streams_text(cli, here):
     assert list(here.inference.requests[0].sampling.stop_sequences) == ["END", "###"]
 
 
+def test_an_empty_answer_says_why(cli, here):
+    here.inference.pieces = ["", " "]
+    outcome = cli("generate", "hi", "--prompt", "support-tone")
+    assert outcome.code == 0
+    assert "The answer is empty: the model ended the answer before it wrote any text (finish reason EOS)." in " ".join(outcome.err.split())
+
+
 def test_generate_reads_stdin(cli, here, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.StringIO("from a pipe\n"))
     cli("generate", "-")

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from shared.errors import InvalidInput
 from shared.names import check_alias, check_name
-from shared.template import InputEncoder, Template, TemplateFormat, pinned
+from shared.template import InputEncoder, Template, TemplateFormat, default_format, pinned
 from trainer_service.base_models import BaseModels, KnownBaseModel
 from trainer_service.jobs.dataset_fields import DATASET, VALIDATION, in_dataset, labels_under, renamed
 from trainer_service.jobs.gate import check_gate
@@ -56,9 +56,18 @@ class SpecAdmission:
     """A few specs are checked at a time, in threads of their own, so that large datasets hold up neither the service nor other tenants."""
 
     def __init__(
-        self, models: BaseModels, datasets: Datasets, sources: Sources, limits: TuningLimits, pools: TrainerPools | None = None
+        self,
+        models: BaseModels,
+        datasets: Datasets,
+        sources: Sources,
+        limits: TuningLimits,
+        pools: TrainerPools | None = None,
+        *,
+        on_gpu: bool = False,
     ) -> None:
+        """`on_gpu`: whether the workers have GPUs."""
         self._models, self._datasets, self._sources, self._limits = models, datasets, sources, limits
+        self._on_gpu = on_gpu
         self._pools = pools or TrainerPools()
 
     async def check(self, spec: TuningSpec) -> EffectiveSpec:
@@ -148,6 +157,7 @@ class SpecAdmission:
             template,
             examples.labels,
             source_virtual_tokens=None if source is None else source.num_virtual_tokens,
+            on_gpu=self._on_gpu,
         )
         self._check_virtual_tokens(filled.num_virtual_tokens)
         filled = _with_source(filled, source)
@@ -184,12 +194,15 @@ def _default_fraction(num_examples: int) -> float:
 
 
 def _template(spec: TuningSpec, task: TaskKind, tokenizer: Any) -> Template:
-    """The caller's template, everything fixed that it left open: the format is CHAT for chat examples, else TEXT."""
-    template = spec.template or Template()
+    """The caller's template, everything fixed that it left open: the format is the base model's own (`default_format`)."""
+    template, own = spec.template or Template(), default_format(tokenizer)
     if "format" not in template.model_fields_set:
-        template = template.model_copy(update={"format": TemplateFormat.CHAT if task is TaskKind.CHAT else TemplateFormat.TEXT})
-    if task is TaskKind.CHAT and template.format is not TemplateFormat.CHAT:
-        raise InvalidInput.of("spec.template.format", "must be CHAT, since the examples are conversations")
+        template = template.model_copy(update={"format": own})
+    if task is TaskKind.CHAT and template.format is not own:
+        reason = "the examples are conversations and the base model has a chat template"
+        if own is not TemplateFormat.CHAT:
+            reason = "the base model has no chat template that can be used: conversations become text"
+        raise InvalidInput.of("spec.template.format", f"must be {own.value}, since {reason}")
     return pinned(template.check("spec.template"), tokenizer)
 
 

@@ -47,6 +47,7 @@ from trainer_service.jobs.record import Record, queue_key, to_datetime
 from trainer_service.jobs.states import LEASED_STATES, JobState
 from trainer_service.jobs.store import JobStore
 from trainer_service.pools import TrainerPools
+from trainer_service.training.recipe import coverage_note
 
 log = logging.getLogger(__name__)
 
@@ -172,7 +173,9 @@ class JobManager:
         if created.id == job.id:
             log.info("job created", extra={"fields": {"job": job.id, "prompt": spec.prompt, "base_model": effective.base_model.id}})
             self._context.tell(created)
-            if effective.repetition is not None and (notes := effective.repetition.notes()):
+            notes = [] if effective.repetition is None else list(effective.repetition.notes())
+            notes += filter(None, [coverage_note(spec.hyperparameters, effective.training.hyperparameters, effective.num_train)])
+            if notes:
                 await self._context.change(job.id, lambda record: record, payloads=[Note(text=text) for text in notes])
         return await self._outlook.of_one(created)
 

@@ -84,7 +84,7 @@ class Template(_message.Message):
     class _FormatEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Template._Format.ValueType], _builtins.type):
         DESCRIPTOR: _descriptor.EnumDescriptor
         FORMAT_UNSPECIFIED: Template._Format.ValueType  # 0
-        """The service chooses: FORMAT_CHAT for chat examples and conversations, else FORMAT_TEXT."""
+        """The service chooses: FORMAT_CHAT if the base model has a chat template, else FORMAT_TEXT."""
         FORMAT_TEXT: Template._Format.ValueType  # 1
         """The text as it is, `{input}` replaced; the answer follows."""
         FORMAT_CHAT: Template._Format.ValueType  # 2
@@ -94,7 +94,7 @@ class Template(_message.Message):
         """How the text is used."""
 
     FORMAT_UNSPECIFIED: Template.Format.ValueType  # 0
-    """The service chooses: FORMAT_CHAT for chat examples and conversations, else FORMAT_TEXT."""
+    """The service chooses: FORMAT_CHAT if the base model has a chat template, else FORMAT_TEXT."""
     FORMAT_TEXT: Template.Format.ValueType  # 1
     """The text as it is, `{input}` replaced; the answer follows."""
     FORMAT_CHAT: Template.Format.ValueType  # 2
