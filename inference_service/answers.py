@@ -109,13 +109,14 @@ def sampling_message(defaults: SamplingDefaults) -> common_pb2.SamplingParams:
     return common_pb2.SamplingParams(**values, stop_sequences=defaults.stop)
 
 
-def loaded_prompt_message(status: VersionStatus) -> generation_pb2.LoadedPrompt:
+def loaded_prompt_message(status: VersionStatus, prefix_kv_bytes: int) -> generation_pb2.LoadedPrompt:
     message = generation_pb2.LoadedPrompt(
         version=status.record.name,
         digest=status.record.digest,
         state=_STATES[status.state],
         aliases=status.aliases,
         num_virtual_tokens=status.record.summary.num_virtual_tokens,
+        prefix_kv_bytes=prefix_kv_bytes,
         active_requests=status.holds,
     )
     if status.quarantine is not None:

@@ -65,12 +65,11 @@ class PreparedInput:
     answer_prefix: str
 
 
-def bare_template(request: InputRequest) -> Template:
-    """The template of a request without a prompt: its own, or one that adds nothing."""
+def bare_template(request: InputRequest, default: TemplateFormat) -> Template:
+    """The template of a request without a prompt: its own, or the input alone. `default`: its format where none is given."""
     template = request.template or Template()
     if "format" not in template.model_fields_set:
-        is_chat = isinstance(request.content, ChatInput)
-        template = template.model_copy(update={"format": TemplateFormat.CHAT if is_chat else TemplateFormat.TEXT})
+        template = template.model_copy(update={"format": default})
     return template.model_copy(update={"rendering": 2})
 
 

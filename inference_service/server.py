@@ -100,7 +100,8 @@ def build(
         dtype=str(base.dtype).removeprefix("torch."),
         device=base.device.type,
     )
-    backend = Backend(service, RequestReader(limits, base.info.vocab_size), registry, model_info, TokenTexts(base.tokenizer))
+    reader, texts = RequestReader(limits, base.info.vocab_size), TokenTexts(base.tokenizer)
+    backend = Backend(service, reader, registry, model_info, texts, running.prefix_kv_bytes)
     return Replica(running, watcher, heartbeat, loads, backend)
 
 
@@ -152,6 +153,7 @@ async def _live(
         async with asyncio.TaskGroup() as group:
             group.create_task(replica.watcher.run())
             group.create_task(replica.heartbeat.run())
+            group.create_task(servicer.margin.watch())
             group.create_task(_verify_model(settings))
             group.create_task(_watch_engine(replica.engine, rpc))
             group.create_task(_end_answers(replica.engine, rpc, settings.grace_seconds))

@@ -220,6 +220,17 @@ def has_chat_template(tokenizer: Any) -> bool:
     return bool(getattr(tokenizer, "chat_template", None))
 
 
+def default_format(tokenizer: Any) -> TemplateFormat:
+    """The format where none is given: CHAT if the tokenizer's chat template can write a user's message, else TEXT."""
+    if not has_chat_template(tokenizer):
+        return TemplateFormat.TEXT
+    try:
+        render_chat(tokenizer, Template(format=TemplateFormat.CHAT), [_turn("user", "x")], add_generation_prompt=True)
+    except Exception:  # a chat template is the model's own code, and this one can't be used
+        return TemplateFormat.TEXT
+    return TemplateFormat.CHAT
+
+
 def conversation_text(messages: Sequence[Message]) -> str:
     """A conversation as the input of a TEXT template.
 

@@ -1,4 +1,4 @@
-"""`python -m trainer_service`: trains soft prompts, keeps jobs, publishes versions. Settings come from the environment; see --help."""
+"""`python -m trainer_service`: trains soft prompts, keeps jobs, publishes versions. Settings come from SOFTPROMPT_TRAINER_*."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def main() -> int:
     limit_threads()
     from trainer_service.config import TrainerSettings  # imports torch
 
-    return run_service(TrainerSettings, _serve, __doc__ or "")
+    return run_service(TrainerSettings, _serve, "Trains soft prompts, keeps jobs and publishes versions, over gRPC.")
 
 
 async def _serve(settings: TrainerSettings, stop: asyncio.Event) -> None:

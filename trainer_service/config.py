@@ -10,7 +10,7 @@ from typing import Annotated
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 from pydantic_settings import NoDecode
 
-from shared.base_model import Device, DType, default_id
+from shared.base_model import Device, DType, default_id, pick_device
 from shared.config import ServerSettings, settings_config
 from shared.soft_prompt import MAX_VIRTUAL_TOKENS
 from shared.store.garbage import GRACE_SECONDS
@@ -192,6 +192,11 @@ class TrainerSettings(ServerSettings):
         if value > info.data.get("max_dataset_bytes", value):
             raise ValueError(f"a line can't be longer than a dataset: at most {info.data['max_dataset_bytes']}")
         return value
+
+    @property
+    def expects_gpu(self) -> bool:
+        """Whether workers compute on GPUs; with `auto`, as this machine does."""
+        return self.device == "cuda" or (self.device == "auto" and pick_device("auto").type == "cuda")
 
     @property
     def sources(self) -> tuple[BaseModelSource, ...]:

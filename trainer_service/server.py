@@ -141,7 +141,7 @@ async def build(settings: TrainerSettings, front: Front, make_pool: PoolMaker) -
     models = BaseModels(settings.sources)
     datasets = DatasetStore(settings.datasets_dir, settings.upload_limits, DatasetRoots(settings.dataset_roots), pools)
     limits = TuningLimits(settings.max_virtual_tokens, settings.max_queued_jobs, settings.max_runtime_seconds, settings.max_length)
-    admission = SpecAdmission(models, datasets, Sources(store, job_store), limits, pools)
+    admission = SpecAdmission(models, datasets, Sources(store, job_store), limits, pools, on_gpu=settings.expects_gpu)
     files = files_for(job_store, settings.checkpoints_dir)
     ledger, observer = DatasetLedger(job_store.database), JobAudit(metrics)
     jobs = JobManager(

@@ -1,1 +1,1 @@
-"""Accuracy of the recipe beside PEFT's documented recipes on product reviews: `python -m benchmarks.quality --model DIR`."""
+"""Quality of the recipe beside the untuned model and PEFT: `python -m benchmarks.quality --model DIR --data DIR`."""

@@ -1,7 +1,8 @@
-"""Trains our recipe (hyperparameters left out) and PEFT's on the same split for each seed, and scores the test set. Writes JSON as it goes.
+"""Quality on data sets of one's own: `python -m benchmarks.quality --model DIR --data DIR`.
 
-Takes two hours on two cores. `--seeds` and `--only` run a part, and replace that part in the output file; after an interruption, `--resume`
-runs only what isn't there.
+For each set and each number of examples: the model bare, instructed and few-shot, PEFT's best recipe and ours, over several seeds, with
+intervals. Writes JSON after every run; what is in the output file isn't run again. All sets, sizes and seeds take days on two cores:
+`--sets`, `--sizes`, `--seeds`, `--only` and `--test` choose a part. `--variants` trains hyperparameters of one's own beside the recipe.
 """
 
 from __future__ import annotations
@@ -10,111 +11,123 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.quality.peft_recipes import BATCH_SIZE, RECIPES, train_peft
-from benchmarks.quality.reviews import LABELS, Reviews, load_reviews
+from benchmarks.quality.contestants import BARE, FEW_SHOT, INSTRUCTED, NAMES, OURS, PEFT, Arena, variant
+from benchmarks.quality.scoring import chrf, interval, score_test
+from benchmarks.quality.sets import DataSet, load_sets
 from shared.allocator import tune_allocator
-from shared.base_model import BaseModel, load
-from shared.template import InputEncoder, Template
-from trainer_service.training.cohort import Cohort
-from trainer_service.training.compute import score
-from trainer_service.training.encoding import EncodedDataset, encode_dataset
-from trainer_service.training.evaluate import evaluate
-from trainer_service.training.events import Failed, Finished, TrainingTask
+from shared.base_model import load
+from shared.template import TemplateFormat
+from trainer_service.training.encoding import EncodedDataset
 from trainer_service.training.forward import choose_forward
-from trainer_service.training.recipe import fill
-from trainer_service.training.spec import HyperparameterRequest, TaskKind, TrainingSpec
+from trainer_service.training.precision import pick_training_dtype
+from trainer_service.training.spec import HyperparameterRequest
 
-TEMPLATE = Template(text="Review: {input}\nSentiment:")
-OURS, SEARCH, BARE = "recipe (nothing given)", "search", "bare model"
-WANTED = 0.90
+ALL = 0
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.quality", description=__doc__)
     parser.add_argument("--model", required=True, help="a model directory")
+    parser.add_argument("--data", type=Path, required=True, help="a directory with NAME.train.jsonl and NAME.test.jsonl")
     parser.add_argument("--dtype", default="auto", choices=["auto", "bfloat16", "float32"])
-    parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
-    parser.add_argument("--only", nargs="*", help="names of contestants, or beginnings of them")
-    parser.add_argument("--resume", action="store_true", help="leave out what the output file has already")
-    parser.add_argument("--cache", type=Path, default=Path("~/.cache/softprompt/benchmarks").expanduser())
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/quality.json"))
+    parser.add_argument("--sets", nargs="*", help="names of sets; all if left out")
+    parser.add_argument("--sizes", nargs="*", type=_size, default=[16, 64, 256, ALL], help="numbers of examples, or `all`")
+    parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
+    parser.add_argument("--only", nargs="*", choices=NAMES, default=NAMES, help="which contestants")
+    parser.add_argument("--variants", nargs="*", default=[], help="TOKENS:RATE[:STEPS[:INIT]], trained beside the recipe")
+    parser.add_argument("--format", type=TemplateFormat, choices=list(TemplateFormat), help="of the template; default: the service's")
+    parser.add_argument("--test", type=int, default=500, help="test rows, drawn at random; 0: all")
+    parser.add_argument("--generate", type=int, default=0, help="rows of generation sets whose answers are generated for chrF")
+    parser.add_argument("--few-shot-tokens", type=int, default=1024, help="how long the examples in front of an input may be")
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/quality-sets.json"))
     arguments = parser.parse_args()
     tune_allocator()
-    reviews = load_reviews(arguments.cache)
-    base = load(arguments.model, dtype=arguments.dtype)
-    test = encode_dataset(
-        reviews.test, InputEncoder(base.tokenizer, TEMPLATE), _spec(base, reviews, 0, search=False), base.info.max_positions
-    )
-    results: dict[str, Any] = json.loads(arguments.output.read_text()) if arguments.output.is_file() else {}
-    runs: dict[str, dict[str, Any]] = results.setdefault("runs", {})
-    results |= {"dtype": str(base.dtype), "num_train": len(reviews.train), "num_test": len(reviews.test), "wanted": WANTED}
+    base = load(arguments.model, dtype=pick_training_dtype(arguments.dtype, torch.device("cpu")))
+    bench = _Bench(Arena(base, arguments.model, arguments.format, arguments.few_shot_tokens), arguments)
     for seed in arguments.seeds:
-        for name, train in _contestants(arguments.model, base, reviews, seed).items():
-            wanted = not arguments.only or any(name.startswith(beginning) for beginning in arguments.only)
-            if not wanted or (arguments.resume and str(seed) in runs.get(name, {})):
+        for size in arguments.sizes:
+            for data in load_sets(arguments.data, arguments.sets, arguments.test):
+                bench.run(data, size, seed)
+    for line in table(bench.runs):
+        print(line)
+
+
+class _Bench:
+    def __init__(self, arena: Arena, arguments: argparse.Namespace) -> None:
+        self._arena, self._arguments, self._output = arena, arguments, arguments.output
+        self._forward = choose_forward(arena.base)
+        self.runs: list[dict[str, Any]] = json.loads(self._output.read_text()) if self._output.is_file() else []
+
+    def run(self, data: DataSet, size: int, seed: int) -> None:
+        base_key = {"model": self._arena.base.info.id, "dtype": str(self._arena.base.dtype), "format": self._arena.format.value}
+        base_key |= {"set": data.name, "num_test": len(data.test)}
+        only = self._arguments.only
+        for name, template in ((BARE, None), (INSTRUCTED, self._arena.instructed(data))):
+            key = base_key | {"size": 0, "seed": 0, "contestant": name}  # neither depends on training examples
+            if name in only and not self._is_there(key):
+                self._score(key, data, None, self._arena.test(data, template))
+        key = base_key | {"size": size or len(data.train), "seed": seed}
+        if size > len(data.train):
+            print(f"{data.name} has {len(data.train)} examples, not {size}", flush=True)
+            return
+        train, held = data.sample(size, seed)
+        if FEW_SHOT in only and not self._is_there(key | {"contestant": FEW_SHOT}):
+            test, shown = self._arena.few_shot(data, train)
+            self._score(key | {"contestant": FEW_SHOT}, data, None, test, shown=shown)
+        if PEFT in only and not self._is_there(key | {"contestant": PEFT}):
+            started = time.perf_counter()
+            prompt = self._arena.train_peft(data, train, seed)
+            self._score(key | {"contestant": PEFT}, data, prompt, self._arena.test(data), seconds=time.perf_counter() - started)
+        requests = {OURS: HyperparameterRequest(seed=seed)} if OURS in only else {}
+        requests |= {f"{OURS} {text}": variant(text, seed) for text in self._arguments.variants}
+        for name, request in requests.items():
+            if self._is_there(key | {"contestant": name}):
                 continue
             started = time.perf_counter()
-            matrix = train()
-            seconds = time.perf_counter() - started
-            prompt = None if matrix is None else matrix.to(base.dtype)
-            metrics = _test(base, prompt, test)
-            runs.setdefault(name, {})[str(seed)] = metrics | {"train_seconds": seconds}
-            print(f"seed {seed}, {name}: accuracy {metrics['accuracy']:.3f}, trained in {seconds:.0f} s", flush=True)
-            results["mean_accuracy"] = {key: statistics.mean(run["accuracy"] for run in by_seed.values()) for key, by_seed in runs.items()}
-            arguments.output.parent.mkdir(parents=True, exist_ok=True)
-            arguments.output.write_text(json.dumps(results, indent=2) + "\n")
-    for name, mean in results.get("mean_accuracy", {}).items():
-        print(f"{name}: mean accuracy {mean:.3f} over {len(runs[name])} seeds")
+            prompt, hyper = self._arena.train_ours(data, train, held, request)
+            seconds, chosen = time.perf_counter() - started, hyper.model_dump(mode="json")
+            self._score(key | {"contestant": name}, data, prompt, self._arena.test(data), hyperparameters=chosen, seconds=seconds)
+
+    def _score(self, key: dict[str, Any], data: DataSet, prompt: torch.Tensor | None, test: EncodedDataset, **more: Any) -> None:
+        base = self._arena.base
+        found = key | score_test(base, self._forward, prompt, test).as_json() | more
+        if count := min(len(test), self._arguments.generate if not data.labels else 0):
+            end = test.examples[0].target_ids[-1]
+            references = [row.references for row in data.test[:count]]
+            found |= {"chrf": chrf(base, prompt, test.examples[:count], references, [end, *base.stop_token_ids]), "num_generated": count}
+        self.runs.append(found)
+        self._output.parent.mkdir(parents=True, exist_ok=True)
+        self._output.write_text("[\n" + ",\n".join(json.dumps(run) for run in self.runs) + "\n]\n")
+        shown = {name: value for name, value in found.items() if name not in ("right", "hyperparameters", "model", "dtype", "num_test")}
+        print(json.dumps(shown), flush=True)
+
+    def _is_there(self, key: dict[str, Any]) -> bool:
+        return any(all(run.get(name) == value for name, value in key.items()) for run in self.runs)
 
 
-def _contestants(source: str, base: BaseModel, reviews: Reviews, seed: int) -> dict[str, Callable[[], torch.Tensor | None]]:
-    spec = _spec(base, reviews, seed, search=False)
-    data = encode_dataset(reviews.train, InputEncoder(base.tokenizer, TEMPLATE), spec, base.info.max_positions)
-    found: dict[str, Callable[[], torch.Tensor | None]] = {
-        BARE: lambda: None,
-        OURS: lambda: _train_ours(base, reviews, spec),
-        SEARCH: lambda: _train_ours(base, reviews, _spec(base, reviews, seed, search=True)),
-    }
-    peft_steps = spec.hyperparameters.num_steps * spec.hyperparameters.batch_size // BATCH_SIZE  # as many examples
-    text = f"Classify the review as {LABELS[0]} or {LABELS[1]}."
-    for recipe in RECIPES:
-        found[recipe.name] = lambda recipe=recipe: train_peft(base, data, recipe, text, source, seed, peft_steps)  # type: ignore[misc]
-    return found
+def table(runs: list[dict[str, Any]]) -> list[str]:
+    """A line for each model, set, size and contestant: the mean over the seeds, its interval, and the seeds."""
+    names = ("model", "format", "set", "size", "contestant")
+    lines = []
+    for key in dict.fromkeys(tuple(run[name] for name in names) for run in sorted(runs, key=lambda run: tuple(run[n] for n in names[:4]))):
+        some = [run for run in runs if tuple(run[name] for name in names) == key]
+        low, high = interval([[int(mark) for mark in run["right"]] for run in some])
+        mean = statistics.mean(run["value"] for run in some)
+        text = f"{'  '.join(str(part) for part in key)}: {100 * mean:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
+        text += f", loss {statistics.mean(run['loss'] for run in some):.3f}, {len(some)} seeds, {some[0]['num_test']} test rows"
+        if all("chrf" in run for run in some):
+            text += f", chrF {statistics.mean(run['chrf'] for run in some):.1f}"
+        lines.append(text)
+    return lines
 
 
-def _spec(base: BaseModel, reviews: Reviews, seed: int, *, search: bool) -> TrainingSpec:
-    request = HyperparameterRequest(seed=seed, search=search)
-    hyperparameters = fill(request, TaskKind.CLASSIFICATION, len(reviews.train), base.info, TEMPLATE, LABELS)
-    return TrainingSpec(task=TaskKind.CLASSIFICATION, template=TEMPLATE, labels=LABELS, hyperparameters=hyperparameters)
-
-
-def _train_ours(base: BaseModel, reviews: Reviews, spec: TrainingSpec) -> torch.Tensor:
-    cohort = Cohort(base)
-    cohort.add(TrainingTask("quality", 1, spec, reviews.train, reviews.validation))
-    while not cohort.is_idle:
-        for event in cohort.step():
-            if isinstance(event, Failed):
-                raise SystemExit(f"training failed: {event.message}")
-            if isinstance(event, Finished):
-                return event.result.soft_prompt.embeddings.to(base.device)
-    raise SystemExit("training ended without a result")
-
-
-def _test(base: BaseModel, prompt: torch.Tensor | None, data: EncodedDataset) -> dict[str, float]:
-    forward, evaluation = choose_forward(base), evaluate(prompt, data)
-    work = next(evaluation)
-    while True:
-        try:
-            work = evaluation.send(score(base, forward, [work])[0])  # type: ignore[list-item]
-        except StopIteration as done:
-            metrics: dict[str, float] = done.value
-            return metrics
+def _size(text: str) -> int:
+    return ALL if text == "all" else int(text)
 
 
 if __name__ == "__main__":

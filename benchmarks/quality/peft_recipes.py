@@ -35,7 +35,7 @@ RECIPES = (
 def train_peft(
     base: BaseModel, data: EncodedDataset, recipe: PeftRecipe, text: str, source: str, seed: int, num_steps: int
 ) -> torch.Tensor:
-    """`[num_virtual_tokens, hidden_size]`, float32: AdamW with warm-up and cosine, loss on the label word alone."""
+    """`[num_virtual_tokens, hidden_size]`, float32: AdamW with warm-up and cosine, loss on the label word or the answer."""
     from peft import PromptTuningConfig, TaskType, get_peft_model
 
     warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
@@ -50,7 +50,7 @@ def train_peft(
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _warmup_and_cosine(step, num_steps))
     for step in range(num_steps):
         picks = batch_indices(seed, step, len(data), BATCH_SIZE)
-        ids, mask, labels = _padded([data.examples[pick] for pick in picks], data.label_ids)
+        ids, mask, labels = _padded([data.examples[pick] for pick in picks], data.label_ids, base.device)
         model(input_ids=ids, attention_mask=mask, labels=labels).loss.backward()
         optimizer.step()
         schedule.step()
@@ -67,8 +67,10 @@ def _warmup_and_cosine(step: int, num_steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / (num_steps - warmup)))
 
 
-def _padded(examples: Sequence[EncodedExample], label_ids: Sequence[tuple[int, ...]]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    wholes = [(example.input_ids, label_ids[example.label_index]) for example in examples]
+def _padded(
+    examples: Sequence[EncodedExample], label_ids: Sequence[tuple[int, ...]], device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    wholes = [(example.input_ids, label_ids[example.label_index] if label_ids else example.target_ids) for example in examples]
     longest = max(len(input_ids) + len(target) for input_ids, target in wholes)
     ids = torch.zeros(len(wholes), longest, dtype=torch.long)
     labels, mask = torch.full_like(ids, -100), torch.zeros_like(ids)
@@ -77,4 +79,4 @@ def _padded(examples: Sequence[EncodedExample], label_ids: Sequence[tuple[int, .
         ids[index, :length] = torch.tensor([*input_ids, *target])
         labels[index, len(input_ids) : length] = torch.tensor(target)
         mask[index, :length] = 1
-    return ids, mask, labels
+    return ids.to(device), mask.to(device), labels.to(device)

@@ -1,21 +1,20 @@
-"""The data set: sentences of product reviews with sentiment ratings (Hutto and Gilbert 2014), from vaderSentiment's source archive.
+"""A data set for `benchmarks.quality`: `python -m benchmarks.quality.reviews DIRECTORY` writes reviews.train.jsonl and reviews.test.jsonl.
 
-Fetched into a cache of the user, never into the repository.
+Sentences of product reviews with sentiment ratings (Hutto and Gilbert 2014), from vaderSentiment's source archive. Never kept in the
+repository.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
+import json
 import random
 import subprocess
 import sys
 import tarfile
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
-
-from trainer_service.training.spec import Example
 
 PACKAGE = "vaderSentiment==2.5"
 SHA256 = "b960c954831f5ca58afee61780cc04ed48e551b91e783bfcbfb2c18bb8081a84"
@@ -23,35 +22,25 @@ INNER = "additional_resources/hutto_ICWSM_2014.tar.gz"
 MEMBER = "amazonReviewSnippets_GroundTruth.txt"
 LABELS = ("positive", "negative")
 MIN_RATING = 0.5
-NUM_TEST, NUM_VALIDATION, SPLIT_SEED = 1000, 500, 0
+NUM_TEST, SPLIT_SEED = 1000, 0
 
 
-@dataclass(frozen=True)
-class Reviews:
-    train: tuple[Example, ...]
-    validation: tuple[Example, ...]
-    test: tuple[Example, ...]
+def main() -> None:
+    directory = Path(sys.argv[1])
+    directory.mkdir(parents=True, exist_ok=True)
+    rows = _parse(_fetch())
+    random.Random(SPLIT_SEED).shuffle(rows)
+    for part, some in (("train", rows[NUM_TEST:]), ("test", rows[:NUM_TEST])):
+        (directory / f"reviews.{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some))
 
 
-def load_reviews(cache: Path) -> Reviews:
-    """The fixed split, fetched on first use."""
-    path = cache / MEMBER
-    if not path.is_file():
-        cache.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(_fetch())
-    examples = _parse(path.read_bytes())
-    random.Random(SPLIT_SEED).shuffle(examples)
-    held = NUM_TEST + NUM_VALIDATION
-    return Reviews(tuple(examples[held:]), tuple(examples[NUM_TEST:held]), tuple(examples[:NUM_TEST]))
-
-
-def _parse(data: bytes) -> list[Example]:
-    examples = []
-    for number, line in enumerate(data.decode("latin-1").splitlines(), start=1):
+def _parse(data: bytes) -> list[dict[str, str]]:
+    rows = []
+    for line in data.decode("latin-1").splitlines():
         _, rating, text = line.split("\t", 2)
         if abs(float(rating)) > MIN_RATING and text.strip():
-            examples.append(Example(line=number, input=text.strip(), label=LABELS[float(rating) < 0]))
-    return examples
+            rows.append({"input": text.strip(), "output": LABELS[float(rating) < 0]})
+    return rows
 
 
 def _fetch() -> bytes:
@@ -75,3 +64,7 @@ def _member(archive: tarfile.TarFile, ending: str) -> bytes:
             if file is not None:
                 return file.read()
     raise FileNotFoundError(f"the archive has no {ending}")
+
+
+if __name__ == "__main__":
+    main()

@@ -184,6 +184,10 @@ class AsyncEngine:
         finally:
             self._close(request.request_id)
 
+    def prefix_kv_bytes(self, prefix_id: str) -> int:
+        """Memory of a soft prompt's keys and values; 0 while they are not in memory."""
+        return self._engine.prefixes.kv_bytes(prefix_id)
+
     async def unload_prefix(self, prefix_id: str) -> bool:
         """True if it is gone; False if running requests hold it, and then it goes with the last of them."""
         return await self._call(lambda: self._engine.unload_prefix(prefix_id))

@@ -27,7 +27,7 @@ class Prefix:
 
 
 class PrefixCache:
-    """Used by the engine's thread alone, but for `num_virtual`."""
+    """Used by the engine's thread alone, but for `num_virtual` and `kv_bytes`."""
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
@@ -61,6 +61,12 @@ class PrefixCache:
         """Whether the prefix KV is in memory."""
         prefix = self._prefixes.get(prefix_id)
         return prefix is not None and prefix.kv is not None
+
+    def kv_bytes(self, prefix_id: str) -> int:
+        """Memory of the prefix KV; 0 while it is not in memory."""
+        prefix = self._prefixes.get(prefix_id)
+        kv = None if prefix is None else prefix.kv
+        return 0 if kv is None else kv.num_bytes
 
     def add(self, prefix_id: str, soft_prompt: SoftPrompt) -> None:
         """Make a prefix known; its KV is computed later. The same again does nothing. Raises PreconditionFailed for another matrix."""

@@ -95,6 +95,7 @@ def _may_create_job(caller: Caller, request: Any) -> None:
         raise PermissionDenied(
             f"the job would move the alias {alias!r}, which takes the role publisher; with publish.alias = '-' it moves none",
             caller=caller.name,
+            role=Role.PUBLISHER.value,
         )
 
 

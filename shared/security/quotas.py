@@ -46,12 +46,13 @@ class Usage:
         most = self.limits.concurrent_calls
         if most is not None and self.running >= most:
             raise self._exceeded(
-                f"{self.running} of {_POSSESSIVE[self._who]} calls are running; at most {most} may", _CONCURRENCY_RETRY_SECONDS
+                f"{self.running} of {_POSSESSIVE[self._who]} calls are running, and the limit (concurrent_calls) is {most}",
+                _CONCURRENCY_RETRY_SECONDS,
             )
         if self._requests is not None and (wait := self._requests.seconds_until(1.0)):
-            raise self._exceeded(f"{self._who} may make {self.limits.requests_per_second:g} requests a second", wait)
+            raise self._exceeded(f"{self._who} may make {self.limits.requests_per_second:g} requests a second (requests_per_second)", wait)
         if self._tokens is not None and (wait := self._tokens.seconds_until(1.0)):
-            raise self._exceeded(f"{self._who} may use {self.limits.tokens_per_second:g} tokens a second", wait)
+            raise self._exceeded(f"{self._who} may use {self.limits.tokens_per_second:g} tokens a second (tokens_per_second)", wait)
         if self._requests is not None:
             self._requests.take(1.0)
         self.running += 1
@@ -74,7 +75,7 @@ class Usage:
         """Whether so many fit, so that an upload that announces its size is refused at its first message."""
         if self._bytes is not None and num_bytes > self._bytes.level:
             allowed, left = f"{self.limits.dataset_bytes_per_day:.0f}", f"{self._bytes.level:.0f}"
-            text = f"{self._who} may store {allowed} bytes of datasets a day; {left} are left"
+            text = f"{self._who} may upload {allowed} bytes of datasets a day (dataset_bytes_per_day); {left} are left"
             raise self._exceeded(text, max(1.0, self._bytes.seconds_until(num_bytes)))
 
     def _exceeded(self, text: str, retry_after_seconds: float) -> Overloaded:

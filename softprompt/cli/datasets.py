@@ -6,14 +6,50 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from softprompt.cli.data import (
+    DropExtraOption,
+    EncodingOption,
+    InputOption,
+    LabelOption,
+    LabelsOption,
+    MessagesOption,
+    OutputOption,
+    label_set,
+    read_examples,
+)
 from softprompt.cli.options import JsonOption, TrainerOption, example, open_client
 from softprompt.cli.output import local_time, print_json, show, table
+from softprompt.types.data import Data
 
 if TYPE_CHECKING:
     from softprompt.types.tuning import StoredDataset
 
 app = typer.Typer(no_args_is_help=True)
 DatasetArgument = Annotated[str, typer.Argument(metavar="DATASET", help="datasets/sha256-<hex>, or its last part.")]
+
+
+@app.command(epilog=example("softprompt datasets upload train.csv --input question --output answer"))
+def upload(
+    file: Annotated[str, typer.Argument(help="CSV, TSV, XLSX, Parquet, JSON or JSON lines, also with gzip.")],
+    input: InputOption = "",
+    output: OutputOption = "",
+    label: LabelOption = "",
+    messages: MessagesOption = "",
+    drop_extra: DropExtraOption = False,
+    encoding: EncodingOption = "",
+    labels: LabelsOption = None,
+    as_json: JsonOption = False,
+    trainer: TrainerOption = None,
+) -> None:
+    """Store a file of examples; print the name that jobs use for it."""
+    allowed = label_set(labels)
+    prepared = read_examples(file, Data("", input, output, label, messages, drop_extra, encoding), allowed)
+    with open_client(trainer) as client:
+        uploaded = client.upload_dataset(prepared, labels=allowed)
+    if as_json:
+        print_json(uploaded)
+    else:
+        show(uploaded.dataset)
 
 
 @app.command("list", epilog=example("softprompt datasets list --json"))
@@ -24,7 +60,8 @@ def list_(
 ) -> None:
     """List the datasets of your tenant, the largest first; all of them count against its quota."""
     with open_client(trainer) as client:
-        found = sorted(client.list_datasets(limit=limit), key=lambda dataset: -dataset.size_bytes)
+        stored = sorted(client.list_datasets(), key=lambda dataset: -dataset.size_bytes)
+    found = stored[:limit]
     if as_json:
         for dataset in found:
             print_json(dataset)
@@ -35,7 +72,8 @@ def list_(
         made.add_row(dataset.name, *counts, local_time(dataset.create_time), local_time(dataset.last_use_time))
     show(made if found else "no datasets")
     if found:
-        show(f"{len(found)} datasets, {sum(dataset.size_bytes for dataset in found)} bytes")
+        shown = f"the largest {len(found)} of " if len(found) < len(stored) else ""
+        show(f"{shown}{len(stored)} datasets, {sum(dataset.size_bytes for dataset in stored)} bytes together")
 
 
 @app.command("show", epilog=example(f"softprompt datasets show sha256-{'ab' * 32}"))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import math
+import sys
 
 from rich.markup import escape
 
@@ -20,7 +22,9 @@ from shared.errors import (
     Unauthenticated,
     Unavailable,
 )
+from softprompt.cli.data import mending_command
 from softprompt.cli.output import stderr
+from softprompt.data.problems import UnusableData
 from softprompt.endpoints import INFERENCE_VARIABLE, TRAINER_VARIABLE
 
 EXIT_FAILED, EXIT_INVALID, EXIT_NOT_FOUND, EXIT_REFUSED, EXIT_AWAY, EXIT_INTERRUPTED = 1, 2, 3, 4, 5, 130
@@ -61,7 +65,10 @@ def exit_code(error: Exception) -> int:
 
 def _message(error: Exception) -> str:
     if isinstance(error, InvalidInput) and len(error.violations) > 1:
-        return "the request has several mistakes:\n" + "\n".join(f"  {item.field}: {item.description}" for item in error.violations)
+        title = "the request has several mistakes"
+        if isinstance(error, UnusableData):
+            title = f"{error.source or 'the data'} can't be used as examples"
+        return f"{title}:\n" + "\n".join(f"  {item.field}: {item.description}" for item in error.violations)
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     if isinstance(error, SoftPromptError | Failure | OSError | TimeoutError):
@@ -73,6 +80,9 @@ def _hint(error: Exception) -> str:
     match error:
         case Failure():
             return error.hint
+        case UnusableData():
+            command = mending_command(sys.argv[1:], error.fix) if error.fix else ""
+            return "; ".join(filter(None, (command, error.advice)))
         case Unavailable() | DeadlineExceeded() if "proxy" in error.metadata:
             return "if the proxy is not meant for this service, name its host in no_proxy (no_proxy=HOST)"
         case Unavailable() if "endpoint" in error.metadata:
@@ -82,9 +92,21 @@ def _hint(error: Exception) -> str:
             )
         case Unauthenticated():
             return "SOFTPROMPT_TOKEN or SOFTPROMPT_TOKEN_FILE (--token-file) hold your token; SOFTPROMPT_TLS_CERTIFICATE_FILE a certificate"
+        case NotFound() if error.kind == "prompt":
+            return "a prompt exists once its first version is published; `softprompt prompts list` (role viewer) shows yours"
+        case PermissionDenied() if error.metadata.get("role") == "publisher":
+            return "--alias - publishes and moves no alias; or the operator gives you the role publisher in the service's callers file"
         case PermissionDenied():
             return "the service's callers file decides who may do what; its operator can give you the role"
         case Overloaded():
-            return f"try again in {error.retry_after_seconds:.0f} s"
+            return f"try again in {_duration(error.retry_after_seconds)}"
         case _:
             return ""
+
+
+def _duration(seconds: float) -> str:
+    """Rounded up, so that a caller who waits that long is not refused again."""
+    if seconds <= 120:
+        return f"{math.ceil(seconds)} s"
+    minutes = math.ceil(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"

@@ -56,13 +56,17 @@ def generate(
         start = stream.started()
         if as_json:
             print_json({"start": start})
+        is_empty = True
         for delta in stream:
+            is_empty = is_empty and not delta.text.strip()
             if as_json:
                 print_json({"delta": delta})
             else:
                 sys.stdout.write(delta.text)
                 sys.stdout.flush()
         end = stream.end
+    if is_empty and end is not None:
+        stderr().print(end.why_empty, markup=False)
     if as_json:
         print_json({"end": end})
         return

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import typer
 
+from softprompt.cli.failures import report
 from softprompt.cli.options import InferenceOption, JsonOption, TrainerOption, example, open_client
 from softprompt.cli.output import print_json, show
 
@@ -23,20 +24,22 @@ def register(app: typer.Typer) -> None:
 
 
 def info(as_json: JsonOption = False, trainer: TrainerOption = None, inference: InferenceOption = None) -> None:
-    """Show both services: models, limits, load. Fails if either is away, after showing the other."""
-    from softprompt.errors import Unavailable
+    """Show both services: models, limits, load. If one is away, or refuses you, it shows the other one and then fails."""
+    from softprompt.errors import SoftPromptError
 
-    failures: list[Unavailable] = []
+    failures: list[SoftPromptError] = []
 
-    def ask(question: Callable[[], T]) -> T | None:
+    def ask(service: str, endpoint: str, question: Callable[[], T]) -> T | None:
         try:
             return question()
-        except Unavailable as error:
+        except SoftPromptError as error:
+            error.args = (f"{service} {endpoint}: {error}",)
             failures.append(error)
             return None
 
     with open_client(trainer, inference) as client:
-        trains, serves = ask(client.service_info), ask(client.model_info)
+        trains = ask("trainer", client.trainer, client.service_info)
+        serves = ask("inference", client.inference, client.model_info)
         if as_json:
             print_json({"service": "trainer", "endpoint": client.trainer, "info": trains})
             print_json({"service": "inference", "endpoint": client.inference, "info": serves})
@@ -45,8 +48,10 @@ def info(as_json: JsonOption = False, trainer: TrainerOption = None, inference: 
                 _show_trainer(client.trainer, trains)
             if serves is not None:
                 _show_inference(client.inference, serves)
+    for failure in failures[:-1]:
+        report(failure)
     if failures:
-        raise failures[0]
+        raise failures[-1]
 
 
 def _show_trainer(endpoint: str, found: ServiceInfo) -> None:

@@ -29,7 +29,7 @@ from softprompt.types.generation import (
 )
 from softprompt.types.prompts import Alias, AliasTarget, Prompt, PromptChange, PromptStatus, PromptVersion, VersionStatus
 from softprompt.types.tuning import (
-    Examples,
+    Dataset,
     JobEvent,
     JobOrder,
     JobState,
@@ -119,7 +119,7 @@ class Client:
 
     def upload_dataset(
         self,
-        dataset: str | Path | Examples,
+        dataset: Dataset,
         *,
         labels: Sequence[str] = (),
         timeout_seconds: float | None = None,

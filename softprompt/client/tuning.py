@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import suppress
-from pathlib import Path
+from contextlib import ExitStack, suppress
 from typing import Any
 
 from prompttuning.v1 import tuning_pb2
@@ -19,10 +18,10 @@ from softprompt.client.datasets import UploadSource
 from softprompt.client.mirror import read
 from softprompt.client.verdict import first_verdict
 from softprompt.client.watch import watch
+from softprompt.data.prepare import DATASET, VALIDATION_DATASET, PreparedData, checked_labels, prepare
 from softprompt.errors import JobFailed
 from softprompt.types.tuning import (
     Dataset,
-    Examples,
     JobEvent,
     JobOrder,
     JobState,
@@ -50,18 +49,29 @@ class TuningMethods:
 
     async def upload_dataset(
         self,
-        dataset: str | Path | Examples,
+        dataset: Dataset,
         *,
         labels: Sequence[str] = (),
         timeout_seconds: float | None = None,
         on_progress: OnUpload | None = None,
     ) -> UploadedDataset:
-        """Store a file of JSON lines, or examples, under the digest of its bytes. InvalidInput names each offending line.
+        """Store examples under the digest of their bytes. `dataset` is a path, a DataFrame, examples, or `Data`, which chooses columns.
 
         Bytes that the caller's tenant has stored already are not sent again. The default deadline grows with the size.
-        `on_progress(sent bytes, all bytes)` is called while they are sent.
+        `on_progress(sent bytes, all bytes)` is called while they are sent. InvalidInput says what is not understood, in one message with
+        the lines that show it; see docs/data.md.
         """
-        source = await asyncio.to_thread(UploadSource.of, dataset)
+        labels = checked_labels(labels)
+        return await self._upload(await asyncio.to_thread(prepare, dataset, labels), labels, timeout_seconds, on_progress)
+
+    async def _upload(
+        self,
+        prepared: PreparedData,
+        labels: Sequence[str],
+        timeout_seconds: float | None = None,
+        on_progress: OnUpload | None = None,
+    ) -> UploadedDataset:
+        source = await asyncio.to_thread(UploadSource.of, prepared.content)
         if (stored := await self._stored_already(source, labels)) is not None:
             return stored
         if timeout_seconds is None:
@@ -77,7 +87,8 @@ class TuningMethods:
                 if on_progress is not None:
                     on_progress(num_sent, source.size_bytes)
 
-        response = await self._connection.trainer.call(self._connection.tuning.UploadDataset, parts(), timeout_seconds)
+        with prepared.named(DATASET):
+            response = await self._connection.trainer.call(self._connection.tuning.UploadDataset, parts(), timeout_seconds)
         return read(UploadedDataset, response)
 
     async def list_datasets(self, *, limit: int | None = None) -> list[StoredDataset]:
@@ -110,12 +121,16 @@ class TuningMethods:
         `timeout_seconds` is for the creation alone; without it, a trainer that has to copy a file from a URI gets longer. `on_upload`:
         see `upload_dataset`.
         """
-        dataset = await self._dataset_name(spec.dataset, spec.labels, on_upload)
-        validation = "" if spec.validation_dataset is None else await self._dataset_name(spec.validation_dataset, spec.labels, on_upload)
-        if timeout_seconds is None and ("://" in dataset or "://" in validation):
-            timeout_seconds = max(COPY_SECONDS, self._connection.trainer.timeout_seconds)
-        request = tuning_pb2.CreateTuningJobRequest(spec=spec_message(spec, dataset, validation), request_id=request_id or uuid.uuid4().hex)
-        response = await self._connection.trainer.call(self._connection.tuning.CreateTuningJob, request, timeout_seconds)
+        labels = checked_labels(spec.labels, "spec.labels")
+        with ExitStack() as names:
+            dataset = await self._stored(spec.dataset, labels, DATASET, names, on_upload)
+            held_out = spec.validation_dataset
+            validation = "" if held_out is None else await self._stored(held_out, labels, VALIDATION_DATASET, names, on_upload)
+            if timeout_seconds is None and ("://" in dataset or "://" in validation):
+                timeout_seconds = max(COPY_SECONDS, self._connection.trainer.timeout_seconds)
+            message = spec_message(spec, dataset, validation)
+            request = tuning_pb2.CreateTuningJobRequest(spec=message, request_id=request_id or uuid.uuid4().hex)
+            response = await self._connection.trainer.call(self._connection.tuning.CreateTuningJob, request, timeout_seconds)
         return read(TuningJob, response.job)
 
     async def clone_job(self, name: str, *, request_id: str = "", **changes: Any) -> TuningJob:
@@ -235,7 +250,10 @@ class TuningMethods:
             return None
         return UploadedDataset(found.name, found.num_examples, found.task, tuple(labels) or found.labels)
 
-    async def _dataset_name(self, dataset: Dataset, labels: Sequence[str], on_upload: OnUpload | None = None) -> str:
+    async def _stored(self, dataset: Dataset, labels: Sequence[str], which: str, names: ExitStack, on_upload: OnUpload | None) -> str:
+        """The name or URI of the data, uploaded now if it is a caller's. `names` renames lines in what the service finds later."""
         if isinstance(dataset, str) and is_remote(dataset):
             return dataset
-        return (await self.upload_dataset(dataset, labels=labels, on_progress=on_upload)).dataset
+        prepared = await asyncio.to_thread(prepare, dataset, labels, which)
+        names.enter_context(prepared.named(which))
+        return (await self._upload(prepared, labels, on_progress=on_upload)).dataset

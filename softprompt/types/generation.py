@@ -72,12 +72,26 @@ class GenerationDelta:
 
 @dataclass(frozen=True)
 class GenerationEnd:
+    """Why an answer ended, and what it took."""
+
     finish_reason: FinishReason | None
     output_tokens: int
     queue_time_seconds: float | None
     first_token_time_seconds: float | None
     total_time_seconds: float | None
     stop_sequence: str
+
+    @property
+    def why_empty(self) -> str:
+        """A sentence for an answer without visible text."""
+        reason = {
+            FinishReason.EOS: "the model ended the answer before it wrote any text",
+            FinishReason.LENGTH: f"the limit of {self.output_tokens} new tokens was reached before there was any text",
+            FinishReason.STOP_SEQUENCE: f"the answer began with the stop sequence {self.stop_sequence!r}",
+            FinishReason.DEADLINE: "the deadline passed before there was any text",
+            FinishReason.CANCELLED: "it was cancelled before there was any text",
+        }.get(self.finish_reason or FinishReason.CANCELLED, "")
+        return f"The answer is empty: {reason} (finish reason {self.finish_reason})."
 
 
 @dataclass(frozen=True)
@@ -91,6 +105,11 @@ class Generation:
     @property
     def text(self) -> str:
         return self.output.text
+
+    @property
+    def why_empty(self) -> str:
+        """A sentence that says why there is no text; empty where there is some."""
+        return "" if self.text.strip() else self.end.why_empty
 
 
 @dataclass(frozen=True)

@@ -11,15 +11,20 @@ from prompttuning.v1 import common_pb2, generation_pb2
 from transformers import AutoModelForCausalLM
 
 from inference_service.generation import AnswerTrim
-from shared.base_model import load_tokenizer
+from shared.base_model import load, load_tokenizer
 from shared.errors import DeadlineExceeded, InvalidInput, NotFound
 from shared.manifest import SamplingDefaults
-from shared.template import InputEncoder, Template
+from shared.template import InputEncoder, Template, TemplateFormat
 from tests.inference_service.conftest import Brake
 from tests.inference_service.replica import Replica, blob, generate_request, matrix, publish, refusal, stream_request
 from tests.tiny_models import byte_tokenizer
 
 NUM_TOKENS = 40
+
+
+BARE = Template(format=TemplateFormat.CHAT)
+"""What the bare model is asked through: the tiny models have a chat template."""
+NUM_CONTROL_TOKENS = 3
 
 
 def greedy_reference(model_dir: Path, soft_prompt: torch.Tensor | None, ids: list[int], count: int) -> list[int]:
@@ -38,7 +43,7 @@ def greedy_reference(model_dir: Path, soft_prompt: torch.Tensor | None, ids: lis
 async def test_greedy_equals_transformers(replica: Replica, tiny_model_dir: Path, prompt: str) -> None:
     soft_prompt = matrix(1, 10)
     publish(replica.store, blob(tiny_model_dir, soft_prompt, template=Template(text="Q: {input}\nA:")))
-    template = Template(text="Q: {input}\nA:") if prompt else Template()
+    template = Template(text="Q: {input}\nA:") if prompt else BARE
     ids = InputEncoder(load_tokenizer(tiny_model_dir), template).encode_input("hello there")
     answer = await replica.generate("hello there", prompt, max_new_tokens=NUM_TOKENS, temperature=0, ignore_eos=True)
     expected = greedy_reference(tiny_model_dir, soft_prompt if prompt else None, ids, NUM_TOKENS)
@@ -75,11 +80,11 @@ def test_the_space_between_input_and_target_is_not_shown() -> None:
 
 
 async def test_token_ids_are_taken_as_they_are(replica: Replica, tiny_model_dir: Path) -> None:
-    ids = load_tokenizer(tiny_model_dir)("hello")["input_ids"]
+    ids = InputEncoder(load_tokenizer(tiny_model_dir), BARE).encode_input("hello")
     request = generate_request(temperature=0, max_new_tokens=20)
     request.input.token_ids.ids.extend(ids)
     answer = await replica.stub.Generate(request)
-    assert answer.start.input_tokens == 5
+    assert answer.start.input_tokens == len(ids) == 5 + NUM_CONTROL_TOKENS
     assert answer.output.token_ids == (await replica.generate("hello", temperature=0, max_new_tokens=20)).output.token_ids
 
 
@@ -132,7 +137,10 @@ async def test_scores_are_shares_of_one(replica: Replica, tiny_model_dir: Path) 
     assert by_label_set.best == max(range(3), key=lambda index: by_label_set.scores[index].logprob)
     assert [score.num_tokens for score in by_label_set.scores] == [5, 4, 8]  # a space and the letters
     nested = generation_pb2.ScoreRequest(input=generation_pb2.GenerationInput(text="nice"), candidates=["good", "good enough"])
-    assert [score.num_tokens for score in (await replica.stub.Score(nested)).scores] == [6, 13]  # the end tells them apart
+    assert [score.num_tokens for score in (await replica.stub.Score(nested)).scores] == [
+        5,
+        12,
+    ]  # the end tells them apart
     bare = generation_pb2.ScoreRequest(input=generation_pb2.GenerationInput(text="nice"))
     assert "candidates" in (await refusal(replica.stub.Score(bare))).message
 
@@ -156,7 +164,7 @@ async def test_an_input_that_is_too_long_is_refused_with_the_counts_or_cut_on_re
     error = await refusal(replica.generate("x" * 600))
     assert isinstance(error, InvalidInput)
     assert error.violations[0].field == "input.text"
-    assert "600 tokens" in error.message
+    assert f"{600 + NUM_CONTROL_TOKENS} tokens" in error.message
     assert "512" in error.message
     request = generate_request("x" * 600, max_new_tokens=50)
     request.input.truncate = True
@@ -168,7 +176,7 @@ async def test_an_input_that_is_too_long_is_refused_with_the_counts_or_cut_on_re
         )
         for cut in (False, True)
     ]
-    assert [count.input_tokens for count in counted] == [600, 511], "what is too long is what one wants to count"
+    assert [count.input_tokens for count in counted] == [600 + NUM_CONTROL_TOKENS, 511], "what is too long is what one wants to count"
 
 
 async def test_unknown_prompts_aliases_and_versions_are_named(replica: Replica, tiny_model_dir: Path) -> None:
@@ -205,3 +213,19 @@ async def test_model_info_tells_model_and_limits(replica: Replica) -> None:
     assert (info.base_model.hidden_size, info.base_model.architecture, info.dtype) == (64, "LlamaForCausalLM", "float32")
     assert (info.limits.max_positions, info.limits.max_stop_sequences) == (512, 16)
     assert info.default_sampling.max_new_tokens == 256
+
+
+async def test_the_bare_models_answer_goes_on_in_the_inputs_own_text(replica: Replica, tiny_model_dir: Path) -> None:
+    """Put together they are what the model wrote: a space with which the answer begins is not dropped."""
+    tokenizer, model = load_tokenizer(tiny_model_dir), load(tiny_model_dir, dtype="float32", device="cpu").model
+    (space,) = tokenizer(" ", add_special_tokens=False)["input_ids"]
+    texts = [first + second + third for first in "abcdefghijklmno" for second in "abcdefghijklmno" for third in "abcdefghijklmno"]
+    ids = torch.tensor([tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts])
+    with torch.no_grad():
+        greedy = model(ids).logits[:, -1].argmax(-1)
+    text = texts[greedy.tolist().index(space)]
+    answer = (await replica.generate(text, max_new_tokens=3)).output
+    assert answer.text.startswith(" ")
+    assert answer.text == tokenizer.decode(answer.token_ids)
+    streamed = [part.delta.text async for part in replica.stub.GenerateStream(stream_request(text, max_new_tokens=3))]
+    assert "".join(streamed) == answer.text

@@ -11,7 +11,7 @@ import pytest
 from inference_service.inputs import ChatInput, InputPreparer, InputRequest, TextInput, TokenInput, bare_template
 from shared.errors import InvalidInput
 from shared.security.caller import Caller, Tenant, calling
-from shared.template import InputEncoder, Message, Template, TemplateFormat
+from shared.template import InputEncoder, Message, Template, TemplateFormat, default_format
 from tests.tiny_models import VOCAB_SIZE, byte_tokenizer
 
 
@@ -66,9 +66,19 @@ async def test_a_conversation_is_the_input_of_a_text_template() -> None:
     assert prepared.ids == (await InputPreparer(VOCAB_SIZE, 100).prepare(InputRequest(TextInput("hi")), encoder(), 0)).ids
 
 
-def test_the_bare_model_takes_a_conversation_through_its_chat_template() -> None:
-    text, chat = TextInput("hi"), ChatInput((Message(role="user", content="hi"),))
-    assert [bare_template(InputRequest(content)).format for content in (text, chat)] == [TemplateFormat.TEXT, TemplateFormat.CHAT]
+async def test_the_bare_model_takes_text_and_conversations_through_its_chat_template() -> None:
+    tokenizer, preparer = byte_tokenizer(), InputPreparer(VOCAB_SIZE, 100)
+    found = []
+    for content in (TextInput("hi"), ChatInput((Message(role="user", content="hi"),))):
+        template = bare_template(InputRequest(content), default_format(tokenizer))
+        found.append((await preparer.prepare(InputRequest(content), encoder(template, tokenizer), 0)).ids)
+    assert found[0] == found[1]
+    assert tokenizer.decode(found[0]) == "<user>hi<end><assistant>"
+
+
+def test_a_request_for_the_bare_model_may_choose_the_format() -> None:
+    text = Template(format=TemplateFormat.TEXT)
+    assert bare_template(InputRequest(TextInput("hi"), template=text), TemplateFormat.CHAT).format is TemplateFormat.TEXT
 
 
 async def test_a_chat_templates_own_refusal_is_the_callers_error() -> None:

@@ -60,6 +60,9 @@ async def test_a_swap_leaves_a_running_stream_alone(replica: Replica, tiny_model
     other = await replica.generate("hello", "tone", **sampling)
     assert other.output.token_ids != alone.output.token_ids
     assert (await replica.loaded())[V1].active_requests == 0
+    sizes = [item.prefix_kv_bytes for item in (await replica.loaded()).values()]
+    assert min(sizes) > 0
+    assert sum(sizes) == await replica.metric("prefix_kv_bytes")
 
 
 async def test_a_rollback_is_one_alias_move(replica: Replica, tiny_model_dir: Path) -> None:

@@ -37,6 +37,12 @@ def test_people_are_told_which_secrets_to_make() -> None:
         assert {key for key in keys if key in command} == keys, name
 
 
+def test_every_alert_has_a_row_in_the_runbook() -> None:
+    rules = (K8S / "components" / "monitoring" / "rules.yaml").read_text()
+    alerts = set(re.findall(r"- alert: (\w+)", rules))
+    assert alerts == set(re.findall(r"`(Softprompt\w+)`", (ROOT / "docs" / "operations.md").read_text()))
+
+
 def test_files_that_are_named_are_there() -> None:
     named = set(re.findall(r"\b((?:k8s|docs|examples|tests)/[\w./-]+\w)", WALK + README)) - {
         f"k8s/overlays/{name}/kustomization.yaml" for name in OWN_OVERLAYS

@@ -11,8 +11,8 @@ from pydantic import ValidationError
 from tokenizers import processors
 
 from shared.errors import InvalidInput
-from shared.template import MAX_TEMPLATE_CHARS, InputEncoder, Message, Template, TemplateFormat
-from tests.tiny_models import byte_tokenizer
+from shared.template import MAX_TEMPLATE_CHARS, InputEncoder, Message, Template, TemplateFormat, default_format
+from tests.tiny_models import CHAT_TEMPLATE, byte_tokenizer
 
 CHAT = Template(text="Review: {input}", format=TemplateFormat.CHAT, system="Be brief.")
 
@@ -144,6 +144,15 @@ class TestChat:
         tokenizer.chat_template = None
         with pytest.raises(InvalidInput, match=r"template\.format"):
             InputEncoder(tokenizer, CHAT)
+
+    @pytest.mark.parametrize(
+        ("chat_template", "expected"),
+        [(CHAT_TEMPLATE, TemplateFormat.CHAT), (None, TemplateFormat.TEXT), ("{{ raise_exception('no') }}", TemplateFormat.TEXT)],
+    )
+    def test_chat_is_the_default_where_the_chat_template_can_be_used(self, chat_template: str | None, expected: TemplateFormat) -> None:
+        tokenizer = byte_tokenizer()
+        tokenizer.chat_template = chat_template
+        assert default_format(tokenizer) is expected
 
 
 _TOKENIZER = byte_tokenizer()

@@ -12,7 +12,8 @@ import time
 import pytest
 from prompttuning.v1 import generation_pb2, tuning_pb2
 
-from shared.errors import InvalidInput, Overloaded, Unavailable
+from shared.errors import InvalidInput, NotFound, Overloaded, PermissionDenied, Unavailable
+from softprompt.cli.failures import report
 from tests.softprompt.cli_runner import CliRunner
 from tests.softprompt.fakes import DATASET, JOB, failed_job, finished_events
 
@@ -24,7 +25,7 @@ COMMANDS = [
     ("classify",),
     ("info",),
     *[("jobs", name) for name in ("list", "show", "watch", "cancel", "pause", "resume", "delete", "clone", "continue")],
-    *[("datasets", name) for name in ("list", "show", "delete")],
+    *[("datasets", name) for name in ("upload", "list", "show", "delete")],
     *[("prompts", name) for name in ("list", "show", "versions", "status", "loaded", "watch", "export", "import", "delete")],
     ("prompts", "alias", "set"),
     ("prompts", "alias", "remove"),
@@ -76,6 +77,14 @@ def test_tune_follows_to_the_result(cli, here, examples):
     assert "with template  loss 2.75" in outcome.out
     assert "best step      2; the score varied by 0.0125 over the last evaluations" in outcome.out
     assert "gradient norm  0.75 at the last step" in outcome.out
+    assert "instructed     loss 2.5" in outcome.out
+    assert "12-shot        loss 1.2" in outcome.out
+    assert "verdict        beats the bare model; loss 1.25 does not beat 1.2 of the model with an instruction and examples" in outcome.out
+    apart = "4 held-out examples, none of which chose the checkpoint that it judged; 95 % interval of loss: 1 to 1.5"
+    assert f"measured on    {apart}" in outcome.out
+    assert "tried          learning rate 0.015, init labels: 2 steps, chosen  loss 1.25" in outcome.out
+    assert "tried          learning rate 0.005, init text: 1 steps, worse" in outcome.out
+    assert "skipped        3 steps, because their loss or gradient was not finite" in outcome.out
     assert "reads like     ' word0' 0.50" in outcome.out
     assert "and 2 more" in outcome.out
     assert "3 of the 4 held-out examples also stand in the training data" in outcome.out
@@ -215,6 +224,13 @@ def test_generate_streams_text(cli, here):
     assert list(here.inference.requests[0].sampling.stop_sequences) == ["END", "###"]
 
 
+def test_an_empty_answer_says_why(cli, here):
+    here.inference.pieces = ["", " "]
+    outcome = cli("generate", "hi", "--prompt", "support-tone")
+    assert outcome.code == 0
+    assert "The answer is empty: the model ended the answer before it wrote any text (finish reason EOS)." in " ".join(outcome.err.split())
+
+
 def test_generate_reads_stdin(cli, here, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.StringIO("from a pipe\n"))
     cli("generate", "-")
@@ -248,6 +264,33 @@ def test_info_shows_the_one_that_answers(cli, here):
     outcome = cli("info", "--trainer", "127.0.0.1:1", "--json")
     assert outcome.code == 5
     assert [line["info"] is None for line in outcome.json] == [True, False]
+    assert "error: trainer 127.0.0.1:1: " in outcome.err, "which of the two services it is"
+
+
+def test_info_shows_the_inference_service_to_a_caller_whom_the_trainer_refuses(cli, here):
+    """A generator may ask the inference service for its model, and the trainer for nothing."""
+    here.trainer.fail_next = [PermissionDenied("no role")]
+    outcome = cli("info")
+    assert outcome.code == 4
+    assert outcome.out.startswith(f"inference  {here.inference_endpoint}")
+    assert f"error: trainer {here.trainer_endpoint}: no role" in outcome.err
+    assert "callers file" in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("error", "hint"),
+    [
+        (Overloaded("full", 1.2), "try again in 2 s"),
+        (Overloaded("full", 120), "try again in 120 s"),
+        (Overloaded("full", 18_988.04), "try again in 5 h 17 min"),
+        (Overloaded("full", 600), "try again in 10 min"),
+        (PermissionDenied("moves an alias", role="publisher"), "--alias -"),
+        (NotFound("prompt", "tone"), "softprompt prompts list"),
+    ],
+)
+def test_hints_say_what_to_do_next(error, hint, capsys):
+    report(error)
+    assert hint in capsys.readouterr().err
 
 
 def test_an_interrupted_stream_is_cancelled_and_exits_130(here):

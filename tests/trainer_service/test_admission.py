@@ -14,6 +14,7 @@ from shared.errors import InvalidInput, NotFound, PreconditionFailed, Unavailabl
 from shared.security.caller import Caller, Tenant, calling
 from shared.store.index import StoreIndex
 from shared.template import InputEncoder, Message, Template, TemplateFormat
+from tests.tiny_models import save_tiny_llama
 from trainer_service.base_models import BaseModels
 from trainer_service.config import BaseModelSource
 from trainer_service.jobs.admission import SpecAdmission
@@ -22,6 +23,7 @@ from trainer_service.jobs.sources import Sources
 from trainer_service.service_info import TuningLimits
 from trainer_service.training.dataset import check_examples, split_validation
 from trainer_service.training.dataset_facts import DatasetFacts
+from trainer_service.training.repetition import repetition_of
 from trainer_service.training.spec import Example, HyperparameterRequest, Init, InitMethod, Metric, TaskKind, TooLong
 
 GENERATION = [Example(line=n, input=f"number {n}", output="yes") for n in range(1, 41)]
@@ -39,11 +41,14 @@ class Datasets:
         if name not in self.examples:
             raise NotFound("dataset", name)
         found = check_examples(self.examples[name], labels, "dataset")
-        count = len(found.examples)
         occurring = tuple(dict.fromkeys(example.label for example in found.examples if example.label is not None))
-        inputs = len({(example.input, example.messages) for example in found.examples})
-        distinct = len({(example.input, example.output, example.label, example.messages) for example in found.examples})
-        facts = DatasetFacts(task=found.task, labels=occurring, num_examples=count, num_inputs=inputs, num_distinct=distinct, sample=())
+        facts = DatasetFacts(
+            task=found.task,
+            labels=occurring,
+            num_examples=len(found.examples),
+            repetition=repetition_of(found.examples),
+            sample=(),
+        )
         return facts, found.examples
 
 
@@ -93,7 +98,7 @@ async def test_everything_left_open_is_filled_in(admission: SpecAdmission, model
     assert effective.base_model == models.infos[0]
     assert effective.training.task is TaskKind.GENERATION
     template = effective.training.template
-    assert (template.text, template.format, template.rendering) == ("{input}", TemplateFormat.TEXT, 2)
+    assert (template.text, template.format, template.rendering) == ("{input}", TemplateFormat.CHAT, 2)
     assert effective.max_runtime_seconds == 3600
     assert (effective.num_train, effective.num_validation, effective.validation_fraction) == (36, 4, 0.1)
     assert effective.training.hyperparameters.metric is Metric.LOSS
@@ -116,19 +121,36 @@ async def test_the_counts_are_those_of_the_split_with_the_job_s_own_seed(admissi
 @pytest.mark.parametrize(
     ("dataset", "template", "expected"),
     [
-        ("generation", None, TemplateFormat.TEXT),
+        ("generation", None, TemplateFormat.CHAT),
+        ("classes", None, TemplateFormat.CHAT),
         ("chat", None, TemplateFormat.CHAT),
         ("chat", Template(system="Be kind"), TemplateFormat.CHAT),
         ("generation", Template(text="Q: {input}", format=TemplateFormat.TEXT), TemplateFormat.TEXT),
         ("generation", Template(text="Q: {input}", format=TemplateFormat.CHAT), TemplateFormat.CHAT),
     ],
 )
-async def test_the_template_s_format_follows_the_examples(
+async def test_the_template_s_format_is_chat_for_a_chat_model(
     admission: SpecAdmission, dataset: str, template: Template | None, expected: TemplateFormat
 ) -> None:
     effective = await admission.check(spec(dataset=dataset, template=template))
     assert effective.training.template.format is expected
     assert effective.training.template.text == (template or Template()).text
+
+
+async def test_conversations_are_text_for_a_model_without_a_chat_template(tmp_path: Path) -> None:
+    directory = save_tiny_llama(tmp_path / "model")
+    for file in directory.glob("*chat_template*"):
+        file.unlink()
+    models = BaseModels([BaseModelSource("tiny", str(directory))])
+    models.load()
+    admission = SpecAdmission(models, Datasets(), NO_SOURCES, TuningLimits(50, 10, 3600.0))
+    for dataset in ("chat", "generation", "classes"):
+        assert (await admission.check(spec(dataset=dataset))).training.template.format is TemplateFormat.TEXT
+    assert await refused_fields(admission, dataset="chat", template=Template(format=TemplateFormat.CHAT)) == ["spec.template.format"]
+
+
+async def test_conversations_are_not_text_for_a_chat_model(admission: SpecAdmission) -> None:
+    assert await refused_fields(admission, dataset="chat", template=Template(format=TemplateFormat.TEXT)) == ["spec.template.format"]
 
 
 async def test_labels_come_from_the_examples_or_from_the_spec(admission: SpecAdmission) -> None:
@@ -151,6 +173,7 @@ async def test_refusals_name_fields_of_the_spec(admission: SpecAdmission) -> Non
     assert await refused_fields(admission, hyperparameters=HyperparameterRequest(num_virtual_tokens=51)) == [
         "spec.hyperparameters.num_virtual_tokens"
     ]
+    assert await refused_fields(admission, publish=PublishPolicy(gate=PublishGate(minimum_metric=0.5))) == ["spec.publish.gate"]
     blank = HyperparameterRequest(init=Init(method=InitMethod.TEXT, text="  "))
     assert await refused_fields(admission, hyperparameters=blank) == ["spec.hyperparameters.init.text"]
 

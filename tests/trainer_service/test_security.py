@@ -56,7 +56,9 @@ async def create(trainer: RunningTrainer, token: str, request_id: str = "", **fi
 async def test_jobs_are_for_ones_own_prompts_and_move_no_alias_without_the_role(trainer: RunningTrainer) -> None:
     assert isinstance(await refused(create(trainer, VIEWER)), PermissionDenied)
     assert isinstance(await refused(create(trainer, SUPPORT, prompt="sales-pitch")), PermissionDenied)
-    assert isinstance(await refused(create(trainer, SUPPORT, publish=pb.PublishPolicy())), PermissionDenied)
+    moves_an_alias = await refused(create(trainer, SUPPORT, publish=pb.PublishPolicy()))
+    assert isinstance(moves_an_alias, PermissionDenied)
+    assert moves_an_alias.metadata["role"] == "publisher", "a client can say what to do about it"
     init = pb.PromptInit(method=pb.PromptInit.METHOD_FROM_PROMPT, source="sales-pitch@1")
     assert isinstance(await refused(create(trainer, SUPPORT, hyperparameters=pb.Hyperparameters(init=init))), NotFound)
     await create(trainer, SUPPORT)
@@ -135,6 +137,7 @@ async def test_a_callers_jobs_and_bytes_are_bounded(trainer: RunningTrainer) -> 
     await create(trainer, SUPPORT)
     error = await refused(create(trainer, SUPPORT))
     assert isinstance(error, Overloaded)
+    assert "(active_jobs) is 1" in str(error), "the name of the limit is the callers file's"
     assert told_delay_seconds(error) == 60
     data = json_lines(400)
     assert len(data) > 10_000

@@ -24,6 +24,7 @@ from tests.trainer_service.requests import (
     upload_of,
 )
 from trainer_service.config import TrainerSettings
+from trainer_service.training import recipe
 
 
 async def get(trainer: RunningTrainer, name: str) -> pb.TuningJob:
@@ -57,7 +58,7 @@ async def test_a_created_job_is_queued_with_nothing_left_open(trainer: RunningTr
 
 @pytest.mark.parametrize(
     ("examples", "task", "format"),
-    [(classification_examples(), pb.TASK_KIND_CLASSIFICATION, "FORMAT_TEXT"), (chat_examples(), pb.TASK_KIND_CHAT, "FORMAT_CHAT")],
+    [(classification_examples(), pb.TASK_KIND_CLASSIFICATION, "FORMAT_CHAT"), (chat_examples(), pb.TASK_KIND_CHAT, "FORMAT_CHAT")],
 )
 async def test_the_task_is_read_off_the_examples(trainer: RunningTrainer, examples: Any, task: int, format: str) -> None:
     effective = (await create_job(trainer, dataset=inline(examples))).effective_spec
@@ -179,6 +180,15 @@ async def test_a_watch_resumes_after_a_number_and_ends_with_the_job(trainer: Run
     assert rest[-1].state_changed.state == pb.TuningJob.STATE_CANCELLED
     again = [response.event.number async for response in trainer.tuning.WatchTuningJob(pb.WatchTuningJobRequest(name=name))]
     assert again == [1, 2, 3]
+
+
+async def test_a_job_that_will_not_see_every_example_says_so(trainer: RunningTrainer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recipe, "MAX_STEPS", 9)  # in earnest it takes 128,000 examples
+    name = (await create_job(trainer, hyperparameters=pb.Hyperparameters(batch_size=1))).name
+    watch = trainer.tuning.WatchTuningJob(pb.WatchTuningJobRequest(name=name))
+    events = [(await watch.read()).event for _ in range(2)]
+    watch.cancel()
+    assert events[1].note.startswith("9 steps of 1 see 9 of the 18 training examples (50 %)")
 
 
 async def test_unknown_jobs_are_not_found(trainer: RunningTrainer) -> None:

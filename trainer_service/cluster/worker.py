@@ -25,7 +25,7 @@ from trainer_service.cluster.interface import WorkerLost, WorkerMemory, WorkerRe
 from trainer_service.cluster.node_datasets import NodeDatasets
 from trainer_service.cluster.outbox import Outbox
 from trainer_service.cluster.spans import JobSpans
-from trainer_service.training.checkpoint import digest_of_files
+from trainer_service.training.checkpoint import digest_of
 from trainer_service.training.dataset import count_overlap
 from trainer_service.training.events import Failed, Finished, Preparing, Stopped, TrainingEvent, TrainingTask
 from trainer_service.training.faults import is_device_fault
@@ -149,7 +149,7 @@ class Worker:
         """The task with its examples read and turned into tokens. Raises _NoLongerWanted once it was stopped or replaced."""
         assert task.data is not None
         train, validation = self._datasets.load(task.job_id, task.data)
-        digest, overlapping = digest_of_files(task.spec, task.data), count_overlap(train, validation)
+        digest, overlapping = digest_of(task.spec, train, validation), count_overlap(train, validation)
         read = replace(task, train=train, validation=validation, data=None, digest=digest, num_overlapping=overlapping)
         self._reading_since = None
         self._loaded.wait()

@@ -12,9 +12,10 @@ from typing import Any, Protocol
 
 from shared.errors import InvalidInput
 from shared.names import check_alias, check_name
-from shared.template import InputEncoder, Template, TemplateFormat, pinned
+from shared.template import InputEncoder, Template, TemplateFormat, default_format, pinned
 from trainer_service.base_models import BaseModels, KnownBaseModel
 from trainer_service.jobs.dataset_fields import DATASET, VALIDATION, in_dataset, labels_under, renamed
+from trainer_service.jobs.gate import check_gate
 from trainer_service.jobs.model import EffectiveSpec, TuningSpec, utc_now
 from trainer_service.jobs.sources import Source, Sources, names_job
 from trainer_service.pools import TrainerPools
@@ -22,6 +23,7 @@ from trainer_service.service_info import TuningLimits
 from trainer_service.training.dataset_facts import DatasetFacts
 from trainer_service.training.encoding import encode_dataset
 from trainer_service.training.recipe import check_init, fill
+from trainer_service.training.repetition import Repetition
 from trainer_service.training.spec import Example, Hyperparameters, InitMethod, TaskKind, TrainingSpec
 from trainer_service.training.split import check_split
 from trainer_service.violations import Violations
@@ -55,6 +57,7 @@ class _Examples:
     num_train: int
     num_validation: int
     validation_fraction: float
+    repetition: Repetition
     samples: Mapping[str, tuple[Example, ...]]
 
 
@@ -62,9 +65,18 @@ class SpecAdmission:
     """A few specs are checked at a time, in threads of their own, so that large datasets hold up neither the service nor other tenants."""
 
     def __init__(
-        self, models: BaseModels, datasets: Datasets, sources: Sources, limits: TuningLimits, pools: TrainerPools | None = None
+        self,
+        models: BaseModels,
+        datasets: Datasets,
+        sources: Sources,
+        limits: TuningLimits,
+        pools: TrainerPools | None = None,
+        *,
+        on_gpu: bool = False,
     ) -> None:
+        """`on_gpu`: whether the workers have GPUs."""
         self._models, self._datasets, self._sources, self._limits = models, datasets, sources, limits
+        self._on_gpu = on_gpu
         self._pools = pools or TrainerPools()
 
     async def check(self, spec: TuningSpec) -> EffectiveSpec:
@@ -135,17 +147,18 @@ class SpecAdmission:
                     "spec.validation_dataset", f"its examples are for {held_out.task}, the training examples for {facts.task}"
                 )
             samples = {DATASET: sample, VALIDATION: held_out_sample}
-            return _Examples(facts.task, labels, facts.num_examples, held_out.num_examples, 0.0, samples)
+            return _Examples(facts.task, labels, facts.num_examples, held_out.num_examples, 0.0, facts.repetition, samples)
         num_examples = facts.num_examples
         if num_examples < 2:
             raise InvalidInput.of("spec.dataset", "has one example; at least two are needed, since one is held out for evaluation")
         fraction = spec.validation_fraction or _default_fraction(num_examples)
         num_validation = check_split(num_examples, facts.num_distinct, fraction)
-        return _Examples(facts.task, labels, num_examples - num_validation, num_validation, fraction, {DATASET: sample})
+        return _Examples(facts.task, labels, num_examples - num_validation, num_validation, fraction, facts.repetition, {DATASET: sample})
 
     def _effective(self, spec: TuningSpec, model: KnownBaseModel, source: Source | None, examples: _Examples) -> EffectiveSpec:
         template = _template(spec, examples.task, model.tokenizer)
         encoder = InputEncoder(model.tokenizer, template)
+        check_gate(spec.publish.gate, examples.num_validation)
         filled = fill(
             spec.hyperparameters,
             examples.task,
@@ -154,6 +167,7 @@ class SpecAdmission:
             template,
             examples.labels,
             source_virtual_tokens=None if source is None else source.num_virtual_tokens,
+            on_gpu=self._on_gpu,
         )
         self._check_virtual_tokens(filled.num_virtual_tokens)
         filled = _with_source(filled, source)
@@ -180,6 +194,7 @@ class SpecAdmission:
             max_runtime_seconds=spec.max_runtime_seconds or self._limits.max_runtime_seconds,
             num_train=examples.num_train,
             num_validation=examples.num_validation,
+            repetition=examples.repetition,
         )
 
 
@@ -213,12 +228,15 @@ def _default_fraction(num_examples: int) -> float:
 
 
 def _template(spec: TuningSpec, task: TaskKind, tokenizer: Any) -> Template:
-    """The caller's template, everything fixed that it left open: the format is CHAT for chat examples, else TEXT."""
-    template = spec.template or Template()
+    """The caller's template, everything fixed that it left open: the format is the base model's own (`default_format`)."""
+    template, own = spec.template or Template(), default_format(tokenizer)
     if "format" not in template.model_fields_set:
-        template = template.model_copy(update={"format": TemplateFormat.CHAT if task is TaskKind.CHAT else TemplateFormat.TEXT})
-    if task is TaskKind.CHAT and template.format is not TemplateFormat.CHAT:
-        raise InvalidInput.of("spec.template.format", "must be CHAT, since the examples are conversations")
+        template = template.model_copy(update={"format": own})
+    if task is TaskKind.CHAT and template.format is not own:
+        reason = "the examples are conversations and the base model has a chat template"
+        if own is not TemplateFormat.CHAT:
+            reason = "the base model has no chat template that can be used: conversations become text"
+        raise InvalidInput.of("spec.template.format", f"must be {own.value}, since {reason}")
     return pinned(template.check("spec.template"), tokenizer)
 
 

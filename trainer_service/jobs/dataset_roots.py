@@ -39,7 +39,7 @@ class DatasetRoots:
         try:
             return self._open_inside(Path(os.path.realpath(path)))
         except OSError as error:
-            raise InvalidInput.of(field, f"{uri[:200]!r} is not a readable file under one of the trainer's dataset roots") from error
+            raise InvalidInput.of(field, f"{uri[:200]!r} is not a readable file under one of your tenant's dataset roots") from error
 
     def _open_inside(self, path: Path) -> BinaryIO:
         root = next((root for root in self._roots if path.is_relative_to(root) and path != root), None)

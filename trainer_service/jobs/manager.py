@@ -35,6 +35,7 @@ from trainer_service.jobs.model import (
     JobEvent,
     JobFilter,
     JobPage,
+    Note,
     TuningSpec,
     new_job_id,
 )
@@ -46,6 +47,7 @@ from trainer_service.jobs.record import Record, queue_key, to_datetime
 from trainer_service.jobs.states import LEASED_STATES, JobState
 from trainer_service.jobs.store import JobStore
 from trainer_service.pools import TrainerPools
+from trainer_service.training.recipe import coverage_note
 
 log = logging.getLogger(__name__)
 
@@ -171,6 +173,10 @@ class JobManager:
         if created.id == job.id:
             log.info("job created", extra={"fields": {"job": job.id, "prompt": spec.prompt, "base_model": effective.base_model.id}})
             self._context.tell(created)
+            notes = [] if effective.repetition is None else list(effective.repetition.notes())
+            notes += filter(None, [coverage_note(spec.hyperparameters, effective.training.hyperparameters, effective.num_train)])
+            if notes:
+                await self._context.change(job.id, lambda record: record, payloads=[Note(text=text) for text in notes])
         return await self._outlook.of_one(created)
 
     async def get(self, job_id: str) -> Job:

@@ -390,7 +390,8 @@ class JobStore:
     def _check_active(connection: Connection, mine: ColumnElement[bool], whose: str, most: int) -> None:
         active = connection.scalar(select(func.count()).where(mine, jobs.c.state.in_(_UNENDED))) or 0
         if active >= most:
-            raise Overloaded(f"{active} of {whose} jobs have not ended yet; at most {most} may", retry_after_seconds=60.0, active=active)
+            message = f"{active} of {whose} jobs have not ended, and the limit (active_jobs) is {most}: wait for one to end, or cancel one"
+            raise Overloaded(message, retry_after_seconds=60.0, active=active)
 
     def _with_position(self, connection: Connection, record: Record, visible_to: tuple[str, ...]) -> Job:
         """The position counts the jobs that the caller may see."""

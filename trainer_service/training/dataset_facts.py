@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pydantic import BaseModel, ConfigDict
 
 from trainer_service.training.dataset import DatasetLimits, parse_examples
+from trainer_service.training.repetition import Repetition, RepetitionCounter
 from trainer_service.training.spec import Example, TaskKind
-from trainer_service.training.split import example_digest, input_digest
 
 FORMAT = 1
 SAMPLED_FIRST, SAMPLED_LONGEST = 64, 32
@@ -31,12 +31,14 @@ class DatasetFacts(BaseModel):
     labels: tuple[str, ...]
     """Those that occur, in order of first appearance."""
     num_examples: int
-    num_inputs: int
-    """Different inputs."""
-    num_distinct: int
-    """Examples that differ in input or target."""
+    repetition: Repetition
     sample: tuple[LinePlace, ...]
     """The first examples and those with the longest lines: what tells soon whether a template fits and lengths do."""
+
+    @property
+    def num_distinct(self) -> int:
+        """Examples that differ in input or target."""
+        return self.num_examples - self.repetition.num_duplicates
 
     def has_only(self, labels: Sequence[str]) -> bool:
         """Whether the examples can be trained with this label set; empty: with the labels that occur."""
@@ -55,8 +57,7 @@ def scan_examples(
         task=parsed.task,
         labels=tuple(scan.labels),
         num_examples=scan.num_examples,
-        num_inputs=len(scan.inputs),
-        num_distinct=len(scan.distinct),
+        repetition=scan.repetition.result(),
         sample=scan.sample(),
     )
 
@@ -64,7 +65,7 @@ def scan_examples(
 class _Scan:
     def __init__(self) -> None:
         self.labels: dict[str, None] = {}
-        self.inputs, self.distinct = set[bytes](), set[bytes]()
+        self.repetition = RepetitionCounter()
         self.num_examples = 0
         self._start = self._end = 0
         self._first: list[LinePlace] = []
@@ -78,8 +79,7 @@ class _Scan:
     def visit(self, example: Example) -> None:
         """Called between two lines: the place of the latest one is its place."""
         self.num_examples += 1
-        self.inputs.add(input_digest(example))
-        self.distinct.add(example_digest(example))
+        self.repetition.add(example)
         if example.label is not None:
             self.labels[example.label] = None
         place = LinePlace.model_construct(line=example.line, start=self._start, end=self._end)

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shared.errors import FieldViolation, InvalidInput
-from shared.template import InputEncoder, TemplateFormat
+from shared.template import InputEncoder
 from shared.truncation import fit_messages, fit_text
 from trainer_service.training.events import DatasetStatistics, TrainingTask
 from trainer_service.training.example_lines import Selection
@@ -201,8 +201,8 @@ def statistics(train: EncodedDataset, validation: EncodedDataset, num_overlappin
 
 
 def encode_bare(encoder: InputEncoder, example: Example) -> list[int]:
-    """The raw input as `encoder`'s template-free form gives it; a conversation keeps the model's own chat template."""
-    if example.messages and encoder.template.format is TemplateFormat.CHAT:
+    """The raw input as `encoder`'s template-free form gives it; a conversation as `encoder` gives it."""
+    if example.messages:
         return encoder.encode_messages(example.messages[:-1])
     return encoder.encode_input(example.input)
 

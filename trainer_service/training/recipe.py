@@ -26,8 +26,8 @@ from trainer_service.training.spec import (
 
 NUM_VIRTUAL_TOKENS = 20
 LEARNING_RATE = 5e-3
-BATCH_SIZE = 8
-MIN_STEPS, MAX_STEPS, NUM_EPOCHS = 320, 6000, 2
+BATCH_SIZE, MAX_GPU_BATCH_SIZE = 8, 64
+MIN_STEPS, MAX_STEPS, NUM_EPOCHS = 320, 16_000, 2
 WARMUP_FRACTION, MAX_WARMUP_STEPS = 0.1, 100
 MAX_GRAD_NORM = 1.0
 NUM_EVALUATIONS, MIN_EVALUATION_INTERVAL = 8, 10
@@ -48,15 +48,18 @@ def fill(
     labels: Sequence[str] = (),
     *,
     source_virtual_tokens: int | None = None,
+    on_gpu: bool = False,
 ) -> Hyperparameters:
     """What will be trained, nothing left open. `source_virtual_tokens`: the length of the version that FROM_PROMPT starts from.
+
+    `on_gpu`: whether the workers have GPUs, which take larger batches in the same time.
 
     Raises InvalidInput naming every `spec.hyperparameters.*` field that is out of range for this model and dataset.
     """
     if num_train < 1:
         raise InvalidInput.of("spec.dataset", "has no training examples")
     init = _init(request.init, task, template, labels)
-    batch_size = request.batch_size or min(BATCH_SIZE, num_train)
+    batch_size = request.batch_size or _batch_size(num_train, on_gpu)
     num_steps = request.num_steps or _num_steps(request.num_epochs, num_train, batch_size)
     filled = Hyperparameters(
         num_virtual_tokens=request.num_virtual_tokens or source_virtual_tokens or NUM_VIRTUAL_TOKENS,
@@ -108,6 +111,23 @@ def _init(requested: Init | None, task: TaskKind, template: Template, labels: Se
     if init.method is InitMethod.TEXT and not init.text:
         return Init(method=InitMethod.TEXT, text=init_text(task, template, labels))
     return init
+
+
+def coverage_note(request: HyperparameterRequest, filled: Hyperparameters, num_train: int) -> str:
+    """A sentence for a length that the recipe chose and that doesn't see every example once; empty for others."""
+    seen = filled.num_steps * filled.batch_size
+    if seen >= num_train or request.num_steps is not None or request.num_epochs is not None:
+        return ""
+    share = f"{seen} of the {num_train} training examples ({100 * seen / num_train:.0f} %)"
+    return f"{filled.num_steps} steps of {filled.batch_size} see {share}, each once: num_epochs 1 sees them all"
+
+
+def _batch_size(num_train: int, on_gpu: bool) -> int:
+    """8; on a GPU the largest power of two up to 64 with which one pass over the data still takes MIN_STEPS steps, at least 8."""
+    wanted = BATCH_SIZE
+    while on_gpu and wanted < MAX_GPU_BATCH_SIZE and 2 * wanted * MIN_STEPS <= num_train:
+        wanted *= 2
+    return min(wanted, num_train)
 
 
 def _num_steps(num_epochs: float | None, num_train: int, batch_size: int) -> int:

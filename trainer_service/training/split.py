@@ -57,13 +57,13 @@ def count_overlap(train: Iterable[Example], validation: Iterable[Example]) -> in
 
 
 def input_digest(example: Example) -> bytes:
-    """8 bytes, the same for inputs that differ in white space around them only."""
+    """16 bytes, the same for inputs that differ in white space around them only."""
     turns = example.messages[:-1] if example.messages else ()
     return _digest([example.input.strip(), *[(turn.role, turn.content.strip()) for turn in turns]])
 
 
 def example_digest(example: Example) -> bytes:
-    """8 bytes for input and target."""
+    """16 bytes for input and target."""
     target = example.messages[-1].content if example.messages else example.label if example.label is not None else example.output
     return _digest([input_digest(example).hex(), (target or "").strip()])
 
@@ -82,11 +82,11 @@ def _all_the_same(num_examples: int) -> InvalidInput:
 
 
 def _digest(value: object) -> bytes:
-    return hashlib.blake2b(json.dumps(value).encode(), digest_size=8).digest()
+    return hashlib.blake2b(json.dumps(value).encode(), digest_size=16).digest()
 
 
 def _number(digest: bytes) -> int:
-    return int.from_bytes(digest, "big", signed=True)
+    return int.from_bytes(digest[:8], "big", signed=True)
 
 
 def _part(examples: Sequence[Example], indices: Sequence[int]) -> Sequence[Example]:

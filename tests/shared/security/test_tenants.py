@@ -79,5 +79,5 @@ def test_bytes_and_tokens_are_charged_to_caller_and_tenant() -> None:
         charges.charge_tokens(50)
     with pytest.raises(Overloaded, match="your tenant may use 1 tokens"), quotas.taken(web):
         pass
-    with pytest.raises(Overloaded, match="your tenant may store 100 bytes"):
+    with pytest.raises(Overloaded, match="your tenant may upload 100 bytes"):
         charges.charge_bytes(60)

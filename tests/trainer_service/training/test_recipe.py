@@ -10,7 +10,7 @@ from shared.errors import InvalidInput
 from shared.template import Template
 from tests.tiny_models import byte_tokenizer
 from tests.trainer_service.training.models import build
-from trainer_service.training.recipe import check_init, fill
+from trainer_service.training.recipe import check_init, coverage_note, fill
 from trainer_service.training.spec import HyperparameterRequest, Hyperparameters, Init, InitMethod, Metric, TaskKind
 
 INFO, TEMPLATE, LABELS = build().info, Template(text="Review: {input}\nSentiment:"), ("positive", "negative")
@@ -37,10 +37,25 @@ def test_what_is_given_stays() -> None:
     assert (filled.num_steps, filled.evaluation_interval_steps) == (11, 2)
 
 
-@pytest.mark.parametrize(("num_train", "steps"), [(5, 320), (1000, 320), (8000, 2000), (10**6, 6000)])
+@pytest.mark.parametrize(("num_train", "steps"), [(5, 320), (1000, 320), (8000, 2000), (64_000, 16_000), (10**6, 16_000)])
 def test_steps_grow_with_the_data_within_bounds(num_train: int, steps: int) -> None:
     assert _fill(num_train=num_train).num_steps == steps
     assert _fill(num_train=num_train).batch_size == min(8, num_train)
+
+
+@pytest.mark.parametrize(("num_train", "batch_size"), [(5, 5), (2560, 8), (5119, 8), (5120, 16), (20_480, 64), (10**6, 64)])
+def test_batches_on_a_gpu_grow_with_the_data(num_train: int, batch_size: int) -> None:
+    filled = fill(HyperparameterRequest(), TaskKind.GENERATION, num_train, INFO, TEMPLATE, on_gpu=True)
+    assert filled.batch_size == batch_size
+    assert filled.num_steps >= 320
+    assert coverage_note(HyperparameterRequest(), filled, num_train) == ""
+
+
+def test_a_training_that_does_not_see_every_example_says_so() -> None:
+    filled = _fill(num_train=10**6)
+    note = coverage_note(HyperparameterRequest(), filled, 10**6)
+    assert coverage_note(HyperparameterRequest(num_steps=5), filled, 10**6) == ""
+    assert note.startswith("16000 steps of 8 see 128000 of the 1000000 training examples (13 %)")
 
 
 def test_epochs_become_steps() -> None:

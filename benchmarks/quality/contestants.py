@@ -1,0 +1,111 @@
+"""Who competes on a data set: the model untuned in three ways, PEFT's best recipe, and ours."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from benchmarks.quality.peft_recipes import BATCH_SIZE, RECIPES, train_peft
+from benchmarks.quality.sets import DataSet
+from shared.base_model import BaseModel
+from shared.template import INPUT_FIELD, InputEncoder, Message, Template, TemplateFormat, has_chat_template, pinned
+from trainer_service.training.cohort import Cohort
+from trainer_service.training.encoding import EncodedDataset, EncodedExample, encode_dataset
+from trainer_service.training.events import Failed, Finished, TrainingTask
+from trainer_service.training.recipe import fill, init_text
+from trainer_service.training.spec import Example, HyperparameterRequest, Hyperparameters, Init, InitMethod, TrainingSpec
+
+BARE, INSTRUCTED, FEW_SHOT, PEFT, OURS = "bare", "instructed", "few-shot", "PEFT's best", "ours"
+NAMES = (BARE, INSTRUCTED, FEW_SHOT, PEFT, OURS)
+PEFT_BEST = next(recipe for recipe in RECIPES if recipe.init == "TEXT")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """`prompt` None: the model is asked without virtual tokens. `data` is the test set as this contestant reads it."""
+
+    prompt: torch.Tensor | None
+    data: EncodedDataset
+
+
+class Arena:
+    """One base model and what all contestants on it share."""
+
+    def __init__(self, base: BaseModel, source: str, template_format: TemplateFormat | None, few_shot_tokens: int) -> None:
+        self.base, self._source, self._few_shot_tokens = base, source, few_shot_tokens
+        default = TemplateFormat.CHAT if has_chat_template(base.tokenizer) else TemplateFormat.TEXT
+        self.format = template_format or default
+        self.template = pinned(Template(format=self.format), base.tokenizer)
+        self.cohort = Cohort(base)
+
+    def spec(self, data: DataSet, num_train: int, request: HyperparameterRequest, template: Template | None = None) -> TrainingSpec:
+        used = template or self.template
+        filled = fill(request, data.task, num_train, self.base.info, used, data.labels)
+        return TrainingSpec(task=data.task, template=used, labels=data.labels, hyperparameters=filled)
+
+    def encode(self, data: DataSet, examples: tuple[Example, ...], template: Template | None = None) -> EncodedDataset:
+        used = template or self.template
+        spec = self.spec(data, len(examples), HyperparameterRequest(num_virtual_tokens=1), used)
+        return encode_dataset(examples, InputEncoder(self.base.tokenizer, used), spec, self.base.info.max_positions)
+
+    def test(self, data: DataSet, template: Template | None = None) -> EncodedDataset:
+        return self.encode(data, tuple(row.example for row in data.test), template)
+
+    def instructed(self, data: DataSet) -> Template:
+        """The text that tuning starts from, as a person would send it: above the input."""
+        text = f"{init_text(data.task, self.template, data.labels)}\n\n{INPUT_FIELD}"
+        return pinned(Template(text=text, format=self.format), self.base.tokenizer)
+
+    def few_shot(self, data: DataSet, train: tuple[Example, ...]) -> tuple[EncodedDataset, int]:
+        """The test set behind as many training examples as `few_shot_tokens` hold, and their number."""
+        instruction = init_text(data.task, self.template, data.labels)
+        shown = 0
+        encoder = InputEncoder(self.base.tokenizer, self.template)
+        while shown < len(train) and len(self._shots(encoder, instruction, train[: shown + 1], "")) <= self._few_shot_tokens:
+            shown += 1
+        plain = self.test(data)
+        inputs = [tuple(self._shots(encoder, instruction, train[:shown], row.example.input)) for row in plain.examples]
+        rows = zip(plain.examples, inputs, strict=True)
+        examples = tuple(EncodedExample(row.example, ids, row.target_ids, row.label_index) for row, ids in rows)
+        return EncodedDataset(examples, plain.label_ids), shown
+
+    def _shots(self, encoder: InputEncoder, instruction: str, shots: tuple[Example, ...], text: str) -> list[int]:
+        pairs = [(shot.input, shot.label if shot.label is not None else shot.output or "") for shot in shots]
+        if self.format is TemplateFormat.CHAT:
+            roles = zip(["user", "assistant"] * len(pairs), [text for pair in pairs for text in pair], strict=True)
+            turns = [Message(role=role, content=content) for role, content in [*roles, ("user", text)]]
+            turns[0] = turns[0].model_copy(update={"content": f"{instruction}\n\n{turns[0].content}"})
+            return encoder.encode_messages(turns)
+        blocks = [instruction, *(f"Input: {source}\nAnswer: {answer}" for source, answer in pairs), f"Input: {text}\nAnswer:"]
+        return encoder.encode_input("\n\n".join(blocks))
+
+    def train_ours(
+        self, data: DataSet, train: tuple[Example, ...], held: tuple[Example, ...], request: HyperparameterRequest
+    ) -> tuple[torch.Tensor, Hyperparameters]:
+        """The prompt as the service would publish it, and what it was trained with."""
+        spec = self.spec(data, len(train), request)
+        self.cohort.add(TrainingTask("quality", 1, spec, train, held))
+        while not self.cohort.is_idle:
+            for event in self.cohort.step():
+                if isinstance(event, Failed):
+                    raise SystemExit(f"training failed: {event.message}")
+                if isinstance(event, Finished):
+                    return event.result.soft_prompt.embeddings.to(self.base.device, self.base.dtype), spec.hyperparameters
+        raise SystemExit("training ended without a result")
+
+    def train_peft(self, data: DataSet, train: tuple[Example, ...], seed: int) -> torch.Tensor:
+        """PEFT's text init at 1e-2, the best of its documented recipes, on as many examples as our recipe sees."""
+        hyper = self.spec(data, len(train), HyperparameterRequest()).hyperparameters
+        steps = max(1, hyper.num_steps * hyper.batch_size // BATCH_SIZE)
+        text = init_text(data.task, self.template, data.labels)
+        matrix = train_peft(self.base, self.encode(data, train), PEFT_BEST, text, self._source, seed, steps)
+        return matrix.to(self.base.dtype)
+
+
+def variant(text: str, seed: int) -> HyperparameterRequest:
+    """`TOKENS:RATE[:STEPS[:INIT]]`, such as `100:1e-2:320:LABELS`."""
+    tokens, rate, *rest = text.split(":")
+    steps = int(rest[0]) if rest and rest[0] else None
+    init = Init(method=InitMethod(rest[1])) if rest[1:] else None
+    return HyperparameterRequest(num_virtual_tokens=int(tokens), learning_rate=float(rate), num_steps=steps, init=init, seed=seed)
