@@ -152,6 +152,7 @@ async def _live(
         async with asyncio.TaskGroup() as group:
             group.create_task(replica.watcher.run())
             group.create_task(replica.heartbeat.run())
+            group.create_task(servicer.margin.watch())
             group.create_task(_verify_model(settings))
             group.create_task(_watch_engine(replica.engine, rpc))
             group.create_task(_end_answers(replica.engine, rpc, settings.grace_seconds))

@@ -65,9 +65,16 @@ class BaseModel:
 
 
 def load(
-    source: str | Path, *, id: str = "", dtype: DType = "auto", device: Device = "auto", attention: str = "sdpa", device_map: Any = None
+    source: str | Path,
+    *,
+    id: str = "",
+    dtype: DType = "auto",
+    device: Device = "auto",
+    attention: str | None = None,
+    device_map: Any = None,
 ) -> BaseModel:
-    """Load a model directory or hub id. `attention` is the name of a registered transformers attention function.
+    """Load a model directory or hub id. `attention` is the name of a registered transformers attention function; None: torch's fused one
+    where the architecture has it, else its own code.
 
     Raises NotFound if there is no such model, PreconditionFailed if its architecture can't take a soft prompt.
     """

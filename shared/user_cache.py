@@ -41,7 +41,7 @@ def private_folder(folder: Path) -> Path:
     """Made if it isn't there. Raises OSError, or RuntimeError if another user can write to it."""
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     if not is_ours(folder):
-        raise RuntimeError(f"other users can write to {folder}")
+        raise RuntimeError(f"others may write to {folder}")
     return folder
 
 

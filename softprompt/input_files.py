@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import stat
+from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 
 from shared.errors import InvalidInput, NotFound
@@ -32,12 +34,23 @@ def input_file(path: str | Path, field: str) -> Path | bytes:
     except (OSError, ValueError) as error:
         raise InvalidInput.of(field, f"can't read {str(path)!r}: {getattr(error, 'strerror', None) or error}") from error
     kind = "a directory" if stat.S_ISDIR(mode) else "neither a file nor a pipe"
-    raise InvalidInput.of(field, f"{str(path)!r} is {kind}; a file is expected")
+    names = _files_of(found)
+    advice = f"name one of its files, such as {', '.join(names)}" if names else "a file is expected"
+    raise InvalidInput.of(field, f"{str(path)!r} is {kind}; {advice}")
+
+
+def _files_of(directory: Path) -> list[str]:
+    """Names of some files of a directory; none of what is no directory, or can't be read."""
+    with suppress(OSError):
+        return sorted(item.name for item in islice(directory.iterdir(), 100) if item.is_file())[:3]
+    return []
 
 
 def _read_pipe(path: Path, field: str) -> bytes:
     data = bytearray()
     with path.open("rb") as pipe:
+        if pipe.isatty():
+            raise InvalidInput.of(field, f"{str(path)!r} is the terminal; give a file, or send one (COMMAND | softprompt ... -)")
         while piece := pipe.read(_READ_BYTES):
             data += piece
             if len(data) > MAX_PIPE_BYTES:

@@ -9,7 +9,7 @@ from softprompt.cli.output import numbers, print_json, show, stderr
 
 if TYPE_CHECKING:
     from softprompt.client.sync_client import Client
-    from softprompt.types.tuning import TuningJob
+    from softprompt.types.tuning import SearchCandidate, TuningJob, TuningResult
 
 
 MAX_TOKENS = 8
@@ -89,14 +89,24 @@ def show_result(job: TuningJob) -> None:
         ("held out", result.metrics),
         ("bare model", result.bare_metrics),
         ("with template", result.template_metrics),
+        ("instructed", result.instructed_metrics),
+        (f"{result.num_shots}-shot", result.few_shot_metrics),
         ("version before", result.current_metrics),
     )
     for title, metrics in compared:
         if metrics:
             show(f"  {title:<15}{numbers(metrics)}")
+    if result.metrics:
+        show(f"  {'measured on':<15}{_measured_on(result)}")
+    if result.verdict:
+        show(f"  {'verdict':<15}{result.verdict}")
+    for candidate in result.candidates:
+        show(f"  {'tried':<15}{_candidate_text(candidate)}")
     show(f"  {'best step':<15}{result.best_step}; the score varied by {result.score_stability:.3g} over the last evaluations")
     if job.progress is not None:
         show(f"  {'gradient norm':<15}{job.progress.grad_norm:.3g} at the last step")
+    if result.num_skipped_steps:
+        show(f"  {'skipped':<15}{result.num_skipped_steps} steps, because their loss or gradient was not finite")
     if result.nearest_tokens:
         shown = ", ".join(f"{token.text!r} {token.cosine:.2f}" for token in result.nearest_tokens[:MAX_TOKENS])
         rest = len(result.nearest_tokens) - MAX_TOKENS
@@ -107,3 +117,18 @@ def show_result(job: TuningJob) -> None:
             f"  {statistics.num_overlapping} of the {statistics.num_validation} held-out examples also stand in the training data: "
             "the held-out figures flatter"
         )
+
+
+def _measured_on(result: TuningResult) -> str:
+    examples = f"{result.num_judging} held-out example{'' if result.num_judging == 1 else 's'}"
+    apart = "none of which chose the checkpoint that it judged" if result.judged_apart else "which also chose the checkpoint: it flatters"
+    if result.metric_low is None or result.metric_high is None or not result.comparisons:
+        return f"{examples}, {apart}"
+    name = result.comparisons[0].metric
+    return f"{examples}, {apart}; 95 % interval of {name}: {result.metric_low:.3g} to {result.metric_high:.3g}"
+
+
+def _candidate_text(candidate: SearchCandidate) -> str:
+    end = "chosen" if candidate.chosen else candidate.end or "trained to the end"
+    method = candidate.init_method.value.lower() if candidate.init_method else "?"
+    return f"learning rate {candidate.learning_rate:g}, init {method}: {candidate.num_steps} steps, {end}  {numbers(candidate.metrics)}"

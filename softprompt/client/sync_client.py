@@ -28,7 +28,7 @@ from softprompt.types.generation import (
 )
 from softprompt.types.prompts import Alias, AliasTarget, Prompt, PromptChange, PromptStatus, PromptVersion, VersionStatus
 from softprompt.types.tuning import (
-    Examples,
+    Dataset,
     JobEvent,
     JobOrder,
     JobState,
@@ -116,9 +116,7 @@ class Client:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
-    def upload_dataset(
-        self, dataset: str | Path | Examples, *, labels: Sequence[str] = (), timeout_seconds: float | None = None
-    ) -> UploadedDataset:
+    def upload_dataset(self, dataset: Dataset, *, labels: Sequence[str] = (), timeout_seconds: float | None = None) -> UploadedDataset:
         return self._loop.run(self._client.upload_dataset(dataset, labels=labels, timeout_seconds=timeout_seconds))
 
     def list_datasets(self, *, limit: int | None = None) -> list[StoredDataset]:

@@ -163,6 +163,7 @@ async def test_refusals_name_fields_of_the_spec(admission: SpecAdmission) -> Non
     assert await refused_fields(admission, hyperparameters=HyperparameterRequest(num_virtual_tokens=51)) == [
         "spec.hyperparameters.num_virtual_tokens"
     ]
+    assert await refused_fields(admission, publish=PublishPolicy(gate=PublishGate(minimum_metric=0.5))) == ["spec.publish.gate"]
     blank = HyperparameterRequest(init=Init(method=InitMethod.TEXT, text="  "))
     assert await refused_fields(admission, hyperparameters=blank) == ["spec.hyperparameters.init.text"]
 

@@ -140,6 +140,10 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
         {"publish": pb.PublishPolicy(alias="-", gate=pb.PublishGate(beat_current=True))},
         "spec.publish.gate.beat_current",
     ),
+    "a gate that too few held-out examples would judge": (
+        {"publish": pb.PublishPolicy(gate=pb.PublishGate(beat_bare_model=True))},
+        "spec.publish.gate",
+    ),
     "a priority beyond its range": ({"priority": 101}, "spec.priority"),
     "no time": ({"max_runtime": Duration(seconds=0)}, "spec.max_runtime"),
     "negative time": ({"max_runtime": Duration(seconds=-5)}, "spec.max_runtime"),

@@ -15,6 +15,7 @@ from shared.names import check_alias, check_name
 from shared.template import InputEncoder, Template, TemplateFormat, default_format, pinned
 from trainer_service.base_models import BaseModels, KnownBaseModel
 from trainer_service.jobs.dataset_fields import DATASET, VALIDATION, in_dataset, labels_under, renamed
+from trainer_service.jobs.gate import check_gate
 from trainer_service.jobs.lengths import possibly_too_long
 from trainer_service.jobs.model import EffectiveSpec, TuningSpec, utc_now
 from trainer_service.jobs.sources import Source, Sources, names_job
@@ -22,6 +23,7 @@ from trainer_service.pools import TrainerPools
 from trainer_service.service_info import TuningLimits
 from trainer_service.training.dataset import ParsedDataset, encode_dataset, split_validation
 from trainer_service.training.recipe import check_init, fill
+from trainer_service.training.repetition import Repetition, repetition_of
 from trainer_service.training.spec import Example, Hyperparameters, InitMethod, TaskKind, TrainingSpec
 from trainer_service.violations import Violations
 
@@ -47,6 +49,7 @@ class _Examples:
     train: tuple[Example, ...]
     validation: tuple[Example, ...]
     validation_fraction: float
+    repetition: Repetition
 
 
 class SpecAdmission:
@@ -124,6 +127,7 @@ class SpecAdmission:
 
     def _examples(self, spec: TuningSpec) -> _Examples:
         parsed = self._datasets.parse(spec.dataset, spec.labels)
+        repetition = repetition_of(parsed.examples)
         if spec.task not in (None, parsed.task):
             raise InvalidInput.of("spec.task", f"is {spec.task}, but the dataset's examples are for {parsed.task}")
         if spec.validation_dataset:
@@ -133,17 +137,18 @@ class SpecAdmission:
                 raise InvalidInput.of(
                     "spec.validation_dataset", f"its examples are for {held_out.task}, the training examples for {parsed.task}"
                 )
-            return _Examples(parsed.task, parsed.labels, parsed.examples, held_out.examples, 0.0)
+            return _Examples(parsed.task, parsed.labels, parsed.examples, held_out.examples, 0.0, repetition)
         num_examples = len(parsed.examples)
         if num_examples < 2:
             raise InvalidInput.of("spec.dataset", "has one example; at least two are needed, since one is held out for evaluation")
         fraction = spec.validation_fraction or _default_fraction(num_examples)
         train, validation = split_validation(parsed.examples, fraction, spec.hyperparameters.seed or 0)
-        return _Examples(parsed.task, parsed.labels, train, validation, fraction)
+        return _Examples(parsed.task, parsed.labels, train, validation, fraction, repetition)
 
     def _effective(self, spec: TuningSpec, model: KnownBaseModel, source: Source | None, examples: _Examples) -> EffectiveSpec:
         template = _template(spec, examples.task, model.tokenizer)
         encoder = InputEncoder(model.tokenizer, template)
+        check_gate(spec.publish.gate, len(examples.validation))
         filled = fill(
             spec.hyperparameters,
             examples.task,
@@ -169,6 +174,7 @@ class SpecAdmission:
             max_runtime_seconds=spec.max_runtime_seconds or self._limits.max_runtime_seconds,
             num_train=len(examples.train),
             num_validation=len(examples.validation),
+            repetition=examples.repetition,
         )
 
 

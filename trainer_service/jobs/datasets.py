@@ -70,7 +70,7 @@ class DatasetStore:
         pools = pools or TrainerPools()
         self.pool, self.roots_pool = pools.datasets, pools.dataset_roots
         self._slots = UploadSlots(MAX_CONCURRENT_UPLOADS)
-        directory.mkdir(parents=True, exist_ok=True)
+        directory.mkdir(parents=True, exist_ok=True, mode=0o750)  # others have no business with callers' data
         self._remove_abandoned()
 
     async def receive(

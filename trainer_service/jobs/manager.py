@@ -173,8 +173,11 @@ class JobManager:
         if created.id == job.id:
             log.info("job created", extra={"fields": {"job": job.id, "prompt": spec.prompt, "base_model": effective.base_model.id}})
             self._context.tell(created)
-            if note := coverage_note(spec.hyperparameters, effective.training.hyperparameters, effective.num_train):
-                await self._context.change(job.id, lambda record: record, payloads=[Note(text=note)])
+            notes = [] if effective.repetition is None else list(effective.repetition.notes())
+            if coverage := coverage_note(spec.hyperparameters, effective.training.hyperparameters, effective.num_train):
+                notes.append(coverage)
+            if notes:
+                await self._context.change(job.id, lambda record: record, payloads=[Note(text=text) for text in notes])
         return await self._outlook.of_one(created)
 
     async def get(self, job_id: str) -> Job:

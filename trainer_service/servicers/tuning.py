@@ -10,12 +10,15 @@ from typing import Any
 from prompttuning.v1 import tuning_pb2 as pb
 from prompttuning.v1 import tuning_pb2_grpc
 
+from shared.errors import InvalidInput
 from shared.outside import CallPool
 from shared.security.caller import current_caller
 from shared.security.page_tokens import ListScope, PageTokens
 from trainer_service.convert.jobs import event_to_wire, filter_from_wire, filter_to_json, job_to_wire
 from trainer_service.convert.service import dataset_to_wire, info_to_wire, uploaded_to_wire
 from trainer_service.convert.spec import request_from_wire
+from trainer_service.csv_upload import CsvUpload
+from trainer_service.jobs.dataset_fields import renamed
 from trainer_service.jobs.intake import JobIntake
 from trainer_service.jobs.manager import JobManager
 from trainer_service.jobs.owner import JobOwner
@@ -44,8 +47,16 @@ class TuningServicer(tuning_pb2_grpc.TuningServiceServicer):
 
     async def UploadDataset(self, requests: AsyncIterator[pb.UploadDatasetRequest], context: Any) -> pb.UploadDatasetResponse:
         header, chunks = await header_and_chunks(requests)
+        tenant, format = current_caller().tenant, header.format
+        if format == pb.DatasetHeader.FORMAT_CSV:
+            csv = CsvUpload(header.size_bytes, header.digest, self._info.upload_limits.max_line_bytes)
+            with renamed(csv.line_of):
+                lines = csv.json_lines(chunks, self._datasets.pool)
+                return uploaded_to_wire(await self._datasets.receive(tenant, lines, labels=header.labels))
+        if format not in (pb.DatasetHeader.FORMAT_UNSPECIFIED, pb.DatasetHeader.FORMAT_JSON_LINES):
+            raise InvalidInput.of("header.format", f"{format} is not known; this trainer takes JSON lines and CSV")
         announced = {"size_bytes": header.size_bytes, "digest": header.digest, "labels": header.labels}
-        return uploaded_to_wire(await self._datasets.receive(current_caller().tenant, chunks, **announced))
+        return uploaded_to_wire(await self._datasets.receive(tenant, chunks, **announced))
 
     async def ListDatasets(self, request: pb.ListDatasetsRequest, context: Any) -> pb.ListDatasetsResponse:
         scope = ListScope("ListDatasets", current_caller())

@@ -9,6 +9,7 @@ the cohort is lost: its jobs go on elsewhere.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -227,14 +228,17 @@ class Cohort:
             part.trainee.discard_gradients()
         losses = backward(self._base_model, self._forward, parts, token_budget)
         norms, rates = torch.zeros_like(losses), [part.trainee.learning_rate for part in parts]
-        for index, (part, is_last) in enumerate((part, work.is_last) for work in works for part in work.parts):
+        ends = [work.is_last for work in works for _ in work.parts]
+        for index, (part, is_last) in enumerate(zip(parts, ends, strict=True)):
             if is_last:
                 part.trainee.add_kept_gradients()
                 norms[index] = part.trainee.clip()
-                part.trainee.update()
             else:
                 part.trainee.keep_gradients()
         measured = torch.stack([losses, norms]).tolist()  # the one wait for the device
+        for loss, norm, part, is_last in zip(*measured, parts, ends, strict=True):
+            if is_last:
+                part.trainee.update() if math.isfinite(loss) and math.isfinite(norm) else part.trainee.skip()
         seconds = time.perf_counter() - started
         outcomes = [
             StepOutcome(loss, norm, rate, self._forward.num_tokens(part.trainee.num_virtual_tokens, part.rows), seconds)

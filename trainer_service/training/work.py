@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -39,6 +40,11 @@ class StepOutcome:
     learning_rate: float
     num_tokens: int
     step_seconds: float
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether the step was taken; otherwise it was skipped."""
+        return math.isfinite(self.loss) and math.isfinite(self.grad_norm)
 
     def plus(self, next_piece: StepOutcome) -> StepOutcome:
         """Of this piece of a step and the next one; what is known at a step's end comes from that."""

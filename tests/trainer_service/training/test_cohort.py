@@ -113,7 +113,8 @@ def test_training_learns_and_reports_in_order() -> None:
     equal = [event for event in evaluated[1:] if event.metrics["accuracy"] >= top - slack(Metric.ACCURACY, top, 12)]
     assert best.metrics["loss"] == min(event.metrics["loss"] for event in equal)
     assert result.best_step == best.step
-    assert result.metrics == pytest.approx(best.metrics)
+    assert result.is_apart, "the reported numbers are those of checkpoints that the other half of the examples chose"
+    assert set(result.metrics) == set(best.metrics)
     assert result.template_metrics == evaluated[0].metrics
     assert set(result.bare_metrics) == {"loss", "token_accuracy", "accuracy", "macro_f1"}
     assert result.bare_metrics["loss"] != result.template_metrics["loss"], "one reads the raw input, the other the rendered template"
