@@ -6,6 +6,8 @@ import logging
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
+
 from inference_service.engine import row_runner, self_check
 from inference_service.engine.blocks import BlockPool
 from inference_service.engine.config import EngineConfig
@@ -22,7 +24,9 @@ from inference_service.engine.rows import BLOCK_TOKENS, RowPool
 from inference_service.engine.scheduler import Scheduler
 from inference_service.engine.varlen_kernel import VarlenKernel, find_kernel
 from shared.base_model import BaseModel
+from shared.errors import PreconditionFailed, SoftPromptError
 from shared.free_memory import free_bytes
+from shared.weights import first_line
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +45,15 @@ def assemble(base: BaseModel, config: EngineConfig) -> Parts:
 
     Raises PreconditionFailed for an architecture that the engine can't serve, InvalidInput if the memory holds no request.
     """
+    try:
+        return _assemble(base, config)
+    except (SoftPromptError, torch.OutOfMemoryError, MemoryError):
+        raise
+    except Exception as error:  # the model's own code, given what the engine gives it
+        raise PreconditionFailed(f"{base.info.architecture} can't be served: {type(error).__name__}: {first_line(error)}") from error
+
+
+def _assemble(base: BaseModel, config: EngineConfig) -> Parts:
     shapes = layer_shapes(base.model)
     expected = self_check.own_logits(base)
     paged = base.device.type == "cuda" if config.paged is None else config.paged
@@ -65,7 +78,7 @@ def _rows(base: BaseModel, config: EngineConfig, shapes: list[LayerShape], expec
     plan = plan_memory(config, bytes_per_token, base.info.max_positions, _free_bytes(base, config))
     cache = RowKVCache(shapes, config.max_running + 1, plan.max_length, base.dtype, base.device)
     pool = RowPool(config.max_running, plan.max_blocks, plan.max_length, config.reuse_text_prefixes, config.reuse_across_tenants)
-    speed_up(base.model, base.device, base.dtype)
+    speed_up(base.model, base.device, base.dtype, config.linear_kernel)
     runner: Runner = ModelRunner(base, cache) if packed else row_runner.RowRunner(base, cache)
     _check(base, runner, plan.max_length, expected)
     prefixes = PrefixCache(plan.prefix_bytes)
@@ -81,7 +94,7 @@ def _paged(base: BaseModel, config: EngineConfig, shapes: list[LayerShape], expe
     pool = BlockPool(
         config.max_running, plan.max_blocks, plan.max_length, block_tokens, config.reuse_text_prefixes, config.reuse_across_tenants
     )
-    speed_up(base.model, base.device, base.dtype)
+    speed_up(base.model, base.device, base.dtype, config.linear_kernel)
     runner = PagedRunner(base, cache, kernel)
     _check(base, runner, plan.max_length, expected)
     if kernel is not None:

@@ -39,7 +39,7 @@ def layer_shapes(model: Any) -> list[LayerShape]:
     found: dict[int, LayerShape] = {}
     windows: dict[int, int | None] = {}
 
-    def watch(module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any, **kwargs: Any) -> Any:
+    def watch(module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any = None, **kwargs: Any) -> Any:
         index: int = module.layer_idx  # type: ignore[assignment]
         if index in found:
             raise PreconditionFailed(f"{kind} attends more than once in layer {index}: the engine can't serve it")
