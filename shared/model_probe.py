@@ -35,10 +35,16 @@ def check_model(model: Any, name: str) -> None:
         embedded = embed(ids)
         by_embeddings = _logits(model(inputs_embeds=embedded, use_cache=False))
         shorter = _logits(model(inputs_embeds=embedded[:, :-2], use_cache=False))
+        _logits(model(inputs_embeds=(embedded + embedded.roll(1, dims=1)) / 2, use_cache=False))  # rows of no token, as a prompt's are
     except Exception as error:
         raise PreconditionFailed(
             f"{name} can't read embeddings in place of token ids, which virtual tokens need: {_reason(error)}"
         ) from error
+    width = model.config.get_text_config().hidden_size
+    if embedded.shape[-1] != width:
+        raise PreconditionFailed(
+            f"{name} has embeddings {embedded.shape[-1]} wide where its hidden size is {width}: prompts have one width"
+        )
     tolerance = _TOLERANCE.get(model.dtype, _COARSE_TOLERANCE)
     if _difference(by_embeddings, by_ids) > tolerance:
         raise PreconditionFailed(f"{name} computes something else from embeddings than from their token ids: virtual tokens have no ids")
