@@ -10,6 +10,7 @@ from inference_service.generation import Counted, Ended, Scored, Started
 from inference_service.limits import RequestLimits
 from inference_service.prompts.registry import VersionStatus
 from inference_service.prompts.version import VersionState
+from inference_service.token_texts import TokenTexts
 from shared.base_model import BaseModelInfo
 from shared.manifest import SamplingDefaults
 
@@ -42,9 +43,8 @@ def start_message(started: Started) -> generation_pb2.GenerationStart:
     )
 
 
-def delta_message(delta: Delta, num_logprobs: int | None) -> generation_pb2.GenerationDelta:
-    """`num_logprobs` is what the caller asked for; the engine may have computed one alternative more."""
-    logprobs = () if num_logprobs is None else [_logprob_message(logprob, num_logprobs) for logprob in delta.logprobs]
+def delta_message(delta: Delta, texts: TokenTexts) -> generation_pb2.GenerationDelta:
+    logprobs = [_logprob_message(logprob, texts) for logprob in delta.logprobs]
     return generation_pb2.GenerationDelta(text=delta.text, token_ids=delta.token_ids, logprobs=logprobs)
 
 
@@ -60,12 +60,12 @@ def end_message(ended: Ended) -> generation_pb2.GenerationEnd:
     )
 
 
-def stream_message(part: Started | Delta | Ended, num_logprobs: int | None) -> generation_pb2.GenerateStreamResponse:
+def stream_message(part: Started | Delta | Ended, texts: TokenTexts) -> generation_pb2.GenerateStreamResponse:
     if isinstance(part, Started):
         return generation_pb2.GenerateStreamResponse(start=start_message(part))
     if isinstance(part, Ended):
         return generation_pb2.GenerateStreamResponse(end=end_message(part))
-    return generation_pb2.GenerateStreamResponse(delta=delta_message(part, num_logprobs))
+    return generation_pb2.GenerateStreamResponse(delta=delta_message(part, texts))
 
 
 def score_message(scored: Scored) -> generation_pb2.ScoreResponse:
@@ -128,9 +128,15 @@ def loaded_prompt_message(status: VersionStatus) -> generation_pb2.LoadedPrompt:
     return message
 
 
-def _logprob_message(logprob: TokenLogprob, num_alternatives: int) -> generation_pb2.TokenLogprob:
-    alternatives = [generation_pb2.TokenAlternative(token_id=token, logprob=value) for token, value in logprob.top[:num_alternatives]]
-    return generation_pb2.TokenLogprob(token_id=logprob.token_id, logprob=logprob.logprob, alternatives=alternatives)
+def _logprob_message(found: TokenLogprob, texts: TokenTexts) -> generation_pb2.TokenLogprob:
+    alternatives = [
+        generation_pb2.TokenAlternative(token_id=id, logprob=value, text=texts.text_of(id), utf8=texts.bytes_of(id))
+        for id, value in found.top
+    ]
+    id = found.token_id
+    return generation_pb2.TokenLogprob(
+        token_id=id, logprob=found.logprob, alternatives=alternatives, text=texts.text_of(id), utf8=texts.bytes_of(id)
+    )
 
 
 def _duration(seconds: float) -> Duration:

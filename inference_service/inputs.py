@@ -6,18 +6,19 @@ event loop. Knows nothing of gRPC.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from inference_service.limits import MAX_SHOWN_VIOLATIONS
 from shared.errors import FieldViolation, InvalidInput
 from shared.names import PromptReference
+from shared.outside import CallPool
 from shared.template import INPUT_FIELD, InputEncoder, Message, Template, TemplateFormat
+from shared.truncation import fit_messages, fit_text
 
 Encoded = TypeVar("Encoded")
+_MAX_WAIT_SECONDS = 600.0
 _INLINE_BYTES = 16_384  # about 7 ms of tokenizing; more would hold up every stream of the process
 
 
@@ -78,36 +79,38 @@ class InputPreparer:
 
     def __init__(self, vocab_size: int, max_length: int) -> None:
         self._vocab_size, self._max_length = vocab_size, max_length
-        # One thread: a burst of huge inputs takes one core, and the loop and the engine keep the others.
-        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="tokenize")
+        # One thread: a burst of huge inputs takes one core, and the loop and the engine keep the others. Tenants take turns at it.
+        self._pool = CallPool("tokenizer", max_threads=1, timeout_seconds=_MAX_WAIT_SECONDS)
 
     async def prepare(self, request: InputRequest, encoder: InputEncoder, num_virtual_tokens: int, reserve: int = 1) -> PreparedInput:
         """Token ids that leave `reserve` positions free. Raises InvalidInput naming the field, with the counts if it is too long."""
+        content, room = request.content, self._max_length - num_virtual_tokens - reserve
+        prepared = await self.encode(request, encoder, room if request.truncate and room > 0 else None)
+        if len(prepared.ids) > room:
+            raise InvalidInput.of(field_of(content), _too_long(len(prepared.ids), num_virtual_tokens, reserve, self._max_length))
+        return prepared
+
+    async def encode(self, request: InputRequest, encoder: InputEncoder, room: int | None = None) -> PreparedInput:
+        """Token ids, cut from the left to `room` of them (`fit_text`, `fit_messages`); None: all. Raises InvalidInput naming the field."""
         content = request.content
         if isinstance(content, TokenInput):
             self._check_ids(content.ids)
-            ids, prefix = content.ids, ""
+            ids, prefix = content.ids if room is None else content.ids[-room:], ""
         else:
-            encoded = await self.run(_size_bytes(content), lambda: _encode(encoder, content))
+            encoded = await self.run(_size_bytes(content), lambda: _encode(encoder, content, room))
             ids, prefix = tuple(encoded), encoder.template.target_prefix
-        field = field_of(content)
         if not ids or _is_empty(content, encoder.template):
-            raise InvalidInput.of(field, "has no tokens to start from")
-        room = self._max_length - num_virtual_tokens - reserve
-        if len(ids) > room:
-            if not request.truncate or room < 1:
-                raise InvalidInput.of(field, _too_long(len(ids), num_virtual_tokens, reserve, self._max_length))
-            ids = ids[-room:]
+            raise InvalidInput.of(field_of(content), "has no tokens to start from")
         return PreparedInput(ids, prefix)
 
     async def run(self, size_bytes: int, encode: Callable[[], Encoded]) -> Encoded:
         """Small things at once, large ones on the thread."""
         if size_bytes <= _INLINE_BYTES:
             return encode()
-        return await asyncio.get_running_loop().run_in_executor(self._executor, encode)
+        return await self._pool.call(encode)
 
     def close(self) -> None:
-        self._executor.shutdown(wait=False, cancel_futures=True)
+        self._pool.close()
 
     def _check_ids(self, ids: tuple[int, ...]) -> None:
         wrong = [
@@ -135,11 +138,11 @@ def _is_empty(content: Content, template: Template) -> bool:
     return isinstance(content, TextInput) and not content.text and template.text == INPUT_FIELD
 
 
-def _encode(encoder: InputEncoder, content: TextInput | ChatInput) -> list[int]:
+def _encode(encoder: InputEncoder, content: TextInput | ChatInput, room: int | None) -> list[int]:
     try:
         if isinstance(content, TextInput):
-            return encoder.encode_input(content.text)
-        return encoder.encode_messages(content.messages)
+            return encoder.encode_input(content.text) if room is None else fit_text(encoder, content.text, room)
+        return encoder.encode_messages(content.messages) if room is None else fit_messages(encoder, content.messages, room)
     except InvalidInput as error:
         raise InvalidInput([replace(found, field=_field_in(content, found.field)) for found in error.violations]) from error
 

@@ -58,7 +58,7 @@ class SamplingRequest:
             ignore_eos=self.ignore_eos,
             max_new_tokens=bound,
             min_new_tokens=self.min_new_tokens,
-            num_logprobs=0 if self.num_logprobs is None else max(1, self.num_logprobs),
+            num_logprobs=self.num_logprobs,
         )
 
 

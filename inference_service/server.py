@@ -35,6 +35,7 @@ from inference_service.prompts.unloading import PrefixUnloader
 from inference_service.prompts.version import prompt_of_prefix
 from inference_service.prompts.watcher import PromptWatcher
 from inference_service.servicer import SERVICE_NAME, Backend, GenerationServicer
+from inference_service.token_texts import TokenTexts
 from shared import fingerprint
 from shared.base_model import inspect, resolve
 from shared.config import ConfigError
@@ -99,7 +100,7 @@ def build(
         dtype=str(base.dtype).removeprefix("torch."),
         device=base.device.type,
     )
-    backend = Backend(service, RequestReader(limits, base.info.vocab_size), registry, model_info)
+    backend = Backend(service, RequestReader(limits, base.info.vocab_size), registry, model_info, TokenTexts(base.tokenizer))
     return Replica(running, watcher, heartbeat, loads, backend)
 
 
@@ -111,8 +112,8 @@ async def serve(settings: InferenceSettings, stop: asyncio.Event) -> None:
     rpc = RpcServer(settings, [SERVICE_NAME], RpcMetrics(metrics), tracing=tracing)
     servicer = GenerationServicer()
     generation_pb2_grpc.add_GenerationServiceServicer_to_server(servicer, rpc.grpc_server)
+    metrics_server = serve_metrics(metrics, settings.host, settings.metrics_port)  # first: a server of gRPC that runs has to be drained
     port = await rpc.start()
-    metrics_server = serve_metrics(metrics, settings.host, settings.metrics_port)
     log.info("listening", extra={"fields": {"port": port, "metrics_port": metrics_server.port}})
     ready = partial(announce, settings, port, metrics_server.port, rpc.health_port)
     life = asyncio.create_task(_live(settings, metrics, rpc, servicer, ready))
@@ -151,6 +152,7 @@ async def _live(
         async with asyncio.TaskGroup() as group:
             group.create_task(replica.watcher.run())
             group.create_task(replica.heartbeat.run())
+            group.create_task(servicer.margin.watch())
             group.create_task(_verify_model(settings))
             group.create_task(_watch_engine(replica.engine, rpc))
             group.create_task(_end_answers(replica.engine, rpc, settings.grace_seconds))
@@ -213,9 +215,12 @@ def _load(settings: InferenceSettings) -> Engine:
 
 async def _open(settings: InferenceSettings, pool: CallPool) -> PromptStore:
     """Wait for a store that is away. Raises InvalidInput or PreconditionFailed for one that can't be used."""
+    reason = ""
     while True:
         try:
             return await pool.call_within(_OPEN_SECONDS, lambda: open_store(settings.store_url, settings.store_timeout_seconds))
         except Unavailable as error:
-            log.warning("waiting for the prompt store: %s", error.message)
+            if error.message != reason:
+                log.warning("waiting for the prompt store: %s", error.message)
+            reason = error.message
             await asyncio.sleep(_STORE_PAUSE_SECONDS * random.uniform(0.5, 1.5))

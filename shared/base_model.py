@@ -17,7 +17,7 @@ from pydantic import ConfigDict
 
 from shared import fingerprint, hub
 from shared.errors import InvalidInput, NotFound, PreconditionFailed, Unavailable
-from shared.model_probe import check_model
+from shared.user_cache import expanded
 from shared.weights import check_files, first_line, load_weights
 
 log = logging.getLogger(__name__)
@@ -73,10 +73,11 @@ def load(
     attention: str | None = None,
     device_map: Any = None,
 ) -> BaseModel:
-    """Load a model directory or hub id, and try on a few tokens what soft prompts need of it (`model_probe`).
+    """Load a model directory or hub id. `attention` is the name of a registered transformers attention function; None: torch's fused one
+    where the architecture has it, else its own code.
 
-    `attention` names a registered transformers attention function; None takes the best that the model has. Raises NotFound if there is no
-    such model, Unavailable for files that can't be read, PreconditionFailed if the model can't take a soft prompt.
+    Raises NotFound if there is no such model, Unavailable for files that can't be read, PreconditionFailed if this installation can't load
+    it or its architecture can't take a soft prompt.
     """
     path = resolve(source)
     info = inspect(path, id=id or default_id(source))
@@ -86,7 +87,6 @@ def load(
     if device_map is None and not getattr(model, "hf_device_map", None):
         model = model.to(target)
     model.eval().requires_grad_(False)
-    check_model(model, f"{info.id} ({info.architecture})")
     return BaseModel(info=info, model=model, tokenizer=load_tokenizer(path), device=target, dtype=chosen)
 
 
@@ -101,7 +101,7 @@ def resolve(source: str | Path) -> Path:
 
     Raises NotFound; Unavailable if the hub does not answer and nothing is cached.
     """
-    path = Path(source).expanduser()
+    path = expanded(source)
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise NotFound("base model", str(source), "the directory has no config.json")

@@ -59,7 +59,8 @@ class GoldenRecord(BaseModel):
     `text` is empty. Versions of earlier releases have a held-out input of the training data there: they load, and nothing shows the text.
 
     `input_ids` stand after the virtual tokens; `top_token_ids` and `top_logprobs` (natural logarithm) are the most likely next
-    tokens at the last of them, most likely first, as computed in `dtype`.
+    tokens at the last of them, most likely first. Where `rounding_nats` is there, they were computed in float32 from weights of `dtype`;
+    otherwise in `dtype`.
     """
 
     model_config = _FROZEN
@@ -68,6 +69,8 @@ class GoldenRecord(BaseModel):
     top_token_ids: tuple[TokenId, ...] = Field(min_length=1, max_length=64)
     top_logprobs: tuple[Annotated[float, Field(le=1e-3)], ...]
     dtype: Annotated[str, StringConstraints(pattern=r"^(float32|bfloat16|float16)$")]
+    rounding_nats: float | None = Field(default=None, ge=0)
+    """How far these log-probabilities move when the trainer's model is computed in bfloat16 (`shared.divergence`)."""
 
     @property
     def is_synthetic(self) -> bool:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from shared.errors import NotFound, PreconditionFailed, Unavailable
+from shared.safetensors_file import complaint_about
 
 INDEX = "model.safetensors.index.json"
 
@@ -41,7 +42,9 @@ def check_files(path: Path, name: str) -> None:
             with safe_open(file, "pt"):
                 pass
         except (SafetensorError, OSError) as error:
-            raise Unavailable(f"base model {name!r} has weights that can't be read: {file.name}: {first_line(error)}") from error
+            raise Unavailable(
+                f"base model {name!r} has weights that can't be read: {file.name}: {complaint_about(file) or first_line(error)}"
+            ) from error
 
 
 def load_weights(path: Path, name: str, dtype: torch.dtype, attention: str | None, device_map: Any) -> Any:

@@ -23,15 +23,15 @@ from shared.golden_inputs import GOLDEN_INPUTS
 from shared.manifest import GoldenRecord
 from shared.soft_prompt import SoftPrompt
 from shared.store import open_store
-from shared.template import Template, TemplateFormat
+from shared.template import InputEncoder, Template, TemplateFormat
 from tests.inference_service.engine.builders import small_config
 from tests.inference_service.replica import blob, matrix, publish, running_replica
 from tests.inference_service.test_proof_rpc import golden_of
 from tests.tiny_models import LLAMA_SHAPE, byte_tokenizer, save_tiny_model
 from tests.trainer_service.training.tasks import TEMPLATE, classification, of, run, task
-from trainer_service.proof_process import golden_records
 from trainer_service.training.cohort import Cohort
 from trainer_service.training.events import Finished, TrainingResult
+from trainer_service.training.golden import golden_records
 
 MODELS: dict[str, dict[str, Any]] = {
     "llama": {},
@@ -147,7 +147,7 @@ async def test_a_record_that_only_claims_to_be_synthetic_is_refused(tmp_path: Pa
 async def test_an_import_is_proven_in_float32_with_its_own_template(tmp_path: Path, tiny_model_dir: Path, template: Template) -> None:
     base = load(tiny_model_dir, dtype="float32", device="cpu")
     plain = blob(tiny_model_dir, matrix(1), template=template)
-    golden = golden_records(base, decode_blob(plain))
+    golden = golden_records(base, decode_blob(plain).soft_prompt, InputEncoder(base.tokenizer, template))
     assert {(record.text, record.dtype) for record in golden} == {("", "float32")}
     assert len(golden) == len(GOLDEN_INPUTS)
     async with running_replica(tiny_model_dir, tmp_path, dtype="bfloat16") as replica:

@@ -24,9 +24,9 @@ from inference_service.engine.rows import BLOCK_TOKENS, RowPool
 from inference_service.engine.scheduler import Scheduler
 from inference_service.engine.varlen_kernel import VarlenKernel, find_kernel
 from shared.base_model import BaseModel
-from shared.errors import PreconditionFailed, SoftPromptError
+from shared.causality import check_causal
+from shared.errors import PreconditionFailed
 from shared.free_memory import free_bytes
-from shared.weights import first_line
 
 log = logging.getLogger(__name__)
 
@@ -45,16 +45,12 @@ def assemble(base: BaseModel, config: EngineConfig) -> Parts:
 
     Raises PreconditionFailed for an architecture that the engine can't serve, InvalidInput if the memory holds no request.
     """
+    check_causal(base)
     try:
-        return _assemble(base, config)
-    except (SoftPromptError, torch.OutOfMemoryError, MemoryError):
-        raise
-    except Exception as error:  # the model's own code, given what the engine gives it
-        raise PreconditionFailed(f"{base.info.architecture} can't be served: {type(error).__name__}: {first_line(error)}") from error
-
-
-def _assemble(base: BaseModel, config: EngineConfig) -> Parts:
-    shapes = layer_shapes(base.model)
+        shapes = layer_shapes(base.model)
+    except PreconditionFailed as error:
+        log.info("the model's own attention is used, row by row: %s", error.message)
+        shapes = []
     expected = self_check.own_logits(base)
     paged = base.device.type == "cuda" if config.paged is None else config.paged
     if not shapes or not paged:
@@ -117,5 +113,12 @@ def _free_bytes(base: BaseModel, config: EngineConfig) -> int:
 
 
 def _check(base: BaseModel, runner: Runner, max_length: int, expected: Any) -> None:
-    if max_length >= self_check.NUM_TOKENS:
+    if max_length < self_check.NUM_TOKENS:
+        return
+    try:
         self_check.check_runner(base, runner, expected)
+    except (PreconditionFailed, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {str(error)[:200]}"
+        raise PreconditionFailed(f"{base.info.architecture} can't be computed over the engine's cache: {reason}") from error

@@ -60,8 +60,8 @@ class SamplingParams:
     max_new_tokens: int = 128
     min_new_tokens: int = 0
     """End-of-sequence and stop tokens are impossible before so many tokens."""
-    num_logprobs: int = 0
-    """Alternatives reported with each token; 0 reports no log-probabilities."""
+    num_logprobs: int | None = None
+    """Alternatives beside each token's own log-probability; None: not even that."""
 
     @property
     def greedy(self) -> bool:
@@ -92,7 +92,8 @@ class SamplingParams:
         within("presence_penalty", -limits.max_penalty, limits.max_penalty)
         within("frequency_penalty", -limits.max_penalty, limits.max_penalty)
         within("max_new_tokens", 1, limits.max_new_tokens)
-        within("num_logprobs", 0, limits.max_logprobs)
+        if self.num_logprobs is not None:
+            within("num_logprobs", 0, limits.max_logprobs)
         require(
             "min_new_tokens",
             0 <= self.min_new_tokens <= self.max_new_tokens,
@@ -136,6 +137,8 @@ class GenerationRequest:
     """Higher runs first within a tenant; equal priorities run by arrival."""
     deadline: float | None = None
     """On the clock of `time.monotonic()`, in seconds; honoured while waiting and while running."""
+    continues: bool = False
+    """The answer goes on in the input's text: it keeps the space with which it begins, where the tokenizer would drop that from a text."""
     always_admitted: bool = False
     """Taken also when the queue is full: the service's own golden replays, which must not wait for the load to go."""
     tenant: str = ""

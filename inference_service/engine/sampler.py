@@ -34,7 +34,7 @@ def sample(logits: torch.Tensor, sequences: Rows[Sequence], end_ids: Rows[frozen
     finite = torch.isfinite(best).tolist()
     ids: list[int] = greedy_ids.tolist()
     plain = [
-        s.sampling.greedy and not s.sampling.penalised and s.num_generated >= s.sampling.min_new_tokens and not s.sampling.num_logprobs
+        s.sampling.greedy and not s.sampling.penalised and s.num_generated >= s.sampling.min_new_tokens and s.sampling.num_logprobs is None
         for s in sequences
     ]
     logprobs: list[TokenLogprob | None] = [None] * len(sequences)
@@ -46,10 +46,10 @@ def sample(logits: torch.Tensor, sequences: Rows[Sequence], end_ids: Rows[frozen
         )
         for row, i in enumerate(involved):
             ids[i] = chosen[row]
-        reported = [row for row, i in enumerate(involved) if sequences[i].sampling.num_logprobs]
-        if reported:
-            counts = [sequences[involved[row]].sampling.num_logprobs for row in reported]
-            found = token_logprobs(raw[reported], [chosen[row] for row in reported], counts)
+        asked = [(row, count) for row, i in enumerate(involved) if (count := sequences[i].sampling.num_logprobs) is not None]
+        if asked:
+            reported, counts = zip(*asked, strict=True)
+            found = token_logprobs(raw[list(reported)], [chosen[row] for row in reported], counts)
             for row, logprob in zip(reported, found, strict=True):
                 logprobs[involved[row]] = logprob
     return [Sampled(ids[i], logprobs[i], finite[i]) for i in range(len(sequences))]

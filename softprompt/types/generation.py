@@ -46,13 +46,19 @@ class GenerationStart:
 class TokenAlternative:
     token_id: int
     logprob: float
+    text: str = ""
+    utf8: bytes = b""
 
 
 @dataclass(frozen=True)
 class TokenLogprob:
+    """Natural logarithm, before temperature and filters. `text` has U+FFFD in place of a part of a character; `utf8` is exact."""
+
     token_id: int
     logprob: float
     alternatives: tuple[TokenAlternative, ...]
+    text: str = ""
+    utf8: bytes = b""
 
 
 @dataclass(frozen=True)

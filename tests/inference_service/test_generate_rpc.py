@@ -11,12 +11,13 @@ from prompttuning.v1 import common_pb2, generation_pb2
 from transformers import AutoModelForCausalLM
 
 from inference_service.generation import AnswerTrim
-from shared.base_model import load_tokenizer
+from shared.base_model import load, load_tokenizer
 from shared.errors import DeadlineExceeded, InvalidInput, NotFound
 from shared.manifest import SamplingDefaults
 from shared.template import InputEncoder, Template
 from tests.inference_service.conftest import Brake
 from tests.inference_service.replica import Replica, blob, generate_request, matrix, publish, refusal, stream_request
+from tests.tiny_models import byte_tokenizer
 
 NUM_TOKENS = 40
 
@@ -104,6 +105,16 @@ async def test_log_probabilities_as_many_as_asked_for(replica: Replica) -> None:
     assert three.output.token_ids == none.output.token_ids
 
 
+async def test_log_probabilities_say_what_their_tokens_say(replica: Replica) -> None:
+    output = (await replica.generate("hello", temperature=1.5, seed=3, num_logprobs=2, max_new_tokens=40)).output
+    control = set(byte_tokenizer().added_tokens_decoder)
+    said = b"".join(item.utf8 for item in output.logprobs if item.token_id not in control)
+    assert said.decode("utf-8", errors="replace") == output.text
+    for token in [*output.logprobs, *(alternative for item in output.logprobs for alternative in item.alternatives)]:
+        assert token.text == token.utf8.decode("utf-8", errors="replace")
+        assert token.utf8
+
+
 async def test_sampling_of_the_version_holds_where_the_request_says_nothing(replica: Replica, tiny_model_dir: Path) -> None:
     publish(replica.store, blob(tiny_model_dir, matrix(2), sampling_defaults=SamplingDefaults(max_new_tokens=3)))
     request = generate_request("hello", "tone", ignore_eos=True)
@@ -151,6 +162,13 @@ async def test_an_input_that_is_too_long_is_refused_with_the_counts_or_cut_on_re
     request.input.truncate = True
     answer = await replica.stub.Generate(request)
     assert (answer.start.input_tokens, answer.end.output_tokens) == (511, 1)
+    counted = [
+        await replica.stub.CountTokens(
+            generation_pb2.CountTokensRequest(input=generation_pb2.GenerationInput(text="x" * 600, truncate=cut))
+        )
+        for cut in (False, True)
+    ]
+    assert [count.input_tokens for count in counted] == [600, 511], "what is too long is what one wants to count"
 
 
 async def test_unknown_prompts_aliases_and_versions_are_named(replica: Replica, tiny_model_dir: Path) -> None:
@@ -187,3 +205,19 @@ async def test_model_info_tells_model_and_limits(replica: Replica) -> None:
     assert (info.base_model.hidden_size, info.base_model.architecture, info.dtype) == (64, "LlamaForCausalLM", "float32")
     assert (info.limits.max_positions, info.limits.max_stop_sequences) == (512, 16)
     assert info.default_sampling.max_new_tokens == 256
+
+
+async def test_the_bare_models_answer_goes_on_in_the_inputs_own_text(replica: Replica, tiny_model_dir: Path) -> None:
+    """Put together they are what the model wrote: a space with which the answer begins is not dropped."""
+    tokenizer, model = load_tokenizer(tiny_model_dir), load(tiny_model_dir, dtype="float32", device="cpu").model
+    (space,) = tokenizer(" ", add_special_tokens=False)["input_ids"]
+    texts = [first + second + third for first in "abcdefghijklmno" for second in "abcdefghijklmno" for third in "abcdefghijklmno"]
+    ids = torch.tensor([tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts])
+    with torch.no_grad():
+        greedy = model(ids).logits[:, -1].argmax(-1)
+    text = texts[greedy.tolist().index(space)]
+    answer = (await replica.generate(text, max_new_tokens=3)).output
+    assert answer.text.startswith(" ")
+    assert answer.text == tokenizer.decode(answer.token_ids)
+    streamed = [part.delta.text async for part in replica.stub.GenerateStream(stream_request(text, max_new_tokens=3))]
+    assert "".join(streamed) == answer.text

@@ -72,8 +72,7 @@ async def test_a_weight_changed_after_the_fingerprint_was_taken_is_found_by_the_
         refused = await replica.state(V1, "QUARANTINED")
         trained, here = refused.reason.partition("trained: ")[2].split("; here: ")
         recorded = dict(zip(golden[0].top_token_ids, golden[0].top_logprobs, strict=True))
-        likely = {token: value for token, value in recorded.items() if value > -4.6 or token == golden[0].top_token_ids[0]}
-        assert trained == ", ".join(f"{token} {value:.4f}" for token, value in likely.items())
+        assert trained == ", ".join(f"{token} {value:.4f}" for token, value in recorded.items())
         assert [item.split()[0] for item in here.split(", ")] == [item.split()[0] for item in trained.split(", ")]
         assert here != trained
         assert isinstance(await refusal(replica.generate("hello", "tone")), PreconditionFailed)

@@ -38,6 +38,6 @@ def test_a_seed_is_drawn_when_none_is_given() -> None:
     assert SamplingRequest(seed=0).resolve(None, SERVICE, 10, 10).seed == 0
 
 
-def test_log_probabilities_of_the_token_alone_need_the_engine_to_compute_one() -> None:
+def test_log_probabilities_are_asked_of_the_engine_as_of_the_service() -> None:
     wanted = {asked: SamplingRequest(num_logprobs=asked).resolve(None, SERVICE, 10, 10).num_logprobs for asked in (None, 0, 1, 5)}
-    assert wanted == {None: 0, 0: 1, 1: 1, 5: 5}
+    assert wanted == {None: None, 0: 0, 1: 1, 5: 5}

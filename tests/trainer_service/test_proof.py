@@ -17,7 +17,7 @@ from tests.both_services import both
 from tests.inference_service.replica import blob, matrix
 from tests.tiny_models import save_tiny_llama
 from trainer_service.proof import Prover
-from trainer_service.proof_process import TOP_K
+from trainer_service.training.golden import TOP_K
 
 
 async def test_an_import_is_proven_on_the_trainers_copy_of_the_model_and_replayed(tiny_model_dir: Path, tmp_path: Path) -> None:

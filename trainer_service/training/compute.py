@@ -56,7 +56,7 @@ def score(base_model: BaseModel, forward: Forward, works: Sequence[ScoreWork]) -
     """One pass over the rows of all works."""
     states = forward.states([Segment(work.prompt, work.rows) for work in works])  # [targets, width]
     targets = [
-        _Target(token, work.candidates if index == 0 else (), work.top_k if index == 0 else 0)
+        _Target(token, work.candidates if index == 0 else ())
         for work in works
         for row in work.rows
         for index, token in enumerate(row.target_ids)
@@ -68,7 +68,7 @@ def score(base_model: BaseModel, forward: Forward, works: Sequence[ScoreWork]) -
         for row in work.rows:
             some = scores[first : first + len(row.target_ids)]
             log_probability, num_correct = sum(score.log_probability for score in some), sum(score.correct for score in some)
-            results[-1].append(RowScore(log_probability, len(some), num_correct, some[0].candidates, some[0].top))
+            results[-1].append(RowScore(log_probability, len(some), num_correct, some[0].candidates))
             first += len(some)
     return results
 
@@ -77,7 +77,6 @@ def score(base_model: BaseModel, forward: Forward, works: Sequence[ScoreWork]) -
 class _Target:
     token: int
     candidates: tuple[int, ...]
-    top_k: int
 
 
 @dataclass(frozen=True)
@@ -85,7 +84,6 @@ class _TargetScore:
     log_probability: float
     correct: bool
     candidates: tuple[float, ...]
-    top: tuple[tuple[int, float], ...]
 
 
 def _score_targets(logits: torch.Tensor, targets: Sequence[_Target]) -> list[_TargetScore]:
@@ -98,11 +96,7 @@ def _score_targets(logits: torch.Tensor, targets: Sequence[_Target]) -> list[_Ta
     found = []
     for index, target in enumerate(some):
         candidates = tuple(log_probabilities[index, list(target.candidates)].tolist()) if target.candidates else ()
-        top: tuple[tuple[int, float], ...] = ()
-        if target.top_k:
-            values, tokens = log_probabilities[index].topk(target.top_k)
-            top = tuple(zip(tokens.tolist(), values.tolist(), strict=True))
-        found.append(_TargetScore(picked[index], correct[index], candidates, top))
+        found.append(_TargetScore(picked[index], correct[index], candidates))
     return found
 
 

@@ -80,7 +80,9 @@ class GenerationInput(_message.Message):
     routing_key: _builtins.str
     """Chooses stably between the targets of a weighted alias, for example a user id. Empty: chosen at random."""
     truncate: _builtins.bool
-    """Cut the input from the left if it is longer than the model takes, instead of refusing it."""
+    """Cut the input from the left if it is longer than the model takes, instead of refusing it. What the template writes stays: the beginning
+    of the sequence, the system message, the headers of turns. Of a conversation the oldest turns go first. Token ids are cut as they are.
+    """
     @_builtins.property
     def chat(self) -> Global___ChatInput:
         """A conversation, for prompts with a chat template."""
@@ -360,7 +362,12 @@ class GenerationDelta(_message.Message):
     TOKEN_IDS_FIELD_NUMBER: _builtins.int
     LOGPROBS_FIELD_NUMBER: _builtins.int
     text: _builtins.str
-    """Text since the last delta."""
+    """Text since the last delta. The deltas of an answer are put together as they are, with nothing between them.
+
+    Of the bare model with a TEXT template (or none) the answer goes on in the middle of the rendered input: input and answer put together
+    are the text that the model wrote, so an answer often begins with a space ("The capital of France is" + " Paris."). Of a prompt, and in
+    a conversation, the answer stands for itself, spelled as the outputs that the prompt was tuned on: a space between is not part of it.
+    """
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Tokens since the last delta."""
@@ -393,13 +400,19 @@ class TokenLogprob(_message.Message):
     TOKEN_ID_FIELD_NUMBER: _builtins.int
     LOGPROB_FIELD_NUMBER: _builtins.int
     ALTERNATIVES_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    UTF8_FIELD_NUMBER: _builtins.int
     token_id: _builtins.int
     """The token."""
     logprob: _builtins.float
     """Its natural log-probability, before temperature and filters."""
+    text: _builtins.str
+    """What the token says; U+FFFD in place of a part of a character. A control token says its own string, which the answer never shows."""
+    utf8: _builtins.bytes
+    """Its bytes in UTF-8: those of several tokens joined are whole characters."""
     @_builtins.property
     def alternatives(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenAlternative]:
-        """The most probable tokens at this place."""
+        """The most probable tokens at this place, the most probable first."""
 
     def __init__(
         self,
@@ -407,10 +420,12 @@ class TokenLogprob(_message.Message):
         token_id: _builtins.int = ...,
         logprob: _builtins.float = ...,
         alternatives: _abc.Iterable[Global___TokenAlternative] | None = ...,
+        text: _builtins.str = ...,
+        utf8: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alternatives", b"alternatives", "logprob", b"logprob", "token_id", b"token_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alternatives", b"alternatives", "logprob", b"logprob", "text", b"text", "token_id", b"token_id", "utf8", b"utf8"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -424,19 +439,27 @@ class TokenAlternative(_message.Message):
 
     TOKEN_ID_FIELD_NUMBER: _builtins.int
     LOGPROB_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    UTF8_FIELD_NUMBER: _builtins.int
     token_id: _builtins.int
     """The token."""
     logprob: _builtins.float
     """Its natural log-probability."""
+    text: _builtins.str
+    """What the token says."""
+    utf8: _builtins.bytes
+    """Its bytes in UTF-8."""
     def __init__(
         self,
         *,
         token_id: _builtins.int = ...,
         logprob: _builtins.float = ...,
+        text: _builtins.str = ...,
+        utf8: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["logprob", b"logprob", "token_id", b"token_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["logprob", b"logprob", "text", b"text", "token_id", b"token_id", "utf8", b"utf8"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -93,7 +93,7 @@ class GenerationServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CountTokens(self, request, context):
-        """How many tokens an input takes, without generating.
+        """How many tokens an input takes, without generating: also one that is too long. With `truncate`, how many are left of it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -40,7 +40,7 @@ class GenerationServiceStub:
     Score: _grpc.UnaryUnaryMultiCallable[_generation_pb2.ScoreRequest, _generation_pb2.ScoreResponse]
     """Log-probability of each candidate continuation of one input: classification, ranking."""
     CountTokens: _grpc.UnaryUnaryMultiCallable[_generation_pb2.CountTokensRequest, _generation_pb2.CountTokensResponse]
-    """How many tokens an input takes, without generating."""
+    """How many tokens an input takes, without generating: also one that is too long. With `truncate`, how many are left of it."""
     GetModelInfo: _grpc.UnaryUnaryMultiCallable[_generation_pb2.GetModelInfoRequest, _generation_pb2.GetModelInfoResponse]
     """The model, its limits and its defaults."""
     ListLoadedPrompts: _grpc.UnaryUnaryMultiCallable[_generation_pb2.ListLoadedPromptsRequest, _generation_pb2.ListLoadedPromptsResponse]
@@ -58,7 +58,7 @@ class GenerationServiceAsyncStub(GenerationServiceStub):
     Score: _aio.UnaryUnaryMultiCallable[_generation_pb2.ScoreRequest, _generation_pb2.ScoreResponse]  # type: ignore[assignment]
     """Log-probability of each candidate continuation of one input: classification, ranking."""
     CountTokens: _aio.UnaryUnaryMultiCallable[_generation_pb2.CountTokensRequest, _generation_pb2.CountTokensResponse]  # type: ignore[assignment]
-    """How many tokens an input takes, without generating."""
+    """How many tokens an input takes, without generating: also one that is too long. With `truncate`, how many are left of it."""
     GetModelInfo: _aio.UnaryUnaryMultiCallable[_generation_pb2.GetModelInfoRequest, _generation_pb2.GetModelInfoResponse]  # type: ignore[assignment]
     """The model, its limits and its defaults."""
     ListLoadedPrompts: _aio.UnaryUnaryMultiCallable[_generation_pb2.ListLoadedPromptsRequest, _generation_pb2.ListLoadedPromptsResponse]  # type: ignore[assignment]
@@ -97,7 +97,7 @@ class GenerationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _generation_pb2.CountTokensRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_generation_pb2.CountTokensResponse, _abc.Awaitable[_generation_pb2.CountTokensResponse]]:
-        """How many tokens an input takes, without generating."""
+        """How many tokens an input takes, without generating: also one that is too long. With `truncate`, how many are left of it."""
 
     @_abc_1.abstractmethod
     def GetModelInfo(

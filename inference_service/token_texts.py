@@ -1,0 +1,34 @@
+"""What a token says, for log-probabilities: its bytes, and the text that they are."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+from inference_service.engine.token_bytes import byte_table
+
+_CACHED = 65_536
+
+
+class TokenTexts:
+    """Of one tokenizer. A control token says its own string, such as `<|im_end|>`; a stream never shows that."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._table = byte_table(tokenizer)
+        self._special = frozenset(tokenizer.all_special_ids)
+        self.bytes_of = lru_cache(_CACHED)(self._bytes_of)
+
+    def text_of(self, token_id: int) -> str:
+        """U+FFFD stands for what is no whole character: a token may be a part of one."""
+        return self.bytes_of(token_id).decode("utf-8", errors="replace")
+
+    def _bytes_of(self, token_id: int) -> bytes:
+        if self._table is not None and token_id < len(self._table.pieces) and (piece := self._table.pieces[token_id]):
+            return piece
+        text: str
+        if self._table is None and token_id not in self._special:
+            text = self._tokenizer.decode([token_id], clean_up_tokenization_spaces=False)
+        else:
+            text = self._tokenizer.convert_ids_to_tokens(token_id) or ""  # None: the model's vocabulary may be larger than its tokenizer's
+        return text.encode("utf-8", errors="replace")
