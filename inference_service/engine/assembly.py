@@ -45,7 +45,8 @@ def assemble(base: BaseModel, config: EngineConfig) -> Parts:
 
     Raises PreconditionFailed for an architecture that the engine can't serve, InvalidInput if the memory holds no request.
     """
-    check_causal(base)
+    with self_check.own_attention(base.model):
+        check_causal(base)
     try:
         shapes = layer_shapes(base.model)
     except PreconditionFailed as error:

@@ -6,6 +6,8 @@ out from the quality of the answers.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -40,12 +42,20 @@ def check_tokens(vocab_size: int) -> list[int]:
 def own_logits(base: BaseModel) -> torch.Tensor:
     """`[vocab]` after the last check token, by the model's own plain attention (the fused one leaves a soft cap out)."""
     ids = torch.tensor([check_tokens(base.info.vocab_size)], device=base.device)
-    model: Any = base.model
+    with own_attention(base.model):
+        logits: torch.Tensor = base.model(input_ids=ids, use_cache=False).logits[0, -1].float()
+    return logits
+
+
+@contextmanager
+def own_attention(model: Any) -> Iterator[None]:
+    """The model's own plain attention inside, also of a model that an engine had taken over."""
     before = model.config._attn_implementation
     model.set_attn_implementation("eager")
-    logits: torch.Tensor = model(input_ids=ids, use_cache=False).logits[0, -1].float()
-    model.set_attn_implementation(before)
-    return logits
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
 
 
 def check_runner(base: BaseModel, runner: Runner, expected: torch.Tensor) -> None:
