@@ -7,7 +7,7 @@ SHELL  := /bin/bash
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint pytest protos model bench bench-train bench-quality bench-serve bench-kernels bench-store bench-start bench-golden bench-jobs bench-overload bench-soak simulate-fairness lock clean tools rules images try-images
+.PHONY: help install demo test lint pytest protos model bench bench-train bench-quality bench-few-examples bench-serve bench-kernels bench-store bench-start bench-golden bench-jobs bench-overload bench-soak simulate-fairness lock clean tools rules images try-images
 
 help:            ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -65,6 +65,9 @@ bench-train: model   ## Training beside PEFT, in both dtypes
 
 bench-quality: model ## Accuracy beside PEFT's recipes (long)
 	$(BIN)/python -m benchmarks.quality --dtype float32 --model "$$($(BIN)/softprompt models pull $(MODEL))"
+
+bench-few-examples: model ## How long to train on 5, 20 and 50 examples of each set in DATA (long)
+	$(BIN)/python -m benchmarks.quality.few_examples --data "$(DATA)" --model "$$($(BIN)/softprompt models pull $(MODEL))"
 
 bench-serve: model   ## Serving beside transformers, and vLLM if VLLM_PYTHON names its interpreter
 	$(BIN)/python -m benchmarks.serve --model "$$($(BIN)/softprompt models pull $(MODEL))" $(if $(VLLM_PYTHON),--vllm-python $(VLLM_PYTHON))

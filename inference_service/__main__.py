@@ -7,6 +7,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from shared.service import run_service
+from shared.surroundings import prepare_process
 from shared.threads import limit_threads
 
 if TYPE_CHECKING:
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
 
 def main() -> int:
+    prepare_process()
     limit_threads()
     from inference_service.config import InferenceSettings  # imports torch
 

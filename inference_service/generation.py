@@ -37,7 +37,7 @@ from shared.errors import Cancelled, DeadlineExceeded, InvalidInput, NotFound, P
 from shared.manifest import SamplingDefaults
 from shared.security.caller import current_caller
 from shared.store.index import VersionRecord
-from shared.template import InputEncoder
+from shared.template import InputEncoder, TemplateFormat
 
 log = logging.getLogger(__name__)
 
@@ -146,8 +146,9 @@ class GenerationService:
         async with self._source(input) as source:
             prepared = await self._preparer.prepare(input, source.encoder, source.num_virtual_tokens)
             params = self._sampling(source, sampling, prepared)
-            request = GenerationRequest(self._engine_id(call), prepared.ids, params, source.prefix_id, **call.account)
-            trim = AnswerTrim(prepared.answer_prefix)
+            continues = source.version is None and source.encoder.template.format is TemplateFormat.TEXT
+            request = GenerationRequest(self._engine_id(call), prepared.ids, params, source.prefix_id, continues=continues, **call.account)
+            trim = AnswerTrim("" if continues else prepared.answer_prefix)
             begun, written = False, list[int]()
             async with aclosing(self._engine.generate(request)) as deltas:  # type: ignore[type-var]
                 async for delta in deltas:
@@ -239,7 +240,11 @@ class GenerationService:
 
 
 class AnswerTrim:
-    """Takes the space that stands between input and target off the start of an answer, once."""
+    """Takes the space that stands between input and target off the start of an answer, once.
+
+    So a prompt's answer is spelled as the outputs that it was tuned on. The bare model's under a TEXT template goes on in the input's own
+    text, and keeps it.
+    """
 
     def __init__(self, prefix: str) -> None:
         self._prefix = prefix

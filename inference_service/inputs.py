@@ -6,19 +6,19 @@ event loop. Knows nothing of gRPC.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from inference_service.limits import MAX_SHOWN_VIOLATIONS
 from shared.errors import FieldViolation, InvalidInput
 from shared.names import PromptReference
+from shared.outside import CallPool
 from shared.template import INPUT_FIELD, InputEncoder, Message, Template, TemplateFormat
 from shared.truncation import fit_messages, fit_text
 
 Encoded = TypeVar("Encoded")
+_MAX_WAIT_SECONDS = 600.0
 _INLINE_BYTES = 16_384  # about 7 ms of tokenizing; more would hold up every stream of the process
 
 
@@ -79,8 +79,8 @@ class InputPreparer:
 
     def __init__(self, vocab_size: int, max_length: int) -> None:
         self._vocab_size, self._max_length = vocab_size, max_length
-        # One thread: a burst of huge inputs takes one core, and the loop and the engine keep the others.
-        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="tokenize")
+        # One thread: a burst of huge inputs takes one core, and the loop and the engine keep the others. Tenants take turns at it.
+        self._pool = CallPool("tokenizer", max_threads=1, timeout_seconds=_MAX_WAIT_SECONDS)
 
     async def prepare(self, request: InputRequest, encoder: InputEncoder, num_virtual_tokens: int, reserve: int = 1) -> PreparedInput:
         """Token ids that leave `reserve` positions free. Raises InvalidInput naming the field, with the counts if it is too long."""
@@ -107,10 +107,10 @@ class InputPreparer:
         """Small things at once, large ones on the thread."""
         if size_bytes <= _INLINE_BYTES:
             return encode()
-        return await asyncio.get_running_loop().run_in_executor(self._executor, encode)
+        return await self._pool.call(encode)
 
     def close(self) -> None:
-        self._executor.shutdown(wait=False, cancel_futures=True)
+        self._pool.close()
 
     def _check_ids(self, ids: tuple[int, ...]) -> None:
         wrong = [

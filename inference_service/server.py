@@ -113,8 +113,8 @@ async def serve(settings: InferenceSettings, stop: asyncio.Event) -> None:
     rpc = RpcServer(settings, [SERVICE_NAME], RpcMetrics(metrics), tracing=tracing)
     servicer = GenerationServicer()
     generation_pb2_grpc.add_GenerationServiceServicer_to_server(servicer, rpc.grpc_server)
+    metrics_server = serve_metrics(metrics, settings.host, settings.metrics_port)  # first: a server of gRPC that runs has to be drained
     port = await rpc.start()
-    metrics_server = serve_metrics(metrics, settings.host, settings.metrics_port)
     log.info("listening", extra={"fields": {"port": port, "metrics_port": metrics_server.port}})
     ready = partial(announce, settings, port, metrics_server.port, rpc.health_port)
     life = asyncio.create_task(_live(settings, metrics, rpc, servicer, ready))
@@ -153,6 +153,7 @@ async def _live(
         async with asyncio.TaskGroup() as group:
             group.create_task(replica.watcher.run())
             group.create_task(replica.heartbeat.run())
+            group.create_task(servicer.margin.watch())
             group.create_task(_verify_model(settings))
             group.create_task(_watch_engine(replica.engine, rpc))
             group.create_task(_end_answers(replica.engine, rpc, settings.grace_seconds))
@@ -215,9 +216,12 @@ def _load(settings: InferenceSettings) -> Engine:
 
 async def _open(settings: InferenceSettings, pool: CallPool) -> PromptStore:
     """Wait for a store that is away. Raises InvalidInput or PreconditionFailed for one that can't be used."""
+    reason = ""
     while True:
         try:
             return await pool.call_within(_OPEN_SECONDS, lambda: open_store(settings.store_url, settings.store_timeout_seconds))
         except Unavailable as error:
-            log.warning("waiting for the prompt store: %s", error.message)
+            if error.message != reason:
+                log.warning("waiting for the prompt store: %s", error.message)
+            reason = error.message
             await asyncio.sleep(_STORE_PAUSE_SECONDS * random.uniform(0.5, 1.5))

@@ -12,7 +12,8 @@ from prompttuning.v1 import generation_pb2, generation_pb2_grpc
 
 from inference_service import answers
 from inference_service.convert import RequestReader
-from inference_service.engine.request import Delta
+from inference_service.deadline_margin import DeadlineMargin
+from inference_service.engine.request import Delta, FinishReason
 from inference_service.engine.text_stream import merge
 from inference_service.generation import Call, Ended, GenerationService, Started
 from inference_service.prompts.registry import PromptRegistry
@@ -24,8 +25,6 @@ from shared.security.caller import current_caller
 from shared.store.view import shown_revision
 
 SERVICE_NAME = generation_pb2.DESCRIPTOR.services_by_name["GenerationService"].full_name
-
-_DEADLINE_MARGIN_SECONDS = 0.25
 
 
 @dataclass(frozen=True)
@@ -46,6 +45,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
 
     def __init__(self) -> None:
         self._opened: Backend | None = None
+        self.margin = DeadlineMargin()
 
     def open(self, backend: Backend) -> None:
         self._opened = backend
@@ -60,15 +60,19 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         self, request: generation_pb2.GenerateStreamRequest, context: Any
     ) -> AsyncIterator[generation_pb2.GenerateStreamResponse]:
         input, sampling = self._backend.reader.generation(request)
-        async with aclosing(self._backend.service.stream(input, sampling, _call(context, request.priority))) as parts:  # type: ignore[type-var]
+        call = self._call(context, request.priority)
+        async with aclosing(self._backend.service.stream(input, sampling, call)) as parts:  # type: ignore[type-var]
             async for part in parts:
+                self._note_end(part, call)
                 yield answers.stream_message(part, self._backend.texts)
 
     async def Generate(self, request: generation_pb2.GenerateRequest, context: Any) -> generation_pb2.GenerateResponse:
         input, sampling = self._backend.reader.generation(request)
         response, deltas = generation_pb2.GenerateResponse(), list[Delta]()
-        async with aclosing(self._backend.service.stream(input, sampling, _call(context, request.priority))) as parts:  # type: ignore[type-var]
+        call = self._call(context, request.priority)
+        async with aclosing(self._backend.service.stream(input, sampling, call)) as parts:  # type: ignore[type-var]
             async for part in parts:
+                self._note_end(part, call)
                 if isinstance(part, Started):
                     response.start.CopyFrom(answers.start_message(part))
                 elif isinstance(part, Ended):
@@ -80,7 +84,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
 
     async def Score(self, request: generation_pb2.ScoreRequest, context: Any) -> generation_pb2.ScoreResponse:
         input, candidates = self._backend.reader.score(request)
-        return answers.score_message(await self._backend.service.score(input, candidates, _call(context)))
+        return answers.score_message(await self._backend.service.score(input, candidates, self._call(context)))
 
     async def CountTokens(self, request: generation_pb2.CountTokensRequest, context: Any) -> generation_pb2.CountTokensResponse:
         counted = await self._backend.service.count_tokens(self._backend.reader.input(request.input))
@@ -100,19 +104,22 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
             prompts.append(answers.loaded_prompt_message(status, prefix_kv_bytes))
         return generation_pb2.ListLoadedPromptsResponse(prompts=prompts, revision=shown_revision(registry.index, caller))
 
+    def _call(self, context: Any, priority: int = 0) -> Call:
+        """The engine's deadline is a little before the caller's, so that the end of the answer still reaches it.
 
-def _call(context: Any, priority: int = 0) -> Call:
-    """The engine's deadline is a little before the caller's, so that the end of the answer still reaches it.
+        Raises InvalidInput for a priority above the tenant's largest. 0 says nothing: it is lowered to that.
+        """
+        remaining: float | None = context.time_remaining()
+        if remaining is not None:
+            remaining -= self.margin.seconds(remaining)
+        deadline = None if remaining is None else time.monotonic() + max(0.0, remaining)
+        tenant = current_caller().tenant
+        if not priority:
+            priority = min(0, tenant.max_priority)
+        if priority > tenant.max_priority:
+            raise InvalidInput.of("priority", f"must be at most {tenant.max_priority} for {tenant.name}, is {priority}")
+        return Call(str(bound_fields().get("request_id", "")), priority, deadline, tenant.name, tenant.weight)
 
-    Raises InvalidInput for a priority above the tenant's largest. 0 says nothing: it is lowered to that.
-    """
-    remaining: float | None = context.time_remaining()
-    if remaining is not None:
-        remaining -= min(_DEADLINE_MARGIN_SECONDS, remaining / 10)
-    deadline = None if remaining is None else time.monotonic() + max(0.0, remaining)
-    tenant = current_caller().tenant
-    if not priority:
-        priority = min(0, tenant.max_priority)
-    if priority > tenant.max_priority:
-        raise InvalidInput.of("priority", f"must be at most {tenant.max_priority} for {tenant.name}, is {priority}")
-    return Call(str(bound_fields().get("request_id", "")), priority, deadline, tenant.name, tenant.weight)
+    def _note_end(self, part: object, call: Call) -> None:
+        if isinstance(part, Ended) and part.finish_reason is FinishReason.DEADLINE and call.deadline is not None:
+            self.margin.ended(call.deadline)

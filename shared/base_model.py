@@ -17,6 +17,8 @@ from pydantic import ConfigDict
 
 from shared import fingerprint, hub
 from shared.errors import InvalidInput, NotFound, PreconditionFailed, Unavailable
+from shared.safetensors_file import complaint_about
+from shared.user_cache import expanded
 
 log = logging.getLogger(__name__)
 
@@ -63,9 +65,16 @@ class BaseModel:
 
 
 def load(
-    source: str | Path, *, id: str = "", dtype: DType = "auto", device: Device = "auto", attention: str = "sdpa", device_map: Any = None
+    source: str | Path,
+    *,
+    id: str = "",
+    dtype: DType = "auto",
+    device: Device = "auto",
+    attention: str | None = None,
+    device_map: Any = None,
 ) -> BaseModel:
-    """Load a model directory or hub id. `attention` is the name of a registered transformers attention function.
+    """Load a model directory or hub id. `attention` is the name of a registered transformers attention function; None: torch's fused one
+    where the architecture has it, else its own code.
 
     Raises NotFound if there is no such model, PreconditionFailed if its architecture can't take a soft prompt.
     """
@@ -93,7 +102,7 @@ def resolve(source: str | Path) -> Path:
 
     Raises NotFound; Unavailable if the hub does not answer and nothing is cached.
     """
-    path = Path(source).expanduser()
+    path = expanded(source)
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise NotFound("base model", str(source), "the directory has no config.json")
@@ -154,7 +163,8 @@ def _check_weights(path: Path) -> None:
             with safe_open(file, "pt"):
                 pass
         except (SafetensorError, OSError) as error:
-            raise Unavailable(f"base model {path.name!r} has weights that can't be read: {file.name}: {_first_line(error)}") from error
+            reason = complaint_about(file) or _first_line(error)
+            raise Unavailable(f"base model {path.name!r} has weights that can't be read: {file.name}: {reason}") from error
 
 
 def _first_line(error: Exception) -> str:

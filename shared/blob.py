@@ -101,10 +101,10 @@ def _split(data: bytes) -> tuple[bytes, memoryview]:
         raise DamagedBlob(f"cut short: {len(data)} bytes")
     length = int.from_bytes(data[:_LENGTH_BYTES], "little")
     if length > MAX_HEADER_BYTES:
-        raise DamagedBlob(f"the header claims {length} bytes; at most {MAX_HEADER_BYTES} are allowed")
+        raise DamagedBlob(f"not a soft prompt in the safetensors format: no header of at most {MAX_HEADER_BYTES} bytes begins it")
     end = _LENGTH_BYTES + length
     if end > len(data):
-        raise DamagedBlob(f"cut short: the header claims {length} bytes, {len(data) - _LENGTH_BYTES} are there")
+        raise DamagedBlob(f"cut short: {len(data)} bytes are there, and its header alone ends at byte {end}")
     return data[_LENGTH_BYTES:end], memoryview(data)[end:]
 
 

@@ -14,7 +14,6 @@ import logging
 import os
 import platform
 import shutil
-import stat
 import subprocess
 import sys
 import tempfile
@@ -22,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from shared.user_cache import user_cache
+from shared.user_cache import is_ours, private_folder, user_cache
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +37,7 @@ def load(source: Path) -> ctypes.CDLL | None:
     if platform.machine() != MACHINE or torch.backends.cpu.get_cpu_capability() != "AVX512":
         return None
     try:
-        return ctypes.CDLL(str(_find(source) or compile_into(source, _private(user_cache() / "kernels"))))
+        return ctypes.CDLL(str(_find(source) or compile_into(source, private_folder(user_cache() / "kernels"))))
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:
         log.warning("compiled kernels are missing, everything takes longer: %s", error)
         return None
@@ -55,7 +54,7 @@ def compile_into(source: Path, folder: Path) -> Path:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_COMPILE_SECONDS)
         if done.returncode != 0:
             raise RuntimeError(f"{COMPILER} refused {source.name}: {done.stderr.strip()[-500:]}")
-        made.chmod(0o755)  # whatever the umask: see `_is_ours`
+        made.chmod(0o755)  # whatever the umask: see `is_ours`
         os.replace(made, folder / _file_name(source))
     return folder / _file_name(source)
 
@@ -64,20 +63,7 @@ def _find(source: Path) -> Path | None:
     beside, cached = source.parent / _file_name(source), user_cache() / "kernels" / _file_name(source)
     if beside.is_file():
         return beside
-    return cached if cached.is_file() and _is_ours(cached) and _is_ours(cached.parent) else None
-
-
-def _private(folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    if not _is_ours(folder):
-        raise RuntimeError(f"others may write to {folder}")
-    return folder
-
-
-def _is_ours(path: Path) -> bool:
-    """Nobody else could have put code there for us to run: a cache may lie in a folder that everybody writes to."""
-    status = path.stat()
-    return status.st_uid in (0, os.getuid()) and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    return cached if cached.is_file() and is_ours(cached) and is_ours(cached.parent) else None
 
 
 def _file_name(source: Path) -> str:

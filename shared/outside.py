@@ -2,6 +2,8 @@
 
 A system that accepts calls and never answers them then costs its own callers an error, and everybody else nothing. Threads are daemons:
 a call that never returns keeps no process from ending.
+
+Tenants take turns at the threads, and none may hold all of them: calls that take long, or many calls, delay the tenant that makes them.
 """
 
 from __future__ import annotations
@@ -13,13 +15,14 @@ import logging
 import random
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, ParamSpec, TypeVar
 
 from shared.errors import Unavailable
+from shared.fair_turns import SERVICE, FairTurns, places_of_one
+from shared.security.caller import tenant_of_work
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +53,7 @@ class PoolStats:
 class _Call:
     run: Callable[[], Any]
     timeout_seconds: float
+    holder: str = field(default_factory=tenant_of_work)
     future: Future[Any] = field(default_factory=Future)
     started_at: float = 0.0
 
@@ -61,9 +65,9 @@ class _Call:
 class CallPool:
     """At most `max_threads` calls at a time. Use it from any event loop; `close` it from any thread.
 
-    A call that exceeds its time limit raises Unavailable, and its thread stays busy until the system lets it go. While all threads are
-    busy with such calls, further ones are refused at once. Should those never return, a spare thread is added now and then to find out
-    whether the system answers new calls; there are never more spare threads than regular ones.
+    A call that exceeds its time limit raises Unavailable, and its thread stays busy until the system lets it go. While all threads that a
+    tenant may use are busy with such calls, further ones of that tenant are refused at once. Should those never return, a spare thread is
+    added now and then to find out whether the system answers new calls; there are never more spare threads than regular ones.
     """
 
     def __init__(self, system: str, *, max_threads: int = 8, timeout_seconds: float = 30.0) -> None:
@@ -72,7 +76,7 @@ class CallPool:
         self._name = system.replace("_", " ")
         self._max_threads, self._num_spare = max_threads, 0
         self._changed = threading.Condition()
-        self._waiting: deque[_Call] = deque()
+        self._turns: FairTurns[_Call] = FairTurns()
         self._running: set[_Call] = set()
         self._num_threads = 0
         self._num_idle = 0
@@ -121,52 +125,60 @@ class CallPool:
     def stats(self) -> PoolStats:
         with self._changed:
             overdue = sum(call.is_overdue for call in self._running)
-            in_flight, waiting = len(self._running), len(self._waiting)
+            in_flight, waiting = len(self._running), len(self._turns)
             return PoolStats(self.system, in_flight, overdue, waiting, self._num_timed_out, self._num_refused)
 
     def close(self) -> None:
         """Refuse further calls and end idle threads. Does not wait for calls in flight."""
         with self._changed:
             self._closed = True
-            for call in self._waiting:
+            for call in self._turns:
                 call.future.cancel()
-            self._waiting.clear()
+            self._turns.clear()
             self._changed.notify_all()
 
     def _submit(self, call: _Call) -> None:
         with self._changed:
             if self._closed:
                 raise Unavailable(f"the service is stopping and calls the {self._name} no more", system=self.system)
-            if self._num_idle <= len(self._waiting) and not self._add_thread() and self._is_stuck():
+            self._turns.add(call.holder, call)
+            if self._num_idle < self._turns.num_ready(self._limit_of) or self._is_stuck(call.holder):
+                self._add_thread(call.holder)
+            if overdue := self._is_stuck(call.holder):
+                self._turns.remove(call.holder, call)
                 self._num_refused += 1
-                raise Unavailable(
-                    f"the {self._name} does not answer: {len(self._running)} calls are overdue; try again later", system=self.system
-                )
-            self._waiting.append(call)
+                raise Unavailable(f"the {self._name} does not answer: {overdue} calls are overdue; try again later", system=self.system)
             self._changed.notify()
 
     def _withdraw(self, call: _Call) -> None:
         """Forget a call that no thread took."""
         if call.future.cancel():
             with self._changed:
-                if call in self._waiting:
-                    self._waiting.remove(call)
+                self._turns.remove(call.holder, call)
 
-    def _is_stuck(self) -> bool:
-        return len(self._running) == self._num_threads and all(call.is_overdue for call in self._running)
+    def _limit_of(self, holder: str) -> int:
+        """Threads that one tenant may hold."""
+        return (self._max_threads if holder == SERVICE else places_of_one(self._max_threads)) + self._num_spare
 
-    def _add_thread(self) -> bool:
+    def _is_stuck(self, holder: str) -> int:
+        """How many overdue calls keep every thread that this tenant may use; 0 if they don't."""
+        blocking = self._running
+        if len(blocking) < self._max_threads + self._num_spare:
+            blocking = {call for call in self._running if call.holder == holder}
+            if len(blocking) < self._limit_of(holder):
+                return 0
+        return len(blocking) if all(call.is_overdue for call in blocking) else 0
+
+    def _add_thread(self, holder: str) -> None:
         """Start another thread if there may be one more."""
-        if self._num_threads >= self._max_threads + self._num_spare and not self._may_probe():
-            return False
-        self._num_threads += 1
-        threading.Thread(target=self._work, name=f"{self._name} {self._num_threads}", daemon=True).start()
-        return True
+        if self._num_threads < self._max_threads + self._num_spare or self._may_probe(holder):
+            self._num_threads += 1
+            threading.Thread(target=self._work, name=f"{self._name} {self._num_threads}", daemon=True).start()
 
-    def _may_probe(self) -> bool:
+    def _may_probe(self, holder: str) -> bool:
         """Whether a spare thread is due. Pauses between them double, so that the few there may be last for hours."""
         now = time.monotonic()
-        if self._num_spare >= self._max_threads or not self._is_stuck():
+        if self._num_spare >= self._max_threads or not self._is_stuck(holder):
             return False
         if not self._next_probe_at:
             self._next_probe_at = now + self._probe_pause_seconds
@@ -196,12 +208,13 @@ class CallPool:
         """The next call that somebody still waits for, or None when this thread ends."""
         with self._changed:
             while True:
-                while self._waiting:
-                    call = self._waiting.popleft()
+                while (started := self._turns.start_next(self._limit_of)) is not None:
+                    holder, call = started
                     if call.future.set_running_or_notify_cancel():
                         call.started_at = time.monotonic()
                         self._running.add(call)
                         return call
+                    self._turns.finish(holder)
                 if self._closed or self._num_threads > self._max_threads + self._num_spare:
                     self._num_threads -= 1
                     return None
@@ -212,5 +225,6 @@ class CallPool:
     def _finished(self, call: _Call) -> None:
         with self._changed:
             self._running.discard(call)
+            self._turns.finish(call.holder)
             if not any(running.is_overdue for running in self._running):  # the system answers: spare threads go
                 self._num_spare, self._next_probe_at, self._probe_pause_seconds = 0, 0.0, self.timeout_seconds

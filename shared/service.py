@@ -16,6 +16,8 @@ from typing import TypeVar
 from shared import log as logs
 from shared.allocator import tune_allocator
 from shared.config import ConfigError, ServerSettings, describe_settings, load_settings
+from shared.errors import InvalidInput, SoftPromptError
+from shared.standard_streams import ERROR_MARK
 
 log = logging.getLogger(__name__)
 
@@ -38,20 +40,38 @@ def run_service(
     try:
         settings = load_settings(settings_class)
     except ConfigError as error:
-        print(error, file=sys.stderr)
+        print(f"{ERROR_MARK}{error}", file=sys.stderr)
         return EXIT_CONFIG
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # gRPC's own lines are in no format of ours, and strangers can cause them at will
     logs.configure(settings.log_format, settings.log_level)
     tune_allocator()
     try:
         asyncio.run(_until_stopped(settings, serve))
-    except ConfigError as error:
-        print(error, file=sys.stderr)
-        return EXIT_CONFIG
-    except Exception:
-        log.exception("the service ends with an error")
-        return 1
+    except Exception as error:
+        return _report(_cause(error), settings)
     return 0
+
+
+def _cause(error: Exception) -> Exception:
+    """What a group of tasks ended with: a setting that can't be used before anything else."""
+    if not isinstance(error, ExceptionGroup):
+        return error
+    causes = [_cause(cause) for cause in error.exceptions]
+    return next((cause for cause in causes if isinstance(cause, ConfigError)), causes[0])
+
+
+def _report(error: Exception, settings: ServerSettings) -> int:
+    """Say in one sentence what ended the service; the exit code. Only what nobody foresaw has a traceback."""
+    if isinstance(error, ConfigError | SoftPromptError | OSError):
+        log.debug("the service ends", exc_info=error)
+        sentence = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
+        if settings.log_format == "json" and not isinstance(error, ConfigError):
+            log.error(sentence)
+        else:
+            print(f"{ERROR_MARK}{sentence}", file=sys.stderr)
+        return EXIT_CONFIG if isinstance(error, ConfigError | InvalidInput) else 1
+    log.error("the service ends with an error", exc_info=error)
+    return 1
 
 
 async def _until_stopped(settings: ServiceSettings, serve: Callable[[ServiceSettings, asyncio.Event], Awaitable[None]]) -> None:
@@ -77,7 +97,7 @@ def announce(settings: ServerSettings, port: int, metrics_port: int, health_port
     if settings.ready_file:
         target = Path(settings.ready_file)
         temporary = target.with_name(f"{target.name}.{os.getpid()}")
-        temporary.write_text(json.dumps({**ports, "pid": os.getpid()}))
+        temporary.write_text(json.dumps({**ports, "pid": os.getpid()}), encoding="utf-8")
         temporary.replace(target)
 
 

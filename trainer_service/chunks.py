@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 
 from shared.errors import DeadlineExceeded, InvalidInput, Overloaded
+from shared.fair_turns import SERVICE
+from shared.security.caller import tenant_of_work
 
 MAX_CHUNK_BYTES = 1 << 20
 IDLE_SECONDS = 60.0
@@ -43,17 +46,31 @@ async def timely(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
 
 
 class UploadSlots:
-    """How many streams of one kind may run at once; further ones are told to come back."""
+    """How many streams of one kind may run at once; further ones are told to come back.
+
+    A slot may be held for hours, so waiting for one is no way. A tenant gets another slot while it has fewer than are free: one alone gets
+    half of them, and a newcomer finds some as long as there are a few for each tenant (Choudhury and Hahne, "Dynamic queue length
+    thresholds for shared-memory packet switches", 1998). Where no tenants are configured, all of them may be taken.
+    """
 
     def __init__(self, num_slots: int) -> None:
-        self._num_slots, self._num_taken = num_slots, 0
+        self._num_slots = num_slots
+        self._taken: Counter[str] = Counter()
 
     @contextmanager
     def taken(self) -> Iterator[None]:
-        if self._num_taken >= self._num_slots:
-            raise Overloaded(f"{self._num_taken} uploads are running; at most {self._num_slots} may", retry_after_seconds=5)
-        self._num_taken += 1
+        """A slot for the current caller's tenant. Raises Overloaded."""
+        holder = tenant_of_work()
+        free = self._num_slots - self._taken.total()
+        if not free:
+            raise Overloaded("as many uploads are running as may; try again", retry_after_seconds=5)
+        if holder != SERVICE and self._taken[holder] >= free:
+            text = "your tenant has as many uploads running as it may at this time; wait for one of them to end"
+            raise Overloaded(text, retry_after_seconds=5)
+        self._taken[holder] += 1
         try:
             yield
         finally:
-            self._num_taken -= 1
+            self._taken[holder] -= 1
+            if not self._taken[holder]:
+                del self._taken[holder]

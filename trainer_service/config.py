@@ -15,6 +15,7 @@ from shared.config import ServerSettings, settings_config
 from shared.soft_prompt import MAX_VIRTUAL_TOKENS
 from shared.store.garbage import GRACE_SECONDS
 from shared.store.maintenance import MaintenancePolicy
+from shared.user_cache import expanded
 from trainer_service.jobs.config import JobsConfig
 from trainer_service.jobs.dataset_upload import UploadLimits
 from trainer_service.jobs.retention import RetentionPolicy
@@ -44,7 +45,7 @@ class BaseModelSource:
         found = cls(id, source) if separator else cls(default_id(text), text)
         if not found.source or not found.id or not _ID_CHARACTERS.issuperset(found.id):
             raise ValueError(f"{text!r} must be a model directory, a hub id or ID=one of these; an id has characters of a-z 0-9 - . _")
-        directory = Path(found.source).expanduser()
+        directory = expanded(found.source)
         return replace(found, source=str(directory.absolute())) if directory.is_dir() else found  # workers have other directories
 
 
@@ -153,7 +154,7 @@ class TrainerSettings(ServerSettings):
     @field_validator("data_dir")
     @classmethod
     def _data_dir_can_be_used(cls, value: Path) -> Path:
-        directory = value.expanduser().absolute()
+        directory = expanded(value).absolute()
         existing = next(path for path in (directory, *directory.parents) if path.exists())
         if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
             raise ValueError(f"{str(value)!r} must be a directory that this process can write, or make")

@@ -21,6 +21,7 @@ from shared.blob import TENSOR_KEY, decode_blob, encode_blob
 from shared.errors import DamagedBlob, InvalidInput, PreconditionFailed
 from shared.manifest import GoldenRecord, Manifest, utc_now
 from shared.names import check_alias, check_name
+from shared.safetensors_file import complaint
 from shared.soft_prompt import SoftPrompt
 from shared.template import Template, dated
 from trainer_service.base_models import BaseModels
@@ -100,7 +101,7 @@ def _read_matrix(data: bytes, as_blob: DamagedBlob) -> SoftPrompt:
     try:
         tensors = load(data)
     except (SafetensorError, ValueError, KeyError, OverflowError) as error:
-        raise DamagedBlob(f"is not a sound safetensors file: {as_blob.message}") from error
+        raise DamagedBlob(f"is not a sound safetensors file: {complaint(data, len(data)) or as_blob.message}") from error
     if any(name.split(".")[0] == _ENCODER for name in tensors):
         raise InvalidInput.of("chunk", "holds a prompt for an encoder; only decoder models are served")
     found = next((tensors[name] for name in (TENSOR_KEY, _DECODER) if name in tensors), None)

@@ -6,6 +6,7 @@ jobs is in their progress, and in the log.
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -82,6 +83,7 @@ class TrainerMetrics:
         self._job_seconds = histogram("job_seconds", "Time from a job's creation to its end.", _WAIT_BUCKETS, ("state",))
         self._step_seconds = histogram("step_seconds", "Time of one cohort step, once for each job in it.", _STEP_BUCKETS)
         self._step_loss = histogram("step_loss", "Training loss of single steps.", _LOSS_BUCKETS)
+        self._steps_skipped = counter("steps_skipped", "Steps left out because the loss or gradient was not finite.")
         self._examples = counter("examples_trained", "Training examples seen.")
         self._tokens = counter("tokens_trained", "Text positions computed in training.")
         self._evaluations = counter("evaluations", "Held-out evaluations.")
@@ -178,7 +180,9 @@ class TrainerMetrics:
         match event:
             case StepDone():
                 self._step_seconds.observe(event.step_seconds)
-                self._step_loss.observe(event.loss)
+                if math.isfinite(event.loss):
+                    self._step_loss.observe(event.loss)
+                self._steps_skipped.inc(event.num_skipped)
                 self._examples.inc(event.num_examples)
                 self._tokens.inc(event.num_tokens)
             case Evaluated(metrics=metrics):

@@ -12,6 +12,10 @@ _DATASET_SECONDS = 600.0
 """Parsing the largest dataset is minutes of work on a busy processor."""
 
 
+def _slow(name: str, num_threads: int) -> CallPool:
+    return CallPool(name, max_threads=num_threads, timeout_seconds=_DATASET_SECONDS)
+
+
 def _health(system: str) -> CallPool:
     return CallPool(f"{system}_health", max_threads=1, timeout_seconds=HEALTH_SECONDS)
 
@@ -27,10 +31,14 @@ class TrainerPools:
     """Requests, and jobs that start or publish."""
     prompt_store_watch: CallPool = field(default_factory=lambda: CallPool("prompt_store_watch", max_threads=4))
     """The polls of all WatchPrompts calls."""
-    datasets: CallPool = field(default_factory=lambda: CallPool("datasets", max_threads=6, timeout_seconds=_DATASET_SECONDS))
+    datasets: CallPool = field(default_factory=lambda: _slow("datasets", 6))
     """The service's own directory."""
-    dataset_roots: CallPool = field(default_factory=lambda: CallPool("dataset_roots", max_threads=4, timeout_seconds=_DATASET_SECONDS))
+    dataset_roots: CallPool = field(default_factory=lambda: _slow("dataset_roots", 4))
     """Directories that callers name in URIs, often on another machine."""
+    requests: CallPool = field(default_factory=lambda: _slow("requests", 4))
+    """Not a system, but minutes of computing at worst: reading large requests."""
+    job_checks: CallPool = field(default_factory=lambda: _slow("job_checks", 2))
+    """Likewise: checking new jobs against their datasets and the base model's tokenizer."""
     job_database_health: CallPool = field(default_factory=lambda: _health("job_database"))
     prompt_store_health: CallPool = field(default_factory=lambda: _health("prompt_store"))
 

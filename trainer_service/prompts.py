@@ -40,7 +40,7 @@ from trainer_service.proof import Prover
 
 log = logging.getLogger(__name__)
 
-MAX_CONCURRENT_IMPORTS = 4
+MAX_CONCURRENT_IMPORTS = 8
 
 
 @dataclass(frozen=True)

@@ -161,7 +161,7 @@ async def build(settings: TrainerSettings, front: Front, make_pool: PoolMaker) -
     owned = TenantDatasets(datasets, ledger, settings.max_dataset_bytes_per_tenant)
     tokens = PageTokens(await _insist(pools.job_database, lambda: page_token_key(job_store.database), _OPEN_SECONDS))
     beat_seconds = settings.watch_heartbeat_seconds
-    tuning = TuningServicer(jobs, JobIntake(owned, jobs), owned, info, tokens, rpc.draining, beat_seconds)
+    tuning = TuningServicer(jobs, JobIntake(owned, jobs), owned, info, tokens, pools.requests, rpc.draining, beat_seconds)
     prompts = Prompts(store, models, Prover(settings.max_proof_model_bytes, settings.proof_seconds), pools)
     server = cast("grpc.aio.Server", front.services)
     tuning_pb2_grpc.add_TuningServiceServicer_to_server(tuning, server)
@@ -176,8 +176,8 @@ async def serve(settings: TrainerSettings, stop: asyncio.Event, make_pool: PoolM
     """Run until `stop` is set, then drain. Raises what keeps the service from starting."""
     retract(settings)
     front = Front.of(settings)
+    metrics_server = serve_metrics(front.registry, settings.host, settings.metrics_port)  # first: a server of gRPC that runs is drained
     port = await front.rpc.start()
-    metrics_server = serve_metrics(front.registry, settings.host, settings.metrics_port)
     log.info("listening", extra={"fields": {"port": port, "metrics_port": metrics_server.port}})
     building = asyncio.create_task(build(settings, front, make_pool))
 
@@ -305,9 +305,12 @@ async def _drain(settings: TrainerSettings, front: Front, trainer: Trainer | Non
 
 async def _insist(pool: CallPool, open_it: Callable[[], Opened], timeout_seconds: float) -> Opened:
     """What `open_it` opens, tried again while the place is away: the service comes up when it comes back."""
+    reason = ""
     while True:
         try:
             return await pool.call_within(timeout_seconds, open_it)
         except Unavailable as error:
-            log.warning("not started yet: %s", error.message)
+            if error.message != reason:
+                log.warning("not started yet: %s", error.message)
+            reason = error.message
             await asyncio.sleep(_RETRY_SECONDS * random.uniform(0.5, 1.5))

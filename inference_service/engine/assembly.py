@@ -6,6 +6,8 @@ import logging
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
+
 from inference_service.engine import row_runner, self_check
 from inference_service.engine.blocks import BlockPool
 from inference_service.engine.config import EngineConfig
@@ -22,6 +24,8 @@ from inference_service.engine.rows import BLOCK_TOKENS, RowPool
 from inference_service.engine.scheduler import Scheduler
 from inference_service.engine.varlen_kernel import VarlenKernel, find_kernel
 from shared.base_model import BaseModel
+from shared.causality import check_causal
+from shared.errors import PreconditionFailed
 from shared.free_memory import free_bytes
 
 log = logging.getLogger(__name__)
@@ -41,7 +45,12 @@ def assemble(base: BaseModel, config: EngineConfig) -> Parts:
 
     Raises PreconditionFailed for an architecture that the engine can't serve, InvalidInput if the memory holds no request.
     """
-    shapes = layer_shapes(base.model)
+    check_causal(base)
+    try:
+        shapes = layer_shapes(base.model)
+    except PreconditionFailed as error:
+        log.info("the model's own attention is used, row by row: %s", error.message)
+        shapes = []
     expected = self_check.own_logits(base)
     paged = base.device.type == "cuda" if config.paged is None else config.paged
     if not shapes or not paged:
@@ -104,5 +113,12 @@ def _free_bytes(base: BaseModel, config: EngineConfig) -> int:
 
 
 def _check(base: BaseModel, runner: Runner, max_length: int, expected: Any) -> None:
-    if max_length >= self_check.NUM_TOKENS:
+    if max_length < self_check.NUM_TOKENS:
+        return
+    try:
         self_check.check_runner(base, runner, expected)
+    except (PreconditionFailed, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {str(error)[:200]}"
+        raise PreconditionFailed(f"{base.info.architecture} can't be computed over the engine's cache: {reason}") from error

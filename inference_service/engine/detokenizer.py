@@ -32,14 +32,17 @@ class DetokenizerFactory:
         self._tokenizer = tokenizer
         self._table = byte_table(tokenizer)
 
-    def __call__(self) -> Detokenizer:
-        return WindowDetokenizer(self._tokenizer) if self._table is None else ByteDetokenizer(self._table)
+    def __call__(self, before: Sequence[int] = ()) -> Detokenizer:
+        """`before`: ids of the text that the stream goes on from; without them it begins a text, which some tokenizers strip of a space."""
+        if self._table is None:
+            return WindowDetokenizer(self._tokenizer, before)
+        return ByteDetokenizer(self._table, begins=not before)
 
 
 class ByteDetokenizer:
-    def __init__(self, table: ByteTable) -> None:
+    def __init__(self, table: ByteTable, begins: bool = True) -> None:
         self._table = table.pieces
-        self._leading = table.stripped_spaces
+        self._leading = table.stripped_spaces if begins else 0
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def push(self, token_ids: Sequence[int]) -> str:
@@ -57,9 +60,9 @@ class ByteDetokenizer:
 
 
 class WindowDetokenizer:
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, before: Sequence[int] = ()) -> None:
         self._tokenizer = tokenizer
-        self._ids: list[int] = []
+        self._ids = list(before[-_WINDOW:])
         self._held = 0
         """How many of the last ids are not in the text yet."""
 

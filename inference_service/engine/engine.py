@@ -26,6 +26,7 @@ from inference_service.engine.prefix_cache import PrefixCache
 from inference_service.engine.request import (
     Delta,
     FinishReason,
+    GenerationRequest,
     PrefixLoad,
     Request,
     ScoreResult,
@@ -119,7 +120,8 @@ class Engine:
         self._arrivals += 1
         sequence = sequence_of(request, self.prefixes.num_virtual(request.prefix_id), self._arrivals, self.clock())
         model_ends = frozenset() if sequence.sampling.ignore_eos else self.base.stop_token_ids
-        stream = TextStream(sequence, self._detokenizers(), model_ends | sequence.sampling.stop_token_ids, self.config.max_length)
+        before = request.input_ids if isinstance(request, GenerationRequest) and request.continues else ()
+        stream = TextStream(sequence, self._detokenizers(before), model_ends | sequence.sampling.stop_token_ids, self.config.max_length)
         tally = scoring.Tally(sequence) if sequence.is_score else None
         if sequence.prefix_id is not None:
             self.prefixes.hold(sequence.prefix_id)

@@ -39,8 +39,10 @@ def layer_shapes(model: Any) -> list[LayerShape]:
     found: dict[int, LayerShape] = {}
     windows: dict[int, int | None] = {}
 
-    def watch(module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any, **kwargs: Any) -> Any:
-        index: int = module.layer_idx  # type: ignore[assignment]
+    def watch(module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any, **kwargs: Any) -> Any:
+        index = getattr(module, "layer_idx", None)
+        if not isinstance(index, int):
+            raise PreconditionFailed(f"{kind} does not number its attention layers")
         if index in found:
             raise PreconditionFailed(f"{kind} attends more than once in layer {index}: the engine can't serve it")
         found[index] = LayerShape(key.shape[1], key.shape[3], value.shape[3])
@@ -53,6 +55,12 @@ def layer_shapes(model: Any) -> list[LayerShape]:
         with torch.inference_mode():
             ids = torch.zeros(1, 2, dtype=torch.long, device=model.device)
             model(input_ids=ids, position_ids=torch.arange(2, device=model.device)[None], use_cache=False)
+    except PreconditionFailed:
+        raise
+    except Exception as error:  # it looks at what an attention function gets or gives in a way that this one doesn't know
+        raise PreconditionFailed(
+            f"{kind} does not run with another attention function: {type(error).__name__}: {str(error)[:200]}"
+        ) from error
     finally:
         model.set_attn_implementation(before)
     if not found:

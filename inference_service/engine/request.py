@@ -137,6 +137,8 @@ class GenerationRequest:
     """Higher runs first within a tenant; equal priorities run by arrival."""
     deadline: float | None = None
     """On the clock of `time.monotonic()`, in seconds; honoured while waiting and while running."""
+    continues: bool = False
+    """The answer goes on in the input's text: it keeps the space with which it begins, where the tokenizer would drop that from a text."""
     always_admitted: bool = False
     """Taken also when the queue is full: the service's own golden replays, which must not wait for the load to go."""
     tenant: str = ""

@@ -97,7 +97,12 @@ def cache_shapes(model: Any) -> list[LayerShape]:
     """The shapes of a model's own cache. Raises PreconditionFailed unless they are keys and values of every token in every layer."""
     kind = model.config.get_text_config().model_type
     cache = DynamicCache()
-    model(input_ids=torch.zeros(1, 2, dtype=torch.long, device=model.device), past_key_values=cache, use_cache=True)
+    try:
+        model(input_ids=torch.zeros(1, 2, dtype=torch.long, device=model.device), past_key_values=cache, use_cache=True)
+    except Exception as error:
+        raise PreconditionFailed(
+            f"{kind} does not run with transformers' cache interface: {type(error).__name__}: {str(error)[:200]}"
+        ) from error
     layers: list[Any] = cache.layers
     shapes = [tuple(layer.keys.shape) if getattr(layer, "is_initialized", False) else () for layer in layers]
     if len(layers) != model.config.get_text_config().num_hidden_layers or any(len(shape) != 4 or shape[2] != 2 for shape in shapes):

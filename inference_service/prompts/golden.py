@@ -7,7 +7,7 @@ The error model: a computation in 16 bits differs from the exact one by many sma
 of a size that depends on the model and on this prompt. The divergence over the recorded tokens is then near a weighted sum of squares of
 those errors. Two such computations, the trainer's and a replica's, have errors of the same size, not the same errors: their divergences
 are two draws from one distribution, whose ratio has a tail like that of an F distribution with a few degrees of freedom. `BAND` is
-where `make bench-golden` puts less than one sound prompt in 10,000; docs/quality.md shows what is refused then.
+where `make bench-golden` puts less than one sound prompt in 10,000; docs/prompts.md shows what is refused then.
 """
 
 from __future__ import annotations

@@ -6,7 +6,9 @@ Raises VersionRefused for what will never serve, Unavailable for what may work l
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Protocol
 
 from inference_service.prompts.golden import Replay, allowed_nats, alternatives_for, disagreement
@@ -21,6 +23,10 @@ from shared.soft_prompt import SoftPrompt
 from shared.store.index import VersionRecord
 from shared.template import InputEncoder
 
+MAX_FETCH_SECONDS = 10.0
+"""A blob is a few megabytes, and its version holds one of the few places for loading while it is waited for."""
+MAX_FETCHES = 16
+"""Threads for blobs, more than versions load at a time: one that hangs keeps its thread after its place was given to another version."""
 _FIRST = 1 << 20  # a replay is one short step, and many callers may wait for its version
 
 
@@ -54,13 +60,20 @@ class VersionLoader:
         max_logprobs: int,
         pool: CallPool | None = None,
     ) -> None:
-        self._pool = pool or CallPool("prompt_store_fetch", max_threads=4)
+        self._pool = pool or CallPool("prompt_store_fetch", max_threads=MAX_FETCHES)
         self._store, self._engine, self._base = store, engine, base
+        self._fetch_seconds = min(self._pool.timeout_seconds, MAX_FETCH_SECONDS)
+        self._fetching: dict[str, float] = {}
+        """When threads began to wait for blobs, by digest; also where nobody waits for the threads any more."""
         self._max_length, self._max_logprobs = max_length, max_logprobs
 
     async def load(self, record: VersionRecord) -> LoadedVersion:
         self._check_fingerprint(record.summary.base_model, record.summary.base_model_fingerprint)
-        blob = await self._pool.call(self._fetch, record)
+        begun = self._fetching.get(record.digest)
+        if begun is not None and time.monotonic() - begun > self._fetch_seconds:
+            # Another attempt would hang, too, and take a thread and a place from other versions.
+            raise Unavailable(f"the prompt store has not answered an earlier request for the blob of {record.name}")
+        blob = await self._pool.call_within(self._fetch_seconds, partial(self._fetch, record))
         encoder = self._check_fits(blob)
         prefix_id = prefix_id_of(record)
         try:
@@ -77,12 +90,15 @@ class VersionLoader:
         return LoadedVersion(record, blob.manifest, blob.soft_prompt, encoder, prefix_id, now())
 
     def _fetch(self, record: VersionRecord) -> PromptBlob:
+        self._fetching[record.digest] = time.monotonic()
         try:
             blob = decode_blob(self._store.fetch(record.digest))
         except DamagedBlob as error:
             raise VersionRefused(RefusalReason.DAMAGED, error.message) from error
         except NotFound as error:  # a mirrored store may show a log entry before its blob
             raise Unavailable(f"the blob of {record.name} is not in the store (yet)") from error
+        finally:
+            self._fetching.pop(record.digest, None)
         if blob.digest != record.digest:
             raise VersionRefused(RefusalReason.DAMAGED, f"the blob's digest is {blob.digest}, published was {record.digest}")
         return blob

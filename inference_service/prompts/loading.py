@@ -15,6 +15,8 @@ from inference_service.prompts.observer import PromptObserver
 from inference_service.prompts.registry import PromptRegistry
 from inference_service.prompts.version import RefusalReason, VersionKey, VersionRefused
 from shared.errors import DamagedBlob, InvalidInput, PreconditionFailed, SoftPromptError, Unavailable
+from shared.fair_turns import FairSlots
+from shared.security.caller import tenant_of_work
 from shared.store.index import VersionRecord
 
 log = logging.getLogger(__name__)
@@ -32,7 +34,7 @@ class VersionLoads:
 
     def __init__(self, loader: VersionLoader, registry: PromptRegistry, observer: PromptObserver) -> None:
         self._loader, self._registry, self._observer = loader, registry, observer
-        self._slots = asyncio.Semaphore(MAX_CONCURRENT_LOADS)
+        self._slots = FairSlots(MAX_CONCURRENT_LOADS)
         self._running: dict[VersionKey, asyncio.Task[None]] = {}
         self._faults: dict[str, int] = {}
         """Failed attempts by digest, of versions that are neither loaded nor quarantined."""
@@ -61,7 +63,7 @@ class VersionLoads:
             task.exception()  # retrieved, even if every caller has gone
 
     async def _load(self, record: VersionRecord) -> None:
-        async with self._slots:
+        async with self._slots.taken(tenant_of_work()):
             begun = time.monotonic()
             try:
                 version = await self._loader.load(record)

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from inference_service.prompts.loading import MAX_CONCURRENT_LOADS
+from inference_service.prompts.loader import MAX_FETCHES
 from shared.outside import CallPool
 
 
 @dataclass(frozen=True)
 class StorePools:
     watch: CallPool = field(default_factory=lambda: CallPool("prompt_store_watch", max_threads=2))
-    fetch: CallPool = field(default_factory=lambda: CallPool("prompt_store_fetch", max_threads=MAX_CONCURRENT_LOADS))
+    fetch: CallPool = field(default_factory=lambda: CallPool("prompt_store_fetch", max_threads=MAX_FETCHES))
     heartbeat: CallPool = field(default_factory=lambda: CallPool("prompt_store_heartbeat", max_threads=2))
 
     @classmethod
     def of(cls, timeout_seconds: float) -> StorePools:
         return cls(
             watch=CallPool("prompt_store_watch", max_threads=2, timeout_seconds=timeout_seconds),
-            fetch=CallPool("prompt_store_fetch", max_threads=MAX_CONCURRENT_LOADS, timeout_seconds=timeout_seconds),
+            fetch=CallPool("prompt_store_fetch", max_threads=MAX_FETCHES, timeout_seconds=timeout_seconds),
             heartbeat=CallPool("prompt_store_heartbeat", max_threads=2, timeout_seconds=timeout_seconds),
         )
 

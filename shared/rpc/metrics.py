@@ -17,6 +17,7 @@ from prometheus_client.registry import Collector
 
 from shared.outside import CallPool
 from shared.rpc.errors import CODES
+from shared.rpc.ports import check_port
 
 _LABELS = ["grpc_type", "grpc_service", "grpc_method"]
 _KINDS = {
@@ -104,7 +105,8 @@ class _Server6(_Server):
 
 
 def serve_metrics(registry: CollectorRegistry, host: str, port: int) -> MetricsServer:
-    """Serve `registry` on a thread of its own, so that a busy event loop doesn't hide what it is busy with."""
+    """Serve `registry` on a thread of its own, so that a busy event loop doesn't hide what it is busy with. Raises OSError."""
+    check_port(host, port, "metrics")
     server_class = _Server6 if ":" in host else _Server
     server = make_server(host.strip("[]"), port, make_wsgi_app(registry), server_class, handler_class=_Handler)
     thread = threading.Thread(target=server.serve_forever, name="metrics", daemon=True)

@@ -20,6 +20,7 @@ from shared.rpc.calls import CallCounter
 from shared.rpc.guard import guard_of
 from shared.rpc.interceptors import CallInterceptor
 from shared.rpc.metrics import RpcMetrics
+from shared.rpc.ports import check_port
 from shared.rpc.tls import server_credentials
 from shared.security.certificates import TlsFiles
 from shared.tracing import Tracing
@@ -106,10 +107,11 @@ class RpcServer:
 
     def _listen(self, server: grpc.aio.Server, port: int, credentials: grpc.ServerCredentials | None) -> int:
         address = f"{self._settings.host}:{port}"
+        check_port(self._settings.host, port)
         try:
             return server.add_insecure_port(address) if credentials is None else server.add_secure_port(address, credentials)
         except RuntimeError as error:
-            raise OSError(f"cannot listen on {address}: is another program using this port?") from error
+            raise OSError(f"cannot listen on {address}: {error}") from error
 
     def _warn(self) -> None:
         """What an operator should not overlook, once, at the start."""

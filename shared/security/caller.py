@@ -14,6 +14,7 @@ from enum import StrEnum
 from fnmatch import fnmatchcase
 
 from shared.errors import PermissionDenied
+from shared.fair_turns import SERVICE
 
 EVERY_PROMPT = ("*",)
 """Patterns that every prompt matches."""
@@ -122,6 +123,12 @@ _current: ContextVar[Caller] = ContextVar("softprompt_caller", default=EVERYBODY
 
 def current_caller() -> Caller:
     return _current.get()
+
+
+def tenant_of_work() -> str:
+    """Name of the tenant that the current work is done for; empty for the service itself, and where no tenants are configured."""
+    caller = _current.get()
+    return SERVICE if caller.group is EVERYBODY.group else caller.tenant.name
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from shared.errors import PreconditionFailed, Unavailable
+from shared.errors import InvalidInput, PreconditionFailed, Unavailable
 from shared.store.base import ObjectInfo, check_key, check_size
 
 _MARKER = ".softprompt-store"
@@ -38,6 +38,8 @@ class LocalBackend:
         self._root = Path(os.path.abspath(root))
         self._marker = str(self._root / _MARKER)
         self._names = itertools.count()
+        if self._root.exists() and not self._root.is_dir():
+            raise InvalidInput.of("store", f"{str(root)!r} is a file; a directory is expected")
         with _as_unavailable():
             if not os.path.exists(self._marker):
                 self._root.mkdir(parents=True, exist_ok=True)

@@ -10,6 +10,7 @@ from shared.store.base import ObjectBackend
 from shared.store.local import LocalBackend
 from shared.store.memory import MemoryBackend
 from shared.store.store import PromptStore
+from shared.user_cache import expanded
 
 _OBJECT_SCHEMES = {"s3", "gs", "az", "abfs", "abfss"}
 REQUEST_SECONDS = 30.0
@@ -30,7 +31,7 @@ def open_backend(url: str, timeout_seconds: float = REQUEST_SECONDS) -> ObjectBa
         raise InvalidInput.of("store", _RULE)
     scheme, separator, _ = url.partition("://")
     if not separator:
-        return LocalBackend(Path(url).expanduser())
+        return LocalBackend(expanded(url))
     if scheme == "memory":
         return MemoryBackend()
     if scheme == "file":

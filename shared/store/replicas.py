@@ -1,11 +1,17 @@
 """What each replica says of itself: a small record that it overwrites every few seconds, outside the log.
 
 Records are hints for people (`prompts status`) and for "served by all"; nothing about versions depends on them.
+
+Whether a replica is live is told by its record's changes, on the reader's own clock, once the reader has looked at it for a while. At the
+first look only the two machines' clocks can be compared; the tolerated skew is `LIVE_SECONDS`.
 """
 
 from __future__ import annotations
 
 import logging
+import threading
+import time
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -64,8 +70,20 @@ class ReplicaRecord(BaseModel):
     recent: tuple[Name, ...] = ()
     """Prompts that were used last here, the latest first: what a replica that starts loads first."""
 
-    def is_live(self, now: datetime) -> bool:
-        return now - parse_timestamp(self.updated_at) <= timedelta(seconds=max(LIVE_SECONDS, 3 * self.heartbeat_seconds))
+    @property
+    def live_seconds(self) -> float:
+        """Without a change for so long it is gone."""
+        return max(LIVE_SECONDS, 3 * self.heartbeat_seconds)
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """A record as it was at the last looks. `changed_at` on the reader's monotonic clock; None: no change was seen yet."""
+
+    updated_at: Timestamp
+    first_at: float
+    looked_at: float
+    changed_at: float | None = None
 
 
 class ReplicaDirectory:
@@ -73,6 +91,8 @@ class ReplicaDirectory:
 
     def __init__(self, backend: ObjectBackend) -> None:
         self._backend = backend
+        self._lock = threading.Lock()
+        self._seen: dict[str, _Seen] = {}
 
     def put(self, record: ReplicaRecord) -> None:
         data = record.model_dump_json().encode()
@@ -82,9 +102,11 @@ class ReplicaDirectory:
 
     def list(self) -> list[ReplicaRecord]:
         """The live replicas, by id. A record that can't be read is logged and passed over."""
-        now = datetime.now(UTC)
-        records = (self._read(info.key) for info in self._backend.list(REPLICAS))
-        return [record for record in records if record is not None and record.is_live(now)]
+        records = [record for info in self._backend.list(REPLICAS) if (record := self._read(info.key)) is not None]
+        now, utc = _monotonic(), datetime.now(UTC)
+        with self._lock:
+            self._seen = {record.id: self._look(record, now) for record in records}
+            return [record for record in records if _is_live(record, self._seen[record.id], now, utc)]
 
     def forget_gone(self, older_than_seconds: float = FORGET_SECONDS) -> int:
         """Remove what replicas left that were killed long ago. Returns how many records went."""
@@ -98,6 +120,13 @@ class ReplicaDirectory:
         """A replica that stops in good order takes its record with it."""
         self._backend.delete(replica_key(replica))
 
+    def _look(self, record: ReplicaRecord, now: float) -> _Seen:
+        before = self._seen.get(record.id)
+        if before is None or now - before.looked_at > record.live_seconds:  # a change since then may be old
+            return _Seen(record.updated_at, now, now)
+        changed_at = before.changed_at if record.updated_at == before.updated_at else now
+        return _Seen(record.updated_at, before.first_at, now, changed_at)
+
     def _read(self, key: str) -> ReplicaRecord | None:
         try:
             data = self._backend.get(key, MAX_REPLICA_BYTES)
@@ -105,3 +134,15 @@ class ReplicaDirectory:
         except (ValidationError, DamagedBlob):
             log.warning("%s is not a readable replica record", key)
             return None
+
+
+def _is_live(record: ReplicaRecord, seen: _Seen, now: float, utc: datetime) -> bool:
+    """By the last change that the reader saw; before it saw one, by the clocks of both, but not for longer than a live one is silent."""
+    if seen.changed_at is not None:
+        return now - seen.changed_at <= record.live_seconds
+    by_clocks = utc - parse_timestamp(record.updated_at) <= timedelta(seconds=record.live_seconds)
+    return by_clocks and now - seen.first_at <= record.live_seconds
+
+
+def _monotonic() -> float:
+    return time.monotonic()

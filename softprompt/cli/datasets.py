@@ -6,14 +6,50 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from softprompt.cli.data import (
+    DropExtraOption,
+    EncodingOption,
+    InputOption,
+    LabelOption,
+    LabelsOption,
+    MessagesOption,
+    OutputOption,
+    label_set,
+    read_examples,
+)
 from softprompt.cli.options import JsonOption, TrainerOption, example, open_client
 from softprompt.cli.output import local_time, print_json, show, table
+from softprompt.types.data import Data
 
 if TYPE_CHECKING:
     from softprompt.types.tuning import StoredDataset
 
 app = typer.Typer(no_args_is_help=True)
 DatasetArgument = Annotated[str, typer.Argument(metavar="DATASET", help="datasets/sha256-<hex>, or its last part.")]
+
+
+@app.command(epilog=example("softprompt datasets upload train.csv --input question --output answer"))
+def upload(
+    file: Annotated[str, typer.Argument(help="CSV, TSV, XLSX, Parquet, JSON or JSON lines, also with gzip.")],
+    input: InputOption = "",
+    output: OutputOption = "",
+    label: LabelOption = "",
+    messages: MessagesOption = "",
+    drop_extra: DropExtraOption = False,
+    encoding: EncodingOption = "",
+    labels: LabelsOption = None,
+    as_json: JsonOption = False,
+    trainer: TrainerOption = None,
+) -> None:
+    """Store a file of examples; print the name that jobs use for it."""
+    allowed = label_set(labels)
+    prepared = read_examples(file, Data("", input, output, label, messages, drop_extra, encoding), allowed)
+    with open_client(trainer) as client:
+        uploaded = client.upload_dataset(prepared, labels=allowed)
+    if as_json:
+        print_json(uploaded)
+    else:
+        show(uploaded.dataset)
 
 
 @app.command("list", epilog=example("softprompt datasets list --json"))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import sys
 
 from rich.markup import escape
 
@@ -20,7 +22,9 @@ from shared.errors import (
     Unauthenticated,
     Unavailable,
 )
+from softprompt.cli.data import mending_command
 from softprompt.cli.output import stderr
+from softprompt.data.problems import UnusableData
 from softprompt.endpoints import INFERENCE_VARIABLE, TRAINER_VARIABLE
 
 EXIT_FAILED, EXIT_INVALID, EXIT_NOT_FOUND, EXIT_REFUSED, EXIT_AWAY, EXIT_INTERRUPTED = 1, 2, 3, 4, 5, 130
@@ -45,10 +49,11 @@ class Failure(Exception):
 
 
 def report(error: Exception) -> int:
-    """Say on stderr what went wrong; the exit code."""
-    stderr().print(f"[bold red]error:[/] {escape(_message(error))}", highlight=False, soft_wrap=True)
-    if hint := _hint(error):
-        stderr().print(f"[dim]hint:[/] {escape(hint)}", highlight=False, soft_wrap=True)
+    """Say on stderr what went wrong, if that can be written to; the exit code."""
+    with contextlib.suppress(OSError):
+        stderr().print(f"[bold red]error:[/] {escape(_message(error))}", highlight=False, soft_wrap=True)
+        if hint := _hint(error):
+            stderr().print(f"[dim]hint:[/] {escape(hint)}", highlight=False, soft_wrap=True)
     return exit_code(error)
 
 
@@ -60,7 +65,12 @@ def exit_code(error: Exception) -> int:
 
 def _message(error: Exception) -> str:
     if isinstance(error, InvalidInput) and len(error.violations) > 1:
-        return "the request has several mistakes:\n" + "\n".join(f"  {item.field}: {item.description}" for item in error.violations)
+        title = "the request has several mistakes"
+        if isinstance(error, UnusableData):
+            title = f"{error.source or 'the data'} can't be used as examples"
+        return f"{title}:\n" + "\n".join(f"  {item.field}: {item.description}" for item in error.violations)
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     if isinstance(error, SoftPromptError | Failure | OSError | TimeoutError):
         return str(error) or type(error).__name__
     return f"{type(error).__name__}: {error} (a mistake in this program: SOFTPROMPT_DEBUG=1 shows where)"
@@ -70,6 +80,11 @@ def _hint(error: Exception) -> str:
     match error:
         case Failure():
             return error.hint
+        case UnusableData():
+            command = mending_command(sys.argv[1:], error.fix) if error.fix else ""
+            return "; ".join(filter(None, (command, error.advice)))
+        case Unavailable() | DeadlineExceeded() if "proxy" in error.metadata:
+            return "if the proxy is not meant for this service, name its host in no_proxy (no_proxy=HOST)"
         case Unavailable() if "endpoint" in error.metadata:
             return (
                 "is the service running? `softprompt up` starts both on this machine; "

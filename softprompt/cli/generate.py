@@ -9,6 +9,7 @@ import typer
 
 from softprompt.cli.options import InferenceOption, JsonOption, example, open_client
 from softprompt.cli.output import print_json, show, stderr, table
+from softprompt.cli.text_input import read_input
 from softprompt.types.common import Sampling
 
 TextArgument = Annotated[str, typer.Argument(metavar="TEXT", help="The input; - reads it from stdin.")]
@@ -51,7 +52,7 @@ def generate(
         max_new_tokens=max_new_tokens,
     )
     with open_client(inference=inference) as client:
-        stream = client.stream(_read(text), prompt=prompt, sampling=sampling, routing_key=routing_key, truncate=truncate)
+        stream = client.stream(read_input(text), prompt=prompt, sampling=sampling, routing_key=routing_key, truncate=truncate)
         start = stream.started()
         if as_json:
             print_json({"start": start})
@@ -83,7 +84,7 @@ def classify(
 ) -> None:
     """Print the most probable label, and the probability of each."""
     with open_client(inference=inference) as client:
-        scores = client.score(_read(text), prompt=prompt, candidates=label or (), routing_key=routing_key)
+        scores = client.score(read_input(text), prompt=prompt, candidates=label or (), routing_key=routing_key)
     if as_json:
         print_json(scores)
         return
@@ -91,7 +92,3 @@ def classify(
     for score in sorted(scores.scores, key=lambda score: -score.probability):
         made.add_row(score.candidate, f"{score.probability:.4f}")
     show(made)
-
-
-def _read(text: str) -> str:
-    return sys.stdin.read().rstrip("\n") if text == "-" else text

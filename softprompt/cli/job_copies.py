@@ -88,13 +88,15 @@ def _changes(
     """Fields of the spec that are to be others than those of the job."""
     from dataclasses import replace
 
-    from softprompt.cli.tune import dataset
+    from softprompt.cli.data import read_examples
+    from softprompt.data.prepare import VALIDATION_DATASET
+    from softprompt.types.data import Data
 
     changes: dict[str, Any] = {}
     if data is not None:
-        changes["dataset"] = dataset(data)
+        changes["dataset"] = read_examples(data, Data(""), ())
     if validation is not None:
-        changes["validation_dataset"] = dataset(validation)
+        changes["validation_dataset"] = read_examples(validation, Data(""), (), VALIDATION_DATASET)
     if prompt is not None:
         changes["prompt"] = prompt
     if priority is not None:

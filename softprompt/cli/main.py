@@ -7,9 +7,12 @@ import sys
 
 import typer
 
+from shared.standard_streams import discard_stdout
+from shared.surroundings import prepare_process
 from shared.threads import limit_threads
 from softprompt.cli import datasets, demo, generate, info, jobs, models, prompts, security, tokens, tune, up
-from softprompt.cli.failures import EXIT_CODES_HELP, EXIT_INTERRUPTED, report
+from softprompt.cli.failures import EXIT_CODES_HELP, EXIT_FAILED, EXIT_INTERRUPTED, report
+from softprompt.cli.text_input import readable_argument
 
 app = typer.Typer(
     help="Tune soft prompts on a frozen language model, publish them, and stream answers from them.",
@@ -30,12 +33,22 @@ app.callback()(security.options)
 
 def main() -> None:
     """Entry point of the `softprompt` command."""
+    prepare_process()
     limit_threads()
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what gRPC's core has to say is in the error, too
+    sys.argv[1:] = map(readable_argument, sys.argv[1:])
     try:
-        app()
+        try:
+            app()
+        finally:
+            sys.stdout.flush()  # a full disk is found here, not when the interpreter has ended
     except KeyboardInterrupt:
         sys.exit(EXIT_INTERRUPTED)
+    except BrokenPipeError:  # the reader of the output has left, as `head` does
+        discard_stdout()
+        sys.exit(EXIT_FAILED)
     except Exception as error:
+        discard_stdout()
         if os.environ.get("SOFTPROMPT_DEBUG"):
             raise
         sys.exit(report(error))

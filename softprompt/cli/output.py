@@ -13,6 +13,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from shared.standard_streams import is_utf8
+
 _PIPE_COLUMNS = 240
 
 
@@ -33,8 +35,8 @@ def _console(stderr: bool) -> Console:
 
 
 def print_json(value: Any) -> None:
-    """One line of JSON, at once: readers of a stream see each as it comes."""
-    sys.stdout.write(json.dumps(as_plain(value), ensure_ascii=False) + "\n")
+    """One line of JSON, at once: readers of a stream see each as it comes. In ASCII where the output's encoding lacks characters."""
+    sys.stdout.write(json.dumps(as_plain(value), ensure_ascii=not is_utf8(sys.stdout)) + "\n")
     sys.stdout.flush()
 
 

@@ -68,6 +68,7 @@ def show_(
         "labels": ", ".join(version.labels),
         "held out": numbers(version.metrics),
         "gate": version.gate,
+        "verdict": version.verdict,
         "recipe": json.dumps(as_plain(dict(version.recipe)), ensure_ascii=False) if version.recipe else "",
     }
     for name, text in rows.items():

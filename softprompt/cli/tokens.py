@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
-
 import typer
 
 from shared.security.tokens import MIN_TOKEN_CHARS, hash_token, is_token, new_token
 from softprompt.cli.failures import EXIT_INVALID, Failure
 from softprompt.cli.options import JsonOption, example
 from softprompt.cli.output import print_json, show
+from softprompt.cli.text_input import read_input
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -28,7 +27,7 @@ def new(as_json: JsonOption = False) -> None:
 @app.command(name="hash", epilog=example("softprompt tokens hash < token.txt"))
 def hash_() -> None:
     """Print the hash of the token on standard input; as an argument it would be in the shell's history."""
-    token = sys.stdin.read().strip()
+    token = read_input("-").strip()
     if not is_token(token):
         raise Failure(
             f"that is no token: at least {MIN_TOKEN_CHARS} characters of A-Z a-z 0-9 - . _ ~ + / = are needed",

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+from softprompt.cli.data import (
+    PANEL,
+    DropExtraOption,
+    EncodingOption,
+    InputOption,
+    LabelOption,
+    LabelsOption,
+    MessagesOption,
+    OutputOption,
+    label_set,
+    read_examples,
+    repetition,
+)
 from softprompt.cli.options import JsonOption, TrainerOption, example, open_client
 from softprompt.cli.output import print_json, show, stderr
+from softprompt.data.prepare import VALIDATION_DATASET
 from softprompt.types.common import Template, TemplateFormat
+from softprompt.types.data import Data
 from softprompt.types.tuning import Hyperparameters, Init, InitMethod, Metric, PublishGate, PublishPolicy, TaskKind, TuningSpec
 
-if TYPE_CHECKING:
-    from softprompt.types.tuning import Dataset
-
-DATA, TRAINING, RESULT = "Data", "Training (what is left out is chosen by the service)", "Result"
+DATA, TRAINING, RESULT = PANEL, "Training (what is left out is chosen by the service)", "Result"
 
 
 def register(app: typer.Typer) -> None:
@@ -24,7 +35,7 @@ def register(app: typer.Typer) -> None:
 
 def tune(
     file: Annotated[
-        str, typer.Argument(help="Examples as JSON lines ({input, output}, {input, label} or {messages}), a dataset name or a URI.")
+        str, typer.Argument(help="CSV, TSV, XLSX, Parquet, JSON or JSON lines, also with gzip; a dataset name or a URI. See docs/data.md.")
     ],
     prompt: Annotated[str, typer.Option(help="Name of the prompt; its next version is published.")],
     validation: Annotated[str | None, typer.Option(help="Held-out examples, likewise.", rich_help_panel=DATA)] = None,
@@ -34,7 +45,13 @@ def tune(
         TemplateFormat | None, typer.Option(case_sensitive=False, help="Plain text or chat template.", rich_help_panel=DATA)
     ] = None,
     system: Annotated[str, typer.Option(help="System message, with --format chat.", rich_help_panel=DATA)] = "",
-    labels: Annotated[str, typer.Option(help="Allowed labels, comma-separated.", rich_help_panel=DATA)] = "",
+    input: InputOption = "",
+    output: OutputOption = "",
+    label: LabelOption = "",
+    messages: MessagesOption = "",
+    drop_extra: DropExtraOption = False,
+    encoding: EncodingOption = "",
+    labels: LabelsOption = None,
     task: Annotated[TaskKind | None, typer.Option(case_sensitive=False, help="If not read off the data.", rich_help_panel=DATA)] = None,
     base_model: Annotated[str, typer.Option(help="Id of one of the trainer's base models.", rich_help_panel=TRAINING)] = "",
     source: Annotated[
@@ -79,23 +96,25 @@ def tune(
     as_json: JsonOption = False,
     trainer: TrainerOption = None,
 ) -> None:
-    """Tune a soft prompt on examples and publish it."""
+    """Tune a soft prompt on examples, publish it, and wait until the first live replica serves it."""
     from softprompt.cli.following import follow as follow_job
+    from softprompt.cli.following import show_verdict
 
     gate = (
         PublishGate(beat_bare_model, beat_current, minimum_metric)
         if beat_bare_model or beat_current or minimum_metric is not None
         else None
     )
+    how, allowed = Data("", input, output, label, messages, drop_extra, encoding), label_set(labels)
     spec = TuningSpec(
         prompt=prompt,
-        dataset=dataset(file),
-        validation_dataset=None if validation is None else dataset(validation),
+        dataset=read_examples(file, how, allowed),
+        validation_dataset=None if validation is None else read_examples(validation, how, allowed, VALIDATION_DATASET),
         validation_fraction=validation_fraction,
         base_model=base_model,
         template=Template(template, format, system) if template or format or system else None,
         task=task,
-        labels=tuple(label.strip() for label in labels.split(",") if label.strip()),
+        labels=allowed,
         hyperparameters=Hyperparameters(
             num_virtual_tokens=virtual_tokens,
             init=_init(init, init_text, source),
@@ -117,18 +136,16 @@ def tune(
     )
     with open_client(trainer) as client:
         job = client.create_job(spec, request_id=request_id)
+        if not follow:
+            for sentence in repetition(job.dataset_statistics):
+                stderr().print(sentence, markup=False)
         if follow:
             stderr().print(f"{job.name} is queued", markup=False)
-            follow_job(client, job.name, as_json=as_json)
+            show_verdict(client, follow_job(client, job.name, as_json=as_json), as_json=as_json)
         elif as_json:
             print_json(job)
         else:
             show(job.name)
-
-
-def dataset(text: str) -> Dataset:
-    """Names and URIs as they are; everything else is a file of ours."""
-    return text if text.startswith("datasets/sha256-") or "://" in text else Path(text)
 
 
 def _init(method: InitMethod | None, text: str, source: str | None) -> Init | None:

@@ -11,8 +11,9 @@ from typing import Any
 
 import grpc
 
+from shared.errors import InvalidInput
 from softprompt.client.calls import CallingChannel
-from softprompt.client.security import ClientSecurity, TokenSource
+from softprompt.client.security import ClientSecurity, TokenSource, is_local
 
 _PACKAGE = "prompttuning.v1"
 RETRIED_METHODS = {
@@ -47,6 +48,8 @@ _RETRY_POLICY = {
     "retryableStatusCodes": ["UNAVAILABLE", "RESOURCE_EXHAUSTED", "CANCELLED"],
 }
 MAX_MESSAGE_BYTES = 64 << 20
+MAX_SOCKET_PATH_BYTES = 107
+"""unix(7): a socket's address has 108 bytes for its path, the last one is zero."""
 
 
 def service_config(has_replicas: bool) -> dict[str, Any]:
@@ -62,7 +65,12 @@ def service_config(has_replicas: bool) -> dict[str, Any]:
 
 
 def open_channel(endpoint: str, security: ClientSecurity) -> CallingChannel:
-    """To `host:port`, or to every address behind `dns:///name:port`. Call within the event loop that uses it. Raises InvalidInput."""
+    """To `host:port`, or to every address behind `dns:///name:port`. Call within the event loop that uses it. Raises InvalidInput.
+
+    A proxy of the environment is used for other machines only.
+    """
+    if endpoint.startswith("unix:") and len(endpoint.removeprefix("unix:").encode()) > MAX_SOCKET_PATH_BYTES:
+        raise InvalidInput.of("endpoint", f"{endpoint!r} is longer than the {MAX_SOCKET_PATH_BYTES} bytes that a socket's path may have")
     has_replicas = endpoint.startswith("dns:") or "," in endpoint
     options = [
         ("grpc.service_config", json.dumps(service_config(has_replicas))),
@@ -73,6 +81,8 @@ def open_channel(endpoint: str, security: ClientSecurity) -> CallingChannel:
         ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
         ("grpc.dns_min_time_between_resolutions_ms", 5_000),  # new replicas behind a headless service are found soon
     ]
+    if is_local(endpoint):
+        options.append(("grpc.enable_http_proxy", 0))
     if security.server_name:
         options.append(("grpc.ssl_target_name_override", security.server_name))
     if security.uses_tls(endpoint):

@@ -10,10 +10,11 @@ from typing import TypeVar, cast
 import grpc
 from prompttuning.v1 import generation_pb2_grpc, prompts_pb2_grpc, tuning_pb2_grpc
 
-from shared.errors import SoftPromptError, Unavailable
+from shared.errors import DeadlineExceeded, SoftPromptError, Unavailable
+from shared.proxies import grpc_proxy
 from shared.rpc.errors import error_from_rpc
 from softprompt.client.channel import open_channel
-from softprompt.client.security import CA_VARIABLE, CERTIFICATE_VARIABLE, TLS_VARIABLE, ClientSecurity
+from softprompt.client.security import CA_VARIABLE, CERTIFICATE_VARIABLE, TLS_VARIABLE, ClientSecurity, hosts_of, is_local
 from softprompt.endpoints import inference_endpoint, trainer_endpoint
 
 T = TypeVar("T")
@@ -54,8 +55,19 @@ class Peer:
         said_by_service = _RICH_STATUS_KEY in dict(cast("Iterable[tuple[str, object]]", error.trailing_metadata() or ()))
         if isinstance(found, Unavailable) and not said_by_service:
             advice = _advice(found.message, self._security, self._security.uses_tls(self.endpoint))
-            return Unavailable(f"{self.name} can't be reached at {self.endpoint}: {found.message}{advice}", endpoint=self.endpoint)
+            through = self._through_proxy()
+            about = {"endpoint": self.endpoint} | ({"proxy": through} if through else {})
+            return Unavailable(f"{self.name} can't be reached at {self.endpoint}{through}: {found.message}{advice}", **about)
+        if isinstance(found, DeadlineExceeded) and not said_by_service and (through := self._through_proxy()):
+            return DeadlineExceeded(f"{found.message} (asked{through})", proxy=through)
         return found
+
+    def _through_proxy(self) -> str:
+        """For people: the environment's proxy that calls to this service go through, if there is one."""
+        if is_local(self.endpoint):
+            return ""
+        proxy = next((proxy for host in hosts_of(self.endpoint) if (proxy := grpc_proxy(host))), "")
+        return f" through the proxy {proxy}" if proxy else ""
 
 
 def _advice(message: str, security: ClientSecurity, uses_tls: bool) -> str:

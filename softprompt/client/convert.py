@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from prompttuning.v1 import common_pb2, generation_pb2, tuning_pb2
 
 from shared.errors import InvalidInput
-from softprompt.client.mirror import read, read_fields, reader, write
+from softprompt.client.mirror import fill, read, read_fields, reader, write
 from softprompt.types.common import Sampling, Template
 from softprompt.types.generation import Input, TokenIds
 from softprompt.types.tuning import (
@@ -34,7 +35,7 @@ def spec_message(spec: TuningSpec, dataset: str, validation_dataset: str) -> tun
     if validation_dataset:
         message.validation_dataset.CopyFrom(_source_message(validation_dataset))
     elif spec.validation_fraction is not None:
-        message.validation_fraction = spec.validation_fraction
+        fill(message, "spec", validation_fraction=spec.validation_fraction)
     return message
 
 
@@ -81,15 +82,17 @@ def _read_event(message: tuning_pb2.TuningEvent) -> JobEvent:
 def input_message(
     content: Input, prompt: str, template: Template | None, routing_key: str, truncate: bool
 ) -> generation_pb2.GenerationInput:
-    message = generation_pb2.GenerationInput(prompt=prompt, routing_key=routing_key, truncate=truncate)
+    message = fill(generation_pb2.GenerationInput(), "input", prompt=prompt, routing_key=routing_key, truncate=truncate)
     if template is not None:
         write(template, message.template, "input.template")
         message.template.SetInParent()
     if isinstance(content, str):
-        message.text = content
+        fill(message, "input", text=content)
     elif isinstance(content, TokenIds):
         write(content, message.token_ids, "input.token_ids")
         message.token_ids.SetInParent()
+    elif isinstance(content, bytes | Mapping) or not isinstance(content, Iterable):
+        raise InvalidInput.of("input", f"a text, messages or TokenIds are expected, not a value of type {type(content).__name__}")
     else:
         message.chat.SetInParent()
         for index, turn in enumerate(content):

@@ -12,7 +12,7 @@ from shared.errors import DeadlineExceeded, NotFound, PreconditionFailed
 from shared.names import parse_version_name, version_name
 from softprompt.client.connection import Connection
 from softprompt.client.convert import input_message, sampling_message
-from softprompt.client.mirror import read
+from softprompt.client.mirror import fill, read
 from softprompt.client.stream import GenerationStream
 from softprompt.types.common import Sampling, Template
 from softprompt.types.generation import (
@@ -50,8 +50,9 @@ class GenerationMethods:
     ) -> Generation:
         """The whole answer at once. `template` is for the bare model only; a prompt brings its own."""
         request = generation_pb2.GenerateRequest(
-            input=input_message(input, prompt, template, routing_key, truncate), sampling=sampling_message(sampling), priority=priority
+            input=input_message(input, prompt, template, routing_key, truncate), sampling=sampling_message(sampling)
         )
+        fill(request, priority=priority)
         timeout_seconds = self._generation_timeout_seconds if timeout_seconds is None else timeout_seconds
         return read(Generation, await self._connection.inference.call(self._connection.generation.Generate, request, timeout_seconds))
 
@@ -69,8 +70,9 @@ class GenerationMethods:
     ) -> GenerationStream:
         """The answer as it is written; iterate over the result. Leaving the loop cancels the generation."""
         request = generation_pb2.GenerateStreamRequest(
-            input=input_message(input, prompt, template, routing_key, truncate), sampling=sampling_message(sampling), priority=priority
+            input=input_message(input, prompt, template, routing_key, truncate), sampling=sampling_message(sampling)
         )
+        fill(request, priority=priority)
         timeout = self._generation_timeout_seconds if timeout_seconds is None else timeout_seconds
         connection = self._connection
         return GenerationStream(connection.inference, lambda: connection.generation.GenerateStream(request, timeout=timeout))
@@ -79,7 +81,8 @@ class GenerationMethods:
         self, input: Input, *, prompt: str = "", candidates: Sequence[str] = (), template: Template | None = None, routing_key: str = ""
     ) -> Scores:
         """Log-probability of each candidate continuation. Without candidates: the label set of the prompt's version."""
-        request = generation_pb2.ScoreRequest(input=input_message(input, prompt, template, routing_key, False), candidates=candidates)
+        request = generation_pb2.ScoreRequest(input=input_message(input, prompt, template, routing_key, False))
+        fill(request, candidates=candidates)
         return read(Scores, await self._connection.inference.call(self._connection.generation.Score, request))
 
     async def classify(self, input: Input, *, prompt: str, labels: Sequence[str] = (), routing_key: str = "") -> CandidateScore:

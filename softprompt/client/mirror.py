@@ -57,6 +57,8 @@ def read_fields(kind: type, message: Message) -> dict[str, Any]:
 def write(value: Any, message: M, path: str = "", skip: Container[str] = ()) -> M:
     """Fill a message from a dataclass but for `skip`; None stays unset. InvalidInput names a field of the wrong type or size."""
     descriptors = message.DESCRIPTOR.fields_by_name
+    if not is_dataclass(value) or isinstance(value, type):
+        raise InvalidInput.of(path, f"{value!r:.80} does not fit: a value of type {type(message).__name__} is expected")
     for item in fields(value):
         if item.name in skip:
             continue
@@ -64,12 +66,23 @@ def write(value: Any, message: M, path: str = "", skip: Container[str] = ()) -> 
         content = getattr(value, item.name)
         if name is None or content is None:
             continue
-        where = f"{path}.{item.name}" if path else item.name
-        try:
-            _write_field(message, descriptors[name], content, where)
-        except (TypeError, ValueError, OverflowError, AttributeError) as error:
-            raise InvalidInput.of(where, f"{content!r:.80} does not fit: {error}") from error
+        _write_checked(message, descriptors[name], content, f"{path}.{item.name}" if path else item.name)
     return message
+
+
+def fill(message: M, path: str = "", **content: Any) -> M:
+    """Set fields by name, None leaving one unset. InvalidInput names a field of the wrong type or size."""
+    for name, value in content.items():
+        if value is not None:
+            _write_checked(message, message.DESCRIPTOR.fields_by_name[name], value, f"{path}.{name}" if path else name)
+    return message
+
+
+def _write_checked(message: Message, descriptor: Descriptor, content: Any, where: str) -> None:
+    try:
+        _write_field(message, descriptor, content, where)
+    except (TypeError, ValueError, OverflowError, AttributeError) as error:
+        raise InvalidInput.of(where, f"{content!r:.80} does not fit: {error}") from error
 
 
 def _write_field(message: Message, descriptor: Descriptor, content: Any, where: str) -> None:

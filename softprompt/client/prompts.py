@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import random
-import time
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 from prompttuning.v1 import prompts_pb2
 
-from shared.errors import DamagedBlob, DeadlineExceeded, InvalidInput, NotFound, PreconditionFailed
-from shared.names import parse_version_name, version_name
+from shared.errors import DamagedBlob, InvalidInput
+from shared.user_cache import expanded
 from softprompt.client.connection import Connection
 from softprompt.client.mirror import read, write
 from softprompt.client.prompt_watch import watch_prompts
+from softprompt.client.verdict import VERDICT_SECONDS, first_verdict, served_by_all
 from softprompt.interchange.adapter import write_adapter
 from softprompt.interchange.source import ImportSource
 from softprompt.types.common import Template
@@ -26,7 +25,6 @@ CHUNK_BYTES = 512 << 10
 DOWNLOAD_SECONDS = 300.0
 IMPORT_SECONDS = 300.0
 """The trainer may load the base model for it."""
-STATUS_POLL_SECONDS = 0.2
 
 
 class PromptMethods:
@@ -102,20 +100,14 @@ class PromptMethods:
 
         PreconditionFailed with the reasons if one refused it, DeadlineExceeded with the count after `timeout_seconds`.
         """
-        prompt, number = parse_version_name(version, "version")
-        wanted, deadline = version_name(prompt, number), time.monotonic() + timeout_seconds
-        while True:
-            found = next((item for item in (await self.prompt_status(prompt)).versions if item.version == wanted), None)
-            if found is None:
-                raise NotFound("version", wanted)
-            if found.served_by_all:
-                return found
-            if refusals := [item for item in found.refused if item.has_base_model]:
-                raise PreconditionFailed("; ".join(f"{item.replica} refused {wanted}: {item.reason}" for item in refusals), version=wanted)
-            if time.monotonic() > deadline:
-                counted = f"{len(found.served)} of {found.num_replicas} live replicas"
-                raise DeadlineExceeded(f"{wanted} is served by {counted} after {timeout_seconds:g} s")
-            await asyncio.sleep(STATUS_POLL_SECONDS * random.uniform(0.5, 1.5))
+        return await served_by_all(self._connection, version, timeout_seconds)
+
+    async def first_verdict(self, version: str, *, timeout_seconds: float = VERDICT_SECONDS) -> VersionStatus:
+        """Wait until a live replica of the version's base model serves it or has refused it; returns at once where none is alive.
+
+        PreconditionFailed with the reasons if one refused it, DeadlineExceeded if none has said either after `timeout_seconds`.
+        """
+        return await first_verdict(self._connection, version, timeout_seconds)
 
     async def download_version(self, version: str) -> tuple[PromptVersion, bytes]:
         """The version with its whole manifest, and its blob: a safetensors file. DamagedBlob if what arrived is not what was published."""
@@ -137,7 +129,7 @@ class PromptMethods:
     async def export_version(self, version: str, directory: str | Path, *, base_model: str = "", overwrite: bool = False) -> PromptVersion:
         """Write a version as a directory that `peft.PeftModel.from_pretrained` loads. `base_model`: where its users load the model from."""
         described, data = await self.download_version(version)
-        await asyncio.to_thread(write_adapter, Path(directory).expanduser(), described, data, base_model, overwrite)
+        await asyncio.to_thread(write_adapter, expanded(directory), described, data, base_model, overwrite)
         return described
 
     async def import_version(

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import grpc
 
 from shared.config import is_loopback
 from shared.errors import InvalidInput
 from shared.security.watched_file import WatchedFile
+from shared.user_cache import expanded
 
 TLS_VARIABLE, CA_VARIABLE = "SOFTPROMPT_TLS", "SOFTPROMPT_TLS_CA_FILE"
 CERTIFICATE_VARIABLE, KEY_VARIABLE = "SOFTPROMPT_TLS_CERTIFICATE_FILE", "SOFTPROMPT_TLS_KEY_FILE"
@@ -89,11 +89,14 @@ class TokenSource:
 
 def is_local(endpoint: str) -> bool:
     """Whether `host:port`, `dns:///host:port`, `ipv4:a:1,b:2` or `unix:path` stays on this machine; what is spelled oddly doesn't."""
-    if endpoint.startswith("unix:"):
-        return True
+    return endpoint.startswith("unix:") or all(is_loopback(host) for host in hosts_of(endpoint))
+
+
+def hosts_of(endpoint: str) -> list[str]:
+    """The hosts of a target that is no Unix socket, as they are spelled there."""
     scheme = next((scheme for scheme in ("dns:", "ipv4:", "ipv6:") if endpoint.startswith(scheme)), "")
     addresses = endpoint.removeprefix(scheme).removeprefix("///" if scheme else "")
-    return all(is_loopback(_host_of(address)) for address in addresses.split(","))
+    return [_host_of(address) for address in addresses.split(",")]
 
 
 def _host_of(address: str) -> str:
@@ -117,6 +120,6 @@ def _read(path: str, variable: str, watched: WatchedFile | None = None) -> bytes
     if not path:
         return None
     try:
-        return watched.read() if watched else Path(path).expanduser().read_bytes()
+        return watched.read() if watched else expanded(path).read_bytes()
     except OSError as error:
         raise InvalidInput.of(variable, f"{path}: {error.strerror}") from error

@@ -11,6 +11,7 @@ from softprompt.client.async_client import AsyncClient
 from softprompt.client.loop_thread import LoopThread
 from softprompt.client.security import ClientSecurity
 from softprompt.client.stream import GenerationStream
+from softprompt.client.verdict import VERDICT_SECONDS
 from softprompt.types.common import Sampling, Template
 from softprompt.types.generation import (
     CandidateScore,
@@ -27,7 +28,7 @@ from softprompt.types.generation import (
 )
 from softprompt.types.prompts import Alias, AliasTarget, Prompt, PromptChange, PromptStatus, PromptVersion, VersionStatus
 from softprompt.types.tuning import (
-    Examples,
+    Dataset,
     JobEvent,
     JobOrder,
     JobState,
@@ -115,9 +116,7 @@ class Client:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
-    def upload_dataset(
-        self, dataset: str | Path | Examples, *, labels: Sequence[str] = (), timeout_seconds: float | None = None
-    ) -> UploadedDataset:
+    def upload_dataset(self, dataset: Dataset, *, labels: Sequence[str] = (), timeout_seconds: float | None = None) -> UploadedDataset:
         return self._loop.run(self._client.upload_dataset(dataset, labels=labels, timeout_seconds=timeout_seconds))
 
     def list_datasets(self, *, limit: int | None = None) -> list[StoredDataset]:
@@ -207,6 +206,9 @@ class Client:
 
     def wait_until_served_by_all(self, version: str, *, timeout_seconds: float = 60.0) -> VersionStatus:
         return self._loop.run(self._client.wait_until_served_by_all(version, timeout_seconds=timeout_seconds))
+
+    def first_verdict(self, version: str, *, timeout_seconds: float = VERDICT_SECONDS) -> VersionStatus:
+        return self._loop.run(self._client.first_verdict(version, timeout_seconds=timeout_seconds))
 
     def download_version(self, version: str) -> tuple[PromptVersion, bytes]:
         return self._loop.run(self._client.download_version(version))

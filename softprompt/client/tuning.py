@@ -5,22 +5,23 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from pathlib import Path
+from contextlib import ExitStack, suppress
 from typing import Any
 
 from prompttuning.v1 import tuning_pb2
 
-from shared.errors import NotFound
+from shared.errors import DeadlineExceeded, NotFound, PermissionDenied, Unavailable, Unimplemented
 from softprompt.client.clone import cloned_spec, continued_spec
 from softprompt.client.connection import Connection
 from softprompt.client.convert import is_remote, spec_message
 from softprompt.client.datasets import UploadSource
 from softprompt.client.mirror import read
+from softprompt.client.verdict import first_verdict
 from softprompt.client.watch import watch
+from softprompt.data.prepare import DATASET, VALIDATION_DATASET, PreparedData, checked_labels, prepare
 from softprompt.errors import JobFailed
 from softprompt.types.tuning import (
     Dataset,
-    Examples,
     JobEvent,
     JobOrder,
     JobState,
@@ -41,10 +42,17 @@ class TuningMethods:
     _connection: Connection
 
     async def upload_dataset(
-        self, dataset: str | Path | Examples, *, labels: Sequence[str] = (), timeout_seconds: float | None = None
+        self, dataset: Dataset, *, labels: Sequence[str] = (), timeout_seconds: float | None = None
     ) -> UploadedDataset:
-        """Store a file of JSON lines, or examples, under the digest of its bytes. InvalidInput names each offending line."""
-        source = await asyncio.to_thread(UploadSource.of, dataset)
+        """Store examples under the digest of their bytes. `dataset` is a path, a DataFrame, examples, or `Data`, which chooses columns.
+
+        InvalidInput says what is not understood, in one message with the lines that show it; see docs/data.md.
+        """
+        labels = checked_labels(labels)
+        return await self._upload(await asyncio.to_thread(prepare, dataset, labels), labels, timeout_seconds)
+
+    async def _upload(self, prepared: PreparedData, labels: Sequence[str], timeout_seconds: float | None = None) -> UploadedDataset:
+        source = await asyncio.to_thread(UploadSource.of, prepared.content)
 
         async def parts() -> AsyncIterator[tuning_pb2.UploadDatasetRequest]:
             header = tuning_pb2.DatasetHeader(size_bytes=source.size_bytes, digest=source.digest, labels=labels)
@@ -52,7 +60,8 @@ class TuningMethods:
             for chunk in source.chunks():
                 yield tuning_pb2.UploadDatasetRequest(chunk=chunk)
 
-        response = await self._connection.trainer.call(self._connection.tuning.UploadDataset, parts(), timeout_seconds)
+        with prepared.named(DATASET):
+            response = await self._connection.trainer.call(self._connection.tuning.UploadDataset, parts(), timeout_seconds)
         return read(UploadedDataset, response)
 
     async def list_datasets(self, *, limit: int | None = None) -> list[StoredDataset]:
@@ -79,10 +88,14 @@ class TuningMethods:
 
     async def create_job(self, spec: TuningSpec, *, request_id: str = "", timeout_seconds: float | None = None) -> TuningJob:
         """Queue a job, uploading its examples first. Repeating a `request_id` returns the job that it made before."""
-        dataset = await self._dataset_name(spec.dataset, spec.labels)
-        validation = "" if spec.validation_dataset is None else await self._dataset_name(spec.validation_dataset, spec.labels)
-        request = tuning_pb2.CreateTuningJobRequest(spec=spec_message(spec, dataset, validation), request_id=request_id or uuid.uuid4().hex)
-        response = await self._connection.trainer.call(self._connection.tuning.CreateTuningJob, request, timeout_seconds)
+        labels = checked_labels(spec.labels, "spec.labels")
+        with ExitStack() as names:
+            dataset = await self._stored(spec.dataset, labels, DATASET, names)
+            held_out = spec.validation_dataset
+            validation = "" if held_out is None else await self._stored(held_out, labels, VALIDATION_DATASET, names)
+            message = spec_message(spec, dataset, validation)
+            request = tuning_pb2.CreateTuningJobRequest(spec=message, request_id=request_id or uuid.uuid4().hex)
+            response = await self._connection.trainer.call(self._connection.tuning.CreateTuningJob, request, timeout_seconds)
         return read(TuningJob, response.job)
 
     async def clone_job(self, name: str, *, request_id: str = "", **changes: Any) -> TuningJob:
@@ -100,9 +113,17 @@ class TuningMethods:
         return await self.create_job(continued_spec(await self.get_job(name), changes), request_id=request_id)
 
     async def tune(self, spec: TuningSpec, *, on_event: Callable[[JobEvent], object] | None = None) -> TuningJob:
-        """Queue a job and wait until it has succeeded. JobFailed if it fails or is cancelled; leaving early does not cancel the job."""
+        """Queue a job, wait until it has succeeded and until a live replica, if there is one, has looked at its version.
+
+        JobFailed if it fails or is cancelled, PreconditionFailed with the reason if the replica refuses the version. Leaving early does
+        not cancel the job.
+        """
         job = await self.create_job(spec)
-        return await self.wait_for_job(job.name, on_event=on_event)
+        job = await self.wait_for_job(job.name, on_event=on_event)
+        if job.result is not None and job.result.alias_moved:  # replicas load what an alias names
+            with suppress(DeadlineExceeded, NotFound, PermissionDenied, Unavailable, Unimplemented):
+                await first_verdict(self._connection, job.result.version)
+        return job
 
     async def get_job(self, name: str) -> TuningJob:
         request = tuning_pb2.GetTuningJobRequest(name=name)
@@ -184,9 +205,10 @@ class TuningMethods:
             ServiceInfo, await self._connection.trainer.call(self._connection.tuning.GetServiceInfo, tuning_pb2.GetServiceInfoRequest())
         )
 
-    async def _dataset_name(self, dataset: Dataset, labels: Sequence[str]) -> str:
+    async def _stored(self, dataset: Dataset, labels: Sequence[str], which: str, names: ExitStack) -> str:
+        """The name or URI of the data, uploaded now if it is a caller's. `names` renames lines in what the service finds later."""
         if isinstance(dataset, str) and is_remote(dataset):
             return dataset
-        if isinstance(dataset, str | Path) and not await asyncio.to_thread(Path(dataset).expanduser().is_file):
-            raise NotFound("dataset file", str(dataset))
-        return (await self.upload_dataset(dataset, labels=labels)).dataset
+        prepared = await asyncio.to_thread(prepare, dataset, labels, which)
+        names.enter_context(prepared.named(which))
+        return (await self._upload(prepared, labels)).dataset

@@ -30,6 +30,9 @@ def save_curve(records: Sequence[TrainingRecord], title: str, path: Path) -> Pat
         start += record.last_step
     if records and records[0].bare_loss is not None:
         axes.axhline(records[0].bare_loss, color=_INK, linewidth=1, linestyle="--", label="bare model, held out")
+    for (title, loss), style in zip(records[0].rival_losses.items() if records else (), ("-.", ":"), strict=False):
+        if loss is not None:
+            axes.axhline(loss, color=_INK, linewidth=1, linestyle=style, label=f"{title}, held out")
     axes.set(xlabel="optimizer step", ylabel="loss per target token")
     axes.set_title(title, loc="left", color=_INK, fontweight="bold")
     axes.set_ylim(bottom=0)

@@ -15,6 +15,8 @@ class TrainingRecord:
     train: list[tuple[int, float]] = field(default_factory=list)
     held_out: list[tuple[int, float]] = field(default_factory=list)
     bare_loss: float | None = None
+    rival_losses: dict[str, float | None] = field(default_factory=dict)
+    """Held-out losses of the base model asked in other ways; None: not measured."""
 
     def update(self, event: JobEvent) -> None:
         if isinstance(event, ProgressMade) and event.progress.step > 0:

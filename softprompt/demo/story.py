@@ -108,6 +108,11 @@ class Story:
         tuned, bare = result.metrics.get("loss", float("nan")), result.bare_metrics.get("loss", float("nan"))
         self.promises.check(bool(result.version), f"published {result.version} ({result.digest[:19]})")
         self.promises.check(tuned < bare, f"held-out loss {tuned:.3f}, the bare model's is {bare:.3f}")
+        instructed, few_shot = (metrics.get("loss") for metrics in (result.instructed_metrics, result.few_shot_metrics))
+        record.rival_losses = {"model with an instruction": instructed, f"model with {result.num_shots} examples in its input": few_shot}
+        for title, loss in record.rival_losses.items():
+            if loss is not None:
+                self.console.print(f"  {title}: {loss:.3f}", markup=False, soft_wrap=True)
         return result.version
 
     async def _wait_until_served(self, client: AsyncClient, version: str) -> None:

@@ -63,7 +63,7 @@ class PlainTraining(SilentTraining):
                 self._next_line = time.monotonic() + PLAIN_LINE_SECONDS
                 self._print(
                     f"step {progress.step}/{progress.num_steps}  loss {progress.train_loss:.3f}  "
-                    f"{progress.examples_per_second:.1f} examples/s  {time_left(progress)} left"
+                    f"{progress.examples_per_second:.1f} examples/s  {time_left(progress, event.time)} left"
                 )
 
     def _is_due(self, progress: TuningProgress) -> bool:
@@ -101,17 +101,17 @@ class LiveTraining:
             case StateChanged(job=job):
                 self._progress.update(self._task, description=f"{self._title}: {_state_text(job)}")
                 if job.progress is not None:
-                    self._show(job.progress)
+                    self._show(job.progress, event.time)
                 if job.state.is_final:
                     self._progress.update(self._task, left="0:00")
             case ProgressMade(progress=progress):
-                self._show(progress)
+                self._show(progress, event.time)
             case Evaluated(metrics=metrics):
                 self._progress.update(self._task, held_out=_metric(metrics.get("loss")))
             case Note(text=text):
                 self._progress.console.print(text, markup=False)
 
-    def _show(self, progress: TuningProgress) -> None:
+    def _show(self, progress: TuningProgress, now: datetime | None) -> None:
         if not progress.step:
             return
         self._progress.update(
@@ -121,16 +121,17 @@ class LiveTraining:
             steps=progress.num_steps or "?",
             loss=f"{progress.train_loss:.3f}",
             speed=f"{progress.examples_per_second:.1f}",
-            left=time_left(progress),
+            left=time_left(progress, now),
         )
         if "loss" in progress.metrics:
             self._progress.update(self._task, held_out=_metric(progress.metrics["loss"]))
 
 
-def time_left(progress: TuningProgress) -> str:
+def time_left(progress: TuningProgress, now: datetime | None) -> str:
+    """`now` on the trainer's clock, which made the estimate; this machine's may show another time."""
     if progress.estimated_end_time is None:
         return "-"
-    seconds = max(0, round((progress.estimated_end_time - datetime.now(UTC)).total_seconds()))
+    seconds = max(0, round((progress.estimated_end_time - (now or datetime.now(UTC))).total_seconds()))
     hours, rest = divmod(seconds, 3600)
     return f"{hours}:{rest // 60:02}:{rest % 60:02}" if hours else f"{rest // 60}:{rest % 60:02}"
 

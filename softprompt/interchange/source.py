@@ -1,7 +1,7 @@
 """What of a caller's files is sent for an import: one safetensors file. Everything that could run code is refused here by its name.
 
-Taken are a safetensors file; a directory of PEFT (adapter_model.safetensors with its adapter_config.json, prompt tuning only); a directory
-of TGIS or caikit (decoder.safetensors). What is in the tensors the trainer checks: nothing here is believed by anybody.
+Taken are a safetensors file; a directory of PEFT (adapter_model.safetensors with its adapter_config.json, of prompt tuning or P-tuning);
+a directory of TGIS or caikit (decoder.safetensors). What is in the tensors the trainer checks: nothing here is believed by anybody.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from shared.errors import InvalidInput, NotFound
+from shared.user_cache import expanded
 from softprompt.interchange.adapter import CONFIG_FILE, WEIGHTS_FILE
 
 MAX_BYTES = 64 << 20
@@ -19,6 +20,8 @@ _MAX_CONFIG_BYTES = 1 << 20
 _DECODER_FILE, _ENCODER_STEM = "decoder.safetensors", "encoder"
 _PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib"}
 _PICKLE_BEGINNINGS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+_SOFT_PROMPTS = ("PROMPT_TUNING", "P_TUNING")
+"""PEFT's kinds whose file holds the embeddings of virtual tokens. Of P-tuning (Liu et al. 2021) it holds what the encoder made of them."""
 _WHY = "a pickle can run any code when it is read, so none is read here"
 _REMEDY = "save the tensor as safetensors, on a machine that may run the file's code: safetensors.torch.save_file(...)"
 
@@ -32,11 +35,13 @@ class ImportSource:
     @classmethod
     def of(cls, path: str | Path) -> ImportSource:
         """NotFound, or InvalidInput naming the file and the reason."""
-        path = Path(path).expanduser()
+        path = expanded(path)
         try:
             if path.is_dir():
                 return _of_directory(path)
             if not path.is_file():
+                if path.exists() or str(path) == "-":
+                    raise InvalidInput.of("file", f"{str(path)!r} is neither a file nor a directory; a pipe can't be imported")
                 raise NotFound("file", str(path))
             return cls(_checked(path))
         except OSError as error:
@@ -85,10 +90,8 @@ def _check_adapter(file: Path, weights: Path) -> None:
         raise InvalidInput.of("file", f"{file} can't be read as JSON") from error
     if not isinstance(config, dict):
         raise InvalidInput.of("file", f"{file} is no adapter configuration")
-    if (kind := config.get("peft_type")) != "PROMPT_TUNING":
-        raise InvalidInput.of(
-            "file", f"{file} says peft_type {str(kind)[:40]!r}; only PROMPT_TUNING has a matrix that stands before the input"
-        )
+    if (kind := config.get("peft_type")) not in _SOFT_PROMPTS:
+        raise InvalidInput.of("file", f"{file} says peft_type {str(kind)[:40]!r}; soft prompts are of {' and '.join(_SOFT_PROMPTS)}")
     if (task := config.get("task_type")) not in ("CAUSAL_LM", None):
         raise InvalidInput.of("file", f"{file} says task_type {str(task)[:40]!r}; only CAUSAL_LM is served")
     if (submodules := config.get("num_transformer_submodules")) not in (1, None):

@@ -13,6 +13,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from shared.standard_streams import ERROR_MARK
+
 LogSink = Callable[[str, str], None]
 """Called with (service name, line)."""
 
@@ -70,7 +72,7 @@ class ServiceProcess:
                     await asyncio.sleep(POLL_SECONDS)
         except TimeoutError:
             raise ServiceFailed(f"the {self.name} is not ready after {timeout_seconds:g} s:\n{self._words()}") from None
-        content = json.loads(self._ready_file.read_text())
+        content = json.loads(self._ready_file.read_bytes())
         return Ready(content["port"], content["metrics_port"], content["pid"])
 
     async def ended(self) -> ServiceFailed:
@@ -116,7 +118,15 @@ class ServiceProcess:
 
     async def _failure(self) -> ServiceFailed:
         await self._finish_log()
+        if sentence := self._sentence():
+            return ServiceFailed(f"the {self.name} ended: {sentence}")
         return ServiceFailed(f"the {self.name} ended with exit code {self._started.returncode}:\n{self._words()}")
+
+    def _sentence(self) -> str:
+        """Why it ended, if it said so."""
+        lines = list(self._last_lines)
+        begin = next((number for number, line in enumerate(lines) if line.startswith(ERROR_MARK)), len(lines))
+        return "\n".join(lines[begin:]).removeprefix(ERROR_MARK)
 
     def _words(self) -> str:
         return "\n".join(f"  {line}" for line in self._last_lines) or "  (it said nothing)"

@@ -72,3 +72,22 @@ class BaseModelInfo:
     vocab_size: int
     num_layers: int
     max_positions: int
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A tuned prompt beside another way to use its base model, on the same held-out examples."""
+
+    rival: str
+    """ "bare_model", "instructed_model", "few_shot_model" or "current_version"."""
+    metric: str
+    value: float
+    rival_value: float
+    difference: float
+    """Positive where the tuned prompt is better."""
+    low: float | None
+    high: float | None
+    """Ends of the 95 % interval of `difference`; None: too few examples for one."""
+    num_examples: int
+    beats: bool
+    """Better beyond chance."""

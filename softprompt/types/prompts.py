@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from softprompt.types.common import BaseModelInfo, Sampling, Template
+from softprompt.types.common import BaseModelInfo, Comparison, Sampling, Template
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,10 @@ class PromptVersion:
     aliases: tuple[str, ...]
     gate: str
     """Why its gate let it be published, with the numbers."""
+    comparisons: tuple[Comparison, ...] = ()
+    """The prompt beside other ways to use the base model."""
+    verdict: str = ""
+    """Which of them it beats, and which it doesn't."""
 
 
 @dataclass(frozen=True)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from pathlib import Path
-from typing import Any
+from os import PathLike
 
-from softprompt.types.common import BaseModelInfo, Message, Sampling, Template
+from softprompt.data.prepare import PreparedData
+from softprompt.types.common import BaseModelInfo, Comparison, Sampling, Template
+from softprompt.types.data import Data, Examples
 
 
 class TaskKind(StrEnum):
@@ -68,19 +69,8 @@ class JobState(StrEnum):
         return self in (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED)
 
 
-@dataclass(frozen=True)
-class Example:
-    """An input with exactly one of `output`, `label`; or `messages`, whose last turn is the assistant's."""
-
-    input: str = ""
-    output: str | None = None
-    label: str | None = None
-    messages: tuple[Message, ...] = ()
-
-
-Examples = Iterable[Example | Mapping[str, Any]]
-Dataset = str | Path | Examples
-"""A path of JSON lines, a dataset name ("datasets/sha256-..."), a URI that the trainer can read ("file:///..."), or the examples."""
+Dataset = str | PathLike[str] | Examples | Data | PreparedData
+"""A file or other data as `Data` takes them, a dataset name ("datasets/sha256-..."), or a URI that the trainer can read ("file:///...")."""
 
 
 @dataclass(frozen=True)
@@ -196,6 +186,8 @@ class TuningProgress:
     best_step: int
     examples_per_second: float
     estimated_end_time: datetime | None
+    num_skipped_steps: int = 0
+    """Left out because their loss or gradient was not finite."""
 
 
 @dataclass(frozen=True)
@@ -208,6 +200,13 @@ class DatasetStatistics:
     max_input_tokens: int
     mean_target_tokens: float
     max_target_tokens: int
+    num_distinct_inputs: int = 0
+    num_duplicates: int = 0
+    """Examples that repeat an earlier one exactly."""
+    num_near_duplicates: int = 0
+    """Examples whose input is nearly that of an earlier one."""
+    num_contradictions: int = 0
+    """Examples whose input also has another label."""
 
 
 @dataclass(frozen=True)
@@ -223,6 +222,18 @@ class TuningError:
 class NearestToken:
     text: str
     cosine: float
+
+
+@dataclass(frozen=True)
+class SearchCandidate:
+    """What a search tried. `end`: why it left early, "worse" or "not finite"; empty if it was trained to the end."""
+
+    learning_rate: float
+    init_method: InitMethod | None
+    num_steps: int
+    metrics: Mapping[str, float]
+    chosen: bool
+    end: str
 
 
 @dataclass(frozen=True)
@@ -245,6 +256,23 @@ class TuningResult:
     """None unless the job was to wait for it."""
     serving: str
     """How many live replicas served the version when the job ended, and which refused it and why."""
+    instructed_metrics: Mapping[str, float] = field(default_factory=dict)
+    few_shot_metrics: Mapping[str, float] = field(default_factory=dict)
+    num_shots: int = 0
+    """Training examples in each few-shot input."""
+    comparisons: tuple[Comparison, ...] = ()
+    verdict: str = ""
+    """Which other ways to use the base model the prompt beats, and which it doesn't."""
+    metric_low: float | None = None
+    metric_high: float | None = None
+    """Ends of the 95 % interval of the job's metric; None: too few held-out examples for one."""
+    num_judging: int = 0
+    """Held-out examples that all metrics here are of."""
+    judged_apart: bool = False
+    """Whether none of them judged a checkpoint that it had helped to choose."""
+    candidates: tuple[SearchCandidate, ...] = ()
+    """What a search tried."""
+    num_skipped_steps: int = 0
 
 
 @dataclass(frozen=True)

@@ -107,13 +107,16 @@ class Replica:
         return await until(look)  # type: ignore[no-any-return]
 
     async def metric(self, name: str, **labels: str) -> float:
+        return await self.sample(f"softprompt_inference_{name}", **labels)
+
+    async def sample(self, name: str, **labels: str) -> float:
         def scrape() -> str:
             with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics_port}/metrics") as response:
                 return str(response.read().decode())
 
         for family in text_string_to_metric_families(await asyncio.to_thread(scrape)):
             for sample in family.samples:
-                if sample.name == f"softprompt_inference_{name}" and labels.items() <= sample.labels.items():
+                if sample.name == name and labels.items() <= sample.labels.items():
                     return float(sample.value)
         return 0.0
 
@@ -143,13 +146,14 @@ async def refusal(call: Any) -> Any:
 
 @asynccontextmanager
 async def running_replica(model_dir: Path, directory: Path, **settings: Any) -> AsyncIterator[Replica]:
-    """Serve until the block ends, then drain. `store_dir` among the settings: a store that others use, too."""
+    """Serve until the block ends, then drain. `store_dir` or `store_url` among the settings: a store that others use, too."""
     store_dir = Path(settings.pop("store_dir", directory / "store"))
+    store_url = settings.pop("store_url", str(store_dir))
     directory.mkdir(parents=True, exist_ok=True)
     ready_file = directory / "ready.json"
-    store = open_store(str(store_dir))
+    store = open_store(store_url)
     defaults = {"dtype": "float32", "device": "cpu", "poll_seconds": 0.02, "grace_seconds": 10, "heartbeat_seconds": 1}
-    chosen = InferenceSettings(base_model=str(model_dir), store_url=str(store_dir), ready_file=str(ready_file), **{**defaults, **settings})
+    chosen = InferenceSettings(base_model=str(model_dir), store_url=store_url, ready_file=str(ready_file), **{**defaults, **settings})
     stop = asyncio.Event()
     done = asyncio.create_task(serve(chosen, stop))
     await until(lambda: ready_file.exists() or done.done())

@@ -11,7 +11,7 @@ from prompttuning.v1 import common_pb2, generation_pb2
 from transformers import AutoModelForCausalLM
 
 from inference_service.generation import AnswerTrim
-from shared.base_model import load_tokenizer
+from shared.base_model import load, load_tokenizer
 from shared.errors import DeadlineExceeded, InvalidInput, NotFound
 from shared.manifest import SamplingDefaults
 from shared.template import InputEncoder, Template
@@ -205,3 +205,19 @@ async def test_model_info_tells_model_and_limits(replica: Replica) -> None:
     assert (info.base_model.hidden_size, info.base_model.architecture, info.dtype) == (64, "LlamaForCausalLM", "float32")
     assert (info.limits.max_positions, info.limits.max_stop_sequences) == (512, 16)
     assert info.default_sampling.max_new_tokens == 256
+
+
+async def test_the_bare_models_answer_goes_on_in_the_inputs_own_text(replica: Replica, tiny_model_dir: Path) -> None:
+    """Put together they are what the model wrote: a space with which the answer begins is not dropped."""
+    tokenizer, model = load_tokenizer(tiny_model_dir), load(tiny_model_dir, dtype="float32", device="cpu").model
+    (space,) = tokenizer(" ", add_special_tokens=False)["input_ids"]
+    texts = [first + second + third for first in "abcdefghijklmno" for second in "abcdefghijklmno" for third in "abcdefghijklmno"]
+    ids = torch.tensor([tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts])
+    with torch.no_grad():
+        greedy = model(ids).logits[:, -1].argmax(-1)
+    text = texts[greedy.tolist().index(space)]
+    answer = (await replica.generate(text, max_new_tokens=3)).output
+    assert answer.text.startswith(" ")
+    assert answer.text == tokenizer.decode(answer.token_ids)
+    streamed = [part.delta.text async for part in replica.stub.GenerateStream(stream_request(text, max_new_tokens=3))]
+    assert "".join(streamed) == answer.text

@@ -10,6 +10,7 @@ import pytest
 
 from inference_service.inputs import ChatInput, InputPreparer, InputRequest, TextInput, TokenInput, bare_template
 from shared.errors import InvalidInput
+from shared.security.caller import Caller, Tenant, calling
 from shared.template import InputEncoder, Message, Template, TemplateFormat
 from tests.tiny_models import VOCAB_SIZE, byte_tokenizer
 
@@ -90,4 +91,23 @@ async def test_large_inputs_leave_the_event_loop_free() -> None:
     assert not large.done()
     assert len((await large).ids) == 200_000
     assert threading.current_thread().name not in tokenizer.threads
+    preparer.close()
+
+
+async def test_a_tenants_large_inputs_do_not_queue_behind_all_of_another_tenants() -> None:
+    preparer = InputPreparer(VOCAB_SIZE, max_length=1 << 21)
+    order = list[str]()
+
+    async def prepare(tenant: str) -> None:
+        with calling(Caller(f"caller of {tenant}", frozenset(), group=Tenant(tenant))):
+            await preparer.run(1 << 20, lambda: order.append(tenant))
+
+    go_on = threading.Event()
+    busy = asyncio.create_task(preparer.run(1 << 20, lambda: go_on.wait(30)))
+    await asyncio.sleep(0)
+    waiting = [asyncio.create_task(prepare(tenant)) for tenant in ["greedy"] * 20 + ["modest"]]
+    await asyncio.sleep(0)
+    go_on.set()
+    await asyncio.gather(busy, *waiting)
+    assert order.index("modest") <= 1
     preparer.close()

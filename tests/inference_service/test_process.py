@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import signal
+import socket
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -100,6 +102,48 @@ async def test_bad_settings_stop_the_start_by_name(tiny_model_dir: Path, tmp_pat
         assert started.returncode == EXIT_CONFIG
         for variable in ("DTYPE", "MAX_RUNNING", "COLOUR"):
             assert f"SOFTPROMPT_INFERENCE_{variable}" in errors.decode()
+
+
+@pytest.mark.parametrize("setting", ["PORT", "METRICS_PORT", "HEALTH_PORT"])
+async def test_a_taken_port_is_one_sentence(tiny_model_dir: Path, tmp_path: Path, setting: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        number = str(taken.getsockname()[1])
+        async with process(environment(tiny_model_dir, tmp_path, **{setting: number, "LOG_FORMAT": "console"})) as started:
+            _, errors = await started.communicate()
+    lines = [line for line in errors.decode().splitlines() if "plaintext, on loopback" not in line]
+    assert len(lines) == 1, lines
+    assert lines[0].startswith(f"error: cannot listen on 127.0.0.1:{number}")
+    assert "another program uses this port" in lines[0]
+    assert started.returncode == 1
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "words"),
+    [
+        ("HOST", "no-such-host.invalid", "cannot listen on no-such-host.invalid:0: 'no-such-host.invalid' is no address of this machine"),
+        ("STORE_URL", __file__, "is a file; a directory is expected"),
+        ("BASE_MODEL", "pickled", "SOFTPROMPT_INFERENCE_BASE_MODEL: base model 'pickled'"),
+        ("BASE_MODEL", "cut", "model.safetensors: it is cut short: 9000 of "),
+    ],
+)
+async def test_what_keeps_the_service_from_starting_is_one_sentence(
+    tiny_model_dir: Path, tmp_path: Path, setting: str, value: str, words: str
+) -> None:
+    for name in ("pickled", "cut"):
+        shutil.copytree(tiny_model_dir, tmp_path / name)
+    weights = tmp_path / "pickled" / "model.safetensors"
+    weights.rename(weights.with_name("pytorch_model.bin"))
+    weights = tmp_path / "cut" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:9000])
+    value = str(tmp_path / value) if setting == "BASE_MODEL" else value
+    async with process(environment(tiny_model_dir, tmp_path, PLAINTEXT="true", LOG_FORMAT="console", **{setting: value})) as started:
+        _, errors = await started.communicate()
+    lines = errors.decode().splitlines()
+    assert started.returncode in (1, EXIT_CONFIG)
+    assert lines[-1].startswith("error: ")
+    assert words in lines[-1]
+    assert not any(line.startswith(("Traceback", "E")) for line in lines), errors.decode()
+    assert len(lines) < 8
 
 
 async def test_a_model_that_is_not_there_ends_the_start_with_its_name(tmp_path: Path) -> None:

@@ -345,6 +345,13 @@ async def test_workers_that_can_t_load_their_model(faults: Any) -> None:
         assert await fault.fires(10, minute) == {"SoftpromptWorkersDontStart"}
 
 
+async def test_a_base_model_that_is_missing(faults: Any, tiny_model_dir: Path, tmp_path: Path) -> None:
+    both = (f"tiny={tiny_model_dir}", f"late={tmp_path / 'late'}")
+    async with faults(scripted(), trainer={"base_models": both}) as fault:
+        await fault.until("softprompt_trainer_base_models", 1, base_model="late", state="unavailable")
+        assert await fault.fires(30) == {"SoftpromptBaseModelUnavailable"}
+
+
 async def test_a_job_that_waits_for_hours_behind_another(faults: Any) -> None:
     async with faults(scripted(), trainer={"max_jobs_per_worker": 1}) as fault:
         running = await create_job(fault.trainer, **job_that("forever"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,8 @@ def model_dir(tiny_model_dir: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The names of the files that were hashed."""
+    """The names of the files that were hashed, a minute after they were written."""
+    monkeypatch.setattr(fingerprint, "_now_ns", lambda: time.time_ns() + 60 * 10**9)
     names: list[str] = []
     hash_file = fingerprint._hash_file
 

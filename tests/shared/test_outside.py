@@ -8,11 +8,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import pytest
 
 from shared.errors import Unavailable
 from shared.outside import CallPool
+from shared.security.caller import Caller, Tenant, calling
 
 
 class Hanging:
@@ -40,6 +42,71 @@ async def stuck(pool: CallPool, system: Hanging, num_calls: int) -> None:
         with pytest.raises(Unavailable, match=r"did not answer within 0\.05 s"):
             await call
     await until(lambda: pool.stats().overdue == num_calls)
+
+
+def of(tenant: str) -> AbstractContextManager[None]:
+    return calling(Caller(f"caller of {tenant}", frozenset(), group=Tenant(tenant)))
+
+
+async def test_a_tenant_waits_for_one_call_of_another_however_many_that_has_queued() -> None:
+    pool, system, order = CallPool("thing", max_threads=1), Hanging(), list[str]()
+    with of("greedy"):
+        calls = [asyncio.create_task(pool.call(system.call)), *(asyncio.create_task(pool.call(order.append, "greedy")) for _ in range(20))]
+    await until(lambda: system.num_calls == 1 and pool.stats().waiting == 20)
+    with of("modest"):
+        calls.append(asyncio.create_task(pool.call(order.append, "modest")))
+    await until(lambda: pool.stats().waiting == 21)
+    system.answers.set()
+    await asyncio.gather(*calls)
+    assert order.index("modest") <= 1
+    assert len(order) == 21
+    pool.close()
+
+
+async def test_one_tenant_never_holds_all_threads_and_only_its_own_calls_are_refused() -> None:
+    pool, system = CallPool("thing", max_threads=4, timeout_seconds=0.3), Hanging()
+    with of("greedy"):
+        calls = [asyncio.create_task(pool.call(system.call)) for _ in range(10)]
+    await until(lambda: system.num_calls == 3)
+    with of("modest"):
+        assert await pool.call(int) == 0
+    assert await asyncio.wait_for(pool.call(int), 10) == 0, "so does the service itself"
+    assert {type(result) for result in await asyncio.gather(*calls, return_exceptions=True)} == {Unavailable}
+    assert system.num_calls == 3
+    pool._next_probe_at = time.monotonic() + 60  # no spare thread in this test
+    with of("greedy"), pytest.raises(Unavailable, match="3 calls are overdue"):
+        await pool.call(int)
+    with of("modest"):
+        assert await pool.call(int) == 0
+    system.answers.set()
+    await until(lambda: pool.stats().in_flight == 0)
+    with of("greedy"):
+        assert await pool.call(int) == 0
+    pool.close()
+
+
+async def test_a_tenant_whose_calls_never_return_gets_spare_threads_too() -> None:
+    pool, system = CallPool("thing", max_threads=4, timeout_seconds=0.05), Hanging()
+    with of("greedy"):
+        await stuck(pool, system, 3)
+        async with asyncio.timeout(10):
+            while True:
+                try:
+                    assert await pool.call(int) == 0
+                    break
+                except Unavailable:
+                    await asyncio.sleep(0.01)
+    system.answers.set()
+    pool.close()
+
+
+async def test_where_no_tenants_are_configured_all_threads_are_everybodys() -> None:
+    pool, system = CallPool("thing", max_threads=4, timeout_seconds=10), Hanging()
+    calls = [asyncio.create_task(pool.call(system.call)) for _ in range(4)]
+    await until(lambda: system.num_calls == 4)
+    system.answers.set()
+    await asyncio.gather(*calls)
+    pool.close()
 
 
 async def test_results_errors_and_arguments_pass_through() -> None:

@@ -43,6 +43,9 @@ class FakeTrainer(tuning_pb2_grpc.TuningServiceServicer, prompts_pb2_grpc.Prompt
         self.jobs = {JOB: succeeded_job()}
         self.events = finished_events()
         self.alias_version = 2
+        self.created_statistics: tuning_pb2.DatasetStatistics | None = None
+        self.statuses: list[prompts_pb2.VersionStatus] = [prompts_pb2.VersionStatus(version="prompts/tone/versions/1")]
+        """What GetPromptStatus answers, one after the other, the last one from then on."""
 
     def _maybe_fail(self) -> None:
         if self.fail_next:
@@ -64,7 +67,8 @@ class FakeTrainer(tuning_pb2_grpc.TuningServiceServicer, prompts_pb2_grpc.Prompt
         self._maybe_fail()
         self.specs.append(request.spec)
         self.request_ids.append(request.request_id)
-        return tuning_pb2.CreateTuningJobResponse(job=tuning_pb2.TuningJob(name=JOB, state=QUEUED, spec=request.spec))
+        job = tuning_pb2.TuningJob(name=JOB, state=QUEUED, spec=request.spec, dataset_statistics=self.created_statistics)
+        return tuning_pb2.CreateTuningJobResponse(job=job)
 
     async def GetTuningJob(self, request: Any, context: Any) -> tuning_pb2.GetTuningJobResponse:
         self._maybe_fail()
@@ -113,6 +117,10 @@ class FakeTrainer(tuning_pb2_grpc.TuningServiceServicer, prompts_pb2_grpc.Prompt
 
     async def GetPrompt(self, request: Any, context: Any) -> prompts_pb2.GetPromptResponse:
         return prompts_pb2.GetPromptResponse(prompt=self._prompt())
+
+    async def GetPromptStatus(self, request: Any, context: Any) -> prompts_pb2.GetPromptStatusResponse:
+        self._maybe_fail()
+        return prompts_pb2.GetPromptStatusResponse(versions=[self.statuses.pop(0) if len(self.statuses) > 1 else self.statuses[0]])
 
     async def ListPromptVersions(self, request: Any, context: Any) -> prompts_pb2.ListPromptVersionsResponse:
         return prompts_pb2.ListPromptVersionsResponse(
@@ -210,6 +218,14 @@ def succeeded_job() -> tuning_pb2.TuningJob:
     result = tuning_pb2.TuningResult(published=True, version="prompts/tone/versions/1", alias_moved=True, metrics={"loss": 1.25})
     result.bare_metrics["loss"] = 3.5
     result.template_metrics["loss"] = 2.75
+    result.instructed_metrics["loss"], result.few_shot_metrics["loss"], result.num_shots = 2.5, 1.2, 12
+    result.verdict = "beats the bare model; loss 1.25 does not beat 1.2 of the model with an instruction and examples in its input"
+    result.comparisons.add(rival="few_shot_model", metric="loss", value=1.25, rival_value=1.2, difference=-0.05, num_examples=4)
+    result.num_judging, result.judged_apart, result.metric_low, result.metric_high = 4, True, 1.0, 1.5
+    tried = {"learning_rate": 0.015, "init_method": tuning_pb2.PromptInit.METHOD_LABELS, "num_steps": 2, "metrics": {"loss": 1.25}}
+    result.candidates.add(**tried, chosen=True)
+    result.candidates.add(learning_rate=0.005, init_method=tuning_pb2.PromptInit.METHOD_TEXT, num_steps=1, end="worse")
+    result.num_skipped_steps = 3
     result.score_stability, result.best_step = 0.0125, 2
     result.nearest_tokens.extend(tuning_pb2.NearestToken(text=f" word{index}", cosine=0.5) for index in range(10))
     progress = tuning_pb2.TuningProgress(step=2, num_steps=2, train_loss=1.5, examples_per_second=12.5, grad_norm=0.75)

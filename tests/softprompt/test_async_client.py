@@ -10,7 +10,7 @@ import grpc
 import pytest
 from prompttuning.v1 import generation_pb2
 
-from shared.errors import Conflict, DeadlineExceeded, InvalidInput, NotFound, Overloaded, PreconditionFailed, Unavailable
+from shared.errors import Conflict, DeadlineExceeded, FieldViolation, InvalidInput, NotFound, Overloaded, PreconditionFailed, Unavailable
 from softprompt import AliasTarget, AsyncClient, Example, JobState, Message, Sampling, TokenIds, TuningSpec
 from softprompt.errors import JobFailed
 from softprompt.types.generation import FinishReason, LoadedState
@@ -35,14 +35,32 @@ async def test_a_file_is_uploaded_in_pieces_under_its_digest(client, trainer, tm
 
 async def test_examples_become_json_lines(client, trainer):
     conversation = (Message("user", "hi"), Message("assistant", "hello"))
-    await client.upload_dataset([Example("a", output="ä"), Example("b", label="x"), Example(messages=conversation), {"input": "raw"}])
-    lines = [json.loads(line) for line in trainer.uploads[0][1].decode().splitlines()]
+    for examples in (
+        [Example("a", output="ä"), {"input": "b", "output": "c"}],
+        [Example("b", label="x")],
+        [Example(messages=conversation)],
+    ):
+        await client.upload_dataset(examples)
+    lines = [json.loads(line) for _, content in trainer.uploads for line in content.decode().splitlines()]
     assert lines == [
         {"input": "a", "output": "ä"},
+        {"input": "b", "output": "c"},
         {"input": "b", "label": "x"},
         {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]},
-        {"input": "raw"},
     ]
+
+
+async def test_what_the_service_finds_wrong_is_named_by_its_place_with_the_caller(client, trainer, tmp_path):
+    path = tmp_path / "train.csv"
+    path.write_text('question,answer\n"two\nlines",b\n\nc,d\n')
+    wrong = [("dataset line 2 output", "is too long"), ("spec.prompt", "is taken")]
+    trainer.fail_next = [InvalidInput([FieldViolation(*item) for item in wrong])]
+    with pytest.raises(InvalidInput) as caught:
+        await client.create_job(TuningSpec("tone", path))
+    assert [violation.field for violation in caught.value.violations] == ["dataset line 5 output", "spec.prompt"]
+    trainer.fail_next = [InvalidInput.of("dataset line 2", "is too long")]
+    with pytest.raises(InvalidInput, match=r"validation dataset\[1\]: is too long"):
+        await client.create_job(TuningSpec("tone", DATASET, validation_dataset=[Example("a", output="b"), Example("c", output="d")]))
 
 
 async def test_a_job_with_data_that_is_there_uploads_nothing(client, trainer):

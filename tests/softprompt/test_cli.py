@@ -25,7 +25,7 @@ COMMANDS = [
     ("classify",),
     ("info",),
     *[("jobs", name) for name in ("list", "show", "watch", "cancel", "pause", "resume", "delete", "clone", "continue")],
-    *[("datasets", name) for name in ("list", "show", "delete")],
+    *[("datasets", name) for name in ("upload", "list", "show", "delete")],
     *[("prompts", name) for name in ("list", "show", "versions", "status", "loaded", "watch", "export", "import", "delete")],
     ("prompts", "alias", "set"),
     ("prompts", "alias", "remove"),
@@ -77,6 +77,14 @@ def test_tune_follows_to_the_result(cli, here, examples):
     assert "with template  loss 2.75" in outcome.out
     assert "best step      2; the score varied by 0.0125 over the last evaluations" in outcome.out
     assert "gradient norm  0.75 at the last step" in outcome.out
+    assert "instructed     loss 2.5" in outcome.out
+    assert "12-shot        loss 1.2" in outcome.out
+    assert "verdict        beats the bare model; loss 1.25 does not beat 1.2 of the model with an instruction and examples" in outcome.out
+    apart = "4 held-out examples, none of which chose the checkpoint that it judged; 95 % interval of loss: 1 to 1.5"
+    assert f"measured on    {apart}" in outcome.out
+    assert "tried          learning rate 0.015, init labels: 2 steps, chosen  loss 1.25" in outcome.out
+    assert "tried          learning rate 0.005, init text: 1 steps, worse" in outcome.out
+    assert "skipped        3 steps, because their loss or gradient was not finite" in outcome.out
     assert "reads like     ' word0' 0.50" in outcome.out
     assert "and 2 more" in outcome.out
     assert "3 of the 4 held-out examples also stand in the training data" in outcome.out

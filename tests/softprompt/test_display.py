@@ -47,5 +47,8 @@ def test_silence_elsewhere():
 
 @pytest.mark.parametrize(("seconds", "text"), [(5, "0:05"), (75, "1:15"), (3700, "1:01:40"), (-3, "0:00")])
 def test_time_left(seconds, text):
-    end = datetime.now(UTC) + timedelta(seconds=seconds)
-    assert time_left(TuningProgress(1, 2, 1.0, 1.0, 0.1, {}, 0, 1.0, end)) == text
+    now = datetime.now(UTC)
+    progress = TuningProgress(1, 2, 1.0, 1.0, 0.1, {}, 0, 1.0, now + timedelta(seconds=seconds))
+    assert time_left(progress, None) == text
+    an_hour_off = TuningProgress(1, 2, 1.0, 1.0, 0.1, {}, 0, 1.0, now + timedelta(seconds=seconds + 3600))
+    assert time_left(an_hour_off, now + timedelta(hours=1)) == text, "the trainer's clock is an hour ahead of this one"

@@ -25,6 +25,10 @@ behaviour = os.environ.get("STAND_IN_" + NAME, "serve")
 if behaviour == "crash":
     print("no such model")
     sys.exit(3)
+if behaviour == "refuse":
+    print("serving soon")
+    print("error: cannot listen on 127.0.0.1:1: another program uses this port")
+    sys.exit(1)
 if behaviour == "deaf":
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 else:
@@ -86,6 +90,14 @@ async def test_a_service_that_crashes_at_start_is_told_with_its_last_words(servi
     monkeypatch.setenv("STAND_IN_INFERENCE", "crash")
     with pytest.raises(ServiceFailed, match="inference ended with exit code 3:\n  no such model"):
         await services.__aenter__()
+    assert services.alive() == []
+
+
+async def test_the_reason_of_a_service_that_can_not_start_is_one_sentence(services, monkeypatch):
+    monkeypatch.setenv("STAND_IN_INFERENCE", "refuse")
+    with pytest.raises(ServiceFailed) as failed:
+        await services.__aenter__()
+    assert str(failed.value) == "the inference ended: cannot listen on 127.0.0.1:1: another program uses this port"
     assert services.alive() == []
 
 

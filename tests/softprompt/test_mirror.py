@@ -15,6 +15,7 @@ from softprompt.types import common, generation, prompts, tuning
 
 MIRRORS = [
     (common.BaseModelInfo, common_pb2.BaseModel),
+    (common.Comparison, common_pb2.Comparison),
     (common.Message, common_pb2.Message),
     (common.Sampling, common_pb2.SamplingParams),
     (common.Template, common_pb2.Template),
@@ -47,6 +48,7 @@ MIRRORS = [
     (tuning.NearestToken, tuning_pb2.NearestToken),
     (tuning.PublishGate, tuning_pb2.PublishGate),
     (tuning.PublishPolicy, tuning_pb2.PublishPolicy),
+    (tuning.SearchCandidate, tuning_pb2.SearchCandidate),
     (tuning.ServiceInfo, tuning_pb2.GetServiceInfoResponse),
     (tuning.StoredDataset, tuning_pb2.Dataset),
     (tuning.TuningError, tuning_pb2.TuningError),

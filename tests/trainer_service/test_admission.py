@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.errors import InvalidInput, NotFound, PreconditionFailed, Unavailable
+from shared.security.caller import Caller, Tenant, calling
 from shared.store.index import StoreIndex
 from shared.template import InputEncoder, Message, Template, TemplateFormat
 from trainer_service.base_models import BaseModels
@@ -142,6 +145,7 @@ async def test_refusals_name_fields_of_the_spec(admission: SpecAdmission) -> Non
     assert await refused_fields(admission, hyperparameters=HyperparameterRequest(num_virtual_tokens=51)) == [
         "spec.hyperparameters.num_virtual_tokens"
     ]
+    assert await refused_fields(admission, publish=PublishPolicy(gate=PublishGate(minimum_metric=0.5))) == ["spec.publish.gate"]
     blank = HyperparameterRequest(init=Init(method=InitMethod.TEXT, text="  "))
     assert await refused_fields(admission, hyperparameters=blank) == ["spec.hyperparameters.init.text"]
 
@@ -213,3 +217,22 @@ async def test_a_job_for_a_base_model_that_is_not_there_is_refused_with_the_reas
     with pytest.raises(PreconditionFailed, match=r"base model x is not available now: .*no config") as refused:
         await admission.check(spec())
     assert str(tmp_path) not in refused.value.message
+
+
+async def test_a_tenants_large_datasets_do_not_hold_up_another_tenants_jobs(models: BaseModels) -> None:
+    go_on = threading.Event()
+
+    class Slow(Datasets):
+        def parse(self, name: str, labels: Sequence[str] = ()) -> ParsedDataset:
+            if name == "two":
+                go_on.wait(60)
+            return super().parse(name, labels)
+
+    admission = SpecAdmission(models, Slow(), NO_SOURCES, TuningLimits(50, 10, 3600.0))
+    with calling(Caller("a", frozenset(), group=Tenant("greedy"))):
+        checks = [asyncio.create_task(admission.check(spec(dataset="two"))) for _ in range(20)]
+    with calling(Caller("b", frozenset(), group=Tenant("modest"))):
+        assert await asyncio.wait_for(admission.check(spec()), 30)
+    assert not any(check.done() for check in checks)
+    go_on.set()
+    await asyncio.gather(*checks)

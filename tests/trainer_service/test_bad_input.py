@@ -23,6 +23,7 @@ from tests.trainer_service.requests import (
     json_lines,
     upload_of,
 )
+from trainer_service.jobs.datasets import MAX_CONCURRENT_UPLOADS
 
 HYPER, SAMPLING = "spec.hyperparameters", "spec.sampling_defaults"
 
@@ -124,6 +125,7 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
     "label init without labels": (init(method=pb.PromptInit.METHOD_LABELS), f"{HYPER}.init.method"),
     "a source without its method": (init(method=pb.PromptInit.METHOD_RANDOM, source="a@1"), f"{HYPER}.init.source"),
     "a text without its method": (init(method=pb.PromptInit.METHOD_RANDOM, text="x"), f"{HYPER}.init.text"),
+    "a text as long as a book": (init(text="x" * 32_769), f"{HYPER}.init.text"),
     "no source": (init(method=pb.PromptInit.METHOD_FROM_PROMPT), f"{HYPER}.init.source"),
     "a malformed source": (init(method=pb.PromptInit.METHOD_FROM_PROMPT, source="../x@1"), f"{HYPER}.init.source"),
     "a source that does not exist": (init(method=pb.PromptInit.METHOD_FROM_PROMPT, source="nobody@1"), "NotFound"),
@@ -137,6 +139,10 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
     "beating nothing": (
         {"publish": pb.PublishPolicy(alias="-", gate=pb.PublishGate(beat_current=True))},
         "spec.publish.gate.beat_current",
+    ),
+    "a gate that too few held-out examples would judge": (
+        {"publish": pb.PublishPolicy(gate=pb.PublishGate(beat_bare_model=True))},
+        "spec.publish.gate",
     ),
     "a priority beyond its range": ({"priority": 101}, "spec.priority"),
     "no time": ({"max_runtime": Duration(seconds=0)}, "spec.max_runtime"),
@@ -265,10 +271,10 @@ async def test_a_connection_that_breaks_while_uploading_leaves_nothing(trainer: 
 
 
 async def test_more_uploads_than_allowed_at_once_are_told_to_wait(trainer: RunningTrainer) -> None:
-    calls = [trainer.tuning.UploadDataset() for _ in range(17)]
+    calls = [trainer.tuning.UploadDataset() for _ in range(MAX_CONCURRENT_UPLOADS + 1)]
     header, *_ = upload_of(json_lines())
-    await asyncio.gather(*(call.write(header) for call in calls[:16]))
-    await until(lambda: len(stored(trainer)) == 16)
+    await asyncio.gather(*(call.write(header) for call in calls[:-1]))
+    await until(lambda: len(stored(trainer)) == MAX_CONCURRENT_UPLOADS)
     error = await refused(trainer.tuning.UploadDataset(upload_of(json_lines())))
     assert type(error).__name__ == "Overloaded"
     for call in calls:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import ExitStack
 
 import pytest
 
-from shared.errors import DeadlineExceeded
+from shared.errors import DeadlineExceeded, Overloaded
+from shared.security.caller import Caller, Tenant, calling
 from tests.virtual_time import run_in_virtual_time
-from trainer_service.chunks import IDLE_SECONDS, MIN_BYTES_PER_SECOND, timely
+from trainer_service.chunks import IDLE_SECONDS, MIN_BYTES_PER_SECOND, UploadSlots, timely
 
 
 async def upload(num_bytes: int, chunk_bytes: int, pause_seconds: float) -> AsyncIterator[bytes]:
@@ -70,3 +72,33 @@ def test_a_small_upload_may_take_its_minute(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_the_time_that_we_take_ourselves_is_not_the_senders(monkeypatch: pytest.MonkeyPatch) -> None:
     assert run_in_virtual_time(monkeypatch, lambda: received(upload(100, 1, 0.1), work_seconds=30.0))[::2] == (100, "")
+
+
+def taken_by(tenant: str, slots: UploadSlots, held: ExitStack) -> int:
+    """As many slots as the tenant gets."""
+    count = 0
+    with calling(Caller(f"caller of {tenant}", frozenset(), group=Tenant(tenant))):
+        while count < 100:
+            try:
+                held.enter_context(slots.taken())
+            except Overloaded:
+                break
+            count += 1
+    return count
+
+
+def test_no_tenant_takes_all_upload_slots() -> None:
+    slots = UploadSlots(32)
+    with ExitStack() as held:
+        assert [taken_by(tenant, slots, held) for tenant in "abcde"] == [16, 8, 4, 2, 1]
+    with ExitStack() as held:
+        assert taken_by("b", slots, held) == 16, "all of them are free again"
+
+
+def test_without_tenants_all_upload_slots_may_be_taken() -> None:
+    slots = UploadSlots(4)
+    with ExitStack() as held:
+        for _ in range(4):
+            held.enter_context(slots.taken())
+        with pytest.raises(Overloaded, match="as many uploads are running as may"):
+            held.enter_context(slots.taken())

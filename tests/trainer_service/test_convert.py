@@ -27,6 +27,7 @@ from trainer_service.convert.fields import from_duration, short_float, to_durati
 from trainer_service.convert.jobs import event_to_wire, job_to_wire
 from trainer_service.convert.prompts import targets_from_wire, targets_to_wire, version_to_wire
 from trainer_service.convert.spec import effective_to_wire, hyperparameters_to_wire, request_from_wire, spec_to_wire
+from trainer_service.jobs.comparisons import ComparisonRecord, SearchCandidate
 from trainer_service.jobs.model import (
     PAYLOADS,
     CheckpointStored,
@@ -46,6 +47,7 @@ from trainer_service.jobs.model import (
 )
 from trainer_service.jobs.states import JobState
 from trainer_service.prompts import Version
+from trainer_service.training.repetition import Repetition
 from trainer_service.training.spec import (
     HyperparameterRequest,
     Init,
@@ -57,6 +59,10 @@ from trainer_service.training.spec import (
 )
 from trainer_service.violations import Violations
 
+COMPARISON = ComparisonRecord(
+    rival="bare_model", metric="loss", value=1.0, rival_value=2.0, difference=1.0, low=0.5, high=1.5, num_examples=30, beats=True
+)
+CANDIDATE = SearchCandidate(learning_rate=0.1, init_method=InitMethod.LABELS, num_steps=3, metrics={"loss": 1.0}, chosen=True, end="worse")
 TABLES = {name: table for name, table in vars(enums).items() if isinstance(table, EnumTable)}
 NOW = datetime(2026, 1, 2, 3, 4, 5, 678901, UTC)
 
@@ -153,10 +159,11 @@ def test_no_alias_and_the_default_one_are_told_apart() -> None:
 
 
 def test_every_field_of_a_job_is_told() -> None:
+    repetition = Repetition(num_examples=10, num_distinct_inputs=4, num_duplicates=3, num_near_duplicates=2, num_contradictions=1)
     job = Job(
         id="01",
         spec=SPEC,
-        effective=effective_spec(),
+        effective=effective_spec().model_copy(update={"repetition": repetition}),
         state=JobState.FAILED,
         attempt=2,
         queue_position=3,
@@ -170,6 +177,7 @@ def test_every_field_of_a_job_is_told() -> None:
             best_step=4,
             examples_per_second=8.0,
             estimated_end_time=NOW + timedelta(seconds=5),
+            num_skipped_steps=1,
         ),
         dataset_statistics=DatasetStatistics(
             num_train=9,
@@ -198,6 +206,17 @@ def test_every_field_of_a_job_is_told() -> None:
             current_version="prompts/a/versions/1",
             served_by_all=False,
             serving="served by 1 of 2",
+            instructed_metrics={"loss": 5.0},
+            few_shot_metrics={"loss": 6.0},
+            num_shots=7,
+            comparisons=(COMPARISON,),
+            verdict="beats the bare model",
+            metric_low=0.5,
+            metric_high=1.5,
+            num_judging=30,
+            judged_apart=True,
+            candidates=(CANDIDATE,),
+            num_skipped_steps=1,
         ),
         create_time=NOW,
         start_time=NOW,
@@ -207,7 +226,8 @@ def test_every_field_of_a_job_is_told() -> None:
         estimated_start_time=NOW,
     )
     message = job_to_wire(job)
-    for part in (message, message.progress, message.dataset_statistics, message.error, message.result):
+    found = message.result.comparisons[0], message.result.candidates[0]
+    for part in (message, message.progress, message.dataset_statistics, message.error, message.result, *found):
         assert [field.name for field in part.DESCRIPTOR.fields if not is_set(part, field)] == [], part.DESCRIPTOR.name
     assert message.create_time.ToDatetime(UTC) == NOW
     assert message.progress.metrics["loss"] == math.inf

@@ -123,7 +123,7 @@ async def test_without_its_database_it_does_not_serve_and_without_the_store_it_d
 
 async def test_a_taken_port_is_said_plainly(settings: TrainerSettings, trainer: RunningTrainer, tmp_path: Path) -> None:
     other = settings.model_copy(update={"port": trainer.port, "data_dir": tmp_path / "other", "ready_file": ""})
-    with pytest.raises(OSError, match="is another program using this port"):
+    with pytest.raises(OSError, match="another program uses this port"):
         await serve(other, asyncio.Event(), lambda settings: NoWorkers())
 
 

@@ -20,9 +20,11 @@ from tests.shared.store.conftest import BUCKET, s3_endpoint
 from tests.tcp_proxy import TcpProxy, tcp_proxy
 from tests.trainer_service.conftest import NoWorkers, RunningTrainer, refused, running_trainer, until
 from tests.trainer_service.jobs.postgres import Postgres
-from tests.trainer_service.requests import create_job
+from tests.trainer_service.jobs.scripted import ScriptedTrainer
+from tests.trainer_service.requests import create_job, first_step, inline
 from tests.trainer_service.test_server import free_port, scrape
 from trainer_service import server
+from trainer_service.cluster.local_pool import LocalPool
 from trainer_service.config import TrainerSettings
 from trainer_service.server import SERVICE_NAMES, serve
 
@@ -112,6 +114,38 @@ async def test_while_the_store_hangs_jobs_are_made_read_and_cancelled(trainer: R
     await becomes(trainer, prompt_store=SERVING)
     assert not (await trainer.prompts.ListPrompts(LIST)).prompts
     assert await trainer.health(PROMPTS) == SERVING
+
+
+async def test_while_the_store_hangs_training_and_checkpoints_go_on_and_what_is_trained_is_published_later(
+    settings: TrainerSettings, store_proxy: TcpProxy
+) -> None:
+    store = {"store_url": f"s3://{BUCKET}/train_{secrets.token_hex(4)}", "store_timeout_seconds": 0.5}
+    pool = LocalPool(lambda _: (ScriptedTrainer(64), {}), close_seconds=1.0)
+    few = pb.Hyperparameters(num_steps=400, num_virtual_tokens=4)
+    endless = inline([pb.Example(input=f"forever {n}", output="yes") for n in range(20)])
+    async with running_trainer(settings.model_copy(update=store), lambda _: pool) as trainer:
+        running = await create_job(trainer, hyperparameters=few, dataset=endless)
+        ending = await create_job(trainer, hyperparameters=few)
+        await first_step(trainer.tuning, running.name)
+        await first_step(trainer.tuning, ending.name)
+        store_proxy.hang()
+        begins = await create_job(trainer, hyperparameters=few, publish=pb.PublishPolicy(alias="-"))
+        kinds = set[str]()
+        async with asyncio.timeout(60):
+            after = (await trainer.tuning.GetTuningJob(pb.GetTuningJobRequest(name=running.name))).job.last_event
+            async for item in trainer.tuning.WatchTuningJob(pb.WatchTuningJobRequest(name=running.name, after=after)):
+                kinds.add(item.event.WhichOneof("kind") or "")
+                if {"progress", "checkpoint"} <= kinds:
+                    break
+            await first_step(trainer.tuning, begins.name)
+        now = (await trainer.tuning.GetTuningJob(pb.GetTuningJobRequest(name=ending.name))).job
+        assert now.state == pb.TuningJob.STATE_RUNNING, "it is trained, or nearly, and waits for the store"
+        store_proxy.resume()
+        for job in (ending, begins):
+            events = [item.event async for item in trainer.tuning.WatchTuningJob(pb.WatchTuningJobRequest(name=job.name))]
+            ended = events[-1].state_changed
+            assert (ended.state, ended.attempt, ended.result.published) == (pb.TuningJob.STATE_SUCCEEDED, 1, True)
+        await trainer.tuning.CancelTuningJob(pb.CancelTuningJobRequest(name=running.name))
 
 
 async def test_while_the_database_hangs_prompts_are_listed(trainer: RunningTrainer, database_proxy: TcpProxy) -> None:

@@ -64,6 +64,16 @@ async def test_a_job_is_trained_evaluated_published_and_told(training: RunningTr
     assert len(ended.result.nearest_tokens) == 6
     assert all(token.text and -1.001 <= token.cosine <= 1.001 for token in ended.result.nearest_tokens)
     assert (ended.dataset_statistics.num_train, ended.dataset_statistics.num_validation) == (18, 2)
+    assert [one.rival for one in ended.result.comparisons] == ["bare_model", "instructed_model", "few_shot_model"]
+    assert {(one.num_examples, one.beats) for one in ended.result.comparisons} == {(2, False)}
+    assert ended.result.instructed_metrics["loss"] > 0
+    assert ended.result.few_shot_metrics["loss"] > 0
+    assert ended.result.num_shots > 0
+    assert (ended.result.num_judging, ended.result.judged_apart) == (2, True)
+    assert "2 held-out examples are too few to tell" in ended.result.verdict
+    assert ended.result.verdict in [event.note for event in events]
+    steps = [event.progress.step for event in events if event.HasField("progress")]
+    assert len(steps) == len(set(steps))
     assert ended.progress.step == 6
     assert ended.attempt == 1
     assert await watched(training, job.name, after=events[-3].number) == events[-2:]
@@ -73,10 +83,26 @@ async def test_a_job_is_trained_evaluated_published_and_told(training: RunningTr
     assert version.digest == ended.result.digest
     assert version.job == job.name
     assert version.num_virtual_tokens == 6
+    assert (version.gate, version.verdict) == ("no gate", ended.result.verdict)
+    assert [(one.rival, one.value) for one in version.comparisons] == [(one.rival, one.value) for one in ended.result.comparisons]
     assert version.base_model.id == "tiny"
     blob = decode_blob(open_store(training.settings.resolved_store_url).fetch(version.digest))
     assert blob.manifest.golden
     assert (await training.tuning.GetServiceInfo(pb.GetServiceInfoRequest())).num_workers == 1
+
+
+async def test_a_search_is_reported_in_job_note_and_manifest(training: RunningTrainer) -> None:
+    settings = pb.Hyperparameters(num_steps=8, num_virtual_tokens=4, evaluation_interval_steps=8, search=True)
+    job = await create_job(training, dataset=inline(classification_examples()), hyperparameters=settings)
+    events = await watched(training, job.name)
+    result = events[-1].state_changed.result
+    assert len(result.candidates) == 6
+    (chosen,) = [one for one in result.candidates if one.chosen]
+    method = pb.PromptInit.Method.Name(chosen.init_method).removeprefix("METHOD_")
+    assert f"the search chose learning rate {chosen.learning_rate:g} and init {method} of 6 candidates" in [event.note for event in events]
+    version = (await training.prompts.GetPromptVersion(prompts_pb2.GetPromptVersionRequest(name="support-tone"))).version
+    assert version.recipe["hyperparameters"]["learning_rate"] == pytest.approx(chosen.learning_rate)
+    assert len(version.recipe["candidates"]) == 6
 
 
 async def test_two_jobs_train_together_and_a_second_version_follows_the_first(training: RunningTrainer) -> None:

@@ -43,6 +43,17 @@ _ENVIRONMENT = {
 }
 
 
+_SOCKET_NAME_BYTES = len("/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store")
+_MAX_SOCKET_BYTES = 107
+"""unix(7): the path of a socket."""
+
+
+def short_temporary_folder(environment: Mapping[str, str] = os.environ) -> str | None:
+    """Where an embedded Ray puts its sockets if its own choice, below RAY_TMPDIR or TMPDIR, is too long for them; None: it is not."""
+    chosen = os.path.join(environment.get("RAY_TMPDIR") or environment.get("TMPDIR") or "/tmp", "ray")
+    return "/tmp/ray" if len(os.fsencode(chosen)) + _SOCKET_NAME_BYTES > _MAX_SOCKET_BYTES else None
+
+
 class RayCluster:
     """`address` empty: embedded. `start` and `close` once each."""
 
@@ -99,11 +110,14 @@ class RayCluster:
         """Be a member until told to leave."""
         import ray
 
+        joined.set_running_or_notify_cancel()  # a start that is given up half-way still ends in `_leaving`
         options: dict[str, Any] = {"address": self.address}
         if self.is_embedded:
             options = {"address": "local", "include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES}
             if self._num_cpus is not None:
                 options["num_cpus"] = self._num_cpus
+            if (folder := short_temporary_folder()) is not None:
+                options["_temp_dir"] = folder
         if self.is_embedded:
             self._watchdog = Watchdog()
         before = set(psutil.Process().children())

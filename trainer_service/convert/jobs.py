@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from prompttuning.v1 import tuning_pb2
+from prompttuning.v1 import common_pb2, tuning_pb2
 
 from shared.security.page_tokens import Json
-from trainer_service.convert.enums import ORDERS, STATES
+from trainer_service.convert.enums import INIT_METHODS, ORDERS, STATES
 from trainer_service.convert.fields import to_timestamp
 from trainer_service.convert.spec import effective_to_wire, spec_to_wire
+from trainer_service.jobs.comparisons import SearchCandidate
 from trainer_service.jobs.model import CheckpointStored, Evaluation, Job, JobEvent, JobFilter, JobOrder, JobProgress, JobResult, Note
 from trainer_service.violations import Violations
 
 
 def job_to_wire(job: Job) -> tuning_pb2.TuningJob:
-    statistics = None if job.dataset_statistics is None else tuning_pb2.DatasetStatistics(**job.dataset_statistics.model_dump())
     error = None if job.error is None else tuning_pb2.TuningError(**job.error.model_dump())
     return tuning_pb2.TuningJob(
         name=job.name,
@@ -23,7 +23,7 @@ def job_to_wire(job: Job) -> tuning_pb2.TuningJob:
         queue_position=job.queue_position,
         attempt=job.attempt,
         progress=progress_to_wire(job.progress),
-        dataset_statistics=statistics,
+        dataset_statistics=_statistics_to_wire(job),
         error=error,
         result=None if job.result is None else result_to_wire(job.result),
         create_time=to_timestamp(job.create_time),
@@ -35,14 +35,40 @@ def job_to_wire(job: Job) -> tuning_pb2.TuningJob:
     )
 
 
+def _statistics_to_wire(job: Job) -> tuning_pb2.DatasetStatistics | None:
+    """What was counted when the job was created, and what its worker counted."""
+    found, repetition = job.dataset_statistics, job.effective.repetition
+    if found is None and repetition is None:
+        return None
+    message = tuning_pb2.DatasetStatistics(num_train=job.effective.num_train, num_validation=job.effective.num_validation)
+    if found is not None:
+        message = tuning_pb2.DatasetStatistics(**found.model_dump())
+    if repetition is not None:
+        message.num_distinct_inputs = repetition.num_distinct_inputs
+        message.num_duplicates = repetition.num_duplicates
+        message.num_near_duplicates = repetition.num_near_duplicates
+        message.num_contradictions = repetition.num_contradictions
+    return message
+
+
 def progress_to_wire(progress: JobProgress) -> tuning_pb2.TuningProgress:
     values = progress.model_dump(exclude={"estimated_end_time"})
     return tuning_pb2.TuningProgress(**values, estimated_end_time=to_timestamp(progress.estimated_end_time))
 
 
 def result_to_wire(result: JobResult) -> tuning_pb2.TuningResult:
-    tokens = [tuning_pb2.NearestToken(text=token.text, cosine=token.cosine) for token in result.nearest_tokens]
-    return tuning_pb2.TuningResult(**result.model_dump(exclude={"nearest_tokens"}), nearest_tokens=tokens)
+    messages = {"nearest_tokens", "comparisons", "candidates"}
+    return tuning_pb2.TuningResult(
+        **result.model_dump(exclude=messages),
+        nearest_tokens=[tuning_pb2.NearestToken(text=token.text, cosine=token.cosine) for token in result.nearest_tokens],
+        comparisons=[common_pb2.Comparison(**one.model_dump()) for one in result.comparisons],
+        candidates=[_candidate_to_wire(one) for one in result.candidates],
+    )
+
+
+def _candidate_to_wire(candidate: SearchCandidate) -> tuning_pb2.SearchCandidate:
+    method = INIT_METHODS.to_wire(candidate.init_method)
+    return tuning_pb2.SearchCandidate(**candidate.model_dump(exclude={"init_method"}), init_method=method)
 
 
 def event_to_wire(event: JobEvent) -> tuning_pb2.TuningEvent:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 from collections.abc import Sequence
@@ -9,6 +10,7 @@ from fractions import Fraction
 from typing import Any
 
 from prompttuning.v1 import common_pb2, prompts_pb2
+from pydantic import ValidationError
 
 from shared.errors import InvalidInput
 from shared.manifest import Manifest, parse_timestamp
@@ -28,10 +30,12 @@ from trainer_service.convert.common import (
 )
 from trainer_service.convert.fields import to_duration, to_timestamp
 from trainer_service.imports import ImportRequest, is_import
+from trainer_service.jobs.comparisons import ComparisonRecord
 from trainer_service.prompts import PromptChange, PromptStatus, Version
 from trainer_service.violations import Violations
 
 _MAX_VERSION = 999_999_999
+_MAX_COMPARISONS = 16
 
 
 def prompt_to_wire(prompt: PromptRecord) -> prompts_pb2.Prompt:
@@ -101,8 +105,20 @@ def version_to_wire(version: Version, manifest: Manifest | None = None) -> promp
         message.metrics.update(manifest.metrics)
         message.sampling_defaults.CopyFrom(sampling_to_wire(manifest.sampling_defaults))
         message.recipe.update(_recipe(manifest))
-        message.gate = manifest.gate if isinstance(manifest.gate, str) else ""
+        _add_gate(message, manifest)
     return message
+
+
+def _add_gate(message: prompts_pb2.PromptVersion, manifest: Manifest) -> None:
+    """Versions of earlier releases have the decision alone. What another program wrote there in another form is left out."""
+    gate = manifest.gate
+    if isinstance(gate, str):
+        message.gate = gate
+    elif isinstance(gate, dict):
+        message.gate, message.verdict = str(gate.get("decision", "")), str(gate.get("verdict", ""))
+        for one in (listed if isinstance(listed := gate.get("comparisons"), list) else [])[:_MAX_COMPARISONS]:
+            with contextlib.suppress(ValidationError):
+                message.comparisons.append(common_pb2.Comparison(**ComparisonRecord.model_validate(one).model_dump()))
 
 
 def _recipe(manifest: Manifest) -> Any:

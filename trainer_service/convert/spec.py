@@ -8,6 +8,7 @@ from prompttuning.v1 import tuning_pb2
 
 from shared.errors import SoftPromptError
 from shared.names import check_alias, check_name
+from shared.template import MAX_TEMPLATE_CHARS
 from trainer_service.convert.common import (
     NO_ALIAS,
     alias_from_wire,
@@ -104,6 +105,8 @@ def _init_from_wire(message: tuning_pb2.PromptInit, field: str, violations: Viol
     method = INIT_METHODS.from_wire(message.method, f"{field}.method", violations)
     if method is None:
         method = InitMethod.FROM_PROMPT if message.source else InitMethod.TEXT if message.text else None
+    if len(message.text) > MAX_TEMPLATE_CHARS:
+        violations.add(f"{field}.text", f"has {len(message.text)} characters; at most {MAX_TEMPLATE_CHARS} are allowed")
     if message.text and method is not InitMethod.TEXT:
         violations.add(f"{field}.text", f"is only used by METHOD_TEXT, not by METHOD_{method}")
     if message.source and method is not InitMethod.FROM_PROMPT:

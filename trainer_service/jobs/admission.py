@@ -6,7 +6,6 @@ model's context, the version to start from. All violations are collected, and na
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -16,6 +15,7 @@ from shared.names import check_alias, check_name
 from shared.template import InputEncoder, Template, TemplateFormat, pinned
 from trainer_service.base_models import BaseModels, KnownBaseModel
 from trainer_service.jobs.dataset_fields import DATASET, VALIDATION, in_dataset, labels_under, renamed
+from trainer_service.jobs.gate import check_gate
 from trainer_service.jobs.lengths import possibly_too_long
 from trainer_service.jobs.model import EffectiveSpec, TuningSpec, utc_now
 from trainer_service.jobs.sources import Source, Sources, names_job
@@ -23,13 +23,13 @@ from trainer_service.pools import TrainerPools
 from trainer_service.service_info import TuningLimits
 from trainer_service.training.dataset import ParsedDataset, encode_dataset, split_validation
 from trainer_service.training.recipe import check_init, fill
+from trainer_service.training.repetition import Repetition, repetition_of
 from trainer_service.training.spec import Example, Hyperparameters, InitMethod, TaskKind, TrainingSpec
 from trainer_service.violations import Violations
 
 DEFAULT_VALIDATION_FRACTION = 0.1
 MAX_DEFAULT_VALIDATION_EXAMPLES = 500
 MAX_ANNOTATION_KEY_CHARS, MAX_ANNOTATION_VALUE_CHARS = 63, 1024
-_CONCURRENT_CHECKS = 2
 _WIRE_NAMES = {
     "validation_fraction": "spec.validation_fraction",
     "spec.hyperparameters.init.source_version": "spec.hyperparameters.init.source",
@@ -49,29 +49,27 @@ class _Examples:
     train: tuple[Example, ...]
     validation: tuple[Example, ...]
     validation_fraction: float
+    repetition: Repetition
 
 
 class SpecAdmission:
-    """A few specs are checked at a time, in threads, so that a large dataset doesn't hold up the service."""
+    """A few specs are checked at a time, in threads of their own, so that large datasets hold up neither the service nor other tenants."""
 
     def __init__(
         self, models: BaseModels, datasets: Datasets, sources: Sources, limits: TuningLimits, pools: TrainerPools | None = None
     ) -> None:
         self._models, self._datasets, self._sources, self._limits = models, datasets, sources, limits
         self._pools = pools or TrainerPools()
-        self._slots = asyncio.Semaphore(_CONCURRENT_CHECKS)
 
     async def check(self, spec: TuningSpec) -> EffectiveSpec:
         """Raises InvalidInput with everything that is wrong, NotFound for what the spec names and isn't there, or PreconditionFailed.
 
-        Only a spec that starts from a version asks the prompt store, and it waits for the store outside the slots that all share.
+        Only a spec that starts from a version asks the prompt store, and it waits for the store outside the threads that all share.
         """
-        async with self._slots:
-            model, examples = await self._pools.datasets.call(self._check, spec)
+        model, examples = await self._pools.job_checks.call(self._check, spec)
         source = await self._source(spec, model)
-        async with self._slots:
-            with renamed(_as_on_the_wire):
-                return await self._pools.datasets.call(self._effective, spec, model, source, examples)
+        with renamed(_as_on_the_wire):
+            return await self._pools.job_checks.call(self._effective, spec, model, source, examples)
 
     def _check(self, spec: TuningSpec) -> tuple[KnownBaseModel, _Examples]:
         violations = Violations()
@@ -120,6 +118,7 @@ class SpecAdmission:
 
     def _examples(self, spec: TuningSpec) -> _Examples:
         parsed = self._datasets.parse(spec.dataset, spec.labels)
+        repetition = repetition_of(parsed.examples)
         if spec.task not in (None, parsed.task):
             raise InvalidInput.of("spec.task", f"is {spec.task}, but the dataset's examples are for {parsed.task}")
         if spec.validation_dataset:
@@ -129,17 +128,18 @@ class SpecAdmission:
                 raise InvalidInput.of(
                     "spec.validation_dataset", f"its examples are for {held_out.task}, the training examples for {parsed.task}"
                 )
-            return _Examples(parsed.task, parsed.labels, parsed.examples, held_out.examples, 0.0)
+            return _Examples(parsed.task, parsed.labels, parsed.examples, held_out.examples, 0.0, repetition)
         num_examples = len(parsed.examples)
         if num_examples < 2:
             raise InvalidInput.of("spec.dataset", "has one example; at least two are needed, since one is held out for evaluation")
         fraction = spec.validation_fraction or _default_fraction(num_examples)
         train, validation = split_validation(parsed.examples, fraction, spec.hyperparameters.seed or 0)
-        return _Examples(parsed.task, parsed.labels, train, validation, fraction)
+        return _Examples(parsed.task, parsed.labels, train, validation, fraction, repetition)
 
     def _effective(self, spec: TuningSpec, model: KnownBaseModel, source: Source | None, examples: _Examples) -> EffectiveSpec:
         template = _template(spec, examples.task, model.tokenizer)
         encoder = InputEncoder(model.tokenizer, template)
+        check_gate(spec.publish.gate, len(examples.validation))
         filled = fill(
             spec.hyperparameters,
             examples.task,
@@ -164,6 +164,7 @@ class SpecAdmission:
             max_runtime_seconds=spec.max_runtime_seconds or self._limits.max_runtime_seconds,
             num_train=len(examples.train),
             num_validation=len(examples.validation),
+            repetition=examples.repetition,
         )
 
 

@@ -75,7 +75,7 @@ class DirectoryFiles:
     def __init__(self, root: Path) -> None:
         self._root = root
         with _disk():
-            root.mkdir(parents=True, exist_ok=True)
+            root.mkdir(parents=True, exist_ok=True, mode=0o750)
 
     def save(self, job_id: str, kind: FileKind, attempt: int, data: bytes) -> None:
         path = self._path(job_id, kind)

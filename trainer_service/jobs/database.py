@@ -184,7 +184,20 @@ def _own(path: Path) -> int:
     except BlockingIOError as error:
         os.close(descriptor)
         raise PreconditionFailed(f"another trainer uses {path.name}: SQLite serves one trainer; use PostgreSQL for several") from error
+    _hide(path)
     return descriptor
+
+
+def _hide(path: Path) -> None:
+    """Whatever the umask, only owner and group read the database: it holds callers' inputs and the key of page tokens.
+
+    SQLite gives the files beside it the same permissions.
+    """
+    database = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+    try:
+        os.fchmod(database, os.fstat(database).st_mode & 0o770)
+    finally:
+        os.close(database)
 
 
 def _postgres_connection(timeout_seconds: float) -> dict[str, Any]:

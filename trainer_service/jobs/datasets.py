@@ -34,7 +34,7 @@ from trainer_service.training.spec import Example, TaskKind
 
 log = logging.getLogger(__name__)
 
-MAX_CONCURRENT_UPLOADS = 16
+MAX_CONCURRENT_UPLOADS = 32
 
 _ABANDONED_SECONDS = 3600.0
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
@@ -70,7 +70,7 @@ class DatasetStore:
         pools = pools or TrainerPools()
         self.pool, self.roots_pool = pools.datasets, pools.dataset_roots
         self._slots = UploadSlots(MAX_CONCURRENT_UPLOADS)
-        directory.mkdir(parents=True, exist_ok=True)
+        directory.mkdir(parents=True, exist_ok=True, mode=0o750)  # others have no business with callers' data
         self._remove_abandoned()
 
     async def receive(

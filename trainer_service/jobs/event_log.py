@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from sqlalchemy import Connection, insert, select
+from sqlalchemy import Connection, RowMapping, insert, select
 
+from trainer_service.jobs.bounded_read import bounded
 from trainer_service.jobs.model import PAYLOADS, EventPayload, JobEvent, JobEventKind
 from trainer_service.jobs.record import to_datetime
 from trainer_service.jobs.schema import job_events
@@ -29,7 +30,13 @@ def append(connection: Connection, job_id: str, first: int, payloads: Sequence[E
         connection.execute(insert(job_events), rows)
 
 
-def read(connection: Connection, job_id: str, after: int, limit: int) -> list[JobEvent]:
+def read(connection: Connection, job_id: str, after: int, limit: int) -> tuple[list[JobEvent], bool]:
+    """At most `limit` events, fewer where they are large; and whether more follow."""
     query = select(job_events).where(job_events.c.job_id == job_id, job_events.c.number > after)
-    rows = connection.execute(query.order_by(job_events.c.number).limit(limit))
-    return [JobEvent(row.number, to_datetime(row.time), PAYLOADS[JobEventKind(row.kind)].model_validate_json(row.payload)) for row in rows]
+    rows, more = bounded(connection, query.order_by(job_events.c.number).limit(limit + 1), limit, lambda row: len(row["payload"]))
+    return [_event(row) for row in rows], more
+
+
+def _event(row: RowMapping) -> JobEvent:
+    payload = PAYLOADS[JobEventKind(row["kind"])].model_validate_json(row["payload"])
+    return JobEvent(row["number"], to_datetime(row["time"]), payload)

@@ -8,10 +8,11 @@ from collections import OrderedDict, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from sqlalchemy import Connection, Select, exists, false, select, union_all
+from sqlalchemy import Connection, RowMapping, Select, exists, false, select, union_all
 
 from shared.security.caller import matches
 from trainer_service.jobs import tenant_shares
+from trainer_service.jobs.bounded_read import bounded
 from trainer_service.jobs.fair_queue import Shares, positions_before
 from trainer_service.jobs.model import Job, JobFilter, JobOrder, JobPage
 from trainer_service.jobs.record import Record, from_row
@@ -75,12 +76,16 @@ def _read_queue(connection: Connection, visible_to: tuple[str, ...]) -> _Queue:
 
 
 def page(connection: Connection, filter: JobFilter, page_size: int, after: str, ranks: QueueRanks) -> JobPage:
-    """At most `page_size` jobs, beginning after the job with the id `after`; empty: with the first one."""
+    """At most `page_size` jobs, fewer where they are large, beginning after the job with the id `after`; empty: with the first one."""
     size = max(1, min(page_size, MAX_PAGE_SIZE))
-    rows = connection.execute(_query(connection, filter, after, size + 1)).mappings().all()
-    records = [from_row(row) for row in rows[:size]]
-    next_after = records[-1].job.id if len(rows) > size else ""
+    rows, more = bounded(connection, _query(connection, filter, after, size + 1), size, _size_of)
+    records = [from_row(row) for row in rows]
+    next_after = records[-1].job.id if more else ""
     return JobPage(tuple(ranks.positions(connection, records, filter.visible_to)), next_after)
+
+
+def _size_of(row: RowMapping) -> int:
+    return sum(len(row[column] or "") for column in ("spec", "effective", "result", "progress", "error"))
 
 
 def _query(connection: Connection, filter: JobFilter, last: str, limit: int) -> Select[tuple[object, ...]]:

@@ -35,6 +35,7 @@ from trainer_service.jobs.model import (
     JobEvent,
     JobFilter,
     JobPage,
+    Note,
     TuningSpec,
     new_job_id,
 )
@@ -171,6 +172,8 @@ class JobManager:
         if created.id == job.id:
             log.info("job created", extra={"fields": {"job": job.id, "prompt": spec.prompt, "base_model": effective.base_model.id}})
             self._context.tell(created)
+            if effective.repetition is not None and (notes := effective.repetition.notes()):
+                await self._context.change(job.id, lambda record: record, payloads=[Note(text=text) for text in notes])
         return await self._outlook.of_one(created)
 
     async def get(self, job_id: str) -> Job:
@@ -192,13 +195,13 @@ class JobManager:
             await self._context.database.call(self._store.check_visible, job_id, current_caller().prompts)
             while True:
                 news.clear()
-                events = await self._context.database.call(self._store.events, job_id, after, _EVENTS_PER_READ)
+                events, more = await self._context.database.call(self._store.event_page, job_id, after, _EVENTS_PER_READ)
                 for event in events:
                     yield event
                     after = event.number
                     if isinstance(event.payload, Job) and event.payload.state.is_terminal:
                         return
-                if len(events) == _EVENTS_PER_READ:
+                if more:
                     continue
                 if not events and ended:
                     return

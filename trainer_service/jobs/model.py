@@ -19,7 +19,9 @@ from shared.manifest import SamplingDefaults
 from shared.names import DEFAULT_ALIAS
 from shared.security.caller import EVERY_PROMPT
 from shared.template import Template
+from trainer_service.jobs.comparisons import ComparisonRecord, SearchCandidate
 from trainer_service.jobs.states import UNSUCCESSFUL_STATES, JobState
+from trainer_service.training.repetition import Repetition
 from trainer_service.training.spec import HyperparameterRequest, TaskKind, TrainingSpec
 
 MIN_PRIORITY, MAX_PRIORITY = -100, 100
@@ -104,6 +106,8 @@ class EffectiveSpec(_Frozen):
     max_runtime_seconds: float = Field(gt=0)
     num_train: int = 0
     num_validation: int = 0
+    repetition: Repetition | None = None
+    """Of its data set; None: not counted."""
     estimated_seconds: float = 0.0
     """A rough guess at the time on a worker; 0 = none was made."""
     traceparent: str = ""
@@ -126,6 +130,8 @@ class JobProgress(_Measured):
     best_step: int = 0
     examples_per_second: float = 0.0
     estimated_end_time: datetime | None = None
+    num_skipped_steps: int = 0
+    """Steps without an update, because the loss or gradient was not finite."""
 
 
 class DatasetStatistics(_Frozen):
@@ -179,6 +185,22 @@ class JobResult(_Measured):
     """None: the job was not to wait for it."""
     serving: str = ""
     """How many replicas served the version when the job ended, and which refused it and why."""
+    instructed_metrics: Mapping[str, float] = Field(default_factory=dict)
+    few_shot_metrics: Mapping[str, float] = Field(default_factory=dict)
+    num_shots: int = 0
+    """Training examples in each few-shot input."""
+    comparisons: tuple[ComparisonRecord, ...] = ()
+    verdict: str = ""
+    """Which of the other ways to use the model the prompt beats, and which it doesn't, with the numbers."""
+    metric_low: float | None = None
+    metric_high: float | None = None
+    """Ends of the 95 % interval of the job's metric; None if there are too few held-out examples for one."""
+    num_judging: int = 0
+    """Held-out examples that the metrics are of."""
+    judged_apart: bool = False
+    """Whether no example judged a checkpoint that it had helped to choose."""
+    candidates: tuple[SearchCandidate, ...] = ()
+    num_skipped_steps: int = 0
 
 
 class Job(_Frozen):

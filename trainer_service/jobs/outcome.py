@@ -5,13 +5,17 @@ The bytes are made once, so publishing again after a crash publishes the same ve
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from shared.blob import Manifest, encode_blob
 from shared.manifest import utc_now
-from trainer_service.jobs.gate import decide
-from trainer_service.jobs.model import Job, JobResult, NearestToken
-from trainer_service.training.events import TrainingResult
+from trainer_service.jobs.comparisons import SearchCandidate, as_json, records, search_note, verdict
+from trainer_service.jobs.gate import Evidence, decide
+from trainer_service.jobs.model import Job, JobResult, NearestToken, Note
+from trainer_service.training.comparison import CURRENT
+from trainer_service.training.events import TrainingResult, TriedCandidate
+from trainer_service.training.spec import TrainingSpec
 
 _LENGTH_BYTES = 4
 
@@ -37,13 +41,10 @@ def make_outcome(job: Job, trained: TrainingResult, current_version: str = "") -
 
     Raises InvalidInput if the result can't be written as a version.
     """
-    decision = decide(
-        job.spec.publish.gate,
-        job.effective.training.hyperparameters.metric,
-        trained.metrics,
-        trained.template_metrics,
-        trained.current_metrics,
-    )
+    evidence = Evidence(trained.estimate, trained.comparisons, bool(trained.current_metrics), trained.is_apart)
+    decision = decide(job.spec.publish.gate, job.effective.training.hyperparameters.metric, evidence)
+    estimate = trained.estimate
+    has_interval = estimate is not None and math.isfinite(estimate.low) and math.isfinite(estimate.high)
     result = JobResult(
         gate_decision=decision.reason,
         metrics=dict(trained.metrics),
@@ -54,11 +55,39 @@ def make_outcome(job: Job, trained: TrainingResult, current_version: str = "") -
         score_stability=trained.score_stability,
         best_step=trained.best_step,
         current_version=current_version,
+        instructed_metrics=dict(trained.instructed_metrics),
+        few_shot_metrics=dict(trained.few_shot_metrics),
+        num_shots=trained.num_shots,
+        comparisons=records(trained.comparisons),
+        verdict=verdict(trained.comparisons),
+        metric_low=estimate.low if estimate is not None and has_interval else None,
+        metric_high=estimate.high if estimate is not None and has_interval else None,
+        num_judging=trained.num_judging,
+        judged_apart=trained.is_apart,
+        candidates=tuple(_candidate(one) for one in trained.tried),
+        num_skipped_steps=trained.num_skipped,
     )
-    return Outcome(result, _blob(job, trained, decision.reason) if decision.publish else b"")
+    return Outcome(result, _blob(job, trained, result) if decision.publish else b"")
 
 
-def _blob(job: Job, trained: TrainingResult, gate_decision: str) -> bytes:
+def notes_of(result: JobResult) -> list[Note]:
+    """What a person should know about a trained prompt: what a search chose, and what training did not beat."""
+    beaten = all(comparison.beats for comparison in result.comparisons if comparison.rival != CURRENT)
+    return [Note(text=text) for text in (search_note(result.candidates), "" if beaten else result.verdict) if text]
+
+
+def _candidate(tried: TriedCandidate) -> SearchCandidate:
+    return SearchCandidate(
+        learning_rate=tried.learning_rate,
+        init_method=tried.init.method,
+        num_steps=tried.num_steps,
+        metrics=dict(tried.metrics),
+        chosen=tried.chosen,
+        end=tried.end,
+    )
+
+
+def _blob(job: Job, trained: TrainingResult, result: JobResult) -> bytes:
     manifest = Manifest(
         prompt=job.spec.prompt,
         job=job.name,
@@ -70,19 +99,35 @@ def _blob(job: Job, trained: TrainingResult, gate_decision: str) -> bytes:
         sampling_defaults=job.spec.sampling_defaults,
         metrics=_finite(trained),
         recipe={
-            **job.effective.training.model_dump(mode="json"),
+            **_trained_with(job, trained).model_dump(mode="json"),
             "dataset": job.spec.dataset,
             "validation_dataset": job.spec.validation_dataset,
             "validation_fraction": job.effective.validation_fraction,
             "best_step": trained.best_step,
             "num_steps": trained.num_steps,
+            **({"candidates": [as_json(one) for one in result.candidates]} if result.candidates else {}),
         },
         parent=job.effective.source_version,
         golden=trained.golden,
         created_at=utc_now(),
-        gate=gate_decision,
+        gate={
+            "decision": result.gate_decision,
+            "verdict": result.verdict,
+            "comparisons": [as_json(one) for one in result.comparisons],
+            "num_judging": result.num_judging,
+            "judged_apart": result.judged_apart,
+            "num_shots": result.num_shots,
+        },
     )
     return encode_blob(trained.soft_prompt, manifest)
+
+
+def _trained_with(job: Job, trained: TrainingResult) -> TrainingSpec:
+    """The job's spec with what a search chose."""
+    training = job.effective.training
+    chosen = {"learning_rate": trained.learning_rate or None, "init": trained.init}
+    filled = training.hyperparameters.model_copy(update={name: value for name, value in chosen.items() if value is not None})
+    return training.model_copy(update={"hyperparameters": filled})
 
 
 def _finite(trained: TrainingResult) -> dict[str, float]:

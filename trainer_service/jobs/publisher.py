@@ -22,7 +22,7 @@ from trainer_service.jobs.alias_claim import check_claim
 from trainer_service.jobs.checkpoints import FileKind, keep_what_is_worth
 from trainer_service.jobs.context import JobsContext
 from trainer_service.jobs.model import Job, JobError, Note
-from trainer_service.jobs.outcome import Outcome
+from trainer_service.jobs.outcome import Outcome, notes_of
 from trainer_service.jobs.record import Record
 from trainer_service.jobs.scheduler import retry_delay_seconds
 from trainer_service.jobs.served import wait_until_served
@@ -252,7 +252,7 @@ class Publisher:
 
     async def _succeed(self, job: Job, outcome: Outcome, version: PublishedVersion | None, left_alone: str = "") -> None:
         """`left_alone`: why the version was published without moving the alias."""
-        result, notes = outcome.result, list[Note]()
+        result, notes = outcome.result, notes_of(outcome.result)
         if version is not None:
             published: dict[str, object] = {"published": True, "version": version.name, "digest": version.digest}
             decision = result.gate_decision

@@ -144,11 +144,15 @@ class JobStore:
 
     def events(self, job_id: str, after: int, limit: int = 500) -> list[JobEvent]:
         """In order of their numbers. Raises NotFound for an unknown job."""
+        return self.event_page(job_id, after, limit)[0]
+
+    def event_page(self, job_id: str, after: int, limit: int) -> tuple[list[JobEvent], bool]:
+        """`events`, fewer than `limit` where they are large; and whether more follow."""
         with self._database.read() as connection:
-            found = event_log.read(connection, job_id, after, limit)
+            found, more = event_log.read(connection, job_id, after, limit)
             if not found:
                 _read(connection, job_id)
-            return found
+            return found, more
 
     def delete(self, job_id: str, visible_to: tuple[str, ...] = EVERY_PROMPT) -> None:
         """Raises PreconditionFailed if the job has not ended."""

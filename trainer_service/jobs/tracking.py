@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
 from datetime import timedelta
 
 from trainer_service.jobs.model import CheckpointStored, DatasetStatistics, Evaluation, EventPayload, JobProgress, Note
@@ -31,6 +30,7 @@ class Tracker:
         """`progress` holds what was not told yet."""
         self._progress_seconds = progress_seconds
         self._told_at = -math.inf
+        self._has_told_skips = False
         self._seconds_per_step = 0.0
 
     def absorb(self, event: TrainingEvent, now: float) -> list[EventPayload]:
@@ -39,14 +39,14 @@ class Tracker:
             case Started():
                 self.statistics = DatasetStatistics(**dataclasses.asdict(event.statistics))
                 self.progress = self.progress.model_copy(update={"step": event.step})
-                return [Note(text=f"goes on from step {event.step}")] if event.step else []
+                return [Note(text=text) for text in _starting(event)]
             case StepDone():
                 return self._step(event, now)
             case Evaluated():
                 best = {"best_step": event.step} if event.is_best else {}
+                before = self.flush(now)  # the steps up to here; what was measured comes once, as the evaluation
                 self.progress = self.progress.model_copy(update={"metrics": dict(event.metrics), **best})
-                self.is_dirty = True
-                return [*self.flush(now), Evaluation(step=event.step, metrics=dict(event.metrics), is_best=event.is_best)]
+                return [*before, Evaluation(step=event.step, metrics=dict(event.metrics), is_best=event.is_best)]
             case Checkpointed():
                 return [CheckpointStored(step=event.step)]
             case _:
@@ -63,15 +63,28 @@ class Tracker:
         before = self._seconds_per_step or event.step_seconds
         self._seconds_per_step = before + _SMOOTHING * (event.step_seconds - before)
         left = max(0, event.num_steps - event.step) * self._seconds_per_step
-        changes: Mapping[str, object] = {
+        changes: dict[str, object] = {
             "step": event.step,
             "num_steps": event.num_steps,
-            "train_loss": event.loss,
-            "grad_norm": event.grad_norm,
+            "num_skipped_steps": event.total_skipped,
             "learning_rate": event.learning_rate,
             "examples_per_second": event.num_examples / self._seconds_per_step if self._seconds_per_step > 0 else 0.0,
             "estimated_end_time": to_datetime(now) + timedelta(seconds=min(left, 1e8)),
         }
+        if math.isfinite(event.loss) and math.isfinite(event.grad_norm):
+            changes |= {"train_loss": event.loss, "grad_norm": event.grad_norm}
         self.progress = self.progress.model_copy(update=changes)
         self.is_dirty = True
-        return self.flush(now) if now - self._told_at >= self._progress_seconds or event.step == event.num_steps else []
+        told: list[EventPayload] = []
+        if event.num_skipped and not self._has_told_skips:
+            self._has_told_skips = True
+            told.append(Note(text=f"step {event.step} was skipped: its loss or gradient is not finite; further ones are counted"))
+        is_due = now - self._told_at >= self._progress_seconds or event.step == event.num_steps
+        return [*told, *self.flush(now)] if is_due else told
+
+
+def _starting(event: Started) -> list[str]:
+    """What a person should know when an attempt begins."""
+    if event.restart_reason:
+        return [f"its checkpoint can't be used, so training starts again from step 0: {event.restart_reason}"]
+    return [f"goes on from step {event.step}"] if event.step else list(event.notes)

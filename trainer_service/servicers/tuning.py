@@ -10,11 +10,15 @@ from typing import Any
 from prompttuning.v1 import tuning_pb2 as pb
 from prompttuning.v1 import tuning_pb2_grpc
 
+from shared.errors import InvalidInput
+from shared.outside import CallPool
 from shared.security.caller import current_caller
 from shared.security.page_tokens import ListScope, PageTokens
 from trainer_service.convert.jobs import event_to_wire, filter_from_wire, filter_to_json, job_to_wire
 from trainer_service.convert.service import dataset_to_wire, info_to_wire, uploaded_to_wire
 from trainer_service.convert.spec import request_from_wire
+from trainer_service.csv_upload import CsvUpload
+from trainer_service.jobs.dataset_fields import renamed
 from trainer_service.jobs.intake import JobIntake
 from trainer_service.jobs.manager import JobManager
 from trainer_service.jobs.owner import JobOwner
@@ -25,7 +29,7 @@ from trainer_service.servicers.streams import HEARTBEAT_SECONDS, Beat, header_an
 
 
 class TuningServicer(tuning_pb2_grpc.TuningServiceServicer):
-    """`draining` ends the watches. A watch is never silent for longer than `heartbeat_seconds`."""
+    """Large requests are read in `requests`. `draining` ends the watches. A watch is never silent for longer than `heartbeat_seconds`."""
 
     def __init__(
         self,
@@ -34,16 +38,25 @@ class TuningServicer(tuning_pb2_grpc.TuningServiceServicer):
         datasets: TenantDatasets,
         info: ServiceInfo,
         tokens: PageTokens,
+        requests: CallPool,
         draining: asyncio.Event,
         heartbeat_seconds: float = HEARTBEAT_SECONDS,
     ) -> None:
         self._jobs, self._intake, self._datasets, self._info = jobs, intake, datasets, info
-        self._tokens, self._draining, self._heartbeat_seconds = tokens, draining, heartbeat_seconds
+        self._tokens, self._requests, self._draining, self._heartbeat_seconds = tokens, requests, draining, heartbeat_seconds
 
     async def UploadDataset(self, requests: AsyncIterator[pb.UploadDatasetRequest], context: Any) -> pb.UploadDatasetResponse:
         header, chunks = await header_and_chunks(requests)
+        tenant, format = current_caller().tenant, header.format
+        if format == pb.DatasetHeader.FORMAT_CSV:
+            csv = CsvUpload(header.size_bytes, header.digest, self._info.upload_limits.max_line_bytes)
+            with renamed(csv.line_of):
+                lines = csv.json_lines(chunks, self._datasets.pool)
+                return uploaded_to_wire(await self._datasets.receive(tenant, lines, labels=header.labels))
+        if format not in (pb.DatasetHeader.FORMAT_UNSPECIFIED, pb.DatasetHeader.FORMAT_JSON_LINES):
+            raise InvalidInput.of("header.format", f"{format} is not known; this trainer takes JSON lines and CSV")
         announced = {"size_bytes": header.size_bytes, "digest": header.digest, "labels": header.labels}
-        return uploaded_to_wire(await self._datasets.receive(current_caller().tenant, chunks, **announced))
+        return uploaded_to_wire(await self._datasets.receive(tenant, chunks, **announced))
 
     async def ListDatasets(self, request: pb.ListDatasetsRequest, context: Any) -> pb.ListDatasetsResponse:
         scope = ListScope("ListDatasets", current_caller())
@@ -62,7 +75,7 @@ class TuningServicer(tuning_pb2_grpc.TuningServiceServicer):
         return pb.DeleteDatasetResponse()
 
     async def CreateTuningJob(self, request: pb.CreateTuningJobRequest, context: Any) -> pb.CreateTuningJobResponse:
-        asked = await asyncio.to_thread(request_from_wire, request)
+        asked = await self._requests.call(request_from_wire, request)
         job = await self._intake.create(asked, JobOwner.of(current_caller()))
         return pb.CreateTuningJobResponse(job=job_to_wire(job))
 

@@ -21,10 +21,13 @@ from safetensors.torch import load, save
 from shared.errors import DamagedBlob
 from shared.soft_prompt import SoftPrompt
 from trainer_service.training.reparameterise import effective_matrix
+from trainer_service.training.results import Results
 from trainer_service.training.spec import Example, Init, TrainingSpec
 from trainer_service.training.trainee import Trainee
 
-FORMAT = 1
+FORMAT = 2
+_FORMATS = (1, FORMAT)
+"""1: the digest is that of `digest_of_format_1`, and what was added since has its default."""
 
 
 class TraineeState(BaseModel):
@@ -33,6 +36,32 @@ class TraineeState(BaseModel):
     init: Init
     step: int
     num_updates: int
+    index: int = 0
+    num_skipped: int = 0
+    excess_skips: int = 0
+
+
+class TriedCandidate(BaseModel):
+    """What a search knows of one candidate: its score (`training.selection.Score`) after the last evaluation that it took part in."""
+
+    model_config = ConfigDict(extra="forbid")
+    learning_rate: float
+    init: Init
+    steps: int = 0
+    metrics: dict[str, float] = {}
+    end: str = ""
+    """"worse": it left at a comparison. "not finite": it had no finite gradients. Empty: it is in training, or was trained to the end."""
+
+
+class FoldChoice(BaseModel):
+    """The checkpoint that one half of the held-out examples chose so far. `results`: its evaluation, of all examples."""
+
+    model_config = ConfigDict(extra="forbid")
+    step: int = 0
+    score: tuple[float, float] | None = None
+    top: float = -1e30
+    """The highest value of the metric that this half has seen."""
+    results: Results | None = None
 
 
 class EvaluationRecord(BaseModel):
@@ -56,15 +85,56 @@ class RunState(BaseModel):
     best_score: tuple[float, float] | None = None
     template_metrics: dict[str, float] | None = None
     stale_evaluations: int = 0
+    template_results: Results | None = None
+    """What `template_metrics` are made of."""
+    folds: list[FoldChoice] = []
+    """Of both halves, with cross-fitting (`held_out`)."""
+    tried: list[TriedCandidate] = []
+    best_candidate: int = 0
+    """Which of `tried` the best matrix is from."""
 
 
 def digest_of(spec: TrainingSpec, train: Sequence[Example], validation: Sequence[Example]) -> str:
-    digest = hashlib.blake2b(spec.model_dump_json().encode(), digest_size=16)
+    """Of the settings and of the examples, with a colon between them.
+
+    A field that has its default value is left out: a release that adds a field goes on from the checkpoints of the one before.
+    """
+    settings = hashlib.blake2b(spec.model_dump_json(exclude_defaults=True).encode(), digest_size=16)
+    data = hashlib.blake2b(digest_size=16)
+    for examples in (train, validation):
+        data.update(b"\0")
+        for example in examples:
+            turns = [(turn.role, turn.content) for turn in example.messages]
+            data.update(repr((example.input, example.output, example.label, turns)).encode())
+    return f"{settings.hexdigest()}:{data.hexdigest()}"
+
+
+def digest_of_format_1(spec: TrainingSpec, train: Sequence[Example], validation: Sequence[Example]) -> str:
+    """As earlier releases wrote it, over the fields that they knew: those are set in a stored spec, and newer ones are not."""
+    digest = hashlib.blake2b(spec.model_dump_json(exclude_unset=True).encode(), digest_size=16)
     for examples in (train, validation):
         digest.update(b"\0")
         for example in examples:
             digest.update(repr((example.input, example.output, example.label, example.messages)).encode())
     return digest.hexdigest()
+
+
+def check_match(state: RunState, digest: str, spec: TrainingSpec, train: Sequence[Example], validation: Sequence[Example]) -> None:
+    """Raises DamagedBlob with the reason if the checkpoint can't be continued from with these settings and examples."""
+    if not state.trainees:
+        raise DamagedBlob("the checkpoint is empty")
+    if state.format == 1:
+        if state.digest != digest_of_format_1(spec, train, validation):
+            raise DamagedBlob("this release reads the job's settings or examples differently from the one that wrote the checkpoint")
+        return
+    settings, _, data = digest.partition(":")
+    if state.digest == digest:
+        return
+    if state.digest.startswith(settings):
+        raise DamagedBlob("this release splits or reads the job's examples differently from the one that wrote the checkpoint")
+    if state.digest.endswith(data):
+        raise DamagedBlob("this release reads the job's settings differently from the one that wrote the checkpoint")
+    raise DamagedBlob("the checkpoint is of another job")
 
 
 def write_checkpoint(state: RunState, trainees: Sequence[Trainee], best: torch.Tensor | None) -> bytes:
@@ -74,6 +144,9 @@ def write_checkpoint(state: RunState, trainees: Sequence[Trainee], best: torch.T
             init=trainee.candidate.init,
             step=trainee.step,
             num_updates=trainee.optimizer.num_updates,
+            index=trainee.index,
+            num_skipped=trainee.num_skipped,
+            excess_skips=trainee.excess_skips,
         )
         for trainee in trainees
     ]
@@ -99,7 +172,7 @@ def read_checkpoint(data: bytes) -> tuple[RunState, dict[str, torch.Tensor]]:
         state = RunState.model_validate_json(json.loads(data[8 : 8 + length])["__metadata__"]["state"])
     except (SafetensorError, ValidationError, KeyError, TypeError, ValueError) as error:
         raise DamagedBlob("the checkpoint can't be read") from error
-    if state.format != FORMAT or not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
+    if state.format not in _FORMATS or not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
         raise DamagedBlob("the checkpoint is of another format or has values that are not finite")
     return state, tensors
 
@@ -125,3 +198,4 @@ def restore(trainee: Trainee, saved: TraineeState, tensors: dict[str, torch.Tens
         with torch.no_grad():
             target.copy_(tensors[name])
     trainee.step, trainee.optimizer.num_updates = saved.step, saved.num_updates
+    trainee.num_skipped, trainee.excess_skips = saved.num_skipped, saved.excess_skips

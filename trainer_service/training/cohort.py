@@ -9,6 +9,7 @@ the cohort is lost: its jobs go on elsewhere.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -77,7 +78,7 @@ class Cohort:
         """The job takes part from the next step on; what is wrong with it becomes its Failed event. Raises AlreadyExists."""
         if task.job_id in self._members:
             raise AlreadyExists(f"job {task.job_id} is in this cohort already")
-        run = TuningRun(task, self._base_model, self._check_row)
+        run = TuningRun(task, self._base_model, self._check_row, self.token_budget)
         self._members[task.job_id] = _Member(run, run.life(), checkpointed_at=time.monotonic())
         self._fair_share.join(task.job_id, task.priority, task.tenant, task.weight)
 
@@ -226,11 +227,18 @@ class Cohort:
         for part in parts:
             part.trainee.discard_gradients()
         losses = backward(self._base_model, self._forward, parts, token_budget)
-        norms = torch.stack([part.trainee.clip() for part in parts])
-        rates = [part.trainee.learning_rate for part in parts]
-        for part in parts:
-            part.trainee.update()
+        norms, rates = torch.zeros_like(losses), [part.trainee.learning_rate for part in parts]
+        ends = [work.is_last for work in works for _ in work.parts]
+        for index, (part, is_last) in enumerate(zip(parts, ends, strict=True)):
+            if is_last:
+                part.trainee.add_kept_gradients()
+                norms[index] = part.trainee.clip()
+            else:
+                part.trainee.keep_gradients()
         measured = torch.stack([losses, norms]).tolist()  # the one wait for the device
+        for loss, norm, part, is_last in zip(*measured, parts, ends, strict=True):
+            if is_last:
+                part.trainee.update() if math.isfinite(loss) and math.isfinite(norm) else part.trainee.skip()
         seconds = time.perf_counter() - started
         outcomes = [
             StepOutcome(loss, norm, rate, self._forward.num_tokens(part.trainee.num_virtual_tokens, part.rows), seconds)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -39,7 +40,8 @@ __all__ = [
 
 MAX_LABELS = 1000
 MAX_LABEL_CHARS = 200
-_MAX_REPORTED = 20
+_MAX_REPORTED, _MAX_PLACES, _MAX_KINDS = 20, 3, 200
+_VARIABLE = re.compile(r"[:;(]")
 _ROLES = ("system", "user", "assistant")
 _KEYS = {
     TaskKind.GENERATION: frozenset({"input", "output"}),
@@ -68,7 +70,7 @@ class ParsedDataset:
 def parse_examples(
     lines: Iterable[bytes | str], labels: Sequence[str] = (), limits: DatasetLimits | None = None, *, quote: bool = True
 ) -> ParsedDataset:
-    """Read JSON Lines. Raises InvalidInput naming up to 20 lines (`line 7`) and what is wrong with each.
+    """Read JSON Lines. Raises InvalidInput naming lines (`line 7`): up to three of each kind of mistake, and how many more there are.
 
     `quote` False: errors say where a line is wrong and what was expected, and repeat nothing of what it holds.
     """
@@ -116,7 +118,7 @@ def split_validation(examples: Sequence[Example], fraction: float, seed: int) ->
         return tuple(examples), ()
     groups: dict[bytes, list[int]] = {}
     for index, example in enumerate(examples):
-        groups.setdefault(_input_digest(example), []).append(index)
+        groups.setdefault(input_digest(example), []).append(index)
     order = list(groups.values())
     random.Random(seed).shuffle(order)
     wanted, held = round(len(examples) * fraction), set[int]()
@@ -135,11 +137,11 @@ def split_validation(examples: Sequence[Example], fraction: float, seed: int) ->
 
 def count_overlap(train: Iterable[Example], validation: Iterable[Example]) -> int:
     """Held-out examples whose input also stands in the training data: they flatter the score."""
-    seen = {_input_digest(example) for example in train}
-    return sum(_input_digest(example) in seen for example in validation)
+    seen = {input_digest(example) for example in train}
+    return sum(input_digest(example) in seen for example in validation)
 
 
-def _input_digest(example: Example) -> bytes:
+def input_digest(example: Example) -> bytes:
     turns = example.messages[:-1] if example.messages else ()
     text = json.dumps([example.input.strip(), *[(turn.role, turn.content.strip()) for turn in turns]])
     return hashlib.blake2b(text.encode(), digest_size=16).digest()
@@ -161,6 +163,10 @@ class _Checker:
         self._task: TaskKind | None = None
         self._examples: list[Example] = []
         self._violations: list[FieldViolation] = []
+        self._counts: dict[str, int] = {}
+        """Mistakes by kind: the beginning of the reason, before what is different from line to line."""
+        self._last: dict[str, int] = {}
+        """Of each kind, the index of its last violation."""
         check_labels(self._given)
 
     @property
@@ -168,9 +174,13 @@ class _Checker:
         return len(self._examples)
 
     def report(self, field: str, reason: str) -> None:
-        self._violations.append(FieldViolation(field, reason))
-        if len(self._violations) >= _MAX_REPORTED:
-            raise InvalidInput(self._violations)
+        kind = _VARIABLE.split(reason, maxsplit=1)[0]
+        if kind not in self._counts and len(self._counts) >= _MAX_KINDS:
+            kind = ""
+        count = self._counts[kind] = self._counts.get(kind, 0) + 1
+        if kind and count <= _MAX_PLACES and len(self._violations) < _MAX_REPORTED:
+            self._last[kind] = len(self._violations)
+            self._violations.append(FieldViolation(field, reason))
 
     def add(self, example: Example) -> None:
         task = _kind(example)
@@ -192,7 +202,7 @@ class _Checker:
 
     def finish(self) -> ParsedDataset:
         if self._violations:
-            raise InvalidInput(self._violations)
+            raise InvalidInput(self._summary())
         if self._task is None:
             raise InvalidInput.of(self._field, "has no examples")
         if self._given and self._task is not TaskKind.CLASSIFICATION:
@@ -202,6 +212,17 @@ class _Checker:
             only = repr(labels[0]) if self._quote else "one"
             raise InvalidInput.of("labels", f"classification needs at least two labels; there is only {only}")
         return ParsedDataset(tuple(self._examples), self._task, labels)
+
+    def _summary(self) -> list[FieldViolation]:
+        """What was reported; the last violation of each kind says how many more there are."""
+        found = list(self._violations)
+        for kind, index in self._last.items():
+            shown = min(self._counts[kind], _MAX_PLACES)
+            if more := self._counts[kind] - shown:
+                found[index] = FieldViolation(found[index].field, f"{found[index].description} (and {more} more like this)")
+        if others := sum(count for kind, count in self._counts.items() if kind not in self._last):
+            found.append(FieldViolation(self._field, f"has {others} more mistakes of other kinds"))
+        return found
 
 
 def check_labels(labels: Sequence[str]) -> None:
@@ -283,7 +304,7 @@ def _parse_line(line: bytes | str, number: int, limits: DatasetLimits, quote: bo
         raise _Malformed(f"is longer than {limits.max_line_bytes} bytes")
     if isinstance(line, bytes):
         try:
-            line = line.decode("utf-8-sig" if number == 1 else "utf-8")
+            line = line.decode("utf-8-sig")  # of every line: files with a mark may have been joined
         except UnicodeDecodeError as error:
             raise _Malformed(f"is not UTF-8 (byte {error.start + 1})") from None
     if not line.strip():

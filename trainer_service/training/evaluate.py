@@ -14,10 +14,16 @@ from shared.base_model import BaseModel
 from trainer_service.training.encoding import EncodedDataset
 from trainer_service.training.events import NearestToken
 from trainer_service.training.init import embed
-from trainer_service.training.packing import Row
+from trainer_service.training.packing import Row, common_length, num_packed_tokens
+from trainer_service.training.results import Results
+from trainer_service.training.spec import Metric
 from trainer_service.training.work import RowScore, ScoreWork, Work
 
 SLICE_TOKENS = 1024
+MIN_PASS_TOKENS = 128
+"""Smaller passes cost as much as this one: they read all weights for little."""
+MAX_SHARED_TOKENS = 16 * SLICE_TOKENS
+"""Of a slice, counted once for each row: an architecture that is computed row by row shares nothing."""
 _TABLE_CHUNK = 16384
 
 Evaluation = Generator[Work, Any, dict[str, float]]
@@ -25,22 +31,29 @@ Evaluation = Generator[Work, Any, dict[str, float]]
 
 def evaluate(prompt: torch.Tensor | None, data: EncodedDataset) -> Evaluation:
     """loss and token_accuracy of the targets; for classification also accuracy and macro_f1."""
+    results = yield from evaluate_examples(prompt, data)
+    return results.metrics(Metric.LOSS)
+
+
+def evaluate_examples(prompt: torch.Tensor | None, data: EncodedDataset) -> Generator[Work, Any, Results]:
+    """How each example comes out behind `prompt` (None: the bare model), without generated texts."""
     single = len(data.label_ids) > 0 and all(len(ids) == 1 for ids in data.label_ids)
     candidates = tuple(ids[0] for ids in data.label_ids) if single else ()
     rows = [Row(example.input_ids, example.target_ids) for example in data.examples]
     scores = yield from score_rows(prompt, rows, candidates)
-    num_targets = sum(score.num_targets for score in scores)
-    metrics = {
-        "loss": -sum(score.log_probability for score in scores) / num_targets,
-        "token_accuracy": sum(score.num_correct for score in scores) / num_targets,
-    }
+    answers: list[int] = []
     if data.label_ids:
         if single:
             answers = [_argmax(score.candidates) for score in scores]
         else:
             answers = yield from _choose_labels(prompt, data)
-        metrics |= classification_metrics([example.label_index for example in data.examples], answers, len(data.label_ids))
-    return metrics
+    return Results(
+        log_probabilities=tuple(score.log_probability for score in scores),
+        num_targets=tuple(score.num_targets for score in scores),
+        num_correct=tuple(score.num_correct for score in scores),
+        wanted=tuple(example.label_index for example in data.examples) if data.label_ids else (),
+        chosen=tuple(answers),
+    )
 
 
 def score_rows(prompt: torch.Tensor | None, rows: Sequence[Row], candidates: tuple[int, ...] = ()) -> Generator[Work, Any, list[RowScore]]:
@@ -49,18 +62,6 @@ def score_rows(prompt: torch.Tensor | None, rows: Sequence[Row], candidates: tup
     for part in _slices(rows):
         scores += yield ScoreWork(prompt, part, candidates)
     return scores
-
-
-def classification_metrics(wanted: Sequence[int], answers: Sequence[int], num_labels: int) -> dict[str, float]:
-    """accuracy, and macro_f1 over the labels that occur in either."""
-    f1 = []
-    for label in range(num_labels):
-        hits = sum(want == answer == label for want, answer in zip(wanted, answers, strict=True))
-        total = wanted.count(label) + answers.count(label)
-        if total:
-            f1.append(2 * hits / total)
-    correct = sum(want == answer for want, answer in zip(wanted, answers, strict=True))
-    return {"accuracy": correct / len(wanted), "macro_f1": sum(f1) / len(f1)}
 
 
 @torch.no_grad()
@@ -80,21 +81,43 @@ def nearest_tokens(base_model: BaseModel, matrix: torch.Tensor) -> tuple[Nearest
 
 
 def _choose_labels(prompt: torch.Tensor | None, data: EncodedDataset) -> Generator[Work, Any, list[int]]:
-    """The exact score of every label of every example: one row each."""
-    rows = [Row(example.input_ids, ids) for example in data.examples for ids in data.label_ids]
-    scores = yield from score_rows(prompt, rows)
+    """The exact score of every label of every example: one row each, and of many labels the input is computed once for all."""
+    by_example = [[Row(example.input_ids, ids) for ids in data.label_ids] for example in data.examples]
+    together = [row for rows in by_example for row in rows]
+    apart = [num_packed_tokens(0, rows) for rows in by_example]
+    common = common_length(together)
+    is_cheaper = 2 * sum(apart) < sum(len(row.tokens) - common for row in together)
+    scores: list[RowScore] = []
+    for rows in by_example if is_cheaper and min(apart) >= MIN_PASS_TOKENS else [together]:
+        scores += yield from score_rows(prompt, rows)
     values, width = [score.log_probability for score in scores], len(data.label_ids)
     return [_argmax(values[first : first + width]) for first in range(0, len(values), width)]
 
 
-def _slices(rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
+def row_slices(rows: Sequence[Row], max_tokens: int) -> Iterator[Sequence[Row]]:
+    """Consecutive rows of at most `max_tokens` tokens together; a longer row is a slice of its own."""
     part, used = list[Row](), 0
     for row in rows:
-        if part and used + len(row.tokens) > SLICE_TOKENS:
+        if part and used + len(row.tokens) > max_tokens:
             yield part
             part, used = [], 0
         part.append(row)
         used += len(row.tokens)
+    if part:
+        yield part
+
+
+def _slices(rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
+    """What all rows begin with is computed once a slice, so it counts once; a slice takes at least as many other tokens as that."""
+    common = common_length(rows)
+    size = max(SLICE_TOKENS, 2 * common)
+    part, used = list[Row](), common
+    for row in rows:
+        if part and (used + len(row.tokens) - common > size or len(part) * common > MAX_SHARED_TOKENS):
+            yield part
+            part, used = [], common
+        part.append(row)
+        used += len(row.tokens) - common
     if part:
         yield part
 

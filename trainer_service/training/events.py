@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from shared.blob import GoldenRecord
 from shared.soft_prompt import SoftPrompt
+from trainer_service.training.comparison import Comparison, Estimate
 from trainer_service.training.spec import Example, Init, TrainingSpec
 
 
@@ -115,6 +116,36 @@ class TrainingResult:
     """The peak rate that was trained with: the spec's, or what a search chose."""
     init: Init | None = None
     """The init that was trained from: the spec's, or what a search chose."""
+    instructed_metrics: Mapping[str, float] = field(default_factory=dict)
+    """The frozen model given an instruction and the input (`baselines`)."""
+    few_shot_metrics: Mapping[str, float] = field(default_factory=dict)
+    """The frozen model given the instruction, `num_shots` training examples and the input."""
+    num_shots: int = 0
+    comparisons: Mapping[str, Comparison] = field(default_factory=dict)
+    """Of the prompt with "bare_model" (the template alone), "instructed_model", "few_shot_model" and "current_version"."""
+    estimate: Estimate | None = None
+    """The prompt's metric and its interval."""
+    num_judging: int = 0
+    """Held-out examples that all these numbers are of."""
+    is_apart: bool = False
+    """Whether no example judged a checkpoint that it had helped to choose."""
+    tried: tuple[TriedCandidate, ...] = ()
+    """What a search tried; empty without one."""
+    num_skipped: int = 0
+    """Steps of this prompt whose gradient was not finite."""
+
+
+@dataclass(frozen=True)
+class TriedCandidate:
+    """One candidate of a search. `metrics`: held out, of the last evaluation that it took part in."""
+
+    learning_rate: float
+    init: Init
+    num_steps: int
+    metrics: Mapping[str, float]
+    chosen: bool
+    end: str
+    """Why it left: "worse" or "not finite"; empty if it was trained to the end."""
 
 
 @dataclass(frozen=True)
@@ -130,6 +161,10 @@ class Started(TrainingEvent):
     statistics: DatasetStatistics
     step: int
     """0, or the step that was resumed from."""
+    notes: tuple[str, ...] = ()
+    """What a person should know about the job's data; the same in every attempt."""
+    restart_reason: str = ""
+    """Why the attempt could not go on from the checkpoint that it was given."""
 
 
 @dataclass(frozen=True)
@@ -144,6 +179,11 @@ class StepDone(TrainingEvent):
     """Text positions computed for this job in this step."""
     step_seconds: float
     """Wall time of the whole cohort step that carried it."""
+    num_skipped: int = 0
+    """Prompts of this job (a search trains several) whose gradient was not finite in this step, so that the step left them unchanged.
+    If that is all of them, `loss` and `grad_norm` are NaN."""
+    total_skipped: int = 0
+    """Such steps since step 0, over the prompts still in training."""
 
 
 @dataclass(frozen=True)

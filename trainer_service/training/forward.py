@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import torch
 
 from shared.base_model import BaseModel
+from shared.causality import check_causal
 from shared.errors import PreconditionFailed
 from trainer_service.training.frozen_linear import faster_linear
 from trainer_service.training.frozen_mlp import faster_mlp
@@ -121,6 +122,7 @@ def choose_forward(base_model: BaseModel) -> Forward:
 
     Raises PreconditionFailed for a model that can't read embeddings at all, or whose prompt gets no gradient.
     """
+    check_causal(base_model)
     plain = PlainForward(base_model)
     segments, prompt = _probe(base_model)
     try:
@@ -136,11 +138,10 @@ def choose_forward(base_model: BaseModel) -> Forward:
         for packed in (PackedForward(base_model), PackedForward(base_model, split=False)):
             try:
                 logits, packed_gradient = _logits_and_gradient(packed, segments, prompt)
+                if _difference(logits, expected) < tolerance and _difference(packed_gradient, gradient) < 2 * tolerance:
+                    return packed
             except Exception as error:
                 log.info("%s: a packed pass is not possible: %s", base_model.info.id, error)
-                continue
-            if _difference(logits, expected) < tolerance and _difference(packed_gradient, gradient) < 2 * tolerance:
-                return packed
         restore(replaced)
     log.warning("%s is trained without sharing the prefix: its attention can't be replaced or looks at more", base_model.info.id)
     return plain

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import statistics as numbers
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from functools import partial
 from typing import Any
 
@@ -18,44 +18,53 @@ import torch
 from shared.base_model import BaseModel
 from shared.errors import DamagedBlob, InvalidInput
 from shared.soft_prompt import SoftPrompt
-from shared.template import InputEncoder, Template
-from trainer_service.training import encoding
-from trainer_service.training.checkpoint import EvaluationRecord, RunState, digest_of, read_checkpoint, restore, write_checkpoint
+from shared.template import InputEncoder
+from trainer_service.training import checkpoint, encoding
+from trainer_service.training.comparison import BARE, CURRENT, FEW_SHOT, INSTRUCTED
 from trainer_service.training.dataset import count_overlap
-from trainer_service.training.encoding import EncodedDataset, EncodedExample, encode_bare, encode_dataset
-from trainer_service.training.evaluate import evaluate, nearest_tokens
-from trainer_service.training.events import Evaluated, Started, StepDone, TrainingEvent, TrainingResult, TrainingTask
-from trainer_service.training.generate import evaluate_generations
+from trainer_service.training.encoding import EncodedDataset, EncodedExample, encode_dataset
+from trainer_service.training.evaluate import SLICE_TOKENS, nearest_tokens, row_slices
+from trainer_service.training.evaluator import Evaluator, Judgement
+from trainer_service.training.events import Evaluated, Started, StepDone, TrainingEvent, TrainingResult, TrainingTask, TriedCandidate
 from trainer_service.training.golden import golden_records
 from trainer_service.training.init import embedding_std, initial_matrix
+from trainer_service.training.notes import data_notes
 from trainer_service.training.packing import Row
 from trainer_service.training.recipe import check_init
 from trainer_service.training.reparameterise import new_parameters
+from trainer_service.training.results import Results
 from trainer_service.training.search import candidates, is_rung, num_survivors
-from trainer_service.training.selection import is_better, ranked, score_of, slack
-from trainer_service.training.spec import Example, Init, InitMethod, Metric, TaskKind
+from trainer_service.training.selection import ranked, score_of
+from trainer_service.training.spec import Example, Init, InitMethod, TaskKind
 from trainer_service.training.trainee import Candidate, NonFinite, Trainee, batch_indices
 from trainer_service.training.work import CallWork, StepOutcome, TrainPart, TrainWork, Work
 
 log = logging.getLogger(__name__)
 
-MAX_PERIODIC, MAX_FINAL = 128, 512
-"""Held-out examples of each evaluation while training, and of the last ones."""
-MAX_LABEL_ROWS = 4096
-"""Labels of several tokens cost a row for each label of each example: fewer examples then."""
 ENCODE_SLICE = 500
-_TEXT_METRICS = frozenset({Metric.CHRF, Metric.BLEU, Metric.EXACT_MATCH})
+_ADVICE = "lower the learning rate, or look for examples that the model can't compute"
 Life = Generator[Work, Any, TrainingResult]
-Metrics = Generator[Work, Any, dict[str, float]]
+
+
+def _any_row(num_virtual_tokens: int, num_tokens: int) -> None:
+    return None
 
 
 class TuningRun:
-    def __init__(self, task: TrainingTask, base_model: BaseModel, check_row: Callable[[int, int], None] | None = None) -> None:
-        """`check_row(virtual tokens, tokens)` raises for a row that this worker can't compute; called with the longest one."""
-        self.task, self._check_row = task, check_row
+    def __init__(
+        self,
+        task: TrainingTask,
+        base_model: BaseModel,
+        check_row: Callable[[int, int], None] | None = None,
+        piece_tokens: int = SLICE_TOKENS,
+    ) -> None:
+        """`check_row(virtual tokens, tokens)` raises for a row that this worker can't compute; called with the longest one.
+        `piece_tokens`: tokens of one piece of an optimizer step, virtual ones aside.
+        """
+        self.task, self._check_row, self._piece_tokens = task, check_row, piece_tokens
         self._base_model = base_model
         self._spec, self._hyper = task.spec, task.spec.hyperparameters
-        self._state = RunState(digest=task.digest or digest_of(task.spec, task.train, task.validation))
+        self._state = checkpoint.RunState(digest=task.digest or checkpoint.digest_of(task.spec, task.train, task.validation))
         self._trainees: list[Trainee] = []
         self._best: torch.Tensor | None = None
         self._train, self._validation = EncodedDataset(()), EncodedDataset(())
@@ -72,7 +81,7 @@ class TuningRun:
 
     def checkpoint(self) -> bytes | None:
         """Everything needed to go on from here; None before training has begun."""
-        return write_checkpoint(self._state, self._trainees, self._best) if self._trainees else None
+        return checkpoint.write_checkpoint(self._state, self._trainees, self._best) if self._trainees else None
 
     def best_prompt(self) -> SoftPrompt | None:
         return None if self._best is None else SoftPrompt(self._best.float().cpu())
@@ -80,23 +89,27 @@ class TuningRun:
     def life(self) -> Life:
         """Raises InvalidInput for data or settings that can't be trained, NonFinite when the loss explodes."""
         yield from self._prepare()
-        self._begin()
+        restart_reason = self._begin()
+        self._evaluator = Evaluator(
+            self._base_model, self._spec, self._validation, self._state, self._encoder.end_token_id, self._check_row or _any_row
+        )
         overlap = self.task.num_overlapping
         if overlap is None:
             overlap = count_overlap(self.task.train, self.task.validation)
-        self._emit(Started, statistics=encoding.statistics(self._train, self._validation, overlap), step=self.step)
-        periodic = self._held_out(MAX_PERIODIC)
-        if len(periodic) and self._state.template_metrics is None:
-            self._state.template_metrics = yield from self._measure(None, periodic)
+        statistics = encoding.statistics(self._train, self._validation, overlap)
+        notes = data_notes(len(self._train), len(self._validation), self._hyper)
+        self._emit(Started, statistics=statistics, step=self.step, notes=notes, restart_reason=restart_reason)
+        if len(self._evaluator) and self._state.template_metrics is None:
+            self._state.template_results = yield from self._evaluator.measure(None)
+            self._state.template_metrics = self._state.template_results.metrics(self._hyper.metric)
             if self._hyper.init.method is not InitMethod.FROM_PROMPT:
                 self._emit(Evaluated, step=0, metrics=self._state.template_metrics, is_best=False)
-        yield from self._evaluate_source(periodic)
+        yield from self._evaluate_source()
         while True:
-            yield from self._evaluate_if_due(periodic)
+            yield from self._evaluate_if_due()
             if self._is_finished():
                 break
-            outcomes: list[StepOutcome] = yield self._next_step()
-            self._account(outcomes)
+            self._account((yield from self._train_step()))
         return (yield from self._result())
 
     def _emit(self, kind: type[TrainingEvent], **fields: Any) -> None:
@@ -153,56 +166,78 @@ class TuningRun:
         present = sum(count > 0 for count in counts)
         return [len(self._train) / (present * counts[example.label_index]) for example in self._train.examples]
 
-    def _begin(self) -> None:
-        """New trainees, or those of the checkpoint. A checkpoint of something else, or a damaged one, means starting again."""
-        saved: RunState | None = None
-        tensors: dict[str, torch.Tensor] = {}
+    def _begin(self) -> str:
+        """New trainees, or those of the checkpoint. Returns why the checkpoint can't be continued from, if so."""
+        reason = ""
         if self.task.checkpoint is not None:
             try:
-                saved, tensors = read_checkpoint(self.task.checkpoint)
-                if saved.digest != self._state.digest or not saved.trainees:
-                    raise DamagedBlob("the checkpoint is of another job")
-                choices = [self._new_trainee(state.learning_rate, state.init) for state in saved.trainees]
-                for index, (trainee, state) in enumerate(zip(choices, saved.trainees, strict=True)):
-                    restore(trainee, state, tensors, index)
-                self._trainees, self._state = choices, saved
-                self._best = tensors["best"].to(self._base_model.device) if "best" in tensors else None
-                return
+                self._resume(self.task.checkpoint)
+                return ""
             except DamagedBlob as error:
-                log.warning("job %s starts again from step 0: %s", self.task.job_id, error.message)
-        self._trainees = [self._new_trainee(choice.learning_rate, choice.init) for choice in candidates(self._spec)]
+                reason = error.message
+                log.warning("job %s starts again from step 0: %s", self.task.job_id, reason)
+        choices = candidates(self._spec)
+        self._trainees = [self._new_trainee(choice.learning_rate, choice.init, index) for index, choice in enumerate(choices)]
+        if len(choices) > 1:
+            tried = [checkpoint.TriedCandidate(learning_rate=choice.learning_rate, init=choice.init) for choice in choices]
+            self._state.tried = tried
+        return reason
 
-    def _new_trainee(self, learning_rate: float, init: Init) -> Trainee:
+    def _resume(self, data: bytes) -> None:
+        """Raises DamagedBlob if these bytes can't be continued from."""
+        saved, tensors = checkpoint.read_checkpoint(data)
+        checkpoint.check_match(saved, self._state.digest, self._spec, self.task.train, self.task.validation)
+        trainees = [self._new_trainee(state.learning_rate, state.init, state.index) for state in saved.trainees]
+        for index, (trainee, state) in enumerate(zip(trainees, saved.trainees, strict=True)):
+            checkpoint.restore(trainee, state, tensors, index)
+        saved.format, saved.digest = checkpoint.FORMAT, self._state.digest
+        self._trainees, self._state = trainees, saved
+        self._best = tensors["best"].to(self._base_model.device) if "best" in tensors else None
+
+    def _new_trainee(self, learning_rate: float, init: Init, index: int = 0) -> Trainee:
         generator = torch.Generator().manual_seed(self._hyper.seed % 2**63)
         texts = (example.input_ids for example in self._train.examples) if init.method is InitMethod.SAMPLE_VOCAB else ()
         matrix = initial_matrix(
             self._base_model, init, self._hyper.num_virtual_tokens, generator, self._spec.labels, self.task.source, texts
         )
         parameters = new_parameters(matrix, self._hyper.reparameterisation, embedding_std(self._base_model), generator)
-        return Trainee(Candidate(learning_rate, init), parameters, self._hyper)
+        return Trainee(Candidate(learning_rate, init), parameters, self._hyper, index)
 
-    def _next_step(self) -> TrainWork:
+    def _train_step(self) -> Generator[Work, Any, list[StepOutcome]]:
+        """One optimizer step, asked for in pieces: a batch of thousands of long rows would be minutes of work that others wait for."""
         picks = batch_indices(self._hyper.seed, self.step, len(self._train), self._hyper.batch_size)
         rows = [Row(self._train.examples[pick].input_ids, self._train.examples[pick].target_ids, self._row_weights[pick]) for pick in picks]
-        total = float(len(rows)) if self._spec.task is TaskKind.CLASSIFICATION else None
-        return TrainWork([TrainPart(trainee, rows, self._hyper.label_smoothing, total) for trainee in self._trainees])
+        by_example = self._spec.task is TaskKind.CLASSIFICATION
+        total = float(len(rows)) if by_example else sum(row.weight * len(row.target_ids) for row in rows)
+        pieces = list(row_slices(rows, self._piece_tokens // len(self._trainees)))
+        outcomes: list[StepOutcome] = []
+        for piece in pieces:
+            parts = [TrainPart(trainee, piece, self._hyper.label_smoothing, total) for trainee in self._trainees]
+            found: list[StepOutcome] = yield TrainWork(parts, is_last=piece is pieces[-1])
+            outcomes = [one.plus(other) for one, other in zip(outcomes, found, strict=True)] if outcomes else found
+        return outcomes
 
     def _account(self, outcomes: list[StepOutcome]) -> None:
-        sound = [index for index, outcome in enumerate(outcomes) if math.isfinite(outcome.loss) and math.isfinite(outcome.grad_norm)]
-        if not sound:
-            raise NonFinite(f"the loss is {outcomes[0].loss} at step {self.step}: lower the learning rate or look at the data")
-        self._trainees = [self._trainees[index] for index in sound]
-        best = min((outcomes[index] for index in sound), key=lambda outcome: outcome.loss)
+        """Steps that are not finite were skipped; a prompt that skips too many is given up."""
+        lost = [trainee for trainee in self._trainees if trainee.is_lost]
+        if len(lost) == len(self._trainees):
+            skipped = f"{lost[0].num_skipped} of {self.step} steps had a loss or gradient that is not finite and were skipped"
+            raise NonFinite(f"{skipped}, the last one step {self.step}: {_ADVICE}")
+        sound = [outcome for outcome in outcomes if outcome.is_finite]
+        best = min(sound or outcomes, key=lambda outcome: outcome.loss)
+        self._leave_out(lost, "not finite")
         self._emit(
             StepDone,
             step=self.step,
             num_steps=self._hyper.num_steps,
-            loss=best.loss,
-            grad_norm=best.grad_norm,
+            loss=best.loss if sound else math.nan,
+            grad_norm=best.grad_norm if sound else math.nan,
             learning_rate=best.learning_rate,
             num_examples=self._hyper.batch_size * len(outcomes),
             num_tokens=sum(outcome.num_tokens for outcome in outcomes),
             step_seconds=best.step_seconds,
+            num_skipped=len(outcomes) - len(sound),
+            total_skipped=sum(trainee.num_skipped for trainee in self._trainees),
         )
 
     def _is_finished(self) -> bool:
@@ -210,110 +245,95 @@ class TuningRun:
         exhausted = patience > 0 and self._state.stale_evaluations >= patience and len(self._trainees) == 1
         return self.step >= self._hyper.num_steps or exhausted
 
-    def _evaluate_if_due(self, data: EncodedDataset) -> Generator[Work, Any, None]:
+    def _evaluate_if_due(self) -> Generator[Work, Any, None]:
         step, evaluated = self.step, self._state.history[-1].step if self._state.history else 0
         last = step >= self._hyper.num_steps
         rung = len(self._trainees) > 1 and (is_rung(step, self._hyper.num_steps) or last)
-        if step <= evaluated or not len(data) or not (step % self._hyper.evaluation_interval_steps == 0 or rung or last):
+        if step <= evaluated or not len(self._evaluator) or not (step % self._hyper.evaluation_interval_steps == 0 or rung or last):
             return
-        found = []
+        found = list[tuple[Trainee, Results, torch.Tensor]]()
         for trainee in self._trainees:
             prompt = trainee.matrix().detach()
-            metrics = yield from self._measure(prompt.to(self._base_model.dtype), data)
-            found.append((trainee, metrics, prompt))
+            results = yield from self._evaluator.measure(prompt.to(self._base_model.dtype))
+            found.append((trainee, results, prompt))
+            self._tried(trainee, metrics=results.metrics(self._hyper.metric))
         metric = self._hyper.metric
-        order = ranked([score_of(metric, metrics) for _, metrics, _ in found], metric, len(data))
-        _, metrics, prompt = found[order[0]]
-        self._keep(step, metrics, prompt, len(data))
+        order = ranked([score_of(metric, results.metrics(metric)) for _, results, _ in found], metric, len(self._evaluator))
+        self._keep(step, *found[order[0]])
         if rung:
-            self._trainees = [found[index][0] for index in order[: 1 if last else num_survivors(len(found))]]
+            remain = [found[index][0] for index in order[: 1 if last else num_survivors(len(found))]]
+            self._leave_out([trainee for trainee in self._trainees if trainee not in remain], "worse")
 
-    def _evaluate_source(self, data: EncodedDataset) -> Generator[Work, Any, None]:
+    def _evaluate_source(self) -> Generator[Work, Any, None]:
         """A version that training starts from is its first candidate: a training that only makes it worse publishes it as it was."""
-        if self._hyper.init.method is not InitMethod.FROM_PROMPT or not len(data) or self.step or self._state.history:
+        if self._hyper.init.method is not InitMethod.FROM_PROMPT or not len(self._evaluator) or self.step or self._state.history:
             return
         prompt = self._trainees[0].matrix().detach()
-        metrics = yield from self._measure(prompt.to(self._base_model.dtype), data)
-        self._keep(0, metrics, prompt, len(data))
+        results = yield from self._evaluator.measure(prompt.to(self._base_model.dtype))
+        self._keep(0, self._trainees[0], results, prompt)
 
-    def _keep(self, step: int, metrics: dict[str, float], prompt: torch.Tensor, num_examples: int) -> None:
+    def _keep(self, step: int, trainee: Trainee, results: Results, prompt: torch.Tensor) -> None:
         """Enter an evaluation in the history; its prompt is kept if it is the best so far."""
-        metric = self._hyper.metric
-        score = score_of(metric, metrics)
-        self._state.history.append(EvaluationRecord(step=step, metrics=metrics, score=score))
-        top = max(record.score[0] for record in self._state.history)
-        best = self._state.best_score
-        is_best = best is None or is_better(score, best, top, slack(metric, top, num_examples))
-        self._state.stale_evaluations = 0 if is_best else self._state.stale_evaluations + 1
+        is_best = self._evaluator.keep(step, results)
         if is_best:
-            self._state.best_step, self._state.best_score, self._best = step, score, prompt.clone()
-        self._emit(Evaluated, step=step, metrics=metrics, is_best=is_best)
+            self._best, self._state.best_candidate = prompt.clone(), trainee.index
+        self._emit(Evaluated, step=step, metrics=results.metrics(self._hyper.metric), is_best=is_best)
 
-    def _measure(self, prompt: torch.Tensor | None, data: EncodedDataset) -> Metrics:
-        metrics = yield from evaluate(prompt, data)
-        if self._hyper.metric in _TEXT_METRICS:
-            metrics |= yield from evaluate_generations(self._base_model, prompt, data, self._hyper.metric, self._encoder.end_token_id)
-        return metrics
+    def _tried(self, trainee: Trainee, **changes: Any) -> None:
+        """Remember what a search knows of this candidate."""
+        if trainee.index < len(self._state.tried):
+            known = self._state.tried[trainee.index]
+            self._state.tried[trainee.index] = known.model_copy(update={"steps": trainee.step, **changes})
 
-    def _held_out(self, limit: int) -> EncodedDataset:
-        """At most `limit` held-out examples, the same ones each time."""
-        labels = self._validation.label_ids
-        if any(len(ids) > 1 for ids in labels):
-            limit = min(limit, max(16, MAX_LABEL_ROWS // len(labels)))
-        return _head(self._validation, limit)
+    def _leave_out(self, trainees: Sequence[Trainee], why: str) -> None:
+        for trainee in trainees:
+            self._tried(trainee, end=why)
+        self._trainees = [trainee for trainee in self._trainees if trainee not in trainees]
 
     def _result(self) -> Life:
         trainee = self._trainees[0]
+        if not trainee.optimizer.num_updates:
+            raise NonFinite(f"all {trainee.num_skipped} steps had a loss or gradient that is not finite: {_ADVICE}")
+        self._tried(trainee)
         if self._best is None:
-            self._best, self._state.best_step = trainee.matrix().detach().clone(), self.step
+            self._best, self._state.best_step, self._state.best_candidate = trainee.matrix().detach().clone(), self.step, trainee.index
         soft_prompt = SoftPrompt(self._best.float().cpu().clone())
         prompt = soft_prompt.cast(self._base_model.dtype, self._base_model.device)
-        final = self._held_out(MAX_FINAL)
-        metrics, bare, template, current = dict[str, float](), dict[str, float](), dict[str, float](), dict[str, float]()
-        if len(final):
-            metrics = yield from self._measure(prompt, final)
-            bare = yield from self._measure(None, self._without_template(final))
-            same = len(final) == len(self._held_out(MAX_PERIODIC)) and self._state.template_metrics is not None
-            template = dict(self._state.template_metrics or {}) if same else (yield from self._measure(None, final))
-            if self.task.current is not None and self.task.current.hidden_size == soft_prompt.hidden_size:
-                serving = self.task.current.cast(self._base_model.dtype, self._base_model.device)
-                current = yield from self._measure(serving, final)
+        judged: Judgement = yield from self._evaluator.judge(prompt, self._current(soft_prompt), self.task.train)
         golden = yield CallWork(lambda: golden_records(self._base_model, soft_prompt, self._encoder))
         scores = [record.metrics[self._hyper.metric.value.lower()] for record in self._state.history[-5:]]
+        tried, best = self._state.tried, self._state.best_candidate
+        chosen = Candidate(tried[best].learning_rate, tried[best].init) if best < len(tried) else trainee.candidate
         return TrainingResult(
             soft_prompt=soft_prompt,
             best_step=self._state.best_step,
             num_steps=self.step,
-            metrics=metrics,
-            bare_metrics=bare,
-            template_metrics=template,
-            current_metrics=current,
+            metrics=judged.metrics,
+            bare_metrics=judged.bare,
+            template_metrics=judged.rivals.get(BARE, {}),
+            current_metrics=judged.rivals.get(CURRENT, {}),
             golden=golden,
             nearest_tokens=nearest_tokens(self._base_model, soft_prompt.embeddings),
             score_stability=numbers.pstdev(scores) if scores else 0.0,
-            learning_rate=trainee.candidate.learning_rate,
-            init=trainee.candidate.init,
+            learning_rate=chosen.learning_rate,
+            init=chosen.init,
+            instructed_metrics=judged.rivals.get(INSTRUCTED, {}),
+            few_shot_metrics=judged.rivals.get(FEW_SHOT, {}),
+            num_shots=judged.num_shots,
+            comparisons=judged.comparisons,
+            estimate=judged.estimate,
+            num_judging=judged.num_judging,
+            is_apart=judged.is_apart,
+            tried=tuple(
+                TriedCandidate(one.learning_rate, one.init, one.steps, one.metrics, index == best, one.end)
+                for index, one in enumerate(tried)
+            ),
+            num_skipped=trainee.num_skipped,
         )
 
-    def _without_template(self, data: EncodedDataset) -> EncodedDataset:
-        plain = InputEncoder(self._base_model.tokenizer, Template())
-        encoder = self._encoder if self._spec.task is TaskKind.CHAT else plain
-        examples = tuple(
-            EncodedExample(
-                example.example, tuple(encode_bare(encoder, example.example)), tuple(self._target(encoder, example)), example.label_index
-            )
-            for example in data.examples
-        )
-        return EncodedDataset(examples, encoder.encode_candidates(self._spec.labels, "labels") if data.label_ids else ())
-
-    def _target(self, encoder: InputEncoder, example: EncodedExample) -> list[int]:
-        source = example.example
-        text = source.messages[-1].content if source.messages else source.label if source.label is not None else source.output
-        return encoder.encode_target(text or "")
-
-
-def _head(data: EncodedDataset, count: int) -> EncodedDataset:
-    """At most `count` examples, spread evenly over the dataset."""
-    if len(data) <= count:
-        return data
-    return EncodedDataset(tuple(data.examples[index * len(data) // count] for index in range(count)), data.label_ids)
+    def _current(self, soft_prompt: SoftPrompt) -> torch.Tensor | None:
+        """What the alias serves now, if it fits this model."""
+        current = self.task.current
+        if current is None or current.hidden_size != soft_prompt.hidden_size:
+            return None
+        return current.cast(self._base_model.dtype, self._base_model.device)

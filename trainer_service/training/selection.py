@@ -20,7 +20,7 @@ _SHARES = frozenset({Metric.ACCURACY, Metric.MACRO_F1, Metric.EXACT_MATCH})
 
 
 def score_of(metric: Metric, metrics: dict[str, float]) -> Score:
-    value, loss = metrics[metric.value.lower()], metrics["loss"]
+    value, loss = metrics.get(metric.value.lower(), math.nan), metrics["loss"]
     return _finite(-value if metric is Metric.LOSS else value), _finite(-loss)
 
 

@@ -14,9 +14,14 @@ from trainer_service.training.optimise import AdamW, learning_rate_at
 from trainer_service.training.reparameterise import PROMPT, effective_matrix
 from trainer_service.training.spec import Hyperparameters, Init
 
+MAX_EXCESS_SKIPS = 10
+"""A prompt fails once it has skipped this many more steps than it has taken. One batch that overflows costs a step or two; a prompt that
+has run away, or data that the model can't compute, gives no finite gradient again. Counting the excess, and not steps in a row, also ends
+a training in which more steps are skipped than taken."""
+
 
 class NonFinite(SoftPromptError):
-    """A loss or gradient is NaN or infinite: this prompt can't be trained on as it is."""
+    """Losses or gradients keep being NaN or infinite: this prompt can't be trained on as it is."""
 
 
 @dataclass(frozen=True)
@@ -28,13 +33,19 @@ class Candidate:
 
 
 class Trainee:
-    def __init__(self, candidate: Candidate, parameters: dict[str, torch.Tensor], hyperparameters: Hyperparameters) -> None:
-        self.candidate = candidate
+    def __init__(self, candidate: Candidate, parameters: dict[str, torch.Tensor], hyperparameters: Hyperparameters, index: int = 0) -> None:
+        """`index`: of the candidate among those of the job."""
+        self.candidate, self.index = candidate, index
         self.step = 0
+        self.num_skipped = 0
+        """Steps without an update because the gradient was not finite."""
+        self.excess_skips = 0
+        """Skipped steps beyond those taken since; never below 0."""
         self._hyperparameters = hyperparameters
         self.parameters = parameters
         trained = {name: parameter for name, parameter in parameters.items() if parameter.requires_grad}
         self.optimizer = AdamW(trained, hyperparameters.weight_decay)
+        self._kept_gradients: dict[str, torch.Tensor] = {}
 
     @property
     def num_virtual_tokens(self) -> int:
@@ -56,11 +67,38 @@ class Trainee:
 
     def update(self) -> None:
         self.optimizer.update(self.learning_rate)
+        self._kept_gradients = {}
         self.step += 1
+        self.excess_skips = max(0, self.excess_skips - 1)
+
+    def skip(self) -> None:
+        """Ends a step whose gradient is not finite: parameters and moments stay as they are."""
+        self.discard_gradients()
+        self._kept_gradients = {}
+        self.step += 1
+        self.num_skipped += 1
+        self.excess_skips += 1
+
+    @property
+    def is_lost(self) -> bool:
+        return self.excess_skips >= MAX_EXCESS_SKIPS
 
     def discard_gradients(self) -> None:
+        """Kept ones stay, so a piece of a step can be computed again."""
         for parameter in self.parameters.values():
             parameter.grad = None
+
+    def keep_gradients(self) -> None:
+        """Of a piece of a step, until its last piece."""
+        self.add_kept_gradients()
+        self._kept_gradients = {name: parameter.grad for name, parameter in self.parameters.items() if parameter.grad is not None}
+        self.discard_gradients()
+
+    def add_kept_gradients(self) -> None:
+        """Those of the earlier pieces of this step."""
+        for name, gradient in self._kept_gradients.items():
+            found = self.parameters[name].grad
+            self.parameters[name].grad = gradient.clone() if found is None else found + gradient
 
 
 def batch_indices(seed: int, step: int, num_examples: int, batch_size: int) -> list[int]:

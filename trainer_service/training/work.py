@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -25,9 +26,11 @@ class TrainPart:
 
 @dataclass(frozen=True)
 class TrainWork:
-    """One optimizer step of every trainee of a run. Result: a list of StepOutcome."""
+    """An optimizer step of every trainee of a run, or a piece of one. Result: a list of StepOutcome, of these rows."""
 
     parts: Sequence[TrainPart]
+    is_last: bool = True
+    """The trainees are updated. Otherwise they keep the gradients for the last piece of the step."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,20 @@ class StepOutcome:
     learning_rate: float
     num_tokens: int
     step_seconds: float
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether the step was taken; otherwise it was skipped."""
+        return math.isfinite(self.loss) and math.isfinite(self.grad_norm)
+
+    def plus(self, next_piece: StepOutcome) -> StepOutcome:
+        """Of this piece of a step and the next one; what is known at a step's end comes from that."""
+        return replace(
+            next_piece,
+            loss=self.loss + next_piece.loss,
+            num_tokens=self.num_tokens + next_piece.num_tokens,
+            step_seconds=self.step_seconds + next_piece.step_seconds,
+        )
 
 
 @dataclass(frozen=True)

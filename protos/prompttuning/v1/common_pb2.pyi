@@ -314,3 +314,66 @@ class Heartbeat(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Heartbeat: _TypeAlias = Heartbeat  # noqa: Y015
+
+@_typing.final
+class Comparison(_message.Message):
+    """A tuned prompt beside another way to use its base model, on the same held-out examples. `docs/quality.md` says how it is measured."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RIVAL_FIELD_NUMBER: _builtins.int
+    METRIC_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    RIVAL_VALUE_FIELD_NUMBER: _builtins.int
+    DIFFERENCE_FIELD_NUMBER: _builtins.int
+    LOW_FIELD_NUMBER: _builtins.int
+    HIGH_FIELD_NUMBER: _builtins.int
+    NUM_EXAMPLES_FIELD_NUMBER: _builtins.int
+    BEATS_FIELD_NUMBER: _builtins.int
+    rival: _builtins.str
+    """"bare_model" (with the job's template, no prompt), "instructed_model" (an instruction that a person would write before the input),
+    "few_shot_model" (the instruction and training examples before it), or "current_version" (what the alias named).
+    """
+    metric: _builtins.str
+    """Name of the metric, as in the metrics of a result."""
+    value: _builtins.float
+    """The tuned prompt's."""
+    rival_value: _builtins.float
+    """The rival's."""
+    difference: _builtins.float
+    """How much better the tuned prompt is, in the metric's unit; negative: worse. For "loss" lower is better."""
+    low: _builtins.float
+    """Lower end of the 95 % interval of `difference`. Unset: too few examples."""
+    high: _builtins.float
+    """Upper end."""
+    num_examples: _builtins.int
+    """Held-out examples that both were measured on."""
+    beats: _builtins.bool
+    """Better beyond chance: at least 10 examples, and the whole interval above 0."""
+    def __init__(
+        self,
+        *,
+        rival: _builtins.str = ...,
+        metric: _builtins.str = ...,
+        value: _builtins.float = ...,
+        rival_value: _builtins.float = ...,
+        difference: _builtins.float = ...,
+        low: _builtins.float | None = ...,
+        high: _builtins.float | None = ...,
+        num_examples: _builtins.int = ...,
+        beats: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_high", b"_high", "_low", b"_low", "high", b"high", "low", b"low"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_high", b"_high", "_low", b"_low", "beats", b"beats", "difference", b"difference", "high", b"high", "low", b"low", "metric", b"metric", "num_examples", b"num_examples", "rival", b"rival", "rival_value", b"rival_value", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__high: _TypeAlias = _typing.Literal["high"]  # noqa: Y015
+    _WhichOneofArgType__high: _TypeAlias = _typing.Literal["_high", b"_high"]  # noqa: Y015
+    _WhichOneofReturnType__low: _TypeAlias = _typing.Literal["low"]  # noqa: Y015
+    _WhichOneofArgType__low: _TypeAlias = _typing.Literal["_low", b"_low"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__high) -> _WhichOneofReturnType__high | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__low) -> _WhichOneofReturnType__low | None: ...
+
+Global___Comparison: _TypeAlias = Comparison  # noqa: Y015

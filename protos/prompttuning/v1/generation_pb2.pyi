@@ -362,7 +362,12 @@ class GenerationDelta(_message.Message):
     TOKEN_IDS_FIELD_NUMBER: _builtins.int
     LOGPROBS_FIELD_NUMBER: _builtins.int
     text: _builtins.str
-    """Text since the last delta."""
+    """Text since the last delta. The deltas of an answer are put together as they are, with nothing between them.
+
+    Of the bare model with a TEXT template (or none) the answer goes on in the middle of the rendered input: input and answer put together
+    are the text that the model wrote, so an answer often begins with a space ("The capital of France is" + " Paris."). Of a prompt, and in
+    a conversation, the answer stands for itself, spelled as the outputs that the prompt was tuned on: a space between is not part of it.
+    """
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Tokens since the last delta."""

@@ -164,6 +164,8 @@ class PromptVersion(_message.Message):
     REVISION_FIELD_NUMBER: _builtins.int
     ALIASES_FIELD_NUMBER: _builtins.int
     GATE_FIELD_NUMBER: _builtins.int
+    COMPARISONS_FIELD_NUMBER: _builtins.int
+    VERDICT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """"prompts/{prompt}/versions/{n}"."""
     digest: _builtins.str
@@ -180,6 +182,8 @@ class PromptVersion(_message.Message):
     """Store revision that published it."""
     gate: _builtins.str
     """Why its gate let it be published, with the numbers; empty for an import."""
+    verdict: _builtins.str
+    """Which of them it beats and which it doesn't, in words."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was published."""
@@ -212,6 +216,10 @@ class PromptVersion(_message.Message):
     def aliases(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Aliases that name it."""
 
+    @_builtins.property
+    def comparisons(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.Comparison]:
+        """The prompt beside other ways to use the base model, on the same held-out examples; empty for an import and for older versions."""
+
     def __init__(
         self,
         *,
@@ -231,10 +239,12 @@ class PromptVersion(_message.Message):
         revision: _builtins.int = ...,
         aliases: _abc.Iterable[_builtins.str] | None = ...,
         gate: _builtins.str = ...,
+        comparisons: _abc.Iterable[_common_pb2.Comparison] | None = ...,
+        verdict: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "create_time", b"create_time", "recipe", b"recipe", "sampling_defaults", b"sampling_defaults", "template", b"template"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "base_model", b"base_model", "create_time", b"create_time", "digest", b"digest", "gate", b"gate", "job", b"job", "labels", b"labels", "metrics", b"metrics", "name", b"name", "num_virtual_tokens", b"num_virtual_tokens", "parent", b"parent", "recipe", b"recipe", "revision", b"revision", "sampling_defaults", b"sampling_defaults", "size_bytes", b"size_bytes", "template", b"template"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "base_model", b"base_model", "comparisons", b"comparisons", "create_time", b"create_time", "digest", b"digest", "gate", b"gate", "job", b"job", "labels", b"labels", "metrics", b"metrics", "name", b"name", "num_virtual_tokens", b"num_virtual_tokens", "parent", b"parent", "recipe", b"recipe", "revision", b"revision", "sampling_defaults", b"sampling_defaults", "size_bytes", b"size_bytes", "template", b"template", "verdict", b"verdict"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

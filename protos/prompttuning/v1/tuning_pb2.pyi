@@ -313,7 +313,7 @@ class PromptInit(_message.Message):
     method: Global___PromptInit.Method.ValueType
     """How the first values are chosen."""
     text: _builtins.str
-    """For METHOD_TEXT. Empty: the recipe writes one."""
+    """For METHOD_TEXT, at most 32768 characters. Empty: the recipe writes one."""
     source: _builtins.str
     """For METHOD_FROM_PROMPT: a prompt reference ("name", "name@alias", "name@7"), resolved when the job is created; or "tuningJobs/<id>"
     of a job that ended without a version and whose best prompt was kept.
@@ -876,6 +876,7 @@ class TuningProgress(_message.Message):
     BEST_STEP_FIELD_NUMBER: _builtins.int
     EXAMPLES_PER_SECOND_FIELD_NUMBER: _builtins.int
     ESTIMATED_END_TIME_FIELD_NUMBER: _builtins.int
+    NUM_SKIPPED_STEPS_FIELD_NUMBER: _builtins.int
     step: _builtins.int
     """Optimizer steps done."""
     num_steps: _builtins.int
@@ -890,6 +891,8 @@ class TuningProgress(_message.Message):
     """Step of the best evaluation so far."""
     examples_per_second: _builtins.float
     """Training examples a second."""
+    num_skipped_steps: _builtins.int
+    """Steps left out because their loss or gradient was not finite."""
     @_builtins.property
     def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
         """Held-out metrics of the last evaluation: "loss", "token_accuracy", "accuracy", ..."""
@@ -910,10 +913,11 @@ class TuningProgress(_message.Message):
         best_step: _builtins.int = ...,
         examples_per_second: _builtins.float = ...,
         estimated_end_time: _timestamp_pb2.Timestamp | None = ...,
+        num_skipped_steps: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["estimated_end_time", b"estimated_end_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["best_step", b"best_step", "estimated_end_time", b"estimated_end_time", "examples_per_second", b"examples_per_second", "grad_norm", b"grad_norm", "learning_rate", b"learning_rate", "metrics", b"metrics", "num_steps", b"num_steps", "step", b"step", "train_loss", b"train_loss"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["best_step", b"best_step", "estimated_end_time", b"estimated_end_time", "examples_per_second", b"examples_per_second", "grad_norm", b"grad_norm", "learning_rate", b"learning_rate", "metrics", b"metrics", "num_skipped_steps", b"num_skipped_steps", "num_steps", b"num_steps", "step", b"step", "train_loss", b"train_loss"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -933,6 +937,10 @@ class DatasetStatistics(_message.Message):
     MAX_INPUT_TOKENS_FIELD_NUMBER: _builtins.int
     MEAN_TARGET_TOKENS_FIELD_NUMBER: _builtins.int
     MAX_TARGET_TOKENS_FIELD_NUMBER: _builtins.int
+    NUM_DISTINCT_INPUTS_FIELD_NUMBER: _builtins.int
+    NUM_DUPLICATES_FIELD_NUMBER: _builtins.int
+    NUM_NEAR_DUPLICATES_FIELD_NUMBER: _builtins.int
+    NUM_CONTRADICTIONS_FIELD_NUMBER: _builtins.int
     num_train: _builtins.int
     """Training examples."""
     num_validation: _builtins.int
@@ -949,6 +957,14 @@ class DatasetStatistics(_message.Message):
     """Mean tokens of a target."""
     max_target_tokens: _builtins.int
     """Most tokens of a target."""
+    num_distinct_inputs: _builtins.int
+    """Different inputs; known, as what follows, once the job is created."""
+    num_duplicates: _builtins.int
+    """Examples that repeat an earlier one exactly."""
+    num_near_duplicates: _builtins.int
+    """Examples whose input is nearly that of an earlier one: but for case, punctuation and white space, or for a few words of many."""
+    num_contradictions: _builtins.int
+    """Examples whose input also has another label (classification)."""
     def __init__(
         self,
         *,
@@ -960,10 +976,14 @@ class DatasetStatistics(_message.Message):
         max_input_tokens: _builtins.int = ...,
         mean_target_tokens: _builtins.float = ...,
         max_target_tokens: _builtins.int = ...,
+        num_distinct_inputs: _builtins.int = ...,
+        num_duplicates: _builtins.int = ...,
+        num_near_duplicates: _builtins.int = ...,
+        num_contradictions: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_input_tokens", b"max_input_tokens", "max_target_tokens", b"max_target_tokens", "mean_input_tokens", b"mean_input_tokens", "mean_target_tokens", b"mean_target_tokens", "num_dropped", b"num_dropped", "num_overlapping", b"num_overlapping", "num_train", b"num_train", "num_validation", b"num_validation"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_input_tokens", b"max_input_tokens", "max_target_tokens", b"max_target_tokens", "mean_input_tokens", b"mean_input_tokens", "mean_target_tokens", b"mean_target_tokens", "num_contradictions", b"num_contradictions", "num_distinct_inputs", b"num_distinct_inputs", "num_dropped", b"num_dropped", "num_duplicates", b"num_duplicates", "num_near_duplicates", b"num_near_duplicates", "num_overlapping", b"num_overlapping", "num_train", b"num_train", "num_validation", b"num_validation"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1111,6 +1131,46 @@ class TuningResult(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class InstructedMetricsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class FewShotMetricsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     PUBLISHED_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     DIGEST_FIELD_NUMBER: _builtins.int
@@ -1126,6 +1186,17 @@ class TuningResult(_message.Message):
     SERVED_BY_ALL_FIELD_NUMBER: _builtins.int
     SERVING_FIELD_NUMBER: _builtins.int
     CURRENT_VERSION_FIELD_NUMBER: _builtins.int
+    INSTRUCTED_METRICS_FIELD_NUMBER: _builtins.int
+    FEW_SHOT_METRICS_FIELD_NUMBER: _builtins.int
+    NUM_SHOTS_FIELD_NUMBER: _builtins.int
+    COMPARISONS_FIELD_NUMBER: _builtins.int
+    VERDICT_FIELD_NUMBER: _builtins.int
+    METRIC_LOW_FIELD_NUMBER: _builtins.int
+    METRIC_HIGH_FIELD_NUMBER: _builtins.int
+    NUM_JUDGING_FIELD_NUMBER: _builtins.int
+    JUDGED_APART_FIELD_NUMBER: _builtins.int
+    CANDIDATES_FIELD_NUMBER: _builtins.int
+    NUM_SKIPPED_STEPS_FIELD_NUMBER: _builtins.int
     published: _builtins.bool
     """Whether a version was published."""
     version: _builtins.str
@@ -1148,6 +1219,20 @@ class TuningResult(_message.Message):
     """Version that the alias named when the prompts were compared: what `current_metrics` are of, and what must still be current at
     publication for a gate with `beat_current` to let the alias move.
     """
+    num_shots: _builtins.int
+    """Training examples in each few-shot input."""
+    verdict: _builtins.str
+    """Which of them the tuned prompt beats and which it doesn't, in words."""
+    metric_low: _builtins.float
+    """Lower end of the 95 % interval of the job's metric. Unset: too few examples."""
+    metric_high: _builtins.float
+    """Upper end."""
+    num_judging: _builtins.int
+    """Held-out examples that all metrics here are of."""
+    judged_apart: _builtins.bool
+    """Whether none of them judged a checkpoint that it had helped to choose."""
+    num_skipped_steps: _builtins.int
+    """Steps of the published prompt left out because their loss or gradient was not finite."""
     @_builtins.property
     def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
         """Held-out metrics of the tuned prompt."""
@@ -1168,6 +1253,22 @@ class TuningResult(_message.Message):
     def nearest_tokens(self) -> _containers.RepeatedCompositeFieldContainer[Global___NearestToken]:
         """What each virtual token lies closest to."""
 
+    @_builtins.property
+    def instructed_metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """Held-out metrics of the base model given an instruction that a person would write, and the input."""
+
+    @_builtins.property
+    def few_shot_metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """The same of the base model given the instruction, `num_shots` training examples, and the input."""
+
+    @_builtins.property
+    def comparisons(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.Comparison]:
+        """The tuned prompt beside each of these, with intervals."""
+
+    @_builtins.property
+    def candidates(self) -> _containers.RepeatedCompositeFieldContainer[Global___SearchCandidate]:
+        """What a search tried; empty without one."""
+
     def __init__(
         self,
         *,
@@ -1186,16 +1287,100 @@ class TuningResult(_message.Message):
         served_by_all: _builtins.bool | None = ...,
         serving: _builtins.str = ...,
         current_version: _builtins.str = ...,
+        instructed_metrics: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        few_shot_metrics: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        num_shots: _builtins.int = ...,
+        comparisons: _abc.Iterable[_common_pb2.Comparison] | None = ...,
+        verdict: _builtins.str = ...,
+        metric_low: _builtins.float | None = ...,
+        metric_high: _builtins.float | None = ...,
+        num_judging: _builtins.int = ...,
+        judged_apart: _builtins.bool = ...,
+        candidates: _abc.Iterable[Global___SearchCandidate] | None = ...,
+        num_skipped_steps: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_served_by_all", b"_served_by_all", "served_by_all", b"served_by_all"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_metric_high", b"_metric_high", "_metric_low", b"_metric_low", "_served_by_all", b"_served_by_all", "metric_high", b"metric_high", "metric_low", b"metric_low", "served_by_all", b"served_by_all"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_served_by_all", b"_served_by_all", "alias_moved", b"alias_moved", "bare_metrics", b"bare_metrics", "best_step", b"best_step", "current_metrics", b"current_metrics", "current_version", b"current_version", "digest", b"digest", "gate_decision", b"gate_decision", "metrics", b"metrics", "nearest_tokens", b"nearest_tokens", "published", b"published", "score_stability", b"score_stability", "served_by_all", b"served_by_all", "serving", b"serving", "template_metrics", b"template_metrics", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_metric_high", b"_metric_high", "_metric_low", b"_metric_low", "_served_by_all", b"_served_by_all", "alias_moved", b"alias_moved", "bare_metrics", b"bare_metrics", "best_step", b"best_step", "candidates", b"candidates", "comparisons", b"comparisons", "current_metrics", b"current_metrics", "current_version", b"current_version", "digest", b"digest", "few_shot_metrics", b"few_shot_metrics", "gate_decision", b"gate_decision", "instructed_metrics", b"instructed_metrics", "judged_apart", b"judged_apart", "metric_high", b"metric_high", "metric_low", b"metric_low", "metrics", b"metrics", "nearest_tokens", b"nearest_tokens", "num_judging", b"num_judging", "num_shots", b"num_shots", "num_skipped_steps", b"num_skipped_steps", "published", b"published", "score_stability", b"score_stability", "served_by_all", b"served_by_all", "serving", b"serving", "template_metrics", b"template_metrics", "verdict", b"verdict", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__metric_high: _TypeAlias = _typing.Literal["metric_high"]  # noqa: Y015
+    _WhichOneofArgType__metric_high: _TypeAlias = _typing.Literal["_metric_high", b"_metric_high"]  # noqa: Y015
+    _WhichOneofReturnType__metric_low: _TypeAlias = _typing.Literal["metric_low"]  # noqa: Y015
+    _WhichOneofArgType__metric_low: _TypeAlias = _typing.Literal["_metric_low", b"_metric_low"]  # noqa: Y015
     _WhichOneofReturnType__served_by_all: _TypeAlias = _typing.Literal["served_by_all"]  # noqa: Y015
     _WhichOneofArgType__served_by_all: _TypeAlias = _typing.Literal["_served_by_all", b"_served_by_all"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__metric_high) -> _WhichOneofReturnType__metric_high | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__metric_low) -> _WhichOneofReturnType__metric_low | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__served_by_all) -> _WhichOneofReturnType__served_by_all | None: ...
 
 Global___TuningResult: _TypeAlias = TuningResult  # noqa: Y015
+
+@_typing.final
+class SearchCandidate(_message.Message):
+    """A candidate of a search over learning rates and inits."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class MetricsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    LEARNING_RATE_FIELD_NUMBER: _builtins.int
+    INIT_METHOD_FIELD_NUMBER: _builtins.int
+    NUM_STEPS_FIELD_NUMBER: _builtins.int
+    METRICS_FIELD_NUMBER: _builtins.int
+    CHOSEN_FIELD_NUMBER: _builtins.int
+    END_FIELD_NUMBER: _builtins.int
+    learning_rate: _builtins.float
+    """Peak learning rate."""
+    init_method: Global___PromptInit.Method.ValueType
+    """Where it started."""
+    num_steps: _builtins.int
+    """Steps that it was trained for."""
+    chosen: _builtins.bool
+    """Whether the published prompt is from this candidate."""
+    end: _builtins.str
+    """Why it left early: "worse" or "not finite". Empty: it was trained to the end."""
+    @_builtins.property
+    def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """Held-out metrics of the last evaluation that it took part in."""
+
+    def __init__(
+        self,
+        *,
+        learning_rate: _builtins.float = ...,
+        init_method: Global___PromptInit.Method.ValueType = ...,
+        num_steps: _builtins.int = ...,
+        metrics: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        chosen: _builtins.bool = ...,
+        end: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chosen", b"chosen", "end", b"end", "init_method", b"init_method", "learning_rate", b"learning_rate", "metrics", b"metrics", "num_steps", b"num_steps"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SearchCandidate: _TypeAlias = SearchCandidate  # noqa: Y015
 
 @_typing.final
 class DatasetHeader(_message.Message):
@@ -1203,13 +1388,43 @@ class DatasetHeader(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    class _Format:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _FormatEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[DatasetHeader._Format.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        FORMAT_UNSPECIFIED: DatasetHeader._Format.ValueType  # 0
+        """Like FORMAT_JSON_LINES."""
+        FORMAT_JSON_LINES: DatasetHeader._Format.ValueType  # 1
+        """One JSON object a line, in UTF-8."""
+        FORMAT_CSV: DatasetHeader._Format.ValueType  # 2
+        """CSV as RFC 4180 has it, with commas, in UTF-8, its first line exactly "input,output" or "input,label". Stored as JSON lines: the
+        dataset's name is the digest of those.
+        """
+
+    class Format(_Format, metaclass=_FormatEnumTypeWrapper):
+        """How the bytes are written."""
+
+    FORMAT_UNSPECIFIED: DatasetHeader.Format.ValueType  # 0
+    """Like FORMAT_JSON_LINES."""
+    FORMAT_JSON_LINES: DatasetHeader.Format.ValueType  # 1
+    """One JSON object a line, in UTF-8."""
+    FORMAT_CSV: DatasetHeader.Format.ValueType  # 2
+    """CSV as RFC 4180 has it, with commas, in UTF-8, its first line exactly "input,output" or "input,label". Stored as JSON lines: the
+    dataset's name is the digest of those.
+    """
+
     SIZE_BYTES_FIELD_NUMBER: _builtins.int
     DIGEST_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
+    FORMAT_FIELD_NUMBER: _builtins.int
     size_bytes: _builtins.int
     """Size in bytes, checked at the end."""
     digest: _builtins.str
     """"sha256:<hex>" of the bytes, checked at the end. Empty: not checked."""
+    format: Global___DatasetHeader.Format.ValueType
+    """How the bytes are written."""
     @_builtins.property
     def labels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Allowed labels, if it is a classification and they are known."""
@@ -1220,10 +1435,11 @@ class DatasetHeader(_message.Message):
         size_bytes: _builtins.int = ...,
         digest: _builtins.str = ...,
         labels: _abc.Iterable[_builtins.str] | None = ...,
+        format: Global___DatasetHeader.Format.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "labels", b"labels", "size_bytes", b"size_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "format", b"format", "labels", b"labels", "size_bytes", b"size_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1238,7 +1454,7 @@ class UploadDatasetRequest(_message.Message):
     HEADER_FIELD_NUMBER: _builtins.int
     CHUNK_FIELD_NUMBER: _builtins.int
     chunk: _builtins.bytes
-    """At most 1 MiB of JSON lines."""
+    """At most 1 MiB, in the header's format."""
     @_builtins.property
     def header(self) -> Global___DatasetHeader:
         """Must be the first message and only that."""
@@ -1642,7 +1858,7 @@ class ListTuningJobsRequest(_message.Message):
     ANNOTATIONS_FIELD_NUMBER: _builtins.int
     ORDER_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
-    """At most 1000; 0 = 50."""
+    """At most 1000; 0 = 50. A page has fewer where the jobs' specs are long."""
     page_token: _builtins.str
     """From the page before. Opaque, and valid for this caller, filter and order only."""
     prompt: _builtins.str

@@ -118,3 +118,16 @@ def test_text_that_may_become_a_stop_is_held_back() -> None:
     assert subject.push("so E") == ("so ", False)
     assert subject.push("N") == ("", False)
     assert subject.push("T") == ("ENT", False)
+
+
+@pytest.mark.parametrize("tokenizer", [BYTES, FALLBACK], ids=["byte-level", "byte-fallback"])
+def test_what_goes_on_from_a_text_keeps_its_leading_space(tokenizer: Any) -> None:
+    before, ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("France is", " Paris.")]
+    for subject in (DetokenizerFactory(tokenizer)(before), WindowDetokenizer(tokenizer, before)):
+        assert "".join(subject.push([token]) for token in ids) + subject.flush() == " Paris."
+    stripping = fallback_tokenizer()
+    stripping.backend_tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    assert DetokenizerFactory(stripping)([260]).push([260]) == " a"
+    assert WindowDetokenizer(stripping, [260]).push([260]) == " a"

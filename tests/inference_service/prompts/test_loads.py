@@ -19,11 +19,12 @@ from inference_service.prompts.loading import MAX_FAILED_REPLAYS, MAX_FAULTS, Ve
 from inference_service.prompts.observer import NullPromptObserver
 from inference_service.prompts.registry import PromptRegistry
 from inference_service.prompts.unloading import PrefixUnloader
-from inference_service.prompts.version import RefusalReason
+from inference_service.prompts.version import LoadedVersion, RefusalReason
 from inference_service.prompts.watcher import PromptWatcher
 from shared import base_model
 from shared.errors import DamagedBlob, InvalidInput, PreconditionFailed, Unavailable
 from shared.manifest import GoldenRecord
+from shared.security.caller import Caller, Tenant, calling
 from shared.store import PromptStore, VersionRecord, open_store
 from shared.store.replicas import ReplicaDirectory
 from tests.inference_service.engine.builders import small_config
@@ -203,3 +204,49 @@ async def test_memory_that_is_short_now_is_tried_again(bench: Bench, error: Exce
             assert isinstance(await bench.load(record), Unavailable)
     assert await bench.load(record) is None
     assert bench.registry.num_loaded == 1
+
+
+async def test_blobs_that_hang_hold_their_places_once_and_others_load(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench.loader._fetch_seconds = 0.2
+    hanging = [bench.publish(seed, prompt=f"hanging-{seed}") for seed in range(2, 6)]
+    sound = bench.publish(1, prompt="sound")
+    released, fetch, asked = threading.Event(), bench.store.fetch, list[str]()
+
+    def held(digest: str) -> bytes:
+        asked.append(digest)
+        if digest != sound.digest:
+            released.wait(30)
+        return fetch(digest)
+
+    monkeypatch.setattr(bench.store, "fetch", held)
+    loads = [asyncio.create_task(bench.load(record)) for record in hanging]
+    await until(lambda: len(asked) == len(hanging))
+    assert await asyncio.wait_for(bench.load(sound), 20) is None
+    assert {type(found) for found in await asyncio.gather(*loads)} == {Unavailable}
+    for record in hanging:
+        assert isinstance(await asyncio.wait_for(bench.load(record), 20), Unavailable)
+    assert len(asked) == len(hanging) + 1, "no second thread waits for a blob that hangs"
+    released.set()
+    await until(lambda: not bench.loader._fetching)
+    assert [await bench.load(record) for record in hanging] == [None] * len(hanging)
+
+
+async def test_a_tenants_versions_do_not_queue_behind_all_of_another_tenants(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    greedy = [bench.publish(seed, prompt=f"greedy-{seed}") for seed in range(2, 12)]
+    modest, released, order = bench.publish(1, prompt="modest"), asyncio.Event(), list[str]()
+    load = bench.loader.load
+
+    async def held(record: VersionRecord) -> LoadedVersion:
+        order.append(record.prompt)
+        if record.prompt != "modest":
+            await released.wait()
+        return await load(record)
+
+    monkeypatch.setattr(bench.loader, "load", held)
+    with calling(Caller("a", frozenset(), group=Tenant("greedy"))):
+        loads = [asyncio.create_task(bench.load(record)) for record in greedy]
+    await until(lambda: len(order) == 3)
+    with calling(Caller("b", frozenset(), group=Tenant("modest"))):
+        assert await asyncio.wait_for(bench.load(modest), 20) is None
+    released.set()
+    assert await asyncio.gather(*loads) == [None] * len(greedy)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +12,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from tests.control_groups import control_group
 from tests.trainer_service.cluster.test_worker import task
 from trainer_service.cluster import loading
 from trainer_service.cluster import ray_pool as ray_pool_module
 from trainer_service.cluster.loading import WorkerSpec, load_trainer
 from trainer_service.cluster.memory import measure_memory
-from trainer_service.cluster.ray_cluster import RayCluster
+from trainer_service.cluster.ray_cluster import RayCluster, short_temporary_folder
 from trainer_service.cluster.ray_pool import RayPool, ray_pool
 from trainer_service.config import TrainerSettings
 from trainer_service.training.events import StepDone, TrainingEvent
@@ -85,6 +89,27 @@ def test_an_embedded_ray_has_the_processors_of_the_containers_quota(
     assert pool._spec("tiny").num_threads == threads
 
 
+LOAD_IN_A_GROUP = """
+import os, sys
+model_dir, *files = sys.argv[1:]
+for file in files:
+    open(file, "w").write(str(os.getpid()))
+from trainer_service.cluster.loading import WorkerSpec, load_trainer
+import torch
+load_trainer(WorkerSpec("tiny", model_dir, device="cpu"))
+print(torch.get_num_threads(), torch.get_num_interop_threads(), flush=True)
+"""
+
+
+def test_a_worker_in_a_real_container_with_a_quota_of_one_processor_has_one_thread(tiny_model_dir: Path) -> None:
+    """OMP_NUM_THREADS is what Ray sets for an actor of two processors."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
+    with control_group(quota="100000", memory_bytes=4 << 30) as joined:
+        command = [sys.executable, "-c", LOAD_IN_A_GROUP, str(tiny_model_dir), *map(str, joined)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, check=False)
+    assert (done.stdout.split(), done.returncode) == (["1", "1"], 0), done.stderr
+
+
 @pytest.mark.parametrize(("in_the_container", "chosen", "threads"), [(1, 0, 1), (16, 0, 2), (1, 3, 3)])
 def test_a_worker_elsewhere_has_the_threads_that_its_own_container_allows(
     tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch, in_the_container: int, chosen: int, threads: int
@@ -106,3 +131,11 @@ def test_memory_in_use_is_measured_and_within_what_there_is() -> None:
     after = measure_memory()
     assert after.used_bytes - before.used_bytes > 100 << 20
     del kept
+
+
+@pytest.mark.parametrize(
+    ("environment", "folder"),
+    [({}, None), ({"TMPDIR": "/scratch/me"}, None), ({"TMPDIR": "/tmp/" + 40 * "x"}, "/tmp/ray"), ({"RAY_TMPDIR": "/é" * 20}, "/tmp/ray")],
+)
+def test_rays_sockets_lie_where_their_paths_are_short_enough(environment: dict[str, str], folder: str | None) -> None:
+    assert short_temporary_folder(environment) == folder

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import torch
 
 from shared.soft_prompt import SoftPrompt
+from trainer_service.training.comparison import BARE, FEW_SHOT, INSTRUCTED, Comparison, Estimate
 from trainer_service.training.events import (
     Checkpointed,
     DatasetStatistics,
@@ -26,6 +27,7 @@ from trainer_service.training.events import (
     TrainingResult,
     TrainingTask,
 )
+from trainer_service.training.spec import Metric
 
 
 class ScriptedTrainer:
@@ -95,10 +97,29 @@ class ScriptedTrainer:
             return events
         metrics = {"loss": loss}
         embeddings = torch.full((task.spec.hyperparameters.num_virtual_tokens, self._hidden_size), float(total))
-        result = TrainingResult(SoftPrompt(embeddings), step, total, metrics, {"loss": 2.0}, {"loss": 1.5})
+        result = TrainingResult(
+            SoftPrompt(embeddings),
+            step,
+            total,
+            metrics,
+            {"loss": 2.0},
+            {"loss": 1.5},
+            comparisons={BARE: _compared(loss, 1.5), INSTRUCTED: _compared(loss, 0.3), FEW_SHOT: _compared(loss, 0.15)},
+            instructed_metrics={"loss": 0.3},
+            few_shot_metrics={"loss": 0.15},
+            num_shots=7,
+            estimate=Estimate(Metric.LOSS, loss, loss - 0.05, loss + 0.05, 20),
+            num_judging=20,
+            is_apart=True,
+        )
         self._leave(job_id)
         return [*events, Evaluated(job_id, attempt, step, metrics, True), Finished(job_id, attempt, result)]
 
     def _leave(self, job_id: str) -> int:
         del self._tasks[job_id]
         return self._steps.pop(job_id)
+
+
+def _compared(loss: float, other: float) -> Comparison:
+    difference = other - loss
+    return Comparison(Metric.LOSS, loss, other, difference, difference - 0.05, difference + 0.05, 20)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import pytest
+
 from shared.blob import decode_blob
 from shared.manifest import utc_now
 from shared.store import AliasTarget, LoadedVersion, RefusedVersion, ReplicaRecord, VersionRecord
@@ -136,8 +138,23 @@ async def test_what_the_gate_decided_and_on_which_numbers_is_in_the_job_and_in_t
     gate = PublishGate(beat_bare_model=True, minimum_metric=0.5)
     job = await manager.create(spec(num_steps=5, publish=PublishPolicy(gate=gate)))
     result = result_of(await service.state(job.id, JobState.SUCCEEDED))
-    assert result.gate_decision == "loss 0.2 is at most 0.5; loss 0.2 beats the bare model's 1.5"
+    assert result.gate_decision == (
+        "loss 0.2 (95 % interval 0.15 to 0.25, 20 held-out examples) is at most 0.5; "
+        "loss 0.2 beats 1.5 of the bare model: better by 1.3 (95 % interval 1.25 to 1.35, 20 held-out examples)"
+    )
+    assert result.verdict == (
+        "the prompt beats the bare model and the model with an instruction; "
+        "loss 0.2 does not beat 0.15 of the model with an instruction and examples in its input: "
+        "worse by 0.05 (95 % interval -0.1 to 0, 20 held-out examples)"
+    )
     assert (result.metrics["loss"], result.template_metrics["loss"]) == (0.2, 1.5)
+    assert (result.instructed_metrics["loss"], result.few_shot_metrics["loss"], result.num_shots) == (0.3, 0.15, 7)
+    assert (result.metric_low, result.metric_high, result.num_judging, result.judged_apart) == (pytest.approx(0.15), 0.25, 20, True)
+    assert {one.rival: one.beats for one in result.comparisons} == {"bare_model": True, "instructed_model": True, "few_shot_model": False}
     manifest = decode_blob(service.prompt_store.fetch(result.digest)).manifest
-    assert (manifest.gate, manifest.metrics["loss"]) == (result.gate_decision, 0.2)
+    assert isinstance(manifest.gate, dict)
+    assert (manifest.gate["decision"], manifest.gate["verdict"]) == (result.gate_decision, result.verdict)
+    assert [one["rival"] for one in manifest.gate["comparisons"]] == [one.rival for one in result.comparisons]
+    assert manifest.metrics["loss"] == 0.2
+    assert result.verdict in [event.payload.text async for event in manager.watch(job.id) if isinstance(event.payload, Note)]
     assert manifest.recipe["num_steps"] == 5

@@ -233,6 +233,32 @@ def test_pages_are_newest_first_and_complete(store: JobStore) -> None:
         assert found == [id for id in newest if wanted(next(job for job in made if job.id == id))]
 
 
+def test_pages_of_large_jobs_are_short_and_complete(store: JobStore) -> None:
+    labels = tuple(f"{n:04}".ljust(200, "x") for n in range(1000))
+    made = [create(store, record(spec(labels=labels))).id for _ in range(45)]
+    pages, found, after = 0, list[str](), ""
+    while pages == 0 or after:
+        page = store.page(JobFilter(), 1000, after)
+        assert sum(len(job.spec.model_dump_json()) for job in page.jobs) <= 4 << 20
+        found += [job.id for job in page.jobs]
+        pages, after = pages + 1, page.next_after
+    assert found == sorted(made, reverse=True)
+    assert pages == 3
+
+
+def test_large_events_are_read_a_few_at_a_time(store: JobStore) -> None:
+    job = create(store)
+    for _ in range(6):
+        store.change(job.id, lambda old: old.with_job(attempt=old.job.attempt + 1), payloads=[Note(text="x" * (1 << 20))])
+    everything = [event.number for event in store.events(job.id, 0, limit=1)]
+    while everything[-1] < store.get(job.id).last_event:
+        some, more = store.event_page(job.id, everything[-1], 500)
+        assert sum(len(event.payload.model_dump_json()) for event in some) <= 5 << 20
+        everything += [event.number for event in some]
+        assert more == (everything[-1] < store.get(job.id).last_event)
+    assert everything == sorted(set(everything))
+
+
 def test_only_ended_jobs_are_deleted_and_their_events_with_them(store: JobStore) -> None:
     job = create(store, record(spec(annotations={"a": "b"})))
     with pytest.raises(PreconditionFailed):

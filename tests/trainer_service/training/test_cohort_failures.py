@@ -28,7 +28,7 @@ def test_a_job_that_turns_nan_fails_alone() -> None:
     cohort = Cohort(base)
     (poison,) = base.tokenizer("~", add_special_tokens=False)["input_ids"]
     base.embedding_table[poison] = float("nan")
-    bad = task("bad", train=(*generation(6), Example(line=7, input="thing ~", output="no")), num_steps=10)
+    bad = task("bad", train=tuple(Example(line=line, input=f"thing ~ {line}", output="no") for line in range(1, 8)), num_steps=20)
     events = run(cohort, task("good"), bad)
     failed = of(events, Failed, "bad")[0]
     assert (failed.code, failed.retryable) == ("NAN_LOSS", False)

@@ -76,7 +76,29 @@ def test_a_conversation_must_end_in_something_to_learn(messages: list[tuple[str,
 def test_many_bad_lines_are_reported_together_but_not_all() -> None:
     with pytest.raises(InvalidInput) as refused:
         parse_examples([b"{"] * 1000)
-    assert [violation.field for violation in refused.value.violations] == [f"line {number}" for number in range(1, 21)]
+    assert [violation.field for violation in refused.value.violations] == ["line 1", "line 2", "line 3"]
+    assert refused.value.violations[2].description.endswith("(and 997 more like this)")
+
+
+def test_mistakes_of_several_kinds_are_reported_each_with_its_count() -> None:
+    lines = [b"{", b'{"input": "a"}', b'{"input": "", "output": "b"}'] * 10
+    with pytest.raises(InvalidInput) as refused:
+        parse_examples(lines)
+    assert [violation.field for violation in refused.value.violations] == [
+        *("line 1", "line 2", "line 3 input", "line 4", "line 5", "line 6 input", "line 7", "line 8", "line 9 input"),
+    ]
+    assert all("(and 7 more like this)" in violation.description for violation in refused.value.violations[6:])
+    strange = [
+        f'{{"messages": [{{"role": "role{number}", "content": "x"}}, {{"role": "assistant", "content": "y"}}]}}' for number in range(30)
+    ]
+    with pytest.raises(InvalidInput) as refused:
+        parse_examples(strange)
+    assert len(refused.value.violations) == 21
+    assert refused.value.violations[-1].description == "has 10 more mistakes of other kinds"
+
+
+def test_byte_order_marks_of_joined_files_are_skipped() -> None:
+    assert len(parse_examples([b"\xef\xbb\xbf" + GOOD, GOOD, b"\xef\xbb\xbf" + GOOD]).examples) == 3
 
 
 def test_nothing_too_many_and_one_label_are_refused() -> None:

@@ -1,0 +1,48 @@
+"""Which proxy a connection goes through. A proxy can't reach its caller's loopback addresses, so connections to those are direct.
+
+gRPC's C core reads `grpc_proxy`, `https_proxy` and `http_proxy`, and `no_grpc_proxy` or `no_proxy`, all in lower case (see
+github.com/grpc/grpc/blob/master/doc/environment_variables.md). HTTP libraries also read the names in capitals, and `all_proxy`.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+from collections.abc import Mapping, MutableMapping
+
+_GRPC_PROXIES = ("grpc_proxy", "https_proxy", "http_proxy")
+_GRPC_EXCEPTIONS = ("no_grpc_proxy", "no_proxy")
+_HTTP_PROXIES = ("http_proxy", "https_proxy", "all_proxy")
+_LOOPBACK = ("localhost", "127.0.0.1", "::1", "127.0.0.0/8")
+_USER_INFO = re.compile(r"(?<=://)[^/@\s]*@|^[^/@\s]*@")
+
+
+def reach_loopback_directly(environment: MutableMapping[str, str] = os.environ) -> None:
+    """Where a proxy is set, add this machine's loopback addresses to `no_proxy`, for this process's HTTP libraries and for its children."""
+    if not any(environment.get(name) or environment.get(name.upper()) for name in _HTTP_PROXIES):
+        return
+    for name in ("no_proxy", "NO_PROXY"):
+        known = environment.get(name) or environment.get("no_proxy") or environment.get("NO_PROXY") or ""
+        entries = [entry.strip() for entry in known.split(",") if entry.strip()]
+        if "*" not in entries:
+            environment[name] = ",".join(dict.fromkeys([*entries, *_LOOPBACK]))
+
+
+def grpc_proxy(host: str, environment: Mapping[str, str] = os.environ) -> str:
+    """`variable=value` of the proxy that gRPC goes through to `host`, without user and password; empty: it connects directly."""
+    name = next((name for name in _GRPC_PROXIES if environment.get(name)), "")
+    if not name:
+        return ""
+    exceptions = next((environment[found] for found in _GRPC_EXCEPTIONS if environment.get(found)), "")
+    if any(_covers(entry.strip(), host.strip("[]")) for entry in exceptions.split(",") if entry.strip()):
+        return ""
+    return f"{name}={_USER_INFO.sub('***@', environment[name])}"
+
+
+def _covers(entry: str, host: str) -> bool:
+    """gRPC compares the ends of names, and addresses with networks."""
+    try:
+        return ipaddress.ip_address(host) in ipaddress.ip_network(entry, strict=False)
+    except ValueError:
+        return host.lower().endswith(entry.lower())

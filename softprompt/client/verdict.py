@@ -1,0 +1,60 @@
+"""What replicas say of a version: each one checks it when it loads it, and serves it or refuses it."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+
+from prompttuning.v1 import prompts_pb2
+
+from shared.errors import DeadlineExceeded, NotFound, PreconditionFailed
+from shared.names import parse_version_name, version_name
+from softprompt.client.connection import Connection
+from softprompt.client.mirror import read
+from softprompt.types.prompts import PromptStatus, VersionStatus
+
+STATUS_POLL_SECONDS = 0.2
+VERDICT_SECONDS = 60.0
+"""For a replica to see a version and replay its golden record."""
+
+
+async def version_status(connection: Connection, version: str) -> VersionStatus:
+    """Raises NotFound, or PreconditionFailed with the reasons of the replicas of its base model that refused it."""
+    prompt, number = parse_version_name(version, "version")
+    wanted = version_name(prompt, number)
+    request = prompts_pb2.GetPromptStatusRequest(name=f"prompts/{prompt}")
+    status = read(PromptStatus, await connection.trainer.call(connection.prompts.GetPromptStatus, request))
+    found = next((item for item in status.versions if item.version == wanted), None)
+    if found is None:
+        raise NotFound("version", wanted)
+    if refusals := [item for item in found.refused if item.has_base_model]:
+        raise PreconditionFailed("; ".join(f"{item.replica} refused {wanted}: {item.reason}" for item in refusals), version=wanted)
+    return found
+
+
+async def served_by_all(connection: Connection, version: str, timeout_seconds: float) -> VersionStatus:
+    """See `PromptMethods.wait_until_served_by_all`."""
+    deadline = time.monotonic() + timeout_seconds
+    while not (found := await version_status(connection, version)).served_by_all:
+        if time.monotonic() > deadline:
+            counted = f"{len(found.served)} of {found.num_replicas} live replicas"
+            raise DeadlineExceeded(f"{found.version} is served by {counted} after {timeout_seconds:g} s")
+        await _pause()
+    return found
+
+
+async def first_verdict(connection: Connection, version: str, timeout_seconds: float = VERDICT_SECONDS) -> VersionStatus:
+    """See `PromptMethods.first_verdict`."""
+    deadline = time.monotonic() + timeout_seconds
+    while True:
+        found = await version_status(connection, version)
+        if found.served or not found.num_replicas:
+            return found
+        if time.monotonic() > deadline:
+            raise DeadlineExceeded(f"no replica has said within {timeout_seconds:g} s whether it serves {found.version}")
+        await _pause()
+
+
+async def _pause() -> None:
+    await asyncio.sleep(STATUS_POLL_SECONDS * random.uniform(0.5, 1.5))

@@ -1,0 +1,117 @@
+"""Rows, whatever their layout, as the one form that the services take."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from softprompt.data.layout import Layout, Layouts
+from softprompt.data.messages import Turns
+from softprompt.data.problems import Unusable
+from softprompt.data.values import is_missing, shown, text_of
+from softprompt.types.data import Data
+
+Fields = dict[str, Any]
+"""{input, output}, {input, label} or {messages}: what is sent."""
+
+
+class ExampleReader:
+    """Reads one row after the other. The first good row decides what kind of examples these are. Counts what it leaves out."""
+
+    def __init__(self, data: Data, labels: Sequence[str]) -> None:
+        self._labels, self._drop_extra = frozenset(labels), data.drop_extra
+        self.layouts = Layouts(data)
+        self.advice = ""
+        self._kind = ""
+        self._sentences: Counter[str] = Counter()
+        self._dropped: Counter[str] = Counter()
+        self._num_cut = self._num_unlearned = self._num_converted = self._num_stripped = 0
+
+    def read(self, row: Mapping[str, Any]) -> Fields | None:
+        """Raises Unusable. None: nothing in it is to be learned."""
+        layout = self.layouts.of(row)
+        example = self._conversation(row, layout) if layout.messages else self._pair(row, layout)
+        if example is not None:
+            kind = "chat" if "messages" in example else "classification" if "label" in example else "generation"
+            if self._kind and kind != self._kind:
+                raise Unusable(f"is {kind}, earlier examples are {self._kind}")
+            self._kind = kind
+            self._sentences[layout.sentence()] += 1
+        self._dropped.update(name for name in layout.extra if not is_missing(row[name]))
+        return example
+
+    def report(self) -> list[str]:
+        """What was done to the rows, in sentences."""
+        told = [f"read as {sentence}" for sentence in self._sentences if sentence]
+        if self._dropped:
+            told.append("dropped: " + ", ".join(f"{name} ({count} values)" for name, count in self._dropped.items()))
+        counts = {
+            "numbers, booleans and dates written as text": self._num_converted,
+            "labels without the space around them": self._num_stripped,
+            "conversations that end with their last message of weight 1": self._num_cut,
+            "conversations left out, having no message of weight 1": self._num_unlearned,
+        }
+        return told + [f"{sentence}: {count}" for sentence, count in counts.items() if count]
+
+    def _pair(self, row: Mapping[str, Any], layout: Layout) -> Fields | None:
+        source = row[layout.input]
+        target = "label" if layout.label else "output"
+        value = row[layout.label or layout.output]
+        if (
+            _is_list(source) and all(isinstance(turn, Mapping) for turn in source) and layout.output and not layout.instruction
+        ):  # TRL's prompt and completion, each a list of turns
+            answer = list(value) if _is_list(value) else [{"role": "assistant", "content": value}]
+            return self._messages([*source, *answer], layout.input)
+        if layout.instruction:
+            instruction = self._text(row[layout.instruction], layout.instruction)
+            context = "" if is_missing(source) else self._text(source, layout.input)
+            text = f"{instruction}\n\n{context}" if context.strip() else instruction
+        else:
+            text = self._text(source, layout.input)
+        if not text.strip():
+            raise Unusable("is empty", layout.input, "input is empty")
+        answer_text = self._text(value, layout.label or layout.output)
+        if not answer_text.strip():
+            raise Unusable("is empty", layout.label or layout.output, "target is empty")
+        if layout.label:
+            answer_text = self._label(answer_text, layout.label)
+        return {"input": text, target: answer_text}
+
+    def _label(self, label: str, column: str) -> str:
+        stripped = label.strip()
+        self._num_stripped += stripped != label
+        if self._labels and stripped not in self._labels:
+            if (parts := [part.strip() for part in stripped.split(",")])[1:] and self._labels.issuperset(parts):
+                self.advice = f"a label with a comma is put in quotes: --labels '\"{stripped}\",...'"
+            raise Unusable(f"{shown(stripped)} is not one of the labels that are allowed", column, f"label {stripped}")
+        return stripped
+
+    def _conversation(self, row: Mapping[str, Any], layout: Layout) -> Fields | None:
+        value = row[layout.messages]
+        if layout.system and not is_missing(row[layout.system]) and _is_list(value):
+            value = [{"role": "system", "content": row[layout.system]}, *value]
+        return self._messages(value, layout.messages)
+
+    def _messages(self, value: Any, part: str) -> Fields | None:
+        if is_missing(value):
+            raise Unusable("is missing", part)
+        turns = Turns(self._drop_extra)
+        try:
+            messages = turns.read(value, part)
+        except Unusable as error:
+            if error.kind.startswith("turn keys"):
+                self.layouts.fix["--drop-extra"] = ""
+            raise
+        self._dropped.update(f"{key} of a turn" for key in turns.dropped)
+        self._num_cut += turns.was_cut
+        self._num_unlearned += messages is None
+        return None if messages is None else {"messages": messages}
+
+    def _text(self, value: Any, part: str) -> str:
+        self._num_converted += not isinstance(value, str) and not is_missing(value)
+        return text_of(value, part)
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list | tuple) or (hasattr(value, "tolist") and getattr(value, "ndim", 0) == 1)

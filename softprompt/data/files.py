@@ -1,0 +1,180 @@
+"""Rows of a file. What it holds is told by its first bytes; its name decides only between kinds of text."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import itertools
+import os
+import zlib
+from collections.abc import Callable, Generator
+from pathlib import Path
+from typing import BinaryIO, cast
+
+from shared.errors import InvalidInput
+from softprompt.data.json_rows import is_json_lines, json_document, json_lines
+from softprompt.data.rows import MAX_BYTES, Row, Rows, no_rows
+from softprompt.data.sheets import parquet_rows, sheet_rows
+from softprompt.data.tables import TableReader
+from softprompt.data.text_lines import TextLines
+from softprompt.input_files import input_file
+from softprompt.types.data import Data
+
+_FOREIGN: tuple[tuple[bytes, str], ...] = (
+    (b"\xd0\xcf\x11\xe0", "is an Excel file of the old format: save it as .xlsx or .csv"),
+    (b"BZh", "is compressed with bzip2: unpack it first (bunzip2)"),
+    (b"\xfd7zXZ", "is compressed with xz: unpack it first (unxz)"),
+    (b"(\xb5/\xfd", "is compressed with zstd: unpack it first (unzstd)"),
+    (b"7z\xbc\xaf", "is a 7z archive: unpack it first"),
+    (b"ARROW1", "is an Arrow file: save it as Parquet"),
+    (b"ORC", "is an ORC file: save it as Parquet"),
+    (b"SQLite format 3", "is a database: save the table as CSV"),
+    (b"%PDF", "is a PDF document: examples come as CSV, TSV, XLSX, Parquet, JSON or JSON lines"),
+    (b"\x80\x04\x95", "is a pickle, which may run code when it is read: save it as Parquet"),
+    (b"\x80\x05\x95", "is a pickle, which may run code when it is read: save it as Parquet"),
+)
+_HEAD_BYTES = 16
+_JSON_SUFFIXES = (".json", ".jsonl", ".ndjson")
+_TABLE_SUFFIXES = (".csv", ".tsv", ".tab")
+
+
+def file_rows(source: str | os.PathLike[str], data: Data, which: str) -> Rows:
+    """Raises NotFound, or InvalidInput naming `which` for what is no file of examples. The file is closed after the last row."""
+    content = input_file(os.fspath(source), which)
+    path = content if isinstance(content, Path) else Path(source)
+    try:
+        file: BinaryIO = content.open("rb") if isinstance(content, Path) else io.BytesIO(content)
+    except OSError as error:
+        raise InvalidInput.of(which, f"can't read {str(path)!r}: {error.strerror or error}") from error
+    try:
+        rows = _rows(file, path, data, which)
+    except BaseException:
+        file.close()
+        raise
+    rows.name = "standard input" if str(path) == "/dev/stdin" else path.name
+    if isinstance(content, bytes):
+        rows.verbatim = None
+    rows.items = _closing(rows.items, file, path, which)
+    return rows
+
+
+def _rows(file: BinaryIO, path: Path, data: Data, which: str) -> Rows:
+    name = path.name.lower()
+    head = file.read(_HEAD_BYTES)
+    file.seek(0)
+    compressed = head.startswith(b"\x1f\x8b")
+    if compressed:
+        name = name.removesuffix(".gz")
+        file = cast(BinaryIO, _Bounded(gzip.GzipFile(fileobj=file), f"{path.name!r}", which))
+        head = file.read(_HEAD_BYTES)
+        file.seek(0)
+    if not head:
+        raise InvalidInput.of(which, f"{path.name!r} is empty")
+    if head.startswith(b"PK\x03\x04"):
+        return sheet_rows(_seekable(file, compressed), path.name, which)
+    if head.startswith(b"PAR1"):
+        return parquet_rows(_seekable(file, compressed), path.name, which)
+    for magic, advice in _FOREIGN:
+        if head.startswith(magic):
+            raise InvalidInput.of(which, f"{path.name!r} {advice}")
+    return _text_rows(file, path, name, data, compressed, which)
+
+
+def _text_rows(file: BinaryIO, path: Path, name: str, data: Data, compressed: bool, which: str) -> Rows:
+    lines = TextLines(file, data.encoding, which)
+    if lines.is_binary:
+        lines.release()
+        raise InvalidInput.of(which, f"{path.name!r} is no text and of no known format: give CSV, TSV, XLSX, Parquet, JSON or JSON lines")
+    begin, first, second = _beginning(lines)
+    suffix = Path(name).suffix
+    every = itertools.chain(begin, lines.rest)
+    looks_like_json = first.startswith(("{", "[")) and (suffix not in _TABLE_SUFFIXES or is_json_lines(first, second))
+    rows = Rows(no_rows(), "line")
+    if looks_like_json or suffix in _JSON_SUFFIXES:
+        if is_json_lines(first, second) or not looks_like_json:
+            items, rows.format = json_lines(every), "JSON lines"
+            if not compressed and lines.encoding == "utf-8":
+                rows.verbatim = path
+        else:
+            items, rows.format = _deferred(lambda: json_document("\n".join(every))), "JSON"
+        rows.items = _noting(items, rows, lines, None)
+    else:
+        rows.has_columns = True
+        rows.advice = "if its first line is already an example, put a header before it: (echo input,label; cat FILE) > with-header.csv"
+        table = TableReader(every, is_tsv=suffix in (".tsv", ".tab"))
+        rows.items = _noting(iter(table), rows, lines, table)
+    return rows
+
+
+def _beginning(lines: TextLines) -> tuple[list[str], str, str]:
+    """Lines up to the second that isn't blank, and these two."""
+    begin: list[str] = []
+    filled: list[str] = []
+    for line in lines.rest:
+        begin.append(line)
+        if line.strip():
+            filled.append(line.strip())
+        if len(filled) == 2:
+            break
+    first, second = [*filled, "", ""][:2]
+    return begin, first, second
+
+
+def _noting(items: Generator[Row], rows: Rows, lines: TextLines, table: TableReader | None) -> Generator[Row]:
+    """The items; after the last one, `rows` knows what the reader noticed on the way."""
+    try:
+        yield from items
+    finally:
+        lines.release()
+    if table is not None:
+        rows.format = table.format
+        if table.num_blank:
+            rows.report.append(f"empty rows skipped: {table.num_blank}")
+        if table.num_headers:
+            rows.report.append(f"repeated header lines skipped: {table.num_headers}")
+    if lines.encoding not in ("utf-8", "utf-8-sig"):
+        rows.format += f", {lines.encoding.upper()}"
+    rows.undecodable = lines.undecodable
+
+
+def _deferred(make: Callable[[], Generator[Row]]) -> Generator[Row]:
+    yield from make()
+
+
+def _closing(items: Generator[Row], file: BinaryIO, path: Path, which: str) -> Generator[Row]:
+    with file:
+        try:
+            yield from items
+        except OSError as error:
+            raise InvalidInput.of(which, f"can't read {str(path)!r}: {error.strerror or error}") from error
+
+
+def _seekable(file: BinaryIO, compressed: bool) -> BinaryIO:
+    return io.BytesIO(file.read()) if compressed else file
+
+
+class _Bounded(io.RawIOBase):
+    """Refuses to unpack more than MAX_BYTES."""
+
+    def __init__(self, file: gzip.GzipFile, name: str, which: str) -> None:
+        self._file, self._name, self._which = file, name, which
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
+        if self._file.tell() > MAX_BYTES:
+            raise InvalidInput.of(self._which, f"{self._name} unpacks to more than {MAX_BYTES >> 30} GiB")
+        try:
+            return self._file.readinto(buffer)
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise InvalidInput.of(self._which, f"{self._name} is cut off or damaged: {error}") from None

@@ -1,0 +1,123 @@
+"""JSON lines, and JSON documents: an array of objects, objects over several lines, or an object that holds the array."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from typing import Any
+
+from softprompt.data.layout import CHAT_NAMES
+from softprompt.data.problems import Unusable
+from softprompt.data.rows import Row
+from softprompt.data.values import type_name
+
+_SPACE = " \t\r\n\ufeff"
+
+
+def is_json_lines(first: str, second: str) -> bool:
+    """Whether the first two lines that aren't blank are of one object a line, and not of a document over several lines."""
+    return bool(second) and (_parses(first) or (first.startswith("{") and second.startswith("{") and _parses(second)))
+
+
+def json_lines(lines: Iterable[str]) -> Generator[Row]:
+    """One or more objects a line: `cat` joins the last line of a file without a line end with the first one of the next."""
+    for number, line in enumerate(lines, start=1):
+        if line.strip(_SPACE):
+            for value in _values(line):
+                yield Row(number, _fields(value))
+
+
+def json_document(text: str) -> Generator[Row]:
+    """Objects of an array, or one after the other; each has the number of the line that it begins on."""
+    position, line, done = _skip(text, 0), 1, 0
+    is_array = text[position : position + 1] == "["
+    if is_array:
+        position = _skip(text, position + 1)
+    while position < len(text) and not (is_array and text[position] == "]"):
+        line += text.count("\n", done, position)
+        done = position
+        try:
+            value, position = _DECODER.raw_decode(text, position)
+        except (ValueError, RecursionError) as error:
+            if isinstance(error, json.JSONDecodeError):
+                line = error.lineno
+            yield Row(line, Unusable(f"{_explained(error)}; what follows is not read", kind="json"))
+            return
+        position = _skip(text, position)
+        if not is_array and position >= len(text) and (inner := _unwrapped(value)) is not None:
+            yield from (Row(number, _fields(item)) for number, item in enumerate(inner, start=1))
+            return
+        yield Row(line, _fields(value))
+        if is_array:
+            if position >= len(text):
+                yield Row(line, Unusable("the file ends inside the array: it is cut off", kind="json"))
+                return
+            if text[position] == ",":
+                position = _skip(text, position + 1)
+            elif text[position] != "]":
+                yield Row(line, Unusable("is not JSON: a comma is missing after this object; what follows is not read", kind="json"))
+                return
+
+
+def _values(line: str) -> Iterator[Any]:
+    position = _skip(line, 0)
+    while position < len(line):
+        try:
+            value, position = _DECODER.raw_decode(line, position)
+        except (ValueError, RecursionError) as error:
+            yield Unusable(_explained(error), kind="json")
+            return
+        yield value
+        position = _skip(line, position)
+
+
+def _fields(value: Any) -> Mapping[str, Any] | Unusable:
+    if isinstance(value, Unusable | dict):
+        return value
+    return Unusable(f'must be an object like {{"input": ..., "output": ...}}, not {type_name(value)}', kind="json type")
+
+
+def _unwrapped(value: Any) -> list[Any] | None:
+    """The examples of {"data": [...]}, or of an object of columns."""
+    if not isinstance(value, dict):
+        return None
+    lists = [(key, item) for key, item in value.items() if isinstance(item, list)]
+    if len(lists) == 1 and lists[0][0] not in CHAT_NAMES and lists[0][1] and isinstance(lists[0][1][0], dict):
+        return lists[0][1]
+    if len(lists) == len(value) > 1 and len({len(item) for _, item in lists}) == 1:
+        return [dict(zip(value, cells, strict=True)) for cells in zip(*value.values(), strict=True)]
+    return None
+
+
+def _skip(text: str, position: int) -> int:
+    while position < len(text) and text[position] in _SPACE:
+        position += 1
+    return position
+
+
+def _parses(line: str) -> bool:
+    try:
+        _, end = _DECODER.raw_decode(line, _skip(line, 0))
+    except (ValueError, RecursionError):
+        return False
+    return _skip(line, end) == len(line)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        seen = set[str]()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise ValueError(f"the key {twice[:40]!r} is there twice")
+    return made
+
+
+def _explained(error: Exception) -> str:
+    if isinstance(error, RecursionError):
+        return "is nested too deeply"
+    if isinstance(error, json.JSONDecodeError):
+        return f"is not JSON: {error.msg} at column {error.colno}"
+    return f"is not JSON: {str(error)[:100]}"
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique)

@@ -1,0 +1,170 @@
+"""Which columns of a source are an example's input and target. A layout is chosen once for each set of column names."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from softprompt.data.problems import Unusable
+from softprompt.data.values import is_missing, shown
+from softprompt.types.data import Data
+
+INPUT_NAMES = ("input", "prompt", "question", "query", "instruction", "text", "sentence")
+OUTPUT_NAMES = ("output", "completion", "answer", "response", "target")
+LABEL_NAMES = ("label", "class", "category")
+CHAT_NAMES = ("messages", "conversations", "conversation")
+_SHOWN_COLUMNS = 12
+_LABEL_CHARS = 20
+"""What is no longer is more likely a label than an output: a guess, for advice only."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Names of columns as the source writes them; empty: not there. `instruction` is Alpaca's, put before `input`."""
+
+    input: str = ""
+    output: str = ""
+    label: str = ""
+    messages: str = ""
+    instruction: str = ""
+    system: str = ""
+    """System message of a conversation, in a column beside it."""
+    extra: tuple[str, ...] = ()
+    """Columns that are not used."""
+
+    def sentence(self) -> str:
+        """What was read from which column, for people; empty where the names are ours."""
+        if self.instruction:
+            return f"input = {self.instruction} and {self.input}, output = {self.output}"
+        roles = {"input": self.input, "output": self.output, "label": self.label, "messages": self.messages, "system": self.system}
+        used = {role: column for role, column in roles.items() if column}
+        return ", ".join(f"{role} = {column}" for role, column in used.items()) if any(map(str.__ne__, used, used.values())) else ""
+
+
+class NotUnderstood(Unusable):
+    """It isn't known which columns to use."""
+
+
+class Layouts:
+    """Finds the layout of a set of columns. `fix`: options that would mend what was not understood."""
+
+    def __init__(self, data: Data) -> None:
+        self._data = data
+        wanted = {"input": data.input, "output": data.output, "label": data.label, "messages": data.messages}
+        self._wanted = {role: name for role, name in wanted.items() if name}
+        self._found: dict[tuple[str, ...], Layout | NotUnderstood] = {}
+        self.fix: dict[str, str] = {}
+
+    def of(self, row: Mapping[str, Any]) -> Layout:
+        """Raises Unusable. Where all columns together are not understood, those that have a value decide: readers of Parquet and of
+        conversations fill what a row lacks with nulls."""
+        try:
+            return self._cached(tuple(row), row)
+        except NotUnderstood:
+            filled = tuple(name for name, value in row.items() if not is_missing(value))
+            if len(filled) == len(row):
+                raise
+            return self._cached(filled, row)
+
+    def _cached(self, columns: tuple[str, ...], row: Mapping[str, Any]) -> Layout:
+        found = self._found.get(columns)
+        if found is None:
+            try:
+                found = self._checked(columns, row)
+            except NotUnderstood as error:
+                found = error
+            self._found[columns] = found
+        if isinstance(found, NotUnderstood):
+            raise found
+        return found
+
+    def _checked(self, columns: Sequence[str], row: Mapping[str, Any]) -> Layout:
+        layout = self._layout(columns, row)
+        if layout.extra and not self._data.drop_extra:
+            self.fix["--drop-extra"] = ""
+            verb = "is" if len(layout.extra) == 1 else "are"
+            raise NotUnderstood(f"{_has(columns)}; {_listed(layout.extra)} {verb} not used: drop what is not needed")
+        return layout
+
+    def _layout(self, columns: Sequence[str], row: Mapping[str, Any]) -> Layout:
+        if len(set(columns)) < len(columns):
+            twice = next(name for name in columns if list(columns).count(name) > 1)
+            raise NotUnderstood(f"has the column {twice!r} twice")
+        chosen = {role: self._wanted_column(role, columns) for role in self._wanted}
+        free = [name for name in columns if name not in chosen.values()]
+        if "messages" in chosen or (not chosen and (found := _only(free, CHAT_NAMES))):
+            messages = chosen.get("messages") or found
+            system = _only([name for name in free if name != messages], ("system",))
+            return Layout(messages=messages, system=system, extra=_rest(columns, messages, system))
+        instruction, context = _named(free, "instruction"), _named(free, "input")
+        if instruction and context and "input" not in chosen and (output := chosen.get("output") or _only(free, OUTPUT_NAMES)):
+            return Layout(context, output, instruction=instruction, extra=_rest(columns, instruction, context, output))
+        input = chosen.get("input") or _only(free, INPUT_NAMES)
+        output, label = chosen.get("output", ""), chosen.get("label", "")
+        if output and label:
+            raise NotUnderstood("an example has an output or a label, not both: name one of them")
+        if not output and not label:
+            both = _named(free, OUTPUT_NAMES[0]) and _named(free, LABEL_NAMES[0])
+            target = "" if both else _only([name for name in free if name != input], OUTPUT_NAMES + LABEL_NAMES)
+            output, label = ("", target) if target and target.strip().lower() in LABEL_NAMES else (target, "")
+        if not input or not (output or label):
+            raise self._not_understood(columns, input, output or label, row)
+        return Layout(input, output, label, extra=_rest(columns, input, output, label))
+
+    def _wanted_column(self, role: str, columns: Sequence[str]) -> str:
+        name = self._wanted[role]
+        if name in columns:
+            return name
+        if found := _named(columns, name):
+            return found
+        near = difflib.get_close_matches(name, columns, 1)
+        if near:
+            self.fix[f"--{role}"] = near[0]
+        raise NotUnderstood(f"{_has(columns)} and no {name!r}" + (f"; do you mean {near[0]!r}?" if near else ""))
+
+    def _not_understood(self, columns: Sequence[str], input: str, target: str, row: Mapping[str, Any]) -> NotUnderstood:
+        if len(columns) < 2:
+            return NotUnderstood(f"{_has(columns)}: an example needs an input and an output or a label, or messages")
+        others = [name for name in columns if name not in (input, target)]
+        texts = [name for name in others if any(character.isalpha() for character in str(row[name]))]
+        if not input and others:
+            self.fix["--input"] = input = (texts or others)[0]
+            others.remove(input)
+        if not target and others:
+            target = next((name for name in reversed(texts) if name in others), others[-1])
+            is_label = len(str(row[target])) <= _LABEL_CHARS
+            self.fix["--label" if is_label else "--output"] = target
+            others.remove(target)
+        if others and not self._data.drop_extra:
+            self.fix["--drop-extra"] = ""
+        missing = " and ".join(role for role in ("input", "output", "label") if f"--{role}" in self.fix)
+        return NotUnderstood(f"{_has(columns)}: say which is the {missing}")
+
+
+def _has(columns: Sequence[str]) -> str:
+    return f"has {_listed(columns)}" if columns else "has nothing"
+
+
+def _listed(names: Sequence[str]) -> str:
+    text = ", ".join(shown(name) for name in names[:_SHOWN_COLUMNS])
+    return text + (f" and {len(names) - _SHOWN_COLUMNS} more" if len(names) > _SHOWN_COLUMNS else "")
+
+
+def _named(columns: Sequence[str], name: str) -> str:
+    """The one column of that name, whatever its case and the space around it."""
+    found = [column for column in columns if column.strip().lower() == name.strip().lower()]
+    return found[0] if len(found) == 1 else ""
+
+
+def _only(columns: Sequence[str], names: Sequence[str]) -> str:
+    """The column that bears our own name, the first of `names`; else the only one that bears any of them. Empty: none or several."""
+    if exact := _named(columns, names[0]):
+        return exact
+    found = [column for column in columns if column.strip().lower() in names]
+    return found[0] if len(found) == 1 else ""
+
+
+def _rest(columns: Sequence[str], *used: str) -> tuple[str, ...]:
+    return tuple(name for name in columns if name not in used)

@@ -1,0 +1,115 @@
+"""Conversations as OpenAI's files and ShareGPT's have them, as turns of role and content."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from softprompt.data.problems import Unusable
+from softprompt.data.values import is_missing, shown, text_of, type_name
+
+_ROLES = {
+    "system": "system",
+    "developer": "system",  # OpenAI's name since its reasoning models
+    "user": "user",
+    "human": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "bing": "assistant",
+    "bard": "assistant",
+    "model": "assistant",
+}
+_PART_TYPES = ("text", "input_text", "output_text")
+_KNOWN = frozenset({"role", "from", "content", "value", "weight"})
+
+
+class Turns:
+    """A conversation being read; counts what was left out of it."""
+
+    def __init__(self, drop_extra: bool) -> None:
+        self._drop_extra = drop_extra
+        self.dropped: set[str] = set()
+        """Keys of turns that were left out."""
+        self.was_cut = False
+        """Turns after the last one that has a weight were left out."""
+
+    def read(self, value: Any, part: str) -> list[dict[str, str]] | None:
+        """Raises Unusable. None where no message is to be learned: every message of the assistant has weight 0."""
+        if isinstance(value, str):  # a cell of a CSV or XLSX file
+            try:
+                value = json.loads(value)
+            except ValueError:
+                raise Unusable("must be a list of turns, in a table as JSON", part) from None
+        if hasattr(value, "tolist"):  # pandas reads lists of Parquet as arrays
+            value = value.tolist()
+        if not isinstance(value, list | tuple):
+            raise Unusable(f"must be a list of turns, not {type_name(value)}", part)
+        turns = [_fields(turn, f"{part}[{index}]") for index, turn in enumerate(value)]
+        kept = _through_last_weighted(turns, part)
+        if kept is None:
+            return None
+        self.was_cut = len(kept) < len(turns)
+        made = [self._turn(turn, f"{part}[{index}]") for index, turn in enumerate(kept)]
+        if len(made) < 2 or made[-1]["role"] != "assistant":
+            raise Unusable("must end with the assistant's message that is to be learned, after at least one other", part)
+        return made
+
+    def _turn(self, turn: Mapping[str, Any], part: str) -> dict[str, str]:
+        extra = {key for key, value in turn.items() if key not in _KNOWN and not is_missing(value) and value not in ([], {}, "")}
+        if called := extra & {"tool_calls", "function_call"}:
+            raise Unusable(f"has {', '.join(sorted(called))}: calls of tools can't be learned", part, "tool calls")
+        if extra and not self._drop_extra:
+            keys = ", ".join(map(repr, sorted(extra)))
+            raise Unusable(f"has {keys} beside role and content", part, f"turn keys {keys}")
+        self.dropped |= extra
+        role = turn.get("role", turn.get("from"))
+        known = _ROLES.get(role.strip().lower()) if isinstance(role, str) else None
+        if known is None:
+            raise Unusable(f"must be one of system, user, assistant, not {shown(role)}", f"{part}.role", f"role {shown(role)}")
+        content = _content(turn.get("content", turn.get("value")), f"{part}.content")
+        if not content.strip():
+            raise Unusable("is empty", f"{part}.content", "content is empty")
+        return {"role": known, "content": content}
+
+
+def _fields(turn: Any, part: str) -> Mapping[str, Any]:
+    if isinstance(turn, Mapping):
+        return turn
+    if is_dataclass(turn) and not isinstance(turn, type):
+        return {item.name: getattr(turn, item.name) for item in fields(turn)}
+    raise Unusable(f"must be an object of role and content, not {type_name(turn)}", part, f"turn type {type(turn).__name__}")
+
+
+def _through_last_weighted(turns: list[Mapping[str, Any]], part: str) -> list[Mapping[str, Any]] | None:
+    """OpenAI's `weight`: 0 for messages of the assistant that are not to be learned. The conversation ends with the last that is."""
+    if all(is_missing(turn.get("weight")) for turn in turns):
+        return turns
+    for index in range(len(turns) - 1, -1, -1):
+        weight = turns[index].get("weight")
+        if not is_missing(weight) and weight not in (0, 1):
+            raise Unusable(f"must be 0 or 1, not {shown(weight)}", f"{part}[{index}].weight", "weight")
+        role = turns[index].get("role", turns[index].get("from"))
+        if isinstance(role, str) and _ROLES.get(role.strip().lower()) == "assistant" and (is_missing(weight) or weight == 1):
+            return turns[: index + 1]
+    return None
+
+
+def _content(value: Any, part: str) -> str:
+    """Text, or a list of parts that are all text: these are joined by line breaks."""
+    if hasattr(value, "tolist") and not isinstance(value, str):
+        value = value.tolist()
+    if not isinstance(value, list | tuple):
+        return text_of(value, part)
+    texts = []
+    for item in value:
+        if isinstance(item, str):
+            texts.append(text_of(item, part))
+        elif isinstance(item, Mapping) and item.get("type") in _PART_TYPES:
+            texts.append(text_of(item.get("text"), part))
+        else:
+            kind = shown(item.get("type")) if isinstance(item, Mapping) else type_name(item)
+            raise Unusable(f"has a part that is not text: {kind}", part, f"content part {kind}")
+    return "\n".join(texts)

@@ -1,0 +1,169 @@
+"""From a caller's data to the bytes of an upload, with a report of what was done and one message for what was not understood."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from shared.errors import FieldViolation, InvalidInput
+from softprompt.data.examples import ExampleReader
+from softprompt.data.files import file_rows
+from softprompt.data.layout import NotUnderstood
+from softprompt.data.problems import Problems, Unusable, located
+from softprompt.data.python_rows import python_rows
+from softprompt.data.rows import MAX_BYTES, Row, Rows
+from softprompt.data.values import shown, text_of, type_name
+from softprompt.types.data import Data, Examples
+
+DATASET, VALIDATION_DATASET = "dataset", "validation dataset"
+_SAMPLE_CELLS = 6
+_LINE = re.compile(r"(?P<which>(?:validation )?dataset) line (?P<number>\d+)(?: (?P<part>.*))?")
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """Examples in the form that the services take. May be given wherever a dataset is."""
+
+    content: Path | bytes
+    """JSON lines: a caller's file that had this form already, else the bytes."""
+    num_examples: int
+    name: str = ""
+    """Of the file, if it was one."""
+    format: str = ""
+    report: tuple[str, ...] = ()
+    """What was done to the data, in sentences."""
+    places: Sequence[str] | None = field(default=None, repr=False)
+    """Where each line of `content` comes from; None: from the same line."""
+    which: str = DATASET
+
+    @contextmanager
+    def named(self, which: str) -> Iterator[None]:
+        """A service names lines of what it received, as `which`; what leaves the block names lines, rows or items of the caller's data."""
+        try:
+            yield
+        except InvalidInput as error:
+            raise InvalidInput([FieldViolation(self._field(item.field, which), item.description) for item in error.violations]) from error
+
+    def _field(self, name: str, which: str) -> str:
+        match = _LINE.fullmatch(name)
+        if match is None or match["which"] != which:
+            return name
+        number, part = int(match["number"]), match["part"] or ""
+        known = self.places is not None and 0 < number <= len(self.places)
+        return located(self.which, self.places[number - 1] if self.places is not None and known else f"line {number}", part)
+
+
+def prepare(
+    data: str | os.PathLike[str] | Examples | Data | PreparedData, labels: Sequence[str] = (), which: str = DATASET
+) -> PreparedData:
+    """Reads all of the data, and so may take seconds: call it in a thread.
+
+    Raises UnusableData with everything that is wrong, InvalidInput naming `which` for what is no data at all, or NotFound.
+    """
+    if isinstance(data, PreparedData):
+        return data
+    data = data if isinstance(data, Data) else Data(data)
+    source = data.source
+    rows = file_rows(source, data, which) if isinstance(source, str | os.PathLike) else python_rows(source, which)
+    return _Preparation(rows, data, labels, which).run()
+
+
+def checked_labels(labels: Any, field: str = "labels") -> tuple[str, ...]:
+    """A label set as text. InvalidInput for what is no list, and for what is no text in it."""
+    if isinstance(labels, str | bytes | Mapping) or not isinstance(labels, Iterable):
+        raise InvalidInput.of(field, f"a list of labels is expected, not {type_name(labels)}")
+    found = []
+    for index, label in enumerate(labels):
+        try:
+            found.append(text_of(label, ""))
+        except Unusable as error:
+            raise InvalidInput.of(f"{field}[{index}]", error.reason) from None
+    return tuple(found)
+
+
+class _Places(Sequence[str]):
+    """Places of the lines, made when they are asked for."""
+
+    def __init__(self, rows: Rows, numbers: array[int]) -> None:
+        self._rows, self._numbers = rows, numbers
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._rows.place(self._numbers[index])
+
+
+class _Preparation:
+    def __init__(self, rows: Rows, data: Data, labels: Sequence[str], which: str) -> None:
+        self._rows, self._data, self._which = rows, data, which
+        self._reader = ExampleReader(data, labels)
+        self._problems = Problems(rows.name, which)
+        self._numbers: array[int] = array("Q")
+        self._content = bytearray()
+        self._is_verbatim = True
+
+    def run(self) -> PreparedData:
+        with closing(self._rows.items):
+            for row in self._rows.items:
+                try:
+                    self._add(row)
+                except Unusable as error:
+                    self._add_problem(row, error)
+                    if isinstance(error, NotUnderstood) and self._rows.has_columns:
+                        break
+        self._check()
+        verbatim = self._rows.verbatim if self._is_verbatim else None
+        return PreparedData(
+            verbatim or bytes(self._content),
+            len(self._numbers),
+            self._rows.name,
+            self._rows.format,
+            (*self._rows.report, *self._reader.report()),
+            None if verbatim else _Places(self._rows, self._numbers),
+            self._which,
+        )
+
+    def _add(self, row: Row) -> None:
+        if isinstance(row.fields, Unusable):
+            raise row.fields
+        example = self._reader.read(row.fields)
+        self._is_verbatim &= example == row.fields
+        if example is None or self._problems:
+            return
+        if self._numbers and self._numbers[-1] == row.number:
+            self._is_verbatim = False  # two objects on one line
+        self._content += json.dumps(example, ensure_ascii=False).encode() + b"\n"
+        self._numbers.append(row.number)
+        if len(self._content) > MAX_BYTES:
+            raise InvalidInput.of(self._which, f"has more than {MAX_BYTES >> 30} GiB of examples: give fewer")
+
+    def _add_problem(self, row: Row, error: Unusable) -> None:
+        if isinstance(error, NotUnderstood) and isinstance(row.fields, Mapping):
+            sample = ", ".join(f"{name}={shown(value, 30)}" for name, value in list(row.fields.items())[:_SAMPLE_CELLS])
+            error = NotUnderstood(f"{error.reason}; it is {sample}", error.part, error.kind)
+        self._problems.add(self._rows.place(row.number), error)
+
+    def _check(self) -> None:
+        if self._rows.undecodable:
+            self._problems = Problems(self._rows.name, self._which)  # whatever else is wrong may come of this
+            for number, byte in self._rows.undecodable:
+                self._problems.add(f"line {number}", Unusable(f"is not UTF-8: byte {byte}", kind="encoding"))
+            self._problems.fix["--encoding"] = "cp1252"
+            self._problems.advice = "cp1252 is what programs on Windows write that don't say otherwise"
+        elif self._problems:
+            self._problems.fix = self._reader.layouts.fix
+            is_nameless = "--input" in self._problems.fix and not self._data.input
+            self._problems.advice = self._rows.advice if is_nameless else self._reader.advice
+        if self._problems:
+            raise self._problems.error()
+        if not self._numbers:
+            what = f"{self._rows.name!r} has" if self._rows.name else "has"
+            raise InvalidInput.of(self._which, f"{what} no examples" + (", only a header" if "CSV" in self._rows.format else ""))

@@ -1,0 +1,85 @@
+"""What is wrong with a caller's data, collected and reported in one message for the whole source."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from shared.errors import FieldViolation, InvalidInput
+
+_PLACES_SHOWN = 3
+_KINDS_SHOWN = 5
+
+
+class Unusable(Exception):
+    """A part of one example can't be used. `kind` is the same for all mistakes that one sentence describes."""
+
+    def __init__(self, reason: str, part: str = "", kind: str = "") -> None:
+        super().__init__(reason)
+        self.reason, self.part, self.kind = reason, part, kind or reason
+
+
+class UnusableData(InvalidInput):
+    """Data that can't be read as examples: one violation for each kind of mistake, its field the first place that shows it.
+
+    `source` is the file's name, or empty. `fix` is options of `softprompt tune` and `datasets upload` that would mend it; `advice` is
+    what else to do.
+    """
+
+    def __init__(self, source: str, violations: Sequence[FieldViolation], fix: Mapping[str, str] | None = None, advice: str = "") -> None:
+        super().__init__(violations)
+        self.source, self.fix, self.advice = source, dict(fix or {}), advice
+        if source:
+            self.message = f"{source}: {self.message}"
+            self.args = (self.message,)
+
+
+class Problems:
+    """Mistakes by kind. Bounded: of each kind it keeps the first places and a count."""
+
+    def __init__(self, source: str, which: str) -> None:
+        self._source, self._which = source, which
+        self._kinds: dict[str, _Kind] = {}
+        self.fix: dict[str, str] = {}
+        self.advice = ""
+
+    def __bool__(self) -> bool:
+        return bool(self._kinds)
+
+    def add(self, place: str, error: Unusable) -> None:
+        """`place` is like "line 7" or "[6]"."""
+        found = self._kinds.setdefault(error.kind, _Kind(error.reason, error.part))
+        found.count += 1
+        if len(found.places) < _PLACES_SHOWN:
+            found.places.append(place)
+
+    def error(self) -> UnusableData:
+        """The most frequent kinds of mistake first."""
+        kinds = sorted(self._kinds.values(), key=lambda kind: -kind.count)
+        violations = [FieldViolation(located(self._which, kind.places[0], kind.part), kind.description()) for kind in kinds[:_KINDS_SHOWN]]
+        if rest := kinds[_KINDS_SHOWN:]:
+            more = f"{sum(kind.count for kind in rest)} more mistakes of {len(rest)} other kinds"
+            violations.append(FieldViolation(self._which, more))
+        return UnusableData(self._source, violations, self.fix, self.advice)
+
+
+class _Kind:
+    def __init__(self, reason: str, part: str) -> None:
+        self.reason, self.part = reason, part
+        self.count = 0
+        self.places: list[str] = []
+
+    def description(self) -> str:
+        if self.count == 1:
+            return self.reason
+        unit, _, _ = self.places[0].rpartition(" ")
+        others = ", ".join(place.removeprefix(unit).strip() for place in self.places[1:])
+        rest = self.count - len(self.places)
+        plural = f"{unit}s " if unit and self.count > 2 else f"{unit} ".lstrip()
+        return f"{self.reason} (likewise {plural}{others}" + (f" and {rest} more)" if rest else ")")
+
+
+def located(which: str, place: str, part: str) -> str:
+    """`dataset line 7 output`, or `dataset[6].output`."""
+    if place.startswith("["):
+        return f"{which}{place}" + (f".{part}" if part else "")
+    return f"{which} {place} {part}".strip()

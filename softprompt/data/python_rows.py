@@ -1,0 +1,92 @@
+"""Rows of what a Python caller hands over: DataFrames, tables, mappings of columns, and any iterable of examples or mappings."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from shared.errors import InvalidInput
+from softprompt.data.problems import Unusable
+from softprompt.data.rows import Row, Rows
+from softprompt.data.values import shown, type_name
+from softprompt.types.data import Example
+
+
+def python_rows(source: Any, which: str) -> Rows:
+    """Raises InvalidInput for what has no rows. Knows pandas, polars and pyarrow by their methods, without importing them."""
+    if isinstance(source, Example):
+        raise InvalidInput.of(which, "a list of examples is expected, not one example: put it into a list")
+    if isinstance(source, Mapping):
+        return Rows(_items(_of_columns(source, which), which), format="columns", has_columns=True)
+    if hasattr(source, "itertuples") and hasattr(source, "columns"):  # pandas
+        rows = source.itertuples(index=False, name=None)
+        return Rows(_items(_named(source.columns, rows), which), format="DataFrame", has_columns=True)
+    if hasattr(source, "iter_rows") and hasattr(source, "columns"):  # polars
+        return Rows(_items(_named(source.columns, source.iter_rows()), which), format="DataFrame", has_columns=True)
+    if hasattr(source, "collect_schema") and hasattr(source, "collect"):
+        raise InvalidInput.of(which, "is a lazy frame: call its collect() first")
+    if hasattr(source, "to_batches") and hasattr(source, "column_names"):  # pyarrow
+        return Rows(_items((row for batch in source.to_batches() for row in batch.to_pylist()), which), format="Arrow table")
+    if isinstance(source, bytes | bytearray | memoryview) or not isinstance(source, Iterable):
+        advice = "; collect it first" if hasattr(source, "__aiter__") else ""
+        text = f"examples are expected (a path, a DataFrame, or an iterable of examples or mappings), not {type_name(source)}{advice}"
+        raise InvalidInput.of(which, text)
+    return Rows(_items(source, which))
+
+
+def _items(source: Iterable[Any], which: str) -> Generator[Row]:
+    number = 1
+    try:
+        for item in source:
+            yield Row(number, _fields(item))
+            number += 1
+    except GeneratorExit:
+        raise
+    except InvalidInput:
+        raise
+    except Exception as error:  # a caller's own generator may raise anything
+        text = f"the examples' iterator raised {type(error).__name__}: {error}"
+        raise InvalidInput.of(f"{which}[{number - 1}]", text) from error
+
+
+def _fields(item: Any) -> Mapping[str, Any] | Unusable:
+    if isinstance(item, Example):
+        pairs = {"input": item.input, "output": item.output, "label": item.label}
+        fields: dict[str, Any] = {name: value for name, value in pairs.items() if value is not None and not (item.messages and value == "")}
+        return fields | ({"messages": item.messages} if item.messages else {})
+    if not isinstance(item, Mapping):
+        return Unusable(f"an Example or a mapping is expected, not {type_name(item)}", kind=f"item type {type(item).__name__}")
+    try:
+        fields = dict(item)
+    except Exception as error:  # whatever a mapping of a caller does
+        return Unusable(f"can't be read: {type(error).__name__}: {error}", kind="mapping")
+    keys: list[object] = list(fields)
+    if strange := [key for key in keys if not isinstance(key, str)]:
+        return Unusable(f"its keys must be text, not {shown(strange[0])}", kind="key type")
+    return fields
+
+
+def _named(columns: Iterable[Any], rows: Iterable[Sequence[Any]]) -> Iterator[dict[str, Any]]:
+    names = [str(name) for name in columns]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"two columns are called {twice!r}")
+    for row in rows:
+        yield dict(zip(names, row, strict=True))
+
+
+def _of_columns(source: Mapping[Any, Any], which: str) -> Iterator[dict[str, Any]]:
+    columns: dict[str, list[Any]] = {}
+    for name, values in source.items():
+        if isinstance(values, str | bytes | Mapping) or not isinstance(values, Iterable) or not hasattr(values, "__len__"):
+            keys = ", ".join(shown(key) for key in list(source)[:6])
+            text = f"a list of examples is expected, not a mapping of {keys}: put one example into a list, or name one of several parts"
+            raise InvalidInput.of(which, text)
+        columns[str(name)] = list(values)
+        if columns[str(name)] and isinstance(columns[str(name)][0], Mapping):
+            keys = ", ".join(shown(key) for key in list(source)[:6])
+            raise InvalidInput.of(which, f"a list of examples is expected, not a mapping of lists of examples: choose one of {keys}")
+    if len({len(values) for values in columns.values()}) > 1:
+        lengths = ", ".join(f"{name!r} {len(values)}" for name, values in columns.items())
+        raise InvalidInput.of(which, f"its columns have different lengths: {lengths}")
+    return _named(columns, zip(*columns.values(), strict=True))

@@ -1,0 +1,106 @@
+"""XLSX and Parquet, with openpyxl and pyarrow: optional parts of the client."""
+
+from __future__ import annotations
+
+import warnings
+import zipfile
+from collections.abc import Generator
+from typing import Any, BinaryIO
+
+from shared.errors import InvalidInput
+from softprompt.data.problems import Unusable
+from softprompt.data.rows import MAX_BYTES, Row, Rows, no_rows
+
+_BATCH_ROWS = 1024
+_INSTALL = "pip install 'softprompt[data]'"
+
+
+def sheet_rows(file: BinaryIO, name: str, which: str) -> Rows:
+    """Of the first sheet that isn't empty; its first row that isn't empty is the header. Formulas count with their last values."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            names = archive.namelist()
+            if sum(item.file_size for item in archive.infolist()) > MAX_BYTES:
+                raise InvalidInput.of(which, f"{name!r} unpacks to more than {MAX_BYTES >> 30} GiB")
+    except zipfile.BadZipFile as error:
+        raise InvalidInput.of(which, f"{name!r} is cut off or damaged: {error}") from None
+    if not any(item.startswith("xl/") for item in names):
+        kind = "an OpenDocument file: save it as .xlsx or .csv" if "mimetype" in names else "a zip archive: unpack it first (unzip)"
+        raise InvalidInput.of(which, f"{name!r} is {kind}")
+    try:
+        import openpyxl
+    except ImportError:
+        raise InvalidInput.of(which, f"reading {name!r} needs openpyxl: {_INSTALL}; or save it as CSV UTF-8") from None
+    rows = Rows(no_rows(), "row", format="XLSX", has_columns=True)
+    file.seek(0)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of styles and extensions that have nothing to do with the cells' values
+            book = openpyxl.load_workbook(file, read_only=True, data_only=True)
+    except Exception as error:  # openpyxl raises whatever its XML and zip readers meet
+        raise InvalidInput.of(which, f"{name!r} can't be read as XLSX: {error}") from error
+    rows.items = _of_book(book, rows, name, which)
+    return rows
+
+
+def _of_book(book: Any, rows: Rows, name: str, which: str) -> Generator[Row]:
+    sheets, read = list(book.worksheets), ""
+    try:
+        for sheet in sheets:
+            sheet.reset_dimensions()  # some programs write wrong ones
+            for row in _of_sheet(sheet):
+                read = sheet.title
+                yield row
+            if read:
+                break
+    except InvalidInput:
+        raise
+    except Exception as error:
+        raise InvalidInput.of(which, f"{name!r} can't be read as XLSX: {type(error).__name__}: {error}") from error
+    finally:
+        book.close()
+    others = [sheet.title for sheet in sheets if sheet.title != read]
+    if read and others:
+        rows.report.append(f"sheet {read!r} is read; not {', '.join(map(repr, others[:5]))}: save what you need of it as a file of its own")
+
+
+def _of_sheet(sheet: Any) -> Generator[Row]:
+    columns: list[str] = []
+    for number, cells in enumerate(sheet.iter_rows(), start=1):
+        values = [cell.value for cell in cells]
+        if all(value is None or (isinstance(value, str) and not value.strip()) for value in values):
+            continue
+        if not columns:
+            while values and values[-1] is None:
+                values.pop()
+            columns = [f"column {index}" if value is None else str(value).strip() for index, value in enumerate(values, start=1)]
+            continue
+        if broken := next((cell for cell in cells if getattr(cell, "data_type", "") == "e"), None):
+            yield Row(number, Unusable(f"the cell {broken.coordinate} has the error {broken.value}", kind="error in a cell"))
+        elif len(set(columns)) < len(columns):
+            yield Row(number, Unusable(f"the header names a column twice: {', '.join(columns)}"))
+        elif any(value is not None for value in values[len(columns) :]):
+            yield Row(number, Unusable(f"has {len(values)} cells, the header {len(columns)}", kind="too many cells"))
+        else:
+            padded = values[: len(columns)] + [None] * (len(columns) - len(values))
+            yield Row(number, dict(zip(columns, padded, strict=True)))
+
+
+def parquet_rows(file: BinaryIO, name: str, which: str) -> Rows:
+    try:
+        from pyarrow import ArrowException
+        from pyarrow.parquet import ParquetFile
+    except ImportError:
+        raise InvalidInput.of(which, f"reading {name!r} needs pyarrow: {_INSTALL}; or save it as CSV or JSON lines") from None
+
+    def items() -> Generator[Row]:
+        number = 0
+        try:
+            for batch in ParquetFile(file).iter_batches(_BATCH_ROWS):
+                for fields in batch.to_pylist():
+                    number += 1
+                    yield Row(number, fields)
+        except (ArrowException, OSError) as error:
+            raise InvalidInput.of(which, f"{name!r} can't be read as Parquet after row {number}: {error}") from error
+
+    return Rows(items(), "row", format="Parquet")

@@ -1,0 +1,95 @@
+"""CSV and TSV files: the delimiter is read off the header, quotes are those of RFC 4180."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from typing import Any
+
+from softprompt.data.problems import Unusable
+from softprompt.data.rows import MAX_BYTES, Row
+
+_DELIMITERS = ",;\t|"
+_NAMES = {",": "CSV", ";": "CSV with semicolons", "\t": "TSV", "|": "CSV with bars"}
+_MAX_LINES = 2000
+"""A cell that spans more lines than this has an opening quote that was not meant as one."""
+
+
+class TableReader:
+    """Rows of a delimited file as mappings. `format` is known once the first row was read."""
+
+    def __init__(self, lines: Iterable[str], is_tsv: bool = False) -> None:
+        csv.field_size_limit(MAX_BYTES >> 1)  # of the whole process; Python's 128 KiB are less than a long document
+        self._lines, self._is_tsv = iter(lines), is_tsv
+        self.format = "CSV"
+        self.columns: list[str] = []
+        self.num_blank = self.num_headers = 0
+
+    def __iter__(self) -> Generator[Row]:
+        header, skipped = self._header()
+        delimiter = self._delimiter(header)
+        self.format = _NAMES[delimiter]
+        start, reader = skipped, csv.reader(_joined(header, self._lines), delimiter=delimiter, strict=True)
+        while True:
+            number = start + reader.line_num + 1
+            try:
+                cells = next(reader, None)
+            except csv.Error as error:
+                yield Row(number, Unusable(_explained(error), kind="csv"))
+                continue
+            if reader.line_num + start - number > _MAX_LINES:
+                yield Row(number, Unusable('has a quote (") that is not closed within 2,000 lines', kind="csv"))
+                return
+            if cells is None:
+                return
+            if not any(cell.strip() for cell in cells):
+                self.num_blank += 1
+            elif not self.columns:
+                self._set_columns(cells)
+            elif cells[: len(self.columns)] == self._raw_header:
+                self.num_headers += 1  # of a second file that was appended to a first
+            else:
+                yield Row(number, self._fields(cells))
+
+    def _header(self) -> tuple[str, int]:
+        """The first line that isn't blank, and how many come before it. Excel's `sep=;` counts as blank."""
+        skipped = 0
+        for line in self._lines:
+            if line.strip() and not line.lower().startswith("sep="):
+                return line, skipped
+            skipped += 1
+        return "", skipped
+
+    def _delimiter(self, header: str) -> str:
+        if self._is_tsv and "\t" in header:
+            return "\t"
+        return max(_DELIMITERS, key=lambda delimiter: len(next(csv.reader([header], delimiter=delimiter), [])))
+
+    def _set_columns(self, cells: Sequence[str]) -> None:
+        self._raw_header = list(cells)
+        while self._raw_header and not self._raw_header[-1].strip():
+            self._raw_header.pop()
+        self.columns = [cell.strip() or f"column {index}" for index, cell in enumerate(self._raw_header, start=1)]
+
+    def _fields(self, cells: Sequence[str]) -> dict[str, Any] | Unusable:
+        if len(set(self.columns)) < len(self.columns):
+            return Unusable(f"the header names a column twice: {', '.join(self.columns)}")
+        if any(cell.strip() for cell in cells[len(self.columns) :]):
+            reason = f"has {len(cells)} cells, the header {len(self.columns)}: a cell with the delimiter in it must be in quotes"
+            return Unusable(reason, kind="too many cells")
+        if len(cells) < len(self.columns):
+            return Unusable(f"has {len(cells)} cells, the header {len(self.columns)}", kind="too few cells")
+        return dict(zip(self.columns, cells, strict=False))
+
+
+def _joined(first: str, rest: Iterator[str]) -> Iterator[str]:
+    """With the line ends that the cells of several lines keep."""
+    yield first + "\n"
+    for line in rest:
+        yield line + "\n"
+
+
+def _explained(error: csv.Error) -> str:
+    if "unexpected end" in str(error):
+        return 'has a quote (") that is never closed'
+    return f"is not valid CSV: {error}; a quote inside a cell is written twice"

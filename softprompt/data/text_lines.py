@@ -1,0 +1,82 @@
+"""Lines of text files: byte order marks, UTF-16 and UTF-32 as Excel and PowerShell write them, bytes that are not UTF-8."""
+
+from __future__ import annotations
+
+import codecs
+import io
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import BinaryIO, cast
+
+from shared.errors import InvalidInput
+
+_MARK = "\ufeff"
+_BOMS = (
+    (codecs.BOM_UTF32_LE, "utf-32"),  # before UTF-16, whose mark is the beginning of this one
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+_SAMPLE_BYTES = 4096
+
+
+class TextLines:
+    """Lines without their ends, counted from 1. Bytes that the encoding doesn't know are collected in `undecodable`, a line each."""
+
+    def __init__(self, file: BinaryIO, encoding: str, which: str) -> None:
+        """`encoding` empty: the mark at the beginning says it, else it is UTF-8. InvalidInput for one that Python doesn't know."""
+        self._which = which
+        buffered = file if isinstance(file, io.BufferedReader) else io.BufferedReader(cast(io.RawIOBase, file), 1 << 16)
+        head = buffered.peek(_SAMPLE_BYTES)[:_SAMPLE_BYTES]
+        self.encoding = encoding or _guess(head)
+        self.is_binary = b"\0" in head and "16" not in self.encoding and "32" not in self.encoding
+        self.undecodable: list[tuple[int, str]] = []
+        try:
+            codecs.lookup(self.encoding)
+        except LookupError:
+            raise InvalidInput.of("encoding", f"{encoding!r} is not known; cp1252 and utf-16 are, for example") from None
+        # newline=None: also the line ends of Windows and of the first Macs
+        self._text = io.TextIOWrapper(buffered, self.encoding, errors="surrogateescape", newline=None)
+        self.rest = self._lines()
+        """The lines that were not taken yet."""
+
+    def _lines(self) -> Iterator[str]:
+        number = 0
+        try:
+            for line in self._text:
+                number += 1
+                line = line.rstrip("\n").removeprefix(_MARK)  # also the mark of a second file that was appended to a first
+                if not line.isascii():
+                    line = self._checked(line, number)
+                yield line
+        except (UnicodeError, EOFError, OSError) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise
+            raise InvalidInput.of(self._which, f"is damaged or cut off after line {number} ({error})") from None
+
+    def release(self) -> None:
+        """Leave the file to whoever closes it. No more lines after that."""
+        with suppress(ValueError):  # released before
+            self._text.detach()
+
+    def _checked(self, line: str, number: int) -> str:
+        try:
+            line.encode()
+        except UnicodeEncodeError as error:
+            byte = ord(line[error.start]) & 0xFF
+            self.undecodable.append((number, f"0x{byte:02x} at character {error.start + 1}"))
+            return line.encode(errors="replace").decode()
+        return line
+
+
+def _guess(head: bytes) -> str:
+    for mark, name in _BOMS:
+        if head.startswith(mark):
+            return name
+    if head.startswith(codecs.BOM_UTF8):
+        return "utf-8-sig"
+    sample = head[: len(head) // 2 * 2]
+    zeros = sample[::2].count(0), sample[1::2].count(0)
+    if len(sample) >= 4 and max(zeros) > len(sample) // 5:  # UTF-16 without a mark: every other byte of ASCII is zero
+        return "utf-16-be" if zeros[0] > zeros[1] else "utf-16-le"
+    return "utf-8"

@@ -1,0 +1,97 @@
+"""One cell, as text. A cell comes from a file's reader or from a Python caller, who may hand over anything."""
+
+from __future__ import annotations
+
+import math
+from datetime import date, time
+from decimal import Decimal
+from enum import Enum
+from typing import Any
+from uuid import UUID
+
+from softprompt.data.problems import Unusable
+
+
+def is_missing(value: Any) -> bool:
+    """None, NaN, and what pandas calls NA and NaT."""
+    if value is None or type(value).__name__ in ("NAType", "NaTType"):
+        return True
+    value = _plain(value)
+    return (isinstance(value, float) and math.isnan(value)) or (isinstance(value, Decimal) and value.is_nan())
+
+
+def text_of(value: Any, part: str) -> str:
+    """The text that a cell stands for: numbers and booleans as JSON writes them, dates as ISO 8601.
+
+    Raises Unusable for what is missing, is not a scalar, or is not valid Unicode.
+    """
+    if is_missing(value):
+        raise Unusable("is missing", part, f"{part} is missing")
+    value = _plain(value)
+    if isinstance(value, Enum):
+        return text_of(value.value, part)
+    if isinstance(value, str):
+        return _valid_unicode(str.__str__(value), part)
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float):
+        if math.isinf(value):
+            raise Unusable("is infinite; text is expected", part, f"{part} is infinite")
+        return repr(value)
+    if isinstance(value, int | Decimal | UUID):
+        try:
+            return str(value)
+        except ValueError:  # Python refuses to write integers of more than 4,300 digits
+            raise Unusable("is a number of too many digits", part, f"{part} digits") from None
+    if isinstance(value, date | time):
+        return value.isoformat()
+    raise Unusable(f"must be text, not {type_name(value)}{_advice(value)}", part, f"{part} type {type(value).__name__}")
+
+
+def type_name(value: object) -> str:
+    """A type as an error message names it."""
+    names: dict[type, str] = {dict: "an object", list: "a list", tuple: "a tuple", bytes: "bytes", type(None): "nothing"}
+    names |= {str: "text", bool: "a boolean", int: "a number", float: "a number"}
+    return names.get(type(value)) or f"a value of type {type(value).__name__}"
+
+
+def shown(value: object, most: int = 40) -> str:
+    """A short quotation of a value, on one line."""
+    try:
+        text = repr(value)
+    except Exception:  # whatever an object of a caller does
+        text = f"<{type(value).__name__}>"
+    return text if len(text) <= most else text[: most - 3] + "..."
+
+
+def _plain(value: Any) -> Any:
+    """numpy's scalars, and arrays of no dimension, as Python's own values."""
+    if type(value).__module__ == "numpy" and getattr(value, "ndim", None) == 0:
+        # float32(0.1) means 0.1 and not 0.10000000149011612, which `item` would give
+        return float(str(value)) if type(value).__name__ in ("float16", "float32") else value.item()
+    return value
+
+
+def _valid_unicode(text: str, part: str) -> str:
+    if text.isascii():
+        return text
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        pass
+    else:
+        return text
+    try:  # both halves of a pair as two characters, as languages of 16-bit characters write them
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le")
+    except UnicodeError:
+        at = next(index for index, character in enumerate(text) if "\ud800" <= character <= "\udfff")
+        reason = f"is not valid Unicode: half a surrogate pair at character {at + 1}"
+        raise Unusable(reason, part, f"{part} surrogate") from None
+
+
+def _advice(value: object) -> str:
+    if isinstance(value, bytes | bytearray):
+        return "; decode it first"
+    if isinstance(value, dict | list | tuple):
+        return "; write it as text first, for example with json.dumps"
+    return ""

@@ -1,0 +1,58 @@
+"""What a path of the caller leads to: a file, a pipe of the shell (`<(...)`, /dev/stdin), or a mistake."""
+
+from __future__ import annotations
+
+import stat
+from contextlib import suppress
+from itertools import islice
+from pathlib import Path
+
+from shared.errors import InvalidInput, NotFound
+from shared.user_cache import expanded
+
+MAX_PIPE_BYTES = 512 << 20
+_READ_BYTES = 1 << 20
+
+
+def input_file(path: str | Path, field: str) -> Path | bytes:
+    """The path of a regular file, or the bytes of a pipe or device, which can be read only once.
+
+    Raises NotFound, or InvalidInput naming the field and what the path leads to instead.
+    """
+    if not str(path):
+        raise InvalidInput.of(field, "the name of the file is empty")
+    found = expanded(path)
+    try:
+        mode = found.stat().st_mode
+        if stat.S_ISREG(mode):
+            return found
+        if stat.S_ISFIFO(mode) or stat.S_ISCHR(mode):
+            return _read_pipe(found, field)
+    except (FileNotFoundError, NotADirectoryError):
+        hint = f"{str(path)!r} as a file name is ./-; standard input is /dev/stdin" if str(path) == "-" else ""
+        raise NotFound(f"{field} file", str(path), hint) from None
+    except (OSError, ValueError) as error:
+        raise InvalidInput.of(field, f"can't read {str(path)!r}: {getattr(error, 'strerror', None) or error}") from error
+    kind = "a directory" if stat.S_ISDIR(mode) else "neither a file nor a pipe"
+    names = _files_of(found)
+    advice = f"name one of its files, such as {', '.join(names)}" if names else "a file is expected"
+    raise InvalidInput.of(field, f"{str(path)!r} is {kind}; {advice}")
+
+
+def _files_of(directory: Path) -> list[str]:
+    """Names of some files of a directory; none of what is no directory, or can't be read."""
+    with suppress(OSError):
+        return sorted(item.name for item in islice(directory.iterdir(), 100) if item.is_file())[:3]
+    return []
+
+
+def _read_pipe(path: Path, field: str) -> bytes:
+    data = bytearray()
+    with path.open("rb") as pipe:
+        if pipe.isatty():
+            raise InvalidInput.of(field, f"{str(path)!r} is the terminal; give a file, or send one (COMMAND | softprompt ... -)")
+        while piece := pipe.read(_READ_BYTES):
+            data += piece
+            if len(data) > MAX_PIPE_BYTES:
+                raise InvalidInput.of(field, f"{str(path)!r} yields more than {MAX_PIPE_BYTES >> 20} MiB; name a file")
+    return bytes(data)

@@ -1,0 +1,72 @@
+"""The end of an answer reaches its caller before the deadline, also where everything takes longer than usual."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from prompttuning.v1 import generation_pb2
+
+from inference_service.deadline_margin import HALF_LIFE_SECONDS, DeadlineMargin
+from tests.inference_service.conftest import Brake
+from tests.inference_service.replica import Replica, stream_request
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_on_an_idle_machine_it_is_small() -> None:
+    margin = DeadlineMargin(Clock())
+    assert margin.seconds(30.0) == 0.25
+    assert margin.seconds(1.0) == pytest.approx(0.1)
+
+
+def test_it_grows_with_the_worst_recent_delay_and_shrinks_again() -> None:
+    clock = Clock()
+    margin = DeadlineMargin(clock)
+    margin.ended(clock.now - 1.0)
+    margin.ended(clock.now - 0.1)
+    assert margin.seconds(30.0) == pytest.approx(2.25)
+    clock.now += HALF_LIFE_SECONDS
+    assert margin.seconds(30.0) == pytest.approx(1.25)
+    margin.ended(clock.now + 5)
+    clock.now += 20 * HALF_LIFE_SECONDS
+    assert margin.seconds(30.0) == pytest.approx(0.25, abs=1e-3)
+
+
+def test_half_of_the_time_stays_for_the_answer() -> None:
+    clock = Clock()
+    margin = DeadlineMargin(clock)
+    margin.note(60.0)
+    assert margin.seconds(10.0) == 5.0
+    assert margin.seconds(0.0) == 0.0
+
+
+async def test_a_busy_event_loop_is_noticed_before_an_answer_is_late() -> None:
+    clock = Clock()
+    margin = DeadlineMargin(clock)
+    watching = asyncio.create_task(margin.watch())
+    await asyncio.sleep(0)
+    clock.now += 1.1  # the loop comes back a second after what was due
+    while margin.seconds(30.0) <= 0.25:
+        await asyncio.sleep(0.01)
+    watching.cancel()
+    assert margin.seconds(30.0) == pytest.approx(2.25)
+
+
+async def test_after_one_late_end_the_next_ones_arrive(replica: Replica, brake: Brake) -> None:
+    await replica.generate()
+    brake.seconds = 0.6  # a step longer than the whole margin on an idle machine
+    request = stream_request(max_new_tokens=400, ignore_eos=True)
+    for attempt in range(3):
+        try:
+            parts = [part async for part in replica.stub.GenerateStream(request, timeout=4)]
+        except Exception:
+            assert attempt == 0, "only the first one may come too late"
+        else:
+            assert parts[-1].end.finish_reason == generation_pb2.FINISH_REASON_DEADLINE

@@ -1,0 +1,101 @@
+"""Columns by their names, by the caller's choice, and the forms that other systems write."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from softprompt import Data
+from softprompt.data.prepare import prepare
+from softprompt.data.problems import UnusableData
+from tests.softprompt.data.test_files import examples_of
+
+TURNS = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+LAYOUTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "prompt and completion": ({"prompt": "a", "completion": "b"}, {"input": "a", "output": "b"}),
+    "question and answer": ({"Question": "a", " ANSWER ": "b"}, {"input": "a", "output": "b"}),
+    "text and label": ({"text": "a", "label": 1}, {"input": "a", "label": "1"}),
+    "Alpaca": ({"instruction": "do", "input": "this", "output": "x"}, {"input": "do\n\nthis", "output": "x"}),
+    "Alpaca without input": ({"instruction": "do", "input": "", "output": "x"}, {"input": "do", "output": "x"}),
+    "instruction and response": ({"instruction": "do", "response": "x"}, {"input": "do", "output": "x"}),
+    "TRL's turns": ({"prompt": TURNS[:1], "completion": TURNS[1:]}, {"messages": TURNS}),
+    "ShareGPT": ({"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}, {"messages": TURNS}),
+    "ShareGPT with system": (
+        {"system": "be", "conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]},
+        {"messages": [{"role": "system", "content": "be"}, *TURNS]},
+    ),
+    "OpenAI's developer": (
+        {"messages": [{"role": "developer", "content": "be"}, *TURNS]},
+        {"messages": [{"role": "system", "content": "be"}, *TURNS]},
+    ),
+    "OpenAI's parts": (
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "q"}, {"type": "text", "text": "r"}]}, TURNS[1]]},
+        {"messages": [{"role": "user", "content": "q\nr"}, TURNS[1]]},
+    ),
+    "OpenAI's weight": (
+        {"messages": [*TURNS[:1], TURNS[1] | {"weight": 1}, TURNS[0], TURNS[1] | {"weight": 0}]},
+        {"messages": TURNS},
+    ),
+    "nulls of a union": ({"input": "a", "output": "b", "label": None, "messages": None}, {"input": "a", "output": "b"}),
+    "messages in a cell": ({"messages": '[{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]'}, {"messages": TURNS}),
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_the_forms_of_other_systems_are_read(name: str) -> None:
+    given, wanted = LAYOUTS[name]
+    assert examples_of(prepare([given])) == [wanted]
+
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "an image": ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}, TURNS[1]]}, "messages[0].content: has a part that"),
+    "a call of a tool": ({"messages": [TURNS[0], {"role": "assistant", "tool_calls": [{"id": 1}]}]}, "calls of tools can't be learned"),
+    "a role of a tool": ({"messages": [{"role": "tool", "content": "x"}, TURNS[1]]}, "messages[0].role: must be one of system, user"),
+    "no answer": ({"messages": TURNS[:1]}, "must end with the assistant's message"),
+    "a name": ({"messages": [TURNS[0] | {"name": "Ann"}, TURNS[1]]}, "has 'name' beside role and content"),
+    "a weight": ({"messages": [TURNS[0], TURNS[1] | {"weight": 0.5}]}, "weight: must be 0 or 1"),
+    "a context": ({"question": "a", "context": "b", "answer": "c"}, "'context' is not used"),
+    "no target": ({"input": "a"}, "an example needs an input and an output or a label, or messages"),
+    "two inputs": ({"prompt": "a", "question": "b", "answer": "c"}, "say which is the input"),
+    "a mapped column that is not there": ({"frage": "a", "antwort": "b"}, "and no 'fragen'; do you mean 'frage'?"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_not_understood_is_refused(name: str) -> None:
+    row, reason = REFUSED[name]
+    how = Data([row], input="fragen", output="antwort") if "mapped" in name else Data([row])
+    with pytest.raises(UnusableData) as refused:
+        prepare(how)
+    assert reason in str(refused.value)
+    assert len(refused.value.violations) == 1
+
+
+def test_columns_are_chosen_and_extra_ones_dropped_and_counted() -> None:
+    rows = [{"id": 1, "review": "good", "stars": 5}, {"id": 2, "review": "bad", "stars": 1}, {"id": None, "review": "so-so", "stars": 3}]
+    with pytest.raises(UnusableData) as refused:
+        prepare(rows)
+    assert refused.value.fix == {"--input": "review", "--label": "stars", "--drop-extra": ""}
+    assert "id=1, review='good', stars=5" in str(refused.value)
+    prepared = prepare(Data(rows, input="review", label="stars", drop_extra=True))
+    assert examples_of(prepared)[0] == {"input": "good", "label": "5"}
+    assert "dropped: id (2 values)" in prepared.report
+    named = [{"messages": [TURNS[0] | {"name": "Ann"}, TURNS[1]]}]
+    assert "dropped: name of a turn (1 values)" in prepare(Data(named, drop_extra=True)).report
+
+
+def test_conversations_without_a_message_to_learn_are_left_out_and_counted() -> None:
+    none = {"messages": [TURNS[0], TURNS[1] | {"weight": 0}]}
+    prepared = prepare([none, {"messages": TURNS}])
+    assert examples_of(prepared) == [{"messages": TURNS}]
+    assert "conversations left out, having no message of weight 1: 1" in prepared.report
+
+
+def test_labels_outside_the_set_are_one_message_and_a_comma_is_explained() -> None:
+    rows = [{"text": "a", "label": "No"}, *[{"text": "b", "label": " Yes, please"}] * 5]
+    assert prepare(rows, ("Yes, please", "No")).num_examples == 6
+    with pytest.raises(UnusableData) as refused:
+        prepare(rows, ("Yes", "please", "No"))
+    assert str(refused.value) == "dataset[1].label: 'Yes, please' is not one of the labels that are allowed (likewise [2], [3] and 2 more)"
+    assert refused.value.advice == "a label with a comma is put in quotes: --labels '\"Yes, please\",...'"

@@ -1,0 +1,172 @@
+"""Files as people have them become the same examples, whatever they are written in."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import openpyxl
+import pyarrow
+import pytest
+from pyarrow import parquet
+
+from shared.errors import InvalidInput, NotFound
+from softprompt import Data
+from softprompt.data.prepare import PreparedData, prepare
+from softprompt.data.problems import UnusableData
+
+ROWS = [("Wie heißt das?", "So, und so"), ('Say "hi"', "two\nlines"), ("7", "x")]
+WANTED = [{"input": question, "output": answer} for question, answer in ROWS]
+
+
+def csv_text(delimiter: str = ",", end: str = "\n") -> str:
+    lines = [("question", "answer"), *ROWS]
+    return "".join(delimiter.join('"' + cell.replace('"', '""') + '"' for cell in line) + end for line in lines)
+
+
+def xlsx(path: Path) -> None:
+    book = openpyxl.Workbook()
+    for row in [(), ("Question ", "answer"), *ROWS[:2], (None, None), (7, "x")]:
+        book.active.append(row)
+    book.save(path)
+
+
+def to_parquet(path: Path) -> None:
+    questions, answers = zip(*ROWS, strict=True)
+    parquet.write_table(pyarrow.table({"question": questions, "answer": answers}), path)
+
+
+OBJECTS = [{"question": question, "answer": answer} for question, answer in ROWS]
+LINES = "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in OBJECTS)
+FILES: dict[str, str | bytes | Callable[[Path], None]] = {
+    "a.csv": csv_text(),
+    "semicolons.csv": csv_text(";"),
+    "declared.csv": "sep=;\n" + csv_text(";"),
+    "excel.csv": b"\xef\xbb\xbf" + csv_text(";", "\r\n").encode(),
+    "unicode.txt": csv_text("\t", "\r\n").encode("utf-16"),
+    "no-mark.csv": csv_text().encode("utf-16-le"),
+    "a.tsv": csv_text("\t"),
+    "joined.csv": "\ufeff" + csv_text().rpartition('"7"')[0] + "\ufeff" + 'question,answer\n"7","x"\n',
+    "a.xlsx": xlsx,
+    "a.parquet": to_parquet,
+    "array.json": json.dumps(OBJECTS),
+    "pretty.json": json.dumps(OBJECTS, indent=2),
+    "one-after-the-other.json": "\n".join(json.dumps(item, indent=2) for item in OBJECTS),
+    "inside.json": json.dumps({"version": 1, "data": OBJECTS}),
+    "columns.json": json.dumps({"question": [row[0] for row in ROWS], "answer": [row[1] for row in ROWS]}),
+    "a.jsonl": LINES,
+    "windows.jsonl": b"\xef\xbb\xbf" + LINES.replace("\n", "\r\n").encode(),
+    "utf-16.jsonl": LINES.encode("utf-16"),
+    "joined.jsonl": "\ufeff" + LINES.rpartition('{"question": "7"')[0].rstrip("\n") + "\ufeff" + '{"question": "7", "answer": "x"}',
+    "no-suffix": LINES,
+}
+
+
+def examples_of(prepared: PreparedData) -> list[dict[str, object]]:
+    content = prepared.content if isinstance(prepared.content, bytes) else prepared.content.read_bytes()
+    return [json.loads(line) for line in content.decode().splitlines() if line]
+
+
+def written(path: Path, content: str | bytes | Callable[[Path], None]) -> Path:
+    if callable(content):
+        content(path)
+    else:
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("compressed", [False, True], ids=["plain", "gzip"])
+def test_the_same_examples_come_of_every_kind_of_file(name: str, compressed: bool, tmp_path: Path) -> None:
+    path = written(tmp_path / name, FILES[name])
+    if compressed:
+        path = written(tmp_path / f"{name}.gz", gzip.compress(path.read_bytes()))
+    prepared = prepare(path)
+    assert examples_of(prepared) == WANTED
+    assert any("input = " in sentence for sentence in prepared.report)
+
+
+def test_a_file_in_our_own_form_is_sent_as_it_is(tmp_path: Path) -> None:
+    path = written(tmp_path / "a.jsonl", '{"input":"a","output":"b"}\n\n{"output":"d","input":"c"}\n')
+    assert (prepare(path).content, prepare(path).num_examples) == (path, 2)
+
+
+def test_a_pipe_of_the_shell_is_read() -> None:
+    reading, writing = os.pipe()
+    os.write(writing, csv_text().encode())
+    os.close(writing)
+    assert examples_of(prepare(f"/dev/fd/{reading}")) == WANTED
+    os.close(reading)
+
+
+MISTAKES: dict[str, tuple[str | bytes, str]] = {
+    "empty.csv": ("", "'empty.csv' is empty"),
+    "header.csv": ("text,label\n", "has no examples, only a header"),
+    "cut.csv.gz": (gzip.compress(csv_text().encode() * 100)[:-20], "is cut off or damaged"),
+    "cut.json": ('[{"input": "a", "output": "b"}, {"inp', "is not JSON"),
+    "cut.xlsx": (b"PK\x03\x04 and no more", "is cut off or damaged"),
+    "cut.parquet": (b"PAR1 and no more", "can't be read as Parquet"),
+    "old.xls": (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "old format: save it as .xlsx or .csv"),
+    "a.zip": (b"BZh91AY", "bunzip2"),
+    "noise": (bytes(range(256)) * 4, "is no text and of no known format"),
+    "latin.csv": ("text,label\nschön,a\n".encode("latin-1"), "line 2: is not UTF-8: byte 0xf6 at character 4"),
+    "quote.csv": ('text,label\n"a,b\nc,d\n', 'line 2: has a quote (") that is never closed'),
+    "cells.csv": ("text,label\na, b,c\n", "line 2: has 3 cells, the header 2"),
+    "twice.csv": ("text,text\na,b\n", "names a column twice"),
+    "keys.jsonl": ('{"input": "a", "input": "b", "output": "c"}\n{"input": "a", "output": "c"}\n', "'input' is there twice"),
+    "lists.jsonl": ('["a", "b"]\n["c", "d"]\n', "line 1: must be an object"),
+    "empty-cell.csv": ("text,label\na,\n", "line 2 label: is empty"),
+    "mixed.jsonl": ('{"input": "a", "output": "b"}\n{"input": "a", "label": "b"}\n', "is classification, earlier examples are generation"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_what_is_no_file_of_examples_is_refused_in_a_sentence(name: str, tmp_path: Path) -> None:
+    content, reason = MISTAKES[name]
+    with pytest.raises(InvalidInput) as refused:
+        prepare(written(tmp_path / name, content))
+    assert reason in str(refused.value)
+    assert len(refused.value.violations) == 1
+
+
+def test_a_directory_names_its_files_and_what_is_not_there_is_not_found(tmp_path: Path) -> None:
+    written(tmp_path / "train.csv", csv_text())
+    with pytest.raises(InvalidInput, match=r"is a directory; name one of its files, such as train\.csv"):
+        prepare(tmp_path)
+    for path in (tmp_path / "no.csv", tmp_path / "train.csv" / "x"):
+        with pytest.raises(NotFound):
+            prepare(path)
+    for path in ("a\0b", "x" * 5000):
+        with pytest.raises(InvalidInput, match="can't read"):
+            prepare(path)
+
+
+def test_an_encoding_can_be_named(tmp_path: Path) -> None:
+    path = written(tmp_path / "latin.csv", "text,label\nschön,a\n".encode("cp1252"))
+    assert examples_of(prepare(Data(path, encoding="cp1252"))) == [{"input": "schön", "label": "a"}]
+    with pytest.raises(InvalidInput, match="'klingon' is not known"):
+        prepare(Data(path, encoding="klingon"))
+
+
+def test_many_mistakes_make_one_message(tmp_path: Path) -> None:
+    path = written(tmp_path / "a.jsonl", '{"input": "a", "output": "b"}\n' + '{"input": "a"}\n' * 30 + '{"input": "a", "output": ""}\n')
+    with pytest.raises(UnusableData) as refused:
+        prepare(path)
+    first, second = refused.value.violations
+    assert (first.field, second.field) == ("dataset line 2", "dataset line 32 output")
+    assert first.description.endswith("(likewise lines 3, 4 and 27 more)")
+    assert str(refused.value).startswith("a.jsonl: ")
+
+
+def test_an_error_in_a_cell_of_a_sheet_is_named(tmp_path: Path) -> None:
+    book = openpyxl.Workbook()
+    for row in (("text", "label"), ("a", "b"), ("c", "#N/A")):
+        book.active.append(row)
+    book["Sheet"]["B3"].data_type = "e"
+    book.create_sheet("Notes").append(("x",))
+    book.save(tmp_path / "a.xlsx")
+    with pytest.raises(InvalidInput, match=r"row 3: the cell B3 has the error #N/A"):
+        prepare(tmp_path / "a.xlsx")

@@ -1,0 +1,166 @@
+"""Whatever a Python caller hands over is read, or refused as InvalidInput with its place; nothing raises a TypeError from inside."""
+
+from __future__ import annotations
+
+import datetime
+import decimal
+import enum
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shared.errors import InvalidInput
+from softprompt import Data, Example, Message
+from softprompt.data.prepare import prepare
+from tests.softprompt.data.test_files import examples_of
+
+
+class Label(str, enum.Enum):  # noqa: UP042 (the kind whose str() is its name)
+    GOOD = "good"
+
+
+SCALARS: list[tuple[Any, str]] = [
+    (np.str_("a"), "a"),
+    (np.int64(3), "3"),
+    (np.float32(0.1), "0.1"),
+    (np.bool_(True), "true"),
+    (np.array("b"), "b"),
+    (1.5, "1.5"),
+    (False, "false"),
+    (Label.GOOD, "good"),
+    (decimal.Decimal("1.10"), "1.10"),
+    (datetime.date(2026, 1, 2), "2026-01-02"),
+    (pd.Timestamp("2026-01-02"), "2026-01-02T00:00:00"),
+    ("\ud83d\ude00", "\U0001f600"),
+]
+
+
+@pytest.mark.parametrize(("value", "text"), SCALARS, ids=repr)
+def test_scalars_become_text(value: Any, text: str) -> None:
+    assert examples_of(prepare([{"input": "a", "output": value}])) == [{"input": "a", "output": text}]
+
+
+class Hostile:
+    def __repr__(self) -> str:
+        raise RuntimeError("no")
+
+
+UNUSABLE: list[tuple[Any, str]] = [
+    (None, "is missing"),
+    (float("nan"), "is missing"),
+    (np.float64("nan"), "is missing"),
+    (pd.NA, "is missing"),
+    (pd.NaT, "is missing"),
+    (float("inf"), "is infinite"),
+    (b"bytes", "not bytes; decode it first"),
+    ({"a": 1}, "not an object; write it as text first"),
+    ([1], "not a list"),
+    ("half \ud83d", "half a surrogate pair at character 6"),
+    (10**5000, "too many digits"),
+    (object(), "of type object"),
+    (Hostile(), "of type Hostile"),
+    (np.array([1, 2]), "of type ndarray"),
+    ("", "is empty"),
+]
+
+
+@pytest.mark.parametrize(("value", "reason"), UNUSABLE, ids=range(len(UNUSABLE)))
+def test_other_values_are_refused_by_their_place(value: Any, reason: str) -> None:
+    for examples in (
+        [Example("a", output="b"), {"input": "a", "output": value}],
+        [Example("a", output="b"), {"input": value, "output": "a"}],
+    ):
+        with pytest.raises(InvalidInput) as refused:
+            prepare(examples)
+        assert reason in str(refused.value)
+        assert refused.value.violations[0].field.startswith("dataset[1].")
+
+
+ITEMS: list[tuple[Any, str]] = [
+    (5, "not a number"),
+    ("text", "not text"),
+    (("a", "b"), "not a tuple"),
+    ({1: "a"}, "its keys must be text, not 1"),
+    ({}, "has nothing"),
+    (Example("a"), "needs an input and an output"),
+    (Example(input=3, output=b"x"), "not bytes"),
+    (Example("a", "b", "c"), "say which is the"),
+    (Example(messages=(Message("user", None),)), "messages[0].content: is missing"),
+    (Example(messages=5), "must be a list of turns, not a number"),
+    ({"messages": [5, 6]}, "messages[0]: must be an object of role and content"),
+    ({"messages": [{"role": None, "content": "x"}, {"role": "assistant", "content": "y"}]}, "must be one of system"),
+]
+
+
+@pytest.mark.parametrize(("item", "reason"), ITEMS, ids=range(len(ITEMS)))
+def test_items_that_are_no_examples_are_refused_by_their_index(item: Any, reason: str) -> None:
+    with pytest.raises(InvalidInput) as refused:
+        prepare([Example("a", output="b"), item])
+    assert reason in str(refused.value)
+    assert refused.value.violations[0].field.startswith("dataset[1]")
+
+
+@pytest.mark.parametrize("source", [5, None, b"x", print, {"a": 1}, {"input": "a", "output": "b"}, Example("a", output="b"), [], {}])
+def test_what_has_no_examples_is_refused(source: Any) -> None:
+    with pytest.raises(InvalidInput) as refused:
+        prepare(Data(source))
+    assert refused.value.violations[0].field == "dataset"
+
+
+def test_a_generator_that_raises_is_named_with_the_place() -> None:
+    def failing() -> Iterator[dict[str, str]]:
+        yield {"input": "a", "output": "b"}
+        raise KeyError("gone")
+
+    with pytest.raises(InvalidInput, match=r"dataset\[1\]: the examples' iterator raised KeyError: 'gone'") as refused:
+        prepare(failing())
+    assert isinstance(refused.value.__cause__, KeyError)
+
+
+def test_frames_and_tables_are_read() -> None:
+    wanted = [{"input": "a", "label": "1"}, {"input": "b", "label": "0"}]
+    frame = pd.DataFrame({"text": ["a", "b"], "label": [1, 0]}, index=[7, 3])
+    columns = {"text": ["a", "b"], "label": np.array([1, 0])}
+    for source in (frame, pyarrow.table({"text": ["a", "b"], "label": [1, 0]}), columns, iter(frame.to_dict("records"))):
+        assert examples_of(prepare(Data(source))) == wanted
+    with pytest.raises(InvalidInput, match=r"dataset\[1\]\.label: is missing"):
+        prepare(pd.DataFrame({"text": ["a", "b"], "label": ["x", None]}))
+    with pytest.raises(InvalidInput, match="two columns are called 'text'"):
+        prepare(pd.DataFrame([["a", "b"]], columns=["text", "text"]))
+    with pytest.raises(InvalidInput, match="different lengths"):
+        prepare({"text": ["a"], "label": []})
+
+
+def test_frames_of_polars_are_read() -> None:
+    polars = pytest.importorskip("polars")
+    frame = polars.DataFrame({"text": ["a", "b"], "label": [1, 0]})
+    assert examples_of(prepare(frame)) == [{"input": "a", "label": "1"}, {"input": "b", "label": "0"}]
+    with pytest.raises(InvalidInput, match=r"call its collect\(\) first"):
+        prepare(frame.lazy())
+
+
+JUNK = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.integers() | st.binary(max_size=4) | st.text(st.characters(), max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["role", "content", "input", "output", "x"]), inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+
+
+@given(
+    st.lists(st.dictionaries(st.sampled_from(["input", "output", "label", "messages", "system", "prompt"]), JUNK, max_size=4), max_size=3)
+)
+def test_anything_is_read_or_refused(rows: list[dict[str, Any]]) -> None:
+    try:
+        prepared = prepare(rows)
+    except InvalidInput as error:
+        assert all(violation.field.startswith("dataset") for violation in error.violations)  # noqa: PT017 (either outcome is fine)
+    else:
+        assert len(examples_of(prepared)) == prepared.num_examples

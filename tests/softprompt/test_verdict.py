@@ -1,0 +1,112 @@
+"""`tune` ends with what the first live replica says of the new version, not with its publication."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from prompttuning.v1 import prompts_pb2
+
+from shared.errors import DeadlineExceeded, NotFound, PermissionDenied, PreconditionFailed, Unimplemented
+from softprompt.client.async_client import AsyncClient
+from softprompt.types.tuning import Example, TuningSpec
+from tests.both_services import both
+from tests.inference_service.replica import blob, matrix
+from tests.softprompt.cli_runner import CliRunner
+from tests.softprompt.conftest import Services
+from tests.softprompt.fakes import FakeTrainer, finished_events, succeeded_job
+
+VERSION = "prompts/tone/versions/1"
+REASON = "golden: disagrees by 0.9570 at worst, allowed 0.75"
+SPEC = TuningSpec("tone", [Example("a", output="b")])
+
+
+def status(num_replicas: int = 1, served: str = "", refused: str = "", has_base_model: bool = True) -> prompts_pb2.VersionStatus:
+    found = prompts_pb2.VersionStatus(version=VERSION, num_replicas=num_replicas)
+    if served:
+        found.served.add(replica=served)
+    if refused:
+        found.refused.add(replica=refused, reason=REASON, has_base_model=has_base_model)
+    return found
+
+
+@pytest.fixture
+def tune(services: Services, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    monkeypatch.setenv("SOFTPROMPT_TRAINER", services.trainer_endpoint)
+    monkeypatch.setenv("SOFTPROMPT_INFERENCE", services.inference_endpoint)
+    file = tmp_path / "train.jsonl"
+    file.write_text(json.dumps({"input": "a", "output": "b"}) + "\n")
+    runner = CliRunner(monkeypatch, capsys)
+    return lambda *options: runner("tune", str(file), "--prompt", "tone", *options)
+
+
+def test_it_waits_for_the_first_replica_that_serves_it(tune, services: Services) -> None:
+    services.trainer.statuses = [status(2), status(2), status(2, served="replica-b")]
+    outcome = tune()
+    assert outcome.code == 0
+    assert "  served by      replica-b\n" in outcome.out
+    assert len(services.trainer.statuses) == 1
+    services.trainer.statuses = [status(1, served="replica-b", refused="of-another-model", has_base_model=False)]
+    assert tune("--json").code == 0
+
+
+def test_a_refusal_is_the_end(tune, services: Services) -> None:
+    services.trainer.statuses = [status(), status(refused="replica-a")]
+    outcome = tune()
+    assert outcome.code == 1
+    assert f"published {VERSION} (alias moved)" in outcome.out
+    assert outcome.err.endswith(
+        f"error: {VERSION} is published, but replica-a refused {VERSION}: {REASON}\n"
+        "hint: `softprompt prompts status` shows the replicas; the alias can be moved back with `softprompt prompts alias set`\n"
+    )
+
+
+def test_where_nobody_can_say_nothing_is_said(tune, services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
+    services.trainer.statuses = [status(num_replicas=0)]
+    assert (tune().code, "served by" in tune().out) == (0, False)
+    for error in (Unimplemented("no"), PermissionDenied("no"), NotFound("prompt", "tone")):
+
+        async def refuse(self: object, request: object, context: object, error: Exception = error) -> object:
+            raise error
+
+        monkeypatch.setattr(FakeTrainer, "GetPromptStatus", refuse)
+        assert tune().code == 0
+
+
+def test_a_version_that_no_alias_names_is_not_waited_for(tune, services: Services) -> None:
+    job = succeeded_job()
+    job.result.alias_moved = False
+    services.trainer.events = finished_events(job)
+    services.trainer.statuses = [status(refused="replica-a")]
+    assert tune("--alias", "-").code == 0
+
+
+def test_replicas_that_say_nothing_are_not_waited_for_without_end(tune, services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("softprompt.client.verdict.first_verdict.__defaults__", (0.0,))
+    monkeypatch.setattr("softprompt.client.sync_client.Client.first_verdict.__kwdefaults__", {"timeout_seconds": 0.0})
+    services.trainer.statuses = [status()]
+    outcome = tune()
+    assert outcome.code == 0
+    assert f"no replica has said within 0 s whether it serves {VERSION}; `softprompt prompts status`" in outcome.err
+
+
+async def test_the_clients_tune_waits_too(client: AsyncClient, trainer: FakeTrainer) -> None:
+    trainer.statuses = [status(), status(served="replica-a")]
+    assert (await client.tune(SPEC)).result is not None
+    assert len(trainer.statuses) == 1
+    trainer.statuses = [status(), status(refused="replica-a")]
+    with pytest.raises(PreconditionFailed, match="replica-a refused prompts/tone/versions/1: golden"):
+        await client.tune(SPEC)
+    trainer.statuses = [status()]
+    with pytest.raises(DeadlineExceeded, match="no replica has said"):
+        await client.first_verdict(VERSION, timeout_seconds=0)
+
+
+async def test_a_real_replicas_verdict(tiny_model_dir: Path, tmp_path: Path) -> None:
+    async with both(tiny_model_dir, tmp_path, replica="replica-a") as services:
+        services.replica.store.publish("tone", blob(tiny_model_dir, matrix(1)), job="a", alias="default")
+        assert [item.replica for item in (await services.client.first_verdict(VERSION)).served] == ["replica-a"]
+        services.replica.store.publish("tone", blob(tiny_model_dir, matrix(2, hidden_size=48)), job="b", alias="default")
+        with pytest.raises(PreconditionFailed, match=r"replica-a refused prompts/tone/versions/2: .*48 wide"):
+            await services.client.first_verdict("prompts/tone/versions/2")

@@ -1,0 +1,196 @@
+"""What a training reports: judged apart and beside rivals, what a search tried, what was skipped, and why it started again."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load, save
+
+from tests.trainer_service.training.models import build
+from tests.trainer_service.training.tasks import classification, generation, losses, of, run, task
+from trainer_service.training.checkpoint import digest_of, digest_of_format_1
+from trainer_service.training.cohort import Cohort
+from trainer_service.training.events import Checkpointed, Evaluated, Failed, Finished, Started, StepDone
+from trainer_service.training.spec import Example, Hyperparameters, TrainingSpec
+from trainer_service.training.trainee import MAX_EXCESS_SKIPS
+
+BASE = build(max_position_embeddings=2048)
+BASE = replace(BASE, info=BASE.info.model_copy(update={"max_positions": 2048}))
+
+
+def test_the_tuned_prompt_stands_beside_the_model_with_an_instruction_and_with_examples() -> None:
+    one = task(train=classification(), validation=classification(12, 100), num_steps=4)
+    result = of(run(Cohort(BASE), one), Finished)[0].result
+    assert list(result.comparisons) == ["bare_model", "instructed_model", "few_shot_model"]
+    assert {comparison.num_examples for comparison in result.comparisons.values()} == {12}
+    rivals = {
+        "bare_model": result.template_metrics,
+        "instructed_model": result.instructed_metrics,
+        "few_shot_model": result.few_shot_metrics,
+    }
+    for name, metrics in rivals.items():
+        assert set(metrics) == {"loss", "token_accuracy", "accuracy", "macro_f1"}
+        assert result.comparisons[name].other == metrics["accuracy"]
+        assert result.comparisons[name].value == result.metrics["accuracy"]
+    assert result.num_shots > 3
+    assert (result.num_judging, result.is_apart) == (12, True)
+    assert result.estimate is not None
+    assert result.estimate.low < result.metrics["accuracy"] < result.estimate.high
+
+
+def test_a_rival_that_cannot_be_measured_fails_nothing() -> None:
+    base = build()
+    base.tokenizer.chat_template = "{{ raise_exception('no turns at all') }}"
+    result = of(run(Cohort(base), task(validation=generation(6, 50), num_steps=2)), Finished)[0].result
+    assert list(result.comparisons) == ["bare_model"]
+    assert (result.instructed_metrics, result.few_shot_metrics, result.num_shots) == ({}, {}, 0)
+
+
+def test_the_version_before_is_compared_with() -> None:
+    source = of(run(Cohort(BASE), task(num_steps=2)), Finished)[0].result.soft_prompt
+    result = of(run(Cohort(BASE), replace(task(validation=generation(10, 50), num_steps=2), current=source)), Finished)[0].result
+    assert result.comparisons["current_version"].other == result.current_metrics["loss"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "crossed"), [({}, True), ({"search": True, "num_steps": 16}, False), ({"early_stop_patience": 9}, False)]
+)
+def test_what_the_held_out_examples_decide_is_judged_by_others(settings: dict[str, object], crossed: bool) -> None:
+    validation = classification(20, 100)
+    one = task(
+        train=classification(), validation=validation, **{"num_steps": 8, "evaluation_interval_steps": 2, "learning_rate": 0.5, **settings}
+    )
+    result = of(run(Cohort(BASE), one), Finished)[0].result
+    assert result.is_apart
+    assert result.num_judging == (20 if crossed else 10)
+
+
+def test_a_text_metric_is_compared_on_its_own_sample() -> None:
+    one = task(validation=generation(12, 50), num_steps=4, metric="CHRF", evaluation_interval_steps=2)
+    result = of(run(Cohort(BASE), one), Finished)[0].result
+    assert result.comparisons["few_shot_model"].num_examples == 12
+    assert result.metrics["chrf_examples"] == 12
+
+
+def test_a_search_says_what_it_tried_and_what_it_chose() -> None:
+    one = task(train=classification(), validation=classification(12, 60), num_steps=24, learning_rate=0.5, search=True)
+    whole = run(Cohort(BASE, checkpoint_interval_seconds=0), one)
+    result = of(whole, Finished)[0].result
+    assert len(result.tried) == 6
+    (chosen,) = [candidate for candidate in result.tried if candidate.chosen]
+    assert (chosen.learning_rate, chosen.init) == (result.learning_rate, result.init)
+    assert sorted(candidate.num_steps for candidate in result.tried) == [3, 3, 3, 6, 9, 24]
+    assert [candidate.end for candidate in result.tried].count("worse") == 5
+    assert all("accuracy" in candidate.metrics for candidate in result.tried)
+    resumed = run(Cohort(BASE), replace(one, checkpoint=of(whole, Checkpointed)[10].data))
+    assert of(resumed, Finished)[0].result.tried == result.tried
+    assert not of(run(Cohort(BASE), task(num_steps=2)), Finished)[0].result.tried
+
+
+def _poisoned(num_poisoned: int, num_sound: int) -> tuple[Example, ...]:
+    poisoned = tuple(Example(line=100 + index, input=f"thing ~ {index}", output="no") for index in range(num_poisoned))
+    return (*generation(num_sound), *poisoned)
+
+
+@pytest.mark.parametrize("token_budget", [None, 64])
+def test_a_step_that_is_not_finite_is_skipped_and_counted(token_budget: int | None) -> None:
+    """Also where a step is computed in several pieces."""
+    base = build()
+    (poison,) = base.tokenizer("~", add_special_tokens=False)["input_ids"]
+    base.embedding_table[poison] = float("nan")
+    one = task(train=_poisoned(1, 19), num_steps=20, batch_size=2)
+    events = run(Cohort(base, token_budget=token_budget, checkpoint_interval_seconds=0), one)
+    steps, result = of(events, StepDone), of(events, Finished)[0].result
+    skipped = [event for event in steps if event.num_skipped]
+    assert len(steps) == 20
+    assert len(skipped) == steps[-1].total_skipped == result.num_skipped == 2, "one for each pass over the data"
+    assert all(math.isnan(event.loss) for event in skipped)
+    assert all(math.isfinite(event.loss) for event in steps if not event.num_skipped)
+    assert torch.isfinite(result.soft_prompt.embeddings).all()
+    checkpoint = next(event for event in of(events, Checkpointed) if event.step == 15)
+    resumed = run(Cohort(base, token_budget=token_budget), replace(one, checkpoint=checkpoint.data))
+    assert of(resumed, Finished)[0].result.num_skipped == 2
+    torch.testing.assert_close(of(resumed, Finished)[0].result.soft_prompt.embeddings, result.soft_prompt.embeddings, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("num_steps", "failing_step"), [(40, MAX_EXCESS_SKIPS), (4, 4)])
+def test_steps_that_are_never_finite_fail_the_job(num_steps: int, failing_step: int) -> None:
+    base = build()
+    (poison,) = base.tokenizer("~", add_special_tokens=False)["input_ids"]
+    base.embedding_table[poison] = float("nan")
+    events = run(Cohort(base), task(train=_poisoned(8, 0), num_steps=num_steps))
+    failed = of(events, Failed)[0]
+    assert (failed.code, failed.retryable) == ("NAN_LOSS", False)
+    assert "not finite" in failed.message
+    assert f"{failing_step} " in failed.message
+    assert len(losses(events)) <= failing_step
+
+
+def test_a_field_that_is_added_to_the_settings_leaves_checkpoints_usable() -> None:
+    class NewerHyperparameters(Hyperparameters):
+        momentum: float = 0.0
+
+    class NewerSpec(TrainingSpec):
+        hyperparameters: NewerHyperparameters
+
+    one = task()
+    stored = json.loads(one.spec.model_dump_json())
+    newer = NewerSpec.model_validate(stored)
+    assert digest_of(newer, one.train, ()) == digest_of(one.spec, one.train, ())
+    assert digest_of(newer.model_copy(update={"labels": ("a",)}), one.train, ()) != digest_of(one.spec, one.train, ())
+
+
+def test_a_checkpoint_of_the_release_before_is_continued_from() -> None:
+    """Format 1: a digest of everything that the stored spec had, and no fields that came later."""
+    one = task(validation=generation(6, 50), evaluation_interval_steps=5)
+    stored = json.loads(one.spec.model_dump_json())
+    del stored["hyperparameters"]["class_weights"]  # as if that release had not known it
+    spec = TrainingSpec.model_validate(stored)
+    data = of(run(Cohort(BASE, checkpoint_interval_seconds=0), one), Checkpointed)[9].data
+    length = int.from_bytes(data[:8], "little")
+    state = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["state"])
+    for name in ("template_results", "folds", "tried", "best_candidate"):
+        del state[name]
+    for trainee in state["trainees"]:
+        for name in ("index", "num_skipped", "excess_skips"):
+            del trainee[name]
+    old = save(load(data), {"state": json.dumps({**state, "format": 1, "digest": digest_of_format_1(spec, one.train, one.validation)})})
+    events = run(Cohort(BASE), replace(one, spec=spec, checkpoint=old, attempt=2))
+    started, result = of(events, Started)[0], of(events, Finished)[0].result
+    assert (started.step, started.restart_reason) == (of(events, StepDone)[0].step - 1, "")
+    assert started.step > 0
+    assert not result.is_apart, "which half chose what before the upgrade is not known"
+    assert result.num_judging == 6
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"validation": generation(5, 50)}, "splits or reads the job's examples differently"),
+        ({"spec": task(seed=9).spec}, "reads the job's settings differently"),
+        ({"spec": task(seed=9).spec, "train": generation(20)}, "of another job"),
+        ({"checkpoint": b"\xff" * 64}, "can't be read"),
+    ],
+)
+def test_a_checkpoint_that_cannot_be_used_is_told(change: dict[str, object], told: str) -> None:
+    data = of(run(Cohort(BASE, checkpoint_interval_seconds=0), task(num_steps=4)), Checkpointed)[2].data
+    started = of(run(Cohort(BASE), replace(task(num_steps=4), **{"checkpoint": data, **change})), Started)[0]
+    assert started.step == 0
+    assert told in started.restart_reason
+
+
+def test_each_evaluation_is_told_once() -> None:
+    one = task(validation=generation(6, 50), num_steps=6, evaluation_interval_steps=2)
+    assert [event.step for event in of(run(Cohort(BASE), one), Evaluated)] == [0, 2, 4, 6]
+
+
+def test_few_examples_are_told() -> None:
+    one = task(train=generation(8), validation=generation(2, 50), num_steps=120, batch_size=4)
+    many, few = of(run(Cohort(BASE), replace(one, spec=one.spec)), Started)[0].notes
+    assert "60 times over 8 examples" in many
+    assert few == "2 held-out examples can't tell which model is better: at least 10 are needed, and 100 are wise"
+    assert of(run(Cohort(BASE), task(num_steps=2, validation=generation(10, 50))), Started)[0].notes == ()

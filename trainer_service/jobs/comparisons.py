@@ -1,0 +1,136 @@
+"""What a result says of the trained prompt beside its rivals and of a search's candidates: records, and sentences about them. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from trainer_service.training.comparison import BARE, CURRENT, FEW_SHOT, INSTRUCTED, MIN_EXAMPLES, Comparison, Estimate
+from trainer_service.training.spec import InitMethod, Metric
+
+NAMES: Mapping[str, str] = {
+    BARE: "the bare model",
+    INSTRUCTED: "the model with an instruction",
+    FEW_SHOT: "the model with an instruction and examples in its input",
+    CURRENT: "the current version",
+}
+_FROZEN = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
+
+
+class ComparisonRecord(BaseModel):
+    """`training.comparison.Comparison` as it is kept and shown."""
+
+    model_config = _FROZEN
+    rival: str
+    """BARE (with the job's template), INSTRUCTED, FEW_SHOT or CURRENT."""
+    metric: str
+    value: float
+    """The tuned prompt's."""
+    rival_value: float
+    difference: float
+    """Positive where the tuned prompt is better."""
+    low: float | None = None
+    high: float | None = None
+    """Ends of the 95 % interval of `difference`; None if there are too few examples for one."""
+    num_examples: int
+    beats: bool
+    """Better beyond chance: there are enough examples, and the whole interval lies above 0."""
+
+
+class SearchCandidate(BaseModel):
+    """What a search tried."""
+
+    model_config = _FROZEN
+    learning_rate: float
+    init_method: InitMethod
+    num_steps: int
+    metrics: Mapping[str, float] = Field(default_factory=dict)
+    """Held out, of the last evaluation that it took part in, on the examples that choose."""
+    chosen: bool = False
+    end: str = ""
+    """Why it left: "worse" or "not finite". Empty: it was trained to the end."""
+
+
+def records(comparisons: Mapping[str, Comparison]) -> tuple[ComparisonRecord, ...]:
+    return tuple(_record(rival, comparison) for rival, comparison in comparisons.items())
+
+
+def outcome_of(comparison: Comparison, rival: str) -> str:
+    """How a comparison came out, with its numbers, for people."""
+    name = comparison.metric.value.lower()
+    head = f"{name} {comparison.value:.4g} {{}} {comparison.other:.4g} of {NAMES[rival]}"
+    if comparison.num_examples < MIN_EXAMPLES:
+        few = f"{comparison.num_examples} held-out examples are too few to tell; at least {MIN_EXAMPLES} are needed"
+        return head.format("is not known to beat") + f": {few}"
+    by = f"better by {comparison.difference:.3g}" if comparison.difference >= 0 else f"worse by {-comparison.difference:.3g}"
+    told = f"{by} ({interval(comparison.low, comparison.high)}, {comparison.num_examples} held-out examples)"
+    if comparison.beats:
+        return head.format("beats") + f": {told}"
+    return head.format("does not beat") + f"{' beyond chance' if comparison.difference > 0 else ''}: {told}"
+
+
+def estimate_text(metric: Metric, estimate: Estimate) -> str:
+    name = metric.value.lower()
+    return f"{name} {estimate.value:.4g} ({interval(estimate.low, estimate.high)}, {estimate.num_examples} held-out examples)"
+
+
+def interval(low: float, high: float) -> str:
+    if not (math.isfinite(low) and math.isfinite(high)):
+        return "no interval"
+    return f"95 % interval {round(low, 9) + 0.0:.3g} to {round(high, 9) + 0.0:.3g}"  # neither 1e-17 nor -0
+
+
+def verdict(comparisons: Mapping[str, Comparison]) -> str:
+    """Whether training was worth it: the tuned prompt beside the frozen model asked in other ways. Empty if nothing was measured."""
+    rivals = {rival: comparison for rival, comparison in comparisons.items() if rival != CURRENT}
+    if not rivals:
+        return ""
+    num_examples = min(comparison.num_examples for comparison in rivals.values())
+    if num_examples < MIN_EXAMPLES:
+        shown = [f"{NAMES[rival]} ({_pair(comparison)})" for rival, comparison in rivals.items()]
+        few = f"{num_examples} held-out example{' is' if num_examples == 1 else 's are'} too few to tell"
+        return f"{few} whether the prompt is better than {_listed(shown)}: at least {MIN_EXAMPLES} are needed"
+    beaten = [NAMES[rival] for rival, comparison in rivals.items() if comparison.beats]
+    missed = [outcome_of(comparison, rival) for rival, comparison in rivals.items() if not comparison.beats]
+    said = [f"the prompt beats {_listed(beaten)}"] if beaten else ["the prompt beats none of the other ways to use the model"]
+    return "; ".join([*said, *missed])
+
+
+def search_note(found: Sequence[SearchCandidate]) -> str:
+    """Empty without a search."""
+    chosen = next((one for one in found if one.chosen), None)
+    if chosen is None:
+        return ""
+    return f"the search chose learning rate {chosen.learning_rate:g} and init {chosen.init_method.value} of {len(found)} candidates"
+
+
+def as_json(record: BaseModel) -> dict[str, Any]:
+    """For a manifest, which is JSON proper: what is not finite is left out."""
+    plain = record.model_dump(mode="python", exclude_none=True)
+    return {name: value for name, value in plain.items() if not isinstance(value, float) or math.isfinite(value)}
+
+
+def _record(rival: str, comparison: Comparison) -> ComparisonRecord:
+    has_interval = math.isfinite(comparison.low) and math.isfinite(comparison.high)
+    return ComparisonRecord(
+        rival=rival,
+        metric=comparison.metric.value.lower(),
+        value=comparison.value,
+        rival_value=comparison.other,
+        difference=comparison.difference,
+        low=comparison.low if has_interval else None,
+        high=comparison.high if has_interval else None,
+        num_examples=comparison.num_examples,
+        beats=comparison.beats,
+    )
+
+
+def _pair(comparison: Comparison) -> str:
+    return f"{comparison.metric.value.lower()} {comparison.value:.4g} against {comparison.other:.4g}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

@@ -1,0 +1,26 @@
+"""What a person should know about a job's data before the numbers come. Pure."""
+
+from __future__ import annotations
+
+from trainer_service.training.comparison import MIN_EXAMPLES
+from trainer_service.training.spec import Hyperparameters
+
+FEW_TRAINING_EXAMPLES = 64
+MANY_EPOCHS = 20
+
+
+def data_notes(num_train: int, num_held_out: int, hyper: Hyperparameters) -> tuple[str, ...]:
+    """For few training examples and for few held-out ones; `docs/quality.md` has the reasons."""
+    notes = list[str]()
+    epochs = hyper.num_steps * hyper.batch_size / num_train
+    if num_train < FEW_TRAINING_EXAMPLES and epochs > MANY_EPOCHS:
+        notes.append(
+            f"trains {epochs:.0f} times over {num_train} examples: it learns their form, and little more; the result says whether it beats "
+            "the model with an instruction and examples in its input"
+        )
+    if 0 < num_held_out < MIN_EXAMPLES:
+        notes.append(
+            f"{num_held_out} held-out example{'' if num_held_out == 1 else 's'} can't tell which model is better: "
+            f"at least {MIN_EXAMPLES} are needed, and 100 are wise"
+        )
+    return tuple(notes)

@@ -1,0 +1,87 @@
+"""How each held-out example came out, and the metrics of some of them: what checkpoints are chosen by and compared on. Knows no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pydantic import BaseModel, ConfigDict
+
+from trainer_service.training.spec import Metric
+
+TEXT_METRICS = frozenset({Metric.CHRF, Metric.BLEU, Metric.EXACT_MATCH})
+
+
+class Results(BaseModel):
+    """Of some examples, in their order. Written into checkpoints."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
+    log_probabilities: tuple[float, ...]
+    """Of the whole target, natural logarithm."""
+    num_targets: tuple[int, ...]
+    """Tokens of the target."""
+    num_correct: tuple[int, ...]
+    """Target tokens that are the model's first choice."""
+    wanted: tuple[int, ...] = ()
+    """Index of the right label (classification only)."""
+    chosen: tuple[int, ...] = ()
+    """Index of the label that scored highest (classification only)."""
+    texts: dict[int, tuple[str, str]] = {}
+    """Generated answer and wanted text, by the example's index; only for text metrics, and only of a sample."""
+
+    def __len__(self) -> int:
+        return len(self.log_probabilities)
+
+    def metrics(self, metric: Metric, indices: Sequence[int] | None = None) -> dict[str, float]:
+        """loss (nats a target token) and token_accuracy; of labels also accuracy and macro_f1; `metric`, if it is of texts.
+
+        `indices`: of the examples to look at, at least one; None: all. A text metric is left out if none of them has a text.
+        """
+        some = range(len(self)) if indices is None else indices
+        num_targets = sum(self.num_targets[index] for index in some)
+        found = {
+            "loss": -sum(self.log_probabilities[index] for index in some) / num_targets,
+            "token_accuracy": sum(self.num_correct[index] for index in some) / num_targets,
+        }
+        if self.wanted:
+            wanted, chosen = [self.wanted[index] for index in some], [self.chosen[index] for index in some]
+            found |= classification_metrics(wanted, chosen, 1 + max(*wanted, *chosen))
+        texts = [self.texts[index] for index in some if index in self.texts]
+        if metric in TEXT_METRICS and texts:
+            found |= {metric.value.lower(): text_metric(metric, texts), f"{metric.value.lower()}_examples": len(texts)}
+        return found
+
+    def merged(self, other: Results, fold: Sequence[int]) -> Results:
+        """This one's examples where `fold` is 0, the other's where it is 1: both are of the same examples."""
+        pair = (self, other)
+        picks = list(enumerate(fold))
+        return Results(
+            log_probabilities=tuple(pair[side].log_probabilities[index] for index, side in picks),
+            num_targets=tuple(pair[side].num_targets[index] for index, side in picks),
+            num_correct=tuple(pair[side].num_correct[index] for index, side in picks),
+            wanted=self.wanted,
+            chosen=tuple(pair[side].chosen[index] for index, side in picks) if self.chosen else (),
+            texts={index: pair[side].texts[index] for index, side in picks if index in self.texts},
+        )
+
+
+def classification_metrics(wanted: Sequence[int], answers: Sequence[int], num_labels: int) -> dict[str, float]:
+    """accuracy, and macro_f1 over the labels that occur in either."""
+    f1 = []
+    for label in range(num_labels):
+        hits = sum(want == answer == label for want, answer in zip(wanted, answers, strict=True))
+        total = wanted.count(label) + answers.count(label)
+        if total:
+            f1.append(2 * hits / total)
+    correct = sum(want == answer for want, answer in zip(wanted, answers, strict=True))
+    return {"accuracy": correct / len(wanted), "macro_f1": sum(f1) / len(f1)}
+
+
+def text_metric(metric: Metric, texts: Sequence[tuple[str, str]]) -> float:
+    """Of (answer, wanted): EXACT_MATCH is a share, CHRF and BLEU (sacrebleu) are 0 to 100."""
+    if metric is Metric.EXACT_MATCH:
+        return sum(answer == wanted for answer, wanted in texts) / len(texts)
+    import sacrebleu
+
+    answers, references = [answer for answer, _ in texts], [[wanted for _, wanted in texts]]
+    score = sacrebleu.corpus_chrf(answers, references) if metric is Metric.CHRF else sacrebleu.corpus_bleu(answers, references)
+    return float(score.score)
