@@ -10,6 +10,7 @@ from typing import Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from inference_service.engine.config import LENGTH_SETTING, EngineConfig
+from inference_service.engine.linear_choice import LinearKernel
 from inference_service.engine.request import Limits
 from inference_service.limits import RequestLimits
 from shared.base_model import Device, DType
@@ -35,7 +36,7 @@ class InferenceSettings(ServerSettings):
     store_timeout_seconds: float = Field(default=30, ge=0.1, le=600)
     """Time limit of each request to the prompt store; a store that takes longer is away."""
     dtype: DType = "auto"
-    """What the model computes in: auto (bfloat16 where the hardware is fast at it), float32 or bfloat16."""
+    """What the model computes in: auto (bfloat16 where the hardware is fast at it), float32, bfloat16 or float16."""
     device: Device = "auto"
     """What the model computes on: auto, cpu or cuda."""
     num_threads: int = Field(default=0, ge=0, le=1024)
@@ -61,6 +62,9 @@ class InferenceSettings(ServerSettings):
     text_reuse: Literal["tenant", "all", "off"] = "tenant"
     """Which inputs start from the keys and values that an earlier input with the same beginning left: of the same tenant, all, or none.
     `all` lets a tenant find out, guess by guess, what another one sent under a prompt that both use: for services with one tenant."""
+    linear_kernel: LinearKernel = "auto"
+    """Which kernel multiplies on a CPU: auto (measured at each start), torch, onednn, fbgemm or native. A name makes a seed give the same
+    text after a restart, on the same kind of processor; a kernel that is not available stops the start."""
     start_versions: int = Field(default=64, ge=0)
     """Most versions that are loaded before the replica is ready, those of recently used prompts first; 0: all that aliases name.
     Others are loaded by the first request for them."""
@@ -118,6 +122,7 @@ class InferenceSettings(ServerSettings):
             flush_interval_seconds=self.flush_interval_seconds,
             reuse_text_prefixes=self.text_reuse != "off",
             reuse_across_tenants=self.text_reuse == "all",
+            linear_kernel=self.linear_kernel,
             limits=replace(self.sampling_limits, max_logprobs=max(self.max_logprobs, _GOLDEN_LOGPROBS)),
         )
 

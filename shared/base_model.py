@@ -17,12 +17,12 @@ from pydantic import ConfigDict
 
 from shared import fingerprint, hub
 from shared.errors import InvalidInput, NotFound, PreconditionFailed, Unavailable
-from shared.safetensors_file import complaint_about
 from shared.user_cache import expanded
+from shared.weights import check_files, first_line, load_weights
 
 log = logging.getLogger(__name__)
 
-DType = Literal["auto", "float32", "bfloat16"]
+DType = Literal["auto", "float32", "bfloat16", "float16"]
 Device = Literal["auto", "cpu", "cuda"]
 
 
@@ -76,16 +76,15 @@ def load(
     """Load a model directory or hub id. `attention` is the name of a registered transformers attention function; None: torch's fused one
     where the architecture has it, else its own code.
 
-    Raises NotFound if there is no such model, PreconditionFailed if its architecture can't take a soft prompt.
+    Raises NotFound if there is no such model, Unavailable for files that can't be read, PreconditionFailed if this installation can't load
+    it or its architecture can't take a soft prompt.
     """
-    from transformers import AutoModelForCausalLM
-
     path = resolve(source)
     info = inspect(path, id=id or default_id(source))
     target = pick_device(device)
     chosen = pick_dtype(dtype, target)
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=chosen, attn_implementation=attention, device_map=device_map)
-    if device_map is None:
+    model = load_weights(path, info.id, chosen, attention, device_map)
+    if device_map is None and not getattr(model, "hf_device_map", None):
         model = model.to(target)
     model.eval().requires_grad_(False)
     return BaseModel(info=info, model=model, tokenizer=load_tokenizer(path), device=target, dtype=chosen)
@@ -122,8 +121,11 @@ def resolve(source: str | Path) -> Path:
 
 
 def default_id(source: str | Path) -> str:
-    """A model is called after the last part of its directory or hub id, in lower case."""
-    return str(source).rstrip("/").rsplit("/", 1)[-1].lower()
+    """A model is called after the last part of its directory or hub id, in lower case; in a hub cache, after its repository."""
+    parts = str(source).rstrip("/").split("/")
+    if len(parts) > 2 and parts[-2] == "snapshots" and parts[-3].startswith("models--"):
+        parts = parts[-3].split("--")
+    return parts[-1].lower()
 
 
 def inspect(source: str | Path, *, id: str = "") -> BaseModelInfo:
@@ -135,12 +137,14 @@ def inspect(source: str | Path, *, id: str = "") -> BaseModelInfo:
 
     path = resolve(source)
     try:
-        config = AutoConfig.from_pretrained(path)
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise Unavailable(f"base model {path.name!r} has a config.json that can't be read: {_first_line(error)}") from error
-    _check_weights(path)
+        raise Unavailable(f"base model {default_id(path)!r} has a config.json that can't be read: {first_line(error)}") from error
+    check_files(path, default_id(path))
     check_supported(config)
     text = config.get_text_config()
+    if absent := [name for name in ("hidden_size", "vocab_size", "num_hidden_layers") if not isinstance(getattr(text, name, None), int)]:
+        raise PreconditionFailed(f"{config.model_type} has no {absent[0]} for its text: a soft prompt is a matrix of that width")
     known = fingerprint.of(path)
     return BaseModelInfo(
         id=id or default_id(source),
@@ -150,25 +154,25 @@ def inspect(source: str | Path, *, id: str = "") -> BaseModelInfo:
         hidden_size=text.hidden_size,
         vocab_size=text.vocab_size,
         num_layers=text.num_hidden_layers,
-        max_positions=getattr(text, "max_position_embeddings", None) or 1 << 20,
+        max_positions=max_positions(text),
     )
 
 
-def _check_weights(path: Path) -> None:
-    """Compare each file's size with what its header says; reads headers only, so that a truncated copy is found before it is hashed."""
-    from safetensors import SafetensorError, safe_open
+def max_positions(config: Any) -> int:
+    """Positions that a text config allows, as far as the model computes the same for a token whatever else is in its pass.
 
-    for file in sorted(path.glob("*.safetensors")):
-        try:
-            with safe_open(file, "pt"):
-                pass
-        except (SafetensorError, OSError) as error:
-            reason = complaint_about(file) or _first_line(error)
-            raise Unavailable(f"base model {path.name!r} has weights that can't be read: {file.name}: {reason}") from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+    LongRoPE (Ding et al. 2024, arXiv:2402.13753) changes the frequencies of all positions once a pass goes beyond the original context, and
+    dynamic NTK beyond `max_position_embeddings`. In a pass that many sequences share, and with keys that are kept, that would let one
+    sequence's length change another's numbers, so both are used within that bound, where the model itself takes the original frequencies.
+    """
+    names = ("max_position_embeddings", "max_seq_len", "max_target_positions")
+    bounds = [next((value for name in names if isinstance(value := getattr(config, name, None), int)), None)]
+    rope = getattr(config, "rope_parameters", None) or {}
+    schemes = [rope, *(value for value in rope.values() if isinstance(value, dict))]
+    if longrope := [scheme for scheme in schemes if scheme.get("rope_type") == "longrope"]:
+        bounds += [scheme.get("original_max_position_embeddings") for scheme in longrope]
+        bounds.append(getattr(config, "original_max_position_embeddings", None))
+    return min((bound for bound in bounds if bound), default=1 << 20)
 
 
 def check_supported(config: Any) -> None:
@@ -193,10 +197,10 @@ def pick_device(device: Device) -> torch.device:
 
 
 def pick_dtype(dtype: DType, device: torch.device) -> torch.dtype:
-    """`auto`: bfloat16 where the processor multiplies it natively, else float32."""
+    """`auto`: bfloat16 where the processor multiplies it natively; else float16 on a GPU (a T4), float32 on a CPU."""
     if dtype != "auto":
-        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype]
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[dtype]
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     capabilities = torch.cpu.get_capabilities()
     return torch.bfloat16 if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else torch.float32

@@ -27,5 +27,13 @@ def check_causal(base: BaseModel) -> None:
     except Exception as error:  # the model's own code; whatever it raises is its refusal
         reason = (str(error).splitlines() or [""])[0][:200]
         raise PreconditionFailed(f"{base.info.id} can't be given virtual tokens: {type(error).__name__}: {reason}") from error
+    width = model.config.get_text_config().hidden_size
+    if embedded.shape[-1] != width:
+        raise PreconditionFailed(
+            f"{base.info.id} can't be given virtual tokens: its embeddings are {embedded.shape[-1]} wide, its states {width}"
+        )
+    if not bool(torch.isfinite(before).all()):
+        dtype = str(base.dtype).removeprefix("torch.")
+        raise PreconditionFailed(f"{base.info.id} gives numbers that are not finite in {dtype}: choose another dtype")
     if not float((before - after).norm()) <= _TOLERANCE.get(base.dtype, 0.1) * float(before.norm()):
         raise PreconditionFailed(f"{base.info.id} is not a causal language model: a later token changes what it says about earlier ones")

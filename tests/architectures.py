@@ -231,6 +231,7 @@ def _text_around() -> tuple[str, str]:
 
 
 def main() -> None:
+    torch.set_num_threads(1)
     lines = []
     for kind in model_types():
         with tempfile.TemporaryDirectory() as directory:

@@ -57,7 +57,7 @@ class TrainerSettings(ServerSettings):
     base_models: CommaSeparated = Field(min_length=1)
     """Base models to train prompts for: directories or hub ids, comma-separated, each optionally as ID=...; the first is the default."""
     dtype: DType = "auto"
-    """What workers compute in: auto (bfloat16 where the hardware is fast at it), float32 or bfloat16."""
+    """What workers compute in: auto (bfloat16 where the hardware is fast at it), float32, bfloat16 or float16."""
     device: Device = "auto"
     """What workers compute on: auto, cpu or cuda."""
     max_proof_model_bytes: int = Field(default=1 << 30, ge=0)

@@ -45,7 +45,8 @@ def assemble(base: BaseModel, config: EngineConfig) -> Parts:
 
     Raises PreconditionFailed for an architecture that the engine can't serve, InvalidInput if the memory holds no request.
     """
-    check_causal(base)
+    with self_check.own_attention(base.model):
+        check_causal(base)
     try:
         shapes = layer_shapes(base.model)
     except PreconditionFailed as error:
@@ -74,7 +75,7 @@ def _rows(base: BaseModel, config: EngineConfig, shapes: list[LayerShape], expec
     plan = plan_memory(config, bytes_per_token, base.info.max_positions, _free_bytes(base, config))
     cache = RowKVCache(shapes, config.max_running + 1, plan.max_length, base.dtype, base.device)
     pool = RowPool(config.max_running, plan.max_blocks, plan.max_length, config.reuse_text_prefixes, config.reuse_across_tenants)
-    speed_up(base.model, base.device, base.dtype)
+    speed_up(base.model, base.device, base.dtype, config.linear_kernel)
     runner: Runner = ModelRunner(base, cache) if packed else row_runner.RowRunner(base, cache)
     _check(base, runner, plan.max_length, expected)
     prefixes = PrefixCache(plan.prefix_bytes)
@@ -90,7 +91,7 @@ def _paged(base: BaseModel, config: EngineConfig, shapes: list[LayerShape], expe
     pool = BlockPool(
         config.max_running, plan.max_blocks, plan.max_length, block_tokens, config.reuse_text_prefixes, config.reuse_across_tenants
     )
-    speed_up(base.model, base.device, base.dtype)
+    speed_up(base.model, base.device, base.dtype, config.linear_kernel)
     runner = PagedRunner(base, cache, kernel)
     _check(base, runner, plan.max_length, expected)
     if kernel is not None:

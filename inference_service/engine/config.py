@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from inference_service.engine.linear_choice import LinearKernel
 from inference_service.engine.request import LIMITS, Limits
 from shared.errors import FieldViolation, InvalidInput
 
@@ -36,6 +37,8 @@ class EngineConfig:
     """Keep the rows of finished requests, so that inputs that begin alike under one prompt share that part's KV."""
     reuse_across_tenants: bool = False
     """Also between requests of different tenants. Then the count of cached tokens tells one tenant what another one's input said."""
+    linear_kernel: LinearKernel = "auto"
+    """Which kernel computes a CPU's matrix products: `auto` measures at load, a name pins it, so that a restart gives the same numbers."""
     limits: Limits = LIMITS
 
     def __post_init__(self) -> None:

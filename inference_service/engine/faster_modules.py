@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from inference_service.engine.linear_choice import Swap, choose_linear
+from inference_service.engine.linear_choice import LinearKernel, Swap, choose_linear
 from inference_service.engine.native_modules import NativeRMSNorm
 
 _JOINED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
@@ -22,11 +22,11 @@ _JOINED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 
 
 @torch.no_grad()
-def speed_up(model: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
-    """In place. On other devices than the CPU nothing is swapped."""
+def speed_up(model: nn.Module, device: torch.device, dtype: torch.dtype, kernel: LinearKernel = "auto") -> None:
+    """In place. On other devices than the CPU nothing is swapped. Raises PreconditionFailed if the named kernel is not available."""
     if device.type != "cpu":
         return
-    swap = choose_linear(dtype)
+    swap = choose_linear(dtype, kernel)
     for module in list(model.modules()):
         if swap is not None:
             for names in _JOINED:

@@ -6,6 +6,8 @@ out from the quality of the answers.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -17,10 +19,12 @@ from inference_service.engine.request import SamplingParams
 from inference_service.engine.sequence import Sequence
 from shared.base_model import BaseModel
 from shared.errors import PreconditionFailed
+from shared.soft_prompt import SoftPrompt
 
 NUM_TOKENS = 12
+NUM_VIRTUAL = 3
 _SPLITS = ((0, 7), (7, 4), (11, 1))
-"""A prefill, its continuation and a decode."""
+"""A prefill that begins with virtual tokens, its continuation and a decode."""
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
 """Of the logits' norm: bfloat16 keeps 8 bits, and the order of summation differs in every layer."""
 
@@ -38,21 +42,33 @@ def check_tokens(vocab_size: int) -> list[int]:
 def own_logits(base: BaseModel) -> torch.Tensor:
     """`[vocab]` after the last check token, by the model's own plain attention (the fused one leaves a soft cap out)."""
     ids = torch.tensor([check_tokens(base.info.vocab_size)], device=base.device)
-    model: Any = base.model
+    with own_attention(base.model):
+        logits: torch.Tensor = base.model(input_ids=ids, use_cache=False).logits[0, -1].float()
+    return logits
+
+
+@contextmanager
+def own_attention(model: Any) -> Iterator[None]:
+    """The model's own plain attention inside, also of a model that an engine had taken over."""
     before = model.config._attn_implementation
     model.set_attn_implementation("eager")
-    logits: torch.Tensor = model(input_ids=ids, use_cache=False).logits[0, -1].float()
-    model.set_attn_implementation(before)
-    return logits
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
 
 
 def check_runner(base: BaseModel, runner: Runner, expected: torch.Tensor) -> None:
     """Raise PreconditionFailed if the engine's logits are not the model's."""
-    sequence = Sequence("self-check", check_tokens(base.info.vocab_size), NUM_TOKENS, SamplingParams(), seed=0)
-    logits, no_prefixes = expected, PrefixCache(0)
+    ids, logits, prefixes = check_tokens(base.info.vocab_size), expected, PrefixCache(0)
+    with torch.inference_mode():
+        embedded = base.model.get_input_embeddings()(torch.tensor(ids[:NUM_VIRTUAL], device=base.device))
+    prefixes.add("self-check", SoftPrompt(embedded.float().cpu()))
+    rest = ids[NUM_VIRTUAL:]
+    sequence = Sequence("self-check", rest, len(rest), SamplingParams(), 0, prefix_id="self-check", num_virtual=NUM_VIRTUAL)
     for start, count in _SPLITS:
         chunk = Chunk(sequence, runner.scratch_row, start, count, samples=start + count == NUM_TOKENS)
-        logits = runner.run(StepPlan((chunk,), ()), no_prefixes)
+        logits = runner.run(StepPlan((chunk,), ()), prefixes)
     difference = float((logits[0].float() - expected).norm() / expected.norm())
     if not difference <= TOLERANCE.get(base.dtype, 0.1):
         raise PreconditionFailed(

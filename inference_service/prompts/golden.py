@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from shared.divergence import divergence_nats
 from shared.manifest import GoldenRecord
 
-BAND = 20.0
+BAND = 12.0
 """A replica's divergence may be that many times the trainer's own."""
 FLOORS = {"float32": 1e-5, "float16": 1e-3, "bfloat16": 0.01}
 """Nats, by the coarsest dtype involved: allowed however little the trainer's rounding moved. In float32, kernels add up in another order,

@@ -224,8 +224,12 @@ async def test_the_bare_models_answer_goes_on_in_the_inputs_own_text(replica: Re
     with torch.no_grad():
         greedy = model(ids).logits[:, -1].argmax(-1)
     text = texts[greedy.tolist().index(space)]
-    answer = (await replica.generate(text, max_new_tokens=3)).output
+    plain = common_pb2.Template(format=common_pb2.Template.FORMAT_TEXT)
+    whole, stream = generate_request(text, max_new_tokens=3), stream_request(text, max_new_tokens=3)
+    for request in (whole, stream):
+        request.input.template.CopyFrom(plain)
+    answer = (await replica.stub.Generate(whole)).output
     assert answer.text.startswith(" ")
     assert answer.text == tokenizer.decode(answer.token_ids)
-    streamed = [part.delta.text async for part in replica.stub.GenerateStream(stream_request(text, max_new_tokens=3))]
+    streamed = [part.delta.text async for part in replica.stub.GenerateStream(stream)]
     assert "".join(streamed) == answer.text

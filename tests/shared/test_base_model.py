@@ -11,12 +11,13 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, MambaConfig, PreTrainedConfig, T5Config
 
 from shared import fingerprint
-from shared.base_model import check_supported, default_id, inspect, load, pick_device, pick_dtype, resolve
-from shared.errors import InvalidInput, NotFound, PreconditionFailed
-from tests.tiny_models import save_tiny_llama
+from shared.base_model import DType, check_supported, default_id, inspect, load, pick_device, pick_dtype, resolve
+from shared.errors import InvalidInput, NotFound, PreconditionFailed, Unavailable
+from tests.tiny_models import LLAMA_SHAPE, VOCAB_SIZE, save_tiny_llama, save_tiny_model
 
 CACHE = ".softprompt-fingerprint.json"
 
@@ -230,3 +231,96 @@ class TestShipped:
             config.write("\n")
         inspect(copy)
         assert "model.safetensors" in hashed
+
+
+@pytest.mark.parametrize("kind", ["gemma2", "bloom", "gptj"])
+def test_a_model_without_fused_attention_loads_with_the_one_it_has(kind: str, tmp_path: Path) -> None:
+    shape = {"n_embd": 64, "n_layer": 2, "n_head": 4, "rotary_dim": 8} if kind != "gemma2" else {**LLAMA_SHAPE, "head_dim": 16}
+    save_tiny_model(tmp_path / kind, kind, **{**shape, "vocab_size": VOCAB_SIZE})
+    assert load(tmp_path / kind, dtype="float32", device="cpu").info.id == kind
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision_loads(model_dir: Path, dtype: DType) -> None:
+    assert load(model_dir, dtype=dtype, device="cpu").embedding_table.dtype == getattr(torch, dtype)
+
+
+def test_a_hub_cache_of_links_loads_under_its_repositorys_name(model_dir: Path, tmp_path: Path) -> None:
+    blobs, snapshot = tmp_path / "models--Org--Tiny-Chat" / "blobs", tmp_path / "models--Org--Tiny-Chat" / "snapshots" / ("0" * 40)
+    blobs.mkdir(parents=True)
+    snapshot.mkdir(parents=True)
+    for number, file in enumerate(sorted(model_dir.iterdir())):
+        shutil.copy(file, blobs / str(number))
+        (snapshot / file.name).symlink_to(f"../../blobs/{number}")
+    assert load(snapshot, device="cpu").info.id == "tiny-chat"
+    assert inspect(snapshot).fingerprint == inspect(model_dir).fingerprint
+    (blobs / "0").unlink()
+    with pytest.raises(Unavailable, match=r"tiny-chat.*link to a file that is gone"):
+        load(snapshot, device="cpu")
+
+
+def test_pickled_weights_are_refused_in_a_sentence(model_dir: Path) -> None:
+    (model_dir / "model.safetensors").rename(model_dir / "pytorch_model.bin")
+    with pytest.raises(NotFound, match=r"pickled \(pytorch_model.bin\).*save them as safetensors"):
+        load(model_dir)
+
+
+def test_shards_load_and_a_missing_one_is_named(tmp_path: Path) -> None:
+    directory = save_tiny_llama(tmp_path / "whole")
+    model = load(directory, dtype="float32", device="cpu").model
+    shutil.copytree(directory, tmp_path / "parts", ignore=shutil.ignore_patterns("model.safetensors", CACHE))
+    model.save_pretrained(tmp_path / "parts", max_shard_size="100KB")
+    loaded = load(tmp_path / "parts", dtype="float32", device="cpu").model
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), loaded.parameters(), strict=True))
+    shard = sorted((tmp_path / "parts").glob("*-of-*.safetensors"))[1]
+    shard.unlink()
+    with pytest.raises(Unavailable, match=f"missing, the first is {shard.name}"):
+        load(tmp_path / "parts")
+
+
+def test_tied_weights_stay_tied_and_absent_ones_are_not_made_up(model_dir: Path, tmp_path: Path) -> None:
+    tied = load(save_tiny_llama(tmp_path / "tied", tie_word_embeddings=True), device="cpu").model
+    assert tied.get_output_embeddings().weight is tied.get_input_embeddings().weight
+    weights = load_file(model_dir / "model.safetensors")
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, model_dir / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(PreconditionFailed, match=r"lacks 1 of the weights .* model\.layers\.1\.mlp\.up_proj\.weight"):
+        load(model_dir, device="cpu")
+
+
+@pytest.mark.parametrize("method", ["compressed-tensors", "gptq", "awq", "unheard-of"])
+def test_a_quantised_model_that_this_installation_cannot_load_is_refused_by_name(model_dir: Path, method: str) -> None:
+    path = model_dir / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "quantization_config": {"quant_method": method, "bits": 4}}))
+    with pytest.raises(PreconditionFailed, match=rf"^tiny-llama is quantised \({method}\) and can't be loaded here: [^\n]+$"):
+        load(model_dir, device="cpu")
+
+
+def test_block_scaled_float8_weights_are_what_they_mean(model_dir: Path) -> None:
+    plain = load(model_dir, dtype="float32", device="cpu").model
+    weights = load_file(model_dir / "model.safetensors")
+    for name in [name for name in weights if name.endswith("_proj.weight")]:
+        scale = weights[name].abs().max() / 448
+        weights[name] = (weights[name] / scale).to(torch.float8_e4m3fn)
+        weights[name + "_scale_inv"] = scale.reshape(1, 1)
+    save_file(weights, model_dir / "model.safetensors", metadata={"format": "pt"})
+    path = model_dir / "config.json"
+    method = {"quant_method": "fp8", "weight_block_size": [128, 128], "activation_scheme": "dynamic"}
+    path.write_text(json.dumps({**json.loads(path.read_text()), "quantization_config": method}))
+    ids = torch.arange(5, 15)[None]
+    expected, found = (model(ids).logits for model in (plain, load(model_dir, dtype="float32", device="cpu").model))
+    assert (found - expected).norm() < 0.1 * expected.norm()
+
+
+def test_length_dependent_positions_are_used_where_the_model_does_not_change_them(tmp_path: Path) -> None:
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 8, "long_factor": [4.0] * 8}
+    longrope = save_tiny_model(
+        tmp_path / "longrope",
+        "phi3",
+        **LLAMA_SHAPE,
+        original_max_position_embeddings=32,
+        rope_parameters={**rope, "original_max_position_embeddings": 32},
+    )
+    assert load(longrope, device="cpu").info.max_positions == 32
+    dynamic = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}
+    assert load(save_tiny_llama(tmp_path / "dynamic", rope_parameters=dynamic), device="cpu").info.max_positions == 512

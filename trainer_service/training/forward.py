@@ -167,7 +167,8 @@ def _logits_and_gradient(forward: Forward, segments: list[Segment], prompt: torc
 
 
 def _difference(value: torch.Tensor, reference: torch.Tensor) -> float:
-    return float((value - reference).norm() / reference.norm())
+    """Relative; infinite if the shapes differ."""
+    return float((value - reference).norm() / reference.norm()) if value.shape == reference.shape else float("inf")
 
 
 def _has_chunked_attention(config: Any) -> bool:

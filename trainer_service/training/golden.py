@@ -23,6 +23,8 @@ from shared.soft_prompt import SoftPrompt
 from shared.template import InputEncoder
 
 TOP_K = 8
+REPLAYED = 2 * TOP_K + 4
+"""Of the rounded answers only so many are looked at, as a replica sees only the most likely tokens of its replay."""
 log = logging.getLogger(__name__)
 
 
@@ -60,7 +62,8 @@ def _record(input_ids: tuple[int, ...], weights_dtype: str, exact: torch.Tensor,
     values = [min(0.0, value) for value in values]
     rounding = None
     if rounded is not None:
-        moved = divergence_nats(tokens, values, dict(zip(tokens, rounded[tokens].tolist(), strict=True)))
+        likely, their_tokens = (part.tolist() for part in rounded.topk(REPLAYED))
+        moved = divergence_nats(tokens, values, dict(zip(their_tokens, likely, strict=True)))
         rounding = moved if math.isfinite(moved) else None
     return GoldenRecord(
         text="",

@@ -14,6 +14,7 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 
+from shared import base_model
 from shared.base_model import DType
 
 ROWS, HIDDEN, REPEATS = 512, 512, 16
@@ -22,9 +23,12 @@ MARGIN = 1.2
 
 
 def pick_training_dtype(asked: DType, device: torch.device) -> DType:
-    """`asked` unless it is `auto` on a CPU; then float32 or bfloat16, measured in some tens of milliseconds."""
-    if asked != "auto" or device.type != "cpu":
+    """`asked` unless it is `auto`: on a CPU then float32 or bfloat16, measured in some tens of milliseconds; on a GPU without bfloat16
+    float32, because small gradients become zero in float16."""
+    if asked != "auto":
         return asked
+    if device.type != "cpu":
+        return "float32" if base_model.pick_dtype("auto", device) == torch.float16 else "auto"
     single, half = _product_seconds(torch.float32, torch.bfloat16)
     return "bfloat16" if half * MARGIN < single else "float32"
 

@@ -15,6 +15,7 @@ from inference_service.engine import linear_choice, native_kernels
 from inference_service.engine.engine import Engine
 from inference_service.engine.native_modules import WideningLinear
 from inference_service.engine.request import GenerationRequest, ScoreRequest, TokenLogprob
+from inference_service.engine.row_runner import RowRunner
 from shared.errors import PreconditionFailed
 from tests.inference_service.engine.builders import ARCHITECTURES, drain, greedy, reference, run_one, small_config, soft_prompt, tiny_base
 
@@ -236,9 +237,13 @@ def test_scores_equal_a_plain_forward(kind: str, budget: int) -> None:
     assert sum(score.probability for score in results[0].scores) == pytest.approx(1.0)
 
 
-def test_masks_that_the_engine_does_not_know_are_refused_by_name() -> None:
-    with pytest.raises(PreconditionFailed, match="chunked_attention"):
-        Engine.from_base_model(tiny_base("llama4_text", head_dim=16, num_local_experts=2, intermediate_size_mlp=64), small_config())
+def test_masks_that_the_engine_does_not_know_are_left_to_the_models_own_attention() -> None:
+    base = tiny_base("llama4_text", head_dim=16, num_local_experts=2, intermediate_size_mlp=64, attention_chunk_size=8)
+    ids = tuple((13 * index) % 200 + 20 for index in range(30))
+    expected = reference(base, None, ids, 12)
+    engine = Engine.from_base_model(base, small_config())
+    assert isinstance(engine.runner, RowRunner)
+    assert run_one(engine, ids, greedy(12)).token_ids == expected
 
 
 def test_a_model_that_the_engine_would_serve_wrong_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

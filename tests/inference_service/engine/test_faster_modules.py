@@ -12,9 +12,10 @@ from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
 from inference_service.engine import linear_choice, native_kernels
 from inference_service.engine.faster_modules import JoinedPart, TorchRMSNorm, speed_up
 from inference_service.engine.half_linear import HalfLinear
-from inference_service.engine.linear_choice import KINDS, choose_linear
+from inference_service.engine.linear_choice import KINDS, LinearKernel, choose_linear
 from inference_service.engine.native_modules import NativeRMSNorm, WideningLinear
 from inference_service.engine.packed_linear import PackedLinear
+from shared.errors import PreconditionFailed
 from tests.inference_service.engine.builders import tiny_base
 
 CPU = torch.device("cpu")
@@ -138,3 +139,19 @@ def test_a_tied_head_leaves_the_embeddings_alone() -> None:
     speed_up(base.model, CPU, torch.float32)
     assert isinstance(base.model.lm_head, PackedLinear)
     assert base.embedding_table.equal(before)
+
+
+@pytest.mark.parametrize("kernel", ["onednn", "fbgemm", "native"])
+def test_a_named_kernel_is_taken_without_a_stopwatch(kernel: LinearKernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*_: object) -> float:
+        raise AssertionError("measured")
+
+    monkeypatch.setattr(linear_choice, "_cost", never)
+    for kind, name in zip(KINDS, ("onednn", "fbgemm", "native"), strict=True):
+        if name == kernel and kind.is_available(torch.bfloat16):
+            swap = choose_linear(torch.bfloat16, kernel)
+            assert swap is not None
+            assert type(swap(torch.nn.Linear(64, 64, bias=False, dtype=torch.bfloat16).requires_grad_(False))) is kind
+    with pytest.raises(PreconditionFailed, match=f"linear_kernel: {kernel} is not available on this machine in float64"):
+        choose_linear(torch.float64, kernel)
+    assert choose_linear(torch.bfloat16, "torch") is None
