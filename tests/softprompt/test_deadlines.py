@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from prompttuning.v1 import generation_pb2, prompts_pb2, tuning_pb2
 
-from shared.errors import SoftPromptError
+from shared.errors import NotFound, SoftPromptError
 from softprompt.client import connection
 from softprompt.client.async_client import AsyncClient
 from softprompt.client.channel import RETRIED_METHODS, service_config
@@ -39,14 +39,17 @@ class Recorded(SoftPromptError):
 
 
 class Recorder:
-    """A channel that notes the deadline of each call by method, and answers none."""
+    """A channel that notes the deadline of each call by method, and answers none but that a dataset is unknown."""
 
     def __init__(self) -> None:
         self.timeouts: dict[str, float | None] = {}
 
     def _method(self, path: str, *serializers: Any, **options: Any) -> Callable[..., Any]:
         def call(request: Any, timeout: float | None = None, **options: Any) -> Any:
-            self.timeouts[path.rpartition("/")[2]] = timeout
+            name = path.rpartition("/")[2]
+            self.timeouts[name] = timeout
+            if name == "GetDataset":
+                raise NotFound("dataset", "any")  # so that an upload, which asks first, goes on
             raise Recorded("noted")
 
         return call
@@ -91,7 +94,7 @@ async def test_every_call_has_a_deadline_but_the_watches(monkeypatch: pytest.Mon
     monkeypatch.setattr(connection, "open_channel", lambda endpoint, security: recorder)
     client = AsyncClient()
     async for call in everything(client, tmp_path):
-        with pytest.raises(Recorded):
+        with pytest.raises((Recorded, NotFound)):
             await call
     missing = {name for _, name in METHODS} - recorder.timeouts.keys()
     assert missing <= {"ImportPromptVersion", "WatchPrompts"}
