@@ -131,7 +131,9 @@ def test_training_precision_is_what_was_asked_for_else_the_measured_one(monkeypa
     seconds = {torch.float32: 1.0, torch.bfloat16: 2.0}
     monkeypatch.setattr(precision, "_product_seconds", lambda *dtypes: [seconds[dtype] for dtype in dtypes])
     assert precision.pick_training_dtype("bfloat16", cpu) == "bfloat16"
-    assert precision.pick_training_dtype("auto", torch.device("cuda")) == "auto"
+    for has_bfloat16, chosen in ((True, "auto"), (False, "float32")):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, has=has_bfloat16: has)
+        assert precision.pick_training_dtype("auto", torch.device("cuda")) == chosen
     assert precision.pick_training_dtype("auto", cpu) == "float32"
     seconds[torch.bfloat16] = 0.95
     assert precision.pick_training_dtype("auto", cpu) == "float32", "a little faster is not worth its rounding"
