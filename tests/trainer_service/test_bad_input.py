@@ -86,7 +86,10 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
     "a template without its field": ({"template": Template(text="Answer:")}, "spec.template.text"),
     "a template with two fields": ({"template": Template(text="{input}{input}")}, "spec.template.text"),
     "a template of a megabyte": ({"template": Template(text="{input}" + "x" * (1 << 20))}, "spec.template.text"),
-    "a system message without chat": ({"template": Template(text="{input}", system="Be nice", format=Template.FORMAT_TEXT)}, "spec.template.system"),
+    "a system message without chat": (
+        {"template": Template(text="{input}", system="Be nice", format=Template.FORMAT_TEXT)},
+        "spec.template.system",
+    ),
     "an unknown template format": ({"template": Template(format=9)}, "spec.template.format"),  # type: ignore[arg-type]
     "conversations in a text template": (
         {"dataset": inline(chat_examples()), "template": Template(format=Template.FORMAT_TEXT)},
