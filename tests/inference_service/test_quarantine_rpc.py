@@ -129,7 +129,7 @@ async def test_the_golden_record_decides(replica: Replica, tiny_model_dir: Path)
     publish(replica.store, blob(tiny_model_dir, matrix(2), golden=golden(tiny_model_dir, top, ids)))
     refused = await replica.state(V3, "QUARANTINED")
     assert "golden record disagrees" in refused.reason
-    assert any(f"{logprob:.4f} where it was trained" in refused.reason for _, logprob in top)
+    assert f"trained: {', '.join(f'{token} {logprob:.4f}' for token, logprob in top)}; here: " in refused.reason
     assert await replica.served_version() == V2
 
 

@@ -54,7 +54,7 @@ def test_everything_lives_in_the_data_directory_unless_said_otherwise(monkeypatc
         ("DATA_DIR", "/dev/null/x", "can write, or make"),
         ("STORE_URL", "ftp://host/prompts", "with one of file"),
         ("DATABASE_URL", "mysql://host/jobs", "must look like sqlite:///FILE"),
-        ("DTYPE", "float64", "'auto', 'float32' or 'bfloat16'"),
+        ("DTYPE", "float64", "'auto', 'float32', 'bfloat16' or 'float16'"),
         ("DATASET_ROOTS", "relative", "absolute path of an existing directory"),
         ("DATASET_ROOTS", "/no/such/directory", "absolute path of an existing directory"),
         ("MAX_LINE_BYTES", str(1 << 40), "can't be longer than a dataset"),

@@ -125,9 +125,7 @@ async def test_while_the_store_hangs_training_and_checkpoints_go_on_and_what_is_
     endless = inline([pb.Example(input=f"forever {n}", output="yes") for n in range(20)])
     async with running_trainer(settings.model_copy(update=store), lambda _: pool) as trainer:
         running = await create_job(trainer, hyperparameters=few, dataset=endless)
-        ending = await create_job(trainer, hyperparameters=few)
         await first_step(trainer.tuning, running.name)
-        await first_step(trainer.tuning, ending.name)
         store_proxy.hang()
         begins = await create_job(trainer, hyperparameters=few, publish=pb.PublishPolicy(alias="-"))
         kinds = set[str]()
@@ -138,13 +136,19 @@ async def test_while_the_store_hangs_training_and_checkpoints_go_on_and_what_is_
                 if {"progress", "checkpoint"} <= kinds:
                     break
             await first_step(trainer.tuning, begins.name)
-        now = (await trainer.tuning.GetTuningJob(pb.GetTuningJobRequest(name=ending.name))).job
-        assert now.state == pb.TuningJob.STATE_RUNNING, "it is trained, or nearly, and waits for the store"
+
+        async def look() -> pb.TuningJob:
+            return (await trainer.tuning.GetTuningJob(pb.GetTuningJobRequest(name=begins.name))).job
+
+        async def is_trained() -> bool:
+            return (await look()).progress.step == few.num_steps
+
+        await until(is_trained)
+        assert (await look()).state == pb.TuningJob.STATE_RUNNING, "it waits for the store"
         store_proxy.resume()
-        for job in (ending, begins):
-            events = [item.event async for item in trainer.tuning.WatchTuningJob(pb.WatchTuningJobRequest(name=job.name))]
-            ended = events[-1].state_changed
-            assert (ended.state, ended.attempt, ended.result.published) == (pb.TuningJob.STATE_SUCCEEDED, 1, True)
+        events = [item.event async for item in trainer.tuning.WatchTuningJob(pb.WatchTuningJobRequest(name=begins.name))]
+        ended = events[-1].state_changed
+        assert (ended.state, ended.attempt, ended.result.published) == (pb.TuningJob.STATE_SUCCEEDED, 1, True)
         await trainer.tuning.CancelTuningJob(pb.CancelTuningJobRequest(name=running.name))
 
 
