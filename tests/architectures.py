@@ -9,7 +9,7 @@ import dataclasses
 import re
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -125,6 +125,15 @@ def judge(model_type: str, directory: Path) -> Verdict:
         return Verdict(training, _serving(directory, prompt, expected, model_type))
 
 
+def served_in_chunks(model_type: str, directory: Path, budgets: Sequence[int]) -> list[str]:
+    """What serving comes to with each number of tokens a step. Raises as `judge` does."""
+    save(model_type, directory)
+    base = base_model.load(directory, dtype="float32", device="cpu")
+    prompt = torch.randn(NUM_VIRTUAL, base.info.hidden_size, generator=torch.Generator().manual_seed(1)) * 0.3
+    expected = _continuation(base, prompt)
+    return [_serving(directory, prompt, expected, model_type, budget) for budget in budgets]
+
+
 def save(model_type: str, directory: Path) -> None:
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config_of(model_type))
@@ -193,8 +202,8 @@ def _training(base: BaseModel, prompt: torch.Tensor, model_type: str) -> str:
     return WORKS if isinstance(forward, PackedForward) else SLOWLY
 
 
-def _serving(directory: Path, prompt: torch.Tensor, expected: tuple[int, ...] | None, model_type: str) -> str:
-    config = small_config(max_tokens_per_step=23, max_length=96)
+def _serving(directory: Path, prompt: torch.Tensor, expected: tuple[int, ...] | None, model_type: str, budget: int = 23) -> str:
+    config = small_config(max_tokens_per_step=budget, max_length=96)
     try:
         engine = load_engine(directory, dtype="float32", device="cpu", config=config)
     except SoftPromptError as error:

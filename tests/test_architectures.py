@@ -16,3 +16,10 @@ def test_what_the_table_says_of_an_architecture_is_so(model_type: str, tmp_path:
 
 def test_the_table_names_every_architecture_once() -> None:
     assert list(architectures.documented()) == architectures.model_types()
+
+
+@pytest.mark.parametrize("model_type", ["whisper", "llama", "opt", "bloom"])
+def test_answers_do_not_depend_on_how_an_input_is_cut_into_steps(model_type: str, tmp_path: Path) -> None:
+    """Whisper's decoder knows no `logits_to_keep` and gives the logits of all positions."""
+    verdicts = architectures.served_in_chunks(model_type, tmp_path, (8, 13, 64))
+    assert verdicts == [architectures.documented()[model_type].serving] * 3

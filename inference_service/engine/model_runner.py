@@ -61,11 +61,16 @@ class ModelRunner:
             logits: torch.Tensor = self._model(**inputs, use_cache=False, logits_to_keep=keep).logits[0]
         finally:
             self._attention.layout = None
-        return logits[: len(wanted)]
+        return kept(logits, keep)[: len(wanted)]
 
     @torch.inference_mode()
     def snapshot(self, row: int, length: int) -> PrefixKV:
         return self._cache.snapshot(row, length)
+
+
+def kept(logits: torch.Tensor, keep: torch.Tensor | int) -> torch.Tensor:
+    """The rows of `[positions, vocab]` that `logits_to_keep` asked for, also of a model that knows no such argument and gives all."""
+    return logits if isinstance(keep, int) or logits.shape[0] == keep.shape[0] else logits[keep]
 
 
 def do_ops(ops: Sequence[RowOp], cache: KVCache, prefixes: PrefixCache) -> None:

@@ -13,7 +13,7 @@ import torch
 from inference_service.engine.decode_graphs import DecodeGraphs
 from inference_service.engine.finite_check import FiniteCheck
 from inference_service.engine.kv_cache import PrefixKV
-from inference_service.engine.model_runner import fed_tokens, model_inputs, wanted_positions
+from inference_service.engine.model_runner import fed_tokens, kept, model_inputs, wanted_positions
 from inference_service.engine.paged_attention import PagedAttention, PagedLayout, Piece
 from inference_service.engine.paged_cache import PagedKVCache
 from inference_service.engine.plan import Chunk, StepPlan
@@ -81,7 +81,7 @@ class PagedRunner:
     def _forward(self, layout: PagedLayout, inputs: dict[str, torch.Tensor], keep: torch.Tensor | int) -> torch.Tensor:
         self._attention.layout = layout
         try:
-            logits: torch.Tensor = self._model(**inputs, use_cache=False, logits_to_keep=keep).logits[0]
+            logits: torch.Tensor = kept(self._model(**inputs, use_cache=False, logits_to_keep=keep).logits[0], keep)
         finally:
             self._attention.layout = None
         return logits
