@@ -2,7 +2,7 @@
 
     python -m benchmarks.data [--megabytes 1000] [--tokenizer DIRECTORY]
 
-The worker is the production one, in a process of its own, with a tiny model; its peak memory is what the operating system reports. Two
+The production worker runs in its own process with a tiny model; the operating system reports its peak memory. Two
 jobs train on the same file, which must not take a second copy. Without `--tokenizer` every byte is a token, which is the worst case for
 memory. Figures go to benchmarks/results/data.json.
 """
