@@ -1,8 +1,8 @@
 """What a test set says of a prompt: an outcome for each row, so that intervals can be computed from the result file.
 
 Classification: whether the most probable label is the right one. Generation: whether greedy decoding writes exactly the expected answer.
-An answer is exact if each of its tokens, including the end, is the most probable one after those before it; one pass shows that. chrF is computed
-on answers that are really generated, against all references.
+An answer is exact if each of its tokens, including the end, is the most probable one after those before it; one pass
+shows that. chrF is computed on answers that are really generated, against all references.
 """
 
 from __future__ import annotations
