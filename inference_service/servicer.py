@@ -13,8 +13,8 @@ from prompttuning.v1 import generation_pb2, generation_pb2_grpc
 from inference_service import answers
 from inference_service.convert import RequestReader
 from inference_service.deadline_margin import DeadlineMargin
-from inference_service.engine.request import Delta, FinishReason
-from inference_service.engine.text_stream import merge
+from inference_service.engine.core.request import Delta, FinishReason
+from inference_service.engine.text.text_stream import merge
 from inference_service.generation import Call, Ended, GenerationService, Started
 from inference_service.prompts.registry import PromptRegistry
 from inference_service.token_texts import TokenTexts

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from shared.user_cache import is_ours, private_folder, user_cache
+from shared.process.user_cache import is_ours, private_folder, user_cache
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 
 from shared.errors import InvalidInput, NotFound
-from shared.user_cache import expanded
+from shared.process.user_cache import expanded
 
 MAX_PIPE_BYTES = 512 << 20
 _READ_BYTES = 1 << 20

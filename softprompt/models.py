@@ -22,9 +22,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from shared import hub
 from shared.errors import DamagedBlob, NotFound, PreconditionFailed, Unavailable
-from shared.user_cache import expanded, user_cache
+from shared.model import hub
+from shared.process.user_cache import expanded, user_cache
 from softprompt.hub_download import HUB_FILES, Progress, download, watching_size
 from softprompt.model_names import WantedModel
 
@@ -124,7 +124,7 @@ def _in_hubs_cache(wanted: WantedModel) -> Path | None:
 
 
 def _uncatalogued(name: str) -> Path:
-    from shared.base_model import resolve
+    from shared.model.base_model import resolve
 
     try:
         return resolve(name)

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shared import base_model, fingerprint
-from shared.base_model import BaseModelInfo
 from shared.errors import InvalidInput, NotFound, PreconditionFailed, SoftPromptError, Unavailable
+from shared.model import base_model, fingerprint
+from shared.model.base_model import BaseModelInfo
 from trainer_service.config import BaseModelSource
 
 log = logging.getLogger(__name__)

@@ -10,15 +10,15 @@ from typing import Annotated
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 from pydantic_settings import NoDecode
 
-from shared.base_model import Device, DType, default_id, pick_device
 from shared.config import ServerSettings, settings_config
-from shared.soft_prompt import MAX_VIRTUAL_TOKENS
+from shared.model.base_model import Device, DType, default_id, pick_device
+from shared.process.user_cache import expanded
+from shared.prompt.soft_prompt import MAX_VIRTUAL_TOKENS
 from shared.store.garbage import GRACE_SECONDS
 from shared.store.maintenance import MaintenancePolicy
-from shared.user_cache import expanded
+from trainer_service.datasets.upload import UploadLimits
 from trainer_service.jobs.config import JobsConfig
-from trainer_service.jobs.dataset_upload import UploadLimits
-from trainer_service.jobs.retention import RetentionPolicy
+from trainer_service.maintenance.retention import RetentionPolicy
 
 STORE_SCHEMES = ("file", "memory", "s3", "gs", "az", "abfs", "abfss")
 _ID_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-._")

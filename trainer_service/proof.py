@@ -13,8 +13,8 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from shared.manifest import GoldenRecord
-from shared.outside import CallPool
+from shared.process.call_pool import CallPool
+from shared.prompt.manifest import GoldenRecord
 from trainer_service.proof_process import RECORDS
 
 log = logging.getLogger(__name__)

@@ -12,9 +12,9 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from trainer_service.dispatch.scheduler import QueueHead, WorkerView, plan
 from trainer_service.jobs.fair_queue import Ledger, TenantShare, in_order, queue_clock, share_of
 from trainer_service.jobs.record import queue_key
-from trainer_service.jobs.scheduler import QueueHead, WorkerView, plan
 
 IDLE_SECONDS = 300.0
 

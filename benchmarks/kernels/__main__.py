@@ -16,7 +16,7 @@ import torch
 
 from benchmarks.kernels import serving, training
 from inference_service.engine import native_kernels as engine_kernels
-from shared.allocator import tune_allocator
+from shared.process.allocator import tune_allocator
 from trainer_service.training import native_kernels as training_kernels
 
 

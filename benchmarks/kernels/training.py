@@ -13,10 +13,10 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_
 
 from benchmarks.kernels.turns import HEAD_WIDTH, HEADS, HIDDEN, INNER, KV_HEADS, LAYERS, in_turn
 from trainer_service.training import native_kernels
+from trainer_service.training.attention.packing import Layout, Row, Segment, pack
+from trainer_service.training.attention.prefix_attention import NativePrefixAttention, PrefixAttention, Rule
 from trainer_service.training.frozen_linear import widened_product
 from trainer_service.training.frozen_norm import FrozenRMSNorm, NativeRMSNorm
-from trainer_service.training.packing import Layout, Row, Segment, pack
-from trainer_service.training.prefix_attention import NativePrefixAttention, PrefixAttention, Rule
 from trainer_service.training.rotary import Rotate
 
 JOBS, BATCH, VIRTUAL_TOKENS, LENGTHS = 8, 4, 50, (20, 46)

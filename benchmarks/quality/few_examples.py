@@ -14,13 +14,13 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from shared.allocator import tune_allocator
-from shared.base_model import BaseModel, load
-from shared.template import Template, TemplateFormat, has_chat_template, pinned
+from shared.model.base_model import BaseModel, load
+from shared.process.allocator import tune_allocator
+from shared.text.template import Template, TemplateFormat, has_chat_template, pinned
 from trainer_service.training.cohort import Cohort
-from trainer_service.training.dataset import split_validation
+from trainer_service.training.data.dataset import split_validation
 from trainer_service.training.events import Evaluated, Failed, TrainingTask
-from trainer_service.training.recipe import fill
+from trainer_service.training.recipe.defaults import fill
 from trainer_service.training.spec import Example, HyperparameterRequest, TaskKind, TrainingSpec
 
 NUM_TEST = 128

@@ -14,16 +14,11 @@ from pathlib import Path
 
 import torch
 
-from inference_service.engine import scoring
 from inference_service.engine.admission import Admission
-from inference_service.engine.assembly import assemble
-from inference_service.engine.config import EngineConfig
-from inference_service.engine.detokenizer import DetokenizerFactory
-from inference_service.engine.isolation import StepFailed, compute_each_alone
-from inference_service.engine.model_runner import Runner
-from inference_service.engine.plan import StepPlan
-from inference_service.engine.prefix_cache import PrefixCache
-from inference_service.engine.request import (
+from inference_service.engine.build import assemble
+from inference_service.engine.core.config import EngineConfig
+from inference_service.engine.core.plan import StepPlan
+from inference_service.engine.core.request import (
     Delta,
     FinishReason,
     GenerationRequest,
@@ -31,16 +26,21 @@ from inference_service.engine.request import (
     Request,
     ScoreResult,
 )
-from inference_service.engine.rows import IntegrityError
-from inference_service.engine.sampler import Sampled, sample
+from inference_service.engine.core.running_request import Sequence, sequence_of
+from inference_service.engine.core.stats import EngineObserver, EngineStats, FinishedRequest, NullObserver, StepStats
+from inference_service.engine.kv.prefix_cache import PrefixCache
+from inference_service.engine.kv.rows import IntegrityError
+from inference_service.engine.run import scoring
+from inference_service.engine.run.bisect_failure import StepFailed, compute_each_alone
+from inference_service.engine.run.model_runner import Runner
+from inference_service.engine.run.sampler import Sampled, sample
 from inference_service.engine.scheduler import Scheduler
-from inference_service.engine.sequence import Sequence, sequence_of
-from inference_service.engine.stats import EngineObserver, EngineStats, FinishedRequest, NullObserver, StepStats
-from inference_service.engine.text_stream import TextStream, timing
-from shared import base_model
-from shared.base_model import BaseModel
+from inference_service.engine.text.detokenizer import DetokenizerFactory
+from inference_service.engine.text.text_stream import TextStream, timing
 from shared.errors import AlreadyExists, DamagedBlob, Unavailable
-from shared.soft_prompt import SoftPrompt
+from shared.model import base_model
+from shared.model.base_model import BaseModel
+from shared.prompt.soft_prompt import SoftPrompt
 
 log = logging.getLogger(__name__)
 
@@ -369,5 +369,5 @@ def load_engine(
     device: base_model.Device = "auto",
     config: EngineConfig | None = None,
 ) -> Engine:
-    """An engine over a model directory or hub id. Raises what `shared.base_model.load` and `Engine.from_base_model` raise."""
+    """An engine over a model directory or hub id. Raises what `shared.model.base_model.load` and `Engine.from_base_model` raise."""
     return Engine.from_base_model(base_model.load(source, id=id, dtype=dtype, device=device), config)

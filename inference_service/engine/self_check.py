@@ -12,14 +12,14 @@ from typing import Any
 
 import torch
 
-from inference_service.engine.model_runner import Runner
-from inference_service.engine.plan import Chunk, StepPlan
-from inference_service.engine.prefix_cache import PrefixCache
-from inference_service.engine.request import SamplingParams
-from inference_service.engine.sequence import Sequence
-from shared.base_model import BaseModel
+from inference_service.engine.core.plan import Chunk, StepPlan
+from inference_service.engine.core.request import SamplingParams
+from inference_service.engine.core.running_request import Sequence
+from inference_service.engine.kv.prefix_cache import PrefixCache
+from inference_service.engine.run.model_runner import Runner
 from shared.errors import PreconditionFailed
-from shared.soft_prompt import SoftPrompt
+from shared.model.base_model import BaseModel
+from shared.prompt.soft_prompt import SoftPrompt
 
 NUM_TOKENS = 12
 NUM_VIRTUAL = 3

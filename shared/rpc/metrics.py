@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, make
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from shared.outside import CallPool
+from shared.process.call_pool import CallPool
 from shared.rpc.errors import CODES
 from shared.rpc.ports import check_port
 

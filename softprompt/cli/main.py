@@ -7,9 +7,9 @@ import sys
 
 import typer
 
-from shared.standard_streams import discard_stdout
-from shared.surroundings import prepare_process
-from shared.threads import limit_threads
+from shared.process.standard_streams import discard_stdout
+from shared.process.surroundings import prepare_process
+from shared.process.threads import limit_threads
 from softprompt.cli import datasets, demo, generate, info, jobs, models, prompts, security, tokens, tune, up
 from softprompt.cli.failures import EXIT_CODES_HELP, EXIT_FAILED, EXIT_INTERRUPTED, report
 from softprompt.cli.text_input import readable_argument

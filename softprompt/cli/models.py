@@ -44,8 +44,8 @@ def pull(
 @app.command(epilog=example("softprompt models fingerprint ./models/my-model"))
 def fingerprint(directory: Annotated[Path, typer.Argument(help="A model directory with config.json and *.safetensors.")]) -> None:
     """Hash a model directory once and write the fingerprint into it, for images and volumes that are mounted read-only."""
-    from shared import fingerprint as fingerprints
     from shared.errors import InvalidInput
+    from shared.model import fingerprint as fingerprints
 
     if not (directory / "config.json").is_file():
         raise InvalidInput.of("directory", f"{directory} has no config.json: it is no model directory")

@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from shared.standard_streams import is_utf8
+from shared.process.standard_streams import is_utf8
 
 _PIPE_COLUMNS = 240
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from prompttuning.v1 import prompts_pb2
 
 from shared.errors import DamagedBlob, InvalidInput
-from shared.user_cache import expanded
+from shared.process.user_cache import expanded
 from softprompt.client.connection import Connection
 from softprompt.client.mirror import read, write
 from softprompt.client.prompt_watch import watch_prompts

@@ -10,8 +10,8 @@ import grpc
 
 from shared.config import is_loopback
 from shared.errors import InvalidInput
+from shared.process.user_cache import expanded
 from shared.security.watched_file import WatchedFile
-from shared.user_cache import expanded
 
 TLS_VARIABLE, CA_VARIABLE = "SOFTPROMPT_TLS", "SOFTPROMPT_TLS_CA_FILE"
 CERTIFICATE_VARIABLE, KEY_VARIABLE = "SOFTPROMPT_TLS_CERTIFICATE_FILE", "SOFTPROMPT_TLS_KEY_FILE"

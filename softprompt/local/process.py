@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from shared.standard_streams import ERROR_MARK
+from shared.process.standard_streams import ERROR_MARK
 
 LogSink = Callable[[str, str], None]
 """Called with (service name, line)."""

@@ -14,10 +14,10 @@ from benchmarks.quality import __main__ as quality
 from benchmarks.quality.contestants import Arena
 from benchmarks.quality.scoring import interval, score_test
 from benchmarks.quality.sets import load_sets
-from shared.base_model import BaseModel, load
-from shared.template import TemplateFormat
-from trainer_service.training.evaluate import evaluate
-from trainer_service.training.forward import PlainForward
+from shared.model.base_model import BaseModel, load
+from shared.text.template import TemplateFormat
+from trainer_service.training.attention.forward import PlainForward
+from trainer_service.training.evaluation.evaluate import evaluate
 from trainer_service.training.spec import TaskKind
 from trainer_service.training.work import ScoreWork
 

@@ -11,7 +11,7 @@ import pytest
 from inference_service.inputs import ChatInput, InputPreparer, InputRequest, TextInput, TokenInput, bare_template
 from shared.errors import InvalidInput
 from shared.security.caller import Caller, Tenant, calling
-from shared.template import InputEncoder, Message, Template, TemplateFormat, default_format
+from shared.text.template import InputEncoder, Message, Template, TemplateFormat, default_format
 from tests.tiny_models import VOCAB_SIZE, byte_tokenizer
 
 

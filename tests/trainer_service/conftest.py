@@ -18,7 +18,7 @@ from prompttuning.v1 import prompts_pb2_grpc, tuning_pb2_grpc
 
 from shared.errors import SoftPromptError
 from shared.rpc.errors import error_from_rpc
-from tests.trainer_service.jobs.postgres import Postgres, find_binaries
+from tests.trainer_service.postgres import Postgres, find_binaries
 from trainer_service.config import TrainerSettings
 from trainer_service.server import PoolMaker, serve
 

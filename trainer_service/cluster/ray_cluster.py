@@ -18,8 +18,8 @@ from typing import Any
 
 import psutil
 
-from shared.daemon_thread import close_within
 from shared.errors import Unavailable
+from shared.process.daemon_thread import close_within
 from trainer_service.cluster.watchdog import Watchdog
 
 log = logging.getLogger(__name__)

@@ -15,14 +15,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from shared.base_model import Device, DType
-from shared.container_limits import cpu_quota, usable_cpus
 from shared.errors import Unavailable
-from shared.outside import CallPool
+from shared.model.base_model import Device, DType
+from shared.process.call_pool import CallPool
+from shared.process.container_limits import cpu_quota, usable_cpus
 from trainer_service.cluster.interface import WorkerLost, WorkerReport, WrongSoftware
-from trainer_service.cluster.loading import DEFAULT_NUM_THREADS, WorkerSpec, software_version
 from trainer_service.cluster.oom_kills import OomKills
 from trainer_service.cluster.ray_cluster import RayCluster
+from trainer_service.cluster.worker_init import DEFAULT_NUM_THREADS, WorkerSpec, software_version
 from trainer_service.training.events import DatasetFile, TrainingTask
 
 if TYPE_CHECKING:

@@ -14,14 +14,14 @@ from enum import StrEnum
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from shared.base_model import BaseModelInfo
-from shared.manifest import SamplingDefaults
+from shared.model.base_model import BaseModelInfo
 from shared.names import DEFAULT_ALIAS
+from shared.prompt.manifest import SamplingDefaults
 from shared.security.caller import EVERY_PROMPT
-from shared.template import Template
+from shared.text.template import Template
 from trainer_service.jobs.comparisons import ComparisonRecord, SearchCandidate
 from trainer_service.jobs.states import UNSUCCESSFUL_STATES, JobState
-from trainer_service.training.repetition import Repetition
+from trainer_service.training.data.repetition import Repetition
 from trainer_service.training.spec import HyperparameterRequest, TaskKind, TooLong, TrainingSpec
 
 MIN_PRIORITY, MAX_PRIORITY = -100, 100

@@ -10,13 +10,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from shared.blob import GoldenRecord
-from shared.soft_prompt import SoftPrompt
-from trainer_service.training.comparison import Comparison, Estimate
+from shared.prompt.blob import GoldenRecord
+from shared.prompt.soft_prompt import SoftPrompt
+from trainer_service.training.evaluation.comparison import Comparison, Estimate
 from trainer_service.training.spec import Example, Init, TrainingSpec
 
 if TYPE_CHECKING:
-    from trainer_service.training.encoding import EncodedSplit
+    from trainer_service.training.data.encoding import EncodedSplit
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from shared import native_code
-from trainer_service.training.packing import Spans
+from trainer_service.training.attention.packing import Spans
 
 SOURCE = Path(__file__).with_name("native_kernels.c")
 LANES = 16

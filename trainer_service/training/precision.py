@@ -14,8 +14,8 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 
-from shared import base_model
-from shared.base_model import DType
+from shared.model import base_model
+from shared.model.base_model import DType
 
 ROWS, HIDDEN, REPEATS = 512, 512, 16
 MARGIN = 1.2

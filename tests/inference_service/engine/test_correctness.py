@@ -12,10 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from inference_service.engine import linear_choice, native_kernels
+from inference_service.engine.core.request import GenerationRequest, ScoreRequest, TokenLogprob
 from inference_service.engine.engine import Engine
 from inference_service.engine.native_modules import WideningLinear
-from inference_service.engine.request import GenerationRequest, ScoreRequest, TokenLogprob
-from inference_service.engine.row_runner import RowRunner
+from inference_service.engine.run.row_runner import RowRunner
 from shared.errors import PreconditionFailed
 from tests.inference_service.engine.builders import ARCHITECTURES, drain, greedy, reference, run_one, small_config, soft_prompt, tiny_base
 
@@ -247,7 +247,7 @@ def test_masks_that_the_engine_does_not_know_are_left_to_the_models_own_attentio
 
 
 def test_a_model_that_the_engine_would_serve_wrong_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("inference_service.engine.attention.Stretch.positions", lambda self: [0] * self.count)
-    monkeypatch.setattr("inference_service.engine.model_runner.fed_positions", lambda chunk: [0] * chunk.num_positions)
+    monkeypatch.setattr("inference_service.engine.run.attention.Stretch.positions", lambda self: [0] * self.count)
+    monkeypatch.setattr("inference_service.engine.run.model_runner.fed_positions", lambda chunk: [0] * chunk.num_positions)
     with pytest.raises(PreconditionFailed, match="differ"):
         Engine.from_base_model(tiny_base("llama"), small_config())

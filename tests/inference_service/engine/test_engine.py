@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import torch
 
+from inference_service.engine.core.request import Delta, FinishReason, GenerationRequest, SamplingParams, ScoreRequest
+from inference_service.engine.core.stats import FinishedRequest, StepStats
 from inference_service.engine.engine import MAX_FAILED_STEPS, Engine
-from inference_service.engine.prefix_cache import PrefixCache
-from inference_service.engine.request import Delta, FinishReason, GenerationRequest, SamplingParams, ScoreRequest
+from inference_service.engine.kv.prefix_cache import PrefixCache
 from inference_service.engine.scheduler import StepPlan
-from inference_service.engine.stats import FinishedRequest, StepStats
 from shared.errors import AlreadyExists, DamagedBlob, InvalidInput, NotFound, Overloaded, PreconditionFailed
-from shared.soft_prompt import SoftPrompt
+from shared.prompt.soft_prompt import SoftPrompt
 from tests.inference_service.engine.builders import drain, greedy, run_one, small_config, soft_prompt, tiny_base
 
 IDS = (40, 41, 42, 43)

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from inference_service.engine.request import FinishReason, SamplingParams
-from inference_service.engine.rows import BLOCK_TOKENS, IntegrityError, RowPool
+from inference_service.engine.core.request import FinishReason, SamplingParams
+from inference_service.engine.core.running_request import Sequence
+from inference_service.engine.kv.rows import BLOCK_TOKENS, IntegrityError, RowPool
 from inference_service.engine.scheduler import Scheduler, StepPlan
-from inference_service.engine.sequence import Sequence
 
 
 def sequence(

@@ -10,7 +10,7 @@ from shared.security.caller import EVERYBODY, Caller, Role
 from shared.store.memory import MemoryBackend
 from shared.store.store import PromptStore
 from shared.store.view import commit_revision, shown_index, shown_revision, shown_revisions, store_revision, visible_index
-from tests.shared.blobs import make_blob
+from tests.shared.prompt.blobs import make_blob
 
 SUPPORT = Caller("support", frozenset({Role.VIEWER}), ("support-*",))
 

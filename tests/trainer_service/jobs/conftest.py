@@ -16,15 +16,15 @@ import pytest
 from shared.errors import NotFound
 from shared.store.local import LocalBackend
 from shared.store.store import PromptStore
-from tests.trainer_service.jobs.builders import effective_spec
-from tests.trainer_service.jobs.scripted import ScriptedTrainer
+from tests.trainer_service.builders import effective_spec
+from tests.trainer_service.scripted import ScriptedTrainer
 from trainer_service.cluster.interface import WorkerPool
 from trainer_service.cluster.local_pool import LocalPool
+from trainer_service.dispatch.manager import JobManager, files_for
 from trainer_service.jobs.config import JobsConfig
-from trainer_service.jobs.manager import JobManager, files_for
 from trainer_service.jobs.model import EffectiveSpec, Job, TuningSpec
 from trainer_service.jobs.states import JobState
-from trainer_service.jobs.store import JobStore
+from trainer_service.jobs.store.job_store import JobStore
 from trainer_service.training.events import DatasetFile
 
 FAST = JobsConfig(

@@ -11,10 +11,10 @@ import torch.nn.functional as F
 
 from tests.trainer_service.training.models import build
 from trainer_service.training import native_kernels
+from trainer_service.training.attention.packing import Layout, Row, Segment, pack
+from trainer_service.training.attention.prefix_attention import NativePrefixAttention, PrefixAttention, Rule
 from trainer_service.training.frozen_mlp import FrozenGatedMLP
 from trainer_service.training.frozen_norm import NativeRMSNorm
-from trainer_service.training.packing import Layout, Row, Segment, pack
-from trainer_service.training.prefix_attention import NativePrefixAttention, PrefixAttention, Rule
 from trainer_service.training.rotary import Rotate, replace_rotary
 
 pytestmark = pytest.mark.skipif(native_kernels.load() is None, reason="no compiled kernels on this machine")

@@ -11,11 +11,11 @@ from tests.trainer_service.training.models import build
 from tests.trainer_service.training.tasks import generation, of, run, task
 from trainer_service.training import budget as budget_module
 from trainer_service.training import cohort as cohort_module
+from trainer_service.training.attention.forward import PackedForward, PlainForward, choose_forward
+from trainer_service.training.attention.row_memory import RowMemory
 from trainer_service.training.budget import GOOD_PASSES, MIN_TOKENS, TokenBudget, bytes_per_pair
 from trainer_service.training.cohort import Cohort
 from trainer_service.training.events import Failed, Finished, StepDone
-from trainer_service.training.forward import PackedForward, PlainForward, choose_forward
-from trainer_service.training.row_memory import RowMemory
 from trainer_service.training.spec import Example
 
 BASE = build()
