@@ -32,10 +32,10 @@ from inference_service.prompts.registry import PromptRegistry
 from inference_service.prompts.version import LoadedVersion
 from inference_service.prompts.watcher import PromptWatcher
 from inference_service.sampling import SamplingRequest
+from shared.caller import current_caller
 from shared.errors import Cancelled, DeadlineExceeded, InvalidInput, NotFound, PreconditionFailed, Unavailable
 from shared.model.base_model import BaseModel
 from shared.prompt.manifest import SamplingDefaults
-from shared.security.caller import current_caller
 from shared.store.index import VersionRecord
 from shared.text.template import InputEncoder, TemplateFormat, default_format
 

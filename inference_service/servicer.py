@@ -18,10 +18,10 @@ from inference_service.engine.text.text_stream import merge
 from inference_service.generation import Call, Ended, GenerationService, Started
 from inference_service.prompts.registry import PromptRegistry
 from inference_service.token_texts import TokenTexts
+from shared.caller import current_caller
 from shared.errors import InvalidInput, Unavailable
 from shared.log import bound_fields
 from shared.names import check_name
-from shared.security.caller import current_caller
 from shared.store.view import shown_revision
 
 SERVICE_NAME = generation_pb2.DESCRIPTOR.services_by_name["GenerationService"].full_name

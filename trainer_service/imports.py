@@ -18,10 +18,10 @@ from safetensors.torch import load
 
 from shared.errors import DamagedBlob, InvalidInput, PreconditionFailed
 from shared.model.base_model import BaseModelInfo
+from shared.model.safetensors_file import complaint
 from shared.names import check_alias, check_name
 from shared.prompt.blob import TENSOR_KEY, decode_blob, encode_blob
 from shared.prompt.manifest import GoldenRecord, Manifest, utc_now
-from shared.prompt.safetensors_file import complaint
 from shared.prompt.soft_prompt import SoftPrompt
 from shared.text.template import Template, dated
 from trainer_service.base_models import BaseModels

@@ -7,11 +7,11 @@ import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 
+from shared.caller import Caller, current_caller
 from shared.errors import Conflict, InvalidInput, PreconditionFailed
 from shared.names import PromptReference, check_alias, parse_version_name, version_name
 from shared.prompt.blob import MAX_BLOB_BYTES, decode_blob
 from shared.prompt.manifest import Manifest
-from shared.security.caller import Caller, current_caller
 from shared.store import (
     ANYTHING,
     Alias,

@@ -12,8 +12,8 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from trainer_service.dispatch.scheduler import QueueHead, WorkerView, plan
-from trainer_service.jobs.fair_queue import Ledger, TenantShare, in_order, queue_clock, share_of
+from trainer_service.dispatch.scheduler import WorkerView, plan
+from trainer_service.jobs.fair_queue import Ledger, QueueHead, TenantShare, in_order, queue_clock, share_of
 from trainer_service.jobs.record import queue_key
 
 IDLE_SECONDS = 300.0

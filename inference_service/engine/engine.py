@@ -17,6 +17,7 @@ import torch
 from inference_service.engine.admission import Admission
 from inference_service.engine.build import assemble
 from inference_service.engine.core.config import EngineConfig
+from inference_service.engine.core.integrity import IntegrityError
 from inference_service.engine.core.plan import StepPlan
 from inference_service.engine.core.request import (
     Delta,
@@ -29,7 +30,6 @@ from inference_service.engine.core.request import (
 from inference_service.engine.core.running_request import Sequence, sequence_of
 from inference_service.engine.core.stats import EngineObserver, EngineStats, FinishedRequest, NullObserver, StepStats
 from inference_service.engine.kv.prefix_cache import PrefixCache
-from inference_service.engine.kv.rows import IntegrityError
 from inference_service.engine.run import scoring
 from inference_service.engine.run.bisect_failure import StepFailed, compute_each_alone
 from inference_service.engine.run.model_runner import Runner

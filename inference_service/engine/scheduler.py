@@ -18,12 +18,13 @@ from typing import Any
 
 from inference_service.engine.core import preemption
 from inference_service.engine.core.fair_share import FairShares, split
+from inference_service.engine.core.integrity import IntegrityError
 from inference_service.engine.core.plan import Chunk, StepPlan, complete_chunk, is_decode, next_chunk, slots_needed
 from inference_service.engine.core.request import FinishReason
 from inference_service.engine.core.running_request import Sequence
 from inference_service.engine.core.step_pace import StepPace
 from inference_service.engine.kv.pool import Pool
-from inference_service.engine.kv.rows import BLOCK_TOKENS, IntegrityError, may_share
+from inference_service.engine.kv.rows import BLOCK_TOKENS, may_share
 
 WORTH_WAITING_TOKENS = 32
 """A step more costs about as much as so many positions of prefill."""

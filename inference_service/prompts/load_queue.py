@@ -14,9 +14,9 @@ from inference_service.prompts.observer import PromptObserver
 from inference_service.prompts.registry import PromptRegistry
 from inference_service.prompts.version import RefusalReason, VersionKey, VersionRefused
 from inference_service.prompts.version_loader import VersionLoader
+from shared.caller import tenant_of_work
 from shared.errors import DamagedBlob, InvalidInput, PreconditionFailed, SoftPromptError, Unavailable
 from shared.fair_turns import FairSlots
-from shared.security.caller import tenant_of_work
 from shared.store.index import VersionRecord
 
 log = logging.getLogger(__name__)

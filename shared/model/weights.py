@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from shared.errors import NotFound, PreconditionFailed, Unavailable
-from shared.prompt.safetensors_file import complaint_about
+from shared.model.safetensors_file import complaint_about
 
 INDEX = "model.safetensors.index.json"
 

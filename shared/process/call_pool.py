@@ -20,9 +20,9 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, ParamSpec, TypeVar
 
+from shared.caller import tenant_of_work
 from shared.errors import Unavailable
 from shared.fair_turns import SERVICE, FairTurns, places_of_one
-from shared.security.caller import tenant_of_work
 
 log = logging.getLogger(__name__)
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from shared.process.proxies import reach_loopback_directly
 from shared.process.standard_streams import prepare_streams
 from shared.process.user_cache import ensure_home
-from shared.rpc.proxies import reach_loopback_directly
 
 
 def prepare_process() -> None:

@@ -11,8 +11,8 @@ import grpc
 from prompttuning.v1 import generation_pb2_grpc, prompts_pb2_grpc, tuning_pb2_grpc
 
 from shared.errors import DeadlineExceeded, SoftPromptError, Unavailable
+from shared.process.proxies import grpc_proxy
 from shared.rpc.errors import error_from_rpc
-from shared.rpc.proxies import grpc_proxy
 from softprompt.client.channel import open_channel
 from softprompt.client.security import CA_VARIABLE, CERTIFICATE_VARIABLE, TLS_VARIABLE, ClientSecurity, hosts_of, is_local
 from softprompt.endpoints import inference_endpoint, trainer_endpoint

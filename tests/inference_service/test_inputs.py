@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from inference_service.inputs import ChatInput, InputPreparer, InputRequest, TextInput, TokenInput, bare_template
+from shared.caller import Caller, Tenant, calling
 from shared.errors import InvalidInput
-from shared.security.caller import Caller, Tenant, calling
 from shared.text.template import InputEncoder, Message, Template, TemplateFormat, default_format
 from tests.tiny_models import VOCAB_SIZE, byte_tokenizer
 

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prompttuning.v1 import common_pb2, prompts_pb2, tuning_pb2
 
+from shared.caller import Caller, Role, calling
 from shared.prompt.manifest import Manifest, SamplingDefaults, utc_now
-from shared.security.caller import Caller, Role, calling
 from shared.store.commit import AliasTarget, VersionSummary
 from shared.store.index import PromptRecord, VersionRecord
 from shared.text.template import Template, TemplateFormat
@@ -31,7 +31,6 @@ from trainer_service.jobs.comparisons import ComparisonRecord, SearchCandidate
 from trainer_service.jobs.model import (
     PAYLOADS,
     CheckpointStored,
-    DatasetStatistics,
     Evaluation,
     Job,
     JobError,
@@ -48,6 +47,7 @@ from trainer_service.jobs.model import (
 from trainer_service.jobs.states import JobState
 from trainer_service.prompts import Version
 from trainer_service.training.data.repetition import Repetition
+from trainer_service.training.data.statistics import DatasetStatistics
 from trainer_service.training.spec import (
     HyperparameterRequest,
     Init,

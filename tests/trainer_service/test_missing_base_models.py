@@ -15,8 +15,8 @@ from shared.model import fingerprint
 from tests.trainer_service.conftest import RunningTrainer, refused, running_trainer, until
 from tests.trainer_service.requests import create_job, tuning_spec
 from trainer_service import server
-from trainer_service.base_models import BaseModels
-from trainer_service.config import BaseModelSource, TrainerSettings
+from trainer_service.base_models import BaseModels, BaseModelSource
+from trainer_service.config import TrainerSettings
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,7 @@ import itertools
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from shared.errors import Unavailable
 from shared.model.base_model import Device, DType
@@ -24,9 +24,6 @@ from trainer_service.cluster.oom_kills import OomKills
 from trainer_service.cluster.ray_cluster import RayCluster
 from trainer_service.cluster.worker_init import DEFAULT_NUM_THREADS, WorkerSpec, software_version
 from trainer_service.training.events import DatasetFile, TrainingTask
-
-if TYPE_CHECKING:
-    from trainer_service.config import TrainerSettings
 
 log = logging.getLogger(__name__)
 
@@ -234,19 +231,9 @@ class RayWorker:
         return WorkerLost(f"its process or its node is gone ({type(error).__name__}); if it was killed for memory: {_NEEDS_LESS}")
 
 
-def ray_pool(settings: TrainerSettings) -> RayPool:
-    """The pool that the trainer's settings describe."""
-    config = RayPoolConfig(
-        base_models={source.id: source.source for source in settings.sources},
-        dtype=settings.dtype,
-        device=settings.device,
-        max_workers=settings.max_workers,
-        gpus_per_worker=settings.gpus_per_worker,
-        cpus_per_worker=settings.cpus_per_worker,
-        checkpoint_seconds=settings.checkpoint_seconds,
-        otlp_endpoint=settings.otlp_endpoint,
-    )
-    return RayPool(RayCluster(settings.ray_address, _embedded_cpus(config)), config)
+def connect(address: str, config: RayPoolConfig) -> RayPool:
+    """A pool on the Ray cluster at `address`, such as ray-head:6379; if empty, on a cluster that this process starts on its own machine."""
+    return RayPool(RayCluster(address, _embedded_cpus(config)), config)
 
 
 def _embedded_cpus(config: RayPoolConfig) -> int | None:

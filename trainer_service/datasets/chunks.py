@@ -7,9 +7,9 @@ from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 
+from shared.caller import tenant_of_work
 from shared.errors import DeadlineExceeded, InvalidInput, Overloaded
 from shared.fair_turns import SERVICE
-from shared.security.caller import tenant_of_work
 
 MAX_CHUNK_BYTES = 1 << 20
 IDLE_SECONDS = 60.0

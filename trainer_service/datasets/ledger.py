@@ -21,7 +21,6 @@ from trainer_service.database.database import Database
 from trainer_service.database.schema import datasets, job_datasets, jobs
 from trainer_service.datasets.names import unknown_dataset
 from trainer_service.datasets.store import StoredDataset
-from trainer_service.jobs.model import Job
 
 _FULL_RETRY_SECONDS = 3600.0
 
@@ -96,10 +95,10 @@ class DatasetLedger:
             if name not in found:
                 raise unknown_dataset(name)
 
-    def use(self, connection: Connection, job: Job) -> None:
-        """Inside the transaction that makes the job: its datasets are its tenant's, and stay at least until it ends. Raises NotFound."""
-        for name in job.spec.dataset_names:
-            used = update(datasets).where(_is(job.tenant, name)).values(last_use_time=time.time())
+    def use(self, connection: Connection, tenant: str, names: Collection[str]) -> None:
+        """Mark a new job's datasets as used, inside the transaction that creates it. Raises NotFound for one of another tenant."""
+        for name in names:
+            used = update(datasets).where(_is(tenant, name)).values(last_use_time=time.time())
             if not connection.execute(used).rowcount:
                 raise unknown_dataset(name)
 

@@ -12,9 +12,9 @@ from dataclasses import replace
 from functools import partial
 from typing import NoReturn
 
+from shared.caller import Tenant
 from shared.errors import PreconditionFailed, Unavailable
 from shared.process.call_pool import CallPool
-from shared.security.caller import Tenant
 from trainer_service.datasets.ledger import DatasetLedger, JobUse, OwnedDataset
 from trainer_service.datasets.names import dataset_name
 from trainer_service.datasets.roots import DatasetRoots

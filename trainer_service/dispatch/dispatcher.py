@@ -15,8 +15,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
+from shared.caller import Tenant
 from shared.errors import Unavailable
-from shared.security.caller import Tenant
 from trainer_service.cluster.interface import WorkerPool
 from trainer_service.dispatch.allowance import Allowance
 from trainer_service.dispatch.background_tasks import Errands

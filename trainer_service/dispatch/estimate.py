@@ -14,8 +14,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from trainer_service.dispatch.scheduler import Claim, QueueHead, WorkerView, plan, settling_seconds
-from trainer_service.jobs.fair_queue import Ledger, Shares, in_order, queue_clock, share_of
+from trainer_service.dispatch.scheduler import Claim, WorkerView, plan, settling_seconds
+from trainer_service.jobs.fair_queue import Ledger, QueueHead, Shares, in_order, queue_clock, share_of
 
 _MOST_WORK = 10_000
 """Workers and queues looked at, over all rounds, so that a guess takes some tens of milliseconds. What starts later is not guessed at."""

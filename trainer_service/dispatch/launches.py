@@ -11,8 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from trainer_service.dispatch.scheduler import retry_delay_seconds
-from trainer_service.jobs.config import JobsConfig
+from trainer_service.jobs.config import JobsConfig, retry_delay_seconds
 
 _UNKNOWN_SECONDS = 10.0
 """A guess for a base model that was never loaded here."""

@@ -14,9 +14,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
+from shared.caller import Tenant, current_caller
 from shared.errors import InvalidInput, Unavailable
 from shared.process.daemon_thread import close_within
-from shared.security.caller import Tenant, current_caller
 from shared.store.store import PromptStore
 from shared.tracing import current_traceparent
 from trainer_service.cluster.interface import WorkerPool

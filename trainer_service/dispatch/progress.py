@@ -5,12 +5,12 @@ Steps are many and events are stored for good, so progress is told at most once 
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from datetime import timedelta
 
-from trainer_service.jobs.model import CheckpointStored, DatasetStatistics, Evaluation, EventPayload, JobProgress, Note
+from trainer_service.jobs.model import CheckpointStored, Evaluation, EventPayload, JobProgress, Note
 from trainer_service.jobs.record import to_datetime
+from trainer_service.training.data.statistics import DatasetStatistics
 from trainer_service.training.events import Checkpointed, Evaluated, Preparing, Started, StepDone, TrainingEvent
 
 _SMOOTHING = 0.1
@@ -37,7 +37,7 @@ class Tracker:
         """Take one event in. `now`: seconds since the epoch."""
         match event:
             case Started():
-                self.statistics = DatasetStatistics(**dataclasses.asdict(event.statistics))
+                self.statistics = event.statistics
                 self.progress = self.progress.model_copy(update={"step": event.step, "num_prepared": 0, "num_examples": 0})
                 return [Note(text=text) for text in _starting(event, self.statistics)]
             case Preparing():

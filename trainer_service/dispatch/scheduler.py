@@ -17,29 +17,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from trainer_service.dispatch.worker_targets import Backlog, Lane, targets
+from trainer_service.jobs.fair_queue import QueueHead
 
 _LOADING_SHARE = 0.25
 """Of a worker's time, at most, goes into loading its model when it is handed over although its own model has jobs waiting."""
 _LARGE_LACK = 0.75
 """A base model that has less than this part of its target has others' busy workers make way; otherwise it waits for idle ones."""
-
-
-@dataclass(frozen=True)
-class QueueHead:
-    """The jobs of one tenant for one base model that may run now."""
-
-    base_model: str
-    queue_key: float
-    """Of the first of them."""
-    num_jobs: int
-    solo: int = 0
-    """How many of them need a fresh worker of their own."""
-    tenant: str = ""
-    weight: float = 1.0
-    start: float = 0.0
-    """Start tag of the tenant (`fair_queue`)."""
-    mean_key: float | None = None
-    """Mean of their queue keys; None: that of the first."""
 
 
 @dataclass(frozen=True)
@@ -231,8 +214,3 @@ def _places(workers: Iterable[WorkerView], max_jobs_per_worker: int) -> int:
 def settling_seconds(load_seconds: float) -> float:
     """How long a worker keeps its model at least while jobs wait for it, if loading it took that long."""
     return load_seconds * (1 / _LOADING_SHARE - 1)
-
-
-def retry_delay_seconds(failures: int, first_seconds: float, max_seconds: float) -> float:
-    """Back-off after the n-th infrastructure failure (n from 1): doubles up to a bound."""
-    return float(min(max_seconds, first_seconds * 2 ** min(failures - 1, 30)))

@@ -18,8 +18,9 @@ from trainer_service.cluster.worker_state import LaunchFailure, WorkerEnd, Worke
 from trainer_service.dispatch.capacity import Capacity
 from trainer_service.dispatch.liveness import Liveness
 from trainer_service.dispatch.progress import Tracker
-from trainer_service.dispatch.scheduler import WorkerView, retry_delay_seconds
+from trainer_service.dispatch.scheduler import WorkerView
 from trainer_service.jobs import transitions
+from trainer_service.jobs.config import retry_delay_seconds
 from trainer_service.jobs.context import JobsContext
 from trainer_service.jobs.model import EventPayload, Job, JobError, Note
 from trainer_service.jobs.record import Record

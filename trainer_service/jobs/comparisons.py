@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from trainer_service.training.evaluation.comparison import BARE, CURRENT, FEW_SHOT, INSTRUCTED, MIN_EXAMPLES, Comparison, Estimate
+from trainer_service.training.comparison import BARE, CURRENT, FEW_SHOT, INSTRUCTED, MIN_EXAMPLES, Comparison, Estimate
 from trainer_service.training.spec import InitMethod, Metric
 
 NAMES: Mapping[str, str] = {

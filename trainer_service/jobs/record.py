@@ -9,8 +9,9 @@ from typing import Any
 
 from sqlalchemy import RowMapping
 
-from trainer_service.jobs.model import DatasetStatistics, EffectiveSpec, Job, JobError, JobProgress, JobResult, TuningSpec
+from trainer_service.jobs.model import EffectiveSpec, Job, JobError, JobProgress, JobResult, TuningSpec
 from trainer_service.jobs.states import JobState
+from trainer_service.training.data.statistics import DatasetStatistics
 
 NOBODY = ""
 PRIORITY_POINT_SECONDS = 600.0

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Protocol
 
-from shared.security.caller import Tenant
+from shared.caller import Tenant
 from trainer_service.datasets.fields import DATASET, VALIDATION, in_request, labels_under, renamed
 from trainer_service.datasets.tenant_datasets import TenantDatasets
 from trainer_service.jobs.model import Job, TuningSpec

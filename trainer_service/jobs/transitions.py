@@ -11,11 +11,11 @@ from dataclasses import replace
 from typing import Any
 
 from shared.errors import PreconditionFailed
-from trainer_service.dispatch.scheduler import retry_delay_seconds
-from trainer_service.jobs.config import JobsConfig
-from trainer_service.jobs.model import DatasetStatistics, JobError, JobProgress, JobResult
+from trainer_service.jobs.config import JobsConfig, retry_delay_seconds
+from trainer_service.jobs.model import JobError, JobProgress, JobResult
 from trainer_service.jobs.record import NOBODY, Record, queue_key, to_datetime
 from trainer_service.jobs.states import JobState, check_move
+from trainer_service.training.data.statistics import DatasetStatistics
 
 _SOLO_AFTER_FAILURES = 2
 """From then on a job goes alone: if it is the one that kills workers, it must not take the others of a cohort with it again and again."""

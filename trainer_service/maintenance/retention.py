@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 
+from shared.caller import Tenant
 from shared.errors import SoftPromptError
 from shared.security import audit
-from shared.security.caller import Tenant
 from trainer_service.database.database import Database
 from trainer_service.datasets.ledger import DatasetLedger
 from trainer_service.datasets.store import DatasetStore

@@ -12,8 +12,8 @@ from dataclasses import asdict
 from functools import partial
 from typing import Protocol
 
+from shared.caller import Tenant
 from shared.process.daemon_thread import on_daemon_thread
-from shared.security.caller import Tenant
 from trainer_service.maintenance.retention import Retention, RetentionReport
 
 log = logging.getLogger(__name__)

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from shared.errors import InvalidInput
 from trainer_service.jobs.comparisons import NAMES, estimate_text, outcome_of
 from trainer_service.jobs.model import PublishGate
-from trainer_service.training.evaluation.comparison import BARE, CURRENT, MIN_EXAMPLES, Comparison, Estimate
+from trainer_service.training.comparison import BARE, CURRENT, MIN_EXAMPLES, Comparison, Estimate
 from trainer_service.training.spec import Metric
 
 
@@ -33,19 +32,11 @@ class Evidence:
     """Whether no example judges what it helped to choose."""
 
 
-def check_gate(gate: PublishGate | None, num_held_out: int) -> None:
-    """Raises InvalidInput for a gate that too few held-out examples are going to judge, when the job is created."""
-    if _has_conditions(gate) and num_held_out < MIN_EXAMPLES:
-        few = f"{num_held_out} held-out example{'' if num_held_out == 1 else 's'} can't decide it; at least {MIN_EXAMPLES} are needed"
-        advice = "give a validation dataset or a larger validation fraction, or leave the gate out"
-        raise InvalidInput.of("spec.publish.gate", f"{few}: {advice}")
-
-
 def decide(gate: PublishGate | None, metric: Metric, evidence: Evidence) -> Decision:
     """To beat something is to be better beyond chance (`training.comparison`); the minimum is for the value itself."""
     if gate is None:
         return Decision(True, "no gate")
-    if not _has_conditions(gate):
+    if not gate.has_conditions:
         return Decision(True, "the gate has no conditions")
     name, estimate = metric.value.lower(), evidence.estimate
     if estimate is None:
@@ -62,10 +53,6 @@ def decide(gate: PublishGate | None, metric: Metric, evidence: Evidence) -> Deci
         checks.append(_beaten(metric, evidence, CURRENT) if evidence.has_current else none)
     failed = [reason for passed, reason in checks if not passed]
     return Decision(not failed, "; ".join(failed or [reason for _, reason in checks]))
-
-
-def _has_conditions(gate: PublishGate | None) -> bool:
-    return gate is not None and (gate.beat_bare_model or gate.beat_current or gate.minimum_metric is not None)
 
 
 def _minimum(metric: Metric, estimate: Estimate, bound: float) -> tuple[bool, str]:

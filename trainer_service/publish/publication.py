@@ -5,7 +5,6 @@ The bytes are made once, so publishing again after a crash publishes the same ve
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from dataclasses import dataclass
 
@@ -14,7 +13,7 @@ from shared.prompt.manifest import utc_now
 from trainer_service.jobs.comparisons import SearchCandidate, as_json, records, search_note, verdict
 from trainer_service.jobs.model import Job, JobResult, NearestToken, Note
 from trainer_service.publish.gate import Evidence, decide
-from trainer_service.training.evaluation.comparison import CURRENT
+from trainer_service.training.comparison import CURRENT
 from trainer_service.training.events import TrainingResult, TriedCandidate
 from trainer_service.training.spec import TrainingSpec
 
@@ -106,7 +105,7 @@ def _blob(job: Job, trained: TrainingResult, result: JobResult) -> bytes:
             "validation_fraction": job.effective.validation_fraction,
             "best_step": trained.best_step,
             "num_steps": trained.num_steps,
-            **({} if trained.statistics is None else {"dataset_statistics": dataclasses.asdict(trained.statistics)}),
+            **({} if trained.statistics is None else {"dataset_statistics": trained.statistics.model_dump()}),
             **({"candidates": [as_json(one) for one in result.candidates]} if result.candidates else {}),
         },
         parent=job.effective.source_version,

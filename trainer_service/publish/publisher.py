@@ -17,8 +17,8 @@ from shared.log import bind
 from shared.security import audit
 from shared.store.alias import ANYTHING, Expected
 from shared.store.store import PromptStore, PublishedVersion
-from trainer_service.dispatch.scheduler import retry_delay_seconds
 from trainer_service.jobs import transitions
+from trainer_service.jobs.config import retry_delay_seconds
 from trainer_service.jobs.context import JobsContext
 from trainer_service.jobs.model import Job, JobError, Note
 from trainer_service.jobs.record import Record

@@ -10,9 +10,9 @@ from typing import Any
 from prompttuning.v1 import tuning_pb2 as pb
 from prompttuning.v1 import tuning_pb2_grpc
 
+from shared.caller import current_caller
 from shared.errors import InvalidInput
 from shared.process.call_pool import CallPool
-from shared.security.caller import current_caller
 from shared.security.page_tokens import ListScope, PageTokens
 from trainer_service.convert.jobs import event_to_wire, filter_from_wire, filter_to_json, job_to_wire
 from trainer_service.convert.service import dataset_to_wire, info_to_wire, uploaded_to_wire

@@ -95,7 +95,12 @@ class Cohort:
         raises.
         """
         encoder = InputEncoder(self._tokenizer, task.spec.template)
-        return replace(task, encoded=encode_split(task, encoder, self._base_model.info.max_positions, self._token_rows, on_progress))
+        return replace(
+            task,
+            encoded=encode_split(
+                task.train, task.validation, task.spec, encoder, self._base_model.info.max_positions, self._token_rows, on_progress
+            ),
+        )
 
     @cached_property
     def _tokenizer(self) -> Any:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 from shared.prompt.blob import GoldenRecord
 from shared.prompt.soft_prompt import SoftPrompt
-from trainer_service.training.evaluation.comparison import Comparison, Estimate
+from trainer_service.training.comparison import Comparison, Estimate
+from trainer_service.training.data.statistics import DatasetStatistics
 from trainer_service.training.spec import Example, Init, TrainingSpec
 
 if TYPE_CHECKING:
@@ -79,22 +80,6 @@ class TrainingTask:
     """`train` and `validation` as token ids; None: still to be encoded."""
     num_overlapping: int | None = None
     """`dataset.count_overlap` of its examples; None: not counted yet."""
-
-
-@dataclass(frozen=True)
-class DatasetStatistics:
-    num_train: int
-    num_validation: int
-    num_dropped: int = 0
-    """Too long, and left out."""
-    num_truncated: int = 0
-    """Too long, and their inputs cut."""
-    num_overlapping: int = 0
-    """Held-out examples that also occur in training: reported, since they flatter the score."""
-    mean_input_tokens: float = 0.0
-    max_input_tokens: int = 0
-    mean_target_tokens: float = 0.0
-    max_target_tokens: int = 0
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from trainer_service.training.evaluation.comparison import MIN_EXAMPLES
+from trainer_service.training.comparison import MIN_EXAMPLES
 from trainer_service.training.spec import Hyperparameters
 
 FEW_TRAINING_EXAMPLES = 64

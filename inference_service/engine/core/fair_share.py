@@ -15,7 +15,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from inference_service.engine.kv.rows import IntegrityError
+from inference_service.engine.core.integrity import IntegrityError
 
 
 @dataclass

@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from inference_service.engine.kv.rows import MIN_SHARED_TOKENS, Acquired, Content, IntegrityError, common_length, may_share
+from inference_service.engine.core.integrity import IntegrityError
+from inference_service.engine.kv.rows import MIN_SHARED_TOKENS, Acquired, Content, common_length, may_share
 
 NULL_BLOCK = 0
 """Belongs to nobody: what pads a block table or a batch points there."""

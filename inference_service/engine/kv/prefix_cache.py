@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from inference_service.engine.core.integrity import IntegrityError
 from inference_service.engine.kv.kv_cache import PrefixKV
-from inference_service.engine.kv.rows import IntegrityError
 from shared.errors import DamagedBlob, NotFound, PreconditionFailed
 from shared.prompt.soft_prompt import SoftPrompt
 

@@ -10,15 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from shared.errors import SoftPromptError
+from inference_service.engine.core.integrity import IntegrityError
 
 BLOCK_TOKENS = 32
 MIN_SHARED_TOKENS = 8
 """Fewer common tokens are cheaper to compute than to look after."""
-
-
-class IntegrityError(SoftPromptError):
-    """The books do not balance: a defect of the engine, never of a request."""
 
 
 class Content(Protocol):

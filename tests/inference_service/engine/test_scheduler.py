@@ -6,9 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from inference_service.engine.core.integrity import IntegrityError
 from inference_service.engine.core.request import FinishReason, SamplingParams
 from inference_service.engine.core.running_request import Sequence
-from inference_service.engine.kv.rows import BLOCK_TOKENS, IntegrityError, RowPool
+from inference_service.engine.kv.rows import BLOCK_TOKENS, RowPool
 from inference_service.engine.scheduler import Scheduler, StepPlan
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from inference_service.engine import build
+from inference_service.engine import build as engine_build
 from inference_service.engine.async_engine import AsyncEngine
 from inference_service.engine.core.request import FinishReason, GenerationRequest, ScoreRequest, ScoreResult
 from inference_service.engine.engine import Engine
@@ -55,7 +55,7 @@ def score(engine: Engine, *, beside: bool = False) -> ScoreResult:
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(build, "BLOCK_TOKENS", 8)
+    monkeypatch.setattr(engine_build, "BLOCK_TOKENS", 8)
 
 
 @pytest.mark.parametrize(("kind", "paged"), KINDS)

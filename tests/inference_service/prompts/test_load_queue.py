@@ -21,10 +21,10 @@ from inference_service.prompts.unloading import PrefixUnloader
 from inference_service.prompts.version import LoadedVersion, RefusalReason
 from inference_service.prompts.version_loader import VersionLoader
 from inference_service.prompts.watcher import PromptWatcher
+from shared.caller import Caller, Tenant, calling
 from shared.errors import DamagedBlob, InvalidInput, PreconditionFailed, Unavailable
 from shared.model import base_model
 from shared.prompt.manifest import GoldenRecord
-from shared.security.caller import Caller, Tenant, calling
 from shared.store import PromptStore, VersionRecord, open_store
 from shared.store.replicas import ReplicaDirectory
 from tests.inference_service.engine.builders import small_config

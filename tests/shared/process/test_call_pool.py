@@ -12,9 +12,9 @@ from contextlib import AbstractContextManager
 
 import pytest
 
+from shared.caller import Caller, Tenant, calling
 from shared.errors import Unavailable
 from shared.process.call_pool import CallPool
-from shared.security.caller import Caller, Tenant, calling
 
 
 class Hanging:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from shared.caller import EVERYBODY, Caller, Role
 from shared.errors import NotFound
 from shared.names import PromptReference
-from shared.security.caller import EVERYBODY, Caller, Role
 from shared.store.memory import MemoryBackend
 from shared.store.store import PromptStore
 from shared.store.view import commit_revision, shown_index, shown_revision, shown_revisions, store_revision, visible_index

@@ -18,10 +18,11 @@ from trainer_service.cluster import ray_pool as ray_pool_module
 from trainer_service.cluster import worker_init
 from trainer_service.cluster.memory import measure_memory
 from trainer_service.cluster.ray_cluster import RayCluster, short_temporary_folder
-from trainer_service.cluster.ray_pool import RayPool, ray_pool
+from trainer_service.cluster.ray_pool import RayPool
 from trainer_service.cluster.worker_init import WorkerSpec, load_trainer
 from trainer_service.config import TrainerSettings
 from trainer_service.training.events import StepDone, TrainingEvent
+from trainer_service.worker_pool import ray_pool
 
 
 def losses(spec: WorkerSpec) -> list[float]:

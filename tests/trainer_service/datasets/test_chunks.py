@@ -8,8 +8,8 @@ from contextlib import ExitStack
 
 import pytest
 
+from shared.caller import Caller, Tenant, calling
 from shared.errors import DeadlineExceeded, Overloaded
-from shared.security.caller import Caller, Tenant, calling
 from tests.virtual_time import run_in_virtual_time
 from trainer_service.datasets.chunks import IDLE_SECONDS, MIN_BYTES_PER_SECOND, UploadSlots, timely
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from shared.caller import Tenant
 from shared.errors import InvalidInput, PreconditionFailed
-from shared.security.caller import Tenant
 from tests.trainer_service.builders import BASE_MODEL, spec
 from tests.trainer_service.jobs.conftest import Service
 from tests.trainer_service.scripted import ScriptedTrainer

@@ -6,7 +6,8 @@ import math
 
 from trainer_service.dispatch.progress import Tracker
 from trainer_service.jobs.model import Evaluation, EventPayload, JobProgress, Note
-from trainer_service.training.events import DatasetStatistics, Evaluated, Finished, Started, StepDone, TrainingEvent, TrainingResult
+from trainer_service.training.data.statistics import DatasetStatistics
+from trainer_service.training.events import Evaluated, Finished, Started, StepDone, TrainingEvent, TrainingResult
 
 
 def told(*events: TrainingEvent, progress_seconds: float = 10.0) -> list[EventPayload]:
@@ -43,7 +44,7 @@ def test_a_skipped_step_keeps_the_last_sound_loss_and_is_told_once() -> None:
 
 
 def test_why_training_starts_again_is_told() -> None:
-    statistics = DatasetStatistics(2, 1)
+    statistics = DatasetStatistics(num_train=2, num_validation=1)
     (note,) = told(Started("job", 2, statistics, 0, restart_reason="the checkpoint can't be read"))
     assert isinstance(note, Note)
     assert note.text == "its checkpoint can't be used, so training starts again from step 0: the checkpoint can't be read"

@@ -8,7 +8,9 @@ from dataclasses import replace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer_service.dispatch.scheduler import Claim, Plan, QueueHead, WorkerView, plan, retry_delay_seconds
+from trainer_service.dispatch.scheduler import Claim, Plan, WorkerView, plan
+from trainer_service.jobs.config import retry_delay_seconds
+from trainer_service.jobs.fair_queue import QueueHead
 
 LIMITS = {"max_workers": 2, "max_jobs_per_worker": 4, "idle_seconds": 10.0}
 

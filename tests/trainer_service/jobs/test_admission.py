@@ -10,13 +10,12 @@ from typing import Any
 
 import pytest
 
+from shared.caller import Caller, Tenant, calling
 from shared.errors import InvalidInput, NotFound, PreconditionFailed, Unavailable
-from shared.security.caller import Caller, Tenant, calling
 from shared.store.index import StoreIndex
 from shared.text.template import InputEncoder, Message, Template, TemplateFormat
 from tests.tiny_models import save_tiny_llama
-from trainer_service.base_models import BaseModels
-from trainer_service.config import BaseModelSource
+from trainer_service.base_models import BaseModels, BaseModelSource
 from trainer_service.jobs.admission import SpecAdmission
 from trainer_service.jobs.model import EffectiveSpec, Job, PublishGate, PublishPolicy, TuningSpec
 from trainer_service.jobs.sources import Sources

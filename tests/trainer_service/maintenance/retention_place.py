@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from sqlalchemy import update
 
+from shared.caller import Tenant
 from shared.errors import NotFound
-from shared.security.caller import Tenant
 from tests.trainer_service.builders import record, spec
 from trainer_service.database.database import Database
 from trainer_service.database.schema import datasets as dataset_rows

@@ -14,12 +14,11 @@ from dataclasses import dataclass, replace
 from sqlalchemy import ColumnElement, Connection, RowMapping, delete, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
+from shared.caller import EVERY_PROMPT
 from shared.errors import Conflict, NotFound, Overloaded, PreconditionFailed
-from shared.security.caller import EVERY_PROMPT
 from trainer_service.database.database import STATEMENT_SECONDS, Database
 from trainer_service.database.schema import job_annotations, job_datasets, jobs
-from trainer_service.dispatch.scheduler import QueueHead
-from trainer_service.jobs.fair_queue import fair_part, in_order, positions_before, queue_clock, share_of
+from trainer_service.jobs.fair_queue import QueueHead, fair_part, in_order, positions_before, queue_clock, share_of
 from trainer_service.jobs.model import EventPayload, Job, JobEvent, JobFilter, JobPage
 from trainer_service.jobs.record import IMMUTABLE_COLUMNS, Record, from_row, same_request, to_row
 from trainer_service.jobs.states import LEASED_STATES, UNSUCCESSFUL_STATES, JobState, check_move
@@ -88,12 +87,12 @@ class JobStore:
         max_active_of_caller: int,
         max_active_of_tenant: int | None = None,
         visible_to: tuple[str, ...] = EVERY_PROMPT,
-        use_datasets: Callable[[Connection, Job], None] | None = None,
+        use_datasets: Callable[[Connection, str, Sequence[str]], None] | None = None,
         weight: float = 1.0,
     ) -> Job:
         """Store a job as QUEUED, or return the one that the same caller made with the same request id. `weight`: of its tenant, as of now.
 
-        `use_datasets` is called inside the transaction, and raises NotFound for a dataset that is gone by now.
+        `use_datasets(connection, tenant, names)` is called inside the transaction; it raises NotFound for a dataset that is gone by now.
         Raises Conflict if that one's spec differs, Overloaded if the tenant's part of the queue or a limit of unended jobs is used up.
         """
         job = record.job
@@ -110,7 +109,7 @@ class JobStore:
                 if max_active_of_tenant is not None:
                     self._check_active(connection, jobs.c.tenant == job.tenant, "your tenant's", max_active_of_tenant)
                 if use_datasets is not None:
-                    use_datasets(connection, job)
+                    use_datasets(connection, job.tenant, job.spec.dataset_names)
                 stored = replace(record.with_job(last_event=1), queued_at=time.time())
                 connection.execute(insert(jobs).values(**to_row(stored)))
                 if annotations := [{"key": k, "value": v, "job_id": job.id} for k, v in job.spec.annotations.items()]:

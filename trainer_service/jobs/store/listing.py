@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from sqlalchemy import Connection, RowMapping, Select, exists, false, select, union_all
 
-from shared.security.caller import matches
+from shared.caller import matches
 from trainer_service.database.bounded_read import bounded
 from trainer_service.database.schema import job_annotations, jobs
 from trainer_service.jobs.fair_queue import Shares, positions_before

@@ -18,8 +18,8 @@ from shared.errors import FieldViolation, InvalidInput
 from shared.text.template import InputEncoder
 from shared.text.truncation import fit_messages, fit_text
 from trainer_service.training.data.example_lines import Selection
+from trainer_service.training.data.statistics import DatasetStatistics
 from trainer_service.training.data.token_rows import MAX_REPORTED, OnProgress, TokenRows, TokenRowsCache, encode_rows
-from trainer_service.training.events import DatasetStatistics, TrainingTask
 from trainer_service.training.spec import Example, TaskKind, TooLong, TrainingSpec
 
 _FEW = 3
@@ -147,28 +147,29 @@ def encode_dataset(
 
 
 def encode_split(
-    task: TrainingTask,
+    train: Sequence[Example],
+    validation: Sequence[Example],
+    spec: TrainingSpec,
     encoder: InputEncoder,
     model_positions: int,
     cache: TokenRowsCache | None = None,
     on_progress: OnProgress | None = None,
 ) -> EncodedSplit:
-    """Both parts of a task's data. `model_positions`: the model's context. Raises InvalidInput naming lines, or the part of which
-    nothing is left.
+    """Both parts of a job's data as token ids. `model_positions` is the model's context.
+
+    Raises InvalidInput that names lines, or the part of which nothing is left.
     """
-    longest = min(task.spec.max_positions or model_positions, model_positions)
+    longest = min(spec.max_positions or model_positions, model_positions)
     cache, parts = cache or TokenRowsCache(), list[EncodedDataset]()
-    own_file = not (
-        isinstance(task.train, Selection) and isinstance(task.validation, Selection) and task.train.base is task.validation.base
-    )
-    for name, examples in (("dataset", task.train), ("validation dataset" if own_file else "dataset", task.validation)):
+    own_file = not (isinstance(train, Selection) and isinstance(validation, Selection) and train.base is validation.base)
+    for name, examples in (("dataset", train), ("validation dataset" if own_file else "dataset", validation)):
         if not len(examples):
             parts.append(EncodedDataset(()))
             continue
         with _named(name):
-            part = encode_dataset(examples, encoder, task.spec, longest, cache, on_progress)
+            part = encode_dataset(examples, encoder, spec, longest, cache, on_progress)
         if not len(part):
-            kind = "held-out" if examples is task.validation else "training"
+            kind = "held-out" if examples is validation else "training"
             raise InvalidInput.of(name, f"all {len(examples)} {kind} examples are longer than the {longest} positions of a sequence")
         parts.append(part)
     return EncodedSplit(*parts)

@@ -13,11 +13,11 @@ import torch
 from shared.errors import SoftPromptError
 from shared.model.base_model import BaseModel
 from trainer_service.training.checkpoint import EvaluationRecord, FoldChoice, RunState
+from trainer_service.training.comparison import BARE, CURRENT, FEW_SHOT, INSTRUCTED, Comparison, Estimate, compare, estimate
 from trainer_service.training.data.encoding import EncodedDataset
 from trainer_service.training.data.held_out import MAX_CHOOSING, MAX_JUDGING, HeldOut, parted
 from trainer_service.training.evaluation import baselines
 from trainer_service.training.evaluation.baselines import Baseline
-from trainer_service.training.evaluation.comparison import BARE, CURRENT, FEW_SHOT, INSTRUCTED, Comparison, Estimate, compare, estimate
 from trainer_service.training.evaluation.evaluate import evaluate_examples
 from trainer_service.training.evaluation.generate import generated_texts
 from trainer_service.training.recipe.selection import is_better, score_of, slack

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inference_service.engine.core.fair_share import FairShares, split
+from inference_service.engine.core.integrity import IntegrityError
 from inference_service.engine.core.step_pace import MIN_STEPS, StepPace
-from inference_service.engine.kv.rows import IntegrityError
 
 WEIGHTS = {"a": 1.0, "b": 2.0, "c": 0.5}
 

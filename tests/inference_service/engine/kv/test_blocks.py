@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from inference_service.engine.core.integrity import IntegrityError
 from inference_service.engine.core.request import FinishReason
 from inference_service.engine.core.running_request import Sequence
 from inference_service.engine.kv.blocks import BlockPool, ClearBlocks, CopyBlock, SetTable, WritePrefix
-from inference_service.engine.kv.rows import IntegrityError
 from inference_service.engine.scheduler import Scheduler, StepPlan
 from tests.inference_service.engine.test_scheduler import complete, sequence
 

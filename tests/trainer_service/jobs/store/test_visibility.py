@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from sqlalchemy import event, insert, select, text
 
+from shared.caller import Caller
 from shared.errors import NotFound
-from shared.security.caller import Caller
 from tests.trainer_service.builders import record, spec
 from trainer_service.database.schema import jobs
 from trainer_service.database.service_keys import page_token_key

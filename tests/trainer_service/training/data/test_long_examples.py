@@ -71,13 +71,7 @@ def test_jobs_with_the_same_file_share_one_copy_of_its_tokens(lines: ExampleLine
     assert progress == [0], "the second job tokenizes nothing"
     assert first.num_bytes == 2 * int(first.lengths.sum()) + 23 * 8 + 3 * 22 * 4
     train, held = split_validation(lines, 0.2, 0)
-    one = encode_split(_task_of(spec, train, held), encoder, MAX_POSITIONS, cache, progress.append)
+    one = encode_split(train, held, spec, encoder, MAX_POSITIONS, cache, progress.append)
     assert progress == [0]
     assert len(one.train) + len(one.validation) == 20
     assert np.array_equal(one.train.input_lengths, [len(example.input_ids) for example in one.train.examples])
-
-
-def _task_of(spec, train, held):  # type: ignore[no-untyped-def]
-    from dataclasses import replace
-
-    return replace(task(), spec=spec, train=train, validation=held)

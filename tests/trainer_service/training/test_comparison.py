@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from trainer_service.training.evaluation.comparison import MIN_EXAMPLES, compare, estimate, paired_shares, student_t
+from trainer_service.training.comparison import MIN_EXAMPLES, compare, estimate, paired_shares, student_t
 from trainer_service.training.results import Results
 from trainer_service.training.spec import Metric
 

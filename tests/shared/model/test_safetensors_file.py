@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from shared.prompt.safetensors_file import complaint, complaint_about
+from shared.model.safetensors_file import complaint, complaint_about
 
 SOUND = save({"a": torch.zeros(3, 4), "b": torch.ones(5)}, {"format": "pt"})
 
