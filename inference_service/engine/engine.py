@@ -27,7 +27,7 @@ from inference_service.engine.core.request import (
     Request,
     ScoreResult,
 )
-from inference_service.engine.core.running_request import Sequence, sequence_of
+from inference_service.engine.core.running_request import RunningRequest, sequence_of
 from inference_service.engine.core.stats import EngineObserver, EngineStats, FinishedRequest, NullObserver, StepStats
 from inference_service.engine.kv.prefix_cache import PrefixCache
 from inference_service.engine.run import scoring
@@ -61,7 +61,7 @@ class Output:
 class _Results:
     """Of a plan's forward pass: a token for each sequence that samples, and each score's rows of logits by request id."""
 
-    sampling: list[Sequence]
+    sampling: list[RunningRequest]
     sampled: list[Sampled]
     scored: dict[str, torch.Tensor]
     damaged: set[int]
@@ -218,7 +218,7 @@ class Engine:
         if not set(self._scores) <= live:
             raise IntegrityError("a score outlived its request")
 
-    def _loaded(self) -> list[Sequence]:
+    def _loaded(self) -> list[RunningRequest]:
         """Loads whose prefix KV is there, by their own doing or somebody else's."""
         live = (stream.sequence for stream in self._streams.values())
         return [s for s in live if s.is_load and s.prefix_id is not None and self.prefixes.is_ready(s.prefix_id)]
@@ -295,11 +295,11 @@ class Engine:
                 outputs.append(Output(sequence.request_id, Delta(finish_reason=FinishReason.LENGTH), result))
         return outputs
 
-    def _fail(self, sequence: Sequence, reason: FinishReason = FinishReason.ERROR, error: str = NOT_FINITE) -> Output:
+    def _fail(self, sequence: RunningRequest, reason: FinishReason = FinishReason.ERROR, error: str = NOT_FINITE) -> Output:
         """The sequence ends, and the pool has its row cleared for the next holder."""
         return self._end(sequence, reason, error)
 
-    def _end(self, sequence: Sequence, reason: FinishReason, error: str = "") -> Output:
+    def _end(self, sequence: RunningRequest, reason: FinishReason, error: str = "") -> Output:
         now = self.clock()
         try:
             delta = self._streams[sequence.request_id].end(reason, now, error)
@@ -309,7 +309,7 @@ class Engine:
         self._release(sequence, reason, now)
         return Output(sequence.request_id, delta)
 
-    def _release(self, sequence: Sequence, reason: FinishReason, now: float) -> None:
+    def _release(self, sequence: RunningRequest, reason: FinishReason, now: float) -> None:
         """The one path that frees everything, however a request ends."""
         self.scheduler.finish(sequence, reason)
         del self._streams[sequence.request_id]

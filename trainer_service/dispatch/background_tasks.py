@@ -11,7 +11,7 @@ log = logging.getLogger(__name__)
 Key = tuple[str, ...]
 
 
-class Errands:
+class BackgroundTasks:
     """At most one task for each key, however often it is begun; what goes wrong is logged. For the event loop's own thread."""
 
     def __init__(self) -> None:
@@ -32,11 +32,12 @@ class Errands:
         if tasks := [self._tasks[key] for key in keys if key in self._tasks]:
             await asyncio.wait(tasks, timeout=max(0.0, seconds))
 
-    def cancel(self, *first: str) -> None:
-        """All whose key begins like this."""
-        for key, task in self._tasks.items():
-            if key[: len(first)] == first:
-                task.cancel()
+    def cancel(self, *first: str) -> list[asyncio.Task[None]]:
+        """Cancel the tasks whose keys begin with `first`. Returns those tasks; they end soon."""
+        tasks = [task for key, task in self._tasks.items() if key[: len(first)] == first]
+        for task in tasks:
+            task.cancel()
+        return tasks
 
     async def _run(self, key: Key, work: Callable[[], Awaitable[None]]) -> None:
         try:

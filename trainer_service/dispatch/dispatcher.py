@@ -19,11 +19,11 @@ from shared.caller import Tenant
 from shared.errors import Unavailable
 from trainer_service.cluster.interface import WorkerPool
 from trainer_service.dispatch.allowance import Allowance
-from trainer_service.dispatch.background_tasks import Errands
+from trainer_service.dispatch.background_tasks import BackgroundTasks
 from trainer_service.dispatch.launches import Launches
 from trainer_service.dispatch.leases import Leases
 from trainer_service.dispatch.scheduler import Claim, Plan, WorkerView, plan
-from trainer_service.dispatch.supervisor import Follower
+from trainer_service.dispatch.supervisor import WorkerSupervisor
 from trainer_service.dispatch.waiting_notes import WaitingNotes
 from trainer_service.jobs import transitions
 from trainer_service.jobs.context import JobsContext
@@ -56,12 +56,12 @@ class Dispatcher:
     ) -> None:
         """`tenants`: those that are known now, by name."""
         self._context, self._pool, self._publisher, self._tenants = context, pool, publisher, tenants
-        self._followers: dict[str, Follower] = {}
+        self._supervisors: dict[str, WorkerSupervisor] = {}
         self._numbers = itertools.count(1)
         self._task: asyncio.Task[None] | None = None
         self._leases = Leases(context)
         self._allowance = Allowance(context, self._leases)
-        self._errands = Errands()
+        self._background = BackgroundTasks()
         self._waiting_notes = WaitingNotes(context)
         self._draining = False
         self._launches = Launches(context.config)
@@ -70,18 +70,18 @@ class Dispatcher:
         self._weights: Mapping[str, float] = {}
 
     @property
-    def workers(self) -> Collection[Follower]:
-        return self._followers.values()
+    def workers(self) -> Collection[WorkerSupervisor]:
+        return self._supervisors.values()
 
     def launch_seconds(self, base_model: str) -> float:
         """How long a job for this base model waits for a worker that has room to start: nothing where one is ready."""
-        if any(follower.was_ready and follower.base_model == base_model for follower in self._followers.values()):
+        if any(supervisor.was_ready and supervisor.base_model == base_model for supervisor in self._supervisors.values()):
             return 0.0
         return self._launches.seconds(base_model)
 
     def may_launch(self, base_model: str) -> bool:
         """Not if its workers fail to start: then it neither takes others' place nor burns processor time on one start after another."""
-        return self._launches.may_try(base_model) or any(follower.base_model == base_model for follower in self._followers.values())
+        return self._launches.may_try(base_model) or any(supervisor.base_model == base_model for supervisor in self._supervisors.values())
 
     async def start(self) -> None:
         """Take back what died replicas left, then begin."""
@@ -108,22 +108,34 @@ class Dispatcher:
         except Unavailable as error:
             log.warning("jobs could not be handed back; they move when their leases run out: %s", error.message)
         finally:
-            self._errands.cancel()
+            self._background.cancel()
             await self._leases.stop()
+
+    async def abandon(self) -> None:
+        """Stop at once and write nothing more to the store, as if the process were killed."""
+        tasks = [*self._background.cancel(), *self._publisher.abandon()]
+        for supervisor in self._supervisors.values():
+            tasks += supervisor.abandon()
+        if self._task is not None:
+            self._task.cancel()
+            tasks.append(self._task)
+        await asyncio.gather(*tasks, self._leases.stop(), return_exceptions=True)
 
     async def _leave(self, deadline: float, last_seconds: float) -> None:
         """Of the time until the deadline, the `last_seconds` are for ending workers and handing back what they had."""
         stopped_by = deadline - last_seconds
         closing = asyncio.create_task(self._publisher.close(stopped_by - time.monotonic()))
-        for follower in self._followers.values():
-            for job_id, attempt in follower.attempts.items():
-                self._stop(follower, job_id, attempt)
-        while time.monotonic() < stopped_by and any(follower.job_ids for follower in self._followers.values()):
+        for supervisor in self._supervisors.values():
+            for job_id, attempt in supervisor.attempts.items():
+                self._stop(supervisor, job_id, attempt)
+        while time.monotonic() < stopped_by and any(supervisor.job_ids for supervisor in self._supervisors.values()):
             self._context.wake_dispatcher.clear()
             with_time = asyncio.wait_for(self._context.wake_dispatcher.wait(), max(0.01, min(1.0, stopped_by - time.monotonic())))
             await asyncio.gather(with_time, return_exceptions=True)
-        await self._end([(follower, "drained") for follower in self._followers.values()], deadline - last_seconds / 2 - time.monotonic())
-        if not self._followers:
+        await self._end(
+            [(supervisor, "drained") for supervisor in self._supervisors.values()], deadline - last_seconds / 2 - time.monotonic()
+        )
+        if not self._supervisors:
             await self._allowance.release()
         publishing = await closing
         for holding in await self._context.database.call(self._context.store.holdings, self._context.owner):
@@ -165,21 +177,21 @@ class Dispatcher:
         context, now = self._context, time.time()
         for job in await context.database.call(context.store.expire, lambda record: transitions.expired(record, now), now):
             context.tell(job)
-            self._errands.begin(("tidy", job.id), partial(context.pools.job_files.retry, keep_what_is_worth, context.files, job))
+            self._background.begin(("tidy", job.id), partial(context.pools.job_files.retry, keep_what_is_worth, context.files, job))
 
     async def _obey(self, holdings: list[Holding]) -> None:
         """Make what runs agree with what the store says."""
         held = {holding.job_id: holding for holding in holdings}
         publishing, followed = self._publisher.job_ids, set[str]()
-        for follower in list(self._followers.values()):
-            for job_id, attempt in follower.attempts.items():
+        for supervisor in list(self._supervisors.values()):
+            for job_id, attempt in supervisor.attempts.items():
                 followed.add(job_id)
                 holding = held.get(job_id)
                 if holding is None or holding.attempt != attempt:
                     if await self._is_lost_to_others(job_id, attempt):
-                        self._errands.begin(("let go", follower.id, job_id, str(attempt)), partial(follower.let_go, job_id, attempt))
-                elif holding.state is JobState.CANCELLING or holding.pausing or follower.is_over_time(job_id):
-                    self._stop(follower, job_id, attempt)
+                        self._background.begin(("let go", supervisor.id, job_id, str(attempt)), partial(supervisor.let_go, job_id, attempt))
+                elif holding.state is JobState.CANCELLING or holding.pausing or supervisor.is_over_time(job_id):
+                    self._stop(supervisor, job_id, attempt)
         for job_id, holding in held.items():
             if job_id in followed:
                 continue
@@ -192,19 +204,19 @@ class Dispatcher:
         holdings = await self._context.database.call(self._context.store.holdings, self._context.owner)
         return all((holding.job_id, holding.attempt) != (job_id, attempt) for holding in holdings)
 
-    def _stop(self, follower: Follower, job_id: str, attempt: int) -> None:
+    def _stop(self, supervisor: WorkerSupervisor, job_id: str, attempt: int) -> None:
         """The job leaves its worker as soon as that hears of it."""
-        self._errands.begin(("stop", follower.id, job_id, str(attempt)), partial(follower.stop_job, job_id))
+        self._background.begin(("stop", supervisor.id, job_id, str(attempt)), partial(supervisor.stop_job, job_id))
 
-    async def _end(self, ends: Sequence[tuple[Follower, str]], seconds: float) -> None:
+    async def _end(self, ends: Sequence[tuple[WorkerSupervisor, str]], seconds: float) -> None:
         """Workers, each with the reason. One that takes longer ends by and by; it gets no jobs any more."""
-        keys = [("end", follower.id) for follower, _ in ends]
-        for key, (follower, reason) in zip(keys, ends, strict=True):
-            self._errands.begin(key, partial(follower.end, reason))
-        await self._errands.wait(keys, seconds)
+        keys = [("end", supervisor.id) for supervisor, _ in ends]
+        for key, (supervisor, reason) in zip(keys, ends, strict=True):
+            self._background.begin(key, partial(supervisor.end, reason))
+        await self._background.wait(keys, seconds)
 
     def _is_followed(self, job_id: str) -> bool:
-        return any(job_id in follower.job_ids for follower in self._followers.values())
+        return any(job_id in supervisor.job_ids for supervisor in self._supervisors.values())
 
     async def _lose(self, holding: Holding) -> None:
         config = self._context.config
@@ -237,7 +249,7 @@ class Dispatcher:
             failed = await context.database.call(context.store.fail_waiting, base_model, move, _FAIL_AT_ONCE)
             for job in failed:
                 context.tell(job)
-                self._errands.begin(("tidy", job.id), partial(context.pools.job_files.retry, keep_what_is_worth, context.files, job))
+                self._background.begin(("tidy", job.id), partial(context.pools.job_files.retry, keep_what_is_worth, context.files, job))
             if len(failed) < _FAIL_AT_ONCE:
                 self._broken.discard(base_model)
 
@@ -251,15 +263,15 @@ class Dispatcher:
     async def _place(self) -> None:
         context, config = self._context, self._context.config
         await self._set_weights()
-        for follower in self._followers.values():
-            if follower.was_ready:
-                self._launches.succeeded(follower.base_model, follower.launch_seconds)
+        for supervisor in self._supervisors.values():
+            if supervisor.was_ready:
+                self._launches.succeeded(supervisor.base_model, supervisor.launch_seconds)
         heads = [
-            replace(head, num_jobs=1, solo=min(1, head.solo)) if self._launches.is_suspect(head.base_model) else head
+            replace(head, num_jobs=1, exclusive=min(1, head.exclusive)) if self._launches.is_suspect(head.base_model) else head
             for head in await context.database.call(context.store.heads, time.time())
             if self.may_launch(head.base_model)
         ]
-        views = [follower.view for follower in self._followers.values() if not self._errands.is_under_way(("end", follower.id))]
+        views = [supervisor.view for supervisor in self._supervisors.values() if not self._background.is_under_way(("end", supervisor.id))]
 
         def plan_for(workers: Sequence[WorkerView], most: int) -> Plan:
             return plan(
@@ -270,43 +282,43 @@ class Dispatcher:
                 idle_seconds=config.worker_idle_seconds,
             )
 
-        decided = await self._allowance.plan(plan_for, views, len(self._followers))
-        await self._end([(self._followers[id], "idle") for id in decided.stops if id in self._followers], _END_SECONDS)
+        decided = await self._allowance.plan(plan_for, views, len(self._supervisors))
+        await self._end([(self._supervisors[id], "idle") for id in decided.stops if id in self._supervisors], _END_SECONDS)
         for claim in decided.claims:
             await self._claim(claim)
         for base_model in decided.launches if self._allowance.is_valid else ():
             self._launch(base_model)
 
     async def _claim(self, claim: Claim) -> None:
-        context, follower = self._context, self._followers.get(claim.worker_id)
+        context, supervisor = self._context, self._supervisors.get(claim.worker_id)
         for _ in range(claim.max_jobs):
-            if follower is None or follower.id not in self._followers or follower.view.exclusive:
+            if supervisor is None or supervisor.id not in self._supervisors or supervisor.view.exclusive:
                 return
             record = await context.database.call(
-                context.store.claim, claim.base_model, context.owner, await self._leases.until(), time.time(), solo=claim.solo
+                context.store.claim, claim.base_model, context.owner, await self._leases.until(), time.time(), exclusive=claim.exclusive
             )
             if record is None:
                 return
-            follower.give(record)
+            supervisor.give(record)
             context.tell(record.job)
 
     def _launch(self, base_model: str) -> None:
         id = f"worker-{next(self._numbers)}"
-        self._followers[id] = Follower(id, base_model, self._pool, self._context, self._publisher.begin, self._on_end)
+        self._supervisors[id] = WorkerSupervisor(id, base_model, self._pool, self._context, self._publisher.begin, self._on_end)
 
-    def _on_end(self, follower: Follower) -> None:
-        del self._followers[follower.id]
+    def _on_end(self, supervisor: WorkerSupervisor) -> None:
+        del self._supervisors[supervisor.id]
         for errand in ("stop", "let go"):
-            self._errands.cancel(errand, follower.id)
-        if follower.was_ready:
-            self._launches.succeeded(follower.base_model, follower.launch_seconds)
-            self._waiting_notes.forget(follower.base_model)
-        elif not (self._draining or follower.was_ended):
+            self._background.cancel(errand, supervisor.id)
+        if supervisor.was_ready:
+            self._launches.succeeded(supervisor.base_model, supervisor.launch_seconds)
+            self._waiting_notes.forget(supervisor.base_model)
+        elif not (self._draining or supervisor.was_ended):
             reason, is_models_fault = "", False
-            if (loss := follower.loss) is not None:
+            if (loss := supervisor.loss) is not None:
                 reason, is_models_fault = loss.reason, loss.base_model_failed or loss.out_of_memory
-            if self._launches.failed(follower.base_model, reason, is_models_fault=is_models_fault):
-                self._broken.add(follower.base_model)
-            if follower.wrong_software:
-                tell = partial(self._waiting_notes.tell, follower.base_model, follower.wrong_software)
-                self._errands.begin(("note", follower.base_model), tell)
+            if self._launches.failed(supervisor.base_model, reason, is_models_fault=is_models_fault):
+                self._broken.add(supervisor.base_model)
+            if supervisor.wrong_software:
+                tell = partial(self._waiting_notes.tell, supervisor.base_model, supervisor.wrong_software)
+                self._background.begin(("note", supervisor.base_model), tell)

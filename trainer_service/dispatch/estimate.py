@@ -27,7 +27,7 @@ class WaitingJob:
     base_model: str
     queue_key: float
     not_before: float = 0.0
-    solo: bool = False
+    exclusive: bool = False
     done_seconds: float = 0.0
     """Spent on workers by earlier attempts."""
     tenant: str = ""
@@ -123,7 +123,7 @@ class _Key(NamedTuple):
 
     base_model: str
     tenant: str
-    solo: bool
+    exclusive: bool
 
 
 class _Future:
@@ -189,7 +189,7 @@ class _Future:
                 key.base_model,
                 jobs[0].queue_key,
                 len(jobs),
-                len(jobs) if key.solo else 0,
+                len(jobs) if key.exclusive else 0,
                 key.tenant,
                 share_of(shares, key.tenant).weight,
                 max(clock, share_of(shares, key.tenant).time),
@@ -203,19 +203,19 @@ class _Future:
             typical = self._pace.job_seconds.get(job.base_model)
             end = self._now + max(0.0, typical - job.done_seconds) if typical is not None else math.inf
             worker.places.append(_Place(end, job.tenant, self._now))
-            worker.fresh, worker.exclusive = False, job.solo
+            worker.fresh, worker.exclusive = False, job.exclusive
             self._starts[job.id] = self._now
             taken += 1
         return taken
 
     def _take(self, claim: Claim) -> WaitingJob | None:
         """As the job store does it: the tenant that goes next, and the first of its jobs."""
-        tenants = {key.tenant for key in self._queues if (key.base_model, key.solo) == (claim.base_model, claim.solo)}
+        tenants = {key.tenant for key in self._queues if (key.base_model, key.exclusive) == (claim.base_model, claim.exclusive)}
         if not tenants:
             return None
         tenant = in_order(self._ledger.at(self._now), tenants)[0]
         waiting = {key.tenant for key in self._queues}
-        key = _Key(claim.base_model, tenant, claim.solo)
+        key = _Key(claim.base_model, tenant, claim.exclusive)
         job = self._queues[key].pop(0)
         if not self._queues[key]:
             del self._queues[key]
@@ -226,7 +226,7 @@ class _Future:
         """Jobs whose back-off is over."""
         while self._later and self._later[0][0] <= self._now:
             _, _, job = heapq.heappop(self._later)
-            queue = self._queues.setdefault(_Key(job.base_model, job.tenant, job.solo), [])
+            queue = self._queues.setdefault(_Key(job.base_model, job.tenant, job.exclusive), [])
             bisect.insort(queue, job, key=lambda job: (job.queue_key, job.id))
 
     def _advance(self) -> bool:

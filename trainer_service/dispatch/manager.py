@@ -22,7 +22,7 @@ from shared.tracing import current_traceparent
 from trainer_service.cluster.interface import WorkerPool
 from trainer_service.datasets.ledger import DatasetLedger
 from trainer_service.dispatch.dispatcher import Dispatcher
-from trainer_service.dispatch.start_times import Outlook
+from trainer_service.dispatch.start_times import StartTimes
 from trainer_service.jobs import transitions
 from trainer_service.jobs.config import JobsConfig
 from trainer_service.jobs.context import JobsContext, JobsObserver, SilentObserver
@@ -107,7 +107,7 @@ class JobManager:
         self._publisher = Publisher(self._context, prompt_store)
         self._dispatcher = Dispatcher(self._context, pool, self._publisher, tenants)
         dispatcher = self._dispatcher
-        self._outlook = Outlook(self._context, lambda: dispatcher.workers, dispatcher.launch_seconds, dispatcher.may_launch)
+        self._outlook = StartTimes(self._context, lambda: dispatcher.workers, dispatcher.launch_seconds, dispatcher.may_launch)
 
     async def start(self) -> None:
         """Join the cluster, take back what a predecessor left RUNNING, then begin to place jobs on workers."""
@@ -128,6 +128,13 @@ class JobManager:
             log.warning("left the workers' cluster behind, since leaving it takes too long")
         self._context.close()
         await close_within(_CLOSE_SECONDS, self._store.close, "job database")
+
+    async def abandon(self) -> None:
+        """End without handing anything back, as if the process were killed: jobs stay RUNNING until their leases end."""
+        await self._dispatcher.abandon()
+        await self._pool.close()
+        self._context.close()
+        self._store.close()
 
     async def create(self, spec: TuningSpec, *, request_id: str = "", owner: JobOwner = NO_OWNER) -> Job:
         """Check, store as QUEUED, return. Repeating a `request_id` returns the job that it made.

@@ -17,7 +17,7 @@ _SMOOTHING = 0.1
 """Weight of the newest step in the running averages of speed."""
 
 
-class Tracker:
+class AttemptProgress:
     """`progress` is always the newest; `absorb` says which events of the job are to be stored now."""
 
     def __init__(self, attempt: int, progress: JobProgress, progress_seconds: float) -> None:

@@ -29,14 +29,14 @@ class RunningJob:
     id: str
     owner: str
     base_model: str
-    solo: bool
+    exclusive: bool
     ends_at: float | None
     tenant: str = ""
     claimed_at: float = 0.0
 
 
 @dataclass(frozen=True)
-class Picture:
+class QueueSnapshot:
     waiting: Sequence[WaitingJob]
     running: Sequence[RunningJob]
     job_seconds: Mapping[str, float]
@@ -45,7 +45,7 @@ class Picture:
     """Of tenants, without what their jobs hold now."""
 
 
-def read(database: Database, now: float) -> Picture:
+def read(database: Database, now: float) -> QueueSnapshot:
     """Raises Unavailable."""
     with database.read() as connection:
         shares = tenant_shares.read_stored(connection)
@@ -68,7 +68,7 @@ def read(database: Database, now: float) -> Picture:
         since = row.claimed_at - row.runtime_seconds
         ends_at = now if leaves else probable_end(since, told[row.id], typical.get(row.base_model), now)
         running.append(RunningJob(row.id, row.owner, row.base_model, row.solo, ends_at, row.tenant, row.claimed_at))
-    return Picture(waiting, running, typical, shares)
+    return QueueSnapshot(waiting, running, typical, shares)
 
 
 def workers_of_others(running: Sequence[RunningJob], owner: str, max_jobs_per_worker: int) -> list[list[BusyWorker]]:
@@ -77,7 +77,7 @@ def workers_of_others(running: Sequence[RunningJob], owner: str, max_jobs_per_wo
     groups: dict[tuple[str, str, str], list[RunningJob]] = defaultdict(list)
     for job in running:
         if job.owner != owner:
-            groups[job.owner, job.base_model, job.id if job.solo else ""].append(job)
+            groups[job.owner, job.base_model, job.id if job.exclusive else ""].append(job)
     for (other, base_model, alone), group in groups.items():
         for first in range(0, len(group), max_jobs_per_worker):
             its = group[first : first + max_jobs_per_worker]

@@ -57,7 +57,7 @@ class Claim:
     worker_id: str
     base_model: str
     max_jobs: int
-    solo: bool = False
+    exclusive: bool = False
     """A job that must be alone; otherwise jobs that need not."""
 
 
@@ -85,7 +85,7 @@ class _LaneState:
 
     def lack(self, max_jobs_per_worker: int) -> int:
         """Workers that it should get now."""
-        per_worker = 1 if self.lane.solo else _places(self.workers, max_jobs_per_worker)
+        per_worker = 1 if self.lane.exclusive else _places(self.workers, max_jobs_per_worker)
         return max(0, min(self.target - len(self.workers), math.ceil(self.unplaced(max_jobs_per_worker) / per_worker)))
 
 
@@ -116,7 +116,7 @@ def _lanes(heads: Sequence[QueueHead], workers: Sequence[WorkerView], max_worker
         its.setdefault(Lane(worker.base_model, worker.exclusive), []).append(worker)
     most = {lane: _workers_for(lane, count, its, max_jobs_per_worker) for lane, count in waiting.items()}
     wanted = targets(backlogs, most, max_workers=max_workers, jobs_per_worker=max_jobs_per_worker)
-    for lane in [lane for lane in wanted if lane.solo]:
+    for lane in [lane for lane in wanted if lane.exclusive]:
         _set_apart(lane, min(waiting[lane], wanted[lane] - len(its.get(lane, []))), its)
     order = [*wanted, *(lane for lane in its if lane not in wanted)]
     return [_LaneState(lane, waiting.get(lane, 0), wanted.get(lane, 0), its.get(lane, [])) for lane in order]
@@ -124,15 +124,15 @@ def _lanes(heads: Sequence[QueueHead], workers: Sequence[WorkerView], max_worker
 
 def _backlogs(head: QueueHead) -> Iterable[Backlog]:
     mean_key = head.queue_key if head.mean_key is None else head.mean_key
-    for solo, count in ((False, head.num_jobs - head.solo), (True, int(head.solo))):
+    for exclusive, count in ((False, head.num_jobs - head.exclusive), (True, int(head.exclusive))):
         if count > 0:
-            yield Backlog(Lane(head.base_model, solo), count, head.queue_key, mean_key, head.tenant, head.weight, head.start)
+            yield Backlog(Lane(head.base_model, exclusive), count, head.queue_key, mean_key, head.tenant, head.weight, head.start)
 
 
 def _workers_for(lane: Lane, num_waiting: int, its: dict[Lane, list[WorkerView]], max_jobs_per_worker: int) -> int:
     """Workers that the lane's jobs can fill, those on workers now and those that wait."""
     workers = its.get(lane, [])
-    if lane.solo:
+    if lane.exclusive:
         return num_waiting + len(workers)
     return math.ceil((num_waiting + sum(worker.num_jobs for worker in workers)) / _places(workers, max_jobs_per_worker))
 
@@ -192,14 +192,14 @@ def _fill(state: _LaneState, max_jobs_per_worker: int) -> Iterable[Claim]:
     for worker in sorted(usable, key=lambda worker: (not worker.ready, -worker.num_jobs, worker.id)):
         taken = min(_room(worker, lane, max_jobs_per_worker), left)
         if taken > 0 and worker.ready:
-            yield Claim(worker.id, lane.base_model, taken, lane.solo)
+            yield Claim(worker.id, lane.base_model, taken, lane.exclusive)
         left -= taken
 
 
 def _room(worker: WorkerView, lane: Lane, max_jobs_per_worker: int) -> int:
     if worker.exclusive:
         return 0
-    if lane.solo:
+    if lane.exclusive:
         return 1 if worker.fresh else 0
     most = max_jobs_per_worker if worker.max_jobs is None else min(max_jobs_per_worker, worker.max_jobs)
     return max(0, most - worker.num_jobs)

@@ -20,7 +20,7 @@ _MOST_LOAD = 0.1
 
 
 class KnownWorker(Protocol):
-    """What its follower knows of a worker of this replica."""
+    """What its supervisor knows of a worker of this replica."""
 
     @property
     def view(self) -> WorkerView: ...
@@ -34,7 +34,7 @@ class KnownWorker(Protocol):
         ...
 
 
-class Outlook:
+class StartTimes:
     """Guesses are at most a second old: a client that polls a thousand jobs must not have each counted anew.
 
     `workers`: of this replica. `launch_seconds(base_model)`: how long its latest worker took, where none is there now. `may_launch`: not

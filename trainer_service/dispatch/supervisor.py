@@ -17,7 +17,7 @@ from trainer_service.cluster.interface import WorkerHandle, WorkerLost, WorkerPo
 from trainer_service.cluster.worker_state import LaunchFailure, WorkerEnd, WorkerState
 from trainer_service.dispatch.capacity import Capacity
 from trainer_service.dispatch.liveness import Liveness
-from trainer_service.dispatch.progress import Tracker
+from trainer_service.dispatch.progress import AttemptProgress
 from trainer_service.dispatch.scheduler import WorkerView
 from trainer_service.jobs import transitions
 from trainer_service.jobs.config import retry_delay_seconds
@@ -26,13 +26,13 @@ from trainer_service.jobs.model import EventPayload, Job, JobError, Note
 from trainer_service.jobs.record import Record
 from trainer_service.jobs.store.files import FileKind, keep_what_is_worth
 from trainer_service.jobs.store.job_store import StaleAttempt
-from trainer_service.publish.publication import Outcome, make_outcome
+from trainer_service.publish.publication import Publication, make_publication
 from trainer_service.training.events import Checkpointed, Failed, Finished, Stopped, TrainingEvent, TrainingResult, TrainingTask
 
 log = logging.getLogger(__name__)
 
 
-class Follower:
+class WorkerSupervisor:
     """`on_trained(record, outcome)` takes a trained job over; `on_end(self)` is called once, after its jobs are queued again."""
 
     def __init__(
@@ -41,12 +41,12 @@ class Follower:
         base_model: str,
         pool: WorkerPool,
         context: JobsContext,
-        on_trained: Callable[[Record, Outcome], None],
-        on_end: Callable[[Follower], None],
+        on_trained: Callable[[Record, Publication], None],
+        on_end: Callable[[WorkerSupervisor], None],
     ) -> None:
         self.id, self.base_model = id, base_model
         self._pool, self._context, self._on_trained, self._on_end = pool, context, on_trained, on_end
-        self._trackers: dict[str, Tracker] = {}
+        self._attempts: dict[str, AttemptProgress] = {}
         self._jobs: dict[str, Record] = {}
         self._num_given = 0
         self._giving: dict[tuple[str, int], asyncio.Task[None]] = {}
@@ -61,6 +61,7 @@ class Follower:
         self._capacity = Capacity()
         self._liveness = Liveness(context.config.step_seconds)
         self._ended_because = ""
+        self._abandoned = False
         self.wrong_software = ""
         """Why its node can't be used, if it runs other software than the trainer."""
         self._launched_at = time.monotonic()
@@ -68,7 +69,7 @@ class Follower:
 
     @property
     def job_ids(self) -> frozenset[str]:
-        return frozenset(self._trackers)
+        return frozenset(self._attempts)
 
     @property
     def was_ready(self) -> bool:
@@ -82,7 +83,7 @@ class Follower:
 
     @property
     def attempts(self) -> dict[str, int]:
-        return {job_id: tracker.attempt for job_id, tracker in self._trackers.items()}
+        return {job_id: tracker.attempt for job_id, tracker in self._attempts.items()}
 
     @property
     def view(self) -> WorkerView:
@@ -90,11 +91,11 @@ class Follower:
         return WorkerView(
             id=self.id,
             base_model=self.base_model,
-            num_jobs=len(self._trackers),
+            num_jobs=len(self._attempts),
             ready=self.was_ready,
-            idle_seconds=time.monotonic() - self._idle_since if self._idle_since is not None and not self._trackers else 0.0,
+            idle_seconds=time.monotonic() - self._idle_since if self._idle_since is not None and not self._attempts else 0.0,
             fresh=self._num_given == 0,
-            exclusive=any(record.solo for record in self._jobs.values()),
+            exclusive=any(record.exclusive for record in self._jobs.values()),
             max_jobs=self._capacity.max_jobs(),
             load_seconds=self.launch_seconds,
             ready_seconds=time.monotonic() - self._ready_at if self.was_ready else 0.0,
@@ -103,8 +104,8 @@ class Follower:
     def give(self, record: Record) -> None:
         """Prepare a claimed job and put it on the worker."""
         job = record.job
-        tracker = Tracker(job.attempt, job.progress, self._context.config.progress_seconds)
-        self._trackers[job.id], self._jobs[job.id] = tracker, record
+        tracker = AttemptProgress(job.attempt, job.progress, self._context.config.progress_seconds)
+        self._attempts[job.id], self._jobs[job.id] = tracker, record
         self._num_given += 1
         self._giving[job.id, job.attempt] = asyncio.create_task(self._give(record, tracker), name=f"give {job.id}")
 
@@ -114,7 +115,7 @@ class Follower:
 
     async def stop_job(self, job_id: str) -> None:
         """Let a job leave at its next step. Safe to repeat; a worker that is gone has been noticed elsewhere."""
-        tracker = self._trackers.get(job_id)
+        tracker = self._attempts.get(job_id)
         if tracker is None:
             return
         if (giving := self._giving.pop((job_id, tracker.attempt), None)) is not None:
@@ -125,7 +126,7 @@ class Follower:
 
     async def let_go(self, job_id: str, attempt: int) -> None:
         """Another attempt has the job, perhaps on this very worker: stop this one here, and store nothing more of it."""
-        tracker = self._trackers.get(job_id)
+        tracker = self._attempts.get(job_id)
         if tracker is not None and tracker.attempt == attempt:
             await self.stop_job(job_id)
             self._forget(job_id, tracker)
@@ -137,6 +138,14 @@ class Follower:
         self._ended_because = self._ended_because or reason
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
+
+    def abandon(self) -> list[asyncio.Task[None]]:
+        """Stop following the worker, and leave its jobs in the store as they are. Returns the tasks that end soon."""
+        self._abandoned = True
+        tasks = [self._task, *self._giving.values()]
+        for task in tasks:
+            task.cancel()
+        return tasks
 
     # The worker's life
 
@@ -164,7 +173,8 @@ class Follower:
             except Exception as error:
                 log.exception("following a worker failed in a way that nobody foresaw")
                 reason = f"{type(error).__name__} in the trainer"
-            await asyncio.shield(self._finish(reason, out_of_memory, failure))
+            if not self._abandoned:
+                await asyncio.shield(self._finish(reason, out_of_memory, failure))
 
     def _enter(self, state: WorkerState | None) -> None:
         before, self._state = self._state, state
@@ -180,7 +190,7 @@ class Follower:
         if self._handle is not None:
             await self._handle.close()
         too_many = out_of_memory and self._num_given > 1
-        for job_id, tracker in list(self._trackers.items()):
+        for job_id, tracker in list(self._attempts.items()):
             if planned:
                 await self._change_and_forget(job_id, tracker, lambda record: transitions.left_worker(record, time.time()), [])
             elif too_many:
@@ -217,7 +227,7 @@ class Follower:
             if why_lost:
                 raise WorkerLost(why_lost)
             for job_id, attempt in report.attempts.items():
-                if job_id not in self._trackers:  # given up here; its stop was lost, or overtaken by its task
+                if job_id not in self._attempts:  # given up here; its stop was lost, or overtaken by its task
                     await self._stop_on_worker(job_id, attempt)
             await asyncio.sleep(config.poll_pause_seconds)
 
@@ -231,7 +241,7 @@ class Follower:
 
     # Jobs on it
 
-    async def _give(self, record: Record, tracker: Tracker) -> None:
+    async def _give(self, record: Record, tracker: AttemptProgress) -> None:
         job = record.job
         with bind(job=job.id, prompt=job.spec.prompt):
             try:
@@ -280,7 +290,7 @@ class Follower:
 
     async def _store_for(self, job_id: str, events: Sequence[TrainingEvent]) -> None:
         """In the order in which they happened; progress, evaluations and checkpoints together in one transaction."""
-        tracker = self._trackers.get(job_id)
+        tracker = self._attempts.get(job_id)
         if tracker is None:
             return
         payloads: list[EventPayload] = []
@@ -304,7 +314,7 @@ class Follower:
             case Stopped():
                 await self._stopped(job_id, tracker, last)
 
-    async def _progress(self, job_id: str, tracker: Tracker, payloads: Sequence[EventPayload], *, checkpointed: bool) -> None:
+    async def _progress(self, job_id: str, tracker: AttemptProgress, payloads: Sequence[EventPayload], *, checkpointed: bool) -> None:
         progress, statistics = tracker.progress, tracker.statistics
         tracker.statistics = None
         await self._context.change(
@@ -314,7 +324,7 @@ class Follower:
             payloads=payloads,
         )
 
-    async def _finished(self, job_id: str, tracker: Tracker, trained: TrainingResult) -> None:
+    async def _finished(self, job_id: str, tracker: AttemptProgress, trained: TrainingResult) -> None:
         """Keep the outcome first: from here on a crash can't lose the training."""
         record = self._jobs[job_id]
         try:
@@ -328,17 +338,17 @@ class Follower:
         self._forget(job_id, tracker)
         self._on_trained(after, outcome)
 
-    async def _failed(self, job_id: str, tracker: Tracker, event: Failed) -> None:
+    async def _failed(self, job_id: str, tracker: AttemptProgress, event: Failed) -> None:
         out_of_memory = event.code == "OUT_OF_MEMORY"
         if event.code == "DATA_UNAVAILABLE":
             await self._lose(job_id, tracker, event.message)
-        elif event.retryable and self._num_given > 1 and not self._jobs[job_id].solo:  # the others may be to blame
+        elif event.retryable and self._num_given > 1 and not self._jobs[job_id].exclusive:  # the others may be to blame
             await self._separate(job_id, tracker, "ran out of memory" if out_of_memory else "failed unexpectedly")
         else:
             advice = "; shorter examples or fewer virtual tokens need less" if out_of_memory else ""
             await self._fail(job_id, tracker, JobError(code=event.code, message=event.message + advice, field=event.field))
 
-    async def _stopped(self, job_id: str, tracker: Tracker, event: Stopped) -> None:
+    async def _stopped(self, job_id: str, tracker: AttemptProgress, event: Stopped) -> None:
         if event.data is not None:
             await self._keep(job_id, tracker.attempt, FileKind.CHECKPOINT, event.data)
         best = f"; the best evaluation was at step {tracker.progress.best_step}" if tracker.progress.metrics else ""
@@ -346,20 +356,20 @@ class Follower:
         left = transitions.left_with_checkpoint if event.data is not None else transitions.left_worker
         await self._change_and_forget(job_id, tracker, lambda record: left(record, time.time()), [note])
 
-    async def _separate(self, job_id: str, tracker: Tracker, why: str) -> None:
+    async def _separate(self, job_id: str, tracker: AttemptProgress, why: str) -> None:
         note = Note(text=f"{why} beside or after other jobs; goes on alone in a process of its own")
         await self._change_and_forget(job_id, tracker, lambda record: transitions.separated(record, time.time()), [note])
 
-    async def _lose(self, job_id: str, tracker: Tracker, reason: str) -> None:
+    async def _lose(self, job_id: str, tracker: AttemptProgress, reason: str) -> None:
         note = Note(text=f"lost its worker ({reason[:300]}); goes on from its last checkpoint")
         config = self._context.config
         await self._change_and_forget(job_id, tracker, lambda record: transitions.lost(record, time.time(), reason[:300], config), [note])
 
-    async def _fail(self, job_id: str, tracker: Tracker, error: JobError) -> None:
+    async def _fail(self, job_id: str, tracker: AttemptProgress, error: JobError) -> None:
         await self._change_and_forget(job_id, tracker, lambda record: transitions.failed(record, error, time.time()), [])
 
     async def _change_and_forget(
-        self, job_id: str, tracker: Tracker, move: Callable[[Record], Record], payloads: Sequence[EventPayload]
+        self, job_id: str, tracker: AttemptProgress, move: Callable[[Record], Record], payloads: Sequence[EventPayload]
     ) -> None:
         try:
             after = await self._context.change(job_id, move, attempt=tracker.attempt, payloads=payloads)
@@ -374,15 +384,15 @@ class Follower:
     async def _keep(self, job_id: str, attempt: int, kind: FileKind, data: bytes) -> None:
         await self._context.pools.job_files.retry(self._context.files.save, job_id, kind, attempt, data)
 
-    def _forget(self, job_id: str, tracker: Tracker) -> None:
+    def _forget(self, job_id: str, tracker: AttemptProgress) -> None:
         """Unless a later attempt of the job has come to this worker meanwhile."""
-        if self._trackers.get(job_id) is tracker:
-            del self._trackers[job_id], self._jobs[job_id]
-        if not self._trackers:
+        if self._attempts.get(job_id) is tracker:
+            del self._attempts[job_id], self._jobs[job_id]
+        if not self._attempts:
             self._idle_since = time.monotonic()
         self._context.wake_dispatcher.set()
 
 
-def _encoded_outcome(job: Job, trained: TrainingResult, current_version: str) -> tuple[Outcome, bytes]:
-    outcome = make_outcome(job, trained, current_version)
+def _encoded_outcome(job: Job, trained: TrainingResult, current_version: str) -> tuple[Publication, bytes]:
+    outcome = make_publication(job, trained, current_version)
     return outcome, outcome.encode()

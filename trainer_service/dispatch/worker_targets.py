@@ -24,7 +24,7 @@ class Lane:
     """What shares workers: the ordinary jobs of one base model, or those that must each be alone."""
 
     base_model: str
-    solo: bool = False
+    exclusive: bool = False
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class _Demand:
 def targets(backlogs: Sequence[Backlog], most: Mapping[Lane, int], *, max_workers: int, jobs_per_worker: int) -> dict[Lane, int]:
     """Workers by lane, the lane that goes first first; lanes that nobody waits for are left out. `most`: what a lane's jobs can fill."""
     demands = _demands(backlogs, most, jobs_per_worker)
-    lanes = sorted(demands, key=lambda lane: (demands[lane].turn, not lane.solo, lane.base_model))
+    lanes = sorted(demands, key=lambda lane: (demands[lane].turn, not lane.exclusive, lane.base_model))
     found = {lane: int(index < max_workers) for index, lane in enumerate(lanes)}
     left = max_workers - sum(found.values())
     while left > 0:

@@ -64,7 +64,7 @@ class SilentObserver:
     def publish_failed(self, job: Job) -> None: ...
 
 
-class Bell:
+class ChangeNotifier:
     """Wakes those who wait for news of a job. Only for the event loop's own thread."""
 
     def __init__(self) -> None:
@@ -98,7 +98,7 @@ class JobsContext:
     config: JobsConfig
     observer: JobsObserver
     owner: str = field(default_factory=new_owner)
-    bell: Bell = field(default_factory=Bell)
+    bell: ChangeNotifier = field(default_factory=ChangeNotifier)
     wake_dispatcher: asyncio.Event = field(default_factory=asyncio.Event)
     pools: TrainerPools = field(default_factory=TrainerPools)
 

@@ -30,7 +30,7 @@ class QueueHead:
     queue_key: float
     """Of the first of them."""
     num_jobs: int
-    solo: int = 0
+    exclusive: int = 0
     """How many of them need a fresh worker of their own."""
     tenant: str = ""
     weight: float = 1.0

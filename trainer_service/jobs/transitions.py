@@ -1,6 +1,6 @@
 """Everything that can happen to a job, as pure functions from what it was to what it is. The store checks each against the legal moves.
 
-Who calls: requests (cancel, pause, resume), the dispatcher (lost, over time), a worker's follower (stopped, failed, trained), the
+Who calls: requests (cancel, pause, resume), the dispatcher (lost, over time), a worker's supervisor (stopped, failed, trained), the
 publisher (succeeded).
 """
 
@@ -17,7 +17,7 @@ from trainer_service.jobs.record import NOBODY, Record, queue_key, to_datetime
 from trainer_service.jobs.states import JobState, check_move
 from trainer_service.training.data.statistics import DatasetStatistics
 
-_SOLO_AFTER_FAILURES = 2
+_EXCLUSIVE_AFTER_FAILURES = 2
 """From then on a job goes alone: if it is the one that kills workers, it must not take the others of a cohort with it again and again."""
 
 Move = Callable[[Record], Record]
@@ -85,8 +85,8 @@ def lost(record: Record, now: float, reason: str, config: JobsConfig) -> Record:
         message = f"{failures} attempts were lost; the last one: {reason}"
         return failed(freed.with_job(failures=failures), JobError(code="WORKER_LOST", message=message), now)
     delay = retry_delay_seconds(failures, config.retry_first_seconds, config.retry_max_seconds)
-    solo = freed.solo or failures >= _SOLO_AFTER_FAILURES
-    return replace(freed.with_job(failures=failures), not_before=now + delay, solo=solo)
+    exclusive = freed.exclusive or failures >= _EXCLUSIVE_AFTER_FAILURES
+    return replace(freed.with_job(failures=failures), not_before=now + delay, exclusive=exclusive)
 
 
 def orphaned(record: Record, now: float, reason: str, config: JobsConfig) -> Record:
@@ -125,7 +125,7 @@ def progressed(record: Record, progress: JobProgress, statistics: DatasetStatist
 def separated(record: Record, now: float) -> Record:
     """Ran out of memory, or failed for no reason of its own, in a worker that others use or have used: once more, alone in a fresh one."""
     freed = left_worker(record, now)
-    return replace(freed, solo=True) if freed.job.state is JobState.QUEUED else freed
+    return replace(freed, exclusive=True) if freed.job.state is JobState.QUEUED else freed
 
 
 def outcome_lost(record: Record, now: float) -> Record:

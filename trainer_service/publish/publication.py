@@ -21,7 +21,7 @@ _LENGTH_BYTES = 4
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Publication:
     result: JobResult
     blob: bytes
     """Empty: the gate forbids publication."""
@@ -31,12 +31,12 @@ class Outcome:
         return len(text).to_bytes(_LENGTH_BYTES, "big") + text + self.blob
 
     @classmethod
-    def decode(cls, data: bytes) -> Outcome:
+    def decode(cls, data: bytes) -> Publication:
         end = _LENGTH_BYTES + int.from_bytes(data[:_LENGTH_BYTES], "big")
         return cls(JobResult.model_validate_json(data[_LENGTH_BYTES:end]), data[end:])
 
 
-def make_outcome(job: Job, trained: TrainingResult, current_version: str = "") -> Outcome:
+def make_publication(job: Job, trained: TrainingResult, current_version: str = "") -> Publication:
     """Ask the gate, and build the version's blob; `current_version` is what the trained prompt was compared with.
 
     Raises InvalidInput if the result can't be written as a version.
@@ -67,7 +67,7 @@ def make_outcome(job: Job, trained: TrainingResult, current_version: str = "") -
         candidates=tuple(_candidate(one) for one in trained.tried),
         num_skipped_steps=trained.num_skipped,
     )
-    return Outcome(result, _blob(job, trained, result) if decision.publish else b"")
+    return Publication(result, _blob(job, trained, result) if decision.publish else b"")
 
 
 def notes_of(result: JobResult) -> list[Note]:

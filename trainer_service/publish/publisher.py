@@ -26,7 +26,7 @@ from trainer_service.jobs.states import LEASED_STATES, JobState
 from trainer_service.jobs.store.files import FileKind, keep_what_is_worth
 from trainer_service.jobs.store.job_store import StaleAttempt
 from trainer_service.publish.alias_claim import check_claim
-from trainer_service.publish.publication import Outcome, notes_of
+from trainer_service.publish.publication import Publication, notes_of
 from trainer_service.publish.rollout import wait_until_served
 
 log = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ class _NotPermitted(Exception):
 
 
 @dataclass(frozen=True)
-class _Publication:
+class _Attempt:
     attempt: int
     task: asyncio.Task[None]
 
@@ -49,7 +49,7 @@ class Publisher:
 
     def __init__(self, context: JobsContext, prompt_store: PromptStore) -> None:
         self._context, self._prompt_store = context, prompt_store
-        self._publications: dict[str, _Publication] = {}
+        self._publications: dict[str, _Attempt] = {}
         self._putting: set[str] = set()
         self._closing = False
 
@@ -57,7 +57,7 @@ class Publisher:
     def job_ids(self) -> frozenset[str]:
         return frozenset(self._publications)
 
-    def begin(self, record: Record, outcome: Outcome | None = None) -> None:
+    def begin(self, record: Record, outcome: Publication | None = None) -> None:
         """`outcome`: as kept in the job's files, if it isn't at hand. A later attempt takes the place of an earlier one."""
         job = record.job
         if (earlier := self._publications.get(job.id)) is not None:
@@ -65,7 +65,7 @@ class Publisher:
                 return
             earlier.task.cancel()
         task = asyncio.create_task(self._run(job, outcome), name=f"publish {job.id}")
-        self._publications[job.id] = publication = _Publication(job.attempt, task)
+        self._publications[job.id] = publication = _Attempt(job.attempt, task)
         task.add_done_callback(lambda _: self._forget(job.id, publication))
 
     async def close(self, seconds: float) -> frozenset[str]:
@@ -85,11 +85,18 @@ class Publisher:
             task.cancel()
         return left
 
-    def _forget(self, job_id: str, publication: _Publication) -> None:
+    def abandon(self) -> list[asyncio.Task[None]]:
+        """Cancel every attempt. Returns the tasks that end soon."""
+        tasks = [publication.task for publication in self._publications.values()]
+        for task in tasks:
+            task.cancel()
+        return tasks
+
+    def _forget(self, job_id: str, publication: _Attempt) -> None:
         if self._publications.get(job_id) is publication:
             del self._publications[job_id]
 
-    async def _run(self, job: Job, outcome: Outcome | None) -> None:
+    async def _run(self, job: Job, outcome: Publication | None) -> None:
         with bind(job=job.id, prompt=job.spec.prompt):
             try:
                 await self._publish(job, outcome)
@@ -99,7 +106,7 @@ class Publisher:
                 log.exception("publishing failed in a way that nobody foresaw")
                 await self._fail(job, JobError(code="INTERNAL", message=f"publishing failed: {type(error).__name__}"))
 
-    async def _publish(self, job: Job, outcome: Outcome | None) -> None:
+    async def _publish(self, job: Job, outcome: Publication | None) -> None:
         outcome = outcome or await self._load(job)
         if outcome is None:
             # The bytes are lost, the job is not: what was trained is trained again from its checkpoint.
@@ -137,14 +144,14 @@ class Publisher:
                 await self._succeed(job, outcome, version, left_alone)
                 return
 
-    async def _load(self, job: Job) -> Outcome | None:
-        def load() -> Outcome | None:
+    async def _load(self, job: Job) -> Publication | None:
+        def load() -> Publication | None:
             data = self._context.files.load(job.id, FileKind.OUTCOME)
-            return Outcome.decode(data) if data is not None else None
+            return Publication.decode(data) if data is not None else None
 
         return await self._context.pools.job_files.retry(load)
 
-    async def _attempt(self, job: Job, outcome: Outcome) -> tuple[PublishedVersion, str]:
+    async def _attempt(self, job: Job, outcome: Publication) -> tuple[PublishedVersion, str]:
         """Raises Unavailable if it takes too long. It may go on then: no other one is begun before it has ended."""
         if job.id in self._putting:
             raise Unavailable("the prompt store has not answered the attempt before")
@@ -183,7 +190,7 @@ class Publisher:
         if state is JobState.CANCELLING:
             raise _NotPermitted
 
-    def _put(self, job: Job, outcome: Outcome) -> tuple[PublishedVersion, str]:
+    def _put(self, job: Job, outcome: Publication) -> tuple[PublishedVersion, str]:
         """The version, and why the alias was left alone; empty if it moved.
 
         The alias moves only if nobody else has decided about it since the job was created (`alias_claim`). A job that was to beat the
@@ -201,7 +208,7 @@ class Publisher:
             version, reason = publish(alias=None), error.message
         return version, self._why_left_alone(job, version, reason)
 
-    def _expected(self, job: Job, outcome: Outcome) -> Expected:
+    def _expected(self, job: Job, outcome: Publication) -> Expected:
         """What the alias must name when this version is committed. Raises Conflict with the reason for leaving it alone."""
         prompt, alias, gate = job.spec.prompt, job.spec.publish.alias, job.spec.publish.gate
         to_beat = gate is not None and gate.beat_current
@@ -241,7 +248,7 @@ class Publisher:
             raise StaleAttempt
         return found.state is JobState.CANCELLING
 
-    async def _cancel(self, job: Job, outcome: Outcome) -> None:
+    async def _cancel(self, job: Job, outcome: Publication) -> None:
         """Unless a lost answer or a predecessor had published it already: then it has succeeded."""
         version = await self._context.pools.prompt_store.call(self._find, job)
         if version is not None:
@@ -250,7 +257,7 @@ class Publisher:
         after = await self._context.change(job.id, lambda record: transitions.left_worker(record, time.time()), attempt=job.attempt)
         await self._clean(after.job)
 
-    async def _succeed(self, job: Job, outcome: Outcome, version: PublishedVersion | None, left_alone: str = "") -> None:
+    async def _succeed(self, job: Job, outcome: Publication, version: PublishedVersion | None, left_alone: str = "") -> None:
         """`left_alone`: why the version was published without moving the alias."""
         result, notes = outcome.result, notes_of(outcome.result)
         if version is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from inference_service.engine.core.running_request import Sequence
+from inference_service.engine.core.running_request import RunningRequest
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class Chunk:
     for a step comes as the only branch of several chunks, each of which goes on from the scored part of it.
     """
 
-    sequence: Sequence
+    sequence: RunningRequest
     row: int
     start: int
     count: int
@@ -65,12 +65,12 @@ class StepPlan:
         return sum(chunk.num_positions for chunk in self.chunks)
 
 
-def is_decode(sequence: Sequence) -> bool:
+def is_decode(sequence: RunningRequest) -> bool:
     """Whether its next chunk is a single position that chooses a token."""
     return sequence.num_uncomputed == 1 and not sequence.is_score and not sequence.is_load
 
 
-def slots_needed(sequence: Sequence, max_length: int, max_positions: int) -> int:
+def slots_needed(sequence: RunningRequest, max_length: int, max_positions: int) -> int:
     """Slots to reserve at the start: the input, and for a score what its candidates take in one step of `max_positions` at once."""
     if not sequence.is_score:
         return sequence.length
@@ -79,7 +79,7 @@ def slots_needed(sequence: Sequence, max_length: int, max_positions: int) -> int
     return min(max_length, sequence.num_virtual + sequence.num_input + candidates)
 
 
-def next_chunk(sequence: Sequence, budget: int, scorable: int, slots: int) -> Chunk | None:
+def next_chunk(sequence: RunningRequest, budget: int, scorable: int, slots: int) -> Chunk | None:
     """As much of a running sequence as fits into `budget` positions, of which `scorable` may have logits for a score, and `slots`.
 
     Of a score, once the input fits, whole candidates as branches, or a part of the next one. None where nothing fits.

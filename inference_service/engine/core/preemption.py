@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from inference_service.engine.core.running_request import Sequence
+from inference_service.engine.core.running_request import RunningRequest
 
 MAX_PREEMPTIONS = 3
 """A request that was preempted this often keeps its row until it ends, or until the memory is spent."""
@@ -28,7 +28,7 @@ class Usage:
     fair: dict[str, float]
 
     @staticmethod
-    def of(running: Iterable[Sequence], weights: dict[str, float], rows: int, memory: Callable[[Sequence], float]) -> Usage:
+    def of(running: Iterable[RunningRequest], weights: dict[str, float], rows: int, memory: Callable[[RunningRequest], float]) -> Usage:
         """`memory` gives a sequence's part of the KV memory, 0 to 1."""
         count, taken = dict.fromkeys(weights, 0.0), dict.fromkeys(weights, 0.0)
         for sequence in running:
@@ -43,8 +43,8 @@ class Usage:
 
 
 def for_waiting(
-    waiting: Sequence, running: Iterable[Sequence], usage: Usage, part: Callable[[Sequence], float], step: int
-) -> Sequence | None:
+    waiting: RunningRequest, running: Iterable[RunningRequest], usage: Usage, part: Callable[[RunningRequest], float], step: int
+) -> RunningRequest | None:
     """The sequence that gives way to `waiting`, for which there is no room, or None.
 
     First one of the same tenant with a lower priority; else, if the tenant is far under its share, one of the tenant that is furthest over
@@ -68,6 +68,6 @@ def for_waiting(
     return max(over, key=lambda s: (usage.excess(s.tenant), s.rank), default=None)
 
 
-def for_memory(running: Iterable[Sequence], usage: Usage) -> Sequence:
+def for_memory(running: Iterable[RunningRequest], usage: Usage) -> RunningRequest:
     """The sequence that gives way when the KV memory is spent: the lowest rank of the tenant that is furthest over its share."""
     return max(running, key=lambda s: (usage.excess(s.tenant), s.rank))

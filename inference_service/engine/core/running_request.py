@@ -9,7 +9,7 @@ from inference_service.engine.core.request import FinishReason, GenerationReques
 
 
 @dataclass(eq=False)
-class Sequence:
+class RunningRequest:
     """Positions count from the first virtual token: slot p of the row holds position p (candidates of a score share slots by branch).
 
     `tokens` is the input followed by what was generated, or by the scored part of the candidate that a score is in the middle of;
@@ -103,11 +103,11 @@ class Sequence:
         return Usage(self.num_input, self.num_virtual, self.cached_tokens, self.num_generated)
 
 
-def sequence_of(request: Request, num_virtual: int, arrival: int, now: float) -> Sequence:
+def sequence_of(request: Request, num_virtual: int, arrival: int, now: float) -> RunningRequest:
     """A new sequence for a request under a prefix of `num_virtual` tokens; `arrival` numbers the requests, `now` is in seconds."""
     sampling = request.sampling if isinstance(request, GenerationRequest) else SamplingParams(temperature=0.0)
     input_ids = () if isinstance(request, PrefixLoad) else request.input_ids
-    return Sequence(
+    return RunningRequest(
         request_id=request.request_id,
         tokens=list(input_ids),
         num_input=len(input_ids),

@@ -7,13 +7,13 @@ neighbours in the batch, preemption and chunking change nothing. One uniform num
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence as Rows
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from inference_service.engine.core.request import TokenLogprob
-from inference_service.engine.core.running_request import Sequence
+from inference_service.engine.core.running_request import RunningRequest
 
 SORTED_HEAD = 1024
 """Truncated sampling looks at so many of the most likely tokens first, and sorts the vocabulary only where they are not enough."""
@@ -28,7 +28,7 @@ class Sampled:
     ok: bool = True
 
 
-def sample(logits: torch.Tensor, sequences: Rows[Sequence], end_ids: Rows[frozenset[int]]) -> list[Sampled]:
+def sample(logits: torch.Tensor, sequences: Sequence[RunningRequest], end_ids: Sequence[frozenset[int]]) -> list[Sampled]:
     """logits `[B, vocab]`; `end_ids` are the tokens that may end each sequence, impossible before its `min_new_tokens`."""
     best, greedy_ids = logits.max(dim=-1)
     finite = torch.isfinite(best).tolist()
@@ -55,7 +55,7 @@ def sample(logits: torch.Tensor, sequences: Rows[Sequence], end_ids: Rows[frozen
     return [Sampled(ids[i], logprobs[i], finite[i]) for i in range(len(sequences))]
 
 
-def token_logprobs(logits: torch.Tensor, token_ids: Rows[int], num_top: Rows[int]) -> list[TokenLogprob]:
+def token_logprobs(logits: torch.Tensor, token_ids: Sequence[int], num_top: Sequence[int]) -> list[TokenLogprob]:
     """Natural log-probabilities of the tokens under float32 logits `[B, vocab]`, with the `num_top` best alternatives of each row."""
     everything = torch.log_softmax(logits, dim=-1)
     own = everything.gather(1, torch.tensor(token_ids, device=logits.device)[:, None])[:, 0].tolist()
@@ -85,7 +85,7 @@ def philox(seed: int, number: int) -> tuple[int, int]:
     return c0, c1
 
 
-def _adjust(logits: torch.Tensor, sequences: Rows[Sequence], end_ids: Rows[frozenset[int]]) -> torch.Tensor:
+def _adjust(logits: torch.Tensor, sequences: Sequence[RunningRequest], end_ids: Sequence[frozenset[int]]) -> torch.Tensor:
     """Penalties and forbidden ends, in place. Only real tokens are counted: a virtual position has no token."""
     for row, sequence in enumerate(sequences):
         params = sequence.sampling
@@ -104,7 +104,7 @@ def _adjust(logits: torch.Tensor, sequences: Rows[Sequence], end_ids: Rows[froze
     return logits
 
 
-def _choose(logits: torch.Tensor, sequences: Rows[Sequence]) -> list[int]:
+def _choose(logits: torch.Tensor, sequences: Sequence[RunningRequest]) -> list[int]:
     """One token a row. Which computation a row takes depends on that row alone, so that its neighbours can't change its token."""
     chosen: list[int] = logits.argmax(dim=-1).tolist()
     sampled = [i for i, s in enumerate(sequences) if not s.sampling.greedy]
@@ -139,7 +139,7 @@ class _Truncation:
     min_p: torch.Tensor
 
     @classmethod
-    def of(cls, params: Rows[object], device: torch.device) -> _Truncation:
+    def of(cls, params: Sequence[object], device: torch.device) -> _Truncation:
         def column(name: str) -> torch.Tensor:
             return torch.tensor([getattr(p, name) for p in params], device=device)[:, None]
 

@@ -3,18 +3,18 @@ mask keeps them apart), so that the input is computed once and copied never. A c
 
 from __future__ import annotations
 
-from collections.abc import Sequence as Items
+from collections.abc import Sequence
 
 import torch
 
 from inference_service.engine.core.plan import Chunk
 from inference_service.engine.core.request import CandidateScore, ScoreResult, Timing
-from inference_service.engine.core.running_request import Sequence
+from inference_service.engine.core.running_request import RunningRequest
 
 _ROWS_AT_ONCE = 32
 
 
-def split(chunks: Items[Chunk], logits: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+def split(chunks: Sequence[Chunk], logits: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """The runner's logits `[n, vocab]` apart: rows to sample from, and each score's rows by request id."""
     if not any(chunk.branches for chunk in chunks):
         return logits, {}
@@ -34,7 +34,7 @@ def split(chunks: Items[Chunk], logits: torch.Tensor) -> tuple[torch.Tensor, dic
 class Tally:
     """The scores of one request as its candidates come in, in order and possibly in parts."""
 
-    def __init__(self, sequence: Sequence) -> None:
+    def __init__(self, sequence: RunningRequest) -> None:
         self._sequence = sequence
         self._found: list[tuple[float, ...]] = []
         self._partial: list[float] = []
@@ -43,7 +43,7 @@ class Tally:
     def complete(self) -> bool:
         return len(self._found) == len(self._sequence.candidates)
 
-    def add(self, branches: Items[tuple[int, ...]], logits: torch.Tensor) -> bool:
+    def add(self, branches: Sequence[tuple[int, ...]], logits: torch.Tensor) -> bool:
         """Row 0 of `logits` predicts every branch's first token, then come the rows of each branch. False if they are not finite."""
         rows, tokens, begin = list[int](), list[int](), 1
         for branch in branches:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Set
 
 from inference_service.engine.core.request import Delta, FinishReason, Timing, TokenLogprob
-from inference_service.engine.core.running_request import Sequence
+from inference_service.engine.core.running_request import RunningRequest
 from inference_service.engine.text.detokenizer import Detokenizer
 from inference_service.engine.text.stop import StopMatcher
 
@@ -13,7 +13,7 @@ from inference_service.engine.text.stop import StopMatcher
 class TextStream:
     """`end_ids` end the generation; `max_length` is how many positions the sequence may have in all."""
 
-    def __init__(self, sequence: Sequence, detokenizer: Detokenizer, end_ids: Set[int], max_length: int) -> None:
+    def __init__(self, sequence: RunningRequest, detokenizer: Detokenizer, end_ids: Set[int], max_length: int) -> None:
         self.sequence = sequence
         self._detokenizer = detokenizer
         self._stops = StopMatcher(sequence.sampling.stop_sequences)
@@ -75,7 +75,7 @@ class TextStream:
         )
 
 
-def timing(sequence: Sequence, now: float) -> Timing:
+def timing(sequence: RunningRequest, now: float) -> Timing:
     started = sequence.started_at
     return Timing(
         queue_seconds=(now if started is None else started) - sequence.arrived_at,

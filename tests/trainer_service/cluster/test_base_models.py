@@ -14,8 +14,8 @@ from tests.tiny_models import save_tiny_llama
 from tests.trainer_service.builders import effective_spec, spec
 from tests.trainer_service.cluster.conftest import SharedCluster
 from tests.trainer_service.cluster.test_ray_faults import pids_of
+from tests.trainer_service.job_service import AdmitAll, Service
 from tests.trainer_service.jobs import conftest
-from tests.trainer_service.jobs.conftest import AdmitAll, Service
 from trainer_service.cluster.ray_pool import RayPool, RayPoolConfig
 from trainer_service.jobs.model import EffectiveSpec, TuningSpec
 from trainer_service.jobs.states import JobState

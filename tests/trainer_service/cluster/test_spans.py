@@ -12,7 +12,7 @@ from shared.tracing import Tracing
 from tests.shared.spans import attributes, receiver
 from tests.trainer_service.builders import effective_spec, spec
 from tests.trainer_service.cluster.conftest import SharedCluster
-from tests.trainer_service.jobs.conftest import Service
+from tests.trainer_service.job_service import Service
 from trainer_service.cluster.ray_pool import RayPool, RayPoolConfig
 from trainer_service.jobs.states import JobState
 

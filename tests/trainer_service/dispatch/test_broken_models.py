@@ -9,7 +9,7 @@ import pytest
 from shared.caller import Tenant
 from shared.errors import InvalidInput, PreconditionFailed
 from tests.trainer_service.builders import BASE_MODEL, spec
-from tests.trainer_service.jobs.conftest import Service
+from tests.trainer_service.job_service import Service
 from tests.trainer_service.scripted import ScriptedTrainer
 from trainer_service.cluster.interface import WorkerLost
 from trainer_service.cluster.local_pool import LocalPool

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 
 from tests.trainer_service.builders import spec
-from tests.trainer_service.jobs.conftest import Service
+from tests.trainer_service.job_service import Service
 from trainer_service.jobs.model import utc_now
 from trainer_service.jobs.states import JobState
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.trainer_service.builders import BASE_MODEL, spec
-from tests.trainer_service.jobs.conftest import Service
+from tests.trainer_service.job_service import Service
 from tests.trainer_service.scripted import ScriptedTrainer
 from trainer_service.dispatch.estimate import BusyWorker, Pace, WaitingJob, probable_end, starts, typical_seconds
 from trainer_service.dispatch.queue_snapshot import RunningJob, workers_of_others
@@ -71,7 +71,7 @@ def test_a_worker_holds_as_many_jobs_as_its_memory() -> None:
 
 
 def test_a_job_that_must_be_alone_gets_a_fresh_worker_and_keeps_others_out() -> None:
-    alone = queue("a", solo=True)
+    alone = queue("a", exclusive=True)
     assert guess(alone, worker("a", NOW + 40)) == {"0": 50}
     behind = [*alone, WaitingJob("1", "a", 1.0)]
     assert guess(behind, worker("a", ready_at=NOW, fresh=True)) == {"0": 0, "1": 100}

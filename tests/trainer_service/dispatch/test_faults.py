@@ -16,7 +16,7 @@ from shared.store.index import StoreIndex
 from shared.store.local import LocalBackend
 from shared.store.store import PromptStore, PublishedVersion
 from tests.trainer_service.builders import spec
-from tests.trainer_service.jobs.conftest import Service
+from tests.trainer_service.job_service import Service
 from trainer_service.cluster.interface import WorkerLost
 from trainer_service.database.database import Database
 from trainer_service.jobs import transitions

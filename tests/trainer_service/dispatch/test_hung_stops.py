@@ -8,8 +8,8 @@ import time
 import pytest
 
 from tests.trainer_service.builders import effective_spec, spec
-from tests.trainer_service.jobs.conftest import Service
-from trainer_service.dispatch.background_tasks import Errands
+from tests.trainer_service.job_service import Service
+from trainer_service.dispatch.background_tasks import BackgroundTasks
 from trainer_service.jobs.states import JobState
 
 PATIENCE_SECONDS = 5.0
@@ -100,7 +100,7 @@ async def test_a_worker_that_does_not_end_makes_way_all_the_same(service: Servic
 
 
 async def test_an_errand_that_fails_is_logged_and_can_be_begun_again(caplog: pytest.LogCaptureFixture) -> None:
-    errands, begun = Errands(), []
+    errands, begun = BackgroundTasks(), []
 
     async def fail() -> None:
         begun.append(1)

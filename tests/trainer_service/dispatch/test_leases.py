@@ -10,7 +10,7 @@ import pytest
 
 from shared.errors import Overloaded, Unavailable
 from tests.trainer_service.builders import record, spec
-from tests.trainer_service.jobs.conftest import Service
+from tests.trainer_service.job_service import Service
 from trainer_service.jobs import transitions
 from trainer_service.jobs.config import JobsConfig
 from trainer_service.jobs.states import JobState

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 
-from trainer_service.dispatch.progress import Tracker
+from trainer_service.dispatch.progress import AttemptProgress
 from trainer_service.jobs.model import Evaluation, EventPayload, JobProgress, Note
 from trainer_service.training.data.statistics import DatasetStatistics
 from trainer_service.training.events import Evaluated, Finished, Started, StepDone, TrainingEvent, TrainingResult
 
 
 def told(*events: TrainingEvent, progress_seconds: float = 10.0) -> list[EventPayload]:
-    tracker = Tracker(1, JobProgress(), progress_seconds)
+    tracker = AttemptProgress(1, JobProgress(), progress_seconds)
     return [payload for number, event in enumerate(events) for payload in tracker.absorb(event, 100.0 + number)]
 
 
@@ -36,7 +36,7 @@ def test_an_evaluation_brings_the_step_that_was_held_back() -> None:
 
 
 def test_a_skipped_step_keeps_the_last_sound_loss_and_is_told_once() -> None:
-    tracker = Tracker(1, JobProgress(), 0.0)
+    tracker = AttemptProgress(1, JobProgress(), 0.0)
     payloads = [tracker.absorb(event, 0) for event in (step(1), step(2, math.nan, 1, 1), step(3, math.nan, 1, 2))]
     notes = [payload.text for some in payloads for payload in some if isinstance(payload, Note)]
     assert notes == ["step 2 was skipped: its loss or gradient is not finite; further ones are counted"]

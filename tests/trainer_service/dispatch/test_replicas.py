@@ -13,7 +13,7 @@ import pytest
 from shared.errors import PreconditionFailed
 from tests import recovery
 from tests.trainer_service.builders import spec
-from tests.trainer_service.jobs.conftest import Service
+from tests.trainer_service.job_service import Service
 from tests.trainer_service.postgres import Postgres
 from trainer_service.jobs.model import Job
 from trainer_service.jobs.states import JobState

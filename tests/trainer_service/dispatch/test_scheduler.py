@@ -63,12 +63,12 @@ def test_the_oldest_job_is_not_starved_by_another_base_model() -> None:
 
 
 def test_a_job_that_must_be_alone_gets_a_worker_that_nobody_used() -> None:
-    head = QueueHead("a", 1.0, 1, solo=1)
+    head = QueueHead("a", 1.0, 1, exclusive=1)
     assert round_of([head], [worker("w", num_jobs=1)]) == Plan(launches=("a",))
     assert round_of([head], [worker("w", num_jobs=1)], max_workers=1) == Plan(), "it waits until nobody uses the only one"
     assert round_of([head], [worker("w")], max_workers=1) == Plan(launches=("a",), stops=("w",))
     assert round_of([head], [worker("w", ready=False, fresh=True)]) == Plan()
-    assert round_of([head], [worker("w", fresh=True)], max_workers=1).claims == (Claim("w", "a", 1, solo=True),)
+    assert round_of([head], [worker("w", fresh=True)], max_workers=1).claims == (Claim("w", "a", 1, exclusive=True),)
     assert round_of([QueueHead("a", 1.0, 5)], [worker("w", num_jobs=1, exclusive=True)], max_workers=1) == Plan()
 
 
@@ -90,17 +90,17 @@ def test_back_off_doubles_up_to_a_bound() -> None:
 
 def test_a_job_that_must_be_alone_does_not_stop_the_others() -> None:
     workers = [worker(f"w{number:02}", num_jobs=1) for number in range(30)]
-    decided = round_of([QueueHead("a", 0.0, 101, solo=1)], workers, max_workers=30, max_jobs_per_worker=8)
+    decided = round_of([QueueHead("a", 0.0, 101, exclusive=1)], workers, max_workers=30, max_jobs_per_worker=8)
     assert sum(claim.max_jobs for claim in decided.claims) == 100
     used = {claim.worker_id for claim in decided.claims}
     assert "w00" not in used, "the emptiest makes way for the one that must be alone"
     drained = [replace(view, num_jobs=0) if view.id == "w00" else view for view in workers]
-    handed_over = round_of([QueueHead("a", 0.0, 1, solo=1)], drained, max_workers=30, max_jobs_per_worker=8)
+    handed_over = round_of([QueueHead("a", 0.0, 1, exclusive=1)], drained, max_workers=30, max_jobs_per_worker=8)
     assert (handed_over.stops, handed_over.launches) == (("w00",), ("a",))
     fresh = [worker("new", fresh=True), *workers[1:]]
-    both = round_of([QueueHead("a", 0.0, 1, solo=1), QueueHead("a", 1.0, 4)], fresh, max_workers=30, max_jobs_per_worker=8)
-    assert Claim("new", "a", 1, solo=True) in both.claims
-    assert sum(claim.max_jobs for claim in both.claims if not claim.solo) == 4
+    both = round_of([QueueHead("a", 0.0, 1, exclusive=1), QueueHead("a", 1.0, 4)], fresh, max_workers=30, max_jobs_per_worker=8)
+    assert Claim("new", "a", 1, exclusive=True) in both.claims
+    assert sum(claim.max_jobs for claim in both.claims if not claim.exclusive) == 4
     assert [claim.worker_id for claim in both.claims].count("new") == 1
 
 
@@ -165,7 +165,7 @@ heads = st.lists(
         st.sampled_from("abc"),
         st.floats(0, 100),
         st.integers(1, 20),
-        solo=st.integers(0, 1),
+        exclusive=st.integers(0, 1),
         tenant=st.sampled_from("xyz"),
         weight=st.sampled_from([0.5, 1.0, 4.0]),
         start=st.floats(0, 1000),
@@ -191,17 +191,17 @@ def test_no_round_breaks_a_bound(heads: list[QueueHead], workers: list[WorkerVie
     by_id = {worker.id: worker for worker in workers}
     waiting = Counter[tuple[str, bool]]()
     for head in heads:
-        waiting[head.base_model, True] += head.solo
-        waiting[head.base_model, False] += head.num_jobs - head.solo
+        waiting[head.base_model, True] += head.exclusive
+        waiting[head.base_model, False] += head.num_jobs - head.exclusive
     assert len(workers) - len(decided.stops) + len(decided.launches) <= max(max_workers, len(workers))
     assert len({claim.worker_id for claim in decided.claims}) == len(decided.claims)
     for claim in decided.claims:
         assert by_id[claim.worker_id].ready
         assert by_id[claim.worker_id].base_model == claim.base_model
         assert by_id[claim.worker_id].num_jobs + claim.max_jobs <= 4
-        assert by_id[claim.worker_id].fresh or not claim.solo
-        waiting[claim.base_model, claim.solo] -= claim.max_jobs
-        assert waiting[claim.base_model, claim.solo] >= 0
+        assert by_id[claim.worker_id].fresh or not claim.exclusive
+        waiting[claim.base_model, claim.exclusive] -= claim.max_jobs
+        assert waiting[claim.base_model, claim.exclusive] >= 0
         assert claim.worker_id not in decided.stops
     assert all(by_id[id].num_jobs == 0 for id in decided.stops)
 
@@ -215,18 +215,26 @@ def test_every_job_gets_its_turn(jobs: list[tuple[str, float, bool]], max_worker
     models: dict[str, str] = {}
     touched = set[str]()
     for number in range(400):
-        queues = {(model, solo): [job for job in waiting if (job[0], job[2]) == (model, solo)] for model in "abc" for solo in (False, True)}
-        heads = [QueueHead(model, queue[0][1], len(queue), len(queue) if solo else 0) for (model, solo), queue in queues.items() if queue]
+        queues = {
+            (model, exclusive): [job for job in waiting if (job[0], job[2]) == (model, exclusive)]
+            for model in "abc"
+            for exclusive in (False, True)
+        }
+        heads = [
+            QueueHead(model, queue[0][1], len(queue), len(queue) if exclusive else 0)
+            for (model, exclusive), queue in queues.items()
+            if queue
+        ]
         views = [
-            WorkerView(id, models[id], len(its), True, fresh=id not in touched, exclusive=any(solo for _, _, solo in its))
+            WorkerView(id, models[id], len(its), True, fresh=id not in touched, exclusive=any(exclusive for _, _, exclusive in its))
             for id, its in running.items()
         ]
         decided = plan(heads, views, max_workers=max_workers, max_jobs_per_worker=2, idle_seconds=1.0)
         for id in decided.stops:
             del running[id]
         for claim in decided.claims:
-            assert not any(solo for _, _, solo in running[claim.worker_id])
-            queue = queues[claim.base_model, claim.solo]
+            assert not any(exclusive for _, _, exclusive in running[claim.worker_id])
+            queue = queues[claim.base_model, claim.exclusive]
             for _ in range(min(claim.max_jobs, len(queue))):
                 job = queue.pop(0)
                 waiting.remove(job)

@@ -16,7 +16,7 @@ from shared.store.local import LocalBackend
 from shared.store.store import PromptStore
 from tests import recovery
 from tests.trainer_service.builders import spec
-from tests.trainer_service.jobs.conftest import Service
+from tests.trainer_service.job_service import Service
 from trainer_service.jobs.model import Note
 from trainer_service.jobs.states import JobState
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.trainer_service.builders import spec
-from tests.trainer_service.jobs.conftest import Service
+from tests.trainer_service.job_service import Service
 from tests.trainer_service.scripted import ScriptedTrainer
 from trainer_service.cluster.local_pool import LocalPool
 from trainer_service.dispatch.manager import JobManager

@@ -163,12 +163,12 @@ class LifeOfJobs(RuleBasedStateMachine):
             assert refused.metadata["state"] == before.state.value  # noqa: PT017 - either outcome is right, each with its own truth
             assert self.store.get(job_id) == before
 
-    @rule(owner=OWNERS, solo=st.booleans(), lease=st.integers(1, 15))
-    def claim(self, owner: str, solo: bool, lease: int) -> None:
+    @rule(owner=OWNERS, exclusive=st.booleans(), lease=st.integers(1, 15))
+    def claim(self, owner: str, exclusive: bool, lease: int) -> None:
         """The first that may run: by priority and age, not in its back-off; those that must be alone apart from the others."""
         waiting = [old for old in self._records() if old.job.state is JobState.QUEUED and not old.trained and old.not_before <= self.now]
-        fitting = sorted((old.queue_key, old.job.id) for old in waiting if old.solo == solo)
-        taken = self.stores[owner].claim("tiny", owner, self.now + lease, self.now, solo=solo)
+        fitting = sorted((old.queue_key, old.job.id) for old in waiting if old.exclusive == exclusive)
+        taken = self.stores[owner].claim("tiny", owner, self.now + lease, self.now, exclusive=exclusive)
         assert (taken.job.id if taken else None) == (fitting[0][1] if fitting else None)
         if taken is not None:
             self._taken(taken, owner)

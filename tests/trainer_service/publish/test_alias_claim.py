@@ -9,7 +9,7 @@ import pytest
 from shared.store import AliasTarget, PromptStore
 from tests.shared.prompt.blobs import make_blob
 from tests.trainer_service.builders import spec
-from tests.trainer_service.jobs.conftest import Service
+from tests.trainer_service.job_service import Service
 from trainer_service.jobs.model import JobResult, Note, PublishPolicy
 from trainer_service.jobs.states import JobState
 

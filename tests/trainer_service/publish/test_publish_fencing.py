@@ -15,7 +15,7 @@ from shared.errors import Unavailable
 from shared.store.local import LocalBackend
 from shared.store.store import PromptStore, PublishedVersion
 from tests.trainer_service.builders import record, spec
-from tests.trainer_service.jobs.conftest import Service
+from tests.trainer_service.job_service import Service
 from tests.trainer_service.postgres import Postgres
 from trainer_service.jobs import transitions
 from trainer_service.jobs.model import Job

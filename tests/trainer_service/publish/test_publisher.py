@@ -12,7 +12,7 @@ from shared.prompt.manifest import utc_now
 from shared.store import AliasTarget, LoadedVersion, RefusedVersion, ReplicaRecord, VersionRecord
 from tests.shared.prompt.blobs import make_blob
 from tests.trainer_service.builders import BASE_MODEL, spec
-from tests.trainer_service.jobs.conftest import Service
+from tests.trainer_service.job_service import Service
 from trainer_service.jobs.model import Job, JobResult, Note, PublishGate, PublishPolicy
 from trainer_service.jobs.states import JobState
 

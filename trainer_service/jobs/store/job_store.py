@@ -195,10 +195,10 @@ class JobStore:
             shares = tenant_shares.read(connection, now) if rows else {}
         clock = queue_clock(shares)
         found = []
-        for base_model, tenant, solo, first_key, mean_key, count in rows:
+        for base_model, tenant, exclusive, first_key, mean_key, count in rows:
             share = share_of(shares, tenant)
             start = max(clock, share.time)
-            found.append(QueueHead(base_model, first_key, count, count if solo else 0, tenant, share.weight, start, float(mean_key)))
+            found.append(QueueHead(base_model, first_key, count, count if exclusive else 0, tenant, share.weight, start, float(mean_key)))
         return found
 
     def waiting(self, base_model: str, limit: int) -> list[str]:
@@ -207,12 +207,12 @@ class JobStore:
         with self._database.read() as connection:
             return list(connection.scalars(select(jobs.c.id).where(mine).order_by(jobs.c.queue_key).limit(limit)))
 
-    def claim(self, base_model: str, owner: str, lease_until: float, now: float, *, solo: bool = False) -> Record | None:
+    def claim(self, base_model: str, owner: str, lease_until: float, now: float, *, exclusive: bool = False) -> Record | None:
         """A job for this base model becomes RUNNING and this replica's: the first of the tenant that goes next (`fair_queue`).
 
-        `solo`: one that needs a fresh worker of its own; otherwise one that doesn't.
+        `exclusive`: one that needs a fresh worker of its own; otherwise one that doesn't.
         """
-        first = (jobs.c.base_model == base_model, jobs.c.trained.is_(False), jobs.c.solo.is_(solo), jobs.c.not_before <= now)
+        first = (jobs.c.base_model == base_model, jobs.c.trained.is_(False), jobs.c.solo.is_(exclusive), jobs.c.not_before <= now)
         with self._database.write() as connection:
             self._database.lock(connection, _CLAIMS)
             tenants = tenant_shares.with_jobs(connection, _QUEUED, *first)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from inference_service.engine.core.integrity import IntegrityError
 from inference_service.engine.core.request import FinishReason
-from inference_service.engine.core.running_request import Sequence
+from inference_service.engine.core.running_request import RunningRequest
 from inference_service.engine.kv.blocks import BlockPool, ClearBlocks, CopyBlock, SetTable, WritePrefix
 from inference_service.engine.scheduler import Scheduler, StepPlan
 from tests.inference_service.engine.test_scheduler import complete, sequence
@@ -20,7 +20,7 @@ def pool(num_rows: int = 4, max_blocks: int = 32, reuse: bool = True) -> BlockPo
     return BlockPool(num_rows, max_blocks, max_blocks * BLOCK, BLOCK, reuse)
 
 
-def start(subject: BlockPool, item: Sequence) -> list[object]:
+def start(subject: BlockPool, item: RunningRequest) -> list[object]:
     acquired = subject.acquire(item, item.length)
     assert acquired is not None
     item.row = acquired.row
@@ -113,7 +113,7 @@ class Memory:
         return self.tables[row][position // BLOCK], position % BLOCK
 
     @staticmethod
-    def wanted(item: Sequence, position: int) -> object:
+    def wanted(item: RunningRequest, position: int) -> object:
         if position < item.num_virtual:
             return ("p", position)
         index = position - item.num_virtual

@@ -9,17 +9,17 @@ import pytest
 import torch
 
 from inference_service.engine.core.request import SamplingParams
-from inference_service.engine.core.running_request import Sequence
+from inference_service.engine.core.running_request import RunningRequest
 from inference_service.engine.run.sampler import philox, sample, uniform
 
 VOCAB = 50
 
 
-def row(seed: int = 0, tokens: tuple[int, ...] = (1, 2), num_input: int | None = None, **sampling: Any) -> Sequence:
-    return Sequence("s", list(tokens), len(tokens) if num_input is None else num_input, SamplingParams(**sampling), seed)
+def row(seed: int = 0, tokens: tuple[int, ...] = (1, 2), num_input: int | None = None, **sampling: Any) -> RunningRequest:
+    return RunningRequest("s", list(tokens), len(tokens) if num_input is None else num_input, SamplingParams(**sampling), seed)
 
 
-def one(logits: torch.Tensor, sequence: Sequence, ends: frozenset[int] = frozenset()) -> int:
+def one(logits: torch.Tensor, sequence: RunningRequest, ends: frozenset[int] = frozenset()) -> int:
     return sample(logits[None], [sequence], [ends])[0].token_id
 
 

@@ -30,9 +30,9 @@ def create(store: JobStore, made: Record | None = None) -> Job:
     return store.create(made or record(), **LIMITS)
 
 
-def claim(store: JobStore, owner: str = "me", lease_seconds: float = 60.0, *, solo: bool = False) -> Record | None:
+def claim(store: JobStore, owner: str = "me", lease_seconds: float = 60.0, *, exclusive: bool = False) -> Record | None:
     now = time.time()
-    return store.claim("tiny", owner, now + lease_seconds, now, solo=solo)
+    return store.claim("tiny", owner, now + lease_seconds, now, exclusive=exclusive)
 
 
 def test_the_migrations_build_the_schema_that_the_code_uses(store: JobStore) -> None:
@@ -149,9 +149,9 @@ def test_a_job_that_needs_a_fresh_worker_is_claimed_only_for_one(store: JobStore
     taken = claim(store)
     assert taken is not None
     store.change(job.id, lambda old: transitions.separated(old, time.time()), attempt=1)
-    assert store.heads(time.time())[0].solo == 1
+    assert store.heads(time.time())[0].exclusive == 1
     assert claim(store) is None
-    again = claim(store, solo=True)
+    again = claim(store, exclusive=True)
     assert again is not None
     assert (again.job.id, again.job.attempt) == (job.id, 2)
 

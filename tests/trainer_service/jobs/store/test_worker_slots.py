@@ -14,7 +14,7 @@ import pytest
 from sqlalchemy import select
 
 from tests.trainer_service.builders import record, spec
-from tests.trainer_service.jobs.conftest import Service
+from tests.trainer_service.job_service import Service
 from tests.trainer_service.postgres import Postgres
 from tests.trainer_service.scripted import ScriptedTrainer
 from trainer_service.database import schema

@@ -5,13 +5,10 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-import uuid
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-import pytest
 
 from shared.errors import NotFound
 from shared.store.local import LocalBackend
@@ -110,18 +107,7 @@ class Service:
 
     async def crash(self) -> None:
         """As if the process were killed: nothing is said to the store any more, and its lock is free."""
-        dispatcher, publications = self.manager._dispatcher, self.manager._publisher._publications.values()
-        tasks = [dispatcher._task, dispatcher._leases._task, *dispatcher._errands._tasks.values(), *(made.task for made in publications)]
-        for follower in dispatcher._followers.values():
-            follower._finish = _nothing  # type: ignore[method-assign,assignment]
-            tasks += [follower._task, *follower._giving.values()]
-        running = [task for task in tasks if task is not None]
-        for task in running:
-            task.cancel()
-        await asyncio.gather(*running, return_exceptions=True)
-        await self.pool.close()
-        self.manager._context.close()
-        self.store.close()
+        await self.manager.abandon()
         self.manager = None  # type: ignore[assignment]
 
     async def drain(self) -> None:
@@ -145,27 +131,3 @@ class Service:
     def versions(self, prompt: str) -> list[int]:
         record = self.prompt_store.refresh().prompts.get(prompt)
         return sorted(record.versions) if record else []
-
-
-async def _nothing(*_: object) -> None:
-    return None
-
-
-@pytest.fixture
-async def service(tmp_path: Path) -> AsyncIterator[Service]:
-    """Not started; drained at the end if it was."""
-    made = Service(tmp_path)
-    yield made
-    await made.drain()
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[JobStore]:
-    """An empty job store, on each database."""
-    if request.param == "sqlite":
-        url = f"sqlite:///{tmp_path / 'jobs.sqlite3'}"
-    else:
-        url = request.getfixturevalue("postgres").create_database(f"test_{uuid.uuid4().hex}")
-    opened = JobStore.open(url)
-    yield opened
-    opened.close()
