@@ -13,7 +13,7 @@ from prompttuning.v1 import prompts_pb2 as pb
 from shared.errors import DeadlineExceeded, NotFound, PreconditionFailed
 from shared.prompt.manifest import utc_now
 from shared.store import LoadedVersion, PromptStore, RefusedVersion, ReplicaRecord, open_store
-from shared.store import supervisor as follower_module
+from shared.store import follower as follower_module
 from softprompt import AsyncClient
 from tests.trainer_service.conftest import RunningTrainer, refused
 from tests.trainer_service.test_prompt_service import MATRIX, publish

@@ -18,7 +18,7 @@ from prompttuning.v1 import tuning_pb2 as pb
 from safetensors.torch import save
 
 from shared.security.tokens import hash_token, new_token
-from tests.rpc_outcome import Publication, outcome_of
+from tests.rpc_outcome import Outcome, outcome_of
 from tests.shared.store_copy import copy_without
 from tests.trainer_service.conftest import RunningTrainer, running_trainer
 from tests.trainer_service.requests import json_lines, tuning_spec, upload_of
@@ -51,7 +51,7 @@ class Pair:
 
     async def same(
         self, method: str, request: Any, token: str = SUPPORT, masked: tuple[str, ...] = LOAD, num_answers: int = 1000
-    ) -> Publication:
+    ) -> Outcome:
         def service(trainer: RunningTrainer) -> Any:
             return trainer.tuning if hasattr(trainer.tuning, method) else trainer.prompts
 
