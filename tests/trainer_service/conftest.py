@@ -118,6 +118,15 @@ def settings(tmp_path: Path, tiny_model_dir: Path) -> TrainerSettings:
     )
 
 
+@pytest.fixture(params=["sqlite", "postgresql"])
+def stored_settings(request: pytest.FixtureRequest, settings: TrainerSettings) -> TrainerSettings:
+    """`settings`, with each kind of job database."""
+    if request.param == "sqlite":
+        return settings
+    url = request.getfixturevalue("postgres").create_database(f"test_{uuid.uuid4().hex}")
+    return settings.model_copy(update={"database_url": url})
+
+
 @pytest.fixture
 async def trainer(settings: TrainerSettings) -> AsyncIterator[RunningTrainer]:
     async with running_trainer(settings) as running:
