@@ -55,7 +55,7 @@ RUN --mount=type=secret,id=pip_conf,target=/run/secrets/pip.conf \
     --mount=type=secret,id=ca_bundle,target=/run/secrets/ca.crt \
     if [ -s /run/secrets/ca.crt ]; then export PIP_CERT=/run/secrets/ca.crt; fi; \
     /build/tools/bin/pip install --constraint constraints.txt hatchling
-COPY pyproject.toml README.md LICENSE /build/source/
+COPY pyproject.toml hatch_build.py README.md LICENSE /build/source/
 COPY protos /build/source/protos
 COPY shared /build/source/shared
 COPY trainer_service /build/source/trainer_service
@@ -109,7 +109,7 @@ LABEL org.opencontainers.image.title="softprompt-inference" \
 COPY --from=inference-build /opt/softprompt /opt/softprompt
 ENV SOFTPROMPT_INFERENCE_HOST=0.0.0.0 SOFTPROMPT_INFERENCE_PORT=50052 SOFTPROMPT_INFERENCE_METRICS_PORT=9092
 EXPOSE 50052 9092
-CMD ["python", "-m", "inference_service"]
+CMD ["softprompt-inference"]
 
 FROM runtime AS trainer
 LABEL org.opencontainers.image.title="softprompt-trainer" \
@@ -117,4 +117,4 @@ LABEL org.opencontainers.image.title="softprompt-trainer" \
 COPY --from=trainer-build /opt/softprompt /opt/softprompt
 ENV SOFTPROMPT_TRAINER_HOST=0.0.0.0 SOFTPROMPT_TRAINER_PORT=50051 SOFTPROMPT_TRAINER_METRICS_PORT=9091 RAY_USAGE_STATS_ENABLED=0
 EXPOSE 50051 9091
-CMD ["python", "-m", "trainer_service"]
+CMD ["softprompt-trainer"]

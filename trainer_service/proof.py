@@ -40,7 +40,7 @@ class Prover:
             return await self._ask(model_dir, blob)
 
     async def _ask(self, model_dir: Path, blob: bytes) -> tuple[GoldenRecord, ...]:
-        command = (sys.executable, "-m", "trainer_service.proof_process", str(model_dir))
+        command = (sys.executable, "-m", f"{__package__}.proof_process", str(model_dir))
         pipe = asyncio.subprocess.PIPE
         process = await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe, stderr=pipe)
         try:

@@ -33,7 +33,7 @@ def run_service(
 
     Returns the exit code: 0 after a drain, 78 for bad settings, 1 for an error.
     """
-    program = f"python -m {settings_class.__module__.partition('.')[0]}"
+    program = f"python -m {settings_class.__module__.rpartition('.')[0]}"
     parser = argparse.ArgumentParser(program, description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.epilog = "Settings come from the environment:\n\n" + describe_settings(settings_class)
     parser.parse_args()

@@ -7,11 +7,12 @@ import stat
 import tempfile
 from pathlib import Path
 
+import platformdirs
+
 
 def user_cache() -> Path:
-    """`softprompt` in the user's cache directory (XDG: unless `$XDG_CACHE_HOME` is absolute, ~/.cache)."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    return (cache if cache.is_absolute() else Path.home() / ".cache") / "softprompt"
+    """`softprompt` in the user's cache directory: on Linux in $XDG_CACHE_HOME or ~/.cache, on macOS in ~/Library/Caches."""
+    return platformdirs.user_cache_path("softprompt", appauthor=False)
 
 
 def ensure_home() -> None:
@@ -21,7 +22,7 @@ def ensure_home() -> None:
         Path.home()
         return
     except RuntimeError:
-        folder = Path(tempfile.gettempdir()) / f"softprompt-home-{os.getuid()}"
+        folder = Path(tempfile.gettempdir()) / f"softprompt-home-{getattr(os, 'getuid', lambda: 0)()}"
     try:
         private_folder(folder)
     except (OSError, RuntimeError):  # another user was there first

@@ -11,6 +11,7 @@ from softprompt.cli.failures import EXIT_INTERRUPTED, Failure
 from softprompt.cli.models import pull_with_progress
 from softprompt.cli.options import example
 from softprompt.cli.output import stderr, stdout
+from softprompt.cli.requirements import require
 
 
 def register(app: typer.Typer) -> None:
@@ -22,6 +23,7 @@ def demo(
     model: Annotated[str, typer.Option(help="Base model: a catalogued one (pulled if need be), a directory, or a hub id.")] = "",
 ) -> None:
     """Train a prompt, serve it, and swap a better version in under load. Takes a few minutes; Ctrl-C leaves nothing behind."""
+    require("trainer", "inference", "plot")
     from softprompt.demo.plan import DemoPlan
     from softprompt.demo.promises import PromiseBroken
     from softprompt.demo.run import run_demo

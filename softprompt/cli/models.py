@@ -9,6 +9,7 @@ import typer
 
 from softprompt.cli.options import JsonOption, example
 from softprompt.cli.output import print_json, stderr
+from softprompt.cli.requirements import require
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -31,6 +32,7 @@ def pull(
     as_json: JsonOption = False,
 ) -> None:
     """Get base models, each once; prints their directories. A model is stored under its ID, else under the last part of its name."""
+    require("inference")
     from softprompt.model_names import parse_models
 
     for model in parse_models(names):
@@ -44,6 +46,7 @@ def pull(
 @app.command(epilog=example("softprompt models fingerprint ./models/my-model"))
 def fingerprint(directory: Annotated[Path, typer.Argument(help="A model directory with config.json and *.safetensors.")]) -> None:
     """Hash a model directory once and write the fingerprint into it, for images and volumes that are mounted read-only."""
+    require("inference")
     from shared.errors import InvalidInput
     from shared.model import fingerprint as fingerprints
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -19,6 +20,17 @@ InferenceOption = Annotated[
     typer.Option("--inference", envvar=INFERENCE_VARIABLE, metavar="HOST:PORT", help="The inference service [127.0.0.1:50052]."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for scripts (one object a line).")]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"softprompt {version('softprompt')}")
+        raise typer.Exit
+
+
+VersionOption = Annotated[
+    bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_print_version, show_default=False)
+]
 
 
 def open_client(trainer: str | None = None, inference: str | None = None) -> Client:

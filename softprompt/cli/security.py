@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from softprompt.cli.options import VersionOption
+
 if TYPE_CHECKING:
     from softprompt.client.security import ClientSecurity
 
@@ -36,6 +38,7 @@ def options(
     token_file: Annotated[
         str | None, typer.Option(metavar="FILE", help="File with the bearer token (SOFTPROMPT_TOKEN_FILE; or SOFTPROMPT_TOKEN itself).")
     ] = None,
+    version: VersionOption = False,
 ) -> None:
     said = {
         "tls": tls,

@@ -11,6 +11,7 @@ from softprompt.cli.failures import Failure
 from softprompt.cli.models import pull_with_progress
 from softprompt.cli.options import JsonOption, example
 from softprompt.cli.output import print_json, show, stderr
+from softprompt.cli.requirements import require
 from softprompt.endpoints import DEFAULT_INFERENCE_PORT, DEFAULT_TRAINER_PORT, INFERENCE_VARIABLE, TRAINER_VARIABLE
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ def up(
     as_json: JsonOption = False,
 ) -> None:
     """Start both services here; Ctrl-C stops them. Their logs go to stderr, the endpoints to stdout."""
+    require("trainer", "inference")
     from softprompt.local.interrupts import Interrupted, run_interruptible
     from softprompt.local.process import ServiceFailed
     from softprompt.local.services import LocalConfig, LocalServices

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import grpc
 
-from shared.config import is_loopback
 from shared.errors import InvalidInput
+from shared.loopback import is_loopback
 from shared.process.user_cache import expanded
 from shared.security.watched_file import WatchedFile
 

@@ -5,12 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+_PACKAGE = Path(__file__).resolve().parents[1]
+_EXAMPLES = "examples/product-descriptions"
+
 
 @dataclass(frozen=True)
 class DemoPlan:
     model: str = "smollm2-135m-instruct"
     prompt: str = "product-descriptions"
-    examples_dir: Path = Path(__file__).resolve().parents[2] / "examples" / "product-descriptions"
+    examples_dir: Path = _PACKAGE / _EXAMPLES if (_PACKAGE / _EXAMPLES).is_dir() else _PACKAGE.parent / _EXAMPLES
+    """Inside the package in the wheel, beside it in a checkout."""
     template: str = "{input}\ndescription:"
     num_virtual_tokens: int = 20
     batch_size: int = 8

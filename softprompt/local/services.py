@@ -10,6 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from shared.package_names import package_name
 from softprompt.local.leftovers import RUN_VARIABLE, kill, processes_of, wait_until_gone
 from softprompt.local.process import LogSink, Ready, ServiceFailed, ServiceProcess
 
@@ -124,7 +125,7 @@ class LocalServices:
         for name, environment in settings.items():
             ready_file = directory / f"{name}.json"
             marks = {RUN_VARIABLE: self.run, f"SOFTPROMPT_{name.upper()}_READY_FILE": str(ready_file)}
-            process = ServiceProcess(name, f"{name}_service", {**environment, **marks}, ready_file, self._log)
+            process = ServiceProcess(name, package_name(f"{name}_service"), {**environment, **marks}, ready_file, self._log)
             self._processes.append(process)
             await process.start()
         try:

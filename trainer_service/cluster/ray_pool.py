@@ -36,7 +36,7 @@ _PIECE_BYTES = 1 << 20
 
 _NODE_ID = "ray.io/node-id"
 """A label that Ray gives every node."""
-_ACTOR_MODULE = "trainer_service.cluster.ray_actor"
+_ACTOR_MODULE = f"{__package__}.ray_actor"
 _NEEDS_LESS = "shorter examples or fewer virtual tokens need less memory, or give workers more"
 
 

@@ -158,7 +158,7 @@ class Database:
 
     def _migrate(self) -> None:
         config = Config()
-        config.set_main_option("script_location", "trainer_service.database:migrations")
+        config.set_main_option("script_location", f"{__package__}:migrations")
         config.set_main_option("path_separator", "os")
         with self.write() as connection:
             if not self.is_sqlite:
