@@ -45,8 +45,8 @@ RUN --mount=type=secret,id=pip_conf,target=/run/secrets/pip.conf \
     python3 requirements.py common > common.txt \
     && /build/tools/bin/pip --python /opt/softprompt/bin/python install --constraint constraints.txt --requirement common.txt
 
-# The project's own packages, without their dependencies: a change of the code rebuilds only from here. The C sources are compiled here,
-# because the final images have no compiler.
+# The project's own packages, without their dependencies: a change of the code rebuilds only from here. Building the
+# wheel compiles its C, because no image has a compiler.
 FROM build AS wheel
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends gcc=4:12.* libc6-dev=2.36-* \
@@ -62,8 +62,7 @@ COPY trainer_service /build/source/trainer_service
 COPY inference_service /build/source/inference_service
 COPY softprompt /build/source/softprompt
 WORKDIR /build/source
-RUN /opt/softprompt/bin/python -W ignore -m shared.native_code inference_service/engine/native_kernels.c trainer_service/training/native_kernels.c \
-    && /build/tools/bin/pip wheel --no-deps --no-index --no-build-isolation --wheel-dir /build/wheels .
+RUN /build/tools/bin/pip wheel --no-deps --no-index --no-build-isolation --wheel-dir /build/wheels .
 
 FROM build AS inference-build
 COPY --from=wheel /build/wheels /build/wheels

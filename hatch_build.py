@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import ast
 import re
+import runpy
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -46,12 +47,20 @@ class WheelLayout(BuildHookInterface[Any]):
             self._folder = tempfile.TemporaryDirectory(prefix="softprompt-wheel-")
             package = Path(self._folder.name) / HOME
             stage(Path(self.root), package)
+            if not compile_kernels(package / "shared" / "kernels", build_data):
+                self.app.display_warning("no compiled kernels in this wheel: they need gcc on Linux, x86_64")
             build_data["force_include"][str(package)] = HOME
 
     def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:
         """Called after the build."""
         if version != "editable":
             self._folder.cleanup()
+
+
+def compile_kernels(package: Path, build_data: dict[str, Any]) -> bool:
+    """Whether the kernels could be compiled into `package`, the staged `shared/kernels`. Sets the wheel's platform if so."""
+    compiled: bool = runpy.run_path(str(package / "build.py"))["add_to_wheel"](build_data)
+    return compiled
 
 
 def stage(root: Path, package: Path) -> None:

@@ -11,9 +11,9 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from inference_service.engine.core.config import LENGTH_SETTING, EngineConfig
 from inference_service.engine.core.request import Limits
-from inference_service.engine.linear_choice import LinearKernel
 from inference_service.limits import RequestLimits
 from shared.config import ServerSettings, settings_config
+from shared.kernels.serving_linear import LinearKernel
 from shared.model.base_model import Device, DType
 from shared.names import NAME_PATTERN
 from shared.prompt.manifest import SamplingDefaults

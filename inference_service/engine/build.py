@@ -10,7 +10,6 @@ import torch
 
 from inference_service.engine import self_check
 from inference_service.engine.core.config import EngineConfig
-from inference_service.engine.faster_modules import speed_up
 from inference_service.engine.kv.blocks import BlockPool
 from inference_service.engine.kv.cache_layout import layer_shapes
 from inference_service.engine.kv.kv_cache import LayerShape, RowKVCache
@@ -25,6 +24,7 @@ from inference_service.engine.run.paged_runner import PagedRunner
 from inference_service.engine.run.varlen_kernel import VarlenKernel, find_kernel
 from inference_service.engine.scheduler import Scheduler
 from shared.errors import PreconditionFailed
+from shared.kernels.replace_modules import speed_up_serving
 from shared.model.base_model import BaseModel
 from shared.model.causality import check_causal
 from shared.process.free_memory import free_bytes
@@ -76,7 +76,7 @@ def _rows(base: BaseModel, config: EngineConfig, shapes: list[LayerShape], expec
     plan = plan_memory(config, bytes_per_token, base.info.max_positions, _free_bytes(base, config))
     cache = RowKVCache(shapes, config.max_running + 1, plan.max_length, base.dtype, base.device)
     pool = RowPool(config.max_running, plan.max_blocks, plan.max_length, config.reuse_text_prefixes, config.reuse_across_tenants)
-    speed_up(base.model, base.device, base.dtype, config.linear_kernel)
+    speed_up_serving(base.model, base.device, base.dtype, config.linear_kernel)
     runner: Runner = ModelRunner(base, cache) if packed else row_runner.RowRunner(base, cache)
     _check(base, runner, plan.max_length, expected)
     prefixes = PrefixCache(plan.prefix_bytes)
@@ -92,7 +92,7 @@ def _paged(base: BaseModel, config: EngineConfig, shapes: list[LayerShape], expe
     pool = BlockPool(
         config.max_running, plan.max_blocks, plan.max_length, block_tokens, config.reuse_text_prefixes, config.reuse_across_tenants
     )
-    speed_up(base.model, base.device, base.dtype, config.linear_kernel)
+    speed_up_serving(base.model, base.device, base.dtype, config.linear_kernel)
     runner = PagedRunner(base, cache, kernel)
     _check(base, runner, plan.max_length, expected)
     if kernel is not None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from inference_service.engine.core.request import LIMITS, Limits
-from inference_service.engine.linear_choice import LinearKernel
 from shared.errors import FieldViolation, InvalidInput
+from shared.kernels.serving_linear import LinearKernel
 
 LENGTH_SETTING = "the setting SOFTPROMPT_INFERENCE_MAX_LENGTH"
 

@@ -15,8 +15,8 @@ from typing import Any, Protocol
 import torch
 import torch.nn.functional as F
 
-from inference_service.engine import native_modules
 from inference_service.engine.kv.kv_cache import KVCache
+from shared.kernels import ops
 
 
 class ChunkLike(Protocol):
@@ -183,11 +183,11 @@ class CachedAttention:
             attend = _Explicit(softcap, s_aux)
         heads, kv_heads, decodes = query.shape[1], value.shape[1], layout.num_decodes
         pieces: list[torch.Tensor] = []
-        native = attend is F.scaled_dot_product_attention and native_modules.can_attend(keys, values)
+        native = attend is F.scaled_dot_product_attention and ops.can_attend(keys, values)
         if first := layout.rows.shape[0] if native else decodes:
             new = (query[0, :, :first].transpose(0, 1), key[0, :, :first].transpose(0, 1), value[0, :, :first].transpose(0, 1))
             if native:
-                pieces.append(native_modules.attend(*new, keys, values, layout.rows, layout.positions, window, scaling))
+                pieces.append(ops.cached_attention(*new, keys, values, layout.rows, layout.positions, window, scaling))
             else:
                 pieces.append(self._attend_runs(attend, layout, *new, keys, values, window, scaling))
         for stretch in layout.stretches:

@@ -7,16 +7,16 @@ from typing import Any
 import pytest
 import torch
 
+from shared.kernels.replace_modules import speed_up_training
 from shared.model.base_model import load
 from shared.model.precision import computed_in
-from trainer_service.training.attention.forward import speed_up
 
 
 @pytest.mark.parametrize("speedy", [False, True])
 def test_it_is_what_the_model_computes_with_converted_weights(tiny_model_dir: Any, speedy: bool) -> None:
     base = load(tiny_model_dir, dtype="bfloat16", device="cpu")
     before = {name: (value.data_ptr(), value.clone()) for name, value in base.model.state_dict().items()}
-    replaced = speed_up(base) if speedy else []
+    replaced = speed_up_training(base.model, base.device) if speedy else []
     inputs = torch.randn(1, 9, base.info.hidden_size, generator=torch.Generator().manual_seed(0))
     with torch.no_grad(), computed_in(base.model, torch.float32):
         found = base.model(inputs_embeds=inputs).logits

@@ -113,7 +113,7 @@ def test_memory_of_a_row_is_quadratic_only_where_scores_are_written_out(monkeypa
     assert bytes_per_pair(eager, PackedForward(eager)) == 4 * 4 * 3, "heads, float32, three at a time"
     assert bytes_per_pair(eager, PlainForward(eager)) == 4 * 4 * 2 * 2, "heads, float32, scores and weights, layers"
     assert bytes_per_pair(BASE, PlainForward(BASE)) == 0, "PyTorch's fused attention"
-    monkeypatch.setattr(budget_module.native_kernels, "takes", lambda tensor, width: False)
+    monkeypatch.setattr(budget_module.ops, "takes", lambda tensor, width: False)
     assert bytes_per_pair(BASE, PackedForward(BASE)) == 4 * 4 * 3, "a device without compiled kernels"
 
 

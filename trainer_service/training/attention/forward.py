@@ -14,17 +14,13 @@ from typing import Any, Protocol
 import torch
 
 from shared.errors import PreconditionFailed
+from shared.kernels.replace_modules import restore, speed_up_training
 from shared.model.base_model import BaseModel
 from shared.model.causality import check_causal
 from trainer_service.training.attention.last_layer import last_mlp, only_at
 from trainer_service.training.attention.packing import Row, Segment, num_packed_tokens, pack
 from trainer_service.training.attention.prefix_attention import packed_attention
 from trainer_service.training.attention.row_memory import RowMemory
-from trainer_service.training.frozen_linear import faster_linear
-from trainer_service.training.frozen_mlp import faster_mlp
-from trainer_service.training.frozen_modules import replace, restore
-from trainer_service.training.frozen_norm import faster_norm
-from trainer_service.training.rotary import replace_rotary
 
 log = logging.getLogger(__name__)
 
@@ -110,13 +106,6 @@ class PlainForward:
         return len(rows) * (num_virtual_tokens + max((len(row.tokens) for row in rows), default=0))
 
 
-def speed_up(base_model: BaseModel) -> list[torch.nn.Module]:
-    """Give modules of the model a faster forward, in place; which ones. On other devices than the CPU there is nothing to win."""
-    if base_model.device.type != "cpu":
-        return []
-    return [*replace(base_model.model, (faster_norm, faster_mlp, faster_linear)), *replace_rotary(base_model.model)]
-
-
 def choose_forward(base_model: BaseModel) -> Forward:
     """The packed path if it gives what the plain one gives on this model, else the plain one. Speeds up the model for the former.
 
@@ -134,7 +123,8 @@ def choose_forward(base_model: BaseModel) -> Forward:
     if _has_chunked_attention(base_model.model.config):
         return plain
     tolerance = _TOLERANCE.get(base_model.dtype, 0.1)
-    for replaced in (speed_up(base_model), []):  # if it fails with faster modules, once more with the model's own
+    faster = speed_up_training(base_model.model, base_model.device)
+    for replaced in (faster, []):  # if it fails with faster modules, once more with the model's own
         for packed in (PackedForward(base_model), PackedForward(base_model, split=False)):
             try:
                 logits, packed_gradient = _logits_and_gradient(packed, segments, prompt)

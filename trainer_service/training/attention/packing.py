@@ -16,6 +16,8 @@ from functools import cached_property
 
 import torch
 
+from shared.kernels.ops import Spans
+
 PADDING_RATIO, PADDING_SLACK = 1.25, 8  # a tile's longest row may exceed its shortest by this
 ITEM_TOKENS = 64  # of rows that one thread of the compiled kernels takes at a time: 48 to 128 are equal, less has more to prepare
 
@@ -90,20 +92,8 @@ class Layout:
 
     @cached_property
     def spans(self) -> Spans:
+        """What the compiled kernels read instead of tiles, without padding."""
         return _spans(self.shared, self.rows)
-
-
-@dataclass(frozen=True)
-class Spans:
-    """What the compiled kernels read instead of tiles, without padding: int64, on the CPU."""
-
-    items: torch.Tensor
-    """[items, 5] first shared position (-1: none), shared length, first row, rows, sum of the shared lengths of the items before"""
-    rows: torch.Tensor
-    """[rows, 2] first packed position, length"""
-    num_tokens: int
-    num_partial: int
-    """Sum of the shared lengths of all items."""
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from transformers import AttentionInterface
 
-from trainer_service.training import native_kernels
+from shared.kernels import ops
 from trainer_service.training.attention.packing import Layout, Tile
 
 NAME = "softprompt_prefix"
@@ -77,11 +77,11 @@ class NativePrefixAttention(torch.autograd.Function):
     @staticmethod
     def fits(query: torch.Tensor, value: torch.Tensor, rule: Rule) -> bool:
         same = query.shape[-1] == value.shape[-1] and query.dtype == value.dtype
-        return same and rule.softcap is None and rule.sinks is None and native_kernels.takes(query, query.shape[-1])
+        return same and rule.softcap is None and rule.sinks is None and ops.takes(query, query.shape[-1])
 
     @staticmethod
     def forward(ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: Layout, rule: Rule) -> torch.Tensor:
-        out, log_sums = native_kernels.attention(query, key, value, layout.spans, rule.scale, rule.window)
+        out, log_sums = ops.packed_attention(query, key, value, layout.spans, rule.scale, rule.window)
         ctx.save_for_backward(query, key, value, log_sums)
         ctx.layout, ctx.rule = layout, rule
         return out
@@ -90,7 +90,7 @@ class NativePrefixAttention(torch.autograd.Function):
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         query, key, value, log_sums = ctx.saved_tensors
         rule = ctx.rule
-        found = native_kernels.attention_backward(grads[0], query, key, value, log_sums, ctx.layout.spans, rule.scale, rule.window)
+        found = ops.packed_attention_backward(grads[0], query, key, value, log_sums, ctx.layout.spans, rule.scale, rule.window)
         return *found, None, None
 
 

@@ -9,9 +9,10 @@ import torch
 from peft import PromptTuningConfig, TaskType, get_peft_model
 
 from shared.errors import PreconditionFailed
+from shared.kernels import library
 from shared.model.base_model import BaseModel
 from tests.trainer_service.training.models import ARCHITECTURES, build
-from trainer_service.training import compute, native_kernels
+from trainer_service.training import compute
 from trainer_service.training.attention import prefix_attention
 from trainer_service.training.attention.forward import PackedForward, PlainForward, choose_forward
 from trainer_service.training.attention.packing import Row, Segment
@@ -60,7 +61,7 @@ def _one_at_a_time(base: BaseModel, segments: list[Segment]) -> torch.Tensor:
 
 @pytest.fixture
 def without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native_kernels, "load", lambda: None)
+    monkeypatch.setattr(library, "load", lambda: None)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -68,7 +69,7 @@ def without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_packed_logits_and_gradients_equal_one_row_at_a_time(architecture: str, compiled: bool, request: pytest.FixtureRequest) -> None:
     if not compiled:
         request.getfixturevalue("without_kernels")
-    elif native_kernels.load() is None:
+    elif library.load() is None:
         pytest.skip("no compiled kernels on this machine")
     base, rng = build(architecture), random.Random(0)
     prompts = _prompts(base, 12, 3)

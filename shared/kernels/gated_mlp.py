@@ -1,7 +1,7 @@
-"""A frozen gated MLP, `down(silu(gate(x)) * up(x))` (SwiGLU, Shazeer 2020, arXiv:2002.05202), as one function with a written gradient.
+"""A frozen gated MLP, `down(silu(gate(x)) * up(x))` (SwiGLU, Shazeer 2020, arXiv:2002.05202), with a written gradient.
 
-Its products are the model's own; what is between them takes one pass over memory each way instead of seven, and only `gate(x)` and `up(x)`
-are kept for the backward pass.
+The products are `training_linear`'s; what is between them takes one pass over memory each way instead of seven, and
+only `gate(x)` and `up(x)` are kept for the backward pass.
 """
 
 from __future__ import annotations
@@ -12,34 +12,34 @@ from typing import Any
 import torch
 from torch import nn
 
-from trainer_service.training import native_kernels
-from trainer_service.training.frozen_linear import backward_product, forward_product
-from trainer_service.training.frozen_modules import Replacement
+from shared.kernels import ops
+from shared.kernels.prove import Replacement
+from shared.kernels.training_linear import backward_product, forward_product
 
 
 class FrozenGatedMLP(torch.autograd.Function):
-    """x [..., width], gate and up [inner, width], down [width, inner] -> like x. The weights get no gradient."""
+    """x `[..., width]`, gate and up `[inner, width]`, down `[width, inner]` -> like x. The weights get no gradient."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, gate: torch.Tensor, up: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
         gates, ups = forward_product(x, gate), forward_product(x, up)
         ctx.save_for_backward(gates, ups, gate, up, down)
-        return forward_product(native_kernels.swiglu(gates, ups), down)
+        return forward_product(ops.swiglu(gates, ups), down)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         gates, ups, gate, up, down = ctx.saved_tensors
-        dgates, dups = native_kernels.swiglu_backward(backward_product((grads[0], down)), gates, ups)
+        dgates, dups = ops.swiglu_backward(backward_product((grads[0], down)), gates, ups)
         return backward_product((dgates, gate), (dups, up)), None, None, None
 
 
 def faster_mlp(module: nn.Module) -> Replacement | None:
-    """Of a module with a gate, an upward and a downward projection; whether it computes the above is for the proof to tell."""
+    """For a module with frozen gate, up and down projections without bias, where the compiled kernels are available."""
     linears: list[Any] = [getattr(module, name, None) for name in ("gate_proj", "up_proj", "down_proj")]
     if not all(type(linear) is nn.Linear and _is_frozen_matrix(linear) for linear in linears):
         return None
     weights: list[torch.Tensor] = [linear.weight.detach() for linear in linears]
-    if not native_kernels.takes(weights[0], weights[0].shape[0]):
+    if not ops.takes(weights[0], weights[0].shape[0]):
         return None
     return Replacement([partial(_forward, weights)], weights[0].shape[1], weights[0].dtype)
 
@@ -50,5 +50,4 @@ def _is_frozen_matrix(linear: nn.Linear) -> bool:
 
 
 def _forward(weights: list[torch.Tensor], x: torch.Tensor) -> torch.Tensor:
-    result: torch.Tensor = FrozenGatedMLP.apply(x, *weights)  # type: ignore[no-untyped-call]
-    return result
+    return FrozenGatedMLP.apply(x, *weights)  # type: ignore[no-any-return, no-untyped-call]

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
+from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
+from shared.kernels import library
+from shared.kernels.norm import faster_norm, rms_norm
+from shared.kernels.replace_modules import replace, speed_up_serving
 from tests.trainer_service.training.models import build
-from trainer_service.training import frozen_norm, native_kernels
-from trainer_service.training.frozen_modules import replace
-from trainer_service.training.frozen_norm import faster_norm
 
 
 @pytest.fixture(params=["compiled", "torch"], autouse=True)
 def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.param == "torch":
-        monkeypatch.setattr(native_kernels, "load", lambda: None)
-    elif native_kernels.load() is None:
+        monkeypatch.setattr(library, "load", lambda: None)
+    elif library.load() is None:
         pytest.skip("no compiled kernels on this machine")
 
 
@@ -23,7 +26,7 @@ def test_value_and_gradient_equal_autograd() -> None:
     hidden = torch.randn(3, 5, 64, dtype=torch.float32, requires_grad=True)
     weight, upstream = torch.randn(64), torch.randn(3, 5, 64)
     reference = hidden * (hidden.square().mean(-1, keepdim=True) + 1e-5).rsqrt() * weight
-    found = frozen_norm._forward(weight, 1e-5, hidden)
+    found = rms_norm(weight, 1e-5, hidden)
     torch.testing.assert_close(found, reference)
     torch.testing.assert_close(
         torch.autograd.grad(found, hidden, upstream)[0], torch.autograd.grad(reference, hidden, upstream)[0], rtol=1e-4, atol=1e-5
@@ -64,3 +67,28 @@ def test_a_module_that_computes_something_else_is_left_alone() -> None:
             return hidden * self.weight
 
     assert not replace(OddRMSNorm(), [faster_norm])
+
+
+@torch.no_grad()
+def test_serving_replaces_the_same_norms() -> None:
+    module = nn.ModuleDict({"llama": LlamaRMSNorm(64), "gemma": Gemma2RMSNorm(64)}).requires_grad_(False)
+    x = torch.randn(2, 3, 64)
+    for norm in module.values():
+        nn.init.normal_(norm.weight)
+    expected = {name: norm(x) for name, norm in module.items()}
+    speed_up_serving(module, torch.device("cpu"), torch.float32)
+    for name, norm in module.items():
+        assert "forward" in vars(norm)
+        torch.testing.assert_close(norm(x), expected[name])
+
+
+@torch.no_grad()
+def test_bfloat16_is_rounded_once() -> None:
+    norm = LlamaRMSNorm(48).bfloat16().requires_grad_(False)
+    nn.init.normal_(norm.weight)
+    assert replace(norm, [faster_norm]) == [norm]
+    x = torch.randn(2, 3, 48).bfloat16() * 5
+    x[0, 1] = 0
+    exact = nn.functional.rms_norm(x.double(), (48,), norm.weight.double(), norm.variance_epsilon)
+    torch.testing.assert_close(norm(x).double(), exact, rtol=2**-8, atol=1e-30)
+    torch.testing.assert_close(norm(x.transpose(0, 1)).double(), exact.transpose(0, 1), rtol=2**-8, atol=1e-30)

@@ -7,19 +7,19 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from shared.kernels import training_linear
+from shared.kernels.replace_modules import replace
+from shared.kernels.training_linear import FrozenLinear, backward_product, faster_linear, forward_product
 from tests.trainer_service.training.models import build
-from trainer_service.training import frozen_linear
-from trainer_service.training.frozen_linear import FrozenLinear, backward_product, faster_linear, forward_product
-from trainer_service.training.frozen_modules import replace
 
 
 @pytest.fixture
 def pays(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(frozen_linear, "_pays", lambda dtype, device: dtype == torch.bfloat16)
+    monkeypatch.setattr(training_linear, "_pays", lambda dtype, device: dtype == torch.bfloat16)
 
 
 @pytest.mark.usefixtures("pays")
-@pytest.mark.parametrize("rows", [frozen_linear.MIN_ROWS - 1, frozen_linear.MIN_ROWS])
+@pytest.mark.parametrize("rows", [training_linear.MIN_ROWS - 1, training_linear.MIN_ROWS])
 @pytest.mark.parametrize("with_bias", [True, False])
 def test_value_and_gradient(rows: int, with_bias: bool) -> None:
     torch.manual_seed(0)
@@ -46,9 +46,9 @@ def test_sums_of_products_are_rounded_once() -> None:
 def test_large_heads_are_not_widened(monkeypatch: pytest.MonkeyPatch) -> None:
     widened = list[torch.dtype]()
     monkeypatch.setattr(F, "linear", lambda x, weight, bias=None: widened.append(x.dtype) or x @ weight.T)
-    x, weight = torch.randn(frozen_linear.MIN_ROWS, 16).bfloat16(), torch.randn(16, 16).bfloat16()
+    x, weight = torch.randn(training_linear.MIN_ROWS, 16).bfloat16(), torch.randn(16, 16).bfloat16()
     forward_product(x, weight)
-    monkeypatch.setattr(frozen_linear, "MAX_WIDENED", 255)
+    monkeypatch.setattr(training_linear, "MAX_WIDENED", 255)
     forward_product(x, weight)
     assert widened == [torch.float32, torch.bfloat16]
 
@@ -68,10 +68,10 @@ def test_only_frozen_layers_in_bfloat16_are_replaced() -> None:
 
 @pytest.mark.parametrize(("seconds", "expected"), [((1.0, 2.0), True), ((2.0, 1.0), False)])
 def test_whether_it_pays_is_measured(seconds: tuple[float, float], expected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(frozen_linear, "fastest", lambda *works: list(seconds))
-    frozen_linear._pays.cache_clear()
+    monkeypatch.setattr(training_linear, "best_seconds", lambda *works: list(seconds))
+    training_linear._pays.cache_clear()
     try:
-        assert frozen_linear._pays(torch.bfloat16, torch.device("cpu")) is expected
-        assert not frozen_linear._pays(torch.float32, torch.device("cpu"))
+        assert training_linear._pays(torch.bfloat16, torch.device("cpu")) is expected
+        assert not training_linear._pays(torch.float32, torch.device("cpu"))
     finally:
-        frozen_linear._pays.cache_clear()
+        training_linear._pays.cache_clear()

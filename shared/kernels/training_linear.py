@@ -1,7 +1,8 @@
-"""Products with frozen bfloat16 weights, computed in float32 where the processor multiplies that faster (see `precision`).
+"""Products with frozen bfloat16 weights, computed in float32 on processors that multiply float32 faster (measured).
 
-Weights and activations are kept in bfloat16, half the memory; for the time of one product its operands are widened. On a Xeon without AMX
-tiles that takes little more than half the time of the same product in bfloat16 (`make bench-kernels`), and its sums are rounded once.
+Weights and activations are kept in bfloat16, half the memory; the operands are widened for the time of one product. On
+a Xeon without AMX tiles that takes little more than half the time of the same product in bfloat16
+(`make bench-kernels`), and its sums are rounded once.
 """
 
 from __future__ import annotations
@@ -14,26 +15,27 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from trainer_service.training.frozen_modules import Replacement
-from trainer_service.training.precision import fastest
+from shared.kernels.prove import Replacement
+from shared.kernels.timing import best_seconds
 
 MIN_ROWS = 128
-"""For fewer, widening the weights takes longer than it saves."""
+"""With fewer rows, widening the weights takes longer than it saves."""
 MAX_WIDENED = 1 << 26
-"""256 MiB of float32. Only output heads of large vocabularies are larger; they stay as they are."""
+"""256 MiB of float32. Only output heads of large vocabularies are larger; they stay bfloat16."""
 
 
 def forward_product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """x [..., in], weight [out, in], bias [out] -> [..., out]"""
+    """x `[..., in]`, weight `[out, in]`, bias `[out]` -> `[..., out]`, in x's dtype."""
     return (widened_product if _is_widened(x, weight) else F.linear)(x, weight, bias)
 
 
 def widened_product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """The same as `forward_product`, always computed in float32."""
     return F.linear(x.float(), weight.float(), None if bias is None else bias.float()).to(x.dtype)
 
 
 def backward_product(*pairs: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-    """The sum of dy [..., out] times weight [out, in] over all pairs -> [..., in], like the first dy."""
+    """The sum of dy `[..., out]` times weight `[out, in]` over all pairs -> `[..., in]`, in the first dy's dtype."""
     first = pairs[0][0]
     widened = all(_is_widened(dy, weight) for dy, weight in pairs)
     dx: torch.Tensor | None = None
@@ -46,7 +48,7 @@ def backward_product(*pairs: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
 
 
 class FrozenLinear(torch.autograd.Function):
-    """x [..., in], weight [out, in], bias [out] or None -> [..., out]. Weight and bias get no gradient."""
+    """x `[..., in]`, weight `[out, in]`, bias `[out]` or None -> `[..., out]`. Weight and bias get no gradient."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
@@ -59,7 +61,7 @@ class FrozenLinear(torch.autograd.Function):
 
 
 def faster_linear(module: nn.Module) -> Replacement | None:
-    """Of a frozen bfloat16 layer, on a processor that multiplies float32 faster."""
+    """For a frozen bfloat16 layer, on a processor that multiplies float32 faster."""
     if type(module) is not nn.Linear or module.weight.requires_grad or not _pays(module.weight.dtype, module.weight.device):
         return None
     bias: torch.Tensor | None = module.bias
@@ -67,8 +69,7 @@ def faster_linear(module: nn.Module) -> Replacement | None:
 
 
 def _forward(weight: torch.Tensor, bias: torch.Tensor | None, x: torch.Tensor) -> torch.Tensor:
-    result: torch.Tensor = FrozenLinear.apply(x, weight, bias)  # type: ignore[no-untyped-call]
-    return result
+    return FrozenLinear.apply(x, weight, bias)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def _is_widened(x: torch.Tensor, weight: torch.Tensor) -> bool:
@@ -82,5 +83,5 @@ def _pays(dtype: torch.dtype, device: torch.device) -> bool:
     if dtype != torch.bfloat16 or device.type != "cpu":
         return False
     rows, weight = torch.ones(512, 512, dtype=dtype), torch.ones(512, 512, dtype=dtype)
-    widened, plain = fastest(lambda: widened_product(rows, weight), lambda: F.linear(rows, weight))
+    widened, plain = best_seconds(lambda: widened_product(rows, weight), lambda: F.linear(rows, weight))
     return widened < plain

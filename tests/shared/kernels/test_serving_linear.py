@@ -1,4 +1,4 @@
-"""Swapped modules compute what the originals did, and what doesn't fit is left alone."""
+"""Linear layers for serving compute what the originals did; the fastest kind is taken, or the named one."""
 
 from __future__ import annotations
 
@@ -6,16 +6,13 @@ import pytest
 import torch
 from torch import nn
 from transformers import LlamaConfig
-from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
-from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
+from transformers.models.llama.modeling_llama import LlamaMLP
 
-from inference_service.engine import linear_choice, native_kernels
-from inference_service.engine.faster_modules import JoinedPart, TorchRMSNorm, speed_up
-from inference_service.engine.half_linear import HalfLinear
-from inference_service.engine.linear_choice import KINDS, LinearKernel, choose_linear
-from inference_service.engine.native_modules import NativeRMSNorm, WideningLinear
-from inference_service.engine.packed_linear import PackedLinear
 from shared.errors import PreconditionFailed
+from shared.kernels import serving_linear
+from shared.kernels.joined_projections import JoinedPart
+from shared.kernels.replace_modules import speed_up_serving
+from shared.kernels.serving_linear import KINDS, FBGEMMLinear, LinearKernel, NativeLinear, OneDNNLinear, choose_linear
 from tests.inference_service.engine.builders import tiny_base
 
 CPU = torch.device("cpu")
@@ -38,7 +35,7 @@ def test_joined_projections_give_each_its_own(bias: bool, dtype: torch.dtype) ->
     module = Attention(bias=bias).to(dtype)
     x, other = torch.randn(1, 5, 32).to(dtype), torch.randn(1, 5, 32).to(dtype)
     expected = [module(x, x), module(x, other), module(other, other)]
-    speed_up(module, CPU, dtype)
+    speed_up_serving(module, CPU, dtype)
     assert isinstance(module.k_proj, JoinedPart)
     for wanted, found in zip(expected, [module(x, x), module(x, other), module(other, other)], strict=True):
         for one, two in zip(wanted, found, strict=True):
@@ -53,13 +50,13 @@ def test_gate_and_up_become_one_product() -> None:
     module = LlamaMLP(LlamaConfig(hidden_size=32, intermediate_size=48))
     x = torch.randn(1, 5, 32)
     expected = module(x)
-    speed_up(module, CPU, torch.float32)
+    speed_up_serving(module, CPU, torch.float32)
     assert isinstance(module.gate_proj, JoinedPart)
     assert isinstance(module.up_proj, JoinedPart)
     torch.testing.assert_close(module(x), expected, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", [HalfLinear, WideningLinear])
+@pytest.mark.parametrize("kind", [FBGEMMLinear, NativeLinear])
 @pytest.mark.parametrize("rows", [*range(1, 18), 40])
 @pytest.mark.parametrize("bias", [True, False])
 @torch.no_grad()
@@ -82,76 +79,47 @@ def test_weights_beyond_float16_are_noticed(value: float, fits: bool) -> None:
     linear = nn.Linear(8, 8, dtype=torch.bfloat16)
     with torch.no_grad():
         linear.weight[3, 3] = value
-    assert HalfLinear.fits(linear) is fits
+    assert FBGEMMLinear.fits(linear) is fits
 
 
-@pytest.mark.parametrize("fastest", KINDS)
+@pytest.mark.parametrize("fastest", KINDS.values(), ids=KINDS.keys())
 def test_the_fastest_kernel_is_taken(monkeypatch: pytest.MonkeyPatch, fastest: type[nn.Module]) -> None:
     if not fastest.is_available(torch.bfloat16):
         pytest.skip("not on this machine")
-    monkeypatch.setattr(linear_choice, "_cost", lambda kind, dtype: KINDS.index(kind) + 1 if kind is not fastest else 0)
+    monkeypatch.setattr(serving_linear, "_costs", lambda kinds, dtype: [float(kind is not fastest) for kind in kinds])
     fine, odd = nn.Linear(16, 16, dtype=torch.bfloat16), nn.Linear(16, 17, dtype=torch.bfloat16)
     nn.init.constant_(odd.weight, 1e30)
     swap = choose_linear(torch.bfloat16)
     assert swap is not None
     assert isinstance(swap(fine), fastest)
-    assert isinstance(swap(odd), PackedLinear)
+    assert isinstance(swap(odd), OneDNNLinear)
 
 
 def test_float32_stays_exact() -> None:
     swap = choose_linear(torch.float32)
     assert swap is not None
-    assert isinstance(swap(nn.Linear(16, 16)), PackedLinear)
-
-
-@torch.no_grad()
-def test_only_plain_rms_norms_are_swapped() -> None:
-    module = nn.ModuleDict({"llama": LlamaRMSNorm(64), "gemma": Gemma2RMSNorm(64)})
-    nn.init.normal_(module["llama"].weight)
-    nn.init.normal_(module["gemma"].weight)
-    x = torch.randn(2, 3, 64)
-    expected = {name: norm(x) for name, norm in module.items()}
-    speed_up(module, CPU, torch.float32)
-    assert isinstance(module["llama"], TorchRMSNorm)
-    assert isinstance(module["gemma"], Gemma2RMSNorm)
-    for name, norm in module.items():
-        torch.testing.assert_close(norm(x), expected[name])
-
-
-@pytest.mark.skipif(native_kernels.load() is None, reason="no compiled kernels on this machine")
-@torch.no_grad()
-def test_rms_norm_in_one_pass() -> None:
-    norm = LlamaRMSNorm(48).bfloat16()
-    nn.init.normal_(norm.weight)
-    module = nn.ModuleDict({"norm": norm})
-    x = torch.randn(2, 3, 48).bfloat16() * 5
-    x[0, 1] = 0
-    speed_up(module, CPU, torch.bfloat16)
-    assert isinstance(module["norm"], NativeRMSNorm)
-    exact = nn.functional.rms_norm(x.double(), (48,), norm.weight.double(), norm.variance_epsilon)
-    torch.testing.assert_close(module["norm"](x).double(), exact, rtol=2**-8, atol=1e-30)
-    torch.testing.assert_close(module["norm"](x.transpose(0, 1)).double(), exact.transpose(0, 1), rtol=2**-8, atol=1e-30)
+    assert isinstance(swap(nn.Linear(16, 16)), OneDNNLinear)
 
 
 def test_a_tied_head_leaves_the_embeddings_alone() -> None:
     base = tiny_base(tie_word_embeddings=True)
     before = base.embedding_table.clone()
-    speed_up(base.model, CPU, torch.float32)
-    assert isinstance(base.model.lm_head, PackedLinear)
+    speed_up_serving(base.model, CPU, torch.float32)
+    assert isinstance(base.model.lm_head, OneDNNLinear)
     assert base.embedding_table.equal(before)
 
 
-@pytest.mark.parametrize("kernel", ["onednn", "fbgemm", "native"])
+@pytest.mark.parametrize("kernel", KINDS)
 def test_a_named_kernel_is_taken_without_a_stopwatch(kernel: LinearKernel, monkeypatch: pytest.MonkeyPatch) -> None:
-    def never(*_: object) -> float:
+    def never(*_: object) -> list[float]:
         raise AssertionError("measured")
 
-    monkeypatch.setattr(linear_choice, "_cost", never)
-    for kind, name in zip(KINDS, ("onednn", "fbgemm", "native"), strict=True):
-        if name == kernel and kind.is_available(torch.bfloat16):
-            swap = choose_linear(torch.bfloat16, kernel)
-            assert swap is not None
-            assert type(swap(torch.nn.Linear(64, 64, bias=False, dtype=torch.bfloat16).requires_grad_(False))) is kind
+    monkeypatch.setattr(serving_linear, "_costs", never)
+    kind = KINDS[kernel]
+    if kind.is_available(torch.bfloat16):
+        swap = choose_linear(torch.bfloat16, kernel)
+        assert swap is not None
+        assert type(swap(torch.nn.Linear(64, 64, bias=False, dtype=torch.bfloat16).requires_grad_(False))) is kind
     with pytest.raises(PreconditionFailed, match=f"linear_kernel: {kernel} is not available on this machine in float64"):
         choose_linear(torch.float64, kernel)
     assert choose_linear(torch.bfloat16, "torch") is None

@@ -1,4 +1,4 @@
-"""Which modules get a faster forward, that they are proven first, and that they can have their own back."""
+"""Which modules get a faster forward, that it is proven first, and that it can be undone."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ import pytest
 import torch
 from torch import nn
 
+from shared.kernels import library
+from shared.kernels.gated_mlp import faster_mlp
+from shared.kernels.norm import faster_norm
+from shared.kernels.prove import Replacement
+from shared.kernels.replace_modules import replace, restore, speed_up_serving, speed_up_training
 from tests.trainer_service.training.models import build
-from trainer_service.training import native_kernels
-from trainer_service.training.frozen_mlp import faster_mlp
-from trainer_service.training.frozen_modules import Replacement, replace, restore
-from trainer_service.training.frozen_norm import faster_norm
 
 
-@pytest.mark.skipif(native_kernels.load() is None, reason="no compiled kernels on this machine")
+@pytest.mark.skipif(library.load() is None, reason="no compiled kernels on this machine")
 @pytest.mark.parametrize(("architecture", "expected"), [("llama", 2), ("qwen3", 2), ("gemma2", 0), ("gpt2", 0), ("phi3", 0)])
 def test_gated_mlps_of_silu_are_replaced(architecture: str, expected: int) -> None:
     """Gemma's gates are GELU."""
@@ -28,7 +29,7 @@ def test_gated_mlps_of_silu_are_replaced(architecture: str, expected: int) -> No
 
 
 def test_without_kernels_no_mlp_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native_kernels, "load", lambda: None)
+    monkeypatch.setattr(library, "load", lambda: None)
     assert not replace(build().model, [faster_mlp])
 
 
@@ -87,3 +88,12 @@ def test_what_does_more_keeps_its_own(then: Callable[[torch.Tensor], object], re
     odd = _Odd(then).requires_grad_(False)
     replacement = Replacement([lambda x: nn.functional.linear(x, odd.weight)], 8, torch.float32)
     assert len(replace(odd, [lambda module: replacement])) == replaced
+
+
+def test_other_devices_are_left_alone() -> None:
+    model = build().model
+    before = [type(module) for module in model.modules()]
+    speed_up_serving(model, torch.device("cuda"), torch.float32)
+    assert not speed_up_training(model, torch.device("cuda"))
+    assert [type(module) for module in model.modules()] == before
+    assert not any("forward" in vars(module) for module in model.modules())
