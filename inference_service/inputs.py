@@ -14,7 +14,7 @@ from inference_service.limits import MAX_SHOWN_VIOLATIONS
 from shared.errors import FieldViolation, InvalidInput
 from shared.names import PromptReference
 from shared.process.call_pool import CallPool
-from shared.text.template import INPUT_FIELD, InputEncoder, Message, Template, TemplateFormat
+from shared.text.template import INPUT_FIELD, InputEncoder, Message, Template
 from shared.text.truncation import fit_messages, fit_text
 
 Encoded = TypeVar("Encoded")
@@ -63,14 +63,6 @@ class PreparedInput:
 
     ids: tuple[int, ...]
     answer_prefix: str
-
-
-def bare_template(request: InputRequest, default: TemplateFormat) -> Template:
-    """The template of a request without a prompt: its own, or the input alone. `default`: its format where none is given."""
-    template = request.template or Template()
-    if "format" not in template.model_fields_set:
-        template = template.model_copy(update={"format": default})
-    return template.model_copy(update={"rendering": 2})
 
 
 class InputPreparer:

@@ -231,6 +231,14 @@ def default_format(tokenizer: Any) -> TemplateFormat:
     return TemplateFormat.CHAT
 
 
+def bare_template(template: Template | None, default: TemplateFormat) -> Template:
+    """The template of the bare model: the caller's, or the input alone. `default` is the format where none is given (`default_format`)."""
+    chosen = template or Template()
+    if "format" not in chosen.model_fields_set:
+        chosen = chosen.model_copy(update={"format": default})
+    return chosen.model_copy(update={"rendering": 2})
+
+
 def conversation_text(messages: Sequence[Message]) -> str:
     """A conversation as the input of a TEXT template.
 

@@ -16,8 +16,8 @@ from shared.process.proxies import grpc_proxy, reach_loopback_directly
 from shared.process.user_cache import ensure_home
 from softprompt.cli.failures import report
 from softprompt.client.async_client import AsyncClient
-from softprompt.client.channel import MAX_SOCKET_PATH_BYTES
 from softprompt.client.security import ClientSecurity
+from softprompt.endpoints import MAX_SOCKET_PATH_BYTES
 from softprompt.input_files import MAX_PIPE_BYTES, input_file
 from tests.softprompt.conftest import Services
 from tests.tcp_proxy import silent_server
@@ -237,7 +237,7 @@ def test_odd_paths(tmp_path: Path, monkeypatch) -> None:
 async def test_the_path_of_a_socket_that_is_too_long_is_refused_by_its_length() -> None:
     path = "/tmp/" + "x" * MAX_SOCKET_PATH_BYTES
     async with AsyncClient(f"unix:{path}") as client:
-        with pytest.raises(InvalidInput, match=f"endpoint: .* is longer than the {MAX_SOCKET_PATH_BYTES} bytes"):
+        with pytest.raises(InvalidInput, match=f"trainer: .* is longer than the {MAX_SOCKET_PATH_BYTES} bytes"):
             await client.service_info()
 
 

@@ -17,7 +17,9 @@ from shared.prompt.blob import decode_blob
 from shared.store import open_store
 from softprompt.client.async_client import AsyncClient
 from softprompt.errors import JobFailed
-from softprompt.types.tuning import Evaluated, Hyperparameters, Init, InitMethod, JobState, TuningSpec
+from softprompt.types.events import Evaluated
+from softprompt.types.jobs import JobState
+from softprompt.types.spec import Hyperparameters, Init, InitMethod, TuningSpec
 from tests.trainer_service.conftest import RunningTrainer, running_trainer
 from tests.trainer_service.requests import classification_examples, create_job, first_step, inline
 from trainer_service.cluster.local_pool import LocalPool

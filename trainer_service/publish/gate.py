@@ -33,7 +33,8 @@ class Evidence:
 
 
 def decide(gate: PublishGate | None, metric: Metric, evidence: Evidence) -> Decision:
-    """To beat something is to be better beyond chance (`training.comparison`); the minimum is for the value itself."""
+    """To beat a rival means to be better beyond chance (`training.comparison`). `minimum_metric` is compared with the measured value, not
+    with its interval: the caller chose the bound and can add a margin to it."""
     if gate is None:
         return Decision(True, "no gate")
     if not gate.has_conditions:

@@ -99,7 +99,7 @@ class TrainingResult:
     num_steps: int
     metrics: Mapping[str, float]
     bare_metrics: Mapping[str, float]
-    """The frozen model given the raw input, no template and no prompt."""
+    """Of the frozen model given the input alone, as a request that names no prompt is answered."""
     template_metrics: Mapping[str, float]
     """The frozen model given the rendered template, no prompt."""
     current_metrics: Mapping[str, float] = field(default_factory=dict)

@@ -15,7 +15,7 @@ from pyarrow import parquet
 
 from shared.errors import InvalidInput
 from softprompt import AsyncClient, Data, Hyperparameters, JobState, TuningSpec
-from softprompt.types.tuning import Note
+from softprompt.types.events import Note
 from tests.trainer_service.conftest import RunningTrainer
 from tests.trainer_service.test_training_end_to_end import local_pool, training
 

@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 
 from softprompt.client.async_client import AsyncClient
-from softprompt.types.tuning import JobState, TooLong, TuningSpec
+from softprompt.types.jobs import JobState
+from softprompt.types.spec import TooLong, TuningSpec
 from tests.trainer_service.conftest import running_trainer
 from trainer_service.config import TrainerSettings
 

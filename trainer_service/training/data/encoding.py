@@ -202,7 +202,7 @@ def statistics(train: EncodedDataset, validation: EncodedDataset, num_overlappin
 
 
 def encode_bare(encoder: InputEncoder, example: Example) -> list[int]:
-    """The raw input as `encoder`'s template-free form gives it; a conversation as `encoder` gives it."""
+    """The token ids of an example's input: its text, or its messages but for the last one."""
     if example.messages:
         return encoder.encode_messages(example.messages[:-1])
     return encoder.encode_input(example.input)

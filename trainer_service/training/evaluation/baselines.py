@@ -1,6 +1,6 @@
 """What the frozen model does without training: the rows of a held-out example as other ways of asking would write them.
 
-bare        the raw input, without template or instruction
+bare        the input alone, as the inference service asks the model for a request that names no prompt
 instructed  an instruction that a person would write, in front of the rendered input, as a message to the model's chat template
 few-shot    the same after as many training examples as fit (Brown et al. 2020, arXiv:2005.14165), as earlier turns
 
@@ -16,7 +16,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from shared.errors import InvalidInput
-from shared.text.template import INPUT_FIELD, InputEncoder, Message, Template, TemplateFormat, conversation_text, has_chat_template, pinned
+from shared.text.template import (
+    INPUT_FIELD,
+    InputEncoder,
+    Message,
+    Template,
+    TemplateFormat,
+    bare_template,
+    conversation_text,
+    default_format,
+    has_chat_template,
+    pinned,
+)
 from trainer_service.training.data.encoding import EncodedDataset, EncodedExample, encode_bare
 from trainer_service.training.recipe.defaults import init_text
 from trainer_service.training.spec import Example, InitMethod, TaskKind, TrainingSpec
@@ -45,9 +56,8 @@ def instruction(spec: TrainingSpec) -> str:
 
 
 def bare(spec: TrainingSpec, tokenizer: Any, examples: Sequence[Example]) -> Baseline:
-    """A conversation keeps the model's own chat template."""
-    template = spec.template if spec.task is TaskKind.CHAT else Template()
-    encoder = InputEncoder(tokenizer, template)
+    """The same token ids as a request to the bare model has: through the model's chat template if there is one, else the plain input."""
+    encoder = InputEncoder(tokenizer, bare_template(None, default_format(tokenizer)))
     return _encoded(encoder, spec, examples, lambda example: encode_bare(encoder, example))
 
 

@@ -39,7 +39,7 @@ class Judgement:
 
     metrics: Mapping[str, float] = field(default_factory=dict)
     bare: Mapping[str, float] = field(default_factory=dict)
-    """The model on the raw input, without the job's template."""
+    """The model as it answers a request that names no prompt: without the job's template."""
     rivals: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """By BARE (with the job's template), INSTRUCTED, FEW_SHOT, CURRENT; what could not be measured is left out."""
     comparisons: Mapping[str, Comparison] = field(default_factory=dict)
@@ -119,8 +119,11 @@ class Evaluator:
                 num_shots = num_shots or baseline.num_shots
         if current is not None:
             rivals[CURRENT] = yield from self._measured(current, data, self._end_token_id)
-        raw = yield CallWork(partial(baselines.bare, self._spec, self._base_model.tokenizer, examples))
-        bare = yield from self._measured(None, raw.data, raw.end_token_id)
+        bare: Mapping[str, float] = {}
+        write = partial(baselines.bare, self._spec, self._base_model.tokenizer, examples)
+        raw = yield CallWork(partial(self._written, "bare model", write))
+        if raw is not None:
+            bare = (yield from self._measured(None, raw.data, raw.end_token_id)).metrics(self._metric)
         comparisons = dict[str, Comparison]()
         for name, results in rivals.items():
             comparison = yield CallWork(partial(compare, self._metric, tuned, results))
@@ -128,7 +131,7 @@ class Evaluator:
                 comparisons[name] = comparison
         return Judgement(
             metrics=tuned.metrics(self._metric),
-            bare=bare.metrics(self._metric),
+            bare=bare,
             rivals={name: results.metrics(self._metric) for name, results in rivals.items()},
             comparisons=comparisons,
             estimate=(yield CallWork(partial(estimate, self._metric, tuned))),
