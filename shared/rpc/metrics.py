@@ -1,4 +1,7 @@
-"""gRPC server metrics under their conventional names, and the endpoint that Prometheus scrapes."""
+"""gRPC server metrics under their conventional names, and the endpoint that Prometheus scrapes.
+
+py-grpc-prometheus has the same names, but its interceptor does not work with grpc.aio.
+"""
 
 from __future__ import annotations
 

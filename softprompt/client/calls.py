@@ -1,4 +1,4 @@
-"""A channel that adds the caller's token and, if OpenTelemetry is installed, the trace context to every call."""
+"""A channel that adds the caller's token and the current trace context to every call."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import grpc
 
+from shared.trace_context import trace_headers
 from softprompt.client.security import TokenSource
 
 Metadata = tuple[tuple[str, str], ...]
@@ -46,15 +47,4 @@ class CallingChannel:
 
     def _metadata(self) -> Metadata:
         token = self._tokens.token()
-        return (("authorization", f"Bearer {token}"),) * bool(token) + _trace()
-
-
-def _trace() -> Metadata:
-    """The `traceparent` of the current span."""
-    try:
-        from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
-    except ImportError:
-        return ()
-    carrier: dict[str, str] = {}
-    TraceContextTextMapPropagator().inject(carrier)
-    return tuple(carrier.items())
+        return (("authorization", f"Bearer {token}"),) * bool(token) + tuple(trace_headers().items())

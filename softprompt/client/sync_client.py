@@ -1,4 +1,7 @@
-"""The synchronous client: AsyncClient in a thread with an event loop. It has no logic of its own; a test compares the signatures."""
+"""The synchronous client: AsyncClient in a thread with an event loop. It has no logic of its own; a test compares the signatures.
+
+Written by hand, because a generator such as unasync would make a second implementation over gRPC's synchronous calls.
+"""
 
 from __future__ import annotations
 

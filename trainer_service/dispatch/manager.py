@@ -18,7 +18,7 @@ from shared.caller import Tenant, current_caller
 from shared.errors import InvalidInput, Unavailable
 from shared.process.daemon_thread import close_within
 from shared.store.store import PromptStore
-from shared.tracing import current_traceparent
+from shared.trace_context import current_traceparent
 from trainer_service.cluster.interface import WorkerPool
 from trainer_service.datasets.ledger import DatasetLedger
 from trainer_service.dispatch.dispatcher import Dispatcher
