@@ -42,4 +42,6 @@ class ServiceInfo:
         """What the recipe chooses for a small generation job; None while no base model is available."""
         if not self.base_models:
             return None
-        return fill(HyperparameterRequest(), TaskKind.GENERATION, _EXAMPLES_OF_A_SMALL_JOB, self.base_models[0], Template())
+        request, longest = HyperparameterRequest(), self.limits.max_virtual_tokens
+        model = self.base_models[0]
+        return fill(request, TaskKind.GENERATION, _EXAMPLES_OF_A_SMALL_JOB, model, Template(), max_virtual_tokens=longest)

@@ -167,6 +167,8 @@ class SpecAdmission:
             template,
             examples.labels,
             source_virtual_tokens=None if source is None else source.num_virtual_tokens,
+            max_virtual_tokens=self._limits.max_virtual_tokens,
+            max_positions=min(self._limits.max_positions or model.info.max_positions, model.info.max_positions),
             on_gpu=self._on_gpu,
         )
         self._check_virtual_tokens(filled.num_virtual_tokens)

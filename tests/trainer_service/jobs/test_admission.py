@@ -183,7 +183,7 @@ async def test_what_the_caller_must_mend_is_said_together(admission: SpecAdmissi
 
 
 async def test_lengths_are_checked_with_the_virtual_tokens(models: BaseModels) -> None:
-    room = models.infos[0].max_positions - 20
+    room = models.infos[0].max_positions - 50
     fits = Example(line=1, input="x" * (room - 5), output="yes")  # a space before the target, and the end of sequence after it
     over = Example(line=2, input="x" * (room - 4), output="yes")
 
@@ -197,7 +197,7 @@ async def test_lengths_are_checked_with_the_virtual_tokens(models: BaseModels) -
         await admission.check(spec(dataset="over", template=text))
     (violation,) = refused.value.violations
     assert violation.field == "dataset line 2"
-    assert "20 virtual tokens" in violation.description
+    assert "50 virtual tokens" in violation.description
     with pytest.raises(InvalidInput) as refused:
         await admission.check(spec(dataset="fits", validation_dataset="over", template=text))
     assert [violation.field for violation in refused.value.violations] == ["validation dataset line 2"]
@@ -211,7 +211,7 @@ async def test_a_sequence_is_no_longer_than_replicas_take(models: BaseModels) ->
 
     admission = SpecAdmission(models, Long(), NO_SOURCES, TuningLimits(50, 10, 3600.0, max_positions=100))
     text = Template(format=TemplateFormat.TEXT)
-    with pytest.raises(InvalidInput, match=r"dataset line 41: 200 input tokens .* room for 80; shorten it, or set spec.too_long"):
+    with pytest.raises(InvalidInput, match=r"dataset line 41: 200 input tokens .* room for 88; shorten it, or set spec.too_long"):
         await admission.check(spec(dataset="long", template=text))
     effective = await admission.check(spec(dataset="long", template=text, too_long=TooLong.DROP))
     assert (effective.training.max_positions, effective.training.too_long) == (100, TooLong.DROP)
@@ -233,10 +233,16 @@ async def test_examples_that_are_all_the_same_are_refused_and_many_of_one_input_
     assert (await admission.check(spec(dataset="outputs"))).num_validation == 100
 
 
-async def test_the_limit_of_virtual_tokens_holds_for_the_recipe_too(models: BaseModels) -> None:
+async def test_the_recipe_stays_within_the_limit_of_virtual_tokens_and_leaves_room_for_text(models: BaseModels) -> None:
+    def tokens(effective: EffectiveSpec) -> int:
+        return effective.training.hyperparameters.num_virtual_tokens
+
     strict = SpecAdmission(models, Datasets(), NO_SOURCES, TuningLimits(10, 10, 3600.0))
-    assert await refused_fields(strict) == ["spec.hyperparameters.num_virtual_tokens"]
-    assert (await strict.check(spec(hyperparameters=HyperparameterRequest(num_virtual_tokens=10)))).num_train
+    assert tokens(await strict.check(spec())) == 10
+    eleven = HyperparameterRequest(num_virtual_tokens=11)
+    assert await refused_fields(strict, hyperparameters=eleven) == ["spec.hyperparameters.num_virtual_tokens"]
+    short = SpecAdmission(models, Datasets(), NO_SOURCES, TuningLimits(50, 10, 3600.0, max_positions=256))
+    assert tokens(await short.check(spec())) == 32
 
 
 async def test_unknown_datasets_and_sources_are_not_found(admission: SpecAdmission) -> None:

@@ -24,8 +24,9 @@ from trainer_service.training.spec import (
     TaskKind,
 )
 
-NUM_VIRTUAL_TOKENS = 20
-LEARNING_RATE = 5e-3
+NUM_VIRTUAL_TOKENS, MAX_CONTEXT_SHARE = 100, 1 / 8
+"""The shared prefix makes length cheap; a model with a short context gets a shorter prompt, which leaves room for the text."""
+LEARNING_RATE = 1e-2
 BATCH_SIZE, MAX_GPU_BATCH_SIZE = 8, 64
 MIN_STEPS, MAX_STEPS, NUM_EPOCHS = 320, 16_000, 2
 WARMUP_FRACTION, MAX_WARMUP_STEPS = 0.1, 100
@@ -48,10 +49,13 @@ def fill(
     labels: Sequence[str] = (),
     *,
     source_virtual_tokens: int | None = None,
+    max_virtual_tokens: int = NUM_VIRTUAL_TOKENS,
+    max_positions: int = 0,
     on_gpu: bool = False,
 ) -> Hyperparameters:
     """What will be trained, nothing left open. `source_virtual_tokens`: the length of the version that FROM_PROMPT starts from.
 
+    `max_virtual_tokens`: the longest prompt that the recipe may choose. `max_positions`: of a sequence; 0: the model's context.
     `on_gpu`: whether the workers have GPUs, which take larger batches in the same time.
 
     Raises InvalidInput naming every `spec.hyperparameters.*` field that is out of range for this model and dataset.
@@ -62,7 +66,9 @@ def fill(
     batch_size = request.batch_size or _batch_size(num_train, on_gpu)
     num_steps = request.num_steps or _num_steps(request.num_epochs, num_train, batch_size)
     filled = Hyperparameters(
-        num_virtual_tokens=request.num_virtual_tokens or source_virtual_tokens or NUM_VIRTUAL_TOKENS,
+        num_virtual_tokens=request.num_virtual_tokens
+        or source_virtual_tokens
+        or _num_virtual_tokens(max_positions or info.max_positions, max_virtual_tokens),
         init=init,
         reparameterisation=request.reparameterisation or Reparameterisation.NONE,
         learning_rate=request.learning_rate or LEARNING_RATE,
@@ -120,6 +126,10 @@ def coverage_note(request: HyperparameterRequest, filled: Hyperparameters, num_t
         return ""
     share = f"{seen} of the {num_train} training examples ({100 * seen / num_train:.0f} %)"
     return f"{filled.num_steps} steps of {filled.batch_size} see {share}, each once: num_epochs 1 sees them all"
+
+
+def _num_virtual_tokens(max_positions: int, limit: int) -> int:
+    return max(1, min(NUM_VIRTUAL_TOKENS, limit, int(max_positions * MAX_CONTEXT_SHARE)))
 
 
 def _batch_size(num_train: int, on_gpu: bool) -> int:

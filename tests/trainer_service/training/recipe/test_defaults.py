@@ -24,7 +24,7 @@ def _fill(task: TaskKind = TaskKind.CLASSIFICATION, num_train: int = 1000, sourc
 
 def test_nothing_is_left_open() -> None:
     filled = _fill()
-    assert (filled.num_virtual_tokens, filled.batch_size, filled.num_steps, filled.metric) == (20, 8, 320, Metric.ACCURACY)
+    assert (filled.num_virtual_tokens, filled.batch_size, filled.num_steps, filled.metric) == (32, 8, 320, Metric.ACCURACY)
     assert filled.init.method is InitMethod.TEXT
     assert "positive or negative" in filled.init.text
     assert _fill(TaskKind.GENERATION).metric is Metric.LOSS
