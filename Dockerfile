@@ -1,12 +1,12 @@
-# Two images from one file: --target inference and --target trainer (which Ray's nodes run, too).
+# Two images from one file: --target inference, and --target trainer, which Ray's nodes also run.
 #
-#   BASE_IMAGE       a Debian 12; k8s/images/build.sh makes one where no registry is within reach
-#   VARIANT          cpu or cuda: which build of torch. Both are the same version, the one in constraints.txt
-#   TORCH_CPU_INDEX  the URL of PyTorch's package index of CPU builds, where pip doesn't find them by itself
+#   BASE_IMAGE       a Debian 12; k8s/images/build.sh builds one if no registry is available
+#   VARIANT          cpu or cuda: the build of torch. Both have the version in constraints.txt
+#   TORCH_CPU_INDEX  the URL of PyTorch's package index of CPU builds, if pip can't find them otherwise
 #   PIP_FIND_LINKS   a folder of wheels that is mounted for the build, if there is one
 #
-# The secrets pip_conf and ca_bundle, where given, are pip's configuration and certificates for the time of the build; no layer keeps them.
-# No model is baked in: it is mounted, or downloaded by an init container (k8s/components/model-download).
+# The optional secrets pip_conf and ca_bundle are pip's configuration and certificates during the build; no layer contains them.
+# The images contain no model: it is mounted, or downloaded by an init container (k8s/components/model-download).
 ARG BASE_IMAGE=debian:bookworm-slim
 
 FROM ${BASE_IMAGE} AS base
@@ -17,7 +17,7 @@ RUN apt-get update \
     && groupadd --gid 10001 softprompt \
     && useradd --uid 10001 --gid 10001 --no-log-init --no-create-home --home-dir /tmp --shell /usr/sbin/nologin softprompt
 
-# pip and whatever else building takes stay in this stage.
+# pip and other build tools stay in this stage.
 FROM base AS build
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends python3-venv=3.11.* \
@@ -45,8 +45,8 @@ RUN --mount=type=secret,id=pip_conf,target=/run/secrets/pip.conf \
     python3 requirements.py common > common.txt \
     && /build/tools/bin/pip --python /opt/softprompt/bin/python install --constraint constraints.txt --requirement common.txt
 
-# The project's own packages, without their dependencies: a change of the code rebuilds only from here. Its C is compiled here, since no image
-# has a compiler.
+# The project's own packages, without their dependencies: a change of the code rebuilds only from here. The C sources are compiled here,
+# because the final images have no compiler.
 FROM build AS wheel
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends gcc=4:12.* libc6-dev=2.36-* \
@@ -80,7 +80,7 @@ FROM trainer-packages AS trainer-build
 COPY --from=wheel /build/wheels /build/wheels
 RUN /build/tools/bin/pip --python /opt/softprompt/bin/python install --no-deps --no-index /build/wheels/*.whl
 
-# What both images are when they run: Debian, Python, one unprivileged user. Only /tmp, /dev/shm and mounted volumes are written.
+# Runtime of both images: Debian, Python, one unprivileged user. The services write only to /tmp, /dev/shm and mounted volumes.
 FROM base AS runtime
 ENV PATH=/opt/softprompt/bin:/usr/local/bin:/usr/bin:/bin \
     HOME=/tmp \

@@ -1,6 +1,8 @@
-"""What an image installs beside torch: the project's dependencies, and those extras that a cluster needs. Prints one a line, for pip.
+"""The packages that an image installs in addition to torch: the project's dependencies and the extras for a cluster. Prints one
+requirement per line for pip.
 
-`requirements.py common` is in both images, `requirements.py trainer` only in the trainer's. Exact versions come from constraints.txt.
+`requirements.py common` gives the packages of both images, `requirements.py trainer` those of the trainer's image only. Exact versions
+come from constraints.txt.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ EXTRAS = {"common": ("object-store", "tracing"), "trainer": ("postgres",)}
 
 
 def requirements(part: str, pyproject: Path) -> list[str]:
-    """Requirement lines of `part`, which is common or trainer."""
+    """Requirement lines of `part`, which is `common` or `trainer`."""
     project = tomllib.loads(pyproject.read_text())["project"]
     of_trainer = part == "trainer"
     own = [line for line in project["dependencies"] if (_name(line) in TRAINER_ONLY) is of_trainer]
