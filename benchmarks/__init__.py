@@ -1,4 +1,4 @@
-"""Speed, memory and quality, measured beside peers: one make target each, results in `results/`."""
+"""Benchmarks of speed, memory and quality, compared with peers. Each has a make target and writes JSON to `results/`."""
 
 from shared.native_libraries import set_native_defaults
 

@@ -1,6 +1,6 @@
-"""A trainer's queue and workers on a virtual clock: the scheduler's own `plan` and the job store's own order of claims, played forward.
+"""A trainer's queue and workers on a virtual clock, driven by the scheduler's `plan` and the job store's order of claims.
 
-Only time and jobs are made up. Nothing here decides anything.
+Only time and jobs are simulated; all scheduling decisions come from the product's code.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class _Worker:
     launched: float
     load_seconds: float
     jobs: dict[int, float] = field(default_factory=dict)
-    """When each was claimed, by number."""
+    """Claim time of each job, by its number."""
     exclusive: bool = False
     fresh: bool = True
     idle_since: float = 0.0
@@ -66,20 +66,20 @@ class _Worker:
 
 @dataclass
 class History:
-    """What happened."""
+    """The events of a simulation."""
 
     started: dict[int, float] = field(default_factory=dict)
-    """When each job reached a worker, by its number in the scenario."""
+    """Start time of each job on a worker, by its number in the scenario."""
     held: list[tuple[float, float, str]] = field(default_factory=list)
-    """From, until, tenant: a job on a worker."""
+    """Start, end and tenant of each job on a worker."""
     switches: int = 0
-    """Workers that were stopped to make way for another one."""
+    """Number of workers that were stopped in favour of another base model."""
     launches: Counter[str] = field(default_factory=Counter)
     workers: list[tuple[float, Mapping[str, int]]] = field(default_factory=list)
-    """Workers by base model, after each round that changed them."""
+    """Number of workers by base model, after each round that changed it."""
 
     def shares(self, since: float, until: float) -> dict[str, float]:
-        """Part of the places' time in this window, by tenant."""
+        """Each tenant's share of the worker slots' time in this window."""
         seconds: defaultdict[str, float] = defaultdict(float)
         for begun, ended, tenant in self.held:
             seconds[tenant] += max(0.0, min(ended, until) - max(begun, since))
@@ -98,7 +98,7 @@ class Simulator:
         load_seconds: float = 30.0,
         workers: Sequence[tuple[str, Sequence[int]]] = (),
     ) -> None:
-        """`workers`: base model and numbers of the jobs of each worker that is there at the start."""
+        """`workers`: the base model and the job numbers of each initial worker."""
         self._jobs, self._load_seconds = jobs, load_seconds
         self._max_workers, self._max_jobs = max_workers, max_jobs_per_worker
         self._shares = {tenant: TenantShare(tenant, weight) for tenant, weight in (weights or {}).items()}
@@ -106,7 +106,7 @@ class Simulator:
         self._workers: dict[str, _Worker] = {}
         self._number, self._order = 0, itertools.count()
         self._events: list[tuple[float, int, str, int]] = []
-        """Time, order, worker and job: an arrival has no worker, a worker that is ready no job."""
+        """Time, order, worker and job: an arrival has no worker, a worker that becomes ready has no job."""
         self.history = History()
         placed = {number for _, its in workers for number in its}
         self._ledger = Ledger(self._shares, [(jobs[number].tenant, 0.0) for number in sorted(placed)])
@@ -119,7 +119,7 @@ class Simulator:
                 self._push(job.arrives, "", number)
 
     def run(self, until: float = math.inf) -> History:
-        """From one event to the next, until nothing happens any more or that time has come."""
+        """Processes events in order until there are none left or `until` is reached."""
         now = 0.0
         while self._events and self._events[0][0] <= until:
             now = self._events[0][0]

@@ -1,4 +1,4 @@
-"""Small sets of examples whose answers are nearly certain, so that short trainings at high rates give sharp prompts."""
+"""Small datasets with nearly certain answers, so that short trainings at high learning rates give sharp prompts."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""The compiled kernels beside torch's own, in turn: medians and ratios. Shapes of SmolLM2-135M, random numbers.
+"""Compares the compiled kernels with torch's in alternating runs, with random numbers in the shapes of SmolLM2-135M.
 
     python -m benchmarks.kernels
 
-Writes benchmarks/results/kernels.json.
+Writes medians and ratios to benchmarks/results/kernels.json.
 """
 
 from __future__ import annotations

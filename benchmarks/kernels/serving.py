@@ -1,4 +1,4 @@
-"""The engine's products, attention and norms by each kernel that this machine has: all of one pass through the model, bfloat16."""
+"""Times the engine's products, attention and norms of one forward pass in bfloat16, for each available kernel."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from inference_service.engine.native_modules import NativeRMSNorm, attend
 
 SLOTS = 1024
 PRODUCTS = ((HIDDEN, 960), (HIDDEN, HIDDEN), (HIDDEN, 2 * INNER), (INNER, HIDDEN))
-"""Query, key and value; output; gate and up; down."""
+"""Shapes of the products: query, key and value; output; gate and up; down."""
 ROWS = (1, 16, 32, 400)
 PREFILLS = ((25, 0), (25, 100), (256, 0), (512, 500))
-"""New tokens, after so many."""
+"""Number of new tokens and of preceding tokens."""
 
 
 def products(rounds: int) -> dict[str, Any]:

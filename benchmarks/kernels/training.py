@@ -1,4 +1,5 @@
-"""What lies between the matrix products of a training step, forward and backward, all layers, float32: the step of 8 jobs of batch 4."""
+"""Times the operations between the matrix products of a training step (8 jobs of batch 4): forward and backward, all
+layers, float32."""
 
 from __future__ import annotations
 
@@ -23,7 +24,7 @@ JOBS, BATCH, VIRTUAL_TOKENS, LENGTHS = 8, 4, 50, (20, 46)
 
 
 def measure(rounds: int) -> dict[str, Any]:
-    """`compiled` beside `torch`: what the trainer does without the kernels, or where that is nothing, transformers."""
+    """Compares `compiled` with `torch`: the trainer's code without the kernels, or else transformers' code."""
     layout = _layout()
     norm = LlamaRMSNorm(HIDDEN).requires_grad_(False)
     cos, sin = torch.randn(1, layout.num_tokens, HEAD_WIDTH), torch.randn(1, layout.num_tokens, HEAD_WIDTH)
@@ -53,7 +54,7 @@ def measure(rounds: int) -> dict[str, Any]:
 
 
 def _products(layout: Layout, rounds: int) -> dict[str, Any]:
-    """The gate's, of all layers: operands widened for the time of the product, beside bfloat16's own, as `frozen_linear` chooses."""
+    """The gate products of all layers: operands widened to float32 for the product, compared with bfloat16 products."""
     x = _numbers(layout, HIDDEN).bfloat16()
     weights = [torch.randn(INNER, HIDDEN).bfloat16() for _ in range(LAYERS)]
     contestants: dict[str, Callable[[], object]] = {
@@ -65,7 +66,7 @@ def _products(layout: Layout, rounds: int) -> dict[str, Any]:
 
 
 class _Swiglu(torch.autograd.Function):
-    """What `FrozenGatedMLP` does between its products."""
+    """The operations of `FrozenGatedMLP` between its products."""
 
     @staticmethod
     def forward(ctx: Any, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
@@ -94,14 +95,14 @@ def _numbers(layout: Layout, *shape: int) -> torch.Tensor:
 def _beside(compiled: Callable[..., Any], torchs: Callable[..., Any], inputs: Sequence[torch.Tensor], rounds: int) -> dict[str, Any]:
     layers = [
         [tensor.detach().clone().requires_grad_(True) for tensor in inputs] for _ in range(LAYERS)
-    ]  # each its own memory, as in a step
+    ]  # separate memory for each, as in a step
     contestants = {name: partial(_step, function, layers) for name, function in (("compiled", compiled), ("torch", torchs))}
     return in_turn(contestants, rounds, "compiled", "torch")
 
 
 def _step(function: Callable[..., Any], layers: Sequence[Sequence[torch.Tensor]]) -> None:
-    """First all forward, then all backward."""
+    """Runs all forward passes, then all backward passes."""
     found = [function(*layer) for layer in layers]
     for layer, made in zip(layers, found, strict=True):
         outs = made if isinstance(made, tuple) else (made,)
-        torch.autograd.grad(outs, layer, [out.detach() for out in outs])  # the result for want of a gradient
+        torch.autograd.grad(outs, layer, [out.detach() for out in outs])  # the result stands in for the missing gradient

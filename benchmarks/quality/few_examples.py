@@ -1,8 +1,8 @@
-"""How long to train on 5, 20 or 50 examples: the recipe with 40 and with 320 steps, scored on test examples while it trains.
+"""Finds how long to train on 5, 20 or 50 examples: the recipe with 40 and with 320 steps, scored on test examples.
 
-`--data` names a directory with `NAME.train.jsonl` and `NAME.test.jsonl` (one JSON object with `input` and `output` a line). The first
-examples after a shuffle by the seed are the user's; a tenth of them is held out as the service would do, and not trained on. Writes JSON
-as it goes. Takes an hour and a half on two cores.
+`--data` names a directory with `NAME.train.jsonl` and `NAME.test.jsonl` (one JSON object with `input` and `output` per
+line). The first examples after a shuffle by the seed are used; a tenth of them is held out as in the service. Writes
+JSON after each result. Takes an hour and a half on two cores.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from trainer_service.training.spec import Example, HyperparameterRequest, TaskKi
 
 NUM_TEST = 128
 MAX_LABELS = 20
-"""More different outputs than that are text, fewer are labels."""
+"""Datasets with more different outputs are generation, others are classification."""
 HELD_OUT_FRACTION = 0.1
 EVALUATION_STEPS = 40
 
@@ -34,7 +34,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.quality.few_examples", description=__doc__)
     parser.add_argument("--model", required=True, help="a model directory")
     parser.add_argument("--data", type=Path, required=True, help="a directory with NAME.train.jsonl and NAME.test.jsonl")
-    parser.add_argument("--sets", nargs="*", help="names of data sets; all if left out")
+    parser.add_argument("--sets", nargs="*", help="names of datasets; default: all")
     parser.add_argument("--sizes", type=int, nargs="*", default=[5, 20, 50])
     parser.add_argument("--steps", type=int, nargs="*", default=[40, 320])
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
@@ -60,7 +60,7 @@ def main() -> None:
 
 
 def summary(runs: list[dict[str, Any]]) -> list[str]:
-    """Means over the seeds: the model with the template alone, the best evaluation, the last one."""
+    """Means over the seeds: the model with the template alone, the best evaluation, and the last one."""
     lines = []
     for key in sorted({(run["set"], run["size"], run["steps"]) for run in runs}):
         some = [run for run in runs if (run["set"], run["size"], run["steps"]) == key]
@@ -79,7 +79,7 @@ def summary(runs: list[dict[str, Any]]) -> list[str]:
 def _train(
     base: BaseModel, name: str, seed: int, examples: list[Example], test: list[Example], labels: tuple[str, ...], steps: list[int]
 ) -> list[dict[str, Any]]:
-    """All lengths in one cohort."""
+    """Trains all numbers of steps in one cohort."""
     task = TaskKind.CLASSIFICATION if labels else TaskKind.GENERATION
     template = pinned(Template(format=TemplateFormat.CHAT if has_chat_template(base.tokenizer) else TemplateFormat.TEXT), base.tokenizer)
     train, _ = split_validation(examples, max(HELD_OUT_FRACTION, 1 / len(examples)), seed)

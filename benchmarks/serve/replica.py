@@ -1,4 +1,4 @@
-"""The inference service as a process of its own, over a local store, asked through gRPC from this one."""
+"""The inference service in its own process with a local store; this process calls it through gRPC."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ START_SECONDS = 120.0
 
 
 class ReplicaContestant:
-    """Prompts of the workload are its versions few-0@1 to few-7@1."""
+    """The workload's prompts are the versions few-0@1 to few-7@1."""
 
     def __init__(self, model: Path, directory: Path) -> None:
         self._model, self._directory = model, directory
@@ -60,7 +60,7 @@ class ReplicaContestant:
             await asyncio.sleep(0.05)
         self._channel = grpc.aio.insecure_channel(f"127.0.0.1:{json.loads(ready.read_text())['port']}")
         self._stub = generation_pb2_grpc.GenerationServiceStub(self._channel)
-        await self.tokens_per_second(workload, 16)  # the engine beside it is warm by then, too
+        await self.tokens_per_second(workload, 16)  # by then, the engine in this process is warm, too
 
     async def stop(self) -> None:
         if self._process is not None and self._process.returncode is None:

@@ -1,5 +1,7 @@
-"""transformers' static-batch `generate`, prompts prepended as embeddings: what one gets without an engine. Run by `peer_process`:
-`python -m benchmarks.serve.transformers_peer MODEL WORKLOAD_FILE`. A process of its own, so that it has the cores as it would without us.
+"""transformers' `generate` with a static batch and prompts prepended as embeddings, the baseline without an engine.
+
+`peer_process` runs it as `python -m benchmarks.serve.transformers_peer MODEL WORKLOAD_FILE`, in its own process, so that
+it can use all cores.
 """
 
 from __future__ import annotations

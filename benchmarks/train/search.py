@@ -1,9 +1,9 @@
-"""What `hyperparameters: auto` costs: examples and positions trained by a search, over those of one run with the same steps.
+"""The cost of a search: examples and positions that it trains, relative to one run with the same number of steps.
 
     python -m benchmarks.train.search
 
-The figure is a count, not a time, and depends on the recipe alone: a tiny random model is trained, in seconds. Held-out examples scored to
-choose by are counted apart. Writes benchmarks/results/search.json.
+The figure is a count that depends only on the recipe, so a tiny random model is trained, which takes seconds. Held-out
+examples that are scored to choose are counted separately. Writes benchmarks/results/search.json.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def train(base: BaseModel, *, search: bool) -> dict[str, Any]:
-    """One job of the recipe's own 320 steps of 8."""
+    """One job with the recipe's 320 steps of 8 examples."""
     request = HyperparameterRequest(search=search, seed=0)
     hyperparameters = fill(request, TaskKind.CLASSIFICATION, NUM_TRAIN, base.info, TEMPLATE, LABELS)
     spec = TrainingSpec(task=TaskKind.CLASSIFICATION, template=TEMPLATE, labels=LABELS, hyperparameters=hyperparameters)
