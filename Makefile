@@ -7,7 +7,7 @@ SHELL  := /bin/bash
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint pytest protos model bench bench-train bench-quality bench-few-examples bench-serve bench-kernels bench-store bench-start bench-data bench-golden bench-jobs bench-overload bench-soak simulate-fairness lock clean tools rules images try-images
+.PHONY: help install demo test test-fast lint pytest protos model bench bench-train bench-quality bench-few-examples bench-serve bench-kernels bench-store bench-start bench-data bench-golden bench-jobs bench-overload bench-soak simulate-fairness lock clean tools rules images try-images
 
 help:            ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,6 +41,9 @@ lint: install    ## Generated code, buf, ruff, mypy, import contracts
 
 pytest: model tools  ## The tests, in two processes: half of them wait for others most of the time
 	$(BIN)/pytest -n 2 --dist loadscope --no-loadscope-reorder
+
+test-fast: install  ## Unit tests without Ray, the base model, databases and child processes: two minutes
+	$(BIN)/pytest -n 2 --dist loadfile -q -m "not ray and not model and not slow"
 
 tools:           ## Get Prometheus for the tests: out of Debian's package, without installing it
 	tests/k8s/get_prometheus.sh
