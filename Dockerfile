@@ -45,8 +45,8 @@ RUN --mount=type=secret,id=pip_conf,target=/run/secrets/pip.conf \
     python3 requirements.py common > common.txt \
     && /build/tools/bin/pip --python /opt/softprompt/bin/python install --constraint constraints.txt --requirement common.txt
 
-# The project's own packages, without their dependencies: a change of the code rebuilds only from here. The C sources are compiled here,
-# because the final images have no compiler.
+# The project's own packages, without their dependencies: a change of the code rebuilds only from here. Building the
+# wheel compiles its C, because no image has a compiler.
 FROM build AS wheel
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends gcc=4:12.* libc6-dev=2.36-* \
@@ -55,15 +55,14 @@ RUN --mount=type=secret,id=pip_conf,target=/run/secrets/pip.conf \
     --mount=type=secret,id=ca_bundle,target=/run/secrets/ca.crt \
     if [ -s /run/secrets/ca.crt ]; then export PIP_CERT=/run/secrets/ca.crt; fi; \
     /build/tools/bin/pip install --constraint constraints.txt hatchling
-COPY pyproject.toml README.md LICENSE /build/source/
+COPY pyproject.toml hatch_build.py README.md LICENSE /build/source/
 COPY protos /build/source/protos
 COPY shared /build/source/shared
 COPY trainer_service /build/source/trainer_service
 COPY inference_service /build/source/inference_service
 COPY softprompt /build/source/softprompt
 WORKDIR /build/source
-RUN /opt/softprompt/bin/python -W ignore -m shared.native_code inference_service/engine/native_kernels.c trainer_service/training/native_kernels.c \
-    && /build/tools/bin/pip wheel --no-deps --no-index --no-build-isolation --wheel-dir /build/wheels .
+RUN /build/tools/bin/pip wheel --no-deps --no-index --no-build-isolation --wheel-dir /build/wheels .
 
 FROM build AS inference-build
 COPY --from=wheel /build/wheels /build/wheels
@@ -109,7 +108,7 @@ LABEL org.opencontainers.image.title="softprompt-inference" \
 COPY --from=inference-build /opt/softprompt /opt/softprompt
 ENV SOFTPROMPT_INFERENCE_HOST=0.0.0.0 SOFTPROMPT_INFERENCE_PORT=50052 SOFTPROMPT_INFERENCE_METRICS_PORT=9092
 EXPOSE 50052 9092
-CMD ["python", "-m", "inference_service"]
+CMD ["softprompt-inference"]
 
 FROM runtime AS trainer
 LABEL org.opencontainers.image.title="softprompt-trainer" \
@@ -117,4 +116,4 @@ LABEL org.opencontainers.image.title="softprompt-trainer" \
 COPY --from=trainer-build /opt/softprompt /opt/softprompt
 ENV SOFTPROMPT_TRAINER_HOST=0.0.0.0 SOFTPROMPT_TRAINER_PORT=50051 SOFTPROMPT_TRAINER_METRICS_PORT=9091 RAY_USAGE_STATS_ENABLED=0
 EXPOSE 50051 9091
-CMD ["python", "-m", "trainer_service"]
+CMD ["softprompt-trainer"]

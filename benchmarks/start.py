@@ -31,13 +31,13 @@ from inference_service.generation import Call
 from inference_service.inputs import InputRequest, TextInput
 from inference_service.sampling import SamplingRequest
 from inference_service.server import build
-from shared.base_model import inspect
-from shared.blob import encode_blob
-from shared.manifest import Manifest, utc_now
+from shared.model.base_model import inspect
 from shared.names import PromptReference
-from shared.soft_prompt import SoftPrompt
+from shared.prompt.blob import encode_blob
+from shared.prompt.manifest import Manifest, utc_now
+from shared.prompt.soft_prompt import SoftPrompt
 from shared.store import open_store
-from shared.template import Template
+from shared.text.template import Template
 from tests.tiny_models import save_tiny_llama
 
 RESULTS = Path(__file__).parent / "results" / "start.json"

@@ -27,14 +27,14 @@ from unittest import mock
 
 import torch
 
-from shared.base_model import BaseModelInfo
-from shared.blob import encode_blob
-from shared.manifest import Manifest, utc_now
+from shared.model.base_model import BaseModelInfo
 from shared.names import PromptReference
-from shared.soft_prompt import SoftPrompt
+from shared.prompt.blob import encode_blob
+from shared.prompt.manifest import Manifest, utc_now
+from shared.prompt.soft_prompt import SoftPrompt
 from shared.store import PromptStore, StoreWatcher, open_store
 from shared.store.layout import LOG, SNAPSHOTS, log_key
-from shared.template import Template
+from shared.text.template import Template
 
 RESULTS = Path(__file__).parent / "results" / "store.json"
 HIDDEN_SIZE = 576

@@ -9,14 +9,14 @@ from typing import Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from inference_service.engine.config import LENGTH_SETTING, EngineConfig
-from inference_service.engine.linear_choice import LinearKernel
-from inference_service.engine.request import Limits
+from inference_service.engine.core.config import LENGTH_SETTING, EngineConfig
+from inference_service.engine.core.request import Limits
 from inference_service.limits import RequestLimits
-from shared.base_model import Device, DType
 from shared.config import ServerSettings, settings_config
-from shared.manifest import SamplingDefaults
+from shared.kernels.serving_linear import LinearKernel
+from shared.model.base_model import Device, DType
 from shared.names import NAME_PATTERN
+from shared.prompt.manifest import SamplingDefaults
 
 _ENGINE = EngineConfig()
 _GOLDEN_LOGPROBS = 64  # what the replay of golden records may need, whatever callers may ask for
@@ -92,8 +92,17 @@ class InferenceSettings(ServerSettings):
     """Likewise top_p."""
     default_max_new_tokens: int = Field(default=256, ge=1)
     """Likewise the most generated tokens."""
-    max_prompt_labels: int = Field(default=100, ge=0, le=10_000)
-    """Prompts with metrics of their own; all further ones share the label `other`."""
+    max_prompt_labels: int | None = Field(default=None, ge=0, le=10_000)
+    """Prompts with metrics of their own; all further ones share the label `other`.
+
+    Unset: 100, and 0 where the callers file has several tenants when the service starts, since the metrics port asks nobody who they are.
+    """
+
+    def num_prompt_labels(self, num_tenants: int) -> int:
+        """`max_prompt_labels`, or what is right for `num_tenants` where it is unset."""
+        if self.max_prompt_labels is not None:
+            return self.max_prompt_labels
+        return 0 if num_tenants > 1 else 100
 
     @field_validator("default_max_new_tokens")
     @classmethod

@@ -27,27 +27,27 @@ from inference_service.generation import GenerationService
 from inference_service.metrics import EngineMetrics, PromptMetrics, StateCollector
 from inference_service.prompts.first_loads import StartLimits
 from inference_service.prompts.heartbeat import Heartbeat
-from inference_service.prompts.loader import VersionLoader
-from inference_service.prompts.loading import VersionLoads
+from inference_service.prompts.load_queue import VersionLoads
 from inference_service.prompts.pools import StorePools
 from inference_service.prompts.registry import PromptRegistry
 from inference_service.prompts.unloading import PrefixUnloader
 from inference_service.prompts.version import prompt_of_prefix
+from inference_service.prompts.version_loader import VersionLoader
 from inference_service.prompts.watcher import PromptWatcher
 from inference_service.servicer import SERVICE_NAME, Backend, GenerationServicer
 from inference_service.token_texts import TokenTexts
-from shared import fingerprint
-from shared.base_model import inspect, resolve
 from shared.config import ConfigError
-from shared.daemon_thread import close_within, on_daemon_thread
 from shared.errors import NotFound, PreconditionFailed, Unavailable
-from shared.outside import CallPool
+from shared.model import fingerprint
+from shared.model.base_model import inspect, resolve
+from shared.process.call_pool import CallPool
+from shared.process.daemon_thread import close_within, on_daemon_thread
+from shared.process.service import announce, retract
+from shared.process.threads import set_torch_threads
 from shared.rpc.metrics import PoolCollector, RpcMetrics, serve_metrics
 from shared.rpc.server import RpcServer
-from shared.service import announce, retract
 from shared.store import PromptStore, open_store
 from shared.store.replicas import ReplicaDirectory
-from shared.threads import set_torch_threads
 from shared.tracing import tracing_of
 
 log = logging.getLogger(__name__)
@@ -71,14 +71,18 @@ class Replica:
 
 
 def build(
-    settings: InferenceSettings, engine: Engine, store: PromptStore, metrics: CollectorRegistry, pools: StorePools | None = None
+    settings: InferenceSettings,
+    engine: Engine,
+    store: PromptStore,
+    metrics: CollectorRegistry,
+    pools: StorePools | None = None,
+    num_tenants: int = 1,
 ) -> Replica:
     """Put the parts together around a loaded model and an open store. Call it on the event loop."""
     pools = pools or StorePools.of(settings.store_timeout_seconds)
     base, max_length = engine.base, engine.config.max_length
-    engine_metrics = EngineMetrics(
-        metrics, settings.max_prompt_labels, lambda prefix_id: None if prefix_id is None else prompt_of_prefix(prefix_id)
-    )
+    num_labels = settings.num_prompt_labels(num_tenants)
+    engine_metrics = EngineMetrics(metrics, num_labels, lambda prefix_id: None if prefix_id is None else prompt_of_prefix(prefix_id))
     running = AsyncEngine(engine, engine_metrics)
     registry = PromptRegistry(PrefixUnloader(running), settings.max_loaded_versions)
     directory, interval_seconds = ReplicaDirectory(store.backend), settings.heartbeat_seconds
@@ -142,7 +146,7 @@ async def _live(
     engine = await on_daemon_thread(lambda: _load(settings), "load-model")
     pools = StorePools.of(settings.store_timeout_seconds)
     store = await _open(settings, pools.watch)
-    replica = build(settings, engine, store, metrics, pools)
+    replica = build(settings, engine, store, metrics, pools, len(rpc.guard.tenants()))
     replica.engine.start()
     try:
         await replica.watcher.start()

@@ -72,8 +72,8 @@ def write_dataset(path: Path, num_bytes: int) -> tuple[int, str]:
 def train(path: Path, digest: str, tokenizer: Path | None, model: Path, sender: Any) -> None:
     """Runs two jobs on the same file in the worker's process and returns the measurements."""
     from tests.tiny_models import save_tiny_llama
-    from trainer_service.cluster.loading import WorkerSpec, load_trainer
     from trainer_service.cluster.worker import Worker, wait_ready
+    from trainer_service.cluster.worker_init import WorkerSpec, load_trainer
     from trainer_service.training.events import DatasetFile, Failed, Finished, Preparing, Started, TaskData, TrainingTask
 
     shape: dict[str, Any] = {"max_position_embeddings": 8192}
@@ -110,7 +110,7 @@ def train(path: Path, digest: str, tokenizer: Path | None, model: Path, sender: 
 
 
 def training_spec() -> Any:
-    from shared.template import Template
+    from shared.text.template import Template
     from trainer_service.training.spec import (
         Hyperparameters,
         Init,

@@ -101,7 +101,7 @@ def cold_start() -> dict[str, Any]:
 def alone_at_the_head() -> dict[str, Any]:
     """30 workers run one job of an hour each; the first waiting job must run alone, and 100 ordinary jobs follow it."""
     running = [SimulatedJob("x", "a", 0.0, HOUR + 10.0 * number) for number in range(30)]
-    alone = SimulatedJob("x", "a", 0.0, JOB_SECONDS, solo=True)
+    alone = SimulatedJob("x", "a", 0.0, JOB_SECONDS, exclusive=True)
     jobs = [*running, alone, *jobs_of("x", "a", 100)]
     history = Simulator(jobs, max_workers=30, workers=[("a", [number]) for number in range(30)]).run()
     ordinary = [history.started[number] for number in range(31, len(jobs))]

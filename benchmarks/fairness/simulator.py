@@ -12,9 +12,9 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from trainer_service.jobs.fair_queue import Ledger, TenantShare, in_order, queue_clock, share_of
+from trainer_service.dispatch.scheduler import WorkerView, plan
+from trainer_service.jobs.fair_queue import Ledger, QueueHead, TenantShare, in_order, queue_clock, share_of
 from trainer_service.jobs.record import queue_key
-from trainer_service.jobs.scheduler import QueueHead, WorkerView, plan
 
 IDLE_SECONDS = 300.0
 
@@ -26,7 +26,7 @@ class SimulatedJob:
     arrives: float
     seconds: float
     priority: int = 0
-    solo: bool = False
+    exclusive: bool = False
 
     @property
     def key(self) -> float:
@@ -136,7 +136,7 @@ class Simulator:
     def _happen(self, worker_id: str, number: int, now: float) -> None:
         if not worker_id:
             job = self._jobs[number]
-            heapq.heappush(self._queues.setdefault((job.base_model, job.tenant, job.solo), []), (job.key, number))
+            heapq.heappush(self._queues.setdefault((job.base_model, job.tenant, job.exclusive), []), (job.key, number))
             return
         worker = self._workers.get(worker_id)
         if worker is None or number < 0:
@@ -160,7 +160,7 @@ class Simulator:
         claimed = 0
         for claim in decided.claims:
             for _ in range(claim.max_jobs):
-                claimed += self._claim(self._workers[claim.worker_id], claim.solo, now)
+                claimed += self._claim(self._workers[claim.worker_id], claim.exclusive, now)
         for base_model in decided.launches:
             self._add_worker(base_model, now)
         self.history.switches += min(len(decided.stops), len(decided.launches))
@@ -172,29 +172,29 @@ class Simulator:
         shares = self._ledger.at(now)
         clock = queue_clock(shares)
         heads = []
-        for (base_model, tenant, solo), queue in self._queues.items():
+        for (base_model, tenant, exclusive), queue in self._queues.items():
             share, mean = share_of(shares, tenant), sum(key for key, _ in queue) / len(queue)
-            solos = len(queue) if solo else 0
+            solos = len(queue) if exclusive else 0
             heads.append(QueueHead(base_model, queue[0][0], len(queue), solos, tenant, share.weight, max(clock, share.time), mean))
         return heads
 
-    def _claim(self, worker: _Worker, solo: bool, now: float) -> bool:
-        tenants = [tenant for base_model, tenant, alone in self._queues if (base_model, alone) == (worker.base_model, solo)]
+    def _claim(self, worker: _Worker, exclusive: bool, now: float) -> bool:
+        tenants = [tenant for base_model, tenant, alone in self._queues if (base_model, alone) == (worker.base_model, exclusive)]
         if not tenants:
             return False
         tenant = in_order(self._ledger.at(now), tenants)[0]
         waiting = {other for _, other, _ in self._queues}
-        queue = self._queues[worker.base_model, tenant, solo]
+        queue = self._queues[worker.base_model, tenant, exclusive]
         _, number = heapq.heappop(queue)
         if not queue:
-            del self._queues[worker.base_model, tenant, solo]
+            del self._queues[worker.base_model, tenant, exclusive]
         self._ledger.claim(tenant, waiting, now, is_last=not self._queues)
         self._put(worker, number, now)
         return True
 
     def _put(self, worker: _Worker, number: int, now: float) -> None:
         job = self._jobs[number]
-        worker.jobs[number], worker.fresh, worker.exclusive = now, False, job.solo
+        worker.jobs[number], worker.fresh, worker.exclusive = now, False, job.exclusive
         self.history.started[number] = now
         self._push(now + job.seconds, worker.id, number)
 

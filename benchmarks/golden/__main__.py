@@ -27,20 +27,20 @@ import torch
 
 from benchmarks.golden.sets import NUM_TRAIN, SETS, Set
 from inference_service.engine.async_engine import AsyncEngine
-from inference_service.engine.config import EngineConfig
+from inference_service.engine.core.config import EngineConfig
 from inference_service.engine.engine import Engine
 from inference_service.prompts.golden import BAND, allowed_nats
-from shared.base_model import BaseModel, load
-from shared.divergence import divergence_nats
-from shared.golden_inputs import golden_input_ids
-from shared.manifest import GoldenRecord
-from shared.precision import computed_in
-from shared.soft_prompt import SoftPrompt
-from shared.template import InputEncoder
+from shared.model.base_model import BaseModel, load
+from shared.model.precision import computed_in
+from shared.prompt.divergence import divergence_nats
+from shared.prompt.manifest import GoldenRecord
+from shared.prompt.soft_prompt import SoftPrompt
+from shared.text.golden_inputs import golden_input_ids
+from shared.text.template import InputEncoder
 from trainer_service.training.cohort import Cohort
+from trainer_service.training.evaluation.golden import golden_records
 from trainer_service.training.events import Failed, Finished, TrainingTask
-from trainer_service.training.golden import golden_records
-from trainer_service.training.recipe import fill
+from trainer_service.training.recipe.defaults import fill
 from trainer_service.training.spec import HyperparameterRequest, TrainingSpec
 
 RESULTS = Path(__file__).parents[1] / "results" / "golden.json"

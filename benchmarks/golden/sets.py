@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from shared.template import Template
+from shared.text.template import Template
 from trainer_service.training.spec import Example, TaskKind
 
 NUM_TRAIN, NUM_HELD_OUT = 20, 4

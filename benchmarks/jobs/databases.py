@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.trainer_service.jobs.postgres import Postgres, find_binaries
+from tests.trainer_service.postgres import Postgres, find_binaries
 
 
 @contextmanager

@@ -8,10 +8,10 @@ from typing import Any
 
 from benchmarks.jobs.parts import spec
 from benchmarks.jobs.store_load import running
-from shared import base_model
+from shared.model import base_model
 from trainer_service.cluster.ray_cluster import RayCluster
 from trainer_service.cluster.ray_pool import RayPool, RayPoolConfig
-from trainer_service.jobs.manager import JobManager
+from trainer_service.dispatch.manager import JobManager
 from trainer_service.jobs.model import Job, JobEventKind
 from trainer_service.jobs.states import JobState
 

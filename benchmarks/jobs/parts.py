@@ -11,12 +11,12 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from shared.base_model import BaseModelInfo
-from shared.template import Template
+from shared.model.base_model import BaseModelInfo
+from shared.text.template import Template
 from trainer_service.cluster.interface import WorkerHandle, WorkerPool
 from trainer_service.jobs.model import EffectiveSpec, TuningSpec
 from trainer_service.training.events import DatasetFile
-from trainer_service.training.recipe import fill
+from trainer_service.training.recipe.defaults import fill
 from trainer_service.training.spec import HyperparameterRequest, TaskKind, TrainingSpec
 
 UNKNOWN = BaseModelInfo(

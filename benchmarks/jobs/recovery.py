@@ -16,8 +16,8 @@ TESTS = (
     "tests/trainer_service/cluster/test_service_kill.py",
     "tests/trainer_service/cluster/test_replica_kill.py",
     "tests/trainer_service/cluster/test_node_loss.py",
-    "tests/trainer_service/jobs/test_storage_faults.py",
-    "tests/trainer_service/jobs/test_replicas.py",
+    "tests/trainer_service/dispatch/test_storage_faults.py",
+    "tests/trainer_service/dispatch/test_replicas.py",
 )
 
 

@@ -17,7 +17,7 @@ from prompttuning.v1 import tuning_pb2 as pb
 from prompttuning.v1 import tuning_pb2_grpc
 
 from benchmarks.jobs.parts import NoWorkers, spread
-from shared.service import run_service
+from shared.process.service import run_service
 from tests.tiny_models import save_tiny_llama
 from trainer_service.config import TrainerSettings
 from trainer_service.server import serve

@@ -12,17 +12,17 @@ from typing import Any
 from sqlalchemy import insert, text
 
 from benchmarks.jobs.parts import UNKNOWN, Admission, Examples, NoWorkers, a_second, spec, spread, timed
-from shared.base_model import BaseModelInfo
+from shared.model.base_model import BaseModelInfo
 from shared.store.memory import MemoryBackend
 from shared.store.store import PromptStore
 from trainer_service.cluster.interface import WorkerPool
+from trainer_service.database.schema import job_annotations, job_events, jobs
+from trainer_service.dispatch.manager import JobManager, files_for
 from trainer_service.jobs.config import JobsConfig
-from trainer_service.jobs.manager import JobManager, files_for
 from trainer_service.jobs.model import EffectiveSpec, Job, JobFilter, JobOrder, new_job_id
 from trainer_service.jobs.record import Record, queue_key, to_datetime, to_row
-from trainer_service.jobs.schema import job_annotations, job_events, jobs
 from trainer_service.jobs.states import JobState
-from trainer_service.jobs.store import JobStore
+from trainer_service.jobs.store.job_store import JobStore
 
 CONFIG = JobsConfig(progress_seconds=0.0)
 STATES = (JobState.QUEUED, *[JobState.SUCCEEDED] * 15, *[JobState.FAILED] * 4)

@@ -13,12 +13,12 @@ import torch.nn.functional as F
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
 
 from benchmarks.kernels.turns import HEAD_WIDTH, HEADS, HIDDEN, INNER, KV_HEADS, LAYERS, in_turn
-from trainer_service.training import native_kernels
-from trainer_service.training.frozen_linear import widened_product
-from trainer_service.training.frozen_norm import FrozenRMSNorm, NativeRMSNorm
-from trainer_service.training.packing import Layout, Row, Segment, pack
-from trainer_service.training.prefix_attention import NativePrefixAttention, PrefixAttention, Rule
-from trainer_service.training.rotary import Rotate
+from shared.kernels import ops
+from shared.kernels.norm import CompiledRMSNorm, TorchRMSNorm
+from shared.kernels.rotary import Rotate
+from shared.kernels.training_linear import widened_product
+from trainer_service.training.attention.packing import Layout, Row, Segment, pack
+from trainer_service.training.attention.prefix_attention import NativePrefixAttention, PrefixAttention, Rule
 
 JOBS, BATCH, VIRTUAL_TOKENS, LENGTHS = 8, 4, 50, (20, 46)
 
@@ -37,8 +37,8 @@ def measure(rounds: int) -> dict[str, Any]:
             lambda *x: NativePrefixAttention.apply(*x, layout, rule), lambda *x: PrefixAttention.apply(*x, layout, rule), heads, rounds
         ),
         "norm": _beside(
-            lambda x: NativeRMSNorm.apply(x, norm.weight, norm.variance_epsilon),
-            lambda x: FrozenRMSNorm.apply(x, norm.weight, norm.variance_epsilon),
+            lambda x: CompiledRMSNorm.apply(x, norm.weight, norm.variance_epsilon),
+            lambda x: TorchRMSNorm.apply(x, norm.weight, norm.variance_epsilon),
             [hidden],
             rounds,
         ),
@@ -54,7 +54,7 @@ def measure(rounds: int) -> dict[str, Any]:
 
 
 def _products(layout: Layout, rounds: int) -> dict[str, Any]:
-    """The gate products of all layers: operands widened to float32 for the product, compared with bfloat16 products."""
+    """The gate products of all layers: operands widened to float32 (as `training_linear` chooses), and bfloat16 products."""
     x = _numbers(layout, HIDDEN).bfloat16()
     weights = [torch.randn(INNER, HIDDEN).bfloat16() for _ in range(LAYERS)]
     contestants: dict[str, Callable[[], object]] = {
@@ -71,11 +71,11 @@ class _Swiglu(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(gate, up)
-        return native_kernels.swiglu(gate, up)
+        return ops.swiglu(gate, up)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return native_kernels.swiglu_backward(grads[0], *ctx.saved_tensors)
+        return ops.swiglu_backward(grads[0], *ctx.saved_tensors)
 
 
 def _layout() -> Layout:

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import torch
 
-from shared import base_model
-from shared.blob import encode_blob
-from shared.manifest import BaseModelInfo, Manifest, utc_now
-from shared.soft_prompt import SoftPrompt
+from shared.model import base_model
+from shared.prompt.blob import encode_blob
+from shared.prompt.manifest import BaseModelInfo, Manifest, utc_now
+from shared.prompt.soft_prompt import SoftPrompt
 from shared.store import PromptStore, open_store
-from shared.template import Template
+from shared.text.template import Template
 from softprompt.local.process import Ready, ServiceProcess
 
 NUM_VIRTUAL = 20

@@ -20,11 +20,11 @@ import torch
 from benchmarks.quality.contestants import BARE, FEW_SHOT, INSTRUCTED, NAMES, OURS, PEFT, Arena, variant
 from benchmarks.quality.scoring import chrf, interval, score_test
 from benchmarks.quality.sets import DataSet, load_sets
-from shared.allocator import tune_allocator
-from shared.base_model import load
-from shared.template import TemplateFormat
-from trainer_service.training.encoding import EncodedDataset
-from trainer_service.training.forward import choose_forward
+from shared.model.base_model import load
+from shared.process.allocator import tune_allocator
+from shared.text.template import TemplateFormat
+from trainer_service.training.attention.forward import choose_forward
+from trainer_service.training.data.encoding import EncodedDataset
 from trainer_service.training.precision import pick_training_dtype
 from trainer_service.training.spec import HyperparameterRequest
 

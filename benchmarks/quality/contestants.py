@@ -8,12 +8,12 @@ import torch
 
 from benchmarks.quality.peft_recipes import BATCH_SIZE, RECIPES, train_peft
 from benchmarks.quality.sets import DataSet
-from shared.base_model import BaseModel
-from shared.template import INPUT_FIELD, InputEncoder, Message, Template, TemplateFormat, has_chat_template, pinned
+from shared.model.base_model import BaseModel
+from shared.text.template import INPUT_FIELD, InputEncoder, Message, Template, TemplateFormat, has_chat_template, pinned
 from trainer_service.training.cohort import Cohort
-from trainer_service.training.encoding import EncodedDataset, EncodedExample, encode_dataset
+from trainer_service.training.data.encoding import EncodedDataset, EncodedExample, encode_dataset
 from trainer_service.training.events import Failed, Finished, TrainingTask
-from trainer_service.training.recipe import fill, init_text
+from trainer_service.training.recipe.defaults import fill, init_text
 from trainer_service.training.spec import Example, HyperparameterRequest, Hyperparameters, Init, InitMethod, TrainingSpec
 
 BARE, INSTRUCTED, FEW_SHOT, PEFT, OURS = "bare", "instructed", "few-shot", "PEFT's best", "ours"

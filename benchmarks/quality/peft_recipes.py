@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from shared.base_model import BaseModel
-from trainer_service.training.encoding import EncodedDataset, EncodedExample
+from shared.model.base_model import BaseModel
+from trainer_service.training.data.encoding import EncodedDataset, EncodedExample
 from trainer_service.training.trainee import batch_indices
 
 NUM_VIRTUAL_TOKENS, BATCH_SIZE, WARMUP_SHARE = 20, 16, 0.1

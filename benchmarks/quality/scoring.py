@@ -13,14 +13,14 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from shared.base_model import BaseModel
+from shared.model.base_model import BaseModel
+from trainer_service.training.attention.forward import Forward
+from trainer_service.training.attention.packing import Row
 from trainer_service.training.compute import score_within
-from trainer_service.training.encoding import EncodedDataset, EncodedExample
-from trainer_service.training.evaluate import score_rows
-from trainer_service.training.forward import Forward
-from trainer_service.training.generate import MAX_NEW_TOKENS
-from trainer_service.training.init import embed
-from trainer_service.training.packing import Row
+from trainer_service.training.data.encoding import EncodedDataset, EncodedExample
+from trainer_service.training.evaluation.evaluate import score_rows
+from trainer_service.training.evaluation.generate import MAX_NEW_TOKENS
+from trainer_service.training.recipe.init import embed
 from trainer_service.training.work import RowScore
 
 TOKENS_AT_ONCE = 2048

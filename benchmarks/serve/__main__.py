@@ -20,7 +20,7 @@ import torch
 
 from benchmarks.serve.cases import CASES, Case, Goal
 from benchmarks.serve.field import Field
-from shared.allocator import tune_allocator
+from shared.process.allocator import tune_allocator
 
 MANY_PROMPTS = 500
 ROUNDS = 3

@@ -11,12 +11,12 @@ import torch
 
 from benchmarks.serve.workload import NUM_NEW, Workload
 from inference_service.engine.async_engine import AsyncEngine
-from inference_service.engine.config import EngineConfig
+from inference_service.engine.core.config import EngineConfig
+from inference_service.engine.core.request import GenerationRequest, SamplingParams
 from inference_service.engine.engine import load_engine
-from inference_service.engine.request import GenerationRequest, SamplingParams
-from shared.daemon_thread import on_daemon_thread
-from shared.manifest import GoldenRecord
-from shared.soft_prompt import SoftPrompt
+from shared.process.daemon_thread import on_daemon_thread
+from shared.prompt.manifest import GoldenRecord
+from shared.prompt.soft_prompt import SoftPrompt
 
 _ids = itertools.count()
 
@@ -30,7 +30,7 @@ class EngineContestant:
         self.table = engine.base.embedding_table
         self._async = AsyncEngine(engine)
         self._async.start()
-        torch.set_num_threads(1)  # otherwise this thread would have its own OpenMP team (`shared/compute_thread.py`)
+        torch.set_num_threads(1)  # otherwise this thread would have its own OpenMP team (`shared/process/compute_thread.py`)
 
     async def stop(self) -> None:
         await self._async.check_integrity()

@@ -11,12 +11,12 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
 from benchmarks.serve.workload import NUM_NEW, NUM_PROMPTS, NUM_VIRTUAL, Workload
-from inference_service.engine.config import EngineConfig
+from inference_service.engine.core.config import EngineConfig
+from inference_service.engine.core.request import GenerationRequest, SamplingParams
 from inference_service.engine.engine import Engine
-from inference_service.engine.paged_runner import PagedRunner
-from inference_service.engine.request import GenerationRequest, SamplingParams
-from shared.base_model import BaseModel, BaseModelInfo
-from shared.soft_prompt import SoftPrompt
+from inference_service.engine.run.paged_runner import PagedRunner
+from shared.model.base_model import BaseModel, BaseModelInfo
+from shared.prompt.soft_prompt import SoftPrompt
 
 WANTED_SHARE = 0.7
 MAX_LENGTH = 1024

@@ -14,12 +14,12 @@ import torch
 from prompttuning.v1 import common_pb2, generation_pb2, generation_pb2_grpc
 
 from benchmarks.serve.workload import NUM_NEW, Workload
-from shared import base_model
-from shared.blob import encode_blob
-from shared.manifest import GoldenRecord, Manifest, utc_now
-from shared.soft_prompt import SoftPrompt
+from shared.model import base_model
+from shared.prompt.blob import encode_blob
+from shared.prompt.manifest import GoldenRecord, Manifest, utc_now
+from shared.prompt.soft_prompt import SoftPrompt
 from shared.store import open_store
-from shared.template import Template
+from shared.text.template import Template
 
 START_SECONDS = 120.0
 

@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-from shared.allocator import tune_allocator
-from shared.base_model import load
+from shared.model.base_model import load
+from shared.process.allocator import tune_allocator
 
 
 def main(model: str, workload_file: str) -> None:

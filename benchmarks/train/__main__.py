@@ -23,7 +23,7 @@ import torch
 from benchmarks.train.contestants import CONTESTANTS
 from benchmarks.train.gpu_cases import measure as measure_gpu_shape
 from benchmarks.train.workload import CASES, Case, load_model, make_rows
-from shared.allocator import tune_allocator
+from shared.process.allocator import tune_allocator
 from trainer_service.training.precision import pick_training_dtype
 
 WANTED_MEMORY_RATIO = 0.5

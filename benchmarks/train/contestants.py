@@ -9,10 +9,10 @@ from typing import Any
 import torch
 
 from benchmarks.train.workload import LEARNING_RATE, Case, make_prompt
-from shared.base_model import BaseModel, BaseModelInfo
+from shared.model.base_model import BaseModel, BaseModelInfo
+from trainer_service.training.attention.forward import choose_forward
+from trainer_service.training.attention.packing import Row
 from trainer_service.training.compute import backward
-from trainer_service.training.forward import choose_forward
-from trainer_service.training.packing import Row
 from trainer_service.training.spec import Hyperparameters, Init, Metric, Reparameterisation, Schedule
 from trainer_service.training.trainee import Candidate, Trainee
 from trainer_service.training.work import TrainPart

@@ -18,12 +18,12 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
-from shared.base_model import BaseModel, BaseModelInfo
-from shared.template import Template
+from shared.model.base_model import BaseModel, BaseModelInfo
+from shared.text.template import Template
 from trainer_service.training import cohort as cohort_module
 from trainer_service.training.cohort import Cohort
 from trainer_service.training.events import Failed, Finished, StepDone, TrainingTask
-from trainer_service.training.recipe import fill
+from trainer_service.training.recipe.defaults import fill
 from trainer_service.training.spec import Example, HyperparameterRequest, TaskKind, TrainingSpec
 
 LABELS = ("positive", "negative")

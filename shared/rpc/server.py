@@ -12,12 +12,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from shared.config import ServerSettings, is_loopback
+from shared.config import ServerSettings
+from shared.loopback import is_loopback
 from shared.rpc.calls import CallCounter
-from shared.rpc.guard import guard_of
+from shared.rpc.guard import HEALTH_SERVICE, guard_of
+from shared.rpc.health import HealthServicer
 from shared.rpc.interceptors import CallInterceptor
 from shared.rpc.metrics import RpcMetrics
 from shared.rpc.ports import check_port
@@ -34,6 +36,7 @@ _MAX_HEALTH_STREAMS = 16
 """Of one connection to the health port."""
 
 _LEAVING_SECONDS = 1.0
+
 _SERVING, _NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 
 
@@ -55,11 +58,12 @@ class RpcServer:
         systems: Sequence[str] = (),
     ) -> None:
         """Raises ConfigError for a callers file or TLS files that can't be used."""
+        logging.getLogger("grpc._cython.cygrpc").addFilter(_shows_no_metadata)
         self._settings = settings
         self._calls = CallCounter()
         self.draining = asyncio.Event()
         metrics.expect(service_names)
-        self.guard = guard_of(settings)
+        self.guard = guard_of(settings, metrics.registry)
         self._credentials = _credentials_of(settings, metrics)
         self.grpc_server = grpc.aio.server(
             interceptors=[CallInterceptor(metrics, self._calls, self.guard, tracing or Tracing(), endless)],
@@ -77,17 +81,17 @@ class RpcServer:
                 ("grpc.server.max_pending_requests_hard_limit", 4 * _MAX_CONNECTION_STREAMS),
             ],
         )
-        self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
+        self._health = HealthServicer()
         self._watched = ("", READY, *service_names, *systems)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.grpc_server)
         if settings.reflection_access != "off":
-            reflection.enable_server_reflection((*service_names, health.SERVICE_NAME, reflection.SERVICE_NAME), self.grpc_server)
+            reflection.enable_server_reflection((*service_names, HEALTH_SERVICE, reflection.SERVICE_NAME), self.grpc_server)
         self.health_port: int | None = None
         self._health_server: grpc.aio.Server | None = None
 
     async def start(self) -> int:
         """Listen; the port that was bound. Everything but `live` is NOT_SERVING until `set_serving`. Raises OSError if it is taken."""
-        await self._health.set(LIVE, _SERVING)
+        self._health.set(LIVE, _SERVING)
         await self.set_serving(False)
         port = self._listen(self.grpc_server, self._settings.port, self._credentials)
         if self._settings.health_port is not None:
@@ -126,7 +130,7 @@ class RpcServer:
     async def set_serving(self, serving: bool, exceptions: Mapping[str, bool] | None = None) -> None:
         """Of everything but `live`; `exceptions` by health service have a status of their own."""
         for name in self._watched:
-            await self._health.set(name, _SERVING if (exceptions or {}).get(name, serving) else _NOT_SERVING)
+            self._health.set(name, _SERVING if (exceptions or {}).get(name, serving) else _NOT_SERVING)
 
     async def drain(self, grace_seconds: float) -> None:
         """Say NOT_SERVING, take no new calls, end the watches, let running calls finish for up to `grace_seconds`, cut what is left.
@@ -136,7 +140,7 @@ class RpcServer:
         """
         if not self.draining.is_set():
             self.draining.set()
-            await self._health.enter_graceful_shutdown()
+            self._health.leave()
             if self._calls.count or self._calls.health_watches:
                 await asyncio.sleep(min(_LEAVING_SECONDS, grace_seconds / 10))
         stopping = asyncio.create_task(self.grpc_server.stop(grace_seconds))  # once: a second stop beside it crashes gRPC
@@ -149,6 +153,11 @@ class RpcServer:
         await stopping
         if self._health_server is not None:
             await self._health_server.stop(grace=0)
+
+
+def _shows_no_metadata(record: logging.LogRecord) -> bool:
+    """gRPC logs each metadata value that is not UTF-8, with tracebacks: any caller could fill the log, and the value may be a token."""
+    return not str(record.msg).startswith("Invalid encoding on")
 
 
 def _connection_options() -> tuple[tuple[str, int], ...]:

@@ -7,8 +7,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from shared.caller import EVERYBODY, Caller, Tenant
 from shared.errors import PermissionDenied, Unauthenticated
-from shared.security.caller import EVERYBODY, Caller, Tenant
 from shared.security.callers_file import CallersFile
 from shared.security.failures import FailureLimiter
 from shared.security.oidc import Claims, OidcVerifier, looks_like_jwt
@@ -124,7 +124,7 @@ def _bearer(values: Sequence[str]) -> str:
     if len(values) != 1:
         return ""
     scheme, _, token = values[0].partition(" ")
-    return token.strip() if scheme.lower() == "bearer" else ""
+    return token.strip(" ") if scheme.lower() == "bearer" else ""
 
 
 def _named(everybody: Caller, certificate_names: Sequence[str]) -> Caller:

@@ -32,12 +32,13 @@ from tests.k8s.test_rules import ALERTS, RULES, without_annotations
 from tests.shared.security.pki import Authority
 from tests.tiny_models import save_tiny_llama
 from tests.trainer_service.conftest import NoWorkers, RunningTrainer, refused, running_trainer, until
-from tests.trainer_service.jobs.scripted import ScriptedTrainer
 from tests.trainer_service.requests import create_job, first_step, inline
-from trainer_service import server, storage_usage
+from tests.trainer_service.scripted import ScriptedTrainer
+from trainer_service import server
 from trainer_service.cluster.interface import WorkerPool
 from trainer_service.cluster.local_pool import LocalPool
 from trainer_service.config import TrainerSettings
+from trainer_service.maintenance import storage_usage
 
 EXPRESSIONS = [rule["expr"] for group in RULES["groups"] for rule in group["rules"]]
 USED = frozenset(name for expression in EXPRESSIONS for name in known_metrics.metric_names(expression))
@@ -247,6 +248,19 @@ async def test_callers_without_a_token(faults: Any, tmp_path: Path) -> None:
                 await refused(fault.trainer.tuning.ListTuningJobs(pb.ListTuningJobsRequest()))
 
         assert await fault.fires(25, minute) == {"SoftpromptRejectsCallers"}
+
+
+@pytest.mark.parametrize("content", ['{"callers": [{"nam', None], ids=["broken", "gone"])
+async def test_a_callers_file_that_cannot_be_used(
+    faults: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str | None
+) -> None:
+    monkeypatch.setattr("shared.security.callers_file._LOOK_SECONDS", 0.0)
+    callers = tmp_path / "callers.json"
+    callers.write_text(json.dumps({"callers": [{"name": "shop", "roles": ["admin"], "token_sha256": [hash_token(new_token())]}]}))
+    async with faults(trainer={"callers_file": str(callers)}) as fault:
+        assert await fault.value("softprompt_callers_file_current") == 1
+        callers.unlink() if content is None else callers.write_text(content)
+        assert await fault.fires(15) == {"SoftpromptCallersFileBroken"}
 
 
 async def test_a_certificate_that_runs_out(faults: Any, tmp_path: Path) -> None:

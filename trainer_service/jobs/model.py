@@ -14,14 +14,15 @@ from enum import StrEnum
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from shared.base_model import BaseModelInfo
-from shared.manifest import SamplingDefaults
+from shared.caller import EVERY_PROMPT
+from shared.model.base_model import BaseModelInfo
 from shared.names import DEFAULT_ALIAS
-from shared.security.caller import EVERY_PROMPT
-from shared.template import Template
+from shared.prompt.manifest import SamplingDefaults
+from shared.text.template import Template
 from trainer_service.jobs.comparisons import ComparisonRecord, SearchCandidate
 from trainer_service.jobs.states import UNSUCCESSFUL_STATES, JobState
-from trainer_service.training.repetition import Repetition
+from trainer_service.training.data.repetition import Repetition
+from trainer_service.training.data.statistics import DatasetStatistics
 from trainer_service.training.spec import HyperparameterRequest, TaskKind, TooLong, TrainingSpec
 
 MIN_PRIORITY, MAX_PRIORITY = -100, 100
@@ -49,6 +50,10 @@ class PublishGate(_Frozen):
     """Better than the version that the alias names now, on the same held-out examples."""
     minimum_metric: float | None = None
     """At least this metric; at most, for LOSS."""
+
+    @property
+    def has_conditions(self) -> bool:
+        return self.beat_bare_model or self.beat_current or self.minimum_metric is not None
 
 
 class PublishPolicy(_Frozen):
@@ -138,20 +143,6 @@ class JobProgress(_Measured):
     estimated_end_time: datetime | None = None
     num_skipped_steps: int = 0
     """Steps without an update, because the loss or gradient was not finite."""
-
-
-class DatasetStatistics(_Frozen):
-    """What the cohort found in the job's data; the fields of `training.events.DatasetStatistics`."""
-
-    num_train: int
-    num_validation: int
-    num_dropped: int = 0
-    num_truncated: int = 0
-    num_overlapping: int = 0
-    mean_input_tokens: float = 0.0
-    max_input_tokens: int = 0
-    mean_target_tokens: float = 0.0
-    max_target_tokens: int = 0
 
 
 class JobError(_Frozen):
@@ -348,5 +339,14 @@ _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 
 def new_job_id() -> str:
     """26 characters that sort by creation: 48 bits of milliseconds, 80 random bits (the layout of a ULID, in lower case)."""
-    number = (time.time_ns() // 1_000_000) << 80 | secrets.randbits(80)
+    return _job_id(time.time(), secrets.randbits(80))
+
+
+def first_job_id(created: float) -> str:
+    """Ids of jobs that were created at this Unix time or later sort behind it."""
+    return _job_id(created, 0)
+
+
+def _job_id(created: float, random_bits: int) -> str:
+    number = int(created * 1000) << 80 | random_bits
     return "".join(_ALPHABET[number >> shift & 31] for shift in range(125, -1, -5))
