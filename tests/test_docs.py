@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.k8s.checks.settings import SERVICES
+from tests.slow import FILES, FOLDERS
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(
@@ -71,3 +72,7 @@ def test_settings_exist(page: str) -> None:
     named = set(re.findall(r"SOFTPROMPT_(?:TRAINER|INFERENCE)_[A-Z][A-Z_]*[A-Z]", text_of(page)))
     known = {f"{prefix}{field}".upper() for cls, prefix in SERVICES.values() for field in cls.model_fields}
     assert named - known == set()
+
+
+def test_the_lists_of_slow_tests_name_what_exists() -> None:
+    assert [name for name in (*FOLDERS, *FILES) if not (ROOT / "tests" / name).exists()] == []
