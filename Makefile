@@ -7,12 +7,12 @@ SHELL  := /bin/bash
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install dev demo test lint pytest protos model bench bench-train bench-quality bench-few-examples bench-serve bench-kernels bench-store bench-start bench-data bench-golden bench-jobs bench-overload bench-soak simulate-fairness lock release clean tools rules images try-images
+.PHONY: help install dev demo test test-fast lint pytest protos model bench bench-train bench-quality bench-few-examples bench-serve bench-kernels bench-store bench-start bench-data bench-golden bench-jobs bench-overload bench-soak simulate-fairness lock release clean tools rules images try-images
 
 help:            ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-# torch comes first and by its exact version: an index may offer a build of several gigabytes to whoever asks for less.
+# torch first and with its exact version: without it, some indexes install a build of several gigabytes.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed: make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
@@ -29,13 +29,13 @@ install: $(VENV)/.installed  ## Create the environment: both services and every 
 
 dev: $(VENV)/.dev  ## Add what tests, checks and benchmarks need
 
-model: install   ## Get the base model, once
+model: install   ## Download the base model if it is missing
 	$(BIN)/softprompt models pull $(MODEL)
 
-demo: install    ## Train a prompt, serve it, swap it under load: the whole journey on this machine
+demo: install    ## Train a prompt, serve it, and replace it while a stream runs, on this machine
 	$(BIN)/softprompt demo
 
-test: lint pytest  ## Every check
+test: lint pytest  ## Run every check
 
 lint: dev        ## Generated code, buf, ruff, mypy, import contracts
 	$(BIN)/python protos/generate.py --check
@@ -45,41 +45,44 @@ lint: dev        ## Generated code, buf, ruff, mypy, import contracts
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-pytest: dev model tools  ## The tests, in two processes: half of them wait for others most of the time
+pytest: dev model tools  ## All tests, in two processes
 	$(BIN)/pytest -n 2 --dist loadscope --no-loadscope-reorder
 
-tools:           ## Get Prometheus for the tests: out of Debian's package, without installing it
+test-fast: dev   ## Unit tests without Ray, the base model, databases and child processes: two minutes
+	$(BIN)/pytest -n 2 --dist loadfile -q -m "not ray and not model and not slow"
+
+tools:           ## Download Prometheus for the tests from Debian's package, without installing it
 	tests/k8s/get_prometheus.sh
 
-rules: dev tools  ## Have promtool check and test the alert rules
+rules: dev tools  ## Check and test the alert rules with promtool
 	$(BIN)/pytest tests/k8s/test_rules.py
 
-images:          ## Build both images with buildah (root; no daemon)
+images:          ## Build both images with buildah (as root, without a daemon)
 	k8s/images/build.sh
 
-try-images: images dev model  ## Run them hardened: tune a prompt, stream an answer, drain
+try-images: images dev model  ## Run the images with the manifests' restrictions: tune a prompt, stream an answer, drain
 	$(BIN)/python k8s/images/try_images.py --model "$$($(BIN)/softprompt models pull $(MODEL))"
 	$(BIN)/python k8s/images/try_ray.py --model "$$($(BIN)/softprompt models pull $(MODEL))"
 
-protos: dev      ## Generate the Python of the protos
+protos: dev      ## Generate the Python code from the protos
 	$(BIN)/python protos/generate.py
 
-bench: bench-train bench-serve bench-kernels bench-store bench-jobs  ## The benchmarks but the long ones: quality, overload, soak
+bench: bench-train bench-serve bench-kernels bench-store bench-jobs  ## The benchmarks except the long ones (quality, overload, soak)
 
-bench-train: dev model   ## Training beside PEFT, in both dtypes
+bench-train: dev model   ## Training compared with PEFT, in both dtypes
 	for dtype in bfloat16 float32; do $(BIN)/python -m benchmarks.train --dtype $$dtype --model "$$($(BIN)/softprompt models pull $(MODEL))" || exit 1; done
 
-bench-quality: dev model ## The model untuned, PEFT and ours on the data sets of DATA=<dir>; OPTIONS: a part of it (all take days on two cores)
+bench-quality: dev model ## The untuned model, PEFT and ours on the datasets in DATA=<dir>; OPTIONS selects a part (all: days on two cores)
 	$(BIN)/python -m benchmarks.quality --data "$(or $(DATA),$(error give DATA=<directory> with NAME.train.jsonl and NAME.test.jsonl))" \
 		--model "$$($(BIN)/softprompt models pull $(MODEL))" $(OPTIONS)
 
-bench-few-examples: dev model ## How long to train on 5, 20 and 50 examples of each set in DATA (long)
+bench-few-examples: dev model ## How long to train on 5, 20 and 50 examples of each dataset in DATA (long)
 	$(BIN)/python -m benchmarks.quality.few_examples --data "$(DATA)" --model "$$($(BIN)/softprompt models pull $(MODEL))"
 
-bench-serve: dev model   ## Serving beside transformers, and vLLM if VLLM_PYTHON names its interpreter
+bench-serve: dev model   ## Serving compared with transformers, and with vLLM if VLLM_PYTHON names its interpreter
 	$(BIN)/python -m benchmarks.serve --model "$$($(BIN)/softprompt models pull $(MODEL))" $(if $(VLLM_PYTHON),--vllm-python $(VLLM_PYTHON))
 
-bench-kernels: dev ## The compiled kernels beside torch's
+bench-kernels: dev ## The compiled kernels compared with torch's
 	$(BIN)/python -m benchmarks.kernels
 
 bench-store: dev ## The prompt store
@@ -88,26 +91,26 @@ bench-store: dev ## The prompt store
 bench-start: dev ## A replica's start with a thousand aliased versions
 	$(BIN)/python -m benchmarks.start
 
-bench-data: dev model    ## A gigabyte of text in a worker: memory and time (long)
+bench-data: dev model    ## Memory and time of a worker for a gigabyte of text (long)
 	$(BIN)/python -m benchmarks.data --tokenizer "$$($(BIN)/softprompt models pull $(MODEL))"
 
-bench-golden: dev model  ## Golden replays: sound prompts in every dtype and kernel, and faults (hours for 200 prompts; --resume)
+bench-golden: dev model  ## Golden replays in every dtype and kernel, without and with faults (hours for 200 prompts; --resume)
 	$(BIN)/python -m benchmarks.golden --model "$$($(BIN)/softprompt models pull $(MODEL))"
 
-bench-jobs: dev model    ## Jobs: latencies, watchers, the first step, recovery from each fault
+bench-jobs: dev model    ## Jobs: latencies, watchers, time to the first step, recovery from each fault
 	$(BIN)/python -m benchmarks.jobs --model "$$($(BIN)/softprompt models pull $(MODEL))"
 
 simulate-fairness: dev ## Fair shares of tenants and base models: the scheduler on a virtual clock
 	$(BIN)/python -m benchmarks.fairness
 
-bench-overload: dev model ## Five times what a replica can do, for two minutes; then a greedy neighbour beside steady streams
+bench-overload: dev model ## Five times a replica's capacity for two minutes; then steady streams with a greedy neighbour
 	$(BIN)/python -m benchmarks.load overload --model "$$($(BIN)/softprompt models pull $(MODEL))"
 	$(BIN)/python -m benchmarks.load neighbour --model "$$($(BIN)/softprompt models pull $(MODEL))"
 
-bench-soak: dev model    ## Mixed traffic, swaps and vanishing clients, for SOAK_SECONDS (1200)
+bench-soak: dev model    ## Mixed traffic, new versions and disconnecting clients for SOAK_SECONDS (1200)
 	$(BIN)/python -m benchmarks.load soak --model "$$($(BIN)/softprompt models pull $(MODEL))" --seconds $(or $(SOAK_SECONDS),1200)
 
-lock: dev        ## Write the versions that are installed into constraints.txt
+lock: dev        ## Write the installed versions to constraints.txt
 	$(BIN)/python -m pip freeze --exclude-editable --exclude pip --exclude setuptools | sed -E 's/\+cpu//' > constraints.txt
 
 release: dev     ## Build wheel and sdist into dist/ and check them: contents, metadata, and that the sdist builds the same wheel

@@ -14,6 +14,7 @@ from shared.kernels.settings import set_native_defaults
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # tests never reach for a hub
 set_native_defaults()
 
+from tests.slow import is_slow  # noqa: E402
 from tests.tiny_models import save_tiny_llama  # noqa: E402 - it imports torch
 
 SHARES_RAY = "tests/trainer_service/cluster/"
@@ -36,7 +37,11 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return Scheduling(config, log)
 
 
+@pytest.hookimpl(tryfirst=True)  # before `-m` deselects by markers
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        if is_slow(item):
+            item.add_marker(pytest.mark.slow)
     if hasattr(config, "workerinput"):  # what takes longest begins first
         items.sort(key=lambda item: not item.nodeid.startswith(SHARES_RAY))
 

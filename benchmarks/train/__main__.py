@@ -61,7 +61,7 @@ def main() -> None:
         show(results["cases"][-1])
     peaks = {name: memory_in_own_process(name, arguments) for name in CONTESTANTS}
     results["peak_bytes"] = peaks | {"ratio": peaks["shared"] / peaks["peft"], "wanted": WANTED_MEMORY_RATIO}
-    print(f"peak memory, first case: {peaks['shared'] / 2**20:.0f} MiB beside {peaks['peft'] / 2**20:.0f} MiB of PEFT", flush=True)
+    print(f"peak memory, first case: {peaks['shared'] / 2**20:.0f} MiB, PEFT {peaks['peft'] / 2**20:.0f} MiB", flush=True)
     if arguments.gpu_shape:
         results["gpu_shape"] = measure_gpu_shape("1b", "cuda", max(3, arguments.rounds))
         print(json.dumps(results["gpu_shape"], indent=2), flush=True)
@@ -100,8 +100,8 @@ def measure(case: Case, arguments: argparse.Namespace) -> dict[str, Any]:
 def show(result: dict[str, Any]) -> None:
     speeds = result["examples_per_second"]
     print(
-        f"{result['case']}: {speeds['shared']:.2f} examples/s beside {speeds['peft']:.2f} of PEFT, ratio {result['ratio']:.2f} "
-        f"(wanted {result['wanted_ratio']})",
+        f"{result['case']}: {speeds['shared']:.2f} examples/s, PEFT {speeds['peft']:.2f}, ratio {result['ratio']:.2f} "
+        f"(goal {result['wanted_ratio']})",
         flush=True,
     )
 

@@ -79,7 +79,7 @@ def _documented(client: type[Client]) -> type[Client]:
     """Give each method the docstring of its counterpart in AsyncClient."""
     for name, member in vars(client).items():
         function = member.fget if isinstance(member, property) else member
-        if callable(function) and not function.__doc__:
+        if callable(function) and not function.__doc__ and hasattr(AsyncClient, name):
             function.__doc__ = getattr(AsyncClient, name).__doc__
     return client
 

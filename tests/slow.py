@@ -1,0 +1,55 @@
+"""Tests that `make test-fast` leaves out: they start processes or servers, or take seconds of processor time.
+
+`conftest` gives them the marker `slow`, in addition to tests that have the marker themselves.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+FOLDERS = ("benchmarks", "k8s", "packaging", "trainer_service/cluster")
+
+FILES = frozenset(
+    {
+        *("test_architectures.py", "test_end_to_end.py", "test_golden_records.py", "test_trained_prompt_is_served.py"),
+        *("shared/kernels/test_build.py", "shared/kernels/test_settings.py", "shared/kernels/test_wheel.py"),
+        *("shared/model/test_hub_hangs.py", "shared/process/test_compute_thread.py", "shared/process/test_container_limits.py"),
+        *("shared/prompt/test_blob.py", "shared/security/test_walk_through.py"),
+        *("shared/store/test_crashes.py", "shared/store/test_maintenance.py"),
+        *("inference_service/test_overload.py", "inference_service/test_process.py", "inference_service/test_rolling_restart.py"),
+        *("inference_service/engine/kv/test_clean_rows.py", "inference_service/engine/test_correctness.py"),
+        *("softprompt/test_demo.py", "softprompt/test_hub_models.py", "softprompt/test_local.py", "softprompt/test_models.py"),
+        *("softprompt/test_prompts_cli.py", "softprompt/test_surroundings.py"),
+        *("trainer_service/test_process.py", "trainer_service/test_proof.py", "trainer_service/test_systems_that_hang.py"),
+        *("trainer_service/test_training_end_to_end.py", "trainer_service/test_two_tenants.py"),
+        *("trainer_service/database/test_database_hangs.py", "trainer_service/datasets/test_data_end_to_end.py"),
+        *("trainer_service/dispatch/test_broken_models.py", "trainer_service/dispatch/test_deadlines.py"),
+        *("trainer_service/dispatch/test_estimate.py", "trainer_service/dispatch/test_faults.py"),
+        *("trainer_service/dispatch/test_hung_stops.py", "trainer_service/dispatch/test_leases.py"),
+        *("trainer_service/dispatch/test_manager.py", "trainer_service/dispatch/test_replicas.py"),
+        *("trainer_service/dispatch/test_storage_faults.py", "trainer_service/dispatch/test_supervisor.py"),
+        *("trainer_service/jobs/test_transitions.py", "trainer_service/maintenance/test_retention_races.py"),
+        *("trainer_service/publish/test_alias_claim.py", "trainer_service/publish/test_publish_audit.py"),
+        *("trainer_service/publish/test_publish_fencing.py", "trainer_service/publish/test_publisher.py"),
+        *("trainer_service/training/test_budget.py", "trainer_service/training/test_cohort.py"),
+        "trainer_service/training/test_cohort_failures.py",
+    }
+)
+
+PARAMETERS = frozenset({"postgresql", "object"})
+"""Fixture parameters that start a database server, or a server of an object store."""
+
+_ROOT = Path(__file__).parent
+
+
+def is_slow(item: pytest.Item) -> bool:
+    """Whether a collected test belongs to one of the lists above."""
+    path = item.path.relative_to(_ROOT).as_posix()
+    parameters = item.callspec.params.values() if isinstance(item, pytest.Function) and hasattr(item, "callspec") else ()
+    return (
+        path in FILES
+        or path.startswith(tuple(f"{folder}/" for folder in FOLDERS))
+        or any(isinstance(value, str) and value in PARAMETERS for value in parameters)
+    )

@@ -1,0 +1,78 @@
+"""Links, paths, make targets and settings that the pages for people name exist."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.k8s.checks.settings import SERVICES
+from tests.slow import FILES, FOLDERS
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted(
+    {
+        path.relative_to(ROOT).as_posix()
+        for pattern in ("*.md", "docs/*.md", "*/**/README.md")
+        for path in ROOT.glob(pattern)
+        if not any(part.startswith(".") for part in path.relative_to(ROOT).parts)
+    }
+)
+_LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+_PATH = re.compile(r"`((?:shared|trainer_service|inference_service|softprompt|tests|benchmarks|k8s|docs|protos|examples)/[\w./-]*)`")
+_FENCE = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)
+
+
+def text_of(page: str) -> str:
+    return (ROOT / page).read_text()
+
+
+def anchors_of(text: str) -> set[str]:
+    """GitHub's anchors of a page's headings."""
+    headings = re.findall(r"^#+ (.+)$", _FENCE.sub("", text), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def exists(path: str) -> bool:
+    """Whether a file, a folder, or a module of this name exists; pages may leave out `.py`."""
+    return any((ROOT / f"{path.rstrip('/')}{ending}").exists() for ending in ("", ".py"))
+
+
+def test_the_pages_are_found() -> None:
+    assert {"README.md", "CONTRIBUTING.md", "docs/engine.md", "k8s/README.md", "examples/support-tone/README.md"} <= set(PAGES)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page: str) -> None:
+    broken = []
+    for link in _LINK.findall(_FENCE.sub("", text_of(page))):
+        if link.startswith(("http://", "https://", "mailto:")):
+            continue
+        name, _, anchor = link.partition("#")
+        target = (ROOT / page).parent / name if name else ROOT / page
+        if not target.exists() or (anchor and anchor not in anchors_of(target.read_text())):
+            broken.append(link)
+    assert broken == []
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_paths_exist(page: str) -> None:
+    assert [path for path in _PATH.findall(_FENCE.sub("", text_of(page))) if not exists(path)] == []
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_make_targets_exist(page: str) -> None:
+    named = set(re.findall(r"\bmake ([a-z][a-z-]+)", " ".join(re.findall(r"`[^`]*`", text_of(page)))))
+    assert named - set(re.findall(r"^([a-z-]+):", text_of("Makefile"), re.MULTILINE)) == set()
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_settings_exist(page: str) -> None:
+    named = set(re.findall(r"SOFTPROMPT_(?:TRAINER|INFERENCE)_[A-Z][A-Z_]*[A-Z]", text_of(page)))
+    known = {f"{prefix}{field}".upper() for cls, prefix in SERVICES.values() for field in cls.model_fields}
+    assert named - known == set()
+
+
+def test_the_lists_of_slow_tests_name_what_exists() -> None:
+    assert [name for name in (*FOLDERS, *FILES) if not (ROOT / "tests" / name).exists()] == []
