@@ -24,14 +24,14 @@ _OUTSIDE = -2
 
 
 def takes(tensor: torch.Tensor, width: int) -> bool:
-    """Whether the elementwise kernels and `packed_attention` are available for such tensors of rows of `width` numbers."""
+    """Whether the elementwise kernels and `packed_attention` are available for such tensors with rows of `width`."""
     fits = tensor.device.type == "cpu" and tensor.dtype in _DTYPES and width % LANES == 0 and width > 0
     return fits and library.load() is not None
 
 
 def pack_weight(weight: torch.Tensor) -> torch.Tensor:
-    """weight `[out, in]` bfloat16, both multiples of 16 -> `[out / 16, in / 2, 16, 2]`: what belongs to one output lies in
-    one lane of a vector."""
+    """weight `[out, in]` bfloat16, both multiples of 16 -> `[out / 16, in / 2, 16, 2]`, so each output has a lane of its
+    own in a vector."""
     outputs, inputs = weight.shape
     panels = _checked(weight.detach(), torch.bfloat16).view(outputs // LANES, LANES, inputs // 2, 2)
     return panels.permute(0, 2, 1, 3).contiguous()
@@ -50,7 +50,7 @@ def linear(x: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None) -> 
 
 
 def can_attend(keys: torch.Tensor, values: torch.Tensor) -> bool:
-    """Whether `cached_attention` takes one layer of a cache, keys and values each `[rows, kv_heads, max_length, width]`."""
+    """Whether `cached_attention` takes a layer of the cache: keys, values `[rows, kv_heads, max_length, width]`."""
     return (
         keys.dtype == torch.bfloat16
         and keys.device.type == "cpu"
@@ -73,12 +73,12 @@ def cached_attention(
     window: int,
     scaling: float | None,
 ) -> torch.Tensor:
-    """Writes each token's key and value to its row and position of the cache; the token then attends to everything in its
-    row up to there, or to the last `window` positions if that is not 0.
+    """Writes each token's key and value to its row and position of the cache; the token then attends to everything in
+    its row up to there, or to the last `window` positions if that is not 0.
 
-    query `[tokens, heads, width]`, key and value `[tokens, kv_heads, width]`, keys and values as in `can_attend`, rows and
-    positions `[tokens]` int64 -> like query. Takes half the time of torch's kernel for a batch of decodes or a short
-    prefill. Raises ValueError, with nothing written, for a place outside the cache; MemoryError.
+    query `[tokens, heads, width]`, key and value `[tokens, kv_heads, width]`, keys and values as in `can_attend`, rows
+    and positions `[tokens]` int64 -> like query. Takes half the time of torch's kernel for a batch of decodes or a
+    short prefill. Raises ValueError, with nothing written, for a place outside the cache; MemoryError.
     """
     (tokens, heads, _), (max_rows, kv_heads, max_length, width) = query.shape, keys.shape
     query, key, value = (_checked(x, torch.bfloat16, width) for x in (query, key, value))
@@ -163,8 +163,8 @@ class Spans:
     """Which positions of a packed batch `packed_attention` computes together; int64, on the CPU."""
 
     items: torch.Tensor
-    """`[items, 5]`: first shared position (-1: none), shared length, first row, number of rows, sum of the shared lengths
-    of the items before."""
+    """`[items, 5]`: first shared position (-1: none), shared length, first row, number of rows, sum of the shared
+    lengths of the items before."""
     rows: torch.Tensor
     """`[rows, 2]`: first packed position, length."""
     num_tokens: int
@@ -177,8 +177,8 @@ def packed_attention(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Each row attends to its item's shared positions and causally to itself, at most `window` positions back.
 
-    query `[heads, tokens, width]`, key and value `[kv_heads, tokens, width]` -> `[tokens, heads, width]`, and the base-2
-    logarithm of each softmax's sum, `[tokens, heads]` float32. Raises MemoryError.
+    query `[heads, tokens, width]`, key and value `[kv_heads, tokens, width]` -> `[tokens, heads, width]`, and the
+    base-2 logarithm of each softmax's sum, `[tokens, heads]` float32. Raises MemoryError.
     """
     heads, tokens, width = query.shape
     out, log_sums = query.new_empty(tokens, heads, width), torch.empty(tokens, heads)
@@ -198,7 +198,10 @@ def packed_attention_backward(
     scale: float,
     window: int | None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """grad `[tokens, heads, width]`, log_sums of the forward pass -> gradients like query, key and value. MemoryError."""
+    """grad `[tokens, heads, width]`, log_sums of the forward pass -> gradients like query, key and value.
+
+    Raises MemoryError.
+    """
     (heads, tokens, width), kv_heads = query.shape, key.shape[0]
     _same((grad.shape, log_sums.shape), ((tokens, heads, width), (tokens, heads)))
     log_sums = log_sums.float().contiguous()
