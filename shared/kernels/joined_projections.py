@@ -25,7 +25,7 @@ def replace_linears(model: nn.Module, dtype: torch.dtype, swap: Swap) -> None:
 
 
 class JoinedProjections:
-    """One product for all. The first projection computes it when it is called; the others take their part of the result.
+    """One product for all. The first projection computes it when called; the others take their part of the result.
 
     If a projection is called with another input than the first (in cross-attention), it computes the product itself.
     """

@@ -26,7 +26,8 @@ class TorchRMSNorm(torch.autograd.Function):
         scale = norm.square_().div_(values.shape[-1]).add_(epsilon).rsqrt_()  # [..., 1]
         unit = values * scale
         ctx.save_for_backward(unit.to(hidden.dtype), weight, scale)
-        scaled: torch.Tensor = unit * weight if hidden.dtype == torch.float32 else unit.mul_(weight)  # float32 saved `unit`
+        is_saved = hidden.dtype == torch.float32  # then `unit` itself, without a copy
+        scaled: torch.Tensor = unit * weight if is_saved else unit.mul_(weight)
         return scaled.to(hidden.dtype)
 
     @staticmethod
@@ -62,8 +63,8 @@ def rms_norm(weight: torch.Tensor, epsilon: float, hidden_states: torch.Tensor) 
 
 
 def faster_norm(module: torch.nn.Module) -> Replacement | None:
-    """For a frozen module whose class name ends in RMSNorm. Its scale is the weight, or one plus the weight as in Gemma:
-    the proof decides."""
+    """For a frozen module whose class name ends in RMSNorm. The scale is the weight or, as in Gemma, one plus
+    the weight; `prove` decides."""
     epsilon = getattr(module, "variance_epsilon", getattr(module, "eps", None))
     weight = getattr(module, "weight", None)
     if not type(module).__name__.endswith("RMSNorm") or not isinstance(epsilon, float):

@@ -24,14 +24,14 @@ _OUTSIDE = -2
 
 
 def takes(tensor: torch.Tensor, width: int) -> bool:
-    """Whether the elementwise kernels and `packed_attention` are available for such tensors of rows of `width` numbers."""
-    fits = tensor.device.type == "cpu" and tensor.dtype in _DTYPES and width % LANES == 0 and width > 0
+    """Whether the elementwise kernels and `packed_attention` are available for such tensors with rows of `width`."""
+    fits = tensor.is_cpu and tensor.dtype in _DTYPES and width % LANES == 0 and width > 0
     return fits and library.load() is not None
 
 
 def pack_weight(weight: torch.Tensor) -> torch.Tensor:
-    """weight `[out, in]` bfloat16, both multiples of 16 -> `[out / 16, in / 2, 16, 2]`: what belongs to one output lies in
-    one lane of a vector."""
+    """weight `[out, in]` bfloat16, both multiples of 16 -> `[out / 16, in / 2, 16, 2]`, so each output has a lane of its
+    own in a vector."""
     outputs, inputs = weight.shape
     panels = _checked(weight.detach(), torch.bfloat16).view(outputs // LANES, LANES, inputs // 2, 2)
     return panels.permute(0, 2, 1, 3).contiguous()
@@ -50,7 +50,7 @@ def linear(x: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None) -> 
 
 
 def can_attend(keys: torch.Tensor, values: torch.Tensor) -> bool:
-    """Whether `cached_attention` takes one layer of a cache, keys and values each `[rows, kv_heads, max_length, width]`."""
+    """Whether `cached_attention` takes a layer of the cache: keys, values `[rows, kv_heads, max_length, width]`."""
     return (
         keys.dtype == torch.bfloat16
         and keys.device.type == "cpu"
@@ -73,17 +73,18 @@ def cached_attention(
     window: int,
     scaling: float | None,
 ) -> torch.Tensor:
-    """Writes each token's key and value to its row and position of the cache; the token then attends to everything in its
-    row up to there, or to the last `window` positions if that is not 0.
+    """Writes each token's key and value to its row and position of the cache; the token then attends to everything in
+    its row up to there, or to the last `window` positions if that is not 0.
 
-    query `[tokens, heads, width]`, key and value `[tokens, kv_heads, width]`, keys and values as in `can_attend`, rows and
-    positions `[tokens]` int64 -> like query. Takes half the time of torch's kernel for a batch of decodes or a short
-    prefill. Raises ValueError, with nothing written, for a place outside the cache; MemoryError.
+    query `[tokens, heads, width]`, key and value `[tokens, kv_heads, width]`, keys and values as in `can_attend`, rows
+    and positions `[tokens]` int64 -> like query. Takes half the time of torch's kernel for a batch of decodes or a
+    short prefill. Raises ValueError, with nothing written, for a place outside the cache; MemoryError.
     """
     (tokens, heads, _), (max_rows, kv_heads, max_length, width) = query.shape, keys.shape
     query, key, value = (_checked(x, torch.bfloat16, width) for x in (query, key, value))
     numel = tokens * kv_heads * width
-    _same((key.numel(), value.numel(), len(rows), len(positions), heads % kv_heads), (numel, numel, tokens, tokens, 0))
+    counts = key.numel(), value.numel(), rows.numel(), positions.numel(), heads % kv_heads
+    _same(counts, (numel, numel, tokens, tokens, 0))
     out = torch.empty_like(query)
     scale = width**-0.5 if scaling is None else scaling
     pointers = [tensor.data_ptr() for tensor in (query, key, value, keys, values, out, rows, positions)]
@@ -150,9 +151,10 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, *, backward: b
     All of one dtype; width is a multiple of 32.
     """
     heads, tokens, width = x.shape
+    _check(x)
     cos, sin = (_checked(angles, x.dtype) for angles in (cos, sin))
     _same((cos.shape, sin.shape, width % (2 * LANES)), ((tokens, width), (tokens, width), 0))
-    x, y = _readable(x, x.dtype), x.new_empty(tokens, heads, width)
+    x, y = _side_by_side(x), x.new_empty(tokens, heads, width)
     view, pointers = (x.data_ptr(), x.stride(1), x.stride(0)), (cos.data_ptr(), sin.data_ptr(), y.data_ptr())
     _library().rotate(*view, *pointers, tokens, heads, width, int(backward), *_mode(x))
     return y.transpose(0, 1)
@@ -163,8 +165,8 @@ class Spans:
     """Which positions of a packed batch `packed_attention` computes together; int64, on the CPU."""
 
     items: torch.Tensor
-    """`[items, 5]`: first shared position (-1: none), shared length, first row, number of rows, sum of the shared lengths
-    of the items before."""
+    """`[items, 5]`: first shared position (-1: none), shared length, first row, number of rows, sum of the shared
+    lengths of the items before."""
     rows: torch.Tensor
     """`[rows, 2]`: first packed position, length."""
     num_tokens: int
@@ -177,8 +179,8 @@ def packed_attention(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Each row attends to its item's shared positions and causally to itself, at most `window` positions back.
 
-    query `[heads, tokens, width]`, key and value `[kv_heads, tokens, width]` -> `[tokens, heads, width]`, and the base-2
-    logarithm of each softmax's sum, `[tokens, heads]` float32. Raises MemoryError.
+    query `[heads, tokens, width]`, key and value `[kv_heads, tokens, width]` -> `[tokens, heads, width]`, and the
+    base-2 logarithm of each softmax's sum, `[tokens, heads]` float32. Raises MemoryError.
     """
     heads, tokens, width = query.shape
     out, log_sums = query.new_empty(tokens, heads, width), torch.empty(tokens, heads)
@@ -198,7 +200,10 @@ def packed_attention_backward(
     scale: float,
     window: int | None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """grad `[tokens, heads, width]`, log_sums of the forward pass -> gradients like query, key and value. MemoryError."""
+    """grad `[tokens, heads, width]`, log_sums of the forward pass -> gradients like query, key and value.
+
+    Raises MemoryError.
+    """
     (heads, tokens, width), kv_heads = query.shape, key.shape[0]
     _same((grad.shape, log_sums.shape), ((tokens, heads, width), (tokens, heads)))
     log_sums = log_sums.float().contiguous()
@@ -230,7 +235,8 @@ class _HeadsOf(library.Heads):
 
 def _heads(x: torch.Tensor, dtype: torch.dtype) -> library.Heads:
     """x `[heads, tokens, width]`, with any strides between heads and tokens."""
-    x = _readable(x, dtype)
+    _check(x, dtype)
+    x = _side_by_side(x)
     heads = _HeadsOf(x.data_ptr(), x.stride(1), x.stride(0))
     heads.tensor = x
     return heads
@@ -243,18 +249,23 @@ def _library() -> ctypes.CDLL:
 
 
 def _checked(x: torch.Tensor, dtype: torch.dtype | None = None, width: int | None = None) -> torch.Tensor:
-    """x, contiguous. Raises ValueError if the kernels can't compute with its dtype, width or device, or if it is of
-    another dtype or width than given."""
-    return _readable(x, dtype, width).contiguous()
+    """x, contiguous, after `_check`."""
+    _check(x, dtype, width)
+    return x.contiguous()
 
 
-def _readable(x: torch.Tensor, dtype: torch.dtype | None = None, width: int | None = None) -> torch.Tensor:
-    """Like `_checked`, but only the numbers of one row have to lie side by side."""
-    right_dtype = x.dtype == dtype if dtype in _DTYPES else dtype is None and x.dtype in _DTYPES
-    right_width = x.shape[-1] % LANES == 0 and width in (None, x.shape[-1])
-    if x.device.type != "cpu" or not right_dtype or not right_width:
+def _check(x: torch.Tensor, dtype: torch.dtype | None = None, width: int | None = None) -> None:
+    """Raises ValueError if the kernels can't compute with x's dtype, width or device, or if it is of another dtype or
+    width than given. A decode step calls this about 600 times, so it takes less than half a microsecond."""
+    found, numbers = x.dtype, x.shape[-1]
+    wrong_dtype = found not in _DTYPES if dtype is None else found != dtype or dtype not in _DTYPES
+    if wrong_dtype or numbers % LANES or (width is not None and numbers != width) or not x.is_cpu:
         expected = f"{dtype or 'float32 or bfloat16'} [..., {width or f'a multiple of {LANES}'}] on the CPU"
-        raise ValueError(f"expected {expected}, got {x.dtype} {tuple(x.shape)} on {x.device}")
+        raise ValueError(f"expected {expected}, got {found} {tuple(x.shape)} on {x.device}")
+
+
+def _side_by_side(x: torch.Tensor) -> torch.Tensor:
+    """x, copied unless the numbers of each row lie side by side."""
     return x if x.stride(-1) == 1 else x.contiguous()
 
 

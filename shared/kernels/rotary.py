@@ -48,8 +48,8 @@ def replace_rotary(model: nn.Module) -> list[nn.Module]:
         if original not in faster:
             faster[original] = _faster(original)
         if faster[original] is not None:
-            names = {**names, NAME: faster[original]}
-            own = types.FunctionType(forward.__code__, names, forward.__name__, forward.__defaults__, forward.__closure__)
+            kept = forward.__name__, forward.__defaults__, forward.__closure__
+            own = types.FunctionType(forward.__code__, {**names, NAME: faster[original]}, *kept)
             own.__kwdefaults__ = forward.__kwdefaults__
             module.forward = types.MethodType(own, module)
             replaced.append(module)
@@ -60,12 +60,11 @@ def _faster(original: _Rotation) -> _Rotation | None:
     """Our rotation if it computes the same as `original`."""
 
     def rotate(*args: Any, **kwargs: Any) -> Any:
-        """q and k `[1, heads, tokens, width]`, cos and sin `[1, tokens, width]`; `original` computes everything else."""
+        """q and k `[1, heads, tokens, width]`, cos and sin `[1, tokens, width]`; else calls `original`."""
         if len(args) != 4 or kwargs or not _fits(*args):
             return original(*args, **kwargs)
         q, k, cos, sin = args
-        rotated: list[torch.Tensor] = [Rotate.apply(x.squeeze(0), cos[0], sin[0]) for x in (q, k)]  # type: ignore[no-untyped-call]
-        return rotated[0][None], rotated[1][None]
+        return tuple(Rotate.apply(x.squeeze(0), cos[0], sin[0])[None] for x in (q, k))  # type: ignore[no-untyped-call]
 
     generator = torch.Generator().manual_seed(0)
     probe = [torch.randn(1, *shape, generator=generator) for shape in ((4, 3, 64), (2, 3, 64), (3, 64), (3, 64))]

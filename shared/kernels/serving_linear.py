@@ -90,8 +90,8 @@ class FBGEMMLinear(nn.Module):
 
 
 class NativeLinear(nn.Module):
-    """Weights in bfloat16, products in float32, by our kernel (linear.c). On a Xeon without AMX it takes half the time of
-    oneDNN and FBGEMM for a decode step of sixteen rows, four fifths for a prefill. bfloat16."""
+    """Weights in bfloat16, products in float32, by our kernel (linear.c). On a Xeon without AMX it takes half the time
+    of oneDNN and FBGEMM for a decode step of sixteen rows, four fifths for a prefill. bfloat16."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()

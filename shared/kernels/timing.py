@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 
 def best_seconds(*works: Callable[[], object], repeats: int = 16) -> list[float]:
-    """The shortest time in seconds of each of `works`, of `repeats` runs in turn, so a busy moment affects none alone."""
+    """Each work's shortest time in seconds, of `repeats` runs in turn: a busy moment affects none alone."""
     best = [float("inf")] * len(works)
     for _ in range(repeats):
         for index, work in enumerate(works):

@@ -62,7 +62,9 @@ class FrozenLinear(torch.autograd.Function):
 
 def faster_linear(module: nn.Module) -> Replacement | None:
     """For a frozen bfloat16 layer, on a processor that multiplies float32 faster."""
-    if type(module) is not nn.Linear or module.weight.requires_grad or not _pays(module.weight.dtype, module.weight.device):
+    if type(module) is not nn.Linear or module.weight.requires_grad:
+        return None
+    if not _pays(module.weight.dtype, module.weight.device):
         return None
     bias: torch.Tensor | None = module.bias
     return Replacement([partial(_forward, module.weight, bias)], module.in_features, module.weight.dtype)

@@ -105,16 +105,16 @@ INLINE void attend(int queries, int parts, const uint16_t *query, const uint16_t
     }
 }
 
-#define QUERIES(PARTS)                                                                                   \
-  AVX512 static void attend_##PARTS(int64_t queries, const uint16_t *query, const uint16_t *keys,        \
-                                    const uint16_t *values, uint16_t *out, float *scores, int64_t slots, \
-                                    int64_t padded, float scale) {                                       \
-    switch (queries) {                                                                                   \
-      case 1: attend(1, PARTS, query, keys, values, out, scores, slots, padded, scale); break;           \
-      case 2: attend(2, PARTS, query, keys, values, out, scores, slots, padded, scale); break;           \
-      case 3: attend(3, PARTS, query, keys, values, out, scores, slots, padded, scale); break;           \
-      case 4: attend(4, PARTS, query, keys, values, out, scores, slots, padded, scale); break;           \
-    }                                                                                                    \
+#define QUERIES(PARTS)                                                                                                 \
+  AVX512 static void attend_##PARTS(int64_t queries, const uint16_t *query, const uint16_t *keys,                      \
+                                    const uint16_t *values, uint16_t *out, float *scores, int64_t slots,               \
+                                    int64_t padded, float scale) {                                                     \
+    switch (queries) {                                                                                                 \
+    case 1: attend(1, PARTS, query, keys, values, out, scores, slots, padded, scale); break;                           \
+    case 2: attend(2, PARTS, query, keys, values, out, scores, slots, padded, scale); break;                           \
+    case 3: attend(3, PARTS, query, keys, values, out, scores, slots, padded, scale); break;                           \
+    case 4: attend(4, PARTS, query, keys, values, out, scores, slots, padded, scale); break;                           \
+    }                                                                                                                  \
   }
 QUERIES(1)
 QUERIES(2)

@@ -53,9 +53,9 @@ INLINE void tile(int rows, int panels, const float *x, const uint16_t *weights, 
       _mm256_storeu_si256((__m256i *)(y + row * out + panel * LANES), narrow(sums[row][panel]));
 }
 
-#define CASE(ROWS, PANELS) \
+#define CASE(ROWS, PANELS)                                                                                             \
   case ROWS: tile(ROWS, PANELS, x, weights, bias, y, in, out); break;
-#define FOUR_CASES(FIRST, PANELS) \
+#define FOUR_CASES(FIRST, PANELS)                                                                                      \
   CASE(FIRST, PANELS) CASE(FIRST + 1, PANELS) CASE(FIRST + 2, PANELS) CASE(FIRST + 3, PANELS)
 
 /* With few rows memory is the limit: four panels at once are four streams of reads. */

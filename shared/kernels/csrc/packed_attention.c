@@ -23,19 +23,19 @@ typedef struct {
 
 enum { ROWS = 6, VECTORS = 4 }; /* size of a microkernel: its sums take 24 of 32 registers */
 
-#define MICROKERNEL(M, N)                                                                                            \
-  AVX512 static void micro_##M##_##N(const float *a, int64_t a_row, int64_t a_column, const float *b, int64_t b_row, \
-                                     float *c, int64_t c_row, int64_t depth, int add) {                              \
-    __m512 sums[M][N], right[N];                                                                                     \
-    _Pragma("GCC unroll 6") for (int i = 0; i < M; i++) _Pragma("GCC unroll 4") for (int j = 0; j < N; j++)          \
-        sums[i][j] = add ? _mm512_loadu_ps(c + i * c_row + j * LANES) : _mm512_setzero_ps();                         \
-    for (int64_t p = 0; p < depth; p++) {                                                                            \
-      _Pragma("GCC unroll 4") for (int j = 0; j < N; j++) right[j] = _mm512_loadu_ps(b + p * b_row + j * LANES);     \
-      _Pragma("GCC unroll 6") for (int i = 0; i < M; i++) _Pragma("GCC unroll 4") for (int j = 0; j < N; j++)        \
-          sums[i][j] = _mm512_fmadd_ps(broadcast(a[i * a_row + p * a_column]), right[j], sums[i][j]);                \
-    }                                                                                                                \
-    _Pragma("GCC unroll 6") for (int i = 0; i < M; i++) _Pragma("GCC unroll 4") for (int j = 0; j < N; j++)          \
-        _mm512_storeu_ps(c + i * c_row + j * LANES, sums[i][j]);                                                     \
+#define MICROKERNEL(M, N)                                                                                              \
+  AVX512 static void micro_##M##_##N(const float *a, int64_t a_row, int64_t a_column, const float *b, int64_t b_row,   \
+                                     float *c, int64_t c_row, int64_t depth, int add) {                                \
+    __m512 sums[M][N], right[N];                                                                                       \
+    _Pragma("GCC unroll 6") for (int i = 0; i < M; i++) _Pragma("GCC unroll 4") for (int j = 0; j < N; j++)            \
+        sums[i][j] = add ? _mm512_loadu_ps(c + i * c_row + j * LANES) : _mm512_setzero_ps();                           \
+    for (int64_t p = 0; p < depth; p++) {                                                                              \
+      _Pragma("GCC unroll 4") for (int j = 0; j < N; j++) right[j] = _mm512_loadu_ps(b + p * b_row + j * LANES);       \
+      _Pragma("GCC unroll 6") for (int i = 0; i < M; i++) _Pragma("GCC unroll 4") for (int j = 0; j < N; j++)          \
+          sums[i][j] = _mm512_fmadd_ps(broadcast(a[i * a_row + p * a_column]), right[j], sums[i][j]);                  \
+    }                                                                                                                  \
+    _Pragma("GCC unroll 6") for (int i = 0; i < M; i++) _Pragma("GCC unroll 4") for (int j = 0; j < N; j++)            \
+        _mm512_storeu_ps(c + i * c_row + j * LANES, sums[i][j]);                                                       \
   }
 #define MICROKERNELS(M) MICROKERNEL(M, 1) MICROKERNEL(M, 2) MICROKERNEL(M, 3) MICROKERNEL(M, 4)
 MICROKERNELS(1)

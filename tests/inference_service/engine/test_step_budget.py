@@ -143,8 +143,7 @@ async def test_a_load_runs_beside_a_stream_and_says_what_is_wrong() -> None:
 def test_a_prompt_that_is_not_finite_here_ends_its_load_alone() -> None:
     base = tiny_base(dtype=torch.bfloat16)
     subject = Engine.from_base_model(base, small_config(max_tokens_per_step=3))
-    with torch.no_grad():
-        base.model.model.layers[1].input_layernorm.weight.fill_(3e38)
+    base.model.model.layers[1].input_layernorm.forward = lambda x: torch.full_like(x, 3e38)
     with pytest.raises(DamagedBlob):
         subject.load_prefix("bad", SoftPrompt(torch.ones(8, 64)))
     assert "bad" not in subject.prefixes
