@@ -6,6 +6,7 @@ Written by hand, because a generator such as unasync would make a second impleme
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from inspect import isfunction
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -77,10 +78,9 @@ class SyncGenerationStream:
 
 def _documented(client: type[Client]) -> type[Client]:
     """Give each method the docstring of its counterpart in AsyncClient."""
-    for name, member in vars(client).items():
-        function = member.fget if isinstance(member, property) else member
-        if callable(function) and not function.__doc__:
-            function.__doc__ = getattr(AsyncClient, name).__doc__
+    for name, method in vars(client).items():
+        if isfunction(method) and not name.startswith("_") and not method.__doc__:
+            method.__doc__ = getattr(AsyncClient, name).__doc__
     return client
 
 
@@ -108,10 +108,12 @@ class Client:
 
     @property
     def trainer(self) -> str:
+        """Address of the trainer service."""
         return self._client.trainer
 
     @property
     def inference(self) -> str:
+        """Address of the inference service."""
         return self._client.inference
 
     def close(self) -> None:

@@ -42,6 +42,7 @@ class TrainingStatus:
         """On this machine's monotonic clock."""
 
     def update(self, event: JobEvent) -> None:
+        """Take over what the event says."""
         match event:
             case StateChanged(job=job):
                 self._state = _state_text(job)
@@ -55,10 +56,12 @@ class TrainingStatus:
 
     @property
     def title(self) -> str:
+        """See Status."""
         return f"{self._name}: {self._state}" if self._state else self._name
 
     @property
     def fraction(self) -> float | None:
+        """See Status."""
         progress = self._progress
         if progress is None:
             return None
@@ -68,6 +71,7 @@ class TrainingStatus:
 
     @property
     def details(self) -> list[str]:
+        """See Status."""
         progress = self._progress
         if progress is None:
             return []

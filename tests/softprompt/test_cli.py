@@ -79,7 +79,7 @@ def test_tune_follows_to_the_result(cli, here, examples):
     assert "held out       loss 1.25" in outcome.out
     assert "bare model     loss 3.5" in outcome.out
     assert "with template  loss 2.75" in outcome.out
-    assert "best step      2; the score varied by 0.0125 over the last evaluations" in outcome.out
+    assert "best step      2; the score's standard deviation over the last evaluations is 0.0125" in outcome.out
     assert "gradient norm  0.75 at the last step" in outcome.out
     assert "instructed     loss 2.5" in outcome.out
     assert "12-shot        loss 1.2" in outcome.out
@@ -88,10 +88,10 @@ def test_tune_follows_to_the_result(cli, here, examples):
     assert f"measured on    {apart}" in outcome.out
     assert "tried          learning rate 0.015, init labels: 2 steps, chosen  loss 1.25" in outcome.out
     assert "tried          learning rate 0.005, init text: 1 steps, worse" in outcome.out
-    assert "skipped        3 steps, because their loss or gradient was not finite" in outcome.out
+    assert "skipped        3 steps whose loss or gradient was not finite" in outcome.out
     assert "reads like     ' word0' 0.50" in outcome.out
     assert "and 2 more" in outcome.out
-    assert "3 of the 4 held-out examples also stand in the training data" in outcome.out
+    assert "3 of the 4 held-out examples are also in the training data" in outcome.out
     spec = here.trainer.specs[0]
     assert (spec.hyperparameters.num_steps, spec.template.text, list(spec.labels)) == (2, "Q: {input}", ["a", "b"])
     assert not spec.hyperparameters.HasField("batch_size")

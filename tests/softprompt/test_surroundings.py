@@ -135,7 +135,7 @@ def test_standard_input_is_read_in_its_encoding(shell: Shell, services: Services
         assert done.returncode == 2
         assert done.stderr.startswith(b"error: standard input is not text in utf-8\nhint: PYTHONIOENCODING")
     done = shell(r"SP generate $'\xff\xfe'")
-    assert (done.returncode, done.stderr.splitlines()[0]) == (2, b"error: the input is not text in the encoding of this shell")
+    assert (done.returncode, done.stderr.splitlines()[0]) == (2, b"error: the input is not text in this shell's encoding")
 
 
 def test_closed_streams_are_no_mistake_of_the_program(shell: Shell) -> None:
