@@ -75,7 +75,7 @@ class _Kind:
         others = ", ".join(place.removeprefix(unit).strip() for place in self.places[1:])
         rest = self.count - len(self.places)
         plural = f"{unit}s " if unit and self.count > 2 else f"{unit} ".lstrip()
-        return f"{self.reason} (likewise {plural}{others}" + (f" and {rest} more)" if rest else ")")
+        return f"{self.reason} (also {plural}{others}" + (f" and {rest} more)" if rest else ")")
 
 
 def located(which: str, place: str, part: str) -> str:

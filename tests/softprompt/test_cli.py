@@ -19,7 +19,7 @@ from shared.errors import InvalidInput, NotFound, Overloaded, PermissionDenied, 
 from softprompt.cli.failures import report
 from softprompt.cli.main import app
 from tests.softprompt.cli_runner import CliRunner
-from tests.softprompt.fakes import DATASET, JOB, failed_job, finished_events
+from tests.softprompt.fakes import DATASET, JOB, failed_job, finished_events, succeeded_job
 
 COMMANDS = [
     ("demo",),
@@ -384,3 +384,30 @@ def test_output_keeps_brackets_and_colons(cli, here):
     outcome = cli("classify", "fine", "--prompt", "tone", "--label", "[bold]good", "--label", ":cat:")
     assert "[bold]good" in outcome.out
     assert ":cat:" in outcome.out
+
+
+def test_loaded_prompts_show_the_memory_of_their_keys_and_values(cli, here):
+    loaded, known = generation_pb2.LoadedPrompt.STATE_LOADED, generation_pb2.LoadedPrompt.STATE_KNOWN
+    here.inference.loaded = [
+        [
+            generation_pb2.LoadedPrompt(version="prompts/tone/versions/2", state=loaded, num_virtual_tokens=20, prefix_kv_bytes=1_800_000),
+            generation_pb2.LoadedPrompt(version="prompts/tone/versions/1", state=known, num_virtual_tokens=20),
+        ]
+    ]
+    header, second, first, _ = cli("prompts", "loaded").out.splitlines()
+    assert header.split()[:5] == ["VERSION", "STATE", "ALIASES", "TOKENS", "KIB"]
+    assert second.split()[:4] == ["tone@2", "LOADED", "20", "1758"]
+    assert first.split() == ["tone@1", "KNOWN", "20", "0"], "no memory and no request"
+
+
+def test_examples_that_were_dropped_or_truncated_are_counted(cli, here, examples):
+    job = succeeded_job()
+    job.dataset_statistics.num_dropped, job.dataset_statistics.num_truncated = 3, 2
+    here.trainer.jobs[JOB] = job
+    assert "too long: 3 examples were dropped, the inputs of 2 were truncated" in cli("jobs", "show", JOB).out
+
+
+def test_a_job_that_prepares_its_data_shows_how_far_it_is(cli, here):
+    progress = tuning_pb2.TuningProgress(num_prepared=300, num_examples=40_000)
+    here.trainer.jobs[JOB] = tuning_pb2.TuningJob(name=JOB, state=tuning_pb2.TuningJob.STATE_RUNNING, progress=progress)
+    assert "step      prepared 300/40000 examples" in cli("jobs", "show", JOB).out

@@ -97,5 +97,5 @@ def test_labels_outside_the_set_are_one_message_and_a_comma_is_explained() -> No
     assert prepare(rows, ("Yes, please", "No")).num_examples == 6
     with pytest.raises(UnusableData) as refused:
         prepare(rows, ("Yes", "please", "No"))
-    assert str(refused.value) == "dataset[1].label: 'Yes, please' is not one of the allowed labels (likewise [2], [3] and 2 more)"
+    assert str(refused.value) == "dataset[1].label: 'Yes, please' is not one of the allowed labels (also [2], [3] and 2 more)"
     assert refused.value.advice == "a label with a comma is put in quotes: --labels '\"Yes, please\",...'"

@@ -157,7 +157,7 @@ def test_many_mistakes_make_one_message(tmp_path: Path) -> None:
         prepare(path)
     first, second = refused.value.violations
     assert (first.field, second.field) == ("dataset line 2", "dataset line 32 output")
-    assert first.description.endswith("(likewise lines 3, 4 and 27 more)")
+    assert first.description.endswith("(also lines 3, 4 and 27 more)")
     assert str(refused.value).startswith("a.jsonl: ")
 
 
