@@ -1,6 +1,6 @@
-"""softprompt: tune soft prompts over gRPC and stream from them. `softprompt.Client` and `softprompt.AsyncClient` are the way in.
+"""softprompt: tune soft prompts and stream answers from them, over gRPC. Start with `softprompt.Client` or `softprompt.AsyncClient`.
 
-Names are imported on first use, so that the command line starts without loading gRPC.
+Names are imported on first use: the command line starts without loading gRPC.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Errors of the client: the tree of `shared.errors`, as the services raised them, and what only a caller can meet."""
+"""Errors of the client: those of `shared.errors`, as the services raise them, and the client's own."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ __all__ = [
 
 
 class JobFailed(SoftPromptError):
-    """A job that was waited for ended without success; `job` has all of it."""
+    """A job has failed or was cancelled; `job` has the details."""
 
     def __init__(self, job: TuningJob) -> None:
         reason = f"{job.error.code}: {job.error.message}" if job.error else "it was cancelled"

@@ -1,4 +1,4 @@
-"""Files of a model from the Hugging Face hub into a directory."""
+"""Download of a model from the Hugging Face hub into a directory."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def download(hub_id: str, revision: str, made: Path, progress: Progress) -> str:
 
 @contextlib.contextmanager
 def watching_size(folder: Path, total: int, progress: Progress) -> Iterator[None]:
-    """Report how many bytes lie under `folder`, four times a second."""
+    """Report the size of `folder` in bytes, four times a second, until the block ends."""
     stop = threading.Event()
 
     def watch() -> None:

@@ -1,4 +1,4 @@
-"""What a path of the caller leads to: a file, a pipe of the shell (`<(...)`, /dev/stdin), or a mistake."""
+"""Input files of a caller: regular files, and pipes of the shell (`<(...)`, /dev/stdin)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _READ_BYTES = 1 << 20
 def input_file(path: str | Path, field: str) -> Path | bytes:
     """The path of a regular file, or the bytes of a pipe or device, which can be read only once.
 
-    Raises NotFound, or InvalidInput naming the field and what the path leads to instead.
+    Raises NotFound, or InvalidInput naming the field and what the path is instead.
     """
     if not str(path):
         raise InvalidInput.of(field, "the name of the file is empty")
@@ -32,7 +32,7 @@ def input_file(path: str | Path, field: str) -> Path | bytes:
     except (FileNotFoundError, NotADirectoryError):
         if found == STANDARD_INPUT:  # Windows has no such file
             return _read_pipe(found, field)
-        hint = f"{str(path)!r} as a file name is ./-; standard input is /dev/stdin" if str(path) == "-" else ""
+        hint = "for a file of this name write ./-; for standard input write /dev/stdin" if str(path) == "-" else ""
         raise NotFound(f"{field} file", str(path), hint) from None
     except (OSError, ValueError) as error:
         raise InvalidInput.of(field, f"can't read {str(path)!r}: {getattr(error, 'strerror', None) or error}") from error
@@ -43,7 +43,7 @@ def input_file(path: str | Path, field: str) -> Path | bytes:
 
 
 def _files_of(directory: Path) -> list[str]:
-    """Names of some files of a directory; none of what is no directory, or can't be read."""
+    """Names of some files of a directory; empty if it is not a directory or can't be read."""
     with suppress(OSError):
         return sorted(item.name for item in islice(directory.iterdir(), 100) if item.is_file())[:3]
     return []

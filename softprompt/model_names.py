@@ -1,4 +1,4 @@
-"""What `softprompt models pull` is asked for: `[ID=]NAME[@REVISION]`, and the directory that it goes to. Knows no network."""
+"""Names of models for `softprompt models pull`: `[ID=]NAME[@REVISION]`, and the directory of each. Uses no network."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 @dataclass(frozen=True)
 class WantedModel:
+    """A model to download, and the directory that it is stored in."""
+
     text: str
-    """As it was asked for."""
+    """The name as it was given."""
     name: str
     """A catalogued model, a model directory, or a hub id (owner/model)."""
     directory: str
@@ -48,11 +50,12 @@ class WantedModel:
 
     @property
     def is_hub_id(self) -> bool:
+        """Whether the name is `OWNER/MODEL`."""
         return _HUB_ID.fullmatch(self.name) is not None
 
     @property
     def is_pinned(self) -> bool:
-        """Names one copy of the weights for ever: a commit."""
+        """Whether the revision is a commit, which never changes."""
         return _COMMIT.fullmatch(self.revision) is not None
 
 

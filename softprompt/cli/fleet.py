@@ -67,7 +67,7 @@ def loaded(
             item.state,
             ", ".join(item.aliases),
             str(item.num_virtual_tokens),
-            str(item.prefix_kv_bytes >> 10),
+            str(-(-item.prefix_kv_bytes >> 10)) if item.prefix_kv_bytes else "",
             "" if item.publish_to_served_seconds is None else f"{item.publish_to_served_seconds:.2f} s",
             str(item.active_requests),
             item.reason,

@@ -67,6 +67,7 @@ def show_verdict(client: Client, job: TuningJob, *, as_json: bool = False) -> No
 
     Prints nothing if no replica is alive, or if this caller can't ask for the status.
     """
+    from softprompt.display.transfer import transfer_display
     from softprompt.errors import DeadlineExceeded, NotFound, PermissionDenied, PreconditionFailed, Unavailable, Unimplemented
 
     result = job.result
@@ -74,7 +75,8 @@ def show_verdict(client: Client, job: TuningJob, *, as_json: bool = False) -> No
         return
     hint = "`softprompt prompts status` shows the replicas; `softprompt prompts alias set` moves the alias back"
     try:
-        status = client.first_verdict(result.version)
+        with transfer_display(stderr(), f"waiting for a replica that serves {result.version}"):
+            status = client.first_verdict(result.version)
     except PreconditionFailed as error:
         raise Failure(f"{result.version} is published, but {error.message}", hint=hint) from None
     except DeadlineExceeded as error:

@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from softprompt.cli.options import JsonOption, TrainerOption, example, open_client
-from softprompt.cli.output import print_json, show
+from softprompt.cli.output import print_json, show, stderr
+from softprompt.display.transfer import transfer_display
 from softprompt.types.common import Template, TemplateFormat
 
 
@@ -54,7 +55,7 @@ def import_(
     trainer: TrainerOption = None,
 ) -> None:
     """Publish a soft prompt that was trained elsewhere. Pickle files (.bin, .pt, .pth, .pkl) are refused."""
-    with open_client(trainer) as client:
+    with open_client(trainer) as client, transfer_display(stderr(), f"importing {path}"):
         imported = client.import_version(
             path,
             prompt,

@@ -108,10 +108,12 @@ class Client:
 
     @property
     def trainer(self) -> str:
+        """Address of the trainer service."""
         return self._client.trainer
 
     @property
     def inference(self) -> str:
+        """Address of the inference service."""
         return self._client.inference
 
     def close(self) -> None:

@@ -1,1 +1,1 @@
-"""Data as people have it, read into training examples. Lenient here, since the services take one strict form only; see docs/data.md."""
+"""Readers of training examples in many formats. The readers are lenient; the services accept one strict form. See docs/data.md."""

@@ -1,4 +1,4 @@
-"""Rows, whatever their layout, as the one form that the services take."""
+"""Conversion of rows of any layout into the one form that the services accept."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from softprompt.data.values import is_missing, shown, text_of
 from softprompt.types.data import Data
 
 Fields = dict[str, Any]
-"""{input, output}, {input, label} or {messages}: what is sent."""
+"""An example as it is sent: {input, output}, {input, label} or {messages}."""
 
 
 class ExampleReader:
-    """Reads one row after the other. The first good row decides what kind of examples these are. Counts what it leaves out."""
+    """Converts rows. The first valid row decides the kind of all examples. Counts what it changes and drops."""
 
     def __init__(self, data: Data, labels: Sequence[str]) -> None:
         self._labels, self._drop_extra = frozenset(labels), data.drop_extra
@@ -29,7 +29,7 @@ class ExampleReader:
         self._num_cut = self._num_unlearned = self._num_converted = self._num_stripped = 0
 
     def read(self, row: Mapping[str, Any]) -> Fields | None:
-        """Raises Unusable. None: nothing in it is to be learned."""
+        """The example of a row; None if all its messages have weight 0. Raises Unusable."""
         layout = self.layouts.of(row)
         example = self._conversation(row, layout) if layout.messages else self._pair(row, layout)
         if example is not None:
@@ -42,17 +42,17 @@ class ExampleReader:
         return example
 
     def report(self) -> list[str]:
-        """What was done to the rows, in sentences."""
-        told = [f"read as {sentence}" for sentence in self._sentences if sentence]
+        """What was changed or dropped, as sentences."""
+        sentences = [f"read as {sentence}" for sentence in self._sentences if sentence]
         if self._dropped:
-            told.append("dropped: " + ", ".join(f"{name} ({count} values)" for name, count in self._dropped.items()))
+            sentences.append("dropped: " + ", ".join(f"{name} ({count} values)" for name, count in self._dropped.items()))
         counts = {
             "numbers, booleans and dates written as text": self._num_converted,
             "labels without the space around them": self._num_stripped,
             "conversations that end with their last message of weight 1": self._num_cut,
-            "conversations left out, having no message of weight 1": self._num_unlearned,
+            "conversations dropped because no message has weight 1": self._num_unlearned,
         }
-        return told + [f"{sentence}: {count}" for sentence, count in counts.items() if count]
+        return sentences + [f"{sentence}: {count}" for sentence, count in counts.items() if count]
 
     def _pair(self, row: Mapping[str, Any], layout: Layout) -> Fields | None:
         source = row[layout.input]
@@ -84,7 +84,7 @@ class ExampleReader:
         if self._labels and stripped not in self._labels:
             if (parts := [part.strip() for part in stripped.split(",")])[1:] and self._labels.issuperset(parts):
                 self.advice = f"a label with a comma is put in quotes: --labels '\"{stripped}\",...'"
-            raise Unusable(f"{shown(stripped)} is not one of the labels that are allowed", column, f"label {stripped}")
+            raise Unusable(f"{shown(stripped)} is not one of the allowed labels", column, f"label {stripped}")
         return stripped
 
     def _conversation(self, row: Mapping[str, Any], layout: Layout) -> Fields | None:

@@ -1,4 +1,4 @@
-"""Rows of a file. What it holds is told by its first bytes; its name decides only between kinds of text."""
+"""Rows of a file. Its first bytes decide the format; its name decides only between formats of text."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _TABLE_SUFFIXES = (".csv", ".tsv", ".tab")
 
 
 def file_rows(source: str | os.PathLike[str], data: Data, which: str) -> Rows:
-    """Raises NotFound, or InvalidInput naming `which` for what is no file of examples. The file is closed after the last row."""
+    """The rows of a file, which is closed after the last one. Raises NotFound, or InvalidInput naming `which` for unusable files."""
     content = input_file(os.fspath(source), which)
     path = content if isinstance(content, Path) else Path(source)
     try:
@@ -84,7 +84,7 @@ def _text_rows(file: BinaryIO, path: Path, name: str, data: Data, compressed: bo
     lines = TextLines(file, data.encoding, which)
     if lines.is_binary:
         lines.release()
-        raise InvalidInput.of(which, f"{path.name!r} is no text and of no known format: give CSV, TSV, XLSX, Parquet, JSON or JSON lines")
+        raise InvalidInput.of(which, f"{path.name!r} has an unknown binary format: give CSV, TSV, XLSX, Parquet, JSON or JSON lines")
     begin, first, second = _beginning(lines)
     suffix = Path(name).suffix
     every = itertools.chain(begin, lines.rest)
@@ -107,7 +107,7 @@ def _text_rows(file: BinaryIO, path: Path, name: str, data: Data, compressed: bo
 
 
 def _beginning(lines: TextLines) -> tuple[list[str], str, str]:
-    """Lines up to the second that isn't blank, and these two."""
+    """The lines up to the second one that is not blank, and the first two lines that are not blank."""
     begin: list[str] = []
     filled: list[str] = []
     for line in lines.rest:
@@ -121,7 +121,7 @@ def _beginning(lines: TextLines) -> tuple[list[str], str, str]:
 
 
 def _noting(items: Generator[Row], rows: Rows, lines: TextLines, table: TableReader | None) -> Generator[Row]:
-    """The items; after the last one, `rows` knows what the reader noticed on the way."""
+    """The items. After the last one, `rows` has the format, the report and the undecodable lines."""
     try:
         yield from items
     finally:
@@ -154,7 +154,7 @@ def _seekable(file: BinaryIO, compressed: bool) -> BinaryIO:
 
 
 class _Bounded(io.RawIOBase):
-    """Refuses to unpack more than MAX_BYTES."""
+    """A decompressed file that refuses to give more than MAX_BYTES."""
 
     def __init__(self, file: gzip.GzipFile, name: str, which: str) -> None:
         self._file, self._name, self._which = file, name, which

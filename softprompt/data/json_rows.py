@@ -15,12 +15,12 @@ _SPACE = " \t\r\n\ufeff"
 
 
 def is_json_lines(first: str, second: str) -> bool:
-    """Whether the first two lines that aren't blank are of one object a line, and not of a document over several lines."""
+    """Whether the first two lines that are not blank belong to JSON lines and not to a document over several lines."""
     return bool(second) and (_parses(first) or (first.startswith("{") and second.startswith("{") and _parses(second)))
 
 
 def json_lines(lines: Iterable[str]) -> Generator[Row]:
-    """One or more objects a line: `cat` joins the last line of a file without a line end with the first one of the next."""
+    """Rows of JSON lines. A line may hold several objects, since `cat` joins files without a final line end."""
     for number, line in enumerate(lines, start=1):
         if line.strip(_SPACE):
             for value in _values(line):
@@ -28,7 +28,7 @@ def json_lines(lines: Iterable[str]) -> Generator[Row]:
 
 
 def json_document(text: str) -> Generator[Row]:
-    """Objects of an array, or one after the other; each has the number of the line that it begins on."""
+    """Rows of an array, or of objects one after the other. Each has the number of its first line."""
     position, line, done = _skip(text, 0), 1, 0
     is_array = text[position : position + 1] == "["
     if is_array:
@@ -78,7 +78,7 @@ def _fields(value: Any) -> Mapping[str, Any] | Unusable:
 
 
 def _unwrapped(value: Any) -> list[Any] | None:
-    """The examples of {"data": [...]}, or of an object of columns."""
+    """The examples in {"data": [...]} or in an object of columns; None for any other value."""
     if not isinstance(value, dict):
         return None
     lists = [(key, item) for key, item in value.items() if isinstance(item, list)]

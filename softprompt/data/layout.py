@@ -1,4 +1,4 @@
-"""Which columns of a source are an example's input and target. A layout is chosen once for each set of column names."""
+"""The columns that hold an example's input and target, chosen once for each set of column names."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ LABEL_NAMES = ("label", "class", "category")
 CHAT_NAMES = ("messages", "conversations", "conversation")
 _SHOWN_COLUMNS = 12
 _LABEL_CHARS = 20
-"""What is no longer is more likely a label than an output: a guess, for advice only."""
+"""Values up to this length are guessed to be labels and not outputs. Used for advice only."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Names of columns as the source writes them; empty: not there. `instruction` is Alpaca's, put before `input`."""
+    """Column names as the source writes them; empty: no such column. `instruction` is Alpaca's and precedes `input`."""
 
     input: str = ""
     output: str = ""
@@ -30,12 +30,12 @@ class Layout:
     messages: str = ""
     instruction: str = ""
     system: str = ""
-    """System message of a conversation, in a column beside it."""
+    """Column of a conversation's system message."""
     extra: tuple[str, ...] = ()
-    """Columns that are not used."""
+    """Unused columns."""
 
     def sentence(self) -> str:
-        """What was read from which column, for people; empty where the names are ours."""
+        """Which column was read as what, for people; empty if all columns have the standard names."""
         if self.instruction:
             return f"input = {self.instruction} and {self.input}, output = {self.output}"
         roles = {"input": self.input, "output": self.output, "label": self.label, "messages": self.messages, "system": self.system}
@@ -44,11 +44,11 @@ class Layout:
 
 
 class NotUnderstood(Unusable):
-    """It isn't known which columns to use."""
+    """The columns to use are unknown."""
 
 
 class Layouts:
-    """Finds the layout of a set of columns. `fix`: options that would mend what was not understood."""
+    """Finds the layout of a set of columns. `fix` has command-line options that would resolve an unknown layout."""
 
     def __init__(self, data: Data) -> None:
         self._data = data
@@ -58,8 +58,8 @@ class Layouts:
         self.fix: dict[str, str] = {}
 
     def of(self, row: Mapping[str, Any]) -> Layout:
-        """Raises Unusable. Where all columns together are not understood, those that have a value decide: readers of Parquet and of
-        conversations fill what a row lacks with nulls."""
+        """The layout of a row. Raises Unusable. If all columns together have no known layout, those with a value decide: readers of Parquet
+        and of conversations fill missing fields with nulls."""
         try:
             return self._cached(tuple(row), row)
         except NotUnderstood:
@@ -153,13 +153,13 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _named(columns: Sequence[str], name: str) -> str:
-    """The one column of that name, whatever its case and the space around it."""
+    """The one column of this name, ignoring case and surrounding space; empty if there is none or more than one."""
     found = [column for column in columns if column.strip().lower() == name.strip().lower()]
     return found[0] if len(found) == 1 else ""
 
 
 def _only(columns: Sequence[str], names: Sequence[str]) -> str:
-    """The column that bears our own name, the first of `names`; else the only one that bears any of them. Empty: none or several."""
+    """The column called `names[0]`, else the only column with any of the names; empty if there is none or more than one."""
     if exact := _named(columns, names[0]):
         return exact
     found = [column for column in columns if column.strip().lower() in names]

@@ -1,4 +1,4 @@
-"""Conversations as OpenAI's files and ShareGPT's have them, as turns of role and content."""
+"""Conversations in the formats of OpenAI and ShareGPT, as turns of role and content."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ _KNOWN = frozenset({"role", "from", "content", "value", "weight"})
 
 
 class Turns:
-    """A conversation being read; counts what was left out of it."""
+    """Reads one conversation and notes what it drops."""
 
     def __init__(self, drop_extra: bool) -> None:
         self._drop_extra = drop_extra
         self.dropped: set[str] = set()
-        """Keys of turns that were left out."""
+        """Dropped keys of turns."""
         self.was_cut = False
-        """Turns after the last one that has a weight were left out."""
+        """Turns after the last one with weight 1 were dropped."""
 
     def read(self, value: Any, part: str) -> list[dict[str, str]] | None:
-        """Raises Unusable. None where no message is to be learned: every message of the assistant has weight 0."""
+        """The turns; None if every message of the assistant has weight 0. Raises Unusable."""
         if isinstance(value, str):  # a cell of a CSV or XLSX file
             try:
                 value = json.loads(value)
@@ -60,7 +60,7 @@ class Turns:
     def _turn(self, turn: Mapping[str, Any], part: str) -> dict[str, str]:
         extra = {key for key, value in turn.items() if key not in _KNOWN and not is_missing(value) and value not in ([], {}, "")}
         if called := extra & {"tool_calls", "function_call"}:
-            raise Unusable(f"has {', '.join(sorted(called))}: calls of tools can't be learned", part, "tool calls")
+            raise Unusable(f"has {', '.join(sorted(called))}: tool calls can't be learned", part, "tool calls")
         if extra and not self._drop_extra:
             keys = ", ".join(map(repr, sorted(extra)))
             raise Unusable(f"has {keys} beside role and content", part, f"turn keys {keys}")
@@ -84,7 +84,7 @@ def _fields(turn: Any, part: str) -> Mapping[str, Any]:
 
 
 def _through_last_weighted(turns: list[Mapping[str, Any]], part: str) -> list[Mapping[str, Any]] | None:
-    """OpenAI's `weight`: 0 for messages of the assistant that are not to be learned. The conversation ends with the last that is."""
+    """The turns up to the assistant's last message that OpenAI's `weight` (0 or 1) marks for learning; None if there is none."""
     if all(is_missing(turn.get("weight")) for turn in turns):
         return turns
     for index in range(len(turns) - 1, -1, -1):
@@ -98,7 +98,7 @@ def _through_last_weighted(turns: list[Mapping[str, Any]], part: str) -> list[Ma
 
 
 def _content(value: Any, part: str) -> str:
-    """Text, or a list of parts that are all text: these are joined by line breaks."""
+    """The text of a content, which may be a list of text parts; these are joined by line breaks. Raises Unusable."""
     if hasattr(value, "tolist") and not isinstance(value, str):
         value = value.tolist()
     if not isinstance(value, list | tuple):

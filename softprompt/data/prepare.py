@@ -1,4 +1,4 @@
-"""From a caller's data to the bytes of an upload, with a report of what was done and one message for what was not understood."""
+"""Preparation of a caller's data for an upload, with a report of the changes and one error for everything that is unusable."""
 
 from __future__ import annotations
 
@@ -29,23 +29,23 @@ _LINE = re.compile(r"(?P<which>(?:validation )?dataset) line (?P<number>\d+)(?: 
 
 @dataclass(frozen=True)
 class PreparedData:
-    """Examples in the form that the services take. May be given wherever a dataset is."""
+    """Examples in the form that the services accept. Can be used wherever a dataset can."""
 
     content: Path | bytes
-    """JSON lines: a caller's file that had this form already, else the bytes."""
+    """JSON lines: the path of the caller's file if it has this form already, else bytes."""
     num_examples: int
     name: str = ""
-    """Of the file, if it was one."""
+    """Name of the file; empty for Python values."""
     format: str = ""
     report: tuple[str, ...] = ()
-    """What was done to the data, in sentences."""
+    """What was changed or dropped, as sentences."""
     places: Sequence[str] | None = field(default=None, repr=False)
-    """Where each line of `content` comes from; None: from the same line."""
+    """The place in the caller's data of each line of `content`; None: the same line."""
     which: str = DATASET
 
     @contextmanager
     def named(self, which: str) -> Iterator[None]:
-        """A service names lines of what it received, as `which`; what leaves the block names lines, rows or items of the caller's data."""
+        """Translates the places in a service's InvalidInput, which are lines of `content`, into places of the caller's data."""
         try:
             yield
         except InvalidInput as error:
@@ -63,9 +63,9 @@ class PreparedData:
 def prepare(
     data: str | os.PathLike[str] | Examples | Data | PreparedData, labels: Sequence[str] = (), which: str = DATASET
 ) -> PreparedData:
-    """Reads all of the data, and so may take seconds: call it in a thread.
+    """Read all of the data. This may take seconds, so call it in a thread.
 
-    Raises UnusableData with everything that is wrong, InvalidInput naming `which` for what is no data at all, or NotFound.
+    Raises UnusableData with every kind of error, InvalidInput naming `which` for a value that is not data, or NotFound.
     """
     if isinstance(data, PreparedData):
         return data
@@ -76,7 +76,7 @@ def prepare(
 
 
 def checked_labels(labels: Any, field: str = "labels") -> tuple[str, ...]:
-    """A label set as text. InvalidInput for what is no list, and for what is no text in it."""
+    """A label set as texts. Raises InvalidInput for a value that is not a list of scalars."""
     if isinstance(labels, str | bytes | Mapping) or not isinstance(labels, Iterable):
         raise InvalidInput.of(field, f"a list of labels is expected, not {type_name(labels)}")
     found = []
@@ -89,7 +89,7 @@ def checked_labels(labels: Any, field: str = "labels") -> tuple[str, ...]:
 
 
 class _Places(Sequence[str]):
-    """Places of the lines, made when they are asked for."""
+    """Places of the lines, computed on access."""
 
     def __init__(self, rows: Rows, numbers: array[int]) -> None:
         self._rows, self._numbers = rows, numbers
@@ -153,11 +153,11 @@ class _Preparation:
 
     def _check(self) -> None:
         if self._rows.undecodable:
-            self._problems = Problems(self._rows.name, self._which)  # whatever else is wrong may come of this
+            self._problems = Problems(self._rows.name, self._which)  # other errors may follow from this one
             for number, byte in self._rows.undecodable:
                 self._problems.add(f"line {number}", Unusable(f"is not UTF-8: byte {byte}", kind="encoding"))
             self._problems.fix["--encoding"] = "cp1252"
-            self._problems.advice = "cp1252 is what programs on Windows write that don't say otherwise"
+            self._problems.advice = "cp1252 is the usual encoding of programs on Windows"
         elif self._problems:
             self._problems.fix = self._reader.layouts.fix
             is_nameless = "--input" in self._problems.fix and not self._data.input

@@ -1,4 +1,4 @@
-"""What is wrong with a caller's data, collected and reported in one message for the whole source."""
+"""Errors in a caller's data, collected and reported as one error for the whole source."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _KINDS_SHOWN = 5
 
 
 class Unusable(Exception):
-    """A part of one example can't be used. `kind` is the same for all mistakes that one sentence describes."""
+    """A part of an example can't be used. Errors of the same `kind` are reported as one."""
 
     def __init__(self, reason: str, part: str = "", kind: str = "") -> None:
         super().__init__(reason)
@@ -19,10 +19,10 @@ class Unusable(Exception):
 
 
 class UnusableData(InvalidInput):
-    """Data that can't be read as examples: one violation for each kind of mistake, its field the first place that shows it.
+    """Data that can't be read as examples. Has a violation for each kind of error, whose field is the first place of it.
 
-    `source` is the file's name, or empty. `fix` is options of `softprompt tune` and `datasets upload` that would mend it; `advice` is
-    what else to do.
+    `source` is the file's name, or empty. `fix` has options of `softprompt tune` and `datasets upload` that would resolve the errors;
+    `advice` is further advice.
     """
 
     def __init__(self, source: str, violations: Sequence[FieldViolation], fix: Mapping[str, str] | None = None, advice: str = "") -> None:
@@ -34,7 +34,7 @@ class UnusableData(InvalidInput):
 
 
 class Problems:
-    """Mistakes by kind. Bounded: of each kind it keeps the first places and a count."""
+    """Errors by kind. Uses bounded memory: the first places and a count of each kind."""
 
     def __init__(self, source: str, which: str) -> None:
         self._source, self._which = source, which
@@ -46,18 +46,18 @@ class Problems:
         return bool(self._kinds)
 
     def add(self, place: str, error: Unusable) -> None:
-        """`place` is like "line 7" or "[6]"."""
+        """Add an error at a place such as "line 7" or "[6]"."""
         found = self._kinds.setdefault(error.kind, _Kind(error.reason, error.part))
         found.count += 1
         if len(found.places) < _PLACES_SHOWN:
             found.places.append(place)
 
     def error(self) -> UnusableData:
-        """The most frequent kinds of mistake first."""
+        """The exception for all errors, the most frequent kinds first."""
         kinds = sorted(self._kinds.values(), key=lambda kind: -kind.count)
         violations = [FieldViolation(located(self._which, kind.places[0], kind.part), kind.description()) for kind in kinds[:_KINDS_SHOWN]]
         if rest := kinds[_KINDS_SHOWN:]:
-            more = f"{sum(kind.count for kind in rest)} more mistakes of {len(rest)} other kinds"
+            more = f"{sum(kind.count for kind in rest)} more errors of {len(rest)} other kinds"
             violations.append(FieldViolation(self._which, more))
         return UnusableData(self._source, violations, self.fix, self.advice)
 
@@ -75,7 +75,7 @@ class _Kind:
         others = ", ".join(place.removeprefix(unit).strip() for place in self.places[1:])
         rest = self.count - len(self.places)
         plural = f"{unit}s " if unit and self.count > 2 else f"{unit} ".lstrip()
-        return f"{self.reason} (likewise {plural}{others}" + (f" and {rest} more)" if rest else ")")
+        return f"{self.reason} (also {plural}{others}" + (f" and {rest} more)" if rest else ")")
 
 
 def located(which: str, place: str, part: str) -> str:

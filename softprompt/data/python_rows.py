@@ -1,4 +1,4 @@
-"""Rows of what a Python caller hands over: DataFrames, tables, mappings of columns, and any iterable of examples or mappings."""
+"""Rows of Python values: DataFrames, tables, mappings of columns, and iterables of examples or mappings."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from softprompt.types.data import Example
 
 
 def python_rows(source: Any, which: str) -> Rows:
-    """Raises InvalidInput for what has no rows. Knows pandas, polars and pyarrow by their methods, without importing them."""
+    """The rows of a value. Recognises pandas, polars and pyarrow by their methods, without importing them. Raises InvalidInput."""
     if isinstance(source, Example):
         raise InvalidInput.of(which, "a list of examples is expected, not one example: put it into a list")
     if isinstance(source, Mapping):
@@ -58,7 +58,7 @@ def _fields(item: Any) -> Mapping[str, Any] | Unusable:
         return Unusable(f"an Example or a mapping is expected, not {type_name(item)}", kind=f"item type {type(item).__name__}")
     try:
         fields = dict(item)
-    except Exception as error:  # whatever a mapping of a caller does
+    except Exception as error:  # a caller's mapping may raise anything
         return Unusable(f"can't be read: {type(error).__name__}: {error}", kind="mapping")
     keys: list[object] = list(fields)
     if strange := [key for key in keys if not isinstance(key, str)]:

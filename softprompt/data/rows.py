@@ -1,4 +1,4 @@
-"""A source's rows, whatever it is, each with its place in the source."""
+"""The rows of a source of any format, each with its place in the source."""
 
 from __future__ import annotations
 
@@ -10,41 +10,41 @@ from typing import Any
 from softprompt.data.problems import Unusable
 
 MAX_BYTES = 4 << 30
-"""Of what a compressed file holds, and of the examples made of a source: a small file must not fill the memory."""
+"""Limit of a decompressed file and of the examples of one source: a small compressed file must not fill the memory."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """`number`: of its first line in a text file, of the row of a sheet or table, or its index + 1. `fields` Unusable: it can't be read."""
+    """`number` is the first line in a text file, the row of a table, or the index + 1. `fields` is Unusable if it can't be read."""
 
     number: int
     fields: Mapping[str, Any] | Unusable
 
 
 def no_rows() -> Generator[Row]:
-    """Until a reader puts its own in their place."""
+    """An empty generator, which a reader replaces by its own."""
     yield from ()
 
 
 @dataclass
 class Rows:
-    """`unit` is "line", "row", or empty for the items of a Python value. `report` has sentences for people, complete after the last row."""
+    """`unit` is "line", "row", or empty for items of a Python value. `report` has sentences and is complete after the last row."""
 
     items: Generator[Row]
     unit: str = ""
     name: str = ""
-    """Of the file; empty: none."""
+    """Name of the file; empty for Python values."""
     format: str = ""
     report: list[str] = field(default_factory=list)
     has_columns: bool = False
-    """All rows have the same columns, so that one that isn't understood stands for all."""
+    """All rows have the same columns, so an unknown layout of one row is an error of all."""
     advice: str = ""
-    """What to do if the rows are not understood."""
+    """What to do if the layout is unknown."""
     undecodable: list[tuple[int, str]] = field(default_factory=list)
-    """Lines with bytes that the file's encoding doesn't know, and which byte."""
+    """(line, byte) of bytes that the encoding does not have."""
     verbatim: Path | None = None
-    """A file whose lines are what is sent, if nothing in them has to be changed."""
+    """The file itself, if its lines can be sent unchanged."""
 
     def place(self, number: int) -> str:
-        """How an error names a row."""
+        """The place of a row for errors: "line 7", "row 7" or "[6]"."""
         return f"{self.unit} {number}" if self.unit else f"[{number - 1}]"

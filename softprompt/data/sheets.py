@@ -1,4 +1,4 @@
-"""XLSX and Parquet, with openpyxl and pyarrow: optional parts of the client."""
+"""Rows of XLSX and Parquet files, with openpyxl and pyarrow, which are optional dependencies."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _INSTALL = "pip install 'softprompt[data]'"
 
 
 def sheet_rows(file: BinaryIO, name: str, which: str) -> Rows:
-    """Of the first sheet that isn't empty; its first row that isn't empty is the header. Formulas count with their last values."""
+    """Rows of the first sheet that is not empty. Its first row that is not empty is the header. Formulas have their saved values."""
     try:
         with zipfile.ZipFile(file) as archive:
             names = archive.namelist()
@@ -35,7 +35,7 @@ def sheet_rows(file: BinaryIO, name: str, which: str) -> Rows:
     file.seek(0)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of styles and extensions that have nothing to do with the cells' values
+            warnings.simplefilter("ignore")  # about styles and extensions, which don't affect the values
             book = openpyxl.load_workbook(file, read_only=True, data_only=True)
     except Exception as error:  # openpyxl raises whatever its XML and zip readers meet
         raise InvalidInput.of(which, f"{name!r} can't be read as XLSX: {error}") from error
@@ -87,6 +87,7 @@ def _of_sheet(sheet: Any) -> Generator[Row]:
 
 
 def parquet_rows(file: BinaryIO, name: str, which: str) -> Rows:
+    """Rows of a Parquet file, read in batches. Raises InvalidInput naming `which`."""
     try:
         from pyarrow import ArrowException
         from pyarrow.parquet import ParquetFile

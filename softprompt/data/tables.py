@@ -1,4 +1,4 @@
-"""CSV and TSV files: the delimiter is read off the header, quotes are those of RFC 4180."""
+"""Rows of CSV and TSV files. The header decides the delimiter; quotes follow RFC 4180."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from softprompt.data.rows import MAX_BYTES, Row
 _DELIMITERS = ",;\t|"
 _NAMES = {",": "CSV", ";": "CSV with semicolons", "\t": "TSV", "|": "CSV with bars"}
 _MAX_LINES = 2000
-"""A cell that spans more lines than this has an opening quote that was not meant as one."""
+"""A cell of more lines than this is taken for an unintended opening quote."""
 
 
 class TableReader:
-    """Rows of a delimited file as mappings. `format` is known once the first row was read."""
+    """Rows of a delimited file as mappings. `format` is known after the first row."""
 
     def __init__(self, lines: Iterable[str], is_tsv: bool = False) -> None:
         csv.field_size_limit(MAX_BYTES >> 1)  # of the whole process; Python's 128 KiB are less than a long document
@@ -52,7 +52,7 @@ class TableReader:
                 yield Row(number, self._fields(cells))
 
     def _header(self) -> tuple[str, int]:
-        """The first line that isn't blank, and how many come before it. Excel's `sep=;` counts as blank."""
+        """The first line that is not blank, and the number of lines before it. Excel's `sep=;` counts as blank."""
         skipped = 0
         for line in self._lines:
             if line.strip() and not line.lower().startswith("sep="):
@@ -83,7 +83,7 @@ class TableReader:
 
 
 def _joined(first: str, rest: Iterator[str]) -> Iterator[str]:
-    """With the line ends that the cells of several lines keep."""
+    """The lines with line ends, which cells of several lines keep."""
     yield first + "\n"
     for line in rest:
         yield line + "\n"

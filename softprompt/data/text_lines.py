@@ -1,4 +1,4 @@
-"""Lines of text files: byte order marks, UTF-16 and UTF-32 as Excel and PowerShell write them, bytes that are not UTF-8."""
+"""Lines of text files with byte order marks, in UTF-8, in Excel's and PowerShell's UTF-16 and UTF-32, or in a given encoding."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _SAMPLE_BYTES = 4096
 
 
 class TextLines:
-    """Lines without their ends, counted from 1. Bytes that the encoding doesn't know are collected in `undecodable`, a line each."""
+    """Lines without line ends, counted from 1. `undecodable` has (line, byte) of the first unknown byte of each line."""
 
     def __init__(self, file: BinaryIO, encoding: str, which: str) -> None:
-        """`encoding` empty: the mark at the beginning says it, else it is UTF-8. InvalidInput for one that Python doesn't know."""
+        """An empty `encoding` is read from the byte order mark, else it is UTF-8. Raises InvalidInput for an unknown encoding."""
         self._which = which
         buffered = file if isinstance(file, io.BufferedReader) else io.BufferedReader(cast(io.RawIOBase, file), 1 << 16)
         head = buffered.peek(_SAMPLE_BYTES)[:_SAMPLE_BYTES]
@@ -34,11 +34,11 @@ class TextLines:
         try:
             codecs.lookup(self.encoding)
         except LookupError:
-            raise InvalidInput.of("encoding", f"{encoding!r} is not known; cp1252 and utf-16 are, for example") from None
+            raise InvalidInput.of("encoding", f"{encoding!r} is not a known encoding; examples are cp1252 and utf-16") from None
         # newline=None: also the line ends of Windows and of the first Macs
         self._text = io.TextIOWrapper(buffered, self.encoding, errors="surrogateescape", newline=None)
         self.rest = self._lines()
-        """The lines that were not taken yet."""
+        """An iterator over the remaining lines."""
 
     def _lines(self) -> Iterator[str]:
         number = 0
@@ -55,8 +55,8 @@ class TextLines:
             raise InvalidInput.of(self._which, f"is damaged or cut off after line {number} ({error})") from None
 
     def release(self) -> None:
-        """Leave the file to whoever closes it. No more lines after that."""
-        with suppress(ValueError):  # released before
+        """Detach the file without closing it. There are no more lines after that."""
+        with suppress(ValueError):  # already released
             self._text.detach()
 
     def _checked(self, line: str, number: int) -> str:

@@ -1,4 +1,4 @@
-"""One cell, as text. A cell comes from a file's reader or from a Python caller, who may hand over anything."""
+"""The text of one cell. A cell comes from a file's reader or from a Python caller and may be any value."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from softprompt.data.problems import Unusable
 
 
 def is_missing(value: Any) -> bool:
-    """None, NaN, and what pandas calls NA and NaT."""
+    """Whether the value is None, NaN, or pandas' NA or NaT."""
     if value is None or type(value).__name__ in ("NAType", "NaTType"):
         return True
     value = _plain(value)
@@ -21,9 +21,9 @@ def is_missing(value: Any) -> bool:
 
 
 def text_of(value: Any, part: str) -> str:
-    """The text that a cell stands for: numbers and booleans as JSON writes them, dates as ISO 8601.
+    """The text of a cell: numbers and booleans as in JSON, dates as in ISO 8601.
 
-    Raises Unusable for what is missing, is not a scalar, or is not valid Unicode.
+    Raises Unusable for a value that is missing, is not a scalar, or is not valid Unicode.
     """
     if is_missing(value):
         raise Unusable("is missing", part, f"{part} is missing")
@@ -49,23 +49,23 @@ def text_of(value: Any, part: str) -> str:
 
 
 def type_name(value: object) -> str:
-    """A type as an error message names it."""
+    """The name of a value's type in error texts."""
     names: dict[type, str] = {dict: "an object", list: "a list", tuple: "a tuple", bytes: "bytes", type(None): "nothing"}
     names |= {str: "text", bool: "a boolean", int: "a number", float: "a number"}
     return names.get(type(value)) or f"a value of type {type(value).__name__}"
 
 
 def shown(value: object, most: int = 40) -> str:
-    """A short quotation of a value, on one line."""
+    """A short representation of a value on one line, at most `most` characters."""
     try:
         text = repr(value)
-    except Exception:  # whatever an object of a caller does
+    except Exception:  # a caller's object may raise anything
         text = f"<{type(value).__name__}>"
     return text if len(text) <= most else text[: most - 3] + "..."
 
 
 def _plain(value: Any) -> Any:
-    """numpy's scalars, and arrays of no dimension, as Python's own values."""
+    """numpy's scalars and zero-dimensional arrays as Python values; other values unchanged."""
     if type(value).__module__ == "numpy" and getattr(value, "ndim", None) == 0:
         # float32(0.1) means 0.1 and not 0.10000000149011612, which `item` would give
         return float(str(value)) if type(value).__name__ in ("float16", "float32") else value.item()

@@ -1,1 +1,1 @@
-"""`softprompt demo`: one prompt's whole life on this machine, told while it happens, with its promises checked on the way."""
+"""`softprompt demo`: the life of one prompt on this machine, explained while it happens. Each claim is checked."""

@@ -1,4 +1,4 @@
-"""Several answers beside each other while they stream; one after the other where the output is no terminal."""
+"""Several answers side by side while they stream, or one after the other where the output is not a terminal."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MAX_SHOWN_CHARS = 600
 
 
 class AnswerTable:
-    """Rows are inputs, columns are who answers them; `append` adds a piece of text to one cell."""
+    """A row for each input, a column for each model or version; the cells are answers."""
 
     def __init__(self, console: Console, rows: Sequence[str], columns: Sequence[str]) -> None:
         self._console, self._rows, self._columns = console, rows, columns
@@ -23,9 +23,11 @@ class AnswerTable:
         self._live = Live(console=console, get_renderable=self._render, refresh_per_second=12) if console.is_terminal else None
 
     def append(self, row: int, column: int, text: str) -> None:
+        """Add text to one answer."""
         self._cells[row, column] = self._cells.get((row, column), "") + text
 
     def text(self, row: int, column: int) -> str:
+        """One answer so far."""
         return self._cells.get((row, column), "")
 
     def __enter__(self) -> Self:
@@ -56,6 +58,6 @@ class AnswerTable:
 
 
 def _clip(text: str) -> str:
-    """The end of a text that is too long for a cell, on one paragraph."""
+    """The text as one paragraph; of a text that is too long for a cell, the end."""
     flat = " ".join(text.split())
     return flat if len(flat) <= MAX_SHOWN_CHARS else "… " + flat[-MAX_SHOWN_CHARS:]

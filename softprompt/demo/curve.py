@@ -1,4 +1,4 @@
-"""The loss curve as a picture: trainings one after the other, training loss and held-out loss, the bare model as a line."""
+"""The loss curve as a picture: training loss and held-out loss of several trainings, and the bare model as a line."""
 
 from __future__ import annotations
 

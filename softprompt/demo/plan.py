@@ -1,4 +1,4 @@
-"""What the demo does, sized to end within a few minutes on two cores."""
+"""The sizes of the demo, which takes a few minutes on two cores."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ _EXAMPLES = "examples/product-descriptions"
 
 @dataclass(frozen=True)
 class DemoPlan:
+    """Model, examples and hyperparameters of the demo."""
+
     model: str = "smollm2-135m-instruct"
     prompt: str = "product-descriptions"
     examples_dir: Path = _PACKAGE / _EXAMPLES if (_PACKAGE / _EXAMPLES).is_dir() else _PACKAGE.parent / _EXAMPLES
@@ -19,22 +21,24 @@ class DemoPlan:
     num_virtual_tokens: int = 20
     batch_size: int = 8
     learning_rate: float = 0.03
-    """High, because the steps are few: held-out loss was 1.85 after 30 of them, where 0.005 left 2.26 after 40."""
+    """High because there are few steps: the held-out loss was 1.85 after 30 of them; at 0.005 it was 2.26 after 40."""
     second_learning_rate: float = 0.006
-    """Of the training that goes on from version 1: at 0.03 it would first lose what version 1 had learned (1.53 became 1.68)."""
+    """For the training that starts from version 1. At 0.03 it first loses what version 1 has learned (1.53 became 1.68)."""
     first_steps: int = 64
     second_steps: int = 24
     evaluation_interval_steps: int = 12
     seed: int = 7
     num_products: int = 3
-    """Unseen products that are answered side by side."""
+    """Unseen products in the side-by-side table."""
     answer_tokens: int = 96
     """More than a description needs, so that the answers end by themselves."""
 
     @property
     def train_file(self) -> Path:
+        """Training examples as JSON lines."""
         return self.examples_dir / "train.jsonl"
 
     @property
     def heldout_file(self) -> Path:
+        """Held-out examples as JSON lines."""
         return self.examples_dir / "heldout.jsonl"

@@ -1,4 +1,4 @@
-"""What the demo claims, checked as it goes: a broken promise is shown, and ends in a failing exit code."""
+"""The claims of the demo. Each one is checked; a broken one is shown, and the exit code is a failure."""
 
 from __future__ import annotations
 
@@ -7,15 +7,18 @@ from rich.markup import escape
 
 
 class PromiseBroken(Exception):
-    """The demo can't go on, or ended without everything that it promised."""
+    """The demo can't continue, or one of its claims did not hold."""
 
 
 class Promises:
+    """Prints claims and collects the broken ones."""
+
     def __init__(self, console: Console) -> None:
         self._console = console
         self.broken: list[str] = []
 
     def check(self, kept: bool, text: str) -> bool:
+        """Print the claim `text` and whether it holds. Returns `kept`."""
         self._console.print(f"  [green]✓[/] {escape(text)}" if kept else f"  [bold red]✗ {escape(text)}[/]", soft_wrap=True)
         if not kept:
             self.broken.append(text)

@@ -1,4 +1,4 @@
-"""Everything around the story: the model, the services' start and end, interruption, and the check that nothing is left."""
+"""The frame of the demo: start and stop of the services, Ctrl-C, and the check that no process is left."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from softprompt.local.services import LocalConfig, LocalServices
 
 
 def run_demo(model: Path, output: Path, plan: DemoPlan, console: Console) -> None:
-    """Raises PromiseBroken if anything that was promised did not hold, Interrupted after Ctrl-C."""
+    """Run the demo. Raises PromiseBroken if a claim did not hold, Interrupted after Ctrl-C."""
     if importlib.util.find_spec("matplotlib") is None:
         raise PromiseBroken("the picture needs matplotlib: pip install 'softprompt[plot]'")
     if not plan.train_file.is_file():
-        raise PromiseBroken(f"the examples are not at {plan.examples_dir}: run the demo from a checkout of the project")
+        raise PromiseBroken(f"the examples are not at {plan.examples_dir}: run the demo in a checkout of the project")
     output.mkdir(parents=True, exist_ok=True)
     promises = Promises(console)
     story = Story(console, plan, output, promises)
@@ -35,7 +35,7 @@ def run_demo(model: Path, output: Path, plan: DemoPlan, console: Console) -> Non
             left = services.alive()
             promises.check(not left, "everything is stopped, no process is left" + (f": {', '.join(left)}" if left else ""))
     if promises.broken:
-        raise PromiseBroken(f"{len(promises.broken)} of the demo's promises did not hold: " + "; ".join(promises.broken))
+        raise PromiseBroken(f"{len(promises.broken)} of the demo's claims did not hold: " + "; ".join(promises.broken))
     console.print(f"\nDone in {time.monotonic() - story.began:.0f} s. The services' logs and the picture are in {output}/.", markup=False)
 
 

@@ -1,4 +1,4 @@
-"""The same unseen inputs answered by the bare model and by the prompt, all streams at once in one batch."""
+"""The same unseen inputs answered by the bare model and by the prompt, all in one batch."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from softprompt.types.common import Sampling
 
 
 def unseen_inputs(file: Path, count: int) -> list[str]:
-    """Inputs of the held-out examples, spread over the file."""
+    """`count` inputs of the held-out examples, spread over the file."""
     inputs = [json.loads(line)["input"] for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
     return inputs[:: max(1, len(inputs) // count)][:count]
 
 
 def greedy(plan: DemoPlan) -> Sampling:
-    """Greedy decoding with a mild remedy against loops, into which small models fall; the same for every answer of the demo."""
+    """Greedy decoding, with a penalty since small models fall into loops without one. The same for every answer of the demo."""
     return Sampling(temperature=0, frequency_penalty=0.5, max_new_tokens=plan.answer_tokens)
 
 
 async def show_side_by_side(client: AsyncClient, console: Console, plan: DemoPlan, version: str) -> None:
-    """Stream every input through both."""
+    """Stream the answers of both to every input."""
     inputs = unseen_inputs(plan.heldout_file, plan.num_products)
     reference = f"{plan.prompt}@{version.rpartition('/')[2]}"
     sampling = greedy(plan)

@@ -1,4 +1,4 @@
-"""The demo from its first to its last act. Each act says what it does, shows it, and checks what it promised."""
+"""The demo from its first to its last step. Each step prints what it does and checks its claims."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ LINE_SECONDS = 15.0
 
 @dataclass
 class Story:
-    """`tell` runs it all within running services; `services` are stopped by whoever started them."""
+    """`tell` runs all steps against running services, which it does not stop."""
 
     console: Console
     plan: DemoPlan
@@ -43,6 +43,7 @@ class Story:
     began: float = field(default_factory=time.monotonic)
 
     async def tell(self, services: LocalServices) -> None:
+        """Run all steps. Raises PromiseBroken if the demo can't continue."""
         plan = self.plan
         async with AsyncClient(services.trainer_endpoint, services.inference_endpoint) as client:
             await self._upload(client)
@@ -94,7 +95,7 @@ class Story:
         )
 
     async def _train(self, client: AsyncClient, title: str, spec: TuningSpec) -> str:
-        """The version that was published."""
+        """Train; returns the name of the published version."""
         record = TrainingRecord(title)
         self.records.append(record)
         with training_display(self.console, title, LINE_SECONDS) as show_event:

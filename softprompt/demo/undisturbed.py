@@ -1,7 +1,7 @@
-"""Whether a stream is what the same request gives when nothing else goes on.
+"""Whether a streamed answer is the same as the answer to the same request alone.
 
-Greedy answers of one version are the same but for rounding: a batch of another size sums in another order, and in bfloat16 two tokens
-that are equally probable may change places. A departure at such a tie is rounding; any other means that the stream was disturbed.
+Greedy answers of one version differ only by rounding: a batch of another size sums in another order, and in bfloat16 two tokens of equal
+probability may change places. A difference at such a tie is rounding; any other one means that the stream was disturbed.
 """
 
 from __future__ import annotations
@@ -17,12 +17,14 @@ TIE_NATS = 0.15
 
 @dataclass(frozen=True)
 class Comparison:
+    """`account` describes the result, for people."""
+
     undisturbed: bool
     account: str
 
 
 def compare(expected: GenerationDelta, token_ids: Sequence[int]) -> Comparison:
-    """`expected` carries log-probabilities with at least two alternatives for each token."""
+    """`expected` has log-probabilities with at least two alternatives for each token."""
     for index, (token, wanted) in enumerate(zip(token_ids, expected.token_ids, strict=False)):
         if token == wanted:
             continue
@@ -30,6 +32,6 @@ def compare(expected: GenerationDelta, token_ids: Sequence[int]) -> Comparison:
         gap = next((place.logprob - other.logprob for other in place.alternatives if other.token_id == token), None)
         if gap is not None and gap <= TIE_NATS:
             return Comparison(True, f"the same tokens as without a swap up to token {index}, a tie by rounding ({gap:.2f} nats)")
-        return Comparison(False, f"other tokens than without a swap, from token {index} on")
+        return Comparison(False, f"different tokens from those without a swap, from token {index} on")
     same_length = len(token_ids) == len(expected.token_ids)
-    return Comparison(same_length, f"token for token what it is without a swap ({len(token_ids)} of {len(expected.token_ids)})")
+    return Comparison(same_length, f"the same tokens as without a swap ({len(token_ids)} of {len(expected.token_ids)})")

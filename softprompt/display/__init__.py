@@ -1,1 +1,1 @@
-"""What a person sees of something that goes on: training progress, answers beside each other. Knows the client's types, not gRPC."""
+"""Progress of long work on a terminal or in a log: training and transfers. Imports no gRPC."""

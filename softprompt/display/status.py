@@ -54,6 +54,8 @@ def status_display(console: Console, status: Status, line_seconds: float = LINE_
 
 
 class StatusLines:
+    """A line at once for each change that matters, and one after each `line_seconds`."""
+
     def __init__(self, console: Console, status: Status, line_seconds: float) -> None:
         self._console, self._status, self._line_seconds = console, status, line_seconds
         self._over = threading.Event()
@@ -68,9 +70,11 @@ class StatusLines:
         self._thread.join()
 
     def show(self) -> None:
+        """See StatusDisplay."""
         self.note(_GAP.join([self._status.title, *self._status.details]))
 
     def note(self, text: str) -> None:
+        """See StatusDisplay."""
         self._console.print(text, markup=False, soft_wrap=True)
 
     def _show_regularly(self) -> None:
@@ -81,6 +85,8 @@ class StatusLines:
 
 
 class LiveStatus:
+    """Lines at the bottom of the terminal, redrawn until the work ends."""
+
     def __init__(self, console: Console, status: Status, transient: bool = False) -> None:
         self._console, self._status = console, status
         self._spinner = Spinner("line" if console.options.ascii_only else "dots")
@@ -103,6 +109,7 @@ class LiveStatus:
         """Nothing to do: the lines are redrawn ten times a second."""
 
     def note(self, text: str) -> None:
+        """See StatusDisplay."""
         self._console.print(text, markup=False, soft_wrap=True)
 
     def _render(self) -> RenderableType:

@@ -38,16 +38,18 @@ class TrainingStatus:
         self._name, self._state = name, ""
         self._progress: TuningProgress | None = None
         self._held_out: float | None = None
+        self._is_over = False
         self._end: float | None = None
         """On this machine's monotonic clock."""
 
     def update(self, event: JobEvent) -> None:
+        """Take over what the event says."""
         match event:
             case StateChanged(job=job):
                 self._state = _state_text(job)
                 self._take(job.progress, event.time)
                 if job.state.is_final:
-                    self._end = time.monotonic()
+                    self._end, self._is_over = time.monotonic(), True
             case ProgressMade(progress=progress):
                 self._take(progress, event.time)
             case Evaluated(metrics=metrics):
@@ -55,10 +57,12 @@ class TrainingStatus:
 
     @property
     def title(self) -> str:
+        """See Status."""
         return f"{self._name}: {self._state}" if self._state else self._name
 
     @property
     def fraction(self) -> float | None:
+        """See Status."""
         progress = self._progress
         if progress is None:
             return None
@@ -68,6 +72,7 @@ class TrainingStatus:
 
     @property
     def details(self) -> list[str]:
+        """See Status."""
         progress = self._progress
         if progress is None:
             return []
@@ -76,7 +81,9 @@ class TrainingStatus:
         if not progress.step:
             return []
         found = [f"step {progress.step}/{progress.num_steps or '?'}", f"loss {progress.train_loss:.3f}"]
-        if self._end is not None:
+        if progress.step == progress.num_steps and not self._is_over:
+            found.insert(1, "evaluating")
+        elif self._end is not None:
             found.insert(1, f"{clock_text(self._end - time.monotonic())} left")
         if self._held_out is not None:
             found.append(f"held-out {self._held_out:.3f}")

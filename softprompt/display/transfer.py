@@ -45,6 +45,7 @@ class TransferStatus:
         self._stage, self._done, self._total, self._start = title, 0, 0, time.monotonic()
 
     def update(self, stage: str, done: int, total: int) -> None:
+        """`done` of `total` of this stage, in any unit."""
         if stage != self._stage:
             self._start = time.monotonic()
         self._stage, self._done, self._total = stage, done, total
@@ -56,14 +57,17 @@ class TransferStatus:
 
     @property
     def title(self) -> str:
+        """See Status."""
         return self._stage
 
     @property
     def fraction(self) -> float | None:
+        """See Status."""
         return self._done / self._total if self._total else None
 
     @property
     def details(self) -> list[str]:
+        """See Status."""
         fraction = self.fraction
         if not fraction:
             return []

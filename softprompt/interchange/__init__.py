@@ -1,1 +1,1 @@
-"""Soft prompts to and from other tools: which files may be read, and the directories that PEFT reads. Knows no gRPC and no torch."""
+"""Soft prompts of other tools: which files may be imported, and export as PEFT's directories. Imports neither gRPC nor torch."""

@@ -1,8 +1,8 @@
 """A version as a directory that `peft.PeftModel.from_pretrained` loads.
 
-adapter_model.safetensors   the version's blob without its golden records: its one tensor has PEFT's name, its manifest is in the metadata
-adapter_config.json         what PEFT asks for, and nothing that it would act on (the init is RANDOM, since the matrix follows)
-softprompt.json             what PEFT does not keep: template, labels, sampling, where it comes from
+adapter_model.safetensors   the version's blob without its golden records: one tensor with PEFT's name, the manifest in the metadata
+adapter_config.json         the settings that PEFT requires; the init is RANDOM because PEFT then loads the matrix
+softprompt.json             what PEFT has no field for: template, labels, metrics, origin
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ WEIGHTS_FILE, CONFIG_FILE, ABOUT_FILE = "adapter_model.safetensors", "adapter_co
 
 
 def write_adapter(directory: Path, version: PromptVersion, data: bytes, base_model: str = "", overwrite: bool = False) -> Path:
-    """Write the three files. `base_model` is the directory or hub id that PEFT's users load the model from; empty: the trainer's id of it.
+    """Write the three files. `base_model` is the directory or hub id from which PEFT loads the model; empty: the trainer's id.
 
-    AlreadyExists if there is an adapter and `overwrite` was not asked for; DamagedBlob if the bytes are not those of the version.
+    Raises AlreadyExists if there is an adapter and `overwrite` is False, DamagedBlob if `data` does not have the version's digest,
+    InvalidInput if the directory can't be written to.
     """
     if (found := f"sha256:{hashlib.sha256(data).hexdigest()}") != version.digest:
         raise DamagedBlob(f"{version.name} has digest {version.digest}; what arrived has {found}")
@@ -35,8 +36,8 @@ def write_adapter(directory: Path, version: PromptVersion, data: bytes, base_mod
         directory.mkdir(parents=True, exist_ok=True)
         taken = [name for name in files if (directory / name).exists()]
         if taken and not overwrite:
-            raise AlreadyExists(f"{directory} holds {', '.join(taken)} already")
-        for name, content in files.items():  # the weights first: a directory without them is no adapter to anybody
+            raise AlreadyExists(f"{directory} already contains {', '.join(taken)}")
+        for name, content in files.items():  # the weights first: PEFT ignores a directory without them
             (directory / name).write_bytes(content)
     except OSError as error:
         raise InvalidInput.of("directory", f"can't write to {str(directory)!r}: {error.strerror or error}") from error
@@ -44,9 +45,9 @@ def write_adapter(directory: Path, version: PromptVersion, data: bytes, base_mod
 
 
 def without_golden_records(blob: bytes) -> bytes:
-    """The blob with none in its manifest: those of versions of earlier releases hold inputs of their training data.
+    """The blob without the golden records in its manifest, which in earlier releases contained training inputs.
 
-    A file without a manifest stays as it is. Raises DamagedBlob for a manifest that can't be read.
+    A blob without a manifest is returned unchanged. Raises DamagedBlob for a manifest that can't be read.
     """
     begin = _LENGTH_BYTES
     end = begin + int.from_bytes(blob[:begin], "little")
@@ -66,6 +67,7 @@ def without_golden_records(blob: bytes) -> bytes:
 
 
 def adapter_config(version: PromptVersion, base_model: str = "") -> dict[str, Any]:
+    """PEFT's configuration (PromptTuningConfig) of a version."""
     model = version.base_model
     known = {"token_dim": model.hidden_size, "num_layers": model.num_layers} if model else {}
     return {

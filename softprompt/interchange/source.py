@@ -1,7 +1,7 @@
-"""What of a caller's files is sent for an import: one safetensors file. Everything that could run code is refused here by its name.
+"""The file to send for an import: one safetensors file. Files that could run code when they are read are refused.
 
-Taken are a safetensors file; a directory of PEFT (adapter_model.safetensors with its adapter_config.json, of prompt tuning or P-tuning);
-a directory of TGIS or caikit (decoder.safetensors). What is in the tensors the trainer checks: nothing here is believed by anybody.
+Accepted are a safetensors file; a directory of PEFT with adapter_model.safetensors and adapter_config.json, from prompt tuning or
+P-tuning; a directory of TGIS or caikit with decoder.safetensors. The trainer checks the tensors and does not rely on these checks.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ _DECODER_FILE, _ENCODER_STEM = "decoder.safetensors", "encoder"
 _PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib"}
 _PICKLE_BEGINNINGS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 _SOFT_PROMPTS = ("PROMPT_TUNING", "P_TUNING")
-"""PEFT's kinds whose file holds the embeddings of virtual tokens. Of P-tuning (Liu et al. 2021) it holds what the encoder made of them."""
-_WHY = "a pickle can run any code when it is read, so none is read here"
-_REMEDY = "save the tensor as safetensors, on a machine that may run the file's code: safetensors.torch.save_file(...)"
+"""PEFT's kinds whose file holds embeddings of virtual tokens; for P-tuning (Liu et al. 2021) these are the encoder's outputs."""
+_WHY = "a pickle can run any code when it is read"
+_REMEDY = "on a machine that may run its code, convert it with safetensors.torch.save_file(...)"
 
 
 @dataclass(frozen=True)
 class ImportSource:
-    """`file` is what to send. What a directory says besides the matrix is checked, not sent."""
+    """`file` is the file to send. Other files of its directory are checked and not sent."""
 
     file: Path
 
     @classmethod
     def of(cls, path: str | Path) -> ImportSource:
-        """NotFound, or InvalidInput naming the file and the reason."""
+        """Raises NotFound, or InvalidInput naming the file and the reason."""
         path = expanded(path)
         try:
             if path.is_dir():
@@ -61,7 +61,7 @@ def _of_directory(directory: Path) -> ImportSource:
     if pickles := sorted(name for name in names if Path(name).suffix in _PICKLES):
         raise InvalidInput.of("file", f"{directory / pickles[0]} is refused: {_WHY}; {_REMEDY}")
     wanted = f"{WEIGHTS_FILE} with {CONFIG_FILE} (PEFT) or {_DECODER_FILE} (TGIS, caikit)"
-    raise InvalidInput.of("file", f"{directory} must hold {wanted}; or name one .safetensors file")
+    raise InvalidInput.of("file", f"{directory} must contain {wanted}; or give one .safetensors file")
 
 
 def _checked(file: Path) -> Path:
@@ -72,37 +72,35 @@ def _checked(file: Path) -> Path:
         raise InvalidInput.of("file", f"{file} has {size} bytes; a soft prompt takes at most {MAX_BYTES}")
     with file.open("rb") as opened:
         if opened.read(8).startswith(_PICKLE_BEGINNINGS):
-            raise InvalidInput.of("file", f"{file} is refused: whatever its name says, it begins as a pickle or an archive of one; {_WHY}")
+            raise InvalidInput.of("file", f"{file} is refused: its content is a pickle or an archive of one; {_WHY}")
     return file
 
 
 def _check_adapter(file: Path, weights: Path) -> None:
-    """Raises InvalidInput for an adapter that is something else than prompt tuning, or whose two files don't belong together."""
+    """Raises InvalidInput for an adapter that is not prompt tuning, or whose two files contradict each other."""
     if not file.is_file():
-        raise InvalidInput.of(
-            "file", f"{file} is missing: without it nobody can say what kind of adapter this is; name the .safetensors file"
-        )
+        raise InvalidInput.of("file", f"{file} is missing, so the kind of adapter is unknown; give the .safetensors file itself")
     if file.stat().st_size > _MAX_CONFIG_BYTES:
-        raise InvalidInput.of("file", f"{file} is no adapter configuration: it has {file.stat().st_size} bytes")
+        raise InvalidInput.of("file", f"{file} is not an adapter configuration: it has {file.stat().st_size} bytes")
     try:
         config: Any = json.loads(file.read_bytes())
     except (ValueError, RecursionError) as error:
         raise InvalidInput.of("file", f"{file} can't be read as JSON") from error
     if not isinstance(config, dict):
-        raise InvalidInput.of("file", f"{file} is no adapter configuration")
+        raise InvalidInput.of("file", f"{file} is not an adapter configuration")
     if (kind := config.get("peft_type")) not in _SOFT_PROMPTS:
-        raise InvalidInput.of("file", f"{file} says peft_type {str(kind)[:40]!r}; soft prompts are of {' and '.join(_SOFT_PROMPTS)}")
+        raise InvalidInput.of("file", f"{file} has peft_type {str(kind)[:40]!r}; expected {' or '.join(_SOFT_PROMPTS)}")
     if (task := config.get("task_type")) not in ("CAUSAL_LM", None):
-        raise InvalidInput.of("file", f"{file} says task_type {str(task)[:40]!r}; only CAUSAL_LM is served")
+        raise InvalidInput.of("file", f"{file} has task_type {str(task)[:40]!r}; only CAUSAL_LM is supported")
     if (submodules := config.get("num_transformer_submodules")) not in (1, None):
-        raise InvalidInput.of("file", f"{file} says num_transformer_submodules {str(submodules)[:40]!r}; a decoder model has 1")
+        raise InvalidInput.of("file", f"{file} has num_transformer_submodules {str(submodules)[:40]!r}; a decoder model has 1")
     announced, found = config.get("num_virtual_tokens"), _num_rows(weights)
     if type(announced) is int and found is not None and announced != found:
-        raise InvalidInput.of("file", f"{file} says {announced} virtual tokens; {weights.name} beside it has {found}")
+        raise InvalidInput.of("file", f"{file} has num_virtual_tokens {announced}, but {weights.name} has {found}")
 
 
 def _num_rows(weights: Path) -> int | None:
-    """Rows of PEFT's tensor by the file's header; None where it can't be read: the trainer will say what is wrong with it."""
+    """Rows of PEFT's tensor, from the file's header; None if it can't be read, which the trainer then reports."""
     with weights.open("rb") as opened:
         length = int.from_bytes(opened.read(8), "little")
         header = opened.read(min(length, _MAX_CONFIG_BYTES))

@@ -1,1 +1,1 @@
-"""What goes into the client and what comes out: plain frozen dataclasses, no protobuf."""
+"""The arguments and results of the client: plain frozen dataclasses without protobuf."""

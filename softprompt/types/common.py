@@ -1,4 +1,4 @@
-"""What both services speak of, as plain frozen dataclasses. Knows no protobuf; field names are those of the protocol."""
+"""Types of both services: plain frozen dataclasses without protobuf. Field names are the protocol's."""
 
 from __future__ import annotations
 
@@ -9,25 +9,27 @@ from typing import Any
 
 
 class TemplateFormat(StrEnum):
+    """How a template becomes the model's text."""
+
     TEXT = "TEXT"
-    """The text as it is, `{input}` replaced; the answer follows."""
+    """The text with `{input}` replaced; the answer follows."""
     CHAT = "CHAT"
     """The base model's own chat template around the text."""
 
 
 @dataclass(frozen=True)
 class Template:
-    """How an input becomes the text that the model reads. `text` contains `{input}` exactly once; empty means just the input."""
+    """How an input becomes the model's text. `text` contains `{input}` exactly once; empty: the input alone."""
 
     text: str = ""
     format: TemplateFormat | None = None
     system: str = ""
     system_override: bool = False
-    """A conversation may bring a system message of its own in place of `system`."""
+    """Whether a conversation's own system message may replace `system`."""
     arguments: Mapping[str, Any] = field(default_factory=dict)
-    """What the model's chat template takes besides messages, such as {"enable_thinking": False}."""
+    """Arguments of the model's chat template besides the messages, such as {"enable_thinking": False}."""
     date: str = ""
-    """The day that a chat template shows as today's, YYYY-MM-DD. Empty: for a prompt the day of its job, for the bare model today."""
+    """Today's date for the chat template, YYYY-MM-DD. Empty: the day of the job for a prompt, today for the bare model."""
 
 
 @dataclass(frozen=True)
@@ -40,10 +42,10 @@ class Message:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are chosen. What is None is left to the version's own defaults, then to the service's."""
+    """How tokens are chosen. None takes the version's default, else the service's."""
 
     temperature: float | None = None
-    """0 is greedy."""
+    """0 always takes the most probable token."""
     top_k: int | None = None
     top_p: float | None = None
     min_p: float | None = None
@@ -57,12 +59,12 @@ class Sampling:
     min_new_tokens: int | None = None
     ignore_eos: bool | None = None
     num_logprobs: int | None = None
-    """Alternatives to report beside each token's own log-probability."""
+    """Number of alternatives to report beside the log-probability of each token; 0: of the token alone."""
 
 
 @dataclass(frozen=True)
 class BaseModelInfo:
-    """Identity of a frozen base model."""
+    """Identity and shape of a frozen base model."""
 
     id: str
     fingerprint: str
@@ -76,7 +78,7 @@ class BaseModelInfo:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A tuned prompt beside another way to use its base model, on the same held-out examples."""
+    """A tuned prompt compared with another use of its base model, on the same held-out examples."""
 
     rival: str
     """ "bare_model", "instructed_model", "few_shot_model" or "current_version"."""
@@ -87,7 +89,7 @@ class Comparison:
     """Positive where the tuned prompt is better."""
     low: float | None
     high: float | None
-    """Ends of the 95 % interval of `difference`; None: too few examples for one."""
+    """Ends of the 95 % interval of `difference`; None: too few examples."""
     num_examples: int
     beats: bool
-    """Better beyond chance."""
+    """Whether the whole interval is above 0."""

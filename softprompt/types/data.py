@@ -1,4 +1,4 @@
-"""Where examples come from and how to read them, as plain frozen dataclasses."""
+"""Sources of examples and how to read them: plain frozen dataclasses."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from softprompt.types.common import Message
 
 @dataclass(frozen=True)
 class Example:
-    """An input with exactly one of `output`, `label`; or `messages`, whose last turn is the assistant's."""
+    """An input with either `output` or `label`, or `messages` that end with the assistant's turn."""
 
     input: str = ""
     output: str | None = None
@@ -25,13 +25,13 @@ Examples = Iterable[Example | Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class Data:
-    """Examples, and which of their columns to use. Only `source` is needed where the columns have well-known names.
+    """Examples and the columns to use. Only `source` is needed if the columns have well-known names (docs/data.md).
 
-    `input`, `output`, `label` and `messages` name columns (of JSON: keys). Columns that are not used are refused unless `drop_extra`.
+    `input`, `output`, `label` and `messages` name columns, or keys of JSON. Unused columns are refused unless `drop_extra` is True.
     """
 
     source: str | os.PathLike[str] | Examples | Any
-    """A path (CSV, TSV, XLSX, Parquet, JSON, JSON lines; each also with gzip), a DataFrame, a table of pyarrow, a mapping of columns to
+    """A path (CSV, TSV, XLSX, Parquet, JSON, JSON lines; each may be gzipped), a DataFrame, a table of pyarrow, a mapping of columns to
     lists, or any iterable of examples or mappings."""
     input: str = ""
     output: str = ""
@@ -39,4 +39,4 @@ class Data:
     messages: str = ""
     drop_extra: bool = False
     encoding: str = ""
-    """Of a text file. Empty: UTF-8, or what its byte order mark says."""
+    """Encoding of a text file. Empty: the one of its byte order mark, else UTF-8."""

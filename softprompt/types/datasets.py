@@ -10,7 +10,7 @@ from softprompt.types.spec import TaskKind
 
 @dataclass(frozen=True)
 class UploadedDataset:
-    """`dataset` is its name, "datasets/sha256-<hex>": the same bytes always get the same one."""
+    """`dataset` is the name, "datasets/sha256-<hex>", which depends on the bytes alone."""
 
     dataset: str
     num_examples: int
@@ -20,24 +20,26 @@ class UploadedDataset:
 
 @dataclass(frozen=True)
 class StoredDataset:
-    """A dataset of the caller's tenant; `num_jobs` counts the tenant's jobs that name it, ended ones as long as they are kept."""
+    """A dataset of the caller's tenant. `num_jobs` counts the tenant's jobs that use it, including ended ones."""
 
     name: str
     size_bytes: int
     num_examples: int
-    """0 if the service has still to count them, after an upgrade."""
+    """0 if the service has not counted them yet, after an upgrade."""
     task: TaskKind | None
     num_labels: int
     create_time: datetime | None
     last_use_time: datetime | None
-    """When it was last stored, or named by a new job."""
+    """Time of the last upload, or of the last new job that uses it."""
     num_jobs: int
     labels: tuple[str, ...] = ()
-    """Those that occur; only filled in by `get_dataset`."""
+    """The labels that occur; only `get_dataset` fills them in."""
 
 
 @dataclass(frozen=True)
 class DatasetStatistics:
+    """Counts of a job's examples and of their tokens."""
+
     num_train: int
     num_validation: int
     num_dropped: int

@@ -11,7 +11,7 @@ from softprompt.types.jobs import TuningJob, TuningProgress
 
 @dataclass(frozen=True)
 class JobEvent:
-    """Something that happened to a job. Numbers grow by one, from 1."""
+    """An event of a job. Numbers begin at 1 and grow by one."""
 
     number: int
     time: datetime | None
@@ -19,11 +19,15 @@ class JobEvent:
 
 @dataclass(frozen=True)
 class StateChanged(JobEvent):
+    """The job with its new state."""
+
     job: TuningJob
 
 
 @dataclass(frozen=True)
 class ProgressMade(JobEvent):
+    """New progress."""
+
     progress: TuningProgress
 
 
@@ -38,11 +42,13 @@ class Evaluated(JobEvent):
 
 @dataclass(frozen=True)
 class CheckpointStored(JobEvent):
+    """A checkpoint after `step` steps."""
+
     step: int
 
 
 @dataclass(frozen=True)
 class Note(JobEvent):
-    """Something a person should know, for example that a worker was lost and the job goes on elsewhere."""
+    """A sentence for people, for example that a worker was lost and the job continues on another one."""
 
     text: str

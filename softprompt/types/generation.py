@@ -1,4 +1,4 @@
-"""Generation as a caller sees it, as plain frozen dataclasses. Knows no protobuf; field names are those of the protocol."""
+"""Inputs and answers of the inference service: plain frozen dataclasses without protobuf. Field names are the protocol's."""
 
 from __future__ import annotations
 
@@ -12,16 +12,18 @@ from softprompt.types.common import BaseModelInfo, Message, Sampling
 
 @dataclass(frozen=True)
 class TokenIds:
-    """An input as token ids, taken as they are: no template, no special tokens added."""
+    """An input as token ids, used without a template and without added special tokens."""
 
     ids: tuple[int, ...]
 
 
 Input = str | Sequence[Message] | TokenIds
-"""Text (rendered by the prompt's template), a conversation (for prompts with a chat template), or token ids."""
+"""A text or a conversation, rendered by the prompt's template, or token ids."""
 
 
 class FinishReason(StrEnum):
+    """Why an answer ended."""
+
     EOS = "EOS"
     LENGTH = "LENGTH"
     STOP_SEQUENCE = "STOP_SEQUENCE"
@@ -31,7 +33,7 @@ class FinishReason(StrEnum):
 
 @dataclass(frozen=True)
 class GenerationStart:
-    """What is being generated from. `version` is empty for the bare model."""
+    """The version, the token counts and the seed of an answer. `version` is empty for the bare model."""
 
     version: str
     digest: str
@@ -44,6 +46,8 @@ class GenerationStart:
 
 @dataclass(frozen=True)
 class TokenAlternative:
+    """Another token at the place of a generated one. `logprob` is a natural logarithm."""
+
     token_id: int
     logprob: float
     text: str = ""
@@ -52,7 +56,7 @@ class TokenAlternative:
 
 @dataclass(frozen=True)
 class TokenLogprob:
-    """Natural logarithm, before temperature and filters. `text` has U+FFFD in place of a part of a character; `utf8` is exact."""
+    """A token's natural log-probability before temperature and filters. `text` has U+FFFD for a part of a character; `utf8` is exact."""
 
     token_id: int
     logprob: float
@@ -63,7 +67,7 @@ class TokenLogprob:
 
 @dataclass(frozen=True)
 class GenerationDelta:
-    """A piece of the answer; the text is whole characters."""
+    """A part of the answer. The text consists of whole characters."""
 
     text: str
     token_ids: tuple[int, ...]
@@ -72,7 +76,7 @@ class GenerationDelta:
 
 @dataclass(frozen=True)
 class GenerationEnd:
-    """Why an answer ended, and what it took."""
+    """Why an answer ended, and its tokens and times."""
 
     finish_reason: FinishReason | None
     output_tokens: int
@@ -83,13 +87,13 @@ class GenerationEnd:
 
     @property
     def why_empty(self) -> str:
-        """A sentence for an answer without visible text."""
+        """A sentence that explains an answer without visible text."""
         reason = {
             FinishReason.EOS: "the model ended the answer before it wrote any text",
             FinishReason.LENGTH: f"the limit of {self.output_tokens} new tokens was reached before there was any text",
             FinishReason.STOP_SEQUENCE: f"the answer began with the stop sequence {self.stop_sequence!r}",
             FinishReason.DEADLINE: "the deadline passed before there was any text",
-            FinishReason.CANCELLED: "it was cancelled before there was any text",
+            FinishReason.CANCELLED: "the generation was cancelled before there was any text",
         }.get(self.finish_reason or FinishReason.CANCELLED, "")
         return f"The answer is empty: {reason} (finish reason {self.finish_reason})."
 
@@ -104,16 +108,19 @@ class Generation:
 
     @property
     def text(self) -> str:
+        """The text of the answer."""
         return self.output.text
 
     @property
     def why_empty(self) -> str:
-        """A sentence that says why there is no text; empty where there is some."""
+        """A sentence that explains why there is no text; empty if there is some."""
         return "" if self.text.strip() else self.end.why_empty
 
 
 @dataclass(frozen=True)
 class CandidateScore:
+    """A candidate's natural log-probability, and its probability among the candidates."""
+
     candidate: str
     logprob: float
     probability: float
@@ -131,6 +138,8 @@ class Scores:
 
 @dataclass(frozen=True)
 class TokenCount:
+    """The tokens of an input, virtual tokens, and the positions that input and answer may take together."""
+
     input_tokens: int
     virtual_tokens: int
     max_positions: int
@@ -139,6 +148,8 @@ class TokenCount:
 
 @dataclass(frozen=True)
 class GenerationLimits:
+    """Upper bounds of requests and of the queue of a replica."""
+
     max_positions: int
     max_new_tokens: int
     max_stop_sequences: int
@@ -152,6 +163,8 @@ class GenerationLimits:
 
 @dataclass(frozen=True)
 class ModelInfo:
+    """Base model, limits and default sampling of an inference replica."""
+
     software_version: str
     base_model: BaseModelInfo | None
     limits: GenerationLimits | None
@@ -161,17 +174,19 @@ class ModelInfo:
 
 
 class LoadedState(StrEnum):
+    """The state of a version on one replica."""
+
     LOADED = "LOADED"
     """Its keys and values are in memory."""
     KNOWN = "KNOWN"
-    """Checked; loads on its next use."""
+    """Checked; its keys and values are loaded on the next use."""
     QUARANTINED = "QUARANTINED"
     """Refused; `reason` says why."""
 
 
 @dataclass(frozen=True)
 class LoadedPrompt:
-    """A version as one replica sees it."""
+    """A version on one replica. `prefix_kv_bytes` is the memory of its keys and values, 0 while they are not loaded."""
 
     version: str
     digest: str
@@ -187,6 +202,8 @@ class LoadedPrompt:
 
 @dataclass(frozen=True)
 class LoadedPrompts:
+    """The versions that one replica knows."""
+
     prompts: tuple[LoadedPrompt, ...]
     revision: int
     """Store revision that this replica has seen."""

@@ -13,11 +13,15 @@ from softprompt.types.spec import InitMethod, TuningSpec
 
 
 class JobOrder(StrEnum):
+    """Order of a list of jobs."""
+
     NEWEST_FIRST = "NEWEST_FIRST"
     OLDEST_FIRST = "OLDEST_FIRST"
 
 
 class JobState(StrEnum):
+    """State of a job. SUCCEEDED, FAILED and CANCELLED are final."""
+
     QUEUED = "QUEUED"
     RUNNING = "RUNNING"
     PAUSED = "PAUSED"
@@ -28,11 +32,14 @@ class JobState(StrEnum):
 
     @property
     def is_final(self) -> bool:
+        """Whether the job has ended."""
         return self in (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED)
 
 
 @dataclass(frozen=True)
 class TuningProgress:
+    """How far a job is."""
+
     step: int
     num_steps: int
     train_loss: float
@@ -44,16 +51,16 @@ class TuningProgress:
     examples_per_second: float
     estimated_end_time: datetime | None
     num_skipped_steps: int = 0
-    """Left out because their loss or gradient was not finite."""
+    """Steps that were skipped because their loss or gradient was not finite."""
     num_prepared: int = 0
-    """Examples whose tokens are counted, while the job prepares its data."""
+    """Examples whose tokens have been counted, while the job prepares its data."""
     num_examples: int = 0
-    """All that it prepares; 0 once it trains."""
+    """Examples to prepare; 0 once the job trains."""
 
 
 @dataclass(frozen=True)
 class TuningError:
-    """`code` is a stable word; `field`, if set, names what would mend it."""
+    """Why a job failed. `code` is a stable word; `field`, if set, names the field of the spec to change."""
 
     code: str
     message: str
@@ -62,13 +69,15 @@ class TuningError:
 
 @dataclass(frozen=True)
 class NearestToken:
+    """The vocabulary token nearest to a virtual token, by cosine."""
+
     text: str
     cosine: float
 
 
 @dataclass(frozen=True)
 class SearchCandidate:
-    """What a search tried. `end`: why it left early, "worse" or "not finite"; empty if it was trained to the end."""
+    """A candidate of a search. `end` is "worse" or "not finite" if the candidate was dropped, else empty."""
 
     learning_rate: float
     init_method: InitMethod | None
@@ -80,6 +89,8 @@ class SearchCandidate:
 
 @dataclass(frozen=True)
 class TuningResult:
+    """What a job produced, with its metrics on held-out examples."""
+
     published: bool
     version: str
     digest: str
@@ -93,32 +104,34 @@ class TuningResult:
     score_stability: float
     best_step: int
     current_version: str
-    """What the alias named when the prompts were compared: the version that `current_metrics` are of."""
+    """The version that the alias named at the comparison; `current_metrics` are its metrics."""
     served_by_all: bool | None
-    """None unless the job was to wait for it."""
+    """None unless the job waited for it."""
     serving: str
-    """How many live replicas served the version when the job ended, and which refused it and why."""
+    """Number of live replicas that served the version when the job ended, and which replicas refused it and why."""
     instructed_metrics: Mapping[str, float] = field(default_factory=dict)
     few_shot_metrics: Mapping[str, float] = field(default_factory=dict)
     num_shots: int = 0
     """Training examples in each few-shot input."""
     comparisons: tuple[Comparison, ...] = ()
     verdict: str = ""
-    """Which other ways to use the base model the prompt beats, and which it doesn't."""
+    """Which other uses of the base model the prompt beats and which it does not beat."""
     metric_low: float | None = None
     metric_high: float | None = None
-    """Ends of the 95 % interval of the job's metric; None: too few held-out examples for one."""
+    """Ends of the 95 % interval of the job's metric; None: too few held-out examples."""
     num_judging: int = 0
-    """Held-out examples that all metrics here are of."""
+    """Number of held-out examples of all metrics here."""
     judged_apart: bool = False
-    """Whether none of them judged a checkpoint that it had helped to choose."""
+    """Whether no example judged a checkpoint that it had helped to choose."""
     candidates: tuple[SearchCandidate, ...] = ()
-    """What a search tried."""
+    """The candidates of a search."""
     num_skipped_steps: int = 0
 
 
 @dataclass(frozen=True)
 class TuningJob:
+    """A tuning job. `spec` is the caller's; `effective_spec` has the service's choices."""
+
     name: str
     """ "tuningJobs/<id>"."""
     spec: TuningSpec | None
@@ -135,6 +148,6 @@ class TuningJob:
     end_time: datetime | None
     last_event: int
     estimated_start_time: datetime | None
-    """A guess, while it waits."""
+    """An estimate while the job is queued."""
     best_prompt_kept: bool
-    """Ended without a version; `continue_job` goes on from its best prompt so far."""
+    """The job ended without a version and its best prompt is kept; `continue_job` starts from it."""

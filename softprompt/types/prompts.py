@@ -1,4 +1,4 @@
-"""Published prompts as a caller sees them, as plain frozen dataclasses. Knows no protobuf."""
+"""Published prompts, their versions and aliases: plain frozen dataclasses without protobuf. Field names are the protocol's."""
 
 from __future__ import annotations
 
@@ -12,21 +12,27 @@ from softprompt.types.common import BaseModelInfo, Comparison, Sampling, Templat
 
 @dataclass(frozen=True)
 class AliasTarget:
+    """A version that an alias names."""
+
     version: int
     weight: float = 1.0
-    """Share of traffic, relative to the other targets' weights."""
+    """Share of the traffic, relative to the weights of the other targets."""
 
 
 @dataclass(frozen=True)
 class Alias:
+    """A movable name of one version or several."""
+
     name: str
     targets: tuple[AliasTarget, ...]
     revision: int
-    """Store revision at which it last moved."""
+    """Store revision of its last move."""
 
 
 @dataclass(frozen=True)
 class Prompt:
+    """A named prompt."""
+
     name: str
     """ "prompts/{prompt}"."""
     latest_version: int
@@ -37,6 +43,8 @@ class Prompt:
 
 @dataclass(frozen=True)
 class PromptVersion:
+    """An immutable version of a prompt."""
+
     name: str
     """ "prompts/{prompt}/versions/{n}"."""
     digest: str
@@ -54,16 +62,16 @@ class PromptVersion:
     revision: int
     aliases: tuple[str, ...]
     gate: str
-    """Why its gate let it be published, with the numbers."""
+    """Why its gate allowed the publication, with the numbers."""
     comparisons: tuple[Comparison, ...] = ()
-    """The prompt beside other ways to use the base model."""
+    """The prompt compared with other uses of the base model."""
     verdict: str = ""
-    """Which of them it beats, and which it doesn't."""
+    """Which of these it beats and which it does not beat."""
 
 
 @dataclass(frozen=True)
 class ReplicaServing:
-    """A version on a replica that serves it; `publish_to_served_seconds` is None if the version is older than the replica."""
+    """A replica that serves a version. `publish_to_served_seconds` is None if the version is older than the replica."""
 
     replica: str
     load_time: datetime | None
@@ -72,7 +80,7 @@ class ReplicaServing:
 
 @dataclass(frozen=True)
 class ReplicaRefusal:
-    """`has_base_model`: it has the version's base model, so it should have served it."""
+    """A replica that refused a version. `has_base_model`: the replica has the version's base model, so it should serve it."""
 
     replica: str
     reason: str
@@ -81,7 +89,7 @@ class ReplicaRefusal:
 
 @dataclass(frozen=True)
 class VersionStatus:
-    """One version across the fleet; `num_replicas` counts the live replicas of its base model."""
+    """One version on all replicas. `num_replicas` counts the live replicas of its base model."""
 
     version: str
     aliases: tuple[str, ...]
@@ -93,6 +101,8 @@ class VersionStatus:
 
 @dataclass(frozen=True)
 class ReplicaStatus:
+    """A live replica, by its last report."""
+
     id: str
     base_model: str
     base_model_fingerprint: str
@@ -103,7 +113,7 @@ class ReplicaStatus:
 
 @dataclass(frozen=True)
 class PromptStatus:
-    """Where the versions of a prompt are served (newest first), and every replica that is alive, of any base model."""
+    """Where each version of a prompt is served, newest first, and all live replicas of any base model."""
 
     versions: tuple[VersionStatus, ...]
     replicas: tuple[ReplicaStatus, ...]
@@ -112,7 +122,7 @@ class PromptStatus:
 
 @dataclass(frozen=True)
 class PromptChange:
-    """One change of the store. `revision` and `store_id` together are where to go on watching."""
+    """One change of the store. `revision` and `store_id` together are the position from which to continue a watch."""
 
     revision: int
     store_id: str
@@ -120,19 +130,21 @@ class PromptChange:
 
 @dataclass(frozen=True)
 class Snapshot(PromptChange):
-    """Everything as it is: forget what was known before. At the start, and when the log no longer reaches back, or is another store's."""
+    """The whole state, which replaces any earlier one. Sent at the start, and if the log is too short or belongs to another store."""
 
     prompts: tuple[Prompt, ...]
 
 
 @dataclass(frozen=True)
 class Published(PromptChange):
+    """A new version."""
+
     version: PromptVersion
 
 
 @dataclass(frozen=True)
 class AliasSet(PromptChange):
-    """`alias` without targets: it was removed."""
+    """An alias has moved. An alias without targets has been removed."""
 
     prompt: str
     alias: Alias
@@ -140,5 +152,7 @@ class AliasSet(PromptChange):
 
 @dataclass(frozen=True)
 class Deleted(PromptChange):
+    """A version was deleted."""
+
     version: str
     """ "prompts/{prompt}/versions/{n}"."""

@@ -10,6 +10,8 @@ from softprompt.types.spec import Hyperparameters
 
 @dataclass(frozen=True)
 class TuningLimits:
+    """Upper bounds of jobs and datasets."""
+
     max_virtual_tokens: int
     max_examples: int
     max_dataset_bytes: int
@@ -17,12 +19,12 @@ class TuningLimits:
     max_queued_jobs: int
     max_runtime_seconds: float | None
     max_positions: int = 0
-    """Longest sequence of virtual tokens, input and target; 0: what the base model takes."""
+    """Longest sequence of virtual tokens, input and target; 0: the base model's limit."""
 
 
 @dataclass(frozen=True)
 class UnavailableBaseModel:
-    """A base model that is configured and can't be used now."""
+    """A configured base model that can't be used now."""
 
     id: str
     reason: str
@@ -30,7 +32,7 @@ class UnavailableBaseModel:
 
 @dataclass(frozen=True)
 class ServiceInfo:
-    """What a trainer can train, its limits, its defaults, and how busy it is."""
+    """Base models, limits, defaults and load of a trainer."""
 
     software_version: str
     base_models: tuple[BaseModelInfo, ...]
@@ -40,4 +42,4 @@ class ServiceInfo:
     running_jobs: int
     num_workers: int
     unavailable_base_models: tuple[UnavailableBaseModel, ...] = ()
-    """Configured, but their files are missing or broken now."""
+    """Configured models whose files are missing or damaged."""

@@ -14,13 +14,15 @@ from softprompt.types.data import Data, Examples
 
 
 class TaskKind(StrEnum):
+    """What examples teach: free text, conversations, or labels."""
+
     GENERATION = "GENERATION"
     CHAT = "CHAT"
     CLASSIFICATION = "CLASSIFICATION"
 
 
 class TooLong(StrEnum):
-    """What becomes of examples that are longer than a sequence may be: the job is refused, their inputs are cut, or they are left out."""
+    """What happens with examples that are too long: the job is refused, their inputs are truncated, or they are dropped."""
 
     REFUSE = "REFUSE"
     TRUNCATE = "TRUNCATE"
@@ -28,6 +30,8 @@ class TooLong(StrEnum):
 
 
 class InitMethod(StrEnum):
+    """Initialisation of the soft prompt."""
+
     TEXT = "TEXT"
     LABELS = "LABELS"
     SAMPLE_VOCAB = "SAMPLE_VOCAB"
@@ -36,18 +40,22 @@ class InitMethod(StrEnum):
 
 
 class Reparameterisation(StrEnum):
+    """RESIDUAL trains a network beside the prompt (Razdaibiedina et al. 2023, arXiv:2305.03937)."""
+
     NONE = "NONE"
     RESIDUAL = "RESIDUAL"
 
 
 class LearningRateSchedule(StrEnum):
+    """The learning rate after the warm-up."""
+
     COSINE = "COSINE"
     LINEAR = "LINEAR"
     CONSTANT = "CONSTANT"
 
 
 class Metric(StrEnum):
-    """Loss is better when lower, all others when higher."""
+    """A lower LOSS is better; for all other metrics a higher value is."""
 
     LOSS = "LOSS"
     TOKEN_ACCURACY = "TOKEN_ACCURACY"
@@ -59,12 +67,12 @@ class Metric(StrEnum):
 
 
 Dataset = str | PathLike[str] | Examples | Data | PreparedData
-"""A file or other data as `Data` takes them, a dataset name ("datasets/sha256-..."), or a URI that the trainer can read ("file:///...")."""
+"""Data as `Data.source` accepts it, a dataset name ("datasets/sha256-..."), or a URI that the trainer reads ("file:///...")."""
 
 
 @dataclass(frozen=True)
 class Init:
-    """Where the soft prompt starts. `text` is for TEXT; `source`, a prompt reference or a job that keeps its prompt, for FROM_PROMPT."""
+    """Initialisation of the soft prompt. `text` is for TEXT; `source` is for FROM_PROMPT: a version or a job with a kept prompt."""
 
     method: InitMethod | None = None
     text: str = ""
@@ -73,7 +81,7 @@ class Init:
 
 @dataclass(frozen=True)
 class Hyperparameters:
-    """What is None is chosen by the recipe and reported in the job's effective spec."""
+    """The service chooses what is None and reports it in the job's effective spec."""
 
     num_virtual_tokens: int | None = None
     init: Init | None = None
@@ -98,7 +106,7 @@ class Hyperparameters:
 
 @dataclass(frozen=True)
 class PublishGate:
-    """What must hold for the alias to be moved to the new version."""
+    """Conditions of a publication. `minimum_metric` is compared with the value itself, `beat_...` with the interval of the difference."""
 
     beat_bare_model: bool = False
     beat_current: bool = False
@@ -107,17 +115,17 @@ class PublishGate:
 
 @dataclass(frozen=True)
 class PublishPolicy:
-    """`alias` empty: "default"; "-": none is moved."""
+    """What to do with the trained prompt. `alias` empty: move "default"; "-": move none."""
 
     alias: str = ""
     gate: PublishGate | None = None
     wait_until_served_seconds: float | None = None
-    """The job ends when every live replica serves the version, or one refuses it, but at most so long after its publication."""
+    """Keep the job running until every live replica serves the version or one refuses it, at most this long."""
 
 
 @dataclass(frozen=True)
 class TuningSpec:
-    """What to train. Only `prompt` and `dataset` are needed; what is left out is chosen by the service and reported."""
+    """What to train. Only `prompt` and `dataset` are required; the service chooses and reports the rest."""
 
     prompt: str
     dataset: Dataset
@@ -134,6 +142,6 @@ class TuningSpec:
     sampling_defaults: Sampling | None = None
     annotations: Mapping[str, str] = field(default_factory=dict)
     deadline: datetime | None = None
-    """Fails with DEADLINE_EXCEEDED if it is not trained by then. With a time zone."""
+    """The job fails with DEADLINE_EXCEEDED if it has not ended by then. Needs a time zone."""
     too_long: TooLong | None = None
     """None: REFUSE."""

@@ -19,7 +19,7 @@ from shared.errors import InvalidInput, NotFound, Overloaded, PermissionDenied, 
 from softprompt.cli.failures import report
 from softprompt.cli.main import app
 from tests.softprompt.cli_runner import CliRunner
-from tests.softprompt.fakes import DATASET, JOB, failed_job, finished_events
+from tests.softprompt.fakes import DATASET, JOB, failed_job, finished_events, succeeded_job
 
 COMMANDS = [
     ("demo",),
@@ -79,7 +79,7 @@ def test_tune_follows_to_the_result(cli, here, examples):
     assert "held out       loss 1.25" in outcome.out
     assert "bare model     loss 3.5" in outcome.out
     assert "with template  loss 2.75" in outcome.out
-    assert "best step      2; the score varied by 0.0125 over the last evaluations" in outcome.out
+    assert "best step      2; the score's standard deviation over the last evaluations is 0.0125" in outcome.out
     assert "gradient norm  0.75 at the last step" in outcome.out
     assert "instructed     loss 2.5" in outcome.out
     assert "12-shot        loss 1.2" in outcome.out
@@ -88,10 +88,10 @@ def test_tune_follows_to_the_result(cli, here, examples):
     assert f"measured on    {apart}" in outcome.out
     assert "tried          learning rate 0.015, init labels: 2 steps, chosen  loss 1.25" in outcome.out
     assert "tried          learning rate 0.005, init text: 1 steps, worse" in outcome.out
-    assert "skipped        3 steps, because their loss or gradient was not finite" in outcome.out
+    assert "skipped        3 steps whose loss or gradient was not finite" in outcome.out
     assert "reads like     ' word0' 0.50" in outcome.out
     assert "and 2 more" in outcome.out
-    assert "3 of the 4 held-out examples also stand in the training data" in outcome.out
+    assert "3 of the 4 held-out examples are also in the training data" in outcome.out
     spec = here.trainer.specs[0]
     assert (spec.hyperparameters.num_steps, spec.template.text, list(spec.labels)) == (2, "Q: {input}", ["a", "b"])
     assert not spec.hyperparameters.HasField("batch_size")
@@ -384,3 +384,30 @@ def test_output_keeps_brackets_and_colons(cli, here):
     outcome = cli("classify", "fine", "--prompt", "tone", "--label", "[bold]good", "--label", ":cat:")
     assert "[bold]good" in outcome.out
     assert ":cat:" in outcome.out
+
+
+def test_loaded_prompts_show_the_memory_of_their_keys_and_values(cli, here):
+    loaded, known = generation_pb2.LoadedPrompt.STATE_LOADED, generation_pb2.LoadedPrompt.STATE_KNOWN
+    here.inference.loaded = [
+        [
+            generation_pb2.LoadedPrompt(version="prompts/tone/versions/2", state=loaded, num_virtual_tokens=20, prefix_kv_bytes=1_800_000),
+            generation_pb2.LoadedPrompt(version="prompts/tone/versions/1", state=known, num_virtual_tokens=20),
+        ]
+    ]
+    header, second, first, _ = cli("prompts", "loaded").out.splitlines()
+    assert header.split()[:5] == ["VERSION", "STATE", "ALIASES", "TOKENS", "KIB"]
+    assert second.split()[:4] == ["tone@2", "LOADED", "20", "1758"]
+    assert first.split() == ["tone@1", "KNOWN", "20", "0"], "no memory and no request"
+
+
+def test_examples_that_were_dropped_or_truncated_are_counted(cli, here, examples):
+    job = succeeded_job()
+    job.dataset_statistics.num_dropped, job.dataset_statistics.num_truncated = 3, 2
+    here.trainer.jobs[JOB] = job
+    assert "too long: 3 examples were dropped, the inputs of 2 were truncated" in cli("jobs", "show", JOB).out
+
+
+def test_a_job_that_prepares_its_data_shows_how_far_it_is(cli, here):
+    progress = tuning_pb2.TuningProgress(num_prepared=300, num_examples=40_000)
+    here.trainer.jobs[JOB] = tuning_pb2.TuningJob(name=JOB, state=tuning_pb2.TuningJob.STATE_RUNNING, progress=progress)
+    assert "step      prepared 300/40000 examples" in cli("jobs", "show", JOB).out

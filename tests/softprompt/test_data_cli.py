@@ -71,7 +71,7 @@ def test_thirty_bad_lines_are_one_message(cli, tmp_path):
     path.write_text('{"input": "a", "output": "b"}\n' + '{"input": "a", "output": ""}\n' * 30)
     refused = cli("tune", str(path), "--prompt", "x")
     assert refused.code == 2
-    assert refused.err.splitlines() == ["error: a.jsonl: dataset line 2 output: is empty (likewise lines 3, 4 and 27 more)"]
+    assert refused.err.splitlines() == ["error: a.jsonl: dataset line 2 output: is empty (also lines 3, 4 and 27 more)"]
 
 
 def test_mistakes_about_files_need_no_service_and_are_one_sentence(cli, tmp_path):

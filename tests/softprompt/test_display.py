@@ -71,6 +71,15 @@ def test_examples_that_are_being_prepared_are_counted():
     assert "prepared 300/40000 examples" in shown(True, 80, [ProgressMade(number=1, time=NOW, progress=preparing)])
 
 
+def test_after_its_last_step_a_job_is_evaluating_until_it_ends():
+    status = TrainingStatus("job")
+    status.update(EVENTS[0])
+    status.update(ProgressMade(number=2, time=NOW, progress=replace(HALF_WAY, step=200)))
+    assert status.details[:2] == ["step 200/200", "evaluating"]
+    status.update(EVENTS[-1])
+    assert status.details[:2] == ["step 2/2", "0:00 left"]
+
+
 def test_without_a_terminal_changes_are_lines():
     assert shown(terminal=False).splitlines() == [
         "version 1: running",

@@ -133,9 +133,9 @@ def test_standard_input_is_read_in_its_encoding(shell: Shell, services: Services
     for variables in ({"PYTHONIOENCODING": "utf-8"}, {"LC_ALL": "C"}):
         done = shell("SP generate -", stdin=b"caf\xe9", **variables)
         assert done.returncode == 2
-        assert done.stderr.startswith(b"error: standard input is not text in utf-8\nhint: PYTHONIOENCODING")
+        assert done.stderr.startswith(b"error: standard input is not text in utf-8\nhint: set its encoding, for example PYTHONIOENCODING")
     done = shell(r"SP generate $'\xff\xfe'")
-    assert (done.returncode, done.stderr.splitlines()[0]) == (2, b"error: the input is not text in the encoding of this shell")
+    assert (done.returncode, done.stderr.splitlines()[0]) == (2, b"error: the input is not text in this shell's encoding")
 
 
 def test_closed_streams_are_no_mistake_of_the_program(shell: Shell) -> None:

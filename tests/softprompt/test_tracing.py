@@ -21,6 +21,7 @@ async def test_every_call_is_a_child_of_the_callers_span() -> None:
     with receiver() as received:
         tracing = tracing_of("test", received.url)
         async with running_server(tracing) as running, AsyncClient(inference=f"127.0.0.1:{running.port}", security=NO_SECURITY) as client:
+            running.servicer.whole = True
             running.servicer.release.set()
             with (
                 trace.use_span(NonRecordingSpan(remote)),

@@ -18,7 +18,7 @@ def expected() -> GenerationDelta:
 @pytest.mark.parametrize(
     ("tokens", "undisturbed", "account"),
     [
-        ([10, 11, 12], True, "token for token"),
+        ([10, 11, 12], True, "the same tokens as without a swap ("),
         ([10, 21, 99], True, "up to token 1, a tie by rounding (0.10 nats)"),
         ([10, 31, 12], False, "from token 1 on"),
         ([10, 77, 12], False, "from token 1 on"),

@@ -59,7 +59,7 @@ def test_a_refusal_is_the_end(tune, services: Services) -> None:
     assert f"published {VERSION} (alias moved)" in outcome.out
     assert outcome.err.endswith(
         f"error: {VERSION} is published, but replica-a refused {VERSION}: {REASON}\n"
-        "hint: `softprompt prompts status` shows the replicas; the alias can be moved back with `softprompt prompts alias set`\n"
+        "hint: `softprompt prompts status` shows the replicas; `softprompt prompts alias set` moves the alias back\n"
     )
 
 
@@ -89,7 +89,7 @@ def test_replicas_that_say_nothing_are_not_waited_for_without_end(tune, services
     services.trainer.statuses = [status()]
     outcome = tune()
     assert outcome.code == 0
-    assert f"no replica has said within 0 s whether it serves {VERSION}; `softprompt prompts status`" in outcome.err
+    assert f"no replica has served or refused {VERSION} within 0 s; `softprompt prompts status`" in outcome.err
 
 
 async def test_the_clients_tune_waits_too(client: AsyncClient, trainer: FakeTrainer) -> None:
@@ -100,7 +100,7 @@ async def test_the_clients_tune_waits_too(client: AsyncClient, trainer: FakeTrai
     with pytest.raises(PreconditionFailed, match="replica-a refused prompts/tone/versions/1: golden"):
         await client.tune(SPEC)
     trainer.statuses = [status()]
-    with pytest.raises(DeadlineExceeded, match="no replica has said"):
+    with pytest.raises(DeadlineExceeded, match="no replica has served or refused"):
         await client.first_verdict(VERSION, timeout_seconds=0)
 
 

@@ -50,7 +50,7 @@ def test_the_forms_of_other_systems_are_read(name: str) -> None:
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "an image": ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}, TURNS[1]]}, "messages[0].content: has a part that"),
-    "a call of a tool": ({"messages": [TURNS[0], {"role": "assistant", "tool_calls": [{"id": 1}]}]}, "calls of tools can't be learned"),
+    "a call of a tool": ({"messages": [TURNS[0], {"role": "assistant", "tool_calls": [{"id": 1}]}]}, "tool calls can't be learned"),
     "a role of a tool": ({"messages": [{"role": "tool", "content": "x"}, TURNS[1]]}, "messages[0].role: must be one of system, user"),
     "no answer": ({"messages": TURNS[:1]}, "must end with the assistant's message"),
     "a name": ({"messages": [TURNS[0] | {"name": "Ann"}, TURNS[1]]}, "has 'name' beside role and content"),
@@ -89,7 +89,7 @@ def test_conversations_without_a_message_to_learn_are_left_out_and_counted() -> 
     none = {"messages": [TURNS[0], TURNS[1] | {"weight": 0}]}
     prepared = prepare([none, {"messages": TURNS}])
     assert examples_of(prepared) == [{"messages": TURNS}]
-    assert "conversations left out, having no message of weight 1: 1" in prepared.report
+    assert "conversations dropped because no message has weight 1: 1" in prepared.report
 
 
 def test_labels_outside_the_set_are_one_message_and_a_comma_is_explained() -> None:
@@ -97,5 +97,5 @@ def test_labels_outside_the_set_are_one_message_and_a_comma_is_explained() -> No
     assert prepare(rows, ("Yes, please", "No")).num_examples == 6
     with pytest.raises(UnusableData) as refused:
         prepare(rows, ("Yes", "please", "No"))
-    assert str(refused.value) == "dataset[1].label: 'Yes, please' is not one of the labels that are allowed (likewise [2], [3] and 2 more)"
+    assert str(refused.value) == "dataset[1].label: 'Yes, please' is not one of the allowed labels (also [2], [3] and 2 more)"
     assert refused.value.advice == "a label with a comma is put in quotes: --labels '\"Yes, please\",...'"

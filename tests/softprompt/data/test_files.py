@@ -111,7 +111,7 @@ MISTAKES: dict[str, tuple[str | bytes, str]] = {
     "cut.parquet": (b"PAR1 and no more", "can't be read as Parquet"),
     "old.xls": (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "old format: save it as .xlsx or .csv"),
     "a.zip": (b"BZh91AY", "bunzip2"),
-    "noise": (bytes(range(256)) * 4, "is no text and of no known format"),
+    "noise": (bytes(range(256)) * 4, "has an unknown binary format"),
     "latin.csv": ("text,label\nschön,a\n".encode("latin-1"), "line 2: is not UTF-8: byte 0xf6 at character 4"),
     "quote.csv": ('text,label\n"a,b\nc,d\n', 'line 2: has a quote (") that is never closed'),
     "cells.csv": ("text,label\na, b,c\n", "line 2: has 3 cells, the header 2"),
@@ -147,7 +147,7 @@ def test_a_directory_names_its_files_and_what_is_not_there_is_not_found(tmp_path
 def test_an_encoding_can_be_named(tmp_path: Path) -> None:
     path = written(tmp_path / "latin.csv", "text,label\nschön,a\n".encode("cp1252"))
     assert examples_of(prepare(Data(path, encoding="cp1252"))) == [{"input": "schön", "label": "a"}]
-    with pytest.raises(InvalidInput, match="'klingon' is not known"):
+    with pytest.raises(InvalidInput, match="'klingon' is not a known encoding"):
         prepare(Data(path, encoding="klingon"))
 
 
@@ -157,7 +157,7 @@ def test_many_mistakes_make_one_message(tmp_path: Path) -> None:
         prepare(path)
     first, second = refused.value.violations
     assert (first.field, second.field) == ("dataset line 2", "dataset line 32 output")
-    assert first.description.endswith("(likewise lines 3, 4 and 27 more)")
+    assert first.description.endswith("(also lines 3, 4 and 27 more)")
     assert str(refused.value).startswith("a.jsonl: ")
 
 
