@@ -38,7 +38,7 @@ def test_no_heavy_package_is_imported_where_they_are_installed(full: Environment
     assert json.loads(done.stdout or "null") == [], done.stderr
 
 
-@pytest.mark.parametrize("command", ["", "classify", "datasets", "generate", "info", "jobs", "models", "prompts", "tokens", "tune", "up"])
+@pytest.mark.parametrize("command", ["", "datasets", "generate", "jobs", "prompts", "tune"])
 def test_help_needs_nothing_more(light: Environment, tmp_path: Path, command: str) -> None:
     done = light.run("softprompt", *command.split(), "--help", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
