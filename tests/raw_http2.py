@@ -6,7 +6,7 @@ As much of HTTP/2 (RFC 9113) as one call takes; headers are literals without Huf
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
 _DATA, _HEADERS, _SETTINGS = 0, 1, 4
@@ -33,12 +33,18 @@ def framed(message: bytes) -> bytes:
 
 
 @asynccontextmanager
-async def raw_call(port: int, method: str, window_bytes: int = 65_535) -> AsyncIterator[RawCall]:
-    """The headers of a call of `/service/method` are sent. `window_bytes`: how much of an answer the server may send, ever."""
+async def raw_call(
+    port: int, method: str, window_bytes: int = 65_535, metadata: Mapping[str, bytes] | None = None
+) -> AsyncIterator[RawCall]:
+    """The headers of a call of `/service/method` are sent. `window_bytes`: how much of an answer the server may send, ever.
+
+    `metadata`: further headers; a value has at most 126 bytes.
+    """
     _, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
         headers = {":method": "POST", ":scheme": "http", ":path": method, ":authority": "test", "te": "trailers"}
-        block = b"".join(_literal(name, value) for name, value in {**headers, "content-type": "application/grpc"}.items())
+        encoded = {name: value.encode() for name, value in {**headers, "content-type": "application/grpc"}.items()} | dict(metadata or {})
+        block = b"".join(_literal(name, value) for name, value in encoded.items())
         writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
         writer.write(_frame(_SETTINGS, 0, 0, _INITIAL_WINDOW_SIZE.to_bytes(2, "big") + window_bytes.to_bytes(4, "big")))
         writer.write(_frame(_SETTINGS, _ACK, 0, b""))
@@ -53,5 +59,5 @@ def _frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
     return len(payload).to_bytes(3, "big") + bytes([kind, flags]) + stream.to_bytes(4, "big") + payload
 
 
-def _literal(name: str, value: str) -> bytes:
-    return b"\0" + b"".join(bytes([len(text)]) + text.encode() for text in (name, value))
+def _literal(name: str, value: bytes) -> bytes:
+    return b"\0" + b"".join(bytes([len(text)]) + text for text in (name.encode(), value))

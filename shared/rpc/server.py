@@ -34,6 +34,7 @@ _MAX_HEALTH_STREAMS = 16
 """Of one connection to the health port."""
 
 _LEAVING_SECONDS = 1.0
+
 _SERVING, _NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 
 
@@ -55,6 +56,7 @@ class RpcServer:
         systems: Sequence[str] = (),
     ) -> None:
         """Raises ConfigError for a callers file or TLS files that can't be used."""
+        logging.getLogger("grpc._cython.cygrpc").addFilter(_shows_no_metadata)
         self._settings = settings
         self._calls = CallCounter()
         self.draining = asyncio.Event()
@@ -149,6 +151,11 @@ class RpcServer:
         await stopping
         if self._health_server is not None:
             await self._health_server.stop(grace=0)
+
+
+def _shows_no_metadata(record: logging.LogRecord) -> bool:
+    """gRPC logs each metadata value that is not UTF-8, with tracebacks: any caller could fill the log, and the value may be a token."""
+    return not str(record.msg).startswith("Invalid encoding on")
 
 
 def _connection_options() -> tuple[tuple[str, int], ...]:

@@ -124,7 +124,7 @@ def _bearer(values: Sequence[str]) -> str:
     if len(values) != 1:
         return ""
     scheme, _, token = values[0].partition(" ")
-    return token.strip() if scheme.lower() == "bearer" else ""
+    return token.strip(" ") if scheme.lower() == "bearer" else ""
 
 
 def _named(everybody: Caller, certificate_names: Sequence[str]) -> Caller:

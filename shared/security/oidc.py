@@ -76,12 +76,13 @@ class OidcVerifier:
                 leeway=_LEEWAY_SECONDS,
                 options={"require": ["exp", "iss", "aud", "sub"]},
             )
+            expires_at = float(claims["exp"])
         except jwt.ExpiredSignatureError:
             raise Unauthenticated("the token has expired") from None
-        except jwt.InvalidTokenError as error:
+        except (jwt.InvalidTokenError, OverflowError) as error:
             log.debug("refused a token: %s", type(error).__name__)
             raise Unauthenticated("the token is not valid") from None
-        return Claims(str(claims["sub"]), _groups(claims.get(self._config.groups_claim)), float(claims["exp"]))
+        return Claims(str(claims["sub"]), _groups(claims.get(self._config.groups_claim)), expires_at)
 
     async def _key(self, kid: str) -> jwt.PyJWK:
         now = time.monotonic()

@@ -21,11 +21,14 @@ class Issuer:
         self.keys: dict[str, ec.EllipticCurvePrivateKey] = {}
         self.num_fetches = 0
         self.is_away = False
+        self._answers = threading.Event()
+        self._answers.set()
         issuer = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 issuer.num_fetches += 1
+                issuer._answers.wait(30)
                 body = json.dumps(issuer.key_set()).encode()
                 self.send_response(503 if issuer.is_away else 200)
                 self.send_header("content-length", str(len(body)))
@@ -43,6 +46,13 @@ class Issuer:
     def add_key(self, kid: str) -> None:
         self.keys[kid] = ec.generate_private_key(ec.SECP256R1())
 
+    def hold(self) -> None:
+        """Accept requests for keys and answer none until `release`."""
+        self._answers.clear()
+
+    def release(self) -> None:
+        self._answers.set()
+
     def key_set(self) -> dict[str, Any]:
         algorithm = jwt.algorithms.ECAlgorithm(jwt.algorithms.ECAlgorithm.SHA256)
         keys = [{**algorithm.to_jwk(key.public_key(), as_dict=True), "kid": kid, "use": "sig"} for kid, key in self.keys.items()]
@@ -54,6 +64,7 @@ class Issuer:
         return jwt.encode(content, key or self.keys[kid], algorithm=algorithm, headers={"kid": kid})
 
     def close(self) -> None:
+        self.release()
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
