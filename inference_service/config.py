@@ -92,8 +92,17 @@ class InferenceSettings(ServerSettings):
     """Likewise top_p."""
     default_max_new_tokens: int = Field(default=256, ge=1)
     """Likewise the most generated tokens."""
-    max_prompt_labels: int = Field(default=100, ge=0, le=10_000)
-    """Prompts with metrics of their own; all further ones share the label `other`."""
+    max_prompt_labels: int | None = Field(default=None, ge=0, le=10_000)
+    """Prompts with metrics of their own; all further ones share the label `other`.
+
+    Unset: 100, and 0 where the callers file has several tenants when the service starts, since the metrics port asks nobody who they are.
+    """
+
+    def num_prompt_labels(self, num_tenants: int) -> int:
+        """`max_prompt_labels`, or what is right for `num_tenants` where it is unset."""
+        if self.max_prompt_labels is not None:
+            return self.max_prompt_labels
+        return 0 if num_tenants > 1 else 100
 
     @field_validator("default_max_new_tokens")
     @classmethod

@@ -71,14 +71,18 @@ class Replica:
 
 
 def build(
-    settings: InferenceSettings, engine: Engine, store: PromptStore, metrics: CollectorRegistry, pools: StorePools | None = None
+    settings: InferenceSettings,
+    engine: Engine,
+    store: PromptStore,
+    metrics: CollectorRegistry,
+    pools: StorePools | None = None,
+    num_tenants: int = 1,
 ) -> Replica:
     """Put the parts together around a loaded model and an open store. Call it on the event loop."""
     pools = pools or StorePools.of(settings.store_timeout_seconds)
     base, max_length = engine.base, engine.config.max_length
-    engine_metrics = EngineMetrics(
-        metrics, settings.max_prompt_labels, lambda prefix_id: None if prefix_id is None else prompt_of_prefix(prefix_id)
-    )
+    num_labels = settings.num_prompt_labels(num_tenants)
+    engine_metrics = EngineMetrics(metrics, num_labels, lambda prefix_id: None if prefix_id is None else prompt_of_prefix(prefix_id))
     running = AsyncEngine(engine, engine_metrics)
     registry = PromptRegistry(PrefixUnloader(running), settings.max_loaded_versions)
     directory, interval_seconds = ReplicaDirectory(store.backend), settings.heartbeat_seconds
@@ -142,7 +146,7 @@ async def _live(
     engine = await on_daemon_thread(lambda: _load(settings), "load-model")
     pools = StorePools.of(settings.store_timeout_seconds)
     store = await _open(settings, pools.watch)
-    replica = build(settings, engine, store, metrics, pools)
+    replica = build(settings, engine, store, metrics, pools, len(rpc.guard.tenants()))
     replica.engine.start()
     try:
         await replica.watcher.start()

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from socketserver import ThreadingMixIn
+from typing import TYPE_CHECKING, Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from google.protobuf import descriptor_pool
@@ -19,6 +23,11 @@ from shared.outside import CallPool
 from shared.rpc.errors import CODES
 from shared.rpc.ports import check_port
 
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+
+log = logging.getLogger(__name__)
+
 _LABELS = ["grpc_type", "grpc_service", "grpc_method"]
 _KINDS = {
     (False, False): "unary",
@@ -30,6 +39,11 @@ _KINDS = {
 _CODES = tuple(code_pb2.Code.Name(code) for code in sorted({code_pb2.OK, code_pb2.INTERNAL, *CODES.values()}))
 """Status codes that the services' own methods can end with."""
 _SECONDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
+
+_MAX_CONNECTIONS, _MAX_CONNECTIONS_OF_ADDRESS = 64, 4
+"""To the metrics port."""
+_MAX_SHARE, _MAX_REST_SECONDS = 0.2, 1.0
+"""Of the time, for answering scrapes; and the longest pause after one."""
 
 
 class RpcMetrics:
@@ -97,18 +111,71 @@ class _Handler(WSGIRequestHandler):
 
 
 class _Server(ThreadingMixIn, WSGIServer):
+    """A bounded number of connections, each with a thread.
+
+    Of one address the newest few are kept, so that clients that send slowly end each other's connections and never Prometheus's.
+    """
+
     daemon_threads = True
+    request_queue_size = 128  # with Python's own 5, a crowd would keep others from connecting
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        self._open: dict[socket.socket, str] = {}
+        """Addresses by connection, the oldest first."""
+        self._lock = threading.Lock()
+        super().__init__(*arguments, **options)
+
+    def verify_request(self, request: Any, client_address: Any) -> bool:
+        """Whether the connection gets a thread; makes room for it. One that was cut counts until its thread has ended."""
+        with self._lock:
+            same = [connection for connection, address in self._open.items() if address == client_address[0]]
+            if len(self._open) >= _MAX_CONNECTIONS or len(same) >= 2 * _MAX_CONNECTIONS_OF_ADDRESS:
+                return False
+            self._open[request] = client_address[0]
+            for connection in same[: len(same) + 1 - _MAX_CONNECTIONS_OF_ADDRESS]:
+                with suppress(OSError):  # cut before, or ended by its client
+                    connection.shutdown(socket.SHUT_RDWR)
+        return True
+
+    def shutdown_request(self, request: Any) -> None:
+        with self._lock:
+            self._open.pop(request, None)
+        super().shutdown_request(request)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that goes away, or is cut, is no news."""
+        log.debug("a scrape failed", exc_info=True)
 
 
 class _Server6(_Server):
     address_family = socket.AF_INET6
 
 
+class _Paced:
+    """A WSGI application that answers one request at a time and rests after each, so that scrapes take a bounded share of the process.
+
+    Scrapers of one service come seconds apart and never wait.
+    """
+
+    def __init__(self, application: WSGIApplication) -> None:
+        self._application, self._lock, self._next = application, threading.Lock(), 0.0
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        with self._lock:
+            time.sleep(max(0.0, self._next - time.monotonic()))
+            begun = time.monotonic()
+            try:
+                return self._application(environ, start_response)
+            finally:
+                ended = time.monotonic()
+                self._next = ended + min(_MAX_REST_SECONDS, (ended - begun) * (1 / _MAX_SHARE - 1))
+
+
 def serve_metrics(registry: CollectorRegistry, host: str, port: int) -> MetricsServer:
     """Serve `registry` on a thread of its own, so that a busy event loop doesn't hide what it is busy with. Raises OSError."""
     check_port(host, port, "metrics")
     server_class = _Server6 if ":" in host else _Server
-    server = make_server(host.strip("[]"), port, make_wsgi_app(registry), server_class, handler_class=_Handler)
+    server = make_server(host.strip("[]"), port, _Paced(make_wsgi_app(registry)), server_class, handler_class=_Handler)
     thread = threading.Thread(target=server.serve_forever, name="metrics", daemon=True)
     thread.start()
     return MetricsServer(server, thread)

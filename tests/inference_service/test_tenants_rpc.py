@@ -4,16 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import json
+import urllib.request
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 from prompttuning.v1 import generation_pb2
 
+from inference_service.config import InferenceSettings
 from shared.errors import InvalidInput, Overloaded
 from shared.security.tokens import hash_token, new_token
 from tests.inference_service.conftest import Brake
-from tests.inference_service.replica import Replica, generate_request, refusal, running_replica, stream_request, until
+from tests.inference_service.replica import (
+    Replica,
+    blob,
+    generate_request,
+    matrix,
+    publish,
+    refusal,
+    running_replica,
+    stream_request,
+    until,
+)
 
 MODEST, GREEDY, MEEK = new_token(), new_token(), new_token()
 
@@ -73,3 +85,23 @@ async def test_a_neighbour_that_fills_rows_and_queue_locks_nobody_out(replica: R
     assert [part async for part in stream]
     assert not all(call.done() for call in calls), "both were served before the neighbour was done"
     assert set(await asyncio.gather(*calls)) == {"served", "refused"}
+
+
+def scrape(port: int) -> bytes:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as response:
+        return response.read()  # type: ignore[no-any-return]
+
+
+async def test_the_metrics_port_names_no_prompts_of_several_tenants(replica: Replica, tiny_model_dir: Path) -> None:
+    publish(replica.store, blob(tiny_model_dir, matrix(1), prompt="acme-layoffs"), "acme-layoffs")
+    await replica.stub.Generate(generate_request(prompt="acme-layoffs", max_new_tokens=1), metadata=bearer(GREEDY))
+    assert await replica.metric("tokens_total", kind="generated", prompt="other") == 1
+    assert await replica.metric("tokens_total", prompt="acme-layoffs") == 0
+    assert b"acme-layoffs" not in await asyncio.to_thread(scrape, replica.metrics_port)
+
+
+def test_one_tenant_and_who_asks_for_it_get_figures_by_prompt() -> None:
+    assert [
+        InferenceSettings(base_model="m", store_url="s", **given).num_prompt_labels(tenants)
+        for given, tenants in (({}, 0), ({}, 1), ({}, 2), ({"max_prompt_labels": 7}, 2), ({"max_prompt_labels": 0}, 1))
+    ] == [100, 100, 0, 7, 0]
