@@ -100,7 +100,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # 
 
 
 async def _drive(behaviour: Any, request: Any, context: Any, outcome: _Outcome) -> None:
-    if not inspect.isasyncgenfunction(behaviour):  # writes to the context itself, as gRPC's own health service does
+    if not inspect.isasyncgenfunction(behaviour):  # writes to the context itself, as the health service does
         await behaviour(request, context)
         return
     async with aclosing(behaviour(request, context)) as responses:

@@ -12,12 +12,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from shared.config import ServerSettings, is_loopback
 from shared.rpc.calls import CallCounter
-from shared.rpc.guard import guard_of
+from shared.rpc.guard import HEALTH_SERVICE, guard_of
+from shared.rpc.health import HealthServicer
 from shared.rpc.interceptors import CallInterceptor
 from shared.rpc.metrics import RpcMetrics
 from shared.rpc.ports import check_port
@@ -79,17 +80,17 @@ class RpcServer:
                 ("grpc.server.max_pending_requests_hard_limit", 4 * _MAX_CONNECTION_STREAMS),
             ],
         )
-        self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
+        self._health = HealthServicer()
         self._watched = ("", READY, *service_names, *systems)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.grpc_server)
         if settings.reflection_access != "off":
-            reflection.enable_server_reflection((*service_names, health.SERVICE_NAME, reflection.SERVICE_NAME), self.grpc_server)
+            reflection.enable_server_reflection((*service_names, HEALTH_SERVICE, reflection.SERVICE_NAME), self.grpc_server)
         self.health_port: int | None = None
         self._health_server: grpc.aio.Server | None = None
 
     async def start(self) -> int:
         """Listen; the port that was bound. Everything but `live` is NOT_SERVING until `set_serving`. Raises OSError if it is taken."""
-        await self._health.set(LIVE, _SERVING)
+        self._health.set(LIVE, _SERVING)
         await self.set_serving(False)
         port = self._listen(self.grpc_server, self._settings.port, self._credentials)
         if self._settings.health_port is not None:
@@ -128,7 +129,7 @@ class RpcServer:
     async def set_serving(self, serving: bool, exceptions: Mapping[str, bool] | None = None) -> None:
         """Of everything but `live`; `exceptions` by health service have a status of their own."""
         for name in self._watched:
-            await self._health.set(name, _SERVING if (exceptions or {}).get(name, serving) else _NOT_SERVING)
+            self._health.set(name, _SERVING if (exceptions or {}).get(name, serving) else _NOT_SERVING)
 
     async def drain(self, grace_seconds: float) -> None:
         """Say NOT_SERVING, take no new calls, end the watches, let running calls finish for up to `grace_seconds`, cut what is left.
@@ -138,7 +139,7 @@ class RpcServer:
         """
         if not self.draining.is_set():
             self.draining.set()
-            await self._health.enter_graceful_shutdown()
+            self._health.leave()
             if self._calls.count or self._calls.health_watches:
                 await asyncio.sleep(min(_LEAVING_SECONDS, grace_seconds / 10))
         stopping = asyncio.create_task(self.grpc_server.stop(grace_seconds))  # once: a second stop beside it crashes gRPC

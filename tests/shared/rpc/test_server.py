@@ -19,6 +19,7 @@ from prompttuning.v1 import generation_pb2
 from shared.errors import InvalidInput
 from shared.rpc.errors import error_from_rpc
 from shared.rpc.metrics import serve_metrics
+from tests.raw_http2 import framed, raw_call
 from tests.shared.rpc.service import SERVICE, Running, count_request, running_server
 
 
@@ -112,6 +113,26 @@ async def test_drain_does_not_wait_for_a_health_watch(running: Running) -> None:
     await watch.read()
     async with asyncio.timeout(5):
         await running.server.drain(2)
+
+
+@pytest.mark.parametrize("port", ["main", "health"])
+async def test_a_health_watch_that_is_not_read_delays_nobody(port: str) -> None:
+    """Anyone may watch health; what one client leaves unread must not keep the server from changing its status, or from ending."""
+    async with running_server(health_port=0) as running:
+        number = running.port if port == "main" else running.server.health_port
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{number}") as channel:
+            health, ready = health_pb2_grpc.HealthStub(channel), health_pb2.HealthCheckRequest(service="ready")
+            reader = health.Watch(ready)
+            assert (await reader.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
+            async with raw_call(number, "/grpc.health.v1.Health/Watch", window_bytes=0) as unread:
+                await unread.send(framed(ready.SerializeToString()), is_last=True)
+                for _ in range(20):
+                    await health.Check(ready)  # the watch has begun meanwhile
+                async with asyncio.timeout(10):
+                    await running.server.set_serving(True)
+                    assert (await reader.read()).status == health_pb2.HealthCheckResponse.SERVING
+                    assert (await health.Watch(ready).read()).status == health_pb2.HealthCheckResponse.SERVING
+                    await running.server.drain(0.1)
 
 
 async def test_health_tells_live_and_ready_apart(running: Running) -> None:
