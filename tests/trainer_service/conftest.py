@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -113,6 +114,15 @@ def settings(tmp_path: Path, tiny_model_dir: Path) -> TrainerSettings:
         grace_seconds=5,
         max_proof_model_bytes=0,  # a process for each import would take seconds
     )
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def stored_settings(request: pytest.FixtureRequest, settings: TrainerSettings) -> TrainerSettings:
+    """`settings`, with each kind of job database."""
+    if request.param == "sqlite":
+        return settings
+    url = request.getfixturevalue("postgres").create_database(f"test_{uuid.uuid4().hex}")
+    return settings.model_copy(update={"database_url": url})
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ QUOTA = 3_000
 
 
 @pytest.fixture
-def guarded(settings: TrainerSettings, tmp_path: Path) -> TrainerSettings:
+def guarded(stored_settings: TrainerSettings, tmp_path: Path) -> TrainerSettings:
     """`acme` and `acme-2` are of one tenant, which has a root and a quota of its own."""
     for folder in ("roots/acme", "roots/all"):
         (tmp_path / folder).mkdir(parents=True)
@@ -37,7 +37,7 @@ def guarded(settings: TrainerSettings, tmp_path: Path) -> TrainerSettings:
     tenant = {"name": "acme-corp", "dataset_roots": [str(tmp_path / "roots/acme")], "dataset_bytes": QUOTA}
     file = tmp_path / "callers.json"
     file.write_text(json.dumps({"callers": callers, "tenants": [tenant]}))
-    return settings.model_copy(update={"callers_file": str(file), "dataset_roots": (str(tmp_path / "roots/all"),)})
+    return stored_settings.model_copy(update={"callers_file": str(file), "dataset_roots": (str(tmp_path / "roots/all"),)})
 
 
 @pytest.fixture

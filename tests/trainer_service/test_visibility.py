@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from prompttuning.v1 import prompts_pb2, tuning_pb2
 from prompttuning.v1 import prompts_pb2 as pp
 from prompttuning.v1 import tuning_pb2 as pb
 from safetensors.torch import save
+from sqlalchemy import delete, make_url
 
 from shared.security.tokens import hash_token, new_token
 from tests.rpc_outcome import Outcome, outcome_of
@@ -24,6 +24,8 @@ from tests.trainer_service.conftest import RunningTrainer, running_trainer
 from tests.trainer_service.requests import json_lines, tuning_spec, upload_of
 from tests.trainer_service.test_prompt_service import MATRIX, import_of, target
 from trainer_service.config import TrainerSettings
+from trainer_service.jobs.database import Database
+from trainer_service.jobs.schema import jobs as jobs_table
 
 ADMIN, SUPPORT, LEAD = new_token(), new_token(), new_token()
 CALLERS = [
@@ -89,21 +91,23 @@ async def fill(trainer: RunningTrainer) -> tuple[list[str], list[str]]:
 
 
 @pytest.fixture
-async def pair(settings: TrainerSettings, tmp_path: Path) -> AsyncIterator[Pair]:
+async def pair(stored_settings: TrainerSettings, tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[Pair]:
     callers = tmp_path / "callers.json"
     callers.write_text(json.dumps({"callers": CALLERS}))
-    full = settings.model_copy(update={"callers_file": str(callers)})
+    full = stored_settings.model_copy(update={"callers_file": str(callers)})
     copy = full.model_copy(update={"data_dir": tmp_path / "copy", "ready_file": str(tmp_path / "copy.json")})
     async with running_trainer(full) as trainer:
         foreign, own = await fill(trainer)
     shutil.copytree(full.data_dir, copy.data_dir, ignore=shutil.ignore_patterns("prompts", "*.lock"))
     copy_without(full.data_dir / "prompts", copy.data_dir / "prompts", "acme-")
-    (database,) = copy.data_dir.glob("*.sqlite3")
-    connection = sqlite3.connect(database)
-    connection.execute("PRAGMA foreign_keys=ON")
-    assert connection.execute("DELETE FROM jobs WHERE prompt LIKE 'acme-%'").rowcount == len(foreign)
-    connection.commit()
-    connection.close()
+    if full.database_url:
+        name = make_url(full.database_url).database
+        copied = request.getfixturevalue("postgres").create_database(f"{name}_copy", copy_of=name)
+        copy = copy.model_copy(update={"database_url": copied})
+    database = Database(copy.resolved_database_url)
+    with database.write() as connection:
+        assert connection.execute(delete(jobs_table).where(jobs_table.c.prompt.like("acme-%"))).rowcount == len(foreign)
+    database.close()
     async with AsyncExitStack() as stack:
         first = await stack.enter_async_context(running_trainer(full))
         second = await stack.enter_async_context(running_trainer(copy))

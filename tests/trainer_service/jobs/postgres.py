@@ -76,9 +76,10 @@ class Postgres:
             self._process.wait(30)
             self._process = None
 
-    def create_database(self, name: str) -> str:
-        """The URL of a new, empty database."""
-        self._run("psql", "-h", str(self._directory), "-U", "softprompt", "-d", "postgres", "-qc", f"CREATE DATABASE {name}")
+    def create_database(self, name: str, copy_of: str = "template1") -> str:
+        """The URL of a new database: empty, or with what another one holds, which nobody may be connected to."""
+        statement = f"CREATE DATABASE {name} TEMPLATE {copy_of}"
+        self._run("psql", "-h", str(self._directory), "-U", "softprompt", "-d", "postgres", "-qc", statement)
         return f"postgresql://softprompt@/{name}?host={self._directory}"
 
     def _is_ready(self) -> bool:
