@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from google.rpc import code_pb2
+from prometheus_client import CollectorRegistry, Gauge
 
 from shared.config import Access, ServerSettings
 from shared.errors import PermissionDenied, SoftPromptError, Unimplemented
@@ -108,9 +109,12 @@ class Guard:
             raise Unimplemented("health is told to callers only") from error
 
 
-def guard_of(settings: ServerSettings) -> Guard:
+def guard_of(settings: ServerSettings, metrics: CollectorRegistry | None = None) -> Guard:
     """Raises ConfigError for a callers file that can't be used."""
     callers = CallersFile(settings.callers_file) if settings.callers_file else None
+    if callers is not None:
+        about = "1 while the callers are those of the callers file as it is now, 0 while it is broken or gone."
+        Gauge("softprompt_callers_file_current", about, registry=metrics).set_function(callers.is_current)
     oidc = None
     if settings.oidc_issuer:
         config = OidcConfig(settings.oidc_issuer, settings.oidc_audience, settings.oidc_jwks_url, settings.oidc_groups_claim)

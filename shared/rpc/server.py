@@ -62,7 +62,7 @@ class RpcServer:
         self._calls = CallCounter()
         self.draining = asyncio.Event()
         metrics.expect(service_names)
-        self.guard = guard_of(settings)
+        self.guard = guard_of(settings, metrics.registry)
         self._credentials = _credentials_of(settings, metrics)
         self.grpc_server = grpc.aio.server(
             interceptors=[CallInterceptor(metrics, self._calls, self.guard, tracing or Tracing(), endless)],

@@ -12,6 +12,7 @@ JSON, read anew when it changes:
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -142,23 +143,36 @@ class CallersFile:
         """Raises ConfigError if it can't be used at the start."""
         self._file = WatchedFile(path)
         self._looked = time.monotonic()
+        self._lock = threading.Lock()
+        self._is_broken = False
         self._directory = self._read()
 
     @property
     def directory(self) -> Directory:
-        now = time.monotonic()
-        if now - self._looked >= _LOOK_SECONDS:
-            self._looked = now
-            if self._file.changed():
-                self._reload()
+        self._look()
         return self._directory
 
+    def is_current(self) -> bool:
+        """Whether `directory` is what the file says now; not while it is broken or gone. For any thread."""
+        self._look()
+        return not self._is_broken and self._file.path.exists()
+
+    def _look(self) -> None:
+        with self._lock:
+            now = time.monotonic()
+            if now - self._looked >= _LOOK_SECONDS:
+                self._looked = now
+                if self._file.changed():
+                    self._reload()
+
     def _reload(self) -> None:
+        self._is_broken = True
         try:
             self._directory = self._read()
         except ConfigError as error:
             log.error("the callers file can't be used; the one before still holds: %s", error)
             return
+        self._is_broken = False
         log.info("callers file read again", extra={"fields": {"callers": self._directory.num_callers}})
 
     def _read(self) -> Directory:

@@ -23,8 +23,8 @@ _NOT_METRICS = frozenset(
         *("predict_linear", "clamp_min", "clamp_max", "label_replace"),
     }
 )
-TLS_EXPIRY = "softprompt_tls_certificate_expiry_timestamp_seconds"
-"""Exported where a service has a certificate: `test_dashboards` holds the name against the code."""
+TLS_EXPIRY, CALLERS_FILE = "softprompt_tls_certificate_expiry_timestamp_seconds", "softprompt_callers_file_current"
+"""Exported where a service has a certificate, or a callers file: `test_dashboards` holds the names against the code."""
 
 _BY_PROMETHEUS = frozenset({"job", "namespace", "pod", "instance", "le"})
 _SUFFIXES = ("_total", "_bucket", "_sum", "_count", "_created")
@@ -52,7 +52,7 @@ class Zeros:
 @cache
 def names() -> frozenset[str]:
     """Families, by the name without the suffix of a counter or histogram."""
-    return frozenset({"up", TLS_EXPIRY} | {family.name for family in families()})
+    return frozenset({"up", TLS_EXPIRY, CALLERS_FILE} | {family.name for family in families()})
 
 
 @cache

@@ -249,6 +249,19 @@ async def test_callers_without_a_token(faults: Any, tmp_path: Path) -> None:
         assert await fault.fires(25, minute) == {"SoftpromptRejectsCallers"}
 
 
+@pytest.mark.parametrize("content", ['{"callers": [{"nam', None], ids=["broken", "gone"])
+async def test_a_callers_file_that_cannot_be_used(
+    faults: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str | None
+) -> None:
+    monkeypatch.setattr("shared.security.callers_file._LOOK_SECONDS", 0.0)
+    callers = tmp_path / "callers.json"
+    callers.write_text(json.dumps({"callers": [{"name": "shop", "roles": ["admin"], "token_sha256": [hash_token(new_token())]}]}))
+    async with faults(trainer={"callers_file": str(callers)}) as fault:
+        assert await fault.value("softprompt_callers_file_current") == 1
+        callers.unlink() if content is None else callers.write_text(content)
+        assert await fault.fires(15) == {"SoftpromptCallersFileBroken"}
+
+
 async def test_a_certificate_that_runs_out(faults: Any, tmp_path: Path) -> None:
     certificate, key = Authority().issue("trainer", valid_hours=72).write(tmp_path)
     async with faults(trainer={"tls_certificate_file": str(certificate), "tls_key_file": str(key)}) as fault:

@@ -207,5 +207,6 @@ def test_panels_have_room_and_ids_of_their_own() -> None:
             taken |= cells
 
 
-def test_the_certificate_s_metric_is_called_as_the_alert_has_it() -> None:
-    assert f'"{known_metrics.TLS_EXPIRY}"' in (Path(__file__).parents[2] / "shared" / "rpc" / "tls.py").read_text()
+def test_metrics_of_files_are_called_as_the_alerts_have_them() -> None:
+    for name, module in ((known_metrics.TLS_EXPIRY, "tls.py"), (known_metrics.CALLERS_FILE, "guard.py")):
+        assert f'"{name}"' in (Path(__file__).parents[2] / "shared" / "rpc" / module).read_text()
