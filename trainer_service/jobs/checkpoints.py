@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
@@ -25,7 +26,7 @@ from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
 from shared.errors import Unavailable
 from trainer_service.jobs.database import Database
-from trainer_service.jobs.model import Job
+from trainer_service.jobs.model import Job, first_job_id
 from trainer_service.jobs.schema import job_files
 
 log = logging.getLogger(__name__)
@@ -33,6 +34,8 @@ log = logging.getLogger(__name__)
 _JOB_ID = re.compile(r"[0-9a-z]{1,64}")
 _ATTEMPT_BYTES = 8
 _DIGEST_BYTES = 32
+_NEW_SECONDS = 3600.0
+"""Another trainer may be creating a job of this age: it keeps the prompt that the job starts from before it writes the job's row."""
 
 
 class FileKind(StrEnum):
@@ -173,7 +176,9 @@ class DatabaseFiles:
 
     def remove_ended(self, living: Callable[[], Collection[str]]) -> None:
         with self._database.read() as connection:
-            stored = set(connection.scalars(select(job_files.c.job_id).distinct()))
+            stored = set(
+                connection.scalars(select(job_files.c.job_id).where(job_files.c.job_id < first_job_id(time.time() - _NEW_SECONDS)))
+            )
         for job_id in stored - set(living()):
             self.remove(job_id)
 

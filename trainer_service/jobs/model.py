@@ -348,5 +348,14 @@ _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 
 def new_job_id() -> str:
     """26 characters that sort by creation: 48 bits of milliseconds, 80 random bits (the layout of a ULID, in lower case)."""
-    number = (time.time_ns() // 1_000_000) << 80 | secrets.randbits(80)
+    return _job_id(time.time(), secrets.randbits(80))
+
+
+def first_job_id(created: float) -> str:
+    """Ids of jobs that were created at this Unix time or later sort behind it."""
+    return _job_id(created, 0)
+
+
+def _job_id(created: float, random_bits: int) -> str:
+    number = int(created * 1000) << 80 | random_bits
     return "".join(_ALPHABET[number >> shift & 31] for shift in range(125, -1, -5))

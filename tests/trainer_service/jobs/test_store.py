@@ -283,3 +283,12 @@ def test_files_in_the_database(store: JobStore) -> None:
     assert files.load("01b", FileKind.OUTCOME) is None
     files.remove("01a")
     assert files.load("01a", FileKind.CHECKPOINT) is None
+
+
+def test_files_of_a_job_that_another_trainer_is_creating_are_kept(store: JobStore) -> None:
+    """The prompt that a job starts from is kept before the job's row is written; a trainer may start in between."""
+    files, made = DatabaseFiles(store.database), record(spec())
+    files.save(made.job.id, FileKind.SOURCE, 0, b"prompt")
+    files.remove_ended(store.ids_with_files)
+    create(store, made)
+    assert files.load(made.job.id, FileKind.SOURCE) == b"prompt"
