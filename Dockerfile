@@ -1,12 +1,12 @@
-# Two images from one file: --target inference and --target trainer (which Ray's nodes run, too).
+# Two images from one file: --target inference, and --target trainer, which Ray's nodes also run.
 #
-#   BASE_IMAGE       a Debian 12; k8s/images/build.sh makes one where no registry is within reach
-#   VARIANT          cpu or cuda: which build of torch. Both are the same version, the one in constraints.txt
-#   TORCH_CPU_INDEX  the URL of PyTorch's package index of CPU builds, where pip doesn't find them by itself
+#   BASE_IMAGE       a Debian 12; k8s/images/build.sh builds one if no registry is available
+#   VARIANT          cpu or cuda: the build of torch. Both have the version in constraints.txt
+#   TORCH_CPU_INDEX  the URL of PyTorch's package index of CPU builds, if pip can't find them otherwise
 #   PIP_FIND_LINKS   a folder of wheels that is mounted for the build, if there is one
 #
-# The secrets pip_conf and ca_bundle, where given, are pip's configuration and certificates for the time of the build; no layer keeps them.
-# No model is baked in: it is mounted, or downloaded by an init container (k8s/components/model-download).
+# The optional secrets pip_conf and ca_bundle are pip's configuration and certificates during the build; no layer contains them.
+# The images contain no model: it is mounted, or downloaded by an init container (k8s/components/model-download).
 ARG BASE_IMAGE=debian:bookworm-slim
 
 FROM ${BASE_IMAGE} AS base
@@ -17,7 +17,7 @@ RUN apt-get update \
     && groupadd --gid 10001 softprompt \
     && useradd --uid 10001 --gid 10001 --no-log-init --no-create-home --home-dir /tmp --shell /usr/sbin/nologin softprompt
 
-# pip and whatever else building takes stay in this stage.
+# pip and other build tools stay in this stage.
 FROM base AS build
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends python3-venv=3.11.* \
@@ -45,8 +45,8 @@ RUN --mount=type=secret,id=pip_conf,target=/run/secrets/pip.conf \
     python3 requirements.py common > common.txt \
     && /build/tools/bin/pip --python /opt/softprompt/bin/python install --constraint constraints.txt --requirement common.txt
 
-# The project's own packages, without their dependencies: a change of the code rebuilds only from here. Its C is compiled here, since no image
-# has a compiler.
+# The project's own packages, without their dependencies: a change of the code rebuilds only from here. Building the
+# wheel compiles its C, because no image has a compiler.
 FROM build AS wheel
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends gcc=4:12.* libc6-dev=2.36-* \
@@ -55,15 +55,14 @@ RUN --mount=type=secret,id=pip_conf,target=/run/secrets/pip.conf \
     --mount=type=secret,id=ca_bundle,target=/run/secrets/ca.crt \
     if [ -s /run/secrets/ca.crt ]; then export PIP_CERT=/run/secrets/ca.crt; fi; \
     /build/tools/bin/pip install --constraint constraints.txt hatchling
-COPY pyproject.toml README.md LICENSE /build/source/
+COPY pyproject.toml hatch_build.py README.md LICENSE /build/source/
 COPY protos /build/source/protos
 COPY shared /build/source/shared
 COPY trainer_service /build/source/trainer_service
 COPY inference_service /build/source/inference_service
 COPY softprompt /build/source/softprompt
 WORKDIR /build/source
-RUN /opt/softprompt/bin/python -W ignore -m shared.native_code inference_service/engine/native_kernels.c trainer_service/training/native_kernels.c \
-    && /build/tools/bin/pip wheel --no-deps --no-index --no-build-isolation --wheel-dir /build/wheels .
+RUN /build/tools/bin/pip wheel --no-deps --no-index --no-build-isolation --wheel-dir /build/wheels .
 
 FROM build AS inference-build
 COPY --from=wheel /build/wheels /build/wheels
@@ -80,7 +79,7 @@ FROM trainer-packages AS trainer-build
 COPY --from=wheel /build/wheels /build/wheels
 RUN /build/tools/bin/pip --python /opt/softprompt/bin/python install --no-deps --no-index /build/wheels/*.whl
 
-# What both images are when they run: Debian, Python, one unprivileged user. Only /tmp, /dev/shm and mounted volumes are written.
+# Runtime of both images: Debian, Python, one unprivileged user. The services write only to /tmp, /dev/shm and mounted volumes.
 FROM base AS runtime
 ENV PATH=/opt/softprompt/bin:/usr/local/bin:/usr/bin:/bin \
     HOME=/tmp \
@@ -109,7 +108,7 @@ LABEL org.opencontainers.image.title="softprompt-inference" \
 COPY --from=inference-build /opt/softprompt /opt/softprompt
 ENV SOFTPROMPT_INFERENCE_HOST=0.0.0.0 SOFTPROMPT_INFERENCE_PORT=50052 SOFTPROMPT_INFERENCE_METRICS_PORT=9092
 EXPOSE 50052 9092
-CMD ["python", "-m", "inference_service"]
+CMD ["softprompt-inference"]
 
 FROM runtime AS trainer
 LABEL org.opencontainers.image.title="softprompt-trainer" \
@@ -117,4 +116,4 @@ LABEL org.opencontainers.image.title="softprompt-trainer" \
 COPY --from=trainer-build /opt/softprompt /opt/softprompt
 ENV SOFTPROMPT_TRAINER_HOST=0.0.0.0 SOFTPROMPT_TRAINER_PORT=50051 SOFTPROMPT_TRAINER_METRICS_PORT=9091 RAY_USAGE_STATS_ENABLED=0
 EXPOSE 50051 9091
-CMD ["python", "-m", "trainer_service"]
+CMD ["softprompt-trainer"]

@@ -7,7 +7,7 @@ SHELL  := /bin/bash
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint pytest protos model bench bench-train bench-quality bench-few-examples bench-serve bench-kernels bench-store bench-start bench-data bench-golden bench-jobs bench-overload bench-soak simulate-fairness lock clean tools rules images try-images
+.PHONY: help install dev demo test lint pytest protos model bench bench-train bench-quality bench-few-examples bench-serve bench-kernels bench-store bench-start bench-data bench-golden bench-jobs bench-overload bench-soak simulate-fairness lock release clean tools rules images try-images
 
 help:            ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -18,10 +18,16 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[all]'
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-install: $(VENV)/.installed  ## Create the environment
+install: $(VENV)/.installed  ## Create the environment: both services and every command
+
+dev: $(VENV)/.dev  ## Add what tests, checks and benchmarks need
 
 model: install   ## Get the base model, once
 	$(BIN)/softprompt models pull $(MODEL)
@@ -31,7 +37,7 @@ demo: install    ## Train a prompt, serve it, swap it under load: the whole jour
 
 test: lint pytest  ## Every check
 
-lint: install    ## Generated code, buf, ruff, mypy, import contracts
+lint: dev        ## Generated code, buf, ruff, mypy, import contracts
 	$(BIN)/python protos/generate.py --check
 	$(BIN)/buf lint protos
 	$(BIN)/ruff check .
@@ -39,70 +45,75 @@ lint: install    ## Generated code, buf, ruff, mypy, import contracts
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-pytest: model tools  ## The tests, in two processes: half of them wait for others most of the time
+pytest: dev model tools  ## The tests, in two processes: half of them wait for others most of the time
 	$(BIN)/pytest -n 2 --dist loadscope --no-loadscope-reorder
 
 tools:           ## Get Prometheus for the tests: out of Debian's package, without installing it
 	tests/k8s/get_prometheus.sh
 
-rules: install tools  ## Have promtool check and test the alert rules
+rules: dev tools  ## Have promtool check and test the alert rules
 	$(BIN)/pytest tests/k8s/test_rules.py
 
 images:          ## Build both images with buildah (root; no daemon)
 	k8s/images/build.sh
 
-try-images: images model  ## Run them hardened: tune a prompt, stream an answer, drain
+try-images: images dev model  ## Run them hardened: tune a prompt, stream an answer, drain
 	$(BIN)/python k8s/images/try_images.py --model "$$($(BIN)/softprompt models pull $(MODEL))"
 	$(BIN)/python k8s/images/try_ray.py --model "$$($(BIN)/softprompt models pull $(MODEL))"
 
-protos: install  ## Generate the Python of the protos
+protos: dev      ## Generate the Python of the protos
 	$(BIN)/python protos/generate.py
 
 bench: bench-train bench-serve bench-kernels bench-store bench-jobs  ## The benchmarks but the long ones: quality, overload, soak
 
-bench-train: model   ## Training beside PEFT, in both dtypes
+bench-train: dev model   ## Training beside PEFT, in both dtypes
 	for dtype in bfloat16 float32; do $(BIN)/python -m benchmarks.train --dtype $$dtype --model "$$($(BIN)/softprompt models pull $(MODEL))" || exit 1; done
 
-bench-quality: model ## The model untuned, PEFT and ours on the data sets of DATA=<dir>; OPTIONS: a part of it (all take days on two cores)
+bench-quality: dev model ## The model untuned, PEFT and ours on the data sets of DATA=<dir>; OPTIONS: a part of it (all take days on two cores)
 	$(BIN)/python -m benchmarks.quality --data "$(or $(DATA),$(error give DATA=<directory> with NAME.train.jsonl and NAME.test.jsonl))" \
 		--model "$$($(BIN)/softprompt models pull $(MODEL))" $(OPTIONS)
 
-bench-few-examples: model ## How long to train on 5, 20 and 50 examples of each set in DATA (long)
+bench-few-examples: dev model ## How long to train on 5, 20 and 50 examples of each set in DATA (long)
 	$(BIN)/python -m benchmarks.quality.few_examples --data "$(DATA)" --model "$$($(BIN)/softprompt models pull $(MODEL))"
 
-bench-serve: model   ## Serving beside transformers, and vLLM if VLLM_PYTHON names its interpreter
+bench-serve: dev model   ## Serving beside transformers, and vLLM if VLLM_PYTHON names its interpreter
 	$(BIN)/python -m benchmarks.serve --model "$$($(BIN)/softprompt models pull $(MODEL))" $(if $(VLLM_PYTHON),--vllm-python $(VLLM_PYTHON))
 
-bench-kernels: install ## The compiled kernels beside torch's
+bench-kernels: dev ## The compiled kernels beside torch's
 	$(BIN)/python -m benchmarks.kernels
 
-bench-store: install ## The prompt store
+bench-store: dev ## The prompt store
 	$(BIN)/python -m benchmarks.store
 
-bench-start: install ## A replica's start with a thousand aliased versions
+bench-start: dev ## A replica's start with a thousand aliased versions
 	$(BIN)/python -m benchmarks.start
 
-bench-data: model    ## A gigabyte of text in a worker: memory and time (long)
+bench-data: dev model    ## A gigabyte of text in a worker: memory and time (long)
 	$(BIN)/python -m benchmarks.data --tokenizer "$$($(BIN)/softprompt models pull $(MODEL))"
 
-bench-golden: model  ## Golden replays: sound prompts in every dtype and kernel, and faults (hours for 200 prompts; --resume)
+bench-golden: dev model  ## Golden replays: sound prompts in every dtype and kernel, and faults (hours for 200 prompts; --resume)
 	$(BIN)/python -m benchmarks.golden --model "$$($(BIN)/softprompt models pull $(MODEL))"
 
-bench-jobs: model    ## Jobs: latencies, watchers, the first step, recovery from each fault
+bench-jobs: dev model    ## Jobs: latencies, watchers, the first step, recovery from each fault
 	$(BIN)/python -m benchmarks.jobs --model "$$($(BIN)/softprompt models pull $(MODEL))"
 
-simulate-fairness: install ## Fair shares of tenants and base models: the scheduler on a virtual clock
+simulate-fairness: dev ## Fair shares of tenants and base models: the scheduler on a virtual clock
 	$(BIN)/python -m benchmarks.fairness
 
-bench-overload: model ## Five times what a replica can do, for two minutes; then a greedy neighbour beside steady streams
+bench-overload: dev model ## Five times what a replica can do, for two minutes; then a greedy neighbour beside steady streams
 	$(BIN)/python -m benchmarks.load overload --model "$$($(BIN)/softprompt models pull $(MODEL))"
 	$(BIN)/python -m benchmarks.load neighbour --model "$$($(BIN)/softprompt models pull $(MODEL))"
 
-bench-soak: model    ## Mixed traffic, swaps and vanishing clients, for SOAK_SECONDS (1200)
+bench-soak: dev model    ## Mixed traffic, swaps and vanishing clients, for SOAK_SECONDS (1200)
 	$(BIN)/python -m benchmarks.load soak --model "$$($(BIN)/softprompt models pull $(MODEL))" --seconds $(or $(SOAK_SECONDS),1200)
 
-lock: install    ## Write the versions that are installed into constraints.txt
+lock: dev        ## Write the versions that are installed into constraints.txt
 	$(BIN)/python -m pip freeze --exclude-editable --exclude pip --exclude setuptools | sed -E 's/\+cpu//' > constraints.txt
 
+release: dev     ## Build wheel and sdist into dist/ and check them: contents, metadata, and that the sdist builds the same wheel
+	rm -rf dist
+	$(BIN)/python -m hatchling build --directory dist
+	$(BIN)/python -m tests.packaging.check_release dist
+
 clean:           ## Remove the environment and caches
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis demo-output
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis dist demo-output

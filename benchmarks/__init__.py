@@ -1,5 +1,5 @@
-"""Speed, memory and quality, measured beside peers: one make target each, results in `results/`."""
+"""Benchmarks of speed, memory and quality, compared with peers. Each has a make target and writes JSON to `results/`."""
 
-from shared.native_libraries import set_native_defaults
+from shared.kernels.settings import set_native_defaults
 
 set_native_defaults()  # as in the services

@@ -1,7 +1,7 @@
-"""For machines that have torch and transformers and not this project's other dependencies: the GPU benchmarks need the numerical core only.
+"""Lets the GPU benchmarks run with torch and transformers alone: they need only the numerical core.
 
-The core's records are pydantic models. Where pydantic is missing, a stand-in that keeps values and checks nothing takes its place, which
-is enough for records that the benchmark fills itself.
+The core's records are pydantic models. If pydantic is missing, a substitute that stores values without validation
+replaces it. This is enough for records that the benchmark fills itself.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 
 def stand_in_for_pydantic() -> bool:
-    """Call it before importing the core. True if the stand-in is in place."""
+    """Installs the substitute if pydantic is missing; call it before importing the core. Returns whether it is used."""
     try:
         import pydantic
     except ImportError:
@@ -36,7 +36,7 @@ def field(default: Any = None, **options: Any) -> Any:
 
 
 class Record:
-    """Keyword arguments become attributes; what is left out has its default."""
+    """Stores keyword arguments as attributes; other fields get their defaults."""
 
     def __init__(self, **values: Any) -> None:
         for kind in reversed(type(self).__mro__):

@@ -1,10 +1,10 @@
-"""How long a replica takes until it is ready, with many aliased versions: the recently used ones first, beside all of them.
+"""Time until a replica with many aliased versions is ready: loading recently used versions first, or all of them.
 
     python -m benchmarks.start [--versions 1000] [--rounds 3]
 
-A tiny model, so that the time is that of loading versions: fetching, checking, computing keys and values, replaying. In each round both
-ways start from the same store, one after the other. Beside it: the first answer of a version that was left to its first request.
-Figures go to benchmarks/results/start.json.
+The model is tiny, so that the time is that of loading versions: fetching, checking, computing keys and values, and
+replaying. In each round, both ways start from the same store, one after the other. Also measures the first answer of a
+version that its first request loads. Writes benchmarks/results/start.json.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from inference_service.generation import Call
 from inference_service.inputs import InputRequest, TextInput
 from inference_service.sampling import SamplingRequest
 from inference_service.server import build
-from shared.base_model import inspect
-from shared.blob import encode_blob
-from shared.manifest import Manifest, utc_now
+from shared.model.base_model import inspect
 from shared.names import PromptReference
-from shared.soft_prompt import SoftPrompt
+from shared.prompt.blob import encode_blob
+from shared.prompt.manifest import Manifest, utc_now
+from shared.prompt.soft_prompt import SoftPrompt
 from shared.store import open_store
-from shared.template import Template
+from shared.text.template import Template
 from tests.tiny_models import save_tiny_llama
 
 RESULTS = Path(__file__).parent / "results" / "start.json"
@@ -65,7 +65,7 @@ def main() -> None:
 
 
 def fill(directory: Path, model: Path, num_versions: int) -> None:
-    """A store with so many prompts, each with one version that its default alias names."""
+    """Fills a store with prompts that each have one version, named by the default alias."""
     store, info = open_store(str(directory)), inspect(model, id="tiny")
     generator = torch.Generator().manual_seed(0)
     for number in range(num_versions):
@@ -87,14 +87,14 @@ def name_of(number: int) -> str:
 
 
 async def one_round(store: Path, model: Path) -> dict[str, float]:
-    """Seconds."""
+    """Times in seconds."""
     everything, _ = await start(store, model, 0)
     ready, first_answer = await start(store, model, 64)
     return {"all_seconds": everything, "ready_seconds": ready, "first_answer_seconds": first_answer}
 
 
 async def start(store_dir: Path, model: Path, start_versions: int) -> tuple[float, float]:
-    """(until the watcher says that it is ready, then the first answer of the version that was published first)."""
+    """Seconds until the watcher is ready, and then until the first answer of the version that was published first."""
     settings = InferenceSettings(base_model=str(model), store_url=str(store_dir), start_versions=start_versions, start_seconds=3600)
     engine, store = load_engine(model, id="tiny", config=settings.engine), open_store(str(store_dir))
     replica = build(settings, engine, store, CollectorRegistry())

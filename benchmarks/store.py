@@ -1,9 +1,11 @@
-"""The prompt store on a local directory: publish and fetch, a large store's cold start and idle poll, and a fleet's lag.
+"""Measures the prompt store on a local directory: publishing, fetching, cold start and idle poll with many versions, and a
+fleet's lag.
 
     python -m benchmarks.store [--directory DIRECTORY] [--prompts 1000] [--versions 10]
 
-Durable means what it means in production: every file and folder is synced. Only the large store is filled without syncing. Beside each
-publish stands the floor: one file of the same size written, synced, and its folder synced. Figures go to benchmarks/results/store.json.
+Writes are as durable as in production: every file and folder is synced. Only the large store is filled without syncing.
+Each publication is compared with a lower bound: writing and syncing one file of the same size, and syncing its folder.
+Writes benchmarks/results/store.json.
 """
 
 from __future__ import annotations
@@ -25,14 +27,14 @@ from unittest import mock
 
 import torch
 
-from shared.base_model import BaseModelInfo
-from shared.blob import encode_blob
-from shared.manifest import Manifest, utc_now
+from shared.model.base_model import BaseModelInfo
 from shared.names import PromptReference
-from shared.soft_prompt import SoftPrompt
+from shared.prompt.blob import encode_blob
+from shared.prompt.manifest import Manifest, utc_now
+from shared.prompt.soft_prompt import SoftPrompt
 from shared.store import PromptStore, StoreWatcher, open_store
 from shared.store.layout import LOG, SNAPSHOTS, log_key
-from shared.template import Template
+from shared.text.template import Template
 
 RESULTS = Path(__file__).parent / "results" / "store.json"
 HIDDEN_SIZE = 576
@@ -40,7 +42,7 @@ HIDDEN_SIZE = 576
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--directory", type=Path, default=Path("build"), help="where the stores are made; its file system is measured")
+    parser.add_argument("--directory", type=Path, default=Path("build"), help="directory for the stores; its file system is measured")
     parser.add_argument("--prompts", type=int, default=1000)
     parser.add_argument("--versions", type=int, default=10)
     parser.add_argument("--watchers", type=int, default=100)
@@ -60,7 +62,7 @@ def main() -> None:
 
 
 def make_blob(prompt: str, seed: int, num_virtual_tokens: int) -> bytes:
-    """A version with a manifest of ordinary size."""
+    """A version with a manifest of typical size."""
     matrix = torch.randn(num_virtual_tokens, HIDDEN_SIZE, generator=torch.Generator().manual_seed(seed))
     base = BaseModelInfo(
         id="smollm2-135m-instruct",
@@ -86,7 +88,7 @@ def make_blob(prompt: str, seed: int, num_virtual_tokens: int) -> bytes:
 
 
 def publish_and_fetch(root: Path, rounds: int = 60) -> dict[str, object]:
-    """Versions of one megabyte, in milliseconds."""
+    """Times for versions of one megabyte, in milliseconds."""
     store = open_store(str(root))
     blobs = [make_blob("support-tone", seed, num_virtual_tokens=455) for seed in range(rounds)]
     publish, floor = [], []
@@ -98,7 +100,7 @@ def publish_and_fetch(root: Path, rounds: int = 60) -> dict[str, object]:
 
 
 def large_store(root: Path, num_prompts: int, num_versions: int) -> dict[str, object]:
-    """What a replica pays for a store of many versions that it does not load."""
+    """The cost of a store with many versions that a replica does not load."""
     fill(root, num_prompts, num_versions)
     gc.collect()
     tracemalloc.start()
@@ -144,7 +146,7 @@ def fill(root: Path, num_prompts: int, num_versions: int) -> PromptStore:
 
 
 async def fleet(root: Path, num_watchers: int, rounds: int = 20) -> dict[str, object]:
-    """How long after `publish` returned each watcher, with a store object of its own, had the version; in milliseconds."""
+    """Milliseconds from the return of `publish` until each watcher, with its own store object, has the version."""
     writer = open_store(str(root))
     seen: list[float] = []
     arrived = asyncio.Condition()

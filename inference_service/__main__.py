@@ -6,9 +6,9 @@ import asyncio
 import sys
 from typing import TYPE_CHECKING
 
-from shared.service import run_service
-from shared.surroundings import prepare_process
-from shared.threads import limit_threads
+from shared.process.service import run_service
+from shared.process.surroundings import prepare_process
+from shared.process.threads import limit_threads
 
 if TYPE_CHECKING:
     from inference_service.config import InferenceSettings

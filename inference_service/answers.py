@@ -5,14 +5,14 @@ from __future__ import annotations
 from google.protobuf.duration_pb2 import Duration
 from prompttuning.v1 import common_pb2, generation_pb2
 
-from inference_service.engine.request import Delta, FinishReason, Limits, TokenLogprob
+from inference_service.engine.core.request import Delta, FinishReason, Limits, TokenLogprob
 from inference_service.generation import Counted, Ended, Scored, Started
 from inference_service.limits import RequestLimits
 from inference_service.prompts.registry import VersionStatus
 from inference_service.prompts.version import VersionState
 from inference_service.token_texts import TokenTexts
-from shared.base_model import BaseModelInfo
-from shared.manifest import SamplingDefaults
+from shared.model.base_model import BaseModelInfo
+from shared.prompt.manifest import SamplingDefaults
 
 _FINISH_REASONS = {
     FinishReason.EOS: generation_pb2.FINISH_REASON_EOS,

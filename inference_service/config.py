@@ -9,14 +9,14 @@ from typing import Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from inference_service.engine.config import LENGTH_SETTING, EngineConfig
-from inference_service.engine.linear_choice import LinearKernel
-from inference_service.engine.request import Limits
+from inference_service.engine.core.config import LENGTH_SETTING, EngineConfig
+from inference_service.engine.core.request import Limits
 from inference_service.limits import RequestLimits
-from shared.base_model import Device, DType
 from shared.config import ServerSettings, settings_config
-from shared.manifest import SamplingDefaults
+from shared.kernels.serving_linear import LinearKernel
+from shared.model.base_model import Device, DType
 from shared.names import NAME_PATTERN
+from shared.prompt.manifest import SamplingDefaults
 
 _ENGINE = EngineConfig()
 _GOLDEN_LOGPROBS = 64  # what the replay of golden records may need, whatever callers may ask for

@@ -13,14 +13,14 @@ from google.protobuf.message import Message as ProtoMessage
 from prompttuning.v1 import common_pb2, generation_pb2
 from pydantic import ValidationError
 
-from inference_service.engine.request import SamplingParams
+from inference_service.engine.core.request import SamplingParams
 from inference_service.inputs import ChatInput, Content, InputRequest, TextInput, TokenInput
 from inference_service.limits import MAX_MESSAGES, MAX_PRIORITY, MAX_ROUTING_KEY_CHARS, MAX_SHOWN_VIOLATIONS, RequestLimits
 from inference_service.sampling import SamplingRequest
 from shared.errors import FieldViolation, InvalidInput
 from shared.names import PromptReference
 from shared.rpc.templates import template_options
-from shared.template import INPUT_FIELD, MAX_TEMPLATE_CHARS, Message, Template, TemplateFormat
+from shared.text.template import INPUT_FIELD, MAX_TEMPLATE_CHARS, Message, Template, TemplateFormat
 
 Parsed = TypeVar("Parsed")
 _ROLES = ("system", "user", "assistant")

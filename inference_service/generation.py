@@ -14,8 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from inference_service.engine.async_engine import AsyncEngine
-from inference_service.engine.isolation import StepFailed
-from inference_service.engine.request import (
+from inference_service.engine.core.request import (
     CandidateScore,
     Delta,
     FinishReason,
@@ -25,19 +24,20 @@ from inference_service.engine.request import (
     Timing,
     Usage,
 )
-from inference_service.inputs import InputPreparer, InputRequest, PreparedInput, bare_template
+from inference_service.engine.run.bisect_failure import StepFailed
+from inference_service.inputs import InputPreparer, InputRequest, PreparedInput
 from inference_service.limits import RequestLimits
-from inference_service.prompts.loading import VersionLoads
+from inference_service.prompts.load_queue import VersionLoads
 from inference_service.prompts.registry import PromptRegistry
 from inference_service.prompts.version import LoadedVersion
 from inference_service.prompts.watcher import PromptWatcher
 from inference_service.sampling import SamplingRequest
-from shared.base_model import BaseModel
+from shared.caller import current_caller
 from shared.errors import Cancelled, DeadlineExceeded, InvalidInput, NotFound, PreconditionFailed, Unavailable
-from shared.manifest import SamplingDefaults
-from shared.security.caller import current_caller
+from shared.model.base_model import BaseModel
+from shared.prompt.manifest import SamplingDefaults
 from shared.store.index import VersionRecord
-from shared.template import InputEncoder, TemplateFormat, default_format
+from shared.text.template import InputEncoder, TemplateFormat, bare_template, default_format
 
 log = logging.getLogger(__name__)
 
@@ -191,7 +191,7 @@ class GenerationService:
     async def _source(self, input: InputRequest) -> AsyncIterator[_Source]:
         """The version that the input names, loaded and held until the block ends."""
         if input.reference is None:
-            yield _Source(None, InputEncoder(self._base.tokenizer, bare_template(input, self._default_format)))
+            yield _Source(None, InputEncoder(self._base.tokenizer, bare_template(input.template, self._default_format)))
             return
         for _ in range(_MAX_LOAD_ATTEMPTS):
             record = await self._resolve(input)

@@ -1,6 +1,6 @@
 """What a caller wants the model to start from, and how it becomes token ids within the model's bounds.
 
-Rendering and tokenizing themselves are `shared.template`'s; this module adds the bounds, truncation, and keeps large inputs off the
+Rendering and tokenizing themselves are `shared.text.template`'s; this module adds the bounds, truncation, and keeps large inputs off the
 event loop. Knows nothing of gRPC.
 """
 
@@ -13,9 +13,9 @@ from typing import TypeVar
 from inference_service.limits import MAX_SHOWN_VIOLATIONS
 from shared.errors import FieldViolation, InvalidInput
 from shared.names import PromptReference
-from shared.outside import CallPool
-from shared.template import INPUT_FIELD, InputEncoder, Message, Template, TemplateFormat
-from shared.truncation import fit_messages, fit_text
+from shared.process.call_pool import CallPool
+from shared.text.template import INPUT_FIELD, InputEncoder, Message, Template
+from shared.text.truncation import fit_messages, fit_text
 
 Encoded = TypeVar("Encoded")
 _MAX_WAIT_SECONDS = 600.0
@@ -63,14 +63,6 @@ class PreparedInput:
 
     ids: tuple[int, ...]
     answer_prefix: str
-
-
-def bare_template(request: InputRequest, default: TemplateFormat) -> Template:
-    """The template of a request without a prompt: its own, or the input alone. `default`: its format where none is given."""
-    template = request.template or Template()
-    if "format" not in template.model_fields_set:
-        template = template.model_copy(update={"format": default})
-    return template.model_copy(update={"rendering": 2})
 
 
 class InputPreparer:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from inference_service.engine.request import Limits
+from inference_service.engine.core.request import Limits
 
 MAX_MESSAGES = 1_000
 MAX_ROUTING_KEY_CHARS = 1_024

@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from inference_service.engine.stats import EngineStats, FinishedRequest, StepStats
+from inference_service.engine.core.stats import EngineStats, FinishedRequest, StepStats
 from inference_service.prompts.registry import PromptRegistry
 from inference_service.prompts.version import RefusalReason
 from shared.store.index import VersionRecord

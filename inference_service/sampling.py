@@ -6,9 +6,9 @@ import secrets
 from dataclasses import dataclass
 from typing import TypeVar
 
-from inference_service.engine.request import SamplingParams
+from inference_service.engine.core.request import SamplingParams
 from shared.errors import InvalidInput
-from shared.manifest import SamplingDefaults
+from shared.prompt.manifest import SamplingDefaults
 
 Number = TypeVar("Number", int, float)
 _SEED_BOUND = 1 << 53  # exact in every language's numbers

@@ -27,27 +27,27 @@ from inference_service.generation import GenerationService
 from inference_service.metrics import EngineMetrics, PromptMetrics, StateCollector
 from inference_service.prompts.first_loads import StartLimits
 from inference_service.prompts.heartbeat import Heartbeat
-from inference_service.prompts.loader import VersionLoader
-from inference_service.prompts.loading import VersionLoads
+from inference_service.prompts.load_queue import VersionLoads
 from inference_service.prompts.pools import StorePools
 from inference_service.prompts.registry import PromptRegistry
 from inference_service.prompts.unloading import PrefixUnloader
 from inference_service.prompts.version import prompt_of_prefix
+from inference_service.prompts.version_loader import VersionLoader
 from inference_service.prompts.watcher import PromptWatcher
 from inference_service.servicer import SERVICE_NAME, Backend, GenerationServicer
 from inference_service.token_texts import TokenTexts
-from shared import fingerprint
-from shared.base_model import inspect, resolve
 from shared.config import ConfigError
-from shared.daemon_thread import close_within, on_daemon_thread
 from shared.errors import NotFound, PreconditionFailed, Unavailable
-from shared.outside import CallPool
+from shared.model import fingerprint
+from shared.model.base_model import inspect, resolve
+from shared.process.call_pool import CallPool
+from shared.process.daemon_thread import close_within, on_daemon_thread
+from shared.process.service import announce, retract
+from shared.process.threads import set_torch_threads
 from shared.rpc.metrics import PoolCollector, RpcMetrics, serve_metrics
 from shared.rpc.server import RpcServer
-from shared.service import announce, retract
 from shared.store import PromptStore, open_store
 from shared.store.replicas import ReplicaDirectory
-from shared.threads import set_torch_threads
 from shared.tracing import tracing_of
 
 log = logging.getLogger(__name__)

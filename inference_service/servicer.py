@@ -13,15 +13,15 @@ from prompttuning.v1 import generation_pb2, generation_pb2_grpc
 from inference_service import answers
 from inference_service.convert import RequestReader
 from inference_service.deadline_margin import DeadlineMargin
-from inference_service.engine.request import Delta, FinishReason
-from inference_service.engine.text_stream import merge
+from inference_service.engine.core.request import Delta, FinishReason
+from inference_service.engine.text.text_stream import merge
 from inference_service.generation import Call, Ended, GenerationService, Started
 from inference_service.prompts.registry import PromptRegistry
 from inference_service.token_texts import TokenTexts
+from shared.caller import current_caller
 from shared.errors import InvalidInput, Unavailable
 from shared.log import bound_fields
 from shared.names import check_name
-from shared.security.caller import current_caller
 from shared.store.view import shown_revision
 
 SERVICE_NAME = generation_pb2.DESCRIPTOR.services_by_name["GenerationService"].full_name

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any
 
-from inference_service.engine.token_bytes import byte_table
+from inference_service.engine.text.token_bytes import byte_table
 
 _CACHED = 65_536
 

@@ -5,7 +5,6 @@ Each service derives its own class from `ServerSettings`; the docstring under a 
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import re
 from typing import Literal, TypeVar
@@ -13,6 +12,8 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from shared.loopback import is_loopback
 
 SettingsType = TypeVar("SettingsType", bound=BaseSettings)
 Access = Literal["everyone", "callers", "off"]
@@ -127,18 +128,6 @@ class ServerSettings(BaseSettings):
     @property
     def is_plaintext(self) -> bool:
         return not self.tls_certificate_file
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach what listens there: an address, or `localhost`; any other name may lead anywhere."""
-    if host.lower() == "localhost":
-        return True
-    if host.startswith("[") and host.endswith("]"):
-        host = host[1:-1]
-    try:
-        return "%" not in host and ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def load_settings(cls: type[SettingsType]) -> SettingsType:

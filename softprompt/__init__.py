@@ -23,17 +23,17 @@ if TYPE_CHECKING:
     from softprompt.types.generation import Generation as Generation
     from softprompt.types.generation import GenerationDelta as GenerationDelta
     from softprompt.types.generation import TokenIds as TokenIds
+    from softprompt.types.jobs import JobState as JobState
+    from softprompt.types.jobs import TuningJob as TuningJob
     from softprompt.types.prompts import AliasTarget as AliasTarget
-    from softprompt.types.tuning import Hyperparameters as Hyperparameters
-    from softprompt.types.tuning import Init as Init
-    from softprompt.types.tuning import InitMethod as InitMethod
-    from softprompt.types.tuning import JobState as JobState
-    from softprompt.types.tuning import PublishGate as PublishGate
-    from softprompt.types.tuning import PublishPolicy as PublishPolicy
-    from softprompt.types.tuning import TaskKind as TaskKind
-    from softprompt.types.tuning import TooLong as TooLong
-    from softprompt.types.tuning import TuningJob as TuningJob
-    from softprompt.types.tuning import TuningSpec as TuningSpec
+    from softprompt.types.spec import Hyperparameters as Hyperparameters
+    from softprompt.types.spec import Init as Init
+    from softprompt.types.spec import InitMethod as InitMethod
+    from softprompt.types.spec import PublishGate as PublishGate
+    from softprompt.types.spec import PublishPolicy as PublishPolicy
+    from softprompt.types.spec import TaskKind as TaskKind
+    from softprompt.types.spec import TooLong as TooLong
+    from softprompt.types.spec import TuningSpec as TuningSpec
 
 _MODULES = {
     "softprompt.client.async_client": ("AsyncClient",),
@@ -43,16 +43,18 @@ _MODULES = {
     "softprompt.types.data": ("Data", "Example"),
     "softprompt.types.generation": ("Generation", "GenerationDelta", "TokenIds"),
     "softprompt.types.prompts": ("AliasTarget",),
-    "softprompt.types.tuning": (
+    "softprompt.types.jobs": (
+        "JobState",
+        "TuningJob",
+    ),
+    "softprompt.types.spec": (
         "Hyperparameters",
         "Init",
         "InitMethod",
-        "JobState",
         "PublishGate",
         "PublishPolicy",
         "TaskKind",
         "TooLong",
-        "TuningJob",
         "TuningSpec",
     ),
 }

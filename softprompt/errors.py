@@ -19,7 +19,7 @@ from shared.errors import (
     Unavailable,
     Unimplemented,
 )
-from softprompt.types.tuning import TuningJob
+from softprompt.types.jobs import TuningJob
 
 __all__ = [
     "AlreadyExists",

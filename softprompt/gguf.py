@@ -20,9 +20,9 @@ def convert(gguf: Path, directory: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    from shared import fingerprint
-    from shared.base_model import inspect
-    from shared.threads import set_torch_threads
+    from shared.model import fingerprint
+    from shared.model.base_model import inspect
+    from shared.process.threads import set_torch_threads
 
     set_torch_threads()
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)

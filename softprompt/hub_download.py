@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from shared import hub
 from shared.errors import NotFound, Unavailable
+from shared.model import hub
 
 Progress = Callable[[str, int, int], None]
 """Called with (stage, done, total): `wait`, `download` in bytes, `convert` in parts. May be called from another thread."""

@@ -8,9 +8,10 @@ from itertools import islice
 from pathlib import Path
 
 from shared.errors import InvalidInput, NotFound
-from shared.user_cache import expanded
+from shared.process.user_cache import expanded
 
 MAX_PIPE_BYTES = 512 << 20
+STANDARD_INPUT = Path("/dev/stdin")
 _READ_BYTES = 1 << 20
 
 
@@ -29,6 +30,8 @@ def input_file(path: str | Path, field: str) -> Path | bytes:
         if stat.S_ISFIFO(mode) or stat.S_ISCHR(mode):
             return _read_pipe(found, field)
     except (FileNotFoundError, NotADirectoryError):
+        if found == STANDARD_INPUT:  # Windows has no such file
+            return _read_pipe(found, field)
         hint = f"{str(path)!r} as a file name is ./-; standard input is /dev/stdin" if str(path) == "-" else ""
         raise NotFound(f"{field} file", str(path), hint) from None
     except (OSError, ValueError) as error:
@@ -48,7 +51,7 @@ def _files_of(directory: Path) -> list[str]:
 
 def _read_pipe(path: Path, field: str) -> bytes:
     data = bytearray()
-    with path.open("rb") as pipe:
+    with open(0, "rb", closefd=False) if path == STANDARD_INPUT else path.open("rb") as pipe:
         if pipe.isatty():
             raise InvalidInput.of(field, f"{str(path)!r} is the terminal; give a file, or send one (COMMAND | softprompt ... -)")
         while piece := pipe.read(_READ_BYTES):

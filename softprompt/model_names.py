@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shared.errors import InvalidInput
-from shared.user_cache import expanded
+from shared.process.user_cache import expanded
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 _DIRECTORY = re.compile(r"\w[\w.-]*", re.ASCII)

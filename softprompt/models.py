@@ -8,7 +8,6 @@ use the same copy. Knows nothing of the services. Imports no torch: the conversi
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import logging
@@ -22,9 +21,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from shared import hub
+from filelock import lock_descriptor
+
 from shared.errors import DamagedBlob, NotFound, PreconditionFailed, Unavailable
-from shared.user_cache import expanded, user_cache
+from shared.model import hub
+from shared.process.user_cache import expanded, user_cache
 from softprompt.hub_download import HUB_FILES, Progress, download, watching_size
 from softprompt.model_names import WantedModel
 
@@ -124,7 +125,7 @@ def _in_hubs_cache(wanted: WantedModel) -> Path | None:
 
 
 def _uncatalogued(name: str) -> Path:
-    from shared.base_model import resolve
+    from shared.model.base_model import resolve
 
     try:
         return resolve(name)
@@ -142,13 +143,11 @@ def _is_model(path: Path) -> bool:
 @contextlib.contextmanager
 def _locked(path: Path, progress: Progress) -> Iterator[int]:
     """Hold the lock file; the kernel gives it back when its last holder dies. Yields the descriptor, for child processes to share."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not lock_descriptor(descriptor, blocking=False):
             progress("wait", 0, 1)
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            lock_descriptor(descriptor)
         yield descriptor
     finally:
         os.close(descriptor)

@@ -19,15 +19,15 @@ import torch
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
 
 from inference_service.engine.engine import load_engine
-from inference_service.engine.model_runner import ModelRunner
-from shared import base_model
-from shared.base_model import BaseModel
+from inference_service.engine.run.model_runner import ModelRunner
 from shared.errors import SoftPromptError
-from shared.soft_prompt import SoftPrompt
+from shared.model import base_model
+from shared.model.base_model import BaseModel
+from shared.prompt.soft_prompt import SoftPrompt
 from tests.inference_service.engine.builders import greedy, run_one, small_config
 from tests.tiny_models import byte_tokenizer
-from trainer_service.training.forward import PackedForward, choose_forward
-from trainer_service.training.packing import Row, Segment
+from trainer_service.training.attention.forward import PackedForward, choose_forward
+from trainer_service.training.attention.packing import Row, Segment
 
 TABLE = Path(__file__).parents[1] / "docs" / "models.md"
 WORKS, SLOWLY = "yes", "slowly"

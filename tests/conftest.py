@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from shared.native_libraries import set_native_defaults
+from shared.kernels.settings import set_native_defaults
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # tests never reach for a hub
 set_native_defaults()

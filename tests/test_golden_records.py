@@ -11,27 +11,27 @@ from typing import Any
 import pytest
 import torch
 
-from inference_service.engine import model_runner
 from inference_service.engine.async_engine import AsyncEngine
 from inference_service.engine.engine import Engine
+from inference_service.engine.run import model_runner
 from inference_service.engine.scheduler import Chunk
-from inference_service.prompts.loader import VersionLoader
 from inference_service.prompts.version import RefusalReason, VersionRefused
-from shared.base_model import BaseModel, DType, load
-from shared.blob import decode_blob, encode_blob
-from shared.golden_inputs import GOLDEN_INPUTS
-from shared.manifest import GoldenRecord
-from shared.soft_prompt import SoftPrompt
+from inference_service.prompts.version_loader import VersionLoader
+from shared.model.base_model import BaseModel, DType, load
+from shared.prompt.blob import decode_blob, encode_blob
+from shared.prompt.manifest import GoldenRecord
+from shared.prompt.soft_prompt import SoftPrompt
 from shared.store import open_store
-from shared.template import InputEncoder, Template, TemplateFormat
+from shared.text.golden_inputs import GOLDEN_INPUTS
+from shared.text.template import InputEncoder, Template, TemplateFormat
 from tests.inference_service.engine.builders import small_config
 from tests.inference_service.replica import blob, matrix, publish, running_replica
 from tests.inference_service.test_proof_rpc import golden_of
 from tests.tiny_models import LLAMA_SHAPE, byte_tokenizer, save_tiny_model
 from tests.trainer_service.training.tasks import TEMPLATE, classification, of, run, task
 from trainer_service.training.cohort import Cohort
+from trainer_service.training.evaluation.golden import golden_records
 from trainer_service.training.events import Finished, TrainingResult
-from trainer_service.training.golden import golden_records
 
 MODELS: dict[str, dict[str, Any]] = {
     "llama": {},

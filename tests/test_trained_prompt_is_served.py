@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from prompttuning.v1 import generation_pb2
 
-from shared.base_model import DType, load
+from shared.model.base_model import DType, load
 from tests.inference_service.replica import blob, publish, running_replica
 from tests.tiny_models import save_tiny_llama
 from tests.trainer_service.training.tasks import TEMPLATE, classification, of, run, task

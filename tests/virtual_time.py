@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import pytest
 
-from shared.outside import CallPool
+from shared.process.call_pool import CallPool
 
 T = TypeVar("T")
 

@@ -1,5 +1,5 @@
 """Takes tuning jobs, trains soft prompts on Ray workers, publishes versions."""
 
-from shared.native_libraries import set_native_defaults
+from shared.kernels.settings import set_native_defaults
 
 set_native_defaults()  # here, since torch is imported by modules of this package

@@ -7,9 +7,9 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from shared.service import run_service
-from shared.surroundings import prepare_process
-from shared.threads import limit_threads
+from shared.process.service import run_service
+from shared.process.surroundings import prepare_process
+from shared.process.threads import limit_threads
 
 if TYPE_CHECKING:
     from trainer_service.config import TrainerSettings
@@ -25,8 +25,8 @@ def main() -> int:
 
 async def _serve(settings: TrainerSettings, stop: asyncio.Event) -> None:
     os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")  # read when grpc is imported; Ray forks, and needs nothing of grpc's
-    from trainer_service.cluster.ray_pool import ray_pool  # slow to import: not for --help, nor for settings that are refused
     from trainer_service.server import serve
+    from trainer_service.worker_pool import ray_pool  # slow to import: not for --help, nor for settings that are refused
 
     await serve(settings, stop, ray_pool)
 

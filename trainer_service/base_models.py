@@ -4,16 +4,35 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from shared import base_model, fingerprint
-from shared.base_model import BaseModelInfo
 from shared.errors import InvalidInput, NotFound, PreconditionFailed, SoftPromptError, Unavailable
-from trainer_service.config import BaseModelSource
+from shared.model import base_model, fingerprint
+from shared.model.base_model import BaseModelInfo, default_id
+from shared.process.user_cache import expanded
 
 log = logging.getLogger(__name__)
+_ID_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-._")
+
+
+@dataclass(frozen=True)
+class BaseModelSource:
+    """Where a base model is, and the id that callers know it by."""
+
+    id: str
+    source: str
+
+    @classmethod
+    def parse(cls, text: str) -> BaseModelSource:
+        """`id=directory-or-hub-id`, or without an id: then it is called after the last part."""
+        id, separator, source = text.partition("=")
+        found = cls(id, source) if separator else cls(default_id(text), text)
+        if not found.source or not found.id or not _ID_CHARACTERS.issuperset(found.id):
+            raise ValueError(f"{text!r} must be a model directory, a hub id or ID=one of these; an id has characters of a-z 0-9 - . _")
+        directory = expanded(found.source)
+        return replace(found, source=str(directory.absolute())) if directory.is_dir() else found  # workers have other directories
 
 
 @dataclass(frozen=True)

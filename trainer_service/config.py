@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 from pydantic_settings import NoDecode
 
-from shared.base_model import Device, DType, default_id, pick_device
 from shared.config import ServerSettings, settings_config
-from shared.soft_prompt import MAX_VIRTUAL_TOKENS
+from shared.model.base_model import Device, DType, pick_device
+from shared.process.user_cache import expanded
+from shared.prompt.soft_prompt import MAX_VIRTUAL_TOKENS
 from shared.store.garbage import GRACE_SECONDS
 from shared.store.maintenance import MaintenancePolicy
-from shared.user_cache import expanded
+from trainer_service.base_models import BaseModelSource
+from trainer_service.datasets.upload import UploadLimits
 from trainer_service.jobs.config import JobsConfig
-from trainer_service.jobs.dataset_upload import UploadLimits
-from trainer_service.jobs.retention import RetentionPolicy
+from trainer_service.maintenance.retention import RetentionPolicy
 
 STORE_SCHEMES = ("file", "memory", "s3", "gs", "az", "abfs", "abfss")
-_ID_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-._")
 
 
 def _split_commas(value: object) -> object:
@@ -29,24 +28,6 @@ def _split_commas(value: object) -> object:
 
 
 CommaSeparated = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_commas)]
-
-
-@dataclass(frozen=True)
-class BaseModelSource:
-    """Where a base model is, and the id that callers know it by."""
-
-    id: str
-    source: str
-
-    @classmethod
-    def parse(cls, text: str) -> BaseModelSource:
-        """`id=directory-or-hub-id`, or without an id: then it is called after the last part."""
-        id, separator, source = text.partition("=")
-        found = cls(id, source) if separator else cls(default_id(text), text)
-        if not found.source or not found.id or not _ID_CHARACTERS.issuperset(found.id):
-            raise ValueError(f"{text!r} must be a model directory, a hub id or ID=one of these; an id has characters of a-z 0-9 - . _")
-        directory = expanded(found.source)
-        return replace(found, source=str(directory.absolute())) if directory.is_dir() else found  # workers have other directories
 
 
 class TrainerSettings(ServerSettings):

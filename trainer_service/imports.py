@@ -16,16 +16,16 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load
 
-from shared.base_model import BaseModelInfo
-from shared.blob import TENSOR_KEY, decode_blob, encode_blob
 from shared.errors import DamagedBlob, InvalidInput, PreconditionFailed
-from shared.manifest import GoldenRecord, Manifest, utc_now
+from shared.model.base_model import BaseModelInfo
+from shared.model.safetensors_file import complaint
 from shared.names import check_alias, check_name
-from shared.safetensors_file import complaint
-from shared.soft_prompt import SoftPrompt
-from shared.template import Template, dated
+from shared.prompt.blob import TENSOR_KEY, decode_blob, encode_blob
+from shared.prompt.manifest import GoldenRecord, Manifest, utc_now
+from shared.prompt.soft_prompt import SoftPrompt
+from shared.text.template import Template, dated
 from trainer_service.base_models import BaseModels
-from trainer_service.training.dataset import check_labels
+from trainer_service.training.data.dataset import check_labels
 
 _IMPORT_PREFIX = "imports/"
 _PICKLE_BEGINNINGS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")

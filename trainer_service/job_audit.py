@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import OrderedDict
 
 from shared.security import audit
+from trainer_service.cluster.worker_state import LaunchFailure, WorkerState
 from trainer_service.jobs.context import JobsObserver
 from trainer_service.jobs.model import Job
-from trainer_service.jobs.worker_state import LaunchFailure, WorkerState
 from trainer_service.training.events import TrainingEvent
 
 ACTION = "end"

@@ -14,11 +14,11 @@ from datetime import UTC, datetime
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from shared.store.maintenance import MaintenanceReport
+from trainer_service.cluster.worker_state import LaunchFailure, WorkerEnd, WorkerState
 from trainer_service.jobs.model import Job
-from trainer_service.jobs.retention import RetentionReport
 from trainer_service.jobs.states import JobState
-from trainer_service.jobs.worker_state import LaunchFailure, WorkerEnd, WorkerState
-from trainer_service.storage_usage import StorageUsage
+from trainer_service.maintenance.retention import RetentionReport
+from trainer_service.maintenance.storage_usage import StorageUsage
 from trainer_service.training.events import Checkpointed, Evaluated, Failed, StepDone, TrainingEvent
 
 BASE_MODEL_STATES = ("available", "unavailable", "refused")

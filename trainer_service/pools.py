@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
 
-from shared.outside import CallPool
+from shared.process.call_pool import CallPool
 
 HEALTH_SECONDS = 5.0
 """Time limit of the calls that find out whether a system answers."""

@@ -7,11 +7,11 @@ import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 
-from shared.blob import MAX_BLOB_BYTES, decode_blob
+from shared.caller import Caller, current_caller
 from shared.errors import Conflict, InvalidInput, PreconditionFailed
-from shared.manifest import Manifest
 from shared.names import PromptReference, check_alias, parse_version_name, version_name
-from shared.security.caller import Caller, current_caller
+from shared.prompt.blob import MAX_BLOB_BYTES, decode_blob
+from shared.prompt.manifest import Manifest
 from shared.store import (
     ANYTHING,
     Alias,
@@ -33,7 +33,7 @@ from shared.store.fleet import Serving, serving
 from shared.store.index import render_targets
 from shared.store.view import commit_revision, shown_index, shown_revision, shown_revisions, store_revision
 from trainer_service.base_models import BaseModels
-from trainer_service.chunks import UploadSlots, timely
+from trainer_service.datasets.chunks import UploadSlots, timely
 from trainer_service.imports import ImportRequest, import_job, read_import
 from trainer_service.pools import TrainerPools
 from trainer_service.proof import Prover

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from shared.manifest import GoldenRecord
-from shared.outside import CallPool
+from shared.process.call_pool import CallPool
+from shared.prompt.manifest import GoldenRecord
 from trainer_service.proof_process import RECORDS
 
 log = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ class Prover:
             return await self._ask(model_dir, blob)
 
     async def _ask(self, model_dir: Path, blob: bytes) -> tuple[GoldenRecord, ...]:
-        command = (sys.executable, "-m", "trainer_service.proof_process", str(model_dir))
+        command = (sys.executable, "-m", f"{__package__}.proof_process", str(model_dir))
         pipe = asyncio.subprocess.PIPE
         process = await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe, stderr=pipe)
         try:

@@ -11,12 +11,12 @@ import sys
 
 from pydantic import TypeAdapter
 
-from shared import base_model
-from shared.blob import decode_blob
-from shared.manifest import GoldenRecord
-from shared.template import InputEncoder
-from shared.threads import set_torch_threads
-from trainer_service.training.golden import golden_records
+from shared.model import base_model
+from shared.process.threads import set_torch_threads
+from shared.prompt.blob import decode_blob
+from shared.prompt.manifest import GoldenRecord
+from shared.text.template import InputEncoder
+from trainer_service.training.evaluation.golden import golden_records
 
 RECORDS = TypeAdapter(tuple[GoldenRecord, ...])
 

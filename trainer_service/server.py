@@ -21,41 +21,41 @@ import grpc
 from prometheus_client import CollectorRegistry
 from prompttuning.v1 import prompts_pb2, prompts_pb2_grpc, tuning_pb2, tuning_pb2_grpc
 
-from shared.daemon_thread import close_within, on_daemon_thread
 from shared.errors import SoftPromptError, Unavailable
-from shared.outside import CallPool
+from shared.process.call_pool import CallPool
+from shared.process.daemon_thread import close_within, on_daemon_thread
+from shared.process.service import announce, retract
 from shared.rpc.late import LateServices
 from shared.rpc.metrics import PoolCollector, RpcMetrics, serve_metrics
 from shared.rpc.server import RpcServer
 from shared.security.page_tokens import PageTokens
-from shared.service import announce, retract
 from shared.store import PromptStore, open_store
 from shared.tracing import Tracing, tracing_of
 from trainer_service.base_models import BaseModels
 from trainer_service.cluster.interface import WorkerPool
 from trainer_service.config import TrainerSettings
+from trainer_service.database.service_keys import page_token_key
+from trainer_service.datasets.ledger import DatasetLedger
+from trainer_service.datasets.roots import DatasetRoots
+from trainer_service.datasets.store import DatasetStore
+from trainer_service.datasets.tenant_datasets import TenantDatasets
+from trainer_service.dispatch.manager import JobManager, files_for
 from trainer_service.job_audit import JobAudit
 from trainer_service.jobs.admission import SpecAdmission
-from trainer_service.jobs.dataset_ledger import DatasetLedger
-from trainer_service.jobs.dataset_roots import DatasetRoots
-from trainer_service.jobs.datasets import DatasetStore
-from trainer_service.jobs.intake import JobIntake
-from trainer_service.jobs.manager import JobManager, files_for
-from trainer_service.jobs.retention import Retention
-from trainer_service.jobs.service_keys import page_token_key
 from trainer_service.jobs.sources import Sources
-from trainer_service.jobs.store import JobStore
-from trainer_service.jobs.tenant_datasets import TenantDatasets
-from trainer_service.maintenance import StoreMaintenance
+from trainer_service.jobs.store.job_store import JobStore
+from trainer_service.jobs.submission import JobIntake
+from trainer_service.maintenance.prompt_store import StoreMaintenance
+from trainer_service.maintenance.retention import Retention
+from trainer_service.maintenance.retention_rounds import RetentionRounds
+from trainer_service.maintenance.storage_usage import StorageMeter
 from trainer_service.metrics import TrainerMetrics
 from trainer_service.pools import TrainerPools
 from trainer_service.prompts import Prompts
 from trainer_service.proof import Prover
-from trainer_service.retention_rounds import RetentionRounds
 from trainer_service.service_info import ServiceInfo, TuningLimits
 from trainer_service.servicers.prompts import PromptServicer
 from trainer_service.servicers.tuning import TuningServicer
-from trainer_service.storage_usage import StorageMeter
 
 log = logging.getLogger(__name__)
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from importlib.metadata import version
 
-from shared.base_model import BaseModelInfo
-from shared.template import Template
+from shared.model.base_model import BaseModelInfo
+from shared.text.template import Template
 from trainer_service.base_models import BaseModels
-from trainer_service.jobs.dataset_upload import UploadLimits
-from trainer_service.training.recipe import fill
+from trainer_service.datasets.upload import UploadLimits
+from trainer_service.training.recipe.defaults import fill
 from trainer_service.training.spec import HyperparameterRequest, Hyperparameters, TaskKind
 
 _EXAMPLES_OF_A_SMALL_JOB = 200

@@ -1,1 +1,1 @@
-"""Memory and time of large datasets."""
+"""Memory and time for large datasets."""

@@ -1,10 +1,10 @@
-"""How much memory and time a worker takes for a large dataset: read, tokenized and trained on for a few steps.
+"""Memory and time that a worker takes to read, tokenize and train on a large dataset for a few steps.
 
     python -m benchmarks.data [--megabytes 1000] [--tokenizer DIRECTORY]
 
-The production worker runs in its own process with a tiny model; the operating system reports its peak memory. Two
-jobs train on the same file, which must not take a second copy. Without `--tokenizer` every byte is a token, which is the worst case for
-memory. Figures go to benchmarks/results/data.json.
+The production worker runs in its own process with a tiny model; the operating system reports its peak memory. Two jobs
+train on the same file and must share one copy. Without `--tokenizer`, every byte is a token, which is the worst case
+for memory. Writes benchmarks/results/data.json.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ NUM_STEPS = 4
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--megabytes", type=int, default=1000)
-    parser.add_argument("--tokenizer", type=Path, help="Directory of a model whose tokenizer is used.")
+    parser.add_argument("--tokenizer", type=Path, help="directory of the model that provides the tokenizer")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "data.jsonl"
@@ -56,7 +56,7 @@ def main() -> None:
 
 
 def write_dataset(path: Path, num_bytes: int) -> tuple[int, str]:
-    """Examples of random words, each another one. Returns their number and the file's digest."""
+    """Writes distinct examples of random words. Returns their number and the file's digest."""
     words, rnd = DOCUMENT.read_text().split(), random.Random(0)
     num_examples, digest, written = 0, hashlib.sha256(), 0
     with path.open("wb") as file:
@@ -70,10 +70,10 @@ def write_dataset(path: Path, num_bytes: int) -> tuple[int, str]:
 
 
 def train(path: Path, digest: str, tokenizer: Path | None, model: Path, sender: Any) -> None:
-    """In the worker's process: two jobs on the same file, and what they took."""
+    """Runs two jobs on the same file in the worker's process and returns the measurements."""
     from tests.tiny_models import save_tiny_llama
-    from trainer_service.cluster.loading import WorkerSpec, load_trainer
     from trainer_service.cluster.worker import Worker, wait_ready
+    from trainer_service.cluster.worker_init import WorkerSpec, load_trainer
     from trainer_service.training.events import DatasetFile, Failed, Finished, Preparing, Started, TaskData, TrainingTask
 
     shape: dict[str, Any] = {"max_position_embeddings": 8192}
@@ -110,7 +110,7 @@ def train(path: Path, digest: str, tokenizer: Path | None, model: Path, sender: 
 
 
 def training_spec() -> Any:
-    from shared.template import Template
+    from shared.text.template import Template
     from trainer_service.training.spec import (
         Hyperparameters,
         Init,
@@ -145,7 +145,7 @@ def training_spec() -> Any:
 
 
 def peak_bytes() -> int:
-    """Most memory that this process had at once."""
+    """This process's peak resident memory."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 

@@ -1,8 +1,8 @@
-"""Fair sharing between tenants and base models, by simulation: the scheduler's own code on a virtual clock.
+"""Simulates fair sharing between tenants and base models with the scheduler's own code on a virtual clock.
 
     python -m benchmarks.fairness
 
-Jobs take times drawn from an exponential distribution with a fixed seed. Figures go to benchmarks/results/fairness.json.
+Job durations are drawn from an exponential distribution with a fixed seed. Writes benchmarks/results/fairness.json.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def jobs_of(tenant: str, base_model: str, count: int, arrives: float = 0.0, seed
 
 
 def waits(history: History, jobs: Sequence[SimulatedJob], tenant: str) -> dict[str, float]:
-    """Seconds from arrival to a worker."""
+    """Seconds from a job's arrival to its start on a worker."""
     seconds = [
         history.started[number] - job.arrives for number, job in enumerate(jobs) if job.tenant == tenant and number in history.started
     ]
@@ -36,7 +36,7 @@ def waits(history: History, jobs: Sequence[SimulatedJob], tenant: str) -> dict[s
 
 
 def five_thousand_and_one() -> dict[str, Any]:
-    """A tenant has 5,000 jobs in the queue and runs on all workers; an hour later another one comes with a single job."""
+    """One tenant has 5,000 queued jobs and uses all workers; an hour later, another tenant submits a single job."""
     jobs = [*jobs_of("many", "a", 5000), SimulatedJob("one", "a", HOUR, JOB_SECONDS)]
     history = Simulator(jobs, max_workers=4).run()
     mine = len(jobs) - 1
@@ -51,7 +51,7 @@ def five_thousand_and_one() -> dict[str, Any]:
 
 
 def weights() -> dict[str, Any]:
-    """Three tenants of weights 1, 2 and 4, each with more than enough, on 4 workers for 24 hours; shares by windows of 4 hours."""
+    """Three backlogged tenants of weights 1, 2 and 4 on 4 workers for 24 hours; shares in windows of 4 hours."""
     shares = {"one": 1.0, "two": 2.0, "four": 4.0}
     jobs = [job for tenant in shares for job in jobs_of(tenant, "a", 4700)]
     history = Simulator(jobs, max_workers=4, weights=shares).run(until=24 * HOUR)
@@ -66,7 +66,8 @@ def weights() -> dict[str, Any]:
 
 
 def pool_of_one_model() -> dict[str, Any]:
-    """29 workers hold model `a` with a job each, one holds `b` and is full; 5,000 jobs wait for `b`; `a` gets one every two minutes."""
+    """29 workers hold model `a` with one job each, and one full worker holds `b`; 5,000 jobs wait for `b`, and one job
+    for `a` arrives every two minutes."""
     running = [*jobs_of("x", "a", 29, seed=1), *jobs_of("x", "b", 8, seed=1)]
     waiting = jobs_of("x", "b", 5000, seed=2)
     trickle = [job for minute in range(0, 240, 2) for job in jobs_of("x", "a", 1, minute * 60.0, seed=minute)]
@@ -85,7 +86,7 @@ def pool_of_one_model() -> dict[str, Any]:
 
 
 def cold_start() -> dict[str, Any]:
-    """240 jobs for `a`, and a second later ten for each of nine other models, on an empty pool of 30."""
+    """240 jobs for `a`, and one second later ten for each of nine other models, on an empty pool of 30 workers."""
     jobs = [*jobs_of("x", "a", 240), *(job for number in range(9) for job in jobs_of("x", f"m{number}", 10, 1.0))]
     history = Simulator(jobs, max_workers=30).run()
     first = _workers_at(history, 30.0)
@@ -98,9 +99,9 @@ def cold_start() -> dict[str, Any]:
 
 
 def alone_at_the_head() -> dict[str, Any]:
-    """30 workers with a job each that takes an hour; the first waiting job must be alone, 100 ordinary ones are behind it."""
+    """30 workers run one job of an hour each; the first waiting job must run alone, and 100 ordinary jobs follow it."""
     running = [SimulatedJob("x", "a", 0.0, HOUR + 10.0 * number) for number in range(30)]
-    alone = SimulatedJob("x", "a", 0.0, JOB_SECONDS, solo=True)
+    alone = SimulatedJob("x", "a", 0.0, JOB_SECONDS, exclusive=True)
     jobs = [*running, alone, *jobs_of("x", "a", 100)]
     history = Simulator(jobs, max_workers=30, workers=[("a", [number]) for number in range(30)]).run()
     ordinary = [history.started[number] for number in range(31, len(jobs))]
@@ -108,7 +109,7 @@ def alone_at_the_head() -> dict[str, Any]:
 
 
 def back_after_a_pause() -> dict[str, Any]:
-    """Two equal tenants; one is away for ten hours while the other uses everything, then comes back with as much as the other."""
+    """Two equal tenants: one has no jobs for ten hours while the other uses all workers; then both are backlogged."""
     jobs = [*jobs_of("steady", "a", 6000), *jobs_of("back", "a", 200), *jobs_of("back", "a", 3000, 12 * HOUR, seed=1)]
     history = Simulator(jobs, max_workers=4).run(until=20 * HOUR)
     hours = [history.shares(hour * HOUR, (hour + 1) * HOUR).get("back", 0.0) for hour in range(12, 20)]

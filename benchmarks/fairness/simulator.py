@@ -1,6 +1,6 @@
-"""A trainer's queue and workers on a virtual clock: the scheduler's own `plan` and the job store's own order of claims, played forward.
+"""A trainer's queue and workers on a virtual clock, driven by the scheduler's `plan` and the job store's order of claims.
 
-Only time and jobs are made up. Nothing here decides anything.
+Only time and jobs are simulated; all scheduling decisions come from the product's code.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from trainer_service.jobs.fair_queue import Ledger, TenantShare, in_order, queue_clock, share_of
+from trainer_service.dispatch.scheduler import WorkerView, plan
+from trainer_service.jobs.fair_queue import Ledger, QueueHead, TenantShare, in_order, queue_clock, share_of
 from trainer_service.jobs.record import queue_key
-from trainer_service.jobs.scheduler import QueueHead, WorkerView, plan
 
 IDLE_SECONDS = 300.0
 
@@ -26,7 +26,7 @@ class SimulatedJob:
     arrives: float
     seconds: float
     priority: int = 0
-    solo: bool = False
+    exclusive: bool = False
 
     @property
     def key(self) -> float:
@@ -40,7 +40,7 @@ class _Worker:
     launched: float
     load_seconds: float
     jobs: dict[int, float] = field(default_factory=dict)
-    """When each was claimed, by number."""
+    """Claim time of each job, by its number."""
     exclusive: bool = False
     fresh: bool = True
     idle_since: float = 0.0
@@ -66,20 +66,20 @@ class _Worker:
 
 @dataclass
 class History:
-    """What happened."""
+    """The events of a simulation."""
 
     started: dict[int, float] = field(default_factory=dict)
-    """When each job reached a worker, by its number in the scenario."""
+    """Start time of each job on a worker, by its number in the scenario."""
     held: list[tuple[float, float, str]] = field(default_factory=list)
-    """From, until, tenant: a job on a worker."""
+    """Start, end and tenant of each job on a worker."""
     switches: int = 0
-    """Workers that were stopped to make way for another one."""
+    """Number of workers that were stopped in favour of another base model."""
     launches: Counter[str] = field(default_factory=Counter)
     workers: list[tuple[float, Mapping[str, int]]] = field(default_factory=list)
-    """Workers by base model, after each round that changed them."""
+    """Number of workers by base model, after each round that changed it."""
 
     def shares(self, since: float, until: float) -> dict[str, float]:
-        """Part of the places' time in this window, by tenant."""
+        """Each tenant's share of the worker slots' time in this window."""
         seconds: defaultdict[str, float] = defaultdict(float)
         for begun, ended, tenant in self.held:
             seconds[tenant] += max(0.0, min(ended, until) - max(begun, since))
@@ -98,7 +98,7 @@ class Simulator:
         load_seconds: float = 30.0,
         workers: Sequence[tuple[str, Sequence[int]]] = (),
     ) -> None:
-        """`workers`: base model and numbers of the jobs of each worker that is there at the start."""
+        """`workers`: the base model and the job numbers of each initial worker."""
         self._jobs, self._load_seconds = jobs, load_seconds
         self._max_workers, self._max_jobs = max_workers, max_jobs_per_worker
         self._shares = {tenant: TenantShare(tenant, weight) for tenant, weight in (weights or {}).items()}
@@ -106,7 +106,7 @@ class Simulator:
         self._workers: dict[str, _Worker] = {}
         self._number, self._order = 0, itertools.count()
         self._events: list[tuple[float, int, str, int]] = []
-        """Time, order, worker and job: an arrival has no worker, a worker that is ready no job."""
+        """Time, order, worker and job: an arrival has no worker, a worker that becomes ready has no job."""
         self.history = History()
         placed = {number for _, its in workers for number in its}
         self._ledger = Ledger(self._shares, [(jobs[number].tenant, 0.0) for number in sorted(placed)])
@@ -119,7 +119,7 @@ class Simulator:
                 self._push(job.arrives, "", number)
 
     def run(self, until: float = math.inf) -> History:
-        """From one event to the next, until nothing happens any more or that time has come."""
+        """Processes events in order until there are none left or `until` is reached."""
         now = 0.0
         while self._events and self._events[0][0] <= until:
             now = self._events[0][0]
@@ -136,7 +136,7 @@ class Simulator:
     def _happen(self, worker_id: str, number: int, now: float) -> None:
         if not worker_id:
             job = self._jobs[number]
-            heapq.heappush(self._queues.setdefault((job.base_model, job.tenant, job.solo), []), (job.key, number))
+            heapq.heappush(self._queues.setdefault((job.base_model, job.tenant, job.exclusive), []), (job.key, number))
             return
         worker = self._workers.get(worker_id)
         if worker is None or number < 0:
@@ -160,7 +160,7 @@ class Simulator:
         claimed = 0
         for claim in decided.claims:
             for _ in range(claim.max_jobs):
-                claimed += self._claim(self._workers[claim.worker_id], claim.solo, now)
+                claimed += self._claim(self._workers[claim.worker_id], claim.exclusive, now)
         for base_model in decided.launches:
             self._add_worker(base_model, now)
         self.history.switches += min(len(decided.stops), len(decided.launches))
@@ -172,29 +172,29 @@ class Simulator:
         shares = self._ledger.at(now)
         clock = queue_clock(shares)
         heads = []
-        for (base_model, tenant, solo), queue in self._queues.items():
+        for (base_model, tenant, exclusive), queue in self._queues.items():
             share, mean = share_of(shares, tenant), sum(key for key, _ in queue) / len(queue)
-            solos = len(queue) if solo else 0
+            solos = len(queue) if exclusive else 0
             heads.append(QueueHead(base_model, queue[0][0], len(queue), solos, tenant, share.weight, max(clock, share.time), mean))
         return heads
 
-    def _claim(self, worker: _Worker, solo: bool, now: float) -> bool:
-        tenants = [tenant for base_model, tenant, alone in self._queues if (base_model, alone) == (worker.base_model, solo)]
+    def _claim(self, worker: _Worker, exclusive: bool, now: float) -> bool:
+        tenants = [tenant for base_model, tenant, alone in self._queues if (base_model, alone) == (worker.base_model, exclusive)]
         if not tenants:
             return False
         tenant = in_order(self._ledger.at(now), tenants)[0]
         waiting = {other for _, other, _ in self._queues}
-        queue = self._queues[worker.base_model, tenant, solo]
+        queue = self._queues[worker.base_model, tenant, exclusive]
         _, number = heapq.heappop(queue)
         if not queue:
-            del self._queues[worker.base_model, tenant, solo]
+            del self._queues[worker.base_model, tenant, exclusive]
         self._ledger.claim(tenant, waiting, now, is_last=not self._queues)
         self._put(worker, number, now)
         return True
 
     def _put(self, worker: _Worker, number: int, now: float) -> None:
         job = self._jobs[number]
-        worker.jobs[number], worker.fresh, worker.exclusive = now, False, job.solo
+        worker.jobs[number], worker.fresh, worker.exclusive = now, False, job.exclusive
         self.history.started[number] = now
         self._push(now + job.seconds, worker.id, number)
 

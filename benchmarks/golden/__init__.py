@@ -1,1 +1,1 @@
-"""Are sound prompts ever refused by the golden replay, and which faults does it find: `python -m benchmarks.golden --model DIR`."""
+"""False refusals and detected faults of the golden replay: `python -m benchmarks.golden --model DIR`."""

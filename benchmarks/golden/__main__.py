@@ -1,10 +1,11 @@
-"""Trains many short, sharp prompts; replays each soundly in every dtype and kernel, and with faults. Writes benchmarks/results/golden.json.
+"""Trains many short, sharp prompts and replays each in every dtype and kernel, without and with faults.
 
     python -m benchmarks.golden --model DIR [--prompts 200] [--resume]
 
-Sound replays: transformers with and without oneDNN's kernels, and the serving engine, in float32, bfloat16 and float16. What counts is
-the ratio of a replay's divergence to the one that its records carry; how often sound prompts would be refused follows from a log-normal
-tail. Faults are computed in bfloat16, where rounding hides most.
+Replays without faults run in transformers with and without oneDNN's kernels, and in the serving engine, in float32,
+bfloat16 and float16. The measured quantity is the ratio of a replay's divergence to the recorded one; a log-normal tail
+gives the rate of false refusals. Faults are computed in bfloat16, where rounding hides them best. Writes
+benchmarks/results/golden.json.
 """
 
 from __future__ import annotations
@@ -26,20 +27,20 @@ import torch
 
 from benchmarks.golden.sets import NUM_TRAIN, SETS, Set
 from inference_service.engine.async_engine import AsyncEngine
-from inference_service.engine.config import EngineConfig
+from inference_service.engine.core.config import EngineConfig
 from inference_service.engine.engine import Engine
 from inference_service.prompts.golden import BAND, allowed_nats
-from shared.base_model import BaseModel, load
-from shared.divergence import divergence_nats
-from shared.golden_inputs import golden_input_ids
-from shared.manifest import GoldenRecord
-from shared.precision import computed_in
-from shared.soft_prompt import SoftPrompt
-from shared.template import InputEncoder
+from shared.model.base_model import BaseModel, load
+from shared.model.precision import computed_in
+from shared.prompt.divergence import divergence_nats
+from shared.prompt.manifest import GoldenRecord
+from shared.prompt.soft_prompt import SoftPrompt
+from shared.text.golden_inputs import golden_input_ids
+from shared.text.template import InputEncoder
 from trainer_service.training.cohort import Cohort
+from trainer_service.training.evaluation.golden import golden_records
 from trainer_service.training.events import Failed, Finished, TrainingTask
-from trainer_service.training.golden import golden_records
-from trainer_service.training.recipe import fill
+from trainer_service.training.recipe.defaults import fill
 from trainer_service.training.spec import HyperparameterRequest, TrainingSpec
 
 RESULTS = Path(__file__).parents[1] / "results" / "golden.json"
@@ -47,7 +48,7 @@ LEARNING_RATES = (0.01, 0.03, 0.06, 0.12)
 TOGETHER = 6
 REPLAYED = 20
 WEIGHT_CHANGES = (10, 100, 1000)
-"""In standard deviations of the matrix that one weight of is changed."""
+"""Change of one weight, in standard deviations of its matrix."""
 BF16 = torch.bfloat16
 
 
@@ -57,7 +58,7 @@ def main() -> None:
     )
     parser.add_argument("--model", required=True, help="a model directory")
     parser.add_argument("--prompts", type=int, default=200)
-    parser.add_argument("--resume", action="store_true", help="keep what the result file has")
+    parser.add_argument("--resume", action="store_true", help="keep the results in the output file and compute only the missing ones")
     parser.add_argument("--output", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     found: dict[str, Any] = json.loads(arguments.output.read_text())["prompts"] if arguments.resume and arguments.output.exists() else {}
@@ -119,7 +120,7 @@ def _trained(base: BaseModel, numbers: Sequence[int]) -> Iterator[tuple[int, Sof
 async def _measured(
     base: BaseModel, engines: dict[str, AsyncEngine], number: int, soft_prompt: SoftPrompt, other: SoftPrompt | None
 ) -> dict[str, Any]:
-    """Divergences in nats, on average over the inputs."""
+    """Divergences in nats, mean over the inputs."""
     encoder = InputEncoder(base.tokenizer, _set_of(number).template)
     records = golden_records(base, soft_prompt, encoder)
     inputs = [record.input_ids for record in records]
@@ -223,7 +224,7 @@ def _write(output: Path, source: str, found: dict[str, Any]) -> None:
 
 
 def _refused(found: dict[str, Any], part: str) -> dict[str, str]:
-    """How many of the prompts a replica would refuse. Where no dtype is named, it is bfloat16."""
+    """Number of prompts that a replica would refuse; in bfloat16 unless the fault names a dtype."""
     counts: dict[str, list[bool]] = {}
     for one in found.values():
         for name, nats in one[part].items():
@@ -233,7 +234,7 @@ def _refused(found: dict[str, Any], part: str) -> dict[str, str]:
 
 
 def _tail(ratios: Sequence[float]) -> dict[str, float]:
-    """Of a replay's divergence to the recorded one. `one_in_10000`: where a log-normal distribution has that much left above it."""
+    """Ratios of a replay's divergence to the recorded one. `one_in_10000`: the quantile 0.9999 of a log-normal fit."""
     logs = [math.log(max(ratio, 1e-6)) for ratio in ratios]
     spread = statistics.stdev(logs) if len(logs) > 1 else 0.0
     beyond = statistics.NormalDist().inv_cdf(1 - 1e-4)

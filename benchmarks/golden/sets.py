@@ -1,4 +1,4 @@
-"""Small sets of examples whose answers are nearly certain, so that short trainings at high rates give sharp prompts."""
+"""Small datasets with nearly certain answers, so that short trainings at high learning rates give sharp prompts."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from shared.template import Template
+from shared.text.template import Template
 from trainer_service.training.spec import Example, TaskKind
 
 NUM_TRAIN, NUM_HELD_OUT = 20, 4

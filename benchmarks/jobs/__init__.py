@@ -1,1 +1,1 @@
-"""The job service measured: `python -m benchmarks.jobs`."""
+"""Benchmarks of the job service: `python -m benchmarks.jobs`."""

@@ -1,10 +1,13 @@
-"""The job service: the store at 10 to 100,000 jobs, a service with 2,000 queued jobs and 50 watchers, the way to the first step, recovery.
+"""Benchmarks of the job service.
 
-    python -m benchmarks.jobs                     everything; PostgreSQL where its programs are found, first steps with --model
-    python -m benchmarks.jobs --part sqlite       one part: sqlite, postgresql, service, first-step or recovery
+Measures the job store with 10 to 100,000 jobs, a service with 2,000 queued jobs and 50 watchers, the time to the first
+training step, and recovery times.
 
-Figures go to benchmarks/results/jobs.json, each part under its own name; parts that did not run keep those that they had.
-Latencies are in milliseconds: median and 99th percentile. `recovery` runs the fault tests, which note what they saw.
+    python -m benchmarks.jobs                  all parts; PostgreSQL if its programs are installed, first steps with --model
+    python -m benchmarks.jobs --part sqlite    one part: sqlite, postgresql, service, first-step or recovery
+
+Writes each part to benchmarks/results/jobs.json under its own name; parts that did not run keep their figures. Latencies
+are medians and 99th percentiles in milliseconds. `recovery` runs the fault tests, which record their times.
 """
 
 from __future__ import annotations
@@ -53,7 +56,7 @@ def with_postgresql(directory: Path) -> Any:
 
 
 def keep(name: str, figures: Any) -> None:
-    """Write one part's figures beside those of the others; None: there are none."""
+    """Writes one part's figures and keeps those of the others; None writes nothing."""
     sys.stdout.write(f"{name}: {json.dumps(figures, indent=2)}\n")
     if figures is None:
         return

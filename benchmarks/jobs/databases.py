@@ -1,4 +1,4 @@
-"""A PostgreSQL for a measurement, as the tests start theirs, but with its writes synced."""
+"""Starts a PostgreSQL server for a measurement, like the tests, but with synced writes."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.trainer_service.jobs.postgres import Postgres, find_binaries
+from tests.trainer_service.postgres import Postgres, find_binaries
 
 
 @contextmanager
 def postgresql() -> Iterator[str | None]:
-    """Its URL; None where its programs are not installed."""
+    """The server's URL, or None if PostgreSQL's programs are not installed."""
     binaries = find_binaries()
     if binaries is None:
-        sys.stderr.write("POSTGRESQL IS NOT INSTALLED: it is not measured\n")
+        sys.stderr.write("PostgreSQL is not installed; skipping it\n")
         yield None
         return
     with tempfile.TemporaryDirectory(prefix="pg-") as directory:

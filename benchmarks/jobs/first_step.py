@@ -1,4 +1,4 @@
-"""From submission to the first step of training, with real workers on an embedded Ray: cold, and with a worker that is warm."""
+"""Time from submission to the first training step, with real workers on an embedded Ray: cold, and with a warm worker."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 
 from benchmarks.jobs.parts import spec
 from benchmarks.jobs.store_load import running
-from shared import base_model
+from shared.model import base_model
 from trainer_service.cluster.ray_cluster import RayCluster
 from trainer_service.cluster.ray_pool import RayPool, RayPoolConfig
-from trainer_service.jobs.manager import JobManager
+from trainer_service.dispatch.manager import JobManager
 from trainer_service.jobs.model import Job, JobEventKind
 from trainer_service.jobs.states import JobState
 
@@ -19,7 +19,7 @@ NUM_WARM = 5
 
 
 async def measure(directory: Path, model: Path) -> dict[str, Any]:
-    """In seconds."""
+    """Measured times in seconds."""
     info = base_model.inspect(model, id="bench")
     pool = RayPool(RayCluster(), RayPoolConfig({"bench": str(model)}))
     started = time.perf_counter()
@@ -31,7 +31,7 @@ async def measure(directory: Path, model: Path) -> dict[str, Any]:
 
 
 async def one(manager: JobManager) -> dict[str, float]:
-    """A small job: when it was taken, when its first step was told, when it was published, counted from its submission."""
+    """Runs a small job and returns the times from its submission to its claim, first reported step and publication."""
     started = time.perf_counter()
     job = await manager.create(spec(0, num_steps=2, evaluation_interval_steps=2, batch_size=2))
     marks: dict[str, float] = {}

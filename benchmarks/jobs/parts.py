@@ -1,4 +1,4 @@
-"""What several measurements need: a spec, an admission that lets everything in, workers that never come, percentiles."""
+"""Parts that several measurements share: a spec, an admission without checks, a pool without workers, percentiles."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from shared.base_model import BaseModelInfo
-from shared.template import Template
+from shared.model.base_model import BaseModelInfo
+from shared.text.template import Template
 from trainer_service.cluster.interface import WorkerHandle, WorkerPool
 from trainer_service.jobs.model import EffectiveSpec, TuningSpec
 from trainer_service.training.events import DatasetFile
-from trainer_service.training.recipe import fill
+from trainer_service.training.recipe.defaults import fill
 from trainer_service.training.spec import HyperparameterRequest, TaskKind, TrainingSpec
 
 UNKNOWN = BaseModelInfo(
@@ -32,7 +32,7 @@ UNKNOWN = BaseModelInfo(
 
 
 class NoWorkers(WorkerPool):
-    """Jobs stay queued."""
+    """A pool without workers: jobs stay queued."""
 
     async def start(self) -> None: ...
 
@@ -44,7 +44,7 @@ class NoWorkers(WorkerPool):
 
 
 class Examples:
-    """One dataset, whatever its name."""
+    """Returns the same dataset for every name."""
 
     def __init__(self, directory: Path) -> None:
         lines = (json.dumps({"input": f"question {line}", "output": f"answer {line}"}) + "\n" for line in range(1, 65))
@@ -82,7 +82,7 @@ def spread(samples: Sequence[float]) -> dict[str, float]:
 
 
 async def timed(call: Callable[[int], Awaitable[Any]], count: int) -> dict[str, float]:
-    """In milliseconds, one after the other."""
+    """Latencies of sequential calls, in milliseconds."""
     samples = []
     for number in range(count):
         started = time.perf_counter()
@@ -92,7 +92,7 @@ async def timed(call: Callable[[int], Awaitable[Any]], count: int) -> dict[str, 
 
 
 async def a_second(call: Callable[[int], Awaitable[Any]], count: int, at_once: int = 16) -> float:
-    """Calls a second, so many at once."""
+    """Calls per second with a fixed number of concurrent calls."""
     numbers = iter(range(count))
 
     async def work() -> None:

@@ -1,4 +1,4 @@
-"""How long it takes until a job goes on after each fault: the fault tests are run, and asked to note what they see."""
+"""Measures the time until a job resumes after each fault, by running the fault tests, which record their times."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ TESTS = (
     "tests/trainer_service/cluster/test_service_kill.py",
     "tests/trainer_service/cluster/test_replica_kill.py",
     "tests/trainer_service/cluster/test_node_loss.py",
-    "tests/trainer_service/jobs/test_storage_faults.py",
-    "tests/trainer_service/jobs/test_replicas.py",
+    "tests/trainer_service/dispatch/test_storage_faults.py",
+    "tests/trainer_service/dispatch/test_replicas.py",
 )
 
 
 def measure() -> dict[str, float]:
-    """Seconds by fault. Raises CalledProcessError if a test fails: a figure of a recovery that failed would mean nothing."""
+    """Seconds by fault. Raises CalledProcessError if a test fails, because the times of a failed recovery are meaningless."""
     with tempfile.TemporaryDirectory() as directory:
         notes = Path(directory) / "recovery.json"
         for path in TESTS:

@@ -1,4 +1,4 @@
-"""A whole service in a process of its own, called over gRPC: 2,000 jobs are queued while 50 callers watch."""
+"""Measures a service in its own process over gRPC: 2,000 jobs are queued while 50 callers watch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from prompttuning.v1 import tuning_pb2 as pb
 from prompttuning.v1 import tuning_pb2_grpc
 
 from benchmarks.jobs.parts import NoWorkers, spread
-from shared.service import run_service
+from shared.process.service import run_service
 from tests.tiny_models import save_tiny_llama
 from trainer_service.config import TrainerSettings
 from trainer_service.server import serve
@@ -26,12 +26,12 @@ NUM_WATCHERS, NUM_JOBS, START_SECONDS = 50, 2000, 120
 
 
 async def serve_without_workers(settings: TrainerSettings, stop: asyncio.Event) -> None:
-    """Everything but the training."""
+    """Runs the service without training workers."""
     await serve(settings, stop, lambda _: NoWorkers())
 
 
 async def measure(directory: Path) -> dict[str, Any]:
-    """Twice as many jobs in two rounds: what the second one adds to the service's memory is what jobs cost."""
+    """Submits the jobs in two equal rounds; the memory that the second round adds is the cost of the jobs."""
     ready = directory / "ready.json"
     settings = {"BASE_MODELS": f"tiny={save_tiny_llama(directory / 'tiny')}", "DATA_DIR": directory / "data", "READY_FILE": ready}
     environment = os.environ | {f"SOFTPROMPT_TRAINER_{name}": str(value) for name, value in settings.items()}

@@ -1,4 +1,4 @@
-"""The job manager over a store of 10, 1,000 and 100,000 jobs: creating, reading, listing, watching."""
+"""Measures creating, reading, listing and watching with a store of 10, 1,000 and 100,000 jobs."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from typing import Any
 from sqlalchemy import insert, text
 
 from benchmarks.jobs.parts import UNKNOWN, Admission, Examples, NoWorkers, a_second, spec, spread, timed
-from shared.base_model import BaseModelInfo
+from shared.model.base_model import BaseModelInfo
 from shared.store.memory import MemoryBackend
 from shared.store.store import PromptStore
 from trainer_service.cluster.interface import WorkerPool
+from trainer_service.database.schema import job_annotations, job_events, jobs
+from trainer_service.dispatch.manager import JobManager, files_for
 from trainer_service.jobs.config import JobsConfig
-from trainer_service.jobs.manager import JobManager, files_for
 from trainer_service.jobs.model import EffectiveSpec, Job, JobFilter, JobOrder, new_job_id
 from trainer_service.jobs.record import Record, queue_key, to_datetime, to_row
-from trainer_service.jobs.schema import job_annotations, job_events, jobs
 from trainer_service.jobs.states import JobState
-from trainer_service.jobs.store import JobStore
+from trainer_service.jobs.store.job_store import JobStore
 
 CONFIG = JobsConfig(progress_seconds=0.0)
 STATES = (JobState.QUEUED, *[JobState.SUCCEEDED] * 15, *[JobState.FAILED] * 4)
-"""Of 100,000 jobs 5,000 are queued: half of what a service accepts unless set otherwise. The others have ended."""
+"""Of 100,000 jobs, 5,000 are queued, half of the default limit. The others have ended."""
 
 SIZES = (10, 1_000, 100_000)
 
@@ -44,7 +44,7 @@ async def running(url: str, directory: Path, pool: WorkerPool, info: BaseModelIn
 
 
 async def fill_store(store: JobStore, count: int, effective: EffectiveSpec) -> None:
-    """Rows as jobs would leave them, written in bulk."""
+    """Writes the rows of finished and queued jobs in bulk."""
 
     def write() -> None:
         now = time.time()
@@ -64,7 +64,7 @@ async def fill_store(store: JobStore, count: int, effective: EffectiveSpec) -> N
                 connection.execute(insert(jobs), rows)
                 connection.execute(insert(job_events), events)
                 connection.execute(insert(job_annotations), annotations)
-        if not store.database.is_sqlite:  # its autovacuum does so by itself, a minute later: jobs never come this fast
+        if not store.database.is_sqlite:  # autovacuum would do this a minute later; real jobs never arrive this fast
             with store.database.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
                 connection.execute(text("VACUUM ANALYZE"))
 
@@ -72,7 +72,7 @@ async def fill_store(store: JobStore, count: int, effective: EffectiveSpec) -> N
 
 
 async def measure(url: str, directory: Path) -> list[dict[str, Any]]:
-    """One entry for each size."""
+    """One entry per store size."""
     async with running(url, directory, NoWorkers(), UNKNOWN) as (manager, store):
         effective = await Admission(UNKNOWN).check(spec(0))
         found, total = list[dict[str, Any]](), 0
@@ -112,7 +112,7 @@ async def latencies(manager: JobManager, size: int) -> dict[str, Any]:
 
 
 async def news(manager: JobManager, ids: list[str]) -> dict[str, float]:
-    """From a cancellation to its event at the job's watcher, all at once."""
+    """Times from a cancellation to its event at the job's watcher, with all cancellations concurrent."""
     cancelled_at: dict[str, float] = {}
     delays: list[float] = []
     watching = asyncio.Semaphore(0)

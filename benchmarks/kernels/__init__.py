@@ -1,1 +1,1 @@
-"""The compiled kernels beside torch's own: `python -m benchmarks.kernels`."""
+"""Compares the compiled kernels with torch's: `python -m benchmarks.kernels`."""

@@ -1,8 +1,8 @@
-"""The compiled kernels beside torch's own, in turn: medians and ratios. Shapes of SmolLM2-135M, random numbers.
+"""Compares the compiled kernels with torch's in alternating runs, with random numbers in the shapes of SmolLM2-135M.
 
     python -m benchmarks.kernels
 
-Writes benchmarks/results/kernels.json.
+Writes medians and ratios to benchmarks/results/kernels.json.
 """
 
 from __future__ import annotations
@@ -14,10 +14,9 @@ from typing import Any
 
 import torch
 
-from benchmarks.kernels import serving, training
-from inference_service.engine import native_kernels as engine_kernels
-from shared.allocator import tune_allocator
-from trainer_service.training import native_kernels as training_kernels
+from benchmarks.kernels import calls, serving, training
+from shared.kernels import library
+from shared.process.allocator import tune_allocator
 
 
 def main() -> None:
@@ -27,11 +26,12 @@ def main() -> None:
     arguments = parser.parse_args()
     tune_allocator()
     torch.manual_seed(0)
-    if engine_kernels.load() is None or training_kernels.load() is None:
+    if library.load() is None:
         raise SystemExit("no compiled kernels on this machine")
     results: dict[str, Any] = {"threads": torch.get_num_threads(), "torch": torch.__version__}
     with torch.inference_mode():
         results["serving"] = {part.__name__: part(arguments.rounds) for part in (serving.products, serving.attention, serving.norm)}
+        results["calls"] = calls.norm(10 * arguments.rounds)
     results["training"] = training.measure(arguments.rounds)
     arguments.output.write_text(json.dumps(results, indent=2) + "\n")
     print(json.dumps(results, indent=2))

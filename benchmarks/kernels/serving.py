@@ -1,4 +1,4 @@
-"""The engine's products, attention and norms by each kernel that this machine has: all of one pass through the model, bfloat16."""
+"""Times the engine's products, attention and norms of one forward pass in bfloat16, for each available kernel."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ import torch.nn.functional as F
 from torch import nn
 
 from benchmarks.kernels.turns import HEAD_WIDTH, HEADS, HIDDEN, INNER, KV_HEADS, LAYERS, in_turn
-from inference_service.engine.faster_modules import TorchRMSNorm
-from inference_service.engine.linear_choice import KINDS
-from inference_service.engine.native_modules import NativeRMSNorm, attend
+from shared.kernels import ops
+from shared.kernels.norm import rms_norm
+from shared.kernels.serving_linear import KINDS
 
 SLOTS = 1024
 PRODUCTS = ((HIDDEN, 960), (HIDDEN, HIDDEN), (HIDDEN, 2 * INNER), (INNER, HIDDEN))
-"""Query, key and value; output; gate and up; down."""
+"""Shapes of the products: query, key and value; output; gate and up; down."""
 ROWS = (1, 16, 32, 400)
 PREFILLS = ((25, 0), (25, 100), (256, 0), (512, 500))
-"""New tokens, after so many."""
+"""Number of new tokens and of preceding tokens."""
 
 
 def products(rounds: int) -> dict[str, Any]:
     linears = [nn.Linear(*shape, bias=False, dtype=torch.bfloat16) for _ in range(LAYERS) for shape in PRODUCTS]
     linears.append(nn.Linear(HIDDEN, 49152, bias=False, dtype=torch.bfloat16))
-    made = {kind.__name__: [kind(linear) for linear in linears] for kind in KINDS if kind.is_available(torch.bfloat16)}
+    made = {name: [kind(linear) for linear in linears] for name, kind in KINDS.items() if kind.is_available(torch.bfloat16)}
     found = {}
     for rows in ROWS:
         inputs = {width: torch.randn(rows, width).bfloat16() for width in (HIDDEN, INNER)}
         contestants = {name: partial(_multiply, modules, inputs) for name, modules in made.items()}
-        found[f"{rows} rows"] = in_turn(contestants, rounds, "WideningLinear", "PackedLinear")
+        found[f"{rows} rows"] = in_turn(contestants, rounds, "native", "onednn")
     return found
 
 
@@ -74,19 +74,19 @@ def _attend_each(caches: list[Any], rows: torch.Tensor, positions: torch.Tensor,
         )
 
     contestants: dict[str, Callable[[], object]] = {
-        "attend": lambda: [attend(query, key, value, *cache, rows, positions, 0, None) for cache in caches],
+        "native": lambda: [ops.cached_attention(query, key, value, *cache, rows, positions, 0, None) for cache in caches],
         "sdpa": lambda: [sdpa(*cache) for cache in caches],
     }
-    return in_turn(contestants, rounds, "attend", "sdpa")
+    return in_turn(contestants, rounds, "native", "sdpa")
 
 
 def norm(rounds: int) -> dict[str, Any]:
     weight, x = torch.ones(HIDDEN).bfloat16(), torch.randn(1, 16, HIDDEN).bfloat16()
-    norms: tuple[nn.Module, ...] = (NativeRMSNorm(weight, 1e-5), TorchRMSNorm(weight, 1e-5))
-    contestants = {type(norm).__name__: partial(_normalise, norm, x) for norm in norms}
-    return {"16 rows": in_turn(contestants, rounds, "NativeRMSNorm", "TorchRMSNorm")}
+    functions = {"native": partial(rms_norm, weight.float(), 1e-5), "torch": lambda x: F.rms_norm(x, (HIDDEN,), weight, 1e-5)}
+    contestants = {name: partial(_normalise, norm, x) for name, norm in functions.items()}
+    return {"16 rows": in_turn(contestants, rounds, "native", "torch")}
 
 
-def _normalise(norm: nn.Module, x: torch.Tensor) -> None:
+def _normalise(norm: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> None:
     for _ in range(2 * LAYERS + 1):
         norm(x)

@@ -1,4 +1,5 @@
-"""What lies between the matrix products of a training step, forward and backward, all layers, float32: the step of 8 jobs of batch 4."""
+"""Times the operations between the matrix products of a training step (8 jobs of batch 4): forward and backward, all
+layers, float32."""
 
 from __future__ import annotations
 
@@ -12,18 +13,18 @@ import torch.nn.functional as F
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
 
 from benchmarks.kernels.turns import HEAD_WIDTH, HEADS, HIDDEN, INNER, KV_HEADS, LAYERS, in_turn
-from trainer_service.training import native_kernels
-from trainer_service.training.frozen_linear import widened_product
-from trainer_service.training.frozen_norm import FrozenRMSNorm, NativeRMSNorm
-from trainer_service.training.packing import Layout, Row, Segment, pack
-from trainer_service.training.prefix_attention import NativePrefixAttention, PrefixAttention, Rule
-from trainer_service.training.rotary import Rotate
+from shared.kernels import ops
+from shared.kernels.norm import CompiledRMSNorm, TorchRMSNorm
+from shared.kernels.rotary import Rotate
+from shared.kernels.training_linear import widened_product
+from trainer_service.training.attention.packing import Layout, Row, Segment, pack
+from trainer_service.training.attention.prefix_attention import NativePrefixAttention, PrefixAttention, Rule
 
 JOBS, BATCH, VIRTUAL_TOKENS, LENGTHS = 8, 4, 50, (20, 46)
 
 
 def measure(rounds: int) -> dict[str, Any]:
-    """`compiled` beside `torch`: what the trainer does without the kernels, or where that is nothing, transformers."""
+    """Compares `compiled` with `torch`: the trainer's code without the kernels, or else transformers' code."""
     layout = _layout()
     norm = LlamaRMSNorm(HIDDEN).requires_grad_(False)
     cos, sin = torch.randn(1, layout.num_tokens, HEAD_WIDTH), torch.randn(1, layout.num_tokens, HEAD_WIDTH)
@@ -36,8 +37,8 @@ def measure(rounds: int) -> dict[str, Any]:
             lambda *x: NativePrefixAttention.apply(*x, layout, rule), lambda *x: PrefixAttention.apply(*x, layout, rule), heads, rounds
         ),
         "norm": _beside(
-            lambda x: NativeRMSNorm.apply(x, norm.weight, norm.variance_epsilon),
-            lambda x: FrozenRMSNorm.apply(x, norm.weight, norm.variance_epsilon),
+            lambda x: CompiledRMSNorm.apply(x, norm.weight, norm.variance_epsilon),
+            lambda x: TorchRMSNorm.apply(x, norm.weight, norm.variance_epsilon),
             [hidden],
             rounds,
         ),
@@ -53,7 +54,7 @@ def measure(rounds: int) -> dict[str, Any]:
 
 
 def _products(layout: Layout, rounds: int) -> dict[str, Any]:
-    """The gate's, of all layers: operands widened for the time of the product, beside bfloat16's own, as `frozen_linear` chooses."""
+    """The gate products of all layers: operands widened to float32 (as `training_linear` chooses), and bfloat16 products."""
     x = _numbers(layout, HIDDEN).bfloat16()
     weights = [torch.randn(INNER, HIDDEN).bfloat16() for _ in range(LAYERS)]
     contestants: dict[str, Callable[[], object]] = {
@@ -65,16 +66,16 @@ def _products(layout: Layout, rounds: int) -> dict[str, Any]:
 
 
 class _Swiglu(torch.autograd.Function):
-    """What `FrozenGatedMLP` does between its products."""
+    """The operations of `FrozenGatedMLP` between its products."""
 
     @staticmethod
     def forward(ctx: Any, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(gate, up)
-        return native_kernels.swiglu(gate, up)
+        return ops.swiglu(gate, up)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return native_kernels.swiglu_backward(grads[0], *ctx.saved_tensors)
+        return ops.swiglu_backward(grads[0], *ctx.saved_tensors)
 
 
 def _layout() -> Layout:
@@ -94,14 +95,14 @@ def _numbers(layout: Layout, *shape: int) -> torch.Tensor:
 def _beside(compiled: Callable[..., Any], torchs: Callable[..., Any], inputs: Sequence[torch.Tensor], rounds: int) -> dict[str, Any]:
     layers = [
         [tensor.detach().clone().requires_grad_(True) for tensor in inputs] for _ in range(LAYERS)
-    ]  # each its own memory, as in a step
+    ]  # separate memory for each, as in a step
     contestants = {name: partial(_step, function, layers) for name, function in (("compiled", compiled), ("torch", torchs))}
     return in_turn(contestants, rounds, "compiled", "torch")
 
 
 def _step(function: Callable[..., Any], layers: Sequence[Sequence[torch.Tensor]]) -> None:
-    """First all forward, then all backward."""
+    """Runs all forward passes, then all backward passes."""
     found = [function(*layer) for layer in layers]
     for layer, made in zip(layers, found, strict=True):
         outs = made if isinstance(made, tuple) else (made,)
-        torch.autograd.grad(outs, layer, [out.detach() for out in outs])  # the result for want of a gradient
+        torch.autograd.grad(outs, layer, [out.detach() for out in outs])  # the result stands in for the missing gradient

@@ -1,4 +1,4 @@
-"""Contestants take turns, and a ratio is the median of those of neighbours in time. Shapes of SmolLM2-135M."""
+"""Alternating measurements in the shapes of SmolLM2-135M. A ratio is the median over pairs of adjacent measurements."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ LAYERS, HIDDEN, INNER, HEADS, KV_HEADS, HEAD_WIDTH = 30, 576, 1536, 9, 3, 64
 
 
 def in_turn(contestants: dict[str, Callable[[], object]], rounds: int, ours: str, peer: str) -> dict[str, Any]:
-    """Medians, and how many times as long `peer` took as `ours`. The first round warms up."""
+    """Medians, and the ratio of `peer`'s time to `ours`. The first round is a warm-up."""
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     for _ in range(rounds + 1):
         for name, work in contestants.items():

@@ -1,1 +1,1 @@
-"""One replica as a process: under more than it can do (`overload`), beside a greedy tenant (`neighbour`), under everything (`soak`)."""
+"""Load tests of one replica process: `overload`, `neighbour` (a greedy tenant) and `soak` (mixed traffic)."""

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.load overload|neighbour|soak`: exits with 1 if what is promised did not hold."""
+"""`python -m benchmarks.load overload|neighbour|soak`: exits with 1 if a promise does not hold."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.load", description=__doc__)
     parser.add_argument("case", choices=["overload", "neighbour", "soak"])
     parser.add_argument("--model", type=Path, required=True, help="a model directory")
-    parser.add_argument("--seconds", type=float, help="how long [overload and neighbour 120, soak 1200]")
-    parser.add_argument("--factor", type=float, default=5.0, help="overload: times the capacity")
+    parser.add_argument("--seconds", type=float, help="duration [overload and neighbour 120, soak 1200]")
+    parser.add_argument("--factor", type=float, default=5.0, help="overload: load as a multiple of the capacity")
     parser.add_argument("--output", type=Path, help="JSON file [benchmarks/results/CASE.json]")
     arguments = parser.parse_args()
     measure = {"overload": _overload, "neighbour": _neighbour, "soak": _soak}[arguments.case]

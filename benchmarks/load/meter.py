@@ -1,4 +1,4 @@
-"""What a process holds: memory, file descriptors, threads, and what its own metrics say is in use."""
+"""Samples the resources of a process: memory, file descriptors, threads, and the usage in its own metrics."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _GAUGES = {
     "softprompt_inference_versions_loaded": "versions_loaded",
 }
 MAX_MEMORY_GROWTH_SHARE = 0.02
-"""Of resident memory, once it is warm: what a heap's fragments come to."""
+"""Allowed growth of resident memory after the warm-up, for heap fragmentation."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """`seconds` since the meter was made; bytes are of resident memory."""
+    """`seconds` counts from the meter's creation; bytes are resident memory."""
 
     seconds: float
     memory_bytes: int
@@ -46,13 +46,13 @@ class Meter:
         return sample
 
     async def run(self, interval_seconds: float) -> None:
-        """Until it is cancelled."""
+        """Samples until cancelled."""
         while True:
             await self.take()
             await asyncio.sleep(interval_seconds)
 
     async def until_idle(self, timeout_seconds: float) -> Sample:
-        """The first sample without a request; TimeoutError if there is always one."""
+        """The first sample without a running request. Raises TimeoutError if there is none in time."""
         async with asyncio.timeout(timeout_seconds):
             while True:
                 sample = await self.take()
@@ -72,7 +72,7 @@ class Meter:
 
 
 def memory_growth_bytes(samples: list[Sample]) -> float:
-    """Mean of the last fifth less mean of the third one: the two before are for filling what is bounded."""
+    """Mean of the last fifth minus mean of the third fifth; caches fill up during the first two fifths."""
     fifth = max(1, len(samples) // 5)
 
     def mean(part: list[Sample]) -> float:
@@ -82,7 +82,7 @@ def memory_growth_bytes(samples: list[Sample]) -> float:
 
 
 def still_held(warm: Sample, last: Sample, growth_bytes: float) -> list[str]:
-    """What of memory, descriptors and threads is more than it was, in words."""
+    """Describes growth of memory, descriptors and threads."""
     failures = []
     if growth_bytes > MAX_MEMORY_GROWTH_SHARE * warm.memory_bytes:
         failures.append(f"memory grew by {growth_bytes / 2**20:.0f} MiB")

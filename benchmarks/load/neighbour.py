@@ -1,8 +1,8 @@
-"""A tenant's steady streams with and without a greedy neighbour, on one replica in one run: the gaps between two tokens.
+"""Measures the time between tokens of a tenant's steady streams with and without a greedy neighbour on one replica.
 
-The neighbour is another tenant of the same weight that does all at once: long inputs, scores with candidates of thousands of tokens,
-requests under many prompts whose keys and values exceed their memory together, and many streams. Phases without and with it take turns,
-so that what the machine does besides falls on both.
+The neighbour is a tenant of the same weight that sends everything at once: long inputs, scores with candidates of
+thousands of tokens, requests for many prompts whose keys and values exceed the prefix KV memory, and many streams.
+Phases with and without the neighbour alternate, so that other load on the machine affects both.
 """
 
 from __future__ import annotations
@@ -29,14 +29,15 @@ from shared.security.tokens import hash_token, new_token
 NUM_STREAMS, NUM_PROMPTS, ROUNDS = 4, 16, 3
 MAX_RATIO = 2.0
 SETTINGS = {"MAX_RUNNING": "16", "MAX_WAITING": "64", "PREFIX_KV_BYTES": str(2 << 20), "FLUSH_INTERVAL_SECONDS": "0"}
-"""Memory for the keys and values of four soft prompts of SmolLM2 out of sixteen; every token travels alone, so gaps can be seen."""
+"""Memory for the keys and values of four of the sixteen soft prompts. Every token is sent alone, so that the time between
+tokens can be measured."""
 _STREAM_TOKENS = 400
 
 
 @dataclass
 class Phase:
     gaps: list[float] = field(default_factory=list)
-    """Seconds between two tokens of one stream."""
+    """Seconds between consecutive tokens of one stream."""
     first_token: list[float] = field(default_factory=list)
     codes: Counter[str] = field(default_factory=Counter)
 
@@ -46,7 +47,7 @@ class Phase:
 
 
 class Tenants:
-    """The callers file of the run, and each tenant's metadata."""
+    """Writes the run's callers file and returns each tenant's metadata."""
 
     def __init__(self, directory: Path) -> None:
         tokens = {name: new_token() for name in ("steady", "greedy")}
@@ -57,7 +58,7 @@ class Tenants:
 
 
 async def neighbour(replica: Replica, publisher: Publisher, tenants: Tenants, seconds: float) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Figures, and what did not hold."""
+    """Figures, and the promises that did not hold."""
     prompts = [f"many-{number}" for number in range(NUM_PROMPTS)]
     for prompt in prompts:
         await asyncio.to_thread(publisher.publish, prompt)
@@ -72,7 +73,7 @@ async def neighbour(replica: Replica, publisher: Publisher, tenants: Tenants, se
         for _ in range(ROUNDS):
             await _streams(mine, tenants.metadata["steady"], seconds / ROUNDS / 2, alone)
             noise = asyncio.create_task(_greedy(theirs, tenants.metadata["greedy"], prompts, storm))
-            await asyncio.sleep(3.0)  # until it has all rows and the queue
+            await asyncio.sleep(3.0)  # until the neighbour fills all rows and the queue
             await _streams(mine, tenants.metadata["steady"], seconds / ROUNDS / 2, beside)
             noise.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -97,7 +98,7 @@ async def neighbour(replica: Replica, publisher: Publisher, tenants: Tenants, se
 
 
 async def _streams(stub: Any, metadata: Any, seconds: float, phase: Phase) -> None:
-    """Streams that follow one another until the time is over; the last ones are cut off."""
+    """Runs streams one after another until the time is over; cancels the last ones."""
     end = time.monotonic() + seconds
 
     async def client(number: int) -> None:

@@ -1,7 +1,8 @@
-"""Five times what a replica can do, for two minutes: who is accepted is served as promised, the others are told at once.
+"""Sends a replica five times its capacity for two minutes. Accepted requests must be served in time, others refused at once.
 
-First the capacity: as many streams at once as the engine runs together, each followed by the next. Then requests arrive at five times
-that rate, whatever becomes of those before. An accepted one waits at most for the queue before it (its bound over the capacity).
+The capacity is measured first, with as many concurrent streams as the engine can run, each followed by the next. Then
+requests arrive at five times that rate, independently of earlier ones. An accepted request may wait at most for a full
+queue (the queue's limit divided by the capacity).
 """
 
 from __future__ import annotations
@@ -29,19 +30,19 @@ _SAMPLE_SECONDS = 1.0
 
 @dataclass
 class Outcomes:
-    """Times in seconds from a request's departure: of accepted ones to the first token and the end, of refused ones to the refusal."""
+    """Seconds from sending a request to its first token and its end, or to its refusal."""
 
     first_token: list[float] = field(default_factory=list)
     total: list[float] = field(default_factory=list)
     refused: list[float] = field(default_factory=list)
     codes: Counter[str] = field(default_factory=Counter)
     without_delay: int = 0
-    """Refusals that didn't say when to come back."""
+    """Refusals without a retry delay."""
 
 
 @dataclass(frozen=True)
 class OverloadResult:
-    """`queue_seconds`: the longest that the queue alone should take. `failures`: what was promised and didn't hold, in words."""
+    """`queue_seconds`: the longest expected queue time. `failures`: descriptions of promises that did not hold."""
 
     figures: dict[str, Any]
     failures: tuple[str, ...]
@@ -101,7 +102,7 @@ def _failures(calm: Outcomes, stormy: Outcomes, queue_seconds: float, served: fl
 
 
 async def _saturate(stub: Any, at_once: int, seconds: float) -> Outcomes:
-    """Closed loop: each stream is followed by the next."""
+    """Closed loop: each stream starts when the previous one ends."""
     outcomes, end = Outcomes(), time.monotonic() + seconds
 
     async def client(number: int) -> None:
@@ -113,7 +114,7 @@ async def _saturate(stub: Any, at_once: int, seconds: float) -> Outcomes:
 
 
 async def _storm(stub: Any, per_second: float, seconds: float) -> Outcomes:
-    """Open loop: requests depart on time, whatever becomes of those before."""
+    """Open loop: requests are sent on schedule, independently of earlier ones."""
     outcomes, begun, number = Outcomes(), time.monotonic(), 0
     async with asyncio.TaskGroup() as group:
         while (now := time.monotonic() - begun) < seconds:

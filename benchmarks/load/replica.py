@@ -1,4 +1,4 @@
-"""The replica that is put under load: the real process, a store in a directory, and prompts published into it."""
+"""The replica under load: the real process, with a store in a directory and prompts published to it."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from pathlib import Path
 
 import torch
 
-from shared import base_model
-from shared.blob import encode_blob
-from shared.manifest import BaseModelInfo, Manifest, utc_now
-from shared.soft_prompt import SoftPrompt
+from shared.model import base_model
+from shared.prompt.blob import encode_blob
+from shared.prompt.manifest import BaseModelInfo, Manifest, utc_now
+from shared.prompt.soft_prompt import SoftPrompt
 from shared.store import PromptStore, open_store
-from shared.template import Template
+from shared.text.template import Template
 from softprompt.local.process import Ready, ServiceProcess
 
 NUM_VIRTUAL = 20
@@ -25,7 +25,7 @@ PREFIX = "SOFTPROMPT_INFERENCE_"
 
 @dataclass(frozen=True)
 class Replica:
-    """`ready` has its ports and its process id."""
+    """`ready` contains the replica's ports and process id."""
 
     ready: Ready
     store: PromptStore
@@ -37,7 +37,7 @@ class Replica:
 
 
 class Publisher:
-    """Makes versions of random prompts, as large as the model's own embeddings."""
+    """Creates versions of random prompts, with the same scale as the model's embeddings."""
 
     def __init__(self, store: PromptStore, info: BaseModelInfo) -> None:
         self._store, self._info = store, info
@@ -45,7 +45,7 @@ class Publisher:
         self._number = 0
 
     def publish(self, prompt: str) -> int:
-        """The new version's number; the prompt's default alias names it."""
+        """Publishes a version, moves the prompt's default alias to it, and returns its number."""
         self._number += 1
         matrix = SoftPrompt(0.05 * torch.randn(NUM_VIRTUAL, self._info.hidden_size, generator=self._generator))  # [virtual, hidden]
         manifest = Manifest(
@@ -65,7 +65,7 @@ class Publisher:
 
 @asynccontextmanager
 async def running_replica(model: Path, directory: Path, settings: dict[str, str]) -> AsyncIterator[tuple[Replica, Publisher]]:
-    """Serving two prompts, `one` and `two`, until the block ends; then drained."""
+    """Serves two prompts, `one` and `two`, until the block ends, then drains the replica."""
     store = open_store(str(directory / "store"))
     publisher = Publisher(store, base_model.inspect(model))
     for prompt in ("one", "two"):
@@ -77,7 +77,7 @@ async def running_replica(model: Path, directory: Path, settings: dict[str, str]
     await process.start()
     try:
         ready = await process.ready(START_SECONDS)
-        sys.stderr.write(f"the replica serves, process {ready.pid}\n")
+        sys.stderr.write(f"the replica is ready, process {ready.pid}\n")
         yield Replica(ready, store, process), publisher
     finally:
         process.terminate()
@@ -85,6 +85,6 @@ async def running_replica(model: Path, directory: Path, settings: dict[str, str]
 
 
 def _say(name: str, line: str) -> None:
-    """Its log is a thousand calls a minute; only what went wrong is worth reading."""
+    """Prints only warnings and errors, because the log has a thousand calls per minute."""
     if any(level in line for level in ("WARNING", "ERROR")):
         sys.stderr.write(f"{name}: {line}\n")

@@ -1,6 +1,6 @@
-"""Everything at once, for a long time: streams, scores, bad requests, deadlines, clients that vanish, a new version every few seconds.
+"""Sends mixed traffic for a long time: streams, scores, bad requests, deadlines, disconnecting clients, frequent versions.
 
-What a replica holds (memory, descriptors, threads, slots) must be at the end what it was after warming up.
+A replica's resources (memory, descriptors, threads, slots) must not have grown since the warm-up.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from benchmarks.load.meter import Meter, memory_growth_bytes, still_held
 from benchmarks.load.replica import Publisher, Replica
 
 SETTINGS = {"MAX_LOADED_VERSIONS": "8", "PREFIX_KV_BYTES": str(32 << 20), "MAX_RUNNING": "16", "POLL_SECONDS": "0.2"}
-"""Small bounds, so that what is bounded reaches its bound while warming up."""
+"""Small limits, so that caches reach them during the warm-up."""
 
 SWAP_SECONDS = 3.0
 KEPT_VERSIONS = 5
@@ -30,7 +30,7 @@ _EXPECTED_CODES = {"OK", "CANCELLED", "DEADLINE_EXCEEDED", "INVALID_ARGUMENT", "
 
 
 async def soak(replica: Replica, publisher: Publisher, meter: Meter, seconds: float) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Figures, and what did not hold."""
+    """Figures, and the promises that did not hold."""
     end, codes = time.monotonic() + seconds, Counter[str]()
     swaps = 0
     measuring = asyncio.create_task(meter.run(_SAMPLE_SECONDS))
@@ -47,7 +47,7 @@ async def soak(replica: Replica, publisher: Publisher, meter: Meter, seconds: fl
     measuring.cancel()
     warm = meter.samples[len(meter.samples) // 5]
     idle = await meter.until_idle(60)
-    await asyncio.sleep(2.0)  # connections that clients left close a moment later
+    await asyncio.sleep(2.0)  # abandoned connections close a moment later
     last = await meter.take()
     growth = memory_growth_bytes(meter.samples[:-1])
     figures = {
@@ -72,7 +72,7 @@ async def soak(replica: Replica, publisher: Publisher, meter: Meter, seconds: fl
 
 
 async def _client(endpoint: str, dice: random.Random, end: float, codes: Counter[str]) -> None:
-    """One client after the other, each with a connection of its own and some calls."""
+    """Runs clients one after another, each with its own connection and a few calls."""
     kinds: tuple[Callable[[Any, random.Random], Awaitable[None]], ...] = (
         _whole_stream,
         _whole_stream,
@@ -91,7 +91,7 @@ async def _client(endpoint: str, dice: random.Random, end: float, codes: Counter
                 codes["OK"] += 1
             except grpc.aio.AioRpcError as error:
                 codes[error.code().name] += 1
-        if dice.random() < 0.3:  # vanish in the middle of an answer
+        if dice.random() < 0.3:  # disconnect in the middle of an answer
             call = stub.GenerateStream(_request(dice, 64))
             with contextlib.suppress(grpc.aio.AioRpcError):
                 await call.read()

@@ -1,4 +1,4 @@
-"""Percentiles of what was measured, by nearest rank."""
+"""Percentiles by nearest rank."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
-    """NaN of nothing."""
+    """Percentile of the values, or NaN if there are none."""
     if not values:
         return math.nan
     ordered = sorted(values)

@@ -1,1 +1,1 @@
-"""Quality of the recipe beside the untuned model and PEFT: `python -m benchmarks.quality --model DIR --data DIR`."""
+"""Compares the recipe's quality with the untuned model and PEFT: `python -m benchmarks.quality --model DIR --data DIR`."""

@@ -1,8 +1,9 @@
-"""Quality on data sets of one's own: `python -m benchmarks.quality --model DIR --data DIR`.
+"""Measures quality on your own datasets: `python -m benchmarks.quality --model DIR --data DIR`.
 
-For each set and each number of examples: the model bare, instructed and few-shot, PEFT's best recipe and ours, over several seeds, with
-intervals. Writes JSON after every run; what is in the output file isn't run again. All sets, sizes and seeds take days on two cores:
-`--sets`, `--sizes`, `--seeds`, `--only` and `--test` choose a part. `--variants` trains hyperparameters of one's own beside the recipe.
+For each dataset and each number of examples, compares the bare, instructed and few-shot model, PEFT's best recipe and
+ours, over several seeds, with intervals. Writes JSON after every run and skips runs that are in the output file. All
+datasets, sizes and seeds take days on two cores; `--sets`, `--sizes`, `--seeds`, `--only` and `--test` select a part.
+`--variants` also trains other hyperparameters.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ import torch
 from benchmarks.quality.contestants import BARE, FEW_SHOT, INSTRUCTED, NAMES, OURS, PEFT, Arena, variant
 from benchmarks.quality.scoring import chrf, interval, score_test
 from benchmarks.quality.sets import DataSet, load_sets
-from shared.allocator import tune_allocator
-from shared.base_model import load
-from shared.template import TemplateFormat
-from trainer_service.training.encoding import EncodedDataset
-from trainer_service.training.forward import choose_forward
+from shared.model.base_model import load
+from shared.process.allocator import tune_allocator
+from shared.text.template import TemplateFormat
+from trainer_service.training.attention.forward import choose_forward
+from trainer_service.training.data.encoding import EncodedDataset
 from trainer_service.training.precision import pick_training_dtype
 from trainer_service.training.spec import HyperparameterRequest
 
@@ -35,15 +36,19 @@ def main() -> None:
     parser.add_argument("--model", required=True, help="a model directory")
     parser.add_argument("--data", type=Path, required=True, help="a directory with NAME.train.jsonl and NAME.test.jsonl")
     parser.add_argument("--dtype", default="auto", choices=["auto", "bfloat16", "float32"])
-    parser.add_argument("--sets", nargs="*", help="names of sets; all if left out")
-    parser.add_argument("--sizes", nargs="*", type=_size, default=[16, 64, 256, ALL], help="numbers of examples, or `all`")
+    parser.add_argument("--sets", nargs="*", help="names of datasets; default: all")
+    parser.add_argument("--sizes", nargs="*", type=_size, default=[16, 64, 256, ALL], help="numbers of training examples, or `all`")
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
-    parser.add_argument("--only", nargs="*", choices=NAMES, default=NAMES, help="which contestants")
-    parser.add_argument("--variants", nargs="*", default=[], help="TOKENS:RATE[:STEPS[:INIT]], trained beside the recipe")
-    parser.add_argument("--format", type=TemplateFormat, choices=list(TemplateFormat), help="of the template; default: the service's")
+    parser.add_argument("--only", nargs="*", choices=NAMES, default=NAMES, help="contestants to run")
+    parser.add_argument(
+        "--variants", nargs="*", default=[], help="hyperparameters to train in addition to the recipe: TOKENS:RATE[:STEPS[:INIT]]"
+    )
+    parser.add_argument(
+        "--format", type=TemplateFormat, choices=list(TemplateFormat), help="template format; default: the service's choice"
+    )
     parser.add_argument("--test", type=int, default=500, help="test rows, drawn at random; 0: all")
     parser.add_argument("--generate", type=int, default=0, help="rows of generation sets whose answers are generated for chrF")
-    parser.add_argument("--few-shot-tokens", type=int, default=1024, help="how long the examples in front of an input may be")
+    parser.add_argument("--few-shot-tokens", type=int, default=1024, help="maximum tokens of the examples in front of an input")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/quality-sets.json"))
     arguments = parser.parse_args()
     tune_allocator()
@@ -68,7 +73,7 @@ class _Bench:
         base_key |= {"set": data.name, "num_test": len(data.test)}
         only = self._arguments.only
         for name, template in ((BARE, None), (INSTRUCTED, self._arena.instructed(data))):
-            key = base_key | {"size": 0, "seed": 0, "contestant": name}  # neither depends on training examples
+            key = base_key | {"size": 0, "seed": 0, "contestant": name}  # these two don't depend on training examples
             if name in only and not self._is_there(key):
                 self._score(key, data, None, self._arena.test(data, template))
         key = base_key | {"size": size or len(data.train), "seed": seed}
@@ -111,7 +116,7 @@ class _Bench:
 
 
 def table(runs: list[dict[str, Any]]) -> list[str]:
-    """A line for each model, set, size and contestant: the mean over the seeds, its interval, and the seeds."""
+    """One line per model, dataset, size and contestant: the mean over the seeds, its interval, and the seeds."""
     names = ("model", "format", "set", "size", "contestant")
     lines = []
     for key in dict.fromkeys(tuple(run[name] for name in names) for run in sorted(runs, key=lambda run: tuple(run[n] for n in names[:4]))):

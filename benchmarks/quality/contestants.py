@@ -1,4 +1,4 @@
-"""Who competes on a data set: the model untuned in three ways, PEFT's best recipe, and ours."""
+"""The contestants on a dataset: the untuned model in three ways, PEFT's best recipe, and ours."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import torch
 
 from benchmarks.quality.peft_recipes import BATCH_SIZE, RECIPES, train_peft
 from benchmarks.quality.sets import DataSet
-from shared.base_model import BaseModel
-from shared.template import INPUT_FIELD, InputEncoder, Message, Template, TemplateFormat, has_chat_template, pinned
+from shared.model.base_model import BaseModel
+from shared.text.template import INPUT_FIELD, InputEncoder, Message, Template, TemplateFormat, has_chat_template, pinned
 from trainer_service.training.cohort import Cohort
-from trainer_service.training.encoding import EncodedDataset, EncodedExample, encode_dataset
+from trainer_service.training.data.encoding import EncodedDataset, EncodedExample, encode_dataset
 from trainer_service.training.events import Failed, Finished, TrainingTask
-from trainer_service.training.recipe import fill, init_text
+from trainer_service.training.recipe.defaults import fill, init_text
 from trainer_service.training.spec import Example, HyperparameterRequest, Hyperparameters, Init, InitMethod, TrainingSpec
 
 BARE, INSTRUCTED, FEW_SHOT, PEFT, OURS = "bare", "instructed", "few-shot", "PEFT's best", "ours"
@@ -23,14 +23,14 @@ PEFT_BEST = next(recipe for recipe in RECIPES if recipe.init == "TEXT")
 
 @dataclass(frozen=True)
 class Trained:
-    """`prompt` None: the model is asked without virtual tokens. `data` is the test set as this contestant reads it."""
+    """`prompt` None: the model runs without virtual tokens. `data` is the test set encoded for this contestant."""
 
     prompt: torch.Tensor | None
     data: EncodedDataset
 
 
 class Arena:
-    """One base model and what all contestants on it share."""
+    """One base model and the state that all its contestants share."""
 
     def __init__(self, base: BaseModel, source: str, template_format: TemplateFormat | None, few_shot_tokens: int) -> None:
         self.base, self._source, self._few_shot_tokens = base, source, few_shot_tokens
@@ -53,12 +53,12 @@ class Arena:
         return self.encode(data, tuple(row.example for row in data.test), template)
 
     def instructed(self, data: DataSet) -> Template:
-        """The text that tuning starts from, as a person would send it: above the input."""
+        """Puts the text from which tuning starts above the input, as a person would."""
         text = f"{init_text(data.task, self.template, data.labels)}\n\n{INPUT_FIELD}"
         return pinned(Template(text=text, format=self.format), self.base.tokenizer)
 
     def few_shot(self, data: DataSet, train: tuple[Example, ...]) -> tuple[EncodedDataset, int]:
-        """The test set behind as many training examples as `few_shot_tokens` hold, and their number."""
+        """The test set after as many training examples as fit into `few_shot_tokens`, and their number."""
         instruction = init_text(data.task, self.template, data.labels)
         shown = 0
         encoder = InputEncoder(self.base.tokenizer, self.template)
@@ -83,7 +83,7 @@ class Arena:
     def train_ours(
         self, data: DataSet, train: tuple[Example, ...], held: tuple[Example, ...], request: HyperparameterRequest
     ) -> tuple[torch.Tensor, Hyperparameters]:
-        """The prompt as the service would publish it, and what it was trained with."""
+        """Trains with the recipe. Returns the prompt that the service would publish, and its hyperparameters."""
         spec = self.spec(data, len(train), request)
         self.cohort.add(TrainingTask("quality", 1, spec, train, held))
         while not self.cohort.is_idle:
@@ -95,7 +95,7 @@ class Arena:
         raise SystemExit("training ended without a result")
 
     def train_peft(self, data: DataSet, train: tuple[Example, ...], seed: int) -> torch.Tensor:
-        """PEFT's text init at 1e-2, the best of its documented recipes, on as many examples as our recipe sees."""
+        """PEFT with text init and learning rate 1e-2, its best documented recipe, on as many examples as our recipe sees."""
         hyper = self.spec(data, len(train), HyperparameterRequest()).hyperparameters
         steps = max(1, hyper.num_steps * hyper.batch_size // BATCH_SIZE)
         text = init_text(data.task, self.template, data.labels)
@@ -104,7 +104,7 @@ class Arena:
 
 
 def variant(text: str, seed: int) -> HyperparameterRequest:
-    """`TOKENS:RATE[:STEPS[:INIT]]`, such as `100:1e-2:320:LABELS`."""
+    """Parses `TOKENS:RATE[:STEPS[:INIT]]`, such as `100:1e-2:320:LABELS`."""
     tokens, rate, *rest = text.split(":")
     steps = int(rest[0]) if rest and rest[0] else None
     init = Init(method=InitMethod(rest[1])) if rest[1:] else None

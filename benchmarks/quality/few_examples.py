@@ -1,8 +1,7 @@
-"""How long to train on 5, 20 or 50 examples: the recipe with 40 and with 320 steps, scored on test examples while it trains.
+"""Finds how long to train on 5, 20 or 50 examples: the recipe with 40 and with 320 steps, scored on test examples.
 
-`--data` names a directory with `NAME.train.jsonl` and `NAME.test.jsonl` (one JSON object with `input` and `output` a line). The first
-examples after a shuffle by the seed are the user's; a tenth of them is held out as the service would do, and not trained on. Writes JSON
-as it goes. Takes an hour and a half on two cores.
+`--data` names a directory of data sets (`benchmarks.quality.sets`). The first examples after a shuffle by the seed are
+used; a tenth of them is held out as in the service. Writes JSON after each result. Takes an hour and a half on two cores.
 """
 
 from __future__ import annotations
@@ -14,18 +13,17 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from shared.allocator import tune_allocator
-from shared.base_model import BaseModel, load
-from shared.template import Template, TemplateFormat, has_chat_template, pinned
+from benchmarks.quality.sets import DataSet, load_sets
+from shared.model.base_model import BaseModel, load
+from shared.process.allocator import tune_allocator
+from shared.text.template import Template, default_format, pinned
 from trainer_service.training.cohort import Cohort
-from trainer_service.training.dataset import split_validation
+from trainer_service.training.data.dataset import split_validation
 from trainer_service.training.events import Evaluated, Failed, TrainingTask
-from trainer_service.training.recipe import fill
-from trainer_service.training.spec import Example, HyperparameterRequest, TaskKind, TrainingSpec
+from trainer_service.training.recipe.defaults import fill
+from trainer_service.training.spec import Example, HyperparameterRequest, TrainingSpec
 
 NUM_TEST = 128
-MAX_LABELS = 20
-"""More different outputs than that are text, fewer are labels."""
 HELD_OUT_FRACTION = 0.1
 EVALUATION_STEPS = 40
 
@@ -34,7 +32,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.quality.few_examples", description=__doc__)
     parser.add_argument("--model", required=True, help="a model directory")
     parser.add_argument("--data", type=Path, required=True, help="a directory with NAME.train.jsonl and NAME.test.jsonl")
-    parser.add_argument("--sets", nargs="*", help="names of data sets; all if left out")
+    parser.add_argument("--sets", nargs="*", help="names of datasets; default: all")
     parser.add_argument("--sizes", type=int, nargs="*", default=[5, 20, 50])
     parser.add_argument("--steps", type=int, nargs="*", default=[40, 320])
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
@@ -42,17 +40,14 @@ def main() -> None:
     arguments = parser.parse_args()
     tune_allocator()
     base = load(arguments.model)
-    names = arguments.sets or sorted(path.name.removesuffix(".train.jsonl") for path in arguments.data.glob("*.train.jsonl"))
+    sets = load_sets(arguments.data, arguments.sets, NUM_TEST)
     results: dict[str, Any] = {"model": base.info.id, "dtype": str(base.dtype), "num_test": NUM_TEST, "runs": []}
     for seed in arguments.seeds:
-        for name in names:
-            train, test = (_read(arguments.data / f"{name}.{part}.jsonl") for part in ("train", "test"))
-            labels = _labels(train)
-            sample = _prepared(random.Random(0).sample(test, min(NUM_TEST, len(test))), labels)
+        for data in sets:
             for size in arguments.sizes:
-                some = list(train)
+                some = list(data.train)
                 random.Random(seed).shuffle(some)
-                results["runs"] += _train(base, name, seed, _prepared(some[:size], labels), sample, labels, arguments.steps)
+                results["runs"] += _train(base, data, seed, some[:size], arguments.steps)
                 arguments.output.parent.mkdir(parents=True, exist_ok=True)
                 arguments.output.write_text(json.dumps(results, indent=1) + "\n")
     for line in summary(results["runs"]):
@@ -60,7 +55,7 @@ def main() -> None:
 
 
 def summary(runs: list[dict[str, Any]]) -> list[str]:
-    """Means over the seeds: the model with the template alone, the best evaluation, the last one."""
+    """Means over the seeds: the model with the template alone, the best evaluation, and the last one."""
     lines = []
     for key in sorted({(run["set"], run["size"], run["steps"]) for run in runs}):
         some = [run for run in runs if (run["set"], run["size"], run["steps"]) == key]
@@ -76,21 +71,19 @@ def summary(runs: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def _train(
-    base: BaseModel, name: str, seed: int, examples: list[Example], test: list[Example], labels: tuple[str, ...], steps: list[int]
-) -> list[dict[str, Any]]:
-    """All lengths in one cohort."""
-    task = TaskKind.CLASSIFICATION if labels else TaskKind.GENERATION
-    template = pinned(Template(format=TemplateFormat.CHAT if has_chat_template(base.tokenizer) else TemplateFormat.TEXT), base.tokenizer)
+def _train(base: BaseModel, data: DataSet, seed: int, examples: list[Example], steps: list[int]) -> list[dict[str, Any]]:
+    """The curve of each number of steps, all trained in one cohort."""
+    test = tuple(row.example for row in data.test)
+    template = pinned(Template(format=default_format(base.tokenizer)), base.tokenizer)
     train, _ = split_validation(examples, max(HELD_OUT_FRACTION, 1 / len(examples)), seed)
     cohort, runs = Cohort(base), dict[str, dict[str, Any]]()
     for num_steps in steps:
         request = HyperparameterRequest(num_steps=num_steps, seed=seed, evaluation_interval_steps=EVALUATION_STEPS)
-        filled = fill(request, task, len(train), base.info, template, labels)
-        spec = TrainingSpec(task=task, template=template, labels=labels, hyperparameters=filled)
-        run = {"set": name, "size": len(examples), "num_train": len(train), "steps": num_steps, "seed": seed}
+        filled = fill(request, data.task, len(train), base.info, template, data.labels)
+        spec = TrainingSpec(task=data.task, template=template, labels=data.labels, hyperparameters=filled)
+        run = {"set": data.name, "size": len(examples), "num_train": len(train), "steps": num_steps, "seed": seed}
         runs[str(num_steps)] = run | {"hyperparameters": filled.model_dump(mode="json"), "curve": []}
-        cohort.add(TrainingTask(str(num_steps), 1, spec, train, tuple(test)))
+        cohort.add(TrainingTask(str(num_steps), 1, spec, train, test))
     while not cohort.is_idle:
         for event in cohort.step():
             if isinstance(event, Failed):
@@ -98,22 +91,8 @@ def _train(
             if isinstance(event, Evaluated):
                 runs[event.job_id]["curve"].append((event.step, dict(event.metrics)))
                 shown = "  ".join(f"{metric} {value:.3f}" for metric, value in event.metrics.items())
-                print(f"{name}, {len(examples)} examples, seed {seed}, step {event.step} of {event.job_id}: {shown}", flush=True)
+                print(f"{data.name}, {len(examples)} examples, seed {seed}, step {event.step} of {event.job_id}: {shown}", flush=True)
     return list(runs.values())
-
-
-def _read(path: Path) -> list[dict[str, str]]:
-    return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
-
-
-def _labels(rows: list[dict[str, str]]) -> tuple[str, ...]:
-    found = sorted({row["output"] for row in rows})
-    return tuple(found) if len(found) <= MAX_LABELS else ()
-
-
-def _prepared(rows: list[dict[str, str]], labels: tuple[str, ...]) -> list[Example]:
-    kind = "label" if labels else "output"
-    return [Example(line=number, input=row["input"], **{kind: row["output"]}) for number, row in enumerate(rows, start=1)]
 
 
 if __name__ == "__main__":

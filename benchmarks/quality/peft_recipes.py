@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from shared.base_model import BaseModel
-from trainer_service.training.encoding import EncodedDataset, EncodedExample
+from shared.model.base_model import BaseModel
+from trainer_service.training.data.encoding import EncodedDataset, EncodedExample
 from trainer_service.training.trainee import batch_indices
 
 NUM_VIRTUAL_TOKENS, BATCH_SIZE, WARMUP_SHARE = 20, 16, 0.1
@@ -21,7 +21,7 @@ NUM_VIRTUAL_TOKENS, BATCH_SIZE, WARMUP_SHARE = 20, 16, 0.1
 class PeftRecipe:
     name: str
     init: str
-    """RANDOM, SAMPLE_VOCAB or TEXT, PEFT's own words."""
+    """RANDOM, SAMPLE_VOCAB or TEXT, as PEFT names them."""
     learning_rate: float
 
 
@@ -35,7 +35,8 @@ RECIPES = (
 def train_peft(
     base: BaseModel, data: EncodedDataset, recipe: PeftRecipe, text: str, source: str, seed: int, num_steps: int
 ) -> torch.Tensor:
-    """`[num_virtual_tokens, hidden_size]`, float32: AdamW with warm-up and cosine, loss on the label word or the answer."""
+    """Trains a prompt `[num_virtual_tokens, hidden_size]`, float32, with AdamW, warm-up and cosine, and the loss on the
+    label word or the answer."""
     from peft import PromptTuningConfig, TaskType, get_peft_model
 
     warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)

@@ -1,7 +1,7 @@
-"""A data set for `benchmarks.quality`: `python -m benchmarks.quality.reviews DIRECTORY` writes reviews.train.jsonl and reviews.test.jsonl.
+"""Writes a dataset for `benchmarks.quality`: `python -m benchmarks.quality.reviews DIRECTORY`.
 
-Sentences of product reviews with sentiment ratings (Hutto and Gilbert 2014), from vaderSentiment's source archive. Never kept in the
-repository.
+The dataset has sentences of product reviews with sentiment ratings (Hutto and Gilbert 2014), from vaderSentiment's source
+archive. It becomes reviews.train.jsonl and reviews.test.jsonl and is never stored in the repository.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def _fetch() -> bytes:
         subprocess.run([*command, "--no-build-isolation"], check=True)
         archive = next(Path(directory).glob("*.tar.gz"))
         if hashlib.sha256(archive.read_bytes()).hexdigest() != SHA256:
-            raise SystemExit(f"{archive.name} is not the archive that this benchmark was written for")
+            raise SystemExit(f"{archive.name} differs from the archive that this benchmark expects")
         with tarfile.open(archive) as outer:
             inner = _member(outer, INNER)
         with tarfile.open(fileobj=io.BytesIO(inner)) as nested:
@@ -57,7 +57,7 @@ def _fetch() -> bytes:
 
 
 def _member(archive: tarfile.TarFile, ending: str) -> bytes:
-    """Read one file of an archive, extracting nothing to disk."""
+    """Reads one file of an archive without extracting it to disk."""
     for entry in archive:
         if entry.isfile() and entry.name.endswith(ending) and not Path(entry.name).name.startswith("._"):
             file = archive.extractfile(entry)

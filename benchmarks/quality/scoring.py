@@ -1,8 +1,8 @@
-"""What a test set says of a prompt: an outcome for each row, so that intervals can be computed from the result file.
+"""Scores a prompt on a test set, with one outcome per row, so that intervals can be computed from the result file.
 
-Classification: whether the most probable label is the right one. Generation: whether greedy decoding writes exactly the expected answer.
-An answer is exact if each of its tokens, including the end, is the most probable one after those before it; one pass
-shows that. chrF is computed on answers that are really generated, against all references.
+Classification: whether the most probable label is correct. Generation: whether greedy decoding produces exactly the
+expected answer. An answer is exact if each of its tokens, including the end, is the most probable one after the preceding
+tokens; one pass shows this. chrF compares answers that are actually generated with all references.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from shared.base_model import BaseModel
+from shared.model.base_model import BaseModel
+from trainer_service.training.attention.forward import Forward
+from trainer_service.training.attention.packing import Row
 from trainer_service.training.compute import score_within
-from trainer_service.training.encoding import EncodedDataset, EncodedExample
-from trainer_service.training.evaluate import score_rows
-from trainer_service.training.forward import Forward
-from trainer_service.training.generate import MAX_NEW_TOKENS
-from trainer_service.training.init import embed
-from trainer_service.training.packing import Row
+from trainer_service.training.data.encoding import EncodedDataset, EncodedExample
+from trainer_service.training.evaluation.evaluate import score_rows
+from trainer_service.training.evaluation.generate import MAX_NEW_TOKENS
+from trainer_service.training.recipe.init import embed
 from trainer_service.training.work import RowScore
 
 TOKENS_AT_ONCE = 2048
@@ -30,7 +30,7 @@ RESAMPLES, INTERVAL = 2000, 0.95
 
 @dataclass(frozen=True)
 class Scores:
-    """`loss` is the mean over target tokens; `right` has one entry a test row."""
+    """`loss` is the mean over target tokens; `right` has one entry per test row."""
 
     loss: float
     right: tuple[bool, ...]
@@ -86,7 +86,7 @@ def chrf(
 
 
 def interval(seeds: Sequence[Sequence[float]]) -> tuple[float, float]:
-    """The middle 95 % of a bootstrap that draws seeds and test rows anew. `seeds[i][j]`: seed i, test row j."""
+    """The middle 95 % of a bootstrap over seeds and test rows. `seeds[i][j]`: seed i, test row j."""
     generator = torch.Generator().manual_seed(0)
     rows = torch.tensor([list(seed) for seed in seeds], dtype=torch.float32)  # [seeds, rows]
     drawn_seeds, drawn_rows = (_drawn(count, generator) for count in rows.shape)
@@ -96,19 +96,19 @@ def interval(seeds: Sequence[Sequence[float]]) -> tuple[float, float]:
 
 
 def _drawn(count: int, generator: torch.Generator) -> torch.Tensor:
-    """`[resamples, count]`: how often each of `count` things is drawn in `count` draws, as a share."""
+    """`[resamples, count]`: the share of `count` draws that select each of `count` items."""
     picks = torch.randint(0, count, (RESAMPLES, count), generator=generator)
     return torch.zeros(RESAMPLES, count).scatter_add_(1, picks, torch.full((RESAMPLES, count), 1 / count))
 
 
 def _common_beginning(sequences: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
-    first, last = min(sequences), max(sequences)  # in lexicographic order all others lie between them
+    first, last = min(sequences), max(sequences)  # in lexicographic order, all others lie between these two
     length = next((index for index, pair in enumerate(zip(first, last, strict=False)) if pair[0] != pair[1]), min(len(first), len(last)))
     return first[:length]
 
 
 def _scored(base: BaseModel, forward: Forward, prompt: torch.Tensor | None, rows: Sequence[Row]) -> list[RowScore]:
-    """What all inputs begin with is computed once a pass, as if it belonged to the prompt: few-shot examples are long."""
+    """Moves the common beginning of all inputs to the prompt, so that long few-shot examples are computed once per pass."""
     shared = _common_beginning([row.input_ids[:-1] for row in rows])
     if shared:
         beginning = embed(base, shared).to(base.dtype)

@@ -1,7 +1,7 @@
-"""Data sets of a directory: `NAME.train.jsonl` and `NAME.test.jsonl`, one object with `input` and `output` (or `label`) a line.
+"""Datasets in a directory: `NAME.train.jsonl` and `NAME.test.jsonl`, one object with `input` and `output` (or `label`) per line.
 
-A set whose training rows have at most `MAX_LABELS` different outputs is classification, every other one is generation. Rows of the test
-file may bring `references`, further right answers.
+A dataset whose training rows have at most `MAX_LABELS` different outputs is classification, every other one is generation.
+Rows of the test file may contain `references`, further correct answers.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class DataSet:
     test: tuple[TestRow, ...]
 
     def sample(self, size: int, seed: int) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
-        """(train, held out): the first `size` rows after a shuffle by the seed, a fifth of them held out. `size` 0 means all."""
+        """(train, held out): the first `size` rows after a shuffle by the seed, with a fifth held out. `size` 0 means all."""
         rows = list(self.train)
         random.Random(seed).shuffle(rows)
         rows = rows[: size or len(rows)]
@@ -43,10 +43,10 @@ class DataSet:
 
 
 def load_sets(directory: Path, names: list[str] | None, num_test: int) -> list[DataSet]:
-    """Those that are named, or all, with at most `num_test` test rows each (0: all), drawn at random, the same ones each time."""
+    """The named datasets, or all, each with at most `num_test` test rows (0: all), drawn at random with a fixed seed."""
     found = sorted(path.name.removesuffix(".train.jsonl") for path in directory.glob("*.train.jsonl"))
     if missing := set(names or ()) - set(found):
-        raise SystemExit(f"{directory} has no {', '.join(sorted(missing))}.train.jsonl; it has {', '.join(found) or 'no set at all'}")
+        raise SystemExit(f"{directory} has no {', '.join(sorted(missing))}.train.jsonl; it has {', '.join(found) or 'no datasets'}")
     if not found:
         raise SystemExit(f"{directory} has no NAME.train.jsonl")
     return [_load(directory, name, num_test) for name in names or found]

@@ -1,7 +1,7 @@
-"""Runs all contestants of a case in turn in every round; prints medians, and of each two that are compared the median of the ratios of
-neighbours in time, for the machine's speed drifts by more than most differences. Writes JSON.
+"""Runs all contestants of a case alternately in every round. Prints medians and ratios, writes JSON.
 
-A run of some cases (`--cases`) replaces these in the output file and leaves the others.
+A ratio is the median over pairs of adjacent measurements, because the machine's speed drifts by more than most
+differences. With `--cases`, only these cases are replaced in the output file.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torch
 
 from benchmarks.serve.cases import CASES, Case, Goal
 from benchmarks.serve.field import Field
-from shared.allocator import tune_allocator
+from shared.process.allocator import tune_allocator
 
 MANY_PROMPTS = 500
 ROUNDS = 3
@@ -29,11 +29,11 @@ ROUNDS = 3
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.serve", description=__doc__)
     parser.add_argument("--model", type=Path, required=True, help="a model directory, bfloat16 on the CPU")
-    parser.add_argument("--vllm-python", type=Path, help="an interpreter that has vLLM's CPU build; without it vLLM is left out")
+    parser.add_argument("--vllm-python", type=Path, help="an interpreter with vLLM's CPU build; by default vLLM is left out")
     names = [case.name for case in CASES]
     parser.add_argument("--cases", nargs="*", choices=names, default=names, metavar="CASE", help=f"some of: {', '.join(names)}")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
-    parser.add_argument("--many-prompts", type=int, default=MANY_PROMPTS, help="prompts loaded in the case of many")
+    parser.add_argument("--many-prompts", type=int, default=MANY_PROMPTS, help="number of prompts in the case with many prompts")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/serve.json"))
     arguments = parser.parse_args()
     tune_allocator()
@@ -86,7 +86,7 @@ async def run(case: Case, field: Field, rounds: int) -> dict[str, Any]:
 
 
 def judge(goal: Goal, samples: dict[str, list[float]]) -> dict[str, float | bool] | None:
-    """None where a contestant did not run."""
+    """The ratio, or None if a contestant did not run."""
     if goal.figure not in samples or (goal.beside is not None and goal.beside not in samples):
         return None
     beside = samples[goal.beside] if goal.beside is not None else [1.0] * len(samples[goal.figure])

@@ -1,4 +1,4 @@
-"""The cases, each by a name: what is measured in a round, and which ratios are its goals."""
+"""The named cases: the measurements of a round, and the target ratios."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Note = Callable[[str, float], None]
 
 @dataclass(frozen=True)
 class Goal:
-    """`figure` over `beside`, or the figure itself; reached if it is at least (or at most) `value`."""
+    """The ratio of `figure` to `beside`, or the figure itself; reached if it is at least (or at most) `value`."""
 
     name: str
     figure: str
@@ -46,9 +46,10 @@ def _throughput(count: int) -> Callable[[Field, Note], Awaitable[None]]:
 
 
 async def _ttft(field: Field, note: Note) -> None:
-    """Each contestant's pairs on their own, and each of a pair first every other time: whoever follows another finds cold caches."""
+    """Measures each contestant's pairs separately and alternates the order within a pair, because the second contestant
+    starts with cold caches."""
     engine, vllm = await field.engine(), await field.vllm()
-    for pair in range(-1, TTFT_PAIRS):  # the first warms up
+    for pair in range(-1, TTFT_PAIRS):  # the first round is a warm-up
         for virtual in (pair % 2 == 0, pair % 2 != 0):
             prompt, name = ("few-0", "with a soft prompt") if virtual else (None, "without")
             seconds = await engine.first_token_seconds(field.workload.inputs[pair], prompt)
@@ -63,7 +64,7 @@ async def _ttft(field: Field, note: Note) -> None:
 
 
 async def _grpc(field: Field, note: Note) -> None:
-    """New inputs in every round: the service keeps text beginnings, and would know the last round's."""
+    """Uses new inputs in every round, because the service would reuse the text prefixes of earlier rounds."""
     engine, replica = await field.engine(), await field.replica()
     seed = field.next_seed()
     fresh = Workload(field.workload.prompts, Workload.make(engine.table, 16, 1, seed=seed).inputs)

@@ -1,4 +1,4 @@
-"""Our engine, in this process, as the service runs it: loaded in a thread that ends, stepped in another."""
+"""Our engine in this process. As in the service, one thread loads the model and ends, and another runs the steps."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ import torch
 
 from benchmarks.serve.workload import NUM_NEW, Workload
 from inference_service.engine.async_engine import AsyncEngine
-from inference_service.engine.config import EngineConfig
+from inference_service.engine.core.config import EngineConfig
+from inference_service.engine.core.request import GenerationRequest, SamplingParams
 from inference_service.engine.engine import load_engine
-from inference_service.engine.request import GenerationRequest, SamplingParams
-from shared.daemon_thread import on_daemon_thread
-from shared.manifest import GoldenRecord
-from shared.soft_prompt import SoftPrompt
+from shared.process.daemon_thread import on_daemon_thread
+from shared.prompt.manifest import GoldenRecord
+from shared.prompt.soft_prompt import SoftPrompt
 
 _ids = itertools.count()
 
 
 class EngineContestant:
-    """Through `AsyncEngine.generate`, as the service uses it. Text prefixes aren't reused: every round computes its inputs anew."""
+    """Uses `AsyncEngine.generate` like the service, without reuse of text prefixes, so that every round computes its inputs."""
 
     async def start(self, model: Path) -> None:
         config = EngineConfig(max_running=32, max_length=1024, reuse_text_prefixes=False)
@@ -30,21 +30,21 @@ class EngineContestant:
         self.table = engine.base.embedding_table
         self._async = AsyncEngine(engine)
         self._async.start()
-        torch.set_num_threads(1)  # this thread asked for their number before, and would have a team (`shared/compute_thread.py`)
+        torch.set_num_threads(1)  # otherwise this thread would have its own OpenMP team (`shared/process/compute_thread.py`)
 
     async def stop(self) -> None:
         await self._async.check_integrity()
         await self._async.stop()
 
     async def load(self, workload: Workload, name: str) -> float:
-        """Seconds to load each prompt, on average."""
+        """Mean seconds to load a prompt."""
         begun = time.perf_counter()
         for index, prompt in enumerate(workload.prompts):
             await self._async.load_prefix(f"{name}{index}", SoftPrompt(prompt))
         return (time.perf_counter() - begun) / len(workload.prompts)
 
     async def golden(self, prompt: torch.Tensor, inputs: list[tuple[int, ...]]) -> tuple[GoldenRecord, ...]:
-        """What a trainer would send along with the prompt for replicas to replay."""
+        """The golden records that a trainer would publish with the prompt."""
         await self._async.load_prefix("golden", SoftPrompt(prompt))
         records = []
         for ids in inputs:

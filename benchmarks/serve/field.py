@@ -1,4 +1,4 @@
-"""Who takes part, started when a case first asks for it and ended together."""
+"""The contestants: each is started when a case first needs it, and all end together."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Field:
         self.workload: Workload
 
     async def engine(self) -> EngineContestant:
-        """With the eight prompts loaded as few-0 to few-7, and warm."""
+        """The warmed-up engine with the eight prompts few-0 to few-7."""
         if self._engine is None:
             self._engine = EngineContestant()
             await self._engine.start(self._model)
@@ -54,7 +54,7 @@ class Field:
         return self._replica
 
     async def many(self) -> Workload:
-        """Hundreds of prompts, loaded as many-0 and so on."""
+        """Loads hundreds of prompts, named many-0 and so on."""
         if self._many is None:
             engine = await self.engine()
             self._many = Workload.make(engine.table, MAX_REQUESTS, self._num_many, seed=1)

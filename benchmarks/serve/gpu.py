@@ -1,10 +1,10 @@
-"""The GPU's serving benchmark in one command, on a machine that has torch (2.11 or later), transformers and safetensors only:
+"""The serving benchmark for GPUs. Needs only torch (2.11 or later), transformers and safetensors:
 
     python -m benchmarks.serve.gpu
 
-Decode steps of an 8B-class Llama shape with random bfloat16 weights, behind soft prompts of 100 virtual tokens, at batch 1, 16 and 64,
-beside the floor of memory bandwidth: weights and keys and values, over the measured copy rate (goal: 70 %). `--shape tiny --device cpu`
-shows that it runs.
+Measures decode steps of a Llama of 8B shape with random bfloat16 weights, after soft prompts of 100 virtual tokens, at
+batch sizes 1, 16 and 64. Compares them with the lower bound by memory bandwidth: the bytes of weights, keys and values
+divided by the measured copy rate (goal: 70 %). To try the script, use `--shape tiny --device cpu`.
 """
 
 from __future__ import annotations

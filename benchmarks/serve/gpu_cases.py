@@ -1,4 +1,4 @@
-"""Decode steps of the paged engine over a model of random weights, beside the floor of memory bandwidth."""
+"""Decode steps of the paged engine with a randomly initialised model, compared with the bound by memory bandwidth."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
 from benchmarks.serve.workload import NUM_NEW, NUM_PROMPTS, NUM_VIRTUAL, Workload
-from inference_service.engine.config import EngineConfig
+from inference_service.engine.core.config import EngineConfig
+from inference_service.engine.core.request import GenerationRequest, SamplingParams
 from inference_service.engine.engine import Engine
-from inference_service.engine.paged_runner import PagedRunner
-from inference_service.engine.request import GenerationRequest, SamplingParams
-from shared.base_model import BaseModel, BaseModelInfo
-from shared.soft_prompt import SoftPrompt
+from inference_service.engine.run.paged_runner import PagedRunner
+from shared.model.base_model import BaseModel, BaseModelInfo
+from shared.prompt.soft_prompt import SoftPrompt
 
 WANTED_SHARE = 0.7
 MAX_LENGTH = 1024
@@ -79,7 +79,8 @@ def measure(shape: str, device: str, batches: list[int]) -> dict[str, Any]:
 def _decode(
     engine: Engine, workload: Workload, batch: int, weights: int, bytes_per_token: int, rate: float, device: str
 ) -> dict[str, float]:
-    """Steps in which all requests decode. The floor reads the weights once, and each request's keys and values once."""
+    """Measures steps in which all requests decode. The lower bound reads the weights once, and each request's keys and
+    values once."""
     sampling = SamplingParams(temperature=0.0, max_new_tokens=NUM_NEW, ignore_eos=True)
     for index in range(batch):
         engine.submit(GenerationRequest(f"r{index}", workload.inputs[index], sampling, f"p{index % NUM_PROMPTS}"))
@@ -96,7 +97,7 @@ def _decode(
             seconds.append(time.perf_counter() - begun)
             shares.append((weights + slots * bytes_per_token) / rate / seconds[-1])
     engine.check_integrity()
-    half = len(seconds) // 2  # the first steps warm up
+    half = len(seconds) // 2  # the first steps are a warm-up
     return {
         "batch": batch,
         "step_seconds": statistics.median(seconds[half:]),
@@ -124,7 +125,7 @@ def _random_model(shape: str, device: str) -> BaseModel:
 
 
 def _byte_tokenizer() -> PreTrainedTokenizerFast:
-    """A token for each byte; what a random model says beyond these has no text."""
+    """One token per byte; other tokens of a random model have no text."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE(vocab={token: index for index, token in enumerate(alphabet)}, merges=[]))
     tokenizer.decoder = decoders.ByteLevel()
@@ -138,13 +139,13 @@ def _bytes_per_token(base: BaseModel) -> int:
 
 
 def _decode_weights_bytes(base: BaseModel) -> int:
-    """All that a step reads: every parameter but the input embeddings, of which it reads a row a request."""
+    """Bytes that a step reads: every parameter except the input embeddings, of which it reads one row per request."""
     table = base.embedding_table
     return sum(parameter.nbytes for parameter in base.model.parameters() if parameter.data_ptr() != table.data_ptr())
 
 
 def _copy_rate(device: str, num_bytes: int, repeats: int = 20) -> float:
-    """Bytes read and written a second."""
+    """Bytes read and written per second by a copy."""
     source = torch.empty(num_bytes, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     for _ in range(3):

@@ -1,4 +1,4 @@
-"""A contestant in a process of its own, which answers orders: one JSON line in, one line `RESULT {...}` out."""
+"""A contestant in its own process. It reads one JSON line per order and answers with one line `RESULT {...}`."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ CLOSE_SECONDS = 30.0
 
 
 class PeerProcess:
-    """`close` ends it. Raises RuntimeError with its last words if it dies.
+    """`close` ends the process. Calls raise RuntimeError with the end of its log if it dies.
 
-    Its processes are stopped between its turns: vLLM's poll when they are idle, and took a whole core from whoever was measured next.
+    Its processes are suspended between its turns, because vLLM's processes poll when they are idle and would take a core
+    from the next contestant.
     """
 
     def __init__(self, name: str, command: Sequence[str], model: Path, workload: Workload, table: torch.Tensor, directory: Path) -> None:
@@ -44,7 +45,7 @@ class PeerProcess:
 
     @classmethod
     def vllm(cls, python: Path, model: Path, workload: Workload, table: torch.Tensor, directory: Path) -> PeerProcess:
-        """Under another interpreter, which has vLLM and not this project."""
+        """Starts vLLM under another interpreter, which lacks this project."""
         return cls("vLLM", [str(python), str(Path(__file__).with_name("vllm_peer.py"))], model, workload, table, directory)
 
     @classmethod
@@ -59,7 +60,7 @@ class PeerProcess:
         return self._ask({"what": "ttft", "virtual": virtual})
 
     def close(self) -> None:
-        """Its own processes end with it if it may come to its end; one that doesn't is killed."""
+        """Ends the process and its children; kills them if they don't end in time."""
         assert self._process.stdin is not None
         self._signal(signal.SIGCONT)
         self._process.stdin.close()
@@ -80,7 +81,7 @@ class PeerProcess:
         return value
 
     def _signal(self, number: signal.Signals) -> None:
-        """To the process and its workers: it leads a group of its own."""
+        """Sends a signal to the process and its workers, which form a process group."""
         if self._process.poll() is None:
             os.killpg(self._process.pid, number)
 

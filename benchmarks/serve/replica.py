@@ -1,4 +1,4 @@
-"""The inference service as a process of its own, over a local store, asked through gRPC from this one."""
+"""The inference service in its own process with a local store; this process calls it through gRPC."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ import torch
 from prompttuning.v1 import common_pb2, generation_pb2, generation_pb2_grpc
 
 from benchmarks.serve.workload import NUM_NEW, Workload
-from shared import base_model
-from shared.blob import encode_blob
-from shared.manifest import GoldenRecord, Manifest, utc_now
-from shared.soft_prompt import SoftPrompt
+from shared.model import base_model
+from shared.prompt.blob import encode_blob
+from shared.prompt.manifest import GoldenRecord, Manifest, utc_now
+from shared.prompt.soft_prompt import SoftPrompt
 from shared.store import open_store
-from shared.template import Template
+from shared.text.template import Template
 
 START_SECONDS = 120.0
 
 
 class ReplicaContestant:
-    """Prompts of the workload are its versions few-0@1 to few-7@1."""
+    """The workload's prompts are the versions few-0@1 to few-7@1."""
 
     def __init__(self, model: Path, directory: Path) -> None:
         self._model, self._directory = model, directory
@@ -60,7 +60,7 @@ class ReplicaContestant:
             await asyncio.sleep(0.05)
         self._channel = grpc.aio.insecure_channel(f"127.0.0.1:{json.loads(ready.read_text())['port']}")
         self._stub = generation_pb2_grpc.GenerationServiceStub(self._channel)
-        await self.tokens_per_second(workload, 16)  # the engine beside it is warm by then, too
+        await self.tokens_per_second(workload, 16)  # by then, the engine in this process is warm, too
 
     async def stop(self) -> None:
         if self._process is not None and self._process.returncode is None:

@@ -1,5 +1,7 @@
-"""transformers' static-batch `generate`, prompts prepended as embeddings: what one gets without an engine. Run by `peer_process`:
-`python -m benchmarks.serve.transformers_peer MODEL WORKLOAD_FILE`. A process of its own, so that it has the cores as it would without us.
+"""transformers' `generate` with a static batch and prompts prepended as embeddings, the baseline without an engine.
+
+`peer_process` runs it as `python -m benchmarks.serve.transformers_peer MODEL WORKLOAD_FILE`, in its own process, so that
+it can use all cores.
 """
 
 from __future__ import annotations
@@ -12,8 +14,8 @@ from typing import Any
 
 import torch
 
-from shared.allocator import tune_allocator
-from shared.base_model import load
+from shared.model.base_model import load
+from shared.process.allocator import tune_allocator
 
 
 def main(model: str, workload_file: str) -> None:

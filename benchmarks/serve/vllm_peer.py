@@ -1,6 +1,7 @@
-"""vLLM's side of the benchmark. Runs under an interpreter that has vLLM and not this project: `python vllm_peer.py MODEL WORKLOAD_FILE`.
+"""vLLM's side of the benchmark: `python vllm_peer.py MODEL WORKLOAD_FILE`, under an interpreter that needs only vLLM.
 
-For every line with a number of requests on standard input, answers with one JSON line: tokens a second, or seconds to the first token.
+For every line with a number of requests on standard input, it answers with one JSON line: tokens per second, or seconds
+to the first token.
 """
 
 import json
@@ -8,7 +9,7 @@ import os
 import sys
 import time
 
-# By default it keeps a core for itself and binds its threads: on a machine of few cores that is half of them.
+# By default, vLLM reserves a core and binds its threads; on a machine with two cores, that is half of them.
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")
 os.environ.setdefault("VLLM_CPU_NUM_OF_RESERVED_CPU", "0")
 os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")

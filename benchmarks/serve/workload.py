@@ -1,4 +1,5 @@
-"""What every contestant is given: soft prompts of 100 virtual tokens, inputs of 25 tokens, 64 new tokens, greedy. Needs torch only."""
+"""The workload of all contestants: soft prompts of 100 virtual tokens, inputs of 25 tokens, 64 new tokens, greedy. Needs
+torch only."""
 
 from __future__ import annotations
 
@@ -14,14 +15,14 @@ NUM_NEW = 64
 
 @dataclass(frozen=True)
 class Workload:
-    """`prompts` are `[NUM_VIRTUAL, hidden]` float32; request i uses prompt i modulo their number."""
+    """`prompts` are `[NUM_VIRTUAL, hidden]`, float32; request i uses prompt i modulo their number."""
 
     prompts: list[torch.Tensor]
     inputs: list[tuple[int, ...]]
 
     @classmethod
     def make(cls, table: torch.Tensor, num_requests: int, num_prompts: int = NUM_PROMPTS, seed: int = 0) -> Workload:
-        """Prompts near rows of the embedding table `[vocab, hidden]`, as trained ones are; inputs of random tokens."""
+        """Prompts near rows of the embedding table `[vocab, hidden]`, like trained prompts; inputs of random tokens."""
         generator = torch.Generator().manual_seed(seed)
         vocab, hidden = table.shape
 

@@ -1,1 +1,1 @@
-"""Prompt tuning by the shared prefix beside PEFT: `python -m benchmarks.train --model DIR`."""
+"""Compares prompt tuning with the shared prefix with PEFT: `python -m benchmarks.train --model DIR`."""

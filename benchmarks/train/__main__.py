@@ -1,7 +1,8 @@
-"""Both contestants take the same step in turn, round after round, so that a ratio compares neighbours in time. Prints, writes JSON.
+"""Runs the same step alternately with both contestants, so that each ratio compares adjacent measurements. Writes JSON.
 
-Peak memory is measured in a process of its own for each contestant. Needs torch, transformers, peft and safetensors, not Ray; on a GPU
-`--device cuda --dtype bfloat16`, and `--gpu-shape` for the two cases of a Llama of 1B shape with random weights.
+Peak memory is measured in a separate process for each contestant. Needs torch, transformers, peft and safetensors, but not
+Ray. On a GPU, use `--device cuda --dtype bfloat16`, and `--gpu-shape` for the two cases of a Llama of 1B shape with random
+weights.
 """
 
 from __future__ import annotations
@@ -22,23 +23,28 @@ import torch
 from benchmarks.train.contestants import CONTESTANTS
 from benchmarks.train.gpu_cases import measure as measure_gpu_shape
 from benchmarks.train.workload import CASES, Case, load_model, make_rows
-from shared.allocator import tune_allocator
+from shared.process.allocator import tune_allocator
 from trainer_service.training.precision import pick_training_dtype
 
 WANTED_MEMORY_RATIO = 0.5
 WARM_UP = 2
-"""Rounds. A process pays dearly for memory that it touches for the first time, and what one contestant leaves is new to the other."""
+"""Warm-up rounds. The first use of memory is slow, and memory that one contestant frees is new to the other."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.train", description=__doc__)
     parser.add_argument("--model", required=True, help="a model directory")
-    parser.add_argument("--dtype", default="auto", choices=["auto", "bfloat16", "float32"], help="auto: what a worker would train in here")
+    parser.add_argument(
+        "--dtype",
+        default="auto",
+        choices=["auto", "bfloat16", "float32"],
+        help="auto: the dtype that a worker would choose on this machine",
+    )
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--cases", type=int, nargs="*", default=[0, 1, 2], help="which of the three cases")
-    parser.add_argument("--gpu-shape", action="store_true", help="the cases of a 1B-class model, on a GPU")
-    parser.add_argument("--output", type=Path, help="left out: benchmarks/results/train-DTYPE.json")
+    parser.add_argument("--cases", type=int, nargs="*", default=[0, 1, 2], help="indices of the three cases to run")
+    parser.add_argument("--gpu-shape", action="store_true", help="also run the cases of a model of 1B shape, on a GPU")
+    parser.add_argument("--output", type=Path, help="default: benchmarks/results/train-DTYPE.json")
     parser.add_argument("--memory-of", choices=CONTESTANTS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.dtype == "auto":
@@ -65,7 +71,7 @@ def main() -> None:
 
 
 def measure(case: Case, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Each contestant has a model of its own, so that neither sees the other's wrappers."""
+    """Gives each contestant its own model, so that neither sees the other's wrappers."""
     seconds: dict[str, list[float]] = {name: [] for name in CONTESTANTS}
     losses: dict[str, list[list[float]]] = {name: [] for name in CONTESTANTS}
     models = {name: load_model(arguments.model, arguments.dtype, arguments.device) for name in CONTESTANTS}
@@ -101,7 +107,7 @@ def show(result: dict[str, Any]) -> None:
 
 
 def peak_bytes(arguments: argparse.Namespace) -> int:
-    """Of this process, for two steps of the first case. On a GPU, of the device."""
+    """Peak memory of this process (on a GPU, of the device) for two steps of the first case."""
     case = CASES[0]
     model = load_model(arguments.model, arguments.dtype, arguments.device)
     contestant = CONTESTANTS[arguments.memory_of](model, case)
@@ -110,7 +116,7 @@ def peak_bytes(arguments: argparse.Namespace) -> int:
     if arguments.device == "cuda":
         return int(torch.cuda.max_memory_allocated())
     status = Path("/proc/self/status")
-    if status.is_file():  # getrusage would give the parent's peak, which a child starts with
+    if status.is_file():  # getrusage would include the parent's peak, which a child inherits
         return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM:")) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 

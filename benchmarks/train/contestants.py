@@ -1,4 +1,5 @@
-"""PEFT's prompt tuning in its best ordinary configuration, and a cohort's training pass. A step is forward, backward and AdamW."""
+"""PEFT's prompt tuning in its best usual configuration, and a cohort's training pass. A step is forward, backward and
+AdamW."""
 
 from __future__ import annotations
 
@@ -8,10 +9,10 @@ from typing import Any
 import torch
 
 from benchmarks.train.workload import LEARNING_RATE, Case, make_prompt
-from shared.base_model import BaseModel, BaseModelInfo
+from shared.model.base_model import BaseModel, BaseModelInfo
+from trainer_service.training.attention.forward import choose_forward
+from trainer_service.training.attention.packing import Row
 from trainer_service.training.compute import backward
-from trainer_service.training.forward import choose_forward
-from trainer_service.training.packing import Row
 from trainer_service.training.spec import Hyperparameters, Init, Metric, Reparameterisation, Schedule
 from trainer_service.training.trainee import Candidate, Trainee
 from trainer_service.training.work import TrainPart
@@ -38,7 +39,7 @@ _HYPERPARAMETERS = Hyperparameters(
 
 
 class Shared:
-    """All jobs in one pass, as a cohort computes them."""
+    """Computes all jobs in one pass, like a cohort."""
 
     def __init__(self, model: Any, case: Case) -> None:
         weight = model.get_input_embeddings().weight
@@ -60,7 +61,7 @@ class Shared:
         self._trainees = [Trainee(candidate, {"prompt": prompt}, _HYPERPARAMETERS) for prompt in prompts]
 
     def step(self, jobs: list[list[list[int]]]) -> list[float]:
-        """One optimizer step of every job; their losses."""
+        """Runs one optimizer step of every job and returns their losses."""
         parts = [
             TrainPart(trainee, [Row(tuple(ids[:-2]), tuple(ids[-2:])) for ids in rows])
             for trainee, rows in zip(self._trainees, jobs, strict=True)
@@ -74,7 +75,7 @@ class Shared:
 
 
 class Peft:
-    """One job after another: right padding, labels masked, the model loaded once, the prompt's weights float32."""
+    """Runs one job after another, with right padding, masked labels, one loaded model, and float32 prompts."""
 
     def __init__(self, model: Any, case: Case) -> None:
         from peft import PromptTuningConfig, TaskType, get_peft_model

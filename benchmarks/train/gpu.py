@@ -1,9 +1,10 @@
-"""The GPU's training benchmark in one command, on a machine that has torch, transformers, peft and safetensors only:
+"""The training benchmark for GPUs. Needs only torch, transformers, peft and safetensors:
 
     python -m benchmarks.train.gpu
 
-A Llama of 1B shape with random bfloat16 weights, so nothing is downloaded: eight jobs in one pass beside eight PEFT runs (goal: six times
-as fast), and one job of batch 256 beside the chip's measured matrix rate (goal: 40 %). `--shape tiny --device cpu` shows that it runs.
+The model is a Llama of 1B shape with random bfloat16 weights, so nothing is downloaded. Compares eight jobs in one pass
+with eight PEFT runs (goal: six times as fast), and one job of batch 256 with the device's measured rate of matrix products
+(goal: 40 %). To try the script, use `--shape tiny --device cpu`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""The two cases of a Llama of 1B shape with random weights: eight jobs together beside PEFT, and one large job beside the matrix rate."""
+"""Two cases of a Llama of 1B shape with random weights: eight jobs together compared with PEFT, and one large job compared
+with the device's rate of matrix products."""
 
 from __future__ import annotations
 
@@ -71,7 +72,7 @@ def _wait(device: str) -> None:
 
 def _median_seconds(contestant: Any, case: Case, vocab_size: int, rounds: int, device: str) -> float:
     found = []
-    for step in range(rounds + 2):  # two to warm up
+    for step in range(rounds + 2):  # two warm-up rounds
         rows = make_rows(case, vocab_size, seed=step)
         _wait(device)
         started = time.perf_counter()
@@ -82,7 +83,7 @@ def _median_seconds(contestant: Any, case: Case, vocab_size: int, rounds: int, d
 
 
 def _matrix_rate(device: str, size: int, repeats: int = 20) -> float:
-    """Operations a second of a large matrix product: what this chip can be measured to do."""
+    """Measured operations per second of a large matrix product on this device."""
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     for _ in range(3):
@@ -96,7 +97,8 @@ def _matrix_rate(device: str, size: int, repeats: int = 20) -> float:
 
 
 def _necessary_operations(config: LlamaConfig, case: Case) -> float:
-    """Of one step: linear layers forward and backward (inputs only) for each position once, and the head at two targets a row."""
+    """Operations of one step: linear layers forward and backward (inputs only) once per position, and the head at two
+    targets per row."""
     hidden, head = config.hidden_size, config.hidden_size // config.num_attention_heads
     attention = 2 * hidden * hidden + 2 * hidden * head * config.num_key_value_heads
     layers = config.num_hidden_layers * (attention + 3 * hidden * config.intermediate_size)

@@ -1,9 +1,9 @@
-"""What `hyperparameters: auto` costs: examples and positions trained by a search, over those of one run with the same steps.
+"""The cost of a search: examples and positions that it trains, relative to one run with the same number of steps.
 
     python -m benchmarks.train.search
 
-The figure is a count, not a time, and depends on the recipe alone: a tiny random model is trained, in seconds. Held-out examples scored to
-choose by are counted apart. Writes benchmarks/results/search.json.
+The figure is a count that depends only on the recipe, so a tiny random model is trained, which takes seconds. Held-out
+examples that are scored to choose are counted separately. Writes benchmarks/results/search.json.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
-from shared.base_model import BaseModel, BaseModelInfo
-from shared.template import Template
+from shared.model.base_model import BaseModel, BaseModelInfo
+from shared.text.template import Template
 from trainer_service.training import cohort as cohort_module
 from trainer_service.training.cohort import Cohort
 from trainer_service.training.events import Failed, Finished, StepDone, TrainingTask
-from trainer_service.training.recipe import fill
+from trainer_service.training.recipe.defaults import fill
 from trainer_service.training.spec import Example, HyperparameterRequest, TaskKind, TrainingSpec
 
 LABELS = ("positive", "negative")
@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def train(base: BaseModel, *, search: bool) -> dict[str, Any]:
-    """One job of the recipe's own 320 steps of 8."""
+    """One job with the recipe's 320 steps of 8 examples."""
     request = HyperparameterRequest(search=search, seed=0)
     hyperparameters = fill(request, TaskKind.CLASSIFICATION, NUM_TRAIN, base.info, TEMPLATE, LABELS)
     spec = TrainingSpec(task=TaskKind.CLASSIFICATION, template=TEMPLATE, labels=LABELS, hyperparameters=hyperparameters)

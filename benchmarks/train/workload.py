@@ -1,4 +1,4 @@
-"""The same rows, prompts and optimizer for both contestants: random token ids, 20 to 46 a row, the loss on the last two."""
+"""The rows, prompts and optimizer of both contestants: 20 to 46 random token ids per row, the loss on the last two."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ CASES = (
 
 
 def make_rows(case: Case, vocab_size: int, seed: int) -> list[list[list[int]]]:
-    """Token ids of each row of each job for one step."""
+    """Token ids by job and row for one step."""
     rng = random.Random(seed)
     return [[[rng.randrange(vocab_size) for _ in range(rng.randint(20, 46))] for _ in range(case.batch_size)] for _ in range(case.num_jobs)]
 
@@ -41,5 +41,5 @@ def make_prompt(table: torch.Tensor, case: Case, job: int) -> torch.Tensor:
 def load_model(path: str, dtype: str, device: str) -> torch.nn.Module:
     model: torch.nn.Module = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype), attn_implementation="sdpa")
     model = model.to(device)
-    model.config.use_cache = False  # PEFT would else fill a cache that nobody reads
+    model.config.use_cache = False  # otherwise PEFT would fill an unused cache
     return model.eval().requires_grad_(False)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from inference_service.engine.config import EngineConfig
-from inference_service.engine.prefix_cache import PrefixCache
-from inference_service.engine.request import GenerationRequest, PrefixLoad, Request, ScoreRequest
+from inference_service.engine.core.config import EngineConfig
+from inference_service.engine.core.request import GenerationRequest, PrefixLoad, Request, ScoreRequest
+from inference_service.engine.kv.prefix_cache import PrefixCache
 from inference_service.engine.scheduler import Scheduler
 from shared.errors import InvalidInput, Overloaded, PreconditionFailed
-from shared.soft_prompt import SoftPrompt
+from shared.prompt.soft_prompt import SoftPrompt
 
 
 class Admission:

@@ -14,9 +14,7 @@ from dataclasses import replace
 from typing import Any, TypeVar
 from uuid import uuid4
 
-from inference_service.engine.engine import Engine, Output, raise_if_not_loaded
-from inference_service.engine.isolation import StepFailed
-from inference_service.engine.request import (
+from inference_service.engine.core.request import (
     Delta,
     FinishReason,
     GenerationRequest,
@@ -26,12 +24,14 @@ from inference_service.engine.request import (
     ScoreRequest,
     ScoreResult,
 )
-from inference_service.engine.stats import EngineObserver, EngineStats
-from inference_service.engine.text_stream import merge
-from shared.compute_thread import compute_in_this_thread
-from shared.daemon_thread import settle
+from inference_service.engine.core.stats import EngineObserver, EngineStats
+from inference_service.engine.engine import Engine, Output, raise_if_not_loaded
+from inference_service.engine.run.bisect_failure import StepFailed
+from inference_service.engine.text.text_stream import merge
 from shared.errors import AlreadyExists, Cancelled, DamagedBlob, DeadlineExceeded, PreconditionFailed, SoftPromptError, Unavailable
-from shared.soft_prompt import SoftPrompt
+from shared.process.compute_thread import compute_in_this_thread
+from shared.process.daemon_thread import settle
+from shared.prompt.soft_prompt import SoftPrompt
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")

@@ -14,16 +14,12 @@ from pathlib import Path
 
 import torch
 
-from inference_service.engine import scoring
 from inference_service.engine.admission import Admission
-from inference_service.engine.assembly import assemble
-from inference_service.engine.config import EngineConfig
-from inference_service.engine.detokenizer import DetokenizerFactory
-from inference_service.engine.isolation import StepFailed, compute_each_alone
-from inference_service.engine.model_runner import Runner
-from inference_service.engine.plan import StepPlan
-from inference_service.engine.prefix_cache import PrefixCache
-from inference_service.engine.request import (
+from inference_service.engine.build import assemble
+from inference_service.engine.core.config import EngineConfig
+from inference_service.engine.core.integrity import IntegrityError
+from inference_service.engine.core.plan import StepPlan
+from inference_service.engine.core.request import (
     Delta,
     FinishReason,
     GenerationRequest,
@@ -31,16 +27,20 @@ from inference_service.engine.request import (
     Request,
     ScoreResult,
 )
-from inference_service.engine.rows import IntegrityError
-from inference_service.engine.sampler import Sampled, sample
+from inference_service.engine.core.running_request import RunningRequest, sequence_of
+from inference_service.engine.core.stats import EngineObserver, EngineStats, FinishedRequest, NullObserver, StepStats
+from inference_service.engine.kv.prefix_cache import PrefixCache
+from inference_service.engine.run import scoring
+from inference_service.engine.run.bisect_failure import StepFailed, compute_each_alone
+from inference_service.engine.run.model_runner import Runner
+from inference_service.engine.run.sampler import Sampled, sample
 from inference_service.engine.scheduler import Scheduler
-from inference_service.engine.sequence import Sequence, sequence_of
-from inference_service.engine.stats import EngineObserver, EngineStats, FinishedRequest, NullObserver, StepStats
-from inference_service.engine.text_stream import TextStream, timing
-from shared import base_model
-from shared.base_model import BaseModel
+from inference_service.engine.text.detokenizer import DetokenizerFactory
+from inference_service.engine.text.text_stream import TextStream, timing
 from shared.errors import AlreadyExists, DamagedBlob, Unavailable
-from shared.soft_prompt import SoftPrompt
+from shared.model import base_model
+from shared.model.base_model import BaseModel
+from shared.prompt.soft_prompt import SoftPrompt
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ class Output:
 class _Results:
     """Of a plan's forward pass: a token for each sequence that samples, and each score's rows of logits by request id."""
 
-    sampling: list[Sequence]
+    sampling: list[RunningRequest]
     sampled: list[Sampled]
     scored: dict[str, torch.Tensor]
     damaged: set[int]
@@ -218,7 +218,7 @@ class Engine:
         if not set(self._scores) <= live:
             raise IntegrityError("a score outlived its request")
 
-    def _loaded(self) -> list[Sequence]:
+    def _loaded(self) -> list[RunningRequest]:
         """Loads whose prefix KV is there, by their own doing or somebody else's."""
         live = (stream.sequence for stream in self._streams.values())
         return [s for s in live if s.is_load and s.prefix_id is not None and self.prefixes.is_ready(s.prefix_id)]
@@ -295,11 +295,11 @@ class Engine:
                 outputs.append(Output(sequence.request_id, Delta(finish_reason=FinishReason.LENGTH), result))
         return outputs
 
-    def _fail(self, sequence: Sequence, reason: FinishReason = FinishReason.ERROR, error: str = NOT_FINITE) -> Output:
+    def _fail(self, sequence: RunningRequest, reason: FinishReason = FinishReason.ERROR, error: str = NOT_FINITE) -> Output:
         """The sequence ends, and the pool has its row cleared for the next holder."""
         return self._end(sequence, reason, error)
 
-    def _end(self, sequence: Sequence, reason: FinishReason, error: str = "") -> Output:
+    def _end(self, sequence: RunningRequest, reason: FinishReason, error: str = "") -> Output:
         now = self.clock()
         try:
             delta = self._streams[sequence.request_id].end(reason, now, error)
@@ -309,7 +309,7 @@ class Engine:
         self._release(sequence, reason, now)
         return Output(sequence.request_id, delta)
 
-    def _release(self, sequence: Sequence, reason: FinishReason, now: float) -> None:
+    def _release(self, sequence: RunningRequest, reason: FinishReason, now: float) -> None:
         """The one path that frees everything, however a request ends."""
         self.scheduler.finish(sequence, reason)
         del self._streams[sequence.request_id]
@@ -369,5 +369,5 @@ def load_engine(
     device: base_model.Device = "auto",
     config: EngineConfig | None = None,
 ) -> Engine:
-    """An engine over a model directory or hub id. Raises what `shared.base_model.load` and `Engine.from_base_model` raise."""
+    """An engine over a model directory or hub id. Raises what `shared.model.base_model.load` and `Engine.from_base_model` raise."""
     return Engine.from_base_model(base_model.load(source, id=id, dtype=dtype, device=device), config)

@@ -16,14 +16,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from inference_service.engine import preemption
-from inference_service.engine.fair_share import FairShares, split
-from inference_service.engine.pace import StepPace
-from inference_service.engine.plan import Chunk, StepPlan, complete_chunk, is_decode, next_chunk, slots_needed
-from inference_service.engine.pool import Pool
-from inference_service.engine.request import FinishReason
-from inference_service.engine.rows import BLOCK_TOKENS, IntegrityError, may_share
-from inference_service.engine.sequence import Sequence
+from inference_service.engine.core import preemption
+from inference_service.engine.core.fair_share import FairShares, split
+from inference_service.engine.core.integrity import IntegrityError
+from inference_service.engine.core.plan import Chunk, StepPlan, complete_chunk, is_decode, next_chunk, slots_needed
+from inference_service.engine.core.request import FinishReason
+from inference_service.engine.core.running_request import RunningRequest
+from inference_service.engine.core.step_pace import StepPace
+from inference_service.engine.kv.pool import Pool
+from inference_service.engine.kv.rows import BLOCK_TOKENS, may_share
 
 WORTH_WAITING_TOKENS = 32
 """A step more costs about as much as so many positions of prefill."""
@@ -47,14 +48,14 @@ class Scheduler:
     """Of the pool's blocks."""
     prefix_ready: Callable[[str], bool] = lambda prefix_id: True
     """Whether a soft prompt's keys and values are there; else the first sequence under it computes them in its own row."""
-    waiting: list[Sequence] = field(default_factory=list)
-    running: list[Sequence] = field(default_factory=list)
+    waiting: list[RunningRequest] = field(default_factory=list)
+    running: list[RunningRequest] = field(default_factory=list)
     num_preemptions: int = 0
     shares: FairShares = field(default_factory=FairShares)
     pace: StepPace = field(default_factory=StepPace)
     step: int = 0
 
-    def add(self, sequence: Sequence) -> None:
+    def add(self, sequence: RunningRequest) -> None:
         insort(self.waiting, sequence, key=lambda s: s.rank)
 
     @property
@@ -94,7 +95,7 @@ class Scheduler:
             if chunk.sequence.row is not None:
                 self.pool.advance(chunk.sequence.row, chunk.sequence.num_computed)
 
-    def finish(self, sequence: Sequence, reason: FinishReason) -> None:
+    def finish(self, sequence: RunningRequest, reason: FinishReason) -> None:
         """Free all that the sequence holds, wherever it is. Its row keeps its content for reuse unless the sequence failed."""
         sequence.finish_reason = reason
         if sequence.row is not None:
@@ -104,7 +105,7 @@ class Scheduler:
         else:
             self.waiting.remove(sequence)
 
-    def expired(self, now: float) -> list[Sequence]:
+    def expired(self, now: float) -> list[RunningRequest]:
         """Sequences whose deadline has passed, waiting or running."""
         return [s for s in [*self.waiting, *self.running] if s.deadline is not None and s.deadline <= now]
 
@@ -130,7 +131,7 @@ class Scheduler:
 
     # ---- who gets how much of a step ----
 
-    def _parts(self, queues: dict[str, list[Sequence]]) -> dict[str, int]:
+    def _parts(self, queues: dict[str, list[RunningRequest]]) -> dict[str, int]:
         """Positions of this step for each tenant that can use some."""
         demands, decodes = dict.fromkeys(self._weights, 0), dict.fromkeys(self._weights, 0)
         for sequence in self.running:
@@ -142,7 +143,7 @@ class Scheduler:
         total = self._limit(demands, decodes)
         return split(total, demands, self._weights, self.shares.served)
 
-    def _demand(self, queue: list[Sequence]) -> int:
+    def _demand(self, queue: list[RunningRequest]) -> int:
         """Positions that a tenant's waiting sequences can use now."""
         return sum(sequence.num_left for sequence in queue) if queue and self._has_room(queue[0]) else 0
 
@@ -161,7 +162,7 @@ class Scheduler:
                     limit = limit if found is None else min(limit, found)
         return max(limit, min(len(demands), self.max_tokens_per_step))
 
-    def _continue_running(self, tenant: str, part: int, queue: list[Sequence]) -> Iterator[Chunk]:
+    def _continue_running(self, tenant: str, part: int, queue: list[RunningRequest]) -> Iterator[Chunk]:
         """Chunks of a tenant's running sequences within its part: decodes, those that waited longest first, then prefill by rank."""
         own = [s for s in self.running if s.tenant == tenant]
         decodes = sorted((s for s in own if is_decode(s)), key=lambda s: (s.planned_step, s.rank))
@@ -176,7 +177,7 @@ class Scheduler:
                 part -= chunk.num_positions
                 yield chunk
 
-    def _continue(self, sequence: Sequence, budget: int) -> Chunk | None:
+    def _continue(self, sequence: RunningRequest, budget: int) -> Chunk | None:
         """The next chunk of a running sequence, for whose memory others may have to give way. None if it had to give way itself."""
         chunk = next_chunk(sequence, budget, self._scorable, self._slots(sequence))
         while chunk is not None and sequence.row is not None:
@@ -192,9 +193,9 @@ class Scheduler:
 
     # ---- who starts ----
 
-    def _queues(self) -> dict[str, list[Sequence]]:
+    def _queues(self) -> dict[str, list[RunningRequest]]:
         """Each tenant's waiting sequences by rank, without those that gain by waiting for this step to end."""
-        queues: dict[str, list[Sequence]] = {}
+        queues: dict[str, list[RunningRequest]] = {}
         postponed = 0
         for sequence in self.waiting:
             if self._prefix_comes(sequence):
@@ -205,7 +206,7 @@ class Scheduler:
             queues.setdefault(sequence.tenant, []).append(sequence)
         return queues
 
-    def _computes_soon(self, other: Sequence, sequence: Sequence) -> bool:
+    def _computes_soon(self, other: RunningRequest, sequence: RunningRequest) -> bool:
         """Whether a running prefill is about to compute at least WORTH_WAITING_TOKENS of what the sequence begins with.
 
         Requests with one instruction that arrive together would each compute it; so the first does, and the others start from its row a
@@ -219,7 +220,7 @@ class Scheduler:
             return False
         return other.tokens[:wanted] == sequence.tokens[:wanted]
 
-    def _prefix_comes(self, sequence: Sequence) -> bool:
+    def _prefix_comes(self, sequence: RunningRequest) -> bool:
         """Whether another sequence is computing the soft prompt that this one needs."""
         prefix_id = sequence.prefix_id
         return (
@@ -228,9 +229,11 @@ class Scheduler:
             and any(other.prefix_id == prefix_id and other.num_computed < other.num_virtual for other in self.running)
         )
 
-    def _admit(self, queues: dict[str, list[Sequence]], parts: dict[str, int], first: Sequence | None, now: float) -> Iterator[Chunk]:
+    def _admit(
+        self, queues: dict[str, list[RunningRequest]], parts: dict[str, int], first: RunningRequest | None, now: float
+    ) -> Iterator[Chunk]:
         """Start waiting sequences: `first`, then always one of the tenant that was served least. Within a tenant the order holds."""
-        passed: list[Sequence] = []
+        passed: list[RunningRequest] = []
         preempted_before = self.num_preemptions
         while self.num_preemptions == preempted_before and not any(s.num_passed_over >= MAX_PASSED_OVER for s in passed):
             due = [tenant for tenant in self.shares.order() if queues.get(tenant)]
@@ -250,17 +253,17 @@ class Scheduler:
                 parts[sequence.tenant] -= chunk.num_positions
                 yield chunk
 
-    def _slots(self, sequence: Sequence) -> int:
+    def _slots(self, sequence: RunningRequest) -> int:
         return slots_needed(sequence, self.pool.max_length, self.max_tokens_per_step)
 
-    def _has_room(self, sequence: Sequence) -> bool:
+    def _has_room(self, sequence: RunningRequest) -> bool:
         """A row, memory for its input, and a block more for each running sequence."""
         if self.pool.num_held >= len(self.pool.rows):
             return False
         idle = self.pool.max_blocks - self.pool.held_blocks
         return not self.running or -(-self._slots(sequence) // self.block_tokens) + len(self.running) <= idle
 
-    def _start(self, sequence: Sequence, now: float) -> bool:
+    def _start(self, sequence: RunningRequest, now: float) -> bool:
         if not self._has_room(sequence):
             return False
         ready = sequence.prefix_id is None or (not sequence.is_load and self.prefix_ready(sequence.prefix_id))
@@ -279,7 +282,7 @@ class Scheduler:
 
     # ---- who gives way ----
 
-    def _free_a_row(self, queues: dict[str, list[Sequence]]) -> Sequence | None:
+    def _free_a_row(self, queues: dict[str, list[RunningRequest]]) -> RunningRequest | None:
         """Preempt at most one sequence for a waiting one that has no room and is entitled to some; that one then starts in this step."""
         for head in [queues[tenant][0] for tenant in self.shares.order() if tenant in queues]:
             if not self._has_room(head):
@@ -292,13 +295,13 @@ class Scheduler:
     def _usage(self) -> preemption.Usage:
         return preemption.Usage.of(self.running, self._weights, len(self.pool.rows), self._memory_part)
 
-    def _memory_part(self, sequence: Sequence) -> float:
+    def _memory_part(self, sequence: RunningRequest) -> float:
         return -(-sequence.length // self.block_tokens) / self.pool.max_blocks
 
-    def _part(self, sequence: Sequence) -> float:
+    def _part(self, sequence: RunningRequest) -> float:
         return max(1 / len(self.pool.rows), self._memory_part(sequence))
 
-    def preempt(self, victim: Sequence, *, keep: bool = True) -> None:
+    def preempt(self, victim: RunningRequest, *, keep: bool = True) -> None:
         """Back to the queue with its tokens. Without `keep`, what its row holds is not to be trusted."""
         if victim.row is None:
             raise IntegrityError(f"{victim.request_id} is preempted without running")

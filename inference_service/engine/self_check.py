@@ -12,14 +12,14 @@ from typing import Any
 
 import torch
 
-from inference_service.engine.model_runner import Runner
-from inference_service.engine.plan import Chunk, StepPlan
-from inference_service.engine.prefix_cache import PrefixCache
-from inference_service.engine.request import SamplingParams
-from inference_service.engine.sequence import Sequence
-from shared.base_model import BaseModel
+from inference_service.engine.core.plan import Chunk, StepPlan
+from inference_service.engine.core.request import SamplingParams
+from inference_service.engine.core.running_request import RunningRequest
+from inference_service.engine.kv.prefix_cache import PrefixCache
+from inference_service.engine.run.model_runner import Runner
 from shared.errors import PreconditionFailed
-from shared.soft_prompt import SoftPrompt
+from shared.model.base_model import BaseModel
+from shared.prompt.soft_prompt import SoftPrompt
 
 NUM_TOKENS = 12
 NUM_VIRTUAL = 3
@@ -65,7 +65,7 @@ def check_runner(base: BaseModel, runner: Runner, expected: torch.Tensor) -> Non
         embedded = base.model.get_input_embeddings()(torch.tensor(ids[:NUM_VIRTUAL], device=base.device))
     prefixes.add("self-check", SoftPrompt(embedded.float().cpu()))
     rest = ids[NUM_VIRTUAL:]
-    sequence = Sequence("self-check", rest, len(rest), SamplingParams(), 0, prefix_id="self-check", num_virtual=NUM_VIRTUAL)
+    sequence = RunningRequest("self-check", rest, len(rest), SamplingParams(), 0, prefix_id="self-check", num_virtual=NUM_VIRTUAL)
     for splits in _SPLITS:
         for start, count in splits:
             chunk = Chunk(sequence, runner.scratch_row, start, count, samples=start + count == NUM_TOKENS)

@@ -1,7 +1,8 @@
 """The golden replay: proof that a soft prompt does here what it did where it was trained.
 
-The trainer wrote the most likely next tokens of a few inputs (`shared.golden_inputs`), with log-probabilities, and how far bfloat16 moved
-them there. If the prompt were ignored, shifted by a position, or applied to other weights, these would move by far more than rounding does.
+The trainer wrote the most likely next tokens of a few inputs (`shared.text.golden_inputs`), with log-probabilities, and how far
+bfloat16 moved them there. If the prompt were ignored, shifted by a position, or applied to other weights, these would move by far
+more than rounding does.
 
 The error model: a computation in 16 bits differs from the exact one by many small roundings, so logits get errors that are close to normal,
 of a size that depends on the model and on this prompt. The divergence over the recorded tokens is then near a weighted sum of squares of
@@ -16,8 +17,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from shared.divergence import divergence_nats
-from shared.manifest import GoldenRecord
+from shared.prompt.divergence import divergence_nats
+from shared.prompt.manifest import GoldenRecord
 
 BAND = 12.0
 """A replica's divergence may be that many times the trainer's own."""

@@ -11,10 +11,10 @@ from typing import Any
 
 from inference_service.prompts.registry import PromptRegistry
 from inference_service.prompts.version import Quarantine, to_timestamp
-from shared.base_model import BaseModelInfo
 from shared.errors import SoftPromptError
-from shared.manifest import utc_now
-from shared.outside import CallPool
+from shared.model.base_model import BaseModelInfo
+from shared.process.call_pool import CallPool
+from shared.prompt.manifest import utc_now
 from shared.store.replicas import LoadedVersion, RefusedVersion, ReplicaDirectory, ReplicaRecord
 
 log = logging.getLogger(__name__)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from inference_service.prompts.loader import MAX_FETCHES
-from shared.outside import CallPool
+from inference_service.prompts.version_loader import MAX_FETCHES
+from shared.process.call_pool import CallPool
 
 
 @dataclass(frozen=True)

@@ -23,9 +23,9 @@ from inference_service.prompts.version import (
     now,
     publish_to_served_seconds,
 )
+from shared.caller import EVERYBODY, Caller
 from shared.errors import PreconditionFailed
 from shared.names import PromptReference
-from shared.security.caller import EVERYBODY, Caller
 from shared.store.index import Alias, StoreIndex, VersionRecord
 from shared.store.view import visible_index
 

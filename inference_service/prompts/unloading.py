@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from inference_service.prompts.loader import PrefixEngine
+from inference_service.prompts.version_loader import PrefixEngine
 from shared.errors import Unavailable
 
 

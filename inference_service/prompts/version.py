@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 
-from shared.manifest import Manifest, parse_timestamp
-from shared.soft_prompt import SoftPrompt
+from shared.prompt.manifest import Manifest, parse_timestamp
+from shared.prompt.soft_prompt import SoftPrompt
 from shared.store.index import VersionRecord
-from shared.template import InputEncoder
+from shared.text.template import InputEncoder
 
 VersionKey = tuple[str, int]
 """(prompt, version)"""

@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from inference_service.prompts.first_loads import StartLimits, left_for_later, recently_used
-from inference_service.prompts.loading import MAX_CONCURRENT_LOADS, VersionLoads
+from inference_service.prompts.load_queue import MAX_CONCURRENT_LOADS, VersionLoads
 from inference_service.prompts.observer import PromptObserver
 from inference_service.prompts.registry import PromptRegistry
 from inference_service.prompts.version import VersionKey
 from shared.errors import SoftPromptError, Unavailable
-from shared.outside import CallPool
+from shared.process.call_pool import CallPool
 from shared.store.index import StoreIndex, VersionRecord
 from shared.store.replicas import ReplicaRecord
 from shared.store.watch import pause_seconds

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Build the images with buildah: no daemon, no Docker, chroot isolation.
+# Build the images with buildah, without a daemon or Docker, with chroot isolation.
 #
 #   k8s/images/build.sh [--variant cpu|cuda] [--base IMAGE|mmdebstrap] [--revision GIT_HASH] [--target trainer|inference]... [-- BUILDAH_OPTION...]
 #
-# Without --base the Dockerfile's own base image is pulled; where no registry answers, or with --base mmdebstrap, a Debian root is made
-# from packages and used instead. pip's own configuration and certificates of this machine (PIP_CONFIG_FILE or /etc/pip.conf, PIP_CERT,
-# PIP_FIND_LINKS) are used during the build and end up in no layer; TORCH_CPU_INDEX, where set, too. The images are
+# Without --base, the script pulls the Dockerfile's base image. If no registry answers, or with --base mmdebstrap, it builds a Debian root
+# from packages instead. The build uses this machine's pip configuration and certificates (PIP_CONFIG_FILE or /etc/pip.conf, PIP_CERT,
+# PIP_FIND_LINKS), and TORCH_CPU_INDEX if it is set; no layer contains them. The images are named
 # localhost/softprompt-TARGET:VERSION[-cuda].
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -24,10 +24,10 @@ done
 [ ${#targets[@]} -gt 0 ] || targets=(inference trainer)
 version="$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml | head -1)"
 revision="${revision:-$(git rev-parse HEAD 2>/dev/null || echo unknown)}"
-created="$(git log -1 --format=%cI 2>/dev/null || echo unknown)"  # not the time of the build: the same source gives the same image
+created="$(git log -1 --format=%cI 2>/dev/null || echo unknown)"  # not the build time, so that the same source gives the same image
 suffix=""; [ "$variant" = cpu ] || suffix="-$variant"
 
-debian_root() {  # A Debian 12 made of packages, imported as an image. Its age is its name: a day later it is made anew.
+debian_root() {  # Builds a Debian 12 image from packages. Its tag is the date, so it is rebuilt every day.
     local image root
     image="localhost/softprompt-debian:bookworm-$(date -u +%Y%m%d)"
     if ! buildah inspect --type image "$image" >/dev/null 2>&1; then
@@ -56,7 +56,7 @@ echo "== base image: $base"
 pip_conf="${PIP_CONFIG_FILE:-/etc/pip.conf}"
 [ ! -s "$pip_conf" ] || options+=(--secret "id=pip_conf,src=$pip_conf")
 [ ! -s "${PIP_CERT:-}" ] || options+=(--secret "id=ca_bundle,src=$PIP_CERT")
-if [ -d "${PIP_FIND_LINKS:-}" ]; then  # wheels that lie on this machine
+if [ -d "${PIP_FIND_LINKS:-}" ]; then  # wheels on this machine
     options+=(--volume "$PIP_FIND_LINKS:$PIP_FIND_LINKS:ro" --build-arg "PIP_FIND_LINKS=$PIP_FIND_LINKS")
 fi
 [ -z "${TORCH_CPU_INDEX:-}" ] || options+=(--build-arg "TORCH_CPU_INDEX=$TORCH_CPU_INDEX")
@@ -67,6 +67,6 @@ for target in "${targets[@]}"; do
     buildah build --isolation chroot --layers --target "$target" --tag "$image" --format oci \
         --build-arg "BASE_IMAGE=$base" --build-arg "VARIANT=$variant" --build-arg "VERSION=$version" --build-arg "REVISION=$revision" \
         --build-arg "CREATED=$created" --label "org.opencontainers.image.revision=$revision" \
-        --label "org.opencontainers.image.created=$created" "${options[@]}" .  # labels said twice: buildah's layer cache forgets arguments
+        --label "org.opencontainers.image.created=$created" "${options[@]}" .  # labels repeated: buildah's layer cache ignores build arguments
     buildah images --format '{{.Name}}:{{.Tag}} {{.ID}} {{.Size}}' "$image"
 done

@@ -1,6 +1,8 @@
-"""What an image installs beside torch: the project's dependencies, and those extras that a cluster needs. Prints one a line, for pip.
+"""The packages that an image installs in addition to torch: the project's dependencies and the extras for a cluster. Prints one
+requirement per line for pip.
 
-`requirements.py common` is in both images, `requirements.py trainer` only in the trainer's. Exact versions come from constraints.txt.
+`requirements.py common` gives the packages of both images, `requirements.py trainer` those of the trainer's image only. Exact versions
+come from constraints.txt.
 """
 
 from __future__ import annotations
@@ -8,22 +10,29 @@ from __future__ import annotations
 import re
 import sys
 import tomllib
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-TRAINER_ONLY = frozenset({"alembic", "ray", "sacrebleu", "sqlalchemy"})
-EXTRAS = {"common": ("object-store", "tracing"), "trainer": ("postgres",)}
+EXTRAS = {"common": ("inference", "object-store", "tracing"), "trainer": ("trainer", "postgres")}
+_OWN_EXTRAS = re.compile(r"softprompt\[([\w,-]+)\]")
 
 
 def requirements(part: str, pyproject: Path) -> list[str]:
-    """Requirement lines of `part`, which is common or trainer."""
+    """Requirement lines of `part`, which is `common` or `trainer`."""
     project = tomllib.loads(pyproject.read_text())["project"]
-    of_trainer = part == "trainer"
-    own = [line for line in project["dependencies"] if (_name(line) in TRAINER_ONLY) is of_trainer]
-    return own + [line for extra in EXTRAS[part] for line in project["optional-dependencies"][extra]]
+    common = [*project["dependencies"], *_lines(project["optional-dependencies"], EXTRAS["common"])]
+    if part == "common":
+        return common
+    return [line for line in _lines(project["optional-dependencies"], EXTRAS[part]) if line not in common]
 
 
-def _name(requirement: str) -> str:
-    return re.split(r"[^A-Za-z0-9_.-]", requirement, maxsplit=1)[0].lower()
+def _lines(known: dict[str, list[str]], extras: Iterable[str]) -> Iterator[str]:
+    for extra in extras:
+        for line in known[extra]:
+            if own := _OWN_EXTRAS.fullmatch(line):
+                yield from _lines(known, own[1].split(","))
+            else:
+                yield line
 
 
 if __name__ == "__main__":

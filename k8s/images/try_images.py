@@ -1,8 +1,8 @@
-"""Run the built images the way the manifests do, and use them: `python k8s/images/try_images.py --model DIRECTORY`.
+"""Run the built images with the manifests' restrictions and use them: `python k8s/images/try_images.py --model DIRECTORY`.
 
-Both containers get a read-only root, no capabilities, no new privileges and an unprivileged user. The trainer tunes a prompt, the inference
-service streams an answer with it, then both get SIGTERM: the inference service in the middle of a stream, which has to reach its end. Needs
-podman with runc, the images of build.sh, and root. Prints what it sees; exits with 1 if anything is not as it should be.
+Both containers get a read-only root, no capabilities, no new privileges and an unprivileged user. The trainer tunes a prompt, and the
+inference service streams an answer with it. Then both get SIGTERM, the inference service during a stream, which must still reach its end.
+Needs podman with runc, the images of build.sh, and root. Prints its findings and exits with 1 if a check fails.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples" / "product-descriptions" / "tr
 INPUT = "name: Aria 5 | category: earbuds | battery: 30 h | price: $79"
 HARDENED = [
     *("--read-only", "--cap-drop=ALL", "--security-opt=no-new-privileges", f"--user={UID}:{UID}", "--network=host"),
-    *("--runtime=runc", "--ulimit=nofile=4096:4096", "--ulimit=nproc=4096:4096"),  # podman's defaults are above what a sandbox allows
+    *("--runtime=runc", "--ulimit=nofile=4096:4096", "--ulimit=nproc=4096:4096"),  # podman's defaults exceed a sandbox's limits
     *("--tmpfs=/tmp:rw,size=1g,mode=1777", "--shm-size=512m"),
 ]
 
@@ -50,7 +50,7 @@ def image(target: str) -> str:
 
 
 def check_contents(target: str) -> None:
-    """No tools for building, no way to write, no privileges; labels as they should be."""
+    """Check that the image has no build tools, no writable paths and no privileges, and that its labels are right."""
     script = (
         "id -u; command -v pip pip3 gcc cc c++ make || echo no-build-tools; python -m pip --version 2>/dev/null || echo no-pip; "
         "touch /opt/softprompt/x /etc/x 2>/dev/null || echo read-only; "
@@ -67,7 +67,7 @@ def check_contents(target: str) -> None:
 
 
 def check_versions(target: str) -> None:
-    """All that is installed is what constraints.txt says, but for setuptools, which the Dockerfile pins, and ourselves."""
+    """Check installed versions against constraints.txt, except setuptools, which the Dockerfile pins, and softprompt itself."""
     code = "from importlib.metadata import distributions as d; print(*(f'{x.name}=={x.version}' for x in d()), sep='\\n')"
     installed = {normalised(line) for line in podman("run", "--rm", *HARDENED, image(target), "python", "-c", code).split()}
     pinned = {normalised(line) for line in CONSTRAINTS.read_text().split()}
@@ -78,7 +78,7 @@ def check_versions(target: str) -> None:
 
 
 def normalised(requirement: str) -> str:
-    """A build's own mark (+cpu) and the spelling of names don't count."""
+    """Ignores the local version (+cpu) and the spelling of names."""
     name, _, version = requirement.partition("==")
     return f"{name.lower().replace('_', '-').replace('.', '-')}=={version.partition('+')[0]}"
 
@@ -96,7 +96,7 @@ def owned_by_containers(folder: Path, *names: str) -> None:
 
 
 def copied_model(model: Path, folder: Path) -> Path:
-    """A copy that the containers' user can read, whoever owns the original."""
+    """A copy that the containers' user can read, regardless of the original's owner."""
     copy = shutil.copytree(model, folder / "models" / model.name)
     subprocess.run(["chmod", "--recursive", "a+rX", folder / "models"], check=True)
     return copy
@@ -118,7 +118,7 @@ class Container:
         )
 
     def endpoint(self, seconds: float = 180) -> str:
-        """Wait until it can serve."""
+        """Wait until the service is ready."""
         deadline = time.monotonic() + seconds
         while not self.ready_file.exists():
             if time.monotonic() > deadline or podman("inspect", "--format={{.State.Running}}", self.name) != "true":
@@ -131,7 +131,7 @@ class Container:
         return done.stdout + done.stderr
 
     def stop(self) -> None:
-        """SIGTERM; it must end by itself, with 0, and say that it drained."""
+        """Send SIGTERM. The service must exit with code 0 and log that it drained."""
         begun = time.monotonic()
         podman("stop", "--time=90", self.name)
         code = podman("inspect", "--format={{.State.ExitCode}}", self.name)
@@ -166,7 +166,7 @@ def use(folder: Path, model: Path, containers: ExitStack) -> None:
 
 
 def drain_in_mid_stream(client: softprompt.Client, inference: Container) -> None:
-    """SIGTERM after the first tokens; the stream has to reach its last."""
+    """Send SIGTERM after the first tokens; the stream must still end normally."""
     length, tokens = 192, 0
     sampling = softprompt.Sampling(temperature=0.0, max_new_tokens=length, min_new_tokens=length)
     stopping = threading.Thread(target=inference.stop)

@@ -1,7 +1,7 @@
-"""Run the Ray component's own command lines in three hardened containers: `python k8s/images/try_ray.py --model DIRECTORY`.
+"""Run the Ray component's command lines in three restricted containers: `python k8s/images/try_ray.py --model DIRECTORY`.
 
-Head, worker and trainer as components/ray has them, with a token, on this machine's network (so with other ports) and without a GPU. The
-worker trains a job of the trainer's; then the trainer gets SIGTERM. Needs what try_images.py needs, and the trainer's image.
+Starts head, worker and trainer as in components/ray, with a token, but without a GPU and with other ports, because all use this machine's
+network. The worker trains one of the trainer's jobs; then the trainer gets SIGTERM. Needs the trainer's image, podman with runc, and root.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import softprompt
 OVERLAY = Path(__file__).parents[1] / "overlays" / "gpu"
 GCS = 26379
 PORTS = {"head": (26380, 26381), "worker": (26390, 26391), "trainer": (26400, 26401)}
-"""Of node manager and object manager: on one machine they can't all be 6380 and 6381."""
+"""Ports of node manager and object manager: different ones, because all nodes share one machine."""
 
 DEADLINE_SECONDS = 180.0
 
@@ -43,7 +43,7 @@ def manifests() -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def ray_start(role: str, group: dict[str, Any], place: str) -> list[str]:
-    """What KubeRay makes of a group's rayStartParams."""
+    """The command line that KubeRay builds from a group's rayStartParams."""
     node_manager, object_manager = PORTS[role]
     own = {"node-manager-port": str(node_manager), "object-manager-port": str(object_manager), "num-gpus": "0"}
     flags = [name if value == "true" else f"{name}={value}" for name, value in {**group["rayStartParams"], **own}.items()]

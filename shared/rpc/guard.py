@@ -12,13 +12,13 @@ from urllib.parse import unquote
 from google.rpc import code_pb2
 from prometheus_client import CollectorRegistry, Gauge
 
+from shared.caller import EVERYBODY, Caller, Tenant, calling
 from shared.config import Access, ServerSettings
 from shared.errors import PermissionDenied, SoftPromptError, Unimplemented
 from shared.log import bound_fields
 from shared.rpc.errors import status_of
 from shared.security import audit
 from shared.security.authenticator import Authenticator, Credentials
-from shared.security.caller import EVERYBODY, Caller, Tenant, calling
 from shared.security.callers_file import CallersFile
 from shared.security.methods import RULES, Rule
 from shared.security.oidc import OidcConfig, OidcVerifier

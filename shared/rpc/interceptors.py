@@ -21,6 +21,7 @@ from typing import Any
 import grpc
 from google.rpc import code_pb2
 from grpc_status import rpc_status
+from opentelemetry.trace import INVALID_SPAN, Span, SpanKind, StatusCode
 
 from shared import log as logs
 from shared.errors import Overloaded, SoftPromptError
@@ -29,7 +30,8 @@ from shared.rpc.errors import status_of
 from shared.rpc.guard import Admission, Guard
 from shared.rpc.messages import END, check_readable, first_of, heard_out, reader_of
 from shared.rpc.metrics import RpcMetrics
-from shared.tracing import Span, Tracing, checked_traceparent, trace_id_of
+from shared.trace_context import parent_of, trace_id_of
+from shared.tracing import Tracing
 
 log = logging.getLogger(__name__)
 
@@ -149,7 +151,7 @@ class _Call:
                 seconds = time.perf_counter() - begun
                 metrics.in_flight.labels(*labels).dec()
                 metrics.handled.labels(*labels, outcome.code).inc()
-                exemplar = {"trace_id": trace_id_of(span.traceparent)} if span.is_sampled else None
+                exemplar = {"trace_id": trace_id_of(span)} if span.is_recording() else None
                 metrics.seconds.labels(*labels).observe(seconds, exemplar)
                 self._tell(outcome, span, seconds, context)
 
@@ -162,15 +164,16 @@ class _Call:
 
     def _traced(self, context: Any) -> AbstractContextManager[Span]:
         if self.is_quiet:
-            return nullcontext(Span(""))
-        parent = checked_traceparent(_metadata(context, TRACE_KEY))
-        return self._tracing.span(f"{self.service}/{self.name}", parent, "server", self._attributes, _metadata(context, STATE_KEY))
+            return nullcontext(INVALID_SPAN)
+        parent = parent_of(_metadata(context, TRACE_KEY), _metadata(context, STATE_KEY))
+        return self._tracing.span(f"{self.service}/{self.name}", parent, SpanKind.SERVER, self._attributes)
 
     def _tell(self, outcome: _Outcome, span: Span, seconds: float, context: Any) -> None:
         who = outcome.who
-        span.set({"rpc.grpc.status_code": code_pb2.Code.Value(outcome.code), **{f"softprompt.{key}": value for key, value in who.items()}})
+        about = {"rpc.grpc.status_code": code_pb2.Code.Value(outcome.code), **{f"softprompt.{key}": value for key, value in who.items()}}
+        span.set_attributes(about)
         if outcome.code not in ("OK", "CANCELLED"):
-            span.fail(outcome.code)
+            span.set_status(StatusCode.ERROR, outcome.code)
         level = logging.DEBUG if self.is_quiet else logging.INFO
         fields = {
             "method": f"{self.service}/{self.name}",
@@ -183,7 +186,8 @@ class _Call:
 
 
 def _ids(request_id: str, span: Span) -> dict[str, object]:
-    return {"request_id": request_id, "trace_id": trace_id_of(span.traceparent)} if span.traceparent else {"request_id": request_id}
+    trace_id = trace_id_of(span)
+    return {"request_id": request_id, "trace_id": trace_id} if trace_id else {"request_id": request_id}
 
 
 class _Outcome:

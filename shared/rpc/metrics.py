@@ -1,4 +1,7 @@
-"""gRPC server metrics under their conventional names, and the endpoint that Prometheus scrapes."""
+"""gRPC server metrics under their conventional names, and the endpoint that Prometheus scrapes.
+
+py-grpc-prometheus has the same names, but its interceptor does not work with grpc.aio.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, make
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from shared.outside import CallPool
+from shared.process.call_pool import CallPool
 from shared.rpc.errors import CODES
 from shared.rpc.ports import check_port
 

@@ -15,7 +15,8 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from shared.config import ServerSettings, is_loopback
+from shared.config import ServerSettings
+from shared.loopback import is_loopback
 from shared.rpc.calls import CallCounter
 from shared.rpc.guard import HEALTH_SERVICE, guard_of
 from shared.rpc.health import HealthServicer

@@ -9,7 +9,7 @@ from prompttuning.v1 import common_pb2
 
 
 def template_options(message: common_pb2.Template) -> dict[str, Any]:
-    """Arguments of `shared.template.Template` for all fields of the message but text and format."""
+    """Arguments of `shared.text.template.Template` for all fields of the message but text and format."""
     return {
         "system": message.system,
         "system_override": message.system_override,

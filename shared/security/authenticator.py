@@ -7,8 +7,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from shared.caller import EVERYBODY, Caller, Tenant
 from shared.errors import PermissionDenied, Unauthenticated
-from shared.security.caller import EVERYBODY, Caller, Tenant
 from shared.security.callers_file import CallersFile
 from shared.security.failures import FailureLimiter
 from shared.security.oidc import Claims, OidcVerifier, looks_like_jwt

@@ -20,8 +20,8 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from shared.caller import MAX_PRIORITY, Caller, CallerLimits, Role, Tenant
 from shared.config import ConfigError
-from shared.security.caller import MAX_PRIORITY, Caller, CallerLimits, Role, Tenant
 from shared.security.tokens import find_hash
 from shared.security.watched_file import WatchedFile
 
@@ -54,7 +54,7 @@ class LimitsEntry(_Strict):
 
 
 class TenantEntry(_Strict):
-    """A group of callers; `shared.security.caller.Tenant` says what each field means."""
+    """A group of callers; `shared.caller.Tenant` says what each field means."""
 
     name: _CallerName
     weight: Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)] = 1.0

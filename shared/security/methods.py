@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from shared.caller import Caller, Role
 from shared.errors import PermissionDenied
-from shared.security.caller import Caller, Role
 
 Fields = Mapping[str, str]
 _NO_ALIAS = "-"

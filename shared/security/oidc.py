@@ -15,7 +15,7 @@ from typing import Any
 import jwt
 
 from shared.errors import Unauthenticated, Unavailable
-from shared.outside import CallPool
+from shared.process.call_pool import CallPool
 
 log = logging.getLogger(__name__)
 

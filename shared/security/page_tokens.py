@@ -16,8 +16,8 @@ from typing import TypeAlias
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESSIV
 
+from shared.caller import Caller
 from shared.errors import InvalidInput
-from shared.security.caller import Caller
 
 KEY_BYTES = 64
 MAX_TOKEN_CHARS = 1024

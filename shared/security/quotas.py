@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
+from shared.caller import Caller, CallerLimits
 from shared.errors import Overloaded
 from shared.security.bucket import Bucket
-from shared.security.caller import Caller, CallerLimits
 
 _TOKENS_WINDOW_SECONDS = 10.0
 _DAY_SECONDS = 86_400.0

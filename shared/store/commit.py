@@ -13,8 +13,8 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, StringConstraints, TypeAdapter, ValidationError
 
 from shared.errors import DamagedBlob
-from shared.manifest import Timestamp
 from shared.names import NAME_PATTERN
+from shared.prompt.manifest import Timestamp
 
 COMMIT_FORMAT = 1
 MAX_TARGETS = 8

@@ -6,9 +6,9 @@ import logging
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
-from shared.blob import MAX_BLOB_BYTES
 from shared.errors import InvalidInput
-from shared.manifest import parse_timestamp
+from shared.prompt.blob import MAX_BLOB_BYTES
+from shared.prompt.manifest import parse_timestamp
 from shared.store.base import ObjectBackend
 from shared.store.index import PromptRecord, StoreIndex
 from shared.store.layout import BLOBS, digest_in

@@ -6,11 +6,11 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from shared.errors import InvalidInput
+from shared.process.user_cache import expanded
 from shared.store.base import ObjectBackend
 from shared.store.local import LocalBackend
 from shared.store.memory import MemoryBackend
 from shared.store.store import PromptStore
-from shared.user_cache import expanded
 
 _OBJECT_SCHEMES = {"s3", "gs", "az", "abfs", "abfss"}
 REQUEST_SECONDS = 30.0

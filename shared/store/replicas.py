@@ -17,7 +17,7 @@ from datetime import UTC, datetime, timedelta
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from shared.errors import DamagedBlob, InvalidInput
-from shared.manifest import Timestamp, parse_timestamp, utc_now
+from shared.prompt.manifest import Timestamp, parse_timestamp, utc_now
 from shared.store.base import ObjectBackend
 from shared.store.commit import Name, ReplicaId, VersionNumber
 from shared.store.layout import MAX_REPLICA_BYTES, REPLICAS, replica_key

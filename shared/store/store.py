@@ -13,10 +13,10 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 
-from shared.blob import MAX_BLOB_BYTES, PromptBlob, check_digest, decode_blob, digest_of
 from shared.errors import DamagedBlob, InvalidInput, NotFound, PreconditionFailed, SoftPromptError, Unavailable
-from shared.manifest import utc_now
 from shared.names import DEFAULT_ALIAS, check_alias, check_name, version_name
+from shared.prompt.blob import MAX_BLOB_BYTES, PromptBlob, check_digest, decode_blob, digest_of
+from shared.prompt.manifest import utc_now
 from shared.store.alias import ANYTHING, Expected, Targets, as_targets, check_expected
 from shared.store.base import ObjectBackend
 from shared.store.commit import MAX_SUMMARY_METRICS, AliasMoved, Commit, Operation, VersionDeleted, VersionPublished, VersionSummary

@@ -15,8 +15,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
-from shared.manifest import parse_timestamp
-from shared.security.caller import Caller
+from shared.caller import Caller
+from shared.prompt.manifest import parse_timestamp
 from shared.store.commit import Commit
 from shared.store.index import PromptRecord, StoreIndex
 

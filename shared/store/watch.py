@@ -9,7 +9,7 @@ import time
 from collections.abc import AsyncIterator
 
 from shared.errors import SoftPromptError
-from shared.outside import CallPool
+from shared.process.call_pool import CallPool
 from shared.store.follower import Changes
 from shared.store.store import PromptStore
 

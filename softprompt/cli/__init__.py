@@ -1,4 +1,4 @@
-"""The command line `softprompt`. Starts fast: gRPC, Ray and torch are imported only by the commands that need them."""
+"""The command line `softprompt`. It starts fast: only commands that call a service import gRPC, and none imports Ray or torch."""
 
 from __future__ import annotations
 

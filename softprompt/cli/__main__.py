@@ -1,4 +1,4 @@
-"""`python -m softprompt.cli`, for where the script is not on the path."""
+"""`python -m softprompt.cli`, for environments where the script is not on the path."""
 
 from softprompt.cli.main import main
 

@@ -1,4 +1,4 @@
-"""`softprompt datasets`: what the trainer stores for the caller's tenant, and removing it."""
+"""`softprompt datasets`: store examples on the trainer, list them, show them and delete them."""
 
 from __future__ import annotations
 
@@ -18,19 +18,20 @@ from softprompt.cli.data import (
     read_examples,
 )
 from softprompt.cli.options import JsonOption, TrainerOption, example, open_client
-from softprompt.cli.output import local_time, print_json, show, table
+from softprompt.cli.output import local_time, print_json, show, stderr, table
+from softprompt.display.transfer import upload_display
 from softprompt.types.data import Data
 
 if TYPE_CHECKING:
-    from softprompt.types.tuning import StoredDataset
+    from softprompt.types.datasets import StoredDataset
 
 app = typer.Typer(no_args_is_help=True)
-DatasetArgument = Annotated[str, typer.Argument(metavar="DATASET", help="datasets/sha256-<hex>, or its last part.")]
+DatasetArgument = Annotated[str, typer.Argument(metavar="DATASET", help="Name of the dataset: datasets/sha256-<hex>, or sha256-<hex>.")]
 
 
 @app.command(epilog=example("softprompt datasets upload train.csv --input question --output answer"))
 def upload(
-    file: Annotated[str, typer.Argument(help="CSV, TSV, XLSX, Parquet, JSON or JSON lines, also with gzip.")],
+    file: Annotated[str, typer.Argument(help="CSV, TSV, XLSX, Parquet, JSON or JSON lines; may be compressed with gzip.")],
     input: InputOption = "",
     output: OutputOption = "",
     label: LabelOption = "",
@@ -41,11 +42,11 @@ def upload(
     as_json: JsonOption = False,
     trainer: TrainerOption = None,
 ) -> None:
-    """Store a file of examples; print the name that jobs use for it."""
+    """Store a file of examples on the trainer and print the name of the dataset."""
     allowed = label_set(labels)
     prepared = read_examples(file, Data("", input, output, label, messages, drop_extra, encoding), allowed)
-    with open_client(trainer) as client:
-        uploaded = client.upload_dataset(prepared, labels=allowed)
+    with open_client(trainer) as client, upload_display(stderr(), "storing the examples") as on_progress:
+        uploaded = client.upload_dataset(prepared, labels=allowed, on_progress=on_progress)
     if as_json:
         print_json(uploaded)
     else:
@@ -54,11 +55,11 @@ def upload(
 
 @app.command("list", epilog=example("softprompt datasets list --json"))
 def list_(
-    limit: Annotated[int | None, typer.Option(min=1, help="At most so many; all by default.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Largest number of datasets to list. Default: all.")] = None,
     as_json: JsonOption = False,
     trainer: TrainerOption = None,
 ) -> None:
-    """List the datasets of your tenant, the largest first; all of them count against its quota."""
+    """List the datasets of your tenant, largest first. All of them count against its quota."""
     with open_client(trainer) as client:
         stored = sorted(client.list_datasets(), key=lambda dataset: -dataset.size_bytes)
     found = stored[:limit]
@@ -78,7 +79,7 @@ def list_(
 
 @app.command("show", epilog=example(f"softprompt datasets show sha256-{'ab' * 32}"))
 def show_(dataset: DatasetArgument, as_json: JsonOption = False, trainer: TrainerOption = None) -> None:
-    """Show one dataset: its size, what it is for, and when it was last used."""
+    """Show one dataset: size, task, number of jobs, and time of its last use."""
     with open_client(trainer) as client:
         found = client.get_dataset(_name(dataset))
     if as_json:
@@ -101,7 +102,7 @@ def show_(dataset: DatasetArgument, as_json: JsonOption = False, trainer: Traine
 
 @app.command(epilog=example(f"softprompt datasets delete sha256-{'ab' * 32}"))
 def delete(dataset: DatasetArgument, as_json: JsonOption = False, trainer: TrainerOption = None) -> None:
-    """Remove a dataset that no job needs that has not ended. Prompts that were trained on it stay."""
+    """Delete a dataset. Refused while a job that has not ended needs it. Prompts trained on it stay."""
     with open_client(trainer) as client:
         client.delete_dataset(_name(dataset))
     if as_json:

@@ -1,4 +1,4 @@
-"""`softprompt demo`: the whole journey on this machine, in a few minutes."""
+"""`softprompt demo`: train, serve and replace a prompt on this machine, in a few minutes."""
 
 from __future__ import annotations
 
@@ -11,17 +11,20 @@ from softprompt.cli.failures import EXIT_INTERRUPTED, Failure
 from softprompt.cli.models import pull_with_progress
 from softprompt.cli.options import example
 from softprompt.cli.output import stderr, stdout
+from softprompt.cli.requirements import require
 
 
 def register(app: typer.Typer) -> None:
+    """Add the command to `app`."""
     app.command(epilog=example("softprompt demo --output ./demo-output"))(demo)
 
 
 def demo(
-    output: Annotated[Path, typer.Option(help="Where the picture and the services' logs go.")] = Path("demo-output"),
-    model: Annotated[str, typer.Option(help="Base model: a catalogued one (pulled if need be), a directory, or a hub id.")] = "",
+    output: Annotated[Path, typer.Option(help="Directory for the loss curve and the services' logs.")] = Path("demo-output"),
+    model: Annotated[str, typer.Option(help="Base model: a catalogued name (downloaded if missing), a directory, or a hub id.")] = "",
 ) -> None:
-    """Train a prompt, serve it, and swap a better version in under load. Takes a few minutes; Ctrl-C leaves nothing behind."""
+    """Train a prompt, serve it, and replace it by a better version under load. Takes a few minutes. Ctrl-C stops everything."""
+    require("trainer", "inference", "plot")
     from softprompt.demo.plan import DemoPlan
     from softprompt.demo.promises import PromiseBroken
     from softprompt.demo.run import run_demo
@@ -33,7 +36,7 @@ def demo(
     try:
         run_demo(path, output, plan, stdout())
     except Interrupted:
-        stderr().print("interrupted: both services are stopped")
+        stderr().print("interrupted; both services are stopped")
         raise typer.Exit(EXIT_INTERRUPTED) from None
     except (PromiseBroken, ServiceFailed) as error:
         raise Failure(str(error), hint=f"the services' logs are in {output}/services.log") from None

@@ -1,4 +1,4 @@
-"""What a person reads when something fails, what to do about it, and the exit code for scripts."""
+"""Errors on the command line: the message, a hint what to do, and the exit code."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ from softprompt.endpoints import INFERENCE_VARIABLE, TRAINER_VARIABLE
 
 EXIT_FAILED, EXIT_INVALID, EXIT_NOT_FOUND, EXIT_REFUSED, EXIT_AWAY, EXIT_INTERRUPTED = 1, 2, 3, 4, 5, 130
 EXIT_CODES_HELP = (
-    "Exit codes: 0 done; 1 failed (also: the job failed); 2 wrong usage or invalid input; 3 not found; 4 refused in the present state;"
-    " 5 the service is away, overloaded or too slow, try again; 130 interrupted."
+    "Exit codes: 0 success; 1 failure, also of a job; 2 wrong usage or invalid input; 3 not found; 4 refused;"
+    " 5 the service is unreachable, overloaded or too slow: try again; 130 interrupted."
 )
 _CODES: tuple[tuple[tuple[type[Exception], ...], int], ...] = (
     ((InvalidInput,), EXIT_INVALID),
@@ -41,7 +41,7 @@ _CODES: tuple[tuple[tuple[type[Exception], ...], int], ...] = (
 
 
 class Failure(Exception):
-    """A command ends here, with a message for a person."""
+    """Ends a command with a message, an exit code and a hint."""
 
     def __init__(self, message: str, exit_code: int = EXIT_FAILED, hint: str = "") -> None:
         super().__init__(message)
@@ -49,7 +49,7 @@ class Failure(Exception):
 
 
 def report(error: Exception) -> int:
-    """Say on stderr what went wrong, if that can be written to; the exit code."""
+    """Print the error and its hint on stderr, if stderr can be written to. Returns the exit code."""
     with contextlib.suppress(OSError):
         stderr().print(f"[bold red]error:[/] {escape(_message(error))}", highlight=False, soft_wrap=True)
         if hint := _hint(error):
@@ -58,6 +58,7 @@ def report(error: Exception) -> int:
 
 
 def exit_code(error: Exception) -> int:
+    """The exit code for scripts (EXIT_CODES_HELP)."""
     if isinstance(error, Failure):
         return error.exit_code
     return next((code for kinds, code in _CODES if isinstance(error, kinds)), EXIT_FAILED)
@@ -65,15 +66,15 @@ def exit_code(error: Exception) -> int:
 
 def _message(error: Exception) -> str:
     if isinstance(error, InvalidInput) and len(error.violations) > 1:
-        title = "the request has several mistakes"
+        title = "the request has several errors"
         if isinstance(error, UnusableData):
-            title = f"{error.source or 'the data'} can't be used as examples"
+            title = f"{error.source or 'the data'} can't be used as training examples"
         return f"{title}:\n" + "\n".join(f"  {item.field}: {item.description}" for item in error.violations)
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     if isinstance(error, SoftPromptError | Failure | OSError | TimeoutError):
         return str(error) or type(error).__name__
-    return f"{type(error).__name__}: {error} (a mistake in this program: SOFTPROMPT_DEBUG=1 shows where)"
+    return f"{type(error).__name__}: {error} (a bug in this program; SOFTPROMPT_DEBUG=1 shows the traceback)"
 
 
 def _hint(error: Exception) -> str:
@@ -84,20 +85,20 @@ def _hint(error: Exception) -> str:
             command = mending_command(sys.argv[1:], error.fix) if error.fix else ""
             return "; ".join(filter(None, (command, error.advice)))
         case Unavailable() | DeadlineExceeded() if "proxy" in error.metadata:
-            return "if the proxy is not meant for this service, name its host in no_proxy (no_proxy=HOST)"
+            return "if calls to this service should not use the proxy, set no_proxy=HOST"
         case Unavailable() if "endpoint" in error.metadata:
             return (
-                "is the service running? `softprompt up` starts both on this machine; "
-                f"--trainer, --inference or {TRAINER_VARIABLE}, {INFERENCE_VARIABLE} say where they are"
+                "is the service running? `softprompt up` starts both services on this machine; "
+                f"--trainer and --inference, or {TRAINER_VARIABLE} and {INFERENCE_VARIABLE}, set other addresses"
             )
         case Unauthenticated():
-            return "SOFTPROMPT_TOKEN or SOFTPROMPT_TOKEN_FILE (--token-file) hold your token; SOFTPROMPT_TLS_CERTIFICATE_FILE a certificate"
+            return "set SOFTPROMPT_TOKEN or SOFTPROMPT_TOKEN_FILE (--token-file), or SOFTPROMPT_TLS_CERTIFICATE_FILE for a certificate"
         case NotFound() if error.kind == "prompt":
-            return "a prompt exists once its first version is published; `softprompt prompts list` (role viewer) shows yours"
+            return "a prompt exists once its first version is published; `softprompt prompts list` (role viewer) shows your prompts"
         case PermissionDenied() if error.metadata.get("role") == "publisher":
-            return "--alias - publishes and moves no alias; or the operator gives you the role publisher in the service's callers file"
+            return "`--alias -` publishes without moving an alias; or ask the operator for the role publisher in the service's callers file"
         case PermissionDenied():
-            return "the service's callers file decides who may do what; its operator can give you the role"
+            return "ask the operator for this role in the service's callers file"
         case Overloaded():
             return f"try again in {_duration(error.retry_after_seconds)}"
         case _:
@@ -105,7 +106,7 @@ def _hint(error: Exception) -> str:
 
 
 def _duration(seconds: float) -> str:
-    """Rounded up, so that a caller who waits that long is not refused again."""
+    """Rounded up: a caller who waits that long is not refused again."""
     if seconds <= 120:
         return f"{math.ceil(seconds)} s"
     minutes = math.ceil(seconds / 60)

@@ -1,4 +1,4 @@
-"""`softprompt prompts status`, `loaded` and `watch`: where versions are served, and what happens to them."""
+"""`softprompt prompts status`, `loaded` and `watch`: where versions are served, and how the store changes."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 
 def register(app: typer.Typer) -> None:
+    """Add the commands to `app`."""
     app.command(epilog=example("softprompt prompts status support-tone"))(status)
     app.command(epilog=example("softprompt prompts loaded support-tone"))(loaded)
     app.command(epilog=example("softprompt prompts watch --prefix support-"))(watch)
@@ -24,7 +25,7 @@ def status(
     as_json: JsonOption = False,
     trainer: TrainerOption = None,
 ) -> None:
-    """Show how many live replicas serve each version, how long that took after its publication, and who refused it and why."""
+    """Show how many live replicas serve each version, how soon after its publication, and which replicas refused it and why."""
     with open_client(trainer) as client:
         found = client.prompt_status(prompt)
     if as_json:
@@ -42,17 +43,17 @@ def status(
             show(f"{_short(version.version)} is refused by {refusal.replica}: {refusal.reason}")
     for replica in found.replicas:
         behind = ", has not seen the newest changes" if replica.revision < found.revision else ""
-        show(f"replica {replica.id}: {replica.base_model}, last heard {local_time(replica.update_time)}{behind}")
+        show(f"replica {replica.id}: {replica.base_model}, last report {local_time(replica.update_time)}{behind}")
     if not found.replicas:
         show("no replica is alive")
 
 
 def loaded(
-    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="Name of a prompt; left out: all.")] = "",
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="Name of a prompt. Default: all prompts.")] = "",
     as_json: JsonOption = False,
     inference: InferenceOption = None,
 ) -> None:
-    """Show what the one inference replica that answers has loaded, and what it refused and why."""
+    """Show the versions that the answering inference replica has loaded, and those that it refused and why."""
     with open_client(inference=inference) as client:
         found = client.loaded_prompts(prompt)
     if as_json:
@@ -76,21 +77,21 @@ def loaded(
 
 
 def watch(
-    prefix: Annotated[str, typer.Option(help="Only prompts whose names begin so.")] = "",
-    after: Annotated[int | None, typer.Option(min=0, help="Only what happened after this revision.")] = None,
+    prefix: Annotated[str, typer.Option(help="Only prompts whose names begin with this text.")] = "",
+    after: Annotated[int | None, typer.Option(min=0, help="Only changes after this store revision.")] = None,
     as_json: JsonOption = False,
     trainer: TrainerOption = None,
 ) -> None:
-    """Show what happens to versions and aliases, as it happens, until Ctrl-C."""
+    """Show changes of versions and aliases as they happen, until Ctrl-C."""
     with open_client(trainer) as client:
         for change in client.watch_prompts(after_revision=after, name_prefix=prefix):
             if as_json:
                 print_json({"change": type(change).__name__, **vars(change)})
             else:
-                show(f"{change.revision:>8}  {_told(change)}")
+                show(f"{change.revision:>8}  {_change_text(change)}")
 
 
-def _told(change: PromptChange) -> str:
+def _change_text(change: PromptChange) -> str:
     from softprompt.types.prompts import AliasSet, Deleted, Published, Snapshot
 
     match change:
@@ -103,11 +104,11 @@ def _told(change: PromptChange) -> str:
         case Deleted(version=name):
             return f"{_short(name)} deleted"
         case _:
-            return "something that this client is too old to know"
+            return "a change of a kind that this client is too old to know"
 
 
 def targets_text(alias: Alias) -> str:
-    """`3`, or several with their shares of the traffic: `3:0.9 4:0.1`."""
+    """`3`, or several versions with their shares of the traffic: `3:0.9 4:0.1`."""
     if len(alias.targets) == 1:
         return str(alias.targets[0].version)
     total = sum(target.weight for target in alias.targets)
@@ -115,7 +116,7 @@ def targets_text(alias: Alias) -> str:
 
 
 def _served_after(version: VersionStatus) -> str:
-    """The slowest replica, among those that were there when it was published."""
+    """Seconds of the slowest replica that was running when the version was published."""
     seconds = [item.publish_to_served_seconds for item in version.served if item.publish_to_served_seconds is not None]
     return f"{max(seconds):.2f} s" if seconds else ""
 

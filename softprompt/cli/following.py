@@ -1,41 +1,57 @@
-"""Following a job from the command line, to its end or until Ctrl-C lets go of it."""
+"""Follow a job from the command line until it ends or Ctrl-C is pressed."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from softprompt.cli.data import repetition
 from softprompt.cli.failures import EXIT_INTERRUPTED, Failure
 from softprompt.cli.output import numbers, print_json, show, stderr
 
 if TYPE_CHECKING:
     from softprompt.client.sync_client import Client
-    from softprompt.types.tuning import SearchCandidate, TuningJob, TuningResult
+    from softprompt.types.jobs import SearchCandidate, TuningJob, TuningResult
 
 
 MAX_TOKENS = 8
-"""Nearest vocabulary tokens that are shown; `--json` has one for each virtual token."""
+"""Number of nearest vocabulary tokens shown; `--json` has one for each virtual token."""
 
 
-def follow(client: Client, name: str, *, after: int = 0, as_json: bool = False) -> TuningJob:
-    """Show a job's events until it has ended, then its result. JobFailed if it failed; interrupting leaves the job alone."""
+def conclude(client: Client, job: TuningJob, *, follow: bool, as_json: bool) -> None:
+    """After a job was created: follow it to its end and to the first replica that serves its version, or print its name."""
+    if follow:
+        stderr().print(f"{job.name} is queued", markup=False)
+        show_verdict(client, follow_job(client, job.name, as_json=as_json), as_json=as_json)
+        return
+    for sentence in repetition(job.dataset_statistics):
+        stderr().print(sentence, markup=False)
+    if as_json:
+        print_json(job)
+    else:
+        show(job.name)
+
+
+def follow_job(client: Client, name: str, *, after: int = 0, as_json: bool = False) -> TuningJob:
+    """Show a job's progress until it ends, then its result. Raises JobFailed if the job failed. Ctrl-C does not cancel the job."""
     from softprompt.display.training import training_display
     from softprompt.errors import JobFailed
-    from softprompt.types.tuning import JobState, StateChanged
+    from softprompt.types.events import StateChanged
+    from softprompt.types.jobs import JobState
 
     try:
-        with training_display(stderr(), name.removeprefix("tuningJobs/")) as display:
+        with training_display(stderr(), name.removeprefix("tuningJobs/")) as show_event:
             job: TuningJob | None = None
             for event in client.watch_job(name, after=after):
-                display.update(event)
+                show_event(event)
                 if isinstance(event, StateChanged):
                     job = event.job
                 if as_json:
                     print_json({"event": type(event).__name__, **vars(event)})
     except KeyboardInterrupt:
         raise Failure(
-            f"let go of {name}; it goes on",
+            f"stopped following {name}; the job continues",
             EXIT_INTERRUPTED,
-            hint=f"`softprompt jobs watch {name}` follows it again, `softprompt jobs cancel {name}` ends it",
+            hint=f"`softprompt jobs watch {name}` follows it again; `softprompt jobs cancel {name}` cancels it",
         ) from None
     if job is None or not job.state.is_final:
         job = client.get_job(name)
@@ -47,25 +63,25 @@ def follow(client: Client, name: str, *, after: int = 0, as_json: bool = False) 
 
 
 def show_verdict(client: Client, job: TuningJob, *, as_json: bool = False) -> None:
-    """Wait for the first live replica that looks at the version which an alias now names. Failure, with its reason, if it refuses it.
+    """Wait until a live replica serves or refuses the version that the alias now names. Raises Failure with the reason of a refusal.
 
-    Says nothing where no replica is alive, or where this caller may not ask or can't.
+    Prints nothing if no replica is alive, or if this caller can't ask for the status.
     """
     from softprompt.errors import DeadlineExceeded, NotFound, PermissionDenied, PreconditionFailed, Unavailable, Unimplemented
 
     result = job.result
     if result is None or not result.alias_moved:  # replicas load what an alias names
         return
-    hint = "`softprompt prompts status` shows the replicas; the alias can be moved back with `softprompt prompts alias set`"
+    hint = "`softprompt prompts status` shows the replicas; `softprompt prompts alias set` moves the alias back"
     try:
         status = client.first_verdict(result.version)
     except PreconditionFailed as error:
         raise Failure(f"{result.version} is published, but {error.message}", hint=hint) from None
     except DeadlineExceeded as error:
-        stderr().print(f"{error.message}; `softprompt prompts status` shows what they say later", markup=False, soft_wrap=True)
+        stderr().print(f"{error.message}; `softprompt prompts status` shows it later", markup=False, soft_wrap=True)
         return
     except KeyboardInterrupt:
-        raise Failure(f"{result.version} is published; no replica was waited for", EXIT_INTERRUPTED, hint) from None
+        raise Failure(f"{result.version} is published; stopped waiting for a replica", EXIT_INTERRUPTED, hint) from None
     except (NotFound, PermissionDenied, Unavailable, Unimplemented):
         return
     if status.served and not result.serving and not as_json:
@@ -73,7 +89,7 @@ def show_verdict(client: Client, job: TuningJob, *, as_json: bool = False) -> No
 
 
 def show_result(job: TuningJob) -> None:
-    """What came out, beside what the bare model does on the same held-out examples, and what a person can see of the prompt."""
+    """Print a job's result: its metrics beside those of the bare model on the same held-out examples, and what the prompt resembles."""
     result = job.result
     if result is None:
         return
@@ -84,7 +100,7 @@ def show_result(job: TuningJob) -> None:
         if result.serving:
             show(f"  {'fleet':<15}{result.serving}")
     else:
-        show(f"not published: {result.gate_decision or 'the gate forbade it'}")
+        show(f"not published: {result.gate_decision or 'the gate refused it'}")
     compared = (
         ("held out", result.metrics),
         ("bare model", result.bare_metrics),
@@ -102,28 +118,32 @@ def show_result(job: TuningJob) -> None:
         show(f"  {'verdict':<15}{result.verdict}")
     for candidate in result.candidates:
         show(f"  {'tried':<15}{_candidate_text(candidate)}")
-    show(f"  {'best step':<15}{result.best_step}; the score varied by {result.score_stability:.3g} over the last evaluations")
+    show(f"  {'best step':<15}{result.best_step}; the score's standard deviation over the last evaluations is {result.score_stability:.3g}")
     if job.progress is not None:
         show(f"  {'gradient norm':<15}{job.progress.grad_norm:.3g} at the last step")
     if result.num_skipped_steps:
-        show(f"  {'skipped':<15}{result.num_skipped_steps} steps, because their loss or gradient was not finite")
+        show(f"  {'skipped':<15}{result.num_skipped_steps} steps whose loss or gradient was not finite")
     if result.nearest_tokens:
         shown = ", ".join(f"{token.text!r} {token.cosine:.2f}" for token in result.nearest_tokens[:MAX_TOKENS])
         rest = len(result.nearest_tokens) - MAX_TOKENS
         show(f"  {'reads like':<15}{shown}" + (f" and {rest} more" if rest > 0 else ""))
     statistics = job.dataset_statistics
     if statistics is not None and (statistics.num_dropped or statistics.num_truncated):
-        show(f"  too long: {statistics.num_dropped} examples were left out, the inputs of {statistics.num_truncated} were cut")
+        show(f"  too long: {statistics.num_dropped} examples were dropped, the inputs of {statistics.num_truncated} were truncated")
     if statistics is not None and statistics.num_overlapping:
         show(
-            f"  {statistics.num_overlapping} of the {statistics.num_validation} held-out examples also stand in the training data: "
-            "the held-out figures flatter"
+            f"  {statistics.num_overlapping} of the {statistics.num_validation} held-out examples are also in the training data: "
+            "the held-out metrics are optimistic"
         )
 
 
 def _measured_on(result: TuningResult) -> str:
     examples = f"{result.num_judging} held-out example{'' if result.num_judging == 1 else 's'}"
-    apart = "none of which chose the checkpoint that it judged" if result.judged_apart else "which also chose the checkpoint: it flatters"
+    apart = (
+        "none of which chose the checkpoint that it judged"
+        if result.judged_apart
+        else "which also chose the checkpoint, so the metrics are optimistic"
+    )
     if result.metric_low is None or result.metric_high is None or not result.comparisons:
         return f"{examples}, {apart}"
     name = result.comparisons[0].metric

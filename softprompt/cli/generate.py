@@ -1,4 +1,4 @@
-"""`softprompt generate` and `softprompt classify`: using what was trained."""
+"""`softprompt generate` and `softprompt classify`: use a published prompt."""
 
 from __future__ import annotations
 
@@ -9,47 +9,76 @@ import typer
 
 from softprompt.cli.options import InferenceOption, JsonOption, example, open_client
 from softprompt.cli.output import print_json, show, stderr, table
+from softprompt.cli.sampling import (
+    FrequencyPenaltyOption,
+    IgnoreEosOption,
+    LogprobsOption,
+    MaxNewTokensOption,
+    MinNewTokensOption,
+    MinPOption,
+    PresencePenaltyOption,
+    RepetitionPenaltyOption,
+    SeedOption,
+    StopOption,
+    StopTokenOption,
+    TemperatureOption,
+    TopKOption,
+    TopPOption,
+)
 from softprompt.cli.text_input import read_input
 from softprompt.types.common import Sampling
 
-TextArgument = Annotated[str, typer.Argument(metavar="TEXT", help="The input; - reads it from stdin.")]
+TextArgument = Annotated[str, typer.Argument(metavar="TEXT", help="The input; - reads standard input.")]
 RoutingOption = Annotated[
-    str, typer.Option(metavar="KEY", help="Of an alias that names several versions, the same key always gets the same one.")
+    str, typer.Option(metavar="KEY", help="If an alias names several versions, the same key always gets the same version.")
 ]
 REFERENCE_HELP = "NAME (its default alias), NAME@ALIAS or NAME@7"
 
 
 def register(app: typer.Typer) -> None:
+    """Add the commands to `app`."""
     app.command(epilog=example('softprompt generate --prompt product-descriptions "wireless mouse, 2.4 GHz, 18 months battery"'))(generate)
     app.command(epilog=example('softprompt classify --prompt review-sentiment "It broke after a day."'))(classify)
 
 
 def generate(
     text: TextArgument,
-    prompt: Annotated[str, typer.Option(help=f"{REFERENCE_HELP}; left out: the bare model.")] = "",
-    max_new_tokens: Annotated[int | None, typer.Option(help="Upper bound of generated tokens.")] = None,
-    temperature: Annotated[float | None, typer.Option(help="0 is greedy.")] = None,
-    top_k: Annotated[int | None, typer.Option(help="Only the k most probable tokens.")] = None,
-    top_p: Annotated[float | None, typer.Option(help="Only the most probable tokens, up to this sum.")] = None,
-    min_p: Annotated[float | None, typer.Option(help="Only tokens at least this fraction as probable as the best.")] = None,
-    repetition_penalty: Annotated[float | None, typer.Option(help="Above 1: repeat less.")] = None,
-    seed: Annotated[int | None, typer.Option(help="The same seed gives the same text.")] = None,
-    stop: Annotated[list[str] | None, typer.Option(help="Stop before this text; may be repeated.")] = None,
+    prompt: Annotated[str, typer.Option(help=f"{REFERENCE_HELP}. Default: the bare model.")] = "",
+    max_new_tokens: MaxNewTokensOption = None,
+    min_new_tokens: MinNewTokensOption = None,
+    temperature: TemperatureOption = None,
+    top_k: TopKOption = None,
+    top_p: TopPOption = None,
+    min_p: MinPOption = None,
+    repetition_penalty: RepetitionPenaltyOption = None,
+    presence_penalty: PresencePenaltyOption = None,
+    frequency_penalty: FrequencyPenaltyOption = None,
+    seed: SeedOption = None,
+    stop_sequences: StopOption = None,
+    stop_token_ids: StopTokenOption = None,
+    ignore_eos: IgnoreEosOption = None,
+    num_logprobs: LogprobsOption = None,
     routing_key: RoutingOption = "",
-    truncate: Annotated[bool, typer.Option("--truncate", help="Cut an input that is too long, from the left.")] = False,
+    truncate: Annotated[bool, typer.Option("--truncate", help="Truncate an input that is too long, from the left.")] = False,
     as_json: JsonOption = False,
     inference: InferenceOption = None,
 ) -> None:
-    """Stream an answer. Ctrl-C stops the generation on the service, too."""
+    """Stream an answer. Ctrl-C also stops the generation on the service."""
     sampling = Sampling(
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,
         min_p=min_p,
         repetition_penalty=repetition_penalty,
+        presence_penalty=presence_penalty,
+        frequency_penalty=frequency_penalty,
         seed=seed,
-        stop_sequences=tuple(stop or ()),
+        stop_sequences=tuple(stop_sequences or ()),
+        stop_token_ids=tuple(stop_token_ids or ()),
         max_new_tokens=max_new_tokens,
+        min_new_tokens=min_new_tokens,
+        ignore_eos=ignore_eos,
+        num_logprobs=num_logprobs,
     )
     with open_client(inference=inference) as client:
         stream = client.stream(read_input(text), prompt=prompt, sampling=sampling, routing_key=routing_key, truncate=truncate)
@@ -81,12 +110,12 @@ def generate(
 def classify(
     text: TextArgument,
     prompt: Annotated[str, typer.Option(help=f"{REFERENCE_HELP}.")],
-    label: Annotated[list[str] | None, typer.Option(help="Candidate, may be repeated; left out: the prompt's own labels.")] = None,
+    label: Annotated[list[str] | None, typer.Option(help="Candidate label; may be repeated. Default: the labels of the prompt.")] = None,
     routing_key: RoutingOption = "",
     as_json: JsonOption = False,
     inference: InferenceOption = None,
 ) -> None:
-    """Print the most probable label, and the probability of each."""
+    """Print the labels with their probabilities, most probable first."""
     with open_client(inference=inference) as client:
         scores = client.score(read_input(text), prompt=prompt, candidates=label or (), routing_key=routing_key)
     if as_json:

@@ -1,4 +1,4 @@
-"""`softprompt info`: what both services are and can do."""
+"""`softprompt info`: versions, models, limits and load of both services."""
 
 from __future__ import annotations
 
@@ -14,17 +14,18 @@ from softprompt.cli.output import print_json, show
 if TYPE_CHECKING:
     from softprompt.types.common import BaseModelInfo
     from softprompt.types.generation import ModelInfo
-    from softprompt.types.tuning import ServiceInfo
+    from softprompt.types.service import ServiceInfo
 
 T = TypeVar("T")
 
 
 def register(app: typer.Typer) -> None:
+    """Add the command to `app`."""
     app.command(epilog=example("softprompt info --json"))(info)
 
 
 def info(as_json: JsonOption = False, trainer: TrainerOption = None, inference: InferenceOption = None) -> None:
-    """Show both services: models, limits, load. If one is away, or refuses you, it shows the other one and then fails."""
+    """Show models, limits and load of both services. Fails after showing one service if the other can't be reached or refuses you."""
     from softprompt.errors import SoftPromptError
 
     failures: list[SoftPromptError] = []

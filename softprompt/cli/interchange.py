@@ -1,4 +1,4 @@
-"""`softprompt prompts export` and `import`: soft prompts to and from other tools."""
+"""`softprompt prompts export` and `import`: exchange soft prompts with other tools."""
 
 from __future__ import annotations
 
@@ -13,17 +13,16 @@ from softprompt.types.common import Template, TemplateFormat
 
 
 def register(app: typer.Typer) -> None:
+    """Add the commands to `app`."""
     app.command("export", epilog=example("softprompt prompts export support-tone@2 ./support-tone-adapter"))(export)
     app.command("import", epilog=example("softprompt prompts import ./peft-adapter --prompt support-tone --template 'Q: {input}'"))(import_)
 
 
 def export(
     version: Annotated[str, typer.Argument(metavar="REF", help="NAME (its default alias), NAME@ALIAS or NAME@7.")],
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Where the adapter goes; made if it isn't there.")],
-    base_model: Annotated[
-        str, typer.Option(help="Directory or hub id that PEFT's users load the model from; left out: the trainer's id of it.")
-    ] = "",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an adapter that is there.")] = False,
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Directory for the adapter; created if it is missing.")],
+    base_model: Annotated[str, typer.Option(help="Directory or hub id from which PEFT loads the model. Default: the trainer's id.")] = "",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing adapter.")] = False,
     as_json: JsonOption = False,
     trainer: TrainerOption = None,
 ) -> None:
@@ -39,16 +38,18 @@ def export(
 def import_(
     path: Annotated[
         Path,
-        typer.Argument(metavar="PATH", help="A safetensors file, or a directory of PEFT (prompt tuning), TGIS or caikit with one."),
+        typer.Argument(metavar="PATH", help="A safetensors file, or a directory written by PEFT (prompt tuning), TGIS or caikit."),
     ],
-    prompt: Annotated[str, typer.Option(help="Name of the prompt; its next version is published.")],
-    base_model: Annotated[str, typer.Option(help="Id of the trainer's base model that it was trained on.")] = "",
-    template: Annotated[str, typer.Option(help="Text with {input} in it, as it was trained with.")] = "",
-    format: Annotated[TemplateFormat | None, typer.Option(case_sensitive=False, help="Plain text or chat template.")] = None,
-    system: Annotated[str, typer.Option(help="System message, with --format chat.")] = "",
-    labels: Annotated[str, typer.Option(help="Label set of a classification, comma-separated.")] = "",
-    alias: Annotated[str, typer.Option(help="Alias that is moved to the new version; - for none.")] = "default",
-    request_id: Annotated[str, typer.Option(help="Your own unique key: the same again returns the same version.")] = "",
+    prompt: Annotated[str, typer.Option(help="Name of the prompt. The import becomes its next version.")],
+    base_model: Annotated[str, typer.Option(help="Id, on the trainer, of the base model that the prompt was trained on.")] = "",
+    template: Annotated[str, typer.Option(help="Template text that the prompt was trained with; contains {input}.")] = "",
+    format: Annotated[
+        TemplateFormat | None, typer.Option(case_sensitive=False, help="Whether the template is plain text or the chat template.")
+    ] = None,
+    system: Annotated[str, typer.Option(help="System message for --format chat.")] = "",
+    labels: Annotated[str, typer.Option(help="Labels of a classification prompt, separated by commas.")] = "",
+    alias: Annotated[str, typer.Option(help="Alias to move to the new version; - for none.")] = "default",
+    request_id: Annotated[str, typer.Option(help="A unique key of yours. Repeating it returns the same version.")] = "",
     as_json: JsonOption = False,
     trainer: TrainerOption = None,
 ) -> None:

@@ -1,4 +1,4 @@
-"""`softprompt jobs`: what was asked for, how far it is, and stopping it."""
+"""`softprompt jobs`: list, show, follow, pause, cancel and delete tuning jobs."""
 
 from __future__ import annotations
 
@@ -6,26 +6,32 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from softprompt.cli.following import follow_job, show_result
 from softprompt.cli.job_copies import register
 from softprompt.cli.options import JsonOption, TrainerOption, example, job_name, open_client
 from softprompt.cli.output import local_time, numbers, print_json, show, table
-from softprompt.types.tuning import JobOrder, JobState
+from softprompt.display.training import is_preparing, preparing_text
+from softprompt.types.jobs import JobOrder, JobState
 
 if TYPE_CHECKING:
-    from softprompt.types.tuning import TuningJob
+    from softprompt.types.jobs import TuningJob
 
 app = typer.Typer(no_args_is_help=True)
 register(app)
-JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="tuningJobs/<id>, or the id.")]
+JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="Name of the job: tuningJobs/<id>, or the id alone.")]
 
 
 @app.command("list", epilog=example("softprompt jobs list --state running --state queued"))
 def list_(
-    prompt: Annotated[str, typer.Option(help="Only jobs of this prompt.")] = "",
-    oldest_first: Annotated[bool, typer.Option("--oldest-first", help="Oldest first.")] = False,
-    state: Annotated[list[JobState] | None, typer.Option(case_sensitive=False, help="Only jobs in this state; may be repeated.")] = None,
-    label: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="Only with this annotation; may be repeated.")] = None,
-    limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 50,
+    prompt: Annotated[str, typer.Option(help="List only jobs of this prompt.")] = "",
+    oldest_first: Annotated[bool, typer.Option("--oldest-first", help="List the oldest job first.")] = False,
+    state: Annotated[
+        list[JobState] | None, typer.Option(case_sensitive=False, help="List only jobs in this state; may be repeated.")
+    ] = None,
+    label: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="List only jobs with this annotation; may be repeated.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Largest number of jobs to list.")] = 50,
     as_json: JsonOption = False,
     trainer: TrainerOption = None,
 ) -> None:
@@ -45,9 +51,7 @@ def list_(
 
 @app.command("show", epilog=example("softprompt jobs show 01jd3v8e --json"))
 def show_(job: JobArgument, as_json: JsonOption = False, trainer: TrainerOption = None) -> None:
-    """Show one job: what is trained, how far it is, what came out."""
-    from softprompt.cli.following import show_result
-
+    """Show one job: spec, progress and result."""
     with open_client(trainer) as client:
         found = client.get_job(job_name(job))
     if as_json:
@@ -66,7 +70,7 @@ def show_(job: JobArgument, as_json: JsonOption = False, trainer: TrainerOption 
         "created": local_time(found.create_time),
         "started": local_time(found.start_time),
         "ended": local_time(found.end_time),
-        "kept": "its best prompt so far: `softprompt jobs continue` goes on from it" if found.best_prompt_kept else "",
+        "kept": "its best prompt so far; `softprompt jobs continue` starts from it" if found.best_prompt_kept else "",
         "error": f"{found.error.code}: {found.error.message}" if found.error else "",
     }
     for name, text in rows.items():
@@ -78,41 +82,39 @@ def show_(job: JobArgument, as_json: JsonOption = False, trainer: TrainerOption 
 @app.command(epilog=example("softprompt jobs watch 01jd3v8e"))
 def watch(
     job: JobArgument,
-    after: Annotated[int, typer.Option(min=0, help="Only events after this number.")] = 0,
+    after: Annotated[int, typer.Option(min=0, help="Show only events after this number.")] = 0,
     as_json: JsonOption = False,
     trainer: TrainerOption = None,
 ) -> None:
-    """Follow a job to its end, through restarts of the service. Ctrl-C lets go; the job goes on."""
-    from softprompt.cli.following import follow
-
+    """Follow a job until it ends, even if the service restarts. Ctrl-C stops following; the job continues."""
     with open_client(trainer) as client:
-        follow(client, job_name(job), after=after, as_json=as_json)
+        follow_job(client, job_name(job), after=after, as_json=as_json)
 
 
 @app.command(epilog=example("softprompt jobs cancel 01jd3v8e"))
 def cancel(job: JobArgument, as_json: JsonOption = False, trainer: TrainerOption = None) -> None:
-    """Stop a job at its next step. Its best prompt so far is kept: `jobs continue` goes on from it."""
+    """Cancel a job at its next step. Its best prompt so far is kept; `jobs continue` starts from it."""
     with open_client(trainer) as client:
         _say(client.cancel_job(job_name(job)), as_json)
 
 
 @app.command(epilog=example("softprompt jobs pause 01jd3v8e"))
 def pause(job: JobArgument, as_json: JsonOption = False, trainer: TrainerOption = None) -> None:
-    """Take a job off its worker, keeping a checkpoint."""
+    """Stop a job at its next step and keep a checkpoint, until `jobs resume`."""
     with open_client(trainer) as client:
         _say(client.pause_job(job_name(job)), as_json)
 
 
 @app.command(epilog=example("softprompt jobs resume 01jd3v8e"))
 def resume(job: JobArgument, as_json: JsonOption = False, trainer: TrainerOption = None) -> None:
-    """Queue a paused job again; it goes on from its checkpoint."""
+    """Queue a paused job again. It continues from its checkpoint."""
     with open_client(trainer) as client:
         _say(client.resume_job(job_name(job)), as_json)
 
 
 @app.command(epilog=example("softprompt jobs delete 01jd3v8e"))
 def delete(job: JobArgument, trainer: TrainerOption = None) -> None:
-    """Remove an ended job with its events and what it kept. Versions that it published stay."""
+    """Delete an ended job with its events and its kept prompt. Versions that it published stay."""
     with open_client(trainer) as client:
         client.delete_job(job_name(job))
     show(f"{job_name(job)} is deleted")
@@ -134,7 +136,11 @@ def _say(job: TuningJob, as_json: bool) -> None:
 
 
 def _progress(job: TuningJob) -> tuple[str, str]:
-    if job.progress is None or not job.progress.num_steps:
+    if job.progress is None:
+        return "", ""
+    if is_preparing(job.progress):
+        return preparing_text(job.progress), ""
+    if not job.progress.num_steps:
         return "", ""
     return f"{job.progress.step}/{job.progress.num_steps}", f"{job.progress.train_loss:.3f}"
 

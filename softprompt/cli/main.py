@@ -1,15 +1,17 @@
-"""The root command, and the one place where an error becomes a message and an exit code."""
+"""The root command. Errors become a message and an exit code here and nowhere else."""
 
 from __future__ import annotations
 
 import os
 import sys
+from typing import Any
 
 import typer
+from rich.markup import escape
 
-from shared.standard_streams import discard_stdout
-from shared.surroundings import prepare_process
-from shared.threads import limit_threads
+from shared.process.standard_streams import discard_stdout
+from shared.process.surroundings import prepare_process
+from shared.process.threads import limit_threads
 from softprompt.cli import datasets, demo, generate, info, jobs, models, prompts, security, tokens, tune, up
 from softprompt.cli.failures import EXIT_CODES_HELP, EXIT_FAILED, EXIT_INTERRUPTED, report
 from softprompt.cli.text_input import readable_argument
@@ -23,28 +25,44 @@ app = typer.Typer(
 )
 for module in (demo, up, tune, generate, info):
     module.register(app)
-app.add_typer(jobs.app, name="jobs", help="Look at tuning jobs and steer them.")
-app.add_typer(datasets.app, name="datasets", help="Stored datasets of your tenant.")
+app.add_typer(jobs.app, name="jobs", help="List, follow and cancel tuning jobs.")
+app.add_typer(datasets.app, name="datasets", help="Datasets that the trainer stores for you.")
 app.add_typer(prompts.app, name="prompts", help="Published prompts, their versions and aliases.")
 app.add_typer(models.app, name="models", help="Base models on this machine.")
-app.add_typer(tokens.app, name="tokens", help="Tokens for a service's callers file.")
+app.add_typer(tokens.app, name="tokens", help="Bearer tokens for a service's callers file.")
 app.callback()(security.options)
+
+
+def command_line() -> Any:
+    """The whole command line. Its help is plain text: rich would take `[...]` in it for markup, and swallow it."""
+    command = typer.main.get_command(app)
+    _escape_help(command)
+    return command
+
+
+def _escape_help(command: Any) -> None:
+    for item in (command, *command.params):
+        for name in ("help", "epilog"):
+            if text := getattr(item, name, None):
+                setattr(item, name, escape(text))
+    for child in getattr(command, "commands", {}).values():
+        _escape_help(child)
 
 
 def main() -> None:
     """Entry point of the `softprompt` command."""
     prepare_process()
     limit_threads()
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what gRPC's core has to say is in the error, too
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # gRPC repeats its own messages in the error
     sys.argv[1:] = map(readable_argument, sys.argv[1:])
     try:
         try:
-            app()
+            command_line()()
         finally:
-            sys.stdout.flush()  # a full disk is found here, not when the interpreter has ended
+            sys.stdout.flush()  # reports a full disk now and not while the interpreter ends
     except KeyboardInterrupt:
         sys.exit(EXIT_INTERRUPTED)
-    except BrokenPipeError:  # the reader of the output has left, as `head` does
+    except BrokenPipeError:  # the reader of the output has ended, as `head` does
         discard_stdout()
         sys.exit(EXIT_FAILED)
     except Exception as error:

@@ -1,7 +1,8 @@
-"""Options that many commands share, and the client that they open."""
+"""Options that many commands share, and the client for them."""
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -12,17 +13,29 @@ if TYPE_CHECKING:
     from softprompt.client.sync_client import Client
 
 TrainerOption = Annotated[
-    str | None, typer.Option("--trainer", envvar=TRAINER_VARIABLE, metavar="HOST:PORT", help="The trainer service [127.0.0.1:50051].")
+    str | None,
+    typer.Option("--trainer", envvar=TRAINER_VARIABLE, metavar="HOST:PORT", help="Address of the trainer service [127.0.0.1:50051]."),
 ]
 InferenceOption = Annotated[
     str | None,
-    typer.Option("--inference", envvar=INFERENCE_VARIABLE, metavar="HOST:PORT", help="The inference service [127.0.0.1:50052]."),
+    typer.Option("--inference", envvar=INFERENCE_VARIABLE, metavar="HOST:PORT", help="Address of the inference service [127.0.0.1:50052]."),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for scripts (one object a line).")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, one object on each line.")]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"softprompt {version('softprompt')}")
+        raise typer.Exit
+
+
+VersionOption = Annotated[
+    bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_print_version, show_default=False)
+]
 
 
 def open_client(trainer: str | None = None, inference: str | None = None) -> Client:
-    """A client, as the options before the command and the environment say; imports gRPC, so only commands that call a service should."""
+    """A client with the security options and variables of this call. Imports gRPC, which commands without a service don't need."""
     from softprompt.cli.security import chosen_security
     from softprompt.client.sync_client import Client
 
@@ -30,10 +43,10 @@ def open_client(trainer: str | None = None, inference: str | None = None) -> Cli
 
 
 def example(text: str) -> str:
-    """The closing lines of a command's help."""
+    """The last line of a command's help."""
     return f"Example:  {text}"
 
 
 def job_name(text: str) -> str:
-    """`tuningJobs/<id>`, from that or from the id alone."""
+    """`tuningJobs/<id>` of that name or of the id alone."""
     return text if text.startswith("tuningJobs/") else f"tuningJobs/{text}"

@@ -1,4 +1,4 @@
-"""Where output goes: results to stdout, everything else to stderr; tables for people, JSON for scripts."""
+"""Output: results go to stdout, everything else to stderr. Tables for people, JSON for scripts."""
 
 from __future__ import annotations
 
@@ -13,35 +13,37 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from shared.standard_streams import is_utf8
+from shared.process.standard_streams import is_utf8
 
 _PIPE_COLUMNS = 240
 
 
 @cache
 def stdout() -> Console:
+    """The console for results."""
     return _console(stderr=False)
 
 
 @cache
 def stderr() -> Console:
+    """The console for progress, reports and errors."""
     return _console(stderr=True)
 
 
 def _console(stderr: bool) -> Console:
-    """On a terminal as wide as that; elsewhere wide enough that a table's row is one line for grep."""
-    console = Console(stderr=stderr, highlight=False)
-    return console if console.is_terminal else Console(stderr=stderr, highlight=False, width=_PIPE_COLUMNS)
+    """As wide as the terminal; elsewhere wide enough that a table's row is one line for grep. `:smile:` in a text stays as it is."""
+    console = Console(stderr=stderr, highlight=False, emoji=False)
+    return console if console.is_terminal else Console(stderr=stderr, highlight=False, emoji=False, width=_PIPE_COLUMNS)
 
 
 def print_json(value: Any) -> None:
-    """One line of JSON, at once: readers of a stream see each as it comes. In ASCII where the output's encoding lacks characters."""
+    """Print one line of JSON and flush it. Uses ASCII escapes if the output's encoding is not UTF-8."""
     sys.stdout.write(json.dumps(as_plain(value), ensure_ascii=not is_utf8(sys.stdout)) + "\n")
     sys.stdout.flush()
 
 
 def as_plain(value: Any) -> Any:
-    """Dataclasses as objects, times as ISO 8601, everything else as JSON has it."""
+    """A value as JSON has it: dataclasses become dictionaries, times become ISO 8601 texts."""
     if is_dataclass(value) and not isinstance(value, type):
         return as_plain(asdict(value))
     if isinstance(value, dict):
@@ -54,7 +56,7 @@ def as_plain(value: Any) -> Any:
 
 
 def table(*columns: str) -> Table:
-    """A table without frames: readable, and easy to cut and grep."""
+    """A table without frames, which is easy to cut and grep."""
     made = Table(box=None, pad_edge=False, header_style="bold", show_edge=False)
     for column in columns:
         made.add_column(column, overflow="fold")
@@ -62,10 +64,12 @@ def table(*columns: str) -> Table:
 
 
 def show(value: Table | str) -> None:
+    """Print a result. A text is never wrapped."""
     stdout().print(value, soft_wrap=isinstance(value, str), markup=False)
 
 
 def local_time(time: datetime | None) -> str:
+    """`2030-01-31 12:00:00` in this machine's time zone; empty for None."""
     return "" if time is None else time.astimezone().strftime("%Y-%m-%d %H:%M:%S")
 
 

@@ -1,4 +1,4 @@
-"""`softprompt prompts`: what is published, moving aliases, deleting; `fleet` and `interchange` add their commands."""
+"""`softprompt prompts`: list, show and delete versions, move aliases. `fleet` and `interchange` add more commands."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True)
 alias_app = typer.Typer(no_args_is_help=True)
-app.add_typer(alias_app, name="alias", help="Movable names of versions.")
+app.add_typer(alias_app, name="alias", help="Aliases: names of versions that can be moved.")
 fleet.register(app)
 interchange.register(app)
 PromptArgument = Annotated[str, typer.Argument(metavar="PROMPT", help="Name of a prompt.")]
@@ -25,9 +25,11 @@ PromptArgument = Annotated[str, typer.Argument(metavar="PROMPT", help="Name of a
 
 @app.command("list", epilog=example("softprompt prompts list --prefix support-"))
 def list_(
-    prefix: Annotated[str, typer.Option(help="Only names that begin so.")] = "", as_json: JsonOption = False, trainer: TrainerOption = None
+    prefix: Annotated[str, typer.Option(help="List only names that begin with this text.")] = "",
+    as_json: JsonOption = False,
+    trainer: TrainerOption = None,
 ) -> None:
-    """List prompts by name."""
+    """List prompts, sorted by name."""
     with open_client(trainer) as client:
         prompts = client.list_prompts(name_prefix=prefix)
     if as_json:
@@ -39,7 +41,7 @@ def list_(
         aliases = ", ".join(_alias_text(alias) for alias in prompt.aliases)
         name = prompt.name.removeprefix("prompts/")
         made.add_row(name, str(prompt.latest_version), str(prompt.num_versions), aliases, local_time(prompt.update_time))
-    show(made if prompts else "no prompts yet: `softprompt tune` makes one")
+    show(made if prompts else "no prompts; `softprompt tune` creates one")
 
 
 @app.command("show", epilog=example("softprompt prompts show support-tone@2"))
@@ -48,7 +50,7 @@ def show_(
     as_json: JsonOption = False,
     trainer: TrainerOption = None,
 ) -> None:
-    """Show one version: its model, template, metrics and training recipe."""
+    """Show one version: base model, template, metrics and hyperparameters."""
     with open_client(trainer) as client:
         version = client.get_version(reference)
     if as_json:
@@ -100,11 +102,11 @@ def versions(prompt: PromptArgument, as_json: JsonOption = False, trainer: Train
 
 @app.command(epilog=example("softprompt prompts delete support-tone@1"))
 def delete(
-    version: Annotated[str, typer.Argument(metavar="PROMPT@VERSION", help="One version; never one that an alias names.")],
+    version: Annotated[str, typer.Argument(metavar="PROMPT@VERSION", help="Version to delete. Refused while an alias names it.")],
     as_json: JsonOption = False,
     trainer: TrainerOption = None,
 ) -> None:
-    """Delete a version for good; its number is not used again."""
+    """Delete a version. This can't be undone, and its number is never used again."""
     with open_client(trainer) as client:
         revision = client.delete_version(version)
     if as_json:
@@ -117,12 +119,14 @@ def delete(
 def set_(
     prompt: PromptArgument,
     alias: Annotated[str, typer.Argument(help="Name of the alias, for example default or canary.")],
-    target: Annotated[list[str], typer.Argument(metavar="VERSION[:WEIGHT]...", help="Version, or several with weights: 3:0.9 4:0.1.")],
-    expect: Annotated[int | None, typer.Option(min=0, help="Move it only if it names this version now; 0 = is new.")] = None,
+    target: Annotated[list[str], typer.Argument(metavar="VERSION[:WEIGHT]...", help="One version, or several with weights: 3:0.9 4:0.1.")],
+    expect: Annotated[
+        int | None, typer.Option(min=0, help="Move the alias only if it names this version now; 0: only if it is new.")
+    ] = None,
     as_json: JsonOption = False,
     trainer: TrainerOption = None,
 ) -> None:
-    """Move an alias to a version, or share it out between some."""
+    """Move an alias to a version, or split its traffic between several."""
     from softprompt.types.prompts import AliasTarget
 
     try:
@@ -141,11 +145,11 @@ def set_(
 def remove(
     prompt: PromptArgument,
     alias: Annotated[str, typer.Argument(help="Name of the alias.")],
-    expect: Annotated[int | None, typer.Option(min=1, help="Remove it only if it names this version now.")] = None,
+    expect: Annotated[int | None, typer.Option(min=1, help="Remove the alias only if it names this version now.")] = None,
     as_json: JsonOption = False,
     trainer: TrainerOption = None,
 ) -> None:
-    """Remove an alias; the versions stay."""
+    """Remove an alias. Its versions stay."""
     with open_client(trainer) as client:
         removed = client.set_alias(prompt, alias, [], expected_version=expect)
     if as_json:

@@ -1,4 +1,4 @@
-"""Options before the command: whom to trust and who one is. Each has a variable, which is where secrets belong."""
+"""Options before the command: TLS and the caller's token. Each has an environment variable; secrets belong there."""
 
 from __future__ import annotations
 
@@ -9,35 +9,49 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from softprompt.cli.options import VersionOption
+
 if TYPE_CHECKING:
     from softprompt.client.security import ClientSecurity
 
 
-_said: ContextVar[Mapping[str, bool | str | None]] = ContextVar("softprompt_security_options", default={})  # noqa: B039 - never mutated
+_given: ContextVar[Mapping[str, bool | str | None]] = ContextVar("softprompt_security_options", default={})  # noqa: B039 - never mutated
 
 
 def options(
     tls: Annotated[
         bool | None,
         typer.Option(
-            "--tls/--plaintext", help="Speak TLS or not (SOFTPROMPT_TLS=on|off) [not with this machine, else yes].", show_default=False
+            "--tls/--plaintext",
+            help="Use TLS or not (SOFTPROMPT_TLS=on|off) [default: TLS to other machines, plaintext to this one].",
+            show_default=False,
         ),
     ] = None,
     tls_ca_file: Annotated[
-        str | None, typer.Option(metavar="PEM", help="Authorities to trust instead of the system's (SOFTPROMPT_TLS_CA_FILE).")
+        str | None, typer.Option(metavar="PEM", help="Certificate authorities to trust instead of the system's (SOFTPROMPT_TLS_CA_FILE).")
     ] = None,
     tls_certificate_file: Annotated[
-        str | None, typer.Option(metavar="PEM", help="Own certificate, for services that ask for one (SOFTPROMPT_TLS_CERTIFICATE_FILE).")
+        str | None, typer.Option(metavar="PEM", help="Client certificate, for services that require one (SOFTPROMPT_TLS_CERTIFICATE_FILE).")
     ] = None,
-    tls_key_file: Annotated[str | None, typer.Option(metavar="PEM", help="Its key (SOFTPROMPT_TLS_KEY_FILE).")] = None,
+    tls_key_file: Annotated[
+        str | None, typer.Option(metavar="PEM", help="Key of the client certificate (SOFTPROMPT_TLS_KEY_FILE).")
+    ] = None,
     tls_server_name: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Name in the services' certificates (SOFTPROMPT_TLS_SERVER_NAME).")
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Host name in the services' certificates, if it differs from the address (SOFTPROMPT_TLS_SERVER_NAME)."
+        ),
     ] = None,
     token_file: Annotated[
-        str | None, typer.Option(metavar="FILE", help="File with the bearer token (SOFTPROMPT_TOKEN_FILE; or SOFTPROMPT_TOKEN itself).")
+        str | None,
+        typer.Option(
+            metavar="FILE", help="File that holds the bearer token (SOFTPROMPT_TOKEN_FILE; SOFTPROMPT_TOKEN holds the token itself)."
+        ),
     ] = None,
+    version: VersionOption = False,
 ) -> None:
-    said = {
+    """Remember the options for `chosen_security`."""
+    given = {
         "tls": tls,
         "ca_file": tls_ca_file,
         "certificate_file": tls_certificate_file,
@@ -45,12 +59,12 @@ def options(
         "server_name": tls_server_name,
         "token_file": token_file,
     }
-    _said.set(said)
+    _given.set(given)
 
 
 def chosen_security() -> ClientSecurity:
-    """The environment's, and over it what was said before the command. Raises InvalidInput."""
+    """The settings of the environment, overridden by the options before the command. Raises InvalidInput."""
     from softprompt.client.security import ClientSecurity
 
-    said: dict[str, Any] = {name: value for name, value in _said.get().items() if value is not None}
-    return replace(ClientSecurity.from_environment(), **said)
+    given: dict[str, Any] = {name: value for name, value in _given.get().items() if value is not None}
+    return replace(ClientSecurity.from_environment(), **given)

@@ -1,4 +1,4 @@
-"""Text from the shell: arguments and standard input, in whatever encoding the environment names."""
+"""Text from the shell: arguments and standard input, in the encoding of the environment."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from softprompt.cli.failures import EXIT_INVALID, Failure
 
 
 def readable_argument(argument: str) -> str:
-    """The argument as UTF-8 where the locale could not read it, as with LC_ALL=C; unchanged if it is no UTF-8 or names an existing file."""
+    """The argument decoded as UTF-8 if the locale can't decode it (LC_ALL=C). Unchanged if it is not UTF-8 or names an existing file."""
     if _is_text(argument) or os.path.exists(argument):
         return argument
     try:
@@ -19,22 +19,22 @@ def readable_argument(argument: str) -> str:
 
 
 def read_input(argument: str) -> str:
-    """The argument, or standard input without its last line end where the argument is `-`. Raises Failure for bytes that are no text."""
+    """The argument, or for `-` standard input without its last line end. Raises Failure for bytes that are not text."""
     if argument != "-":
         if not _is_text(argument):
-            raise Failure("the input is not text in the encoding of this shell", EXIT_INVALID, "LC_ALL names the encoding")
+            raise Failure("the input is not text in this shell's encoding", EXIT_INVALID, "LC_ALL sets the encoding")
         return argument
     try:
         text = sys.stdin.read()
         text.encode()
     except UnicodeError:
         reason = f"standard input is not text in {sys.stdin.encoding}"
-        raise Failure(reason, EXIT_INVALID, "PYTHONIOENCODING names its encoding, as in PYTHONIOENCODING=cp1252") from None
+        raise Failure(reason, EXIT_INVALID, "set its encoding, for example PYTHONIOENCODING=cp1252") from None
     return text.removeprefix("\ufeff").rstrip("\n")
 
 
 def _is_text(text: str) -> bool:
-    """Whether it has no surrogates, as which Python keeps bytes that it could not decode."""
+    """False if it has surrogates, by which Python represents bytes that it could not decode."""
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -1,4 +1,4 @@
-"""`softprompt tokens ...`: make a token for a caller, or the hash that a callers file keeps of one."""
+"""`softprompt tokens`: create a bearer token, or print the hash of one for a callers file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ app = typer.Typer(no_args_is_help=True)
 
 @app.command(epilog=example("softprompt tokens new"))
 def new(as_json: JsonOption = False) -> None:
-    """Make a token. The service keeps only its hash (token_sha256 in the callers file), so it is shown this once."""
+    """Create a token. It is shown only now: a callers file holds just its hash (token_sha256)."""
     token = new_token()
     if as_json:
         print_json({"token": token, "token_sha256": hash_token(token)})
@@ -26,12 +26,12 @@ def new(as_json: JsonOption = False) -> None:
 
 @app.command(name="hash", epilog=example("softprompt tokens hash < token.txt"))
 def hash_() -> None:
-    """Print the hash of the token on standard input; as an argument it would be in the shell's history."""
+    """Print the hash of the token on standard input. An argument would stay in the shell's history."""
     token = read_input("-").strip()
     if not is_token(token):
         raise Failure(
-            f"that is no token: at least {MIN_TOKEN_CHARS} characters of A-Z a-z 0-9 - . _ ~ + / = are needed",
+            f"not a token: it needs at least {MIN_TOKEN_CHARS} characters of A-Z a-z 0-9 - . _ ~ + / =",
             EXIT_INVALID,
-            "`softprompt tokens new` makes one that nobody can guess",
+            "`softprompt tokens new` creates one that can't be guessed",
         )
     show(hash_token(token))

@@ -1,4 +1,4 @@
-"""`softprompt up`: both services on this machine, until Ctrl-C."""
+"""`softprompt up`: run both services on this machine until Ctrl-C."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from softprompt.cli.failures import Failure
+from shared.rpc.ports import check_port
+from softprompt.cli.failures import EXIT_INVALID, Failure
 from softprompt.cli.models import pull_with_progress
 from softprompt.cli.options import JsonOption, example
 from softprompt.cli.output import print_json, show, stderr
+from softprompt.cli.requirements import require
 from softprompt.endpoints import DEFAULT_INFERENCE_PORT, DEFAULT_TRAINER_PORT, INFERENCE_VARIABLE, TRAINER_VARIABLE
 
 if TYPE_CHECKING:
@@ -21,25 +23,32 @@ _COLOURS = {"trainer": "cyan", "inference": "magenta"}
 
 
 def register(app: typer.Typer) -> None:
+    """Add the command to `app`."""
     app.command(epilog=example("softprompt up --data ./softprompt-data"))(up)
 
 
 def up(
-    model: Annotated[str, typer.Option(help="Base model: a catalogued one (pulled if need be), a directory, or a hub id.")] = DEFAULT_MODEL,
-    data: Annotated[Path, typer.Option(help="Where jobs, datasets and prompts are kept.")] = Path("softprompt-data"),
+    model: Annotated[
+        str, typer.Option(help="Base model: a catalogued name (downloaded if missing), a directory, or a hub id.")
+    ] = DEFAULT_MODEL,
+    data: Annotated[Path, typer.Option(help="Directory for jobs, datasets and prompts.")] = Path("softprompt-data"),
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    plaintext: Annotated[bool, typer.Option("--plaintext", help="Let other machines in without TLS, for --host.")] = False,
-    trainer_port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = DEFAULT_TRAINER_PORT,
-    inference_port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = DEFAULT_INFERENCE_PORT,
-    grace: Annotated[float, typer.Option(min=0, metavar="SECONDS", help="How long running streams may finish at the end.")] = 10.0,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Do not forward the services' logs.")] = False,
+    plaintext: Annotated[bool, typer.Option("--plaintext", help="Serve other machines without TLS (with --host).")] = False,
+    trainer_port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 chooses a free one.")] = DEFAULT_TRAINER_PORT,
+    inference_port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 chooses a free one.")] = DEFAULT_INFERENCE_PORT,
+    grace: Annotated[float, typer.Option(min=0, metavar="SECONDS", help="Time for running streams to finish at the end.")] = 10.0,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Do not print the services' logs.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Start both services here; Ctrl-C stops them. Their logs go to stderr, the endpoints to stdout."""
+    """Run both services on this machine; Ctrl-C stops them. Prints the addresses on stdout and the logs on stderr."""
+    require("trainer", "inference")
     from softprompt.local.interrupts import Interrupted, run_interruptible
     from softprompt.local.process import ServiceFailed
     from softprompt.local.services import LocalConfig, LocalServices
 
+    if ":" in host and not host.startswith("["):  # an IPv6 address, which has brackets where a port follows
+        host = f"[{host}]"
+    _check_ports(host, trainer_port, inference_port)
     config = LocalConfig(pull_with_progress(model), data, host, trainer_port, inference_port, grace, plaintext)
     services = LocalServices(config, _silent if quiet else _forward)
     try:
@@ -48,6 +57,17 @@ def up(
         stderr().print("stopped")
     except ServiceFailed as error:
         raise Failure(str(error)) from None
+
+
+def _check_ports(host: str, trainer_port: int, inference_port: int) -> None:
+    """Raises Failure if a service could not listen, before a model is downloaded or loaded."""
+    if trainer_port and trainer_port == inference_port:
+        raise Failure(f"both services can't listen on port {trainer_port}: change --trainer-port or --inference-port", EXIT_INVALID)
+    try:
+        check_port(host, trainer_port, "--trainer-port")
+        check_port(host, inference_port, "--inference-port")
+    except OSError as error:
+        raise Failure(str(error), EXIT_INVALID) from None
 
 
 async def _serve(services: LocalServices, as_json: bool) -> None:

@@ -1,1 +1,1 @@
-"""The client: async and sync, over `prompttuning.v1`. The only part of this package that knows gRPC and protobuf."""
+"""The client: async and sync, over `prompttuning.v1`. Only this part of the package imports gRPC and protobuf."""

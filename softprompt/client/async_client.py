@@ -13,12 +13,12 @@ from softprompt.client.tuning import TuningMethods
 
 
 class AsyncClient(TuningMethods, PromptMethods, GenerationMethods):
-    """Both services behind one object; use it in one event loop, with `async with`.
+    """Both services behind one object. Use it in one event loop, with `async with`.
 
-    Endpoints are `host:port` or `dns:///name:port` (then calls go round all its addresses); left out, they come from
-    SOFTPROMPT_TRAINER and SOFTPROMPT_INFERENCE, else this machine. Every call has a deadline: `timeout_seconds`, for answers
-    `generation_timeout_seconds`. `security` says how to prove who calls and whom to trust; left out, the SOFTPROMPT_TLS and
-    SOFTPROMPT_TOKEN variables do. Failed calls raise the exceptions of `softprompt.errors`; those that can be repeated safely are.
+    `trainer` and `inference` are addresses such as `host:port`, or `dns:///name:port` for calls to all addresses of a name in turn. They
+    default to SOFTPROMPT_TRAINER and SOFTPROMPT_INFERENCE, else to this machine. `timeout_seconds` is the deadline of each call,
+    `generation_timeout_seconds` that of each answer. `security` defaults to the SOFTPROMPT_TLS and SOFTPROMPT_TOKEN variables. Calls that
+    are safe to repeat are retried. A failed call raises an exception of `softprompt.errors`.
     """
 
     def __init__(
@@ -35,13 +35,16 @@ class AsyncClient(TuningMethods, PromptMethods, GenerationMethods):
 
     @property
     def trainer(self) -> str:
+        """Address of the trainer service."""
         return self._connection.trainer.endpoint
 
     @property
     def inference(self) -> str:
+        """Address of the inference service."""
         return self._connection.inference.endpoint
 
     async def close(self) -> None:
+        """Close both connections. Calls that still run are cancelled."""
         await self._connection.close()
 
     async def __aenter__(self) -> Self:

@@ -1,4 +1,4 @@
-"""A channel whose every call carries the caller's token, and the trace that it belongs to if OpenTelemetry is there."""
+"""A channel that adds the caller's token and the current trace context to every call."""
 
 from __future__ import annotations
 
@@ -7,30 +7,36 @@ from typing import Any
 
 import grpc
 
+from shared.trace_context import trace_headers
 from softprompt.client.security import TokenSource
 
 Metadata = tuple[tuple[str, str], ...]
 
 
 class CallingChannel:
-    """What generated stubs need of a channel. The token is asked for at each call, so that a renewed one is used at once."""
+    """The part of a channel that generated stubs use. Reads the token before each call, so a renewed token is used at once."""
 
     def __init__(self, channel: grpc.aio.Channel, tokens: TokenSource) -> None:
         self._channel, self._tokens = channel, tokens
 
     def unary_unary(self, *method: Any, **options: Any) -> Any:
+        """As grpc.aio.Channel.unary_unary."""
         return self._carrying(self._channel.unary_unary(*method, **options))
 
     def unary_stream(self, *method: Any, **options: Any) -> Any:
+        """As grpc.aio.Channel.unary_stream."""
         return self._carrying(self._channel.unary_stream(*method, **options))
 
     def stream_unary(self, *method: Any, **options: Any) -> Any:
+        """As grpc.aio.Channel.stream_unary."""
         return self._carrying(self._channel.stream_unary(*method, **options))
 
     def stream_stream(self, *method: Any, **options: Any) -> Any:
+        """As grpc.aio.Channel.stream_stream."""
         return self._carrying(self._channel.stream_stream(*method, **options))
 
     async def close(self, grace: float | None = None) -> None:
+        """As grpc.aio.Channel.close; `grace` is in seconds."""
         await self._channel.close(grace)
 
     def _carrying(self, method: Callable[..., Any]) -> Callable[..., Any]:
@@ -41,15 +47,4 @@ class CallingChannel:
 
     def _metadata(self) -> Metadata:
         token = self._tokens.token()
-        return (("authorization", f"Bearer {token}"),) * bool(token) + _trace()
-
-
-def _trace() -> Metadata:
-    """`traceparent` of the caller's current span."""
-    try:
-        from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
-    except ImportError:
-        return ()
-    carrier: dict[str, str] = {}
-    TraceContextTextMapPropagator().inject(carrier)
-    return tuple(carrier.items())
+        return (("authorization", f"Bearer {token}"),) * bool(token) + tuple(trace_headers().items())

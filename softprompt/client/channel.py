@@ -1,7 +1,7 @@
-"""How this client talks gRPC: TLS, which calls are repeated after a failure, keepalive, load balancing, message sizes.
+"""Options of a gRPC channel: TLS, retries, keepalive, load balancing, message sizes.
 
-Repeated are calls that change nothing or that are safe to repeat by their design: uploads are content-addressed, jobs carry a
-`request_id`, cancelling twice is cancelling. A stream is repeated by gRPC only if not one message of it had arrived.
+Retried are calls that change nothing or are idempotent: uploads are content-addressed, jobs carry a `request_id`, cancelling twice is
+cancelling. gRPC retries a stream only if no message of it has arrived.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from typing import Any
 
 import grpc
 
-from shared.errors import InvalidInput
 from softprompt.client.calls import CallingChannel
 from softprompt.client.security import ClientSecurity, TokenSource, is_local
 
@@ -44,16 +43,14 @@ _RETRY_POLICY = {
     "initialBackoff": "0.15s",
     "maxBackoff": "3s",
     "backoffMultiplier": 3,
-    # RESOURCE_EXHAUSTED waits as long as the server's push-back says. CANCELLED, by the server, is what a replica that ends says.
+    # RESOURCE_EXHAUSTED waits for the server's push-back time. A replica that shuts down ends calls with CANCELLED.
     "retryableStatusCodes": ["UNAVAILABLE", "RESOURCE_EXHAUSTED", "CANCELLED"],
 }
 MAX_MESSAGE_BYTES = 64 << 20
-MAX_SOCKET_PATH_BYTES = 107
-"""unix(7): a socket's address has 108 bytes for its path, the last one is zero."""
 
 
 def service_config(has_replicas: bool) -> dict[str, Any]:
-    """See github.com/grpc/grpc/blob/master/doc/service_config.md. Of several replicas those that say NOT_SERVING are left out."""
+    """See github.com/grpc/grpc/blob/master/doc/service_config.md. Replicas that report NOT_SERVING get no calls."""
     names = [{"service": f"{_PACKAGE}.{service}", "method": method} for service, methods in RETRIED_METHODS.items() for method in methods]
     health = {"healthCheckConfig": {"serviceName": ""}} if has_replicas else {}
     return {
@@ -65,12 +62,10 @@ def service_config(has_replicas: bool) -> dict[str, Any]:
 
 
 def open_channel(endpoint: str, security: ClientSecurity) -> CallingChannel:
-    """To `host:port`, or to every address behind `dns:///name:port`. Call within the event loop that uses it. Raises InvalidInput.
+    """A channel to an address that `check_endpoint` allows, for the running event loop. Raises InvalidInput for unreadable TLS files.
 
     A proxy of the environment is used for other machines only.
     """
-    if endpoint.startswith("unix:") and len(endpoint.removeprefix("unix:").encode()) > MAX_SOCKET_PATH_BYTES:
-        raise InvalidInput.of("endpoint", f"{endpoint!r} is longer than the {MAX_SOCKET_PATH_BYTES} bytes that a socket's path may have")
     has_replicas = endpoint.startswith("dns:") or "," in endpoint
     options = [
         ("grpc.service_config", json.dumps(service_config(has_replicas))),
@@ -79,7 +74,7 @@ def open_channel(endpoint: str, security: ClientSecurity) -> CallingChannel:
         ("grpc.http2.max_pings_without_data", 0),
         ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
         ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-        ("grpc.dns_min_time_between_resolutions_ms", 5_000),  # new replicas behind a headless service are found soon
+        ("grpc.dns_min_time_between_resolutions_ms", 5_000),  # finds new replicas behind a headless service within seconds
     ]
     if is_local(endpoint):
         options.append(("grpc.enable_http_proxy", 0))

@@ -1,4 +1,4 @@
-"""The spec of another job like one that there is already."""
+"""Specs of jobs that repeat or continue another job."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ from dataclasses import fields, replace
 from typing import Any
 
 from shared.errors import InvalidInput, PreconditionFailed
-from softprompt.types.tuning import Hyperparameters, Init, InitMethod, TuningJob, TuningSpec
+from softprompt.types.jobs import TuningJob
+from softprompt.types.spec import Hyperparameters, Init, InitMethod, TuningSpec
 
 
 def cloned_spec(job: TuningJob, changes: Mapping[str, Any]) -> TuningSpec:
-    """What was asked for, with `changes` to its fields. Hyperparameters are merged: None leaves one as it was."""
+    """The job's spec with `changes` to its fields. Hyperparameters are merged: None keeps the old value. Raises InvalidInput."""
     if job.spec is None:
-        raise PreconditionFailed(f"{job.name} says nothing of its spec")
+        raise PreconditionFailed(f"{job.name} has no spec in the trainer's answer")
     known = {field.name for field in fields(TuningSpec)}
     if unknown := sorted(set(changes) - known):
-        raise InvalidInput.of(unknown[0], f"is not a field of a spec: {', '.join(sorted(known))}")
+        raise InvalidInput.of(unknown[0], f"is not a field of a spec; the fields are {', '.join(sorted(known))}")
     made = {"deadline": None, **changes}
     if made.get("validation_dataset") is not None:
         made.setdefault("validation_fraction", None)
@@ -28,20 +29,20 @@ def cloned_spec(job: TuningJob, changes: Mapping[str, Any]) -> TuningSpec:
 
 
 def continued_spec(job: TuningJob, changes: Mapping[str, Any]) -> TuningSpec:
-    """The same, starting from the version that the job made, or from the best prompt that it keeps."""
+    """`cloned_spec` that starts from the job's version or from its kept best prompt. Raises PreconditionFailed if it has neither."""
     source = job.result.version if job.result is not None and job.result.version else job.name
     if source == job.name and not job.best_prompt_kept:
-        raise PreconditionFailed(f"{job.name} is {job.state} and has no prompt to go on from", state=job.state.value)
+        raise PreconditionFailed(f"{job.name} is {job.state} and has no prompt to start from", state=job.state.value)
     asked = changes.get("hyperparameters") or Hyperparameters()
     start = Hyperparameters(init=Init(InitMethod.FROM_PROMPT, source=source))
     spec = cloned_spec(job, {**changes, "hyperparameters": _merged(asked, start)})
-    if asked.num_virtual_tokens is None and spec.hyperparameters is not None:  # as many as the source has
+    if asked.num_virtual_tokens is None and spec.hyperparameters is not None:  # the source's length
         return replace(spec, hyperparameters=replace(spec.hyperparameters, num_virtual_tokens=None))
     return spec
 
 
 def _merged(old: Hyperparameters, new: Hyperparameters) -> Hyperparameters:
-    """Steps and epochs exclude each other: a new one takes the other's place."""
+    """`new` over `old`. Steps and epochs exclude each other, so a new value of one removes the other."""
     given = {field.name: value for field in fields(new) if (value := getattr(new, field.name)) is not None and value != {}}
     if "num_steps" in given or "num_epochs" in given:
         old = replace(old, num_steps=None, num_epochs=None)

@@ -1,59 +1,104 @@
-"""The two services' addresses, channels and stubs, default deadlines, and the one place where a failed call becomes a domain error."""
+"""Addresses, channels and stubs of both services, default deadlines, and the translation of failed calls into domain errors."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeVar, cast
 
 import grpc
 from prompttuning.v1 import generation_pb2_grpc, prompts_pb2_grpc, tuning_pb2_grpc
 
-from shared.errors import DeadlineExceeded, SoftPromptError, Unavailable
-from shared.proxies import grpc_proxy
+from shared.errors import DeadlineExceeded, InvalidInput, SoftPromptError, Unavailable, Unimplemented
+from shared.process.proxies import grpc_proxy
 from shared.rpc.errors import error_from_rpc
 from softprompt.client.channel import open_channel
 from softprompt.client.security import CA_VARIABLE, CERTIFICATE_VARIABLE, TLS_VARIABLE, ClientSecurity, hosts_of, is_local
-from softprompt.endpoints import inference_endpoint, trainer_endpoint
+from softprompt.endpoints import DEFAULT_INFERENCE_PORT, DEFAULT_TRAINER_PORT, check_endpoint, inference_endpoint, trainer_endpoint
 
 T = TypeVar("T")
 
 _RICH_STATUS_KEY = "grpc-status-details-bin"
 
 
+@dataclass(frozen=True)
+class Kind:
+    """One of the two services. `option` names its address in errors; `known_method` is one that every release of it answers."""
+
+    name: str
+    option: str
+    port: int
+    known_method: str
+
+
+TRAINER = Kind("the trainer", "trainer", DEFAULT_TRAINER_PORT, "/prompttuning.v1.TuningService/GetServiceInfo")
+INFERENCE = Kind("the inference service", "inference", DEFAULT_INFERENCE_PORT, "/prompttuning.v1.GenerationService/GetModelInfo")
+
+
 class Peer:
     """One service at one address. Its channel opens on first use, in the event loop that uses it."""
 
-    def __init__(self, name: str, endpoint: str, timeout_seconds: float, security: ClientSecurity) -> None:
-        self.name, self.endpoint, self.timeout_seconds, self._security = name, endpoint, timeout_seconds, security
+    def __init__(self, kind: Kind, endpoint: str, timeout_seconds: float, security: ClientSecurity) -> None:
+        self._kind, self.endpoint, self.timeout_seconds, self._security = kind, endpoint, timeout_seconds, security
+
+    @property
+    def name(self) -> str:
+        """For error texts: "the trainer"."""
+        return self._kind.name
 
     @cached_property
     def channel(self) -> grpc.aio.Channel:
+        """Raises InvalidInput for an address or TLS files that can't be used."""
+        check_endpoint(self.endpoint, self._kind.option, self._kind.port)
         return cast("grpc.aio.Channel", open_channel(self.endpoint, self._security))
 
     async def call(self, method: Callable[..., Awaitable[T]], request: object, timeout_seconds: float | None = None) -> T:
         """One call with a single response and a deadline."""
-        with self.errors():
+        async with self.errors():
             return await method(request, timeout=self.timeout_seconds if timeout_seconds is None else timeout_seconds)
 
-    @contextmanager
-    def errors(self) -> Iterator[None]:
+    @asynccontextmanager
+    async def errors(self) -> AsyncIterator[None]:
         """Failed calls leave as `shared.errors` exceptions."""
         try:
             yield
         except grpc.aio.AioRpcError as error:
-            raise self.domain_error(error) from error
+            raise await self.explained(error) from error
+
+    async def explained(self, error: grpc.aio.AioRpcError) -> SoftPromptError:
+        """`domain_error`, or InvalidInput where the address turns out to be that of another service."""
+        found = self.domain_error(error)
+        if not isinstance(found, Unimplemented) or _said_by_service(error) or await self._answers(self._kind.known_method):
+            return found
+        other = INFERENCE if self._kind is TRAINER else TRAINER
+        if await self._answers(other.known_method):
+            advice = f"are the addresses of {TRAINER.option} and {INFERENCE.option} swapped?"
+            return InvalidInput.of(self._kind.option, f"{self.endpoint} is {other.name} and not {self.name}: {advice}")
+        return InvalidInput.of(self._kind.option, f"{self.endpoint} is a gRPC service, but not {self.name}")
+
+    async def _answers(self, method: str) -> bool:
+        """Whether the service has a method. True, too, if that can't be found out now."""
+        try:
+            await self.channel.unary_unary(method, None, None)(b"", timeout=self.timeout_seconds)
+        except grpc.aio.AioRpcError as error:
+            return error.code() is not grpc.StatusCode.UNIMPLEMENTED or _said_by_service(error)
+        return True
 
     async def close(self) -> None:
+        """Close the channel if one was opened."""
         if channel := self.__dict__.get("channel"):
             await channel.close(None)
 
     def domain_error(self, error: grpc.aio.AioRpcError) -> SoftPromptError:
-        """What a failed call means; an error of the connection itself says where it was to lead."""
+        """The exception for a failed call. An error of the connection itself names the address."""
         found = error_from_rpc(error)
-        said_by_service = _RICH_STATUS_KEY in dict(cast("Iterable[tuple[str, object]]", error.trailing_metadata() or ()))
+        said_by_service = _said_by_service(error)
         if isinstance(found, Unavailable) and not said_by_service:
+            if "Failed parsing HTTP/2" in found.message:
+                other = "another program, or the service's port for metrics"
+                return InvalidInput.of(self._kind.option, f"{self.endpoint} does not speak gRPC: it is the port of {other}")
             advice = _advice(found.message, self._security, self._security.uses_tls(self.endpoint))
             through = self._through_proxy()
             about = {"endpoint": self.endpoint} | ({"proxy": through} if through else {})
@@ -63,47 +108,56 @@ class Peer:
         return found
 
     def _through_proxy(self) -> str:
-        """For people: the environment's proxy that calls to this service go through, if there is one."""
+        """For error texts: the environment's proxy for this service, or an empty text."""
         if is_local(self.endpoint):
             return ""
         proxy = next((proxy for host in hosts_of(self.endpoint) if (proxy := grpc_proxy(host))), "")
         return f" through the proxy {proxy}" if proxy else ""
 
 
+def _said_by_service(error: grpc.aio.AioRpcError) -> bool:
+    """Whether the service itself, and not gRPC or a gateway, said this."""
+    return _RICH_STATUS_KEY in dict(cast("Iterable[tuple[str, object]]", error.trailing_metadata() or ()))
+
+
 def _advice(message: str, security: ClientSecurity, uses_tls: bool) -> str:
-    """What gRPC's words about a handshake mean."""
+    """Advice for gRPC's messages about a failed handshake."""
     if "CERTIFICATE_VERIFY_FAILED" in message or "Hostname Verification" in message:
-        return f" (its certificate is not trusted, has expired or is for another name: see {CA_VARIABLE})"
+        return f" (its certificate is not trusted, has expired or is for another name; see {CA_VARIABLE})"
     if "WRONG_VERSION_NUMBER" in message:
-        return f" (it speaks no TLS; {TLS_VARIABLE}=off, or --plaintext, if that is meant)"
+        return f" (it does not use TLS; if that is intended, set {TLS_VARIABLE}=off or --plaintext)"
     if "CERTIFICATE_REQUIRED" in message or "HANDSHAKE_FAILURE" in message:
-        return f" (it asks for a client certificate: see {CERTIFICATE_VARIABLE})"
+        return f" (it requires a client certificate; see {CERTIFICATE_VARIABLE})"
     if not ("Socket closed" in message or "reset by peer" in message):
         return ""
     if not uses_tls:
-        return f" (perhaps it speaks TLS and this client does not: {TLS_VARIABLE}=on)"
-    return "" if security.certificate_file else f" (perhaps it asks for a client certificate: see {CERTIFICATE_VARIABLE})"
+        return f" (it may use TLS while this client does not; set {TLS_VARIABLE}=on)"
+    return "" if security.certificate_file else f" (it may require a client certificate; see {CERTIFICATE_VARIABLE})"
 
 
 class Connection:
-    """Both services. A caller who needs only one never connects to the other."""
+    """Both services. A service that is never called is never connected to."""
 
     def __init__(self, trainer: str | None, inference: str | None, timeout_seconds: float, security: ClientSecurity) -> None:
-        self.trainer = Peer("the trainer", trainer or trainer_endpoint(), timeout_seconds, security)
-        self.inference = Peer("the inference service", inference or inference_endpoint(), timeout_seconds, security)
+        self.trainer = Peer(TRAINER, trainer or trainer_endpoint(), timeout_seconds, security)
+        self.inference = Peer(INFERENCE, inference or inference_endpoint(), timeout_seconds, security)
 
     @cached_property
     def tuning(self) -> tuning_pb2_grpc.TuningServiceAsyncStub:
+        """Stub of the trainer's TuningService."""
         return tuning_pb2_grpc.TuningServiceStub(self.trainer.channel)
 
     @cached_property
     def prompts(self) -> prompts_pb2_grpc.PromptServiceAsyncStub:
+        """Stub of the trainer's PromptService."""
         return prompts_pb2_grpc.PromptServiceStub(self.trainer.channel)
 
     @cached_property
     def generation(self) -> generation_pb2_grpc.GenerationServiceAsyncStub:
+        """Stub of the inference service's GenerationService."""
         return generation_pb2_grpc.GenerationServiceStub(self.inference.channel)
 
     async def close(self) -> None:
+        """Close both channels."""
         await self.trainer.close()
         await self.inference.close()

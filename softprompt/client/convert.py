@@ -1,4 +1,4 @@
-"""Messages whose shape is not a plain mirror: oneofs, and datasets, which a caller gives as files or examples."""
+"""Conversion of messages that `mirror` can't convert by name: oneofs, and datasets, which callers give as files or examples."""
 
 from __future__ import annotations
 
@@ -10,28 +10,20 @@ from prompttuning.v1 import common_pb2, generation_pb2, tuning_pb2
 from shared.errors import InvalidInput
 from softprompt.client.mirror import fill, read, read_fields, reader, write
 from softprompt.types.common import Sampling, Template
+from softprompt.types.events import CheckpointStored, Evaluated, JobEvent, Note, ProgressMade, StateChanged
 from softprompt.types.generation import Input, TokenIds
-from softprompt.types.tuning import (
-    CheckpointStored,
-    Evaluated,
-    JobEvent,
-    Note,
-    ProgressMade,
-    StateChanged,
-    TuningJob,
-    TuningProgress,
-    TuningSpec,
-)
+from softprompt.types.jobs import TuningJob, TuningProgress
+from softprompt.types.spec import TuningSpec
 
 _DATA_FIELDS = frozenset({"dataset", "validation_dataset", "validation_fraction"})
 
 
 def spec_message(spec: TuningSpec, dataset: str, validation_dataset: str) -> tuning_pb2.TuningSpec:
-    """The spec with its datasets as names or URIs (`validation_dataset` empty: none given)."""
+    """The message of a spec whose datasets are names or URIs; an empty `validation_dataset` means none. Raises InvalidInput."""
     message = write(spec, tuning_pb2.TuningSpec(), "spec", skip=_DATA_FIELDS)
     message.dataset.CopyFrom(_source_message(dataset))
     if validation_dataset and spec.validation_fraction is not None:
-        raise InvalidInput.of("spec.validation_fraction", "excludes spec.validation_dataset: give one of them")
+        raise InvalidInput.of("spec.validation_fraction", "can't be combined with spec.validation_dataset")
     if validation_dataset:
         message.validation_dataset.CopyFrom(_source_message(validation_dataset))
     elif spec.validation_fraction is not None:
@@ -40,7 +32,7 @@ def spec_message(spec: TuningSpec, dataset: str, validation_dataset: str) -> tun
 
 
 def is_remote(dataset: object) -> bool:
-    """Whether this names data that the trainer has or reads itself, rather than a file of ours."""
+    """Whether this is a dataset name or a URI, which the trainer reads itself, and not a local file."""
     return isinstance(dataset, str) and (dataset.startswith("datasets/sha256-") or "://" in dataset)
 
 
@@ -75,13 +67,14 @@ def _read_event(message: tuning_pb2.TuningEvent) -> JobEvent:
             return CheckpointStored(step=message.checkpoint.step, **common)
         case "note":
             return Note(text=message.note, **common)
-        case _:  # a kind that is newer than this client
+        case _:  # a kind that this client is too old to know
             return JobEvent(**common)
 
 
 def input_message(
     content: Input, prompt: str, template: Template | None, routing_key: str, truncate: bool
 ) -> generation_pb2.GenerationInput:
+    """The message of a text, a conversation or token ids. Raises InvalidInput for any other value."""
     message = fill(generation_pb2.GenerationInput(), "input", prompt=prompt, routing_key=routing_key, truncate=truncate)
     if template is not None:
         write(template, message.template, "input.template")
@@ -92,7 +85,7 @@ def input_message(
         write(content, message.token_ids, "input.token_ids")
         message.token_ids.SetInParent()
     elif isinstance(content, bytes | Mapping) or not isinstance(content, Iterable):
-        raise InvalidInput.of("input", f"a text, messages or TokenIds are expected, not a value of type {type(content).__name__}")
+        raise InvalidInput.of("input", f"a text, a list of messages or TokenIds is expected, not a value of type {type(content).__name__}")
     else:
         message.chat.SetInParent()
         for index, turn in enumerate(content):
@@ -101,5 +94,6 @@ def input_message(
 
 
 def sampling_message(sampling: Sampling | None) -> common_pb2.SamplingParams:
+    """The message of sampling parameters; None leaves all of them to the version's and the service's defaults. Raises InvalidInput."""
     message = common_pb2.SamplingParams()
     return message if sampling is None else write(sampling, message, "sampling")

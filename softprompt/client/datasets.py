@@ -1,4 +1,4 @@
-"""Training examples as the bytes of an upload: a file or bytes, in pieces, with their digest."""
+"""The bytes of an upload: a file or bytes, with size and digest, read in chunks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CHUNK_BYTES = 512 << 10
 
 @dataclass(frozen=True)
 class UploadSource:
-    """Bytes that can be read twice (once for the digest, once to send); `content` is a path or the bytes themselves."""
+    """Bytes that can be read twice: for the digest, and to send them. `content` is a path or the bytes themselves."""
 
     content: Path | bytes
     size_bytes: int
@@ -26,7 +26,7 @@ class UploadSource:
 
     @classmethod
     def of(cls, content: Path | bytes) -> UploadSource:
-        """InvalidInput for a file that can't be read."""
+        """Reads everything once. Raises InvalidInput for a file that can't be read."""
         digest, size = hashlib.sha256(), 0
         try:
             with _open(content) as file:
@@ -38,6 +38,7 @@ class UploadSource:
         return cls(content, size, f"sha256:{digest.hexdigest()}")
 
     def chunks(self) -> Iterator[bytes]:
+        """The content in chunks of CHUNK_BYTES."""
         with _open(self.content) as file:
             while piece := file.read(CHUNK_BYTES):
                 yield piece

@@ -1,4 +1,4 @@
-"""Generation, scoring and what a replica has loaded, asynchronously."""
+"""Generation, scoring and the loaded versions of a replica, asynchronously."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SERVED_POLL_SECONDS = 0.1
 
 
 class GenerationMethods:
-    """Part of the client; see AsyncClient. `prompt` is a reference ("name", "name@alias", "name@7"); empty means the bare model."""
+    """The part of AsyncClient for the inference service. `prompt` is "name", "name@alias" or "name@7"; empty: the bare model."""
 
     _connection: Connection
     _generation_timeout_seconds: float
@@ -48,7 +48,7 @@ class GenerationMethods:
         priority: int = 0,
         timeout_seconds: float | None = None,
     ) -> Generation:
-        """The whole answer at once. `template` is for the bare model only; a prompt brings its own."""
+        """The whole answer at once. `template` is only for the bare model; a prompt has its own. Raises the errors of the service."""
         request = generation_pb2.GenerateRequest(
             input=input_message(input, prompt, template, routing_key, truncate), sampling=sampling_message(sampling)
         )
@@ -68,7 +68,7 @@ class GenerationMethods:
         priority: int = 0,
         timeout_seconds: float | None = None,
     ) -> GenerationStream:
-        """The answer as it is written; iterate over the result. Leaving the loop cancels the generation."""
+        """The answer while it is generated: iterate over the result. Leaving the loop cancels the generation."""
         request = generation_pb2.GenerateStreamRequest(
             input=input_message(input, prompt, template, routing_key, truncate), sampling=sampling_message(sampling)
         )
@@ -80,33 +80,35 @@ class GenerationMethods:
     async def score(
         self, input: Input, *, prompt: str = "", candidates: Sequence[str] = (), template: Template | None = None, routing_key: str = ""
     ) -> Scores:
-        """Log-probability of each candidate continuation. Without candidates: the label set of the prompt's version."""
+        """Log-probability of each candidate as the continuation of the input. Default: the labels of the prompt's version."""
         request = generation_pb2.ScoreRequest(input=input_message(input, prompt, template, routing_key, False))
         fill(request, candidates=candidates)
         return read(Scores, await self._connection.inference.call(self._connection.generation.Score, request))
 
     async def classify(self, input: Input, *, prompt: str, labels: Sequence[str] = (), routing_key: str = "") -> CandidateScore:
-        """The most probable label (`.candidate`) of the prompt's label set, or of `labels`, with its probability among them."""
+        """The most probable label (`.candidate`) with its probability among `labels`. Default: the labels of the prompt's version."""
         scores = await self.score(input, prompt=prompt, candidates=labels, routing_key=routing_key)
         return scores.scores[scores.best]
 
     async def count_tokens(self, input: Input, *, prompt: str = "", template: Template | None = None) -> TokenCount:
+        """The tokens that the input takes with the template of the prompt."""
         request = generation_pb2.CountTokensRequest(input=input_message(input, prompt, template, "", False))
         return read(TokenCount, await self._connection.inference.call(self._connection.generation.CountTokens, request))
 
     async def model_info(self) -> ModelInfo:
+        """Base model, limits and default sampling of the answering replica."""
         request = generation_pb2.GetModelInfoRequest()
         return read(ModelInfo, await self._connection.inference.call(self._connection.generation.GetModelInfo, request))
 
     async def loaded_prompts(self, prompt: str = "") -> LoadedPrompts:
-        """Prompt versions that the answering replica knows, and what became of each."""
+        """Versions that the answering replica knows, and the state of each. `prompt` empty: of all prompts."""
         request = generation_pb2.ListLoadedPromptsRequest(prompt=prompt)
         return read(LoadedPrompts, await self._connection.inference.call(self._connection.generation.ListLoadedPrompts, request))
 
     async def wait_until_served(self, version: str, *, timeout_seconds: float = 60.0) -> LoadedPrompt:
         """Wait until the answering replica serves a version ("prompts/{prompt}/versions/{n}" or "name@7").
 
-        PreconditionFailed with the reason if it refused the version; DeadlineExceeded after `timeout_seconds`.
+        Raises PreconditionFailed with the reason if the replica refused it, DeadlineExceeded after `timeout_seconds`.
         """
         prompt, number = parse_version_name(version, "version")
         wanted, deadline = version_name(prompt, number), time.monotonic() + timeout_seconds
@@ -123,6 +125,6 @@ class GenerationMethods:
     async def _loaded_version(self, prompt: str, wanted: str) -> LoadedPrompt | None:
         try:
             loaded = await self.loaded_prompts(prompt)
-        except NotFound:  # the first version of a new prompt has not reached the replica
+        except NotFound:  # the replica has not seen a new prompt's first version yet
             return None
         return next((item for item in loaded.prompts if item.version == wanted), None)

@@ -1,4 +1,8 @@
-"""An event loop in a thread of its own, which runs coroutines and drains asynchronous iterators for synchronous callers."""
+"""An event loop in a thread of its own, which runs coroutines and drains asynchronous iterators for synchronous callers.
+
+anyio's blocking portal starts and stops such a thread, too. The larger part, iterators that Ctrl-C may interrupt between
+the start of a step and the wait for it, would stay ours, so the portal would save few lines and cost a dependency.
+"""
 
 from __future__ import annotations
 

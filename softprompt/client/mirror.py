@@ -1,7 +1,7 @@
-"""Protobuf messages and the dataclasses that mirror them, both ways, by field name.
+"""Conversion between protobuf messages and the dataclasses that mirror them, by field name.
 
-A dataclass field is called as its message's field; a Duration `x` is `x_seconds`. None stands for "left out"; for an enum also for its
-UNSPECIFIED. Messages whose shape differs (oneofs) have a reader of their own in `convert`. That every dataclass fits its message is a test.
+A dataclass field has the name of its message's field; a Duration `x` is `x_seconds`. None means "left out", and for an enum UNSPECIFIED.
+`convert` has readers for messages of another shape (oneofs). A test checks that every dataclass fits its message.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from shared.errors import InvalidInput
 T = TypeVar("T")
 M = TypeVar("M", bound=Message)
 Reader = Callable[[Any], Any]
-Descriptor = Any  # of a field or an enum; its type depends on protobuf's implementation (upb or Python)
+Descriptor = Any  # its type depends on protobuf's implementation (upb or Python)
 
 _special_readers: dict[type, Reader] = {}
 
 
 def reader(kind: type) -> Callable[[Reader], Reader]:
-    """Register how a dataclass is read off its message where names alone don't say it."""
+    """Register the function that reads `kind` from a message of another shape."""
 
     def register(function: Reader) -> Reader:
         _special_readers[kind] = function
@@ -43,19 +43,19 @@ def reader(kind: type) -> Callable[[Reader], Reader]:
 
 
 def read(kind: type[T], message: Message) -> T:
-    """The dataclass `kind` with the message's values."""
+    """A `kind` with the values of the message."""
     if special := _special_readers.get(kind):
         return typing.cast(T, special(message))
     return kind(**read_fields(kind, message))
 
 
 def read_fields(kind: type, message: Message) -> dict[str, Any]:
-    """The constructor's arguments for every field that the message has under the same name."""
+    """Constructor arguments of `kind`: every field that the message has under the same name."""
     return {name: get(message) for name, get in _readers(kind, typing.cast(Any, type(message)))}
 
 
 def write(value: Any, message: M, path: str = "", skip: Container[str] = ()) -> M:
-    """Fill a message from a dataclass but for `skip`; None stays unset. InvalidInput names a field of the wrong type or size."""
+    """Fill a message from a dataclass, without the fields in `skip`. None stays unset. Raises InvalidInput naming the field."""
     descriptors = message.DESCRIPTOR.fields_by_name
     if not is_dataclass(value) or isinstance(value, type):
         raise InvalidInput.of(path, f"{value!r:.80} does not fit: a value of type {type(message).__name__} is expected")
@@ -71,7 +71,7 @@ def write(value: Any, message: M, path: str = "", skip: Container[str] = ()) -> 
 
 
 def fill(message: M, path: str = "", **content: Any) -> M:
-    """Set fields by name, None leaving one unset. InvalidInput names a field of the wrong type or size."""
+    """Set fields by name; None leaves a field unset. Raises InvalidInput naming a field whose value does not fit."""
     for name, value in content.items():
         if value is not None:
             _write_checked(message, message.DESCRIPTOR.fields_by_name[name], value, f"{path}.{name}" if path else name)
@@ -116,7 +116,7 @@ def _write_field(message: Message, descriptor: Descriptor, content: Any, where: 
 
 @cache
 def _readers(kind: Any, message_type: Any) -> tuple[tuple[str, Callable[[Message], Any]], ...]:
-    """Which function reads which field of a dataclass off which message: worked out once for each pair."""
+    """(field name, function that reads it from a message) for each field; computed once for each pair of types."""
     hints = typing.get_type_hints(kind)
     descriptors = message_type.DESCRIPTOR.fields_by_name
     found = ((item.name, _message_field(item.name, descriptors)) for item in fields(kind))
@@ -180,7 +180,7 @@ def _prefix(enum: Descriptor) -> str:
 
 
 def _enum_reader(enum: Descriptor, kind: type[StrEnum]) -> Callable[[int], StrEnum | None]:
-    """UNSPECIFIED, and a value newer than this client, become None."""
+    """UNSPECIFIED, and values that this client is too old to know, become None."""
     known = {item.number: kind(short) for item in enum.values if (short := item.name.removeprefix(_prefix(enum))) in list(kind)}
     return known.get
 

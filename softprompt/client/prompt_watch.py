@@ -1,6 +1,6 @@
-"""Following the store's changes through lost connections and restarts of the trainer.
+"""Watching the store's changes through lost connections and restarts of the trainer.
 
-Each change says its revision and store, so whoever lost the stream asks for what came after: none is missed, none comes twice.
+Each change carries its revision and store id, so a new call asks for the changes after the last one: none is missed or repeated.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from softprompt.types.prompts import Alias, AliasSet, Deleted, Prompt, PromptCha
 async def watch_prompts(
     connection: Connection, after_revision: int | None, store_id: str, name_prefix: str, reconnect_seconds: float
 ) -> AsyncIterator[PromptChange]:
-    """Raises what ended the last call after `reconnect_seconds` without any contact.
+    """Raises the error of the last call after `reconnect_seconds` without contact.
 
-    A commit may hold several changes under one revision; a connection lost between two of them begins again with the first of them.
+    A commit may hold several changes under one revision. A connection lost between two of them starts again at the first.
     """
     contact = Contact(reconnect_seconds)
-    told: set[Hashable] = set()  # of the newest revision, which may not be complete
+    seen: set[Hashable] = set()  # changes of the newest revision, which may be incomplete
     while True:
         request = prompts_pb2.WatchPromptsRequest(name_prefix=name_prefix, store_id=store_id)
         if after_revision is not None:
@@ -40,24 +40,24 @@ async def watch_prompts(
                         continue
                     change = _change(response)
                     if isinstance(change, Snapshot):
-                        after_revision, told = change.revision, set()
-                    elif (key := _key(change)) in told:
+                        after_revision, seen = change.revision, set()
+                    elif (key := _key(change)) in seen:
                         continue
                     else:
-                        told = {key} if after_revision != change.revision - 1 else told | {key}
+                        seen = {key} if after_revision != change.revision - 1 else seen | {key}
                         after_revision = change.revision - 1
                     store_id = change.store_id
                     yield change
         except Silence as error:
             interruption = error
-            await _look(connection, contact)
+            await _probe(connection, contact)
         except Interrupted as error:
             interruption = error
         await contact.pause(interruption)
 
 
-async def _look(connection: Connection, contact: Contact) -> None:
-    """Whether the trainer answers at all: one without heartbeats is silent while nothing happens in its store, for days."""
+async def _probe(connection: Connection, contact: Contact) -> None:
+    """Note contact if the trainer answers. A trainer without heartbeats is silent while its store does not change."""
     request = prompts_pb2.ListPromptsRequest(page_size=1)
     try:
         await connection.prompts.ListPrompts(request, timeout=connection.trainer.timeout_seconds)
@@ -69,7 +69,7 @@ async def _look(connection: Connection, contact: Contact) -> None:
 
 
 def _key(change: PromptChange) -> Hashable:
-    """What tells two changes of one revision apart."""
+    """Distinguishes the changes of one revision."""
     match change:
         case Published(version=version):
             return change.revision, version.name
@@ -92,5 +92,5 @@ def _change(message: prompts_pb2.WatchPromptsResponse) -> PromptChange:
             return AliasSet(*at, prompt=message.alias_set.prompt, alias=read(Alias, message.alias_set.alias))
         case "deleted_version":
             return Deleted(*at, version=message.deleted_version)
-        case _:  # a kind that is newer than this client
+        case _:  # a kind that this client is too old to know
             return PromptChange(*at)

@@ -1,4 +1,4 @@
-"""Published prompts, their versions and aliases, asynchronously."""
+"""Prompts, their versions and aliases, asynchronously."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from pathlib import Path
 from prompttuning.v1 import prompts_pb2
 
 from shared.errors import DamagedBlob, InvalidInput
-from shared.user_cache import expanded
+from shared.process.user_cache import expanded
 from softprompt.client.connection import Connection
 from softprompt.client.mirror import read, write
+from softprompt.client.paging import all_pages
 from softprompt.client.prompt_watch import watch_prompts
 from softprompt.client.verdict import VERDICT_SECONDS, first_verdict, served_by_all
 from softprompt.interchange.adapter import write_adapter
@@ -20,48 +21,44 @@ from softprompt.interchange.source import ImportSource
 from softprompt.types.common import Template
 from softprompt.types.prompts import Alias, AliasTarget, Prompt, PromptChange, PromptStatus, PromptVersion, VersionStatus
 
-PAGE_SIZE = 200
 CHUNK_BYTES = 512 << 10
 DOWNLOAD_SECONDS = 300.0
 IMPORT_SECONDS = 300.0
-"""The trainer may load the base model for it."""
+"""Includes loading the base model, which an import without golden records needs."""
 
 
 class PromptMethods:
-    """Part of the client; see AsyncClient. A prompt may be given as "name" or "prompts/name"."""
+    """The part of AsyncClient for prompts. A prompt is "name" or "prompts/name"."""
 
     _connection: Connection
 
     async def list_prompts(self, *, name_prefix: str = "") -> list[Prompt]:
-        """All prompts by name."""
-        prompts: list[Prompt] = []
-        page_token = ""
-        while True:
-            request = prompts_pb2.ListPromptsRequest(page_size=PAGE_SIZE, page_token=page_token, name_prefix=name_prefix)
+        """All prompts, sorted by name."""
+
+        async def page(size: int, token: str) -> tuple[list[Prompt], str]:
+            request = prompts_pb2.ListPromptsRequest(page_size=size, page_token=token, name_prefix=name_prefix)
             response = await self._connection.trainer.call(self._connection.prompts.ListPrompts, request)
-            prompts += [read(Prompt, prompt) for prompt in response.prompts]
-            page_token = response.next_page_token
-            if not page_token:
-                return prompts
+            return [read(Prompt, prompt) for prompt in response.prompts], response.next_page_token
+
+        return await all_pages(page)
 
     async def get_prompt(self, prompt: str) -> Prompt:
+        """One prompt with its aliases. Raises NotFound."""
         request = prompts_pb2.GetPromptRequest(name=resource_name(prompt))
         return read(Prompt, (await self._connection.trainer.call(self._connection.prompts.GetPrompt, request)).prompt)
 
     async def list_versions(self, prompt: str) -> list[PromptVersion]:
         """All versions of a prompt, newest first."""
-        versions: list[PromptVersion] = []
-        page_token = ""
-        while True:
-            request = prompts_pb2.ListPromptVersionsRequest(parent=resource_name(prompt), page_size=PAGE_SIZE, page_token=page_token)
+
+        async def page(size: int, token: str) -> tuple[list[PromptVersion], str]:
+            request = prompts_pb2.ListPromptVersionsRequest(parent=resource_name(prompt), page_size=size, page_token=token)
             response = await self._connection.trainer.call(self._connection.prompts.ListPromptVersions, request)
-            versions += [read(PromptVersion, version) for version in response.versions]
-            page_token = response.next_page_token
-            if not page_token:
-                return versions
+            return [read(PromptVersion, version) for version in response.versions], response.next_page_token
+
+        return await all_pages(page)
 
     async def get_version(self, version: str) -> PromptVersion:
-        """By its name "prompts/{prompt}/versions/{n}" or a reference: "name", "name@alias", "name@7"."""
+        """One version, by "prompts/{prompt}/versions/{n}", "name", "name@alias" or "name@7". Raises NotFound."""
         request = prompts_pb2.GetPromptVersionRequest(name=version)
         return read(PromptVersion, (await self._connection.trainer.call(self._connection.prompts.GetPromptVersion, request)).version)
 
@@ -74,13 +71,14 @@ class PromptMethods:
         expected_version: int | None = None,
         expected_revision: int | None = None,
     ) -> Alias:
-        """Move an alias to a version, or to several with weights; an empty sequence removes it.
+        """Move an alias to a version, or to several with weights; an empty sequence removes the alias.
 
-        Conflict, with the current value, if it does not name `expected_version` (0: does not exist) or moved since `expected_revision`.
+        Raises Conflict with the current value if the alias does not name `expected_version` (0: must not exist) or has moved since
+        `expected_revision`.
         """
         targets = [AliasTarget(target)] if isinstance(target, int) else list(target)
         if any(not isinstance(item, AliasTarget) for item in targets):
-            raise InvalidInput.of("target", "a version number or AliasTargets are expected")
+            raise InvalidInput.of("target", "a version number or a list of AliasTargets is expected")
         request = prompts_pb2.SetPromptAliasRequest(
             prompt=resource_name(prompt),
             alias=alias,
@@ -91,43 +89,43 @@ class PromptMethods:
         return read(Alias, (await self._connection.trainer.call(self._connection.prompts.SetPromptAlias, request)).alias)
 
     async def prompt_status(self, prompt: str) -> PromptStatus:
-        """Where the versions of a prompt are served, as the inference replicas last told, and who refused which and why."""
+        """The replicas that serve each version, and those that refused it and why, by their last reports."""
         request = prompts_pb2.GetPromptStatusRequest(name=resource_name(prompt))
         return read(PromptStatus, await self._connection.trainer.call(self._connection.prompts.GetPromptStatus, request))
 
     async def wait_until_served_by_all(self, version: str, *, timeout_seconds: float = 60.0) -> VersionStatus:
         """Wait until every live replica of the version's base model serves it; there must be at least one.
 
-        PreconditionFailed with the reasons if one refused it, DeadlineExceeded with the count after `timeout_seconds`.
+        Raises PreconditionFailed with the reasons if one refused it, DeadlineExceeded with the count after `timeout_seconds`.
         """
         return await served_by_all(self._connection, version, timeout_seconds)
 
     async def first_verdict(self, version: str, *, timeout_seconds: float = VERDICT_SECONDS) -> VersionStatus:
-        """Wait until a live replica of the version's base model serves it or has refused it; returns at once where none is alive.
+        """Wait until a live replica of the version's base model serves or refuses it. Returns at once if none is alive.
 
-        PreconditionFailed with the reasons if one refused it, DeadlineExceeded if none has said either after `timeout_seconds`.
+        Raises PreconditionFailed with the reasons of a refusal, DeadlineExceeded if none has decided after `timeout_seconds`.
         """
         return await first_verdict(self._connection, version, timeout_seconds)
 
     async def download_version(self, version: str) -> tuple[PromptVersion, bytes]:
-        """The version with its whole manifest, and its blob: a safetensors file. DamagedBlob if what arrived is not what was published."""
+        """The version with its whole manifest, and its blob, a safetensors file. Raises DamagedBlob if the digest differs."""
         request = prompts_pb2.DownloadPromptVersionRequest(name=version)
         call = self._connection.prompts.DownloadPromptVersion(request, timeout=DOWNLOAD_SECONDS)
         described: PromptVersion | None = None
         data = bytearray()
-        with self._connection.trainer.errors():
+        async with self._connection.trainer.errors():
             async for part in call:
                 if part.HasField("version"):
                     described = read(PromptVersion, part.version)
                 data += part.chunk
         if described is None:
-            raise DamagedBlob(f"{version} came without its description")
+            raise DamagedBlob(f"{version} was sent without its description")
         if (digest := f"sha256:{hashlib.sha256(data).hexdigest()}") != described.digest:
             raise DamagedBlob(f"{described.name} has digest {described.digest}; what arrived has {digest}")
         return described, bytes(data)
 
     async def export_version(self, version: str, directory: str | Path, *, base_model: str = "", overwrite: bool = False) -> PromptVersion:
-        """Write a version as a directory that `peft.PeftModel.from_pretrained` loads. `base_model`: where its users load the model from."""
+        """Write a version as a directory for `peft.PeftModel.from_pretrained`, which loads the model from `base_model`."""
         described, data = await self.download_version(version)
         await asyncio.to_thread(write_adapter, expanded(directory), described, data, base_model, overwrite)
         return described
@@ -144,10 +142,10 @@ class PromptMethods:
         request_id: str = "",
         timeout_seconds: float | None = None,
     ) -> PromptVersion:
-        """Publish a soft prompt that was trained elsewhere: a safetensors file, or a directory of PEFT, TGIS or caikit with one.
+        """Publish a soft prompt that was trained elsewhere: a safetensors file, or a directory written by PEFT, TGIS or caikit.
 
-        Pickle files are refused. `template` and `labels` are for files that are not this service's own, which bring theirs; `alias` as in
-        PublishPolicy. Repeating a `request_id` returns the version that it made.
+        Pickle files are refused. `template` and `labels` are for foreign files; files of this service contain theirs. `alias` is as in
+        PublishPolicy. Repeating a `request_id` returns the version that it created. Raises InvalidInput, NotFound.
         """
         source = await asyncio.to_thread(ImportSource.of, path)
         data = await asyncio.to_thread(source.file.read_bytes)
@@ -167,18 +165,19 @@ class PromptMethods:
     def watch_prompts(
         self, *, after_revision: int | None = None, store_id: str = "", name_prefix: str = "", reconnect_seconds: float = 120.0
     ) -> AsyncIterator[PromptChange]:
-        """Changes of the store, for ever: first everything as it is, or what happened after a revision seen before.
+        """Changes of the store, without end: a snapshot and what follows, or the changes after `after_revision`.
 
-        Goes on through lost connections; Unavailable once that failed for `reconnect_seconds`. PreconditionFailed if `after_revision` is of
-        another store than the trainer's (`store_id` comes with each change).
+        Reconnects; raises Unavailable after `reconnect_seconds` without contact. Raises PreconditionFailed if `store_id`, which comes with
+        each change, is not the trainer's store.
         """
         return watch_prompts(self._connection, after_revision, store_id, name_prefix, reconnect_seconds)
 
     async def delete_version(self, version: str) -> int:
-        """Delete a version that no alias names; the store revision of the deletion."""
+        """Delete a version. Returns the store revision of the deletion. Raises PreconditionFailed if an alias names it."""
         request = prompts_pb2.DeletePromptVersionRequest(name=version)
         return (await self._connection.trainer.call(self._connection.prompts.DeletePromptVersion, request)).revision
 
 
 def resource_name(prompt: str) -> str:
+    """`prompts/{name}` of that name or of the name alone."""
     return prompt if prompt.startswith("prompts/") else f"prompts/{prompt}"

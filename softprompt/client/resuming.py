@@ -1,7 +1,7 @@
-"""Keeping a watch through everything that ends a stream: restarts, gateways that cut or reset it, connections that are silently dead.
+"""Watches that survive the end of a stream: restarts, gateways that cut or reset it, connections that die silently.
 
-The server says at which position each message stands, so a new call goes on after the last one. What only the caller can mend (a wrong
-name, no permission) ends the watch at once.
+Each message carries its position, so a new call continues after the last one. Errors that only the caller can fix (a wrong name, no
+permission) end the watch at once.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from softprompt.client.connection import Peer
 
 FIRST_PAUSE_SECONDS, MAX_PAUSE_SECONDS = 0.2, 5.0
 SILENT_SECONDS = 60.0
-"""Before the first heartbeat says how often they come."""
+"""Until the first heartbeat announces their interval."""
 _SILENT_INTERVALS = 3
 
 INTERRUPTIONS = frozenset(
@@ -38,7 +38,7 @@ INTERRUPTIONS = frozenset(
 
 
 class Interrupted(Exception):
-    """The stream ended in a way that a new call may mend; `error` is what to raise when it doesn't."""
+    """The stream ended and a new call may succeed; `error` is raised if none does."""
 
     def __init__(self, error: SoftPromptError) -> None:
         super().__init__(error.message)
@@ -46,11 +46,11 @@ class Interrupted(Exception):
 
 
 class Silence(Interrupted):
-    """Nothing came for so long that the connection must be dead, or the server is one that sends no heartbeats."""
+    """No message for so long that the connection is dead, or that the server sends no heartbeats."""
 
 
 class Contact:
-    """When the service was last heard of, how often it promised to speak, and the pause before the next call."""
+    """Time of the last message, the announced interval of heartbeats, and the pause before the next call."""
 
     def __init__(self, reconnect_seconds: float) -> None:
         self._reconnect_seconds = reconnect_seconds
@@ -60,18 +60,21 @@ class Contact:
 
     @property
     def silent_seconds(self) -> float:
+        """Time without a message after which the connection counts as dead."""
         return SILENT_SECONDS if self._interval_seconds is None else _SILENT_INTERVALS * self._interval_seconds
 
     def heard(self) -> None:
+        """A message has arrived."""
         self._last, self._pause_seconds = time.monotonic(), FIRST_PAUSE_SECONDS
 
     def promised(self, heartbeat: Heartbeat) -> None:
+        """A heartbeat has announced the interval."""
         self._interval_seconds = heartbeat.interval.ToNanoseconds() / 1e9 or None
 
     async def pause(self, interruption: Interrupted | None = None) -> None:
-        """Wait before the next call: at random up to a bound that doubles, so that clients cut off together don't come back together.
+        """Wait before the next call: a random time below a bound that doubles, so that clients don't return all at once.
 
-        Raises the interruption's error when there was no contact for too long.
+        Raises the interruption's error after `reconnect_seconds` without contact.
         """
         if interruption is not None and time.monotonic() - self._last > self._reconnect_seconds:
             raise interruption.error from interruption
@@ -80,24 +83,24 @@ class Contact:
 
 
 def interruption_of(peer: Peer, error: grpc.aio.AioRpcError) -> Interrupted | None:
-    """None for what calling again would not mend."""
+    """None for an error that a new call would not change."""
     return Interrupted(peer.domain_error(error)) if error.code() in INTERRUPTIONS else None
 
 
 async def messages(peer: Peer, call: Any, contact: Contact) -> AsyncGenerator[Any, None]:
-    """What comes on one streaming call, which is cancelled however this ends. Raises Interrupted, or the error that ends the watch."""
+    """The messages of one streaming call. Raises Interrupted, or the error that ends the watch. Always cancels the call at the end."""
     try:
         while True:
             try:
                 async with asyncio.timeout(contact.silent_seconds):
                     message = await call.read()
             except TimeoutError:
-                silent = f"{peer.name} at {peer.endpoint} said nothing for {contact.silent_seconds:g} s"
+                silent = f"{peer.name} at {peer.endpoint} sent nothing for {contact.silent_seconds:g} s"
                 raise Silence(Unavailable(silent, endpoint=peer.endpoint)) from None
             except grpc.aio.AioRpcError as error:
                 if (interruption := interruption_of(peer, error)) is not None:
                     raise interruption from error
-                raise peer.domain_error(error) from error
+                raise await peer.explained(error) from error
             if not isinstance(message, Message):  # gRPC's mark of the end
                 return
             contact.heard()

@@ -1,4 +1,4 @@
-"""How this client proves who it is and whom it trusts: TLS and tokens, from arguments, else from the environment."""
+"""TLS and tokens of the client, from arguments or from the environment."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 import grpc
 
-from shared.config import is_loopback
 from shared.errors import InvalidInput
+from shared.loopback import is_loopback
+from shared.process.user_cache import expanded
 from shared.security.watched_file import WatchedFile
-from shared.user_cache import expanded
 
 TLS_VARIABLE, CA_VARIABLE = "SOFTPROMPT_TLS", "SOFTPROMPT_TLS_CA_FILE"
 CERTIFICATE_VARIABLE, KEY_VARIABLE = "SOFTPROMPT_TLS_CERTIFICATE_FILE", "SOFTPROMPT_TLS_KEY_FILE"
@@ -21,24 +21,24 @@ TOKEN_VARIABLE, TOKEN_FILE_VARIABLE = "SOFTPROMPT_TOKEN", "SOFTPROMPT_TOKEN_FILE
 
 @dataclass(frozen=True)
 class ClientSecurity:
-    """Without any of it: plaintext to this machine, TLS with the system's authorities to any other."""
+    """By default plaintext to this machine and TLS with the system's certificate authorities to others."""
 
     tls: bool | None = None
-    """None: TLS if there is a TLS file or the service is on another machine. False sends everything, tokens too, in the clear."""
+    """None: TLS if a TLS file is given or the service is on another machine. False sends everything unencrypted, including tokens."""
     ca_file: str = ""
-    """Authorities that the services' certificates must come from, PEM; empty: the system's."""
+    """Certificate authorities to trust, as PEM; empty: the system's."""
     certificate_file: str = ""
-    """This client's own certificate and key, PEM, where the services ask for one. Read when a channel opens."""
+    """Client certificate, as PEM, for services that require one. Read when a channel opens, like its key."""
     key_file: str = ""
     server_name: str = ""
-    """Name that the services' certificates must have, if it isn't the one that is dialled."""
+    """Name in the services' certificates, if it differs from the address."""
     token: str = ""
     token_file: str = ""
-    """Read again when it changes; goes before `token`."""
+    """Read again whenever it changes. Takes precedence over `token`."""
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> ClientSecurity:
-        """Raises InvalidInput for a value that can't be meant."""
+        """The settings of the SOFTPROMPT_TLS and SOFTPROMPT_TOKEN variables. Raises InvalidInput for an invalid value."""
         return cls(
             tls=_on_or_off(environment.get(TLS_VARIABLE, "")),
             ca_file=environment.get(CA_VARIABLE, ""),
@@ -50,19 +50,20 @@ class ClientSecurity:
         )
 
     def __repr__(self) -> str:
-        """Without the token: representations end up in logs."""
+        """Hides the token, since representations end up in logs."""
         shown = {name: getattr(self, name) for name in ("tls", "ca_file", "certificate_file", "key_file", "server_name", "token_file")}
         return f"ClientSecurity({', '.join(f'{name}={value!r}' for name, value in shown.items())}, token={'***' if self.token else ''!r})"
 
     def uses_tls(self, endpoint: str) -> bool:
+        """Whether a connection to this address uses TLS."""
         if self.tls is not None:
             return self.tls
         return bool(self.ca_file or self.certificate_file) or not is_local(endpoint)
 
     def channel_credentials(self) -> grpc.ChannelCredentials:
-        """Raises InvalidInput naming the file that can't be read."""
+        """gRPC's credentials for TLS. Raises InvalidInput naming a file that can't be read."""
         if bool(self.certificate_file) != bool(self.key_file):
-            raise InvalidInput.of(CERTIFICATE_VARIABLE, f"needs {KEY_VARIABLE}, and that needs it")
+            raise InvalidInput.of(CERTIFICATE_VARIABLE, f"and {KEY_VARIABLE} must be set together")
         return grpc.ssl_channel_credentials(
             root_certificates=_read(self.ca_file, CA_VARIABLE),
             private_key=_read(self.key_file, KEY_VARIABLE),
@@ -71,7 +72,7 @@ class ClientSecurity:
 
 
 class TokenSource:
-    """The token of the moment: a file that somebody renews, or a fixed one."""
+    """The current token: fixed, or from a file that may be renewed."""
 
     def __init__(self, security: ClientSecurity) -> None:
         self._fixed = security.token
@@ -79,7 +80,7 @@ class TokenSource:
         self._last = ""
 
     def token(self) -> str:
-        """Empty: none. Raises InvalidInput if the file can't be read and never could."""
+        """The token; empty for none. Raises InvalidInput if the file has never been readable."""
         if self._file is None:
             return self._fixed.strip()
         if self._file.changed() or not self._last:
@@ -88,19 +89,19 @@ class TokenSource:
 
 
 def is_local(endpoint: str) -> bool:
-    """Whether `host:port`, `dns:///host:port`, `ipv4:a:1,b:2` or `unix:path` stays on this machine; what is spelled oddly doesn't."""
+    """Whether `host:port`, `dns:///host:port`, `ipv4:a:1,b:2` or `unix:path` is on this machine. False for unusual spellings."""
     return endpoint.startswith("unix:") or all(is_loopback(host) for host in hosts_of(endpoint))
 
 
 def hosts_of(endpoint: str) -> list[str]:
-    """The hosts of a target that is no Unix socket, as they are spelled there."""
+    """The hosts of an address that is not a Unix socket, in their original spelling."""
     scheme = next((scheme for scheme in ("dns:", "ipv4:", "ipv6:") if endpoint.startswith(scheme)), "")
     addresses = endpoint.removeprefix(scheme).removeprefix("///" if scheme else "")
     return [_host_of(address) for address in addresses.split(",")]
 
 
 def _host_of(address: str) -> str:
-    """Of `host`, `host:port`, `[IPv6]:port` or an IPv6 address, which has no port without brackets."""
+    """The host of `host`, `host:port`, `[IPv6]:port` or an IPv6 address without brackets, which has no port."""
     bracketed, bracket, after = address.rpartition("]")
     if bracket:
         return bracketed + bracket if not after or after.startswith(":") else address

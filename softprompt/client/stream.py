@@ -1,4 +1,4 @@
-"""One streamed answer: an asynchronous iterator of deltas that cancels its call however it is left."""
+"""One streamed answer: an asynchronous iterator of deltas. Its call is cancelled however the iteration ends."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class GenerationStream:
     """`async for delta in stream`; `start` is set before the first delta, `end` after the last one.
 
     The call begins with `started()` or the first delta. Breaking out of the loop, an exception, or `async with` cancels it; a stream
-    can be iterated once.
+    can be iterated once. Raises Unavailable for an answer that does not begin with its start or has no end.
     """
 
     def __init__(self, peer: Peer, open_call: Callable[[], Any]) -> None:
@@ -30,35 +30,47 @@ class GenerationStream:
         self.end: GenerationEnd | None = None
 
     async def started(self) -> GenerationStart:
-        """What is being generated from: the first message, which comes before any text."""
+        """The first message: the version, the token counts and the seed of the answer."""
         if self.start is None:
             self._call = self._open_call()
-            with self._peer.errors():
+            async with self._peer.errors():
                 first = await self._call.read()
             if not isinstance(first, generation_pb2.GenerateStreamResponse):
                 self.cancel()
                 raise Unavailable("the stream ended before its first message")
+            if not first.HasField("start"):
+                self.cancel()
+                raise Unavailable(self._misplaced(first))
             self.start = read(GenerationStart, first.start)
         return self.start
 
     async def __aiter__(self) -> AsyncIterator[GenerationDelta]:
         try:
             await self.started()
-            with self._peer.errors():
+            async with self._peer.errors():
                 async for response in self._responses():
                     if response.HasField("delta"):
                         yield read(GenerationDelta, response.delta)
                     elif response.HasField("end"):
                         self.end = read(GenerationEnd, response.end)
+            if self.end is None:
+                raise Unavailable(f"the stream of {self._peer.name} at {self._peer.endpoint} ended before the answer's end")
         finally:
             self.cancel()
+
+    def _misplaced(self, first: generation_pb2.GenerateStreamResponse) -> str:
+        part = {"delta": "text", "end": "end"}.get(first.WhichOneof("part") or "", "unknown part")
+        if part == "end":
+            self.end = read(GenerationEnd, first.end)
+            part = f"end (finish reason {self.end.finish_reason})"
+        return f"the answer of {self._peer.name} at {self._peer.endpoint} begins with its {part}, not with what it is generated from"
 
     async def _responses(self) -> Responses:
         while isinstance(response := await self._call.read(), generation_pb2.GenerateStreamResponse):
             yield response
 
     def cancel(self) -> None:
-        """Withdraw the call; the service frees everything that it held. Does nothing after the end."""
+        """Cancel the call, so that the service frees its resources. Does nothing after the end."""
         if self._call is not None:
             self._call.cancel()
 

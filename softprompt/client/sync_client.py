@@ -1,4 +1,7 @@
-"""The synchronous client: the asynchronous one in a thread with an event loop. No logic of its own; a test compares both signatures."""
+"""The synchronous client: AsyncClient in a thread with an event loop. It has no logic of its own; a test compares the signatures.
+
+Written by hand, because a generator such as unasync would make a second implementation over gRPC's synchronous calls.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,8 @@ from softprompt.client.stream import GenerationStream
 from softprompt.client.tuning import OnUpload
 from softprompt.client.verdict import VERDICT_SECONDS
 from softprompt.types.common import Sampling, Template
+from softprompt.types.datasets import StoredDataset, UploadedDataset
+from softprompt.types.events import JobEvent
 from softprompt.types.generation import (
     CandidateScore,
     Generation,
@@ -27,43 +32,37 @@ from softprompt.types.generation import (
     Scores,
     TokenCount,
 )
+from softprompt.types.jobs import JobOrder, JobState, TuningJob
 from softprompt.types.prompts import Alias, AliasTarget, Prompt, PromptChange, PromptStatus, PromptVersion, VersionStatus
-from softprompt.types.tuning import (
-    Dataset,
-    JobEvent,
-    JobOrder,
-    JobState,
-    ServiceInfo,
-    StoredDataset,
-    TuningJob,
-    TuningSpec,
-    UploadedDataset,
-)
+from softprompt.types.service import ServiceInfo
+from softprompt.types.spec import Dataset, TuningSpec
 
 
 class SyncGenerationStream:
-    """`for delta in stream`; `start` is set before the first delta, `end` after the last. Leaving the loop cancels the call."""
+    """`for delta in stream`; `start` is set before the first delta, `end` after the last one. Leaving the loop cancels the call."""
 
     def __init__(self, stream: GenerationStream, loop: LoopThread) -> None:
         self._stream, self._loop = stream, loop
 
     @property
     def start(self) -> GenerationStart | None:
+        """None before the first message."""
         return self._stream.start
 
     @property
     def end(self) -> GenerationEnd | None:
+        """None before the last message."""
         return self._stream.end
 
     def started(self) -> GenerationStart:
-        """What is being generated from: the first message, which comes before any text."""
+        """The first message: the version, the token counts and the seed of the answer."""
         return self._loop.run(self._stream.started())
 
     def __iter__(self) -> Iterator[GenerationDelta]:
         return self._loop.iterate(aiter(self._stream))
 
     def cancel(self) -> None:
-        """Withdraw the call."""
+        """Cancel the call. Does nothing after the end."""
         self._loop.run(self._cancel())
 
     async def _cancel(self) -> None:
@@ -76,8 +75,18 @@ class SyncGenerationStream:
         self.cancel()
 
 
+def _documented(client: type[Client]) -> type[Client]:
+    """Give each method the docstring of its counterpart in AsyncClient."""
+    for name, member in vars(client).items():
+        function = member.fget if isinstance(member, property) else member
+        if callable(function) and not function.__doc__:
+            function.__doc__ = getattr(AsyncClient, name).__doc__
+    return client
+
+
+@_documented
 class Client:
-    """The same methods as AsyncClient, which documents them, blocking. May be used from several threads."""
+    """AsyncClient with blocking methods. May be used from several threads."""
 
     def __init__(
         self,
@@ -106,7 +115,7 @@ class Client:
         return self._client.inference
 
     def close(self) -> None:
-        """End calls that still run and the connection. Closing twice is fine."""
+        """Cancel running calls and close both connections. May be called twice."""
         if not self._loop.stopped:
             self._loop.run(self._client.close())
             self._loop.stop()
@@ -143,11 +152,11 @@ class Client:
         call = self._client.create_job(spec, request_id=request_id, timeout_seconds=timeout_seconds, on_upload=on_upload)
         return self._loop.run(call)
 
-    def clone_job(self, name: str, *, request_id: str = "", **changes: Any) -> TuningJob:
-        return self._loop.run(self._client.clone_job(name, request_id=request_id, **changes))
+    def clone_job(self, name: str, *, request_id: str = "", on_upload: OnUpload | None = None, **changes: Any) -> TuningJob:
+        return self._loop.run(self._client.clone_job(name, request_id=request_id, on_upload=on_upload, **changes))
 
-    def continue_job(self, name: str, *, request_id: str = "", **changes: Any) -> TuningJob:
-        return self._loop.run(self._client.continue_job(name, request_id=request_id, **changes))
+    def continue_job(self, name: str, *, request_id: str = "", on_upload: OnUpload | None = None, **changes: Any) -> TuningJob:
+        return self._loop.run(self._client.continue_job(name, request_id=request_id, on_upload=on_upload, **changes))
 
     def tune(self, spec: TuningSpec, *, on_event: Callable[[JobEvent], object] | None = None) -> TuningJob:
         return self._loop.run(self._client.tune(spec, on_event=on_event))

@@ -16,34 +16,27 @@ from softprompt.client.connection import Connection
 from softprompt.client.convert import is_remote, spec_message
 from softprompt.client.datasets import UploadSource
 from softprompt.client.mirror import read
+from softprompt.client.paging import all_pages
 from softprompt.client.verdict import first_verdict
 from softprompt.client.watch import watch
 from softprompt.data.prepare import DATASET, VALIDATION_DATASET, PreparedData, checked_labels, prepare
 from softprompt.errors import JobFailed
-from softprompt.types.tuning import (
-    Dataset,
-    JobEvent,
-    JobOrder,
-    JobState,
-    ServiceInfo,
-    StateChanged,
-    StoredDataset,
-    TuningJob,
-    TuningSpec,
-    UploadedDataset,
-)
+from softprompt.types.datasets import StoredDataset, UploadedDataset
+from softprompt.types.events import JobEvent, StateChanged
+from softprompt.types.jobs import JobOrder, JobState, TuningJob
+from softprompt.types.service import ServiceInfo
+from softprompt.types.spec import Dataset, TuningSpec
 
-PAGE_SIZE = 200
 SLOWEST_BYTES_PER_SECOND = 64 << 10
-"""An upload's default deadline allows for a connection that slow."""
+"""The default deadline of an upload allows for a connection that is this slow."""
 COPY_SECONDS = 600.0
-"""Default deadline of a creation for which the trainer copies a file of unknown size."""
+"""Default deadline of a creation for which the trainer copies data from a URI."""
 OnUpload = Callable[[int, int], object]
-"""Called with the bytes that are sent and all bytes."""
+"""Called with (sent bytes, all bytes)."""
 
 
 class TuningMethods:
-    """Part of the client; see AsyncClient."""
+    """The part of AsyncClient for datasets and tuning jobs."""
 
     _connection: Connection
 
@@ -58,8 +51,8 @@ class TuningMethods:
         """Store examples under the digest of their bytes. `dataset` is a path, a DataFrame, examples, or `Data`, which chooses columns.
 
         Bytes that the caller's tenant has stored already are not sent again. The default deadline grows with the size.
-        `on_progress(sent bytes, all bytes)` is called while they are sent. InvalidInput says what is not understood, in one message with
-        the lines that show it; see docs/data.md.
+        `on_progress(sent bytes, all bytes)` is called during the upload. Raises InvalidInput with every kind of error in the data and
+        lines that show it; see docs/data.md.
         """
         labels = checked_labels(labels)
         return await self._upload(await asyncio.to_thread(prepare, dataset, labels), labels, timeout_seconds, on_progress)
@@ -92,34 +85,31 @@ class TuningMethods:
         return read(UploadedDataset, response)
 
     async def list_datasets(self, *, limit: int | None = None) -> list[StoredDataset]:
-        """Datasets of the caller's tenant in order of their names; every page is fetched, up to `limit` datasets."""
-        found: list[StoredDataset] = []
-        page_token = ""
-        while True:
-            page_size = PAGE_SIZE if limit is None else min(PAGE_SIZE, limit - len(found))
-            request = tuning_pb2.ListDatasetsRequest(page_size=page_size, page_token=page_token)
+        """Datasets of the caller's tenant, sorted by name, at most `limit` of them."""
+
+        async def page(size: int, token: str) -> tuple[list[StoredDataset], str]:
+            request = tuning_pb2.ListDatasetsRequest(page_size=size, page_token=token)
             response = await self._connection.trainer.call(self._connection.tuning.ListDatasets, request)
-            found += [read(StoredDataset, dataset) for dataset in response.datasets]
-            page_token = response.next_page_token
-            if not page_token or (limit is not None and len(found) >= limit):
-                return found
+            return [read(StoredDataset, dataset) for dataset in response.datasets], response.next_page_token
+
+        return await all_pages(page, limit)
 
     async def get_dataset(self, name: str) -> StoredDataset:
-        """NotFound for a dataset that the caller's tenant doesn't have."""
+        """One dataset with its labels. Raises NotFound if the caller's tenant does not have it."""
         request = tuning_pb2.GetDatasetRequest(name=name)
         return read(StoredDataset, (await self._connection.trainer.call(self._connection.tuning.GetDataset, request)).dataset)
 
     async def delete_dataset(self, name: str) -> None:
-        """Take a dataset from the caller's tenant. PreconditionFailed, naming them, if jobs that have not ended need it."""
+        """Delete a dataset of the caller's tenant. Raises PreconditionFailed naming the jobs that still need it."""
         await self._connection.trainer.call(self._connection.tuning.DeleteDataset, tuning_pb2.DeleteDatasetRequest(name=name))
 
     async def create_job(
         self, spec: TuningSpec, *, request_id: str = "", timeout_seconds: float | None = None, on_upload: OnUpload | None = None
     ) -> TuningJob:
-        """Queue a job, uploading its examples first. Repeating a `request_id` returns the job that it made before.
+        """Upload the examples and queue a job. Repeating a `request_id` returns the job that it created.
 
-        `timeout_seconds` is for the creation alone; without it, a trainer that has to copy a file from a URI gets longer. `on_upload`:
-        see `upload_dataset`.
+        `timeout_seconds` is the deadline of the creation alone; the default is longer if the trainer copies data from a URI. `on_upload`
+        is called as `on_progress` of `upload_dataset`. Raises InvalidInput.
         """
         labels = checked_labels(spec.labels, "spec.labels")
         with ExitStack() as names:
@@ -133,25 +123,25 @@ class TuningMethods:
             response = await self._connection.trainer.call(self._connection.tuning.CreateTuningJob, request, timeout_seconds)
         return read(TuningJob, response.job)
 
-    async def clone_job(self, name: str, *, request_id: str = "", **changes: Any) -> TuningJob:
-        """Queue the same job again with fields of its spec replaced, as `clone_job(name, prompt="other", priority=5)`.
+    async def clone_job(self, name: str, *, request_id: str = "", on_upload: OnUpload | None = None, **changes: Any) -> TuningJob:
+        """Queue the same job again with some fields of its spec replaced: `clone_job(name, prompt="other", priority=5)`.
 
-        Of `hyperparameters` only those that are not None are replaced. A deadline is not taken over. InvalidInput for an unknown field.
+        Of `hyperparameters` only those that are not None are replaced. A deadline is not copied. Raises InvalidInput for an unknown field.
         """
-        return await self.create_job(cloned_spec(await self.get_job(name), changes), request_id=request_id)
+        return await self.create_job(cloned_spec(await self.get_job(name), changes), request_id=request_id, on_upload=on_upload)
 
-    async def continue_job(self, name: str, *, request_id: str = "", **changes: Any) -> TuningJob:
-        """`clone_job`, starting from what the job has trained: its version, or, if it ended without one, its best prompt so far.
+    async def continue_job(self, name: str, *, request_id: str = "", on_upload: OnUpload | None = None, **changes: Any) -> TuningJob:
+        """`clone_job`, starting from the job's version, or from its best prompt if it ended without a version.
 
-        With `dataset=` it goes on with other data, for example more of it.
+        `dataset=` continues with other data, for example with more of it. Raises PreconditionFailed if the job has no prompt.
         """
-        return await self.create_job(continued_spec(await self.get_job(name), changes), request_id=request_id)
+        return await self.create_job(continued_spec(await self.get_job(name), changes), request_id=request_id, on_upload=on_upload)
 
     async def tune(self, spec: TuningSpec, *, on_event: Callable[[JobEvent], object] | None = None) -> TuningJob:
-        """Queue a job, wait until it has succeeded and until a live replica, if there is one, has looked at its version.
+        """Queue a job; wait until it succeeds and until a live replica, if there is one, serves its version.
 
-        JobFailed if it fails or is cancelled, PreconditionFailed with the reason if the replica refuses the version. Leaving early does
-        not cancel the job.
+        Raises JobFailed if the job fails or is cancelled, PreconditionFailed with the reason if the replica refuses the version. Leaving
+        early does not cancel the job.
         """
         job = await self.create_job(spec)
         job = await self.wait_for_job(job.name, on_event=on_event)
@@ -161,6 +151,7 @@ class TuningMethods:
         return job
 
     async def get_job(self, name: str) -> TuningJob:
+        """One job. Raises NotFound."""
         request = tuning_pb2.GetTuningJobRequest(name=name)
         return read(TuningJob, (await self._connection.trainer.call(self._connection.tuning.GetTuningJob, request)).job)
 
@@ -173,23 +164,21 @@ class TuningMethods:
         order: JobOrder = JobOrder.NEWEST_FIRST,
         limit: int | None = None,
     ) -> list[TuningJob]:
-        """Jobs in that order; every page is fetched, up to `limit` jobs."""
-        jobs: list[TuningJob] = []
-        page_token = ""
-        while True:
+        """Jobs in this order, at most `limit` of them."""
+
+        async def page(size: int, token: str) -> tuple[list[TuningJob], str]:
             request = tuning_pb2.ListTuningJobsRequest(
-                page_size=PAGE_SIZE if limit is None else min(PAGE_SIZE, limit - len(jobs)),
-                page_token=page_token,
+                page_size=size,
+                page_token=token,
                 states=[tuning_pb2.TuningJob.State.Value(f"STATE_{JobState(state)}") for state in states],
                 prompt=prompt,
                 annotations=annotations or {},
                 order=tuning_pb2.ListTuningJobsRequest.Order.Value(f"ORDER_{JobOrder(order)}"),
             )
             response = await self._connection.trainer.call(self._connection.tuning.ListTuningJobs, request)
-            jobs += [read(TuningJob, job) for job in response.jobs]
-            page_token = response.next_page_token
-            if not page_token or (limit is not None and len(jobs) >= limit):
-                return jobs
+            return [read(TuningJob, job) for job in response.jobs], response.next_page_token
+
+        return await all_pages(page, limit)
 
     def watch_job(self, name: str, *, after: int = 0, reconnect_seconds: float = 120.0) -> AsyncIterator[JobEvent]:
         """Events after number `after`, those of the past first, until the job's last one.
@@ -226,12 +215,12 @@ class TuningMethods:
         return read(TuningJob, (await self._connection.trainer.call(self._connection.tuning.PauseTuningJob, request)).job)
 
     async def resume_job(self, name: str) -> TuningJob:
-        """Queue a paused job again; it goes on from its checkpoint."""
+        """Queue a paused job again. It continues from its checkpoint."""
         request = tuning_pb2.ResumeTuningJobRequest(name=name)
         return read(TuningJob, (await self._connection.trainer.call(self._connection.tuning.ResumeTuningJob, request)).job)
 
     async def delete_job(self, name: str) -> None:
-        """Remove an ended job with its events; versions that it published stay."""
+        """Delete an ended job with its events. Versions that it published stay."""
         await self._connection.trainer.call(self._connection.tuning.DeleteTuningJob, tuning_pb2.DeleteTuningJobRequest(name=name))
 
     async def service_info(self) -> ServiceInfo:
@@ -241,7 +230,7 @@ class TuningMethods:
         )
 
     async def _stored_already(self, source: UploadSource, labels: Sequence[str]) -> UploadedDataset | None:
-        """The dataset of these bytes, if the caller's tenant has it and its labels are known to be allowed."""
+        """The dataset of these bytes if the caller's tenant has it, and if its labels are known to be allowed."""
         try:
             found = await self.get_dataset(f"datasets/{source.digest.replace(':', '-')}")
         except (NotFound, PermissionDenied, Unimplemented):
@@ -251,7 +240,7 @@ class TuningMethods:
         return UploadedDataset(found.name, found.num_examples, found.task, tuple(labels) or found.labels)
 
     async def _stored(self, dataset: Dataset, labels: Sequence[str], which: str, names: ExitStack, on_upload: OnUpload | None) -> str:
-        """The name or URI of the data, uploaded now if it is a caller's. `names` renames lines in what the service finds later."""
+        """The name or URI of the data, which is uploaded first if it is local. `names` translates lines in the service's errors."""
         if isinstance(dataset, str) and is_remote(dataset):
             return dataset
         prepared = await asyncio.to_thread(prepare, dataset, labels, which)

@@ -1,4 +1,4 @@
-"""What replicas say of a version: each one checks it when it loads it, and serves it or refuses it."""
+"""Waiting for replicas to serve a version or to refuse it: each one checks a version before it serves it."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from softprompt.types.prompts import PromptStatus, VersionStatus
 
 STATUS_POLL_SECONDS = 0.2
 VERDICT_SECONDS = 60.0
-"""For a replica to see a version and replay its golden record."""
+"""Enough for a replica to see a version and to replay its golden record."""
 
 
 async def version_status(connection: Connection, version: str) -> VersionStatus:
-    """Raises NotFound, or PreconditionFailed with the reasons of the replicas of its base model that refused it."""
+    """The status of one version. Raises NotFound, or PreconditionFailed with the reasons of replicas of its base model that refused it."""
     prompt, number = parse_version_name(version, "version")
     wanted = version_name(prompt, number)
     request = prompts_pb2.GetPromptStatusRequest(name=f"prompts/{prompt}")
@@ -52,7 +52,7 @@ async def first_verdict(connection: Connection, version: str, timeout_seconds: f
         if found.served or not found.num_replicas:
             return found
         if time.monotonic() > deadline:
-            raise DeadlineExceeded(f"no replica has said within {timeout_seconds:g} s whether it serves {found.version}")
+            raise DeadlineExceeded(f"no replica has served or refused {found.version} within {timeout_seconds:g} s")
         await _pause()
 
 

@@ -1,6 +1,6 @@
-"""Following one job's events through lost connections, impatient gateways and restarts of the trainer.
+"""Watching one job's events through lost connections, gateway time-outs and restarts of the trainer.
 
-Events are numbered, so a new call asks for those after the last one seen: none is missed, none comes twice.
+Events are numbered, so a new call asks for the events after the last one: none is missed or repeated.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ from prompttuning.v1 import tuning_pb2
 from softprompt.client.connection import Connection
 from softprompt.client.mirror import read
 from softprompt.client.resuming import Contact, Interrupted, Silence, interruption_of, messages
-from softprompt.types.tuning import JobEvent, StateChanged, TuningJob
+from softprompt.types.events import JobEvent, StateChanged
+from softprompt.types.jobs import TuningJob
 
 
 async def watch(connection: Connection, name: str, after: int, reconnect_seconds: float) -> AsyncIterator[JobEvent]:
-    """Events until the stream ends of a job that has ended. Raises what ended the last call after `reconnect_seconds` without contact."""
+    """Events after number `after` until the job has ended. Raises the error of the last call after `reconnect_seconds` without contact."""
     last, contact = after, Contact(reconnect_seconds)
     while True:
         interruption: Interrupted | None = None
@@ -38,7 +39,7 @@ async def watch(connection: Connection, name: str, after: int, reconnect_seconds
                     yield event
             if ended or await _is_over(connection, name, last, contact):
                 return
-        except Silence as error:  # a trainer without heartbeats has nothing to say while its job waits
+        except Silence as error:  # a trainer without heartbeats is silent while its job waits
             interruption = error
             with suppress(Interrupted):
                 if await _is_over(connection, name, last, contact):
@@ -49,14 +50,14 @@ async def watch(connection: Connection, name: str, after: int, reconnect_seconds
 
 
 async def _is_over(connection: Connection, name: str, last: int, contact: Contact) -> bool:
-    """Whether the job has ended and nothing is left to tell, for a watch that began after its last event."""
+    """Whether the job has ended and has no event after `last`."""
     trainer = connection.trainer
     try:
         response = await connection.tuning.GetTuningJob(tuning_pb2.GetTuningJobRequest(name=name), timeout=trainer.timeout_seconds)
     except grpc.aio.AioRpcError as error:
         if (interruption := interruption_of(trainer, error)) is not None:
             raise interruption from error
-        raise trainer.domain_error(error) from error
+        raise await trainer.explained(error) from error
     contact.heard()
     job = read(TuningJob, response.job)
     return job.state.is_final and job.last_event <= last

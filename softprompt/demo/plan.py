@@ -5,12 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+_PACKAGE = Path(__file__).resolve().parents[1]
+_EXAMPLES = "examples/product-descriptions"
+
 
 @dataclass(frozen=True)
 class DemoPlan:
     model: str = "smollm2-135m-instruct"
     prompt: str = "product-descriptions"
-    examples_dir: Path = Path(__file__).resolve().parents[2] / "examples" / "product-descriptions"
+    examples_dir: Path = _PACKAGE / _EXAMPLES if (_PACKAGE / _EXAMPLES).is_dir() else _PACKAGE.parent / _EXAMPLES
+    """Inside the package in the wheel, beside it in a checkout."""
     template: str = "{input}\ndescription:"
     num_virtual_tokens: int = 20
     batch_size: int = 8
@@ -24,9 +28,8 @@ class DemoPlan:
     seed: int = 7
     num_products: int = 3
     """Unseen products that are answered side by side."""
-    answer_tokens: int = 64
-    long_answer_tokens: int = 320
-    """The stream of version 1 that is to outlast the swap."""
+    answer_tokens: int = 96
+    """More than a description needs, so that the answers end by themselves."""
 
     @property
     def train_file(self) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from softprompt.types.tuning import Evaluated, JobEvent, ProgressMade
+from softprompt.types.events import Evaluated, JobEvent, ProgressMade
 
 
 @dataclass

@@ -20,12 +20,16 @@ def unseen_inputs(file: Path, count: int) -> list[str]:
     return inputs[:: max(1, len(inputs) // count)][:count]
 
 
+def greedy(plan: DemoPlan) -> Sampling:
+    """Greedy decoding with a mild remedy against loops, into which small models fall; the same for every answer of the demo."""
+    return Sampling(temperature=0, frequency_penalty=0.5, max_new_tokens=plan.answer_tokens)
+
+
 async def show_side_by_side(client: AsyncClient, console: Console, plan: DemoPlan, version: str) -> None:
     """Stream every input through both."""
     inputs = unseen_inputs(plan.heldout_file, plan.num_products)
     reference = f"{plan.prompt}@{version.rpartition('/')[2]}"
-    # Small models fall into loops under greedy decoding; the same mild remedy for both sides.
-    sampling = Sampling(temperature=0, frequency_penalty=0.5, max_new_tokens=plan.answer_tokens)
+    sampling = greedy(plan)
     with AnswerTable(console, inputs, ("bare model", f"prompt {reference}")) as table:
 
         async def answer(row: int, column: int, prompt: str) -> None:

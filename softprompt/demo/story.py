@@ -12,16 +12,22 @@ from pathlib import Path
 from rich.console import Console
 
 from softprompt.client.async_client import AsyncClient
+from softprompt.demo.answers import AnswerTable
 from softprompt.demo.curve import save_curve
 from softprompt.demo.plan import DemoPlan
 from softprompt.demo.promises import PromiseBroken, Promises
 from softprompt.demo.record import TrainingRecord
-from softprompt.demo.side_by_side import show_side_by_side
-from softprompt.demo.swap import swap_under_load
+from softprompt.demo.side_by_side import greedy, show_side_by_side, unseen_inputs
+from softprompt.demo.swap import Swap, check_swap, expected_answers
 from softprompt.display.training import training_display
 from softprompt.local.services import LocalServices
 from softprompt.types.common import Template
-from softprompt.types.tuning import Hyperparameters, Init, InitMethod, JobEvent, PublishPolicy, TuningJob, TuningSpec
+from softprompt.types.events import JobEvent
+from softprompt.types.jobs import TuningJob
+from softprompt.types.spec import Hyperparameters, Init, InitMethod, PublishPolicy, TuningSpec
+
+LINE_SECONDS = 15.0
+"""Between two lines about a training where there is no terminal."""
 
 
 @dataclass
@@ -52,8 +58,8 @@ class Story:
                     client, "version 2", self._spec(plan.second_steps, plan.second_learning_rate, PublishPolicy("-"), init)
                 )
                 await self._wait_until_served(client, second)
-            with self._act("Swap version 2 in under a running stream of version 1"):
-                await swap_under_load(client, self.console, self.promises, self.plan, _number(first), _number(second))
+            with self._act("Swap version 2 in while version 1 answers"):
+                await self._swap(client, _number(first), _number(second))
             with self._act("The loss curve"):
                 picture = await asyncio.to_thread(
                     save_curve, self.records, f"Prompt tuning: {self.plan.prompt}", self.output / "loss-curve.png"
@@ -91,11 +97,11 @@ class Story:
         """The version that was published."""
         record = TrainingRecord(title)
         self.records.append(record)
-        with training_display(self.console, title, plain_lines=True) as display:
+        with training_display(self.console, title, LINE_SECONDS) as show_event:
 
             def on_event(event: JobEvent) -> None:
                 record.update(event)
-                display.update(event)
+                show_event(event)
 
             job = await client.tune(spec, on_event=on_event)
         return self._published(job, record)
@@ -120,6 +126,15 @@ class Story:
         seconds = loaded.publish_to_served_seconds
         after = "" if seconds is None else f", {seconds:.2f} s after it was published"
         self.promises.check(True, f"{version} is served{after}")
+
+    async def _swap(self, client: AsyncClient, old: int, new: int) -> None:
+        inputs, sampling = unseen_inputs(self.plan.heldout_file, self.plan.num_products), greedy(self.plan)
+        expected = await expected_answers(client, self.plan.prompt, old, inputs, sampling)
+        columns = (f"default, begun before the swap (version {old})", f"default, begun after it (version {new})")
+        with AnswerTable(self.console, inputs, columns) as table:
+            swap = Swap(client, self.plan.prompt, inputs, sampling, table)
+            await swap.run(old, new)
+        check_swap(self.promises, swap, expected, old, new)
 
     @contextmanager
     def _act(self, title: str) -> Iterator[None]:

@@ -1,103 +1,108 @@
-"""Version 2 takes over an alias while a stream of version 1 runs on, undisturbed."""
+"""Version 2 takes over an alias while version 1 answers: what had begun ends on version 1; what begins later is version 2's."""
 
 from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field, replace
 
-from rich.console import Console
-
 from softprompt.client.async_client import AsyncClient
 from softprompt.demo.answers import AnswerTable
-from softprompt.demo.plan import DemoPlan
 from softprompt.demo.promises import Promises
-from softprompt.demo.side_by_side import unseen_inputs
 from softprompt.demo.undisturbed import compare
 from softprompt.types.common import Sampling
-from softprompt.types.generation import FinishReason, GenerationEnd, GenerationStart
+from softprompt.types.generation import FinishReason, Generation, GenerationEnd, GenerationStart
 
 RESOLVE_SECONDS = 20.0
+POLL_SECONDS = 0.05
+_OLD, _NEW = 0, 1
+"""Columns of the table."""
 
 
 @dataclass
-class LongStream:
-    """The stream that was there before the swap: what it said of itself, and what it wrote."""
+class Answer:
+    """What one stream has said so far."""
 
     start: GenerationStart | None = None
     end: GenerationEnd | None = None
     token_ids: list[int] = field(default_factory=list)
 
+    @property
+    def version(self) -> int:
+        """0: unknown, or the bare model."""
+        number = self.start.version.rpartition("/")[2] if self.start is not None else ""
+        return int(number) if number.isdigit() else 0
 
-async def swap_under_load(client: AsyncClient, console: Console, promises: Promises, plan: DemoPlan, old: int, new: int) -> None:
-    """Move `default` from version `old` to `new` in mid-stream and check what each stream was answered by."""
-    text = unseen_inputs(plan.heldout_file, plan.num_products)[-1]
-    sampling = Sampling(temperature=0, max_new_tokens=plan.long_answer_tokens, ignore_eos=True)
-    expected = await client.generate(text, prompt=f"{plan.prompt}@{old}", sampling=replace(sampling, num_logprobs=2))
-    long = LongStream()
-    well_on_its_way = asyncio.Event()
-    columns = (f"default, begun before the swap (version {old})", f"default, begun after it (version {new})")
-    with AnswerTable(console, [text], columns) as table:
 
-        async def run_long_stream() -> None:
-            stream = client.stream(text, prompt=plan.prompt, sampling=sampling)
-            async for delta in stream:
-                long.start = stream.start
-                long.token_ids += delta.token_ids
-                table.append(0, 0, delta.text)
-                if len(long.token_ids) >= plan.long_answer_tokens // 8:
-                    well_on_its_way.set()
-            long.end = stream.end
+class Swap:
+    """Answers to some inputs through `default`, each begun twice: before the alias moves and after it."""
 
+    def __init__(self, client: AsyncClient, prompt: str, inputs: list[str], sampling: Sampling, table: AnswerTable) -> None:
+        self._client, self._prompt, self._inputs, self._sampling, self._table = client, prompt, inputs, sampling, table
+        self.before = [Answer() for _ in inputs]
+        self.after = [Answer() for _ in inputs]
+        self.running_at_swap = 0
+        """Answers of the old version that had not ended when the new version began its first one."""
+        self._begun = [asyncio.Event() for _ in inputs]
+
+    async def run(self, old: int, new: int) -> None:
+        """Raises TimeoutError if version `new` does not answer within RESOLVE_SECONDS after the alias has moved."""
         async with asyncio.TaskGroup() as group:
-            running = group.create_task(run_long_stream())
-            await _first_of(running, well_on_its_way)
-            tokens_at_swap = len(long.token_ids)
-            await client.set_alias(plan.prompt, "default", new, expected_version=old)
-            fresh = await _stream_of_new_version(client, table, text, plan, new)
-            still_running = not running.done()
-    promises.check(long.start is not None and _number(long.start.version) == old, f"the long stream began on version {old}")
-    promises.check(
-        fresh is not None and _number(fresh.version) == new, f"a stream begun after the swap came from version {new} ({_digest(fresh)})"
-    )
-    promises.check(
-        still_running, f"version {new} answered while the stream of version {old} was still running (swapped at token {tokens_at_swap})"
-    )
-    ended_whole = long.end is not None and long.end.finish_reason is FinishReason.LENGTH and len(long.token_ids) == plan.long_answer_tokens
-    promises.check(
-        ended_whole, f"the stream of version {old} went on to its last token ({len(long.token_ids)} of {plan.long_answer_tokens})"
-    )
-    comparison = compare(expected.output, long.token_ids)
-    promises.check(comparison.undisturbed, f"it is {comparison.account}")
+            running = [group.create_task(self._answer_before(row)) for row in range(len(self._inputs))]
+            await asyncio.gather(*(_set_or_done(begun, task) for begun, task in zip(self._begun, running, strict=True)))
+            await self._client.set_alias(self._prompt, "default", new, expected_version=old)
+            async with asyncio.timeout(RESOLVE_SECONDS):
+                await asyncio.gather(*(self._answer_after(row, new) for row in range(len(self._inputs))))
+
+    async def _answer_before(self, row: int) -> None:
+        answer = self.before[row]
+        stream = self._client.stream(self._inputs[row], prompt=self._prompt, sampling=self._sampling)
+        async for delta in stream:
+            answer.start = stream.start
+            answer.token_ids += delta.token_ids
+            self._table.append(row, _OLD, delta.text)
+            self._begun[row].set()
+        answer.end = stream.end
+
+    async def _answer_after(self, row: int, new: int) -> None:
+        """Ask for the alias until the replica has seen it move; stream that answer."""
+        answer = self.after[row]
+        while answer.end is None:
+            async with self._client.stream(self._inputs[row], prompt=self._prompt, sampling=self._sampling) as stream:
+                answer.start = await stream.started()
+                if answer.version != new:
+                    await asyncio.sleep(POLL_SECONDS)
+                    continue
+                self.running_at_swap = max(self.running_at_swap, sum(one.end is None for one in self.before))
+                async for delta in stream:
+                    answer.token_ids += delta.token_ids
+                    self._table.append(row, _NEW, delta.text)
+                answer.end = stream.end
 
 
-async def _stream_of_new_version(client: AsyncClient, table: AnswerTable, text: str, plan: DemoPlan, new: int) -> GenerationStart | None:
-    """Ask for `default` until the replica has seen the alias move; stream that answer."""
-    async with asyncio.timeout(RESOLVE_SECONDS):
-        while True:
-            stream = client.stream(text, prompt=plan.prompt, sampling=Sampling(temperature=0, max_new_tokens=plan.answer_tokens))
-            async with stream:
-                start = await stream.started()
-                if _number(start.version) == new:
-                    async for delta in stream:
-                        table.append(0, 1, delta.text)
-                    return start
-            await asyncio.sleep(0.05)
+async def expected_answers(client: AsyncClient, prompt: str, version: int, inputs: list[str], sampling: Sampling) -> list[Generation]:
+    """What a version answers when nothing else goes on, with the log-probabilities that `compare` needs."""
+    exact = replace(sampling, num_logprobs=2)
+    return [await client.generate(text, prompt=f"{prompt}@{version}", sampling=exact) for text in inputs]
 
 
-async def _first_of(task: asyncio.Task[None], event: asyncio.Event) -> None:
-    """Until the event is set or the task has ended (then with its error, if it has one)."""
+def check_swap(promises: Promises, swap: Swap, expected: list[Generation], old: int, new: int) -> None:
+    """Check what the answers came from, and that the old version's are what they are without a swap."""
+    count = len(swap.before)
+    numbers = {answer.version for answer in swap.before}
+    promises.check(numbers == {old}, f"all {count} answers begun before the swap are version {old}'s")
+    digest = swap.after[0].start.digest[:19] if swap.after[0].start is not None else "-"
+    promises.check({answer.version for answer in swap.after} == {new}, f"all {count} begun after it are version {new}'s ({digest})")
+    whole = [answer.end is not None and answer.end.finish_reason in (FinishReason.EOS, FinishReason.LENGTH) for answer in swap.before]
+    promises.check(all(whole), f"all {count} of version {old} went on to their end; {swap.running_at_swap} ran when version {new} began")
+    for answer, alone in zip(swap.before, expected, strict=True):
+        comparison = compare(alone.output, answer.token_ids)
+        promises.check(comparison.undisturbed, f"version {old} wrote {comparison.account}")
+
+
+async def _set_or_done(event: asyncio.Event, task: asyncio.Task[None]) -> None:
+    """Until the event is set or the task has ended; its error is the task group's."""
     waiting = asyncio.create_task(event.wait())
-    await asyncio.wait([task, waiting], return_when=asyncio.FIRST_COMPLETED)
-    waiting.cancel()
-    if task.done():
-        task.result()
-
-
-def _number(version: str) -> int:
-    """7 of "prompts/name/versions/7"; 0 for the bare model."""
-    number = version.rpartition("/")[2]
-    return int(number) if number.isdigit() else 0
-
-
-def _digest(start: GenerationStart | None) -> str:
-    return "-" if start is None else start.digest[:19]
+    try:
+        await asyncio.wait([task, waiting], return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        waiting.cancel()

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from shared.errors import InvalidInput, NotFound
-from shared.user_cache import expanded
+from shared.process.user_cache import expanded
 from softprompt.interchange.adapter import CONFIG_FILE, WEIGHTS_FILE
 
 MAX_BYTES = 64 << 20

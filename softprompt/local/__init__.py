@@ -1,1 +1,1 @@
-"""Both services on this machine, as child processes that never outlive the program that started them. Knows their settings, not gRPC."""
+"""Both services on this machine, as child processes that never outlive the program that started them. Imports no gRPC."""

@@ -1,6 +1,6 @@
-"""`python -m softprompt.local.child PARENT COMMAND...`: become COMMAND, told by the kernel to drain when PARENT dies, however it dies.
+"""`python -m softprompt.local.child PARENT COMMAND...`: run COMMAND, and have the kernel send it SIGTERM when PARENT dies.
 
-The request survives exec. It is a program of its own because code between fork and exec is not safe in a process with threads.
+The kernel keeps the request across exec. This is a separate program since code between fork and exec is unsafe with threads.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def main(arguments: list[str]) -> None:
+    """Replace this process by the command; exit with 1 if the parent is dead already."""
     parent, command = int(arguments[0]), arguments[1:]
     if sys.platform.startswith("linux"):
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-    if os.getppid() != parent:  # it died before the kernel was asked
+    if os.getppid() != parent:  # it died before the request
         sys.exit(1)
     os.execvp(command[0], command)
 

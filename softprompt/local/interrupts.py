@@ -1,4 +1,4 @@
-"""Running a coroutine so that Ctrl-C, SIGTERM and a closed terminal end it in good order, and a second one at once."""
+"""Run a coroutine that Ctrl-C, SIGTERM or a closed terminal ends cleanly, and a second signal ends at once."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import signal
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]  # Windows has no SIGHUP
 
 
 class Interrupted(Exception):
-    """The coroutine was ended by a signal, after cleaning up."""
+    """A signal ended the coroutine, which has cleaned up."""
 
     def __init__(self, number: signal.Signals) -> None:
         super().__init__(f"ended by {number.name}")
@@ -19,7 +19,7 @@ class Interrupted(Exception):
 
 
 def run_interruptible(work: Callable[[], Coroutine[Any, Any, None]], at_once: Callable[[], None]) -> None:
-    """Run `work()`; the first signal cancels it, once, and waits for its cleaning up; each further one calls `at_once`.
+    """Run `work()`. The first signal cancels it and waits until it has cleaned up; each further one calls `at_once`.
 
     Raises Interrupted if a signal ended it.
     """

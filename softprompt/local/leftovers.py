@@ -1,7 +1,7 @@
-"""Every process of one local run, wherever it has moved in the process tree.
+"""Find and kill every process of one local run, wherever it is in the process tree.
 
-Two nets, since Ray's processes slip through either: a mark that children inherit in their environment finds those that made sessions of
-their own, and the services' sessions find those that wrote a title over their environment.
+Ray's processes need two criteria. A variable that children inherit finds processes that created sessions of their own; the services'
+sessions find processes that overwrote their environment with a title.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ RUN_VARIABLE = "SOFTPROMPT_LOCAL_RUN"
 
 
 def processes_of(run: str, sessions: Collection[int] = ()) -> list[psutil.Process]:
-    """Living processes that carry the mark, or belong to one of the sessions; this one excepted."""
+    """Living processes with the run's variable or in one of the sessions, without this process."""
     found = []
     for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):  # others' processes, and those that end meanwhile
+        with contextlib.suppress(psutil.Error):  # processes of other users, and processes that end now
             if process.pid != os.getpid() and process.status() != psutil.STATUS_ZOMBIE and _belongs(process, run, sessions):
                 found.append(process)
     return found
@@ -37,7 +37,7 @@ def _belongs(process: psutil.Process, run: str, sessions: Collection[int]) -> bo
 
 
 async def wait_until_gone(run: str, sessions: Collection[int], timeout_seconds: float) -> list[psutil.Process]:
-    """What is still alive after waiting for up to `timeout_seconds`."""
+    """The processes that are alive after at most `timeout_seconds`."""
     deadline = time.monotonic() + timeout_seconds
     while (alive := processes_of(run, sessions)) and time.monotonic() < deadline:
         await asyncio.sleep(0.1)
@@ -45,7 +45,7 @@ async def wait_until_gone(run: str, sessions: Collection[int], timeout_seconds: 
 
 
 def kill(run: str, sessions: Collection[int] = ()) -> int:
-    """SIGKILL to every process of the run; how many there were."""
+    """Send SIGKILL to every process of the run. Returns their number."""
     killed = 0
     while alive := processes_of(run, sessions):
         for process in alive:

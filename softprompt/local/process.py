@@ -1,4 +1,4 @@
-"""One service as a child process: started, awaited until it can serve, its log forwarded, drained, and killed if it won't."""
+"""One service as a child process: start it, wait until it serves, forward its log, drain it, and kill it if it does not stop."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from shared.standard_streams import ERROR_MARK
+from shared.process.standard_streams import ERROR_MARK
 
 LogSink = Callable[[str, str], None]
 """Called with (service name, line)."""
@@ -23,12 +23,12 @@ KEPT_LINES = 30
 
 
 class ServiceFailed(Exception):
-    """A service ended when it should not have; the text has its last words."""
+    """A service ended unexpectedly; the text has its error or its last log lines."""
 
 
 @dataclass(frozen=True)
 class Ready:
-    """Where a service listens, as its readiness file says."""
+    """The ports of a service, from its readiness file."""
 
     port: int
     metrics_port: int
@@ -36,7 +36,7 @@ class Ready:
 
 
 class ServiceProcess:
-    """`python -m MODULE` in a session of its own, so that Ctrl-C reaches only us and we decide what ends in which order."""
+    """`python -m MODULE` in a session of its own: Ctrl-C reaches only the parent, which decides the order of the shutdown."""
 
     def __init__(self, name: str, module: str, environment: Mapping[str, str], ready_file: Path, log: LogSink) -> None:
         self.name = name
@@ -47,10 +47,11 @@ class ServiceProcess:
 
     @property
     def session(self) -> int | None:
-        """Id of its session, once it was started; its children are in it unless they made one of their own."""
+        """Id of its session; None before the start. Its children are in this session unless they create their own."""
         return None if self._process is None else self._process.pid
 
     async def start(self) -> None:
+        """Start the process and the forwarding of its log."""
         command = [sys.executable, "-m", "softprompt.local.child", str(os.getpid()), sys.executable, "-m", self._module]
         self._process = await asyncio.create_subprocess_exec(
             *command,
@@ -63,7 +64,7 @@ class ServiceProcess:
         self._forwarding = asyncio.create_task(self._forward(self._process), name=f"log of {self.name}")
 
     async def ready(self, timeout_seconds: float) -> Ready:
-        """Its ports, once it can serve. ServiceFailed if it ends before, or takes longer."""
+        """Wait until it can serve. Raises ServiceFailed if it ends before that or takes longer than `timeout_seconds`."""
         try:
             async with asyncio.timeout(timeout_seconds):
                 while not self._ready_file.exists():
@@ -76,19 +77,20 @@ class ServiceProcess:
         return Ready(content["port"], content["metrics_port"], content["pid"])
 
     async def ended(self) -> ServiceFailed:
-        """Wait until it ends by itself; what it said last."""
+        """Wait until it ends by itself; its error."""
         await self._exit()
         return await self._failure()
 
     def terminate(self) -> None:
-        """Ask it to drain."""
+        """Ask it to drain and stop."""
         self._signal(signal.SIGTERM)
 
     def kill(self) -> None:
+        """End it at once."""
         self._signal(signal.SIGKILL)
 
     async def wait(self, timeout_seconds: float) -> None:
-        """Until it has ended; it is killed when that takes longer than `timeout_seconds`."""
+        """Wait until it has ended. Kills it after `timeout_seconds`."""
         if self._process is None:
             return
         try:
@@ -103,11 +105,11 @@ class ServiceProcess:
     @property
     def _started(self) -> asyncio.subprocess.Process:
         if self._process is None:
-            raise RuntimeError(f"the {self.name} was not started")
+            raise RuntimeError(f"the {self.name} has not been started")
         return self._process
 
     async def _exit(self) -> None:
-        """Until the process itself has ended. (asyncio's own `wait` waits for its pipe too, which a grandchild may hold open.)"""
+        """Wait until the process itself has ended. asyncio's `wait` also waits for its pipe, which a grandchild may hold open."""
         while self._started.returncode is None:
             await asyncio.sleep(POLL_SECONDS)
 
@@ -123,13 +125,13 @@ class ServiceProcess:
         return ServiceFailed(f"the {self.name} ended with exit code {self._started.returncode}:\n{self._words()}")
 
     def _sentence(self) -> str:
-        """Why it ended, if it said so."""
+        """The error that it printed; empty if it printed none."""
         lines = list(self._last_lines)
         begin = next((number for number, line in enumerate(lines) if line.startswith(ERROR_MARK)), len(lines))
         return "\n".join(lines[begin:]).removeprefix(ERROR_MARK)
 
     def _words(self) -> str:
-        return "\n".join(f"  {line}" for line in self._last_lines) or "  (it said nothing)"
+        return "\n".join(f"  {line}" for line in self._last_lines) or "  (no output)"
 
     async def _forward(self, process: asyncio.subprocess.Process) -> None:
         if process.stdout is None:
@@ -148,7 +150,7 @@ class ServiceProcess:
         self._log(self.name, text)
 
     async def _finish_log(self) -> None:
-        """Read what is left; a grandchild may hold the pipe open, so not for ever."""
+        """Read the rest of the log, for at most a second, since a grandchild may hold the pipe open."""
         if self._forwarding is not None:
             await asyncio.wait([self._forwarding], timeout=1)
             self._forwarding.cancel()

@@ -1,4 +1,4 @@
-"""The trainer and the inference service on this machine, over one data directory, with a start and an end."""
+"""The trainer and the inference service on this machine, with one data directory."""
 
 from __future__ import annotations
 
@@ -10,32 +10,33 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from shared.package_names import package_name
 from softprompt.local.leftovers import RUN_VARIABLE, kill, processes_of, wait_until_gone
 from softprompt.local.process import LogSink, Ready, ServiceFailed, ServiceProcess
 
 READY_SECONDS = 180.0
-DRAIN_MARGIN_SECONDS = 10.0  # beyond the grace time: checkpoints, and the end of Ray
+DRAIN_MARGIN_SECONDS = 10.0  # after the grace time: checkpoints, and the shutdown of Ray
 RAY_END_SECONDS = 8.0
 
 
 @dataclass(frozen=True)
 class LocalConfig:
-    """What both services are told."""
+    """The settings of both services."""
 
     model: Path
     data_dir: Path
     """Jobs, datasets, checkpoints and the prompt store."""
     host: str = "127.0.0.1"
     trainer_port: int = 0
-    """0 takes a free one."""
+    """0 chooses a free one."""
     inference_port: int = 0
     grace_seconds: float = 10.0
-    """How long running streams may take to finish at the end."""
+    """Time for running streams to finish at the end."""
     plaintext: bool = False
-    """Serve other machines without TLS, if `host` lets them in. Files for TLS come from the services' own variables."""
+    """Serve other machines without TLS. Files for TLS are set by the services' own variables."""
 
     def trainer_settings(self) -> dict[str, str]:
-        """Environment of the trainer. Paths are whole: it may not share our working directory."""
+        """Environment variables of the trainer. Paths are absolute: it may have another working directory."""
         prefix = "SOFTPROMPT_TRAINER_"
         return {
             **self._common_settings(prefix, self.trainer_port),
@@ -44,6 +45,7 @@ class LocalConfig:
         }
 
     def inference_settings(self) -> dict[str, str]:
+        """Environment variables of the inference service."""
         prefix = "SOFTPROMPT_INFERENCE_"
         return {
             **self._common_settings(prefix, self.inference_port),
@@ -57,7 +59,7 @@ class LocalConfig:
 
 
 class LocalServices:
-    """`async with LocalServices(config, log) as services`: both serve within, and not one process is left after it."""
+    """`async with LocalServices(config, log) as services`: both services serve inside the block; no process is left after it."""
 
     def __init__(self, config: LocalConfig, log: LogSink) -> None:
         self._config, self._log = config, log
@@ -81,14 +83,16 @@ class LocalServices:
 
     @property
     def trainer_endpoint(self) -> str:
+        """`host:port` of the trainer, once it serves."""
         return f"{self._config.host}:{self._ready[0].port}"
 
     @property
     def inference_endpoint(self) -> str:
+        """`host:port` of the inference service, once it serves."""
         return f"{self._config.host}:{self._ready[1].port}"
 
     async def failure(self) -> ServiceFailed:
-        """Wait until either service ends by itself."""
+        """Wait until one of the services ends by itself; its error."""
         waits = [asyncio.create_task(process.ended()) for process in self._processes]
         try:
             done, _ = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
@@ -98,21 +102,21 @@ class LocalServices:
                 task.cancel()
 
     async def stop(self) -> None:
-        """Drain both, wait, and kill what is left of them or of Ray. Safe to call twice."""
+        """Drain both services, wait, and kill what is left of them or of Ray. May be called twice."""
         for process in self._processes:
             process.terminate()
         longest = self._config.grace_seconds + DRAIN_MARGIN_SECONDS
         await asyncio.gather(*(process.wait(longest) for process in self._processes))
         if left := await wait_until_gone(self.run, self._sessions, RAY_END_SECONDS):
-            self._log("local", f"{len(left)} processes did not end by themselves and are killed")
+            self._log("local", f"killing {len(left)} processes that did not end by themselves")
             kill(self.run, self._sessions)
 
     def kill_now(self) -> None:
-        """No draining: everything of this run ends at once."""
+        """Kill every process of this run, without draining."""
         kill(self.run, self._sessions)
 
     def alive(self) -> list[str]:
-        """Processes of this run that still live, for people."""
+        """Living processes of this run, each as `PID NAME`."""
         return [f"{process.pid} {process.name()}" for process in processes_of(self.run, self._sessions)]
 
     @property
@@ -124,7 +128,7 @@ class LocalServices:
         for name, environment in settings.items():
             ready_file = directory / f"{name}.json"
             marks = {RUN_VARIABLE: self.run, f"SOFTPROMPT_{name.upper()}_READY_FILE": str(ready_file)}
-            process = ServiceProcess(name, f"{name}_service", {**environment, **marks}, ready_file, self._log)
+            process = ServiceProcess(name, package_name(f"{name}_service"), {**environment, **marks}, ready_file, self._log)
             self._processes.append(process)
             await process.start()
         try:

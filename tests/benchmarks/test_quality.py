@@ -11,13 +11,14 @@ import pytest
 import torch
 
 from benchmarks.quality import __main__ as quality
+from benchmarks.quality import few_examples
 from benchmarks.quality.contestants import Arena
 from benchmarks.quality.scoring import interval, score_test
 from benchmarks.quality.sets import load_sets
-from shared.base_model import BaseModel, load
-from shared.template import TemplateFormat
-from trainer_service.training.evaluate import evaluate
-from trainer_service.training.forward import PlainForward
+from shared.model.base_model import BaseModel, load
+from shared.text.template import TemplateFormat
+from trainer_service.training.attention.forward import PlainForward
+from trainer_service.training.evaluation.evaluate import evaluate
 from trainer_service.training.spec import TaskKind
 from trainer_service.training.work import ScoreWork
 
@@ -87,3 +88,16 @@ def test_an_interval_holds_the_mean_and_shrinks_with_rows() -> None:
     narrow, wide = interval(many), interval(few)
     assert narrow[0] < 0.7 < narrow[1]
     assert narrow[1] - narrow[0] < wide[1] - wide[0]
+
+
+def test_few_examples_trains_on_the_sets_of_the_same_reader(
+    sets: Path, tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "few.json"
+    options = ["--model", str(tiny_model_dir), "--data", str(sets), "--sets", "parity", "--sizes", "5", "--steps", "2", "--seeds", "0"]
+    monkeypatch.setattr(sys, "argv", ["few_examples", *options, "--output", str(output)])
+    few_examples.main()
+    (run,) = json.loads(output.read_text())["runs"]
+    assert (run["set"], run["size"], run["num_train"], run["steps"]) == ("parity", 5, 4, 2)
+    assert [step for step, _ in run["curve"]] == [0, 2]
+    assert "accuracy" in run["curve"][0][1], "few different outputs are labels"

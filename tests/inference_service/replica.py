@@ -18,13 +18,13 @@ from prompttuning.v1 import common_pb2, generation_pb2, generation_pb2_grpc
 
 from inference_service.config import InferenceSettings
 from inference_service.server import serve
-from shared import base_model
-from shared.blob import encode_blob
-from shared.manifest import GoldenRecord, Manifest, utc_now
+from shared.model import base_model
+from shared.prompt.blob import encode_blob
+from shared.prompt.manifest import GoldenRecord, Manifest, utc_now
+from shared.prompt.soft_prompt import SoftPrompt
 from shared.rpc.errors import error_from_rpc
-from shared.soft_prompt import SoftPrompt
 from shared.store import PromptStore, VersionRecord, open_store
-from shared.template import Template
+from shared.text.template import Template
 
 DEADLINE_SECONDS = 30.0
 

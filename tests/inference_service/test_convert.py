@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from prompttuning.v1 import common_pb2, generation_pb2
 
 from inference_service.convert import RequestReader
-from inference_service.engine.request import Limits, SamplingParams
+from inference_service.engine.core.request import Limits, SamplingParams
 from inference_service.limits import RequestLimits
 from inference_service.sampling import SamplingRequest
 from shared.errors import FieldViolation, InvalidInput
-from shared.manifest import SamplingDefaults
+from shared.prompt.manifest import SamplingDefaults
 
 LIMITS = RequestLimits(Limits(max_temperature=10, max_penalty=10, max_seed=(1 << 63) - 1), max_input_bytes=1000, max_length=100)
 READER = RequestReader(LIMITS, vocab_size=300)

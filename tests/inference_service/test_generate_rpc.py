@@ -11,10 +11,10 @@ from prompttuning.v1 import common_pb2, generation_pb2
 from transformers import AutoModelForCausalLM
 
 from inference_service.generation import AnswerTrim
-from shared.base_model import load, load_tokenizer
 from shared.errors import DeadlineExceeded, InvalidInput, NotFound
-from shared.manifest import SamplingDefaults
-from shared.template import InputEncoder, Template, TemplateFormat
+from shared.model.base_model import load, load_tokenizer
+from shared.prompt.manifest import SamplingDefaults
+from shared.text.template import InputEncoder, Template, TemplateFormat
 from tests.inference_service.conftest import Brake
 from tests.inference_service.replica import Replica, blob, generate_request, matrix, publish, refusal, stream_request
 from tests.tiny_models import byte_tokenizer

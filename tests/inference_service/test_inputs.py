@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from inference_service.inputs import ChatInput, InputPreparer, InputRequest, TextInput, TokenInput, bare_template
+from inference_service.inputs import ChatInput, InputPreparer, InputRequest, TextInput, TokenInput
+from shared.caller import Caller, Tenant, calling
 from shared.errors import InvalidInput
-from shared.security.caller import Caller, Tenant, calling
-from shared.template import InputEncoder, Message, Template, TemplateFormat, default_format
+from shared.text.template import InputEncoder, Message, Template, TemplateFormat, bare_template, default_format
 from tests.tiny_models import VOCAB_SIZE, byte_tokenizer
 
 
@@ -70,7 +70,7 @@ async def test_the_bare_model_takes_text_and_conversations_through_its_chat_temp
     tokenizer, preparer = byte_tokenizer(), InputPreparer(VOCAB_SIZE, 100)
     found = []
     for content in (TextInput("hi"), ChatInput((Message(role="user", content="hi"),))):
-        template = bare_template(InputRequest(content), default_format(tokenizer))
+        template = bare_template(None, default_format(tokenizer))
         found.append((await preparer.prepare(InputRequest(content), encoder(template, tokenizer), 0)).ids)
     assert found[0] == found[1]
     assert tokenizer.decode(found[0]) == "<user>hi<end><assistant>"
@@ -78,7 +78,7 @@ async def test_the_bare_model_takes_text_and_conversations_through_its_chat_temp
 
 def test_a_request_for_the_bare_model_may_choose_the_format() -> None:
     text = Template(format=TemplateFormat.TEXT)
-    assert bare_template(InputRequest(TextInput("hi"), template=text), TemplateFormat.CHAT).format is TemplateFormat.TEXT
+    assert bare_template(text, TemplateFormat.CHAT).format is TemplateFormat.TEXT
 
 
 async def test_a_chat_templates_own_refusal_is_the_callers_error() -> None:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from prometheus_client import CollectorRegistry
 
-from inference_service.engine.request import FinishReason, Usage
-from inference_service.engine.stats import FinishedRequest
+from inference_service.engine.core.request import FinishReason, Usage
+from inference_service.engine.core.stats import FinishedRequest
 from inference_service.metrics import EngineMetrics
 from inference_service.prompts.version import prompt_of_prefix
 from tests.inference_service.replica import Replica, blob, matrix, publish, refusal

@@ -18,7 +18,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from prompttuning.v1 import generation_pb2, generation_pb2_grpc
 
-from shared.service import EXIT_CONFIG
+from shared.process.service import EXIT_CONFIG
 from shared.store import open_store
 from shared.store.replicas import ReplicaDirectory
 from tests.control_groups import control_group

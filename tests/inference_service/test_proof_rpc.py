@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from shared import base_model
 from shared.errors import PreconditionFailed
-from shared.manifest import GoldenRecord
+from shared.model import base_model
+from shared.prompt.manifest import GoldenRecord
 from tests.inference_service.replica import blob, matrix, publish, refusal, running_replica
 from tests.tiny_models import save_tiny_llama
 

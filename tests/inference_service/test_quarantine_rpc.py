@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from shared.base_model import inspect
-from shared.blob import decode_blob, digest_of
 from shared.errors import DamagedBlob, PreconditionFailed
-from shared.manifest import GoldenRecord
+from shared.model.base_model import inspect
+from shared.prompt.blob import decode_blob, digest_of
+from shared.prompt.manifest import GoldenRecord
 from shared.store import store as store_module
 from shared.store.layout import blob_key
 from tests.inference_service.replica import (

@@ -6,7 +6,7 @@ import pytest
 
 from inference_service.sampling import SamplingRequest
 from shared.errors import InvalidInput
-from shared.manifest import SamplingDefaults
+from shared.prompt.manifest import SamplingDefaults
 
 SERVICE = SamplingDefaults(temperature=0.0, top_p=1.0, max_new_tokens=256)
 

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from prompttuning.v1 import common_pb2, generation_pb2
 
-from inference_service.engine.blocks import BlockPool
+from inference_service.engine.core.request import FinishReason, GenerationRequest, SamplingParams
+from inference_service.engine.core.running_request import RunningRequest
 from inference_service.engine.engine import Engine
-from inference_service.engine.request import FinishReason, GenerationRequest, SamplingParams
-from inference_service.engine.rows import RowPool
+from inference_service.engine.kv.blocks import BlockPool
+from inference_service.engine.kv.rows import RowPool
 from inference_service.engine.scheduler import Scheduler
-from inference_service.engine.sequence import Sequence
 from shared.security.tokens import MIN_TOKEN_CHARS, hash_token
 from tests.inference_service.engine.builders import drain, greedy, small_config, soft_prompt, tiny_base
 from tests.inference_service.replica import Replica, blob, matrix, publish, running_replica
@@ -38,8 +38,8 @@ async def recovered_digits(cached_tokens: Callable[[tuple[int, ...]], Awaitable[
     return known[len(KNOWN) :]
 
 
-def sequence(number: int, tenant: str, tokens: tuple[int, ...]) -> Sequence:
-    return Sequence(
+def sequence(number: int, tenant: str, tokens: tuple[int, ...]) -> RunningRequest:
+    return RunningRequest(
         f"r{number}", list(tokens), len(tokens), SamplingParams(), 1, prefix_id="p", num_virtual=4, arrival=number, tenant=tenant
     )
 

@@ -12,9 +12,9 @@ from prometheus_client import CollectorRegistry, Metric
 from inference_service.metrics import EngineMetrics, PromptMetrics, StateCollector
 from inference_service.servicer import SERVICE_NAME
 from shared.rpc.metrics import RpcMetrics
+from trainer_service.maintenance.storage_usage import StorageUsage
 from trainer_service.metrics import TrainerMetrics
 from trainer_service.server import SERVICE_NAMES
-from trainer_service.storage_usage import StorageUsage
 
 _NOT_METRICS = frozenset(
     {

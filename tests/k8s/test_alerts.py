@@ -32,12 +32,13 @@ from tests.k8s.test_rules import ALERTS, RULES, without_annotations
 from tests.shared.security.pki import Authority
 from tests.tiny_models import save_tiny_llama
 from tests.trainer_service.conftest import NoWorkers, RunningTrainer, refused, running_trainer, until
-from tests.trainer_service.jobs.scripted import ScriptedTrainer
 from tests.trainer_service.requests import create_job, first_step, inline
-from trainer_service import server, storage_usage
+from tests.trainer_service.scripted import ScriptedTrainer
+from trainer_service import server
 from trainer_service.cluster.interface import WorkerPool
 from trainer_service.cluster.local_pool import LocalPool
 from trainer_service.config import TrainerSettings
+from trainer_service.maintenance import storage_usage
 
 EXPRESSIONS = [rule["expr"] for group in RULES["groups"] for rule in group["rules"]]
 USED = frozenset(name for expression in EXPRESSIONS for name in known_metrics.metric_names(expression))

@@ -91,7 +91,9 @@ def test_it_is_labelled(label: str) -> None:
 def test_every_dependency_is_in_an_image_and_pinned(requirements: ModuleType) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     common, trainer = (requirements.requirements(part, ROOT / "pyproject.toml") for part in ("common", "trainer"))
-    assert set(project["dependencies"]) <= set(common + trainer)
+    extras = project["optional-dependencies"]
+    assert set(project["dependencies"] + extras["service"]) < set(common)
+    assert set(extras["trainer"]) - {"softprompt[service]"} < set(trainer)
     assert not set(common) & set(trainer)
     pinned = {line.partition("==")[0].lower().replace("_", "-") for line in (ROOT / "constraints.txt").read_text().splitlines()}
     assert {re.split(r"[^A-Za-z0-9-]", line, maxsplit=1)[0].lower() for line in common + trainer} <= pinned
@@ -129,7 +131,7 @@ def test_no_model_gets_into_the_build() -> None:
     allowed = {line.removeprefix("!") for line in ignored if line.startswith("!")}
     assert "*" in ignored
     assert allowed == {
-        *("pyproject.toml", "constraints.txt", "README.md", "LICENSE", "k8s/images/requirements.py"),
+        *("pyproject.toml", "constraints.txt", "hatch_build.py", "README.md", "LICENSE", "k8s/images/requirements.py"),
         *("protos/prompttuning", "shared", "trainer_service", "inference_service", "softprompt"),
     }
 

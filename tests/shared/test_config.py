@@ -7,7 +7,8 @@ import traceback
 import pytest
 from pydantic import Field, SecretStr
 
-from shared.config import ConfigError, ServerSettings, describe_settings, is_loopback, load_settings, settings_config
+from shared.config import ConfigError, ServerSettings, describe_settings, load_settings, settings_config
+from shared.loopback import is_loopback
 
 
 class ExampleSettings(ServerSettings):

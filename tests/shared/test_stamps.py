@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from shared import fingerprint
 from shared.errors import Unavailable
+from shared.model import fingerprint
 from shared.security import watched_file
 from shared.security.watched_file import WatchedFile
 

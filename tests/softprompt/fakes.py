@@ -150,6 +150,8 @@ class FakeInference(generation_pb2_grpc.GenerationServiceServicer):
     def __init__(self) -> None:
         self.requests: list[Any] = []
         self.pieces = ["Hello", " wide", " world"]
+        self.script: list[generation_pb2.GenerateStreamResponse] | None = None
+        """What GenerateStream sends in place of a whole answer."""
         self.endless = False
         self.stream_ended = asyncio.Event()
         self.loaded: list[list[generation_pb2.LoadedPrompt] | None] = []
@@ -162,6 +164,10 @@ class FakeInference(generation_pb2_grpc.GenerationServiceServicer):
 
     async def GenerateStream(self, request: Any, context: Any) -> AsyncIterator[generation_pb2.GenerateStreamResponse]:
         self._check(request)
+        if self.script is not None:
+            for response in self.script:
+                yield response
+            return
         try:
             yield generation_pb2.GenerateStreamResponse(start=_start(request))
             while True:

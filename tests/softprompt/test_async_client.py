@@ -8,13 +8,15 @@ import json
 
 import grpc
 import pytest
+from google.protobuf.json_format import ParseDict
 from prompttuning.v1 import generation_pb2
 
 from shared.errors import Conflict, DeadlineExceeded, FieldViolation, InvalidInput, NotFound, Overloaded, PreconditionFailed, Unavailable
 from softprompt import AliasTarget, AsyncClient, Example, JobState, Message, Sampling, TokenIds, TuningSpec
 from softprompt.errors import JobFailed
+from softprompt.types.events import CheckpointStored, Evaluated, Note, ProgressMade, StateChanged
 from softprompt.types.generation import FinishReason, LoadedState
-from softprompt.types.tuning import CheckpointStored, Evaluated, Note, ProgressMade, StateChanged, TaskKind
+from softprompt.types.spec import TaskKind
 from tests.softprompt.fakes import DATASET, JOB, failed_job, finished_events, serving
 
 
@@ -248,6 +250,26 @@ async def test_a_deadline_ends_a_stream(client, inference):
     with pytest.raises(DeadlineExceeded):
         async for _ in client.stream("hi", timeout_seconds=0.3):
             pass
+
+
+@pytest.mark.parametrize(
+    ("parts", "told"),
+    [
+        ([], "the stream ended before its first message"),
+        ([{"end": {"finish_reason": "FINISH_REASON_DEADLINE"}}], r"begins with its end \(finish reason DEADLINE\), not with what it is"),
+        ([{"delta": {"text": "a"}}, {"end": {}}], "begins with its text, not with what it is generated from"),
+        ([{}], "begins with its unknown part"),
+        ([{"start": {"seed": 1}}, {"delta": {"text": "a"}}], "ended before the answer's end"),
+        ([{"start": {"seed": 1}}], "ended before the answer's end"),
+    ],
+)
+async def test_an_answer_without_its_beginning_or_its_end_says_so(client, inference, parts, told):
+    inference.script = [ParseDict(part, generation_pb2.GenerateStreamResponse()) for part in parts]
+    stream = client.stream("hi")
+    with pytest.raises(Unavailable, match=told):
+        async for _ in stream:
+            pass
+    assert (stream.end is not None) is ("begins with its end" in told)
 
 
 async def test_an_unknown_prompt_is_an_error_of_the_stream(client):

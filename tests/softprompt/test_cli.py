@@ -8,12 +8,16 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
+import typer
 from prompttuning.v1 import generation_pb2, tuning_pb2
 
 from shared.errors import InvalidInput, NotFound, Overloaded, PermissionDenied, Unavailable
 from softprompt.cli.failures import report
+from softprompt.cli.main import app
 from tests.softprompt.cli_runner import CliRunner
 from tests.softprompt.fakes import DATASET, JOB, failed_job, finished_events
 
@@ -349,3 +353,34 @@ def wait_until(condition, timeout_seconds=5.0):
     while not condition():
         assert time.monotonic() < deadline, "still not so"
         time.sleep(0.01)
+
+
+def commands_of(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    yield path, command
+    for name, child in getattr(command, "commands", {}).items():
+        yield from commands_of(child, (*path, name))
+
+
+WRITTEN = dict(commands_of(typer.main.get_command(app)))
+"""Every command with its help as it is written, by its path."""
+
+
+@pytest.mark.parametrize("path", WRITTEN, ids=lambda path: " ".join(path) or "softprompt")
+def test_help_shows_every_word_that_is_written(path, cli, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "400")
+    shown = " ".join(cli(*path, "--help").out.split())
+    command = WRITTEN[path]
+    for item in (command, *command.params):
+        written = " ".join((getattr(item, "help", None) or "").split())
+        assert written in shown, f"{written!r} is not in the help"
+
+
+def test_every_command_but_the_groups_has_an_example():
+    leaves = {path for path, command in WRITTEN.items() if not getattr(command, "commands", None)}
+    assert leaves == {*COMMANDS, ("models", "fingerprint"), ("tokens", "new"), ("tokens", "hash")}
+
+
+def test_output_keeps_brackets_and_colons(cli, here):
+    outcome = cli("classify", "fine", "--prompt", "tone", "--label", "[bold]good", "--label", ":cat:")
+    assert "[bold]good" in outcome.out
+    assert ":cat:" in outcome.out

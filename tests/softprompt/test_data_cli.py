@@ -10,7 +10,7 @@ import pytest
 from prompttuning.v1 import tuning_pb2
 
 from softprompt.cli.data import label_set, mending_command
-from softprompt.types.tuning import TaskKind
+from softprompt.types.spec import TaskKind
 from tests.softprompt.cli_runner import CliRunner
 from tests.softprompt.fakes import DATASET
 

@@ -13,7 +13,7 @@ from shared.errors import NotFound, SoftPromptError
 from softprompt.client import connection
 from softprompt.client.async_client import AsyncClient
 from softprompt.client.channel import RETRIED_METHODS, service_config
-from softprompt.types.tuning import TuningSpec
+from softprompt.types.spec import TuningSpec
 
 METHODS = {
     (service.name, method.name)

@@ -1,27 +1,41 @@
-"""Training progress: a live bar on a terminal, lines where they are wanted, silence elsewhere."""
+"""Progress: lines that fit the terminal, a line a minute elsewhere, and never silence."""
 
 from __future__ import annotations
 
 import io
+import re
+import threading
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
 from rich.console import Console
+from rich.text import Text
 
 from softprompt.client.mirror import read
-from softprompt.display.training import time_left, training_display
-from softprompt.types.tuning import JobEvent, TuningProgress
+from softprompt.display.status import clock_text, flow
+from softprompt.display.training import TrainingStatus, training_display
+from softprompt.display.transfer import transfer_display, upload_display
+from softprompt.types.events import JobEvent, ProgressMade
+from softprompt.types.jobs import TuningProgress
 from tests.softprompt.fakes import finished_events
 
 EVENTS = [read(JobEvent, event) for event in finished_events()]
+JOB_ID = "01jd3v8e4x7k9m2n5p8q1r4s7t"
+NOW = datetime(2030, 1, 1, tzinfo=UTC)
+HALF_WAY = TuningProgress(64, 200, 2.31, 1.0, 0.1, {"loss": 1.85}, 48, 12.5, NOW + timedelta(seconds=3725))
 
 
-def shown(terminal: bool, plain_lines: bool = False) -> str:
+def console_of(terminal: bool, width: int = 160) -> tuple[Console, io.StringIO]:
     text = io.StringIO()
-    console = Console(file=text, force_terminal=terminal, width=160, color_system=None)
-    with training_display(console, "version 1", plain_lines) as display:
-        for event in EVENTS:
-            display.update(event)
+    return Console(file=text, force_terminal=terminal, width=width, color_system=None), text
+
+
+def shown(terminal: bool, width: int = 160, events: list[JobEvent] = EVENTS, title: str = "version 1") -> str:
+    console, text = console_of(terminal, width)
+    with training_display(console, title) as show:
+        for event in events:
+            show(event)
     return text.getvalue()
 
 
@@ -31,24 +45,88 @@ def test_a_terminal_shows_step_loss_speed_time_left_and_held_out_loss():
         assert part in text
 
 
-def test_lines_where_they_are_wanted():
-    assert shown(terminal=False, plain_lines=True).splitlines() == [
+@pytest.mark.parametrize("width", [40, 80, 120, 240])
+def test_every_part_is_whole_at_every_width(width):
+    running = [replace(EVENTS[0], number=1), ProgressMade(number=2, time=NOW, progress=HALF_WAY)]
+    drawn = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]|\r", "", shown(terminal=True, width=width, events=running, title=JOB_ID))
+    lines = [line.rstrip() for line in drawn.splitlines()]
+    for part in (f"{JOB_ID}: running", "step 64/200", "1:02:0", "loss 2.310", "held-out 1.850", "12.5 examples/s"):
+        assert any(part in line for line in lines), (part, lines)
+    assert "━━" in drawn
+    assert max(Text(line).cell_len for line in lines) <= width
+
+
+def test_parts_flow_into_lines_and_are_never_broken():
+    parts = [Text(text) for text in ("aaaa", "bbb", "cc", "a part that is too long")]
+    assert [line.plain for line in flow(parts, 9)] == ["aaaa  bbb", "cc", "a part t…"]
+    assert [line.plain for line in flow(parts, 80)] == ["aaaa  bbb  cc  a part that is too long"]
+
+
+def test_examples_that_are_being_prepared_are_counted():
+    preparing = replace(HALF_WAY, step=0, num_steps=0, num_prepared=300, num_examples=40_000)
+    status = TrainingStatus("job")
+    status.update(ProgressMade(number=1, time=NOW, progress=preparing))
+    assert status.details == ["prepared 300/40000 examples"]
+    assert status.fraction == 300 / 40_000
+    assert "prepared 300/40000 examples" in shown(True, 80, [ProgressMade(number=1, time=NOW, progress=preparing)])
+
+
+def test_without_a_terminal_changes_are_lines():
+    assert shown(terminal=False).splitlines() == [
         "version 1: running",
-        "version 1: step 1/2  loss 2.500  12.5 examples/s  - left",
-        "version 1: step 1: held-out loss 1.750",
+        "version 1: running  step 1/2  loss 2.500  12.5 examples/s",
         "version 1: a worker was lost; the job goes on elsewhere",
-        "version 1: succeeded",
+        "version 1: succeeded  step 2/2  0:00 left  loss 1.500  held-out 1.750  12.5 examples/s",
     ]
 
 
-def test_silence_elsewhere():
-    assert shown(terminal=False) == ""
+def test_without_a_terminal_work_that_reports_nothing_is_told_of_again_and_again():
+    console, _ = console_of(terminal=False)
+    enough = threading.Event()
+
+    class Lines(io.StringIO):
+        def write(self, part: str) -> int:
+            if self.getvalue().count("running") > 5:
+                enough.set()
+            return super().write(part)
+
+    console.file = Lines()
+    with training_display(console, "job", line_seconds=0.001) as show:
+        show(EVENTS[0])
+        show(ProgressMade(number=2, time=NOW, progress=HALF_WAY))
+        assert enough.wait(10)
+    assert console.file.getvalue().splitlines()[-1].startswith("job: running  step 64/200  1:02:0")
+    assert not [thread for thread in threading.enumerate() if thread.name == "status-lines"]
+
+
+def test_the_time_left_is_read_on_the_trainers_clock():
+    for clock in (NOW, datetime.now(UTC)):
+        status = TrainingStatus("job")
+        end = clock + timedelta(seconds=75)
+        status.update(ProgressMade(number=1, time=clock, progress=replace(HALF_WAY, estimated_end_time=end)))
+        assert status.details[1] == "1:15 left"
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(5, "0:05"), (75, "1:15"), (3700, "1:01:40"), (-3, "0:00")])
-def test_time_left(seconds, text):
-    now = datetime.now(UTC)
-    progress = TuningProgress(1, 2, 1.0, 1.0, 0.1, {}, 0, 1.0, now + timedelta(seconds=seconds))
-    assert time_left(progress, None) == text
-    an_hour_off = TuningProgress(1, 2, 1.0, 1.0, 0.1, {}, 0, 1.0, now + timedelta(seconds=seconds + 3600))
-    assert time_left(an_hour_off, now + timedelta(hours=1)) == text, "the trainer's clock is an hour ahead of this one"
+def test_clock_texts(seconds, text):
+    assert clock_text(seconds) == text
+
+
+def test_a_transfer_that_is_over_at_once_is_no_line(monkeypatch):
+    console, text = console_of(terminal=False)
+    with upload_display(console, "storing") as show:
+        show(100, 100)
+    assert text.getvalue() == ""
+    monkeypatch.setattr("softprompt.display.transfer.QUIET_SECONDS", 0.0)
+    with transfer_display(console, "tiny: looking for the model") as show_stage:
+        show_stage("tiny: downloading", 25, 100)
+        show_stage("tiny: downloading", 50, 100)
+    assert text.getvalue() == "tiny: downloading  25 %  0:00 left\n"
+
+
+def test_a_transfer_on_a_terminal_fits_forty_columns():
+    console, text = console_of(terminal=True, width=40)
+    with transfer_display(console, "smollm2-135m-instruct: looking for the model") as show:
+        show("smollm2-135m-instruct: downloading", 25, 100)
+    assert "smollm2-135m-instruct: downloading" in text.getvalue()
+    assert "25 %" in text.getvalue()

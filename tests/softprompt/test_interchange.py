@@ -14,13 +14,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save, save_file
 
-from shared.blob import GoldenRecord, decode_blob, encode_blob
 from shared.errors import AlreadyExists, DamagedBlob, InvalidInput, NotFound
+from shared.prompt.blob import GoldenRecord, decode_blob, encode_blob
 from softprompt.interchange.adapter import write_adapter
 from softprompt.interchange.source import MAX_BYTES, ImportSource
 from softprompt.types.common import BaseModelInfo, Template
 from softprompt.types.prompts import PromptVersion
-from tests.shared.blobs import manifest, soft_prompt
+from tests.shared.prompt.blobs import manifest, soft_prompt
 
 MATRIX = torch.arange(12, dtype=torch.float32).reshape(4, 3)
 CONFIG = {"peft_type": "PROMPT_TUNING", "task_type": "CAUSAL_LM", "num_virtual_tokens": 4}

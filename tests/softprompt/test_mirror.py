@@ -11,7 +11,7 @@ from prompttuning.v1 import common_pb2, generation_pb2, prompts_pb2, tuning_pb2
 from shared.errors import InvalidInput
 from softprompt.client.convert import spec_message
 from softprompt.client.mirror import read, write
-from softprompt.types import common, generation, prompts, tuning
+from softprompt.types import common, datasets, generation, jobs, prompts, service, spec
 
 MIRRORS = [
     (common.BaseModelInfo, common_pb2.BaseModel),
@@ -42,33 +42,33 @@ MIRRORS = [
     (prompts.ReplicaServing, prompts_pb2.ReplicaServing),
     (prompts.ReplicaStatus, prompts_pb2.ReplicaStatus),
     (prompts.VersionStatus, prompts_pb2.VersionStatus),
-    (tuning.DatasetStatistics, tuning_pb2.DatasetStatistics),
-    (tuning.Hyperparameters, tuning_pb2.Hyperparameters),
-    (tuning.Init, tuning_pb2.PromptInit),
-    (tuning.NearestToken, tuning_pb2.NearestToken),
-    (tuning.PublishGate, tuning_pb2.PublishGate),
-    (tuning.PublishPolicy, tuning_pb2.PublishPolicy),
-    (tuning.SearchCandidate, tuning_pb2.SearchCandidate),
-    (tuning.ServiceInfo, tuning_pb2.GetServiceInfoResponse),
-    (tuning.StoredDataset, tuning_pb2.Dataset),
-    (tuning.TuningError, tuning_pb2.TuningError),
-    (tuning.TuningJob, tuning_pb2.TuningJob),
-    (tuning.TuningLimits, tuning_pb2.TuningLimits),
-    (tuning.TuningProgress, tuning_pb2.TuningProgress),
-    (tuning.TuningResult, tuning_pb2.TuningResult),
-    (tuning.TuningSpec, tuning_pb2.TuningSpec),
-    (tuning.UploadedDataset, tuning_pb2.UploadDatasetResponse),
+    (datasets.DatasetStatistics, tuning_pb2.DatasetStatistics),
+    (spec.Hyperparameters, tuning_pb2.Hyperparameters),
+    (spec.Init, tuning_pb2.PromptInit),
+    (jobs.NearestToken, tuning_pb2.NearestToken),
+    (spec.PublishGate, tuning_pb2.PublishGate),
+    (spec.PublishPolicy, tuning_pb2.PublishPolicy),
+    (jobs.SearchCandidate, tuning_pb2.SearchCandidate),
+    (service.ServiceInfo, tuning_pb2.GetServiceInfoResponse),
+    (datasets.StoredDataset, tuning_pb2.Dataset),
+    (jobs.TuningError, tuning_pb2.TuningError),
+    (jobs.TuningJob, tuning_pb2.TuningJob),
+    (service.TuningLimits, tuning_pb2.TuningLimits),
+    (jobs.TuningProgress, tuning_pb2.TuningProgress),
+    (jobs.TuningResult, tuning_pb2.TuningResult),
+    (spec.TuningSpec, tuning_pb2.TuningSpec),
+    (datasets.UploadedDataset, tuning_pb2.UploadDatasetResponse),
 ]
 ENUMS = [
     (common.TemplateFormat, common_pb2.Template.Format, "FORMAT_"),
     (generation.FinishReason, generation_pb2.FinishReason, "FINISH_REASON_"),
     (generation.LoadedState, generation_pb2.LoadedPrompt.State, "STATE_"),
-    (tuning.InitMethod, tuning_pb2.PromptInit.Method, "METHOD_"),
-    (tuning.JobState, tuning_pb2.TuningJob.State, "STATE_"),
-    (tuning.LearningRateSchedule, tuning_pb2.LearningRateSchedule, "LEARNING_RATE_SCHEDULE_"),
-    (tuning.Metric, tuning_pb2.Metric, "METRIC_"),
-    (tuning.Reparameterisation, tuning_pb2.Reparameterisation, "REPARAMETERISATION_"),
-    (tuning.TaskKind, tuning_pb2.TaskKind, "TASK_KIND_"),
+    (spec.InitMethod, tuning_pb2.PromptInit.Method, "METHOD_"),
+    (jobs.JobState, tuning_pb2.TuningJob.State, "STATE_"),
+    (spec.LearningRateSchedule, tuning_pb2.LearningRateSchedule, "LEARNING_RATE_SCHEDULE_"),
+    (spec.Metric, tuning_pb2.Metric, "METRIC_"),
+    (spec.Reparameterisation, tuning_pb2.Reparameterisation, "REPARAMETERISATION_"),
+    (spec.TaskKind, tuning_pb2.TaskKind, "TASK_KIND_"),
 ]
 
 
@@ -90,12 +90,12 @@ def test_an_enum_has_exactly_its_values(ours, theirs, prefix):
 
 
 def test_every_kind_of_value_survives_both_ways():
-    hyperparameters = tuning.Hyperparameters(
+    hyperparameters = spec.Hyperparameters(
         num_virtual_tokens=8,
-        init=tuning.Init(tuning.InitMethod.TEXT, "hello"),
-        reparameterisation=tuning.Reparameterisation.NONE,
+        init=spec.Init(spec.InitMethod.TEXT, "hello"),
+        reparameterisation=spec.Reparameterisation.NONE,
         learning_rate=0.003,
-        schedule=tuning.LearningRateSchedule.LINEAR,
+        schedule=spec.LearningRateSchedule.LINEAR,
         early_stop_patience=0,
         balance_classes=False,
         class_weights={"a": 0.5},
@@ -104,7 +104,7 @@ def test_every_kind_of_value_survives_both_ways():
     message = write(hyperparameters, tuning_pb2.Hyperparameters())
     assert message.HasField("seed")
     assert not message.HasField("num_steps")
-    assert read(tuning.Hyperparameters, message) == hyperparameters
+    assert read(spec.Hyperparameters, message) == hyperparameters
 
 
 def test_sampling_survives_both_ways():
@@ -113,30 +113,30 @@ def test_sampling_survives_both_ways():
 
 
 def test_a_spec_survives_but_for_its_files():
-    spec = tuning.TuningSpec(
+    given = spec.TuningSpec(
         prompt="tone",
         dataset="datasets/sha256-00",
         validation_dataset="file:///data/held.jsonl",
         template=common.Template("Q: {input}", common.TemplateFormat.CHAT, "be kind"),
-        task=tuning.TaskKind.CHAT,
+        task=spec.TaskKind.CHAT,
         labels=("a", "b"),
-        hyperparameters=tuning.Hyperparameters(num_steps=3),
-        publish=tuning.PublishPolicy("canary", tuning.PublishGate(beat_current=True, minimum_metric=0.5), wait_until_served_seconds=2.5),
+        hyperparameters=spec.Hyperparameters(num_steps=3),
+        publish=spec.PublishPolicy("canary", spec.PublishGate(beat_current=True, minimum_metric=0.5), wait_until_served_seconds=2.5),
         priority=-3,
         max_runtime_seconds=1.5,
         sampling_defaults=common.Sampling(temperature=0.5),
         annotations={"team": "shop"},
     )
-    message = spec_message(spec, str(spec.dataset), str(spec.validation_dataset))
+    message = spec_message(given, str(given.dataset), str(given.validation_dataset))
     assert message.dataset.dataset == "datasets/sha256-00"
     assert message.validation_dataset.uri == "file:///data/held.jsonl"
-    assert read(tuning.TuningSpec, message) == spec
+    assert read(spec.TuningSpec, message) == given
 
 
 def test_a_fraction_and_a_file_exclude_each_other():
-    spec = tuning.TuningSpec(prompt="tone", dataset="x", validation_dataset="y", validation_fraction=0.1)
+    given = spec.TuningSpec(prompt="tone", dataset="x", validation_dataset="y", validation_fraction=0.1)
     with pytest.raises(InvalidInput, match="validation_fraction"):
-        spec_message(spec, "datasets/sha256-00", "datasets/sha256-01")
+        spec_message(given, "datasets/sha256-00", "datasets/sha256-01")
 
 
 def test_times_are_aware_and_durations_are_seconds():
@@ -152,10 +152,10 @@ def test_times_are_aware_and_durations_are_seconds():
 @pytest.mark.parametrize(
     ("value", "field"),
     [
-        (tuning.Hyperparameters(num_steps="many"), "num_steps"),
-        (tuning.Hyperparameters(num_virtual_tokens=2**40), "num_virtual_tokens"),
-        (tuning.Hyperparameters(metric="nonsense"), "metric"),
-        (tuning.Hyperparameters(init=tuning.Init(text=7)), "init.text"),
+        (spec.Hyperparameters(num_steps="many"), "num_steps"),
+        (spec.Hyperparameters(num_virtual_tokens=2**40), "num_virtual_tokens"),
+        (spec.Hyperparameters(metric="nonsense"), "metric"),
+        (spec.Hyperparameters(init=spec.Init(text=7)), "init.text"),
     ],
 )
 def test_a_value_that_does_not_fit_names_its_field(value, field):

@@ -61,6 +61,7 @@ async def test_a_renewed_token_file_is_used_by_the_next_call(service: dict[str, 
 async def test_a_stream_carries_the_token_too(service: dict[str, Any], tmp_path: Path) -> None:
     security = ClientSecurity(ca_file=str(tmp_path / "ca.crt"), token=TOKEN)
     async with running_server(**service) as running, AsyncClient(inference=f"127.0.0.1:{running.port}", security=security) as client:
+        running.servicer.whole = True
         running.servicer.release.set()
         assert [delta.text async for delta in client.stream("hello")][-1] == "last"
 

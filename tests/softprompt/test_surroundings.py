@@ -12,12 +12,12 @@ import pytest
 from prompttuning.v1 import tuning_pb2
 
 from shared.errors import DeadlineExceeded, InvalidInput, NotFound, Unavailable
-from shared.proxies import grpc_proxy, reach_loopback_directly
-from shared.user_cache import ensure_home
+from shared.process.proxies import grpc_proxy, reach_loopback_directly
+from shared.process.user_cache import ensure_home
 from softprompt.cli.failures import report
 from softprompt.client.async_client import AsyncClient
-from softprompt.client.channel import MAX_SOCKET_PATH_BYTES
 from softprompt.client.security import ClientSecurity
+from softprompt.endpoints import MAX_SOCKET_PATH_BYTES
 from softprompt.input_files import MAX_PIPE_BYTES, input_file
 from tests.softprompt.conftest import Services
 from tests.tcp_proxy import silent_server
@@ -237,5 +237,11 @@ def test_odd_paths(tmp_path: Path, monkeypatch) -> None:
 async def test_the_path_of_a_socket_that_is_too_long_is_refused_by_its_length() -> None:
     path = "/tmp/" + "x" * MAX_SOCKET_PATH_BYTES
     async with AsyncClient(f"unix:{path}") as client:
-        with pytest.raises(InvalidInput, match=f"endpoint: .* is longer than the {MAX_SOCKET_PATH_BYTES} bytes"):
+        with pytest.raises(InvalidInput, match=f"trainer: .* is longer than the {MAX_SOCKET_PATH_BYTES} bytes"):
             await client.service_info()
+
+
+def test_standard_input_is_read_also_where_it_has_no_path() -> None:
+    code = "import softprompt.input_files as files; files.STANDARD_INPUT = files.Path('/none'); print(files.input_file('/none', 'dataset'))"
+    done = subprocess.run([sys.executable, "-c", code], input=b"a,b", capture_output=True, timeout=60, check=True)
+    assert done.stdout == b"b'a,b'\n"

@@ -19,8 +19,10 @@ from prompttuning.v1 import prompts_pb2_grpc, tuning_pb2_grpc
 
 from shared.errors import SoftPromptError
 from shared.rpc.errors import error_from_rpc
-from tests.trainer_service.jobs.postgres import Postgres, find_binaries
+from tests.trainer_service.job_service import Service
+from tests.trainer_service.postgres import Postgres, find_binaries
 from trainer_service.config import TrainerSettings
+from trainer_service.jobs.store.job_store import JobStore
 from trainer_service.server import PoolMaker, serve
 
 DEADLINE_SECONDS = 30
@@ -141,3 +143,23 @@ def postgres() -> Iterator[Postgres]:
         server.start()
         yield server
         server.stop()
+
+
+@pytest.fixture
+async def service(tmp_path: Path) -> AsyncIterator[Service]:
+    """Not started; drained at the end if it was."""
+    made = Service(tmp_path)
+    yield made
+    await made.drain()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[JobStore]:
+    """An empty job store, on each database."""
+    if request.param == "sqlite":
+        url = f"sqlite:///{tmp_path / 'jobs.sqlite3'}"
+    else:
+        url = request.getfixturevalue("postgres").create_database(f"test_{uuid.uuid4().hex}")
+    opened = JobStore.open(url)
+    yield opened
+    opened.close()

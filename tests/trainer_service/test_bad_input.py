@@ -23,7 +23,7 @@ from tests.trainer_service.requests import (
     json_lines,
     upload_of,
 )
-from trainer_service.jobs.datasets import MAX_CONCURRENT_UPLOADS
+from trainer_service.datasets.store import MAX_CONCURRENT_UPLOADS
 
 HYPER, SAMPLING = "spec.hyperparameters", "spec.sampling_defaults"
 

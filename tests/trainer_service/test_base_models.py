@@ -8,8 +8,7 @@ import pytest
 from transformers import MambaConfig, PreTrainedConfig, T5Config
 
 from shared.errors import InvalidInput, PreconditionFailed
-from trainer_service.base_models import BaseModels
-from trainer_service.config import BaseModelSource
+from trainer_service.base_models import BaseModels, BaseModelSource
 
 
 def source(directory: Path, config: PreTrainedConfig) -> BaseModelSource:

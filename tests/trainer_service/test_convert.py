@@ -13,12 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prompttuning.v1 import common_pb2, prompts_pb2, tuning_pb2
 
-from shared.manifest import Manifest, SamplingDefaults, utc_now
-from shared.security.caller import Caller, Role, calling
+from shared.caller import Caller, Role, calling
+from shared.prompt.manifest import Manifest, SamplingDefaults, utc_now
 from shared.store.commit import AliasTarget, VersionSummary
 from shared.store.index import PromptRecord, VersionRecord
-from shared.template import Template, TemplateFormat
-from tests.trainer_service.jobs.builders import BASE_MODEL, effective_spec
+from shared.text.template import Template, TemplateFormat
+from tests.trainer_service.builders import BASE_MODEL, effective_spec
 from tests.trainer_service.requests import generation_examples, inline
 from trainer_service.convert import enums
 from trainer_service.convert.common import sampling_from_wire, sampling_to_wire, template_from_wire, template_to_wire
@@ -31,7 +31,6 @@ from trainer_service.jobs.comparisons import ComparisonRecord, SearchCandidate
 from trainer_service.jobs.model import (
     PAYLOADS,
     CheckpointStored,
-    DatasetStatistics,
     Evaluation,
     Job,
     JobError,
@@ -47,7 +46,8 @@ from trainer_service.jobs.model import (
 )
 from trainer_service.jobs.states import JobState
 from trainer_service.prompts import Version
-from trainer_service.training.repetition import Repetition
+from trainer_service.training.data.repetition import Repetition
+from trainer_service.training.data.statistics import DatasetStatistics
 from trainer_service.training.spec import (
     HyperparameterRequest,
     Init,

@@ -14,10 +14,10 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
 
-from shared.blob import MAX_BLOB_BYTES, decode_blob
 from shared.errors import DamagedBlob, InvalidInput, PreconditionFailed, SoftPromptError
-from shared.template import Template
-from tests.shared.blobs import base_model_info
+from shared.prompt.blob import MAX_BLOB_BYTES, decode_blob
+from shared.text.template import Template
+from tests.shared.prompt.blobs import base_model_info
 from trainer_service.base_models import KnownBaseModel
 from trainer_service.imports import ImportRequest, read_import
 

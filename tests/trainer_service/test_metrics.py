@@ -10,10 +10,10 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
 from shared.rpc.metrics import serve_metrics
-from tests.trainer_service.jobs.builders import effective_spec
+from tests.trainer_service.builders import effective_spec
+from trainer_service.cluster.worker_state import LaunchFailure, WorkerState
 from trainer_service.jobs.model import Job, JobError, JobResult, TuningSpec
 from trainer_service.jobs.states import JobState
-from trainer_service.jobs.worker_state import LaunchFailure, WorkerState
 from trainer_service.metrics import TrainerMetrics
 from trainer_service.training.events import Checkpointed, Evaluated, Failed, Started, StepDone
 

@@ -10,13 +10,13 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from prompttuning.v1 import tuning_pb2 as pb
 
-from shared import fingerprint
 from shared.errors import PreconditionFailed
+from shared.model import fingerprint
 from tests.trainer_service.conftest import RunningTrainer, refused, running_trainer, until
 from tests.trainer_service.requests import create_job, tuning_spec
 from trainer_service import server
-from trainer_service.base_models import BaseModels
-from trainer_service.config import BaseModelSource, TrainerSettings
+from trainer_service.base_models import BaseModels, BaseModelSource
+from trainer_service.config import TrainerSettings
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,7 @@ import pytest
 from prompttuning.v1 import prompts_pb2 as pb
 
 from shared.errors import DeadlineExceeded, NotFound, PreconditionFailed
-from shared.manifest import utc_now
+from shared.prompt.manifest import utc_now
 from shared.store import LoadedVersion, PromptStore, RefusedVersion, ReplicaRecord, open_store
 from shared.store import follower as follower_module
 from softprompt import AsyncClient

@@ -14,8 +14,8 @@ from prompttuning.v1 import tuning_pb2
 from prompttuning.v1.common_pb2 import SamplingParams, Template
 from safetensors.torch import save
 
-from shared.blob import decode_blob, encode_blob
 from shared.errors import Conflict, DamagedBlob, InvalidInput, NotFound, PreconditionFailed
+from shared.prompt.blob import decode_blob, encode_blob
 from tests.trainer_service.conftest import RunningTrainer, refused
 from tests.trainer_service.requests import create_job, generation_examples, inline
 

@@ -10,14 +10,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from shared.blob import decode_blob
 from shared.errors import PreconditionFailed
-from shared.golden_inputs import GOLDEN_INPUTS
+from shared.prompt.blob import decode_blob
+from shared.text.golden_inputs import GOLDEN_INPUTS
 from tests.both_services import both
 from tests.inference_service.replica import blob, matrix
 from tests.tiny_models import save_tiny_llama
 from trainer_service.proof import Prover
-from trainer_service.training.golden import TOP_K
+from trainer_service.training.evaluation.golden import TOP_K
 
 
 async def test_an_import_is_proven_on_the_trainers_copy_of_the_model_and_replayed(tiny_model_dir: Path, tmp_path: Path) -> None:

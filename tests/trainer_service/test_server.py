@@ -22,7 +22,7 @@ from tests.trainer_service.conftest import NoWorkers, RunningTrainer, refused, r
 from tests.trainer_service.requests import create_job
 from trainer_service import server
 from trainer_service.config import TrainerSettings
-from trainer_service.jobs.store import JobStore
+from trainer_service.jobs.store.job_store import JobStore
 from trainer_service.server import SERVICE_NAMES, serve
 
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING

@@ -12,16 +12,18 @@ import torch
 from prompttuning.v1 import prompts_pb2
 from prompttuning.v1 import tuning_pb2 as pb
 
-from shared.blob import decode_blob
 from shared.errors import InvalidInput, NotFound, PreconditionFailed
+from shared.prompt.blob import decode_blob
 from shared.store import open_store
 from softprompt.client.async_client import AsyncClient
 from softprompt.errors import JobFailed
-from softprompt.types.tuning import Evaluated, Hyperparameters, Init, InitMethod, JobState, TuningSpec
+from softprompt.types.events import Evaluated
+from softprompt.types.jobs import JobState
+from softprompt.types.spec import Hyperparameters, Init, InitMethod, TuningSpec
 from tests.trainer_service.conftest import RunningTrainer, running_trainer
 from tests.trainer_service.requests import classification_examples, create_job, first_step, inline
-from trainer_service.cluster.loading import WorkerSpec, load_trainer
 from trainer_service.cluster.local_pool import LocalPool
+from trainer_service.cluster.worker_init import WorkerSpec, load_trainer
 from trainer_service.config import TrainerSettings
 
 EXAMPLES = [{"input": f"number {number}", "output": f"it is {number}"} for number in range(20)]

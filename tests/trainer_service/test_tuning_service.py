@@ -24,7 +24,7 @@ from tests.trainer_service.requests import (
     upload_of,
 )
 from trainer_service.config import TrainerSettings
-from trainer_service.training import recipe
+from trainer_service.training.recipe import defaults
 
 
 async def get(trainer: RunningTrainer, name: str) -> pb.TuningJob:
@@ -183,7 +183,7 @@ async def test_a_watch_resumes_after_a_number_and_ends_with_the_job(trainer: Run
 
 
 async def test_a_job_that_will_not_see_every_example_says_so(trainer: RunningTrainer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recipe, "MAX_STEPS", 9)  # in earnest it takes 128,000 examples
+    monkeypatch.setattr(defaults, "MAX_STEPS", 9)  # in earnest it takes 128,000 examples
     name = (await create_job(trainer, hyperparameters=pb.Hyperparameters(batch_size=1))).name
     watch = trainer.tuning.WatchTuningJob(pb.WatchTuningJobRequest(name=name))
     events = [(await watch.read()).event for _ in range(2)]

@@ -24,8 +24,8 @@ from tests.trainer_service.conftest import RunningTrainer, running_trainer
 from tests.trainer_service.requests import json_lines, tuning_spec, upload_of
 from tests.trainer_service.test_prompt_service import MATRIX, import_of, target
 from trainer_service.config import TrainerSettings
-from trainer_service.jobs.database import Database
-from trainer_service.jobs.schema import jobs as jobs_table
+from trainer_service.database.database import Database
+from trainer_service.database.schema import jobs as jobs_table
 
 ADMIN, SUPPORT, LEAD = new_token(), new_token(), new_token()
 CALLERS = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import psutil
 import torch
 
-from shared.free_memory import available_bytes
+from shared.process.free_memory import available_bytes
 from trainer_service.cluster.interface import WorkerMemory
 
 

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from shared.errors import DamagedBlob
-from trainer_service.training.dataset import split_validation
+from trainer_service.training.data.dataset import split_validation
+from trainer_service.training.data.example_lines import ExampleLines
 from trainer_service.training.events import DatasetFile, TaskData
-from trainer_service.training.example_lines import ExampleLines
 from trainer_service.training.spec import Example
 
 MAX_CACHE_BYTES = 1 << 30

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from shared.container_limits import out_of_memory_counts
+from shared.process.container_limits import out_of_memory_counts
 
 
 class OomKills:

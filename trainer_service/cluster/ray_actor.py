@@ -11,10 +11,10 @@ import ray
 
 from shared.tracing import tracing_of
 from trainer_service.cluster.interface import WorkerReport
-from trainer_service.cluster.loading import WorkerSpec, load_trainer, software_version
 from trainer_service.cluster.memory import measure_memory
 from trainer_service.cluster.node_datasets import NodeDatasets
 from trainer_service.cluster.worker import Worker
+from trainer_service.cluster.worker_init import WorkerSpec, load_trainer, software_version
 from trainer_service.training.events import DatasetFile, TrainingTask
 
 

@@ -12,14 +12,14 @@ import logging
 import os
 import secrets
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from typing import Any
 
 import psutil
 
-from shared.daemon_thread import close_within
 from shared.errors import Unavailable
+from shared.process.daemon_thread import close_within
 from trainer_service.cluster.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
@@ -52,6 +52,21 @@ def short_temporary_folder(environment: Mapping[str, str] = os.environ) -> str |
     """Where an embedded Ray puts its sockets if its own choice, below RAY_TMPDIR or TMPDIR, is too long for them; None: it is not."""
     chosen = os.path.join(environment.get("RAY_TMPDIR") or environment.get("TMPDIR") or "/tmp", "ray")
     return "/tmp/ray" if len(os.fsencode(chosen)) + _SOCKET_NAME_BYTES > _MAX_SOCKET_BYTES else None
+
+
+@contextlib.contextmanager
+def without_signal_warning() -> Iterator[None]:
+    """Ray warns that it handles no SIGTERM outside the main thread. It should not: the service itself handles SIGTERM."""
+    logger = logging.getLogger("ray._private.worker")
+
+    def keep(record: logging.LogRecord) -> bool:
+        return "SIGTERM handler is not set" not in record.getMessage()
+
+    logger.addFilter(keep)
+    try:
+        yield
+    finally:
+        logger.removeFilter(keep)
 
 
 class RayCluster:
@@ -122,7 +137,8 @@ class RayCluster:
             self._watchdog = Watchdog()
         before = set(psutil.Process().children())
         try:
-            ray.init(log_to_driver=False, configure_logging=False, **options)
+            with without_signal_warning():
+                ray.init(log_to_driver=False, configure_logging=False, **options)
             if self.is_embedded:
                 self._roots = [process for process in psutil.Process().children() if process not in before]
                 self.watch_processes()

@@ -13,20 +13,17 @@ import itertools
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from shared.base_model import Device, DType
-from shared.container_limits import cpu_quota, usable_cpus
 from shared.errors import Unavailable
-from shared.outside import CallPool
+from shared.model.base_model import Device, DType
+from shared.process.call_pool import CallPool
+from shared.process.container_limits import cpu_quota, usable_cpus
 from trainer_service.cluster.interface import WorkerLost, WorkerReport, WrongSoftware
-from trainer_service.cluster.loading import DEFAULT_NUM_THREADS, WorkerSpec, software_version
 from trainer_service.cluster.oom_kills import OomKills
 from trainer_service.cluster.ray_cluster import RayCluster
+from trainer_service.cluster.worker_init import DEFAULT_NUM_THREADS, WorkerSpec, software_version
 from trainer_service.training.events import DatasetFile, TrainingTask
-
-if TYPE_CHECKING:
-    from trainer_service.config import TrainerSettings
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +36,7 @@ _PIECE_BYTES = 1 << 20
 
 _NODE_ID = "ray.io/node-id"
 """A label that Ray gives every node."""
-_ACTOR_MODULE = "trainer_service.cluster.ray_actor"
+_ACTOR_MODULE = f"{__package__}.ray_actor"
 _NEEDS_LESS = "shorter examples or fewer virtual tokens need less memory, or give workers more"
 
 
@@ -234,19 +231,9 @@ class RayWorker:
         return WorkerLost(f"its process or its node is gone ({type(error).__name__}); if it was killed for memory: {_NEEDS_LESS}")
 
 
-def ray_pool(settings: TrainerSettings) -> RayPool:
-    """The pool that the trainer's settings describe."""
-    config = RayPoolConfig(
-        base_models={source.id: source.source for source in settings.sources},
-        dtype=settings.dtype,
-        device=settings.device,
-        max_workers=settings.max_workers,
-        gpus_per_worker=settings.gpus_per_worker,
-        cpus_per_worker=settings.cpus_per_worker,
-        checkpoint_seconds=settings.checkpoint_seconds,
-        otlp_endpoint=settings.otlp_endpoint,
-    )
-    return RayPool(RayCluster(settings.ray_address, _embedded_cpus(config)), config)
+def connect(address: str, config: RayPoolConfig) -> RayPool:
+    """A pool on the Ray cluster at `address`, such as ray-head:6379; if empty, on a cluster that this process starts on its own machine."""
+    return RayPool(RayCluster(address, _embedded_cpus(config)), config)
 
 
 def _embedded_cpus(config: RayPoolConfig) -> int | None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from shared.tracing import Span, Tracing
+from opentelemetry.trace import Span, SpanKind, StatusCode
+
+from shared.trace_context import parent_of
+from shared.tracing import Tracing
 from trainer_service.training.events import Failed, Finished, Stopped, TrainingEvent, TrainingTask
 
 
@@ -17,13 +20,13 @@ class JobSpans:
 
     def begin(self, task: TrainingTask) -> None:
         attributes: dict[str, str | int] = {"softprompt.job": task.job_id, "softprompt.attempt": task.attempt}
-        self._open[task.job_id] = self._tracing.begin("train", task.traceparent, "internal", attributes)
+        self._open[task.job_id] = self._tracing.begin("train", parent_of(task.traceparent), SpanKind.INTERNAL, attributes)
 
     def tell(self, events: Iterable[TrainingEvent]) -> None:
         """End the spans of jobs that ended."""
         for event in events:
             if isinstance(event, Finished | Failed | Stopped) and (span := self._open.pop(event.job_id, None)) is not None:
-                span.set({"softprompt.outcome": type(event).__name__.lower()})
+                span.set_attribute("softprompt.outcome", type(event).__name__.lower())
                 if isinstance(event, Failed):
-                    span.fail(event.code)
+                    span.set_status(StatusCode.ERROR, event.code)
                 span.end()

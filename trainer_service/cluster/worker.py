@@ -26,7 +26,7 @@ from trainer_service.cluster.node_datasets import NodeDatasets
 from trainer_service.cluster.outbox import Outbox
 from trainer_service.cluster.spans import JobSpans
 from trainer_service.training.checkpoint import digest_of
-from trainer_service.training.dataset import count_overlap
+from trainer_service.training.data.dataset import count_overlap
 from trainer_service.training.events import Failed, Finished, Preparing, Stopped, TrainingEvent, TrainingTask
 from trainer_service.training.faults import is_device_fault
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from prompttuning.v1 import common_pb2
 
-from shared.base_model import BaseModelInfo
-from shared.manifest import SamplingDefaults
+from shared.caller import current_caller
+from shared.model.base_model import BaseModelInfo
 from shared.names import DEFAULT_ALIAS
+from shared.prompt.manifest import SamplingDefaults
 from shared.rpc.templates import template_options
-from shared.security.caller import current_caller
 from shared.security.methods import prompt_of
-from shared.template import INPUT_FIELD, Template
+from shared.text.template import INPUT_FIELD, Template
 from trainer_service.convert.enums import TEMPLATE_FORMATS
 from trainer_service.convert.fields import build, present, short_float
 from trainer_service.violations import Violations

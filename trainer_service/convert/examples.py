@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from prompttuning.v1 import tuning_pb2
 
-from shared.template import Message
+from shared.text.template import Message
 from trainer_service.jobs.request import DatasetUri, ExampleSource, InlineExamples, UploadedDataset
 from trainer_service.training.spec import Example
 from trainer_service.violations import Violations

@@ -13,13 +13,13 @@ from prompttuning.v1 import common_pb2, prompts_pb2
 from pydantic import ValidationError
 
 from shared.errors import InvalidInput
-from shared.manifest import Manifest, parse_timestamp
 from shared.names import version_name
+from shared.prompt.manifest import Manifest, parse_timestamp
 from shared.store.commit import MAX_TARGETS, MAX_WEIGHT, AliasTarget
 from shared.store.fleet import Serving
 from shared.store.index import Alias, PromptRecord, VersionRecord
 from shared.store.replicas import LoadedVersion, ReplicaRecord
-from shared.template import Template
+from shared.text.template import Template
 from trainer_service.convert.common import (
     alias_from_wire,
     base_model_to_wire,

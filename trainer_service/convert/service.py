@@ -8,8 +8,8 @@ from trainer_service.convert.common import base_model_to_wire
 from trainer_service.convert.enums import TASKS
 from trainer_service.convert.fields import to_duration, to_timestamp
 from trainer_service.convert.spec import hyperparameters_to_wire
-from trainer_service.jobs.dataset_ledger import OwnedDataset
-from trainer_service.jobs.datasets import StoredDataset
+from trainer_service.datasets.ledger import OwnedDataset
+from trainer_service.datasets.store import StoredDataset
 from trainer_service.jobs.model import JobCounts
 from trainer_service.jobs.record import to_datetime
 from trainer_service.service_info import ServiceInfo

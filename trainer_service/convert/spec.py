@@ -8,7 +8,7 @@ from prompttuning.v1 import tuning_pb2
 
 from shared.errors import SoftPromptError
 from shared.names import check_alias, check_name
-from shared.template import MAX_TEMPLATE_CHARS
+from shared.text.template import MAX_TEMPLATE_CHARS
 from trainer_service.convert.common import (
     NO_ALIAS,
     alias_from_wire,

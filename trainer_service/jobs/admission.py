@@ -12,20 +12,20 @@ from typing import Any, Protocol
 
 from shared.errors import InvalidInput
 from shared.names import check_alias, check_name
-from shared.template import InputEncoder, Template, TemplateFormat, default_format, pinned
+from shared.text.template import InputEncoder, Template, TemplateFormat, default_format, pinned
 from trainer_service.base_models import BaseModels, KnownBaseModel
-from trainer_service.jobs.dataset_fields import DATASET, VALIDATION, in_dataset, labels_under, renamed
-from trainer_service.jobs.gate import check_gate
-from trainer_service.jobs.model import EffectiveSpec, TuningSpec, utc_now
+from trainer_service.datasets.fields import DATASET, VALIDATION, in_dataset, labels_under, renamed
+from trainer_service.jobs.model import EffectiveSpec, PublishGate, TuningSpec, utc_now
 from trainer_service.jobs.sources import Source, Sources, names_job
 from trainer_service.pools import TrainerPools
 from trainer_service.service_info import TuningLimits
-from trainer_service.training.dataset_facts import DatasetFacts
-from trainer_service.training.encoding import encode_dataset
-from trainer_service.training.recipe import check_init, fill
-from trainer_service.training.repetition import Repetition
+from trainer_service.training.comparison import MIN_EXAMPLES
+from trainer_service.training.data.dataset_facts import DatasetFacts
+from trainer_service.training.data.encoding import encode_dataset
+from trainer_service.training.data.repetition import Repetition
+from trainer_service.training.data.split import check_split
+from trainer_service.training.recipe.defaults import check_init, fill
 from trainer_service.training.spec import Example, Hyperparameters, InitMethod, TaskKind, TrainingSpec
-from trainer_service.training.split import check_split
 from trainer_service.violations import Violations
 
 DEFAULT_VALIDATION_FRACTION = 0.1
@@ -249,3 +249,11 @@ def _with_source(filled: Hyperparameters, source: Source | None) -> Hyperparamet
 
 def _as_on_the_wire(field: str) -> str:
     return f"spec.{field}" if field.startswith("template.") else _WIRE_NAMES.get(field, labels_under("spec")(field))
+
+
+def check_gate(gate: PublishGate | None, num_held_out: int) -> None:
+    """Raises InvalidInput for a gate whose conditions would be decided by too few held-out examples."""
+    if gate is not None and gate.has_conditions and num_held_out < MIN_EXAMPLES:
+        few = f"{num_held_out} held-out example{'' if num_held_out == 1 else 's'} can't decide it; at least {MIN_EXAMPLES} are needed"
+        advice = "give a validation dataset or a larger validation fraction, or leave the gate out"
+        raise InvalidInput.of("spec.publish.gate", f"{few}: {advice}")

@@ -43,3 +43,8 @@ class JobsConfig:
     """But not before it has failed for that long. A broken base model is tried again after that pause, once somebody waits for it."""
     max_publish_seconds: float = 7 * 24 * 3600.0
     """A trained job waits that long for the prompt store to come back before it fails with PUBLISH_FAILED."""
+
+
+def retry_delay_seconds(failures: int, first_seconds: float, max_seconds: float) -> float:
+    """Back-off after the n-th infrastructure failure (n from 1): doubles up to a bound."""
+    return float(min(max_seconds, first_seconds * 2 ** min(failures - 1, 30)))

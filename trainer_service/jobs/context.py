@@ -11,14 +11,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from shared.outside import CallPool
-from trainer_service.jobs.checkpoints import JobFiles
+from shared.process.call_pool import CallPool
+from trainer_service.cluster.worker_state import LaunchFailure, WorkerState
 from trainer_service.jobs.config import JobsConfig
 from trainer_service.jobs.model import EventPayload, Job
 from trainer_service.jobs.preparation import Preparation
 from trainer_service.jobs.record import Record
-from trainer_service.jobs.store import JobStore
-from trainer_service.jobs.worker_state import LaunchFailure, WorkerState
+from trainer_service.jobs.store.files import JobFiles
+from trainer_service.jobs.store.job_store import JobStore
 from trainer_service.pools import TrainerPools
 from trainer_service.training.events import TrainingEvent
 
@@ -64,7 +64,7 @@ class SilentObserver:
     def publish_failed(self, job: Job) -> None: ...
 
 
-class Bell:
+class ChangeNotifier:
     """Wakes those who wait for news of a job. Only for the event loop's own thread."""
 
     def __init__(self) -> None:
@@ -98,7 +98,7 @@ class JobsContext:
     config: JobsConfig
     observer: JobsObserver
     owner: str = field(default_factory=new_owner)
-    bell: Bell = field(default_factory=Bell)
+    bell: ChangeNotifier = field(default_factory=ChangeNotifier)
     wake_dispatcher: asyncio.Event = field(default_factory=asyncio.Event)
     pools: TrainerPools = field(default_factory=TrainerPools)
 

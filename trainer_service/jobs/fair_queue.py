@@ -23,6 +23,24 @@ QUANTUM_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
+class QueueHead:
+    """The jobs of one tenant for one base model that may run now."""
+
+    base_model: str
+    queue_key: float
+    """Of the first of them."""
+    num_jobs: int
+    exclusive: int = 0
+    """How many of them need a fresh worker of their own."""
+    tenant: str = ""
+    weight: float = 1.0
+    start: float = 0.0
+    """Start tag of the tenant (`queue_clock`)."""
+    mean_key: float | None = None
+    """Mean of their queue keys; None: that of the first."""
+
+
+@dataclass(frozen=True)
 class TenantShare:
     """What one tenant has had, in seconds of one job's place on a worker."""
 

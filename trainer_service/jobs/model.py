@@ -14,14 +14,15 @@ from enum import StrEnum
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from shared.base_model import BaseModelInfo
-from shared.manifest import SamplingDefaults
+from shared.caller import EVERY_PROMPT
+from shared.model.base_model import BaseModelInfo
 from shared.names import DEFAULT_ALIAS
-from shared.security.caller import EVERY_PROMPT
-from shared.template import Template
+from shared.prompt.manifest import SamplingDefaults
+from shared.text.template import Template
 from trainer_service.jobs.comparisons import ComparisonRecord, SearchCandidate
 from trainer_service.jobs.states import UNSUCCESSFUL_STATES, JobState
-from trainer_service.training.repetition import Repetition
+from trainer_service.training.data.repetition import Repetition
+from trainer_service.training.data.statistics import DatasetStatistics
 from trainer_service.training.spec import HyperparameterRequest, TaskKind, TooLong, TrainingSpec
 
 MIN_PRIORITY, MAX_PRIORITY = -100, 100
@@ -49,6 +50,10 @@ class PublishGate(_Frozen):
     """Better than the version that the alias names now, on the same held-out examples."""
     minimum_metric: float | None = None
     """At least this metric; at most, for LOSS."""
+
+    @property
+    def has_conditions(self) -> bool:
+        return self.beat_bare_model or self.beat_current or self.minimum_metric is not None
 
 
 class PublishPolicy(_Frozen):
@@ -138,20 +143,6 @@ class JobProgress(_Measured):
     estimated_end_time: datetime | None = None
     num_skipped_steps: int = 0
     """Steps without an update, because the loss or gradient was not finite."""
-
-
-class DatasetStatistics(_Frozen):
-    """What the cohort found in the job's data; the fields of `training.events.DatasetStatistics`."""
-
-    num_train: int
-    num_validation: int
-    num_dropped: int = 0
-    num_truncated: int = 0
-    num_overlapping: int = 0
-    mean_input_tokens: float = 0.0
-    max_input_tokens: int = 0
-    mean_target_tokens: float = 0.0
-    max_target_tokens: int = 0
 
 
 class JobError(_Frozen):

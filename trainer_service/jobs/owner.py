@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from shared.security.caller import Caller, Tenant
+from shared.caller import Caller, Tenant
 
 
 @dataclass(frozen=True)

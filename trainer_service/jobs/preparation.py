@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from shared.blob import decode_blob
 from shared.errors import NotFound, PreconditionFailed
 from shared.names import parse_version_name
-from shared.soft_prompt import SoftPrompt
+from shared.prompt.blob import decode_blob
+from shared.prompt.soft_prompt import SoftPrompt
 from shared.store.store import PromptStore
-from trainer_service.jobs.checkpoints import FileKind, JobFiles
 from trainer_service.jobs.model import Job
 from trainer_service.jobs.sources import FIELD
+from trainer_service.jobs.store.files import FileKind, JobFiles
 from trainer_service.pools import TrainerPools
 from trainer_service.training.checkpoint import best_prompt
 from trainer_service.training.events import DatasetFile, TaskData, TrainingTask

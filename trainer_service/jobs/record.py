@@ -9,8 +9,9 @@ from typing import Any
 
 from sqlalchemy import RowMapping
 
-from trainer_service.jobs.model import DatasetStatistics, EffectiveSpec, Job, JobError, JobProgress, JobResult, TuningSpec
+from trainer_service.jobs.model import EffectiveSpec, Job, JobError, JobProgress, JobResult, TuningSpec
 from trainer_service.jobs.states import JobState
+from trainer_service.training.data.statistics import DatasetStatistics
 
 NOBODY = ""
 PRIORITY_POINT_SECONDS = 600.0
@@ -29,7 +30,7 @@ class Record:
     """Back-off: not claimed earlier."""
     trained: bool = False
     """The outcome is kept; what is left is to publish it, for which no worker is needed."""
-    solo: bool = False
+    exclusive: bool = False
     """Ran out of memory beside others, or lost several workers: goes on a fresh worker of its own."""
     owner: str = NOBODY
     lease_until: float = 0.0
@@ -68,7 +69,7 @@ def to_row(record: Record) -> dict[str, Any]:
         "queued_at": record.queued_at,
         "not_before": record.not_before,
         "trained": record.trained,
-        "solo": record.solo,
+        "solo": record.exclusive,
         "attempt": job.attempt,
         "failures": job.failures,
         "owner": record.owner,
@@ -122,7 +123,7 @@ def from_row(row: RowMapping) -> Record:
         queued_at=row["queued_at"],
         not_before=row["not_before"],
         trained=row["trained"],
-        solo=row["solo"],
+        exclusive=row["solo"],
         owner=row["owner"],
         lease_until=row["lease_until"],
         claimed_at=row["claimed_at"],

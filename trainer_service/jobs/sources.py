@@ -6,10 +6,10 @@ import re
 from dataclasses import dataclass
 from typing import Protocol
 
-from shared.base_model import BaseModelInfo
+from shared.caller import current_caller
 from shared.errors import PreconditionFailed
+from shared.model.base_model import BaseModelInfo
 from shared.names import PromptReference, parse_version_name
-from shared.security.caller import current_caller
 from shared.store.index import StoreIndex
 from shared.store.view import visible_index
 from trainer_service.jobs.model import Job

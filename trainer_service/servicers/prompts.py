@@ -10,8 +10,8 @@ from typing import Any
 from prompttuning.v1 import prompts_pb2 as pb
 from prompttuning.v1 import prompts_pb2_grpc
 
+from shared.caller import current_caller
 from shared.names import parse_version_name
-from shared.security.caller import current_caller
 from shared.security.page_tokens import ListScope, PageTokens
 from trainer_service.convert.prompts import (
     alias_to_wire,

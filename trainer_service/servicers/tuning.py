@@ -10,19 +10,19 @@ from typing import Any
 from prompttuning.v1 import tuning_pb2 as pb
 from prompttuning.v1 import tuning_pb2_grpc
 
+from shared.caller import current_caller
 from shared.errors import InvalidInput
-from shared.outside import CallPool
-from shared.security.caller import current_caller
+from shared.process.call_pool import CallPool
 from shared.security.page_tokens import ListScope, PageTokens
 from trainer_service.convert.jobs import event_to_wire, filter_from_wire, filter_to_json, job_to_wire
 from trainer_service.convert.service import dataset_to_wire, info_to_wire, uploaded_to_wire
 from trainer_service.convert.spec import request_from_wire
-from trainer_service.csv_upload import CsvUpload
-from trainer_service.jobs.dataset_fields import renamed
-from trainer_service.jobs.intake import JobIntake
-from trainer_service.jobs.manager import JobManager
+from trainer_service.datasets.csv_upload import CsvUpload
+from trainer_service.datasets.fields import renamed
+from trainer_service.datasets.tenant_datasets import TenantDatasets
+from trainer_service.dispatch.manager import JobManager
 from trainer_service.jobs.owner import JobOwner
-from trainer_service.jobs.tenant_datasets import TenantDatasets
+from trainer_service.jobs.submission import JobIntake
 from trainer_service.service_info import ServiceInfo
 from trainer_service.servicers.names import event_number_of, job_id_of, page_size_of
 from trainer_service.servicers.streams import HEARTBEAT_SECONDS, Beat, header_and_chunks, heartbeat, until_draining

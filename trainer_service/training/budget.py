@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import torch
 
-from shared.base_model import BaseModel
-from shared.free_memory import free_bytes
-from trainer_service.training import native_kernels
+from shared.kernels import ops
+from shared.model.base_model import BaseModel
+from shared.process.free_memory import free_bytes
+from trainer_service.training.attention.forward import Forward, PackedForward
+from trainer_service.training.attention.packing import Row, Segment
+from trainer_service.training.attention.row_memory import RowMemory
 from trainer_service.training.compute import LOGITS_AT_ONCE
-from trainer_service.training.forward import Forward, PackedForward
-from trainer_service.training.packing import Row, Segment
-from trainer_service.training.row_memory import RowMemory
 
 MAX_CPU, MAX_GPU = 2048, 131_072
 """On a CPU a step takes seconds well before memory is spent, and jobs wait for steps."""
@@ -88,7 +88,7 @@ def _has_compiled_attention(base_model: BaseModel, heads: int) -> bool:
     softcap = getattr(config, "attn_logit_softcapping", None)
     sinks = any(name.endswith("sinks") for name, _ in base_model.model.named_parameters())
     sample = torch.empty(0, dtype=base_model.dtype, device=base_model.device)
-    return softcap is None and not sinks and native_kernels.takes(sample, int(width))
+    return softcap is None and not sinks and ops.takes(sample, int(width))
 
 
 def bytes_per_position(base_model: BaseModel, forward: Forward) -> int:

@@ -19,8 +19,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from shared.errors import DamagedBlob
-from shared.soft_prompt import SoftPrompt
-from trainer_service.training.reparameterise import effective_matrix
+from shared.prompt.soft_prompt import SoftPrompt
+from trainer_service.training.recipe.reparameterise import effective_matrix
 from trainer_service.training.results import Results
 from trainer_service.training.spec import Example, Init, TrainingSpec
 from trainer_service.training.trainee import Trainee

@@ -19,20 +19,20 @@ from typing import Any
 
 import torch
 
-from shared.base_model import BaseModel
 from shared.errors import AlreadyExists
-from shared.free_memory import free_bytes
-from shared.template import InputEncoder
+from shared.model.base_model import BaseModel
+from shared.process.free_memory import free_bytes
+from shared.text.template import InputEncoder
+from trainer_service.training.attention.forward import choose_forward
+from trainer_service.training.attention.packing import Row
 from trainer_service.training.budget import TokenBudget, measured_row_memory, measured_token_budget
 from trainer_service.training.compute import backward, memory_cost, score_within
-from trainer_service.training.encoding import encode_split
+from trainer_service.training.data.encoding import encode_split
+from trainer_service.training.data.token_rows import OnProgress, TokenRowsCache
 from trainer_service.training.events import Checkpointed, Finished, Stopped, TrainingEvent, TrainingTask
 from trainer_service.training.fair_share import FairShare
 from trainer_service.training.faults import RowTooLarge, failure, is_machine_fault, is_out_of_memory
-from trainer_service.training.forward import choose_forward
-from trainer_service.training.packing import Row
 from trainer_service.training.run import Life, TuningRun
-from trainer_service.training.token_rows import OnProgress, TokenRowsCache
 from trainer_service.training.work import CallWork, ScoreWork, StepOutcome, TrainWork, Work
 
 log = logging.getLogger(__name__)
@@ -95,7 +95,12 @@ class Cohort:
         raises.
         """
         encoder = InputEncoder(self._tokenizer, task.spec.template)
-        return replace(task, encoded=encode_split(task, encoder, self._base_model.info.max_positions, self._token_rows, on_progress))
+        return replace(
+            task,
+            encoded=encode_split(
+                task.train, task.validation, task.spec, encoder, self._base_model.info.max_positions, self._token_rows, on_progress
+            ),
+        )
 
     @cached_property
     def _tokenizer(self) -> Any:

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
-from shared.base_model import BaseModel
-from trainer_service.training.forward import Forward
-from trainer_service.training.packing import Row, Segment
+from shared.model.base_model import BaseModel
+from trainer_service.training.attention.forward import Forward
+from trainer_service.training.attention.packing import Row, Segment
 from trainer_service.training.work import RowScore, ScoreWork, TrainPart
 
 LOGITS_AT_ONCE = 1 << 26

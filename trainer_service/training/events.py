@@ -10,13 +10,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from shared.blob import GoldenRecord
-from shared.soft_prompt import SoftPrompt
+from shared.prompt.blob import GoldenRecord
+from shared.prompt.soft_prompt import SoftPrompt
 from trainer_service.training.comparison import Comparison, Estimate
+from trainer_service.training.data.statistics import DatasetStatistics
 from trainer_service.training.spec import Example, Init, TrainingSpec
 
 if TYPE_CHECKING:
-    from trainer_service.training.encoding import EncodedSplit
+    from trainer_service.training.data.encoding import EncodedSplit
 
 
 @dataclass(frozen=True)
@@ -82,22 +83,6 @@ class TrainingTask:
 
 
 @dataclass(frozen=True)
-class DatasetStatistics:
-    num_train: int
-    num_validation: int
-    num_dropped: int = 0
-    """Too long, and left out."""
-    num_truncated: int = 0
-    """Too long, and their inputs cut."""
-    num_overlapping: int = 0
-    """Held-out examples that also occur in training: reported, since they flatter the score."""
-    mean_input_tokens: float = 0.0
-    max_input_tokens: int = 0
-    mean_target_tokens: float = 0.0
-    max_target_tokens: int = 0
-
-
-@dataclass(frozen=True)
 class NearestToken:
     """What a virtual token lies closest to: for people who want to see what the prompt learned."""
 
@@ -114,7 +99,7 @@ class TrainingResult:
     num_steps: int
     metrics: Mapping[str, float]
     bare_metrics: Mapping[str, float]
-    """The frozen model given the raw input, no template and no prompt."""
+    """Of the frozen model given the input alone, as a request that names no prompt is answered."""
     template_metrics: Mapping[str, float]
     """The frozen model given the rendered template, no prompt."""
     current_metrics: Mapping[str, float] = field(default_factory=dict)

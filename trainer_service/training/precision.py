@@ -7,17 +7,16 @@ Float32 is exact, so bfloat16 has to earn its place. Serving decides for itself:
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from functools import partial
 
 import torch
 import torch.nn.functional as F
 
-from shared import base_model
-from shared.base_model import DType
+from shared.kernels.timing import best_seconds
+from shared.model import base_model
+from shared.model.base_model import DType
 
-ROWS, HIDDEN, REPEATS = 512, 512, 16
+ROWS, HIDDEN = 512, 512
 MARGIN = 1.2
 """So many times faster bfloat16 must be: float32 is exact, and a busy moment must not decide."""
 
@@ -33,16 +32,6 @@ def pick_training_dtype(asked: DType, device: torch.device) -> DType:
     return "bfloat16" if half * MARGIN < single else "float32"
 
 
-def fastest(*works: Callable[[], object]) -> list[float]:
-    """Seconds that each takes at best, of several runs in turn."""
-    best = [float("inf")] * len(works)
-    for _ in range(REPEATS):
-        for index, work in enumerate(works):
-            started = time.perf_counter()
-            work()
-            best[index] = min(best[index], time.perf_counter() - started)
-    return best
-
-
 def _product_seconds(*dtypes: torch.dtype) -> list[float]:
-    return fastest(*(partial(F.linear, torch.ones(ROWS, HIDDEN, dtype=dtype), torch.ones(HIDDEN, HIDDEN, dtype=dtype)) for dtype in dtypes))
+    operands = [(torch.ones(ROWS, HIDDEN, dtype=dtype), torch.ones(HIDDEN, HIDDEN, dtype=dtype)) for dtype in dtypes]
+    return best_seconds(*(partial(F.linear, *pair) for pair in operands))

@@ -16,18 +16,21 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from shared.base_model import BaseModel
 from shared.errors import DamagedBlob, InvalidInput
-from shared.soft_prompt import SoftPrompt
-from shared.template import InputEncoder
-from trainer_service.training import checkpoint, encoding
+from shared.model.base_model import BaseModel
+from shared.prompt.soft_prompt import SoftPrompt
+from shared.text.template import InputEncoder
+from trainer_service.training import checkpoint
+from trainer_service.training.attention.packing import Row
 from trainer_service.training.comparison import BARE, CURRENT, FEW_SHOT, INSTRUCTED
-from trainer_service.training.dataset import count_overlap
-from trainer_service.training.encoding import EncodedDataset, encode_split
-from trainer_service.training.evaluate import SLICE_TOKENS, nearest_tokens, row_slices
-from trainer_service.training.evaluator import Evaluator, Judgement
+from trainer_service.training.data import encoding
+from trainer_service.training.data.dataset import count_overlap
+from trainer_service.training.data.encoding import EncodedDataset, encode_split
+from trainer_service.training.data.statistics import DatasetStatistics
+from trainer_service.training.evaluation.evaluate import SLICE_TOKENS, nearest_tokens, row_slices
+from trainer_service.training.evaluation.evaluator import Evaluator, Judgement
+from trainer_service.training.evaluation.golden import golden_records
 from trainer_service.training.events import (
-    DatasetStatistics,
     Evaluated,
     Started,
     StepDone,
@@ -36,15 +39,13 @@ from trainer_service.training.events import (
     TrainingTask,
     TriedCandidate,
 )
-from trainer_service.training.golden import golden_records
-from trainer_service.training.init import embedding_std, initial_matrix
 from trainer_service.training.notes import data_notes
-from trainer_service.training.packing import Row
-from trainer_service.training.recipe import check_init
-from trainer_service.training.reparameterise import new_parameters
+from trainer_service.training.recipe.defaults import check_init
+from trainer_service.training.recipe.init import embedding_std, initial_matrix
+from trainer_service.training.recipe.reparameterise import new_parameters
+from trainer_service.training.recipe.selection import ranked, score_of
 from trainer_service.training.results import Results
 from trainer_service.training.search import candidates, is_rung, num_survivors
-from trainer_service.training.selection import ranked, score_of
 from trainer_service.training.spec import Init, InitMethod, TaskKind
 from trainer_service.training.trainee import Candidate, NonFinite, Trainee, batch_indices
 from trainer_service.training.work import CallWork, StepOutcome, TrainPart, TrainWork, Work
@@ -134,7 +135,9 @@ class TuningRun:
             raise InvalidInput.of("spec.hyperparameters.search", "needs held-out examples to choose by")
         check_init(self._hyper.init, self._spec.labels, self._base_model.tokenizer)
         self._encoder = InputEncoder(self._base_model.tokenizer, self._spec.template)
-        encoded = self.task.encoded or encode_split(self.task, self._encoder, self._base_model.info.max_positions)
+        encoded = self.task.encoded or encode_split(
+            self.task.train, self.task.validation, self._spec, self._encoder, self._base_model.info.max_positions
+        )
         self._train, self._validation = encoded.train, encoded.validation
         self._row_weights = self._token_weights()
         if self._check_row is not None:

@@ -11,8 +11,8 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from shared.soft_prompt import MAX_VIRTUAL_TOKENS
-from shared.template import Message, Template
+from shared.prompt.soft_prompt import MAX_VIRTUAL_TOKENS
+from shared.text.template import Message, Template
 
 
 class _Frozen(BaseModel):

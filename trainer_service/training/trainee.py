@@ -10,9 +10,9 @@ from functools import lru_cache
 import torch
 
 from shared.errors import SoftPromptError
-from shared.soft_prompt import SoftPrompt
-from trainer_service.training.optimise import AdamW, learning_rate_at
-from trainer_service.training.reparameterise import PROMPT, effective_matrix
+from shared.prompt.soft_prompt import SoftPrompt
+from trainer_service.training.recipe.optimise import AdamW, learning_rate_at
+from trainer_service.training.recipe.reparameterise import PROMPT, effective_matrix
 from trainer_service.training.spec import Hyperparameters, Init
 
 MAX_EXCESS_SKIPS = 10

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from trainer_service.training.packing import Row
+from trainer_service.training.attention.packing import Row
 from trainer_service.training.trainee import Trainee
 
 

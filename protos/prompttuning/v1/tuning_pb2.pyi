@@ -548,7 +548,9 @@ class PublishGate(_message.Message):
     beat_current: _builtins.bool
     """Must do better than the version that the alias names now, on the same held-out examples."""
     minimum_metric: _builtins.float
-    """Must reach at least this metric (at most, for METRIC_LOSS)."""
+    """Must reach at least this metric (at most, for METRIC_LOSS). The measured value itself is compared, not its 95 % interval: the bound is
+    the caller's, so the margin is, too.
+    """
     def __init__(
         self,
         *,
@@ -1283,7 +1285,9 @@ class TuningResult(_message.Message):
 
     @_builtins.property
     def bare_metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
-        """The same of the bare model, given the raw input."""
+        """The same of the bare model, given the input alone as a generation without a prompt gives it: through the model's chat template if
+        there is one.
+        """
 
     @_builtins.property
     def template_metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:

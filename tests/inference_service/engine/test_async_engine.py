@@ -11,12 +11,12 @@ import pytest_asyncio
 import torch
 
 from inference_service.engine.async_engine import AsyncEngine
+from inference_service.engine.core.request import Delta, FinishReason, GenerationRequest, ScoreRequest
 from inference_service.engine.engine import MAX_FAILED_STEPS, Engine
-from inference_service.engine.isolation import StepFailed
-from inference_service.engine.prefix_cache import PrefixCache
-from inference_service.engine.request import Delta, FinishReason, GenerationRequest, ScoreRequest
+from inference_service.engine.kv.prefix_cache import PrefixCache
+from inference_service.engine.run.bisect_failure import StepFailed
 from inference_service.engine.scheduler import StepPlan
-from inference_service.engine.text_stream import merge
+from inference_service.engine.text.text_stream import merge
 from shared.errors import AlreadyExists, InvalidInput, NotFound, Overloaded, Unavailable
 from tests.inference_service.engine.builders import greedy, reference, small_config, soft_prompt, tiny_base
 

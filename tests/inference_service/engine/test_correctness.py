@@ -11,12 +11,11 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from inference_service.engine import linear_choice, native_kernels
+from inference_service.engine.core.request import GenerationRequest, ScoreRequest, TokenLogprob
 from inference_service.engine.engine import Engine
-from inference_service.engine.native_modules import WideningLinear
-from inference_service.engine.request import GenerationRequest, ScoreRequest, TokenLogprob
-from inference_service.engine.row_runner import RowRunner
+from inference_service.engine.run.row_runner import RowRunner
 from shared.errors import PreconditionFailed
+from shared.kernels import library, serving_linear
 from tests.inference_service.engine.builders import ARCHITECTURES, drain, greedy, reference, run_one, small_config, soft_prompt, tiny_base
 
 
@@ -166,12 +165,12 @@ def test_bfloat16_logits_stay_near_float32() -> None:
 @pytest.mark.parametrize("compiled", [True, False])
 def test_bfloat16_with_and_without_compiled_kernels(kind: str, compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """A mix of prompts, lengths, chunks, decodes and a score: each token's log-probability is near that of the same weights in float32."""
-    if compiled and native_kernels.load() is None:
+    if compiled and library.load() is None:
         pytest.skip("no compiled kernels on this machine")
     if compiled:
-        monkeypatch.setattr(linear_choice, "KINDS", (WideningLinear,))
+        monkeypatch.setattr(serving_linear, "KINDS", {"native": serving_linear.NativeLinear})
     else:
-        monkeypatch.setattr(native_kernels, "load", lambda: None)
+        monkeypatch.setattr(library, "load", lambda: None)
     base = tiny_base(kind, dtype=torch.bfloat16, hidden_size=128, head_dim=32)
     exact, rng, candidates = copy.deepcopy(base.model).float(), random.Random(0), ((5,), (6, 7, 8), (6, 9))
     prompts = {"a": soft_prompt(base, 7, seed=1), "b": soft_prompt(base, 12, seed=2), None: None}
@@ -185,7 +184,7 @@ def test_bfloat16_with_and_without_compiled_kernels(kind: str, compiled: bool, m
         return table[range(len(tokens)), list(tokens)]
 
     engine = Engine.from_base_model(base, small_config(max_tokens_per_step=9))
-    assert any(isinstance(module, WideningLinear) for module in base.model.modules()) is compiled
+    assert any(isinstance(module, serving_linear.NativeLinear) for module in base.model.modules()) is compiled
     for name in ("a", "b"):
         engine.load_prefix(name, prompts[name] or soft_prompt(base))
     for name, (ids, prefix) in cases.items():
@@ -247,7 +246,7 @@ def test_masks_that_the_engine_does_not_know_are_left_to_the_models_own_attentio
 
 
 def test_a_model_that_the_engine_would_serve_wrong_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("inference_service.engine.attention.Stretch.positions", lambda self: [0] * self.count)
-    monkeypatch.setattr("inference_service.engine.model_runner.fed_positions", lambda chunk: [0] * chunk.num_positions)
+    monkeypatch.setattr("inference_service.engine.run.attention.Stretch.positions", lambda self: [0] * self.count)
+    monkeypatch.setattr("inference_service.engine.run.model_runner.fed_positions", lambda chunk: [0] * chunk.num_positions)
     with pytest.raises(PreconditionFailed, match="differ"):
         Engine.from_base_model(tiny_base("llama"), small_config())

@@ -6,16 +6,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from inference_service.engine.request import FinishReason, SamplingParams
-from inference_service.engine.rows import BLOCK_TOKENS, IntegrityError, RowPool
+from inference_service.engine.core.integrity import IntegrityError
+from inference_service.engine.core.request import FinishReason, SamplingParams
+from inference_service.engine.core.running_request import RunningRequest
+from inference_service.engine.kv.rows import BLOCK_TOKENS, RowPool
 from inference_service.engine.scheduler import Scheduler, StepPlan
-from inference_service.engine.sequence import Sequence
 
 
 def sequence(
     arrival: int, num_input: int, *, priority: int = 0, num_virtual: int = 0, candidates: tuple[tuple[int, ...], ...] = ()
-) -> Sequence:
-    return Sequence(
+) -> RunningRequest:
+    return RunningRequest(
         request_id=f"s{arrival}",
         tokens=[1000 * arrival + i for i in range(num_input)],
         num_input=num_input,
@@ -191,7 +192,7 @@ def test_everything_ends_whatever_comes(inputs: list[tuple[int, int, int, int]],
     assert all(item.finish_reason is FinishReason.LENGTH and item.num_generated == new for item, new, _ in arriving)
 
 
-def beginning_alike(arrival: int, num_common: int, num_own: int = 5, *, num_virtual: int = 0) -> Sequence:
+def beginning_alike(arrival: int, num_common: int, num_own: int = 5, *, num_virtual: int = 0) -> RunningRequest:
     item = sequence(arrival, num_common + num_own, num_virtual=num_virtual)
     item.tokens[:num_common] = range(num_common)
     return item

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from inference_service.engine import assembly
+from inference_service.engine import build as engine_build
 from inference_service.engine.async_engine import AsyncEngine
+from inference_service.engine.core.request import FinishReason, GenerationRequest, ScoreRequest, ScoreResult
 from inference_service.engine.engine import Engine
-from inference_service.engine.request import FinishReason, GenerationRequest, ScoreRequest, ScoreResult
 from shared.errors import DamagedBlob, Overloaded, PreconditionFailed, Unavailable
-from shared.soft_prompt import SoftPrompt
+from shared.prompt.soft_prompt import SoftPrompt
 from tests.inference_service.engine.builders import drain, greedy, reference, run_one, small_config, soft_prompt, tiny_base
 from tests.inference_service.engine.test_correctness import random_input
 
@@ -55,7 +55,7 @@ def score(engine: Engine, *, beside: bool = False) -> ScoreResult:
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(assembly, "BLOCK_TOKENS", 8)
+    monkeypatch.setattr(engine_build, "BLOCK_TOKENS", 8)
 
 
 @pytest.mark.parametrize(("kind", "paged"), KINDS)

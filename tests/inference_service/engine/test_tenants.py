@@ -8,16 +8,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from inference_service.engine.blocks import BlockPool
-from inference_service.engine.preemption import MAX_PREEMPTIONS, MIN_STEPS
-from inference_service.engine.request import FinishReason
-from inference_service.engine.rows import BLOCK_TOKENS, IntegrityError, RowPool, Trim
+from inference_service.engine.core.integrity import IntegrityError
+from inference_service.engine.core.preemption import MAX_PREEMPTIONS, MIN_STEPS
+from inference_service.engine.core.request import FinishReason
+from inference_service.engine.core.running_request import RunningRequest
+from inference_service.engine.kv.blocks import BlockPool
+from inference_service.engine.kv.rows import BLOCK_TOKENS, RowPool, Trim
 from inference_service.engine.scheduler import MAX_PASSED_OVER, MAX_SCORED_POSITIONS, Scheduler, StepPlan
-from inference_service.engine.sequence import Sequence
 from tests.inference_service.engine.test_scheduler import complete, scheduler, sequence
 
 
-def of(tenant: str, arrival: int, num_input: int = 4, *, weight: float = 1.0, **fields: object) -> Sequence:
+def of(tenant: str, arrival: int, num_input: int = 4, *, weight: float = 1.0, **fields: object) -> RunningRequest:
     item = sequence(arrival, num_input, **fields)  # type: ignore[arg-type]
     item.tenant, item.weight = tenant, weight
     return item
@@ -35,7 +36,7 @@ def run(subject: Scheduler, steps: int) -> Counter[str]:
     return positions
 
 
-def start(subject: Scheduler, *items: Sequence) -> None:
+def start(subject: Scheduler, *items: RunningRequest) -> None:
     for item in items:
         subject.add(item)
     while any(item.num_generated == 0 for item in items):
@@ -276,7 +277,7 @@ def test_a_step_takes_no_tenants_streams_longer_than_its_share_allows() -> None:
     assert alone.schedule(0.0).num_positions == 256
 
 
-def load(prefix_id: str, arrival: int, num_virtual: int) -> Sequence:
+def load(prefix_id: str, arrival: int, num_virtual: int) -> RunningRequest:
     item = sequence(arrival, 0)
     item.prefix_id, item.num_virtual, item.is_load = prefix_id, num_virtual, True
     return item
@@ -346,7 +347,7 @@ def test_everything_ends_whatever_tenants_ask_for(
     block = BLOCK_TOKENS
     pool = BlockPool(num_rows, max_blocks, max_blocks * block, block) if paged else RowPool(num_rows, max_blocks, max_blocks * block)
     subject = Scheduler(pool, budget, block, ready.__contains__)
-    arriving, scored = [], dict[Sequence, list[int]]()
+    arriving, scored = [], dict[RunningRequest, list[int]]()
     for index, (num_input, new, priority, at, tenant, prefix, lengths) in enumerate(requests):
         item = of(tenant, index, num_input, weight={"a": 1.0, "b": 2.0, "c": 0.3}[tenant], priority=priority)
         item.candidates = tuple(tuple(range(100 * i, 100 * i + length)) for i, length in enumerate(lengths))

@@ -6,11 +6,11 @@ from typing import Any, cast
 
 import torch
 
-from inference_service.prompts.loader import VersionLoader
 from inference_service.prompts.version import LoadedVersion, RefusalReason, VersionRefused, now, prefix_id_of
+from inference_service.prompts.version_loader import VersionLoader
 from shared.errors import Unavailable
-from shared.manifest import utc_now
-from shared.soft_prompt import SoftPrompt
+from shared.prompt.manifest import utc_now
+from shared.prompt.soft_prompt import SoftPrompt
 from shared.store import AliasMoved, AliasTarget, Commit, StoreIndex, VersionDeleted, VersionPublished, VersionRecord
 from shared.store.commit import VersionSummary
 from shared.store.replicas import ReplicaRecord

@@ -10,8 +10,8 @@ from inference_service.prompts.first_loads import StartLimits, left_for_later, r
 from inference_service.prompts.observer import NullPromptObserver
 from inference_service.prompts.version import VersionState
 from inference_service.prompts.watcher import PromptWatcher
-from shared.manifest import utc_now
 from shared.names import PromptReference
+from shared.prompt.manifest import utc_now
 from shared.store.replicas import ReplicaRecord
 from tests.inference_service.prompts.test_watcher import Bench
 from tests.inference_service.replica import until

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from inference_service.prompts.loading import VersionLoads
+from inference_service.prompts.load_queue import VersionLoads
 from inference_service.prompts.observer import NullPromptObserver
 from inference_service.prompts.registry import PromptRegistry
 from inference_service.prompts.watcher import PromptWatcher

@@ -10,7 +10,7 @@ from softprompt.model_names import WantedModel, parse_models
 from softprompt.models import CATALOGUE
 from tests.k8s.checks.settings import SERVICES
 from tests.k8s.manifests import Manifests, Object, Pod
-from trainer_service.config import BaseModelSource
+from trainer_service.base_models import BaseModelSource
 
 DIRECTORY = "/models"
 

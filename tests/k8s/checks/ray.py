@@ -71,7 +71,7 @@ def _workers(group: Object, environment: dict[str, str]) -> Iterator[str]:
 
 def _driver(pod: Pod, environment: dict[str, str]) -> Iterator[str]:
     command = " ".join([*pod.main.get("command", []), *pod.main.get("args", [])])
-    for part in ("ray start --address=", "--num-cpus=0", "--num-gpus=0", "exec python -m trainer_service"):
+    for part in ("ray start --address=", "--num-cpus=0", "--num-gpus=0", "exec softprompt-trainer"):
         if part not in command:
             yield f"{part} is missing in its command"
     if environment.get("RAY_AUTH_MODE") != "token" or not any(item["name"] == "RAY_AUTH_TOKEN" for item in pod.main.get("env", [])):

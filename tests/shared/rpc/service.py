@@ -31,6 +31,8 @@ class Servicer(generation_pb2_grpc.GenerationServiceServicer):
     running: asyncio.Event = field(default_factory=asyncio.Event)
     metadata: dict[str, str] = field(default_factory=dict)
     """Of the last CountTokens."""
+    whole: bool = False
+    """Whether streams have a start and an end."""
 
     async def CountTokens(self, request: Any, context: Any) -> Any:
         self.metadata = dict(context.invocation_metadata())
@@ -50,10 +52,14 @@ class Servicer(generation_pb2_grpc.GenerationServiceServicer):
 
     async def GenerateStream(self, request: Any, context: Any) -> AsyncIterator[Any]:
         try:
+            if self.whole:
+                yield generation_pb2.GenerateStreamResponse(start=generation_pb2.GenerationStart())
             yield generation_pb2.GenerateStreamResponse(delta=generation_pb2.GenerationDelta(text="first", token_ids=[1]))
             self.running.set()
             await self.release.wait()
             yield generation_pb2.GenerateStreamResponse(delta=generation_pb2.GenerationDelta(text="last", token_ids=[2]))
+            if self.whole:
+                yield generation_pb2.GenerateStreamResponse(end=generation_pb2.GenerationEnd())
         finally:
             self.closed.set()
 

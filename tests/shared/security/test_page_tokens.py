@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 
+from shared.caller import Caller, Role, Tenant
 from shared.errors import InvalidInput
-from shared.security.caller import Caller, Role, Tenant
 from shared.security.page_tokens import MAX_TOKEN_CHARS, ListScope, PageTokens, new_key
 
 CALLER = Caller("support", frozenset({Role.VIEWER}), ("support-*", "tone"), group=Tenant("acme"))

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from prompttuning.v1 import generation_pb2, prompts_pb2, tuning_pb2
 
+from shared.caller import Caller, CallerLimits, Role
 from shared.config import ConfigError
 from shared.errors import Overloaded, PermissionDenied
 from shared.security.bucket import Bucket
-from shared.security.caller import Caller, CallerLimits, Role
 from shared.security.callers_file import CallersFile
 from shared.security.failures import FREE_FAILURES, MAX_PEERS, FailureLimiter
 from shared.security.methods import RULES, prompt_of

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from shared.caller import Caller, CallerLimits, Role, Tenant
 from shared.config import ConfigError
 from shared.errors import Overloaded
-from shared.security.caller import Caller, CallerLimits, Role, Tenant
 from shared.security.callers_file import CallersFile, Directory
 from shared.security.quotas import Quotas
 

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from shared.security.caller import Role
+from shared.caller import Role
 from shared.security.callers_file import CallersFile
 from shared.security.tokens import hash_token
 

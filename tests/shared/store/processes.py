@@ -17,7 +17,7 @@ from typing import Any
 from shared.errors import Unavailable
 from shared.store import PromptStore
 from shared.store.open import open_backend
-from tests.shared.blobs import make_blob
+from tests.shared.prompt.blobs import make_blob
 from tests.shared.store.faults import FaultyBackend, unreliable
 
 PROMPT = "support-tone"

@@ -8,13 +8,13 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from shared.blob import digest_of
 from shared.errors import Conflict, DamagedBlob, InvalidInput, NotFound, PreconditionFailed
 from shared.names import PromptReference
+from shared.prompt.blob import digest_of
 from shared.store import AliasMoved, AliasTarget, PromptStore, VersionDeleted, VersionPublished
 from shared.store.base import ObjectBackend
 from shared.store.layout import BLOBS, LOG, blob_key
-from tests.shared.blobs import make_blob
+from tests.shared.prompt.blobs import make_blob
 
 PROMPT = "support-tone"
 

@@ -14,7 +14,7 @@ from shared.errors import Conflict, Unavailable
 from shared.store import AliasMoved, PromptStore, StoreWatcher, VersionPublished, open_store
 from shared.store.layout import LOG, log_key
 from shared.store.memory import MemoryBackend
-from tests.shared.blobs import make_blob
+from tests.shared.prompt.blobs import make_blob
 from tests.shared.store.faults import FaultyBackend, Killed, killed_at, unreliable
 from tests.shared.store.processes import JOBS_EACH, NUM_PUBLISHERS, PROMPT
 

@@ -7,12 +7,12 @@ from datetime import timedelta
 
 import pytest
 
-from shared.blob import digest_of
+from shared.prompt.blob import digest_of
 from shared.store import PromptStore
 from shared.store.base import ObjectInfo
 from shared.store.layout import blob_key
 from shared.store.memory import MemoryBackend
-from tests.shared.blobs import make_blob
+from tests.shared.prompt.blobs import make_blob
 from tests.shared.store.faults import FaultyBackend
 
 PROMPT = "support-tone"

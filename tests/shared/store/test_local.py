@@ -12,7 +12,7 @@ from shared.errors import NotFound, PreconditionFailed, Unavailable
 from shared.store import PromptStore, open_store
 from shared.store.layout import blob_key, log_key
 from shared.store.local import LocalBackend
-from tests.shared.blobs import make_blob
+from tests.shared.prompt.blobs import make_blob
 
 PROMPT = "support-tone"
 

@@ -17,7 +17,7 @@ from shared.store.base import ObjectBackend
 from shared.store.layout import REPLICAS, replica_key
 from shared.store.maintenance import MaintenancePolicy, maintain
 from shared.store.memory import MemoryBackend
-from tests.shared.blobs import TIME, make_blob
+from tests.shared.prompt.blobs import TIME, make_blob
 from tests.shared.store.faults import FaultyBackend
 
 PROMPT = "support-tone"

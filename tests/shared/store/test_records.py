@@ -18,7 +18,7 @@ from shared.store.commit import decode_commit, encode_commit
 from shared.store.index import StoreIndex
 from shared.store.layout import SNAPSHOTS, STORE_KEY, log_key, replica_key, snapshot_key
 from shared.store.snapshot import decode_snapshot, encode_snapshot
-from tests.shared.blobs import TIME, make_blob
+from tests.shared.prompt.blobs import TIME, make_blob
 
 PROMPT = "support-tone"
 

@@ -6,7 +6,7 @@ from shared.security import audit
 from shared.store import PromptStore
 from shared.store.maintenance import MaintenancePolicy, maintain
 from tests.log_lines import log_lines
-from tests.shared.blobs import make_blob
+from tests.shared.prompt.blobs import make_blob
 
 
 def test_what_retention_deletes_is_audited(local_store: PromptStore) -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
+from shared.caller import EVERYBODY, Caller, Role
 from shared.errors import NotFound
 from shared.names import PromptReference
-from shared.security.caller import EVERYBODY, Caller, Role
 from shared.store.memory import MemoryBackend
 from shared.store.store import PromptStore
 from shared.store.view import commit_revision, shown_index, shown_revision, shown_revisions, store_revision, visible_index
-from tests.shared.blobs import make_blob
+from tests.shared.prompt.blobs import make_blob
 
 SUPPORT = Caller("support", frozenset({Role.VIEWER}), ("support-*",))
 

@@ -13,7 +13,7 @@ from shared.store import AliasMoved, Changes, PromptStore, StoreWatcher, watch
 from shared.store import follower as follower_module
 from shared.store.layout import log_key
 from shared.store.memory import MemoryBackend
-from tests.shared.blobs import make_blob
+from tests.shared.prompt.blobs import make_blob
 from tests.shared.store.faults import FaultyBackend
 from tests.virtual_time import run_in_virtual_time
 

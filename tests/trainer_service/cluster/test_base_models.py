@@ -8,14 +8,14 @@ from pathlib import Path
 import psutil
 import pytest
 
-from shared import base_model
-from shared.blob import decode_blob
+from shared.model import base_model
+from shared.prompt.blob import decode_blob
 from tests.tiny_models import save_tiny_llama
+from tests.trainer_service import job_service
+from tests.trainer_service.builders import effective_spec, spec
 from tests.trainer_service.cluster.conftest import SharedCluster
 from tests.trainer_service.cluster.test_ray_faults import pids_of
-from tests.trainer_service.jobs import conftest
-from tests.trainer_service.jobs.builders import effective_spec, spec
-from tests.trainer_service.jobs.conftest import AdmitAll, Service
+from tests.trainer_service.job_service import AdmitAll, Service
 from trainer_service.cluster.ray_pool import RayPool, RayPoolConfig
 from trainer_service.jobs.model import EffectiveSpec, TuningSpec
 from trainer_service.jobs.states import JobState
@@ -32,7 +32,7 @@ class AdmitByModel(AdmitAll):
 async def test_jobs_share_the_worker_of_their_model_which_then_makes_way(
     tmp_path: Path, tiny_model_dir: Path, ray_cluster: SharedCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(conftest, "AdmitAll", AdmitByModel)
+    monkeypatch.setattr(job_service, "AdmitAll", AdmitByModel)
     models = {"tiny": str(tiny_model_dir), "other": str(save_tiny_llama(tmp_path / "other"))}
     pool = RayPool(ray_cluster, RayPoolConfig(models, dtype="float32", device="cpu", checkpoint_seconds=0.2))
     service = Service(tmp_path, effective_spec(base_model.inspect(tiny_model_dir, id="tiny")))

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from shared.errors import DamagedBlob
+from tests.trainer_service.builders import effective_spec
 from tests.trainer_service.cluster.test_worker import drain
-from tests.trainer_service.jobs.builders import effective_spec
-from tests.trainer_service.jobs.scripted import ScriptedTrainer
+from tests.trainer_service.scripted import ScriptedTrainer
 from trainer_service.cluster.node_datasets import Examples, NodeDatasets
 from trainer_service.cluster.worker import Worker
 from trainer_service.training.events import DatasetFile, Failed, Finished, Started, Stopped, TaskData, TrainingTask

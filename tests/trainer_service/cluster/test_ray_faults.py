@@ -14,13 +14,13 @@ from pathlib import Path
 import psutil
 import pytest
 
-from shared import base_model
-from shared.blob import decode_blob
+from shared.model import base_model
+from shared.prompt.blob import decode_blob
 from tests import recovery
 from tests.tiny_models import save_tiny_llama
+from tests.trainer_service.builders import effective_spec, spec
 from tests.trainer_service.cluster.conftest import SharedCluster
-from tests.trainer_service.jobs.builders import effective_spec, spec
-from tests.trainer_service.jobs.conftest import Service
+from tests.trainer_service.job_service import Service
 from trainer_service.cluster.interface import WorkerLost
 from trainer_service.cluster.ray_pool import RayPool, RayPoolConfig
 from trainer_service.jobs.model import Job, Note

@@ -16,11 +16,11 @@ from sqlalchemy import select
 from shared.store import open_store
 from tests import recovery
 from tests.trainer_service.cluster.processes import Caller, State, TrainerProcess, channel_to, until, until_gone
-from tests.trainer_service.jobs.postgres import Postgres
+from tests.trainer_service.postgres import Postgres
+from trainer_service.database.schema import jobs
 from trainer_service.jobs.model import Job
-from trainer_service.jobs.schema import jobs
 from trainer_service.jobs.states import JobState
-from trainer_service.jobs.store import JobStore
+from trainer_service.jobs.store.job_store import JobStore
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
 

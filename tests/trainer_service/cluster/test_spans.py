@@ -6,13 +6,15 @@ import asyncio
 from pathlib import Path
 
 import pytest
+from opentelemetry.trace import SpanKind
 
-from shared import base_model
+from shared.model import base_model
+from shared.trace_context import parent_of
 from shared.tracing import Tracing
 from tests.shared.spans import attributes, receiver
+from tests.trainer_service.builders import effective_spec, spec
 from tests.trainer_service.cluster.conftest import SharedCluster
-from tests.trainer_service.jobs.builders import effective_spec, spec
-from tests.trainer_service.jobs.conftest import Service
+from tests.trainer_service.job_service import Service
 from trainer_service.cluster.ray_pool import RayPool, RayPoolConfig
 from trainer_service.jobs.states import JobState
 
@@ -27,7 +29,7 @@ async def test_an_attempt_on_a_ray_worker_is_a_span_in_the_callers_trace(
     with receiver() as received:
         config = RayPoolConfig({"tiny": str(tiny_model_dir)}, dtype="float32", device="cpu", otlp_endpoint=received.url)
         manager = await service.start(RayPool(ray_cluster, config))
-        with Tracing().span("CreateTuningJob", f"00-{TRACE_ID}-00f067aa0ba902b7-01", "server", {}):
+        with Tracing().span("CreateTuningJob", parent_of(f"00-{TRACE_ID}-00f067aa0ba902b7-01"), SpanKind.SERVER, {}):
             job = await manager.create(spec(num_steps=3))
         await service.state(job.id, JobState.SUCCEEDED, seconds=60)
         span = await asyncio.to_thread(received.named, "train")

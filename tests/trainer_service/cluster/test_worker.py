@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 
-from shared import base_model
-from tests.trainer_service.jobs.builders import effective_spec
-from tests.trainer_service.jobs.scripted import ScriptedTrainer
+from shared.model import base_model
+from tests.trainer_service.builders import effective_spec
+from tests.trainer_service.scripted import ScriptedTrainer
 from trainer_service.cluster.interface import WorkerLost
 from trainer_service.cluster.outbox import Outbox
 from trainer_service.cluster.worker import Worker, wait_ready

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from shared.base_model import BaseModel, BaseModelInfo
+from shared.model.base_model import BaseModel, BaseModelInfo
 from tests.tiny_models import VOCAB_SIZE, byte_tokenizer
 
 _SHAPE: dict[str, Any] = {

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
-from shared.template import Template
+from shared.text.template import Template
 from tests.trainer_service.training.models import build
 from trainer_service.training.cohort import Cohort
 from trainer_service.training.events import StepDone, TrainingEvent, TrainingTask
-from trainer_service.training.recipe import fill
+from trainer_service.training.recipe.defaults import fill
 from trainer_service.training.spec import Example, HyperparameterRequest, TaskKind, TrainingSpec
 
 TEMPLATE = Template(text="In: {input}\nOut:")

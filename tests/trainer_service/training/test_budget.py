@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from shared.base_model import BaseModel
+from shared.model.base_model import BaseModel
 from tests.trainer_service.training.models import build
 from trainer_service.training import budget
+from trainer_service.training.attention.forward import PackedForward, PlainForward
 from trainer_service.training.budget import MAX_CPU, MIN_TOKENS, bytes_per_position, measured_token_budget
-from trainer_service.training.forward import PackedForward, PlainForward
 
 
 def _of(base: BaseModel) -> int:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from shared.errors import AlreadyExists
-from shared.soft_prompt import SoftPrompt
+from shared.prompt.soft_prompt import SoftPrompt
 from tests.trainer_service.training.models import build
 from tests.trainer_service.training.tasks import classification, generation, losses, of, run, task
 from trainer_service.training import cohort as cohort_module
@@ -25,7 +25,7 @@ from trainer_service.training.events import (
     TrainingEvent,
     TrainingTask,
 )
-from trainer_service.training.selection import slack
+from trainer_service.training.recipe.selection import slack
 from trainer_service.training.spec import Example, InitMethod, Metric, Reparameterisation
 
 BASE = build()

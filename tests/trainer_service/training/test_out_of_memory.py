@@ -11,11 +11,11 @@ from tests.trainer_service.training.models import build
 from tests.trainer_service.training.tasks import generation, of, run, task
 from trainer_service.training import budget as budget_module
 from trainer_service.training import cohort as cohort_module
+from trainer_service.training.attention.forward import PackedForward, PlainForward, choose_forward
+from trainer_service.training.attention.row_memory import RowMemory
 from trainer_service.training.budget import GOOD_PASSES, MIN_TOKENS, TokenBudget, bytes_per_pair
 from trainer_service.training.cohort import Cohort
 from trainer_service.training.events import Failed, Finished, StepDone
-from trainer_service.training.forward import PackedForward, PlainForward, choose_forward
-from trainer_service.training.row_memory import RowMemory
 from trainer_service.training.spec import Example
 
 BASE = build()
@@ -113,7 +113,7 @@ def test_memory_of_a_row_is_quadratic_only_where_scores_are_written_out(monkeypa
     assert bytes_per_pair(eager, PackedForward(eager)) == 4 * 4 * 3, "heads, float32, three at a time"
     assert bytes_per_pair(eager, PlainForward(eager)) == 4 * 4 * 2 * 2, "heads, float32, scores and weights, layers"
     assert bytes_per_pair(BASE, PlainForward(BASE)) == 0, "PyTorch's fused attention"
-    monkeypatch.setattr(budget_module.native_kernels, "takes", lambda tensor, width: False)
+    monkeypatch.setattr(budget_module.ops, "takes", lambda tensor, width: False)
     assert bytes_per_pair(BASE, PackedForward(BASE)) == 4 * 4 * 3, "a device without compiled kernels"
 
 

@@ -7,17 +7,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.base_model import BaseModel
+from shared.model.base_model import BaseModel
 from tests.host_waits import HostWaits
 from tests.trainer_service.training.models import build
 from tests.trainer_service.training.tasks import task
 from trainer_service.training import precision
+from trainer_service.training.attention.forward import PackedForward
+from trainer_service.training.attention.packing import PADDING_RATIO, PADDING_SLACK, Row, Segment, num_packed_tokens, pack
 from trainer_service.training.compute import backward
-from trainer_service.training.evaluate import nearest_tokens
+from trainer_service.training.evaluation.evaluate import nearest_tokens
 from trainer_service.training.fair_share import FairShare
-from trainer_service.training.forward import PackedForward
-from trainer_service.training.optimise import AdamW, learning_rate_at
-from trainer_service.training.packing import PADDING_RATIO, PADDING_SLACK, Row, Segment, num_packed_tokens, pack
+from trainer_service.training.recipe.optimise import AdamW, learning_rate_at
 from trainer_service.training.results import classification_metrics
 from trainer_service.training.spec import Init, Schedule
 from trainer_service.training.trainee import Candidate, Trainee, batch_indices

@@ -1,0 +1,126 @@
+"""Puts an engine's parts together for a model and a device: rows on a CPU, blocks with a kernel and graphs on a GPU."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from inference_service.engine import self_check
+from inference_service.engine.core.config import EngineConfig
+from inference_service.engine.kv.blocks import BlockPool
+from inference_service.engine.kv.cache_layout import layer_shapes
+from inference_service.engine.kv.kv_cache import LayerShape, RowKVCache
+from inference_service.engine.kv.memory import plan_memory
+from inference_service.engine.kv.paged_cache import PagedKVCache
+from inference_service.engine.kv.prefix_cache import PrefixCache
+from inference_service.engine.kv.rows import BLOCK_TOKENS, RowPool
+from inference_service.engine.run import row_runner
+from inference_service.engine.run.decode_graphs import capture
+from inference_service.engine.run.model_runner import ModelRunner, Runner
+from inference_service.engine.run.paged_runner import PagedRunner
+from inference_service.engine.run.varlen_kernel import VarlenKernel, find_kernel
+from inference_service.engine.scheduler import Scheduler
+from shared.errors import PreconditionFailed
+from shared.kernels.replace_modules import speed_up_serving
+from shared.model.base_model import BaseModel
+from shared.model.causality import check_causal
+from shared.process.free_memory import free_bytes
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Parts:
+    config: EngineConfig
+    """As asked for, but `max_length` is what model and memory allow, and `length_limit` says which."""
+    scheduler: Scheduler
+    runner: Runner
+    prefixes: PrefixCache
+
+
+def assemble(base: BaseModel, config: EngineConfig) -> Parts:
+    """Takes the model over: its attention goes through the engine's cache from now on.
+
+    Raises PreconditionFailed for an architecture that the engine can't serve, InvalidInput if the memory holds no request.
+    """
+    with self_check.own_attention(base.model):
+        check_causal(base)
+    try:
+        shapes = layer_shapes(base.model)
+    except PreconditionFailed as error:
+        log.info("the model's own attention is used, row by row: %s", error.message)
+        shapes = []
+    expected = self_check.own_logits(base)
+    paged = base.device.type == "cuda" if config.paged is None else config.paged
+    if not shapes or not paged:
+        return _rows(base, config, shapes, expected)
+    return _paged(base, config, shapes, expected, kernel_for(base, shapes))
+
+
+def kernel_for(base: BaseModel, shapes: list[LayerShape]) -> VarlenKernel | None:
+    """A kernel that every layer's shape can be given to, or None."""
+    shape = shapes[0]
+    if any(other != shape for other in shapes) or shape.key_width != shape.value_width:
+        return None
+    heads = base.model.config.get_text_config().num_attention_heads
+    return find_kernel(heads, shape.num_heads, shape.key_width, base.dtype, base.device)
+
+
+def _rows(base: BaseModel, config: EngineConfig, shapes: list[LayerShape], expected: Any) -> Parts:
+    packed = bool(shapes)
+    shapes = shapes or row_runner.cache_shapes(base.model)
+    bytes_per_token = sum(shape.bytes_per_token(base.dtype) for shape in shapes)
+    plan = plan_memory(config, bytes_per_token, base.info.max_positions, _free_bytes(base, config))
+    cache = RowKVCache(shapes, config.max_running + 1, plan.max_length, base.dtype, base.device)
+    pool = RowPool(config.max_running, plan.max_blocks, plan.max_length, config.reuse_text_prefixes, config.reuse_across_tenants)
+    speed_up_serving(base.model, base.device, base.dtype, config.linear_kernel)
+    runner: Runner = ModelRunner(base, cache) if packed else row_runner.RowRunner(base, cache)
+    _check(base, runner, plan.max_length, expected)
+    prefixes = PrefixCache(plan.prefix_bytes)
+    scheduler = Scheduler(pool, config.max_tokens_per_step, prefix_ready=prefixes.is_ready)
+    return Parts(replace(config, max_length=plan.max_length, length_limit=plan.length_limit), scheduler, runner, prefixes)
+
+
+def _paged(base: BaseModel, config: EngineConfig, shapes: list[LayerShape], expected: Any, kernel: VarlenKernel | None) -> Parts:
+    block_tokens = BLOCK_TOKENS if kernel is None else kernel.block_tokens
+    bytes_per_token = sum(shape.bytes_per_token(base.dtype) for shape in shapes)
+    plan = plan_memory(config, bytes_per_token, base.info.max_positions, _free_bytes(base, config), block_tokens)
+    cache = PagedKVCache(shapes, config.max_running, plan.max_length, plan.max_blocks, block_tokens, base.dtype, base.device)
+    pool = BlockPool(
+        config.max_running, plan.max_blocks, plan.max_length, block_tokens, config.reuse_text_prefixes, config.reuse_across_tenants
+    )
+    speed_up_serving(base.model, base.device, base.dtype, config.linear_kernel)
+    runner = PagedRunner(base, cache, kernel)
+    _check(base, runner, plan.max_length, expected)
+    if kernel is not None:
+        runner.graphs = capture(runner.decode, config.max_running, (0, cache.null_row, 0), base.device)
+    log.info(
+        "paged keys and values: %d blocks of %d tokens, %s, %s",
+        plan.max_blocks,
+        block_tokens,
+        "gathered" if kernel is None else "varlen_attn",
+        "graphs" if runner.graphs is not None else "no graphs",
+    )
+    prefixes = PrefixCache(plan.prefix_bytes)
+    scheduler = Scheduler(pool, config.max_tokens_per_step, block_tokens, prefixes.is_ready)
+    return Parts(replace(config, max_length=plan.max_length, length_limit=plan.length_limit), scheduler, runner, prefixes)
+
+
+def _free_bytes(base: BaseModel, config: EngineConfig) -> int:
+    """0 where nobody asks."""
+    return 0 if config.kv_cache_bytes and config.prefix_kv_bytes else free_bytes(base.device)
+
+
+def _check(base: BaseModel, runner: Runner, max_length: int, expected: Any) -> None:
+    if max_length < self_check.NUM_TOKENS:
+        return
+    try:
+        self_check.check_runner(base, runner, expected)
+    except (PreconditionFailed, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {str(error)[:200]}"
+        raise PreconditionFailed(f"{base.info.architecture} can't be computed over the engine's cache: {reason}") from error

@@ -1,0 +1,9 @@
+"""The error of every `check_integrity`."""
+
+from __future__ import annotations
+
+from shared.errors import SoftPromptError
+
+
+class IntegrityError(SoftPromptError):
+    """The books do not balance: a defect of the engine, never of a request."""

@@ -1,0 +1,127 @@
+"""What one step computes: chunks of sequences, as plain data, and how a sequence is cut into chunks. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from inference_service.engine.core.running_request import RunningRequest
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Positions `[start, start + count)` of one sequence to compute. `branches` are candidates that each continue from the last of them.
+
+    A branch's last token is only scored, never fed, so a branch takes one position less than it has tokens. A candidate that is too long
+    for a step comes as the only branch of several chunks, each of which goes on from the scored part of it.
+    """
+
+    sequence: RunningRequest
+    row: int
+    start: int
+    count: int
+    samples: bool
+    """Whether the last position's logits choose the next token."""
+    branches: tuple[tuple[int, ...], ...] = ()
+
+    @property
+    def num_positions(self) -> int:
+        return self.count + sum(len(branch) - 1 for branch in self.branches)
+
+    @property
+    def end(self) -> int:
+        """One past the last slot that is written."""
+        return self.start + self.num_positions
+
+    @property
+    def num_logits(self) -> int:
+        """Positions whose logits are wanted: the last main one if it samples or scores, and every branch's."""
+        return self.num_positions - self.count + (1 if self.samples or self.branches else 0)
+
+    @property
+    def num_virtual(self) -> int:
+        """Positions at its beginning that stand for virtual tokens."""
+        return min(self.count, max(0, self.sequence.num_virtual - self.start))
+
+    @property
+    def branch_lengths(self) -> tuple[int, ...]:
+        """Fed tokens of each branch where several have some; a single one just continues the main positions."""
+        lengths = tuple(len(branch) - 1 for branch in self.branches if len(branch) > 1)
+        return lengths if len(lengths) > 1 else ()
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """`ops` are done in order, then all chunks in one forward pass; chunks of one position come first, by row, and trees of branches last.
+
+    What an op is, is between the pool that plans it and the runner that does it; each has the `row` that it is for.
+    """
+
+    chunks: tuple[Chunk, ...]
+    ops: tuple[Any, ...]
+
+    @property
+    def num_positions(self) -> int:
+        return sum(chunk.num_positions for chunk in self.chunks)
+
+
+def is_decode(sequence: RunningRequest) -> bool:
+    """Whether its next chunk is a single position that chooses a token."""
+    return sequence.num_uncomputed == 1 and not sequence.is_score and not sequence.is_load
+
+
+def slots_needed(sequence: RunningRequest, max_length: int, max_positions: int) -> int:
+    """Slots to reserve at the start: the input, and for a score what its candidates take in one step of `max_positions` at once."""
+    if not sequence.is_score:
+        return sequence.length
+    lengths = [len(candidate) - 1 for candidate in sequence.candidates]
+    candidates = min(sum(lengths), max(max(lengths), max_positions))
+    return min(max_length, sequence.num_virtual + sequence.num_input + candidates)
+
+
+def next_chunk(sequence: RunningRequest, budget: int, scorable: int, slots: int) -> Chunk | None:
+    """As much of a running sequence as fits into `budget` positions, of which `scorable` may have logits for a score, and `slots`.
+
+    Of a score, once the input fits, whole candidates as branches, or a part of the next one. None where nothing fits.
+    """
+    assert sequence.row is not None
+    start, left = sequence.num_computed, sequence.length - sequence.num_computed
+    if not sequence.is_score:
+        count = min(left, budget)
+        return Chunk(sequence, sequence.row, start, count, samples=count == left and not sequence.is_load)
+    # The last main token is computed again beside every group of candidates: its logits score their first tokens.
+    if left == 0:
+        start, left = sequence.length - 1, 1
+    if left > budget or (left == budget and left > 1):
+        return Chunk(sequence, sequence.row, start, min(budget, left - 1), samples=False)
+    room = min(budget - left, scorable - 1, slots - start - left)
+    if room < 0:
+        return None
+    rest = sequence.candidates[sequence.num_scored][sequence.num_partial :]
+    branches = [rest[: room + 1]]
+    if not sequence.num_partial:
+        for candidate in sequence.candidates[sequence.num_scored + 1 :]:
+            room -= len(branches[-1]) - 1
+            if len(candidate) - 1 > room or len(branches[0]) < len(rest):
+                break
+            branches.append(candidate)
+    return Chunk(sequence, sequence.row, start, left, samples=False, branches=tuple(branches))
+
+
+def complete_chunk(chunk: Chunk) -> None:
+    """The chunk's keys and values are in the sequence's row.
+
+    The scored part of a candidate is appended to the tokens, so that it counts as input until the candidate is scored entirely.
+    """
+    sequence = chunk.sequence
+    sequence.num_computed = chunk.start + chunk.count
+    if not chunk.branches:
+        return
+    candidate = sequence.candidates[sequence.num_scored]
+    if len(chunk.branches) == 1 and sequence.num_partial + len(chunk.branches[0]) < len(candidate):
+        sequence.tokens.extend(chunk.branches[0])
+        sequence.num_computed = chunk.end
+        return
+    del sequence.tokens[sequence.num_input :]
+    sequence.num_scored += len(chunk.branches)
+    sequence.num_computed = min(sequence.num_computed, sequence.length)

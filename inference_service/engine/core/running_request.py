@@ -1,0 +1,126 @@
+"""A request inside the engine: its tokens and how far their keys and values are computed. Pure Python; imports no torch."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass, field
+
+from inference_service.engine.core.request import FinishReason, GenerationRequest, PrefixLoad, Request, SamplingParams, ScoreRequest, Usage
+
+
+@dataclass(eq=False)
+class RunningRequest:
+    """Positions count from the first virtual token: slot p of the row holds position p (candidates of a score share slots by branch).
+
+    `tokens` is the input followed by what was generated, or by the scored part of the candidate that a score is in the middle of;
+    `num_computed` counts positions, virtual ones included, whose keys and
+    values are in the row. A preempted sequence keeps its tokens and only loses `row` and `num_computed`.
+    """
+
+    request_id: str
+    tokens: list[int]
+    num_input: int
+    sampling: SamplingParams
+    seed: int
+    prefix_id: str | None = None
+    num_virtual: int = 0
+    priority: int = 0
+    deadline: float | None = None
+    arrived_at: float = 0.0
+    arrival: int = 0
+    candidates: tuple[tuple[int, ...], ...] = ()
+    """Of a score request; generation requests have none."""
+    tenant: str = ""
+    """On whose account it is computed; empty is the service itself (loads of versions, golden replays)."""
+    weight: float = 1.0
+    """The tenant's weight among the others."""
+    is_load: bool = False
+    """No request: the computation of a soft prompt's keys and values. It has virtual tokens only."""
+
+    row: int | None = None
+    num_computed: int = 0
+    num_scored: int = 0
+    cached_tokens: int = 0
+    num_preemptions: int = 0
+    started_step: int = 0
+    """The step in which it got its row."""
+    planned_step: int = 0
+    """The last step that computed something for it."""
+    num_passed_over: int = 0
+    """Requests of other tenants that were admitted while there was no room for this one, which was due first."""
+    started_at: float | None = None
+    first_token_at: float | None = None
+    last_token_at: float | None = None
+    inter_token_seconds: list[float] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+    error: str = ""
+
+    @property
+    def rank(self) -> tuple[int, int]:
+        """Smaller runs first: priority, then arrival."""
+        return (-self.priority, self.arrival)
+
+    @property
+    def length(self) -> int:
+        return self.num_virtual + len(self.tokens)
+
+    @property
+    def num_uncomputed(self) -> int:
+        return self.length - self.num_computed
+
+    @property
+    def num_left(self) -> int:
+        """Positions to compute until its next token, or of a score until its end."""
+        if not self.is_score:
+            return self.num_uncomputed
+        candidates = sum(len(candidate) for candidate in self.candidates[self.num_scored :])
+        return max(1, self.num_uncomputed) + candidates - self.num_partial
+
+    @property
+    def cost(self) -> int:
+        """Tokens that the request brought, candidates included, and those generated so far."""
+        return len(self.tokens) + sum(map(len, self.candidates))
+
+    @property
+    def num_generated(self) -> int:
+        return 0 if self.is_score else len(self.tokens) - self.num_input
+
+    @property
+    def num_partial(self) -> int:
+        """Tokens of the candidate in progress that are scored."""
+        return len(self.tokens) - self.num_input if self.is_score else 0
+
+    @property
+    def generated(self) -> list[int]:
+        return self.tokens[self.num_input :]
+
+    @property
+    def is_score(self) -> bool:
+        return bool(self.candidates)
+
+    @property
+    def usage(self) -> Usage:
+        return Usage(self.num_input, self.num_virtual, self.cached_tokens, self.num_generated)
+
+
+def sequence_of(request: Request, num_virtual: int, arrival: int, now: float) -> RunningRequest:
+    """A new sequence for a request under a prefix of `num_virtual` tokens; `arrival` numbers the requests, `now` is in seconds."""
+    sampling = request.sampling if isinstance(request, GenerationRequest) else SamplingParams(temperature=0.0)
+    input_ids = () if isinstance(request, PrefixLoad) else request.input_ids
+    return RunningRequest(
+        request_id=request.request_id,
+        tokens=list(input_ids),
+        num_input=len(input_ids),
+        sampling=sampling,
+        seed=secrets.randbits(63) if sampling.seed is None else sampling.seed,
+        prefix_id=request.prefix_id,
+        num_virtual=num_virtual,
+        priority=0 if isinstance(request, PrefixLoad) else request.priority,
+        deadline=None if isinstance(request, PrefixLoad) else request.deadline,
+        arrived_at=now,
+        arrival=arrival,
+        candidates=request.candidates if isinstance(request, ScoreRequest) else (),
+        tenant=request.tenant,
+        weight=request.weight,
+        is_load=isinstance(request, PrefixLoad),
+    )

@@ -1,0 +1,306 @@
+"""Who holds which block of a paged KV cache, which blocks are shared, and what of finished requests can be used again. Knows no tensors.
+
+A sequence's keys and values lie in blocks of fixed size, listed in its row's block table (PagedAttention, Kwon et al. 2023). Blocks are
+counted: whole blocks of a common beginning (the soft prompt's, then the text's) are shared by all sequences that begin so, and only the
+block in which they part is copied. `BlockPool` does for a paged cache what `rows.RowPool` does for one of rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from inference_service.engine.core.integrity import IntegrityError
+from inference_service.engine.kv.rows import MIN_SHARED_TOKENS, Acquired, Content, common_length, may_share
+
+NULL_BLOCK = 0
+"""Belongs to nobody: what pads a block table or a batch points there."""
+REMAINS_PER_ROW = 4
+"""Finished sequences that are remembered, for each row: each is looked at when a request starts."""
+
+
+@dataclass(frozen=True)
+class SetTable:
+    """From position `first` on, the row's table is `blocks`. `source` are those that others have written, if any."""
+
+    row: int
+    first: int
+    blocks: tuple[int, ...]
+    source: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class ClearBlocks:
+    """Zero blocks that a failed sequence left: numbers that are not finite would reach the next holder through its masks."""
+
+    row: int
+    blocks: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class CopyBlock:
+    """Copy a block whose beginning is shared and whose end is not."""
+
+    row: int
+    source: int
+    block: int
+
+
+@dataclass(frozen=True)
+class WritePrefix:
+    """Write the prefix KV of slots `start` and later into the row's blocks."""
+
+    prefix_id: str
+    row: int
+    start: int
+
+
+BlockOp = SetTable | ClearBlocks | CopyBlock | WritePrefix
+
+
+@dataclass
+class BlockRow:
+    index: int
+    holder: Content | None = None
+    blocks: list[int] = field(default_factory=list)
+    length: int = 0
+    """Slots with valid keys and values, virtual ones included."""
+
+
+@dataclass(eq=False)
+class Cached:
+    """Blocks that are kept for whoever begins alike: of a released sequence, or (without tokens) of a soft prompt."""
+
+    tenant: str
+    prefix_id: str | None
+    num_virtual: int
+    tokens: list[int]
+    blocks: list[int]
+    length: int
+    last_used: int
+
+
+@dataclass
+class BlockPool:
+    num_rows: int
+    max_blocks: int
+    max_length: int
+    block_tokens: int
+    reuse: bool = True
+    """Keep what finished requests leave, for inputs that begin alike. Soft prompts' blocks are shared in any case."""
+    across_tenants: bool = False
+    """Whether a tenant's input may start from what another tenant's left."""
+    rows: list[BlockRow] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.rows = [BlockRow(index) for index in range(self.num_rows)]
+        self._free = list(range(self.max_blocks, NULL_BLOCK, -1))
+        self._references = [0] * (self.max_blocks + 1)
+        self._held = [0] * (self.max_blocks + 1)
+        """References from rows alone."""
+        self._num_held_blocks = 0
+        self._dirty: set[int] = set()
+        self._remains: list[Cached] = []
+        self._prefixes: dict[str, Cached] = {}
+        self._clock = 0
+
+    @property
+    def num_held(self) -> int:
+        return sum(row.holder is not None for row in self.rows)
+
+    @property
+    def held_blocks(self) -> int:
+        """Blocks of running sequences, each counted once."""
+        return self._num_held_blocks
+
+    @property
+    def committed_blocks(self) -> int:
+        return self.max_blocks - len(self._free)
+
+    def blocks_for(self, length: int) -> int:
+        return -(-length // self.block_tokens)
+
+    def acquire(self, content: Content, length: int, prefix_ready: bool = True) -> Acquired | None:
+        """A row with memory for `length` slots, or None. Shares what others have of the same beginning.
+
+        The last token is never shared: its logits are wanted, so it is computed. Without `prefix_ready` there is no prefix KV to write:
+        the virtual positions that nobody shares are among those to compute.
+        """
+        row = next((row for row in self.rows if row.holder is None), None)
+        if row is None:
+            return None
+        blocks, shared_slots = self._best_match(content)
+        num_whole = shared_slots // self.block_tokens
+        partial = blocks[num_whole] if shared_slots % self.block_tokens else None
+        row.holder, row.blocks = content, list(blocks[:num_whole])
+        self._refer(row.blocks, held=True)
+        fresh = self._take(self.blocks_for(length) - num_whole)
+        if fresh is None:
+            self._drop_row(row, keep=True)
+            return None
+        row.blocks += fresh
+        self._refer(fresh, held=True)
+        ops: list[BlockOp] = [SetTable(row.index, 0, tuple(row.blocks), tuple(row.blocks[:num_whole]) or None), *self._clear(row, fresh)]
+        if partial is not None:
+            ops.append(CopyBlock(row.index, partial, row.blocks[num_whole]))
+        row.length = shared_slots
+        if prefix_ready and shared_slots < content.num_virtual and content.prefix_id is not None:
+            ops.append(WritePrefix(content.prefix_id, row.index, shared_slots))
+            self.advance(row.index, content.num_virtual)
+        return Acquired(row.index, row.length, tuple(ops))  # type: ignore[arg-type]  # ops belong to the pool's own runner
+
+    def extend(self, index: int, length: int) -> tuple[BlockOp, ...] | None:
+        """Memory for `length` slots in a held row, or None where only preemption would give it."""
+        row = self.rows[index]
+        missing = self.blocks_for(length) - len(row.blocks)
+        if missing <= 0:
+            return ()
+        fresh = self._take(missing)
+        if fresh is None:
+            return None
+        first = len(row.blocks)
+        row.blocks += fresh
+        self._refer(fresh, held=True)
+        return SetTable(index, first, tuple(fresh)), *self._clear(row, fresh)
+
+    def advance(self, index: int, length: int) -> None:
+        """Slots below `length` are valid now."""
+        row = self.rows[index]
+        row.length = length
+        content = row.holder
+        if content is not None and content.prefix_id is not None and length >= content.num_virtual:
+            self._share_prefix(content.prefix_id, content.num_virtual, row)
+
+    def release(self, index: int, *, keep: bool = True) -> None:
+        """The holder is done. With `keep` its blocks stay for reuse; without, they are cleared before anybody gets them."""
+        row = self.rows[index]
+        content, length = row.holder, row.length
+        if content is None:
+            raise IntegrityError(f"row {index} is released twice")
+        blocks = row.blocks[: self.blocks_for(length)]
+        if keep and self.reuse and length > content.num_virtual:
+            self._refer(blocks, held=False)
+            tokens = content.tokens[: length - content.num_virtual]
+            kept = Cached(content.tenant, content.prefix_id, content.num_virtual, list(tokens), blocks, length, self._tick())
+            self._remains.append(kept)
+        self._drop_row(row, keep=keep)
+        while len(self._remains) > REMAINS_PER_ROW * self.num_rows:
+            self._evict(min(self._remains, key=lambda cached: cached.last_used))
+
+    def forget(self, prefix_id: str) -> None:
+        """Drop what is kept under a prefix that is going away."""
+        for cached in self._cached():
+            if cached.prefix_id == prefix_id:
+                self._evict(cached)
+
+    def forget_all(self) -> None:
+        """Drop everything that is kept: a step failed, and nobody knows what it wrote."""
+        for cached in self._cached():
+            self._evict(cached)
+        self._dirty.update(self._free)
+
+    def check_integrity(self) -> None:
+        """Raise IntegrityError where the books do not balance. Call it at any step boundary."""
+        held = [0] * (self.max_blocks + 1)
+        for row in self.rows:
+            if row.holder is None and (row.blocks or row.length):
+                raise IntegrityError(f"row {row.index} has blocks of nobody")
+            if self.blocks_for(row.length) > len(row.blocks):
+                raise IntegrityError(f"row {row.index} holds {row.length} slots in {len(row.blocks)} blocks")
+            for block in row.blocks:
+                held[block] += 1
+        counted = list(held)
+        for cached in self._cached():
+            if len(cached.blocks) < self.blocks_for(cached.length):
+                raise IntegrityError(f"{cached.length} slots are remembered in {len(cached.blocks)} blocks")
+            for block in cached.blocks:
+                counted[block] += 1
+        if counted != self._references or held != self._held or sum(count > 0 for count in held) != self._num_held_blocks:
+            raise IntegrityError("blocks are not counted as they are used")
+        free = set(self._free)
+        used = {block for block, count in enumerate(counted) if count}
+        if len(free) != len(self._free) or free & used or free | used != set(range(1, self.max_blocks + 1)):
+            raise IntegrityError("a block is lost, free twice, or free and used at once")
+
+    def _best_match(self, content: Content) -> tuple[Sequence[int], int]:
+        """(blocks of the best beginning that somebody has, how many slots of it are shared)."""
+        best: tuple[Sequence[int], int] = ((), 0)
+        prefix = None if content.prefix_id is None else self._prefixes.get(content.prefix_id)
+        if prefix is not None:
+            prefix.last_used = self._tick()
+            best = (prefix.blocks, prefix.length)
+        if not self.reuse:
+            return best
+        most, source = MIN_SHARED_TOKENS - 1, None
+        limit = len(content.tokens) - 1
+        held = ((row, row.holder) for row in self.rows if row.holder is not None)
+        rows = [Cached(one.tenant, one.prefix_id, one.num_virtual, one.tokens, row.blocks, row.length, 0) for row, one in held]
+        for other in (*rows, *self._remains):
+            valid = other.length - other.num_virtual
+            if not may_share(content, other, across_tenants=self.across_tenants) or valid <= most:
+                continue
+            shared = common_length(content.tokens[:limit], other.tokens[:valid])
+            if shared > most:
+                most, source = shared, other
+        if source is None:
+            return best
+        source.last_used = self._tick()
+        return source.blocks, content.num_virtual + most
+
+    def _share_prefix(self, prefix_id: str, num_virtual: int, row: BlockRow) -> None:
+        """Whole blocks of virtual tokens are the same for everybody: remember where they are."""
+        whole = num_virtual // self.block_tokens
+        if whole and prefix_id not in self._prefixes:
+            blocks = row.blocks[:whole]
+            self._refer(blocks, held=False)
+            self._prefixes[prefix_id] = Cached("", prefix_id, num_virtual, [], blocks, whole * self.block_tokens, self._tick())
+
+    def _take(self, count: int) -> list[int] | None:
+        """Free blocks, for which the least recently used of what is kept gives way."""
+        while len(self._free) < count:
+            cached = self._cached()
+            if not cached:
+                return None
+            self._evict(min(cached, key=lambda one: one.last_used))
+        return [self._free.pop() for _ in range(count)]
+
+    def _clear(self, row: BlockRow, blocks: Iterable[int]) -> tuple[ClearBlocks, ...]:
+        dirty = tuple(block for block in blocks if block in self._dirty)
+        self._dirty.difference_update(dirty)
+        return (ClearBlocks(row.index, dirty),) if dirty else ()
+
+    def _cached(self) -> list[Cached]:
+        return [*self._remains, *self._prefixes.values()]
+
+    def _evict(self, cached: Cached) -> None:
+        if cached in self._remains:
+            self._remains.remove(cached)
+        elif cached.prefix_id is not None:
+            del self._prefixes[cached.prefix_id]
+        self._unrefer(cached.blocks, held=False)
+
+    def _drop_row(self, row: BlockRow, *, keep: bool) -> None:
+        if not keep:
+            self._dirty.update(block for block in row.blocks if self._references[block] == 1)
+        self._unrefer(row.blocks, held=True)
+        row.holder, row.blocks, row.length = None, [], 0
+
+    def _refer(self, blocks: Iterable[int], *, held: bool) -> None:
+        for block in blocks:
+            self._references[block] += 1
+            if held:
+                self._held[block] += 1
+                self._num_held_blocks += self._held[block] == 1
+
+    def _unrefer(self, blocks: Iterable[int], *, held: bool) -> None:
+        for block in blocks:
+            self._references[block] -= 1
+            if held:
+                self._held[block] -= 1
+                self._num_held_blocks -= self._held[block] == 0
+            if not self._references[block]:
+                self._free.append(block)
+
+    def _tick(self) -> int:
+        self._clock += 1
+        return self._clock

@@ -1,0 +1,92 @@
+"""Keys and values in blocks, with a block table for each row, in every layer: the cache for GPUs. Knows tensors; who holds which block is
+`blocks`' business.
+
+Block 0 is nobody's: padding points there. The last blocks are the scratch row's, where the self-check computes; no sequence gets them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from inference_service.engine.kv.blocks import NULL_BLOCK, BlockOp, ClearBlocks, CopyBlock, SetTable, WritePrefix
+from inference_service.engine.kv.kv_cache import LayerShape, PrefixKV
+from inference_service.engine.kv.prefix_cache import PrefixCache
+
+SCRATCH_TOKENS = 32
+
+
+class PagedKVCache:
+    """Layers of one shape share one tensor `[layers, blocks, block_tokens, heads, width]`.
+
+    `tables` is `[rows, blocks of the longest sequence]`, int32, on the device. Rows after those of sequences: the scratch row, and the
+    null row, whose table is all padding.
+    """
+
+    def __init__(
+        self,
+        shapes: Sequence[LayerShape],
+        num_rows: int,
+        max_length: int,
+        num_blocks: int,
+        block_tokens: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self.block_tokens, self.max_length = block_tokens, max_length
+        self.scratch_row, self.null_row = num_rows, num_rows + 1
+        width = -(-max_length // block_tokens)
+        scratch = -(-min(max_length, SCRATCH_TOKENS) // block_tokens)
+        self.tables = torch.full((num_rows + 2, width), NULL_BLOCK, dtype=torch.int32, device=device)
+        self.tables[self.scratch_row, :scratch] = torch.arange(1 + num_blocks, 1 + num_blocks + scratch, dtype=torch.int32)
+        self._device = device
+        self._keys: list[torch.Tensor] = []
+        self._values: list[torch.Tensor] = []
+        self._layers: list[tuple[torch.Tensor, torch.Tensor]] = [(torch.empty(0), torch.empty(0))] * len(shapes)
+        for shape in dict.fromkeys(shapes):
+            members = [index for index, other in enumerate(shapes) if other == shape]
+            for tensors, last in ((self._keys, shape.key_width), (self._values, shape.value_width)):
+                size = (len(members), 1 + num_blocks + scratch, block_tokens, shape.num_heads, last)
+                tensors.append(torch.zeros(size, dtype=dtype, device=device))
+            for position, index in enumerate(members):
+                self._layers[index] = (self._keys[-1][position], self._values[-1][position])
+
+    def layer(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """(keys, values) of a layer, each `[blocks, block_tokens, heads, width]`; written and read in place."""
+        return self._layers[index]
+
+    def slots(self, rows: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """Where the positions of these rows lie, counted through all blocks. All `[n]`, int64; no wait for the device."""
+        block = self.tables[rows, positions // self.block_tokens].long()
+        return block * self.block_tokens + positions % self.block_tokens
+
+    def do(self, ops: Sequence[BlockOp], prefixes: PrefixCache) -> None:
+        """In order: a later one may use what an earlier one wrote."""
+        for op in ops:
+            match op:
+                case SetTable(row, first, blocks):
+                    self.tables[row, first : first + len(blocks)] = torch.tensor(blocks, dtype=torch.int32, device=self._device)
+                case ClearBlocks(_, blocks):
+                    for tensor in (*self._keys, *self._values):
+                        tensor[:, list(blocks)] = 0
+                case CopyBlock(_, source, block):
+                    for tensor in (*self._keys, *self._values):
+                        tensor[:, block] = tensor[:, source]
+                case WritePrefix(prefix_id, row, start):
+                    self.restore(prefixes.get(prefix_id), row, start)
+
+    def snapshot(self, row: int, length: int) -> PrefixKV:
+        index = self._first_slots(row, 0, length)
+        keys = tuple(tensor.flatten(1, 2)[:, index].transpose(1, 2).contiguous() for tensor in self._keys)
+        return PrefixKV(length, keys, tuple(tensor.flatten(1, 2)[:, index].transpose(1, 2).contiguous() for tensor in self._values))
+
+    def restore(self, prefix: PrefixKV, row: int, start: int = 0) -> None:
+        """Write the prefix's slots from `start` on into the row's blocks."""
+        index = self._first_slots(row, start, prefix.num_virtual)
+        for tensor, saved in zip((*self._keys, *self._values), (*prefix.keys, *prefix.values), strict=True):
+            tensor.flatten(1, 2)[:, index] = saved[:, :, start:].transpose(1, 2)
+
+    def _first_slots(self, row: int, start: int, end: int) -> torch.Tensor:
+        positions = torch.arange(start, end, device=self._device)
+        return self.slots(torch.full_like(positions, row), positions)

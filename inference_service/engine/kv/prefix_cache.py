@@ -1,0 +1,164 @@
+"""Soft prompts known to the engine, and the prefix KV of as many as the memory budget takes. Knows nothing of rows or requests.
+
+The small matrix of every known prompt stays. A prefix KV that was evicted (least recently used) is computed again when a request wants it,
+in chunks, as the beginning of that request's own input. A request needs the KV only in the step in which it starts, which copies it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from inference_service.engine.core.integrity import IntegrityError
+from inference_service.engine.kv.kv_cache import PrefixKV
+from shared.errors import DamagedBlob, NotFound, PreconditionFailed
+from shared.prompt.soft_prompt import SoftPrompt
+
+
+@dataclass
+class Prefix:
+    """`holds` counts the requests that use it; `proven`: its KV was computed once and was finite."""
+
+    soft_prompt: SoftPrompt
+    kv: PrefixKV | None = None
+    holds: int = 0
+    last_used: int = 0
+    leaving: bool = False
+    proven: bool = False
+
+
+class PrefixCache:
+    """Used by the engine's thread alone, but for `num_virtual` and `kv_bytes`."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
+        self._prefixes: dict[str, Prefix] = {}
+        self._clock = 0
+        self.num_bytes = 0
+        self.num_computed = 0
+        self.num_hits = 0
+        self.num_evictions = 0
+
+    @property
+    def num_known(self) -> int:
+        return len(self._prefixes)
+
+    @property
+    def num_loaded(self) -> int:
+        return sum(prefix.kv is not None for prefix in self._prefixes.values())
+
+    def __contains__(self, prefix_id: str) -> bool:
+        return prefix_id in self._prefixes
+
+    def num_virtual(self, prefix_id: str | None) -> int:
+        """Virtual tokens of a known prefix, 0 for the bare model. Raises NotFound."""
+        return 0 if prefix_id is None else self._get(prefix_id).soft_prompt.num_virtual_tokens
+
+    def soft_prompt(self, prefix_id: str) -> SoftPrompt:
+        """Raises NotFound."""
+        return self._get(prefix_id).soft_prompt
+
+    def is_ready(self, prefix_id: str) -> bool:
+        """Whether the prefix KV is in memory."""
+        prefix = self._prefixes.get(prefix_id)
+        return prefix is not None and prefix.kv is not None
+
+    def kv_bytes(self, prefix_id: str) -> int:
+        """Memory of the prefix KV; 0 while it is not in memory."""
+        prefix = self._prefixes.get(prefix_id)
+        kv = None if prefix is None else prefix.kv
+        return 0 if kv is None else kv.num_bytes
+
+    def add(self, prefix_id: str, soft_prompt: SoftPrompt) -> None:
+        """Make a prefix known; its KV is computed later. The same again does nothing. Raises PreconditionFailed for another matrix."""
+        known = self._prefixes.get(prefix_id)
+        if known is None:
+            self._prefixes[prefix_id] = Prefix(soft_prompt)
+            return
+        if known.soft_prompt is not soft_prompt and not known.soft_prompt.embeddings.equal(soft_prompt.embeddings):
+            raise PreconditionFailed(f"prefix {prefix_id} is loaded with another soft prompt; a version never changes")
+        known.leaving = False
+
+    def unload(self, prefix_id: str) -> bool:
+        """Forget a prefix, at once or, if requests hold it, when the last of them ends. True if it is gone now. Unknown ones are gone."""
+        prefix = self._prefixes.get(prefix_id)
+        if prefix is None:
+            return True
+        if prefix.holds:
+            prefix.leaving = True
+            return False
+        self._drop_kv(prefix)
+        del self._prefixes[prefix_id]
+        return True
+
+    def hold(self, prefix_id: str) -> None:
+        """A request starts to use the prefix. Raises NotFound if it is unknown or on its way out."""
+        prefix = self._get(prefix_id)
+        if prefix.leaving:
+            raise NotFound("soft prompt", prefix_id, "it is being unloaded")
+        prefix.holds += 1
+
+    def release(self, prefix_id: str) -> bool:
+        """The request is done. True if the prefix left with it: because it was to be unloaded, or was never computed successfully."""
+        prefix = self._get(prefix_id)
+        if prefix.holds <= 0:
+            raise IntegrityError(f"prefix {prefix_id} is released more often than held")
+        prefix.holds -= 1
+        return (prefix.leaving or not prefix.proven) and not prefix.holds and self.unload(prefix_id)
+
+    def get(self, prefix_id: str) -> PrefixKV:
+        """The prefix KV. Raises IntegrityError if it is not there: whoever plans a step asks `is_ready` first."""
+        prefix = self._get(prefix_id)
+        if prefix.kv is None:
+            raise IntegrityError(f"a step copies the keys and values of prefix {prefix_id}, which are not computed")
+        self._touch(prefix)
+        self.num_hits += 1
+        return prefix.kv
+
+    def keep(self, prefix_id: str, kv: PrefixKV) -> None:
+        """The prefix KV was computed. Raises DamagedBlob, and keeps nothing, if it is not finite."""
+        if not kv.finite:
+            raise DamagedBlob("the soft prompt gives keys or values that are not finite in this model")
+        prefix = self._get(prefix_id)
+        self._touch(prefix)
+        self.num_computed += 1
+        self._drop_kv(prefix)
+        prefix.kv, prefix.proven = kv, True
+        self.num_bytes += kv.num_bytes
+        self._evict(keep=prefix)
+
+    def check_integrity(self) -> None:
+        held = sum(prefix.kv.num_bytes for prefix in self._prefixes.values() if prefix.kv is not None)
+        if held != self.num_bytes:
+            raise IntegrityError(f"prefix KV takes {held} bytes, the books say {self.num_bytes}")
+        if held > self.max_bytes and self.num_loaded > 1:
+            raise IntegrityError(f"prefix KV takes {held} bytes, more than its budget of {self.max_bytes}")
+        for prefix_id, prefix in self._prefixes.items():
+            if prefix.leaving and not prefix.holds:
+                raise IntegrityError(f"prefix {prefix_id} was to leave and is still here")
+
+    @property
+    def num_holds(self) -> int:
+        return sum(prefix.holds for prefix in self._prefixes.values())
+
+    def _touch(self, prefix: Prefix) -> None:
+        self._clock += 1
+        prefix.last_used = self._clock
+
+    def _evict(self, keep: Prefix) -> None:
+        """Down to the budget; the newest stays even if it is larger than that."""
+        for prefix in sorted((p for p in self._prefixes.values() if p.kv is not None and p is not keep), key=lambda p: p.last_used):
+            if self.num_bytes <= self.max_bytes:
+                return
+            self._drop_kv(prefix)
+            self.num_evictions += 1
+
+    def _drop_kv(self, prefix: Prefix) -> None:
+        if prefix.kv is not None:
+            self.num_bytes -= prefix.kv.num_bytes
+            prefix.kv = None
+
+    def _get(self, prefix_id: str) -> Prefix:
+        prefix = self._prefixes.get(prefix_id)
+        if prefix is None:
+            raise NotFound("soft prompt", prefix_id, "it is not loaded")
+        return prefix

@@ -1,0 +1,275 @@
+"""Who holds which row of the KV cache, how much memory the rows commit, and what of a finished request can be used again.
+
+A row has room for the longest sequence, but only touched blocks cost memory (see `kv_cache`); this module does the bookkeeping and
+knows no tensors. A released row keeps its content until its memory is wanted: the next input that begins alike under the same prompt
+starts from it (as slots are reused in llama.cpp; SGLang's radix tree does it for paged caches).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from inference_service.engine.core.integrity import IntegrityError
+
+BLOCK_TOKENS = 32
+MIN_SHARED_TOKENS = 8
+"""Fewer common tokens are cheaper to compute than to look after."""
+
+
+class Content(Protocol):
+    """What a row holds: a sequence, or what is left of one."""
+
+    tenant: str
+    prefix_id: str | None
+    num_virtual: int
+    tokens: list[int]
+
+
+@dataclass
+class Remains:
+    """Content of a released row."""
+
+    tenant: str
+    prefix_id: str | None
+    num_virtual: int
+    tokens: list[int]
+
+
+@dataclass
+class Row:
+    index: int
+    holder: Content | None = None
+    remains: Remains | None = None
+    length: int = 0
+    """Slots with valid keys and values, virtual ones included."""
+    blocks: int = 0
+    """Blocks of memory touched since the row was last trimmed."""
+    last_used: int = 0
+    dirty: bool = False
+    """Its last holder failed: numbers that are not finite would reach the next one through its masks."""
+
+    @property
+    def content(self) -> Content | None:
+        return self.holder or self.remains
+
+
+@dataclass(frozen=True)
+class Trim:
+    """Give the row's memory from slot `first` on back."""
+
+    row: int
+    first: int = 0
+
+
+@dataclass(frozen=True)
+class CopyPrefix:
+    """Write the prefix KV into the row's first slots."""
+
+    prefix_id: str
+    row: int
+
+
+@dataclass(frozen=True)
+class CopyRow:
+    """Copy the first `length` slots of another row, so that a common beginning is not computed again."""
+
+    source: int
+    row: int
+    length: int
+
+
+RowOp = Trim | CopyPrefix | CopyRow
+
+
+@dataclass(frozen=True)
+class Acquired:
+    row: int
+    num_computed: int
+    """Positions that are there once `ops` are done, virtual ones included."""
+    ops: tuple[RowOp, ...]
+
+
+def may_share(one: Content, other: Content, *, across_tenants: bool) -> bool:
+    """Whether one of the two may start from the keys and values of the other.
+
+    The tenant is part of the key because the number of reused tokens, and the time they save, tell a caller what an earlier input
+    said, one guess after the other (Wu et al. 2025, "I Know What You Asked").
+    """
+    return one.prefix_id == other.prefix_id and (across_tenants or one.tenant == other.tenant)
+
+
+def common_length(one: list[int], other: list[int]) -> int:
+    """How many tokens two sequences begin with in common."""
+    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+
+
+def blocks_for(length: int) -> int:
+    return -(-length // BLOCK_TOKENS)
+
+
+@dataclass
+class RowPool:
+    num_rows: int
+    max_blocks: int
+    max_length: int
+    """Slots of one row."""
+    reuse: bool = True
+    across_tenants: bool = False
+    """Whether a tenant's input may start from what another tenant's left."""
+    rows: list[Row] = field(init=False)
+    _clock: int = 0
+
+    def __post_init__(self) -> None:
+        self.rows = [Row(index) for index in range(self.num_rows)]
+
+    @property
+    def num_held(self) -> int:
+        return sum(row.holder is not None for row in self.rows)
+
+    @property
+    def held_blocks(self) -> int:
+        return sum(row.blocks for row in self.rows if row.holder is not None)
+
+    @property
+    def committed_blocks(self) -> int:
+        return sum(row.blocks for row in self.rows)
+
+    def acquire(self, content: Content, length: int, prefix_ready: bool = True) -> Acquired | None:
+        """A row with memory for `length` slots, or None. Reuses what another row has of the same beginning.
+
+        The last token is never reused: its logits are wanted, so it is computed. Without `prefix_ready` there is no prefix KV to copy:
+        the virtual positions are among those to compute.
+        """
+        source, shared = self._best_match(content)
+        row = self._choose_row(source, content.num_virtual + shared)
+        if row is None:
+            return None
+        in_place = source is row
+        ops: list[RowOp] = []
+        if not in_place:
+            row.remains = None
+            row.length = 0
+        else:
+            row.length = content.num_virtual + shared
+        row.holder, row.remains = content, None
+        if row.blocks > blocks_for(length):  # a former holder was longer: what it leaves is memory that others may want
+            row.blocks = blocks_for(length)
+            ops.append(Trim(row.index, row.blocks * BLOCK_TOKENS))
+        trims = self._reserve(row, blocks_for(length), keep=None if in_place else source)
+        if trims is None:
+            row.holder = None
+            row.length = 0
+            return None
+        ops.extend(trims)
+        if row.dirty:
+            ops.append(Trim(row.index, 0))
+            row.dirty = False
+        computed = content.num_virtual + shared
+        if source is not None and not in_place:
+            ops.append(CopyRow(source.index, row.index, computed))
+        elif source is None and content.prefix_id is not None:
+            if prefix_ready:
+                ops.append(CopyPrefix(content.prefix_id, row.index))
+            else:
+                computed = 0
+        row.length = computed
+        self._touch(row)
+        return Acquired(row.index, computed, tuple(ops))
+
+    def extend(self, index: int, length: int) -> tuple[RowOp, ...] | None:
+        """Memory for `length` slots in a held row: the trims that make room for it, or None where only preemption would."""
+        trims = self._reserve(self.rows[index], blocks_for(length), keep=None)
+        return None if trims is None else tuple(trims)
+
+    def advance(self, index: int, length: int) -> None:
+        """Slots below `length` are valid now."""
+        self.rows[index].length = length
+        self._touch(self.rows[index])
+
+    def release(self, index: int, *, keep: bool = True) -> None:
+        """The holder is done. With `keep` the row keeps its content for reuse; without, it is cleared for the next holder."""
+        row = self.rows[index]
+        content = row.holder
+        row.holder = None
+        if content is None:
+            raise IntegrityError(f"row {index} is released twice")
+        row.dirty = not keep
+        if keep and self.reuse and row.length > content.num_virtual:
+            tokens = content.tokens[: row.length - content.num_virtual]
+            row.remains = Remains(content.tenant, content.prefix_id, content.num_virtual, tokens)
+        else:
+            row.length = 0
+
+    def forget(self, prefix_id: str) -> None:
+        """Drop what released rows remember under a prefix that is going away."""
+        for row in self.rows:
+            if row.remains is not None and row.remains.prefix_id == prefix_id:
+                row.remains, row.length = None, 0
+
+    def forget_all(self) -> None:
+        """Drop what all released rows remember: a step failed, and nobody knows what it wrote."""
+        for row in self.rows:
+            if row.remains is not None:
+                row.remains, row.length = None, 0
+
+    def check_integrity(self) -> None:
+        """Raise IntegrityError where the books do not balance. Call it at any step boundary."""
+        if self.committed_blocks > self.max_blocks:
+            raise IntegrityError(f"{self.committed_blocks} blocks are committed of {self.max_blocks}")
+        for row in self.rows:
+            if row.holder is not None and row.remains is not None:
+                raise IntegrityError(f"row {row.index} is held and free at once")
+            if blocks_for(row.length) > row.blocks:
+                raise IntegrityError(f"row {row.index} holds {row.length} slots in {row.blocks} blocks")
+            if row.content is None and row.length:
+                raise IntegrityError(f"row {row.index} has slots of nobody")
+
+    def _best_match(self, content: Content) -> tuple[Row | None, int]:
+        """(row that shares the most tokens, how many), among rows with something to offer."""
+        if not self.reuse:
+            return None, 0
+        best: Row | None = None
+        most = MIN_SHARED_TOKENS - 1
+        limit = len(content.tokens) - 1
+        for row in self.rows:
+            other = row.content
+            if other is None or row.length <= other.num_virtual + most:
+                continue
+            if not may_share(content, other, across_tenants=self.across_tenants):
+                continue
+            valid = row.length - other.num_virtual
+            shared = common_length(content.tokens[:limit], other.tokens[:valid])
+            if shared > most:
+                best, most = row, shared
+        return (best, most) if best is not None else (None, 0)
+
+    def _choose_row(self, source: Row | None, shared_length: int) -> Row | None:
+        """The source itself where most of it is shared, else an empty row, else the released row that was used least recently."""
+        free = [row for row in self.rows if row.holder is None]
+        if source is not None and source.holder is None and (2 * shared_length >= source.length or len(free) == 1):
+            return source
+        candidates = [row for row in free if row is not source]
+        if not candidates:
+            return None
+        return min(candidates, key=lambda row: (row.remains is not None, row.last_used if row.remains is not None else row.index))
+
+    def _reserve(self, row: Row, blocks: int, keep: Row | None) -> list[RowOp] | None:
+        missing = self.committed_blocks + max(0, blocks - row.blocks) - self.max_blocks
+        trims: list[RowOp] = []
+        if missing > 0:
+            idle = sorted((r for r in self.rows if r.holder is None and r is not keep and r.blocks), key=lambda r: r.last_used)
+            if sum(r.blocks for r in idle) < missing:
+                return None
+            for victim in idle:
+                missing -= victim.blocks
+                victim.blocks, victim.length, victim.remains, victim.dirty = 0, 0, None, False
+                trims.append(Trim(victim.index))
+                if missing <= 0:
+                    break
+        row.blocks = max(row.blocks, blocks)
+        return trims
+
+    def _touch(self, row: Row) -> None:
+        self._clock += 1
+        row.last_used = self._clock

@@ -1,0 +1,290 @@
+"""The attention function that transformers' modules call: it writes new keys and values to the cache and attends to rows of it.
+
+One forward pass carries the positions of many sequences packed behind one another (batch 1). What belongs together, and what may see
+what, is in a `StepLayout` that is made once a step. Knows nothing of scheduling, sampling or which model calls it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import takewhile
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+
+from inference_service.engine.kv.kv_cache import KVCache
+from shared.kernels import ops
+
+
+class ChunkLike(Protocol):
+    """What attention must know of a scheduled chunk (`scheduler.Chunk`)."""
+
+    @property
+    def row(self) -> int: ...
+    @property
+    def start(self) -> int: ...
+    @property
+    def count(self) -> int: ...
+    @property
+    def branch_lengths(self) -> tuple[int, ...]: ...
+    @property
+    def num_positions(self) -> int: ...
+
+
+@dataclass
+class Run:
+    """Decodes of neighbouring rows `[row, row + count)`: one dense attention over their first `end` slots."""
+
+    begin: int
+    count: int
+    row: int
+    end: int
+    positions: torch.Tensor
+    """[count], on the device."""
+    masks: dict[int, torch.Tensor] = field(default_factory=dict)
+
+    def mask(self, window: int, dtype: torch.dtype) -> torch.Tensor:
+        """Additive, `[count, 1, 1, end]`; made once a step for each window size (0 is none)."""
+        if window not in self.masks:
+            slots = torch.arange(self.end, device=self.positions.device)
+            seen = slots <= self.positions[:, None]
+            if window:
+                seen &= slots > self.positions[:, None] - window
+            self.masks[window] = _additive(seen, dtype)[:, None, None]
+        return self.masks[window]
+
+
+@dataclass
+class Stretch:
+    """Several positions of one sequence: prefill, or the candidates of a score."""
+
+    begin: int
+    count: int
+    row: int
+    start: int
+    branch_lengths: tuple[int, ...]
+    device: torch.device
+    masks: dict[int, torch.Tensor | None] = field(default_factory=dict)
+
+    @property
+    def end(self) -> int:
+        return self.start + self.count
+
+    @property
+    def plainly_causal(self) -> bool:
+        return self.start == 0 and not self.branch_lengths
+
+    def positions(self) -> list[int]:
+        """Of each query, counted from the sequence's first virtual token. Every branch goes on from the last main position."""
+        main = self.count - sum(self.branch_lengths)
+        after = self.start + main
+        return [*range(self.start, after), *(after + i for length in self.branch_lengths for i in range(length))]
+
+    def mask(self, window: int, dtype: torch.dtype) -> torch.Tensor | None:
+        """Additive, `[1, 1, count, end]`, or None for a plain triangle. Queries see slots before them, of their own branch only."""
+        if window not in self.masks:
+            self.masks[window] = None if self.plainly_causal and not 0 < window < self.count else self._build(window, dtype)
+        return self.masks[window]
+
+    def _build(self, window: int, dtype: torch.dtype) -> torch.Tensor:
+        query_positions = torch.tensor(self.positions(), device=self.device)
+        slots = torch.arange(self.end, device=self.device)
+        slot_positions = torch.cat([slots[: self.start], query_positions])
+        seen = slots <= slots[self.start :, None]
+        if self.branch_lengths:
+            main = self.count - sum(self.branch_lengths)
+            branch = torch.repeat_interleave(
+                torch.arange(len(self.branch_lengths) + 1, device=self.device),
+                torch.tensor([main, *self.branch_lengths], device=self.device),
+            )
+            slot_branch = torch.cat([branch.new_zeros(self.start), branch])
+            seen &= (slot_branch == 0) | (slot_branch == branch[:, None])
+        if window:
+            seen &= slot_positions > query_positions[:, None] - window
+        return _additive(seen, dtype)[None, None]
+
+
+@dataclass
+class StepLayout:
+    """How one packed forward pass falls into pieces."""
+
+    runs: list[Run]
+    stretches: list[Stretch]
+    num_decodes: int
+    """Tokens that come first, one of each row; the runs are theirs."""
+    rows: torch.Tensor
+    """Of the tokens up to the first branch: `[causal tokens]`, the decodes' first."""
+    positions: torch.Tensor
+    """Of the same tokens, in their rows."""
+
+
+MAX_PADDING = 2.0
+"""A run is cut where its longest row would make the others read more than this many times their own slots."""
+
+
+def lay_out(chunks: Sequence[ChunkLike], device: torch.device) -> StepLayout:
+    """`chunks` come with those of one position first, by row, and trees of branches last (`StepPlan`)."""
+    singles = [chunk for chunk in chunks if chunk.num_positions == 1]
+    causal = list(takewhile(lambda chunk: not chunk.branch_lengths, chunks))
+    rows = torch.tensor([chunk.row for chunk in causal for _ in range(chunk.num_positions)], dtype=torch.long, device=device)
+    positions = torch.tensor([chunk.start + i for chunk in causal for i in range(chunk.num_positions)], dtype=torch.long, device=device)
+    runs: list[Run] = []
+    begin = 0
+    while begin < len(singles):
+        stop, end, used = begin + 1, singles[begin].start + 1, singles[begin].start + 1
+        while stop < len(singles) and singles[stop].row == singles[stop - 1].row + 1:
+            wider = max(end, singles[stop].start + 1)
+            used += singles[stop].start + 1
+            if wider * (stop - begin + 1) > MAX_PADDING * used + 64:
+                break
+            stop, end = stop + 1, wider
+        runs.append(Run(begin, stop - begin, singles[begin].row, end, positions[begin:stop]))
+        begin = stop
+    stretches: list[Stretch] = []
+    offset = len(singles)
+    for chunk in chunks[len(singles) :]:
+        stretches.append(Stretch(offset, chunk.num_positions, chunk.row, chunk.start, chunk.branch_lengths, device))
+        offset += chunk.num_positions
+    return StepLayout(runs, stretches, len(singles), rows, positions)
+
+
+class CachedAttention:
+    """Registered under a name of its own with `transformers.AttentionInterface`. `layout` is set before each forward pass."""
+
+    def __init__(self, cache: KVCache) -> None:
+        self.cache = cache
+        self.layout: StepLayout | None = None
+
+    def __call__(
+        self,
+        module: torch.nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        scaling: float | None = None,
+        sliding_window: int | None = None,
+        softcap: float | None = None,
+        s_aux: torch.Tensor | None = None,
+        **_: Any,
+    ) -> tuple[torch.Tensor, None]:
+        """query `[1, heads, T, width]`, key and value `[1, kv_heads, T, width]` -> `[1, T, heads, value width]`."""
+        layout = self.layout
+        if layout is None:
+            raise RuntimeError("attention is called outside a step")
+        index: int = module.layer_idx  # type: ignore[assignment]
+        keys, values = self.cache.layer(index)
+        window = sliding_window or 0
+        attend: Callable[..., torch.Tensor] = F.scaled_dot_product_attention
+        if softcap is not None or s_aux is not None:
+            attend = _Explicit(softcap, s_aux)
+        heads, kv_heads, decodes = query.shape[1], value.shape[1], layout.num_decodes
+        pieces: list[torch.Tensor] = []
+        native = attend is F.scaled_dot_product_attention and ops.can_attend(keys, values)
+        if first := layout.rows.shape[0] if native else decodes:
+            new = (query[0, :, :first].transpose(0, 1), key[0, :, :first].transpose(0, 1), value[0, :, :first].transpose(0, 1))
+            if native:
+                pieces.append(ops.cached_attention(*new, keys, values, layout.rows, layout.positions, window, scaling))
+            else:
+                pieces.append(self._attend_runs(attend, layout, *new, keys, values, window, scaling))
+        for stretch in layout.stretches:
+            if stretch.begin < first:
+                continue
+            piece, row = slice(stretch.begin, stretch.begin + stretch.count), slice(stretch.row, stretch.row + 1)
+            keys[stretch.row, :, stretch.start : stretch.end] = key[0, :, piece]
+            values[stretch.row, :, stretch.start : stretch.end] = value[0, :, piece]
+            mask = stretch.mask(window, query.dtype)
+            attended = attend(
+                query[:, :, piece],
+                keys[row, :, : stretch.end],
+                values[row, :, : stretch.end],
+                attn_mask=mask,
+                is_causal=mask is None,
+                scale=scaling,
+                enable_gqa=heads != kv_heads,
+            )
+            pieces.append(attended[0].transpose(0, 1))
+        return _joined(pieces)[None], None
+
+    @staticmethod
+    def _attend_runs(
+        attend: Callable[..., torch.Tensor],
+        layout: StepLayout,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        window: int,
+        scaling: float | None,
+    ) -> torch.Tensor:
+        """The step's decodes, by one attention function for each run: query `[decodes, heads, width]`, key and value `[decodes, kv_heads,
+        width]` -> `[decodes, heads, value width]`."""
+        decodes, heads, _ = query.shape
+        kv_heads, width = value.shape[1:]
+        rows, positions = layout.rows[:decodes], layout.positions[:decodes]
+        keys[rows, :, positions] = key
+        values[rows, :, positions] = value
+        # The query heads of one key head become the queries of that head: no key is repeated.
+        grouped = query.reshape(decodes, kv_heads, heads // kv_heads, query.shape[2])
+        attended = []
+        for run in layout.runs:
+            piece, near = slice(run.begin, run.begin + run.count), slice(run.row, run.row + run.count)
+            mask = run.mask(window, query.dtype)
+            attended.append(attend(grouped[piece], keys[near, :, : run.end], values[near, :, : run.end], attn_mask=mask, scale=scaling))
+        return _joined(attended).reshape(decodes, heads, width)
+
+
+class _Explicit:
+    """Attention written out, for what the fused kernels lack: soft-capped scores (Gemma 2) and attention sinks (gpt-oss)."""
+
+    def __init__(self, softcap: float | None, sinks: torch.Tensor | None) -> None:
+        self.softcap, self.sinks = softcap, sinks
+
+    def __call__(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attn_mask: torch.Tensor | None,
+        scale: float | None,
+        is_causal: bool = False,
+        enable_gqa: bool = False,
+    ) -> torch.Tensor:
+        """query `[rows, heads, queries, width]`; with `enable_gqa` heads are a multiple of the key's, else a decode's grouped ones."""
+        rows, heads, queries, width = query.shape
+        kv_heads = key.shape[1]
+        grouped = query.reshape(rows, kv_heads, -1, width)
+        scores = grouped @ key.transpose(2, 3) * (width**-0.5 if scale is None else scale)
+        if self.softcap is not None:
+            scores = torch.tanh(scores / self.softcap) * self.softcap
+        scores = scores.view(rows, heads, queries, -1)
+        if is_causal:
+            seen = torch.ones(queries, key.shape[2], dtype=torch.bool, device=query.device).tril(key.shape[2] - queries)
+            scores = scores.masked_fill(~seen, -math.inf)
+        if attn_mask is not None:
+            scores = scores + attn_mask
+        weights = self._softmax(scores).to(value.dtype)
+        return (weights.view(rows, kv_heads, -1, key.shape[2]) @ value).view(rows, heads, queries, -1)
+
+    def _softmax(self, scores: torch.Tensor) -> torch.Tensor:
+        """A sink is one more score for each query head, which takes weight and has no value.
+
+        In a decode the query heads stand where queries stand in a prefill, so the sinks' view is `[heads, queries]` or `[heads, 1]`.
+        """
+        if self.sinks is None:
+            return torch.softmax(scores, dim=-1, dtype=torch.float32)
+        rows, heads, queries, slots = scores.shape
+        column = self.sinks.view(heads, -1)[None, :, :, None].expand(rows, heads, queries, 1)
+        return torch.softmax(torch.cat([scores, column.to(scores.dtype)], -1), dim=-1, dtype=torch.float32)[..., :slots]
+
+
+def _additive(seen: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, -math.inf)
+
+
+def _joined(pieces: list[torch.Tensor]) -> torch.Tensor:
+    return (pieces[0] if len(pieces) == 1 else torch.cat(pieces)).contiguous()

@@ -1,0 +1,134 @@
+"""Runs planned steps on the device: the only module besides the caches and the sampler that touches tensors of a step.
+
+One forward pass of transformers' own model carries every chunk, packed behind one another as a batch of one; position ids say where each
+token stands, and the registered attention function knows the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+
+from inference_service.engine.core.plan import Chunk, StepPlan
+from inference_service.engine.kv.cache_layout import register_attention
+from inference_service.engine.kv.kv_cache import KVCache, PrefixKV
+from inference_service.engine.kv.prefix_cache import PrefixCache
+from inference_service.engine.kv.rows import CopyPrefix, CopyRow, RowOp, Trim
+from inference_service.engine.run.attention import CachedAttention, lay_out
+from inference_service.engine.run.finite_check import FiniteCheck
+from shared.model.base_model import BaseModel
+
+
+class Runner(Protocol):
+    """What the engine needs of a runner."""
+
+    scratch_row: int
+
+    finite: FiniteCheck
+
+    def run(self, plan: StepPlan, prefixes: PrefixCache) -> torch.Tensor: ...
+
+    def snapshot(self, row: int, length: int) -> PrefixKV:
+        """A copy of the keys and values in the row's first slots."""
+        ...
+
+
+class ModelRunner:
+    """`scratch_row` is a row of the cache that no sequence ever gets: the self-check computes there."""
+
+    def __init__(self, base: BaseModel, cache: KVCache) -> None:
+        self._model: Any = base.model
+        self._device, self._dtype = base.device, base.dtype
+        self._cache = cache
+        self._attention = CachedAttention(cache)
+        self.scratch_row = cache.num_rows - 1
+        self.finite = FiniteCheck(base.model)
+        self._model.set_attn_implementation(register_attention(self._attention))
+
+    @torch.inference_mode()
+    def run(self, plan: StepPlan, prefixes: PrefixCache) -> torch.Tensor:
+        """Logits `[n, vocab]` at every wanted position, in the order of `wanted_positions`."""
+        do_ops(plan.ops, self._cache, prefixes)
+        self.finite.begin()
+        inputs = model_inputs(plan.chunks, self._model, prefixes, self._device, self._dtype)
+        wanted = wanted_positions(plan.chunks)
+        self._attention.layout = lay_out(plan.chunks, self._device)
+        try:
+            # Some layers do not take an empty selection: one position is computed and dropped.
+            keep = torch.tensor(wanted or [0], device=self._device)
+            logits: torch.Tensor = self._model(**inputs, use_cache=False, logits_to_keep=keep).logits[0]
+        finally:
+            self._attention.layout = None
+        return kept(logits, keep)[: len(wanted)]
+
+    @torch.inference_mode()
+    def snapshot(self, row: int, length: int) -> PrefixKV:
+        return self._cache.snapshot(row, length)
+
+
+def kept(logits: torch.Tensor, keep: torch.Tensor | int) -> torch.Tensor:
+    """The rows of `[positions, vocab]` that `logits_to_keep` asked for, also of a model that knows no such argument and gives all."""
+    return logits if isinstance(keep, int) or logits.shape[0] == keep.shape[0] else logits[keep]
+
+
+def do_ops(ops: Sequence[RowOp], cache: KVCache, prefixes: PrefixCache) -> None:
+    """Copies and trims, in order: a later one may use what an earlier one wrote."""
+    for op in ops:
+        match op:
+            case Trim(row, first):
+                cache.trim(row, first)
+            case CopyPrefix(prefix_id, row):
+                cache.restore(prefixes.get(prefix_id), row)
+            case CopyRow(source, row, length):
+                cache.copy_row(source, row, length)
+
+
+def fed_tokens(chunk: Chunk) -> list[int]:
+    """Main tokens of the chunk (0 in place of virtual ones), then every branch without its last token."""
+    sequence = chunk.sequence
+    first = chunk.start + chunk.num_virtual - sequence.num_virtual
+    fed = [0] * chunk.num_virtual + sequence.tokens[first : first + chunk.count - chunk.num_virtual]
+    for branch in chunk.branches:
+        fed += branch[:-1]
+    return fed
+
+
+def virtual_tokens(chunk: Chunk, prefixes: PrefixCache, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    """The embeddings `[chunk.num_virtual, hidden]` of the soft prompt's part in the chunk."""
+    assert chunk.sequence.prefix_id is not None
+    return prefixes.soft_prompt(chunk.sequence.prefix_id).cast(dtype, device)[chunk.start : chunk.start + chunk.num_virtual]
+
+
+def model_inputs(
+    chunks: Sequence[Chunk], model: Any, prefixes: PrefixCache, device: torch.device, dtype: torch.dtype
+) -> dict[str, torch.Tensor]:
+    """Token ids and positions, `[1, tokens]`; embeddings `[1, tokens, hidden]` in place of the ids where some stand for virtual tokens."""
+    token_ids = torch.tensor([token for chunk in chunks for token in fed_tokens(chunk)], dtype=torch.long, device=device)
+    positions = torch.tensor([position for chunk in chunks for position in fed_positions(chunk)], dtype=torch.long, device=device)
+    if not any(chunk.num_virtual for chunk in chunks):
+        return {"input_ids": token_ids[None], "position_ids": positions[None]}
+    embeddings, begin = model.get_input_embeddings()(token_ids).clone(), 0
+    for chunk in chunks:
+        if chunk.num_virtual:
+            embeddings[begin : begin + chunk.num_virtual] = virtual_tokens(chunk, prefixes, device, dtype)
+        begin += chunk.num_positions
+    return {"inputs_embeds": embeddings[None], "position_ids": positions[None]}
+
+
+def fed_positions(chunk: Chunk) -> list[int]:
+    after = chunk.start + chunk.count
+    return [*range(chunk.start, after), *(after + i for branch in chunk.branches for i in range(len(branch) - 1))]
+
+
+def wanted_positions(chunks: Sequence[Chunk]) -> list[int]:
+    """Indices into the packed batch: the last position of each chunk that samples; of a score, that and every branch's."""
+    wanted: list[int] = []
+    begin = 0
+    for chunk in chunks:
+        if chunk.samples or chunk.branches:
+            wanted.append(begin + chunk.count - 1)
+        wanted.extend(range(begin + chunk.count, begin + chunk.num_positions))
+        begin += chunk.num_positions
+    return wanted

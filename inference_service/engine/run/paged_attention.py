@@ -1,0 +1,207 @@
+"""The attention function over a paged KV cache: writes new keys and values to their slots and attends through block tables.
+
+With a kernel that reads block tables (`varlen_kernel`) all sequences of a step attend in one call; without one, or where a layer needs
+what the kernel lacks (soft-capping, sinks, candidates of a score), blocks are gathered and attended to with a mask. Knows nothing of
+scheduling, sampling or which model calls it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from inference_service.engine.kv.paged_cache import PagedKVCache
+from inference_service.engine.run.varlen_kernel import Packed, VarlenKernel
+
+
+@dataclass
+class Piece:
+    """One chunk of several positions, or one with candidates: its queries `[begin, begin + count)` of the packed batch."""
+
+    begin: int
+    count: int
+    row: int
+    start: int
+    branch_lengths: tuple[int, ...] = ()
+    masks: dict[int, torch.Tensor] = field(default_factory=dict)
+
+    @property
+    def end(self) -> int:
+        return self.start + self.count
+
+    def seen(self, window: int, device: torch.device) -> torch.Tensor:
+        """`[1, 1, count, end]`, True where a query sees a slot: slots before it, of its own branch only, within the window (0 is none)."""
+        if window not in self.masks:
+            slots = torch.arange(self.end, device=device)
+            seen = slots <= slots[self.start :, None]
+            positions = slots
+            if self.branch_lengths:
+                main = self.end - sum(self.branch_lengths)
+                lengths = torch.tensor([main, *self.branch_lengths], device=device)
+                branch = torch.repeat_interleave(torch.arange(len(lengths), device=device), lengths)
+                seen &= (branch == 0) | (branch == branch[self.start :, None])
+                begins = torch.cumsum(lengths, 0) - lengths
+                positions = torch.where(branch == 0, slots, main + slots - begins[branch])
+            if window:
+                seen &= positions > positions[self.start :, None] - window
+            self.masks[window] = seen[None, None]
+        return self.masks[window]
+
+
+@dataclass
+class PagedLayout:
+    """How one packed forward pass falls into pieces: decodes first, then `pieces`."""
+
+    slots: torch.Tensor
+    """[tokens] where each position's keys and values go"""
+    decode_rows: torch.Tensor
+    """[decodes]"""
+    decode_positions: torch.Tensor
+    """[decodes]"""
+    pieces: Sequence[Piece]
+    longest: int
+    """Slots of the longest decode; under a captured graph, of the longest possible."""
+    tables: torch.Tensor
+    """The cache's, `[rows, blocks]`"""
+
+    @property
+    def num_decodes(self) -> int:
+        return self.decode_rows.shape[0]
+
+    @cached_property
+    def packed(self) -> Packed:
+        """All that the kernel takes, made once a step: decodes, then the pieces without candidates."""
+        device = self.slots.device
+        pieces = [piece for piece in self.pieces if not piece.branch_lengths]
+        offsets = torch.arange(self.num_decodes + 1, dtype=torch.int32, device=device)
+        used, rows = (self.decode_positions + 1).int(), self.decode_rows
+        if pieces:
+            counts = torch.tensor([[piece.count for piece in pieces], [piece.end for piece in pieces], [piece.row for piece in pieces]])
+            moved = counts.to(device)
+            offsets = torch.cat([offsets, (self.num_decodes + moved[0].cumsum(0)).int()])
+            used, rows = torch.cat([used, moved[1].int()]), torch.cat([rows, moved[2]])
+        longest = max([self.longest, *(piece.end for piece in pieces)])
+        return Packed(offsets, used, self.tables[rows], max([1, *(piece.count for piece in pieces)]), longest)
+
+    @cached_property
+    def plain_index(self) -> torch.Tensor:
+        """[n] positions of the packed batch that the kernel computes, where candidates stand between them."""
+        plain = [
+            position for piece in self.pieces if not piece.branch_lengths for position in range(piece.begin, piece.begin + piece.count)
+        ]
+        return torch.tensor([*range(self.num_decodes), *plain], dtype=torch.long, device=self.slots.device)
+
+
+class PagedAttention:
+    """Registered under a name of its own with `transformers.AttentionInterface`. `layout` is set before each forward pass."""
+
+    def __init__(self, cache: PagedKVCache, kernel: VarlenKernel | None) -> None:
+        self.cache, self.kernel = cache, kernel
+        self.layout: PagedLayout | None = None
+
+    def __call__(
+        self,
+        module: torch.nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        scaling: float | None = None,
+        sliding_window: int | None = None,
+        softcap: float | None = None,
+        s_aux: torch.Tensor | None = None,
+        **_: Any,
+    ) -> tuple[torch.Tensor, None]:
+        """query `[1, heads, T, width]`, key and value `[1, kv_heads, T, width]` -> `[1, T, heads, value width]`."""
+        layout = self.layout
+        if layout is None:
+            raise RuntimeError("attention is called outside a step")
+        keys, values = self.cache.layer(module.layer_idx)  # type: ignore[arg-type]
+        keys.flatten(0, 1)[layout.slots] = key[0].transpose(0, 1)
+        values.flatten(0, 1)[layout.slots] = value[0].transpose(0, 1)
+        rule = Rule(scaling if scaling is not None else query.shape[-1] ** -0.5, sliding_window or 0, softcap, s_aux)
+        packed = query[0].transpose(0, 1)  # [T, heads, width]
+        if self.kernel is not None and rule.plain and keys.shape[-1] == values.shape[-1]:
+            return self._by_kernel(self.kernel, packed, keys, values, layout, rule)[None], None
+        return self._gathered(packed, keys, values, layout, rule)[None], None
+
+    def _by_kernel(
+        self, kernel: VarlenKernel, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, layout: PagedLayout, rule: Rule
+    ) -> torch.Tensor:
+        packed, trees = layout.packed, [piece for piece in layout.pieces if piece.branch_lengths]
+        if not trees:
+            return kernel(query, keys, values, packed, rule)
+        out = query.new_empty(*query.shape[:2], values.shape[-1])
+        if packed.num_sequences:
+            out[layout.plain_index] = kernel(query[layout.plain_index], keys, values, packed, rule)
+        for piece in trees:
+            self._gather_piece(out, query, keys, values, piece, rule)
+        return out
+
+    def _gathered(self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, layout: PagedLayout, rule: Rule) -> torch.Tensor:
+        out = query.new_empty(*query.shape[:2], values.shape[-1])
+        decodes = layout.num_decodes
+        if decodes:
+            blocks = -(-layout.longest // self.cache.block_tokens)
+            tables = self.cache.tables[layout.decode_rows, :blocks]
+            slots = torch.arange(blocks * self.cache.block_tokens, device=query.device)
+            seen = slots <= layout.decode_positions[:, None]
+            if rule.window:
+                seen &= slots > layout.decode_positions[:, None] - rule.window
+            attended = attend(query[:decodes, :, None], gather(keys, tables), gather(values, tables), seen[:, None, None], rule)
+            out[:decodes] = attended[:, :, 0]
+        for piece in layout.pieces:
+            self._gather_piece(out, query, keys, values, piece, rule)
+        return out
+
+    def _gather_piece(
+        self, out: torch.Tensor, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, piece: Piece, rule: Rule
+    ) -> None:
+        part = slice(piece.begin, piece.begin + piece.count)
+        table = self.cache.tables[piece.row : piece.row + 1, : -(-piece.end // self.cache.block_tokens)]
+        k, v = gather(keys, table)[:, :, : piece.end], gather(values, table)[:, :, : piece.end]
+        attended = attend(query[part].transpose(0, 1)[None], k, v, piece.seen(rule.window, query.device), rule)
+        out[part] = attended[0].transpose(0, 1)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How one layer scores: `cap(query . key * scale)`; slots `window` or more positions back are not seen (0: all are)."""
+
+    scale: float
+    window: int
+    softcap: float | None
+    sinks: torch.Tensor | None
+
+    @property
+    def plain(self) -> bool:
+        return self.softcap is None and self.sinks is None
+
+
+def gather(pool: torch.Tensor, tables: torch.Tensor) -> torch.Tensor:
+    """pool `[blocks, block_tokens, heads, width]`, tables `[n, k]` -> `[n, heads, k * block_tokens, width]`"""
+    return pool[tables.long()].flatten(1, 2).transpose(1, 2)
+
+
+def attend(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, seen: torch.Tensor, rule: Rule) -> torch.Tensor:
+    """query `[n, heads, q, width]`, keys and values `[n, kv_heads, k, width]`, seen `[n, 1, q, k]` -> `[n, heads, q, value width]`."""
+    if rule.plain:
+        grouped = query.shape[1] != keys.shape[1]
+        return F.scaled_dot_product_attention(query, keys, values, attn_mask=seen, scale=rule.scale, enable_gqa=grouped)
+    rows, heads, queries, _ = query.shape
+    groups = heads // keys.shape[1]
+    scores = (query @ keys.repeat_interleave(groups, 1).transpose(2, 3)).float() * rule.scale
+    if rule.softcap is not None:
+        scores = torch.tanh(scores / rule.softcap) * rule.softcap
+    scores = scores.masked_fill(~seen, -math.inf)
+    if rule.sinks is not None:
+        column = rule.sinks.float().view(1, heads, 1, 1).expand(rows, heads, queries, 1)
+        scores = torch.cat([scores, column], -1)
+    weights = torch.softmax(scores, -1)[..., : keys.shape[2]]
+    return weights.to(values.dtype) @ values.repeat_interleave(groups, 1)

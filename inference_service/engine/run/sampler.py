@@ -1,0 +1,185 @@
+"""From logits to the next token of each sequence, vectorised over the batch. Knows nothing of models, rows or text.
+
+A sequence's random numbers come from a counter, not a stream: number n of seed s is Philox4x32-10 (Salmon et al. 2011) of (s, n), so that
+neighbours in the batch, preemption and chunking change nothing. One uniform number a token picks from the cumulative distribution.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from inference_service.engine.core.request import TokenLogprob
+from inference_service.engine.core.running_request import RunningRequest
+
+SORTED_HEAD = 1024
+"""Truncated sampling looks at so many of the most likely tokens first, and sorts the vocabulary only where they are not enough."""
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """`ok` is False where the logits were not finite: that sequence can't go on."""
+
+    token_id: int
+    logprob: TokenLogprob | None
+    ok: bool = True
+
+
+def sample(logits: torch.Tensor, sequences: Sequence[RunningRequest], end_ids: Sequence[frozenset[int]]) -> list[Sampled]:
+    """logits `[B, vocab]`; `end_ids` are the tokens that may end each sequence, impossible before its `min_new_tokens`."""
+    best, greedy_ids = logits.max(dim=-1)
+    finite = torch.isfinite(best).tolist()
+    ids: list[int] = greedy_ids.tolist()
+    plain = [
+        s.sampling.greedy and not s.sampling.penalised and s.num_generated >= s.sampling.min_new_tokens and s.sampling.num_logprobs is None
+        for s in sequences
+    ]
+    logprobs: list[TokenLogprob | None] = [None] * len(sequences)
+    involved = [i for i, is_plain in enumerate(plain) if not is_plain and finite[i]]
+    if involved:
+        raw = logits[involved].float()
+        chosen = _choose(
+            _adjust(raw.clone(), [sequences[i] for i in involved], [end_ids[i] for i in involved]), [sequences[i] for i in involved]
+        )
+        for row, i in enumerate(involved):
+            ids[i] = chosen[row]
+        asked = [(row, count) for row, i in enumerate(involved) if (count := sequences[i].sampling.num_logprobs) is not None]
+        if asked:
+            reported, counts = zip(*asked, strict=True)
+            found = token_logprobs(raw[list(reported)], [chosen[row] for row in reported], counts)
+            for row, logprob in zip(reported, found, strict=True):
+                logprobs[involved[row]] = logprob
+    return [Sampled(ids[i], logprobs[i], finite[i]) for i in range(len(sequences))]
+
+
+def token_logprobs(logits: torch.Tensor, token_ids: Sequence[int], num_top: Sequence[int]) -> list[TokenLogprob]:
+    """Natural log-probabilities of the tokens under float32 logits `[B, vocab]`, with the `num_top` best alternatives of each row."""
+    everything = torch.log_softmax(logits, dim=-1)
+    own = everything.gather(1, torch.tensor(token_ids, device=logits.device)[:, None])[:, 0].tolist()
+    top = everything.topk(min(max(num_top), logits.shape[1]), dim=-1)
+    values, ids = top.values.tolist(), top.indices.tolist()
+    return [
+        TokenLogprob(token, own[i], tuple(zip(ids[i][:count], values[i][:count], strict=True)))
+        for i, (token, count) in enumerate(zip(token_ids, num_top, strict=True))
+    ]
+
+
+def uniform(seed: int, number: int) -> float:
+    """Random number `number` of `seed`, in [0, 1), with 53 bits."""
+    low, high = philox(seed, number)
+    return ((high << 32 | low) >> 11) * 2.0**-53
+
+
+def philox(seed: int, number: int) -> tuple[int, int]:
+    """The first two words of Philox4x32-10 with key `seed` (64 bits) and counter `number`."""
+    mask = 0xFFFFFFFF
+    c0, c1, c2, c3 = number & mask, number >> 32 & mask, 0, 0
+    k0, k1 = seed & mask, seed >> 32 & mask
+    for _ in range(10):
+        p0, p1 = 0xD2511F53 * c0, 0xCD9E8D57 * c2
+        c0, c1, c2, c3 = (p1 >> 32) ^ c1 ^ k0, p1 & mask, (p0 >> 32) ^ c3 ^ k1, p0 & mask
+        k0, k1 = (k0 + 0x9E3779B9) & mask, (k1 + 0xBB67AE85) & mask
+    return c0, c1
+
+
+def _adjust(logits: torch.Tensor, sequences: Sequence[RunningRequest], end_ids: Sequence[frozenset[int]]) -> torch.Tensor:
+    """Penalties and forbidden ends, in place. Only real tokens are counted: a virtual position has no token."""
+    for row, sequence in enumerate(sequences):
+        params = sequence.sampling
+        if params.repetition_penalty != 1.0:
+            seen = torch.tensor(sorted(set(sequence.tokens)), device=logits.device)
+            values = logits[row, seen]
+            logits[row, seen] = torch.where(values > 0, values / params.repetition_penalty, values * params.repetition_penalty)
+        if (params.presence_penalty or params.frequency_penalty) and sequence.num_generated:
+            counts = Counter(sequence.generated)
+            seen = torch.tensor(list(counts), device=logits.device)
+            times = torch.tensor(list(counts.values()), dtype=logits.dtype, device=logits.device)
+            logits[row, seen] -= params.presence_penalty + params.frequency_penalty * times
+        if sequence.num_generated < params.min_new_tokens and end_ids[row]:
+            ends = torch.tensor(sorted(i for i in end_ids[row] if i < logits.shape[1]), dtype=torch.long, device=logits.device)
+            logits[row, ends] = -torch.inf
+    return logits
+
+
+def _choose(logits: torch.Tensor, sequences: Sequence[RunningRequest]) -> list[int]:
+    """One token a row. Which computation a row takes depends on that row alone, so that its neighbours can't change its token."""
+    chosen: list[int] = logits.argmax(dim=-1).tolist()
+    sampled = [i for i, s in enumerate(sequences) if not s.sampling.greedy]
+    if not sampled:
+        return chosen
+    params = [sequences[i].sampling for i in sampled]
+    device = logits.device
+    temperatures = torch.tensor([p.temperature for p in params], device=device)[:, None]
+    rows = logits[sampled]
+    # A tiny temperature must not overflow: the best logit becomes zero before the division.
+    probabilities = torch.softmax((rows - rows.max(dim=-1, keepdim=True).values) / temperatures, dim=-1)
+    numbers = torch.tensor([uniform(sequences[i].seed, sequences[i].num_generated) for i in sampled], dtype=torch.float64, device=device)
+    cut = [row for row, p in enumerate(params) if p.top_k or p.top_p < 1.0 or p.min_p > 0.0]
+    whole = [row for row in range(len(params)) if row not in set(cut)]
+    if whole:
+        picks = _pick(probabilities[whole], numbers[whole]).tolist()
+        for row, token in zip(whole, picks, strict=True):
+            chosen[sampled[row]] = token
+    if cut:
+        limits = _Truncation.of([params[row] for row in cut], device)
+        for row, token in zip(cut, limits.pick(probabilities[cut], numbers[cut]), strict=True):
+            chosen[sampled[row]] = token
+    return chosen
+
+
+@dataclass(frozen=True)
+class _Truncation:
+    """top_k, top_p and min_p of some rows, each `[rows, 1]`; top_k 0 is the whole vocabulary."""
+
+    top_k: torch.Tensor
+    top_p: torch.Tensor
+    min_p: torch.Tensor
+
+    @classmethod
+    def of(cls, params: Sequence[object], device: torch.device) -> _Truncation:
+        def column(name: str) -> torch.Tensor:
+            return torch.tensor([getattr(p, name) for p in params], device=device)[:, None]
+
+        return cls(column("top_k"), column("top_p"), column("min_p"))
+
+    def pick(self, probabilities: torch.Tensor, numbers: torch.Tensor) -> list[int]:
+        vocabulary = probabilities.shape[1]
+        head = probabilities.topk(min(SORTED_HEAD, vocabulary), dim=-1)
+        # Equal probabilities stand in the order of their ids, as in a stable sort of the whole vocabulary.
+        ids = head.indices.sort(dim=-1).values
+        ordered, order = probabilities.gather(1, ids).sort(dim=-1, descending=True, stable=True)
+        ids = ids.gather(1, order)
+        kept = self._kept(ordered)
+        chosen: list[int] = ids.gather(1, _pick(ordered * kept, numbers)[:, None])[:, 0].tolist()
+        beyond = kept[:, -1] | (self.top_k[:, 0] > ids.shape[1])
+        short = torch.nonzero(beyond).flatten().tolist() if ids.shape[1] < vocabulary else []
+        for row in short:
+            every, every_id = probabilities[row : row + 1].sort(dim=-1, descending=True, stable=True)
+            one = _Truncation(self.top_k[row : row + 1], self.top_p[row : row + 1], self.min_p[row : row + 1])
+            chosen[row] = int(every_id[0, int(_pick(every * one._kept(every), numbers[row : row + 1])[0])])
+        return chosen
+
+    def _kept(self, ordered: torch.Tensor) -> torch.Tensor:
+        """Which of the sorted probabilities `[rows, n]` remain; the most likely always does.
+
+        top_p is a share of what top_k leaves, as in transformers and vLLM.
+        """
+        rank = torch.arange(ordered.shape[1], device=ordered.device)
+        within_k = (rank < self.top_k) | (self.top_k == 0)
+        left = torch.where(self.top_k == 0, 1.0, (ordered.double() * within_k).sum(dim=-1, keepdim=True))
+        before = ordered.double().cumsum(dim=-1) - ordered
+        kept = within_k & (before < self.top_p * left) & (ordered >= self.min_p * ordered[:, :1])
+        kept[:, 0] = True
+        return kept
+
+
+def _pick(weights: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
+    """Indices `[rows]` where the cumulative weights pass `numbers` (in [0, 1)) of their total; an index of weight 0 is never picked."""
+    cumulative = weights.double().cumsum(dim=-1)
+    targets = numbers[:, None] * cumulative[:, -1:]
+    index = torch.searchsorted(cumulative, targets, right=True)[:, 0]
+    last = (weights > 0).long().mul(torch.arange(weights.shape[1], device=weights.device)).max(dim=-1).values
+    return torch.minimum(index, last)

@@ -1,0 +1,1 @@
+"""From token ids to streamed text: bytes of tokens, incremental detokenizing, stop sequences. Knows no tensors and no queues."""

@@ -1,0 +1,102 @@
+"""One request's way from sampled tokens to deltas: detokenizing, stop sequences, and when it is over. Knows no queues and no tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Set
+
+from inference_service.engine.core.request import Delta, FinishReason, Timing, TokenLogprob
+from inference_service.engine.core.running_request import RunningRequest
+from inference_service.engine.text.detokenizer import Detokenizer
+from inference_service.engine.text.stop import StopMatcher
+
+
+class TextStream:
+    """`end_ids` end the generation; `max_length` is how many positions the sequence may have in all."""
+
+    def __init__(self, sequence: RunningRequest, detokenizer: Detokenizer, end_ids: Set[int], max_length: int) -> None:
+        self.sequence = sequence
+        self._detokenizer = detokenizer
+        self._stops = StopMatcher(sequence.sampling.stop_sequences)
+        self.end_ids = frozenset(end_ids)
+        self._max_length = max_length
+
+    def push(self, token_id: int, logprob: TokenLogprob | None, now: float) -> Delta:
+        """Append a sampled token; the delta carries a finish reason if it was the last."""
+        sequence = self.sequence
+        sequence.tokens.append(token_id)
+        first = sequence.first_token_at is None
+        if sequence.last_token_at is None:
+            sequence.first_token_at = now
+        else:
+            sequence.inter_token_seconds.append(now - sequence.last_token_at)
+        sequence.last_token_at = now
+        reason: FinishReason | None = None
+        text = ""
+        if token_id in self.end_ids and sequence.num_generated > sequence.sampling.min_new_tokens:
+            reason = FinishReason.EOS
+        else:
+            text = self._detokenizer.push((token_id,))
+            if sequence.num_generated >= sequence.sampling.min_new_tokens:
+                text, stopped = self._stops.push(text)
+                if stopped:
+                    return self._delta(text, token_id, logprob, FinishReason.STOP_SEQUENCE, now, about=True)
+            if sequence.num_generated >= sequence.sampling.max_new_tokens or sequence.length >= self._max_length:
+                reason = FinishReason.LENGTH
+        if reason is not None:
+            text += self._rest()
+        return self._delta(text, token_id, logprob, reason, now, about=first or reason is not None)
+
+    def end(self, reason: FinishReason, now: float, error: str = "") -> Delta:
+        """The last delta of a stream that ends without a token of its own: deadline, cancellation, error."""
+        return Delta(
+            text=self._rest(),
+            finish_reason=reason,
+            usage=self.sequence.usage,
+            timing=timing(self.sequence, now),
+            seed=self.sequence.seed,
+            error=error,
+        )
+
+    def _rest(self) -> str:
+        shown, stopped = self._stops.push(self._detokenizer.flush())
+        return shown if stopped else shown + self._stops.flush()
+
+    def _delta(
+        self, text: str, token_id: int, logprob: TokenLogprob | None, reason: FinishReason | None, now: float, *, about: bool
+    ) -> Delta:
+        return Delta(
+            text=text,
+            token_ids=(token_id,),
+            logprobs=() if logprob is None else (logprob,),
+            finish_reason=reason,
+            usage=self.sequence.usage if about else None,
+            timing=timing(self.sequence, now) if about else None,
+            seed=self.sequence.seed if about else None,
+        )
+
+
+def timing(sequence: RunningRequest, now: float) -> Timing:
+    started = sequence.started_at
+    return Timing(
+        queue_seconds=(now if started is None else started) - sequence.arrived_at,
+        ttft_seconds=None if sequence.first_token_at is None else sequence.first_token_at - sequence.arrived_at,
+        elapsed_seconds=now - sequence.arrived_at,
+    )
+
+
+def merge(deltas: list[Delta]) -> Delta:
+    """Consecutive deltas of one stream as one."""
+    if len(deltas) == 1:
+        return deltas[0]
+    last = deltas[-1]
+    about = last if last.usage is not None else deltas[0]
+    return Delta(
+        text="".join(delta.text for delta in deltas),
+        token_ids=tuple(token for delta in deltas for token in delta.token_ids),
+        logprobs=tuple(logprob for delta in deltas for logprob in delta.logprobs),
+        finish_reason=last.finish_reason,
+        usage=about.usage,
+        timing=about.timing,
+        seed=about.seed,
+        error=last.error,
+    )

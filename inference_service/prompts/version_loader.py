@@ -1,0 +1,170 @@
+"""From a published version to one that the engine serves: fetch, check everything, load the prefix, replay the golden record.
+
+Raises VersionRefused for what will never serve, Unavailable for what may work later. Knows nothing of aliases or of when to load.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, Protocol
+
+from inference_service.prompts.golden import Replay, allowed_nats, alternatives_for, disagreement
+from inference_service.prompts.version import LoadedVersion, RefusalReason, VersionRefused, now, prefix_id_of
+from shared.errors import DamagedBlob, InvalidInput, NotFound, Overloaded, PreconditionFailed, Unavailable
+from shared.model.base_model import BaseModel
+from shared.process.call_pool import CallPool
+from shared.prompt.blob import PromptBlob, decode_blob
+from shared.prompt.manifest import GoldenRecord
+from shared.prompt.soft_prompt import SoftPrompt
+from shared.store.index import VersionRecord
+from shared.text.golden_inputs import golden_input_ids
+from shared.text.template import InputEncoder
+
+MAX_FETCH_SECONDS = 10.0
+"""A blob is a few megabytes, and its version holds one of the few places for loading while it is waited for."""
+MAX_FETCHES = 16
+"""Threads for blobs, more than versions load at a time: one that hangs keeps its thread after its place was given to another version."""
+_FIRST = 1 << 20  # a replay is one short step, and many callers may wait for its version
+
+
+class BlobSource(Protocol):
+    """The store, as far as the loader needs it."""
+
+    def fetch(self, digest: str) -> bytes: ...
+
+
+class PrefixEngine(Protocol):
+    """The engine, as far as the loader needs it."""
+
+    async def load_prefix(self, prefix_id: str, soft_prompt: SoftPrompt) -> None: ...
+
+    async def unload_prefix(self, prefix_id: str) -> Any: ...
+
+    async def top_logprobs(
+        self, prefix_id: str | None, input_ids: tuple[int, ...], k: int, priority: int = 0
+    ) -> Sequence[tuple[int, float]]: ...
+
+
+class VersionLoader:
+    """`max_length` is the most positions that a request may take here; `max_logprobs` the most alternatives the engine reports."""
+
+    def __init__(
+        self,
+        store: BlobSource,
+        engine: PrefixEngine,
+        base: BaseModel,
+        max_length: int,
+        max_logprobs: int,
+        pool: CallPool | None = None,
+    ) -> None:
+        self._pool = pool or CallPool("prompt_store_fetch", max_threads=MAX_FETCHES)
+        self._store, self._engine, self._base = store, engine, base
+        self._fetch_seconds = min(self._pool.timeout_seconds, MAX_FETCH_SECONDS)
+        self._fetching: dict[str, float] = {}
+        """When threads began to wait for blobs, by digest; also where nobody waits for the threads any more."""
+        self._max_length, self._max_logprobs = max_length, max_logprobs
+
+    async def load(self, record: VersionRecord) -> LoadedVersion:
+        self._check_fingerprint(record.summary.base_model, record.summary.base_model_fingerprint)
+        begun = self._fetching.get(record.digest)
+        if begun is not None and time.monotonic() - begun > self._fetch_seconds:
+            # Another attempt would hang, too, and take a thread and a place from other versions.
+            raise Unavailable(f"the prompt store has not answered an earlier request for the blob of {record.name}")
+        blob = await self._pool.call_within(self._fetch_seconds, partial(self._fetch, record))
+        encoder = self._check_fits(blob)
+        prefix_id = prefix_id_of(record)
+        try:
+            await self._engine.load_prefix(prefix_id, blob.soft_prompt)
+        except DamagedBlob as error:
+            raise VersionRefused(RefusalReason.NOT_FINITE, error.message) from error
+        except (PreconditionFailed, InvalidInput) as error:
+            raise VersionRefused(RefusalReason.SHAPE, error.message) from error
+        try:
+            await self._replay(prefix_id, blob, encoder)
+        except BaseException:
+            await asyncio.shield(self._engine.unload_prefix(prefix_id))
+            raise
+        return LoadedVersion(record, blob.manifest, blob.soft_prompt, encoder, prefix_id, now())
+
+    def _fetch(self, record: VersionRecord) -> PromptBlob:
+        self._fetching[record.digest] = time.monotonic()
+        try:
+            blob = decode_blob(self._store.fetch(record.digest))
+        except DamagedBlob as error:
+            raise VersionRefused(RefusalReason.DAMAGED, error.message) from error
+        except NotFound as error:  # a mirrored store may show a log entry before its blob
+            raise Unavailable(f"the blob of {record.name} is not in the store (yet)") from error
+        finally:
+            self._fetching.pop(record.digest, None)
+        if blob.digest != record.digest:
+            raise VersionRefused(RefusalReason.DAMAGED, f"the blob's digest is {blob.digest}, published was {record.digest}")
+        return blob
+
+    def _check_fingerprint(self, id: str, fingerprint: str) -> None:
+        ours = self._base.info
+        if fingerprint != ours.fingerprint:
+            raise VersionRefused(
+                RefusalReason.BASE_MODEL, f"tuned for {id} ({fingerprint}); this replica serves {ours.id} ({ours.fingerprint})"
+            )
+
+    def _check_fits(self, blob: PromptBlob) -> InputEncoder:
+        """The encoder of its template, once model, width, length and finiteness in the model's dtype are right."""
+        theirs, ours = blob.manifest.base_model, self._base.info
+        self._check_fingerprint(theirs.id, theirs.fingerprint)
+        if blob.soft_prompt.hidden_size != ours.hidden_size:
+            raise VersionRefused(RefusalReason.SHAPE, f"is {blob.soft_prompt.hidden_size} wide, the model {ours.hidden_size}")
+        if blob.soft_prompt.num_virtual_tokens + 2 > self._max_length:
+            text = f"{blob.soft_prompt.num_virtual_tokens} virtual tokens leave no room in {self._max_length} positions"
+            raise VersionRefused(RefusalReason.SHAPE, text)
+        try:
+            blob.soft_prompt.cast(self._base.dtype)
+        except DamagedBlob as error:
+            raise VersionRefused(RefusalReason.NOT_FINITE, error.message) from error
+        try:
+            return InputEncoder(self._base.tokenizer, blob.manifest.template.check())
+        except InvalidInput as error:
+            raise VersionRefused(RefusalReason.TEMPLATE, error.message) from error
+
+    async def _replay(self, prefix_id: str, blob: PromptBlob, encoder: InputEncoder) -> None:
+        """All records at once: the engine computes them in one pass."""
+        _check_template(blob.manifest.golden, encoder)
+        wanted = list[tuple[int, GoldenRecord]]()
+        for index, record in enumerate(blob.manifest.golden):
+            if max(record.input_ids) >= self._base.info.vocab_size:
+                raise VersionRefused(RefusalReason.DAMAGED, f"golden record {index} has token ids that the model does not have")
+            if blob.soft_prompt.num_virtual_tokens + len(record.input_ids) + 1 > self._max_length:
+                continue  # says nothing about the prompt: requests may be longer where it was trained
+            wanted.append((index, record))
+        outcomes = await asyncio.gather(*(self._replay_one(prefix_id, index, record) for index, record in wanted), return_exceptions=True)
+        replays = list[Replay]()
+        for (_, record), outcome in zip(wanted, outcomes, strict=True):
+            if isinstance(outcome, BaseException):
+                raise outcome
+            replays.append(Replay(record, outcome))
+        serving_dtype = str(self._base.dtype).removeprefix("torch.")
+        if different := disagreement(replays, allowed_nats(blob.manifest.golden, serving_dtype)):
+            raise VersionRefused(RefusalReason.GOLDEN, f"the golden record disagrees: {different}")
+
+    async def _replay_one(self, prefix_id: str, index: int, record: GoldenRecord) -> dict[int, float]:
+        try:
+            return dict(await self._engine.top_logprobs(prefix_id, record.input_ids, alternatives_for(record, self._max_logprobs), _FIRST))
+        except DamagedBlob as error:
+            raise VersionRefused(RefusalReason.NOT_FINITE, f"golden record {index}: {error.message}") from error
+        except (PreconditionFailed, InvalidInput) as error:
+            raise VersionRefused(RefusalReason.SHAPE, f"golden record {index}: {error.message}") from error
+        except Overloaded as error:
+            raise Unavailable(f"no room for the golden replay: {error.message}") from error
+
+
+def _check_template(records: Sequence[GoldenRecord], encoder: InputEncoder) -> None:
+    """Records without a text are of inputs that every replica can make: with another template, or another tokenizer, their ids differ."""
+    if not any(record.is_synthetic for record in records):
+        return
+    expected = set(golden_input_ids(encoder))
+    for index, record in enumerate(records):
+        if record.is_synthetic and record.input_ids not in expected:
+            text = f"golden record {index} is of an input that this version's template does not give"
+            raise VersionRefused(RefusalReason.GOLDEN, text)

@@ -1,0 +1,88 @@
+"""Compiles `csrc/` into one shared library: when a wheel is built, and at run time in a checkout.
+
+Imports only the standard library, because wheels are built where torch is not installed. The C uses OpenMP under the
+name that gcc asks for; torch has already loaded that library, so both share one team of threads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+PLATFORM = ("Linux", "x86_64")
+COMPILER = "gcc"
+FLAGS = ("-O3", "-fno-math-errno", "-fopenmp", "-shared", "-fPIC")
+SOURCES = Path(__file__).with_name("csrc")
+_TIMEOUT_SECONDS = 120
+
+
+def fits_platform() -> bool:
+    """Whether the kernels can be compiled for, and run on, this operating system and kind of processor."""
+    return (platform.system(), platform.machine()) == PLATFORM
+
+
+def compile_into(folder: Path) -> Path:
+    """Compiles all sources into `folder`, in a few seconds, and returns the library's path.
+
+    Processes that compile at the same time produce the same file. Raises RuntimeError with the compiler's reason,
+    OSError or subprocess.SubprocessError.
+    """
+    version = compiler_version()
+    if version is None:
+        raise RuntimeError(f"no {COMPILER} is installed")
+    sources, target = sorted(map(str, SOURCES.glob("*.c"))), folder / library_name(version)
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        made = Path(scratch) / "made.so"
+        command = [COMPILER, *FLAGS, *sources, "-o", str(made), "-lm"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_SECONDS)
+        if done.returncode != 0:
+            raise RuntimeError(f"{COMPILER} failed: {done.stderr.strip()[-500:]}")
+        made.chmod(0o755)  # independent of the umask: the loader refuses a file that others can write to
+        os.replace(made, target)
+    return target
+
+
+def add_to_wheel(build_data: dict[str, Any]) -> bool:
+    """Compiles beside these sources and marks the wheel as one for this platform, in hatchling's `build_data`.
+
+    False, with nothing changed, on another platform or without a compiler: such a wheel is pure Python and uses the
+    PyTorch path. Raises like `compile_into`.
+    """
+    if not fits_platform() or compiler_version() is None:
+        return False
+    compile_into(SOURCES.parent)
+    build_data["pure_python"], build_data["tag"] = False, f"py3-none-{'_'.join(PLATFORM).lower()}"
+    return True
+
+
+def library_name(version: str | None) -> str:
+    """The file name for a compiler's version; None gives a glob pattern that matches every version.
+
+    The name contains a digest of all sources and headers with the flags, and one of the compiler's version, so a
+    library made from anything else is never loaded.
+    """
+    compiler = "*" if version is None else hashlib.sha256(version.encode()).hexdigest()[:8]
+    return f"kernels-{_source_digest()}-{compiler}.so"
+
+
+def compiler_version() -> str | None:
+    """The first line of the compiler's `--version`; None if there is no compiler. Raises OSError or SubprocessError."""
+    if shutil.which(COMPILER) is None:
+        return None
+    done = subprocess.run([COMPILER, "--version"], capture_output=True, text=True, timeout=_TIMEOUT_SECONDS, check=True)
+    return done.stdout.partition("\n")[0]
+
+
+def _source_digest() -> str:
+    digest = hashlib.sha256(repr(FLAGS).encode())
+    for path in sorted(SOURCES.iterdir()):
+        if path.suffix in (".c", ".h"):
+            content = path.read_bytes()
+            digest.update(f"{path.name} {len(content)}\n".encode() + content)
+    return digest.hexdigest()[:16]

@@ -1,0 +1,274 @@
+"""The compiled kernels as functions of tensors, on a CPU.
+
+Kernels read memory without asking, so every function here checks dtype, device and shapes, and raises ValueError for
+what its kernel would misread. Tensors are bfloat16 or float32, arithmetic is float32. Ask `takes`, `can_attend` or
+`library.load` first whether there are kernels at all.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+
+import torch
+
+from shared.kernels import library
+
+LANES = 16
+"""Numbers of float32 in a vector."""
+_PARALLEL_NUMEL = 1 << 16
+"""Below so many numbers, waking other threads takes longer than an elementwise kernel."""
+_DTYPES = (torch.float32, torch.bfloat16)
+_CACHE_WIDTHS = (32, 64, 96, 128)
+_OUTSIDE = -2
+
+
+def takes(tensor: torch.Tensor, width: int) -> bool:
+    """Whether the elementwise kernels and `packed_attention` are available for such tensors of rows of `width` numbers."""
+    fits = tensor.device.type == "cpu" and tensor.dtype in _DTYPES and width % LANES == 0 and width > 0
+    return fits and library.load() is not None
+
+
+def pack_weight(weight: torch.Tensor) -> torch.Tensor:
+    """weight `[out, in]` bfloat16, both multiples of 16 -> `[out / 16, in / 2, 16, 2]`: what belongs to one output lies in
+    one lane of a vector."""
+    outputs, inputs = weight.shape
+    panels = _checked(weight.detach(), torch.bfloat16).view(outputs // LANES, LANES, inputs // 2, 2)
+    return panels.permute(0, 2, 1, 3).contiguous()
+
+
+def linear(x: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """x `[..., in]` bfloat16, packed as by `pack_weight`, bias `[out]` float32 -> `[..., out]`. Raises MemoryError."""
+    panels, half_inputs = packed.shape[:2]
+    inputs, outputs, threads = 2 * half_inputs, panels * LANES, torch.get_num_threads()
+    x = _checked(x, torch.bfloat16, inputs)
+    y, rows = x.new_empty((*x.shape[:-1], outputs)), x.numel() // inputs
+    pointers = (x.data_ptr(), packed.data_ptr(), None if bias is None else bias.data_ptr(), y.data_ptr())
+    if _library().linear(*pointers, rows, inputs, outputs, threads) != 0:
+        raise MemoryError(f"no memory for {rows} rows")
+    return y
+
+
+def can_attend(keys: torch.Tensor, values: torch.Tensor) -> bool:
+    """Whether `cached_attention` takes one layer of a cache, keys and values each `[rows, kv_heads, max_length, width]`."""
+    return (
+        keys.dtype == torch.bfloat16
+        and keys.device.type == "cpu"
+        and keys.shape[3] in _CACHE_WIDTHS
+        and keys.stride() == values.stride()
+        and keys.shape == values.shape
+        and keys.stride()[2:] == (keys.shape[3], 1)
+        and library.load() is not None
+    )
+
+
+def cached_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    rows: torch.Tensor,
+    positions: torch.Tensor,
+    window: int,
+    scaling: float | None,
+) -> torch.Tensor:
+    """Writes each token's key and value to its row and position of the cache; the token then attends to everything in its
+    row up to there, or to the last `window` positions if that is not 0.
+
+    query `[tokens, heads, width]`, key and value `[tokens, kv_heads, width]`, keys and values as in `can_attend`, rows and
+    positions `[tokens]` int64 -> like query. Takes half the time of torch's kernel for a batch of decodes or a short
+    prefill. Raises ValueError, with nothing written, for a place outside the cache; MemoryError.
+    """
+    (tokens, heads, _), (max_rows, kv_heads, max_length, width) = query.shape, keys.shape
+    query, key, value = (_checked(x, torch.bfloat16, width) for x in (query, key, value))
+    numel = tokens * kv_heads * width
+    _same((key.numel(), value.numel(), len(rows), len(positions), heads % kv_heads), (numel, numel, tokens, tokens, 0))
+    out = torch.empty_like(query)
+    scale = width**-0.5 if scaling is None else scaling
+    pointers = [tensor.data_ptr() for tensor in (query, key, value, keys, values, out, rows, positions)]
+    sizes = (tokens, heads, kv_heads, width, keys.stride(0), keys.stride(1), max_rows, max_length, window)
+    status = _library().cached_attention(*pointers, *sizes, scale, torch.get_num_threads())
+    if status == _OUTSIDE:
+        places = f"rows {rows.tolist()} at {positions.tolist()}"
+        raise ValueError(f"{places} lie outside of a cache of {max_rows} rows of {max_length} slots")
+    return _succeeded(status, out)
+
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
+    """x `[..., width]`, weight `[width]` float32 -> `weight * x / sqrt(mean(x^2) + epsilon)`, like x."""
+    return _rms_norm(x, weight, epsilon, None)
+
+
+def rms_norm_and_scales(x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same, and what `rms_norm_backward` needs: the factor of each row of x, `[rows]` float32."""
+    scales = torch.empty(x.numel() // weight.shape[0])
+    return _rms_norm(x, weight, epsilon, scales), scales
+
+
+def _rms_norm(x: torch.Tensor, weight: torch.Tensor, epsilon: float, scales: torch.Tensor | None) -> torch.Tensor:
+    width = weight.shape[0]
+    x, weight = _checked(x, width=width), _checked(weight, torch.float32)
+    y, rows, kept = torch.empty_like(x), x.numel() // width, None if scales is None else scales.data_ptr()
+    _library().rms_norm(x.data_ptr(), weight.data_ptr(), y.data_ptr(), kept, rows, width, epsilon, *_mode(x))
+    return y
+
+
+def rms_norm_backward(dy: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+    """dy and x `[..., width]`, weight `[width]` float32, scales `[rows]` of the forward pass -> the gradient of x."""
+    x, dy, weight, width = _checked(x), _checked(dy, x.dtype), _checked(weight, torch.float32), weight.shape[0]
+    _same((dy.shape, x.shape[-1], scales.shape), (x.shape, width, (x.numel() // width,)))
+    scales = scales.float().contiguous()
+    dx = torch.empty_like(x)
+    pointers = (dy.data_ptr(), x.data_ptr(), weight.data_ptr(), scales.data_ptr(), dx.data_ptr())
+    _library().rms_norm_backward(*pointers, scales.numel(), width, *_mode(x))
+    return dx
+
+
+def swiglu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    """`silu(gate) * up`, all of one shape and dtype."""
+    gate, up = _checked(gate), _checked(up, gate.dtype)
+    _same(up.shape, gate.shape)
+    y = torch.empty_like(gate)
+    _library().swiglu(gate.data_ptr(), up.data_ptr(), y.data_ptr(), gate.numel(), *_mode(gate))
+    return y
+
+
+def swiglu_backward(dy: torch.Tensor, gate: torch.Tensor, up: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The gradients of gate and up, all of one shape and dtype. The second one overwrites dy."""
+    gate, up, dy = _checked(gate), _checked(up, gate.dtype), _checked(dy, gate.dtype)
+    _same((dy.shape, up.shape), (gate.shape, gate.shape))
+    dgate = torch.empty_like(gate)
+    pointers = (gate.data_ptr(), up.data_ptr(), dy.data_ptr(), dgate.data_ptr())
+    _library().swiglu_backward(*pointers, gate.numel(), *_mode(gate))
+    return dgate, dy
+
+
+def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, *, backward: bool = False) -> torch.Tensor:
+    """The rotary embedding, or its gradient: x `[heads, tokens, width]`, cos and sin `[tokens, width]` -> like x.
+
+    All of one dtype; width is a multiple of 32.
+    """
+    heads, tokens, width = x.shape
+    cos, sin = (_checked(angles, x.dtype) for angles in (cos, sin))
+    _same((cos.shape, sin.shape, width % (2 * LANES)), ((tokens, width), (tokens, width), 0))
+    x, y = _readable(x, x.dtype), x.new_empty(tokens, heads, width)
+    view, pointers = (x.data_ptr(), x.stride(1), x.stride(0)), (cos.data_ptr(), sin.data_ptr(), y.data_ptr())
+    _library().rotate(*view, *pointers, tokens, heads, width, int(backward), *_mode(x))
+    return y.transpose(0, 1)
+
+
+@dataclass(frozen=True)
+class Spans:
+    """Which positions of a packed batch `packed_attention` computes together; int64, on the CPU."""
+
+    items: torch.Tensor
+    """`[items, 5]`: first shared position (-1: none), shared length, first row, number of rows, sum of the shared lengths
+    of the items before."""
+    rows: torch.Tensor
+    """`[rows, 2]`: first packed position, length."""
+    num_tokens: int
+    num_partial: int
+    """Sum of the shared lengths of all items."""
+
+
+def packed_attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, spans: Spans, scale: float, window: int | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Each row attends to its item's shared positions and causally to itself, at most `window` positions back.
+
+    query `[heads, tokens, width]`, key and value `[kv_heads, tokens, width]` -> `[tokens, heads, width]`, and the base-2
+    logarithm of each softmax's sum, `[tokens, heads]` float32. Raises MemoryError.
+    """
+    heads, tokens, width = query.shape
+    out, log_sums = query.new_empty(tokens, heads, width), torch.empty(tokens, heads)
+    views = [_heads(tensor, query.dtype) for tensor in (query, key, value)]
+    call = _call(query, key, value, spans, scale, window)
+    status = _library().packed_attention(call, *views, None, out.data_ptr(), log_sums.data_ptr(), None, None, None)
+    return _succeeded(status, out), log_sums
+
+
+def packed_attention_backward(
+    grad: torch.Tensor,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    log_sums: torch.Tensor,
+    spans: Spans,
+    scale: float,
+    window: int | None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """grad `[tokens, heads, width]`, log_sums of the forward pass -> gradients like query, key and value. MemoryError."""
+    (heads, tokens, width), kv_heads = query.shape, key.shape[0]
+    _same((grad.shape, log_sums.shape), ((tokens, heads, width), (tokens, heads)))
+    log_sums = log_sums.float().contiguous()
+    dquery, dkey, dvalue = (query.new_empty(tokens, count, width) for count in (heads, kv_heads, kv_heads))
+    partials = torch.empty(spans.num_partial, kv_heads, 2, width)
+    views = [_heads(tensor, query.dtype) for tensor in (query, key, value, grad.transpose(0, 1))]
+    pointers = [tensor.data_ptr() for tensor in (dquery, log_sums, dkey, dvalue, partials)]
+    status = _library().packed_attention(_call(query, key, value, spans, scale, window), *views, *pointers)
+    _succeeded(status, dquery)
+    return dquery.transpose(0, 1), dkey.transpose(0, 1), dvalue.transpose(0, 1)
+
+
+def _call(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, spans: Spans, scale: float, window: int | None
+) -> library.PackedAttention:
+    (heads, tokens, width), kv_heads = query.shape, key.shape[0]
+    _same((key.shape, value.shape, heads % kv_heads), ((kv_heads, tokens, width), (kv_heads, tokens, width), 0))
+    _same(spans.num_tokens, tokens)
+    sizes = (heads, kv_heads, width, window or 0, int(query.dtype == torch.bfloat16), len(spans.items))
+    pointers = (spans.items.data_ptr(), spans.rows.data_ptr())
+    return library.PackedAttention(*sizes, *pointers, scale, torch.get_num_threads())
+
+
+class _HeadsOf(library.Heads):
+    """Keeps the tensor alive whose memory it describes."""
+
+    tensor: torch.Tensor
+
+
+def _heads(x: torch.Tensor, dtype: torch.dtype) -> library.Heads:
+    """x `[heads, tokens, width]`, with any strides between heads and tokens."""
+    x = _readable(x, dtype)
+    heads = _HeadsOf(x.data_ptr(), x.stride(1), x.stride(0))
+    heads.tensor = x
+    return heads
+
+
+def _library() -> ctypes.CDLL:
+    found = library.load()
+    assert found is not None, "ask `takes` first"
+    return found
+
+
+def _checked(x: torch.Tensor, dtype: torch.dtype | None = None, width: int | None = None) -> torch.Tensor:
+    """x, contiguous. Raises ValueError if the kernels can't compute with its dtype, width or device, or if it is of
+    another dtype or width than given."""
+    return _readable(x, dtype, width).contiguous()
+
+
+def _readable(x: torch.Tensor, dtype: torch.dtype | None = None, width: int | None = None) -> torch.Tensor:
+    """Like `_checked`, but only the numbers of one row have to lie side by side."""
+    right_dtype = x.dtype == dtype if dtype in _DTYPES else dtype is None and x.dtype in _DTYPES
+    right_width = x.shape[-1] % LANES == 0 and width in (None, x.shape[-1])
+    if x.device.type != "cpu" or not right_dtype or not right_width:
+        expected = f"{dtype or 'float32 or bfloat16'} [..., {width or f'a multiple of {LANES}'}] on the CPU"
+        raise ValueError(f"expected {expected}, got {x.dtype} {tuple(x.shape)} on {x.device}")
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def _same(found: object, expected: object) -> None:
+    if found != expected:
+        raise ValueError(f"expected {expected}, got {found}")
+
+
+def _mode(x: torch.Tensor) -> tuple[int, int]:
+    """What every elementwise kernel ends with: is it bfloat16, and how many threads."""
+    return int(x.dtype == torch.bfloat16), 1 if x.numel() < _PARALLEL_NUMEL else torch.get_num_threads()
+
+
+def _succeeded(status: int, out: torch.Tensor) -> torch.Tensor:
+    if status != 0:
+        raise MemoryError(f"no memory for the attention of {out.shape[0]} tokens")
+    return out

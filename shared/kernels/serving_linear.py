@@ -1,0 +1,166 @@
+"""Linear layers for serving on a CPU, whose weights are stored the way a matrix kernel reads them, and the choice among
+them: processors differ in which is the fastest, and no capability flag tells, so it is measured.
+
+Each takes `[..., in]` and gives `[..., out]` in the same dtype. `weight` has the dtype and shape of the original's
+`[out, in]`, because some models look at it, but not its content.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from shared.errors import PreconditionFailed
+from shared.kernels import library, ops
+from shared.kernels.timing import best_seconds
+
+LinearKernel = Literal["auto", "torch", "onednn", "fbgemm", "native"]
+Swap = Callable[[nn.Linear], nn.Module]
+ROWS = (16, 256)
+"""What is measured: a decode step of some streams, and a prefill."""
+_WIDTH, _REPEATS, _COPIES = 1024, 5, 4
+_MAX_FLOAT16_LOSS = 1e-6
+"""Relative to a weight's norm: float16 can't hold bfloat16's smallest (below 6e-8) and largest numbers."""
+
+
+class OneDNNLinear(nn.Module):
+    """oneDNN's blocked layout, as Inductor's freezing uses it: half the time at one row, a quarter less at sixteen.
+
+    The results are torch's up to the order of summation. float32 and bfloat16.
+    """
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), ROWS[0])
+        self.bias = linear.bias
+
+    @staticmethod
+    def is_available(dtype: torch.dtype) -> bool:
+        """Whether this build of torch has oneDNN and it computes in `dtype`."""
+        available = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+        return bool(available) and dtype in (torch.bfloat16, torch.float32)
+
+    @staticmethod
+    def fits(linear: nn.Linear) -> bool:
+        """Every layer."""
+        return True
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """`[..., in]` -> `[..., out]`."""
+        out: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+        return out
+
+
+class FBGEMMLinear(nn.Module):
+    """Weights in float16, products in float32, by FBGEMM: float32's speed with bfloat16's memory on processors without
+    AMX tiles. float16 has three bits more than bfloat16, so the numbers are no worse. bfloat16."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self._packed: Any = torch.ops.quantized.linear_prepack_fp16(linear.weight.detach().float(), _float_bias(linear))
+        self.weight = torch.empty_like(linear.weight, device="meta")
+
+    @staticmethod
+    def is_available(dtype: torch.dtype) -> bool:
+        """Whether this build of torch has FBGEMM, which only builds for x86 do."""
+        if dtype != torch.bfloat16:
+            return False
+        try:
+            torch.ops.quantized.linear_prepack_fp16(torch.zeros(1, 1), None)
+        except (RuntimeError, AttributeError):
+            return False
+        return True
+
+    @staticmethod
+    def fits(linear: nn.Linear) -> bool:
+        """Whether float16 holds the weights, except for those too small to matter."""
+        exact, half = linear.weight.float(), linear.weight.half()
+        return bool(half.isfinite().all() and (half.float() - exact).norm() <= _MAX_FLOAT16_LOSS * exact.norm())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """`[..., in]` -> `[..., out]`."""
+        out: torch.Tensor = torch.ops.quantized.linear_dynamic_fp16(x.float(), self._packed)
+        return out.to(x.dtype)
+
+
+class NativeLinear(nn.Module):
+    """Weights in bfloat16, products in float32, by our kernel (linear.c). On a Xeon without AMX it takes half the time of
+    oneDNN and FBGEMM for a decode step of sixteen rows, four fifths for a prefill. bfloat16."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self._packed, self._bias = ops.pack_weight(linear.weight), _float_bias(linear)
+        self.weight = torch.empty_like(linear.weight, device="meta")
+
+    @staticmethod
+    def is_available(dtype: torch.dtype) -> bool:
+        """Whether the compiled kernels are available and compute in `dtype`."""
+        return dtype == torch.bfloat16 and library.load() is not None
+
+    @staticmethod
+    def fits(linear: nn.Linear) -> bool:
+        """Whether both sizes are multiples of the kernel's vector."""
+        return linear.in_features % ops.LANES == 0 and linear.out_features % ops.LANES == 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """`[..., in]` -> `[..., out]`. Raises ValueError for another dtype, width or device, MemoryError."""
+        return ops.linear(x, self._packed, self._bias)
+
+
+KINDS: dict[str, type[OneDNNLinear] | type[FBGEMMLinear] | type[NativeLinear]] = {
+    "onednn": OneDNNLinear,
+    "fbgemm": FBGEMMLinear,
+    "native": NativeLinear,
+}
+
+
+def choose_linear(dtype: torch.dtype, kernel: LinearKernel = "auto") -> Swap | None:
+    """What replaces a linear layer of `dtype`: the named kind, or with `auto` the fastest that fits it (about 0.1 s).
+
+    None keeps torch's own layers. Raises PreconditionFailed if the named kernel is not available here for the dtype.
+    """
+    if kernel == "torch":
+        return None
+    kinds = [kind for name, kind in KINDS.items() if kernel in ("auto", name) and kind.is_available(dtype)]
+    if kernel != "auto" and not kinds:
+        name = str(dtype).removeprefix("torch.")
+        raise PreconditionFailed(f"linear_kernel: {kernel} is not available on this machine in {name}")
+    if len(kinds) > 1:
+        costs = dict(zip(kinds, _costs(kinds, dtype), strict=True))
+        kinds.sort(key=lambda kind: costs[kind])
+    if not kinds:
+        return None
+
+    def swap(linear: nn.Linear) -> nn.Module:
+        return next((kind(linear) for kind in kinds if kind.fits(linear)), linear)
+
+    return swap
+
+
+@torch.no_grad()
+def _costs(kinds: Sequence[Swap], dtype: torch.dtype) -> list[float]:
+    """Each kind's product of times, so that each number of rows counts the same."""
+    layers = [[kind(nn.Linear(_WIDTH, _WIDTH, bias=False, dtype=dtype)) for _ in range(_COPIES)] for kind in kinds]
+    costs = [1.0] * len(layers)
+    for rows in ROWS:
+        x = torch.ones(1, rows, _WIDTH, dtype=dtype)
+        seconds = best_seconds(*(partial(_apply_all, linears, x) for linears in layers), repeats=_REPEATS)
+        costs = [cost * took for cost, took in zip(costs, seconds, strict=True)]
+    return costs
+
+
+def _apply_all(linears: Sequence[nn.Module], x: torch.Tensor) -> None:
+    for linear in linears:
+        linear(x)
+
+
+def _float_bias(linear: nn.Linear) -> torch.Tensor | None:
+    bias: torch.Tensor | None = linear.bias
+    return None if bias is None else bias.detach().float()

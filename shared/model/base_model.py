@@ -1,0 +1,206 @@
+"""The frozen language model that prompts are trained on and served from: what it is, which bytes it is made of, how it is loaded.
+
+A prompt is bound to the very weights, config and tokenizer it was trained with, so each model has a *fingerprint* over all three.
+It is computed from the files, cached beside them (in the user's cache where the folder is read-only), and again when a file changes.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel as PydanticModel
+from pydantic import ConfigDict
+
+from shared.errors import InvalidInput, NotFound, PreconditionFailed, Unavailable
+from shared.model import fingerprint, hub
+from shared.model.weights import check_files, first_line, load_weights
+from shared.process.user_cache import expanded
+
+log = logging.getLogger(__name__)
+
+DType = Literal["auto", "float32", "bfloat16", "float16"]
+Device = Literal["auto", "cpu", "cuda"]
+
+
+class BaseModelInfo(PydanticModel):
+    """Identity of a base model; part of every manifest. Digests are `sha256:<hex>`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    id: str
+    fingerprint: str
+    tokenizer_digest: str
+    architecture: str
+    hidden_size: int
+    vocab_size: int
+    num_layers: int
+    max_positions: int
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """A frozen causal model with its tokenizer, ready to run. `model` takes no gradient and is in eval mode (dropout off)."""
+
+    info: BaseModelInfo
+    model: Any
+    tokenizer: Any
+    device: torch.device
+    dtype: torch.dtype
+
+    @property
+    def embedding_table(self) -> torch.Tensor:
+        """Input embeddings `[vocab_size, hidden_size]`; soft prompts live in the space of its rows."""
+        table: torch.Tensor = self.model.get_input_embeddings().weight
+        return table
+
+    @property
+    def stop_token_ids(self) -> frozenset[int]:
+        """Every token id that ends a generation: the tokenizer's and those of the generation config."""
+        configured = getattr(self.model.generation_config, "eos_token_id", None)
+        ids = configured if isinstance(configured, list) else [configured]
+        return frozenset(i for i in [*ids, self.tokenizer.eos_token_id] if i is not None)
+
+
+def load(
+    source: str | Path,
+    *,
+    id: str = "",
+    dtype: DType = "auto",
+    device: Device = "auto",
+    attention: str | None = None,
+    device_map: Any = None,
+) -> BaseModel:
+    """Load a model directory or hub id. `attention` is the name of a registered transformers attention function; None: torch's fused one
+    where the architecture has it, else its own code.
+
+    Raises NotFound if there is no such model, Unavailable for files that can't be read, PreconditionFailed if this installation can't load
+    it or its architecture can't take a soft prompt.
+    """
+    path = resolve(source)
+    info = inspect(path, id=id or default_id(source))
+    target = pick_device(device)
+    chosen = pick_dtype(dtype, target)
+    model = load_weights(path, info.id, chosen, attention, device_map)
+    if device_map is None and not getattr(model, "hf_device_map", None):
+        model = model.to(target)
+    model.eval().requires_grad_(False)
+    return BaseModel(info=info, model=model, tokenizer=load_tokenizer(path), device=target, dtype=chosen)
+
+
+def load_tokenizer(source: str | Path) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(resolve(source))
+
+
+def resolve(source: str | Path) -> Path:
+    """The local directory of a model: itself, or the hub's snapshot of that id, a cached one if the hub does not answer.
+
+    Raises NotFound; Unavailable if the hub does not answer and nothing is cached.
+    """
+    path = expanded(source)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise NotFound("base model", str(source), "the directory has no config.json")
+        return path
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    patterns, is_answering = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"], hub.answers(str(source))
+    try:
+        return Path(snapshot_download(str(source), allow_patterns=patterns, local_files_only=not is_answering))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        if not is_answering:
+            raise Unavailable(f"base model {str(source)!r} is not on this machine, and the hub does not answer; try again") from error
+        raise NotFound(
+            "base model", str(source), "neither a model directory nor a hub id that can be reached; try `softprompt models pull`"
+        ) from error
+
+
+def default_id(source: str | Path) -> str:
+    """A model is called after the last part of its directory or hub id, in lower case; in a hub cache, after its repository."""
+    parts = str(source).rstrip("/").split("/")
+    if len(parts) > 2 and parts[-2] == "snapshots" and parts[-3].startswith("models--"):
+        parts = parts[-3].split("--")
+    return parts[-1].lower()
+
+
+def inspect(source: str | Path, *, id: str = "") -> BaseModelInfo:
+    """Identity of a model without loading its weights into memory (they are hashed once, then the cached digests serve).
+
+    Raises NotFound for a directory without config or weights, Unavailable for files that can't be read or are incomplete.
+    """
+    from transformers import AutoConfig
+
+    path = resolve(source)
+    try:
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise Unavailable(f"base model {default_id(path)!r} has a config.json that can't be read: {first_line(error)}") from error
+    check_files(path, default_id(path))
+    check_supported(config)
+    text = config.get_text_config()
+    if absent := [name for name in ("hidden_size", "vocab_size", "num_hidden_layers") if not isinstance(getattr(text, name, None), int)]:
+        raise PreconditionFailed(f"{config.model_type} has no {absent[0]} for its text: a soft prompt is a matrix of that width")
+    known = fingerprint.of(path)
+    return BaseModelInfo(
+        id=id or default_id(source),
+        fingerprint=known.fingerprint,
+        tokenizer_digest=known.tokenizer_digest,
+        architecture=(config.architectures or [config.model_type])[0],
+        hidden_size=text.hidden_size,
+        vocab_size=text.vocab_size,
+        num_layers=text.num_hidden_layers,
+        max_positions=max_positions(text),
+    )
+
+
+def max_positions(config: Any) -> int:
+    """Positions that a text config allows, as far as the model computes the same for a token whatever else is in its pass.
+
+    LongRoPE (Ding et al. 2024, arXiv:2402.13753) changes the frequencies of all positions once a pass goes beyond the original context, and
+    dynamic NTK beyond `max_position_embeddings`. In a pass that many sequences share, and with keys that are kept, that would let one
+    sequence's length change another's numbers, so both are used within that bound, where the model itself takes the original frequencies.
+    """
+    names = ("max_position_embeddings", "max_seq_len", "max_target_positions")
+    bounds = [next((value for name in names if isinstance(value := getattr(config, name, None), int)), None)]
+    rope = getattr(config, "rope_parameters", None) or {}
+    schemes = [rope, *(value for value in rope.values() if isinstance(value, dict))]
+    if longrope := [scheme for scheme in schemes if scheme.get("rope_type") == "longrope"]:
+        bounds += [scheme.get("original_max_position_embeddings") for scheme in longrope]
+        bounds.append(getattr(config, "original_max_position_embeddings", None))
+    return min((bound for bound in bounds if bound), default=1 << 20)
+
+
+def check_supported(config: Any) -> None:
+    """Refuse what has no per-token keys and values that a prefix could be computed into once: encoder-decoders, state-space models."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    kind = config.model_type
+    if getattr(config, "is_encoder_decoder", False):
+        raise PreconditionFailed(f"{kind} is an encoder-decoder model: soft prompts here stand in front of a decoder-only model's input")
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise PreconditionFailed(f"{kind} is not a causal language model that this transformers release knows")
+    if getattr(MODEL_FOR_CAUSAL_LM_MAPPING[type(config)], "_is_stateful", False):
+        raise PreconditionFailed(f"{kind} keeps a recurrent state instead of keys and values for each token: a prefix can't be shared")
+
+
+def pick_device(device: Device) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InvalidInput.of("device", "cuda was asked for and torch sees no GPU")
+    return torch.device(device)
+
+
+def pick_dtype(dtype: DType, device: torch.device) -> torch.dtype:
+    """`auto`: bfloat16 where the processor multiplies it natively; else float16 on a GPU (a T4), float32 on a CPU."""
+    if dtype != "auto":
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[dtype]
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    capabilities = torch.cpu.get_capabilities()
+    return torch.bfloat16 if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else torch.float32

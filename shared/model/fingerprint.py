@@ -1,0 +1,191 @@
+"""Which bytes a base model is made of: one digest over weights, config and tokenizer.
+
+It is computed once for each state of the files and kept: beside them, or in the user's cache where the folder is read-only. A state is told
+by size, modification time, change time and inode: anybody can set the second (`cp -p`, `touch`), nobody but the kernel the third.
+A file that changed in the last `SETTLE_SECONDS` before it was hashed, or in the future, may change again within one tick of its file
+system's clock without a trace; it is hashed again at the next look (as Git does with its index, "racy Git").
+
+An image or a volume can *ship* it (`ship`): then it holds for copies of the files too, whose times differ, as long as their sizes are the
+same. Such a fingerprint is believed at first, so that a start does not wait for gigabytes to be hashed, and then verified (`verify`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel as PydanticModel
+from pydantic import ValidationError
+
+from shared.errors import NotFound, PreconditionFailed, Unavailable
+from shared.process.user_cache import is_ours, private_folder, user_cache
+
+log = logging.getLogger(__name__)
+
+FILE = ".softprompt-fingerprint.json"
+SETTLE_SECONDS = 2.0
+"""The coarsest clock of a file system in use: FAT's. Tolerated skew between a file server's clock and this machine's is as much."""
+_MAX_HASHINGS = 3
+
+Stamps = dict[str, tuple[int, ...]]
+"""Size in bytes, modification and change time in ns, and inode of each file, by name."""
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "special_tokens_map.json",
+)
+_VOLATILE_CONFIG_KEYS = ("transformers_version", "_name_or_path", "dtype", "torch_dtype")
+
+
+class Fingerprint(PydanticModel):
+    """`stamps` of the files when they were hashed, which began at `hashed_at_ns`. (Files of earlier releases have shorter stamps.)"""
+
+    stamps: Stamps
+    hashed_at_ns: int = 0
+    fingerprint: str
+    tokenizer_digest: str
+    shipped: bool = False
+    """It was made to travel with the files: sizes alone tell whether it is theirs, until it is verified."""
+
+    def is_of(self, stamps: Stamps) -> bool:
+        return self.is_proven_of(stamps) or (self.shipped and _sizes(self.stamps) == _sizes(stamps))
+
+    def is_proven_of(self, stamps: Stamps) -> bool:
+        """Whether these very files were hashed, and can't have changed since without showing it."""
+        settled = self.hashed_at_ns - SETTLE_SECONDS * 1e9
+        return self.stamps == stamps and all(stamp[2] <= settled for stamp in stamps.values())
+
+
+def of(path: Path) -> Fingerprint:
+    """The fingerprint of a model directory, hashed only if it isn't known.
+
+    Raises NotFound for one without weights, Unavailable for one that is being written.
+    """
+    stamps, elsewhere = _stamps(path), _elsewhere(path)
+    for cache in (elsewhere, path / FILE):
+        if (known := _read(cache, private=cache == elsewhere)) is not None and known.is_of(stamps):
+            return known
+    fresh = _hashed(path)
+    if not _write(path / FILE, fresh):
+        _write(elsewhere, fresh, private=True)
+    return fresh
+
+
+def ship(path: Path) -> Fingerprint:
+    """Hash the files and write the fingerprint beside them, to be copied with them. Raises OSError where that can't be written."""
+    fresh = _hashed(path).model_copy(update={"shipped": True})
+    temporary = path / f"{FILE}.{os.getpid()}"
+    temporary.write_text(fresh.model_dump_json(), encoding="utf-8")
+    temporary.replace(path / FILE)
+    return fresh
+
+
+def verify(path: Path) -> None:
+    """Hash the files if their fingerprint was believed by their sizes. Raises PreconditionFailed if it is another model's."""
+    stamps, believed = _stamps(path), of(path)
+    if believed.is_proven_of(stamps) or not believed.shipped:
+        return
+    fresh = _hashed(path)
+    if fresh.fingerprint != believed.fingerprint:
+        raise PreconditionFailed(
+            f"the files of base model {path.name!r} are not those that the fingerprint beside them was made of; if they are right, "
+            "run `softprompt models fingerprint` for their directory, and start again",
+            expected=believed.fingerprint,
+            found=fresh.fingerprint,
+        )
+    _write(_elsewhere(path), fresh, private=True)
+
+
+def _stamps(path: Path) -> Stamps:
+    return {file.name: _stamp(file.stat()) for file in (path / "config.json", *_tokenizer(path), *_weights(path))}
+
+
+def _stamp(status: os.stat_result) -> tuple[int, ...]:
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
+
+
+def _sizes(stamps: Stamps) -> dict[str, int]:
+    return {name: stamp[0] for name, stamp in stamps.items()}
+
+
+def _hashed(path: Path) -> Fingerprint:
+    """Of files that are the same before and after they are hashed. Raises Unavailable for files that somebody writes meanwhile."""
+    for _ in range(_MAX_HASHINGS):
+        begun, stamps = _now_ns(), _stamps(path)
+        found = _hash_files(path, stamps, begun)
+        if _stamps(path) == stamps:
+            return found
+    raise Unavailable(f"base model {path.name!r} changes while it is read; try again when its files are complete")
+
+
+def _now_ns() -> int:
+    return time.time_ns()
+
+
+def _hash_files(path: Path, stamps: Stamps, hashed_at_ns: int) -> Fingerprint:
+    config = {key: value for key, value in json.loads((path / "config.json").read_bytes()).items() if key not in _VOLATILE_CONFIG_KEYS}
+    tokenizer_digest = _digest_of({file.name: _hash_file(file) for file in _tokenizer(path)})
+    weights = {file.name: _hash_file(file) for file in _weights(path)}
+    fingerprint = _digest_of({"config": config, "tokenizer": tokenizer_digest, "weights": weights})
+    return Fingerprint(stamps=stamps, hashed_at_ns=hashed_at_ns, fingerprint=fingerprint, tokenizer_digest=tokenizer_digest)
+
+
+def _weights(path: Path) -> list[Path]:
+    found = sorted(path.glob("*.safetensors"))
+    if not found:
+        raise NotFound("base model", path.name, "the directory has no *.safetensors weights")
+    return found
+
+
+def _tokenizer(path: Path) -> list[Path]:
+    return [path / name for name in _TOKENIZER_FILES if (path / name).is_file()]
+
+
+def _read(cache: Path, *, private: bool) -> Fingerprint | None:
+    """`private`: only if no other user could have written it; what lies beside the weights is trusted as they are."""
+    try:
+        if private and not (is_ours(cache) and is_ours(cache.parent)):
+            return None
+        return Fingerprint.model_validate_json(cache.read_bytes())
+    except (OSError, ValidationError):
+        return None
+
+
+def _write(cache: Path, fresh: Fingerprint, *, private: bool = False) -> bool:
+    try:
+        if private:
+            private_folder(cache.parent)
+        temporary = cache.with_name(f"{cache.name}.{os.getpid()}")
+        temporary.write_text(fresh.model_dump_json(), encoding="utf-8")
+        temporary.replace(cache)
+        if private:
+            cache.chmod(0o600)  # whatever the umask: see `_read`
+    except (OSError, RuntimeError) as error:
+        log.info("the fingerprint is not cached in %s: %s", cache.parent, getattr(error, "strerror", None) or error)
+        return False
+    return True
+
+
+def _elsewhere(path: Path) -> Path:
+    """Where the fingerprint of a read-only directory is cached: named after the directory's path and its inode, so that another model
+    mounted at the same path has a cache of its own."""
+    place = f"{path.resolve()}:{path.stat().st_ino}"
+    return user_cache() / "fingerprints" / f"{hashlib.sha256(place.encode()).hexdigest()}.json"
+
+
+def _hash_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _digest_of(value: dict[str, Any]) -> str:
+    return "sha256:" + hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,1 @@
+"""A soft prompt and the bytes of a version: the matrix, its manifest, its safetensors file."""

@@ -1,0 +1,118 @@
+"""What a version's blob says about itself: where the soft prompt comes from, what it fits and how it is to be used.
+
+The manifest is written once, by the trainer (or by an import), and read by everybody. It does not hold the version number nor the
+digest: both are known only after the bytes are, so they stand in the store's log entry.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+from typing import Annotated, Self
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, model_validator
+
+from shared.errors import InvalidInput
+from shared.model.base_model import BaseModelInfo
+from shared.names import NAME_PATTERN
+from shared.prompt.soft_prompt import MAX_HIDDEN_SIZE, MAX_VIRTUAL_TOKENS
+from shared.text.template import Template
+
+MANIFEST_FORMAT = 1
+MAX_GOLDEN_RECORDS = 16
+MAX_METRICS = 64
+MAX_LABELS = 1000
+
+Timestamp = Annotated[str, StringConstraints(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?Z$")]
+ShortText = Annotated[str, StringConstraints(max_length=200)]
+TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
+
+_FROZEN = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
+
+
+def utc_now() -> str:
+    """RFC 3339 in UTC with microseconds; sorts as text."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def parse_timestamp(text: str) -> datetime:
+    """The aware datetime of a `Timestamp`."""
+    return datetime.fromisoformat(re.sub(r"(\.\d{6})\d+", r"\1", text))
+
+
+class SamplingDefaults(BaseModel):
+    """How this prompt is best sampled; a request that leaves a field out gets it. None: the service's own default."""
+
+    model_config = _FROZEN
+    temperature: float | None = Field(default=None, ge=0, le=10)
+    top_k: int | None = Field(default=None, ge=0)
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    min_p: float | None = Field(default=None, ge=0, le=1)
+    repetition_penalty: float | None = Field(default=None, gt=0, le=10)
+    max_new_tokens: int | None = Field(default=None, ge=1)
+    stop: tuple[ShortText, ...] = Field(default=(), max_length=16)
+
+
+class GoldenRecord(BaseModel):
+    """What the trainer's model answered for one input of `shared.text.golden_inputs`; a replica replays it before it serves the version.
+
+    `text` is empty. Versions of earlier releases have a held-out input of the training data there: they load, and nothing shows the text.
+
+    `input_ids` stand after the virtual tokens; `top_token_ids` and `top_logprobs` (natural logarithm) are the most likely next
+    tokens at the last of them, most likely first. Where `rounding_nats` is there, they were computed in float32 from weights of `dtype`;
+    otherwise in `dtype`.
+    """
+
+    model_config = _FROZEN
+    text: Annotated[str, StringConstraints(max_length=32_000)]
+    input_ids: tuple[TokenId, ...] = Field(min_length=1, max_length=8192)
+    top_token_ids: tuple[TokenId, ...] = Field(min_length=1, max_length=64)
+    top_logprobs: tuple[Annotated[float, Field(le=1e-3)], ...]
+    dtype: Annotated[str, StringConstraints(pattern=r"^(float32|bfloat16|float16)$")]
+    rounding_nats: float | None = Field(default=None, ge=0)
+    """How far these log-probabilities move when the trainer's model is computed in bfloat16 (`shared.prompt.divergence`)."""
+
+    @property
+    def is_synthetic(self) -> bool:
+        """Whether the input is one of this program's own texts. A replica refuses a record that only claims it."""
+        return not self.text
+
+    @model_validator(mode="after")
+    def _pairs(self) -> Self:
+        if len(self.top_token_ids) != len(self.top_logprobs):
+            raise ValueError("top_token_ids and top_logprobs differ in length")
+        return self
+
+
+class Manifest(BaseModel):
+    """Everything about a version but its number and digest. A field may be added only with a default or a new `format`."""
+
+    model_config = _FROZEN
+    format: int = MANIFEST_FORMAT
+    prompt: Annotated[str, StringConstraints(pattern=rf"^{NAME_PATTERN}$")]
+    job: ShortText = ""
+    base_model: BaseModelInfo
+    template: Template
+    num_virtual_tokens: int = Field(ge=1, le=MAX_VIRTUAL_TOKENS)
+    hidden_size: int = Field(ge=1, le=MAX_HIDDEN_SIZE)
+    labels: tuple[ShortText, ...] = Field(default=(), max_length=MAX_LABELS)
+    sampling_defaults: SamplingDefaults = SamplingDefaults()
+    metrics: dict[ShortText, float] = Field(default_factory=dict, max_length=MAX_METRICS)
+    recipe: dict[str, JsonValue] = Field(default_factory=dict)
+    """The effective training specification."""
+    parent: ShortText = ""
+    """The version name that training started from, or nothing."""
+    golden: tuple[GoldenRecord, ...] = Field(default=(), max_length=MAX_GOLDEN_RECORDS)
+    created_at: Timestamp
+    gate: JsonValue = None
+    """What the publishing gate decided and on which numbers."""
+
+    @model_validator(mode="after")
+    def _fits_the_base_model(self) -> Self:
+        if self.hidden_size != self.base_model.hidden_size:
+            raise ValueError(f"hidden_size is {self.hidden_size}, the base model's is {self.base_model.hidden_size}")
+        try:
+            self.template.check()
+        except InvalidInput as error:
+            raise ValueError(error.message) from error
+        return self

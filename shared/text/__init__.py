@@ -1,0 +1,1 @@
+"""From an input to token ids: templates, special tokens, truncation. Training, evaluation, golden records and serving share it."""

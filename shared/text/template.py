@@ -1,0 +1,304 @@
+"""How an input becomes token ids: the one function that training, evaluation, golden records and serving share.
+
+The model sees `[virtual tokens][BOS, where the tokenizer adds one][rendered template][target]`. Positions count from 0 at the
+first virtual token. If two places rendered or tokenized on their own, prompts would silently rot; so there is one.
+
+TEXT  the template text with `{input}` replaced. If it does not end in white space, targets begin with a space (a byte-pair
+      token carries the space before it), and serving drops that space from the answer.
+CHAT  the model's own chat template: an optional system message, one user message (the template text with `{input}`
+      replaced) or the caller's messages, and the header of the assistant's turn. Targets follow as the chat template writes answers.
+
+Control tokens come from templates alone: in an input, a message or a target their strings are ordinary text (`plain_text`).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from datetime import UTC, date, datetime
+from enum import StrEnum
+from functools import cached_property
+from itertools import pairwise
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
+
+from shared.errors import InvalidInput
+from shared.text.plain_text import PlainText
+
+INPUT_FIELD = "{input}"
+MAX_TEMPLATE_CHARS = 32_768
+MAX_ARGUMENTS = 32
+ROLES = ("system", "user", "assistant")
+_RESERVED_ARGUMENTS = frozenset(
+    {"messages", "conversation", "chat_template", "tokenize", "add_generation_prompt", "continue_final_message", "return_tensors",
+     "return_dict", "return_assistant_tokens_mask", "padding", "truncation", "max_length", "tokenizer_kwargs", "strftime_now"}
+)  # fmt: skip
+_CLOCK = re.compile(r"strftime_now\(\s*(?P<quote>['\"])(?P<format>.*?)(?P=quote)\s*\)")
+_ANSWER = "\U0010fffe"
+"""Takes the answer's place where a chat template is asked how it writes one."""
+
+
+class TemplateFormat(StrEnum):
+    TEXT = "TEXT"
+    CHAT = "CHAT"
+
+
+class Message(BaseModel):
+    """One turn of a conversation: `role` is system, user or assistant."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    role: str
+    content: str
+
+
+class Template(BaseModel):
+    """Immutable; stored in a version's manifest, so that a prompt is always served the way it was trained."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    text: str = Field(default=INPUT_FIELD, max_length=MAX_TEMPLATE_CHARS)
+    format: TemplateFormat = TemplateFormat.TEXT
+    system: str = Field(default="", max_length=MAX_TEMPLATE_CHARS)
+    system_override: bool = False
+    """A conversation may bring a system message in place of `system`. Otherwise one that does is refused."""
+    arguments: dict[str, JsonValue] = Field(default_factory=dict, max_length=MAX_ARGUMENTS)
+    """What the model's chat template takes besides messages, such as `enable_thinking`."""
+    date: str = Field(default="", pattern=r"^(\d{4}-\d{2}-\d{2})?$")
+    """The day that a chat template shows as today's, so that it renders the same tomorrow; empty: the day of the call."""
+    lead: str = Field(default="", max_length=1000)
+    """What the chat template writes between the header of the assistant's turn and the answer, such as an empty thought."""
+    end: str = Field(default="", max_length=200)
+    """The control token that ends an answer; empty: the tokenizer's end of sequence."""
+    rendering: Literal[1, 2] = 1
+    """2: targets are tokenized as the continuation of the input; 1, of older versions: as texts of their own."""
+
+    def check(self, field: str = "template") -> Template:
+        """Itself, or InvalidInput naming `field`."""
+        if self.text.count(INPUT_FIELD) != 1:
+            raise InvalidInput.of(f"{field}.text", f"must contain {INPUT_FIELD} exactly once, found {self.text.count(INPUT_FIELD)}")
+        if self.system and self.format is not TemplateFormat.CHAT:
+            raise InvalidInput.of(f"{field}.system", "needs the CHAT format")
+        if self.arguments and self.format is not TemplateFormat.CHAT:
+            raise InvalidInput.of(f"{field}.arguments", "needs the CHAT format")
+        if len(json.dumps(self.arguments)) > MAX_TEMPLATE_CHARS:
+            raise InvalidInput.of(f"{field}.arguments", f"must have at most {MAX_TEMPLATE_CHARS} characters as JSON")
+        for name in self.arguments:
+            if not name.isidentifier() or name in _RESERVED_ARGUMENTS:
+                raise InvalidInput.of(f"{field}.arguments", f"{name[:40]!r} can't be the name of an argument")
+        try:
+            date.fromisoformat(self.date or "2000-01-01")
+        except ValueError:
+            raise InvalidInput.of(f"{field}.date", f"{self.date!r} is not a day (YYYY-MM-DD)") from None
+        return self
+
+    def render(self, text: str) -> str:
+        before, _, after = self.text.partition(INPUT_FIELD)
+        return before + text + after
+
+    @property
+    def target_prefix(self) -> str:
+        """The spaces between the rendered input and a target: a byte-pair token carries the space before it, so targets begin with them."""
+        if self.format is TemplateFormat.CHAT:
+            return self.lead[len(self.lead.rstrip(" ")) :]
+        return "" if self.text[-1:].isspace() else " "
+
+
+class InputEncoder:
+    """Encodes inputs and targets for one tokenizer and one template. Thread-safe as far as the tokenizer is.
+
+    `tokenizer` is a transformers tokenizer. Lengths are in tokens, without the virtual ones.
+    """
+
+    def __init__(self, tokenizer: Any, template: Template) -> None:
+        if template.format is TemplateFormat.CHAT and not has_chat_template(tokenizer):
+            raise InvalidInput.of("template.format", "CHAT needs a base model whose tokenizer has a chat template; use TEXT")
+        self.tokenizer = tokenizer
+        self.template = template
+        self._text = PlainText(tokenizer)
+        if template.end and self.end_token_id is None:
+            raise InvalidInput.of("template.end", f"{template.end[:40]!r} is not a token of this base model")
+
+    def encode_input(self, text: str) -> list[int]:
+        """The ids that stand after the virtual tokens and before the first generated token."""
+        if self.template.format is TemplateFormat.TEXT:
+            return self._leading_ids + self._text.ids(self.template.render(self._text.quote(text)))
+        return self._encode_turns([_turn("user", self.template.render(self._text.quote(text)))])
+
+    def encode_messages(self, messages: Sequence[Message]) -> list[int]:
+        """A conversation that the assistant is to continue; to a TEXT template, the input that `conversation_text` makes of it.
+
+        The template's system message is put first. Raises InvalidInput naming `messages[i]` for what the chat template refuses,
+        and for a system message beside the template's own unless that allows it.
+        """
+        for index, message in enumerate(messages):
+            if message.role not in ROLES:
+                raise InvalidInput.of(f"messages[{index}].role", f"must be one of {', '.join(ROLES)}, not {message.role[:40]!r}")
+        if self.template.format is not TemplateFormat.CHAT:
+            return self.encode_input(conversation_text(messages))
+        brought = next((index for index, message in enumerate(messages) if message.role == "system"), None)
+        if brought is not None and self.template.system and not self.template.system_override:
+            text = "the prompt has a system message of its own, which can't be replaced; leave yours out"
+            raise InvalidInput.of(f"messages[{brought}]", text)
+        own = brought is None
+        return self._encode_turns([_turn(message.role, self._text.quote(message.content)) for message in messages], with_system=own)
+
+    def encode_target(self, text: str, *, end: bool = True) -> list[int]:
+        """The ids of a target or candidate continuation; `end` adds the token that stops generation."""
+        ids = self._text.ids(self.target_prefix + self._text.quote(text), continues=self.template.rendering > 1)
+        return [*ids, self.end_token_id] if end and self.end_token_id is not None else ids
+
+    def encode_candidates(self, texts: Sequence[str], field: str) -> tuple[tuple[int, ...], ...]:
+        """The ids of targets that are weighed against each other. Where one begins another, the end of sequence tells them apart.
+
+        Raises InvalidInput naming `field` if a text has no tokens or two have the same.
+        """
+        plain = [tuple(self.encode_target(text, end=False)) for text in texts]
+        for index, ids in enumerate(plain):
+            if not ids:
+                raise InvalidInput.of(f"{field}[{index}]", f"{texts[index][:80]!r} has no tokens in this model's vocabulary")
+        if len(set(plain)) < len(plain):
+            raise InvalidInput.of(field, "two of them have the same tokens in this model's vocabulary")
+        ordered = sorted(plain)  # a beginning sorts right before what it begins
+        nested = any(longer[: len(shorter)] == shorter for shorter, longer in pairwise(ordered))
+        return tuple(tuple(self.encode_target(text)) for text in texts) if nested else tuple(plain)
+
+    def control_tokens(self, texts: Sequence[str]) -> dict[int, str]:
+        """Those of the texts that spell one control token each, by its id: generated text never shows them."""
+        ids = {self._text.control_id(text.strip()): text for text in texts}
+        return {id: text for id, text in ids.items() if id is not None}
+
+    @property
+    def target_prefix(self) -> str:
+        """The white space between the rendered input and a target, which serving drops from an answer."""
+        return self.template.target_prefix
+
+    @cached_property
+    def end_token_id(self) -> int | None:
+        """The token that ends a target: the chat template's end of turn, or the tokenizer's end of sequence."""
+        if not self.template.end:
+            found: int | None = self.tokenizer.eos_token_id
+            return found
+        return self._text.control_id(self.template.end)
+
+    def _encode_turns(self, turns: list[dict[str, str]], *, with_system: bool = True) -> list[int]:
+        system = [_turn("system", self.template.system)] if with_system and self.template.system else []
+        try:
+            rendered = self._render([*system, *turns])
+        except Exception as error:  # a chat template is the model's own code; what it raises is its refusal
+            raise self._refusal(system, turns, error) from error
+        return self._text.ids(rendered + self.template.lead.rstrip(" "))
+
+    def _render(self, turns: Sequence[Mapping[str, str]]) -> str:
+        return render_chat(self.tokenizer, self.template, turns, add_generation_prompt=True)
+
+    def _refusal(self, system: list[dict[str, str]], turns: list[dict[str, str]], error: Exception) -> InvalidInput:
+        """Names the system message if the turns are fine without it, else the first message that is refused after those before it."""
+        if system and self._problem(turns) is None:
+            return InvalidInput.of("template.system", f"the model's chat template refuses it: {str(error)[:200]}")
+        for count in range(1, len(turns) + 1):
+            if (problem := self._problem([*system, *turns[:count]])) is not None:
+                return InvalidInput.of(f"messages[{count - 1}]", f"the model's chat template refuses it: {str(problem)[:200]}")
+        return InvalidInput.of("messages", f"the model's chat template refuses them: {str(error)[:200]}")
+
+    def _problem(self, turns: Sequence[Mapping[str, str]]) -> Exception | None:
+        try:
+            self._render(turns)
+        except Exception as error:
+            return error
+        return None
+
+    @cached_property
+    def _leading_ids(self) -> list[int]:
+        """BOS if this tokenizer puts one before a text; read off its own behaviour, since configurations differ."""
+        bos = self.tokenizer.bos_token_id
+        probe = list(self.tokenizer("a")["input_ids"])
+        return [bos] if bos is not None and probe[:1] == [bos] else []
+
+
+def has_chat_template(tokenizer: Any) -> bool:
+    return bool(getattr(tokenizer, "chat_template", None))
+
+
+def default_format(tokenizer: Any) -> TemplateFormat:
+    """The format where none is given: CHAT if the tokenizer's chat template can write a user's message, else TEXT."""
+    if not has_chat_template(tokenizer):
+        return TemplateFormat.TEXT
+    try:
+        render_chat(tokenizer, Template(format=TemplateFormat.CHAT), [_turn("user", "x")], add_generation_prompt=True)
+    except Exception:  # a chat template is the model's own code, and this one can't be used
+        return TemplateFormat.TEXT
+    return TemplateFormat.CHAT
+
+
+def bare_template(template: Template | None, default: TemplateFormat) -> Template:
+    """The template of the bare model: the caller's, or the input alone. `default` is the format where none is given (`default_format`)."""
+    chosen = template or Template()
+    if "format" not in chosen.model_fields_set:
+        chosen = chosen.model_copy(update={"format": default})
+    return chosen.model_copy(update={"rendering": 2})
+
+
+def conversation_text(messages: Sequence[Message]) -> str:
+    """A conversation as the input of a TEXT template.
+
+    A single user message is the input as it is. Of several messages each becomes a paragraph `User: ...`, `Assistant: ...` or
+    `System: ...`, in order.
+    """
+    if len(messages) == 1 and messages[0].role == "user":
+        return messages[0].content
+    return "\n\n".join(f"{message.role.capitalize()}: {message.content}" for message in messages)
+
+
+def pinned(template: Template, tokenizer: Any, today: date | None = None) -> Template:
+    """The template with everything fixed that its rendering would otherwise take from the day or the code: for a new prompt.
+
+    Reads off the chat template how it ends an answer and what it writes before one.
+    """
+    template = template.model_copy(update={"rendering": 2, "lead": "", "end": ""})
+    if template.format is not TemplateFormat.CHAT:
+        return template
+    template = dated(template, today)
+    try:
+        turns = [_turn("user", "x")]
+        question = render_chat(tokenizer, template, turns, add_generation_prompt=True)
+        whole = render_chat(tokenizer, template, [*turns, _turn("assistant", _ANSWER)], add_generation_prompt=False)
+    except Exception:  # a chat template that can't write such a conversation; the tokenizer's own end holds
+        return template
+    before, found, after = whole.partition(_ANSWER)
+    if not found:
+        return template
+    lead = before.removeprefix(question) if before.startswith(question) else ""
+    end = PlainText(tokenizer).first_control_token(after)
+    return template.model_copy(update={"lead": lead, "end": "" if end == tokenizer.eos_token else end})
+
+
+def dated(template: Template, today: date | None = None) -> Template:
+    """The template with its day fixed, if it has a use for one."""
+    if template.format is not TemplateFormat.CHAT or template.date:
+        return template
+    return template.model_copy(update={"date": (today or datetime.now(UTC).date()).isoformat()})
+
+
+def render_chat(tokenizer: Any, template: Template, turns: Sequence[Mapping[str, str]], *, add_generation_prompt: bool) -> str:
+    """What the model's chat template makes of the turns, on the template's day and with its arguments."""
+    source = tokenizer.get_chat_template()
+    if template.date:
+        source = _dated(source, datetime.fromisoformat(template.date))
+    rendered: str = tokenizer.apply_chat_template(
+        [dict(turn) for turn in turns],
+        chat_template=source,
+        tokenize=False,
+        add_generation_prompt=add_generation_prompt,
+        **template.arguments,
+    )
+    return rendered
+
+
+def _dated(source: str, day: datetime) -> str:
+    """A chat template whose calls of `strftime_now`, transformers' clock for templates, are replaced by what they gave on that day."""
+    return _CLOCK.sub(lambda call: json.dumps(day.strftime(call["format"])), source)
+
+
+def _turn(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}

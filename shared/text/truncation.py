@@ -1,0 +1,60 @@
+"""Inputs that are too long, cut from the left. What the template writes stays: BOS, the system message, the headers of the turns.
+
+Of a conversation the oldest turns go first; what is left still begins with a user's turn. Only the beginning of a text's own words is cut.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
+
+from shared.text.template import InputEncoder, Message, TemplateFormat, conversation_text
+
+_CHARS_PER_TOKEN = 8
+"""A first guess, on the high side, at how much of a long text can fit."""
+
+
+def fit_text(encoder: InputEncoder, text: str, room: int) -> list[int]:
+    """Ids of the text, or of its longest ending that takes at most `room` tokens. More than `room` only if the template alone does.
+
+    Raises InvalidInput as the encoder does.
+    """
+    return _fit(encoder.encode_input, text, room)
+
+
+def fit_messages(encoder: InputEncoder, messages: Sequence[Message], room: int) -> list[int]:
+    """Ids of the conversation without the oldest turns that don't fit; of a last turn that doesn't, its longest ending.
+
+    Raises InvalidInput as the encoder does.
+    """
+    ids = encoder.encode_messages(messages)
+    if len(ids) <= room:
+        return ids
+    if encoder.template.format is not TemplateFormat.CHAT:
+        return _fit(encoder.encode_input, conversation_text(messages), room)
+    system = [message for message in messages if message.role == "system"]
+    turns = [message for message in messages if message.role != "system"]
+    starts = [index for index, message in enumerate(turns) if message.role == "user"] or [max(0, len(turns) - 1)]
+    first = bisect_left(starts, True, key=lambda start: len(encoder.encode_messages([*system, *turns[start:]])) <= room)
+    kept = turns[starts[min(first, len(starts) - 1)] :]
+    ids = encoder.encode_messages([*system, *kept])
+    if len(ids) <= room or not kept:
+        return ids
+
+    def encode_beginning_with(content: str) -> list[int]:
+        return encoder.encode_messages([*system, kept[0].model_copy(update={"content": content}), *kept[1:]])
+
+    return _fit(encode_beginning_with, kept[0].content, room)
+
+
+def _fit(encode: Callable[[str], list[int]], text: str, room: int) -> list[int]:
+    ids = encode(text)
+    if len(ids) <= room:
+        return ids
+    # Endings of growing length until one is too long, so that a huge text is not tokenized over and over.
+    length = max(1, room * _CHARS_PER_TOKEN)
+    while length < len(text) and len(encode(text[-length:])) <= room:
+        length *= 2
+    text = text[-length:]
+    cut = bisect_left(range(len(text)), True, key=lambda begin: len(encode(text[begin:])) <= room)
+    return encode(text[cut:])

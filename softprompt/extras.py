@@ -1,0 +1,34 @@
+"""Which optional packages are installed. The lists are those of our own distribution's metadata, so they are never out of date."""
+
+from __future__ import annotations
+
+import re
+from importlib.metadata import PackageNotFoundError, distribution, requires
+
+_NAME = re.compile(r"[\w.-]+")
+_SHOWN = 3
+
+
+def missing_packages(*extras: str) -> list[str]:
+    """Names of the packages that these extras install and that are not here. None where softprompt runs without being installed."""
+    try:
+        requirements = requires("softprompt") or []
+    except PackageNotFoundError:
+        return []
+    needed = re.compile(rf"extra == [\"']({'|'.join(extras)})[\"']$")
+    names = dict.fromkeys(_NAME.findall(line)[0] for line in requirements if needed.search(line))
+    return [name for name in names if not _is_installed(name)]
+
+
+def advice(missing: list[str], extra: str) -> str:
+    """One sentence: what is missing, and the command that installs it."""
+    more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
+    return f"this command needs packages that are not installed ({', '.join(missing[:_SHOWN])}{more}): pip install 'softprompt[{extra}]'"
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        distribution(name)
+    except PackageNotFoundError:
+        return False
+    return True

@@ -1,0 +1,56 @@
+"""Datasets that the trainer stores, and what is counted in them: plain frozen dataclasses. Field names are the protocol's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from softprompt.types.spec import TaskKind
+
+
+@dataclass(frozen=True)
+class UploadedDataset:
+    """`dataset` is its name, "datasets/sha256-<hex>": the same bytes always get the same one."""
+
+    dataset: str
+    num_examples: int
+    task: TaskKind | None
+    labels: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class StoredDataset:
+    """A dataset of the caller's tenant; `num_jobs` counts the tenant's jobs that name it, ended ones as long as they are kept."""
+
+    name: str
+    size_bytes: int
+    num_examples: int
+    """0 if the service has still to count them, after an upgrade."""
+    task: TaskKind | None
+    num_labels: int
+    create_time: datetime | None
+    last_use_time: datetime | None
+    """When it was last stored, or named by a new job."""
+    num_jobs: int
+    labels: tuple[str, ...] = ()
+    """Those that occur; only filled in by `get_dataset`."""
+
+
+@dataclass(frozen=True)
+class DatasetStatistics:
+    num_train: int
+    num_validation: int
+    num_dropped: int
+    num_overlapping: int
+    mean_input_tokens: float
+    max_input_tokens: int
+    mean_target_tokens: float
+    max_target_tokens: int
+    num_truncated: int = 0
+    num_distinct_inputs: int = 0
+    num_duplicates: int = 0
+    """Examples that repeat an earlier one exactly."""
+    num_near_duplicates: int = 0
+    """Examples whose input is nearly that of an earlier one."""
+    num_contradictions: int = 0
+    """Examples whose input also has another label."""

@@ -1,0 +1,30 @@
+"""`make release`: what it builds passes its own checks, and they find what is wrong."""
+
+from __future__ import annotations
+
+import shutil
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from tests.packaging.check_release import check
+from tests.packaging.environments import build
+
+
+@pytest.fixture
+def dist(wheel: Path, tmp_path: Path) -> Path:
+    build("sdist", tmp_path / "dist")
+    shutil.copy(wheel, tmp_path / "dist")
+    return tmp_path / "dist"
+
+
+def test_wheel_and_sdist_can_be_published(dist: Path) -> None:
+    assert check(dist) == []
+
+
+def test_what_does_not_belong_is_found(dist: Path) -> None:
+    (wheel,) = dist.glob("*.whl")
+    with zipfile.ZipFile(wheel, "a") as archive:
+        archive.writestr("shared/__init__.py", "")
+    assert check(dist) == ["the wheel holds shared/__init__.py", "the wheel from the sdist has another shared/__init__.py"]

@@ -1,0 +1,208 @@
+"""The compiled library: compiled once in a checkout, brought by a wheel, loaded only if it is ours, and done without
+where there is no compiler or another processor."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import re
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+
+from shared.kernels import build, library
+
+can_compile = build.fits_platform() and shutil.which(build.COMPILER) is not None
+needs_compiler = pytest.mark.skipif(not can_compile, reason="no compiler, or another platform")
+TORCH_OPENMP = Path(torch.__file__).parent / "lib" / "libgomp.so.1"
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A checkout's `shared/kernels` with a small source, on a processor that can run it, and a cache of its own."""
+    package = tmp_path / "checkout" / "shared" / "kernels"
+    (package / "csrc").mkdir(parents=True)
+    (tmp_path / "checkout" / "pyproject.toml").touch()
+    (package / "csrc" / "simd.h").write_text("enum { LANES = 16 };\n")
+    (package / "csrc" / "answer.c").write_text('#include "simd.h"\nint answer(void) { return 26 + LANES; }\n')
+    monkeypatch.setattr(build, "SOURCES", package / "csrc")
+    monkeypatch.setattr(build, "PLATFORM", (build.platform.system(), build.platform.machine()))
+    monkeypatch.setattr(library, "PACKAGE", package)
+    monkeypatch.setattr(library, "SIGNATURES", {"answer": (ctypes.c_int, ())})
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return package
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    return tmp_path / "cache" / "softprompt" / "kernels"
+
+
+def load() -> ctypes.CDLL | None:
+    """As in a new process."""
+    return library.load.__wrapped__()
+
+
+@needs_compiler
+@pytest.mark.usefixtures("package")
+def test_it_is_compiled_once(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = load()
+    assert loaded is not None
+    assert loaded.answer() == 42
+    made = [*cache.iterdir()]
+    monkeypatch.setattr(build, "compile_into", None)
+    assert library.find() == made[0]
+
+
+@needs_compiler
+def test_the_name_depends_on_all_that_the_library_is_made_of(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def name() -> str:
+        return build.library_name(build.compiler_version())
+
+    names = [name()]
+    for file in ("simd.h", "answer.c", "more.h", "more.c"):
+        with (package / "csrc" / file).open("a") as out:
+            out.write("\n")
+        names.append(name())
+    monkeypatch.setattr(build, "FLAGS", (*build.FLAGS, "-g"))
+    names.append(name())
+    monkeypatch.setattr(build, "compiler_version", lambda: "gcc 99")
+    names.append(name())
+    assert len(set(names)) == len(names)
+    (package / "csrc" / "notes.txt").touch()
+    assert name() == names[-1], "neither a source nor a header"
+
+
+@needs_compiler
+@pytest.mark.usefixtures("cache")
+def test_another_compiler_compiles_again_and_none_takes_what_is_there(package: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = library.find()
+    monkeypatch.setattr(build, "compiler_version", lambda: "gcc 99")
+    assert library.find() != first
+    monkeypatch.setattr(build, "compiler_version", lambda: None)
+    assert library.find() in cache.iterdir()
+    (package / "csrc" / "simd.h").write_text("enum { LANES = 8 };\n")
+    with pytest.raises(RuntimeError, match="no gcc is installed"):
+        library.find()
+
+
+@needs_compiler
+def test_what_a_wheel_brings_needs_neither_compiler_nor_cache(package: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    packaged = build.compile_into(package)
+    (package.parents[1] / "pyproject.toml").unlink()
+    monkeypatch.setattr(build, "COMPILER", "no-such-compiler")
+    assert load() is not None
+    assert library.find() == packaged
+    assert not cache.exists()
+
+
+def test_an_installed_package_never_compiles(package: Path, cache: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (package.parents[1] / "pyproject.toml").unlink()
+    assert load() is None
+    assert [record.getMessage() for record in caplog.records] == [
+        "compiled kernels unavailable; using the slower PyTorch path: this installation was built without them, where no compiler was found"
+    ]
+    assert not cache.exists()
+
+
+@pytest.mark.usefixtures("package")
+def test_without_a_compiler_one_warning_says_so(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(build, "COMPILER", "no-such-compiler")
+    assert load() is None
+    assert [record.getMessage() for record in caplog.records] == [
+        "compiled kernels unavailable; using the slower PyTorch path: no no-such-compiler is installed"
+    ]
+
+
+@pytest.mark.parametrize("other", ["processor", "platform"])
+def test_another_processor_or_platform_is_not_asked_to_run_it(
+    other: str, package: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (package / build.library_name("gcc 99")).write_bytes(b"not for this machine")
+    if other == "processor":
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    else:
+        monkeypatch.setattr(build, "PLATFORM", ("Darwin", "arm64"))
+    with caplog.at_level(logging.INFO):
+        assert load() is None
+    assert [record.getMessage() for record in caplog.records] == [
+        "compiled kernels need Linux on a processor with AVX-512; using the slower PyTorch path"
+    ]
+    assert not cache.exists()
+
+
+@needs_compiler
+def test_processes_that_compile_at_the_same_time_make_the_same_file(package: Path) -> None:
+    folder = package / "made"
+    folder.mkdir()
+    with ThreadPoolExecutor(3) as pool:
+        made = set(pool.map(build.compile_into, [folder] * 3))
+    assert [*folder.iterdir()] == [*made]
+
+
+@needs_compiler
+@pytest.mark.skipif(torch.backends.cpu.get_cpu_capability() != "AVX512", reason="another processor")
+@pytest.mark.skipif(not TORCH_OPENMP.exists(), reason="builds for CUDA name OpenMP otherwise; there a GPU computes")
+def test_torch_and_the_kernels_share_one_team_of_threads() -> None:
+    script = "from shared.kernels import library; assert library.load(); print(open('/proc/self/maps').read())"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True)
+    assert len({line.split()[-1] for line in done.stdout.splitlines() if "libgomp" in line}) == 1
+
+
+@pytest.mark.usefixtures("package")
+def test_code_that_others_could_have_planted_is_not_loaded(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache.mkdir(parents=True)
+    cached = cache / build.library_name("gcc 99")
+    cached.write_bytes(b"")
+    cached.chmod(0o700)
+    cache.chmod(0o700)
+    monkeypatch.setattr(build, "compiler_version", lambda: "gcc 99")
+    monkeypatch.setattr(build, "compile_into", lambda folder: folder / "compiled again")
+    assert library.find() == cached
+    cached.chmod(0o777)
+    assert library.find() == cache / "compiled again"
+    cached.chmod(0o700)
+    cache.chmod(0o777)
+    with pytest.raises(RuntimeError, match="others may write to"):
+        library.find()
+
+
+@pytest.mark.usefixtures("package")
+def test_nothing_is_compiled_into_a_folder_that_others_write_to(cache: Path, caplog: pytest.LogCaptureFixture) -> None:
+    cache.mkdir(parents=True)
+    cache.chmod(0o777)
+    assert load() is None
+    assert "others may write to" in caplog.text
+    assert not [*cache.iterdir()]
+
+
+@needs_compiler
+def test_a_source_that_does_not_compile_is_reported(package: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (package / "csrc" / "answer.c").write_text("int linear(")
+    with pytest.raises(RuntimeError, match=r"gcc failed: .*answer\.c.*error"):
+        build.compile_into(package)
+    assert [path.name for path in package.iterdir()] == ["csrc"]
+    assert load() is None
+    assert "gcc failed" in caplog.text
+
+
+def test_every_exported_function_is_declared_with_all_its_arguments() -> None:
+    defined = dict[str, int]()
+    for source in build.SOURCES.glob("*.c"):
+        for name, parameters in re.findall(r"^(?:AVX512 )?(?:int|void) (\w+)\(([^)]*)\) \{", source.read_text(), re.M):
+            defined[name] = parameters.count(",") + 1
+    assert {name: len(arguments) for name, (_, arguments) in library.SIGNATURES.items()} == defined
+
+
+def test_building_needs_nothing_but_the_standard_library() -> None:
+    script = "import sys; before = set(sys.modules); import build; print(*{n.partition('.')[0] for n in set(sys.modules) - before})"
+    environment = os.environ | {"PYTHONPATH": str(Path(build.__file__).parent)}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=True, timeout=60)
+    assert set(done.stdout.split()) - {"build"} <= sys.stdlib_module_names

@@ -1,0 +1,59 @@
+"""The wheel brings the compiled library: installed where there is no compiler, it computes with it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from shared.kernels import build, library
+
+REPOSITORY = Path(__file__).parents[3]
+SCRIPT = """
+import torch
+from {package} import build, library, ops
+assert build.compiler_version() is None
+assert library.load() is not None
+print(library.find())
+torch.testing.assert_close(ops.rms_norm(torch.full((3, 16), 2.0), torch.ones(16), 0.0), torch.ones(3, 16))
+"""
+
+
+@pytest.mark.timeout(400)
+@pytest.mark.skipif(library.load() is None, reason="no compiled kernels on this machine")
+def test_an_installed_wheel_computes_with_its_own_library(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+    subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True, timeout=170)
+    [wheel] = tmp_path.glob("*-py3-none-linux_x86_64.whl")
+    installed = tmp_path / "installed"
+    zipfile.ZipFile(wheel).extractall(installed)
+    [brought] = installed.rglob(build.library_name(None))
+    package = ".".join(brought.parent.relative_to(installed).parts)
+    environment = {"PATH": "", "PYTHONPATH": str(installed), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT.format(package=package)],
+        cwd=tmp_path,
+        env={name: value for name, value in os.environ.items() if name not in environment} | environment,
+        capture_output=True,
+        text=True,
+        timeout=170,
+    )
+    assert done.returncode == 0, done.stderr
+    assert Path(done.stdout.strip()) == brought
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize("without", ["compiler", "platform"])
+def test_elsewhere_the_wheel_is_pure_python(without: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if without == "compiler":
+        monkeypatch.setattr(build, "compiler_version", lambda: None)
+    else:
+        monkeypatch.setattr(build, "PLATFORM", ("Darwin", "arm64"))
+    monkeypatch.setattr(build, "compile_into", None)
+    build_data = {"pure_python": True}
+    assert not build.add_to_wheel(build_data)
+    assert build_data == {"pure_python": True}

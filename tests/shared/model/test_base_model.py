@@ -1,0 +1,326 @@
+"""What identifies a base model: its very weights, config and tokenizer, hashed once and again when a file changes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import GPT2Config, MambaConfig, PreTrainedConfig, T5Config
+
+from shared.errors import InvalidInput, NotFound, PreconditionFailed, Unavailable
+from shared.model import fingerprint
+from shared.model.base_model import DType, check_supported, default_id, inspect, load, pick_device, pick_dtype, resolve
+from tests.tiny_models import LLAMA_SHAPE, VOCAB_SIZE, save_tiny_llama, save_tiny_model
+
+CACHE = ".softprompt-fingerprint.json"
+
+
+@pytest.fixture
+def model_dir(tiny_model_dir: Path, tmp_path: Path) -> Path:
+    """A copy that a test may damage."""
+    return Path(shutil.copytree(tiny_model_dir, tmp_path / "Tiny-Llama", ignore=shutil.ignore_patterns(CACHE)))
+
+
+@pytest.fixture
+def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the files that were hashed, a minute after they were written."""
+    monkeypatch.setattr(fingerprint, "_now_ns", lambda: time.time_ns() + 60 * 10**9)
+    names: list[str] = []
+    hash_file = fingerprint._hash_file
+
+    def note(path: Path) -> str:
+        names.append(path.name)
+        return hash_file(path)
+
+    monkeypatch.setattr(fingerprint, "_hash_file", note)
+    return names
+
+
+def change_one_byte(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+def test_what_it_says(model_dir: Path) -> None:
+    info = inspect(model_dir)
+    assert (info.id, info.architecture) == ("tiny-llama", "LlamaForCausalLM")
+    assert (info.hidden_size, info.vocab_size, info.num_layers, info.max_positions) == (64, 261, 2, 512)
+    assert info.fingerprint.startswith("sha256:")
+    assert inspect(model_dir, id="other").id == "other"
+
+
+def test_the_same_bytes_elsewhere_have_the_same_fingerprint(model_dir: Path, tmp_path: Path) -> None:
+    elsewhere = Path(shutil.copytree(model_dir, tmp_path / "elsewhere"))
+    assert inspect(elsewhere).fingerprint == inspect(model_dir).fingerprint
+
+
+def test_one_changed_byte_of_the_weights_changes_it(model_dir: Path) -> None:
+    before = inspect(model_dir)
+    change_one_byte(model_dir / "model.safetensors")
+    after = inspect(model_dir)
+    assert after.fingerprint != before.fingerprint
+    assert after.tokenizer_digest == before.tokenizer_digest
+
+
+def test_another_tokenizer_changes_both_digests(model_dir: Path) -> None:
+    before = inspect(model_dir)
+    path = model_dir / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "clean_up_tokenization_spaces": True}))
+    after = inspect(model_dir)
+    assert after.fingerprint != before.fingerprint
+    assert after.tokenizer_digest != before.tokenizer_digest
+
+
+def test_of_the_config_only_what_matters_counts(model_dir: Path) -> None:
+    path = model_dir / "config.json"
+    before, config = inspect(model_dir), json.loads(path.read_text())
+    path.write_text(json.dumps({**config, "transformers_version": "0.0.1", "_name_or_path": "/elsewhere"}))
+    assert inspect(model_dir).fingerprint == before.fingerprint
+    path.write_text(json.dumps({**config, "rms_norm_eps": 0.5}))
+    assert inspect(model_dir).fingerprint != before.fingerprint
+
+
+def test_it_is_hashed_once_and_again_when_a_file_changes(model_dir: Path, hashed: list[str]) -> None:
+    first = inspect(model_dir)
+    assert "model.safetensors" in hashed
+    hashed.clear()
+    assert inspect(model_dir) == first
+    assert hashed == []
+    weights = model_dir / "model.safetensors"
+    size, time_ns = weights.stat().st_size, weights.stat().st_mtime_ns
+    change_one_byte(weights)
+    os.utime(weights, ns=(time_ns + 1, time_ns + 1))
+    assert weights.stat().st_size == size
+    assert inspect(model_dir).fingerprint != first.fingerprint
+    assert "model.safetensors" in hashed
+
+
+@pytest.mark.parametrize("damage", [b"", b"{}", b"\xff", b'{"stamps": {}, "fingerprint": "sha256:0", "tokenizer_digest": "sha256:0"}'])
+def test_a_damaged_cache_is_not_believed(model_dir: Path, damage: bytes) -> None:
+    first = inspect(model_dir)
+    (model_dir / CACHE).write_bytes(damage)
+    assert inspect(model_dir) == first
+    assert first.fingerprint in (model_dir / CACHE).read_text()
+
+
+def test_a_read_only_folder_is_hashed_once(model_dir: Path, tmp_path: Path, hashed: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    write_text = Path.write_text
+
+    def refuse(path: Path, *arguments: Any, **options: Any) -> int:
+        if path.parent == model_dir:
+            raise OSError(30, "Read-only file system")
+        return write_text(path, *arguments, **options)
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(Path, "write_text", refuse)
+    first = inspect(model_dir)
+    assert "model.safetensors" in hashed
+    hashed.clear()
+    assert inspect(model_dir) == first
+    assert hashed == []
+    assert not (model_dir / CACHE).exists()
+    change_one_byte(model_dir / "model.safetensors")
+    assert inspect(model_dir).fingerprint != first.fingerprint
+
+
+def test_a_folder_that_cannot_be_written_to(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(30, "Read-only file system")
+
+    expected = inspect(model_dir)
+    (model_dir / CACHE).unlink()
+    monkeypatch.setattr(Path, "write_text", refuse)
+    assert inspect(model_dir) == expected
+    assert not (model_dir / CACHE).exists()
+
+
+def test_loading_gives_a_frozen_model(model_dir: Path) -> None:
+    model = load(model_dir, dtype="float32", device="cpu")
+    assert model.embedding_table.shape == (261, 64)
+    assert not any(parameter.requires_grad for parameter in model.model.parameters())
+    assert not model.model.training
+    assert model.stop_token_ids == {1}
+    assert (model.device.type, model.dtype) == ("cpu", torch.float32)
+    assert load(model_dir, dtype="bfloat16", device="cpu").embedding_table.dtype == torch.bfloat16
+
+
+def test_weights_in_parts_are_hashed_whole(tmp_path: Path) -> None:
+    save_tiny_llama(tmp_path / "one")
+    save_tiny_llama(tmp_path / "parts")
+    data = (tmp_path / "parts" / "model.safetensors").read_bytes()
+    (tmp_path / "parts" / "model-2.safetensors").write_bytes(data)
+    before = inspect(tmp_path / "parts").fingerprint
+    assert before != inspect(tmp_path / "one").fingerprint
+    change_one_byte(tmp_path / "parts" / "model-2.safetensors")
+    assert inspect(tmp_path / "parts").fingerprint != before
+
+
+def test_what_is_no_model(model_dir: Path, tmp_path: Path) -> None:
+    with pytest.raises(NotFound, match=r"config\.json"):
+        resolve(tmp_path)
+    with pytest.raises(NotFound, match="neither a model directory nor a hub id"):
+        resolve("no-such/model")
+    (model_dir / "model.safetensors").unlink()
+    with pytest.raises(NotFound, match="weights"):
+        inspect(model_dir)
+
+
+@pytest.mark.parametrize(
+    ("config", "why"), [(T5Config(), "encoder-decoder"), (MambaConfig(), "recurrent state"), (PreTrainedConfig(), "not a causal")]
+)
+def test_models_that_take_no_soft_prompt(config: PreTrainedConfig, why: str) -> None:
+    with pytest.raises(PreconditionFailed, match=why):
+        check_supported(config)
+    check_supported(GPT2Config())
+
+
+def test_ids_devices_and_dtypes() -> None:
+    assert default_id("HuggingFaceTB/SmolLM2-135M-Instruct") == "smollm2-135m-instruct"
+    assert default_id("/models/tiny/") == "tiny"
+    assert pick_dtype("float32", torch.device("cpu")) == torch.float32
+    assert pick_dtype("auto", torch.device("cpu")) in {torch.float32, torch.bfloat16}
+    if not torch.cuda.is_available():
+        with pytest.raises(InvalidInput, match="no GPU"):
+            pick_device("cuda")
+
+
+class TestShipped:
+    """A fingerprint that travels with the files of an image or a volume."""
+
+    @pytest.fixture
+    def copy(self, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hashed: list[str]) -> Path:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+        fingerprint.ship(model_dir)
+        directory = tmp_path / "copy"
+        directory.mkdir()
+        for file in model_dir.iterdir():
+            (directory / file.name).write_bytes(file.read_bytes())
+            os.utime(directory / file.name, (1, 1))
+        hashed.clear()
+        return directory
+
+    def test_it_is_believed_without_hashing_and_then_verified_once(self, model_dir: Path, copy: Path, hashed: list[str]) -> None:
+        found = inspect(copy).fingerprint
+        assert hashed == []
+        fingerprint.verify(copy)
+        assert "model.safetensors" in hashed
+        hashed.clear()
+        fingerprint.verify(copy)
+        assert hashed == []
+        assert found == inspect(model_dir).fingerprint
+
+    def test_another_models_is_found_out(self, copy: Path) -> None:
+        change_one_byte(copy / "model.safetensors")
+        believed = inspect(copy).fingerprint
+        with pytest.raises(PreconditionFailed, match="softprompt models fingerprint"):
+            fingerprint.verify(copy)
+        fingerprint.ship(copy)
+        fingerprint.verify(copy)
+        assert inspect(copy).fingerprint != believed
+
+    def test_files_of_another_size_are_hashed(self, copy: Path, hashed: list[str]) -> None:
+        with (copy / "config.json").open("a") as config:
+            config.write("\n")
+        inspect(copy)
+        assert "model.safetensors" in hashed
+
+
+@pytest.mark.parametrize("kind", ["gemma2", "bloom", "gptj"])
+def test_a_model_without_fused_attention_loads_with_the_one_it_has(kind: str, tmp_path: Path) -> None:
+    shape = {"n_embd": 64, "n_layer": 2, "n_head": 4, "rotary_dim": 8} if kind != "gemma2" else {**LLAMA_SHAPE, "head_dim": 16}
+    save_tiny_model(tmp_path / kind, kind, **{**shape, "vocab_size": VOCAB_SIZE})
+    assert load(tmp_path / kind, dtype="float32", device="cpu").info.id == kind
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision_loads(model_dir: Path, dtype: DType) -> None:
+    assert load(model_dir, dtype=dtype, device="cpu").embedding_table.dtype == getattr(torch, dtype)
+
+
+def test_a_hub_cache_of_links_loads_under_its_repositorys_name(model_dir: Path, tmp_path: Path) -> None:
+    blobs, snapshot = tmp_path / "models--Org--Tiny-Chat" / "blobs", tmp_path / "models--Org--Tiny-Chat" / "snapshots" / ("0" * 40)
+    blobs.mkdir(parents=True)
+    snapshot.mkdir(parents=True)
+    for number, file in enumerate(sorted(model_dir.iterdir())):
+        shutil.copy(file, blobs / str(number))
+        (snapshot / file.name).symlink_to(f"../../blobs/{number}")
+    assert load(snapshot, device="cpu").info.id == "tiny-chat"
+    assert inspect(snapshot).fingerprint == inspect(model_dir).fingerprint
+    (blobs / "0").unlink()
+    with pytest.raises(Unavailable, match=r"tiny-chat.*link to a file that is gone"):
+        load(snapshot, device="cpu")
+
+
+def test_pickled_weights_are_refused_in_a_sentence(model_dir: Path) -> None:
+    (model_dir / "model.safetensors").rename(model_dir / "pytorch_model.bin")
+    with pytest.raises(NotFound, match=r"pickled \(pytorch_model.bin\).*save them as safetensors"):
+        load(model_dir)
+
+
+def test_shards_load_and_a_missing_one_is_named(tmp_path: Path) -> None:
+    directory = save_tiny_llama(tmp_path / "whole")
+    model = load(directory, dtype="float32", device="cpu").model
+    shutil.copytree(directory, tmp_path / "parts", ignore=shutil.ignore_patterns("model.safetensors", CACHE))
+    model.save_pretrained(tmp_path / "parts", max_shard_size="100KB")
+    loaded = load(tmp_path / "parts", dtype="float32", device="cpu").model
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), loaded.parameters(), strict=True))
+    shard = sorted((tmp_path / "parts").glob("*-of-*.safetensors"))[1]
+    shard.unlink()
+    with pytest.raises(Unavailable, match=f"missing, the first is {shard.name}"):
+        load(tmp_path / "parts")
+
+
+def test_tied_weights_stay_tied_and_absent_ones_are_not_made_up(model_dir: Path, tmp_path: Path) -> None:
+    tied = load(save_tiny_llama(tmp_path / "tied", tie_word_embeddings=True), device="cpu").model
+    assert tied.get_output_embeddings().weight is tied.get_input_embeddings().weight
+    weights = load_file(model_dir / "model.safetensors")
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, model_dir / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(PreconditionFailed, match=r"lacks 1 of the weights .* model\.layers\.1\.mlp\.up_proj\.weight"):
+        load(model_dir, device="cpu")
+
+
+@pytest.mark.parametrize("method", ["compressed-tensors", "gptq", "awq", "unheard-of"])
+def test_a_quantised_model_that_this_installation_cannot_load_is_refused_by_name(model_dir: Path, method: str) -> None:
+    path = model_dir / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "quantization_config": {"quant_method": method, "bits": 4}}))
+    with pytest.raises(PreconditionFailed, match=rf"^tiny-llama is quantised \({method}\) and can't be loaded here: [^\n]+$"):
+        load(model_dir, device="cpu")
+
+
+def test_block_scaled_float8_weights_are_what_they_mean(model_dir: Path) -> None:
+    plain = load(model_dir, dtype="float32", device="cpu").model
+    weights = load_file(model_dir / "model.safetensors")
+    for name in [name for name in weights if name.endswith("_proj.weight")]:
+        scale = weights[name].abs().max() / 448
+        weights[name] = (weights[name] / scale).to(torch.float8_e4m3fn)
+        weights[name + "_scale_inv"] = scale.reshape(1, 1)
+    save_file(weights, model_dir / "model.safetensors", metadata={"format": "pt"})
+    path = model_dir / "config.json"
+    method = {"quant_method": "fp8", "weight_block_size": [128, 128], "activation_scheme": "dynamic"}
+    path.write_text(json.dumps({**json.loads(path.read_text()), "quantization_config": method}))
+    ids = torch.arange(5, 15)[None]
+    expected, found = (model(ids).logits for model in (plain, load(model_dir, dtype="float32", device="cpu").model))
+    assert (found - expected).norm() < 0.1 * expected.norm()
+
+
+def test_length_dependent_positions_are_used_where_the_model_does_not_change_them(tmp_path: Path) -> None:
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 8, "long_factor": [4.0] * 8}
+    longrope = save_tiny_model(
+        tmp_path / "longrope",
+        "phi3",
+        **LLAMA_SHAPE,
+        original_max_position_embeddings=32,
+        rope_parameters={**rope, "original_max_position_embeddings": 32},
+    )
+    assert load(longrope, device="cpu").info.max_positions == 32
+    dynamic = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}
+    assert load(save_tiny_llama(tmp_path / "dynamic", rope_parameters=dynamic), device="cpu").info.max_positions == 512

@@ -1,0 +1,258 @@
+"""The bytes of a version: what is written can be read, by us, by safetensors and by PEFT; whatever else is refused without harm."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import resource
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from shared.errors import DamagedBlob, InvalidInput
+from shared.prompt.blob import MAX_BLOB_BYTES, MAX_HEADER_BYTES, PromptBlob, check_digest, decode_blob, digest_of, encode_blob
+from shared.prompt.manifest import GoldenRecord, Manifest, parse_timestamp, utc_now
+from shared.text.template import Template
+from tests.shared.prompt.blobs import base_model_info, manifest, soft_prompt
+
+BLOB = encode_blob(soft_prompt(), manifest())
+NUM_DATA_BYTES = 4 * 8 * 4
+
+
+def split(blob: bytes) -> tuple[dict[str, Any], bytes]:
+    end = 8 + int.from_bytes(blob[:8], "little")
+    return json.loads(blob[8:end]), blob[end:]
+
+
+def join(header: object, data: bytes) -> bytes:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + data
+
+
+def with_tensor(**fields: Any) -> bytes:
+    header, data = split(BLOB)
+    header["prompt_embeddings"] |= fields
+    return join(header, data)
+
+
+def with_manifest(**fields: Any) -> bytes:
+    header, data = split(BLOB)
+    header["__metadata__"]["manifest"] = json.dumps(json.loads(header["__metadata__"]["manifest"]) | fields)
+    return join(header, data)
+
+
+class TestRoundTrip:
+    def test_everything_comes_back(self) -> None:
+        blob = decode_blob(BLOB)
+        assert torch.equal(blob.soft_prompt.embeddings, soft_prompt().embeddings)
+        assert blob.manifest == manifest()
+        assert blob.digest == digest_of(BLOB) == "sha256:" + hashlib.sha256(BLOB).hexdigest()
+        assert encode_blob(blob.soft_prompt, blob.manifest) == BLOB, "the same content has the same digest"
+
+    def test_safetensors_reads_it(self, tmp_path: Path) -> None:
+        path = tmp_path / "adapter_model.safetensors"
+        path.write_bytes(BLOB)
+        assert torch.equal(load_file(path)["prompt_embeddings"], soft_prompt().embeddings)
+        with safe_open(path, framework="pt") as file:
+            assert list(file.keys()) == ["prompt_embeddings"]
+            assert file.metadata()["format"] == "pt"
+
+    def test_text_of_any_kind_survives(self) -> None:
+        awkward = manifest(
+            template=Template(text='„{input}" \u2028 \0 \U0001f642 {{}}'), labels=("ä", '"', ""), recipe={"nested": [1, {"x": None}]}
+        )
+        assert decode_blob(encode_blob(soft_prompt(), awkward)).manifest == awkward
+
+    def test_the_matrix_is_a_copy_of_its_own(self) -> None:
+        first, second = decode_blob(BLOB), decode_blob(BLOB)
+        first.soft_prompt.embeddings.zero_()
+        assert torch.equal(second.soft_prompt.embeddings, soft_prompt().embeddings)
+
+    def test_a_transposed_matrix_is_written_in_order(self) -> None:
+        matrix = soft_prompt(num_virtual_tokens=8, hidden_size=4).embeddings.t()
+        blob = decode_blob(encode_blob(type(soft_prompt())(matrix), manifest()))
+        assert torch.equal(blob.soft_prompt.embeddings, matrix)
+
+
+class TestWriting:
+    def test_another_shape_than_the_manifest_says(self) -> None:
+        with pytest.raises(InvalidInput, match="manifest"):
+            encode_blob(soft_prompt(num_virtual_tokens=5), manifest())
+
+    def test_a_manifest_too_large_to_be_read_back(self) -> None:
+        with pytest.raises(InvalidInput, match="manifest"):
+            encode_blob(soft_prompt(), manifest(recipe={"notes": "x" * MAX_HEADER_BYTES}))
+
+    @pytest.mark.parametrize(
+        "fields",
+        [
+            {"prompt": "../x"},
+            {"prompt": "Upper"},
+            {"metrics": {"loss": float("nan")}},
+            {"metrics": {str(number): 0.0 for number in range(65)}},
+            {"base_model": base_model_info(hidden_size=9)},
+            {"num_virtual_tokens": 0},
+            {"created_at": "yesterday"},
+            {"template": Template(text="no field")},
+            {"golden": ({"text": "", "input_ids": [1], "top_token_ids": [1, 2], "top_logprobs": [0.0], "dtype": "float32"},)},
+            {"unknown": 1},
+        ],
+    )
+    def test_manifests_that_cannot_be(self, fields: dict[str, Any]) -> None:
+        with pytest.raises(ValidationError):
+            manifest(**fields)
+
+    def test_times_are_utc_and_sort(self) -> None:
+        first, second = utc_now(), utc_now()
+        assert first <= second
+        assert parse_timestamp(first).utcoffset() is not None
+        assert manifest(created_at=first).created_at == first
+        assert parse_timestamp("2026-01-02T03:04:05.123456789Z").microsecond == 123456
+
+
+HEADER, DATA = split(BLOB)
+
+
+@pytest.mark.parametrize(
+    ("damaged", "why"),
+    {
+        "empty": (b"", "cut short"),
+        "only a length": (BLOB[:8], "cut short"),
+        "header cut": (BLOB[:50], "cut short"),
+        "data cut": (BLOB[:-1], "follow the header"),
+        "data longer": (BLOB + b"\0", "follow the header"),
+        "header claims terabytes": ((1 << 45).to_bytes(8, "little") + BLOB[8:], "no header of at most"),
+        "header claims all of 64 bits": (b"\xff" * 8 + BLOB[8:], "no header of at most"),
+        "header not JSON": (join(b"{" * 20, DATA), "JSON"),
+        "header not Unicode": (join(b"\xff\xfe{}", DATA), "JSON"),
+        "header a list": (join([], DATA), "not an object"),
+        "header deep": (join(b"[" * 500_000, DATA), "JSON"),
+        "header of huge number": (join(b'{"x":' + b"9" * 5000 + b"}", DATA), "JSON"),
+        "pickle": (b"\x80\x04\x95" + BLOB, "no header of at most"),
+        "a key twice": (join(json.dumps(HEADER)[:-1].encode() + b', "prompt_embeddings": 1}', DATA), "JSON"),
+        "no tensor": (join({"__metadata__": HEADER["__metadata__"]}, DATA), "one tensor"),
+        "another tensor": (join({**HEADER, "weights": HEADER["prompt_embeddings"]}, DATA), "one tensor"),
+        "another name": (join({"weights": HEADER["prompt_embeddings"]}, DATA), "one tensor"),
+        "tensor not an entry": (join({"prompt_embeddings": 3}, DATA), "must have dtype"),
+        "metadata not strings": (join({**HEADER, "__metadata__": {"manifest": {}}}, DATA), "map of strings"),
+        "no manifest": (join({**HEADER, "__metadata__": {}}, DATA), "no manifest"),
+        "float16": (with_tensor(dtype="F16"), "must be F32"),
+        "dtype a list": (with_tensor(dtype=[]), "must be F32"),
+        "shape of three": (with_tensor(shape=[4, 4, 2]), "two integers"),
+        "shape of booleans": (with_tensor(shape=[True, 32]), "two integers"),
+        "shape of floats": (with_tensor(shape=[4.0, 8.0]), "two integers"),
+        "shape negative": (with_tensor(shape=[-4, -8]), "outside"),
+        "shape zero": (with_tensor(shape=[0, 8]), "outside"),
+        "shape huge": (with_tensor(shape=[1 << 62, 1 << 62]), "outside"),
+        "shape of another product": (with_tensor(shape=[4, 9]), "follow the header"),
+        "shape turned": (with_tensor(shape=[8, 4]), "the manifest says"),
+        "offsets beyond the end": (with_tensor(data_offsets=[0, NUM_DATA_BYTES + 4]), "follow the header"),
+        "offsets inside the header": (with_tensor(data_offsets=[-8, NUM_DATA_BYTES - 8]), "follow the header"),
+        "manifest of a newer format": (with_manifest(format=2, novelty=1), "format 2; this build reads up to 1"),
+        "manifest with something else": (with_manifest(novelty=1), "novelty"),
+        "manifest for a path": (with_manifest(prompt="../../etc"), "prompt"),
+        "manifest of another size": (with_manifest(num_virtual_tokens=5), "the manifest says"),
+        "manifest with infinity": (with_manifest(metrics={"loss": float("inf")}), "JSON"),
+        "template without its field": (with_manifest(template={"text": "x", "format": "TEXT", "system": ""}), "template"),
+    }.values(),
+)
+def test_damage_is_named(damaged: bytes, why: str) -> None:
+    with pytest.raises(DamagedBlob, match=why):
+        decode_blob(damaged)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_values_that_are_not_finite(value: float) -> None:
+    matrix = soft_prompt().embeddings.clone()
+    matrix[2, 3] = value
+    with pytest.raises(DamagedBlob, match="finite"):
+        decode_blob(join(HEADER, matrix.numpy().tobytes()))
+
+
+def test_too_large_is_refused_by_its_length_alone() -> None:
+    with pytest.raises(DamagedBlob, match="at most"):
+        decode_blob(bytes(MAX_BLOB_BYTES + 1))
+
+
+def test_a_single_flipped_bit_changes_the_digest_or_is_refused() -> None:
+    for position in range(0, len(BLOB), 7):
+        flipped = bytearray(BLOB)
+        flipped[position] ^= 1
+        blob = _decoded(bytes(flipped))
+        assert blob is None or blob.digest != digest_of(BLOB)
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(max_size=10) | st.sampled_from(["F32", "BF16"]),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(["dtype", "shape", "x"]), inner, max_size=4),
+    max_leaves=12,
+)
+pairs = st.lists(st.integers(-1, 2**64), max_size=3)
+tensors = st.fixed_dictionaries(
+    {
+        "dtype": st.just("F32") | json_values,
+        "shape": st.lists(st.integers(-1, 2**64), max_size=3) | json_values,
+        "data_offsets": json_values,
+    }
+)
+headers = st.dictionaries(st.sampled_from(["__metadata__", "prompt_embeddings", "other"]), tensors | json_values, max_size=3)
+
+
+def _decoded(data: bytes) -> PromptBlob | None:
+    """Nothing but DamagedBlob may come out of hostile bytes."""
+    try:
+        return decode_blob(data)
+    except DamagedBlob:
+        return None
+
+
+@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(header=headers, data=st.binary(max_size=200))
+def test_fuzzed_headers(header: dict[str, Any], data: bytes) -> None:
+    assert _decoded(join(header, data)) is None
+
+
+@settings(max_examples=400, deadline=None)
+@given(fields=st.dictionaries(st.sampled_from(sorted(Manifest.model_fields)), json_values, min_size=1, max_size=3))
+def test_fuzzed_manifests(fields: dict[str, Any]) -> None:
+    blob = _decoded(with_manifest(**fields))
+    assert blob is None or blob.manifest.hidden_size == 8
+
+
+@settings(max_examples=400, deadline=None)
+@given(position=st.integers(0, len(BLOB) - 1), patch=st.binary(min_size=1, max_size=16), cut=st.integers(0, len(BLOB)))
+@example(position=0, patch=b"\xff" * 8, cut=len(BLOB))
+def test_fuzzed_bytes(position: int, patch: bytes, cut: int) -> None:
+    blob = _decoded((BLOB[:position] + patch + BLOB[position + len(patch) :])[:cut])
+    assert blob is None or bool(torch.isfinite(blob.soft_prompt.embeddings).all())
+
+
+def test_hostile_headers_take_no_memory() -> None:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for shape in ([1024, 65536], [1 << 40, 1], [1, 1 << 40]):
+        for claimed in (0, 1 << 62):
+            _decoded(with_tensor(shape=shape, data_offsets=[0, claimed]))
+    for header in (b"[" * MAX_HEADER_BYTES, b'{"a":' * (MAX_HEADER_BYTES // 5), b'"' + b"x" * (MAX_HEADER_BYTES - 2) + b'"'):
+        _decoded(join(header, b""))
+    grown_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert grown_kib < 64 << 10
+
+
+@pytest.mark.parametrize(
+    "digest", ["", "sha256:", "sha256:" + "0" * 63, "sha256:" + "0" * 65, "sha1:" + "0" * 64, "sha256:" + "0" * 64 + "\n"]
+)
+def test_digests_by_rule(digest: str) -> None:
+    with pytest.raises(InvalidInput, match="digest"):
+        check_digest(digest)
+
+
+def test_golden_records_hold_what_they_say() -> None:
+    record = GoldenRecord(text="a", input_ids=(1,), top_token_ids=(2, 3), top_logprobs=(-0.1, -3.0), dtype="bfloat16")
+    assert decode_blob(encode_blob(soft_prompt(), manifest(golden=(record,)))).manifest.golden == (record,)

@@ -1,0 +1,162 @@
+"""How inputs and targets become ids: with and without a BOS, as text and as a conversation, the same everywhere."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+from tokenizers import processors
+
+from shared.errors import InvalidInput
+from shared.text.template import MAX_TEMPLATE_CHARS, InputEncoder, Message, Template, TemplateFormat, default_format
+from tests.tiny_models import CHAT_TEMPLATE, byte_tokenizer
+
+CHAT = Template(text="Review: {input}", format=TemplateFormat.CHAT, system="Be brief.")
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    return byte_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def bos_tokenizer() -> Any:
+    """As Llama's: one BOS before whatever is tokenized with special tokens."""
+    tokenizer = byte_tokenizer()
+    tokenizer.add_special_tokens({"bos_token": "<user>"})
+    special = [("<user>", tokenizer.bos_token_id)]
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(single="<user> $A", special_tokens=special)
+    return tokenizer
+
+
+class TestTemplate:
+    def test_only_the_field_is_replaced(self) -> None:
+        assert Template(text="A {input} {b} {{}} %s").check().render("{input} {0}\\1") == "A {input} {0}\\1 {b} {{}} %s"
+
+    @pytest.mark.parametrize("text", ["", "no field", "{input} {input}", "{ input }", "{Input}"])
+    def test_the_field_stands_once(self, text: str) -> None:
+        with pytest.raises(InvalidInput) as caught:
+            Template(text=text).check("spec.template")
+        assert caught.value.violations[0].field == "spec.template.text"
+
+    def test_a_system_message_needs_a_chat(self) -> None:
+        with pytest.raises(InvalidInput, match=r"template\.system"):
+            Template(system="Be brief.").check()
+        assert CHAT.check() is CHAT
+
+    def test_it_is_bounded_and_closed(self) -> None:
+        with pytest.raises(ValidationError):
+            Template(text="{input}" + "x" * MAX_TEMPLATE_CHARS)
+        with pytest.raises(ValidationError):
+            Template.model_validate({"text": "{input}", "jinja": "{{ 1 }}"})
+
+    @pytest.mark.parametrize(
+        ("template", "prefix"),
+        [
+            (Template(text="{input}"), " "),
+            (Template(text="Review: {input}\nLabel:"), " "),
+            (Template(text="Review: {input}\nLabel: "), ""),
+            (Template(text="Review: {input}\n"), ""),
+            (CHAT, ""),
+        ],
+    )
+    def test_what_stands_before_a_target(self, template: Template, prefix: str) -> None:
+        assert template.target_prefix == prefix
+
+
+class TestText:
+    def test_without_a_bos_there_is_none(self, tokenizer: Any) -> None:
+        encoder = InputEncoder(tokenizer, Template(text="Say: {input}!"))
+        assert tokenizer.decode(encoder.encode_input("hello")) == "Say: hello!"
+
+    def test_a_bos_that_the_tokenizer_adds_stands_first_and_once(self, bos_tokenizer: Any) -> None:
+        encoder = InputEncoder(bos_tokenizer, Template(text="Say: {input}!"))
+        ids = encoder.encode_input("hello")
+        assert ids == bos_tokenizer("Say: hello!")["input_ids"]
+        assert ids.count(bos_tokenizer.bos_token_id) == 1
+
+    def test_a_bos_that_is_set_but_not_added_stays_away(self) -> None:
+        tokenizer = byte_tokenizer()
+        tokenizer.add_special_tokens({"bos_token": "<user>"})
+        assert tokenizer.bos_token_id not in InputEncoder(tokenizer, Template()).encode_input("hello")
+
+    def test_a_target_has_a_space_before_it_an_end_after_it_and_no_bos(self, bos_tokenizer: Any) -> None:
+        encoder = InputEncoder(bos_tokenizer, Template(text="{input}\nLabel:"))
+        ids = encoder.encode_target("good")
+        assert bos_tokenizer.decode(ids[:-1]) == " good"
+        assert ids[-1] == bos_tokenizer.eos_token_id
+        assert encoder.encode_target("good", end=False) == ids[:-1]
+        assert bos_tokenizer.decode(InputEncoder(bos_tokenizer, Template(text="{input}\n")).encode_target("good", end=False)) == "good"
+
+    def test_an_empty_input_is_only_the_template(self, tokenizer: Any) -> None:
+        assert tokenizer.decode(InputEncoder(tokenizer, Template(text="[{input}]")).encode_input("")) == "[]"
+
+    def test_a_conversation_becomes_the_input(self, tokenizer: Any) -> None:
+        encoder = InputEncoder(tokenizer, Template(text="Q: {input}"))
+        assert tokenizer.decode(encoder.encode_messages([Message(role="user", content="hello")])) == "Q: hello"
+        turns = [("system", "Be brief."), ("user", "hello"), ("assistant", "hi"), ("user", "who?")]
+        ids = encoder.encode_messages([Message(role=role, content=content) for role, content in turns])
+        assert tokenizer.decode(ids) == "Q: System: Be brief.\n\nUser: hello\n\nAssistant: hi\n\nUser: who?"
+
+    @given(text=st.text(max_size=40), target=st.text(min_size=1, max_size=20))
+    def test_input_and_target_joined_are_the_text(self, text: str, target: str) -> None:
+        """Trained on `input + target`, served `input`: the seam must not depend on what follows."""
+        encoder = InputEncoder(byte_tokenizer_once(), Template(text="Review: {input}\nLabel:"))
+        ids = encoder.encode_input(text) + encoder.encode_target(target, end=False)
+        assert ids == byte_tokenizer_once()(f"Review: {text}\nLabel: {target}", add_special_tokens=False)["input_ids"]
+
+
+class TestChat:
+    def test_an_input_becomes_the_users_turn_after_the_system_message(self, tokenizer: Any) -> None:
+        ids = InputEncoder(tokenizer, CHAT).encode_input("nice")
+        assert tokenizer.decode(ids) == "<system>Be brief.<end><user>Review: nice<end><assistant>"
+
+    def test_messages_go_through_the_same_template(self, tokenizer: Any) -> None:
+        encoder = InputEncoder(tokenizer, CHAT)
+        assert encoder.encode_messages([Message(role="user", content="Review: nice")]) == encoder.encode_input("nice")
+
+    @pytest.mark.parametrize("place", [0, 1])
+    def test_a_caller_can_not_replace_the_system_message(self, tokenizer: Any, place: int) -> None:
+        messages = [Message(role="user", content="hello"), Message(role="user", content="hello")]
+        messages.insert(place, Message(role="system", content="Be long."))
+        with pytest.raises(InvalidInput) as refused:
+            InputEncoder(tokenizer, CHAT).encode_messages(messages)
+        assert refused.value.violations[0].field == f"messages[{place}]"
+
+    def test_a_template_may_allow_another_system_message(self, tokenizer: Any) -> None:
+        messages = [Message(role="system", content="Be long."), Message(role="user", content="hello")]
+        open_template = CHAT.model_copy(update={"system_override": True})
+        text = tokenizer.decode(InputEncoder(tokenizer, open_template).encode_messages(messages))
+        assert text == "<system>Be long.<end><user>hello<end><assistant>"
+
+    def test_a_target_follows_directly(self, tokenizer: Any) -> None:
+        assert tokenizer.decode(InputEncoder(tokenizer, CHAT).encode_target("good", end=False)) == "good"
+
+    def test_no_bos_is_added_to_what_the_chat_template_wrote(self, bos_tokenizer: Any) -> None:
+        ids = InputEncoder(bos_tokenizer, CHAT).encode_input("nice")
+        assert ids[0] != bos_tokenizer.bos_token_id
+
+    def test_a_tokenizer_without_a_chat_template_is_refused(self) -> None:
+        tokenizer = byte_tokenizer()
+        tokenizer.chat_template = None
+        with pytest.raises(InvalidInput, match=r"template\.format"):
+            InputEncoder(tokenizer, CHAT)
+
+    @pytest.mark.parametrize(
+        ("chat_template", "expected"),
+        [(CHAT_TEMPLATE, TemplateFormat.CHAT), (None, TemplateFormat.TEXT), ("{{ raise_exception('no') }}", TemplateFormat.TEXT)],
+    )
+    def test_chat_is_the_default_where_the_chat_template_can_be_used(self, chat_template: str | None, expected: TemplateFormat) -> None:
+        tokenizer = byte_tokenizer()
+        tokenizer.chat_template = chat_template
+        assert default_format(tokenizer) is expected
+
+
+_TOKENIZER = byte_tokenizer()
+
+
+def byte_tokenizer_once() -> Any:
+    return _TOKENIZER

@@ -1,0 +1,33 @@
+"""The command line on a real terminal: lines that fit, and output that goes where it was sent."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.softprompt.fakes import JOB
+from tests.softprompt.terminals import run_on_terminal
+
+
+@pytest.fixture(autouse=True)
+def here(services, monkeypatch):
+    monkeypatch.setenv("SOFTPROMPT_TRAINER", services.trainer_endpoint)
+    monkeypatch.setenv("SOFTPROMPT_INFERENCE", services.inference_endpoint)
+
+
+@pytest.mark.parametrize("columns", [80, 40])
+def test_training_is_readable(columns):
+    code, shown, _ = run_on_terminal(columns, "jobs", "watch", JOB)
+    assert code == 0
+    lines = [line.rstrip() for line in shown.splitlines()]
+    for part in ("job1: succeeded", "step 2/2", "0:00 left", "loss 1.500", "held-out 1.750", "12.5 examples/s"):
+        assert any(part in line for line in lines), f"{part!r} is cut or not there: {lines}"
+
+
+def test_json_goes_to_the_pipe_while_the_terminal_shows_the_progress():
+    code, shown, piped = run_on_terminal(80, "jobs", "watch", JOB, "--json", pipe_stdout=True)
+    assert code == 0
+    assert [json.loads(line)["event"] for line in piped.splitlines()][-1] == "StateChanged"
+    assert '"event"' not in shown
+    assert "step 2/2" in shown

@@ -1,0 +1,28 @@
+"""Ray's advice about signals, which the service handles itself, is not in the log."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+import ray
+
+from trainer_service.cluster.ray_cluster import without_signal_warning
+
+WARNING = "SIGTERM handler is not set because current thread is not the main thread."
+
+
+def test_only_the_warning_about_signals_is_dropped(caplog: pytest.LogCaptureFixture) -> None:
+    logger = logging.getLogger("ray._private.worker")
+    with without_signal_warning():
+        logger.warning(WARNING)
+        logger.warning("another one")
+    assert [record.message for record in caplog.records] == ["another one"]
+    logger.warning(WARNING)
+    assert caplog.records[-1].message == WARNING, "elsewhere nothing is dropped"
+
+
+def test_the_installed_ray_still_says_it_so() -> None:
+    source = (Path(ray.__file__).parent / "_private" / "worker.py").read_text()
+    assert WARNING.split(" because")[0] in source

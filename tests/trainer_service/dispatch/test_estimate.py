@@ -1,0 +1,193 @@
+"""Guesses of when waiting jobs start: from workers and jobs that are written down here, and against what then happens."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from tests.trainer_service.builders import BASE_MODEL, spec
+from tests.trainer_service.job_service import Service
+from tests.trainer_service.scripted import ScriptedTrainer
+from trainer_service.dispatch.estimate import BusyWorker, Pace, WaitingJob, probable_end, starts, typical_seconds
+from trainer_service.dispatch.queue_snapshot import RunningJob, workers_of_others
+from trainer_service.dispatch.scheduler import WorkerView
+from trainer_service.jobs.model import EffectiveSpec, Job, JobFilter, TuningSpec
+from trainer_service.jobs.states import JobState
+from trainer_service.training.events import StepDone, TrainingEvent, TrainingTask
+
+NOW = 1000.0
+PACE = Pace(job_seconds={"a": 100.0, "b": 30.0}, launch_seconds={"a": 10.0, "b": 5.0})
+
+
+def queue(*base_models: str, **changes: Any) -> list[WaitingJob]:
+    """Jobs `0`, `1` and so on, oldest first."""
+    return [WaitingJob(str(index), base_model, float(index), **changes) for index, base_model in enumerate(base_models)]
+
+
+def worker(base_model: str, *ends: float | None, ready_at: float | None = NOW, **view: Any) -> BusyWorker:
+    seen = WorkerView(f"w-{base_model}-{ends}", base_model, len(ends), ready=ready_at is not None and ready_at <= NOW, **view)
+    return BusyWorker(seen, ends, ready_at)
+
+
+def guess(
+    waiting: Sequence[WaitingJob], *workers: BusyWorker, others: Sequence[Sequence[BusyWorker]] = (), pace: Pace = PACE, **limits: int
+) -> dict[str, float]:
+    """Seconds from now, by job."""
+    asked = {"max_workers": 1, "max_jobs_per_worker": 2, **limits}
+    return {job: start - NOW for job, start in starts(waiting, [workers, *others], pace, NOW, **asked).items()}
+
+
+def test_where_nothing_runs_a_job_waits_for_its_worker_to_be_launched() -> None:
+    assert guess(queue("a")) == {"0": 10}
+    assert guess(queue("a"), worker("a")) == {"0": 0}
+    assert guess(queue("a"), worker("a", ready_at=NOW + 4)) == {"0": 4}
+
+
+def test_the_same_model_is_busy() -> None:
+    """Two places: one is free at once, the next ones as jobs end, and as those end that started meanwhile."""
+    assert guess(queue("a", "a", "a"), worker("a", NOW + 40)) == {"0": 0, "1": 40, "2": 100}
+    assert guess(queue("a"), worker("a", NOW + 40, NOW + 20)) == {"0": 20}
+
+
+def test_another_model_has_the_only_worker() -> None:
+    """Its jobs end first, all of them; then it is replaced, and what waits for its own model waits behind that."""
+    assert guess(queue("b"), worker("a", NOW + 3600)) == {"0": 3605}
+    assert guess(queue("b"), worker("a", NOW + 20, NOW + 3600)) == {"0": 3605}
+    assert guess(queue("b", "a"), worker("a", NOW + 20, NOW + 50)) == {"0": 55, "1": 55 + 30 + 10}
+    assert guess(queue("b"), worker("a", NOW + 3600), max_workers=2) == {"0": 5}
+
+
+def test_an_idle_worker_of_another_model_is_replaced_at_once() -> None:
+    assert guess(queue("b"), worker("a")) == {"0": 5}
+
+
+def test_a_worker_holds_as_many_jobs_as_its_memory() -> None:
+    assert guess(queue("a", "a"), worker("a", NOW + 40, max_jobs=1), max_jobs_per_worker=8) == {"0": 40, "1": 140}
+    assert guess(queue("a", "a"), worker("a", NOW + 40, max_jobs=3), max_jobs_per_worker=8) == {"0": 0, "1": 0}
+
+
+def test_a_job_that_must_be_alone_gets_a_fresh_worker_and_keeps_others_out() -> None:
+    alone = queue("a", exclusive=True)
+    assert guess(alone, worker("a", NOW + 40)) == {"0": 50}
+    behind = [*alone, WaitingJob("1", "a", 1.0)]
+    assert guess(behind, worker("a", ready_at=NOW, fresh=True)) == {"0": 0, "1": 100}
+    assert guess(queue("a"), worker("a", NOW + 70, exclusive=True)) == {"0": 70}
+
+
+def test_a_job_waits_for_its_back_off_and_those_behind_it_do_not() -> None:
+    waiting = [WaitingJob("late", "a", 0.0, not_before=NOW + 60), WaitingJob("next", "a", 1.0)]
+    assert guess(waiting, worker("a"), max_jobs_per_worker=1) == {"next": 0, "late": 100}
+    assert guess(waiting[:1], worker("a")) == {"late": 60}
+
+
+def test_nothing_is_guessed_where_nothing_is_known() -> None:
+    nothing = Pace(launch_seconds={"a": 10.0})
+    assert guess(queue("a", "a"), worker("a", None, None)) == {}
+    assert guess(queue("a", "a"), worker("a"), pace=nothing, max_jobs_per_worker=1) == {"0": 0}, "nobody knows how long the first takes"
+    assert guess(queue("b"), worker("a", None)) == {}
+    assert guess(queue("a"), worker("a", ready_at=None)) == {}
+    assert guess(queue("c"), pace=nothing) == {}
+
+
+def test_what_a_job_has_done_before_is_not_done_again() -> None:
+    waiting = [WaitingJob("0", "a", 0.0, done_seconds=80.0), WaitingJob("1", "a", 1.0)]
+    assert guess(waiting, worker("a"), max_jobs_per_worker=1) == {"0": 0, "1": 20}
+
+
+def test_other_replicas_take_jobs_too() -> None:
+    running = [RunningJob("x", "other", "a", False, NOW + 15), RunningJob("y", "me", "a", False, NOW + 40)]
+    others = workers_of_others(running, "me", 2)
+    assert [[list(found.ends) for found in replica] for replica in others] == [[[NOW + 15]]]
+    assert guess(queue("a", "a"), worker("a", NOW + 40), others=others, max_jobs_per_worker=1) == {"0": 15, "1": 40}
+
+
+def test_the_workers_of_another_replica_as_its_jobs_tell() -> None:
+    running = [RunningJob(str(number), "other", "a", number == 3, NOW + number) for number in range(4)]
+    [found] = workers_of_others([*running, RunningJob("b", "other", "b", False, None)], "me", 2)
+    assert [(seen.view.base_model, list(seen.ends), seen.view.exclusive) for seen in found] == [
+        ("a", [NOW, NOW + 1], False),
+        ("a", [NOW + 2], False),
+        ("a", [NOW + 3], True),
+        ("b", [None], False),
+    ]
+
+
+def test_a_long_queue_is_guessed_at_quickly() -> None:
+    waiting = queue(*["a", "b"] * 1000)
+    begun = time.process_time()
+    found = guess(waiting, *[worker("a", *[NOW + 10.0 * number + place for place in range(8)]) for number in range(4)], max_workers=4)
+    assert len(found) > 500
+    assert time.process_time() - begun < 1.0
+
+
+def test_when_a_job_on_a_worker_ends() -> None:
+    assert probable_end(NOW - 10, NOW + 20, 100.0, NOW) == NOW + 20
+    assert probable_end(NOW - 10, NOW - 1, 100.0, NOW) == NOW, "it is late, but not in the past"
+    assert probable_end(NOW - 10, NOW - 50, 100.0, NOW) == NOW + 90, "that was told by an attempt before this one"
+    assert probable_end(NOW - 10, None, None, NOW) is None
+    assert typical_seconds({"a": [1, 2, 300], "b": []}) == {"a": 2}
+
+
+class AdmitForEither:
+    """A prompt's name says which of the two base models it is for."""
+
+    def __init__(self, admission: Any) -> None:
+        self._admission = admission
+
+    async def check(self, spec: TuningSpec) -> EffectiveSpec:
+        found: EffectiveSpec = await self._admission.check(spec)
+        return found.model_copy(update={"base_model": BASE_MODEL.model_copy(update={"id": spec.prompt[0]})})
+
+
+class PacedTrainer(ScriptedTrainer):
+    """Tells how long its steps really take, as a cohort does, however busy the machine is."""
+
+    def __init__(self) -> None:
+        super().__init__(step_seconds=0.01)
+        self._stepped_at = time.monotonic()
+
+    def add(self, task: TrainingTask) -> None:
+        if self.is_idle:
+            self._stepped_at = time.monotonic()
+        super().add(task)
+
+    def step(self) -> Sequence[TrainingEvent]:
+        before, events = self._stepped_at, super().step()
+        self._stepped_at = time.monotonic()
+        took = self._stepped_at - before
+        return [dataclasses.replace(event, step_seconds=took) if isinstance(event, StepDone) else event for event in events]
+
+
+async def test_the_guess_is_near_what_happens(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One worker with two places. A long and a short job of model a run; b's wait for both to end, and then an a for both b's."""
+    monkeypatch.setattr(service, "_load", lambda base_model: (PacedTrainer(), {}))
+    manager = await service.start(max_workers=1, max_jobs_per_worker=2)
+    manager._admission = AdmitForEither(manager._admission)
+
+    async def create(name: str, num_steps: int) -> Job:
+        return await manager.create(spec(num_steps=num_steps, prompt=name))
+
+    for name in ("a-before", "b-before"):  # from these it is known how long jobs take
+        await service.state((await create(name, 50)).id, JobState.SUCCEEDED)
+    for job in [await create("a-long", 180), await create("a-short", 30)]:
+        await service.until(job.id, lambda job: job.progress.step > 5)
+    jobs = [await create("b-one", 50), await create("a-next", 50), await create("b-two", 50)]
+    manager._outlook._guessed_at = float("-inf")
+    page = await manager.list(JobFilter(states=frozenset({JobState.QUEUED})), 10)
+    asked_at = time.time()
+    guessed = {job.id: job.estimated_start_time for job in page.jobs}
+    seconds = {}
+    for job in jobs:
+        done = await service.state(job.id, JobState.SUCCEEDED, seconds=40)
+        guess = guessed[job.id]
+        assert guess is not None
+        assert done.start_time is not None
+        assert done.estimated_start_time is None
+        seconds[job.spec.prompt] = done.start_time.timestamp() - asked_at, guess.timestamp() - asked_at
+    assert all(waited > 1.5 for waited, _ in seconds.values()), f"they really waited: {seconds}"
+    assert all(abs(waited - expected) < 0.35 * waited + 0.4 for waited, expected in seconds.values()), seconds
+    assert seconds["a-next"][1] > seconds["b-one"][1] == seconds["b-two"][1]

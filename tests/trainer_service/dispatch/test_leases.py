@@ -1,0 +1,79 @@
+"""What a lost replica costs its jobs, by which clock leases run, and limits that hold for creations at the same moment."""
+
+from __future__ import annotations
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from shared.errors import Overloaded, Unavailable
+from tests.trainer_service.builders import record, spec
+from tests.trainer_service.job_service import Service
+from trainer_service.jobs import transitions
+from trainer_service.jobs.config import JobsConfig
+from trainer_service.jobs.states import JobState
+from trainer_service.jobs.store.job_store import JobStore
+
+
+def test_the_first_loss_of_a_replica_costs_no_pause_and_the_next_ones_do(store: JobStore) -> None:
+    job = store.create(record(), max_queued=10, max_active_of_caller=10)
+    config = JobsConfig(retry_first_seconds=100)
+    for failures in (1, 2):
+        now = time.time()
+        assert store.claim("tiny", "dead", store.now() - 1, now) is not None
+        [taken] = store.take_back(lambda old, now=now: transitions.orphaned(old, now, "gone", config), lease_before=store.now())  # type: ignore[misc]
+        assert (taken.id, taken.failures) == (job.id, failures)
+        assert bool(store.heads(now)) == (failures == 1)
+    assert store.record(job.id).not_before == pytest.approx(now + 200)
+
+
+def test_a_replica_takes_too_many_jobs_with_it_only_so_often(store: JobStore) -> None:
+    job = store.create(record(), max_queued=10, max_active_of_caller=10)
+    config = JobsConfig(max_infrastructure_failures=1, retry_first_seconds=0)
+    for state in (JobState.QUEUED, JobState.FAILED):
+        assert store.claim("tiny", "dead", store.now() - 1, time.time()) is not None
+        store.take_back(lambda old: transitions.orphaned(old, time.time(), "gone", config), lease_before=store.now())
+        assert store.record(job.id).job.state is state
+
+
+def test_leases_run_by_the_databases_clock_where_replicas_share_one(store: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = time.time()
+    assert abs(store.now() - here) < 60
+    monkeypatch.setattr(time, "time", lambda: here + 3600)
+    assert (store.now() - here < 60) == store.is_shared
+
+
+async def test_leases_are_renewed_again_after_the_database_was_away(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    refused = []
+    renew = JobStore.renew
+
+    def refuse(self: JobStore, owner: str, lease_until: float) -> None:
+        if len(refused) < 2:
+            refused.append(lease_until)
+            raise Unavailable("the job database is away") if refused[1:] else ValueError("nobody foresaw that")
+        renew(self, owner, lease_until)
+
+    monkeypatch.setattr(JobStore, "renew", refuse)
+    manager = await service.start(lease_seconds=0.4)
+    job = await manager.create(spec("forever", num_steps=1000))
+    await service.until(job.id, lambda job: job.progress.step > 5 and service.store.record(job.id).lease_until > refused[-1] + 1)
+    assert len(refused) == 2
+
+
+def test_creations_of_one_caller_at_the_same_moment_keep_to_its_limit(store: JobStore) -> None:
+    start = threading.Barrier(12)
+
+    def create(number: int) -> bool:
+        start.wait()
+        try:
+            store.create(record(caller="busy"), max_queued=1000, max_active_of_caller=5)
+        except Overloaded:
+            return False
+        return True
+
+    with ThreadPoolExecutor(12) as threads:
+        created = list(threads.map(create, range(12)))
+    assert sum(created) == 5
+    assert store.counts() == {JobState.QUEUED: 5}

@@ -1,0 +1,52 @@
+"""What of an attempt's events is told to a job's watchers: each step and each evaluation once, and what a person should know."""
+
+from __future__ import annotations
+
+import math
+
+from trainer_service.dispatch.progress import AttemptProgress
+from trainer_service.jobs.model import Evaluation, EventPayload, JobProgress, Note
+from trainer_service.training.data.statistics import DatasetStatistics
+from trainer_service.training.events import Evaluated, Finished, Started, StepDone, TrainingEvent, TrainingResult
+
+
+def told(*events: TrainingEvent, progress_seconds: float = 10.0) -> list[EventPayload]:
+    tracker = AttemptProgress(1, JobProgress(), progress_seconds)
+    return [payload for number, event in enumerate(events) for payload in tracker.absorb(event, 100.0 + number)]
+
+
+def step(number: int, loss: float = 0.5, skipped: int = 0, total_skipped: int = 0) -> StepDone:
+    return StepDone("job", 1, number, 4, loss, 0.1, 0.01, 2, 20, 0.01, skipped, total_skipped)
+
+
+def test_loss_and_metrics_of_the_last_step_are_told_once() -> None:
+    end = Finished("job", 1, TrainingResult.__new__(TrainingResult))
+    payloads = told(*map(step, (1, 2, 3, 4)), Evaluated("job", 1, 4, {"loss": 0.4}, is_best=True), end)
+    steps = [payload.step for payload in payloads if isinstance(payload, JobProgress)]
+    assert len(steps) == len(set(steps)) == 2, "the first and the last: the others are within ten seconds"
+    assert [payload.metrics for payload in payloads if isinstance(payload, Evaluation)] == [{"loss": 0.4}]
+    assert [payload.metrics for payload in payloads if isinstance(payload, JobProgress)] == [{}, {}]
+
+
+def test_an_evaluation_brings_the_step_that_was_held_back() -> None:
+    payloads = told(
+        step(1), step(2), Evaluated("job", 1, 2, {"loss": 0.4}, is_best=False), step(3), Evaluated("job", 1, 3, {}, is_best=False)
+    )
+    assert [payload.step for payload in payloads if isinstance(payload, JobProgress | Evaluation)] == [1, 2, 2, 3, 3]
+
+
+def test_a_skipped_step_keeps_the_last_sound_loss_and_is_told_once() -> None:
+    tracker = AttemptProgress(1, JobProgress(), 0.0)
+    payloads = [tracker.absorb(event, 0) for event in (step(1), step(2, math.nan, 1, 1), step(3, math.nan, 1, 2))]
+    notes = [payload.text for some in payloads for payload in some if isinstance(payload, Note)]
+    assert notes == ["step 2 was skipped: its loss or gradient is not finite; further ones are counted"]
+    assert (tracker.progress.step, tracker.progress.train_loss, tracker.progress.num_skipped_steps) == (3, 0.5, 2)
+
+
+def test_why_training_starts_again_is_told() -> None:
+    statistics = DatasetStatistics(num_train=2, num_validation=1)
+    (note,) = told(Started("job", 2, statistics, 0, restart_reason="the checkpoint can't be read"))
+    assert isinstance(note, Note)
+    assert note.text == "its checkpoint can't be used, so training starts again from step 0: the checkpoint can't be read"
+    assert told(Started("job", 2, statistics, 7, notes=("few",))) == [Note(text="goes on from step 7")]
+    assert told(Started("job", 1, statistics, 0, notes=("few",))) == [Note(text="few")]

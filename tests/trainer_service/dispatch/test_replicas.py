@@ -1,0 +1,153 @@
+"""Several trainer replicas on one PostgreSQL, and a PostgreSQL that goes away."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from shared.errors import PreconditionFailed
+from tests import recovery
+from tests.trainer_service.builders import spec
+from tests.trainer_service.job_service import Service
+from tests.trainer_service.postgres import Postgres
+from trainer_service.jobs.model import Job
+from trainer_service.jobs.states import JobState
+from trainer_service.jobs.store.job_store import JobStore
+
+SLACK_SECONDS = 10.0
+"""What a busy machine may add to a time that is promised. Far less than the leases and pauses that a service has by default."""
+
+
+@pytest.fixture
+async def replicas(postgres: Postgres, tmp_path: Path) -> AsyncIterator[tuple[Service, Service]]:
+    """Two services on one database and one prompt store. Not started; what a test starts is drained."""
+    url = postgres.create_database(f"test_{uuid.uuid4().hex}")
+    pair = Service(tmp_path), Service(tmp_path)
+    for service in pair:
+        service.url = url
+    yield pair
+    for service in pair:
+        await service.drain()
+
+
+async def test_two_replicas_share_the_work_and_no_job_runs_twice(replicas: tuple[Service, Service]) -> None:
+    one, two = replicas
+    await one.start(max_jobs_per_worker=2, max_workers=2)
+    await two.start(max_jobs_per_worker=2, max_workers=2)
+    jobs = [await one.manager.create(spec(num_steps=60, prompt=f"p-{number}")) for number in range(10)]
+    done = [await two.state(job.id, JobState.SUCCEEDED) for job in jobs]
+    assert all(job.attempt == 1 for job in done)
+    assert all(one.versions(job.spec.prompt) == [1] for job in done)
+    by_replica = [{job_id for trainer in service.trainers for job_id, _, _ in trainer.log} for service in replicas]
+    assert by_replica[0]
+    assert by_replica[1]
+    assert not by_replica[0] & by_replica[1]
+
+
+async def test_requests_and_watches_reach_a_job_of_the_other_replica(replicas: tuple[Service, Service]) -> None:
+    one, two = replicas
+    await one.start()
+    job = await one.manager.create(spec("forever", num_steps=1000))
+    await one.state(job.id, JobState.RUNNING)
+    await two.start()
+    watched = asyncio.create_task(_states(two, job.id))
+    await two.manager.pause(job.id)
+    await two.state(job.id, JobState.PAUSED)
+    await two.manager.cancel(job.id)
+    assert await asyncio.wait_for(watched, 20) == [JobState.QUEUED, JobState.RUNNING, JobState.PAUSED, JobState.CANCELLED]
+
+
+async def _states(service: Service, job_id: str) -> list[JobState]:
+    return [event.payload.state async for event in service.manager.watch(job_id) if isinstance(event.payload, Job)]
+
+
+async def test_the_jobs_of_a_dead_replica_move_within_its_lease(replicas: tuple[Service, Service]) -> None:
+    """And a quarter of one, within which the other looks. They don't wait then: nothing says that they are to blame."""
+    one, two = replicas
+    patience = {"lease_seconds": 2.0, "retry_first_seconds": 600.0, "retry_max_seconds": 600.0}
+    await one.start(**patience)
+    job = await one.manager.create(spec(num_steps=400))
+    reached = await one.until(job.id, lambda job: job.progress.step > 20)
+    await two.start(**patience)
+    await one.crash()
+    died_at = time.time()
+    done = await two.state(job.id, JobState.SUCCEEDED)
+    assert done.attempt == 2
+    events = await asyncio.to_thread(two.store.events, job.id, 0)
+    _, taken = [event.time for event in events if isinstance(event.payload, Job) and event.payload.state is JobState.QUEUED]
+    assert taken.timestamp() - died_at < 1.25 * 2.0 + SLACK_SECONDS
+    assert two.versions("tone") == [1]
+    assert min(step for _, _, step in two.trainers[0].log) > reached.progress.step - 5, "it went on from the checkpoint in the database"
+
+
+async def test_a_clock_that_jumps_costs_nobody_a_lease(replicas: tuple[Service, Service], monkeypatch: pytest.MonkeyPatch) -> None:
+    one, two = replicas
+    for service in replicas:
+        await service.start(lease_seconds=2.0)
+    job = await one.manager.create(spec("forever", num_steps=1000))
+    await one.until(job.id, lambda job: job.progress.step > 5)
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() + 600)
+    until = one.store.record(job.id).lease_until
+    assert two.store.take_back(lambda record: record, lease_before=two.store.now()) == []
+    async with asyncio.timeout(20):
+        while one.store.record(job.id).lease_until < until + 1.0:
+            await asyncio.sleep(0.05)
+    found = one.store.record(job.id)
+    assert found.job.attempt == 1, "the other replica looked twice meanwhile"
+    assert found.lease_until < real() + 2.0 + SLACK_SECONDS
+
+
+async def test_a_database_that_is_stopped_for_a_while(postgres: Postgres, replicas: tuple[Service, Service]) -> None:
+    service, _ = replicas
+    await service.start()
+    running = await service.manager.create(spec(num_steps=400))
+    await service.until(running.id, lambda job: job.progress.step > 20)
+    waiting = await service.manager.create(spec("gone"))
+    await asyncio.to_thread(postgres.stop)
+    steps = len(service.trainers[0].log)
+    async with asyncio.timeout(20):
+        while len(service.trainers[0].log) < steps + 50:
+            await asyncio.sleep(0.01)
+    await asyncio.to_thread(postgres.start)
+    started_at = time.time()
+    await service.until(running.id, lambda job: job.progress.step >= steps, seconds=40)
+    recovery.note("PostgreSQL stopped, and there again: what workers told meanwhile is stored", time.time() - started_at)
+    done = await service.state(running.id, JobState.SUCCEEDED, seconds=40)
+    assert done.attempt == 1, "the worker went on training meanwhile"
+    assert service.versions("tone") == [1]
+    await service.state(waiting.id, JobState.FAILED)
+
+
+@pytest.mark.parametrize(("lease_seconds", "outage_seconds"), [(1, 3), (60, 60)], ids=["longer than a lease", "a minute"])
+async def test_a_database_that_is_stopped_for_longer_than_the_replicas_are_trusted(
+    lease_seconds: float, outage_seconds: float, postgres: Postgres, replicas: tuple[Service, Service]
+) -> None:
+    one, two = replicas
+    for service in replicas:
+        await service.start(lease_seconds=lease_seconds)
+    jobs = [await one.manager.create(spec(num_steps=400)) for _ in range(4)]
+    for job in jobs:
+        await one.until(job.id, lambda job: job.progress.step > 20)
+    await asyncio.to_thread(postgres.stop)
+    await asyncio.sleep(outage_seconds)
+    await asyncio.to_thread(postgres.start)
+    back_at = time.time()
+    for job in jobs:
+        await two.state(job.id, JobState.SUCCEEDED, seconds=60)
+    recovery.note(f"PostgreSQL stopped for {outage_seconds:g} s, and there again: four jobs published", time.time() - back_at)
+    assert one.versions("tone") == [1, 2, 3, 4], "each job published once, whoever had it in the end"
+
+
+async def test_sqlite_is_for_one_process(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'jobs.sqlite3'}"
+    store = JobStore.open(url)
+    with pytest.raises(PreconditionFailed, match="another trainer"):
+        JobStore.open(url)
+    store.close()
+    JobStore.open(url).close()

@@ -1,0 +1,155 @@
+"""Workers that answer and don't work, and failures that may be another job's fault: workers are threads here, as in `test_faults`."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.trainer_service.builders import spec
+from tests.trainer_service.job_service import Service
+from tests.trainer_service.scripted import ScriptedTrainer
+from trainer_service.cluster.local_pool import LocalPool
+from trainer_service.dispatch.manager import JobManager
+from trainer_service.jobs.model import Note
+from trainer_service.jobs.states import JobState
+from trainer_service.training.events import Failed, TrainingEvent, TrainingTask
+
+QUICK = {"step_seconds": 2.0, "poll_seconds": 0.1}
+"""Far longer than a step here, also on a machine that does much else."""
+
+
+class Hanging(ScriptedTrainer):
+    """From the third step on it waits for something that nobody does until the test ends."""
+
+    def __init__(self, released: threading.Event) -> None:
+        super().__init__()
+        self.hangs, self._released, self._num_calls = threading.Event(), released, 0
+
+    def step(self) -> Sequence[TrainingEvent]:
+        self._num_calls += 1
+        if self._num_calls > 3:
+            self.hangs.set()
+            self._released.wait()
+        return super().step()
+
+
+class Deaf(ScriptedTrainer):
+    def stop(self, job_id: str) -> None:
+        """It steps on."""
+
+
+class Spoilt(ScriptedTrainer):
+    """A process that its second job damages for all: whoever is in it fails for no reason of its own. Jobs `bug` fail anywhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._num_added = 0
+
+    def add(self, task: TrainingTask) -> None:
+        super().add(task)
+        self._num_added += 1
+
+    def _step_job(self, task: TrainingTask, *, alone: bool) -> list[TrainingEvent]:
+        if self._num_added > 1 or task.train[0].input.startswith("bug"):
+            self._leave(task.job_id)
+            return [Failed(task.job_id, task.attempt, "INTERNAL", "failed unexpectedly", retryable=True)]
+        return super()._step_job(task, alone=alone)
+
+
+class Workers:
+    """Starts the service with such trainers, the first ones first, and ordinary ones after them."""
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
+        self.released = threading.Event()
+        self.launched: list[ScriptedTrainer] = []
+
+    async def start(self, *first: ScriptedTrainer, **config: Any) -> JobManager:
+        waiting = list(first)
+
+        def load(base_model: str) -> tuple[ScriptedTrainer, dict[str, str]]:
+            self.launched.append(waiting.pop(0) if waiting else ScriptedTrainer())
+            return self.launched[-1], {}
+
+        return await self.service.start(LocalPool(load, close_seconds=0.1), **config)
+
+    async def notes(self, job_id: str) -> list[str]:
+        return [event.payload.text async for event in self.service.manager.watch(job_id) if isinstance(event.payload, Note)]
+
+
+@pytest.fixture
+async def workers(tmp_path: Path) -> AsyncIterator[Workers]:
+    made = Workers(Service(tmp_path))
+    yield made
+    made.released.set()
+    await made.service.drain()
+
+
+async def test_a_worker_whose_step_hangs_is_replaced_though_it_answers(workers: Workers) -> None:
+    hanging = Hanging(workers.released)
+    manager = await workers.start(hanging, **QUICK)
+    job = await manager.create(spec(num_steps=30))
+    done = await workers.service.state(job.id, JobState.SUCCEEDED)
+    assert done.attempt == 2
+    assert any("one step has been going on for" in note for note in await workers.notes(job.id))
+    assert workers.launched[1].log[0] == (job.id, 2, 4), "from its checkpoint"
+    before = len(hanging.log)
+    workers.released.set()
+    async with asyncio.timeout(10):
+        while len(hanging.log) == before:
+            await asyncio.sleep(0.01)
+    assert (await manager.get(job.id)) == done, "what it says when it comes to life again is not heard"
+    assert workers.service.versions("tone") == [1]
+
+
+async def test_a_hanging_job_can_be_cancelled(workers: Workers) -> None:
+    hanging = Hanging(workers.released)
+    manager = await workers.start(hanging, **QUICK)
+    job = await manager.create(spec(num_steps=30))
+    assert await asyncio.to_thread(hanging.hangs.wait, 10)
+    assert (await manager.cancel(job.id)).state is JobState.CANCELLING
+    cancelled = await workers.service.state(job.id, JobState.CANCELLED)
+    assert cancelled.attempt == 1
+
+
+async def test_a_hanging_job_ends_at_its_longest_runtime(workers: Workers) -> None:
+    manager = await workers.start(Hanging(workers.released), **QUICK)
+    job = await manager.create(spec(num_steps=30, max_runtime_seconds=0.5))
+    failed = await workers.service.state(job.id, JobState.FAILED)
+    assert failed.error is not None
+    assert (failed.error.code, failed.attempt) == ("MAX_RUNTIME", 1)
+
+
+async def test_a_worker_that_does_not_obey_a_stop_is_ended(workers: Workers) -> None:
+    manager = await workers.start(Deaf(), **QUICK)
+    job = await manager.create(spec("forever", num_steps=100_000))
+    await workers.service.until(job.id, lambda job: job.progress.step > 2)
+    await manager.cancel(job.id)
+    cancelled = await workers.service.state(job.id, JobState.CANCELLED)
+    assert cancelled.attempt == 1
+    assert any("a job was asked to stop" in note for note in await workers.notes(job.id))
+
+
+async def test_a_job_that_failed_unexpectedly_beside_others_gets_a_process_of_its_own(workers: Workers) -> None:
+    manager = await workers.start(Spoilt(), Spoilt(), Spoilt(), max_jobs_per_worker=2)
+    jobs = [await manager.create(spec(num_steps=30, prompt=f"p-{number}")) for number in range(2)]
+    for job in jobs:
+        done = await workers.service.state(job.id, JobState.SUCCEEDED)
+        assert (done.attempt, done.failures) == (2, 0)
+        assert workers.service.versions(done.spec.prompt) == [1]
+
+
+async def test_a_job_that_fails_unexpectedly_alone_has_failed(workers: Workers) -> None:
+    """Once beside others and once alone; or at once, where there never were others."""
+    manager = await workers.start(Spoilt(), Spoilt(), Spoilt())
+    first = await workers.service.state((await manager.create(spec("bug"))).id, JobState.FAILED)
+    second = await workers.service.state((await manager.create(spec("bug"))).id, JobState.FAILED)
+    assert [first.attempt, second.attempt] == [1, 2]
+    assert first.error == second.error
+    assert first.error is not None
+    assert first.error.code == "INTERNAL"

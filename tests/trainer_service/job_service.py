@@ -1,0 +1,133 @@
+"""A whole job manager on real stores (SQLite file, local directory), with workers that are threads of the test."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from shared.errors import NotFound
+from shared.store.local import LocalBackend
+from shared.store.store import PromptStore
+from tests.trainer_service.builders import effective_spec
+from tests.trainer_service.scripted import ScriptedTrainer
+from trainer_service.cluster.interface import WorkerPool
+from trainer_service.cluster.local_pool import LocalPool
+from trainer_service.dispatch.manager import JobManager, files_for
+from trainer_service.jobs.config import JobsConfig
+from trainer_service.jobs.model import EffectiveSpec, Job, TuningSpec
+from trainer_service.jobs.states import JobState
+from trainer_service.jobs.store.job_store import JobStore
+from trainer_service.training.events import DatasetFile
+
+FAST = JobsConfig(
+    worker_idle_seconds=60,
+    poll_seconds=0.5,
+    heartbeat_seconds=5,
+    launch_seconds=60,
+    progress_seconds=0.01,
+    tick_seconds=0.05,
+    retry_first_seconds=0.02,
+    retry_max_seconds=0.1,
+)
+
+
+class Examples:
+    """Datasets by name, in files; a dataset's name says what its inputs begin with."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def file(self, name: str) -> DatasetFile:
+        if name == "datasets/gone":
+            raise NotFound("dataset", name)
+        first = name.removeprefix("datasets/")
+        data = "".join(json.dumps({"input": f"{first} {line}", "output": "yes"}) + "\n" for line in range(1, 13)).encode()
+        digest = hashlib.sha256(data).hexdigest()
+        self._directory.mkdir(exist_ok=True)
+        path = self._directory / f"sha256-{digest}.jsonl"
+        if not path.exists():
+            path.write_bytes(data)
+        return DatasetFile(digest, str(path), len(data))
+
+
+class AdmitAll:
+    """Every spec is trained for as many steps as it asks for."""
+
+    def __init__(self, base: EffectiveSpec) -> None:
+        self._base = base
+
+    async def check(self, spec: TuningSpec) -> EffectiveSpec:
+        asked = spec.hyperparameters
+        hyperparameters = self._base.training.hyperparameters.model_copy(update=asked.model_dump(exclude_none=True))
+        changes: dict[str, Any] = {"training": self._base.training.model_copy(update={"hyperparameters": hyperparameters})}
+        if spec.max_runtime_seconds is not None:
+            changes["max_runtime_seconds"] = spec.max_runtime_seconds
+        return self._base.model_copy(update=changes)
+
+
+class Service:
+    """One trainer process after the other on the same directory: `start`, `crash`, `drain`, `start` again."""
+
+    def __init__(self, directory: Path, base: EffectiveSpec | None = None) -> None:
+        self.directory = directory
+        self.base = base or effective_spec()
+        self.trainers: list[ScriptedTrainer] = []
+        self.config = FAST
+        self.url = f"sqlite:///{directory / 'jobs.sqlite3'}"
+        self.pool: Any = None
+        self.prompt_store: Any = None
+        self.manager: JobManager = None  # type: ignore[assignment]
+
+    async def start(self, pool: WorkerPool | None = None, prompt_store: Any = None, **config: Any) -> JobManager:
+        self.config = replace(self.config, **config)
+        store = JobStore.open(self.url)
+        self.store = store
+        self.prompt_store = prompt_store or PromptStore(LocalBackend(self.directory / "prompts"))
+        self.pool = pool or LocalPool(self._load)
+        self.manager = JobManager(
+            store,
+            AdmitAll(self.base),
+            Examples(self.directory / "datasets"),
+            self.prompt_store,
+            self.pool,
+            self.config,
+            files=files_for(store, self.directory / "checkpoints"),
+        )
+        await self.manager.start()
+        return self.manager
+
+    def _load(self, base_model: str) -> tuple[ScriptedTrainer, dict[str, str]]:
+        self.trainers.append(ScriptedTrainer())
+        return self.trainers[-1], {}
+
+    async def crash(self) -> None:
+        """As if the process were killed: nothing is said to the store any more, and its lock is free."""
+        await self.manager.abandon()
+        self.manager = None  # type: ignore[assignment]
+
+    async def drain(self) -> None:
+        """If it runs."""
+        if self.manager is not None:
+            manager, self.manager = self.manager, None  # type: ignore[assignment]
+            await manager.drain(5)
+
+    async def state(self, job_id: str, *states: JobState, seconds: float = 20) -> Job:
+        """The job, once it is in one of these states. One that ended in another one is told at once."""
+        job = await self.until(job_id, lambda job: job.state in states or job.state.is_terminal, seconds)
+        assert job.state in states, job.error or job.state
+        return job
+
+    async def until(self, job_id: str, condition: Callable[[Job], bool], seconds: float = 20) -> Job:
+        async with asyncio.timeout(seconds):
+            while not condition(job := await self.manager.get(job_id)):
+                await asyncio.sleep(0.01)
+        return job
+
+    def versions(self, prompt: str) -> list[int]:
+        record = self.prompt_store.refresh().prompts.get(prompt)
+        return sorted(record.versions) if record else []

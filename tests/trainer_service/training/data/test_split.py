@@ -1,0 +1,50 @@
+"""Which examples are held out where inputs repeat."""
+
+from __future__ import annotations
+
+import pytest
+
+from shared.errors import InvalidInput
+from trainer_service.training.data.split import count_overlap, split_validation
+from trainer_service.training.spec import Example
+
+FRACTION = 0.1
+
+
+def of_inputs(*counts: int) -> tuple[Example, ...]:
+    """So many examples of each input, all with targets of their own."""
+    inputs = [f"Write a slogan for product {number}." for number, count in enumerate(counts) for _ in range(count)]
+    return tuple(Example(line=line, input=input, output=f"slogan {line}") for line, input in enumerate(inputs, start=1))
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("counts", [(750, 250), (1000,), (900, 50, 50), (400, 300, 300)])
+def test_a_few_inputs_do_not_change_the_promised_share(counts: tuple[int, ...], seed: int) -> None:
+    train, held = split_validation(of_inputs(*counts), FRACTION, seed)
+    assert 50 <= len(held) <= 150
+    assert len(train) + len(held) == 1000
+
+
+def test_whole_inputs_are_held_out_where_that_makes_the_share() -> None:
+    train, held = split_validation(of_inputs(*[10] * 100), FRACTION, seed=3)
+    assert len(held) == 100
+    assert count_overlap(train, held) == 0
+
+
+def test_a_large_group_is_skipped_for_small_ones() -> None:
+    train, held = split_validation(of_inputs(700, *[10] * 30), FRACTION, seed=1)
+    assert len(held) == 100
+    assert count_overlap(train, held) == 0
+
+
+def test_rows_that_are_the_same_stay_on_one_side() -> None:
+    twice = tuple(Example(line=line, input="Write a slogan.", output=f"slogan {line // 2}") for line in range(1000))
+    train, held = split_validation(twice, FRACTION, seed=0)
+    assert {example.output for example in train}.isdisjoint(example.output for example in held)
+    assert count_overlap(train, held) == len(held), "and the flattering inputs are told"
+
+
+def test_examples_that_are_all_the_same_are_said_to_be() -> None:
+    same = tuple(Example(line=line, input="Write a slogan.", output="Tea!") for line in range(1, 1001))
+    with pytest.raises(InvalidInput, match="all 1000 examples are the same, so none can be held out"):
+        split_validation(same, FRACTION, 0)

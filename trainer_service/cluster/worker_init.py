@@ -1,0 +1,57 @@
+"""What a worker loads: a base model on this machine's device, and an empty cohort on it."""
+
+from __future__ import annotations
+
+import logging
+import platform
+from dataclasses import dataclass
+from importlib.metadata import version
+
+from shared.model import base_model
+from shared.model.base_model import Device, DType
+from shared.process.allocator import tune_allocator
+from shared.process.container_limits import usable_cpus
+from shared.process.threads import set_torch_threads
+from trainer_service.training.cohort import Cohort
+from trainer_service.training.precision import pick_training_dtype
+
+log = logging.getLogger(__name__)
+
+DEFAULT_NUM_THREADS = 2
+"""Of a worker on another machine, whose number of processors the trainer doesn't know."""
+
+
+@dataclass(frozen=True)
+class WorkerSpec:
+    """Everything that a worker is told when it starts; it crosses process borders."""
+
+    base_model: str
+    """Its id."""
+    source: str
+    """Model directory or hub id."""
+    dtype: DType = "auto"
+    device: Device = "auto"
+    num_threads: int = 0
+    """Of torch, on the CPU. 0: two, but no more than the worker's container allows."""
+    num_gpus: int = 0
+    """More than one: the model's layers are spread over them."""
+    checkpoint_seconds: float = 10.0
+    otlp_endpoint: str = ""
+    """Where spans go; empty: nowhere."""
+
+
+def software_version() -> str:
+    """Of this package, Python and Ray: all nodes of a cluster must agree in these."""
+    return f"softprompt {version('softprompt')}, Python {platform.python_version()}, Ray {version('ray')}"
+
+
+def load_trainer(spec: WorkerSpec) -> tuple[Cohort, dict[str, str]]:
+    """Blocks for as long as the weights take. Sets this process' malloc and torch threads."""
+    tune_allocator()
+    set_torch_threads(spec.num_threads or min(DEFAULT_NUM_THREADS, usable_cpus()))
+    device_map = "auto" if spec.num_gpus > 1 else None
+    dtype = pick_training_dtype(spec.dtype, base_model.pick_device(spec.device))
+    loaded = base_model.load(spec.source, id=spec.base_model, dtype=dtype, device=spec.device, device_map=device_map)
+    cohort = Cohort(loaded, checkpoint_interval_seconds=spec.checkpoint_seconds)
+    log.info("base model loaded", extra={"fields": {"base_model": spec.base_model, "device": str(loaded.device)}})
+    return cohort, {"device": str(loaded.device), "dtype": str(loaded.dtype).removeprefix("torch."), "software": software_version()}

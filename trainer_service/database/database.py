@@ -1,0 +1,242 @@
+"""A connection to the job database: SQLite with nothing to set up, or PostgreSQL by URL; migrated to this build's schema when opened.
+
+Everything that differs between the two dialects is here. Callers see `read()` and `write()` transactions, and Unavailable when the
+database is away.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import math
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
+from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, InterfaceError, OperationalError
+
+from shared.errors import InvalidInput, PreconditionFailed, Unavailable
+from trainer_service.database import sqlite_pages
+from trainer_service.database.statement_deadline import StatementDeadline
+
+log = logging.getLogger(__name__)
+
+STATEMENT_SECONDS = 15.0
+_MAX_IDLE_WAL_BYTES = 64 << 20
+_MIGRATION_LOCK = 0x50524F4D5054  # any number that no other program locks in this database
+_NAMED_LOCKS = 0x50524F4D  # keeps hashes of names apart from other programs' numbers; two names with one hash only wait for each other
+_CONNECT_SECONDS = 5.0
+_POSTGRES_CONNECTION = {
+    # A server that vanished from the network is noticed within seconds, and not after the hours that TCP allows.
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 20_000,
+}
+
+
+class Database:
+    """Thread-safe. On SQLite this process owns the file: a second one is refused, since recovery assumes that its predecessor is gone."""
+
+    def __init__(self, url: str, timeout_seconds: float = STATEMENT_SECONDS) -> None:
+        """`timeout_seconds`: a statement that takes longer, also for a lock, fails as Unavailable. Migrations may take longer."""
+        try:
+            parsed = make_url(url)
+        except ArgumentError as error:
+            raise InvalidInput.of("database_url", "must be a URL such as sqlite:///jobs.sqlite3 or postgresql://host/name") from error
+        self.is_sqlite = parsed.get_backend_name() == "sqlite"
+        if not self.is_sqlite and parsed.get_backend_name() != "postgresql":
+            raise InvalidInput.of("database_url", f"{parsed.get_backend_name()} is not supported: sqlite or postgresql")
+        self._lock_file: int | None = None
+        self._closed = False
+        self._timeout_seconds = timeout_seconds
+        self._writer = threading.Lock() if self.is_sqlite else None
+        if self.is_sqlite:
+            if not parsed.database or parsed.database == ":memory:":
+                raise InvalidInput.of("database_url", "SQLite needs a file: jobs must survive a restart")
+            self._lock_file = _own(Path(parsed.database))
+            arguments = {"isolation_level": None, "timeout": timeout_seconds}
+            self.engine = create_engine(parsed, connect_args=arguments, pool_size=5, pool_timeout=timeout_seconds)
+            _configure_sqlite(self.engine, timeout_seconds)
+        else:
+            self.engine = create_engine(
+                parsed.set(drivername="postgresql+psycopg"),
+                pool_size=5,
+                pool_timeout=timeout_seconds,
+                pool_pre_ping=True,
+                connect_args=_postgres_connection(timeout_seconds),
+            )
+            self._deadline = StatementDeadline(self.engine, timeout_seconds)
+        try:
+            self._migrate()
+            if self.is_sqlite:
+                sqlite_pages.enable(self.engine, Path(parsed.database or ""))
+        except BaseException:
+            self.close()
+            raise
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        with _translated(), self._connected() as connection, connection.begin():
+            yield connection
+
+    @contextmanager
+    def write(self) -> Iterator[Connection]:
+        """A transaction that may read before it writes: on SQLite it takes the write lock first, so it never fails half-way as busy."""
+        with self._writing(), _translated(), self._connected() as connection:
+            connection = connection.execution_options(immediate=True)
+            with connection.begin():
+                yield connection
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """On SQLite one transaction writes at a time. One that hangs, on a disk that does, ends in time what waits for it."""
+        if self._writer is None:
+            yield
+            return
+        if not self._writer.acquire(timeout=self._timeout_seconds):
+            raise Unavailable("the job database is busy: another transaction holds it; try again")
+        try:
+            yield
+        finally:
+            self._writer.release()
+
+    @contextmanager
+    def _connected(self) -> Iterator[Connection]:
+        """A call that outlives `close` ends its connection itself: there is no pool any more that would."""
+        with self.engine.connect() as connection:
+            try:
+                yield connection
+            finally:
+                if self._closed and not connection.invalidated:
+                    connection.detach()
+
+    def now(self) -> float:
+        """Seconds since the epoch by a clock that all replicas share: PostgreSQL's own. On SQLite there is one replica, and its clock."""
+        if self.is_sqlite:
+            return time.time()
+        with self.read() as connection:
+            return float(connection.scalar(text("SELECT extract(epoch FROM clock_timestamp())")))
+
+    def lock(self, connection: Connection, name: str) -> None:
+        """Until the end of the transaction no other one has the lock of this name. On SQLite a transaction that writes is alone anyhow."""
+        if not self.is_sqlite:
+            statement = text("SELECT pg_advisory_xact_lock(:space, hashtext(:name))")
+            connection.execute(statement, {"space": _NAMED_LOCKS, "name": name})
+
+    def size_bytes(self) -> int:
+        """Of the SQLite file and its log, or of the PostgreSQL database with all its tables."""
+        if self.is_sqlite:
+            path = str(self.engine.url.database)
+            return sum(os.stat(name).st_size for name in (path, f"{path}-wal") if os.path.exists(name))
+        with self.read() as connection:
+            return int(connection.scalar(text("SELECT pg_database_size(current_database())")) or 0)
+
+    def give_pages_back(self, pause: Callable[[], bool]) -> None:
+        """Pages that nothing uses go back to the file system, some at a time; `pause` True ends this. PostgreSQL does it by itself."""
+        while self.is_sqlite:
+            with self.write() as connection:
+                more = sqlite_pages.give_some_back(connection)
+            if not more or pause():
+                return
+
+    def close(self) -> None:
+        self._closed = True
+        self.engine.dispose()
+        if self._lock_file is not None:
+            os.close(self._lock_file)
+            self._lock_file = None
+
+    def _migrate(self) -> None:
+        config = Config()
+        config.set_main_option("script_location", f"{__package__}:migrations")
+        config.set_main_option("path_separator", "os")
+        with self.write() as connection:
+            if not self.is_sqlite:
+                self._deadline.lift()
+                connection.execute(text("SET LOCAL statement_timeout = 0"))
+                connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
+            current = MigrationContext.configure(connection).get_current_revision()
+            known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
+            if current is not None and current not in known:
+                raise PreconditionFailed(f"the job database has schema {current}, which this build does not know: run a newer build")
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
+        if not self.is_sqlite:
+            self._deadline.restore()
+
+
+def _own(path: Path) -> int:
+    """An open descriptor that holds the lock beside the database file. Raises PreconditionFailed if another process holds it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path.with_name(path.name + ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise PreconditionFailed(f"another trainer uses {path.name}: SQLite serves one trainer; use PostgreSQL for several") from error
+    _hide(path)
+    return descriptor
+
+
+def _hide(path: Path) -> None:
+    """Whatever the umask, only owner and group read the database: it holds callers' inputs and the key of page tokens.
+
+    SQLite gives the files beside it the same permissions.
+    """
+    database = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+    try:
+        os.fchmod(database, os.fstat(database).st_mode & 0o770)
+    finally:
+        os.close(database)
+
+
+def _postgres_connection(timeout_seconds: float) -> dict[str, Any]:
+    milliseconds = int(1000 * timeout_seconds)
+    connect_timeout = max(2, math.ceil(min(timeout_seconds, _CONNECT_SECONDS)))  # whole seconds, and libpq knows no less than two
+    # A replica that is stopped in the middle of a transaction must not hold its rows from the others for ever.
+    options = f"-c idle_in_transaction_session_timeout=20000 -c statement_timeout={milliseconds}"
+    return {**_POSTGRES_CONNECTION, "connect_timeout": connect_timeout, "options": options}
+
+
+def _configure_sqlite(engine: Engine, timeout_seconds: float) -> None:
+    @event.listens_for(engine, "connect")
+    def _pragmas(connection: Any, _record: Any) -> None:
+        cursor = connection.cursor()
+        cursor.execute("PRAGMA auto_vacuum=INCREMENTAL")  # of a new file; before anything that writes to it
+        cursor.execute("PRAGMA journal_mode=WAL")
+        cursor.execute(f"PRAGMA journal_size_limit={_MAX_IDLE_WAL_BYTES}")
+        cursor.execute("PRAGMA synchronous=FULL")  # an accepted job survives a power cut
+        cursor.execute(f"PRAGMA busy_timeout={int(timeout_seconds * 1000)}")
+        cursor.execute("PRAGMA foreign_keys=ON")
+        cursor.close()
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        immediate = connection.get_execution_options().get("immediate", False)
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    """The database's own errors as Unavailable; what a program did wrong stays what it is."""
+    try:
+        yield
+    except IntegrityError:
+        raise
+    except (OperationalError, InterfaceError) as error:
+        log.warning("the job database is away: %s", error.orig)
+        raise Unavailable("the job database is away; try again") from error
+    except DBAPIError as error:
+        if not error.connection_invalidated:
+            raise
+        raise Unavailable("the job database went away; try again") from error

@@ -1,0 +1,105 @@
+"""CSV over gRPC, for callers without our client: turned into JSON lines while it arrives. As strict as JSON lines are.
+
+UTF-8, commas, quotes as RFC 4180 has them; the first line is exactly `input,output` or `input,label`, in either order.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import re
+from array import array
+from collections.abc import AsyncIterator, Iterator
+
+from shared.errors import InvalidInput
+from shared.process.call_pool import CallPool
+
+_HEADERS = ({"input", "output"}, {"input", "label"})
+_LINE = re.compile(r"dataset line (\d+)(.*)")
+
+
+class CsvUpload:
+    """Follows one upload. `line_of` names lines of the CSV where errors name those of the JSON lines that came of it."""
+
+    def __init__(self, size_bytes: int, digest: str, max_record_bytes: int) -> None:
+        """`size_bytes` and `digest` ("sha256:<hex>") are what the sender announced; 0 and "": nothing."""
+        self._size_bytes, self._digest, self._max_record_bytes = size_bytes, digest, max_record_bytes
+        csv.field_size_limit(max(csv.field_size_limit(), max_record_bytes))
+        self._hash, self._num_bytes = hashlib.sha256(), 0
+        self._rest = bytearray()
+        """Of a record whose end has not arrived; `_scanned` bytes of it were looked at and hold `_num_lines` line ends."""
+        self._scanned, self._num_lines, self._in_quotes = 0, 0, False
+        self._line = 1
+        """On which the next record begins."""
+        self._columns: list[str] = []
+        self._places = array("Q")
+
+    async def json_lines(self, chunks: AsyncIterator[bytes], pool: CallPool) -> AsyncIterator[bytes]:
+        """Raises InvalidInput naming the first line that is wrong, or the announcement that doesn't hold."""
+        async for chunk in chunks:
+            if lines := await pool.call(self._converted, chunk):
+                yield lines
+        if self._size_bytes and self._size_bytes != self._num_bytes:
+            raise InvalidInput.of("header.size_bytes", f"announced {self._size_bytes} bytes, {self._num_bytes} arrived")
+        if self._digest and self._digest != (found := f"sha256:{self._hash.hexdigest()}"):
+            raise InvalidInput.of("header.digest", f"announced {self._digest}, what arrived has {found}")
+        if last := self._converted(b"\n" if self._rest else b"", is_last=True):
+            yield last
+
+    def line_of(self, field: str) -> str:
+        """`dataset line 1 output` of the JSON lines -> `dataset line 2 output` of the CSV."""
+        match = _LINE.fullmatch(field)
+        if match is None or not 0 < int(match[1]) <= len(self._places):
+            return field
+        return f"dataset line {self._places[int(match[1]) - 1]}{match[2]}"
+
+    def _converted(self, chunk: bytes, is_last: bool = False) -> bytes:
+        if not is_last:
+            self._hash.update(chunk)
+            self._num_bytes += len(chunk)
+        self._rest += chunk
+        return b"".join(self._json_line(record) for record in self._records(is_last))
+
+    def _records(self, is_last: bool) -> Iterator[bytes]:
+        """Whole records: up to a line end outside quotes. In RFC 4180 these are the line ends after an even number of quotes.
+
+        Looks at every byte once, however the sender cuts the records into chunks.
+        """
+        data, begin = self._rest, 0
+        while (end := data.find(b"\n", self._scanned) + 1) > 0:
+            self._in_quotes ^= data.count(b'"', self._scanned, end) % 2 == 1
+            self._scanned = end
+            self._num_lines += 1
+            if not self._in_quotes:
+                yield bytes(data[begin:end])
+                self._line, self._num_lines, begin = self._line + self._num_lines, 0, end
+            elif end - begin > self._max_record_bytes:
+                break
+        self._in_quotes ^= data.count(b'"', self._scanned) % 2 == 1
+        self._scanned = len(data) - begin
+        del data[:begin]
+        if len(data) > self._max_record_bytes or (is_last and data):
+            reason = "has a quote that is never closed" if is_last else f"is longer than {self._max_record_bytes} bytes"
+            raise InvalidInput.of(f"dataset line {self._line}", reason)
+
+    def _json_line(self, record: bytes) -> bytes:
+        field = f"dataset line {self._line}"
+        try:
+            rows = list(csv.reader([record.decode("utf-8-sig" if self._line == 1 else "utf-8")], strict=True))
+        except (csv.Error, UnicodeDecodeError) as error:
+            reason = f"is not UTF-8 (byte {error.start + 1})" if isinstance(error, UnicodeDecodeError) else f"is not CSV: {error}"
+            raise InvalidInput.of(field, reason) from None
+        cells = rows[0] if rows else []
+        if not cells:
+            return b""
+        if not self._columns:
+            if set(cells) not in _HEADERS or len(cells) != 2:
+                raise InvalidInput.of(field, "must be the header: exactly input,output or input,label")
+            self._columns = cells
+            return b""
+        if len(cells) != 2:
+            raise InvalidInput.of(field, f"has {len(cells)} cells; the header has 2")
+        self._places.append(self._line)
+        example = dict(sorted(zip(self._columns, cells, strict=True), key=lambda pair: pair[0] != "input"))
+        return json.dumps(example, ensure_ascii=False).encode() + b"\n"

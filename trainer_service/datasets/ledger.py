@@ -1,0 +1,220 @@
+"""Which tenant has which dataset: rows of the job database, so that they change together with the jobs that use them.
+
+The bytes are files, stored once for all tenants (`datasets`). A tenant learns nothing of another one's rows: the same bytes count in full
+against each tenant's quota, and a name that is not the caller's own is unknown, whatever other tenants have.
+
+Locks, on PostgreSQL, are taken in this order: tenant, digest, row.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import NoReturn
+
+from sqlalchemy import ColumnElement, Connection, RowMapping, Select, delete, exists, func, insert, or_, select, update
+
+from shared.errors import Overloaded
+from trainer_service.database.database import Database
+from trainer_service.database.schema import datasets, job_datasets, jobs
+from trainer_service.datasets.names import unknown_dataset
+from trainer_service.datasets.store import StoredDataset
+
+_FULL_RETRY_SECONDS = 3600.0
+
+
+@dataclass(frozen=True)
+class OwnedDataset:
+    """A tenant's dataset. Times are seconds since the epoch."""
+
+    name: str
+    size_bytes: int
+    num_examples: int
+    """0: not counted yet (a dataset of an older build, for some minutes after the upgrade)."""
+    task: str
+    num_labels: int
+    create_time: float
+    last_use_time: float
+    """When it was last stored, or named by a new job."""
+    num_jobs: int
+    """Jobs of the tenant that name it, ended ones as long as they are kept."""
+    labels: tuple[str, ...] = ()
+    """Those that occur; empty where they are not known."""
+
+
+@dataclass(frozen=True)
+class JobUse:
+    """A job that names a dataset."""
+
+    job_id: str
+    prompt: str
+
+
+class DatasetLedger:
+    """Methods block, are thread-safe, and raise Unavailable when the database is away."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._touching_files = threading.Lock()
+        """Held by a transaction that touches the datasets' volume: if that hangs, it holds one connection, and not all of the pool."""
+
+    def add(self, tenant: str, stored: StoredDataset, allowed_bytes: int, place: Callable[[], None]) -> None:
+        """Make it the tenant's and call `place`, which puts the bytes where they belong. `allowed_bytes`: of all its datasets; 0: any.
+
+        Raises Overloaded before `place`. After a crash between the two, bytes are left that no tenant has; retention removes them.
+        """
+        now = time.time()
+        values = {
+            "size_bytes": stored.size_bytes,
+            "num_examples": stored.num_examples,
+            "task": stored.task.value,
+            "num_labels": len(stored.labels),
+            "last_use_time": now,
+        }
+        with self._touching_files, self._database.write() as connection:
+            self._database.lock(connection, tenant)
+            self._database.lock(connection, stored.name)
+            _check_room(connection, tenant, stored.name, stored.size_bytes, allowed_bytes)
+            place()
+            if not connection.execute(update(datasets).where(_is(tenant, stored.name)).values(**values)).rowcount:
+                connection.execute(insert(datasets).values(tenant=tenant, dataset=stored.name, create_time=now, **values))
+
+    def check_room(self, tenant: str, name: str, size_bytes: int, allowed_bytes: int) -> None:
+        """Whether a dataset of that size fits; one that the tenant has already does. Raises Overloaded."""
+        with self._database.read() as connection:
+            _check_room(connection, tenant, name, size_bytes, allowed_bytes)
+
+    def require(self, tenant: str, names: Collection[str]) -> None:
+        """Raises NotFound for the first one that is not the tenant's, in the same way and time whether another tenant has it or none."""
+        query = select(datasets.c.dataset).where(datasets.c.tenant == tenant, datasets.c.dataset.in_(names))
+        with self._database.read() as connection:
+            found = frozenset(connection.scalars(query))
+        for name in names:
+            if name not in found:
+                raise unknown_dataset(name)
+
+    def use(self, connection: Connection, tenant: str, names: Collection[str]) -> None:
+        """Mark a new job's datasets as used, inside the transaction that creates it. Raises NotFound for one of another tenant."""
+        for name in names:
+            used = update(datasets).where(_is(tenant, name)).values(last_use_time=time.time())
+            if not connection.execute(used).rowcount:
+                raise unknown_dataset(name)
+
+    def get(self, tenant: str, name: str) -> OwnedDataset:
+        """Raises NotFound."""
+        with self._database.read() as connection:
+            row = connection.execute(_owned(tenant).where(datasets.c.dataset == name)).mappings().one_or_none()
+        if row is None:
+            raise unknown_dataset(name)
+        return _from_row(row)
+
+    def page(self, tenant: str, after: str, limit: int) -> list[OwnedDataset]:
+        """In order of their names, those after `after`."""
+        query = _owned(tenant).where(datasets.c.dataset > after).order_by(datasets.c.dataset).limit(limit)
+        with self._database.read() as connection:
+            return [_from_row(row) for row in connection.execute(query).mappings()]
+
+    def remove(self, tenant: str, name: str, refuse: Callable[[Sequence[JobUse]], NoReturn]) -> None:
+        """Take it from the tenant. Calls `refuse` if unended jobs of the tenant use it. Raises NotFound, or what `refuse` raises.
+
+        The bytes stay: see `remove_bytes`.
+        """
+        with self._database.write() as connection:
+            row = connection.execute(select(datasets.c.dataset).where(_is(tenant, name)).with_for_update()).first()
+            if row is None:
+                raise unknown_dataset(name)
+            # A job that is being made now has updated the row before, or will find none.
+            if uses := [JobUse(row.id, row.prompt) for row in connection.execute(_unended_uses(tenant, name))]:
+                refuse(uses)
+            connection.execute(delete(datasets).where(_is(tenant, name)))
+
+    def remove_unused(self, tenant: str, name: str, before: float) -> bool:
+        """Take it from the tenant unless it was used since `before`, by a job that ended since then, too."""
+        needed = exists(
+            select(jobs.c.id)
+            .join(job_datasets, job_datasets.c.job_id == jobs.c.id)
+            .where(job_datasets.c.dataset == name, jobs.c.tenant == tenant, or_(jobs.c.end_time.is_(None), jobs.c.end_time >= before))
+        )
+        unused = delete(datasets).where(_is(tenant, name), datasets.c.last_use_time < before, ~needed)
+        with self._database.write() as connection:
+            return bool(connection.execute(unused).rowcount)
+
+    def remove_bytes(self, name: str, remove: Callable[[str], bool]) -> bool:
+        """Call `remove` unless a tenant has the dataset or an unended job needs it; no upload of the same bytes comes in between."""
+        unended = select(jobs.c.id).join(job_datasets, job_datasets.c.job_id == jobs.c.id)
+        unended = unended.where(job_datasets.c.dataset == name, jobs.c.end_time.is_(None)).limit(1)
+        with self._touching_files, self._database.write() as connection:
+            self._database.lock(connection, name)
+            if connection.execute(select(datasets.c.tenant).where(datasets.c.dataset == name).limit(1)).first() is not None:
+                return False
+            return connection.execute(unended).first() is None and remove(name)
+
+    def owned(self, names: Collection[str]) -> frozenset[str]:
+        """Those of the names that any tenant has."""
+        with self._database.read() as connection:
+            return frozenset(connection.scalars(select(datasets.c.dataset).where(datasets.c.dataset.in_(names)).distinct()))
+
+    def last_used_before(self, before: float, after: tuple[str, str], limit: int) -> list[tuple[str, str, float]]:
+        """(tenant, name, time of last use) in order of tenant and name, after that one."""
+        keys = datasets.c.tenant, datasets.c.dataset
+        later = or_(keys[0] > after[0], (keys[0] == after[0]) & (keys[1] > after[1]))
+        query = select(*keys, datasets.c.last_use_time).where(datasets.c.last_use_time < before, later).order_by(*keys).limit(limit)
+        with self._database.read() as connection:
+            return [(row.tenant, row.dataset, row.last_use_time) for row in connection.execute(query)]
+
+    def unmeasured(self, after: str, limit: int) -> list[str]:
+        """Datasets of an older build of which no size is known yet, in order of their names, after that one."""
+        query = select(datasets.c.dataset).where(datasets.c.num_examples == 0, datasets.c.dataset > after).distinct()
+        with self._database.read() as connection:
+            return list(connection.scalars(query.order_by(datasets.c.dataset).limit(limit)))
+
+    def set_measures(self, stored: StoredDataset) -> None:
+        """For all tenants that have it."""
+        values = {"size_bytes": stored.size_bytes, "num_examples": stored.num_examples, "num_labels": len(stored.labels)}
+        with self._database.write() as connection:
+            connection.execute(update(datasets).where(datasets.c.dataset == stored.name).values(task=stored.task.value, **values))
+
+
+def _is(tenant: str, name: str) -> ColumnElement[bool]:
+    return (datasets.c.tenant == tenant) & (datasets.c.dataset == name)
+
+
+def _check_room(connection: Connection, tenant: str, name: str, size_bytes: int, allowed_bytes: int) -> None:
+    if not allowed_bytes:
+        return
+    others = select(func.coalesce(func.sum(datasets.c.size_bytes), 0)).where(datasets.c.tenant == tenant, datasets.c.dataset != name)
+    used = int(connection.scalar(others) or 0)
+    if used + size_bytes > allowed_bytes:
+        raise Overloaded(
+            f"your tenant's datasets take {used} of {allowed_bytes} bytes, and this one has {size_bytes}: delete some that you don't need "
+            "(softprompt datasets list, softprompt datasets delete NAME)",
+            retry_after_seconds=_FULL_RETRY_SECONDS,
+            used_bytes=used,
+            allowed_bytes=allowed_bytes,
+        )
+
+
+def _unended_uses(tenant: str, name: str) -> Select[tuple[str, str]]:
+    query = select(jobs.c.id, jobs.c.prompt).join(job_datasets, job_datasets.c.job_id == jobs.c.id)
+    return query.where(job_datasets.c.dataset == name, jobs.c.tenant == tenant, jobs.c.end_time.is_(None)).order_by(jobs.c.id)
+
+
+def _owned(tenant: str) -> Select[tuple[object, ...]]:
+    uses = select(func.count()).select_from(job_datasets.join(jobs, job_datasets.c.job_id == jobs.c.id))
+    uses = uses.where(job_datasets.c.dataset == datasets.c.dataset, jobs.c.tenant == tenant)
+    return select(datasets, uses.scalar_subquery().label("num_jobs")).where(datasets.c.tenant == tenant)
+
+
+def _from_row(row: RowMapping) -> OwnedDataset:
+    return OwnedDataset(
+        name=row["dataset"],
+        size_bytes=row["size_bytes"],
+        num_examples=row["num_examples"],
+        task=row["task"],
+        num_labels=row["num_labels"],
+        create_time=row["create_time"],
+        last_use_time=row["last_use_time"],
+        num_jobs=row["num_jobs"],
+    )

@@ -1,0 +1,312 @@
+"""Datasets at rest: JSON lines in a directory, each file under the digest of its bytes. Whatever is there was checked before.
+
+    datasets/sha256-<hex>        the name that callers use
+    <directory>/sha256-<hex>.jsonl
+    <directory>-facts/sha256-<hex>.json what jobs need to know of it (`dataset_facts`); made again where it is missing
+
+A dataset arrives by upload, inside a request, or from a URI under an allowed root; in each case it is a copy, so that nobody can
+change what a job trains on after the job was accepted. The same bytes are stored once, whichever tenants have them; `dataset_ledger`
+knows which tenant has which dataset, and `tenant_datasets` joins the two.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from pydantic import ValidationError
+
+from shared.errors import DamagedBlob, InvalidInput, NotFound, Unavailable
+from trainer_service.datasets.chunks import MAX_CHUNK_BYTES, UploadSlots, timely
+from trainer_service.datasets.fields import DATASET, in_dataset, labels_under, renamed
+from trainer_service.datasets.names import NAME, dataset_name, unknown_dataset
+from trainer_service.datasets.roots import DatasetRoots
+from trainer_service.datasets.upload import TEMPORARY_PREFIX, IncomingFile, UploadLimits
+from trainer_service.pools import TrainerPools
+from trainer_service.training.data.dataset import DatasetLimits, ParsedDataset, parse_examples, stored_examples
+from trainer_service.training.data.dataset_facts import FORMAT, DatasetFacts, scan_examples
+from trainer_service.training.data.example_lines import stored_example
+from trainer_service.training.events import DatasetFile
+from trainer_service.training.spec import Example, TaskKind
+
+log = logging.getLogger(__name__)
+
+MAX_CONCURRENT_UPLOADS = 32
+
+_ABANDONED_SECONDS = 3600.0
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class StoredDataset:
+    """What is known of a dataset once it is stored."""
+
+    name: str
+    num_examples: int
+    task: TaskKind
+    labels: tuple[str, ...]
+    size_bytes: int
+
+
+Keep = Callable[[StoredDataset, Callable[[], None]], None]
+"""Decides what becomes of a dataset that has arrived and is right: calls the function to put it in place, or raises."""
+
+
+def _keep_always(stored: StoredDataset, place: Callable[[], None]) -> None:
+    place()
+
+
+class DatasetStore:
+    """Synchronous methods may block on the disk: call them in `pool`, and `add_uri` in `roots_pool`, since a root may be elsewhere.
+
+    Several processes may share the directory.
+    """
+
+    def __init__(self, directory: Path, limits: UploadLimits, roots: DatasetRoots, pools: TrainerPools | None = None) -> None:
+        self._directory, self._limits, self._roots = directory, limits, roots
+        pools = pools or TrainerPools()
+        self.pool, self.roots_pool = pools.datasets, pools.dataset_roots
+        self._slots = UploadSlots(MAX_CONCURRENT_UPLOADS)
+        directory.mkdir(parents=True, exist_ok=True, mode=0o750)  # others have no business with callers' data
+        self._remove_abandoned()
+
+    async def receive(
+        self,
+        chunks: AsyncIterator[bytes],
+        *,
+        size_bytes: int = 0,
+        digest: str = "",
+        labels: Sequence[str] = (),
+        keep: Keep = _keep_always,
+    ) -> StoredDataset:
+        """Store what a client sends, if all of it is right. `size_bytes` and `digest` are what it announced (0 and "": nothing)."""
+        self.check_announcement(size_bytes, digest)
+        with self._slots.taken(), renamed(labels_under("header")), _disk(), IncomingFile(self._directory, self._limits) as incoming:
+            async for chunk in timely(chunks):
+                await self.pool.call(incoming.write, chunk)
+            _check_arrival(incoming, size_bytes, digest)
+            return await self.pool.call(self._keep, incoming, tuple(labels), keep)
+
+    def add_examples(self, examples: Iterable[Example], labels: Sequence[str] = (), *, keep: Keep = _keep_always) -> StoredDataset:
+        """Store examples that came inside a request. `labels`: those that are allowed; none given: those that occur."""
+        with _disk(), IncomingFile(self._directory, self._limits) as incoming:
+            for example in examples:
+                incoming.write(_encode(example))
+            return self._keep(incoming, labels, keep)
+
+    def add_uri(
+        self, uri: str, field: str, labels: Sequence[str] = (), *, roots: DatasetRoots | None = None, keep: Keep = _keep_always
+    ) -> StoredDataset:
+        """Store a copy of a file under one of the allowed roots (`roots`, else the service's own).
+
+        Raises InvalidInput naming `field`, or the lines of the file that are wrong. The file is not the caller's until it is stored, so
+        errors say where it is wrong and what was expected, and never quote it.
+        """
+        source = (roots or self._roots).open(uri, field)
+        with _disk(), source, IncomingFile(self._directory, self._limits) as incoming:
+            while chunk := source.read(MAX_CHUNK_BYTES):
+                incoming.write(chunk)
+            return self._keep(incoming, labels, keep, quote=False)
+
+    def read(self, name: str) -> tuple[Example, ...]:
+        """The examples, not checked again. Raises NotFound, or DamagedBlob if the bytes no longer match the name."""
+        with self._opened(name) as lines:
+            return stored_examples(lines)
+
+    def file(self, name: str) -> DatasetFile:
+        """Where the dataset lies, for workers to read. Raises like `read`."""
+        with self._opened(name):
+            path = self._path(name.removeprefix("datasets/sha256-")).absolute()
+            return DatasetFile(path.stem.removeprefix("sha256-"), str(path), path.stat().st_size)
+
+    def parse(self, name: str, labels: Sequence[str] = ()) -> ParsedDataset:
+        """The examples with the task and labels that they show, checked against `labels` if there are any. Raises like `read`.
+
+        Errors don't quote the examples: how the dataset came here is not known, and it may have been a file that is not the caller's.
+        """
+        with self._opened(name) as lines:
+            return self._parse(lines, labels, quote=False)
+
+    def describe(self, name: str, labels: Sequence[str] = ()) -> tuple[DatasetFacts, tuple[Example, ...]]:
+        """Its facts and the sampled examples. Raises what `parse` raises, for a dataset that `labels` don't fit."""
+        with self._opened(name) as file:
+            hexadecimal = name.rpartition("-")[2]
+            facts = self._known_facts(hexadecimal)
+            if facts is None:
+                facts = self._scan(file, labels, quote=False)
+                self._write_facts(hexadecimal, facts)
+            sample = list[Example]()
+            for place in facts.sample:
+                file.seek(place.start)
+                sample.append(stored_example(file.read(place.end - place.start), place.line))
+        if not facts.has_only(labels):
+            self.parse(name, labels)
+        return facts, tuple(sample)
+
+    def known_labels(self, name: str) -> tuple[str, ...]:
+        """Labels of a stored dataset, without looking at all of it; none where they are not known."""
+        with _disk():
+            facts = self._known_facts(name.rpartition("-")[2])
+        return () if facts is None else facts.labels
+
+    def measure(self, name: str) -> StoredDataset | None:
+        """What is known of a stored dataset, by looking at all of it; None if it is not there or damaged."""
+        try:
+            examples = self.read(name)
+            size_bytes = self._path(name.rpartition("-")[2]).stat().st_size
+        except (NotFound, DamagedBlob, FileNotFoundError):
+            return None
+        labels = tuple(sorted({example.label for example in examples if example.label is not None}))
+        task = TaskKind.CHAT if examples[0].messages else TaskKind.CLASSIFICATION if labels else TaskKind.GENERATION
+        return StoredDataset(name, len(examples), task, labels, size_bytes)
+
+    def remove(self, name: str) -> bool:
+        """Remove the bytes; False if they were not there. The ledger knows whether a tenant still has the dataset."""
+        with _disk():
+            hexadecimal = name.rpartition("-")[2]
+            self._facts_path(hexadecimal).unlink(missing_ok=True)
+            try:
+                self._path(hexadecimal).unlink()
+            except FileNotFoundError:
+                return False
+        return True
+
+    def unused(self, seconds: float) -> Iterator[str]:
+        """Names of datasets whose bytes were neither stored nor read for that long."""
+        with _disk():
+            for path in self._directory.glob("sha256-*.jsonl"):
+                with suppress(FileNotFoundError):  # another replica removes datasets too
+                    if path.stat().st_mtime < time.time() - seconds:
+                        yield f"datasets/{path.stem}"
+
+    def size_bytes(self) -> int:
+        """Of all files."""
+        with _disk(), os.scandir(self._directory) as entries:
+            return sum(_size(entry) for entry in entries)
+
+    @contextmanager
+    def _opened(self, name: str) -> Iterator[BinaryIO]:
+        """The lines, known to be what the name says."""
+        match = NAME.fullmatch(name)
+        if not match:
+            raise unknown_dataset(name)
+        with _disk():
+            try:
+                file = self._path(match[1]).open("rb")
+                with suppress(OSError):  # not ours, or on a volume that can't be written: then nothing is removed there either
+                    os.utime(file.fileno())
+            except FileNotFoundError:
+                raise unknown_dataset(name) from None
+            with file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != match[1]:
+                    raise DamagedBlob(f"{name} was changed on disk")
+                file.seek(0)
+                yield file
+
+    def _keep(self, incoming: IncomingFile, labels: Sequence[str], keep: Keep, *, quote: bool = True) -> StoredDataset:
+        """Parse what has arrived and make it a dataset. Raises InvalidInput naming lines, or what `keep` raises."""
+        incoming.flush()
+        with incoming.path.open("rb") as lines:
+            facts = self._scan(lines, labels, quote=quote)
+        hexadecimal = incoming.digest.removeprefix("sha256:")
+        name, shown_labels = dataset_name(hexadecimal), tuple(labels) or facts.labels
+        stored = StoredDataset(name, facts.num_examples, facts.task, shown_labels, incoming.num_bytes)
+        incoming.sync()
+        self._write_facts(hexadecimal, facts)
+        keep(stored, lambda: incoming.keep_as(self._path(hexadecimal)))
+        log.info("dataset stored", extra={"fields": {"dataset": stored.name, "examples": stored.num_examples, "bytes": incoming.num_bytes}})
+        return stored
+
+    def _parse(self, lines: Iterable[bytes], labels: Sequence[str], *, quote: bool) -> ParsedDataset:
+        with renamed(in_dataset(DATASET)):
+            return parse_examples(lines, labels, self._parse_limits, quote=quote)
+
+    def _scan(self, lines: Iterable[bytes], labels: Sequence[str], *, quote: bool) -> DatasetFacts:
+        with renamed(in_dataset(DATASET)):
+            return scan_examples(lines, labels, self._parse_limits, quote=quote)
+
+    @property
+    def _parse_limits(self) -> DatasetLimits:
+        return DatasetLimits(max_line_bytes=self._limits.max_line_bytes + 1, max_examples=self._limits.max_examples)  # and its newline
+
+    def _known_facts(self, hexadecimal: str) -> DatasetFacts | None:
+        try:
+            facts = DatasetFacts.model_validate_json(self._facts_path(hexadecimal).read_bytes())
+        except (FileNotFoundError, ValidationError):
+            return None
+        return facts if facts.format == FORMAT else None
+
+    def _write_facts(self, hexadecimal: str, facts: DatasetFacts) -> None:
+        """A volume that can't be written costs the next job a scan."""
+        path = self._facts_path(hexadecimal)
+        with suppress(OSError):
+            path.parent.mkdir(exist_ok=True)
+            descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=TEMPORARY_PREFIX)
+            with open(descriptor, "w") as file:
+                file.write(facts.model_dump_json())
+            os.replace(temporary, path)
+
+    def _facts_path(self, hexadecimal: str) -> Path:
+        return self._directory.with_name(f"{self._directory.name}-facts") / f"sha256-{hexadecimal}.json"
+
+    def check_announcement(self, size_bytes: int, digest: str) -> None:
+        """Raises InvalidInput naming `header.size_bytes` or `header.digest`."""
+        if not 0 <= size_bytes <= self._limits.max_dataset_bytes:
+            raise InvalidInput.of("header.size_bytes", f"{size_bytes} is not in 0 to {self._limits.max_dataset_bytes}")
+        if digest and not _DIGEST.fullmatch(digest):
+            raise InvalidInput.of("header.digest", "must be sha256: and 64 lower-case hexadecimal digits")
+
+    def _path(self, hexadecimal: str) -> Path:
+        return self._directory / f"sha256-{hexadecimal}.jsonl"
+
+    def _remove_abandoned(self) -> None:
+        """What a killed process left; recent ones may be another replica's."""
+        for path in self._directory.glob(f"{TEMPORARY_PREFIX}*"):
+            with suppress(FileNotFoundError):  # another replica cleans too
+                if path.stat().st_mtime < time.time() - _ABANDONED_SECONDS:
+                    path.unlink()
+
+
+def _size(entry: os.DirEntry[str]) -> int:
+    try:
+        return entry.stat(follow_symlinks=False).st_size
+    except FileNotFoundError:
+        return 0
+
+
+def _check_arrival(incoming: IncomingFile, size_bytes: int, digest: str) -> None:
+    if size_bytes and size_bytes != incoming.num_bytes:
+        raise InvalidInput.of("header.size_bytes", f"announced {size_bytes} bytes, {incoming.num_bytes} arrived")
+    if digest and digest != incoming.digest:
+        raise InvalidInput.of("header.digest", f"announced {digest}, what arrived has {incoming.digest}")
+
+
+def _encode(example: Example) -> bytes:
+    """One JSON line, the same for the same example."""
+    if example.messages:
+        line: dict[str, object] = {"messages": [message.model_dump() for message in example.messages]}
+    elif example.label is not None:
+        line = {"input": example.input, "label": example.label}
+    else:
+        line = {"input": example.input, "output": example.output}
+    return json.dumps(line, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+
+
+@contextmanager
+def _disk() -> Iterator[None]:
+    """A full or broken disk is the operator's to mend; a caller may try again."""
+    try:
+        yield
+    except OSError as error:
+        log.exception("the dataset store can't be used")
+        raise Unavailable("the trainer can't read or write datasets now; try again later") from error

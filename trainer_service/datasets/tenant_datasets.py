@@ -1,0 +1,101 @@
+"""Datasets as callers see them: each tenant has its own, however many tenants have the same bytes.
+
+Joins the bytes (`datasets`) with the rows that say whose they are (`dataset_ledger`). Nothing here tells a tenant of another one's
+datasets: an upload takes the same way and time, and costs the same, whether the bytes were here before or not.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import NoReturn
+
+from shared.caller import Tenant
+from shared.errors import PreconditionFailed, Unavailable
+from shared.process.call_pool import CallPool
+from trainer_service.datasets.ledger import DatasetLedger, JobUse, OwnedDataset
+from trainer_service.datasets.names import dataset_name
+from trainer_service.datasets.roots import DatasetRoots
+from trainer_service.datasets.store import DatasetStore, Keep, StoredDataset
+from trainer_service.training.spec import Example
+
+log = logging.getLogger(__name__)
+
+MAX_PAGE_SIZE = 1000
+_MAX_NAMED_JOBS = 10
+
+
+class TenantDatasets:
+    """Synchronous methods block: call them in `pool`. `dataset_bytes`: most bytes of one tenant's datasets; 0: no limit."""
+
+    def __init__(self, store: DatasetStore, ledger: DatasetLedger, dataset_bytes: int = 0) -> None:
+        self._store, self._ledger, self._dataset_bytes = store, ledger, dataset_bytes
+
+    @property
+    def pool(self) -> CallPool:
+        """For all calls but `add_uri`."""
+        return self._store.pool
+
+    @property
+    def roots_pool(self) -> CallPool:
+        """For `add_uri`, which reads from a caller's directories."""
+        return self._store.roots_pool
+
+    async def receive(
+        self, tenant: Tenant, chunks: AsyncIterator[bytes], *, size_bytes: int = 0, digest: str = "", labels: Sequence[str] = ()
+    ) -> StoredDataset:
+        """`DatasetStore.receive` for a tenant. Raises Overloaded, before the first byte is read, for a tenant that has no room."""
+        self._store.check_announcement(size_bytes, digest)
+        name = dataset_name(digest.removeprefix("sha256:"))
+        await self.pool.call(self._ledger.check_room, tenant.name, name, max(1, size_bytes), self._allowed(tenant))
+        return await self._store.receive(chunks, size_bytes=size_bytes, digest=digest, labels=labels, keep=self._keep(tenant))
+
+    def add_examples(self, tenant: Tenant, examples: Iterable[Example], labels: Sequence[str] = ()) -> StoredDataset:
+        """Raises InvalidInput or Overloaded."""
+        return self._store.add_examples(examples, labels, keep=self._keep(tenant))
+
+    def add_uri(self, tenant: Tenant, uri: str, field: str, labels: Sequence[str] = ()) -> StoredDataset:
+        """A copy of a file under the tenant's roots, or the service's where the tenant has none. Raises InvalidInput or Overloaded."""
+        roots = None if tenant.dataset_roots is None else DatasetRoots(tenant.dataset_roots)
+        return self._store.add_uri(uri, field, labels, roots=roots, keep=self._keep(tenant))
+
+    def labels(self, tenant: Tenant, name: str) -> tuple[str, ...]:
+        """Those that occur in it. Raises NotFound for a dataset that is not the tenant's."""
+        self._ledger.require(tenant.name, (name,))
+        return self._store.describe(name)[0].labels
+
+    def get(self, tenant: Tenant, name: str) -> OwnedDataset:
+        """With its labels, if they are known. Raises NotFound."""
+        return replace(self._ledger.get(tenant.name, name), labels=self._store.known_labels(name))
+
+    def page(self, tenant: Tenant, page_size: int, after: str = "") -> tuple[list[OwnedDataset], bool]:
+        """At most `page_size` datasets in order of their names, those after `after`; and whether more follow."""
+        size = max(1, min(page_size, MAX_PAGE_SIZE))
+        found = self._ledger.page(tenant.name, after, size + 1)
+        return found[:size], len(found) > size
+
+    def delete(self, tenant: Tenant, name: str, may_see: Callable[[str], bool]) -> None:
+        """Take it from the tenant; the bytes go when no tenant has them any more.
+
+        Raises NotFound, or PreconditionFailed naming jobs of the tenant that still need it, those whose prompt passes `may_see`.
+        """
+        self._ledger.remove(tenant.name, name, partial(_refuse, name, may_see))
+        try:
+            self._ledger.remove_bytes(name, self._store.remove)
+        except Unavailable as error:  # the tenant's part is done; retention removes bytes that no tenant has
+            log.warning("bytes of a deleted dataset are left for now: %s", error.message, extra={"fields": {"dataset": name}})
+
+    def _allowed(self, tenant: Tenant) -> int:
+        return self._dataset_bytes if tenant.dataset_bytes is None else tenant.dataset_bytes
+
+    def _keep(self, tenant: Tenant) -> Keep:
+        return lambda stored, place: self._ledger.add(tenant.name, stored, self._allowed(tenant), place)
+
+
+def _refuse(name: str, may_see: Callable[[str], bool], uses: Sequence[JobUse]) -> NoReturn:
+    shown = [f"tuningJobs/{use.job_id}" for use in uses if may_see(use.prompt)][:_MAX_NAMED_JOBS]
+    more = f" and {len(uses) - len(shown)} more" if shown else f"{len(uses)} jobs of your tenant"
+    named = ", ".join(shown) + (more if len(uses) > len(shown) else "")
+    raise PreconditionFailed(f"{name} is used by jobs that have not ended: {named}; cancel them or wait for their end", dataset=name)

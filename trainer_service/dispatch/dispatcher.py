@@ -1,0 +1,324 @@
+"""The loop that moves jobs: claims what waits, starts and stops workers, passes on what was asked of running jobs.
+
+Each round looks at the store anew, so it doesn't matter which replica took a request, or what was lost with a predecessor. A round waits
+for the job database, and for some seconds for a worker that makes way: all else that is asked of workers is an errand, and leases are
+renewed by a task of their own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+
+from shared.caller import Tenant
+from shared.errors import Unavailable
+from trainer_service.cluster.interface import WorkerPool
+from trainer_service.dispatch.allowance import Allowance
+from trainer_service.dispatch.background_tasks import BackgroundTasks
+from trainer_service.dispatch.launches import Launches
+from trainer_service.dispatch.leases import Leases
+from trainer_service.dispatch.scheduler import Claim, Plan, WorkerView, plan
+from trainer_service.dispatch.supervisor import WorkerSupervisor
+from trainer_service.dispatch.waiting_notes import WaitingNotes
+from trainer_service.jobs import transitions
+from trainer_service.jobs.context import JobsContext
+from trainer_service.jobs.model import JobError
+from trainer_service.jobs.states import JobState
+from trainer_service.jobs.store.files import keep_what_is_worth
+from trainer_service.jobs.store.job_store import Holding, StaleAttempt
+from trainer_service.publish.publisher import Publisher
+
+log = logging.getLogger(__name__)
+
+_LEAST_PAUSE_SECONDS = 0.01
+_NO_WORKER = "no worker has it"
+_END_SECONDS = 5.0
+"""Its successor's launch waits that long for a worker to end. A cluster that sees both at once may add a node for a moment."""
+_LONGEST_REASON = 1000
+_FAIL_AT_ONCE = 200
+"""Jobs of a broken base model that fail in one transaction."""
+_LAST_SHARE, _LAST_SECONDS = 0.25, 10.0
+"""Of the grace time, and at most: for ending workers and handing back what they had."""
+
+
+class Dispatcher:
+    def __init__(
+        self,
+        context: JobsContext,
+        pool: WorkerPool,
+        publisher: Publisher,
+        tenants: Callable[[], Mapping[str, Tenant]] = dict,
+    ) -> None:
+        """`tenants`: those that are known now, by name."""
+        self._context, self._pool, self._publisher, self._tenants = context, pool, publisher, tenants
+        self._supervisors: dict[str, WorkerSupervisor] = {}
+        self._numbers = itertools.count(1)
+        self._task: asyncio.Task[None] | None = None
+        self._leases = Leases(context)
+        self._allowance = Allowance(context, self._leases)
+        self._background = BackgroundTasks()
+        self._waiting_notes = WaitingNotes(context)
+        self._draining = False
+        self._launches = Launches(context.config)
+        self._broken: set[str] = set()
+        """Base models that can't be loaded and whose waiting jobs have not failed yet."""
+        self._weights: Mapping[str, float] = {}
+
+    @property
+    def workers(self) -> Collection[WorkerSupervisor]:
+        return self._supervisors.values()
+
+    def launch_seconds(self, base_model: str) -> float:
+        """How long a job for this base model waits for a worker that has room to start: nothing where one is ready."""
+        if any(supervisor.was_ready and supervisor.base_model == base_model for supervisor in self._supervisors.values()):
+            return 0.0
+        return self._launches.seconds(base_model)
+
+    def may_launch(self, base_model: str) -> bool:
+        """Not if its workers fail to start: then it neither takes others' place nor burns processor time on one start after another."""
+        return self._launches.may_try(base_model) or any(supervisor.base_model == base_model for supervisor in self._supervisors.values())
+
+    async def start(self) -> None:
+        """Take back what died replicas left, then begin."""
+        context = self._context
+        await self._leases.start()
+        await context.pools.job_files.call(context.files.remove_ended, context.store.ids_with_files)
+        self._task = asyncio.create_task(self._run(), name="dispatcher")
+
+    async def drain(self, grace_seconds: float) -> None:
+        """Checkpoint what runs, put it back to the queue, end all workers. Jobs of one that doesn't answer go on from an older checkpoint.
+
+        Takes no longer than the grace time, whatever hangs. Jobs that could not be put back by then move when their leases run out.
+        """
+        self._draining = True
+        deadline = time.monotonic() + grace_seconds
+        try:
+            async with asyncio.timeout(grace_seconds):
+                if self._task is not None:
+                    self._task.cancel()
+                    await asyncio.gather(self._task, return_exceptions=True)
+                await self._leave(deadline, min(_LAST_SHARE * grace_seconds, _LAST_SECONDS))
+        except TimeoutError:
+            log.warning("the grace time is over; jobs that are left move when their leases run out")
+        except Unavailable as error:
+            log.warning("jobs could not be handed back; they move when their leases run out: %s", error.message)
+        finally:
+            self._background.cancel()
+            await self._leases.stop()
+
+    async def abandon(self) -> None:
+        """Stop at once and write nothing more to the store, as if the process were killed."""
+        tasks = [*self._background.cancel(), *self._publisher.abandon()]
+        for supervisor in self._supervisors.values():
+            tasks += supervisor.abandon()
+        if self._task is not None:
+            self._task.cancel()
+            tasks.append(self._task)
+        await asyncio.gather(*tasks, self._leases.stop(), return_exceptions=True)
+
+    async def _leave(self, deadline: float, last_seconds: float) -> None:
+        """Of the time until the deadline, the `last_seconds` are for ending workers and handing back what they had."""
+        stopped_by = deadline - last_seconds
+        closing = asyncio.create_task(self._publisher.close(stopped_by - time.monotonic()))
+        for supervisor in self._supervisors.values():
+            for job_id, attempt in supervisor.attempts.items():
+                self._stop(supervisor, job_id, attempt)
+        while time.monotonic() < stopped_by and any(supervisor.job_ids for supervisor in self._supervisors.values()):
+            self._context.wake_dispatcher.clear()
+            with_time = asyncio.wait_for(self._context.wake_dispatcher.wait(), max(0.01, min(1.0, stopped_by - time.monotonic())))
+            await asyncio.gather(with_time, return_exceptions=True)
+        await self._end(
+            [(supervisor, "drained") for supervisor in self._supervisors.values()], deadline - last_seconds / 2 - time.monotonic()
+        )
+        if not self._supervisors:
+            await self._allowance.release()
+        publishing = await closing
+        for holding in await self._context.database.call(self._context.store.holdings, self._context.owner):
+            if holding.job_id not in publishing:
+                await self._hand_back(holding)
+
+    async def _run(self) -> None:
+        while True:
+            self._context.wake_dispatcher.clear()
+            begun = time.monotonic()
+            try:
+                await self._round()
+            except Unavailable as error:
+                log.warning("the dispatcher waits: %s", error.message)
+                await asyncio.sleep(self._context.config.tick_seconds)
+            except Exception:
+                log.exception("a round of the dispatcher failed")
+                await asyncio.sleep(self._context.config.tick_seconds)
+            # Many changes at once are one round's work, and rounds over a long queue leave at least as much time to others.
+            took = time.monotonic() - begun
+            await asyncio.sleep(_LEAST_PAUSE_SECONDS + min(took, self._context.config.tick_seconds))
+            try:
+                async with asyncio.timeout(self._context.config.tick_seconds):
+                    await self._context.wake_dispatcher.wait()
+            except TimeoutError:
+                continue
+
+    async def _round(self) -> None:
+        await self._expire()
+        await self._obey(await self._context.database.call(self._context.store.holdings, self._context.owner))
+        await self._claim_trained()
+        await self._fail_broken()
+        await self._place()
+
+    # Requests
+
+    async def _expire(self) -> None:
+        """Jobs whose deadline passes while they wait; those on workers leave with a checkpoint, as for their longest runtime."""
+        context, now = self._context, time.time()
+        for job in await context.database.call(context.store.expire, lambda record: transitions.expired(record, now), now):
+            context.tell(job)
+            self._background.begin(("tidy", job.id), partial(context.pools.job_files.retry, keep_what_is_worth, context.files, job))
+
+    async def _obey(self, holdings: list[Holding]) -> None:
+        """Make what runs agree with what the store says."""
+        held = {holding.job_id: holding for holding in holdings}
+        publishing, followed = self._publisher.job_ids, set[str]()
+        for supervisor in list(self._supervisors.values()):
+            for job_id, attempt in supervisor.attempts.items():
+                followed.add(job_id)
+                holding = held.get(job_id)
+                if holding is None or holding.attempt != attempt:
+                    if await self._is_lost_to_others(job_id, attempt):
+                        self._background.begin(("let go", supervisor.id, job_id, str(attempt)), partial(supervisor.let_go, job_id, attempt))
+                elif holding.state is JobState.CANCELLING or holding.pausing or supervisor.is_over_time(job_id):
+                    self._stop(supervisor, job_id, attempt)
+        for job_id, holding in held.items():
+            if job_id in followed:
+                continue
+            if job_id not in publishing and job_id not in self._publisher.job_ids and not self._is_followed(job_id):
+                log.error("a running job had no worker; it is queued again", extra={"fields": {"job": job_id}})
+                await self._lose(holding)
+
+    async def _is_lost_to_others(self, job_id: str, attempt: int) -> bool:
+        """Looks again: the job may have been given to the worker, or have left it, after the holdings were read."""
+        holdings = await self._context.database.call(self._context.store.holdings, self._context.owner)
+        return all((holding.job_id, holding.attempt) != (job_id, attempt) for holding in holdings)
+
+    def _stop(self, supervisor: WorkerSupervisor, job_id: str, attempt: int) -> None:
+        """The job leaves its worker as soon as that hears of it."""
+        self._background.begin(("stop", supervisor.id, job_id, str(attempt)), partial(supervisor.stop_job, job_id))
+
+    async def _end(self, ends: Sequence[tuple[WorkerSupervisor, str]], seconds: float) -> None:
+        """Workers, each with the reason. One that takes longer ends by and by; it gets no jobs any more."""
+        keys = [("end", supervisor.id) for supervisor, _ in ends]
+        for key, (supervisor, reason) in zip(keys, ends, strict=True):
+            self._background.begin(key, partial(supervisor.end, reason))
+        await self._background.wait(keys, seconds)
+
+    def _is_followed(self, job_id: str) -> bool:
+        return any(job_id in supervisor.job_ids for supervisor in self._supervisors.values())
+
+    async def _lose(self, holding: Holding) -> None:
+        config = self._context.config
+        await self._move(holding, lambda record: transitions.lost(record, time.time(), _NO_WORKER, config))
+
+    async def _hand_back(self, holding: Holding) -> None:
+        await self._move(holding, lambda record: transitions.left_worker(record, time.time()))
+
+    async def _move(self, holding: Holding, move: transitions.Move) -> None:
+        try:
+            await self._context.change(holding.job_id, move, attempt=holding.attempt)
+        except StaleAttempt:
+            log.info("a job moved on by itself", extra={"fields": {"job": holding.job_id}})
+
+    # Placing
+
+    async def _claim_trained(self) -> None:
+        context = self._context
+        while record := await context.database.call(context.store.claim_trained, context.owner, await self._leases.until(), time.time()):
+            context.tell(record.job)
+            self._publisher.begin(record)
+
+    async def _fail_broken(self) -> None:
+        """Jobs that waited when their base model turned out to be broken. Later ones have it tried once more."""
+        context = self._context
+        for base_model in list(self._broken):
+            message = f"base model {base_model!r} can't be loaded: {self._launches.why_broken(base_model)}"
+            error = JobError(code="BASE_MODEL_FAILED", message=message[:_LONGEST_REASON], field="spec.base_model")
+            move = partial(transitions.failed, error=error, now=time.time())
+            failed = await context.database.call(context.store.fail_waiting, base_model, move, _FAIL_AT_ONCE)
+            for job in failed:
+                context.tell(job)
+                self._background.begin(("tidy", job.id), partial(context.pools.job_files.retry, keep_what_is_worth, context.files, job))
+            if len(failed) < _FAIL_AT_ONCE:
+                self._broken.discard(base_model)
+
+    async def _set_weights(self) -> None:
+        """Weights of tenants that have changed since the last round."""
+        weights = {tenant.name: tenant.weight for tenant in self._tenants().values()}
+        if weights != self._weights:
+            await self._context.database.call(self._context.store.set_weights, weights)
+            self._weights = weights
+
+    async def _place(self) -> None:
+        context, config = self._context, self._context.config
+        await self._set_weights()
+        for supervisor in self._supervisors.values():
+            if supervisor.was_ready:
+                self._launches.succeeded(supervisor.base_model, supervisor.launch_seconds)
+        heads = [
+            replace(head, num_jobs=1, exclusive=min(1, head.exclusive)) if self._launches.is_suspect(head.base_model) else head
+            for head in await context.database.call(context.store.heads, time.time())
+            if self.may_launch(head.base_model)
+        ]
+        views = [supervisor.view for supervisor in self._supervisors.values() if not self._background.is_under_way(("end", supervisor.id))]
+
+        def plan_for(workers: Sequence[WorkerView], most: int) -> Plan:
+            return plan(
+                heads,
+                workers,
+                max_workers=most,
+                max_jobs_per_worker=config.max_jobs_per_worker,
+                idle_seconds=config.worker_idle_seconds,
+            )
+
+        decided = await self._allowance.plan(plan_for, views, len(self._supervisors))
+        await self._end([(self._supervisors[id], "idle") for id in decided.stops if id in self._supervisors], _END_SECONDS)
+        for claim in decided.claims:
+            await self._claim(claim)
+        for base_model in decided.launches if self._allowance.is_valid else ():
+            self._launch(base_model)
+
+    async def _claim(self, claim: Claim) -> None:
+        context, supervisor = self._context, self._supervisors.get(claim.worker_id)
+        for _ in range(claim.max_jobs):
+            if supervisor is None or supervisor.id not in self._supervisors or supervisor.view.exclusive:
+                return
+            record = await context.database.call(
+                context.store.claim, claim.base_model, context.owner, await self._leases.until(), time.time(), exclusive=claim.exclusive
+            )
+            if record is None:
+                return
+            supervisor.give(record)
+            context.tell(record.job)
+
+    def _launch(self, base_model: str) -> None:
+        id = f"worker-{next(self._numbers)}"
+        self._supervisors[id] = WorkerSupervisor(id, base_model, self._pool, self._context, self._publisher.begin, self._on_end)
+
+    def _on_end(self, supervisor: WorkerSupervisor) -> None:
+        del self._supervisors[supervisor.id]
+        for errand in ("stop", "let go"):
+            self._background.cancel(errand, supervisor.id)
+        if supervisor.was_ready:
+            self._launches.succeeded(supervisor.base_model, supervisor.launch_seconds)
+            self._waiting_notes.forget(supervisor.base_model)
+        elif not (self._draining or supervisor.was_ended):
+            reason, is_models_fault = "", False
+            if (loss := supervisor.loss) is not None:
+                reason, is_models_fault = loss.reason, loss.base_model_failed or loss.out_of_memory
+            if self._launches.failed(supervisor.base_model, reason, is_models_fault=is_models_fault):
+                self._broken.add(supervisor.base_model)
+            if supervisor.wrong_software:
+                tell = partial(self._waiting_notes.tell, supervisor.base_model, supervisor.wrong_software)
+                self._background.begin(("note", supervisor.base_model), tell)

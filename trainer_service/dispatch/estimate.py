@@ -1,0 +1,261 @@
+"""When waiting jobs will probably start: the scheduler's own rules, played forward over the jobs on workers and those that wait. Pure.
+
+A start is told only where it follows from what is known. Behind a job of which nobody can say how long it takes, nothing does. It is
+wrong by as much as the jobs ahead are unlike those before them.
+"""
+
+from __future__ import annotations
+
+import bisect
+import heapq
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from trainer_service.dispatch.scheduler import Claim, WorkerView, plan, settling_seconds
+from trainer_service.jobs.fair_queue import Ledger, QueueHead, Shares, in_order, queue_clock, share_of
+
+_MOST_WORK = 10_000
+"""Workers and queues looked at, over all rounds, so that a guess takes some tens of milliseconds. What starts later is not guessed at."""
+
+
+@dataclass(frozen=True)
+class WaitingJob:
+    id: str
+    base_model: str
+    queue_key: float
+    not_before: float = 0.0
+    exclusive: bool = False
+    done_seconds: float = 0.0
+    """Spent on workers by earlier attempts."""
+    tenant: str = ""
+
+
+@dataclass(frozen=True)
+class BusyWorker:
+    """A worker, and when it will be what. `view` is how the scheduler sees it now."""
+
+    view: WorkerView
+    ends: Sequence[float | None] = ()
+    """When each of its jobs will probably be done; None: not known."""
+    ready_at: float | None = 0.0
+    """When its base model is loaded; None: not known."""
+    held: Sequence[tuple[str, float]] = ()
+    """Tenant of each of its jobs, and when it was claimed, in the order of `ends`. Left out: the nameless tenant's, claimed now."""
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How long things take here, in seconds by base model. What isn't there isn't known."""
+
+    job_seconds: Mapping[str, float] = field(default_factory=dict)
+    launch_seconds: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A job on a worker."""
+
+    end: float
+    tenant: str
+    since: float
+
+
+@dataclass
+class _Worker:
+    id: str
+    base_model: str
+    ready_at: float
+    places: list[_Place]
+    fresh: bool
+    exclusive: bool
+    max_jobs: int | None
+    load_seconds: float = 0.0
+
+    def view(self, now: float) -> WorkerView:
+        return WorkerView(
+            id=self.id,
+            base_model=self.base_model,
+            num_jobs=len(self.places),
+            ready=self.ready_at <= now,
+            fresh=self.fresh,
+            exclusive=self.exclusive,
+            max_jobs=self.max_jobs,
+            load_seconds=self.load_seconds,
+            ready_seconds=max(0.0, now - self.ready_at),
+        )
+
+
+def typical_seconds(samples: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """Medians, since one long job among many short ones says little about the next."""
+    return {base_model: statistics.median(seconds) for base_model, seconds in samples.items() if seconds}
+
+
+def probable_end(since: float, told: float | None, typical: float | None, now: float) -> float | None:
+    """Of a job on a worker: what its progress tells, unless that is of an earlier attempt; else as long as others took."""
+    if told is not None and told > since:
+        return max(now, told)
+    return max(now, since + typical) if typical is not None else None
+
+
+def starts(
+    waiting: Sequence[WaitingJob],
+    replicas: Sequence[Sequence[BusyWorker]],
+    pace: Pace,
+    now: float,
+    *,
+    max_workers: int,
+    max_jobs_per_worker: int,
+    shares: Shares | None = None,
+) -> dict[str, float]:
+    """When waiting jobs will probably reach a worker, by id. Those of which that can't be said are left out.
+
+    `replicas`: the workers of each trainer replica; all together have at most `max_workers`. `shares`: of tenants, without what their
+    jobs hold now.
+    """
+    return _Future(waiting, replicas, pace, now, max_workers, max_jobs_per_worker, shares or {}).play()
+
+
+class _Key(NamedTuple):
+    """Jobs that are claimed in one order."""
+
+    base_model: str
+    tenant: str
+    exclusive: bool
+
+
+class _Future:
+    def __init__(
+        self,
+        waiting: Sequence[WaitingJob],
+        replicas: Sequence[Sequence[BusyWorker]],
+        pace: Pace,
+        now: float,
+        max_workers: int,
+        max_jobs_per_worker: int,
+        shares: Shares,
+    ) -> None:
+        self._queues: dict[_Key, list[WaitingJob]] = {}
+        """What may run by now, in order."""
+        self._later = [(job.not_before, job.id, job) for job in waiting]
+        heapq.heapify(self._later)
+        self._replicas = [{worker.view.id: _begin(worker, now) for worker in workers} for workers in replicas]
+        running = [place for workers in self._replicas for worker in workers.values() for place in worker.places]
+        self._ledger = Ledger(shares, [(place.tenant, place.since) for place in running])
+        self._pace, self._now = pace, now
+        self._max_workers, self._max_jobs_per_worker = max_workers, max_jobs_per_worker
+        self._starts: dict[str, float] = {}
+        self._num_launched = 0
+        self._work_left = _MOST_WORK
+
+    def play(self) -> dict[str, float]:
+        """From one event to the next, until all have started, or nothing more is known to happen."""
+        self._let_in()
+        while (self._queues or self._later) and self._work_left > 0:
+            while any(self._round(workers) for workers in self._replicas):
+                pass
+            if not self._advance():
+                break
+        return self._starts
+
+    def _round(self, workers: dict[str, _Worker]) -> bool:
+        """What one replica's scheduler decides now, carried out. False: nothing."""
+        self._work_left -= 1 + len(workers) + len(self._queues)
+        num_elsewhere = sum(map(len, self._replicas)) - len(workers)
+        decided = plan(
+            self._heads(),
+            [worker.view(self._now) for worker in workers.values()],
+            max_workers=max(len(workers), self._max_workers - num_elsewhere),
+            max_jobs_per_worker=self._max_jobs_per_worker,
+            idle_seconds=math.inf,
+        )
+        for worker_id in decided.stops:
+            del workers[worker_id]
+        num_started = sum(self._claim(workers[claim.worker_id], claim) for claim in decided.claims)
+        for base_model in decided.launches:
+            self._num_launched += 1
+            seconds = self._pace.launch_seconds.get(base_model, math.inf)
+            id = f"launched-{self._num_launched}"
+            workers[id] = _Worker(id, base_model, self._now + seconds, [], fresh=True, exclusive=False, max_jobs=None, load_seconds=seconds)
+        return (num_started > 0 or bool(decided.stops) or bool(decided.launches)) and self._work_left > 0
+
+    def _heads(self) -> list[QueueHead]:
+        shares = self._ledger.at(self._now)
+        clock = queue_clock(shares)
+        return [
+            QueueHead(
+                key.base_model,
+                jobs[0].queue_key,
+                len(jobs),
+                len(jobs) if key.exclusive else 0,
+                key.tenant,
+                share_of(shares, key.tenant).weight,
+                max(clock, share_of(shares, key.tenant).time),
+            )
+            for key, jobs in self._queues.items()
+        ]
+
+    def _claim(self, worker: _Worker, claim: Claim) -> int:
+        taken = 0
+        while taken < claim.max_jobs and (job := self._take(claim)) is not None:
+            typical = self._pace.job_seconds.get(job.base_model)
+            end = self._now + max(0.0, typical - job.done_seconds) if typical is not None else math.inf
+            worker.places.append(_Place(end, job.tenant, self._now))
+            worker.fresh, worker.exclusive = False, job.exclusive
+            self._starts[job.id] = self._now
+            taken += 1
+        return taken
+
+    def _take(self, claim: Claim) -> WaitingJob | None:
+        """As the job store does it: the tenant that goes next, and the first of its jobs."""
+        tenants = {key.tenant for key in self._queues if (key.base_model, key.exclusive) == (claim.base_model, claim.exclusive)}
+        if not tenants:
+            return None
+        tenant = in_order(self._ledger.at(self._now), tenants)[0]
+        waiting = {key.tenant for key in self._queues}
+        key = _Key(claim.base_model, tenant, claim.exclusive)
+        job = self._queues[key].pop(0)
+        if not self._queues[key]:
+            del self._queues[key]
+        self._ledger.claim(tenant, waiting, self._now, is_last=not self._queues)
+        return job
+
+    def _let_in(self) -> None:
+        """Jobs whose back-off is over."""
+        while self._later and self._later[0][0] <= self._now:
+            _, _, job = heapq.heappop(self._later)
+            queue = self._queues.setdefault(_Key(job.base_model, job.tenant, job.exclusive), [])
+            bisect.insort(queue, job, key=lambda job: (job.queue_key, job.id))
+
+    def _advance(self) -> bool:
+        """To the next thing that happens. False: nothing is known to."""
+        workers = [worker for replica in self._replicas for worker in replica.values()]
+        times = [place.end for worker in workers for place in worker.places]
+        times += [worker.ready_at + wait for worker in workers for wait in (0.0, settling_seconds(worker.load_seconds))]
+        times += [self._later[0][0]] if self._later else []
+        self._now = min((time for time in times if time > self._now), default=math.inf)
+        for worker in workers:
+            for place in [place for place in worker.places if place.end <= self._now]:
+                worker.places.remove(place)
+                self._ledger.leave(place.tenant, place.since, self._now)
+            worker.exclusive = worker.exclusive and bool(worker.places)
+        self._let_in()
+        return self._now < math.inf
+
+
+def _begin(worker: BusyWorker, now: float) -> _Worker:
+    view = worker.view
+    held = worker.held or [("", now)] * len(worker.ends)
+    places = [_Place(math.inf if end is None else end, tenant, since) for end, (tenant, since) in zip(worker.ends, held, strict=True)]
+    return _Worker(
+        id=view.id,
+        base_model=view.base_model,
+        ready_at=now - view.ready_seconds if view.ready else math.inf if worker.ready_at is None else worker.ready_at,
+        places=places,
+        fresh=view.fresh,
+        exclusive=view.exclusive,
+        max_jobs=view.max_jobs,
+        load_seconds=view.load_seconds,
+    )

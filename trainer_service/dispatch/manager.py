@@ -1,0 +1,285 @@
+"""Tuning jobs for the service's front: create, look, watch, change. Behind it: the store, the dispatcher, the publisher.
+
+To a caller who is limited to some prompts, jobs of other prompts do not exist.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Protocol
+
+from shared.caller import Tenant, current_caller
+from shared.errors import InvalidInput, Unavailable
+from shared.process.daemon_thread import close_within
+from shared.store.store import PromptStore
+from shared.trace_context import current_traceparent
+from trainer_service.cluster.interface import WorkerPool
+from trainer_service.datasets.ledger import DatasetLedger
+from trainer_service.dispatch.dispatcher import Dispatcher
+from trainer_service.dispatch.start_times import StartTimes
+from trainer_service.jobs import transitions
+from trainer_service.jobs.config import JobsConfig
+from trainer_service.jobs.context import JobsContext, JobsObserver, SilentObserver
+from trainer_service.jobs.model import (
+    MAX_REQUEST_ID_CHARS,
+    EffectiveSpec,
+    Job,
+    JobCounts,
+    JobEvent,
+    JobFilter,
+    JobPage,
+    Note,
+    TuningSpec,
+    new_job_id,
+)
+from trainer_service.jobs.owner import NO_OWNER, JobOwner
+from trainer_service.jobs.preparation import Datasets, Preparation
+from trainer_service.jobs.record import Record, queue_key, to_datetime
+from trainer_service.jobs.states import LEASED_STATES, JobState
+from trainer_service.jobs.store.files import DatabaseFiles, DirectoryFiles, JobFiles, keep_what_is_worth
+from trainer_service.jobs.store.job_store import JobStore
+from trainer_service.pools import TrainerPools
+from trainer_service.publish.alias_claim import alias_revision
+from trainer_service.publish.publisher import Publisher
+from trainer_service.training.recipe.defaults import coverage_note
+
+log = logging.getLogger(__name__)
+
+_EVENTS_PER_READ = 500
+_OWN_NEWS_SECONDS = 30.0
+_ALIAS_SECONDS = 2.0
+"""A creation waits no longer for a prompt store that is away."""
+_OTHERS_NEWS_SECONDS = 0.5
+"""A watcher is woken by changes made here; changes made by other replicas it has to look for."""
+
+
+_LEAVE_SECONDS = 5.0
+"""Least time for leaving the cluster, even if the grace time is over."""
+_CLOSE_SECONDS = 2.0
+
+
+class Admission(Protocol):
+    """Decides whether a spec can be trained here and fills in what it leaves open."""
+
+    async def check(self, spec: TuningSpec) -> EffectiveSpec:
+        """Raises InvalidInput naming fields, NotFound, or PreconditionFailed."""
+        ...
+
+
+def files_for(store: JobStore, directory: Path) -> JobFiles:
+    """Checkpoints beside an SQLite database, in a directory; or in PostgreSQL, where every replica sees them."""
+    return DatabaseFiles(store.database) if store.is_shared else DirectoryFiles(directory)
+
+
+class JobManager:
+    """The service's jobs. Construct, `await start()`, use, `await drain(grace_seconds)`. Requests are answered before `start` too."""
+
+    def __init__(
+        self,
+        store: JobStore,
+        admission: Admission,
+        datasets: Datasets,
+        prompt_store: PromptStore,
+        pool: WorkerPool,
+        config: JobsConfig,
+        *,
+        files: JobFiles,
+        observer: JobsObserver | None = None,
+        ledger: DatasetLedger | None = None,
+        pools: TrainerPools | None = None,
+        tenants: Callable[[], Mapping[str, Tenant]] = dict,
+    ) -> None:
+        """`ledger`: jobs may name datasets of their own tenant only; None: whatever `datasets` reads.
+        `tenants`: those of the callers file as it is now, by name.
+        """
+        self._ledger = ledger
+        self._store, self._admission, self._pool, self._config = store, admission, pool, config
+        self._prompt_store = prompt_store
+        pools = pools or TrainerPools()
+        preparation = Preparation(datasets, prompt_store, files, pools)
+        self._context = JobsContext(store, files, preparation, config, observer or SilentObserver(), pools=pools)
+        self._publisher = Publisher(self._context, prompt_store)
+        self._dispatcher = Dispatcher(self._context, pool, self._publisher, tenants)
+        dispatcher = self._dispatcher
+        self._outlook = StartTimes(self._context, lambda: dispatcher.workers, dispatcher.launch_seconds, dispatcher.may_launch)
+
+    async def start(self) -> None:
+        """Join the cluster, take back what a predecessor left RUNNING, then begin to place jobs on workers."""
+        await self._pool.start()
+        await self._dispatcher.start()
+
+    async def drain(self, grace_seconds: float) -> None:
+        """Checkpoint running jobs, put them back to QUEUED, end the workers, leave the cluster, close the store.
+
+        Takes hardly longer than the grace time, whatever hangs.
+        """
+        deadline = time.monotonic() + grace_seconds
+        await self._dispatcher.drain(grace_seconds)
+        try:
+            async with asyncio.timeout(max(_LEAVE_SECONDS, deadline - time.monotonic())):
+                await self._pool.close()
+        except TimeoutError:
+            log.warning("left the workers' cluster behind, since leaving it takes too long")
+        self._context.close()
+        await close_within(_CLOSE_SECONDS, self._store.close, "job database")
+
+    async def abandon(self) -> None:
+        """End without handing anything back, as if the process were killed: jobs stay RUNNING until their leases end."""
+        await self._dispatcher.abandon()
+        await self._pool.close()
+        self._context.close()
+        self._store.close()
+
+    async def create(self, spec: TuningSpec, *, request_id: str = "", owner: JobOwner = NO_OWNER) -> Job:
+        """Check, store as QUEUED, return. Repeating a `request_id` returns the job that it made.
+
+        Raises what `Admission.check` raises, InvalidInput for a priority above the tenant's, Conflict if that job's spec differs,
+        Overloaded if the tenant's part of the queue is full.
+        """
+        if len(request_id) > MAX_REQUEST_ID_CHARS:
+            raise InvalidInput.of("request_id", f"has {len(request_id)} characters; at most {MAX_REQUEST_ID_CHARS} are allowed")
+        if found := await self._context.database.call(self._store.find_request, owner.caller, request_id, current_caller().prompts):
+            if found.spec == spec:
+                return found
+            effective = found.effective  # the store says how the two conflict
+        else:
+            _check_priority(spec, owner)
+            if self._ledger is not None:
+                await self._context.database.call(self._ledger.require, owner.tenant.name, spec.dataset_names)
+            admitted = await self._admission.check(spec)
+            revision = await self._alias_revision(spec)
+            effective = admitted.model_copy(update={"traceparent": current_traceparent(), "alias_revision": revision})
+        now = time.time()
+        job = Job(
+            id=new_job_id(),
+            spec=spec,
+            effective=effective,
+            caller=owner.caller,
+            tenant=owner.tenant.name,
+            request_id=request_id,
+            create_time=to_datetime(now),
+        )
+        record = Record(job, queue_key=queue_key(spec.priority, now))
+        await self._context.preparation.keep_source(job)
+        created = await self._context.database.call(
+            self._store.create,
+            record,
+            max_queued=self._config.max_queued_jobs,
+            max_active_of_caller=self._config.max_active_jobs_per_caller if owner.max_active is None else owner.max_active,
+            max_active_of_tenant=owner.tenant.limits.active_jobs,
+            visible_to=current_caller().prompts,
+            use_datasets=None if self._ledger is None else self._ledger.use,
+            weight=owner.tenant.weight,
+        )
+        if created.id == job.id:
+            log.info("job created", extra={"fields": {"job": job.id, "prompt": spec.prompt, "base_model": effective.base_model.id}})
+            self._context.tell(created)
+            notes = [] if effective.repetition is None else list(effective.repetition.notes())
+            notes += filter(None, [coverage_note(spec.hyperparameters, effective.training.hyperparameters, effective.num_train)])
+            if notes:
+                await self._context.change(job.id, lambda record: record, payloads=[Note(text=text) for text in notes])
+        return await self._outlook.of_one(created)
+
+    async def get(self, job_id: str) -> Job:
+        """Raises NotFound."""
+        return await self._outlook.of_one(await self._context.database.call(self._store.get, job_id, current_caller().prompts))
+
+    async def list(self, filter: JobFilter, page_size: int, after: str = "") -> JobPage:
+        """The page that begins after the job `after`, of the jobs that the caller may see."""
+        filter = replace(filter, visible_to=current_caller().prompts)
+        page = await self._context.database.call(self._store.page, filter, page_size, after)
+        return replace(page, jobs=await self._outlook.of(page.jobs))
+
+    async def watch(self, job_id: str, after: int = 0) -> AsyncIterator[JobEvent]:
+        """Past events after number `after`, then each as it happens; ends after the one that ended the job. Raises NotFound."""
+        news = self._context.bell.subscribe(job_id)
+        pause = _OTHERS_NEWS_SECONDS if self._store.is_shared else _OWN_NEWS_SECONDS
+        ended = False
+        try:
+            await self._context.database.call(self._store.check_visible, job_id, current_caller().prompts)
+            while True:
+                news.clear()
+                events, more = await self._context.database.call(self._store.event_page, job_id, after, _EVENTS_PER_READ)
+                for event in events:
+                    yield event
+                    after = event.number
+                    if isinstance(event.payload, Job) and event.payload.state.is_terminal:
+                        return
+                if more:
+                    continue
+                if not events and ended:
+                    return
+                if not events and (await self._context.database.call(self._store.get, job_id)).state.is_terminal:
+                    ended = True  # maybe since the events were read: the last one is still to come
+                    continue
+                try:
+                    async with asyncio.timeout(pause * random.uniform(0.8, 1.2)):
+                        await news.wait()
+                except TimeoutError:
+                    continue
+        finally:
+            self._context.bell.unsubscribe(job_id, news)
+
+    async def cancel(self, job_id: str) -> Job:
+        """CANCELLED at once if it isn't on a worker, else CANCELLING. A cancelled job is fine; PreconditionFailed if it ended otherwise.
+
+        Its best prompt so far is kept with it, if it was ever checkpointed: `Job.keeps_best_prompt`.
+        """
+        job = await self._change(job_id, lambda record: transitions.cancel(record, time.time()))
+        if job.state is JobState.CANCELLED:
+            await self._context.pools.job_files.call(keep_what_is_worth, self._context.files, job)
+        return job
+
+    async def pause(self, job_id: str) -> Job:
+        """PAUSED at once if it waits; a running one is PAUSED after its next step. Raises PreconditionFailed if it has ended."""
+        return await self._change(job_id, transitions.pause)
+
+    async def resume(self, job_id: str) -> Job:
+        """QUEUED again. Raises PreconditionFailed if it is neither paused nor pausing."""
+        return await self._change(job_id, lambda record: transitions.resume(record, time.time()))
+
+    async def delete(self, job_id: str) -> None:
+        """Remove an ended job with its events. Raises PreconditionFailed if it hasn't ended."""
+        await self._context.database.call(self._store.delete, job_id, current_caller().prompts)
+        await self._context.pools.job_files.call(self._context.files.remove, job_id)
+        self._context.bell.ring(job_id)
+
+    async def counts(self) -> JobCounts:
+        """Of what the caller may see: their jobs, and the workers that have some of them."""
+        caller, database = current_caller(), self._context.database
+        states = await database.call(self._store.counts, caller.prompts)
+        running = sum(states.get(state, 0) for state in LEASED_STATES)
+        workers = self._dispatcher.workers
+        if caller.is_limited_to_prompts:
+            running_ids = await database.call(self._store.ids_on_workers, caller.prompts)
+            workers = [worker for worker in workers if not running_ids.isdisjoint(worker.job_ids)]
+        return JobCounts(queued=states.get(JobState.QUEUED, 0), running=running, num_workers=len(workers))
+
+    async def _alias_revision(self, spec: TuningSpec) -> int | None:
+        """Of the job's alias now; while the store is away, as it was last seen."""
+        if not spec.publish.alias:
+            return None
+        try:
+            index = await self._context.pools.prompt_store.call_within(_ALIAS_SECONDS, self._prompt_store.refresh)
+        except Unavailable as error:
+            log.warning("a job's alias is recorded as it was last seen: %s", error.message)
+            index = self._prompt_store.index()
+        return alias_revision(index, spec.prompt, spec.publish.alias)
+
+    async def _change(self, job_id: str, move: transitions.Move) -> Job:
+        """A caller waits for the answer: an absent database is told at once, not waited for."""
+        after = await self._context.database.call(self._store.change, job_id, move, visible_to=current_caller().prompts)
+        self._context.tell(after.job)
+        return await self.get(job_id)
+
+
+def _check_priority(spec: TuningSpec, owner: JobOwner) -> None:
+    if spec.priority > owner.tenant.max_priority:
+        reason = f"{spec.priority} is more than the largest priority of your tenant's jobs, {owner.tenant.max_priority}"
+        raise InvalidInput.of("spec.priority", reason)

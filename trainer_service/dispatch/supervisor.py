@@ -1,0 +1,398 @@
+"""Follows one worker from its launch to its end: gives it jobs, stores what it tells, and queues its jobs again when it is lost.
+
+What a worker tells is acknowledged only after it is stored, so a database that is away, or a lost answer, loses nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from shared.errors import InvalidInput, SoftPromptError, Unavailable
+from shared.log import bind
+from trainer_service.cluster.interface import WorkerHandle, WorkerLost, WorkerPool, WrongSoftware
+from trainer_service.cluster.worker_state import LaunchFailure, WorkerEnd, WorkerState
+from trainer_service.dispatch.capacity import Capacity
+from trainer_service.dispatch.liveness import Liveness
+from trainer_service.dispatch.progress import AttemptProgress
+from trainer_service.dispatch.scheduler import WorkerView
+from trainer_service.jobs import transitions
+from trainer_service.jobs.config import retry_delay_seconds
+from trainer_service.jobs.context import JobsContext
+from trainer_service.jobs.model import EventPayload, Job, JobError, Note
+from trainer_service.jobs.record import Record
+from trainer_service.jobs.store.files import FileKind, keep_what_is_worth
+from trainer_service.jobs.store.job_store import StaleAttempt
+from trainer_service.publish.publication import Publication, make_publication
+from trainer_service.training.events import Checkpointed, Failed, Finished, Stopped, TrainingEvent, TrainingResult, TrainingTask
+
+log = logging.getLogger(__name__)
+
+
+class WorkerSupervisor:
+    """`on_trained(record, outcome)` takes a trained job over; `on_end(self)` is called once, after its jobs are queued again."""
+
+    def __init__(
+        self,
+        id: str,
+        base_model: str,
+        pool: WorkerPool,
+        context: JobsContext,
+        on_trained: Callable[[Record, Publication], None],
+        on_end: Callable[[WorkerSupervisor], None],
+    ) -> None:
+        self.id, self.base_model = id, base_model
+        self._pool, self._context, self._on_trained, self._on_end = pool, context, on_trained, on_end
+        self._attempts: dict[str, AttemptProgress] = {}
+        self._jobs: dict[str, Record] = {}
+        self._num_given = 0
+        self._giving: dict[tuple[str, int], asyncio.Task[None]] = {}
+        self._handle: WorkerHandle | None = None
+        self._state: WorkerState | None = None
+        self.launch_seconds = 0.0
+        """From its launch until its base model was loaded."""
+        self._ready_at = 0.0
+        self.loss: WorkerLost | None = None
+        """Why it ended, if it was lost and its end says why."""
+        self._idle_since: float | None = None
+        self._capacity = Capacity()
+        self._liveness = Liveness(context.config.step_seconds)
+        self._ended_because = ""
+        self._abandoned = False
+        self.wrong_software = ""
+        """Why its node can't be used, if it runs other software than the trainer."""
+        self._launched_at = time.monotonic()
+        self._task = asyncio.create_task(self._run(), name=f"follow {id}")
+
+    @property
+    def job_ids(self) -> frozenset[str]:
+        return frozenset(self._attempts)
+
+    @property
+    def was_ready(self) -> bool:
+        """Its base model was loaded at some time."""
+        return self._state is WorkerState.READY
+
+    @property
+    def was_ended(self) -> bool:
+        """Its end was asked for: it was not lost."""
+        return bool(self._ended_because)
+
+    @property
+    def attempts(self) -> dict[str, int]:
+        return {job_id: tracker.attempt for job_id, tracker in self._attempts.items()}
+
+    @property
+    def view(self) -> WorkerView:
+        """How the scheduler sees it."""
+        return WorkerView(
+            id=self.id,
+            base_model=self.base_model,
+            num_jobs=len(self._attempts),
+            ready=self.was_ready,
+            idle_seconds=time.monotonic() - self._idle_since if self._idle_since is not None and not self._attempts else 0.0,
+            fresh=self._num_given == 0,
+            exclusive=any(record.exclusive for record in self._jobs.values()),
+            max_jobs=self._capacity.max_jobs(),
+            load_seconds=self.launch_seconds,
+            ready_seconds=time.monotonic() - self._ready_at if self.was_ready else 0.0,
+        )
+
+    def give(self, record: Record) -> None:
+        """Prepare a claimed job and put it on the worker."""
+        job = record.job
+        tracker = AttemptProgress(job.attempt, job.progress, self._context.config.progress_seconds)
+        self._attempts[job.id], self._jobs[job.id] = tracker, record
+        self._num_given += 1
+        self._giving[job.id, job.attempt] = asyncio.create_task(self._give(record, tracker), name=f"give {job.id}")
+
+    def is_over_time(self, job_id: str) -> bool:
+        record = self._jobs.get(job_id)
+        return record is not None and transitions.must_leave(record, time.time())
+
+    async def stop_job(self, job_id: str) -> None:
+        """Let a job leave at its next step. Safe to repeat; a worker that is gone has been noticed elsewhere."""
+        tracker = self._attempts.get(job_id)
+        if tracker is None:
+            return
+        if (giving := self._giving.pop((job_id, tracker.attempt), None)) is not None:
+            giving.cancel()
+            await asyncio.gather(giving, return_exceptions=True)
+            await self._change_and_forget(job_id, tracker, lambda record: transitions.left_worker(record, time.time()), [])
+        await self._stop_on_worker(job_id, tracker.attempt)
+
+    async def let_go(self, job_id: str, attempt: int) -> None:
+        """Another attempt has the job, perhaps on this very worker: stop this one here, and store nothing more of it."""
+        tracker = self._attempts.get(job_id)
+        if tracker is not None and tracker.attempt == attempt:
+            await self.stop_job(job_id)
+            self._forget(job_id, tracker)
+        else:
+            await self._stop_on_worker(job_id, attempt)
+
+    async def end(self, reason: str) -> None:
+        """Stop the worker. Jobs that are still on it are queued again from their checkpoints."""
+        self._ended_because = self._ended_because or reason
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+
+    def abandon(self) -> list[asyncio.Task[None]]:
+        """Stop following the worker, and leave its jobs in the store as they are. Returns the tasks that end soon."""
+        self._abandoned = True
+        tasks = [self._task, *self._giving.values()]
+        for task in tasks:
+            task.cancel()
+        return tasks
+
+    # The worker's life
+
+    async def _run(self) -> None:
+        reason, out_of_memory, failure = "", False, LaunchFailure.INTERNAL
+        with bind(worker=self.id, base_model=self.base_model):
+            try:
+                self._context.observer.worker_launched(self.base_model)
+                self._enter(WorkerState.PENDING)
+                async with asyncio.timeout(self._context.config.launch_seconds):
+                    self._handle = await self._pool.launch(self.base_model)
+                self._enter(WorkerState.STARTING)
+                await self._follow(self._handle)
+            except asyncio.CancelledError:
+                reason = self._ended_because
+            except WorkerLost as error:
+                reason, out_of_memory, self.loss = error.reason, error.out_of_memory, error
+                self.wrong_software = error.reason if isinstance(error, WrongSoftware) else ""
+                failure = LaunchFailure.REFUSED if self._handle is None else LaunchFailure.LOST
+                failure = LaunchFailure.OUT_OF_MEMORY if out_of_memory else failure
+                failure = LaunchFailure.SOFTWARE if self.wrong_software else failure
+            except TimeoutError:
+                reason = "it did not start, or did not answer, in time"
+                failure = LaunchFailure.NO_PLACE if self._handle is None else LaunchFailure.TIMEOUT
+            except Exception as error:
+                log.exception("following a worker failed in a way that nobody foresaw")
+                reason = f"{type(error).__name__} in the trainer"
+            if not self._abandoned:
+                await asyncio.shield(self._finish(reason, out_of_memory, failure))
+
+    def _enter(self, state: WorkerState | None) -> None:
+        before, self._state = self._state, state
+        self._context.observer.worker_changed(self.base_model, before, state)
+
+    async def _finish(self, reason: str, out_of_memory: bool, failure: LaunchFailure) -> None:
+        """`failure` says why the launch failed, if the worker was never ready."""
+        planned = bool(self._ended_because)
+        if not planned:
+            log.warning("worker lost: %s", reason)
+        for task in self._giving.values():
+            task.cancel()
+        if self._handle is not None:
+            await self._handle.close()
+        too_many = out_of_memory and self._num_given > 1
+        for job_id, tracker in list(self._attempts.items()):
+            if planned:
+                await self._change_and_forget(job_id, tracker, lambda record: transitions.left_worker(record, time.time()), [])
+            elif too_many:
+                await self._separate(job_id, tracker, "ran out of memory")
+            else:
+                await self._lose(job_id, tracker, reason)
+        observer, was_ready = self._context.observer, self.was_ready
+        if not planned and not was_ready:
+            observer.launch_failed(self.base_model, failure)
+        observer.worker_ended(self.base_model, reason if planned else WorkerEnd.LOST if was_ready else WorkerEnd.FAILED)
+        observer.worker_changed(self.base_model, self._state, None)
+        self._on_end(self)
+        self._context.wake_dispatcher.set()
+
+    async def _follow(self, handle: WorkerHandle) -> None:
+        config, since, started = self._context.config, 0, self._launched_at
+        while True:
+            # The time-out is the heartbeat: a worker that is alive answers within poll_seconds, events or not.
+            async with asyncio.timeout(config.poll_seconds + config.heartbeat_seconds):
+                report = await handle.poll(since, config.poll_seconds)
+            why_lost = self._liveness.why_lost(report)
+            if report.ready and not self.was_ready:
+                self.launch_seconds = time.monotonic() - started
+                log.info("worker ready", extra={"fields": {"seconds": round(self.launch_seconds, 2), **report.details}})
+                self._enter(WorkerState.READY)
+                self._ready_at = self._idle_since = time.monotonic()
+                self._context.wake_dispatcher.set()
+            if report.ready and report.memory is not None:
+                self._capacity.observe(len(report.attempts), report.memory.used_bytes, report.memory.limit_bytes)
+            if not report.ready and time.monotonic() - started > config.launch_seconds:
+                raise TimeoutError
+            await self._store(report.events)
+            since = report.last
+            if why_lost:
+                raise WorkerLost(why_lost)
+            for job_id, attempt in report.attempts.items():
+                if job_id not in self._attempts:  # given up here; its stop was lost, or overtaken by its task
+                    await self._stop_on_worker(job_id, attempt)
+            await asyncio.sleep(config.poll_pause_seconds)
+
+    async def _stop_on_worker(self, job_id: str, attempt: int) -> None:
+        if self._handle is not None:
+            self._liveness.asked_to_stop(job_id, attempt)
+            try:
+                await self._handle.stop(job_id, attempt)
+            except WorkerLost as error:
+                log.info("a worker was gone before it could stop a job: %s", error.reason)
+
+    # Jobs on it
+
+    async def _give(self, record: Record, tracker: AttemptProgress) -> None:
+        job = record.job
+        with bind(job=job.id, prompt=job.spec.prompt):
+            try:
+                task = replace(await self._prepare(job), tenant=job.tenant, weight=record.weight)
+                tracker.current_version = task.current_version
+                if self._handle is not None:
+                    await self._handle.add(task)
+            except WorkerLost as error:
+                await self._lose(job.id, tracker, error.reason)
+            except SoftPromptError as error:
+                field = error.violations[0].field if isinstance(error, InvalidInput) else "spec.dataset"
+                await self._fail(job.id, tracker, JobError(code="BAD_DATA", message=error.message, field=field))
+            except Exception as error:
+                log.exception("preparing a job failed in a way that nobody foresaw")
+                await self._fail(job.id, tracker, JobError(code="INTERNAL", message=f"preparing the job failed: {type(error).__name__}"))
+            finally:
+                self._giving.pop((job.id, job.attempt), None)
+
+    async def _prepare(self, job: Job) -> TrainingTask:
+        """Waits for datasets or the prompt store to come back, if they are away."""
+        failures = 0
+        while True:
+            try:
+                return await self._context.preparation.make_task(job)
+            except Unavailable as error:
+                failures += 1
+                log.warning("a job waits for what it needs: %s", error.message)
+                if failures == 1:
+                    note = Note(text=f"waits: {error.message}")
+                    await self._context.change(job.id, lambda record: record, attempt=job.attempt, payloads=[note])
+                config = self._context.config
+                await asyncio.sleep(retry_delay_seconds(failures, config.retry_first_seconds, config.retry_max_seconds))
+
+    async def _store(self, events: Sequence[TrainingEvent]) -> None:
+        by_job: dict[str, list[TrainingEvent]] = {}
+        for event in events:
+            self._context.observer.training_event(event)
+            by_job.setdefault(event.job_id, []).append(event)
+        for job_id, its_events in by_job.items():
+            with bind(job=job_id):
+                try:
+                    await self._store_for(job_id, its_events)
+                except StaleAttempt:
+                    log.info("this attempt no longer has the job")
+                    await self.let_go(job_id, its_events[0].attempt)
+
+    async def _store_for(self, job_id: str, events: Sequence[TrainingEvent]) -> None:
+        """In the order in which they happened; progress, evaluations and checkpoints together in one transaction."""
+        tracker = self._attempts.get(job_id)
+        if tracker is None:
+            return
+        payloads: list[EventPayload] = []
+        checkpoint: Checkpointed | None = None
+        last: TrainingEvent | None = None
+        for event in events:
+            if event.attempt != tracker.attempt:
+                continue
+            payloads += tracker.absorb(event, time.time())
+            checkpoint = event if isinstance(event, Checkpointed) else checkpoint
+            last = event
+        if checkpoint is not None:
+            await self._keep(job_id, tracker.attempt, FileKind.CHECKPOINT, checkpoint.data)
+        if payloads or tracker.statistics is not None:
+            await self._progress(job_id, tracker, payloads, checkpointed=checkpoint is not None)
+        match last:
+            case Finished():
+                await self._finished(job_id, tracker, last.result)
+            case Failed():
+                await self._failed(job_id, tracker, last)
+            case Stopped():
+                await self._stopped(job_id, tracker, last)
+
+    async def _progress(self, job_id: str, tracker: AttemptProgress, payloads: Sequence[EventPayload], *, checkpointed: bool) -> None:
+        progress, statistics = tracker.progress, tracker.statistics
+        tracker.statistics = None
+        await self._context.change(
+            job_id,
+            lambda record: transitions.progressed(record, progress, statistics, checkpointed=checkpointed),
+            attempt=tracker.attempt,
+            payloads=payloads,
+        )
+
+    async def _finished(self, job_id: str, tracker: AttemptProgress, trained: TrainingResult) -> None:
+        """Keep the outcome first: from here on a crash can't lose the training."""
+        record = self._jobs[job_id]
+        try:
+            outcome, encoded = await asyncio.to_thread(_encoded_outcome, record.job, trained, tracker.current_version)
+        except (SoftPromptError, ValueError) as error:
+            log.exception("a trained prompt can't be written as a version")
+            await self._fail(job_id, tracker, JobError(code="INTERNAL", message=f"the trained prompt can't be published: {error}"[:500]))
+            return
+        await self._keep(job_id, tracker.attempt, FileKind.OUTCOME, encoded)
+        after = await self._context.change(job_id, lambda record: transitions.trained(record, time.time()), attempt=tracker.attempt)
+        self._forget(job_id, tracker)
+        self._on_trained(after, outcome)
+
+    async def _failed(self, job_id: str, tracker: AttemptProgress, event: Failed) -> None:
+        out_of_memory = event.code == "OUT_OF_MEMORY"
+        if event.code == "DATA_UNAVAILABLE":
+            await self._lose(job_id, tracker, event.message)
+        elif event.retryable and self._num_given > 1 and not self._jobs[job_id].exclusive:  # the others may be to blame
+            await self._separate(job_id, tracker, "ran out of memory" if out_of_memory else "failed unexpectedly")
+        else:
+            advice = "; shorter examples or fewer virtual tokens need less" if out_of_memory else ""
+            await self._fail(job_id, tracker, JobError(code=event.code, message=event.message + advice, field=event.field))
+
+    async def _stopped(self, job_id: str, tracker: AttemptProgress, event: Stopped) -> None:
+        if event.data is not None:
+            await self._keep(job_id, tracker.attempt, FileKind.CHECKPOINT, event.data)
+        best = f"; the best evaluation was at step {tracker.progress.best_step}" if tracker.progress.metrics else ""
+        note = Note(text=f"left its worker after step {event.step}{best}" + ("; its checkpoint is kept" if event.data is not None else ""))
+        left = transitions.left_with_checkpoint if event.data is not None else transitions.left_worker
+        await self._change_and_forget(job_id, tracker, lambda record: left(record, time.time()), [note])
+
+    async def _separate(self, job_id: str, tracker: AttemptProgress, why: str) -> None:
+        note = Note(text=f"{why} beside or after other jobs; goes on alone in a process of its own")
+        await self._change_and_forget(job_id, tracker, lambda record: transitions.separated(record, time.time()), [note])
+
+    async def _lose(self, job_id: str, tracker: AttemptProgress, reason: str) -> None:
+        note = Note(text=f"lost its worker ({reason[:300]}); goes on from its last checkpoint")
+        config = self._context.config
+        await self._change_and_forget(job_id, tracker, lambda record: transitions.lost(record, time.time(), reason[:300], config), [note])
+
+    async def _fail(self, job_id: str, tracker: AttemptProgress, error: JobError) -> None:
+        await self._change_and_forget(job_id, tracker, lambda record: transitions.failed(record, error, time.time()), [])
+
+    async def _change_and_forget(
+        self, job_id: str, tracker: AttemptProgress, move: Callable[[Record], Record], payloads: Sequence[EventPayload]
+    ) -> None:
+        try:
+            after = await self._context.change(job_id, move, attempt=tracker.attempt, payloads=payloads)
+        except StaleAttempt:
+            log.info("this attempt no longer has the job")
+        else:
+            if (job := after.job).state.is_terminal:
+                log.info("job ended: %s", job.state, extra={"fields": {"error": job.error.code if job.error else ""}})
+                await self._context.pools.job_files.retry(keep_what_is_worth, self._context.files, job)
+        self._forget(job_id, tracker)
+
+    async def _keep(self, job_id: str, attempt: int, kind: FileKind, data: bytes) -> None:
+        await self._context.pools.job_files.retry(self._context.files.save, job_id, kind, attempt, data)
+
+    def _forget(self, job_id: str, tracker: AttemptProgress) -> None:
+        """Unless a later attempt of the job has come to this worker meanwhile."""
+        if self._attempts.get(job_id) is tracker:
+            del self._attempts[job_id], self._jobs[job_id]
+        if not self._attempts:
+            self._idle_since = time.monotonic()
+        self._context.wake_dispatcher.set()
+
+
+def _encoded_outcome(job: Job, trained: TrainingResult, current_version: str) -> tuple[Publication, bytes]:
+    outcome = make_publication(job, trained, current_version)
+    return outcome, outcome.encode()

@@ -1,0 +1,42 @@
+"""Events of jobs as rows. Numbers are given by the caller, inside the transaction that changes the job."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from sqlalchemy import Connection, RowMapping, insert, select
+
+from trainer_service.database.bounded_read import bounded
+from trainer_service.database.schema import job_events
+from trainer_service.jobs.model import PAYLOADS, EventPayload, JobEvent, JobEventKind
+from trainer_service.jobs.record import to_datetime
+
+
+def append(connection: Connection, job_id: str, first: int, payloads: Sequence[EventPayload]) -> None:
+    """Store the payloads as events `first`, `first + 1`, ..."""
+    now = time.time()
+    rows = [
+        {
+            "job_id": job_id,
+            "number": number,
+            "time": now,
+            "kind": JobEvent(number, to_datetime(now), payload).kind.value,
+            "payload": payload.model_dump_json(),
+        }
+        for number, payload in enumerate(payloads, first)
+    ]
+    if rows:
+        connection.execute(insert(job_events), rows)
+
+
+def read(connection: Connection, job_id: str, after: int, limit: int) -> tuple[list[JobEvent], bool]:
+    """At most `limit` events, fewer where they are large; and whether more follow."""
+    query = select(job_events).where(job_events.c.job_id == job_id, job_events.c.number > after)
+    rows, more = bounded(connection, query.order_by(job_events.c.number).limit(limit + 1), limit, lambda row: len(row["payload"]))
+    return [_event(row) for row in rows], more
+
+
+def _event(row: RowMapping) -> JobEvent:
+    payload = PAYLOADS[JobEventKind(row["kind"])].model_validate_json(row["payload"])
+    return JobEvent(row["number"], to_datetime(row["time"]), payload)

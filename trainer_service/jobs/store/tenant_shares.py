@@ -1,0 +1,78 @@
+"""Tenants' shares as rows, read and changed inside the transactions that claim jobs and take them off their workers."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+
+from sqlalchemy import ColumnElement, Connection, and_, case, exists, func, insert, select, update
+
+from trainer_service.database.schema import jobs, tenant_shares
+from trainer_service.jobs.fair_queue import QUANTUM_SECONDS, Shares, TenantShare, claimed
+from trainer_service.jobs.record import Record
+from trainer_service.jobs.states import LEASED_STATES, JobState
+
+_ON_A_WORKER = jobs.c.state.in_([state.value for state in LEASED_STATES]) & jobs.c.claimed_at.is_not(None)
+
+
+def read_stored(connection: Connection) -> dict[str, TenantShare]:
+    """Without what is held on workers now."""
+    rows = connection.execute(select(tenant_shares))
+    return {row.tenant: TenantShare(row.tenant, row.weight, row.virtual_time, row.clock) for row in rows}
+
+
+def read(connection: Connection, now: float) -> dict[str, TenantShare]:
+    """Shares at that time, by tenant."""
+    elapsed = now - jobs.c.claimed_at
+    charge = case((elapsed > QUANTUM_SECONDS, elapsed), else_=QUANTUM_SECONDS)
+    query = select(jobs.c.tenant, func.sum(charge), func.count()).where(_ON_A_WORKER).group_by(jobs.c.tenant)
+    found = read_stored(connection)
+    for tenant, held_seconds, num_held in connection.execute(query):
+        found[tenant] = replace(found.get(tenant) or TenantShare(tenant), held_seconds=float(held_seconds), num_held=num_held)
+    return found
+
+
+def with_jobs(connection: Connection, *conditions: ColumnElement[bool]) -> list[str]:
+    """Tenants that have a job of which the conditions hold: one look into an index for each tenant, however many jobs there are."""
+    any_job = exists().where(and_(jobs.c.tenant == tenant_shares.c.tenant, *conditions))
+    return list(connection.scalars(select(tenant_shares.c.tenant).where(any_job)))
+
+
+def counts_of_waiting(connection: Connection, waiting: ColumnElement[bool] | None = None) -> dict[str, int]:
+    """Jobs in the queue, by tenant; `waiting`: of those for which this holds, if not of all."""
+    which = jobs.c.state == JobState.QUEUED.value if waiting is None else waiting
+    query = select(jobs.c.tenant, func.count()).where(which).group_by(jobs.c.tenant)
+    return {row[0]: row[1] for row in connection.execute(query)}
+
+
+def set_weight(connection: Connection, tenant: str, weight: float) -> None:
+    """The tenant's weight from now on; its share begins with its first job. Under a lock of the tenant's name."""
+    known = connection.scalar(select(tenant_shares.c.weight).where(tenant_shares.c.tenant == tenant))
+    if known is None:
+        connection.execute(insert(tenant_shares).values(tenant=tenant, weight=weight, virtual_time=0.0, clock=0.0))
+    elif known != weight:
+        connection.execute(update(tenant_shares).where(tenant_shares.c.tenant == tenant).values(weight=weight))
+
+
+def set_known_weights(connection: Connection, weights: Mapping[str, float]) -> None:
+    """Of the tenants that have had jobs; the others get theirs with their first one."""
+    for tenant, weight in sorted(weights.items()):
+        different = (tenant_shares.c.tenant == tenant) & (tenant_shares.c.weight != weight)
+        connection.execute(update(tenant_shares).where(different).values(weight=weight))
+
+
+def record_claim(connection: Connection, shares: Shares, tenant: str, waiting: Collection[str]) -> None:
+    """After a job of this tenant became RUNNING. `shares` and `waiting` as they were before."""
+    is_last = connection.execute(select(jobs.c.id).where(jobs.c.state == JobState.QUEUED.value).limit(1)).first() is None
+    moved = claimed(shares, tenant, waiting, is_last=is_last)
+    changes = {"virtual_time": moved.virtual_time, "clock": moved.clock}
+    connection.execute(update(tenant_shares).where(tenant_shares.c.tenant == tenant).values(**changes))
+
+
+def record_move(connection: Connection, before: Record, after: Record) -> None:
+    """A job that leaves its worker with this move is charged for its time there."""
+    if before.claimed_at is None or after.claimed_at is not None:
+        return
+    seconds = after.job.runtime_seconds - before.job.runtime_seconds
+    charged = tenant_shares.c.virtual_time + seconds / tenant_shares.c.weight
+    connection.execute(update(tenant_shares).where(tenant_shares.c.tenant == before.job.tenant).values(virtual_time=charged))

@@ -1,0 +1,64 @@
+"""A caller's prompt patterns as SQL conditions, so that a query reads no row of other prompts, and its time tells nothing about them.
+
+`*` stands for any characters, as in `Caller.may_use`; everything else stands for itself, and case matters. The part of a pattern before
+its first `*` becomes a range of the index of prompts; a pattern that begins with `*` has to look at every name of that index. For the
+range the column is compared byte by byte (`schema.PROMPT_NAME`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from sqlalchemy import Connection, and_, false, func, or_, true
+from sqlalchemy.sql import ColumnElement
+
+from trainer_service.database.schema import jobs
+from trainer_service.jobs.states import JobState
+
+_ANY = "*"
+
+
+def sees_all(patterns: Sequence[str]) -> bool:
+    return _ANY in patterns
+
+
+def visible(patterns: Sequence[str], connection: Connection) -> ColumnElement[bool]:
+    """Whether a job's prompt matches one of the patterns; no pattern matches nothing."""
+    if sees_all(patterns):
+        return true()
+    is_sqlite = connection.dialect.name == "sqlite"
+    return or_(false(), *(_matches(pattern, is_sqlite) for pattern in sorted(set(patterns))))
+
+
+def in_states(states: Iterable[JobState], patterns: Sequence[str]) -> ColumnElement[bool]:
+    """Whether a job is in one of the states. Where only some jobs are visible, no index of the states of all jobs is used for it."""
+    column = jobs.c.state if sees_all(patterns) else func.coalesce(jobs.c.state, "")
+    return column.in_(sorted(state.value for state in states))
+
+
+def _matches(pattern: str, is_sqlite: bool) -> ColumnElement[bool]:
+    prefix, star, rest = pattern.partition(_ANY)
+    if not star:
+        return jobs.c.prompt == pattern
+    conditions: list[ColumnElement[bool]] = [true()]
+    if prefix:
+        conditions += [jobs.c.prompt >= prefix, jobs.c.prompt < _after(prefix)]
+    if rest.strip(_ANY):
+        conditions.append(jobs.c.prompt.op("GLOB")(_glob(pattern)) if is_sqlite else jobs.c.prompt.like(_like(pattern), escape="\\"))
+    return and_(*conditions)
+
+
+def _after(prefix: str) -> str:
+    """The first text after all that begin with `prefix`."""
+    return prefix[:-1] + chr(ord(prefix[-1]) + 1)
+
+
+def _glob(pattern: str) -> str:
+    """SQLite's LIKE ignores case; its GLOB has the same `*`, and two more wildcards that mean nothing here."""
+    return pattern.replace("[", "[[]").replace("?", "[?]")
+
+
+def _like(pattern: str) -> str:
+    for wildcard in "\\%_":
+        pattern = pattern.replace(wildcard, f"\\{wildcard}")
+    return pattern.replace(_ANY, "%")

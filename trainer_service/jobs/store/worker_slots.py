@@ -1,0 +1,73 @@
+"""Trainers on one PostgreSQL share one limit of workers: each has slots, a row of the job database, and runs no more workers than that.
+
+A slot is taken when a worker is to be launched, and kept until the worker has ended. Slots are leased as jobs are: those of a replica that
+is gone are free once its last job is. One that was only slow then has no slots; it launches nothing without new ones.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, Select, delete, func, insert, select, update
+
+from trainer_service.database.database import Database
+from trainer_service.database.schema import worker_slots
+
+_LOCK = "worker slots"
+
+
+@dataclass(frozen=True)
+class Slots:
+    granted: int
+    """Workers that this replica may have now."""
+    others_lack: bool = False
+    """Another replica wants more than it has got."""
+
+
+def share(database: Database, owner: str, wanted: int, *, max_workers: int, lease_until: float, beyond_part: bool) -> Slots:
+    """Change the owner's slots to `wanted`, as far as there are any left. It keeps what it has, up to what it wants.
+
+    `wanted` counts the owner's workers that have not ended. `max_workers` is the limit of all replicas together. New slots bring the
+    owner to an equal part of it, rounded up; with `beyond_part` also to more, if no other replica lacks them for its own part.
+    """
+    with database.write() as connection:
+        database.lock(connection, _LOCK)
+        rows = {row.owner: row for row in connection.execute(select(worker_slots))}
+        own = rows.pop(owner, None)
+        kept = 0 if own is None else min(own.slots, wanted)
+        free = max_workers - kept - sum(row.slots for row in rows.values())
+        part = math.ceil(max_workers / (len(rows) + 1))
+        granted = max(kept, min(wanted, part, kept + free))
+        if beyond_part:
+            for_others = sum(min(row.lacking, max(0, part - row.slots)) for row in rows.values())
+            granted = max(granted, min(wanted, kept + free - for_others))
+        values = {"slots": granted, "lacking": wanted - granted}
+        if own is None:
+            connection.execute(insert(worker_slots).values(owner=owner, lease_until=lease_until, **values))
+        elif (own.slots, own.lacking) != (granted, wanted - granted):
+            connection.execute(update(worker_slots).where(worker_slots.c.owner == owner).values(**values))
+        return Slots(granted, any(row.lacking > 0 for row in rows.values()))
+
+
+def renew(connection: Connection, owner: str, lease_until: float) -> None:
+    connection.execute(update(worker_slots).where(worker_slots.c.owner == owner).values(lease_until=lease_until))
+
+
+def remove_expired(connection: Connection, lease_before: float, except_owner: str, still_has_jobs: Select[tuple[str]]) -> None:
+    """Slots of replicas whose lease ended before that time and that have no job any more."""
+    table = worker_slots.c
+    over = (table.lease_until < lease_before) & (table.owner != except_owner) & table.owner.not_in(still_has_jobs)
+    connection.execute(delete(worker_slots).where(over))
+
+
+def release(database: Database, owner: str) -> None:
+    """All of the owner's slots, once its workers have ended."""
+    with database.write() as connection:
+        connection.execute(delete(worker_slots).where(worker_slots.c.owner == owner))
+
+
+def total(database: Database) -> int:
+    """Slots of all replicas together."""
+    with database.read() as connection:
+        return int(connection.scalar(select(func.coalesce(func.sum(worker_slots.c.slots), 0))) or 0)

@@ -1,0 +1,72 @@
+"""Keeps the prompt store tidy while the trainer runs: a round of `shared.store.maintenance` now and then, with jitter.
+
+Every trainer of a fleet does this; they don't have to know of each other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import threading
+import time
+from dataclasses import asdict
+from typing import Protocol
+
+from shared.errors import Unavailable
+from shared.process.call_pool import CallPool
+from shared.store import PromptStore
+from shared.store.maintenance import MaintenancePolicy, MaintenanceReport, maintain
+
+log = logging.getLogger(__name__)
+
+_FIRST_SECONDS = 60.0
+_LEAST_ROUND_SECONDS = 600.0
+"""Time limit of a round where rounds follow each other more closely than that."""
+
+
+class MaintenanceObserver(Protocol):
+    """Called on the event loop."""
+
+    def maintained(self, report: MaintenanceReport, seconds: float) -> None:
+        """A round has ended."""
+
+
+class StoreMaintenance:
+    """`run` until cancelled. `period_seconds` is the mean time between two rounds; 0: none here."""
+
+    def __init__(self, store: PromptStore, policy: MaintenancePolicy, period_seconds: float, observer: MaintenanceObserver) -> None:
+        self._store, self._policy, self._period_seconds, self._observer = store, policy, period_seconds, observer
+        self._stopped = threading.Event()
+        self._pool = CallPool("prompt_store_maintenance", max_threads=1, timeout_seconds=max(period_seconds, _LEAST_ROUND_SECONDS))
+
+    async def run(self) -> None:
+        """The first round comes soon, so that a trainer that is restarted often cleans up, too. Nothing that fails in a round ends this."""
+        if not self._period_seconds:
+            return
+        pause_seconds = min(self._period_seconds, _FIRST_SECONDS)
+        try:
+            while True:
+                await asyncio.sleep(pause_seconds * random.uniform(0.5, 1.5))
+                await self._round()
+                pause_seconds = self._period_seconds
+        finally:
+            self._stopped.set()  # a round that is under way ends after what it is just doing
+
+    async def _round(self) -> None:
+        begun = time.monotonic()
+        try:
+            report = await self._pool.call(maintain, self._store, self._policy, self._stopped.is_set)
+        except Unavailable:
+            report = MaintenanceReport(failures={"round": "the prompt store did not answer in time"})
+        except Exception:
+            log.exception("a round of store maintenance failed in a way that nobody foresaw")
+            report = MaintenanceReport(failures={"round": "unforeseen"})
+        for step, reason in report.failures.items():
+            log.warning(
+                "store maintenance could not do a step; the next round tries again", extra={"fields": {"step": step, "why": reason}}
+            )
+        seconds = time.monotonic() - begun
+        if report.did_something:
+            log.info("prompt store tidied", extra={"fields": {**asdict(report), "seconds": round(seconds, 3)}})
+        self._observer.maintained(report, seconds)

@@ -1,0 +1,70 @@
+"""Whether a trained prompt may be published: the conditions of its job, on held-out examples that did not choose its checkpoint. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from trainer_service.jobs.comparisons import NAMES, estimate_text, outcome_of
+from trainer_service.jobs.model import PublishGate
+from trainer_service.training.comparison import BARE, CURRENT, MIN_EXAMPLES, Comparison, Estimate
+from trainer_service.training.spec import Metric
+
+
+@dataclass(frozen=True)
+class Decision:
+    """`reason` is for people and has the numbers."""
+
+    publish: bool
+    reason: str
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What is known of the tuned prompt."""
+
+    estimate: Estimate | None = None
+    comparisons: Mapping[str, Comparison] = field(default_factory=dict)
+    """By rival (`comparisons`)."""
+    has_current: bool = False
+    """Whether the version that the alias names was measured."""
+    is_apart: bool = True
+    """Whether no example judges what it helped to choose."""
+
+
+def decide(gate: PublishGate | None, metric: Metric, evidence: Evidence) -> Decision:
+    """To beat a rival means to be better beyond chance (`training.comparison`). `minimum_metric` is compared with the measured value, not
+    with its interval: the caller chose the bound and can add a margin to it."""
+    if gate is None:
+        return Decision(True, "no gate")
+    if not gate.has_conditions:
+        return Decision(True, "the gate has no conditions")
+    name, estimate = metric.value.lower(), evidence.estimate
+    if estimate is None:
+        return Decision(False, f"{name} of the tuned prompt was not measured: there are no held-out examples, or it is not finite")
+    if estimate.num_examples < MIN_EXAMPLES:
+        return Decision(False, f"{estimate.num_examples} held-out examples are too few to judge by; at least {MIN_EXAMPLES} are needed")
+    if not evidence.is_apart:
+        return Decision(False, "the held-out examples can't judge the prompt: the same ones, or ones of the same input, chose it")
+    checks = [_minimum(metric, estimate, gate.minimum_metric)] if gate.minimum_metric is not None else []
+    if gate.beat_bare_model:
+        checks.append(_beaten(metric, evidence, BARE))
+    if gate.beat_current:
+        none = (True, "there is no current version to compare with")
+        checks.append(_beaten(metric, evidence, CURRENT) if evidence.has_current else none)
+    failed = [reason for passed, reason in checks if not passed]
+    return Decision(not failed, "; ".join(failed or [reason for _, reason in checks]))
+
+
+def _minimum(metric: Metric, estimate: Estimate, bound: float) -> tuple[bool, str]:
+    told = estimate_text(metric, estimate)
+    if metric is Metric.LOSS:
+        return estimate.value <= bound, f"{told} {'is at most' if estimate.value <= bound else 'is above'} {bound:.4g}"
+    return estimate.value >= bound, f"{told} {'reaches' if estimate.value >= bound else 'is below'} {bound:.4g}"
+
+
+def _beaten(metric: Metric, evidence: Evidence, rival: str) -> tuple[bool, str]:
+    comparison = evidence.comparisons.get(rival)
+    if comparison is None:
+        return False, f"{metric.value.lower()} of {NAMES[rival]} was not measured"
+    return comparison.beats, outcome_of(comparison, rival)

@@ -1,0 +1,136 @@
+"""What training left, ready to be published: the result and the very bytes of the version, kept until the prompt store has them.
+
+The bytes are made once, so publishing again after a crash publishes the same version.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from shared.prompt.blob import Manifest, encode_blob
+from shared.prompt.manifest import utc_now
+from trainer_service.jobs.comparisons import SearchCandidate, as_json, records, search_note, verdict
+from trainer_service.jobs.model import Job, JobResult, NearestToken, Note
+from trainer_service.publish.gate import Evidence, decide
+from trainer_service.training.comparison import CURRENT
+from trainer_service.training.events import TrainingResult, TriedCandidate
+from trainer_service.training.spec import TrainingSpec
+
+_LENGTH_BYTES = 4
+
+
+@dataclass(frozen=True)
+class Publication:
+    result: JobResult
+    blob: bytes
+    """Empty: the gate forbids publication."""
+
+    def encode(self) -> bytes:
+        text = self.result.model_dump_json().encode()
+        return len(text).to_bytes(_LENGTH_BYTES, "big") + text + self.blob
+
+    @classmethod
+    def decode(cls, data: bytes) -> Publication:
+        end = _LENGTH_BYTES + int.from_bytes(data[:_LENGTH_BYTES], "big")
+        return cls(JobResult.model_validate_json(data[_LENGTH_BYTES:end]), data[end:])
+
+
+def make_publication(job: Job, trained: TrainingResult, current_version: str = "") -> Publication:
+    """Ask the gate, and build the version's blob; `current_version` is what the trained prompt was compared with.
+
+    Raises InvalidInput if the result can't be written as a version.
+    """
+    evidence = Evidence(trained.estimate, trained.comparisons, bool(trained.current_metrics), trained.is_apart)
+    decision = decide(job.spec.publish.gate, job.effective.training.hyperparameters.metric, evidence)
+    estimate = trained.estimate
+    has_interval = estimate is not None and math.isfinite(estimate.low) and math.isfinite(estimate.high)
+    result = JobResult(
+        gate_decision=decision.reason,
+        metrics=dict(trained.metrics),
+        bare_metrics=dict(trained.bare_metrics),
+        template_metrics=dict(trained.template_metrics),
+        current_metrics=dict(trained.current_metrics),
+        nearest_tokens=tuple(NearestToken(text=token.text, cosine=token.cosine) for token in trained.nearest_tokens),
+        score_stability=trained.score_stability,
+        best_step=trained.best_step,
+        current_version=current_version,
+        instructed_metrics=dict(trained.instructed_metrics),
+        few_shot_metrics=dict(trained.few_shot_metrics),
+        num_shots=trained.num_shots,
+        comparisons=records(trained.comparisons),
+        verdict=verdict(trained.comparisons),
+        metric_low=estimate.low if estimate is not None and has_interval else None,
+        metric_high=estimate.high if estimate is not None and has_interval else None,
+        num_judging=trained.num_judging,
+        judged_apart=trained.is_apart,
+        candidates=tuple(_candidate(one) for one in trained.tried),
+        num_skipped_steps=trained.num_skipped,
+    )
+    return Publication(result, _blob(job, trained, result) if decision.publish else b"")
+
+
+def notes_of(result: JobResult) -> list[Note]:
+    """What a person should know about a trained prompt: what a search chose, and what training did not beat."""
+    beaten = all(comparison.beats for comparison in result.comparisons if comparison.rival != CURRENT)
+    return [Note(text=text) for text in (search_note(result.candidates), "" if beaten else result.verdict) if text]
+
+
+def _candidate(tried: TriedCandidate) -> SearchCandidate:
+    return SearchCandidate(
+        learning_rate=tried.learning_rate,
+        init_method=tried.init.method,
+        num_steps=tried.num_steps,
+        metrics=dict(tried.metrics),
+        chosen=tried.chosen,
+        end=tried.end,
+    )
+
+
+def _blob(job: Job, trained: TrainingResult, result: JobResult) -> bytes:
+    manifest = Manifest(
+        prompt=job.spec.prompt,
+        job=job.name,
+        base_model=job.effective.base_model,
+        template=job.effective.training.template,
+        num_virtual_tokens=trained.soft_prompt.num_virtual_tokens,
+        hidden_size=trained.soft_prompt.hidden_size,
+        labels=job.effective.training.labels,
+        sampling_defaults=job.spec.sampling_defaults,
+        metrics=_finite(trained),
+        recipe={
+            **_trained_with(job, trained).model_dump(mode="json"),
+            "dataset": job.spec.dataset,
+            "validation_dataset": job.spec.validation_dataset,
+            "validation_fraction": job.effective.validation_fraction,
+            "best_step": trained.best_step,
+            "num_steps": trained.num_steps,
+            **({} if trained.statistics is None else {"dataset_statistics": trained.statistics.model_dump()}),
+            **({"candidates": [as_json(one) for one in result.candidates]} if result.candidates else {}),
+        },
+        parent=job.effective.source_version,
+        golden=trained.golden,
+        created_at=utc_now(),
+        gate={
+            "decision": result.gate_decision,
+            "verdict": result.verdict,
+            "comparisons": [as_json(one) for one in result.comparisons],
+            "num_judging": result.num_judging,
+            "judged_apart": result.judged_apart,
+            "num_shots": result.num_shots,
+        },
+    )
+    return encode_blob(trained.soft_prompt, manifest)
+
+
+def _trained_with(job: Job, trained: TrainingResult) -> TrainingSpec:
+    """The job's spec with what a search chose."""
+    training = job.effective.training
+    chosen = {"learning_rate": trained.learning_rate or None, "init": trained.init}
+    filled = training.hyperparameters.model_copy(update={name: value for name, value in chosen.items() if value is not None})
+    return training.model_copy(update={"hyperparameters": filled})
+
+
+def _finite(trained: TrainingResult) -> dict[str, float]:
+    """The manifest is JSON proper, which has no infinities."""
+    return {name: float(value) for name, value in trained.metrics.items() if abs(value) < float("inf")}

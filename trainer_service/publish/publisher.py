@@ -1,0 +1,302 @@
+"""Publishes what was trained, exactly once, however often it must be tried; then waits for the fleet, if the job is to.
+
+The prompt store knows which job made a version, so a repeated publication finds the first. While the store is away the outcome stays
+with the job, through restarts. A replica that has lost the job meanwhile publishes nothing: before each commit it asks the database.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from dataclasses import dataclass
+from functools import partial
+
+from shared.errors import Conflict, NotFound, SoftPromptError, Unavailable
+from shared.log import bind
+from shared.security import audit
+from shared.store.alias import ANYTHING, Expected
+from shared.store.store import PromptStore, PublishedVersion
+from trainer_service.jobs import transitions
+from trainer_service.jobs.config import retry_delay_seconds
+from trainer_service.jobs.context import JobsContext
+from trainer_service.jobs.model import Job, JobError, Note
+from trainer_service.jobs.record import Record
+from trainer_service.jobs.states import LEASED_STATES, JobState
+from trainer_service.jobs.store.files import FileKind, keep_what_is_worth
+from trainer_service.jobs.store.job_store import StaleAttempt
+from trainer_service.publish.alias_claim import check_claim
+from trainer_service.publish.publication import Publication, notes_of
+from trainer_service.publish.rollout import wait_until_served
+
+log = logging.getLogger(__name__)
+
+_FIRST_PAUSE_SECONDS, _LAST_PAUSE_SECONDS = 0.25, 30.0
+
+
+class _NotPermitted(Exception):
+    """The job is being cancelled, or the database can't be asked: what follows is decided by looking at the job again."""
+
+
+@dataclass(frozen=True)
+class _Attempt:
+    attempt: int
+    task: asyncio.Task[None]
+
+
+class Publisher:
+    """One task for each trained job. `begin` returns at once; jobs that are on their way are in `job_ids`."""
+
+    def __init__(self, context: JobsContext, prompt_store: PromptStore) -> None:
+        self._context, self._prompt_store = context, prompt_store
+        self._publications: dict[str, _Attempt] = {}
+        self._putting: set[str] = set()
+        self._closing = False
+
+    @property
+    def job_ids(self) -> frozenset[str]:
+        return frozenset(self._publications)
+
+    def begin(self, record: Record, outcome: Publication | None = None) -> None:
+        """`outcome`: as kept in the job's files, if it isn't at hand. A later attempt takes the place of an earlier one."""
+        job = record.job
+        if (earlier := self._publications.get(job.id)) is not None:
+            if earlier.attempt >= job.attempt:
+                return
+            earlier.task.cancel()
+        task = asyncio.create_task(self._run(job, outcome), name=f"publish {job.id}")
+        self._publications[job.id] = publication = _Attempt(job.attempt, task)
+        task.add_done_callback(lambda _: self._forget(job.id, publication))
+
+    async def close(self, seconds: float) -> frozenset[str]:
+        """Begin no further attempt, and wait that long for those under way. The rest goes back to the queue with its outcome kept.
+
+        Returns the jobs whose attempt goes on even then, in a thread that nobody can stop: they must not be handed to others at once.
+        """
+        self._closing = True
+        tasks = {job_id: publication.task for job_id, publication in self._publications.items()}
+        for job_id, task in tasks.items():
+            if job_id not in self._putting:
+                task.cancel()
+        if tasks:
+            await asyncio.wait(tasks.values(), timeout=max(0.0, seconds))
+        left = frozenset(job_id for job_id, task in tasks.items() if not task.done() and job_id in self._putting)
+        for task in tasks.values():
+            task.cancel()
+        return left
+
+    def abandon(self) -> list[asyncio.Task[None]]:
+        """Cancel every attempt. Returns the tasks that end soon."""
+        tasks = [publication.task for publication in self._publications.values()]
+        for task in tasks:
+            task.cancel()
+        return tasks
+
+    def _forget(self, job_id: str, publication: _Attempt) -> None:
+        if self._publications.get(job_id) is publication:
+            del self._publications[job_id]
+
+    async def _run(self, job: Job, outcome: Publication | None) -> None:
+        with bind(job=job.id, prompt=job.spec.prompt):
+            try:
+                await self._publish(job, outcome)
+            except StaleAttempt:
+                log.info("another replica has this job now")
+            except Exception as error:
+                log.exception("publishing failed in a way that nobody foresaw")
+                await self._fail(job, JobError(code="INTERNAL", message=f"publishing failed: {type(error).__name__}"))
+
+    async def _publish(self, job: Job, outcome: Publication | None) -> None:
+        outcome = outcome or await self._load(job)
+        if outcome is None:
+            # The bytes are lost, the job is not: what was trained is trained again from its checkpoint.
+            await self._again(job)
+            return
+        if not outcome.blob:
+            await self._succeed(job, outcome, None)
+            return
+        started, failures = time.monotonic(), 0
+        while True:
+            try:
+                if await self._is_cancelling(job):
+                    await self._cancel(job, outcome)
+                    return
+                if self._closing:
+                    return
+                version, left_alone = await self._attempt(job, outcome)
+            except _NotPermitted:
+                await asyncio.sleep(_FIRST_PAUSE_SECONDS)
+            except Unavailable as error:
+                failures += 1
+                self._context.observer.publish_failed(job)
+                if failures == 1:
+                    note = Note(text="the prompt store is away; the trained prompt is kept and will be published when it is back")
+                    await self._context.change(job.id, lambda record: record, attempt=job.attempt, payloads=[note])
+                if time.monotonic() - started > self._context.config.max_publish_seconds:
+                    await self._fail(job, JobError(code="PUBLISH_FAILED", message=error.message))
+                    return
+                log.warning("the prompt store is away, attempt %d: %s", failures, error.message)
+                await asyncio.sleep(retry_delay_seconds(failures, _FIRST_PAUSE_SECONDS, _LAST_PAUSE_SECONDS))
+            except SoftPromptError as error:
+                await self._fail(job, JobError(code="PUBLISH_FAILED", message=error.message))
+                return
+            else:
+                await self._succeed(job, outcome, version, left_alone)
+                return
+
+    async def _load(self, job: Job) -> Publication | None:
+        def load() -> Publication | None:
+            data = self._context.files.load(job.id, FileKind.OUTCOME)
+            return Publication.decode(data) if data is not None else None
+
+        return await self._context.pools.job_files.retry(load)
+
+    async def _attempt(self, job: Job, outcome: Publication) -> tuple[PublishedVersion, str]:
+        """Raises Unavailable if it takes too long. It may go on then: no other one is begun before it has ended."""
+        if job.id in self._putting:
+            raise Unavailable("the prompt store has not answered the attempt before")
+        has_begun = False
+
+        def put() -> tuple[PublishedVersion, str]:
+            nonlocal has_begun
+            has_begun = True
+            self._putting.add(job.id)
+            try:
+                return self._put(job, outcome)
+            finally:
+                self._putting.discard(job.id)
+
+        self._putting.add(job.id)
+        try:
+            return await self._context.pools.prompt_store.call(put)
+        finally:
+            if not has_begun:
+                self._putting.discard(job.id)
+
+    def _permit(self, job: Job) -> None:
+        """In the publishing thread, before each commit: this attempt still has the job, and with this has it for a whole lease.
+
+        Raises StaleAttempt if it hasn't. What can still come between this answer and the commit: this process is stopped, or the store
+        takes its time with one small write, for longer than a lease that cannot be renewed meanwhile, and somebody cancels the job in
+        just that time. A store's clients give up after about a minute, so nothing comes later than that; and never a second version,
+        since the store knows the job.
+        """
+        store, config = self._context.store, self._context.config
+        try:
+            state = store.hold(job.id, job.attempt, self._context.owner, store.now() + config.lease_seconds)
+        except Unavailable as error:
+            log.warning("not published yet: %s", error.message)
+            raise _NotPermitted from error
+        if state is JobState.CANCELLING:
+            raise _NotPermitted
+
+    def _put(self, job: Job, outcome: Publication) -> tuple[PublishedVersion, str]:
+        """The version, and why the alias was left alone; empty if it moved.
+
+        The alias moves only if nobody else has decided about it since the job was created (`alias_claim`). A job that was to beat the
+        current version moves it only from that very version: if another one has taken its place since the comparison, nothing is known
+        about which is better.
+        """
+        alias, actor, reason = job.spec.publish.alias or None, job.caller[:200], ""
+        publish = partial(
+            self._prompt_store.publish, job.spec.prompt, outcome.blob, job=job.name, actor=actor, permit=partial(self._permit, job)
+        )
+        try:
+            version = publish(alias=alias, expected=self._expected(job, outcome))
+        except Conflict as error:
+            log.warning("published without moving the alias: %s", error.message)
+            version, reason = publish(alias=None), error.message
+        return version, self._why_left_alone(job, version, reason)
+
+    def _expected(self, job: Job, outcome: Publication) -> Expected:
+        """What the alias must name when this version is committed. Raises Conflict with the reason for leaving it alone."""
+        prompt, alias, gate = job.spec.prompt, job.spec.publish.alias, job.spec.publish.gate
+        to_beat = gate is not None and gate.beat_current
+        if not alias or (job.effective.alias_revision is None and not to_beat) or self._find(job) is not None:
+            return ANYTHING
+        index = self._prompt_store.refresh()
+        check_claim(index, job)
+        current = index.current_version(prompt, alias)
+        name = "" if current is None else current.name
+        if to_beat and name != outcome.result.current_version:
+            found, compared = name or "nothing", outcome.result.current_version or "nothing"
+            raise Conflict(f"{prompt}@{alias} names {found}; compared was with {compared}", current=found, expected=compared)
+        return None if current is None else index.prompt(prompt).aliases[alias].targets
+
+    def _why_left_alone(self, job: Job, version: PublishedVersion, reason: str = "") -> str:
+        """Empty if the alias moved, or none was to. `reason`: if it is known; a predecessor that crashed did not keep its."""
+        if not job.spec.publish.alias or self._has_moved(job, version):
+            return ""
+        return reason or f"{job.spec.prompt}@{job.spec.publish.alias} had been moved since this job was created, or compared with it"
+
+    def _has_moved(self, job: Job, version: PublishedVersion) -> bool:
+        """Publication and move are one commit; an alias that last moved before it was left alone."""
+        alias = self._prompt_store.index().prompt(version.prompt).aliases.get(job.spec.publish.alias)
+        return alias is not None and alias.revision >= version.revision
+
+    def _find(self, job: Job) -> PublishedVersion | None:
+        prompt = self._prompt_store.refresh().prompts.get(job.spec.prompt)
+        return prompt.version_of_job(job.name) if prompt else None
+
+    async def _is_cancelling(self, job: Job) -> bool:
+        """Raises StaleAttempt if this attempt no longer has the job."""
+        try:
+            found = (await self._context.database.retry(self._context.store.record, job.id)).job
+        except NotFound:
+            raise StaleAttempt from None
+        if found.attempt != job.attempt or found.state not in LEASED_STATES:
+            raise StaleAttempt
+        return found.state is JobState.CANCELLING
+
+    async def _cancel(self, job: Job, outcome: Publication) -> None:
+        """Unless a lost answer or a predecessor had published it already: then it has succeeded."""
+        version = await self._context.pools.prompt_store.call(self._find, job)
+        if version is not None:
+            await self._succeed(job, outcome, version, self._why_left_alone(job, version))
+            return
+        after = await self._context.change(job.id, lambda record: transitions.left_worker(record, time.time()), attempt=job.attempt)
+        await self._clean(after.job)
+
+    async def _succeed(self, job: Job, outcome: Publication, version: PublishedVersion | None, left_alone: str = "") -> None:
+        """`left_alone`: why the version was published without moving the alias."""
+        result, notes = outcome.result, notes_of(outcome.result)
+        if version is not None:
+            published: dict[str, object] = {"published": True, "version": version.name, "digest": version.digest}
+            decision = result.gate_decision
+            if left_alone:
+                decision += f"; the alias was left alone: {left_alone}"
+                notes.append(Note(text=f"published {version.name}; the alias was left alone: {left_alone}"))
+            moved = bool(job.spec.publish.alias) and not left_alone
+            published |= {"alias_moved": moved, "gate_decision": decision, **await self._serving(job, version)}
+            result = result.model_copy(update=published)
+        after = await self._context.change(
+            job.id, lambda record: transitions.succeeded(record, result, time.time()), attempt=job.attempt, payloads=notes
+        )
+        if version is not None:
+            told = {"caller": job.caller, "prompt": job.spec.prompt, "version": version.name, "alias": job.spec.publish.alias}
+            audit.record("publish", "OK", {"job": job.id, **told})
+        log.info("job succeeded", extra={"fields": {"version": result.version, "gate": result.gate_decision}})
+        await self._clean(after.job)
+
+    async def _serving(self, job: Job, version: PublishedVersion) -> dict[str, object]:
+        seconds = job.spec.publish.wait_until_served_seconds
+        if seconds is None:
+            return {}
+        note = Note(text=f"published {version.name}; waiting until every live replica serves it")
+        await self._context.change(job.id, lambda record: record, attempt=job.attempt, payloads=[note])
+        pool = self._context.pools.prompt_store
+        stands = await wait_until_served(self._prompt_store, pool, version, seconds, lambda: self._is_cancelling(job))
+        return {"served_by_all": stands.by_all, "serving": str(stands)}
+
+    async def _fail(self, job: Job, error: JobError) -> None:
+        after = await self._context.change(job.id, lambda record: transitions.failed(record, error, time.time()), attempt=job.attempt)
+        await self._clean(after.job)
+
+    async def _again(self, job: Job) -> None:
+        note = Note(text="the trained prompt was lost before it could be published; it is trained again from the last checkpoint")
+        await self._context.change(
+            job.id, lambda record: transitions.outcome_lost(record, time.time()), attempt=job.attempt, payloads=[note]
+        )
+
+    async def _clean(self, job: Job) -> None:
+        await self._context.pools.job_files.retry(keep_what_is_worth, self._context.files, job)

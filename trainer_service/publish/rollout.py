@@ -1,0 +1,41 @@
+"""Waiting until the fleet serves a version that a job has just published."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Awaitable, Callable
+
+from shared.errors import SoftPromptError
+from shared.process.call_pool import CallPool
+from shared.prompt.manifest import parse_timestamp
+from shared.store.fleet import Serving, serving
+from shared.store.index import VersionRecord
+from shared.store.store import PromptStore
+
+log = logging.getLogger(__name__)
+
+_LOOK_SECONDS = 0.5
+
+
+async def wait_until_served(
+    store: PromptStore, pool: CallPool, version: VersionRecord, seconds: float, withdrawn: Callable[[], Awaitable[bool]]
+) -> Serving:
+    """Until all live replicas of its base model serve it, or one refuses it, or `withdrawn` says so, or `seconds` after its publication.
+
+    Counted from the publication, so that a trainer that restarts meanwhile does not wait anew. Returns how it stands then; a store that
+    is away meanwhile is asked again.
+    """
+    deadline = parse_timestamp(version.created_at).timestamp() + seconds
+    stands = Serving()
+    while True:
+        try:
+            stands = serving(version, await pool.call(store.list_replicas))
+        except SoftPromptError as error:
+            log.warning("the replicas' records can't be read: %s", error.message)
+        if stands.is_decided or time.time() >= deadline or await withdrawn():
+            return stands
+        pause_seconds = max(_LOOK_SECONDS, store.poll_seconds) * random.uniform(0.8, 1.2)
+        await asyncio.sleep(min(pause_seconds, max(0.0, deadline - time.time())))

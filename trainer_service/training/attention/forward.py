@@ -1,0 +1,167 @@
+"""The frozen model over segments of rows: logits at target positions, and nothing else.
+
+`PackedForward` is the fast path: all segments as one sequence without padding. `PlainForward` prepends each row's prompt, the usual
+way, and is right for every causal model. `choose_forward` compares the two on the model itself and takes the fast one where they
+agree; architectures whose attention can't be replaced, or that look at more than positions, take the plain one.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+
+from shared.errors import PreconditionFailed
+from shared.kernels.replace_modules import restore, speed_up_training
+from shared.model.base_model import BaseModel
+from shared.model.causality import check_causal
+from trainer_service.training.attention.last_layer import last_mlp, only_at
+from trainer_service.training.attention.packing import Row, Segment, num_packed_tokens, pack
+from trainer_service.training.attention.prefix_attention import packed_attention
+from trainer_service.training.attention.row_memory import RowMemory
+
+log = logging.getLogger(__name__)
+
+_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
+
+
+class Forward(Protocol):
+    row_memory: RowMemory
+    """Measured by whoever computes with it (`budget.measured_row_memory`); until then only positions count."""
+
+    def states(self, segments: Sequence[Segment]) -> torch.Tensor:
+        """`[targets, width]`: what `logits` turns into logits, ordered by segment, row, target."""
+        ...
+
+    def logits(self, states: torch.Tensor) -> torch.Tensor:
+        """`[targets, vocab]` in the model's dtype."""
+        ...
+
+    def num_tokens(self, num_virtual_tokens: int, rows: Sequence[Row]) -> int:
+        """Positions that such a segment costs."""
+        ...
+
+
+class PackedForward:
+    """`split`: apply the output head apart from the layers, so that logits of many targets and large vocabularies can be taken in parts."""
+
+    def __init__(self, base_model: BaseModel, *, split: bool = True) -> None:
+        self.row_memory = RowMemory()
+        self._model, self._device, self._split = base_model.model, base_model.device, split
+        self._embed = base_model.model.get_input_embeddings()
+        self._last_mlp = last_mlp(base_model.model)
+        config = base_model.model.config.get_text_config()
+        self._scaling = getattr(config, "logits_scaling", None)
+        self._softcap = getattr(config, "final_logit_softcapping", None)
+
+    def states(self, segments: Sequence[Segment]) -> torch.Tensor:
+        packed = pack(segments, self._device)
+        pieces = [piece if piece.is_floating_point() else self._embed(piece) for piece in packed.pieces]
+        inputs = {"inputs_embeds": torch.cat(pieces)[None], "position_ids": packed.layout.positions[None], "use_cache": False}
+        with packed_attention(self._model, packed.layout):
+            if self._split:
+                with only_at(packed.target_positions, self._last_mlp):
+                    hidden: torch.Tensor = self._model.base_model(**inputs).last_hidden_state[0]
+                return hidden[packed.target_positions]
+            logits: torch.Tensor = self._model(**inputs, logits_to_keep=packed.target_positions).logits[0]
+            return logits
+
+    def logits(self, states: torch.Tensor) -> torch.Tensor:
+        if not self._split:
+            return states
+        logits: torch.Tensor = self._model.get_output_embeddings()(states)
+        if self._scaling is not None:
+            logits = logits / self._scaling
+        return logits if self._softcap is None else torch.tanh(logits / self._softcap) * self._softcap
+
+    def num_tokens(self, num_virtual_tokens: int, rows: Sequence[Row]) -> int:
+        return num_packed_tokens(num_virtual_tokens, rows)
+
+
+class PlainForward:
+    def __init__(self, base_model: BaseModel) -> None:
+        self.row_memory = RowMemory()
+        self._model, self._device = base_model.model, base_model.device
+        self._embed = base_model.model.get_input_embeddings()
+
+    def states(self, segments: Sequence[Segment]) -> torch.Tensor:
+        embeds, picks = list[torch.Tensor](), list[tuple[int, int, int]]()
+        for segment in segments:
+            for row in segment.rows:
+                text = self._embed(torch.tensor(row.tokens, device=self._device))
+                picks.append((len(embeds), segment.num_virtual_tokens + len(row.input_ids) - 1, len(row.target_ids)))
+                embeds.append(text if segment.prompt is None else torch.cat([segment.prompt, text]))
+        padded = torch.nn.utils.rnn.pad_sequence(embeds, batch_first=True)  # [rows, longest, hidden]
+        lengths = torch.tensor([len(row) for row in embeds], device=self._device)
+        mask = (torch.arange(padded.shape[1], device=self._device)[None] < lengths[:, None]).long()
+        logits = self._model(inputs_embeds=padded, attention_mask=mask, use_cache=False).logits  # [rows, longest, vocab]
+        return torch.cat([logits[row, first : first + count] for row, first, count in picks])
+
+    def logits(self, states: torch.Tensor) -> torch.Tensor:
+        return states
+
+    def num_tokens(self, num_virtual_tokens: int, rows: Sequence[Row]) -> int:
+        return len(rows) * (num_virtual_tokens + max((len(row.tokens) for row in rows), default=0))
+
+
+def choose_forward(base_model: BaseModel) -> Forward:
+    """The packed path if it gives what the plain one gives on this model, else the plain one. Speeds up the model for the former.
+
+    Raises PreconditionFailed for a model that can't read embeddings at all, or whose prompt gets no gradient.
+    """
+    check_causal(base_model)
+    plain = PlainForward(base_model)
+    segments, prompt = _probe(base_model)
+    try:
+        expected, gradient = _logits_and_gradient(plain, segments, prompt)
+    except Exception as error:
+        raise PreconditionFailed(f"{base_model.info.id} can't be given virtual tokens: {type(error).__name__}: {error}") from error
+    if not bool(torch.isfinite(gradient).all()) or not float(gradient.norm()):
+        raise PreconditionFailed(f"{base_model.info.id} passes no gradient to virtual tokens")
+    if _has_chunked_attention(base_model.model.config):
+        return plain
+    tolerance = _TOLERANCE.get(base_model.dtype, 0.1)
+    faster = speed_up_training(base_model.model, base_model.device)
+    for replaced in (faster, []):  # if it fails with faster modules, once more with the model's own
+        for packed in (PackedForward(base_model), PackedForward(base_model, split=False)):
+            try:
+                logits, packed_gradient = _logits_and_gradient(packed, segments, prompt)
+                if _difference(logits, expected) < tolerance and _difference(packed_gradient, gradient) < 2 * tolerance:
+                    return packed
+            except Exception as error:
+                log.info("%s: a packed pass is not possible: %s", base_model.info.id, error)
+        restore(replaced)
+    log.warning("%s is trained without sharing the prefix: its attention can't be replaced or looks at more", base_model.info.id)
+    return plain
+
+
+def _probe(base_model: BaseModel) -> tuple[list[Segment], torch.Tensor]:
+    """Two prompts of different lengths and rows that share a beginning: what packing could get wrong."""
+    generator = torch.Generator().manual_seed(0)
+    vocab = base_model.embedding_table.shape[0]
+    ids = torch.randint(0, vocab, (24,), generator=generator).tolist()
+    table = base_model.model.get_input_embeddings()
+    with torch.no_grad():
+        prompt = table(torch.randint(0, vocab, (8,), generator=generator).to(base_model.device)).detach()
+    prompt.requires_grad_(True)
+    rows = [Row(tuple(ids[:5]), tuple(ids[5:7])), Row((*ids[:3], *ids[7:13]), tuple(ids[13:14])), Row(tuple(ids[14:16]), tuple(ids[16:19]))]
+    return [Segment(prompt[:5], rows[:2]), Segment(prompt[5:], rows[2:]), Segment(None, rows[1:])], prompt
+
+
+def _logits_and_gradient(forward: Forward, segments: list[Segment], prompt: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    logits = forward.logits(forward.states(segments)).float()
+    gradient = torch.autograd.grad(logits.log_softmax(-1)[:, 7].sum(), prompt)[0]
+    return logits.detach(), gradient.float()
+
+
+def _difference(value: torch.Tensor, reference: torch.Tensor) -> float:
+    """Relative; infinite if the shapes differ."""
+    return float((value - reference).norm() / reference.norm()) if value.shape == reference.shape else float("inf")
+
+
+def _has_chunked_attention(config: Any) -> bool:
+    """Chunks (Llama 4) exist only in the mask, which a replaced attention doesn't see, and are longer than a probe."""
+    text = config.get_text_config()
+    return "chunked_attention" in (getattr(text, "layer_types", None) or ())

@@ -1,0 +1,220 @@
+"""Rows of many jobs as one sequence without padding.
+
+The sequence is: for each segment its *shared* positions (virtual tokens, then the tokens that all its rows begin with, such as a
+template's preamble), then for each segment the *own* tokens of its rows, one row after the other. A row attends to its segment's
+shared positions and causally to itself; shared positions attend causally to each other. Positions count as if every row stood
+alone behind its shared part, so linear layers see `shared + own` positions where padded rows would take `rows * longest`.
+
+Attention in torch needs dense blocks: `Tile`s hold rows of similar length and like shared part, padded to the longest among them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+
+from shared.kernels.ops import Spans
+
+PADDING_RATIO, PADDING_SLACK = 1.25, 8  # a tile's longest row may exceed its shortest by this
+ITEM_TOKENS = 64  # of rows that one thread of the compiled kernels takes at a time: 48 to 128 are equal, less has more to prepare
+
+
+@dataclass(frozen=True)
+class Row:
+    """One training or scoring row: the loss, or the score, is on `target_ids`. `weight` scales each target token's loss."""
+
+    input_ids: tuple[int, ...]
+    target_ids: tuple[int, ...]
+    weight: float = 1.0
+
+    @cached_property
+    def tokens(self) -> tuple[int, ...]:
+        """What the model reads: the last target is predicted, never read."""
+        return (*self.input_ids, *self.target_ids[:-1])
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Rows behind one soft prompt, `[num_virtual_tokens, hidden_size]` in the model's dtype; None for the bare model."""
+
+    prompt: torch.Tensor | None
+    rows: Sequence[Row]
+
+    @property
+    def num_virtual_tokens(self) -> int:
+        return 0 if self.prompt is None else self.prompt.shape[0]
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Rows that attention computes together: `rows` of each of some segments whose shared parts are equally long.
+
+    Shared positions themselves are tiles, too: one row of each segment, with nothing shared before it.
+    """
+
+    index: torch.Tensor
+    """[segments, rows, longest] packed positions; padding says `num_tokens`, one past the last."""
+    shared: torch.Tensor
+    """[segments, shared length] packed positions that every row of the segment sees"""
+    masks: dict[tuple[int | None, int], torch.Tensor] = field(default_factory=dict, compare=False)
+    """What attention makes of them once a pass, by sliding window and query heads a key head."""
+
+    @property
+    def longest(self) -> int:
+        return self.index.shape[2]
+
+    @property
+    def shared_length(self) -> int:
+        return self.shared.shape[1]
+
+
+@dataclass(frozen=True)
+class Layout:
+    shared: tuple[range, ...]
+    """Packed positions of each segment's shared part; they count from 0 in every row of it."""
+    rows: tuple[tuple[range, ...], ...]
+    """Those of each of its rows' own tokens."""
+    positions: torch.Tensor
+    """[tokens] position of each packed token in its own row"""
+
+    @property
+    def num_tokens(self) -> int:
+        return int(self.positions.shape[0])
+
+    @cached_property
+    def tiles(self) -> tuple[Tile, ...]:
+        """Every packed position is in one of them."""
+        themselves = [_Cell(range(0), [span]) for span in self.shared if span]
+        return _tiles(themselves + _cells(self.shared, self.rows), self.num_tokens, self.positions.device)
+
+    @cached_property
+    def spans(self) -> Spans:
+        """What the compiled kernels read instead of tiles, without padding."""
+        return _spans(self.shared, self.rows)
+
+
+@dataclass(frozen=True)
+class Packed:
+    """`pieces` alternate prompts and token ids in packed order; targets are ordered by segment, row, target."""
+
+    layout: Layout
+    pieces: tuple[torch.Tensor, ...]
+    target_positions: torch.Tensor
+    target_ids: torch.Tensor
+
+
+def common_length(rows: Sequence[Row]) -> int:
+    """How many leading tokens all rows share; every row keeps at least the last token of its input for itself."""
+    if len(rows) < 2:
+        return 0
+    first, last = min(row.input_ids for row in rows), max(row.input_ids for row in rows)
+    length = 0
+    for left, right in zip(first, last, strict=False):
+        if left != right:
+            break
+        length += 1
+    return min(length, min(len(row.input_ids) for row in rows) - 1)
+
+
+def num_packed_tokens(num_virtual_tokens: int, rows: Sequence[Row]) -> int:
+    """Positions that this segment takes in a step."""
+    shared = common_length(rows)
+    return num_virtual_tokens + shared + sum(len(row.tokens) - shared for row in rows)
+
+
+def pack(segments: Sequence[Segment], device: torch.device) -> Packed:
+    commons = [common_length(segment.rows) for segment in segments]
+    pieces, positions, shared = list[torch.Tensor](), list[int](), list[range]()
+    for segment, common in zip(segments, commons, strict=True):
+        start = len(positions)
+        positions.extend(range(segment.num_virtual_tokens + common))
+        shared.append(range(start, len(positions)))
+        if segment.prompt is not None:
+            pieces.append(segment.prompt)
+        if common:
+            pieces.append(torch.tensor(segment.rows[0].input_ids[:common], device=device))
+
+    own_ids, own = list[int](), list[list[range]]()
+    target_positions, target_ids = list[int](), list[int]()
+    for segment, common, before in zip(segments, commons, shared, strict=True):
+        own.append([])
+        for row in segment.rows:
+            start, tokens = len(positions), row.tokens[common:]
+            first = start + len(row.input_ids) - common - 1
+            target_positions.extend(range(first, first + len(row.target_ids)))
+            target_ids.extend(row.target_ids)
+            own_ids.extend(tokens)
+            positions.extend(range(len(before), len(before) + len(tokens)))
+            own[-1].append(range(start, len(positions)))
+    pieces.append(torch.tensor(own_ids, device=device))
+    layout = Layout(tuple(shared), tuple(map(tuple, own)), torch.tensor(positions, device=device))
+    return Packed(layout, tuple(pieces), torch.tensor(target_positions, device=device), torch.tensor(target_ids, device=device))
+
+
+@dataclass(frozen=True)
+class _Cell:
+    """Rows of one segment, of similar length."""
+
+    shared: range
+    rows: list[range]
+
+    @property
+    def longest(self) -> int:
+        return max(map(len, self.rows))
+
+
+def _spans(shared: Sequence[range], own: Sequence[Sequence[range]]) -> Spans:
+    """An item ends with the row that fills it: enough for one thread to be worth its while, and the same for any number of threads."""
+    items, rows, num_partial = list[list[int]](), list[range](), 0
+    themselves = [(range(0), [span]) for span in shared if span]
+    for before, spans in (*themselves, *zip(shared, own, strict=True)):
+        filled = ITEM_TOKENS
+        for span in spans:
+            if filled >= ITEM_TOKENS:
+                items.append([before.start if before else -1, len(before), len(rows), 0, num_partial])
+                num_partial, filled = num_partial + len(before), 0
+            items[-1][3] += 1
+            filled += len(span)
+            rows.append(span)
+    return Spans(torch.tensor(items), torch.tensor([[row.start, len(row)] for row in rows]), sum(map(len, rows)), num_partial)
+
+
+def _cells(shared: Sequence[range], own: Sequence[Sequence[range]]) -> list[_Cell]:
+    cells = list[_Cell]()
+    for before, rows in zip(shared, own, strict=True):
+        if not before:  # nothing is shared: each row can lie beside any other
+            cells.extend(_Cell(before, [row]) for row in rows)
+            continue
+        groups = list[list[range]]()
+        for row in sorted(rows, key=lambda row: (len(row), row.start)):
+            if groups and _similar(len(groups[-1][0]), len(row)):
+                groups[-1].append(row)
+            else:
+                groups.append([row])
+        cells.extend(_Cell(before, sorted(group, key=lambda row: row.start)) for group in groups)
+    return cells
+
+
+def _tiles(cells: Sequence[_Cell], num_tokens: int, device: torch.device) -> tuple[Tile, ...]:
+    groups = list[list[_Cell]]()
+    for cell in sorted(cells, key=lambda cell: (len(cell.shared), len(cell.rows), cell.longest)):
+        first = groups[-1][0] if groups else cell
+        alike = (len(first.shared), len(first.rows)) == (len(cell.shared), len(cell.rows))
+        if groups and alike and _similar(first.longest, cell.longest):
+            groups[-1].append(cell)
+        else:
+            groups.append([cell])
+    return tuple(_tile(sorted(group, key=lambda cell: cell.rows[0].start), num_tokens, device) for group in groups)
+
+
+def _tile(cells: Sequence[_Cell], num_tokens: int, device: torch.device) -> Tile:
+    longest = max(cell.longest for cell in cells)
+    index = [[[*row, *[num_tokens] * (longest - len(row))] for row in cell.rows] for cell in cells]
+    return Tile(torch.tensor(index, device=device), torch.tensor([list(cell.shared) for cell in cells], dtype=torch.long, device=device))
+
+
+def _similar(shorter: int, longer: int) -> bool:
+    return longer <= shorter * PADDING_RATIO + PADDING_SLACK

@@ -1,0 +1,237 @@
+"""Examples as token ids: what training and evaluation feed to the model, through the one encoder that serving uses too.
+
+Free of torch, so that a service that has only the tokenizer can refuse examples before a worker is busy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shared.errors import FieldViolation, InvalidInput
+from shared.text.template import InputEncoder
+from shared.text.truncation import fit_messages, fit_text
+from trainer_service.training.data.example_lines import Selection
+from trainer_service.training.data.statistics import DatasetStatistics
+from trainer_service.training.data.token_rows import MAX_REPORTED, OnProgress, TokenRows, TokenRowsCache, encode_rows
+from trainer_service.training.spec import Example, TaskKind, TooLong, TrainingSpec
+
+_FEW = 3
+"""Examples that are too long and need no summary."""
+
+
+@dataclass(frozen=True)
+class EncodedExample:
+    """`input_ids` stand after the virtual tokens; the loss is on `target_ids`, which follow. Neither is empty."""
+
+    example: Example
+    input_ids: tuple[int, ...]
+    target_ids: tuple[int, ...]
+    label_index: int = -1
+
+
+class EncodedRows(Sequence[EncodedExample]):
+    """Some rows of a dataset, made into `EncodedExample`s one by one when they are asked for.
+
+    `shortened`: the input ids of rows whose inputs were truncated.
+    """
+
+    def __init__(self, rows: TokenRows, indices: NDArray[np.int64], shortened: Mapping[int, tuple[int, ...]]) -> None:
+        self._rows, self._indices, self._shortened = rows, indices, shortened
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    @overload
+    def __getitem__(self, index: int) -> EncodedExample: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> EncodedRows: ...
+
+    def __getitem__(self, index: int | slice) -> EncodedExample | EncodedRows:
+        if isinstance(index, slice):
+            return EncodedRows(self._rows, self._indices[index], self._shortened)
+        row = int(self._indices[index])
+        input_ids = self._shortened.get(row) or self._rows.input_ids(row)
+        return EncodedExample(self._rows.source[row], input_ids, self._rows.target_ids(row), int(self._rows.label_indices[row]))
+
+    @cached_property
+    def input_lengths(self) -> NDArray[np.int64]:
+        lengths = self._rows.input_lengths[self._indices].astype(np.int64)
+        for position in np.flatnonzero(np.isin(self._indices, list(self._shortened))) if self._shortened else ():
+            lengths[position] = len(self._shortened[int(self._indices[position])])
+        return lengths
+
+    @cached_property
+    def target_lengths(self) -> NDArray[np.int64]:
+        return self._rows.target_lengths[self._indices].astype(np.int64)
+
+    @cached_property
+    def label_indices(self) -> NDArray[np.int64]:
+        return self._rows.label_indices[self._indices].astype(np.int64)
+
+
+@dataclass(frozen=True)
+class EncodedDataset:
+    """`label_ids[i]` is the continuation that means `labels[i]`, without the end of sequence (classification only)."""
+
+    examples: Sequence[EncodedExample]
+    label_ids: tuple[tuple[int, ...], ...] = ()
+    num_dropped: int = 0
+    """Examples that were too long and left out."""
+    num_truncated: int = 0
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    @cached_property
+    def input_lengths(self) -> NDArray[np.int64]:
+        """`[examples]` tokens."""
+        if isinstance(self.examples, EncodedRows):
+            return self.examples.input_lengths
+        return np.array([len(example.input_ids) for example in self.examples], np.int64)
+
+    @cached_property
+    def target_lengths(self) -> NDArray[np.int64]:
+        if isinstance(self.examples, EncodedRows):
+            return self.examples.target_lengths
+        return np.array([len(example.target_ids) for example in self.examples], np.int64)
+
+    @cached_property
+    def label_indices(self) -> NDArray[np.int64]:
+        if isinstance(self.examples, EncodedRows):
+            return self.examples.label_indices
+        return np.array([example.label_index for example in self.examples], np.int64)
+
+
+@dataclass(frozen=True)
+class EncodedSplit:
+    train: EncodedDataset
+    validation: EncodedDataset
+
+
+def encode_dataset(
+    examples: Sequence[Example],
+    encoder: InputEncoder,
+    spec: TrainingSpec,
+    max_positions: int,
+    cache: TokenRowsCache | None = None,
+    on_progress: OnProgress | None = None,
+) -> EncodedDataset:
+    """Every example as token ids. Raises InvalidInput naming lines, with counts, for what can't be trained on.
+
+    `max_positions` is the longest sequence that is allowed: virtual tokens, input and target must fit into it together. `spec.too_long`
+    says what becomes of an example that doesn't. `cache` has the rows of other jobs with the same file.
+    """
+    source, indices = (examples.base, examples.indices) if isinstance(examples, Selection) else (examples, range(len(examples)))
+    labels = spec.labels if spec.task is TaskKind.CLASSIFICATION else ()
+    rows = (cache.get if cache is not None else encode_rows)(source, encoder, labels, on_progress)
+    chosen = np.asarray(indices, np.int64)
+    room = max_positions - spec.hyperparameters.num_virtual_tokens
+    long = chosen[rows.lengths[chosen] > room]
+    shortened = dict[int, tuple[int, ...]]()
+    if len(long) and spec.too_long is TooLong.REFUSE:
+        raise InvalidInput(_too_long(rows, long, len(chosen), room, spec.hyperparameters.num_virtual_tokens))
+    if len(long) and spec.too_long is TooLong.TRUNCATE:
+        shortened = _shortened(rows, long, room, encoder)
+    dropped = long[~np.isin(long, list(shortened))] if shortened else long
+    chosen = chosen[~np.isin(chosen, dropped)] if len(dropped) else chosen
+    label_ids = encoder.encode_candidates(spec.labels, "labels") if spec.task is TaskKind.CLASSIFICATION else ()
+    return EncodedDataset(EncodedRows(rows, chosen, shortened), label_ids, len(dropped), len(shortened))
+
+
+def encode_split(
+    train: Sequence[Example],
+    validation: Sequence[Example],
+    spec: TrainingSpec,
+    encoder: InputEncoder,
+    model_positions: int,
+    cache: TokenRowsCache | None = None,
+    on_progress: OnProgress | None = None,
+) -> EncodedSplit:
+    """Both parts of a job's data as token ids. `model_positions` is the model's context.
+
+    Raises InvalidInput that names lines, or the part of which nothing is left.
+    """
+    longest = min(spec.max_positions or model_positions, model_positions)
+    cache, parts = cache or TokenRowsCache(), list[EncodedDataset]()
+    own_file = not (isinstance(train, Selection) and isinstance(validation, Selection) and train.base is validation.base)
+    for name, examples in (("dataset", train), ("validation dataset" if own_file else "dataset", validation)):
+        if not len(examples):
+            parts.append(EncodedDataset(()))
+            continue
+        with _named(name):
+            part = encode_dataset(examples, encoder, spec, longest, cache, on_progress)
+        if not len(part):
+            kind = "held-out" if examples is validation else "training"
+            raise InvalidInput.of(name, f"all {len(examples)} {kind} examples are longer than the {longest} positions of a sequence")
+        parts.append(part)
+    return EncodedSplit(*parts)
+
+
+@contextmanager
+def _named(name: str) -> Iterator[None]:
+    """Lines are named with the dataset that they are in."""
+    try:
+        yield
+    except InvalidInput as error:
+        lines = [replace(found, field=f"{name} {found.field}") if found.field.startswith("line ") else found for found in error.violations]
+        raise InvalidInput([replace(found, field=name) if found.field == "dataset" else found for found in lines]) from error
+
+
+def statistics(train: EncodedDataset, validation: EncodedDataset, num_overlapping: int) -> DatasetStatistics:
+    inputs = np.concatenate([train.input_lengths, validation.input_lengths])
+    targets = np.concatenate([train.target_lengths, validation.target_lengths])
+    return DatasetStatistics(
+        num_train=len(train),
+        num_validation=len(validation),
+        num_dropped=train.num_dropped + validation.num_dropped,
+        num_truncated=train.num_truncated + validation.num_truncated,
+        num_overlapping=num_overlapping,
+        mean_input_tokens=float(inputs.mean()),
+        max_input_tokens=int(inputs.max()),
+        mean_target_tokens=float(targets.mean()),
+        max_target_tokens=int(targets.max()),
+    )
+
+
+def encode_bare(encoder: InputEncoder, example: Example) -> list[int]:
+    """The token ids of an example's input: its text, or its messages but for the last one."""
+    if example.messages:
+        return encoder.encode_messages(example.messages[:-1])
+    return encoder.encode_input(example.input)
+
+
+def _shortened(rows: TokenRows, long: NDArray[np.int64], room: int, encoder: InputEncoder) -> dict[int, tuple[int, ...]]:
+    """Inputs cut as serving cuts them, of those rows where template and target leave room for one."""
+    found = dict[int, tuple[int, ...]]()
+    for row in long.tolist():
+        left = room - int(rows.target_lengths[row])
+        if left < 1:
+            continue
+        example = rows.source[row]
+        ids = fit_messages(encoder, example.messages[:-1], left) if example.messages else fit_text(encoder, example.input, left)
+        if 0 < len(ids) <= left:
+            found[row] = tuple(ids)
+    return found
+
+
+def _too_long(rows: TokenRows, long: NDArray[np.int64], num_examples: int, room: int, num_virtual_tokens: int) -> list[FieldViolation]:
+    found = [
+        FieldViolation(
+            f"line {rows.source[row].line}",
+            f"{rows.input_lengths[row]} input tokens and {rows.target_lengths[row]} target tokens; beside {num_virtual_tokens} virtual "
+            f"tokens there is room for {room}; shorten it, or set spec.too_long to TRUNCATE or DROP",
+        )
+        for row in long[:MAX_REPORTED].tolist()
+    ]
+    if len(long) <= _FEW:
+        return found
+    text = f"{len(long)} of {num_examples} examples are too long: shorten them, or set spec.too_long to TRUNCATE or DROP"
+    return [FieldViolation("dataset", text), *found]

@@ -1,0 +1,65 @@
+"""Which held-out examples choose the checkpoint, and which ones judge it: never the same.
+
+The best of several checkpoints looks better on the examples that it was chosen by than on others. Where there are enough, one part of
+them chooses and another one, seen once at the end, judges. Where there are few, both halves do both (cross-fitting): the checkpoint that
+one half chooses is judged on the other half. All examples together then choose what is published, and what is reported is how well
+choosing on half of them did on the other half. That holds only if the examples decide nothing else: a search or an early stop always
+takes separate parts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from trainer_service.training.data.encoding import EncodedDataset, EncodedExample
+from trainer_service.training.data.split import input_digest
+
+MAX_CHOOSING, MAX_JUDGING = 128, 512
+"""Examples of each evaluation while training, and of the last one; up to twice MAX_CHOOSING where halves do both."""
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    choosing: EncodedDataset
+    judging: EncodedDataset
+    """The same as `choosing` with folds, and for a single example."""
+    fold: tuple[int, ...] = ()
+    """Cross-fitting: the half, 0 or 1, of each example. Empty: separate parts."""
+
+    @property
+    def is_apart(self) -> bool:
+        """Whether no example judges what it helped to choose."""
+        return bool(self.fold) or self.choosing is not self.judging
+
+
+def parted(data: EncodedDataset, max_choosing: int, max_judging: int, *, cross_fit: bool) -> HeldOut:
+    """The same parts for the same examples, in whatever order they come. Examples of one input stay together."""
+    groups: dict[bytes, list[int]] = {}
+    for index, example in enumerate(data.examples):
+        groups.setdefault(input_digest(example.example), []).append(index)
+    ordered = [groups[digest] for digest in sorted(groups)]
+    if len(ordered) < 2:
+        return HeldOut(data, data)
+    if cross_fit and len(data) <= 2 * max_choosing:
+        return HeldOut(data, data, _folds(data.examples, ordered))
+    choosing, judging = list[int](), list[int]()
+    wanted = min(max_choosing, len(data) // 2)
+    for group in ordered:
+        (choosing if len(choosing) < wanted and len(choosing) + len(group) < len(data) else judging).extend(group)
+    return HeldOut(_some(data, choosing[:max_choosing]), _some(data, judging[:max_judging]))
+
+
+def _folds(examples: Sequence[EncodedExample], groups: Sequence[Sequence[int]]) -> tuple[int, ...]:
+    """Halves with about as many examples of each label."""
+    fold, sizes = [0] * len(examples), [0, 0]
+    for group in sorted(groups, key=lambda group: examples[group[0]].label_index):
+        side = int(sizes[1] < sizes[0])
+        sizes[side] += len(group)
+        for index in group:
+            fold[index] = side
+    return tuple(fold)
+
+
+def _some(data: EncodedDataset, indices: Sequence[int]) -> EncodedDataset:
+    return EncodedDataset(tuple(data.examples[index] for index in sorted(indices)), data.label_ids)

@@ -1,0 +1,127 @@
+"""A dataset as token ids in a few flat arrays, 2 or 4 bytes a token: one copy for all jobs that train on it with the same template."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from array import array
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shared.errors import FieldViolation, InvalidInput
+from shared.text.template import InputEncoder
+from trainer_service.training.data.example_lines import ExampleLines
+from trainer_service.training.spec import Example
+
+MAX_REPORTED = 20
+REPORT_EVERY = 500
+"""Examples between two reports of progress."""
+OnProgress = Callable[[int], None]
+"""Called with the number of examples that are encoded; may raise to end the encoding."""
+
+
+class TokenRows:
+    """Every example of `source` as tokens: row `i` is `source[i]`, whatever its length. Immutable.
+
+    `input_lengths`, `target_lengths`, `label_indices`: `[examples]`.
+    """
+
+    def __init__(
+        self, source: Sequence[Example], ids: array[int], input_lengths: array[int], target_lengths: array[int], labels: array[int]
+    ):
+        self.source = source
+        self._ids: NDArray[np.integer] = np.frombuffer(ids, dtype=ids.typecode) if ids else np.zeros(0, np.int32)
+        self.input_lengths, self.target_lengths, self.label_indices = (
+            np.frombuffer(part, dtype=np.int32) if part else np.zeros(0, np.int32) for part in (input_lengths, target_lengths, labels)
+        )
+        self._starts = np.zeros(len(self.input_lengths) + 1, np.int64)
+        np.cumsum(self.lengths, out=self._starts[1:])
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """`[examples]` tokens of input and target together."""
+        return self.input_lengths.astype(np.int64) + self.target_lengths
+
+    def input_ids(self, row: int) -> tuple[int, ...]:
+        start = self._starts[row]
+        return tuple(self._ids[start : start + self.input_lengths[row]].tolist())
+
+    def target_ids(self, row: int) -> tuple[int, ...]:
+        return tuple(self._ids[self._starts[row] + self.input_lengths[row] : self._starts[row + 1]].tolist())
+
+    @property
+    def num_bytes(self) -> int:
+        return self._ids.nbytes + self._starts.nbytes + 3 * self.input_lengths.nbytes
+
+
+class TokenRowsCache:
+    """Rows by file, template and labels, as long as a job uses them. Thread-safe; one encoding at a time."""
+
+    def __init__(self) -> None:
+        self._rows: weakref.WeakValueDictionary[tuple[str, str, tuple[str, ...]], TokenRows] = weakref.WeakValueDictionary()
+        self._encoding = threading.Lock()
+
+    def get(
+        self, source: Sequence[Example], encoder: InputEncoder, labels: Sequence[str], on_progress: OnProgress | None = None
+    ) -> TokenRows:
+        if not isinstance(source, ExampleLines):
+            return encode_rows(source, encoder, labels, on_progress)
+        key = source.digest, encoder.template.model_dump_json(), tuple(labels)
+        with self._encoding:
+            found = self._rows.get(key)
+            if found is None:
+                found = self._rows[key] = encode_rows(source, encoder, labels, on_progress)
+        return found
+
+
+def encode_rows(
+    source: Sequence[Example], encoder: InputEncoder, labels: Sequence[str], on_progress: OnProgress | None = None
+) -> TokenRows:
+    """Raises InvalidInput naming the lines of examples that the template refuses or that have no tokens."""
+    by_label = {label: index for index, label in enumerate(labels)}
+    ids = array("H" if len(encoder.tokenizer) <= 1 << 16 else "i")
+    input_lengths, target_lengths, label_indices = array("i"), array("i"), array("i")
+    violations = list[FieldViolation]()
+    for count, example in enumerate(source):
+        if on_progress is not None and count % REPORT_EVERY == 0:
+            on_progress(count)
+        try:
+            input_ids, target_ids = encode_example(example, encoder)
+        except InvalidInput as error:
+            violations += [_in_line(example, found) for found in error.violations]
+        else:
+            for part, found in (("input", input_ids), ("target", target_ids)):
+                if not found:
+                    violations.append(FieldViolation(f"line {example.line}", f"the {part} has no tokens in this model's vocabulary"))
+            ids.extend(input_ids)
+            ids.extend(target_ids)
+            input_lengths.append(len(input_ids))
+            target_lengths.append(len(target_ids))
+            label_indices.append(-1 if example.label is None else by_label[example.label])
+        if len(violations) >= MAX_REPORTED:
+            break
+    if violations:
+        raise InvalidInput(violations[:MAX_REPORTED])
+    return TokenRows(source, ids, input_lengths, target_lengths, label_indices)
+
+
+def encode_example(example: Example, encoder: InputEncoder) -> tuple[list[int], list[int]]:
+    """Input and target ids."""
+    input_ids = encoder.encode_messages(example.messages[:-1]) if example.messages else encoder.encode_input(example.input)
+    return input_ids, encoder.encode_target(target_text(example))
+
+
+def target_text(example: Example) -> str:
+    if example.messages:
+        return example.messages[-1].content
+    return (example.label if example.label is not None else example.output) or ""
+
+
+def _in_line(example: Example, found: FieldViolation) -> FieldViolation:
+    """What the encoder says of a conversation, named as the dataset's line; what it says of the template stays as it is."""
+    if not found.field.startswith("messages"):
+        raise InvalidInput([found])
+    part = found.field if example.messages else "input"
+    return FieldViolation(f"line {example.line} {part}", found.description)

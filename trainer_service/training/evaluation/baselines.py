@@ -1,0 +1,172 @@
+"""What the frozen model does without training: the rows of a held-out example as other ways of asking would write them.
+
+bare        the input alone, as the inference service asks the model for a request that names no prompt
+instructed  an instruction that a person would write, in front of the rendered input, as a message to the model's chat template
+few-shot    the same after as many training examples as fit (Brown et al. 2020, arXiv:2005.14165), as earlier turns
+
+A tokenizer without a chat template gets the last two as paragraphs. Whatever a way of asking can't write (a chat template that refuses a
+role, an example that is too long) is an InvalidInput: that baseline is not measured.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from shared.errors import InvalidInput
+from shared.text.template import (
+    INPUT_FIELD,
+    InputEncoder,
+    Message,
+    Template,
+    TemplateFormat,
+    bare_template,
+    conversation_text,
+    default_format,
+    has_chat_template,
+    pinned,
+)
+from trainer_service.training.data.encoding import EncodedDataset, EncodedExample, encode_bare
+from trainer_service.training.recipe.defaults import init_text
+from trainer_service.training.spec import Example, InitMethod, TaskKind, TrainingSpec
+
+MAX_SHOT_CANDIDATES = 4096
+MAX_SHOT_TOKENS = 1024
+"""Tokens of the training examples in a few-shot input: a bound on the cost, since each pass over held-out examples computes them."""
+_TURN_TOKENS = 8
+"""What a chat template writes around a message, roughly."""
+
+
+@dataclass(frozen=True)
+class Baseline:
+    data: EncodedDataset
+    end_token_id: int | None
+    """Ends a generated answer."""
+    num_shots: int = 0
+
+
+def instruction(spec: TrainingSpec) -> str:
+    """What a person would tell the model: the text that the prompt's training starts from, or the recipe's for this task."""
+    init = spec.hyperparameters.init
+    own = init.text.strip() if init.method is InitMethod.TEXT else ""
+    by_recipe = init_text(spec.task, spec.template, spec.labels)
+    return own if own and own != by_recipe else init_text(spec.task, Template(), spec.labels)  # the template is around the input anyway
+
+
+def bare(spec: TrainingSpec, tokenizer: Any, examples: Sequence[Example]) -> Baseline:
+    """The same token ids as a request to the bare model has: through the model's chat template if there is one, else the plain input."""
+    encoder = InputEncoder(tokenizer, bare_template(None, default_format(tokenizer)))
+    return _encoded(encoder, spec, examples, lambda example: encode_bare(encoder, example))
+
+
+def instructed(spec: TrainingSpec, tokenizer: Any, examples: Sequence[Example], max_positions: int) -> Baseline:
+    """Raises InvalidInput if an example doesn't fit or can't be written so."""
+    asking = _Asking(spec, tokenizer)
+    return _fitting(asking, _encoded(asking.encoder, spec, examples, asking.ids), max_positions)
+
+
+def few_shot(spec: TrainingSpec, tokenizer: Any, examples: Sequence[Example], train: Sequence[Example], max_positions: int) -> Baseline:
+    """The shots are drawn with the job's seed, of each label in turn. Raises InvalidInput if not even one fits."""
+    asking = _Asking(spec, tokenizer)
+    longest = max(len(asking.ids(example)) + len(asking.target(example)) for example in examples)
+    shots = _shots(asking, train, min(MAX_SHOT_TOKENS, max_positions - longest), spec.hyperparameters.seed)
+    while shots:
+        used = shots
+        found = _encoded(asking.encoder, spec, examples, lambda example: asking.ids(example, used))  # noqa: B023
+        try:
+            return _fitting(asking, found, max_positions, len(shots))
+        except InvalidInput:
+            shots = shots[: len(shots) // 2]
+    raise InvalidInput.of("dataset", "no training example fits beside a held-out one")
+
+
+class _Asking:
+    """How inputs are written with an instruction, and with examples before them."""
+
+    def __init__(self, spec: TrainingSpec, tokenizer: Any) -> None:
+        own = spec.template
+        self._template, self._instruction = own, instruction(spec)
+        self._is_chat = has_chat_template(tokenizer)
+        if self._is_chat:
+            chat = {"format": TemplateFormat.CHAT, "system": own.system, "arguments": own.arguments, "date": own.date}
+            self.encoder = InputEncoder(tokenizer, pinned(Template(**chat, system_override=True), tokenizer))
+        else:
+            self.encoder = InputEncoder(tokenizer, Template(text="{input}\nAnswer:", rendering=2))
+
+    def ids(self, example: Example, shots: Sequence[Example] = ()) -> list[int]:
+        turns = [turn for shot in shots for turn in (*self._question(shot), Message(role="assistant", content=answer_of(shot)))]
+        turns += self._question(example)
+        if self._is_chat:
+            return self.encoder.encode_messages(self._with_instruction(turns))
+        paragraphs = list[str]()
+        for shot in shots:
+            paragraphs.append(f"{conversation_text(self._question(shot))}\nAnswer: {answer_of(shot)}")
+        paragraphs.append(conversation_text(self._question(example)))
+        return self.encoder.encode_input("\n\n".join([self._instruction, *paragraphs]))
+
+    def target(self, example: Example) -> list[int]:
+        return self.encoder.encode_target(answer_of(example))
+
+    def _question(self, example: Example) -> list[Message]:
+        if example.messages:
+            return list(example.messages[:-1])
+        text = example.input if self._template.text == INPUT_FIELD else self._template.render(example.input).strip()
+        return [Message(role="user", content=text)]
+
+    def _with_instruction(self, turns: list[Message]) -> list[Message]:
+        """In the first user message, since not every chat template takes a system message. Of system messages the example's own stays."""
+        system = [turn for turn in turns if turn.role == "system"][-1:]
+        rest = [turn for turn in turns if turn.role != "system"]
+        first = next((index for index, turn in enumerate(rest) if turn.role == "user"), None)
+        if first is not None:
+            rest[first] = Message(role="user", content=f"{self._instruction}\n\n{rest[first].content}")
+        return [*system, *rest]
+
+
+def answer_of(example: Example) -> str:
+    """The wanted answer's text."""
+    if example.messages:
+        return example.messages[-1].content
+    return (example.label if example.label is not None else example.output) or ""
+
+
+def _shots(asking: _Asking, train: Sequence[Example], room: int, seed: int) -> list[Example]:
+    """As many as take at most `room` tokens, of each label in turn; chosen from at most MAX_SHOT_CANDIDATES, so that few texts are read."""
+    order = list(range(len(train)))
+    random.Random(seed).shuffle(order)
+    by_label: dict[str, list[Example]] = {}
+    for index in order[:MAX_SHOT_CANDIDATES]:
+        by_label.setdefault(train[index].label or "", []).append(train[index])
+    queues, shots = [list(reversed(some)) for some in by_label.values()], list[Example]()
+    while any(queues):
+        for queue in queues:
+            if not queue:
+                continue
+            shot = queue.pop()
+            room -= len(asking.encoder.tokenizer(_text(shot) + answer_of(shot), add_special_tokens=False)["input_ids"]) + 2 * _TURN_TOKENS
+            if room < 0:
+                return shots
+            shots.append(shot)
+    return shots
+
+
+def _text(example: Example) -> str:
+    return conversation_text(example.messages[:-1]) if example.messages else example.input
+
+
+def _encoded(encoder: InputEncoder, spec: TrainingSpec, examples: Sequence[Example], ids: Callable[[Example], Sequence[int]]) -> Baseline:
+    labels = {label: index for index, label in enumerate(spec.labels)}
+    rows = [
+        EncodedExample(example, tuple(ids(example)), tuple(encoder.encode_target(answer_of(example))), labels.get(example.label or "", -1))
+        for example in examples
+    ]
+    candidates = encoder.encode_candidates(spec.labels, "labels") if spec.task is TaskKind.CLASSIFICATION else ()
+    return Baseline(EncodedDataset(tuple(rows), candidates), encoder.end_token_id)
+
+
+def _fitting(asking: _Asking, found: Baseline, max_positions: int, num_shots: int = 0) -> Baseline:
+    if max(len(row.input_ids) + len(row.target_ids) for row in found.data.examples) > max_positions:
+        raise InvalidInput.of("dataset", "a held-out example doesn't fit into the model's context with an instruction")
+    return Baseline(found.data, found.end_token_id, num_shots)

@@ -1,0 +1,126 @@
+"""How good a prompt is on held-out examples. Written as generators that yield work, so that a cohort computes it beside training.
+
+Classification scores the label set: the label whose tokens are most probable as a continuation is the answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Sequence
+from typing import Any
+
+import torch
+
+from shared.model.base_model import BaseModel
+from trainer_service.training.attention.packing import Row, common_length, num_packed_tokens
+from trainer_service.training.data.encoding import EncodedDataset
+from trainer_service.training.events import NearestToken
+from trainer_service.training.recipe.init import embed
+from trainer_service.training.results import Results
+from trainer_service.training.spec import Metric
+from trainer_service.training.work import RowScore, ScoreWork, Work
+
+SLICE_TOKENS = 1024
+MIN_PASS_TOKENS = 128
+"""Smaller passes cost as much as this one: they read all weights for little."""
+MAX_SHARED_TOKENS = 16 * SLICE_TOKENS
+"""Of a slice, counted once for each row: an architecture that is computed row by row shares nothing."""
+_TABLE_CHUNK = 16384
+
+Evaluation = Generator[Work, Any, dict[str, float]]
+
+
+def evaluate(prompt: torch.Tensor | None, data: EncodedDataset) -> Evaluation:
+    """loss and token_accuracy of the targets; for classification also accuracy and macro_f1."""
+    results = yield from evaluate_examples(prompt, data)
+    return results.metrics(Metric.LOSS)
+
+
+def evaluate_examples(prompt: torch.Tensor | None, data: EncodedDataset) -> Generator[Work, Any, Results]:
+    """How each example comes out behind `prompt` (None: the bare model), without generated texts."""
+    single = len(data.label_ids) > 0 and all(len(ids) == 1 for ids in data.label_ids)
+    candidates = tuple(ids[0] for ids in data.label_ids) if single else ()
+    rows = [Row(example.input_ids, example.target_ids) for example in data.examples]
+    scores = yield from score_rows(prompt, rows, candidates)
+    answers: list[int] = []
+    if data.label_ids:
+        if single:
+            answers = [_argmax(score.candidates) for score in scores]
+        else:
+            answers = yield from _choose_labels(prompt, data)
+    return Results(
+        log_probabilities=tuple(score.log_probability for score in scores),
+        num_targets=tuple(score.num_targets for score in scores),
+        num_correct=tuple(score.num_correct for score in scores),
+        wanted=tuple(example.label_index for example in data.examples) if data.label_ids else (),
+        chosen=tuple(answers),
+    )
+
+
+def score_rows(prompt: torch.Tensor | None, rows: Sequence[Row], candidates: tuple[int, ...] = ()) -> Generator[Work, Any, list[RowScore]]:
+    """Scores in the order of `rows`, asked for in slices so that no step of the cohort gets long."""
+    scores: list[RowScore] = []
+    for part in _slices(rows):
+        scores += yield ScoreWork(prompt, part, candidates)
+    return scores
+
+
+@torch.no_grad()
+def nearest_tokens(base_model: BaseModel, matrix: torch.Tensor) -> tuple[NearestToken, ...]:
+    """The vocabulary token of highest cosine for each virtual token of `[num_virtual_tokens, hidden_size]`."""
+    unit = torch.nn.functional.normalize(matrix.detach().float().to(base_model.device), dim=-1)
+    vocab = base_model.embedding_table.shape[0]
+    best = torch.full((unit.shape[0],), -2.0, device=unit.device)
+    ids = torch.zeros(unit.shape[0], dtype=torch.long, device=unit.device)
+    for first in range(0, vocab, _TABLE_CHUNK):
+        table = embed(base_model, range(first, min(vocab, first + _TABLE_CHUNK)))
+        cosine, index = (unit @ torch.nn.functional.normalize(table, dim=-1).T).max(-1)
+        ids = torch.where(cosine > best, index + first, ids)
+        best = torch.maximum(best, cosine)
+    texts = [base_model.tokenizer.decode([token]) for token in ids.tolist()]
+    return tuple(NearestToken(text, cosine) for text, cosine in zip(texts, best.tolist(), strict=True))
+
+
+def _choose_labels(prompt: torch.Tensor | None, data: EncodedDataset) -> Generator[Work, Any, list[int]]:
+    """The exact score of every label of every example: one row each, and of many labels the input is computed once for all."""
+    by_example = [[Row(example.input_ids, ids) for ids in data.label_ids] for example in data.examples]
+    together = [row for rows in by_example for row in rows]
+    apart = [num_packed_tokens(0, rows) for rows in by_example]
+    common = common_length(together)
+    is_cheaper = 2 * sum(apart) < sum(len(row.tokens) - common for row in together)
+    scores: list[RowScore] = []
+    for rows in by_example if is_cheaper and min(apart) >= MIN_PASS_TOKENS else [together]:
+        scores += yield from score_rows(prompt, rows)
+    values, width = [score.log_probability for score in scores], len(data.label_ids)
+    return [_argmax(values[first : first + width]) for first in range(0, len(values), width)]
+
+
+def row_slices(rows: Sequence[Row], max_tokens: int) -> Iterator[Sequence[Row]]:
+    """Consecutive rows of at most `max_tokens` tokens together; a longer row is a slice of its own."""
+    part, used = list[Row](), 0
+    for row in rows:
+        if part and used + len(row.tokens) > max_tokens:
+            yield part
+            part, used = [], 0
+        part.append(row)
+        used += len(row.tokens)
+    if part:
+        yield part
+
+
+def _slices(rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
+    """What all rows begin with is computed once a slice, so it counts once; a slice takes at least as many other tokens as that."""
+    common = common_length(rows)
+    size = max(SLICE_TOKENS, 2 * common)
+    part, used = list[Row](), common
+    for row in rows:
+        if part and (used + len(row.tokens) - common > size or len(part) * common > MAX_SHARED_TOKENS):
+            yield part
+            part, used = [], common
+        part.append(row)
+        used += len(row.tokens) - common
+    if part:
+        yield part
+
+
+def _argmax(values: Sequence[float]) -> int:
+    return max(range(len(values)), key=lambda index: (values[index], -index))

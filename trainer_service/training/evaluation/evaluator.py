@@ -1,0 +1,175 @@
+"""The held-out side of one run: which checkpoint is chosen, and what it and its rivals do on examples that did not choose it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+
+from shared.errors import SoftPromptError
+from shared.model.base_model import BaseModel
+from trainer_service.training.checkpoint import EvaluationRecord, FoldChoice, RunState
+from trainer_service.training.comparison import BARE, CURRENT, FEW_SHOT, INSTRUCTED, Comparison, Estimate, compare, estimate
+from trainer_service.training.data.encoding import EncodedDataset
+from trainer_service.training.data.held_out import MAX_CHOOSING, MAX_JUDGING, HeldOut, parted
+from trainer_service.training.evaluation import baselines
+from trainer_service.training.evaluation.baselines import Baseline
+from trainer_service.training.evaluation.evaluate import evaluate_examples
+from trainer_service.training.evaluation.generate import generated_texts
+from trainer_service.training.recipe.selection import is_better, score_of, slack
+from trainer_service.training.results import TEXT_METRICS, Results
+from trainer_service.training.spec import Example, TrainingSpec
+from trainer_service.training.work import CallWork, Work
+
+log = logging.getLogger(__name__)
+
+MAX_LABEL_ROWS = 4096
+"""Labels of several tokens cost a row for each label of each example: fewer examples then."""
+Measuring = Generator[Work, Any, Results]
+RowCheck = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """The tuned prompt and its rivals on the same held-out examples."""
+
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    bare: Mapping[str, float] = field(default_factory=dict)
+    """The model as it answers a request that names no prompt: without the job's template."""
+    rivals: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """By BARE (with the job's template), INSTRUCTED, FEW_SHOT, CURRENT; what could not be measured is left out."""
+    comparisons: Mapping[str, Comparison] = field(default_factory=dict)
+    """Of the tuned prompt with each rival."""
+    estimate: Estimate | None = None
+    num_shots: int = 0
+    num_judging: int = 0
+    is_apart: bool = False
+    """Whether no example judged a checkpoint that it had helped to choose."""
+
+
+class Evaluator:
+    """`state` is the run's; what an evaluation changes in it is what a resumed run needs."""
+
+    def __init__(
+        self,
+        base_model: BaseModel,
+        spec: TrainingSpec,
+        data: EncodedDataset,
+        state: RunState,
+        end_token_id: int | None,
+        check_row: RowCheck,
+    ) -> None:
+        """`check_row(virtual tokens, tokens)` raises for a row that is too large for this worker's memory."""
+        self._base_model, self._spec, self._state = base_model, spec, state
+        self._metric, self._end_token_id, self._check_row = spec.hyperparameters.metric, end_token_id, check_row
+        limit = MAX_CHOOSING
+        if any(len(ids) > 1 for ids in data.label_ids):
+            limit = min(limit, max(16, MAX_LABEL_ROWS // len(data.label_ids)))
+        depends = spec.hyperparameters.search or spec.hyperparameters.early_stop_patience > 0
+        self.held_out: HeldOut = parted(data, limit, limit * MAX_JUDGING // MAX_CHOOSING, cross_fit=not depends)
+        if self.held_out.fold and not state.history:
+            state.folds = [FoldChoice(), FoldChoice()]
+
+    def __len__(self) -> int:
+        return len(self.held_out.choosing)
+
+    def measure(self, prompt: torch.Tensor | None) -> Measuring:
+        """On the examples that choose. `prompt`: None for the model with the template alone."""
+        return self._measured(prompt, self.held_out.choosing, self._end_token_id)
+
+    def keep(self, step: int, results: Results) -> bool:
+        """Enter an evaluation in the history. Whether it is the best so far."""
+        state, metric, fold = self._state, self._metric, self.held_out.fold
+        metrics = results.metrics(metric)
+        score = score_of(metric, metrics)
+        state.history.append(EvaluationRecord(step=step, metrics=metrics, score=score))
+        top = max(record.score[0] for record in state.history)
+        best = state.best_score
+        is_best = best is None or is_better(score, best, top, slack(metric, top, len(results)))
+        state.stale_evaluations = 0 if is_best else state.stale_evaluations + 1
+        if is_best:
+            state.best_step, state.best_score = step, score
+        for half, choice in enumerate(state.folds):
+            indices = [index for index, side in enumerate(fold) if side == half]
+            score = score_of(metric, results.metrics(metric, indices))
+            choice.top = max(choice.top, score[0])
+            if choice.score is None or is_better(score, choice.score, choice.top, slack(metric, choice.top, len(indices))):
+                choice.step, choice.score, choice.results = step, score, results
+        return is_best
+
+    def judge(self, prompt: torch.Tensor, current: torch.Tensor | None, train: Sequence[Example]) -> Generator[Work, Any, Judgement]:
+        """The chosen prompt, the frozen model asked in other ways, and the version that the alias names, on the examples that judge."""
+        data = self.held_out.judging
+        if not len(data):
+            return Judgement()
+        crossed = self._crossed()
+        tuned = crossed or (yield from self._measured(prompt, data, self._end_token_id))
+        template = self._state.template_results if data is self.held_out.choosing else None
+        rivals = {BARE: template or (yield from self._measured(None, data, self._end_token_id))}
+        num_shots = 0
+        examples = [example.example for example in data.examples]
+        for name, write in self._ways(examples, train).items():
+            baseline = yield CallWork(partial(self._written, name, write))
+            if baseline is not None:
+                rivals[name] = yield from self._measured(None, baseline.data, baseline.end_token_id)
+                num_shots = num_shots or baseline.num_shots
+        if current is not None:
+            rivals[CURRENT] = yield from self._measured(current, data, self._end_token_id)
+        bare: Mapping[str, float] = {}
+        write = partial(baselines.bare, self._spec, self._base_model.tokenizer, examples)
+        raw = yield CallWork(partial(self._written, "bare model", write))
+        if raw is not None:
+            bare = (yield from self._measured(None, raw.data, raw.end_token_id)).metrics(self._metric)
+        comparisons = dict[str, Comparison]()
+        for name, results in rivals.items():
+            comparison = yield CallWork(partial(compare, self._metric, tuned, results))
+            if comparison is not None:
+                comparisons[name] = comparison
+        return Judgement(
+            metrics=tuned.metrics(self._metric),
+            bare=bare,
+            rivals={name: results.metrics(self._metric) for name, results in rivals.items()},
+            comparisons=comparisons,
+            estimate=(yield CallWork(partial(estimate, self._metric, tuned))),
+            num_shots=num_shots,
+            num_judging=len(data),
+            is_apart=crossed is not None or data is not self.held_out.choosing,
+        )
+
+    def _crossed(self) -> Results | None:
+        """Each half's examples behind the checkpoint that the other half chose. None without cross-fitting, or if a checkpoint of an
+        earlier release has brought a history in which halves chose nothing."""
+        if not self.held_out.fold or len(self._state.folds) < 2:
+            return None
+        first, second = (choice.results for choice in self._state.folds)
+        return None if first is None or second is None else second.merged(first, self.held_out.fold)
+
+    def _ways(self, examples: list[Example], train: Sequence[Example]) -> dict[str, Callable[[], Baseline]]:
+        """Of asking the frozen model."""
+        arguments = (self._spec, self._base_model.tokenizer, examples)
+        room = self._base_model.info.max_positions
+        return {
+            INSTRUCTED: lambda: baselines.instructed(*arguments, room),
+            FEW_SHOT: lambda: baselines.few_shot(*arguments, train, room),
+        }
+
+    def _written(self, name: str, write: Callable[[], Baseline]) -> Baseline | None:
+        """None for what can't be written for this model and these examples, or not be computed on this worker."""
+        try:
+            baseline = write()
+            self._check_row(0, max(len(row.input_ids) + len(row.target_ids) - 1 for row in baseline.data.examples))
+        except SoftPromptError as error:
+            log.info("the %s is not measured: %s", name.replace("_", " "), error.message)
+            return None
+        return baseline
+
+    def _measured(self, prompt: torch.Tensor | None, data: EncodedDataset, end_token_id: int | None) -> Measuring:
+        results = yield from evaluate_examples(prompt, data)
+        if self._metric not in TEXT_METRICS:
+            return results
+        texts = yield from generated_texts(self._base_model, prompt, data, end_token_id)
+        return results.model_copy(update={"texts": texts})

@@ -1,0 +1,194 @@
+"""The recipe: what is trained where the user left a hyperparameter out, and whether what the user set fits together.
+
+What was measured for which constant is in docs/training.md. Nothing here looks at the data beyond its size and its labels, so the
+recipe can't be tuned to one data set by accident. Knows no torch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+from shared.errors import FieldViolation, InvalidInput
+from shared.model.base_model import BaseModelInfo
+from shared.text.template import INPUT_FIELD, Template, TemplateFormat
+from trainer_service.training.spec import (
+    HyperparameterRequest,
+    Hyperparameters,
+    Init,
+    InitMethod,
+    Metric,
+    Reparameterisation,
+    Schedule,
+    TaskKind,
+)
+
+NUM_VIRTUAL_TOKENS = 20
+LEARNING_RATE = 5e-3
+BATCH_SIZE, MAX_GPU_BATCH_SIZE = 8, 64
+MIN_STEPS, MAX_STEPS, NUM_EPOCHS = 320, 16_000, 2
+WARMUP_FRACTION, MAX_WARMUP_STEPS = 0.1, 100
+MAX_GRAD_NORM = 1.0
+NUM_EVALUATIONS, MIN_EVALUATION_INTERVAL = 8, 10
+T = TypeVar("T")
+STEPS_LIMIT = 10_000_000
+FIELD = "spec.hyperparameters"
+
+_OF_CLASSES = frozenset({Metric.ACCURACY, Metric.MACRO_F1})
+_OF_GENERATIONS = frozenset({Metric.CHRF, Metric.BLEU, Metric.EXACT_MATCH})
+
+
+def fill(
+    request: HyperparameterRequest,
+    task: TaskKind,
+    num_train: int,
+    info: BaseModelInfo,
+    template: Template,
+    labels: Sequence[str] = (),
+    *,
+    source_virtual_tokens: int | None = None,
+    on_gpu: bool = False,
+) -> Hyperparameters:
+    """What will be trained, nothing left open. `source_virtual_tokens`: the length of the version that FROM_PROMPT starts from.
+
+    `on_gpu`: whether the workers have GPUs, which take larger batches in the same time.
+
+    Raises InvalidInput naming every `spec.hyperparameters.*` field that is out of range for this model and dataset.
+    """
+    if num_train < 1:
+        raise InvalidInput.of("spec.dataset", "has no training examples")
+    init = _init(request.init, task, template, labels)
+    batch_size = request.batch_size or _batch_size(num_train, on_gpu)
+    num_steps = request.num_steps or _num_steps(request.num_epochs, num_train, batch_size)
+    filled = Hyperparameters(
+        num_virtual_tokens=request.num_virtual_tokens or source_virtual_tokens or NUM_VIRTUAL_TOKENS,
+        init=init,
+        reparameterisation=request.reparameterisation or Reparameterisation.NONE,
+        learning_rate=request.learning_rate or LEARNING_RATE,
+        schedule=request.schedule or Schedule.COSINE,
+        warmup_steps=_given(request.warmup_steps, min(MAX_WARMUP_STEPS, int(num_steps * WARMUP_FRACTION))),
+        weight_decay=_given(request.weight_decay, 0.0),
+        max_grad_norm=_given(request.max_grad_norm, MAX_GRAD_NORM),
+        batch_size=batch_size,
+        num_steps=num_steps,
+        evaluation_interval_steps=request.evaluation_interval_steps or max(MIN_EVALUATION_INTERVAL, math.ceil(num_steps / NUM_EVALUATIONS)),
+        early_stop_patience=_given(request.early_stop_patience, 0),
+        label_smoothing=_given(request.label_smoothing, 0.0),
+        balance_classes=_given(request.balance_classes, False),
+        metric=request.metric or (Metric.ACCURACY if task is TaskKind.CLASSIFICATION else Metric.LOSS),
+        seed=_given(request.seed, 0),
+        search=_given(request.search, False),
+        class_weights=dict(request.class_weights),
+    )
+    violations = [*_violations(request, filled, task, num_train, info, source_virtual_tokens), *_weight_violations(filled, task, labels)]
+    if violations:
+        raise InvalidInput(violations)
+    return filled
+
+
+def check_init(init: Init, labels: Sequence[str], tokenizer: Any) -> None:
+    """Raises InvalidInput for an init text (or labels) that this tokenizer turns into no tokens."""
+    texts = {InitMethod.TEXT: [init.text], InitMethod.LABELS: list(labels)}.get(init.method)
+    if texts is not None and not any(tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts):
+        raise InvalidInput.of(f"{FIELD}.init.text", f"{init.text[:40]!r} has no tokens in this model's vocabulary")
+
+
+def init_text(task: TaskKind, template: Template, labels: Sequence[str]) -> str:
+    """A plain instruction: text init starts where such an instruction stands, and training moves on from there."""
+    instruction = template.system.strip() if template.format is TemplateFormat.CHAT else ""
+    literal = " ".join(template.text.replace(INPUT_FIELD, " ").split())
+    if task is TaskKind.CLASSIFICATION:
+        shown = ", ".join(labels[:-1][:20]) + f" or {labels[-1]}"
+        default = f"Decide for the following text whether it is {shown}. Answer with one of these words only."
+    else:
+        default = "Read the following input carefully and write exactly the answer that is wanted for it, in the right form and tone."
+    return " ".join(part for part in (instruction, default, literal if len(literal) > 24 else "") if part)
+
+
+def _init(requested: Init | None, task: TaskKind, template: Template, labels: Sequence[str]) -> Init:
+    init = requested or Init()
+    if init.method is InitMethod.TEXT and not init.text:
+        return Init(method=InitMethod.TEXT, text=init_text(task, template, labels))
+    return init
+
+
+def coverage_note(request: HyperparameterRequest, filled: Hyperparameters, num_train: int) -> str:
+    """A sentence for a length that the recipe chose and that doesn't see every example once; empty for others."""
+    seen = filled.num_steps * filled.batch_size
+    if seen >= num_train or request.num_steps is not None or request.num_epochs is not None:
+        return ""
+    share = f"{seen} of the {num_train} training examples ({100 * seen / num_train:.0f} %)"
+    return f"{filled.num_steps} steps of {filled.batch_size} see {share}, each once: num_epochs 1 sees them all"
+
+
+def _batch_size(num_train: int, on_gpu: bool) -> int:
+    """8; on a GPU the largest power of two up to 64 with which one pass over the data still takes MIN_STEPS steps, at least 8."""
+    wanted = BATCH_SIZE
+    while on_gpu and wanted < MAX_GPU_BATCH_SIZE and 2 * wanted * MIN_STEPS <= num_train:
+        wanted *= 2
+    return min(wanted, num_train)
+
+
+def _num_steps(num_epochs: float | None, num_train: int, batch_size: int) -> int:
+    if num_epochs is not None:
+        return max(1, math.ceil(num_epochs * num_train / batch_size))
+    return min(MAX_STEPS, max(MIN_STEPS, math.ceil(NUM_EPOCHS * num_train / batch_size)))
+
+
+def _given(value: T | None, default: T) -> T:
+    return default if value is None else value
+
+
+def _weight_violations(filled: Hyperparameters, task: TaskKind, labels: Sequence[str]) -> list[FieldViolation]:
+    name = f"{FIELD}.class_weights"
+    if not filled.class_weights:
+        return []
+    if task is not TaskKind.CLASSIFICATION:
+        return [FieldViolation(name, "needs examples of input and label")]
+    if filled.balance_classes:
+        return [FieldViolation(name, "excludes balance_classes: give one of them")]
+    unknown = [label for label in filled.class_weights if label not in labels]
+    return [FieldViolation(f"{name}[{label[:40]!r}]", "is not in the label set") for label in unknown[:20]]
+
+
+def _violations(
+    request: HyperparameterRequest,
+    filled: Hyperparameters,
+    task: TaskKind,
+    num_train: int,
+    info: BaseModelInfo,
+    source_virtual_tokens: int | None,
+) -> list[FieldViolation]:
+    found = list[FieldViolation]()
+
+    def refuse(name: str, reason: str) -> None:
+        found.append(FieldViolation(f"{FIELD}.{name}", reason))
+
+    if request.num_epochs is not None and request.num_steps is not None:
+        refuse("num_epochs", "give either num_epochs or num_steps, not both")
+    if filled.num_steps > STEPS_LIMIT:
+        refuse("num_epochs", f"makes {filled.num_steps} steps; at most {STEPS_LIMIT} are allowed")
+    if filled.num_virtual_tokens >= info.max_positions - 1:
+        refuse("num_virtual_tokens", f"{filled.num_virtual_tokens} leave no room in the model's context of {info.max_positions} tokens")
+    if source_virtual_tokens is not None and filled.num_virtual_tokens != source_virtual_tokens:
+        refuse("num_virtual_tokens", f"is {filled.num_virtual_tokens}, the version to start from has {source_virtual_tokens}")
+    if filled.batch_size > num_train:
+        refuse("batch_size", f"{filled.batch_size} is more than the {num_train} training examples")
+    if filled.warmup_steps >= filled.num_steps and filled.warmup_steps > 0:
+        refuse("warmup_steps", f"{filled.warmup_steps} must be less than the {filled.num_steps} steps")
+    if filled.metric in _OF_CLASSES and task is not TaskKind.CLASSIFICATION:
+        refuse("metric", f"{filled.metric.value} needs examples of input and label; these are {task.value.lower()}")
+    if filled.metric in _OF_GENERATIONS and task is TaskKind.CLASSIFICATION:
+        refuse("metric", f"{filled.metric.value} compares generated text; classification has ACCURACY and MACRO_F1")
+    if filled.balance_classes and task is not TaskKind.CLASSIFICATION:
+        refuse("balance_classes", "needs examples of input and label")
+    if filled.init.method is InitMethod.LABELS and task is not TaskKind.CLASSIFICATION:
+        refuse("init.method", "LABELS needs examples of input and label; use TEXT")
+    if filled.init.method is InitMethod.TEXT and not filled.init.text.strip():
+        refuse("init.text", "is blank")
+    if filled.init.method is InitMethod.FROM_PROMPT and not filled.init.source_version:
+        refuse("init.source_version", "FROM_PROMPT needs the version to start from")
+    if filled.init.method is not InitMethod.FROM_PROMPT and filled.init.source_version:
+        refuse("init.source_version", f"has no meaning with {filled.init.method.value}")
+    return found

@@ -1,0 +1,80 @@
+"""Where a soft prompt starts: on the embeddings of a text, of the label words, of sampled tokens, at random, or from another version."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+
+from shared.errors import InvalidInput, PreconditionFailed
+from shared.model.base_model import BaseModel
+from shared.prompt.soft_prompt import SoftPrompt
+from trainer_service.training.spec import Init, InitMethod
+
+NUM_FREQUENT = 5000
+
+
+def embed(base_model: BaseModel, token_ids: Sequence[int]) -> torch.Tensor:
+    """`[tokens, hidden_size]` float32: what the model itself reads for these ids (some models scale their table's rows)."""
+    with torch.no_grad():
+        ids = torch.tensor(list(token_ids), device=base_model.device)
+        rows: torch.Tensor = base_model.model.get_input_embeddings()(ids)
+    return rows.detach().float()
+
+
+def embedding_std(base_model: BaseModel) -> float:
+    """Standard deviation of the embedding table, from a spread sample of its rows."""
+    vocab = base_model.embedding_table.shape[0]
+    return float(embed(base_model, range(0, vocab, max(1, vocab // 2048))).std())
+
+
+def initial_matrix(
+    base_model: BaseModel,
+    init: Init,
+    num_virtual_tokens: int,
+    generator: torch.Generator,
+    labels: Sequence[str] = (),
+    source: SoftPrompt | None = None,
+    texts: Iterable[Sequence[int]] = (),
+) -> torch.Tensor:
+    """`[num_virtual_tokens, hidden_size]`, float32, on the model's device.
+
+    `texts`: token ids of the training data, from which SAMPLE_VOCAB takes the frequent tokens. Raises InvalidInput for an init text
+    without tokens, PreconditionFailed for a source of another shape.
+    """
+    tokenizer = base_model.tokenizer
+    if init.method is InitMethod.FROM_PROMPT:
+        return _from_prompt(base_model, source, num_virtual_tokens)
+    if init.method is InitMethod.RANDOM:
+        shape = (num_virtual_tokens, base_model.embedding_table.shape[1])
+        return (torch.randn(shape, generator=generator) * embedding_std(base_model)).to(base_model.device)
+    if init.method is InitMethod.SAMPLE_VOCAB:
+        frequent = _frequent_tokens(base_model, texts)
+        picks = torch.randint(0, len(frequent), (num_virtual_tokens,), generator=generator).tolist()
+        return embed(base_model, [frequent[pick] for pick in picks])
+    wanted = [init.text] if init.method is InitMethod.TEXT else [" " + label for label in labels]
+    ids = [token for text in wanted for token in tokenizer(text, add_special_tokens=False)["input_ids"]]
+    if not ids:
+        raise InvalidInput.of("spec.hyperparameters.init.text", "has no tokens in this model's vocabulary")
+    return embed(base_model, [ids[index % len(ids)] for index in range(num_virtual_tokens)])
+
+
+def _from_prompt(base_model: BaseModel, source: SoftPrompt | None, num_virtual_tokens: int) -> torch.Tensor:
+    if source is None:
+        raise PreconditionFailed("FROM_PROMPT: the version to start from was not handed over")
+    shape = [num_virtual_tokens, base_model.embedding_table.shape[1]]
+    if list(source.embeddings.shape) != shape:
+        raise PreconditionFailed(f"the version to start from is {list(source.embeddings.shape)}; this job trains {shape}")
+    return source.embeddings.to(base_model.device)
+
+
+def _frequent_tokens(base_model: BaseModel, texts: Iterable[Sequence[int]]) -> list[int]:
+    """The most frequent tokens of the training data; with too little data, the first ids of the vocabulary (merges come by frequency)."""
+    special: set[Any] = set(base_model.tokenizer.all_special_ids)
+    counts = Counter(token for ids in texts for token in ids if token not in special)
+    frequent = [token for token, _ in counts.most_common(NUM_FREQUENT)]
+    if len(frequent) >= 50:
+        return frequent
+    return [token for token in range(min(NUM_FREQUENT, base_model.embedding_table.shape[0])) if token not in special]
