@@ -82,6 +82,19 @@ def test_a_huge_batch_of_one_job_makes_no_step_of_the_others_long(monkeypatch: p
     assert len(of(events, StepDone, "greedy")) <= 2, "they share positions, not steps"
 
 
+def test_a_tenant_with_many_jobs_gets_no_more_of_a_cohort_than_its_weight() -> None:
+    cohort = Cohort(BASE, token_budget=64)
+    for number in range(4):
+        cohort.add(replace(task(f"many-{number}", num_steps=50, batch_size=4), tenant="many", weight=1.0, priority=10))
+    cohort.add(replace(task("one", num_steps=6, batch_size=4), tenant="one", weight=2.0))
+    events = list[TrainingEvent]()
+    while not of(events, Finished, "one"):
+        events += cohort.step()
+        theirs = sum(len(of(events, StepDone, f"many-{number}")) for number in range(4))
+        assert theirs <= 4, "half of the 6 steps of the other tenant"
+    assert theirs >= 2
+
+
 def test_a_job_that_stops_within_a_step_goes_on_with_that_step() -> None:
     one = task(train=generation(60), batch_size=40, num_steps=4, learning_rate=0.05)
     whole, cohort = run(Cohort(BASE, token_budget=128), one), Cohort(BASE, token_budget=128)
