@@ -1,13 +1,15 @@
-"""Builds the wheel: moves our top-level packages under `softprompt`, so that a user's own folder `shared/` can't hide ours.
+"""Builds the wheel: moves our top-level packages under `softprompt`, so that a user's own folder `shared/` can't hide
+ours.
 
-In a checkout the packages lie side by side (`shared`, `trainer_service`, ...) and are imported by these names; mypy, the
-import linter and editable installs need nothing special. Once installed, such names collide with other people's folders,
-because Python searches the script's folder and the working directory first. So the wheel holds `softprompt.shared`,
-`softprompt.trainer_service` and so on, and its import statements say so. The alternative, to nest the folders in the
-checkout too, would lengthen every path and import of the repository for the sake of the installed copy.
+In a checkout the packages lie side by side (`shared`, `trainer_service`, ...) and are imported by these names; mypy,
+the import linter and editable installs need nothing special. Once installed, such names collide with other people's
+folders, because Python searches the script's folder and the working directory first. So the wheel holds
+`softprompt.shared`, `softprompt.trainer_service` and so on, and its import statements say so. The alternative, to nest
+the folders in the checkout too, would lengthen every path and import of the repository for the sake of the installed
+copy.
 
-`ast` finds the import statements, so nothing else in a file changes and line numbers stay the same. Code must not name our
-packages in strings (`__package__` and `shared.package_names` hold in both places); the build refuses those that do.
+`ast` finds the import statements, so nothing else in a file changes and line numbers stay the same. Code must not name
+our packages in strings (`__package__` and `shared.package_names` hold in both places); the build refuses those that do.
 """
 
 from __future__ import annotations
@@ -58,7 +60,9 @@ class WheelLayout(BuildHookInterface[Any]):
 
 
 def compile_kernels(package: Path, build_data: dict[str, Any]) -> bool:
-    """Whether the kernels could be compiled into `package`, the staged `shared/kernels`. Sets the wheel's platform if so."""
+    """Whether the kernels could be compiled into `package`, the staged `shared/kernels`. Sets the wheel's platform if
+    so.
+    """
     compiled: bool = runpy.run_path(str(package / "build.py"))["add_to_wheel"](build_data)
     return compiled
 
@@ -101,7 +105,10 @@ def _places(tree: ast.Module, file: str) -> Iterator[tuple[int, int]]:
                     if _is_moved(alias.name):
                         yield alias.lineno, alias.col_offset
             case ast.Constant(value=str(text)) if is_generated and _GENERATED_MODULE.fullmatch(text):
-                yield node.lineno, node.col_offset + 1  # becomes `__module__` of the messages, by which pickle finds them
+                yield (
+                    node.lineno,
+                    node.col_offset + 1,
+                )  # becomes `__module__` of the messages, by which pickle finds them
             case ast.Constant(value=str(text)) if not is_generated and _OWN_MODULE.fullmatch(text):
                 raise ValueError(f"{file}:{node.lineno}: {text!r} names a module: use shared.package_names")
 

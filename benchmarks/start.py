@@ -58,7 +58,10 @@ def main() -> None:
         "machine": {"cpus": os.cpu_count(), "processor": platform.processor(), "platform": platform.platform()},
         "versions": arguments.versions,
         "rounds": rounds,
-        "median": {**medians, "ready_ratio": statistics.median(found["all_seconds"] / found["ready_seconds"] for found in rounds)},
+        "median": {
+            **medians,
+            "ready_ratio": statistics.median(found["all_seconds"] / found["ready_seconds"] for found in rounds),
+        },
     }
     RESULTS.write_text(json.dumps(results, indent=2) + "\n")
     sys.stdout.write(json.dumps(results["median"], indent=2) + "\n")
@@ -95,7 +98,9 @@ async def one_round(store: Path, model: Path) -> dict[str, float]:
 
 async def start(store_dir: Path, model: Path, start_versions: int) -> tuple[float, float]:
     """Seconds until the watcher is ready, and then until the first answer of the version that was published first."""
-    settings = InferenceSettings(base_model=str(model), store_url=str(store_dir), start_versions=start_versions, start_seconds=3600)
+    settings = InferenceSettings(
+        base_model=str(model), store_url=str(store_dir), start_versions=start_versions, start_seconds=3600
+    )
     engine, store = load_engine(model, id="tiny", config=settings.engine), open_store(str(store_dir))
     replica = build(settings, engine, store, CollectorRegistry())
     replica.engine.start()

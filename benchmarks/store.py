@@ -1,5 +1,5 @@
-"""Measures the prompt store on a local directory: publishing, fetching, cold start and idle poll with many versions, and a
-fleet's lag.
+"""Measures the prompt store on a local directory: publishing, fetching, cold start and idle poll with many versions,
+and a fleet's lag.
 
     python -m benchmarks.store [--directory DIRECTORY] [--prompts 1000] [--versions 10]
 
@@ -42,7 +42,9 @@ HIDDEN_SIZE = 576
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--directory", type=Path, default=Path("build"), help="directory for the stores; its file system is measured")
+    parser.add_argument(
+        "--directory", type=Path, default=Path("build"), help="directory for the stores; its file system is measured"
+    )
     parser.add_argument("--prompts", type=int, default=1000)
     parser.add_argument("--versions", type=int, default=10)
     parser.add_argument("--watchers", type=int, default=100)
@@ -96,7 +98,12 @@ def publish_and_fetch(root: Path, rounds: int = 60) -> dict[str, object]:
         floor.append(milliseconds(lambda data=blob: synced_file(root / "floor", data)))
         publish.append(milliseconds(lambda data=blob, job=seed: store.publish("support-tone", data, job=f"job-{job}")))
     fetch = [milliseconds(lambda digest=record.digest: store.fetch(digest)) for record in store.index().versions()]
-    return {"size_bytes": len(blobs[0]), "publish_ms": spread(publish), "fetch_ms": spread(fetch), "one_synced_file_ms": spread(floor)}
+    return {
+        "size_bytes": len(blobs[0]),
+        "publish_ms": spread(publish),
+        "fetch_ms": spread(fetch),
+        "one_synced_file_ms": spread(floor),
+    }
 
 
 def large_store(root: Path, num_prompts: int, num_versions: int) -> dict[str, object]:
@@ -140,7 +147,9 @@ def fill(root: Path, num_prompts: int, num_versions: int) -> PromptStore:
         for version in range(num_versions):
             for prompt in range(num_prompts):
                 name = f"prompt-{prompt}"
-                store.publish(name, make_blob(name, version, num_virtual_tokens=1), job=f"tuningJobs/{prompt}-{version}")
+                store.publish(
+                    name, make_blob(name, version, num_virtual_tokens=1), job=f"tuningJobs/{prompt}-{version}"
+                )
         store.write_snapshot()
     return store
 

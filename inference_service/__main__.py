@@ -19,7 +19,9 @@ def main() -> int:
     limit_threads()
     from inference_service.config import InferenceSettings  # imports torch
 
-    return run_service(InferenceSettings, _serve, "Serves a frozen language model with the soft prompts of a prompt store, over gRPC.")
+    return run_service(
+        InferenceSettings, _serve, "Serves a frozen language model with the soft prompts of a prompt store, over gRPC."
+    )
 
 
 async def _serve(settings: InferenceSettings, stop: asyncio.Event) -> None:

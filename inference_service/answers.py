@@ -1,4 +1,6 @@
-"""The service's own types as protocol messages. Knows the protocol and the domain, and nothing of engines, stores or servers."""
+"""The service's own types as protocol messages. Knows the protocol and the domain, and nothing of engines, stores or
+servers.
+"""
 
 from __future__ import annotations
 
@@ -81,7 +83,10 @@ def score_message(scored: Scored) -> generation_pb2.ScoreResponse:
 
 def count_message(counted: Counted, max_positions: int) -> generation_pb2.CountTokensResponse:
     return generation_pb2.CountTokensResponse(
-        input_tokens=len(counted.ids), virtual_tokens=counted.num_virtual_tokens, max_positions=max_positions, token_ids=counted.ids
+        input_tokens=len(counted.ids),
+        virtual_tokens=counted.num_virtual_tokens,
+        max_positions=max_positions,
+        token_ids=counted.ids,
     )
 
 

@@ -1,4 +1,6 @@
-"""The inference service's settings, SOFTPROMPT_INFERENCE_*: read once, at start. What a part needs is handed to it in that part's words."""
+"""The inference service's settings, SOFTPROMPT_INFERENCE_*: read once, at start. What a part needs is handed to it in
+that part's words.
+"""
 
 from __future__ import annotations
 
@@ -40,9 +42,13 @@ class InferenceSettings(ServerSettings):
     device: Device = "auto"
     """What the model computes on: auto, cpu or cuda."""
     num_threads: int = Field(default=0, ge=0, le=1024)
-    """Threads that compute. 0: OMP_NUM_THREADS; else one a processor, at most the container's CPU quota, rounded down, at least 1."""
+    """Threads that compute. 0: OMP_NUM_THREADS; else one a processor, at most the container's CPU quota, rounded down,
+    at least 1.
+    """
     poll_seconds: float = Field(default=0.0, ge=0, le=3600)
-    """Time between two looks for news in the store; 0: what suits the store (0.15 s for a directory, 2 s for an object store)."""
+    """Time between two looks for news in the store; 0: what suits the store (0.15 s for a directory, 2 s for an object
+    store).
+    """
     replica: str = Field(default="", pattern=rf"^(?:{NAME_PATTERN})?$")
     """Name of this replica in the store's heartbeats; empty: host name and process id."""
     heartbeat_seconds: float = Field(default=5.0, ge=0.1, le=3600)
@@ -60,18 +66,25 @@ class InferenceSettings(ServerSettings):
     prefix_kv_bytes: int = Field(default=0, ge=0)
     """Memory for keys and values of soft prompts; 0: a part of what is free."""
     text_reuse: Literal["tenant", "all", "off"] = "tenant"
-    """Which inputs start from the keys and values that an earlier input with the same beginning left: of the same tenant, all, or none.
-    `all` lets a tenant find out, guess by guess, what another one sent under a prompt that both use: for services with one tenant."""
+    """Which inputs start from the keys and values that an earlier input with the same beginning left: of the same
+    tenant, all, or none. `all` lets a tenant find out, guess by guess, what another one sent under a prompt that both
+    use: for services with one tenant.
+    """
     linear_kernel: LinearKernel = "auto"
-    """Which kernel multiplies on a CPU: auto (measured at each start), torch, onednn, fbgemm or native. A name makes a seed give the same
-    text after a restart, on the same kind of processor; a kernel that is not available stops the start."""
+    """Which kernel multiplies on a CPU: auto (measured at each start), torch, onednn, fbgemm or native. A name makes a
+    seed give the same text after a restart, on the same kind of processor; a kernel that is not available stops the
+    start.
+    """
     start_versions: int = Field(default=64, ge=0)
-    """Most versions that are loaded before the replica is ready, those of recently used prompts first; 0: all that aliases name.
-    Others are loaded by the first request for them."""
+    """Most versions that are loaded before the replica is ready, those of recently used prompts first; 0: all that
+    aliases name. Others are loaded by the first request for them.
+    """
     start_seconds: float = Field(default=120, gt=0, le=3600)
     """Longest time for these loads; then the replica is ready, and they go on."""
     max_waiting: int = Field(default=_ENGINE.max_waiting, ge=1)
-    """Most requests that wait; further ones are refused with RESOURCE_EXHAUSTED, unless their tenant has less waiting than its part."""
+    """Most requests that wait; further ones are refused with RESOURCE_EXHAUSTED, unless their tenant has less waiting
+    than its part.
+    """
     max_waiting_tokens: int = Field(default=_ENGINE.max_waiting_tokens, ge=1)
     """Most input and candidate tokens that wait, with the same exception."""
     flush_interval_seconds: float = Field(default=_ENGINE.flush_interval_seconds, ge=0, le=10)
@@ -95,7 +108,8 @@ class InferenceSettings(ServerSettings):
     max_prompt_labels: int | None = Field(default=None, ge=0, le=10_000)
     """Prompts with metrics of their own; all further ones share the label `other`.
 
-    Unset: 100, and 0 where the callers file has several tenants when the service starts, since the metrics port asks nobody who they are.
+    Unset: 100, and 0 where the callers file has several tenants when the service starts, since the metrics port asks
+    nobody who they are.
     """
 
     def num_prompt_labels(self, num_tenants: int) -> int:
@@ -153,4 +167,6 @@ class InferenceSettings(ServerSettings):
 
     @property
     def default_sampling(self) -> SamplingDefaults:
-        return SamplingDefaults(temperature=self.default_temperature, top_p=self.default_top_p, max_new_tokens=self.default_max_new_tokens)
+        return SamplingDefaults(
+            temperature=self.default_temperature, top_p=self.default_top_p, max_new_tokens=self.default_max_new_tokens
+        )

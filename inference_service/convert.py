@@ -1,6 +1,8 @@
-"""Protocol messages to the service's own types and back. All violations of a request are collected before it is refused.
+"""Protocol messages to the service's own types and back. All violations of a request are collected before it is
+refused.
 
-Knows the protocol and the domain, and nothing of engines, stores or servers. Answers are converted in `inference_service.answers`.
+Knows the protocol and the domain, and nothing of engines, stores or servers. Answers are converted in
+`inference_service.answers`.
 """
 
 from __future__ import annotations
@@ -15,7 +17,13 @@ from pydantic import ValidationError
 
 from inference_service.engine.core.request import SamplingParams
 from inference_service.inputs import ChatInput, Content, InputRequest, TextInput, TokenInput
-from inference_service.limits import MAX_MESSAGES, MAX_PRIORITY, MAX_ROUTING_KEY_CHARS, MAX_SHOWN_VIOLATIONS, RequestLimits
+from inference_service.limits import (
+    MAX_MESSAGES,
+    MAX_PRIORITY,
+    MAX_ROUTING_KEY_CHARS,
+    MAX_SHOWN_VIOLATIONS,
+    RequestLimits,
+)
 from inference_service.sampling import SamplingRequest
 from shared.errors import FieldViolation, InvalidInput
 from shared.names import PromptReference
@@ -47,7 +55,9 @@ class RequestReader:
         input = self._collect(found, lambda: self.input(request.input))
         sampling = self._collect(found, lambda: self.sampling(request.sampling))
         if abs(request.priority) > MAX_PRIORITY:
-            found.append(FieldViolation("priority", f"must be from -{MAX_PRIORITY} to {MAX_PRIORITY}, is {request.priority}"))
+            found.append(
+                FieldViolation("priority", f"must be from -{MAX_PRIORITY} to {MAX_PRIORITY}, is {request.priority}")
+            )
         if found or input is None or sampling is None:
             raise InvalidInput(found)
         return input, sampling
@@ -65,11 +75,18 @@ class RequestReader:
     def input(self, message: generation_pb2.GenerationInput) -> InputRequest:
         found: list[FieldViolation] = []
         content = self._collect(found, lambda: self._content(message))
-        reference = self._collect(found, lambda: PromptReference.parse(message.prompt, "input.prompt")) if message.prompt else None
+        reference = (
+            self._collect(found, lambda: PromptReference.parse(message.prompt, "input.prompt"))
+            if message.prompt
+            else None
+        )
         template = self._collect(found, lambda: _template(message.template)) if message.HasField("template") else None
         if message.prompt and message.HasField("template"):
             found.append(
-                FieldViolation("input.template", "is for the bare model only: a prompt brings the template that it was trained with")
+                FieldViolation(
+                    "input.template",
+                    "is for the bare model only: a prompt brings the template that it was trained with",
+                )
             )
         if len(message.routing_key) > MAX_ROUTING_KEY_CHARS:
             found.append(FieldViolation("input.routing_key", f"must have at most {MAX_ROUTING_KEY_CHARS} characters"))
@@ -102,14 +119,26 @@ class RequestReader:
         limit = self._limits.sampling.max_candidates
         if len(candidates) > limit:
             raise InvalidInput.of("candidates", f"at most {limit} are allowed, {len(candidates)} were given")
-        found = [FieldViolation(f"candidates[{index}]", "must not be empty") for index, text in enumerate(candidates) if not text]
+        found = [
+            FieldViolation(f"candidates[{index}]", "must not be empty")
+            for index, text in enumerate(candidates)
+            if not text
+        ]
         first: dict[str, int] = {}
         for index, text in enumerate(candidates):
             if text and first.setdefault(text, index) != index:
-                found.append(FieldViolation(f"candidates[{index}]", f"repeats candidates[{first[text]}]: their shares would be split"))
+                found.append(
+                    FieldViolation(
+                        f"candidates[{index}]", f"repeats candidates[{first[text]}]: their shares would be split"
+                    )
+                )
         size = sum(len(text.encode()) for text in candidates)
         if size > self._limits.max_input_bytes:
-            found.append(FieldViolation("candidates", f"have {size} bytes together; at most {self._limits.max_input_bytes} are allowed"))
+            found.append(
+                FieldViolation(
+                    "candidates", f"have {size} bytes together; at most {self._limits.max_input_bytes} are allowed"
+                )
+            )
         if found:
             raise InvalidInput(found[:MAX_SHOWN_VIOLATIONS])
         return candidates
@@ -123,7 +152,9 @@ class RequestReader:
         if kind == "token_ids":
             count = len(message.token_ids.ids)
             if count > self._limits.max_token_ids:
-                raise InvalidInput.of("input.token_ids.ids", f"has {count} ids; at most {self._limits.max_token_ids} are allowed")
+                raise InvalidInput.of(
+                    "input.token_ids.ids", f"has {count} ids; at most {self._limits.max_token_ids} are allowed"
+                )
             return TokenInput(tuple(message.token_ids.ids))
         raise InvalidInput.of("input", "must have text, chat or token_ids")
 
@@ -132,18 +163,26 @@ class RequestReader:
         if not 1 <= len(turns) <= MAX_MESSAGES:
             raise InvalidInput.of("input.chat.messages", f"must be 1 to {MAX_MESSAGES} messages, are {len(turns)}")
         found = [
-            FieldViolation(f"input.chat.messages[{index}].role", f"must be system, user or assistant, is {turn.role[:40]!r}")
+            FieldViolation(
+                f"input.chat.messages[{index}].role", f"must be system, user or assistant, is {turn.role[:40]!r}"
+            )
             for index, turn in enumerate(turns)
             if turn.role not in _ROLES
         ]
         size = sum(len(turn.content.encode()) for turn in turns)
         if size > self._limits.max_input_bytes:
             found.append(
-                FieldViolation("input.chat.messages", f"have {size} bytes together; at most {self._limits.max_input_bytes} are allowed")
+                FieldViolation(
+                    "input.chat.messages",
+                    f"have {size} bytes together; at most {self._limits.max_input_bytes} are allowed",
+                )
             )
         if turns[-1].role == "assistant":
             found.append(
-                FieldViolation("input.chat.messages", "must not end with the assistant: it is the assistant's turn that is generated")
+                FieldViolation(
+                    "input.chat.messages",
+                    "must not end with the assistant: it is the assistant's turn that is generated",
+                )
             )
         if found:
             raise InvalidInput(found[:MAX_SHOWN_VIOLATIONS])
@@ -159,14 +198,22 @@ class RequestReader:
         limits, found = self._limits.sampling, list[FieldViolation]()
         if len(message.stop_sequences) > limits.max_stop_sequences:
             given = len(message.stop_sequences)
-            found.append(FieldViolation("sampling.stop_sequences", f"at most {limits.max_stop_sequences} are allowed, {given} were given"))
+            found.append(
+                FieldViolation(
+                    "sampling.stop_sequences", f"at most {limits.max_stop_sequences} are allowed, {given} were given"
+                )
+            )
         for index, stop in enumerate(message.stop_sequences[: limits.max_stop_sequences]):
             if not 1 <= len(stop) <= limits.max_stop_sequence_chars:
                 text = f"must have 1 to {limits.max_stop_sequence_chars} characters, has {len(stop)}"
                 found.append(FieldViolation(f"sampling.stop_sequences[{index}]", text))
         if len(message.stop_token_ids) > limits.max_stop_token_ids:
             given = len(message.stop_token_ids)
-            found.append(FieldViolation("sampling.stop_token_ids", f"at most {limits.max_stop_token_ids} are allowed, {given} were given"))
+            found.append(
+                FieldViolation(
+                    "sampling.stop_token_ids", f"at most {limits.max_stop_token_ids} are allowed, {given} were given"
+                )
+            )
         for index, token in enumerate(message.stop_token_ids[: limits.max_stop_token_ids]):
             if not 0 <= token < self._vocab_size:
                 text = f"must be a token id from 0 to {self._vocab_size - 1}, is {token}"
@@ -184,9 +231,14 @@ class RequestReader:
 
 def _template(message: common_pb2.Template) -> Template:
     if message.format not in _FORMATS:
-        raise InvalidInput.of("input.template.format", f"{message.format} is not a format of this version of the protocol")
+        raise InvalidInput.of(
+            "input.template.format", f"{message.format} is not a format of this version of the protocol"
+        )
     found = [
-        FieldViolation(f"input.template.{name}", f"must have at most {MAX_TEMPLATE_CHARS} characters, has {len(getattr(message, name))}")
+        FieldViolation(
+            f"input.template.{name}",
+            f"must have at most {MAX_TEMPLATE_CHARS} characters, has {len(getattr(message, name))}",
+        )
         for name in ("text", "system")
         if len(getattr(message, name)) > MAX_TEMPLATE_CHARS
     ]
@@ -198,7 +250,9 @@ def _template(message: common_pb2.Template) -> Template:
         template = Template(**values) if format is None else Template(format=format, **values)
     except ValidationError as error:
         detail = error.errors(include_url=False, include_context=False)[0]
-        raise InvalidInput.of(f"input.template.{detail['loc'][0]}", detail["msg"].replace("String", "", 1).strip()) from error
+        raise InvalidInput.of(
+            f"input.template.{detail['loc'][0]}", detail["msg"].replace("String", "", 1).strip()
+        ) from error
     return template.check("input.template")
 
 

@@ -1,4 +1,6 @@
-"""How long before a caller's deadline an answer has to end, so that its end still gets there: as long as ends lately took on the way."""
+"""How long before a caller's deadline an answer has to end, so that its end still gets there: as long as ends lately
+took on the way.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +21,8 @@ _LOOK_SECONDS = 0.1
 class DeadlineMargin:
     """For one event loop. On an idle machine the margin is `LEAST_SECONDS`, or a tenth of a short deadline.
 
-    The end of an answer waits for the engine's step that is under way, for the event loop and for the processor. `ended` measures all of
-    that where it happens; `watch` measures the event loop before it happens.
+    The end of an answer waits for the engine's step that is under way, for the event loop and for the processor.
+    `ended` measures all of that where it happens; `watch` measures the event loop before it happens.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:

@@ -1,7 +1,9 @@
-"""What the service does with a request, free of gRPC: resolve and hold a version, prepare the input, run it, say how it went.
+"""What the service does with a request, free of gRPC: resolve and hold a version, prepare the input, run it, say how it
+went.
 
-A version is held from before its template is used until the last token is out, so that a swap never changes a running answer; whatever
-ends a request (the last token, a deadline, a caller that leaves, an error) leaves through the same `with` and `aclosing` blocks.
+A version is held from before its template is used until the last token is out, so that a swap never changes a running
+answer; whatever ends a request (the last token, a deadline, a caller that leaves, an error) leaves through the same
+`with` and `aclosing` blocks.
 """
 
 from __future__ import annotations
@@ -141,14 +143,19 @@ class GenerationService:
     def close(self) -> None:
         self._preparer.close()
 
-    async def stream(self, input: InputRequest, sampling: SamplingRequest, call: Call) -> AsyncIterator[Started | Delta | Ended]:
-        """One `Started`, deltas, one `Ended`. Raises InvalidInput, NotFound, PreconditionFailed, Overloaded or Unavailable before the
-        start; DeadlineExceeded if not one token was ready in time."""
+    async def stream(
+        self, input: InputRequest, sampling: SamplingRequest, call: Call
+    ) -> AsyncIterator[Started | Delta | Ended]:
+        """One `Started`, deltas, one `Ended`. Raises InvalidInput, NotFound, PreconditionFailed, Overloaded or
+        Unavailable before the start; DeadlineExceeded if not one token was ready in time.
+        """
         async with self._source(input) as source:
             prepared = await self._preparer.prepare(input, source.encoder, source.num_virtual_tokens)
             params = self._sampling(source, sampling, prepared)
             continues = source.version is None and source.encoder.template.format is TemplateFormat.TEXT
-            request = GenerationRequest(self._engine_id(call), prepared.ids, params, source.prefix_id, continues=continues, **call.account)
+            request = GenerationRequest(
+                self._engine_id(call), prepared.ids, params, source.prefix_id, continues=continues, **call.account
+            )
             trim = AnswerTrim("" if continues else prepared.answer_prefix)
             begun, written = False, list[int]()
             async with aclosing(self._engine.generate(request)) as deltas:  # type: ignore[type-var]
@@ -173,7 +180,9 @@ class GenerationService:
                 raise InvalidInput.of("candidates", "must have at least one: this prompt's version has no label set")
             size_bytes = sum(len(label) for label in labels)
             ids = await self._preparer.run(size_bytes, lambda: source.encoder.encode_candidates(labels, "candidates"))
-            prepared = await self._preparer.prepare(input, source.encoder, source.num_virtual_tokens, reserve=max(map(len, ids)))
+            prepared = await self._preparer.prepare(
+                input, source.encoder, source.num_virtual_tokens, reserve=max(map(len, ids))
+            )
             request = ScoreRequest(self._engine_id(call), prepared.ids, ids, source.prefix_id, **call.account)
             result = await self._engine.score(request)
             return Scored(source.started(result.usage, 0, call.request_id), labels, result.scores)
@@ -200,7 +209,9 @@ class GenerationService:
                     yield _Source(version, version.encoder)
                     return
             await self._loads.load(record)
-        raise Unavailable(f"{input.reference} is dropped from memory as fast as it is loaded: too many versions are in use at once")
+        raise Unavailable(
+            f"{input.reference} is dropped from memory as fast as it is loaded: too many versions are in use at once"
+        )
 
     async def _resolve(self, input: InputRequest) -> VersionRecord:
         """What is not known may have been published a moment ago: look once more before saying so.
@@ -224,8 +235,12 @@ class GenerationService:
             stops |= {source.encoder.end_token_id}
         return replace(params, stop_token_ids=stops)
 
-    def _ending(self, source: _Source, reason: FinishReason, params: SamplingParams, written: list[int]) -> tuple[FinishReason, str]:
-        """Why the answer ended, and the stop sequence that ended it: a control token, or the first one in the text of the tokens."""
+    def _ending(
+        self, source: _Source, reason: FinishReason, params: SamplingParams, written: list[int]
+    ) -> tuple[FinishReason, str]:
+        """Why the answer ended, and the stop sequence that ended it: a control token, or the first one in the text of
+        the tokens.
+        """
         if reason is FinishReason.EOS and written:
             stop = source.encoder.control_tokens(params.stop_sequences).get(written[-1], "")
             return (FinishReason.STOP_SEQUENCE, stop) if stop else (reason, "")
@@ -243,8 +258,8 @@ class GenerationService:
 class AnswerTrim:
     """Takes the space that stands between input and target off the start of an answer, once.
 
-    So a prompt's answer is spelled as the outputs that it was tuned on. The bare model's under a TEXT template goes on in the input's own
-    text, and keeps it.
+    So a prompt's answer is spelled as the outputs that it was tuned on. The bare model's under a TEXT template goes on
+    in the input's own text, and keeps it.
     """
 
     def __init__(self, prefix: str) -> None:

@@ -1,7 +1,7 @@
 """What a caller wants the model to start from, and how it becomes token ids within the model's bounds.
 
-Rendering and tokenizing themselves are `shared.text.template`'s; this module adds the bounds, truncation, and keeps large inputs off the
-event loop. Knows nothing of gRPC.
+Rendering and tokenizing themselves are `shared.text.template`'s; this module adds the bounds, truncation, and keeps
+large inputs off the event loop. Knows nothing of gRPC.
 """
 
 from __future__ import annotations
@@ -66,16 +66,23 @@ class PreparedInput:
 
 
 class InputPreparer:
-    """Bounds: ids below `vocab_size`; virtual tokens, input and at least one generated token within `max_length` positions."""
+    """Bounds: ids below `vocab_size`; virtual tokens, input and at least one generated token within `max_length`
+    positions.
+    """
 
     def __init__(self, vocab_size: int, max_length: int, length_limit: str = "this service") -> None:
         """`length_limit`: what sets `max_length`, for errors."""
         self._vocab_size, self._max_length, self._length_limit = vocab_size, max_length, length_limit
-        # One thread: a burst of huge inputs takes one core, and the loop and the engine keep the others. Tenants take turns at it.
+        # One thread: a burst of huge inputs takes one core, and the loop and the engine keep the others. Tenants take
+        # turns at it.
         self._pool = CallPool("tokenizer", max_threads=1, timeout_seconds=_MAX_WAIT_SECONDS)
 
-    async def prepare(self, request: InputRequest, encoder: InputEncoder, num_virtual_tokens: int, reserve: int = 1) -> PreparedInput:
-        """Token ids that leave `reserve` positions free. Raises InvalidInput naming the field, with the counts if it is too long."""
+    async def prepare(
+        self, request: InputRequest, encoder: InputEncoder, num_virtual_tokens: int, reserve: int = 1
+    ) -> PreparedInput:
+        """Token ids that leave `reserve` positions free. Raises InvalidInput naming the field, with the counts if it is
+        too long.
+        """
         content, room = request.content, self._max_length - num_virtual_tokens - reserve
         prepared = await self.encode(request, encoder, room if request.truncate and room > 0 else None)
         if len(prepared.ids) > room:
@@ -83,7 +90,9 @@ class InputPreparer:
         return prepared
 
     async def encode(self, request: InputRequest, encoder: InputEncoder, room: int | None = None) -> PreparedInput:
-        """Token ids, cut from the left to `room` of them (`fit_text`, `fit_messages`); None: all. Raises InvalidInput naming the field."""
+        """Token ids, cut from the left to `room` of them (`fit_text`, `fit_messages`); None: all. Raises InvalidInput
+        naming the field.
+        """
         content = request.content
         if isinstance(content, TokenInput):
             self._check_ids(content.ids)
@@ -113,7 +122,9 @@ class InputPreparer:
 
     def _check_ids(self, ids: tuple[int, ...]) -> None:
         wrong = [
-            FieldViolation(f"input.token_ids.ids[{index}]", f"must be a token id from 0 to {self._vocab_size - 1}, is {token}")
+            FieldViolation(
+                f"input.token_ids.ids[{index}]", f"must be a token id from 0 to {self._vocab_size - 1}, is {token}"
+            )
             for index, token in enumerate(ids)
             if not 0 <= token < self._vocab_size
         ]
@@ -141,9 +152,13 @@ def _encode(encoder: InputEncoder, content: TextInput | ChatInput, room: int | N
     try:
         if isinstance(content, TextInput):
             return encoder.encode_input(content.text) if room is None else fit_text(encoder, content.text, room)
-        return encoder.encode_messages(content.messages) if room is None else fit_messages(encoder, content.messages, room)
+        return (
+            encoder.encode_messages(content.messages) if room is None else fit_messages(encoder, content.messages, room)
+        )
     except InvalidInput as error:
-        raise InvalidInput([replace(found, field=_field_in(content, found.field)) for found in error.violations]) from error
+        raise InvalidInput(
+            [replace(found, field=_field_in(content, found.field)) for found in error.violations]
+        ) from error
 
 
 def _field_in(content: TextInput | ChatInput, field: str) -> str:

@@ -24,5 +24,7 @@ class RequestLimits:
 
     @property
     def max_token_ids(self) -> int:
-        """Ids that are looked at, before anything is known of the prompt: no token stands for less than a byte of input."""
+        """Ids that are looked at, before anything is known of the prompt: no token stands for less than a byte of
+        input.
+        """
         return self.max_input_bytes

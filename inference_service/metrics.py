@@ -1,7 +1,8 @@
 """The inference service's Prometheus series; the only module here that knows Prometheus.
 
-Per-request figures carry the prompt's name as a label, for a bounded number of prompts: the first `max_prompt_labels` that are used get one
-of their own, all others share `other`, and the bare model is `none`. Versions are not labels: there is no bound on them.
+Per-request figures carry the prompt's name as a label, for a bounded number of prompts: the first `max_prompt_labels`
+that are used get one of their own, all others share `other`, and the bare model is `none`. Versions are not labels:
+there is no bound on them.
 """
 
 from __future__ import annotations
@@ -37,9 +38,21 @@ _ENGINE_GAUGES: tuple[tuple[str, str, Callable[[EngineStats], float]], ...] = (
     ("prefixes_resident", "Soft prompts whose keys and values are in memory.", lambda stats: stats.prefixes_loaded),
 )
 _ENGINE_COUNTERS: tuple[tuple[str, str, Callable[[EngineStats], float]], ...] = (
-    ("preemptions", "Requests that lost their place to memory pressure and were computed again.", lambda stats: stats.preemptions),
-    ("prefix_kv_hits", "Uses of a soft prompt whose keys and values were in memory.", lambda stats: stats.prefix_kv_hits),
-    ("prefix_kv_loads", "Times that keys and values of a soft prompt were computed.", lambda stats: stats.prefix_kv_loads),
+    (
+        "preemptions",
+        "Requests that lost their place to memory pressure and were computed again.",
+        lambda stats: stats.preemptions,
+    ),
+    (
+        "prefix_kv_hits",
+        "Uses of a soft prompt whose keys and values were in memory.",
+        lambda stats: stats.prefix_kv_hits,
+    ),
+    (
+        "prefix_kv_loads",
+        "Times that keys and values of a soft prompt were computed.",
+        lambda stats: stats.prefix_kv_loads,
+    ),
     ("prefix_kv_evictions", "Times that they were dropped for others.", lambda stats: stats.prefix_kv_evictions),
 )
 
@@ -65,7 +78,9 @@ class PromptLabels:
 class EngineMetrics:
     """An engine observer: called in the engine's thread."""
 
-    def __init__(self, registry: CollectorRegistry, max_prompt_labels: int, prompt_of: Callable[[str | None], str | None]) -> None:
+    def __init__(
+        self, registry: CollectorRegistry, max_prompt_labels: int, prompt_of: Callable[[str | None], str | None]
+    ) -> None:
         """`prompt_of` gives the prompt behind a prefix id of the engine."""
         self._labels, self._prompt_of = PromptLabels(max_prompt_labels), prompt_of
 
@@ -75,7 +90,9 @@ class EngineMetrics:
         def counter(name: str, about: str, labels: tuple[str, ...]) -> Counter:
             return Counter(f"{PREFIX}_{name}", about, labels, registry=registry)
 
-        self.ttft = histogram("time_to_first_token_seconds", "From a request's arrival to its first token.", _TTFT, ("prompt",))
+        self.ttft = histogram(
+            "time_to_first_token_seconds", "From a request's arrival to its first token.", _TTFT, ("prompt",)
+        )
         self.inter_token = histogram("inter_token_seconds", "Between two tokens of a request.", _INTER_TOKEN)
         self.queue = histogram("queue_seconds", "From a request's arrival to its first step.", _TTFT)
         self.request = histogram("request_seconds", "From a request's arrival to its end.", _REQUEST, ("prompt",))
@@ -83,7 +100,9 @@ class EngineMetrics:
         self.positions = counter("step_positions", "Positions computed in the engine's steps.", ())
         self.finished = counter("requests_finished", "Requests by how they ended.", ("prompt", "finish_reason"))
         self.scores = counter("scores_finished", "Score requests that ended.", ("prompt",))
-        self.tokens = counter("tokens", "Tokens by kind: input, virtual, cached (part of input), generated.", ("prompt", "kind"))
+        self.tokens = counter(
+            "tokens", "Tokens by kind: input, virtual, cached (part of input), generated.", ("prompt", "kind")
+        )
 
     def on_step(self, step: StepStats) -> None:
         self.step.observe(step.seconds)
@@ -120,9 +139,14 @@ class PromptMetrics:
         """`on_news` hears of every version that was loaded or refused."""
         self._on_news = on_news
         self.loads = Counter(f"{PREFIX}_version_loads", "Versions loaded and checked.", registry=registry)
-        self.failures = Counter(f"{PREFIX}_version_load_failures", "Versions not loaded, by reason.", ["reason"], registry=registry)
+        self.failures = Counter(
+            f"{PREFIX}_version_load_failures", "Versions not loaded, by reason.", ["reason"], registry=registry
+        )
         self.load_seconds = Histogram(
-            f"{PREFIX}_version_load_seconds", "Fetch, checks, prefix KV and golden replay.", registry=registry, buckets=_LOAD
+            f"{PREFIX}_version_load_seconds",
+            "Fetch, checks, prefix KV and golden replay.",
+            registry=registry,
+            buckets=_LOAD,
         )
         self.publish_to_served = Histogram(
             f"{PREFIX}_publish_to_served_seconds",
@@ -130,14 +154,20 @@ class PromptMetrics:
             registry=registry,
             buckets=_PUBLISH_TO_SERVED,
         )
-        self.revision = Gauge(f"{PREFIX}_store_revision", "Store revision that this replica has seen.", registry=registry)
-        self.last_contact = Gauge(f"{PREFIX}_store_last_contact_timestamp_seconds", "When the store last answered.", registry=registry)
+        self.revision = Gauge(
+            f"{PREFIX}_store_revision", "Store revision that this replica has seen.", registry=registry
+        )
+        self.last_contact = Gauge(
+            f"{PREFIX}_store_last_contact_timestamp_seconds", "When the store last answered.", registry=registry
+        )
         self.last_contact.set_to_current_time()  # the store was opened just now
         self.errors = Counter(f"{PREFIX}_store_errors", "Looks at the store that failed.", registry=registry)
         for reason in (*RefusalReason, "unavailable"):
             self.failures.labels(str(reason))
 
-    def version_loaded(self, record: VersionRecord, load_seconds: float, publish_to_served_seconds: float | None) -> None:
+    def version_loaded(
+        self, record: VersionRecord, load_seconds: float, publish_to_served_seconds: float | None
+    ) -> None:
         self.loads.inc()
         self.load_seconds.observe(load_seconds)
         if publish_to_served_seconds is not None:
@@ -172,8 +202,12 @@ class StateCollector(Collector):
         for name, about, value in _ENGINE_COUNTERS:
             yield CounterMetricFamily(f"{PREFIX}_{name}", about, value=value(stats))
         yield GaugeMetricFamily(f"{PREFIX}_versions_loaded", "Versions ready to serve.", value=self._prompts.num_loaded)
-        yield GaugeMetricFamily(f"{PREFIX}_versions_quarantined", "Versions refused for good.", value=self._prompts.num_quarantined)
+        yield GaugeMetricFamily(
+            f"{PREFIX}_versions_quarantined", "Versions refused for good.", value=self._prompts.num_quarantined
+        )
         yield GaugeMetricFamily(f"{PREFIX}_versions_known", "Versions in the store.", value=self._prompts.num_known)
         yield GaugeMetricFamily(
-            f"{PREFIX}_aliases_behind", "Aliases that serve something else than the store says.", value=self._prompts.num_aliases_behind
+            f"{PREFIX}_aliases_behind",
+            "Aliases that serve something else than the store says.",
+            value=self._prompts.num_aliases_behind,
         )

@@ -34,14 +34,19 @@ class SamplingRequest:
     num_logprobs: int | None = None
     """Alternatives beside each token; 0 is the token alone, None no log-probabilities at all."""
 
-    def resolve(self, version: SamplingDefaults | None, service: SamplingDefaults, room: int, max_new_tokens: int) -> SamplingParams:
-        """Request over version over service. `room` is how many tokens still fit behind the input: an answer ends there at the latest.
+    def resolve(
+        self, version: SamplingDefaults | None, service: SamplingDefaults, room: int, max_new_tokens: int
+    ) -> SamplingParams:
+        """Request over version over service. `room` is how many tokens still fit behind the input: an answer ends there
+        at the latest.
 
         Raises InvalidInput if fewer fit than the request wants at least.
         """
         defaults = version or SamplingDefaults()
         if self.min_new_tokens > room:
-            raise InvalidInput.of("sampling.min_new_tokens", f"must leave room for the input: at most {room}, is {self.min_new_tokens}")
+            raise InvalidInput.of(
+                "sampling.min_new_tokens", f"must leave room for the input: at most {room}, is {self.min_new_tokens}"
+            )
         wanted = _first(self.max_new_tokens, defaults.max_new_tokens, service.max_new_tokens, max_new_tokens)
         bound = min(max(wanted, self.min_new_tokens), max_new_tokens, room)
         return SamplingParams(
@@ -49,7 +54,9 @@ class SamplingRequest:
             top_k=_first(self.top_k, defaults.top_k, service.top_k, 0),
             top_p=_first(self.top_p, defaults.top_p, service.top_p, 1.0),
             min_p=_first(self.min_p, defaults.min_p, service.min_p, 0.0),
-            repetition_penalty=_first(self.repetition_penalty, defaults.repetition_penalty, service.repetition_penalty, 1.0),
+            repetition_penalty=_first(
+                self.repetition_penalty, defaults.repetition_penalty, service.repetition_penalty, 1.0
+            ),
             presence_penalty=self.presence_penalty,
             frequency_penalty=self.frequency_penalty,
             seed=secrets.randbelow(_SEED_BOUND) if self.seed is None else self.seed,

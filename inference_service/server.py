@@ -1,7 +1,8 @@
 """The inference service as a process: its parts, put together in one place, and the order in which they start and stop.
 
-Start: gRPC (`live`; everything else NOT_SERVING) -> model and engine -> prompt store -> aliased versions loaded -> warm-up -> SERVING.
-Stop: NOT_SERVING, running streams finish within the grace time or end as CANCELLED, then watcher, heartbeat, engine and store end.
+Start: gRPC (`live`; everything else NOT_SERVING) -> model and engine -> prompt store -> aliased versions loaded ->
+warm-up -> SERVING. Stop: NOT_SERVING, running streams finish within the grace time or end as CANCELLED, then watcher,
+heartbeat, engine and store end.
 """
 
 from __future__ import annotations
@@ -82,7 +83,9 @@ def build(
     pools = pools or StorePools.of(settings.store_timeout_seconds)
     base, max_length = engine.base, engine.config.max_length
     num_labels = settings.num_prompt_labels(num_tenants)
-    engine_metrics = EngineMetrics(metrics, num_labels, lambda prefix_id: None if prefix_id is None else prompt_of_prefix(prefix_id))
+    engine_metrics = EngineMetrics(
+        metrics, num_labels, lambda prefix_id: None if prefix_id is None else prompt_of_prefix(prefix_id)
+    )
     running = AsyncEngine(engine, engine_metrics)
     registry = PromptRegistry(PrefixUnloader(running), settings.max_loaded_versions)
     directory, interval_seconds = ReplicaDirectory(store.backend), settings.heartbeat_seconds
@@ -93,7 +96,9 @@ def build(
     loads = VersionLoads(loader, registry, prompt_metrics)
     metrics.register(PoolCollector(pools.all))
     start = StartLimits(settings.start_versions, settings.start_seconds)
-    watcher = PromptWatcher(store, registry, loads, prompt_metrics, settings.poll_seconds or store.poll_seconds, pools.watch, start)
+    watcher = PromptWatcher(
+        store, registry, loads, prompt_metrics, settings.poll_seconds or store.poll_seconds, pools.watch, start
+    )
     limits = settings.request_limits(max_length, engine.config.length_limit)
     service = GenerationService(base, running, registry, loads, watcher, limits, settings.default_sampling)
     model_info = generation_pb2.GetModelInfoResponse(
@@ -117,7 +122,9 @@ async def serve(settings: InferenceSettings, stop: asyncio.Event) -> None:
     rpc = RpcServer(settings, [SERVICE_NAME], RpcMetrics(metrics), tracing=tracing)
     servicer = GenerationServicer()
     generation_pb2_grpc.add_GenerationServiceServicer_to_server(servicer, rpc.grpc_server)
-    metrics_server = serve_metrics(metrics, settings.host, settings.metrics_port)  # first: a server of gRPC that runs has to be drained
+    metrics_server = serve_metrics(
+        metrics, settings.host, settings.metrics_port
+    )  # first: a server of gRPC that runs has to be drained
     port = await rpc.start()
     log.info("listening", extra={"fields": {"port": port, "metrics_port": metrics_server.port}})
     ready = partial(announce, settings, port, metrics_server.port, rpc.health_port)
@@ -140,7 +147,11 @@ async def serve(settings: InferenceSettings, stop: asyncio.Event) -> None:
 
 
 async def _live(
-    settings: InferenceSettings, metrics: CollectorRegistry, rpc: RpcServer, servicer: GenerationServicer, ready: Callable[[], None]
+    settings: InferenceSettings,
+    metrics: CollectorRegistry,
+    rpc: RpcServer,
+    servicer: GenerationServicer,
+    ready: Callable[[], None],
 ) -> None:
     """Become ready, then watch over it; ends by being cancelled, or with the error that ended the replica."""
     engine = await on_daemon_thread(lambda: _load(settings), "load-model")
@@ -150,7 +161,9 @@ async def _live(
     replica.engine.start()
     try:
         await replica.watcher.start()
-        await replica.engine.top_logprobs(None, (0,), 1)  # the first step of a model allocates and compiles; no caller waits for that
+        await replica.engine.top_logprobs(
+            None, (0,), 1
+        )  # the first step of a model allocates and compiles; no caller waits for that
         servicer.open(replica.backend)
         await rpc.set_serving(True)
         ready()
@@ -170,7 +183,9 @@ async def _live(
 
 
 async def _verify_model(settings: InferenceSettings) -> None:
-    """A fingerprint that was shipped beside the weights was believed at the start; now they are hashed, beside the traffic."""
+    """A fingerprint that was shipped beside the weights was believed at the start; now they are hashed, beside the
+    traffic.
+    """
     try:
         await on_daemon_thread(lambda: fingerprint.verify(resolve(settings.base_model)), "verify-model")
     except PreconditionFailed as error:
@@ -178,7 +193,9 @@ async def _verify_model(settings: InferenceSettings) -> None:
 
 
 async def _watch_engine(engine: AsyncEngine, rpc: RpcServer) -> None:
-    """An engine that died does not come back: say so at once, then end the process, so that whoever runs it starts another."""
+    """An engine that died does not come back: say so at once, then end the process, so that whoever runs it starts
+    another.
+    """
     while engine.healthy:
         await asyncio.sleep(HEALTH_SECONDS)
     if not rpc.draining.is_set():
@@ -187,7 +204,9 @@ async def _watch_engine(engine: AsyncEngine, rpc: RpcServer) -> None:
 
 
 async def _end_answers(engine: AsyncEngine, rpc: RpcServer, grace_seconds: float) -> None:
-    """Shortly before the grace time is over, end what still runs with what is written, instead of having it cut off in mid-air."""
+    """Shortly before the grace time is over, end what still runs with what is written, instead of having it cut off in
+    mid-air.
+    """
     await rpc.draining.wait()
     await asyncio.sleep(max(grace_seconds / 2, grace_seconds - _FAREWELL_SECONDS))
     await engine.stop()
@@ -204,7 +223,11 @@ def _load(settings: InferenceSettings) -> Engine:
     except (NotFound, PreconditionFailed, Unavailable) as error:
         raise ConfigError(f"SOFTPROMPT_INFERENCE_BASE_MODEL: {error.message}") from error
     engine = load_engine(
-        settings.base_model, id=settings.base_model_id, dtype=settings.dtype, device=settings.device, config=settings.engine
+        settings.base_model,
+        id=settings.base_model_id,
+        dtype=settings.dtype,
+        device=settings.device,
+        config=settings.engine,
     )
     fields = {
         "base_model": engine.base.info.id,
@@ -223,7 +246,9 @@ async def _open(settings: InferenceSettings, pool: CallPool) -> PromptStore:
     reason = ""
     while True:
         try:
-            return await pool.call_within(_OPEN_SECONDS, lambda: open_store(settings.store_url, settings.store_timeout_seconds))
+            return await pool.call_within(
+                _OPEN_SECONDS, lambda: open_store(settings.store_url, settings.store_timeout_seconds)
+            )
         except Unavailable as error:
             if error.message != reason:
                 log.warning("waiting for the prompt store: %s", error.message)

@@ -1,4 +1,6 @@
-"""GenerationService over gRPC: each method converts, delegates, converts back. Errors are domain errors; the server maps them."""
+"""GenerationService over gRPC: each method converts, delegates, converts back. Errors are domain errors; the server
+maps them.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,9 @@ class Backend:
 
 
 class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
-    """Answers Unavailable until `open`: the port is there before the model is, so that probes can tell starting from stuck."""
+    """Answers Unavailable until `open`: the port is there before the model is, so that probes can tell starting from
+    stuck.
+    """
 
     def __init__(self) -> None:
         self._opened: Backend | None = None
@@ -86,11 +90,15 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         input, candidates = self._backend.reader.score(request)
         return answers.score_message(await self._backend.service.score(input, candidates, self._call(context)))
 
-    async def CountTokens(self, request: generation_pb2.CountTokensRequest, context: Any) -> generation_pb2.CountTokensResponse:
+    async def CountTokens(
+        self, request: generation_pb2.CountTokensRequest, context: Any
+    ) -> generation_pb2.CountTokensResponse:
         counted = await self._backend.service.count_tokens(self._backend.reader.input(request.input))
         return answers.count_message(counted, self._backend.model_info.limits.max_positions)
 
-    async def GetModelInfo(self, request: generation_pb2.GetModelInfoRequest, context: Any) -> generation_pb2.GetModelInfoResponse:
+    async def GetModelInfo(
+        self, request: generation_pb2.GetModelInfoRequest, context: Any
+    ) -> generation_pb2.GetModelInfoResponse:
         return self._backend.model_info
 
     async def ListLoadedPrompts(
@@ -102,7 +110,9 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         for status in registry.statuses(prompt, caller):
             prefix_kv_bytes = 0 if status.loaded is None else self._backend.prefix_kv_bytes(status.loaded.prefix_id)
             prompts.append(answers.loaded_prompt_message(status, prefix_kv_bytes))
-        return generation_pb2.ListLoadedPromptsResponse(prompts=prompts, revision=shown_revision(registry.index, caller))
+        return generation_pb2.ListLoadedPromptsResponse(
+            prompts=prompts, revision=shown_revision(registry.index, caller)
+        )
 
     def _call(self, context: Any, priority: int = 0) -> Call:
         """The engine's deadline is a little before the caller's, so that the end of the answer still reaches it.

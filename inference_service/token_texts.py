@@ -30,5 +30,7 @@ class TokenTexts:
         if self._table is None and token_id not in self._special:
             text = self._tokenizer.decode([token_id], clean_up_tokenization_spaces=False)
         else:
-            text = self._tokenizer.convert_ids_to_tokens(token_id) or ""  # None: the model's vocabulary may be larger than its tokenizer's
+            text = (
+                self._tokenizer.convert_ids_to_tokens(token_id) or ""
+            )  # None: the model's vocabulary may be larger than its tokenizer's
         return text.encode("utf-8", errors="replace")

@@ -1,4 +1,5 @@
-"""Generate the Python beside the protos: `python protos/generate.py`, or `--check` to fail if what is committed is not fresh.
+"""Generate the Python beside the protos: `python protos/generate.py`, or `--check` to fail if what is committed is not
+fresh.
 
 Generated files are committed, so that users need no compiler, and never edited.
 """
@@ -29,7 +30,11 @@ def generate(target: Path) -> list[Path]:
         ]
     if protoc.main(["protoc", f"-I{ROOT}", f"-I{WELL_KNOWN_TYPES}", *plugins, *map(str, SOURCES)]) != 0:
         raise SystemExit("protoc failed")
-    return sorted(path.relative_to(target) for path in target.glob("prompttuning/**/*_pb2*.py*") if "__pycache__" not in path.parts)
+    return sorted(
+        path.relative_to(target)
+        for path in target.glob("prompttuning/**/*_pb2*.py*")
+        if "__pycache__" not in path.parts
+    )
 
 
 def main() -> None:
@@ -40,8 +45,16 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as scratch:
         fresh = generate(Path(scratch))
-        committed = {path.relative_to(ROOT) for path in ROOT.glob("prompttuning/**/*_pb2*.py*") if "__pycache__" not in path.parts}
-        stale = [path for path in fresh if path not in committed or not filecmp.cmp(ROOT / path, Path(scratch) / path, shallow=False)]
+        committed = {
+            path.relative_to(ROOT)
+            for path in ROOT.glob("prompttuning/**/*_pb2*.py*")
+            if "__pycache__" not in path.parts
+        }
+        stale = [
+            path
+            for path in fresh
+            if path not in committed or not filecmp.cmp(ROOT / path, Path(scratch) / path, shallow=False)
+        ]
         stale += sorted(committed - set(fresh))
     if stale:
         sys.exit("stale generated code, run `make protos`: " + ", ".join(map(str, stale)))

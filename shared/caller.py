@@ -1,7 +1,7 @@
 """Who is calling: a name, a tenant, roles, the prompts that they may touch, and how much they may do.
 
-`current_caller()` is the caller of the call that runs now, for the few places that must ask again once they know more than the request
-said: which prompt a job is for, which prompts a list shows.
+`current_caller()` is the caller of the call that runs now, for the few places that must ask again once they know more
+than the request said: which prompt a job is for, which prompts a list shows.
 """
 
 from __future__ import annotations
@@ -86,7 +86,8 @@ class Caller:
     name: str
     roles: frozenset[Role]
     prompts: tuple[str, ...] = EVERY_PROMPT
-    """Patterns of prompt names; `*` stands for any characters. The bare model has the empty name: only `*` allows it."""
+    """Patterns of prompt names; `*` stands for any characters. The bare model has the empty name: only `*` allows it.
+    """
     limits: CallerLimits = CallerLimits()
     """For this caller alone."""
     identified_by: str = "nothing"
@@ -112,7 +113,9 @@ class Caller:
         """Raises PermissionDenied."""
         if not self.may_use(prompt):
             what = f"prompt {prompt[:80]!r}" if prompt else "the bare model"
-            raise PermissionDenied(f"{self.name} may not use {what}: allowed are {', '.join(self.prompts)}", caller=self.name)
+            raise PermissionDenied(
+                f"{self.name} may not use {what}: allowed are {', '.join(self.prompts)}", caller=self.name
+            )
 
 
 EVERYBODY = Caller("anonymous", frozenset({Role.ADMIN}), group=Tenant("anonymous"))
@@ -126,7 +129,9 @@ def current_caller() -> Caller:
 
 
 def tenant_of_work() -> str:
-    """Name of the tenant that the current work is done for; empty for the service itself, and where no tenants are configured."""
+    """Name of the tenant that the current work is done for; empty for the service itself, and where no tenants are
+    configured.
+    """
     caller = _current.get()
     return SERVICE if caller.group is EVERYBODY.group else caller.tenant.name
 

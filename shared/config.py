@@ -1,6 +1,8 @@
-"""Settings: read from the environment once, at start, into a frozen object. A bad value stops the start and says which variable.
+"""Settings: read from the environment once, at start, into a frozen object. A bad value stops the start and says which
+variable.
 
-Each service derives its own class from `ServerSettings`; the docstring under a field is its documentation (`--help` prints it).
+Each service derives its own class from `ServerSettings`; the docstring under a field is its documentation (`--help`
+prints it).
 """
 
 from __future__ import annotations
@@ -63,16 +65,20 @@ class ServerSettings(BaseSettings):
     plaintext: bool = Field(default=False, validate_default=True)
     """Serve without TLS. On a loopback host that is so without being said; on any other it must be said here."""
     health_port: int | None = Field(default=None, ge=0, le=65535)
-    """Port of a second gRPC server that has health only, always plaintext, for probes; 0 takes a free one; unset: none."""
+    """Port of a second gRPC server that has health only, always plaintext, for probes; 0 takes a free one; unset: none.
+    """
     health_access: Access = "everyone"
     """Who may ask for health on the main port: everyone, callers (those who said who they are), or off.
 
-    Clients that go round replicas watch health without a token: with anything but everyone they call those that can't serve, too.
+    Clients that go round replicas watch health without a token: with anything but everyone they call those that can't
+    serve, too.
     """
     reflection_access: Access = "callers"
     """Likewise reflection."""
     callers_file: str = ""
-    """JSON file of callers: how they are recognised, roles, prompts, limits (docs/security.md). Empty: everybody may do everything."""
+    """JSON file of callers: how they are recognised, roles, prompts, limits (docs/security.md). Empty: everybody may do
+    everything.
+    """
     oidc_issuer: str = ""
     """Issuer of JSON Web Tokens that are accepted beside the callers file's own tokens; empty: none are."""
     oidc_audience: str = Field(default="", validate_default=True)
@@ -82,7 +88,8 @@ class ServerSettings(BaseSettings):
     oidc_groups_claim: str = "groups"
     """Claim that lists a token's groups."""
     otlp_endpoint: str = ""
-    """Where traces go: the URL of an OTLP/HTTP receiver, for example http://collector:4318/v1/traces. Empty: nowhere."""
+    """Where traces go: the URL of an OTLP/HTTP receiver, for example http://collector:4318/v1/traces. Empty: nowhere.
+    """
 
     @field_validator("tls_key_file")
     @classmethod
@@ -102,7 +109,9 @@ class ServerSettings(BaseSettings):
         if value and has_tls:
             raise ValueError("contradicts the TLS files that are set")
         if not (value or has_tls or is_loopback(info.data.get("host", ""))):
-            raise ValueError("other machines could reach this service: set TLS_CERTIFICATE_FILE and TLS_KEY_FILE, or say true here")
+            raise ValueError(
+                "other machines could reach this service: set TLS_CERTIFICATE_FILE and TLS_KEY_FILE, or say true here"
+            )
         return value
 
     @field_validator("oidc_audience", "oidc_jwks_url")
@@ -144,8 +153,12 @@ def load_settings(cls: type[SettingsType]) -> SettingsType:
     except ValidationError as error:
         for detail in error.errors():
             field = str(detail["loc"][0]) if detail["loc"] else ""
-            variable = next((name for name, known_field in known.items() if known_field == field), f"{prefix}{field}".upper())
-            problems.append(f"{variable}{_shown(cls, field, os.environ.get(variable))}: {_masked(detail['msg'], os.environ.get(variable))}")
+            variable = next(
+                (name for name, known_field in known.items() if known_field == field), f"{prefix}{field}".upper()
+            )
+            problems.append(
+                f"{variable}{_shown(cls, field, os.environ.get(variable))}: {_masked(detail['msg'], os.environ.get(variable))}"
+            )
         raise ConfigError("\n".join(problems)) from None  # the error's own text repeats every value
     if problems:
         raise ConfigError("\n".join(problems))

@@ -15,7 +15,8 @@
     ├── Unimplemented         the protocol has it, this service does not answer it
     └── DamagedBlob           stored bytes that are not what they claim to be
 
-`shared.rpc.errors` maps them to gRPC statuses, in one table. Their text is written for the caller: no paths, no internals.
+`shared.rpc.errors` maps them to gRPC statuses, in one table. Their text is written for the caller: no paths, no
+internals.
 """
 
 from __future__ import annotations
@@ -35,7 +36,9 @@ class SoftPromptError(Exception):
 
 @dataclass(frozen=True)
 class FieldViolation:
-    """One offending field (`spec.optimizer.learning_rate`, `dataset.examples[3].output`, `line 7`) and what is wrong with it."""
+    """One offending field (`spec.optimizer.learning_rate`, `dataset.examples[3].output`, `line 7`) and what is wrong
+    with it.
+    """
 
     field: str
     description: str

@@ -1,7 +1,7 @@
 """Whose work is next where several tenants wait for few places: a queue for each tenant, served in turns.
 
-The tenant with the fewest calls in progress goes first; of equal ones that which was served longest ago. So a tenant waits for one call
-of each other tenant at most, however many calls the others have queued.
+The tenant with the fewest calls in progress goes first; of equal ones that which was served longest ago. So a tenant
+waits for one call of each other tenant at most, however many calls the others have queued.
 """
 
 from __future__ import annotations
@@ -15,11 +15,15 @@ from typing import Generic, TypeVar
 Item = TypeVar("Item")
 
 SERVICE = ""
-"""Holder of what the service does by itself, and of everything where no tenants are configured. It has no share: it may use all places."""
+"""Holder of what the service does by itself, and of everything where no tenants are configured. It has no share: it may
+use all places.
+"""
 
 
 def places_of_one(num_places: int) -> int:
-    """Places that one tenant may use at a time: all but a quarter, and all but one at least, so that there is always one for another."""
+    """Places that one tenant may use at a time: all but a quarter, and all but one at least, so that there is always
+    one for another.
+    """
     return max(1, num_places - max(1, num_places // 4))
 
 
@@ -27,7 +31,9 @@ class FairTurns(Generic[Item]):
     """Items that wait and items in progress, by holder. Not thread-safe."""
 
     def __init__(self) -> None:
-        self._waiting: dict[str, deque[Item]] = {}  # in the order of service: the holder that was served last is the last one
+        self._waiting: dict[
+            str, deque[Item]
+        ] = {}  # in the order of service: the holder that was served last is the last one
         self._running: Counter[str] = Counter()
 
     def __len__(self) -> int:
@@ -54,7 +60,9 @@ class FairTurns(Generic[Item]):
 
     def num_ready(self, limit_of: Callable[[str], int]) -> int:
         """Waiting items that could all be in progress at once under each holder's limit."""
-        return sum(min(len(items), max(0, limit_of(holder) - self._running[holder])) for holder, items in self._waiting.items())
+        return sum(
+            min(len(items), max(0, limit_of(holder) - self._running[holder])) for holder, items in self._waiting.items()
+        )
 
     def start_next(self, limit_of: Callable[[str], int]) -> tuple[str, Item] | None:
         """The next item, in progress from now on; None if no holder below its limit waits. `finish` it later."""
@@ -81,7 +89,9 @@ class FairTurns(Generic[Item]):
 
 
 class FairSlots:
-    """A semaphore of one event loop whose tenants take turns; none holds all the places. Use it as `async with slots.taken(holder):`."""
+    """A semaphore of one event loop whose tenants take turns; none holds all the places. Use it as `async with
+    slots.taken(holder):`.
+    """
 
     def __init__(self, num_slots: int) -> None:
         self._num_slots, self._num_taken = num_slots, 0

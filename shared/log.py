@@ -75,4 +75,6 @@ def configure(format: str = "console", level: str = "INFO") -> None:
     logging.basicConfig(level=level, handlers=[handler], force=True)
     for chatterer in ("transformers", "httpx", "urllib3", "huggingface_hub", "alembic", "filelock"):
         logging.getLogger(chatterer).setLevel(logging.WARNING)
-    logging.getLogger("opentelemetry.trace").setLevel(logging.ERROR)  # it warns of every bad header, so callers could fill the log
+    logging.getLogger("opentelemetry.trace").setLevel(
+        logging.ERROR
+    )  # it warns of every bad header, so callers could fill the log

@@ -6,7 +6,9 @@ import ipaddress
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach what listens there: an address, or `localhost`; any other name may lead anywhere."""
+    """Whether only this machine can reach what listens there: an address, or `localhost`; any other name may lead
+    anywhere.
+    """
     if host.lower() == "localhost":
         return True
     if host.startswith("[") and host.endswith("]"):

@@ -47,7 +47,9 @@ def parse_version_name(name: str, field: str) -> tuple[str, int]:
         return match[1], int(match[2])
     reference = PromptReference.parse(name, field)
     if reference.version is None:
-        raise InvalidInput.of(field, f"{name[:120]!r} must name one version: prompts/PROMPT/versions/NUMBER or PROMPT@NUMBER")
+        raise InvalidInput.of(
+            field, f"{name[:120]!r} must name one version: prompts/PROMPT/versions/NUMBER or PROMPT@NUMBER"
+        )
     return reference.prompt, reference.version
 
 

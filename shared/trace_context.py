@@ -10,7 +10,9 @@ _PROPAGATOR = TraceContextTextMapPropagator()
 
 
 def parent_of(traceparent: str, tracestate: str = "") -> Context:
-    """The context that a caller's headers name. A bad header is ignored, as the standard says (W3C Trace Context, level 1)."""
+    """The context that a caller's headers name. A bad header is ignored, as the standard says (W3C Trace Context, level
+    1).
+    """
     return _PROPAGATOR.extract({"traceparent": traceparent, "tracestate": tracestate})
 
 

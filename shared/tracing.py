@@ -41,7 +41,9 @@ class Tracing:
 
 
 def tracing_of(service: str, otlp_endpoint: str) -> Tracing:
-    """Spans in batches to an OTLP/HTTP receiver, on a thread of the SDK; none without an endpoint. Raises ConfigError without the extra."""
+    """Spans in batches to an OTLP/HTTP receiver, on a thread of the SDK; none without an endpoint. Raises ConfigError
+    without the extra.
+    """
     if not otlp_endpoint:
         return Tracing()
     try:
@@ -52,5 +54,7 @@ def tracing_of(service: str, otlp_endpoint: str) -> Tracing:
     except ImportError as error:
         raise ConfigError("traces need OpenTelemetry: install softprompt[tracing]") from error
     provider = TracerProvider(resource=Resource.create({"service.name": service}), shutdown_on_exit=False)
-    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=otlp_endpoint, timeout=5), schedule_delay_millis=1000))
+    provider.add_span_processor(
+        BatchSpanProcessor(OTLPSpanExporter(endpoint=otlp_endpoint, timeout=5), schedule_delay_millis=1000)
+    )
     return Tracing(provider)

@@ -1,4 +1,5 @@
-"""softprompt: tune soft prompts and stream answers from them, over gRPC. Start with `softprompt.Client` or `softprompt.AsyncClient`.
+"""softprompt: tune soft prompts and stream answers from them, over gRPC. Start with `softprompt.Client` or
+`softprompt.AsyncClient`.
 
 Names are imported on first use: the command line starts without loading gRPC.
 """

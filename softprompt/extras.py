@@ -1,4 +1,6 @@
-"""Which optional packages are installed. The lists are those of our own distribution's metadata, so they are never out of date."""
+"""Which optional packages are installed. The lists are those of our own distribution's metadata, so they are never out
+of date.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,9 @@ _SHOWN = 3
 
 
 def missing_packages(*extras: str) -> list[str]:
-    """Names of the packages that these extras install and that are not here. None where softprompt runs without being installed."""
+    """Names of the packages that these extras install and that are not here. None where softprompt runs without being
+    installed.
+    """
     try:
         requirements = requires("softprompt") or []
     except PackageNotFoundError:

@@ -1,8 +1,9 @@
-"""`python -m softprompt.gguf GGUF DIRECTORY`: turn a GGUF file into an ordinary model directory (config, tokenizer, bfloat16 safetensors).
+"""`python -m softprompt.gguf GGUF DIRECTORY`: turn a GGUF file into an ordinary model directory (config, tokenizer,
+bfloat16 safetensors).
 
-A process of its own, started by `softprompt.models`: it needs torch and a gigabyte for some seconds, and quiet libraries through
-environment variables that they read when they are imported. Reports each finished part as a line `done total` on stdout.
-It knows nothing of where the file came from or where the model will live.
+A process of its own, started by `softprompt.models`: it needs torch and a gigabyte for some seconds, and quiet
+libraries through environment variables that they read when they are imported. Reports each finished part as a line
+`done total` on stdout. It knows nothing of where the file came from or where the model will live.
 """
 
 from __future__ import annotations
@@ -36,7 +37,9 @@ def convert(gguf: Path, directory: Path) -> None:
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     for weights in directory.glob("*.safetensors"):
-        weights.chmod((directory / "config.json").stat().st_mode)  # safetensors writes 0600: other users of the machine load it too
+        weights.chmod(
+            (directory / "config.json").stat().st_mode
+        )  # safetensors writes 0600: other users of the machine load it too
     _check_plain(directory)
     fingerprint.ship(directory)
     inspect(directory)
@@ -46,8 +49,8 @@ def convert(gguf: Path, directory: Path) -> None:
 def _restore_pre_tokenizer(gguf: Path, tokenizer: Any) -> None:
     """GGUF names the pre-tokenizer (`tokenizer.ggml.pre`) and transformers ignores the name.
 
-    `smollm` splits off every digit before the byte-level rule; without that, white space before a number becomes other tokens than the
-    model was trained on.
+    `smollm` splits off every digit before the byte-level rule; without that, white space before a number becomes other
+    tokens than the model was trained on.
     """
     from gguf import GGUFReader
     from tokenizers import pre_tokenizers

@@ -14,7 +14,8 @@ from shared.errors import NotFound, Unavailable
 from shared.model import hub
 
 Progress = Callable[[str, int, int], None]
-"""Called with (stage, done, total): `wait`, `download` in bytes, `convert` in parts. May be called from another thread."""
+"""Called with (stage, done, total): `wait`, `download` in bytes, `convert` in parts. May be called from another thread.
+"""
 
 HUB_TIMEOUT_SECONDS = 10.0
 HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
@@ -23,8 +24,8 @@ HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 def download(hub_id: str, revision: str, made: Path, progress: Progress) -> str:
     """Put the model's files into `made`; returns the commit. `revision` empty: the newest one.
 
-    Raises Unavailable if the hub does not answer or the download ends early, NotFound if it has no such model or revision, or one without
-    safetensors.
+    Raises Unavailable if the hub does not answer or the download ends early, NotFound if it has no such model or
+    revision, or one without safetensors.
     """
     if not hub.answers(hub_id):
         raise Unavailable(f"base model {hub_id!r}: the hub does not answer; try again")
@@ -35,15 +36,24 @@ def download(hub_id: str, revision: str, made: Path, progress: Progress) -> str:
     bars = not are_progress_bars_disabled()
     disable_progress_bars()
     try:
-        info: Any = HfApi().model_info(hub_id, revision=revision or None, timeout=HUB_TIMEOUT_SECONDS, files_metadata=True)
-        weights = [file for file in info.siblings if Path(file.rfilename).match("*.safetensors") and "/" not in file.rfilename]
+        info: Any = HfApi().model_info(
+            hub_id, revision=revision or None, timeout=HUB_TIMEOUT_SECONDS, files_metadata=True
+        )
+        weights = [
+            file for file in info.siblings if Path(file.rfilename).match("*.safetensors") and "/" not in file.rfilename
+        ]
         with watching_size(made, sum(file.size or 0 for file in weights), progress):
-            snapshot_download(hub_id, revision=info.sha, local_dir=made, allow_patterns=HUB_FILES, ignore_patterns=["*/*"])
+            snapshot_download(
+                hub_id, revision=info.sha, local_dir=made, allow_patterns=HUB_FILES, ignore_patterns=["*/*"]
+            )
     except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
         where = f" at revision {revision}" if revision else ""
         raise NotFound("base model", hub_id, f"the hub has none{where} that may be read from here") from error
-    except Exception as error:  # the hub's client lets the errors of its HTTP library through, and changed that library between releases
-        raise Unavailable(f"base model {hub_id!r} can't be taken from the hub: {type(error).__name__}: {str(error)[:300]}") from error
+    # the hub's client lets the errors of its HTTP library through, and changed that library between releases
+    except Exception as error:
+        raise Unavailable(
+            f"base model {hub_id!r} can't be taken from the hub: {type(error).__name__}: {str(error)[:300]}"
+        ) from error
     finally:
         if bars:
             enable_progress_bars()

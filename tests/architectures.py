@@ -35,18 +35,32 @@ NUM_VIRTUAL, NUM_GENERATED = 7, 10
 INPUT_IDS = tuple((13 * index) % 200 + 5 for index in range(24))
 _ROW = re.compile(r"^\| `([^`]+)` \| ([^|]+?) \| ([^|]+?) \|$", re.MULTILINE)
 
-# What a configuration is shrunk to, where it has such a field. Windows and chunks are shorter than the sequences of the test.
+# What a configuration is shrunk to, where it has such a field. Windows and chunks are shorter than the sequences of the
+# test.
 _SMALL: dict[str, Any] = {
     **dict.fromkeys(
-        ("hidden_size", "d_model", "n_embd", "embedding_size", "word_embed_proj_dim", "lru_width", "attention_hidden_size"), 64
+        (
+            "hidden_size",
+            "d_model",
+            "n_embd",
+            "embedding_size",
+            "word_embed_proj_dim",
+            "lru_width",
+            "attention_hidden_size",
+        ),
+        64,
     ),
-    **dict.fromkeys(("num_hidden_layers", "n_layer", "num_layers", "n_layers", "decoder_layers", "num_decoder_layers"), 4),
+    **dict.fromkeys(
+        ("num_hidden_layers", "n_layer", "num_layers", "n_layers", "decoder_layers", "num_decoder_layers"), 4
+    ),
     **dict.fromkeys(("num_attention_heads", "n_head", "n_heads", "num_heads", "attention_heads"), 4),
     **dict.fromkeys(("decoder_attention_heads", "num_decoder_attention_heads", "encoder_attention_heads"), 4),
     **dict.fromkeys(("num_key_value_heads", "n_head_kv", "num_kv_heads", "multi_query_group_num"), 2),
     **dict.fromkeys(("head_dim", "qk_head_dim", "v_head_dim", "global_head_dim", "kv_channels", "index_head_dim"), 16),
     **dict.fromkeys(("linear_key_head_dim", "linear_value_head_dim", "mamba_head_dim"), 16),
-    **dict.fromkeys(("intermediate_size", "n_inner", "d_ff", "d_inner", "ffn_dim", "ffn_hidden_size", "decoder_ffn_dim"), 96),
+    **dict.fromkeys(
+        ("intermediate_size", "n_inner", "d_ff", "d_inner", "ffn_dim", "ffn_hidden_size", "decoder_ffn_dim"), 96
+    ),
     **dict.fromkeys(("encoder_ffn_dim",), 96),
     **dict.fromkeys(("vocab_size", "vocab_size_per_layer_input"), 264),
     **dict.fromkeys(("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length"), 512),
@@ -54,10 +68,24 @@ _SMALL: dict[str, Any] = {
     **dict.fromkeys(("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k"), 2),
     **dict.fromkeys(("moe_intermediate_size", "shared_expert_intermediate_size", "expert_ffn_hidden_size"), 32),
     **dict.fromkeys(("q_lora_rank", "kv_lora_rank", "index_topk"), 16),
-    **dict.fromkeys(("qk_rope_head_dim", "qk_nope_head_dim", "rotary_dim", "hidden_size_per_layer_input", "laurel_rank"), 8),
-    **dict.fromkeys(("sliding_window", "window_size", "attention_window", "attention_chunk_size", "mamba_d_state", "ssm_state_size"), 8),
+    **dict.fromkeys(
+        ("qk_rope_head_dim", "qk_nope_head_dim", "rotary_dim", "hidden_size_per_layer_input", "laurel_rank"), 8
+    ),
+    **dict.fromkeys(
+        (
+            "sliding_window",
+            "window_size",
+            "attention_window",
+            "attention_chunk_size",
+            "mamba_d_state",
+            "ssm_state_size",
+        ),
+        8,
+    ),
     **dict.fromkeys(("n_group", "topk_group", "mamba_n_groups", "n_groups", "first_k_dense_replace"), 1),
-    **dict.fromkeys(("num_kv_shared_layers", "altup_num_inputs", "index_n_heads", "linear_num_key_heads", "encoder_layers"), 2),
+    **dict.fromkeys(
+        ("num_kv_shared_layers", "altup_num_inputs", "index_n_heads", "linear_num_key_heads", "encoder_layers"), 2
+    ),
     **dict.fromkeys(("linear_num_value_heads", "mamba_n_heads", "mamba_num_heads"), 4),
     "mamba_d_head": 32,
     "state_size": 8,
@@ -69,7 +97,10 @@ _KEEP_NONE = ("sliding_window", "n_inner", "q_lora_rank", "bos_token_id", "pad_t
 _MLA = {"num_key_value_heads": 4, "head_dim": 8}
 """Multi-head latent attention has as many key heads as query heads, and rotates the part of `qk_rope_head_dim`."""
 _OVERRIDES: dict[str, dict[str, Any]] = {
-    **dict.fromkeys(("axk1", "axk2", "deepseek_v2", "deepseek_v3", "deepseek_v32", "glm4_moe_lite", "glm_moe_dsa", "longcat_flash"), _MLA),
+    **dict.fromkeys(
+        ("axk1", "axk2", "deepseek_v2", "deepseek_v3", "deepseek_v32", "glm4_moe_lite", "glm_moe_dsa", "longcat_flash"),
+        _MLA,
+    ),
     **dict.fromkeys(("minicpm3", "youtu"), _MLA),
     "gemma4_text": {"num_kv_shared_layers": 0},
     "gemma4_unified_text": {"num_kv_shared_layers": 0},
@@ -106,7 +137,9 @@ def documented() -> dict[str, Verdict]:
 
 
 def judge(model_type: str, directory: Path) -> Verdict:
-    """What becomes of a tiny model of that type, saved to disk. Raises AssertionError for a wrong answer; all else it raises is a crash."""
+    """What becomes of a tiny model of that type, saved to disk. Raises AssertionError for a wrong answer; all else it
+    raises is a crash.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # transformers' own remarks on untrained models and unusual configurations
         if model_type in _UNTRIED:
@@ -148,7 +181,9 @@ def save(model_type: str, directory: Path) -> None:
 def config_of(model_type: str) -> Any:
     kind = next(config_class for config_class in MODEL_FOR_CAUSAL_LM_MAPPING if config_class.model_type == model_type)
     default = kind()
-    small = _small(default) | {name: _small(value) for name, value in vars(default).items() if hasattr(value, "to_dict")}
+    small = _small(default) | {
+        name: _small(value) for name, value in vars(default).items() if hasattr(value, "to_dict")
+    }
     for name, value in _OVERRIDES.get(model_type, {}).items():
         outer, _, inner = name.rpartition(".")
         (small[outer] if outer else small)[inner] = value
@@ -167,7 +202,9 @@ def _small(default: Any) -> dict[str, Any]:
 
 @torch.no_grad()
 def _continuation(base: BaseModel, prompt: torch.Tensor) -> tuple[int, ...] | None:
-    """The model's own greedy choices, from nothing but embeddings and without any cache; None if it does not run that way."""
+    """The model's own greedy choices, from nothing but embeddings and without any cache; None if it does not run that
+    way.
+    """
     model: Any = base.model
     table, found = model.get_input_embeddings(), list[int]()
     try:
@@ -202,7 +239,9 @@ def _training(base: BaseModel, prompt: torch.Tensor, model_type: str) -> str:
     return WORKS if isinstance(forward, PackedForward) else SLOWLY
 
 
-def _serving(directory: Path, prompt: torch.Tensor, expected: tuple[int, ...] | None, model_type: str, budget: int = 23) -> str:
+def _serving(
+    directory: Path, prompt: torch.Tensor, expected: tuple[int, ...] | None, model_type: str, budget: int = 23
+) -> str:
     config = small_config(max_tokens_per_step=budget, max_length=96)
     try:
         engine = load_engine(directory, dtype="float32", device="cpu", config=config)
@@ -210,7 +249,9 @@ def _serving(directory: Path, prompt: torch.Tensor, expected: tuple[int, ...] | 
         return _reason(error, model_type)
     engine.load_prefix("prompt", SoftPrompt(prompt))
     found = run_one(engine, INPUT_IDS, greedy(NUM_GENERATED), "prompt")
-    assert found.token_ids == expected, f"{model_type}: served {found.token_ids}, the model itself says {expected} {found.error}"
+    assert found.token_ids == expected, (
+        f"{model_type}: served {found.token_ids}, the model itself says {expected} {found.error}"
+    )
     return WORKS if isinstance(engine.runner, ModelRunner) else SLOWLY
 
 

@@ -30,7 +30,9 @@ class Services:
 
 
 @asynccontextmanager
-async def both(model_dir: Path, directory: Path, max_proof_model_bytes: int = 0, **replica_settings: Any) -> AsyncIterator[Services]:
+async def both(
+    model_dir: Path, directory: Path, max_proof_model_bytes: int = 0, **replica_settings: Any
+) -> AsyncIterator[Services]:
     settings = TrainerSettings(
         base_models=(f"tiny={model_dir}",),
         data_dir=directory / "data",

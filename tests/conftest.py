@@ -21,13 +21,16 @@ SHARES_RAY = "tests/trainer_service/cluster/"
 
 
 def pytest_configure() -> None:
-    # A job in the background begins with Ctrl-C ignored, and the processes that tests start and interrupt would inherit that.
+    # A job in the background begins with Ctrl-C ignored, and the processes that tests start and interrupt would inherit
+    # that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Of several processes (`pytest -n`) one has all that share a Ray; elsewhere a file's tests stay together, with their fixtures."""
+    """Of several processes (`pytest -n`) one has all that share a Ray; elsewhere a file's tests stay together, with
+    their fixtures.
+    """
     from xdist.scheduler import LoadScopeScheduling
 
     class Scheduling(LoadScopeScheduling):
@@ -58,5 +61,7 @@ def real_model_dir() -> Path:
     from softprompt.models import models_dir
 
     path = models_dir() / "smollm2-135m-instruct"
-    assert (path / "config.json").is_file(), "run `softprompt models pull smollm2-135m-instruct` first, or deselect with -m 'not model'"
+    assert (path / "config.json").is_file(), (
+        "run `softprompt models pull smollm2-135m-instruct` first, or deselect with -m 'not model'"
+    )
     return path

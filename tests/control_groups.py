@@ -1,4 +1,6 @@
-"""A real control group for a process of a test. It needs root and a writable /sys/fs/cgroup; without these the test is skipped."""
+"""A real control group for a process of a test. It needs root and a writable /sys/fs/cgroup; without these the test is
+skipped.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,8 @@ _BASE = Path("/sys/fs/cgroup")
 
 @contextmanager
 def control_group(*, quota: str, memory_bytes: int) -> Iterator[list[Path]]:
-    """Files that a process writes its id into to join a group whose parent has these limits. `quota`: microseconds in each 100 ms.
+    """Files that a process writes its id into to join a group whose parent has these limits. `quota`: microseconds in
+    each 100 ms.
 
     Removed at the end, when the process must be gone.
     """

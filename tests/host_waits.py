@@ -1,4 +1,6 @@
-"""Finds what would make the host wait for a GPU: values read back from tensors, and shapes that depend on values. Works on a CPU."""
+"""Finds what would make the host wait for a GPU: values read back from tensors, and shapes that depend on values. Works
+on a CPU.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""A gRPC client that behaves as no library would: bytes of its own choosing on a connection, and no reading if it doesn't want to.
+"""A gRPC client that behaves as no library would: bytes of its own choosing on a connection, and no reading if it
+doesn't want to.
 
 As much of HTTP/2 (RFC 9113) as one call takes; headers are literals without Huffman codes (RFC 7541, 6.2.2).
 """
@@ -36,14 +37,17 @@ def framed(message: bytes) -> bytes:
 async def raw_call(
     port: int, method: str, window_bytes: int = 65_535, metadata: Mapping[str, bytes] | None = None
 ) -> AsyncIterator[RawCall]:
-    """The headers of a call of `/service/method` are sent. `window_bytes`: how much of an answer the server may send, ever.
+    """The headers of a call of `/service/method` are sent. `window_bytes`: how much of an answer the server may send,
+    ever.
 
     `metadata`: further headers; a value has at most 126 bytes.
     """
     _, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
         headers = {":method": "POST", ":scheme": "http", ":path": method, ":authority": "test", "te": "trailers"}
-        encoded = {name: value.encode() for name, value in {**headers, "content-type": "application/grpc"}.items()} | dict(metadata or {})
+        encoded = {
+            name: value.encode() for name, value in {**headers, "content-type": "application/grpc"}.items()
+        } | dict(metadata or {})
         block = b"".join(_literal(name, value) for name, value in encoded.items())
         writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
         writer.write(_frame(_SETTINGS, 0, 0, _INITIAL_WINDOW_SIZE.to_bytes(2, "big") + window_bytes.to_bytes(4, "big")))

@@ -1,4 +1,6 @@
-"""How long each fault test saw until its job went on. `make bench-jobs` has them written to a file; otherwise they are forgotten."""
+"""How long each fault test saw until its job went on. `make bench-jobs` has them written to a file; otherwise they are
+forgotten.
+"""
 
 from __future__ import annotations
 

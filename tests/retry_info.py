@@ -1,4 +1,6 @@
-"""When a refused call says to come back, as it stands on the wire: our client takes a second where nothing is said, which would hide it."""
+"""When a refused call says to come back, as it stands on the wire: our client takes a second where nothing is said,
+which would hide it.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""All that a caller learns from one call: answers, status, details and trailing metadata, as bytes that two services can be compared by."""
+"""All that a caller learns from one call: answers, status, details and trailing metadata, as bytes that two services
+can be compared by.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +13,18 @@ from google.protobuf.message import Message
 Outcome = tuple[str, str, tuple[tuple[str, bytes], ...], tuple[bytes, ...]]
 
 
-async def outcome_of(service: Any, method: str, request: Any, token: str, masked: Sequence[str] = (), num_answers: int = 1000) -> Outcome:
-    """`request`: a message, or a list of the messages of an upload. `masked`: fields that are left out, wherever they stand.
+async def outcome_of(
+    service: Any, method: str, request: Any, token: str, masked: Sequence[str] = (), num_answers: int = 1000
+) -> Outcome:
+    """`request`: a message, or a list of the messages of an upload. `masked`: fields that are left out, wherever they
+    stand.
 
     A stream is read to its end or up to `num_answers` messages.
     """
     sent = iter(request) if isinstance(request, list) else request
-    call = getattr(service, method)(sent, metadata=(("authorization", f"Bearer {token}"), ("x-request-id", "same")), timeout=30)
+    call = getattr(service, method)(
+        sent, metadata=(("authorization", f"Bearer {token}"), ("x-request-id", "same")), timeout=30
+    )
     answers: list[Message] = []
     try:
         if isinstance(call, grpc.aio.UnaryStreamCall):
@@ -31,7 +38,10 @@ async def outcome_of(service: Any, method: str, request: Any, token: str, masked
         code, details, trailing = "OK", "", ()
     except grpc.aio.AioRpcError as error:
         code, details = error.code().name, str(error.details())
-        trailing = tuple((str(key), value if isinstance(value, bytes) else str(value).encode()) for key, value in error.trailing_metadata())
+        trailing = tuple(
+            (str(key), value if isinstance(value, bytes) else str(value).encode())
+            for key, value in error.trailing_metadata()
+        )
     for answer in answers:
         mask(answer, masked)
     return code, details, trailing, tuple(answer.SerializeToString(deterministic=True) for answer in answers)

@@ -15,14 +15,31 @@ FILES = frozenset(
     {
         *("test_architectures.py", "test_end_to_end.py", "test_golden_records.py", "test_trained_prompt_is_served.py"),
         *("shared/kernels/test_build.py", "shared/kernels/test_settings.py", "shared/kernels/test_wheel.py"),
-        *("shared/model/test_hub_hangs.py", "shared/process/test_compute_thread.py", "shared/process/test_container_limits.py"),
+        *(
+            "shared/model/test_hub_hangs.py",
+            "shared/process/test_compute_thread.py",
+            "shared/process/test_container_limits.py",
+        ),
         *("shared/prompt/test_blob.py", "shared/security/test_walk_through.py"),
         *("shared/store/test_crashes.py", "shared/store/test_maintenance.py"),
-        *("inference_service/test_overload.py", "inference_service/test_process.py", "inference_service/test_rolling_restart.py"),
+        *(
+            "inference_service/test_overload.py",
+            "inference_service/test_process.py",
+            "inference_service/test_rolling_restart.py",
+        ),
         *("inference_service/engine/kv/test_clean_rows.py", "inference_service/engine/test_correctness.py"),
-        *("softprompt/test_demo.py", "softprompt/test_hub_models.py", "softprompt/test_local.py", "softprompt/test_models.py"),
+        *(
+            "softprompt/test_demo.py",
+            "softprompt/test_hub_models.py",
+            "softprompt/test_local.py",
+            "softprompt/test_models.py",
+        ),
         *("softprompt/test_prompts_cli.py", "softprompt/test_surroundings.py"),
-        *("trainer_service/test_process.py", "trainer_service/test_proof.py", "trainer_service/test_systems_that_hang.py"),
+        *(
+            "trainer_service/test_process.py",
+            "trainer_service/test_proof.py",
+            "trainer_service/test_systems_that_hang.py",
+        ),
         *("trainer_service/test_training_end_to_end.py", "trainer_service/test_two_tenants.py"),
         *("trainer_service/database/test_database_hangs.py", "trainer_service/datasets/test_data_end_to_end.py"),
         *("trainer_service/dispatch/test_broken_models.py", "trainer_service/dispatch/test_deadlines.py"),
@@ -47,7 +64,9 @@ _ROOT = Path(__file__).parent
 def is_slow(item: pytest.Item) -> bool:
     """Whether a collected test belongs to one of the lists above."""
     path = item.path.relative_to(_ROOT).as_posix()
-    parameters = item.callspec.params.values() if isinstance(item, pytest.Function) and hasattr(item, "callspec") else ()
+    parameters = (
+        item.callspec.params.values() if isinstance(item, pytest.Function) and hasattr(item, "callspec") else ()
+    )
     return (
         path in FILES
         or path.startswith(tuple(f"{folder}/" for folder in FOLDERS))

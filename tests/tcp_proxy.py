@@ -1,4 +1,6 @@
-"""A TCP proxy that can freeze: it accepts, takes bytes and forwards nothing, until it is told to go on. It can also cut connections."""
+"""A TCP proxy that can freeze: it accepts, takes bytes and forwards nothing, until it is told to go on. It can also cut
+connections.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,9 @@ from pathlib import Path
 
 
 class TcpProxy:
-    """Forwards to a port of this machine, or to a UNIX socket. Runs in a thread of its own; its methods may be called from any."""
+    """Forwards to a port of this machine, or to a UNIX socket. Runs in a thread of its own; its methods may be called
+    from any.
+    """
 
     def __init__(self, target: int | Path) -> None:
         self._target = target
@@ -83,7 +87,9 @@ class TcpProxy:
             writer.close()
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(asyncio.CancelledError):  # asyncio's streams log a handler that was cancelled as failed
+        with contextlib.suppress(
+            asyncio.CancelledError
+        ):  # asyncio's streams log a handler that was cancelled as failed
             await self._connect(reader, writer)
 
     async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -20,7 +20,9 @@ PAGES = sorted(
     }
 )
 _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
-_PATH = re.compile(r"`((?:shared|trainer_service|inference_service|softprompt|tests|benchmarks|k8s|docs|protos|examples)/[\w./-]*)`")
+_PATH = re.compile(
+    r"`((?:shared|trainer_service|inference_service|softprompt|tests|benchmarks|k8s|docs|protos|examples)/[\w./-]*)`"
+)
 _FENCE = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)
 
 
@@ -40,7 +42,13 @@ def exists(path: str) -> bool:
 
 
 def test_the_pages_are_found() -> None:
-    assert {"README.md", "CONTRIBUTING.md", "docs/engine.md", "k8s/README.md", "examples/support-tone/README.md"} <= set(PAGES)
+    assert {
+        "README.md",
+        "CONTRIBUTING.md",
+        "docs/engine.md",
+        "k8s/README.md",
+        "examples/support-tone/README.md",
+    } <= set(PAGES)
 
 
 @pytest.mark.parametrize("page", PAGES)

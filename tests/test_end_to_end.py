@@ -1,4 +1,6 @@
-"""The main journey on the real base model: examples, a Ray worker, a published version, a stream; two services, real processes."""
+"""The main journey on the real base model: examples, a Ray worker, a published version, a stream; two services, real
+processes.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ async def test_from_examples_to_a_streamed_answer(real_model_dir: Path, tmp_path
             dataset=train.dataset,
             validation_dataset=heldout.dataset,
             template=Template("{input}\n"),
-            hyperparameters=Hyperparameters(num_virtual_tokens=8, batch_size=4, num_steps=12, evaluation_interval_steps=12, seed=1),
+            hyperparameters=Hyperparameters(
+                num_virtual_tokens=8, batch_size=4, num_steps=12, evaluation_interval_steps=12, seed=1
+            ),
         )
         job = await client.tune(spec)
         assert job.state is JobState.SUCCEEDED, logged[-30:]

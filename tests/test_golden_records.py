@@ -1,4 +1,6 @@
-"""Golden records hold nobody's text and still prove what they are for: this matrix, template, place and model, in every dtype."""
+"""Golden records hold nobody's text and still prove what they are for: this matrix, template, place and model, in every
+dtype.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +56,9 @@ def trained(base: BaseModel) -> TrainingResult:
 async def loader(directory: Path, base: BaseModel, data: bytes) -> AsyncIterator[tuple[Callable[[], Any], AsyncEngine]]:
     store = open_store(str(directory / "store"))
     record = publish(store, data)
-    engine = AsyncEngine(Engine.from_base_model(base, small_config(max_length=512, max_tokens_per_step=64, kv_cache_bytes=1 << 24)))
+    engine = AsyncEngine(
+        Engine.from_base_model(base, small_config(max_length=512, max_tokens_per_step=64, kv_cache_bytes=1 << 24))
+    )
     engine.start()
     try:
         yield lambda: VersionLoader(store, engine, base, engine.engine.config.max_length, 64).load(record), engine
@@ -103,7 +107,9 @@ async def test_what_a_cohort_recorded_is_served_and_every_fault_is_refused(
 
     damaged = load(directory, dtype=dtype, device="cpu")
     weight = next(
-        value for name, value in damaged.model.named_parameters() if name.endswith(("1.mlp.down_proj.weight", "1.mlp.c_proj.weight"))
+        value
+        for name, value in damaged.model.named_parameters()
+        if name.endswith(("1.mlp.down_proj.weight", "1.mlp.c_proj.weight"))
     )
     with torch.no_grad():
         weight[5, 7] += 40.0 if dtype == "float32" else 400.0  # within the rounding of bfloat16 less may hide
@@ -121,7 +127,9 @@ async def test_nothing_of_the_training_data_is_in_a_blob(tmp_path: Path) -> None
     directory = model_dir(tmp_path, "llama")
     secret = "account 4711 of Ms Example"
     train = tuple(example.model_copy(update={"input": f"{secret} {example.line}"}) for example in classification(12))
-    held_out = tuple(example.model_copy(update={"input": f"{secret} {example.line}"}) for example in classification(6, 100))
+    held_out = tuple(
+        example.model_copy(update={"input": f"{secret} {example.line}"}) for example in classification(6, 100)
+    )
     base = load(directory, dtype="float32", device="cpu")
     result = of(run(Cohort(base), task(train=train, validation=held_out, num_steps=4)), Finished)[0].result
     data = blob(directory, result.soft_prompt.embeddings, template=TEMPLATE, golden=result.golden)
@@ -142,9 +150,12 @@ async def test_a_record_that_only_claims_to_be_synthetic_is_refused(tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    "template", [Template(text="Q: {input} A:"), Template(text="Say {input}", format=TemplateFormat.CHAT, system="Be brief.")]
+    "template",
+    [Template(text="Q: {input} A:"), Template(text="Say {input}", format=TemplateFormat.CHAT, system="Be brief.")],
 )
-async def test_an_import_is_proven_in_float32_with_its_own_template(tmp_path: Path, tiny_model_dir: Path, template: Template) -> None:
+async def test_an_import_is_proven_in_float32_with_its_own_template(
+    tmp_path: Path, tiny_model_dir: Path, template: Template
+) -> None:
     base = load(tiny_model_dir, dtype="float32", device="cpu")
     plain = blob(tiny_model_dir, matrix(1), template=template)
     golden = golden_records(base, decode_blob(plain).soft_prompt, InputEncoder(base.tokenizer, template))
@@ -156,5 +167,7 @@ async def test_an_import_is_proven_in_float32_with_its_own_template(tmp_path: Pa
 
 
 def test_old_records_are_read_as_they_were() -> None:
-    old = json.dumps({"text": "hello", "input_ids": [5], "top_token_ids": [7], "top_logprobs": [-0.1], "dtype": "float32"})
+    old = json.dumps(
+        {"text": "hello", "input_ids": [5], "top_token_ids": [7], "top_logprobs": [-0.1], "dtype": "float32"}
+    )
     assert not GoldenRecord.model_validate_json(old).is_synthetic

@@ -16,7 +16,9 @@ from shared.errors import InvalidInput, PreconditionFailed
 from softprompt import Sampling, Template, TokenIds
 from tests.both_services import Services, both
 
-pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # PEFT asks transformers for it
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"
+)  # PEFT asks transformers for it
 
 IDS = (20, 21, 22, 90, 7)
 MATRIX = torch.randn(6, 64, generator=torch.Generator().manual_seed(3))
@@ -50,9 +52,13 @@ async def served(services: Services, prompt: str, expected: torch.Tensor) -> Non
     assert generation.output.logprobs[0].token_id == int(expected.argmax())
 
 
-async def test_an_exported_version_gives_the_same_logits_under_peft(services: Services, tiny_model_dir: Path, tmp_path: Path) -> None:
+async def test_an_exported_version_gives_the_same_logits_under_peft(
+    services: Services, tiny_model_dir: Path, tmp_path: Path
+) -> None:
     save_file({"matrix": MATRIX}, tmp_path / "plain.safetensors")
-    imported = await services.client.import_version(tmp_path / "plain.safetensors", "tone", template=Template("Q: {input}"))
+    imported = await services.client.import_version(
+        tmp_path / "plain.safetensors", "tone", template=Template("Q: {input}")
+    )
     exported = await services.client.export_version("tone", tmp_path / "adapter", base_model=str(tiny_model_dir))
     assert exported.name == imported.name == "prompts/tone/versions/1"
 
@@ -67,12 +73,20 @@ async def test_an_exported_version_gives_the_same_logits_under_peft(services: Se
     await served(services, "tone", expected)
 
 
-async def test_an_adapter_that_peft_saved_is_served_as_peft_has_it(services: Services, tiny_model_dir: Path, tmp_path: Path) -> None:
-    config = PromptTuningConfig(task_type=TaskType.CAUSAL_LM, prompt_tuning_init=PromptTuningInit.RANDOM, num_virtual_tokens=5)
+async def test_an_adapter_that_peft_saved_is_served_as_peft_has_it(
+    services: Services, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    config = PromptTuningConfig(
+        task_type=TaskType.CAUSAL_LM, prompt_tuning_init=PromptTuningInit.RANDOM, num_virtual_tokens=5
+    )
     peft = get_peft_model(load_model(tiny_model_dir), config).eval()
-    torch.nn.init.normal_(peft.prompt_encoder["default"].embedding.weight, std=1.0, generator=torch.Generator().manual_seed(5))
+    torch.nn.init.normal_(
+        peft.prompt_encoder["default"].embedding.weight, std=1.0, generator=torch.Generator().manual_seed(5)
+    )
     peft.save_pretrained(tmp_path / "adapter")
-    version = await services.client.import_version(tmp_path / "adapter", "tone", base_model="tiny", labels=["yes", "no"])
+    version = await services.client.import_version(
+        tmp_path / "adapter", "tone", base_model="tiny", labels=["yes", "no"]
+    )
     assert (version.num_virtual_tokens, version.labels, version.aliases) == (5, ("yes", "no"), ("default",))
     await served(services, "tone", logprobs(peft))
 
@@ -81,7 +95,9 @@ async def test_an_adapter_that_peft_saved_is_served_as_peft_has_it(services: Ser
         await services.client.import_version(tmp_path / "pickled", "tone")
 
 
-async def test_an_adapter_of_p_tuning_is_served_as_peft_has_it(services: Services, tiny_model_dir: Path, tmp_path: Path) -> None:
+async def test_an_adapter_of_p_tuning_is_served_as_peft_has_it(
+    services: Services, tiny_model_dir: Path, tmp_path: Path
+) -> None:
     """Its file holds what the encoder made of the virtual tokens."""
     torch.manual_seed(5)
     config = PromptEncoderConfig(task_type=TaskType.CAUSAL_LM, num_virtual_tokens=5, encoder_hidden_size=16)
@@ -95,7 +111,9 @@ async def test_an_adapter_of_p_tuning_is_served_as_peft_has_it(services: Service
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-async def test_a_decoder_prompt_of_tgis(services: Services, tiny_model_dir: Path, tmp_path: Path, dtype: torch.dtype) -> None:
+async def test_a_decoder_prompt_of_tgis(
+    services: Services, tiny_model_dir: Path, tmp_path: Path, dtype: torch.dtype
+) -> None:
     directory = tmp_path / "tgis"
     directory.mkdir()
     save_file({"decoder": MATRIX.to(dtype)}, directory / "decoder.safetensors")
@@ -123,8 +141,15 @@ async def test_what_does_not_fit_is_refused_and_nothing_is_published(services: S
 
 async def test_a_version_moves_to_another_name_with_all_that_it_says(services: Services, tmp_path: Path) -> None:
     save_file({"matrix": MATRIX}, tmp_path / "plain.safetensors")
-    await services.client.import_version(tmp_path / "plain.safetensors", "tone", template=Template("Q: {input}"), labels=["a", "b"])
+    await services.client.import_version(
+        tmp_path / "plain.safetensors", "tone", template=Template("Q: {input}"), labels=["a", "b"]
+    )
     await services.client.export_version("tone@1", tmp_path / "adapter")
     copy = await services.client.import_version(tmp_path / "adapter", "copy", alias="-")
     assert copy.template is not None
-    assert (copy.name, copy.template.text, copy.labels, copy.aliases) == ("prompts/copy/versions/1", "Q: {input}", ("a", "b"), ())
+    assert (copy.name, copy.template.text, copy.labels, copy.aliases) == (
+        "prompts/copy/versions/1",
+        "Q: {input}",
+        ("a", "b"),
+        (),
+    )

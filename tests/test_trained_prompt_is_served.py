@@ -1,4 +1,6 @@
-"""Where training and serving meet: the golden record that a cohort writes is what a replica finds, in every dtype that serves."""
+"""Where training and serving meet: the golden record that a cohort writes is what a replica finds, in every dtype that
+serves.
+"""
 
 from __future__ import annotations
 
@@ -15,14 +17,20 @@ from trainer_service.training.cohort import Cohort
 from trainer_service.training.events import Finished
 
 
-@pytest.mark.parametrize(("trained_in", "served_in"), [("float32", "float32"), ("bfloat16", "bfloat16"), ("bfloat16", "float32")])
-async def test_what_a_cohort_recorded_is_what_a_replica_replays(tmp_path: Path, trained_in: DType, served_in: DType) -> None:
+@pytest.mark.parametrize(
+    ("trained_in", "served_in"), [("float32", "float32"), ("bfloat16", "bfloat16"), ("bfloat16", "float32")]
+)
+async def test_what_a_cohort_recorded_is_what_a_replica_replays(
+    tmp_path: Path, trained_in: DType, served_in: DType
+) -> None:
     model_dir = save_tiny_llama(tmp_path / "model", initializer_range=0.3)  # so large that answers depend on the prompt
     base = load(model_dir, dtype=trained_in, device="cpu")
     one = task(train=classification(12), validation=classification(6, 100), num_steps=10, learning_rate=0.05)
     result = of(run(Cohort(base), one), Finished)[0].result
     assert len(result.golden) > 1
-    data = blob(model_dir, result.soft_prompt.embeddings, template=TEMPLATE, golden=result.golden, labels=one.spec.labels)
+    data = blob(
+        model_dir, result.soft_prompt.embeddings, template=TEMPLATE, golden=result.golden, labels=one.spec.labels
+    )
     async with running_replica(model_dir, tmp_path, dtype=served_in) as replica:
         record = publish(replica.store, data)
         await replica.state(record.name, "LOADED")

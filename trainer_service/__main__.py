@@ -1,4 +1,6 @@
-"""`python -m trainer_service`: trains soft prompts, keeps jobs, publishes versions. Settings come from SOFTPROMPT_TRAINER_*."""
+"""`python -m trainer_service`: trains soft prompts, keeps jobs, publishes versions. Settings come from
+SOFTPROMPT_TRAINER_*.
+"""
 
 from __future__ import annotations
 
@@ -24,9 +26,13 @@ def main() -> int:
 
 
 async def _serve(settings: TrainerSettings, stop: asyncio.Event) -> None:
-    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")  # read when grpc is imported; Ray forks, and needs nothing of grpc's
+    os.environ.setdefault(
+        "GRPC_ENABLE_FORK_SUPPORT", "0"
+    )  # read when grpc is imported; Ray forks, and needs nothing of grpc's
     from trainer_service.server import serve
-    from trainer_service.worker_pool import ray_pool  # slow to import: not for --help, nor for settings that are refused
+    from trainer_service.worker_pool import (
+        ray_pool,
+    )  # slow to import: not for --help, nor for settings that are refused
 
     await serve(settings, stop, ray_pool)
 

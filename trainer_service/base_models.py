@@ -30,9 +30,13 @@ class BaseModelSource:
         id, separator, source = text.partition("=")
         found = cls(id, source) if separator else cls(default_id(text), text)
         if not found.source or not found.id or not _ID_CHARACTERS.issuperset(found.id):
-            raise ValueError(f"{text!r} must be a model directory, a hub id or ID=one of these; an id has characters of a-z 0-9 - . _")
+            raise ValueError(
+                f"{text!r} must be a model directory, a hub id or ID=one of these; an id has characters of a-z 0-9 - . _"
+            )
         directory = expanded(found.source)
-        return replace(found, source=str(directory.absolute())) if directory.is_dir() else found  # workers have other directories
+        return (
+            replace(found, source=str(directory.absolute())) if directory.is_dir() else found
+        )  # workers have other directories
 
 
 @dataclass(frozen=True)
@@ -45,10 +49,12 @@ class KnownBaseModel:
 
 
 class BaseModels:
-    """What can be trained here, by id; the first configured one is the default. Look-ups raise Unavailable until `load` has finished.
+    """What can be trained here, by id; the first configured one is the default. Look-ups raise Unavailable until `load`
+    has finished.
 
-    A model whose directory is missing or broken, or whose hub does not answer, is unavailable: jobs for it are refused with the reason
-    until `load` finds it. A model whose architecture can't take a soft prompt is refused for good. Both leave the others alone.
+    A model whose directory is missing or broken, or whose hub does not answer, is unavailable: jobs for it are refused
+    with the reason until `load` finds it. A model whose architecture can't take a soft prompt is refused for good. Both
+    leave the others alone.
     """
 
     def __init__(self, sources: Sequence[BaseModelSource]) -> None:
@@ -59,7 +65,8 @@ class BaseModels:
         self._is_loaded = False
 
     def load(self) -> None:
-        """Look at the models that are not known yet. Blocks: hashes weights that have not been hashed before. Safe to repeat.
+        """Look at the models that are not known yet. Blocks: hashes weights that have not been hashed before. Safe to
+        repeat.
 
         Raises PreconditionFailed if every model is refused for good.
         """
@@ -75,14 +82,21 @@ class BaseModels:
             path = base_model.resolve(source.source)
             info = base_model.inspect(path, id=source.id)
             tokenizer = base_model.load_tokenizer(path)
-            tokenizer("a")  # settles its truncation and padding: changing them later, while another thread encodes, would fail
+            tokenizer(
+                "a"
+            )  # settles its truncation and padding: changing them later, while another thread encodes, would fail
         except PreconditionFailed as error:
             log.error("base model %s can't be trained on: %s", source.id, error.message)
             self._refused[source.id] = error
         except Exception as error:  # whatever transformers raises over a damaged directory
             reason = _reason(error, source)
             if self._unavailable[source.id] != reason:
-                log.error("base model %s is not available: %s", source.id, reason, exc_info=not isinstance(error, SoftPromptError))
+                log.error(
+                    "base model %s is not available: %s",
+                    source.id,
+                    reason,
+                    exc_info=not isinstance(error, SoftPromptError),
+                )
             self._unavailable[source.id] = reason
             return
         else:
@@ -123,7 +137,8 @@ class BaseModels:
     def get(self, id: str, field: str = "base_model") -> KnownBaseModel:
         """An empty id means the default one.
 
-        Raises InvalidInput naming `field` for an unknown id, PreconditionFailed with the reason for a model that can't be used.
+        Raises InvalidInput naming `field` for an unknown id, PreconditionFailed with the reason for a model that can't
+        be used.
         """
         if not self._is_loaded:
             raise Unavailable("the trainer is starting: its base models are not read yet")
@@ -133,7 +148,9 @@ class BaseModels:
         if wanted in self._refused:
             raise PreconditionFailed(f"{wanted} can't be trained on: {self._refused[wanted].message}", field=field)
         if wanted in self._unavailable:
-            raise PreconditionFailed(f"base model {wanted} is not available now: {self._unavailable[wanted]}", field=field)
+            raise PreconditionFailed(
+                f"base model {wanted} is not available now: {self._unavailable[wanted]}", field=field
+            )
         raise InvalidInput.of(field, f"{id[:80]!r} is not one of this trainer's base models: {', '.join(self._models)}")
 
 

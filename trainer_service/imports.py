@@ -1,9 +1,10 @@
-"""Soft prompts that were trained elsewhere: a safetensors file becomes a blob of ours. Nothing else is read, pickle least of all.
+"""Soft prompts that were trained elsewhere: a safetensors file becomes a blob of ours. Nothing else is read, pickle
+least of all.
 
-Taken are our own blobs (also from another store), PEFT's prompt-tuning adapters, the `decoder` prompts of TGIS and caikit, and files with
-one plain matrix. None of those says which base model it was trained on, so the caller does, and only the width can be checked; one of our
-own blobs brings its base model's fingerprint, its template and its golden records, unless those hold inputs of its training data. The
-others get golden records of this trainer's making.
+Taken are our own blobs (also from another store), PEFT's prompt-tuning adapters, the `decoder` prompts of TGIS and
+caikit, and files with one plain matrix. None of those says which base model it was trained on, so the caller does, and
+only the width can be checked; one of our own blobs brings its base model's fingerprint, its template and its golden
+records, unless those hold inputs of its training data. The others get golden records of this trainer's making.
 """
 
 from __future__ import annotations
@@ -67,7 +68,9 @@ def is_import(job: str) -> bool:
 
 @dataclass(frozen=True)
 class Imported:
-    """A checked import. `unproven_on` is the directory of the base model that is to say what the matrix does; None: it says so itself."""
+    """A checked import. `unproven_on` is the directory of the base model that is to say what the matrix does; None: it
+    says so itself.
+    """
 
     soft_prompt: SoftPrompt
     manifest: Manifest
@@ -83,7 +86,9 @@ def read_import(data: bytes, request: ImportRequest, models: BaseModels) -> Impo
     """Raises InvalidInput, DamagedBlob, or PreconditionFailed for a prompt of another base model."""
     if data.startswith(_PICKLE_BEGINNINGS):
         reason = "a pickle can run any code when it is read, so none is read here; save the tensor as safetensors"
-        raise InvalidInput.of("chunk", f"begins as a pickle (PyTorch's .bin, .pt, .pth, .pkl) or as an archive of one: {reason}")
+        raise InvalidInput.of(
+            "chunk", f"begins as a pickle (PyTorch's .bin, .pt, .pth, .pkl) or as an archive of one: {reason}"
+        )
     model = models.get(request.base_model, "header.base_model")
     try:
         own = decode_blob(data)
@@ -101,14 +106,18 @@ def _read_matrix(data: bytes, as_blob: DamagedBlob) -> SoftPrompt:
     try:
         tensors = load(data)
     except (SafetensorError, ValueError, KeyError, OverflowError) as error:
-        raise DamagedBlob(f"is not a sound safetensors file: {complaint(data, len(data)) or as_blob.message}") from error
+        raise DamagedBlob(
+            f"is not a sound safetensors file: {complaint(data, len(data)) or as_blob.message}"
+        ) from error
     if any(name.split(".")[0] == _ENCODER for name in tensors):
         raise InvalidInput.of("chunk", "holds a prompt for an encoder; only decoder models are served")
     found = next((tensors[name] for name in (TENSOR_KEY, _DECODER) if name in tensors), None)
     if found is None and len(tensors) == 1:
         found = next(iter(tensors.values()))
     if found is None:
-        raise InvalidInput.of("chunk", f"must hold the tensor {TENSOR_KEY} or {_DECODER}, or one tensor only; it holds {len(tensors)}")
+        raise InvalidInput.of(
+            "chunk", f"must hold the tensor {TENSOR_KEY} or {_DECODER}, or one tensor only; it holds {len(tensors)}"
+        )
     if found.dtype not in _FLOATS:
         raise InvalidInput.of("chunk", f"must be a matrix of floating-point numbers, not of {found.dtype}")
     return SoftPrompt(found.to(torch.float32).contiguous())

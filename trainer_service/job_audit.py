@@ -1,4 +1,6 @@
-"""The end of each job in the audit: most jobs end without a call, by success, an error, their deadline or the runtime limit."""
+"""The end of each job in the audit: most jobs end without a call, by success, an error, their deadline or the runtime
+limit.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,8 @@ _MAX_REMEMBERED = 10_000
 class JobAudit:
     """A line for each job that has ended, then `observer`, who is told everything else, too.
 
-    The same end may be told several times: one line in each process, as long as the last 10,000 ended jobs are remembered.
+    The same end may be told several times: one line in each process, as long as the last 10,000 ended jobs are
+    remembered.
     """
 
     def __init__(self, observer: JobsObserver) -> None:
@@ -30,7 +33,11 @@ class JobAudit:
             if len(self._ended) > _MAX_REMEMBERED:
                 self._ended.popitem(last=False)
             error = {"error": job.error.code} if job.error else {}
-            audit.record(ACTION, "OK", {"caller": job.caller, "prompt": job.spec.prompt, "job": job.id, "state": job.state.value, **error})
+            audit.record(
+                ACTION,
+                "OK",
+                {"caller": job.caller, "prompt": job.spec.prompt, "job": job.id, "state": job.state.value, **error},
+            )
         self._observer.job_changed(job)
 
     def training_event(self, event: TrainingEvent) -> None:

@@ -1,7 +1,8 @@
-"""The trainer's Prometheus metrics. Fed by the job manager's observer; the one module of this service that knows Prometheus.
+"""The trainer's Prometheus metrics. Fed by the job manager's observer; the one module of this service that knows
+Prometheus.
 
-Labels are bounded: states, base model ids (the trainer's own), reasons and error codes, never jobs or prompts. The last loss of single
-jobs is in their progress, and in the log.
+Labels are bounded: states, base model ids (the trainer's own), reasons and error codes, never jobs or prompts. The last
+loss of single jobs is in their progress, and in the log.
 """
 
 from __future__ import annotations
@@ -47,7 +48,9 @@ class TrainerMetrics:
     """A `JobsObserver`. Methods are called on the event loop and never raise."""
 
     def __init__(self, registry: CollectorRegistry, base_models: Sequence[str] = ()) -> None:
-        """`base_models` are the ids whose series are exported as 0 from the start, so that the first event already is an increase."""
+        """`base_models` are the ids whose series are exported as 0 from the start, so that the first event already is
+        an increase.
+        """
 
         def counter(name: str, text: str, labels: tuple[str, ...] = ()) -> Counter:
             return Counter(f"softprompt_trainer_{name}", text, labels, registry=registry)
@@ -55,7 +58,12 @@ class TrainerMetrics:
         def histogram(name: str, text: str, buckets: tuple[float, ...], labels: tuple[str, ...] = ()) -> Histogram:
             return Histogram(f"softprompt_trainer_{name}", text, labels, buckets=buckets, registry=registry)
 
-        self._jobs = Gauge("softprompt_trainer_jobs", "Jobs by state, ended ones as long as they are kept.", ["state"], registry=registry)
+        self._jobs = Gauge(
+            "softprompt_trainer_jobs",
+            "Jobs by state, ended ones as long as they are kept.",
+            ["state"],
+            registry=registry,
+        )
         self._workers = Gauge(
             "softprompt_trainer_workers",
             "Workers by state: pending (the cluster has not placed it), starting (it loads the base model), ready.",
@@ -79,9 +87,15 @@ class TrainerMetrics:
         )
         self._created = counter("jobs_created", "Jobs accepted.")
         self._ended = counter("jobs_ended", "Jobs that ended, by state and error code.", ("state", "code"))
-        self._queue_seconds = histogram("queue_seconds", "Time from a job's creation to its first worker.", _WAIT_BUCKETS)
-        self._job_seconds = histogram("job_seconds", "Time from a job's creation to its end.", _WAIT_BUCKETS, ("state",))
-        self._step_seconds = histogram("step_seconds", "Time of one cohort step, once for each job in it.", _STEP_BUCKETS)
+        self._queue_seconds = histogram(
+            "queue_seconds", "Time from a job's creation to its first worker.", _WAIT_BUCKETS
+        )
+        self._job_seconds = histogram(
+            "job_seconds", "Time from a job's creation to its end.", _WAIT_BUCKETS, ("state",)
+        )
+        self._step_seconds = histogram(
+            "step_seconds", "Time of one cohort step, once for each job in it.", _STEP_BUCKETS
+        )
         self._step_loss = histogram("step_loss", "Training loss of single steps.", _LOSS_BUCKETS)
         self._steps_skipped = counter("steps_skipped", "Steps left out because the loss or gradient was not finite.")
         self._examples = counter("examples_trained", "Training examples seen.")
@@ -92,8 +106,12 @@ class TrainerMetrics:
         self._checkpoint_bytes = counter("checkpoint_bytes", "Bytes of checkpoints taken.")
         self._published = counter("versions_published", "Prompt versions published by jobs.")
         self._gated = counter("versions_gated", "Trained prompts that their gate kept from being published.")
-        self._store_reachable = Gauge("softprompt_trainer_store_reachable", "1 while the prompt store answers.", registry=registry)
-        self._database_reachable = Gauge("softprompt_trainer_database_reachable", "1 while the job database answers.", registry=registry)
+        self._store_reachable = Gauge(
+            "softprompt_trainer_store_reachable", "1 while the prompt store answers.", registry=registry
+        )
+        self._database_reachable = Gauge(
+            "softprompt_trainer_database_reachable", "1 while the job database answers.", registry=registry
+        )
         self._maintenance = counter("store_maintenance_rounds", "Rounds of tidying the prompt store.", ("outcome",))
         self._maintenance_seconds = histogram("store_maintenance_seconds", "Time of one round.", _MAINTENANCE_BUCKETS)
         self._tidied = counter("store_tidied", "What rounds of tidying removed from the prompt store.", ("what",))
@@ -103,16 +121,24 @@ class TrainerMetrics:
         self._retention_seconds = histogram("retention_seconds", "Time of one round.", _MAINTENANCE_BUCKETS)
         self._retired = counter("retention_removed", "What rounds of retention removed.", ("what",))
         self._disk = Gauge(
-            "softprompt_trainer_disk_bytes", "File system of the data directory: its size, and what is free.", ["kind"], registry=registry
+            "softprompt_trainer_disk_bytes",
+            "File system of the data directory: its size, and what is free.",
+            ["kind"],
+            registry=registry,
         )
         self._stored = Gauge(
-            "softprompt_trainer_stored_bytes", "Bytes of datasets, of checkpoints and of the job database.", ["what"], registry=registry
+            "softprompt_trainer_stored_bytes",
+            "Bytes of datasets, of checkpoints and of the job database.",
+            ["what"],
+            registry=registry,
         )
         self._publish_failures = counter("publish_failures", "Attempts to publish that failed; they are tried again.")
         self._attempt_failures = counter("attempt_failures", "Attempts of jobs that failed on a worker.", ("code",))
         self._workers_launched = counter("workers_launched", "Workers started.", ("base_model",))
         self._workers_ended = counter("workers_ended", "Workers ended, by reason.", ("base_model", "reason"))
-        self._launch_failures = counter("launch_failures", "Workers that were never ready, by reason.", ("base_model", "reason"))
+        self._launch_failures = counter(
+            "launch_failures", "Workers that were never ready, by reason.", ("base_model", "reason")
+        )
         self._states = _LatestStates()
         self._export_zeros(base_models)
 
@@ -238,7 +264,11 @@ class TrainerMetrics:
     def set_storage(self, usage: StorageUsage) -> None:
         self._disk.labels("total").set(usage.disk_total)
         self._disk.labels("free").set(usage.disk_free)
-        for what, size_bytes in (("datasets", usage.datasets), ("checkpoints", usage.checkpoints), ("database", usage.database)):
+        for what, size_bytes in (
+            ("datasets", usage.datasets),
+            ("checkpoints", usage.checkpoints),
+            ("database", usage.database),
+        ):
             self._stored.labels(what).set(size_bytes)
 
     def publish_failed(self, job: Job) -> None:

@@ -1,4 +1,6 @@
-"""The trainer's threads for blocking calls: a pool for each outside system, so that one that hangs keeps nobody else waiting."""
+"""The trainer's threads for blocking calls: a pool for each outside system, so that one that hangs keeps nobody else
+waiting.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Published prompts as callers manage them: the prompt store, asynchronous, in pages, with compare-and-set as they write it."""
+"""Published prompts as callers manage them: the prompt store, asynchronous, in pages, with compare-and-set as they
+write it.
+"""
 
 from __future__ import annotations
 
@@ -92,7 +94,8 @@ class PromptChange:
 class Prompts:
     """Every method reads the store's newest state first. All raise Unavailable while the store is away.
 
-    To a caller who is limited to some prompts the others do not exist (`shared.store.view`). The actor of a change is its caller.
+    To a caller who is limited to some prompts the others do not exist (`shared.store.view`). The actor of a change is
+    its caller.
     """
 
     def __init__(self, store: PromptStore, models: BaseModels, prover: Prover, pools: TrainerPools) -> None:
@@ -112,7 +115,11 @@ class Prompts:
         """Beginning below the number `below`; 0: with the newest."""
         index = await self._fresh()
         found = index.list_versions(prompt, below, page_size + 1)
-        return VersionPage(index.prompt(prompt), tuple(found[:page_size]), found[page_size - 1].version if len(found) > page_size else 0)
+        return VersionPage(
+            index.prompt(prompt),
+            tuple(found[:page_size]),
+            found[page_size - 1].version if len(found) > page_size else 0,
+        )
 
     async def resolve(self, name: str) -> Version:
         """`prompts/{prompt}/versions/{n}`, or a reference."""
@@ -134,13 +141,20 @@ class Prompts:
         expected_version: int | None = None,
         expected_revision: int | None = None,
     ) -> tuple[Alias, int]:
-        """The alias as it is now (without targets if it was removed), and the store's revision. Raises Conflict with the current value."""
+        """The alias as it is now (without targets if it was removed), and the store's revision. Raises Conflict with
+        the current value.
+        """
         check_alias(alias, "alias")
         current = (await self.get(prompt)).aliases.get(alias)
         expected = _expected(prompt, alias, current, expected_version, expected_revision)
         actor = _actor()
         revision = await self._pool.call(self._store.set_alias, prompt, alias, tuple(targets) or None, expected, actor)
-        fields = {"alias": f"{prompt}@{alias}", "targets": render_targets(targets), "actor": actor, "revision": revision}
+        fields = {
+            "alias": f"{prompt}@{alias}",
+            "targets": render_targets(targets),
+            "actor": actor,
+            "revision": revision,
+        }
         log.info("alias set", extra={"fields": fields})
         moved = self._seen(self._store.index()).prompt(prompt).aliases.get(alias)
         shown = moved.revision if moved and current_caller().is_limited_to_prompts else self._shown(revision)
@@ -184,14 +198,20 @@ class Prompts:
         revision, *seen = await asyncio.to_thread(shown_revisions, index, current_caller(), seen)
         return PromptStatus(
             tuple((Version(record, version), serving(version, replicas)) for version in versions),
-            tuple(replica.model_copy(update={"revision": shown}) for replica, shown in zip(replicas, seen, strict=True)),
+            tuple(
+                replica.model_copy(update={"revision": shown}) for replica, shown in zip(replicas, seen, strict=True)
+            ),
             revision,
         )
 
-    async def watch(self, after_revision: int | None, name_prefix: str, store_id: str = "") -> AsyncGenerator[PromptChange, None]:
-        """Changes after a revision, for ever; None, or a revision that the log no longer reaches: everything as it is, first.
+    async def watch(
+        self, after_revision: int | None, name_prefix: str, store_id: str = ""
+    ) -> AsyncGenerator[PromptChange, None]:
+        """Changes after a revision, for ever; None, or a revision that the log no longer reaches: everything as it is,
+        first.
 
-        `store_id` is the store that the revision is of (empty: not checked). Raises PreconditionFailed if this is another one.
+        `store_id` is the store that the revision is of (empty: not checked). Raises PreconditionFailed if this is
+        another one.
         """
         if after_revision is not None and after_revision < 0:
             raise InvalidInput.of("after_revision", f"must not be negative, but is {after_revision}")
@@ -224,7 +244,11 @@ class Prompts:
     def _shown(self, revision: int) -> int:
         """What the caller is shown for the revision of a change that was made a moment ago."""
         made = [commit for commit in self._store.recent_commits() if commit.revision == revision]
-        return commit_revision(made[0], current_caller()) if made else shown_revision(self._store.index(), current_caller())
+        return (
+            commit_revision(made[0], current_caller())
+            if made
+            else shown_revision(self._store.index(), current_caller())
+        )
 
 
 def _actor() -> str:
@@ -244,7 +268,9 @@ def _expected(prompt: str, alias: str, current: Alias | None, version: int | Non
     if revision is not None:
         found = current.revision if current else 0
         if found != revision:
-            raise Conflict(f"{prompt}@{alias} last moved at revision {found}, not {revision}", current=found, expected=revision)
+            raise Conflict(
+                f"{prompt}@{alias} last moved at revision {found}, not {revision}", current=found, expected=revision
+            )
         return current.targets if current else None
     if version is None:
         return ANYTHING
@@ -266,7 +292,11 @@ def _flatten(changes: Changes, store_id: str, name_prefix: str, caller: Caller) 
 
 
 def _change(
-    revision: int, time: str, store_id: str, operation: VersionPublished | AliasMoved | VersionDeleted, index: StoreIndex
+    revision: int,
+    time: str,
+    store_id: str,
+    operation: VersionPublished | AliasMoved | VersionDeleted,
+    index: StoreIndex,
 ) -> PromptChange:
     match operation:
         case VersionPublished(prompt, version, digest, size_bytes, job, summary):

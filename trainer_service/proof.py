@@ -1,6 +1,7 @@
 """Golden records for soft prompts that were trained elsewhere, so that replicas can prove them like any other version.
 
-They say what *this* trainer's copy of the base model does with the matrix; whether its author saw the same, nobody here can know.
+They say what *this* trainer's copy of the base model does with the matrix; whether its author saw the same, nobody here
+can know.
 """
 
 from __future__ import annotations
@@ -35,7 +36,9 @@ class Prover:
         """Takes some seconds. Empty, with the reason in the log, if there can be none: the import goes on without."""
         size = await self._pool.call(lambda: sum(file.stat().st_size for file in model_dir.glob("*.safetensors")))
         if size > self.max_model_bytes:
-            return _none(f"the base model's {size} bytes are more than the {self.max_model_bytes} that may be loaded for it")
+            return _none(
+                f"the base model's {size} bytes are more than the {self.max_model_bytes} that may be loaded for it"
+            )
         async with self._one_at_a_time:
             return await self._ask(model_dir, blob)
 
@@ -53,7 +56,9 @@ class Prover:
                 process.kill()
                 await process.wait()
         if process.returncode:
-            return _none(f"exit code {process.returncode}: {complaint.decode(errors='replace').strip()[-_MAX_ERROR_CHARS:]}")
+            return _none(
+                f"exit code {process.returncode}: {complaint.decode(errors='replace').strip()[-_MAX_ERROR_CHARS:]}"
+            )
         try:
             return RECORDS.validate_json(answer)
         except ValidationError as error:

@@ -1,8 +1,9 @@
-"""`python -m trainer_service.proof_process MODEL_DIR < blob > golden.json`: what a base model answers with one soft prompt.
+"""`python -m trainer_service.proof_process MODEL_DIR < blob > golden.json`: what a base model answers with one soft
+prompt.
 
-A process of its own, since the service itself never holds weights: when this one runs out of memory or never ends, an import goes without a
-golden record, and nothing else happens. In float32, so that a replica's rounding is the only one. Plain transformers, so that what a
-replica's engine is compared with is not that engine.
+A process of its own, since the service itself never holds weights: when this one runs out of memory or never ends, an
+import goes without a golden record, and nothing else happens. In float32, so that a replica's rounding is the only one.
+Plain transformers, so that what a replica's engine is compared with is not that engine.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ def main() -> None:
     set_torch_threads()
     blob = decode_blob(sys.stdin.buffer.read())
     base = base_model.load(model_dir, dtype="float32", device="cpu")
-    sys.stdout.buffer.write(RECORDS.dump_json(golden_records(base, blob.soft_prompt, InputEncoder(base.tokenizer, blob.manifest.template))))
+    sys.stdout.buffer.write(
+        RECORDS.dump_json(golden_records(base, blob.soft_prompt, InputEncoder(base.tokenizer, blob.manifest.template)))
+    )
 
 
 if __name__ == "__main__":

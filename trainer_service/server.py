@@ -1,7 +1,8 @@
 """The trainer as a process: its parts, put together in one place, and the order in which they start and stop.
 
-Start: gRPC (`live`; the rest NOT_SERVING), then job database and prompt store, base models, workers' pool and job manager, then SERVING.
-Stop: NOT_SERVING, running calls finish, watches end, running jobs are checkpointed and queued again, then everything is closed.
+Start: gRPC (`live`; the rest NOT_SERVING), then job database and prompt store, base models, workers' pool and job
+manager, then SERVING. Stop: NOT_SERVING, running calls finish, watches end, running jobs are checkpointed and queued
+again, then everything is closed.
 """
 
 from __future__ import annotations
@@ -74,7 +75,9 @@ _CALLS_SHARE = 0.4
 
 _RETRY_SECONDS = 2.0
 _OPEN_SECONDS = 600.0
-"""Time limit for opening the database, which may have to migrate, and the store. Each request to them has its own, shorter one."""
+"""Time limit for opening the database, which may have to migrate, and the store. Each request to them has its own,
+shorter one.
+"""
 _CLOSE_SECONDS = 2.0
 _FINISH_BUILDING_SECONDS = 2.0
 """A migration that is under way when the service is stopped may end in good order."""
@@ -102,7 +105,9 @@ class Front:
         tracing = tracing_of("softprompt-trainer", settings.otlp_endpoint)
         pools = TrainerPools.of(settings.store_timeout_seconds, settings.database_timeout_seconds)
         registry.register(PoolCollector(pools.all))
-        rpc = RpcServer(settings, SERVICE_NAMES, RpcMetrics(registry), WATCHES, tracing, systems=(PROMPT_STORE, JOB_DATABASE))
+        rpc = RpcServer(
+            settings, SERVICE_NAMES, RpcMetrics(registry), WATCHES, tracing, systems=(PROMPT_STORE, JOB_DATABASE)
+        )
         services = LateServices(SERVICE_NAMES, "the trainer is starting; try again")
         rpc.grpc_server.add_generic_rpc_handlers((services,))
         return cls(rpc, services, tracing, registry, metrics, pools)
@@ -127,11 +132,15 @@ async def build(settings: TrainerSettings, front: Front, make_pool: PoolMaker) -
     """Put the parts together behind the front. Waits for the database and the prompt store if they are away."""
     rpc, metrics, pools = front.rpc, front.metrics, front.pools
     job_store = await _insist(
-        pools.job_database, lambda: JobStore.open(settings.resolved_database_url, settings.database_timeout_seconds), _OPEN_SECONDS
+        pools.job_database,
+        lambda: JobStore.open(settings.resolved_database_url, settings.database_timeout_seconds),
+        _OPEN_SECONDS,
     )
     try:
         store = await _insist(
-            pools.prompt_store, lambda: open_store(settings.resolved_store_url, settings.store_timeout_seconds), _OPEN_SECONDS
+            pools.prompt_store,
+            lambda: open_store(settings.resolved_store_url, settings.store_timeout_seconds),
+            _OPEN_SECONDS,
         )
     except BaseException:
         job_store.close()
@@ -140,7 +149,9 @@ async def build(settings: TrainerSettings, front: Front, make_pool: PoolMaker) -
     maintenance = StoreMaintenance(store, settings.maintenance, settings.store_maintenance_seconds, metrics)
     models = BaseModels(settings.sources)
     datasets = DatasetStore(settings.datasets_dir, settings.upload_limits, DatasetRoots(settings.dataset_roots), pools)
-    limits = TuningLimits(settings.max_virtual_tokens, settings.max_queued_jobs, settings.max_runtime_seconds, settings.max_length)
+    limits = TuningLimits(
+        settings.max_virtual_tokens, settings.max_queued_jobs, settings.max_runtime_seconds, settings.max_length
+    )
     admission = SpecAdmission(models, datasets, Sources(store, job_store), limits, pools, on_gpu=settings.expects_gpu)
     files = files_for(job_store, settings.checkpoints_dir)
     ledger, observer = DatasetLedger(job_store.database), JobAudit(metrics)
@@ -161,11 +172,15 @@ async def build(settings: TrainerSettings, front: Front, make_pool: PoolMaker) -
     owned = TenantDatasets(datasets, ledger, settings.max_dataset_bytes_per_tenant)
     tokens = PageTokens(await _insist(pools.job_database, lambda: page_token_key(job_store.database), _OPEN_SECONDS))
     beat_seconds = settings.watch_heartbeat_seconds
-    tuning = TuningServicer(jobs, JobIntake(owned, jobs), owned, info, tokens, pools.requests, rpc.draining, beat_seconds)
+    tuning = TuningServicer(
+        jobs, JobIntake(owned, jobs), owned, info, tokens, pools.requests, rpc.draining, beat_seconds
+    )
     prompts = Prompts(store, models, Prover(settings.max_proof_model_bytes, settings.proof_seconds), pools)
     server = cast("grpc.aio.Server", front.services)
     tuning_pb2_grpc.add_TuningServiceServicer_to_server(tuning, server)
-    prompts_pb2_grpc.add_PromptServiceServicer_to_server(PromptServicer(prompts, tokens, rpc.draining, beat_seconds), server)
+    prompts_pb2_grpc.add_PromptServiceServicer_to_server(
+        PromptServicer(prompts, tokens, rpc.draining, beat_seconds), server
+    )
     rounds = Retention(job_store.database, files, ledger, datasets, settings.retention)
     retention = RetentionRounds(rounds, rpc.guard.tenants, settings.retention_seconds, metrics)
     storage = StorageMeter(settings.data_dir, datasets, files, job_store.database, metrics.set_storage)
@@ -176,7 +191,9 @@ async def serve(settings: TrainerSettings, stop: asyncio.Event, make_pool: PoolM
     """Run until `stop` is set, then drain. Raises what keeps the service from starting."""
     retract(settings)
     front = Front.of(settings)
-    metrics_server = serve_metrics(front.registry, settings.host, settings.metrics_port)  # first: a server of gRPC that runs is drained
+    metrics_server = serve_metrics(
+        front.registry, settings.host, settings.metrics_port
+    )  # first: a server of gRPC that runs is drained
     port = await front.rpc.start()
     log.info("listening", extra={"fields": {"port": port, "metrics_port": metrics_server.port}})
     building = asyncio.create_task(build(settings, front, make_pool))
@@ -218,7 +235,9 @@ async def _live(trainer: Trainer, port: int, metrics_port: int) -> None:
 
 
 async def _look_for_models(models: BaseModels) -> None:
-    """Base models that were missing are found without a restart. Hashing large weights takes as long as it takes: no time limit."""
+    """Base models that were missing are found without a restart. Hashing large weights takes as long as it takes: no
+    time limit.
+    """
     await on_daemon_thread(models.verify, "verify-base-models")
     while models.unavailable:
         await asyncio.sleep(LOOK_SECONDS * random.uniform(0.5, 1.5))
@@ -233,15 +252,18 @@ async def _keep_saying(trainer: Trainer) -> None:
 
 
 def _leave_out_of_collections() -> None:
-    """A collection of all generations stops every thread, the event loop's too. With the modules of Ray and torch among what it looks at,
-    each took half a second while a large dataset was parsed; they live as long as the process, so they are left out.
+    """A collection of all generations stops every thread, the event loop's too. With the modules of Ray and torch among
+    what it looks at, each took half a second while a large dataset was parsed; they live as long as the process, so
+    they are left out.
     """
     gc.collect()
     gc.freeze()
 
 
 def _take_signals_back() -> None:
-    """Ray's native library puts its own handlers before ours when it starts; its one for SIGTERM aborts the process after three seconds."""
+    """Ray's native library puts its own handlers before ours when it starts; its one for SIGTERM aborts the process
+    after three seconds.
+    """
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.getsignal(number))
@@ -251,9 +273,9 @@ def _take_signals_back() -> None:
 def health_of(away: Collection[str]) -> tuple[bool, dict[str, bool]]:
     """Whether the service as a whole is ready, and what is told of its parts.
 
-    `ready` needs the job database: of several trainers, one that can't reach it gets no new connections. Clients that are connected
-    go by "" and go on with what the remaining system answers. Without the prompt store jobs train on, and wait to be published. A trainer
-    without a single base model is not ready; what needs none is answered.
+    `ready` needs the job database: of several trainers, one that can't reach it gets no new connections. Clients that
+    are connected go by "" and go on with what the remaining system answers. Without the prompt store jobs train on, and
+    wait to be published. A trainer without a single base model is not ready; what needs none is answered.
     """
     database, store = JOB_DATABASE not in away, PROMPT_STORE not in away
     tuning, prompts = SERVICE_NAMES
@@ -270,9 +292,13 @@ async def _away(trainer: Trainer) -> frozenset[str]:
 
     async def database() -> None:
         metrics.set_job_counts(await pools.job_database_health.call(trainer.job_store.counts))
-        metrics.set_oldest_queued(await pools.job_database_health.call(trainer.job_store.oldest_queued_seconds, time.time()))
+        metrics.set_oldest_queued(
+            await pools.job_database_health.call(trainer.job_store.oldest_queued_seconds, time.time())
+        )
 
-    errors = dict(zip((PROMPT_STORE, JOB_DATABASE), await asyncio.gather(_error_of(store()), _error_of(database())), strict=True))
+    errors = dict(
+        zip((PROMPT_STORE, JOB_DATABASE), await asyncio.gather(_error_of(store()), _error_of(database())), strict=True)
+    )
     metrics.set_store_reachable(errors[PROMPT_STORE] is None)
     metrics.set_database_reachable(errors[JOB_DATABASE] is None)
     for system, error in errors.items():

@@ -44,4 +44,6 @@ class ServiceInfo:
             return None
         request, longest = HyperparameterRequest(), self.limits.max_virtual_tokens
         model = self.base_models[0]
-        return fill(request, TaskKind.GENERATION, _EXAMPLES_OF_A_SMALL_JOB, model, Template(), max_virtual_tokens=longest)
+        return fill(
+            request, TaskKind.GENERATION, _EXAMPLES_OF_A_SMALL_JOB, model, Template(), max_virtual_tokens=longest
+        )

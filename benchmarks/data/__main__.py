@@ -39,7 +39,9 @@ def main() -> None:
         num_examples, digest = write_dataset(path, arguments.megabytes * 1_000_000)
         forked = multiprocessing.get_context("fork")  # before torch is imported, so that the child is a fresh process
         receiver, sender = forked.Pipe(duplex=False)
-        process = forked.Process(target=train, args=(path, digest, arguments.tokenizer, Path(scratch) / "model", sender))
+        process = forked.Process(
+            target=train, args=(path, digest, arguments.tokenizer, Path(scratch) / "model", sender)
+        )
         process.start()
         sender.close()
         measured: dict[str, Any] = receiver.recv()
@@ -62,7 +64,9 @@ def write_dataset(path: Path, num_bytes: int) -> tuple[int, str]:
     with path.open("wb") as file:
         while written < num_bytes:
             text = f"{num_examples} " + " ".join(rnd.choices(words, k=NUM_WORDS))
-            line = json.dumps({"input": text, "output": " ".join(rnd.choices(words, k=NUM_WORDS // 4))}).encode() + b"\n"
+            line = (
+                json.dumps({"input": text, "output": " ".join(rnd.choices(words, k=NUM_WORDS // 4))}).encode() + b"\n"
+            )
             digest.update(line)
             written += file.write(line)
             num_examples += 1
@@ -74,7 +78,15 @@ def train(path: Path, digest: str, tokenizer: Path | None, model: Path, sender: 
     from tests.tiny_models import save_tiny_llama
     from trainer_service.cluster.worker import Worker, wait_ready
     from trainer_service.cluster.worker_init import WorkerSpec, load_trainer
-    from trainer_service.training.events import DatasetFile, Failed, Finished, Preparing, Started, TaskData, TrainingTask
+    from trainer_service.training.events import (
+        DatasetFile,
+        Failed,
+        Finished,
+        Preparing,
+        Started,
+        TaskData,
+        TrainingTask,
+    )
 
     shape: dict[str, Any] = {"max_position_embeddings": 8192}
     if tokenizer is not None:
@@ -99,7 +111,10 @@ def train(path: Path, digest: str, tokenizer: Path | None, model: Path, sender: 
             if isinstance(event, Failed):
                 raise RuntimeError(f"{event.code}: {event.message}")
             if isinstance(event, Preparing):
-                print(f"{seconds} s: {event.num_prepared} of {event.num_examples}, {peak_bytes() / 1e9:.2f} GB", flush=True)
+                print(
+                    f"{seconds} s: {event.num_prepared} of {event.num_examples}, {peak_bytes() / 1e9:.2f} GB",
+                    flush=True,
+                )
             if isinstance(event, Started):
                 report[f"{event.job_id}_job_started_seconds"] = seconds
                 report[f"peak_bytes_at_start_of_{event.job_id}"] = peak_bytes()

@@ -30,9 +30,15 @@ def jobs_of(tenant: str, base_model: str, count: int, arrives: float = 0.0, seed
 def waits(history: History, jobs: Sequence[SimulatedJob], tenant: str) -> dict[str, float]:
     """Seconds from a job's arrival to its start on a worker."""
     seconds = [
-        history.started[number] - job.arrives for number, job in enumerate(jobs) if job.tenant == tenant and number in history.started
+        history.started[number] - job.arrives
+        for number, job in enumerate(jobs)
+        if job.tenant == tenant and number in history.started
     ]
-    return {"jobs_started": len(seconds), "mean_seconds": round(statistics.fmean(seconds), 1), "worst_seconds": round(max(seconds), 1)}
+    return {
+        "jobs_started": len(seconds),
+        "mean_seconds": round(statistics.fmean(seconds), 1),
+        "worst_seconds": round(max(seconds), 1),
+    }
 
 
 def five_thousand_and_one() -> dict[str, Any]:
@@ -75,12 +81,18 @@ def pool_of_one_model() -> dict[str, Any]:
     workers = [*(("a", [number]) for number in range(29)), ("b", list(range(29, 37)))]
     history = Simulator(jobs, max_workers=30, workers=workers).run(until=4 * HOUR)
     last = len(running) + len(waiting)
-    late = [history.started[number] - jobs[number].arrives for number in range(last, len(jobs)) if number in history.started]
+    late = [
+        history.started[number] - jobs[number].arrives for number in range(last, len(jobs)) if number in history.started
+    ]
     return {
         "workers_after_half_an_hour": dict(sorted(_workers_at(history, HOUR / 2).items())),
         "workers_after_two_hours": dict(sorted(_workers_at(history, 2 * HOUR).items())),
         "jobs_of_b_started_in_four_hours": sum(len(running) <= number < last for number in history.started),
-        "trickle_of_a": {"jobs_started": len(late), "mean_seconds": round(statistics.fmean(late), 1), "worst_seconds": round(max(late), 1)},
+        "trickle_of_a": {
+            "jobs_started": len(late),
+            "mean_seconds": round(statistics.fmean(late), 1),
+            "worst_seconds": round(max(late), 1),
+        },
         "model_switches": history.switches,
     }
 
@@ -105,7 +117,10 @@ def alone_at_the_head() -> dict[str, Any]:
     jobs = [*running, alone, *jobs_of("x", "a", 100)]
     history = Simulator(jobs, max_workers=30, workers=[("a", [number]) for number in range(30)]).run()
     ordinary = [history.started[number] for number in range(31, len(jobs))]
-    return {"alone_starts_after_seconds": round(history.started[30]), "last_of_100_others_starts_after_seconds": round(max(ordinary))}
+    return {
+        "alone_starts_after_seconds": round(history.started[30]),
+        "last_of_100_others_starts_after_seconds": round(max(ordinary)),
+    }
 
 
 def back_after_a_pause() -> dict[str, Any]:

@@ -1,4 +1,5 @@
-"""A trainer's queue and workers on a virtual clock, driven by the scheduler's `plan` and the job store's order of claims.
+"""A trainer's queue and workers on a virtual clock, driven by the scheduler's `plan` and the job store's order of
+claims.
 
 Only time and jobs are simulated; all scheduling decisions come from the product's code.
 """
@@ -175,11 +176,19 @@ class Simulator:
         for (base_model, tenant, exclusive), queue in self._queues.items():
             share, mean = share_of(shares, tenant), sum(key for key, _ in queue) / len(queue)
             solos = len(queue) if exclusive else 0
-            heads.append(QueueHead(base_model, queue[0][0], len(queue), solos, tenant, share.weight, max(clock, share.time), mean))
+            heads.append(
+                QueueHead(
+                    base_model, queue[0][0], len(queue), solos, tenant, share.weight, max(clock, share.time), mean
+                )
+            )
         return heads
 
     def _claim(self, worker: _Worker, exclusive: bool, now: float) -> bool:
-        tenants = [tenant for base_model, tenant, alone in self._queues if (base_model, alone) == (worker.base_model, exclusive)]
+        tenants = [
+            tenant
+            for base_model, tenant, alone in self._queues
+            if (base_model, alone) == (worker.base_model, exclusive)
+        ]
         if not tenants:
             return False
         tenant = in_order(self._ledger.at(now), tenants)[0]

@@ -58,10 +58,14 @@ def main() -> None:
     )
     parser.add_argument("--model", required=True, help="a model directory")
     parser.add_argument("--prompts", type=int, default=200)
-    parser.add_argument("--resume", action="store_true", help="keep the results in the output file and compute only the missing ones")
+    parser.add_argument(
+        "--resume", action="store_true", help="keep the results in the output file and compute only the missing ones"
+    )
     parser.add_argument("--output", type=Path, default=RESULTS)
     arguments = parser.parse_args()
-    found: dict[str, Any] = json.loads(arguments.output.read_text())["prompts"] if arguments.resume and arguments.output.exists() else {}
+    found: dict[str, Any] = (
+        json.loads(arguments.output.read_text())["prompts"] if arguments.resume and arguments.output.exists() else {}
+    )
     asyncio.run(_measure(arguments.model, arguments.prompts, found, arguments.output))
 
 
@@ -83,7 +87,9 @@ async def _measure(source: str, count: int, found: dict[str, Any], output: Path)
 
 
 def _engine(source: str, dtype: Any) -> AsyncEngine:
-    config = EngineConfig(max_running=8, max_length=512, max_tokens_per_step=256, kv_cache_bytes=1 << 26, prefix_kv_bytes=1 << 26)
+    config = EngineConfig(
+        max_running=8, max_length=512, max_tokens_per_step=256, kv_cache_bytes=1 << 26, prefix_kv_bytes=1 << 26
+    )
     engine = AsyncEngine(Engine.from_base_model(load(source, dtype=dtype, device="cpu"), config))
     engine.start()
     return engine
@@ -125,7 +131,12 @@ async def _measured(
     records = golden_records(base, soft_prompt, encoder)
     inputs = [record.input_ids for record in records]
 
-    def apart(matrix: torch.Tensor | None, dtype: torch.dtype = BF16, inputs: Sequence[tuple[int, ...]] = inputs, shift: int = 0) -> float:
+    def apart(
+        matrix: torch.Tensor | None,
+        dtype: torch.dtype = BF16,
+        inputs: Sequence[tuple[int, ...]] = inputs,
+        shift: int = 0,
+    ) -> float:
         answers = [_answer(base, matrix, ids, dtype, shift) for ids in inputs]
         return statistics.mean(map(_divergence, records, answers))
 
@@ -167,7 +178,9 @@ async def _measured(
 
 
 @torch.no_grad()
-def _answer(base: BaseModel, matrix: torch.Tensor | None, ids: Sequence[int], dtype: torch.dtype, shift: int) -> dict[int, float]:
+def _answer(
+    base: BaseModel, matrix: torch.Tensor | None, ids: Sequence[int], dtype: torch.dtype, shift: int
+) -> dict[int, float]:
     with computed_in(base.model, dtype):
         embedded = base.model.get_input_embeddings()(torch.tensor(ids)).to(dtype)  # [T, hidden_size]
         whole = embedded if matrix is None else torch.cat([matrix.to(dtype), embedded])
@@ -198,9 +211,7 @@ def _changed_weight(base: BaseModel, change: float, seed: int) -> Iterator[None]
 def _shown(one: dict[str, Any]) -> str:
     worst = max(value / one["rounding"] for name, value in one["sound"].items() if "bfloat16" in name)
     least = min(one["faults"], key=one["faults"].get)
-    return (
-        f"rounding {one['rounding']:.2g}, sound replays up to {worst:.2g} times that; smallest fault: {least}, {one['faults'][least]:.2g}"
-    )
+    return f"rounding {one['rounding']:.2g}, sound replays up to {worst:.2g} times that; smallest fault: {least}, {one['faults'][least]:.2g}"
 
 
 def _write(output: Path, source: str, found: dict[str, Any]) -> None:

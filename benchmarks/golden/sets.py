@@ -31,12 +31,19 @@ class Set:
         return tuple(self._example(line, *self.pair(number)) for line, number in enumerate(numbers, 1))
 
     def _example(self, line: int, input: str, answer: str) -> Example:
-        return Example(line=line, input=input, label=answer) if self.labels else Example(line=line, input=input, output=answer)
+        return (
+            Example(line=line, input=input, label=answer)
+            if self.labels
+            else Example(line=line, input=input, output=answer)
+        )
 
 
 def _product(number: int) -> tuple[str, str]:
     name, colour, price = f"{_THINGS[number % 8]} {number}", _COLOURS[number % 4], 10 + 3 * number
-    return f"name: {name} | colour: {colour} | price: ${price}", f"**{name}** - a {colour} {name.split()[0].lower()} for ${price}."
+    return (
+        f"name: {name} | colour: {colour} | price: ${price}",
+        f"**{name}** - a {colour} {name.split()[0].lower()} for ${price}.",
+    )
 
 
 def _offer(number: int) -> tuple[str, str]:
@@ -51,7 +58,10 @@ def _shout(number: int) -> tuple[str, str]:
 
 def _reply(number: int) -> tuple[str, str]:
     thing, order = _THINGS[number % 8].lower(), 1000 + number
-    return f"My {thing} arrived broken, order {order}.", f"I am sorry about your {thing}. We will send a new one for order {order} today."
+    return (
+        f"My {thing} arrived broken, order {order}.",
+        f"I am sorry about your {thing}. We will send a new one for order {order} today.",
+    )
 
 
 def _review(number: int) -> tuple[str, str]:

@@ -6,8 +6,8 @@ training step, and recovery times.
     python -m benchmarks.jobs                  all parts; PostgreSQL if its programs are installed, first steps with --model
     python -m benchmarks.jobs --part sqlite    one part: sqlite, postgresql, service, first-step or recovery
 
-Writes each part to benchmarks/results/jobs.json under its own name; parts that did not run keep their figures. Latencies
-are medians and 99th percentiles in milliseconds. `recovery` runs the fault tests, which record their times.
+Writes each part to benchmarks/results/jobs.json under its own name; parts that did not run keep their figures.
+Latencies are medians and 99th percentiles in milliseconds. `recovery` runs the fault tests, which record their times.
 """
 
 from __future__ import annotations
@@ -32,10 +32,14 @@ RESULTS = Path(__file__).parents[1] / "results" / "jobs.json"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, help="base model directory, for the time to the first step")
-    parser.add_argument("--part", choices=["sqlite", "postgresql", "service", "first-step", "recovery"], action="append")
+    parser.add_argument(
+        "--part", choices=["sqlite", "postgresql", "service", "first-step", "recovery"], action="append"
+    )
     arguments = parser.parse_args()
     parts: dict[str, Callable[[Path], Any]] = {
-        "sqlite": lambda directory: asyncio.run(store_load.measure(f"sqlite:///{directory / 'jobs.sqlite3'}", directory)),
+        "sqlite": lambda directory: asyncio.run(
+            store_load.measure(f"sqlite:///{directory / 'jobs.sqlite3'}", directory)
+        ),
         "postgresql": with_postgresql,
         "service": lambda directory: asyncio.run(service.measure(directory)),
         "recovery": lambda _: recovery.measure(),

@@ -27,7 +27,11 @@ async def measure(directory: Path, model: Path) -> dict[str, Any]:
         ray_seconds = round(time.perf_counter() - started, 2)
         cold = await one(manager)
         warm = [await one(manager) for _ in range(NUM_WARM)]
-    return {"ray_starts": ray_seconds, "cold": cold, "warm": sorted(warm, key=lambda marks: marks["first_step"])[NUM_WARM // 2]}
+    return {
+        "ray_starts": ray_seconds,
+        "cold": cold,
+        "warm": sorted(warm, key=lambda marks: marks["first_step"])[NUM_WARM // 2],
+    }
 
 
 async def one(manager: JobManager) -> dict[str, float]:

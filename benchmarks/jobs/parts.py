@@ -64,7 +64,9 @@ class Admission:
     async def check(self, spec: TuningSpec) -> EffectiveSpec:
         hyperparameters = fill(spec.hyperparameters, TaskKind.GENERATION, 48, self._info, Template())
         training = TrainingSpec(task=TaskKind.GENERATION, template=Template(), hyperparameters=hyperparameters)
-        return EffectiveSpec(base_model=self._info, training=training, validation_fraction=0.25, max_runtime_seconds=3600)
+        return EffectiveSpec(
+            base_model=self._info, training=training, validation_fraction=0.25, max_runtime_seconds=3600
+        )
 
 
 def spec(number: int, **hyperparameters: Any) -> TuningSpec:

@@ -22,10 +22,14 @@ TESTS = (
 
 
 def measure() -> dict[str, float]:
-    """Seconds by fault. Raises CalledProcessError if a test fails, because the times of a failed recovery are meaningless."""
+    """Seconds by fault. Raises CalledProcessError if a test fails, because the times of a failed recovery are
+    meaningless.
+    """
     with tempfile.TemporaryDirectory() as directory:
         notes = Path(directory) / "recovery.json"
         for path in TESTS:
-            subprocess.run([sys.executable, "-m", "pytest", "-q", path], env=os.environ | {VARIABLE: str(notes)}, check=True)
+            subprocess.run(
+                [sys.executable, "-m", "pytest", "-q", path], env=os.environ | {VARIABLE: str(notes)}, check=True
+            )
         found: dict[str, float] = json.loads(notes.read_text())
         return found

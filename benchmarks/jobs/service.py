@@ -33,10 +33,17 @@ async def serve_without_workers(settings: TrainerSettings, stop: asyncio.Event) 
 async def measure(directory: Path) -> dict[str, Any]:
     """Submits the jobs in two equal rounds; the memory that the second round adds is the cost of the jobs."""
     ready = directory / "ready.json"
-    settings = {"BASE_MODELS": f"tiny={save_tiny_llama(directory / 'tiny')}", "DATA_DIR": directory / "data", "READY_FILE": ready}
+    settings = {
+        "BASE_MODELS": f"tiny={save_tiny_llama(directory / 'tiny')}",
+        "DATA_DIR": directory / "data",
+        "READY_FILE": ready,
+    }
     environment = os.environ | {f"SOFTPROMPT_TRAINER_{name}": str(value) for name, value in settings.items()}
     command = [sys.executable, "-m", "benchmarks.jobs.service"]
-    with (directory / "log").open("wb") as log, subprocess.Popen(command, env=environment, stdout=log, stderr=log) as process:  # noqa: ASYNC220
+    with (
+        (directory / "log").open("wb") as log,
+        subprocess.Popen(command, env=environment, stdout=log, stderr=log) as process,
+    ):  # noqa: ASYNC220
         try:
             async with asyncio.timeout(START_SECONDS):
                 while not ready.exists():

@@ -32,10 +32,14 @@ SIZES = (10, 1_000, 100_000)
 
 
 @asynccontextmanager
-async def running(url: str, directory: Path, pool: WorkerPool, info: BaseModelInfo) -> AsyncIterator[tuple[JobManager, JobStore]]:
+async def running(
+    url: str, directory: Path, pool: WorkerPool, info: BaseModelInfo
+) -> AsyncIterator[tuple[JobManager, JobStore]]:
     store = JobStore.open(url)
     files = files_for(store, directory / "checkpoints")
-    manager = JobManager(store, Admission(info), Examples(directory), PromptStore(MemoryBackend()), pool, CONFIG, files=files)
+    manager = JobManager(
+        store, Admission(info), Examples(directory), PromptStore(MemoryBackend()), pool, CONFIG, files=files
+    )
     await manager.start()
     try:
         yield manager, store
@@ -54,12 +58,21 @@ async def fill_store(store: JobStore, count: int, effective: EffectiveSpec) -> N
                 state = STATES[number % len(STATES)]
                 ended = to_datetime(now) if state.is_terminal else None
                 tuning = spec(number)
-                job = Job(id=new_job_id(), spec=tuning, effective=effective, state=state, create_time=to_datetime(now), end_time=ended)
+                job = Job(
+                    id=new_job_id(),
+                    spec=tuning,
+                    effective=effective,
+                    state=state,
+                    create_time=to_datetime(now),
+                    end_time=ended,
+                )
                 record = Record(job.model_copy(update={"last_event": 1}), queue_key=queue_key(0, now + number))
                 rows.append(to_row(record))
                 payload = record.job.model_dump_json()
                 events.append({"job_id": job.id, "number": 1, "time": now, "kind": "state_changed", "payload": payload})
-                annotations += [{"job_id": job.id, "key": key, "value": value} for key, value in tuning.annotations.items()]
+                annotations += [
+                    {"job_id": job.id, "key": key, "value": value} for key, value in tuning.annotations.items()
+                ]
             with store.database.write() as connection:
                 connection.execute(insert(jobs), rows)
                 connection.execute(insert(job_events), events)
@@ -99,8 +112,12 @@ async def latencies(manager: JobManager, size: int) -> dict[str, Any]:
         "get_ms": await timed(lambda number: manager.get(made[number]), 100),
         "list_50_ms": await timed(lambda _: manager.list(JobFilter(), 50), 50),
         "list_50_queued_ms": await timed(lambda _: manager.list(JobFilter(states=queued), 50), 50),
-        "list_50_of_a_prompt_ms": await timed(lambda number: manager.list(JobFilter(prompt=f"prompt-{number}"), 50), 50),
-        "list_50_of_a_label_ms": await timed(lambda number: manager.list(JobFilter(annotations={"team": f"team-{number}"}), 50), 50),
+        "list_50_of_a_prompt_ms": await timed(
+            lambda number: manager.list(JobFilter(prompt=f"prompt-{number}"), 50), 50
+        ),
+        "list_50_of_a_label_ms": await timed(
+            lambda number: manager.list(JobFilter(annotations={"team": f"team-{number}"}), 50), 50
+        ),
         "list_50_oldest_first_ms": await timed(lambda _: manager.list(JobFilter(order=JobOrder.OLDEST_FIRST), 50), 50),
         "list_1000_ms": await timed(lambda _: manager.list(JobFilter(), 1000), 5),
         "watch_first_event_ms": await timed(past_events, 50),

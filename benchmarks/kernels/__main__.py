@@ -30,7 +30,9 @@ def main() -> None:
         raise SystemExit("no compiled kernels on this machine")
     results: dict[str, Any] = {"threads": torch.get_num_threads(), "torch": torch.__version__}
     with torch.inference_mode():
-        results["serving"] = {part.__name__: part(arguments.rounds) for part in (serving.products, serving.attention, serving.norm)}
+        results["serving"] = {
+            part.__name__: part(arguments.rounds) for part in (serving.products, serving.attention, serving.norm)
+        }
         results["calls"] = calls.norm(10 * arguments.rounds)
     results["training"] = training.measure(arguments.rounds)
     arguments.output.write_text(json.dumps(results, indent=2) + "\n")

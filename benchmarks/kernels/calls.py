@@ -27,7 +27,11 @@ def norm(rounds: int) -> dict[str, Any]:
     custom.register_fake(lambda x, weight, epsilon: torch.empty_like(x))
     custom.register_autograd(lambda ctx, grad: (grad, None, None), setup_context=lambda ctx, inputs, output: None)
     x, weight = torch.randn(1, 1, HIDDEN).bfloat16(), torch.ones(HIDDEN)
-    functions = {"ctypes": ops.rms_norm, "Library.impl": torch.ops.softprompt_benchmark.norm.default, "custom_op": custom}
+    functions = {
+        "ctypes": ops.rms_norm,
+        "Library.impl": torch.ops.softprompt_benchmark.norm.default,
+        "custom_op": custom,
+    }
     contestants = {name: partial(_call, function, x, weight) for name, function in functions.items()}
     return {"one row": in_turn(contestants, rounds, "ctypes", "custom_op")}
 

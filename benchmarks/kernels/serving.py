@@ -26,7 +26,9 @@ PREFILLS = ((25, 0), (25, 100), (256, 0), (512, 500))
 def products(rounds: int) -> dict[str, Any]:
     linears = [nn.Linear(*shape, bias=False, dtype=torch.bfloat16) for _ in range(LAYERS) for shape in PRODUCTS]
     linears.append(nn.Linear(HIDDEN, 49152, bias=False, dtype=torch.bfloat16))
-    made = {name: [kind(linear) for linear in linears] for name, kind in KINDS.items() if kind.is_available(torch.bfloat16)}
+    made = {
+        name: [kind(linear) for linear in linears] for name, kind in KINDS.items() if kind.is_available(torch.bfloat16)
+    }
     found = {}
     for rows in ROWS:
         inputs = {width: torch.randn(rows, width).bfloat16() for width in (HIDDEN, INNER)}
@@ -51,7 +53,9 @@ def attention(rounds: int) -> dict[str, Any]:
     return found
 
 
-def _attend_each(caches: list[Any], rows: torch.Tensor, positions: torch.Tensor, *, decodes: bool, rounds: int) -> dict[str, Any]:
+def _attend_each(
+    caches: list[Any], rows: torch.Tensor, positions: torch.Tensor, *, decodes: bool, rounds: int
+) -> dict[str, Any]:
     count, end = len(rows), int(positions.max()) + 1
     query, key, value = (torch.randn(count, heads, HEAD_WIDTH).bfloat16() for heads in (HEADS, KV_HEADS, KV_HEADS))
     seen = torch.arange(end) <= positions[:, None]
@@ -61,7 +65,9 @@ def _attend_each(caches: list[Any], rows: torch.Tensor, positions: torch.Tensor,
         keys[rows, :, positions], values[rows, :, positions] = key, value
         if decodes:
             grouped = query.view(count, KV_HEADS, HEADS // KV_HEADS, HEAD_WIDTH)
-            F.scaled_dot_product_attention(grouped, keys[:count, :, :end], values[:count, :, :end], attn_mask=mask[:, None, None])
+            F.scaled_dot_product_attention(
+                grouped, keys[:count, :, :end], values[:count, :, :end], attn_mask=mask[:, None, None]
+            )
             return
         causal = end == count
         F.scaled_dot_product_attention(
@@ -74,7 +80,9 @@ def _attend_each(caches: list[Any], rows: torch.Tensor, positions: torch.Tensor,
         )
 
     contestants: dict[str, Callable[[], object]] = {
-        "native": lambda: [ops.cached_attention(query, key, value, *cache, rows, positions, 0, None) for cache in caches],
+        "native": lambda: [
+            ops.cached_attention(query, key, value, *cache, rows, positions, 0, None) for cache in caches
+        ],
         "sdpa": lambda: [sdpa(*cache) for cache in caches],
     }
     return in_turn(contestants, rounds, "native", "sdpa")
@@ -82,7 +90,10 @@ def _attend_each(caches: list[Any], rows: torch.Tensor, positions: torch.Tensor,
 
 def norm(rounds: int) -> dict[str, Any]:
     weight, x = torch.ones(HIDDEN).bfloat16(), torch.randn(1, 16, HIDDEN).bfloat16()
-    functions = {"native": partial(rms_norm, weight.float(), 1e-5), "torch": lambda x: F.rms_norm(x, (HIDDEN,), weight, 1e-5)}
+    functions = {
+        "native": partial(rms_norm, weight.float(), 1e-5),
+        "torch": lambda x: F.rms_norm(x, (HIDDEN,), weight, 1e-5),
+    }
     contestants = {name: partial(_normalise, norm, x) for name, norm in functions.items()}
     return {"16 rows": in_turn(contestants, rounds, "native", "torch")}
 

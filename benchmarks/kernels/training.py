@@ -34,7 +34,10 @@ def measure(rounds: int) -> dict[str, Any]:
     return {
         "tokens": layout.num_tokens,
         "attention": _beside(
-            lambda *x: NativePrefixAttention.apply(*x, layout, rule), lambda *x: PrefixAttention.apply(*x, layout, rule), heads, rounds
+            lambda *x: NativePrefixAttention.apply(*x, layout, rule),
+            lambda *x: PrefixAttention.apply(*x, layout, rule),
+            heads,
+            rounds,
         ),
         "norm": _beside(
             lambda x: CompiledRMSNorm.apply(x, norm.weight, norm.variance_epsilon),
@@ -54,7 +57,9 @@ def measure(rounds: int) -> dict[str, Any]:
 
 
 def _products(layout: Layout, rounds: int) -> dict[str, Any]:
-    """The gate products of all layers: operands widened to float32 (as `training_linear` chooses), and bfloat16 products."""
+    """The gate products of all layers: operands widened to float32 (as `training_linear` chooses), and bfloat16
+    products.
+    """
     x = _numbers(layout, HIDDEN).bfloat16()
     weights = [torch.randn(INNER, HIDDEN).bfloat16() for _ in range(LAYERS)]
     contestants: dict[str, Callable[[], object]] = {
@@ -82,7 +87,10 @@ def _layout() -> Layout:
     rng = random.Random(0)
     lengths = [[rng.randint(*LENGTHS) for _ in range(BATCH)] for _ in range(JOBS)]
     segments = [
-        Segment(torch.zeros(VIRTUAL_TOKENS, 1), [Row(tuple(range(first, first + length)), (0,)) for first, length in enumerate(some)])
+        Segment(
+            torch.zeros(VIRTUAL_TOKENS, 1),
+            [Row(tuple(range(first, first + length)), (0,)) for first, length in enumerate(some)],
+        )
         for some in lengths
     ]
     return pack(segments, torch.device("cpu")).layout
@@ -92,11 +100,15 @@ def _numbers(layout: Layout, *shape: int) -> torch.Tensor:
     return torch.randn(layout.num_tokens, *shape)
 
 
-def _beside(compiled: Callable[..., Any], torchs: Callable[..., Any], inputs: Sequence[torch.Tensor], rounds: int) -> dict[str, Any]:
+def _beside(
+    compiled: Callable[..., Any], torchs: Callable[..., Any], inputs: Sequence[torch.Tensor], rounds: int
+) -> dict[str, Any]:
     layers = [
         [tensor.detach().clone().requires_grad_(True) for tensor in inputs] for _ in range(LAYERS)
     ]  # separate memory for each, as in a step
-    contestants = {name: partial(_step, function, layers) for name, function in (("compiled", compiled), ("torch", torchs))}
+    contestants = {
+        name: partial(_step, function, layers) for name, function in (("compiled", compiled), ("torch", torchs))
+    }
     return in_turn(contestants, rounds, "compiled", "torch")
 
 
@@ -105,4 +117,6 @@ def _step(function: Callable[..., Any], layers: Sequence[Sequence[torch.Tensor]]
     found = [function(*layer) for layer in layers]
     for layer, made in zip(layers, found, strict=True):
         outs = made if isinstance(made, tuple) else (made,)
-        torch.autograd.grad(outs, layer, [out.detach() for out in outs])  # the result stands in for the missing gradient
+        torch.autograd.grad(
+            outs, layer, [out.detach() for out in outs]
+        )  # the result stands in for the missing gradient

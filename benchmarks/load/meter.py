@@ -40,7 +40,11 @@ class Meter:
 
     async def take(self) -> Sample:
         gauges = await asyncio.to_thread(self._scrape)
-        memory, descriptors, threads = self._process.memory_info().rss, self._process.num_fds(), self._process.num_threads()
+        memory, descriptors, threads = (
+            self._process.memory_info().rss,
+            self._process.num_fds(),
+            self._process.num_threads(),
+        )
         sample = Sample(time.monotonic() - self._begun, memory, descriptors, threads, gauges)
         self.samples.append(sample)
         return sample

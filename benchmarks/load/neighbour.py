@@ -29,8 +29,9 @@ from shared.security.tokens import hash_token, new_token
 NUM_STREAMS, NUM_PROMPTS, ROUNDS = 4, 16, 3
 MAX_RATIO = 2.0
 SETTINGS = {"MAX_RUNNING": "16", "MAX_WAITING": "64", "PREFIX_KV_BYTES": str(2 << 20), "FLUSH_INTERVAL_SECONDS": "0"}
-"""Memory for the keys and values of four of the sixteen soft prompts. Every token is sent alone, so that the time between
-tokens can be measured."""
+"""Memory for the keys and values of four of the sixteen soft prompts. Every token is sent alone, so that the time
+between tokens can be measured.
+"""
 _STREAM_TOKENS = 400
 
 
@@ -43,7 +44,11 @@ class Phase:
 
     @property
     def figures(self) -> dict[str, Any]:
-        return {"tokens": len(self.gaps), "gap_seconds": summary(self.gaps), "first_token_seconds": summary(self.first_token)}
+        return {
+            "tokens": len(self.gaps),
+            "gap_seconds": summary(self.gaps),
+            "first_token_seconds": summary(self.first_token),
+        }
 
 
 class Tenants:
@@ -51,20 +56,27 @@ class Tenants:
 
     def __init__(self, directory: Path) -> None:
         tokens = {name: new_token() for name in ("steady", "greedy")}
-        callers = [{"name": name, "roles": ["generator"], "token_sha256": [hash_token(token)]} for name, token in tokens.items()]
+        callers = [
+            {"name": name, "roles": ["generator"], "token_sha256": [hash_token(token)]}
+            for name, token in tokens.items()
+        ]
         self.path = directory / "callers.json"
         self.path.write_text(json.dumps({"callers": callers}))
         self.metadata = {name: (("authorization", f"Bearer {token}"),) for name, token in tokens.items()}
 
 
-async def neighbour(replica: Replica, publisher: Publisher, tenants: Tenants, seconds: float) -> tuple[dict[str, Any], tuple[str, ...]]:
+async def neighbour(
+    replica: Replica, publisher: Publisher, tenants: Tenants, seconds: float
+) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Figures, and the promises that did not hold."""
     prompts = [f"many-{number}" for number in range(NUM_PROMPTS)]
     for prompt in prompts:
         await asyncio.to_thread(publisher.publish, prompt)
     async with (
         grpc.aio.insecure_channel(replica.endpoint, options=[("grpc.use_local_subchannel_pool", 1)]) as steady,
-        grpc.aio.insecure_channel(replica.endpoint, options=[("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries", 0)]) as greedy,
+        grpc.aio.insecure_channel(
+            replica.endpoint, options=[("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries", 0)]
+        ) as greedy,
     ):
         mine = generation_pb2_grpc.GenerationServiceStub(steady)
         theirs = generation_pb2_grpc.GenerationServiceStub(greedy)
@@ -79,7 +91,10 @@ async def neighbour(replica: Replica, publisher: Publisher, tenants: Tenants, se
             with contextlib.suppress(asyncio.CancelledError):
                 await noise
             await asyncio.sleep(1.0)
-    ratios = {f"p{percent}": round(percentile(beside.gaps, percent) / percentile(alone.gaps, percent), 3) for percent in (50, 99)}
+    ratios = {
+        f"p{percent}": round(percentile(beside.gaps, percent) / percentile(alone.gaps, percent), 3)
+        for percent in (50, 99)
+    }
     figures = {
         "streams": NUM_STREAMS,
         "alone": alone.figures,
@@ -88,7 +103,9 @@ async def neighbour(replica: Replica, publisher: Publisher, tenants: Tenants, se
         "neighbour_calls": dict(storm.codes),
     }
     failures = [
-        f"the {name} gap is {ratio} times as long, more than {MAX_RATIO}" for name, ratio in ratios.items() if not ratio <= MAX_RATIO
+        f"the {name} gap is {ratio} times as long, more than {MAX_RATIO}"
+        for name, ratio in ratios.items()
+        if not ratio <= MAX_RATIO
     ]
     if bad := {code: count for code, count in (alone.codes + beside.codes).items() if code != "OK"}:
         failures.append(f"steady streams ended with {bad}")
@@ -138,10 +155,15 @@ async def _greedy(stub: Any, metadata: Any, prompts: list[str], phase: Phase) ->
 
     async def long_score() -> None:
         texts = [f"{next(numbers)} " + word * 2400 for word in (" good", " bad")]
-        await stub.Score(generation_pb2.ScoreRequest(input=_request("two", "How is it?", 1).input, candidates=texts), metadata=metadata)
+        await stub.Score(
+            generation_pb2.ScoreRequest(input=_request("two", "How is it?", 1).input, candidates=texts),
+            metadata=metadata,
+        )
 
     async def many_prompts() -> None:
-        await stub.Generate(_whole(prompts[next(numbers) % len(prompts)], f"Hello {next(numbers)}", 2), metadata=metadata)
+        await stub.Generate(
+            _whole(prompts[next(numbers) % len(prompts)], f"Hello {next(numbers)}", 2), metadata=metadata
+        )
 
     async def again(kind: Callable[[], Awaitable[None]]) -> None:
         while True:

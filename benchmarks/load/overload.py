@@ -1,4 +1,5 @@
-"""Sends a replica five times its capacity for two minutes. Accepted requests must be served in time, others refused at once.
+"""Sends a replica five times its capacity for two minutes. Accepted requests must be served in time, others refused at
+once.
 
 The capacity is measured first, with as many concurrent streams as the engine can run, each followed by the next. Then
 requests arrive at five times that rate, independently of earlier ones. An accepted request may wait at most for a full
@@ -49,7 +50,14 @@ class OverloadResult:
 
 
 async def overload(
-    endpoint: str, meter: Meter, *, at_once: int, max_waiting: int, calibrate_seconds: float, seconds: float, factor: float
+    endpoint: str,
+    meter: Meter,
+    *,
+    at_once: int,
+    max_waiting: int,
+    calibrate_seconds: float,
+    seconds: float,
+    factor: float,
 ) -> OverloadResult:
     async with grpc.aio.insecure_channel(endpoint, options=[("grpc.enable_retries", 0)]) as channel:
         stub = generation_pb2_grpc.GenerationServiceStub(channel)

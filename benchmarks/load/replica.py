@@ -47,7 +47,9 @@ class Publisher:
     def publish(self, prompt: str) -> int:
         """Publishes a version, moves the prompt's default alias to it, and returns its number."""
         self._number += 1
-        matrix = SoftPrompt(0.05 * torch.randn(NUM_VIRTUAL, self._info.hidden_size, generator=self._generator))  # [virtual, hidden]
+        matrix = SoftPrompt(
+            0.05 * torch.randn(NUM_VIRTUAL, self._info.hidden_size, generator=self._generator)
+        )  # [virtual, hidden]
         manifest = Manifest(
             prompt=prompt,
             base_model=self._info,
@@ -57,21 +59,30 @@ class Publisher:
             golden=(),
             created_at=utc_now(),
         )
-        return self._store.publish(prompt, encode_blob(matrix, manifest), job=f"load-{self._number}", alias="default").version
+        return self._store.publish(
+            prompt, encode_blob(matrix, manifest), job=f"load-{self._number}", alias="default"
+        ).version
 
     def forget(self, prompt: str, version: int) -> None:
         self._store.delete_version(prompt, version)
 
 
 @asynccontextmanager
-async def running_replica(model: Path, directory: Path, settings: dict[str, str]) -> AsyncIterator[tuple[Replica, Publisher]]:
+async def running_replica(
+    model: Path, directory: Path, settings: dict[str, str]
+) -> AsyncIterator[tuple[Replica, Publisher]]:
     """Serves two prompts, `one` and `two`, until the block ends, then drains the replica."""
     store = open_store(str(directory / "store"))
     publisher = Publisher(store, base_model.inspect(model))
     for prompt in ("one", "two"):
         publisher.publish(prompt)
     ready_file = directory / "ready.json"
-    chosen = {"BASE_MODEL": str(model), "STORE_URL": str(directory / "store"), "READY_FILE": str(ready_file), **settings}
+    chosen = {
+        "BASE_MODEL": str(model),
+        "STORE_URL": str(directory / "store"),
+        "READY_FILE": str(ready_file),
+        **settings,
+    }
     environment = {f"{PREFIX}{name}": value for name, value in chosen.items()}
     process = ServiceProcess("inference", "inference_service", environment, ready_file, _say)
     await process.start()

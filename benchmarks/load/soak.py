@@ -1,4 +1,5 @@
-"""Sends mixed traffic for a long time: streams, scores, bad requests, deadlines, disconnecting clients, frequent versions.
+"""Sends mixed traffic for a long time: streams, scores, bad requests, deadlines, disconnecting clients, frequent
+versions.
 
 A replica's resources (memory, descriptors, threads, slots) must not have grown since the warm-up.
 """
@@ -29,7 +30,9 @@ _SAMPLE_SECONDS = 2.0
 _EXPECTED_CODES = {"OK", "CANCELLED", "DEADLINE_EXCEEDED", "INVALID_ARGUMENT", "NOT_FOUND", "RESOURCE_EXHAUSTED"}
 
 
-async def soak(replica: Replica, publisher: Publisher, meter: Meter, seconds: float) -> tuple[dict[str, Any], tuple[str, ...]]:
+async def soak(
+    replica: Replica, publisher: Publisher, meter: Meter, seconds: float
+) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Figures, and the promises that did not hold."""
     end, codes = time.monotonic() + seconds, Counter[str]()
     swaps = 0
@@ -57,7 +60,9 @@ async def soak(replica: Replica, publisher: Publisher, meter: Meter, seconds: fl
         "memory_warm_bytes": warm.memory_bytes,
         "memory_last_bytes": last.memory_bytes,
         "memory_growth_bytes": round(growth),
-        "memory_course_mib": [round(sample.memory_bytes / 2**20) for sample in meter.samples[:: max(1, len(meter.samples) // 40)]],
+        "memory_course_mib": [
+            round(sample.memory_bytes / 2**20) for sample in meter.samples[:: max(1, len(meter.samples) // 40)]
+        ],
         "descriptors_warm_and_last": [warm.descriptors, last.descriptors],
         "threads_warm_and_last": [warm.threads, last.threads],
         "idle_gauges": idle.gauges,
@@ -83,7 +88,9 @@ async def _client(endpoint: str, dice: random.Random, end: float, codes: Counter
         _unknown_prompt,
     )
     while time.monotonic() < end:
-        channel = grpc.aio.insecure_channel(endpoint, options=[("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries", 0)])
+        channel = grpc.aio.insecure_channel(
+            endpoint, options=[("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries", 0)]
+        )
         stub = generation_pb2_grpc.GenerationServiceStub(channel)
         for _ in range(dice.randint(1, 6)):
             try:
@@ -102,8 +109,12 @@ async def _client(endpoint: str, dice: random.Random, end: float, codes: Counter
 def _request(dice: random.Random, max_new_tokens: int) -> Any:
     prompt = dice.choice(["one", "one", "two", "one@default", ""])
     text = "Tell me something about the weather. " * dice.randint(1, 8)
-    sampling = common_pb2.SamplingParams(max_new_tokens=max_new_tokens, temperature=dice.choice([0.0, 0.8]), ignore_eos=True)
-    return generation_pb2.GenerateStreamRequest(input=generation_pb2.GenerationInput(prompt=prompt, text=text), sampling=sampling)
+    sampling = common_pb2.SamplingParams(
+        max_new_tokens=max_new_tokens, temperature=dice.choice([0.0, 0.8]), ignore_eos=True
+    )
+    return generation_pb2.GenerateStreamRequest(
+        input=generation_pb2.GenerationInput(prompt=prompt, text=text), sampling=sampling
+    )
 
 
 async def _whole_stream(stub: Any, dice: random.Random) -> None:
@@ -123,12 +134,18 @@ async def _short_deadline(stub: Any, dice: random.Random) -> None:
 
 
 async def _score(stub: Any, dice: random.Random) -> None:
-    await stub.Score(generation_pb2.ScoreRequest(input=_request(dice, 1).input, candidates=["good", "bad", "so so"]), timeout=60)
+    await stub.Score(
+        generation_pb2.ScoreRequest(input=_request(dice, 1).input, candidates=["good", "bad", "so so"]), timeout=60
+    )
 
 
 async def _bad_request(stub: Any, dice: random.Random) -> None:
-    await stub.GenerateStream(generation_pb2.GenerateStreamRequest(sampling=common_pb2.SamplingParams(top_p=7.0))).read()
+    await stub.GenerateStream(
+        generation_pb2.GenerateStreamRequest(sampling=common_pb2.SamplingParams(top_p=7.0))
+    ).read()
 
 
 async def _unknown_prompt(stub: Any, dice: random.Random) -> None:
-    await stub.CountTokens(generation_pb2.CountTokensRequest(input=generation_pb2.GenerationInput(prompt="nobody", text="x")))
+    await stub.CountTokens(
+        generation_pb2.CountTokensRequest(input=generation_pb2.GenerationInput(prompt="nobody", text="x"))
+    )

@@ -34,21 +34,35 @@ ALL = 0
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.quality", description=__doc__)
     parser.add_argument("--model", required=True, help="a model directory")
-    parser.add_argument("--data", type=Path, required=True, help="a directory with NAME.train.jsonl and NAME.test.jsonl")
+    parser.add_argument(
+        "--data", type=Path, required=True, help="a directory with NAME.train.jsonl and NAME.test.jsonl"
+    )
     parser.add_argument("--dtype", default="auto", choices=["auto", "bfloat16", "float32"])
     parser.add_argument("--sets", nargs="*", help="names of datasets; default: all")
-    parser.add_argument("--sizes", nargs="*", type=_size, default=[16, 64, 256, ALL], help="numbers of training examples, or `all`")
+    parser.add_argument(
+        "--sizes", nargs="*", type=_size, default=[16, 64, 256, ALL], help="numbers of training examples, or `all`"
+    )
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     parser.add_argument("--only", nargs="*", choices=NAMES, default=NAMES, help="contestants to run")
     parser.add_argument(
-        "--variants", nargs="*", default=[], help="hyperparameters to train in addition to the recipe: TOKENS:RATE[:STEPS[:INIT]]"
+        "--variants",
+        nargs="*",
+        default=[],
+        help="hyperparameters to train in addition to the recipe: TOKENS:RATE[:STEPS[:INIT]]",
     )
     parser.add_argument(
-        "--format", type=TemplateFormat, choices=list(TemplateFormat), help="template format; default: the service's choice"
+        "--format",
+        type=TemplateFormat,
+        choices=list(TemplateFormat),
+        help="template format; default: the service's choice",
     )
     parser.add_argument("--test", type=int, default=500, help="test rows, drawn at random; 0: all")
-    parser.add_argument("--generate", type=int, default=0, help="rows of generation sets whose answers are generated for chrF")
-    parser.add_argument("--few-shot-tokens", type=int, default=1024, help="maximum tokens of the examples in front of an input")
+    parser.add_argument(
+        "--generate", type=int, default=0, help="rows of generation sets whose answers are generated for chrF"
+    )
+    parser.add_argument(
+        "--few-shot-tokens", type=int, default=1024, help="maximum tokens of the examples in front of an input"
+    )
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/quality-sets.json"))
     arguments = parser.parse_args()
     tune_allocator()
@@ -69,7 +83,11 @@ class _Bench:
         self.runs: list[dict[str, Any]] = json.loads(self._output.read_text()) if self._output.is_file() else []
 
     def run(self, data: DataSet, size: int, seed: int) -> None:
-        base_key = {"model": self._arena.base.info.id, "dtype": str(self._arena.base.dtype), "format": self._arena.format.value}
+        base_key = {
+            "model": self._arena.base.info.id,
+            "dtype": str(self._arena.base.dtype),
+            "format": self._arena.format.value,
+        }
         base_key |= {"set": data.name, "num_test": len(data.test)}
         only = self._arguments.only
         for name, template in ((BARE, None), (INSTRUCTED, self._arena.instructed(data))):
@@ -87,7 +105,9 @@ class _Bench:
         if PEFT in only and not self._is_there(key | {"contestant": PEFT}):
             started = time.perf_counter()
             prompt = self._arena.train_peft(data, train, seed)
-            self._score(key | {"contestant": PEFT}, data, prompt, self._arena.test(data), seconds=time.perf_counter() - started)
+            self._score(
+                key | {"contestant": PEFT}, data, prompt, self._arena.test(data), seconds=time.perf_counter() - started
+            )
         requests = {OURS: HyperparameterRequest(seed=seed)} if OURS in only else {}
         requests |= {f"{OURS} {text}": variant(text, seed) for text in self._arguments.variants}
         for name, request in requests.items():
@@ -96,19 +116,35 @@ class _Bench:
             started = time.perf_counter()
             prompt, hyper = self._arena.train_ours(data, train, held, request)
             seconds, chosen = time.perf_counter() - started, hyper.model_dump(mode="json")
-            self._score(key | {"contestant": name}, data, prompt, self._arena.test(data), hyperparameters=chosen, seconds=seconds)
+            self._score(
+                key | {"contestant": name},
+                data,
+                prompt,
+                self._arena.test(data),
+                hyperparameters=chosen,
+                seconds=seconds,
+            )
 
-    def _score(self, key: dict[str, Any], data: DataSet, prompt: torch.Tensor | None, test: EncodedDataset, **more: Any) -> None:
+    def _score(
+        self, key: dict[str, Any], data: DataSet, prompt: torch.Tensor | None, test: EncodedDataset, **more: Any
+    ) -> None:
         base = self._arena.base
         found = key | score_test(base, self._forward, prompt, test).as_json() | more
         if count := min(len(test), self._arguments.generate if not data.labels else 0):
             end = test.examples[0].target_ids[-1]
             references = [row.references for row in data.test[:count]]
-            found |= {"chrf": chrf(base, prompt, test.examples[:count], references, [end, *base.stop_token_ids]), "num_generated": count}
+            found |= {
+                "chrf": chrf(base, prompt, test.examples[:count], references, [end, *base.stop_token_ids]),
+                "num_generated": count,
+            }
         self.runs.append(found)
         self._output.parent.mkdir(parents=True, exist_ok=True)
         self._output.write_text("[\n" + ",\n".join(json.dumps(run) for run in self.runs) + "\n]\n")
-        shown = {name: value for name, value in found.items() if name not in ("right", "hyperparameters", "model", "dtype", "num_test")}
+        shown = {
+            name: value
+            for name, value in found.items()
+            if name not in ("right", "hyperparameters", "model", "dtype", "num_test")
+        }
         print(json.dumps(shown), flush=True)
 
     def _is_there(self, key: dict[str, Any]) -> bool:
@@ -119,7 +155,9 @@ def table(runs: list[dict[str, Any]]) -> list[str]:
     """One line per model, dataset, size and contestant: the mean over the seeds, its interval, and the seeds."""
     names = ("model", "format", "set", "size", "contestant")
     lines = []
-    for key in dict.fromkeys(tuple(run[name] for name in names) for run in sorted(runs, key=lambda run: tuple(run[n] for n in names[:4]))):
+    for key in dict.fromkeys(
+        tuple(run[name] for name in names) for run in sorted(runs, key=lambda run: tuple(run[n] for n in names[:4]))
+    ):
         some = [run for run in runs if tuple(run[name] for name in names) == key]
         low, high = interval([[int(mark) for mark in run["right"]] for run in some])
         mean = statistics.mean(run["value"] for run in some)

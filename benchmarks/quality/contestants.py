@@ -14,7 +14,14 @@ from trainer_service.training.cohort import Cohort
 from trainer_service.training.data.encoding import EncodedDataset, EncodedExample, encode_dataset
 from trainer_service.training.events import Failed, Finished, TrainingTask
 from trainer_service.training.recipe.defaults import fill, init_text
-from trainer_service.training.spec import Example, HyperparameterRequest, Hyperparameters, Init, InitMethod, TrainingSpec
+from trainer_service.training.spec import (
+    Example,
+    HyperparameterRequest,
+    Hyperparameters,
+    Init,
+    InitMethod,
+    TrainingSpec,
+)
 
 BARE, INSTRUCTED, FEW_SHOT, PEFT, OURS = "bare", "instructed", "few-shot", "PEFT's best", "ours"
 NAMES = (BARE, INSTRUCTED, FEW_SHOT, PEFT, OURS)
@@ -32,14 +39,18 @@ class Trained:
 class Arena:
     """One base model and the state that all its contestants share."""
 
-    def __init__(self, base: BaseModel, source: str, template_format: TemplateFormat | None, few_shot_tokens: int) -> None:
+    def __init__(
+        self, base: BaseModel, source: str, template_format: TemplateFormat | None, few_shot_tokens: int
+    ) -> None:
         self.base, self._source, self._few_shot_tokens = base, source, few_shot_tokens
         default = TemplateFormat.CHAT if has_chat_template(base.tokenizer) else TemplateFormat.TEXT
         self.format = template_format or default
         self.template = pinned(Template(format=self.format), base.tokenizer)
         self.cohort = Cohort(base)
 
-    def spec(self, data: DataSet, num_train: int, request: HyperparameterRequest, template: Template | None = None) -> TrainingSpec:
+    def spec(
+        self, data: DataSet, num_train: int, request: HyperparameterRequest, template: Template | None = None
+    ) -> TrainingSpec:
         used = template or self.template
         filled = fill(request, data.task, num_train, self.base.info, used, data.labels)
         return TrainingSpec(task=data.task, template=used, labels=data.labels, hyperparameters=filled)
@@ -62,7 +73,10 @@ class Arena:
         instruction = init_text(data.task, self.template, data.labels)
         shown = 0
         encoder = InputEncoder(self.base.tokenizer, self.template)
-        while shown < len(train) and len(self._shots(encoder, instruction, train[: shown + 1], "")) <= self._few_shot_tokens:
+        while (
+            shown < len(train)
+            and len(self._shots(encoder, instruction, train[: shown + 1], "")) <= self._few_shot_tokens
+        ):
             shown += 1
         plain = self.test(data)
         inputs = [tuple(self._shots(encoder, instruction, train[:shown], row.example.input)) for row in plain.examples]
@@ -77,7 +91,11 @@ class Arena:
             turns = [Message(role=role, content=content) for role, content in [*roles, ("user", text)]]
             turns[0] = turns[0].model_copy(update={"content": f"{instruction}\n\n{turns[0].content}"})
             return encoder.encode_messages(turns)
-        blocks = [instruction, *(f"Input: {source}\nAnswer: {answer}" for source, answer in pairs), f"Input: {text}\nAnswer:"]
+        blocks = [
+            instruction,
+            *(f"Input: {source}\nAnswer: {answer}" for source, answer in pairs),
+            f"Input: {text}\nAnswer:",
+        ]
         return encoder.encode_input("\n\n".join(blocks))
 
     def train_ours(
@@ -91,11 +109,15 @@ class Arena:
                 if isinstance(event, Failed):
                     raise SystemExit(f"training failed: {event.message}")
                 if isinstance(event, Finished):
-                    return event.result.soft_prompt.embeddings.to(self.base.device, self.base.dtype), spec.hyperparameters
+                    return event.result.soft_prompt.embeddings.to(
+                        self.base.device, self.base.dtype
+                    ), spec.hyperparameters
         raise SystemExit("training ended without a result")
 
     def train_peft(self, data: DataSet, train: tuple[Example, ...], seed: int) -> torch.Tensor:
-        """PEFT with text init and learning rate 1e-2, its best documented recipe, on as many examples as our recipe sees."""
+        """PEFT with text init and learning rate 1e-2, its best documented recipe, on as many examples as our recipe
+        sees.
+        """
         hyper = self.spec(data, len(train), HyperparameterRequest()).hyperparameters
         steps = max(1, hyper.num_steps * hyper.batch_size // BATCH_SIZE)
         text = init_text(data.task, self.template, data.labels)
@@ -108,4 +130,6 @@ def variant(text: str, seed: int) -> HyperparameterRequest:
     tokens, rate, *rest = text.split(":")
     steps = int(rest[0]) if rest and rest[0] else None
     init = Init(method=InitMethod(rest[1])) if rest[1:] else None
-    return HyperparameterRequest(num_virtual_tokens=int(tokens), learning_rate=float(rate), num_steps=steps, init=init, seed=seed)
+    return HyperparameterRequest(
+        num_virtual_tokens=int(tokens), learning_rate=float(rate), num_steps=steps, init=init, seed=seed
+    )

@@ -1,7 +1,8 @@
 """Finds how long to train on 5, 20 or 50 examples: the recipe with 40 and with 320 steps, scored on test examples.
 
 `--data` names a directory of data sets (`benchmarks.quality.sets`). The first examples after a shuffle by the seed are
-used; a tenth of them is held out as in the service. Writes JSON after each result. Takes an hour and a half on two cores.
+used; a tenth of them is held out as in the service. Writes JSON after each result. Takes an hour and a half on two
+cores.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ EVALUATION_STEPS = 40
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.quality.few_examples", description=__doc__)
     parser.add_argument("--model", required=True, help="a model directory")
-    parser.add_argument("--data", type=Path, required=True, help="a directory with NAME.train.jsonl and NAME.test.jsonl")
+    parser.add_argument(
+        "--data", type=Path, required=True, help="a directory with NAME.train.jsonl and NAME.test.jsonl"
+    )
     parser.add_argument("--sets", nargs="*", help="names of datasets; default: all")
     parser.add_argument("--sizes", type=int, nargs="*", default=[5, 20, 50])
     parser.add_argument("--steps", type=int, nargs="*", default=[40, 320])
@@ -71,7 +74,9 @@ def summary(runs: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def _train(base: BaseModel, data: DataSet, seed: int, examples: list[Example], steps: list[int]) -> list[dict[str, Any]]:
+def _train(
+    base: BaseModel, data: DataSet, seed: int, examples: list[Example], steps: list[int]
+) -> list[dict[str, Any]]:
     """The curve of each number of steps, all trained in one cohort."""
     test = tuple(row.example for row in data.test)
     template = pinned(Template(format=default_format(base.tokenizer)), base.tokenizer)
@@ -91,7 +96,10 @@ def _train(base: BaseModel, data: DataSet, seed: int, examples: list[Example], s
             if isinstance(event, Evaluated):
                 runs[event.job_id]["curve"].append((event.step, dict(event.metrics)))
                 shown = "  ".join(f"{metric} {value:.3f}" for metric, value in event.metrics.items())
-                print(f"{data.name}, {len(examples)} examples, seed {seed}, step {event.step} of {event.job_id}: {shown}", flush=True)
+                print(
+                    f"{data.name}, {len(examples)} examples, seed {seed}, step {event.step} of {event.job_id}: {shown}",
+                    flush=True,
+                )
     return list(runs.values())
 
 

@@ -71,7 +71,9 @@ def _warmup_and_cosine(step: int, num_steps: int) -> float:
 def _padded(
     examples: Sequence[EncodedExample], label_ids: Sequence[tuple[int, ...]], device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    wholes = [(example.input_ids, label_ids[example.label_index] if label_ids else example.target_ids) for example in examples]
+    wholes = [
+        (example.input_ids, label_ids[example.label_index] if label_ids else example.target_ids) for example in examples
+    ]
     longest = max(len(input_ids) + len(target) for input_ids, target in wholes)
     ids = torch.zeros(len(wholes), longest, dtype=torch.long)
     labels, mask = torch.full_like(ids, -100), torch.zeros_like(ids)

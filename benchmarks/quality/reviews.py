@@ -1,7 +1,7 @@
 """Writes a dataset for `benchmarks.quality`: `python -m benchmarks.quality.reviews DIRECTORY`.
 
-The dataset has sentences of product reviews with sentiment ratings (Hutto and Gilbert 2014), from vaderSentiment's source
-archive. It becomes reviews.train.jsonl and reviews.test.jsonl and is never stored in the repository.
+The dataset has sentences of product reviews with sentiment ratings (Hutto and Gilbert 2014), from vaderSentiment's
+source archive. It becomes reviews.train.jsonl and reviews.test.jsonl and is never stored in the repository.
 """
 
 from __future__ import annotations
@@ -45,7 +45,19 @@ def _parse(data: bytes) -> list[dict[str, str]]:
 
 def _fetch() -> bytes:
     with tempfile.TemporaryDirectory() as directory:
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", ":all:", "--dest", directory, PACKAGE]
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--quiet",
+            "--no-deps",
+            "--no-binary",
+            ":all:",
+            "--dest",
+            directory,
+            PACKAGE,
+        ]
         subprocess.run([*command, "--no-build-isolation"], check=True)
         archive = next(Path(directory).glob("*.tar.gz"))
         if hashlib.sha256(archive.read_bytes()).hexdigest() != SHA256:

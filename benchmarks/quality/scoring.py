@@ -1,8 +1,8 @@
 """Scores a prompt on a test set, with one outcome per row, so that intervals can be computed from the result file.
 
 Classification: whether the most probable label is correct. Generation: whether greedy decoding produces exactly the
-expected answer. An answer is exact if each of its tokens, including the end, is the most probable one after the preceding
-tokens; one pass shows this. chrF compares answers that are actually generated with all references.
+expected answer. An answer is exact if each of its tokens, including the end, is the most probable one after the
+preceding tokens; one pass shows this. chrF compares answers that are actually generated with all references.
 """
 
 from __future__ import annotations
@@ -36,7 +36,11 @@ class Scores:
     right: tuple[bool, ...]
 
     def as_json(self) -> dict[str, object]:
-        return {"value": statistics.mean(self.right), "loss": self.loss, "right": "".join("01"[each] for each in self.right)}
+        return {
+            "value": statistics.mean(self.right),
+            "loss": self.loss,
+            "right": "".join("01"[each] for each in self.right),
+        }
 
 
 def score_test(base: BaseModel, forward: Forward, prompt: torch.Tensor | None, data: EncodedDataset) -> Scores:
@@ -48,8 +52,12 @@ def score_test(base: BaseModel, forward: Forward, prompt: torch.Tensor | None, d
     rows = [Row(example.input_ids, ids) for example in data.examples for ids in data.label_ids]
     values = [score.log_probability for score in _scored(base, forward, prompt, rows)]
     width = len(data.label_ids)
-    answers = [max(range(width), key=values[first : first + width].__getitem__) for first in range(0, len(values), width)]
-    return Scores(loss, tuple(answer == example.label_index for answer, example in zip(answers, data.examples, strict=True)))
+    answers = [
+        max(range(width), key=values[first : first + width].__getitem__) for first in range(0, len(values), width)
+    ]
+    return Scores(
+        loss, tuple(answer == example.label_index for answer, example in zip(answers, data.examples, strict=True))
+    )
 
 
 @torch.no_grad()
@@ -66,11 +74,16 @@ def chrf(
     longest = max(len(example.target_ids) for example in examples)
     answers: list[str] = []
     for first in range(0, len(examples), BATCH):
-        rows = [base.model.get_input_embeddings()(torch.tensor(example.input_ids)) for example in examples[first : first + BATCH]]
+        rows = [
+            base.model.get_input_embeddings()(torch.tensor(example.input_ids))
+            for example in examples[first : first + BATCH]
+        ]
         if prompt is not None:
             rows = [torch.cat([prompt, row]) for row in rows]
         padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_side="left")
-        mask = torch.tensor([[index >= padded.shape[1] - len(row) for index in range(padded.shape[1])] for row in rows]).long()
+        mask = torch.tensor(
+            [[index >= padded.shape[1] - len(row) for index in range(padded.shape[1])] for row in rows]
+        ).long()
         ids = base.model.generate(
             inputs_embeds=padded,
             attention_mask=mask,
@@ -103,12 +116,17 @@ def _drawn(count: int, generator: torch.Generator) -> torch.Tensor:
 
 def _common_beginning(sequences: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
     first, last = min(sequences), max(sequences)  # in lexicographic order, all others lie between these two
-    length = next((index for index, pair in enumerate(zip(first, last, strict=False)) if pair[0] != pair[1]), min(len(first), len(last)))
+    length = next(
+        (index for index, pair in enumerate(zip(first, last, strict=False)) if pair[0] != pair[1]),
+        min(len(first), len(last)),
+    )
     return first[:length]
 
 
 def _scored(base: BaseModel, forward: Forward, prompt: torch.Tensor | None, rows: Sequence[Row]) -> list[RowScore]:
-    """Moves the common beginning of all inputs to the prompt, so that long few-shot examples are computed once per pass."""
+    """Moves the common beginning of all inputs to the prompt, so that long few-shot examples are computed once per
+    pass.
+    """
     shared = _common_beginning([row.input_ids[:-1] for row in rows])
     if shared:
         beginning = embed(base, shared).to(base.dtype)

@@ -1,7 +1,8 @@
-"""Datasets in a directory: `NAME.train.jsonl` and `NAME.test.jsonl`, one object with `input` and `output` (or `label`) per line.
+"""Datasets in a directory: `NAME.train.jsonl` and `NAME.test.jsonl`, one object with `input` and `output` (or `label`)
+per line.
 
-A dataset whose training rows have at most `MAX_LABELS` different outputs is classification, every other one is generation.
-Rows of the test file may contain `references`, further correct answers.
+A dataset whose training rows have at most `MAX_LABELS` different outputs is classification, every other one is
+generation. Rows of the test file may contain `references`, further correct answers.
 """
 
 from __future__ import annotations
@@ -34,7 +35,9 @@ class DataSet:
     test: tuple[TestRow, ...]
 
     def sample(self, size: int, seed: int) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
-        """(train, held out): the first `size` rows after a shuffle by the seed, with a fifth held out. `size` 0 means all."""
+        """(train, held out): the first `size` rows after a shuffle by the seed, with a fifth held out. `size` 0 means
+        all.
+        """
         rows = list(self.train)
         random.Random(seed).shuffle(rows)
         rows = rows[: size or len(rows)]
@@ -46,7 +49,9 @@ def load_sets(directory: Path, names: list[str] | None, num_test: int) -> list[D
     """The named datasets, or all, each with at most `num_test` test rows (0: all), drawn at random with a fixed seed."""
     found = sorted(path.name.removesuffix(".train.jsonl") for path in directory.glob("*.train.jsonl"))
     if missing := set(names or ()) - set(found):
-        raise SystemExit(f"{directory} has no {', '.join(sorted(missing))}.train.jsonl; it has {', '.join(found) or 'no datasets'}")
+        raise SystemExit(
+            f"{directory} has no {', '.join(sorted(missing))}.train.jsonl; it has {', '.join(found) or 'no datasets'}"
+        )
     if not found:
         raise SystemExit(f"{directory} has no NAME.train.jsonl")
     return [_load(directory, name, num_test) for name in names or found]
@@ -61,7 +66,8 @@ def _load(directory: Path, name: str, num_test: int) -> DataSet:
         test = random.Random(TEST_SEED).sample(test, num_test)
     examples = tuple(_example(line, row, labels) for line, row in enumerate(train, start=1))
     rows = tuple(
-        TestRow(_example(line, row, labels), tuple(row.get("references") or (_answer(row),))) for line, row in enumerate(test, start=1)
+        TestRow(_example(line, row, labels), tuple(row.get("references") or (_answer(row),)))
+        for line, row in enumerate(test, start=1)
     )
     return DataSet(name, TaskKind.CLASSIFICATION if labels else TaskKind.GENERATION, labels, examples, rows)
 
@@ -78,4 +84,8 @@ def _answer(row: dict[str, Any]) -> str:
 
 def _example(line: int, row: dict[str, Any], labels: tuple[str, ...]) -> Example:
     answer = _answer(row)
-    return Example(line=line, input=row["input"], label=answer) if labels else Example(line=line, input=row["input"], output=answer)
+    return (
+        Example(line=line, input=row["input"], label=answer)
+        if labels
+        else Example(line=line, input=row["input"], output=answer)
+    )

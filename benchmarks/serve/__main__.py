@@ -29,11 +29,17 @@ ROUNDS = 3
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.serve", description=__doc__)
     parser.add_argument("--model", type=Path, required=True, help="a model directory, bfloat16 on the CPU")
-    parser.add_argument("--vllm-python", type=Path, help="an interpreter with vLLM's CPU build; by default vLLM is left out")
+    parser.add_argument(
+        "--vllm-python", type=Path, help="an interpreter with vLLM's CPU build; by default vLLM is left out"
+    )
     names = [case.name for case in CASES]
-    parser.add_argument("--cases", nargs="*", choices=names, default=names, metavar="CASE", help=f"some of: {', '.join(names)}")
+    parser.add_argument(
+        "--cases", nargs="*", choices=names, default=names, metavar="CASE", help=f"some of: {', '.join(names)}"
+    )
     parser.add_argument("--rounds", type=int, default=ROUNDS)
-    parser.add_argument("--many-prompts", type=int, default=MANY_PROMPTS, help="number of prompts in the case with many prompts")
+    parser.add_argument(
+        "--many-prompts", type=int, default=MANY_PROMPTS, help="number of prompts in the case with many prompts"
+    )
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/serve.json"))
     arguments = parser.parse_args()
     tune_allocator()
@@ -60,7 +66,9 @@ async def measure(arguments: argparse.Namespace, results: dict[str, Any]) -> Non
                 if case.name in arguments.cases:
                     found = await run(case, field, max(1, arguments.rounds))
                     found["vllm"] = (
-                        "not measured: no interpreter was given (--vllm-python)" if arguments.vllm_python is None else "measured"
+                        "not measured: no interpreter was given (--vllm-python)"
+                        if arguments.vllm_python is None
+                        else "measured"
                     )
                     if case.name == "many-prompts":
                         found["num_prompts"] = arguments.many_prompts
@@ -91,13 +99,19 @@ def judge(goal: Goal, samples: dict[str, list[float]]) -> dict[str, float | bool
         return None
     beside = samples[goal.beside] if goal.beside is not None else [1.0] * len(samples[goal.figure])
     value = statistics.median(own / other for own, other in zip(samples[goal.figure], beside, strict=True))
-    return {"value": value, "wanted": goal.value, "reached": value <= goal.value if goal.at_most else value >= goal.value}
+    return {
+        "value": value,
+        "wanted": goal.value,
+        "reached": value <= goal.value if goal.at_most else value >= goal.value,
+    }
 
 
 def show(case: Case, found: dict[str, Any]) -> None:
     lines = [f"{case.name}: {case.about}", *(f"  {name:44} {value:10.4g}" for name, value in found["medians"].items())]
     for name, goal in found["goals"].items():
-        lines.append(f"  {name:44} {goal['value']:10.3f}  (goal {goal['wanted']}, {'reached' if goal['reached'] else 'missed'})")
+        lines.append(
+            f"  {name:44} {goal['value']:10.3f}  (goal {goal['wanted']}, {'reached' if goal['reached'] else 'missed'})"
+        )
     sys.stdout.write("\n".join(lines) + "\n")
     sys.stdout.flush()
 

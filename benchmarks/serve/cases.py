@@ -76,8 +76,13 @@ async def _publish(field: Field, note: Note) -> None:
     engine, replica = await field.engine(), await field.replica()
     seed = field.next_seed()
     fresh = Workload.make(engine.table, 5, 1, seed=seed)
-    blob = await replica.blob(f"fresh-{seed}", fresh.prompts[0], await engine.golden(fresh.prompts[0], fresh.inputs[:4]))
-    note("publish to first streamed token, s", await replica.publish_to_first_token_seconds(f"fresh-{seed}", blob, fresh.inputs[4]))
+    blob = await replica.blob(
+        f"fresh-{seed}", fresh.prompts[0], await engine.golden(fresh.prompts[0], fresh.inputs[:4])
+    )
+    note(
+        "publish to first streamed token, s",
+        await replica.publish_to_first_token_seconds(f"fresh-{seed}", blob, fresh.inputs[4]),
+    )
 
 
 async def _many(field: Field, note: Note) -> None:
@@ -98,7 +103,12 @@ CASES = (
             Goal("engine over transformers' generate", "engine, tokens/s", "transformers, tokens/s", 3.0),
         ),
     ),
-    Case("batch-32", "32 requests at once", _throughput(32), (Goal(_OVER_VLLM, "engine, tokens/s", "vllm, tokens/s", 1.5),)),
+    Case(
+        "batch-32",
+        "32 requests at once",
+        _throughput(32),
+        (Goal(_OVER_VLLM, "engine, tokens/s", "vllm, tokens/s", 1.5),),
+    ),
     Case(
         "ttft",
         "time to first token with a 100-token soft prompt and without",

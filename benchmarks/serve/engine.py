@@ -22,7 +22,9 @@ _ids = itertools.count()
 
 
 class EngineContestant:
-    """Uses `AsyncEngine.generate` like the service, without reuse of text prefixes, so that every round computes its inputs."""
+    """Uses `AsyncEngine.generate` like the service, without reuse of text prefixes, so that every round computes its
+    inputs.
+    """
 
     async def start(self, model: Path) -> None:
         config = EngineConfig(max_running=32, max_length=1024, reuse_text_prefixes=False)
@@ -30,7 +32,9 @@ class EngineContestant:
         self.table = engine.base.embedding_table
         self._async = AsyncEngine(engine)
         self._async.start()
-        torch.set_num_threads(1)  # otherwise this thread would have its own OpenMP team (`shared/process/compute_thread.py`)
+        torch.set_num_threads(
+            1
+        )  # otherwise this thread would have its own OpenMP team (`shared/process/compute_thread.py`)
 
     async def stop(self) -> None:
         await self._async.check_integrity()
@@ -50,14 +54,19 @@ class EngineContestant:
         for ids in inputs:
             top = await self._async.top_logprobs("golden", ids, 8)
             tokens, logprobs = zip(*top, strict=True)
-            records.append(GoldenRecord(text="-", input_ids=ids, top_token_ids=tokens, top_logprobs=logprobs, dtype="bfloat16"))
+            records.append(
+                GoldenRecord(text="-", input_ids=ids, top_token_ids=tokens, top_logprobs=logprobs, dtype="bfloat16")
+            )
         await self._async.unload_prefix("golden")
         return tuple(records)
 
     async def tokens_per_second(self, workload: Workload, name: str, num_requests: int) -> float:
         begun = time.perf_counter()
         counts = await asyncio.gather(
-            *(self._stream(workload.inputs[i], f"{name}{i % len(workload.prompts)}", NUM_NEW) for i in range(num_requests))
+            *(
+                self._stream(workload.inputs[i], f"{name}{i % len(workload.prompts)}", NUM_NEW)
+                for i in range(num_requests)
+            )
         )
         return sum(counts) / (time.perf_counter() - begun)
 

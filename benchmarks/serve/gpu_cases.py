@@ -66,7 +66,9 @@ def measure(shape: str, device: str, batches: list[int]) -> dict[str, Any]:
         "device": torch.cuda.get_device_name() if device == "cuda" else device,
         "torch": torch.__version__,
         "shape": shape,
-        "attention": "gathered" if runner.kernel is None else f"varlen_attn, blocks of {runner.kernel.block_tokens} tokens",
+        "attention": "gathered"
+        if runner.kernel is None
+        else f"varlen_attn, blocks of {runner.kernel.block_tokens} tokens",
         "graphs": runner.graphs is not None,
         "weights_bytes": weights,
         "kv_bytes_per_token": bytes_per_token,
@@ -110,7 +112,11 @@ def _random_model(shape: str, device: str) -> BaseModel:
     config = LlamaConfig(**SHAPES[shape], max_position_embeddings=8192, use_cache=False)
     dtype = torch.bfloat16
     with torch.device(device):
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa").eval().requires_grad_(False)
+        model = (
+            AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
+            .eval()
+            .requires_grad_(False)
+        )
     info = BaseModelInfo(
         id=shape,
         fingerprint="",

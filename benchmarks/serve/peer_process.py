@@ -21,14 +21,18 @@ CLOSE_SECONDS = 30.0
 class PeerProcess:
     """`close` ends the process. Calls raise RuntimeError with the end of its log if it dies.
 
-    Its processes are suspended between its turns, because vLLM's processes poll when they are idle and would take a core
-    from the next contestant.
+    Its processes are suspended between its turns, because vLLM's processes poll when they are idle and would take a
+    core from the next contestant.
     """
 
-    def __init__(self, name: str, command: Sequence[str], model: Path, workload: Workload, table: torch.Tensor, directory: Path) -> None:
+    def __init__(
+        self, name: str, command: Sequence[str], model: Path, workload: Workload, table: torch.Tensor, directory: Path
+    ) -> None:
         self._name = name
         file = directory / f"{name}-workload.pt"
-        torch.save({"prompts": workload.prompts, "inputs": workload.inputs, "num_new": NUM_NEW, "table": table.clone()}, file)
+        torch.save(
+            {"prompts": workload.prompts, "inputs": workload.inputs, "num_new": NUM_NEW, "table": table.clone()}, file
+        )
         self._log = (directory / f"{name}.log").open("w+")
         environment = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "VIRTUAL_ENV")}
         self._process = subprocess.Popen(
@@ -46,7 +50,9 @@ class PeerProcess:
     @classmethod
     def vllm(cls, python: Path, model: Path, workload: Workload, table: torch.Tensor, directory: Path) -> PeerProcess:
         """Starts vLLM under another interpreter, which lacks this project."""
-        return cls("vLLM", [str(python), str(Path(__file__).with_name("vllm_peer.py"))], model, workload, table, directory)
+        return cls(
+            "vLLM", [str(python), str(Path(__file__).with_name("vllm_peer.py"))], model, workload, table, directory
+        )
 
     @classmethod
     def transformers(cls, model: Path, workload: Workload, table: torch.Tensor, directory: Path) -> PeerProcess:

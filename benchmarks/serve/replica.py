@@ -84,7 +84,9 @@ class ReplicaContestant:
     async def tokens_per_second(self, workload: Workload, num_requests: int) -> float:
         begun = time.perf_counter()
         names = [f"few-{i % len(workload.prompts)}" for i in range(num_requests)]
-        counts = await asyncio.gather(*(self._stream(name, ids, NUM_NEW) for name, ids in zip(names, workload.inputs, strict=False)))
+        counts = await asyncio.gather(
+            *(self._stream(name, ids, NUM_NEW) for name, ids in zip(names, workload.inputs, strict=False))
+        )
         return sum(counts) / (time.perf_counter() - begun)
 
     async def publish_to_first_token_seconds(self, name: str, blob: bytes, input_ids: tuple[int, ...]) -> float:

@@ -1,7 +1,7 @@
 """transformers' `generate` with a static batch and prompts prepended as embeddings, the baseline without an engine.
 
-`peer_process` runs it as `python -m benchmarks.serve.transformers_peer MODEL WORKLOAD_FILE`, in its own process, so that
-it can use all cores.
+`peer_process` runs it as `python -m benchmarks.serve.transformers_peer MODEL WORKLOAD_FILE`, in its own process, so
+that it can use all cores.
 """
 
 from __future__ import annotations
@@ -32,7 +32,10 @@ def main(model: str, workload_file: str) -> None:
 @torch.inference_mode()
 def _seconds(model: Any, workload: dict[str, Any], count: int, num_new: int) -> float:
     prompts, table = workload["prompts"], model.get_input_embeddings()
-    rows = [torch.cat([prompts[i % len(prompts)].to(torch.bfloat16), table(torch.tensor(workload["inputs"][i]))]) for i in range(count)]
+    rows = [
+        torch.cat([prompts[i % len(prompts)].to(torch.bfloat16), table(torch.tensor(workload["inputs"][i]))])
+        for i in range(count)
+    ]
     embeds = torch.stack(rows)
     begun = time.perf_counter()
     out = model.generate(

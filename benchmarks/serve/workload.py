@@ -1,5 +1,6 @@
-"""The workload of all contestants: soft prompts of 100 virtual tokens, inputs of 25 tokens, 64 new tokens, greedy. Needs
-torch only."""
+"""The workload of all contestants: soft prompts of 100 virtual tokens, inputs of 25 tokens, 64 new tokens, greedy.
+Needs torch only.
+"""
 
 from __future__ import annotations
 
@@ -30,5 +31,7 @@ class Workload:
             rows = torch.randint(3, vocab, (NUM_VIRTUAL,), generator=generator)
             return table[rows].float() + 0.01 * torch.randn(NUM_VIRTUAL, hidden, generator=generator)
 
-        inputs = [tuple(torch.randint(3, vocab, (NUM_INPUT,), generator=generator).tolist()) for _ in range(num_requests)]
+        inputs = [
+            tuple(torch.randint(3, vocab, (NUM_INPUT,), generator=generator).tolist()) for _ in range(num_requests)
+        ]
         return cls([prompt() for _ in range(num_prompts)], inputs)

@@ -1,8 +1,8 @@
 """Runs the same step alternately with both contestants, so that each ratio compares adjacent measurements. Writes JSON.
 
-Peak memory is measured in a separate process for each contestant. Needs torch, transformers, peft and safetensors, but not
-Ray. On a GPU, use `--device cuda --dtype bfloat16`, and `--gpu-shape` for the two cases of a Llama of 1B shape with random
-weights.
+Peak memory is measured in a separate process for each contestant. Needs torch, transformers, peft and safetensors, but
+not Ray. On a GPU, use `--device cuda --dtype bfloat16`, and `--gpu-shape` for the two cases of a Llama of 1B shape with
+random weights.
 """
 
 from __future__ import annotations
@@ -54,14 +54,19 @@ def main() -> None:
     if arguments.memory_of:
         print(peak_bytes(arguments))
         return
-    results: dict[str, Any] = {"machine": platform.processor() or platform.machine(), "threads": torch.get_num_threads()}
+    results: dict[str, Any] = {
+        "machine": platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+    }
     results |= {"torch": torch.__version__, "dtype": arguments.dtype, "device": arguments.device, "cases": []}
     for index in arguments.cases:
         results["cases"].append(measure(CASES[index], arguments))
         show(results["cases"][-1])
     peaks = {name: memory_in_own_process(name, arguments) for name in CONTESTANTS}
     results["peak_bytes"] = peaks | {"ratio": peaks["shared"] / peaks["peft"], "wanted": WANTED_MEMORY_RATIO}
-    print(f"peak memory, first case: {peaks['shared'] / 2**20:.0f} MiB, PEFT {peaks['peft'] / 2**20:.0f} MiB", flush=True)
+    print(
+        f"peak memory, first case: {peaks['shared'] / 2**20:.0f} MiB, PEFT {peaks['peft'] / 2**20:.0f} MiB", flush=True
+    )
     if arguments.gpu_shape:
         results["gpu_shape"] = measure_gpu_shape("1b", "cuda", max(3, arguments.rounds))
         print(json.dumps(results["gpu_shape"], indent=2), flush=True)
@@ -117,7 +122,9 @@ def peak_bytes(arguments: argparse.Namespace) -> int:
         return int(torch.cuda.max_memory_allocated())
     status = Path("/proc/self/status")
     if status.is_file():  # getrusage would include the parent's peak, which a child inherits
-        return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM:")) * 1024
+        return (
+            next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM:")) * 1024
+        )
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 

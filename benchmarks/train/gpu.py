@@ -3,8 +3,8 @@
     python -m benchmarks.train.gpu
 
 The model is a Llama of 1B shape with random bfloat16 weights, so nothing is downloaded. Compares eight jobs in one pass
-with eight PEFT runs (goal: six times as fast), and one job of batch 256 with the device's measured rate of matrix products
-(goal: 40 %). To try the script, use `--shape tiny --device cpu`.
+with eight PEFT runs (goal: six times as fast), and one job of batch 256 with the device's measured rate of matrix
+products (goal: 40 %). To try the script, use `--shape tiny --device cpu`.
 """
 
 from __future__ import annotations

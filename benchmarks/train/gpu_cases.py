@@ -1,5 +1,6 @@
-"""Two cases of a Llama of 1B shape with random weights: eight jobs together compared with PEFT, and one large job compared
-with the device's rate of matrix products."""
+"""Two cases of a Llama of 1B shape with random weights: eight jobs together compared with PEFT, and one large job
+compared with the device's rate of matrix products.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +42,11 @@ def measure(shape: str, device: str, rounds: int) -> dict[str, Any]:
     config = LlamaConfig(**SHAPES[shape], max_position_embeddings=8192, use_cache=False)
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     with torch.device(device):
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa").eval().requires_grad_(False)
+        model = (
+            AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
+            .eval()
+            .requires_grad_(False)
+        )
     one_large = ONE_LARGE if shape == "1b" else replace(ONE_LARGE, batch_size=16)
     contestants = {
         "shared": (Shared(model, EIGHT_JOBS), EIGHT_JOBS),
@@ -49,7 +54,8 @@ def measure(shape: str, device: str, rounds: int) -> dict[str, Any]:
         "peft": (Peft(model, EIGHT_JOBS), EIGHT_JOBS),
     }
     seconds = {
-        name: _median_seconds(contestant, case, config.vocab_size, rounds, device) for name, (contestant, case) in contestants.items()
+        name: _median_seconds(contestant, case, config.vocab_size, rounds, device)
+        for name, (contestant, case) in contestants.items()
     }
     rate = _matrix_rate(device, 8192 if shape == "1b" else 256)
     return {

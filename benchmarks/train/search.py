@@ -56,7 +56,11 @@ def train(base: BaseModel, *, search: bool) -> dict[str, Any]:
     hyperparameters = fill(request, TaskKind.CLASSIFICATION, NUM_TRAIN, base.info, TEMPLATE, LABELS)
     spec = TrainingSpec(task=TaskKind.CLASSIFICATION, template=TEMPLATE, labels=LABELS, hyperparameters=hyperparameters)
     cohort = Cohort(base)
-    cohort.add(TrainingTask("search" if search else "one", 1, spec, _examples(NUM_TRAIN, 0), _examples(NUM_VALIDATION, NUM_TRAIN)))
+    cohort.add(
+        TrainingTask(
+            "search" if search else "one", 1, spec, _examples(NUM_TRAIN, 0), _examples(NUM_VALIDATION, NUM_TRAIN)
+        )
+    )
     trained, positions, scored = 0, 0, 0
     original = cohort_module.score
 
@@ -83,13 +87,16 @@ def train(base: BaseModel, *, search: bool) -> dict[str, Any]:
 
 def _examples(count: int, first: int) -> tuple[Example, ...]:
     return tuple(
-        Example(line=i + 1, input=f"it is {'good' if i % 2 else 'bad'} {i}", label=LABELS[1 - i % 2]) for i in range(first, first + count)
+        Example(line=i + 1, input=f"it is {'good' if i % 2 else 'bad'} {i}", label=LABELS[1 - i % 2])
+        for i in range(first, first + count)
     )
 
 
 def _tiny_model() -> BaseModel:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE(vocab={token: index for index, token in enumerate(["<end>", *alphabet])}, merges=[]))
+    tokenizer = Tokenizer(
+        models.BPE(vocab={token: index for index, token in enumerate(["<end>", *alphabet])}, merges=[])
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     config = LlamaConfig(

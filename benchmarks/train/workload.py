@@ -30,7 +30,10 @@ CASES = (
 def make_rows(case: Case, vocab_size: int, seed: int) -> list[list[list[int]]]:
     """Token ids by job and row for one step."""
     rng = random.Random(seed)
-    return [[[rng.randrange(vocab_size) for _ in range(rng.randint(20, 46))] for _ in range(case.batch_size)] for _ in range(case.num_jobs)]
+    return [
+        [[rng.randrange(vocab_size) for _ in range(rng.randint(20, 46))] for _ in range(case.batch_size)]
+        for _ in range(case.num_jobs)
+    ]
 
 
 def make_prompt(table: torch.Tensor, case: Case, job: int) -> torch.Tensor:
@@ -39,7 +42,9 @@ def make_prompt(table: torch.Tensor, case: Case, job: int) -> torch.Tensor:
 
 
 def load_model(path: str, dtype: str, device: str) -> torch.nn.Module:
-    model: torch.nn.Module = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype), attn_implementation="sdpa")
+    model: torch.nn.Module = AutoModelForCausalLM.from_pretrained(
+        path, dtype=getattr(torch, dtype), attn_implementation="sdpa"
+    )
     model = model.to(device)
     model.config.use_cache = False  # otherwise PEFT would fill an unused cache
     return model.eval().requires_grad_(False)

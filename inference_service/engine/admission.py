@@ -19,8 +19,9 @@ class Admission:
         self._vocab_size = vocab_size
 
     def check(self, request: Request) -> None:
-        """Raises InvalidInput, NotFound, Overloaded, or PreconditionFailed for a soft prompt without room. The queue is looked at first:
-        that is the cheapest check."""
+        """Raises InvalidInput, NotFound, Overloaded, or PreconditionFailed for a soft prompt without room. The queue is
+        looked at first: that is the cheapest check.
+        """
         if isinstance(request, PrefixLoad):
             virtual = request.soft_prompt.num_virtual_tokens
             if virtual + 2 > self._max_length:
@@ -37,7 +38,9 @@ class Admission:
         else:
             longest = self._check_candidates(request)
         if not count:
-            raise InvalidInput.of("input_ids", "must not be empty: the first generated token follows the last input token")
+            raise InvalidInput.of(
+                "input_ids", "must not be empty: the first generated token follows the last input token"
+            )
         if virtual + count + longest > self._max_length:
             raise InvalidInput.of(
                 "input_ids",
@@ -49,7 +52,9 @@ class Admission:
     def check_soft_prompt(self, soft_prompt: SoftPrompt, embedding_size: int) -> None:
         """Raises PreconditionFailed if the soft prompt is as wide as another model."""
         if soft_prompt.hidden_size != embedding_size:
-            raise PreconditionFailed(f"the soft prompt has hidden size {soft_prompt.hidden_size}, this model takes {embedding_size}")
+            raise PreconditionFailed(
+                f"the soft prompt has hidden size {soft_prompt.hidden_size}, this model takes {embedding_size}"
+            )
 
     def _check_candidates(self, request: ScoreRequest) -> int:
         """The longest candidate's tokens."""
@@ -67,10 +72,11 @@ class Admission:
             raise InvalidInput.of(field, f"token ids are from 0 to {self._vocab_size - 1}")
 
     def _check_room(self, request: GenerationRequest | ScoreRequest) -> None:
-        """Refuses a request where the queue is full, unless its tenant has less waiting than its fair part of the queue.
+        """Refuses a request where the queue is full, unless its tenant has less waiting than its fair part of the
+        queue.
 
-        The queue is divided by weight among the tenants that have something waiting, so nobody can fill it against the others: a tenant
-        that has nothing waiting always gets in. Together they hold at most twice the bounds.
+        The queue is divided by weight among the tenants that have something waiting, so nobody can fill it against the
+        others: a tenant that has nothing waiting always gets in. Together they hold at most twice the bounds.
         """
         waiting, cost = self._scheduler.waiting, request_cost(request)
         own = [sequence for sequence in waiting if sequence.tenant == request.tenant]

@@ -1,6 +1,8 @@
-"""The engine with a thread of its own and an asyncio face. Requests go in through an inbox that is emptied between steps; what a step
-gave comes back in one `call_soon_threadsafe`, whatever the number of streams. A reader never holds up a step: what it has not read yet
-is merged into one delta, which is bounded by the request's own maximum of new tokens."""
+"""The engine with a thread of its own and an asyncio face. Requests go in through an inbox that is emptied between
+steps; what a step gave comes back in one `call_soon_threadsafe`, whatever the number of streams. A reader never holds
+up a step: what it has not read yet is merged into one delta, which is bounded by the request's own maximum of new
+tokens.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,15 @@ from inference_service.engine.core.stats import EngineObserver, EngineStats
 from inference_service.engine.engine import Engine, Output, raise_if_not_loaded
 from inference_service.engine.run.bisect_failure import StepFailed
 from inference_service.engine.text.text_stream import merge
-from shared.errors import AlreadyExists, Cancelled, DamagedBlob, DeadlineExceeded, PreconditionFailed, SoftPromptError, Unavailable
+from shared.errors import (
+    AlreadyExists,
+    Cancelled,
+    DamagedBlob,
+    DeadlineExceeded,
+    PreconditionFailed,
+    SoftPromptError,
+    Unavailable,
+)
 from shared.process.compute_thread import compute_in_this_thread
 from shared.process.daemon_thread import settle
 from shared.prompt.soft_prompt import SoftPrompt
@@ -39,7 +49,9 @@ _Event = Output | BaseException
 
 
 class _Stream:
-    """What one consumer has not read yet. Lives on the event loop, except `held`, which the engine's thread fills between flushes."""
+    """What one consumer has not read yet. Lives on the event loop, except `held`, which the engine's thread fills
+    between flushes.
+    """
 
     def __init__(self) -> None:
         self.deltas: list[Delta] = []
@@ -104,7 +116,9 @@ class AsyncEngine:
         self._begun.wait()
 
     async def stop(self, grace_seconds: float = 0.0) -> None:
-        """Take no more requests, let the running ones finish for so long, end the rest as CANCELLED, and stop the thread."""
+        """Take no more requests, let the running ones finish for so long, end the rest as CANCELLED, and stop the
+        thread.
+        """
         self._draining = True
         if self._streams and self.healthy:
             self._idle.clear()
@@ -122,7 +136,8 @@ class AsyncEngine:
     async def generate(self, request: GenerationRequest) -> AsyncIterator[Delta]:
         """Deltas until one has a finish reason. Closing it early frees the request within a step.
 
-        Raises InvalidInput, NotFound, AlreadyExists or Overloaded before the first delta, Unavailable if the engine dies.
+        Raises InvalidInput, NotFound, AlreadyExists or Overloaded before the first delta, Unavailable if the engine
+        dies.
         """
         stream = self._open(request)
         try:
@@ -135,8 +150,9 @@ class AsyncEngine:
             self._close(request.request_id)
 
     async def score(self, request: ScoreRequest) -> ScoreResult:
-        """Raises like `generate`, and where a stream would end with such a reason DeadlineExceeded, Cancelled, PreconditionFailed (numbers
-        that are not finite) or StepFailed."""
+        """Raises like `generate`, and where a stream would end with such a reason DeadlineExceeded, Cancelled,
+        PreconditionFailed (numbers that are not finite) or StepFailed.
+        """
         stream = self._open(request)
         try:
             delta = await stream.take()
@@ -152,14 +168,20 @@ class AsyncEngine:
             raise StepFailed(delta.error)
         raise PreconditionFailed(delta.error or "the score could not be computed")
 
-    async def top_logprobs(self, prefix_id: str | None, input_ids: tuple[int, ...], k: int, priority: int = 0) -> list[tuple[int, float]]:
-        """The k most likely first tokens after the input, with natural log-probabilities: the replay of a golden record.
+    async def top_logprobs(
+        self, prefix_id: str | None, input_ids: tuple[int, ...], k: int, priority: int = 0
+    ) -> list[tuple[int, float]]:
+        """The k most likely first tokens after the input, with natural log-probabilities: the replay of a golden
+        record.
 
-        A full queue does not refuse it. Raises DamagedBlob if the model's numbers are not finite there, StepFailed if the engine could not
-        compute it, Unavailable if the engine stopped first: then nothing is known about the soft prompt.
+        A full queue does not refuse it. Raises DamagedBlob if the model's numbers are not finite there, StepFailed if
+        the engine could not compute it, Unavailable if the engine stopped first: then nothing is known about the soft
+        prompt.
         """
         sampling = SamplingParams(temperature=0.0, max_new_tokens=1, num_logprobs=k, ignore_eos=True)
-        request = GenerationRequest(f"replay-{uuid4().hex}", tuple(input_ids), sampling, prefix_id, priority, always_admitted=True)
+        request = GenerationRequest(
+            f"replay-{uuid4().hex}", tuple(input_ids), sampling, prefix_id, priority, always_admitted=True
+        )
         top: list[tuple[int, float]] = []
         async for delta in self.generate(request):
             if delta.finish_reason is FinishReason.ERROR:

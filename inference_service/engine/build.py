@@ -44,7 +44,8 @@ class Parts:
 def assemble(base: BaseModel, config: EngineConfig) -> Parts:
     """Takes the model over: its attention goes through the engine's cache from now on.
 
-    Raises PreconditionFailed for an architecture that the engine can't serve, InvalidInput if the memory holds no request.
+    Raises PreconditionFailed for an architecture that the engine can't serve, InvalidInput if the memory holds no
+    request.
     """
     with self_check.own_attention(base.model):
         check_causal(base)
@@ -75,22 +76,35 @@ def _rows(base: BaseModel, config: EngineConfig, shapes: list[LayerShape], expec
     bytes_per_token = sum(shape.bytes_per_token(base.dtype) for shape in shapes)
     plan = plan_memory(config, bytes_per_token, base.info.max_positions, _free_bytes(base, config))
     cache = RowKVCache(shapes, config.max_running + 1, plan.max_length, base.dtype, base.device)
-    pool = RowPool(config.max_running, plan.max_blocks, plan.max_length, config.reuse_text_prefixes, config.reuse_across_tenants)
+    pool = RowPool(
+        config.max_running, plan.max_blocks, plan.max_length, config.reuse_text_prefixes, config.reuse_across_tenants
+    )
     speed_up_serving(base.model, base.device, base.dtype, config.linear_kernel)
     runner: Runner = ModelRunner(base, cache) if packed else row_runner.RowRunner(base, cache)
     _check(base, runner, plan.max_length, expected)
     prefixes = PrefixCache(plan.prefix_bytes)
     scheduler = Scheduler(pool, config.max_tokens_per_step, prefix_ready=prefixes.is_ready)
-    return Parts(replace(config, max_length=plan.max_length, length_limit=plan.length_limit), scheduler, runner, prefixes)
+    return Parts(
+        replace(config, max_length=plan.max_length, length_limit=plan.length_limit), scheduler, runner, prefixes
+    )
 
 
-def _paged(base: BaseModel, config: EngineConfig, shapes: list[LayerShape], expected: Any, kernel: VarlenKernel | None) -> Parts:
+def _paged(
+    base: BaseModel, config: EngineConfig, shapes: list[LayerShape], expected: Any, kernel: VarlenKernel | None
+) -> Parts:
     block_tokens = BLOCK_TOKENS if kernel is None else kernel.block_tokens
     bytes_per_token = sum(shape.bytes_per_token(base.dtype) for shape in shapes)
     plan = plan_memory(config, bytes_per_token, base.info.max_positions, _free_bytes(base, config), block_tokens)
-    cache = PagedKVCache(shapes, config.max_running, plan.max_length, plan.max_blocks, block_tokens, base.dtype, base.device)
+    cache = PagedKVCache(
+        shapes, config.max_running, plan.max_length, plan.max_blocks, block_tokens, base.dtype, base.device
+    )
     pool = BlockPool(
-        config.max_running, plan.max_blocks, plan.max_length, block_tokens, config.reuse_text_prefixes, config.reuse_across_tenants
+        config.max_running,
+        plan.max_blocks,
+        plan.max_length,
+        block_tokens,
+        config.reuse_text_prefixes,
+        config.reuse_across_tenants,
     )
     speed_up_serving(base.model, base.device, base.dtype, config.linear_kernel)
     runner = PagedRunner(base, cache, kernel)
@@ -106,7 +120,9 @@ def _paged(base: BaseModel, config: EngineConfig, shapes: list[LayerShape], expe
     )
     prefixes = PrefixCache(plan.prefix_bytes)
     scheduler = Scheduler(pool, config.max_tokens_per_step, block_tokens, prefixes.is_ready)
-    return Parts(replace(config, max_length=plan.max_length, length_limit=plan.length_limit), scheduler, runner, prefixes)
+    return Parts(
+        replace(config, max_length=plan.max_length, length_limit=plan.length_limit), scheduler, runner, prefixes
+    )
 
 
 def _free_bytes(base: BaseModel, config: EngineConfig) -> int:
@@ -123,4 +139,6 @@ def _check(base: BaseModel, runner: Runner, max_length: int, expected: Any) -> N
         raise
     except Exception as error:
         reason = f"{type(error).__name__}: {str(error)[:200]}"
-        raise PreconditionFailed(f"{base.info.architecture} can't be computed over the engine's cache: {reason}") from error
+        raise PreconditionFailed(
+            f"{base.info.architecture} can't be computed over the engine's cache: {reason}"
+        ) from error

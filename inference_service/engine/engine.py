@@ -1,4 +1,5 @@
-"""The engine: requests go in, steps run, deltas come out. One thread at a time; `async_engine` gives it one and an asyncio face.
+"""The engine: requests go in, steps run, deltas come out. One thread at a time; `async_engine` gives it one and an
+asyncio face.
 
 step:  schedule -> run -> sample -> update -> collect
 """
@@ -98,7 +99,8 @@ class Engine:
     def from_base_model(cls, base: BaseModel, config: EngineConfig | None = None) -> Engine:
         """Takes the model over: its attention goes through this engine's cache from now on.
 
-        Raises PreconditionFailed for an architecture that the engine can't serve, InvalidInput if the memory holds no request.
+        Raises PreconditionFailed for an architecture that the engine can't serve, InvalidInput if the memory holds no
+        request.
         """
         parts = assemble(base, config or EngineConfig())
         return cls(base, parts.config, parts.scheduler, parts.runner, parts.prefixes)
@@ -108,8 +110,9 @@ class Engine:
         return self.scheduler.has_work or bool(self._early)
 
     def submit(self, request: Request) -> None:
-        """Queue a request. Raises InvalidInput, NotFound (prefix), AlreadyExists (request id) or Overloaded; of a load PreconditionFailed
-        or DamagedBlob. Then nothing is kept."""
+        """Queue a request. Raises InvalidInput, NotFound (prefix), AlreadyExists (request id) or Overloaded; of a load
+        PreconditionFailed or DamagedBlob. Then nothing is kept.
+        """
         if request.request_id in self._streams:
             raise AlreadyExists(f"request {request.request_id} is running")
         self.admission.check(request)
@@ -121,7 +124,9 @@ class Engine:
         sequence = sequence_of(request, self.prefixes.num_virtual(request.prefix_id), self._arrivals, self.clock())
         model_ends = frozenset() if sequence.sampling.ignore_eos else self.base.stop_token_ids
         before = request.input_ids if isinstance(request, GenerationRequest) and request.continues else ()
-        stream = TextStream(sequence, self._detokenizers(before), model_ends | sequence.sampling.stop_token_ids, self.config.max_length)
+        stream = TextStream(
+            sequence, self._detokenizers(before), model_ends | sequence.sampling.stop_token_ids, self.config.max_length
+        )
         tally = scoring.Tally(sequence) if sequence.is_score else None
         if sequence.prefix_id is not None:
             self.prefixes.hold(sequence.prefix_id)
@@ -151,7 +156,8 @@ class Engine:
             outputs += failures
         for done, results in computed:
             self.scheduler.complete(done)
-            # Now, whatever the request would have got: a row whose sequence leaves later (cancelled, preempted) is clean for the next one.
+            # Now, whatever the request would have got: a row whose sequence leaves later (cancelled, preempted) is
+            # clean for the next one.
             outputs += [self._fail(chunk.sequence) for chunk in done.chunks if chunk.row in results.damaged]
             outputs += self._keep_prefixes(done)
             outputs += self._collect(results)
@@ -166,9 +172,11 @@ class Engine:
         return self._failed_steps >= MAX_FAILED_STEPS
 
     def load_prefix(self, prefix_id: str, soft_prompt: SoftPrompt) -> None:
-        """A `PrefixLoad` for those that call `step` themselves: steps until it is done; what others get by it comes with the next step.
+        """A `PrefixLoad` for those that call `step` themselves: steps until it is done; what others get by it comes
+        with the next step.
 
-        Raises PreconditionFailed for another model's prompt, DamagedBlob if it is not finite here, Unavailable if it can't be computed.
+        Raises PreconditionFailed for another model's prompt, DamagedBlob if it is not finite here, Unavailable if it
+        can't be computed.
         """
         request_id = f"load-{next(self._load_numbers)}"
         self.submit(PrefixLoad(request_id, prefix_id, soft_prompt))
@@ -256,7 +264,9 @@ class Engine:
         outputs = []
         for chunk, reason in found.failed:
             log.error("request %s can't be computed", chunk.sequence.request_id, exc_info=reason)
-            outputs.append(self._fail(chunk.sequence, FinishReason.INTERNAL, "the engine could not compute this request"))
+            outputs.append(
+                self._fail(chunk.sequence, FinishReason.INTERNAL, "the engine could not compute this request")
+            )
         return found.computed, outputs
 
     def _collect(self, results: _Results) -> list[Output]:
@@ -272,7 +282,11 @@ class Engine:
                 delta = self._streams[sequence.request_id].push(token.token_id, token.logprob, now)
             except Exception:
                 log.exception("request %s: its text can't be made", sequence.request_id)
-                outputs.append(self._fail(sequence, FinishReason.INTERNAL, "the engine could not make text of this request's tokens"))
+                outputs.append(
+                    self._fail(
+                        sequence, FinishReason.INTERNAL, "the engine could not make text of this request's tokens"
+                    )
+                )
                 continue
             outputs.append(Output(sequence.request_id, delta))
             if delta.finish_reason is not None:
@@ -295,7 +309,9 @@ class Engine:
                 outputs.append(Output(sequence.request_id, Delta(finish_reason=FinishReason.LENGTH), result))
         return outputs
 
-    def _fail(self, sequence: RunningRequest, reason: FinishReason = FinishReason.ERROR, error: str = NOT_FINITE) -> Output:
+    def _fail(
+        self, sequence: RunningRequest, reason: FinishReason = FinishReason.ERROR, error: str = NOT_FINITE
+    ) -> Output:
         """The sequence ends, and the pool has its row cleared for the next holder."""
         return self._end(sequence, reason, error)
 
@@ -305,7 +321,13 @@ class Engine:
             delta = self._streams[sequence.request_id].end(reason, now, error)
         except Exception:
             log.exception("request %s: the rest of its text can't be made", sequence.request_id)
-            delta = Delta(finish_reason=reason, usage=sequence.usage, timing=timing(sequence, now), seed=sequence.seed, error=error)
+            delta = Delta(
+                finish_reason=reason,
+                usage=sequence.usage,
+                timing=timing(sequence, now),
+                seed=sequence.seed,
+                error=error,
+            )
         self._release(sequence, reason, now)
         return Output(sequence.request_id, delta)
 
@@ -351,7 +373,8 @@ class Engine:
 def raise_if_not_loaded(end: Delta) -> None:
     """What the end of a `PrefixLoad` means.
 
-    Raises DamagedBlob if the numbers were not finite, StepFailed if the engine could not compute them, Unavailable if it was cut off.
+    Raises DamagedBlob if the numbers were not finite, StepFailed if the engine could not compute them, Unavailable if
+    it was cut off.
     """
     if end.finish_reason is FinishReason.ERROR:
         raise DamagedBlob(end.error)
@@ -369,5 +392,7 @@ def load_engine(
     device: base_model.Device = "auto",
     config: EngineConfig | None = None,
 ) -> Engine:
-    """An engine over a model directory or hub id. Raises what `shared.model.base_model.load` and `Engine.from_base_model` raise."""
+    """An engine over a model directory or hub id. Raises what `shared.model.base_model.load` and
+    `Engine.from_base_model` raise.
+    """
     return Engine.from_base_model(base_model.load(source, id=id, dtype=dtype, device=device), config)

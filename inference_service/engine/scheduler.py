@@ -4,9 +4,10 @@ waiting --schedule--> running --finish--> gone
    ^                     |
    +------ preempt ------+      (its tokens stay, its keys and values are computed again)
 
-A step never has more than `max_tokens_per_step` positions. They are divided between tenants by weight (`fair_share`); within a tenant
-every running decode gets one, and prefill the rest, by rank (priority, then arrival), in chunks (Sarathi, Agrawal et al. 2023). Where
-decodes don't all fit they take turns, and prefill keeps a part. Candidates of a score and soft prompts are computed in chunks, too.
+A step never has more than `max_tokens_per_step` positions. They are divided between tenants by weight (`fair_share`);
+within a tenant every running decode gets one, and prefill the rest, by rank (priority, then arrival), in chunks
+(Sarathi, Agrawal et al. 2023). Where decodes don't all fit they take turns, and prefill keeps a part. Candidates of a
+score and soft prompts are computed in chunks, too.
 """
 
 from __future__ import annotations
@@ -47,7 +48,8 @@ class Scheduler:
     block_tokens: int = BLOCK_TOKENS
     """Of the pool's blocks."""
     prefix_ready: Callable[[str], bool] = lambda prefix_id: True
-    """Whether a soft prompt's keys and values are there; else the first sequence under it computes them in its own row."""
+    """Whether a soft prompt's keys and values are there; else the first sequence under it computes them in its own row.
+    """
     waiting: list[RunningRequest] = field(default_factory=list)
     running: list[RunningRequest] = field(default_factory=list)
     num_preemptions: int = 0
@@ -96,7 +98,9 @@ class Scheduler:
                 self.pool.advance(chunk.sequence.row, chunk.sequence.num_computed)
 
     def finish(self, sequence: RunningRequest, reason: FinishReason) -> None:
-        """Free all that the sequence holds, wherever it is. Its row keeps its content for reuse unless the sequence failed."""
+        """Free all that the sequence holds, wherever it is. Its row keeps its content for reuse unless the sequence
+        failed.
+        """
         sequence.finish_reason = reason
         if sequence.row is not None:
             self.pool.release(sequence.row, keep=reason not in (FinishReason.ERROR, FinishReason.INTERNAL))
@@ -122,7 +126,9 @@ class Scheduler:
                 raise IntegrityError(f"{sequence.request_id} waits and holds a row")
         for sequence in [*self.running, *self.waiting]:
             if sequence.num_computed > sequence.length:
-                raise IntegrityError(f"{sequence.request_id} has {sequence.num_computed} positions computed of {sequence.length}")
+                raise IntegrityError(
+                    f"{sequence.request_id} has {sequence.num_computed} positions computed of {sequence.length}"
+                )
             done = sequence.num_partial
             if done and tuple(sequence.tokens[sequence.num_input :]) != sequence.candidates[sequence.num_scored][:done]:
                 raise IntegrityError(f"{sequence.request_id} goes on from what is not the beginning of its candidate")
@@ -148,10 +154,11 @@ class Scheduler:
         return sum(sequence.num_left for sequence in queue) if queue and self._has_room(queue[0]) else 0
 
     def _limit(self, demands: dict[str, int], decodes: dict[str, int]) -> int:
-        """Positions of this step: so few that it takes no tenant's streams longer than alone, times all weights over the tenant's own.
+        """Positions of this step: so few that it takes no tenant's streams longer than alone, times all weights over
+        the tenant's own.
 
-        That is what a tenant's streams would take on a machine of their own with that share of the speed. One tenant alone has the
-        whole of `max_tokens_per_step`: how its inputs slow down its own streams is its own affair.
+        That is what a tenant's streams would take on a machine of their own with that share of the speed. One tenant
+        alone has the whole of `max_tokens_per_step`: how its inputs slow down its own streams is its own affair.
         """
         total, limit = sum(self._weights[tenant] for tenant in demands), self.max_tokens_per_step
         if len(demands) > 1:
@@ -163,7 +170,9 @@ class Scheduler:
         return max(limit, min(len(demands), self.max_tokens_per_step))
 
     def _continue_running(self, tenant: str, part: int, queue: list[RunningRequest]) -> Iterator[Chunk]:
-        """Chunks of a tenant's running sequences within its part: decodes, those that waited longest first, then prefill by rank."""
+        """Chunks of a tenant's running sequences within its part: decodes, those that waited longest first, then
+        prefill by rank.
+        """
         own = [s for s in self.running if s.tenant == tenant]
         decodes = sorted((s for s in own if is_decode(s)), key=lambda s: (s.planned_step, s.rank))
         prefills = sorted((s for s in own if not is_decode(s) and s.num_left), key=lambda s: s.rank)
@@ -178,7 +187,9 @@ class Scheduler:
                 yield chunk
 
     def _continue(self, sequence: RunningRequest, budget: int) -> Chunk | None:
-        """The next chunk of a running sequence, for whose memory others may have to give way. None if it had to give way itself."""
+        """The next chunk of a running sequence, for whose memory others may have to give way. None if it had to give
+        way itself.
+        """
         chunk = next_chunk(sequence, budget, self._scorable, self._slots(sequence))
         while chunk is not None and sequence.row is not None:
             ops = self.pool.extend(sequence.row, chunk.end)
@@ -200,7 +211,11 @@ class Scheduler:
         for sequence in self.waiting:
             if self._prefix_comes(sequence):
                 continue
-            if self.pool.reuse and postponed < MAX_POSTPONED and any(self._computes_soon(other, sequence) for other in self.running):
+            if (
+                self.pool.reuse
+                and postponed < MAX_POSTPONED
+                and any(self._computes_soon(other, sequence) for other in self.running)
+            ):
                 postponed += 1
                 continue
             queues.setdefault(sequence.tenant, []).append(sequence)
@@ -209,8 +224,8 @@ class Scheduler:
     def _computes_soon(self, other: RunningRequest, sequence: RunningRequest) -> bool:
         """Whether a running prefill is about to compute at least WORTH_WAITING_TOKENS of what the sequence begins with.
 
-        Requests with one instruction that arrive together would each compute it; so the first does, and the others start from its row a
-        step later. Those that they wait for are running, so they don't wait for ever.
+        Requests with one instruction that arrive together would each compute it; so the first does, and the others
+        start from its row a step later. Those that they wait for are running, so they don't wait for ever.
         """
         done = max(0, other.num_computed - other.num_virtual)
         wanted = done + WORTH_WAITING_TOKENS
@@ -232,12 +247,18 @@ class Scheduler:
     def _admit(
         self, queues: dict[str, list[RunningRequest]], parts: dict[str, int], first: RunningRequest | None, now: float
     ) -> Iterator[Chunk]:
-        """Start waiting sequences: `first`, then always one of the tenant that was served least. Within a tenant the order holds."""
+        """Start waiting sequences: `first`, then always one of the tenant that was served least. Within a tenant the
+        order holds.
+        """
         passed: list[RunningRequest] = []
         preempted_before = self.num_preemptions
-        while self.num_preemptions == preempted_before and not any(s.num_passed_over >= MAX_PASSED_OVER for s in passed):
+        while self.num_preemptions == preempted_before and not any(
+            s.num_passed_over >= MAX_PASSED_OVER for s in passed
+        ):
             due = [tenant for tenant in self.shares.order() if queues.get(tenant)]
-            heads = [queues[tenant][0] for tenant in due if parts.get(tenant, 0) > 0 or not self._has_room(queues[tenant][0])]
+            heads = [
+                queues[tenant][0] for tenant in due if parts.get(tenant, 0) > 0 or not self._has_room(queues[tenant][0])
+            ]
             if not heads:
                 return
             sequence = first if first is not None and first in heads else heads[0]
@@ -283,7 +304,9 @@ class Scheduler:
     # ---- who gives way ----
 
     def _free_a_row(self, queues: dict[str, list[RunningRequest]]) -> RunningRequest | None:
-        """Preempt at most one sequence for a waiting one that has no room and is entitled to some; that one then starts in this step."""
+        """Preempt at most one sequence for a waiting one that has no room and is entitled to some; that one then starts
+        in this step.
+        """
         for head in [queues[tenant][0] for tenant in self.shares.order() if tenant in queues]:
             if not self._has_room(head):
                 victim = preemption.for_waiting(head, self.running, self._usage(), self._part, self.step)

@@ -1,7 +1,7 @@
 """Before an engine serves a model it proves on a few tokens that it computes what the model's own code computes.
 
-An architecture may pass its attention something that ours does not honour (a position bias, a mask of its own); nobody should find that
-out from the quality of the answers.
+An architecture may pass its attention something that ours does not honour (a position bias, a mask of its own); nobody
+should find that out from the quality of the answers.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ from shared.prompt.soft_prompt import SoftPrompt
 NUM_TOKENS = 12
 NUM_VIRTUAL = 3
 _SPLITS = (((0, 7), (7, 4), (11, 1)), ((0, 7), (7, 5)))
-"""A prefill that begins with virtual tokens, its continuation and a decode; then one whose last chunk has several tokens."""
+"""A prefill that begins with virtual tokens, its continuation and a decode; then one whose last chunk has several
+tokens.
+"""
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
 """Of the logits' norm: bfloat16 keeps 8 bits, and the order of summation differs in every layer."""
 
@@ -32,7 +34,8 @@ TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
 def check_tokens(vocab_size: int) -> list[int]:
     """Frequent ones, which byte-pair vocabularies number first, after bytes and specials.
 
-    Of rare ones a model makes noise: SmolLM2-135M's own bfloat16 logits differ from its float32 ones by 6 % there, and by 0.4 % here.
+    Of rare ones a model makes noise: SmolLM2-135M's own bfloat16 logits differ from its float32 ones by 6 % there, and
+    by 0.4 % here.
     """
     first, many = (300, 1000) if vocab_size >= 1300 else (0, vocab_size)
     return [first + 7919 * (i + 1) % many for i in range(NUM_TOKENS)]
@@ -65,7 +68,9 @@ def check_runner(base: BaseModel, runner: Runner, expected: torch.Tensor) -> Non
         embedded = base.model.get_input_embeddings()(torch.tensor(ids[:NUM_VIRTUAL], device=base.device))
     prefixes.add("self-check", SoftPrompt(embedded.float().cpu()))
     rest = ids[NUM_VIRTUAL:]
-    sequence = RunningRequest("self-check", rest, len(rest), SamplingParams(), 0, prefix_id="self-check", num_virtual=NUM_VIRTUAL)
+    sequence = RunningRequest(
+        "self-check", rest, len(rest), SamplingParams(), 0, prefix_id="self-check", num_virtual=NUM_VIRTUAL
+    )
     for splits in _SPLITS:
         for start, count in splits:
             chunk = Chunk(sequence, runner.scratch_row, start, count, samples=start + count == NUM_TOKENS)

@@ -31,10 +31,11 @@ def recently_used(replicas: Iterable[ReplicaRecord]) -> list[str]:
 
 
 def left_for_later(index: StoreIndex, recent: Sequence[str], max_versions: int) -> dict[AliasKey, Alias]:
-    """The aliases whose versions are loaded when a request first asks for them, so that the others name at most `max_versions`.
+    """The aliases whose versions are loaded when a request first asks for them, so that the others name at most
+    `max_versions`.
 
-    Default aliases of the prompts in `recent` come first, in that order, then other default aliases and the rest, those that moved last
-    before those that moved long ago.
+    Default aliases of the prompts in `recent` come first, in that order, then other default aliases and the rest, those
+    that moved last before those that moved long ago.
     """
     ranks = {name: rank for rank, name in enumerate(recent)}
     aliases = [(prompt, alias) for prompt, record in index.prompts.items() for alias in record.aliases.values()]

@@ -1,14 +1,15 @@
 """The golden replay: proof that a soft prompt does here what it did where it was trained.
 
-The trainer wrote the most likely next tokens of a few inputs (`shared.text.golden_inputs`), with log-probabilities, and how far
-bfloat16 moved them there. If the prompt were ignored, shifted by a position, or applied to other weights, these would move by far
-more than rounding does.
+The trainer wrote the most likely next tokens of a few inputs (`shared.text.golden_inputs`), with log-probabilities, and
+how far bfloat16 moved them there. If the prompt were ignored, shifted by a position, or applied to other weights, these
+would move by far more than rounding does.
 
-The error model: a computation in 16 bits differs from the exact one by many small roundings, so logits get errors that are close to normal,
-of a size that depends on the model and on this prompt. The divergence over the recorded tokens is then near a weighted sum of squares of
-those errors. Two such computations, the trainer's and a replica's, have errors of the same size, not the same errors: their divergences
-are two draws from one distribution, whose ratio has a tail like that of an F distribution with a few degrees of freedom. `BAND` is
-where `make bench-golden` puts less than one sound prompt in 10,000; docs/prompts.md shows what is refused then.
+The error model: a computation in 16 bits differs from the exact one by many small roundings, so logits get errors that
+are close to normal, of a size that depends on the model and on this prompt. The divergence over the recorded tokens is
+then near a weighted sum of squares of those errors. Two such computations, the trainer's and a replica's, have errors
+of the same size, not the same errors: their divergences are two draws from one distribution, whose ratio has a tail
+like that of an F distribution with a few degrees of freedom. `BAND` is where `make bench-golden` puts less than one
+sound prompt in 10,000; docs/prompts.md shows what is refused then.
 """
 
 from __future__ import annotations
@@ -23,12 +24,15 @@ from shared.prompt.manifest import GoldenRecord
 BAND = 12.0
 """A replica's divergence may be that many times the trainer's own."""
 FLOORS = {"float32": 1e-5, "float16": 1e-3, "bfloat16": 0.01}
-"""Nats, by the coarsest dtype involved: allowed however little the trainer's rounding moved. In float32, kernels add up in another order,
-and some processors keep fewer bits (TF32)."""
+"""Nats, by the coarsest dtype involved: allowed however little the trainer's rounding moved. In float32, kernels add up
+in another order, and some processors keep fewer bits (TF32).
+"""
 _FLOAT16_SHARE = 1 / 16
 """Of bfloat16's divergence: three bits more make errors of an eighth, which squared is 1/64; the rest is margin."""
 UNKNOWN = {"float32": FLOORS["float32"], "float16": 0.02, "bfloat16": 0.1}
-"""Nats allowed for records without `rounding_nats`: of earlier releases, and of models that can't be computed in another dtype."""
+"""Nats allowed for records without `rounding_nats`: of earlier releases, and of models that can't be computed in
+another dtype.
+"""
 MOST = 1.0
 """Nats, whatever a manifest says: a prompt that rounding moves further than this can't be served in 16 bits."""
 _MAX_SHOWN = 16
@@ -85,4 +89,7 @@ def _trained(replay: Replay) -> str:
 def _here(replay: Replay) -> str:
     floor = min(replay.found.values(), default=math.nan)
     tokens = replay.record.top_token_ids[:_MAX_SHOWN]
-    return ", ".join(f"{token} {replay.found[token]:.4f}" if token in replay.found else f"{token} below {floor:.4f}" for token in tokens)
+    return ", ".join(
+        f"{token} {replay.found[token]:.4f}" if token in replay.found else f"{token} below {floor:.4f}"
+        for token in tokens
+    )

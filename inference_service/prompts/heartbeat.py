@@ -54,11 +54,17 @@ class Heartbeat:
         loaded, refused = list[LoadedVersion](), list[RefusedVersion]()
         decided = sorted(self._registry.decided(), key=lambda told: told[0].record.revision)
         for item, seconds in decided[-_MAX_TOLD:]:
-            about: dict[str, Any] = {"prompt": item.record.prompt, "version": item.record.version, "digest": item.record.digest}
+            about: dict[str, Any] = {
+                "prompt": item.record.prompt,
+                "version": item.record.version,
+                "digest": item.record.digest,
+            }
             if isinstance(item, Quarantine):
                 refused.append(RefusedVersion(**about, reason=f"{item.reason}: {item.message}"[:_MAX_REASON_CHARS]))
             else:
-                loaded.append(LoadedVersion(**about, loaded_at=to_timestamp(item.loaded_at), publish_to_served_seconds=seconds))
+                loaded.append(
+                    LoadedVersion(**about, loaded_at=to_timestamp(item.loaded_at), publish_to_served_seconds=seconds)
+                )
         return ReplicaRecord(
             id=self._replica,
             base_model=self._base_model.id,
@@ -87,7 +93,9 @@ class Heartbeat:
             await self._try(partial(self._directory.remove, self._replica), _FAREWELL_SECONDS)
 
     async def _try(self, write: Callable[[], object], timeout_seconds: float) -> None:
-        """The fleet's view is a help, not a condition for serving: failures are logged once and the next turn tries again."""
+        """The fleet's view is a help, not a condition for serving: failures are logged once and the next turn tries
+        again.
+        """
         try:
             await self._pool.call_within(timeout_seconds, write)
             self._failing = False

@@ -25,7 +25,9 @@ MAX_CONCURRENT_LOADS = 4
 MAX_FAULTS = 3
 """Attempts that end in an unexpected exception before the version is quarantined."""
 MAX_FAILED_REPLAYS = MAX_FAILED_STEPS + 1
-"""Attempts that end in a failed step of the engine. An engine whose every step fails has died by then, and the version gets no verdict."""
+"""Attempts that end in a failed step of the engine. An engine whose every step fails has died by then, and the version
+gets no verdict.
+"""
 _PERMANENT = (DamagedBlob, InvalidInput, PreconditionFailed)
 
 
@@ -76,7 +78,11 @@ class VersionLoads:
             except Exception as error:
                 log.exception("a version could not be loaded", extra={"fields": {"version": record.name}})
                 if self._is_for_good(record, error):
-                    text = error.message if isinstance(error, SoftPromptError) else f"loading it fails ({type(error).__name__})"
+                    text = (
+                        error.message
+                        if isinstance(error, SoftPromptError)
+                        else f"loading it fails ({type(error).__name__})"
+                    )
                     self._quarantine(record, VersionRefused(RefusalReason.FAULT, text))
                     return
                 self._observer.version_unavailable(record)
@@ -105,7 +111,12 @@ class VersionLoads:
 
     def _quarantine(self, record: VersionRecord, refusal: VersionRefused) -> None:
         self._faults.pop(record.digest, None)
-        refused = {"version": record.name, "digest": record.digest, "reason": refusal.reason.value, "why": refusal.message}
+        refused = {
+            "version": record.name,
+            "digest": record.digest,
+            "reason": refusal.reason.value,
+            "why": refusal.message,
+        }
         # Several models may share a store; there, another model's prompts are everyday.
         level = logging.WARNING if refusal.reason is RefusalReason.BASE_MODEL else logging.ERROR
         log.log(level, "version quarantined", extra={"fields": refused})

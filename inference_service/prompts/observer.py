@@ -11,7 +11,9 @@ from shared.store.index import VersionRecord
 class PromptObserver(Protocol):
     """Called on the event loop."""
 
-    def version_loaded(self, record: VersionRecord, load_seconds: float, publish_to_served_seconds: float | None) -> None:
+    def version_loaded(
+        self, record: VersionRecord, load_seconds: float, publish_to_served_seconds: float | None
+    ) -> None:
         """Passed all checks and can serve; the second time is None for versions that are older than this replica."""
 
     def version_refused(self, record: VersionRecord, reason: RefusalReason) -> None:
@@ -30,7 +32,9 @@ class PromptObserver(Protocol):
 class NullPromptObserver:
     """Counts nothing."""
 
-    def version_loaded(self, record: VersionRecord, load_seconds: float, publish_to_served_seconds: float | None) -> None:
+    def version_loaded(
+        self, record: VersionRecord, load_seconds: float, publish_to_served_seconds: float | None
+    ) -> None:
         return
 
     def version_refused(self, record: VersionRecord, reason: RefusalReason) -> None:

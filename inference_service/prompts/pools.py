@@ -1,4 +1,6 @@
-"""A replica's threads for calls to the prompt store: apart, so that a fetch that hangs delays neither looks for news nor heartbeats."""
+"""A replica's threads for calls to the prompt store: apart, so that a fetch that hangs delays neither looks for news
+nor heartbeats.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Which versions exist, which are loaded or quarantined, which of them each alias serves, and who holds them.
 
-Plain data on the event loop: no input, no output, no waiting. An alias moves here when all its new targets can serve; until then, and for
-good if one of them is quarantined, it goes on meaning what it meant before. The index and each alias change by one assignment, so a
-request sees the state before or after, never between.
+Plain data on the event loop: no input, no output, no waiting. An alias moves here when all its new targets can serve;
+until then, and for good if one of them is quarantined, it goes on meaning what it meant before. The index and each
+alias change by one assignment, so a request sees the state before or after, never between.
 """
 
 from __future__ import annotations
@@ -43,7 +43,9 @@ class _Entry:
 
 @dataclass(frozen=True)
 class VersionStatus:
-    """One version as `ListLoadedPrompts` and the heartbeat tell it. `loaded` is set in state LOADED, `quarantine` in QUARANTINED."""
+    """One version as `ListLoadedPrompts` and the heartbeat tell it. `loaded` is set in state LOADED, `quarantine` in
+    QUARANTINED.
+    """
 
     record: VersionRecord
     state: VersionState
@@ -56,7 +58,9 @@ class VersionStatus:
 
 @dataclass(frozen=True)
 class _Checked:
-    """A version that passed every check once; None: it was there before this replica, so no time from publish to served."""
+    """A version that passed every check once; None: it was there before this replica, so no time from publish to
+    served.
+    """
 
     digest: str
     publish_to_served_seconds: float | None = None
@@ -64,7 +68,9 @@ class _Checked:
 
 @dataclass
 class PromptRegistry:
-    """`unload` is told the prefix ids that the engine may forget; `max_loaded` bounds the versions kept for later requests."""
+    """`unload` is told the prefix ids that the engine may forget; `max_loaded` bounds the versions kept for later
+    requests.
+    """
 
     unload: Callable[[str], None]
     max_loaded: int = 4096
@@ -77,7 +83,9 @@ class PromptRegistry:
     _quarantined: dict[VersionKey, Quarantine] = field(default_factory=dict)
     _serving: dict[tuple[str, str], Alias] = field(default_factory=dict)
     _deferred: dict[tuple[str, str], Alias] = field(default_factory=dict)
-    """Aliases as they were at the start whose versions are loaded when a request first asks for them. One that moves is news again."""
+    """Aliases as they were at the start whose versions are loaded when a request first asks for them. One that moves is
+    news again.
+    """
 
     @property
     def index(self) -> StoreIndex:
@@ -104,15 +112,17 @@ class PromptRegistry:
         aliases = ((name, alias) for name, prompt in self._index.prompts.items() for alias in prompt.aliases.values())
         named = [(name, alias) for name, alias in aliases if not self._is_deferred(name, alias)]
         behind = [(name, alias) for name, alias in named if self._serving.get((name, alias.name)) is not alias]
-        return sum(not any(self._is_foreign((name, target.version)) for target in alias.targets) for name, alias in behind)
+        return sum(
+            not any(self._is_foreign((name, target.version)) for target in alias.targets) for name, alias in behind
+        )
 
     # ---- what requests ask ----
 
     def resolve(self, reference: PromptReference, routing_key: str = "", caller: Caller = EVERYBODY) -> VersionRecord:
         """The version that a reference means on this replica now.
 
-        Raises NotFound naming prompt, alias or version, also for a prompt that the caller may not use; PreconditionFailed with the reason
-        for a version that is quarantined.
+        Raises NotFound naming prompt, alias or version, also for a prompt that the caller may not use;
+        PreconditionFailed with the reason for a version that is quarantined.
         """
         record = visible_index(self._index, caller).resolve(reference, routing_key)
         if reference.alias is not None:
@@ -122,7 +132,9 @@ class PromptRegistry:
         quarantine = self._quarantined.get((record.prompt, record.version))
         if quarantine is not None:
             raise PreconditionFailed(
-                f"{record.name} is quarantined on this replica: {quarantine.message}", version=record.name, reason=quarantine.reason
+                f"{record.name} is quarantined on this replica: {quarantine.message}",
+                version=record.name,
+                reason=quarantine.reason,
             )
         return record
 
@@ -147,16 +159,24 @@ class PromptRegistry:
     # ---- what the watcher tells ----
 
     def update(self, index: StoreIndex) -> list[VersionRecord]:
-        """The store is at another revision. Returns new versions, in the order of publishing; aliases move as far as they can."""
+        """The store is at another revision. Returns new versions, in the order of publishing; aliases move as far as
+        they can.
+        """
         before, self._index = self._index, index
         if self.first_revision is None:
             self.first_revision = index.revision
-        changed = [name for name in {**before.prompts, **index.prompts} if before.prompts.get(name) is not index.prompts.get(name)]
+        changed = [
+            name
+            for name in {**before.prompts, **index.prompts}
+            if before.prompts.get(name) is not index.prompts.get(name)
+        ]
         fresh: list[VersionRecord] = []
         for name in changed:
             old = before.prompts[name].versions if name in before.prompts else {}
             new = index.prompts[name].versions if name in index.prompts else {}
-            fresh += [record for number, record in new.items() if number not in old or old[number].digest != record.digest]
+            fresh += [
+                record for number, record in new.items() if number not in old or old[number].digest != record.digest
+            ]
             for number, record in old.items():
                 if number not in new or new[number].digest != record.digest:
                     self._forget((name, number))
@@ -213,13 +233,18 @@ class PromptRegistry:
                 "still_serving": str(serving or "none"),
             }
             level = logging.INFO if reason is RefusalReason.BASE_MODEL else logging.ERROR
-            log.log(level, "an alias names a quarantined version; what served before goes on serving", extra={"fields": fields})
+            log.log(
+                level,
+                "an alias names a quarantined version; what served before goes on serving",
+                extra={"fields": fields},
+            )
         self._settle(record.prompt)
 
     # ---- what operators see ----
 
     def statuses(self, prompt: str = "", caller: Caller = EVERYBODY) -> list[VersionStatus]:
-        """By prompt and version; versions whose check is under way are left out. Raises NotFound for an unknown `prompt`.
+        """By prompt and version; versions whose check is under way are left out. Raises NotFound for an unknown
+        `prompt`.
 
         Prompts that the caller may not use are unknown.
         """
@@ -228,7 +253,9 @@ class PromptRegistry:
         return [status for name in names for status in self._statuses_of(name)]
 
     def decided(self) -> Iterator[tuple[LoadedVersion | Quarantine, float | None]]:
-        """What is loaded or quarantined, with seconds from publish to served, without walking the thousands that are neither."""
+        """What is loaded or quarantined, with seconds from publish to served, without walking the thousands that are
+        neither.
+        """
         for key, entry in self._loaded.items():
             checked = self._checked.get(key)
             yield entry.version, checked.publish_to_served_seconds if checked else None
@@ -236,7 +263,8 @@ class PromptRegistry:
             yield quarantine, None
 
     def wanted(self) -> list[VersionRecord]:
-        """Versions that aliases name and of which it isn't known yet whether they can serve, in the order of publishing.
+        """Versions that aliases name and of which it isn't known yet whether they can serve, in the order of
+        publishing.
 
         Those of deferred aliases are left out.
         """
@@ -311,12 +339,15 @@ class PromptRegistry:
                     fields = {"alias": f"{name}@{alias.name}", "before": str(before), "now": str(alias)}
                     log.info("alias moved", extra={"fields": fields})
                 continue
-            # What was deleted from the store doesn't go on serving. A replica that never served anything better takes the sound targets.
+            # What was deleted from the store doesn't go on serving. A replica that never served anything better takes
+            # the sound targets.
             last = before or alias
             if before is None and not any(target in self._quarantined for target in targets):
                 continue
             sound = tuple(
-                target for target in last.targets if target.version in versions and (name, target.version) not in self._quarantined
+                target
+                for target in last.targets
+                if target.version in versions and (name, target.version) not in self._quarantined
             )
             if sound:
                 self._serving[key] = last if len(sound) == len(last.targets) else replace(last, targets=sound)

@@ -1,6 +1,8 @@
-"""From a published version to one that the engine serves: fetch, check everything, load the prefix, replay the golden record.
+"""From a published version to one that the engine serves: fetch, check everything, load the prefix, replay the golden
+record.
 
-Raises VersionRefused for what will never serve, Unavailable for what may work later. Knows nothing of aliases or of when to load.
+Raises VersionRefused for what will never serve, Unavailable for what may work later. Knows nothing of aliases or of
+when to load.
 """
 
 from __future__ import annotations
@@ -26,7 +28,9 @@ from shared.text.template import InputEncoder
 MAX_FETCH_SECONDS = 10.0
 """A blob is a few megabytes, and its version holds one of the few places for loading while it is waited for."""
 MAX_FETCHES = 16
-"""Threads for blobs, more than versions load at a time: one that hangs keeps its thread after its place was given to another version."""
+"""Threads for blobs, more than versions load at a time: one that hangs keeps its thread after its place was given to
+another version.
+"""
 _FIRST = 1 << 20  # a replay is one short step, and many callers may wait for its version
 
 
@@ -49,7 +53,9 @@ class PrefixEngine(Protocol):
 
 
 class VersionLoader:
-    """`max_length` is the most positions that a request may take here; `max_logprobs` the most alternatives the engine reports."""
+    """`max_length` is the most positions that a request may take here; `max_logprobs` the most alternatives the engine
+    reports.
+    """
 
     def __init__(
         self,
@@ -100,14 +106,17 @@ class VersionLoader:
         finally:
             self._fetching.pop(record.digest, None)
         if blob.digest != record.digest:
-            raise VersionRefused(RefusalReason.DAMAGED, f"the blob's digest is {blob.digest}, published was {record.digest}")
+            raise VersionRefused(
+                RefusalReason.DAMAGED, f"the blob's digest is {blob.digest}, published was {record.digest}"
+            )
         return blob
 
     def _check_fingerprint(self, id: str, fingerprint: str) -> None:
         ours = self._base.info
         if fingerprint != ours.fingerprint:
             raise VersionRefused(
-                RefusalReason.BASE_MODEL, f"tuned for {id} ({fingerprint}); this replica serves {ours.id} ({ours.fingerprint})"
+                RefusalReason.BASE_MODEL,
+                f"tuned for {id} ({fingerprint}); this replica serves {ours.id} ({ours.fingerprint})",
             )
 
     def _check_fits(self, blob: PromptBlob) -> InputEncoder:
@@ -115,7 +124,9 @@ class VersionLoader:
         theirs, ours = blob.manifest.base_model, self._base.info
         self._check_fingerprint(theirs.id, theirs.fingerprint)
         if blob.soft_prompt.hidden_size != ours.hidden_size:
-            raise VersionRefused(RefusalReason.SHAPE, f"is {blob.soft_prompt.hidden_size} wide, the model {ours.hidden_size}")
+            raise VersionRefused(
+                RefusalReason.SHAPE, f"is {blob.soft_prompt.hidden_size} wide, the model {ours.hidden_size}"
+            )
         if blob.soft_prompt.num_virtual_tokens + 2 > self._max_length:
             text = f"{blob.soft_prompt.num_virtual_tokens} virtual tokens leave no room in {self._max_length} positions"
             raise VersionRefused(RefusalReason.SHAPE, text)
@@ -134,11 +145,15 @@ class VersionLoader:
         wanted = list[tuple[int, GoldenRecord]]()
         for index, record in enumerate(blob.manifest.golden):
             if max(record.input_ids) >= self._base.info.vocab_size:
-                raise VersionRefused(RefusalReason.DAMAGED, f"golden record {index} has token ids that the model does not have")
+                raise VersionRefused(
+                    RefusalReason.DAMAGED, f"golden record {index} has token ids that the model does not have"
+                )
             if blob.soft_prompt.num_virtual_tokens + len(record.input_ids) + 1 > self._max_length:
                 continue  # says nothing about the prompt: requests may be longer where it was trained
             wanted.append((index, record))
-        outcomes = await asyncio.gather(*(self._replay_one(prefix_id, index, record) for index, record in wanted), return_exceptions=True)
+        outcomes = await asyncio.gather(
+            *(self._replay_one(prefix_id, index, record) for index, record in wanted), return_exceptions=True
+        )
         replays = list[Replay]()
         for (_, record), outcome in zip(wanted, outcomes, strict=True):
             if isinstance(outcome, BaseException):
@@ -150,7 +165,11 @@ class VersionLoader:
 
     async def _replay_one(self, prefix_id: str, index: int, record: GoldenRecord) -> dict[int, float]:
         try:
-            return dict(await self._engine.top_logprobs(prefix_id, record.input_ids, alternatives_for(record, self._max_logprobs), _FIRST))
+            return dict(
+                await self._engine.top_logprobs(
+                    prefix_id, record.input_ids, alternatives_for(record, self._max_logprobs), _FIRST
+                )
+            )
         except DamagedBlob as error:
             raise VersionRefused(RefusalReason.NOT_FINITE, f"golden record {index}: {error.message}") from error
         except (PreconditionFailed, InvalidInput) as error:
@@ -160,7 +179,9 @@ class VersionLoader:
 
 
 def _check_template(records: Sequence[GoldenRecord], encoder: InputEncoder) -> None:
-    """Records without a text are of inputs that every replica can make: with another template, or another tokenizer, their ids differ."""
+    """Records without a text are of inputs that every replica can make: with another template, or another tokenizer,
+    their ids differ.
+    """
     if not any(record.is_synthetic for record in records):
         return
     expected = set(golden_input_ids(encoder))

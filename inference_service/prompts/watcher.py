@@ -1,7 +1,7 @@
 """Follows the store: sees its revision move, has new versions loaded, keeps what serves when the store is away.
 
-Polling and loading are apart, so that a slow load never delays an alias move. Damaged versions are never tried again; those that could not
-be fetched are, with growing pauses, and at once when the store comes back.
+Polling and loading are apart, so that a slow load never delays an alias move. Damaged versions are never tried again;
+those that could not be fetched are, with growing pauses, and at once when the store comes back.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ MAX_RETRY_SECONDS = 30.0
 """Longest pause before a version that could not be fetched is tried again."""
 
 MAX_EAGER_LOADS = 256
-"""Of one look: a burst of more new versions (a bulk import) is loaded as far as aliases name them, the rest on demand."""
+"""Of one look: a burst of more new versions (a bulk import) is loaded as far as aliases name them, the rest on demand.
+"""
 
 _CATCH_UP_SECONDS = 2.0
 _MIN_PAUSE_SECONDS = 0.5
@@ -74,7 +75,9 @@ class PromptWatcher:
         pool: CallPool | None = None,
         limits: StartLimits | None = None,
     ) -> None:
-        """`pool`: the threads to ask the store in; None: one of its own. `limits`: of what is loaded before it is ready."""
+        """`pool`: the threads to ask the store in; None: one of its own. `limits`: of what is loaded before it is
+        ready.
+        """
         self._limits = limits or StartLimits()
         self._pool = pool or CallPool("prompt_store_watch", max_threads=2)
         self._store, self._registry, self._loads, self._observer = store, registry, loads, observer
@@ -94,7 +97,8 @@ class PromptWatcher:
         return self._failures > 0
 
     async def start(self) -> None:
-        """Wait for the store, then for the first versions to be loaded, refused, or found unavailable, within the limits.
+        """Wait for the store, then for the first versions to be loaded, refused, or found unavailable, within the
+        limits.
 
         What is not loaded by then is loaded while this replica serves, or by the first request for it (`first_loads`).
         """
@@ -108,7 +112,9 @@ class PromptWatcher:
             for worker in workers:
                 worker.cancel()
         if self._pending:
-            log.warning("ready, while versions are still being loaded", extra={"fields": {"versions": len(self._pending)}})
+            log.warning(
+                "ready, while versions are still being loaded", extra={"fields": {"versions": len(self._pending)}}
+            )
 
     async def run(self) -> None:
         async with asyncio.TaskGroup() as group:
@@ -156,7 +162,9 @@ class PromptWatcher:
                     looked.set_result(None)
         returned = self._failures > 0
         if returned:
-            log.warning("the store is back", extra={"fields": {"failed_looks": self._failures, "revision": index.revision}})
+            log.warning(
+                "the store is back", extra={"fields": {"failed_looks": self._failures, "revision": index.revision}}
+            )
         self._failures = 0
         self._observer.store_polled(index.revision)
         self._take(index, recent)
@@ -164,7 +172,9 @@ class PromptWatcher:
         return True
 
     def _refresh(self) -> StoreIndex:
-        """A store that was wiped and made anew would take every prompt away: what serves goes on until an operator restarts this."""
+        """A store that was wiped and made anew would take every prompt away: what serves goes on until an operator
+        restarts this.
+        """
         index = self._store.refresh()
         if self._store_id and self._store.id != self._store_id:
             raise Unavailable("the prompt store was replaced by another one; restart this replica to follow it")

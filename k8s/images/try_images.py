@@ -1,8 +1,10 @@
-"""Run the built images with the manifests' restrictions and use them: `python k8s/images/try_images.py --model DIRECTORY`.
+"""Run the built images with the manifests' restrictions and use them: `python k8s/images/try_images.py --model
+DIRECTORY`.
 
-Both containers get a read-only root, no capabilities, no new privileges and an unprivileged user. The trainer tunes a prompt, and the
-inference service streams an answer with it. Then both get SIGTERM, the inference service during a stream, which must still reach its end.
-Needs podman with runc, the images of build.sh, and root. Prints its findings and exits with 1 if a check fails.
+Both containers get a read-only root, no capabilities, no new privileges and an unprivileged user. The trainer tunes a
+prompt, and the inference service streams an answer with it. Then both get SIGTERM, the inference service during a
+stream, which must still reach its end. Needs podman with runc, the images of build.sh, and root. Prints its findings
+and exits with 1 if a check fails.
 """
 
 from __future__ import annotations
@@ -28,7 +30,11 @@ EXAMPLES = Path(__file__).parents[2] / "examples" / "product-descriptions" / "tr
 INPUT = "name: Aria 5 | category: earbuds | battery: 30 h | price: $79"
 HARDENED = [
     *("--read-only", "--cap-drop=ALL", "--security-opt=no-new-privileges", f"--user={UID}:{UID}", "--network=host"),
-    *("--runtime=runc", "--ulimit=nofile=4096:4096", "--ulimit=nproc=4096:4096"),  # podman's defaults exceed a sandbox's limits
+    *(
+        "--runtime=runc",
+        "--ulimit=nofile=4096:4096",
+        "--ulimit=nproc=4096:4096",
+    ),  # podman's defaults exceed a sandbox's limits
     *("--tmpfs=/tmp:rw,size=1g,mode=1777", "--shm-size=512m"),
 ]
 
@@ -63,13 +69,21 @@ def check_contents(target: str) -> None:
         raise SystemExit(f"{image(target)} is not as it should be: {seen}, and not {expected}")
     check_versions(target)
     labels = json.loads(podman("image", "inspect", image(target)))[0]["Labels"]
-    say(f"{target}: labels { ({k.removeprefix('org.opencontainers.image.'): v for k, v in labels.items() if 'opencontainers' in k}) }")
+    say(
+        f"{target}: labels { ({k.removeprefix('org.opencontainers.image.'): v for k, v in labels.items() if 'opencontainers' in k}) }"
+    )
 
 
 def check_versions(target: str) -> None:
-    """Check installed versions against constraints.txt, except setuptools, which the Dockerfile pins, and softprompt itself."""
-    code = "from importlib.metadata import distributions as d; print(*(f'{x.name}=={x.version}' for x in d()), sep='\\n')"
-    installed = {normalised(line) for line in podman("run", "--rm", *HARDENED, image(target), "python", "-c", code).split()}
+    """Check installed versions against constraints.txt, except setuptools, which the Dockerfile pins, and softprompt
+    itself.
+    """
+    code = (
+        "from importlib.metadata import distributions as d; print(*(f'{x.name}=={x.version}' for x in d()), sep='\\n')"
+    )
+    installed = {
+        normalised(line) for line in podman("run", "--rm", *HARDENED, image(target), "python", "-c", code).split()
+    }
     pinned = {normalised(line) for line in CONSTRAINTS.read_text().split()}
     loose = {line for line in installed - pinned if not line.startswith(("setuptools==", "softprompt=="))}
     say(f"{target}: {len(installed)} distributions, not as in constraints.txt: {sorted(loose) or 'none'}")
@@ -108,11 +122,26 @@ class Container:
     def __init__(self, target: str, folder: Path, model: Path, settings: dict[str, str]) -> None:
         self.target, self.ready_file = target, folder / "run" / f"{target}.json"
         prefix = f"SOFTPROMPT_{target.upper()}_"
-        own = {"HOST": "127.0.0.1", "PORT": "0", "METRICS_PORT": "0", "LOG_FORMAT": "json", "READY_FILE": f"/run/softprompt/{target}.json"}
+        own = {
+            "HOST": "127.0.0.1",
+            "PORT": "0",
+            "METRICS_PORT": "0",
+            "LOG_FORMAT": "json",
+            "READY_FILE": f"/run/softprompt/{target}.json",
+        }
         variables = {f"{prefix}{name}": value for name, value in (own | settings).items()} | {"HF_HUB_OFFLINE": "1"}
-        mounts = [f"{folder / name}:/{path}" for name, path in (("data", "data"), ("prompts", "prompts"), ("run", "run/softprompt"))]
+        mounts = [
+            f"{folder / name}:/{path}"
+            for name, path in (("data", "data"), ("prompts", "prompts"), ("run", "run/softprompt"))
+        ]
         self.name = podman(
-            *("run", "--detach", *HARDENED, f"--volume={model}:/models/{model.name}:ro", *(f"--volume={mount}:rw" for mount in mounts)),
+            *(
+                "run",
+                "--detach",
+                *HARDENED,
+                f"--volume={model}:/models/{model.name}:ro",
+                *(f"--volume={mount}:rw" for mount in mounts),
+            ),
             *(f"--env={name}={value}" for name, value in variables.items()),
             image(target),
         )
@@ -137,7 +166,9 @@ class Container:
         code = podman("inspect", "--format={{.State.ExitCode}}", self.name)
         drained = [line for line in self.log().splitlines() if '"drained"' in line]
         seconds = time.monotonic() - begun
-        say(f"{self.target}: SIGTERM, ended after {seconds:.1f} s with {code}; {drained[-1] if drained else 'not drained'}")
+        say(
+            f"{self.target}: SIGTERM, ended after {seconds:.1f} s with {code}; {drained[-1] if drained else 'not drained'}"
+        )
         if code != "0" or not drained:
             raise SystemExit(self.log())
 
@@ -146,7 +177,9 @@ class Container:
 
 
 def use(folder: Path, model: Path, containers: ExitStack) -> None:
-    trainer = Container("trainer", folder, model, {"BASE_MODELS": f"/models/{model.name}", "DATA_DIR": "/data", "STORE_URL": "/prompts"})
+    trainer = Container(
+        "trainer", folder, model, {"BASE_MODELS": f"/models/{model.name}", "DATA_DIR": "/data", "STORE_URL": "/prompts"}
+    )
     containers.callback(trainer.remove)
     inference = Container("inference", folder, model, {"BASE_MODEL": f"/models/{model.name}", "STORE_URL": "/prompts"})
     containers.callback(inference.remove)
@@ -154,7 +187,9 @@ def use(folder: Path, model: Path, containers: ExitStack) -> None:
         say("both serve; tuning")
         data = client.upload_dataset(EXAMPLES)
         few = softprompt.Hyperparameters(num_virtual_tokens=8, batch_size=4, num_steps=8, evaluation_interval_steps=8)
-        job = client.tune(softprompt.TuningSpec(prompt="product-descriptions", dataset=data.dataset, hyperparameters=few))
+        job = client.tune(
+            softprompt.TuningSpec(prompt="product-descriptions", dataset=data.dataset, hyperparameters=few)
+        )
         assert job.result is not None, job
         say(f"trainer: {job.state.name} {job.result.version} {job.result.digest[:19]}")
         client.wait_until_served(job.result.version)

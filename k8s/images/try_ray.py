@@ -1,7 +1,9 @@
-"""Run the Ray component's command lines in three restricted containers: `python k8s/images/try_ray.py --model DIRECTORY`.
+"""Run the Ray component's command lines in three restricted containers: `python k8s/images/try_ray.py --model
+DIRECTORY`.
 
-Starts head, worker and trainer as in components/ray, with a token, but without a GPU and with other ports, because all use this machine's
-network. The worker trains one of the trainer's jobs; then the trainer gets SIGTERM. Needs the trainer's image, podman with runc, and root.
+Starts head, worker and trainer as in components/ray, with a token, but without a GPU and with other ports, because all
+use this machine's network. The worker trains one of the trainer's jobs; then the trainer gets SIGTERM. Needs the
+trainer's image, podman with runc, and root.
 """
 
 from __future__ import annotations
@@ -46,7 +48,9 @@ def ray_start(role: str, group: dict[str, Any], place: str) -> list[str]:
     """The command line that KubeRay builds from a group's rayStartParams."""
     node_manager, object_manager = PORTS[role]
     own = {"node-manager-port": str(node_manager), "object-manager-port": str(object_manager), "num-gpus": "0"}
-    flags = [name if value == "true" else f"{name}={value}" for name, value in {**group["rayStartParams"], **own}.items()]
+    flags = [
+        name if value == "true" else f"{name}={value}" for name, value in {**group["rayStartParams"], **own}.items()
+    ]
     command = f"ulimit -n 4096; ray start {place} {' '.join(f'--{flag}' for flag in flags)} --block"
     return ["--entrypoint=/bin/bash", image("trainer"), "-c", command]
 
@@ -71,7 +75,11 @@ def answers(port: int) -> bool:
 
 def use(folder: Path, model: Path, containers: ExitStack) -> None:
     cluster, deployed = manifests()
-    token = ["--env=RAY_AUTH_MODE=token", f"--env=RAY_AUTH_TOKEN={secrets.token_hex(32)}", "--env=RAY_worker_niceness=0"]
+    token = [
+        "--env=RAY_AUTH_MODE=token",
+        f"--env=RAY_AUTH_TOKEN={secrets.token_hex(32)}",
+        "--env=RAY_worker_niceness=0",
+    ]
 
     def start(*arguments: str) -> str:
         mounts = [f"--volume={model}:/models/{model.name}:ro"]
@@ -84,12 +92,26 @@ def use(folder: Path, model: Path, containers: ExitStack) -> None:
     worker = start(*ray_start("worker", cluster["workerGroupSpecs"][0], f"--address=127.0.0.1:{GCS} --num-cpus=2"))
     wait_for("the worker passes its probe", worker, lambda: answers(PORTS["worker"][0]))
 
-    settings = {"BASE_MODELS": f"/models/{model.name}", "DATA_DIR": "/data", "STORE_URL": "/prompts", "RAY_ADDRESS": f"127.0.0.1:{GCS}"}
-    settings |= {"HOST": "127.0.0.1", "PORT": "0", "METRICS_PORT": "0", "DEVICE": "cpu", "READY_FILE": "/run/softprompt/trainer.json"}
+    settings = {
+        "BASE_MODELS": f"/models/{model.name}",
+        "DATA_DIR": "/data",
+        "STORE_URL": "/prompts",
+        "RAY_ADDRESS": f"127.0.0.1:{GCS}",
+    }
+    settings |= {
+        "HOST": "127.0.0.1",
+        "PORT": "0",
+        "METRICS_PORT": "0",
+        "DEVICE": "cpu",
+        "READY_FILE": "/run/softprompt/trainer.json",
+    }
     node_manager, object_manager = PORTS["trainer"]
     command = deployed["args"][0].replace("6380", str(node_manager)).replace("6381", str(object_manager))
     trainer = start(
-        *(f"--volume={folder / name}:/{path}" for name, path in (("data", "data"), ("prompts", "prompts"), ("run", "run/softprompt"))),
+        *(
+            f"--volume={folder / name}:/{path}"
+            for name, path in (("data", "data"), ("prompts", "prompts"), ("run", "run/softprompt"))
+        ),
         *(f"--env=SOFTPROMPT_TRAINER_{name}={value}" for name, value in settings.items()),
         *(f"--entrypoint={json.dumps(deployed['command'])}", image("trainer"), command),
     )
@@ -98,7 +120,9 @@ def use(folder: Path, model: Path, containers: ExitStack) -> None:
     with softprompt.Client(f"127.0.0.1:{json.loads(ready.read_text())['port']}") as client:
         data = client.upload_dataset(EXAMPLES)
         few = softprompt.Hyperparameters(num_virtual_tokens=8, batch_size=4, num_steps=4, evaluation_interval_steps=4)
-        job = client.tune(softprompt.TuningSpec(prompt="product-descriptions", dataset=data.dataset, hyperparameters=few))
+        job = client.tune(
+            softprompt.TuningSpec(prompt="product-descriptions", dataset=data.dataset, hyperparameters=few)
+        )
         assert job.result is not None, job
         say(f"{job.state.name} {job.result.version} on the worker in its own container")
     begun = time.monotonic()

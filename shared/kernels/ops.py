@@ -30,8 +30,9 @@ def takes(tensor: torch.Tensor, width: int) -> bool:
 
 
 def pack_weight(weight: torch.Tensor) -> torch.Tensor:
-    """weight `[out, in]` bfloat16, both multiples of 16 -> `[out / 16, in / 2, 16, 2]`, so each output has a lane of its
-    own in a vector."""
+    """weight `[out, in]` bfloat16, both multiples of 16 -> `[out / 16, in / 2, 16, 2]`, so each output has a lane of
+    its own in a vector.
+    """
     outputs, inputs = weight.shape
     panels = _checked(weight.detach(), torch.bfloat16).view(outputs // LANES, LANES, inputs // 2, 2)
     return panels.permute(0, 2, 1, 3).contiguous()

@@ -1,7 +1,9 @@
-"""The frozen language model that prompts are trained on and served from: what it is, which bytes it is made of, how it is loaded.
+"""The frozen language model that prompts are trained on and served from: what it is, which bytes it is made of, how it
+is loaded.
 
-A prompt is bound to the very weights, config and tokenizer it was trained with, so each model has a *fingerprint* over all three.
-It is computed from the files, cached beside them (in the user's cache where the folder is read-only), and again when a file changes.
+A prompt is bound to the very weights, config and tokenizer it was trained with, so each model has a *fingerprint* over
+all three. It is computed from the files, cached beside them (in the user's cache where the folder is read-only), and
+again when a file changes.
 """
 
 from __future__ import annotations
@@ -42,7 +44,9 @@ class BaseModelInfo(PydanticModel):
 
 @dataclass(frozen=True)
 class BaseModel:
-    """A frozen causal model with its tokenizer, ready to run. `model` takes no gradient and is in eval mode (dropout off)."""
+    """A frozen causal model with its tokenizer, ready to run. `model` takes no gradient and is in eval mode (dropout
+    off).
+    """
 
     info: BaseModelInfo
     model: Any
@@ -73,11 +77,11 @@ def load(
     attention: str | None = None,
     device_map: Any = None,
 ) -> BaseModel:
-    """Load a model directory or hub id. `attention` is the name of a registered transformers attention function; None: torch's fused one
-    where the architecture has it, else its own code.
+    """Load a model directory or hub id. `attention` is the name of a registered transformers attention function; None:
+    torch's fused one where the architecture has it, else its own code.
 
-    Raises NotFound if there is no such model, Unavailable for files that can't be read, PreconditionFailed if this installation can't load
-    it or its architecture can't take a soft prompt.
+    Raises NotFound if there is no such model, Unavailable for files that can't be read, PreconditionFailed if this
+    installation can't load it or its architecture can't take a soft prompt.
     """
     path = resolve(source)
     info = inspect(path, id=id or default_id(source))
@@ -97,7 +101,8 @@ def load_tokenizer(source: str | Path) -> Any:
 
 
 def resolve(source: str | Path) -> Path:
-    """The local directory of a model: itself, or the hub's snapshot of that id, a cached one if the hub does not answer.
+    """The local directory of a model: itself, or the hub's snapshot of that id, a cached one if the hub does not
+    answer.
 
     Raises NotFound; Unavailable if the hub does not answer and nothing is cached.
     """
@@ -114,14 +119,20 @@ def resolve(source: str | Path) -> Path:
         return Path(snapshot_download(str(source), allow_patterns=patterns, local_files_only=not is_answering))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         if not is_answering:
-            raise Unavailable(f"base model {str(source)!r} is not on this machine, and the hub does not answer; try again") from error
+            raise Unavailable(
+                f"base model {str(source)!r} is not on this machine, and the hub does not answer; try again"
+            ) from error
         raise NotFound(
-            "base model", str(source), "neither a model directory nor a hub id that can be reached; try `softprompt models pull`"
+            "base model",
+            str(source),
+            "neither a model directory nor a hub id that can be reached; try `softprompt models pull`",
         ) from error
 
 
 def default_id(source: str | Path) -> str:
-    """A model is called after the last part of its directory or hub id, in lower case; in a hub cache, after its repository."""
+    """A model is called after the last part of its directory or hub id, in lower case; in a hub cache, after its
+    repository.
+    """
     parts = str(source).rstrip("/").split("/")
     if len(parts) > 2 and parts[-2] == "snapshots" and parts[-3].startswith("models--"):
         parts = parts[-3].split("--")
@@ -129,9 +140,11 @@ def default_id(source: str | Path) -> str:
 
 
 def inspect(source: str | Path, *, id: str = "") -> BaseModelInfo:
-    """Identity of a model without loading its weights into memory (they are hashed once, then the cached digests serve).
+    """Identity of a model without loading its weights into memory (they are hashed once, then the cached digests
+    serve).
 
-    Raises NotFound for a directory without config or weights, Unavailable for files that can't be read or are incomplete.
+    Raises NotFound for a directory without config or weights, Unavailable for files that can't be read or are
+    incomplete.
     """
     from transformers import AutoConfig
 
@@ -139,12 +152,20 @@ def inspect(source: str | Path, *, id: str = "") -> BaseModelInfo:
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise Unavailable(f"base model {default_id(path)!r} has a config.json that can't be read: {first_line(error)}") from error
+        raise Unavailable(
+            f"base model {default_id(path)!r} has a config.json that can't be read: {first_line(error)}"
+        ) from error
     check_files(path, default_id(path))
     check_supported(config)
     text = config.get_text_config()
-    if absent := [name for name in ("hidden_size", "vocab_size", "num_hidden_layers") if not isinstance(getattr(text, name, None), int)]:
-        raise PreconditionFailed(f"{config.model_type} has no {absent[0]} for its text: a soft prompt is a matrix of that width")
+    if absent := [
+        name
+        for name in ("hidden_size", "vocab_size", "num_hidden_layers")
+        if not isinstance(getattr(text, name, None), int)
+    ]:
+        raise PreconditionFailed(
+            f"{config.model_type} has no {absent[0]} for its text: a soft prompt is a matrix of that width"
+        )
     known = fingerprint.of(path)
     return BaseModelInfo(
         id=id or default_id(source),
@@ -159,11 +180,13 @@ def inspect(source: str | Path, *, id: str = "") -> BaseModelInfo:
 
 
 def max_positions(config: Any) -> int:
-    """Positions that a text config allows, as far as the model computes the same for a token whatever else is in its pass.
+    """Positions that a text config allows, as far as the model computes the same for a token whatever else is in its
+    pass.
 
-    LongRoPE (Ding et al. 2024, arXiv:2402.13753) changes the frequencies of all positions once a pass goes beyond the original context, and
-    dynamic NTK beyond `max_position_embeddings`. In a pass that many sequences share, and with keys that are kept, that would let one
-    sequence's length change another's numbers, so both are used within that bound, where the model itself takes the original frequencies.
+    LongRoPE (Ding et al. 2024, arXiv:2402.13753) changes the frequencies of all positions once a pass goes beyond the
+    original context, and dynamic NTK beyond `max_position_embeddings`. In a pass that many sequences share, and with
+    keys that are kept, that would let one sequence's length change another's numbers, so both are used within that
+    bound, where the model itself takes the original frequencies.
     """
     names = ("max_position_embeddings", "max_seq_len", "max_target_positions")
     bounds = [next((value for name in names if isinstance(value := getattr(config, name, None), int)), None)]
@@ -176,16 +199,22 @@ def max_positions(config: Any) -> int:
 
 
 def check_supported(config: Any) -> None:
-    """Refuse what has no per-token keys and values that a prefix could be computed into once: encoder-decoders, state-space models."""
+    """Refuse what has no per-token keys and values that a prefix could be computed into once: encoder-decoders,
+    state-space models.
+    """
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
     kind = config.model_type
     if getattr(config, "is_encoder_decoder", False):
-        raise PreconditionFailed(f"{kind} is an encoder-decoder model: soft prompts here stand in front of a decoder-only model's input")
+        raise PreconditionFailed(
+            f"{kind} is an encoder-decoder model: soft prompts here stand in front of a decoder-only model's input"
+        )
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise PreconditionFailed(f"{kind} is not a causal language model that this transformers release knows")
     if getattr(MODEL_FOR_CAUSAL_LM_MAPPING[type(config)], "_is_stateful", False):
-        raise PreconditionFailed(f"{kind} keeps a recurrent state instead of keys and values for each token: a prefix can't be shared")
+        raise PreconditionFailed(
+            f"{kind} keeps a recurrent state instead of keys and values for each token: a prefix can't be shared"
+        )
 
 
 def pick_device(device: Device) -> torch.device:

@@ -1,4 +1,6 @@
-"""Proof that a model can be given virtual tokens at all: it reads embeddings, without token ids beside them, and never looks ahead."""
+"""Proof that a model can be given virtual tokens at all: it reads embeddings, without token ids beside them, and never
+looks ahead.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ def check_causal(base: BaseModel) -> None:
         after = model(inputs_embeds=embedded, use_cache=False).logits[0, :-1].float()
     except Exception as error:  # the model's own code; whatever it raises is its refusal
         reason = (str(error).splitlines() or [""])[0][:200]
-        raise PreconditionFailed(f"{base.info.id} can't be given virtual tokens: {type(error).__name__}: {reason}") from error
+        raise PreconditionFailed(
+            f"{base.info.id} can't be given virtual tokens: {type(error).__name__}: {reason}"
+        ) from error
     width = model.config.get_text_config().hidden_size
     if embedded.shape[-1] != width:
         raise PreconditionFailed(
@@ -36,4 +40,6 @@ def check_causal(base: BaseModel) -> None:
         dtype = str(base.dtype).removeprefix("torch.")
         raise PreconditionFailed(f"{base.info.id} gives numbers that are not finite in {dtype}: choose another dtype")
     if not float((before - after).norm()) <= _TOLERANCE.get(base.dtype, 0.1) * float(before.norm()):
-        raise PreconditionFailed(f"{base.info.id} is not a causal language model: a later token changes what it says about earlier ones")
+        raise PreconditionFailed(
+            f"{base.info.id} is not a causal language model: a later token changes what it says about earlier ones"
+        )

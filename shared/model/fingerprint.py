@@ -1,12 +1,14 @@
 """Which bytes a base model is made of: one digest over weights, config and tokenizer.
 
-It is computed once for each state of the files and kept: beside them, or in the user's cache where the folder is read-only. A state is told
-by size, modification time, change time and inode: anybody can set the second (`cp -p`, `touch`), nobody but the kernel the third.
-A file that changed in the last `SETTLE_SECONDS` before it was hashed, or in the future, may change again within one tick of its file
-system's clock without a trace; it is hashed again at the next look (as Git does with its index, "racy Git").
+It is computed once for each state of the files and kept: beside them, or in the user's cache where the folder is
+read-only. A state is told by size, modification time, change time and inode: anybody can set the second (`cp -p`,
+`touch`), nobody but the kernel the third. A file that changed in the last `SETTLE_SECONDS` before it was hashed, or in
+the future, may change again within one tick of its file system's clock without a trace; it is hashed again at the next
+look (as Git does with its index, "racy Git").
 
-An image or a volume can *ship* it (`ship`): then it holds for copies of the files too, whose times differ, as long as their sizes are the
-same. Such a fingerprint is believed at first, so that a start does not wait for gigabytes to be hashed, and then verified (`verify`).
+An image or a volume can *ship* it (`ship`): then it holds for copies of the files too, whose times differ, as long as
+their sizes are the same. Such a fingerprint is believed at first, so that a start does not wait for gigabytes to be
+hashed, and then verified (`verify`).
 """
 
 from __future__ import annotations
@@ -29,7 +31,9 @@ log = logging.getLogger(__name__)
 
 FILE = ".softprompt-fingerprint.json"
 SETTLE_SECONDS = 2.0
-"""The coarsest clock of a file system in use: FAT's. Tolerated skew between a file server's clock and this machine's is as much."""
+"""The coarsest clock of a file system in use: FAT's. Tolerated skew between a file server's clock and this machine's is
+as much.
+"""
 _MAX_HASHINGS = 3
 
 Stamps = dict[str, tuple[int, ...]]
@@ -47,7 +51,9 @@ _VOLATILE_CONFIG_KEYS = ("transformers_version", "_name_or_path", "dtype", "torc
 
 
 class Fingerprint(PydanticModel):
-    """`stamps` of the files when they were hashed, which began at `hashed_at_ns`. (Files of earlier releases have shorter stamps.)"""
+    """`stamps` of the files when they were hashed, which began at `hashed_at_ns`. (Files of earlier releases have
+    shorter stamps.)
+    """
 
     stamps: Stamps
     hashed_at_ns: int = 0
@@ -81,7 +87,9 @@ def of(path: Path) -> Fingerprint:
 
 
 def ship(path: Path) -> Fingerprint:
-    """Hash the files and write the fingerprint beside them, to be copied with them. Raises OSError where that can't be written."""
+    """Hash the files and write the fingerprint beside them, to be copied with them. Raises OSError where that can't be
+    written.
+    """
     fresh = _hashed(path).model_copy(update={"shipped": True})
     temporary = path / f"{FILE}.{os.getpid()}"
     temporary.write_text(fresh.model_dump_json(), encoding="utf-8")
@@ -90,7 +98,9 @@ def ship(path: Path) -> Fingerprint:
 
 
 def verify(path: Path) -> None:
-    """Hash the files if their fingerprint was believed by their sizes. Raises PreconditionFailed if it is another model's."""
+    """Hash the files if their fingerprint was believed by their sizes. Raises PreconditionFailed if it is another
+    model's.
+    """
     stamps, believed = _stamps(path), of(path)
     if believed.is_proven_of(stamps) or not believed.shipped:
         return
@@ -118,7 +128,9 @@ def _sizes(stamps: Stamps) -> dict[str, int]:
 
 
 def _hashed(path: Path) -> Fingerprint:
-    """Of files that are the same before and after they are hashed. Raises Unavailable for files that somebody writes meanwhile."""
+    """Of files that are the same before and after they are hashed. Raises Unavailable for files that somebody writes
+    meanwhile.
+    """
     for _ in range(_MAX_HASHINGS):
         begun, stamps = _now_ns(), _stamps(path)
         found = _hash_files(path, stamps, begun)
@@ -132,11 +144,17 @@ def _now_ns() -> int:
 
 
 def _hash_files(path: Path, stamps: Stamps, hashed_at_ns: int) -> Fingerprint:
-    config = {key: value for key, value in json.loads((path / "config.json").read_bytes()).items() if key not in _VOLATILE_CONFIG_KEYS}
+    config = {
+        key: value
+        for key, value in json.loads((path / "config.json").read_bytes()).items()
+        if key not in _VOLATILE_CONFIG_KEYS
+    }
     tokenizer_digest = _digest_of({file.name: _hash_file(file) for file in _tokenizer(path)})
     weights = {file.name: _hash_file(file) for file in _weights(path)}
     fingerprint = _digest_of({"config": config, "tokenizer": tokenizer_digest, "weights": weights})
-    return Fingerprint(stamps=stamps, hashed_at_ns=hashed_at_ns, fingerprint=fingerprint, tokenizer_digest=tokenizer_digest)
+    return Fingerprint(
+        stamps=stamps, hashed_at_ns=hashed_at_ns, fingerprint=fingerprint, tokenizer_digest=tokenizer_digest
+    )
 
 
 def _weights(path: Path) -> list[Path]:
@@ -176,8 +194,9 @@ def _write(cache: Path, fresh: Fingerprint, *, private: bool = False) -> bool:
 
 
 def _elsewhere(path: Path) -> Path:
-    """Where the fingerprint of a read-only directory is cached: named after the directory's path and its inode, so that another model
-    mounted at the same path has a cache of its own."""
+    """Where the fingerprint of a read-only directory is cached: named after the directory's path and its inode, so that
+    another model mounted at the same path has a cache of its own.
+    """
     place = f"{path.resolve()}:{path.stat().st_ino}"
     return user_cache() / "fingerprints" / f"{hashlib.sha256(place.encode()).hexdigest()}.json"
 

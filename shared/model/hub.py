@@ -8,7 +8,9 @@ HUB_TIMEOUT_SECONDS = 10.0
 
 
 def answers(model: str, timeout_seconds: float = HUB_TIMEOUT_SECONDS) -> bool:
-    """False if the hub says nothing about `model` in time. A refusal is an answer, and so is a connection that fails at once."""
+    """False if the hub says nothing about `model` in time. A refusal is an answer, and so is a connection that fails at
+    once.
+    """
     from huggingface_hub import HfApi
 
     done = threading.Event()

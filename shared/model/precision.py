@@ -1,4 +1,6 @@
-"""A model computed by its own code in another dtype than its weights have, one module at a time: no second copy of the weights is held."""
+"""A model computed by its own code in another dtype than its weights have, one module at a time: no second copy of the
+weights is held.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +13,16 @@ import torch
 
 @contextmanager
 def computed_in(model: torch.nn.Module, dtype: torch.dtype) -> Iterator[None]:
-    """Inside, each module sees its own floating-point weights in `dtype` while it runs; inputs are the caller's to convert. Faster
-    forwards that were put into modules are taken out meanwhile.
+    """Inside, each module sees its own floating-point weights in `dtype` while it runs; inputs are the caller's to
+    convert. Faster forwards that were put into modules are taken out meanwhile.
 
     A model whose modules reach for each other's weights, or whose weights are packed integers, may raise in there.
     """
     with ExitStack() as hooks:
         for module in model.modules():
-            if "forward" in vars(module) and not hasattr(module, "_hf_hook"):  # accelerate's, which moves inputs between devices, stays
+            if "forward" in vars(module) and not hasattr(
+                module, "_hf_hook"
+            ):  # accelerate's, which moves inputs between devices, stays
                 hooks.callback(setattr, module, "forward", vars(module).pop("forward"))
             if any(_differs(value, dtype) for value in _own_tensors(module)):
                 original: dict[tuple[str, str], torch.Tensor] = {}
@@ -35,7 +39,11 @@ def _converter(original: dict[tuple[str, str], torch.Tensor], dtype: torch.dtype
             for name, value in tensors.items():
                 if _differs(value, dtype):
                     original[kind, name] = value
-                    tensors[name] = torch.nn.Parameter(value.to(dtype), requires_grad=False) if kind == "_parameters" else value.to(dtype)
+                    tensors[name] = (
+                        torch.nn.Parameter(value.to(dtype), requires_grad=False)
+                        if kind == "_parameters"
+                        else value.to(dtype)
+                    )
 
     return convert
 
@@ -58,5 +66,7 @@ def _own_tensors(module: torch.nn.Module) -> list[torch.Tensor | None]:
 
 
 def _differs(value: torch.Tensor | None, dtype: torch.dtype) -> bool:
-    """Only the dtypes that models are computed in: quantised weights stay packed, and so do float32 buffers of rotary embeddings."""
+    """Only the dtypes that models are computed in: quantised weights stay packed, and so do float32 buffers of rotary
+    embeddings.
+    """
     return value is not None and value.dtype in (torch.float32, torch.bfloat16, torch.float16) and value.dtype != dtype

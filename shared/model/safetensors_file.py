@@ -17,20 +17,26 @@ _LFS_POINTER = b"version https://git-lfs"
 
 
 def complaint(beginning: bytes, size_bytes: int) -> str:
-    """Why a file of `size_bytes` that begins so is not sound; empty if size and header agree. `beginning` holds the whole header."""
+    """Why a file of `size_bytes` that begins so is not sound; empty if size and header agree. `beginning` holds the
+    whole header.
+    """
     if not size_bytes:
         return "it is empty"
     if beginning.startswith(_LFS_POINTER):
         return "it is the pointer that Git LFS leaves in place of a file; `git lfs pull` gets the file itself"
     length = int.from_bytes(beginning[:_LENGTH_BYTES], "little")
-    if length > _MAX_HEADER_BYTES or (size_bytes > _LENGTH_BYTES and beginning[_LENGTH_BYTES : _LENGTH_BYTES + 1] != b"{"):
+    if length > _MAX_HEADER_BYTES or (
+        size_bytes > _LENGTH_BYTES and beginning[_LENGTH_BYTES : _LENGTH_BYTES + 1] != b"{"
+    ):
         return "it does not begin as a safetensors file"
     end = _LENGTH_BYTES + length
     if size_bytes < end:
         return f"it is cut short: {size_bytes} bytes are there, and its header alone has {end}"
     try:
         entries = json.loads(beginning[_LENGTH_BYTES:end])
-        wanted = end + max((entry["data_offsets"][1] for name, entry in entries.items() if name != "__metadata__"), default=0)
+        wanted = end + max(
+            (entry["data_offsets"][1] for name, entry in entries.items() if name != "__metadata__"), default=0
+        )
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return "its header can't be read"
     if size_bytes < wanted:

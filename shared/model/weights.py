@@ -1,4 +1,5 @@
-"""Reads a model's weights as people have them: one file or shards, tied, half precision, quantised, or linked from a hub cache.
+"""Reads a model's weights as people have them: one file or shards, tied, half precision, quantised, or linked from a
+hub cache.
 
 What can't be used is refused in one sentence that says what to do; nothing is filled up with random numbers.
 """
@@ -18,7 +19,8 @@ INDEX = "model.safetensors.index.json"
 
 
 def check_files(path: Path, name: str) -> None:
-    """Check that every shard exists and that sizes fit the headers; reads headers only, so a truncated copy is found before it is hashed.
+    """Check that every shard exists and that sizes fit the headers; reads headers only, so a truncated copy is found
+    before it is hashed.
 
     Raises NotFound for a directory without safetensors, Unavailable for files that are missing or can't be read.
     """
@@ -33,10 +35,14 @@ def check_files(path: Path, name: str) -> None:
             "(`AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(NEW_DIR)` on a machine that may run that code)",
         )
     if broken := sorted(file.name for file in path.iterdir() if file.is_symlink() and not file.exists()):
-        raise Unavailable(f"base model {name!r} is incomplete: {broken[0]} is a link to a file that is gone; pull the model again")
+        raise Unavailable(
+            f"base model {name!r} is incomplete: {broken[0]} is a link to a file that is gone; pull the model again"
+        )
     missing = _shards(path, name) - {file.name for file in files if file.exists()}
     if missing:
-        raise Unavailable(f"base model {name!r} is incomplete: {len(missing)} weight files are missing, the first is {min(missing)}")
+        raise Unavailable(
+            f"base model {name!r} is incomplete: {len(missing)} weight files are missing, the first is {min(missing)}"
+        )
     for file in files:
         try:
             with safe_open(file, "pt"):
@@ -50,7 +56,8 @@ def check_files(path: Path, name: str) -> None:
 def load_weights(path: Path, name: str, dtype: torch.dtype, attention: str | None, device_map: Any) -> Any:
     """The model on the CPU, or where `device_map` and its quantisation put it.
 
-    Raises PreconditionFailed, naming the model, if this installation can't load it, Unavailable if the files can't be read.
+    Raises PreconditionFailed, naming the model, if this installation can't load it, Unavailable if the files can't be
+    read.
     """
     from transformers import AutoModelForCausalLM
     from transformers.quantizers.auto import AutoHfQuantizer
@@ -58,8 +65,15 @@ def load_weights(path: Path, name: str, dtype: torch.dtype, attention: str | Non
     quantisation = _quantisation(path)
     quantised = str(quantisation.get("quant_method", "unknown method"))
     if quantisation and not AutoHfQuantizer.supports_quant_method(quantisation):
-        raise PreconditionFailed(f"{name} is quantised ({quantised}) and can't be loaded here: transformers does not know the method")
-    options: dict[str, Any] = {"dtype": dtype, "attn_implementation": attention, "device_map": device_map, "trust_remote_code": False}
+        raise PreconditionFailed(
+            f"{name} is quantised ({quantised}) and can't be loaded here: transformers does not know the method"
+        )
+    options: dict[str, Any] = {
+        "dtype": dtype,
+        "attn_implementation": attention,
+        "device_map": device_map,
+        "trust_remote_code": False,
+    }
     try:
         model, report = AutoModelForCausalLM.from_pretrained(path, output_loading_info=True, **options)
     except torch.OutOfMemoryError:
@@ -70,7 +84,9 @@ def load_weights(path: Path, name: str, dtype: torch.dtype, attention: str | Non
         what = f"{name} is quantised ({quantised}) and" if quantisation else name
         raise PreconditionFailed(f"{what} can't be loaded here: {type(error).__name__}: {first_line(error)}") from error
     if missing := sorted(report.get("missing_keys") or ()):
-        raise PreconditionFailed(f"{name} lacks {len(missing)} of the weights that its config.json asks for, the first is {missing[0]}")
+        raise PreconditionFailed(
+            f"{name} lacks {len(missing)} of the weights that its config.json asks for, the first is {missing[0]}"
+        )
     return model
 
 

@@ -1,9 +1,11 @@
-"""Blocking calls to one outside system (prompt store, database, hub): threads of its own, and a time limit for each call.
+"""Blocking calls to one outside system (prompt store, database, hub): threads of its own, and a time limit for each
+call.
 
-A system that accepts calls and never answers them then costs its own callers an error, and everybody else nothing. Threads are daemons:
-a call that never returns keeps no process from ending.
+A system that accepts calls and never answers them then costs its own callers an error, and everybody else nothing.
+Threads are daemons: a call that never returns keeps no process from ending.
 
-Tenants take turns at the threads, and none may hold all of them: calls that take long, or many calls, delay the tenant that makes them.
+Tenants take turns at the threads, and none may hold all of them: calls that take long, or many calls, delay the tenant
+that makes them.
 """
 
 from __future__ import annotations
@@ -65,9 +67,10 @@ class _Call:
 class CallPool:
     """At most `max_threads` calls at a time. Use it from any event loop; `close` it from any thread.
 
-    A call that exceeds its time limit raises Unavailable, and its thread stays busy until the system lets it go. While all threads that a
-    tenant may use are busy with such calls, further ones of that tenant are refused at once. Should those never return, a spare thread is
-    added now and then to find out whether the system answers new calls; there are never more spare threads than regular ones.
+    A call that exceeds its time limit raises Unavailable, and its thread stays busy until the system lets it go. While
+    all threads that a tenant may use are busy with such calls, further ones of that tenant are refused at once. Should
+    those never return, a spare thread is added now and then to find out whether the system answers new calls; there are
+    never more spare threads than regular ones.
     """
 
     def __init__(self, system: str, *, max_threads: int = 8, timeout_seconds: float = 30.0) -> None:
@@ -84,11 +87,13 @@ class CallPool:
         self._next_probe_at, self._probe_pause_seconds = 0.0, timeout_seconds
         self._closed = False
 
-    async def call(self, function: Callable[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+    async def call(
+        self, function: Callable[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs
+    ) -> Result:
         """What the function returns or raises, within the pool's time limit. Raises Unavailable if it takes longer.
 
-        The time spent waiting for a thread counts. After a time-out the call may still have its effect: repeat only what is safe to
-        repeat. A call whose caller is cancelled before a thread took it never runs.
+        The time spent waiting for a thread counts. After a time-out the call may still have its effect: repeat only
+        what is safe to repeat. A call whose caller is cancelled before a thread took it never runs.
         """
         return await self.call_within(self.timeout_seconds, functools.partial(function, *args, **kwargs))
 
@@ -106,10 +111,17 @@ class CallPool:
             self._withdraw(call)
         with self._changed:
             self._num_timed_out += 1
-        log.warning("an outside system did not answer in time", extra={"fields": {"system": self.system, "seconds": timeout_seconds}})
-        raise Unavailable(f"the {self._name} did not answer within {timeout_seconds:g} s; try again", system=self.system)
+        log.warning(
+            "an outside system did not answer in time",
+            extra={"fields": {"system": self.system, "seconds": timeout_seconds}},
+        )
+        raise Unavailable(
+            f"the {self._name} did not answer within {timeout_seconds:g} s; try again", system=self.system
+        )
 
-    async def retry(self, function: Callable[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+    async def retry(
+        self, function: Callable[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs
+    ) -> Result:
         """`call` again and again while it raises Unavailable, for what must not be lost. It must be safe to repeat."""
         pause = _FIRST_PAUSE_SECONDS
         while True:
@@ -147,7 +159,10 @@ class CallPool:
             if overdue := self._is_stuck(call.holder):
                 self._turns.remove(call.holder, call)
                 self._num_refused += 1
-                raise Unavailable(f"the {self._name} does not answer: {overdue} calls are overdue; try again later", system=self.system)
+                raise Unavailable(
+                    f"the {self._name} does not answer: {overdue} calls are overdue; try again later",
+                    system=self.system,
+                )
             self._changed.notify()
 
     def _withdraw(self, call: _Call) -> None:

@@ -1,9 +1,10 @@
 """One thread of a process computes on all cores.
 
-GNU's OpenMP, which torch brings along, gives each thread that ever ran something in parallel a team of its own. As soon as all teams
-together have more members than there are cores, none spins for its next piece any more (libgomp's throttled spin count): they sleep, and
-a step of hundreds of small products pays a wake-up for each. Measured on two cores, SmolLM2-135M, one stream: 30 ms a token with one
-team, 51 ms beside the team of a thread that once looked a prompt through for NaN.
+GNU's OpenMP, which torch brings along, gives each thread that ever ran something in parallel a team of its own. As soon
+as all teams together have more members than there are cores, none spins for its next piece any more (libgomp's
+throttled spin count): they sleep, and a step of hundreds of small products pays a wake-up for each. Measured on two
+cores, SmolLM2-135M, one stream: 30 ms a token with one team, 51 ms beside the team of a thread that once looked a
+prompt through for NaN.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ _num_threads: int | None = None
 
 
 def compute_in_this_thread() -> None:
-    """The calling thread keeps torch's number of threads; every thread that uses torch for the first time after this computes alone.
+    """The calling thread keeps torch's number of threads; every thread that uses torch for the first time after this
+    computes alone.
 
     What computed before (loading a model) is best done in a thread that has ended: its team ends with it.
     """

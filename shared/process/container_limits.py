@@ -1,8 +1,9 @@
 """What the control groups of this process leave it: processors and memory. Linux, cgroup v1, v2 and both at once.
 
-A limit of an ancestor binds as much as one of the process's own group, so each value is the smallest on the way from the process's group
-up to the root of the mounted hierarchy. Where the hierarchy is mounted, and which group is its root (a container sees only its own part
-of the host's), is in /proc/self/mountinfo; cgroups(7) and cgroup_namespaces(7) describe both files. What can't be read is no limit.
+A limit of an ancestor binds as much as one of the process's own group, so each value is the smallest on the way from
+the process's group up to the root of the mounted hierarchy. Where the hierarchy is mounted, and which group is its root
+(a container sees only its own part of the host's), is in /proc/self/mountinfo; cgroups(7) and cgroup_namespaces(7)
+describe both files. What can't be read is no limit.
 """
 
 from __future__ import annotations
@@ -45,8 +46,9 @@ def cpu_quota(root: Path = ROOT) -> float | None:
 
 
 def usable_cpus(root: Path = ROOT) -> int:
-    """Threads that can compute at the same time: the quota rounded down, at least 1, and at most the processors that the process may run on
-    (its affinity, which a cpuset limits)."""
+    """Threads that can compute at the same time: the quota rounded down, at least 1, and at most the processors that
+    the process may run on (its affinity, which a cpuset limits).
+    """
     visible = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = cpu_quota(root)
     return visible if quota is None else min(visible, max(1, math.floor(quota)))
@@ -58,12 +60,16 @@ def memory_limit_bytes(root: Path = ROOT) -> int | None:
 
 
 def memory_left_bytes(root: Path = ROOT) -> int | None:
-    """Until the limit of the group that is nearest to its own. Page cache that can be dropped counts as free. None: no limit."""
+    """Until the limit of the group that is nearest to its own. Page cache that can be dropped counts as free. None: no
+    limit.
+    """
     return min(_values(_memory_left, "memory", root), default=None)
 
 
 def out_of_memory_counts(root: Path = ROOT) -> Path | None:
-    """The file in which the kernel counts, as `oom_kill`, the processes of this group that it killed for want of memory."""
+    """The file in which the kernel counts, as `oom_kill`, the processes of this group that it killed for want of
+    memory.
+    """
     for group in _groups("memory", root):
         return group.directory / ("memory.events" if group.is_v2 else "memory.oom_control")
     return None
@@ -95,7 +101,9 @@ def _memory_limit(group: Group) -> int | None:
         return None if limit == "max" else int(limit)
     limits = [int(group.text("memory.limit_in_bytes"))]
     with contextlib.suppress(OSError, ValueError, KeyError):
-        limits.append(group.statistics("memory.stat")["hierarchical_memory_limit"])  # of ancestors that are not mounted here, too
+        limits.append(
+            group.statistics("memory.stat")["hierarchical_memory_limit"]
+        )  # of ancestors that are not mounted here, too
     return min(limits) if min(limits) < _NO_LIMIT_BYTES else None
 
 
@@ -110,7 +118,9 @@ def _memory_left(group: Group) -> int | None:
 
 
 def _groups(controller: str, root: Path) -> Iterator[Group]:
-    """The process's own group first, then its ancestors, as far as they are mounted. With both versions a controller is in one of them."""
+    """The process's own group first, then its ancestors, as far as they are mounted. With both versions a controller is
+    in one of them.
+    """
     try:
         memberships = [line.split(":", 2) for line in (root / "proc/self/cgroup").read_text().splitlines()]
         mounts = list(_mounts((root / "proc/self/mountinfo").read_text()))
@@ -150,7 +160,9 @@ def _unescaped(text: str) -> str:
 
 
 def _below(mounted: str, path: str) -> PurePosixPath:
-    """The group as a path below the mounted one. One outside of what is mounted has the mounted one's limits, as far as can be seen."""
+    """The group as a path below the mounted one. One outside of what is mounted has the mounted one's limits, as far as
+    can be seen.
+    """
     try:
         own = PurePosixPath(path).relative_to(mounted)
     except ValueError:

@@ -33,7 +33,9 @@ async def on_daemon_thread(function: Callable[[], Result], name: str) -> Result:
 
 
 async def close_within(seconds: float, close: Callable[[], object], name: str) -> None:
-    """Close something that may hang, and leave it behind after `seconds`: a service that stops keeps to its grace time. Never raises."""
+    """Close something that may hang, and leave it behind after `seconds`: a service that stops keeps to its grace time.
+    Never raises.
+    """
     try:
         async with asyncio.timeout(seconds):
             await on_daemon_thread(close, f"close {name}")

@@ -1,7 +1,9 @@
-"""Which proxy a connection goes through. A proxy can't reach its caller's loopback addresses, so connections to those are direct.
+"""Which proxy a connection goes through. A proxy can't reach its caller's loopback addresses, so connections to those
+are direct.
 
-gRPC's C core reads `grpc_proxy`, `https_proxy` and `http_proxy`, and `no_grpc_proxy` or `no_proxy`, all in lower case (see
-github.com/grpc/grpc/blob/master/doc/environment_variables.md). HTTP libraries also read the names in capitals, and `all_proxy`.
+gRPC's C core reads `grpc_proxy`, `https_proxy` and `http_proxy`, and `no_grpc_proxy` or `no_proxy`, all in lower case
+(see github.com/grpc/grpc/blob/master/doc/environment_variables.md). HTTP libraries also read the names in capitals, and
+`all_proxy`.
 """
 
 from __future__ import annotations
@@ -19,7 +21,9 @@ _USER_INFO = re.compile(r"(?<=://)[^/@\s]*@|^[^/@\s]*@")
 
 
 def reach_loopback_directly(environment: MutableMapping[str, str] = os.environ) -> None:
-    """Where a proxy is set, add this machine's loopback addresses to `no_proxy`, for this process's HTTP libraries and for its children."""
+    """Where a proxy is set, add this machine's loopback addresses to `no_proxy`, for this process's HTTP libraries and
+    for its children.
+    """
     if not any(environment.get(name) or environment.get(name.upper()) for name in _HTTP_PROXIES):
         return
     for name in ("no_proxy", "NO_PROXY"):
@@ -30,7 +34,9 @@ def reach_loopback_directly(environment: MutableMapping[str, str] = os.environ) 
 
 
 def grpc_proxy(host: str, environment: Mapping[str, str] = os.environ) -> str:
-    """`variable=value` of the proxy that gRPC goes through to `host`, without user and password; empty: it connects directly."""
+    """`variable=value` of the proxy that gRPC goes through to `host`, without user and password; empty: it connects
+    directly.
+    """
     name = next((name for name in _GRPC_PROXIES if environment.get(name)), "")
     if not name:
         return ""

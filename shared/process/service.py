@@ -27,9 +27,12 @@ EXIT_CONFIG = 78  # EX_CONFIG of sysexits.h
 
 
 def run_service(
-    settings_class: type[ServiceSettings], serve: Callable[[ServiceSettings, asyncio.Event], Awaitable[None]], about: str
+    settings_class: type[ServiceSettings],
+    serve: Callable[[ServiceSettings, asyncio.Event], Awaitable[None]],
+    about: str,
 ) -> int:
-    """Run `serve(settings, stop)` until it returns; SIGTERM and SIGINT set `stop`, a second one ends the process at once.
+    """Run `serve(settings, stop)` until it returns; SIGTERM and SIGINT set `stop`, a second one ends the process at
+    once.
 
     Returns the exit code: 0 after a drain, 78 for bad settings, 1 for an error.
     """
@@ -42,7 +45,9 @@ def run_service(
     except ConfigError as error:
         print(f"{ERROR_MARK}{error}", file=sys.stderr)
         return EXIT_CONFIG
-    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # gRPC's own lines are in no format of ours, and strangers can cause them at will
+    os.environ.setdefault(
+        "GRPC_VERBOSITY", "ERROR"
+    )  # gRPC's own lines are in no format of ours, and strangers can cause them at will
     logs.configure(settings.log_format, settings.log_level)
     tune_allocator()
     try:
@@ -64,7 +69,9 @@ def _report(error: Exception, settings: ServerSettings) -> int:
     """Say in one sentence what ended the service; the exit code. Only what nobody foresaw has a traceback."""
     if isinstance(error, ConfigError | SoftPromptError | OSError):
         log.debug("the service ends", exc_info=error)
-        sentence = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
+        sentence = (
+            f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
+        )
         if settings.log_format == "json" and not isinstance(error, ConfigError):
             log.error(sentence)
         else:
@@ -74,7 +81,9 @@ def _report(error: Exception, settings: ServerSettings) -> int:
     return 1
 
 
-async def _until_stopped(settings: ServiceSettings, serve: Callable[[ServiceSettings, asyncio.Event], Awaitable[None]]) -> None:
+async def _until_stopped(
+    settings: ServiceSettings, serve: Callable[[ServiceSettings, asyncio.Event], Awaitable[None]]
+) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
 

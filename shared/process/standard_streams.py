@@ -1,5 +1,6 @@
-"""Standard input, output and error of a process, made safe to use whatever the shell did to them: closed, or in an encoding that lacks
-characters."""
+"""Standard input, output and error of a process, made safe to use whatever the shell did to them: closed, or in an
+encoding that lacks characters.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ ERROR_MARK = "error: "
 def prepare_streams() -> None:
     """Call it first, before a file or a socket can take the number of a closed stream.
 
-    A closed stream becomes the null device. A character that a stream's encoding lacks is written as its escape (`\\u20ac`).
+    A closed stream becomes the null device. A character that a stream's encoding lacks is written as its escape
+    (`\\u20ac`).
     """
     for descriptor, flags in ((0, os.O_RDONLY), (1, os.O_WRONLY), (2, os.O_WRONLY)):
         try:
@@ -37,7 +39,9 @@ def is_utf8(stream: Any) -> bool:
 
 
 def discard_stdout() -> None:
-    """Drop what is still buffered for standard output, after a write has failed: at its end Python would try again, and complain."""
+    """Drop what is still buffered for standard output, after a write has failed: at its end Python would try again, and
+    complain.
+    """
     try:
         number = sys.stdout.fileno()
     except (OSError, ValueError):

@@ -8,7 +8,9 @@ from shared.process.user_cache import ensure_home
 
 
 def prepare_process() -> None:
-    """Mend closed or narrow standard streams, proxies before loopback addresses and a missing home. Call it before heavy imports."""
+    """Mend closed or narrow standard streams, proxies before loopback addresses and a missing home. Call it before
+    heavy imports.
+    """
     prepare_streams()
     reach_loopback_directly()
     ensure_home()

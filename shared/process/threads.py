@@ -1,5 +1,6 @@
-"""How many threads compute. torch, OpenMP and MKL start one for each processor that they see, whatever quota the container has; threads
-beyond the quota make the kernel stop all of them for the rest of each period (100 ms by default).
+"""How many threads compute. torch, OpenMP and MKL start one for each processor that they see, whatever quota the
+container has; threads beyond the quota make the kernel stop all of them for the rest of each period (100 ms by
+default).
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ def limit_threads() -> None:
 
 
 def set_torch_threads(chosen: int = 0) -> int:
-    """Set torch's threads, within an operation and between operations; returns their number. `chosen` 0: OMP_NUM_THREADS, else torch's own
-    default, but at most what the container allows."""
+    """Set torch's threads, within an operation and between operations; returns their number. `chosen` 0:
+    OMP_NUM_THREADS, else torch's own default, but at most what the container allows.
+    """
     import torch
 
     threads = chosen or torch.get_num_threads()

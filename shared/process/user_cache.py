@@ -1,4 +1,6 @@
-"""Where this user's files lie: home and cache, also for a user id that has neither a HOME nor an entry in the password database."""
+"""Where this user's files lie: home and cache, also for a user id that has neither a HOME nor an entry in the password
+database.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +13,16 @@ import platformdirs
 
 
 def user_cache() -> Path:
-    """`softprompt` in the user's cache directory: on Linux in $XDG_CACHE_HOME or ~/.cache, on macOS in ~/Library/Caches."""
+    """`softprompt` in the user's cache directory: on Linux in $XDG_CACHE_HOME or ~/.cache, on macOS in
+    ~/Library/Caches.
+    """
     return platformdirs.user_cache_path("softprompt", appauthor=False)
 
 
 def ensure_home() -> None:
-    """Where nothing says which directory is this user's home, as under an arbitrary id in a container, make HOME a private directory
-    among the temporary files: libraries ask for it, and some give up without one."""
+    """Where nothing says which directory is this user's home, as under an arbitrary id in a container, make HOME a
+    private directory among the temporary files: libraries ask for it, and some give up without one.
+    """
     try:
         Path.home()
         return
@@ -47,6 +52,8 @@ def private_folder(folder: Path) -> Path:
 
 
 def is_ours(path: Path) -> bool:
-    """Only this user, or root, could have put its content there: a cache may lie where everybody can write. Raises OSError."""
+    """Only this user, or root, could have put its content there: a cache may lie where everybody can write. Raises
+    OSError.
+    """
     status = path.stat()
     return status.st_uid in (0, os.getuid()) and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)

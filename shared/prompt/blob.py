@@ -1,12 +1,13 @@
-"""The bytes of a version: one safetensors file with the tensor `prompt_embeddings` (PEFT's key) and the manifest in its metadata.
+"""The bytes of a version: one safetensors file with the tensor `prompt_embeddings` (PEFT's key) and the manifest in its
+metadata.
 
     8 bytes   length of the header, little-endian
     header    JSON: {"__metadata__": {"format": "pt", "manifest": "<JSON>"}, "prompt_embeddings": {dtype, shape, data_offsets}}
     data      float32, row after row
 
-Reading is stricter than the format: exactly this one tensor, exactly this many bytes, every bound checked before anything is
-allocated. The file may come from anywhere; whatever is wrong with it raises DamagedBlob. Writing is deterministic, so the same
-soft prompt and manifest have the same digest.
+Reading is stricter than the format: exactly this one tensor, exactly this many bytes, every bound checked before
+anything is allocated. The file may come from anywhere; whatever is wrong with it raises DamagedBlob. Writing is
+deterministic, so the same soft prompt and manifest have the same digest.
 """
 
 from __future__ import annotations
@@ -67,31 +68,41 @@ def check_digest(digest: str, field: str = "digest") -> str:
 
 
 def encode_blob(soft_prompt: SoftPrompt, manifest: Manifest) -> bytes:
-    """The file. Raises InvalidInput if the manifest is for another shape, or if it or the file would be too large to be read back."""
+    """The file. Raises InvalidInput if the manifest is for another shape, or if it or the file would be too large to be
+    read back.
+    """
     shape = [soft_prompt.num_virtual_tokens, soft_prompt.hidden_size]
     if shape != [manifest.num_virtual_tokens, manifest.hidden_size]:
-        raise InvalidInput.of("manifest", f"is for {[manifest.num_virtual_tokens, manifest.hidden_size]}, the soft prompt is {shape}")
+        raise InvalidInput.of(
+            "manifest", f"is for {[manifest.num_virtual_tokens, manifest.hidden_size]}, the soft prompt is {shape}"
+        )
     data = soft_prompt.embeddings.detach().contiguous().numpy().astype("<f4", copy=False).tobytes()
     tensor = {"dtype": "F32", "shape": shape, "data_offsets": [0, len(data)]}
     metadata = {"format": "pt", "manifest": manifest.model_dump_json()}
     header = json.dumps({"__metadata__": metadata, TENSOR_KEY: tensor}, separators=(",", ":")).encode()
     header += b" " * (-len(header) % 8)
     if len(header) > MAX_HEADER_BYTES:
-        raise InvalidInput.of("manifest", f"takes {len(header)} bytes; at most {MAX_HEADER_BYTES} are allowed (recipe, golden records)")
+        raise InvalidInput.of(
+            "manifest", f"takes {len(header)} bytes; at most {MAX_HEADER_BYTES} are allowed (recipe, golden records)"
+        )
     if _LENGTH_BYTES + len(header) + len(data) > MAX_BLOB_BYTES:
         raise InvalidInput.of("soft_prompt", f"takes {len(data)} bytes; a version may take {MAX_BLOB_BYTES}")
     return len(header).to_bytes(_LENGTH_BYTES, "little") + header + data
 
 
 def decode_blob(data: bytes) -> PromptBlob:
-    """Check everything and return the version. Raises DamagedBlob, and nothing else, for bytes that are not a sound version."""
+    """Check everything and return the version. Raises DamagedBlob, and nothing else, for bytes that are not a sound
+    version.
+    """
     if len(data) > MAX_BLOB_BYTES:
         raise DamagedBlob(f"{len(data)} bytes; a version takes at most {MAX_BLOB_BYTES}")
     header, body = _split(data)
     metadata, shape = _read_header(header, len(body))
     manifest = _read_manifest(metadata)
     if shape != (manifest.num_virtual_tokens, manifest.hidden_size):
-        raise DamagedBlob(f"the tensor is {list(shape)}, the manifest says {[manifest.num_virtual_tokens, manifest.hidden_size]}")
+        raise DamagedBlob(
+            f"the tensor is {list(shape)}, the manifest says {[manifest.num_virtual_tokens, manifest.hidden_size]}"
+        )
     matrix = torch.frombuffer(bytearray(body), dtype=torch.float32).reshape(shape)  # [num_virtual_tokens, hidden_size]
     return PromptBlob(soft_prompt=SoftPrompt(matrix), manifest=manifest, digest=digest_of(data))
 
@@ -101,7 +112,9 @@ def _split(data: bytes) -> tuple[bytes, memoryview]:
         raise DamagedBlob(f"cut short: {len(data)} bytes")
     length = int.from_bytes(data[:_LENGTH_BYTES], "little")
     if length > MAX_HEADER_BYTES:
-        raise DamagedBlob(f"not a soft prompt in the safetensors format: no header of at most {MAX_HEADER_BYTES} bytes begins it")
+        raise DamagedBlob(
+            f"not a soft prompt in the safetensors format: no header of at most {MAX_HEADER_BYTES} bytes begins it"
+        )
     end = _LENGTH_BYTES + length
     if end > len(data):
         raise DamagedBlob(f"cut short: {len(data)} bytes are there, and its header alone ends at byte {end}")
@@ -124,8 +137,13 @@ def _read_header(header: bytes, num_data_bytes: int) -> tuple[dict[str, str], tu
     rows, columns = _two_integers(tensor["shape"], "shape")
     if not (1 <= rows <= MAX_VIRTUAL_TOKENS and 1 <= columns <= MAX_HIDDEN_SIZE):
         raise DamagedBlob(f"shape [{rows}, {columns}] is outside [1 to {MAX_VIRTUAL_TOKENS}, 1 to {MAX_HIDDEN_SIZE}]")
-    if _two_integers(tensor["data_offsets"], "data_offsets") != (0, num_data_bytes) or num_data_bytes != rows * columns * 4:
-        raise DamagedBlob(f"shape [{rows}, {columns}] takes {rows * columns * 4} bytes of data; {num_data_bytes} follow the header")
+    if (
+        _two_integers(tensor["data_offsets"], "data_offsets") != (0, num_data_bytes)
+        or num_data_bytes != rows * columns * 4
+    ):
+        raise DamagedBlob(
+            f"shape [{rows}, {columns}] takes {rows * columns * 4} bytes of data; {num_data_bytes} follow the header"
+        )
     return metadata, (rows, columns)
 
 
@@ -135,7 +153,9 @@ def _read_manifest(metadata: dict[str, str]) -> Manifest:
         raise DamagedBlob("has no manifest; use import for soft prompts of other tools")
     written = _parse_json(text.encode("utf-8", "surrogatepass")).get("format")
     if isinstance(written, int) and written > MANIFEST_FORMAT:
-        raise DamagedBlob(f"has a manifest of format {written}; this build reads up to {MANIFEST_FORMAT}: update it", format=written)
+        raise DamagedBlob(
+            f"has a manifest of format {written}; this build reads up to {MANIFEST_FORMAT}: update it", format=written
+        )
     try:
         return Manifest.model_validate_json(text)
     except (ValidationError, UnicodeError) as error:

@@ -7,11 +7,13 @@ from collections.abc import Mapping, Sequence
 
 
 def divergence_nats(token_ids: Sequence[int], logprobs: Sequence[float], found: Mapping[int, float]) -> float:
-    """Kullback-Leibler divergence of `found` from what was recorded, in nats, at least 0; infinite if nothing can be said.
+    """Kullback-Leibler divergence of `found` from what was recorded, in nats, at least 0; infinite if nothing can be
+    said.
 
-    `logprobs` (natural logarithms) are of the recorded tokens; `found` maps token ids to theirs. All other tokens count as one, so
-    this is a lower bound of the divergence over the whole vocabulary (data processing inequality; Cover and Thomas 2006, 2.8). A recorded
-    token that is not in `found` is at most as likely there as the least likely one that is.
+    `logprobs` (natural logarithms) are of the recorded tokens; `found` maps token ids to theirs. All other tokens count
+    as one, so this is a lower bound of the divergence over the whole vocabulary (data processing inequality; Cover and
+    Thomas 2006, 2.8). A recorded token that is not in `found` is at most as likely there as the least likely one that
+    is.
     """
     if not found or not all(map(math.isfinite, found.values())):
         return math.inf

@@ -1,7 +1,7 @@
 """What a version's blob says about itself: where the soft prompt comes from, what it fits and how it is to be used.
 
-The manifest is written once, by the trainer (or by an import), and read by everybody. It does not hold the version number nor the
-digest: both are known only after the bytes are, so they stand in the store's log entry.
+The manifest is written once, by the trainer (or by an import), and read by everybody. It does not hold the version
+number nor the digest: both are known only after the bytes are, so they stand in the store's log entry.
 """
 
 from __future__ import annotations
@@ -54,13 +54,15 @@ class SamplingDefaults(BaseModel):
 
 
 class GoldenRecord(BaseModel):
-    """What the trainer's model answered for one input of `shared.text.golden_inputs`; a replica replays it before it serves the version.
+    """What the trainer's model answered for one input of `shared.text.golden_inputs`; a replica replays it before it
+    serves the version.
 
-    `text` is empty. Versions of earlier releases have a held-out input of the training data there: they load, and nothing shows the text.
+    `text` is empty. Versions of earlier releases have a held-out input of the training data there: they load, and
+    nothing shows the text.
 
-    `input_ids` stand after the virtual tokens; `top_token_ids` and `top_logprobs` (natural logarithm) are the most likely next
-    tokens at the last of them, most likely first. Where `rounding_nats` is there, they were computed in float32 from weights of `dtype`;
-    otherwise in `dtype`.
+    `input_ids` stand after the virtual tokens; `top_token_ids` and `top_logprobs` (natural logarithm) are the most
+    likely next tokens at the last of them, most likely first. Where `rounding_nats` is there, they were computed in
+    float32 from weights of `dtype`; otherwise in `dtype`.
     """
 
     model_config = _FROZEN
@@ -70,7 +72,9 @@ class GoldenRecord(BaseModel):
     top_logprobs: tuple[Annotated[float, Field(le=1e-3)], ...]
     dtype: Annotated[str, StringConstraints(pattern=r"^(float32|bfloat16|float16)$")]
     rounding_nats: float | None = Field(default=None, ge=0)
-    """How far these log-probabilities move when the trainer's model is computed in bfloat16 (`shared.prompt.divergence`)."""
+    """How far these log-probabilities move when the trainer's model is computed in bfloat16
+    (`shared.prompt.divergence`).
+    """
 
     @property
     def is_synthetic(self) -> bool:

@@ -29,7 +29,8 @@ class SoftPrompt:
             raise DamagedBlob(f"hidden size {matrix.shape[1]}: allowed is 1 to {MAX_HIDDEN_SIZE}")
         if matrix.dtype != torch.float32:
             raise DamagedBlob(f"soft prompts are float32, not {matrix.dtype}")
-        # NumPy, on one thread: torch would wake its pool, and beside a busy model that wait takes 100 ms for 0.1 ms of work.
+        # NumPy, on one thread: torch would wake its pool, and beside a busy model that wait takes 100 ms for 0.1 ms of
+        # work.
         if not np.isfinite(matrix.detach().cpu().numpy()).all():
             raise DamagedBlob("the soft prompt has values that are not finite")
 
@@ -42,7 +43,9 @@ class SoftPrompt:
         return int(self.embeddings.shape[1])
 
     def cast(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> torch.Tensor:
-        """The matrix in the model's dtype. A value that float32 holds and `dtype` does not is refused, not turned into infinity."""
+        """The matrix in the model's dtype. A value that float32 holds and `dtype` does not is refused, not turned into
+        infinity.
+        """
         matrix = self.embeddings.to(device=device, dtype=dtype)
         if not bool(torch.isfinite(matrix).all()):
             raise DamagedBlob(f"the soft prompt overflows {dtype}")

@@ -1,7 +1,7 @@
 """Domain errors as gRPC statuses and back: one table, both directions.
 
-A status carries google.rpc details: ErrorInfo (reason = the error's class, metadata), BadRequest for field violations, RetryInfo
-where waiting helps. A client of any language can act on them; ours turns them into the same exceptions again.
+A status carries google.rpc details: ErrorInfo (reason = the error's class, metadata), BadRequest for field violations,
+RetryInfo where waiting helps. A client of any language can act on them; ours turns them into the same exceptions again.
 """
 
 from __future__ import annotations
@@ -43,14 +43,20 @@ _Detail: TypeAlias = error_details_pb2.ErrorInfo | error_details_pb2.BadRequest 
 
 
 def status_of(error: BaseException) -> status_pb2.Status:
-    """The status that a caller sees. Anything that isn't a domain error is INTERNAL with a generic text: its own may hold secrets."""
+    """The status that a caller sees. Anything that isn't a domain error is INTERNAL with a generic text: its own may
+    hold secrets.
+    """
     if not isinstance(error, errors.SoftPromptError):
-        return status_pb2.Status(code=code_pb2.INTERNAL, message="internal error; the service's log has the details under this request id")
+        return status_pb2.Status(
+            code=code_pb2.INTERNAL, message="internal error; the service's log has the details under this request id"
+        )
     status = status_pb2.Status(code=CODES[type(error)], message=_clip(error.message))
     _add(status, error_details_pb2.ErrorInfo(reason=type(error).__name__, domain=DOMAIN, metadata=error.metadata))
     if isinstance(error, errors.InvalidInput):
         shown = error.violations[:_MAX_VIOLATIONS]
-        violations = [error_details_pb2.BadRequest.FieldViolation(field=v.field, description=_clip(v.description)) for v in shown]
+        violations = [
+            error_details_pb2.BadRequest.FieldViolation(field=v.field, description=_clip(v.description)) for v in shown
+        ]
         _add(status, error_details_pb2.BadRequest(field_violations=violations))
     if isinstance(error, errors.Overloaded):
         delay = duration_pb2.Duration()
@@ -60,13 +66,19 @@ def status_of(error: BaseException) -> status_pb2.Status:
 
 
 def error_from_rpc(error: grpc.RpcError) -> errors.SoftPromptError:
-    """The domain error behind a failed call, with its violations, metadata and retry delay; by status code where there are no details."""
+    """The domain error behind a failed call, with its violations, metadata and retry delay; by status code where there
+    are no details.
+    """
     status = _rich_status(error)
     if status is None:
         code, text = error.code(), error.details() or ""
         cls = _BY_CODE.get(code.value[0], errors.SoftPromptError)
         return _make(cls, text or code.name, {}, [], None)
-    info, bad_request, retry = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest(), error_details_pb2.RetryInfo()
+    info, bad_request, retry = (
+        error_details_pb2.ErrorInfo(),
+        error_details_pb2.BadRequest(),
+        error_details_pb2.RetryInfo(),
+    )
     for detail in status.details:
         for message in (info, bad_request, retry):
             if detail.Is(message.DESCRIPTOR):
@@ -95,7 +107,9 @@ def _make(
     if cls is errors.InvalidInput:
         return errors.InvalidInput(violations or [errors.FieldViolation("request", message)])
     if cls is errors.Overloaded:
-        return errors.Overloaded(message, retry_after_seconds=1.0 if retry_after_seconds is None else retry_after_seconds, **metadata)
+        return errors.Overloaded(
+            message, retry_after_seconds=1.0 if retry_after_seconds is None else retry_after_seconds, **metadata
+        )
     if cls is errors.NotFound:
         found = errors.NotFound(metadata.get("kind", "resource"), metadata.get("name", ""))
         found.args, found.message = (message,), message

@@ -1,4 +1,6 @@
-"""What stands before every call: who is it, may they, is it too much; and after it, the audit. Between gRPC and `shared.security`."""
+"""What stands before every call: who is it, may they, is it too much; and after it, the audit. Between gRPC and
+`shared.security`.
+"""
 
 from __future__ import annotations
 
@@ -56,9 +58,13 @@ class Admission:
 
 
 class Guard:
-    """Health and reflection by their settings, everything else by the table of methods; what is not in it is refused to everybody."""
+    """Health and reflection by their settings, everything else by the table of methods; what is not in it is refused to
+    everybody.
+    """
 
-    def __init__(self, authenticator: Authenticator, health: Access = "everyone", reflection: Access = "callers") -> None:
+    def __init__(
+        self, authenticator: Authenticator, health: Access = "everyone", reflection: Access = "callers"
+    ) -> None:
         self._authenticator = authenticator
         self._quotas = Quotas()
         self._access: dict[str, Access] = {HEALTH_SERVICE: health, **dict.fromkeys(REFLECTION_SERVICES, reflection)}
@@ -73,7 +79,9 @@ class Guard:
 
     @asynccontextmanager
     async def admitted(self, method: str, context: Any) -> AsyncIterator[Admission]:
-        """The call, if it may be. Raises Unauthenticated, PermissionDenied or Overloaded; refused calls are audited, too."""
+        """The call, if it may be. Raises Unauthenticated, PermissionDenied or Overloaded; refused calls are audited,
+        too.
+        """
         access = self._access.get(method.split("/")[1])
         if access is not None:
             yield await self._infrastructure(access, method, context)
@@ -83,7 +91,9 @@ class Guard:
         try:
             caller = await self._authenticator.identify(_credentials(context))
             if rule is None or not caller.has_role(*rule.roles):
-                raise PermissionDenied(f"{caller.name} may not call {method.rpartition('/')[2]}{_wanted(rule)}", caller=caller.name)
+                raise PermissionDenied(
+                    f"{caller.name} may not call {method.rpartition('/')[2]}{_wanted(rule)}", caller=caller.name
+                )
             with self._quotas.taken(caller) as charges, calling(caller):
                 admission = Admission(caller, rule, charges)
                 about = admission.about
@@ -105,7 +115,8 @@ class Guard:
         except SoftPromptError as error:
             if method != HEALTH_WATCH:
                 raise
-            # gRPC clients watch health without their token. Refused, they'd call no replica; of a server that has no health they call all.
+            # gRPC clients watch health without their token. Refused, they'd call no replica; of a server that has no
+            # health they call all.
             raise Unimplemented("health is told to callers only") from error
 
 
@@ -117,7 +128,9 @@ def guard_of(settings: ServerSettings, metrics: CollectorRegistry | None = None)
         Gauge("softprompt_callers_file_current", about, registry=metrics).set_function(callers.is_current)
     oidc = None
     if settings.oidc_issuer:
-        config = OidcConfig(settings.oidc_issuer, settings.oidc_audience, settings.oidc_jwks_url, settings.oidc_groups_claim)
+        config = OidcConfig(
+            settings.oidc_issuer, settings.oidc_audience, settings.oidc_jwks_url, settings.oidc_groups_claim
+        )
         oidc = OidcVerifier(config)
     return Guard(Authenticator(callers, oidc), settings.health_access, settings.reflection_access)
 
@@ -131,13 +144,21 @@ def _result(error: BaseException) -> str:
 
 
 def _audit(method: str, result: str, caller: Caller, about: dict[str, str], context: Any) -> None:
-    fields = {"caller": caller.name, "tenant": caller.tenant.name, "identified_by": caller.identified_by, "peer": context.peer(), **about}
+    fields = {
+        "caller": caller.name,
+        "tenant": caller.tenant.name,
+        "identified_by": caller.identified_by,
+        "peer": context.peer(),
+        **about,
+    }
     audit.record(method.rpartition(".")[2], result, {"request_id": bound_fields().get("request_id", ""), **fields})
 
 
 def _credentials(context: Any) -> Credentials:
     authorization = tuple(
-        value if isinstance(value, str) else "" for key, value in context.invocation_metadata() or () if key == "authorization"
+        value if isinstance(value, str) else ""
+        for key, value in context.invocation_metadata() or ()
+        if key == "authorization"
     )
     return Credentials(authorization, _certificate_names(context.auth_context()), address_of(context.peer()))
 
@@ -148,7 +169,9 @@ def _certificate_names(auth_context: dict[str, Sequence[bytes]]) -> tuple[str, .
 
 
 def address_of(peer: str) -> str:
-    """`ipv4:10.0.0.7:1234` -> `10.0.0.7`; of IPv6 the network of a single subscriber (/64), since addresses inside it are free to take."""
+    """`ipv4:10.0.0.7:1234` -> `10.0.0.7`; of IPv6 the network of a single subscriber (/64), since addresses inside it
+    are free to take.
+    """
     kind, _, rest = unquote(peer).partition(":")
     host = rest.rpartition(":")[0].strip("[]")
     if kind != "ipv6":

@@ -1,7 +1,7 @@
 """gRPC's health service (grpc.health.v1), in which no client can delay another one or the server.
 
-grpcio's own asyncio servicer writes to a watching client while it holds the lock that changes of the status need: one client that does not
-read its stream keeps the server from ever saying NOT_SERVING, and from draining.
+grpcio's own asyncio servicer writes to a watching client while it holds the lock that changes of the status need: one
+client that does not read its stream keeps the server from ever saying NOT_SERVING, and from draining.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
-"""The outermost interceptor of both servers: the guard, errors to statuses, request ids, one log line, metrics and span of each call.
+"""The outermost interceptor of both servers: the guard, errors to statuses, request ids, one log line, metrics and span
+of each call.
 
-Handlers are coroutines or async generators that raise domain errors and know no status code. This module drives a generator itself
-and closes it in the same task, however the call ends: left to gRPC, a cancel at a blocked `yield` would surface in another task.
-To gRPC every method takes a stream of requests (on the wire that is the same): so a caller is known before its message is read, and
-one that opens a call and never sends its request is given up.
+Handlers are coroutines or async generators that raise domain errors and know no status code. This module drives a
+generator itself and closes it in the same task, however the call ends: left to gRPC, a cancel at a blocked `yield`
+would surface in another task. To gRPC every method takes a stream of requests (on the wire that is the same): so a
+caller is known before its message is read, and one that opens a call and never sends its request is given up.
 """
 
 from __future__ import annotations
@@ -35,7 +36,12 @@ from shared.tracing import Tracing
 
 log = logging.getLogger(__name__)
 
-REQUEST_ID_KEY, TRACE_KEY, STATE_KEY, PUSHBACK_KEY = "x-request-id", "traceparent", "tracestate", "grpc-retry-pushback-ms"
+REQUEST_ID_KEY, TRACE_KEY, STATE_KEY, PUSHBACK_KEY = (
+    "x-request-id",
+    "traceparent",
+    "tracestate",
+    "grpc-retry-pushback-ms",
+)
 _MAX_PUSHBACK_SECONDS = 10.0
 _CANCEL_SECONDS = 1.0
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
@@ -49,14 +55,21 @@ def request_id_of(context: grpc.aio.ServicerContext[Any, Any]) -> str:
 
 
 def _metadata(context: Any, wanted: str) -> str:
-    return next((value for key, value in context.invocation_metadata() or () if key == wanted and isinstance(value, str)), "")
+    return next(
+        (value for key, value in context.invocation_metadata() or () if key == wanted and isinstance(value, str)), ""
+    )
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # the stubs make it generic, grpcio does not
     """`endless` are full method names (`/package.Service/Method`) that end only with the client or the server."""
 
     def __init__(
-        self, metrics: RpcMetrics, calls: CallCounter, guard: Guard, tracing: Tracing, endless: frozenset[str] = frozenset()
+        self,
+        metrics: RpcMetrics,
+        calls: CallCounter,
+        guard: Guard,
+        tracing: Tracing,
+        endless: frozenset[str] = frozenset(),
     ) -> None:
         self._metrics, self._calls, self._guard, self._tracing, self._endless = metrics, calls, guard, tracing, endless
 
@@ -75,7 +88,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # 
         async def respond(requests: Any, context: Any) -> Any:
             with call.observed(context) as outcome:
                 try:
-                    # Closed here: a generator that is left to the garbage collector outlives it by a round, with all that it holds.
+                    # Closed here: a generator that is left to the garbage collector outlives it by a round, with all
+                    # that it holds.
                     async with aclosing(aiter(requests)) as messages:
                         if not handler.request_streaming:
                             async with self._guard.admitted(method, context) as outcome.admission:
@@ -97,8 +111,16 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # 
                 await (self._calls.until_over(work) if call.is_quiet else work)
                 return None
 
-        wrap: Any = grpc.stream_stream_rpc_method_handler if handler.response_streaming else grpc.stream_unary_rpc_method_handler
-        return wrap(respond, request_deserializer=reader_of(handler.request_deserializer), response_serializer=handler.response_serializer)
+        wrap: Any = (
+            grpc.stream_stream_rpc_method_handler
+            if handler.response_streaming
+            else grpc.stream_unary_rpc_method_handler
+        )
+        return wrap(
+            respond,
+            request_deserializer=reader_of(handler.request_deserializer),
+            response_serializer=handler.response_serializer,
+        )
 
 
 async def _drive(behaviour: Any, request: Any, context: Any, outcome: _Outcome) -> None:
@@ -124,7 +146,9 @@ def _kind_of(handler: Any) -> tuple[str, Any]:
 class _Call:
     """What is the same for every call of one method."""
 
-    def __init__(self, metrics: RpcMetrics, calls: CallCounter, tracing: Tracing, method: str, kind: str, endless: bool) -> None:
+    def __init__(
+        self, metrics: RpcMetrics, calls: CallCounter, tracing: Tracing, method: str, kind: str, endless: bool
+    ) -> None:
         _, self.service, self.name = method.split("/")
         self._metrics, self._calls, self._tracing = metrics, calls, tracing
         self._labels = (kind, self.service, self.name)
@@ -170,7 +194,10 @@ class _Call:
 
     def _tell(self, outcome: _Outcome, span: Span, seconds: float, context: Any) -> None:
         who = outcome.who
-        about = {"rpc.grpc.status_code": code_pb2.Code.Value(outcome.code), **{f"softprompt.{key}": value for key, value in who.items()}}
+        about = {
+            "rpc.grpc.status_code": code_pb2.Code.Value(outcome.code),
+            **{f"softprompt.{key}": value for key, value in who.items()},
+        }
         span.set_attributes(about)
         if outcome.code not in ("OK", "CANCELLED"):
             span.set_status(StatusCode.ERROR, outcome.code)

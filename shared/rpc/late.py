@@ -14,7 +14,9 @@ from shared.errors import Unavailable
 
 
 class LateServices(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # the stubs make it generic, grpcio does not
-    """Add it to a server before that starts; hand it, in place of the server, to the generated `add_..._to_server` later."""
+    """Add it to a server before that starts; hand it, in place of the server, to the generated `add_..._to_server`
+    later.
+    """
 
     def __init__(self, service_names: Sequence[str], message: str) -> None:
         """`service_names` are full names; `message` is what callers are told meanwhile."""
@@ -33,7 +35,9 @@ class LateServices(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # the stu
             if (found := handler.service(handler_call_details)) is not None:
                 return found
         if handler_call_details.method.startswith(self._prefixes) and not self._handlers:
-            return grpc.stream_unary_rpc_method_handler(self._refuse, request_deserializer=bytes, response_serializer=bytes)
+            return grpc.stream_unary_rpc_method_handler(
+                self._refuse, request_deserializer=bytes, response_serializer=bytes
+            )
         return None
 
     async def _refuse(self, requests: Any, context: Any) -> bytes:

@@ -21,7 +21,9 @@ END: Any = object()
 
 
 async def first_of(requests: AsyncIterator[Any], may_be_none: bool = False) -> Any:
-    """END if there is none and that is allowed. Raises DeadlineExceeded for one that doesn't come, InvalidInput for none."""
+    """END if there is none and that is allowed. Raises DeadlineExceeded for one that doesn't come, InvalidInput for
+    none.
+    """
     try:
         async with asyncio.timeout(FIRST_MESSAGE_SECONDS):
             first = await anext(requests, END)
@@ -36,7 +38,8 @@ async def first_of(requests: AsyncIterator[Any], may_be_none: bool = False) -> A
 async def heard_out(requests: AsyncIterator[Any]) -> AsyncIterator[None]:
     """Within, a refusal waits until the sender has said all, `HEAR_OUT_SECONDS` at most; what it still says is dropped.
 
-    A call that ends while its client is writing reaches the client's side of gRPC as a broken write, and the reason may be lost.
+    A call that ends while its client is writing reaches the client's side of gRPC as a broken write, and the reason may
+    be lost.
     """
     try:
         yield
@@ -50,7 +53,9 @@ async def heard_out(requests: AsyncIterator[Any]) -> AsyncIterator[None]:
 
 @dataclass(frozen=True)
 class _Unreadable:
-    """Stands for a message that is not what the method takes: gRPC itself would answer UNKNOWN and tell the parser's name."""
+    """Stands for a message that is not what the method takes: gRPC itself would answer UNKNOWN and tell the parser's
+    name.
+    """
 
     reason: str
 

@@ -55,14 +55,20 @@ class RpcMetrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         self.registry = registry
         self.started = Counter("grpc_server_started", "RPCs started.", _LABELS, registry=registry)
-        self.handled = Counter("grpc_server_handled", "RPCs completed, by status code.", [*_LABELS, "grpc_code"], registry=registry)
+        self.handled = Counter(
+            "grpc_server_handled", "RPCs completed, by status code.", [*_LABELS, "grpc_code"], registry=registry
+        )
         self.received = Counter("grpc_server_msg_received", "Messages received.", _LABELS, registry=registry)
         self.sent = Counter("grpc_server_msg_sent", "Messages sent.", _LABELS, registry=registry)
         self.in_flight = Gauge("grpc_server_in_flight", "RPCs that run now.", _LABELS, registry=registry)
-        self.seconds = Histogram("grpc_server_handling_seconds", "Time that RPCs took.", _LABELS, registry=registry, buckets=_SECONDS)
+        self.seconds = Histogram(
+            "grpc_server_handling_seconds", "Time that RPCs took.", _LABELS, registry=registry, buckets=_SECONDS
+        )
 
     def expect(self, service_names: Sequence[str]) -> None:
-        """Export every method and status code of these services as 0: Prometheus sees no increase in a series that begins with 1."""
+        """Export every method and status code of these services as 0: Prometheus sees no increase in a series that
+        begins with 1.
+        """
         for service_name in service_names:
             for method in descriptor_pool.Default().FindServiceByName(service_name).methods:
                 kind = _KINDS[method.client_streaming, method.server_streaming]
@@ -78,9 +84,15 @@ class PoolCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         in_flight = GaugeMetricFamily("softprompt_outside_calls_in_flight", "Calls that run now.", labels=["system"])
-        overdue = GaugeMetricFamily("softprompt_outside_calls_overdue", "Of these, calls beyond their time limit.", labels=["system"])
-        timed_out = CounterMetricFamily("softprompt_outside_calls_timed_out", "Calls not answered in time.", labels=["system"])
-        refused = CounterMetricFamily("softprompt_outside_calls_refused", "Calls refused since all threads hang.", labels=["system"])
+        overdue = GaugeMetricFamily(
+            "softprompt_outside_calls_overdue", "Of these, calls beyond their time limit.", labels=["system"]
+        )
+        timed_out = CounterMetricFamily(
+            "softprompt_outside_calls_timed_out", "Calls not answered in time.", labels=["system"]
+        )
+        refused = CounterMetricFamily(
+            "softprompt_outside_calls_refused", "Calls refused since all threads hang.", labels=["system"]
+        )
         for stats in (pool.stats() for pool in self._pools):
             in_flight.add_metric([stats.system], stats.in_flight)
             overdue.add_metric([stats.system], stats.overdue)
@@ -116,7 +128,8 @@ class _Handler(WSGIRequestHandler):
 class _Server(ThreadingMixIn, WSGIServer):
     """A bounded number of connections, each with a thread.
 
-    Of one address the newest few are kept, so that clients that send slowly end each other's connections and never Prometheus's.
+    Of one address the newest few are kept, so that clients that send slowly end each other's connections and never
+    Prometheus's.
     """
 
     daemon_threads = True
@@ -155,7 +168,8 @@ class _Server6(_Server):
 
 
 class _Paced:
-    """A WSGI application that answers one request at a time and rests after each, so that scrapes take a bounded share of the process.
+    """A WSGI application that answers one request at a time and rests after each, so that scrapes take a bounded share
+    of the process.
 
     Scrapers of one service come seconds apart and never wait.
     """
@@ -175,7 +189,9 @@ class _Paced:
 
 
 def serve_metrics(registry: CollectorRegistry, host: str, port: int) -> MetricsServer:
-    """Serve `registry` on a thread of its own, so that a busy event loop doesn't hide what it is busy with. Raises OSError."""
+    """Serve `registry` on a thread of its own, so that a busy event loop doesn't hide what it is busy with. Raises
+    OSError.
+    """
     check_port(host, port, "metrics")
     server_class = _Server6 if ":" in host else _Server
     server = make_server(host.strip("[]"), port, _Paced(make_wsgi_app(registry)), server_class, handler_class=_Handler)

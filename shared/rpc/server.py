@@ -1,7 +1,7 @@
 """A grpc.aio server with health, reflection, metrics and a drain that lets running calls finish.
 
-Health services: "" and each service's full name (for load balancers and clients), `live` (the process answers) and `ready` (it can
-serve), apart, so that Kubernetes restarts only what is really stuck.
+Health services: "" and each service's full name (for load balancers and clients), `live` (the process answers) and
+`ready` (it can serve), apart, so that Kubernetes restarts only what is really stuck.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ _SERVING, _NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.Heal
 class RpcServer:
     """Add servicers to `grpc_server`, then `start`, then `set_serving(True)` when the service really can serve.
 
-    `service_names` are the full names of the services added (for health and reflection); `endless` are full method names of watches
-    that end when `draining` is set (their handlers wait on it). `systems` are outside systems, health services of their own that say
-    whether they answer.
+    `service_names` are the full names of the services added (for health and reflection); `endless` are full method
+    names of watches that end when `draining` is set (their handlers wait on it). `systems` are outside systems, health
+    services of their own that say whether they answer.
     """
 
     def __init__(
@@ -77,7 +77,10 @@ class RpcServer:
                 ("grpc.max_connection_age_ms", int(1000 * settings.max_connection_age_seconds)),
                 ("grpc.max_connection_age_grace_ms", 3_600_000),
                 ("grpc.max_concurrent_streams", _MAX_CONNECTION_STREAMS),
-                ("grpc.server.max_pending_requests", 2 * _MAX_CONNECTION_STREAMS),  # at gRPC's own 1000 a burst ends as CANCELLED
+                (
+                    "grpc.server.max_pending_requests",
+                    2 * _MAX_CONNECTION_STREAMS,
+                ),  # at gRPC's own 1000 a burst ends as CANCELLED
                 ("grpc.server.max_pending_requests_hard_limit", 4 * _MAX_CONNECTION_STREAMS),
             ],
         )
@@ -85,12 +88,16 @@ class RpcServer:
         self._watched = ("", READY, *service_names, *systems)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.grpc_server)
         if settings.reflection_access != "off":
-            reflection.enable_server_reflection((*service_names, HEALTH_SERVICE, reflection.SERVICE_NAME), self.grpc_server)
+            reflection.enable_server_reflection(
+                (*service_names, HEALTH_SERVICE, reflection.SERVICE_NAME), self.grpc_server
+            )
         self.health_port: int | None = None
         self._health_server: grpc.aio.Server | None = None
 
     async def start(self) -> int:
-        """Listen; the port that was bound. Everything but `live` is NOT_SERVING until `set_serving`. Raises OSError if it is taken."""
+        """Listen; the port that was bound. Everything but `live` is NOT_SERVING until `set_serving`. Raises OSError if
+        it is taken.
+        """
         self._health.set(LIVE, _SERVING)
         await self.set_serving(False)
         port = self._listen(self.grpc_server, self._settings.port, self._credentials)
@@ -113,7 +120,11 @@ class RpcServer:
         address = f"{self._settings.host}:{port}"
         check_port(self._settings.host, port)
         try:
-            return server.add_insecure_port(address) if credentials is None else server.add_secure_port(address, credentials)
+            return (
+                server.add_insecure_port(address)
+                if credentials is None
+                else server.add_secure_port(address, credentials)
+            )
         except RuntimeError as error:
             raise OSError(f"cannot listen on {address}: {error}") from error
 
@@ -133,17 +144,21 @@ class RpcServer:
             self._health.set(name, _SERVING if (exceptions or {}).get(name, serving) else _NOT_SERVING)
 
     async def drain(self, grace_seconds: float) -> None:
-        """Say NOT_SERVING, take no new calls, end the watches, let running calls finish for up to `grace_seconds`, cut what is left.
+        """Say NOT_SERVING, take no new calls, end the watches, let running calls finish for up to `grace_seconds`, cut
+        what is left.
 
-        Who watches health has a moment to leave; then all are sent elsewhere (GOAWAY), since whoever went on calling here would be cut at
-        the end of the grace time. gRPC ends calls that cross with the GOAWAY as CANCELLED or UNAVAILABLE: clients repeat them.
+        Who watches health has a moment to leave; then all are sent elsewhere (GOAWAY), since whoever went on calling
+        here would be cut at the end of the grace time. gRPC ends calls that cross with the GOAWAY as CANCELLED or
+        UNAVAILABLE: clients repeat them.
         """
         if not self.draining.is_set():
             self.draining.set()
             self._health.leave()
             if self._calls.count or self._calls.health_watches:
                 await asyncio.sleep(min(_LEAVING_SECONDS, grace_seconds / 10))
-        stopping = asyncio.create_task(self.grpc_server.stop(grace_seconds))  # once: a second stop beside it crashes gRPC
+        stopping = asyncio.create_task(
+            self.grpc_server.stop(grace_seconds)
+        )  # once: a second stop beside it crashes gRPC
         try:
             async with asyncio.timeout(grace_seconds):
                 await self._calls.idle.wait()
@@ -156,7 +171,9 @@ class RpcServer:
 
 
 def _shows_no_metadata(record: logging.LogRecord) -> bool:
-    """gRPC logs each metadata value that is not UTF-8, with tracebacks: any caller could fill the log, and the value may be a token."""
+    """gRPC logs each metadata value that is not UTF-8, with tracebacks: any caller could fill the log, and the value
+    may be a token.
+    """
     return not str(record.msg).startswith("Invalid encoding on")
 
 

@@ -1,4 +1,6 @@
-"""Server credentials whose certificate follows its files: each new handshake gets the newest, open connections keep theirs."""
+"""Server credentials whose certificate follows its files: each new handshake gets the newest, open connections keep
+theirs.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,9 @@ from shared.security.certificates import CertificateReader, TlsFiles, TlsMateria
 
 def server_credentials(files: TlsFiles, metrics: CollectorRegistry | None = None) -> grpc.ServerCredentials:
     """Raises ConfigError if the files can't be used now; later they are only ever replaced by good ones."""
-    expiry = Gauge("softprompt_tls_certificate_expiry_timestamp_seconds", "When the served certificate expires.", registry=metrics)
+    expiry = Gauge(
+        "softprompt_tls_certificate_expiry_timestamp_seconds", "When the served certificate expires.", registry=metrics
+    )
     reader = CertificateReader(files, lambda material: expiry.set(material.expires.timestamp()))
 
     def renewed() -> grpc.ServerCertificateConfiguration | None:

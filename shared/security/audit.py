@@ -1,4 +1,5 @@
-"""The audit: one line for every change of state and every download that was asked for, done or refused, and for what jobs bring about.
+"""The audit: one line for every change of state and every download that was asked for, done or refused, and for what
+jobs bring about.
 
 Lines of the logger `softprompt.audit`, whatever the log level, so that they can be routed and kept apart.
 """

@@ -42,14 +42,18 @@ class _Proven:
 
 
 class Authenticator:
-    """`callers` None: whoever gets through TLS may do everything. A token goes before a certificate, and a bad one is never ignored.
+    """`callers` None: whoever gets through TLS may do everything. A token goes before a certificate, and a bad one is
+    never ignored.
 
-    Who guesses from an address makes those wait who come from there with something unknown, never those who are known: tokens of the
-    callers file are looked up first, and a JSON Web Token that was right once is known until it expires.
+    Who guesses from an address makes those wait who come from there with something unknown, never those who are known:
+    tokens of the callers file are looked up first, and a JSON Web Token that was right once is known until it expires.
     """
 
     def __init__(
-        self, callers: CallersFile | None = None, oidc: OidcVerifier | None = None, clock: Callable[[], float] = time.monotonic
+        self,
+        callers: CallersFile | None = None,
+        oidc: OidcVerifier | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._callers, self._oidc, self._clock = callers, oidc, clock
         self._failures = FailureLimiter(clock)
@@ -66,7 +70,9 @@ class Authenticator:
         return {} if self._callers is None else self._callers.directory.tenants
 
     async def identify(self, credentials: Credentials) -> Caller:
-        """Raises Unauthenticated, Overloaded after too many failures, PermissionDenied for somebody known who has no role here."""
+        """Raises Unauthenticated, Overloaded after too many failures, PermissionDenied for somebody known who has no
+        role here.
+        """
         if self._callers is None:
             return _named(EVERYBODY, credentials.certificate_names)
         if credentials.authorization:
@@ -74,7 +80,9 @@ class Authenticator:
         if credentials.certificate_names:
             found = self._callers.directory.by_certificate(credentials.certificate_names)
             if found is None:
-                raise PermissionDenied(f"no caller is known by the certificate of {credentials.certificate_names[0][:200]!r}")
+                raise PermissionDenied(
+                    f"no caller is known by the certificate of {credentials.certificate_names[0][:200]!r}"
+                )
             return found
         raise Unauthenticated("say who you are: send `authorization: Bearer TOKEN`, or a client certificate")
 
@@ -90,7 +98,9 @@ class Authenticator:
         return by_claims
 
     async def _claims(self, token: str, digest: str, address: str) -> Claims:
-        """Of a JSON Web Token that is right; one that is not known to have been is looked at only if its address doesn't have to wait."""
+        """Of a JSON Web Token that is right; one that is not known to have been is looked at only if its address
+        doesn't have to wait.
+        """
         now = self._clock()
         proven = self._proven.get(digest)
         if proven is not None and now < proven.verify_at:

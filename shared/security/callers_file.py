@@ -1,4 +1,5 @@
-"""The file that says who may call: tenants and their shares; callers, how each is recognised, roles, prompts and limits.
+"""The file that says who may call: tenants and their shares; callers, how each is recognised, roles, prompts and
+limits.
 
 JSON, read anew when it changes:
 
@@ -95,7 +96,9 @@ class _File(_Strict):
 
 
 class Directory:
-    """Callers by what they present. Raises ConfigError where two callers claim the same, or a caller names an unknown tenant."""
+    """Callers by what they present. Raises ConfigError where two callers claim the same, or a caller names an unknown
+    tenant.
+    """
 
     def __init__(self, entries: Sequence[CallerEntry], tenants: Sequence[TenantEntry] = ()) -> None:
         self._tenants = _tenants(entries, tenants)
@@ -113,7 +116,10 @@ class Directory:
         return None if found is None else self._caller(self._by_token[found], "token")
 
     def by_certificate(self, names: Sequence[str]) -> Caller | None:
-        return next((self._caller(self._by_certificate[name], "certificate") for name in names if name in self._by_certificate), None)
+        return next(
+            (self._caller(self._by_certificate[name], "certificate") for name in names if name in self._by_certificate),
+            None,
+        )
 
     def by_claims(self, subject: str, groups: Sequence[str]) -> Caller | None:
         """A subject's own entry, else that of the first of its groups that has one.
@@ -137,7 +143,9 @@ class Directory:
 
 
 class CallersFile:
-    """The newest readable content. A file that is broken or gone changes nothing: what was read before holds, and the log says so."""
+    """The newest readable content. A file that is broken or gone changes nothing: what was read before holds, and the
+    log says so.
+    """
 
     def __init__(self, path: Path | str) -> None:
         """Raises ConfigError if it can't be used at the start."""
@@ -182,7 +190,9 @@ class CallersFile:
         except OSError as error:
             raise ConfigError(f"{self._file.path}: {error.strerror}") from error
         except ValidationError as error:
-            problems = [f"{'.'.join(map(str, detail['loc']))}: {detail['msg']}" for detail in error.errors(include_input=False)]
+            problems = [
+                f"{'.'.join(map(str, detail['loc']))}: {detail['msg']}" for detail in error.errors(include_input=False)
+            ]
             raise ConfigError(f"{self._file.path}: " + "; ".join(problems[:5])) from None  # its input may be a token
 
 
@@ -196,7 +206,9 @@ def _tenants(entries: Sequence[CallerEntry], tenants: Sequence[TenantEntry]) -> 
         if entry.tenant is not None and entry.tenant not in declared:
             raise ConfigError(f"{entry.name}: the tenant {entry.tenant!r} is not one of `tenants`")
         if entry.tenant is None and entry.name in declared:
-            raise ConfigError(f"{entry.name} names no tenant, but a tenant has its name: name it as the caller's tenant, or rename one")
+            raise ConfigError(
+                f"{entry.name} names no tenant, but a tenant has its name: name it as the caller's tenant, or rename one"
+            )
         # A group's members share what one caller alone would have: nobody gets more by having more colleagues.
         alone = Tenant(entry.name, limits=entry.limits.limits() if entry.groups else CallerLimits())
         found[entry.name] = alone if entry.tenant is None else declared[entry.tenant]

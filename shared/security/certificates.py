@@ -1,4 +1,6 @@
-"""Certificate, key and client CA as files that are renewed while we run: read whole, checked, kept until better ones are there."""
+"""Certificate, key and client CA as files that are renewed while we run: read whole, checked, kept until better ones
+are there.
+"""
 
 from __future__ import annotations
 
@@ -42,13 +44,17 @@ class CertificateReader:
 
     def __init__(self, files: TlsFiles, on_read: Callable[[TlsMaterial], None] = lambda material: None) -> None:
         """Raises ConfigError if the files can't be used at the start."""
-        self._watched = [WatchedFile(path) for path in (files.certificate, files.key, files.client_ca) if path is not None]
+        self._watched = [
+            WatchedFile(path) for path in (files.certificate, files.key, files.client_ca) if path is not None
+        ]
         self._on_read = on_read
         self._lock = threading.Lock()
         self.material = self._read()
 
     def renewed(self) -> TlsMaterial | None:
-        """New material if the files changed since the last call and fit together. Never raises: what was good goes on being used."""
+        """New material if the files changed since the last call and fit together. Never raises: what was good goes on
+        being used.
+        """
         with self._lock:
             try:
                 if not any(file.changed() for file in self._watched):
@@ -64,14 +70,18 @@ class CertificateReader:
             certificate, key, *rest = [file.read() for file in self._watched]
         except OSError as error:
             raise ConfigError(f"{error.filename}: {error.strerror}") from error
-        material = TlsMaterial(certificate, key, rest[0] if rest else None, _checked(certificate, key, rest[0] if rest else None))
+        material = TlsMaterial(
+            certificate, key, rest[0] if rest else None, _checked(certificate, key, rest[0] if rest else None)
+        )
         _tell(material)
         self._on_read(material)
         return material
 
 
 def _checked(certificate: bytes, key: bytes, client_ca: bytes | None) -> datetime:
-    """When the certificate expires. Raises ConfigError unless key and certificate belong together and the CA holds a certificate."""
+    """When the certificate expires. Raises ConfigError unless key and certificate belong together and the CA holds a
+    certificate.
+    """
     try:
         leaf = x509.load_pem_x509_certificates(certificate)[0]
         if client_ca is not None:
@@ -90,8 +100,13 @@ def _checked(certificate: bytes, key: bytes, client_ca: bytes | None) -> datetim
 
 
 def _tell(material: TlsMaterial) -> None:
-    fields = {"expires": material.expires.isoformat(timespec="seconds"), "client_certificates": material.client_ca is not None}
+    fields = {
+        "expires": material.expires.isoformat(timespec="seconds"),
+        "client_certificates": material.client_ca is not None,
+    }
     if material.expires <= datetime.now(UTC):
-        log.error("the TLS certificate has EXPIRED: clients refuse it until its file is renewed", extra={"fields": fields})
+        log.error(
+            "the TLS certificate has EXPIRED: clients refuse it until its file is renewed", extra={"fields": fields}
+        )
     else:
         log.info("TLS certificate read", extra={"fields": fields})

@@ -1,4 +1,6 @@
-"""Callers that fail to say who they are, by address: a few tries are free, then they wait, without anything of theirs being looked at."""
+"""Callers that fail to say who they are, by address: a few tries are free, then they wait, without anything of theirs
+being looked at.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ class FailureLimiter:
         """Raises Overloaded while the peer has to wait."""
         bucket = self._peers.get(peer)
         if bucket is not None and (wait := bucket.seconds_until(1.0)):
-            raise Overloaded("too many invalid tokens came from your address; wait, then try a valid one", retry_after_seconds=wait)
+            raise Overloaded(
+                "too many invalid tokens came from your address; wait, then try a valid one", retry_after_seconds=wait
+            )
 
     def failed(self, peer: str) -> None:
         bucket = self._peers.pop(peer, None) or Bucket(FAILURES_PER_SECOND, FREE_FAILURES, self._clock)

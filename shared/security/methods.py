@@ -1,7 +1,7 @@
 """The one table of what each method needs: roles, what a request may ask for, whether it is audited, what it costs.
 
-A method that is not in it is refused. What is refused here depends on the request alone: creating under a name, moving an alias. Whatever
-a request looks up is the handlers' part: to a caller who may not name it, it does not exist.
+A method that is not in it is refused. What is refused here depends on the request alone: creating under a name, moving
+an alias. Whatever a request looks up is the handlers' part: to a caller who may not name it, it does not exist.
 """
 
 from __future__ import annotations
@@ -52,11 +52,15 @@ class Rule:
     announced_bytes: Callable[[Any], int] = _free
     """Bytes of dataset that a request says will follow."""
     made: Callable[[Any], Fields] = _no_fields
-    """What only the (first) response can tell, for logs and the audit: `job`, `dataset` or `version` that was made or used."""
+    """What only the (first) response can tell, for logs and the audit: `job`, `dataset` or `version` that was made or
+    used.
+    """
 
 
 def prompt_of(reference: str) -> str:
-    """The prompt's name in `name`, `name@alias`, `name@7`, `prompts/name`, `prompts/name/versions/7`; nothing is checked."""
+    """The prompt's name in `name`, `name@alias`, `name@7`, `prompts/name`, `prompts/name/versions/7`; nothing is
+    checked.
+    """
     return reference.removeprefix("prompts/").partition("@")[0].partition("/")[0]
 
 
@@ -165,12 +169,19 @@ def _answering(tokens: Callable[[Any], int]) -> Rule:
 _TUNING, _PROMPTS, _GENERATION = (f"/prompttuning.v1.{name}Service/" for name in ("Tuning", "Prompt", "Generation"))
 
 RULES: Mapping[str, Rule] = {
-    f"{_TUNING}UploadDataset": Rule(_TUNE, True, stored_bytes=_chunk_bytes, announced_bytes=_announced, made=_dataset_made),
+    f"{_TUNING}UploadDataset": Rule(
+        _TUNE, True, stored_bytes=_chunk_bytes, announced_bytes=_announced, made=_dataset_made
+    ),
     f"{_TUNING}ListDatasets": Rule(_READ),
     f"{_TUNING}GetDataset": Rule(_READ, about=_about_dataset),
     f"{_TUNING}DeleteDataset": Rule(_TUNE, True, _about_dataset),
     f"{_TUNING}CreateTuningJob": Rule(
-        _TUNE, True, lambda request: {"prompt": request.spec.prompt[:200]}, _may_create_job, stored_bytes=_request_bytes, made=_job_made
+        _TUNE,
+        True,
+        lambda request: {"prompt": request.spec.prompt[:200]},
+        _may_create_job,
+        stored_bytes=_request_bytes,
+        made=_job_made,
     ),
     f"{_TUNING}GetTuningJob": Rule(_READ, about=_about_job),
     f"{_TUNING}ListTuningJobs": Rule(_READ),

@@ -1,6 +1,8 @@
-"""JSON Web Tokens of an OpenID Connect issuer: signature, issuer, audience and times checked by PyJWT, keys fetched and rotated.
+"""JSON Web Tokens of an OpenID Connect issuer: signature, issuer, audience and times checked by PyJWT, keys fetched and
+rotated.
 
-The one place that is ever fetched is the key set's URL in the settings; what a token says about keys (`jku`, `x5u`, `jwk`) is not read.
+The one place that is ever fetched is the key set's URL in the settings; what a token says about keys (`jku`, `x5u`,
+`jwk`) is not read.
 """
 
 from __future__ import annotations
@@ -90,7 +92,9 @@ class OidcVerifier:
         if is_due and now - self._tried > COOL_DOWN_SECONDS:
             if kid not in self._keys:
                 await self._fetch_since(now)
-            elif self._refresh is None or self._refresh.done():  # one caller waits a moment for a known key's renewal, and not for long
+            elif (
+                self._refresh is None or self._refresh.done()
+            ):  # one caller waits a moment for a known key's renewal, and not for long
                 self._refresh = asyncio.create_task(self._fetch_since(now))
                 await asyncio.wait({self._refresh}, timeout=_RENEWAL_SECONDS)
         if not self._keys:
@@ -108,7 +112,11 @@ class OidcVerifier:
         try:
             keys = await self._pool.call(self._client.get_signing_keys)
         except (jwt.PyJWKClientError, jwt.PyJWKSetError, ValueError, OSError, Unavailable) as error:
-            log.warning("the issuer's keys can't be fetched, those known hold: %s", error, extra={"fields": {"known": len(self._keys)}})
+            log.warning(
+                "the issuer's keys can't be fetched, those known hold: %s",
+                error,
+                extra={"fields": {"known": len(self._keys)}},
+            )
         else:
             self._keys = {str(key.key_id): key for key in keys}
             self._fetched = time.monotonic()

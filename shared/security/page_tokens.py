@@ -1,7 +1,8 @@
 """Page tokens: the place where a list goes on, sealed together with the list, its filter and its caller.
 
-A token is encrypted and authenticated with AES-SIV (RFC 5297): it can be neither read nor made nor used for another list, with another
-filter or by another caller. The encryption is deterministic, so the same request always gets the same answer, and no nonce can be reused.
+A token is encrypted and authenticated with AES-SIV (RFC 5297): it can be neither read nor made nor used for another
+list, with another filter or by another caller. The encryption is deterministic, so the same request always gets the
+same answer, and no nonce can be reused.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ Json: TypeAlias = str | int | bool | list["Json"] | dict[str, "Json"] | None
 
 @dataclass(frozen=True)
 class ListScope:
-    """The one list that a token is valid for. The page size is not part of it: callers may change that from page to page."""
+    """The one list that a token is valid for. The page size is not part of it: callers may change that from page to
+    page.
+    """
 
     method: str
     """Name of the method, for example "ListTuningJobs"."""
@@ -50,13 +53,17 @@ class PageTokens:
         self._cipher = AESSIV(key)
 
     def seal(self, cursor: str, scope: ListScope) -> str:
-        """The token of the page that begins after `cursor`, URL-safe. An empty cursor, the end of the list, is an empty token."""
+        """The token of the page that begins after `cursor`, URL-safe. An empty cursor, the end of the list, is an empty
+        token.
+        """
         if not cursor:
             return ""
         return base64.urlsafe_b64encode(self._cipher.encrypt(cursor.encode(), [scope.encode()])).decode().rstrip("=")
 
     def open(self, token: str, scope: ListScope) -> str:
-        """The cursor; empty for an empty token. Raises InvalidInput for `page_token` unless `seal` made it for this scope."""
+        """The cursor; empty for an empty token. Raises InvalidInput for `page_token` unless `seal` made it for this
+        scope.
+        """
         if not token:
             return ""
         try:

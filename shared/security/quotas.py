@@ -39,7 +39,9 @@ class Usage:
 
     @property
     def is_idle(self) -> bool:
-        return not self.running and all(bucket is None or bucket.is_full for bucket in (self._requests, self._tokens, self._bytes))
+        return not self.running and all(
+            bucket is None or bucket.is_full for bucket in (self._requests, self._tokens, self._bytes)
+        )
 
     def begin(self) -> None:
         """Count one call. Raises Overloaded, having counted nothing."""
@@ -50,9 +52,14 @@ class Usage:
                 _CONCURRENCY_RETRY_SECONDS,
             )
         if self._requests is not None and (wait := self._requests.seconds_until(1.0)):
-            raise self._exceeded(f"{self._who} may make {self.limits.requests_per_second:g} requests a second (requests_per_second)", wait)
+            raise self._exceeded(
+                f"{self._who} may make {self.limits.requests_per_second:g} requests a second (requests_per_second)",
+                wait,
+            )
         if self._tokens is not None and (wait := self._tokens.seconds_until(1.0)):
-            raise self._exceeded(f"{self._who} may use {self.limits.tokens_per_second:g} tokens a second (tokens_per_second)", wait)
+            raise self._exceeded(
+                f"{self._who} may use {self.limits.tokens_per_second:g} tokens a second (tokens_per_second)", wait
+            )
         if self._requests is not None:
             self._requests.take(1.0)
         self.running += 1

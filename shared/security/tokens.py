@@ -1,7 +1,7 @@
 """Bearer tokens: long random strings that are kept as SHA-256 only.
 
-A token has 256 bits from the operating system, so a fast hash is enough: nobody can try that many. What people choose themselves has
-far less, and is refused by its length.
+A token has 256 bits from the operating system, so a fast hash is enough: nobody can try that many. What people choose
+themselves has far less, and is refused by its length.
 """
 
 from __future__ import annotations

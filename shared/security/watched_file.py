@@ -14,8 +14,8 @@ SETTLE_SECONDS = 2.0
 class WatchedFile:
     """Looks at identity, size and times of the file; follows links, as Kubernetes swaps them under mounted secrets.
 
-    The change time is among them, which only the kernel sets. Where the file had changed within `SETTLE_SECONDS` before it was read, or
-    in the future, the next looks compare its bytes, too.
+    The change time is among them, which only the kernel sets. Where the file had changed within `SETTLE_SECONDS` before
+    it was read, or in the future, the next looks compare its bytes, too.
     """
 
     def __init__(self, path: Path | str) -> None:
@@ -25,7 +25,9 @@ class WatchedFile:
         self._is_settled = False
 
     def changed(self) -> bool:
-        """Whether it is another file than at the last `read`. False while it can't be looked at: it is probably being replaced."""
+        """Whether it is another file than at the last `read`. False while it can't be looked at: it is probably being
+        replaced.
+        """
         try:
             stamp = self._stamp()
             if stamp != self._seen or self._is_settled:

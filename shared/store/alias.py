@@ -27,14 +27,18 @@ Expected = Targets | None | Literal[_Anything.ANYTHING]
 
 def as_targets(target: Targets, field: str = "target") -> tuple[AliasTarget, ...]:
     """Checked, by ascending version, or InvalidInput."""
-    targets = (AliasTarget(target),) if isinstance(target, int) else tuple(sorted(target, key=lambda part: part.version))
+    targets = (
+        (AliasTarget(target),) if isinstance(target, int) else tuple(sorted(target, key=lambda part: part.version))
+    )
     if not 1 <= len(targets) <= MAX_TARGETS:
         raise InvalidInput.of(field, f"an alias names 1 to {MAX_TARGETS} versions, not {len(targets)}")
     if len({part.version for part in targets}) != len(targets):
         raise InvalidInput.of(field, "names a version twice")
     for part in targets:
         if not 1 <= part.weight <= MAX_WEIGHT:
-            raise InvalidInput.of(field, f"the weight of version {part.version} must be 1 to {MAX_WEIGHT}, not {part.weight}")
+            raise InvalidInput.of(
+                field, f"the weight of version {part.version} must be 1 to {MAX_WEIGHT}, not {part.weight}"
+            )
     return (AliasTarget(targets[0].version),) if len(targets) == 1 else targets
 
 

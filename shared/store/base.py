@@ -1,7 +1,7 @@
 """What the prompt store needs of the place it keeps its bytes: a flat map of keys to bytes with create-if-absent.
 
-Local directories, S3, R2, GCS and Azure all have this; nothing here asks for more (no compare-and-swap, no rename, no append).
-Keys are made by `shared.store.layout`; a backend knows nothing of prompts or of the log.
+Local directories, S3, R2, GCS and Azure all have this; nothing here asks for more (no compare-and-swap, no rename, no
+append). Keys are made by `shared.store.layout`; a backend knows nothing of prompts or of the log.
 """
 
 from __future__ import annotations
@@ -36,7 +36,9 @@ class ObjectBackend(Protocol):
         """How often a watcher should look for news here: what an idle look costs, in time and money, decides."""
 
     def get(self, key: str, max_bytes: int) -> bytes | None:
-        """The whole object, or None if there is none. Raises DamagedBlob, without reading it, if it is larger than `max_bytes`."""
+        """The whole object, or None if there is none. Raises DamagedBlob, without reading it, if it is larger than
+        `max_bytes`.
+        """
 
     def create(self, key: str, data: bytes) -> bool:
         """Write a new object, durable on return; False, and nothing changed, if the key exists."""

@@ -1,7 +1,7 @@
 """One entry of the store's log: what it says, and how it is written and read.
 
-An entry is immutable, and its number is the store-wide revision. Unknown fields are ignored, so that a newer writer may add some; what
-an old reader must not overlook gets a new `format`, and the reader stops with a clear error before it.
+An entry is immutable, and its number is the store-wide revision. Unknown fields are ignored, so that a newer writer may
+add some; what an old reader must not overlook gets a new `format`, and the reader stops with a clear error before it.
 """
 
 from __future__ import annotations
@@ -88,13 +88,17 @@ Operation = Annotated[VersionPublished | AliasMoved | VersionDeleted, Field(disc
 
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """All of `ops` become true at once, at `revision`. `txid` tells a writer its own entry after a lost acknowledgement."""
+    """All of `ops` become true at once, at `revision`. `txid` tells a writer its own entry after a lost
+    acknowledgement.
+    """
 
     revision: Annotated[int, Field(ge=1, lt=10**12)]
     txid: Annotated[str, StringConstraints(min_length=1, max_length=100)]
     time: Timestamp
     actor: Annotated[str, StringConstraints(max_length=MAX_ACTOR_CHARS)]
-    """The caller whose request or job made the change, or the part of the service that did. Shown to nobody but operators."""
+    """The caller whose request or job made the change, or the part of the service that did. Shown to nobody but
+    operators.
+    """
     ops: Annotated[tuple[Operation, ...], Field(min_length=1)]
     format: int = COMMIT_FORMAT
 
@@ -117,7 +121,9 @@ def decode_commit(data: bytes, revision: int) -> Commit:
     try:
         written = _HEAD.validate_json(data).format
         if written > COMMIT_FORMAT:
-            raise DamagedBlob(f"log entry {revision} is of format {written}; this build reads up to {COMMIT_FORMAT}: update it")
+            raise DamagedBlob(
+                f"log entry {revision} is of format {written}; this build reads up to {COMMIT_FORMAT}: update it"
+            )
         commit = _COMMIT.validate_json(data)
     except ValidationError as error:
         raise DamagedBlob(f"log entry {revision} can't be read", revision=revision) from error

@@ -1,7 +1,7 @@
 """Which replicas serve a version: what the heartbeats say, put together. Pure.
 
-A replica should serve a version if it holds the version's base model. Those that refused it are told with their reasons, those with
-another base model, too: an operator who pointed a replica at the wrong model learns it here.
+A replica should serve a version if it holds the version's base model. Those that refused it are told with their
+reasons, those with another base model, too: an operator who pointed a replica at the wrong model learns it here.
 """
 
 from __future__ import annotations
@@ -44,15 +44,26 @@ class Serving:
 
     def __str__(self) -> str:
         told = [f"{replica} refused it: {refusal.reason}" for replica, refusal in self.refused[:_MAX_TOLD_REFUSALS]]
-        more = [f"{len(self.refused) - _MAX_TOLD_REFUSALS} more refused it"] if len(self.refused) > _MAX_TOLD_REFUSALS else []
+        more = (
+            [f"{len(self.refused) - _MAX_TOLD_REFUSALS} more refused it"]
+            if len(self.refused) > _MAX_TOLD_REFUSALS
+            else []
+        )
         return "; ".join([f"served by {len(self.served)} of {self.num_replicas} live replicas", *told, *more])
 
 
 def serving(version: VersionRecord, replicas: Sequence[ReplicaRecord]) -> Serving:
-    """`replicas`: the live ones. A record about other bytes under the same number, from another store's time, does not count."""
+    """`replicas`: the live ones. A record about other bytes under the same number, from another store's time, does not
+    count.
+    """
     fingerprint = version.summary.base_model_fingerprint
     suitable = frozenset(replica.id for replica in replicas if replica.base_model_fingerprint == fingerprint)
-    served = [(replica.id, item) for replica in replicas for item in replica.loaded if replica.id in suitable and _is(item, version)]
+    served = [
+        (replica.id, item)
+        for replica in replicas
+        for item in replica.loaded
+        if replica.id in suitable and _is(item, version)
+    ]
     refused = [(replica.id, item) for replica in replicas for item in replica.refused if _is(item, version)]
     return Serving(suitable, tuple(served), tuple(refused))
 

@@ -22,7 +22,8 @@ MAX_REPLAYED = 1024
 class Changes:
     """What happened after the revision that was asked for, and the state it led to.
 
-    `restarted`: the commits in between are not to be had (the log was cut, or the store is another one): take `index` as it is.
+    `restarted`: the commits in between are not to be had (the log was cut, or the store is another one): take `index`
+    as it is.
     """
 
     commits: tuple[Commit, ...]
@@ -31,10 +32,11 @@ class Changes:
 
 
 class LogFollower:
-    """The state at the last revision read, and the last commits that led to it. Thread-safe; readers of `index` never wait.
+    """The state at the last revision read, and the last commits that led to it. Thread-safe; readers of `index` never
+    wait.
 
-    With nothing new a refresh is one read of an entry that is not there. Whether the log was cut or the whole store replaced is looked
-    up only when an entry was found, and once in `CHECK_SECONDS`.
+    With nothing new a refresh is one read of an entry that is not there. Whether the log was cut or the whole store
+    replaced is looked up only when an entry was found, and once in `CHECK_SECONDS`.
     """
 
     def __init__(self, log: CommitLog, identity: StoreIdentity) -> None:
@@ -51,7 +53,9 @@ class LogFollower:
         return self._index
 
     def refresh(self, check: bool = False) -> StoreIndex:
-        """Read to the end. `check` makes sure now that the log was not cut. Raises DamagedBlob at an entry that can't be read."""
+        """Read to the end. `check` makes sure now that the log was not cut. Raises DamagedBlob at an entry that can't
+        be read.
+        """
         with self._lock:
             self._catch_up(check)
             return self._index

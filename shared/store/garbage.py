@@ -29,9 +29,10 @@ def expired_versions(prompt: PromptRecord, keep_last: int) -> list[int]:
 class BlobCollector:
     """Removes blobs that no version names.
 
-    A blob younger than the grace may be a publisher's, between its upload and its commit; one whose version was deleted within the
-    grace may still be wanted by a replica that has not heard. A publisher that finds its blob there already makes it young again, and
-    looks after its commit whether it is still there; so here a blob is put back if a commit came to name it while it was removed.
+    A blob younger than the grace may be a publisher's, between its upload and its commit; one whose version was deleted
+    within the grace may still be wanted by a replica that has not heard. A publisher that finds its blob there already
+    makes it young again, and looks after its commit whether it is still there; so here a blob is put back if a commit
+    came to name it while it was removed.
     """
 
     def __init__(self, backend: ObjectBackend, read_index: Callable[[], StoreIndex], grace_seconds: float) -> None:
@@ -41,7 +42,9 @@ class BlobCollector:
 
     def collect(self, stopped: Callable[[], bool]) -> list[str]:
         """The digests of the blobs that were removed; as far as it came when `stopped` said so."""
-        old = [(info.key, digest_in(info.key)) for info in self._backend.list(BLOBS) if info.modified_at <= self._oldest]
+        old = [
+            (info.key, digest_in(info.key)) for info in self._backend.list(BLOBS) if info.modified_at <= self._oldest
+        ]
         wanted = self._wanted()
         candidates = [(key, digest) for key, digest in old if digest is not None and digest not in wanted]
         return [digest for key, digest in candidates if not stopped() and self._remove(key, digest)]
@@ -62,5 +65,7 @@ class BlobCollector:
         index = self._read_index()
         wanted = {record.digest for record in index.versions()}
         for prompt in index.prompts.values():
-            wanted.update(stone.digest for stone in prompt.tombstones if parse_timestamp(stone.deleted_at) > self._oldest)
+            wanted.update(
+                stone.digest for stone in prompt.tombstones if parse_timestamp(stone.deleted_at) > self._oldest
+            )
         return wanted

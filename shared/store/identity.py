@@ -1,4 +1,6 @@
-"""Which store this is. A directory that was wiped and made anew under a running service is another store, with another log."""
+"""Which store this is. A directory that was wiped and made anew under a running service is another store, with another
+log.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ class StoreIdentity:
         self.id = ""
 
     def load(self) -> None:
-        """Read the id, or make one. Raises PreconditionFailed for a store of a newer format, or something that is no store."""
+        """Read the id, or make one. Raises PreconditionFailed for a store of a newer format, or something that is no
+        store.
+        """
         found = self._read()
         if found is None:
             mine = _StoreFile(format=STORE_FORMAT, store_id=uuid.uuid4().hex)
@@ -48,7 +52,11 @@ class StoreIdentity:
         try:
             found = _StoreFile.model_validate_json(data)
         except ValidationError as error:
-            raise PreconditionFailed("the place given for the prompt store holds something else: its store.json can't be read") from error
+            raise PreconditionFailed(
+                "the place given for the prompt store holds something else: its store.json can't be read"
+            ) from error
         if found.format > STORE_FORMAT:
-            raise PreconditionFailed(f"the prompt store is of format {found.format}; this build knows {STORE_FORMAT}: update it")
+            raise PreconditionFailed(
+                f"the prompt store is of format {found.format}; this build knows {STORE_FORMAT}: update it"
+            )
         return found

@@ -76,7 +76,9 @@ class Tombstone:
 
 @dataclass(frozen=True, slots=True)
 class PromptRecord:
-    """One prompt. `latest_version` is the highest number ever given, deleted or not; maps are read-only and sorted as they grew."""
+    """One prompt. `latest_version` is the highest number ever given, deleted or not; maps are read-only and sorted as
+    they grew.
+    """
 
     name: str
     latest_version: int = 0
@@ -92,7 +94,9 @@ class PromptRecord:
             raise NotFound("version", version_name(self.name, number), f"the latest is {self.latest_version}") from None
 
     def aliases_of(self, number: int) -> list[str]:
-        return sorted(name for name, alias in self.aliases.items() if any(target.version == number for target in alias.targets))
+        return sorted(
+            name for name, alias in self.aliases.items() if any(target.version == number for target in alias.targets)
+        )
 
     def version_of_job(self, job: str) -> VersionRecord | None:
         return next((record for record in self.versions.values() if record.job == job), None)
@@ -155,7 +159,9 @@ class StoreIndex:
         return [versions[number] for number in numbers[:limit]]
 
     def apply(self, commit: Commit) -> StoreIndex:
-        """The state after `commit`. Raises DamagedBlob if it can't follow on this state: then the log has been tampered with."""
+        """The state after `commit`. Raises DamagedBlob if it can't follow on this state: then the log has been tampered
+        with.
+        """
         if commit.revision != self.revision + 1:
             raise DamagedBlob(f"log entry {commit.revision} can't follow revision {self.revision}")
         changed: dict[str, PromptRecord] = {}
@@ -191,9 +197,15 @@ def _apply(prompt: PromptRecord, op: VersionPublished | AliasMoved | VersionDele
 
 def _publish(prompt: PromptRecord, op: VersionPublished, commit: Commit) -> PromptRecord:
     if op.version != prompt.latest_version + 1:
-        raise DamagedBlob(f"log entry {commit.revision} publishes {op.prompt} version {op.version} after {prompt.latest_version}")
-    record = VersionRecord(prompt.name, op.version, op.digest, op.size_bytes, op.job, commit.time, commit.revision, op.summary)
-    return replace(prompt, latest_version=op.version, versions=MappingProxyType({**prompt.versions, op.version: record}))
+        raise DamagedBlob(
+            f"log entry {commit.revision} publishes {op.prompt} version {op.version} after {prompt.latest_version}"
+        )
+    record = VersionRecord(
+        prompt.name, op.version, op.digest, op.size_bytes, op.job, commit.time, commit.revision, op.summary
+    )
+    return replace(
+        prompt, latest_version=op.version, versions=MappingProxyType({**prompt.versions, op.version: record})
+    )
 
 
 def _move_alias(prompt: PromptRecord, op: AliasMoved, commit: Commit) -> PromptRecord:
@@ -207,11 +219,15 @@ def _move_alias(prompt: PromptRecord, op: AliasMoved, commit: Commit) -> PromptR
 
 def _delete(prompt: PromptRecord, op: VersionDeleted, commit: Commit) -> PromptRecord:
     if prompt.aliases_of(op.version) or op.version not in prompt.versions:
-        raise DamagedBlob(f"log entry {commit.revision} deletes {op.prompt} version {op.version}, which is aliased or does not exist")
+        raise DamagedBlob(
+            f"log entry {commit.revision} deletes {op.prompt} version {op.version}, which is aliased or does not exist"
+        )
     versions = dict(prompt.versions)
     gone = versions.pop(op.version)
     stone = Tombstone(gone.version, gone.job, gone.digest, commit.time)
-    return replace(prompt, versions=MappingProxyType(versions), tombstones=(*prompt.tombstones, stone)[-MAX_TOMBSTONES:])
+    return replace(
+        prompt, versions=MappingProxyType(versions), tombstones=(*prompt.tombstones, stone)[-MAX_TOMBSTONES:]
+    )
 
 
 def _score(prompt: str, target: AliasTarget, routing_key: str) -> float:

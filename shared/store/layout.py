@@ -26,7 +26,11 @@ def digest_in(key: str) -> str | None:
     """The digest that a blob's key stands for; None for a stray file."""
     hexadecimal = key.rpartition("/")[2].removesuffix(".safetensors")
     digest = f"sha256:{hexadecimal}"
-    return digest if len(hexadecimal) == 64 and set(hexadecimal) <= set("0123456789abcdef") and blob_key(digest) == key else None
+    return (
+        digest
+        if len(hexadecimal) == 64 and set(hexadecimal) <= set("0123456789abcdef") and blob_key(digest) == key
+        else None
+    )
 
 
 def log_key(revision: int) -> str:

@@ -1,7 +1,8 @@
 """The store's bytes in a directory of an ordinary file system (ext4, xfs, NFS): durable, and atomic through hard links.
 
-A new object is written to `tmp/`, synced, linked to its final name (which fails if the name exists) and the folder is synced: after a
-power cut an acknowledged object is there, whole. A process that is killed half-way leaves a file in `tmp/` and nothing else.
+A new object is written to `tmp/`, synced, linked to its final name (which fails if the name exists) and the folder is
+synced: after a power cut an acknowledged object is there, whole. A process that is killed half-way leaves a file in
+`tmp/` and nothing else.
 """
 
 from __future__ import annotations
@@ -153,7 +154,8 @@ class LocalBackend:
     def _make_folder(self, folder: Path) -> Sequence[Path]:
         """Make it and what is above it, but never the root, whose absence means the store is away.
 
-        Returns the folders to sync, after the new object's own: by then a journal has all of them, and the syncs cost next to nothing.
+        Returns the folders to sync, after the new object's own: by then a journal has all of them, and the syncs cost
+        next to nothing.
         """
         if folder.is_dir():
             return []
@@ -184,5 +186,9 @@ def _as_unavailable() -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in _NO_HARD_LINKS:
-            raise PreconditionFailed("the prompt store's file system refuses hard links or writing; use another one") from error
-        raise Unavailable(f"the prompt store's directory can't be used: {error.strerror or 'input/output error'}") from error
+            raise PreconditionFailed(
+                "the prompt store's file system refuses hard links or writing; use another one"
+            ) from error
+        raise Unavailable(
+            f"the prompt store's directory can't be used: {error.strerror or 'input/output error'}"
+        ) from error

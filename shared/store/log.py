@@ -1,8 +1,10 @@
-"""The commit log on a backend: append an entry, read one, cut off the old ones, keep snapshots. Knows nothing of what entries mean.
+"""The commit log on a backend: append an entry, read one, cut off the old ones, keep snapshots. Knows nothing of what
+entries mean.
 
-Cutting off is the delicate part. A writer that slept while the log moved on and was cut could create an entry in the part that is gone,
-and a reader that slept as long could believe it. So the cut is announced first (`truncated/{revision}`, create-only: the highest one
-holds), and whoever appended or read an entry looks there *afterwards*: at or below the cut, the entry never was.
+Cutting off is the delicate part. A writer that slept while the log moved on and was cut could create an entry in the
+part that is gone, and a reader that slept as long could believe it. So the cut is announced first
+(`truncated/{revision}`, create-only: the highest one holds), and whoever appended or read an entry looks there
+*afterwards*: at or below the cut, the entry never was.
 """
 
 from __future__ import annotations
@@ -51,7 +53,9 @@ class CommitLog:
         return None if data is None else decode_commit(data, revision)
 
     def append(self, commit: Commit) -> Appended:
-        """Raises Unavailable if the entry is not known to stand; it may still come to stand if the store was cut off half-way."""
+        """Raises Unavailable if the entry is not known to stand; it may still come to stand if the store was cut off
+        half-way.
+        """
         try:
             created = self._backend.create(log_key(commit.revision), encode_commit(commit))
         except Unavailable:
@@ -70,7 +74,9 @@ class CommitLog:
         return max(self._revisions(TRUNCATED), default=0)
 
     def newest_snapshot(self) -> StoreIndex:
-        """The newest readable snapshot, or the empty state. Raises Unavailable if the log has been cut and no snapshot bridges the cut."""
+        """The newest readable snapshot, or the empty state. Raises Unavailable if the log has been cut and no snapshot
+        bridges the cut.
+        """
         for revision in sorted(self._revisions(SNAPSHOTS), reverse=True):
             data = self._backend.get(snapshot_key(revision), MAX_SNAPSHOT_BYTES)
             if data is None:
@@ -88,7 +94,9 @@ class CommitLog:
             self._backend.delete(snapshot_key(revision))
 
     def truncate(self, up_to: int) -> int:
-        """Remove the entries of revisions 1 to `up_to`; a snapshot at or after it must exist. Returns how many were removed."""
+        """Remove the entries of revisions 1 to `up_to`; a snapshot at or after it must exist. Returns how many were
+        removed.
+        """
         if max(self._revisions(SNAPSHOTS), default=0) < up_to:
             raise ValueError(f"no snapshot at or after revision {up_to}")
         self._backend.create(truncated_key(up_to), b"{}")
@@ -104,7 +112,9 @@ class CommitLog:
         return found is not None and found.txid == commit.txid
 
     def _horizon_after_append(self) -> int:
-        """The entry is written: a store that goes away this moment gets a few more chances before the outcome is called unknown."""
+        """The entry is written: a store that goes away this moment gets a few more chances before the outcome is called
+        unknown.
+        """
         for _ in range(_CHECKS_AFTER_APPEND - 1):
             try:
                 return self.horizon()

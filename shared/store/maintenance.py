@@ -1,7 +1,9 @@
-"""One round of keeping a store tidy: old versions, old log entries, blobs and records that nobody wants, what dead writers left.
+"""One round of keeping a store tidy: old versions, old log entries, blobs and records that nobody wants, what dead
+writers left.
 
-Every step is safe beside publishers, watchers and other maintainers (`docs/store.md`), so any number of trainers may do this at once;
-what one has done the others find done. A step that fails is told and leaves the rest to the other steps and to the next round.
+Every step is safe beside publishers, watchers and other maintainers (`docs/store.md`), so any number of trainers may do
+this at once; what one has done the others find done. A step that fails is told and leaves the rest to the other steps
+and to the next round.
 """
 
 from __future__ import annotations
@@ -47,11 +49,23 @@ class MaintenanceReport:
 
     @property
     def did_something(self) -> bool:
-        return any((self.versions_deleted, self.log_entries_removed, self.blobs_removed, self.replicas_forgotten, self.leftovers_removed))
+        return any(
+            (
+                self.versions_deleted,
+                self.log_entries_removed,
+                self.blobs_removed,
+                self.replicas_forgotten,
+                self.leftovers_removed,
+            )
+        )
 
 
-def maintain(store: PromptStore, policy: MaintenancePolicy, stopped: Callable[[], bool] = lambda: False) -> MaintenanceReport:
-    """One round; ends early, between two things, when `stopped` says so. Never raises a SoftPromptError: it is in the report."""
+def maintain(
+    store: PromptStore, policy: MaintenancePolicy, stopped: Callable[[], bool] = lambda: False
+) -> MaintenanceReport:
+    """One round; ends early, between two things, when `stopped` says so. Never raises a SoftPromptError: it is in the
+    report.
+    """
     report = MaintenanceReport()
     for name, step in _STEPS.items():
         if stopped():
@@ -63,7 +77,9 @@ def maintain(store: PromptStore, policy: MaintenancePolicy, stopped: Callable[[]
     return report
 
 
-def _expire_versions(store: PromptStore, policy: MaintenancePolicy, report: MaintenanceReport, stopped: Callable[[], bool]) -> None:
+def _expire_versions(
+    store: PromptStore, policy: MaintenancePolicy, report: MaintenanceReport, stopped: Callable[[], bool]
+) -> None:
     if not policy.keep_versions:
         return
     index = store.refresh()
@@ -73,23 +89,34 @@ def _expire_versions(store: PromptStore, policy: MaintenancePolicy, report: Main
         if expired_versions(prompt, policy.keep_versions):
             deleted = store.apply_retention(prompt.name, policy.keep_versions, ACTOR)
             audit.record("retention", "OK", {"caller": ACTOR, "prompt": prompt.name, "versions": deleted})
-            log.info("versions expired", extra={"fields": {"prompt": prompt.name, "versions": deleted, "kept": policy.keep_versions}})
+            log.info(
+                "versions expired",
+                extra={"fields": {"prompt": prompt.name, "versions": deleted, "kept": policy.keep_versions}},
+            )
             report.versions_deleted += len(deleted)
 
 
-def _cut_log(store: PromptStore, policy: MaintenancePolicy, report: MaintenanceReport, stopped: Callable[[], bool]) -> None:
+def _cut_log(
+    store: PromptStore, policy: MaintenancePolicy, report: MaintenanceReport, stopped: Callable[[], bool]
+) -> None:
     report.log_entries_removed = store.truncate_log(policy.keep_log_entries, at_least=policy.keep_log_entries)
 
 
-def _collect_blobs(store: PromptStore, policy: MaintenancePolicy, report: MaintenanceReport, stopped: Callable[[], bool]) -> None:
+def _collect_blobs(
+    store: PromptStore, policy: MaintenancePolicy, report: MaintenanceReport, stopped: Callable[[], bool]
+) -> None:
     report.blobs_removed = len(store.collect_unreferenced_blobs(policy.blob_grace_seconds, stopped))
 
 
-def _forget_replicas(store: PromptStore, policy: MaintenancePolicy, report: MaintenanceReport, stopped: Callable[[], bool]) -> None:
+def _forget_replicas(
+    store: PromptStore, policy: MaintenancePolicy, report: MaintenanceReport, stopped: Callable[[], bool]
+) -> None:
     report.replicas_forgotten = store.forget_gone_replicas()
 
 
-def _sweep(store: PromptStore, policy: MaintenancePolicy, report: MaintenanceReport, stopped: Callable[[], bool]) -> None:
+def _sweep(
+    store: PromptStore, policy: MaintenancePolicy, report: MaintenanceReport, stopped: Callable[[], bool]
+) -> None:
     report.leftovers_removed = store.backend.sweep()
 
 

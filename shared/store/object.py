@@ -1,8 +1,9 @@
-"""The store's bytes in S3, R2, GCS, Azure or anything that speaks one of their protocols, through obstore (the extra `object-store`).
+"""The store's bytes in S3, R2, GCS, Azure or anything that speaks one of their protocols, through obstore (the extra
+`object-store`).
 
-Credentials, region and endpoint come from the environment, as each cloud's own tools read them (`AWS_*`, `GOOGLE_*`, `AZURE_*`).
-Some servers accept a conditional write and ignore the condition; on such a store two publishers would overwrite each other, so
-`open` tries it and refuses.
+Credentials, region and endpoint come from the environment, as each cloud's own tools read them (`AWS_*`, `GOOGLE_*`,
+`AZURE_*`). Some servers accept a conditional write and ignore the condition; on such a store two publishers would
+overwrite each other, so `open` tries it and refuses.
 """
 
 from __future__ import annotations
@@ -43,16 +44,22 @@ class ObjectStoreBackend:
 
     @classmethod
     def open(cls, url: str, timeout_seconds: float = 30.0) -> ObjectStoreBackend:
-        """Raises InvalidInput for a URL that names no bucket, PreconditionFailed if the extra is missing or conditions are ignored."""
+        """Raises InvalidInput for a URL that names no bucket, PreconditionFailed if the extra is missing or conditions
+        are ignored.
+        """
         try:
             from obstore.exceptions import BaseError
             from obstore.store import from_url
         except ImportError as error:
-            raise PreconditionFailed("stores in S3, GCS and Azure need the extra: pip install 'softprompt[object-store]'") from error
+            raise PreconditionFailed(
+                "stores in S3, GCS and Azure need the extra: pip install 'softprompt[object-store]'"
+            ) from error
         try:
             backend = cls(from_url(url, client_options=_client_options(timeout_seconds), retry_config=_RETRY))
         except (BaseError, ValueError) as error:
-            raise InvalidInput.of("store", f"{url[:200]!r} can't be opened: it, or the cloud's environment variables, are wrong") from error
+            raise InvalidInput.of(
+                "store", f"{url[:200]!r} can't be opened: it, or the cloud's environment variables, are wrong"
+            ) from error
         backend.check_conditional_writes()
         return backend
 
@@ -66,7 +73,9 @@ class ObjectStoreBackend:
             with contextlib.suppress(Unavailable):
                 self.delete(key)
         if not first or second or kept != b"first":
-            raise PreconditionFailed("this object store ignores conditional writes (If-None-Match): publishers would overwrite each other")
+            raise PreconditionFailed(
+                "this object store ignores conditional writes (If-None-Match): publishers would overwrite each other"
+            )
 
     def get(self, key: str, max_bytes: int) -> bytes | None:
         with _as_unavailable():
@@ -109,7 +118,9 @@ class ObjectStoreBackend:
             self._store.delete(check_key(key))
 
     def sweep(self) -> int:
-        """Writes are whole or not there at all; only a probe may have been left, by a service that was killed as it started."""
+        """Writes are whole or not there at all; only a probe may have been left, by a service that was killed as it
+        started.
+        """
         oldest = datetime.now(UTC) - timedelta(seconds=_STALE_PROBE_SECONDS)
         left = [info.key for info in self.list(_PROBES) if info.modified_at < oldest]
         for key in left:
@@ -121,7 +132,9 @@ class ObjectStoreBackend:
 
 
 def _client_options(timeout_seconds: float) -> ClientConfig:
-    """Plain HTTP only where an endpoint was given with that scheme. A request is limited from its connection to its last byte."""
+    """Plain HTTP only where an endpoint was given with that scheme. A request is limited from its connection to its
+    last byte.
+    """
     plain = any(os.environ.get(name, "").startswith("http://") for name in _ENDPOINTS)
     plain = plain or _PLAIN_GOOGLE.search(os.environ.get("GOOGLE_SERVICE_ACCOUNT_KEY", "")) is not None
     timeout, connect_timeout = timedelta(seconds=timeout_seconds), timedelta(seconds=min(5.0, timeout_seconds))

@@ -14,13 +14,17 @@ from shared.store.store import PromptStore
 
 _OBJECT_SCHEMES = {"s3", "gs", "az", "abfs", "abfss"}
 REQUEST_SECONDS = 30.0
-_RULE = "must be a directory, file://DIRECTORY, memory://, s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or az://CONTAINER/PREFIX"
+_RULE = (
+    "must be a directory, file://DIRECTORY, memory://, s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or az://CONTAINER/PREFIX"
+)
 
 
 def open_store(url: str, timeout_seconds: float = REQUEST_SECONDS) -> PromptStore:
-    """Open, or begin, the store at `url`. Raises InvalidInput for a URL that can't be one, Unavailable if the place is away.
+    """Open, or begin, the store at `url`. Raises InvalidInput for a URL that can't be one, Unavailable if the place is
+    away.
 
-    `timeout_seconds` is the time limit of one request to an object store. A directory has none: call its methods in a `CallPool`.
+    `timeout_seconds` is the time limit of one request to an object store. A directory has none: call its methods in a
+    `CallPool`.
     """
     return PromptStore(open_backend(url, timeout_seconds))
 
@@ -37,7 +41,9 @@ def open_backend(url: str, timeout_seconds: float = REQUEST_SECONDS) -> ObjectBa
     if scheme == "file":
         parts = urlsplit(url)
         if parts.netloc not in {"", "localhost"} or not parts.path:
-            raise InvalidInput.of("store", f"{url[:200]!r}: file:// takes an absolute path on this machine, as in file:///var/lib/prompts")
+            raise InvalidInput.of(
+                "store", f"{url[:200]!r}: file:// takes an absolute path on this machine, as in file:///var/lib/prompts"
+            )
         return LocalBackend(Path(unquote(parts.path)))
     if scheme in _OBJECT_SCHEMES:
         from shared.store.object import ObjectStoreBackend

@@ -2,8 +2,8 @@
 
 Records are hints for people (`prompts status`) and for "served by all"; nothing about versions depends on them.
 
-Whether a replica is live is told by its record's changes, on the reader's own clock, once the reader has looked at it for a while. At the
-first look only the two machines' clocks can be compared; the tolerated skew is `LIVE_SECONDS`.
+Whether a replica is live is told by its record's changes, on the reader's own clock, once the reader has looked at it
+for a while. At the first look only the two machines' clocks can be compared; the tolerated skew is `LIVE_SECONDS`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from shared.store.layout import MAX_REPLICA_BYTES, REPLICAS, replica_key
 log = logging.getLogger(__name__)
 
 LIVE_SECONDS = 30.0
-"""A replica that has told nothing for so long is gone; one that tells less often is given the time of three heartbeats."""
+"""A replica that has told nothing for so long is gone; one that tells less often is given the time of three heartbeats.
+"""
 
 FORGET_SECONDS = 24 * 3600.0
 
@@ -97,7 +98,9 @@ class ReplicaDirectory:
     def put(self, record: ReplicaRecord) -> None:
         data = record.model_dump_json().encode()
         if len(data) > MAX_REPLICA_BYTES:
-            raise InvalidInput.of("replica", f"the record takes {len(data)} bytes; at most {MAX_REPLICA_BYTES} are allowed")
+            raise InvalidInput.of(
+                "replica", f"the record takes {len(data)} bytes; at most {MAX_REPLICA_BYTES} are allowed"
+            )
         self._backend.put(replica_key(record.id), data)
 
     def list(self) -> list[ReplicaRecord]:
@@ -137,7 +140,9 @@ class ReplicaDirectory:
 
 
 def _is_live(record: ReplicaRecord, seen: _Seen, now: float, utc: datetime) -> bool:
-    """By the last change that the reader saw; before it saw one, by the clocks of both, but not for longer than a live one is silent."""
+    """By the last change that the reader saw; before it saw one, by the clocks of both, but not for longer than a live
+    one is silent.
+    """
     if seen.changed_at is not None:
         return now - seen.changed_at <= record.live_seconds
     by_clocks = utc - parse_timestamp(record.updated_at) <= timedelta(seconds=record.live_seconds)

@@ -50,13 +50,17 @@ def decode_snapshot(data: bytes, revision: int) -> StoreIndex:
     """Raises DamagedBlob for a snapshot that can't be read, contradicts itself, or is not of `revision`."""
     try:
         if (written := _HEAD.validate_json(data).format) > SNAPSHOT_FORMAT:
-            raise DamagedBlob(f"snapshot {revision} is of format {written}; this build reads up to {SNAPSHOT_FORMAT}: update it")
+            raise DamagedBlob(
+                f"snapshot {revision} is of format {written}; this build reads up to {SNAPSHOT_FORMAT}: update it"
+            )
         snapshot = _SNAPSHOT.validate_json(data)
     except ValidationError as error:
         raise DamagedBlob(f"snapshot {revision} can't be read", revision=revision) from error
     if snapshot.revision != revision:
         raise DamagedBlob(f"snapshot {revision} says that it is of revision {snapshot.revision}")
-    index = StoreIndex(snapshot.revision, MappingProxyType({prompt.name: _record(prompt) for prompt in snapshot.prompts}))
+    index = StoreIndex(
+        snapshot.revision, MappingProxyType({prompt.name: _record(prompt) for prompt in snapshot.prompts})
+    )
     index.check_integrity()
     return index
 

@@ -1,8 +1,9 @@
-"""The prompt store: publish versions, move aliases, read the state, fetch blobs, follow changes. All of it synchronous and thread-safe.
+"""The prompt store: publish versions, move aliases, read the state, fetch blobs, follow changes. All of it synchronous
+and thread-safe.
 
-Every change is one commit appended to the log (`shared.store.log`), built against the state that it follows on; whoever loses the race
-for a revision looks at what won and builds again. So versions have no gaps, aliases are compare-and-set, and several operations
-become true together, on stores that can do no more than create-if-absent.
+Every change is one commit appended to the log (`shared.store.log`), built against the state that it follows on; whoever
+loses the race for a revision looks at what won and builds again. So versions have no gaps, aliases are compare-and-set,
+and several operations become true together, on stores that can do no more than create-if-absent.
 """
 
 from __future__ import annotations
@@ -19,7 +20,15 @@ from shared.prompt.blob import MAX_BLOB_BYTES, PromptBlob, check_digest, decode_
 from shared.prompt.manifest import utc_now
 from shared.store.alias import ANYTHING, Expected, Targets, as_targets, check_expected
 from shared.store.base import ObjectBackend
-from shared.store.commit import MAX_SUMMARY_METRICS, AliasMoved, Commit, Operation, VersionDeleted, VersionPublished, VersionSummary
+from shared.store.commit import (
+    MAX_SUMMARY_METRICS,
+    AliasMoved,
+    Commit,
+    Operation,
+    VersionDeleted,
+    VersionPublished,
+    VersionSummary,
+)
 from shared.store.follower import MAX_REPLAYED, Changes, LogFollower
 from shared.store.garbage import GRACE_SECONDS, BlobCollector, expired_versions
 from shared.store.identity import StoreIdentity
@@ -62,7 +71,8 @@ class PromptStore:
         return self._follower.index
 
     def refresh(self, check: bool = False) -> StoreIndex:
-        """Read the log to its end. With nothing new this is one small read. Raises DamagedBlob if an entry can't be read.
+        """Read the log to its end. With nothing new this is one small read. Raises DamagedBlob if an entry can't be
+        read.
 
         `check` makes sure now, and not within a minute, that the log was not cut and the store is still the same one.
         """
@@ -89,9 +99,9 @@ class PromptStore:
     ) -> PublishedVersion:
         """Make the blob the prompt's next version and, in the same commit, move `alias` to it (None: move nothing).
 
-        The same `job` publishing again gets the version that it has. `expected` is what the alias must name before; Conflict if it
-        does not, and then nothing is published. `permit` is called before each attempt to commit, as the last thing; what it raises ends
-        the publication. Raises DamagedBlob for a blob that no replica would load.
+        The same `job` publishing again gets the version that it has. `expected` is what the alias must name before;
+        Conflict if it does not, and then nothing is published. `permit` is called before each attempt to commit, as the
+        last thing; what it raises ends the publication. Raises DamagedBlob for a blob that no replica would load.
         """
         check_name(prompt, "prompt")
         _check_length(job, "job", least=1)
@@ -106,7 +116,9 @@ class PromptStore:
             if record and record.version_of_job(job):
                 return []
             if record and (stone := record.tombstone_of_job(job)):
-                raise PreconditionFailed(f"{version_name(prompt, stone.version)} of this job has been deleted", version=stone.version)
+                raise PreconditionFailed(
+                    f"{version_name(prompt, stone.version)} of this job has been deleted", version=stone.version
+                )
             version = record.latest_version + 1 if record else 1
             ops: list[Operation] = [VersionPublished(prompt, version, blob.digest, len(data), job, _summary(blob))]
             if alias is not None:
@@ -125,10 +137,14 @@ class PromptStore:
             raise PreconditionFailed(f"the version of {prompt!r} that this job published was deleted at once")
         return published
 
-    def set_alias(self, prompt: str, alias: str, target: Targets | None, expected: Expected = ANYTHING, actor: str = "") -> int:
-        """Move an alias to a version, to weighted versions, or (None) remove it. Returns the revision at which it holds.
+    def set_alias(
+        self, prompt: str, alias: str, target: Targets | None, expected: Expected = ANYTHING, actor: str = ""
+    ) -> int:
+        """Move an alias to a version, to weighted versions, or (None) remove it. Returns the revision at which it
+        holds.
 
-        `expected`: what it must name now (a version, targets, or None for no alias), else Conflict with the `current` value.
+        `expected`: what it must name now (a version, targets, or None for no alias), else Conflict with the `current`
+        value.
         """
         check_name(prompt, "prompt")
         check_alias(alias, "alias")
@@ -147,7 +163,9 @@ class PromptStore:
         return self._commit(actor, build)
 
     def delete_version(self, prompt: str, version: int, actor: str = "") -> int:
-        """Take the version out of the index; its number is never used again. PreconditionFailed while an alias names it."""
+        """Take the version out of the index; its number is never used again. PreconditionFailed while an alias names
+        it.
+        """
         check_name(prompt, "prompt")
 
         def build(index: StoreIndex) -> list[Operation]:
@@ -155,7 +173,9 @@ class PromptStore:
             record.version(version)
             if aliases := record.aliases_of(version):
                 names = ", ".join(f"{prompt}@{name}" for name in aliases)
-                raise PreconditionFailed(f"{version_name(prompt, version)} is named by {names}: move the alias first", aliases=names)
+                raise PreconditionFailed(
+                    f"{version_name(prompt, version)} is named by {names}: move the alias first", aliases=names
+                )
             return [VersionDeleted(prompt, version)]
 
         return self._commit(actor, build)
@@ -187,9 +207,11 @@ class PromptStore:
         return index.revision
 
     def truncate_log(self, keep: int = MAX_REPLAYED, at_least: int = 1) -> int:
-        """Remove log entries but the last `keep`, behind a snapshot. Live watchers notice nothing, or start from the snapshot.
+        """Remove log entries but the last `keep`, behind a snapshot. Live watchers notice nothing, or start from the
+        snapshot.
 
-        Nothing happens unless `at_least` so many could go: each cut writes a snapshot of the whole index. Returns how many entries went.
+        Nothing happens unless `at_least` so many could go: each cut writes a snapshot of the whole index. Returns how
+        many entries went.
         """
         index = self._follower.refresh(check=True)
         up_to = index.revision - max(keep, 0)
@@ -198,7 +220,9 @@ class PromptStore:
         self._log.write_snapshot(index)
         return self._log.truncate(up_to)
 
-    def collect_unreferenced_blobs(self, grace_seconds: float = GRACE_SECONDS, stopped: Callable[[], bool] = lambda: False) -> list[str]:
+    def collect_unreferenced_blobs(
+        self, grace_seconds: float = GRACE_SECONDS, stopped: Callable[[], bool] = lambda: False
+    ) -> list[str]:
         """Remove blobs that no version has named for `grace_seconds`, until `stopped`. Returns their digests."""
         return BlobCollector(self.backend, lambda: self._follower.refresh(check=True), grace_seconds).collect(stopped)
 
@@ -222,7 +246,9 @@ class PromptStore:
         self.backend.close()
 
     def _commit(self, actor: str, build: Callable[[StoreIndex], Sequence[Operation]]) -> int:
-        """Append what `build` makes of the newest state, again and again until it stands. Nothing to do: the present revision."""
+        """Append what `build` makes of the newest state, again and again until it stands. Nothing to do: the present
+        revision.
+        """
         _check_length(actor, "actor")
         txid = uuid.uuid4().hex
         deadline = time.monotonic() + _COMMIT_SECONDS
@@ -264,7 +290,9 @@ class PromptStore:
             log.warning("no snapshot was written at revision %d: %s", commit.revision, error.message)
 
     def _put_blob(self, digest: str, data: bytes) -> bool:
-        """Whether it was there before. Then it is written again: that heals damage and makes it too young to be collected."""
+        """Whether it was there before. Then it is written again: that heals damage and makes it too young to be
+        collected.
+        """
         if self.backend.create(blob_key(digest), data):
             return False
         self.backend.put(blob_key(digest), data)

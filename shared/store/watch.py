@@ -21,15 +21,20 @@ _JITTER = (0.8, 1.2)
 
 
 class StoreWatcher:
-    """Yields `Changes` whenever the store has moved, for ever, starting after `since` (None: with the present state, at once).
+    """Yields `Changes` whenever the store has moved, for ever, starting after `since` (None: with the present state, at
+    once).
 
-    While the store is away it asks a little less often, but never so much less that it would not catch up within two polls of the store's
-    return, however long that takes; it says so once in the log. An entry that can't be read stops it likewise until it can. Cancel the
-    task to end it.
+    While the store is away it asks a little less often, but never so much less that it would not catch up within two
+    polls of the store's return, however long that takes; it says so once in the log. An entry that can't be read stops
+    it likewise until it can. Cancel the task to end it.
     """
 
     def __init__(
-        self, store: PromptStore, since: int | None = None, poll_seconds: float | None = None, pool: CallPool | None = None
+        self,
+        store: PromptStore,
+        since: int | None = None,
+        poll_seconds: float | None = None,
+        pool: CallPool | None = None,
     ) -> None:
         """`pool`: the threads to ask the store in; None: one of its own."""
         self._store = store
@@ -65,7 +70,9 @@ class StoreWatcher:
             log.info("the prompt store can be followed again, revision %d", changes.index.revision)
         self.problem = ""
         self._last_contact = time.monotonic()
-        if self._store_id != self._store.id:  # another store in the same place: its revisions are not those that we know
+        if (
+            self._store_id != self._store.id
+        ):  # another store in the same place: its revisions are not those that we know
             self._store_id = self._store.id
             return Changes((), changes.index, restarted=True)
         return changes

@@ -1,9 +1,10 @@
 """Token ids of text in which a user's words never become control tokens.
 
-A tokenizer turns the string `<|im_end|>` into the token that ends a turn, whoever wrote it. Only templates may do that. So the
-contents that a template takes in are quoted first: each string that spells a control token is replaced by a stand-in of two
-private-use characters, which passes through the template as text, and is tokenized afterwards as the characters that it was.
-Text without such strings, which is nearly all text, gets exactly the ids that the tokenizer gives it.
+A tokenizer turns the string `<|im_end|>` into the token that ends a turn, whoever wrote it. Only templates may do that.
+So the contents that a template takes in are quoted first: each string that spells a control token is replaced by a
+stand-in of two private-use characters, which passes through the template as text, and is tokenized afterwards as the
+characters that it was. Text without such strings, which is nearly all text, gets exactly the ids that the tokenizer
+gives it.
 """
 
 from __future__ import annotations
@@ -16,11 +17,14 @@ from typing import Any
 _ESCAPE = "\U0010fffd"
 _FIRST_STAND_IN = 0x100000
 _ANCHOR = "\n"
-"""Tokenized in front of a continuation and taken off again, where the tokenizer would put a space before it otherwise."""
+"""Tokenized in front of a continuation and taken off again, where the tokenizer would put a space before it otherwise.
+"""
 
 
 class PlainText:
-    """Tokenizes for one transformers tokenizer. Control tokens are its special ones, and those that its chat template writes."""
+    """Tokenizes for one transformers tokenizer. Control tokens are its special ones, and those that its chat template
+    writes.
+    """
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
@@ -30,7 +34,9 @@ class PlainText:
         return self._quoted.sub(lambda match: _ESCAPE + self._stand_in[match[0]], text)
 
     def ids(self, quoted: str, *, continues: bool = False) -> list[int]:
-        """Token ids without BOS. `continues`: the text follows another, so no tokenizer may begin it with a space of its own."""
+        """Token ids without BOS. `continues`: the text follows another, so no tokenizer may begin it with a space of
+        its own.
+        """
         found = list[int]()
         for text, is_control_string in self._parts(quoted):
             if is_control_string:
@@ -95,7 +101,8 @@ class PlainText:
         return {
             token.content: id
             for id, token in self._tokenizer.added_tokens_decoder.items()
-            if token.content and (token.special or token.content in special or (token.content.strip() and token.content in source))
+            if token.content
+            and (token.special or token.content in special or (token.content.strip() and token.content in source))
         }
 
     @cached_property

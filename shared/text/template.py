@@ -1,14 +1,16 @@
 """How an input becomes token ids: the one function that training, evaluation, golden records and serving share.
 
-The model sees `[virtual tokens][BOS, where the tokenizer adds one][rendered template][target]`. Positions count from 0 at the
-first virtual token. If two places rendered or tokenized on their own, prompts would silently rot; so there is one.
+The model sees `[virtual tokens][BOS, where the tokenizer adds one][rendered template][target]`. Positions count from 0
+at the first virtual token. If two places rendered or tokenized on their own, prompts would silently rot; so there is
+one.
 
 TEXT  the template text with `{input}` replaced. If it does not end in white space, targets begin with a space (a byte-pair
       token carries the space before it), and serving drops that space from the answer.
 CHAT  the model's own chat template: an optional system message, one user message (the template text with `{input}`
       replaced) or the caller's messages, and the header of the assistant's turn. Targets follow as the chat template writes answers.
 
-Control tokens come from templates alone: in an input, a message or a target their strings are ordinary text (`plain_text`).
+Control tokens come from templates alone: in an input, a message or a target their strings are ordinary text
+(`plain_text`).
 """
 
 from __future__ import annotations
@@ -65,9 +67,12 @@ class Template(BaseModel):
     arguments: dict[str, JsonValue] = Field(default_factory=dict, max_length=MAX_ARGUMENTS)
     """What the model's chat template takes besides messages, such as `enable_thinking`."""
     date: str = Field(default="", pattern=r"^(\d{4}-\d{2}-\d{2})?$")
-    """The day that a chat template shows as today's, so that it renders the same tomorrow; empty: the day of the call."""
+    """The day that a chat template shows as today's, so that it renders the same tomorrow; empty: the day of the call.
+    """
     lead: str = Field(default="", max_length=1000)
-    """What the chat template writes between the header of the assistant's turn and the answer, such as an empty thought."""
+    """What the chat template writes between the header of the assistant's turn and the answer, such as an empty
+    thought.
+    """
     end: str = Field(default="", max_length=200)
     """The control token that ends an answer; empty: the tokenizer's end of sequence."""
     rendering: Literal[1, 2] = 1
@@ -76,7 +81,9 @@ class Template(BaseModel):
     def check(self, field: str = "template") -> Template:
         """Itself, or InvalidInput naming `field`."""
         if self.text.count(INPUT_FIELD) != 1:
-            raise InvalidInput.of(f"{field}.text", f"must contain {INPUT_FIELD} exactly once, found {self.text.count(INPUT_FIELD)}")
+            raise InvalidInput.of(
+                f"{field}.text", f"must contain {INPUT_FIELD} exactly once, found {self.text.count(INPUT_FIELD)}"
+            )
         if self.system and self.format is not TemplateFormat.CHAT:
             raise InvalidInput.of(f"{field}.system", "needs the CHAT format")
         if self.arguments and self.format is not TemplateFormat.CHAT:
@@ -98,7 +105,9 @@ class Template(BaseModel):
 
     @property
     def target_prefix(self) -> str:
-        """The spaces between the rendered input and a target: a byte-pair token carries the space before it, so targets begin with them."""
+        """The spaces between the rendered input and a target: a byte-pair token carries the space before it, so targets
+        begin with them.
+        """
         if self.format is TemplateFormat.CHAT:
             return self.lead[len(self.lead.rstrip(" ")) :]
         return "" if self.text[-1:].isspace() else " "
@@ -112,7 +121,9 @@ class InputEncoder:
 
     def __init__(self, tokenizer: Any, template: Template) -> None:
         if template.format is TemplateFormat.CHAT and not has_chat_template(tokenizer):
-            raise InvalidInput.of("template.format", "CHAT needs a base model whose tokenizer has a chat template; use TEXT")
+            raise InvalidInput.of(
+                "template.format", "CHAT needs a base model whose tokenizer has a chat template; use TEXT"
+            )
         self.tokenizer = tokenizer
         self.template = template
         self._text = PlainText(tokenizer)
@@ -126,14 +137,17 @@ class InputEncoder:
         return self._encode_turns([_turn("user", self.template.render(self._text.quote(text)))])
 
     def encode_messages(self, messages: Sequence[Message]) -> list[int]:
-        """A conversation that the assistant is to continue; to a TEXT template, the input that `conversation_text` makes of it.
+        """A conversation that the assistant is to continue; to a TEXT template, the input that `conversation_text`
+        makes of it.
 
-        The template's system message is put first. Raises InvalidInput naming `messages[i]` for what the chat template refuses,
-        and for a system message beside the template's own unless that allows it.
+        The template's system message is put first. Raises InvalidInput naming `messages[i]` for what the chat template
+        refuses, and for a system message beside the template's own unless that allows it.
         """
         for index, message in enumerate(messages):
             if message.role not in ROLES:
-                raise InvalidInput.of(f"messages[{index}].role", f"must be one of {', '.join(ROLES)}, not {message.role[:40]!r}")
+                raise InvalidInput.of(
+                    f"messages[{index}].role", f"must be one of {', '.join(ROLES)}, not {message.role[:40]!r}"
+                )
         if self.template.format is not TemplateFormat.CHAT:
             return self.encode_input(conversation_text(messages))
         brought = next((index for index, message in enumerate(messages) if message.role == "system"), None)
@@ -141,7 +155,9 @@ class InputEncoder:
             text = "the prompt has a system message of its own, which can't be replaced; leave yours out"
             raise InvalidInput.of(f"messages[{brought}]", text)
         own = brought is None
-        return self._encode_turns([_turn(message.role, self._text.quote(message.content)) for message in messages], with_system=own)
+        return self._encode_turns(
+            [_turn(message.role, self._text.quote(message.content)) for message in messages], with_system=own
+        )
 
     def encode_target(self, text: str, *, end: bool = True) -> list[int]:
         """The ids of a target or candidate continuation; `end` adds the token that stops generation."""
@@ -149,14 +165,17 @@ class InputEncoder:
         return [*ids, self.end_token_id] if end and self.end_token_id is not None else ids
 
     def encode_candidates(self, texts: Sequence[str], field: str) -> tuple[tuple[int, ...], ...]:
-        """The ids of targets that are weighed against each other. Where one begins another, the end of sequence tells them apart.
+        """The ids of targets that are weighed against each other. Where one begins another, the end of sequence tells
+        them apart.
 
         Raises InvalidInput naming `field` if a text has no tokens or two have the same.
         """
         plain = [tuple(self.encode_target(text, end=False)) for text in texts]
         for index, ids in enumerate(plain):
             if not ids:
-                raise InvalidInput.of(f"{field}[{index}]", f"{texts[index][:80]!r} has no tokens in this model's vocabulary")
+                raise InvalidInput.of(
+                    f"{field}[{index}]", f"{texts[index][:80]!r} has no tokens in this model's vocabulary"
+                )
         if len(set(plain)) < len(plain):
             raise InvalidInput.of(field, "two of them have the same tokens in this model's vocabulary")
         ordered = sorted(plain)  # a beginning sorts right before what it begins
@@ -193,12 +212,16 @@ class InputEncoder:
         return render_chat(self.tokenizer, self.template, turns, add_generation_prompt=True)
 
     def _refusal(self, system: list[dict[str, str]], turns: list[dict[str, str]], error: Exception) -> InvalidInput:
-        """Names the system message if the turns are fine without it, else the first message that is refused after those before it."""
+        """Names the system message if the turns are fine without it, else the first message that is refused after those
+        before it.
+        """
         if system and self._problem(turns) is None:
             return InvalidInput.of("template.system", f"the model's chat template refuses it: {str(error)[:200]}")
         for count in range(1, len(turns) + 1):
             if (problem := self._problem([*system, *turns[:count]])) is not None:
-                return InvalidInput.of(f"messages[{count - 1}]", f"the model's chat template refuses it: {str(problem)[:200]}")
+                return InvalidInput.of(
+                    f"messages[{count - 1}]", f"the model's chat template refuses it: {str(problem)[:200]}"
+                )
         return InvalidInput.of("messages", f"the model's chat template refuses them: {str(error)[:200]}")
 
     def _problem(self, turns: Sequence[Mapping[str, str]]) -> Exception | None:
@@ -232,7 +255,9 @@ def default_format(tokenizer: Any) -> TemplateFormat:
 
 
 def bare_template(template: Template | None, default: TemplateFormat) -> Template:
-    """The template of the bare model: the caller's, or the input alone. `default` is the format where none is given (`default_format`)."""
+    """The template of the bare model: the caller's, or the input alone. `default` is the format where none is given
+    (`default_format`).
+    """
     chosen = template or Template()
     if "format" not in chosen.model_fields_set:
         chosen = chosen.model_copy(update={"format": default})
@@ -242,8 +267,8 @@ def bare_template(template: Template | None, default: TemplateFormat) -> Templat
 def conversation_text(messages: Sequence[Message]) -> str:
     """A conversation as the input of a TEXT template.
 
-    A single user message is the input as it is. Of several messages each becomes a paragraph `User: ...`, `Assistant: ...` or
-    `System: ...`, in order.
+    A single user message is the input as it is. Of several messages each becomes a paragraph `User: ...`, `Assistant:
+    ...` or `System: ...`, in order.
     """
     if len(messages) == 1 and messages[0].role == "user":
         return messages[0].content
@@ -251,7 +276,8 @@ def conversation_text(messages: Sequence[Message]) -> str:
 
 
 def pinned(template: Template, tokenizer: Any, today: date | None = None) -> Template:
-    """The template with everything fixed that its rendering would otherwise take from the day or the code: for a new prompt.
+    """The template with everything fixed that its rendering would otherwise take from the day or the code: for a new
+    prompt.
 
     Reads off the chat template how it ends an answer and what it writes before one.
     """
@@ -280,7 +306,9 @@ def dated(template: Template, today: date | None = None) -> Template:
     return template.model_copy(update={"date": (today or datetime.now(UTC).date()).isoformat()})
 
 
-def render_chat(tokenizer: Any, template: Template, turns: Sequence[Mapping[str, str]], *, add_generation_prompt: bool) -> str:
+def render_chat(
+    tokenizer: Any, template: Template, turns: Sequence[Mapping[str, str]], *, add_generation_prompt: bool
+) -> str:
     """What the model's chat template makes of the turns, on the template's day and with its arguments."""
     source = tokenizer.get_chat_template()
     if template.date:
@@ -296,7 +324,9 @@ def render_chat(tokenizer: Any, template: Template, turns: Sequence[Mapping[str,
 
 
 def _dated(source: str, day: datetime) -> str:
-    """A chat template whose calls of `strftime_now`, transformers' clock for templates, are replaced by what they gave on that day."""
+    """A chat template whose calls of `strftime_now`, transformers' clock for templates, are replaced by what they gave
+    on that day.
+    """
     return _CLOCK.sub(lambda call: json.dumps(day.strftime(call["format"])), source)
 
 

@@ -1,6 +1,8 @@
-"""Inputs that are too long, cut from the left. What the template writes stays: BOS, the system message, the headers of the turns.
+"""Inputs that are too long, cut from the left. What the template writes stays: BOS, the system message, the headers of
+the turns.
 
-Of a conversation the oldest turns go first; what is left still begins with a user's turn. Only the beginning of a text's own words is cut.
+Of a conversation the oldest turns go first; what is left still begins with a user's turn. Only the beginning of a
+text's own words is cut.
 """
 
 from __future__ import annotations
@@ -15,7 +17,8 @@ _CHARS_PER_TOKEN = 8
 
 
 def fit_text(encoder: InputEncoder, text: str, room: int) -> list[int]:
-    """Ids of the text, or of its longest ending that takes at most `room` tokens. More than `room` only if the template alone does.
+    """Ids of the text, or of its longest ending that takes at most `room` tokens. More than `room` only if the template
+    alone does.
 
     Raises InvalidInput as the encoder does.
     """

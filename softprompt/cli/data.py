@@ -1,4 +1,6 @@
-"""Training examples on the command line: options for reading a file, a report of what was read, and the command that repairs a mistake."""
+"""Training examples on the command line: options for reading a file, a report of what was read, and the command that
+repairs a mistake.
+"""
 
 from __future__ import annotations
 
@@ -20,23 +22,36 @@ if TYPE_CHECKING:
 PANEL = "Data"
 InputOption = Annotated[
     str,
-    typer.Option("--input", metavar="COLUMN", help="Column that holds the inputs, if not found by name.", rich_help_panel=PANEL),
+    typer.Option(
+        "--input", metavar="COLUMN", help="Column that holds the inputs, if not found by name.", rich_help_panel=PANEL
+    ),
 ]
-OutputOption = Annotated[str, typer.Option("--output", metavar="COLUMN", help="Column that holds the outputs.", rich_help_panel=PANEL)]
-LabelOption = Annotated[str, typer.Option("--label", metavar="COLUMN", help="Column that holds the labels.", rich_help_panel=PANEL)]
+OutputOption = Annotated[
+    str, typer.Option("--output", metavar="COLUMN", help="Column that holds the outputs.", rich_help_panel=PANEL)
+]
+LabelOption = Annotated[
+    str, typer.Option("--label", metavar="COLUMN", help="Column that holds the labels.", rich_help_panel=PANEL)
+]
 MessagesOption = Annotated[
-    str, typer.Option("--messages", metavar="COLUMN", help="Column that holds the conversations.", rich_help_panel=PANEL)
+    str,
+    typer.Option("--messages", metavar="COLUMN", help="Column that holds the conversations.", rich_help_panel=PANEL),
 ]
 DropExtraOption = Annotated[
-    bool, typer.Option("--drop-extra", help="Ignore unused columns instead of refusing the file.", rich_help_panel=PANEL)
+    bool,
+    typer.Option("--drop-extra", help="Ignore unused columns instead of refusing the file.", rich_help_panel=PANEL),
 ]
 EncodingOption = Annotated[
-    str, typer.Option("--encoding", help="Encoding of a text file that is neither UTF-8 nor UTF-16: cp1252.", rich_help_panel=PANEL)
+    str,
+    typer.Option(
+        "--encoding", help="Encoding of a text file that is neither UTF-8 nor UTF-16: cp1252.", rich_help_panel=PANEL
+    ),
 ]
 LabelsOption = Annotated[
     list[str] | None,
     typer.Option(
-        "--labels", help="Allowed labels, separated by commas. Quote a label with a comma: '\"Yes, please\",No'.", rich_help_panel=PANEL
+        "--labels",
+        help="Allowed labels, separated by commas. Quote a label with a comma: '\"Yes, please\",No'.",
+        rich_help_panel=PANEL,
     ),
 ]
 _COMMANDS = (["tune"], ["datasets", "upload"])
@@ -50,14 +65,18 @@ def label_set(given: Sequence[str] | None) -> tuple[str, ...]:
 
 
 def read_examples(text: str, how: Data, labels: Sequence[str], which: str = "dataset") -> PreparedData | str:
-    """Return a dataset name or URI unchanged; read a file, or standard input for `-`, as `how` says. Reports on stderr what was read."""
+    """Return a dataset name or URI unchanged; read a file, or standard input for `-`, as `how` says. Reports on stderr
+    what was read.
+    """
     from softprompt.data.prepare import prepare
 
     if text.startswith("datasets/sha256-") or "://" in text:
         return text
     prepared = prepare(replace(how, source="/dev/stdin" if text == "-" else text), labels, which)
     report = "".join(f"; {sentence}" for sentence in prepared.report)
-    stderr().print(f"{prepared.name}: {prepared.num_examples} examples ({prepared.format}){report}", markup=False, soft_wrap=True)
+    stderr().print(
+        f"{prepared.name}: {prepared.num_examples} examples ({prepared.format}){report}", markup=False, soft_wrap=True
+    )
     return prepared
 
 

@@ -26,12 +26,16 @@ if TYPE_CHECKING:
     from softprompt.types.datasets import StoredDataset
 
 app = typer.Typer(no_args_is_help=True)
-DatasetArgument = Annotated[str, typer.Argument(metavar="DATASET", help="Name of the dataset: datasets/sha256-<hex>, or sha256-<hex>.")]
+DatasetArgument = Annotated[
+    str, typer.Argument(metavar="DATASET", help="Name of the dataset: datasets/sha256-<hex>, or sha256-<hex>.")
+]
 
 
 @app.command(epilog=example("softprompt datasets upload train.csv --input question --output answer"))
 def upload(
-    file: Annotated[str, typer.Argument(help="CSV, TSV, XLSX, Parquet, JSON or JSON lines; may be compressed with gzip.")],
+    file: Annotated[
+        str, typer.Argument(help="CSV, TSV, XLSX, Parquet, JSON or JSON lines; may be compressed with gzip.")
+    ],
     input: InputOption = "",
     output: OutputOption = "",
     label: LabelOption = "",

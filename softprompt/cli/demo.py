@@ -20,10 +20,16 @@ def register(app: typer.Typer) -> None:
 
 
 def demo(
-    output: Annotated[Path, typer.Option(help="Directory for the loss curve and the services' logs.")] = Path("demo-output"),
-    model: Annotated[str, typer.Option(help="Base model: a catalogued name (downloaded if missing), a directory, or a hub id.")] = "",
+    output: Annotated[Path, typer.Option(help="Directory for the loss curve and the services' logs.")] = Path(
+        "demo-output"
+    ),
+    model: Annotated[
+        str, typer.Option(help="Base model: a catalogued name (downloaded if missing), a directory, or a hub id.")
+    ] = "",
 ) -> None:
-    """Train a prompt, serve it, and replace it by a better version under load. Takes a few minutes. Ctrl-C stops everything."""
+    """Train a prompt, serve it, and replace it by a better version under load. Takes a few minutes. Ctrl-C stops
+    everything.
+    """
     require("trainer", "inference", "plot")
     from softprompt.demo.plan import DemoPlan
     from softprompt.demo.promises import PromiseBroken

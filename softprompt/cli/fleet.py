@@ -25,7 +25,9 @@ def status(
     as_json: JsonOption = False,
     trainer: TrainerOption = None,
 ) -> None:
-    """Show how many live replicas serve each version, how soon after its publication, and which replicas refused it and why."""
+    """Show how many live replicas serve each version, how soon after its publication, and which replicas refused it and
+    why.
+    """
     with open_client(trainer) as client:
         found = client.prompt_status(prompt)
     if as_json:
@@ -35,7 +37,11 @@ def status(
     for version in found.versions:
         served_by = f"{len(version.served)} of {version.num_replicas}"
         made.add_row(
-            _short(version.version), ", ".join(version.aliases), served_by, _served_after(version), str(len(version.refused) or "")
+            _short(version.version),
+            ", ".join(version.aliases),
+            served_by,
+            _served_after(version),
+            str(len(version.refused) or ""),
         )
     show(made if found.versions else f"{prompt} has no versions")
     for version in found.versions:
@@ -96,7 +102,9 @@ def _change_text(change: PromptChange) -> str:
 
     match change:
         case Snapshot(prompts=prompts):
-            return f"{len(prompts)} prompts: " + ", ".join(f"{_short(prompt.name)} ({prompt.num_versions})" for prompt in prompts)
+            return f"{len(prompts)} prompts: " + ", ".join(
+                f"{_short(prompt.name)} ({prompt.num_versions})" for prompt in prompts
+            )
         case Published(version=version):
             return f"{_short(version.name)} published"
         case AliasSet(prompt=prompt, alias=alias):

@@ -18,7 +18,9 @@ MAX_TOKENS = 8
 
 
 def conclude(client: Client, job: TuningJob, *, follow: bool, as_json: bool) -> None:
-    """After a job was created: follow it to its end and to the first replica that serves its version, or print its name."""
+    """After a job was created: follow it to its end and to the first replica that serves its version, or print its
+    name.
+    """
     if follow:
         stderr().print(f"{job.name} is queued", markup=False)
         show_verdict(client, follow_job(client, job.name, as_json=as_json), as_json=as_json)
@@ -32,7 +34,9 @@ def conclude(client: Client, job: TuningJob, *, follow: bool, as_json: bool) -> 
 
 
 def follow_job(client: Client, name: str, *, after: int = 0, as_json: bool = False) -> TuningJob:
-    """Show a job's progress until it ends, then its result. Raises JobFailed if the job failed. Ctrl-C does not cancel the job."""
+    """Show a job's progress until it ends, then its result. Raises JobFailed if the job failed. Ctrl-C does not cancel
+    the job.
+    """
     from softprompt.display.training import training_display
     from softprompt.errors import JobFailed
     from softprompt.types.events import StateChanged
@@ -63,12 +67,20 @@ def follow_job(client: Client, name: str, *, after: int = 0, as_json: bool = Fal
 
 
 def show_verdict(client: Client, job: TuningJob, *, as_json: bool = False) -> None:
-    """Wait until a live replica serves or refuses the version that the alias now names. Raises Failure with the reason of a refusal.
+    """Wait until a live replica serves or refuses the version that the alias now names. Raises Failure with the reason
+    of a refusal.
 
     Prints nothing if no replica is alive, or if this caller can't ask for the status.
     """
     from softprompt.display.transfer import transfer_display
-    from softprompt.errors import DeadlineExceeded, NotFound, PermissionDenied, PreconditionFailed, Unavailable, Unimplemented
+    from softprompt.errors import (
+        DeadlineExceeded,
+        NotFound,
+        PermissionDenied,
+        PreconditionFailed,
+        Unavailable,
+        Unimplemented,
+    )
 
     result = job.result
     if result is None or not result.alias_moved:  # replicas load what an alias names
@@ -91,7 +103,9 @@ def show_verdict(client: Client, job: TuningJob, *, as_json: bool = False) -> No
 
 
 def show_result(job: TuningJob) -> None:
-    """Print a job's result: its metrics beside those of the bare model on the same held-out examples, and what the prompt resembles."""
+    """Print a job's result: its metrics beside those of the bare model on the same held-out examples, and what the
+    prompt resembles.
+    """
     result = job.result
     if result is None:
         return
@@ -120,7 +134,9 @@ def show_result(job: TuningJob) -> None:
         show(f"  {'verdict':<15}{result.verdict}")
     for candidate in result.candidates:
         show(f"  {'tried':<15}{_candidate_text(candidate)}")
-    show(f"  {'best step':<15}{result.best_step}; the score's standard deviation over the last evaluations is {result.score_stability:.3g}")
+    show(
+        f"  {'best step':<15}{result.best_step}; the score's standard deviation over the last evaluations is {result.score_stability:.3g}"
+    )
     if job.progress is not None:
         show(f"  {'gradient norm':<15}{job.progress.grad_norm:.3g} at the last step")
     if result.num_skipped_steps:
@@ -131,7 +147,9 @@ def show_result(job: TuningJob) -> None:
         show(f"  {'reads like':<15}{shown}" + (f" and {rest} more" if rest > 0 else ""))
     statistics = job.dataset_statistics
     if statistics is not None and (statistics.num_dropped or statistics.num_truncated):
-        show(f"  too long: {statistics.num_dropped} examples were dropped, the inputs of {statistics.num_truncated} were truncated")
+        show(
+            f"  too long: {statistics.num_dropped} examples were dropped, the inputs of {statistics.num_truncated} were truncated"
+        )
     if statistics is not None and statistics.num_overlapping:
         show(
             f"  {statistics.num_overlapping} of the {statistics.num_validation} held-out examples are also in the training data: "

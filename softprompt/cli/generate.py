@@ -30,14 +30,17 @@ from softprompt.types.common import Sampling
 
 TextArgument = Annotated[str, typer.Argument(metavar="TEXT", help="The input; - reads standard input.")]
 RoutingOption = Annotated[
-    str, typer.Option(metavar="KEY", help="If an alias names several versions, the same key always gets the same version.")
+    str,
+    typer.Option(metavar="KEY", help="If an alias names several versions, the same key always gets the same version."),
 ]
 REFERENCE_HELP = "NAME (its default alias), NAME@ALIAS or NAME@7"
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands to `app`."""
-    app.command(epilog=example('softprompt generate --prompt product-descriptions "wireless mouse, 2.4 GHz, 18 months battery"'))(generate)
+    app.command(
+        epilog=example('softprompt generate --prompt product-descriptions "wireless mouse, 2.4 GHz, 18 months battery"')
+    )(generate)
     app.command(epilog=example('softprompt classify --prompt review-sentiment "It broke after a day."'))(classify)
 
 
@@ -59,7 +62,9 @@ def generate(
     ignore_eos: IgnoreEosOption = None,
     num_logprobs: LogprobsOption = None,
     routing_key: RoutingOption = "",
-    truncate: Annotated[bool, typer.Option("--truncate", help="Truncate an input that is too long, from the left.")] = False,
+    truncate: Annotated[
+        bool, typer.Option("--truncate", help="Truncate an input that is too long, from the left.")
+    ] = False,
     as_json: JsonOption = False,
     inference: InferenceOption = None,
 ) -> None:
@@ -81,7 +86,9 @@ def generate(
         num_logprobs=num_logprobs,
     )
     with open_client(inference=inference) as client:
-        stream = client.stream(read_input(text), prompt=prompt, sampling=sampling, routing_key=routing_key, truncate=truncate)
+        stream = client.stream(
+            read_input(text), prompt=prompt, sampling=sampling, routing_key=routing_key, truncate=truncate
+        )
         start = stream.started()
         if as_json:
             print_json({"start": start})
@@ -101,16 +108,24 @@ def generate(
         return
     show("")
     if end is not None and stderr().is_terminal:
-        first = "" if end.first_token_time_seconds is None else f", first token after {1000 * end.first_token_time_seconds:.0f} ms"
+        first = (
+            ""
+            if end.first_token_time_seconds is None
+            else f", first token after {1000 * end.first_token_time_seconds:.0f} ms"
+        )
         stderr().print(
-            f"{start.version or 'bare model'}: {end.output_tokens} tokens, {end.finish_reason}{first}", style="dim", markup=False
+            f"{start.version or 'bare model'}: {end.output_tokens} tokens, {end.finish_reason}{first}",
+            style="dim",
+            markup=False,
         )
 
 
 def classify(
     text: TextArgument,
     prompt: Annotated[str, typer.Option(help=f"{REFERENCE_HELP}.")],
-    label: Annotated[list[str] | None, typer.Option(help="Candidate label; may be repeated. Default: the labels of the prompt.")] = None,
+    label: Annotated[
+        list[str] | None, typer.Option(help="Candidate label; may be repeated. Default: the labels of the prompt.")
+    ] = None,
     routing_key: RoutingOption = "",
     as_json: JsonOption = False,
     inference: InferenceOption = None,

@@ -25,7 +25,9 @@ def register(app: typer.Typer) -> None:
 
 
 def info(as_json: JsonOption = False, trainer: TrainerOption = None, inference: InferenceOption = None) -> None:
-    """Show models, limits and load of both services. Fails after showing one service if the other can't be reached or refuses you."""
+    """Show models, limits and load of both services. Fails after showing one service if the other can't be reached or
+    refuses you.
+    """
     from softprompt.errors import SoftPromptError
 
     failures: list[SoftPromptError] = []

@@ -16,13 +16,20 @@ from softprompt.types.common import Template, TemplateFormat
 def register(app: typer.Typer) -> None:
     """Add the commands to `app`."""
     app.command("export", epilog=example("softprompt prompts export support-tone@2 ./support-tone-adapter"))(export)
-    app.command("import", epilog=example("softprompt prompts import ./peft-adapter --prompt support-tone --template 'Q: {input}'"))(import_)
+    app.command(
+        "import",
+        epilog=example("softprompt prompts import ./peft-adapter --prompt support-tone --template 'Q: {input}'"),
+    )(import_)
 
 
 def export(
     version: Annotated[str, typer.Argument(metavar="REF", help="NAME (its default alias), NAME@ALIAS or NAME@7.")],
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Directory for the adapter; created if it is missing.")],
-    base_model: Annotated[str, typer.Option(help="Directory or hub id from which PEFT loads the model. Default: the trainer's id.")] = "",
+    directory: Annotated[
+        Path, typer.Argument(metavar="DIR", help="Directory for the adapter; created if it is missing.")
+    ],
+    base_model: Annotated[
+        str, typer.Option(help="Directory or hub id from which PEFT loads the model. Default: the trainer's id.")
+    ] = "",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing adapter.")] = False,
     as_json: JsonOption = False,
     trainer: TrainerOption = None,
@@ -33,19 +40,28 @@ def export(
     if as_json:
         print_json({"version": exported.name, "digest": exported.digest, "directory": directory})
     else:
-        show(f"{exported.name} is in {directory} ({exported.num_virtual_tokens} virtual tokens, {exported.size_bytes} bytes)")
+        show(
+            f"{exported.name} is in {directory} ({exported.num_virtual_tokens} virtual tokens, {exported.size_bytes} bytes)"
+        )
 
 
 def import_(
     path: Annotated[
         Path,
-        typer.Argument(metavar="PATH", help="A safetensors file, or a directory written by PEFT (prompt tuning), TGIS or caikit."),
+        typer.Argument(
+            metavar="PATH", help="A safetensors file, or a directory written by PEFT (prompt tuning), TGIS or caikit."
+        ),
     ],
     prompt: Annotated[str, typer.Option(help="Name of the prompt. The import becomes its next version.")],
-    base_model: Annotated[str, typer.Option(help="Id, on the trainer, of the base model that the prompt was trained on.")] = "",
-    template: Annotated[str, typer.Option(help="Template text that the prompt was trained with; contains {input}.")] = "",
+    base_model: Annotated[
+        str, typer.Option(help="Id, on the trainer, of the base model that the prompt was trained on.")
+    ] = "",
+    template: Annotated[
+        str, typer.Option(help="Template text that the prompt was trained with; contains {input}.")
+    ] = "",
     format: Annotated[
-        TemplateFormat | None, typer.Option(case_sensitive=False, help="Whether the template is plain text or the chat template.")
+        TemplateFormat | None,
+        typer.Option(case_sensitive=False, help="Whether the template is plain text or the chat template."),
     ] = None,
     system: Annotated[str, typer.Option(help="System message for --format chat.")] = "",
     labels: Annotated[str, typer.Option(help="Labels of a classification prompt, separated by commas.")] = "",

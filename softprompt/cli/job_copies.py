@@ -16,8 +16,12 @@ if TYPE_CHECKING:
     from softprompt.client.sync_client import Client
 
 JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="Name of the job: tuningJobs/<id>, or the id alone.")]
-Data = Annotated[str | None, typer.Option(help="Training examples instead of the job's: a file, a dataset name or a URI.")]
-Validation = Annotated[str | None, typer.Option(help="Held-out examples instead of the job's: a file, a dataset name or a URI.")]
+Data = Annotated[
+    str | None, typer.Option(help="Training examples instead of the job's: a file, a dataset name or a URI.")
+]
+Validation = Annotated[
+    str | None, typer.Option(help="Held-out examples instead of the job's: a file, a dataset name or a URI.")
+]
 PromptName = Annotated[str | None, typer.Option(help="Name of the prompt to publish, instead of the job's.")]
 Alias = Annotated[str | None, typer.Option(help="Alias to move to the new version; - for none.")]
 LearningRate = Annotated[float | None, typer.Option(help="Peak learning rate.")]
@@ -27,7 +31,9 @@ Epochs = Annotated[float | None, typer.Option(help="Passes over the data, in pla
 VirtualTokens = Annotated[int | None, typer.Option(help="Length of the soft prompt in virtual tokens.")]
 Seed = Annotated[int | None, typer.Option(help="Seed for initialisation, shuffling and splitting.")]
 Priority = Annotated[int | None, typer.Option(help="Jobs with a higher priority run first; -100 to 100.")]
-Follow = Annotated[bool, typer.Option(help="Show the progress until the job ends. Ctrl-C stops following; the job continues.")]
+Follow = Annotated[
+    bool, typer.Option(help="Show the progress until the job ends. Ctrl-C stops following; the job continues.")
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -55,7 +61,12 @@ def clone(
 ) -> None:
     """Create a job with the same spec, except for the options given here."""
     hyperparameters = Hyperparameters(
-        num_virtual_tokens=virtual_tokens, learning_rate=learning_rate, batch_size=batch_size, num_steps=steps, num_epochs=epochs, seed=seed
+        num_virtual_tokens=virtual_tokens,
+        learning_rate=learning_rate,
+        batch_size=batch_size,
+        num_steps=steps,
+        num_epochs=epochs,
+        seed=seed,
     )
     with open_client(trainer) as client:
         changes = _changes(client, job_name(job), data, validation, prompt, alias, priority)
@@ -80,16 +91,26 @@ def continue_(
     trainer: TrainerOption = None,
 ) -> None:
     """Create a job that starts from the version of another one, or from the best prompt of a cancelled or failed one."""
-    hyperparameters = Hyperparameters(learning_rate=learning_rate, batch_size=batch_size, num_steps=steps, num_epochs=epochs)
+    hyperparameters = Hyperparameters(
+        learning_rate=learning_rate, batch_size=batch_size, num_steps=steps, num_epochs=epochs
+    )
     with open_client(trainer) as client:
         changes = _changes(client, job_name(job), data, validation, prompt, alias, priority)
         with upload_display(stderr(), "creating the job") as on_upload:
-            created = client.continue_job(job_name(job), on_upload=on_upload, hyperparameters=hyperparameters, **changes)
+            created = client.continue_job(
+                job_name(job), on_upload=on_upload, hyperparameters=hyperparameters, **changes
+            )
         conclude(client, created, follow=follow, as_json=as_json)
 
 
 def _changes(
-    client: Client, name: str, data: str | None, validation: str | None, prompt: str | None, alias: str | None, priority: int | None
+    client: Client,
+    name: str,
+    data: str | None,
+    validation: str | None,
+    prompt: str | None,
+    alias: str | None,
+    priority: int | None,
 ) -> dict[str, Any]:
     """Fields of the spec that replace those of the job."""
     from dataclasses import replace

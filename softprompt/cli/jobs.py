@@ -29,7 +29,8 @@ def list_(
         list[JobState] | None, typer.Option(case_sensitive=False, help="List only jobs in this state; may be repeated.")
     ] = None,
     label: Annotated[
-        list[str] | None, typer.Option(metavar="KEY=VALUE", help="List only jobs with this annotation; may be repeated.")
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="List only jobs with this annotation; may be repeated."),
     ] = None,
     limit: Annotated[int, typer.Option(min=1, help="Largest number of jobs to list.")] = 50,
     as_json: JsonOption = False,
@@ -38,14 +39,23 @@ def list_(
     """List jobs, newest first."""
     order = JobOrder.OLDEST_FIRST if oldest_first else JobOrder.NEWEST_FIRST
     with open_client(trainer) as client:
-        jobs = client.list_jobs(states=state or (), prompt=prompt, annotations=_annotations(label), order=order, limit=limit)
+        jobs = client.list_jobs(
+            states=state or (), prompt=prompt, annotations=_annotations(label), order=order, limit=limit
+        )
     if as_json:
         for job in jobs:
             print_json(job)
         return
     made = table("JOB", "PROMPT", "STATE", "STEP", "LOSS", "CREATED", "RESULT")
     for job in jobs:
-        made.add_row(job.name, job.spec.prompt if job.spec else "", job.state, *_progress(job), local_time(job.create_time), _outcome(job))
+        made.add_row(
+            job.name,
+            job.spec.prompt if job.spec else "",
+            job.state,
+            *_progress(job),
+            local_time(job.create_time),
+            _outcome(job),
+        )
     show(made if jobs else "no jobs")
 
 
@@ -131,7 +141,9 @@ def _say(job: TuningJob, as_json: bool) -> None:
     if as_json:
         print_json(job)
     else:
-        kept = f"; its best prompt so far is kept: `softprompt jobs continue {job.name}`" if job.best_prompt_kept else ""
+        kept = (
+            f"; its best prompt so far is kept: `softprompt jobs continue {job.name}`" if job.best_prompt_kept else ""
+        )
         show(f"{job.name} is {job.state.value.lower()}{kept}")
 
 

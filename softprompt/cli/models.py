@@ -29,10 +29,14 @@ def pull(
             help="Catalogued models, model directories or hub ids: [ID=]OWNER/MODEL[@COMMIT]. Commas separate several.",
         ),
     ],
-    to: Annotated[Path | None, typer.Option(help="Parent directory. Default: $SOFTPROMPT_MODELS or the user's cache.")] = None,
+    to: Annotated[
+        Path | None, typer.Option(help="Parent directory. Default: $SOFTPROMPT_MODELS or the user's cache.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Download base models that are missing; print their directories. Each directory is named ID, or after the last part of the name."""
+    """Download base models that are missing; print their directories. Each directory is named ID, or after the last
+    part of the name.
+    """
     require("inference")
     from softprompt.model_names import parse_models
 
@@ -45,7 +49,9 @@ def pull(
 
 
 @app.command(epilog=example("softprompt models fingerprint ./models/my-model"))
-def fingerprint(directory: Annotated[Path, typer.Argument(help="A model directory with config.json and *.safetensors.")]) -> None:
+def fingerprint(
+    directory: Annotated[Path, typer.Argument(help="A model directory with config.json and *.safetensors.")],
+) -> None:
     """Hash a model directory and store the fingerprint in it. For images and volumes that are mounted read-only later."""
     require("inference")
     from shared.errors import InvalidInput
@@ -66,4 +72,6 @@ def pull_with_progress(name: str, to: Path | None = None) -> Path:
     from softprompt.models import pull as pull_model
 
     with transfer_display(stderr(), f"{name}: looking for the model") as show:
-        return pull_model(name, to or models_dir(), lambda stage, done, total: show(f"{name}: {_STAGES[stage]}", done, total))
+        return pull_model(
+            name, to or models_dir(), lambda stage, done, total: show(f"{name}: {_STAGES[stage]}", done, total)
+        )

@@ -14,11 +14,21 @@ if TYPE_CHECKING:
 
 TrainerOption = Annotated[
     str | None,
-    typer.Option("--trainer", envvar=TRAINER_VARIABLE, metavar="HOST:PORT", help="Address of the trainer service [127.0.0.1:50051]."),
+    typer.Option(
+        "--trainer",
+        envvar=TRAINER_VARIABLE,
+        metavar="HOST:PORT",
+        help="Address of the trainer service [127.0.0.1:50051].",
+    ),
 ]
 InferenceOption = Annotated[
     str | None,
-    typer.Option("--inference", envvar=INFERENCE_VARIABLE, metavar="HOST:PORT", help="Address of the inference service [127.0.0.1:50052]."),
+    typer.Option(
+        "--inference",
+        envvar=INFERENCE_VARIABLE,
+        metavar="HOST:PORT",
+        help="Address of the inference service [127.0.0.1:50052].",
+    ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, one object on each line.")]
 
@@ -30,12 +40,17 @@ def _print_version(wanted: bool) -> None:
 
 
 VersionOption = Annotated[
-    bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_print_version, show_default=False)
+    bool,
+    typer.Option(
+        "--version", help="Print the version and exit.", is_eager=True, callback=_print_version, show_default=False
+    ),
 ]
 
 
 def open_client(trainer: str | None = None, inference: str | None = None) -> Client:
-    """A client with the security options and variables of this call. Imports gRPC, which commands without a service don't need."""
+    """A client with the security options and variables of this call. Imports gRPC, which commands without a service
+    don't need.
+    """
     from softprompt.cli.security import chosen_security
     from softprompt.client.sync_client import Client
 

@@ -31,7 +31,9 @@ def stderr() -> Console:
 
 
 def _console(stderr: bool) -> Console:
-    """As wide as the terminal; elsewhere wide enough that a table's row is one line for grep. `:smile:` in a text stays as it is."""
+    """As wide as the terminal; elsewhere wide enough that a table's row is one line for grep. `:smile:` in a text stays
+    as it is.
+    """
     console = Console(stderr=stderr, highlight=False, emoji=False)
     return console if console.is_terminal else Console(stderr=stderr, highlight=False, emoji=False, width=_PIPE_COLUMNS)
 

@@ -40,7 +40,9 @@ def list_(
     for prompt in prompts:
         aliases = ", ".join(_alias_text(alias) for alias in prompt.aliases)
         name = prompt.name.removeprefix("prompts/")
-        made.add_row(name, str(prompt.latest_version), str(prompt.num_versions), aliases, local_time(prompt.update_time))
+        made.add_row(
+            name, str(prompt.latest_version), str(prompt.num_versions), aliases, local_time(prompt.update_time)
+        )
     show(made if prompts else "no prompts; `softprompt tune` creates one")
 
 
@@ -65,7 +67,9 @@ def show_(
         "job": version.job,
         "parent": version.parent,
         "model": f"{model.id} ({model.fingerprint[:19]}…)" if model else "",
-        "template": json.dumps(template.text, ensure_ascii=False) + (f" {template.format}" if template.format else "") if template else "",
+        "template": json.dumps(template.text, ensure_ascii=False) + (f" {template.format}" if template.format else "")
+        if template
+        else "",
         "tokens": f"{version.num_virtual_tokens} virtual, {version.size_bytes} bytes",
         "labels": ", ".join(version.labels),
         "held out": numbers(version.metrics),
@@ -102,7 +106,9 @@ def versions(prompt: PromptArgument, as_json: JsonOption = False, trainer: Train
 
 @app.command(epilog=example("softprompt prompts delete support-tone@1"))
 def delete(
-    version: Annotated[str, typer.Argument(metavar="PROMPT@VERSION", help="Version to delete. Refused while an alias names it.")],
+    version: Annotated[
+        str, typer.Argument(metavar="PROMPT@VERSION", help="Version to delete. Refused while an alias names it.")
+    ],
     as_json: JsonOption = False,
     trainer: TrainerOption = None,
 ) -> None:
@@ -119,7 +125,10 @@ def delete(
 def set_(
     prompt: PromptArgument,
     alias: Annotated[str, typer.Argument(help="Name of the alias, for example default or canary.")],
-    target: Annotated[list[str], typer.Argument(metavar="VERSION[:WEIGHT]...", help="One version, or several with weights: 3:0.9 4:0.1.")],
+    target: Annotated[
+        list[str],
+        typer.Argument(metavar="VERSION[:WEIGHT]...", help="One version, or several with weights: 3:0.9 4:0.1."),
+    ],
     expect: Annotated[
         int | None, typer.Option(min=0, help="Move the alias only if it names this version now; 0: only if it is new.")
     ] = None,
@@ -130,9 +139,14 @@ def set_(
     from softprompt.types.prompts import AliasTarget
 
     try:
-        targets = [AliasTarget(int(version), float(weight or 1)) for version, _, weight in (text.partition(":") for text in target)]
+        targets = [
+            AliasTarget(int(version), float(weight or 1))
+            for version, _, weight in (text.partition(":") for text in target)
+        ]
     except ValueError:
-        raise Failure(f"{' '.join(target)!r} must be VERSION or VERSION:WEIGHT, for example 3 or 3:0.9 4:0.1", EXIT_INVALID) from None
+        raise Failure(
+            f"{' '.join(target)!r} must be VERSION or VERSION:WEIGHT, for example 3 or 3:0.9 4:0.1", EXIT_INVALID
+        ) from None
     with open_client(trainer) as client:
         moved = client.set_alias(prompt, alias, targets, expected_version=expect)
     if as_json:
@@ -145,7 +159,9 @@ def set_(
 def remove(
     prompt: PromptArgument,
     alias: Annotated[str, typer.Argument(help="Name of the alias.")],
-    expect: Annotated[int | None, typer.Option(min=1, help="Remove the alias only if it names this version now.")] = None,
+    expect: Annotated[
+        int | None, typer.Option(min=1, help="Remove the alias only if it names this version now.")
+    ] = None,
     as_json: JsonOption = False,
     trainer: TrainerOption = None,
 ) -> None:

@@ -28,10 +28,16 @@ def options(
         ),
     ] = None,
     tls_ca_file: Annotated[
-        str | None, typer.Option(metavar="PEM", help="Certificate authorities to trust instead of the system's (SOFTPROMPT_TLS_CA_FILE).")
+        str | None,
+        typer.Option(
+            metavar="PEM", help="Certificate authorities to trust instead of the system's (SOFTPROMPT_TLS_CA_FILE)."
+        ),
     ] = None,
     tls_certificate_file: Annotated[
-        str | None, typer.Option(metavar="PEM", help="Client certificate, for services that require one (SOFTPROMPT_TLS_CERTIFICATE_FILE).")
+        str | None,
+        typer.Option(
+            metavar="PEM", help="Client certificate, for services that require one (SOFTPROMPT_TLS_CERTIFICATE_FILE)."
+        ),
     ] = None,
     tls_key_file: Annotated[
         str | None, typer.Option(metavar="PEM", help="Key of the client certificate (SOFTPROMPT_TLS_KEY_FILE).")
@@ -39,13 +45,15 @@ def options(
     tls_server_name: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME", help="Host name in the services' certificates, if it differs from the address (SOFTPROMPT_TLS_SERVER_NAME)."
+            metavar="NAME",
+            help="Host name in the services' certificates, if it differs from the address (SOFTPROMPT_TLS_SERVER_NAME).",
         ),
     ] = None,
     token_file: Annotated[
         str | None,
         typer.Option(
-            metavar="FILE", help="File that holds the bearer token (SOFTPROMPT_TOKEN_FILE; SOFTPROMPT_TOKEN holds the token itself)."
+            metavar="FILE",
+            help="File that holds the bearer token (SOFTPROMPT_TOKEN_FILE; SOFTPROMPT_TOKEN holds the token itself).",
         ),
     ] = None,
     version: VersionOption = False,

@@ -26,18 +26,33 @@ from softprompt.data.prepare import VALIDATION_DATASET
 from softprompt.display.transfer import upload_display
 from softprompt.types.common import Template, TemplateFormat
 from softprompt.types.data import Data
-from softprompt.types.spec import Hyperparameters, Init, InitMethod, Metric, PublishGate, PublishPolicy, TaskKind, TooLong, TuningSpec
+from softprompt.types.spec import (
+    Hyperparameters,
+    Init,
+    InitMethod,
+    Metric,
+    PublishGate,
+    PublishPolicy,
+    TaskKind,
+    TooLong,
+    TuningSpec,
+)
 
 DATA, TRAINING, RESULT = PANEL, "Training (the service chooses what is left out)", "Result"
 
 
 def register(app: typer.Typer) -> None:
     """Add the command to `app`."""
-    app.command(epilog=example("softprompt tune train.jsonl --prompt support-tone --validation heldout.jsonl --steps 200"))(tune)
+    app.command(
+        epilog=example("softprompt tune train.jsonl --prompt support-tone --validation heldout.jsonl --steps 200")
+    )(tune)
 
 
 def tune(
-    file: Annotated[str, typer.Argument(help="CSV, TSV, XLSX, Parquet, JSON or JSON lines (may be gzipped), a dataset name or a URI.")],
+    file: Annotated[
+        str,
+        typer.Argument(help="CSV, TSV, XLSX, Parquet, JSON or JSON lines (may be gzipped), a dataset name or a URI."),
+    ],
     prompt: Annotated[str, typer.Option(help="Name of the prompt. The job publishes its next version.")],
     validation: Annotated[
         str | None, typer.Option(help="Held-out examples: a file, a dataset name or a URI.", rich_help_panel=DATA)
@@ -45,10 +60,16 @@ def tune(
     validation_fraction: Annotated[
         float | None, typer.Option(help="Fraction of the examples to hold out, 0 to 1.", rich_help_panel=DATA)
     ] = None,
-    template: Annotated[str, typer.Option(help="Text around each input, such as 'Review: {input}'.", rich_help_panel=DATA)] = "",
+    template: Annotated[
+        str, typer.Option(help="Text around each input, such as 'Review: {input}'.", rich_help_panel=DATA)
+    ] = "",
     format: Annotated[
         TemplateFormat | None,
-        typer.Option(case_sensitive=False, help="Default: the base model's chat template if it has one, else text.", rich_help_panel=DATA),
+        typer.Option(
+            case_sensitive=False,
+            help="Default: the base model's chat template if it has one, else text.",
+            rich_help_panel=DATA,
+        ),
     ] = None,
     system: Annotated[str, typer.Option(help="System message for --format chat.", rich_help_panel=DATA)] = "",
     input: InputOption = "",
@@ -59,21 +80,27 @@ def tune(
     encoding: EncodingOption = "",
     labels: LabelsOption = None,
     task: Annotated[
-        TaskKind | None, typer.Option(case_sensitive=False, help="Kind of task, if the data does not show it.", rich_help_panel=DATA)
+        TaskKind | None,
+        typer.Option(case_sensitive=False, help="Kind of task, if the data does not show it.", rich_help_panel=DATA),
     ] = None,
     too_long: Annotated[
         TooLong | None,
         typer.Option(
-            case_sensitive=False, help="For examples that are too long: refuse the job, truncate or drop them.", rich_help_panel=DATA
+            case_sensitive=False,
+            help="For examples that are too long: refuse the job, truncate or drop them.",
+            rich_help_panel=DATA,
         ),
     ] = None,
     base_model: Annotated[str, typer.Option(help="Id of a base model of the trainer.", rich_help_panel=TRAINING)] = "",
     source: Annotated[
         str | None,
-        typer.Option("--from", metavar="REF", help="Start from the version NAME, NAME@ALIAS or NAME@7.", rich_help_panel=TRAINING),
+        typer.Option(
+            "--from", metavar="REF", help="Start from the version NAME, NAME@ALIAS or NAME@7.", rich_help_panel=TRAINING
+        ),
     ] = None,
     init: Annotated[
-        InitMethod | None, typer.Option(case_sensitive=False, help="Initialisation of the soft prompt.", rich_help_panel=TRAINING)
+        InitMethod | None,
+        typer.Option(case_sensitive=False, help="Initialisation of the soft prompt.", rich_help_panel=TRAINING),
     ] = None,
     init_text: Annotated[str, typer.Option(help="Text for --init text.", rich_help_panel=TRAINING)] = "",
     virtual_tokens: Annotated[
@@ -82,29 +109,56 @@ def tune(
     learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate.", rich_help_panel=TRAINING)] = None,
     batch_size: Annotated[int | None, typer.Option(help="Examples in each step.", rich_help_panel=TRAINING)] = None,
     steps: Annotated[int | None, typer.Option(help="Optimizer steps.", rich_help_panel=TRAINING)] = None,
-    epochs: Annotated[float | None, typer.Option(help="Passes over the data, in place of --steps.", rich_help_panel=TRAINING)] = None,
-    warmup_steps: Annotated[int | None, typer.Option(help="Steps of learning-rate warm-up.", rich_help_panel=TRAINING)] = None,
-    weight_decay: Annotated[float | None, typer.Option(help="Decoupled weight decay.", rich_help_panel=TRAINING)] = None,
-    evaluate_every: Annotated[int | None, typer.Option(help="Steps between evaluations.", rich_help_panel=TRAINING)] = None,
+    epochs: Annotated[
+        float | None, typer.Option(help="Passes over the data, in place of --steps.", rich_help_panel=TRAINING)
+    ] = None,
+    warmup_steps: Annotated[
+        int | None, typer.Option(help="Steps of learning-rate warm-up.", rich_help_panel=TRAINING)
+    ] = None,
+    weight_decay: Annotated[
+        float | None, typer.Option(help="Decoupled weight decay.", rich_help_panel=TRAINING)
+    ] = None,
+    evaluate_every: Annotated[
+        int | None, typer.Option(help="Steps between evaluations.", rich_help_panel=TRAINING)
+    ] = None,
     early_stop: Annotated[
-        int | None, typer.Option(help="Stop after this many evaluations without improvement; 0: never.", rich_help_panel=TRAINING)
+        int | None,
+        typer.Option(help="Stop after this many evaluations without improvement; 0: never.", rich_help_panel=TRAINING),
     ] = None,
     metric: Annotated[
-        Metric | None, typer.Option(case_sensitive=False, help="Metric that chooses the best checkpoint.", rich_help_panel=TRAINING)
+        Metric | None,
+        typer.Option(case_sensitive=False, help="Metric that chooses the best checkpoint.", rich_help_panel=TRAINING),
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed for initialisation, shuffling and splitting.", rich_help_panel=TRAINING)] = None,
-    search: Annotated[bool | None, typer.Option("--search", help="Compare several learning rates first.", rich_help_panel=TRAINING)] = None,
-    priority: Annotated[int, typer.Option(help="Jobs with a higher priority run first; -100 to 100.", rich_help_panel=TRAINING)] = 0,
-    max_runtime: Annotated[float | None, typer.Option(metavar="SECONDS", help="Longest time on workers.", rich_help_panel=TRAINING)] = None,
-    alias: Annotated[str, typer.Option(help="Alias to move to the new version; - for none.", rich_help_panel=RESULT)] = "default",
+    seed: Annotated[
+        int | None, typer.Option(help="Seed for initialisation, shuffling and splitting.", rich_help_panel=TRAINING)
+    ] = None,
+    search: Annotated[
+        bool | None, typer.Option("--search", help="Compare several learning rates first.", rich_help_panel=TRAINING)
+    ] = None,
+    priority: Annotated[
+        int, typer.Option(help="Jobs with a higher priority run first; -100 to 100.", rich_help_panel=TRAINING)
+    ] = 0,
+    max_runtime: Annotated[
+        float | None, typer.Option(metavar="SECONDS", help="Longest time on workers.", rich_help_panel=TRAINING)
+    ] = None,
+    alias: Annotated[
+        str, typer.Option(help="Alias to move to the new version; - for none.", rich_help_panel=RESULT)
+    ] = "default",
     beat_bare_model: Annotated[
-        bool, typer.Option("--beat-bare-model", help="Publish only if the prompt beats the bare model.", rich_help_panel=RESULT)
+        bool,
+        typer.Option(
+            "--beat-bare-model", help="Publish only if the prompt beats the bare model.", rich_help_panel=RESULT
+        ),
     ] = False,
     beat_current: Annotated[
-        bool, typer.Option("--beat-current", help="Publish only if the prompt beats the alias's version.", rich_help_panel=RESULT)
+        bool,
+        typer.Option(
+            "--beat-current", help="Publish only if the prompt beats the alias's version.", rich_help_panel=RESULT
+        ),
     ] = False,
     minimum_metric: Annotated[
-        float | None, typer.Option(help="Publish only if the metric is at least this; a loss: at most.", rich_help_panel=RESULT)
+        float | None,
+        typer.Option(help="Publish only if the metric is at least this; a loss: at most.", rich_help_panel=RESULT),
     ] = None,
     sampling: Annotated[
         list[str] | None,
@@ -117,9 +171,15 @@ def tune(
     ] = None,
     wait_until_served: Annotated[
         float | None,
-        typer.Option(metavar="SECONDS", help="Keep the job running until all live replicas serve the version.", rich_help_panel=RESULT),
+        typer.Option(
+            metavar="SECONDS",
+            help="Keep the job running until all live replicas serve the version.",
+            rich_help_panel=RESULT,
+        ),
     ] = None,
-    follow: Annotated[bool, typer.Option(help="Show the progress until the job ends. Ctrl-C stops following; the job continues.")] = True,
+    follow: Annotated[
+        bool, typer.Option(help="Show the progress until the job ends. Ctrl-C stops following; the job continues.")
+    ] = True,
     request_id: Annotated[str, typer.Option(help="A unique key of yours. Repeating it returns the same job.")] = "",
     as_json: JsonOption = False,
     trainer: TrainerOption = None,

@@ -33,10 +33,18 @@ def up(
     ] = DEFAULT_MODEL,
     data: Annotated[Path, typer.Option(help="Directory for jobs, datasets and prompts.")] = Path("softprompt-data"),
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    plaintext: Annotated[bool, typer.Option("--plaintext", help="Serve other machines without TLS (with --host).")] = False,
-    trainer_port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 chooses a free one.")] = DEFAULT_TRAINER_PORT,
-    inference_port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 chooses a free one.")] = DEFAULT_INFERENCE_PORT,
-    grace: Annotated[float, typer.Option(min=0, metavar="SECONDS", help="Time for running streams to finish at the end.")] = 10.0,
+    plaintext: Annotated[
+        bool, typer.Option("--plaintext", help="Serve other machines without TLS (with --host).")
+    ] = False,
+    trainer_port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port; 0 chooses a free one.")
+    ] = DEFAULT_TRAINER_PORT,
+    inference_port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port; 0 chooses a free one.")
+    ] = DEFAULT_INFERENCE_PORT,
+    grace: Annotated[
+        float, typer.Option(min=0, metavar="SECONDS", help="Time for running streams to finish at the end.")
+    ] = 10.0,
     quiet: Annotated[bool, typer.Option("--quiet", help="Do not print the services' logs.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -62,7 +70,10 @@ def up(
 def _check_ports(host: str, trainer_port: int, inference_port: int) -> None:
     """Raises Failure if a service could not listen, before a model is downloaded or loaded."""
     if trainer_port and trainer_port == inference_port:
-        raise Failure(f"both services can't listen on port {trainer_port}: change --trainer-port or --inference-port", EXIT_INVALID)
+        raise Failure(
+            f"both services can't listen on port {trainer_port}: change --trainer-port or --inference-port",
+            EXIT_INVALID,
+        )
     try:
         check_port(host, trainer_port, "--trainer-port")
         check_port(host, inference_port, "--inference-port")

@@ -15,10 +15,11 @@ from softprompt.client.tuning import TuningMethods
 class AsyncClient(TuningMethods, PromptMethods, GenerationMethods):
     """Both services behind one object. Use it in one event loop, with `async with`.
 
-    `trainer` and `inference` are addresses such as `host:port`, or `dns:///name:port` for calls to all addresses of a name in turn. They
-    default to SOFTPROMPT_TRAINER and SOFTPROMPT_INFERENCE, else to this machine. `timeout_seconds` is the deadline of each call,
-    `generation_timeout_seconds` that of each answer. `security` defaults to the SOFTPROMPT_TLS and SOFTPROMPT_TOKEN variables. Calls that
-    are safe to repeat are retried. A failed call raises an exception of `softprompt.errors`.
+    `trainer` and `inference` are addresses such as `host:port`, or `dns:///name:port` for calls to all addresses of a
+    name in turn. They default to SOFTPROMPT_TRAINER and SOFTPROMPT_INFERENCE, else to this machine. `timeout_seconds`
+    is the deadline of each call, `generation_timeout_seconds` that of each answer. `security` defaults to the
+    SOFTPROMPT_TLS and SOFTPROMPT_TOKEN variables. Calls that are safe to repeat are retried. A failed call raises an
+    exception of `softprompt.errors`.
     """
 
     def __init__(
@@ -30,7 +31,9 @@ class AsyncClient(TuningMethods, PromptMethods, GenerationMethods):
         generation_timeout_seconds: float = 300.0,
         security: ClientSecurity | None = None,
     ) -> None:
-        self._connection = Connection(trainer, inference, timeout_seconds, security or ClientSecurity.from_environment())
+        self._connection = Connection(
+            trainer, inference, timeout_seconds, security or ClientSecurity.from_environment()
+        )
         self._generation_timeout_seconds = generation_timeout_seconds
 
     @property
@@ -50,5 +53,7 @@ class AsyncClient(TuningMethods, PromptMethods, GenerationMethods):
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         await self.close()

@@ -14,7 +14,9 @@ Metadata = tuple[tuple[str, str], ...]
 
 
 class CallingChannel:
-    """The part of a channel that generated stubs use. Reads the token before each call, so a renewed token is used at once."""
+    """The part of a channel that generated stubs use. Reads the token before each call, so a renewed token is used at
+    once.
+    """
 
     def __init__(self, channel: grpc.aio.Channel, tokens: TokenSource) -> None:
         self._channel, self._tokens = channel, tokens

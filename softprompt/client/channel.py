@@ -1,7 +1,7 @@
 """Options of a gRPC channel: TLS, retries, keepalive, load balancing, message sizes.
 
-Retried are calls that change nothing or are idempotent: uploads are content-addressed, jobs carry a `request_id`, cancelling twice is
-cancelling. gRPC retries a stream only if no message of it has arrived.
+Retried are calls that change nothing or are idempotent: uploads are content-addressed, jobs carry a `request_id`,
+cancelling twice is cancelling. gRPC retries a stream only if no message of it has arrived.
 """
 
 from __future__ import annotations
@@ -51,7 +51,11 @@ MAX_MESSAGE_BYTES = 64 << 20
 
 def service_config(has_replicas: bool) -> dict[str, Any]:
     """See github.com/grpc/grpc/blob/master/doc/service_config.md. Replicas that report NOT_SERVING get no calls."""
-    names = [{"service": f"{_PACKAGE}.{service}", "method": method} for service, methods in RETRIED_METHODS.items() for method in methods]
+    names = [
+        {"service": f"{_PACKAGE}.{service}", "method": method}
+        for service, methods in RETRIED_METHODS.items()
+        for method in methods
+    ]
     health = {"healthCheckConfig": {"serviceName": ""}} if has_replicas else {}
     return {
         **health,
@@ -62,7 +66,8 @@ def service_config(has_replicas: bool) -> dict[str, Any]:
 
 
 def open_channel(endpoint: str, security: ClientSecurity) -> CallingChannel:
-    """A channel to an address that `check_endpoint` allows, for the running event loop. Raises InvalidInput for unreadable TLS files.
+    """A channel to an address that `check_endpoint` allows, for the running event loop. Raises InvalidInput for
+    unreadable TLS files.
 
     A proxy of the environment is used for other machines only.
     """
@@ -74,7 +79,10 @@ def open_channel(endpoint: str, security: ClientSecurity) -> CallingChannel:
         ("grpc.http2.max_pings_without_data", 0),
         ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
         ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-        ("grpc.dns_min_time_between_resolutions_ms", 5_000),  # finds new replicas behind a headless service within seconds
+        (
+            "grpc.dns_min_time_between_resolutions_ms",
+            5_000,
+        ),  # finds new replicas behind a headless service within seconds
     ]
     if is_local(endpoint):
         options.append(("grpc.enable_http_proxy", 0))

@@ -12,7 +12,9 @@ from softprompt.types.spec import Hyperparameters, Init, InitMethod, TuningSpec
 
 
 def cloned_spec(job: TuningJob, changes: Mapping[str, Any]) -> TuningSpec:
-    """The job's spec with `changes` to its fields. Hyperparameters are merged: None keeps the old value. Raises InvalidInput."""
+    """The job's spec with `changes` to its fields. Hyperparameters are merged: None keeps the old value. Raises
+    InvalidInput.
+    """
     if job.spec is None:
         raise PreconditionFailed(f"{job.name} has no spec in the trainer's answer")
     known = {field.name for field in fields(TuningSpec)}
@@ -29,7 +31,9 @@ def cloned_spec(job: TuningJob, changes: Mapping[str, Any]) -> TuningSpec:
 
 
 def continued_spec(job: TuningJob, changes: Mapping[str, Any]) -> TuningSpec:
-    """`cloned_spec` that starts from the job's version or from its kept best prompt. Raises PreconditionFailed if it has neither."""
+    """`cloned_spec` that starts from the job's version or from its kept best prompt. Raises PreconditionFailed if it
+    has neither.
+    """
     source = job.result.version if job.result is not None and job.result.version else job.name
     if source == job.name and not job.best_prompt_kept:
         raise PreconditionFailed(f"{job.name} is {job.state} and has no prompt to start from", state=job.state.value)
@@ -43,7 +47,9 @@ def continued_spec(job: TuningJob, changes: Mapping[str, Any]) -> TuningSpec:
 
 def _merged(old: Hyperparameters, new: Hyperparameters) -> Hyperparameters:
     """`new` over `old`. Steps and epochs exclude each other, so a new value of one removes the other."""
-    given = {field.name: value for field in fields(new) if (value := getattr(new, field.name)) is not None and value != {}}
+    given = {
+        field.name: value for field in fields(new) if (value := getattr(new, field.name)) is not None and value != {}
+    }
     if "num_steps" in given or "num_epochs" in given:
         old = replace(old, num_steps=None, num_epochs=None)
     return replace(old, **given)

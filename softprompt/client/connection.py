@@ -1,4 +1,6 @@
-"""Addresses, channels and stubs of both services, default deadlines, and the translation of failed calls into domain errors."""
+"""Addresses, channels and stubs of both services, default deadlines, and the translation of failed calls into domain
+errors.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +17,21 @@ from shared.errors import DeadlineExceeded, InvalidInput, SoftPromptError, Unava
 from shared.process.proxies import grpc_proxy
 from shared.rpc.errors import error_from_rpc
 from softprompt.client.channel import open_channel
-from softprompt.client.security import CA_VARIABLE, CERTIFICATE_VARIABLE, TLS_VARIABLE, ClientSecurity, hosts_of, is_local
-from softprompt.endpoints import DEFAULT_INFERENCE_PORT, DEFAULT_TRAINER_PORT, check_endpoint, inference_endpoint, trainer_endpoint
+from softprompt.client.security import (
+    CA_VARIABLE,
+    CERTIFICATE_VARIABLE,
+    TLS_VARIABLE,
+    ClientSecurity,
+    hosts_of,
+    is_local,
+)
+from softprompt.endpoints import (
+    DEFAULT_INFERENCE_PORT,
+    DEFAULT_TRAINER_PORT,
+    check_endpoint,
+    inference_endpoint,
+    trainer_endpoint,
+)
 
 T = TypeVar("T")
 
@@ -25,7 +40,9 @@ _RICH_STATUS_KEY = "grpc-status-details-bin"
 
 @dataclass(frozen=True)
 class Kind:
-    """One of the two services. `option` names its address in errors; `known_method` is one that every release of it answers."""
+    """One of the two services. `option` names its address in errors; `known_method` is one that every release of it
+    answers.
+    """
 
     name: str
     option: str
@@ -34,7 +51,9 @@ class Kind:
 
 
 TRAINER = Kind("the trainer", "trainer", DEFAULT_TRAINER_PORT, "/prompttuning.v1.TuningService/GetServiceInfo")
-INFERENCE = Kind("the inference service", "inference", DEFAULT_INFERENCE_PORT, "/prompttuning.v1.GenerationService/GetModelInfo")
+INFERENCE = Kind(
+    "the inference service", "inference", DEFAULT_INFERENCE_PORT, "/prompttuning.v1.GenerationService/GetModelInfo"
+)
 
 
 class Peer:
@@ -54,7 +73,9 @@ class Peer:
         check_endpoint(self.endpoint, self._kind.option, self._kind.port)
         return cast("grpc.aio.Channel", open_channel(self.endpoint, self._security))
 
-    async def call(self, method: Callable[..., Awaitable[T]], request: object, timeout_seconds: float | None = None) -> T:
+    async def call(
+        self, method: Callable[..., Awaitable[T]], request: object, timeout_seconds: float | None = None
+    ) -> T:
         """One call with a single response and a deadline."""
         async with self.errors():
             return await method(request, timeout=self.timeout_seconds if timeout_seconds is None else timeout_seconds)
@@ -70,7 +91,11 @@ class Peer:
     async def explained(self, error: grpc.aio.AioRpcError) -> SoftPromptError:
         """`domain_error`, or InvalidInput where the address turns out to be that of another service."""
         found = self.domain_error(error)
-        if not isinstance(found, Unimplemented) or _said_by_service(error) or await self._answers(self._kind.known_method):
+        if (
+            not isinstance(found, Unimplemented)
+            or _said_by_service(error)
+            or await self._answers(self._kind.known_method)
+        ):
             return found
         other = INFERENCE if self._kind is TRAINER else TRAINER
         if await self._answers(other.known_method):
@@ -98,11 +123,15 @@ class Peer:
         if isinstance(found, Unavailable) and not said_by_service:
             if "Failed parsing HTTP/2" in found.message:
                 other = "another program, or the service's port for metrics"
-                return InvalidInput.of(self._kind.option, f"{self.endpoint} does not speak gRPC: it is the port of {other}")
+                return InvalidInput.of(
+                    self._kind.option, f"{self.endpoint} does not speak gRPC: it is the port of {other}"
+                )
             advice = _advice(found.message, self._security, self._security.uses_tls(self.endpoint))
             through = self._through_proxy()
             about = {"endpoint": self.endpoint} | ({"proxy": through} if through else {})
-            return Unavailable(f"{self.name} can't be reached at {self.endpoint}{through}: {found.message}{advice}", **about)
+            return Unavailable(
+                f"{self.name} can't be reached at {self.endpoint}{through}: {found.message}{advice}", **about
+            )
         if isinstance(found, DeadlineExceeded) and not said_by_service and (through := self._through_proxy()):
             return DeadlineExceeded(f"{found.message} (asked{through})", proxy=through)
         return found
@@ -138,7 +167,9 @@ def _advice(message: str, security: ClientSecurity, uses_tls: bool) -> str:
 class Connection:
     """Both services. A service that is never called is never connected to."""
 
-    def __init__(self, trainer: str | None, inference: str | None, timeout_seconds: float, security: ClientSecurity) -> None:
+    def __init__(
+        self, trainer: str | None, inference: str | None, timeout_seconds: float, security: ClientSecurity
+    ) -> None:
         self.trainer = Peer(TRAINER, trainer or trainer_endpoint(), timeout_seconds, security)
         self.inference = Peer(INFERENCE, inference or inference_endpoint(), timeout_seconds, security)
 

@@ -1,4 +1,6 @@
-"""Conversion of messages that `mirror` can't convert by name: oneofs, and datasets, which callers give as files or examples."""
+"""Conversion of messages that `mirror` can't convert by name: oneofs, and datasets, which callers give as files or
+examples.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ _DATA_FIELDS = frozenset({"dataset", "validation_dataset", "validation_fraction"
 
 
 def spec_message(spec: TuningSpec, dataset: str, validation_dataset: str) -> tuning_pb2.TuningSpec:
-    """The message of a spec whose datasets are names or URIs; an empty `validation_dataset` means none. Raises InvalidInput."""
+    """The message of a spec whose datasets are names or URIs; an empty `validation_dataset` means none. Raises
+    InvalidInput.
+    """
     message = write(spec, tuning_pb2.TuningSpec(), "spec", skip=_DATA_FIELDS)
     message.dataset.CopyFrom(_source_message(dataset))
     if validation_dataset and spec.validation_fraction is not None:
@@ -45,7 +49,9 @@ def _read_spec(message: tuning_pb2.TuningSpec) -> TuningSpec:
     plain = {name: value for name, value in read_fields(TuningSpec, message).items() if name not in _DATA_FIELDS}
     fraction = message.validation_fraction if message.WhichOneof("validation") == "validation_fraction" else None
     validation = _source_name(message.validation_dataset) if message.HasField("validation_dataset") else None
-    return TuningSpec(dataset=_source_name(message.dataset), validation_dataset=validation, validation_fraction=fraction, **plain)
+    return TuningSpec(
+        dataset=_source_name(message.dataset), validation_dataset=validation, validation_fraction=fraction, **plain
+    )
 
 
 def _source_name(source: tuning_pb2.DatasetSource) -> str:
@@ -62,7 +68,9 @@ def _read_event(message: tuning_pb2.TuningEvent) -> JobEvent:
             return ProgressMade(progress=read(TuningProgress, message.progress), **common)
         case "evaluation":
             evaluation = message.evaluation
-            return Evaluated(step=evaluation.step, metrics=dict(evaluation.metrics), is_best=evaluation.is_best, **common)
+            return Evaluated(
+                step=evaluation.step, metrics=dict(evaluation.metrics), is_best=evaluation.is_best, **common
+            )
         case "checkpoint":
             return CheckpointStored(step=message.checkpoint.step, **common)
         case "note":
@@ -85,7 +93,9 @@ def input_message(
         write(content, message.token_ids, "input.token_ids")
         message.token_ids.SetInParent()
     elif isinstance(content, bytes | Mapping) or not isinstance(content, Iterable):
-        raise InvalidInput.of("input", f"a text, a list of messages or TokenIds is expected, not a value of type {type(content).__name__}")
+        raise InvalidInput.of(
+            "input", f"a text, a list of messages or TokenIds is expected, not a value of type {type(content).__name__}"
+        )
     else:
         message.chat.SetInParent()
         for index, turn in enumerate(content):
@@ -94,6 +104,8 @@ def input_message(
 
 
 def sampling_message(sampling: Sampling | None) -> common_pb2.SamplingParams:
-    """The message of sampling parameters; None leaves all of them to the version's and the service's defaults. Raises InvalidInput."""
+    """The message of sampling parameters; None leaves all of them to the version's and the service's defaults. Raises
+    InvalidInput.
+    """
     message = common_pb2.SamplingParams()
     return message if sampling is None else write(sampling, message, "sampling")

@@ -31,7 +31,9 @@ SERVED_POLL_SECONDS = 0.1
 
 
 class GenerationMethods:
-    """The part of AsyncClient for the inference service. `prompt` is "name", "name@alias" or "name@7"; empty: the bare model."""
+    """The part of AsyncClient for the inference service. `prompt` is "name", "name@alias" or "name@7"; empty: the bare
+    model.
+    """
 
     _connection: Connection
     _generation_timeout_seconds: float
@@ -48,13 +50,18 @@ class GenerationMethods:
         priority: int = 0,
         timeout_seconds: float | None = None,
     ) -> Generation:
-        """The whole answer at once. `template` is only for the bare model; a prompt has its own. Raises the errors of the service."""
+        """The whole answer at once. `template` is only for the bare model; a prompt has its own. Raises the errors of
+        the service.
+        """
         request = generation_pb2.GenerateRequest(
             input=input_message(input, prompt, template, routing_key, truncate), sampling=sampling_message(sampling)
         )
         fill(request, priority=priority)
         timeout_seconds = self._generation_timeout_seconds if timeout_seconds is None else timeout_seconds
-        return read(Generation, await self._connection.inference.call(self._connection.generation.Generate, request, timeout_seconds))
+        return read(
+            Generation,
+            await self._connection.inference.call(self._connection.generation.Generate, request, timeout_seconds),
+        )
 
     def stream(
         self,
@@ -75,18 +82,32 @@ class GenerationMethods:
         fill(request, priority=priority)
         timeout = self._generation_timeout_seconds if timeout_seconds is None else timeout_seconds
         connection = self._connection
-        return GenerationStream(connection.inference, lambda: connection.generation.GenerateStream(request, timeout=timeout))
+        return GenerationStream(
+            connection.inference, lambda: connection.generation.GenerateStream(request, timeout=timeout)
+        )
 
     async def score(
-        self, input: Input, *, prompt: str = "", candidates: Sequence[str] = (), template: Template | None = None, routing_key: str = ""
+        self,
+        input: Input,
+        *,
+        prompt: str = "",
+        candidates: Sequence[str] = (),
+        template: Template | None = None,
+        routing_key: str = "",
     ) -> Scores:
-        """Log-probability of each candidate as the continuation of the input. Default: the labels of the prompt's version."""
+        """Log-probability of each candidate as the continuation of the input. Default: the labels of the prompt's
+        version.
+        """
         request = generation_pb2.ScoreRequest(input=input_message(input, prompt, template, routing_key, False))
         fill(request, candidates=candidates)
         return read(Scores, await self._connection.inference.call(self._connection.generation.Score, request))
 
-    async def classify(self, input: Input, *, prompt: str, labels: Sequence[str] = (), routing_key: str = "") -> CandidateScore:
-        """The most probable label (`.candidate`) with its probability among `labels`. Default: the labels of the prompt's version."""
+    async def classify(
+        self, input: Input, *, prompt: str, labels: Sequence[str] = (), routing_key: str = ""
+    ) -> CandidateScore:
+        """The most probable label (`.candidate`) with its probability among `labels`. Default: the labels of the
+        prompt's version.
+        """
         scores = await self.score(input, prompt=prompt, candidates=labels, routing_key=routing_key)
         return scores.scores[scores.best]
 
@@ -103,7 +124,9 @@ class GenerationMethods:
     async def loaded_prompts(self, prompt: str = "") -> LoadedPrompts:
         """Versions that the answering replica knows, and the state of each. `prompt` empty: of all prompts."""
         request = generation_pb2.ListLoadedPromptsRequest(prompt=prompt)
-        return read(LoadedPrompts, await self._connection.inference.call(self._connection.generation.ListLoadedPrompts, request))
+        return read(
+            LoadedPrompts, await self._connection.inference.call(self._connection.generation.ListLoadedPrompts, request)
+        )
 
     async def wait_until_served(self, version: str, *, timeout_seconds: float = 60.0) -> LoadedPrompt:
         """Wait until the answering replica serves a version ("prompts/{prompt}/versions/{n}" or "name@7").
@@ -115,7 +138,9 @@ class GenerationMethods:
         while True:
             found = await self._loaded_version(prompt, wanted)
             if found is not None and found.state is LoadedState.QUARANTINED:
-                raise PreconditionFailed(f"{wanted} was refused by the inference service: {found.reason}", version=wanted)
+                raise PreconditionFailed(
+                    f"{wanted} was refused by the inference service: {found.reason}", version=wanted
+                )
             if found is not None:
                 return found
             if time.monotonic() > deadline:

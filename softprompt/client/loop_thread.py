@@ -1,7 +1,9 @@
-"""An event loop in a thread of its own, which runs coroutines and drains asynchronous iterators for synchronous callers.
+"""An event loop in a thread of its own, which runs coroutines and drains asynchronous iterators for synchronous
+callers.
 
-anyio's blocking portal starts and stops such a thread, too. The larger part, iterators that Ctrl-C may interrupt between
-the start of a step and the wait for it, would stay ours, so the portal would save few lines and cost a dependency.
+anyio's blocking portal starts and stops such a thread, too. The larger part, iterators that Ctrl-C may interrupt
+between the start of a step and the wait for it, would stay ours, so the portal would save few lines and cost a
+dependency.
 """
 
 from __future__ import annotations
@@ -27,7 +29,11 @@ class LoopThread:
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         if self.stopped or threading.current_thread() is self._thread:
             coroutine.close()
-            raise RuntimeError("the client is closed" if self.stopped else "called from the client's own event loop; use AsyncClient there")
+            raise RuntimeError(
+                "the client is closed"
+                if self.stopped
+                else "called from the client's own event loop; use AsyncClient there"
+            )
         future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
         try:
             return future.result()
@@ -71,7 +77,9 @@ async def _next(generator: AsyncGeneratorType[T, None], steps: set[asyncio.Task[
 
 
 async def _close(generator: AsyncGeneratorType[T, None], steps: set[asyncio.Task[Any]]) -> None:
-    """Cancels a step that still runs: an interrupt may fall between its start and the moment when its caller could cancel it."""
+    """Cancels a step that still runs: an interrupt may fall between its start and the moment when its caller could
+    cancel it.
+    """
     for task in steps:
         task.cancel()
     await asyncio.gather(*steps, return_exceptions=True)

@@ -1,7 +1,8 @@
 """Conversion between protobuf messages and the dataclasses that mirror them, by field name.
 
-A dataclass field has the name of its message's field; a Duration `x` is `x_seconds`. None means "left out", and for an enum UNSPECIFIED.
-`convert` has readers for messages of another shape (oneofs). A test checks that every dataclass fits its message.
+A dataclass field has the name of its message's field; a Duration `x` is `x_seconds`. None means "left out", and for an
+enum UNSPECIFIED. `convert` has readers for messages of another shape (oneofs). A test checks that every dataclass fits
+its message.
 """
 
 from __future__ import annotations
@@ -55,7 +56,9 @@ def read_fields(kind: type, message: Message) -> dict[str, Any]:
 
 
 def write(value: Any, message: M, path: str = "", skip: Container[str] = ()) -> M:
-    """Fill a message from a dataclass, without the fields in `skip`. None stays unset. Raises InvalidInput naming the field."""
+    """Fill a message from a dataclass, without the fields in `skip`. None stays unset. Raises InvalidInput naming the
+    field.
+    """
     descriptors = message.DESCRIPTOR.fields_by_name
     if not is_dataclass(value) or isinstance(value, type):
         raise InvalidInput.of(path, f"{value!r:.80} does not fit: a value of type {type(message).__name__} is expected")
@@ -181,7 +184,11 @@ def _prefix(enum: Descriptor) -> str:
 
 def _enum_reader(enum: Descriptor, kind: type[StrEnum]) -> Callable[[int], StrEnum | None]:
     """UNSPECIFIED, and values that this client is too old to know, become None."""
-    known = {item.number: kind(short) for item in enum.values if (short := item.name.removeprefix(_prefix(enum))) in list(kind)}
+    known = {
+        item.number: kind(short)
+        for item in enum.values
+        if (short := item.name.removeprefix(_prefix(enum))) in list(kind)
+    }
     return known.get
 
 

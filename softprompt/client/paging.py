@@ -9,8 +9,12 @@ T = TypeVar("T")
 PAGE_SIZE = 200
 
 
-async def all_pages(page: Callable[[int, str], Awaitable[tuple[Sequence[T], str]]], limit: int | None = None) -> list[T]:
-    """The elements of every page, at most `limit`. `page(size, token)` returns elements and the next page's token, empty at the end."""
+async def all_pages(
+    page: Callable[[int, str], Awaitable[tuple[Sequence[T], str]]], limit: int | None = None
+) -> list[T]:
+    """The elements of every page, at most `limit`. `page(size, token)` returns elements and the next page's token,
+    empty at the end.
+    """
     found: list[T] = []
     token = ""
     while True:

@@ -1,6 +1,7 @@
 """Watching the store's changes through lost connections and restarts of the trainer.
 
-Each change carries its revision and store id, so a new call asks for the changes after the last one: none is missed or repeated.
+Each change carries its revision and store id, so a new call asks for the changes after the last one: none is missed or
+repeated.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ async def watch_prompts(
 ) -> AsyncIterator[PromptChange]:
     """Raises the error of the last call after `reconnect_seconds` without contact.
 
-    A commit may hold several changes under one revision. A connection lost between two of them starts again at the first.
+    A commit may hold several changes under one revision. A connection lost between two of them starts again at the
+    first.
     """
     contact = Contact(reconnect_seconds)
     seen: set[Hashable] = set()  # changes of the newest revision, which may be incomplete

@@ -19,7 +19,15 @@ from softprompt.client.verdict import VERDICT_SECONDS, first_verdict, served_by_
 from softprompt.interchange.adapter import write_adapter
 from softprompt.interchange.source import ImportSource
 from softprompt.types.common import Template
-from softprompt.types.prompts import Alias, AliasTarget, Prompt, PromptChange, PromptStatus, PromptVersion, VersionStatus
+from softprompt.types.prompts import (
+    Alias,
+    AliasTarget,
+    Prompt,
+    PromptChange,
+    PromptStatus,
+    PromptVersion,
+    VersionStatus,
+)
 
 CHUNK_BYTES = 512 << 10
 DOWNLOAD_SECONDS = 300.0
@@ -51,7 +59,9 @@ class PromptMethods:
         """All versions of a prompt, newest first."""
 
         async def page(size: int, token: str) -> tuple[list[PromptVersion], str]:
-            request = prompts_pb2.ListPromptVersionsRequest(parent=resource_name(prompt), page_size=size, page_token=token)
+            request = prompts_pb2.ListPromptVersionsRequest(
+                parent=resource_name(prompt), page_size=size, page_token=token
+            )
             response = await self._connection.trainer.call(self._connection.prompts.ListPromptVersions, request)
             return [read(PromptVersion, version) for version in response.versions], response.next_page_token
 
@@ -60,7 +70,10 @@ class PromptMethods:
     async def get_version(self, version: str) -> PromptVersion:
         """One version, by "prompts/{prompt}/versions/{n}", "name", "name@alias" or "name@7". Raises NotFound."""
         request = prompts_pb2.GetPromptVersionRequest(name=version)
-        return read(PromptVersion, (await self._connection.trainer.call(self._connection.prompts.GetPromptVersion, request)).version)
+        return read(
+            PromptVersion,
+            (await self._connection.trainer.call(self._connection.prompts.GetPromptVersion, request)).version,
+        )
 
     async def set_alias(
         self,
@@ -73,8 +86,8 @@ class PromptMethods:
     ) -> Alias:
         """Move an alias to a version, or to several with weights; an empty sequence removes the alias.
 
-        Raises Conflict with the current value if the alias does not name `expected_version` (0: must not exist) or has moved since
-        `expected_revision`.
+        Raises Conflict with the current value if the alias does not name `expected_version` (0: must not exist) or has
+        moved since `expected_revision`.
         """
         targets = [AliasTarget(target)] if isinstance(target, int) else list(target)
         if any(not isinstance(item, AliasTarget) for item in targets):
@@ -86,29 +99,37 @@ class PromptMethods:
             expected_version=expected_version,
             expected_revision=expected_revision,
         )
-        return read(Alias, (await self._connection.trainer.call(self._connection.prompts.SetPromptAlias, request)).alias)
+        return read(
+            Alias, (await self._connection.trainer.call(self._connection.prompts.SetPromptAlias, request)).alias
+        )
 
     async def prompt_status(self, prompt: str) -> PromptStatus:
         """The replicas that serve each version, and those that refused it and why, by their last reports."""
         request = prompts_pb2.GetPromptStatusRequest(name=resource_name(prompt))
-        return read(PromptStatus, await self._connection.trainer.call(self._connection.prompts.GetPromptStatus, request))
+        return read(
+            PromptStatus, await self._connection.trainer.call(self._connection.prompts.GetPromptStatus, request)
+        )
 
     async def wait_until_served_by_all(self, version: str, *, timeout_seconds: float = 60.0) -> VersionStatus:
         """Wait until every live replica of the version's base model serves it; there must be at least one.
 
-        Raises PreconditionFailed with the reasons if one refused it, DeadlineExceeded with the count after `timeout_seconds`.
+        Raises PreconditionFailed with the reasons if one refused it, DeadlineExceeded with the count after
+        `timeout_seconds`.
         """
         return await served_by_all(self._connection, version, timeout_seconds)
 
     async def first_verdict(self, version: str, *, timeout_seconds: float = VERDICT_SECONDS) -> VersionStatus:
         """Wait until a live replica of the version's base model serves or refuses it. Returns at once if none is alive.
 
-        Raises PreconditionFailed with the reasons of a refusal, DeadlineExceeded if none has decided after `timeout_seconds`.
+        Raises PreconditionFailed with the reasons of a refusal, DeadlineExceeded if none has decided after
+        `timeout_seconds`.
         """
         return await first_verdict(self._connection, version, timeout_seconds)
 
     async def download_version(self, version: str) -> tuple[PromptVersion, bytes]:
-        """The version with its whole manifest, and its blob, a safetensors file. Raises DamagedBlob if the digest differs."""
+        """The version with its whole manifest, and its blob, a safetensors file. Raises DamagedBlob if the digest
+        differs.
+        """
         request = prompts_pb2.DownloadPromptVersionRequest(name=version)
         call = self._connection.prompts.DownloadPromptVersion(request, timeout=DOWNLOAD_SECONDS)
         described: PromptVersion | None = None
@@ -124,7 +145,9 @@ class PromptMethods:
             raise DamagedBlob(f"{described.name} has digest {described.digest}; what arrived has {digest}")
         return described, bytes(data)
 
-    async def export_version(self, version: str, directory: str | Path, *, base_model: str = "", overwrite: bool = False) -> PromptVersion:
+    async def export_version(
+        self, version: str, directory: str | Path, *, base_model: str = "", overwrite: bool = False
+    ) -> PromptVersion:
         """Write a version as a directory for `peft.PeftModel.from_pretrained`, which loads the model from `base_model`."""
         described, data = await self.download_version(version)
         await asyncio.to_thread(write_adapter, expanded(directory), described, data, base_model, overwrite)
@@ -142,14 +165,18 @@ class PromptMethods:
         request_id: str = "",
         timeout_seconds: float | None = None,
     ) -> PromptVersion:
-        """Publish a soft prompt that was trained elsewhere: a safetensors file, or a directory written by PEFT, TGIS or caikit.
+        """Publish a soft prompt that was trained elsewhere: a safetensors file, or a directory written by PEFT, TGIS or
+        caikit.
 
-        Pickle files are refused. `template` and `labels` are for foreign files; files of this service contain theirs. `alias` is as in
-        PublishPolicy. Repeating a `request_id` returns the version that it created. Raises InvalidInput, NotFound.
+        Pickle files are refused. `template` and `labels` are for foreign files; files of this service contain theirs.
+        `alias` is as in PublishPolicy. Repeating a `request_id` returns the version that it created. Raises
+        InvalidInput, NotFound.
         """
         source = await asyncio.to_thread(ImportSource.of, path)
         data = await asyncio.to_thread(source.file.read_bytes)
-        header = prompts_pb2.ImportHeader(prompt=prompt, base_model=base_model, labels=labels, alias=alias, request_id=request_id)
+        header = prompts_pb2.ImportHeader(
+            prompt=prompt, base_model=base_model, labels=labels, alias=alias, request_id=request_id
+        )
         if template is not None:
             write(template, header.template, "template")
             header.template.SetInParent()
@@ -160,15 +187,23 @@ class PromptMethods:
                 yield prompts_pb2.ImportPromptVersionRequest(chunk=data[start : start + CHUNK_BYTES])
 
         method = self._connection.prompts.ImportPromptVersion
-        return read(PromptVersion, (await self._connection.trainer.call(method, parts(), timeout_seconds or IMPORT_SECONDS)).version)
+        return read(
+            PromptVersion,
+            (await self._connection.trainer.call(method, parts(), timeout_seconds or IMPORT_SECONDS)).version,
+        )
 
     def watch_prompts(
-        self, *, after_revision: int | None = None, store_id: str = "", name_prefix: str = "", reconnect_seconds: float = 120.0
+        self,
+        *,
+        after_revision: int | None = None,
+        store_id: str = "",
+        name_prefix: str = "",
+        reconnect_seconds: float = 120.0,
     ) -> AsyncIterator[PromptChange]:
         """Changes of the store, without end: a snapshot and what follows, or the changes after `after_revision`.
 
-        Reconnects; raises Unavailable after `reconnect_seconds` without contact. Raises PreconditionFailed if `store_id`, which comes with
-        each change, is not the trainer's store.
+        Reconnects; raises Unavailable after `reconnect_seconds` without contact. Raises PreconditionFailed if
+        `store_id`, which comes with each change, is not the trainer's store.
         """
         return watch_prompts(self._connection, after_revision, store_id, name_prefix, reconnect_seconds)
 

@@ -1,7 +1,7 @@
 """Watches that survive the end of a stream: restarts, gateways that cut or reset it, connections that die silently.
 
-Each message carries its position, so a new call continues after the last one. Errors that only the caller can fix (a wrong name, no
-permission) end the watch at once.
+Each message carries its position, so a new call continues after the last one. Errors that only the caller can fix (a
+wrong name, no permission) end the watch at once.
 """
 
 from __future__ import annotations
@@ -72,7 +72,8 @@ class Contact:
         self._interval_seconds = heartbeat.interval.ToNanoseconds() / 1e9 or None
 
     async def pause(self, interruption: Interrupted | None = None) -> None:
-        """Wait before the next call: a random time below a bound that doubles, so that clients don't return all at once.
+        """Wait before the next call: a random time below a bound that doubles, so that clients don't return all at
+        once.
 
         Raises the interruption's error after `reconnect_seconds` without contact.
         """
@@ -88,7 +89,9 @@ def interruption_of(peer: Peer, error: grpc.aio.AioRpcError) -> Interrupted | No
 
 
 async def messages(peer: Peer, call: Any, contact: Contact) -> AsyncGenerator[Any, None]:
-    """The messages of one streaming call. Raises Interrupted, or the error that ends the watch. Always cancels the call at the end."""
+    """The messages of one streaming call. Raises Interrupted, or the error that ends the watch. Always cancels the call
+    at the end.
+    """
     try:
         while True:
             try:

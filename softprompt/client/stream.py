@@ -19,8 +19,9 @@ Responses = AsyncIterator[generation_pb2.GenerateStreamResponse]
 class GenerationStream:
     """`async for delta in stream`; `start` is set before the first delta, `end` after the last one.
 
-    The call begins with `started()` or the first delta. Breaking out of the loop, an exception, or `async with` cancels it; a stream
-    can be iterated once. Raises Unavailable for an answer that does not begin with its start or has no end.
+    The call begins with `started()` or the first delta. Breaking out of the loop, an exception, or `async with` cancels
+    it; a stream can be iterated once. Raises Unavailable for an answer that does not begin with its start or has no
+    end.
     """
 
     def __init__(self, peer: Peer, open_call: Callable[[], Any]) -> None:
@@ -54,7 +55,9 @@ class GenerationStream:
                     elif response.HasField("end"):
                         self.end = read(GenerationEnd, response.end)
             if self.end is None:
-                raise Unavailable(f"the stream of {self._peer.name} at {self._peer.endpoint} ended before the answer's end")
+                raise Unavailable(
+                    f"the stream of {self._peer.name} at {self._peer.endpoint} ended before the answer's end"
+                )
         finally:
             self.cancel()
 
@@ -77,5 +80,7 @@ class GenerationStream:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.cancel()

@@ -1,4 +1,5 @@
-"""The synchronous client: AsyncClient in a thread with an event loop. It has no logic of its own; a test compares the signatures.
+"""The synchronous client: AsyncClient in a thread with an event loop. It has no logic of its own; a test compares the
+signatures.
 
 Written by hand, because a generator such as unasync would make a second implementation over gRPC's synchronous calls.
 """
@@ -33,13 +34,23 @@ from softprompt.types.generation import (
     TokenCount,
 )
 from softprompt.types.jobs import JobOrder, JobState, TuningJob
-from softprompt.types.prompts import Alias, AliasTarget, Prompt, PromptChange, PromptStatus, PromptVersion, VersionStatus
+from softprompt.types.prompts import (
+    Alias,
+    AliasTarget,
+    Prompt,
+    PromptChange,
+    PromptStatus,
+    PromptVersion,
+    VersionStatus,
+)
 from softprompt.types.service import ServiceInfo
 from softprompt.types.spec import Dataset, TuningSpec
 
 
 class SyncGenerationStream:
-    """`for delta in stream`; `start` is set before the first delta, `end` after the last one. Leaving the loop cancels the call."""
+    """`for delta in stream`; `start` is set before the first delta, `end` after the last one. Leaving the loop cancels
+    the call.
+    """
 
     def __init__(self, stream: GenerationStream, loop: LoopThread) -> None:
         self._stream, self._loop = stream, loop
@@ -71,7 +82,9 @@ class SyncGenerationStream:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.cancel()
 
 
@@ -125,7 +138,9 @@ class Client:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def upload_dataset(
@@ -136,7 +151,9 @@ class Client:
         timeout_seconds: float | None = None,
         on_progress: OnUpload | None = None,
     ) -> UploadedDataset:
-        call = self._client.upload_dataset(dataset, labels=labels, timeout_seconds=timeout_seconds, on_progress=on_progress)
+        call = self._client.upload_dataset(
+            dataset, labels=labels, timeout_seconds=timeout_seconds, on_progress=on_progress
+        )
         return self._loop.run(call)
 
     def list_datasets(self, *, limit: int | None = None) -> list[StoredDataset]:
@@ -149,15 +166,26 @@ class Client:
         return self._loop.run(self._client.delete_dataset(name))
 
     def create_job(
-        self, spec: TuningSpec, *, request_id: str = "", timeout_seconds: float | None = None, on_upload: OnUpload | None = None
+        self,
+        spec: TuningSpec,
+        *,
+        request_id: str = "",
+        timeout_seconds: float | None = None,
+        on_upload: OnUpload | None = None,
     ) -> TuningJob:
-        call = self._client.create_job(spec, request_id=request_id, timeout_seconds=timeout_seconds, on_upload=on_upload)
+        call = self._client.create_job(
+            spec, request_id=request_id, timeout_seconds=timeout_seconds, on_upload=on_upload
+        )
         return self._loop.run(call)
 
-    def clone_job(self, name: str, *, request_id: str = "", on_upload: OnUpload | None = None, **changes: Any) -> TuningJob:
+    def clone_job(
+        self, name: str, *, request_id: str = "", on_upload: OnUpload | None = None, **changes: Any
+    ) -> TuningJob:
         return self._loop.run(self._client.clone_job(name, request_id=request_id, on_upload=on_upload, **changes))
 
-    def continue_job(self, name: str, *, request_id: str = "", on_upload: OnUpload | None = None, **changes: Any) -> TuningJob:
+    def continue_job(
+        self, name: str, *, request_id: str = "", on_upload: OnUpload | None = None, **changes: Any
+    ) -> TuningJob:
         return self._loop.run(self._client.continue_job(name, request_id=request_id, on_upload=on_upload, **changes))
 
     def tune(self, spec: TuningSpec, *, on_event: Callable[[JobEvent], object] | None = None) -> TuningJob:
@@ -175,7 +203,9 @@ class Client:
         order: JobOrder = JobOrder.NEWEST_FIRST,
         limit: int | None = None,
     ) -> list[TuningJob]:
-        return self._loop.run(self._client.list_jobs(states=states, prompt=prompt, annotations=annotations, order=order, limit=limit))
+        return self._loop.run(
+            self._client.list_jobs(states=states, prompt=prompt, annotations=annotations, order=order, limit=limit)
+        )
 
     def watch_job(self, name: str, *, after: int = 0, reconnect_seconds: float = 120.0) -> Iterator[JobEvent]:
         return self._loop.iterate(self._client.watch_job(name, after=after, reconnect_seconds=reconnect_seconds))
@@ -221,7 +251,9 @@ class Client:
         expected_version: int | None = None,
         expected_revision: int | None = None,
     ) -> Alias:
-        moved = self._client.set_alias(prompt, alias, target, expected_version=expected_version, expected_revision=expected_revision)
+        moved = self._client.set_alias(
+            prompt, alias, target, expected_version=expected_version, expected_revision=expected_revision
+        )
         return self._loop.run(moved)
 
     def prompt_status(self, prompt: str) -> PromptStatus:
@@ -236,8 +268,12 @@ class Client:
     def download_version(self, version: str) -> tuple[PromptVersion, bytes]:
         return self._loop.run(self._client.download_version(version))
 
-    def export_version(self, version: str, directory: str | Path, *, base_model: str = "", overwrite: bool = False) -> PromptVersion:
-        return self._loop.run(self._client.export_version(version, directory, base_model=base_model, overwrite=overwrite))
+    def export_version(
+        self, version: str, directory: str | Path, *, base_model: str = "", overwrite: bool = False
+    ) -> PromptVersion:
+        return self._loop.run(
+            self._client.export_version(version, directory, base_model=base_model, overwrite=overwrite)
+        )
 
     def import_version(
         self,
@@ -265,10 +301,18 @@ class Client:
         )
 
     def watch_prompts(
-        self, *, after_revision: int | None = None, store_id: str = "", name_prefix: str = "", reconnect_seconds: float = 120.0
+        self,
+        *,
+        after_revision: int | None = None,
+        store_id: str = "",
+        name_prefix: str = "",
+        reconnect_seconds: float = 120.0,
     ) -> Iterator[PromptChange]:
         changes = self._client.watch_prompts(
-            after_revision=after_revision, store_id=store_id, name_prefix=name_prefix, reconnect_seconds=reconnect_seconds
+            after_revision=after_revision,
+            store_id=store_id,
+            name_prefix=name_prefix,
+            reconnect_seconds=reconnect_seconds,
         )
         return self._loop.iterate(changes)
 
@@ -325,12 +369,22 @@ class Client:
         return SyncGenerationStream(stream, self._loop)
 
     def score(
-        self, input: Input, *, prompt: str = "", candidates: Sequence[str] = (), template: Template | None = None, routing_key: str = ""
+        self,
+        input: Input,
+        *,
+        prompt: str = "",
+        candidates: Sequence[str] = (),
+        template: Template | None = None,
+        routing_key: str = "",
     ) -> Scores:
-        scores = self._client.score(input, prompt=prompt, candidates=candidates, template=template, routing_key=routing_key)
+        scores = self._client.score(
+            input, prompt=prompt, candidates=candidates, template=template, routing_key=routing_key
+        )
         return self._loop.run(scores)
 
-    def classify(self, input: Input, *, prompt: str, labels: Sequence[str] = (), routing_key: str = "") -> CandidateScore:
+    def classify(
+        self, input: Input, *, prompt: str, labels: Sequence[str] = (), routing_key: str = ""
+    ) -> CandidateScore:
         return self._loop.run(self._client.classify(input, prompt=prompt, labels=labels, routing_key=routing_key))
 
     def count_tokens(self, input: Input, *, prompt: str = "", template: Template | None = None) -> TokenCount:

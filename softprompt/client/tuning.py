@@ -48,14 +48,17 @@ class TuningMethods:
         timeout_seconds: float | None = None,
         on_progress: OnUpload | None = None,
     ) -> UploadedDataset:
-        """Store examples under the digest of their bytes. `dataset` is a path, a DataFrame, examples, or `Data`, which chooses columns.
+        """Store examples under the digest of their bytes. `dataset` is a path, a DataFrame, examples, or `Data`, which
+        chooses columns.
 
         Bytes that the caller's tenant has stored already are not sent again. The default deadline grows with the size.
-        `on_progress(sent bytes, all bytes)` is called during the upload. Raises InvalidInput with every kind of error in the data and
-        lines that show it; see docs/data.md.
+        `on_progress(sent bytes, all bytes)` is called during the upload. Raises InvalidInput with every kind of error
+        in the data and lines that show it; see docs/data.md.
         """
         labels = checked_labels(labels)
-        return await self._upload(await asyncio.to_thread(prepare, dataset, labels), labels, timeout_seconds, on_progress)
+        return await self._upload(
+            await asyncio.to_thread(prepare, dataset, labels), labels, timeout_seconds, on_progress
+        )
 
     async def _upload(
         self,
@@ -81,7 +84,9 @@ class TuningMethods:
                     on_progress(num_sent, source.size_bytes)
 
         with prepared.named(DATASET):
-            response = await self._connection.trainer.call(self._connection.tuning.UploadDataset, parts(), timeout_seconds)
+            response = await self._connection.trainer.call(
+                self._connection.tuning.UploadDataset, parts(), timeout_seconds
+            )
         return read(UploadedDataset, response)
 
     async def list_datasets(self, *, limit: int | None = None) -> list[StoredDataset]:
@@ -97,51 +102,75 @@ class TuningMethods:
     async def get_dataset(self, name: str) -> StoredDataset:
         """One dataset with its labels. Raises NotFound if the caller's tenant does not have it."""
         request = tuning_pb2.GetDatasetRequest(name=name)
-        return read(StoredDataset, (await self._connection.trainer.call(self._connection.tuning.GetDataset, request)).dataset)
+        return read(
+            StoredDataset, (await self._connection.trainer.call(self._connection.tuning.GetDataset, request)).dataset
+        )
 
     async def delete_dataset(self, name: str) -> None:
         """Delete a dataset of the caller's tenant. Raises PreconditionFailed naming the jobs that still need it."""
-        await self._connection.trainer.call(self._connection.tuning.DeleteDataset, tuning_pb2.DeleteDatasetRequest(name=name))
+        await self._connection.trainer.call(
+            self._connection.tuning.DeleteDataset, tuning_pb2.DeleteDatasetRequest(name=name)
+        )
 
     async def create_job(
-        self, spec: TuningSpec, *, request_id: str = "", timeout_seconds: float | None = None, on_upload: OnUpload | None = None
+        self,
+        spec: TuningSpec,
+        *,
+        request_id: str = "",
+        timeout_seconds: float | None = None,
+        on_upload: OnUpload | None = None,
     ) -> TuningJob:
         """Upload the examples and queue a job. Repeating a `request_id` returns the job that it created.
 
-        `timeout_seconds` is the deadline of the creation alone; the default is longer if the trainer copies data from a URI. `on_upload`
-        is called as `on_progress` of `upload_dataset`. Raises InvalidInput.
+        `timeout_seconds` is the deadline of the creation alone; the default is longer if the trainer copies data from a
+        URI. `on_upload` is called as `on_progress` of `upload_dataset`. Raises InvalidInput.
         """
         labels = checked_labels(spec.labels, "spec.labels")
         with ExitStack() as names:
             dataset = await self._stored(spec.dataset, labels, DATASET, names, on_upload)
             held_out = spec.validation_dataset
-            validation = "" if held_out is None else await self._stored(held_out, labels, VALIDATION_DATASET, names, on_upload)
+            validation = (
+                "" if held_out is None else await self._stored(held_out, labels, VALIDATION_DATASET, names, on_upload)
+            )
             if timeout_seconds is None and ("://" in dataset or "://" in validation):
                 timeout_seconds = max(COPY_SECONDS, self._connection.trainer.timeout_seconds)
             message = spec_message(spec, dataset, validation)
             request = tuning_pb2.CreateTuningJobRequest(spec=message, request_id=request_id or uuid.uuid4().hex)
-            response = await self._connection.trainer.call(self._connection.tuning.CreateTuningJob, request, timeout_seconds)
+            response = await self._connection.trainer.call(
+                self._connection.tuning.CreateTuningJob, request, timeout_seconds
+            )
         return read(TuningJob, response.job)
 
-    async def clone_job(self, name: str, *, request_id: str = "", on_upload: OnUpload | None = None, **changes: Any) -> TuningJob:
-        """Queue the same job again with some fields of its spec replaced: `clone_job(name, prompt="other", priority=5)`.
+    async def clone_job(
+        self, name: str, *, request_id: str = "", on_upload: OnUpload | None = None, **changes: Any
+    ) -> TuningJob:
+        """Queue the same job again with some fields of its spec replaced: `clone_job(name, prompt="other",
+        priority=5)`.
 
-        Of `hyperparameters` only those that are not None are replaced. A deadline is not copied. Raises InvalidInput for an unknown field.
+        Of `hyperparameters` only those that are not None are replaced. A deadline is not copied. Raises InvalidInput
+        for an unknown field.
         """
-        return await self.create_job(cloned_spec(await self.get_job(name), changes), request_id=request_id, on_upload=on_upload)
+        return await self.create_job(
+            cloned_spec(await self.get_job(name), changes), request_id=request_id, on_upload=on_upload
+        )
 
-    async def continue_job(self, name: str, *, request_id: str = "", on_upload: OnUpload | None = None, **changes: Any) -> TuningJob:
+    async def continue_job(
+        self, name: str, *, request_id: str = "", on_upload: OnUpload | None = None, **changes: Any
+    ) -> TuningJob:
         """`clone_job`, starting from the job's version, or from its best prompt if it ended without a version.
 
-        `dataset=` continues with other data, for example with more of it. Raises PreconditionFailed if the job has no prompt.
+        `dataset=` continues with other data, for example with more of it. Raises PreconditionFailed if the job has no
+        prompt.
         """
-        return await self.create_job(continued_spec(await self.get_job(name), changes), request_id=request_id, on_upload=on_upload)
+        return await self.create_job(
+            continued_spec(await self.get_job(name), changes), request_id=request_id, on_upload=on_upload
+        )
 
     async def tune(self, spec: TuningSpec, *, on_event: Callable[[JobEvent], object] | None = None) -> TuningJob:
         """Queue a job; wait until it succeeds and until a live replica, if there is one, serves its version.
 
-        Raises JobFailed if the job fails or is cancelled, PreconditionFailed with the reason if the replica refuses the version. Leaving
-        early does not cancel the job.
+        Raises JobFailed if the job fails or is cancelled, PreconditionFailed with the reason if the replica refuses the
+        version. Leaving early does not cancel the job.
         """
         job = await self.create_job(spec)
         job = await self.wait_for_job(job.name, on_event=on_event)
@@ -183,7 +212,8 @@ class TuningMethods:
     def watch_job(self, name: str, *, after: int = 0, reconnect_seconds: float = 120.0) -> AsyncIterator[JobEvent]:
         """Events after number `after`, those of the past first, until the job's last one.
 
-        A lost connection is taken up again after the last seen event; Unavailable once that failed for `reconnect_seconds`.
+        A lost connection is taken up again after the last seen event; Unavailable once that failed for
+        `reconnect_seconds`.
         """
         return watch(self._connection, name, after, reconnect_seconds)
 
@@ -205,28 +235,41 @@ class TuningMethods:
         return last
 
     async def cancel_job(self, name: str) -> TuningJob:
-        """The job, cancelling or cancelled; its best prompt so far is kept for `continue_job`. PreconditionFailed if it ended otherwise."""
+        """The job, cancelling or cancelled; its best prompt so far is kept for `continue_job`. PreconditionFailed if it
+        ended otherwise.
+        """
         request = tuning_pb2.CancelTuningJobRequest(name=name)
-        return read(TuningJob, (await self._connection.trainer.call(self._connection.tuning.CancelTuningJob, request)).job)
+        return read(
+            TuningJob, (await self._connection.trainer.call(self._connection.tuning.CancelTuningJob, request)).job
+        )
 
     async def pause_job(self, name: str) -> TuningJob:
         """Take the job off its worker at its next step, keeping a checkpoint."""
         request = tuning_pb2.PauseTuningJobRequest(name=name)
-        return read(TuningJob, (await self._connection.trainer.call(self._connection.tuning.PauseTuningJob, request)).job)
+        return read(
+            TuningJob, (await self._connection.trainer.call(self._connection.tuning.PauseTuningJob, request)).job
+        )
 
     async def resume_job(self, name: str) -> TuningJob:
         """Queue a paused job again. It continues from its checkpoint."""
         request = tuning_pb2.ResumeTuningJobRequest(name=name)
-        return read(TuningJob, (await self._connection.trainer.call(self._connection.tuning.ResumeTuningJob, request)).job)
+        return read(
+            TuningJob, (await self._connection.trainer.call(self._connection.tuning.ResumeTuningJob, request)).job
+        )
 
     async def delete_job(self, name: str) -> None:
         """Delete an ended job with its events. Versions that it published stay."""
-        await self._connection.trainer.call(self._connection.tuning.DeleteTuningJob, tuning_pb2.DeleteTuningJobRequest(name=name))
+        await self._connection.trainer.call(
+            self._connection.tuning.DeleteTuningJob, tuning_pb2.DeleteTuningJobRequest(name=name)
+        )
 
     async def service_info(self) -> ServiceInfo:
         """What the trainer can train, its limits and its defaults."""
         return read(
-            ServiceInfo, await self._connection.trainer.call(self._connection.tuning.GetServiceInfo, tuning_pb2.GetServiceInfoRequest())
+            ServiceInfo,
+            await self._connection.trainer.call(
+                self._connection.tuning.GetServiceInfo, tuning_pb2.GetServiceInfoRequest()
+            ),
         )
 
     async def _stored_already(self, source: UploadSource, labels: Sequence[str]) -> UploadedDataset | None:
@@ -235,12 +278,20 @@ class TuningMethods:
             found = await self.get_dataset(f"datasets/{source.digest.replace(':', '-')}")
         except (NotFound, PermissionDenied, Unimplemented):
             return None
-        if not found.num_examples or len(found.labels) != found.num_labels or (labels and not set(found.labels) <= set(labels)):
+        if (
+            not found.num_examples
+            or len(found.labels) != found.num_labels
+            or (labels and not set(found.labels) <= set(labels))
+        ):
             return None
         return UploadedDataset(found.name, found.num_examples, found.task, tuple(labels) or found.labels)
 
-    async def _stored(self, dataset: Dataset, labels: Sequence[str], which: str, names: ExitStack, on_upload: OnUpload | None) -> str:
-        """The name or URI of the data, which is uploaded first if it is local. `names` translates lines in the service's errors."""
+    async def _stored(
+        self, dataset: Dataset, labels: Sequence[str], which: str, names: ExitStack, on_upload: OnUpload | None
+    ) -> str:
+        """The name or URI of the data, which is uploaded first if it is local. `names` translates lines in the
+        service's errors.
+        """
         if isinstance(dataset, str) and is_remote(dataset):
             return dataset
         prepared = await asyncio.to_thread(prepare, dataset, labels, which)

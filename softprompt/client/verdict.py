@@ -20,7 +20,9 @@ VERDICT_SECONDS = 60.0
 
 
 async def version_status(connection: Connection, version: str) -> VersionStatus:
-    """The status of one version. Raises NotFound, or PreconditionFailed with the reasons of replicas of its base model that refused it."""
+    """The status of one version. Raises NotFound, or PreconditionFailed with the reasons of replicas of its base model
+    that refused it.
+    """
     prompt, number = parse_version_name(version, "version")
     wanted = version_name(prompt, number)
     request = prompts_pb2.GetPromptStatusRequest(name=f"prompts/{prompt}")
@@ -29,7 +31,9 @@ async def version_status(connection: Connection, version: str) -> VersionStatus:
     if found is None:
         raise NotFound("version", wanted)
     if refusals := [item for item in found.refused if item.has_base_model]:
-        raise PreconditionFailed("; ".join(f"{item.replica} refused {wanted}: {item.reason}" for item in refusals), version=wanted)
+        raise PreconditionFailed(
+            "; ".join(f"{item.replica} refused {wanted}: {item.reason}" for item in refusals), version=wanted
+        )
     return found
 
 
@@ -44,7 +48,9 @@ async def served_by_all(connection: Connection, version: str, timeout_seconds: f
     return found
 
 
-async def first_verdict(connection: Connection, version: str, timeout_seconds: float = VERDICT_SECONDS) -> VersionStatus:
+async def first_verdict(
+    connection: Connection, version: str, timeout_seconds: float = VERDICT_SECONDS
+) -> VersionStatus:
     """See `PromptMethods.first_verdict`."""
     deadline = time.monotonic() + timeout_seconds
     while True:

@@ -19,7 +19,9 @@ from softprompt.types.jobs import TuningJob
 
 
 async def watch(connection: Connection, name: str, after: int, reconnect_seconds: float) -> AsyncIterator[JobEvent]:
-    """Events after number `after` until the job has ended. Raises the error of the last call after `reconnect_seconds` without contact."""
+    """Events after number `after` until the job has ended. Raises the error of the last call after `reconnect_seconds`
+    without contact.
+    """
     last, contact = after, Contact(reconnect_seconds)
     while True:
         interruption: Interrupted | None = None
@@ -53,7 +55,9 @@ async def _is_over(connection: Connection, name: str, last: int, contact: Contac
     """Whether the job has ended and has no event after `last`."""
     trainer = connection.trainer
     try:
-        response = await connection.tuning.GetTuningJob(tuning_pb2.GetTuningJobRequest(name=name), timeout=trainer.timeout_seconds)
+        response = await connection.tuning.GetTuningJob(
+            tuning_pb2.GetTuningJobRequest(name=name), timeout=trainer.timeout_seconds
+        )
     except grpc.aio.AioRpcError as error:
         if (interruption := interruption_of(trainer, error)) is not None:
             raise interruption from error

@@ -1,1 +1,3 @@
-"""Readers of training examples in many formats. The readers are lenient; the services accept one strict form. See docs/data.md."""
+"""Readers of training examples in many formats. The readers are lenient; the services accept one strict form. See
+docs/data.md.
+"""

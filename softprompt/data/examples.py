@@ -45,7 +45,9 @@ class ExampleReader:
         """What was changed or dropped, as sentences."""
         sentences = [f"read as {sentence}" for sentence in self._sentences if sentence]
         if self._dropped:
-            sentences.append("dropped: " + ", ".join(f"{name} ({count} values)" for name, count in self._dropped.items()))
+            sentences.append(
+                "dropped: " + ", ".join(f"{name} ({count} values)" for name, count in self._dropped.items())
+            )
         counts = {
             "numbers, booleans and dates written as text": self._num_converted,
             "labels without the space around them": self._num_stripped,
@@ -59,7 +61,10 @@ class ExampleReader:
         target = "label" if layout.label else "output"
         value = row[layout.label or layout.output]
         if (
-            _is_list(source) and all(isinstance(turn, Mapping) for turn in source) and layout.output and not layout.instruction
+            _is_list(source)
+            and all(isinstance(turn, Mapping) for turn in source)
+            and layout.output
+            and not layout.instruction
         ):  # TRL's prompt and completion, each a list of turns
             answer = list(value) if _is_list(value) else [{"role": "assistant", "content": value}]
             return self._messages([*source, *answer], layout.input)

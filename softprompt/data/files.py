@@ -39,7 +39,9 @@ _TABLE_SUFFIXES = (".csv", ".tsv", ".tab")
 
 
 def file_rows(source: str | os.PathLike[str], data: Data, which: str) -> Rows:
-    """The rows of a file, which is closed after the last one. Raises NotFound, or InvalidInput naming `which` for unusable files."""
+    """The rows of a file, which is closed after the last one. Raises NotFound, or InvalidInput naming `which` for
+    unusable files.
+    """
     content = input_file(os.fspath(source), which)
     path = content if isinstance(content, Path) else Path(source)
     try:
@@ -84,7 +86,9 @@ def _text_rows(file: BinaryIO, path: Path, name: str, data: Data, compressed: bo
     lines = TextLines(file, data.encoding, which)
     if lines.is_binary:
         lines.release()
-        raise InvalidInput.of(which, f"{path.name!r} has an unknown binary format: give CSV, TSV, XLSX, Parquet, JSON or JSON lines")
+        raise InvalidInput.of(
+            which, f"{path.name!r} has an unknown binary format: give CSV, TSV, XLSX, Parquet, JSON or JSON lines"
+        )
     begin, first, second = _beginning(lines)
     suffix = Path(name).suffix
     every = itertools.chain(begin, lines.rest)

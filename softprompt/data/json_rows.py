@@ -55,7 +55,12 @@ def json_document(text: str) -> Generator[Row]:
             if text[position] == ",":
                 position = _skip(text, position + 1)
             elif text[position] != "]":
-                yield Row(line, Unusable("is not JSON: a comma is missing after this object; what follows is not read", kind="json"))
+                yield Row(
+                    line,
+                    Unusable(
+                        "is not JSON: a comma is missing after this object; what follows is not read", kind="json"
+                    ),
+                )
                 return
 
 

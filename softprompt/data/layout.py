@@ -38,9 +38,19 @@ class Layout:
         """Which column was read as what, for people; empty if all columns have the standard names."""
         if self.instruction:
             return f"input = {self.instruction} and {self.input}, output = {self.output}"
-        roles = {"input": self.input, "output": self.output, "label": self.label, "messages": self.messages, "system": self.system}
+        roles = {
+            "input": self.input,
+            "output": self.output,
+            "label": self.label,
+            "messages": self.messages,
+            "system": self.system,
+        }
         used = {role: column for role, column in roles.items() if column}
-        return ", ".join(f"{role} = {column}" for role, column in used.items()) if any(map(str.__ne__, used, used.values())) else ""
+        return (
+            ", ".join(f"{role} = {column}" for role, column in used.items())
+            if any(map(str.__ne__, used, used.values()))
+            else ""
+        )
 
 
 class NotUnderstood(Unusable):
@@ -58,8 +68,9 @@ class Layouts:
         self.fix: dict[str, str] = {}
 
     def of(self, row: Mapping[str, Any]) -> Layout:
-        """The layout of a row. Raises Unusable. If all columns together have no known layout, those with a value decide: readers of Parquet
-        and of conversations fill missing fields with nulls."""
+        """The layout of a row. Raises Unusable. If all columns together have no known layout, those with a value
+        decide: readers of Parquet and of conversations fill missing fields with nulls.
+        """
         try:
             return self._cached(tuple(row), row)
         except NotUnderstood:
@@ -99,7 +110,12 @@ class Layouts:
             system = _only([name for name in free if name != messages], ("system",))
             return Layout(messages=messages, system=system, extra=_rest(columns, messages, system))
         instruction, context = _named(free, "instruction"), _named(free, "input")
-        if instruction and context and "input" not in chosen and (output := chosen.get("output") or _only(free, OUTPUT_NAMES)):
+        if (
+            instruction
+            and context
+            and "input" not in chosen
+            and (output := chosen.get("output") or _only(free, OUTPUT_NAMES))
+        ):
             return Layout(context, output, instruction=instruction, extra=_rest(columns, instruction, context, output))
         input = chosen.get("input") or _only(free, INPUT_NAMES)
         output, label = chosen.get("output", ""), chosen.get("label", "")
@@ -159,7 +175,9 @@ def _named(columns: Sequence[str], name: str) -> str:
 
 
 def _only(columns: Sequence[str], names: Sequence[str]) -> str:
-    """The column called `names[0]`, else the only column with any of the names; empty if there is none or more than one."""
+    """The column called `names[0]`, else the only column with any of the names; empty if there is none or more than
+    one.
+    """
     if exact := _named(columns, names[0]):
         return exact
     found = [column for column in columns if column.strip().lower() in names]

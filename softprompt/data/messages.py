@@ -54,11 +54,17 @@ class Turns:
         self.was_cut = len(kept) < len(turns)
         made = [self._turn(turn, f"{part}[{index}]") for index, turn in enumerate(kept)]
         if len(made) < 2 or made[-1]["role"] != "assistant":
-            raise Unusable("must end with the assistant's message that is to be learned, after at least one other", part)
+            raise Unusable(
+                "must end with the assistant's message that is to be learned, after at least one other", part
+            )
         return made
 
     def _turn(self, turn: Mapping[str, Any], part: str) -> dict[str, str]:
-        extra = {key for key, value in turn.items() if key not in _KNOWN and not is_missing(value) and value not in ([], {}, "")}
+        extra = {
+            key
+            for key, value in turn.items()
+            if key not in _KNOWN and not is_missing(value) and value not in ([], {}, "")
+        }
         if called := extra & {"tool_calls", "function_call"}:
             raise Unusable(f"has {', '.join(sorted(called))}: tool calls can't be learned", part, "tool calls")
         if extra and not self._drop_extra:
@@ -68,7 +74,9 @@ class Turns:
         role = turn.get("role", turn.get("from"))
         known = _ROLES.get(role.strip().lower()) if isinstance(role, str) else None
         if known is None:
-            raise Unusable(f"must be one of system, user, assistant, not {shown(role)}", f"{part}.role", f"role {shown(role)}")
+            raise Unusable(
+                f"must be one of system, user, assistant, not {shown(role)}", f"{part}.role", f"role {shown(role)}"
+            )
         content = _content(turn.get("content", turn.get("value")), f"{part}.content")
         if not content.strip():
             raise Unusable("is empty", f"{part}.content", "content is empty")
@@ -80,11 +88,15 @@ def _fields(turn: Any, part: str) -> Mapping[str, Any]:
         return turn
     if is_dataclass(turn) and not isinstance(turn, type):
         return {item.name: getattr(turn, item.name) for item in fields(turn)}
-    raise Unusable(f"must be an object of role and content, not {type_name(turn)}", part, f"turn type {type(turn).__name__}")
+    raise Unusable(
+        f"must be an object of role and content, not {type_name(turn)}", part, f"turn type {type(turn).__name__}"
+    )
 
 
 def _through_last_weighted(turns: list[Mapping[str, Any]], part: str) -> list[Mapping[str, Any]] | None:
-    """The turns up to the assistant's last message that OpenAI's `weight` (0 or 1) marks for learning; None if there is none."""
+    """The turns up to the assistant's last message that OpenAI's `weight` (0 or 1) marks for learning; None if there is
+    none.
+    """
     if all(is_missing(turn.get("weight")) for turn in turns):
         return turns
     for index in range(len(turns) - 1, -1, -1):
@@ -92,7 +104,11 @@ def _through_last_weighted(turns: list[Mapping[str, Any]], part: str) -> list[Ma
         if not is_missing(weight) and weight not in (0, 1):
             raise Unusable(f"must be 0 or 1, not {shown(weight)}", f"{part}[{index}].weight", "weight")
         role = turns[index].get("role", turns[index].get("from"))
-        if isinstance(role, str) and _ROLES.get(role.strip().lower()) == "assistant" and (is_missing(weight) or weight == 1):
+        if (
+            isinstance(role, str)
+            and _ROLES.get(role.strip().lower()) == "assistant"
+            and (is_missing(weight) or weight == 1)
+        ):
             return turns[: index + 1]
     return None
 

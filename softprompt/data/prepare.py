@@ -1,4 +1,6 @@
-"""Preparation of a caller's data for an upload, with a report of the changes and one error for everything that is unusable."""
+"""Preparation of a caller's data for an upload, with a report of the changes and one error for everything that is
+unusable.
+"""
 
 from __future__ import annotations
 
@@ -45,11 +47,15 @@ class PreparedData:
 
     @contextmanager
     def named(self, which: str) -> Iterator[None]:
-        """Translates the places in a service's InvalidInput, which are lines of `content`, into places of the caller's data."""
+        """Translates the places in a service's InvalidInput, which are lines of `content`, into places of the caller's
+        data.
+        """
         try:
             yield
         except InvalidInput as error:
-            raise InvalidInput([FieldViolation(self._field(item.field, which), item.description) for item in error.violations]) from error
+            raise InvalidInput(
+                [FieldViolation(self._field(item.field, which), item.description) for item in error.violations]
+            ) from error
 
     def _field(self, name: str, which: str) -> str:
         match = _LINE.fullmatch(name)
@@ -57,7 +63,9 @@ class PreparedData:
             return name
         number, part = int(match["number"]), match["part"] or ""
         known = self.places is not None and 0 < number <= len(self.places)
-        return located(self.which, self.places[number - 1] if self.places is not None and known else f"line {number}", part)
+        return located(
+            self.which, self.places[number - 1] if self.places is not None and known else f"line {number}", part
+        )
 
 
 def prepare(
@@ -166,4 +174,6 @@ class _Preparation:
             raise self._problems.error()
         if not self._numbers:
             what = f"{self._rows.name!r} has" if self._rows.name else "has"
-            raise InvalidInput.of(self._which, f"{what} no examples" + (", only a header" if "CSV" in self._rows.format else ""))
+            raise InvalidInput.of(
+                self._which, f"{what} no examples" + (", only a header" if "CSV" in self._rows.format else "")
+            )

@@ -19,13 +19,16 @@ class Unusable(Exception):
 
 
 class UnusableData(InvalidInput):
-    """Data that can't be read as examples. Has a violation for each kind of error, whose field is the first place of it.
+    """Data that can't be read as examples. Has a violation for each kind of error, whose field is the first place of
+    it.
 
-    `source` is the file's name, or empty. `fix` has options of `softprompt tune` and `datasets upload` that would resolve the errors;
-    `advice` is further advice.
+    `source` is the file's name, or empty. `fix` has options of `softprompt tune` and `datasets upload` that would
+    resolve the errors; `advice` is further advice.
     """
 
-    def __init__(self, source: str, violations: Sequence[FieldViolation], fix: Mapping[str, str] | None = None, advice: str = "") -> None:
+    def __init__(
+        self, source: str, violations: Sequence[FieldViolation], fix: Mapping[str, str] | None = None, advice: str = ""
+    ) -> None:
         super().__init__(violations)
         self.source, self.fix, self.advice = source, dict(fix or {}), advice
         if source:
@@ -55,7 +58,10 @@ class Problems:
     def error(self) -> UnusableData:
         """The exception for all errors, the most frequent kinds first."""
         kinds = sorted(self._kinds.values(), key=lambda kind: -kind.count)
-        violations = [FieldViolation(located(self._which, kind.places[0], kind.part), kind.description()) for kind in kinds[:_KINDS_SHOWN]]
+        violations = [
+            FieldViolation(located(self._which, kind.places[0], kind.part), kind.description())
+            for kind in kinds[:_KINDS_SHOWN]
+        ]
         if rest := kinds[_KINDS_SHOWN:]:
             more = f"{sum(kind.count for kind in rest)} more errors of {len(rest)} other kinds"
             violations.append(FieldViolation(self._which, more))

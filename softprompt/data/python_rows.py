@@ -13,7 +13,9 @@ from softprompt.types.data import Example
 
 
 def python_rows(source: Any, which: str) -> Rows:
-    """The rows of a value. Recognises pandas, polars and pyarrow by their methods, without importing them. Raises InvalidInput."""
+    """The rows of a value. Recognises pandas, polars and pyarrow by their methods, without importing them. Raises
+    InvalidInput.
+    """
     if isinstance(source, Example):
         raise InvalidInput.of(which, "a list of examples is expected, not one example: put it into a list")
     if isinstance(source, Mapping):
@@ -26,7 +28,9 @@ def python_rows(source: Any, which: str) -> Rows:
     if hasattr(source, "collect_schema") and hasattr(source, "collect"):
         raise InvalidInput.of(which, "is a lazy frame: call its collect() first")
     if hasattr(source, "to_batches") and hasattr(source, "column_names"):  # pyarrow
-        return Rows(_items((row for batch in source.to_batches() for row in batch.to_pylist()), which), format="Arrow table")
+        return Rows(
+            _items((row for batch in source.to_batches() for row in batch.to_pylist()), which), format="Arrow table"
+        )
     if isinstance(source, bytes | bytearray | memoryview) or not isinstance(source, Iterable):
         advice = "; collect it first" if hasattr(source, "__aiter__") else ""
         text = f"examples are expected (a path, a DataFrame, or an iterable of examples or mappings), not {type_name(source)}{advice}"
@@ -52,10 +56,14 @@ def _items(source: Iterable[Any], which: str) -> Generator[Row]:
 def _fields(item: Any) -> Mapping[str, Any] | Unusable:
     if isinstance(item, Example):
         pairs = {"input": item.input, "output": item.output, "label": item.label}
-        fields: dict[str, Any] = {name: value for name, value in pairs.items() if value is not None and not (item.messages and value == "")}
+        fields: dict[str, Any] = {
+            name: value for name, value in pairs.items() if value is not None and not (item.messages and value == "")
+        }
         return fields | ({"messages": item.messages} if item.messages else {})
     if not isinstance(item, Mapping):
-        return Unusable(f"an Example or a mapping is expected, not {type_name(item)}", kind=f"item type {type(item).__name__}")
+        return Unusable(
+            f"an Example or a mapping is expected, not {type_name(item)}", kind=f"item type {type(item).__name__}"
+        )
     try:
         fields = dict(item)
     except Exception as error:  # a caller's mapping may raise anything
@@ -78,14 +86,20 @@ def _named(columns: Iterable[Any], rows: Iterable[Sequence[Any]]) -> Iterator[di
 def _of_columns(source: Mapping[Any, Any], which: str) -> Iterator[dict[str, Any]]:
     columns: dict[str, list[Any]] = {}
     for name, values in source.items():
-        if isinstance(values, str | bytes | Mapping) or not isinstance(values, Iterable) or not hasattr(values, "__len__"):
+        if (
+            isinstance(values, str | bytes | Mapping)
+            or not isinstance(values, Iterable)
+            or not hasattr(values, "__len__")
+        ):
             keys = ", ".join(shown(key) for key in list(source)[:6])
             text = f"a list of examples is expected, not a mapping of {keys}: put one example into a list, or name one of several parts"
             raise InvalidInput.of(which, text)
         columns[str(name)] = list(values)
         if columns[str(name)] and isinstance(columns[str(name)][0], Mapping):
             keys = ", ".join(shown(key) for key in list(source)[:6])
-            raise InvalidInput.of(which, f"a list of examples is expected, not a mapping of lists of examples: choose one of {keys}")
+            raise InvalidInput.of(
+                which, f"a list of examples is expected, not a mapping of lists of examples: choose one of {keys}"
+            )
     if len({len(values) for values in columns.values()}) > 1:
         lengths = ", ".join(f"{name!r} {len(values)}" for name, values in columns.items())
         raise InvalidInput.of(which, f"its columns have different lengths: {lengths}")

@@ -16,7 +16,9 @@ _INSTALL = "pip install 'softprompt[data]'"
 
 
 def sheet_rows(file: BinaryIO, name: str, which: str) -> Rows:
-    """Rows of the first sheet that is not empty. Its first row that is not empty is the header. Formulas have their saved values."""
+    """Rows of the first sheet that is not empty. Its first row that is not empty is the header. Formulas have their
+    saved values.
+    """
     try:
         with zipfile.ZipFile(file) as archive:
             names = archive.namelist()
@@ -25,7 +27,11 @@ def sheet_rows(file: BinaryIO, name: str, which: str) -> Rows:
     except zipfile.BadZipFile as error:
         raise InvalidInput.of(which, f"{name!r} is cut off or damaged: {error}") from None
     if not any(item.startswith("xl/") for item in names):
-        kind = "an OpenDocument file: save it as .xlsx or .csv" if "mimetype" in names else "a zip archive: unpack it first (unzip)"
+        kind = (
+            "an OpenDocument file: save it as .xlsx or .csv"
+            if "mimetype" in names
+            else "a zip archive: unpack it first (unzip)"
+        )
         raise InvalidInput.of(which, f"{name!r} is {kind}")
     try:
         import openpyxl
@@ -61,7 +67,9 @@ def _of_book(book: Any, rows: Rows, name: str, which: str) -> Generator[Row]:
         book.close()
     others = [sheet.title for sheet in sheets if sheet.title != read]
     if read and others:
-        rows.report.append(f"sheet {read!r} is read; not {', '.join(map(repr, others[:5]))}: save what you need of it as a file of its own")
+        rows.report.append(
+            f"sheet {read!r} is read; not {', '.join(map(repr, others[:5]))}: save what you need of it as a file of its own"
+        )
 
 
 def _of_sheet(sheet: Any) -> Generator[Row]:
@@ -73,10 +81,15 @@ def _of_sheet(sheet: Any) -> Generator[Row]:
         if not columns:
             while values and values[-1] is None:
                 values.pop()
-            columns = [f"column {index}" if value is None else str(value).strip() for index, value in enumerate(values, start=1)]
+            columns = [
+                f"column {index}" if value is None else str(value).strip()
+                for index, value in enumerate(values, start=1)
+            ]
             continue
         if broken := next((cell for cell in cells if getattr(cell, "data_type", "") == "e"), None):
-            yield Row(number, Unusable(f"the cell {broken.coordinate} has the error {broken.value}", kind="error in a cell"))
+            yield Row(
+                number, Unusable(f"the cell {broken.coordinate} has the error {broken.value}", kind="error in a cell")
+            )
         elif len(set(columns)) < len(columns):
             yield Row(number, Unusable(f"the header names a column twice: {', '.join(columns)}"))
         elif any(value is not None for value in values[len(columns) :]):
@@ -92,7 +105,9 @@ def parquet_rows(file: BinaryIO, name: str, which: str) -> Rows:
         from pyarrow import ArrowException
         from pyarrow.parquet import ParquetFile
     except ImportError:
-        raise InvalidInput.of(which, f"reading {name!r} needs pyarrow: {_INSTALL}; or save it as CSV or JSON lines") from None
+        raise InvalidInput.of(
+            which, f"reading {name!r} needs pyarrow: {_INSTALL}; or save it as CSV or JSON lines"
+        ) from None
 
     def items() -> Generator[Row]:
         number = 0

@@ -1,4 +1,6 @@
-"""Lines of text files with byte order marks, in UTF-8, in Excel's and PowerShell's UTF-16 and UTF-32, or in a given encoding."""
+"""Lines of text files with byte order marks, in UTF-8, in Excel's and PowerShell's UTF-16 and UTF-32, or in a given
+encoding.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ class TextLines:
     """Lines without line ends, counted from 1. `undecodable` has (line, byte) of the first unknown byte of each line."""
 
     def __init__(self, file: BinaryIO, encoding: str, which: str) -> None:
-        """An empty `encoding` is read from the byte order mark, else it is UTF-8. Raises InvalidInput for an unknown encoding."""
+        """An empty `encoding` is read from the byte order mark, else it is UTF-8. Raises InvalidInput for an unknown
+        encoding.
+        """
         self._which = which
         buffered = file if isinstance(file, io.BufferedReader) else io.BufferedReader(cast(io.RawIOBase, file), 1 << 16)
         head = buffered.peek(_SAMPLE_BYTES)[:_SAMPLE_BYTES]
@@ -34,7 +38,9 @@ class TextLines:
         try:
             codecs.lookup(self.encoding)
         except LookupError:
-            raise InvalidInput.of("encoding", f"{encoding!r} is not a known encoding; examples are cp1252 and utf-16") from None
+            raise InvalidInput.of(
+                "encoding", f"{encoding!r} is not a known encoding; examples are cp1252 and utf-16"
+            ) from None
         # newline=None: also the line ends of Windows and of the first Macs
         self._text = io.TextIOWrapper(buffered, self.encoding, errors="surrogateescape", newline=None)
         self.rest = self._lines()
@@ -45,7 +51,9 @@ class TextLines:
         try:
             for line in self._text:
                 number += 1
-                line = line.rstrip("\n").removeprefix(_MARK)  # also the mark of a second file that was appended to a first
+                line = line.rstrip("\n").removeprefix(
+                    _MARK
+                )  # also the mark of a second file that was appended to a first
                 if not line.isascii():
                     line = self._checked(line, number)
                 yield line

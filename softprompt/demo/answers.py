@@ -20,7 +20,9 @@ class AnswerTable:
     def __init__(self, console: Console, rows: Sequence[str], columns: Sequence[str]) -> None:
         self._console, self._rows, self._columns = console, rows, columns
         self._cells: dict[tuple[int, int], str] = {}
-        self._live = Live(console=console, get_renderable=self._render, refresh_per_second=12) if console.is_terminal else None
+        self._live = (
+            Live(console=console, get_renderable=self._render, refresh_per_second=12) if console.is_terminal else None
+        )
 
     def append(self, row: int, column: int, text: str) -> None:
         """Add text to one answer."""
@@ -35,7 +37,9 @@ class AnswerTable:
             self._live.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._live is not None:
             self._live.stop()
         elif error is None:

@@ -9,7 +9,9 @@ from softprompt.types.events import Evaluated, JobEvent, ProgressMade
 
 @dataclass
 class TrainingRecord:
-    """Points are (step, loss). The evaluation at step 0 is of the model without a prompt and does not belong to the curve."""
+    """Points are (step, loss). The evaluation at step 0 is of the model without a prompt and does not belong to the
+    curve.
+    """
 
     title: str
     train: list[tuple[int, float]] = field(default_factory=list)

@@ -27,16 +27,24 @@ def run_demo(model: Path, output: Path, plan: DemoPlan, console: Console) -> Non
     output.mkdir(parents=True, exist_ok=True)
     promises = Promises(console)
     story = Story(console, plan, output, promises)
-    with tempfile.TemporaryDirectory(prefix="softprompt-demo-") as data, (output / "services.log").open("w", encoding="utf-8") as log:
+    with (
+        tempfile.TemporaryDirectory(prefix="softprompt-demo-") as data,
+        (output / "services.log").open("w", encoding="utf-8") as log,
+    ):
         services = LocalServices(LocalConfig(model=model, data_dir=Path(data)), _sink(log))
         try:
             run_interruptible(lambda: _run(services, story), services.kill_now)
         finally:
             left = services.alive()
-            promises.check(not left, "everything is stopped, no process is left" + (f": {', '.join(left)}" if left else ""))
+            promises.check(
+                not left, "everything is stopped, no process is left" + (f": {', '.join(left)}" if left else "")
+            )
     if promises.broken:
         raise PromiseBroken(f"{len(promises.broken)} of the demo's claims did not hold: " + "; ".join(promises.broken))
-    console.print(f"\nDone in {time.monotonic() - story.began:.0f} s. The services' logs and the picture are in {output}/.", markup=False)
+    console.print(
+        f"\nDone in {time.monotonic() - story.began:.0f} s. The services' logs and the picture are in {output}/.",
+        markup=False,
+    )
 
 
 async def _run(services: LocalServices, story: Story) -> None:
@@ -44,7 +52,10 @@ async def _run(services: LocalServices, story: Story) -> None:
     console.print("\n[bold]Start the trainer (with Ray) and the inference service[/]")
     async with services:
         took = time.monotonic() - story.began
-        console.print(f"  trainer {services.trainer_endpoint}, inference {services.inference_endpoint}, after {took:.0f} s", markup=False)
+        console.print(
+            f"  trainer {services.trainer_endpoint}, inference {services.inference_endpoint}, after {took:.0f} s",
+            markup=False,
+        )
         await story.tell(services)
         console.print("\n[bold]Stop both services[/]")
 

@@ -48,7 +48,9 @@ class Story:
         async with AsyncClient(services.trainer_endpoint, services.inference_endpoint) as client:
             await self._upload(client)
             with self._act("Train version 1"):
-                first = await self._train(client, "version 1", self._spec(plan.first_steps, plan.learning_rate, PublishPolicy("default")))
+                first = await self._train(
+                    client, "version 1", self._spec(plan.first_steps, plan.learning_rate, PublishPolicy("default"))
+                )
             with self._act("Wait until it is served"):
                 await self._wait_until_served(client, first)
             with self._act("Unseen products: the bare model beside the prompt, one batch"):
@@ -56,7 +58,9 @@ class Story:
             with self._act("Train on from version 1"):
                 init = Init(InitMethod.FROM_PROMPT, source=f"{self.plan.prompt}@{_number(first)}")
                 second = await self._train(
-                    client, "version 2", self._spec(plan.second_steps, plan.second_learning_rate, PublishPolicy("-"), init)
+                    client,
+                    "version 2",
+                    self._spec(plan.second_steps, plan.second_learning_rate, PublishPolicy("-"), init),
                 )
                 await self._wait_until_served(client, second)
             with self._act("Swap version 2 in while version 1 answers"):
@@ -74,7 +78,9 @@ class Story:
             self.datasets = (train.dataset, heldout.dataset)
             self.console.print(f"  {train.num_examples} to train on, {heldout.num_examples} held out", markup=False)
 
-    def _spec(self, num_steps: int, learning_rate: float, publish: PublishPolicy, init: Init | None = None) -> TuningSpec:
+    def _spec(
+        self, num_steps: int, learning_rate: float, publish: PublishPolicy, init: Init | None = None
+    ) -> TuningSpec:
         plan = self.plan
         return TuningSpec(
             prompt=plan.prompt,
@@ -109,14 +115,19 @@ class Story:
 
     def _published(self, job: TuningJob, record: TrainingRecord) -> str:
         if job.result is None or not job.result.published:
-            raise PromiseBroken(f"{job.name} published nothing: {job.result.gate_decision if job.result else 'no result'}")
+            raise PromiseBroken(
+                f"{job.name} published nothing: {job.result.gate_decision if job.result else 'no result'}"
+            )
         result = job.result
         record.bare_loss = result.bare_metrics.get("loss")
         tuned, bare = result.metrics.get("loss", float("nan")), result.bare_metrics.get("loss", float("nan"))
         self.promises.check(bool(result.version), f"published {result.version} ({result.digest[:19]})")
         self.promises.check(tuned < bare, f"held-out loss {tuned:.3f}, the bare model's is {bare:.3f}")
         instructed, few_shot = (metrics.get("loss") for metrics in (result.instructed_metrics, result.few_shot_metrics))
-        record.rival_losses = {"model with an instruction": instructed, f"model with {result.num_shots} examples in its input": few_shot}
+        record.rival_losses = {
+            "model with an instruction": instructed,
+            f"model with {result.num_shots} examples in its input": few_shot,
+        }
         for title, loss in record.rival_losses.items():
             if loss is not None:
                 self.console.print(f"  {title}: {loss:.3f}", markup=False, soft_wrap=True)

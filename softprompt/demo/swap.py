@@ -1,4 +1,6 @@
-"""Version 2 takes over an alias while version 1 answers: what had begun ends on version 1; what begins later is version 2's."""
+"""Version 2 takes over an alias while version 1 answers: what had begun ends on version 1; what begins later is version
+2's.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,9 @@ class Answer:
 class Swap:
     """Answers to some inputs through `default`, each begun twice: before the alias moves and after it."""
 
-    def __init__(self, client: AsyncClient, prompt: str, inputs: list[str], sampling: Sampling, table: AnswerTable) -> None:
+    def __init__(
+        self, client: AsyncClient, prompt: str, inputs: list[str], sampling: Sampling, table: AnswerTable
+    ) -> None:
         self._client, self._prompt, self._inputs, self._sampling, self._table = client, prompt, inputs, sampling, table
         self.before = [Answer() for _ in inputs]
         self.after = [Answer() for _ in inputs]
@@ -79,7 +83,9 @@ class Swap:
                 answer.end = stream.end
 
 
-async def expected_answers(client: AsyncClient, prompt: str, version: int, inputs: list[str], sampling: Sampling) -> list[Generation]:
+async def expected_answers(
+    client: AsyncClient, prompt: str, version: int, inputs: list[str], sampling: Sampling
+) -> list[Generation]:
     """What a version answers when nothing else goes on, with the log-probabilities that `compare` needs."""
     exact = replace(sampling, num_logprobs=2)
     return [await client.generate(text, prompt=f"{prompt}@{version}", sampling=exact) for text in inputs]
@@ -91,9 +97,17 @@ def check_swap(promises: Promises, swap: Swap, expected: list[Generation], old: 
     numbers = {answer.version for answer in swap.before}
     promises.check(numbers == {old}, f"all {count} answers begun before the swap are version {old}'s")
     digest = swap.after[0].start.digest[:19] if swap.after[0].start is not None else "-"
-    promises.check({answer.version for answer in swap.after} == {new}, f"all {count} begun after it are version {new}'s ({digest})")
-    whole = [answer.end is not None and answer.end.finish_reason in (FinishReason.EOS, FinishReason.LENGTH) for answer in swap.before]
-    promises.check(all(whole), f"all {count} of version {old} went on to their end; {swap.running_at_swap} ran when version {new} began")
+    promises.check(
+        {answer.version for answer in swap.after} == {new}, f"all {count} begun after it are version {new}'s ({digest})"
+    )
+    whole = [
+        answer.end is not None and answer.end.finish_reason in (FinishReason.EOS, FinishReason.LENGTH)
+        for answer in swap.before
+    ]
+    promises.check(
+        all(whole),
+        f"all {count} of version {old} went on to their end; {swap.running_at_swap} ran when version {new} began",
+    )
     for answer, alone in zip(swap.before, expected, strict=True):
         comparison = compare(alone.output, answer.token_ids)
         promises.check(comparison.undisturbed, f"version {old} wrote {comparison.account}")

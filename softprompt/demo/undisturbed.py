@@ -1,7 +1,8 @@
 """Whether a streamed answer is the same as the answer to the same request alone.
 
-Greedy answers of one version differ only by rounding: a batch of another size sums in another order, and in bfloat16 two tokens of equal
-probability may change places. A difference at such a tie is rounding; any other one means that the stream was disturbed.
+Greedy answers of one version differ only by rounding: a batch of another size sums in another order, and in bfloat16
+two tokens of equal probability may change places. A difference at such a tie is rounding; any other one means that the
+stream was disturbed.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ def compare(expected: GenerationDelta, token_ids: Sequence[int]) -> Comparison:
         place = expected.logprobs[index]
         gap = next((place.logprob - other.logprob for other in place.alternatives if other.token_id == token), None)
         if gap is not None and gap <= TIE_NATS:
-            return Comparison(True, f"the same tokens as without a swap up to token {index}, a tie by rounding ({gap:.2f} nats)")
+            return Comparison(
+                True, f"the same tokens as without a swap up to token {index}, a tie by rounding ({gap:.2f} nats)"
+            )
         return Comparison(False, f"different tokens from those without a swap, from token {index} on")
     same_length = len(token_ids) == len(expected.token_ids)
     return Comparison(same_length, f"the same tokens as without a swap ({len(token_ids)} of {len(expected.token_ids)})")

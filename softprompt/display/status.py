@@ -1,4 +1,6 @@
-"""The status of long work: a few lines that are redrawn on a terminal, one line a minute elsewhere, so that a log shows progress, too."""
+"""The status of long work: a few lines that are redrawn on a terminal, one line a minute elsewhere, so that a log shows
+progress, too.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,9 @@ class StatusDisplay(Protocol):
     """A context manager that shows a status until it is left. Its methods may be called from any thread."""
 
     def __enter__(self) -> Self: ...
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
 
     def show(self) -> None:
         """Show the status at once: it has changed in a way that a reader waits for."""
@@ -48,7 +52,9 @@ class StatusDisplay(Protocol):
         """Print a sentence that stays."""
 
 
-def status_display(console: Console, status: Status, line_seconds: float = LINE_SECONDS, *, transient: bool = False) -> StatusDisplay:
+def status_display(
+    console: Console, status: Status, line_seconds: float = LINE_SECONDS, *, transient: bool = False
+) -> StatusDisplay:
     """Redrawn lines if the console is a terminal, else a line every `line_seconds`. `transient`: removed at the end."""
     return LiveStatus(console, status, transient) if console.is_terminal else StatusLines(console, status, line_seconds)
 
@@ -65,7 +71,9 @@ class StatusLines:
         self._thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._over.set()
         self._thread.join()
 
@@ -95,14 +103,17 @@ class LiveStatus:
             get_renderable=self._render,
             refresh_per_second=10,
             transient=transient,
-            redirect_stdout=sys.stdout.isatty(),  # rich would write the output that goes to a file or pipe to this console
+            # rich would write the output that goes to a file or pipe to this console
+            redirect_stdout=sys.stdout.isatty(),
         )
 
     def __enter__(self) -> Self:
         self._live.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._live.stop()
 
     def show(self) -> None:
@@ -122,7 +133,9 @@ class LiveStatus:
 
 
 def flow(parts: Sequence[Text], width: int) -> list[Text]:
-    """Lines of at most `width` columns with as many parts each as fit. A part is never broken; one that is too long is cut."""
+    """Lines of at most `width` columns with as many parts each as fit. A part is never broken; one that is too long is
+    cut.
+    """
     lines: list[Text] = []
     for part in parts:
         if lines and lines[-1].cell_len + len(_GAP) + part.cell_len <= width:

@@ -17,7 +17,9 @@ OnTransfer = Callable[[str, int, int], None]
 
 @contextmanager
 def transfer_display(console: Console, title: str, line_seconds: float = LINE_SECONDS) -> Iterator[OnTransfer]:
-    """A function to call with what is going on ("uploading"), how much of it is done, and how much it is. `title` is shown before that."""
+    """A function to call with what is going on ("uploading"), how much of it is done, and how much it is. `title` is
+    shown before that.
+    """
     status = TransferStatus(title)
     shown = set[str]()
     with status_display(console, status, line_seconds, transient=True) as display:

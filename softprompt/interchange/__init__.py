@@ -1,1 +1,3 @@
-"""Soft prompts of other tools: which files may be imported, and export as PEFT's directories. Imports neither gRPC nor torch."""
+"""Soft prompts of other tools: which files may be imported, and export as PEFT's directories. Imports neither gRPC nor
+torch.
+"""

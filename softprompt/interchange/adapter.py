@@ -1,8 +1,8 @@
 """A version as a directory that `peft.PeftModel.from_pretrained` loads.
 
-adapter_model.safetensors   the version's blob without its golden records: one tensor with PEFT's name, the manifest in the metadata
-adapter_config.json         the settings that PEFT requires; the init is RANDOM because PEFT then loads the matrix
-softprompt.json             what PEFT has no field for: template, labels, metrics, origin
+adapter_model.safetensors   the version's blob without its golden records: one tensor with PEFT's name, the manifest in
+the metadata adapter_config.json         the settings that PEFT requires; the init is RANDOM because PEFT then loads the
+matrix softprompt.json             what PEFT has no field for: template, labels, metrics, origin
 """
 
 from __future__ import annotations
@@ -19,11 +19,14 @@ _LENGTH_BYTES = 8
 WEIGHTS_FILE, CONFIG_FILE, ABOUT_FILE = "adapter_model.safetensors", "adapter_config.json", "softprompt.json"
 
 
-def write_adapter(directory: Path, version: PromptVersion, data: bytes, base_model: str = "", overwrite: bool = False) -> Path:
-    """Write the three files. `base_model` is the directory or hub id from which PEFT loads the model; empty: the trainer's id.
+def write_adapter(
+    directory: Path, version: PromptVersion, data: bytes, base_model: str = "", overwrite: bool = False
+) -> Path:
+    """Write the three files. `base_model` is the directory or hub id from which PEFT loads the model; empty: the
+    trainer's id.
 
-    Raises AlreadyExists if there is an adapter and `overwrite` is False, DamagedBlob if `data` does not have the version's digest,
-    InvalidInput if the directory can't be written to.
+    Raises AlreadyExists if there is an adapter and `overwrite` is False, DamagedBlob if `data` does not have the
+    version's digest, InvalidInput if the directory can't be written to.
     """
     if (found := f"sha256:{hashlib.sha256(data).hexdigest()}") != version.digest:
         raise DamagedBlob(f"{version.name} has digest {version.digest}; what arrived has {found}")
@@ -90,7 +93,9 @@ def _about(version: PromptVersion) -> dict[str, Any]:
         "job": version.job,
         "parent": version.parent,
         "base_model": None if model is None else {"id": model.id, "fingerprint": model.fingerprint},
-        "template": None if template is None else {"text": template.text, "format": template.format, "system": template.system},
+        "template": None
+        if template is None
+        else {"text": template.text, "format": template.format, "system": template.system},
         "labels": list(version.labels),
         "metrics": dict(version.metrics),
     }

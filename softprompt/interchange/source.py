@@ -1,7 +1,8 @@
 """The file to send for an import: one safetensors file. Files that could run code when they are read are refused.
 
-Accepted are a safetensors file; a directory of PEFT with adapter_model.safetensors and adapter_config.json, from prompt tuning or
-P-tuning; a directory of TGIS or caikit with decoder.safetensors. The trainer checks the tensors and does not rely on these checks.
+Accepted are a safetensors file; a directory of PEFT with adapter_model.safetensors and adapter_config.json, from prompt
+tuning or P-tuning; a directory of TGIS or caikit with decoder.safetensors. The trainer checks the tensors and does not
+rely on these checks.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ _DECODER_FILE, _ENCODER_STEM = "decoder.safetensors", "encoder"
 _PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib"}
 _PICKLE_BEGINNINGS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 _SOFT_PROMPTS = ("PROMPT_TUNING", "P_TUNING")
-"""PEFT's kinds whose file holds embeddings of virtual tokens; for P-tuning (Liu et al. 2021) these are the encoder's outputs."""
+"""PEFT's kinds whose file holds embeddings of virtual tokens; for P-tuning (Liu et al. 2021) these are the encoder's
+outputs.
+"""
 _WHY = "a pickle can run any code when it is read"
 _REMEDY = "on a machine that may run its code, convert it with safetensors.torch.save_file(...)"
 
@@ -41,7 +44,9 @@ class ImportSource:
                 return _of_directory(path)
             if not path.is_file():
                 if path.exists() or str(path) == "-":
-                    raise InvalidInput.of("file", f"{str(path)!r} is neither a file nor a directory; a pipe can't be imported")
+                    raise InvalidInput.of(
+                        "file", f"{str(path)!r} is neither a file nor a directory; a pipe can't be imported"
+                    )
                 raise NotFound("file", str(path))
             return cls(_checked(path))
         except OSError as error:
@@ -51,7 +56,9 @@ class ImportSource:
 def _of_directory(directory: Path) -> ImportSource:
     names = {entry.name for entry in directory.iterdir() if entry.is_file()}
     if encoders := sorted(name for name in names if Path(name).stem == _ENCODER_STEM):
-        raise InvalidInput.of("file", f"{directory / encoders[0]} belongs to an encoder-decoder model; only decoder models are served")
+        raise InvalidInput.of(
+            "file", f"{directory / encoders[0]} belongs to an encoder-decoder model; only decoder models are served"
+        )
     if WEIGHTS_FILE in names:
         file = _checked(directory / WEIGHTS_FILE)
         _check_adapter(directory / CONFIG_FILE, file)
@@ -79,7 +86,9 @@ def _checked(file: Path) -> Path:
 def _check_adapter(file: Path, weights: Path) -> None:
     """Raises InvalidInput for an adapter that is not prompt tuning, or whose two files contradict each other."""
     if not file.is_file():
-        raise InvalidInput.of("file", f"{file} is missing, so the kind of adapter is unknown; give the .safetensors file itself")
+        raise InvalidInput.of(
+            "file", f"{file} is missing, so the kind of adapter is unknown; give the .safetensors file itself"
+        )
     if file.stat().st_size > _MAX_CONFIG_BYTES:
         raise InvalidInput.of("file", f"{file} is not an adapter configuration: it has {file.stat().st_size} bytes")
     try:
@@ -93,7 +102,9 @@ def _check_adapter(file: Path, weights: Path) -> None:
     if (task := config.get("task_type")) not in ("CAUSAL_LM", None):
         raise InvalidInput.of("file", f"{file} has task_type {str(task)[:40]!r}; only CAUSAL_LM is supported")
     if (submodules := config.get("num_transformer_submodules")) not in (1, None):
-        raise InvalidInput.of("file", f"{file} has num_transformer_submodules {str(submodules)[:40]!r}; a decoder model has 1")
+        raise InvalidInput.of(
+            "file", f"{file} has num_transformer_submodules {str(submodules)[:40]!r}; a decoder model has 1"
+        )
     announced, found = config.get("num_virtual_tokens"), _num_rows(weights)
     if type(announced) is int and found is not None and announced != found:
         raise InvalidInput.of("file", f"{file} has num_virtual_tokens {announced}, but {weights.name} has {found}")

@@ -1,6 +1,8 @@
-"""`python -m softprompt.local.child PARENT COMMAND...`: run COMMAND, and have the kernel send it SIGTERM when PARENT dies.
+"""`python -m softprompt.local.child PARENT COMMAND...`: run COMMAND, and have the kernel send it SIGTERM when PARENT
+dies.
 
-The kernel keeps the request across exec. This is a separate program since code between fork and exec is unsafe with threads.
+The kernel keeps the request across exec. This is a separate program since code between fork and exec is unsafe with
+threads.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Find and kill every process of one local run, wherever it is in the process tree.
 
-Ray's processes need two criteria. A variable that children inherit finds processes that created sessions of their own; the services'
-sessions find processes that overwrote their environment with a title.
+Ray's processes need two criteria. A variable that children inherit finds processes that created sessions of their own;
+the services' sessions find processes that overwrote their environment with a title.
 """
 
 from __future__ import annotations
@@ -22,7 +22,11 @@ def processes_of(run: str, sessions: Collection[int] = ()) -> list[psutil.Proces
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):  # processes of other users, and processes that end now
-            if process.pid != os.getpid() and process.status() != psutil.STATUS_ZOMBIE and _belongs(process, run, sessions):
+            if (
+                process.pid != os.getpid()
+                and process.status() != psutil.STATUS_ZOMBIE
+                and _belongs(process, run, sessions)
+            ):
                 found.append(process)
     return found
 

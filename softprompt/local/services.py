@@ -55,11 +55,18 @@ class LocalConfig:
 
     def _common_settings(self, prefix: str, port: int) -> dict[str, str]:
         plaintext = {f"{prefix}PLAINTEXT": "true"} if self.plaintext else {}
-        return {f"{prefix}HOST": self.host, f"{prefix}PORT": str(port), f"{prefix}GRACE_SECONDS": str(self.grace_seconds), **plaintext}
+        return {
+            f"{prefix}HOST": self.host,
+            f"{prefix}PORT": str(port),
+            f"{prefix}GRACE_SECONDS": str(self.grace_seconds),
+            **plaintext,
+        }
 
 
 class LocalServices:
-    """`async with LocalServices(config, log) as services`: both services serve inside the block; no process is left after it."""
+    """`async with LocalServices(config, log) as services`: both services serve inside the block; no process is left
+    after it.
+    """
 
     def __init__(self, config: LocalConfig, log: LogSink) -> None:
         self._config, self._log = config, log
@@ -78,7 +85,9 @@ class LocalServices:
             directory.cleanup()
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         await self.stop()
 
     @property
@@ -128,7 +137,9 @@ class LocalServices:
         for name, environment in settings.items():
             ready_file = directory / f"{name}.json"
             marks = {RUN_VARIABLE: self.run, f"SOFTPROMPT_{name.upper()}_READY_FILE": str(ready_file)}
-            process = ServiceProcess(name, package_name(f"{name}_service"), {**environment, **marks}, ready_file, self._log)
+            process = ServiceProcess(
+                name, package_name(f"{name}_service"), {**environment, **marks}, ready_file, self._log
+            )
             self._processes.append(process)
             await process.start()
         try:

@@ -29,7 +29,8 @@ class Template:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     """Arguments of the model's chat template besides the messages, such as {"enable_thinking": False}."""
     date: str = ""
-    """Today's date for the chat template, YYYY-MM-DD. Empty: the day of the job for a prompt, today for the bare model."""
+    """Today's date for the chat template, YYYY-MM-DD. Empty: the day of the job for a prompt, today for the bare model.
+    """
 
 
 @dataclass(frozen=True)

@@ -27,12 +27,14 @@ Examples = Iterable[Example | Mapping[str, Any]]
 class Data:
     """Examples and the columns to use. Only `source` is needed if the columns have well-known names (docs/data.md).
 
-    `input`, `output`, `label` and `messages` name columns, or keys of JSON. Unused columns are refused unless `drop_extra` is True.
+    `input`, `output`, `label` and `messages` name columns, or keys of JSON. Unused columns are refused unless
+    `drop_extra` is True.
     """
 
     source: str | os.PathLike[str] | Examples | Any
-    """A path (CSV, TSV, XLSX, Parquet, JSON, JSON lines; each may be gzipped), a DataFrame, a table of pyarrow, a mapping of columns to
-    lists, or any iterable of examples or mappings."""
+    """A path (CSV, TSV, XLSX, Parquet, JSON, JSON lines; each may be gzipped), a DataFrame, a table of pyarrow, a
+    mapping of columns to lists, or any iterable of examples or mappings.
+    """
     input: str = ""
     output: str = ""
     label: str = ""

@@ -1,4 +1,6 @@
-"""Datasets that the trainer stores, and what is counted in them: plain frozen dataclasses. Field names are the protocol's."""
+"""Datasets that the trainer stores, and what is counted in them: plain frozen dataclasses. Field names are the
+protocol's.
+"""
 
 from __future__ import annotations
 

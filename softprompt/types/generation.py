@@ -1,4 +1,6 @@
-"""Inputs and answers of the inference service: plain frozen dataclasses without protobuf. Field names are the protocol's."""
+"""Inputs and answers of the inference service: plain frozen dataclasses without protobuf. Field names are the
+protocol's.
+"""
 
 from __future__ import annotations
 
@@ -56,7 +58,9 @@ class TokenAlternative:
 
 @dataclass(frozen=True)
 class TokenLogprob:
-    """A token's natural log-probability before temperature and filters. `text` has U+FFFD for a part of a character; `utf8` is exact."""
+    """A token's natural log-probability before temperature and filters. `text` has U+FFFD for a part of a character;
+    `utf8` is exact.
+    """
 
     token_id: int
     logprob: float

@@ -1,4 +1,6 @@
-"""A tuning job as the trainer reports it: state, progress, result. Plain frozen dataclasses; field names are the protocol's."""
+"""A tuning job as the trainer reports it: state, progress, result. Plain frozen dataclasses; field names are the
+protocol's.
+"""
 
 from __future__ import annotations
 

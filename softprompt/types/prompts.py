@@ -1,4 +1,6 @@
-"""Published prompts, their versions and aliases: plain frozen dataclasses without protobuf. Field names are the protocol's."""
+"""Published prompts, their versions and aliases: plain frozen dataclasses without protobuf. Field names are the
+protocol's.
+"""
 
 from __future__ import annotations
 
@@ -80,7 +82,9 @@ class ReplicaServing:
 
 @dataclass(frozen=True)
 class ReplicaRefusal:
-    """A replica that refused a version. `has_base_model`: the replica has the version's base model, so it should serve it."""
+    """A replica that refused a version. `has_base_model`: the replica has the version's base model, so it should serve
+    it.
+    """
 
     replica: str
     reason: str
@@ -130,7 +134,9 @@ class PromptChange:
 
 @dataclass(frozen=True)
 class Snapshot(PromptChange):
-    """The whole state, which replaces any earlier one. Sent at the start, and if the log is too short or belongs to another store."""
+    """The whole state, which replaces any earlier one. Sent at the start, and if the log is too short or belongs to
+    another store.
+    """
 
     prompts: tuple[Prompt, ...]
 

@@ -1,4 +1,6 @@
-"""What a tuning job should train, as a caller writes it: plain frozen dataclasses without protobuf. Field names are the protocol's."""
+"""What a tuning job should train, as a caller writes it: plain frozen dataclasses without protobuf. Field names are the
+protocol's.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ class TaskKind(StrEnum):
 
 
 class TooLong(StrEnum):
-    """What happens with examples that are too long: the job is refused, their inputs are truncated, or they are dropped."""
+    """What happens with examples that are too long: the job is refused, their inputs are truncated, or they are
+    dropped.
+    """
 
     REFUSE = "REFUSE"
     TRUNCATE = "TRUNCATE"
@@ -67,12 +71,16 @@ class Metric(StrEnum):
 
 
 Dataset = str | PathLike[str] | Examples | Data | PreparedData
-"""Data as `Data.source` accepts it, a dataset name ("datasets/sha256-..."), or a URI that the trainer reads ("file:///...")."""
+"""Data as `Data.source` accepts it, a dataset name ("datasets/sha256-..."), or a URI that the trainer reads
+("file:///...").
+"""
 
 
 @dataclass(frozen=True)
 class Init:
-    """Initialisation of the soft prompt. `text` is for TEXT; `source` is for FROM_PROMPT: a version or a job with a kept prompt."""
+    """Initialisation of the soft prompt. `text` is for TEXT; `source` is for FROM_PROMPT: a version or a job with a
+    kept prompt.
+    """
 
     method: InitMethod | None = None
     text: str = ""
@@ -106,7 +114,9 @@ class Hyperparameters:
 
 @dataclass(frozen=True)
 class PublishGate:
-    """Conditions of a publication. `minimum_metric` is compared with the value itself, `beat_...` with the interval of the difference."""
+    """Conditions of a publication. `minimum_metric` is compared with the value itself, `beat_...` with the interval of
+    the difference.
+    """
 
     beat_bare_model: bool = False
     beat_current: bool = False

@@ -1,4 +1,6 @@
-"""The GPU benchmarks run with nothing installed but what they name: every other distribution is made impossible to import."""
+"""The GPU benchmarks run with nothing installed but what they name: every other distribution is made impossible to
+import.
+"""
 
 from __future__ import annotations
 
@@ -59,14 +61,33 @@ def test_a_gpu_benchmark_needs_nothing_but_what_it_names(
 ) -> None:
     installed = closure(*distributions)
     packages = packages_distributions()
-    allowed = [name for name, owners in packages.items() if any(re.sub(r"[-_.]+", "-", owner).lower() in installed for owner in owners)]
-    allowed = [name for name in allowed if not name.startswith("pydantic")]  # comes with some releases of transformers, not with all
+    allowed = [
+        name
+        for name, owners in packages.items()
+        if any(re.sub(r"[-_.]+", "-", owner).lower() in installed for owner in owners)
+    ]
+    allowed = [
+        name for name in allowed if not name.startswith("pydantic")
+    ]  # comes with some releases of transformers, not with all
     ours = {"benchmarks", "shared", "trainer_service", "inference_service"}
     blocked = [name for name in packages if name not in ours]
     assert {"pydantic", "grpc", "ray", "sqlalchemy"} <= set(blocked) - set(allowed)
     output = tmp_path / "out.json"
-    arguments = [",".join(allowed), ",".join(blocked), module, "--shape", "tiny", "--device", "cpu", "--output", str(output), *extra]
-    done = subprocess.run([sys.executable, "-c", BLOCKER, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=150)
+    arguments = [
+        ",".join(allowed),
+        ",".join(blocked),
+        module,
+        "--shape",
+        "tiny",
+        "--device",
+        "cpu",
+        "--output",
+        str(output),
+        *extra,
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", BLOCKER, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=150
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     results = json.loads(output.read_text())
     if "train" in module:

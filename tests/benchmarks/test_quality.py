@@ -38,11 +38,39 @@ def base(tiny_model_dir: Path) -> BaseModel:
 
 
 def test_every_contestant_is_scored_once(
-    sets: Path, tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    sets: Path,
+    tiny_model_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     output = tmp_path / "quality.json"
-    options = ["--sizes", "10", "--seeds", "0", "--only", "bare", "instructed", "few-shot", "--variants", "4:1e-2:2", "--test", "8"]
-    command = ["quality", "--model", str(tiny_model_dir), "--data", str(sets), "--dtype", "float32", "--output", str(output), *options]
+    options = [
+        "--sizes",
+        "10",
+        "--seeds",
+        "0",
+        "--only",
+        "bare",
+        "instructed",
+        "few-shot",
+        "--variants",
+        "4:1e-2:2",
+        "--test",
+        "8",
+    ]
+    command = [
+        "quality",
+        "--model",
+        str(tiny_model_dir),
+        "--data",
+        str(sets),
+        "--dtype",
+        "float32",
+        "--output",
+        str(output),
+        *options,
+    ]
     monkeypatch.setattr(sys, "argv", [*command, "--few-shot-tokens", "300", "--generate", "2"])
     quality.main()
     runs: list[dict[str, Any]] = json.loads(output.read_text())
@@ -84,7 +112,9 @@ def arena_score(base: BaseModel, forward: PlainForward, request: ScoreWork) -> A
 
 def test_an_interval_holds_the_mean_and_shrinks_with_rows() -> None:
     torch.manual_seed(0)
-    few, many = ([[float(mark) for mark in torch.bernoulli(torch.full((count,), 0.7))] for _ in range(3)] for count in (50, 2000))
+    few, many = (
+        [[float(mark) for mark in torch.bernoulli(torch.full((count,), 0.7))] for _ in range(3)] for count in (50, 2000)
+    )
     narrow, wide = interval(many), interval(few)
     assert narrow[0] < 0.7 < narrow[1]
     assert narrow[1] - narrow[0] < wide[1] - wide[0]
@@ -94,7 +124,20 @@ def test_few_examples_trains_on_the_sets_of_the_same_reader(
     sets: Path, tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     output = tmp_path / "few.json"
-    options = ["--model", str(tiny_model_dir), "--data", str(sets), "--sets", "parity", "--sizes", "5", "--steps", "2", "--seeds", "0"]
+    options = [
+        "--model",
+        str(tiny_model_dir),
+        "--data",
+        str(sets),
+        "--sets",
+        "parity",
+        "--sizes",
+        "5",
+        "--steps",
+        "2",
+        "--seeds",
+        "0",
+    ]
     monkeypatch.setattr(sys, "argv", ["few_examples", *options, "--output", str(output)])
     few_examples.main()
     (run,) = json.loads(output.read_text())["runs"]

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 FOLDER = Path(__file__).parents[2] / "examples" / "product-descriptions"
-INPUT = re.compile(r"name: (?P<name>[^|]+) \| category: (?P<category>[^|]+) \| [^|:]+: [^|]+ \| feature: [^|]+ \| price: (?P<price>\$\d+)")
+INPUT = re.compile(
+    r"name: (?P<name>[^|]+) \| category: (?P<category>[^|]+) \| [^|:]+: [^|]+ \| feature: [^|]+ \| price: (?P<price>\$\d+)"
+)
 OUTPUT = re.compile(
     r"\*\*(?P<name>[^*]+)\*\* – (?P<hook>[^#*]+[.!?]) (?P<facts>[A-Z0-9][^#*!?]+), (?P<price>\$\d+)\. #(?P<tag>[a-z0-9]+) #[a-z0-9]+"
 )
@@ -33,7 +35,9 @@ def test_every_line_has_the_format(part: str, at_least: int) -> None:
 @pytest.mark.parametrize("part", ["train", "heldout"])
 def test_no_number_is_invented(part: str) -> None:
     for number, example in enumerate(examples(part), 1):
-        assert set(re.findall(r"\d+", example["output"])) <= set(re.findall(r"\d+", example["input"])), f"line {number}: {example}"
+        assert set(re.findall(r"\d+", example["output"])) <= set(re.findall(r"\d+", example["input"])), (
+            f"line {number}: {example}"
+        )
 
 
 @pytest.mark.parametrize("part", ["train", "heldout"])

@@ -11,7 +11,9 @@ FOLDER = Path(__file__).parents[2] / "examples" / "support-tone"
 
 
 def examples(part: str) -> list[Any]:
-    return [json.loads(line)["messages"] for line in (FOLDER / f"{part}.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [
+        json.loads(line)["messages"] for line in (FOLDER / f"{part}.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
 
 
 @pytest.mark.parametrize(("part", "count"), [("train", 80), ("heldout", 15)])
@@ -23,7 +25,9 @@ def test_answers_keep_the_house_tone(part: str, count: int) -> None:
         text = answer["content"]
         assert re.fullmatch(r"[^.]*!.*[.!?]", text), f"line {number}: the first sentence is warm: {text}"
         assert 8 <= len(text.split()) <= 30, f"line {number}: {text}"
-        assert not re.search(r"unfortunately|dear customer|\bour department\b", text, re.IGNORECASE), f"line {number}: {text}"
+        assert not re.search(r"unfortunately|dear customer|\bour department\b", text, re.IGNORECASE), (
+            f"line {number}: {text}"
+        )
 
 
 def test_no_question_occurs_twice() -> None:

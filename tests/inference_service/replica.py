@@ -1,4 +1,6 @@
-"""A whole replica in the test's event loop: the real server on port 0, the real engine over a tiny model, a real store in a directory."""
+"""A whole replica in the test's event loop: the real server on port 0, the real engine over a tiny model, a real store
+in a directory.
+"""
 
 from __future__ import annotations
 
@@ -146,14 +148,18 @@ async def refusal(call: Any) -> Any:
 
 @asynccontextmanager
 async def running_replica(model_dir: Path, directory: Path, **settings: Any) -> AsyncIterator[Replica]:
-    """Serve until the block ends, then drain. `store_dir` or `store_url` among the settings: a store that others use, too."""
+    """Serve until the block ends, then drain. `store_dir` or `store_url` among the settings: a store that others use,
+    too.
+    """
     store_dir = Path(settings.pop("store_dir", directory / "store"))
     store_url = settings.pop("store_url", str(store_dir))
     directory.mkdir(parents=True, exist_ok=True)
     ready_file = directory / "ready.json"
     store = open_store(store_url)
     defaults = {"dtype": "float32", "device": "cpu", "poll_seconds": 0.02, "grace_seconds": 10, "heartbeat_seconds": 1}
-    chosen = InferenceSettings(base_model=str(model_dir), store_url=store_url, ready_file=str(ready_file), **{**defaults, **settings})
+    chosen = InferenceSettings(
+        base_model=str(model_dir), store_url=store_url, ready_file=str(ready_file), **{**defaults, **settings}
+    )
     stop = asyncio.Event()
     done = asyncio.create_task(serve(chosen, stop))
     await until(lambda: ready_file.exists() or done.done())

@@ -27,7 +27,10 @@ CASES: dict[str, tuple[Change, str]] = {
     "negative top_k": (lambda r: setattr(r.sampling, "top_k", -1), "sampling.top_k"),
     "repetition penalty of 0": (lambda r: setattr(r.sampling, "repetition_penalty", 0), "sampling.repetition_penalty"),
     "presence penalty of 3": (lambda r: setattr(r.sampling, "presence_penalty", 3), "sampling.presence_penalty"),
-    "frequency penalty not a number": (lambda r: setattr(r.sampling, "frequency_penalty", math.nan), "sampling.frequency_penalty"),
+    "frequency penalty not a number": (
+        lambda r: setattr(r.sampling, "frequency_penalty", math.nan),
+        "sampling.frequency_penalty",
+    ),
     "negative seed": (lambda r: setattr(r.sampling, "seed", -1), "sampling.seed"),
     "no new tokens": (lambda r: setattr(r.sampling, "max_new_tokens", 0), "sampling.max_new_tokens"),
     "too many new tokens": (lambda r: setattr(r.sampling, "max_new_tokens", 1 << 30), "sampling.max_new_tokens"),
@@ -36,12 +39,18 @@ CASES: dict[str, tuple[Change, str]] = {
     "10,000 stop sequences": (lambda r: r.sampling.stop_sequences.extend(["x"] * 10_000), "sampling.stop_sequences"),
     "an empty stop sequence": (lambda r: r.sampling.stop_sequences.extend(["x", ""]), "sampling.stop_sequences[1]"),
     "a huge stop sequence": (lambda r: r.sampling.stop_sequences.append("x" * 10_000), "sampling.stop_sequences[0]"),
-    "a stop token that does not exist": (lambda r: r.sampling.stop_token_ids.extend([3, 5000]), "sampling.stop_token_ids[1]"),
+    "a stop token that does not exist": (
+        lambda r: r.sampling.stop_token_ids.extend([3, 5000]),
+        "sampling.stop_token_ids[1]",
+    ),
     "priority": (lambda r: setattr(r, "priority", 1000), "priority"),
     "nothing to start from": (lambda r: r.input.ClearField("text"), "input"),
     "an empty text": (lambda r: setattr(r.input, "text", ""), "input.text"),
     "a million tokens": (lambda r: setattr(r.input, "text", "word " * 1_000_000), "input.text"),
-    "a token id that does not exist": (lambda r: r.input.token_ids.ids.extend([1, 2, 3, 261]), "input.token_ids.ids[3]"),
+    "a token id that does not exist": (
+        lambda r: r.input.token_ids.ids.extend([1, 2, 3, 261]),
+        "input.token_ids.ids[3]",
+    ),
     "a negative token id": (lambda r: r.input.token_ids.ids.extend([-1]), "input.token_ids.ids[0]"),
     "no token ids": (lambda r: r.input.token_ids.SetInParent(), "input.token_ids"),
     "too many token ids": (lambda r: r.input.token_ids.ids.extend([1] * 1_000_000), "input.token_ids"),
@@ -73,7 +82,9 @@ async def test_each_bad_field_is_named(replica: Replica) -> None:
         error = await refusal(replica.stub.Generate(request))
         assert isinstance(error, InvalidInput), (name, error)
         assert field in [violation.field for violation in error.violations], (name, error.violations)
-        stream = generation_pb2.GenerateStreamRequest(input=request.input, sampling=request.sampling, priority=request.priority)
+        stream = generation_pb2.GenerateStreamRequest(
+            input=request.input, sampling=request.sampling, priority=request.priority
+        )
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await replica.stub.GenerateStream(stream).read()
         assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT, name
@@ -107,7 +118,11 @@ async def test_score_candidates_are_checked(replica: Replica) -> None:
     def request(*candidates: str) -> generation_pb2.ScoreRequest:
         return generation_pb2.ScoreRequest(input=generation_pb2.GenerationInput(text="x"), candidates=candidates)
 
-    for candidates, field in ((["a", ""], "candidates[1]"), (["a", "b", "a"], "candidates[2]"), (["x"] * 1000, "candidates")):
+    for candidates, field in (
+        (["a", ""], "candidates[1]"),
+        (["a", "b", "a"], "candidates[2]"),
+        (["x"] * 1000, "candidates"),
+    ):
         error = await refusal(replica.stub.Score(request(*candidates)))
         assert error.violations[0].field == field
     assert isinstance(await refusal(replica.stub.Score(request("y" * 1000))), InvalidInput)

@@ -7,7 +7,16 @@ from pathlib import Path
 from prompttuning.v1 import generation_pb2
 
 from shared.errors import NotFound
-from tests.inference_service.replica import Replica, blob, generate_request, matrix, publish, refusal, stream_request, until
+from tests.inference_service.replica import (
+    Replica,
+    blob,
+    generate_request,
+    matrix,
+    publish,
+    refusal,
+    stream_request,
+    until,
+)
 from tests.log_lines import log_lines
 
 TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
@@ -24,7 +33,11 @@ async def test_a_calls_line_names_the_version_that_answered(replica: Replica, ti
         await replica.stub.Score(scoring, metadata=METADATA)
         await until(lambda: len(lines) == 3)
     asked = {line["method"].rpartition("/")[2]: line for line in lines}
-    assert {name: line["prompt"] for name, line in asked.items()} == {"Generate": "tone@default", "GenerateStream": "tone", "Score": "tone"}
+    assert {name: line["prompt"] for name, line in asked.items()} == {
+        "Generate": "tone@default",
+        "GenerateStream": "tone",
+        "Score": "tone",
+    }
     for name, line in asked.items():
         found = (line["request_id"], line["trace_id"], line["caller"], line["version"], line["code"])
         assert found == ("r-1", TRACE_ID, "anonymous", record.name, "OK"), name

@@ -1,4 +1,6 @@
-"""Whatever bytes a message holds, reading it gives a request within the limits or InvalidInput with fields, and nothing else."""
+"""Whatever bytes a message holds, reading it gives a request within the limits or InvalidInput with fields, and nothing
+else.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ from inference_service.sampling import SamplingRequest
 from shared.errors import FieldViolation, InvalidInput
 from shared.prompt.manifest import SamplingDefaults
 
-LIMITS = RequestLimits(Limits(max_temperature=10, max_penalty=10, max_seed=(1 << 63) - 1), max_input_bytes=1000, max_length=100)
+LIMITS = RequestLimits(
+    Limits(max_temperature=10, max_penalty=10, max_seed=(1 << 63) - 1), max_input_bytes=1000, max_length=100
+)
 READER = RequestReader(LIMITS, vocab_size=300)
 FLOAT = st.floats(width=32)
 INT32, INT64 = st.integers(-(2**31), 2**31 - 1), st.integers(-(2**63), 2**63 - 1)
@@ -26,8 +30,13 @@ INT32, INT64 = st.integers(-(2**31), 2**31 - 1), st.integers(-(2**63), 2**63 - 1
 SAMPLING = st.fixed_dictionaries(
     {},
     optional={
-        **dict.fromkeys(("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"), FLOAT),
-        **{name: st.one_of(INT32, st.integers(0, 30)) for name in ("top_k", "max_new_tokens", "min_new_tokens", "num_logprobs")},
+        **dict.fromkeys(
+            ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"), FLOAT
+        ),
+        **{
+            name: st.one_of(INT32, st.integers(0, 30))
+            for name in ("top_k", "max_new_tokens", "min_new_tokens", "num_logprobs")
+        },
         "seed": INT64,
         "stop_sequences": st.lists(st.text(max_size=300), max_size=20),
         "stop_token_ids": st.lists(INT32, max_size=20),
@@ -54,7 +63,9 @@ def test_sampling_is_within_the_limits_or_refused(values: dict[str, object]) -> 
     if request is None:
         return
     most = LIMITS.sampling.max_new_tokens
-    violations, params = attempt(lambda: request.resolve(None, SamplingDefaults(max_new_tokens=20), room=50, max_new_tokens=most))
+    violations, params = attempt(
+        lambda: request.resolve(None, SamplingDefaults(max_new_tokens=20), room=50, max_new_tokens=most)
+    )
     assert {violation.field for violation in violations} <= {"sampling.min_new_tokens"}
     if params is None:
         return

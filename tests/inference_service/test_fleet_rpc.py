@@ -59,7 +59,9 @@ async def test_the_fleet_agrees_or_says_who_refused_and_why(tiny_model_dir: Path
     ):
         store = replicas[0].store
         record = publish(store, blob(tiny_model_dir, matrix(1)))
-        stands = await until(lambda: (found := serving(record, store.list_replicas())).by_all and found.refused and found)
+        stands = await until(
+            lambda: (found := serving(record, store.list_replicas())).by_all and found.refused and found
+        )
         assert sorted(replica for replica, _ in stands.served) == ["a", "b"]
         assert all(0 <= (item.publish_to_served_seconds or 0) < 5 for _, item in stands.served)
         assert [replica for replica, _ in stands.refused] == ["c"]
@@ -76,7 +78,9 @@ async def test_the_fleet_agrees_or_says_who_refused_and_why(tiny_model_dir: Path
 
 
 @pytest.mark.parametrize("interval", [1, 60])
-async def test_a_replica_is_live_for_three_of_its_own_heartbeats(tiny_model_dir: Path, tmp_path: Path, interval: float) -> None:
+async def test_a_replica_is_live_for_three_of_its_own_heartbeats(
+    tiny_model_dir: Path, tmp_path: Path, interval: float
+) -> None:
     async with running_replica(tiny_model_dir, tmp_path, heartbeat_seconds=interval, replica="a") as replica:
         (record,) = await until(replica.store.list_replicas)
         assert record.heartbeat_seconds == interval

@@ -35,7 +35,9 @@ def greedy_reference(model_dir: Path, soft_prompt: torch.Tensor | None, ids: lis
         embeds = torch.cat([soft_prompt[None], embeds], dim=1)
     mask = torch.ones(embeds.shape[:2], dtype=torch.long)
     with torch.inference_mode():
-        out = model.generate(inputs_embeds=embeds, attention_mask=mask, max_new_tokens=count, do_sample=False, eos_token_id=None)
+        out = model.generate(
+            inputs_embeds=embeds, attention_mask=mask, max_new_tokens=count, do_sample=False, eos_token_id=None
+        )
     return [int(token) for token in out[0]]
 
 
@@ -85,7 +87,9 @@ async def test_token_ids_are_taken_as_they_are(replica: Replica, tiny_model_dir:
     request.input.token_ids.ids.extend(ids)
     answer = await replica.stub.Generate(request)
     assert answer.start.input_tokens == len(ids) == 5 + NUM_CONTROL_TOKENS
-    assert answer.output.token_ids == (await replica.generate("hello", temperature=0, max_new_tokens=20)).output.token_ids
+    assert (
+        answer.output.token_ids == (await replica.generate("hello", temperature=0, max_new_tokens=20)).output.token_ids
+    )
 
 
 async def test_the_stop_sequence_that_ended_the_answer_is_told(replica: Replica) -> None:
@@ -120,7 +124,9 @@ async def test_log_probabilities_say_what_their_tokens_say(replica: Replica) -> 
         assert token.utf8
 
 
-async def test_sampling_of_the_version_holds_where_the_request_says_nothing(replica: Replica, tiny_model_dir: Path) -> None:
+async def test_sampling_of_the_version_holds_where_the_request_says_nothing(
+    replica: Replica, tiny_model_dir: Path
+) -> None:
     publish(replica.store, blob(tiny_model_dir, matrix(2), sampling_defaults=SamplingDefaults(max_new_tokens=3)))
     request = generate_request("hello", "tone", ignore_eos=True)
     request.sampling.ClearField("max_new_tokens")
@@ -131,12 +137,16 @@ async def test_sampling_of_the_version_holds_where_the_request_says_nothing(repl
 
 async def test_scores_are_shares_of_one(replica: Replica, tiny_model_dir: Path) -> None:
     publish(replica.store, blob(tiny_model_dir, matrix(3), labels=("good", "bad", "neither")))
-    by_label_set = await replica.stub.Score(generation_pb2.ScoreRequest(input=generation_pb2.GenerationInput(prompt="tone", text="nice")))
+    by_label_set = await replica.stub.Score(
+        generation_pb2.ScoreRequest(input=generation_pb2.GenerationInput(prompt="tone", text="nice"))
+    )
     assert [score.candidate for score in by_label_set.scores] == ["good", "bad", "neither"]
     assert sum(score.probability for score in by_label_set.scores) == pytest.approx(1)
     assert by_label_set.best == max(range(3), key=lambda index: by_label_set.scores[index].logprob)
     assert [score.num_tokens for score in by_label_set.scores] == [5, 4, 8]  # a space and the letters
-    nested = generation_pb2.ScoreRequest(input=generation_pb2.GenerationInput(text="nice"), candidates=["good", "good enough"])
+    nested = generation_pb2.ScoreRequest(
+        input=generation_pb2.GenerationInput(text="nice"), candidates=["good", "good enough"]
+    )
     assert [score.num_tokens for score in (await replica.stub.Score(nested)).scores] == [
         5,
         12,
@@ -150,7 +160,12 @@ async def test_counting_does_not_generate(replica: Replica, tiny_model_dir: Path
     counted = await replica.stub.CountTokens(
         generation_pb2.CountTokensRequest(input=generation_pb2.GenerationInput(prompt="tone", text="abc"))
     )
-    assert (counted.input_tokens, counted.virtual_tokens, len(counted.token_ids), counted.max_positions) == (6, 8, 6, 512)
+    assert (counted.input_tokens, counted.virtual_tokens, len(counted.token_ids), counted.max_positions) == (
+        6,
+        8,
+        6,
+        512,
+    )
 
 
 async def test_chat_is_rendered_by_the_models_template(replica: Replica) -> None:
@@ -176,7 +191,9 @@ async def test_an_input_that_is_too_long_is_refused_with_the_counts_or_cut_on_re
         )
         for cut in (False, True)
     ]
-    assert [count.input_tokens for count in counted] == [600 + NUM_CONTROL_TOKENS, 511], "what is too long is what one wants to count"
+    assert [count.input_tokens for count in counted] == [600 + NUM_CONTROL_TOKENS, 511], (
+        "what is too long is what one wants to count"
+    )
 
 
 async def test_unknown_prompts_aliases_and_versions_are_named(replica: Replica, tiny_model_dir: Path) -> None:
@@ -210,7 +227,11 @@ async def test_a_deadline_before_the_first_token_is_an_error(replica: Replica, b
 
 async def test_model_info_tells_model_and_limits(replica: Replica) -> None:
     info = await replica.stub.GetModelInfo(generation_pb2.GetModelInfoRequest())
-    assert (info.base_model.hidden_size, info.base_model.architecture, info.dtype) == (64, "LlamaForCausalLM", "float32")
+    assert (info.base_model.hidden_size, info.base_model.architecture, info.dtype) == (
+        64,
+        "LlamaForCausalLM",
+        "float32",
+    )
     assert (info.limits.max_positions, info.limits.max_stop_sequences) == (512, 16)
     assert info.default_sampling.max_new_tokens == 256
 
@@ -219,7 +240,12 @@ async def test_the_bare_models_answer_goes_on_in_the_inputs_own_text(replica: Re
     """Put together they are what the model wrote: a space with which the answer begins is not dropped."""
     tokenizer, model = load_tokenizer(tiny_model_dir), load(tiny_model_dir, dtype="float32", device="cpu").model
     (space,) = tokenizer(" ", add_special_tokens=False)["input_ids"]
-    texts = [first + second + third for first in "abcdefghijklmno" for second in "abcdefghijklmno" for third in "abcdefghijklmno"]
+    texts = [
+        first + second + third
+        for first in "abcdefghijklmno"
+        for second in "abcdefghijklmno"
+        for third in "abcdefghijklmno"
+    ]
     ids = torch.tensor([tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts])
     with torch.no_grad():
         greedy = model(ids).logits[:, -1].argmax(-1)

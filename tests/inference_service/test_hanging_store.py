@@ -16,7 +16,9 @@ from tests.trainer_service.test_systems_that_hang import store_proxy
 __all__ = ["s3_endpoint", "store_proxy"]
 
 
-async def test_a_replica_serves_on_while_its_store_hangs(store_proxy: TcpProxy, tiny_model_dir: Path, tmp_path: Path) -> None:
+async def test_a_replica_serves_on_while_its_store_hangs(
+    store_proxy: TcpProxy, tiny_model_dir: Path, tmp_path: Path
+) -> None:
     store_url = f"s3://{BUCKET}/serve_{secrets.token_hex(4)}"
     async with running_replica(tiny_model_dir, tmp_path, store_url=store_url, store_timeout_seconds=0.5) as replica:
 

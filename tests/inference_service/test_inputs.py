@@ -43,7 +43,9 @@ async def test_what_does_not_fit_is_refused_with_the_counts() -> None:
 
 async def test_truncation_keeps_the_end() -> None:
     preparer = InputPreparer(VOCAB_SIZE, max_length=50)
-    prepared = await preparer.prepare(InputRequest(TokenInput(tuple(range(100, 160))), truncate=True), encoder(), 10, reserve=5)
+    prepared = await preparer.prepare(
+        InputRequest(TokenInput(tuple(range(100, 160))), truncate=True), encoder(), 10, reserve=5
+    )
     assert prepared.ids == tuple(range(125, 160))
 
 
@@ -63,7 +65,9 @@ async def test_only_the_first_wrong_ids_are_listed() -> None:
 async def test_a_conversation_is_the_input_of_a_text_template() -> None:
     request = InputRequest(ChatInput((Message(role="user", content="hi"),)))
     prepared = await InputPreparer(VOCAB_SIZE, 100).prepare(request, encoder(), 0)
-    assert prepared.ids == (await InputPreparer(VOCAB_SIZE, 100).prepare(InputRequest(TextInput("hi")), encoder(), 0)).ids
+    assert (
+        prepared.ids == (await InputPreparer(VOCAB_SIZE, 100).prepare(InputRequest(TextInput("hi")), encoder(), 0)).ids
+    )
 
 
 async def test_the_bare_model_takes_text_and_conversations_through_its_chat_template() -> None:
@@ -86,7 +90,9 @@ async def test_a_chat_templates_own_refusal_is_the_callers_error() -> None:
     tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
     request = InputRequest(ChatInput((Message(role="user", content="hi"),)))
     with pytest.raises(InvalidInput, match="roles must alternate"):
-        await InputPreparer(VOCAB_SIZE, 100).prepare(request, encoder(Template(format=TemplateFormat.CHAT), tokenizer), 0)
+        await InputPreparer(VOCAB_SIZE, 100).prepare(
+            request, encoder(Template(format=TemplateFormat.CHAT), tokenizer), 0
+        )
 
 
 async def test_large_inputs_leave_the_event_loop_free() -> None:

@@ -1,4 +1,6 @@
-"""The life of prompts under a running replica: swap, rollback, a store that goes away, callers that vanish, an engine that dies."""
+"""The life of prompts under a running replica: swap, rollback, a store that goes away, callers that vanish, an engine
+that dies.
+"""
 
 from __future__ import annotations
 
@@ -194,7 +196,9 @@ async def test_a_dead_engine_stops_serving_and_ends_the_process(
                 await replica.done
 
 
-async def test_a_drain_lets_running_streams_finish_and_takes_no_new_ones(tiny_model_dir: Path, tmp_path: Path, brake: Brake) -> None:
+async def test_a_drain_lets_running_streams_finish_and_takes_no_new_ones(
+    tiny_model_dir: Path, tmp_path: Path, brake: Brake
+) -> None:
     async with running_replica(tiny_model_dir, tmp_path) as replica:
         brake.seconds = 0.01
         stream = replica.stub.GenerateStream(stream_request(max_new_tokens=100, ignore_eos=True))
@@ -210,7 +214,9 @@ async def test_a_drain_lets_running_streams_finish_and_takes_no_new_ones(tiny_mo
             await replica.generate()
 
 
-async def test_a_stream_that_outlives_the_grace_time_ends_with_what_is_written(tiny_model_dir: Path, tmp_path: Path, brake: Brake) -> None:
+async def test_a_stream_that_outlives_the_grace_time_ends_with_what_is_written(
+    tiny_model_dir: Path, tmp_path: Path, brake: Brake
+) -> None:
     async with running_replica(tiny_model_dir, tmp_path, grace_seconds=2) as replica:
         brake.seconds = 0.05
         stream = replica.stub.GenerateStream(stream_request(max_new_tokens=400, ignore_eos=True))
@@ -222,7 +228,9 @@ async def test_a_stream_that_outlives_the_grace_time_ends_with_what_is_written(t
         await replica.done
 
 
-async def test_aliased_versions_are_loaded_before_serving_and_others_on_demand(tiny_model_dir: Path, tmp_path: Path) -> None:
+async def test_aliased_versions_are_loaded_before_serving_and_others_on_demand(
+    tiny_model_dir: Path, tmp_path: Path
+) -> None:
     store = open_store(str(tmp_path / "store"))
     for seed in (1, 2, 3):
         publish(store, blob(tiny_model_dir, matrix(seed)), alias="default" if seed == 2 else None)

@@ -31,7 +31,9 @@ def finished(prompt: str | None, **changes: object) -> FinishedRequest:
 
 def engine_metrics(limit: int) -> tuple[CollectorRegistry, EngineMetrics]:
     registry = CollectorRegistry()
-    return registry, EngineMetrics(registry, limit, lambda prefix_id: prompt_of_prefix(prefix_id) if prefix_id else None)
+    return registry, EngineMetrics(
+        registry, limit, lambda prefix_id: prompt_of_prefix(prefix_id) if prefix_id else None
+    )
 
 
 def test_prompts_beyond_the_bound_share_a_label() -> None:
@@ -43,8 +45,20 @@ def test_prompts_beyond_the_bound_share_a_label() -> None:
         labels = {"prompt": prompt, "finish_reason": "EOS"}
         return registry.get_sample_value("softprompt_inference_requests_finished_total", labels)
 
-    assert {prompt: count(prompt) for prompt in ("a", "b", "other", "none")} == {"a": 2, "b": 1, "other": 1000, "none": 1}
-    assert sum(sample.name.endswith("requests_finished_total") for family in registry.collect() for sample in family.samples) == 4
+    assert {prompt: count(prompt) for prompt in ("a", "b", "other", "none")} == {
+        "a": 2,
+        "b": 1,
+        "other": 1000,
+        "none": 1,
+    }
+    assert (
+        sum(
+            sample.name.endswith("requests_finished_total")
+            for family in registry.collect()
+            for sample in family.samples
+        )
+        == 4
+    )
 
 
 def test_a_request_leaves_its_story() -> None:
@@ -62,7 +76,12 @@ def test_a_request_leaves_its_story() -> None:
 def test_the_services_own_replays_are_nobodys_requests() -> None:
     registry, metrics = engine_metrics(limit=10)
     metrics.on_finished(finished("tone", tenant=""))
-    assert registry.get_sample_value("softprompt_inference_requests_finished_total", {"prompt": "tone", "finish_reason": "EOS"}) is None
+    assert (
+        registry.get_sample_value(
+            "softprompt_inference_requests_finished_total", {"prompt": "tone", "finish_reason": "EOS"}
+        )
+        is None
+    )
 
 
 async def test_a_running_replica_tells_its_state(replica: Replica, tiny_model_dir: Path) -> None:

@@ -1,4 +1,6 @@
-"""Five times what a replica can do, in seconds: the accepted are served in bounded time, the others are told at once. And idle crowds."""
+"""Five times what a replica can do, in seconds: the accepted are served in bounded time, the others are told at once.
+And idle crowds.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,9 @@ async def ask(replica: Replica) -> tuple[str, float]:
     """How a stream ended, and after how long."""
     begun = time.monotonic()
     try:
-        async for _ in replica.stub.GenerateStream(stream_request(max_new_tokens=NEW_TOKENS, ignore_eos=True), timeout=60):
+        async for _ in replica.stub.GenerateStream(
+            stream_request(max_new_tokens=NEW_TOKENS, ignore_eos=True), timeout=60
+        ):
             pass
     except grpc.aio.AioRpcError as error:
         if not (isinstance(error_from_rpc(error), Overloaded) and told_delay_seconds(error)):
@@ -52,7 +56,9 @@ async def test_five_times_the_capacity_is_served_or_refused_at_once(tiny_model_d
     async with running_replica(tiny_model_dir, tmp_path, max_running=rows, max_waiting=queue) as replica:
         alone = [await ask(replica) for _ in range(3)]
         seconds_alone = max(seconds for _, seconds in alone)
-        await asyncio.gather(*(ask(replica) for _ in range(2 * (rows + queue))))  # memory that a first crowd takes for good
+        await asyncio.gather(
+            *(ask(replica) for _ in range(2 * (rows + queue)))
+        )  # memory that a first crowd takes for good
         process = psutil.Process()
         memory, descriptors, threads = process.memory_info().rss, process.num_fds(), process.num_threads()
         calls, begun, per_second = [], time.monotonic(), 5 * rows / seconds_alone
@@ -65,7 +71,9 @@ async def test_five_times_the_capacity_is_served_or_refused_at_once(tiny_model_d
         assert len(served) > 10
         assert len(refused) > len(served), "this was no overload"
         whole_queue_seconds = (queue / rows + 1) * seconds_alone
-        assert served[int(0.95 * len(served))] < 3 * whole_queue_seconds + 1.0, "an unbounded queue would take four times as long"
+        assert served[int(0.95 * len(served))] < 3 * whole_queue_seconds + 1.0, (
+            "an unbounded queue would take four times as long"
+        )
         assert refused[int(0.95 * len(refused))] < 1.0
         assert process.memory_info().rss - memory < 64 << 20
         assert process.num_fds() <= descriptors + 2
@@ -81,7 +89,9 @@ async def test_a_thousand_idle_connections_cost_little_and_hinder_nobody(tiny_mo
         writers = []
         for _ in range(1000):
             reader, writer = await asyncio.open_connection("127.0.0.1", replica.port)
-            writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00")  # the preface and empty settings
+            writer.write(
+                b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00"
+            )  # the preface and empty settings
             await writer.drain()
             await reader.readexactly(9)  # the server's settings: the connection stands
             writers.append(writer)

@@ -36,7 +36,11 @@ def environment(model_dir: Path, directory: Path, **settings: str) -> dict[str, 
         "LOG_FORMAT": "json",
         **settings,
     }
-    return {**os.environ, "OMP_NUM_THREADS": "1", **{f"SOFTPROMPT_INFERENCE_{name}": value for name, value in chosen.items()}}
+    return {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        **{f"SOFTPROMPT_INFERENCE_{name}": value for name, value in chosen.items()},
+    }
 
 
 @asynccontextmanager
@@ -84,7 +88,11 @@ async def test_sigterm_lets_a_running_stream_finish(tiny_model_dir: Path, tmp_pa
         assert running.returncode == 0
         lines = [json.loads(line) for line in errors.decode().splitlines()]
         messages = [line["message"] for line in lines]
-        assert [message for message in messages if message in ("listening", "model loaded", "version loaded", "serving", "drained")] == [
+        assert [
+            message
+            for message in messages
+            if message in ("listening", "model loaded", "version loaded", "serving", "drained")
+        ] == [
             "listening",
             "model loaded",
             "version loaded",
@@ -108,7 +116,9 @@ async def test_bad_settings_stop_the_start_by_name(tiny_model_dir: Path, tmp_pat
 async def test_a_taken_port_is_one_sentence(tiny_model_dir: Path, tmp_path: Path, setting: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         number = str(taken.getsockname()[1])
-        async with process(environment(tiny_model_dir, tmp_path, **{setting: number, "LOG_FORMAT": "console"})) as started:
+        async with process(
+            environment(tiny_model_dir, tmp_path, **{setting: number, "LOG_FORMAT": "console"})
+        ) as started:
             _, errors = await started.communicate()
     lines = [line for line in errors.decode().splitlines() if "plaintext, on loopback" not in line]
     assert len(lines) == 1, lines
@@ -136,7 +146,9 @@ async def test_what_keeps_the_service_from_starting_is_one_sentence(
     weights = tmp_path / "cut" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:9000])
     value = str(tmp_path / value) if setting == "BASE_MODEL" else value
-    async with process(environment(tiny_model_dir, tmp_path, PLAINTEXT="true", LOG_FORMAT="console", **{setting: value})) as started:
+    async with process(
+        environment(tiny_model_dir, tmp_path, PLAINTEXT="true", LOG_FORMAT="console", **{setting: value})
+    ) as started:
         _, errors = await started.communicate()
     lines = errors.decode().splitlines()
     assert started.returncode in (1, EXIT_CONFIG)
@@ -158,7 +170,9 @@ async def test_a_model_that_is_not_there_ends_the_start_with_its_name(tmp_path: 
 JOIN = 'for file in {}; do echo $$ > "$file"; done; exec "$@"'
 
 
-@pytest.mark.parametrize(("settings", "threads"), [({}, 1), ({"NUM_THREADS": "2"}, 2)], ids=["by the quota", "by the setting"])
+@pytest.mark.parametrize(
+    ("settings", "threads"), [({}, 1), ({"NUM_THREADS": "2"}, 2)], ids=["by the quota", "by the setting"]
+)
 async def test_in_a_container_with_a_quota_of_one_processor(
     tiny_model_dir: Path, tmp_path: Path, settings: dict[str, str], threads: int
 ) -> None:

@@ -84,7 +84,9 @@ async def test_a_hostile_blob_under_its_own_digest_is_quarantined(
     assert await replica.served_version() == V1
 
 
-async def test_a_prompt_for_another_model_is_refused_naming_both(replica: Replica, tiny_model_dir: Path, tmp_path: Path) -> None:
+async def test_a_prompt_for_another_model_is_refused_naming_both(
+    replica: Replica, tiny_model_dir: Path, tmp_path: Path
+) -> None:
     other = save_tiny_llama(tmp_path / "other", seed=1)
     publish(replica.store, blob(other, matrix(1)))
     refused = await replica.state(V1, "QUARANTINED")
@@ -122,7 +124,12 @@ async def test_the_golden_record_decides(replica: Replica, tiny_model_dir: Path)
     request.input.prompt = "tone"
     request.input.token_ids.ids.extend(ids)
     parts = [part async for part in replica.stub.GenerateStream(request)]
-    top = [(item.token_id, item.logprob) for part in parts for logprob in part.delta.logprobs for item in logprob.alternatives]
+    top = [
+        (item.token_id, item.logprob)
+        for part in parts
+        for logprob in part.delta.logprobs
+        for item in logprob.alternatives
+    ]
     assert len(top) == 5
     publish(replica.store, blob(tiny_model_dir, matrix(1), golden=golden(tiny_model_dir, top, ids)))
     await replica.state(V2, "LOADED")

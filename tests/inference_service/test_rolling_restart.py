@@ -24,7 +24,9 @@ async def started(stack: AsyncExitStack, model_dir: Path, directory: Path, name:
     """A replica that serves, and its port."""
     ready_file = directory / f"{name}.json"
     ready_file.unlink(missing_ok=True)
-    env = environment(model_dir, directory, READY_FILE=str(ready_file), PORT=str(port), GRACE_SECONDS="20", LOG_LEVEL="ERROR")
+    env = environment(
+        model_dir, directory, READY_FILE=str(ready_file), PORT=str(port), GRACE_SECONDS="20", LOG_LEVEL="ERROR"
+    )
     running = await stack.enter_async_context(process(env))
     async with asyncio.timeout(START_SECONDS):
         while not ready_file.exists():

@@ -27,7 +27,9 @@ def test_an_explicit_zero_is_not_left_out() -> None:
 
 def test_an_answer_ends_where_the_room_ends() -> None:
     assert SamplingRequest(max_new_tokens=500).resolve(None, SERVICE, room=30, max_new_tokens=8192).max_new_tokens == 30
-    assert SamplingRequest(min_new_tokens=300).resolve(None, SERVICE, room=1000, max_new_tokens=8192).max_new_tokens == 300
+    assert (
+        SamplingRequest(min_new_tokens=300).resolve(None, SERVICE, room=1000, max_new_tokens=8192).max_new_tokens == 300
+    )
     with pytest.raises(InvalidInput, match=r"sampling\.min_new_tokens"):
         SamplingRequest(min_new_tokens=31).resolve(None, SERVICE, room=30, max_new_tokens=8192)
 
@@ -39,5 +41,8 @@ def test_a_seed_is_drawn_when_none_is_given() -> None:
 
 
 def test_log_probabilities_are_asked_of_the_engine_as_of_the_service() -> None:
-    wanted = {asked: SamplingRequest(num_logprobs=asked).resolve(None, SERVICE, 10, 10).num_logprobs for asked in (None, 0, 1, 5)}
+    wanted = {
+        asked: SamplingRequest(num_logprobs=asked).resolve(None, SERVICE, 10, 10).num_logprobs
+        for asked in (None, 0, 1, 5)
+    }
     assert wanted == {None: None, 0: 0, 1: 1, 5: 5}

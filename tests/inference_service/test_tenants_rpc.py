@@ -1,4 +1,6 @@
-"""Tenants at the door: a request's priority is capped, and a neighbour that fills the engine stops nobody else's stream."""
+"""Tenants at the door: a request's priority is capped, and a neighbour that fills the engine stops nobody else's
+stream.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +56,9 @@ async def test_a_priority_above_the_tenants_largest_is_named(replica: Replica) -
     request.priority = 6
     error = await refusal(replica.stub.Generate(request, metadata=bearer(MODEST)))
     assert isinstance(error, InvalidInput)
-    assert [(item.field, item.description) for item in error.violations] == [("priority", "must be at most 5 for modest, is 6")]
+    assert [(item.field, item.description) for item in error.violations] == [
+        ("priority", "must be at most 5 for modest, is 6")
+    ]
     request.priority = 5
     await replica.stub.Generate(request, metadata=bearer(MODEST))
     request.priority = 0
@@ -65,7 +69,9 @@ async def test_a_neighbour_that_fills_rows_and_queue_locks_nobody_out(replica: R
     brake.seconds = 0.005
 
     async def greedy() -> str:
-        call = replica.stub.Generate(generate_request("x" * 60, max_new_tokens=150, ignore_eos=True), metadata=bearer(GREEDY))
+        call = replica.stub.Generate(
+            generate_request("x" * 60, max_new_tokens=150, ignore_eos=True), metadata=bearer(GREEDY)
+        )
         try:
             await call
         except Exception:

@@ -1,4 +1,6 @@
-"""What one tenant's requests tell another tenant about its inputs: nothing, by the counts of cached tokens or by the order of work."""
+"""What one tenant's requests tell another tenant about its inputs: nothing, by the counts of cached tokens or by the
+order of work.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ SECRET = (*KNOWN, *DIGITS, *range(100, 150))
 
 
 async def recovered_digits(cached_tokens: Callable[[tuple[int, ...]], Awaitable[int]]) -> tuple[int, ...]:
-    """The attack: no input of the attacker's own begins like a new guess to its end, so a guess that is cached whole is the victim's."""
+    """The attack: no input of the attacker's own begins like a new guess to its end, so a guess that is cached whole is
+    the victim's.
+    """
     known = KNOWN
     for _ in DIGITS:
         counts = [await cached_tokens((*known, digit, 190 + len(known))) for digit in range(10)]
@@ -40,7 +44,15 @@ async def recovered_digits(cached_tokens: Callable[[tuple[int, ...]], Awaitable[
 
 def sequence(number: int, tenant: str, tokens: tuple[int, ...]) -> RunningRequest:
     return RunningRequest(
-        f"r{number}", list(tokens), len(tokens), SamplingParams(), 1, prefix_id="p", num_virtual=4, arrival=number, tenant=tenant
+        f"r{number}",
+        list(tokens),
+        len(tokens),
+        SamplingParams(),
+        1,
+        prefix_id="p",
+        num_virtual=4,
+        arrival=number,
+        tenant=tenant,
     )
 
 
@@ -130,7 +142,9 @@ def metadata(caller: str) -> tuple[tuple[str, str], ...]:
     return (("authorization", f"Bearer {token_of(caller)}"),)
 
 
-async def generate(replica: Replica, caller: str, tokens: tuple[int, ...], prompt: str) -> generation_pb2.GenerationStart:
+async def generate(
+    replica: Replica, caller: str, tokens: tuple[int, ...], prompt: str
+) -> generation_pb2.GenerationStart:
     source = generation_pb2.GenerationInput(prompt=prompt, token_ids=generation_pb2.TokenIds(ids=tokens))
     request = generation_pb2.GenerateRequest(input=source, sampling=common_pb2.SamplingParams(max_new_tokens=1))
     return (await replica.stub.Generate(request, metadata=metadata(caller))).start
@@ -143,7 +157,9 @@ async def score(replica: Replica, caller: str, tokens: tuple[int, ...], prompt: 
 
 
 @pytest.mark.parametrize("text_reuse", ["tenant", "off", "all"])
-async def test_an_attacker_with_a_token_of_its_own_learns_nothing(tiny_model_dir: Path, tmp_path: Path, text_reuse: str) -> None:
+async def test_an_attacker_with_a_token_of_its_own_learns_nothing(
+    tiny_model_dir: Path, tmp_path: Path, text_reuse: str
+) -> None:
     settings = {"callers_file": callers_file(tmp_path), "text_reuse": text_reuse, "max_running": 128}
     async with running_replica(tiny_model_dir, tmp_path, **settings) as replica:
         for prompt in ("tone", "mood"):

@@ -1,4 +1,6 @@
-"""What a tenant can't name, it can't see: a replica of a store full of another tenant's prompts answers as one of a store without them."""
+"""What a tenant can't name, it can't see: a replica of a store full of another tenant's prompts answers as one of a
+store without them.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,12 @@ def requests_of(prompt: str) -> list[tuple[str, object]]:
 
 async def test_another_tenants_prompts_are_as_if_they_did_not_exist(tiny_model_dir: Path, tmp_path: Path) -> None:
     callers = tmp_path / "callers.json"
-    caller = {"name": "support", "roles": ["tuner", "generator", "viewer"], "prompts": ["support-*"], "token_sha256": [hash_token(TOKEN)]}
+    caller = {
+        "name": "support",
+        "roles": ["tuner", "generator", "viewer"],
+        "prompts": ["support-*"],
+        "token_sha256": [hash_token(TOKEN)],
+    }
     callers.write_text(json.dumps({"callers": [caller]}))
     store = open_store(str(tmp_path / "full"))
     for number, prompt in enumerate(("acme-layoffs", "support-tone", "acme-merger", "support-faq", "acme-layoffs")):
@@ -68,7 +75,9 @@ async def test_another_tenants_prompts_are_as_if_they_did_not_exist(tiny_model_d
         versions = [item.version for item in pb.ListLoadedPromptsResponse.FromString(listed[3][0]).prompts]
         assert versions == ["prompts/support-faq/versions/1", "prompts/support-tone/versions/1"]
         await same("GetModelInfo", pb.GetModelInfoRequest())
-        assert (await same("Generate", generate_request()))[0] == "PERMISSION_DENIED", "the bare model has no name to hide"
+        assert (await same("Generate", generate_request()))[0] == "PERMISSION_DENIED", (
+            "the bare model has no name to hide"
+        )
         assert {method for method, _ in requests_of("")} | {"GetModelInfo"} == set(
             pb.DESCRIPTOR.services_by_name["GenerationService"].methods_by_name
         )

@@ -1,7 +1,8 @@
 """What a service really exports, as Prometheus would store it, and as series for promtool over a longer time.
 
-A fault is scraped four times: twice before it and twice while it lasts. The difference between two scrapes is taken for what happens in a
-minute, so that a rule of half an hour is tried on the service's own series without waiting for half an hour.
+A fault is scraped four times: twice before it and twice while it lasts. The difference between two scrapes is taken for
+what happens in a minute, so that a rule of half an hour is tried on the service's own series without waiting for half
+an hour.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ ONLY_UP = 0
 
 
 def scrape(targets: Mapping[str, int | None]) -> Scrape:
-    """Read the metrics ports by job name. A port that does not answer is a target that is down; None is a job without a target.
+    """Read the metrics ports by job name. A port that does not answer is a target that is down; None is a job without a
+    target.
 
     ONLY_UP is a target of which nothing but `up` matters.
     """
@@ -41,7 +43,12 @@ def scrape(targets: Mapping[str, int | None]) -> Scrape:
     for job, port in targets.items():
         if port is None:
             continue
-        labels = {"job": job, "namespace": NAMESPACE, "pod": f"{job}-0", "instance": f"10.0.0.1:{'9091' if job == 'trainer' else '9092'}"}
+        labels = {
+            "job": job,
+            "namespace": NAMESPACE,
+            "pod": f"{job}-0",
+            "instance": f"10.0.0.1:{'9091' if job == 'trainer' else '9092'}",
+        }
         if port == ONLY_UP:
             samples[_series("up", labels)] = 1.0
             continue
@@ -58,14 +65,18 @@ def scrape(targets: Mapping[str, int | None]) -> Scrape:
     return Scrape(time.time(), samples)
 
 
-def series_over_time(before: tuple[Scrape, Scrape], during: tuple[Scrape, Scrape], minutes: int, wanted: Callable[[str], bool]) -> Any:
+def series_over_time(
+    before: tuple[Scrape, Scrape], during: tuple[Scrape, Scrape], minutes: int, wanted: Callable[[str], bool]
+) -> Any:
     """promtool's `input_series`, a sample a minute: ten minutes as before the fault, then `minutes` during it."""
     names = {series for moment in (*before, *during) for series in moment.samples if wanted(series[0])}
     return [{"series": _text(series), "values": _values(series, before, during, minutes)} for series in sorted(names)]
 
 
 def _values(series: Series, before: tuple[Scrape, Scrape], during: tuple[Scrape, Scrape], minutes: int) -> str:
-    values = _minutes(series, *before, MINUTES_BEFORE, in_fault=False) + _minutes(series, *during, minutes, in_fault=True)
+    values = _minutes(series, *before, MINUTES_BEFORE, in_fault=False) + _minutes(
+        series, *during, minutes, in_fault=True
+    )
     return " ".join("_" if value is None else f"{value:.6f}" for value in values)
 
 

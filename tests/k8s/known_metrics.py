@@ -18,8 +18,36 @@ from trainer_service.server import SERVICE_NAMES
 
 _NOT_METRICS = frozenset(
     {
-        *("and", "or", "unless", "by", "without", "on", "ignoring", "group_left", "group_right", "offset", "bool", "time", "vector"),
-        *("sum", "min", "max", "avg", "count", "topk", "rate", "irate", "increase", "delta", "deriv", "histogram_quantile", "absent"),
+        *(
+            "and",
+            "or",
+            "unless",
+            "by",
+            "without",
+            "on",
+            "ignoring",
+            "group_left",
+            "group_right",
+            "offset",
+            "bool",
+            "time",
+            "vector",
+        ),
+        *(
+            "sum",
+            "min",
+            "max",
+            "avg",
+            "count",
+            "topk",
+            "rate",
+            "irate",
+            "increase",
+            "delta",
+            "deriv",
+            "histogram_quantile",
+            "absent",
+        ),
         *("predict_linear", "clamp_min", "clamp_max", "label_replace"),
     }
 )
@@ -32,7 +60,9 @@ _SUFFIXES = ("_total", "_bucket", "_sum", "_count", "_created")
 
 @cache
 def families() -> tuple[Metric, ...]:
-    """What fresh services export, by the classes that they register: a service of one base model, before anything has happened."""
+    """What fresh services export, by the classes that they register: a service of one base model, before anything has
+    happened.
+    """
     registry = CollectorRegistry()
     RpcMetrics(registry).expect((*SERVICE_NAMES, SERVICE_NAME))
     TrainerMetrics(registry, ["m"]).set_storage(StorageUsage(1, 1, 0, 0, 0))  # the first thing that a trainer measures
@@ -74,11 +104,14 @@ def _collectors() -> list[Any]:
 def selector_problems(expression: str) -> Iterator[str]:
     """Labels, and values of them, that an expression of an alert asks for and no service exports.
 
-    A fresh service must have the series already: `increase` and `rate` see nothing of one that begins with its first event.
+    A fresh service must have the series already: `increase` and `rate` see nothing of one that begins with its first
+    event.
     """
     for name, selector in re.findall(r"([a-zA-Z_:][a-zA-Z0-9_:]*)\{([^}]*)\}", expression):
         samples = [sample for family in families() for sample in family.samples if sample.name == name]
-        labels = label_names().get(next((known for known in _stems(name) if known in label_names()), ""), _BY_PROMETHEUS)
+        labels = label_names().get(
+            next((known for known in _stems(name) if known in label_names()), ""), _BY_PROMETHEUS
+        )
         for label, operator, value in re.findall(r'(\w+)\s*(=~|!~|!=|=)\s*"([^"]*)"', selector):
             if label not in labels:
                 yield f"{name} has no label {label}"

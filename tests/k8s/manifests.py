@@ -22,7 +22,9 @@ Object = dict[str, Any]
 
 @dataclass(frozen=True)
 class Pod:
-    """A pod template and where it comes from. `spec` and `labels` are the rendered ones: changing them changes the manifests."""
+    """A pod template and where it comes from. `spec` and `labels` are the rendered ones: changing them changes the
+    manifests.
+    """
 
     owner: Object
     name: str
@@ -68,7 +70,10 @@ class Manifests:
         found = [Pod(item, item["metadata"]["name"], item["spec"]["template"]) for item in self.of("Deployment")]
         for cluster in self.of("RayCluster"):
             found.append(Pod(cluster, "ray-head", cluster["spec"]["headGroupSpec"]["template"]))
-            found += [Pod(cluster, f"ray-worker-{group['groupName']}", group["template"]) for group in cluster["spec"]["workerGroupSpecs"]]
+            found += [
+                Pod(cluster, f"ray-worker-{group['groupName']}", group["template"])
+                for group in cluster["spec"]["workerGroupSpecs"]
+            ]
         return found
 
     def pod(self, name: str) -> Pod:

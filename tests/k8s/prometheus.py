@@ -1,4 +1,6 @@
-"""Prometheus' own programs, which `make test` fetches: promtool, and a server that scrapes for as long as a test needs it."""
+"""Prometheus' own programs, which `make test` fetches: promtool, and a server that scrapes for as long as a test needs
+it.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,9 @@ class Prometheus:
     def get(self, path: str, **parameters: str) -> Any:
         """The `data` of an answer. Raises AssertionError with the server's words for a refusal."""
         try:
-            with urllib.request.urlopen(f"{self._url}/{path}?{urllib.parse.urlencode(parameters)}", timeout=10) as response:
+            with urllib.request.urlopen(
+                f"{self._url}/{path}?{urllib.parse.urlencode(parameters)}", timeout=10
+            ) as response:
                 return json.load(response)["data"]
         except urllib.error.HTTPError as error:
             with error:

@@ -1,4 +1,6 @@
-"""Each alert, on what the services themselves export while the fault it is for really happens; and none of them without a fault."""
+"""Each alert, on what the services themselves export while the fault it is for really happens; and none of them without
+a fault.
+"""
 
 from __future__ import annotations
 
@@ -56,7 +58,9 @@ def firing(folder: Path, before: tuple[Scrape, Scrape], during: tuple[Scrape, Sc
     asked = [{"expr": query, "eval_time": at, "exp_samples": [{"labels": '{alertname="expected"}', "value": 0}]}]
     series = series_over_time(before, during, minutes, lambda name: name in USED)
     case = {"interval": "1m", "input_series": series, "promql_expr_test": asked}
-    (folder / "tests.yaml").write_text(yaml.safe_dump({"rule_files": ["rules.yaml"], "evaluation_interval": "1m", "tests": [case]}))
+    (folder / "tests.yaml").write_text(
+        yaml.safe_dump({"rule_files": ["rules.yaml"], "evaluation_interval": "1m", "tests": [case]})
+    )
     command = [program("promtool"), "test", "rules", str(folder / "tests.yaml")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     said = done.stdout + done.stderr
@@ -112,7 +116,10 @@ class Fault:
 
         async def reached() -> bool:
             samples = (await self.scrape()).samples
-            return any(name == metric and labels.items() <= dict(its).items() and v >= at_least for (name, its), v in samples.items())
+            return any(
+                name == metric and labels.items() <= dict(its).items() and v >= at_least
+                for (name, its), v in samples.items()
+            )
 
         await until(reached)
 
@@ -145,10 +152,14 @@ def faults(tiny_model_dir: Path, tmp_path: Path) -> Any:
                         **trainer,
                     }
                 )
-                fault.trainer = await stack.enter_async_context(running_trainer(settings, lambda _: pool or NoWorkers()))
+                fault.trainer = await stack.enter_async_context(
+                    running_trainer(settings, lambda _: pool or NoWorkers())
+                )
                 fault.targets["trainer"] = json.loads(Path(settings.ready_file).read_bytes())["metrics_port"]
             if replica is not None:
-                fault.replica = await stack.enter_async_context(running_replica(tiny_model_dir, tmp_path / "replica", **replica))
+                fault.replica = await stack.enter_async_context(
+                    running_replica(tiny_model_dir, tmp_path / "replica", **replica)
+                )
                 fault.targets["inference"] = fault.replica.metrics_port
             for job in ("trainer", "inference"):
                 fault.targets.setdefault(job, ONLY_UP)
@@ -240,7 +251,9 @@ async def test_a_full_queue(faults: Any) -> None:
 
 async def test_callers_without_a_token(faults: Any, tmp_path: Path) -> None:
     callers = tmp_path / "callers.json"
-    callers.write_text(json.dumps({"callers": [{"name": "shop", "roles": ["admin"], "token_sha256": [hash_token(new_token())]}]}))
+    callers.write_text(
+        json.dumps({"callers": [{"name": "shop", "roles": ["admin"], "token_sha256": [hash_token(new_token())]}]})
+    )
     async with faults(trainer={"callers_file": str(callers)}) as fault:
 
         async def minute() -> None:
@@ -256,7 +269,9 @@ async def test_a_callers_file_that_cannot_be_used(
 ) -> None:
     monkeypatch.setattr("shared.security.callers_file._LOOK_SECONDS", 0.0)
     callers = tmp_path / "callers.json"
-    callers.write_text(json.dumps({"callers": [{"name": "shop", "roles": ["admin"], "token_sha256": [hash_token(new_token())]}]}))
+    callers.write_text(
+        json.dumps({"callers": [{"name": "shop", "roles": ["admin"], "token_sha256": [hash_token(new_token())]}]})
+    )
     async with faults(trainer={"callers_file": str(callers)}) as fault:
         assert await fault.value("softprompt_callers_file_current") == 1
         callers.unlink() if content is None else callers.write_text(content)
@@ -276,18 +291,24 @@ async def test_first_tokens_that_come_late(faults: Any) -> None:
             begun = time.monotonic()
             await fault.replica.generate("hello", max_new_tokens=400, ignore_eos=True)
             queued = int(4 / (time.monotonic() - begun)) + 2
-            await asyncio.gather(*(fault.replica.generate("hello", max_new_tokens=400, ignore_eos=True) for _ in range(queued)))
+            await asyncio.gather(
+                *(fault.replica.generate("hello", max_new_tokens=400, ignore_eos=True) for _ in range(queued))
+            )
 
         assert await fault.fires(25, minute) == {"SoftpromptFirstTokenSlow"}
 
 
 async def test_requests_that_lose_their_place(faults: Any) -> None:
-    async with faults(replica={"max_running": 8, "max_length": 256, "kv_cache_bytes": 256 * 2 * 2 * 2 * 32 * 4}) as fault:
+    async with faults(
+        replica={"max_running": 8, "max_length": 256, "kv_cache_bytes": 256 * 2 * 2 * 2 * 32 * 4}
+    ) as fault:
 
         async def minute() -> None:
             while True:
                 before = await fault.replica.metric("preemptions_total")
-                await asyncio.gather(*(fault.replica.generate("hello", max_new_tokens=150, ignore_eos=True) for _ in range(8)))
+                await asyncio.gather(
+                    *(fault.replica.generate("hello", max_new_tokens=150, ignore_eos=True) for _ in range(8))
+                )
                 assert await fault.replica.metric("preemptions_total") > before
                 if await fault.replica.metric("preemptions_total") >= 8:
                     return
@@ -440,10 +461,15 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 async def test_a_disk_that_fills_up_and_is_full(faults: Any, small_disk: Path) -> None:
     async with faults(scripted(), trainer={}) as fault:
-        for part, alerts in ((0.7, {"SoftpromptDataDiskFillsUp"}), (0.95, {"SoftpromptDataDiskFillsUp", "SoftpromptDataDiskFull"})):
+        for part, alerts in (
+            (0.7, {"SoftpromptDataDiskFillsUp"}),
+            (0.95, {"SoftpromptDataDiskFillsUp", "SoftpromptDataDiskFull"}),
+        ):
             (small_disk / "filler").write_bytes(bytes(int(part * DISK_BYTES) - used_bytes(small_disk)))
             await fault.until("softprompt_trainer_disk_bytes", 1, kind="free")
-            await until(lambda part=part: fault.below("softprompt_trainer_disk_bytes", (1.02 - part) * DISK_BYTES, kind="free"))
+            await until(
+                lambda part=part: fault.below("softprompt_trainer_disk_bytes", (1.02 - part) * DISK_BYTES, kind="free")
+            )
             assert await fault.fires(90) == alerts
 
 

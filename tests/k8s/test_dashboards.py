@@ -1,4 +1,6 @@
-"""Every query of the dashboards, the recording rules and the autoscaler, asked of a real Prometheus that scrapes both real services."""
+"""Every query of the dashboards, the recording rules and the autoscaler, asked of a real Prometheus that scrapes both
+real services.
+"""
 
 from __future__ import annotations
 
@@ -65,12 +67,16 @@ def other_queries() -> list[Query]:
 
 def prometheus_config(folder: Path, ports: dict[str, int]) -> dict[str, Any]:
     """Scrapes as the operator would make of the ServiceMonitor, but every half second; the recording rules, too."""
-    recording = [{**group, "interval": "1s"} for group in RULES["groups"] if any("record" in rule for rule in group["rules"])]
+    recording = [
+        {**group, "interval": "1s"} for group in RULES["groups"] if any("record" in rule for rule in group["rules"])
+    ]
     (folder / "rules.yaml").write_text(yaml.safe_dump({"groups": recording}))
     jobs = [
         {
             "job_name": job,
-            "static_configs": [{"targets": [f"127.0.0.1:{port}"], "labels": {"namespace": "softprompt", "pod": f"{job}-0"}}],
+            "static_configs": [
+                {"targets": [f"127.0.0.1:{port}"], "labels": {"namespace": "softprompt", "pod": f"{job}-0"}}
+            ],
         }
         for job, port in ports.items()
     ]
@@ -172,7 +178,11 @@ async def test_every_query_has_an_answer(settings: TrainerSettings, tiny_model_d
     wrong = [
         Query("a metric that isn't there", "sum(rate(softprompt_inference_answers_total[6s]))", frozenset()),
         Query("a label value that isn't there", 'sum(softprompt_trainer_jobs{state="DONE"})', frozenset()),
-        Query("a label that isn't there", "sum by (replica) (softprompt_inference_requests_running)", frozenset({"replica"})),
+        Query(
+            "a label that isn't there",
+            "sum by (replica) (softprompt_inference_requests_running)",
+            frozenset({"replica"}),
+        ),
         Query("no PromQL", "sum(rate(", frozenset()),
     ]
 

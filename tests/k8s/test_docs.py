@@ -1,4 +1,6 @@
-"""docs/kubernetes.md and k8s/README.md say what is there: overlays, components, Secrets with their keys, files, settings."""
+"""docs/kubernetes.md and k8s/README.md say what is there: overlays, components, Secrets with their keys, files,
+settings.
+"""
 
 from __future__ import annotations
 

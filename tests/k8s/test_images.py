@@ -1,4 +1,6 @@
-"""The Dockerfile without building it: hadolint, and what must hold of its stages. `make try-images` builds and runs the images."""
+"""The Dockerfile without building it: hadolint, and what must hold of its stages. `make try-images` builds and runs the
+images.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +50,9 @@ def ancestors(name: str) -> list[str]:
 
 
 def test_hadolint_has_nothing_to_say() -> None:
-    done = subprocess.run([HADOLINT, "--failure-threshold=style", ROOT / "Dockerfile"], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [HADOLINT, "--failure-threshold=style", ROOT / "Dockerfile"], capture_output=True, text=True, timeout=60
+    )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
@@ -65,7 +69,9 @@ def test_the_final_image_has_no_tools_and_no_root(target: str) -> None:
     for tool in ("pip", "venv", "build-essential", "gcc", "git", "curl"):
         assert not re.search(rf"\b{tool}\b", text.replace(f"--from={target}-build", "")), tool
     assert "USER 10001:10001" in stage("runtime")
-    assert re.findall(r"^COPY .*", text, re.MULTILINE) == [f"COPY --from={target}-build /opt/softprompt /opt/softprompt"]
+    assert re.findall(r"^COPY .*", text, re.MULTILINE) == [
+        f"COPY --from={target}-build /opt/softprompt /opt/softprompt"
+    ]
 
 
 @pytest.mark.parametrize("target", SERVICES)
@@ -95,12 +101,24 @@ def test_every_dependency_is_in_an_image_and_pinned(requirements: ModuleType) ->
     assert set(project["dependencies"] + extras["service"]) < set(common)
     assert set(extras["trainer"]) - {"softprompt[service]"} < set(trainer)
     assert not set(common) & set(trainer)
-    pinned = {line.partition("==")[0].lower().replace("_", "-") for line in (ROOT / "constraints.txt").read_text().splitlines()}
+    pinned = {
+        line.partition("==")[0].lower().replace("_", "-")
+        for line in (ROOT / "constraints.txt").read_text().splitlines()
+    }
     assert {re.split(r"[^A-Za-z0-9-]", line, maxsplit=1)[0].lower() for line in common + trainer} <= pinned
-    assert {"hatchling", "packaging", "pathspec", "pluggy", "tomlkit", "trove-classifiers"} <= pinned  # what builds our own wheel
+    assert {
+        "hatchling",
+        "packaging",
+        "pathspec",
+        "pluggy",
+        "tomlkit",
+        "trove-classifiers",
+    } <= pinned  # what builds our own wheel
     commands = re.findall(r"\bpip (?:--python \S+ )?((?:install|wheel|download) .*)", DOCKERFILE)
     assert all("--constraint constraints.txt" in line or "--no-deps --no-index" in line for line in commands)
-    assert all("--no-build-isolation" in line for line in commands if line.startswith("wheel"))  # else pip gets a builder by itself
+    assert all(
+        "--no-build-isolation" in line for line in commands if line.startswith("wheel")
+    )  # else pip gets a builder by itself
     assert len(commands) == 7
 
 
@@ -122,7 +140,9 @@ def test_the_inference_image_needs_nothing_of_the_trainers() -> None:
     """Imported without the packages that only the trainer's image has."""
     missing = "ray", "sqlalchemy", "alembic", "sacrebleu", "psycopg"
     code = f"import sys; sys.modules.update(dict.fromkeys({missing!r})); import inference_service.server, softprompt.cli, softprompt.models"
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=120, cwd=ROOT)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=120, cwd=ROOT
+    )
     assert done.returncode == 0, done.stderr
 
 

@@ -23,7 +23,21 @@ def test_every_component_is_in_some_overlay() -> None:
     used = {name for name in components for overlay in OVERLAYS if f"components/{name}\n" in _kustomization(overlay)}
     assert used == components
     assert components == {
-        *("gpu", "ray", "s3", "postgres", "netpol", "pdb", "monitoring", "keda", "gateway", "mtls", "model-download", "callers", "tracing"),
+        *(
+            "gpu",
+            "ray",
+            "s3",
+            "postgres",
+            "netpol",
+            "pdb",
+            "monitoring",
+            "keda",
+            "gateway",
+            "mtls",
+            "model-download",
+            "callers",
+            "tracing",
+        ),
     }
 
 
@@ -34,7 +48,9 @@ def test_the_base_needs_no_custom_resources() -> None:
 
 def test_custom_resources_are_held_against_their_schemas() -> None:
     if not CRDS.is_dir():
-        pytest.skip(f"LOUD: the schemas of custom resources are not at hand ({CRDS}); only pod templates inside them were checked strictly")
+        pytest.skip(
+            f"LOUD: the schemas of custom resources are not at hand ({CRDS}); only pod templates inside them were checked strictly"
+        )
     kinds = {item["kind"] for overlay in OVERLAYS for item in render(overlay).objects}
     assert kinds >= {"RayCluster", "ServiceMonitor", "PrometheusRule", "ScaledObject", "GRPCRoute", "Certificate"}
 

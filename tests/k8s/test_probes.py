@@ -1,4 +1,6 @@
-"""The probes of the manifests, asked of the running services the way kubelet asks: gRPC health over plaintext on the health port."""
+"""The probes of the manifests, asked of the running services the way kubelet asks: gRPC health over plaintext on the
+health port.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,10 @@ async def test_a_serving_replica_passes_all_of_its_probes(tiny_model_dir: Path, 
 async def test_a_serving_trainer_passes_all_of_its_probes(tiny_model_dir: Path, tmp_path: Path) -> None:
     port = free_port()
     settings = TrainerSettings(
-        base_models=(str(tiny_model_dir),), data_dir=tmp_path / "data", ready_file=str(tmp_path / "ready.json"), health_port=port
+        base_models=(str(tiny_model_dir),),
+        data_dir=tmp_path / "data",
+        ready_file=str(tmp_path / "ready.json"),
+        health_port=port,
     )
     async with running_trainer(settings):
         assert set((await answers("trainer", port)).values()) == {SERVING}

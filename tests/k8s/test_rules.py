@@ -1,4 +1,6 @@
-"""Recording and alert rules, by promtool: they parse, each alert fires on what it is for, names the culprit, and keeps quiet otherwise."""
+"""Recording and alert rules, by promtool: they parse, each alert fires on what it is for, names the culprit, and keeps
+quiet otherwise.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ from tests.k8s.manifests import K8S
 from tests.k8s.prometheus import program
 
 RULES = yaml.safe_load((K8S / "components" / "monitoring" / "rules.yaml").read_text())["spec"]
-CASES = yaml.load((Path(__file__).parent / "rules" / "cases.yaml").read_text(), yaml.BaseLoader)  # 0x30 is thirty zeros, not 48
+CASES = yaml.load(
+    (Path(__file__).parent / "rules" / "cases.yaml").read_text(), yaml.BaseLoader
+)  # 0x30 is thirty zeros, not 48
 ALERTS = {rule["alert"]: rule for group in RULES["groups"] for rule in group["rules"] if "alert" in rule}
 
 
@@ -25,7 +29,10 @@ def promtool(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 def without_annotations(rules: dict[str, Any]) -> dict[str, Any]:
     """promtool compares rendered texts letter for letter; what is compared here is who is accused of what."""
     groups = [
-        {**group, "rules": [{key: value for key, value in rule.items() if key != "annotations"} for rule in group["rules"]]}
+        {
+            **group,
+            "rules": [{key: value for key, value in rule.items() if key != "annotations"} for rule in group["rules"]],
+        }
         for group in rules["groups"]
     ]
     return {"groups": groups}
@@ -49,12 +56,22 @@ def promtool_test(case: dict[str, Any]) -> dict[str, Any]:
     jobs = () if "SoftpromptAbsent" in fires else ("trainer", "inference")
     targets = {f'up{{job="{job}",namespace="softprompt"}}': "1x1000" for job in jobs}
     series = [{"series": name, "values": values} for name, values in {**targets, **case["series"]}.items()]
-    return {"name": case["about"], "interval": "1m", "input_series": series, "alert_rule_test": alerts, "promql_expr_test": values}
+    return {
+        "name": case["about"],
+        "interval": "1m",
+        "input_series": series,
+        "alert_rule_test": alerts,
+        "promql_expr_test": values,
+    }
 
 
 def run(folder: Path, rules: dict[str, Any], cases: list[dict[str, Any]]) -> subprocess.CompletedProcess[str]:
     (folder / "rules.yaml").write_text(yaml.safe_dump(without_annotations(rules)))
-    tests = {"rule_files": ["rules.yaml"], "evaluation_interval": "1m", "tests": [promtool_test(case) for case in cases]}
+    tests = {
+        "rule_files": ["rules.yaml"],
+        "evaluation_interval": "1m",
+        "tests": [promtool_test(case) for case in cases],
+    }
     (folder / "tests.yaml").write_text(yaml.safe_dump(tests))
     return promtool("test", "rules", folder / "tests.yaml")
 
@@ -73,7 +90,10 @@ def test_alerts_fire_on_what_they_are_for_and_on_nothing_else(tmp_path: Path) ->
 
 def test_a_rule_that_never_fires_would_be_found(tmp_path: Path) -> None:
     broken = yaml.safe_load(yaml.safe_dump(RULES).replace("SoftpromptAliasBehind", "SoftpromptAliasAhead"))
-    assert run(tmp_path, broken, [case for case in CASES if "SoftpromptAliasBehind" in case.get("fires", {})]).returncode != 0
+    assert (
+        run(tmp_path, broken, [case for case in CASES if "SoftpromptAliasBehind" in case.get("fires", {})]).returncode
+        != 0
+    )
 
 
 def test_every_alert_is_seen_firing() -> None:
@@ -90,7 +110,10 @@ def test_cases_use_series_that_the_services_export(about: str) -> None:
     ("expression", "problem"),
     [
         ('softprompt_trainer_jobs{state="WAITING"} > 0', "no state=WAITING"),
-        ('increase(softprompt_inference_version_load_failures_total{reason!~"unavailable|basemodel"}[5m])', "no reason=basemodel"),
+        (
+            'increase(softprompt_inference_version_load_failures_total{reason!~"unavailable|basemodel"}[5m])',
+            "no reason=basemodel",
+        ),
         ('softprompt_trainer_workers{phase="ready"}', "no label phase"),
         ('rate(grpc_server_handled_total{grpc_code=~"INTERNAL|DATA_LOSS"}[5m])', "no grpc_code=DATA_LOSS"),
         ('increase(softprompt_trainer_workers_ended_total{reason="lost"}[30m]) > 3', ""),

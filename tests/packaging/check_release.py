@@ -1,6 +1,7 @@
 """`python -m tests.packaging.check_release FOLDER`: checks the wheel and the sdist in FOLDER before they are published.
 
-Twine would add nothing: it renders the README, which for Markdown can't fail, and validates the metadata with `packaging`, as we do.
+Twine would add nothing: it renders the README, which for Markdown can't fail, and validates the metadata with
+`packaging`, as we do.
 """
 
 from __future__ import annotations
@@ -29,10 +30,16 @@ def check(folder: Path) -> list[str]:
     base = f"{project['name']}-{project['version']}"
     wheels, sdists = list(folder.glob("*.whl")), list(folder.glob("*.tar.gz"))
     if len(wheels) != 1 or len(sdists) != 1 or len(list(folder.iterdir())) != 2:
-        return [f"{folder} must hold one wheel and one sdist, and holds {sorted(file.name for file in folder.iterdir())}"]
+        return [
+            f"{folder} must hold one wheel and one sdist, and holds {sorted(file.name for file in folder.iterdir())}"
+        ]
     contents = wheel_contents(wheels[0])
     return [
-        *(f"{file.name} is not of version {project['version']}" for file in (*wheels, *sdists) if not file.name.startswith(f"{base}")),
+        *(
+            f"{file.name} is not of version {project['version']}"
+            for file in (*wheels, *sdists)
+            if not file.name.startswith(f"{base}")
+        ),
         *_metadata_problems(contents[f"{base}.dist-info/METADATA"], project),
         *(f"the wheel lacks {name}" for name in NEEDED if f"softprompt/{name}" not in contents),
         *(f"the wheel holds {name}" for name in contents if not name.startswith(("softprompt/", f"{base}.dist-info/"))),
@@ -52,7 +59,11 @@ def _metadata_problems(raw: bytes, project: dict[str, object]) -> list[str]:
     except ExceptionGroup as error:
         return [f"metadata: {problem}" for problem in error.exceptions]
     readme = (ROOT / "README.md").read_text()
-    return [] if metadata.description and metadata.description.strip() == readme.strip() else ["metadata: the description is not README.md"]
+    return (
+        []
+        if metadata.description and metadata.description.strip() == readme.strip()
+        else ["metadata: the description is not README.md"]
+    )
 
 
 def _rebuilt(sdist: Path, base: str) -> dict[str, bytes]:
@@ -65,9 +76,13 @@ def _rebuilt(sdist: Path, base: str) -> dict[str, bytes]:
 
 
 def _differences(wheel: dict[str, bytes], rebuilt: dict[str, bytes]) -> list[str]:
-    """Of files by their content, but for libraries: a compiler needn't make the same bytes twice; and RECORD lists their hashes."""
+    """Of files by their content, but for libraries: a compiler needn't make the same bytes twice; and RECORD lists
+    their hashes.
+    """
     compiled = (".so", ".dist-info/RECORD")
-    names = sorted(wheel.keys() ^ rebuilt.keys() | {name for name in wheel.keys() & rebuilt.keys() if not name.endswith(compiled)})
+    names = sorted(
+        wheel.keys() ^ rebuilt.keys() | {name for name in wheel.keys() & rebuilt.keys() if not name.endswith(compiled)}
+    )
     return [f"the wheel from the sdist has another {name}" for name in names if wheel.get(name) != rebuilt.get(name)]
 
 

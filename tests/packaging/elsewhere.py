@@ -13,7 +13,18 @@ import platformdirs  # noqa: F401
 
 MODULES = ("fcntl", "grp", "pty", "pwd", "resource", "syslog", "termios", "tty")
 SIGNALS = ("SIGALRM", "SIGCHLD", "SIGHUP", "SIGKILL", "SIGPIPE", "SIGQUIT", "SIGUSR1", "SIGUSR2")
-FUNCTIONS = ("fork", "getegid", "geteuid", "getgid", "getpgid", "getsid", "getuid", "killpg", "sched_getaffinity", "setsid")
+FUNCTIONS = (
+    "fork",
+    "getegid",
+    "geteuid",
+    "getgid",
+    "getpgid",
+    "getsid",
+    "getuid",
+    "killpg",
+    "sched_getaffinity",
+    "setsid",
+)
 
 sys.modules.update(dict.fromkeys(MODULES))  # None: importing it raises ModuleNotFoundError
 for name in SIGNALS:

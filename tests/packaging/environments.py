@@ -33,7 +33,15 @@ class Environment:
         self.folder = folder
         venv.create(folder, with_pip=False)
         self.site_packages = next(folder.glob("lib/python*/site-packages"))
-        pip = [sys.executable, "-m", "pip", "--python", str(folder / "bin/python"), "--disable-pip-version-check", "install"]
+        pip = [
+            sys.executable,
+            "-m",
+            "pip",
+            "--python",
+            str(folder / "bin/python"),
+            "--disable-pip-version-check",
+            "install",
+        ]
         subprocess.run([*pip, "--quiet", "--no-deps", "--no-index", str(wheel)], check=True, timeout=120)
 
     @classmethod
@@ -62,11 +70,15 @@ class Environment:
     def variables(self) -> dict[str, str]:
         return {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
 
-    def run(self, *arguments: str | Path, cwd: Path, timeout: float = 60, **variables: str) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, *arguments: str | Path, cwd: Path, timeout: float = 60, **variables: str
+    ) -> subprocess.CompletedProcess[str]:
         """A command of the environment in `cwd`, its output as text."""
         command = [self.command(str(arguments[0])), *map(str, arguments[1:])]
         environment = {**self.variables(), **variables}
-        return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout, check=False)
+        return subprocess.run(
+            command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout, check=False
+        )
 
 
 def colliding_folder(folder: Path) -> Path:

@@ -10,8 +10,29 @@ import pytest
 from tests.packaging.environments import Environment
 
 HEAVY = (
-    *("accelerate", "alembic", "cryptography", "gguf", "grpc_health", "grpc_reflection", "huggingface_hub", "jwt", "matplotlib"),
-    *("numpy", "openpyxl", "pandas", "polars", "prometheus_client", "psutil", "psycopg", "pyarrow", "pydantic_settings", "ray"),
+    *(
+        "accelerate",
+        "alembic",
+        "cryptography",
+        "gguf",
+        "grpc_health",
+        "grpc_reflection",
+        "huggingface_hub",
+        "jwt",
+        "matplotlib",
+    ),
+    *(
+        "numpy",
+        "openpyxl",
+        "pandas",
+        "polars",
+        "prometheus_client",
+        "psutil",
+        "psycopg",
+        "pyarrow",
+        "pydantic_settings",
+        "ray",
+    ),
     *("sacrebleu", "safetensors", "sqlalchemy", "tokenizers", "torch", "transformers"),
 )
 """Modules of what only services, models and single file formats need."""
@@ -50,9 +71,13 @@ def test_the_version_is_told(light: Environment, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", [["up"], ["demo"], ["models", "pull", "smollm2-135m-instruct"], ["models", "fingerprint", "."]], ids=lambda words: words[0]
+    "command",
+    [["up"], ["demo"], ["models", "pull", "smollm2-135m-instruct"], ["models", "fingerprint", "."]],
+    ids=lambda words: words[0],
 )
-def test_commands_that_need_more_say_in_one_line_how_to_install_it(light: Environment, tmp_path: Path, command: list[str]) -> None:
+def test_commands_that_need_more_say_in_one_line_how_to_install_it(
+    light: Environment, tmp_path: Path, command: list[str]
+) -> None:
     done = light.run("softprompt", *command, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: this command needs packages that are not installed (")

@@ -27,4 +27,7 @@ def test_what_does_not_belong_is_found(dist: Path) -> None:
     (wheel,) = dist.glob("*.whl")
     with zipfile.ZipFile(wheel, "a") as archive:
         archive.writestr("shared/__init__.py", "")
-    assert check(dist) == ["the wheel holds shared/__init__.py", "the wheel from the sdist has another shared/__init__.py"]
+    assert check(dist) == [
+        "the wheel holds shared/__init__.py",
+        "the wheel from the sdist has another shared/__init__.py",
+    ]

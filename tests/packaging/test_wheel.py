@@ -57,7 +57,8 @@ def test_only_imports_are_changed(source: str, expected: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "source", ["import shared.model.hub", "import shared", "x = 'trainer_service.database:migrations'", "x = 'trainer_service'"]
+    "source",
+    ["import shared.model.hub", "import shared", "x = 'trainer_service.database:migrations'", "x = 'trainer_service'"],
 )
 def test_what_can_not_be_moved_fails_the_build_and_is_named(source: str) -> None:
     with pytest.raises(ValueError, match=r"^shared/x\.py:2: "):
@@ -71,8 +72,14 @@ def test_messages_can_be_pickled(light: Environment, tmp_path: Path) -> None:
 
 
 def test_a_users_own_folders_do_not_break_the_import(light: Environment, user_folder: Path) -> None:
-    (user_folder / "script.py").write_text("import softprompt\nfor name in softprompt.__all__:\n    getattr(softprompt, name)\n")
-    for arguments in (["script.py"], ["-c", "import softprompt; softprompt.Client"], ["-m", "softprompt.cli", "--help"]):
+    (user_folder / "script.py").write_text(
+        "import softprompt\nfor name in softprompt.__all__:\n    getattr(softprompt, name)\n"
+    )
+    for arguments in (
+        ["script.py"],
+        ["-c", "import softprompt; softprompt.Client"],
+        ["-m", "softprompt.cli", "--help"],
+    ):
         done = light.run("python", *arguments, cwd=user_folder)
         assert (done.returncode, done.stderr) == (0, "")
     assert light.run("softprompt", "tokens", "new", cwd=user_folder, PYTHONPATH=str(user_folder)).returncode == 0
@@ -114,7 +121,9 @@ def _services(environment: Environment, folder: Path, model: Path) -> Iterator[d
     command = [environment.command("softprompt"), "up", "--model", str(model), "--data", str(folder / "data"), "--json"]
     command += ["--trainer-port", "0", "--inference-port", "0", "--grace", "1"]
     with (folder / "up.log").open("w+") as log:
-        running = subprocess.Popen(command, cwd=folder, env=environment.variables(), stdout=subprocess.PIPE, stderr=log, text=True)
+        running = subprocess.Popen(
+            command, cwd=folder, env=environment.variables(), stdout=subprocess.PIPE, stderr=log, text=True
+        )
         try:
             assert running.stdout is not None
             line = running.stdout.readline()

@@ -11,7 +11,9 @@ from shared.store.layout import log_key
 
 
 def copy_without(source: Path, target: Path, prefix: str) -> None:
-    """The same store at the same times, without the changes of prompts whose names begin with `prefix`; later ones count from there on."""
+    """The same store at the same times, without the changes of prompts whose names begin with `prefix`; later ones
+    count from there on.
+    """
     shutil.copytree(source, target, ignore=shutil.ignore_patterns("log", "snapshot", "replicas"))
     revision = 0
     for number, path in enumerate(sorted((source / "log").glob("*.json")), start=1):

@@ -81,7 +81,9 @@ def test_the_help_text_names_every_variable() -> None:
         ("", False),
     ],
 )
-def test_only_addresses_and_localhost_are_this_machine(host: str, loopback: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_addresses_and_localhost_are_this_machine(
+    host: str, loopback: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert is_loopback(host) is loopback
     monkeypatch.setenv("SOFTPROMPT_EXAMPLE_STORE", "here")
     monkeypatch.setenv("SOFTPROMPT_EXAMPLE_HOST", host)
@@ -104,7 +106,9 @@ def test_only_addresses_and_localhost_are_this_machine(host: str, loopback: bool
         ("file:///keys", False),
     ],
 )
-def test_an_issuers_keys_come_by_https_or_from_this_machine(url: str, taken: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_issuers_keys_come_by_https_or_from_this_machine(
+    url: str, taken: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     settings = {"store": "here", "callers_file": "f", "oidc_issuer": "i", "oidc_audience": "a", "oidc_jwks_url": url}
     for name, value in settings.items():
         monkeypatch.setenv(f"SOFTPROMPT_EXAMPLE_{name.upper()}", value)

@@ -15,7 +15,25 @@ def test_names(name: str) -> None:
     assert check_name(name, "prompt") == name
 
 
-BAD_NAMES = ["", "-a", "a-", "A", "a_b", "a.b", "a b", "../x", "a/b", "x" * 64, "a\n", "\na", "ä", "а", "a\0", "%2e%2e", "a@b"]
+BAD_NAMES = [
+    "",
+    "-a",
+    "a-",
+    "A",
+    "a_b",
+    "a.b",
+    "a b",
+    "../x",
+    "a/b",
+    "x" * 64,
+    "a\n",
+    "\na",
+    "ä",
+    "а",
+    "a\0",
+    "%2e%2e",
+    "a@b",
+]
 
 
 @pytest.mark.parametrize("name", BAD_NAMES)
@@ -51,7 +69,9 @@ def test_references(text: str, expected: PromptReference) -> None:
     assert PromptReference.parse(text) == expected
 
 
-@pytest.mark.parametrize("text", ["", "@", "a@", "@7", "a@0", "a@07", "a@-1", "a@1.5", "a@b@c", "a@9999999999", "a@B", "a@7\n", "a@٧"])
+@pytest.mark.parametrize(
+    "text", ["", "@", "a@", "@7", "a@0", "a@07", "a@-1", "a@1.5", "a@b@c", "a@9999999999", "a@B", "a@7\n", "a@٧"]
+)
 def test_references_that_cannot_be_read(text: str) -> None:
     with pytest.raises(InvalidInput, match="prompt"):
         PromptReference.parse(text)
@@ -73,7 +93,15 @@ def test_version_names() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["support-tone", "support-tone@canary", "prompts/a/versions/0", "prompts/A/versions/1", "prompts/a/versions/1/x", ""]
+    "name",
+    [
+        "support-tone",
+        "support-tone@canary",
+        "prompts/a/versions/0",
+        "prompts/A/versions/1",
+        "prompts/a/versions/1/x",
+        "",
+    ],
 )
 def test_names_that_are_not_one_version(name: str) -> None:
     with pytest.raises(InvalidInput, match="parent"):

@@ -1,4 +1,6 @@
-"""Stamps of files: what has the same size and time and other bytes is found out; so is what could have changed without a trace."""
+"""Stamps of files: what has the same size and time and other bytes is found out; so is what could have changed without
+a trace.
+"""
 
 from __future__ import annotations
 
@@ -104,17 +106,25 @@ def test_files_that_are_written_while_they_are_hashed(model_dir: Path, monkeypat
     assert not (model_dir / fingerprint.FILE).exists()
 
 
-def test_a_fingerprint_of_an_earlier_release_is_made_anew(model_dir: Path, hashings: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fingerprint_of_an_earlier_release_is_made_anew(
+    model_dir: Path, hashings: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     at(monkeypatch, MINUTE_NS)
     new = fingerprint.of(model_dir)
     short = {name: stamp[:2] for name, stamp in new.stamps.items()}
-    (model_dir / fingerprint.FILE).write_text(new.model_copy(update={"stamps": short, "fingerprint": "sha256:old"}).model_dump_json())
+    (model_dir / fingerprint.FILE).write_text(
+        new.model_copy(update={"stamps": short, "fingerprint": "sha256:old"}).model_dump_json()
+    )
     assert fingerprint.of(model_dir).fingerprint == new.fingerprint
 
 
-def test_a_cache_that_others_could_have_written_is_not_believed(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_that_others_could_have_written_is_not_believed(
+    model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     at(monkeypatch, MINUTE_NS)
-    monkeypatch.setattr(fingerprint, "FILE", "no-such-folder/file")  # as on a read-only volume: nothing can be written beside the weights
+    monkeypatch.setattr(
+        fingerprint, "FILE", "no-such-folder/file"
+    )  # as on a read-only volume: nothing can be written beside the weights
     before = os.umask(0)
     try:
         right = fingerprint.of(model_dir)
@@ -129,7 +139,9 @@ def test_a_cache_that_others_could_have_written_is_not_believed(model_dir: Path,
 
 
 @pytest.mark.parametrize("in_place", [True, False])
-def test_a_secret_with_the_same_size_and_time_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_place: bool) -> None:
+def test_a_secret_with_the_same_size_and_time_is_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_place: bool
+) -> None:
     at(monkeypatch, MINUTE_NS)
     file = tmp_path / "token"
     file.write_text("first")
@@ -141,7 +153,9 @@ def test_a_secret_with_the_same_size_and_time_is_read_again(tmp_path: Path, monk
     assert watched.changed()
 
 
-def test_a_secret_that_is_written_twice_within_a_tick_of_a_coarse_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_secret_that_is_written_twice_within_a_tick_of_a_coarse_clock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = tmp_path / "token"
     file.write_text("first")
     watched = WatchedFile(file)

@@ -43,7 +43,9 @@ async def test_a_call_is_a_span_in_the_callers_trace_and_its_log_line_names_it()
         tracing = tracing_of("test", received.url)
         with log_lines("shared.rpc.interceptors", "call") as lines:
             async with running_server(tracing) as running:
-                await running.stub.CountTokens(count_request(prompt="tone"), metadata=(("traceparent", PARENT), ("tracestate", STATE)))
+                await running.stub.CountTokens(
+                    count_request(prompt="tone"), metadata=(("traceparent", PARENT), ("tracestate", STATE))
+                )
                 with pytest.raises(grpc.aio.AioRpcError):
                     await running.stub.CountTokens(count_request("bug"))
         tracing.close()
@@ -55,7 +57,11 @@ async def test_a_call_is_a_span_in_the_callers_trace_and_its_log_line_names_it()
     assert (good.trace_id.hex(), good.parent_span_id.hex()) == (TRACE_ID, SPAN_ID)
     assert good.name == "prompttuning.v1.GenerationService/CountTokens"
     found = attributes(good)
-    assert (found["rpc.method"], found["softprompt.caller"], found["softprompt.prompt"]) == ("CountTokens", "anonymous", "tone")
+    assert (found["rpc.method"], found["softprompt.caller"], found["softprompt.prompt"]) == (
+        "CountTokens",
+        "anonymous",
+        "tone",
+    )
     assert found["rpc.grpc.status_code"] == 0
     assert bad.trace_id != good.trace_id
     assert bad.status.message == "INTERNAL"
@@ -66,7 +72,9 @@ async def test_a_span_names_the_version_that_answered() -> None:
     with receiver() as received:
         tracing = tracing_of("test", received.url)
         async with running_server(tracing) as running:
-            await running.stub.Generate(generation_pb2.GenerateRequest(input=generation_pb2.GenerationInput(prompt="tone@default")))
+            await running.stub.Generate(
+                generation_pb2.GenerateRequest(input=generation_pb2.GenerationInput(prompt="tone@default"))
+            )
         tracing.close()
         (span,) = received.spans
     found = attributes(span)

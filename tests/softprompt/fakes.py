@@ -1,4 +1,6 @@
-"""Both services with canned answers, on a real socket, behind the real interceptor. Tests set what they answer and read what was asked."""
+"""Both services with canned answers, on a real socket, behind the real interceptor. Tests set what they answer and read
+what was asked.
+"""
 
 from __future__ import annotations
 
@@ -70,7 +72,9 @@ class FakeTrainer(tuning_pb2_grpc.TuningServiceServicer, prompts_pb2_grpc.Prompt
         self._maybe_fail()
         self.specs.append(request.spec)
         self.request_ids.append(request.request_id)
-        job = tuning_pb2.TuningJob(name=JOB, state=QUEUED, spec=request.spec, dataset_statistics=self.created_statistics)
+        job = tuning_pb2.TuningJob(
+            name=JOB, state=QUEUED, spec=request.spec, dataset_statistics=self.created_statistics
+        )
         return tuning_pb2.CreateTuningJobResponse(job=job)
 
     async def GetTuningJob(self, request: Any, context: Any) -> tuning_pb2.GetTuningJobResponse:
@@ -83,7 +87,9 @@ class FakeTrainer(tuning_pb2_grpc.TuningServiceServicer, prompts_pb2_grpc.Prompt
         first = int(request.page_token or 0)
         names = [f"tuningJobs/{number}" for number in range(450)][first : first + request.page_size]
         following = first + len(names)
-        jobs = [tuning_pb2.TuningJob(name=name, state=request.states[0] if request.states else RUNNING) for name in names]
+        jobs = [
+            tuning_pb2.TuningJob(name=name, state=request.states[0] if request.states else RUNNING) for name in names
+        ]
         return tuning_pb2.ListTuningJobsResponse(jobs=jobs, next_page_token=str(following) if following < 450 else "")
 
     async def WatchTuningJob(self, request: Any, context: Any) -> AsyncIterator[tuning_pb2.WatchTuningJobResponse]:
@@ -113,7 +119,9 @@ class FakeTrainer(tuning_pb2_grpc.TuningServiceServicer, prompts_pb2_grpc.Prompt
 
     async def GetServiceInfo(self, request: Any, context: Any) -> tuning_pb2.GetServiceInfoResponse:
         self._maybe_fail()
-        return tuning_pb2.GetServiceInfoResponse(software_version="0.1.0", base_models=[common_pb2.BaseModel(id="tiny")], num_workers=1)
+        return tuning_pb2.GetServiceInfoResponse(
+            software_version="0.1.0", base_models=[common_pb2.BaseModel(id="tiny")], num_workers=1
+        )
 
     async def ListPrompts(self, request: Any, context: Any) -> prompts_pb2.ListPromptsResponse:
         return prompts_pb2.ListPromptsResponse(prompts=[self._prompt()])
@@ -123,11 +131,16 @@ class FakeTrainer(tuning_pb2_grpc.TuningServiceServicer, prompts_pb2_grpc.Prompt
 
     async def GetPromptStatus(self, request: Any, context: Any) -> prompts_pb2.GetPromptStatusResponse:
         self._maybe_fail()
-        return prompts_pb2.GetPromptStatusResponse(versions=[self.statuses.pop(0) if len(self.statuses) > 1 else self.statuses[0]])
+        return prompts_pb2.GetPromptStatusResponse(
+            versions=[self.statuses.pop(0) if len(self.statuses) > 1 else self.statuses[0]]
+        )
 
     async def ListPromptVersions(self, request: Any, context: Any) -> prompts_pb2.ListPromptVersionsResponse:
         return prompts_pb2.ListPromptVersionsResponse(
-            versions=[prompts_pb2.PromptVersion(name=f"{request.parent}/versions/{number}", metrics={"loss": 1.5}) for number in (2, 1)]
+            versions=[
+                prompts_pb2.PromptVersion(name=f"{request.parent}/versions/{number}", metrics={"loss": 1.5})
+                for number in (2, 1)
+            ]
         )
 
     async def GetPromptVersion(self, request: Any, context: Any) -> prompts_pb2.GetPromptVersionResponse:
@@ -155,7 +168,8 @@ class FakeInference(generation_pb2_grpc.GenerationServiceServicer):
         self.endless = False
         self.stream_ended = asyncio.Event()
         self.loaded: list[list[generation_pb2.LoadedPrompt] | None] = []
-        """What ListLoadedPrompts answers, one after the other, the last one from then on; None: the prompt is unknown."""
+        """What ListLoadedPrompts answers, one after the other, the last one from then on; None: the prompt is unknown.
+        """
 
     async def Generate(self, request: Any, context: Any) -> generation_pb2.GenerateResponse:
         self._check(request)
@@ -172,7 +186,9 @@ class FakeInference(generation_pb2_grpc.GenerationServiceServicer):
             yield generation_pb2.GenerateStreamResponse(start=_start(request))
             while True:
                 for number, piece in enumerate(self.pieces):
-                    yield generation_pb2.GenerateStreamResponse(delta=generation_pb2.GenerationDelta(text=piece, token_ids=[number]))
+                    yield generation_pb2.GenerateStreamResponse(
+                        delta=generation_pb2.GenerationDelta(text=piece, token_ids=[number])
+                    )
                 if not self.endless:
                     break
                 await asyncio.sleep(0.01)
@@ -184,14 +200,18 @@ class FakeInference(generation_pb2_grpc.GenerationServiceServicer):
         self._check(request)
         labels = list(request.candidates) or ["negative", "positive"]
         scores = [
-            generation_pb2.CandidateScore(candidate=label, logprob=-1.0, probability=0.9 if index else 0.1, num_tokens=1)
+            generation_pb2.CandidateScore(
+                candidate=label, logprob=-1.0, probability=0.9 if index else 0.1, num_tokens=1
+            )
             for index, label in enumerate(labels)
         ]
         return generation_pb2.ScoreResponse(start=_start(request), scores=scores, best=1)
 
     async def CountTokens(self, request: Any, context: Any) -> generation_pb2.CountTokensResponse:
         self._check(request)
-        return generation_pb2.CountTokensResponse(input_tokens=3, virtual_tokens=8, max_positions=64, token_ids=[5, 6, 7])
+        return generation_pb2.CountTokensResponse(
+            input_tokens=3, virtual_tokens=8, max_positions=64, token_ids=[5, 6, 7]
+        )
 
     async def GetModelInfo(self, request: Any, context: Any) -> generation_pb2.GetModelInfoResponse:
         return generation_pb2.GetModelInfoResponse(
@@ -214,7 +234,9 @@ class FakeInference(generation_pb2_grpc.GenerationServiceServicer):
 
 def _start(request: Any) -> generation_pb2.GenerationStart:
     version = f"prompts/{request.input.prompt.partition('@')[0]}/versions/2" if request.input.prompt else ""
-    return generation_pb2.GenerationStart(version=version, digest="sha256:00", input_tokens=3, virtual_tokens=8, seed=11, request_id="r1")
+    return generation_pb2.GenerationStart(
+        version=version, digest="sha256:00", input_tokens=3, virtual_tokens=8, seed=11, request_id="r1"
+    )
 
 
 def _end() -> generation_pb2.GenerationEnd:
@@ -224,14 +246,25 @@ def _end() -> generation_pb2.GenerationEnd:
 
 
 def succeeded_job() -> tuning_pb2.TuningJob:
-    result = tuning_pb2.TuningResult(published=True, version="prompts/tone/versions/1", alias_moved=True, metrics={"loss": 1.25})
+    result = tuning_pb2.TuningResult(
+        published=True, version="prompts/tone/versions/1", alias_moved=True, metrics={"loss": 1.25}
+    )
     result.bare_metrics["loss"] = 3.5
     result.template_metrics["loss"] = 2.75
     result.instructed_metrics["loss"], result.few_shot_metrics["loss"], result.num_shots = 2.5, 1.2, 12
-    result.verdict = "beats the bare model; loss 1.25 does not beat 1.2 of the model with an instruction and examples in its input"
-    result.comparisons.add(rival="few_shot_model", metric="loss", value=1.25, rival_value=1.2, difference=-0.05, num_examples=4)
+    result.verdict = (
+        "beats the bare model; loss 1.25 does not beat 1.2 of the model with an instruction and examples in its input"
+    )
+    result.comparisons.add(
+        rival="few_shot_model", metric="loss", value=1.25, rival_value=1.2, difference=-0.05, num_examples=4
+    )
     result.num_judging, result.judged_apart, result.metric_low, result.metric_high = 4, True, 1.0, 1.5
-    tried = {"learning_rate": 0.015, "init_method": tuning_pb2.PromptInit.METHOD_LABELS, "num_steps": 2, "metrics": {"loss": 1.25}}
+    tried = {
+        "learning_rate": 0.015,
+        "init_method": tuning_pb2.PromptInit.METHOD_LABELS,
+        "num_steps": 2,
+        "metrics": {"loss": 1.25},
+    }
     result.candidates.add(**tried, chosen=True)
     result.candidates.add(learning_rate=0.005, init_method=tuning_pb2.PromptInit.METHOD_TEXT, num_steps=1, end="worse")
     result.num_skipped_steps = 3
@@ -241,12 +274,20 @@ def succeeded_job() -> tuning_pb2.TuningJob:
     statistics = tuning_pb2.DatasetStatistics(num_train=18, num_validation=4, num_overlapping=3)
     spec = tuning_pb2.TuningSpec(prompt="tone", dataset=tuning_pb2.DatasetSource(dataset=DATASET))
     return tuning_pb2.TuningJob(
-        name=JOB, state=SUCCEEDED, progress=progress, result=result, spec=spec, dataset_statistics=statistics, last_event=6
+        name=JOB,
+        state=SUCCEEDED,
+        progress=progress,
+        result=result,
+        spec=spec,
+        dataset_statistics=statistics,
+        last_event=6,
     )
 
 
 def failed_job() -> tuning_pb2.TuningJob:
-    error = tuning_pb2.TuningError(code="NAN_LOSS", message="the loss is not a number", field="spec.hyperparameters.learning_rate")
+    error = tuning_pb2.TuningError(
+        code="NAN_LOSS", message="the loss is not a number", field="spec.hyperparameters.learning_rate"
+    )
     return tuning_pb2.TuningJob(name=JOB, state=FAILED, error=error, last_event=6)
 
 

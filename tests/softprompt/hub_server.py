@@ -16,7 +16,11 @@ BRANCHES = {"main": SECOND, "v1": FIRST}
 
 
 def files_of(commit: str) -> dict[str, bytes]:
-    return {"config.json": b"{}", "model.safetensors": b"weights of " + commit.encode(), "README.md": b"no part of a model"}
+    return {
+        "config.json": b"{}",
+        "model.safetensors": b"weights of " + commit.encode(),
+        "README.md": b"no part of a model",
+    }
 
 
 class Hub:
@@ -53,7 +57,10 @@ def hub_server() -> Iterator[Hub]:
                 commit = BRANCHES.get(revision, revision)
                 if commit in (FIRST, SECOND):
                     siblings = [{"rfilename": name, "size": len(data)} for name, data in files_of(commit).items()]
-                    body, status = json.dumps({"id": MODEL, "sha": commit, "siblings": siblings, "tags": []}).encode(), 200
+                    body, status = (
+                        json.dumps({"id": MODEL, "sha": commit, "siblings": siblings, "tags": []}).encode(),
+                        200,
+                    )
                     if parts[4:5] == ["tree"]:
                         tree = [
                             {"type": "file", "path": name, "size": len(data), "oid": sha1(data).hexdigest()}
@@ -68,7 +75,11 @@ def hub_server() -> Iterator[Hub]:
                 body, status = files_of(parts[3])[parts[4]], 200
                 headers = {"X-Repo-Commit": parts[3], "ETag": f'"{sha1(body).hexdigest()}"'}
             self.send_response(status)
-            for name, value in {"Content-Length": str(len(body)), "Content-Type": "application/json", **headers}.items():
+            for name, value in {
+                "Content-Length": str(len(body)),
+                "Content-Type": "application/json",
+                **headers,
+            }.items():
                 self.send_header(name, value)
             self.end_headers()
             if with_body:

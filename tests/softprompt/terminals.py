@@ -1,4 +1,6 @@
-"""Runs the command line in a process whose standard error, and standard output unless it is a pipe, are a real terminal."""
+"""Runs the command line in a process whose standard error, and standard output unless it is a pipe, are a real
+terminal.
+"""
 
 from __future__ import annotations
 

@@ -107,8 +107,12 @@ def test_the_command_line_says_it_in_one_line(
     assert time.monotonic() - start < 5
 
 
-@pytest.mark.parametrize("command", [("jobs", "list"), ("jobs", "watch", "job1"), ("jobs", "cancel", "job1"), ("prompts", "watch")])
-def test_the_inference_service_in_place_of_the_trainer(cli: CliRunner, services: Services, command: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(
+    "command", [("jobs", "list"), ("jobs", "watch", "job1"), ("jobs", "cancel", "job1"), ("prompts", "watch")]
+)
+def test_the_inference_service_in_place_of_the_trainer(
+    cli: CliRunner, services: Services, command: tuple[str, ...]
+) -> None:
     outcome = cli(*command, "--trainer", services.inference_endpoint)
     assert (outcome.code, outcome.err.count("\n")) == (2, 1)
     assert f"trainer: {services.inference_endpoint} is the inference service and not the trainer" in outcome.err
@@ -116,7 +120,9 @@ def test_the_inference_service_in_place_of_the_trainer(cli: CliRunner, services:
 
 
 @pytest.mark.parametrize("command", [("generate", "hi"), ("classify", "hi", "--prompt", "p"), ("prompts", "loaded")])
-def test_the_trainer_in_place_of_the_inference_service(cli: CliRunner, services: Services, command: tuple[str, ...]) -> None:
+def test_the_trainer_in_place_of_the_inference_service(
+    cli: CliRunner, services: Services, command: tuple[str, ...]
+) -> None:
     outcome = cli(*command, "--inference", services.trainer_endpoint)
     assert (outcome.code, outcome.err.count("\n")) == (2, 1)
     assert f"inference: {services.trainer_endpoint} is the trainer and not the inference service" in outcome.err
@@ -154,10 +160,14 @@ def test_up_on_a_port_that_is_taken(cli: CliRunner, option: str) -> None:
 
 
 def test_up_on_an_address_of_another_machine_or_with_one_port_for_both(cli: CliRunner) -> None:
-    outcome = cli("up", "--host", "192.0.2.1", "--trainer-port", "0", "--inference-port", "0", "--model", "no-such-model")
+    outcome = cli(
+        "up", "--host", "192.0.2.1", "--trainer-port", "0", "--inference-port", "0", "--model", "no-such-model"
+    )
     assert (outcome.code, outcome.err.count("\n")) == (2, 1)
     assert "cannot listen on 192.0.2.1:0 (--trainer-port): this machine has no such address" in outcome.err
-    outcome = cli("up", "--host", "2001:db8::1", "--trainer-port", "0", "--inference-port", "0", "--model", "no-such-model")
+    outcome = cli(
+        "up", "--host", "2001:db8::1", "--trainer-port", "0", "--inference-port", "0", "--model", "no-such-model"
+    )
     assert "cannot listen on [2001:db8::1]:0 (--trainer-port): this machine has no such address" in outcome.err
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = str(free.getsockname()[1])

@@ -11,7 +11,16 @@ import pytest
 from google.protobuf.json_format import ParseDict
 from prompttuning.v1 import generation_pb2
 
-from shared.errors import Conflict, DeadlineExceeded, FieldViolation, InvalidInput, NotFound, Overloaded, PreconditionFailed, Unavailable
+from shared.errors import (
+    Conflict,
+    DeadlineExceeded,
+    FieldViolation,
+    InvalidInput,
+    NotFound,
+    Overloaded,
+    PreconditionFailed,
+    Unavailable,
+)
 from softprompt import AliasTarget, AsyncClient, Example, JobState, Message, Sampling, TokenIds, TuningSpec
 from softprompt.errors import JobFailed
 from softprompt.types.events import CheckpointStored, Evaluated, Note, ProgressMade, StateChanged
@@ -62,11 +71,15 @@ async def test_what_the_service_finds_wrong_is_named_by_its_place_with_the_calle
     assert [violation.field for violation in caught.value.violations] == ["dataset line 5 output", "spec.prompt"]
     trainer.fail_next = [InvalidInput.of("dataset line 2", "is too long")]
     with pytest.raises(InvalidInput, match=r"validation dataset\[1\]: is too long"):
-        await client.create_job(TuningSpec("tone", DATASET, validation_dataset=[Example("a", output="b"), Example("c", output="d")]))
+        await client.create_job(
+            TuningSpec("tone", DATASET, validation_dataset=[Example("a", output="b"), Example("c", output="d")])
+        )
 
 
 async def test_a_job_with_data_that_is_there_uploads_nothing(client, trainer):
-    job = await client.create_job(TuningSpec("tone", DATASET, validation_dataset="file:///data/held.jsonl"), request_id="mine")
+    job = await client.create_job(
+        TuningSpec("tone", DATASET, validation_dataset="file:///data/held.jsonl"), request_id="mine"
+    )
     assert (job.name, job.state, trainer.uploads, trainer.request_ids) == (JOB, JobState.QUEUED, [], ["mine"])
     assert trainer.specs[0].validation_dataset.uri == "file:///data/held.jsonl"
 
@@ -103,13 +116,22 @@ async def test_tuning_waits_for_the_result_and_shows_every_event(client):
     job = await client.tune(TuningSpec("tone", [Example("a", output="b")]), on_event=events.append)
     assert job.state is JobState.SUCCEEDED
     assert job.result.version == "prompts/tone/versions/1"
-    assert [type(event) for event in events] == [StateChanged, ProgressMade, Evaluated, CheckpointStored, Note, StateChanged]
+    assert [type(event) for event in events] == [
+        StateChanged,
+        ProgressMade,
+        Evaluated,
+        CheckpointStored,
+        Note,
+        StateChanged,
+    ]
     assert events[1].progress.examples_per_second == 12.5
 
 
 async def test_a_failed_job_raises_with_its_reason(client, trainer):
     trainer.events = finished_events(failed_job())
-    with pytest.raises(JobFailed, match=r"NAN_LOSS: the loss is not a number .see spec.hyperparameters.learning_rate") as caught:
+    with pytest.raises(
+        JobFailed, match=r"NAN_LOSS: the loss is not a number .see spec.hyperparameters.learning_rate"
+    ) as caught:
         await client.wait_for_job(JOB)
     assert caught.value.job.state is JobState.FAILED
 
@@ -170,7 +192,10 @@ async def test_steering_a_job(client):
 async def test_prompts_versions_and_aliases(client):
     assert (await client.list_prompts())[0].aliases[0].targets == (AliasTarget(2, 1.0),)
     assert (await client.get_prompt("tone")).latest_version == 2
-    assert [version.name for version in await client.list_versions("tone")] == ["prompts/tone/versions/2", "prompts/tone/versions/1"]
+    assert [version.name for version in await client.list_versions("tone")] == [
+        "prompts/tone/versions/2",
+        "prompts/tone/versions/1",
+    ]
     assert (await client.get_version("tone@2")).recipe == {"num_steps": 10}
     moved = await client.set_alias("tone", "canary", [AliasTarget(1, 0.9), AliasTarget(2, 0.1)], expected_version=2)
     assert [target.weight for target in moved.targets] == [0.9, 0.1]
@@ -256,7 +281,10 @@ async def test_a_deadline_ends_a_stream(client, inference):
     ("parts", "told"),
     [
         ([], "the stream ended before its first message"),
-        ([{"end": {"finish_reason": "FINISH_REASON_DEADLINE"}}], r"begins with its end \(finish reason DEADLINE\), not with what it is"),
+        (
+            [{"end": {"finish_reason": "FINISH_REASON_DEADLINE"}}],
+            r"begins with its end \(finish reason DEADLINE\), not with what it is",
+        ),
         ([{"delta": {"text": "a"}}, {"end": {}}], "begins with its text, not with what it is generated from"),
         ([{}], "begins with its unknown part"),
         ([{"start": {"seed": 1}}, {"delta": {"text": "a"}}], "ended before the answer's end"),
@@ -285,14 +313,20 @@ async def test_scores_and_the_best_label(client):
 
 async def test_waiting_until_served(client, inference):
     version = "prompts/tone/versions/3"
-    inference.loaded = [None, [], [generation_pb2.LoadedPrompt(version=version, state=generation_pb2.LoadedPrompt.STATE_LOADED)]]
+    inference.loaded = [
+        None,
+        [],
+        [generation_pb2.LoadedPrompt(version=version, state=generation_pb2.LoadedPrompt.STATE_LOADED)],
+    ]
     loaded = await client.wait_until_served("tone@3")
     assert (loaded.version, loaded.state) == (version, LoadedState.LOADED)
 
 
 async def test_a_refused_version_ends_the_wait_with_its_reason(client, inference):
     state = generation_pb2.LoadedPrompt.STATE_QUARANTINED
-    inference.loaded = [[generation_pb2.LoadedPrompt(version="prompts/tone/versions/3", state=state, reason="not finite")]]
+    inference.loaded = [
+        [generation_pb2.LoadedPrompt(version="prompts/tone/versions/3", state=state, reason="not finite")]
+    ]
     with pytest.raises(PreconditionFailed, match="not finite"):
         await client.wait_until_served("tone@3")
 

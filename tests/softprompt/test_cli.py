@@ -30,7 +30,10 @@ COMMANDS = [
     ("info",),
     *[("jobs", name) for name in ("list", "show", "watch", "cancel", "pause", "resume", "delete", "clone", "continue")],
     *[("datasets", name) for name in ("upload", "list", "show", "delete")],
-    *[("prompts", name) for name in ("list", "show", "versions", "status", "loaded", "watch", "export", "import", "delete")],
+    *[
+        ("prompts", name)
+        for name in ("list", "show", "versions", "status", "loaded", "watch", "export", "import", "delete")
+    ],
     ("prompts", "alias", "set"),
     ("prompts", "alias", "remove"),
     ("models", "pull"),
@@ -83,7 +86,10 @@ def test_tune_follows_to_the_result(cli, here, examples):
     assert "gradient norm  0.75 at the last step" in outcome.out
     assert "instructed     loss 2.5" in outcome.out
     assert "12-shot        loss 1.2" in outcome.out
-    assert "verdict        beats the bare model; loss 1.25 does not beat 1.2 of the model with an instruction and examples" in outcome.out
+    assert (
+        "verdict        beats the bare model; loss 1.25 does not beat 1.2 of the model with an instruction and examples"
+        in outcome.out
+    )
     apart = "4 held-out examples, none of which chose the checkpoint that it judged; 95 % interval of loss: 1 to 1.5"
     assert f"measured on    {apart}" in outcome.out
     assert "tried          learning rate 0.015, init labels: 2 steps, chosen  loss 1.25" in outcome.out
@@ -114,7 +120,11 @@ def test_tune_from_a_version_and_with_a_gate(cli, here, examples):
     )
     assert (outcome.code, outcome.out) == (0, f"{JOB}\n")
     spec = here.trainer.specs[0]
-    assert (spec.hyperparameters.init.source, spec.publish.alias, spec.publish.gate.beat_current) == ("tone@1", "canary", True)
+    assert (spec.hyperparameters.init.source, spec.publish.alias, spec.publish.gate.beat_current) == (
+        "tone@1",
+        "canary",
+        True,
+    )
     assert spec.publish.wait_until_served.seconds == 5
 
 
@@ -132,7 +142,9 @@ def test_a_job_that_failed_fails_the_command(cli, here, examples):
 
 
 def test_several_mistakes_are_each_named(cli, here, examples):
-    here.trainer.fail_next = [InvalidInput([*InvalidInput.of("line 1", "bad").violations, *InvalidInput.of("line 7", "worse").violations])]
+    here.trainer.fail_next = [
+        InvalidInput([*InvalidInput.of("line 1", "bad").violations, *InvalidInput.of("line 7", "worse").violations])
+    ]
     outcome = cli("tune", examples, "--prompt", "tone")
     assert outcome.code == 2
     assert "  line 1: bad\n  line 7: worse" in outcome.err
@@ -157,7 +169,9 @@ def test_nobody_there_says_where_it_looked_and_what_to_do(cli):
 
 
 def test_an_overloaded_service_says_when_to_come_back(cli, here):
-    here.trainer.fail_next = [Overloaded("the queue is full", retry_after_seconds=90)]  # too long for the client to wait by itself
+    here.trainer.fail_next = [
+        Overloaded("the queue is full", retry_after_seconds=90)
+    ]  # too long for the client to wait by itself
     outcome = cli("jobs", "show", JOB)
     assert outcome.code == 5
     assert "try again in 90 s" in outcome.err
@@ -182,7 +196,9 @@ def test_jobs(cli, here):
 def test_a_job_is_cloned_and_gone_on_from(cli, here, tmp_path):
     trainer = here.trainer
     job = trainer.jobs[JOB]
-    job.spec.CopyFrom(tuning_pb2.TuningSpec(prompt="tone", dataset=tuning_pb2.DatasetSource(dataset=DATASET), priority=3))
+    job.spec.CopyFrom(
+        tuning_pb2.TuningSpec(prompt="tone", dataset=tuning_pb2.DatasetSource(dataset=DATASET), priority=3)
+    )
     job.spec.hyperparameters.num_epochs = 4
     changed = ("--prompt", "other", "--steps", "7", "--learning-rate", "0.5", "--alias", "-", "--no-follow")
     assert cli("jobs", "clone", "job1", *changed).out.strip() == JOB
@@ -215,7 +231,9 @@ def test_prompts(cli, here):
 
 def test_what_a_replica_refused_is_shown_with_the_reason(cli, here):
     state = generation_pb2.LoadedPrompt.STATE_QUARANTINED
-    here.inference.loaded = [[generation_pb2.LoadedPrompt(version="prompts/tone/versions/3", state=state, reason="not finite")]]
+    here.inference.loaded = [
+        [generation_pb2.LoadedPrompt(version="prompts/tone/versions/3", state=state, reason="not finite")]
+    ]
     outcome = cli("prompts", "loaded", "tone")
     assert "tone@3" in outcome.out
     assert "QUARANTINED" in outcome.out
@@ -232,7 +250,9 @@ def test_an_empty_answer_says_why(cli, here):
     here.inference.pieces = ["", " "]
     outcome = cli("generate", "hi", "--prompt", "support-tone")
     assert outcome.code == 0
-    assert "The answer is empty: the model ended the answer before it wrote any text (finish reason EOS)." in " ".join(outcome.err.split())
+    assert "The answer is empty: the model ended the answer before it wrote any text (finish reason EOS)." in " ".join(
+        outcome.err.split()
+    )
 
 
 def test_generate_reads_stdin(cli, here, monkeypatch):
@@ -310,7 +330,17 @@ def test_an_interrupted_stream_is_cancelled_and_exits_130(here):
 
 
 def test_interrupting_a_followed_job_lets_go_of_it(here):
-    command = [sys.executable, "-m", "softprompt.cli", "jobs", "watch", "job1", "--json", "--trainer", here.trainer_endpoint]
+    command = [
+        sys.executable,
+        "-m",
+        "softprompt.cli",
+        "jobs",
+        "watch",
+        "job1",
+        "--json",
+        "--trainer",
+        here.trainer_endpoint,
+    ]
     here.trainer.events = here.trainer.events[:2]
     here.trainer.hold_watch = asyncio.Event()
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
@@ -390,7 +420,9 @@ def test_loaded_prompts_show_the_memory_of_their_keys_and_values(cli, here):
     loaded, known = generation_pb2.LoadedPrompt.STATE_LOADED, generation_pb2.LoadedPrompt.STATE_KNOWN
     here.inference.loaded = [
         [
-            generation_pb2.LoadedPrompt(version="prompts/tone/versions/2", state=loaded, num_virtual_tokens=20, prefix_kv_bytes=1_800_000),
+            generation_pb2.LoadedPrompt(
+                version="prompts/tone/versions/2", state=loaded, num_virtual_tokens=20, prefix_kv_bytes=1_800_000
+            ),
             generation_pb2.LoadedPrompt(version="prompts/tone/versions/1", state=known, num_virtual_tokens=20),
         ]
     ]

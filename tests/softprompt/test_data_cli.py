@@ -1,4 +1,6 @@
-"""Files of examples on the command line: what was read is told, and what was not understood comes with the command that mends it."""
+"""Files of examples on the command line: what was read is told, and what was not understood comes with the command that
+mends it.
+"""
 
 from __future__ import annotations
 
@@ -36,21 +38,33 @@ def table(tmp_path):
 def test_the_advice_of_a_refusal_is_a_command_that_works(cli, here, table, monkeypatch):
     refused = cli("tune", table, "--prompt", "stars", "--no-follow")
     assert refused.code == 2
-    assert "my reviews.csv: dataset line 2: has 'id', 'review', 'stars': say which is the input and label" in refused.err
+    assert (
+        "my reviews.csv: dataset line 2: has 'id', 'review', 'stars': say which is the input and label" in refused.err
+    )
     command = f"tune '{table}' --prompt stars --no-follow --input review --label stars --drop-extra"
     assert f"hint: softprompt {command};" in refused.err
-    done = cli("tune", table, "--prompt", "stars", "--no-follow", "--input", "review", "--label", "stars", "--drop-extra")
+    done = cli(
+        "tune", table, "--prompt", "stars", "--no-follow", "--input", "review", "--label", "stars", "--drop-extra"
+    )
     assert done.code == 0
-    assert "my reviews.csv: 2 examples (CSV with semicolons); read as input = review, label = stars; dropped: id (2 values)" in done.err
+    assert (
+        "my reviews.csv: 2 examples (CSV with semicolons); read as input = review, label = stars; dropped: id (2 values)"
+        in done.err
+    )
     content = here.trainer.uploads[0][1].decode()
-    assert [json.loads(line) for line in content.splitlines()] == [{"input": "good", "label": "5"}, {"input": "bad", "label": "1"}]
+    assert [json.loads(line) for line in content.splitlines()] == [
+        {"input": "good", "label": "5"},
+        {"input": "bad", "label": "1"},
+    ]
 
 
 def test_a_file_is_uploaded_and_its_name_printed(cli, here, table):
     done = cli("datasets", "upload", table, "--input=review", "--output", "stars", "--drop-extra")
     assert (done.code, done.out) == (0, f"{DATASET}\n")
     assert (
-        cli("datasets", "upload", table, "--input", "review", "--output", "stars", "--drop-extra", "--json").json[0]["task"]
+        cli("datasets", "upload", table, "--input", "review", "--output", "stars", "--drop-extra", "--json").json[0][
+            "task"
+        ]
         == TaskKind.GENERATION
     )
 
@@ -93,13 +107,21 @@ def test_standard_input_is_read(here, tmp_path):
 
 def test_a_command_is_mended_where_it_has_the_options() -> None:
     arguments = ["tune", "a b.csv", "--input", "reviev", "--drop-extra", "--prompt", "x"]
-    assert mending_command(arguments, {"--input": "my review"}) == "softprompt tune 'a b.csv' --drop-extra --prompt x --input 'my review'"
+    assert (
+        mending_command(arguments, {"--input": "my review"})
+        == "softprompt tune 'a b.csv' --drop-extra --prompt x --input 'my review'"
+    )
     assert mending_command(["tune", "a.csv", "--input=b"], {"--input": "c"}) == "softprompt tune a.csv --input c"
-    assert mending_command(["jobs", "clone", "j"], {"--drop-extra": ""}).startswith("softprompt datasets upload FILE --drop-extra")
+    assert mending_command(["jobs", "clone", "j"], {"--drop-extra": ""}).startswith(
+        "softprompt datasets upload FILE --drop-extra"
+    )
 
 
 def test_what_a_creation_counted_is_told_without_following(cli, here, table):
     counts = tuning_pb2.DatasetStatistics(num_train=9, num_duplicates=4, num_contradictions=2)
     here.trainer.created_statistics = counts
     done = cli("tune", table, "--prompt", "x", "--input", "review", "--label", "stars", "--drop-extra", "--no-follow")
-    assert done.err.splitlines()[1:] == ["examples that repeat an earlier one: 4", "examples whose input also has another label: 2"]
+    assert done.err.splitlines()[1:] == [
+        "examples that repeat an earlier one: 4",
+        "examples whose input also has another label: 2",
+    ]

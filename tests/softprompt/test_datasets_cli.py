@@ -19,7 +19,9 @@ def test_datasets_are_listed_shown_and_deleted(cli: CliRunner, client: Client, t
     assert listed.out.index(large) < listed.out.index(small), "the largest first"
     assert listed.out.splitlines()[-1].startswith("2 datasets, ")
     assert [item["name"] for item in cli("datasets", "list", "--json").json] == [large, small]
-    assert [item["name"] for item in cli("datasets", "list", "--json", "--limit", "1").json] == [large], "of all, not of the first page"
+    assert [item["name"] for item in cli("datasets", "list", "--json", "--limit", "1").json] == [large], (
+        "of all, not of the first page"
+    )
     assert cli("datasets", "list", "--limit", "1").out.splitlines()[-1].startswith("the largest 1 of 2 datasets, ")
 
     (shown,) = cli("datasets", "show", large, "--json").json

@@ -1,4 +1,6 @@
-"""Every call has a deadline but the watches, and each method is either repeated after a failure or known to be unsafe to repeat."""
+"""Every call has a deadline but the watches, and each method is either repeated after a failure or known to be unsafe
+to repeat.
+"""
 
 from __future__ import annotations
 
@@ -98,7 +100,9 @@ async def test_every_call_has_a_deadline_but_the_watches(monkeypatch: pytest.Mon
             await call
     missing = {name for _, name in METHODS} - recorder.timeouts.keys()
     assert missing <= {"ImportPromptVersion", "WatchPrompts"}
-    assert {name for name, timeout in recorder.timeouts.items() if timeout is None} == ENDLESS & recorder.timeouts.keys()
+    assert {
+        name for name, timeout in recorder.timeouts.items() if timeout is None
+    } == ENDLESS & recorder.timeouts.keys()
 
 
 def test_each_method_is_repeated_or_known_to_be_unsafe() -> None:

@@ -24,7 +24,9 @@ from softprompt.demo.run import run_demo
 from softprompt.types.events import Evaluated, ProgressMade
 from softprompt.types.jobs import TuningProgress
 
-TINY = replace(DemoPlan(), num_virtual_tokens=4, first_steps=8, second_steps=4, evaluation_interval_steps=4, answer_tokens=8)
+TINY = replace(
+    DemoPlan(), num_virtual_tokens=4, first_steps=8, second_steps=4, evaluation_interval_steps=4, answer_tokens=8
+)
 
 
 @pytest.mark.timeout(400)
@@ -52,16 +54,30 @@ def test_the_whole_story(tiny_model_dir, tmp_path):
 @pytest.mark.parametrize("moment", ["Start the trainer", "version 1: running"])
 def test_ctrl_c_leaves_nothing_behind(moment, tiny_model_dir, tmp_path):
     mark = f"demo-test-{os.getpid()}-{time.monotonic_ns()}"
-    command = [sys.executable, "-u", "-m", "softprompt.cli", "demo", "--model", str(tiny_model_dir), "--output", str(tmp_path)]
+    command = [
+        sys.executable,
+        "-u",
+        "-m",
+        "softprompt.cli",
+        "demo",
+        "--model",
+        str(tiny_model_dir),
+        "--output",
+        str(tmp_path),
+    ]
     environment = {**os.environ, "DEMO_TEST": mark}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as process:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    ) as process:
         lines = []
         for line in process.stdout:
             lines.append(line)
             if moment in line:
                 break
         assert moment in lines[-1], process.stderr.read()
-        sessions = {os.getsid(started.pid) for started in living(lambda it: it.environ().get("DEMO_TEST") == mark)} - {os.getsid(0)}
+        sessions = {os.getsid(started.pid) for started in living(lambda it: it.environ().get("DEMO_TEST") == mark)} - {
+            os.getsid(0)
+        }
         process.send_signal(signal.SIGINT)
         output, errors = process.communicate(timeout=120)
     assert process.returncode == 130
@@ -72,7 +88,9 @@ def test_ctrl_c_leaves_nothing_behind(moment, tiny_model_dir, tmp_path):
 
 
 def living(belongs: Callable[[psutil.Process], bool]) -> list[psutil.Process]:
-    """Living processes of which that holds. (Ray's write a title over their environment, so a mark in it does not find them all.)"""
+    """Living processes of which that holds. (Ray's write a title over their environment, so a mark in it does not find
+    them all.)
+    """
     found = []
     for process in psutil.process_iter():
         try:

@@ -41,7 +41,15 @@ def shown(terminal: bool, width: int = 160, events: list[JobEvent] = EVENTS, tit
 
 def test_a_terminal_shows_step_loss_speed_time_left_and_held_out_loss():
     text = shown(terminal=True)
-    for part in ("version 1: succeeded", "step 2/2", "loss 1.500", "held-out 1.750", "12.5 examples/s", "0:00 left", "a worker was lost"):
+    for part in (
+        "version 1: succeeded",
+        "step 2/2",
+        "loss 1.500",
+        "held-out 1.750",
+        "12.5 examples/s",
+        "0:00 left",
+        "a worker was lost",
+    ):
         assert part in text
 
 

@@ -1,4 +1,6 @@
-"""`softprompt models pull` of models from a hub: into the models directory, at a pinned commit, once, whoever else pulls."""
+"""`softprompt models pull` of models from a hub: into the models directory, at a pinned commit, once, whoever else
+pulls.
+"""
 
 from __future__ import annotations
 
@@ -59,7 +61,11 @@ def test_several_models_at_pinned_commits_land_in_the_models_directory(hub: Hub,
     assert sorted(path.name for path in models.iterdir() if not path.name.startswith(".")) == ["newer", "tiny.model"]
     for name, commit in (("tiny.model", FIRST), ("newer", SECOND)):
         assert weights(models / name) == files_of(commit)["model.safetensors"]
-        assert {path.name for path in (models / name).iterdir()} == {"config.json", "model.safetensors", ".softprompt-origin.json"}
+        assert {path.name for path in (models / name).iterdir()} == {
+            "config.json",
+            "model.safetensors",
+            ".softprompt-origin.json",
+        }
     asked = hub.requests.total()
     assert pull(hub, models, wanted)[0] == 0
     assert hub.requests.total() == asked, "a later start needs no network"
@@ -85,7 +91,11 @@ def test_another_revision_under_the_same_name_is_refused_by_name(hub: Hub, model
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [(f"{MODEL}@{'3' * 40}", "at revision 3333"), ("org/other", "the hub has none"), ("tiny@v1", "only a hub id has a revision")],
+    [
+        (f"{MODEL}@{'3' * 40}", "at revision 3333"),
+        ("org/other", "the hub has none"),
+        ("tiny@v1", "only a hub id has a revision"),
+    ],
 )
 def test_what_is_not_there_is_named_and_leaves_nothing(hub: Hub, models: Path, name: str, message: str) -> None:
     code, complaint = pull(hub, models, name)

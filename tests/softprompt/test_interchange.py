@@ -45,7 +45,9 @@ def test_files_and_directories_that_are_taken(tmp_path: Path) -> None:
     assert ImportSource.of(plain).file == plain
 
 
-@pytest.mark.parametrize("name", ["adapter_model.bin", "decoder.pt", "prompt.pth", "prompt.pkl", "prompt.PT", "x.pickle", "x.ckpt"])
+@pytest.mark.parametrize(
+    "name", ["adapter_model.bin", "decoder.pt", "prompt.pth", "prompt.pkl", "prompt.PT", "x.pickle", "x.ckpt"]
+)
 def test_pickles_are_refused_by_name_and_never_opened(tmp_path: Path, name: str) -> None:
     file = tmp_path / "dir" / name
     file.parent.mkdir()
@@ -152,7 +154,9 @@ def version(data: bytes) -> PromptVersion:
 
 
 def test_an_adapter_holds_no_golden_records(tmp_path: Path) -> None:
-    golden = GoldenRecord(text="account 4711", input_ids=(5, 6), top_token_ids=(7,), top_logprobs=(-0.1,), dtype="float32")
+    golden = GoldenRecord(
+        text="account 4711", input_ids=(5, 6), top_token_ids=(7,), top_logprobs=(-0.1,), dtype="float32"
+    )
     data = encode_blob(soft_prompt(), manifest(golden=(golden,), labels=("größer",)))
     written = write_adapter(tmp_path, version(data), data) / "adapter_model.safetensors"
     assert b"4711" in data
@@ -167,9 +171,17 @@ def test_an_adapter_is_written_once_and_says_what_peft_does_not_keep(tmp_path: P
     written = write_adapter(tmp_path / "a" / "b", version(data), data, base_model="org/tiny")
     assert (written / "adapter_model.safetensors").read_bytes() == data
     config = json.loads((written / "adapter_config.json").read_text())
-    assert (config["base_model_name_or_path"], config["num_virtual_tokens"], config["prompt_tuning_init"]) == ("org/tiny", 4, "RANDOM")
+    assert (config["base_model_name_or_path"], config["num_virtual_tokens"], config["prompt_tuning_init"]) == (
+        "org/tiny",
+        4,
+        "RANDOM",
+    )
     about = json.loads((written / "softprompt.json").read_text())
-    assert (about["version"], about["template"]["text"], about["labels"]) == ("prompts/tone/versions/2", "Q: {input}", ["a"])
+    assert (about["version"], about["template"]["text"], about["labels"]) == (
+        "prompts/tone/versions/2",
+        "Q: {input}",
+        ["a"],
+    )
     with pytest.raises(AlreadyExists):
         write_adapter(written, version(data), data)
     write_adapter(written, version(data), data, overwrite=True)

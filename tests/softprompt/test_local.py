@@ -1,4 +1,6 @@
-"""Services as child processes: none outlives us, whatever ends us and whatever they do. Stand-ins take the services' places."""
+"""Services as child processes: none outlives us, whatever ends us and whatever they do. Stand-ins take the services'
+places.
+"""
 
 from __future__ import annotations
 
@@ -69,7 +71,8 @@ def lines():
 def services(stand_ins, lines, monkeypatch):
     monkeypatch.setattr("softprompt.local.services.RAY_END_SECONDS", 0.5)
     made = LocalServices(
-        LocalConfig(stand_ins / "model", stand_ins / "data", grace_seconds=1), lambda name, line: lines.append((name, line))
+        LocalConfig(stand_ins / "model", stand_ins / "data", grace_seconds=1),
+        lambda name, line: lines.append((name, line)),
     )
     yield made
     assert kill(made.run) == 0, "a process was left"
@@ -144,7 +147,17 @@ def up(stand_ins):
     model = stand_ins / "model"
     model.mkdir()
     (model / "config.json").write_text("{}")
-    command = [sys.executable, "-m", "softprompt.cli", "up", "--json", "--model", str(model), "--data", str(stand_ins / "data")]
+    command = [
+        sys.executable,
+        "-m",
+        "softprompt.cli",
+        "up",
+        "--json",
+        "--model",
+        str(model),
+        "--data",
+        str(stand_ins / "data"),
+    ]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         endpoints = json.loads(process.stdout.readline())
         assert endpoints["trainer"] == "127.0.0.1:1234"

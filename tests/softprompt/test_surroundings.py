@@ -23,15 +23,23 @@ from tests.softprompt.conftest import Services
 from tests.tcp_proxy import silent_server
 
 NOWHERE = "http://user:secret@127.0.0.1:9"
-PROXIES = dict.fromkeys(("grpc_proxy", "https_proxy", "http_proxy", "all_proxy", "HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY"), NOWHERE)
+PROXIES = dict.fromkeys(
+    ("grpc_proxy", "https_proxy", "http_proxy", "all_proxy", "HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY"), NOWHERE
+)
 ANSWER = "Zürich costs 5 € 日本 😀"
 
 
 class Shell:
-    """Runs `softprompt` in a shell against the fakes, with only those variables that a test names beside the usual ones."""
+    """Runs `softprompt` in a shell against the fakes, with only those variables that a test names beside the usual
+    ones.
+    """
 
     def __init__(self, services: Services, home: Path) -> None:
-        taken = {name: value for name, value in os.environ.items() if name.lower() not in {proxy.lower() for proxy in PROXIES}}
+        taken = {
+            name: value
+            for name, value in os.environ.items()
+            if name.lower() not in {proxy.lower() for proxy in PROXIES}
+        }
         self._environment = {
             **taken,
             "SOFTPROMPT_TRAINER": services.trainer_endpoint,
@@ -39,11 +47,15 @@ class Shell:
             "HOME": str(home),
         }
 
-    def __call__(self, script: str, *, without: str = "", stdin: bytes = b"", **environment: str) -> subprocess.CompletedProcess[bytes]:
+    def __call__(
+        self, script: str, *, without: str = "", stdin: bytes = b"", **environment: str
+    ) -> subprocess.CompletedProcess[bytes]:
         """`SP` in the script is the command."""
         variables = {name: value for name, value in {**self._environment, **environment}.items() if name != without}
         command = script.replace("SP", f"{sys.executable} -m softprompt.cli")
-        return subprocess.run(["bash", "-c", command], env=variables, input=stdin, capture_output=True, timeout=60, check=False)
+        return subprocess.run(
+            ["bash", "-c", command], env=variables, input=stdin, capture_output=True, timeout=60, check=False
+        )
 
 
 @pytest.fixture
@@ -75,7 +87,9 @@ async def test_a_proxy_that_is_to_blame_is_named_without_its_password(variable, 
 async def test_a_proxy_that_never_answers_is_named_too(monkeypatch) -> None:
     async with silent_server() as port:
         monkeypatch.setenv("grpc_proxy", f"http://127.0.0.1:{port}")
-        async with AsyncClient(trainer="trainer.invalid:50051", security=ClientSecurity(tls=False), timeout_seconds=0.5) as client:
+        async with AsyncClient(
+            trainer="trainer.invalid:50051", security=ClientSecurity(tls=False), timeout_seconds=0.5
+        ) as client:
             with pytest.raises((DeadlineExceeded, Unavailable), match="through the proxy grpc_proxy="):
                 await client.service_info()
 
@@ -133,9 +147,14 @@ def test_standard_input_is_read_in_its_encoding(shell: Shell, services: Services
     for variables in ({"PYTHONIOENCODING": "utf-8"}, {"LC_ALL": "C"}):
         done = shell("SP generate -", stdin=b"caf\xe9", **variables)
         assert done.returncode == 2
-        assert done.stderr.startswith(b"error: standard input is not text in utf-8\nhint: set its encoding, for example PYTHONIOENCODING")
+        assert done.stderr.startswith(
+            b"error: standard input is not text in utf-8\nhint: set its encoding, for example PYTHONIOENCODING"
+        )
     done = shell(r"SP generate $'\xff\xfe'")
-    assert (done.returncode, done.stderr.splitlines()[0]) == (2, b"error: the input is not text in this shell's encoding")
+    assert (done.returncode, done.stderr.splitlines()[0]) == (
+        2,
+        b"error: the input is not text in this shell's encoding",
+    )
 
 
 def test_closed_streams_are_no_mistake_of_the_program(shell: Shell) -> None:
@@ -160,7 +179,9 @@ def test_a_reader_that_leaves_ends_the_command_in_silence(shell: Shell, services
 
 
 def test_a_terminal_of_twenty_columns(shell: Shell) -> None:
-    done = shell(r'script -qec "stty cols 20; SP jobs list && SP info && SP tune --help" /dev/null', TERM="xterm", COLUMNS="20")
+    done = shell(
+        r'script -qec "stty cols 20; SP jobs list && SP info && SP tune --help" /dev/null', TERM="xterm", COLUMNS="20"
+    )
     assert done.returncode == 0
     assert b"Traceback" not in done.stdout
 

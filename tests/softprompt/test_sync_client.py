@@ -23,7 +23,11 @@ RENAMED = {
 
 
 def public_methods(cls):
-    return {name: value for name, value in inspect.getmembers(cls, inspect.isfunction) if not name.startswith("_") or name == "__init__"}
+    return {
+        name: value
+        for name, value in inspect.getmembers(cls, inspect.isfunction)
+        if not name.startswith("_") or name == "__init__"
+    }
 
 
 @pytest.mark.parametrize(("ours", "theirs"), [(Client, AsyncClient), (SyncGenerationStream, GenerationStream)])

@@ -1,4 +1,6 @@
-"""The caller's trace goes on in the services: what the client sends with each call while a span of the caller's is current."""
+"""The caller's trace goes on in the services: what the client sends with each call while a span of the caller's is
+current.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,10 @@ async def test_every_call_is_a_child_of_the_callers_span() -> None:
     tracer = TracerProvider(shutdown_on_exit=False).get_tracer("caller")
     with receiver() as received:
         tracing = tracing_of("test", received.url)
-        async with running_server(tracing) as running, AsyncClient(inference=f"127.0.0.1:{running.port}", security=NO_SECURITY) as client:
+        async with (
+            running_server(tracing) as running,
+            AsyncClient(inference=f"127.0.0.1:{running.port}", security=NO_SECURITY) as client,
+        ):
             running.servicer.whole = True
             running.servicer.release.set()
             with (
@@ -41,7 +46,10 @@ async def test_every_call_is_a_child_of_the_callers_span() -> None:
 
 
 async def test_without_a_span_nothing_is_sent() -> None:
-    async with running_server() as running, AsyncClient(inference=f"127.0.0.1:{running.port}", security=NO_SECURITY) as client:
+    async with (
+        running_server() as running,
+        AsyncClient(inference=f"127.0.0.1:{running.port}", security=NO_SECURITY) as client,
+    ):
         await client.count_tokens("hello")
         sent = running.servicer.metadata
     assert "user-agent" in sent

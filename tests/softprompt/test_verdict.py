@@ -23,7 +23,9 @@ REASON = "golden: disagrees by 0.9570 at worst, allowed 0.75"
 SPEC = TuningSpec("tone", [Example("a", output="b")])
 
 
-def status(num_replicas: int = 1, served: str = "", refused: str = "", has_base_model: bool = True) -> prompts_pb2.VersionStatus:
+def status(
+    num_replicas: int = 1, served: str = "", refused: str = "", has_base_model: bool = True
+) -> prompts_pb2.VersionStatus:
     found = prompts_pb2.VersionStatus(version=VERSION, num_replicas=num_replicas)
     if served:
         found.served.add(replica=served)
@@ -83,7 +85,9 @@ def test_a_version_that_no_alias_names_is_not_waited_for(tune, services: Service
     assert tune("--alias", "-").code == 0
 
 
-def test_replicas_that_say_nothing_are_not_waited_for_without_end(tune, services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_replicas_that_say_nothing_are_not_waited_for_without_end(
+    tune, services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("softprompt.client.verdict.first_verdict.__defaults__", (0.0,))
     monkeypatch.setattr("softprompt.client.sync_client.Client.first_verdict.__kwdefaults__", {"timeout_seconds": 0.0})
     services.trainer.statuses = [status()]
@@ -108,6 +112,8 @@ async def test_a_real_replicas_verdict(tiny_model_dir: Path, tmp_path: Path) -> 
     async with both(tiny_model_dir, tmp_path, replica="replica-a") as services:
         services.replica.store.publish("tone", blob(tiny_model_dir, matrix(1)), job="a", alias="default")
         assert [item.replica for item in (await services.client.first_verdict(VERSION)).served] == ["replica-a"]
-        services.replica.store.publish("tone", blob(tiny_model_dir, matrix(2, hidden_size=48)), job="b", alias="default")
+        services.replica.store.publish(
+            "tone", blob(tiny_model_dir, matrix(2, hidden_size=48)), job="b", alias="default"
+        )
         with pytest.raises(PreconditionFailed, match=r"replica-a refused prompts/tone/versions/2: .*48 wide"):
             await services.client.first_verdict("prompts/tone/versions/2")

@@ -47,7 +47,9 @@ class Gateway(tuning_pb2_grpc.TuningServiceServicer, prompts_pb2_grpc.PromptServ
         yield tuning_pb2.WatchTuningJobResponse(event=tuning_pb2.TuningEvent(number=2, state_changed=last))
 
     async def GetTuningJob(self, request: Any, context: Any) -> tuning_pb2.GetTuningJobResponse:
-        return tuning_pb2.GetTuningJobResponse(job=tuning_pb2.TuningJob(name=JOB, state=tuning_pb2.TuningJob.STATE_QUEUED))
+        return tuning_pb2.GetTuningJobResponse(
+            job=tuning_pb2.TuningJob(name=JOB, state=tuning_pb2.TuningJob.STATE_QUEUED)
+        )
 
     async def ListPrompts(self, request: Any, context: Any) -> prompts_pb2.ListPromptsResponse:
         return prompts_pb2.ListPromptsResponse()
@@ -56,7 +58,9 @@ class Gateway(tuning_pb2_grpc.TuningServiceServicer, prompts_pb2_grpc.PromptServ
         self.asked_after.append(request.after_revision)
         for revision in (1, 2):
             if revision > request.after_revision:
-                yield prompts_pb2.WatchPromptsResponse(revision=revision, store_id="s", deleted_version=f"prompts/a/versions/{revision}")
+                yield prompts_pb2.WatchPromptsResponse(
+                    revision=revision, store_id="s", deleted_version=f"prompts/a/versions/{revision}"
+                )
             yield prompts_pb2.WatchPromptsResponse(revision=revision, store_id="s", heartbeat=heartbeat(0.05))
             if self.acts:
                 await self.acts.pop(0)(context)

@@ -66,7 +66,9 @@ def spec(first_input: str = "plain", prompt: str = "tone", num_steps: int | None
     return TuningSpec(prompt=prompt, dataset=f"datasets/{first_input}", hyperparameters=asked, **changes)
 
 
-def record(tuning: TuningSpec | None = None, *, queued_at: float | None = None, base_model: str = "tiny", **job: Any) -> Record:
+def record(
+    tuning: TuningSpec | None = None, *, queued_at: float | None = None, base_model: str = "tiny", **job: Any
+) -> Record:
     """A job that was accepted just now."""
     tuning = tuning or spec()
     now = time.time() if queued_at is None else queued_at

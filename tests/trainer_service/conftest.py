@@ -61,7 +61,9 @@ class RunningTrainer:
 
 
 @asynccontextmanager
-async def running_trainer(settings: TrainerSettings, make_pool: PoolMaker = lambda settings: NoWorkers()) -> AsyncIterator[RunningTrainer]:
+async def running_trainer(
+    settings: TrainerSettings, make_pool: PoolMaker = lambda settings: NoWorkers()
+) -> AsyncIterator[RunningTrainer]:
     """Started and SERVING; drained at the end."""
     stop = asyncio.Event()
     task = asyncio.create_task(serve(settings, stop, make_pool))
@@ -137,7 +139,9 @@ async def trainer(settings: TrainerSettings) -> AsyncIterator[RunningTrainer]:
 def postgres() -> Iterator[Postgres]:
     binaries = find_binaries()
     if binaries is None:
-        pytest.skip("PostgreSQL IS NOT INSTALLED: the job store is tested on SQLite only (Debian: apt-get install postgresql)")
+        pytest.skip(
+            "PostgreSQL IS NOT INSTALLED: the job store is tested on SQLite only (Debian: apt-get install postgresql)"
+        )
     with TemporaryDirectory(prefix="pg-") as directory:  # not pytest's own: a socket's path may have 107 bytes
         server = Postgres(binaries, Path(directory))
         server.start()

@@ -46,7 +46,9 @@ class Examples:
         if name == "datasets/gone":
             raise NotFound("dataset", name)
         first = name.removeprefix("datasets/")
-        data = "".join(json.dumps({"input": f"{first} {line}", "output": "yes"}) + "\n" for line in range(1, 13)).encode()
+        data = "".join(
+            json.dumps({"input": f"{first} {line}", "output": "yes"}) + "\n" for line in range(1, 13)
+        ).encode()
         digest = hashlib.sha256(data).hexdigest()
         self._directory.mkdir(exist_ok=True)
         path = self._directory / f"sha256-{digest}.jsonl"
@@ -64,7 +66,9 @@ class AdmitAll:
     async def check(self, spec: TuningSpec) -> EffectiveSpec:
         asked = spec.hyperparameters
         hyperparameters = self._base.training.hyperparameters.model_copy(update=asked.model_dump(exclude_none=True))
-        changes: dict[str, Any] = {"training": self._base.training.model_copy(update={"hyperparameters": hyperparameters})}
+        changes: dict[str, Any] = {
+            "training": self._base.training.model_copy(update={"hyperparameters": hyperparameters})
+        }
         if spec.max_runtime_seconds is not None:
             changes["max_runtime_seconds"] = spec.max_runtime_seconds
         return self._base.model_copy(update=changes)

@@ -14,7 +14,9 @@ _UNPRIVILEGED_USER = "nobody"
 
 
 def find_binaries() -> Path | None:
-    """The directory of initdb and postgres: on the path, where Debian puts them, or of the development dependency that brings them."""
+    """The directory of initdb and postgres: on the path, where Debian puts them, or of the development dependency that
+    brings them.
+    """
     debian = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"), reverse=True)
     if debian:
         return debian[0].parent
@@ -39,7 +41,19 @@ class Postgres:
         self._user = _UNPRIVILEGED_USER if os.getuid() == 0 else None
         self._process: subprocess.Popen[bytes] | None = None
         directory.chmod(0o777)
-        self._run("initdb", "-D", str(self._data), "-U", "softprompt", "--auth", "trust", "--no-sync", "--locale=C", "-E", "UTF8")
+        self._run(
+            "initdb",
+            "-D",
+            str(self._data),
+            "-U",
+            "softprompt",
+            "--auth",
+            "trust",
+            "--no-sync",
+            "--locale=C",
+            "-E",
+            "UTF8",
+        )
 
     @property
     def directory(self) -> Path:

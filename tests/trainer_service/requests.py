@@ -44,13 +44,17 @@ def tuning_spec(**fields: Any) -> pb.TuningSpec:
 
 
 async def create_job(trainer: RunningTrainer, request_id: str = "", **fields: Any) -> pb.TuningJob:
-    response = await trainer.tuning.CreateTuningJob(pb.CreateTuningJobRequest(spec=tuning_spec(**fields), request_id=request_id))
+    response = await trainer.tuning.CreateTuningJob(
+        pb.CreateTuningJobRequest(spec=tuning_spec(**fields), request_id=request_id)
+    )
     job: pb.TuningJob = response.job
     return job
 
 
 def json_lines(num_examples: int = NUM_EXAMPLES) -> bytes:
-    return b"".join(json.dumps({"input": f"number {n}", "output": f"it is {n}"}).encode() + b"\n" for n in range(num_examples))
+    return b"".join(
+        json.dumps({"input": f"number {n}", "output": f"it is {n}"}).encode() + b"\n" for n in range(num_examples)
+    )
 
 
 def upload_of(data: bytes, chunk_bytes: int = 1 << 16, **header: Any) -> Iterator[pb.UploadDatasetRequest]:

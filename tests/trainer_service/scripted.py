@@ -1,8 +1,8 @@
 """A trainer without a model: each job does as many steps as its spec says, and what its inputs begin with.
 
-Inputs `nan`, `oom`, `huge`, `crash` and `forever` make the job fail, run out of memory unless alone, run out of memory always, kill the
-worker's thread, or never end.
-Its state is the number of steps done, so a resumed job can be told from one that began anew.
+Inputs `nan`, `oom`, `huge`, `crash` and `forever` make the job fail, run out of memory unless alone, run out of memory
+always, kill the worker's thread, or never end. Its state is the number of steps done, so a resumed job can be told from
+one that began anew.
 """
 
 from __future__ import annotations
@@ -83,7 +83,9 @@ class ScriptedTrainer:
             raise RuntimeError("the step thread crashed")
         if wish == "nan":
             self._leave(job_id)
-            return [Failed(job_id, attempt, "NAN_LOSS", "the loss is not a number", "spec.hyperparameters.learning_rate")]
+            return [
+                Failed(job_id, attempt, "NAN_LOSS", "the loss is not a number", "spec.hyperparameters.learning_rate")
+            ]
         if (wish == "oom" and not alone) or wish == "huge":
             self._leave(job_id)
             return [Failed(job_id, attempt, "OUT_OF_MEMORY", "does not fit", retryable=True)]

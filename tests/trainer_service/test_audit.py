@@ -1,4 +1,6 @@
-"""What the trainer's own log lines name: who asked for which change, and the job, dataset, version or revision that it made."""
+"""What the trainer's own log lines name: who asked for which change, and the job, dataset, version or revision that it
+made.
+"""
 
 from __future__ import annotations
 
@@ -56,14 +58,22 @@ async def test_a_job_that_ends_leaves_one_line_with_its_state_whoever_ended_it(t
         for _ in range(2):
             await trainer.tuning.CancelTuningJob(pb.CancelTuningJobRequest(name=unwanted.name))
         await until(lambda: sum(line["action"] == "end" for line in lines) == 2)
-    cancelled, expired = sorted((line for line in lines if line["action"] == "end"), key=lambda line: str(line["state"]))
+    cancelled, expired = sorted(
+        (line for line in lines if line["action"] == "end"), key=lambda line: str(line["state"])
+    )
     assert (cancelled["job"], cancelled["state"]) == (unwanted.name.removeprefix("tuningJobs/"), "CANCELLED")
     assert "error" not in cancelled
-    assert (expired["job"], expired["state"], expired["error"]) == (late.name.removeprefix("tuningJobs/"), "FAILED", "DEADLINE_EXCEEDED")
+    assert (expired["job"], expired["state"], expired["error"]) == (
+        late.name.removeprefix("tuningJobs/"),
+        "FAILED",
+        "DEADLINE_EXCEEDED",
+    )
     assert {(line["caller"], line["prompt"]) for line in (cancelled, expired)} == {("anonymous", "support-tone")}
 
 
-async def test_manual_changes_have_an_actor_and_downloads_are_audited(settings: TrainerSettings, tmp_path: Path) -> None:
+async def test_manual_changes_have_an_actor_and_downloads_are_audited(
+    settings: TrainerSettings, tmp_path: Path
+) -> None:
     token = new_token()
     caller = {"name": "release", "roles": ["publisher"], "prompts": ["colours"], "token_sha256": [hash_token(token)]}
     (tmp_path / "callers.json").write_text(json.dumps({"callers": [caller]}))
@@ -75,15 +85,21 @@ async def test_manual_changes_have_an_actor_and_downloads_are_audited(settings: 
                 await trainer.prompts.ImportPromptVersion(import_of(matrix), metadata=metadata)
             moving = prompts_pb2.SetPromptAliasRequest(prompt="colours", alias="stable", targets=[target(2)])
             await trainer.prompts.SetPromptAlias(moving, metadata=metadata)
-            await trainer.prompts.DeletePromptVersion(prompts_pb2.DeletePromptVersionRequest(name="colours@1"), metadata=metadata)
+            await trainer.prompts.DeletePromptVersion(
+                prompts_pb2.DeletePromptVersionRequest(name="colours@1"), metadata=metadata
+            )
             for name in ("colours@2", "acme-layoffs@1"):
-                call = trainer.prompts.DownloadPromptVersion(prompts_pb2.DownloadPromptVersionRequest(name=name), metadata=metadata)
+                call = trainer.prompts.DownloadPromptVersion(
+                    prompts_pb2.DownloadPromptVersionRequest(name=name), metadata=metadata
+                )
                 with suppress(grpc.aio.AioRpcError):
                     _ = [part async for part in call]
     store = open_store(settings.resolved_store_url)
     commits = store.changes_since(0).commits
     assert [commit.actor for commit in commits] == ["release"] * 4
-    assert [(line["actor"], line["revision"]) for line in logged] == [("release", commit.revision) for commit in commits]
+    assert [(line["actor"], line["revision"]) for line in logged] == [
+        ("release", commit.revision) for commit in commits
+    ]
     store.close()
     done, refused = (line for line in audited if line["action"] == "PromptService/DownloadPromptVersion")
     assert (done["caller"], done["result"], done["version"]) == ("release", "OK", "prompts/colours/versions/2")
@@ -92,7 +108,9 @@ async def test_manual_changes_have_an_actor_and_downloads_are_audited(settings: 
 
 async def test_a_calls_line_names_request_caller_prompt_job_and_trace(trainer: RunningTrainer) -> None:
     with log_lines("shared.rpc.interceptors", "call") as lines:
-        job = (await trainer.tuning.CreateTuningJob(pb.CreateTuningJobRequest(spec=tuning_spec()), metadata=METADATA)).job
+        job = (
+            await trainer.tuning.CreateTuningJob(pb.CreateTuningJobRequest(spec=tuning_spec()), metadata=METADATA)
+        ).job
         await trainer.tuning.GetTuningJob(pb.GetTuningJobRequest(name=job.name), metadata=METADATA)
     created, got = (line for line in lines if line["method"].endswith("TuningJob"))
     job_id = job.name.removeprefix("tuningJobs/")

@@ -37,7 +37,9 @@ def init(**fields: Any) -> dict[str, Any]:
 
 
 def conversation(*turns: tuple[str, str]) -> pb.Example:
-    return pb.Example(conversation=pb.Conversation(messages=[Message(role=role, content=content) for role, content in turns]))
+    return pb.Example(
+        conversation=pb.Conversation(messages=[Message(role=role, content=content) for role, content in turns])
+    )
 
 
 GOOD = generation_examples(4)
@@ -98,10 +100,19 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
     "an unknown task": ({"task": 77}, "spec.task"),
     "a task that is not the examples'": ({"task": pb.TASK_KIND_CHAT}, "spec.task"),
     "labels without classification": ({"labels": ["a", "b"]}, "spec.labels"),
-    "a label outside the set": ({"dataset": inline(classification_examples(3)), "labels": ["even", "zero"]}, f"{EXAMPLES}[1].label"),
+    "a label outside the set": (
+        {"dataset": inline(classification_examples(3)), "labels": ["even", "zero"]},
+        f"{EXAMPLES}[1].label",
+    ),
     "one label only": ({"dataset": inline([pb.Example(input=str(n), label="a") for n in range(4)])}, "spec.labels"),
-    "an empty label": ({"dataset": inline(classification_examples(4)), "labels": ["even", "odd", ""]}, "spec.labels[2]"),
-    "a label twice": ({"dataset": inline(classification_examples(4)), "labels": ["even", "odd", "odd"]}, "spec.labels[2]"),
+    "an empty label": (
+        {"dataset": inline(classification_examples(4)), "labels": ["even", "odd", ""]},
+        "spec.labels[2]",
+    ),
+    "a label twice": (
+        {"dataset": inline(classification_examples(4)), "labels": ["even", "odd", "odd"]},
+        "spec.labels[2]",
+    ),
     "no virtual tokens": (hyper(num_virtual_tokens=0), f"{HYPER}.num_virtual_tokens"),
     "more virtual tokens than the limit": (hyper(num_virtual_tokens=101), f"{HYPER}.num_virtual_tokens"),
     "an absurd number of virtual tokens": (hyper(num_virtual_tokens=2**31 - 1), f"{HYPER}.num_virtual_tokens"),
@@ -158,7 +169,10 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a top_p of zero": ({"sampling_defaults": SamplingParams(top_p=0)}, "spec.sampling_defaults.top_p"),
     "a seed as a default": ({"sampling_defaults": SamplingParams(seed=1)}, "spec.sampling_defaults.seed"),
-    "an empty stop sequence": ({"sampling_defaults": SamplingParams(stop_sequences=["a", ""])}, f"{SAMPLING}.stop_sequences[1]"),
+    "an empty stop sequence": (
+        {"sampling_defaults": SamplingParams(stop_sequences=["a", ""])},
+        f"{SAMPLING}.stop_sequences[1]",
+    ),
     "too many stop sequences": (
         {"sampling_defaults": SamplingParams(stop_sequences=["a"] * 10_000)},
         f"{SAMPLING}.stop_sequences",
@@ -176,7 +190,11 @@ async def test_every_bad_spec_is_refused_naming_its_field(trainer: RunningTraine
         if expected == "NotFound":
             found = [type(error).__name__]
         else:
-            found = [violation.field for violation in error.violations] if isinstance(error, InvalidInput) else [repr(error)]
+            found = (
+                [violation.field for violation in error.violations]
+                if isinstance(error, InvalidInput)
+                else [repr(error)]
+            )
         if found != [expected]:
             wrong.append(f"{case}: expected {expected}, got {found}: {error}")
     assert not wrong, "\n".join(wrong)
@@ -185,7 +203,9 @@ async def test_every_bad_spec_is_refused_naming_its_field(trainer: RunningTraine
 
 async def test_everything_wrong_is_said_at_once(trainer: RunningTrainer) -> None:
     error = await refused(
-        create_job(trainer, prompt="../x", priority=1000, **hyper(learning_rate=-1.0, seed=-1), template=Template(format=9))  # type: ignore[arg-type]
+        create_job(
+            trainer, prompt="../x", priority=1000, **hyper(learning_rate=-1.0, seed=-1), template=Template(format=9)
+        )  # type: ignore[arg-type]
     )
     assert isinstance(error, InvalidInput)
     fields = {violation.field for violation in error.violations}
@@ -233,7 +253,10 @@ BAD_UPLOADS: dict[str, tuple[list[pb.UploadDatasetRequest], str]] = {
     "a chunk of 2 MiB": (list(upload_of(b" " * (2 << 20), chunk_bytes=2 << 20)), "chunk"),
     "ten megabytes on one line": (list(upload_of(b'{"input": "' + b"x" * (10 << 20), size_bytes=0)), "dataset line 1"),
     "a long line after short ones": (list(upload_of(json_lines(3) + b"x" * ((1 << 20) + 1))), "dataset line 4"),
-    "more bytes than the limit": (list(upload_of(b"\n".join([b" " * 1_000_000] * 5), size_bytes=0, digest="")), "dataset"),
+    "more bytes than the limit": (
+        list(upload_of(b"\n".join([b" " * 1_000_000] * 5), size_bytes=0, digest="")),
+        "dataset",
+    ),
 }
 
 
@@ -241,7 +264,9 @@ async def test_every_bad_upload_is_refused_and_leaves_nothing(trainer: RunningTr
     wrong = []
     for case, (requests, expected) in BAD_UPLOADS.items():
         error = await refused(trainer.tuning.UploadDataset(iter(requests)))
-        found = [violation.field for violation in error.violations] if isinstance(error, InvalidInput) else [repr(error)]
+        found = (
+            [violation.field for violation in error.violations] if isinstance(error, InvalidInput) else [repr(error)]
+        )
         if found != [expected]:
             wrong.append(f"{case}: expected {expected}, got {found}: {error}")
         if stored(trainer):

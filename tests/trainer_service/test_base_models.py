@@ -16,8 +16,14 @@ def source(directory: Path, config: PreTrainedConfig) -> BaseModelSource:
     return BaseModelSource(config.model_type, str(directory))
 
 
-def test_a_job_on_an_encoder_decoder_or_a_state_space_model_is_refused_with_the_reason(tiny_model_dir: Path, tmp_path: Path) -> None:
-    sources = [source(tmp_path / "t5", T5Config()), source(tmp_path / "mamba", MambaConfig()), BaseModelSource("good", str(tiny_model_dir))]
+def test_a_job_on_an_encoder_decoder_or_a_state_space_model_is_refused_with_the_reason(
+    tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    sources = [
+        source(tmp_path / "t5", T5Config()),
+        source(tmp_path / "mamba", MambaConfig()),
+        BaseModelSource("good", str(tiny_model_dir)),
+    ]
     models = BaseModels(sources)
     models.load()
     assert models.get("").info.id == "good"

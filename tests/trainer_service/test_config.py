@@ -27,7 +27,9 @@ def test_base_models_are_ids_with_places(monkeypatch: pytest.MonkeyPatch) -> Non
     )
 
 
-def test_everything_lives_in_the_data_directory_unless_said_otherwise(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_everything_lives_in_the_data_directory_unless_said_otherwise(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv(f"{PREFIX}DATA_DIR", str(tmp_path))
     settings = load_settings(TrainerSettings)
     assert settings.resolved_store_url == str(tmp_path / "prompts")
@@ -36,7 +38,10 @@ def test_everything_lives_in_the_data_directory_unless_said_otherwise(monkeypatc
     monkeypatch.setenv(f"{PREFIX}STORE_URL", "s3://bucket/prompts")
     monkeypatch.setenv(f"{PREFIX}DATABASE_URL", "postgresql+psycopg://db/jobs")
     settings = load_settings(TrainerSettings)
-    assert (settings.resolved_store_url, settings.resolved_database_url) == ("s3://bucket/prompts", "postgresql+psycopg://db/jobs")
+    assert (settings.resolved_store_url, settings.resolved_database_url) == (
+        "s3://bucket/prompts",
+        "postgresql+psycopg://db/jobs",
+    )
 
 
 @pytest.mark.parametrize(
@@ -62,7 +67,9 @@ def test_everything_lives_in_the_data_directory_unless_said_otherwise(monkeypatc
         ("MAX_WORKER", "1", "is not a setting"),
     ],
 )
-def test_bad_values_name_variable_and_expectation(monkeypatch: pytest.MonkeyPatch, name: str, value: str, expected: str) -> None:
+def test_bad_values_name_variable_and_expectation(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, expected: str
+) -> None:
     monkeypatch.setenv(f"{PREFIX}{name}", value)
     with pytest.raises(ConfigError) as refused:
         load_settings(TrainerSettings)
@@ -82,10 +89,18 @@ def test_limits_of_jobs_are_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     """With the defaults that the parts have by themselves."""
     monkeypatch.setenv(f"{PREFIX}BASE_MODELS", "m")
     assert load_settings(TrainerSettings).jobs == JobsConfig()
-    for name, value in (("MAX_INFRASTRUCTURE_FAILURES", "20"), ("MAX_PUBLISH_SECONDS", "3600"), ("PROOF_SECONDS", "300")):
+    for name, value in (
+        ("MAX_INFRASTRUCTURE_FAILURES", "20"),
+        ("MAX_PUBLISH_SECONDS", "3600"),
+        ("PROOF_SECONDS", "300"),
+    ):
         monkeypatch.setenv(f"{PREFIX}{name}", value)
     settings = load_settings(TrainerSettings)
-    assert (settings.jobs.max_infrastructure_failures, settings.jobs.max_publish_seconds, settings.proof_seconds) == (20, 3600, 300)
+    assert (settings.jobs.max_infrastructure_failures, settings.jobs.max_publish_seconds, settings.proof_seconds) == (
+        20,
+        3600,
+        300,
+    )
 
 
 def test_help_explains_every_setting() -> None:

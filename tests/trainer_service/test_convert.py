@@ -60,9 +60,19 @@ from trainer_service.training.spec import (
 from trainer_service.violations import Violations
 
 COMPARISON = ComparisonRecord(
-    rival="bare_model", metric="loss", value=1.0, rival_value=2.0, difference=1.0, low=0.5, high=1.5, num_examples=30, beats=True
+    rival="bare_model",
+    metric="loss",
+    value=1.0,
+    rival_value=2.0,
+    difference=1.0,
+    low=0.5,
+    high=1.5,
+    num_examples=30,
+    beats=True,
 )
-CANDIDATE = SearchCandidate(learning_rate=0.1, init_method=InitMethod.LABELS, num_steps=3, metrics={"loss": 1.0}, chosen=True, end="worse")
+CANDIDATE = SearchCandidate(
+    learning_rate=0.1, init_method=InitMethod.LABELS, num_steps=3, metrics={"loss": 1.0}, chosen=True, end="worse"
+)
 TABLES = {name: table for name, table in vars(enums).items() if isinstance(table, EnumTable)}
 NOW = datetime(2026, 1, 2, 3, 4, 5, 678901, UTC)
 
@@ -94,7 +104,9 @@ SPEC = TuningSpec(
         seed=0,
         search=False,
     ),
-    publish=PublishPolicy(alias="staging", gate=PublishGate(beat_bare_model=True, minimum_metric=0.0), wait_until_served_seconds=30),
+    publish=PublishPolicy(
+        alias="staging", gate=PublishGate(beat_bare_model=True, minimum_metric=0.0), wait_until_served_seconds=30
+    ),
     priority=-3,
     max_runtime_seconds=90.5,
     sampling_defaults=SamplingDefaults(
@@ -133,7 +145,9 @@ def test_every_field_of_a_spec_survives_both_ways() -> None:
     unset = [field.name for field in message.DESCRIPTOR.fields if not is_set(message, field)]
     assert unset == ["validation_fraction"]
     request = request_from_wire(tuning_pb2.CreateTuningJobRequest(spec=message, request_id="x"))
-    assert request.spec.model_copy(update={"dataset": SPEC.dataset, "validation_dataset": SPEC.validation_dataset}) == SPEC
+    assert (
+        request.spec.model_copy(update={"dataset": SPEC.dataset, "validation_dataset": SPEC.validation_dataset}) == SPEC
+    )
     assert request.request_id == "x"
 
 
@@ -152,14 +166,18 @@ def test_what_is_left_out_stays_left_out() -> None:
 
 def test_no_alias_and_the_default_one_are_told_apart() -> None:
     for wire, alias in (("", "default"), ("-", ""), ("canary", "canary")):
-        spec = tuning_pb2.TuningSpec(prompt="a", dataset=inline(generation_examples(2)), publish=tuning_pb2.PublishPolicy(alias=wire))
+        spec = tuning_pb2.TuningSpec(
+            prompt="a", dataset=inline(generation_examples(2)), publish=tuning_pb2.PublishPolicy(alias=wire)
+        )
         request = request_from_wire(tuning_pb2.CreateTuningJobRequest(spec=spec))
         assert request.spec.publish.alias == alias
         assert spec_to_wire(request.spec).publish.alias == (wire or "default")
 
 
 def test_every_field_of_a_job_is_told() -> None:
-    repetition = Repetition(num_examples=10, num_distinct_inputs=4, num_duplicates=3, num_near_duplicates=2, num_contradictions=1)
+    repetition = Repetition(
+        num_examples=10, num_distinct_inputs=4, num_duplicates=3, num_near_duplicates=2, num_contradictions=1
+    )
     job = Job(
         id="01",
         spec=SPEC,
@@ -235,7 +253,11 @@ def test_every_field_of_a_job_is_told() -> None:
     assert message.create_time.ToDatetime(UTC) == NOW
     assert message.progress.metrics["loss"] == math.inf
     effective = effective_to_wire(job.spec, job.effective)
-    left_open = [field.name for field in effective.hyperparameters.DESCRIPTOR.fields if not is_set(effective.hyperparameters, field)]
+    left_open = [
+        field.name
+        for field in effective.hyperparameters.DESCRIPTOR.fields
+        if not is_set(effective.hyperparameters, field)
+    ]
     assert left_open == ["num_epochs", "class_weights"]
 
 
@@ -272,7 +294,9 @@ def test_durations_survive(seconds: float) -> None:
     assert not violations
 
 
-@pytest.mark.parametrize("duration", [Duration(seconds=1, nanos=-1), Duration(seconds=2**62), Duration(nanos=2**31 - 1)])
+@pytest.mark.parametrize(
+    "duration", [Duration(seconds=1, nanos=-1), Duration(seconds=2**62), Duration(nanos=2**31 - 1)]
+)
 def test_malformed_durations_are_violations(duration: Duration) -> None:
     violations = Violations()
     assert from_duration(duration, "f", violations) is None
@@ -304,9 +328,17 @@ def test_a_template_keeps_that_its_format_was_left_open() -> None:
 def test_weights_are_kept_as_ratios() -> None:
     targets = (AliasTarget(1, 90), AliasTarget(2, 10))
     assert targets_from_wire(targets_to_wire(targets)) == targets
-    cases = {(0.75, 0.25): (3, 1), (0.9, 0.1): (9, 1), (1 / 3, 2 / 3): (1, 2), (1e300, 1e300): (1, 1), (5e-324, 1e308): (1, 1_000_000)}
+    cases = {
+        (0.75, 0.25): (3, 1),
+        (0.9, 0.1): (9, 1),
+        (1 / 3, 2 / 3): (1, 2),
+        (1e300, 1e300): (1, 1),
+        (5e-324, 1e308): (1, 1_000_000),
+    }
     for weights, kept in cases.items():
-        messages = [prompts_pb2.AliasTarget(version=number, weight=weight) for number, weight in enumerate(weights, start=1)]
+        messages = [
+            prompts_pb2.AliasTarget(version=number, weight=weight) for number, weight in enumerate(weights, start=1)
+        ]
         assert tuple(target.weight for target in targets_from_wire(messages)) == kept
 
 
@@ -318,7 +350,9 @@ def is_set(message: Any, field: FieldDescriptor) -> bool:
 def test_a_version_shows_its_origin_to_those_who_may_name_it() -> None:
     summary = VersionSummary("tiny", "sha256:" + "1" * 64, 4, 8, parent="prompts/acme-tone/versions/3")
     record = VersionRecord("support-tone", 1, "sha256:" + "2" * 64, 10, "tuningJobs/1", utc_now(), 1, summary)
-    recipe: dict[str, Any] = {"hyperparameters": {"init": {"source_version": "prompts/acme-tone/versions/3", "method": "FROM_PROMPT"}}}
+    recipe: dict[str, Any] = {
+        "hyperparameters": {"init": {"source_version": "prompts/acme-tone/versions/3", "method": "FROM_PROMPT"}}
+    }
     manifest = Manifest(
         prompt="support-tone",
         base_model=BASE_MODEL,
@@ -334,4 +368,6 @@ def test_a_version_shows_its_origin_to_those_who_may_name_it() -> None:
         shown = version_to_wire(version, manifest)
     assert "acme" not in str(shown)
     assert shown.recipe["hyperparameters"]["init"]["method"] == "FROM_PROMPT"
-    assert recipe["hyperparameters"]["init"]["source_version"] == "prompts/acme-tone/versions/3", "the manifest itself is left alone"
+    assert recipe["hyperparameters"]["init"]["source_version"] == "prompts/acme-tone/versions/3", (
+        "the manifest itself is left alone"
+    )

@@ -32,7 +32,9 @@ async def test_of_a_queued_job(trainer: RunningTrainer) -> None:
     await trainer.tuning.CancelTuningJob(pb.CancelTuningJobRequest(name=job.name))
     rest = [item.event.WhichOneof("kind") async for item in watch]
     assert rest[-1] == "state_changed"
-    assert (await trainer.tuning.GetTuningJob(pb.GetTuningJobRequest(name=job.name))).job.last_event == 2, "heartbeats are not stored"
+    assert (await trainer.tuning.GetTuningJob(pb.GetTuningJobRequest(name=job.name))).job.last_event == 2, (
+        "heartbeats are not stored"
+    )
 
 
 async def test_of_prompts_that_do_not_change(trainer: RunningTrainer) -> None:

@@ -50,7 +50,9 @@ def file_of(header: object, data: bytes = b"") -> bytes:
 
 
 @settings(max_examples=300, deadline=None)
-@given(position=st.integers(0, len(SOUND) - 1), patch=st.binary(min_size=1, max_size=16), cut=st.integers(0, len(SOUND)))
+@given(
+    position=st.integers(0, len(SOUND) - 1), patch=st.binary(min_size=1, max_size=16), cut=st.integers(0, len(SOUND))
+)
 @example(position=0, patch=b"\xff" * 8, cut=len(SOUND))
 def test_damaged_files(position: int, patch: bytes, cut: int) -> None:
     matrix = imported((SOUND[:position] + patch + SOUND[position + len(patch) :])[:cut])
@@ -65,7 +67,9 @@ entries = st.fixed_dictionaries(
         "data_offsets": st.lists(st.integers(-1, 2**64), max_size=3) | values,
     }
 )
-headers = st.dictionaries(st.sampled_from(["prompt_embeddings", "decoder", "encoder", "x", "__metadata__"]), entries | values, max_size=3)
+headers = st.dictionaries(
+    st.sampled_from(["prompt_embeddings", "decoder", "encoder", "x", "__metadata__"]), entries | values, max_size=3
+)
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -110,7 +114,11 @@ def test_pickles_are_never_read(protocol: int, monkeypatch: pytest.MonkeyPatch) 
     ("tensors", "kind", "why"),
     [
         ({"x": torch.full((2, WIDTH), float("inf"))}, DamagedBlob, "finite"),
-        ({"x": torch.full((2, WIDTH), 1e300, dtype=torch.float64)}, DamagedBlob, "finite"),  # finite before the cast, not after it
+        (
+            {"x": torch.full((2, WIDTH), 1e300, dtype=torch.float64)},
+            DamagedBlob,
+            "finite",
+        ),  # finite before the cast, not after it
         ({"x": torch.zeros(2, WIDTH + 1)}, PreconditionFailed, f"has width {WIDTH + 1}"),
         ({"x": torch.zeros(1025, WIDTH)}, DamagedBlob, "1025 virtual tokens"),
         ({"x": torch.zeros(2, 2, WIDTH)}, DamagedBlob, "is a matrix"),
@@ -119,7 +127,9 @@ def test_pickles_are_never_read(protocol: int, monkeypatch: pytest.MonkeyPatch) 
         ({"x": torch.zeros(2, WIDTH), "y": torch.ones(2, WIDTH)}, InvalidInput, "holds 2"),
     ],
 )
-def test_matrices_that_cannot_be_served(tensors: dict[str, torch.Tensor], kind: type[SoftPromptError], why: str) -> None:
+def test_matrices_that_cannot_be_served(
+    tensors: dict[str, torch.Tensor], kind: type[SoftPromptError], why: str
+) -> None:
     models: Any = Models()
     with pytest.raises(kind, match=why):
         read_import(save(tensors), REQUEST, models)

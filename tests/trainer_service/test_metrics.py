@@ -22,7 +22,9 @@ CREATED = datetime(2026, 1, 1, tzinfo=UTC)
 
 def job(state: JobState, **fields: Any) -> Job:
     spec = TuningSpec(prompt="a", dataset="datasets/x")
-    return Job(id=fields.pop("id", "1"), spec=spec, effective=effective_spec(), state=state, create_time=CREATED, **fields)
+    return Job(
+        id=fields.pop("id", "1"), spec=spec, effective=effective_spec(), state=state, create_time=CREATED, **fields
+    )
 
 
 def scrape(registry: CollectorRegistry) -> dict[str, float]:
@@ -34,7 +36,10 @@ def scrape(registry: CollectorRegistry) -> dict[str, float]:
     finally:
         server.close()
     samples = (sample for family in text_string_to_metric_families(text) for sample in family.samples)
-    return {" ".join([sample.name, *(f"{k}={v}" for k, v in sorted(sample.labels.items()))]): sample.value for sample in samples}
+    return {
+        " ".join([sample.name, *(f"{k}={v}" for k, v in sorted(sample.labels.items()))]): sample.value
+        for sample in samples
+    }
 
 
 def test_a_job_s_life_is_counted_once() -> None:
@@ -46,7 +51,9 @@ def test_a_job_s_life_is_counted_once() -> None:
         metrics.job_changed(job(JobState.RUNNING, attempt=1, start_time=started))
     metrics.job_changed(job(JobState.QUEUED, attempt=1, start_time=started))
     metrics.job_changed(job(JobState.RUNNING, attempt=2, start_time=started))
-    ended = job(JobState.SUCCEEDED, attempt=2, end_time=CREATED + timedelta(seconds=60), result=JobResult(published=True))
+    ended = job(
+        JobState.SUCCEEDED, attempt=2, end_time=CREATED + timedelta(seconds=60), result=JobResult(published=True)
+    )
     metrics.job_changed(ended)
     metrics.job_changed(ended)
     metrics.job_changed(job(JobState.FAILED, id="2", error=JobError(code="something new", message="")))
@@ -67,7 +74,9 @@ def test_training_is_counted() -> None:
     metrics = TrainerMetrics(registry)
     metrics.training_event(Started("1", 1, statistics=None, step=0))  # type: ignore[arg-type]
     for step in (1, 2):
-        metrics.training_event(StepDone("1", 1, step, 10, 0.5, 1.0, 0.01, num_examples=16, num_tokens=500, step_seconds=0.2))
+        metrics.training_event(
+            StepDone("1", 1, step, 10, 0.5, 1.0, 0.01, num_examples=16, num_tokens=500, step_seconds=0.2)
+        )
     metrics.training_event(Evaluated("1", 1, 2, {"loss": 0.4, "accuracy": 0.9}, is_best=True))
     metrics.training_event(Evaluated("1", 1, 2, {}, is_best=False))
     metrics.training_event(Checkpointed("1", 1, 2, b"12345"))

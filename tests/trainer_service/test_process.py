@@ -1,4 +1,6 @@
-"""The real process with real Ray: started by its command, a job trained, SIGTERM, a clean end, and everything still there after it."""
+"""The real process with real Ray: started by its command, a job trained, SIGTERM, a clean end, and everything still
+there after it.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,9 @@ async def process(environment: dict[str, str]) -> AsyncIterator[tuple[subprocess
     ready = Path(environment[f"{PREFIX}READY_FILE"])
     log = ready.with_name("log.txt")
     with log.open("ab") as stderr:
-        running = subprocess.Popen([sys.executable, "-m", "trainer_service"], env={**os.environ, **environment}, stderr=stderr)  # noqa: ASYNC220
+        running = subprocess.Popen(
+            [sys.executable, "-m", "trainer_service"], env={**os.environ, **environment}, stderr=stderr
+        )  # noqa: ASYNC220
     try:
 
         def is_ready() -> bool:
@@ -66,7 +70,9 @@ async def test_train_drain_restart(tmp_path: Path, tiny_model_dir: Path) -> None
         spec = tuning_spec(hyperparameters=pb.Hyperparameters(num_steps=3, num_virtual_tokens=4))
         short = (await tuning.CreateTuningJob(pb.CreateTuningJobRequest(spec=spec))).job
         async with asyncio.timeout(120):
-            events = [response.event async for response in tuning.WatchTuningJob(pb.WatchTuningJobRequest(name=short.name))]
+            events = [
+                response.event async for response in tuning.WatchTuningJob(pb.WatchTuningJobRequest(name=short.name))
+            ]
         assert events[-1].state_changed.state == pb.TuningJob.STATE_SUCCEEDED, events[-1]
         spec.hyperparameters.num_steps = 1_000_000
         long = (await tuning.CreateTuningJob(pb.CreateTuningJobRequest(spec=spec))).job
@@ -98,12 +104,16 @@ async def test_train_drain_restart(tmp_path: Path, tiny_model_dir: Path) -> None
 def test_bad_settings_end_the_process_with_their_names() -> None:
     clean = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
     environment = clean | {f"{PREFIX}MAX_WORKERS": "none", f"{PREFIX}TYPO": "1"}
-    done = subprocess.run([sys.executable, "-m", "trainer_service"], env=environment, capture_output=True, timeout=60, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "trainer_service"], env=environment, capture_output=True, timeout=60, check=False
+    )
     assert done.returncode == 78
     for name in ("BASE_MODELS", "MAX_WORKERS", "TYPO"):
         assert f"{PREFIX}{name}" in done.stderr.decode()
 
 
 def test_help_names_every_setting() -> None:
-    done = subprocess.run([sys.executable, "-m", "trainer_service", "--help"], capture_output=True, timeout=60, check=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "trainer_service", "--help"], capture_output=True, timeout=60, check=True
+    )
     assert f"{PREFIX}BASE_MODELS" in done.stdout.decode()

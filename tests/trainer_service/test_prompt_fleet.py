@@ -30,7 +30,9 @@ def checking_often(monkeypatch: pytest.MonkeyPatch) -> None:
 def beat(store: PromptStore, replica: str, fingerprint: str, **said: Any) -> None:
     started = said.pop("started_at", utc_now())
     store.put_replica(
-        ReplicaRecord(id=replica, base_model="tiny", base_model_fingerprint=fingerprint, started_at=started, revision=2, **said)
+        ReplicaRecord(
+            id=replica, base_model="tiny", base_model_fingerprint=fingerprint, started_at=started, revision=2, **said
+        )
     )
 
 
@@ -41,8 +43,16 @@ async def test_the_status_counts_live_replicas_and_tells_who_refused(trainer: Ru
     one = {"prompt": "colours", "version": 1, "digest": first.digest}
     two = {"prompt": "colours", "version": 2, "digest": second.digest}
     serves_one = LoadedVersion(**one, loaded_at=utc_now())
-    beat(store, "a", ours, loaded=(serves_one, LoadedVersion(**two, loaded_at=utc_now(), publish_to_served_seconds=0.25)))
-    beat(store, "b", ours, loaded=(serves_one,), refused=(RefusedVersion(**two, reason="golden: -1.5 here, -0.5 where it was trained"),))
+    beat(
+        store, "a", ours, loaded=(serves_one, LoadedVersion(**two, loaded_at=utc_now(), publish_to_served_seconds=0.25))
+    )
+    beat(
+        store,
+        "b",
+        ours,
+        loaded=(serves_one,),
+        refused=(RefusedVersion(**two, reason="golden: -1.5 here, -0.5 where it was trained"),),
+    )
     beat(store, "c", "sha256:other", refused=(RefusedVersion(**one, reason="base_model: tuned for tiny"),))
     beat(store, "killed", ours, updated_at=LONG_AGO, loaded=(serves_one,))
     beat(store, "slow", ours, heartbeat_seconds=120, loaded=(serves_one,))
@@ -50,15 +60,28 @@ async def test_the_status_counts_live_replicas_and_tells_who_refused(trainer: Ru
     beat(store, "d", ours, loaded=(serves_one, stale_bytes))
     status = await trainer.prompts.GetPromptStatus(pb.GetPromptStatusRequest(name="prompts/colours"))
     newer, older = status.versions
-    assert (newer.version, list(newer.aliases), newer.num_replicas, newer.served_by_all) == (second.name, ["default"], 4, False)
+    assert (newer.version, list(newer.aliases), newer.num_replicas, newer.served_by_all) == (
+        second.name,
+        ["default"],
+        4,
+        False,
+    )
     assert [(item.replica, item.publish_to_served.ToMilliseconds()) for item in newer.served] == [("a", 250)]
     assert [item.has_base_model for item in (*newer.refused, *older.refused)] == [True, False]
-    assert [(item.replica, item.reason) for item in newer.refused] == [("b", "golden: -1.5 here, -0.5 where it was trained")]
-    assert (older.num_replicas, [item.replica for item in older.served], older.served_by_all) == (4, ["a", "b", "d", "slow"], True)
+    assert [(item.replica, item.reason) for item in newer.refused] == [
+        ("b", "golden: -1.5 here, -0.5 where it was trained")
+    ]
+    assert (older.num_replicas, [item.replica for item in older.served], older.served_by_all) == (
+        4,
+        ["a", "b", "d", "slow"],
+        True,
+    )
     assert not older.served[0].HasField("publish_to_served")
     assert [(item.replica, item.reason) for item in older.refused] == [("c", "base_model: tuned for tiny")]
     assert [item.id for item in status.replicas] == ["a", "b", "c", "d", "slow"]
-    assert isinstance(await refused(trainer.prompts.GetPromptStatus(pb.GetPromptStatusRequest(name="nobody"))), NotFound)
+    assert isinstance(
+        await refused(trainer.prompts.GetPromptStatus(pb.GetPromptStatusRequest(name="nobody"))), NotFound
+    )
 
 
 async def test_without_replicas_nothing_is_served_by_all(trainer: RunningTrainer) -> None:
@@ -67,7 +90,9 @@ async def test_without_replicas_nothing_is_served_by_all(trainer: RunningTrainer
     assert (version.num_replicas, version.served_by_all) == (0, False)
 
 
-async def test_a_watch_resumed_with_the_revision_of_another_store_is_refused(trainer: RunningTrainer, tmp_path: Path) -> None:
+async def test_a_watch_resumed_with_the_revision_of_another_store_is_refused(
+    trainer: RunningTrainer, tmp_path: Path
+) -> None:
     await publish(trainer)
     first = await anext(aiter(trainer.prompts.WatchPrompts(pb.WatchPromptsRequest())))
     assert first.store_id == open_store(trainer.settings.resolved_store_url).id
@@ -84,7 +109,9 @@ async def test_a_watch_resumed_with_the_revision_of_another_store_is_refused(tra
     assert not anew.snapshot.prompts
 
 
-async def test_a_running_watch_hears_that_its_store_was_replaced(checking_often: None, trainer: RunningTrainer, tmp_path: Path) -> None:
+async def test_a_running_watch_hears_that_its_store_was_replaced(
+    checking_often: None, trainer: RunningTrainer, tmp_path: Path
+) -> None:
     await publish(trainer)
     watch = aiter(trainer.prompts.WatchPrompts(pb.WatchPromptsRequest()))
     first = await anext(watch)
@@ -110,7 +137,10 @@ async def test_waiting_for_served_by_all_ends_with_the_count_or_the_reasons(trai
     version = await publish(trainer)
     store, ours = open_store(trainer.settings.resolved_store_url), version.base_model.fingerprint
     about = {"prompt": "colours", "version": 1, "digest": version.digest}
-    loaded, refusal = LoadedVersion(**about, loaded_at=utc_now()), RefusedVersion(**about, reason="golden: 1 here, 2 there")
+    loaded, refusal = (
+        LoadedVersion(**about, loaded_at=utc_now()),
+        RefusedVersion(**about, reason="golden: 1 here, 2 there"),
+    )
     async with AsyncClient(f"127.0.0.1:{trainer.port}", "127.0.0.1:1") as client:
         with pytest.raises(DeadlineExceeded, match="served by 0 of 0 live replicas"):
             await client.wait_until_served_by_all("colours@1", timeout_seconds=0)

@@ -36,7 +36,9 @@ async def publish(trainer: RunningTrainer, matrix: torch.Tensor = MATRIX, **head
 
 
 async def download(trainer: RunningTrainer, name: str) -> tuple[pb.PromptVersion, bytes]:
-    first, *rest = [part async for part in trainer.prompts.DownloadPromptVersion(pb.DownloadPromptVersionRequest(name=name))]
+    first, *rest = [
+        part async for part in trainer.prompts.DownloadPromptVersion(pb.DownloadPromptVersionRequest(name=name))
+    ]
     return first.version, b"".join(part.chunk for part in rest)
 
 
@@ -44,7 +46,9 @@ def target(version: int, weight: float = 1.0) -> pb.AliasTarget:
     return pb.AliasTarget(version=version, weight=weight)
 
 
-async def set_alias(trainer: RunningTrainer, alias: str, *targets: pb.AliasTarget, **expected: int) -> pb.SetPromptAliasResponse:
+async def set_alias(
+    trainer: RunningTrainer, alias: str, *targets: pb.AliasTarget, **expected: int
+) -> pb.SetPromptAliasResponse:
     request = pb.SetPromptAliasRequest(prompt="prompts/colours", alias=alias, targets=targets, **expected)  # type: ignore[arg-type]
     response: pb.SetPromptAliasResponse = await trainer.prompts.SetPromptAlias(request)
     return response
@@ -126,7 +130,10 @@ async def test_an_alias_moves_only_from_where_the_caller_thinks(trainer: Running
     by_revision = await refused(set_alias(trainer, "staging", target(3), expected_revision=created.alias.revision))
     assert isinstance(by_revision, Conflict)
     canary = await set_alias(trainer, "staging", target(2, 0.9), target(3, 0.1), expected_revision=moved.alias.revision)
-    assert [(t.version, round(t.weight / canary.alias.targets[1].weight)) for t in canary.alias.targets] == [(2, 9), (3, 1)]
+    assert [(t.version, round(t.weight / canary.alias.targets[1].weight)) for t in canary.alias.targets] == [
+        (2, 9),
+        (3, 1),
+    ]
     removed = await set_alias(trainer, "staging")
     assert not removed.alias.targets
     prompt = (await trainer.prompts.GetPrompt(pb.GetPromptRequest(name="colours"))).prompt
@@ -136,7 +143,9 @@ async def test_an_alias_moves_only_from_where_the_caller_thinks(trainer: Running
 async def test_a_version_that_an_alias_names_is_not_deleted(trainer: RunningTrainer) -> None:
     await publish(trainer)
     await publish(trainer, MATRIX + 1)
-    named = await refused(trainer.prompts.DeletePromptVersion(pb.DeletePromptVersionRequest(name="prompts/colours/versions/2")))
+    named = await refused(
+        trainer.prompts.DeletePromptVersion(pb.DeletePromptVersionRequest(name="prompts/colours/versions/2"))
+    )
     assert isinstance(named, PreconditionFailed)
     await trainer.prompts.DeletePromptVersion(pb.DeletePromptVersionRequest(name="prompts/colours/versions/1"))
     gone = await refused(trainer.prompts.GetPromptVersion(pb.GetPromptVersionRequest(name="colours@1")))
@@ -188,7 +197,10 @@ async def test_bad_requests_name_their_field(trainer: RunningTrainer) -> None:
         (trainer.prompts.DeletePromptVersion(pb.DeletePromptVersionRequest(name="colours@default")), "name"),
         (trainer.prompts.ListPrompts(pb.ListPromptsRequest(page_token="../x")), "page_token"),
         (trainer.prompts.ListPrompts(pb.ListPromptsRequest(page_size=-1)), "page_size"),
-        (trainer.prompts.ListPromptVersions(pb.ListPromptVersionsRequest(parent="colours", page_token="x")), "page_token"),
+        (
+            trainer.prompts.ListPromptVersions(pb.ListPromptVersionsRequest(parent="colours", page_token="x")),
+            "page_token",
+        ),
         (set_alias(trainer, "7", target(1)), "alias"),
         (set_alias(trainer, "../x", target(1)), "alias"),
         (set_alias(trainer, "a", target(0)), "targets[0].version"),
@@ -255,7 +267,9 @@ async def test_training_starts_from_a_published_version(trainer: RunningTrainer)
     assert effective.init.source == "prompts/colours/versions/1"
     assert effective.num_virtual_tokens == 4
     error = await refused(
-        create_job(trainer, prompt="colours", hyperparameters=tuning_pb2.Hyperparameters(init=init, num_virtual_tokens=9))
+        create_job(
+            trainer, prompt="colours", hyperparameters=tuning_pb2.Hyperparameters(init=init, num_virtual_tokens=9)
+        )
     )
     assert isinstance(error, InvalidInput)
     assert [violation.field for violation in error.violations] == ["spec.hyperparameters.num_virtual_tokens"]
@@ -279,7 +293,11 @@ async def test_training_from_a_version_of_another_model_names_both_fingerprints(
     assert error.metadata["field"] == "spec.hyperparameters.init.source"
 
 
-@pytest.mark.parametrize("sampling", [SamplingParams(temperature=0.7, top_k=5, max_new_tokens=9, stop_sequences=["\n"])])
-async def test_sampling_defaults_of_a_job_come_back_as_they_were(trainer: RunningTrainer, sampling: SamplingParams) -> None:
+@pytest.mark.parametrize(
+    "sampling", [SamplingParams(temperature=0.7, top_k=5, max_new_tokens=9, stop_sequences=["\n"])]
+)
+async def test_sampling_defaults_of_a_job_come_back_as_they_were(
+    trainer: RunningTrainer, sampling: SamplingParams
+) -> None:
     job = await create_job(trainer, dataset=inline(generation_examples(4)), sampling_defaults=sampling)
     assert job.spec.sampling_defaults == sampling

@@ -20,7 +20,9 @@ from trainer_service.proof import Prover
 from trainer_service.training.evaluation.golden import TOP_K
 
 
-async def test_an_import_is_proven_on_the_trainers_copy_of_the_model_and_replayed(tiny_model_dir: Path, tmp_path: Path) -> None:
+async def test_an_import_is_proven_on_the_trainers_copy_of_the_model_and_replayed(
+    tiny_model_dir: Path, tmp_path: Path
+) -> None:
     save_file({"decoder": matrix(1)}, tmp_path / "decoder.safetensors")
     async with both(tiny_model_dir, tmp_path, max_proof_model_bytes=1 << 30) as services:
         version = await services.client.import_version(tmp_path / "decoder.safetensors", "tone")
@@ -46,7 +48,9 @@ async def test_a_model_that_is_too_large_or_not_there_leaves_the_import_without(
     (broken / "config.json").write_text("{")
     assert await Prover(max_model_bytes=1 << 30).golden_records(broken, data) == ()
     assert await Prover(max_model_bytes=1 << 30, timeout_seconds=0.05).golden_records(tiny_model_dir, data) == ()
-    reasons = [str(record.__dict__["fields"]["why"]) for record in caplog.records if "no golden record" in record.message]
+    reasons = [
+        str(record.__dict__["fields"]["why"]) for record in caplog.records if "no golden record" in record.message
+    ]
     assert len(reasons) == 3
     assert "may be loaded" in reasons[0]
     assert "exit code 1" in reasons[1]
@@ -54,7 +58,9 @@ async def test_a_model_that_is_too_large_or_not_there_leaves_the_import_without(
 
 
 async def test_a_withdrawn_import_leaves_no_process(tiny_model_dir: Path) -> None:
-    task = asyncio.create_task(Prover(max_model_bytes=1 << 30).golden_records(tiny_model_dir, blob(tiny_model_dir, torch.zeros(2, 64))))
+    task = asyncio.create_task(
+        Prover(max_model_bytes=1 << 30).golden_records(tiny_model_dir, blob(tiny_model_dir, torch.zeros(2, 64)))
+    )
     await asyncio.sleep(0.3)  # wherever it is by then
     task.cancel()
     async with asyncio.timeout(10):

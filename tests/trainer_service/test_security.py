@@ -1,4 +1,6 @@
-"""Two teams and a release manager at one trainer: each sees and touches what is theirs, and nothing makes the trainer reach out."""
+"""Two teams and a release manager at one trainer: each sees and touches what is theirs, and nothing makes the trainer
+reach out.
+"""
 
 from __future__ import annotations
 
@@ -37,8 +39,14 @@ async def trainer(settings: TrainerSettings, tmp_path: Path) -> AsyncIterator[Ru
         {"name": "viewer", "roles": ["viewer"]},
     ]
     file = tmp_path / "callers.json"
-    file.write_text(json.dumps({"callers": [{**caller, "token_sha256": [hash_token(TOKENS[str(caller["name"])])]} for caller in callers]}))
-    async with running_trainer(settings.model_copy(update={"callers_file": str(file), "dataset_roots": (str(tmp_path),)})) as running:
+    file.write_text(
+        json.dumps(
+            {"callers": [{**caller, "token_sha256": [hash_token(TOKENS[str(caller["name"])])]} for caller in callers]}
+        )
+    )
+    async with running_trainer(
+        settings.model_copy(update={"callers_file": str(file), "dataset_roots": (str(tmp_path),)})
+    ) as running:
         yield running
 
 
@@ -48,7 +56,9 @@ def by(token: str) -> dict[str, Any]:
 
 async def create(trainer: RunningTrainer, token: str, request_id: str = "", **fields: Any) -> pb.TuningJob:
     spec = tuning_spec(**{"publish": NO_ALIAS, **fields})
-    response = await trainer.tuning.CreateTuningJob(pb.CreateTuningJobRequest(spec=spec, request_id=request_id), **by(token))
+    response = await trainer.tuning.CreateTuningJob(
+        pb.CreateTuningJobRequest(spec=spec, request_id=request_id), **by(token)
+    )
     job: pb.TuningJob = response.job
     return job
 
@@ -107,7 +117,9 @@ async def test_a_job_goes_on_from_ones_own_unpublished_job_and_no_other(trainer:
 
 
 async def test_where_a_prompt_comes_from_is_shown_to_those_who_may_name_it(trainer: RunningTrainer) -> None:
-    await trainer.prompts.ImportPromptVersion(import_of(save({"prompt_embeddings": MATRIX}), prompt="sales-pitch"), **by(RELEASE))
+    await trainer.prompts.ImportPromptVersion(
+        import_of(save({"prompt_embeddings": MATRIX}), prompt="sales-pitch"), **by(RELEASE)
+    )
     init = pb.Hyperparameters(init=pb.PromptInit(source="sales-pitch@1"))
     job = await create(trainer, RELEASE, hyperparameters=init)
     for token, shown in ((RELEASE, True), (SUPPORT, False)):
@@ -118,16 +130,23 @@ async def test_where_a_prompt_comes_from_is_shown_to_those_who_may_name_it(train
 async def test_lists_and_watches_of_prompts_show_ones_own(trainer: RunningTrainer) -> None:
     watch = trainer.prompts.WatchPrompts(prompts_pb2.WatchPromptsRequest(after_revision=0), **by(SUPPORT))
     for prompt in ("sales-pitch", "support-tone"):
-        await trainer.prompts.ImportPromptVersion(import_of(save({"prompt_embeddings": MATRIX}), prompt=prompt), **by(RELEASE))
+        await trainer.prompts.ImportPromptVersion(
+            import_of(save({"prompt_embeddings": MATRIX}), prompt=prompt), **by(RELEASE)
+        )
     async with asyncio.timeout(10):
         first = await watch.read()
     watch.cancel()
     assert "sales" not in str(first)
     assert "support-tone" in str(first)
-    names = [prompt.name for prompt in (await trainer.prompts.ListPrompts(prompts_pb2.ListPromptsRequest(), **by(SUPPORT))).prompts]
+    names = [
+        prompt.name
+        for prompt in (await trainer.prompts.ListPrompts(prompts_pb2.ListPromptsRequest(), **by(SUPPORT))).prompts
+    ]
     assert names == ["prompts/support-tone"]
     for name in ("prompts/sales-pitch/versions/1", "sales-pitch@1", "sales-pitch"):
-        error = await refused(trainer.prompts.GetPromptVersion(prompts_pb2.GetPromptVersionRequest(name=name), **by(SUPPORT)))
+        error = await refused(
+            trainer.prompts.GetPromptVersion(prompts_pb2.GetPromptVersionRequest(name=name), **by(SUPPORT))
+        )
         assert isinstance(error, NotFound), name
     alias = prompts_pb2.SetPromptAliasRequest(prompt="prompts/support-tone", alias="default")
     assert isinstance(await refused(trainer.prompts.SetPromptAlias(alias, **by(SUPPORT))), PermissionDenied)
@@ -150,7 +169,9 @@ async def test_a_callers_jobs_and_bytes_are_bounded(trainer: RunningTrainer) -> 
 
 
 @pytest.mark.parametrize("token", [VIEWER, SUPPORT, new_token()], ids=["no role", "too many bytes", "unknown"])
-async def test_an_upload_that_is_refused_before_its_handler_hears_the_reason_while_it_writes(trainer: RunningTrainer, token: str) -> None:
+async def test_an_upload_that_is_refused_before_its_handler_hears_the_reason_while_it_writes(
+    trainer: RunningTrainer, token: str
+) -> None:
     data = json_lines(400)
     expected = {VIEWER: PermissionDenied, SUPPORT: Overloaded}.get(token, Unauthenticated)
     for _ in range(10):
@@ -171,7 +192,9 @@ async def test_a_request_id_is_ones_own(trainer: RunningTrainer) -> None:
     assert (await create(trainer, RELEASE, "once", prompt="sales-pitch")).name != first.name
 
 
-@pytest.mark.parametrize("scheme", ["http", "https", "ftp", "s3", "gs", "FILE", "file+http", "unix", "data", "jar:file"])
+@pytest.mark.parametrize(
+    "scheme", ["http", "https", "ftp", "s3", "gs", "FILE", "file+http", "unix", "data", "jar:file"]
+)
 async def test_no_uri_makes_the_trainer_reach_out(trainer: RunningTrainer, scheme: str) -> None:
     visitors = 0
 

@@ -1,4 +1,6 @@
-"""A whole trainer whose prompt store or database takes requests and answers none: what needs the other goes on, and all ends in time."""
+"""A whole trainer whose prompt store or database takes requests and answers none: what needs the other goes on, and all
+ends in time.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +55,9 @@ def database_proxy(postgres: Postgres) -> Iterator[TcpProxy]:
 
 
 @pytest.fixture
-def far(settings: TrainerSettings, store_proxy: TcpProxy, database_proxy: TcpProxy, postgres: Postgres) -> TrainerSettings:
+def far(
+    settings: TrainerSettings, store_proxy: TcpProxy, database_proxy: TcpProxy, postgres: Postgres
+) -> TrainerSettings:
     """Both systems elsewhere, with short time limits."""
     name = f"far_{secrets.token_hex(4)}"
     postgres.create_database(name)
@@ -85,17 +89,31 @@ async def becomes(trainer: RunningTrainer, **expected: int) -> None:
     await until(is_so)
 
 
-async def test_while_the_store_hangs_jobs_are_made_read_and_cancelled(trainer: RunningTrainer, store_proxy: TcpProxy) -> None:
+async def test_while_the_store_hangs_jobs_are_made_read_and_cancelled(
+    trainer: RunningTrainer, store_proxy: TcpProxy
+) -> None:
     store_proxy.hang()
     await becomes(trainer, prompt_store=NOT_SERVING, job_database=SERVING)
-    assert await statuses(trainer, "live", "ready", "", TUNING, PROMPTS) == [SERVING, SERVING, SERVING, SERVING, NOT_SERVING]
-    listing = [asyncio.create_task(refused(trainer.prompts.ListPrompts(LIST))) for _ in range(40)]  # more than there are threads
+    assert await statuses(trainer, "live", "ready", "", TUNING, PROMPTS) == [
+        SERVING,
+        SERVING,
+        SERVING,
+        SERVING,
+        NOT_SERVING,
+    ]
+    listing = [
+        asyncio.create_task(refused(trainer.prompts.ListPrompts(LIST))) for _ in range(40)
+    ]  # more than there are threads
     begun = time.monotonic()
     job = await create_job(trainer)
-    assert (await trainer.tuning.GetTuningJob(pb.GetTuningJobRequest(name=job.name))).job.state == pb.TuningJob.STATE_QUEUED
+    assert (
+        await trainer.tuning.GetTuningJob(pb.GetTuningJobRequest(name=job.name))
+    ).job.state == pb.TuningJob.STATE_QUEUED
     await trainer.tuning.CancelTuningJob(pb.CancelTuningJobRequest(name=job.name))
     events = [
-        item.event.number async for item in trainer.tuning.WatchTuningJob(pb.WatchTuningJobRequest(name=job.name)) if item.event.number
+        item.event.number
+        async for item in trainer.tuning.WatchTuningJob(pb.WatchTuningJobRequest(name=job.name))
+        if item.event.number
     ]
     assert events == [1, 2]
     assert time.monotonic() - begun < 5, "none of it waited for the store"
@@ -106,7 +124,9 @@ async def test_while_the_store_hangs_jobs_are_made_read_and_cancelled(trainer: R
     assert "softprompt_trainer_store_reachable 0.0" in text
     assert "softprompt_trainer_database_reachable 1.0" in text
     timed_out = next(
-        line for line in text.splitlines() if line.startswith('softprompt_outside_calls_timed_out_total{system="prompt_store"}')
+        line
+        for line in text.splitlines()
+        if line.startswith('softprompt_outside_calls_timed_out_total{system="prompt_store"}')
     )
     assert float(timed_out.split()[-1]) > 0
     assert 'softprompt_outside_calls_overdue{system="job_database"} 0.0' in text
@@ -146,7 +166,9 @@ async def test_while_the_store_hangs_training_and_checkpoints_go_on_and_what_is_
         await until(is_trained)
         assert (await look()).state == pb.TuningJob.STATE_RUNNING, "it waits for the store"
         store_proxy.resume()
-        events = [item.event async for item in trainer.tuning.WatchTuningJob(pb.WatchTuningJobRequest(name=begins.name))]
+        events = [
+            item.event async for item in trainer.tuning.WatchTuningJob(pb.WatchTuningJobRequest(name=begins.name))
+        ]
         ended = events[-1].state_changed
         assert (ended.state, ended.attempt, ended.result.published) == (pb.TuningJob.STATE_SUCCEEDED, 1, True)
         await trainer.tuning.CancelTuningJob(pb.CancelTuningJobRequest(name=running.name))
@@ -156,8 +178,17 @@ async def test_while_the_database_hangs_prompts_are_listed(trainer: RunningTrain
     job = await create_job(trainer)
     database_proxy.hang()
     await becomes(trainer, job_database=NOT_SERVING, prompt_store=SERVING)
-    assert await statuses(trainer, "live", "ready", "", TUNING, PROMPTS) == [SERVING, NOT_SERVING, SERVING, NOT_SERVING, SERVING]
-    getting = [asyncio.create_task(refused(trainer.tuning.GetTuningJob(pb.GetTuningJobRequest(name=job.name)))) for _ in range(30)]
+    assert await statuses(trainer, "live", "ready", "", TUNING, PROMPTS) == [
+        SERVING,
+        NOT_SERVING,
+        SERVING,
+        NOT_SERVING,
+        SERVING,
+    ]
+    getting = [
+        asyncio.create_task(refused(trainer.tuning.GetTuningJob(pb.GetTuningJobRequest(name=job.name))))
+        for _ in range(30)
+    ]
     for _ in range(5):
         assert not (await asyncio.wait_for(trainer.prompts.ListPrompts(LIST), 2)).prompts
     for error in await asyncio.gather(*getting):
@@ -176,8 +207,12 @@ async def test_while_the_database_hangs_prompts_are_listed(trainer: RunningTrain
 
 
 @pytest.mark.parametrize("which", ["store", "database", "both"])
-async def test_a_drain_keeps_to_its_grace_time(far: TrainerSettings, which: str, store_proxy: TcpProxy, database_proxy: TcpProxy) -> None:
-    settings = far.model_copy(update={"grace_seconds": 3.0, "store_timeout_seconds": 20.0, "database_timeout_seconds": 20.0})
+async def test_a_drain_keeps_to_its_grace_time(
+    far: TrainerSettings, which: str, store_proxy: TcpProxy, database_proxy: TcpProxy
+) -> None:
+    settings = far.model_copy(
+        update={"grace_seconds": 3.0, "store_timeout_seconds": 20.0, "database_timeout_seconds": 20.0}
+    )
     async with running_trainer(settings) as trainer:
         hanging = {"store": [store_proxy], "database": [database_proxy], "both": [store_proxy, database_proxy]}[which]
         for proxy in hanging:

@@ -32,7 +32,9 @@ EXAMPLES = [{"input": f"number {number}", "output": f"it is {number}"} for numbe
 def local_pool(settings: TrainerSettings) -> LocalPool:
     sources = {source.id: source.source for source in settings.sources}
     threads = torch.get_num_threads()
-    return LocalPool(lambda id: load_trainer(WorkerSpec(id, sources[id], dtype="float32", device="cpu", num_threads=threads)))
+    return LocalPool(
+        lambda id: load_trainer(WorkerSpec(id, sources[id], dtype="float32", device="cpu", num_threads=threads))
+    )
 
 
 @pytest.fixture
@@ -48,7 +50,9 @@ async def watched(trainer: RunningTrainer, name: str, after: int = 0) -> list[pb
 
 
 async def test_a_job_is_trained_evaluated_published_and_told(training: RunningTrainer) -> None:
-    job = await create_job(training, hyperparameters=pb.Hyperparameters(num_steps=6, num_virtual_tokens=6, evaluation_interval_steps=2))
+    job = await create_job(
+        training, hyperparameters=pb.Hyperparameters(num_steps=6, num_virtual_tokens=6, evaluation_interval_steps=2)
+    )
     events = await watched(training, job.name)
     assert [event.number for event in events] == list(range(1, len(events) + 1))
     states = [event.state_changed.state for event in events if event.HasField("state_changed")]
@@ -80,13 +84,17 @@ async def test_a_job_is_trained_evaluated_published_and_told(training: RunningTr
     assert ended.attempt == 1
     assert await watched(training, job.name, after=events[-3].number) == events[-2:]
 
-    version = (await training.prompts.GetPromptVersion(prompts_pb2.GetPromptVersionRequest(name="support-tone"))).version
+    version = (
+        await training.prompts.GetPromptVersion(prompts_pb2.GetPromptVersionRequest(name="support-tone"))
+    ).version
     assert version.name == ended.result.version
     assert version.digest == ended.result.digest
     assert version.job == job.name
     assert version.num_virtual_tokens == 6
     assert (version.gate, version.verdict) == ("no gate", ended.result.verdict)
-    assert [(one.rival, one.value) for one in version.comparisons] == [(one.rival, one.value) for one in ended.result.comparisons]
+    assert [(one.rival, one.value) for one in version.comparisons] == [
+        (one.rival, one.value) for one in ended.result.comparisons
+    ]
     assert version.base_model.id == "tiny"
     blob = decode_blob(open_store(training.settings.resolved_store_url).fetch(version.digest))
     assert blob.manifest.golden
@@ -101,8 +109,12 @@ async def test_a_search_is_reported_in_job_note_and_manifest(training: RunningTr
     assert len(result.candidates) == 6
     (chosen,) = [one for one in result.candidates if one.chosen]
     method = pb.PromptInit.Method.Name(chosen.init_method).removeprefix("METHOD_")
-    assert f"the search chose learning rate {chosen.learning_rate:g} and init {method} of 6 candidates" in [event.note for event in events]
-    version = (await training.prompts.GetPromptVersion(prompts_pb2.GetPromptVersionRequest(name="support-tone"))).version
+    assert f"the search chose learning rate {chosen.learning_rate:g} and init {method} of 6 candidates" in [
+        event.note for event in events
+    ]
+    version = (
+        await training.prompts.GetPromptVersion(prompts_pb2.GetPromptVersionRequest(name="support-tone"))
+    ).version
     assert version.recipe["hyperparameters"]["learning_rate"] == pytest.approx(chosen.learning_rate)
     assert len(version.recipe["candidates"]) == 6
 
@@ -113,7 +125,10 @@ async def test_two_jobs_train_together_and_a_second_version_follows_the_first(tr
         create_job(training, hyperparameters=short),
         create_job(training, prompt="parity", dataset=inline(classification_examples()), hyperparameters=short),
     )
-    ended = [events[-1].state_changed for events in await asyncio.gather(watched(training, first.name), watched(training, other.name))]
+    ended = [
+        events[-1].state_changed
+        for events in await asyncio.gather(watched(training, first.name), watched(training, other.name))
+    ]
     assert [job.state for job in ended] == [pb.TuningJob.STATE_SUCCEEDED] * 2
     assert 0 <= ended[1].result.metrics["accuracy"] <= 1
     init = pb.PromptInit(source="support-tone")
@@ -121,7 +136,9 @@ async def test_two_jobs_train_together_and_a_second_version_follows_the_first(tr
     result = (await watched(training, third.name))[-1].state_changed.result
     assert result.version == "prompts/support-tone/versions/2"
     assert result.current_metrics
-    version = (await training.prompts.GetPromptVersion(prompts_pb2.GetPromptVersionRequest(name="support-tone"))).version
+    version = (
+        await training.prompts.GetPromptVersion(prompts_pb2.GetPromptVersionRequest(name="support-tone"))
+    ).version
     assert version.parent == "prompts/support-tone/versions/1"
 
 
@@ -175,20 +192,27 @@ async def test_a_cancelled_jobs_best_prompt_is_kept_and_another_job_goes_on_from
         done = await client.wait_for_job(again.name, timeout_seconds=60)
         clone = await client.clone_job(done.name, priority=5, hyperparameters=Hyperparameters(num_steps=1))
         assert clone.spec is not None
-        assert (clone.spec.priority, clone.spec.hyperparameters) == (5, replace(again.spec.hyperparameters, num_steps=1))
+        assert (clone.spec.priority, clone.spec.hyperparameters) == (
+            5,
+            replace(again.spec.hyperparameters, num_steps=1),
+        )
         with pytest.raises(InvalidInput, match="not a field"):
             await client.clone_job(done.name, steps=4)
         source = Hyperparameters(num_steps=1, init=Init(InitMethod.FROM_PROMPT, source=done.name))
         with pytest.raises(PreconditionFailed, match=r"start from its version prompts/second/versions/1"):
             await client.clone_job(done.name, hyperparameters=source)
         with pytest.raises(NotFound):
-            await client.clone_job(done.name, hyperparameters=Hyperparameters(init=Init(InitMethod.FROM_PROMPT, source=job.name)))
+            await client.clone_job(
+                done.name, hyperparameters=Hyperparameters(init=Init(InitMethod.FROM_PROMPT, source=job.name))
+            )
 
 
 async def test_a_deadline_that_has_passed_is_refused(training: RunningTrainer) -> None:
     with pytest.raises(InvalidInput, match="deadline: has passed"):
         async with AsyncClient(f"127.0.0.1:{training.port}") as client:
-            await client.create_job(TuningSpec(prompt="tone", dataset=EXAMPLES, deadline=datetime(2020, 1, 1, tzinfo=UTC)))
+            await client.create_job(
+                TuningSpec(prompt="tone", dataset=EXAMPLES, deadline=datetime(2020, 1, 1, tzinfo=UTC))
+            )
 
 
 async def test_a_drained_job_is_queued_again_and_goes_on_after_the_restart(settings: TrainerSettings) -> None:

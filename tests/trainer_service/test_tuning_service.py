@@ -58,9 +58,14 @@ async def test_a_created_job_is_queued_with_nothing_left_open(trainer: RunningTr
 
 @pytest.mark.parametrize(
     ("examples", "task", "format"),
-    [(classification_examples(), pb.TASK_KIND_CLASSIFICATION, "FORMAT_CHAT"), (chat_examples(), pb.TASK_KIND_CHAT, "FORMAT_CHAT")],
+    [
+        (classification_examples(), pb.TASK_KIND_CLASSIFICATION, "FORMAT_CHAT"),
+        (chat_examples(), pb.TASK_KIND_CHAT, "FORMAT_CHAT"),
+    ],
 )
-async def test_the_task_is_read_off_the_examples(trainer: RunningTrainer, examples: Any, task: int, format: str) -> None:
+async def test_the_task_is_read_off_the_examples(
+    trainer: RunningTrainer, examples: Any, task: int, format: str
+) -> None:
     effective = (await create_job(trainer, dataset=inline(examples))).effective_spec
     assert effective.task == task
     assert effective.template.format == pb.TuningSpec().template.Format.Value(format)
@@ -72,7 +77,9 @@ async def test_an_uploaded_dataset_trains_and_validates(trainer: RunningTrainer)
     held_out = await trainer.tuning.UploadDataset(upload_of(json_lines(5)))
     assert (uploaded.num_examples, uploaded.task) == (NUM_EXAMPLES, pb.TASK_KIND_GENERATION)
     job = await create_job(
-        trainer, dataset=pb.DatasetSource(dataset=uploaded.dataset), validation_dataset=pb.DatasetSource(dataset=held_out.dataset)
+        trainer,
+        dataset=pb.DatasetSource(dataset=uploaded.dataset),
+        validation_dataset=pb.DatasetSource(dataset=held_out.dataset),
     )
     assert job.spec.dataset.dataset == uploaded.dataset
     assert job.effective_spec.validation_dataset.dataset == held_out.dataset
@@ -85,7 +92,9 @@ async def test_inline_examples_and_the_same_upload_are_one_dataset(trainer: Runn
     assert first.spec.dataset == second.spec.dataset
 
 
-async def test_a_file_under_an_allowed_root_is_copied_when_the_job_is_created(settings: TrainerSettings, tmp_path: Path) -> None:
+async def test_a_file_under_an_allowed_root_is_copied_when_the_job_is_created(
+    settings: TrainerSettings, tmp_path: Path
+) -> None:
     root = tmp_path / "shared-data"
     root.mkdir()
     (root / "train.jsonl").write_bytes(json_lines())
@@ -93,7 +102,9 @@ async def test_a_file_under_an_allowed_root_is_copied_when_the_job_is_created(se
     async with running_trainer(settings.model_copy(update={"dataset_roots": (str(root),)})) as trainer:
         job = await create_job(trainer, dataset=source, validation_dataset=source)
         assert job.spec.dataset == job.spec.validation_dataset
-        assert (settings.datasets_dir / f"{job.spec.dataset.dataset.removeprefix('datasets/')}.jsonl").read_bytes() == json_lines()
+        assert (
+            settings.datasets_dir / f"{job.spec.dataset.dataset.removeprefix('datasets/')}.jsonl"
+        ).read_bytes() == json_lines()
         outside = await refused(
             create_job(trainer, dataset=pb.DatasetSource(uri=f"file://{root}/../{settings.data_dir.name}/jobs.sqlite3"))
         )
@@ -108,7 +119,9 @@ async def test_held_out_examples_need_not_show_every_label(trainer: RunningTrain
     train, held_out = classification_examples(), [pb.Example(input="number 44", label="even")]
     job = await create_job(trainer, dataset=inline(train), validation_dataset=inline(held_out))
     assert list(job.effective_spec.labels) == ["even", "odd"]
-    unknown = await refused(create_job(trainer, dataset=inline(train), validation_dataset=inline([pb.Example(input="1", label="prime")])))
+    unknown = await refused(
+        create_job(trainer, dataset=inline(train), validation_dataset=inline([pb.Example(input="1", label="prime")]))
+    )
     assert isinstance(unknown, InvalidInput)
     assert [violation.field for violation in unknown.violations] == ["spec.validation_dataset.inline.examples[0].label"]
 
@@ -178,11 +191,15 @@ async def test_a_watch_resumes_after_a_number_and_ends_with_the_job(trainer: Run
     rest = [response.event async for response in resumed]
     assert [event.number for event in rest] == [3]
     assert rest[-1].state_changed.state == pb.TuningJob.STATE_CANCELLED
-    again = [response.event.number async for response in trainer.tuning.WatchTuningJob(pb.WatchTuningJobRequest(name=name))]
+    again = [
+        response.event.number async for response in trainer.tuning.WatchTuningJob(pb.WatchTuningJobRequest(name=name))
+    ]
     assert again == [1, 2, 3]
 
 
-async def test_a_job_that_will_not_see_every_example_says_so(trainer: RunningTrainer, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_job_that_will_not_see_every_example_says_so(
+    trainer: RunningTrainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(defaults, "MAX_STEPS", 9)  # in earnest it takes 128,000 examples
     name = (await create_job(trainer, hyperparameters=pb.Hyperparameters(batch_size=1))).name
     watch = trainer.tuning.WatchTuningJob(pb.WatchTuningJobRequest(name=name))
@@ -207,7 +224,9 @@ async def test_unknown_jobs_are_not_found(trainer: RunningTrainer) -> None:
     assert isinstance(error, NotFound)
 
 
-@pytest.mark.parametrize("name", ["", "tuningJobs/", "tuningJobs/../../etc/passwd", "jobs/1", "tuningJobs/A", "tuningJobs/" + "a" * 100])
+@pytest.mark.parametrize(
+    "name", ["", "tuningJobs/", "tuningJobs/../../etc/passwd", "jobs/1", "tuningJobs/A", "tuningJobs/" + "a" * 100]
+)
 async def test_malformed_job_names_are_refused(trainer: RunningTrainer, name: str) -> None:
     error = await refused(trainer.tuning.GetTuningJob(pb.GetTuningJobRequest(name=name)))
     assert isinstance(error, InvalidInput)

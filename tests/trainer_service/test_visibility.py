@@ -1,4 +1,6 @@
-"""What a tenant can't name, it can't see: a trainer full of another tenant's things answers as one that never had them, byte for byte."""
+"""What a tenant can't name, it can't see: a trainer full of another tenant's things answers as one that never had them,
+byte for byte.
+"""
 
 from __future__ import annotations
 
@@ -30,8 +32,18 @@ from trainer_service.database.schema import jobs as jobs_table
 ADMIN, SUPPORT, LEAD = new_token(), new_token(), new_token()
 CALLERS = [
     {"name": "admin", "roles": ["admin"], "token_sha256": [hash_token(ADMIN)]},
-    {"name": "support", "roles": ["tuner", "generator", "viewer"], "prompts": ["support-*"], "token_sha256": [hash_token(SUPPORT)]},
-    {"name": "lead", "roles": ["tuner", "publisher", "generator"], "prompts": ["support-*"], "token_sha256": [hash_token(LEAD)]},
+    {
+        "name": "support",
+        "roles": ["tuner", "generator", "viewer"],
+        "prompts": ["support-*"],
+        "token_sha256": [hash_token(SUPPORT)],
+    },
+    {
+        "name": "lead",
+        "roles": ["tuner", "publisher", "generator"],
+        "prompts": ["support-*"],
+        "token_sha256": [hash_token(LEAD)],
+    },
 ]
 NO_ALIAS = pb.PublishPolicy(alias="-")
 MISSING = "z" * 26
@@ -58,7 +70,10 @@ class Pair:
             return trainer.tuning if hasattr(trainer.tuning, method) else trainer.prompts
 
         seen = await outcome_of(service(self.full), method, request, token, masked, num_answers)
-        assert seen == await outcome_of(service(self.copy), method, request, token, masked, num_answers), (method, request)
+        assert seen == await outcome_of(service(self.copy), method, request, token, masked, num_answers), (
+            method,
+            request,
+        )
         assert b"acme" not in b"".join(seen[3]) or "acme" in str(request)
         return seen
 
@@ -86,7 +101,9 @@ async def fill(trainer: RunningTrainer) -> tuple[list[str], list[str]]:
             await trainer.prompts.SetPromptAlias(alias, **by(ADMIN))
             await trainer.prompts.SetPromptAlias(pp.SetPromptAliasRequest(prompt=prompt, alias="stable"), **by(ADMIN))
     await trainer.prompts.DeletePromptVersion(pp.DeletePromptVersionRequest(name="support-tone@1"), **by(ADMIN))
-    await trainer.prompts.SetPromptAlias(pp.SetPromptAliasRequest(prompt="acme-merger", alias="late", targets=[target(1)]), **by(ADMIN))
+    await trainer.prompts.SetPromptAlias(
+        pp.SetPromptAliasRequest(prompt="acme-merger", alias="late", targets=[target(1)]), **by(ADMIN)
+    )
     return jobs["acme"], jobs["support"]
 
 
@@ -134,14 +151,23 @@ def requests_of(pair: Pair, job: str, prompt: str, dataset: str) -> dict[str, li
         "GetDataset": [pb.GetDatasetRequest(name=dataset)],
         "DeleteDataset": [pb.DeleteDatasetRequest(name=dataset)],
         "WatchTuningJob": [pb.WatchTuningJobRequest(name=job), pb.WatchTuningJobRequest(name=job, after=7)],
-        "CreateTuningJob": [create(source=version), create(source=prompt), create(source=job), create(source=f"{watched}/versions/1")],
+        "CreateTuningJob": [
+            create(source=version),
+            create(source=prompt),
+            create(source=job),
+            create(source=f"{watched}/versions/1"),
+        ],
         "ListTuningJobs": [pb.ListTuningJobsRequest(prompt=prompt, page_size=1)],
         "ListPrompts": [pp.ListPromptsRequest(name_prefix=prompt, page_size=1)],
         "GetPrompt": [pp.GetPromptRequest(name=watched)],
         "ListPromptVersions": [pp.ListPromptVersionsRequest(parent=watched, page_size=1)],
-        "GetPromptVersion": [pp.GetPromptVersionRequest(name=name) for name in (prompt, version, f"{watched}/versions/1", f"{prompt}@x")],
+        "GetPromptVersion": [
+            pp.GetPromptVersionRequest(name=name) for name in (prompt, version, f"{watched}/versions/1", f"{prompt}@x")
+        ],
         "GetPromptStatus": [pp.GetPromptStatusRequest(name=watched)],
-        "DownloadPromptVersion": [pp.DownloadPromptVersionRequest(name=name) for name in (prompt, version, f"{prompt}@9")],
+        "DownloadPromptVersion": [
+            pp.DownloadPromptVersionRequest(name=name) for name in (prompt, version, f"{prompt}@9")
+        ],
         "SetPromptAlias": [
             pp.SetPromptAliasRequest(prompt=prompt, alias="default", targets=[target(1)]),
             pp.SetPromptAliasRequest(prompt=prompt, alias="default", targets=[target(77)]),
@@ -149,7 +175,10 @@ def requests_of(pair: Pair, job: str, prompt: str, dataset: str) -> dict[str, li
             pp.SetPromptAliasRequest(prompt=prompt, alias="default", targets=[target(1)], expected_revision=5),
             pp.SetPromptAliasRequest(prompt=prompt, alias="default"),
         ],
-        "DeletePromptVersion": [pp.DeletePromptVersionRequest(name=version), pp.DeletePromptVersionRequest(name=f"{prompt}@9")],
+        "DeletePromptVersion": [
+            pp.DeletePromptVersionRequest(name=version),
+            pp.DeletePromptVersionRequest(name=f"{prompt}@9"),
+        ],
         "ImportPromptVersion": [import_] if not prompt.startswith("support") else [],
     }
 
@@ -173,7 +202,9 @@ async def test_what_another_tenant_has_is_as_if_it_did_not_exist(pair: Pair) -> 
                 found[method] = outcomes
             seen.append(found)
             asked |= found.keys()
-        seen[3]["ImportPromptVersion"] = seen[2]["ImportPromptVersion"]  # of these names one may be created, and the others not
+        seen[3]["ImportPromptVersion"] = seen[2][
+            "ImportPromptVersion"
+        ]  # of these names one may be created, and the others not
         assert seen[0] == seen[1] == seen[2] == seen[3]
     services = [service for file in (tuning_pb2, prompts_pb2) for service in file.DESCRIPTOR.services_by_name.values()]
     everything = {method.name for service in services for method in service.methods}
@@ -187,7 +218,9 @@ async def pages(pair: Pair, method: str, **fields: Any) -> list[int]:
     while True:
         request = request_class(page_token=token, **fields)
         (_, _, _, (answer,)) = await pair.same(method, request)
-        response = {"ListTuningJobs": pb.ListTuningJobsResponse}.get(method, getattr(pp, f"{method}Response", None)).FromString(answer)
+        response = {"ListTuningJobs": pb.ListTuningJobsResponse}.get(
+            method, getattr(pp, f"{method}Response", None)
+        ).FromString(answer)
         (entries,) = [value for field, value in response.ListFields() if field.name != "next_page_token"] or [[]]
         sizes.append(len(entries))
         if not (token := response.next_page_token):
@@ -206,7 +239,8 @@ async def test_lists_counts_and_watches_tell_nothing_of_others(pair: Pair) -> No
     assert await pages(pair, "ListPrompts", page_size=1, name_prefix="a") == [0]
     assert await pages(pair, "ListPromptVersions", page_size=1, parent="support-tone") == [1]
     assert (
-        pb.ListDatasetsResponse.FromString((await pair.same("ListDatasets", pb.ListDatasetsRequest()))[3][0]) == pb.ListDatasetsResponse()
+        pb.ListDatasetsResponse.FromString((await pair.same("ListDatasets", pb.ListDatasetsRequest()))[3][0])
+        == pb.ListDatasetsResponse()
     )
     for name in pair.own_jobs:
         await pair.same("GetTuningJob", pb.GetTuningJobRequest(name=name))
@@ -218,14 +252,24 @@ async def test_lists_counts_and_watches_tell_nothing_of_others(pair: Pair) -> No
     assert info.queued_jobs == 2
     snapshot = (await pair.same("WatchPrompts", pp.WatchPromptsRequest(), masked=("store_id",), num_answers=1))[3]
     revision = pp.WatchPromptsResponse.FromString(snapshot[0]).revision
-    changes = (await pair.same("WatchPrompts", pp.WatchPromptsRequest(after_revision=0), masked=("store_id",), num_answers=11))[3]
+    changes = (
+        await pair.same("WatchPrompts", pp.WatchPromptsRequest(after_revision=0), masked=("store_id",), num_answers=11)
+    )[3]
     for after in (1, 5, 1000, 10**15, revision + 2, 2**62):  # whether the store has had so many changes can't be asked
-        await pair.same("WatchPrompts", pp.WatchPromptsRequest(after_revision=after), masked=("store_id",), num_answers=1)
+        await pair.same(
+            "WatchPrompts", pp.WatchPromptsRequest(after_revision=after), masked=("store_id",), num_answers=1
+        )
     told = [pp.WatchPromptsResponse.FromString(change) for change in changes]
     assert told[-1].deleted_version == "prompts/support-tone/versions/1"
-    for index in (3, 7, 9):  # after a version, an alias that moved on, the last but one; each may be asked for again, as clients do
+    for index in (
+        3,
+        7,
+        9,
+    ):  # after a version, an alias that moved on, the last but one; each may be asked for again, as clients do
         for after, wanted in ((told[index].revision, told[index + 1]), (told[index].revision - 1, told[index])):
-            seen = await pair.same("WatchPrompts", pp.WatchPromptsRequest(after_revision=after), masked=("store_id",), num_answers=1)
+            seen = await pair.same(
+                "WatchPrompts", pp.WatchPromptsRequest(after_revision=after), masked=("store_id",), num_answers=1
+            )
             assert pp.WatchPromptsResponse.FromString(seen[3][0]).revision == wanted.revision
 
 
@@ -237,10 +281,14 @@ async def test_what_a_caller_changes_is_answered_the_same(pair: Pair) -> None:
     await pair.same("CreateTuningJob", create("support-tone", source="support-tone@2"), masked=MADE_NOW)
     for method in ("PauseTuningJob", "ResumeTuningJob", "CancelTuningJob", "DeleteTuningJob"):
         await pair.same(method, getattr(pb, f"{method}Request")(name=pair.own_jobs[1]), masked=MADE_NOW)
-    shown = pp.GetPromptResponse.FromString((await pair.same("GetPrompt", pp.GetPromptRequest(name="support-tone")))[3][0])
+    shown = pp.GetPromptResponse.FromString(
+        (await pair.same("GetPrompt", pp.GetPromptRequest(name="support-tone")))[3][0]
+    )
     revision = next(alias.revision for alias in shown.prompt.aliases if alias.name == "default")
     for targets, expected in (([target(2)], revision + 1), ([target(2)], revision), ([], None)):
-        request = pp.SetPromptAliasRequest(prompt="support-tone", alias="default", targets=targets, expected_revision=expected)
+        request = pp.SetPromptAliasRequest(
+            prompt="support-tone", alias="default", targets=targets, expected_revision=expected
+        )
         answer = await pair.same("SetPromptAlias", request, LEAD, masked=MADE_NOW)
         assert answer[0] == ("ABORTED" if expected == revision + 1 else "OK")
     deletion = pp.DeletePromptVersionRequest(name="support-tone@2")

@@ -1,6 +1,8 @@
-"""What the job manager sees of a cluster: workers that take training tasks and tell what happens to them. No Ray, no torch.
+"""What the job manager sees of a cluster: workers that take training tasks and tell what happens to them. No Ray, no
+torch.
 
-`local.LocalPool` runs workers as threads of this process, `ray_pool.RayPool` as Ray actors; both run the same `worker.Worker`.
+`local.LocalPool` runs workers as threads of this process, `ray_pool.RayPool` as Ray actors; both run the same
+`worker.Worker`.
 """
 
 from __future__ import annotations
@@ -49,9 +51,11 @@ class WorkerReport:
     attempts: Mapping[str, int]
     """What it has, by job."""
     busy_seconds: float = 0.0
-    """For how long what it does now has been going on: loading, taking or stopping a job, or one cohort step. 0: it waits for work.
+    """For how long what it does now has been going on: loading, taking or stopping a job, or one cohort step. 0: it
+    waits for work.
 
-    Polls are answered beside the work, so this alone tells a worker whose step hangs from one that trains."""
+    Polls are answered beside the work, so this alone tells a worker whose step hangs from one that trains.
+    """
     details: Mapping[str, str] = field(default_factory=dict)
     """Device, dtype, software version, process id."""
     memory: WorkerMemory | None = None
@@ -78,7 +82,9 @@ class WorkerHandle(Protocol):
         ...
 
     async def poll(self, since: int, timeout_seconds: float) -> WorkerReport:
-        """Events after `since`, as soon as there are any; an empty report after the time-out. Forgets events up to `since`."""
+        """Events after `since`, as soon as there are any; an empty report after the time-out. Forgets events up to
+        `since`.
+        """
         ...
 
     async def close(self) -> None:
@@ -92,7 +98,9 @@ class WorkerPool(Protocol):
     async def start(self) -> None: ...
 
     async def launch(self, base_model: str) -> WorkerHandle:
-        """Start a worker that loads this base model. It takes tasks at once; the first report that is `ready` says that it is loaded."""
+        """Start a worker that loads this base model. It takes tasks at once; the first report that is `ready` says that
+        it is loaded.
+        """
         ...
 
     async def close(self) -> None:

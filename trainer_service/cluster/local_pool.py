@@ -1,4 +1,6 @@
-"""Workers as threads of this process: the same `Worker` as on Ray, with nothing between. For tests, and where Ray can't run."""
+"""Workers as threads of this process: the same `Worker` as on Ray, with nothing between. For tests, and where Ray can't
+run.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +57,8 @@ class LocalWorker:
 class LocalPool:
     """A `WorkerPool`. `load` makes the trainer of a base model, given its id, in the worker's own thread.
 
-    A thread can't be killed: closing a worker waits `close_seconds` for its current step, then leaves it behind, unheard.
+    A thread can't be killed: closing a worker waits `close_seconds` for its current step, then leaves it behind,
+    unheard.
     """
 
     def __init__(self, load: Callable[[str], tuple[Trainer, dict[str, str]]], close_seconds: float = 10.0) -> None:
@@ -68,7 +71,9 @@ class LocalPool:
         """Nothing to join."""
 
     async def launch(self, base_model: str) -> LocalWorker:
-        worker = LocalWorker(f"local-{next(self._numbers)}", base_model, Worker(lambda: self._load(base_model)), self._close_seconds)
+        worker = LocalWorker(
+            f"local-{next(self._numbers)}", base_model, Worker(lambda: self._load(base_model)), self._close_seconds
+        )
         self.workers.append(worker)
         return worker
 

@@ -12,7 +12,10 @@ from trainer_service.cluster.interface import WorkerMemory
 def measure_memory() -> WorkerMemory:
     """Microseconds to a millisecond; forgets the peak that it told."""
     if torch.cuda.is_available() and torch.cuda.memory_reserved() > 0:
-        return min((_gpu(index) for index in range(torch.cuda.device_count())), key=lambda memory: memory.limit_bytes - memory.used_bytes)
+        return min(
+            (_gpu(index) for index in range(torch.cuda.device_count())),
+            key=lambda memory: memory.limit_bytes - memory.used_bytes,
+        )
     return _process()
 
 

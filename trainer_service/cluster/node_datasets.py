@@ -1,8 +1,10 @@
-"""Datasets on a worker's node: found by their digest where the trainer keeps them, or received from the trainer piece by piece.
+"""Datasets on a worker's node: found by their digest where the trainer keeps them, or received from the trainer piece
+by piece.
 
-A dataset of hundreds of megabytes would stop the trainer's event loop while it is pickled, so a task carries only its digest. Where the
-trainer's directory is visible (one machine, a shared volume) the worker reads the file there; elsewhere the trainer sends the bytes once
-to each node, and the node's workers share the copy. Texts stay in the file; jobs of one worker share what is known of its lines.
+A dataset of hundreds of megabytes would stop the trainer's event loop while it is pickled, so a task carries only its
+digest. Where the trainer's directory is visible (one machine, a shared volume) the worker reads the file there;
+elsewhere the trainer sends the bytes once to each node, and the node's workers share the copy. Texts stay in the file;
+jobs of one worker share what is known of its lines.
 """
 
 from __future__ import annotations
@@ -76,7 +78,9 @@ class NodeDatasets:
         return False
 
     def receive(self, file: DatasetFile, offset: int, piece: bytes) -> None:
-        """The next bytes of a dataset that this node doesn't have; `offset` 0 begins anew. Raises DamagedBlob or OSError."""
+        """The next bytes of a dataset that this node doesn't have; `offset` 0 begins anew. Raises DamagedBlob or
+        OSError.
+        """
         with self._lock:
             incoming = self._incoming.get(file.digest)
             if offset == 0:
@@ -99,7 +103,9 @@ class NodeDatasets:
             self._paths[file.digest] = copy
 
     def load(self, job_id: str, data: TaskData) -> tuple[Examples, Examples]:
-        """Training and held-out examples, kept for other jobs until `forget`. Raises DamagedBlob, InvalidInput or OSError."""
+        """Training and held-out examples, kept for other jobs until `forget`. Raises DamagedBlob, InvalidInput or
+        OSError.
+        """
         self._used_by[job_id] = tuple(file.digest for file in data.files)
         try:
             train = self._examples(data.dataset)

@@ -1,7 +1,8 @@
 """Whether the kernel has killed a process of this control group for memory: Ray tells such a death from no other.
 
-Only of this process' own control group, which workers share where Ray is embedded. The kernel counts and names nobody: if another
-process of the group was killed just before a worker died of something else, that is taken for the worker's reason.
+Only of this process' own control group, which workers share where Ray is embedded. The kernel counts and names nobody:
+if another process of the group was killed just before a worker died of something else, that is taken for the worker's
+reason.
 """
 
 from __future__ import annotations

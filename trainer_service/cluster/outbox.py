@@ -1,7 +1,7 @@
 """Numbered events on their way from a worker's step thread to whoever polls. Bounded, however long nobody does.
 
-An event is forgotten once a poll asks for what comes after it: until then a lost answer loses nothing. While nobody polls, only the
-latest of a job's checkpoints and step reports are kept; every other event is.
+An event is forgotten once a poll asks for what comes after it: until then a lost answer loses nothing. While nobody
+polls, only the latest of a job's checkpoints and step reports are kept; every other event is.
 """
 
 from __future__ import annotations
@@ -57,4 +57,8 @@ class Outbox:
         replaced = Checkpointed if isinstance(event, Checkpointed) else StepDone
         if not isinstance(event, (Checkpointed, StepDone)) or (replaced is StepDone and len(self._waiting) < _MANY):
             return
-        self._waiting = [(number, old) for number, old in self._waiting if not (isinstance(old, replaced) and old.job_id == event.job_id)]
+        self._waiting = [
+            (number, old)
+            for number, old in self._waiting
+            if not (isinstance(old, replaced) and old.job_id == event.job_id)
+        ]

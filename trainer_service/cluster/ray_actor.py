@@ -1,4 +1,5 @@
-"""The worker as a Ray actor: a thin shell whose methods run in threads of their own, so that none waits for a training step.
+"""The worker as a Ray actor: a thin shell whose methods run in threads of their own, so that none waits for a training
+step.
 
 Importing this imports Ray: only after `RayCluster` has set Ray's environment.
 """
@@ -20,7 +21,9 @@ from trainer_service.training.events import DatasetFile, TrainingTask
 
 @ray.remote(concurrency_groups={"control": 1, "data": 1, "poll": 1}, max_restarts=0, max_task_retries=0)
 class WorkerActor:
-    """Never restarted by Ray: it would come back blank. The job manager owns retries. One control thread keeps adds and stops in order."""
+    """Never restarted by Ray: it would come back blank. The job manager owns retries. One control thread keeps adds and
+    stops in order.
+    """
 
     def __init__(self, spec: WorkerSpec) -> None:
         self._datasets = NodeDatasets()

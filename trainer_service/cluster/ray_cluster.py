@@ -1,7 +1,8 @@
-"""Joining a Ray cluster, and leaving it: one inside this machine that ends with the service, or an existing one by address.
+"""Joining a Ray cluster, and leaving it: one inside this machine that ends with the service, or an existing one by
+address.
 
-Nobody else's cluster is ever joined by accident: without an address Ray is always started anew, whatever runs on this machine or is
-named in the environment.
+Nobody else's cluster is ever joined by accident: without an address Ray is always started anew, whatever runs on this
+machine or is named in the environment.
 """
 
 from __future__ import annotations
@@ -28,17 +29,22 @@ _OBJECT_STORE_BYTES = 128 << 20
 """Tasks and results are small; Ray's default is a third of the machine."""
 
 _JOIN_SECONDS = 180.0
-"""A head that accepts the connection and never answers is away. Starting an embedded cluster takes 4 to 9 seconds on an idle machine."""
+"""A head that accepts the connection and never answers is away. Starting an embedded cluster takes 4 to 9 seconds on an
+idle machine.
+"""
 _LEAVE_SECONDS = 30.0
 _DEAD_HEAD_SECONDS = "10"
-"""An embedded head that is gone does not come back: this process, and whatever Ray leaves behind, ends after that, not after a minute."""
+"""An embedded head that is gone does not come back: this process, and whatever Ray leaves behind, ends after that, not
+after a minute.
+"""
 
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # else each worker makes a virtual environment of its own under `uv run`
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # an actor without a GPU is told so by its device setting
     "GRPC_ENABLE_FORK_SUPPORT": "0",
-    "RAY_worker_niceness": "0",  # at Ray's own 15 (and at 5) one busy neighbour slows training tenfold: its threads wait for each other
+    # at Ray's own 15 (and at 5) one busy neighbour slows training tenfold: its threads wait for each other
+    "RAY_worker_niceness": "0",
     "RAY_DEDUP_LOGS": "0",
 }
 
@@ -49,7 +55,9 @@ _MAX_SOCKET_BYTES = 107
 
 
 def short_temporary_folder(environment: Mapping[str, str] = os.environ) -> str | None:
-    """Where an embedded Ray puts its sockets if its own choice, below RAY_TMPDIR or TMPDIR, is too long for them; None: it is not."""
+    """Where an embedded Ray puts its sockets if its own choice, below RAY_TMPDIR or TMPDIR, is too long for them; None:
+    it is not.
+    """
     chosen = os.path.join(environment.get("RAY_TMPDIR") or environment.get("TMPDIR") or "/tmp", "ray")
     return "/tmp/ray" if len(os.fsencode(chosen)) + _SOCKET_NAME_BYTES > _MAX_SOCKET_BYTES else None
 
@@ -76,7 +84,9 @@ class RayCluster:
         """`num_cpus` of an embedded one; None: the processors that Ray finds."""
         self.address, self._num_cpus = address, num_cpus
         self.resources: Mapping[str, float] = {}
-        """What the cluster had when it was joined, by name: CPU, GPU, ... Asking Ray again may block for as long as its head is away."""
+        """What the cluster had when it was joined, by name: CPU, GPU, ... Asking Ray again may block for as long as its
+        head is away.
+        """
         self._leaving = threading.Event()
         self._member: threading.Thread | None = None
         self._watchdog: Watchdog | None = None
@@ -91,8 +101,8 @@ class RayCluster:
         """Raises Unavailable if the cluster can't be reached, or doesn't let us in."""
         self._set_environment()
         joined: Future[Mapping[str, float]] = Future()
-        # Not the event loop's own thread: there Ray would replace the service's signal handlers. And not one that may end early:
-        # an embedded cluster's processes die with the very thread that started them.
+        # Not the event loop's own thread: there Ray would replace the service's signal handlers. And not one that may
+        # end early: an embedded cluster's processes die with the very thread that started them.
         self._member = threading.Thread(target=self._join, args=(joined,), name="ray-member", daemon=True)
         self._member.start()
         try:
@@ -101,7 +111,9 @@ class RayCluster:
         except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
             log.warning("Ray can't be started or joined: %s", error)
             if "version mismatch" in str(error).lower():
-                raise Unavailable(f"the Ray cluster runs other versions than this trainer, use one image for both: {error}") from error
+                raise Unavailable(
+                    f"the Ray cluster runs other versions than this trainer, use one image for both: {error}"
+                ) from error
             raise Unavailable("the Ray cluster can't be reached") from error
         log.info("joined Ray", extra={"fields": {"address": self.address or "local", "resources": str(self.resources)}})
 
@@ -114,7 +126,9 @@ class RayCluster:
             await close_within(_LEAVE_SECONDS, self._watchdog.close, "watchdog of Ray's processes")
 
     def watch_processes(self) -> None:
-        """Have every process that an embedded Ray runs now ended with this one, whatever kills it. Blocks for milliseconds."""
+        """Have every process that an embedded Ray runs now ended with this one, whatever kills it. Blocks for
+        milliseconds.
+        """
         if self._watchdog is None:
             return
         for root in self._roots:

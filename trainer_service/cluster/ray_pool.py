@@ -1,7 +1,8 @@
-"""Workers as Ray actors: one for each GPU, or for a share of the CPU cores. They belong to this process and end with it.
+"""Workers as Ray actors: one for each GPU, or for a share of the CPU cores. They belong to this process and end with
+it.
 
-What a death looks like in Ray (a killed process, a lost node, the memory monitor) becomes `WorkerLost`. A pending actor is what makes
-Ray's autoscaler add a node, a killed one is what lets it remove one.
+What a death looks like in Ray (a killed process, a lost node, the memory monitor) becomes `WorkerLost`. A pending actor
+is what makes Ray's autoscaler add a node, a killed one is what lets it remove one.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ from trainer_service.training.events import DatasetFile, TrainingTask
 log = logging.getLogger(__name__)
 
 _CONTROL_SECONDS = 60.0
-"""Longest wait for an actor to take a task: its calls wait for no step, but a native call may hold the interpreter's lock."""
+"""Longest wait for an actor to take a task: its calls wait for no step, but a native call may hold the interpreter's
+lock.
+"""
 
 _DATA_SECONDS = 300.0
 """Longest wait for an actor to look for a dataset, which reads all of it, or to take one piece."""
@@ -46,7 +49,9 @@ class RayPoolConfig:
     """Directory or hub id by id; the same on every node."""
     dtype: DType = "auto"
     device: Device = "auto"
-    """auto: GPUs if the cluster has any when the service starts. A cluster that first has to add a GPU node needs `cuda`."""
+    """auto: GPUs if the cluster has any when the service starts. A cluster that first has to add a GPU node needs
+    `cuda`.
+    """
     max_workers: int = 1
     gpus_per_worker: int = 1
     """More than one for a base model that needs them."""
@@ -65,31 +70,40 @@ class RayPool:
         self._workers: set[RayWorker] = set()
         """Those that were not closed."""
         self._other_nodes: set[str] = set()
-        """Ids of nodes with other software. A node keeps its id and its software for life: a replaced pod is another node."""
+        """Ids of nodes with other software. A node keeps its id and its software for life: a replaced pod is another
+        node.
+        """
         self._oom_kills = OomKills() if cluster.is_embedded else None
         self._calls = CallPool("ray")
 
     async def start(self) -> None:
         await self._cluster.start()
-        await asyncio.to_thread(importlib.import_module, _ACTOR_MODULE)  # it imports torch: seconds that a first launch would stop all for
+        await asyncio.to_thread(
+            importlib.import_module, _ACTOR_MODULE
+        )  # it imports torch: seconds that a first launch would stop all for
 
     async def launch(self, base_model: str) -> RayWorker:
         """Waits until the actor runs, for as long as the cluster needs to find it a place.
 
-        Raises WrongSoftware if it was placed on a node with other versions than this process. That node gets no further workers, so that
-        the next launch finds a new node, or makes the cluster add one.
+        Raises WrongSoftware if it was placed on a node with other versions than this process. That node gets no further
+        workers, so that the next launch finds a new node, or makes the cluster add one.
         """
         from trainer_service.cluster import ray_actor
 
         if base_model not in self._config.base_models:
             raise WorkerLost(f"base model {base_model!r} is not one of this trainer's any more", base_model_failed=True)
         spec = self._spec(base_model)
-        options: dict[str, Any] = {"num_gpus": spec.num_gpus, "num_cpus": 1 if spec.num_gpus else spec.num_threads or DEFAULT_NUM_THREADS}
+        options: dict[str, Any] = {
+            "num_gpus": spec.num_gpus,
+            "num_cpus": 1 if spec.num_gpus else spec.num_threads or DEFAULT_NUM_THREADS,
+        }
         if self._other_nodes:
             options["label_selector"] = {_NODE_ID: f"!in({','.join(sorted(self._other_nodes))})"}
         remote: Any = ray_actor.WorkerActor  # what Ray makes of a class has methods that no type checker knows
         actor = remote.options(**options).remote(spec)
-        worker = RayWorker(f"ray-{next(self._numbers)}", base_model, actor, self._oom_kills, self._workers.discard, self._calls)
+        worker = RayWorker(
+            f"ray-{next(self._numbers)}", base_model, actor, self._oom_kills, self._workers.discard, self._calls
+        )
         self._workers.add(worker)
         try:
             await worker.check_software()
@@ -157,7 +171,9 @@ class RayWorker:
         return self._base_model
 
     async def check_software(self) -> None:
-        """Raises WrongSoftware if the actor runs other versions than this process: pickled tasks would not mean the same."""
+        """Raises WrongSoftware if the actor runs other versions than this process: pickled tasks would not mean the
+        same.
+        """
         found = await self._answer(self._actor.software.remote(), None)
         if found != software_version():
             raise WrongSoftware(f"the node runs {found}, the trainer {software_version()}: use one image for both")
@@ -168,14 +184,18 @@ class RayWorker:
         return str(await self._answer(call, _CONTROL_SECONDS))
 
     async def add(self, task: TrainingTask) -> None:
-        """Datasets that the worker's node can't read are sent first. Arguments are pickled in other threads than the event loop's."""
+        """Datasets that the worker's node can't read are sent first. Arguments are pickled in other threads than the
+        event loop's.
+        """
         for file in task.data.files if task.data is not None else ():
             if not await self._answer(self._actor.has_dataset.remote(file), _DATA_SECONDS):
                 await self._send(file)
         await self._answer(await asyncio.to_thread(self._actor.add.remote, task), _CONTROL_SECONDS)
 
     async def _send(self, file: DatasetFile) -> None:
-        log.info("sending a dataset to a worker's node", extra={"fields": {"dataset": file.digest, "bytes": file.size_bytes}})
+        log.info(
+            "sending a dataset to a worker's node", extra={"fields": {"dataset": file.digest, "bytes": file.size_bytes}}
+        )
 
         def send_piece(offset: int) -> Any:
             with open(file.path, "rb") as opened:
@@ -228,11 +248,15 @@ class RayWorker:
         if "creation task" in str(error):
             cause = str(error).strip().splitlines()[-1][:300]
             return WorkerLost(f"its node could not create it, which another image than the trainer's can't: {cause}")
-        return WorkerLost(f"its process or its node is gone ({type(error).__name__}); if it was killed for memory: {_NEEDS_LESS}")
+        return WorkerLost(
+            f"its process or its node is gone ({type(error).__name__}); if it was killed for memory: {_NEEDS_LESS}"
+        )
 
 
 def connect(address: str, config: RayPoolConfig) -> RayPool:
-    """A pool on the Ray cluster at `address`, such as ray-head:6379; if empty, on a cluster that this process starts on its own machine."""
+    """A pool on the Ray cluster at `address`, such as ray-head:6379; if empty, on a cluster that this process starts on
+    its own machine.
+    """
     return RayPool(RayCluster(address, _embedded_cpus(config)), config)
 
 

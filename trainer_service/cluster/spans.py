@@ -12,7 +12,9 @@ from trainer_service.training.events import Failed, Finished, Stopped, TrainingE
 
 
 class JobSpans:
-    """Used by the step thread alone. A worker that dies takes its open spans with it: the next attempt has one of its own."""
+    """Used by the step thread alone. A worker that dies takes its open spans with it: the next attempt has one of its
+    own.
+    """
 
     def __init__(self, tracing: Tracing) -> None:
         self._tracing = tracing
@@ -20,12 +22,17 @@ class JobSpans:
 
     def begin(self, task: TrainingTask) -> None:
         attributes: dict[str, str | int] = {"softprompt.job": task.job_id, "softprompt.attempt": task.attempt}
-        self._open[task.job_id] = self._tracing.begin("train", parent_of(task.traceparent), SpanKind.INTERNAL, attributes)
+        self._open[task.job_id] = self._tracing.begin(
+            "train", parent_of(task.traceparent), SpanKind.INTERNAL, attributes
+        )
 
     def tell(self, events: Iterable[TrainingEvent]) -> None:
         """End the spans of jobs that ended."""
         for event in events:
-            if isinstance(event, Finished | Failed | Stopped) and (span := self._open.pop(event.job_id, None)) is not None:
+            if (
+                isinstance(event, Finished | Failed | Stopped)
+                and (span := self._open.pop(event.job_id, None)) is not None
+            ):
                 span.set_attribute("softprompt.outcome", type(event).__name__.lower())
                 if isinstance(event, Failed):
                     span.set_status(StatusCode.ERROR, event.code)

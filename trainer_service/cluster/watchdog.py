@@ -1,8 +1,10 @@
-"""Ends what an embedded Ray leaves running when the process that started it is gone, however it went: `kill -9` included.
+"""Ends what an embedded Ray leaves running when the process that started it is gone, however it went: `kill -9`
+included.
 
-Ray's servers and idle workers notice a dead driver within seconds, its two agents after a minute and a half, a stopped worker never.
-So a small process of its own waits for the end of a pipe that only the service holds. Only processes that the service named
-are ended, each by process id and time of creation: a number that was given to somebody else meanwhile is left alone.
+Ray's servers and idle workers notice a dead driver within seconds, its two agents after a minute and a half, a stopped
+worker never. So a small process of its own waits for the end of a pipe that only the service holds. Only processes that
+the service named are ended, each by process id and time of creation: a number that was given to somebody else meanwhile
+is left alone.
 """
 
 from __future__ import annotations
@@ -25,9 +27,12 @@ class Watchdog:
     """The service's side. Starting it takes no wait; `close` is for a service that ends in order."""
 
     def __init__(self) -> None:
-        # A session of its own: a Ctrl-C or a kill that is meant for the service's group must not end it before its time.
+        # A session of its own: a Ctrl-C or a kill that is meant for the service's group must not end it before its
+        # time.
         command, nobody = [sys.executable, "-I", __file__], subprocess.DEVNULL
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=nobody, text=True, start_new_session=True)
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=nobody, text=True, start_new_session=True
+        )
         self._named: set[tuple[int, float]] = set()
         self._lock = threading.Lock()
 

@@ -1,8 +1,8 @@
 """One worker: a base model, a cohort on it, and the thread that steps it. Knows neither Ray nor the job manager.
 
-Tasks and stops are put into an inbox that the thread empties between two steps; what happens goes into an outbox that is polled. When
-the thread dies of an error, the next poll raises it. A task's datasets are read and turned into tokens by a second thread, beside the
-steps of the jobs that train.
+Tasks and stops are put into an inbox that the thread empties between two steps; what happens goes into an outbox that
+is polled. When the thread dies of an error, the next poll raises it. A task's datasets are read and turned into tokens
+by a second thread, beside the steps of the jobs that train.
 """
 
 from __future__ import annotations
@@ -114,7 +114,9 @@ class Worker:
                 trainer.add(task)
             except SoftPromptError as error:
                 field = getattr(error, "violations", None)
-                self._tell([Failed(task.job_id, task.attempt, "BAD_DATA", error.message, field[0].field if field else "")])
+                self._tell(
+                    [Failed(task.job_id, task.attempt, "BAD_DATA", error.message, field[0].field if field else "")]
+                )
 
         return command
 
@@ -146,7 +148,9 @@ class Worker:
                 self._outbox.put([found])
 
     def _prepared(self, task: TrainingTask) -> TrainingTask:
-        """The task with its examples read and turned into tokens. Raises _NoLongerWanted once it was stopped or replaced."""
+        """The task with its examples read and turned into tokens. Raises _NoLongerWanted once it was stopped or
+        replaced.
+        """
         assert task.data is not None
         train, validation = self._datasets.load(task.job_id, task.data)
         digest, overlapping = digest_of(task.spec, train, validation), count_overlap(train, validation)
@@ -161,7 +165,9 @@ class Worker:
             nonlocal told_at
             if self._closing or self._reading.get(task.job_id) != task.attempt:
                 raise _NoLongerWanted
-            now = self._reading_since = time.monotonic()  # examples get done, so it does not hang, however many there are
+            now = self._reading_since = (
+                time.monotonic()
+            )  # examples get done, so it does not hang, however many there are
             if now - told_at >= _PROGRESS_SECONDS:
                 told_at = now
                 self._outbox.put([Preparing(task.job_id, task.attempt, num_prepared, len(train) + len(validation))])
@@ -188,7 +194,9 @@ class Worker:
         last, events = self._outbox.take(since, timeout_seconds)
         if not events and self._error is not None:
             raise self._loss(self._error)
-        ready = self._ready  # before the time: a worker that is ready has ended loading, and is not busy with that any more
+        ready = (
+            self._ready
+        )  # before the time: a worker that is ready has ended loading, and is not busy with that any more
         now = time.monotonic()
         busy_seconds = max(now - (self._busy_since or now), now - (self._reading_since or now))
         with self._work:
@@ -236,7 +244,9 @@ class Worker:
         return WorkerLost(self._why_lost(error), isinstance(error, MemoryError), base_model_failed)
 
     def _why_lost(self, error: BaseException) -> str:
-        """Shown to every job of the worker. While jobs are trained, only texts of torch and of the hardware are sure not to quote one."""
+        """Shown to every job of the worker. While jobs are trained, only texts of torch and of the hardware are sure
+        not to quote one.
+        """
         name = type(error).__name__
         return name if self._ready and not isinstance(error, RuntimeError | MemoryError) else f"{name}: {error}"
 
@@ -284,12 +294,20 @@ def _unread(task: TrainingTask, error: Exception) -> Failed:
         return Failed(task.job_id, task.attempt, "BAD_DATA", error.message, field)
     if isinstance(error, OSError):
         log.warning("a dataset can't be read: %s", error)
-        return Failed(task.job_id, task.attempt, "DATA_UNAVAILABLE", f"the worker could not read the dataset: {error.strerror}")
+        return Failed(
+            task.job_id, task.attempt, "DATA_UNAVAILABLE", f"the worker could not read the dataset: {error.strerror}"
+        )
     if isinstance(error, MemoryError):
         message = "the dataset is too large for this worker's memory"
         return Failed(task.job_id, task.attempt, "OUT_OF_MEMORY", message, "spec.dataset", retryable=True)
     log.error("reading the datasets of job %s failed", task.job_id, exc_info=error)
-    return Failed(task.job_id, task.attempt, "INTERNAL", "reading the dataset failed; the worker's log has the cause", retryable=True)
+    return Failed(
+        task.job_id,
+        task.attempt,
+        "INTERNAL",
+        "reading the dataset failed; the worker's log has the cause",
+        retryable=True,
+    )
 
 
 def _spec_field(field: str) -> str:
@@ -301,7 +319,9 @@ def _spec_field(field: str) -> str:
 
 
 def wait_ready(worker: Worker, deadline_seconds: float) -> None:
-    """For scripts and tests: block until the base model is loaded. Raises TimeoutError, or WorkerLost if loading failed."""
+    """For scripts and tests: block until the base model is loaded. Raises TimeoutError, or WorkerLost if loading
+    failed.
+    """
     end = time.monotonic() + deadline_seconds
     while not worker.poll(0, 0.05).ready:
         if time.monotonic() > end:

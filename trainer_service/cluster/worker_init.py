@@ -54,4 +54,8 @@ def load_trainer(spec: WorkerSpec) -> tuple[Cohort, dict[str, str]]:
     loaded = base_model.load(spec.source, id=spec.base_model, dtype=dtype, device=spec.device, device_map=device_map)
     cohort = Cohort(loaded, checkpoint_interval_seconds=spec.checkpoint_seconds)
     log.info("base model loaded", extra={"fields": {"base_model": spec.base_model, "device": str(loaded.device)}})
-    return cohort, {"device": str(loaded.device), "dtype": str(loaded.dtype).removeprefix("torch."), "software": software_version()}
+    return cohort, {
+        "device": str(loaded.device),
+        "dtype": str(loaded.dtype).removeprefix("torch."),
+        "software": software_version(),
+    }

@@ -29,7 +29,9 @@ def alias_from_wire(alias: str) -> str:
 
 
 def source_to_wire(source: str) -> str:
-    """What a prompt was started from; nothing if that is another prompt, which the caller may not name. A job's id names no prompt."""
+    """What a prompt was started from; nothing if that is another prompt, which the caller may not name. A job's id
+    names no prompt.
+    """
     return source if source.startswith(JOB_PREFIX) or current_caller().may_use(prompt_of(source)) else ""
 
 

@@ -17,7 +17,9 @@ Domain = TypeVar("Domain", bound=StrEnum)
 
 
 class EnumTable(Generic[Domain]):
-    """Pairs `PREFIX_NAME` with `Domain.NAME`; `PREFIX_UNSPECIFIED` is None. Raises ValueError if a value of either side has no partner."""
+    """Pairs `PREFIX_NAME` with `Domain.NAME`; `PREFIX_UNSPECIFIED` is None. Raises ValueError if a value of either side
+    has no partner.
+    """
 
     def __init__(self, wire: Any, domain: type[Domain], prefix: str) -> None:
         self._from_wire = {number: domain[name.removeprefix(prefix)] for name, number in wire.items() if number != 0}

@@ -28,7 +28,9 @@ def _inline_from_wire(message: tuning_pb2.InlineDataset, field: str, violations:
     if not message.examples:
         violations.add(field, "is empty: at least two examples are needed")
         return None
-    examples = tuple(_example_from_wire(example, index, field, violations) for index, example in enumerate(message.examples))
+    examples = tuple(
+        _example_from_wire(example, index, field, violations) for index, example in enumerate(message.examples)
+    )
     return InlineExamples(examples, field)
 
 

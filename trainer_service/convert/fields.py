@@ -21,10 +21,13 @@ _MAX_DURATION_SECONDS = 315_576_000_000  # ten thousand years: the bound of goog
 _MAX_SHOWN_CHARS = 80
 
 
-def build(model: type[Model], values: Mapping[str, object], field: str, names: Mapping[str, str], violations: Violations) -> Model | None:
+def build(
+    model: type[Model], values: Mapping[str, object], field: str, names: Mapping[str, str], violations: Violations
+) -> Model | None:
     """The domain object, or None after its problems were added to `violations`.
 
-    `field` is where it stands in the message; `names` gives the message's name for a field that the domain calls otherwise.
+    `field` is where it stands in the message; `names` gives the message's name for a field that the domain calls
+    otherwise.
     """
     try:
         return model.model_validate(dict(values))

@@ -9,7 +9,17 @@ from trainer_service.convert.enums import INIT_METHODS, ORDERS, STATES
 from trainer_service.convert.fields import to_timestamp
 from trainer_service.convert.spec import effective_to_wire, spec_to_wire
 from trainer_service.jobs.comparisons import SearchCandidate
-from trainer_service.jobs.model import CheckpointStored, Evaluation, Job, JobEvent, JobFilter, JobOrder, JobProgress, JobResult, Note
+from trainer_service.jobs.model import (
+    CheckpointStored,
+    Evaluation,
+    Job,
+    JobEvent,
+    JobFilter,
+    JobOrder,
+    JobProgress,
+    JobResult,
+    Note,
+)
 from trainer_service.violations import Violations
 
 
@@ -40,7 +50,9 @@ def _statistics_to_wire(job: Job) -> tuning_pb2.DatasetStatistics | None:
     found, repetition = job.dataset_statistics, job.effective.repetition
     if found is None and repetition is None:
         return None
-    message = tuning_pb2.DatasetStatistics(num_train=job.effective.num_train, num_validation=job.effective.num_validation)
+    message = tuning_pb2.DatasetStatistics(
+        num_train=job.effective.num_train, num_validation=job.effective.num_validation
+    )
     if found is not None:
         message = tuning_pb2.DatasetStatistics(**found.model_dump())
     if repetition is not None:
@@ -60,7 +72,9 @@ def result_to_wire(result: JobResult) -> tuning_pb2.TuningResult:
     messages = {"nearest_tokens", "comparisons", "candidates"}
     return tuning_pb2.TuningResult(
         **result.model_dump(exclude=messages),
-        nearest_tokens=[tuning_pb2.NearestToken(text=token.text, cosine=token.cosine) for token in result.nearest_tokens],
+        nearest_tokens=[
+            tuning_pb2.NearestToken(text=token.text, cosine=token.cosine) for token in result.nearest_tokens
+        ],
         comparisons=[common_pb2.Comparison(**one.model_dump()) for one in result.comparisons],
         candidates=[_candidate_to_wire(one) for one in result.candidates],
     )

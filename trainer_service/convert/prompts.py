@@ -71,7 +71,9 @@ def targets_from_wire(messages: Sequence[prompts_pb2.AliasTarget]) -> tuple[Alia
 
 
 def _whole_weights(weights: Sequence[float]) -> list[int]:
-    """Whole numbers as they are, else the smallest in these ratios: 0.9 and 0.1 are 9 and 1. Ratios beyond MAX_WEIGHT are rounded to it."""
+    """Whole numbers as they are, else the smallest in these ratios: 0.9 and 0.1 are 9 and 1. Ratios beyond MAX_WEIGHT
+    are rounded to it.
+    """
     if all(weight.is_integer() and weight <= MAX_WEIGHT for weight in weights):
         return [int(weight) for weight in weights]
     fractions = [Fraction(weight).limit_denominator(10_000) for weight in weights]
@@ -110,7 +112,9 @@ def version_to_wire(version: Version, manifest: Manifest | None = None) -> promp
 
 
 def _add_gate(message: prompts_pb2.PromptVersion, manifest: Manifest) -> None:
-    """Versions of earlier releases have the decision alone. What another program wrote there in another form is left out."""
+    """Versions of earlier releases have the decision alone. What another program wrote there in another form is left
+    out.
+    """
     gate = manifest.gate
     if isinstance(gate, str):
         message.gate = gate
@@ -134,7 +138,9 @@ def _base_model(record: VersionRecord, manifest: Manifest | None) -> common_pb2.
     if manifest is not None:
         return base_model_to_wire(manifest.base_model)
     summary = record.summary
-    return common_pb2.BaseModel(id=summary.base_model, fingerprint=summary.base_model_fingerprint, hidden_size=summary.hidden_size)
+    return common_pb2.BaseModel(
+        id=summary.base_model, fingerprint=summary.base_model_fingerprint, hidden_size=summary.hidden_size
+    )
 
 
 def import_from_wire(header: prompts_pb2.ImportHeader) -> ImportRequest:
@@ -155,7 +161,9 @@ def import_from_wire(header: prompts_pb2.ImportHeader) -> ImportRequest:
 def change_to_wire(change: PromptChange) -> prompts_pb2.WatchPromptsResponse:
     message = prompts_pb2.WatchPromptsResponse(revision=change.revision, store_id=change.store_id)
     if change.snapshot is not None:
-        message.snapshot.CopyFrom(prompts_pb2.PromptSnapshot(prompts=[prompt_to_wire(prompt) for prompt in change.snapshot]))
+        message.snapshot.CopyFrom(
+            prompts_pb2.PromptSnapshot(prompts=[prompt_to_wire(prompt) for prompt in change.snapshot])
+        )
     elif change.published is not None:
         message.published.CopyFrom(version_to_wire(change.published))
     elif change.alias_moved is not None:
@@ -182,7 +190,9 @@ def _version_status(version: Version, stands: Serving) -> prompts_pb2.VersionSta
         num_replicas=stands.num_replicas,
         served=[_serving(replica, loaded) for replica, loaded in stands.served],
         refused=[
-            prompts_pb2.ReplicaRefusal(replica=replica, reason=refusal.reason, has_base_model=replica in stands.suitable)
+            prompts_pb2.ReplicaRefusal(
+                replica=replica, reason=refusal.reason, has_base_model=replica in stands.suitable
+            )
             for replica, refusal in stands.refused
         ],
         served_by_all=stands.by_all,

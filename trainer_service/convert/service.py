@@ -56,6 +56,7 @@ def info_to_wire(info: ServiceInfo, counts: JobCounts) -> tuning_pb2.GetServiceI
         running_jobs=counts.running,
         num_workers=counts.num_workers,
         unavailable_base_models=[
-            tuning_pb2.UnavailableBaseModel(id=id, reason=reason) for id, reason in sorted(info.models.unavailable.items())
+            tuning_pb2.UnavailableBaseModel(id=id, reason=reason)
+            for id, reason in sorted(info.models.unavailable.items())
         ],
     )

@@ -49,7 +49,9 @@ def request_from_wire(message: tuning_pb2.CreateTuningJobRequest) -> JobRequest:
     """Raises InvalidInput with every violation of form."""
     violations = Violations()
     if len(message.request_id) > MAX_REQUEST_ID_CHARS:
-        violations.add("request_id", f"has {len(message.request_id)} characters; at most {MAX_REQUEST_ID_CHARS} are allowed")
+        violations.add(
+            "request_id", f"has {len(message.request_id)} characters; at most {MAX_REQUEST_ID_CHARS} are allowed"
+        )
     dataset = source_from_wire(message.spec.dataset, "spec.dataset", violations)
     validation = None
     if message.spec.HasField("validation_dataset"):
@@ -89,14 +91,18 @@ def _spec_from_wire(message: tuning_pb2.TuningSpec, violations: Violations) -> T
     return build(TuningSpec, values, "spec", _SPEC_NAMES, violations)
 
 
-def _hyperparameters_from_wire(message: tuning_pb2.Hyperparameters, field: str, violations: Violations) -> HyperparameterRequest:
+def _hyperparameters_from_wire(
+    message: tuning_pb2.Hyperparameters, field: str, violations: Violations
+) -> HyperparameterRequest:
     values = present(message, _SCALARS)
     values["class_weights"] = dict(message.class_weights)
     if message.HasField("num_epochs") and message.HasField("num_steps"):
         violations.add(f"{field}.num_epochs", "excludes num_steps: give one of them")
     if message.HasField("init"):
         values["init"] = _init_from_wire(message.init, f"{field}.init", violations)
-    values["reparameterisation"] = REPARAMETERISATIONS.from_wire(message.reparameterisation, f"{field}.reparameterisation", violations)
+    values["reparameterisation"] = REPARAMETERISATIONS.from_wire(
+        message.reparameterisation, f"{field}.reparameterisation", violations
+    )
     values["schedule"] = SCHEDULES.from_wire(message.schedule, f"{field}.schedule", violations)
     values["metric"] = METRICS.from_wire(message.metric, f"{field}.metric", violations)
     return build(HyperparameterRequest, values, field, {}, violations) or HyperparameterRequest()
@@ -187,11 +193,15 @@ def _common_to_wire(spec: TuningSpec) -> tuning_pb2.TuningSpec:
 
 
 def hyperparameters_to_wire(values: HyperparameterRequest | Hyperparameters) -> tuning_pb2.Hyperparameters:
-    scalars: dict[str, Any] = {name: getattr(values, name, None) for name in _SCALARS}  # num_epochs becomes num_steps when filled in
+    scalars: dict[str, Any] = {
+        name: getattr(values, name, None) for name in _SCALARS
+    }  # num_epochs becomes num_steps when filled in
     init = None
     if values.init is not None:
         init = tuning_pb2.PromptInit(
-            method=INIT_METHODS.to_wire(values.init.method), text=values.init.text, source=source_to_wire(values.init.source_version)
+            method=INIT_METHODS.to_wire(values.init.method),
+            text=values.init.text,
+            source=source_to_wire(values.init.source_version),
         )
     return tuning_pb2.Hyperparameters(
         **scalars,

@@ -1,4 +1,6 @@
-"""Rows whose texts callers chose, read up to a number of bytes: a thousand jobs with long templates and label sets would take gigabytes."""
+"""Rows whose texts callers chose, read up to a number of bytes: a thousand jobs with long templates and label sets
+would take gigabytes.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +15,14 @@ _ROWS_AT_ONCE = 20
 
 
 def bounded(
-    connection: Connection, query: Select[Any], limit: int, size_of: Callable[[RowMapping], int], max_bytes: int = MAX_BYTES
+    connection: Connection,
+    query: Select[Any],
+    limit: int,
+    size_of: Callable[[RowMapping], int],
+    max_bytes: int = MAX_BYTES,
 ) -> tuple[list[RowMapping], bool]:
-    """The first rows, at most `limit` and at most `max_bytes` by `size_of`, but one at least; and whether the query has more.
+    """The first rows, at most `limit` and at most `max_bytes` by `size_of`, but one at least; and whether the query has
+    more.
 
     The query may be limited to `limit + 1` rows. Rows that are left out are not held in memory.
     """

@@ -1,7 +1,8 @@
-"""A connection to the job database: SQLite with nothing to set up, or PostgreSQL by URL; migrated to this build's schema when opened.
+"""A connection to the job database: SQLite with nothing to set up, or PostgreSQL by URL; migrated to this build's
+schema when opened.
 
-Everything that differs between the two dialects is here. Callers see `read()` and `write()` transactions, and Unavailable when the
-database is away.
+Everything that differs between the two dialects is here. Callers see `read()` and `write()` transactions, and
+Unavailable when the database is away.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ log = logging.getLogger(__name__)
 STATEMENT_SECONDS = 15.0
 _MAX_IDLE_WAL_BYTES = 64 << 20
 _MIGRATION_LOCK = 0x50524F4D5054  # any number that no other program locks in this database
-_NAMED_LOCKS = 0x50524F4D  # keeps hashes of names apart from other programs' numbers; two names with one hash only wait for each other
+# keeps hashes of names apart from other programs' numbers; two names with one hash only wait for each other
+_NAMED_LOCKS = 0x50524F4D
 _CONNECT_SECONDS = 5.0
 _POSTGRES_CONNECTION = {
     # A server that vanished from the network is noticed within seconds, and not after the hours that TCP allows.
@@ -45,14 +47,20 @@ _POSTGRES_CONNECTION = {
 
 
 class Database:
-    """Thread-safe. On SQLite this process owns the file: a second one is refused, since recovery assumes that its predecessor is gone."""
+    """Thread-safe. On SQLite this process owns the file: a second one is refused, since recovery assumes that its
+    predecessor is gone.
+    """
 
     def __init__(self, url: str, timeout_seconds: float = STATEMENT_SECONDS) -> None:
-        """`timeout_seconds`: a statement that takes longer, also for a lock, fails as Unavailable. Migrations may take longer."""
+        """`timeout_seconds`: a statement that takes longer, also for a lock, fails as Unavailable. Migrations may take
+        longer.
+        """
         try:
             parsed = make_url(url)
         except ArgumentError as error:
-            raise InvalidInput.of("database_url", "must be a URL such as sqlite:///jobs.sqlite3 or postgresql://host/name") from error
+            raise InvalidInput.of(
+                "database_url", "must be a URL such as sqlite:///jobs.sqlite3 or postgresql://host/name"
+            ) from error
         self.is_sqlite = parsed.get_backend_name() == "sqlite"
         if not self.is_sqlite and parsed.get_backend_name() != "postgresql":
             raise InvalidInput.of("database_url", f"{parsed.get_backend_name()} is not supported: sqlite or postgresql")
@@ -91,7 +99,9 @@ class Database:
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
-        """A transaction that may read before it writes: on SQLite it takes the write lock first, so it never fails half-way as busy."""
+        """A transaction that may read before it writes: on SQLite it takes the write lock first, so it never fails
+        half-way as busy.
+        """
         with self._writing(), _translated(), self._connected() as connection:
             connection = connection.execution_options(immediate=True)
             with connection.begin():
@@ -99,7 +109,9 @@ class Database:
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
-        """On SQLite one transaction writes at a time. One that hangs, on a disk that does, ends in time what waits for it."""
+        """On SQLite one transaction writes at a time. One that hangs, on a disk that does, ends in time what waits for
+        it.
+        """
         if self._writer is None:
             yield
             return
@@ -121,14 +133,18 @@ class Database:
                     connection.detach()
 
     def now(self) -> float:
-        """Seconds since the epoch by a clock that all replicas share: PostgreSQL's own. On SQLite there is one replica, and its clock."""
+        """Seconds since the epoch by a clock that all replicas share: PostgreSQL's own. On SQLite there is one replica,
+        and its clock.
+        """
         if self.is_sqlite:
             return time.time()
         with self.read() as connection:
             return float(connection.scalar(text("SELECT extract(epoch FROM clock_timestamp())")))
 
     def lock(self, connection: Connection, name: str) -> None:
-        """Until the end of the transaction no other one has the lock of this name. On SQLite a transaction that writes is alone anyhow."""
+        """Until the end of the transaction no other one has the lock of this name. On SQLite a transaction that writes
+        is alone anyhow.
+        """
         if not self.is_sqlite:
             statement = text("SELECT pg_advisory_xact_lock(:space, hashtext(:name))")
             connection.execute(statement, {"space": _NAMED_LOCKS, "name": name})
@@ -142,7 +158,9 @@ class Database:
             return int(connection.scalar(text("SELECT pg_database_size(current_database())")) or 0)
 
     def give_pages_back(self, pause: Callable[[], bool]) -> None:
-        """Pages that nothing uses go back to the file system, some at a time; `pause` True ends this. PostgreSQL does it by itself."""
+        """Pages that nothing uses go back to the file system, some at a time; `pause` True ends this. PostgreSQL does
+        it by itself.
+        """
         while self.is_sqlite:
             with self.write() as connection:
                 more = sqlite_pages.give_some_back(connection)
@@ -168,7 +186,9 @@ class Database:
             current = MigrationContext.configure(connection).get_current_revision()
             known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
             if current is not None and current not in known:
-                raise PreconditionFailed(f"the job database has schema {current}, which this build does not know: run a newer build")
+                raise PreconditionFailed(
+                    f"the job database has schema {current}, which this build does not know: run a newer build"
+                )
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
         if not self.is_sqlite:
@@ -176,14 +196,18 @@ class Database:
 
 
 def _own(path: Path) -> int:
-    """An open descriptor that holds the lock beside the database file. Raises PreconditionFailed if another process holds it."""
+    """An open descriptor that holds the lock beside the database file. Raises PreconditionFailed if another process
+    holds it.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path.with_name(path.name + ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         os.close(descriptor)
-        raise PreconditionFailed(f"another trainer uses {path.name}: SQLite serves one trainer; use PostgreSQL for several") from error
+        raise PreconditionFailed(
+            f"another trainer uses {path.name}: SQLite serves one trainer; use PostgreSQL for several"
+        ) from error
     _hide(path)
     return descriptor
 
@@ -202,7 +226,9 @@ def _hide(path: Path) -> None:
 
 def _postgres_connection(timeout_seconds: float) -> dict[str, Any]:
     milliseconds = int(1000 * timeout_seconds)
-    connect_timeout = max(2, math.ceil(min(timeout_seconds, _CONNECT_SECONDS)))  # whole seconds, and libpq knows no less than two
+    connect_timeout = max(
+        2, math.ceil(min(timeout_seconds, _CONNECT_SECONDS))
+    )  # whole seconds, and libpq knows no less than two
     # A replica that is stopped in the middle of a transaction must not hold its rows from the others for ever.
     options = f"-c idle_in_transaction_session_timeout=20000 -c statement_timeout={milliseconds}"
     return {**_POSTGRES_CONNECTION, "connect_timeout": connect_timeout, "options": options}

@@ -1,11 +1,26 @@
 """Tables of the job store, the same for SQLite and PostgreSQL. `migrations/` builds them; a test compares the two.
 
-Times are seconds since the epoch (UTC). JSON columns hold the pydantic models of `model`; what is searched by has columns of its own.
+Times are seconds since the epoch (UTC). JSON columns hold the pydantic models of `model`; what is searched by has
+columns of its own.
 """
 
 from __future__ import annotations
 
-from sqlalchemy import BigInteger, Boolean, Column, Double, ForeignKey, Index, Integer, LargeBinary, MetaData, String, Table, Text, false
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Double,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+    false,
+)
 
 metadata = MetaData(
     naming_convention={

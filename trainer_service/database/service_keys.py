@@ -14,11 +14,14 @@ PAGE_TOKENS = "page-tokens"
 
 
 def page_token_key(database: Database) -> bytes:
-    """The key of page tokens, made at the first call. Of replicas that make one at the same time, the first one's stays.
+    """The key of page tokens, made at the first call. Of replicas that make one at the same time, the first one's
+    stays.
 
     Raises Unavailable.
     """
     insert = sqlite_insert if database.is_sqlite else postgresql_insert
     with database.write() as connection:
         connection.execute(insert(service_keys).values(name=PAGE_TOKENS, value=new_key()).on_conflict_do_nothing())
-        return bytes(connection.execute(select(service_keys.c.value).where(service_keys.c.name == PAGE_TOKENS)).scalar_one())
+        return bytes(
+            connection.execute(select(service_keys.c.value).where(service_keys.c.name == PAGE_TOKENS)).scalar_one()
+        )

@@ -1,7 +1,7 @@
 """A time limit for each statement of psycopg, kept on this side of the wire.
 
-PostgreSQL's own `statement_timeout` needs a server that hears of the statement, and TCP's time-outs a peer that acknowledges nothing. A
-proxy or a frozen server that takes the bytes and never answers passes both.
+PostgreSQL's own `statement_timeout` needs a server that hears of the statement, and TCP's time-outs a peer that
+acknowledges nothing. A proxy or a frozen server that takes the bytes and never answers passes both.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ _MARGIN_SECONDS = 1.0
 
 
 class StatementDeadline:
-    """Connections of `engine` fail with OperationalError, and are closed, when an answer takes longer than `timeout_seconds`."""
+    """Connections of `engine` fail with OperationalError, and are closed, when an answer takes longer than
+    `timeout_seconds`.
+    """
 
     def __init__(self, engine: Engine, timeout_seconds: float) -> None:
         self._timeout_seconds: float | None = timeout_seconds + min(_MARGIN_SECONDS, timeout_seconds)
@@ -43,7 +45,9 @@ class StatementDeadline:
         return LimitedConnection.connect(*arguments, **options)
 
     def _limited(self, answer: Generator[Any, Any, Any], connection: Any) -> Generator[Any, Any, Any]:
-        """psycopg's generator for one exchange with the server. It yields what it waits for, and is sent what became ready (0: nothing)."""
+        """psycopg's generator for one exchange with the server. It yields what it waits for, and is sent what became
+        ready (0: nothing).
+        """
         import psycopg
 
         begun = time.monotonic()

@@ -16,7 +16,9 @@ IDLE_SECONDS = 60.0
 """A stream that sends nothing for that long is given up."""
 
 MIN_BYTES_PER_SECOND = 8 << 10
-"""So is one that is slower than that on average, once it was waited for that long: else a byte a minute would hold its place for ever."""
+"""So is one that is slower than that on average, once it was waited for that long: else a byte a minute would hold its
+place for ever.
+"""
 
 
 async def timely(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
@@ -48,9 +50,10 @@ async def timely(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
 class UploadSlots:
     """How many streams of one kind may run at once; further ones are told to come back.
 
-    A slot may be held for hours, so waiting for one is no way. A tenant gets another slot while it has fewer than are free: one alone gets
-    half of them, and a newcomer finds some as long as there are a few for each tenant (Choudhury and Hahne, "Dynamic queue length
-    thresholds for shared-memory packet switches", 1998). Where no tenants are configured, all of them may be taken.
+    A slot may be held for hours, so waiting for one is no way. A tenant gets another slot while it has fewer than are
+    free: one alone gets half of them, and a newcomer finds some as long as there are a few for each tenant (Choudhury
+    and Hahne, "Dynamic queue length thresholds for shared-memory packet switches", 1998). Where no tenants are
+    configured, all of them may be taken.
     """
 
     def __init__(self, num_slots: int) -> None:

@@ -28,7 +28,8 @@ class CsvUpload:
         csv.field_size_limit(max(csv.field_size_limit(), max_record_bytes))
         self._hash, self._num_bytes = hashlib.sha256(), 0
         self._rest = bytearray()
-        """Of a record whose end has not arrived; `_scanned` bytes of it were looked at and hold `_num_lines` line ends."""
+        """Of a record whose end has not arrived; `_scanned` bytes of it were looked at and hold `_num_lines` line ends.
+        """
         self._scanned, self._num_lines, self._in_quotes = 0, 0, False
         self._line = 1
         """On which the next record begins."""
@@ -62,7 +63,8 @@ class CsvUpload:
         return b"".join(self._json_line(record) for record in self._records(is_last))
 
     def _records(self, is_last: bool) -> Iterator[bytes]:
-        """Whole records: up to a line end outside quotes. In RFC 4180 these are the line ends after an even number of quotes.
+        """Whole records: up to a line end outside quotes. In RFC 4180 these are the line ends after an even number of
+        quotes.
 
         Looks at every byte once, however the sender cuts the records into chunks.
         """
@@ -88,7 +90,11 @@ class CsvUpload:
         try:
             rows = list(csv.reader([record.decode("utf-8-sig" if self._line == 1 else "utf-8")], strict=True))
         except (csv.Error, UnicodeDecodeError) as error:
-            reason = f"is not UTF-8 (byte {error.start + 1})" if isinstance(error, UnicodeDecodeError) else f"is not CSV: {error}"
+            reason = (
+                f"is not UTF-8 (byte {error.start + 1})"
+                if isinstance(error, UnicodeDecodeError)
+                else f"is not CSV: {error}"
+            )
             raise InvalidInput.of(field, reason) from None
         cells = rows[0] if rows else []
         if not cells:

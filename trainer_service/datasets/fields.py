@@ -1,7 +1,7 @@
 """How violations name what is wrong with a dataset, as it passes from parser to caller.
 
-The parser says `line 4 output`; the dataset store `dataset line 4 output`; a job may have a `validation dataset` too; and a caller who
-sent the examples inside the request reads `spec.dataset.inline.examples[3].output`.
+The parser says `line 4 output`; the dataset store `dataset line 4 output`; a job may have a `validation dataset` too;
+and a caller who sent the examples inside the request reads `spec.dataset.inline.examples[3].output`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ def renamed(rename: Callable[[str], str]) -> Iterator[None]:
     try:
         yield
     except InvalidInput as error:
-        raise InvalidInput([FieldViolation(rename(violation.field), violation.description) for violation in error.violations]) from error
+        raise InvalidInput(
+            [FieldViolation(rename(violation.field), violation.description) for violation in error.violations]
+        ) from error
 
 
 def in_dataset(which: str) -> Callable[[str], str]:

@@ -1,7 +1,8 @@
 """Which tenant has which dataset: rows of the job database, so that they change together with the jobs that use them.
 
-The bytes are files, stored once for all tenants (`datasets`). A tenant learns nothing of another one's rows: the same bytes count in full
-against each tenant's quota, and a name that is not the caller's own is unknown, whatever other tenants have.
+The bytes are files, stored once for all tenants (`datasets`). A tenant learns nothing of another one's rows: the same
+bytes count in full against each tenant's quota, and a name that is not the caller's own is unknown, whatever other
+tenants have.
 
 Locks, on PostgreSQL, are taken in this order: tenant, digest, row.
 """
@@ -58,12 +59,16 @@ class DatasetLedger:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._touching_files = threading.Lock()
-        """Held by a transaction that touches the datasets' volume: if that hangs, it holds one connection, and not all of the pool."""
+        """Held by a transaction that touches the datasets' volume: if that hangs, it holds one connection, and not all
+        of the pool.
+        """
 
     def add(self, tenant: str, stored: StoredDataset, allowed_bytes: int, place: Callable[[], None]) -> None:
-        """Make it the tenant's and call `place`, which puts the bytes where they belong. `allowed_bytes`: of all its datasets; 0: any.
+        """Make it the tenant's and call `place`, which puts the bytes where they belong. `allowed_bytes`: of all its
+        datasets; 0: any.
 
-        Raises Overloaded before `place`. After a crash between the two, bytes are left that no tenant has; retention removes them.
+        Raises Overloaded before `place`. After a crash between the two, bytes are left that no tenant has; retention
+        removes them.
         """
         now = time.time()
         values = {
@@ -79,7 +84,9 @@ class DatasetLedger:
             _check_room(connection, tenant, stored.name, stored.size_bytes, allowed_bytes)
             place()
             if not connection.execute(update(datasets).where(_is(tenant, stored.name)).values(**values)).rowcount:
-                connection.execute(insert(datasets).values(tenant=tenant, dataset=stored.name, create_time=now, **values))
+                connection.execute(
+                    insert(datasets).values(tenant=tenant, dataset=stored.name, create_time=now, **values)
+                )
 
     def check_room(self, tenant: str, name: str, size_bytes: int, allowed_bytes: int) -> None:
         """Whether a dataset of that size fits; one that the tenant has already does. Raises Overloaded."""
@@ -87,7 +94,9 @@ class DatasetLedger:
             _check_room(connection, tenant, name, size_bytes, allowed_bytes)
 
     def require(self, tenant: str, names: Collection[str]) -> None:
-        """Raises NotFound for the first one that is not the tenant's, in the same way and time whether another tenant has it or none."""
+        """Raises NotFound for the first one that is not the tenant's, in the same way and time whether another tenant
+        has it or none.
+        """
         query = select(datasets.c.dataset).where(datasets.c.tenant == tenant, datasets.c.dataset.in_(names))
         with self._database.read() as connection:
             found = frozenset(connection.scalars(query))
@@ -96,7 +105,9 @@ class DatasetLedger:
                 raise unknown_dataset(name)
 
     def use(self, connection: Connection, tenant: str, names: Collection[str]) -> None:
-        """Mark a new job's datasets as used, inside the transaction that creates it. Raises NotFound for one of another tenant."""
+        """Mark a new job's datasets as used, inside the transaction that creates it. Raises NotFound for one of another
+        tenant.
+        """
         for name in names:
             used = update(datasets).where(_is(tenant, name)).values(last_use_time=time.time())
             if not connection.execute(used).rowcount:
@@ -117,7 +128,8 @@ class DatasetLedger:
             return [_from_row(row) for row in connection.execute(query).mappings()]
 
     def remove(self, tenant: str, name: str, refuse: Callable[[Sequence[JobUse]], NoReturn]) -> None:
-        """Take it from the tenant. Calls `refuse` if unended jobs of the tenant use it. Raises NotFound, or what `refuse` raises.
+        """Take it from the tenant. Calls `refuse` if unended jobs of the tenant use it. Raises NotFound, or what
+        `refuse` raises.
 
         The bytes stay: see `remove_bytes`.
         """
@@ -135,32 +147,48 @@ class DatasetLedger:
         needed = exists(
             select(jobs.c.id)
             .join(job_datasets, job_datasets.c.job_id == jobs.c.id)
-            .where(job_datasets.c.dataset == name, jobs.c.tenant == tenant, or_(jobs.c.end_time.is_(None), jobs.c.end_time >= before))
+            .where(
+                job_datasets.c.dataset == name,
+                jobs.c.tenant == tenant,
+                or_(jobs.c.end_time.is_(None), jobs.c.end_time >= before),
+            )
         )
         unused = delete(datasets).where(_is(tenant, name), datasets.c.last_use_time < before, ~needed)
         with self._database.write() as connection:
             return bool(connection.execute(unused).rowcount)
 
     def remove_bytes(self, name: str, remove: Callable[[str], bool]) -> bool:
-        """Call `remove` unless a tenant has the dataset or an unended job needs it; no upload of the same bytes comes in between."""
+        """Call `remove` unless a tenant has the dataset or an unended job needs it; no upload of the same bytes comes
+        in between.
+        """
         unended = select(jobs.c.id).join(job_datasets, job_datasets.c.job_id == jobs.c.id)
         unended = unended.where(job_datasets.c.dataset == name, jobs.c.end_time.is_(None)).limit(1)
         with self._touching_files, self._database.write() as connection:
             self._database.lock(connection, name)
-            if connection.execute(select(datasets.c.tenant).where(datasets.c.dataset == name).limit(1)).first() is not None:
+            if (
+                connection.execute(select(datasets.c.tenant).where(datasets.c.dataset == name).limit(1)).first()
+                is not None
+            ):
                 return False
             return connection.execute(unended).first() is None and remove(name)
 
     def owned(self, names: Collection[str]) -> frozenset[str]:
         """Those of the names that any tenant has."""
         with self._database.read() as connection:
-            return frozenset(connection.scalars(select(datasets.c.dataset).where(datasets.c.dataset.in_(names)).distinct()))
+            return frozenset(
+                connection.scalars(select(datasets.c.dataset).where(datasets.c.dataset.in_(names)).distinct())
+            )
 
     def last_used_before(self, before: float, after: tuple[str, str], limit: int) -> list[tuple[str, str, float]]:
         """(tenant, name, time of last use) in order of tenant and name, after that one."""
         keys = datasets.c.tenant, datasets.c.dataset
         later = or_(keys[0] > after[0], (keys[0] == after[0]) & (keys[1] > after[1]))
-        query = select(*keys, datasets.c.last_use_time).where(datasets.c.last_use_time < before, later).order_by(*keys).limit(limit)
+        query = (
+            select(*keys, datasets.c.last_use_time)
+            .where(datasets.c.last_use_time < before, later)
+            .order_by(*keys)
+            .limit(limit)
+        )
         with self._database.read() as connection:
             return [(row.tenant, row.dataset, row.last_use_time) for row in connection.execute(query)]
 
@@ -172,9 +200,15 @@ class DatasetLedger:
 
     def set_measures(self, stored: StoredDataset) -> None:
         """For all tenants that have it."""
-        values = {"size_bytes": stored.size_bytes, "num_examples": stored.num_examples, "num_labels": len(stored.labels)}
+        values = {
+            "size_bytes": stored.size_bytes,
+            "num_examples": stored.num_examples,
+            "num_labels": len(stored.labels),
+        }
         with self._database.write() as connection:
-            connection.execute(update(datasets).where(datasets.c.dataset == stored.name).values(task=stored.task.value, **values))
+            connection.execute(
+                update(datasets).where(datasets.c.dataset == stored.name).values(task=stored.task.value, **values)
+            )
 
 
 def _is(tenant: str, name: str) -> ColumnElement[bool]:
@@ -184,7 +218,9 @@ def _is(tenant: str, name: str) -> ColumnElement[bool]:
 def _check_room(connection: Connection, tenant: str, name: str, size_bytes: int, allowed_bytes: int) -> None:
     if not allowed_bytes:
         return
-    others = select(func.coalesce(func.sum(datasets.c.size_bytes), 0)).where(datasets.c.tenant == tenant, datasets.c.dataset != name)
+    others = select(func.coalesce(func.sum(datasets.c.size_bytes), 0)).where(
+        datasets.c.tenant == tenant, datasets.c.dataset != name
+    )
     used = int(connection.scalar(others) or 0)
     if used + size_bytes > allowed_bytes:
         raise Overloaded(
@@ -198,7 +234,9 @@ def _check_room(connection: Connection, tenant: str, name: str, size_bytes: int,
 
 def _unended_uses(tenant: str, name: str) -> Select[tuple[str, str]]:
     query = select(jobs.c.id, jobs.c.prompt).join(job_datasets, job_datasets.c.job_id == jobs.c.id)
-    return query.where(job_datasets.c.dataset == name, jobs.c.tenant == tenant, jobs.c.end_time.is_(None)).order_by(jobs.c.id)
+    return query.where(job_datasets.c.dataset == name, jobs.c.tenant == tenant, jobs.c.end_time.is_(None)).order_by(
+        jobs.c.id
+    )
 
 
 def _owned(tenant: str) -> Select[tuple[object, ...]]:

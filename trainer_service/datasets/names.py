@@ -1,4 +1,6 @@
-"""Names of datasets, `datasets/sha256-<hex>`, and the one answer for a name that a caller may not use or that means nothing."""
+"""Names of datasets, `datasets/sha256-<hex>`, and the one answer for a name that a caller may not use or that means
+nothing.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ def dataset_name(hexadecimal: str) -> str:
 
 
 def unknown_dataset(name: str) -> NotFound:
-    """The same for a dataset that doesn't exist and for one of another tenant, so that the answer tells nothing about the other tenant."""
+    """The same for a dataset that doesn't exist and for one of another tenant, so that the answer tells nothing about
+    the other tenant.
+    """
     if not NAME.fullmatch(name):
         return NotFound("dataset", name[:120], "names look like datasets/sha256-<64 hexadecimal digits>")
     return NotFound("dataset", name, "upload it first")

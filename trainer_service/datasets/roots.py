@@ -1,8 +1,9 @@
 """Dataset URIs: which files of this machine a request may name, and nothing else.
 
-`file:///...` under one of the configured roots. Links and `..` that lead out of the root are refused, also when somebody moves a
-folder between the check and the opening: each folder on the way is opened from the one before it, following no link.
-Whatever is wrong with a path gets the same answer, so that a caller can't ask which other files exist.
+`file:///...` under one of the configured roots. Links and `..` that lead out of the root are refused, also when
+somebody moves a folder between the check and the opening: each folder on the way is opened from the one before it,
+following no link. Whatever is wrong with a path gets the same answer, so that a caller can't ask which other files
+exist.
 """
 
 from __future__ import annotations
@@ -29,9 +30,17 @@ class DatasetRoots:
     def open(self, uri: str, field: str) -> BinaryIO:
         """The file behind `uri`, open for reading. Raises InvalidInput naming `field`."""
         if not self._roots:
-            raise InvalidInput.of(field, "this trainer allows no dataset URIs; upload the dataset, or ask its operator for a dataset root")
+            raise InvalidInput.of(
+                field, "this trainer allows no dataset URIs; upload the dataset, or ask its operator for a dataset root"
+            )
         parts = _split(uri)
-        if parts is None or parts.scheme != "file" or parts.netloc not in ("", "localhost") or parts.query or parts.fragment:
+        if (
+            parts is None
+            or parts.scheme != "file"
+            or parts.netloc not in ("", "localhost")
+            or parts.query
+            or parts.fragment
+        ):
             raise InvalidInput.of(field, f"{uri[:200]!r} must look like file:///folder/file.jsonl")
         path = unquote(parts.path)
         if "\0" in path or ".." in path.split("/"):
@@ -39,7 +48,9 @@ class DatasetRoots:
         try:
             return self._open_inside(Path(os.path.realpath(path)))
         except OSError as error:
-            raise InvalidInput.of(field, f"{uri[:200]!r} is not a readable file under one of your tenant's dataset roots") from error
+            raise InvalidInput.of(
+                field, f"{uri[:200]!r} is not a readable file under one of your tenant's dataset roots"
+            ) from error
 
     def _open_inside(self, path: Path) -> BinaryIO:
         root = next((root for root in self._roots if path.is_relative_to(root) and path != root), None)

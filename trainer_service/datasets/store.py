@@ -1,12 +1,13 @@
-"""Datasets at rest: JSON lines in a directory, each file under the digest of its bytes. Whatever is there was checked before.
+"""Datasets at rest: JSON lines in a directory, each file under the digest of its bytes. Whatever is there was checked
+before.
 
     datasets/sha256-<hex>        the name that callers use
     <directory>/sha256-<hex>.jsonl
     <directory>-facts/sha256-<hex>.json what jobs need to know of it (`dataset_facts`); made again where it is missing
 
-A dataset arrives by upload, inside a request, or from a URI under an allowed root; in each case it is a copy, so that nobody can
-change what a job trains on after the job was accepted. The same bytes are stored once, whichever tenants have them; `dataset_ledger`
-knows which tenant has which dataset, and `tenant_datasets` joins the two.
+A dataset arrives by upload, inside a request, or from a URI under an allowed root; in each case it is a copy, so that
+nobody can change what a job trains on after the job was accepted. The same bytes are stored once, whichever tenants
+have them; `dataset_ledger` knows which tenant has which dataset, and `tenant_datasets` joins the two.
 """
 
 from __future__ import annotations
@@ -67,12 +68,15 @@ def _keep_always(stored: StoredDataset, place: Callable[[], None]) -> None:
 
 
 class DatasetStore:
-    """Synchronous methods may block on the disk: call them in `pool`, and `add_uri` in `roots_pool`, since a root may be elsewhere.
+    """Synchronous methods may block on the disk: call them in `pool`, and `add_uri` in `roots_pool`, since a root may
+    be elsewhere.
 
     Several processes may share the directory.
     """
 
-    def __init__(self, directory: Path, limits: UploadLimits, roots: DatasetRoots, pools: TrainerPools | None = None) -> None:
+    def __init__(
+        self, directory: Path, limits: UploadLimits, roots: DatasetRoots, pools: TrainerPools | None = None
+    ) -> None:
         self._directory, self._limits, self._roots = directory, limits, roots
         pools = pools or TrainerPools()
         self.pool, self.roots_pool = pools.datasets, pools.dataset_roots
@@ -89,15 +93,24 @@ class DatasetStore:
         labels: Sequence[str] = (),
         keep: Keep = _keep_always,
     ) -> StoredDataset:
-        """Store what a client sends, if all of it is right. `size_bytes` and `digest` are what it announced (0 and "": nothing)."""
+        """Store what a client sends, if all of it is right. `size_bytes` and `digest` are what it announced (0 and "":
+        nothing).
+        """
         self.check_announcement(size_bytes, digest)
-        with self._slots.taken(), renamed(labels_under("header")), _disk(), IncomingFile(self._directory, self._limits) as incoming:
+        with (
+            self._slots.taken(),
+            renamed(labels_under("header")),
+            _disk(),
+            IncomingFile(self._directory, self._limits) as incoming,
+        ):
             async for chunk in timely(chunks):
                 await self.pool.call(incoming.write, chunk)
             _check_arrival(incoming, size_bytes, digest)
             return await self.pool.call(self._keep, incoming, tuple(labels), keep)
 
-    def add_examples(self, examples: Iterable[Example], labels: Sequence[str] = (), *, keep: Keep = _keep_always) -> StoredDataset:
+    def add_examples(
+        self, examples: Iterable[Example], labels: Sequence[str] = (), *, keep: Keep = _keep_always
+    ) -> StoredDataset:
         """Store examples that came inside a request. `labels`: those that are allowed; none given: those that occur."""
         with _disk(), IncomingFile(self._directory, self._limits) as incoming:
             for example in examples:
@@ -105,12 +118,18 @@ class DatasetStore:
             return self._keep(incoming, labels, keep)
 
     def add_uri(
-        self, uri: str, field: str, labels: Sequence[str] = (), *, roots: DatasetRoots | None = None, keep: Keep = _keep_always
+        self,
+        uri: str,
+        field: str,
+        labels: Sequence[str] = (),
+        *,
+        roots: DatasetRoots | None = None,
+        keep: Keep = _keep_always,
     ) -> StoredDataset:
         """Store a copy of a file under one of the allowed roots (`roots`, else the service's own).
 
-        Raises InvalidInput naming `field`, or the lines of the file that are wrong. The file is not the caller's until it is stored, so
-        errors say where it is wrong and what was expected, and never quote it.
+        Raises InvalidInput naming `field`, or the lines of the file that are wrong. The file is not the caller's until
+        it is stored, so errors say where it is wrong and what was expected, and never quote it.
         """
         source = (roots or self._roots).open(uri, field)
         with _disk(), source, IncomingFile(self._directory, self._limits) as incoming:
@@ -130,9 +149,11 @@ class DatasetStore:
             return DatasetFile(path.stem.removeprefix("sha256-"), str(path), path.stat().st_size)
 
     def parse(self, name: str, labels: Sequence[str] = ()) -> ParsedDataset:
-        """The examples with the task and labels that they show, checked against `labels` if there are any. Raises like `read`.
+        """The examples with the task and labels that they show, checked against `labels` if there are any. Raises like
+        `read`.
 
-        Errors don't quote the examples: how the dataset came here is not known, and it may have been a file that is not the caller's.
+        Errors don't quote the examples: how the dataset came here is not known, and it may have been a file that is not
+        the caller's.
         """
         with self._opened(name) as lines:
             return self._parse(lines, labels, quote=False)
@@ -203,7 +224,9 @@ class DatasetStore:
         with _disk():
             try:
                 file = self._path(match[1]).open("rb")
-                with suppress(OSError):  # not ours, or on a volume that can't be written: then nothing is removed there either
+                with suppress(
+                    OSError
+                ):  # not ours, or on a volume that can't be written: then nothing is removed there either
                     os.utime(file.fileno())
             except FileNotFoundError:
                 raise unknown_dataset(name) from None
@@ -224,7 +247,10 @@ class DatasetStore:
         incoming.sync()
         self._write_facts(hexadecimal, facts)
         keep(stored, lambda: incoming.keep_as(self._path(hexadecimal)))
-        log.info("dataset stored", extra={"fields": {"dataset": stored.name, "examples": stored.num_examples, "bytes": incoming.num_bytes}})
+        log.info(
+            "dataset stored",
+            extra={"fields": {"dataset": stored.name, "examples": stored.num_examples, "bytes": incoming.num_bytes}},
+        )
         return stored
 
     def _parse(self, lines: Iterable[bytes], labels: Sequence[str], *, quote: bool) -> ParsedDataset:
@@ -237,7 +263,9 @@ class DatasetStore:
 
     @property
     def _parse_limits(self) -> DatasetLimits:
-        return DatasetLimits(max_line_bytes=self._limits.max_line_bytes + 1, max_examples=self._limits.max_examples)  # and its newline
+        return DatasetLimits(
+            max_line_bytes=self._limits.max_line_bytes + 1, max_examples=self._limits.max_examples
+        )  # and its newline
 
     def _known_facts(self, hexadecimal: str) -> DatasetFacts | None:
         try:

@@ -1,7 +1,8 @@
 """Datasets as callers see them: each tenant has its own, however many tenants have the same bytes.
 
-Joins the bytes (`datasets`) with the rows that say whose they are (`dataset_ledger`). Nothing here tells a tenant of another one's
-datasets: an upload takes the same way and time, and costs the same, whether the bytes were here before or not.
+Joins the bytes (`datasets`) with the rows that say whose they are (`dataset_ledger`). Nothing here tells a tenant of
+another one's datasets: an upload takes the same way and time, and costs the same, whether the bytes were here before or
+not.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ _MAX_NAMED_JOBS = 10
 
 
 class TenantDatasets:
-    """Synchronous methods block: call them in `pool`. `dataset_bytes`: most bytes of one tenant's datasets; 0: no limit."""
+    """Synchronous methods block: call them in `pool`. `dataset_bytes`: most bytes of one tenant's datasets; 0: no
+    limit.
+    """
 
     def __init__(self, store: DatasetStore, ledger: DatasetLedger, dataset_bytes: int = 0) -> None:
         self._store, self._ledger, self._dataset_bytes = store, ledger, dataset_bytes
@@ -44,20 +47,32 @@ class TenantDatasets:
         return self._store.roots_pool
 
     async def receive(
-        self, tenant: Tenant, chunks: AsyncIterator[bytes], *, size_bytes: int = 0, digest: str = "", labels: Sequence[str] = ()
+        self,
+        tenant: Tenant,
+        chunks: AsyncIterator[bytes],
+        *,
+        size_bytes: int = 0,
+        digest: str = "",
+        labels: Sequence[str] = (),
     ) -> StoredDataset:
-        """`DatasetStore.receive` for a tenant. Raises Overloaded, before the first byte is read, for a tenant that has no room."""
+        """`DatasetStore.receive` for a tenant. Raises Overloaded, before the first byte is read, for a tenant that has
+        no room.
+        """
         self._store.check_announcement(size_bytes, digest)
         name = dataset_name(digest.removeprefix("sha256:"))
         await self.pool.call(self._ledger.check_room, tenant.name, name, max(1, size_bytes), self._allowed(tenant))
-        return await self._store.receive(chunks, size_bytes=size_bytes, digest=digest, labels=labels, keep=self._keep(tenant))
+        return await self._store.receive(
+            chunks, size_bytes=size_bytes, digest=digest, labels=labels, keep=self._keep(tenant)
+        )
 
     def add_examples(self, tenant: Tenant, examples: Iterable[Example], labels: Sequence[str] = ()) -> StoredDataset:
         """Raises InvalidInput or Overloaded."""
         return self._store.add_examples(examples, labels, keep=self._keep(tenant))
 
     def add_uri(self, tenant: Tenant, uri: str, field: str, labels: Sequence[str] = ()) -> StoredDataset:
-        """A copy of a file under the tenant's roots, or the service's where the tenant has none. Raises InvalidInput or Overloaded."""
+        """A copy of a file under the tenant's roots, or the service's where the tenant has none. Raises InvalidInput or
+        Overloaded.
+        """
         roots = None if tenant.dataset_roots is None else DatasetRoots(tenant.dataset_roots)
         return self._store.add_uri(uri, field, labels, roots=roots, keep=self._keep(tenant))
 
@@ -79,13 +94,16 @@ class TenantDatasets:
     def delete(self, tenant: Tenant, name: str, may_see: Callable[[str], bool]) -> None:
         """Take it from the tenant; the bytes go when no tenant has them any more.
 
-        Raises NotFound, or PreconditionFailed naming jobs of the tenant that still need it, those whose prompt passes `may_see`.
+        Raises NotFound, or PreconditionFailed naming jobs of the tenant that still need it, those whose prompt passes
+        `may_see`.
         """
         self._ledger.remove(tenant.name, name, partial(_refuse, name, may_see))
         try:
             self._ledger.remove_bytes(name, self._store.remove)
         except Unavailable as error:  # the tenant's part is done; retention removes bytes that no tenant has
-            log.warning("bytes of a deleted dataset are left for now: %s", error.message, extra={"fields": {"dataset": name}})
+            log.warning(
+                "bytes of a deleted dataset are left for now: %s", error.message, extra={"fields": {"dataset": name}}
+            )
 
     def _allowed(self, tenant: Tenant) -> int:
         return self._dataset_bytes if tenant.dataset_bytes is None else tenant.dataset_bytes
@@ -98,4 +116,6 @@ def _refuse(name: str, may_see: Callable[[str], bool], uses: Sequence[JobUse]) -
     shown = [f"tuningJobs/{use.job_id}" for use in uses if may_see(use.prompt)][:_MAX_NAMED_JOBS]
     more = f" and {len(uses) - len(shown)} more" if shown else f"{len(uses)} jobs of your tenant"
     named = ", ".join(shown) + (more if len(uses) > len(shown) else "")
-    raise PreconditionFailed(f"{name} is used by jobs that have not ended: {named}; cancel them or wait for their end", dataset=name)
+    raise PreconditionFailed(
+        f"{name} is used by jobs that have not ended: {named}; cancel them or wait for their end", dataset=name
+    )

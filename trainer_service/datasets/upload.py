@@ -1,7 +1,8 @@
-"""Bytes on their way into the dataset store: a temporary file that becomes a dataset only if everything about it is right.
+"""Bytes on their way into the dataset store: a temporary file that becomes a dataset only if everything about it is
+right.
 
-Bounds are checked while bytes arrive, so a hostile sender is refused at the first byte too many, not after filling the disk.
-Knows nothing of examples: `trainer_service.datasets.store` parses what has arrived.
+Bounds are checked while bytes arrive, so a hostile sender is refused at the first byte too many, not after filling the
+disk. Knows nothing of examples: `trainer_service.datasets.store` parses what has arrived.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ class UploadLimits:
 
 
 class LineGuard:
-    """Follows the lines of a byte stream and refuses the first one that is too long or too many, before the rest arrives."""
+    """Follows the lines of a byte stream and refuses the first one that is too long or too many, before the rest
+    arrives.
+    """
 
     def __init__(self, limits: UploadLimits) -> None:
         self._limits = limits
@@ -42,7 +45,9 @@ class LineGuard:
             self._feed_piece(chunk[start : start + self._limits.max_line_bytes])
 
     def _feed_piece(self, piece: bytes) -> None:
-        """A piece no longer than a line may be: only the line that it continues can be too long, so none of the others is looked at."""
+        """A piece no longer than a line may be: only the line that it continues can be too long, so none of the others
+        is looked at.
+        """
         first = piece.find(b"\n")
         self._line_bytes += len(piece) if first < 0 else first
         if self._line_bytes > self._limits.max_line_bytes:
@@ -52,7 +57,8 @@ class LineGuard:
             self._line_bytes = len(piece) - piece.rfind(b"\n") - 1
         if self._line > self._limits.max_examples + 1:
             raise InvalidInput.of(
-                f"dataset line {self._limits.max_examples + 1}", f"is one too many: {self._limits.max_examples} are allowed"
+                f"dataset line {self._limits.max_examples + 1}",
+                f"is one too many: {self._limits.max_examples} are allowed",
             )
 
 
@@ -70,7 +76,9 @@ class IncomingFile:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._file.close()
         self.path.unlink(missing_ok=True)
 

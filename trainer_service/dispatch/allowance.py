@@ -1,4 +1,6 @@
-"""How many workers this replica may have now: all of `max_workers` where it is the only one, else its slots (`worker_slots`)."""
+"""How many workers this replica may have now: all of `max_workers` where it is the only one, else its slots
+(`worker_slots`).
+"""
 
 from __future__ import annotations
 
@@ -11,8 +13,9 @@ from trainer_service.jobs.context import JobsContext
 from trainer_service.jobs.store import worker_slots
 
 _PATIENCE_TICKS = 5.0
-"""A replica lacks workers for that many ticks before another one ends an idle one for it, or before it takes more than an equal part: until
-then another replica may place the jobs, or take its own part."""
+"""A replica lacks workers for that many ticks before another one ends an idle one for it, or before it takes more than
+an equal part: until then another replica may place the jobs, or take its own part.
+"""
 
 
 class Allowance:
@@ -21,11 +24,14 @@ class Allowance:
         self._valid_until = float("inf")
         self._lack, self._others_lack = _Lasting(), _Lasting()
 
-    async def plan(self, plan_for: Callable[[Sequence[WorkerView], int], Plan], views: Sequence[WorkerView], num_workers: int) -> Plan:
+    async def plan(
+        self, plan_for: Callable[[Sequence[WorkerView], int], Plan], views: Sequence[WorkerView], num_workers: int
+    ) -> Plan:
         """What `plan_for(workers, max_workers)` decides with this replica's part of the workers.
 
-        `num_workers` counts those that have not ended, `views` those that may get jobs. Beyond its part, workers get no jobs, and end when
-        they have none. One that has nothing to do ends while another replica has lacked one for a while.
+        `num_workers` counts those that have not ended, `views` those that may get jobs. Beyond its part, workers get no
+        jobs, and end when they have none. One that has nothing to do ends while another replica has lacked one for a
+        while.
         """
         context, most = self._context, self._context.config.max_workers
         best = plan_for(views, most)

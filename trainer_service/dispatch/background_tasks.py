@@ -12,7 +12,9 @@ Key = tuple[str, ...]
 
 
 class BackgroundTasks:
-    """At most one task for each key, however often it is begun; what goes wrong is logged. For the event loop's own thread."""
+    """At most one task for each key, however often it is begun; what goes wrong is logged. For the event loop's own
+    thread.
+    """
 
     def __init__(self) -> None:
         self._tasks: dict[Key, asyncio.Task[None]] = {}

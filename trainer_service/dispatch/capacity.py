@@ -1,7 +1,8 @@
 """How many jobs fit into a worker's memory, by what it was seen to use with so many. Pure.
 
-The activations of a step are shared, so what counts is what one more job adds: the slope between what was used with few jobs and with many.
-As long as only one number of jobs was seen, all that was added to the bare model is put down to them: rather too much than too little.
+The activations of a step are shared, so what counts is what one more job adds: the slope between what was used with few
+jobs and with many. As long as only one number of jobs was seen, all that was added to the bare model is put down to
+them: rather too much than too little.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ class Capacity:
         self._limit_bytes = 0
 
     def observe(self, num_jobs: int, used_bytes: int, limit_bytes: int) -> None:
-        """With no job: the model alone, so the least that was seen counts, since a worker that was busy gives memory back late."""
+        """With no job: the model alone, so the least that was seen counts, since a worker that was busy gives memory
+        back late.
+        """
         before = self._most_used.get(num_jobs, used_bytes)
         self._most_used[num_jobs] = min(before, used_bytes) if num_jobs == 0 else max(before, used_bytes)
         self._limit_bytes = limit_bytes

@@ -1,8 +1,8 @@
 """The loop that moves jobs: claims what waits, starts and stops workers, passes on what was asked of running jobs.
 
-Each round looks at the store anew, so it doesn't matter which replica took a request, or what was lost with a predecessor. A round waits
-for the job database, and for some seconds for a worker that makes way: all else that is asked of workers is an errand, and leases are
-renewed by a task of their own.
+Each round looks at the store anew, so it doesn't matter which replica took a request, or what was lost with a
+predecessor. A round waits for the job database, and for some seconds for a worker that makes way: all else that is
+asked of workers is an errand, and leases are renewed by a task of their own.
 """
 
 from __future__ import annotations
@@ -38,7 +38,9 @@ log = logging.getLogger(__name__)
 _LEAST_PAUSE_SECONDS = 0.01
 _NO_WORKER = "no worker has it"
 _END_SECONDS = 5.0
-"""Its successor's launch waits that long for a worker to end. A cluster that sees both at once may add a node for a moment."""
+"""Its successor's launch waits that long for a worker to end. A cluster that sees both at once may add a node for a
+moment.
+"""
 _LONGEST_REASON = 1000
 _FAIL_AT_ONCE = 200
 """Jobs of a broken base model that fail in one transaction."""
@@ -75,13 +77,19 @@ class Dispatcher:
 
     def launch_seconds(self, base_model: str) -> float:
         """How long a job for this base model waits for a worker that has room to start: nothing where one is ready."""
-        if any(supervisor.was_ready and supervisor.base_model == base_model for supervisor in self._supervisors.values()):
+        if any(
+            supervisor.was_ready and supervisor.base_model == base_model for supervisor in self._supervisors.values()
+        ):
             return 0.0
         return self._launches.seconds(base_model)
 
     def may_launch(self, base_model: str) -> bool:
-        """Not if its workers fail to start: then it neither takes others' place nor burns processor time on one start after another."""
-        return self._launches.may_try(base_model) or any(supervisor.base_model == base_model for supervisor in self._supervisors.values())
+        """Not if its workers fail to start: then it neither takes others' place nor burns processor time on one start
+        after another.
+        """
+        return self._launches.may_try(base_model) or any(
+            supervisor.base_model == base_model for supervisor in self._supervisors.values()
+        )
 
     async def start(self) -> None:
         """Take back what died replicas left, then begin."""
@@ -91,9 +99,11 @@ class Dispatcher:
         self._task = asyncio.create_task(self._run(), name="dispatcher")
 
     async def drain(self, grace_seconds: float) -> None:
-        """Checkpoint what runs, put it back to the queue, end all workers. Jobs of one that doesn't answer go on from an older checkpoint.
+        """Checkpoint what runs, put it back to the queue, end all workers. Jobs of one that doesn't answer go on from
+        an older checkpoint.
 
-        Takes no longer than the grace time, whatever hangs. Jobs that could not be put back by then move when their leases run out.
+        Takes no longer than the grace time, whatever hangs. Jobs that could not be put back by then move when their
+        leases run out.
         """
         self._draining = True
         deadline = time.monotonic() + grace_seconds
@@ -130,10 +140,13 @@ class Dispatcher:
                 self._stop(supervisor, job_id, attempt)
         while time.monotonic() < stopped_by and any(supervisor.job_ids for supervisor in self._supervisors.values()):
             self._context.wake_dispatcher.clear()
-            with_time = asyncio.wait_for(self._context.wake_dispatcher.wait(), max(0.01, min(1.0, stopped_by - time.monotonic())))
+            with_time = asyncio.wait_for(
+                self._context.wake_dispatcher.wait(), max(0.01, min(1.0, stopped_by - time.monotonic()))
+            )
             await asyncio.gather(with_time, return_exceptions=True)
         await self._end(
-            [(supervisor, "drained") for supervisor in self._supervisors.values()], deadline - last_seconds / 2 - time.monotonic()
+            [(supervisor, "drained") for supervisor in self._supervisors.values()],
+            deadline - last_seconds / 2 - time.monotonic(),
         )
         if not self._supervisors:
             await self._allowance.release()
@@ -154,7 +167,8 @@ class Dispatcher:
             except Exception:
                 log.exception("a round of the dispatcher failed")
                 await asyncio.sleep(self._context.config.tick_seconds)
-            # Many changes at once are one round's work, and rounds over a long queue leave at least as much time to others.
+            # Many changes at once are one round's work, and rounds over a long queue leave at least as much time to
+            # others.
             took = time.monotonic() - begun
             await asyncio.sleep(_LEAST_PAUSE_SECONDS + min(took, self._context.config.tick_seconds))
             try:
@@ -173,11 +187,17 @@ class Dispatcher:
     # Requests
 
     async def _expire(self) -> None:
-        """Jobs whose deadline passes while they wait; those on workers leave with a checkpoint, as for their longest runtime."""
+        """Jobs whose deadline passes while they wait; those on workers leave with a checkpoint, as for their longest
+        runtime.
+        """
         context, now = self._context, time.time()
-        for job in await context.database.call(context.store.expire, lambda record: transitions.expired(record, now), now):
+        for job in await context.database.call(
+            context.store.expire, lambda record: transitions.expired(record, now), now
+        ):
             context.tell(job)
-            self._background.begin(("tidy", job.id), partial(context.pools.job_files.retry, keep_what_is_worth, context.files, job))
+            self._background.begin(
+                ("tidy", job.id), partial(context.pools.job_files.retry, keep_what_is_worth, context.files, job)
+            )
 
     async def _obey(self, holdings: list[Holding]) -> None:
         """Make what runs agree with what the store says."""
@@ -189,7 +209,9 @@ class Dispatcher:
                 holding = held.get(job_id)
                 if holding is None or holding.attempt != attempt:
                     if await self._is_lost_to_others(job_id, attempt):
-                        self._background.begin(("let go", supervisor.id, job_id, str(attempt)), partial(supervisor.let_go, job_id, attempt))
+                        self._background.begin(
+                            ("let go", supervisor.id, job_id, str(attempt)), partial(supervisor.let_go, job_id, attempt)
+                        )
                 elif holding.state is JobState.CANCELLING or holding.pausing or supervisor.is_over_time(job_id):
                     self._stop(supervisor, job_id, attempt)
         for job_id, holding in held.items():
@@ -235,7 +257,9 @@ class Dispatcher:
 
     async def _claim_trained(self) -> None:
         context = self._context
-        while record := await context.database.call(context.store.claim_trained, context.owner, await self._leases.until(), time.time()):
+        while record := await context.database.call(
+            context.store.claim_trained, context.owner, await self._leases.until(), time.time()
+        ):
             context.tell(record.job)
             self._publisher.begin(record)
 
@@ -249,7 +273,9 @@ class Dispatcher:
             failed = await context.database.call(context.store.fail_waiting, base_model, move, _FAIL_AT_ONCE)
             for job in failed:
                 context.tell(job)
-                self._background.begin(("tidy", job.id), partial(context.pools.job_files.retry, keep_what_is_worth, context.files, job))
+                self._background.begin(
+                    ("tidy", job.id), partial(context.pools.job_files.retry, keep_what_is_worth, context.files, job)
+                )
             if len(failed) < _FAIL_AT_ONCE:
                 self._broken.discard(base_model)
 
@@ -267,11 +293,17 @@ class Dispatcher:
             if supervisor.was_ready:
                 self._launches.succeeded(supervisor.base_model, supervisor.launch_seconds)
         heads = [
-            replace(head, num_jobs=1, exclusive=min(1, head.exclusive)) if self._launches.is_suspect(head.base_model) else head
+            replace(head, num_jobs=1, exclusive=min(1, head.exclusive))
+            if self._launches.is_suspect(head.base_model)
+            else head
             for head in await context.database.call(context.store.heads, time.time())
             if self.may_launch(head.base_model)
         ]
-        views = [supervisor.view for supervisor in self._supervisors.values() if not self._background.is_under_way(("end", supervisor.id))]
+        views = [
+            supervisor.view
+            for supervisor in self._supervisors.values()
+            if not self._background.is_under_way(("end", supervisor.id))
+        ]
 
         def plan_for(workers: Sequence[WorkerView], most: int) -> Plan:
             return plan(
@@ -283,7 +315,9 @@ class Dispatcher:
             )
 
         decided = await self._allowance.plan(plan_for, views, len(self._supervisors))
-        await self._end([(self._supervisors[id], "idle") for id in decided.stops if id in self._supervisors], _END_SECONDS)
+        await self._end(
+            [(self._supervisors[id], "idle") for id in decided.stops if id in self._supervisors], _END_SECONDS
+        )
         for claim in decided.claims:
             await self._claim(claim)
         for base_model in decided.launches if self._allowance.is_valid else ():
@@ -295,7 +329,12 @@ class Dispatcher:
             if supervisor is None or supervisor.id not in self._supervisors or supervisor.view.exclusive:
                 return
             record = await context.database.call(
-                context.store.claim, claim.base_model, context.owner, await self._leases.until(), time.time(), exclusive=claim.exclusive
+                context.store.claim,
+                claim.base_model,
+                context.owner,
+                await self._leases.until(),
+                time.time(),
+                exclusive=claim.exclusive,
             )
             if record is None:
                 return
@@ -304,7 +343,9 @@ class Dispatcher:
 
     def _launch(self, base_model: str) -> None:
         id = f"worker-{next(self._numbers)}"
-        self._supervisors[id] = WorkerSupervisor(id, base_model, self._pool, self._context, self._publisher.begin, self._on_end)
+        self._supervisors[id] = WorkerSupervisor(
+            id, base_model, self._pool, self._context, self._publisher.begin, self._on_end
+        )
 
     def _on_end(self, supervisor: WorkerSupervisor) -> None:
         del self._supervisors[supervisor.id]

@@ -1,7 +1,8 @@
-"""When waiting jobs will probably start: the scheduler's own rules, played forward over the jobs on workers and those that wait. Pure.
+"""When waiting jobs will probably start: the scheduler's own rules, played forward over the jobs on workers and those
+that wait. Pure.
 
-A start is told only where it follows from what is known. Behind a job of which nobody can say how long it takes, nothing does. It is
-wrong by as much as the jobs ahead are unlike those before them.
+A start is told only where it follows from what is known. Behind a job of which nobody can say how long it takes,
+nothing does. It is wrong by as much as the jobs ahead are unlike those before them.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from trainer_service.dispatch.scheduler import Claim, WorkerView, plan, settling
 from trainer_service.jobs.fair_queue import Ledger, QueueHead, Shares, in_order, queue_clock, share_of
 
 _MOST_WORK = 10_000
-"""Workers and queues looked at, over all rounds, so that a guess takes some tens of milliseconds. What starts later is not guessed at."""
+"""Workers and queues looked at, over all rounds, so that a guess takes some tens of milliseconds. What starts later is
+not guessed at.
+"""
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,9 @@ class BusyWorker:
     ready_at: float | None = 0.0
     """When its base model is loaded; None: not known."""
     held: Sequence[tuple[str, float]] = ()
-    """Tenant of each of its jobs, and when it was claimed, in the order of `ends`. Left out: the nameless tenant's, claimed now."""
+    """Tenant of each of its jobs, and when it was claimed, in the order of `ends`. Left out: the nameless tenant's,
+    claimed now.
+    """
 
 
 @dataclass(frozen=True)
@@ -112,8 +117,8 @@ def starts(
 ) -> dict[str, float]:
     """When waiting jobs will probably reach a worker, by id. Those of which that can't be said are left out.
 
-    `replicas`: the workers of each trainer replica; all together have at most `max_workers`. `shares`: of tenants, without what their
-    jobs hold now.
+    `replicas`: the workers of each trainer replica; all together have at most `max_workers`. `shares`: of tenants,
+    without what their jobs hold now.
     """
     return _Future(waiting, replicas, pace, now, max_workers, max_jobs_per_worker, shares or {}).play()
 
@@ -178,7 +183,16 @@ class _Future:
             self._num_launched += 1
             seconds = self._pace.launch_seconds.get(base_model, math.inf)
             id = f"launched-{self._num_launched}"
-            workers[id] = _Worker(id, base_model, self._now + seconds, [], fresh=True, exclusive=False, max_jobs=None, load_seconds=seconds)
+            workers[id] = _Worker(
+                id,
+                base_model,
+                self._now + seconds,
+                [],
+                fresh=True,
+                exclusive=False,
+                max_jobs=None,
+                load_seconds=seconds,
+            )
         return (num_started > 0 or bool(decided.stops) or bool(decided.launches)) and self._work_left > 0
 
     def _heads(self) -> list[QueueHead]:
@@ -210,7 +224,9 @@ class _Future:
 
     def _take(self, claim: Claim) -> WaitingJob | None:
         """As the job store does it: the tenant that goes next, and the first of its jobs."""
-        tenants = {key.tenant for key in self._queues if (key.base_model, key.exclusive) == (claim.base_model, claim.exclusive)}
+        tenants = {
+            key.tenant for key in self._queues if (key.base_model, key.exclusive) == (claim.base_model, claim.exclusive)
+        }
         if not tenants:
             return None
         tenant = in_order(self._ledger.at(self._now), tenants)[0]
@@ -248,7 +264,10 @@ class _Future:
 def _begin(worker: BusyWorker, now: float) -> _Worker:
     view = worker.view
     held = worker.held or [("", now)] * len(worker.ends)
-    places = [_Place(math.inf if end is None else end, tenant, since) for end, (tenant, since) in zip(worker.ends, held, strict=True)]
+    places = [
+        _Place(math.inf if end is None else end, tenant, since)
+        for end, (tenant, since) in zip(worker.ends, held, strict=True)
+    ]
     return _Worker(
         id=view.id,
         base_model=view.base_model,

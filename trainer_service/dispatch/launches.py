@@ -1,8 +1,10 @@
-"""How launches of workers went, by base model: how long they take, when the next may be tried, and which models can't be loaded.
+"""How launches of workers went, by base model: how long they take, when the next may be tried, and which models can't
+be loaded.
 
-A base model is broken when its latest launches failed, at least so many in a row and over at least so long, each for a reason that the
-failure itself puts down to the model: loading it raised an error, or took more memory than a worker has. Whatever else keeps a worker
-from starting (no place in the cluster, a lost node, another version of the software) makes the next try wait, and breaks no model.
+A base model is broken when its latest launches failed, at least so many in a row and over at least so long, each for a
+reason that the failure itself puts down to the model: loading it raised an error, or took more memory than a worker
+has. Whatever else keeps a worker from starting (no place in the cluster, a lost node, another version of the software)
+makes the next try wait, and breaks no model.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""This replica's leases on the jobs it has, and those that other replicas let run out. A task of its own: no slow worker keeps it waiting.
+"""This replica's leases on the jobs it has, and those that other replicas let run out. A task of its own: no slow
+worker keeps it waiting.
 
-Leases are measured by the database's clock, so replicas needn't agree on the time. A replica that dies loses its jobs after its lease and
-a quarter of one, within which the others look.
+Leases are measured by the database's clock, so replicas needn't agree on the time. A replica that dies loses its jobs
+after its lease and a quarter of one, within which the others look.
 """
 
 from __future__ import annotations
@@ -21,14 +22,18 @@ _REASON = "the trainer that had it is gone"
 
 
 class Leases:
-    """`await start()`, `await stop()`. On SQLite there is nobody else to take jobs from, but what a lease promises holds there too."""
+    """`await start()`, `await stop()`. On SQLite there is nobody else to take jobs from, but what a lease promises
+    holds there too.
+    """
 
     def __init__(self, context: JobsContext) -> None:
         self._context = context
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Take back what died replicas left, then begin. On SQLite this process is the only one: everything leased is its predecessor's."""
+        """Take back what died replicas left, then begin. On SQLite this process is the only one: everything leased is
+        its predecessor's.
+        """
         shared = self._context.store.is_shared
         await self._take_back(await self._now() if shared else math.inf)
         self._task = asyncio.create_task(self._keep(), name="dispatcher leases")
@@ -51,7 +56,8 @@ class Leases:
         while True:
             try:
                 await self._context.database.call(self._context.store.renew, self._context.owner, await self.until())
-                # After an outage the others' leases have run out as this one's had: they get time to renew them, as this one just did.
+                # After an outage the others' leases have run out as this one's had: they get time to renew them, as
+                # this one just did.
                 if self._context.store.is_shared and not was_away:
                     await self._take_back(await self._now())
                 was_away = False

@@ -1,5 +1,5 @@
-"""Whether a worker that answers also works. Polls are answered beside its step thread, which may hang for ever: a deadlock, a kernel that
-never ends, a file system that is away.
+"""Whether a worker that answers also works. Polls are answered beside its step thread, which may hang for ever: a
+deadlock, a kernel that never ends, a file system that is away.
 """
 
 from __future__ import annotations
@@ -23,8 +23,12 @@ class Liveness:
         self._asked_at.setdefault((job_id, attempt), self._clock())
 
     def why_lost(self, report: WorkerReport) -> str:
-        """For people; empty while all is well. Judge a report when it comes: it grows old. How long loading may take is not judged here."""
-        self._asked_at = {(job, attempt): at for (job, attempt), at in self._asked_at.items() if report.attempts.get(job) == attempt}
+        """For people; empty while all is well. Judge a report when it comes: it grows old. How long loading may take is
+        not judged here.
+        """
+        self._asked_at = {
+            (job, attempt): at for (job, attempt), at in self._asked_at.items() if report.attempts.get(job) == attempt
+        }
         if report.ready and report.busy_seconds > self._step_seconds:
             return f"it hangs: one step has been going on for {report.busy_seconds:.0f} s, {self._step_seconds:g} s are allowed"
         waiting_seconds = self._clock() - min(self._asked_at.values(), default=self._clock())

@@ -1,4 +1,5 @@
-"""Tuning jobs for the service's front: create, look, watch, change. Behind it: the store, the dispatcher, the publisher.
+"""Tuning jobs for the service's front: create, look, watch, change. Behind it: the store, the dispatcher, the
+publisher.
 
 To a caller who is limited to some prompts, jobs of other prompts do not exist.
 """
@@ -78,7 +79,9 @@ def files_for(store: JobStore, directory: Path) -> JobFiles:
 
 
 class JobManager:
-    """The service's jobs. Construct, `await start()`, use, `await drain(grace_seconds)`. Requests are answered before `start` too."""
+    """The service's jobs. Construct, `await start()`, use, `await drain(grace_seconds)`. Requests are answered before
+    `start` too.
+    """
 
     def __init__(
         self,
@@ -107,7 +110,9 @@ class JobManager:
         self._publisher = Publisher(self._context, prompt_store)
         self._dispatcher = Dispatcher(self._context, pool, self._publisher, tenants)
         dispatcher = self._dispatcher
-        self._outlook = StartTimes(self._context, lambda: dispatcher.workers, dispatcher.launch_seconds, dispatcher.may_launch)
+        self._outlook = StartTimes(
+            self._context, lambda: dispatcher.workers, dispatcher.launch_seconds, dispatcher.may_launch
+        )
 
     async def start(self) -> None:
         """Join the cluster, take back what a predecessor left RUNNING, then begin to place jobs on workers."""
@@ -139,12 +144,16 @@ class JobManager:
     async def create(self, spec: TuningSpec, *, request_id: str = "", owner: JobOwner = NO_OWNER) -> Job:
         """Check, store as QUEUED, return. Repeating a `request_id` returns the job that it made.
 
-        Raises what `Admission.check` raises, InvalidInput for a priority above the tenant's, Conflict if that job's spec differs,
-        Overloaded if the tenant's part of the queue is full.
+        Raises what `Admission.check` raises, InvalidInput for a priority above the tenant's, Conflict if that job's
+        spec differs, Overloaded if the tenant's part of the queue is full.
         """
         if len(request_id) > MAX_REQUEST_ID_CHARS:
-            raise InvalidInput.of("request_id", f"has {len(request_id)} characters; at most {MAX_REQUEST_ID_CHARS} are allowed")
-        if found := await self._context.database.call(self._store.find_request, owner.caller, request_id, current_caller().prompts):
+            raise InvalidInput.of(
+                "request_id", f"has {len(request_id)} characters; at most {MAX_REQUEST_ID_CHARS} are allowed"
+            )
+        if found := await self._context.database.call(
+            self._store.find_request, owner.caller, request_id, current_caller().prompts
+        ):
             if found.spec == spec:
                 return found
             effective = found.effective  # the store says how the two conflict
@@ -171,24 +180,33 @@ class JobManager:
             self._store.create,
             record,
             max_queued=self._config.max_queued_jobs,
-            max_active_of_caller=self._config.max_active_jobs_per_caller if owner.max_active is None else owner.max_active,
+            max_active_of_caller=self._config.max_active_jobs_per_caller
+            if owner.max_active is None
+            else owner.max_active,
             max_active_of_tenant=owner.tenant.limits.active_jobs,
             visible_to=current_caller().prompts,
             use_datasets=None if self._ledger is None else self._ledger.use,
             weight=owner.tenant.weight,
         )
         if created.id == job.id:
-            log.info("job created", extra={"fields": {"job": job.id, "prompt": spec.prompt, "base_model": effective.base_model.id}})
+            log.info(
+                "job created",
+                extra={"fields": {"job": job.id, "prompt": spec.prompt, "base_model": effective.base_model.id}},
+            )
             self._context.tell(created)
             notes = [] if effective.repetition is None else list(effective.repetition.notes())
-            notes += filter(None, [coverage_note(spec.hyperparameters, effective.training.hyperparameters, effective.num_train)])
+            notes += filter(
+                None, [coverage_note(spec.hyperparameters, effective.training.hyperparameters, effective.num_train)]
+            )
             if notes:
                 await self._context.change(job.id, lambda record: record, payloads=[Note(text=text) for text in notes])
         return await self._outlook.of_one(created)
 
     async def get(self, job_id: str) -> Job:
         """Raises NotFound."""
-        return await self._outlook.of_one(await self._context.database.call(self._store.get, job_id, current_caller().prompts))
+        return await self._outlook.of_one(
+            await self._context.database.call(self._store.get, job_id, current_caller().prompts)
+        )
 
     async def list(self, filter: JobFilter, page_size: int, after: str = "") -> JobPage:
         """The page that begins after the job `after`, of the jobs that the caller may see."""
@@ -197,7 +215,9 @@ class JobManager:
         return replace(page, jobs=await self._outlook.of(page.jobs))
 
     async def watch(self, job_id: str, after: int = 0) -> AsyncIterator[JobEvent]:
-        """Past events after number `after`, then each as it happens; ends after the one that ended the job. Raises NotFound."""
+        """Past events after number `after`, then each as it happens; ends after the one that ended the job. Raises
+        NotFound.
+        """
         news = self._context.bell.subscribe(job_id)
         pause = _OTHERS_NEWS_SECONDS if self._store.is_shared else _OWN_NEWS_SECONDS
         ended = False
@@ -205,7 +225,9 @@ class JobManager:
             await self._context.database.call(self._store.check_visible, job_id, current_caller().prompts)
             while True:
                 news.clear()
-                events, more = await self._context.database.call(self._store.event_page, job_id, after, _EVENTS_PER_READ)
+                events, more = await self._context.database.call(
+                    self._store.event_page, job_id, after, _EVENTS_PER_READ
+                )
                 for event in events:
                     yield event
                     after = event.number
@@ -227,7 +249,8 @@ class JobManager:
             self._context.bell.unsubscribe(job_id, news)
 
     async def cancel(self, job_id: str) -> Job:
-        """CANCELLED at once if it isn't on a worker, else CANCELLING. A cancelled job is fine; PreconditionFailed if it ended otherwise.
+        """CANCELLED at once if it isn't on a worker, else CANCELLING. A cancelled job is fine; PreconditionFailed if it
+        ended otherwise.
 
         Its best prompt so far is kept with it, if it was ever checkpointed: `Job.keeps_best_prompt`.
         """
@@ -237,7 +260,9 @@ class JobManager:
         return job
 
     async def pause(self, job_id: str) -> Job:
-        """PAUSED at once if it waits; a running one is PAUSED after its next step. Raises PreconditionFailed if it has ended."""
+        """PAUSED at once if it waits; a running one is PAUSED after its next step. Raises PreconditionFailed if it has
+        ended.
+        """
         return await self._change(job_id, transitions.pause)
 
     async def resume(self, job_id: str) -> Job:

@@ -1,6 +1,7 @@
 """One attempt of one job, as seen from the training events that its worker sends. Pure: no clock, no store.
 
-Steps are many and events are stored for good, so progress is told at most once in a while; everything else is told at once.
+Steps are many and events are stored for good, so progress is told at most once in a while; everything else is told at
+once.
 """
 
 from __future__ import annotations
@@ -38,7 +39,9 @@ class AttemptProgress:
         match event:
             case Started():
                 self.statistics = event.statistics
-                self.progress = self.progress.model_copy(update={"step": event.step, "num_prepared": 0, "num_examples": 0})
+                self.progress = self.progress.model_copy(
+                    update={"step": event.step, "num_prepared": 0, "num_examples": 0}
+                )
                 return [Note(text=text) for text in _starting(event, self.statistics)]
             case Preparing():
                 update = {"num_prepared": event.num_prepared, "num_examples": event.num_examples}
@@ -82,7 +85,11 @@ class AttemptProgress:
         told: list[EventPayload] = []
         if event.num_skipped and not self._has_told_skips:
             self._has_told_skips = True
-            told.append(Note(text=f"step {event.step} was skipped: its loss or gradient is not finite; further ones are counted"))
+            told.append(
+                Note(
+                    text=f"step {event.step} was skipped: its loss or gradient is not finite; further ones are counted"
+                )
+            )
         is_due = now - self._told_at >= self._progress_seconds or event.step == event.num_steps
         return [*told, *self.flush(now)] if is_due else told
 
@@ -98,7 +105,9 @@ def _data_notes(statistics: DatasetStatistics) -> list[str]:
     """What a person should know of the data before the first step."""
     told = list[str]()
     if statistics.num_dropped or statistics.num_truncated:
-        told.append(f"examples that are too long: {statistics.num_dropped} are left out, the inputs of {statistics.num_truncated} are cut")
+        told.append(
+            f"examples that are too long: {statistics.num_dropped} are left out, the inputs of {statistics.num_truncated} are cut"
+        )
     if statistics.num_overlapping:
         told.append(
             f"the inputs of {statistics.num_overlapping} of the {statistics.num_validation} held-out examples also stand in the training "

@@ -1,4 +1,6 @@
-"""What a guess at starting times is made from, by the job database: who waits, who runs where and until when, how long jobs take."""
+"""What a guess at starting times is made from, by the job database: who waits, who runs where and until when, how long
+jobs take.
+"""
 
 from __future__ import annotations
 
@@ -72,7 +74,9 @@ def read(database: Database, now: float) -> QueueSnapshot:
 
 
 def workers_of_others(running: Sequence[RunningJob], owner: str, max_jobs_per_worker: int) -> list[list[BusyWorker]]:
-    """The workers that other replicas must have, as far as their jobs tell: not which is on which, nor what fits into their memory."""
+    """The workers that other replicas must have, as far as their jobs tell: not which is on which, nor what fits into
+    their memory.
+    """
     found: dict[str, list[BusyWorker]] = defaultdict(list)
     groups: dict[tuple[str, str, str], list[RunningJob]] = defaultdict(list)
     for job in running:
@@ -81,20 +85,34 @@ def workers_of_others(running: Sequence[RunningJob], owner: str, max_jobs_per_wo
     for (other, base_model, alone), group in groups.items():
         for first in range(0, len(group), max_jobs_per_worker):
             its = group[first : first + max_jobs_per_worker]
-            view = WorkerView(f"{other}-{len(found[other]) + 1}", base_model, len(its), ready=True, exclusive=bool(alone))
-            found[other].append(BusyWorker(view, [job.ends_at for job in its], held=[(job.tenant, job.claimed_at) for job in its]))
+            view = WorkerView(
+                f"{other}-{len(found[other]) + 1}", base_model, len(its), ready=True, exclusive=bool(alone)
+            )
+            found[other].append(
+                BusyWorker(view, [job.ends_at for job in its], held=[(job.tenant, job.claimed_at) for job in its])
+            )
     return list(found.values())
 
 
 def _waiting(connection: Connection) -> list[WaitingJob]:
     """The first jobs of each tenant, so that none is hidden behind another one's thousands."""
-    columns = (jobs.c.id, jobs.c.base_model, jobs.c.queue_key, jobs.c.not_before, jobs.c.solo, jobs.c.runtime_seconds, jobs.c.tenant)
+    columns = (
+        jobs.c.id,
+        jobs.c.base_model,
+        jobs.c.queue_key,
+        jobs.c.not_before,
+        jobs.c.solo,
+        jobs.c.runtime_seconds,
+        jobs.c.tenant,
+    )
     ready = (jobs.c.state == JobState.QUEUED.value, jobs.c.trained.is_(False))
     tenants = tenant_shares.with_jobs(connection, *ready)
     most = max(_FEWEST_OF_A_TENANT, _MOST_WAITING // max(1, len(tenants)))
     found: list[WaitingJob] = []
     for tenant in tenants:
-        query = select(*columns).where(*ready, jobs.c.tenant == tenant).order_by(jobs.c.queue_key, jobs.c.id).limit(most)
+        query = (
+            select(*columns).where(*ready, jobs.c.tenant == tenant).order_by(jobs.c.queue_key, jobs.c.id).limit(most)
+        )
         found += [WaitingJob(*row) for row in connection.execute(query)]
     return found
 

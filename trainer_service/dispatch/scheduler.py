@@ -1,13 +1,16 @@
-"""Which worker takes how many jobs of which base model, which workers are started, which are stopped. Pure: no clock, no I/O.
+"""Which worker takes how many jobs of which base model, which workers are started, which are stopped. Pure: no clock,
+no I/O.
 
-Jobs of one base model share its workers' cohorts: a worker is filled before another one is started. How many workers each base model
-should have follows from who waits (`worker_targets`). While there is room, workers are started. When all are taken, base models that
-have more than their target hand workers over: idle ones and those that are still loading at once; when another model lacks much of its
-target, the emptiest busy ones take nothing new until they are idle. A worker that was started a moment ago stays for a few times as
-long as its model took to load, so that little of the time goes into loading models.
+Jobs of one base model share its workers' cohorts: a worker is filled before another one is started. How many workers
+each base model should have follows from who waits (`worker_targets`). While there is room, workers are started. When
+all are taken, base models that have more than their target hand workers over: idle ones and those that are still
+loading at once; when another model lacks much of its target, the emptiest busy ones take nothing new until they are
+idle. A worker that was started a moment ago stays for a few times as long as its model took to load, so that little of
+the time goes into loading models.
 
-A job that must be alone gets a process that no other job has used, since one that ran out of memory may be fragmented or keep memory
-that it should have freed. A worker is launched or handed over for it while the others of its base model go on taking ordinary jobs.
+A job that must be alone gets a process that no other job has used, since one that ran out of memory may be fragmented
+or keep memory that it should have freed. A worker is launched or handed over for it while the others of its base model
+go on taking ordinary jobs.
 """
 
 from __future__ import annotations
@@ -20,9 +23,13 @@ from trainer_service.dispatch.worker_targets import Backlog, Lane, targets
 from trainer_service.jobs.fair_queue import QueueHead
 
 _LOADING_SHARE = 0.25
-"""Of a worker's time, at most, goes into loading its model when it is handed over although its own model has jobs waiting."""
+"""Of a worker's time, at most, goes into loading its model when it is handed over although its own model has jobs
+waiting.
+"""
 _LARGE_LACK = 0.75
-"""A base model that has less than this part of its target has others' busy workers make way; otherwise it waits for idle ones."""
+"""A base model that has less than this part of its target has others' busy workers make way; otherwise it waits for
+idle ones.
+"""
 
 
 @dataclass(frozen=True)
@@ -90,7 +97,12 @@ class _LaneState:
 
 
 def plan(
-    heads: Sequence[QueueHead], workers: Sequence[WorkerView], *, max_workers: int, max_jobs_per_worker: int, idle_seconds: float
+    heads: Sequence[QueueHead],
+    workers: Sequence[WorkerView],
+    *,
+    max_workers: int,
+    max_jobs_per_worker: int,
+    idle_seconds: float,
 ) -> Plan:
     """One round. Calling it again after its claims and launches were carried out gives the next."""
     lanes = _lanes(heads, workers, max_workers, max_jobs_per_worker)
@@ -100,12 +112,17 @@ def plan(
     stops += [
         worker.id
         for worker in workers
-        if worker.ready and worker.num_jobs == 0 and worker.idle_seconds > idle_seconds and worker.base_model not in needed
+        if worker.ready
+        and worker.num_jobs == 0
+        and worker.idle_seconds > idle_seconds
+        and worker.base_model not in needed
     ]
     return Plan(tuple(claims), tuple(launches), tuple(dict.fromkeys(stops)))
 
 
-def _lanes(heads: Sequence[QueueHead], workers: Sequence[WorkerView], max_workers: int, max_jobs_per_worker: int) -> list[_LaneState]:
+def _lanes(
+    heads: Sequence[QueueHead], workers: Sequence[WorkerView], max_workers: int, max_jobs_per_worker: int
+) -> list[_LaneState]:
     """What waits and which workers it has, the lane that goes first first; then the lanes that have only workers."""
     backlogs = [backlog for head in heads for backlog in _backlogs(head)]
     waiting: dict[Lane, int] = {}
@@ -126,7 +143,9 @@ def _backlogs(head: QueueHead) -> Iterable[Backlog]:
     mean_key = head.queue_key if head.mean_key is None else head.mean_key
     for exclusive, count in ((False, head.num_jobs - head.exclusive), (True, int(head.exclusive))):
         if count > 0:
-            yield Backlog(Lane(head.base_model, exclusive), count, head.queue_key, mean_key, head.tenant, head.weight, head.start)
+            yield Backlog(
+                Lane(head.base_model, exclusive), count, head.queue_key, mean_key, head.tenant, head.weight, head.start
+            )
 
 
 def _workers_for(lane: Lane, num_waiting: int, its: dict[Lane, list[WorkerView]], max_jobs_per_worker: int) -> int:
@@ -140,7 +159,9 @@ def _workers_for(lane: Lane, num_waiting: int, its: dict[Lane, list[WorkerView]]
 def _set_apart(lane: Lane, count: int, its: dict[Lane, list[WorkerView]]) -> None:
     """Keep fresh workers of the base model for its jobs that must be alone, ready ones first."""
     ordinary = Lane(lane.base_model)
-    fresh = sorted((worker for worker in its.get(ordinary, []) if worker.fresh), key=lambda worker: (not worker.ready, worker.id))
+    fresh = sorted(
+        (worker for worker in its.get(ordinary, []) if worker.fresh), key=lambda worker: (not worker.ready, worker.id)
+    )
     chosen = {worker.id for worker in fresh[: max(0, count)]}
     if chosen:
         its[lane] = its.get(lane, []) + [worker for worker in its[ordinary] if worker.id in chosen]
@@ -148,7 +169,9 @@ def _set_apart(lane: Lane, count: int, its: dict[Lane, list[WorkerView]]) -> Non
 
 
 def _move_workers(lanes: Sequence[_LaneState], num_free: int, max_jobs_per_worker: int) -> tuple[list[str], list[str]]:
-    """Base models to launch and workers to stop; marks those that make way. A worker in each lane's turn, until nobody lacks any."""
+    """Base models to launch and workers to stop; marks those that make way. A worker in each lane's turn, until nobody
+    lacks any.
+    """
     launches, stops = list[str](), list[str]()
     lacks = {state.lane: state.lack(max_jobs_per_worker) for state in lanes}
     got = dict.fromkeys(lacks, 0)

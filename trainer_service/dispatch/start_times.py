@@ -37,8 +37,8 @@ class KnownWorker(Protocol):
 class StartTimes:
     """Guesses are at most a second old: a client that polls a thousand jobs must not have each counted anew.
 
-    `workers`: of this replica. `launch_seconds(base_model)`: how long its latest worker took, where none is there now. `may_launch`: not
-    while its workers fail to start.
+    `workers`: of this replica. `launch_seconds(base_model)`: how long its latest worker took, where none is there now.
+    `may_launch`: not while its workers fail to start.
     """
 
     def __init__(
@@ -74,7 +74,11 @@ class StartTimes:
 
     def _with_start(self, job: Job) -> Job:
         start = self._starts.get(job.id) if job.state is JobState.QUEUED else None
-        return job if start is None else job.model_copy(update={"estimated_start_time": to_datetime(max(start, time.time()))})
+        return (
+            job
+            if start is None
+            else job.model_copy(update={"estimated_start_time": to_datetime(max(start, time.time()))})
+        )
 
     async def _guess(self) -> None:
         context, config, begun, now = self._context, self._context.config, time.monotonic(), time.time()
@@ -89,7 +93,10 @@ class StartTimes:
                 view,
                 [running[job_id].ends_at if job_id in running else now for job_id in job_ids],
                 self._ready_at(view, launches.get(view.base_model), now),
-                [(running[job_id].tenant, running[job_id].claimed_at) if job_id in running else ("", now) for job_id in job_ids],
+                [
+                    (running[job_id].tenant, running[job_id].claimed_at) if job_id in running else ("", now)
+                    for job_id in job_ids
+                ],
             )
             for view, job_ids in workers
         ]

@@ -1,6 +1,8 @@
-"""Follows one worker from its launch to its end: gives it jobs, stores what it tells, and queues its jobs again when it is lost.
+"""Follows one worker from its launch to its end: gives it jobs, stores what it tells, and queues its jobs again when it
+is lost.
 
-What a worker tells is acknowledged only after it is stored, so a database that is away, or a lost answer, loses nothing.
+What a worker tells is acknowledged only after it is stored, so a database that is away, or a lost answer, loses
+nothing.
 """
 
 from __future__ import annotations
@@ -27,13 +29,23 @@ from trainer_service.jobs.record import Record
 from trainer_service.jobs.store.files import FileKind, keep_what_is_worth
 from trainer_service.jobs.store.job_store import StaleAttempt
 from trainer_service.publish.publication import Publication, make_publication
-from trainer_service.training.events import Checkpointed, Failed, Finished, Stopped, TrainingEvent, TrainingResult, TrainingTask
+from trainer_service.training.events import (
+    Checkpointed,
+    Failed,
+    Finished,
+    Stopped,
+    TrainingEvent,
+    TrainingResult,
+    TrainingTask,
+)
 
 log = logging.getLogger(__name__)
 
 
 class WorkerSupervisor:
-    """`on_trained(record, outcome)` takes a trained job over; `on_end(self)` is called once, after its jobs are queued again."""
+    """`on_trained(record, outcome)` takes a trained job over; `on_end(self)` is called once, after its jobs are queued
+    again.
+    """
 
     def __init__(
         self,
@@ -93,7 +105,9 @@ class WorkerSupervisor:
             base_model=self.base_model,
             num_jobs=len(self._attempts),
             ready=self.was_ready,
-            idle_seconds=time.monotonic() - self._idle_since if self._idle_since is not None and not self._attempts else 0.0,
+            idle_seconds=time.monotonic() - self._idle_since
+            if self._idle_since is not None and not self._attempts
+            else 0.0,
             fresh=self._num_given == 0,
             exclusive=any(record.exclusive for record in self._jobs.values()),
             max_jobs=self._capacity.max_jobs(),
@@ -121,7 +135,9 @@ class WorkerSupervisor:
         if (giving := self._giving.pop((job_id, tracker.attempt), None)) is not None:
             giving.cancel()
             await asyncio.gather(giving, return_exceptions=True)
-            await self._change_and_forget(job_id, tracker, lambda record: transitions.left_worker(record, time.time()), [])
+            await self._change_and_forget(
+                job_id, tracker, lambda record: transitions.left_worker(record, time.time()), []
+            )
         await self._stop_on_worker(job_id, tracker.attempt)
 
     async def let_go(self, job_id: str, attempt: int) -> None:
@@ -192,7 +208,9 @@ class WorkerSupervisor:
         too_many = out_of_memory and self._num_given > 1
         for job_id, tracker in list(self._attempts.items()):
             if planned:
-                await self._change_and_forget(job_id, tracker, lambda record: transitions.left_worker(record, time.time()), [])
+                await self._change_and_forget(
+                    job_id, tracker, lambda record: transitions.left_worker(record, time.time()), []
+                )
             elif too_many:
                 await self._separate(job_id, tracker, "ran out of memory")
             else:
@@ -256,7 +274,11 @@ class WorkerSupervisor:
                 await self._fail(job.id, tracker, JobError(code="BAD_DATA", message=error.message, field=field))
             except Exception as error:
                 log.exception("preparing a job failed in a way that nobody foresaw")
-                await self._fail(job.id, tracker, JobError(code="INTERNAL", message=f"preparing the job failed: {type(error).__name__}"))
+                await self._fail(
+                    job.id,
+                    tracker,
+                    JobError(code="INTERNAL", message=f"preparing the job failed: {type(error).__name__}"),
+                )
             finally:
                 self._giving.pop((job.id, job.attempt), None)
 
@@ -314,7 +336,9 @@ class WorkerSupervisor:
             case Stopped():
                 await self._stopped(job_id, tracker, last)
 
-    async def _progress(self, job_id: str, tracker: AttemptProgress, payloads: Sequence[EventPayload], *, checkpointed: bool) -> None:
+    async def _progress(
+        self, job_id: str, tracker: AttemptProgress, payloads: Sequence[EventPayload], *, checkpointed: bool
+    ) -> None:
         progress, statistics = tracker.progress, tracker.statistics
         tracker.statistics = None
         await self._context.change(
@@ -331,10 +355,16 @@ class WorkerSupervisor:
             outcome, encoded = await asyncio.to_thread(_encoded_outcome, record.job, trained, tracker.current_version)
         except (SoftPromptError, ValueError) as error:
             log.exception("a trained prompt can't be written as a version")
-            await self._fail(job_id, tracker, JobError(code="INTERNAL", message=f"the trained prompt can't be published: {error}"[:500]))
+            await self._fail(
+                job_id,
+                tracker,
+                JobError(code="INTERNAL", message=f"the trained prompt can't be published: {error}"[:500]),
+            )
             return
         await self._keep(job_id, tracker.attempt, FileKind.OUTCOME, encoded)
-        after = await self._context.change(job_id, lambda record: transitions.trained(record, time.time()), attempt=tracker.attempt)
+        after = await self._context.change(
+            job_id, lambda record: transitions.trained(record, time.time()), attempt=tracker.attempt
+        )
         self._forget(job_id, tracker)
         self._on_trained(after, outcome)
 
@@ -346,27 +376,38 @@ class WorkerSupervisor:
             await self._separate(job_id, tracker, "ran out of memory" if out_of_memory else "failed unexpectedly")
         else:
             advice = "; shorter examples or fewer virtual tokens need less" if out_of_memory else ""
-            await self._fail(job_id, tracker, JobError(code=event.code, message=event.message + advice, field=event.field))
+            await self._fail(
+                job_id, tracker, JobError(code=event.code, message=event.message + advice, field=event.field)
+            )
 
     async def _stopped(self, job_id: str, tracker: AttemptProgress, event: Stopped) -> None:
         if event.data is not None:
             await self._keep(job_id, tracker.attempt, FileKind.CHECKPOINT, event.data)
         best = f"; the best evaluation was at step {tracker.progress.best_step}" if tracker.progress.metrics else ""
-        note = Note(text=f"left its worker after step {event.step}{best}" + ("; its checkpoint is kept" if event.data is not None else ""))
+        note = Note(
+            text=f"left its worker after step {event.step}{best}"
+            + ("; its checkpoint is kept" if event.data is not None else "")
+        )
         left = transitions.left_with_checkpoint if event.data is not None else transitions.left_worker
         await self._change_and_forget(job_id, tracker, lambda record: left(record, time.time()), [note])
 
     async def _separate(self, job_id: str, tracker: AttemptProgress, why: str) -> None:
         note = Note(text=f"{why} beside or after other jobs; goes on alone in a process of its own")
-        await self._change_and_forget(job_id, tracker, lambda record: transitions.separated(record, time.time()), [note])
+        await self._change_and_forget(
+            job_id, tracker, lambda record: transitions.separated(record, time.time()), [note]
+        )
 
     async def _lose(self, job_id: str, tracker: AttemptProgress, reason: str) -> None:
         note = Note(text=f"lost its worker ({reason[:300]}); goes on from its last checkpoint")
         config = self._context.config
-        await self._change_and_forget(job_id, tracker, lambda record: transitions.lost(record, time.time(), reason[:300], config), [note])
+        await self._change_and_forget(
+            job_id, tracker, lambda record: transitions.lost(record, time.time(), reason[:300], config), [note]
+        )
 
     async def _fail(self, job_id: str, tracker: AttemptProgress, error: JobError) -> None:
-        await self._change_and_forget(job_id, tracker, lambda record: transitions.failed(record, error, time.time()), [])
+        await self._change_and_forget(
+            job_id, tracker, lambda record: transitions.failed(record, error, time.time()), []
+        )
 
     async def _change_and_forget(
         self, job_id: str, tracker: AttemptProgress, move: Callable[[Record], Record], payloads: Sequence[EventPayload]

@@ -1,8 +1,9 @@
 """How many workers each base model should have, by who waits for it. Pure: no clock, no I/O.
 
-A tenant's weight is divided among the base models that its jobs wait for, in proportion to how many wait and how long. What a base
-model's tenants bring together is its share of the workers, up to what its jobs can fill. First, every base model that somebody
-waits for gets one worker, as long as there are some, in the order of the tenants' fair queue: a small backlog isn't starved by a large one.
+A tenant's weight is divided among the base models that its jobs wait for, in proportion to how many wait and how long.
+What a base model's tenants bring together is its share of the workers, up to what its jobs can fill. First, every base
+model that somebody waits for gets one worker, as long as there are some, in the order of the tenants' fair queue: a
+small backlog isn't starved by a large one.
 
 Jobs that must be alone compete beside the ordinary jobs of their base model as if they were for a model of their own.
 """
@@ -16,7 +17,9 @@ from dataclasses import dataclass, field
 from trainer_service.jobs.fair_queue import QUANTUM_SECONDS
 
 AGE_FLOOR_SECONDS = 600.0
-"""Ages within a tenant are compared as if all had waited that much longer: a new backlog counts less than an old one, but it counts."""
+"""Ages within a tenant are compared as if all had waited that much longer: a new backlog counts less than an old one,
+but it counts.
+"""
 
 
 @dataclass(frozen=True)
@@ -52,8 +55,12 @@ class _Demand:
     """The least gets its first worker first."""
 
 
-def targets(backlogs: Sequence[Backlog], most: Mapping[Lane, int], *, max_workers: int, jobs_per_worker: int) -> dict[Lane, int]:
-    """Workers by lane, the lane that goes first first; lanes that nobody waits for are left out. `most`: what a lane's jobs can fill."""
+def targets(
+    backlogs: Sequence[Backlog], most: Mapping[Lane, int], *, max_workers: int, jobs_per_worker: int
+) -> dict[Lane, int]:
+    """Workers by lane, the lane that goes first first; lanes that nobody waits for are left out. `most`: what a lane's
+    jobs can fill.
+    """
     demands = _demands(backlogs, most, jobs_per_worker)
     lanes = sorted(demands, key=lambda lane: (demands[lane].turn, not lane.exclusive, lane.base_model))
     found = {lane: int(index < max_workers) for index, lane in enumerate(lanes)}
@@ -62,7 +69,8 @@ def targets(backlogs: Sequence[Backlog], most: Mapping[Lane, int], *, max_worker
         open_lanes = [lane for lane in lanes if found[lane] < demands[lane].most]
         if not open_lanes:
             break
-        # The one that is furthest below its share, by highest averages (Sainte-Lague): each of n lanes is within one worker of its share.
+        # The one that is furthest below its share, by highest averages (Sainte-Lague): each of n lanes is within one
+        # worker of its share.
         neediest = max(open_lanes, key=lambda lane: demands[lane].score / (found[lane] + 0.5))
         found[neediest] += 1
         left -= 1
@@ -81,7 +89,8 @@ def _demands(backlogs: Sequence[Backlog], most: Mapping[Lane, int], jobs_per_wor
             demand = demands.setdefault(backlog.lane, _Demand(max(1, most.get(backlog.lane, 1))))
             demand.score += backlog.weight * size / sum(sizes)
         for number, backlog in enumerate(sorted(its, key=lambda backlog: backlog.first_key)):
-            # Each further lane of a tenant comes later by what filling a worker of the one before would have been charged.
+            # Each further lane of a tenant comes later by what filling a worker of the one before would have been
+            # charged.
             tag = backlog.start + number * jobs_per_worker * QUANTUM_SECONDS / backlog.weight
             demands[backlog.lane].turn = min(demands[backlog.lane].turn, (tag, backlog.first_key))
     return demands

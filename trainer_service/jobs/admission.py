@@ -1,7 +1,9 @@
-"""Whether a spec can be trained here, found out when the job is created and not an hour later on a worker; and what it leaves open.
+"""Whether a spec can be trained here, found out when the job is created and not an hour later on a worker; and what it
+leaves open.
 
-Everything that can be known without the model's weights is checked: names, data, labels, template, ranges, token lengths against the
-model's context, the version to start from. All violations are collected, and named as the caller wrote them.
+Everything that can be known without the model's weights is checked: names, data, labels, template, ranges, token
+lengths against the model's context, the version to start from. All violations are collected, and named as the caller
+wrote them.
 """
 
 from __future__ import annotations
@@ -47,7 +49,8 @@ class Datasets(Protocol):
 
 @dataclass(frozen=True)
 class _Examples:
-    """What is known of a job's examples. The worker reads all of them; here a sample is looked at, so that creation stays quick.
+    """What is known of a job's examples. The worker reads all of them; here a sample is looked at, so that creation
+    stays quick.
 
     `samples`: of each dataset, by its name in errors.
     """
@@ -62,7 +65,9 @@ class _Examples:
 
 
 class SpecAdmission:
-    """A few specs are checked at a time, in threads of their own, so that large datasets hold up neither the service nor other tenants."""
+    """A few specs are checked at a time, in threads of their own, so that large datasets hold up neither the service
+    nor other tenants.
+    """
 
     def __init__(
         self,
@@ -80,9 +85,11 @@ class SpecAdmission:
         self._pools = pools or TrainerPools()
 
     async def check(self, spec: TuningSpec) -> EffectiveSpec:
-        """Raises InvalidInput with everything that is wrong, NotFound for what the spec names and isn't there, or PreconditionFailed.
+        """Raises InvalidInput with everything that is wrong, NotFound for what the spec names and isn't there, or
+        PreconditionFailed.
 
-        Only a spec that starts from a version asks the prompt store, and it waits for the store outside the threads that all share.
+        Only a spec that starts from a version asks the prompt store, and it waits for the store outside the threads
+        that all share.
         """
         model, examples = await self._pools.job_checks.call(self._check, spec)
         source = await self._source(spec, model)
@@ -107,15 +114,23 @@ class SpecAdmission:
             with violations.collected():
                 check_alias(spec.publish.alias, "spec.publish.alias")
         elif spec.publish.gate is not None and spec.publish.gate.beat_current:
-            violations.add("spec.publish.gate.beat_current", "needs an alias: there is no current version to beat without one")
+            violations.add(
+                "spec.publish.gate.beat_current", "needs an alias: there is no current version to beat without one"
+            )
         with violations.collected():
             self._check_virtual_tokens(spec.hyperparameters.num_virtual_tokens or 0)
         if (spec.max_runtime_seconds or 0) > self._limits.max_runtime_seconds:
-            violations.add("spec.max_runtime", f"is more than this trainer's limit of {self._limits.max_runtime_seconds:g} seconds")
+            violations.add(
+                "spec.max_runtime", f"is more than this trainer's limit of {self._limits.max_runtime_seconds:g} seconds"
+            )
         if spec.deadline is not None and spec.deadline <= utc_now():
             violations.add("spec.deadline", "has passed")
         for key, value in spec.annotations.items():
-            if not 0 < len(key) <= MAX_ANNOTATION_KEY_CHARS or len(value) > MAX_ANNOTATION_VALUE_CHARS or "\0" in key + value:
+            if (
+                not 0 < len(key) <= MAX_ANNOTATION_KEY_CHARS
+                or len(value) > MAX_ANNOTATION_VALUE_CHARS
+                or "\0" in key + value
+            ):
                 limits = f"1 to {MAX_ANNOTATION_KEY_CHARS} characters, its value at most {MAX_ANNOTATION_VALUE_CHARS}, neither NUL"
                 violations.add(f"spec.annotations[{key[:MAX_ANNOTATION_KEY_CHARS]!r}]", f"a key must have {limits}")
 
@@ -144,18 +159,33 @@ class SpecAdmission:
                 held_out, held_out_sample = self._datasets.describe(spec.validation_dataset, labels)
             if held_out.task is not facts.task:
                 raise InvalidInput.of(
-                    "spec.validation_dataset", f"its examples are for {held_out.task}, the training examples for {facts.task}"
+                    "spec.validation_dataset",
+                    f"its examples are for {held_out.task}, the training examples for {facts.task}",
                 )
             samples = {DATASET: sample, VALIDATION: held_out_sample}
-            return _Examples(facts.task, labels, facts.num_examples, held_out.num_examples, 0.0, facts.repetition, samples)
+            return _Examples(
+                facts.task, labels, facts.num_examples, held_out.num_examples, 0.0, facts.repetition, samples
+            )
         num_examples = facts.num_examples
         if num_examples < 2:
-            raise InvalidInput.of("spec.dataset", "has one example; at least two are needed, since one is held out for evaluation")
+            raise InvalidInput.of(
+                "spec.dataset", "has one example; at least two are needed, since one is held out for evaluation"
+            )
         fraction = spec.validation_fraction or _default_fraction(num_examples)
         num_validation = check_split(num_examples, facts.num_distinct, fraction)
-        return _Examples(facts.task, labels, num_examples - num_validation, num_validation, fraction, facts.repetition, {DATASET: sample})
+        return _Examples(
+            facts.task,
+            labels,
+            num_examples - num_validation,
+            num_validation,
+            fraction,
+            facts.repetition,
+            {DATASET: sample},
+        )
 
-    def _effective(self, spec: TuningSpec, model: KnownBaseModel, source: Source | None, examples: _Examples) -> EffectiveSpec:
+    def _effective(
+        self, spec: TuningSpec, model: KnownBaseModel, source: Source | None, examples: _Examples
+    ) -> EffectiveSpec:
         template = _template(spec, examples.task, model.tokenizer)
         encoder = InputEncoder(model.tokenizer, template)
         check_gate(spec.publish.gate, examples.num_validation)
@@ -201,7 +231,8 @@ class SpecAdmission:
 
 
 def _check_sample(examples: _Examples, encoder: InputEncoder, training: TrainingSpec) -> None:
-    """Raises InvalidInput naming the lines of sampled examples that the template refuses, or that are too long where that is refused.
+    """Raises InvalidInput naming the lines of sampled examples that the template refuses, or that are too long where
+    that is refused.
 
     The worker counts all of them. Of a dataset with very long texts only some are looked at, the longest first.
     """
@@ -220,7 +251,12 @@ def _check_sample(examples: _Examples, encoder: InputEncoder, training: Training
 
 
 def _num_chars(example: Example) -> int:
-    texts = (example.input, example.output or "", example.label or "", *(message.content for message in example.messages))
+    texts = (
+        example.input,
+        example.output or "",
+        example.label or "",
+        *(message.content for message in example.messages),
+    )
     return sum(map(len, texts))
 
 

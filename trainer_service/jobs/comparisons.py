@@ -1,4 +1,6 @@
-"""What a result says of the trained prompt beside its rivals and of a search's candidates: records, and sentences about them. Pure."""
+"""What a result says of the trained prompt beside its rivals and of a search's candidates: records, and sentences about
+them. Pure.
+"""
 
 from __future__ import annotations
 
@@ -65,7 +67,11 @@ def outcome_of(comparison: Comparison, rival: str) -> str:
     if comparison.num_examples < MIN_EXAMPLES:
         few = f"{comparison.num_examples} held-out examples are too few to tell; at least {MIN_EXAMPLES} are needed"
         return head.format("is not known to beat") + f": {few}"
-    by = f"better by {comparison.difference:.3g}" if comparison.difference >= 0 else f"worse by {-comparison.difference:.3g}"
+    by = (
+        f"better by {comparison.difference:.3g}"
+        if comparison.difference >= 0
+        else f"worse by {-comparison.difference:.3g}"
+    )
     told = f"{by} ({interval(comparison.low, comparison.high)}, {comparison.num_examples} held-out examples)"
     if comparison.beats:
         return head.format("beats") + f": {told}"
@@ -84,7 +90,9 @@ def interval(low: float, high: float) -> str:
 
 
 def verdict(comparisons: Mapping[str, Comparison]) -> str:
-    """Whether training was worth it: the tuned prompt beside the frozen model asked in other ways. Empty if nothing was measured."""
+    """Whether training was worth it: the tuned prompt beside the frozen model asked in other ways. Empty if nothing was
+    measured.
+    """
     rivals = {rival: comparison for rival, comparison in comparisons.items() if rival != CURRENT}
     if not rivals:
         return ""
@@ -95,7 +103,11 @@ def verdict(comparisons: Mapping[str, Comparison]) -> str:
         return f"{few} whether the prompt is better than {_listed(shown)}: at least {MIN_EXAMPLES} are needed"
     beaten = [NAMES[rival] for rival, comparison in rivals.items() if comparison.beats]
     missed = [outcome_of(comparison, rival) for rival, comparison in rivals.items() if not comparison.beats]
-    said = [f"the prompt beats {_listed(beaten)}"] if beaten else ["the prompt beats none of the other ways to use the model"]
+    said = (
+        [f"the prompt beats {_listed(beaten)}"]
+        if beaten
+        else ["the prompt beats none of the other ways to use the model"]
+    )
     return "; ".join([*said, *missed])
 
 

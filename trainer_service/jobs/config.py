@@ -1,4 +1,6 @@
-"""How jobs are queued, placed on workers, retried and published. Filled from the service's settings; no environment is read here."""
+"""How jobs are queued, placed on workers, retried and published. Filled from the service's settings; no environment is
+read here.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +25,10 @@ class JobsConfig:
     heartbeat_seconds: float = 60.0
     """A worker that doesn't answer a poll for that long is killed and its jobs are queued again."""
     step_seconds: float = 900.0
-    """A worker that answers, but spends longer than that on one step, hangs: it is killed and its jobs are queued again. A stop that was
-    asked for has twice as long: it waits for the current step, and is told at the end of the next."""
+    """A worker that answers, but spends longer than that on one step, hangs: it is killed and its jobs are queued
+    again. A stop that was asked for has twice as long: it waits for the current step, and is told at the end of the
+    next.
+    """
     launch_seconds: float = 900.0
     """Longest wait for a worker to start and load its base model (a cluster may have to add a node first)."""
     lease_seconds: float = 60.0
@@ -34,13 +38,19 @@ class JobsConfig:
     tick_seconds: float = 1.0
     """Longest pause of the dispatcher; it is woken earlier when something happens."""
     max_infrastructure_failures: int = 5
-    """Attempts in a row that may be lost to dead workers, none getting to a checkpoint, before the job fails with WORKER_LOST."""
+    """Attempts in a row that may be lost to dead workers, none getting to a checkpoint, before the job fails with
+    WORKER_LOST.
+    """
     retry_first_seconds: float = 1.0
     retry_max_seconds: float = 120.0
     max_model_failures: int = 5
-    """Launches in a row that may fail because the base model can't be loaded, before it counts as broken and its waiting jobs fail."""
+    """Launches in a row that may fail because the base model can't be loaded, before it counts as broken and its
+    waiting jobs fail.
+    """
     broken_model_seconds: float = 600.0
-    """But not before it has failed for that long. A broken base model is tried again after that pause, once somebody waits for it."""
+    """But not before it has failed for that long. A broken base model is tried again after that pause, once somebody
+    waits for it.
+    """
     max_publish_seconds: float = 7 * 24 * 3600.0
     """A trained job waits that long for the prompt store to come back before it fails with PUBLISH_FAILED."""
 

@@ -1,4 +1,6 @@
-"""What the parts of the job manager share: the store, the threads to call it in, who this replica is, and whom to tell of changes."""
+"""What the parts of the job manager share: the store, the threads to call it in, who this replica is, and whom to tell
+of changes.
+"""
 
 from __future__ import annotations
 
@@ -107,7 +109,12 @@ class JobsContext:
         return self.pools.job_database
 
     async def change(
-        self, job_id: str, move: Callable[[Record], Record], *, attempt: int | None = None, payloads: Sequence[EventPayload] = ()
+        self,
+        job_id: str,
+        move: Callable[[Record], Record],
+        *,
+        attempt: int | None = None,
+        payloads: Sequence[EventPayload] = (),
     ) -> Record:
         """`JobStore.change`, insisting while the database is away, and telling everybody who waits."""
         after = await self.database.retry(self.store.change, job_id, move, attempt=attempt, payloads=payloads)

@@ -1,15 +1,15 @@
 """Whose job goes next: weighted fair queueing between tenants. Pure: no clock, no I/O.
 
-Each tenant has a virtual time: the seconds that its jobs have spent on workers, divided by its weight. Jobs that are on a worker now
-count with at least `QUANTUM_SECONDS` each, so that a claim shows at once. The tenant with the least virtual time goes next. Within a
-tenant, priority and age decide (`record.queue_key`).
+Each tenant has a virtual time: the seconds that its jobs have spent on workers, divided by its weight. Jobs that are on
+a worker now count with at least `QUANTUM_SECONDS` each, so that a claim shows at once. The tenant with the least
+virtual time goes next. Within a tenant, priority and age decide (`record.queue_key`).
 
-The queue has a virtual time of its own, the least of the tenants that wait, which never goes back. A tenant starts no earlier than that:
-what it did not use while it had nothing to run is not saved up. When nothing is left to wait, the queue's time becomes the latest
-of all: what anybody used while there was enough for everybody counts against nobody.
+The queue has a virtual time of its own, the least of the tenants that wait, which never goes back. A tenant starts no
+earlier than that: what it did not use while it had nothing to run is not saved up. When nothing is left to wait, the
+queue's time becomes the latest of all: what anybody used while there was enough for everybody counts against nobody.
 
-After start-time fair queueing (Goyal, Vin, Cheng: "Start-time Fair Queuing", SIGCOMM 1996): unlike weighted fair queueing it needs no
-length in advance, and nobody knows how long a job will train.
+After start-time fair queueing (Goyal, Vin, Cheng: "Start-time Fair Queuing", SIGCOMM 1996): unlike weighted fair
+queueing it needs no length in advance, and nobody knows how long a job will train.
 """
 
 from __future__ import annotations
@@ -90,7 +90,9 @@ def in_order(shares: Shares, tenants: Iterable[str]) -> list[str]:
 
 
 def claimed(shares: Shares, tenant: str, waiting: Collection[str], *, is_last: bool) -> TenantShare:
-    """The tenant's share after a job of its was claimed. `waiting`: tenants that waited before; `is_last`: no job waits any more."""
+    """The tenant's share after a job of its was claimed. `waiting`: tenants that waited before; `is_last`: no job waits
+    any more.
+    """
     clock, share = queue_clock(shares), share_of(shares, tenant)
     start = max(clock, share.time)
     moved = replace(
@@ -107,7 +109,9 @@ def claimed(shares: Shares, tenant: str, waiting: Collection[str], *, is_last: b
 
 
 def positions_before(shares: Shares, counts: Mapping[str, int], tenant: str, index: int) -> int:
-    """Jobs that go before the tenant's own job number `index` (from 0), if all take equally long. `counts`: waiting jobs by tenant."""
+    """Jobs that go before the tenant's own job number `index` (from 0), if all take equally long. `counts`: waiting
+    jobs by tenant.
+    """
     clock, mine = queue_clock(shares), share_of(shares, tenant)
     seconds = _expected_seconds(shares)
     start = max(clock, mine.time) + index * seconds / mine.weight
@@ -116,7 +120,9 @@ def positions_before(shares: Shares, counts: Mapping[str, int], tenant: str, ind
         if other == tenant:
             continue
         theirs = share_of(shares, other)
-        lead = round((start - max(clock, theirs.time)) * theirs.weight / seconds, 9)  # equal tags are equal for both tenants
+        lead = round(
+            (start - max(clock, theirs.time)) * theirs.weight / seconds, 9
+        )  # equal tags are equal for both tenants
         if lead < 0:
             continue
         wins_ties = (theirs.time, other) < (mine.time, tenant)
@@ -131,7 +137,9 @@ def _expected_seconds(shares: Shares) -> float:
 
 
 def fair_part(max_jobs: int, weight: float, other_weights: Iterable[float]) -> int:
-    """Of a queue of at most `max_jobs`: the part of a tenant of this weight beside others that have jobs in it, at least one job."""
+    """Of a queue of at most `max_jobs`: the part of a tenant of this weight beside others that have jobs in it, at
+    least one job.
+    """
     return max(1, int(max_jobs * weight / (weight + sum(other_weights))))
 
 
@@ -139,7 +147,9 @@ class Ledger:
     """Shares that are played forward: claims and departures at times that the caller names."""
 
     def __init__(self, shares: Shares, held_since: Iterable[tuple[str, float]] = ()) -> None:
-        """`shares` without what is held now; `held_since`: tenant and time of the claim of each job that is on a worker."""
+        """`shares` without what is held now; `held_since`: tenant and time of the claim of each job that is on a
+        worker.
+        """
         self._shares = dict(shares)
         self._held: dict[str, list[float]] = {}
         for tenant, since in held_since:

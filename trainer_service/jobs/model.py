@@ -1,6 +1,7 @@
 """A tuning job: what was asked for, what that means, where it stands, what happened to it, what came out.
 
-Plain frozen data, written to the job store as JSON. Knows no SQL, no Ray, no gRPC and no torch. `states` has the legal moves.
+Plain frozen data, written to the job store as JSON. Knows no SQL, no Ray, no gRPC and no torch. `states` has the legal
+moves.
 """
 
 from __future__ import annotations
@@ -63,7 +64,9 @@ class PublishPolicy(_Frozen):
     """Moved to the new version. Empty: none is moved."""
     gate: PublishGate | None = None
     wait_until_served_seconds: float | None = Field(default=None, gt=0, le=MAX_WAIT_UNTIL_SERVED_SECONDS)
-    """The job ends when every live replica serves the version, but at most so long after its publication. None: when it is published."""
+    """The job ends when every live replica serves the version, but at most so long after its publication. None: when it
+    is published.
+    """
 
 
 class TuningSpec(_Frozen):
@@ -109,7 +112,9 @@ class EffectiveSpec(_Frozen):
     """For FROM_PROMPT: `prompts/{prompt}/versions/{n}`."""
     source_digest: str = ""
     source_job: str = ""
-    """For FROM_PROMPT: id of the ended job whose best prompt is started from; the prompt itself is among this job's files."""
+    """For FROM_PROMPT: id of the ended job whose best prompt is started from; the prompt itself is among this job's
+    files.
+    """
     max_runtime_seconds: float = Field(gt=0)
     num_train: int = 0
     num_validation: int = 0
@@ -120,8 +125,9 @@ class EffectiveSpec(_Frozen):
     traceparent: str = ""
     """W3C trace context of the call that created the job, for the spans of its attempts; empty: it had none."""
     alias_revision: int | None = None
-    """Revision of the alias's latest move when the job was created; 0: there was no such alias. None: not recorded, or no alias is asked
-    for."""
+    """Revision of the alias's latest move when the job was created; 0: there was no such alias. None: not recorded, or
+    no alias is asked for.
+    """
 
 
 class JobProgress(_Measured):
@@ -215,7 +221,8 @@ class Job(_Frozen):
     """The group of callers whose share of the workers it takes."""
     request_id: str = ""
     attempt: int = 0
-    """Grows by one with every claim, so that what an earlier attempt still says can be told apart; 0 = never claimed."""
+    """Grows by one with every claim, so that what an earlier attempt still says can be told apart; 0 = never claimed.
+    """
     failures: int = 0
     """Attempts lost to infrastructure; bounded."""
     runtime_seconds: float = 0.0
@@ -225,7 +232,8 @@ class Job(_Frozen):
     queue_position: int = 0
     """Jobs ahead of it while QUEUED; 0 otherwise. Filled in when read."""
     estimated_start_time: datetime | None = None
-    """When it will probably reach a worker, while QUEUED. Filled in when read; None if there is nothing to guess from."""
+    """When it will probably reach a worker, while QUEUED. Filled in when read; None if there is nothing to guess from.
+    """
     progress: JobProgress = JobProgress()
     dataset_statistics: DatasetStatistics | None = None
     error: JobError | None = None
@@ -338,7 +346,9 @@ _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 
 
 def new_job_id() -> str:
-    """26 characters that sort by creation: 48 bits of milliseconds, 80 random bits (the layout of a ULID, in lower case)."""
+    """26 characters that sort by creation: 48 bits of milliseconds, 80 random bits (the layout of a ULID, in lower
+    case).
+    """
     return _job_id(time.time(), secrets.randbits(80))
 
 

@@ -9,7 +9,9 @@ from shared.caller import Caller, Tenant
 
 @dataclass(frozen=True)
 class JobOwner:
-    """The caller by name, the caller's tenant, and the caller's own limit of jobs that have not ended (None: the service's)."""
+    """The caller by name, the caller's tenant, and the caller's own limit of jobs that have not ended (None: the
+    service's).
+    """
 
     caller: str = ""
     tenant: Tenant = field(default_factory=lambda: Tenant(""))

@@ -1,5 +1,5 @@
-"""From a claimed job to a task that a worker can train: its datasets by digest, the matrices to start from and to compare with, the
-checkpoint.
+"""From a claimed job to a task that a worker can train: its datasets by digest, the matrices to start from and to
+compare with, the checkpoint.
 
 Each part comes from a system of its own and is fetched in that system's threads.
 """
@@ -37,7 +37,9 @@ class Preparation:
         """Raises Unavailable when something is away, any other SoftPromptError when this job can't be trained any more."""
         pools = self._pools
         data = await pools.datasets.call(self._data, job)
-        current_version, current = await pools.prompt_store.call(self._current, job) if job.spec.publish.alias else ("", None)
+        current_version, current = (
+            await pools.prompt_store.call(self._current, job) if job.spec.publish.alias else ("", None)
+        )
         source: SoftPrompt | None = None
         if job.effective.source_job:
             source = await pools.job_files.call(self._source_of_job, job)
@@ -69,7 +71,9 @@ class Preparation:
     def _copy_source(self, job: Job) -> None:
         data = self._files.load(job.effective.source_job, FileKind.CHECKPOINT)
         if data is None:
-            raise PreconditionFailed(f"tuningJobs/{job.effective.source_job} has no prompt to start from any more", field=FIELD)
+            raise PreconditionFailed(
+                f"tuningJobs/{job.effective.source_job} has no prompt to start from any more", field=FIELD
+            )
         self._files.save(job.id, FileKind.SOURCE, 0, data)
 
     def _source_of_job(self, job: Job) -> SoftPrompt:
@@ -82,11 +86,15 @@ class Preparation:
         blob = decode_blob(self._prompt_store.fetch(job.effective.source_digest))
         if blob.manifest.hidden_size != job.effective.base_model.hidden_size:
             prompt, version = parse_version_name(job.effective.source_version, "spec.hyperparameters.init.source")
-            raise PreconditionFailed(f"{prompt}@{version} has hidden size {blob.manifest.hidden_size}, the base model another one")
+            raise PreconditionFailed(
+                f"{prompt}@{version} has hidden size {blob.manifest.hidden_size}, the base model another one"
+            )
         return blob.soft_prompt
 
     def _current(self, job: Job) -> tuple[str, SoftPrompt | None]:
-        """What the alias names now; its matrix only if it is for the same base model: for another one its numbers would mean nothing."""
+        """What the alias names now; its matrix only if it is for the same base model: for another one its numbers would
+        mean nothing.
+        """
         version = self._prompt_store.refresh().current_version(job.spec.prompt, job.spec.publish.alias)
         if version is None:
             return "", None

@@ -15,8 +15,9 @@ from trainer_service.training.data.statistics import DatasetStatistics
 
 NOBODY = ""
 PRIORITY_POINT_SECONDS = 600.0
-"""One point of priority is worth ten minutes of waiting. So a job's place among its tenant's is fixed when it is queued, and none
-waits for ever."""
+"""One point of priority is worth ten minutes of waiting. So a job's place among its tenant's is fixed when it is
+queued, and none waits for ever.
+"""
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,9 @@ def from_row(row: RowMapping) -> Record:
         runtime_seconds=row["runtime_seconds"],
         checkpointed=row["checkpointed"],
         progress=JobProgress.model_validate_json(row["progress"]),
-        dataset_statistics=DatasetStatistics.model_validate_json(row["dataset_statistics"]) if row["dataset_statistics"] else None,
+        dataset_statistics=DatasetStatistics.model_validate_json(row["dataset_statistics"])
+        if row["dataset_statistics"]
+        else None,
         error=JobError.model_validate_json(row["error"]) if row["error"] else None,
         result=JobResult.model_validate_json(row["result"]) if row["result"] else None,
         create_time=to_datetime(row["create_time"]),

@@ -55,7 +55,8 @@ class Sources:
     def find(self, source: str, model: BaseModelInfo) -> Source:
         """`name`, `name@alias`, `name@7`, a version's resource name, or `tuningJobs/<id>`.
 
-        Raises InvalidInput, NotFound, or PreconditionFailed if it is for another base model, or if the job keeps no prompt.
+        Raises InvalidInput, NotFound, or PreconditionFailed if it is for another base model, or if the job keeps no
+        prompt.
         """
         job = _JOB.fullmatch(source)
         return self._of_job(job[1], model) if job else self._of_version(source, model)
@@ -74,8 +75,14 @@ class Sources:
         job = self._jobs.get(job_id, current_caller().prompts)
         if not job.keeps_best_prompt:
             version = job.result.version if job.result is not None else ""
-            advice = f"start from its version {version}" if version else "it must have ended, and have been trained for a while"
-            raise PreconditionFailed(f"{job.name} is {job.state} and keeps no prompt: {advice}", field=FIELD, state=job.state.value)
+            advice = (
+                f"start from its version {version}"
+                if version
+                else "it must have ended, and have been trained for a while"
+            )
+            raise PreconditionFailed(
+                f"{job.name} is {job.state} and keeps no prompt: {advice}", field=FIELD, state=job.state.value
+            )
         _check_fingerprint(job.name, job.effective.base_model.fingerprint, model)
         return Source(job.name, job.effective.training.hyperparameters.num_virtual_tokens, job_id=job.id)
 

@@ -30,7 +30,9 @@ class JobState(StrEnum):
 LEGAL_MOVES: Mapping[JobState, frozenset[JobState]] = {
     JobState.QUEUED: frozenset({JobState.RUNNING, JobState.PAUSED, JobState.CANCELLED, JobState.FAILED}),
     # Back to QUEUED when the worker is lost or the service drains.
-    JobState.RUNNING: frozenset({JobState.QUEUED, JobState.PAUSED, JobState.CANCELLING, JobState.SUCCEEDED, JobState.FAILED}),
+    JobState.RUNNING: frozenset(
+        {JobState.QUEUED, JobState.PAUSED, JobState.CANCELLING, JobState.SUCCEEDED, JobState.FAILED}
+    ),
     JobState.PAUSED: frozenset({JobState.QUEUED, JobState.CANCELLED}),
     # SUCCEEDED: its version was already in the store when the cancellation came. FAILED: an error came first.
     JobState.CANCELLING: frozenset({JobState.CANCELLED, JobState.SUCCEEDED, JobState.FAILED}),
@@ -49,5 +51,8 @@ def check_move(job_id: str, current: JobState, target: JobState) -> None:
     """PreconditionFailed, with the current state, for a move that is not in the table."""
     if target not in LEGAL_MOVES[current]:
         raise PreconditionFailed(
-            f"job {job_id!r} is {current} and can't become {target}", job=job_id, state=current.value, requested=target.value
+            f"job {job_id!r} is {current} and can't become {target}",
+            job=job_id,
+            state=current.value,
+            requested=target.value,
         )

@@ -27,7 +27,9 @@ class JobIntake:
         self._datasets, self._jobs = datasets, jobs
 
     async def create(self, request: JobRequest, owner: JobOwner = NO_OWNER) -> Job:
-        """The job, queued. Raises InvalidInput with everything that is wrong, NotFound, PreconditionFailed or Overloaded."""
+        """The job, queued. Raises InvalidInput with everything that is wrong, NotFound, PreconditionFailed or
+        Overloaded.
+        """
         with ExitStack() as names:
             names.enter_context(renamed(labels_under("spec")))
             for which, source in ((DATASET, request.dataset), (VALIDATION, request.validation)):

@@ -1,7 +1,8 @@
-"""Everything that can happen to a job, as pure functions from what it was to what it is. The store checks each against the legal moves.
+"""Everything that can happen to a job, as pure functions from what it was to what it is. The store checks each against
+the legal moves.
 
-Who calls: requests (cancel, pause, resume), the dispatcher (lost, over time), a worker's supervisor (stopped, failed, trained), the
-publisher (succeeded).
+Who calls: requests (cancel, pause, resume), the dispatcher (lost, over time), a worker's supervisor (stopped, failed,
+trained), the publisher (succeeded).
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from trainer_service.jobs.states import JobState, check_move
 from trainer_service.training.data.statistics import DatasetStatistics
 
 _EXCLUSIVE_AFTER_FAILURES = 2
-"""From then on a job goes alone: if it is the one that kills workers, it must not take the others of a cohort with it again and again."""
+"""From then on a job goes alone: if it is the one that kills workers, it must not take the others of a cohort with it
+again and again.
+"""
 
 Move = Callable[[Record], Record]
 
@@ -40,7 +43,9 @@ def pause(record: Record) -> Record:
         return record
     if record.job.state is JobState.RUNNING:
         if record.trained:
-            raise PreconditionFailed(f"job {record.job.id!r} is trained and being published", job=record.job.id, state="RUNNING")
+            raise PreconditionFailed(
+                f"job {record.job.id!r} is trained and being published", job=record.job.id, state="RUNNING"
+            )
         return record.with_job(pausing=True)
     return _to(record, JobState.PAUSED)
 
@@ -62,7 +67,9 @@ def expired(record: Record, now: float) -> Record:
 
 
 def left_worker(record: Record, now: float) -> Record:
-    """Left its worker on request, with its checkpoint stored: cancelled, paused, over its time, or queued to go on elsewhere."""
+    """Left its worker on request, with its checkpoint stored: cancelled, paused, over its time, or queued to go on
+    elsewhere.
+    """
     freed = _free(record, now)
     if freed.job.state is JobState.CANCELLING:
         return _end(freed, JobState.CANCELLED, now)
@@ -90,7 +97,9 @@ def lost(record: Record, now: float, reason: str, config: JobsConfig) -> Record:
 
 
 def orphaned(record: Record, now: float, reason: str, config: JobsConfig) -> Record:
-    """Its trainer replica is gone. It counts as lost, since a job can be what ends replicas, but waits only from the second time on."""
+    """Its trainer replica is gone. It counts as lost, since a job can be what ends replicas, but waits only from the
+    second time on.
+    """
     after = lost(record, now, reason, config)
     return replace(after, not_before=0.0) if after.job.failures <= 1 else after
 
@@ -112,7 +121,9 @@ def succeeded(record: Record, result: JobResult, now: float) -> Record:
     return _end(_free(record, now).with_job(result=result, pausing=False), JobState.SUCCEEDED, now)
 
 
-def progressed(record: Record, progress: JobProgress, statistics: DatasetStatistics | None, *, checkpointed: bool) -> Record:
+def progressed(
+    record: Record, progress: JobProgress, statistics: DatasetStatistics | None, *, checkpointed: bool
+) -> Record:
     """What its worker told. A checkpoint forgives earlier losses: only attempts that get nowhere count against a job."""
     changes: dict[str, Any] = {"progress": progress}
     if statistics is not None:
@@ -123,7 +134,9 @@ def progressed(record: Record, progress: JobProgress, statistics: DatasetStatist
 
 
 def separated(record: Record, now: float) -> Record:
-    """Ran out of memory, or failed for no reason of its own, in a worker that others use or have used: once more, alone in a fresh one."""
+    """Ran out of memory, or failed for no reason of its own, in a worker that others use or have used: once more, alone
+    in a fresh one.
+    """
     freed = left_worker(record, now)
     return replace(freed, exclusive=True) if freed.job.state is JobState.QUEUED else freed
 

@@ -35,13 +35,19 @@ class MaintenanceObserver(Protocol):
 class StoreMaintenance:
     """`run` until cancelled. `period_seconds` is the mean time between two rounds; 0: none here."""
 
-    def __init__(self, store: PromptStore, policy: MaintenancePolicy, period_seconds: float, observer: MaintenanceObserver) -> None:
+    def __init__(
+        self, store: PromptStore, policy: MaintenancePolicy, period_seconds: float, observer: MaintenanceObserver
+    ) -> None:
         self._store, self._policy, self._period_seconds, self._observer = store, policy, period_seconds, observer
         self._stopped = threading.Event()
-        self._pool = CallPool("prompt_store_maintenance", max_threads=1, timeout_seconds=max(period_seconds, _LEAST_ROUND_SECONDS))
+        self._pool = CallPool(
+            "prompt_store_maintenance", max_threads=1, timeout_seconds=max(period_seconds, _LEAST_ROUND_SECONDS)
+        )
 
     async def run(self) -> None:
-        """The first round comes soon, so that a trainer that is restarted often cleans up, too. Nothing that fails in a round ends this."""
+        """The first round comes soon, so that a trainer that is restarted often cleans up, too. Nothing that fails in a
+        round ends this.
+        """
         if not self._period_seconds:
             return
         pause_seconds = min(self._period_seconds, _FIRST_SECONDS)
@@ -64,7 +70,8 @@ class StoreMaintenance:
             report = MaintenanceReport(failures={"round": "unforeseen"})
         for step, reason in report.failures.items():
             log.warning(
-                "store maintenance could not do a step; the next round tries again", extra={"fields": {"step": step, "why": reason}}
+                "store maintenance could not do a step; the next round tries again",
+                extra={"fields": {"step": step, "why": reason}},
             )
         seconds = time.monotonic() - begun
         if report.did_something:

@@ -1,7 +1,7 @@
 """What is removed by itself: events of ended jobs are thinned, ended jobs and unused datasets go after some days.
 
-A round consists of short transactions with pauses between them, and may be cut anywhere: the next one goes on. Several trainers on one
-database may do this at once. Everything that a round removes is audited.
+A round consists of short transactions with pauses between them, and may be cut anywhere: the next one goes on. Several
+trainers on one database may do this at once. Everything that a round removes is audited.
 """
 
 from __future__ import annotations
@@ -70,8 +70,21 @@ class RetentionReport:
 class Retention:
     """Blocks; call `round` in a thread."""
 
-    def __init__(self, database: Database, files: JobFiles, ledger: DatasetLedger, datasets: DatasetStore, policy: RetentionPolicy) -> None:
-        self._database, self._files, self._ledger, self._datasets, self._policy = database, files, ledger, datasets, policy
+    def __init__(
+        self,
+        database: Database,
+        files: JobFiles,
+        ledger: DatasetLedger,
+        datasets: DatasetStore,
+        policy: RetentionPolicy,
+    ) -> None:
+        self._database, self._files, self._ledger, self._datasets, self._policy = (
+            database,
+            files,
+            ledger,
+            datasets,
+            policy,
+        )
 
     def round(self, tenants: Mapping[str, Tenant], pause: Pause) -> RetentionReport:
         """Never raises for what is away: that is in the report, and is tried again in the next round."""
@@ -104,10 +117,14 @@ class Retention:
             before = self._policy.jobs_before(tenants.get(tenant), now)
             while found := expired_jobs(self._database, tenant, before, _BATCH):
                 for job in found:
-                    self._files.remove(job.id)  # first: a row without files is removed in the next round, files without a row at a restart
+                    self._files.remove(
+                        job.id
+                    )  # first: a row without files is removed in the next round, files without a row at a restart
                     if remove_job(self._database, job.id, pause):
                         report.jobs_removed += 1
-                        audit.record("tidying", "OK", {"caller": ACTOR, "tenant": tenant, "prompt": job.prompt, "job": job.id})
+                        audit.record(
+                            "tidying", "OK", {"caller": ACTOR, "tenant": tenant, "prompt": job.prompt, "job": job.id}
+                        )
                     if pause():
                         return
 

@@ -1,4 +1,6 @@
-"""Runs rounds of `trainer_service.maintenance.retention` while the trainer runs, with jitter. Trainers don't have to know of each other."""
+"""Runs rounds of `trainer_service.maintenance.retention` while the trainer runs, with jitter. Trainers don't have to
+know of each other.
+"""
 
 from __future__ import annotations
 
@@ -34,13 +36,24 @@ class RetentionRounds:
     """`run` until cancelled. `period_seconds` is the mean time between two rounds; 0: none here."""
 
     def __init__(
-        self, retention: Retention, tenants: Callable[[], Mapping[str, Tenant]], period_seconds: float, observer: RetentionObserver
+        self,
+        retention: Retention,
+        tenants: Callable[[], Mapping[str, Tenant]],
+        period_seconds: float,
+        observer: RetentionObserver,
     ) -> None:
-        self._retention, self._tenants, self._period_seconds, self._observer = retention, tenants, period_seconds, observer
+        self._retention, self._tenants, self._period_seconds, self._observer = (
+            retention,
+            tenants,
+            period_seconds,
+            observer,
+        )
         self._stopped = threading.Event()
 
     async def run(self) -> None:
-        """The first round comes soon, so that a trainer that is restarted often cleans up, too. Nothing that fails in a round ends this."""
+        """The first round comes soon, so that a trainer that is restarted often cleans up, too. Nothing that fails in a
+        round ends this.
+        """
         if not self._period_seconds:
             return
         pause_seconds = min(self._period_seconds, _FIRST_SECONDS)
@@ -62,8 +75,13 @@ class RetentionRounds:
             log.exception("a round of retention failed unexpectedly")
             report = RetentionReport(failures={"round": "unexpected error"})
         for step, reason in report.failures.items():
-            log.warning("retention could not do a step; the next round tries again", extra={"fields": {"step": step, "why": reason}})
+            log.warning(
+                "retention could not do a step; the next round tries again",
+                extra={"fields": {"step": step, "why": reason}},
+            )
         seconds = time.monotonic() - begun
         if report.did_something:
-            log.info("retention removed what is old", extra={"fields": {**asdict(report), "seconds": round(seconds, 3)}})
+            log.info(
+                "retention removed what is old", extra={"fields": {**asdict(report), "seconds": round(seconds, 3)}}
+            )
         self._observer.retained(report, seconds)

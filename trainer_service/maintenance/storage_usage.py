@@ -39,9 +39,20 @@ class StorageMeter:
     """`run` until cancelled; `observe` is called on the event loop."""
 
     def __init__(
-        self, data_dir: Path, datasets: DatasetStore, files: JobFiles, database: Database, observe: Callable[[StorageUsage], None]
+        self,
+        data_dir: Path,
+        datasets: DatasetStore,
+        files: JobFiles,
+        database: Database,
+        observe: Callable[[StorageUsage], None],
     ) -> None:
-        self._data_dir, self._datasets, self._files, self._database, self._observe = data_dir, datasets, files, database, observe
+        self._data_dir, self._datasets, self._files, self._database, self._observe = (
+            data_dir,
+            datasets,
+            files,
+            database,
+            observe,
+        )
 
     async def run(self) -> None:
         while True:
@@ -54,4 +65,6 @@ class StorageMeter:
     def measure(self) -> StorageUsage:
         """Blocks. Raises OSError or Unavailable."""
         disk = shutil.disk_usage(self._data_dir)
-        return StorageUsage(disk.total, disk.free, self._datasets.size_bytes(), self._files.size_bytes(), self._database.size_bytes())
+        return StorageUsage(
+            disk.total, disk.free, self._datasets.size_bytes(), self._files.size_bytes(), self._database.size_bytes()
+        )

@@ -1,8 +1,9 @@
-"""Whether a finished job may still move its alias: not if a person, or a job created later, has moved it since the job was created. Pure.
+"""Whether a finished job may still move its alias: not if a person, or a job created later, has moved it since the job
+was created. Pure.
 
-A rollback or a canary that was begun while a job trained is a newer decision than the job's, so the job publishes its version and leaves
-the alias alone. A move made by the publication of a job that was created earlier is no such decision: of two jobs created one after the
-other the later one ends up behind the alias, whichever finishes first.
+A rollback or a canary that was begun while a job trained is a newer decision than the job's, so the job publishes its
+version and leaves the alias alone. A move made by the publication of a job that was created earlier is no such
+decision: of two jobs created one after the other the later one ends up behind the alias, whichever finishes first.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ _JOBS = "tuningJobs/"
 
 
 def alias_revision(index: StoreIndex, prompt: str, alias: str) -> int | None:
-    """What a new job records: the revision of the alias's latest move, 0 where there is no such alias. None without an alias."""
+    """What a new job records: the revision of the alias's latest move, 0 where there is no such alias. None without an
+    alias.
+    """
     if not alias:
         return None
     found = _find(index, prompt, alias)
@@ -34,9 +37,13 @@ def check_claim(index: StoreIndex, job: Job) -> None:
         raise Conflict(f"{prompt}@{alias} was removed after this job had been created")
     mover = _moving_job(index.prompt(prompt), found)
     if not mover:
-        raise Conflict(f"{prompt}@{alias} was moved to {found} by hand after this job had been created", current=str(found))
+        raise Conflict(
+            f"{prompt}@{alias} was moved to {found} by hand after this job had been created", current=str(found)
+        )
     if mover > job.name:  # ids sort by the time of creation
-        raise Conflict(f"{prompt}@{alias} was moved to {found} by {mover}, which was created after this job", current=str(found))
+        raise Conflict(
+            f"{prompt}@{alias} was moved to {found} by {mover}, which was created after this job", current=str(found)
+        )
 
 
 def _find(index: StoreIndex, prompt: str, alias: str) -> Alias | None:
@@ -45,7 +52,9 @@ def _find(index: StoreIndex, prompt: str, alias: str) -> Alias | None:
 
 
 def _moving_job(record: PromptRecord, alias: Alias) -> str:
-    """Name of the job whose publication was the alias's latest move, in the same commit; empty if something else moved it."""
+    """Name of the job whose publication was the alias's latest move, in the same commit; empty if something else moved
+    it.
+    """
     versions = [record.versions.get(target.version) for target in alias.targets]
     jobs = [version.job for version in versions if version is not None and version.revision == alias.revision]
     return jobs[0] if len(versions) == 1 and jobs and jobs[0].startswith(_JOBS) else ""

@@ -1,4 +1,6 @@
-"""Whether a trained prompt may be published: the conditions of its job, on held-out examples that did not choose its checkpoint. Pure."""
+"""Whether a trained prompt may be published: the conditions of its job, on held-out examples that did not choose its
+checkpoint. Pure.
+"""
 
 from __future__ import annotations
 
@@ -33,19 +35,27 @@ class Evidence:
 
 
 def decide(gate: PublishGate | None, metric: Metric, evidence: Evidence) -> Decision:
-    """To beat a rival means to be better beyond chance (`training.comparison`). `minimum_metric` is compared with the measured value, not
-    with its interval: the caller chose the bound and can add a margin to it."""
+    """To beat a rival means to be better beyond chance (`training.comparison`). `minimum_metric` is compared with the
+    measured value, not with its interval: the caller chose the bound and can add a margin to it.
+    """
     if gate is None:
         return Decision(True, "no gate")
     if not gate.has_conditions:
         return Decision(True, "the gate has no conditions")
     name, estimate = metric.value.lower(), evidence.estimate
     if estimate is None:
-        return Decision(False, f"{name} of the tuned prompt was not measured: there are no held-out examples, or it is not finite")
+        return Decision(
+            False, f"{name} of the tuned prompt was not measured: there are no held-out examples, or it is not finite"
+        )
     if estimate.num_examples < MIN_EXAMPLES:
-        return Decision(False, f"{estimate.num_examples} held-out examples are too few to judge by; at least {MIN_EXAMPLES} are needed")
+        return Decision(
+            False,
+            f"{estimate.num_examples} held-out examples are too few to judge by; at least {MIN_EXAMPLES} are needed",
+        )
     if not evidence.is_apart:
-        return Decision(False, "the held-out examples can't judge the prompt: the same ones, or ones of the same input, chose it")
+        return Decision(
+            False, "the held-out examples can't judge the prompt: the same ones, or ones of the same input, chose it"
+        )
     checks = [_minimum(metric, estimate, gate.minimum_metric)] if gate.minimum_metric is not None else []
     if gate.beat_bare_model:
         checks.append(_beaten(metric, evidence, BARE))

@@ -1,4 +1,5 @@
-"""What training left, ready to be published: the result and the very bytes of the version, kept until the prompt store has them.
+"""What training left, ready to be published: the result and the very bytes of the version, kept until the prompt store
+has them.
 
 The bytes are made once, so publishing again after a crash publishes the same version.
 """
@@ -127,7 +128,9 @@ def _trained_with(job: Job, trained: TrainingResult) -> TrainingSpec:
     """The job's spec with what a search chose."""
     training = job.effective.training
     chosen = {"learning_rate": trained.learning_rate or None, "init": trained.init}
-    filled = training.hyperparameters.model_copy(update={name: value for name, value in chosen.items() if value is not None})
+    filled = training.hyperparameters.model_copy(
+        update={name: value for name, value in chosen.items() if value is not None}
+    )
     return training.model_copy(update={"hyperparameters": filled})
 
 

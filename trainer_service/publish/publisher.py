@@ -1,7 +1,8 @@
 """Publishes what was trained, exactly once, however often it must be tried; then waits for the fleet, if the job is to.
 
-The prompt store knows which job made a version, so a repeated publication finds the first. While the store is away the outcome stays
-with the job, through restarts. A replica that has lost the job meanwhile publishes nothing: before each commit it asks the database.
+The prompt store knows which job made a version, so a repeated publication finds the first. While the store is away the
+outcome stays with the job, through restarts. A replica that has lost the job meanwhile publishes nothing: before each
+commit it asks the database.
 """
 
 from __future__ import annotations
@@ -58,7 +59,9 @@ class Publisher:
         return frozenset(self._publications)
 
     def begin(self, record: Record, outcome: Publication | None = None) -> None:
-        """`outcome`: as kept in the job's files, if it isn't at hand. A later attempt takes the place of an earlier one."""
+        """`outcome`: as kept in the job's files, if it isn't at hand. A later attempt takes the place of an earlier
+        one.
+        """
         job = record.job
         if (earlier := self._publications.get(job.id)) is not None:
             if earlier.attempt >= job.attempt:
@@ -69,9 +72,11 @@ class Publisher:
         task.add_done_callback(lambda _: self._forget(job.id, publication))
 
     async def close(self, seconds: float) -> frozenset[str]:
-        """Begin no further attempt, and wait that long for those under way. The rest goes back to the queue with its outcome kept.
+        """Begin no further attempt, and wait that long for those under way. The rest goes back to the queue with its
+        outcome kept.
 
-        Returns the jobs whose attempt goes on even then, in a thread that nobody can stop: they must not be handed to others at once.
+        Returns the jobs whose attempt goes on even then, in a thread that nobody can stop: they must not be handed to
+        others at once.
         """
         self._closing = True
         tasks = {job_id: publication.task for job_id, publication in self._publications.items()}
@@ -130,7 +135,9 @@ class Publisher:
                 failures += 1
                 self._context.observer.publish_failed(job)
                 if failures == 1:
-                    note = Note(text="the prompt store is away; the trained prompt is kept and will be published when it is back")
+                    note = Note(
+                        text="the prompt store is away; the trained prompt is kept and will be published when it is back"
+                    )
                     await self._context.change(job.id, lambda record: record, attempt=job.attempt, payloads=[note])
                 if time.monotonic() - started > self._context.config.max_publish_seconds:
                     await self._fail(job, JobError(code="PUBLISH_FAILED", message=error.message))
@@ -174,12 +181,13 @@ class Publisher:
                 self._putting.discard(job.id)
 
     def _permit(self, job: Job) -> None:
-        """In the publishing thread, before each commit: this attempt still has the job, and with this has it for a whole lease.
+        """In the publishing thread, before each commit: this attempt still has the job, and with this has it for a
+        whole lease.
 
-        Raises StaleAttempt if it hasn't. What can still come between this answer and the commit: this process is stopped, or the store
-        takes its time with one small write, for longer than a lease that cannot be renewed meanwhile, and somebody cancels the job in
-        just that time. A store's clients give up after about a minute, so nothing comes later than that; and never a second version,
-        since the store knows the job.
+        Raises StaleAttempt if it hasn't. What can still come between this answer and the commit: this process is
+        stopped, or the store takes its time with one small write, for longer than a lease that cannot be renewed
+        meanwhile, and somebody cancels the job in just that time. A store's clients give up after about a minute, so
+        nothing comes later than that; and never a second version, since the store knows the job.
         """
         store, config = self._context.store, self._context.config
         try:
@@ -193,13 +201,18 @@ class Publisher:
     def _put(self, job: Job, outcome: Publication) -> tuple[PublishedVersion, str]:
         """The version, and why the alias was left alone; empty if it moved.
 
-        The alias moves only if nobody else has decided about it since the job was created (`alias_claim`). A job that was to beat the
-        current version moves it only from that very version: if another one has taken its place since the comparison, nothing is known
-        about which is better.
+        The alias moves only if nobody else has decided about it since the job was created (`alias_claim`). A job that
+        was to beat the current version moves it only from that very version: if another one has taken its place since
+        the comparison, nothing is known about which is better.
         """
         alias, actor, reason = job.spec.publish.alias or None, job.caller[:200], ""
         publish = partial(
-            self._prompt_store.publish, job.spec.prompt, outcome.blob, job=job.name, actor=actor, permit=partial(self._permit, job)
+            self._prompt_store.publish,
+            job.spec.prompt,
+            outcome.blob,
+            job=job.name,
+            actor=actor,
+            permit=partial(self._permit, job),
         )
         try:
             version = publish(alias=alias, expected=self._expected(job, outcome))
@@ -209,7 +222,9 @@ class Publisher:
         return version, self._why_left_alone(job, version, reason)
 
     def _expected(self, job: Job, outcome: Publication) -> Expected:
-        """What the alias must name when this version is committed. Raises Conflict with the reason for leaving it alone."""
+        """What the alias must name when this version is committed. Raises Conflict with the reason for leaving it
+        alone.
+        """
         prompt, alias, gate = job.spec.prompt, job.spec.publish.alias, job.spec.publish.gate
         to_beat = gate is not None and gate.beat_current
         if not alias or (job.effective.alias_revision is None and not to_beat) or self._find(job) is not None:
@@ -220,14 +235,21 @@ class Publisher:
         name = "" if current is None else current.name
         if to_beat and name != outcome.result.current_version:
             found, compared = name or "nothing", outcome.result.current_version or "nothing"
-            raise Conflict(f"{prompt}@{alias} names {found}; compared was with {compared}", current=found, expected=compared)
+            raise Conflict(
+                f"{prompt}@{alias} names {found}; compared was with {compared}", current=found, expected=compared
+            )
         return None if current is None else index.prompt(prompt).aliases[alias].targets
 
     def _why_left_alone(self, job: Job, version: PublishedVersion, reason: str = "") -> str:
-        """Empty if the alias moved, or none was to. `reason`: if it is known; a predecessor that crashed did not keep its."""
+        """Empty if the alias moved, or none was to. `reason`: if it is known; a predecessor that crashed did not keep
+        its.
+        """
         if not job.spec.publish.alias or self._has_moved(job, version):
             return ""
-        return reason or f"{job.spec.prompt}@{job.spec.publish.alias} had been moved since this job was created, or compared with it"
+        return (
+            reason
+            or f"{job.spec.prompt}@{job.spec.publish.alias} had been moved since this job was created, or compared with it"
+        )
 
     def _has_moved(self, job: Job, version: PublishedVersion) -> bool:
         """Publication and move are one commit; an alias that last moved before it was left alone."""
@@ -254,10 +276,14 @@ class Publisher:
         if version is not None:
             await self._succeed(job, outcome, version, self._why_left_alone(job, version))
             return
-        after = await self._context.change(job.id, lambda record: transitions.left_worker(record, time.time()), attempt=job.attempt)
+        after = await self._context.change(
+            job.id, lambda record: transitions.left_worker(record, time.time()), attempt=job.attempt
+        )
         await self._clean(after.job)
 
-    async def _succeed(self, job: Job, outcome: Publication, version: PublishedVersion | None, left_alone: str = "") -> None:
+    async def _succeed(
+        self, job: Job, outcome: Publication, version: PublishedVersion | None, left_alone: str = ""
+    ) -> None:
         """`left_alone`: why the version was published without moving the alias."""
         result, notes = outcome.result, notes_of(outcome.result)
         if version is not None:
@@ -270,10 +296,18 @@ class Publisher:
             published |= {"alias_moved": moved, "gate_decision": decision, **await self._serving(job, version)}
             result = result.model_copy(update=published)
         after = await self._context.change(
-            job.id, lambda record: transitions.succeeded(record, result, time.time()), attempt=job.attempt, payloads=notes
+            job.id,
+            lambda record: transitions.succeeded(record, result, time.time()),
+            attempt=job.attempt,
+            payloads=notes,
         )
         if version is not None:
-            told = {"caller": job.caller, "prompt": job.spec.prompt, "version": version.name, "alias": job.spec.publish.alias}
+            told = {
+                "caller": job.caller,
+                "prompt": job.spec.prompt,
+                "version": version.name,
+                "alias": job.spec.publish.alias,
+            }
             audit.record("publish", "OK", {"job": job.id, **told})
         log.info("job succeeded", extra={"fields": {"version": result.version, "gate": result.gate_decision}})
         await self._clean(after.job)
@@ -289,11 +323,15 @@ class Publisher:
         return {"served_by_all": stands.by_all, "serving": str(stands)}
 
     async def _fail(self, job: Job, error: JobError) -> None:
-        after = await self._context.change(job.id, lambda record: transitions.failed(record, error, time.time()), attempt=job.attempt)
+        after = await self._context.change(
+            job.id, lambda record: transitions.failed(record, error, time.time()), attempt=job.attempt
+        )
         await self._clean(after.job)
 
     async def _again(self, job: Job) -> None:
-        note = Note(text="the trained prompt was lost before it could be published; it is trained again from the last checkpoint")
+        note = Note(
+            text="the trained prompt was lost before it could be published; it is trained again from the last checkpoint"
+        )
         await self._context.change(
             job.id, lambda record: transitions.outcome_lost(record, time.time()), attempt=job.attempt, payloads=[note]
         )

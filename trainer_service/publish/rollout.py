@@ -23,10 +23,11 @@ _LOOK_SECONDS = 0.5
 async def wait_until_served(
     store: PromptStore, pool: CallPool, version: VersionRecord, seconds: float, withdrawn: Callable[[], Awaitable[bool]]
 ) -> Serving:
-    """Until all live replicas of its base model serve it, or one refuses it, or `withdrawn` says so, or `seconds` after its publication.
+    """Until all live replicas of its base model serve it, or one refuses it, or `withdrawn` says so, or `seconds` after
+    its publication.
 
-    Counted from the publication, so that a trainer that restarts meanwhile does not wait anew. Returns how it stands then; a store that
-    is away meanwhile is asked again.
+    Counted from the publication, so that a trainer that restarts meanwhile does not wait anew. Returns how it stands
+    then; a store that is away meanwhile is asked again.
     """
     deadline = parse_timestamp(version.created_at).timestamp() + seconds
     stands = Serving()

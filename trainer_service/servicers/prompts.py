@@ -32,8 +32,19 @@ _CHUNK_BYTES = 1 << 20
 class PromptServicer(prompts_pb2_grpc.PromptServiceServicer):
     """`draining` ends the watches. A watch is never silent for longer than `heartbeat_seconds`."""
 
-    def __init__(self, prompts: Prompts, tokens: PageTokens, draining: asyncio.Event, heartbeat_seconds: float = HEARTBEAT_SECONDS) -> None:
-        self._prompts, self._tokens, self._draining, self._heartbeat_seconds = prompts, tokens, draining, heartbeat_seconds
+    def __init__(
+        self,
+        prompts: Prompts,
+        tokens: PageTokens,
+        draining: asyncio.Event,
+        heartbeat_seconds: float = HEARTBEAT_SECONDS,
+    ) -> None:
+        self._prompts, self._tokens, self._draining, self._heartbeat_seconds = (
+            prompts,
+            tokens,
+            draining,
+            heartbeat_seconds,
+        )
 
     async def ListPrompts(self, request: pb.ListPromptsRequest, context: Any) -> pb.ListPromptsResponse:
         scope = ListScope("ListPrompts", current_caller(), {"name_prefix": request.name_prefix})
@@ -46,7 +57,9 @@ class PromptServicer(prompts_pb2_grpc.PromptServiceServicer):
         prompt = await self._prompts.get(prompt_of(request.name))
         return pb.GetPromptResponse(prompt=prompt_to_wire(prompt))
 
-    async def ListPromptVersions(self, request: pb.ListPromptVersionsRequest, context: Any) -> pb.ListPromptVersionsResponse:
+    async def ListPromptVersions(
+        self, request: pb.ListPromptVersionsRequest, context: Any
+    ) -> pb.ListPromptVersionsResponse:
         prompt = prompt_of(request.parent, "parent")
         scope = ListScope("ListPromptVersions", current_caller(), {"parent": prompt})
         size, below = page_size_of(request.page_size), int(self._tokens.open(request.page_token, scope) or 0)
@@ -70,7 +83,9 @@ class PromptServicer(prompts_pb2_grpc.PromptServiceServicer):
         )
         return pb.SetPromptAliasResponse(alias=alias_to_wire(alias), revision=revision)
 
-    async def DeletePromptVersion(self, request: pb.DeletePromptVersionRequest, context: Any) -> pb.DeletePromptVersionResponse:
+    async def DeletePromptVersion(
+        self, request: pb.DeletePromptVersionRequest, context: Any
+    ) -> pb.DeletePromptVersionResponse:
         revision = await self._prompts.delete(*parse_version_name(request.name, "name"))
         return pb.DeletePromptVersionResponse(revision=revision)
 
@@ -93,7 +108,9 @@ class PromptServicer(prompts_pb2_grpc.PromptServiceServicer):
     async def GetPromptStatus(self, request: pb.GetPromptStatusRequest, context: Any) -> pb.GetPromptStatusResponse:
         return status_to_wire(await self._prompts.status(prompt_of(request.name)))
 
-    async def WatchPrompts(self, request: pb.WatchPromptsRequest, context: Any) -> AsyncIterator[pb.WatchPromptsResponse]:
+    async def WatchPrompts(
+        self, request: pb.WatchPromptsRequest, context: Any
+    ) -> AsyncIterator[pb.WatchPromptsResponse]:
         after = request.after_revision if request.HasField("after_revision") else None
         changes = self._prompts.watch(after, request.name_prefix, request.store_id)
         revision, store_id = after, request.store_id

@@ -54,7 +54,9 @@ async def until_draining(
             following = asyncio.ensure_future(anext(items, None))
             try:
                 while True:
-                    done, _ = await asyncio.wait({following, drained}, timeout=pause_seconds, return_when=asyncio.FIRST_COMPLETED)
+                    done, _ = await asyncio.wait(
+                        {following, drained}, timeout=pause_seconds, return_when=asyncio.FIRST_COMPLETED
+                    )
                     if done:
                         break
                     pause_seconds = heartbeat_seconds * random.uniform(0.8, 1.0)

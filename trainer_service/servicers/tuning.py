@@ -29,7 +29,9 @@ from trainer_service.servicers.streams import HEARTBEAT_SECONDS, Beat, header_an
 
 
 class TuningServicer(tuning_pb2_grpc.TuningServiceServicer):
-    """Large requests are read in `requests`. `draining` ends the watches. A watch is never silent for longer than `heartbeat_seconds`."""
+    """Large requests are read in `requests`. `draining` ends the watches. A watch is never silent for longer than
+    `heartbeat_seconds`.
+    """
 
     def __init__(
         self,
@@ -43,9 +45,16 @@ class TuningServicer(tuning_pb2_grpc.TuningServiceServicer):
         heartbeat_seconds: float = HEARTBEAT_SECONDS,
     ) -> None:
         self._jobs, self._intake, self._datasets, self._info = jobs, intake, datasets, info
-        self._tokens, self._requests, self._draining, self._heartbeat_seconds = tokens, requests, draining, heartbeat_seconds
+        self._tokens, self._requests, self._draining, self._heartbeat_seconds = (
+            tokens,
+            requests,
+            draining,
+            heartbeat_seconds,
+        )
 
-    async def UploadDataset(self, requests: AsyncIterator[pb.UploadDatasetRequest], context: Any) -> pb.UploadDatasetResponse:
+    async def UploadDataset(
+        self, requests: AsyncIterator[pb.UploadDatasetRequest], context: Any
+    ) -> pb.UploadDatasetResponse:
         header, chunks = await header_and_chunks(requests)
         tenant, format = current_caller().tenant, header.format
         if format == pb.DatasetHeader.FORMAT_CSV:
@@ -90,13 +99,17 @@ class TuningServicer(tuning_pb2_grpc.TuningServiceServicer):
         jobs = [job_to_wire(job) for job in page.jobs]
         return pb.ListTuningJobsResponse(jobs=jobs, next_page_token=self._tokens.seal(page.next_after, scope))
 
-    async def WatchTuningJob(self, request: pb.WatchTuningJobRequest, context: Any) -> AsyncIterator[pb.WatchTuningJobResponse]:
+    async def WatchTuningJob(
+        self, request: pb.WatchTuningJobRequest, context: Any
+    ) -> AsyncIterator[pb.WatchTuningJobResponse]:
         last = event_number_of(request.after)
         events = self._jobs.watch(job_id_of(request.name), last)
         async with aclosing(until_draining(events, self._draining, self._heartbeat_seconds)) as told:
             async for event in told:
                 if isinstance(event, Beat):
-                    yield pb.WatchTuningJobResponse(event=pb.TuningEvent(number=last, heartbeat=heartbeat(self._heartbeat_seconds)))
+                    yield pb.WatchTuningJobResponse(
+                        event=pb.TuningEvent(number=last, heartbeat=heartbeat(self._heartbeat_seconds))
+                    )
                 else:
                     last = event.number
                     yield pb.WatchTuningJobResponse(event=event_to_wire(event))

@@ -1,4 +1,6 @@
-"""How many positions one training pass may have: measured from what a position keeps for its backward pass and from what memory is free."""
+"""How many positions one training pass may have: measured from what a position keeps for its backward pass and from
+what memory is free.
+"""
 
 from __future__ import annotations
 
@@ -35,8 +37,8 @@ def measured_token_budget(base_model: BaseModel, forward: Forward) -> int:
 class TokenBudget:
     """Positions of a pass, lower after memory ran out and growing back. Pure.
 
-    It grows by a quarter after every `GOOD_PASSES` large passes. A size that has failed before is tried again only after twice as many
-    large passes as the time before.
+    It grows by a quarter after every `GOOD_PASSES` large passes. A size that has failed before is tried again only
+    after twice as many large passes as the time before.
     """
 
     def __init__(self, most: int) -> None:
@@ -69,8 +71,9 @@ def measured_row_memory(base_model: BaseModel, forward: Forward) -> RowMemory:
 
 
 def bytes_per_pair(base_model: BaseModel, forward: Forward) -> float:
-    """What attention holds for each pair of positions of one row, at most, computed from the configuration. 0 where kernels never write
-    scores to memory: the compiled ones, and PyTorch's fused ones."""
+    """What attention holds for each pair of positions of one row, at most, computed from the configuration. 0 where
+    kernels never write scores to memory: the compiled ones, and PyTorch's fused ones.
+    """
     model = base_model.model
     config = model.config.get_text_config()
     heads = int(getattr(config, "num_attention_heads", 0) or 0)
@@ -79,7 +82,9 @@ def bytes_per_pair(base_model: BaseModel, forward: Forward) -> float:
         return 0.0 if _has_compiled_attention(base_model, heads) else float(heads * size * _SCORES_AT_ONCE)
     if getattr(config, "_attn_implementation", "") != "eager":
         return 0.0
-    return float(heads * size * 2 * base_model.info.num_layers)  # scores and weights of every layer wait for the backward pass
+    return float(
+        heads * size * 2 * base_model.info.num_layers
+    )  # scores and weights of every layer wait for the backward pass
 
 
 def _has_compiled_attention(base_model: BaseModel, heads: int) -> bool:
@@ -92,14 +97,18 @@ def _has_compiled_attention(base_model: BaseModel, heads: int) -> bool:
 
 
 def bytes_per_position(base_model: BaseModel, forward: Forward) -> int:
-    """What one more position of a pass keeps until its backward pass: the difference of two passes, so that constants don't count."""
+    """What one more position of a pass keeps until its backward pass: the difference of two passes, so that constants
+    don't count.
+    """
     few, many = (_kept_bytes(base_model, forward, count) for count in (_FEW, _MANY))
     return max(0, many - few) // (_MANY - _FEW)
 
 
 def _kept_bytes(base_model: BaseModel, forward: Forward, num_positions: int) -> int:
     width = base_model.embedding_table.shape[1]
-    prompt = torch.zeros(num_positions // 2, width, dtype=base_model.dtype, device=base_model.device, requires_grad=True)
+    prompt = torch.zeros(
+        num_positions // 2, width, dtype=base_model.dtype, device=base_model.device, requires_grad=True
+    )
     rows = [Row(tuple((index + offset) % 8 for offset in range(8)), (0,)) for index in range(num_positions // 16)]
     if base_model.device.type == "cuda":
         before = torch.cuda.memory_allocated(base_model.device)

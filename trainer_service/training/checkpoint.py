@@ -4,7 +4,8 @@
     best                                                        the best matrix so far
     metadata["state"]                                           RunState as JSON
 
-Batches are a function of seed and step, so step is the whole data cursor, and a resumed run continues the same trajectory exactly.
+Batches are a function of seed and step, so step is the whole data cursor, and a resumed run continues the same
+trajectory exactly.
 """
 
 from __future__ import annotations
@@ -42,7 +43,9 @@ class TraineeState(BaseModel):
 
 
 class TriedCandidate(BaseModel):
-    """What a search knows of one candidate: its score (`training.selection.Score`) after the last evaluation that it took part in."""
+    """What a search knows of one candidate: its score (`training.selection.Score`) after the last evaluation that it
+    took part in.
+    """
 
     model_config = ConfigDict(extra="forbid")
     learning_rate: float
@@ -50,7 +53,9 @@ class TriedCandidate(BaseModel):
     steps: int = 0
     metrics: dict[str, float] = {}
     end: str = ""
-    """"worse": it left at a comparison. "not finite": it had no finite gradients. Empty: it is in training, or was trained to the end."""
+    """"worse": it left at a comparison. "not finite": it had no finite gradients. Empty: it is in training, or was
+    trained to the end.
+    """
 
 
 class FoldChoice(BaseModel):
@@ -97,7 +102,8 @@ class RunState(BaseModel):
 def digest_of(spec: TrainingSpec, train: Sequence[Example], validation: Sequence[Example]) -> str:
     """Of the settings and of the examples, with a colon between them.
 
-    A field that has its default value is left out: a release that adds a field goes on from the checkpoints of the one before.
+    A field that has its default value is left out: a release that adds a field goes on from the checkpoints of the one
+    before.
     """
     settings = hashlib.blake2b(spec.model_dump_json(exclude_defaults=True).encode(), digest_size=16)
     data = hashlib.blake2b(digest_size=16)
@@ -110,7 +116,9 @@ def digest_of(spec: TrainingSpec, train: Sequence[Example], validation: Sequence
 
 
 def digest_of_format_1(spec: TrainingSpec, train: Sequence[Example], validation: Sequence[Example]) -> str:
-    """As earlier releases wrote it, over the fields that they knew: those are set in a stored spec, and newer ones are not."""
+    """As earlier releases wrote it, over the fields that they knew: those are set in a stored spec, and newer ones are
+    not.
+    """
     digest = hashlib.blake2b(spec.model_dump_json(exclude_unset=True).encode(), digest_size=16)
     for examples in (train, validation):
         digest.update(b"\0")
@@ -119,19 +127,25 @@ def digest_of_format_1(spec: TrainingSpec, train: Sequence[Example], validation:
     return digest.hexdigest()
 
 
-def check_match(state: RunState, digest: str, spec: TrainingSpec, train: Sequence[Example], validation: Sequence[Example]) -> None:
+def check_match(
+    state: RunState, digest: str, spec: TrainingSpec, train: Sequence[Example], validation: Sequence[Example]
+) -> None:
     """Raises DamagedBlob with the reason if the checkpoint can't be continued from with these settings and examples."""
     if not state.trainees:
         raise DamagedBlob("the checkpoint is empty")
     if state.format == 1:
         if state.digest != digest_of_format_1(spec, train, validation):
-            raise DamagedBlob("this release reads the job's settings or examples differently from the one that wrote the checkpoint")
+            raise DamagedBlob(
+                "this release reads the job's settings or examples differently from the one that wrote the checkpoint"
+            )
         return
     settings, _, data = digest.partition(":")
     if state.digest == digest:
         return
     if state.digest.startswith(settings):
-        raise DamagedBlob("this release splits or reads the job's examples differently from the one that wrote the checkpoint")
+        raise DamagedBlob(
+            "this release splits or reads the job's examples differently from the one that wrote the checkpoint"
+        )
     if state.digest.endswith(data):
         raise DamagedBlob("this release reads the job's settings differently from the one that wrote the checkpoint")
     raise DamagedBlob("the checkpoint is of another job")
@@ -191,7 +205,10 @@ def restore(trainee: Trainee, saved: TraineeState, tensors: dict[str, torch.Tens
     """Put a trainee back to where it was. Raises DamagedBlob if shapes differ."""
     pairs = [(parameter, f"t{index}.{name}") for name, parameter in trainee.parameters.items()]
     for name in trainee.optimizer.parameters:
-        pairs += [(trainee.optimizer.first[name], f"t{index}.{name}.m"), (trainee.optimizer.second[name], f"t{index}.{name}.v")]
+        pairs += [
+            (trainee.optimizer.first[name], f"t{index}.{name}.m"),
+            (trainee.optimizer.second[name], f"t{index}.{name}.v"),
+        ]
     for target, name in pairs:
         if name not in tensors or tensors[name].shape != target.shape:
             raise DamagedBlob("the checkpoint does not fit the job")

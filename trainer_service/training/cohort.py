@@ -1,9 +1,9 @@
 """A cohort: one frozen base model and a changing set of tuning jobs, trained in one step loop.
 
-Since the model is frozen and prompts share no parameters, one pass carries the batches of many jobs: each row attends to the prefix of
-its own job, and the gradient of the sum of the losses is each prompt's own. Jobs join and leave at step boundaries. Whatever goes
-wrong with one job, or with its data, is that job's `Failed`; the others don't notice. What is wrong with the machine escapes `step`, and
-the cohort is lost: its jobs go on elsewhere.
+Since the model is frozen and prompts share no parameters, one pass carries the batches of many jobs: each row attends
+to the prefix of its own job, and the gradient of the sum of the losses is each prompt's own. Jobs join and leave at
+step boundaries. Whatever goes wrong with one job, or with its data, is that job's `Failed`; the others don't notice.
+What is wrong with the machine escapes `step`, and the cohort is lost: its jobs go on elsewhere.
 """
 
 from __future__ import annotations
@@ -57,8 +57,11 @@ class _Member:
 class Cohort:
     """Not thread-safe: one thread calls `add`, `stop` and `step`."""
 
-    def __init__(self, base_model: BaseModel, *, token_budget: int | None = None, checkpoint_interval_seconds: float = 10.0) -> None:
-        """`token_budget`: positions in one step; by default what fits into memory (`budget`), and on a CPU keeps a step short.
+    def __init__(
+        self, base_model: BaseModel, *, token_budget: int | None = None, checkpoint_interval_seconds: float = 10.0
+    ) -> None:
+        """`token_budget`: positions in one step; by default what fits into memory (`budget`), and on a CPU keeps a step
+        short.
 
         Raises PreconditionFailed for a model that can't be trained on.
         """
@@ -81,7 +84,9 @@ class Cohort:
         return self._budget.current
 
     def add(self, task: TrainingTask) -> None:
-        """The job takes part from the next step on; what is wrong with it becomes its Failed event. Raises AlreadyExists."""
+        """The job takes part from the next step on; what is wrong with it becomes its Failed event. Raises
+        AlreadyExists.
+        """
         if task.job_id in self._members:
             raise AlreadyExists(f"job {task.job_id} is in this cohort already")
         run = TuningRun(task, self._base_model, self._check_row, self.token_budget)
@@ -91,14 +96,20 @@ class Cohort:
     def prepare(self, task: TrainingTask, on_progress: OnProgress | None = None) -> TrainingTask:
         """The task with its examples as token ids, for `add`. May be called by another thread than the one that steps.
 
-        Jobs of this cohort that name the same file and template share one copy. Raises InvalidInput naming lines, or what `on_progress`
-        raises.
+        Jobs of this cohort that name the same file and template share one copy. Raises InvalidInput naming lines, or
+        what `on_progress` raises.
         """
         encoder = InputEncoder(self._tokenizer, task.spec.template)
         return replace(
             task,
             encoded=encode_split(
-                task.train, task.validation, task.spec, encoder, self._base_model.info.max_positions, self._token_rows, on_progress
+                task.train,
+                task.validation,
+                task.spec,
+                encoder,
+                self._base_model.info.max_positions,
+                self._token_rows,
+                on_progress,
             ),
         )
 
@@ -131,7 +142,9 @@ class Cohort:
 
     def check_integrity(self) -> None:
         """Raises RuntimeError if what is counted twice differs."""
-        if len(self._fair_share) != len(self._members) or any(job_id not in self._fair_share for job_id in self._members):
+        if len(self._fair_share) != len(self._members) or any(
+            job_id not in self._fair_share for job_id in self._members
+        ):
             raise RuntimeError("members and fair share differ")
 
     def _compute(self, chosen: Sequence[str]) -> dict[str, Any]:
@@ -141,18 +154,22 @@ class Cohort:
         scoring = {job_id: work for job_id, work in works.items() if isinstance(work, ScoreWork)}
         results: dict[str, Any] = {}
         results |= self._isolated(train, self._train)
-        results |= self._isolated(scoring, lambda some, budget: score_within(self._base_model, self._forward, some, budget))
+        results |= self._isolated(
+            scoring, lambda some, budget: score_within(self._base_model, self._forward, some, budget)
+        )
         for job_id, work in works.items():
             if isinstance(work, CallWork):
                 results |= self._isolated({job_id: work}, lambda some, budget: [some[0].call()])
         return results
 
     def _isolated(self, works: dict[str, Any], compute: _Compute) -> dict[str, Any]:
-        """`compute` for all at once, but for jobs that need smaller passes; if that raises, only the jobs to blame fail or get less.
+        """`compute` for all at once, but for jobs that need smaller passes; if that raises, only the jobs to blame fail
+        or get less.
 
-        Out of memory: halves of the jobs are tried with the full budget until the jobs are found that don't fit even alone. Each of
-        these gets smaller passes of its own, or fails if its longest row is too much. Only where all of them need less, or nothing but
-        their combination was too large, does the common budget shrink; it grows back (`TokenBudget`).
+        Out of memory: halves of the jobs are tried with the full budget until the jobs are found that don't fit even
+        alone. Each of these gets smaller passes of its own, or fails if its longest row is too much. Only where all of
+        them need less, or nothing but their combination was too large, does the common budget shrink; it grows back
+        (`TokenBudget`).
         """
         together = {job_id: work for job_id, work in works.items() if self._members[job_id].token_budget is None}
         results = self._together(together, compute) if together else {}
@@ -172,7 +189,9 @@ class Cohort:
         results = self._divided(works, found, compute, budget, less)
         if not is_out_of_memory(found):
             return results
-        too_large = [job_id for job_id, result in results.items() if isinstance(result, Exception) and is_out_of_memory(result)]
+        too_large = [
+            job_id for job_id, result in results.items() if isinstance(result, Exception) and is_out_of_memory(result)
+        ]
         if len(less) + len(too_large) == len(works) and less:
             self._budget.ran_out(min(less.values()))
         elif not less and not too_large:
@@ -180,25 +199,41 @@ class Cohort:
         else:
             for job_id, its_budget in less.items():
                 self._members[job_id].token_budget = its_budget
-        log.warning("out of memory", extra={"fields": {"token_budget": self.token_budget, "less": less, "too_large": too_large}})
+        log.warning(
+            "out of memory", extra={"fields": {"token_budget": self.token_budget, "less": less, "too_large": too_large}}
+        )
         return results
 
     def _bisected(self, works: dict[str, Any], compute: _Compute, budget: int, less: dict[str, int]) -> dict[str, Any]:
         """`less`: receives the budgets of the jobs that needed a smaller one."""
         found = self._attempt(list(works.values()), compute, budget)
-        return self._divided(works, found, compute, budget, less) if isinstance(found, Exception) else dict(zip(works, found, strict=True))
+        return (
+            self._divided(works, found, compute, budget, less)
+            if isinstance(found, Exception)
+            else dict(zip(works, found, strict=True))
+        )
 
-    def _divided(self, works: dict[str, Any], error: Exception, compute: _Compute, budget: int, less: dict[str, int]) -> dict[str, Any]:
+    def _divided(
+        self, works: dict[str, Any], error: Exception, compute: _Compute, budget: int, less: dict[str, int]
+    ) -> dict[str, Any]:
         """After `error` of all of them at once."""
         if len(works) == 1:
             [(job_id, work)] = works.items()
             return {job_id: self._with_less(job_id, work, error, compute, budget, less)}
         items = list(works.items())
         size = len(items) // 2 if is_out_of_memory(error) else 1
-        parts = [dict(items[:size]), dict(items[size:])] if is_out_of_memory(error) else [{job_id: work} for job_id, work in items]
-        return {job_id: result for part in parts for job_id, result in self._bisected(part, compute, budget, less).items()}
+        parts = (
+            [dict(items[:size]), dict(items[size:])]
+            if is_out_of_memory(error)
+            else [{job_id: work} for job_id, work in items]
+        )
+        return {
+            job_id: result for part in parts for job_id, result in self._bisected(part, compute, budget, less).items()
+        }
 
-    def _with_less(self, job_id: str, work: Work, error: Exception, compute: _Compute, budget: int, less: dict[str, int]) -> Any:
+    def _with_less(
+        self, job_id: str, work: Work, error: Exception, compute: _Compute, budget: int, less: dict[str, int]
+    ) -> Any:
         """The job's result in smaller passes, the smallest one row long; or the error."""
         least = max(MIN_TOKEN_BUDGET, self._largest_row(work))
         while is_out_of_memory(error) and budget > least:
@@ -217,7 +252,9 @@ class Cohort:
         except Exception as error:
             if is_machine_fault(error):
                 raise
-            found = error.with_traceback(None) if is_out_of_memory(error) else error  # its frames hold the tensors of the pass
+            found = (
+                error.with_traceback(None) if is_out_of_memory(error) else error
+            )  # its frames hold the tensors of the pass
         if is_out_of_memory(found) and self._base_model.device.type == "cuda":
             torch.cuda.empty_cache()
         return found
@@ -226,7 +263,11 @@ class Cohort:
         """(virtual tokens, rows)"""
         if isinstance(work, TrainWork):
             return [(part.trainee.num_virtual_tokens, part.rows) for part in work.parts]
-        return [(0 if work.prompt is None else int(work.prompt.shape[0]), work.rows)] if isinstance(work, ScoreWork) else []
+        return (
+            [(0 if work.prompt is None else int(work.prompt.shape[0]), work.rows)]
+            if isinstance(work, ScoreWork)
+            else []
+        )
 
     def _largest_row(self, work: Work) -> int:
         rows = [(num_virtual, row) for num_virtual, rows in self._segments(work) for row in rows]
@@ -238,7 +279,9 @@ class Cohort:
         return RowTooLarge(*longest, fits=fits if fits < longest[0] else None)
 
     def _check_row(self, num_virtual_tokens: int, num_tokens: int) -> None:
-        """Raises RowTooLarge for a row that can't fit even alone into what was free when the base model had been loaded."""
+        """Raises RowTooLarge for a row that can't fit even alone into what was free when the base model had been
+        loaded.
+        """
         memory = self._forward.row_memory
         if memory.row_bytes(num_virtual_tokens + num_tokens) > self._free_bytes:
             raise RowTooLarge(num_tokens, num_virtual_tokens, self._fitting_tokens(num_virtual_tokens))
@@ -279,7 +322,9 @@ class Cohort:
         if isinstance(work, CallWork):
             return work.num_tokens
         if isinstance(work, ScoreWork):
-            return self._forward.num_tokens(0 if work.prompt is None else work.prompt.shape[0], work.rows) // 3  # no backward pass
+            return (
+                self._forward.num_tokens(0 if work.prompt is None else work.prompt.shape[0], work.rows) // 3
+            )  # no backward pass
         return sum(self._forward.num_tokens(part.trainee.num_virtual_tokens, part.rows) for part in work.parts)
 
     def _advance(self, job_id: str, result: Any) -> list[TrainingEvent]:
@@ -301,7 +346,9 @@ class Cohort:
     def _leave(self, job_id: str) -> list[TrainingEvent]:
         run = self._members[job_id].run
         events = run.take_events()
-        stopped = Stopped(run.task.job_id, run.task.attempt, step=run.step, data=run.checkpoint(), best=run.best_prompt())
+        stopped = Stopped(
+            run.task.job_id, run.task.attempt, step=run.step, data=run.checkpoint(), best=run.best_prompt()
+        )
         self._remove(job_id)
         return [*events, stopped]
 
@@ -322,5 +369,7 @@ class Cohort:
                 data = member.run.checkpoint()
                 member.checkpointed_at = now
                 if data is not None:
-                    events.append(Checkpointed(member.run.task.job_id, member.run.task.attempt, step=member.run.step, data=data))
+                    events.append(
+                        Checkpointed(member.run.task.job_id, member.run.task.attempt, step=member.run.step, data=data)
+                    )
         return events

@@ -22,12 +22,15 @@ from trainer_service.training.results import TEXT_METRICS, Results
 from trainer_service.training.spec import Metric
 
 BARE, INSTRUCTED, FEW_SHOT, CURRENT = "bare_model", "instructed_model", "few_shot_model", "current_version"
-"""What a tuned prompt is compared with: the frozen model with the job's template, with an instruction, with an instruction and examples
-(`baselines`), and the version that the alias names."""
+"""What a tuned prompt is compared with: the frozen model with the job's template, with an instruction, with an
+instruction and examples (`baselines`), and the version that the alias names.
+"""
 CONFIDENCE = 0.95
 MIN_EXAMPLES = 10
-"""Fewer held-out examples decide nothing: the interval would rest on an assumed distribution more than on the examples. From ten on, for
-differences that are as often positive as negative, at most 2.6 % of the intervals lie above 0 (simulated; 2.5 % are meant to)."""
+"""Fewer held-out examples decide nothing: the interval would rest on an assumed distribution more than on the examples.
+From ten on, for differences that are as often positive as negative, at most 2.6 % of the intervals lie above 0
+(simulated; 2.5 % are meant to).
+"""
 _Z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
 _SMALL_T = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776}
 """Student's t at 97.5 %, by degrees of freedom."""
@@ -35,7 +38,9 @@ _SMALL_T = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776}
 
 @dataclass(frozen=True)
 class Comparison:
-    """`value` is the tuned prompt's, `other` the one that it is compared with. `difference` is positive where the prompt is better."""
+    """`value` is the tuned prompt's, `other` the one that it is compared with. `difference` is positive where the
+    prompt is better.
+    """
 
     metric: Metric
     value: float
@@ -64,7 +69,9 @@ class Estimate:
 
 
 def estimate(metric: Metric, results: Results) -> Estimate | None:
-    """Of a share of right answers by Wilson's score interval (1927), of other metrics by the jackknife. None as in `compare`."""
+    """Of a share of right answers by Wilson's score interval (1927), of other metrics by the jackknife. None as in
+    `compare`.
+    """
     shared = [index for index in range(len(results)) if metric not in TEXT_METRICS or index in results.texts]
     if not shared or not math.isfinite(value := _value(metric, results, shared)):
         return None
@@ -81,7 +88,11 @@ def estimate(metric: Metric, results: Results) -> Estimate | None:
 
 def compare(metric: Metric, ours: Results, theirs: Results) -> Comparison | None:
     """Both are of the same examples. None if there is nothing to compare or a number is not finite."""
-    shared = [index for index in range(len(ours)) if metric not in TEXT_METRICS or (index in ours.texts and index in theirs.texts)]
+    shared = [
+        index
+        for index in range(len(ours))
+        if metric not in TEXT_METRICS or (index in ours.texts and index in theirs.texts)
+    ]
     if not shared:
         return None
     value, other = (_value(metric, results, shared) for results in (ours, theirs))
@@ -91,7 +102,9 @@ def compare(metric: Metric, ours: Results, theirs: Results) -> Comparison | None
     difference = sign * (value - other)
     if metric in (Metric.ACCURACY, Metric.EXACT_MATCH):
         right = [(_is_right(metric, ours, index), _is_right(metric, theirs, index)) for index in shared]
-        low, high = paired_shares(sum(mine and not its for mine, its in right), sum(its and not mine for mine, its in right), len(right))
+        low, high = paired_shares(
+            sum(mine and not its for mine, its in right), sum(its and not mine for mine, its in right), len(right)
+        )
     else:
         mine, its = (_without_each(metric, results, shared) for results in (ours, theirs))
         margin = _jackknife_margin(lambda left_out: mine(left_out) - its(left_out), shared)
@@ -132,7 +145,10 @@ def _without_each(metric: Metric, results: Results, shared: Sequence[int]) -> Ca
     """The metric over all of `shared` but one, as a function of that one."""
     if metric in (Metric.LOSS, Metric.TOKEN_ACCURACY):
         signed = [-value for value in results.log_probabilities] if metric is Metric.LOSS else results.num_correct
-        total, targets = math.fsum(signed[index] for index in shared), sum(results.num_targets[index] for index in shared)
+        total, targets = (
+            math.fsum(signed[index] for index in shared),
+            sum(results.num_targets[index] for index in shared),
+        )
         return lambda left_out: (total - signed[left_out]) / (targets - results.num_targets[left_out])
     return lambda left_out: _value(metric, results, [index for index in shared if index != left_out])
 

@@ -22,9 +22,9 @@ _WITHOUT_BACKWARD = 3
 def backward(base_model: BaseModel, forward: Forward, parts: Sequence[TrainPart], token_budget: int) -> torch.Tensor:
     """Add each part's gradient to its trainee's parameters; returns the losses `[parts]`, float32, on the device.
 
-    A part's loss is the weighted sum of the cross-entropy over its target tokens, divided by the part's total. Parts share no
-    parameter, so the gradient of the sum of losses is each part's own. What exceeds the budget is computed in several passes whose
-    gradients add up to the same.
+    A part's loss is the weighted sum of the cross-entropy over its target tokens, divided by the part's total. Parts
+    share no parameter, so the gradient of the sum of losses is each part's own. What exceeds the budget is computed in
+    several passes whose gradients add up to the same.
     """
     totals = [part.total or sum(row.weight * len(row.target_ids) for row in part.rows) for part in parts]
     losses = torch.zeros(len(parts), device=base_model.device)
@@ -61,13 +61,20 @@ def score(base_model: BaseModel, forward: Forward, works: Sequence[ScoreWork]) -
         for row in work.rows
         for index, token in enumerate(row.target_ids)
     ]
-    scores = [score for first, part in _parts(base_model, states) for score in _score_targets(forward.logits(part), targets[first:])]
+    scores = [
+        score
+        for first, part in _parts(base_model, states)
+        for score in _score_targets(forward.logits(part), targets[first:])
+    ]
     results, first = list[list[RowScore]](), 0
     for work in works:
         results.append([])
         for row in work.rows:
             some = scores[first : first + len(row.target_ids)]
-            log_probability, num_correct = sum(score.log_probability for score in some), sum(score.correct for score in some)
+            log_probability, num_correct = (
+                sum(score.log_probability for score in some),
+                sum(score.correct for score in some),
+            )
             results[-1].append(RowScore(log_probability, len(some), num_correct, some[0].candidates))
             first += len(some)
     return results
@@ -118,7 +125,9 @@ def _cross_entropy(
     def of(part: torch.Tensor, first: int) -> torch.Tensor:
         values, some = forward.logits(part).float(), slice(first, first + part.shape[0])
         losses = F.cross_entropy(values, ids[some], reduction="none")
-        return losses if smoothing is None else torch.lerp(losses, values.logsumexp(-1) - values.mean(-1), smoothing[some])
+        return (
+            losses if smoothing is None else torch.lerp(losses, values.logsumexp(-1) - values.mean(-1), smoothing[some])
+        )
 
     parts = list(_parts(base_model, states))
     if len(parts) == 1:
@@ -127,13 +136,19 @@ def _cross_entropy(
 
 
 def memory_cost(forward: Forward, num_virtual: int, rows: Sequence[Row]) -> int:
-    """What a segment takes of a pass's budget: its positions, and more for rows so long that attention's scores need the memory."""
+    """What a segment takes of a pass's budget: its positions, and more for rows so long that attention's scores need
+    the memory.
+    """
     longest = num_virtual + max((len(row.tokens) for row in rows), default=0)
     return forward.row_memory.cost(forward.num_tokens(num_virtual, rows), longest)
 
 
-def score_within(base_model: BaseModel, forward: Forward, works: Sequence[ScoreWork], token_budget: int) -> list[list[RowScore]]:
-    """`score`, in several passes where one would exceed the budget. Without a backward pass a position takes about a third."""
+def score_within(
+    base_model: BaseModel, forward: Forward, works: Sequence[ScoreWork], token_budget: int
+) -> list[list[RowScore]]:
+    """`score`, in several passes where one would exceed the budget. Without a backward pass a position takes about a
+    third.
+    """
     lengths = [0 if work.prompt is None else int(work.prompt.shape[0]) for work in works]
     budget = _WITHOUT_BACKWARD * token_budget
     if sum(memory_cost(forward, length, work.rows) for length, work in zip(lengths, works, strict=True)) <= budget:
@@ -148,7 +163,9 @@ def score_within(base_model: BaseModel, forward: Forward, works: Sequence[ScoreW
     ]
 
 
-def _passes(forward: Forward, parts: Sequence[TrainPart], token_budget: int) -> Iterator[list[tuple[int, Sequence[Row]]]]:
+def _passes(
+    forward: Forward, parts: Sequence[TrainPart], token_budget: int
+) -> Iterator[list[tuple[int, Sequence[Row]]]]:
     """Split the parts' rows so that no pass takes more than the budget, unless a single row does."""
     chunk, used = list[tuple[int, Sequence[Row]]](), 0
     for index, part in enumerate(parts):

@@ -1,7 +1,8 @@
-"""What a cohort tells about its jobs, and what a job brings to a cohort. Plain data: it crosses process borders within one program.
+"""What a cohort tells about its jobs, and what a job brings to a cohort. Plain data: it crosses process borders within
+one program.
 
-Order per job: Preparing any number of times, Started, then any number of StepDone / Evaluated / Checkpointed, then exactly one of
-Finished / Failed / Stopped.
+Order per job: Preparing any number of times, Started, then any number of StepDone / Evaluated / Checkpointed, then
+exactly one of Finished / Failed / Stopped.
 """
 
 from __future__ import annotations
@@ -119,7 +120,8 @@ class TrainingResult:
     """The frozen model given the instruction, `num_shots` training examples and the input."""
     num_shots: int = 0
     comparisons: Mapping[str, Comparison] = field(default_factory=dict)
-    """Of the prompt with "bare_model" (the template alone), "instructed_model", "few_shot_model" and "current_version"."""
+    """Of the prompt with "bare_model" (the template alone), "instructed_model", "few_shot_model" and "current_version".
+    """
     estimate: Estimate | None = None
     """The prompt's metric and its interval."""
     num_judging: int = 0
@@ -155,7 +157,9 @@ class TrainingEvent:
 
 @dataclass(frozen=True)
 class Preparing(TrainingEvent):
-    """The job's examples are being turned into tokens; it does not train yet. Comes before Started, any number of times."""
+    """The job's examples are being turned into tokens; it does not train yet. Comes before Started, any number of
+    times.
+    """
 
     num_prepared: int
     num_examples: int
@@ -185,8 +189,9 @@ class StepDone(TrainingEvent):
     step_seconds: float
     """Wall time of the whole cohort step that carried it."""
     num_skipped: int = 0
-    """Prompts of this job (a search trains several) whose gradient was not finite in this step, so that the step left them unchanged.
-    If that is all of them, `loss` and `grad_norm` are NaN."""
+    """Prompts of this job (a search trains several) whose gradient was not finite in this step, so that the step left
+    them unchanged. If that is all of them, `loss` and `grad_norm` are NaN.
+    """
     total_skipped: int = 0
     """Such steps since step 0, over the prompts still in training."""
 
@@ -211,7 +216,9 @@ class Finished(TrainingEvent):
 
 @dataclass(frozen=True)
 class Stopped(TrainingEvent):
-    """Left the cohort on request (cancel, pause, drain). `data` is a checkpoint, if it had begun; `best` the best prompt so far."""
+    """Left the cohort on request (cancel, pause, drain). `data` is a checkpoint, if it had begun; `best` the best
+    prompt so far.
+    """
 
     step: int
     data: bytes | None
@@ -220,8 +227,10 @@ class Stopped(TrainingEvent):
 
 @dataclass(frozen=True)
 class Failed(TrainingEvent):
-    """`code`: NAN_LOSS, BAD_DATA, OUT_OF_MEMORY, DATA_UNAVAILABLE, INTERNAL. `retryable`: the same job may do better alone in a process
-    of its own. DATA_UNAVAILABLE: the worker could not read the job's dataset; the job goes back to the queue."""
+    """`code`: NAN_LOSS, BAD_DATA, OUT_OF_MEMORY, DATA_UNAVAILABLE, INTERNAL. `retryable`: the same job may do better
+    alone in a process of its own. DATA_UNAVAILABLE: the worker could not read the job's dataset; the job goes back to
+    the queue.
+    """
 
     code: str
     message: str

@@ -1,11 +1,14 @@
-"""Which runs compute in this step: weighted fair queueing by positions computed, between tenants and within each. Pure Python.
+"""Which runs compute in this step: weighted fair queueing by positions computed, between tenants and within each. Pure
+Python.
 
-Every tenant has a virtual time, the positions that its runs have had so far divided by its weight; every run has one within its tenant,
-its own positions divided by 2 to the power of its priority (-8 to 8). The tenant that is furthest behind goes first, with the run of its
-that is, until the step's token budget is used: at least one run. So a priority moves positions between the runs of one tenant,
-never from one tenant to another, and a tenant with many runs gets no more than one with a single run that can use as much.
+Every tenant has a virtual time, the positions that its runs have had so far divided by its weight; every run has one
+within its tenant, its own positions divided by 2 to the power of its priority (-8 to 8). The tenant that is furthest
+behind goes first, with the run of its that is, until the step's token budget is used: at least one run. So a priority
+moves positions between the runs of one tenant, never from one tenant to another, and a tenant with many runs gets no
+more than one with a single run that can use as much.
 
-Who joins starts at the least virtual time of those present: it neither waits behind a long job nor takes back what it has missed.
+Who joins starts at the least virtual time of those present: it neither waits behind a long job nor takes back what it
+has missed.
 """
 
 from __future__ import annotations
@@ -50,7 +53,9 @@ class FairShare(Generic[K]):
         """The runs to compute, given what each would cost in positions; virtual times move on."""
         waiting: dict[str, list[K]] = {}
         for run in sorted(costs, key=lambda run: self._tenants[self._tenant_of[run]].run_times[run]):
-            waiting.setdefault(self._tenant_of[run], []).append(run)  # sorted is stable: earlier runs first among equals
+            waiting.setdefault(self._tenant_of[run], []).append(
+                run
+            )  # sorted is stable: earlier runs first among equals
         chosen, used = list[K](), 0
         while waiting:
             tenant = min(waiting, key=lambda tenant: self._tenants[tenant].time)

@@ -1,4 +1,6 @@
-"""Whose fault an exception in a cohort is: the job's own, too little memory's, or the machine's; and what a caller is told of it."""
+"""Whose fault an exception in a cohort is: the job's own, too little memory's, or the machine's; and what a caller is
+told of it.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ _DEVICE = ("CUDA error", "CUDA driver error", "Triton Error [CUDA]")
 
 
 class RowTooLarge(SoftPromptError):
-    """One example is too large for this worker's memory, even in a pass of its own. `fits`: tokens that would fit, if that is known."""
+    """One example is too large for this worker's memory, even in a pass of its own. `fits`: tokens that would fit, if
+    that is known.
+    """
 
     def __init__(self, num_tokens: int, num_virtual_tokens: int, fits: int | None) -> None:
         limit = "" if fits is None else f"; examples of up to {fits} tokens fit"
@@ -33,11 +37,15 @@ def failure(task: TrainingTask, error: Exception) -> Failed:
     if isinstance(error, NonFinite):
         return Failed(task.job_id, task.attempt, code="NAN_LOSS", message=error.message)
     if isinstance(error, InvalidInput):
-        return Failed(task.job_id, task.attempt, code="BAD_DATA", message=error.message, field=error.violations[0].field)
+        return Failed(
+            task.job_id, task.attempt, code="BAD_DATA", message=error.message, field=error.violations[0].field
+        )
     if isinstance(error, PreconditionFailed):
         return Failed(task.job_id, task.attempt, code="BAD_DATA", message=error.message)
     if isinstance(error, RowTooLarge):
-        return Failed(task.job_id, task.attempt, code="OUT_OF_MEMORY", message=error.message, field="spec.dataset", retryable=True)
+        return Failed(
+            task.job_id, task.attempt, code="OUT_OF_MEMORY", message=error.message, field="spec.dataset", retryable=True
+        )
     if is_out_of_memory(error):
         message = "an operation that takes part of one example at a time is too large for this worker's memory"
         return Failed(task.job_id, task.attempt, code="OUT_OF_MEMORY", message=message, retryable=True)
@@ -47,12 +55,14 @@ def failure(task: TrainingTask, error: Exception) -> Failed:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError, RowTooLarge)) or any(words in str(error) for words in _OUT_OF_MEMORY)
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError, RowTooLarge)) or any(
+        words in str(error) for words in _OUT_OF_MEMORY
+    )
 
 
 def is_machine_fault(error: Exception) -> bool:
-    """The device or the machine under this process is broken, for every job alike: after most errors of a GPU its context stays unusable,
-    and training itself touches no files, so that an OSError is no job's.
+    """The device or the machine under this process is broken, for every job alike: after most errors of a GPU its
+    context stays unusable, and training itself touches no files, so that an OSError is no job's.
     """
     return is_device_fault(error) or (isinstance(error, OSError) and not is_out_of_memory(error))
 
@@ -61,4 +71,6 @@ def is_device_fault(error: Exception) -> bool:
     """A GPU or its driver is broken."""
     if is_out_of_memory(error):
         return False
-    return isinstance(error, torch.AcceleratorError) or (isinstance(error, RuntimeError) and str(error).startswith(_DEVICE))
+    return isinstance(error, torch.AcceleratorError) or (
+        isinstance(error, RuntimeError) and str(error).startswith(_DEVICE)
+    )

@@ -1,8 +1,10 @@
-"""In which precision a frozen model is trained on, where the operator leaves it open: the one that this processor multiplies faster.
+"""In which precision a frozen model is trained on, where the operator leaves it open: the one that this processor
+multiplies faster.
 
-Training is bound by matrix products. Some processors have bfloat16 instructions at half the speed of their float32 units (measured: a
-Xeon without AMX tiles, 75 against 150 GFLOP/s a core), others are several times faster in bfloat16; capability flags don't tell which.
-Float32 is exact, so bfloat16 has to earn its place. Serving decides for itself: decoding is bound by memory, not by products.
+Training is bound by matrix products. Some processors have bfloat16 instructions at half the speed of their float32
+units (measured: a Xeon without AMX tiles, 75 against 150 GFLOP/s a core), others are several times faster in bfloat16;
+capability flags don't tell which. Float32 is exact, so bfloat16 has to earn its place. Serving decides for itself:
+decoding is bound by memory, not by products.
 """
 
 from __future__ import annotations
@@ -22,8 +24,9 @@ MARGIN = 1.2
 
 
 def pick_training_dtype(asked: DType, device: torch.device) -> DType:
-    """`asked` unless it is `auto`: on a CPU then float32 or bfloat16, measured in some tens of milliseconds; on a GPU without bfloat16
-    float32, because small gradients become zero in float16."""
+    """`asked` unless it is `auto`: on a CPU then float32 or bfloat16, measured in some tens of milliseconds; on a GPU
+    without bfloat16 float32, because small gradients become zero in float16.
+    """
     if asked != "auto":
         return asked
     if device.type != "cpu":

@@ -1,4 +1,6 @@
-"""How each held-out example came out, and the metrics of some of them: what checkpoints are chosen by and compared on. Knows no torch."""
+"""How each held-out example came out, and the metrics of some of them: what checkpoints are chosen by and compared on.
+Knows no torch.
+"""
 
 from __future__ import annotations
 
@@ -32,9 +34,11 @@ class Results(BaseModel):
         return len(self.log_probabilities)
 
     def metrics(self, metric: Metric, indices: Sequence[int] | None = None) -> dict[str, float]:
-        """loss (nats a target token) and token_accuracy; of labels also accuracy and macro_f1; `metric`, if it is of texts.
+        """loss (nats a target token) and token_accuracy; of labels also accuracy and macro_f1; `metric`, if it is of
+        texts.
 
-        `indices`: of the examples to look at, at least one; None: all. A text metric is left out if none of them has a text.
+        `indices`: of the examples to look at, at least one; None: all. A text metric is left out if none of them has a
+        text.
         """
         some = range(len(self)) if indices is None else indices
         num_targets = sum(self.num_targets[index] for index in some)
@@ -83,5 +87,9 @@ def text_metric(metric: Metric, texts: Sequence[tuple[str, str]]) -> float:
     import sacrebleu
 
     answers, references = [answer for answer, _ in texts], [[wanted for _, wanted in texts]]
-    score = sacrebleu.corpus_chrf(answers, references) if metric is Metric.CHRF else sacrebleu.corpus_bleu(answers, references)
+    score = (
+        sacrebleu.corpus_chrf(answers, references)
+        if metric is Metric.CHRF
+        else sacrebleu.corpus_bleu(answers, references)
+    )
     return float(score.score)

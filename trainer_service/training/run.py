@@ -1,7 +1,9 @@
-"""One job's life in a cohort, written from top to bottom as a generator: it yields the work that comes next and is sent the results.
+"""One job's life in a cohort, written from top to bottom as a generator: it yields the work that comes next and is sent
+the results.
 
-The cohort decides when the work is done and beside whose. All state that matters lies in `RunState`, the trainees and the best matrix,
-so a checkpoint may be taken between any two pieces of work, and a resumed life runs through the same places.
+The cohort decides when the work is done and beside whose. All state that matters lies in `RunState`, the trainees and
+the best matrix, so a checkpoint may be taken between any two pieces of work, and a resumed life runs through the same
+places.
 """
 
 from __future__ import annotations
@@ -70,13 +72,15 @@ class TuningRun:
         check_row: Callable[[int, int], None] | None = None,
         piece_tokens: int = SLICE_TOKENS,
     ) -> None:
-        """`check_row(virtual tokens, tokens)` raises for a row that this worker can't compute; called with the longest one.
-        `piece_tokens`: tokens of one piece of an optimizer step, virtual ones aside.
+        """`check_row(virtual tokens, tokens)` raises for a row that this worker can't compute; called with the longest
+        one. `piece_tokens`: tokens of one piece of an optimizer step, virtual ones aside.
         """
         self.task, self._check_row, self._piece_tokens = task, check_row, piece_tokens
         self._base_model = base_model
         self._spec, self._hyper = task.spec, task.spec.hyperparameters
-        self._state = checkpoint.RunState(digest=task.digest or checkpoint.digest_of(task.spec, task.train, task.validation))
+        self._state = checkpoint.RunState(
+            digest=task.digest or checkpoint.digest_of(task.spec, task.train, task.validation)
+        )
         self._trainees: list[Trainee] = []
         self._best: torch.Tensor | None = None
         self._train, self._validation = EncodedDataset(()), EncodedDataset(())
@@ -104,7 +108,12 @@ class TuningRun:
         self._prepare()
         restart_reason = self._begin()
         self._evaluator = Evaluator(
-            self._base_model, self._spec, self._validation, self._state, self._encoder.end_token_id, self._check_row or _any_row
+            self._base_model,
+            self._spec,
+            self._validation,
+            self._state,
+            self._encoder.end_token_id,
+            self._check_row or _any_row,
         )
         overlap = self.task.num_overlapping
         if overlap is None:
@@ -142,13 +151,16 @@ class TuningRun:
         self._row_weights = self._token_weights()
         if self._check_row is not None:
             parts = [data.input_lengths + data.target_lengths for data in (self._train, self._validation) if len(data)]
-            self._check_row(self._hyper.num_virtual_tokens, int(max(part.max() for part in parts)) - 1)  # the last is never read
+            self._check_row(
+                self._hyper.num_virtual_tokens, int(max(part.max() for part in parts)) - 1
+            )  # the last is never read
 
     def _token_weights(self) -> NDArray[np.float64]:
         """`[examples]` of each target token of each training example.
 
-        In classification an example is an example, however many tokens its label has, and weights are relative to their mean over the
-        data set: divided by the weights of its own batch, a rare class would have the weight of any other wherever it is alone.
+        In classification an example is an example, however many tokens its label has, and weights are relative to their
+        mean over the data set: divided by the weights of its own batch, a rare class would have the weight of any other
+        wherever it is alone.
         """
         if self._spec.task is not TaskKind.CLASSIFICATION:
             return np.ones(len(self._train))
@@ -176,9 +188,13 @@ class TuningRun:
                 reason = error.message
                 log.warning("job %s starts again from step 0: %s", self.task.job_id, reason)
         choices = candidates(self._spec)
-        self._trainees = [self._new_trainee(choice.learning_rate, choice.init, index) for index, choice in enumerate(choices)]
+        self._trainees = [
+            self._new_trainee(choice.learning_rate, choice.init, index) for index, choice in enumerate(choices)
+        ]
         if len(choices) > 1:
-            tried = [checkpoint.TriedCandidate(learning_rate=choice.learning_rate, init=choice.init) for choice in choices]
+            tried = [
+                checkpoint.TriedCandidate(learning_rate=choice.learning_rate, init=choice.init) for choice in choices
+            ]
             self._state.tried = tried
         return reason
 
@@ -196,15 +212,27 @@ class TuningRun:
     def _new_trainee(self, learning_rate: float, init: Init, index: int = 0) -> Trainee:
         generator = torch.Generator().manual_seed(self._hyper.seed % 2**63)
         every = max(1, -(-len(self._train) // MAX_COUNTED))
-        texts = (example.input_ids for example in self._train.examples[::every]) if init.method is InitMethod.SAMPLE_VOCAB else ()
+        texts = (
+            (example.input_ids for example in self._train.examples[::every])
+            if init.method is InitMethod.SAMPLE_VOCAB
+            else ()
+        )
         matrix = initial_matrix(
-            self._base_model, init, self._hyper.num_virtual_tokens, generator, self._spec.labels, self.task.source, texts
+            self._base_model,
+            init,
+            self._hyper.num_virtual_tokens,
+            generator,
+            self._spec.labels,
+            self.task.source,
+            texts,
         )
         parameters = new_parameters(matrix, self._hyper.reparameterisation, embedding_std(self._base_model), generator)
         return Trainee(Candidate(learning_rate, init), parameters, self._hyper, index)
 
     def _train_step(self) -> Generator[Work, Any, list[StepOutcome]]:
-        """One optimizer step, asked for in pieces: a batch of thousands of long rows would be minutes of work that others wait for."""
+        """One optimizer step, asked for in pieces: a batch of thousands of long rows would be minutes of work that
+        others wait for.
+        """
         picks = batch_indices(self._hyper.seed, self.step, len(self._train), self._hyper.batch_size)
         examples = [self._train.examples[pick] for pick in picks]
         rows = [
@@ -225,7 +253,9 @@ class TuningRun:
         """Steps that are not finite were skipped; a prompt that skips too many is given up."""
         lost = [trainee for trainee in self._trainees if trainee.is_lost]
         if len(lost) == len(self._trainees):
-            skipped = f"{lost[0].num_skipped} of {self.step} steps had a loss or gradient that is not finite and were skipped"
+            skipped = (
+                f"{lost[0].num_skipped} of {self.step} steps had a loss or gradient that is not finite and were skipped"
+            )
             raise NonFinite(f"{skipped}, the last one step {self.step}: {_ADVICE}")
         sound = [outcome for outcome in outcomes if outcome.is_finite]
         best = min(sound or outcomes, key=lambda outcome: outcome.loss)
@@ -253,7 +283,11 @@ class TuningRun:
         step, evaluated = self.step, self._state.history[-1].step if self._state.history else 0
         last = step >= self._hyper.num_steps
         rung = len(self._trainees) > 1 and (is_rung(step, self._hyper.num_steps) or last)
-        if step <= evaluated or not len(self._evaluator) or not (step % self._hyper.evaluation_interval_steps == 0 or rung or last):
+        if (
+            step <= evaluated
+            or not len(self._evaluator)
+            or not (step % self._hyper.evaluation_interval_steps == 0 or rung or last)
+        ):
             return
         found = list[tuple[Trainee, Results, torch.Tensor]]()
         for trainee in self._trainees:
@@ -262,15 +296,24 @@ class TuningRun:
             found.append((trainee, results, prompt))
             self._tried(trainee, metrics=results.metrics(self._hyper.metric))
         metric = self._hyper.metric
-        order = ranked([score_of(metric, results.metrics(metric)) for _, results, _ in found], metric, len(self._evaluator))
+        order = ranked(
+            [score_of(metric, results.metrics(metric)) for _, results, _ in found], metric, len(self._evaluator)
+        )
         self._keep(step, *found[order[0]])
         if rung:
             remain = [found[index][0] for index in order[: 1 if last else num_survivors(len(found))]]
             self._leave_out([trainee for trainee in self._trainees if trainee not in remain], "worse")
 
     def _evaluate_source(self) -> Generator[Work, Any, None]:
-        """A version that training starts from is its first candidate: a training that only makes it worse publishes it as it was."""
-        if self._hyper.init.method is not InitMethod.FROM_PROMPT or not len(self._evaluator) or self.step or self._state.history:
+        """A version that training starts from is its first candidate: a training that only makes it worse publishes it
+        as it was.
+        """
+        if (
+            self._hyper.init.method is not InitMethod.FROM_PROMPT
+            or not len(self._evaluator)
+            or self.step
+            or self._state.history
+        ):
             return
         prompt = self._trainees[0].matrix().detach()
         results = yield from self._evaluator.measure(prompt.to(self._base_model.dtype))
@@ -300,7 +343,11 @@ class TuningRun:
             raise NonFinite(f"all {trainee.num_skipped} steps had a loss or gradient that is not finite: {_ADVICE}")
         self._tried(trainee)
         if self._best is None:
-            self._best, self._state.best_step, self._state.best_candidate = trainee.matrix().detach().clone(), self.step, trainee.index
+            self._best, self._state.best_step, self._state.best_candidate = (
+                trainee.matrix().detach().clone(),
+                self.step,
+                trainee.index,
+            )
         soft_prompt = SoftPrompt(self._best.float().cpu().clone())
         prompt = soft_prompt.cast(self._base_model.dtype, self._base_model.device)
         judged: Judgement = yield from self._evaluator.judge(prompt, self._current(soft_prompt), self.task.train)

@@ -1,7 +1,8 @@
-"""A search over learning rates and inits by successive halving (Jamieson and Talwalkar 2016, arXiv:1502.07943), inside one run.
+"""A search over learning rates and inits by successive halving (Jamieson and Talwalkar 2016, arXiv:1502.07943), inside
+one run.
 
-All candidates train in the same steps of the same cohort, on the same batches. At each eighth of the steps the worse half by
-held-out score leaves, until one is left and trains on to the end. Six candidates cost twice the work of one.
+All candidates train in the same steps of the same cohort, on the same batches. At each eighth of the steps the worse
+half by held-out score leaves, until one is left and trains on to the end. Six candidates cost twice the work of one.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What one tuning job is to train: the domain's own types, free of torch, Ray, gRPC and SQL.
 
-A user's request leaves fields out (`HyperparameterRequest`); the recipe fills them in (`Hyperparameters`). Both are kept with the job.
-The pydantic models are what is written to the job store as JSON and shipped to workers.
+A user's request leaves fields out (`HyperparameterRequest`); the recipe fills them in (`Hyperparameters`). Both are
+kept with the job. The pydantic models are what is written to the job store as JSON and shipped to workers.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ class InitMethod(StrEnum):
 class Reparameterisation(StrEnum):
     NONE = "NONE"
     RESIDUAL = "RESIDUAL"
-    """A small residual network over the matrix (Razdaibiedina et al. 2023, arXiv:2305.03937), folded away at the end."""
+    """A small residual network over the matrix (Razdaibiedina et al. 2023, arXiv:2305.03937), folded away at the end.
+    """
 
 
 class Schedule(StrEnum):
@@ -71,7 +72,9 @@ class TooLong(StrEnum):
     REFUSE = "REFUSE"
     """The job fails, naming the examples."""
     TRUNCATE = "TRUNCATE"
-    """Its input is cut from the left, as serving cuts it; the example is left out if its target and the template leave no room."""
+    """Its input is cut from the left, as serving cuts it; the example is left out if its target and the template leave
+    no room.
+    """
     DROP = "DROP"
     """It is left out."""
 
@@ -157,4 +160,6 @@ class TrainingSpec(_Frozen):
     hyperparameters: Hyperparameters
     too_long: TooLong = TooLong.REFUSE
     max_positions: int = 0
-    """Longest sequence of virtual tokens, input and target: what replicas take, and the model. 0, of older jobs: the model's own."""
+    """Longest sequence of virtual tokens, input and target: what replicas take, and the model. 0, of older jobs: the
+    model's own.
+    """

@@ -1,4 +1,6 @@
-"""One soft prompt in training: its parameters, its optimizer, how far it is. A job has one; a search begins with several."""
+"""One soft prompt in training: its parameters, its optimizer, how far it is. A job has one; a search begins with
+several.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +18,10 @@ from trainer_service.training.recipe.reparameterise import PROMPT, effective_mat
 from trainer_service.training.spec import Hyperparameters, Init
 
 MAX_EXCESS_SKIPS = 10
-"""A prompt fails once it has skipped this many more steps than it has taken. One batch that overflows costs a step or two; a prompt that
-has run away, or data that the model can't compute, gives no finite gradient again. Counting the excess, and not steps in a row, also ends
-a training in which more steps are skipped than taken."""
+"""A prompt fails once it has skipped this many more steps than it has taken. One batch that overflows costs a step or
+two; a prompt that has run away, or data that the model can't compute, gives no finite gradient again. Counting the
+excess, and not steps in a row, also ends a training in which more steps are skipped than taken.
+"""
 
 
 class NonFinite(SoftPromptError):
@@ -34,7 +37,13 @@ class Candidate:
 
 
 class Trainee:
-    def __init__(self, candidate: Candidate, parameters: dict[str, torch.Tensor], hyperparameters: Hyperparameters, index: int = 0) -> None:
+    def __init__(
+        self,
+        candidate: Candidate,
+        parameters: dict[str, torch.Tensor],
+        hyperparameters: Hyperparameters,
+        index: int = 0,
+    ) -> None:
         """`index`: of the candidate among those of the job."""
         self.candidate, self.index = candidate, index
         self.step = 0
@@ -92,7 +101,9 @@ class Trainee:
     def keep_gradients(self) -> None:
         """Of a piece of a step, until its last piece."""
         self.add_kept_gradients()
-        self._kept_gradients = {name: parameter.grad for name, parameter in self.parameters.items() if parameter.grad is not None}
+        self._kept_gradients = {
+            name: parameter.grad for name, parameter in self.parameters.items() if parameter.grad is not None
+        }
         self.discard_gradients()
 
     def add_kept_gradients(self) -> None:
@@ -109,7 +120,8 @@ def batch_indices(seed: int, step: int, num_examples: int, batch_size: int) -> l
     """
     first = step * batch_size
     return [
-        _epoch_order(seed, position // num_examples, num_examples)[position % num_examples] for position in range(first, first + batch_size)
+        _epoch_order(seed, position // num_examples, num_examples)[position % num_examples]
+        for position in range(first, first + batch_size)
     ]
 
 

@@ -1,4 +1,6 @@
-"""What a run asks its cohort to compute next, and what it gets back. The cohort puts the work of many runs into one pass."""
+"""What a run asks its cohort to compute next, and what it gets back. The cohort puts the work of many runs into one
+pass.
+"""
 
 from __future__ import annotations
 

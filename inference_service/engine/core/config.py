@@ -24,21 +24,31 @@ class EngineConfig:
     kv_cache_bytes: int = 0
     """Memory for the keys and values of running requests; 0 takes a part of what is free at the start."""
     prefix_kv_bytes: int = 0
-    """Memory for the prefix KV of soft prompts; 0 is a part of what is free. The least recently used give way and come back on demand."""
+    """Memory for the prefix KV of soft prompts; 0 is a part of what is free. The least recently used give way and come
+    back on demand.
+    """
     max_waiting: int = 256
-    """Requests that may wait; one more is refused with Overloaded, unless its tenant has less waiting than its part of the queue."""
+    """Requests that may wait; one more is refused with Overloaded, unless its tenant has less waiting than its part of
+    the queue.
+    """
     max_waiting_tokens: int = 262_144
     """Their input and candidate tokens together, with the same exception."""
     flush_interval_seconds: float = 0.02
     """Tokens of one stream closer together than this travel in one delta (the first goes at once)."""
     paged: bool | None = None
-    """Keys and values in blocks instead of rows; None takes blocks on a GPU and rows on a CPU, which is what measures faster."""
+    """Keys and values in blocks instead of rows; None takes blocks on a GPU and rows on a CPU, which is what measures
+    faster.
+    """
     reuse_text_prefixes: bool = True
     """Keep the rows of finished requests, so that inputs that begin alike under one prompt share that part's KV."""
     reuse_across_tenants: bool = False
-    """Also between requests of different tenants. Then the count of cached tokens tells one tenant what another one's input said."""
+    """Also between requests of different tenants. Then the count of cached tokens tells one tenant what another one's
+    input said.
+    """
     linear_kernel: LinearKernel = "auto"
-    """Which kernel computes a CPU's matrix products: `auto` measures at load, a name pins it, so that a restart gives the same numbers."""
+    """Which kernel computes a CPU's matrix products: `auto` measures at load, a name pins it, so that a restart gives
+    the same numbers.
+    """
     limits: Limits = LIMITS
 
     def __post_init__(self) -> None:
@@ -56,6 +66,8 @@ class EngineConfig:
             if getattr(self, name) < low
         ]
         if not 0.0 <= self.flush_interval_seconds <= 10.0:
-            violations.append(FieldViolation("flush_interval_seconds", f"must be from 0 to 10, is {self.flush_interval_seconds}"))
+            violations.append(
+                FieldViolation("flush_interval_seconds", f"must be from 0 to 10, is {self.flush_interval_seconds}")
+            )
         if violations:
             raise InvalidInput(violations)

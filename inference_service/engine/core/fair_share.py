@@ -1,12 +1,12 @@
 """Weighted fair shares between tenants. Pure Python: tokens and weights in, an order and integer parts out.
 
-Admission follows a counter of served tokens for each tenant, divided by its weight: the smallest goes first (the Virtual Token Counter,
-Sheng et al., "Fairness in Serving Large Language Models", OSDI 2024). A tenant that comes back takes at least the smallest counter
-among those that are there (as in start-time fair queueing, Goyal et al., SIGCOMM 1996), so idle time earns no credit; it keeps its own
-counter if that is larger, so a pause sheds no debt.
+Admission follows a counter of served tokens for each tenant, divided by its weight: the smallest goes first (the
+Virtual Token Counter, Sheng et al., "Fairness in Serving Large Language Models", OSDI 2024). A tenant that comes back
+takes at least the smallest counter among those that are there (as in start-time fair queueing, Goyal et al., SIGCOMM
+1996), so idle time earns no credit; it keeps its own counter if that is larger, so a pause sheds no debt.
 
-The positions of one step are divided max-min fair by weight (Demers et al., SIGCOMM 1989), without regard to earlier steps: a tenant
-that got little before can't take a whole step from the streams of the others now.
+The positions of one step are divided max-min fair by weight (Demers et al., SIGCOMM 1989), without regard to earlier
+steps: a tenant that got little before can't take a whole step from the streams of the others now.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class FairShares:
             start = min((self.served[tenant] for tenant in tenants & before), default=0.0)
             for tenant in tenants - before:
                 self.served[tenant] = max(self.served.get(tenant, 0.0), start)
-        # A counter at or below the smallest active one says nothing any more: its tenant would start there anyway. When nothing is
-        # active all counters go, so they neither grow nor pile up for ever.
+        # A counter at or below the smallest active one says nothing any more: its tenant would start there anyway. When
+        # nothing is active all counters go, so they neither grow nor pile up for ever.
         floor = min((self.served[tenant] for tenant in now), default=math.inf)
         self.served = {tenant: value for tenant, value in self.served.items() if tenant in now or value > floor}
         self._charged = {tenant: when for tenant, when in self._charged.items() if tenant in self.served}
@@ -51,21 +51,28 @@ class FairShares:
         self.served[tenant] = self.served.get(tenant, 0.0) + tokens / weight
 
     def order(self) -> list[str]:
-        """Tenants with something waiting, the least served first; of equal ones that which waits longest, so a newcomer is next."""
+        """Tenants with something waiting, the least served first; of equal ones that which waits longest, so a newcomer
+        is next.
+        """
         return sorted(self._backlogged, key=lambda tenant: (self.served[tenant], self._charged.get(tenant, 0), tenant))
 
     def check_integrity(self) -> None:
         if not self._backlogged <= self._active or not self._active <= self.served.keys():
-            raise IntegrityError(f"tenants have work and no counter: {sorted((self._backlogged | self._active) - self.served.keys())[:5]}")
+            raise IntegrityError(
+                f"tenants have work and no counter: {sorted((self._backlogged | self._active) - self.served.keys())[:5]}"
+            )
         if any(not math.isfinite(value) or value < 0 for value in self.served.values()):
             raise IntegrityError("a tenant's counter of served tokens is negative or not finite")
 
 
-def split(total: int, demands: Mapping[str, int], weights: Mapping[str, float], first: Mapping[str, float]) -> dict[str, int]:
-    """`total` divided among the demands, max-min fair by weight, in whole numbers that differ from the exact parts by less than one.
+def split(
+    total: int, demands: Mapping[str, int], weights: Mapping[str, float], first: Mapping[str, float]
+) -> dict[str, int]:
+    """`total` divided among the demands, max-min fair by weight, in whole numbers that differ from the exact parts by
+    less than one.
 
-    No part exceeds its demand, and everything is given out while any demand is left. What rounding leaves goes to those with the
-    smallest value in `first`.
+    No part exceeds its demand, and everything is given out while any demand is left. What rounding leaves goes to those
+    with the smallest value in `first`.
     """
     parts = dict.fromkeys(demands, 0)
     open_tenants = {tenant for tenant, demand in demands.items() if demand > 0}

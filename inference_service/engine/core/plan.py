@@ -10,10 +10,12 @@ from inference_service.engine.core.running_request import RunningRequest
 
 @dataclass(frozen=True)
 class Chunk:
-    """Positions `[start, start + count)` of one sequence to compute. `branches` are candidates that each continue from the last of them.
+    """Positions `[start, start + count)` of one sequence to compute. `branches` are candidates that each continue from
+    the last of them.
 
-    A branch's last token is only scored, never fed, so a branch takes one position less than it has tokens. A candidate that is too long
-    for a step comes as the only branch of several chunks, each of which goes on from the scored part of it.
+    A branch's last token is only scored, never fed, so a branch takes one position less than it has tokens. A candidate
+    that is too long for a step comes as the only branch of several chunks, each of which goes on from the scored part
+    of it.
     """
 
     sequence: RunningRequest
@@ -52,7 +54,8 @@ class Chunk:
 
 @dataclass(frozen=True)
 class StepPlan:
-    """`ops` are done in order, then all chunks in one forward pass; chunks of one position come first, by row, and trees of branches last.
+    """`ops` are done in order, then all chunks in one forward pass; chunks of one position come first, by row, and
+    trees of branches last.
 
     What an op is, is between the pool that plans it and the runner that does it; each has the `row` that it is for.
     """
@@ -71,7 +74,9 @@ def is_decode(sequence: RunningRequest) -> bool:
 
 
 def slots_needed(sequence: RunningRequest, max_length: int, max_positions: int) -> int:
-    """Slots to reserve at the start: the input, and for a score what its candidates take in one step of `max_positions` at once."""
+    """Slots to reserve at the start: the input, and for a score what its candidates take in one step of `max_positions`
+    at once.
+    """
     if not sequence.is_score:
         return sequence.length
     lengths = [len(candidate) - 1 for candidate in sequence.candidates]
@@ -80,7 +85,8 @@ def slots_needed(sequence: RunningRequest, max_length: int, max_positions: int) 
 
 
 def next_chunk(sequence: RunningRequest, budget: int, scorable: int, slots: int) -> Chunk | None:
-    """As much of a running sequence as fits into `budget` positions, of which `scorable` may have logits for a score, and `slots`.
+    """As much of a running sequence as fits into `budget` positions, of which `scorable` may have logits for a score,
+    and `slots`.
 
     Of a score, once the input fits, whole candidates as branches, or a part of the next one. None where nothing fits.
     """
@@ -111,7 +117,8 @@ def next_chunk(sequence: RunningRequest, budget: int, scorable: int, slots: int)
 def complete_chunk(chunk: Chunk) -> None:
     """The chunk's keys and values are in the sequence's row.
 
-    The scored part of a candidate is appended to the tokens, so that it counts as input until the candidate is scored entirely.
+    The scored part of a candidate is appended to the tokens, so that it counts as input until the candidate is scored
+    entirely.
     """
     sequence = chunk.sequence
     sequence.num_computed = chunk.start + chunk.count

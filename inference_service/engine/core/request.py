@@ -1,4 +1,6 @@
-"""What a caller asks of the engine and what it gets back: plain frozen data. Knows nothing of models, queues or transports."""
+"""What a caller asks of the engine and what it gets back: plain frozen data. Knows nothing of models, queues or
+transports.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,9 @@ class SamplingParams:
     min_p: float = 0.0
     """Only tokens at least this likely relative to the most likely one."""
     repetition_penalty: float = 1.0
-    """Divides (or multiplies, below zero) the logits of tokens seen in the input or generated (Keskar et al. 2019). 1 is off."""
+    """Divides (or multiplies, below zero) the logits of tokens seen in the input or generated (Keskar et al. 2019). 1
+    is off.
+    """
     presence_penalty: float = 0.0
     """Taken off the logits of tokens generated so far."""
     frequency_penalty: float = 0.0
@@ -82,7 +86,9 @@ class SamplingParams:
         def within(name: str, low: float, high: float, *, open_low: bool = False) -> None:
             value = float(getattr(self, name))
             ok = math.isfinite(value) and value <= high and (value > low if open_low else value >= low)
-            require(name, ok, f"must be {'above' if open_low else 'at least'} {low:g} and at most {high:g}, is {value:g}")
+            require(
+                name, ok, f"must be {'above' if open_low else 'at least'} {low:g} and at most {high:g}, is {value:g}"
+            )
 
         within("temperature", 0.0, limits.max_temperature)
         within("top_k", 0, limits.max_top_k)
@@ -126,7 +132,9 @@ class SamplingParams:
 
 @dataclass(frozen=True)
 class GenerationRequest:
-    """One continuation to generate. `input_ids` come from `shared.text.template`; the soft prompt's virtual tokens are not among them."""
+    """One continuation to generate. `input_ids` come from `shared.text.template`; the soft prompt's virtual tokens are
+    not among them.
+    """
 
     request_id: str
     input_ids: tuple[int, ...]
@@ -138,7 +146,9 @@ class GenerationRequest:
     deadline: float | None = None
     """On the clock of `time.monotonic()`, in seconds; honoured while waiting and while running."""
     continues: bool = False
-    """The answer goes on in the input's text: it keeps the space with which it begins, where the tokenizer would drop that from a text."""
+    """The answer goes on in the input's text: it keeps the space with which it begins, where the tokenizer would drop
+    that from a text.
+    """
     always_admitted: bool = False
     """Taken also when the queue is full: the service's own golden replays, which must not wait for the load to go."""
     tenant: str = ""
@@ -148,7 +158,9 @@ class GenerationRequest:
 
 @dataclass(frozen=True)
 class ScoreRequest:
-    """How likely each candidate continuation is after the input. Candidates are token ids (`InputEncoder.encode_target`)."""
+    """How likely each candidate continuation is after the input. Candidates are token ids
+    (`InputEncoder.encode_target`).
+    """
 
     request_id: str
     input_ids: tuple[int, ...]
@@ -162,9 +174,11 @@ class ScoreRequest:
 
 @dataclass(frozen=True)
 class PrefixLoad:
-    """Compute the keys and values of a soft prompt, and keep them under `prefix_id`; chunk by chunk beside everything else.
+    """Compute the keys and values of a soft prompt, and keep them under `prefix_id`; chunk by chunk beside everything
+    else.
 
-    It ends with LENGTH, or with ERROR where they are not finite; then the prefix is not known afterwards, unless it was before.
+    It ends with LENGTH, or with ERROR where they are not finite; then the prefix is not known afterwards, unless it was
+    before.
     """
 
     request_id: str
@@ -191,7 +205,9 @@ class FinishReason(StrEnum):
 
 @dataclass(frozen=True)
 class TokenLogprob:
-    """Natural logarithms under the model's own distribution, before temperature and penalties. `top` is sorted, most likely first."""
+    """Natural logarithms under the model's own distribution, before temperature and penalties. `top` is sorted, most
+    likely first.
+    """
 
     token_id: int
     logprob: float
@@ -218,7 +234,9 @@ class Timing:
 
 @dataclass(frozen=True)
 class Delta:
-    """What is new since the last delta of a stream. The first and the last carry `usage` and `timing`; the last a finish reason."""
+    """What is new since the last delta of a stream. The first and the last carry `usage` and `timing`; the last a
+    finish reason.
+    """
 
     text: str = ""
     token_ids: tuple[int, ...] = ()

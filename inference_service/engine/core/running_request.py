@@ -1,20 +1,31 @@
-"""A request inside the engine: its tokens and how far their keys and values are computed. Pure Python; imports no torch."""
+"""A request inside the engine: its tokens and how far their keys and values are computed. Pure Python; imports no
+torch.
+"""
 
 from __future__ import annotations
 
 import secrets
 from dataclasses import dataclass, field
 
-from inference_service.engine.core.request import FinishReason, GenerationRequest, PrefixLoad, Request, SamplingParams, ScoreRequest, Usage
+from inference_service.engine.core.request import (
+    FinishReason,
+    GenerationRequest,
+    PrefixLoad,
+    Request,
+    SamplingParams,
+    ScoreRequest,
+    Usage,
+)
 
 
 @dataclass(eq=False)
 class RunningRequest:
-    """Positions count from the first virtual token: slot p of the row holds position p (candidates of a score share slots by branch).
+    """Positions count from the first virtual token: slot p of the row holds position p (candidates of a score share
+    slots by branch).
 
-    `tokens` is the input followed by what was generated, or by the scored part of the candidate that a score is in the middle of;
-    `num_computed` counts positions, virtual ones included, whose keys and
-    values are in the row. A preempted sequence keeps its tokens and only loses `row` and `num_computed`.
+    `tokens` is the input followed by what was generated, or by the scored part of the candidate that a score is in the
+    middle of; `num_computed` counts positions, virtual ones included, whose keys and values are in the row. A preempted
+    sequence keeps its tokens and only loses `row` and `num_computed`.
     """
 
     request_id: str
@@ -104,7 +115,9 @@ class RunningRequest:
 
 
 def sequence_of(request: Request, num_virtual: int, arrival: int, now: float) -> RunningRequest:
-    """A new sequence for a request under a prefix of `num_virtual` tokens; `arrival` numbers the requests, `now` is in seconds."""
+    """A new sequence for a request under a prefix of `num_virtual` tokens; `arrival` numbers the requests, `now` is in
+    seconds.
+    """
     sampling = request.sampling if isinstance(request, GenerationRequest) else SamplingParams(temperature=0.0)
     input_ids = () if isinstance(request, PrefixLoad) else request.input_ids
     return RunningRequest(

@@ -1,7 +1,8 @@
 """How long a step takes by its number of positions, learnt from the steps that ran. Pure arithmetic.
 
-A line `fixed + each * positions` is fitted by least squares with exponential forgetting (recursive least squares with a forgetting
-factor). On a CPU `each` dominates and a step of 256 positions takes twenty times as long as one of 4; on a GPU `fixed` does.
+A line `fixed + each * positions` is fitted by least squares with exponential forgetting (recursive least squares with a
+forgetting factor). On a CPU `each` dominates and a step of 256 positions takes twenty times as long as one of 4; on a
+GPU `fixed` does.
 """
 
 from __future__ import annotations
@@ -42,14 +43,18 @@ class StepPace:
         return fixed + each * positions
 
     def positions_within(self, seconds: float) -> int | None:
-        """The most positions that take no longer; None while nothing is known, or where positions cost nothing that can be measured."""
+        """The most positions that take no longer; None while nothing is known, or where positions cost nothing that can
+        be measured.
+        """
         fixed, each = self._line()
         if self._steps < MIN_STEPS or each <= 0.0 or seconds <= 0.0:
             return None
         return max(0, int((seconds - fixed) / each))
 
     def _line(self) -> tuple[float, float]:
-        """(fixed, each), neither negative. While all steps had one size, all of their time is put down to their positions."""
+        """(fixed, each), neither negative. While all steps had one size, all of their time is put down to their
+        positions.
+        """
         if not self._weight or not self._positions:
             return 0.0, 0.0
         positions, seconds = self._positions / self._weight, self._seconds / self._weight

@@ -1,8 +1,10 @@
-"""Who holds which block of a paged KV cache, which blocks are shared, and what of finished requests can be used again. Knows no tensors.
+"""Who holds which block of a paged KV cache, which blocks are shared, and what of finished requests can be used again.
+Knows no tensors.
 
-A sequence's keys and values lie in blocks of fixed size, listed in its row's block table (PagedAttention, Kwon et al. 2023). Blocks are
-counted: whole blocks of a common beginning (the soft prompt's, then the text's) are shared by all sequences that begin so, and only the
-block in which they part is copied. `BlockPool` does for a paged cache what `rows.RowPool` does for one of rows.
+A sequence's keys and values lie in blocks of fixed size, listed in its row's block table (PagedAttention, Kwon et al.
+2023). Blocks are counted: whole blocks of a common beginning (the soft prompt's, then the text's) are shared by all
+sequences that begin so, and only the block in which they part is copied. `BlockPool` does for a paged cache what
+`rows.RowPool` does for one of rows.
 """
 
 from __future__ import annotations
@@ -31,7 +33,9 @@ class SetTable:
 
 @dataclass(frozen=True)
 class ClearBlocks:
-    """Zero blocks that a failed sequence left: numbers that are not finite would reach the next holder through its masks."""
+    """Zero blocks that a failed sequence left: numbers that are not finite would reach the next holder through its
+    masks.
+    """
 
     row: int
     blocks: tuple[int, ...]
@@ -123,8 +127,8 @@ class BlockPool:
     def acquire(self, content: Content, length: int, prefix_ready: bool = True) -> Acquired | None:
         """A row with memory for `length` slots, or None. Shares what others have of the same beginning.
 
-        The last token is never shared: its logits are wanted, so it is computed. Without `prefix_ready` there is no prefix KV to write:
-        the virtual positions that nobody shares are among those to compute.
+        The last token is never shared: its logits are wanted, so it is computed. Without `prefix_ready` there is no
+        prefix KV to write: the virtual positions that nobody shares are among those to compute.
         """
         row = next((row for row in self.rows if row.holder is None), None)
         if row is None:
@@ -140,7 +144,10 @@ class BlockPool:
             return None
         row.blocks += fresh
         self._refer(fresh, held=True)
-        ops: list[BlockOp] = [SetTable(row.index, 0, tuple(row.blocks), tuple(row.blocks[:num_whole]) or None), *self._clear(row, fresh)]
+        ops: list[BlockOp] = [
+            SetTable(row.index, 0, tuple(row.blocks), tuple(row.blocks[:num_whole]) or None),
+            *self._clear(row, fresh),
+        ]
         if partial is not None:
             ops.append(CopyBlock(row.index, partial, row.blocks[num_whole]))
         row.length = shared_slots
@@ -172,7 +179,9 @@ class BlockPool:
             self._share_prefix(content.prefix_id, content.num_virtual, row)
 
     def release(self, index: int, *, keep: bool = True) -> None:
-        """The holder is done. With `keep` its blocks stay for reuse; without, they are cleared before anybody gets them."""
+        """The holder is done. With `keep` its blocks stay for reuse; without, they are cleared before anybody gets
+        them.
+        """
         row = self.rows[index]
         content, length = row.holder, row.length
         if content is None:
@@ -181,7 +190,9 @@ class BlockPool:
         if keep and self.reuse and length > content.num_virtual:
             self._refer(blocks, held=False)
             tokens = content.tokens[: length - content.num_virtual]
-            kept = Cached(content.tenant, content.prefix_id, content.num_virtual, list(tokens), blocks, length, self._tick())
+            kept = Cached(
+                content.tenant, content.prefix_id, content.num_virtual, list(tokens), blocks, length, self._tick()
+            )
             self._remains.append(kept)
         self._drop_row(row, keep=keep)
         while len(self._remains) > REMAINS_PER_ROW * self.num_rows:
@@ -215,7 +226,11 @@ class BlockPool:
                 raise IntegrityError(f"{cached.length} slots are remembered in {len(cached.blocks)} blocks")
             for block in cached.blocks:
                 counted[block] += 1
-        if counted != self._references or held != self._held or sum(count > 0 for count in held) != self._num_held_blocks:
+        if (
+            counted != self._references
+            or held != self._held
+            or sum(count > 0 for count in held) != self._num_held_blocks
+        ):
             raise IntegrityError("blocks are not counted as they are used")
         free = set(self._free)
         used = {block for block, count in enumerate(counted) if count}
@@ -234,7 +249,10 @@ class BlockPool:
         most, source = MIN_SHARED_TOKENS - 1, None
         limit = len(content.tokens) - 1
         held = ((row, row.holder) for row in self.rows if row.holder is not None)
-        rows = [Cached(one.tenant, one.prefix_id, one.num_virtual, one.tokens, row.blocks, row.length, 0) for row, one in held]
+        rows = [
+            Cached(one.tenant, one.prefix_id, one.num_virtual, one.tokens, row.blocks, row.length, 0)
+            for row, one in held
+        ]
         for other in (*rows, *self._remains):
             valid = other.length - other.num_virtual
             if not may_share(content, other, across_tenants=self.across_tenants) or valid <= most:
@@ -253,7 +271,9 @@ class BlockPool:
         if whole and prefix_id not in self._prefixes:
             blocks = row.blocks[:whole]
             self._refer(blocks, held=False)
-            self._prefixes[prefix_id] = Cached("", prefix_id, num_virtual, [], blocks, whole * self.block_tokens, self._tick())
+            self._prefixes[prefix_id] = Cached(
+                "", prefix_id, num_virtual, [], blocks, whole * self.block_tokens, self._tick()
+            )
 
     def _take(self, count: int) -> list[int] | None:
         """Free blocks, for which the least recently used of what is kept gives way."""

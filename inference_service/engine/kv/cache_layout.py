@@ -1,7 +1,9 @@
-"""What a model's attention layers look like to a cache, found by watching one tiny forward pass. Works for any architecture.
+"""What a model's attention layers look like to a cache, found by watching one tiny forward pass. Works for any
+architecture.
 
-Transformers calls a registered attention function with the layer, its keys and its values; an architecture that calls it in some
-layers only, or asks for a mask which the arguments don't describe, is refused by name instead of being served wrong.
+Transformers calls a registered attention function with the layer, its keys and its values; an architecture that calls
+it in some layers only, or asks for a mask which the arguments don't describe, is refused by name instead of being
+served wrong.
 """
 
 from __future__ import annotations
@@ -39,7 +41,9 @@ def layer_shapes(model: Any) -> list[LayerShape]:
     found: dict[int, LayerShape] = {}
     windows: dict[int, int | None] = {}
 
-    def watch(module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any, **kwargs: Any) -> Any:
+    def watch(
+        module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any, **kwargs: Any
+    ) -> Any:
         index = getattr(module, "layer_idx", None)
         if not isinstance(index, int):
             raise PreconditionFailed(f"{kind} does not number its attention layers")
@@ -57,7 +61,9 @@ def layer_shapes(model: Any) -> list[LayerShape]:
             model(input_ids=ids, position_ids=torch.arange(2, device=model.device)[None], use_cache=False)
     except PreconditionFailed:
         raise
-    except Exception as error:  # it looks at what an attention function gets or gives in a way that this one doesn't know
+    except (
+        Exception
+    ) as error:  # it looks at what an attention function gets or gives in a way that this one doesn't know
         raise PreconditionFailed(
             f"{kind} does not run with another attention function: {type(error).__name__}: {str(error)[:200]}"
         ) from error
@@ -67,7 +73,9 @@ def layer_shapes(model: Any) -> list[LayerShape]:
         return []
     layers = config.num_hidden_layers
     if sorted(found) != list(range(layers)):
-        raise PreconditionFailed(f"{kind} does not run all its {layers} layers through transformers' attention interface")
+        raise PreconditionFailed(
+            f"{kind} does not run all its {layers} layers through transformers' attention interface"
+        )
     kinds = getattr(config, "layer_types", None) or []
     for index, layer_type in enumerate(kinds[:layers]):
         if layer_type not in ("full_attention", "sliding_attention"):

@@ -1,8 +1,10 @@
-"""Keys and values of running sequences: one row of slots for each, in every layer. Knows tensors; who holds which row is `rows`' business.
+"""Keys and values of running sequences: one row of slots for each, in every layer. Knows tensors; who holds which row
+is `rows`' business.
 
-On the CPU a row is address space for the longest sequence, and the operating system commits a page when it is first written (the idea of
-vAttention, Prabhu et al. 2024): attention reads neighbouring rows as one dense tensor, with no block table and no gathering, and a
-short sequence costs the memory of a short sequence. `trim` gives a row's pages back. On other devices rows are allocated whole.
+On the CPU a row is address space for the longest sequence, and the operating system commits a page when it is first
+written (the idea of vAttention, Prabhu et al. 2024): attention reads neighbouring rows as one dense tensor, with no
+block table and no gathering, and a short sequence costs the memory of a short sequence. `trim` gives a row's pages
+back. On other devices rows are allocated whole.
 """
 
 from __future__ import annotations
@@ -64,9 +66,13 @@ class KVCache(Protocol):
 
 
 class RowKVCache:
-    """Layers of one shape share one tensor `[layers, rows, heads, max_length, width]`, so that a prefix is copied in one operation."""
+    """Layers of one shape share one tensor `[layers, rows, heads, max_length, width]`, so that a prefix is copied in
+    one operation.
+    """
 
-    def __init__(self, shapes: Sequence[LayerShape], num_rows: int, max_length: int, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self, shapes: Sequence[LayerShape], num_rows: int, max_length: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
         self.num_rows, self.max_length = num_rows, max_length
         self.bytes_per_token = sum(shape.bytes_per_token(dtype) for shape in shapes)
         self._keys: list[torch.Tensor] = []
@@ -77,7 +83,9 @@ class RowKVCache:
         for shape in dict.fromkeys(shapes):
             members = [index for index, other in enumerate(shapes) if other == shape]
             for tensors, width in ((self._keys, shape.key_width), (self._values, shape.value_width)):
-                tensors.append(self._allocate((len(members), num_rows, shape.num_heads, max_length, width), dtype, device))
+                tensors.append(
+                    self._allocate((len(members), num_rows, shape.num_heads, max_length, width), dtype, device)
+                )
             for position, index in enumerate(members):
                 self._layers[index] = (self._keys[-1][position], self._values[-1][position])
 
@@ -97,7 +105,9 @@ class RowKVCache:
             tensor[:, row, :, : prefix.num_virtual] = saved
 
     def trim(self, row: int, first: int = 0) -> None:
-        """Give the row's pages from slot `first` on back; its slots read as zeros afterwards (so a NaN that was there is gone, too)."""
+        """Give the row's pages from slot `first` on back; its slots read as zeros afterwards (so a NaN that was there
+        is gone, too).
+        """
         if not self._maps or not hasattr(mmap, "MADV_DONTNEED"):
             for tensor in (*self._keys, *self._values):
                 tensor[:, row, :, first:] = 0

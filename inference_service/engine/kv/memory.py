@@ -24,12 +24,16 @@ class MemoryPlan:
 def plan_memory(
     config: EngineConfig, bytes_per_token: int, max_positions: int, free_bytes: int, block_tokens: int = BLOCK_TOKENS
 ) -> MemoryPlan:
-    """Blocks for running requests (never more than all rows filled), and bytes for prefix KV. One longest request always fits."""
+    """Blocks for running requests (never more than all rows filled), and bytes for prefix KV. One longest request
+    always fits.
+    """
     kv_bytes = config.kv_cache_bytes or int(free_bytes * KV_SHARE)
     affordable = kv_bytes // (bytes_per_token * block_tokens)
     max_length = min(config.max_length, max_positions, affordable * block_tokens)
     if max_length < 2:
-        raise InvalidInput.of("kv_cache_bytes", f"{kv_bytes} bytes hold no {block_tokens} tokens of {bytes_per_token} bytes each")
+        raise InvalidInput.of(
+            "kv_cache_bytes", f"{kv_bytes} bytes hold no {block_tokens} tokens of {bytes_per_token} bytes each"
+        )
     limits = {
         "the model's context": max_positions,
         "the memory for keys and values (SOFTPROMPT_INFERENCE_KV_CACHE_BYTES)": affordable * block_tokens,

@@ -1,7 +1,8 @@
-"""Keys and values in blocks, with a block table for each row, in every layer: the cache for GPUs. Knows tensors; who holds which block is
-`blocks`' business.
+"""Keys and values in blocks, with a block table for each row, in every layer: the cache for GPUs. Knows tensors; who
+holds which block is `blocks`' business.
 
-Block 0 is nobody's: padding points there. The last blocks are the scratch row's, where the self-check computes; no sequence gets them.
+Block 0 is nobody's: padding points there. The last blocks are the scratch row's, where the self-check computes; no
+sequence gets them.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ SCRATCH_TOKENS = 32
 class PagedKVCache:
     """Layers of one shape share one tensor `[layers, blocks, block_tokens, heads, width]`.
 
-    `tables` is `[rows, blocks of the longest sequence]`, int32, on the device. Rows after those of sequences: the scratch row, and the
-    null row, whose table is all padding.
+    `tables` is `[rows, blocks of the longest sequence]`, int32, on the device. Rows after those of sequences: the
+    scratch row, and the null row, whose table is all padding.
     """
 
     def __init__(
@@ -39,7 +40,9 @@ class PagedKVCache:
         width = -(-max_length // block_tokens)
         scratch = -(-min(max_length, SCRATCH_TOKENS) // block_tokens)
         self.tables = torch.full((num_rows + 2, width), NULL_BLOCK, dtype=torch.int32, device=device)
-        self.tables[self.scratch_row, :scratch] = torch.arange(1 + num_blocks, 1 + num_blocks + scratch, dtype=torch.int32)
+        self.tables[self.scratch_row, :scratch] = torch.arange(
+            1 + num_blocks, 1 + num_blocks + scratch, dtype=torch.int32
+        )
         self._device = device
         self._keys: list[torch.Tensor] = []
         self._values: list[torch.Tensor] = []
@@ -66,7 +69,9 @@ class PagedKVCache:
         for op in ops:
             match op:
                 case SetTable(row, first, blocks):
-                    self.tables[row, first : first + len(blocks)] = torch.tensor(blocks, dtype=torch.int32, device=self._device)
+                    self.tables[row, first : first + len(blocks)] = torch.tensor(
+                        blocks, dtype=torch.int32, device=self._device
+                    )
                 case ClearBlocks(_, blocks):
                     for tensor in (*self._keys, *self._values):
                         tensor[:, list(blocks)] = 0
@@ -79,7 +84,9 @@ class PagedKVCache:
     def snapshot(self, row: int, length: int) -> PrefixKV:
         index = self._first_slots(row, 0, length)
         keys = tuple(tensor.flatten(1, 2)[:, index].transpose(1, 2).contiguous() for tensor in self._keys)
-        return PrefixKV(length, keys, tuple(tensor.flatten(1, 2)[:, index].transpose(1, 2).contiguous() for tensor in self._values))
+        return PrefixKV(
+            length, keys, tuple(tensor.flatten(1, 2)[:, index].transpose(1, 2).contiguous() for tensor in self._values)
+        )
 
     def restore(self, prefix: PrefixKV, row: int, start: int = 0) -> None:
         """Write the prefix's slots from `start` on into the row's blocks."""

@@ -1,7 +1,9 @@
-"""Soft prompts known to the engine, and the prefix KV of as many as the memory budget takes. Knows nothing of rows or requests.
+"""Soft prompts known to the engine, and the prefix KV of as many as the memory budget takes. Knows nothing of rows or
+requests.
 
-The small matrix of every known prompt stays. A prefix KV that was evicted (least recently used) is computed again when a request wants it,
-in chunks, as the beginning of that request's own input. A request needs the KV only in the step in which it starts, which copies it.
+The small matrix of every known prompt stays. A prefix KV that was evicted (least recently used) is computed again when
+a request wants it, in chunks, as the beginning of that request's own input. A request needs the KV only in the step in
+which it starts, which copies it.
 """
 
 from __future__ import annotations
@@ -69,7 +71,9 @@ class PrefixCache:
         return 0 if kv is None else kv.num_bytes
 
     def add(self, prefix_id: str, soft_prompt: SoftPrompt) -> None:
-        """Make a prefix known; its KV is computed later. The same again does nothing. Raises PreconditionFailed for another matrix."""
+        """Make a prefix known; its KV is computed later. The same again does nothing. Raises PreconditionFailed for
+        another matrix.
+        """
         known = self._prefixes.get(prefix_id)
         if known is None:
             self._prefixes[prefix_id] = Prefix(soft_prompt)
@@ -79,7 +83,9 @@ class PrefixCache:
         known.leaving = False
 
     def unload(self, prefix_id: str) -> bool:
-        """Forget a prefix, at once or, if requests hold it, when the last of them ends. True if it is gone now. Unknown ones are gone."""
+        """Forget a prefix, at once or, if requests hold it, when the last of them ends. True if it is gone now. Unknown
+        ones are gone.
+        """
         prefix = self._prefixes.get(prefix_id)
         if prefix is None:
             return True
@@ -98,7 +104,9 @@ class PrefixCache:
         prefix.holds += 1
 
     def release(self, prefix_id: str) -> bool:
-        """The request is done. True if the prefix left with it: because it was to be unloaded, or was never computed successfully."""
+        """The request is done. True if the prefix left with it: because it was to be unloaded, or was never computed
+        successfully.
+        """
         prefix = self._get(prefix_id)
         if prefix.holds <= 0:
             raise IntegrityError(f"prefix {prefix_id} is released more often than held")
@@ -146,7 +154,9 @@ class PrefixCache:
 
     def _evict(self, keep: Prefix) -> None:
         """Down to the budget; the newest stays even if it is larger than that."""
-        for prefix in sorted((p for p in self._prefixes.values() if p.kv is not None and p is not keep), key=lambda p: p.last_used):
+        for prefix in sorted(
+            (p for p in self._prefixes.values() if p.kv is not None and p is not keep), key=lambda p: p.last_used
+        ):
             if self.num_bytes <= self.max_bytes:
                 return
             self._drop_kv(prefix)

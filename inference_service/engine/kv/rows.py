@@ -1,8 +1,10 @@
-"""Who holds which row of the KV cache, how much memory the rows commit, and what of a finished request can be used again.
+"""Who holds which row of the KV cache, how much memory the rows commit, and what of a finished request can be used
+again.
 
-A row has room for the longest sequence, but only touched blocks cost memory (see `kv_cache`); this module does the bookkeeping and
-knows no tensors. A released row keeps its content until its memory is wanted: the next input that begins alike under the same prompt
-starts from it (as slots are reused in llama.cpp; SGLang's radix tree does it for paged caches).
+A row has room for the longest sequence, but only touched blocks cost memory (see `kv_cache`); this module does the
+bookkeeping and knows no tensors. A released row keeps its content until its memory is wanted: the next input that
+begins alike under the same prompt starts from it (as slots are reused in llama.cpp; SGLang's radix tree does it for
+paged caches).
 """
 
 from __future__ import annotations
@@ -93,8 +95,8 @@ class Acquired:
 def may_share(one: Content, other: Content, *, across_tenants: bool) -> bool:
     """Whether one of the two may start from the keys and values of the other.
 
-    The tenant is part of the key because the number of reused tokens, and the time they save, tell a caller what an earlier input
-    said, one guess after the other (Wu et al. 2025, "I Know What You Asked").
+    The tenant is part of the key because the number of reused tokens, and the time they save, tell a caller what an
+    earlier input said, one guess after the other (Wu et al. 2025, "I Know What You Asked").
     """
     return one.prefix_id == other.prefix_id and (across_tenants or one.tenant == other.tenant)
 
@@ -138,8 +140,8 @@ class RowPool:
     def acquire(self, content: Content, length: int, prefix_ready: bool = True) -> Acquired | None:
         """A row with memory for `length` slots, or None. Reuses what another row has of the same beginning.
 
-        The last token is never reused: its logits are wanted, so it is computed. Without `prefix_ready` there is no prefix KV to copy:
-        the virtual positions are among those to compute.
+        The last token is never reused: its logits are wanted, so it is computed. Without `prefix_ready` there is no
+        prefix KV to copy: the virtual positions are among those to compute.
         """
         source, shared = self._best_match(content)
         row = self._choose_row(source, content.num_virtual + shared)
@@ -178,7 +180,9 @@ class RowPool:
         return Acquired(row.index, computed, tuple(ops))
 
     def extend(self, index: int, length: int) -> tuple[RowOp, ...] | None:
-        """Memory for `length` slots in a held row: the trims that make room for it, or None where only preemption would."""
+        """Memory for `length` slots in a held row: the trims that make room for it, or None where only preemption
+        would.
+        """
         trims = self._reserve(self.rows[index], blocks_for(length), keep=None)
         return None if trims is None else tuple(trims)
 
@@ -188,7 +192,9 @@ class RowPool:
         self._touch(self.rows[index])
 
     def release(self, index: int, *, keep: bool = True) -> None:
-        """The holder is done. With `keep` the row keeps its content for reuse; without, it is cleared for the next holder."""
+        """The holder is done. With `keep` the row keeps its content for reuse; without, it is cleared for the next
+        holder.
+        """
         row = self.rows[index]
         content = row.holder
         row.holder = None
@@ -245,20 +251,27 @@ class RowPool:
         return (best, most) if best is not None else (None, 0)
 
     def _choose_row(self, source: Row | None, shared_length: int) -> Row | None:
-        """The source itself where most of it is shared, else an empty row, else the released row that was used least recently."""
+        """The source itself where most of it is shared, else an empty row, else the released row that was used least
+        recently.
+        """
         free = [row for row in self.rows if row.holder is None]
         if source is not None and source.holder is None and (2 * shared_length >= source.length or len(free) == 1):
             return source
         candidates = [row for row in free if row is not source]
         if not candidates:
             return None
-        return min(candidates, key=lambda row: (row.remains is not None, row.last_used if row.remains is not None else row.index))
+        return min(
+            candidates,
+            key=lambda row: (row.remains is not None, row.last_used if row.remains is not None else row.index),
+        )
 
     def _reserve(self, row: Row, blocks: int, keep: Row | None) -> list[RowOp] | None:
         missing = self.committed_blocks + max(0, blocks - row.blocks) - self.max_blocks
         trims: list[RowOp] = []
         if missing > 0:
-            idle = sorted((r for r in self.rows if r.holder is None and r is not keep and r.blocks), key=lambda r: r.last_used)
+            idle = sorted(
+                (r for r in self.rows if r.holder is None and r is not keep and r.blocks), key=lambda r: r.last_used
+            )
             if sum(r.blocks for r in idle) < missing:
                 return None
             for victim in idle:

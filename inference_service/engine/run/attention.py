@@ -1,7 +1,9 @@
-"""The attention function that transformers' modules call: it writes new keys and values to the cache and attends to rows of it.
+"""The attention function that transformers' modules call: it writes new keys and values to the cache and attends to
+rows of it.
 
-One forward pass carries the positions of many sequences packed behind one another (batch 1). What belongs together, and what may see
-what, is in a `StepLayout` that is made once a step. Knows nothing of scheduling, sampling or which model calls it.
+One forward pass carries the positions of many sequences packed behind one another (batch 1). What belongs together, and
+what may see what, is in a `StepLayout` that is made once a step. Knows nothing of scheduling, sampling or which model
+calls it.
 """
 
 from __future__ import annotations
@@ -78,15 +80,21 @@ class Stretch:
         return self.start == 0 and not self.branch_lengths
 
     def positions(self) -> list[int]:
-        """Of each query, counted from the sequence's first virtual token. Every branch goes on from the last main position."""
+        """Of each query, counted from the sequence's first virtual token. Every branch goes on from the last main
+        position.
+        """
         main = self.count - sum(self.branch_lengths)
         after = self.start + main
         return [*range(self.start, after), *(after + i for length in self.branch_lengths for i in range(length))]
 
     def mask(self, window: int, dtype: torch.dtype) -> torch.Tensor | None:
-        """Additive, `[1, 1, count, end]`, or None for a plain triangle. Queries see slots before them, of their own branch only."""
+        """Additive, `[1, 1, count, end]`, or None for a plain triangle. Queries see slots before them, of their own
+        branch only.
+        """
         if window not in self.masks:
-            self.masks[window] = None if self.plainly_causal and not 0 < window < self.count else self._build(window, dtype)
+            self.masks[window] = (
+                None if self.plainly_causal and not 0 < window < self.count else self._build(window, dtype)
+            )
         return self.masks[window]
 
     def _build(self, window: int, dtype: torch.dtype) -> torch.Tensor:
@@ -129,8 +137,12 @@ def lay_out(chunks: Sequence[ChunkLike], device: torch.device) -> StepLayout:
     """`chunks` come with those of one position first, by row, and trees of branches last (`StepPlan`)."""
     singles = [chunk for chunk in chunks if chunk.num_positions == 1]
     causal = list(takewhile(lambda chunk: not chunk.branch_lengths, chunks))
-    rows = torch.tensor([chunk.row for chunk in causal for _ in range(chunk.num_positions)], dtype=torch.long, device=device)
-    positions = torch.tensor([chunk.start + i for chunk in causal for i in range(chunk.num_positions)], dtype=torch.long, device=device)
+    rows = torch.tensor(
+        [chunk.row for chunk in causal for _ in range(chunk.num_positions)], dtype=torch.long, device=device
+    )
+    positions = torch.tensor(
+        [chunk.start + i for chunk in causal for i in range(chunk.num_positions)], dtype=torch.long, device=device
+    )
     runs: list[Run] = []
     begin = 0
     while begin < len(singles):
@@ -152,7 +164,9 @@ def lay_out(chunks: Sequence[ChunkLike], device: torch.device) -> StepLayout:
 
 
 class CachedAttention:
-    """Registered under a name of its own with `transformers.AttentionInterface`. `layout` is set before each forward pass."""
+    """Registered under a name of its own with `transformers.AttentionInterface`. `layout` is set before each forward
+    pass.
+    """
 
     def __init__(self, cache: KVCache) -> None:
         self.cache = cache
@@ -185,7 +199,11 @@ class CachedAttention:
         pieces: list[torch.Tensor] = []
         native = attend is F.scaled_dot_product_attention and ops.can_attend(keys, values)
         if first := layout.rows.shape[0] if native else decodes:
-            new = (query[0, :, :first].transpose(0, 1), key[0, :, :first].transpose(0, 1), value[0, :, :first].transpose(0, 1))
+            new = (
+                query[0, :, :first].transpose(0, 1),
+                key[0, :, :first].transpose(0, 1),
+                value[0, :, :first].transpose(0, 1),
+            )
             if native:
                 pieces.append(ops.cached_attention(*new, keys, values, layout.rows, layout.positions, window, scaling))
             else:
@@ -221,8 +239,9 @@ class CachedAttention:
         window: int,
         scaling: float | None,
     ) -> torch.Tensor:
-        """The step's decodes, by one attention function for each run: query `[decodes, heads, width]`, key and value `[decodes, kv_heads,
-        width]` -> `[decodes, heads, value width]`."""
+        """The step's decodes, by one attention function for each run: query `[decodes, heads, width]`, key and value
+        `[decodes, kv_heads, width]` -> `[decodes, heads, value width]`.
+        """
         decodes, heads, _ = query.shape
         kv_heads, width = value.shape[1:]
         rows, positions = layout.rows[:decodes], layout.positions[:decodes]
@@ -234,12 +253,18 @@ class CachedAttention:
         for run in layout.runs:
             piece, near = slice(run.begin, run.begin + run.count), slice(run.row, run.row + run.count)
             mask = run.mask(window, query.dtype)
-            attended.append(attend(grouped[piece], keys[near, :, : run.end], values[near, :, : run.end], attn_mask=mask, scale=scaling))
+            attended.append(
+                attend(
+                    grouped[piece], keys[near, :, : run.end], values[near, :, : run.end], attn_mask=mask, scale=scaling
+                )
+            )
         return _joined(attended).reshape(decodes, heads, width)
 
 
 class _Explicit:
-    """Attention written out, for what the fused kernels lack: soft-capped scores (Gemma 2) and attention sinks (gpt-oss)."""
+    """Attention written out, for what the fused kernels lack: soft-capped scores (Gemma 2) and attention sinks
+    (gpt-oss).
+    """
 
     def __init__(self, softcap: float | None, sinks: torch.Tensor | None) -> None:
         self.softcap, self.sinks = softcap, sinks
@@ -254,7 +279,9 @@ class _Explicit:
         is_causal: bool = False,
         enable_gqa: bool = False,
     ) -> torch.Tensor:
-        """query `[rows, heads, queries, width]`; with `enable_gqa` heads are a multiple of the key's, else a decode's grouped ones."""
+        """query `[rows, heads, queries, width]`; with `enable_gqa` heads are a multiple of the key's, else a decode's
+        grouped ones.
+        """
         rows, heads, queries, width = query.shape
         kv_heads = key.shape[1]
         grouped = query.reshape(rows, kv_heads, -1, width)
@@ -273,7 +300,8 @@ class _Explicit:
     def _softmax(self, scores: torch.Tensor) -> torch.Tensor:
         """A sink is one more score for each query head, which takes weight and has no value.
 
-        In a decode the query heads stand where queries stand in a prefill, so the sinks' view is `[heads, queries]` or `[heads, 1]`.
+        In a decode the query heads stand where queries stand in a prefill, so the sinks' view is `[heads, queries]` or
+        `[heads, 1]`.
         """
         if self.sinks is None:
             return torch.softmax(scores, dim=-1, dtype=torch.float32)

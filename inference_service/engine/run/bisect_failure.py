@@ -1,7 +1,7 @@
 """When a step raises, who is to blame? Each of its chunks is computed again alone; whoever raises then fails alone.
 
-Knows the plan and nothing of tensors. What a step does to the cache can be done twice, except copies out of places that the same step
-may have overwritten since: their chunks are postponed, which loses nothing but time.
+Knows the plan and nothing of tensors. What a step does to the cache can be done twice, except copies out of places that
+the same step may have overwritten since: their chunks are postponed, which loses nothing but time.
 """
 
 from __future__ import annotations

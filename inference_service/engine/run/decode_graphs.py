@@ -1,7 +1,9 @@
-"""Decode steps as captured CUDA graphs, one for each size of a ladder: a batch is padded to the next size with rows of nobody.
+"""Decode steps as captured CUDA graphs, one for each size of a ladder: a batch is padded to the next size with rows of
+nobody.
 
-A decode step of a small batch is a thousand short kernels, and launching them costs more than running them; a graph launches them as one.
-Knows no model: it is given the function to capture. `EagerGraph` runs the same function on the same fixed inputs without capturing.
+A decode step of a small batch is a thousand short kernels, and launching them costs more than running them; a graph
+launches them as one. Knows no model: it is given the function to capture. `EagerGraph` runs the same function on the
+same fixed inputs without capturing.
 """
 
 from __future__ import annotations
@@ -21,7 +23,9 @@ Decode = Callable[[torch.Tensor], torch.Tensor]
 
 
 def ladder(max_batch: int) -> list[int]:
-    """Powers of two up to 8, then every eighth size: padding wastes at most a half of a small batch and an eighth of a large one."""
+    """Powers of two up to 8, then every eighth size: padding wastes at most a half of a small batch and an eighth of a
+    large one.
+    """
     sizes = [size for size in (1, 2, 4, 8) if size < max_batch] + list(range(16, max_batch, 8))
     return [*sizes, max_batch]
 
@@ -64,7 +68,9 @@ class CudaGraph:
 class DecodeGraphs:
     """`padding` is one column of inputs, `[3]`, for places that no sequence takes."""
 
-    def __init__(self, make: Callable[[torch.Tensor], Graph], max_batch: int, padding: Sequence[int], device: torch.device) -> None:
+    def __init__(
+        self, make: Callable[[torch.Tensor], Graph], max_batch: int, padding: Sequence[int], device: torch.device
+    ) -> None:
         self._sizes = ladder(max_batch)
         self._padding = list(padding)
         self._graphs: dict[int, Graph] = {}
@@ -72,7 +78,9 @@ class DecodeGraphs:
             self._graphs[size] = make(torch.tensor([self._padding] * size, device=device).T.contiguous())
 
     def run(self, columns: Sequence[tuple[int, int, int]]) -> torch.Tensor | None:
-        """Logits `[n, vocab]` for n columns of (token id, row, position), valid until the next run; None if no graph is large enough."""
+        """Logits `[n, vocab]` for n columns of (token id, row, position), valid until the next run; None if no graph is
+        large enough.
+        """
         step = bisect_left(self._sizes, len(columns))
         if step == len(self._sizes):
             return None
@@ -83,7 +91,9 @@ class DecodeGraphs:
 
 
 def capture(decode: Decode, max_batch: int, padding: Sequence[int], device: torch.device) -> DecodeGraphs | None:
-    """None where the model can't be captured (it waits for the device somewhere): decodes then run like everything else."""
+    """None where the model can't be captured (it waits for the device somewhere): decodes then run like everything
+    else.
+    """
     pool = torch.cuda.graph_pool_handle()
     try:
         return DecodeGraphs(lambda inputs: CudaGraph(decode, inputs, pool), max_batch, padding, device)

@@ -1,7 +1,8 @@
 """Which sequences of a step got keys and values that are not finite.
 
-A position whose key or value is not finite attends to itself, so its hidden state is not finite either, and stays so up to the last layer.
-Logits can't tell: they exist only for a chunk's last position, which in a model with sliding windows may not see the damage.
+A position whose key or value is not finite attends to itself, so its hidden state is not finite either, and stays so up
+to the last layer. Logits can't tell: they exist only for a chunk's last position, which in a model with sliding windows
+may not see the damage.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Runs planned steps on the device: the only module besides the caches and the sampler that touches tensors of a step.
 
-One forward pass of transformers' own model carries every chunk, packed behind one another as a batch of one; position ids say where each
-token stands, and the registered attention function knows the rest.
+One forward pass of transformers' own model carries every chunk, packed behind one another as a batch of one; position
+ids say where each token stands, and the registered attention function knows the rest.
 """
 
 from __future__ import annotations
@@ -69,7 +69,9 @@ class ModelRunner:
 
 
 def kept(logits: torch.Tensor, keep: torch.Tensor | int) -> torch.Tensor:
-    """The rows of `[positions, vocab]` that `logits_to_keep` asked for, also of a model that knows no such argument and gives all."""
+    """The rows of `[positions, vocab]` that `logits_to_keep` asked for, also of a model that knows no such argument and
+    gives all.
+    """
     return logits if isinstance(keep, int) or logits.shape[0] == keep.shape[0] else logits[keep]
 
 
@@ -98,15 +100,23 @@ def fed_tokens(chunk: Chunk) -> list[int]:
 def virtual_tokens(chunk: Chunk, prefixes: PrefixCache, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
     """The embeddings `[chunk.num_virtual, hidden]` of the soft prompt's part in the chunk."""
     assert chunk.sequence.prefix_id is not None
-    return prefixes.soft_prompt(chunk.sequence.prefix_id).cast(dtype, device)[chunk.start : chunk.start + chunk.num_virtual]
+    return prefixes.soft_prompt(chunk.sequence.prefix_id).cast(dtype, device)[
+        chunk.start : chunk.start + chunk.num_virtual
+    ]
 
 
 def model_inputs(
     chunks: Sequence[Chunk], model: Any, prefixes: PrefixCache, device: torch.device, dtype: torch.dtype
 ) -> dict[str, torch.Tensor]:
-    """Token ids and positions, `[1, tokens]`; embeddings `[1, tokens, hidden]` in place of the ids where some stand for virtual tokens."""
-    token_ids = torch.tensor([token for chunk in chunks for token in fed_tokens(chunk)], dtype=torch.long, device=device)
-    positions = torch.tensor([position for chunk in chunks for position in fed_positions(chunk)], dtype=torch.long, device=device)
+    """Token ids and positions, `[1, tokens]`; embeddings `[1, tokens, hidden]` in place of the ids where some stand for
+    virtual tokens.
+    """
+    token_ids = torch.tensor(
+        [token for chunk in chunks for token in fed_tokens(chunk)], dtype=torch.long, device=device
+    )
+    positions = torch.tensor(
+        [position for chunk in chunks for position in fed_positions(chunk)], dtype=torch.long, device=device
+    )
     if not any(chunk.num_virtual for chunk in chunks):
         return {"input_ids": token_ids[None], "position_ids": positions[None]}
     embeddings, begin = model.get_input_embeddings()(token_ids).clone(), 0

@@ -1,8 +1,9 @@
-"""The attention function over a paged KV cache: writes new keys and values to their slots and attends through block tables.
+"""The attention function over a paged KV cache: writes new keys and values to their slots and attends through block
+tables.
 
-With a kernel that reads block tables (`varlen_kernel`) all sequences of a step attend in one call; without one, or where a layer needs
-what the kernel lacks (soft-capping, sinks, candidates of a score), blocks are gathered and attended to with a mask. Knows nothing of
-scheduling, sampling or which model calls it.
+With a kernel that reads block tables (`varlen_kernel`) all sequences of a step attend in one call; without one, or
+where a layer needs what the kernel lacks (soft-capping, sinks, candidates of a score), blocks are gathered and attended
+to with a mask. Knows nothing of scheduling, sampling or which model calls it.
 """
 
 from __future__ import annotations
@@ -36,7 +37,9 @@ class Piece:
         return self.start + self.count
 
     def seen(self, window: int, device: torch.device) -> torch.Tensor:
-        """`[1, 1, count, end]`, True where a query sees a slot: slots before it, of its own branch only, within the window (0 is none)."""
+        """`[1, 1, count, end]`, True where a query sees a slot: slots before it, of its own branch only, within the
+        window (0 is none).
+        """
         if window not in self.masks:
             slots = torch.arange(self.end, device=device)
             seen = slots <= slots[self.start :, None]
@@ -82,7 +85,9 @@ class PagedLayout:
         offsets = torch.arange(self.num_decodes + 1, dtype=torch.int32, device=device)
         used, rows = (self.decode_positions + 1).int(), self.decode_rows
         if pieces:
-            counts = torch.tensor([[piece.count for piece in pieces], [piece.end for piece in pieces], [piece.row for piece in pieces]])
+            counts = torch.tensor(
+                [[piece.count for piece in pieces], [piece.end for piece in pieces], [piece.row for piece in pieces]]
+            )
             moved = counts.to(device)
             offsets = torch.cat([offsets, (self.num_decodes + moved[0].cumsum(0)).int()])
             used, rows = torch.cat([used, moved[1].int()]), torch.cat([rows, moved[2]])
@@ -93,13 +98,18 @@ class PagedLayout:
     def plain_index(self) -> torch.Tensor:
         """[n] positions of the packed batch that the kernel computes, where candidates stand between them."""
         plain = [
-            position for piece in self.pieces if not piece.branch_lengths for position in range(piece.begin, piece.begin + piece.count)
+            position
+            for piece in self.pieces
+            if not piece.branch_lengths
+            for position in range(piece.begin, piece.begin + piece.count)
         ]
         return torch.tensor([*range(self.num_decodes), *plain], dtype=torch.long, device=self.slots.device)
 
 
 class PagedAttention:
-    """Registered under a name of its own with `transformers.AttentionInterface`. `layout` is set before each forward pass."""
+    """Registered under a name of its own with `transformers.AttentionInterface`. `layout` is set before each forward
+    pass.
+    """
 
     def __init__(self, cache: PagedKVCache, kernel: VarlenKernel | None) -> None:
         self.cache, self.kernel = cache, kernel
@@ -132,7 +142,13 @@ class PagedAttention:
         return self._gathered(packed, keys, values, layout, rule)[None], None
 
     def _by_kernel(
-        self, kernel: VarlenKernel, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, layout: PagedLayout, rule: Rule
+        self,
+        kernel: VarlenKernel,
+        query: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        layout: PagedLayout,
+        rule: Rule,
     ) -> torch.Tensor:
         packed, trees = layout.packed, [piece for piece in layout.pieces if piece.branch_lengths]
         if not trees:
@@ -144,7 +160,9 @@ class PagedAttention:
             self._gather_piece(out, query, keys, values, piece, rule)
         return out
 
-    def _gathered(self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, layout: PagedLayout, rule: Rule) -> torch.Tensor:
+    def _gathered(
+        self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, layout: PagedLayout, rule: Rule
+    ) -> torch.Tensor:
         out = query.new_empty(*query.shape[:2], values.shape[-1])
         decodes = layout.num_decodes
         if decodes:
@@ -154,7 +172,9 @@ class PagedAttention:
             seen = slots <= layout.decode_positions[:, None]
             if rule.window:
                 seen &= slots > layout.decode_positions[:, None] - rule.window
-            attended = attend(query[:decodes, :, None], gather(keys, tables), gather(values, tables), seen[:, None, None], rule)
+            attended = attend(
+                query[:decodes, :, None], gather(keys, tables), gather(values, tables), seen[:, None, None], rule
+            )
             out[:decodes] = attended[:, :, 0]
         for piece in layout.pieces:
             self._gather_piece(out, query, keys, values, piece, rule)
@@ -172,7 +192,9 @@ class PagedAttention:
 
 @dataclass(frozen=True)
 class Rule:
-    """How one layer scores: `cap(query . key * scale)`; slots `window` or more positions back are not seen (0: all are)."""
+    """How one layer scores: `cap(query . key * scale)`; slots `window` or more positions back are not seen (0: all
+    are).
+    """
 
     scale: float
     window: int
@@ -189,8 +211,12 @@ def gather(pool: torch.Tensor, tables: torch.Tensor) -> torch.Tensor:
     return pool[tables.long()].flatten(1, 2).transpose(1, 2)
 
 
-def attend(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, seen: torch.Tensor, rule: Rule) -> torch.Tensor:
-    """query `[n, heads, q, width]`, keys and values `[n, kv_heads, k, width]`, seen `[n, 1, q, k]` -> `[n, heads, q, value width]`."""
+def attend(
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, seen: torch.Tensor, rule: Rule
+) -> torch.Tensor:
+    """query `[n, heads, q, width]`, keys and values `[n, kv_heads, k, width]`, seen `[n, 1, q, k]` -> `[n, heads, q,
+    value width]`.
+    """
     if rule.plain:
         grouped = query.shape[1] != keys.shape[1]
         return F.scaled_dot_product_attention(query, keys, values, attn_mask=seen, scale=rule.scale, enable_gqa=grouped)

@@ -1,6 +1,7 @@
 """Runs planned steps over a paged cache: the counterpart of `model_runner.ModelRunner` for GPUs.
 
-The same packed forward pass of transformers' own model; a step of decodes alone goes through captured graphs where there are any.
+The same packed forward pass of transformers' own model; a step of decodes alone goes through captured graphs where
+there are any.
 """
 
 from __future__ import annotations
@@ -57,9 +58,13 @@ class PagedRunner:
 
     @torch.inference_mode()
     def decode(self, inputs: torch.Tensor) -> torch.Tensor:
-        """`[3, batch]` token ids, rows, positions -> logits `[batch, vocab]`. Everything stays on the device: it can be captured."""
+        """`[3, batch]` token ids, rows, positions -> logits `[batch, vocab]`. Everything stays on the device: it can be
+        captured.
+        """
         ids, rows, positions = inputs.unbind(0)
-        layout = PagedLayout(self.cache.slots(rows, positions), rows, positions, (), self.cache.max_length, self.cache.tables)
+        layout = PagedLayout(
+            self.cache.slots(rows, positions), rows, positions, (), self.cache.max_length, self.cache.tables
+        )
         return self._forward(layout, {"input_ids": ids[None], "position_ids": positions[None]}, 0)
 
     def _lay_out(self, chunks: Sequence[Chunk]) -> PagedLayout:
@@ -73,7 +78,9 @@ class PagedRunner:
         rows, slots = self._tensor(places).T.unbind(0)
         longest = max((chunk.start + 1 for chunk in decodes), default=0)
         count = len(decodes)
-        return PagedLayout(self.cache.slots(rows, slots), rows[:count], slots[:count], pieces, longest, self.cache.tables)
+        return PagedLayout(
+            self.cache.slots(rows, slots), rows[:count], slots[:count], pieces, longest, self.cache.tables
+        )
 
     def _tensor(self, values: Any) -> torch.Tensor:
         return torch.tensor(values, dtype=torch.long, device=self._device)

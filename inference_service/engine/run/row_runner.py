@@ -1,6 +1,8 @@
-"""The runner for architectures that keep their attention to themselves (Falcon, Bloom, GPT-J, MPT ...): one chunk at a time, with the
-model's own attention over transformers' cache interface, and our rows as the cache. Slower, since sequences don't share a forward
-pass; the same answers, and everything around it (scheduling, prefix KV, sampling) is the same."""
+"""The runner for architectures that keep their attention to themselves (Falcon, Bloom, GPT-J, MPT ...): one chunk at a
+time, with the model's own attention over transformers' cache interface, and our rows as the cache. Slower, since
+sequences don't share a forward pass; the same answers, and everything around it (scheduling, prefix KV, sampling) is
+the same.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,9 @@ class RowLayer(DynamicLayer):  # type: ignore[misc]
     def get_seq_length(self) -> int:
         return self._length
 
-    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         end = self._length + key_states.shape[-2]
         self._row_keys[:, self._length : end] = key_states[0]
         self._row_values[:, self._length : end] = value_states[0]
@@ -62,13 +66,22 @@ class RowRunner:
         for chunk in plan.chunks:
             sequence, begin, end = chunk.sequence, chunk.start + chunk.num_virtual, chunk.start + chunk.count
             if chunk.num_virtual:
-                self._forward(chunk.row, chunk.start, 1, inputs_embeds=virtual_tokens(chunk, prefixes, self._device, self._dtype)[None])
+                self._forward(
+                    chunk.row,
+                    chunk.start,
+                    1,
+                    inputs_embeds=virtual_tokens(chunk, prefixes, self._device, self._dtype)[None],
+                )
             if begin < end:
                 tokens = sequence.tokens[begin - sequence.num_virtual : end - sequence.num_virtual]
                 logits = self._feed(chunk.row, begin, tokens, 1)
                 if chunk.samples or chunk.branches:
                     wanted.append(logits)
-            wanted += [self._feed(chunk.row, end, list(branch[:-1]), len(branch) - 1) for branch in chunk.branches if len(branch) > 1]
+            wanted += [
+                self._feed(chunk.row, end, list(branch[:-1]), len(branch) - 1)
+                for branch in chunk.branches
+                if len(branch) > 1
+            ]
         return torch.cat(wanted) if wanted else torch.empty(0, device=self._device)
 
     @torch.inference_mode()
@@ -81,20 +94,26 @@ class RowRunner:
 
     def _forward(self, row: int, start: int, last: int, **inputs: torch.Tensor) -> torch.Tensor:
         end = start + next(iter(inputs.values())).shape[1]
-        layers = [RowLayer(keys[row], values[row], start) for keys, values in map(self._cache.layer, range(self._num_layers))]
+        layers = [
+            RowLayer(keys[row], values[row], start) for keys, values in map(self._cache.layer, range(self._num_layers))
+        ]
         options: dict[str, Any] = dict(inputs)
         if "position_ids" in self._parameters:
             options["position_ids"] = torch.arange(start, end, device=self._device)[None]
         if "logits_to_keep" in self._parameters:
             options["logits_to_keep"] = last
         mask = torch.ones(1, end, dtype=torch.long, device=self._device)
-        logits: torch.Tensor = self._model(**options, attention_mask=mask, past_key_values=Cache(layers=layers), use_cache=True).logits[0]
+        logits: torch.Tensor = self._model(
+            **options, attention_mask=mask, past_key_values=Cache(layers=layers), use_cache=True
+        ).logits[0]
         return logits[-last:]
 
 
 @torch.inference_mode()
 def cache_shapes(model: Any) -> list[LayerShape]:
-    """The shapes of a model's own cache. Raises PreconditionFailed unless they are keys and values of every token in every layer."""
+    """The shapes of a model's own cache. Raises PreconditionFailed unless they are keys and values of every token in
+    every layer.
+    """
     kind = model.config.get_text_config().model_type
     cache = DynamicCache()
     try:
@@ -105,6 +124,10 @@ def cache_shapes(model: Any) -> list[LayerShape]:
         ) from error
     layers: list[Any] = cache.layers
     shapes = [tuple(layer.keys.shape) if getattr(layer, "is_initialized", False) else () for layer in layers]
-    if len(layers) != model.config.get_text_config().num_hidden_layers or any(len(shape) != 4 or shape[2] != 2 for shape in shapes):
-        raise PreconditionFailed(f"{kind} does not keep plain keys and values of every token in every layer: a prefix can't be shared")
+    if len(layers) != model.config.get_text_config().num_hidden_layers or any(
+        len(shape) != 4 or shape[2] != 2 for shape in shapes
+    ):
+        raise PreconditionFailed(
+            f"{kind} does not keep plain keys and values of every token in every layer: a prefix can't be shared"
+        )
     return [LayerShape(layer.keys.shape[1], layer.keys.shape[3], layer.values.shape[3]) for layer in layers]

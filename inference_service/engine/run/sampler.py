@@ -1,7 +1,8 @@
 """From logits to the next token of each sequence, vectorised over the batch. Knows nothing of models, rows or text.
 
-A sequence's random numbers come from a counter, not a stream: number n of seed s is Philox4x32-10 (Salmon et al. 2011) of (s, n), so that
-neighbours in the batch, preemption and chunking change nothing. One uniform number a token picks from the cumulative distribution.
+A sequence's random numbers come from a counter, not a stream: number n of seed s is Philox4x32-10 (Salmon et al. 2011)
+of (s, n), so that neighbours in the batch, preemption and chunking change nothing. One uniform number a token picks
+from the cumulative distribution.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from inference_service.engine.core.request import TokenLogprob
 from inference_service.engine.core.running_request import RunningRequest
 
 SORTED_HEAD = 1024
-"""Truncated sampling looks at so many of the most likely tokens first, and sorts the vocabulary only where they are not enough."""
+"""Truncated sampling looks at so many of the most likely tokens first, and sorts the vocabulary only where they are not
+enough.
+"""
 
 
 @dataclass(frozen=True)
@@ -28,13 +31,18 @@ class Sampled:
     ok: bool = True
 
 
-def sample(logits: torch.Tensor, sequences: Sequence[RunningRequest], end_ids: Sequence[frozenset[int]]) -> list[Sampled]:
+def sample(
+    logits: torch.Tensor, sequences: Sequence[RunningRequest], end_ids: Sequence[frozenset[int]]
+) -> list[Sampled]:
     """logits `[B, vocab]`; `end_ids` are the tokens that may end each sequence, impossible before its `min_new_tokens`."""
     best, greedy_ids = logits.max(dim=-1)
     finite = torch.isfinite(best).tolist()
     ids: list[int] = greedy_ids.tolist()
     plain = [
-        s.sampling.greedy and not s.sampling.penalised and s.num_generated >= s.sampling.min_new_tokens and s.sampling.num_logprobs is None
+        s.sampling.greedy
+        and not s.sampling.penalised
+        and s.num_generated >= s.sampling.min_new_tokens
+        and s.sampling.num_logprobs is None
         for s in sequences
     ]
     logprobs: list[TokenLogprob | None] = [None] * len(sequences)
@@ -42,11 +50,14 @@ def sample(logits: torch.Tensor, sequences: Sequence[RunningRequest], end_ids: S
     if involved:
         raw = logits[involved].float()
         chosen = _choose(
-            _adjust(raw.clone(), [sequences[i] for i in involved], [end_ids[i] for i in involved]), [sequences[i] for i in involved]
+            _adjust(raw.clone(), [sequences[i] for i in involved], [end_ids[i] for i in involved]),
+            [sequences[i] for i in involved],
         )
         for row, i in enumerate(involved):
             ids[i] = chosen[row]
-        asked = [(row, count) for row, i in enumerate(involved) if (count := sequences[i].sampling.num_logprobs) is not None]
+        asked = [
+            (row, count) for row, i in enumerate(involved) if (count := sequences[i].sampling.num_logprobs) is not None
+        ]
         if asked:
             reported, counts = zip(*asked, strict=True)
             found = token_logprobs(raw[list(reported)], [chosen[row] for row in reported], counts)
@@ -56,7 +67,9 @@ def sample(logits: torch.Tensor, sequences: Sequence[RunningRequest], end_ids: S
 
 
 def token_logprobs(logits: torch.Tensor, token_ids: Sequence[int], num_top: Sequence[int]) -> list[TokenLogprob]:
-    """Natural log-probabilities of the tokens under float32 logits `[B, vocab]`, with the `num_top` best alternatives of each row."""
+    """Natural log-probabilities of the tokens under float32 logits `[B, vocab]`, with the `num_top` best alternatives
+    of each row.
+    """
     everything = torch.log_softmax(logits, dim=-1)
     own = everything.gather(1, torch.tensor(token_ids, device=logits.device)[:, None])[:, 0].tolist()
     top = everything.topk(min(max(num_top), logits.shape[1]), dim=-1)
@@ -85,27 +98,35 @@ def philox(seed: int, number: int) -> tuple[int, int]:
     return c0, c1
 
 
-def _adjust(logits: torch.Tensor, sequences: Sequence[RunningRequest], end_ids: Sequence[frozenset[int]]) -> torch.Tensor:
+def _adjust(
+    logits: torch.Tensor, sequences: Sequence[RunningRequest], end_ids: Sequence[frozenset[int]]
+) -> torch.Tensor:
     """Penalties and forbidden ends, in place. Only real tokens are counted: a virtual position has no token."""
     for row, sequence in enumerate(sequences):
         params = sequence.sampling
         if params.repetition_penalty != 1.0:
             seen = torch.tensor(sorted(set(sequence.tokens)), device=logits.device)
             values = logits[row, seen]
-            logits[row, seen] = torch.where(values > 0, values / params.repetition_penalty, values * params.repetition_penalty)
+            logits[row, seen] = torch.where(
+                values > 0, values / params.repetition_penalty, values * params.repetition_penalty
+            )
         if (params.presence_penalty or params.frequency_penalty) and sequence.num_generated:
             counts = Counter(sequence.generated)
             seen = torch.tensor(list(counts), device=logits.device)
             times = torch.tensor(list(counts.values()), dtype=logits.dtype, device=logits.device)
             logits[row, seen] -= params.presence_penalty + params.frequency_penalty * times
         if sequence.num_generated < params.min_new_tokens and end_ids[row]:
-            ends = torch.tensor(sorted(i for i in end_ids[row] if i < logits.shape[1]), dtype=torch.long, device=logits.device)
+            ends = torch.tensor(
+                sorted(i for i in end_ids[row] if i < logits.shape[1]), dtype=torch.long, device=logits.device
+            )
             logits[row, ends] = -torch.inf
     return logits
 
 
 def _choose(logits: torch.Tensor, sequences: Sequence[RunningRequest]) -> list[int]:
-    """One token a row. Which computation a row takes depends on that row alone, so that its neighbours can't change its token."""
+    """One token a row. Which computation a row takes depends on that row alone, so that its neighbours can't change its
+    token.
+    """
     chosen: list[int] = logits.argmax(dim=-1).tolist()
     sampled = [i for i, s in enumerate(sequences) if not s.sampling.greedy]
     if not sampled:
@@ -116,7 +137,9 @@ def _choose(logits: torch.Tensor, sequences: Sequence[RunningRequest]) -> list[i
     rows = logits[sampled]
     # A tiny temperature must not overflow: the best logit becomes zero before the division.
     probabilities = torch.softmax((rows - rows.max(dim=-1, keepdim=True).values) / temperatures, dim=-1)
-    numbers = torch.tensor([uniform(sequences[i].seed, sequences[i].num_generated) for i in sampled], dtype=torch.float64, device=device)
+    numbers = torch.tensor(
+        [uniform(sequences[i].seed, sequences[i].num_generated) for i in sampled], dtype=torch.float64, device=device
+    )
     cut = [row for row, p in enumerate(params) if p.top_k or p.top_p < 1.0 or p.min_p > 0.0]
     whole = [row for row in range(len(params)) if row not in set(cut)]
     if whole:
@@ -177,7 +200,9 @@ class _Truncation:
 
 
 def _pick(weights: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
-    """Indices `[rows]` where the cumulative weights pass `numbers` (in [0, 1)) of their total; an index of weight 0 is never picked."""
+    """Indices `[rows]` where the cumulative weights pass `numbers` (in [0, 1)) of their total; an index of weight 0 is
+    never picked.
+    """
     cumulative = weights.double().cumsum(dim=-1)
     targets = numbers[:, None] * cumulative[:, -1:]
     index = torch.searchsorted(cumulative, targets, right=True)[:, 0]

@@ -1,5 +1,7 @@
-"""Log-probabilities of candidate continuations. The candidates are branches of one tree over the input's keys and values (the attention
-mask keeps them apart), so that the input is computed once and copied never. A candidate longer than a step comes in parts."""
+"""Log-probabilities of candidate continuations. The candidates are branches of one tree over the input's keys and
+values (the attention mask keeps them apart), so that the input is computed once and copied never. A candidate longer
+than a step comes in parts.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,9 @@ class Tally:
         return len(self._found) == len(self._sequence.candidates)
 
     def add(self, branches: Sequence[tuple[int, ...]], logits: torch.Tensor) -> bool:
-        """Row 0 of `logits` predicts every branch's first token, then come the rows of each branch. False if they are not finite."""
+        """Row 0 of `logits` predicts every branch's first token, then come the rows of each branch. False if they are
+        not finite.
+        """
         rows, tokens, begin = list[int](), list[int](), 1
         for branch in branches:
             rows += [0, *range(begin, begin + len(branch) - 1)]
@@ -66,5 +70,7 @@ class Tally:
     def result(self, timing: Timing) -> ScoreResult:
         totals = torch.tensor([sum(found) for found in self._found], dtype=torch.float64)
         probabilities = torch.softmax(totals, dim=0).tolist()
-        scores = tuple(CandidateScore(found, sum(found), p) for found, p in zip(self._found, probabilities, strict=True))
+        scores = tuple(
+            CandidateScore(found, sum(found), p) for found, p in zip(self._found, probabilities, strict=True)
+        )
         return ScoreResult(scores, self._sequence.usage, timing)

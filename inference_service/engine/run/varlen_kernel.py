@@ -1,7 +1,8 @@
-"""PyTorch's variable-length attention over a block table (`torch.nn.attention.varlen`), proven on this device before it is used.
+"""PyTorch's variable-length attention over a block table (`torch.nn.attention.varlen`), proven on this device before it
+is used.
 
-What it takes depends on the release and on the flash kernels inside: the size of a block, and whether it wants the keys' offsets beside
-their counts. So each way is tried on a small example and compared with attention written out.
+What it takes depends on the release and on the flash kernels inside: the size of a block, and whether it wants the
+keys' offsets beside their counts. So each way is tried on a small example and compared with attention written out.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ class Scoring(Protocol):
 
 @dataclass(frozen=True)
 class Packed:
-    """Sequences behind one another: `offsets` `[n + 1]` of their queries, `used` `[n]` slots, `tables` `[n, blocks]`, all int32.
+    """Sequences behind one another: `offsets` `[n + 1]` of their queries, `used` `[n]` slots, `tables` `[n, blocks]`,
+    all int32.
 
     The queries of a sequence are its last positions.
     """
@@ -62,7 +64,9 @@ class VarlenKernel:
     block_tokens: int
     with_offsets: bool
 
-    def __call__(self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, packed: Packed, rule: Scoring) -> torch.Tensor:
+    def __call__(
+        self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, packed: Packed, rule: Scoring
+    ) -> torch.Tensor:
         """query `[T, heads, width]`, keys and values `[blocks, block_tokens, kv_heads, width]` -> `[T, heads, width]`."""
         out: torch.Tensor = self.attend(
             query.contiguous(),
@@ -87,7 +91,9 @@ class _Plain:
     window: int
 
 
-def find_kernel(num_heads: int, num_kv_heads: int, width: int, dtype: torch.dtype, device: torch.device) -> VarlenKernel | None:
+def find_kernel(
+    num_heads: int, num_kv_heads: int, width: int, dtype: torch.dtype, device: torch.device
+) -> VarlenKernel | None:
     """The first way of calling `varlen_attn` that gives the right numbers here; None where there is none."""
     if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
         return None
@@ -112,8 +118,12 @@ def find_kernel(num_heads: int, num_kv_heads: int, width: int, dtype: torch.dtyp
 
 
 @torch.inference_mode()
-def error_of(kernel: VarlenKernel, num_heads: int, num_kv_heads: int, width: int, dtype: torch.dtype, device: torch.device) -> float:
-    """The largest difference from attention written out, relative to its norm, over decodes and a chunk, with a window and without."""
+def error_of(
+    kernel: VarlenKernel, num_heads: int, num_kv_heads: int, width: int, dtype: torch.dtype, device: torch.device
+) -> float:
+    """The largest difference from attention written out, relative to its norm, over decodes and a chunk, with a window
+    and without.
+    """
     generator = torch.Generator().manual_seed(0)
 
     def random(*shape: int) -> torch.Tensor:

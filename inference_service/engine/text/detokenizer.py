@@ -1,8 +1,9 @@
 """From token ids to text while it streams: never half a character, never one lost. Knows tokenizers, not sequences.
 
-A token may be a part of a UTF-8 character, and what a token adds may depend on the one before it (spaces in SentencePiece).
-Byte-level and byte-fallback tokenizers say exactly which bytes a token is (`token_bytes`): those go through an incremental UTF-8 decoder.
-Any other is asked to decode a short window with and without the new token (as TGI and vLLM do), held back while its end is no character.
+A token may be a part of a UTF-8 character, and what a token adds may depend on the one before it (spaces in
+SentencePiece). Byte-level and byte-fallback tokenizers say exactly which bytes a token is (`token_bytes`): those go
+through an incremental UTF-8 decoder. Any other is asked to decode a short window with and without the new token (as TGI
+and vLLM do), held back while its end is no character.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ _WINDOW = 6
 
 
 class Detokenizer(Protocol):
-    """One stream's state. `push` gives the text that is certain so far, `flush` what remains, without an unfinished character."""
+    """One stream's state. `push` gives the text that is certain so far, `flush` what remains, without an unfinished
+    character.
+    """
 
     def push(self, token_ids: Sequence[int]) -> str: ...
 
@@ -33,7 +36,9 @@ class DetokenizerFactory:
         self._table = byte_table(tokenizer)
 
     def __call__(self, before: Sequence[int] = ()) -> Detokenizer:
-        """`before`: ids of the text that the stream goes on from; without them it begins a text, which some tokenizers strip of a space."""
+        """`before`: ids of the text that the stream goes on from; without them it begins a text, which some tokenizers
+        strip of a space.
+        """
         if self._table is None:
             return WindowDetokenizer(self._tokenizer, before)
         return ByteDetokenizer(self._table, begins=not before)
@@ -85,7 +90,8 @@ class WindowDetokenizer:
         if len(after) <= len(before):
             return ""
         fresh = after[len(before) :]
-        # Five tokens that still end in a replacement character are no unfinished character (UTF-8 has at most four bytes).
+        # Five tokens that still end in a replacement character are no unfinished character (UTF-8 has at most four
+        # bytes).
         if fresh.endswith(REPLACEMENT) and self._held < 5:
             if not final:
                 return ""

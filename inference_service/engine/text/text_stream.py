@@ -1,4 +1,6 @@
-"""One request's way from sampled tokens to deltas: detokenizing, stop sequences, and when it is over. Knows no queues and no tensors."""
+"""One request's way from sampled tokens to deltas: detokenizing, stop sequences, and when it is over. Knows no queues
+and no tensors.
+"""
 
 from __future__ import annotations
 
@@ -62,7 +64,14 @@ class TextStream:
         return shown if stopped else shown + self._stops.flush()
 
     def _delta(
-        self, text: str, token_id: int, logprob: TokenLogprob | None, reason: FinishReason | None, now: float, *, about: bool
+        self,
+        text: str,
+        token_id: int,
+        logprob: TokenLogprob | None,
+        reason: FinishReason | None,
+        now: float,
+        *,
+        about: bool,
     ) -> Delta:
         return Delta(
             text=text,

@@ -1,4 +1,6 @@
-"""Which bytes each token of a tokenizer stands for, where the tokenizer's decoder makes that a matter of the token alone."""
+"""Which bytes each token of a tokenizer stands for, where the tokenizer's decoder makes that a matter of the token
+alone.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,9 @@ _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 @dataclass(frozen=True)
 class ByteTable:
-    """`pieces[token_id]` is the token's bytes; special tokens have none. A text begins without `stripped_spaces` of its leading spaces."""
+    """`pieces[token_id]` is the token's bytes; special tokens have none. A text begins without `stripped_spaces` of its
+    leading spaces.
+    """
 
     pieces: tuple[bytes, ...]
     stripped_spaces: int = 0
@@ -82,7 +86,9 @@ def _rules(decoder: dict[str, Any]) -> _Rules | None:
 
 
 def _byte_alphabet() -> dict[int, str]:
-    """Byte -> printable character, as in byte-level BPE (Radford et al. 2019): printable Latin-1 is itself, the rest from 256 on."""
+    """Byte -> printable character, as in byte-level BPE (Radford et al. 2019): printable Latin-1 is itself, the rest
+    from 256 on.
+    """
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in set(printable)]
     return {**{byte: chr(byte) for byte in printable}, **{byte: chr(256 + rank) for rank, byte in enumerate(others)}}

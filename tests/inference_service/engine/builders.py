@@ -45,7 +45,9 @@ def tiny_base(kind: str = "llama", *, dtype: torch.dtype = torch.float32, seed: 
     torch.manual_seed(seed)
     config = AutoConfig.for_model(kind, **{**SHAPE, **ARCHITECTURES.get(kind, {}), **overrides})
     attention = "eager" if kind in _EAGER else "sdpa"
-    model = AutoModelForCausalLM.from_config(config, attn_implementation=attention).to(dtype).eval().requires_grad_(False)
+    model = (
+        AutoModelForCausalLM.from_config(config, attn_implementation=attention).to(dtype).eval().requires_grad_(False)
+    )
     for parameter in model.parameters():
         if parameter.dim() > 1:
             parameter.mul_(3.0)
@@ -69,8 +71,12 @@ def soft_prompt(base: BaseModel, num_virtual: int = 7, seed: int = 1) -> SoftPro
     return SoftPrompt(table[rows] + table.std() * torch.randn(num_virtual, table.shape[1], generator=generator))
 
 
-def reference(base: BaseModel, prompt: SoftPrompt | None, input_ids: tuple[int, ...], max_new_tokens: int) -> tuple[int, ...]:
-    """transformers' own greedy continuation, the soft prompt put before the input as embeddings. Run before an engine takes the model."""
+def reference(
+    base: BaseModel, prompt: SoftPrompt | None, input_ids: tuple[int, ...], max_new_tokens: int
+) -> tuple[int, ...]:
+    """transformers' own greedy continuation, the soft prompt put before the input as embeddings. Run before an engine
+    takes the model.
+    """
     embeds = base.model.get_input_embeddings()(torch.tensor(input_ids))
     if prompt is not None:
         embeds = torch.cat([prompt.cast(base.dtype), embeds])
@@ -86,7 +92,13 @@ def reference(base: BaseModel, prompt: SoftPrompt | None, input_ids: tuple[int, 
 
 
 def small_config(**overrides: Any) -> EngineConfig:
-    defaults = {"max_running": 4, "max_length": 128, "max_tokens_per_step": 64, "kv_cache_bytes": 1 << 22, "prefix_kv_bytes": 1 << 20}
+    defaults = {
+        "max_running": 4,
+        "max_length": 128,
+        "max_tokens_per_step": 64,
+        "kv_cache_bytes": 1 << 22,
+        "prefix_kv_bytes": 1 << 20,
+    }
     return EngineConfig(**{**defaults, **overrides})
 
 
@@ -107,6 +119,8 @@ def drain(engine: Engine, max_steps: int = 2000) -> dict[str, Delta]:
     return {request_id: merge(parts) for request_id, parts in deltas.items()}
 
 
-def run_one(engine: Engine, input_ids: tuple[int, ...], sampling: SamplingParams, prefix_id: str | None = None) -> Delta:
+def run_one(
+    engine: Engine, input_ids: tuple[int, ...], sampling: SamplingParams, prefix_id: str | None = None
+) -> Delta:
     engine.submit(GenerationRequest("one", input_ids, sampling, prefix_id))
     return drain(engine)["one"]

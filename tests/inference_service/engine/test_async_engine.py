@@ -55,7 +55,9 @@ async def until(condition: Callable[[], bool]) -> None:
 async def test_many_streams_at_once_equal_generate(engine: AsyncEngine) -> None:
     twin = tiny_base()
     expected = reference(twin, soft_prompt(twin), IDS, 16)
-    found = await asyncio.gather(*(collect(engine, GenerationRequest(f"r{i}", IDS, greedy(16), "a")) for i in range(12)))
+    found = await asyncio.gather(
+        *(collect(engine, GenerationRequest(f"r{i}", IDS, greedy(16), "a")) for i in range(12))
+    )
     assert {delta.token_ids for delta in found} == {expected}
     assert all(delta.usage is not None and delta.usage.generated_tokens == 16 for delta in found)
 
@@ -184,7 +186,9 @@ async def test_when_the_thread_dies_nobody_hangs(monkeypatch: pytest.MonkeyPatch
     await subject.stop()
 
 
-async def test_a_step_that_raises_is_an_internal_error_of_its_requests_alone(engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_step_that_raises_is_an_internal_error_of_its_requests_alone(
+    engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = engine.engine.runner.run
 
     def flaky(plan: StepPlan, prefixes: PrefixCache) -> torch.Tensor:
@@ -212,7 +216,9 @@ async def test_failing_step_after_step_makes_the_engine_unhealthy(monkeypatch: p
 
     monkeypatch.setattr(subject.engine.runner, "run", fail)
     for i in range(MAX_FAILED_STEPS):
-        assert (await collect(subject, GenerationRequest(f"r{i}", IDS, greedy(5)))).finish_reason is FinishReason.INTERNAL
+        assert (
+            await collect(subject, GenerationRequest(f"r{i}", IDS, greedy(5)))
+        ).finish_reason is FinishReason.INTERNAL
     await until(lambda: not subject.healthy)
     with pytest.raises(Unavailable):
         await collect(subject, GenerationRequest("late", IDS, greedy(5)))
@@ -235,7 +241,9 @@ async def test_a_replay_passes_a_full_queue() -> None:
     await subject.stop()
 
 
-async def test_what_no_submit_expects_reaches_the_caller_and_not_the_thread(engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_no_submit_expects_reaches_the_caller_and_not_the_thread(
+    engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def surprise(request: object) -> None:
         raise TypeError("unexpected")
 

@@ -1,4 +1,6 @@
-"""Float32 greedy output equals transformers' `generate` with the soft prompt put before the input as embeddings, token for token."""
+"""Float32 greedy output equals transformers' `generate` with the soft prompt put before the input as embeddings, token
+for token.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,16 @@ from inference_service.engine.engine import Engine
 from inference_service.engine.run.row_runner import RowRunner
 from shared.errors import PreconditionFailed
 from shared.kernels import library, serving_linear
-from tests.inference_service.engine.builders import ARCHITECTURES, drain, greedy, reference, run_one, small_config, soft_prompt, tiny_base
+from tests.inference_service.engine.builders import (
+    ARCHITECTURES,
+    drain,
+    greedy,
+    reference,
+    run_one,
+    small_config,
+    soft_prompt,
+    tiny_base,
+)
 
 
 def random_input(rng: random.Random, low: int = 1, high: int = 30) -> tuple[int, ...]:
@@ -75,7 +86,9 @@ class Workbench:
         return engine
 
     def check_mix(self, engine: Engine, requests: list[Mixed]) -> None:
-        """Submit each request at the step of its arrival; every answer is what `generate` gives, and the books balance at each step."""
+        """Submit each request at the step of its arrival; every answer is what `generate` gives, and the books balance
+        at each step.
+        """
         deltas: dict[str, list[int]] = {}
         for step in range(4000):
             for i, (ids, prefix, count, priority, arrival) in enumerate(requests):
@@ -100,7 +113,13 @@ INSTRUCTION = tuple(range(100, 120))
 INPUTS = [random_input(random.Random(i), 1, 50) for i in range(5)] + [
     (*INSTRUCTION, *random_input(random.Random(i), 1, 9)) for i in range(4)
 ]
-REQUESTS = st.tuples(st.sampled_from(INPUTS), st.sampled_from(["a", "b", None]), st.integers(1, 24), st.integers(0, 1), st.integers(0, 12))
+REQUESTS = st.tuples(
+    st.sampled_from(INPUTS),
+    st.sampled_from(["a", "b", None]),
+    st.integers(1, 24),
+    st.integers(0, 1),
+    st.integers(0, 12),
+)
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -120,7 +139,10 @@ def test_any_mix_gives_what_generate_gives(
     """Arrivals, lengths, prompts, chunk sizes, row reuse and preemptions, all at random."""
     bytes_per_block = 4 * 2 * 2 * 16 * 4 * 32  # layers, keys and values, heads, width, float32, tokens
     engine = workbench.engine(
-        max_running=max_running, max_tokens_per_step=max_tokens_per_step, kv_cache_bytes=num_blocks * bytes_per_block, prefix_kv_bytes=1
+        max_running=max_running,
+        max_tokens_per_step=max_tokens_per_step,
+        kv_cache_bytes=num_blocks * bytes_per_block,
+        prefix_kv_bytes=1,
     )
     workbench.check_mix(engine, requests)
 
@@ -147,7 +169,9 @@ def test_a_shared_beginning_is_not_computed_again(workbench: Workbench) -> None:
 
 
 def test_bfloat16_logits_stay_near_float32() -> None:
-    """The stated tolerance: 5 % of the norm of the logits, on a random model with weights three times as large as usual."""
+    """The stated tolerance: 5 % of the norm of the logits, on a random model with weights three times as large as
+    usual.
+    """
     exact, rounded = tiny_base("llama"), tiny_base("llama", dtype=torch.bfloat16)
     prompt = soft_prompt(exact, 20)
     ids = random_input(random.Random(0), 20, 20)
@@ -164,7 +188,9 @@ def test_bfloat16_logits_stay_near_float32() -> None:
 @pytest.mark.parametrize("kind", ["llama", "mistral", "phi3"])
 @pytest.mark.parametrize("compiled", [True, False])
 def test_bfloat16_with_and_without_compiled_kernels(kind: str, compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A mix of prompts, lengths, chunks, decodes and a score: each token's log-probability is near that of the same weights in float32."""
+    """A mix of prompts, lengths, chunks, decodes and a score: each token's log-probability is near that of the same
+    weights in float32.
+    """
     if compiled and library.load() is None:
         pytest.skip("no compiled kernels on this machine")
     if compiled:
@@ -202,9 +228,14 @@ def test_bfloat16_with_and_without_compiled_kernels(kind: str, compiled: bool, m
     engine.check_integrity()
     for name, logprobs in generated.items():
         ids, prefix = cases[name]
-        pairs.append(([token.logprob for token in logprobs], expected(prefix, ids, [token.token_id for token in logprobs])))
+        pairs.append(
+            ([token.logprob for token in logprobs], expected(prefix, ids, [token.token_id for token in logprobs]))
+        )
     assert [len(found) for found, _ in pairs] == [1, 3, 2, *[16] * 6]
-    found, wanted = torch.tensor([value for found, _ in pairs for value in found]), torch.cat([wanted for _, wanted in pairs])
+    found, wanted = (
+        torch.tensor([value for found, _ in pairs for value in found]),
+        torch.cat([wanted for _, wanted in pairs]),
+    )
     assert float((found - wanted).norm() / wanted.norm()) < 0.05
 
 
@@ -247,6 +278,8 @@ def test_masks_that_the_engine_does_not_know_are_left_to_the_models_own_attentio
 
 def test_a_model_that_the_engine_would_serve_wrong_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("inference_service.engine.run.attention.Stretch.positions", lambda self: [0] * self.count)
-    monkeypatch.setattr("inference_service.engine.run.model_runner.fed_positions", lambda chunk: [0] * chunk.num_positions)
+    monkeypatch.setattr(
+        "inference_service.engine.run.model_runner.fed_positions", lambda chunk: [0] * chunk.num_positions
+    )
     with pytest.raises(PreconditionFailed, match="differ"):
         Engine.from_base_model(tiny_base("llama"), small_config())

@@ -1,4 +1,6 @@
-"""What a request meets in the engine besides its tokens: ends, refusals, cancellation, seeds, prefixes that come and go."""
+"""What a request meets in the engine besides its tokens: ends, refusals, cancellation, seeds, prefixes that come and
+go.
+"""
 
 from __future__ import annotations
 
@@ -79,7 +81,10 @@ def test_the_same_seed_gives_the_same_text_alone_and_in_company(engine: Engine) 
 def test_a_drawn_seed_is_told_and_repeats_the_text(engine: Engine) -> None:
     drawn = run_one(engine, IDS, SamplingParams(max_new_tokens=8, ignore_eos=True))
     assert drawn.seed is not None
-    assert run_one(engine, IDS, SamplingParams(max_new_tokens=8, ignore_eos=True, seed=drawn.seed)).token_ids == drawn.token_ids
+    assert (
+        run_one(engine, IDS, SamplingParams(max_new_tokens=8, ignore_eos=True, seed=drawn.seed)).token_ids
+        == drawn.token_ids
+    )
 
 
 @pytest.mark.parametrize(
@@ -102,7 +107,12 @@ def test_all_violations_come_at_once() -> None:
     with pytest.raises(InvalidInput) as caught:
         SamplingParams(temperature=-1, top_p=0, stop_sequences=("", "ok", "y" * 300)).check()
     named = [violation.field for violation in caught.value.violations]
-    assert named == ["sampling.temperature", "sampling.top_p", "sampling.stop_sequences[0]", "sampling.stop_sequences[2]"]
+    assert named == [
+        "sampling.temperature",
+        "sampling.top_p",
+        "sampling.stop_sequences[0]",
+        "sampling.stop_sequences[2]",
+    ]
 
 
 @pytest.mark.parametrize("ids", [(), (5, 261), (-1,), tuple([7] * 128), (9,) * 1_000_000])
@@ -168,7 +178,9 @@ def test_deadlines_end_waiting_and_running_requests() -> None:
     reasons: dict[str, Delta] = {}
     for now in (101.0, 104.0, 106.0):  # noqa: B007
         reasons |= {o.request_id: o.delta for o in subject.step() if o.delta.finish_reason is not None}
-    assert {name: delta.finish_reason for name, delta in reasons.items()} == dict.fromkeys(("waiting", "running"), FinishReason.DEADLINE)
+    assert {name: delta.finish_reason for name, delta in reasons.items()} == dict.fromkeys(
+        ("waiting", "running"), FinishReason.DEADLINE
+    )
     assert reasons["running"].usage is not None
     assert reasons["running"].usage.generated_tokens == 2
     subject.check_integrity()
@@ -293,7 +305,9 @@ def test_a_step_that_raises_fails_only_who_is_to_blame(engine: Engine, monkeypat
     assert not engine.broken
 
 
-def test_a_copied_beginning_is_computed_again_after_a_failed_step(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_copied_beginning_is_computed_again_after_a_failed_step(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     beginning = tuple(range(100, 120))
     expected = run_one(engine, (*beginning, 7), greedy(8), "a").token_ids
     engine.submit(GenerationRequest("source", (*beginning, 9), greedy(30), "a"))
@@ -319,7 +333,9 @@ def test_text_that_cannot_be_made_ends_its_request_alone(engine: Engine, monkeyp
     assert (found["bad"].finish_reason, found["good"].finish_reason) == (FinishReason.INTERNAL, FinishReason.LENGTH)
 
 
-def test_step_after_step_that_fails_means_broken_and_one_success_means_not(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_step_after_step_that_fails_means_broken_and_one_success_means_not(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fail_for(engine, monkeypatch, *(f"bad{i}" for i in range(9)))
     for i in range(MAX_FAILED_STEPS - 1):
         assert run_bad(engine, i) is FinishReason.INTERNAL

@@ -14,7 +14,12 @@ from inference_service.engine.scheduler import Scheduler, StepPlan
 
 
 def sequence(
-    arrival: int, num_input: int, *, priority: int = 0, num_virtual: int = 0, candidates: tuple[tuple[int, ...], ...] = ()
+    arrival: int,
+    num_input: int,
+    *,
+    priority: int = 0,
+    num_virtual: int = 0,
+    candidates: tuple[tuple[int, ...], ...] = (),
 ) -> RunningRequest:
     return RunningRequest(
         request_id=f"s{arrival}",
@@ -169,12 +174,16 @@ def test_books_that_do_not_balance_are_found() -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(
-    inputs=st.lists(st.tuples(st.integers(1, 90), st.integers(1, 40), st.integers(0, 2), st.integers(0, 9)), min_size=1, max_size=12),
+    inputs=st.lists(
+        st.tuples(st.integers(1, 90), st.integers(1, 40), st.integers(0, 2), st.integers(0, 9)), min_size=1, max_size=12
+    ),
     num_rows=st.integers(1, 5),
     max_blocks=st.integers(5, 12),
     budget=st.integers(1, 70),
 )
-def test_everything_ends_whatever_comes(inputs: list[tuple[int, int, int, int]], num_rows: int, max_blocks: int, budget: int) -> None:
+def test_everything_ends_whatever_comes(
+    inputs: list[tuple[int, int, int, int]], num_rows: int, max_blocks: int, budget: int
+) -> None:
     subject = scheduler(num_rows, max_blocks, budget, max_length=max_blocks * BLOCK_TOKENS)
     arriving = [(sequence(i, n, priority=p), new, at) for i, (n, new, p, at) in enumerate(inputs)]
     for step in range(5000):

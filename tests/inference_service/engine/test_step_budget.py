@@ -1,4 +1,6 @@
-"""No forward pass carries more positions than a step may have, whoever asks for what; chunks give the numbers that one pass gives."""
+"""No forward pass carries more positions than a step may have, whoever asks for what; chunks give the numbers that one
+pass gives.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,15 @@ from inference_service.engine.core.request import FinishReason, GenerationReques
 from inference_service.engine.engine import Engine
 from shared.errors import DamagedBlob, Overloaded, PreconditionFailed, Unavailable
 from shared.prompt.soft_prompt import SoftPrompt
-from tests.inference_service.engine.builders import drain, greedy, reference, run_one, small_config, soft_prompt, tiny_base
+from tests.inference_service.engine.builders import (
+    drain,
+    greedy,
+    reference,
+    run_one,
+    small_config,
+    soft_prompt,
+    tiny_base,
+)
 from tests.inference_service.engine.test_correctness import random_input
 
 IDS = tuple(range(20, 30))
@@ -38,7 +48,9 @@ def watch(engine: Engine) -> list[int]:
 
 
 def build(kind: str = "llama", *, paged: bool = False, **config: Any) -> Engine:
-    return Engine.from_base_model(tiny_base(kind), small_config(paged=paged, max_length=256, kv_cache_bytes=1 << 24, **config))
+    return Engine.from_base_model(
+        tiny_base(kind), small_config(paged=paged, max_length=256, kv_cache_bytes=1 << 24, **config)
+    )
 
 
 def score(engine: Engine, *, beside: bool = False) -> ScoreResult:
@@ -105,7 +117,9 @@ def test_prompts_above_the_prefix_budget_never_stop_a_stream(paged: bool) -> Non
     engine.step()
     sizes = watch(engine)
     for i, name in enumerate(prompts):
-        engine.submit(GenerationRequest(f"r{i}", random_input(random.Random(i), 5, 20), greedy(3), name, tenant="greedy"))
+        engine.submit(
+            GenerationRequest(f"r{i}", random_input(random.Random(i), 5, 20), greedy(3), name, tenant="greedy")
+        )
     got = 0
     while engine.scheduler.waiting or len(engine.scheduler.running) > 1:
         outputs = engine.step()

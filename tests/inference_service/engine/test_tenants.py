@@ -1,4 +1,6 @@
-"""The scheduler between tenants, and under requests that would fill a step: no model, plans are completed as if they had been computed."""
+"""The scheduler between tenants, and under requests that would fill a step: no model, plans are completed as if they
+had been computed.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +55,9 @@ def test_a_long_candidate_comes_in_parts_and_is_scored_whole() -> None:
         assert 0 < plan.num_positions <= 64
         fed += [branch for chunk in plan.chunks for branch in chunk.branches]
         complete(subject, plan)
-    assert [token for branch in fed for token in branch] == [token for candidate in item.candidates for token in candidate]
+    assert [token for branch in fed for token in branch] == [
+        token for candidate in item.candidates for token in candidate
+    ]
     assert item.tokens == item.tokens[:50]
 
 
@@ -340,12 +344,22 @@ REQUESTS = st.tuples(
     paged=st.booleans(),
 )
 def test_everything_ends_whatever_tenants_ask_for(
-    requests: list[tuple[int, int, int, int, str, str, list[int]]], num_rows: int, max_blocks: int, budget: int, paged: bool
+    requests: list[tuple[int, int, int, int, str, str, list[int]]],
+    num_rows: int,
+    max_blocks: int,
+    budget: int,
+    paged: bool,
 ) -> None:
-    """Scores, soft prompts that come and go, tenants of several weights: no step exceeds its budget, each candidate is scored once."""
+    """Scores, soft prompts that come and go, tenants of several weights: no step exceeds its budget, each candidate is
+    scored once.
+    """
     ready: set[str] = set()
     block = BLOCK_TOKENS
-    pool = BlockPool(num_rows, max_blocks, max_blocks * block, block) if paged else RowPool(num_rows, max_blocks, max_blocks * block)
+    pool = (
+        BlockPool(num_rows, max_blocks, max_blocks * block, block)
+        if paged
+        else RowPool(num_rows, max_blocks, max_blocks * block)
+    )
     subject = Scheduler(pool, budget, block, ready.__contains__)
     arriving, scored = [], dict[RunningRequest, list[int]]()
     for index, (num_input, new, priority, at, tenant, prefix, lengths) in enumerate(requests):
@@ -376,5 +390,7 @@ def test_everything_ends_whatever_tenants_ask_for(
             if item.finish_reason is None and done:
                 subject.finish(item, FinishReason.LENGTH)
     assert all(item.finish_reason is FinishReason.LENGTH for item, _, _ in arriving)
-    assert all(scored[item] == [token for candidate in item.candidates for token in candidate] for item, _, _ in arriving)
+    assert all(
+        scored[item] == [token for candidate in item.candidates for token in candidate] for item, _, _ in arriving
+    )
     assert subject.pool.num_held == 0

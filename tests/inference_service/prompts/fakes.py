@@ -37,7 +37,9 @@ class Log:
         return self.commit(*ops)
 
     def move(self, *targets: tuple[int, int], alias: str = "default") -> StoreIndex:
-        return self.commit(AliasMoved("tone", alias, tuple(AliasTarget(version, weight) for version, weight in targets)))
+        return self.commit(
+            AliasMoved("tone", alias, tuple(AliasTarget(version, weight) for version, weight in targets))
+        )
 
     def delete(self, version: int) -> StoreIndex:
         return self.commit(VersionDeleted("tone", version))

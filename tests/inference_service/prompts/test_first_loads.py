@@ -52,7 +52,11 @@ async def test_others_are_loaded_by_the_first_request_and_news_of_them_at_once()
             assert version is not None
         assert bench.registry.recent(1) == ["p0001"]
         bench.log.publish(2, prompt="p0002")
-        await until(lambda: bench.registry.resolve(PromptReference.parse("p0002")).version == 2 and bench.registry.num_loaded == 12)
+        await until(
+            lambda: (
+                bench.registry.resolve(PromptReference.parse("p0002")).version == 2 and bench.registry.num_loaded == 12
+            )
+        )
         assert bench.registry.num_aliases_behind == 0
         bench.log.publish(1, prompt="news")  # another look at the store wakes none of those that wait
         await until(lambda: bench.registry.num_loaded == 13)
@@ -60,7 +64,9 @@ async def test_others_are_loaded_by_the_first_request_and_news_of_them_at_once()
         assert bench.registry.wanted() == []
 
 
-async def test_a_load_that_takes_too_long_does_not_keep_the_replica_from_being_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_load_that_takes_too_long_does_not_keep_the_replica_from_being_ready(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     bench = bench_with(StartLimits(max_versions=0, max_seconds=0.05), 3)
     go, load = asyncio.Event(), bench.loader.load
 
@@ -89,4 +95,10 @@ def test_few_versions_are_all_loaded_and_the_default_alias_comes_first() -> None
 
 
 def test_the_fleets_lists_take_turns() -> None:
-    assert recently_used([replica("a", "x", "y"), replica("b", "z"), replica("c", "x", "w", "v")]) == ["x", "z", "y", "w", "v"]
+    assert recently_used([replica("a", "x", "y"), replica("b", "z"), replica("c", "x", "w", "v")]) == [
+        "x",
+        "z",
+        "y",
+        "w",
+        "v",
+    ]

@@ -10,7 +10,12 @@ from inference_service.prompts.golden import BAND, FLOORS, MOST, UNKNOWN, Replay
 from shared.prompt.manifest import GoldenRecord
 
 RECORD = GoldenRecord(
-    text="", input_ids=(1,), top_token_ids=(7, 8, 9), top_logprobs=(-0.1, -2.5, -8.0), dtype="bfloat16", rounding_nats=0.002
+    text="",
+    input_ids=(1,),
+    top_token_ids=(7, 8, 9),
+    top_logprobs=(-0.1, -2.5, -8.0),
+    dtype="bfloat16",
+    rounding_nats=0.002,
 )
 
 

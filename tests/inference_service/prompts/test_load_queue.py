@@ -1,4 +1,6 @@
-"""Failed loads: what the engine or the memory is to blame for is tried again, what would end the same again is quarantined."""
+"""Failed loads: what the engine or the memory is to blame for is tried again, what would end the same again is
+quarantined.
+"""
 
 from __future__ import annotations
 
@@ -71,7 +73,9 @@ async def bench(tiny_model_dir: Path, tmp_path: Path) -> AsyncIterator[Bench]:
     await subject.engine.stop()
 
 
-async def test_a_replay_that_stop_cuts_off_is_no_verdict_and_the_fleet_hears_of_none(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_replay_that_stop_cuts_off_is_no_verdict_and_the_fleet_hears_of_none(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (first,) = golden_of(bench.model_dir, matrix(1))
     record = bench.publish(1, (first, first.model_copy(update={"input_ids": (30, 31, 32)})))
     run, entered, released = bench.engine.engine.runner.run, threading.Event(), threading.Event()
@@ -95,7 +99,9 @@ async def test_a_replay_that_stop_cuts_off_is_no_verdict_and_the_fleet_hears_of_
 
 
 @pytest.mark.parametrize("ended_by", ["stop", "cancel"])
-async def test_a_cancelled_replay_raises_instead_of_giving_nothing(bench: Bench, ended_by: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_cancelled_replay_raises_instead_of_giving_nothing(
+    bench: Bench, ended_by: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     entered, released = threading.Event(), threading.Event()
     step = bench.engine.engine.step
 
@@ -179,7 +185,9 @@ async def test_a_version_whose_replays_fail_in_the_engine_is_quarantined_while_t
     assert bench.reasons() == [RefusalReason.FAULT]
 
 
-async def test_an_engine_that_dies_says_nothing_about_the_version(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_engine_that_dies_says_nothing_about_the_version(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     record = bench.publish(1, golden_of(bench.model_dir, matrix(1)))
 
     def fail(*args: object) -> torch.Tensor:
@@ -191,8 +199,12 @@ async def test_an_engine_that_dies_says_nothing_about_the_version(bench: Bench, 
     assert bench.reasons() == []
 
 
-@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 1 byte")])
-async def test_memory_that_is_short_now_is_tried_again(bench: Bench, error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 1 byte")]
+)
+async def test_memory_that_is_short_now_is_tried_again(
+    bench: Bench, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
     record = bench.publish(1)
     with monkeypatch.context() as patched:
 
@@ -206,7 +218,9 @@ async def test_memory_that_is_short_now_is_tried_again(bench: Bench, error: Exce
     assert bench.registry.num_loaded == 1
 
 
-async def test_blobs_that_hang_hold_their_places_once_and_others_load(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_blobs_that_hang_hold_their_places_once_and_others_load(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     bench.loader._fetch_seconds = 0.2
     hanging = [bench.publish(seed, prompt=f"hanging-{seed}") for seed in range(2, 6)]
     sound = bench.publish(1, prompt="sound")
@@ -231,7 +245,9 @@ async def test_blobs_that_hang_hold_their_places_once_and_others_load(bench: Ben
     assert [await bench.load(record) for record in hanging] == [None] * len(hanging)
 
 
-async def test_a_tenants_versions_do_not_queue_behind_all_of_another_tenants(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_tenants_versions_do_not_queue_behind_all_of_another_tenants(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     greedy = [bench.publish(seed, prompt=f"greedy-{seed}") for seed in range(2, 12)]
     modest, released, order = bench.publish(1, prompt="modest"), asyncio.Event(), list[str]()
     load = bench.loader.load

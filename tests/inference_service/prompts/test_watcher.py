@@ -155,7 +155,9 @@ async def test_who_wants_an_absent_version_hears_of_it(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("poll_seconds", [0.15, 2.0])
-def test_after_ten_minutes_without_the_store_it_catches_up_within_two_polls(poll_seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_after_ten_minutes_without_the_store_it_catches_up_within_two_polls(
+    poll_seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def act() -> tuple[float, int]:
         bench = Bench()
         bench.watcher = PromptWatcher(bench.store, bench.registry, bench.loads, NullPromptObserver(), poll_seconds)

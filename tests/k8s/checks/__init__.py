@@ -1,4 +1,5 @@
-"""What must hold in a rendered overlay beyond its schemas. Each check takes the manifests and yields what is wrong, in words.
+"""What must hold in a rendered overlay beyond its schemas. Each check takes the manifests and yields what is wrong, in
+words.
 
 `ALL` is what `test_overlays` runs over every overlay and `test_faults` proves able to fail.
 """

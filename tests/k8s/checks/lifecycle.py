@@ -1,4 +1,6 @@
-"""How pods come and go: time to drain before the kill, rollouts that suit the job database, budgets that block no node for ever."""
+"""How pods come and go: time to drain before the kill, rollouts that suit the job database, budgets that block no node
+for ever.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,9 @@ def check(manifests: Manifests) -> Iterator[str]:
 
 
 def _rollout(pod: Pod, spec: Object, replicas: int) -> Iterator[str]:
-    """Without GPUs a new replica is ready before an old one goes. With GPUs it is the other way round, so that no spare one is needed."""
+    """Without GPUs a new replica is ready before an old one goes. With GPUs it is the other way round, so that no spare
+    one is needed.
+    """
     rolling = spec["strategy"].get("rollingUpdate", {})
     surge, unavailable = rolling.get("maxSurge"), rolling.get("maxUnavailable")
     if not _has_gpu(pod):
@@ -66,13 +70,16 @@ def _spread(manifests: Manifests, name: str) -> bool:
     return any(
         constraint["topologyKey"] == "kubernetes.io/hostname"
         and constraint["labelSelector"]["matchLabels"].items() <= pod.labels.items()
-        and "app.kubernetes.io/name" in {*constraint["labelSelector"]["matchLabels"], *constraint.get("matchLabelKeys", ())}  # not all pods
+        and "app.kubernetes.io/name"
+        in {*constraint["labelSelector"]["matchLabels"], *constraint.get("matchLabelKeys", ())}  # not all pods
         for constraint in pod.spec.get("topologySpreadConstraints", [])
     )
 
 
 def _on_sqlite(manifests: Manifests) -> bool:
-    return not any(item["name"] == "SOFTPROMPT_TRAINER_DATABASE_URL" for item in manifests.pod("trainer").main.get("env", []))
+    return not any(
+        item["name"] == "SOFTPROMPT_TRAINER_DATABASE_URL" for item in manifests.pod("trainer").main.get("env", [])
+    )
 
 
 def _trainer(manifests: Manifests, spec: Object) -> Iterator[str]:
@@ -88,7 +95,9 @@ def _trainer(manifests: Manifests, spec: Object) -> Iterator[str]:
 def _budget(manifests: Manifests, budget: Object) -> Iterator[str]:
     name, spec = budget["metadata"]["name"], budget["spec"]
     for pod in manifests.selected(spec["selector"]["matchLabels"]):
-        replicas = pod.owner["spec"].get("replicas") or min(item["spec"]["minReplicaCount"] for item in manifests.of("ScaledObject"))
+        replicas = pod.owner["spec"].get("replicas") or min(
+            item["spec"]["minReplicaCount"] for item in manifests.of("ScaledObject")
+        )
         keeps = spec.get("minAvailable", replicas - int(spec.get("maxUnavailable", 0)))
         if keeps >= replicas or pod.owner["spec"]["strategy"]["type"] == "Recreate":
             yield f"PodDisruptionBudget {name} lets no node with {pod.name} be drained"

@@ -1,4 +1,6 @@
-"""What scrapes, scales and watches: each pod is scraped once, autoscaling has its target, dashboards reach Grafana's sidecar."""
+"""What scrapes, scales and watches: each pod is scraped once, autoscaling has its target, dashboards reach Grafana's
+sidecar.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,8 @@ def _scraped_once(manifests: Manifests, monitor: Object) -> Iterator[str]:
     scraped = [
         pod.name
         for service in manifests.of("Service")
-        if labels.items() <= service["metadata"].get("labels", {}).items() and port in [item["name"] for item in service["spec"]["ports"]]
+        if labels.items() <= service["metadata"].get("labels", {}).items()
+        and port in [item["name"] for item in service["spec"]["ports"]]
         for pod in manifests.selected(service["spec"]["selector"])
     ]
     if sorted(scraped) != ["inference", "trainer"]:
@@ -43,7 +46,9 @@ def _scaled(manifests: Manifests, scaled: Object) -> Iterator[str]:
     if not 1 <= scaled["spec"]["minReplicaCount"] <= scaled["spec"]["maxReplicaCount"]:
         yield "ScaledObject: replicas go from more to fewer, or to none"
     for trigger in scaled["spec"]["triggers"]:
-        yield from (f"ScaledObject: nobody exports {name}" for name in known_metrics.unknown_in(trigger["metadata"]["query"]))
+        yield from (
+            f"ScaledObject: nobody exports {name}" for name in known_metrics.unknown_in(trigger["metadata"]["query"])
+        )
 
 
 def _rule(rule: Object, rules: Object) -> Iterator[str]:

@@ -45,13 +45,24 @@ def at(name: str, url: str) -> tuple[Peer, int]:
 
 def allowed(manifests: Manifests, source: Peer, target: Peer, port: int, protocol: str = "TCP") -> bool:
     """Whether the policies let `source` open a connection: its own egress and the target's ingress both have to."""
-    return _side(manifests, source, target, port, protocol, "Egress") and _side(manifests, target, source, port, protocol, "Ingress")
+    return _side(manifests, source, target, port, protocol, "Egress") and _side(
+        manifests, target, source, port, protocol, "Ingress"
+    )
 
 
 def _let_in(manifests: Manifests, source: Peer, target: Peer, port: int) -> bool:
-    """Whether the side that is ours lets it through: of two pods of ours, the target must not count on what the source may send."""
+    """Whether the side that is ours lets it through: of two pods of ours, the target must not count on what the source
+    may send.
+    """
     inbound = target.namespace == "softprompt"
-    return _side(manifests, target if inbound else source, source if inbound else target, port, "TCP", "Ingress" if inbound else "Egress")
+    return _side(
+        manifests,
+        target if inbound else source,
+        source if inbound else target,
+        port,
+        "TCP",
+        "Ingress" if inbound else "Egress",
+    )
 
 
 def _side(manifests: Manifests, own: Peer, other: Peer, port: int, protocol: str, direction: str) -> bool:
@@ -65,7 +76,8 @@ def _side(manifests: Manifests, own: Peer, other: Peer, port: int, protocol: str
     target = own if direction == "Ingress" else other
     key, peers = ("ingress", "from") if direction == "Ingress" else ("egress", "to")
     return not policies or any(
-        _port(rule.get("ports"), target, port, protocol) and (peers not in rule or any(_peer(item, other) for item in rule[peers]))
+        _port(rule.get("ports"), target, port, protocol)
+        and (peers not in rule or any(_peer(item, other) for item in rule[peers]))
         for policy in policies
         for rule in policy.get(key, [])
     )
@@ -108,7 +120,8 @@ def _port(rules: list[Object] | None, target: Peer, port: int, protocol: str) ->
         return True
     named = ports(target.pod.main) if target.pod else {}
     return any(
-        rule.get("protocol", "TCP") == protocol and ("port" not in rule or rule["port"] == port or named.get(str(rule["port"])) == port)
+        rule.get("protocol", "TCP") == protocol
+        and ("port" not in rule or rule["port"] == port or named.get(str(rule["port"])) == port)
         for rule in rules
     )
 
@@ -148,12 +161,20 @@ def _needed(manifests: Manifests) -> Iterator[Flow]:
     for route in manifests.of("GRPCRoute"):
         parent = route["spec"]["parentRefs"][0]["namespace"]
         for backend in route["spec"]["rules"][0]["backendRefs"]:
-            yield elsewhere("the Gateway", parent, softprompt_io__client="true"), of(manifests.pod(backend["name"])), backend["port"]
+            yield (
+                elsewhere("the Gateway", parent, softprompt_io__client="true"),
+                of(manifests.pod(backend["name"])),
+                backend["port"],
+            )
     for pod in manifests.pods:
         yield from ((of(pod), *server) for server in _servers(manifests, pod))
         if any(item["name"] == "SOFTPROMPT_TRAINER_DATABASE_URL" for item in pod.main.get("env", [])):
             yield of(pod), DATABASE, 5432
-    members = [pod for pod in manifests.pods if pod.name == "trainer" or pod.name.startswith("ray-")] if manifests.of("RayCluster") else []
+    members = (
+        [pod for pod in manifests.pods if pod.name == "trainer" or pod.name.startswith("ray-")]
+        if manifests.of("RayCluster")
+        else []
+    )
     for source in members:
         for target in members:
             yield from ((of(source), of(target), port) for port in (6379, 6380, 6381, 10002, 43210))
@@ -162,7 +183,9 @@ def _needed(manifests: Manifests) -> Iterator[Flow]:
 
 
 def _servers(manifests: Manifests, pod: Pod) -> Iterator[tuple[Peer, int]]:
-    """Who a pod calls by its settings. Ray's workers have none of their own: they send traces where the trainer tells them to."""
+    """Who a pod calls by its settings. Ray's workers have none of their own: they send traces where the trainer tells
+    them to.
+    """
     environment = manifests.environment(pod)
     prefix = f"SOFTPROMPT_{pod.name.upper()}_"
     if environment.get(f"{prefix}STORE_URL", "").startswith("s3://"):

@@ -1,4 +1,6 @@
-"""Probes ask for health services that the services register, on the port that speaks plaintext, and give a model time to load."""
+"""Probes ask for health services that the services register, on the port that speaks plaintext, and give a model time
+to load.
+"""
 
 from __future__ import annotations
 

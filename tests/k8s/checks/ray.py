@@ -1,4 +1,6 @@
-"""The RayCluster and the trainer fit together: one image, one Ray, the same models at the same place, a token, no work on the head."""
+"""The RayCluster and the trainer fit together: one image, one Ray, the same models at the same place, a token, no work
+on the head.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +48,9 @@ def _cluster(spec: Object) -> Iterator[str]:
     for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
         if group["template"]["spec"].get("restartPolicy") != "Never":
             yield "a container restarted in its pod would be another Ray node under the same name"
-        yield from (f"rayStartParams.{k} is no string" for k, v in group["rayStartParams"].items() if not isinstance(v, str))
+        yield from (
+            f"rayStartParams.{k} is no string" for k, v in group["rayStartParams"].items() if not isinstance(v, str)
+        )
 
 
 def _head(params: dict[str, str]) -> Iterator[str]:
@@ -74,7 +78,9 @@ def _driver(pod: Pod, environment: dict[str, str]) -> Iterator[str]:
     for part in ("ray start --address=", "--num-cpus=0", "--num-gpus=0", "exec softprompt-trainer"):
         if part not in command:
             yield f"{part} is missing in its command"
-    if environment.get("RAY_AUTH_MODE") != "token" or not any(item["name"] == "RAY_AUTH_TOKEN" for item in pod.main.get("env", [])):
+    if environment.get("RAY_AUTH_MODE") != "token" or not any(
+        item["name"] == "RAY_AUTH_TOKEN" for item in pod.main.get("env", [])
+    ):
         yield "has no token for Ray"
     if environment.get("SOFTPROMPT_TRAINER_DEVICE") != "cuda":
         yield "would train on the CPU if no GPU node is up when it starts"
@@ -83,17 +89,25 @@ def _driver(pod: Pod, environment: dict[str, str]) -> Iterator[str]:
 
 
 def _node(manifests: Manifests, pod: Pod, trainer: Pod) -> Iterator[str]:
-    if not _LABELS.items() <= pod.labels.items() or pod.labels.get("app.kubernetes.io/name") != pod.name.removesuffix("-gpu"):
+    if not _LABELS.items() <= pod.labels.items() or pod.labels.get("app.kubernetes.io/name") != pod.name.removesuffix(
+        "-gpu"
+    ):
         yield f"has the labels {pod.labels}"
     if pod.main["image"] != trainer.main["image"]:
         yield f"runs {pod.main['image']}, the trainer {trainer.main['image']}"
     volumes = {volume["name"]: volume for volume in pod.spec["volumes"]}
     mounts = {mount["mountPath"]: volumes.get(mount["name"], {}) for mount in pod.main["volumeMounts"]}
     shm = mounts.get("/dev/shm", {}).get("emptyDir", {})
-    if shm.get("medium") != "Memory" or bytes_of(shm.get("sizeLimit", "0")) >= bytes_of(pod.main["resources"]["limits"]["memory"]):
+    if shm.get("medium") != "Memory" or bytes_of(shm.get("sizeLimit", "0")) >= bytes_of(
+        pod.main["resources"]["limits"]["memory"]
+    ):
         yield "has no memory of its own at /dev/shm, or more than its limit"
     params = next(
-        (group["rayStartParams"] for group in pod.owner["spec"]["workerGroupSpecs"] if pod.name == f"ray-worker-{group['groupName']}"),
+        (
+            group["rayStartParams"]
+            for group in pod.owner["spec"]["workerGroupSpecs"]
+            if pod.name == f"ray-worker-{group['groupName']}"
+        ),
         pod.owner["spec"]["headGroupSpec"]["rayStartParams"],
     )
     for name in ("node-manager", "object-manager"):

@@ -1,4 +1,6 @@
-"""Whatever one object calls another by is there: ConfigMaps, Secrets and their keys, claims, accounts, Services' pods and ports."""
+"""Whatever one object calls another by is there: ConfigMaps, Secrets and their keys, claims, accounts, Services' pods
+and ports.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,10 @@ MADE_BY_PEOPLE = {
 
 def secrets(manifests: Manifests) -> dict[str, set[str]]:
     """Every Secret that will be there, with its keys."""
-    found = {item["metadata"]["name"]: set(item.get("data", {})) | set(item.get("stringData", {})) for item in manifests.of("Secret")}
+    found = {
+        item["metadata"]["name"]: set(item.get("data", {})) | set(item.get("stringData", {}))
+        for item in manifests.of("Secret")
+    }
     for certificate in manifests.of("Certificate"):
         found[certificate["spec"]["secretName"]] = {"tls.crt", "tls.key", "ca.crt"}
     for cluster in manifests.of("RayCluster"):
@@ -36,7 +41,10 @@ def check(manifests: Manifests) -> Iterator[str]:
         if not manifests.selected(budget["spec"]["selector"]["matchLabels"]):
             yield f"PodDisruptionBudget {budget['metadata']['name']} selects no pod"
     for deployment in manifests.of("Deployment"):
-        if not deployment["spec"]["selector"]["matchLabels"].items() <= deployment["spec"]["template"]["metadata"]["labels"].items():
+        if (
+            not deployment["spec"]["selector"]["matchLabels"].items()
+            <= deployment["spec"]["template"]["metadata"]["labels"].items()
+        ):
             yield f"Deployment {deployment['metadata']['name']} does not select its own pods"
     yield from _certificates(manifests)
 

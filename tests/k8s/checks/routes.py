@@ -1,5 +1,6 @@
-"""Routes of a Gateway: each gRPC service of the protocol goes to the Service whose pods serve it, none is left out, and none is open: the
-pods behind know their callers."""
+"""Routes of a Gateway: each gRPC service of the protocol goes to the Service whose pods serve it, none is left out, and
+none is open: the pods behind know their callers.
+"""
 
 from __future__ import annotations
 
@@ -20,11 +21,15 @@ def check(manifests: Manifests) -> Iterator[str]:
         for rule in route["spec"]["rules"]:
             for backend in rule["backendRefs"]:
                 service = manifests.find("Service", backend["name"])
-                if service is None or backend["port"] not in [port["port"] for port in service["spec"]["ports"] if port["name"] == "grpc"]:
+                if service is None or backend["port"] not in [
+                    port["port"] for port in service["spec"]["ports"] if port["name"] == "grpc"
+                ]:
                     yield f"{route['metadata']['name']}: no gRPC port {backend['port']} of a Service {backend['name']}"
                     continue
                 for pod in manifests.selected(service["spec"]["selector"]):
-                    yield from (f"{route['metadata']['name']}: {pod.name} {problem}" for problem in _open(manifests, pod))
+                    yield from (
+                        f"{route['metadata']['name']}: {pod.name} {problem}" for problem in _open(manifests, pod)
+                    )
             for match in rule["matches"]:
                 routed[match["method"]["service"]] = rule["backendRefs"][0]["name"]
     if manifests.of("GRPCRoute") and routed != OWNERS:

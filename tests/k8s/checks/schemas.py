@@ -1,7 +1,8 @@
-"""Strict schemas: Kubernetes' own with no unknown field allowed, and those of the custom resources where they are at hand.
+"""Strict schemas: Kubernetes' own with no unknown field allowed, and those of the custom resources where they are at
+hand.
 
-Pod templates inside custom resources are always held against Kubernetes' own. The custom resources' schemas are published by their
-projects and lie beside the repository, not in it; `CRDS` says whether they do.
+Pod templates inside custom resources are always held against Kubernetes' own. The custom resources' schemas are
+published by their projects and lie beside the repository, not in it; `CRDS` says whether they do.
 """
 
 from __future__ import annotations
@@ -56,7 +57,9 @@ def _custom(group: str, version: str, kind: str) -> Draft202012Validator | None:
 
 
 def _strict(schema: Any) -> Any:
-    """No field that the schema doesn't name, as the API server's strict mode has it; `metadata` and what keeps unknown fields stay open."""
+    """No field that the schema doesn't name, as the API server's strict mode has it; `metadata` and what keeps unknown
+    fields stay open.
+    """
     if isinstance(schema, list):
         return [_strict(item) for item in schema]
     if not isinstance(schema, dict):

@@ -1,5 +1,6 @@
-"""Kubernetes' restricted pod security standard, for pods that the API server's admission sees and for those inside RayClusters, and beyond
-it: read-only roots, no account tokens, memory limits, images by version."""
+"""Kubernetes' restricted pod security standard, for pods that the API server's admission sees and for those inside
+RayClusters, and beyond it: read-only roots, no account tokens, memory limits, images by version.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Environment variables are real settings with values that the services would start with. Nothing else is in the environment by mistake."""
+"""Environment variables are real settings with values that the services would start with. Nothing else is in the
+environment by mistake.
+"""
 
 from __future__ import annotations
 
@@ -78,4 +80,6 @@ def _starts(manifests: Manifests, pod: Pod) -> Iterator[str]:
 
 def _has_secret(manifests: Manifests, pod: Pod, key: str) -> bool:
     known = secrets(manifests)
-    return any(key in known.get(source.get("secretRef", {}).get("name", ""), ()) for source in pod.main.get("envFrom", []))
+    return any(
+        key in known.get(source.get("secretRef", {}).get("name", ""), ()) for source in pod.main.get("envFrom", [])
+    )

@@ -1,4 +1,6 @@
-"""Certificates have every name that callers dial, Services don't promise plaintext where TLS is spoken, a renewal splits no trust."""
+"""Certificates have every name that callers dial, Services don't promise plaintext where TLS is spoken, a renewal
+splits no trust.
+"""
 
 from __future__ import annotations
 
@@ -35,5 +37,7 @@ def _names(certificate: Object, service: str) -> Iterator[str]:
     dialled = {service, f"{service}.softprompt", f"{service}.softprompt.svc", f"{service}.softprompt.svc.cluster.local"}
     for name in sorted((dialled | {"localhost"}) - set(certificate["dnsNames"])):
         yield f"the certificate of {certificate['commonName']} does not name {name}"
-    if "127.0.0.1" not in certificate.get("ipAddresses", ()):  # what the client dials by default, through a port-forward
+    if "127.0.0.1" not in certificate.get(
+        "ipAddresses", ()
+    ):  # what the client dials by default, through a port-forward
         yield f"the certificate of {certificate['commonName']} does not name 127.0.0.1"

@@ -1,5 +1,6 @@
-"""Mounts and claims: every mount has its volume and every volume a mount, what a process writes is writable, and no claim is asked for more
-than its access mode gives."""
+"""Mounts and claims: every mount has its volume and every volume a mount, what a process writes is writable, and no
+claim is asked for more than its access mode gives.
+"""
 
 from __future__ import annotations
 
@@ -79,7 +80,9 @@ def _access(manifests: Manifests) -> Iterator[str]:
         if item["spec"]["accessModes"] == ["ReadWriteMany"] or not pods:
             continue
         apart = [pod.name for pod in pods if not _bound_to(pod, pods[-1])]
-        many = [pod.name for pod in pods if pod.owner["kind"] != "Deployment" or pod.owner["spec"].get("replicas", 2) > 1]
+        many = [
+            pod.name for pod in pods if pod.owner["kind"] != "Deployment" or pod.owner["spec"].get("replicas", 2) > 1
+        ]
         if len(pods) > 1 and (apart or any(pod.owner["kind"] != "Deployment" for pod in pods)):
             yield f"the claim {name} is {item['spec']['accessModes'][0]} and mounted by pods on several nodes: {[pod.name for pod in pods]}"
         if many and len(pods) == 1:
@@ -91,8 +94,11 @@ def _access(manifests: Manifests) -> Iterator[str]:
 def _bound_to(pod: Pod, anchor: Pod) -> bool:
     if pod.name == anchor.name:
         return True
-    terms = pod.spec.get("affinity", {}).get("podAffinity", {}).get("requiredDuringSchedulingIgnoredDuringExecution", [])
+    terms = (
+        pod.spec.get("affinity", {}).get("podAffinity", {}).get("requiredDuringSchedulingIgnoredDuringExecution", [])
+    )
     return any(
-        term["topologyKey"] == "kubernetes.io/hostname" and term["labelSelector"]["matchLabels"].items() <= anchor.labels.items()
+        term["topologyKey"] == "kubernetes.io/hostname"
+        and term["labelSelector"]["matchLabels"].items() <= anchor.labels.items()
         for term in terms
     )

@@ -35,15 +35,21 @@ FAULTS: Faults = {
     "a Deployment that selects other pods": (
         "local-cpu",
         "references",
-        lambda m: m.get("Deployment", "trainer")["spec"]["selector"].update(matchLabels={"app.kubernetes.io/name": "trainers"}),
+        lambda m: m.get("Deployment", "trainer")["spec"]["selector"].update(
+            matchLabels={"app.kubernetes.io/name": "trainers"}
+        ),
     ),
-    "a claim deleted that Ray workers mount": ("gpu-s3", "references", lambda m: remove(m, "PersistentVolumeClaim", "models")),
+    "a claim deleted that Ray workers mount": (
+        "gpu-s3",
+        "references",
+        lambda m: remove(m, "PersistentVolumeClaim", "models"),
+    ),
     "a Secret's key misspelt": (
         "ha",
         "references",
-        lambda m: next(e for e in m.pod("trainer").main["env"] if e["name"].endswith("DATABASE_URL"))["valueFrom"]["secretKeyRef"].update(
-            key="uri"
-        ),
+        lambda m: next(e for e in m.pod("trainer").main["env"] if e["name"].endswith("DATABASE_URL"))["valueFrom"][
+            "secretKeyRef"
+        ].update(key="uri"),
     ),
     "no token Secret, since Ray's authentication is off": (
         "gpu",
@@ -60,15 +66,25 @@ FAULTS: Faults = {
     "a read-only prompt store": (
         "local-cpu",
         "volumes",
-        lambda m: next(x for x in m.pod("trainer").main["volumeMounts"] if x["name"] == "prompts").update(readOnly=True),
+        lambda m: next(x for x in m.pod("trainer").main["volumeMounts"] if x["name"] == "prompts").update(
+            readOnly=True
+        ),
     ),
-    "the store at another path": ("local-cpu", "volumes", lambda m: env(m, "inference").update(SOFTPROMPT_INFERENCE_STORE_URL="/store")),
+    "the store at another path": (
+        "local-cpu",
+        "volumes",
+        lambda m: env(m, "inference").update(SOFTPROMPT_INFERENCE_STORE_URL="/store"),
+    ),
     "one node's claim on many nodes": (
         "gpu",
         "volumes",
         lambda m: m.get("PersistentVolumeClaim", "models")["spec"].update(accessModes=["ReadWriteOnce"]),
     ),
-    "pods with one node's claim are let apart": ("local-cpu", "volumes", lambda m: m.pod("inference").spec.pop("affinity")),
+    "pods with one node's claim are let apart": (
+        "local-cpu",
+        "volumes",
+        lambda m: m.pod("inference").spec.pop("affinity"),
+    ),
     "two trainers over one node's claim": (
         "ha",
         "volumes",
@@ -77,18 +93,40 @@ FAULTS: Faults = {
     "a certificate mounted as a file that never changes": (
         "ha",
         "volumes",
-        lambda m: next(x for x in m.pod("trainer").main["volumeMounts"] if x["name"] == "tls").update(subPath="tls.crt"),
+        lambda m: next(x for x in m.pod("trainer").main["volumeMounts"] if x["name"] == "tls").update(
+            subPath="tls.crt"
+        ),
     ),
     "scratch space without a bound": (
         "local-cpu",
         "volumes",
         lambda m: next(v for v in m.pod("inference").spec["volumes"] if v["name"] == "tmp").update(emptyDir={}),
     ),
-    "a setting misspelt": ("local-cpu", "settings", lambda m: env(m, "trainer").update(SOFTPROMPT_TRAINER_GRACE_SECOND="60")),
-    "a setting out of range": ("local-cpu", "settings", lambda m: env(m, "inference").update(SOFTPROMPT_INFERENCE_MAX_RUNNING="0")),
-    "a setting of the other service": ("local-cpu", "settings", lambda m: env(m, "inference").update(SOFTPROMPT_TRAINER_DEVICE="cpu")),
-    "a port that isn't the container's": ("local-cpu", "settings", lambda m: env(m, "trainer").update(SOFTPROMPT_TRAINER_PORT="50050")),
-    "a service on loopback": ("local-cpu", "settings", lambda m: env(m, "trainer").update(SOFTPROMPT_TRAINER_HOST="127.0.0.1")),
+    "a setting misspelt": (
+        "local-cpu",
+        "settings",
+        lambda m: env(m, "trainer").update(SOFTPROMPT_TRAINER_GRACE_SECOND="60"),
+    ),
+    "a setting out of range": (
+        "local-cpu",
+        "settings",
+        lambda m: env(m, "inference").update(SOFTPROMPT_INFERENCE_MAX_RUNNING="0"),
+    ),
+    "a setting of the other service": (
+        "local-cpu",
+        "settings",
+        lambda m: env(m, "inference").update(SOFTPROMPT_TRAINER_DEVICE="cpu"),
+    ),
+    "a port that isn't the container's": (
+        "local-cpu",
+        "settings",
+        lambda m: env(m, "trainer").update(SOFTPROMPT_TRAINER_PORT="50050"),
+    ),
+    "a service on loopback": (
+        "local-cpu",
+        "settings",
+        lambda m: env(m, "trainer").update(SOFTPROMPT_TRAINER_HOST="127.0.0.1"),
+    ),
     "a password in a ConfigMap": (
         "ha",
         "settings",
@@ -110,16 +148,32 @@ FAULTS: Faults = {
         "probes",
         lambda m: m.pod("inference").main["livenessProbe"]["grpc"].update(service="ready"),
     ),
-    "a plaintext probe on the TLS port": ("ha", "probes", lambda m: m.pod("inference").main["livenessProbe"]["grpc"].update(port=50052)),
-    "a minute to load a model": ("local-cpu", "probes", lambda m: m.pod("inference").main["startupProbe"].update(failureThreshold=12)),
-    "a Ray pod without a probe": ("gpu", "probes", lambda m: worker(m)["template"]["spec"]["containers"][0].pop("livenessProbe")),
+    "a plaintext probe on the TLS port": (
+        "ha",
+        "probes",
+        lambda m: m.pod("inference").main["livenessProbe"]["grpc"].update(port=50052),
+    ),
+    "a minute to load a model": (
+        "local-cpu",
+        "probes",
+        lambda m: m.pod("inference").main["startupProbe"].update(failureThreshold=12),
+    ),
+    "a Ray pod without a probe": (
+        "gpu",
+        "probes",
+        lambda m: worker(m)["template"]["spec"]["containers"][0].pop("livenessProbe"),
+    ),
     "a probe of the dashboard that isn't there": (
         "gpu",
         "probes",
         lambda m: head(m)["template"]["spec"]["containers"][0]["livenessProbe"].update(tcpSocket={"port": "dashboard"}),
     ),
     "a root user": ("local-cpu", "security", lambda m: m.pod("trainer").spec["securityContext"].pop("runAsNonRoot")),
-    "capabilities kept": ("local-cpu", "security", lambda m: m.pod("inference").main["securityContext"].pop("capabilities")),
+    "capabilities kept": (
+        "local-cpu",
+        "security",
+        lambda m: m.pod("inference").main["securityContext"].pop("capabilities"),
+    ),
     "an init container with a writable root": (
         "local-cpu",
         "security",
@@ -135,11 +189,17 @@ FAULTS: Faults = {
         "security",
         lambda m: cluster(m)["spec"]["autoscalerOptions"]["resources"].pop("limits"),
     ),
-    "an image by the name latest": ("local-cpu", "security", lambda m: m.pod("trainer").main.update(image="softprompt-trainer:latest")),
+    "an image by the name latest": (
+        "local-cpu",
+        "security",
+        lambda m: m.pod("trainer").main.update(image="softprompt-trainer:latest"),
+    ),
     "a folder of the node": (
         "gpu",
         "security",
-        lambda m: worker(m)["template"]["spec"]["volumes"][0].update(persistentVolumeClaim=None, hostPath={"path": "/models"}),
+        lambda m: worker(m)["template"]["spec"]["volumes"][0].update(
+            persistentVolumeClaim=None, hostPath={"path": "/models"}
+        ),
     ),
     "an account's token in a pod": (
         "local-cpu",
@@ -149,14 +209,20 @@ FAULTS: Faults = {
     "a namespace that allows everything": (
         "local-cpu",
         "security",
-        lambda m: m.get("Namespace", "softprompt")["metadata"]["labels"].update({"pod-security.kubernetes.io/enforce": "privileged"}),
+        lambda m: m.get("Namespace", "softprompt")["metadata"]["labels"].update(
+            {"pod-security.kubernetes.io/enforce": "privileged"}
+        ),
     ),
     "killed in the middle of draining": (
         "local-cpu",
         "lifecycle",
         lambda m: m.pod("inference").spec.update(terminationGracePeriodSeconds=120),
     ),
-    "a grace time raised alone": ("local-cpu", "lifecycle", lambda m: env(m, "trainer").update(SOFTPROMPT_TRAINER_GRACE_SECONDS="300")),
+    "a grace time raised alone": (
+        "local-cpu",
+        "lifecycle",
+        lambda m: env(m, "trainer").update(SOFTPROMPT_TRAINER_GRACE_SECONDS="300"),
+    ),
     "no pause before the end": ("local-cpu", "lifecycle", lambda m: m.pod("inference").main.pop("lifecycle")),
     "two trainers on SQLite during a rollout": (
         "local-cpu",

@@ -43,14 +43,20 @@ FAULTS: Faults = {
     "models in an emptyDir": (
         "local-cpu",
         "models",
-        lambda m: m.pod("inference").spec["volumes"].__setitem__(1, {"name": "models", "emptyDir": {"sizeLimit": "1Gi"}}),
+        lambda m: (
+            m.pod("inference").spec["volumes"].__setitem__(1, {"name": "models", "emptyDir": {"sizeLimit": "1Gi"}})
+        ),
     ),
     "the hub's files in an emptyDir": (
         "gpu",
         "models",
         lambda m: download(m, "trainer")["env"].remove({"name": "HF_HOME", "value": "/models/.huggingface"}),
     ),
-    "models downloaded beside the claim": ("gpu", "models", lambda m: download(m, "trainer")["env"][0].update(value="/tmp/models")),
+    "models downloaded beside the claim": (
+        "gpu",
+        "models",
+        lambda m: download(m, "trainer")["env"][0].update(value="/tmp/models"),
+    ),
     "models that a service may write": (
         "gpu",
         "models",
@@ -59,27 +65,41 @@ FAULTS: Faults = {
     "models that Ray's workers may write": (
         "gpu",
         "models",
-        lambda m: next(x for x in worker(m)["template"]["spec"]["containers"][0]["volumeMounts"] if x["name"] == "models").pop("readOnly"),
+        lambda m: next(
+            x for x in worker(m)["template"]["spec"]["containers"][0]["volumeMounts"] if x["name"] == "models"
+        ).pop("readOnly"),
     ),
     "a download that can't write": (
         "gpu",
         "models",
-        lambda m: next(x for x in download(m, "trainer")["volumeMounts"] if x["name"] == "models").update(readOnly=True),
+        lambda m: next(x for x in download(m, "trainer")["volumeMounts"] if x["name"] == "models").update(
+            readOnly=True
+        ),
     ),
     "a hub model at whatever commit is newest": (
         "local-cpu",
         "models",
         lambda m: models(m).update(MODELS="smollm2-135m-instruct,Qwen/Qwen3-0.6B"),
     ),
-    "a hub model by a tag": ("local-cpu", "models", lambda m: models(m).update(MODELS="smollm2-135m-instruct,a/b@v1.0")),
+    "a hub model by a tag": (
+        "local-cpu",
+        "models",
+        lambda m: models(m).update(MODELS="smollm2-135m-instruct,a/b@v1.0"),
+    ),
     "a name that is none": ("local-cpu", "models", lambda m: models(m).update(MODELS="smollm2-135m-instruct@1")),
     "no model named": ("local-cpu", "models", lambda m: models(m).update(MODELS="")),
     "a base model that nothing downloads": (
         "gpu",
         "models",
-        lambda m: env(m, "trainer").update(SOFTPROMPT_TRAINER_BASE_MODELS="/models/smollm2-135m-instruct,/models/other"),
+        lambda m: env(m, "trainer").update(
+            SOFTPROMPT_TRAINER_BASE_MODELS="/models/smollm2-135m-instruct,/models/other"
+        ),
     ),
-    "a model downloaded under another name": ("gpu", "models", lambda m: models(m).update(MODELS="small=smollm2-135m-instruct")),
+    "a model downloaded under another name": (
+        "gpu",
+        "models",
+        lambda m: models(m).update(MODELS="small=smollm2-135m-instruct"),
+    ),
     "only the trainer downloads": ("gpu", "models", lambda m: m.pod("inference").spec.pop("initContainers")),
     "the first model only": (
         "gpu",

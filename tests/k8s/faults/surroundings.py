@@ -31,7 +31,11 @@ FAULTS: Faults = {
         "tls",
         lambda m: m.get("Service", "inference-headless")["spec"]["ports"][0].update(appProtocol="kubernetes.io/h2c"),
     ),
-    "a Gateway not told of HTTP/2": ("gpu-s3", "tls", lambda m: m.get("Service", "trainer")["spec"]["ports"][0].pop("appProtocol")),
+    "a Gateway not told of HTTP/2": (
+        "gpu-s3",
+        "tls",
+        lambda m: m.get("Service", "trainer")["spec"]["ports"][0].pop("appProtocol"),
+    ),
     "training on the Ray head": ("gpu", "ray", lambda m: head(m)["rayStartParams"].pop("num-cpus")),
     "a number where Ray wants text": ("gpu", "ray", lambda m: worker(m)["rayStartParams"].update({"num-gpus": 1})),
     "a GPU that Ray doesn't know of": ("gpu", "ray", lambda m: worker(m)["rayStartParams"].update({"num-gpus": "0"})),
@@ -46,30 +50,60 @@ FAULTS: Faults = {
         "ray",
         lambda m: drop(worker(m)["template"]["spec"]["containers"][0]["volumeMounts"], name="models"),
     ),
-    "workers without labels": ("gpu", "ray", lambda m: worker(m)["template"]["metadata"]["labels"].pop("softprompt.io/ray-member")),
-    "the trainer joins another cluster": ("gpu", "ray", lambda m: env(m, "trainer").update(SOFTPROMPT_TRAINER_RAY_ADDRESS="ray-head:6379")),
+    "workers without labels": (
+        "gpu",
+        "ray",
+        lambda m: worker(m)["template"]["metadata"]["labels"].pop("softprompt.io/ray-member"),
+    ),
+    "the trainer joins another cluster": (
+        "gpu",
+        "ray",
+        lambda m: env(m, "trainer").update(SOFTPROMPT_TRAINER_RAY_ADDRESS="ray-head:6379"),
+    ),
     "a driver without a token": ("gpu", "ray", lambda m: drop(m.pod("trainer").main["env"], name="RAY_AUTH_TOKEN")),
     "a driver without a raylet": ("gpu", "ray", lambda m: m.pod("trainer").main.pop("args")),
     "GPUs held while nobody trains": ("gpu", "ray", lambda m: worker(m).update(minReplicas=1)),
-    "a worker of two GPUs on nodes of one": ("gpu", "ray", lambda m: env(m, "trainer").update(SOFTPROMPT_TRAINER_GPUS_PER_WORKER="2")),
-    "Ray nodes restarted within their pods": ("gpu", "ray", lambda m: worker(m)["template"]["spec"].pop("restartPolicy")),
-    "a dashboard that runs anybody's code": ("gpu", "ray", lambda m: head(m)["rayStartParams"].pop("include-dashboard")),
+    "a worker of two GPUs on nodes of one": (
+        "gpu",
+        "ray",
+        lambda m: env(m, "trainer").update(SOFTPROMPT_TRAINER_GPUS_PER_WORKER="2"),
+    ),
+    "Ray nodes restarted within their pods": (
+        "gpu",
+        "ray",
+        lambda m: worker(m)["template"]["spec"].pop("restartPolicy"),
+    ),
+    "a dashboard that runs anybody's code": (
+        "gpu",
+        "ray",
+        lambda m: head(m)["rayStartParams"].pop("include-dashboard"),
+    ),
     "shared memory on disk": (
         "gpu",
         "ray",
-        lambda m: next(v for v in worker(m)["template"]["spec"]["volumes"] if v["name"] == "shm")["emptyDir"].pop("medium"),
+        lambda m: next(v for v in worker(m)["template"]["spec"]["volumes"] if v["name"] == "shm")["emptyDir"].pop(
+            "medium"
+        ),
     ),
     "no names are resolved": ("gpu", "network", lambda m: remove(m, "NetworkPolicy", "dns")),
     "workers cut off from the head": ("gpu", "network", lambda m: remove(m, "NetworkPolicy", "ray-members")),
     "open to everybody": ("gpu", "network", lambda m: policy_rule(m, "trainer-calls", "ingress").pop("from")),
-    "Prometheus shut out": ("gpu", "network", lambda m: m.get("NetworkPolicy", "inference-calls")["spec"]["ingress"].pop(1)),
+    "Prometheus shut out": (
+        "gpu",
+        "network",
+        lambda m: m.get("NetworkPolicy", "inference-calls")["spec"]["ingress"].pop(1),
+    ),
     "nothing denied by default": ("gpu", "network", lambda m: remove(m, "NetworkPolicy", "default-deny")),
     "the object store out of reach": (
         "gpu-s3",
         "network",
         lambda m: [m.pod(name).labels.pop("softprompt.io/reaches-https") for name in ("trainer", "inference")],
     ),
-    "the database out of reach": ("ha", "network", lambda m: m.pod("trainer").labels.pop("softprompt.io/reaches-postgres")),
+    "the database out of reach": (
+        "ha",
+        "network",
+        lambda m: m.pod("trainer").labels.pop("softprompt.io/reaches-postgres"),
+    ),
     "traces that can't leave": ("ha", "network", lambda m: m.pod("inference").labels.pop("softprompt.io/reaches-otlp")),
     "traces that can't leave Ray's workers": (
         "ha",
@@ -79,7 +113,9 @@ FAULTS: Faults = {
     "a collector in another namespace": (
         "ha",
         "network",
-        lambda m: env(m, "trainer").update(SOFTPROMPT_TRAINER_OTLP_ENDPOINT="http://collector.observability.svc:4318/v1/traces"),
+        lambda m: env(m, "trainer").update(
+            SOFTPROMPT_TRAINER_OTLP_ENDPOINT="http://collector.observability.svc:4318/v1/traces"
+        ),
     ),
     "a way to the collector for those who have no traces": (
         "gpu",
@@ -130,7 +166,9 @@ FAULTS: Faults = {
     "a route to the wrong backend": (
         "gpu-s3",
         "routes",
-        lambda m: m.get("GRPCRoute", "trainer")["spec"]["rules"][0]["backendRefs"][0].update(name="inference", port=50052),
+        lambda m: m.get("GRPCRoute", "trainer")["spec"]["rules"][0]["backendRefs"][0].update(
+            name="inference", port=50052
+        ),
     ),
     "a route to a service that lets everybody do everything": (
         "gpu-s3",
@@ -140,7 +178,9 @@ FAULTS: Faults = {
     "a callers file that may be missing": (
         "gpu-s3",
         "routes",
-        lambda m: next(v for v in m.pod("trainer").spec["volumes"] if v["name"] == "callers")["secret"].update(optional=True),
+        lambda m: next(v for v in m.pod("trainer").spec["volumes"] if v["name"] == "callers")["secret"].update(
+            optional=True
+        ),
     ),
     "a callers file by another name than the Secret's key": (
         "gpu-s3",
@@ -155,7 +195,9 @@ FAULTS: Faults = {
     "scaling by a metric that nobody exports": (
         "ha",
         "monitoring",
-        lambda m: m.get("ScaledObject", "inference")["spec"]["triggers"][0]["metadata"].update(query="sum(requests_in_flight)"),
+        lambda m: m.get("ScaledObject", "inference")["spec"]["triggers"][0]["metadata"].update(
+            query="sum(requests_in_flight)"
+        ),
     ),
     "a pod scraped twice": (
         "gpu",
@@ -167,7 +209,9 @@ FAULTS: Faults = {
     "an alert about a metric that nobody exports": (
         "gpu",
         "monitoring",
-        lambda m: m.get("PrometheusRule", "softprompt")["spec"]["groups"][1]["rules"][0].update(expr="grpc_server_errors_total > 0"),
+        lambda m: m.get("PrometheusRule", "softprompt")["spec"]["groups"][1]["rules"][0].update(
+            expr="grpc_server_errors_total > 0"
+        ),
     ),
     "dashboards that Grafana doesn't find": (
         "gpu",

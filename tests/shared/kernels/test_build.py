@@ -82,7 +82,9 @@ def test_the_name_depends_on_all_that_the_library_is_made_of(package: Path, monk
 
 @needs_compiler
 @pytest.mark.usefixtures("cache")
-def test_another_compiler_compiles_again_and_none_takes_what_is_there(package: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_compiler_compiles_again_and_none_takes_what_is_there(
+    package: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = library.find()
     monkeypatch.setattr(build, "compiler_version", lambda: "gcc 99")
     assert library.find() != first
@@ -94,7 +96,9 @@ def test_another_compiler_compiles_again_and_none_takes_what_is_there(package: P
 
 
 @needs_compiler
-def test_what_a_wheel_brings_needs_neither_compiler_nor_cache(package: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_wheel_brings_needs_neither_compiler_nor_cache(
+    package: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     packaged = build.compile_into(package)
     (package.parents[1] / "pyproject.toml").unlink()
     monkeypatch.setattr(build, "COMPILER", "no-such-compiler")
@@ -113,7 +117,9 @@ def test_an_installed_package_never_compiles(package: Path, cache: Path, caplog:
 
 
 @pytest.mark.usefixtures("package")
-def test_without_a_compiler_one_warning_says_so(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_without_a_compiler_one_warning_says_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setattr(build, "COMPILER", "no-such-compiler")
     assert load() is None
     assert [record.getMessage() for record in caplog.records] == [
@@ -204,5 +210,7 @@ def test_every_exported_function_is_declared_with_all_its_arguments() -> None:
 def test_building_needs_nothing_but_the_standard_library() -> None:
     script = "import sys; before = set(sys.modules); import build; print(*{n.partition('.')[0] for n in set(sys.modules) - before})"
     environment = os.environ | {"PYTHONPATH": str(Path(build.__file__).parent)}
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=True, timeout=60
+    )
     assert set(done.stdout.split()) - {"build"} <= sys.stdlib_module_names

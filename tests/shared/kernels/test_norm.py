@@ -29,7 +29,10 @@ def test_value_and_gradient_equal_autograd() -> None:
     found = rms_norm(weight, 1e-5, hidden)
     torch.testing.assert_close(found, reference)
     torch.testing.assert_close(
-        torch.autograd.grad(found, hidden, upstream)[0], torch.autograd.grad(reference, hidden, upstream)[0], rtol=1e-4, atol=1e-5
+        torch.autograd.grad(found, hidden, upstream)[0],
+        torch.autograd.grad(reference, hidden, upstream)[0],
+        rtol=1e-4,
+        atol=1e-5,
     )
 
 
@@ -45,7 +48,9 @@ def test_bfloat16_stays_near_the_module_it_replaces() -> None:
     torch.testing.assert_close(torch.autograd.grad(after, hidden, upstream)[0], gradient, rtol=5e-2, atol=5e-2)
 
 
-@pytest.mark.parametrize(("architecture", "expected"), [("llama", 5), ("gemma3_text", 6 * 6 + 1), ("qwen3", 9), ("gpt2", 0)])
+@pytest.mark.parametrize(
+    ("architecture", "expected"), [("llama", 5), ("gemma3_text", 6 * 6 + 1), ("qwen3", 9), ("gpt2", 0)]
+)
 def test_modules_are_replaced_once_and_only_if_they_compute_the_same(architecture: str, expected: int) -> None:
     model = build(architecture).model
     ids = torch.tensor([[5, 9, 40, 7]])

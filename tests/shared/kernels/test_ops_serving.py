@@ -50,7 +50,9 @@ def test_what_is_no_number_stays_in_its_row() -> None:
 
 @needs_kernels
 @pytest.mark.parametrize(
-    "x", [torch.ones(3, 31).bfloat16(), torch.ones(3, 32), torch.ones(3, 64).bfloat16()], ids=["short", "float32", "long"]
+    "x",
+    [torch.ones(3, 31).bfloat16(), torch.ones(3, 32), torch.ones(3, 64).bfloat16()],
+    ids=["short", "float32", "long"],
 )
 def test_memory_is_not_misread(x: torch.Tensor) -> None:
     with pytest.raises(ValueError, match=r"expected torch.bfloat16 \[..., 32\] on the CPU, got "):
@@ -86,7 +88,10 @@ def test_attention(width: int, heads: int, kv_heads: int, window: int) -> None:
         begin = max(0, position - window + 1) if window else 0
         assert keys[row, :, position].equal(key[index])
         assert values[row, :, position].equal(value[index])
-        mine = [tensor[row, :, begin : position + 1].double().repeat_interleave(heads // kv_heads, dim=0) for tensor in (keys, values)]
+        mine = [
+            tensor[row, :, begin : position + 1].double().repeat_interleave(heads // kv_heads, dim=0)
+            for tensor in (keys, values)
+        ]
         exact = nn.functional.scaled_dot_product_attention(query[index][:, None].double(), *mine)[:, 0]
         torch.testing.assert_close(found[index].double(), exact, rtol=2**-8, atol=1e-5)
         alone = [tensor[index : index + 1] for tensor in (query, key, value)]
@@ -101,7 +106,11 @@ def test_attention(width: int, heads: int, kv_heads: int, window: int) -> None:
 def test_decode_attention_over_many_slots_and_with_any_scale() -> None:
     torch.manual_seed(0)
     keys, values = _cache(2, 2, 3000, 64)
-    query, key, value = torch.randn(2, 4, 64).bfloat16() * 30, torch.randn(2, 2, 64).bfloat16(), torch.randn(2, 2, 64).bfloat16()
+    query, key, value = (
+        torch.randn(2, 4, 64).bfloat16() * 30,
+        torch.randn(2, 2, 64).bfloat16(),
+        torch.randn(2, 2, 64).bfloat16(),
+    )
     found = cached_attention(query, key, value, keys, values, torch.tensor([1, 0]), torch.tensor([2999, 2047]), 0, 0.5)
     for index, (row, end) in enumerate(((1, 3000), (0, 2048))):
         mine = [tensor[row, :, :end].double().repeat_interleave(2, dim=0) for tensor in (keys, values)]
@@ -117,7 +126,11 @@ def test_tokens_of_one_call_see_those_before_them(window: int) -> None:
     keys, values = _cache(4, 2, 30, 32)
     rows = torch.tensor([2] * 20 + [1] + [0] * 3)
     positions = torch.tensor([*range(5, 25), 11, *range(3)])
-    query, key, value = torch.randn(24, 6, 32).bfloat16(), torch.randn(24, 2, 32).bfloat16(), torch.randn(24, 2, 32).bfloat16()
+    query, key, value = (
+        torch.randn(24, 6, 32).bfloat16(),
+        torch.randn(24, 2, 32).bfloat16(),
+        torch.randn(24, 2, 32).bfloat16(),
+    )
     found = cached_attention(query, key, value, keys, values, rows, positions, window, None)
     for index, (row, position) in enumerate(zip(rows.tolist(), positions.tolist(), strict=True)):
         begin = max(0, position - window + 1) if window else 0

@@ -63,7 +63,9 @@ def test_a_gate_may_be_as_large_as_it_likes() -> None:
     found = ops.swiglu(gate, torch.ones(16))
     torch.testing.assert_close(found, F.silu(gate), rtol=1e-6, atol=1e-30)
     dgate, dup = ops.swiglu_backward(torch.ones(16), gate, torch.ones(16))
-    torch.testing.assert_close(dgate, torch.autograd.functional.jacobian(lambda x: F.silu(x).sum(), gate), rtol=1e-6, atol=1e-30)
+    torch.testing.assert_close(
+        dgate, torch.autograd.functional.jacobian(lambda x: F.silu(x).sum(), gate), rtol=1e-6, atol=1e-30
+    )
     torch.testing.assert_close(dup, F.silu(gate), rtol=1e-6, atol=1e-30)
 
 
@@ -118,7 +120,8 @@ def test_what_does_not_fit_is_left_to_torch(width: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("architecture", "expected"), [("llama", 2), ("qwen3", 2), ("gemma3_text", 6), ("phi3", 2), ("gpt_neox", 2), ("gpt2", 0), ("cohere", 0)]
+    ("architecture", "expected"),
+    [("llama", 2), ("qwen3", 2), ("gemma3_text", 6), ("phi3", 2), ("gpt_neox", 2), ("gpt2", 0), ("cohere", 0)],
 )
 def test_the_usual_rotation_is_replaced_once(architecture: str, expected: int) -> None:
     """Cohere's turns pairs of neighbours."""

@@ -17,7 +17,9 @@ from tests.trainer_service.training.models import build
 
 
 @pytest.mark.skipif(library.load() is None, reason="no compiled kernels on this machine")
-@pytest.mark.parametrize(("architecture", "expected"), [("llama", 2), ("qwen3", 2), ("gemma2", 0), ("gpt2", 0), ("phi3", 0)])
+@pytest.mark.parametrize(
+    ("architecture", "expected"), [("llama", 2), ("qwen3", 2), ("gemma2", 0), ("gpt2", 0), ("phi3", 0)]
+)
 def test_gated_mlps_of_silu_are_replaced(architecture: str, expected: int) -> None:
     """Gemma's gates are GELU."""
     model = build(architecture).model

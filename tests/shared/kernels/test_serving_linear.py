@@ -21,7 +21,11 @@ CPU = torch.device("cpu")
 class Attention(nn.Module):
     def __init__(self, *, bias: bool) -> None:
         super().__init__()
-        self.q_proj, self.k_proj, self.v_proj = nn.Linear(32, 48, bias=bias), nn.Linear(32, 16, bias=bias), nn.Linear(32, 24, bias=bias)
+        self.q_proj, self.k_proj, self.v_proj = (
+            nn.Linear(32, 48, bias=bias),
+            nn.Linear(32, 16, bias=bias),
+            nn.Linear(32, 24, bias=bias),
+        )
 
     def forward(self, x: torch.Tensor, other: torch.Tensor) -> tuple[torch.Tensor, ...]:
         return self.q_proj(x), self.k_proj(other), self.v_proj(other)
@@ -60,13 +64,17 @@ def test_gate_and_up_become_one_product() -> None:
 @pytest.mark.parametrize("rows", [*range(1, 18), 40])
 @pytest.mark.parametrize("bias", [True, False])
 @torch.no_grad()
-def test_arithmetic_in_float32_gives_better_numbers_than_in_bfloat16(kind: type[nn.Module], rows: int, bias: bool) -> None:
+def test_arithmetic_in_float32_gives_better_numbers_than_in_bfloat16(
+    kind: type[nn.Module], rows: int, bias: bool
+) -> None:
     if not kind.is_available(torch.bfloat16):
         pytest.skip("not on this machine")
     torch.manual_seed(0)
     linear = nn.Linear(64, 80 if bias else 64, bias=bias, dtype=torch.bfloat16)
     x = torch.randn(1, rows, 64, dtype=torch.bfloat16)
-    exact = nn.functional.linear(x.double(), linear.weight.double(), None if linear.bias is None else linear.bias.double())
+    exact = nn.functional.linear(
+        x.double(), linear.weight.double(), None if linear.bias is None else linear.bias.double()
+    )
     made = kind(linear)
     found = made(x)
     assert (found.dtype, found.shape) == (torch.bfloat16, exact.shape)
@@ -120,6 +128,8 @@ def test_a_named_kernel_is_taken_without_a_stopwatch(kernel: LinearKernel, monke
         swap = choose_linear(torch.bfloat16, kernel)
         assert swap is not None
         assert type(swap(torch.nn.Linear(64, 64, bias=False, dtype=torch.bfloat16).requires_grad_(False))) is kind
-    with pytest.raises(PreconditionFailed, match=f"linear_kernel: {kernel} is not available on this machine in float64"):
+    with pytest.raises(
+        PreconditionFailed, match=f"linear_kernel: {kernel} is not available on this machine in float64"
+    ):
         choose_linear(torch.float64, kernel)
     assert choose_linear(torch.bfloat16, "torch") is None

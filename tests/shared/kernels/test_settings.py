@@ -1,4 +1,6 @@
-"""Native libraries behave as the services want it, in every process that runs them, unless whoever started it said otherwise."""
+"""Native libraries behave as the services want it, in every process that runs them, unless whoever started it said
+otherwise.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ OLD_NAMES = {"OMP_WAIT_POLICY": "active", "DNNL_PRIMITIVE_CACHE_CAPACITY": "9"}
 
 @pytest.mark.parametrize("package", ["trainer_service", "inference_service", "benchmarks"])
 @pytest.mark.parametrize(("given", "expected"), [({}, DEFAULTS), (OWN, OWN), (OLD_NAMES, OLD_NAMES)])
-def test_defaults_are_set_before_torch_and_give_way(package: str, given: dict[str, str], expected: dict[str, str]) -> None:
+def test_defaults_are_set_before_torch_and_give_way(
+    package: str, given: dict[str, str], expected: dict[str, str]
+) -> None:
     clean = {name: value for name, value in os.environ.items() if name not in NAMES}
     command = [sys.executable, "-c", SCRIPT.format(package=package, names=NAMES)]
     done = subprocess.run(command, env=clean | given, capture_output=True, text=True, check=True, timeout=60)

@@ -67,7 +67,9 @@ def test_only_frozen_layers_in_bfloat16_are_replaced() -> None:
 
 
 @pytest.mark.parametrize(("seconds", "expected"), [((1.0, 2.0), True), ((2.0, 1.0), False)])
-def test_whether_it_pays_is_measured(seconds: tuple[float, float], expected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_whether_it_pays_is_measured(
+    seconds: tuple[float, float], expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(training_linear, "best_seconds", lambda *works: list(seconds))
     training_linear._pays.cache_clear()
     try:

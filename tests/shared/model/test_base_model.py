@@ -103,7 +103,9 @@ def test_it_is_hashed_once_and_again_when_a_file_changes(model_dir: Path, hashed
     assert "model.safetensors" in hashed
 
 
-@pytest.mark.parametrize("damage", [b"", b"{}", b"\xff", b'{"stamps": {}, "fingerprint": "sha256:0", "tokenizer_digest": "sha256:0"}'])
+@pytest.mark.parametrize(
+    "damage", [b"", b"{}", b"\xff", b'{"stamps": {}, "fingerprint": "sha256:0", "tokenizer_digest": "sha256:0"}']
+)
 def test_a_damaged_cache_is_not_believed(model_dir: Path, damage: bytes) -> None:
     first = inspect(model_dir)
     (model_dir / CACHE).write_bytes(damage)
@@ -111,7 +113,9 @@ def test_a_damaged_cache_is_not_believed(model_dir: Path, damage: bytes) -> None
     assert first.fingerprint in (model_dir / CACHE).read_text()
 
 
-def test_a_read_only_folder_is_hashed_once(model_dir: Path, tmp_path: Path, hashed: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_read_only_folder_is_hashed_once(
+    model_dir: Path, tmp_path: Path, hashed: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_text = Path.write_text
 
     def refuse(path: Path, *arguments: Any, **options: Any) -> int:
@@ -174,7 +178,8 @@ def test_what_is_no_model(model_dir: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("config", "why"), [(T5Config(), "encoder-decoder"), (MambaConfig(), "recurrent state"), (PreTrainedConfig(), "not a causal")]
+    ("config", "why"),
+    [(T5Config(), "encoder-decoder"), (MambaConfig(), "recurrent state"), (PreTrainedConfig(), "not a causal")],
 )
 def test_models_that_take_no_soft_prompt(config: PreTrainedConfig, why: str) -> None:
     with pytest.raises(PreconditionFailed, match=why):
@@ -207,7 +212,9 @@ class TestShipped:
         hashed.clear()
         return directory
 
-    def test_it_is_believed_without_hashing_and_then_verified_once(self, model_dir: Path, copy: Path, hashed: list[str]) -> None:
+    def test_it_is_believed_without_hashing_and_then_verified_once(
+        self, model_dir: Path, copy: Path, hashed: list[str]
+    ) -> None:
         found = inspect(copy).fingerprint
         assert hashed == []
         fingerprint.verify(copy)
@@ -235,7 +242,11 @@ class TestShipped:
 
 @pytest.mark.parametrize("kind", ["gemma2", "bloom", "gptj"])
 def test_a_model_without_fused_attention_loads_with_the_one_it_has(kind: str, tmp_path: Path) -> None:
-    shape = {"n_embd": 64, "n_layer": 2, "n_head": 4, "rotary_dim": 8} if kind != "gemma2" else {**LLAMA_SHAPE, "head_dim": 16}
+    shape = (
+        {"n_embd": 64, "n_layer": 2, "n_head": 4, "rotary_dim": 8}
+        if kind != "gemma2"
+        else {**LLAMA_SHAPE, "head_dim": 16}
+    )
     save_tiny_model(tmp_path / kind, kind, **{**shape, "vocab_size": VOCAB_SIZE})
     assert load(tmp_path / kind, dtype="float32", device="cpu").info.id == kind
 
@@ -246,7 +257,10 @@ def test_half_precision_loads(model_dir: Path, dtype: DType) -> None:
 
 
 def test_a_hub_cache_of_links_loads_under_its_repositorys_name(model_dir: Path, tmp_path: Path) -> None:
-    blobs, snapshot = tmp_path / "models--Org--Tiny-Chat" / "blobs", tmp_path / "models--Org--Tiny-Chat" / "snapshots" / ("0" * 40)
+    blobs, snapshot = (
+        tmp_path / "models--Org--Tiny-Chat" / "blobs",
+        tmp_path / "models--Org--Tiny-Chat" / "snapshots" / ("0" * 40),
+    )
     blobs.mkdir(parents=True)
     snapshot.mkdir(parents=True)
     for number, file in enumerate(sorted(model_dir.iterdir())):
@@ -291,8 +305,12 @@ def test_tied_weights_stay_tied_and_absent_ones_are_not_made_up(model_dir: Path,
 @pytest.mark.parametrize("method", ["compressed-tensors", "gptq", "awq", "unheard-of"])
 def test_a_quantised_model_that_this_installation_cannot_load_is_refused_by_name(model_dir: Path, method: str) -> None:
     path = model_dir / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "quantization_config": {"quant_method": method, "bits": 4}}))
-    with pytest.raises(PreconditionFailed, match=rf"^tiny-llama is quantised \({method}\) and can't be loaded here: [^\n]+$"):
+    path.write_text(
+        json.dumps({**json.loads(path.read_text()), "quantization_config": {"quant_method": method, "bits": 4}})
+    )
+    with pytest.raises(
+        PreconditionFailed, match=rf"^tiny-llama is quantised \({method}\) and can't be loaded here: [^\n]+$"
+    ):
         load(model_dir, device="cpu")
 
 

@@ -23,7 +23,9 @@ def test_it_is_what_the_model_computes_with_converted_weights(tiny_model_dir: An
     assert found.dtype == torch.float32
     assert all("forward" in vars(module) for module in replaced), "what was faster is faster again"
     after = base.model.state_dict()
-    assert {name: value.data_ptr() for name, value in after.items()} == {name: pointer for name, (pointer, _) in before.items()}
+    assert {name: value.data_ptr() for name, value in after.items()} == {
+        name: pointer for name, (pointer, _) in before.items()
+    }
     assert all(torch.equal(after[name], value) for name, (_, value) in before.items())
 
     exact = load(tiny_model_dir, dtype="bfloat16", device="cpu").model.float()

@@ -51,7 +51,10 @@ def of(tenant: str) -> AbstractContextManager[None]:
 async def test_a_tenant_waits_for_one_call_of_another_however_many_that_has_queued() -> None:
     pool, system, order = CallPool("thing", max_threads=1), Hanging(), list[str]()
     with of("greedy"):
-        calls = [asyncio.create_task(pool.call(system.call)), *(asyncio.create_task(pool.call(order.append, "greedy")) for _ in range(20))]
+        calls = [
+            asyncio.create_task(pool.call(system.call)),
+            *(asyncio.create_task(pool.call(order.append, "greedy")) for _ in range(20)),
+        ]
     await until(lambda: system.num_calls == 1 and pool.stats().waiting == 20)
     with of("modest"):
         calls.append(asyncio.create_task(pool.call(order.append, "modest")))

@@ -1,4 +1,6 @@
-"""What control groups leave a process: trees of files as the kernel's versions have them, and one real group where one can be made."""
+"""What control groups leave a process: trees of files as the kernel's versions have them, and one real group where one
+can be made.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from shared.process.container_limits import cpu_quota, memory_left_bytes, memory_limit_bytes, out_of_memory_counts, usable_cpus
+from shared.process.container_limits import (
+    cpu_quota,
+    memory_left_bytes,
+    memory_limit_bytes,
+    out_of_memory_counts,
+    usable_cpus,
+)
 from tests.control_groups import control_group
 
 UNLIMITED_V1 = "9223372036854771712"
@@ -109,14 +117,20 @@ def test_v1_a_limit_of_an_ancestor_that_is_not_mounted(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("quota", "threads"), [("50000", 1), ("100000", 1), ("199999", 1), ("100000000", None)])
 def test_threads_are_the_quota_rounded_down_and_at_least_one(tmp_path: Path, quota: str, threads: int | None) -> None:
     visible = len(os.sched_getaffinity(0))
-    assert usable_cpus(tree(tmp_path, "0::/", V2, {"/sys/fs/cgroup/cpu.max": f"{quota} 100000"})) == (threads or visible)
+    assert usable_cpus(tree(tmp_path, "0::/", V2, {"/sys/fs/cgroup/cpu.max": f"{quota} 100000"})) == (
+        threads or visible
+    )
 
 
 @pytest.mark.parametrize(
     "files",
     [
         {},
-        {"/sys/fs/cgroup/cpu.max": "max 100000", "/sys/fs/cgroup/memory.max": "max", "/sys/fs/cgroup/memory.current": "5"},
+        {
+            "/sys/fs/cgroup/cpu.max": "max 100000",
+            "/sys/fs/cgroup/memory.max": "max",
+            "/sys/fs/cgroup/memory.current": "5",
+        },
         {"/sys/fs/cgroup/cpu.max": "", "/sys/fs/cgroup/memory.max": "much"},
         {"/sys/fs/cgroup/cpu.max": "100000 0", "/sys/fs/cgroup/memory.current": "5"},
     ],

@@ -32,8 +32,12 @@ def soft_prompt(seed: int = 0, num_virtual_tokens: int = 4, hidden_size: int = 8
     return SoftPrompt(torch.randn(num_virtual_tokens, hidden_size, generator=torch.Generator().manual_seed(seed)))
 
 
-def manifest(prompt: str = "support-tone", num_virtual_tokens: int = 4, hidden_size: int = 8, **fields: Any) -> Manifest:
-    golden = GoldenRecord(text="hello", input_ids=(5, 6), top_token_ids=(7, 8), top_logprobs=(-0.1, -2.5), dtype="float32")
+def manifest(
+    prompt: str = "support-tone", num_virtual_tokens: int = 4, hidden_size: int = 8, **fields: Any
+) -> Manifest:
+    golden = GoldenRecord(
+        text="hello", input_ids=(5, 6), top_token_ids=(7, 8), top_logprobs=(-0.1, -2.5), dtype="float32"
+    )
     values: dict[str, Any] = {
         "prompt": prompt,
         "job": "tuningJobs/1",

@@ -1,4 +1,6 @@
-"""The bytes of a version: what is written can be read, by us, by safetensors and by PEFT; whatever else is refused without harm."""
+"""The bytes of a version: what is written can be read, by us, by safetensors and by PEFT; whatever else is refused
+without harm.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,15 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from shared.errors import DamagedBlob, InvalidInput
-from shared.prompt.blob import MAX_BLOB_BYTES, MAX_HEADER_BYTES, PromptBlob, check_digest, decode_blob, digest_of, encode_blob
+from shared.prompt.blob import (
+    MAX_BLOB_BYTES,
+    MAX_HEADER_BYTES,
+    PromptBlob,
+    check_digest,
+    decode_blob,
+    digest_of,
+    encode_blob,
+)
 from shared.prompt.manifest import GoldenRecord, Manifest, parse_timestamp, utc_now
 from shared.text.template import Template
 from tests.shared.prompt.blobs import base_model_info, manifest, soft_prompt
@@ -66,7 +76,9 @@ class TestRoundTrip:
 
     def test_text_of_any_kind_survives(self) -> None:
         awkward = manifest(
-            template=Template(text='„{input}" \u2028 \0 \U0001f642 {{}}'), labels=("ä", '"', ""), recipe={"nested": [1, {"x": None}]}
+            template=Template(text='„{input}" \u2028 \0 \U0001f642 {{}}'),
+            labels=("ä", '"', ""),
+            recipe={"nested": [1, {"x": None}]},
         )
         assert decode_blob(encode_blob(soft_prompt(), awkward)).manifest == awkward
 
@@ -101,7 +113,11 @@ class TestWriting:
             {"num_virtual_tokens": 0},
             {"created_at": "yesterday"},
             {"template": Template(text="no field")},
-            {"golden": ({"text": "", "input_ids": [1], "top_token_ids": [1, 2], "top_logprobs": [0.0], "dtype": "float32"},)},
+            {
+                "golden": (
+                    {"text": "", "input_ids": [1], "top_token_ids": [1, 2], "top_logprobs": [0.0], "dtype": "float32"},
+                )
+            },
             {"unknown": 1},
         ],
     )
@@ -160,7 +176,10 @@ HEADER, DATA = split(BLOB)
         "manifest for a path": (with_manifest(prompt="../../etc"), "prompt"),
         "manifest of another size": (with_manifest(num_virtual_tokens=5), "the manifest says"),
         "manifest with infinity": (with_manifest(metrics={"loss": float("inf")}), "JSON"),
-        "template without its field": (with_manifest(template={"text": "x", "format": "TEXT", "system": ""}), "template"),
+        "template without its field": (
+            with_manifest(template={"text": "x", "format": "TEXT", "system": ""}),
+            "template",
+        ),
     }.values(),
 )
 def test_damage_is_named(damaged: bytes, why: str) -> None:
@@ -190,8 +209,15 @@ def test_a_single_flipped_bit_changes_the_digest_or_is_refused() -> None:
 
 
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(max_size=10) | st.sampled_from(["F32", "BF16"]),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(["dtype", "shape", "x"]), inner, max_size=4),
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**70), 2**70)
+    | st.floats()
+    | st.text(max_size=10)
+    | st.sampled_from(["F32", "BF16"]),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(["dtype", "shape", "x"]), inner, max_size=4)
+    ),
     max_leaves=12,
 )
 pairs = st.lists(st.integers(-1, 2**64), max_size=3)
@@ -202,7 +228,9 @@ tensors = st.fixed_dictionaries(
         "data_offsets": json_values,
     }
 )
-headers = st.dictionaries(st.sampled_from(["__metadata__", "prompt_embeddings", "other"]), tensors | json_values, max_size=3)
+headers = st.dictionaries(
+    st.sampled_from(["__metadata__", "prompt_embeddings", "other"]), tensors | json_values, max_size=3
+)
 
 
 def _decoded(data: bytes) -> PromptBlob | None:
@@ -239,14 +267,19 @@ def test_hostile_headers_take_no_memory() -> None:
     for shape in ([1024, 65536], [1 << 40, 1], [1, 1 << 40]):
         for claimed in (0, 1 << 62):
             _decoded(with_tensor(shape=shape, data_offsets=[0, claimed]))
-    for header in (b"[" * MAX_HEADER_BYTES, b'{"a":' * (MAX_HEADER_BYTES // 5), b'"' + b"x" * (MAX_HEADER_BYTES - 2) + b'"'):
+    for header in (
+        b"[" * MAX_HEADER_BYTES,
+        b'{"a":' * (MAX_HEADER_BYTES // 5),
+        b'"' + b"x" * (MAX_HEADER_BYTES - 2) + b'"',
+    ):
         _decoded(join(header, b""))
     grown_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     assert grown_kib < 64 << 10
 
 
 @pytest.mark.parametrize(
-    "digest", ["", "sha256:", "sha256:" + "0" * 63, "sha256:" + "0" * 65, "sha1:" + "0" * 64, "sha256:" + "0" * 64 + "\n"]
+    "digest",
+    ["", "sha256:", "sha256:" + "0" * 63, "sha256:" + "0" * 65, "sha1:" + "0" * 64, "sha256:" + "0" * 64 + "\n"],
 )
 def test_digests_by_rule(digest: str) -> None:
     with pytest.raises(InvalidInput, match="digest"):

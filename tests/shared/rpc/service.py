@@ -54,10 +54,14 @@ class Servicer(generation_pb2_grpc.GenerationServiceServicer):
         try:
             if self.whole:
                 yield generation_pb2.GenerateStreamResponse(start=generation_pb2.GenerationStart())
-            yield generation_pb2.GenerateStreamResponse(delta=generation_pb2.GenerationDelta(text="first", token_ids=[1]))
+            yield generation_pb2.GenerateStreamResponse(
+                delta=generation_pb2.GenerationDelta(text="first", token_ids=[1])
+            )
             self.running.set()
             await self.release.wait()
-            yield generation_pb2.GenerateStreamResponse(delta=generation_pb2.GenerationDelta(text="last", token_ids=[2]))
+            yield generation_pb2.GenerateStreamResponse(
+                delta=generation_pb2.GenerationDelta(text="last", token_ids=[2])
+            )
             if self.whole:
                 yield generation_pb2.GenerateStreamResponse(end=generation_pb2.GenerationEnd())
         finally:

@@ -47,7 +47,9 @@ class FailedCall(grpc.RpcError):
 
 
 def test_the_table_is_total() -> None:
-    declared = {cls for _, cls in inspect.getmembers(errors, inspect.isclass) if issubclass(cls, errors.SoftPromptError)}
+    declared = {
+        cls for _, cls in inspect.getmembers(errors, inspect.isclass) if issubclass(cls, errors.SoftPromptError)
+    }
     assert declared - {errors.SoftPromptError} == set(CODES)
     assert {type(sample) for sample in SAMPLES} == set(CODES)
 

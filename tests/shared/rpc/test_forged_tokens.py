@@ -1,4 +1,6 @@
-"""Forged bearer tokens through a real socket: none reaches a handler, none is a fault of the service, none delays known callers."""
+"""Forged bearer tokens through a real socket: none reaches a handler, none is a fault of the service, none delays known
+callers.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,9 @@ def issuer() -> Iterator[Issuer]:
 
 @pytest.fixture
 async def running(issuer: Issuer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Running]:
-    monkeypatch.setattr("shared.security.failures.FREE_FAILURES", 10_000)  # every token is looked at, none refused by its address
+    monkeypatch.setattr(
+        "shared.security.failures.FREE_FAILURES", 10_000
+    )  # every token is looked at, none refused by its address
     monkeypatch.setattr(oidc, "COOL_DOWN_SECONDS", 0.0)
     callers = [
         {"name": "shop", "roles": ["generator"], "groups": ["shop-team"], "token_sha256": [hash_token(SHOP)]},
@@ -96,8 +100,12 @@ def forged(issuer: Issuer) -> dict[str, str]:
         "a changed header": ".".join((b64(b'{"alg":"ES256","kid":"k1","typ":"at+jwt"}'), body, signature)),
         "a stranger's key": by_stranger(),
         "a stranger's key in the header": by_stranger(jwk=own_key),
-        "a key's address in the header": by_stranger(jku="http://127.0.0.1:1/keys", x5u="http://127.0.0.1:1/c", x5c=["AAAA"]),
-        "another algorithm": jwt.encode(CLAIMS, rsa.generate_private_key(65537, 2048), algorithm="RS256", headers={"kid": "k1"}),
+        "a key's address in the header": by_stranger(
+            jku="http://127.0.0.1:1/keys", x5u="http://127.0.0.1:1/c", x5c=["AAAA"]
+        ),
+        "another algorithm": jwt.encode(
+            CLAIMS, rsa.generate_private_key(65537, 2048), algorithm="RS256", headers={"kid": "k1"}
+        ),
         "no kid": jwt.encode(CLAIMS, stranger, algorithm="ES256"),
         "kid None": by_stranger(kid="None"),
         "kid a path": by_stranger(kid="../../../../dev/null"),
@@ -105,8 +113,12 @@ def forged(issuer: Issuer) -> dict[str, str]:
         "kid of a lone surrogate": unsigned(b'{"alg":"ES256","kid":"\\ud800"}', boss),
         "kid a number": unsigned(b'{"alg":"ES256","kid":1}', boss),
         "kid long": by_stranger(kid="k" * 3000),
-        "the public key as a secret, PEM": shared_secret(CLAIMS, public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)),
-        "the public key as a secret, DER": shared_secret(CLAIMS, public.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)),
+        "the public key as a secret, PEM": shared_secret(
+            CLAIMS, public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+        ),
+        "the public key as a secret, DER": shared_secret(
+            CLAIMS, public.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+        ),
         "a secret called ES256": shared_secret(CLAIMS, b"", "ES256"),
         "expired": issuer.token(sub="boss", exp=time.time() - 60),
         "not yet": issuer.token(sub="boss", nbf=time.time() + 600),
@@ -122,7 +134,9 @@ def forged(issuer: Issuer) -> dict[str, str]:
         "header of digits": unsigned(b'{"alg":"ES256","kid":"k1","n":' + b"9" * 4500 + b"}"),
         "header no UTF-8": unsigned(b"\xff\xfe" * 20),
         "encrypted": b64(b'{"alg":"dir","enc":"A256GCM"}') + ".." + ".".join(b64(b"x" * size) for size in (12, 20, 16)),
-        "JSON serialisation": b64(json.dumps({"payload": body, "signatures": [{"protected": head, "signature": signature}]}).encode()),
+        "JSON serialisation": b64(
+            json.dumps({"payload": body, "signatures": [{"protected": head, "signature": signature}]}).encode()
+        ),
         "dots": "." * 40,
         "a signature twice": f"{good}.{signature}",
         "a token of the file, hashed": hash_token(SHOP),
@@ -132,7 +146,9 @@ def forged(issuer: Issuer) -> dict[str, str]:
 
 def signed(issuer: Issuer, claims: dict[str, Any], **header: Any) -> str:
     """With the issuer's own key, whatever the claims are."""
-    return jwt.PyJWS().encode(json.dumps(claims).encode(), issuer.keys["k1"], algorithm="ES256", headers={"kid": "k1", **header})
+    return jwt.PyJWS().encode(
+        json.dumps(claims).encode(), issuer.keys["k1"], algorithm="ES256", headers={"kid": "k1", **header}
+    )
 
 
 async def test_no_forged_token_is_taken_and_none_is_a_fault_of_the_service(
@@ -158,8 +174,12 @@ async def test_no_forged_token_is_taken_and_none_is_a_fault_of_the_service(
     ],
     ids=["accent", "full-width", "no-break space", "no UTF-8", "null", "control"],
 )
-async def test_bytes_that_no_client_library_sends_are_refused(running: Running, caplog: pytest.LogCaptureFixture, token: bytes) -> None:
-    async with raw_call(running.port, f"/{SERVICE}/CountTokens", metadata={"authorization": b"Bearer " + token}) as call:
+async def test_bytes_that_no_client_library_sends_are_refused(
+    running: Running, caplog: pytest.LogCaptureFixture, token: bytes
+) -> None:
+    async with raw_call(
+        running.port, f"/{SERVICE}/CountTokens", metadata={"authorization": b"Bearer " + token}
+    ) as call:
         await call.send(framed(b""), is_last=True)
         async with asyncio.timeout(10):
             while not (codes := ended(running)):
@@ -172,13 +192,20 @@ async def test_bytes_that_no_client_library_sends_are_refused(running: Running, 
 def ended(running: Running) -> set[str]:
     """Codes of all calls that ended."""
     samples = [sample for metric in running.registry.collect() for sample in metric.samples]
-    return {sample.labels["grpc_code"] for sample in samples if sample.name == "grpc_server_handled_total" and sample.value}
+    return {
+        sample.labels["grpc_code"] for sample in samples if sample.name == "grpc_server_handled_total" and sample.value
+    }
 
 
 async def test_oversized_and_repeated_tokens_are_refused_and_the_connection_serves_on(running: Running) -> None:
     for size in (8000, 20_000, 500_000):
-        assert await status(running, "Bearer " + "a" * size) in (UNAUTHENTICATED, grpc.StatusCode.RESOURCE_EXHAUSTED), size
-        assert await status(running, f"Bearer {'a' * size}.b.c") in (UNAUTHENTICATED, grpc.StatusCode.RESOURCE_EXHAUSTED), size
+        assert await status(running, "Bearer " + "a" * size) in (UNAUTHENTICATED, grpc.StatusCode.RESOURCE_EXHAUSTED), (
+            size
+        )
+        assert await status(running, f"Bearer {'a' * size}.b.c") in (
+            UNAUTHENTICATED,
+            grpc.StatusCode.RESOURCE_EXHAUSTED,
+        ), size
     assert await status(running, f"Bearer {SHOP}", f"Bearer {SHOP}") is UNAUTHENTICATED
     assert await status(running, *(f"Bearer {new_token()}" for _ in range(50)), f"Bearer {SHOP}") is UNAUTHENTICATED
     assert await status(running, f"Bearer {SHOP}") is grpc.StatusCode.OK
@@ -192,7 +219,9 @@ async def test_a_caller_with_a_known_key_does_not_wait_while_forged_key_ids_make
     assert await status(running, f"Bearer {good}") is grpc.StatusCode.OK
     issuer.hold()
     unknown = [issuer.token(kid=f"guess-{number}", key=issuer.keys["k1"]) for number in range(20)]
-    calls = [running.stub.CountTokens(count_request(), metadata=(("authorization", f"Bearer {token}"),)) for token in unknown]
+    calls = [
+        running.stub.CountTokens(count_request(), metadata=(("authorization", f"Bearer {token}"),)) for token in unknown
+    ]
     async with asyncio.timeout(10):
         while issuer.num_fetches < 2:
             await asyncio.sleep(0.01)

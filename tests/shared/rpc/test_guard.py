@@ -1,4 +1,6 @@
-"""Who may do what, over a real socket: tokens, roles, prompts, limits, the audit, health and reflection, senders that stall."""
+"""Who may do what, over a real socket: tokens, roles, prompts, limits, the audit, health and reflection, senders that
+stall.
+"""
 
 from __future__ import annotations
 
@@ -66,7 +68,9 @@ ALLOWED = count_request(prompt="support-tone")
 
 async def test_a_valid_token_gets_through_with_any_spelling_of_bearer(running: Running) -> None:
     for scheme in ("Bearer", "bearer", "BEARER"):
-        assert (await running.stub.CountTokens(ALLOWED, metadata=(("authorization", f"{scheme} {SHOP}"),))).input_tokens == 1
+        assert (
+            await running.stub.CountTokens(ALLOWED, metadata=(("authorization", f"{scheme} {SHOP}"),))
+        ).input_tokens == 1
 
 
 @pytest.mark.parametrize(
@@ -96,7 +100,9 @@ async def test_roles_and_prompts_decide(running: Running) -> None:
     assert isinstance(await refusal(running.stub.CountTokens(ALLOWED, metadata=bearer(VIEWER))), PermissionDenied)
     error = await refusal(running.stub.CountTokens(count_request(prompt=""), metadata=bearer(SHOP)))
     assert isinstance(error, PermissionDenied), "the bare model"
-    await running.stub.CountTokens(count_request(prompt="billing"), metadata=bearer(SHOP))  # its handler finds no such prompt
+    await running.stub.CountTokens(
+        count_request(prompt="billing"), metadata=bearer(SHOP)
+    )  # its handler finds no such prompt
     await running.stub.GetModelInfo(request, metadata=bearer(VIEWER))
 
 
@@ -124,7 +130,9 @@ async def test_concurrent_calls_are_bounded_and_a_cancel_frees_its_place(running
 
 async def test_guessing_is_slowed_down_and_whoever_is_known_goes_on(running: Running) -> None:
     for _ in range(FREE_FAILURES):
-        assert isinstance(await refusal(running.stub.CountTokens(ALLOWED, metadata=bearer(new_token()))), Unauthenticated)
+        assert isinstance(
+            await refusal(running.stub.CountTokens(ALLOWED, metadata=bearer(new_token()))), Unauthenticated
+        )
     assert isinstance(await refusal(running.stub.CountTokens(ALLOWED, metadata=bearer(new_token()))), Overloaded)
     await running.stub.GetModelInfo(generation_pb2.GetModelInfoRequest(), metadata=bearer(VIEWER))
     await running.stub.CountTokens(ALLOWED, metadata=bearer(SHOP))
@@ -160,7 +168,9 @@ async def test_tokens_of_an_issuer_are_taken_by_subject_and_group(tmp_path: Path
                 (issuer.token(exp=1.0), Unauthenticated),
                 (issuer.token(aud="others"), Unauthenticated),
             ):
-                assert isinstance(await refusal(running.stub.CountTokens(count_request(), metadata=bearer(token))), refused)
+                assert isinstance(
+                    await refusal(running.stub.CountTokens(count_request(), metadata=bearer(token))), refused
+                )
     finally:
         issuer.close()
 
@@ -173,7 +183,12 @@ async def test_health_is_open_and_reflection_is_for_callers(running: Running) ->
 
 
 async def test_health_and_reflection_can_be_closed(callers_file: Path) -> None:
-    settings = {"callers_file": str(callers_file), "health_access": "callers", "reflection_access": "off", "health_port": 0}
+    settings = {
+        "callers_file": str(callers_file),
+        "health_access": "callers",
+        "reflection_access": "off",
+        "health_port": 0,
+    }
     async with running_server(**settings) as running:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await health_pb2_grpc.HealthStub(running.channel).Check(health_pb2.HealthCheckRequest(service="live"))
@@ -188,7 +203,9 @@ async def reflection(running: Running, metadata: Any) -> grpc.StatusCode | None:
     """The status that a question for the services ends with; None if it is answered."""
     stub = reflection_pb2_grpc.ServerReflectionStub(running.channel)
     try:
-        async for _ in stub.ServerReflectionInfo(iter([reflection_pb2.ServerReflectionRequest(list_services="")]), metadata=metadata):
+        async for _ in stub.ServerReflectionInfo(
+            iter([reflection_pb2.ServerReflectionRequest(list_services="")]), metadata=metadata
+        ):
             return None
     except grpc.aio.AioRpcError as error:
         return error.code()
@@ -220,12 +237,20 @@ async def test_a_change_by_somebody_unknown_is_audited(running: Running, audited
     stub = tuning_pb2_grpc.TuningServiceStub(running.channel)
     await refusal(stub.CancelTuningJob(tuning_pb2.CancelTuningJobRequest(name="tuningJobs/7")))
     await refusal(stub.CancelTuningJob(tuning_pb2.CancelTuningJobRequest(name="tuningJobs/7"), metadata=bearer(VIEWER)))
-    assert [(line["caller"], line["result"]) for line in audited] == [("unknown", "UNAUTHENTICATED"), ("looker", "PERMISSION_DENIED")]
+    assert [(line["caller"], line["result"]) for line in audited] == [
+        ("unknown", "UNAUTHENTICATED"),
+        ("looker", "PERMISSION_DENIED"),
+    ]
 
 
 async def test_a_change_that_a_limit_refuses_is_audited(tmp_path: Path, audited: list[dict[str, Any]]) -> None:
     file = tmp_path / "callers.json"
-    entry = {"name": "hasty", "roles": ["tuner"], "token_sha256": [hash_token(SHOP)], "limits": {"requests_per_second": 1}}
+    entry = {
+        "name": "hasty",
+        "roles": ["tuner"],
+        "token_sha256": [hash_token(SHOP)],
+        "limits": {"requests_per_second": 1},
+    }
     file.write_text(json.dumps({"callers": [entry]}))
     async with running_server(callers_file=str(file)) as running:
         tuning_pb2_grpc.add_TuningServiceServicer_to_server(Tuning(), running.server.grpc_server)
@@ -253,7 +278,10 @@ async def test_a_call_whose_request_never_comes_is_given_up(running: Running, mo
 
 
 async def test_a_call_without_any_request_is_refused(running: Running) -> None:
-    assert isinstance(await refusal(running.channel.stream_unary(f"/{SERVICE}/CountTokens")(iter([]), metadata=bearer(SHOP))), InvalidInput)
+    assert isinstance(
+        await refusal(running.channel.stream_unary(f"/{SERVICE}/CountTokens")(iter([]), metadata=bearer(SHOP))),
+        InvalidInput,
+    )
 
 
 async def test_nobody_unknown_has_their_message_read(running: Running) -> None:
@@ -264,7 +292,9 @@ async def test_nobody_unknown_has_their_message_read(running: Running) -> None:
         await never.wait()
         yield b""
 
-    assert isinstance(await refusal(running.channel.stream_unary(f"/{SERVICE}/CountTokens")(nothing())), Unauthenticated)
+    assert isinstance(
+        await refusal(running.channel.stream_unary(f"/{SERVICE}/CountTokens")(nothing())), Unauthenticated
+    )
 
 
 @pytest.mark.parametrize(

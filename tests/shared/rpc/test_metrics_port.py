@@ -1,4 +1,6 @@
-"""The metrics port under clients that send slowly, much, or all the time: scrapes are answered and the process stays small."""
+"""The metrics port under clients that send slowly, much, or all the time: scrapes are answered and the process stays
+small.
+"""
 
 from __future__ import annotations
 
@@ -56,7 +58,9 @@ async def test_a_crowd_of_slow_clients_has_few_threads_and_a_scrape_among_them_i
     for _ in range(100):
         await clients.begin(CROWD)
     assert b"jobs_total 1.0" in await scrape(clients)
-    assert b"jobs_total 1.0" in await scrape(clients, CROWD), "also one that comes from the crowd's address, through a proxy"
+    assert b"jobs_total 1.0" in await scrape(clients, CROWD), (
+        "also one that comes from the crowd's address, through a proxy"
+    )
     assert threading.active_count() - before <= 2 * metrics._MAX_CONNECTIONS_OF_ADDRESS + 1
 
 

@@ -42,7 +42,9 @@ async def test_domain_errors_arrive_as_domain_errors(running: Running) -> None:
     assert isinstance(error, InvalidInput)
     assert error.violations[0].field == "input.text"
     async with asyncio.timeout(5):  # a call is counted when it is over, and its caller may know before
-        while not all(handled(running.registry, "CountTokens", code, "unary") == 1 for code in ("OK", "INVALID_ARGUMENT")):
+        while not all(
+            handled(running.registry, "CountTokens", code, "unary") == 1 for code in ("OK", "INVALID_ARGUMENT")
+        ):
             await asyncio.sleep(0.001)
 
 
@@ -117,7 +119,9 @@ async def test_drain_does_not_wait_for_a_health_watch(running: Running) -> None:
 
 @pytest.mark.parametrize("port", ["main", "health"])
 async def test_a_health_watch_that_is_not_read_delays_nobody(port: str) -> None:
-    """Anyone may watch health; what one client leaves unread must not keep the server from changing its status, or from ending."""
+    """Anyone may watch health; what one client leaves unread must not keep the server from changing its status, or from
+    ending.
+    """
     async with running_server(health_port=0) as running:
         number = running.port if port == "main" else running.server.health_port
         async with grpc.aio.insecure_channel(f"127.0.0.1:{number}") as channel:
@@ -142,7 +146,12 @@ async def test_health_tells_live_and_ready_apart(running: Running) -> None:
         return int((await health.Check(health_pb2.HealthCheckRequest(service=service))).status)
 
     serving, not_serving = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
-    assert [await status(name) for name in ("live", "ready", "", SERVICE)] == [serving, not_serving, not_serving, not_serving]
+    assert [await status(name) for name in ("live", "ready", "", SERVICE)] == [
+        serving,
+        not_serving,
+        not_serving,
+        not_serving,
+    ]
     await running.server.set_serving(True)
     assert [await status(name) for name in ("live", "ready", "", SERVICE)] == [serving] * 4
 
@@ -162,7 +171,10 @@ async def test_metrics_are_scraped_over_http(running: Running) -> None:
             text = response.read().decode()
     finally:
         endpoint.close()
-    assert f'grpc_server_handled_total{{grpc_code="OK",grpc_method="CountTokens",grpc_service="{SERVICE}",grpc_type="unary"}} 1.0' in text
+    assert (
+        f'grpc_server_handled_total{{grpc_code="OK",grpc_method="CountTokens",grpc_service="{SERVICE}",grpc_type="unary"}} 1.0'
+        in text
+    )
 
 
 async def test_a_scraper_that_says_nothing_is_let_go(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,13 +12,19 @@ from tests.log_lines import log_lines
 from tests.raw_http2 import framed, raw_call
 from tests.shared.rpc.service import SERVICE, count_request, running_server
 
-REQUEST = framed(generation_pb2.CountTokensRequest(input=generation_pb2.GenerationInput(text="x" * 10_000)).SerializeToString())
+REQUEST = framed(
+    generation_pb2.CountTokensRequest(input=generation_pb2.GenerationInput(text="x" * 10_000)).SerializeToString()
+)
 
 
 async def test_a_message_that_comes_byte_by_byte_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(messages, "FIRST_MESSAGE_SECONDS", 0.5)
     with log_lines("shared.rpc.interceptors", "call") as lines:
-        async with running_server() as running, raw_call(running.port, f"/{SERVICE}/CountTokens") as call, asyncio.timeout(30):
+        async with (
+            running_server() as running,
+            raw_call(running.port, f"/{SERVICE}/CountTokens") as call,
+            asyncio.timeout(30),
+        ):
             num_sent = 0
             while not any(line["code"] == "DEADLINE_EXCEEDED" for line in lines):
                 await call.send(REQUEST[num_sent : num_sent + 1])
@@ -29,7 +35,11 @@ async def test_a_message_that_comes_byte_by_byte_is_given_up(monkeypatch: pytest
 
 async def test_a_message_in_pieces_that_comes_in_time_is_answered() -> None:
     with log_lines("shared.rpc.interceptors", "call") as lines:
-        async with running_server() as running, raw_call(running.port, f"/{SERVICE}/CountTokens") as call, asyncio.timeout(30):
+        async with (
+            running_server() as running,
+            raw_call(running.port, f"/{SERVICE}/CountTokens") as call,
+            asyncio.timeout(30),
+        ):
             for start in range(0, len(REQUEST), 100):
                 await call.send(REQUEST[start : start + 100], is_last=start + 100 >= len(REQUEST))
             while not lines:

@@ -1,4 +1,6 @@
-"""TLS and mTLS over real sockets: certificates that are renewed, expired, foreign or broken, and streams that outlive a renewal."""
+"""TLS and mTLS over real sockets: certificates that are renewed, expired, foreign or broken, and streams that outlive a
+renewal.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +53,9 @@ async def answers(running: Running, authority: Authority, client: Pair | None = 
     return code is grpc.StatusCode.OK
 
 
-async def test_only_tls_is_served_and_health_on_a_plaintext_port_of_its_own(tmp_path: Path, authority: Authority) -> None:
+async def test_only_tls_is_served_and_health_on_a_plaintext_port_of_its_own(
+    tmp_path: Path, authority: Authority
+) -> None:
     async with running_server(**settings(tmp_path, authority.issue("service")), health_port=0) as running:
         assert await answers(running, authority)
         assert not await answers(running, Authority("another"))
@@ -65,9 +69,14 @@ async def test_only_tls_is_served_and_health_on_a_plaintext_port_of_its_own(tmp_
             assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
-async def test_a_renewed_certificate_serves_new_connections_and_old_streams_go_on(tmp_path: Path, authority: Authority) -> None:
+async def test_a_renewed_certificate_serves_new_connections_and_old_streams_go_on(
+    tmp_path: Path, authority: Authority
+) -> None:
     successor = Authority("the next one")
-    async with running_server(**settings(tmp_path, authority.issue("service"))) as running, channel(running, authority) as old:
+    async with (
+        running_server(**settings(tmp_path, authority.issue("service"))) as running,
+        channel(running, authority) as old,
+    ):
         stream = generation_pb2_grpc.GenerationServiceStub(old).GenerateStream(generation_pb2.GenerateStreamRequest())
         assert (await stream.read()).delta.text == "first"
         assert not await answers(running, successor)
@@ -121,7 +130,10 @@ async def test_a_client_certificate_is_an_identity(tmp_path: Path, authority: Au
     callers.write_text(json.dumps({"callers": [entry]}))
     made = settings(tmp_path, authority.issue("service"), authority)
     async with running_server(**made, callers_file=str(callers)) as running:
-        known, unknown = authority.issue("web", uri="spiffe://cluster/ns/shop/sa/web"), authority.issue("web", uri="spiffe://cluster/ns/x")
+        known, unknown = (
+            authority.issue("web", uri="spiffe://cluster/ns/shop/sa/web"),
+            authority.issue("web", uri="spiffe://cluster/ns/x"),
+        )
         async with channel(running, authority, known) as made_channel:
             await generation_pb2_grpc.GenerationServiceStub(made_channel).CountTokens(count_request())
         async with channel(running, authority, unknown) as made_channel:
@@ -129,7 +141,9 @@ async def test_a_client_certificate_is_an_identity(tmp_path: Path, authority: Au
             assert isinstance(await refusal(stub.CountTokens(count_request())), PermissionDenied)
 
 
-def test_what_asks_for_new_files_never_raises(tmp_path: Path, authority: Authority, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_asks_for_new_files_never_raises(
+    tmp_path: Path, authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
     certificate, key = authority.issue("service").write(tmp_path)
     reader = CertificateReader(TlsFiles(certificate, key))
     authority.issue("service").write(tmp_path)

@@ -55,11 +55,21 @@ class Issuer:
 
     def key_set(self) -> dict[str, Any]:
         algorithm = jwt.algorithms.ECAlgorithm(jwt.algorithms.ECAlgorithm.SHA256)
-        keys = [{**algorithm.to_jwk(key.public_key(), as_dict=True), "kid": kid, "use": "sig"} for kid, key in self.keys.items()]
+        keys = [
+            {**algorithm.to_jwk(key.public_key(), as_dict=True), "kid": kid, "use": "sig"}
+            for kid, key in self.keys.items()
+        ]
         return {"keys": keys}
 
     def token(self, kid: str = "k1", key: Any = None, algorithm: str = "ES256", **claims: Any) -> str:
-        content = {"sub": "ann", "iss": ISSUER, "aud": AUDIENCE, "exp": time.time() + 600, "groups": ["shop-team", 7], **claims}
+        content = {
+            "sub": "ann",
+            "iss": ISSUER,
+            "aud": AUDIENCE,
+            "exp": time.time() + 600,
+            "groups": ["shop-team", 7],
+            **claims,
+        }
         content = {name: value for name, value in content.items() if value is not None}
         return jwt.encode(content, key or self.keys[kid], algorithm=algorithm, headers={"kid": kid})
 

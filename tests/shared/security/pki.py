@@ -45,7 +45,11 @@ class Authority:
         now = datetime.now(UTC)
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         made = _builder(subject, self._name, key, now - timedelta(days=1), now + timedelta(hours=valid_hours))
-        names: list[x509.GeneralName] = [x509.DNSName(name), x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
+        names: list[x509.GeneralName] = [
+            x509.DNSName(name),
+            x509.DNSName("localhost"),
+            x509.IPAddress(ipaddress.ip_address("127.0.0.1")),
+        ]
         if uri:
             names.insert(0, x509.UniformResourceIdentifier(uri))
         made = made.add_extension(x509.SubjectAlternativeName(names), critical=False)

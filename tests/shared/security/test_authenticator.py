@@ -1,4 +1,6 @@
-"""Known callers beside one who guesses from their address, for longer than anything is remembered; and comparisons that tell nothing."""
+"""Known callers beside one who guesses from their address, for longer than anything is remembered; and comparisons that
+tell nothing.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +56,9 @@ async def outcome(authenticator: Authenticator, token: str) -> str:
         return type(error).__name__
 
 
-@pytest.mark.parametrize(("token", "name"), [(TOKEN, "shop"), (JWT, "boss")], ids=["token of the file", "JSON Web Token"])
+@pytest.mark.parametrize(
+    ("token", "name"), [(TOKEN, "shop"), (JWT, "boss")], ids=["token of the file", "JSON Web Token"]
+)
 async def test_a_caller_goes_on_for_minutes_beside_one_who_guesses(callers: CallersFile, token: str, name: str) -> None:
     clock = Clock()
     authenticator = Authenticator(callers, Issuer(), clock)  # type: ignore[arg-type]
@@ -68,7 +72,9 @@ async def test_a_caller_goes_on_for_minutes_beside_one_who_guesses(callers: Call
     assert set(guesses) == {"Unauthenticated", "Overloaded"}
 
 
-async def test_a_caller_that_paused_and_a_token_of_the_file_never_seen_before_are_not_held_up(callers: CallersFile) -> None:
+async def test_a_caller_that_paused_and_a_token_of_the_file_never_seen_before_are_not_held_up(
+    callers: CallersFile,
+) -> None:
     clock = Clock()
     authenticator = Authenticator(callers, Issuer(), clock)  # type: ignore[arg-type]
     await outcome(authenticator, JWT)

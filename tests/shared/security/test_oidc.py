@@ -49,7 +49,16 @@ async def test_a_good_token_tells_subject_and_groups(issuer: Issuer, verifier: O
 
 @pytest.mark.parametrize(
     "claims",
-    [{"iss": "https://other"}, {"aud": "other"}, {"exp": 1.0}, {"exp": None}, {"sub": None}, {"aud": None}, {"nbf": 1e11}, {"sub": 7}],
+    [
+        {"iss": "https://other"},
+        {"aud": "other"},
+        {"exp": 1.0},
+        {"exp": None},
+        {"sub": None},
+        {"aud": None},
+        {"nbf": 1e11},
+        {"sub": 7},
+    ],
     ids=str,
 )
 async def test_wrong_claims_are_refused(issuer: Issuer, verifier: OidcVerifier, claims: dict[str, Any]) -> None:
@@ -65,7 +74,12 @@ async def test_forged_tokens_are_refused(issuer: Issuer, verifier: OidcVerifier)
     forged = [
         issuer.token(key=stranger),
         signed_with_secret(issuer.token(), public),  # the public key as a shared secret
-        jwt.encode({"sub": "ann", "iss": ISSUER, "aud": AUDIENCE, "exp": time.time() + 60}, None, algorithm="none", headers={"kid": "k1"}),
+        jwt.encode(
+            {"sub": "ann", "iss": ISSUER, "aud": AUDIENCE, "exp": time.time() + 60},
+            None,
+            algorithm="none",
+            headers={"kid": "k1"},
+        ),
         f"{head}.{body}.",
         f"{head}.{body}x.{signature}",
         "a.b.c",
@@ -95,7 +109,9 @@ async def test_unknown_key_ids_do_not_make_it_fetch_again_and_again(issuer: Issu
     assert issuer.num_fetches == 1
 
 
-async def test_while_the_issuer_is_away_the_last_keys_hold(issuer: Issuer, verifier: OidcVerifier, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_while_the_issuer_is_away_the_last_keys_hold(
+    issuer: Issuer, verifier: OidcVerifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
     issuer.is_away = True
     with pytest.raises(Unavailable):
         await verifier.verify(issuer.token())

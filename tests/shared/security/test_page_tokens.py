@@ -26,7 +26,9 @@ def test_every_replica_opens_what_one_of_them_sealed() -> None:
     token = PageTokens(KEY).seal("support-tone", SCOPE)
     assert PageTokens(KEY).open(token, SCOPE) == "support-tone"
     assert PageTokens(KEY).seal("support-tone", SCOPE) == token, "the same request gets the same answer"
-    reordered = replace(SCOPE, filter=dict(reversed(SCOPE.filter.items())), caller=replace(CALLER, prompts=("tone", "support-*")))
+    reordered = replace(
+        SCOPE, filter=dict(reversed(SCOPE.filter.items())), caller=replace(CALLER, prompts=("tone", "support-*"))
+    )
     assert PageTokens(KEY).open(token, reordered) == "support-tone"
 
 
@@ -60,5 +62,16 @@ def test_a_token_shows_nothing_and_cannot_be_made() -> None:
         changed = data[:position] + bytes([data[position] ^ 1]) + data[position + 1 :]
         refused(base64.urlsafe_b64encode(changed).decode().rstrip("="))
     refused(token, key=new_key())
-    for wrong in (token[:-1], token + "A", "x", "=", "ÿ", "../../x", "support-tone", " " + token, "\0", "A" * (MAX_TOKEN_CHARS + 1)):
+    for wrong in (
+        token[:-1],
+        token + "A",
+        "x",
+        "=",
+        "ÿ",
+        "../../x",
+        "support-tone",
+        " " + token,
+        "\0",
+        "A" * (MAX_TOKEN_CHARS + 1),
+    ):
         refused(wrong)

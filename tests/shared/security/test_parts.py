@@ -93,7 +93,9 @@ def test_what_a_wrong_callers_file_holds_is_not_repeated(tmp_path: Path) -> None
     assert token not in str(caught.value)
 
 
-def test_a_callers_file_is_read_again_and_a_broken_one_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_callers_file_is_read_again_and_a_broken_one_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("shared.security.callers_file._LOOK_SECONDS", 0.0)
     path = write(tmp_path / "callers.json", {"name": "a", "roles": ["viewer"], "token_sha256": ["a" * 64]})
     file = CallersFile(path)
@@ -121,8 +123,13 @@ def test_a_bucket_fills_and_may_be_overdrawn() -> None:
 def test_each_limit_of_a_caller_is_told_with_the_time_to_wait() -> None:
     clock = Clock()
     quotas = Quotas(clock)
-    limits = CallerLimits(requests_per_second=2.0, tokens_per_second=10.0, concurrent_calls=1, dataset_bytes_per_day=1000.0)
-    caller, other = Caller("a", frozenset({Role.ADMIN}), limits=limits), Caller("b", frozenset({Role.ADMIN}), limits=limits)
+    limits = CallerLimits(
+        requests_per_second=2.0, tokens_per_second=10.0, concurrent_calls=1, dataset_bytes_per_day=1000.0
+    )
+    caller, other = (
+        Caller("a", frozenset({Role.ADMIN}), limits=limits),
+        Caller("b", frozenset({Role.ADMIN}), limits=limits),
+    )
     with quotas.taken(caller) as usage:
         with pytest.raises(Overloaded, match="of your calls are running"), quotas.taken(caller):
             pass
@@ -208,7 +215,9 @@ def _naming_a_prompt(request: Any) -> Any:
     return request
 
 
-@pytest.mark.parametrize("reference", ["theirs", "theirs@canary", "theirs@7", "prompts/theirs", "prompts/theirs/versions/7"])
+@pytest.mark.parametrize(
+    "reference", ["theirs", "theirs@canary", "theirs@7", "prompts/theirs", "prompts/theirs/versions/7"]
+)
 def test_a_reference_in_any_form_names_its_prompt(reference: str) -> None:
     assert prompt_of(reference) == "theirs"
 

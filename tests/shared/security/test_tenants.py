@@ -26,7 +26,9 @@ def entry(name: str, **fields: Any) -> dict[str, Any]:
 
 
 def test_callers_of_one_tenant_share_it(tmp_path: Path) -> None:
-    tenants = [{"name": "acme", "weight": 2, "max_priority": 10, "limits": {"active_jobs": 5}, "dataset_roots": ["/data/acme"]}]
+    tenants = [
+        {"name": "acme", "weight": 2, "max_priority": 10, "limits": {"active_jobs": 5}, "dataset_roots": ["/data/acme"]}
+    ]
     found = directory(tmp_path, tenants=tenants, callers=[entry("shop", tenant="acme"), entry("web", tenant="acme")])
     wanted = Tenant("acme", 2.0, 10, CallerLimits(active_jobs=5), ("/data/acme",))
     assert [found.by_claims(name, ()).tenant for name in ("shop", "web")] == [wanted, wanted]  # type: ignore[union-attr]
@@ -55,7 +57,9 @@ def test_what_contradicts_itself_is_refused(tmp_path: Path, content: dict[str, A
 
 
 def test_members_of_a_group_share_its_limits(tmp_path: Path) -> None:
-    found = directory(tmp_path, callers=[{"name": "team", "roles": ["tuner"], "groups": ["g"], "limits": {"concurrent_calls": 2}}])
+    found = directory(
+        tmp_path, callers=[{"name": "team", "roles": ["tuner"], "groups": ["g"], "limits": {"concurrent_calls": 2}}]
+    )
     ann, bob, eve = (found.by_claims(subject, ["g"]) for subject in ("ann", "bob", "eve"))
     assert ann is not None
     assert bob is not None

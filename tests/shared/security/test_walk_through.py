@@ -23,7 +23,8 @@ def test_two_tenants_on_one_machine(tmp_path: Path) -> None:
     subprocess.run(["bash", "-euc", script], cwd=tmp_path, env={**os.environ, "PATH": path}, check=True, timeout=120)
     directory = CallersFile(tmp_path / "callers.json").directory
     tuner, operator = (
-        directory.by_token(hash_token((tmp_path / f"{name}.token").read_text().strip())) for name in ("shop-tuner", "operator")
+        directory.by_token(hash_token((tmp_path / f"{name}.token").read_text().strip()))
+        for name in ("shop-tuner", "operator")
     )
     assert tuner is not None
     assert operator is not None

@@ -1,4 +1,6 @@
-"""A loopback stand-in for the part of Azure's and Google's storage protocols that a conditional write needs: put, get, delete."""
+"""A loopback stand-in for the part of Azure's and Google's storage protocols that a conditional write needs: put, get,
+delete.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,9 @@ class _Handler(BaseHTTPRequestHandler):
         parts = []
         for number, path in enumerate(re.findall(r"DELETE (\S+) HTTP", body)):
             self.server.objects.pop(unquote(path.split("?")[0]), None)
-            parts.append(f"--b\r\nContent-Type: application/http\r\nContent-ID: {number}\r\n\r\nHTTP/1.1 202 Accepted\r\n\r\n")
+            parts.append(
+                f"--b\r\nContent-Type: application/http\r\nContent-ID: {number}\r\n\r\nHTTP/1.1 202 Accepted\r\n\r\n"
+            )
         self._reply(202, ("".join(parts) + "--b--").encode(), "multipart/mixed; boundary=b")
 
     def log_message(self, format: str, *args: object) -> None:
@@ -51,7 +55,11 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _reply(self, code: int, body: bytes = b"", content_type: str = "application/xml") -> None:
         self.send_response(code)
-        for name, value in (("ETag", '"1"'), ("Last-Modified", "Wed, 21 Oct 2026 07:28:00 GMT"), ("Content-Type", content_type)):
+        for name, value in (
+            ("ETag", '"1"'),
+            ("Last-Modified", "Wed, 21 Oct 2026 07:28:00 GMT"),
+            ("Content-Type", content_type),
+        ):
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()

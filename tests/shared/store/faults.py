@@ -1,4 +1,6 @@
-"""A backend that fails as real ones do: dies at a chosen write, loses acknowledgements, reports conflicts that are none, goes away."""
+"""A backend that fails as real ones do: dies at a chosen write, loses acknowledgements, reports conflicts that are
+none, goes away.
+"""
 
 from __future__ import annotations
 
@@ -91,7 +93,9 @@ def killed_at(number: int, after: bool) -> Callable[[int, str, Callable[[], bool
 
 
 def unreliable(seed: int, share: float) -> Callable[[int, str, Callable[[], bool]], bool]:
-    """Of the writes, this share is lost, another done without an acknowledgement, and of the creations a third refused for no reason."""
+    """Of the writes, this share is lost, another done without an acknowledgement, and of the creations a third refused
+    for no reason.
+    """
     chance = random.Random(seed)
 
     def on_write(_number: int, key: str, write: Callable[[], bool]) -> bool:

@@ -77,7 +77,9 @@ def crowd(url: str) -> int:
 
 
 def killed_at_every_system_call(url: str) -> int:
-    """One publisher after another, killed -9 at its first, second, third ... change to the file system, until one comes through."""
+    """One publisher after another, killed -9 at its first, second, third ... change to the file system, until one comes
+    through.
+    """
     for number in itertools.count(1):
         pid = fork(lambda n=number: publish_killed_at(url, n))
         _, status = os.waitpid(pid, 0)

@@ -56,7 +56,12 @@ class TestBackend:
 
     @pytest.mark.parametrize("key", ["../x", "a/../../x", "/etc/passwd", "", "a//b", "a/", "a\0b", "./x", "a/\n"])
     def test_keys_never_leave_the_root(self, backend: ObjectBackend, key: str) -> None:
-        acts = [lambda: backend.get(key, 1), lambda: backend.create(key, b""), lambda: backend.put(key, b""), lambda: backend.delete(key)]
+        acts = [
+            lambda: backend.get(key, 1),
+            lambda: backend.create(key, b""),
+            lambda: backend.put(key, b""),
+            lambda: backend.delete(key),
+        ]
         for act in [*acts, lambda: backend.head(key)]:
             with pytest.raises(ValueError, match="not a store key"):
                 act()
@@ -194,9 +199,13 @@ class TestAliases:
         store.set_alias(PROMPT, "default", [AliasTarget(2, 30), AliasTarget(1, 70)])
         widened = {key: store.index().resolve(reference, key).version for key in keys}
         assert 0.26 < Counter(widened.values())[2] / len(keys) < 0.34
-        assert all(widened[key] == 2 for key, version in picked.items() if version == 2), "a canary's users stay with it when it grows"
+        assert all(widened[key] == 2 for key, version in picked.items() if version == 2), (
+            "a canary's users stay with it when it grows"
+        )
 
-    @pytest.mark.parametrize("targets", [[], [AliasTarget(1, 0)], [AliasTarget(1, 1), AliasTarget(1, 2)], [AliasTarget(1, 10**9)], 0])
+    @pytest.mark.parametrize(
+        "targets", [[], [AliasTarget(1, 0)], [AliasTarget(1, 1), AliasTarget(1, 2)], [AliasTarget(1, 10**9)], 0]
+    )
     def test_bad_targets(self, store: PromptStore, targets: list[AliasTarget] | int) -> None:
         publish(store, 1)
         with pytest.raises((InvalidInput, NotFound)):
@@ -318,7 +327,9 @@ def test_bytes_that_are_not_what_the_digest_says(store: PromptStore, backend: Ob
     assert store.fetch(record.digest) == make_blob(), "publishing the same bytes again heals them"
 
 
-@pytest.mark.parametrize("digest", ["", "sha256:../../x", "sha256:" + "g" * 64, "sha256:" + "A" * 64, "md5:" + "0" * 64])
+@pytest.mark.parametrize(
+    "digest", ["", "sha256:../../x", "sha256:" + "g" * 64, "sha256:" + "A" * 64, "md5:" + "0" * 64]
+)
 def test_digests_are_checked_before_they_become_paths(store: PromptStore, digest: str) -> None:
     with pytest.raises(InvalidInput, match="digest"):
         store.fetch(digest)

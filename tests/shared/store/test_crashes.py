@@ -1,4 +1,6 @@
-"""Publishers that die at any write, stores that lie about writes, and eight publishers at once: no version lost, reused or half visible."""
+"""Publishers that die at any write, stores that lie about writes, and eight publishers at once: no version lost, reused
+or half visible.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ from tests.shared.store.processes import JOBS_EACH, NUM_PUBLISHERS, PROMPT
 
 
 def check_whole(store: PromptStore) -> None:
-    """Every version's blob is there, numbers have no gaps, jobs no two versions, and the log tells the same story as the index."""
+    """Every version's blob is there, numbers have no gaps, jobs no two versions, and the log tells the same story as
+    the index.
+    """
     index = store.refresh()
     index.check_integrity()
     records = list(index.versions())
@@ -104,7 +108,9 @@ def test_lost_acknowledgements_and_phantom_conflicts(seed: int) -> None:
     assert PromptStore(memory).index().revision == 15
 
 
-def test_an_alias_move_whose_acknowledgement_is_lost_has_happened(memory_store: tuple[FaultyBackend, PromptStore]) -> None:
+def test_an_alias_move_whose_acknowledgement_is_lost_has_happened(
+    memory_store: tuple[FaultyBackend, PromptStore],
+) -> None:
     faulty, store = memory_store
     store.publish(PROMPT, make_blob(seed=1), job="1")
     store.publish(PROMPT, make_blob(seed=2), job="2")
@@ -117,7 +123,9 @@ def test_an_alias_move_whose_acknowledgement_is_lost_has_happened(memory_store: 
     assert store.set_alias(PROMPT, "default", 1, expected=2) == 3
 
 
-def test_a_conflict_reported_for_a_write_that_comes_through_late(memory_store: tuple[FaultyBackend, PromptStore]) -> None:
+def test_a_conflict_reported_for_a_write_that_comes_through_late(
+    memory_store: tuple[FaultyBackend, PromptStore],
+) -> None:
     faulty, store = memory_store
     store.publish(PROMPT, make_blob(seed=1), job="1")
     store.publish(PROMPT, make_blob(seed=2), job="2")
@@ -141,7 +149,9 @@ def test_a_conflict_reported_for_a_write_that_comes_through_late(memory_store: t
     assert store.refresh().revision == 3
 
 
-def test_a_writer_that_slept_through_a_cut_does_not_write_into_the_gap(memory_store: tuple[FaultyBackend, PromptStore]) -> None:
+def test_a_writer_that_slept_through_a_cut_does_not_write_into_the_gap(
+    memory_store: tuple[FaultyBackend, PromptStore],
+) -> None:
     faulty, sleeper = memory_store
     awake = PromptStore(faulty.inner)
     for number in range(5):
@@ -190,7 +200,11 @@ def test_killed_at_every_change_to_the_file_system(tmp_path: Path) -> None:
     url = str(tmp_path / "store")
     open_store(url)
     result = subprocess.run(
-        [sys.executable, "-m", "tests.shared.store.processes", "killed", url], capture_output=True, text=True, timeout=90, check=False
+        [sys.executable, "-m", "tests.shared.store.processes", "killed", url],
+        capture_output=True,
+        text=True,
+        timeout=90,
+        check=False,
     )
     assert result.returncode == 0, result.stderr
     assert int(result.stdout.split()[-1]) > 10
@@ -202,7 +216,9 @@ def test_killed_at_every_change_to_the_file_system(tmp_path: Path) -> None:
 async def test_eight_publishers_and_a_watcher(tmp_path: Path) -> None:
     url = str(tmp_path / "store")
     store = open_store(url)
-    publishers = await asyncio.create_subprocess_exec(sys.executable, "-m", "tests.shared.store.processes", "crowd", url)
+    publishers = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "tests.shared.store.processes", "crowd", url
+    )
     seen: list[VersionPublished] = []
     async with asyncio.timeout(90):
         async for changes in StoreWatcher(store, since=0, poll_seconds=0.01):
@@ -216,7 +232,9 @@ async def test_eight_publishers_and_a_watcher(tmp_path: Path) -> None:
                 break
         assert await publishers.wait() == 0
     assert [op.version for op in seen] == list(range(1, len(seen) + 1))
-    assert {op.job for op in seen} == {f"job-{number}-{job}" for number in range(NUM_PUBLISHERS) for job in range(JOBS_EACH)}
+    assert {op.job for op in seen} == {
+        f"job-{number}-{job}" for number in range(NUM_PUBLISHERS) for job in range(JOBS_EACH)
+    }
     assert store.refresh().revision == len(seen)
     check_whole(store)
 

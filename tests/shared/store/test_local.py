@@ -78,7 +78,9 @@ def test_a_file_system_without_hard_links_is_refused(local_store: PromptStore, m
         local_store.publish(PROMPT, make_blob(), job="job")
 
 
-def test_a_full_disk_publishes_nothing(tmp_path: Path, local_store: PromptStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_publishes_nothing(
+    tmp_path: Path, local_store: PromptStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fsync(_: int) -> None:
         raise OSError(28, "No space left on device")
 
@@ -90,7 +92,9 @@ def test_a_full_disk_publishes_nothing(tmp_path: Path, local_store: PromptStore,
     assert list((tmp_path / "store" / "tmp").iterdir()) == []
 
 
-def test_file_and_folder_are_synced_before_an_entry_is_acknowledged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_file_and_folder_are_synced_before_an_entry_is_acknowledged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     backend = LocalBackend(tmp_path / "store")
     backend.create(log_key(1), b"first")
     steps: list[str] = []

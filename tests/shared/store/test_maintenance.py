@@ -101,7 +101,9 @@ def test_it_stops_when_it_is_told_to(local_store: PromptStore) -> None:
     assert report.blobs_removed == 0
 
 
-async def test_several_maintainers_beside_publishers_and_a_watcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_several_maintainers_beside_publishers_and_a_watcher(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Three trainers publish to three prompts and tidy as hard as they can; a watcher of the whole misses nothing."""
     monkeypatch.setattr(follower_module, "CHECK_SECONDS", 0.05)
     url, done = str(tmp_path / "store"), threading.Event()
@@ -151,7 +153,9 @@ async def test_several_maintainers_beside_publishers_and_a_watcher(tmp_path: Pat
         await asyncio.gather(*trainers)
         done.set()
     assert [failure for task in maintainers for failure in task.result()] == []
-    assert not maintain(open_store(url), grace).failures  # a pass that began before the last versions came has left some
+    assert not maintain(
+        open_store(url), grace
+    ).failures  # a pass that began before the last versions came has left some
     assert revisions == sorted(revisions)
     final = open_store(url).refresh()
     assert {name: sorted(final.prompt(name).versions)[-1] for name in names} == dict.fromkeys(names, num_versions)

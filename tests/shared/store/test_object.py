@@ -34,7 +34,10 @@ CLOUDS = {
         "/container/deep/prefix/",
         {"AZURE_STORAGE_ACCOUNT_NAME": "account", "AZURE_STORAGE_ACCOUNT_KEY": "YWJj"},
     ),
-    "abfss://container@account.dfs.core.windows.net/prefix": ("/container/prefix/", {"AZURE_STORAGE_ACCOUNT_KEY": "YWJj"}),
+    "abfss://container@account.dfs.core.windows.net/prefix": (
+        "/container/prefix/",
+        {"AZURE_STORAGE_ACCOUNT_KEY": "YWJj"},
+    ),
     "gs://bucket/prefix": ("/bucket/prefix/", {}),
 }
 
@@ -45,7 +48,13 @@ def test_azure_and_google_by_their_addresses(url: str, honest: bool, monkeypatch
     """The condition travels in each protocol's own way, and the probe finds a server that ignores it."""
     place, environment = CLOUDS[url]
     with cloud(honest) as (address, objects):
-        key = {"gcs_base_url": address, "disable_oauth": True, "client_email": "", "private_key": "", "private_key_id": ""}
+        key = {
+            "gcs_base_url": address,
+            "disable_oauth": True,
+            "client_email": "",
+            "private_key": "",
+            "private_key_id": "",
+        }
         monkeypatch.setenv("GOOGLE_SERVICE_ACCOUNT_KEY", json.dumps(key))
         monkeypatch.setenv("AZURE_STORAGE_ENDPOINT", address)
         for name, value in environment.items():
@@ -78,7 +87,11 @@ def test_a_missing_bucket_is_said(s3_url: str) -> None:
 
 def test_a_server_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shared.store.object._RETRY", {"max_retries": 0})
-    for name, value in {"AWS_ENDPOINT": "http://127.0.0.1:1", "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}.items():
+    for name, value in {
+        "AWS_ENDPOINT": "http://127.0.0.1:1",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+    }.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(Unavailable) as caught:
         open_store("s3://prompts")

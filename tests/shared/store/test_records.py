@@ -24,7 +24,9 @@ PROMPT = "support-tone"
 
 
 def commit_with(op: dict[str, Any], **fields: Any) -> bytes:
-    return json.dumps({"revision": 1, "txid": "t", "time": TIME, "actor": "", "format": 1, "ops": [op], **fields}).encode()
+    return json.dumps(
+        {"revision": 1, "txid": "t", "time": TIME, "actor": "", "format": 1, "ops": [op], **fields}
+    ).encode()
 
 
 MOVE = {"op": "alias", "prompt": PROMPT, "alias": "default", "targets": [{"version": 1, "weight": 1}]}
@@ -49,7 +51,9 @@ def test_a_newer_format_is_said() -> None:
         commit_with({**MOVE, "prompt": "../x"}),
         commit_with({**MOVE, "op": "unheard-of"}),
         commit_with({**MOVE, "targets": [{"version": 0}]}),
-        commit_with({"op": "publish", "prompt": PROMPT, "version": 1, "digest": "sha256:../../x", "size_bytes": 1, "job": "j"}),
+        commit_with(
+            {"op": "publish", "prompt": PROMPT, "version": 1, "digest": "sha256:../../x", "size_bytes": 1, "job": "j"}
+        ),
         commit_with(MOVE, revision=2),
         commit_with(MOVE, ops=[]),
         b"[" * 100_000,
@@ -84,7 +88,9 @@ def test_a_snapshot_gives_the_same_index(local_store: PromptStore) -> None:
         decode_snapshot(b'{"format": 2}', 4)
 
 
-def test_a_damaged_snapshot_is_passed_over_as_long_as_the_log_is_whole(store: PromptStore, backend: ObjectBackend) -> None:
+def test_a_damaged_snapshot_is_passed_over_as_long_as_the_log_is_whole(
+    store: PromptStore, backend: ObjectBackend
+) -> None:
     store.publish(PROMPT, make_blob(), job="job")
     backend.put(snapshot_key(1), b"damaged")
     assert PromptStore(backend).index() == store.index()
@@ -97,7 +103,9 @@ def test_a_damaged_snapshot_is_passed_over_as_long_as_the_log_is_whole(store: Pr
         PromptStore(backend)
 
 
-def test_snapshots_are_written_now_and_then_and_few_are_kept(local_store: PromptStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_snapshots_are_written_now_and_then_and_few_are_kept(
+    local_store: PromptStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("shared.store.store.SNAPSHOT_EVERY", 2)
     for number in range(9):
         local_store.publish(PROMPT, make_blob(seed=number), job=f"job-{number}")

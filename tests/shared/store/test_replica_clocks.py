@@ -1,4 +1,6 @@
-"""Which replicas are live, with clocks that disagree: the reader's own clock decides, once it has seen a record change or not."""
+"""Which replicas are live, with clocks that disagree: the reader's own clock decides, once it has seen a record change
+or not.
+"""
 
 from __future__ import annotations
 

@@ -17,6 +17,11 @@ def test_what_retention_deletes_is_audited(local_store: PromptStore) -> None:
         maintain(local_store, policy)
         maintain(local_store, policy)
     (line,) = lines
-    assert (line["action"], line["result"], line["caller"], line["prompt"]) == ("retention", "OK", "maintenance", "tone")
+    assert (line["action"], line["result"], line["caller"], line["prompt"]) == (
+        "retention",
+        "OK",
+        "maintenance",
+        "tone",
+    )
     assert line["versions"] == [1, 2, 3]
     assert [*local_store.refresh().prompt("tone").versions] == [4]

@@ -9,7 +9,14 @@ from shared.errors import NotFound
 from shared.names import PromptReference
 from shared.store.memory import MemoryBackend
 from shared.store.store import PromptStore
-from shared.store.view import commit_revision, shown_index, shown_revision, shown_revisions, store_revision, visible_index
+from shared.store.view import (
+    commit_revision,
+    shown_index,
+    shown_revision,
+    shown_revisions,
+    store_revision,
+    visible_index,
+)
 from tests.shared.prompt.blobs import make_blob
 
 SUPPORT = Caller("support", frozenset({Role.VIEWER}), ("support-*",))
@@ -30,7 +37,10 @@ def test_other_prompts_are_not_found_in_any_way(store: PromptStore) -> None:
         assert "acme-a" not in index.prompts
         assert len(index.prompts) == 2
         assert index.current_version("acme-a", "default") is None
-        for ask in (lambda name, index=index: index.prompt(name), lambda name, index=index: index.resolve(PromptReference.parse(name))):
+        for ask in (
+            lambda name, index=index: index.prompt(name),
+            lambda name, index=index: index.resolve(PromptReference.parse(name)),
+        ):
             told = []
             for name in ("acme-a", "acme-z", "support-z"):
                 with pytest.raises(NotFound) as caught:
@@ -52,11 +62,26 @@ def test_times_stand_in_for_revisions_and_a_watch_goes_on_from_them(store: Promp
     for commit, revision in zip(own, shown, strict=True):
         assert store_revision(revision, index, commits, SUPPORT) == commit.revision
         assert store_revision(revision - 1, index, commits, SUPPORT) == commit.revision - 1
-    assert [store_revision(revision, index, (), SUPPORT) for revision in shown] == [own[0].revision, own[1].revision, None, None]
-    assert [store_revision(revision, index, commits, SUPPORT) for revision in (1, 7, 10**15, shown[-1] + 5)] == [None] * 4
+    assert [store_revision(revision, index, (), SUPPORT) for revision in shown] == [
+        own[0].revision,
+        own[1].revision,
+        None,
+        None,
+    ]
+    assert [store_revision(revision, index, commits, SUPPORT) for revision in (1, 7, 10**15, shown[-1] + 5)] == [
+        None
+    ] * 4
     foreign = [commit_revision(commit, SUPPORT) for commit in commits if commit not in own]
     assert [store_revision(revision, index, commits, SUPPORT) for revision in foreign] == [None] * len(foreign)
-    assert shown_revisions(index, SUPPORT, [0, 1, 2, 3, 4, 5, 99]) == [0, 0, shown[0], shown[0], shown[1], shown[1], shown[1]]
+    assert shown_revisions(index, SUPPORT, [0, 1, 2, 3, 4, 5, 99]) == [
+        0,
+        0,
+        shown[0],
+        shown[0],
+        shown[1],
+        shown[1],
+        shown[1],
+    ]
     assert shown_revision(index, SUPPORT) == shown[1]
     assert shown_revisions(index, EVERYBODY, [3, 99]) == [3, 99]
     assert shown_revision(index, EVERYBODY) == index.revision == 8

@@ -91,7 +91,9 @@ async def test_an_idle_poll_is_one_read(faulty: FaultyBackend) -> None:
     await following(watcher, act)
 
 
-async def test_while_the_store_is_away_it_waits_and_says_so_once(faulty: FaultyBackend, caplog: pytest.LogCaptureFixture) -> None:
+async def test_while_the_store_is_away_it_waits_and_says_so_once(
+    faulty: FaultyBackend, caplog: pytest.LogCaptureFixture
+) -> None:
     writer, store = PromptStore(faulty.inner), PromptStore(faulty)
     watcher = StoreWatcher(store, since=0, poll_seconds=0.02)
     caplog.set_level(logging.INFO)
@@ -133,7 +135,9 @@ async def test_an_entry_that_cannot_be_read_stops_it_there(faulty: FaultyBackend
     assert [commit.revision for commit in changes.commits] == [1]
 
 
-async def test_one_that_fell_behind_a_cut_starts_from_the_snapshot(faulty: FaultyBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_one_that_fell_behind_a_cut_starts_from_the_snapshot(
+    faulty: FaultyBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(follower_module, "CHECK_SECONDS", 0.05)
     writer, store = PromptStore(faulty.inner), PromptStore(faulty)
     watcher = StoreWatcher(store, since=0, poll_seconds=0.01)
@@ -154,7 +158,9 @@ async def test_one_that_fell_behind_a_cut_starts_from_the_snapshot(faulty: Fault
     assert [commit.revision for commit in second.commits] == [6]
 
 
-async def test_another_store_in_the_same_place_is_noticed(faulty: FaultyBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_another_store_in_the_same_place_is_noticed(
+    faulty: FaultyBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(follower_module, "CHECK_SECONDS", 0.05)
     store = PromptStore(faulty)
     publish(store, 0)
@@ -186,7 +192,9 @@ async def test_a_hundred_watchers_of_one_directory_see_a_version_within_a_second
 
 
 @pytest.mark.parametrize("poll_seconds", [0.15, 2.0])
-def test_after_ten_minutes_without_the_store_it_catches_up_within_two_polls(poll_seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_after_ten_minutes_without_the_store_it_catches_up_within_two_polls(
+    poll_seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def act() -> float:
         faulty = FaultyBackend(MemoryBackend())
         writer, loop = PromptStore(faulty.inner), asyncio.get_running_loop()

@@ -53,7 +53,9 @@ def test_a_token_that_only_the_chat_template_makes_control_is_text() -> None:
 
 
 @given(
-    text=st.lists(st.sampled_from([*SPECIAL_TOKENS, "<", "e", "nd>", "é", "\U0010fffd", "\U00100001", " ", "\n"]), max_size=12).map("".join)
+    text=st.lists(
+        st.sampled_from([*SPECIAL_TOKENS, "<", "e", "nd>", "é", "\U0010fffd", "\U00100001", " ", "\n"]), max_size=12
+    ).map("".join)
 )
 def test_any_text_survives_as_it_is(text: str) -> None:
     tokenizer = _tokenizer()
@@ -102,7 +104,9 @@ def test_an_answer_ends_as_the_chat_template_ends_turns() -> None:
     template = pinned(CHAT, tokenizer)
     assert template.end == "<pad>"
     assert InputEncoder(tokenizer, template).encode_target("x")[-1] == 0
-    assert InputEncoder(tokenizer, CHAT).encode_target("x")[-1] == tokenizer.eos_token_id  # a version from before keeps its own end
+    assert (
+        InputEncoder(tokenizer, CHAT).encode_target("x")[-1] == tokenizer.eos_token_id
+    )  # a version from before keeps its own end
 
 
 def test_what_the_chat_template_writes_before_an_answer_is_kept() -> None:
@@ -113,7 +117,9 @@ def test_what_the_chat_template_writes_before_an_answer_is_kept() -> None:
         + "{{ m.content }}<end>{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
     )
     encoder = InputEncoder(tokenizer, pinned(CHAT, tokenizer))
-    assert tokenizer.decode(encoder.encode_input("x") + encoder.encode_target("y")) == "<user>x<end><assistant>[]\ny<end>"
+    assert (
+        tokenizer.decode(encoder.encode_input("x") + encoder.encode_target("y")) == "<user>x<end><assistant>[]\ny<end>"
+    )
     spaced = chat_tokenizer(
         "{% for m in messages %}{% if m.role == 'user' %}[{{ m.content }}]{% else %} {{ m.content }}<end>{% endif %}{% endfor %}"
     )

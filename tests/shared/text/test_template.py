@@ -28,7 +28,9 @@ def bos_tokenizer() -> Any:
     tokenizer = byte_tokenizer()
     tokenizer.add_special_tokens({"bos_token": "<user>"})
     special = [("<user>", tokenizer.bos_token_id)]
-    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(single="<user> $A", special_tokens=special)
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<user> $A", special_tokens=special
+    )
     return tokenizer
 
 
@@ -89,7 +91,12 @@ class TestText:
         assert bos_tokenizer.decode(ids[:-1]) == " good"
         assert ids[-1] == bos_tokenizer.eos_token_id
         assert encoder.encode_target("good", end=False) == ids[:-1]
-        assert bos_tokenizer.decode(InputEncoder(bos_tokenizer, Template(text="{input}\n")).encode_target("good", end=False)) == "good"
+        assert (
+            bos_tokenizer.decode(
+                InputEncoder(bos_tokenizer, Template(text="{input}\n")).encode_target("good", end=False)
+            )
+            == "good"
+        )
 
     def test_an_empty_input_is_only_the_template(self, tokenizer: Any) -> None:
         assert tokenizer.decode(InputEncoder(tokenizer, Template(text="[{input}]")).encode_input("")) == "[]"
@@ -147,9 +154,15 @@ class TestChat:
 
     @pytest.mark.parametrize(
         ("chat_template", "expected"),
-        [(CHAT_TEMPLATE, TemplateFormat.CHAT), (None, TemplateFormat.TEXT), ("{{ raise_exception('no') }}", TemplateFormat.TEXT)],
+        [
+            (CHAT_TEMPLATE, TemplateFormat.CHAT),
+            (None, TemplateFormat.TEXT),
+            ("{{ raise_exception('no') }}", TemplateFormat.TEXT),
+        ],
     )
-    def test_chat_is_the_default_where_the_chat_template_can_be_used(self, chat_template: str | None, expected: TemplateFormat) -> None:
+    def test_chat_is_the_default_where_the_chat_template_can_be_used(
+        self, chat_template: str | None, expected: TemplateFormat
+    ) -> None:
         tokenizer = byte_tokenizer()
         tokenizer.chat_template = chat_template
         assert default_format(tokenizer) is expected

@@ -11,9 +11,7 @@ from shared.text.truncation import fit_messages, fit_text
 from tests.tiny_models import byte_tokenizer
 
 CHAT_TEMPLATE = "<{% for m in messages %}[{{ m.role }}]{{ m.content }};{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
-USERS_FIRST = (
-    "{% if (messages | rejectattr('role', 'equalto', 'system') | first).role != 'user' %}{{ raise_exception('user first') }}{% endif %}"
-)
+USERS_FIRST = "{% if (messages | rejectattr('role', 'equalto', 'system') | first).role != 'user' %}{{ raise_exception('user first') }}{% endif %}"
 
 
 def chat(system: str = "", template: str = CHAT_TEMPLATE) -> InputEncoder:
@@ -53,13 +51,19 @@ def test_characters_of_several_tokens_are_cut_whole() -> None:
 
 def test_the_system_message_and_the_header_stay_when_a_chat_input_is_cut() -> None:
     encoder = chat(system="You help.")
-    assert text_of(encoder, fit_text(encoder, "x" * 500 + "end", 50)) == "<[system]You help.;[user]" + "x" * 10 + "end;[assistant]"
+    assert (
+        text_of(encoder, fit_text(encoder, "x" * 500 + "end", 50))
+        == "<[system]You help.;[user]" + "x" * 10 + "end;[assistant]"
+    )
 
 
 def test_the_oldest_turns_go_first() -> None:
     encoder = chat(system="S", template=USERS_FIRST + CHAT_TEMPLATE)
     messages = turns("one " * 20, "two", "three", "four", "five")
-    assert text_of(encoder, fit_messages(encoder, messages, 70)) == "<[system]S;[user]three;[assistant]four;[user]five;[assistant]"
+    assert (
+        text_of(encoder, fit_messages(encoder, messages, 70))
+        == "<[system]S;[user]three;[assistant]four;[user]five;[assistant]"
+    )
     assert text_of(encoder, fit_messages(encoder, messages, 60)) == "<[system]S;[user]five;[assistant]"
     assert text_of(encoder, fit_messages(encoder, messages, 32)) == "<[system]S;[user]ive;[assistant]"
 
@@ -72,7 +76,10 @@ def test_a_callers_own_system_message_stays() -> None:
 
 def test_a_conversation_that_begins_with_the_assistant() -> None:
     encoder = chat()
-    assert text_of(encoder, fit_messages(encoder, turns("hello " * 20, "x", first="assistant"), 40)) == "<[user]x;[assistant]"
+    assert (
+        text_of(encoder, fit_messages(encoder, turns("hello " * 20, "x", first="assistant"), 40))
+        == "<[user]x;[assistant]"
+    )
     assert text_of(encoder, fit_messages(encoder, turns("hello", first="assistant"), 25)) == "<[assistant]o;[assistant]"
 
 

@@ -20,7 +20,10 @@ LAYOUTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "Alpaca without input": ({"instruction": "do", "input": "", "output": "x"}, {"input": "do", "output": "x"}),
     "instruction and response": ({"instruction": "do", "response": "x"}, {"input": "do", "output": "x"}),
     "TRL's turns": ({"prompt": TURNS[:1], "completion": TURNS[1:]}, {"messages": TURNS}),
-    "ShareGPT": ({"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}, {"messages": TURNS}),
+    "ShareGPT": (
+        {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]},
+        {"messages": TURNS},
+    ),
     "ShareGPT with system": (
         {"system": "be", "conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]},
         {"messages": [{"role": "system", "content": "be"}, *TURNS]},
@@ -30,7 +33,12 @@ LAYOUTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"messages": [{"role": "system", "content": "be"}, *TURNS]},
     ),
     "OpenAI's parts": (
-        {"messages": [{"role": "user", "content": [{"type": "text", "text": "q"}, {"type": "text", "text": "r"}]}, TURNS[1]]},
+        {
+            "messages": [
+                {"role": "user", "content": [{"type": "text", "text": "q"}, {"type": "text", "text": "r"}]},
+                TURNS[1],
+            ]
+        },
         {"messages": [{"role": "user", "content": "q\nr"}, TURNS[1]]},
     ),
     "OpenAI's weight": (
@@ -38,7 +46,10 @@ LAYOUTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"messages": TURNS},
     ),
     "nulls of a union": ({"input": "a", "output": "b", "label": None, "messages": None}, {"input": "a", "output": "b"}),
-    "messages in a cell": ({"messages": '[{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]'}, {"messages": TURNS}),
+    "messages in a cell": (
+        {"messages": '[{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]'},
+        {"messages": TURNS},
+    ),
 }
 
 
@@ -49,9 +60,18 @@ def test_the_forms_of_other_systems_are_read(name: str) -> None:
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "an image": ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}, TURNS[1]]}, "messages[0].content: has a part that"),
-    "a call of a tool": ({"messages": [TURNS[0], {"role": "assistant", "tool_calls": [{"id": 1}]}]}, "tool calls can't be learned"),
-    "a role of a tool": ({"messages": [{"role": "tool", "content": "x"}, TURNS[1]]}, "messages[0].role: must be one of system, user"),
+    "an image": (
+        {"messages": [{"role": "user", "content": [{"type": "image_url"}]}, TURNS[1]]},
+        "messages[0].content: has a part that",
+    ),
+    "a call of a tool": (
+        {"messages": [TURNS[0], {"role": "assistant", "tool_calls": [{"id": 1}]}]},
+        "tool calls can't be learned",
+    ),
+    "a role of a tool": (
+        {"messages": [{"role": "tool", "content": "x"}, TURNS[1]]},
+        "messages[0].role: must be one of system, user",
+    ),
     "no answer": ({"messages": TURNS[:1]}, "must end with the assistant's message"),
     "a name": ({"messages": [TURNS[0] | {"name": "Ann"}, TURNS[1]]}, "has 'name' beside role and content"),
     "a weight": ({"messages": [TURNS[0], TURNS[1] | {"weight": 0.5}]}, "weight: must be 0 or 1"),
@@ -73,7 +93,11 @@ def test_what_is_not_understood_is_refused(name: str) -> None:
 
 
 def test_columns_are_chosen_and_extra_ones_dropped_and_counted() -> None:
-    rows = [{"id": 1, "review": "good", "stars": 5}, {"id": 2, "review": "bad", "stars": 1}, {"id": None, "review": "so-so", "stars": 3}]
+    rows = [
+        {"id": 1, "review": "good", "stars": 5},
+        {"id": 2, "review": "bad", "stars": 1},
+        {"id": None, "review": "so-so", "stars": 3},
+    ]
     with pytest.raises(UnusableData) as refused:
         prepare(rows)
     assert refused.value.fix == {"--input": "review", "--label": "stars", "--drop-extra": ""}
@@ -97,5 +121,8 @@ def test_labels_outside_the_set_are_one_message_and_a_comma_is_explained() -> No
     assert prepare(rows, ("Yes, please", "No")).num_examples == 6
     with pytest.raises(UnusableData) as refused:
         prepare(rows, ("Yes", "please", "No"))
-    assert str(refused.value) == "dataset[1].label: 'Yes, please' is not one of the allowed labels (also [2], [3] and 2 more)"
+    assert (
+        str(refused.value)
+        == "dataset[1].label: 'Yes, please' is not one of the allowed labels (also [2], [3] and 2 more)"
+    )
     assert refused.value.advice == "a label with a comma is put in quotes: --labels '\"Yes, please\",...'"

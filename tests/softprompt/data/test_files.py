@@ -60,7 +60,10 @@ FILES: dict[str, str | bytes | Callable[[Path], None]] = {
     "a.jsonl": LINES,
     "windows.jsonl": b"\xef\xbb\xbf" + LINES.replace("\n", "\r\n").encode(),
     "utf-16.jsonl": LINES.encode("utf-16"),
-    "joined.jsonl": "\ufeff" + LINES.rpartition('{"question": "7"')[0].rstrip("\n") + "\ufeff" + '{"question": "7", "answer": "x"}',
+    "joined.jsonl": "\ufeff"
+    + LINES.rpartition('{"question": "7"')[0].rstrip("\n")
+    + "\ufeff"
+    + '{"question": "7", "answer": "x"}',
     "no-suffix": LINES,
 }
 
@@ -116,10 +119,16 @@ MISTAKES: dict[str, tuple[str | bytes, str]] = {
     "quote.csv": ('text,label\n"a,b\nc,d\n', 'line 2: has a quote (") that is never closed'),
     "cells.csv": ("text,label\na, b,c\n", "line 2: has 3 cells, the header 2"),
     "twice.csv": ("text,text\na,b\n", "names a column twice"),
-    "keys.jsonl": ('{"input": "a", "input": "b", "output": "c"}\n{"input": "a", "output": "c"}\n', "'input' is there twice"),
+    "keys.jsonl": (
+        '{"input": "a", "input": "b", "output": "c"}\n{"input": "a", "output": "c"}\n',
+        "'input' is there twice",
+    ),
     "lists.jsonl": ('["a", "b"]\n["c", "d"]\n', "line 1: must be an object"),
     "empty-cell.csv": ("text,label\na,\n", "line 2 label: is empty"),
-    "mixed.jsonl": ('{"input": "a", "output": "b"}\n{"input": "a", "label": "b"}\n', "is classification, earlier examples are generation"),
+    "mixed.jsonl": (
+        '{"input": "a", "output": "b"}\n{"input": "a", "label": "b"}\n',
+        "is classification, earlier examples are generation",
+    ),
 }
 
 
@@ -152,7 +161,10 @@ def test_an_encoding_can_be_named(tmp_path: Path) -> None:
 
 
 def test_many_mistakes_make_one_message(tmp_path: Path) -> None:
-    path = written(tmp_path / "a.jsonl", '{"input": "a", "output": "b"}\n' + '{"input": "a"}\n' * 30 + '{"input": "a", "output": ""}\n')
+    path = written(
+        tmp_path / "a.jsonl",
+        '{"input": "a", "output": "b"}\n' + '{"input": "a"}\n' * 30 + '{"input": "a", "output": ""}\n',
+    )
     with pytest.raises(UnusableData) as refused:
         prepare(path)
     first, second = refused.value.violations

@@ -1,4 +1,6 @@
-"""Whatever a Python caller hands over is read, or refused as InvalidInput with its place; nothing raises a TypeError from inside."""
+"""Whatever a Python caller hands over is read, or refused as InvalidInput with its place; nothing raises a TypeError
+from inside.
+"""
 
 from __future__ import annotations
 
@@ -106,7 +108,9 @@ def test_items_that_are_no_examples_are_refused_by_their_index(item: Any, reason
     assert refused.value.violations[0].field.startswith("dataset[1]")
 
 
-@pytest.mark.parametrize("source", [5, None, b"x", print, {"a": 1}, {"input": "a", "output": "b"}, Example("a", output="b"), [], {}])
+@pytest.mark.parametrize(
+    "source", [5, None, b"x", print, {"a": 1}, {"input": "a", "output": "b"}, Example("a", output="b"), [], {}]
+)
 def test_what_has_no_examples_is_refused(source: Any) -> None:
     with pytest.raises(InvalidInput) as refused:
         prepare(Data(source))
@@ -127,7 +131,12 @@ def test_frames_and_tables_are_read() -> None:
     wanted = [{"input": "a", "label": "1"}, {"input": "b", "label": "0"}]
     frame = pd.DataFrame({"text": ["a", "b"], "label": [1, 0]}, index=[7, 3])
     columns = {"text": ["a", "b"], "label": np.array([1, 0])}
-    for source in (frame, pyarrow.table({"text": ["a", "b"], "label": [1, 0]}), columns, iter(frame.to_dict("records"))):
+    for source in (
+        frame,
+        pyarrow.table({"text": ["a", "b"], "label": [1, 0]}),
+        columns,
+        iter(frame.to_dict("records")),
+    ):
         assert examples_of(prepare(Data(source))) == wanted
     with pytest.raises(InvalidInput, match=r"dataset\[1\]\.label: is missing"):
         prepare(pd.DataFrame({"text": ["a", "b"], "label": ["x", None]}))
@@ -146,16 +155,27 @@ def test_frames_of_polars_are_read() -> None:
 
 
 JUNK = st.recursive(
-    st.none() | st.booleans() | st.floats() | st.integers() | st.binary(max_size=4) | st.text(st.characters(), max_size=4),
+    st.none()
+    | st.booleans()
+    | st.floats()
+    | st.integers()
+    | st.binary(max_size=4)
+    | st.text(st.characters(), max_size=4),
     lambda inner: (
-        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["role", "content", "input", "output", "x"]), inner, max_size=3)
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["role", "content", "input", "output", "x"]), inner, max_size=3)
     ),
     max_leaves=6,
 )
 
 
 @given(
-    st.lists(st.dictionaries(st.sampled_from(["input", "output", "label", "messages", "system", "prompt"]), JUNK, max_size=4), max_size=3)
+    st.lists(
+        st.dictionaries(
+            st.sampled_from(["input", "output", "label", "messages", "system", "prompt"]), JUNK, max_size=4
+        ),
+        max_size=3,
+    )
 )
 def test_anything_is_read_or_refused(rows: list[dict[str, Any]]) -> None:
     try:

@@ -24,7 +24,12 @@ class TrainerProcess:
     """`start`, do something bad to it, `start` again: always on the same data."""
 
     def __init__(
-        self, directory: Path, model: Path, name: str = "trainer", environment: dict[str, str] | None = None, **settings: Any
+        self,
+        directory: Path,
+        model: Path,
+        name: str = "trainer",
+        environment: dict[str, str] | None = None,
+        **settings: Any,
     ) -> None:
         self._ready, self._log = directory / f"{name}.json", directory / f"{name}.log"
         everything = {
@@ -38,7 +43,9 @@ class TrainerProcess:
         }
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(("SOFTPROMPT_", "RAY_"))}
         self._environment = (
-            inherited | {f"SOFTPROMPT_TRAINER_{name}": str(value) for name, value in everything.items()} | (environment or {})
+            inherited
+            | {f"SOFTPROMPT_TRAINER_{name}": str(value) for name, value in everything.items()}
+            | (environment or {})
         )
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -55,7 +62,9 @@ class TrainerProcess:
 
     def _spawn(self) -> None:
         with self._log.open("ab") as log:
-            self._process = subprocess.Popen([sys.executable, "-m", "trainer_service"], env=self._environment, stdout=log, stderr=log)
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "trainer_service"], env=self._environment, stdout=log, stderr=log
+            )
 
     @property
     def process(self) -> subprocess.Popen[bytes]:
@@ -108,7 +117,9 @@ class Caller:
         spec.hyperparameters.num_steps = num_steps
         spec.hyperparameters.batch_size = 4
         spec.hyperparameters.evaluation_interval_steps = num_steps
-        return str((await self._stub.CreateTuningJob(pb.CreateTuningJobRequest(spec=spec, request_id=request_id))).job.name)
+        return str(
+            (await self._stub.CreateTuningJob(pb.CreateTuningJobRequest(spec=spec, request_id=request_id))).job.name
+        )
 
     async def get(self, name: str) -> pb.TuningJob:
         return (await self._stub.GetTuningJob(pb.GetTuningJobRequest(name=name))).job

@@ -26,7 +26,9 @@ pytestmark = pytest.mark.ray
 class AdmitByModel(AdmitAll):
     async def check(self, spec: TuningSpec) -> EffectiveSpec:
         effective = await super().check(spec)
-        return effective.model_copy(update={"base_model": effective.base_model.model_copy(update={"id": spec.base_model})})
+        return effective.model_copy(
+            update={"base_model": effective.base_model.model_copy(update={"id": spec.base_model})}
+        )
 
 
 async def test_jobs_share_the_worker_of_their_model_which_then_makes_way(

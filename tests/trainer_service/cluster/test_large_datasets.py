@@ -1,4 +1,6 @@
-"""A large dataset on its way to a worker: the trainer goes on answering, and a node without the trainer's disk gets its bytes once."""
+"""A large dataset on its way to a worker: the trainer goes on answering, and a node without the trainer's disk gets its
+bytes once.
+"""
 
 from __future__ import annotations
 
@@ -65,8 +67,13 @@ async def test_the_event_loop_runs_on_while_a_dataset_of_100_mb_goes_to_a_worker
     large.write_bytes(b"".join(line(number, LINE_BYTES) for number in range(NUM_LINES)))
     assert large.stat().st_size > 100 << 20
     limits = {"max_dataset_bytes": 256 << 20, "max_examples": NUM_LINES, "dataset_roots": (str(large.parent),)}
-    pool = RayPool(ray_cluster, RayPoolConfig({"tiny": str(tiny_model_dir)}, dtype="float32", device="cpu", cpus_per_worker=1))
-    async with running_trainer(settings.model_copy(update=limits), lambda settings: pool) as trainer, watched_loop() as gaps:
+    pool = RayPool(
+        ray_cluster, RayPoolConfig({"tiny": str(tiny_model_dir)}, dtype="float32", device="cpu", cpus_per_worker=1)
+    )
+    async with (
+        running_trainer(settings.model_copy(update=limits), lambda settings: pool) as trainer,
+        watched_loop() as gaps,
+    ):
         hyperparameters = pb.Hyperparameters(num_steps=1, num_virtual_tokens=4)
         source = pb.DatasetSource(uri=large.as_uri())
         job = await create_job(trainer, dataset=source, validation_fraction=0.001, hyperparameters=hyperparameters)
@@ -79,7 +86,10 @@ async def test_the_event_loop_runs_on_while_a_dataset_of_100_mb_goes_to_a_worker
 @pytest.fixture
 def unseen(tmp_path: Path) -> Iterator[DatasetFile]:
     """A dataset of 3 MB by a path that means nothing in another process, as on a node without the trainer's disk."""
-    data = b"".join(line(number, 30_000) for number in range(100)) + json.dumps({"input": uuid.uuid4().hex, "output": "x"}).encode()
+    data = (
+        b"".join(line(number, 30_000) for number in range(100))
+        + json.dumps({"input": uuid.uuid4().hex, "output": "x"}).encode()
+    )
     path = tmp_path / "examples.jsonl"
     path.write_bytes(data)
     descriptor = os.open(path, os.O_RDONLY)
@@ -109,7 +119,9 @@ async def started(worker: RayWorker, job_id: str) -> Started:
 async def test_a_node_without_the_trainers_disk_gets_the_bytes_once(
     ray_cluster: SharedCluster, tiny_model_dir: Path, unseen: DatasetFile
 ) -> None:
-    pool = RayPool(ray_cluster, RayPoolConfig({"tiny": str(tiny_model_dir)}, dtype="float32", device="cpu", cpus_per_worker=1))
+    pool = RayPool(
+        ray_cluster, RayPoolConfig({"tiny": str(tiny_model_dir)}, dtype="float32", device="cpu", cpus_per_worker=1)
+    )
     copy = cache_directory() / f"sha256-{unseen.digest}.jsonl"
     try:
         first, second = await pool.launch("tiny"), await pool.launch("tiny")

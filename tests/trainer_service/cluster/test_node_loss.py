@@ -1,4 +1,6 @@
-"""A cluster that the trainer was pointed at: its workers run there, a node of it dies. And one that it was not pointed at."""
+"""A cluster that the trainer was pointed at: its workers run there, a node of it dies. And one that it was not pointed
+at.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,9 @@ async def test_a_lost_node_a_killed_trainer_and_somebody_else_s_cluster(
     cluster: dict[str, Any], tmp_path: Path, tiny_model_dir: Path
 ) -> None:
     (tmp_path / "other").mkdir()
-    trainer = TrainerProcess(tmp_path, tiny_model_dir, environment=TOKEN, RAY_ADDRESS=cluster["address"], CPUS_PER_WORKER=1)
+    trainer = TrainerProcess(
+        tmp_path, tiny_model_dir, environment=TOKEN, RAY_ADDRESS=cluster["address"], CPUS_PER_WORKER=1
+    )
     # Ray itself would join whatever this variable names, or the latest cluster that was started on this machine.
     other = TrainerProcess(tmp_path / "other", tiny_model_dir, environment=TOKEN | {"RAY_ADDRESS": cluster["address"]})
     try:
@@ -60,7 +64,10 @@ async def test_a_lost_node_a_killed_trainer_and_somebody_else_s_cluster(
             killed_at = time.time()
             for process in [psutil.Process(node), *psutil.Process(node).children(recursive=True)]:
                 process.kill()
-            recovery.note("node of a worker lost: training again on another one", await caller.reach(name, 31, attempt=2) - killed_at)
+            recovery.note(
+                "node of a worker lost: training again on another one",
+                await caller.reach(name, 31, attempt=2) - killed_at,
+            )
             await until_gone(workers)
             [survivor] = [pid for pid in cluster["raylets"] if pid != node]
             workers = workers_of(survivor)
@@ -88,4 +95,8 @@ async def test_a_lost_node_a_killed_trainer_and_somebody_else_s_cluster(
 
 
 def workers_of(raylet: int) -> list[psutil.Process]:
-    return [process for process in psutil.Process(raylet).children(recursive=True) if "WorkerActor" in " ".join(process.cmdline())]
+    return [
+        process
+        for process in psutil.Process(raylet).children(recursive=True)
+        if "WorkerActor" in " ".join(process.cmdline())
+    ]

@@ -31,7 +31,9 @@ pytestmark = pytest.mark.ray
 
 @pytest.fixture
 def pool(ray_cluster: SharedCluster, tiny_model_dir: Path) -> RayPool:
-    config = RayPoolConfig({"tiny": str(tiny_model_dir)}, dtype="float32", device="cpu", max_workers=2, checkpoint_seconds=0.2)
+    config = RayPoolConfig(
+        {"tiny": str(tiny_model_dir)}, dtype="float32", device="cpu", max_workers=2, checkpoint_seconds=0.2
+    )
     return RayPool(ray_cluster, config)
 
 
@@ -56,7 +58,9 @@ async def pid_of(pool: RayPool) -> int:
     return pid
 
 
-async def test_a_killed_worker_costs_nothing_but_the_steps_since_the_checkpoint(service: Service, pool: RayPool) -> None:
+async def test_a_killed_worker_costs_nothing_but_the_steps_since_the_checkpoint(
+    service: Service, pool: RayPool
+) -> None:
     manager = await service.start(pool)
     job = await manager.create(spec(num_steps=400))
     await service.until(job.id, lambda job: job.progress.step > 40, seconds=60)
@@ -95,7 +99,9 @@ async def test_every_worker_is_killed_at_once(service: Service, pool: RayPool) -
     for pid in pids:
         os.kill(pid, signal.SIGKILL)
     for job in jobs:
-        again = await service.until(job.id, lambda job: job.attempt == 2 and job.state is not JobState.QUEUED, seconds=60)
+        again = await service.until(
+            job.id, lambda job: job.attempt == 2 and job.state is not JobState.QUEUED, seconds=60
+        )
         recovery.note("every worker killed: running again", time.time() - killed_at)
         done = await service.state(job.id, JobState.SUCCEEDED, seconds=60)
         assert done.attempt == again.attempt == 2
@@ -103,8 +109,12 @@ async def test_every_worker_is_killed_at_once(service: Service, pool: RayPool) -
     assert not any(psutil.pid_exists(pid) for pid in pids)
 
 
-async def test_a_worker_that_is_stopped_is_replaced_and_ends_and_is_not_heard_again(service: Service, pool: RayPool) -> None:
-    """SIGSTOP: alive, holding everything, and silent. When it comes to life again late, its job belongs to somebody else."""
+async def test_a_worker_that_is_stopped_is_replaced_and_ends_and_is_not_heard_again(
+    service: Service, pool: RayPool
+) -> None:
+    """SIGSTOP: alive, holding everything, and silent. When it comes to life again late, its job belongs to somebody
+    else.
+    """
     manager = await service.start(pool, heartbeat_seconds=2)
     job = await manager.create(spec(num_steps=400))
     await service.until(job.id, lambda job: job.progress.step > 30, seconds=60)
@@ -143,11 +153,15 @@ async def test_a_stopped_worker_that_never_comes_back_to_life_is_ended(service: 
 async def test_a_cohort_out_of_memory_is_split_and_the_job_that_fits_nowhere_fails_with_advice(
     service: Service, ray_cluster: SharedCluster, tmp_path: Path
 ) -> None:
-    """Workers' processes really get no more memory: one job needs more than the first of them has, another more than any has."""
+    """Workers' processes really get no more memory: one job needs more than the first of them has, another more than
+    any has.
+    """
     wide = {"max_position_embeddings": 16_384, "intermediate_size": 8192}  # a position of a pass keeps 130 KB
     model = save_tiny_llama(tmp_path / "long", **wide)
     service.base = effective_spec(base_model.inspect(model, id="tiny"))
-    pool = RayPool(ray_cluster, RayPoolConfig({"tiny": str(model)}, dtype="float32", device="cpu", checkpoint_seconds=0.2))
+    pool = RayPool(
+        ray_cluster, RayPoolConfig({"tiny": str(model)}, dtype="float32", device="cpu", checkpoint_seconds=0.2)
+    )
     manager = await service.start(pool)
     small = await manager.create(spec(num_steps=400))
     await service.until(small.id, lambda job: job.progress.step > 10, seconds=60)
@@ -158,10 +172,15 @@ async def test_a_cohort_out_of_memory_is_split_and_the_job_that_fits_nowhere_fai
     large = await manager.create(spec("x" * 2_000, prompt="large", num_steps=2))
     huge = await manager.create(spec("x" * 14_000, prompt="huge", num_steps=50))
     alone = await service.state(large.id, JobState.SUCCEEDED, seconds=100)
-    assert alone.attempt >= 2, "once beside the other, once in a process of its own; one without memory may also die of it"
+    assert alone.attempt >= 2, (
+        "once beside the other, once in a process of its own; one without memory may also die of it"
+    )
     states = [event for event in service.store.events(large.id, 0) if isinstance(event.payload, Job)]
     again_at = max(event.time for event in states if event.payload.state is JobState.RUNNING)
-    recovery.note("out of memory beside others: from submission to a process of its own", (again_at - large.create_time).total_seconds())
+    recovery.note(
+        "out of memory beside others: from submission to a process of its own",
+        (again_at - large.create_time).total_seconds(),
+    )
     failed = await service.state(huge.id, JobState.FAILED, seconds=100)
     assert failed.error is not None
     assert failed.error.code == "OUT_OF_MEMORY"

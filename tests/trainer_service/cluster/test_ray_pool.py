@@ -12,7 +12,9 @@ from trainer_service.cluster.ray_pool import RayPool, RayPoolConfig
 
 
 @pytest.mark.ray
-async def test_a_worker_is_ended_once(ray_cluster: SharedCluster, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_worker_is_ended_once(
+    ray_cluster: SharedCluster, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import ray
 
     killed, kill = list[Any](), ray.kill
@@ -22,7 +24,9 @@ async def test_a_worker_is_ended_once(ray_cluster: SharedCluster, tiny_model_dir
         kill(actor, **options)
 
     monkeypatch.setattr(ray, "kill", note)
-    pool = RayPool(ray_cluster, RayPoolConfig({"tiny": str(tiny_model_dir)}, dtype="float32", device="cpu", cpus_per_worker=1))
+    pool = RayPool(
+        ray_cluster, RayPoolConfig({"tiny": str(tiny_model_dir)}, dtype="float32", device="cpu", cpus_per_worker=1)
+    )
     first, second = await pool.launch("tiny"), await pool.launch("tiny")
     await first.close()
     assert pool._workers == {second}

@@ -1,4 +1,6 @@
-"""Two trainers on one PostgreSQL, each a process of its own with its own Ray: one is stopped and comes back late, one is killed."""
+"""Two trainers on one PostgreSQL, each a process of its own with its own Ray: one is stopped and comes back late, one
+is killed.
+"""
 
 from __future__ import annotations
 
@@ -36,8 +38,17 @@ def url(postgres: Postgres) -> str:
 
 @pytest.fixture
 def pair(url: str, tmp_path: Path, tiny_model_dir: Path) -> Iterator[tuple[TrainerProcess, TrainerProcess]]:
-    settings = {"DATABASE_URL": url, "LEASE_SECONDS": LEASE_SECONDS, "CPUS_PER_WORKER": 1, "MAX_JOBS_PER_WORKER": 2, "MAX_WORKERS": 2}
-    made = TrainerProcess(tmp_path, tiny_model_dir, "one", **settings), TrainerProcess(tmp_path, tiny_model_dir, "two", **settings)
+    settings = {
+        "DATABASE_URL": url,
+        "LEASE_SECONDS": LEASE_SECONDS,
+        "CPUS_PER_WORKER": 1,
+        "MAX_JOBS_PER_WORKER": 2,
+        "MAX_WORKERS": 2,
+    }
+    made = (
+        TrainerProcess(tmp_path, tiny_model_dir, "one", **settings),
+        TrainerProcess(tmp_path, tiny_model_dir, "two", **settings),
+    )
     yield made
     for trainer in made:
         trainer.kill()
@@ -63,7 +74,8 @@ async def test_what_a_dead_or_a_silent_trainer_had_is_done_once_by_the_other(
         assert (done.state, done.attempt) == (State.STATE_SUCCEEDED, 2)
     os.kill(one.process.pid, signal.SIGCONT)
     async with channel_to(one) as channel:
-        # Late now: what its worker tells belongs to an attempt that no longer counts. It goes on serving, and takes new jobs.
+        # Late now: what its worker tells belongs to an attempt that no longer counts. It goes on serving, and takes new
+        # jobs.
         late = await Caller(channel).ended(name)
         assert (late.attempt, late.result.version) == (2, done.result.version)
         names = [await Caller(channel).create(num_steps=600, prompt=f"shared-{number}") for number in range(3)]
@@ -76,7 +88,9 @@ async def test_what_a_dead_or_a_silent_trainer_had_is_done_once_by_the_other(
         caller = Caller(second)
         ended = await asyncio.gather(*(caller.ended(name) for name in names))
         again = [await caller.reach(name, 1, attempt=2) for name in taken]
-        recovery.note(f"trainer killed, lease of {LEASE_SECONDS} s: training again on another one", min(again) - killed_at)
+        recovery.note(
+            f"trainer killed, lease of {LEASE_SECONDS} s: training again on another one", min(again) - killed_at
+        )
     assert all(taken_after(killed_at, name, store) < 1.25 * LEASE_SECONDS + SLACK_SECONDS for name in taken)
     assert all(job.state == State.STATE_SUCCEEDED and job.attempt == 1 + (job.name in taken) for job in ended)
     await until_gone(processes)
@@ -94,7 +108,9 @@ async def test_what_a_dead_or_a_silent_trainer_had_is_done_once_by_the_other(
 def taken_after(fault_at: float, name: str, store: JobStore) -> float:
     """Seconds until the job was queued again."""
     events = store.events(name.removeprefix("tuningJobs/"), 0)
-    _, again, *_ = [event.time for event in events if isinstance(event.payload, Job) and event.payload.state is JobState.QUEUED]
+    _, again, *_ = [
+        event.time for event in events if isinstance(event.payload, Job) and event.payload.state is JobState.QUEUED
+    ]
     return again.timestamp() - fault_at
 
 

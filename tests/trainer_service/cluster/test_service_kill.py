@@ -1,4 +1,6 @@
-"""The whole trainer as a process of its own, with its embedded Ray: killed with -9 while a job runs, and its Ray's head killed."""
+"""The whole trainer as a process of its own, with its embedded Ray: killed with -9 while a job runs, and its Ray's head
+killed.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ def trainer(tmp_path: Path, tiny_model_dir: Path) -> Iterator[TrainerProcess]:
     process.kill()
 
 
-async def test_a_killed_trainer_and_then_a_killed_ray_head_leave_nothing_behind_and_lose_nothing(trainer: TrainerProcess) -> None:
+async def test_a_killed_trainer_and_then_a_killed_ray_head_leave_nothing_behind_and_lose_nothing(
+    trainer: TrainerProcess,
+) -> None:
     await trainer.start()
     async with channel_to(trainer) as channel:
         caller = Caller(channel)
@@ -54,7 +58,10 @@ async def test_a_killed_trainer_and_then_a_killed_ray_head_leave_nothing_behind_
     await trainer.start()
     async with channel_to(trainer) as channel:
         caller = Caller(channel)
-        recovery.note("Ray head killed, the trainer started again by its supervisor", await caller.reach(name, 32, attempt=3) - killed_at)
+        recovery.note(
+            "Ray head killed, the trainer started again by its supervisor",
+            await caller.reach(name, 32, attempt=3) - killed_at,
+        )
         job = await caller.ended(name)
         assert (job.state, job.attempt, job.result.version) == (State.STATE_SUCCEEDED, 3, "prompts/tone/versions/1")
         assert await caller.events_after(name, last) == list(range(last + 1, job.last_event + 1))

@@ -36,4 +36,8 @@ async def test_an_attempt_on_a_ray_worker_is_a_span_in_the_callers_trace(
         await service.drain()
     assert span.trace_id.hex() == TRACE_ID
     found = attributes(span)
-    assert (found["softprompt.job"], found["softprompt.attempt"], found["softprompt.outcome"]) == (job.id, 1, "finished")
+    assert (found["softprompt.job"], found["softprompt.attempt"], found["softprompt.outcome"]) == (
+        job.id,
+        1,
+        "finished",
+    )

@@ -33,9 +33,13 @@ from trainer_service.training.events import (
 from trainer_service.training.spec import Example
 
 
-def task(attempt: int = 1, first_input: str = "plain", num_steps: int = 5, job_id: str = "job", **changes: Any) -> TrainingTask:
+def task(
+    attempt: int = 1, first_input: str = "plain", num_steps: int = 5, job_id: str = "job", **changes: Any
+) -> TrainingTask:
     examples = tuple(Example(line=line, input=f"{first_input} {line}", output="yes") for line in range(1, 9))
-    return TrainingTask(job_id, attempt, effective_spec(num_steps=num_steps).training, examples[:6], examples[6:], **changes)
+    return TrainingTask(
+        job_id, attempt, effective_spec(num_steps=num_steps).training, examples[:6], examples[6:], **changes
+    )
 
 
 def drain(worker: Worker, until: type[TrainingEvent], seconds: float = 60) -> list[TrainingEvent]:
@@ -157,7 +161,9 @@ def test_loading_counts_as_work_and_not_into_the_first_step() -> None:
     worker.close()
 
 
-def test_a_broken_device_ends_the_worker_and_fails_no_job(tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_broken_device_ends_the_worker_and_fails_no_job(
+    tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def broken(*_: object) -> None:
         raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
 
@@ -198,7 +204,9 @@ def test_an_error_that_may_quote_one_jobs_data_is_not_told_to_the_others(monkeyp
 def test_an_outbox_that_nobody_empties_stays_small_and_loses_nothing_that_counts() -> None:
     outbox = Outbox()
     for step in range(5000):
-        outbox.put([StepDone("job", 1, step, 5000, 1.0, 1.0, 0.1, 1, 10, 0.1), Checkpointed("job", 1, step, bytes(1000))])
+        outbox.put(
+            [StepDone("job", 1, step, 5000, 1.0, 1.0, 0.1, 1, 10, 0.1), Checkpointed("job", 1, step, bytes(1000))]
+        )
         if step % 1000 == 0:
             outbox.put([Evaluated("job", 1, step, {"loss": 1.0}, False)])
     outbox.put([Failed("job", 1, "INTERNAL", "why")])

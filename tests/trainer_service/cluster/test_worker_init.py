@@ -37,19 +37,27 @@ def losses(spec: WorkerSpec) -> list[float]:
 def test_a_model_whose_layers_lie_on_several_devices_trains_the_same(
     tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """There is one processor here, so the second device is the disk: what moves between devices is moved by the same hooks."""
-    alone = losses(WorkerSpec("tiny", str(tiny_model_dir), dtype="float32", device="cpu", num_threads=torch.get_num_threads()))
+    """There is one processor here, so the second device is the disk: what moves between devices is moved by the same
+    hooks.
+    """
+    alone = losses(
+        WorkerSpec("tiny", str(tiny_model_dir), dtype="float32", device="cpu", num_threads=torch.get_num_threads())
+    )
     from_pretrained, asked = AutoModelForCausalLM.from_pretrained, []
 
     def two_devices(path: Path, **options: Any) -> Any:
         asked.append(options["device_map"])
-        here = dict.fromkeys(("model.embed_tokens", "model.rotary_emb", "model.norm", "lm_head", "model.layers.0"), "cpu")
+        here = dict.fromkeys(
+            ("model.embed_tokens", "model.rotary_emb", "model.norm", "lm_head", "model.layers.0"), "cpu"
+        )
         options |= {"device_map": here | {"model.layers.1": "disk"}, "offload_folder": tmp_path}
         return from_pretrained(path, **options)
 
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", two_devices)
     threads = torch.get_num_threads()
-    spread = losses(WorkerSpec("tiny", str(tiny_model_dir), dtype="float32", device="cpu", num_threads=threads, num_gpus=2))
+    spread = losses(
+        WorkerSpec("tiny", str(tiny_model_dir), dtype="float32", device="cpu", num_threads=threads, num_gpus=2)
+    )
     assert asked == ["auto"]
     assert spread == pytest.approx(alone, rel=1e-5)
 
@@ -76,7 +84,12 @@ def test_settings_say_what_a_worker_gets(
 
 @pytest.mark.parametrize(
     ("settings", "ray_cpus", "threads"),
-    [({}, 3, 3), ({"max_workers": 2}, 3, 1), ({"max_workers": 5}, 5, 1), ({"max_workers": 2, "cpus_per_worker": 4}, 8, 4)],
+    [
+        ({}, 3, 3),
+        ({"max_workers": 2}, 3, 1),
+        ({"max_workers": 5}, 5, 1),
+        ({"max_workers": 2, "cpus_per_worker": 4}, 8, 4),
+    ],
 )
 def test_an_embedded_ray_has_the_processors_of_the_containers_quota(
     tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], ray_cpus: int, threads: int
@@ -116,7 +129,11 @@ def test_a_worker_elsewhere_has_the_threads_that_its_own_container_allows(
     tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch, in_the_container: int, chosen: int, threads: int
 ) -> None:
     monkeypatch.setattr(worker_init, "usable_cpus", lambda: in_the_container)
-    pool = ray_pool(TrainerSettings(base_models=(f"tiny={tiny_model_dir}",), ray_address="head:6379", cpus_per_worker=chosen, device="cpu"))
+    pool = ray_pool(
+        TrainerSettings(
+            base_models=(f"tiny={tiny_model_dir}",), ray_address="head:6379", cpus_per_worker=chosen, device="cpu"
+        )
+    )
     before = torch.get_num_threads()
     try:
         worker_init.load_trainer(pool._spec("tiny"))
@@ -136,7 +153,12 @@ def test_memory_in_use_is_measured_and_within_what_there_is() -> None:
 
 @pytest.mark.parametrize(
     ("environment", "folder"),
-    [({}, None), ({"TMPDIR": "/scratch/me"}, None), ({"TMPDIR": "/tmp/" + 40 * "x"}, "/tmp/ray"), ({"RAY_TMPDIR": "/é" * 20}, "/tmp/ray")],
+    [
+        ({}, None),
+        ({"TMPDIR": "/scratch/me"}, None),
+        ({"TMPDIR": "/tmp/" + 40 * "x"}, "/tmp/ray"),
+        ({"RAY_TMPDIR": "/é" * 20}, "/tmp/ray"),
+    ],
 )
 def test_rays_sockets_lie_where_their_paths_are_short_enough(environment: dict[str, str], folder: str | None) -> None:
     assert short_temporary_folder(environment) == folder

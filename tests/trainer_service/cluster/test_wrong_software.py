@@ -26,7 +26,9 @@ pytestmark = pytest.mark.ray
 
 @pytest.fixture
 def pool(ray_cluster: SharedCluster, tiny_model_dir: Path) -> RayPool:
-    return RayPool(ray_cluster, RayPoolConfig({"tiny": str(tiny_model_dir)}, dtype="float32", device="cpu", cpus_per_worker=1))
+    return RayPool(
+        ray_cluster, RayPoolConfig({"tiny": str(tiny_model_dir)}, dtype="float32", device="cpu", cpus_per_worker=1)
+    )
 
 
 @pytest.fixture

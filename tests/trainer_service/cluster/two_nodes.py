@@ -1,4 +1,5 @@
-"""A Ray cluster that is not ours: a head without room for workers and two nodes of one core. Ends when its standard input does.
+"""A Ray cluster that is not ours: a head without room for workers and two nodes of one core. Ends when its standard
+input does.
 
 Prints its address and the process ids of the two nodes' raylets as one line of JSON.
 """

@@ -28,7 +28,9 @@ def url_through(proxy: TcpProxy, postgres: Postgres) -> str:
     return f"postgresql://softprompt@127.0.0.1:{proxy.port}/{name}"
 
 
-def test_a_statement_without_an_answer_ends_in_time_and_the_next_one_works_again(proxy: TcpProxy, postgres: Postgres) -> None:
+def test_a_statement_without_an_answer_ends_in_time_and_the_next_one_works_again(
+    proxy: TcpProxy, postgres: Postgres
+) -> None:
     store = JobStore.open(url_through(proxy, postgres), timeout_seconds=0.3)
     store.counts()
     proxy.hang()

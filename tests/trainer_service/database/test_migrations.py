@@ -61,9 +61,13 @@ def test_jobs_of_the_first_schema_are_read_and_their_datasets_are_known(url: str
     store.close()
 
 
-def test_datasets_of_the_second_schema_belong_to_the_tenants_of_the_jobs_that_name_them(url: str, tmp_path: Path) -> None:
+def test_datasets_of_the_second_schema_belong_to_the_tenants_of_the_jobs_that_name_them(
+    url: str, tmp_path: Path
+) -> None:
     files = DatasetStore(tmp_path / "datasets", UploadLimits(), DatasetRoots([]))
-    both, one = (files.add_examples([Example(line=n, input=f"{text} {n}", output="x") for n in (1, 2)]).name for text in "ab")
+    both, one = (
+        files.add_examples([Example(line=n, input=f"{text} {n}", output="x") for n in (1, 2)]).name for text in "ab"
+    )
     long_ago = time.time() - 365 * DAY_SECONDS
     old = [
         record(spec().model_copy(update={"dataset": name}), caller=caller, queued_at=long_ago)
@@ -86,9 +90,14 @@ def test_datasets_of_the_second_schema_belong_to_the_tenants_of_the_jobs_that_na
     store.change(old[2].job.id, lambda before: transitions.cancel(before, long_ago))
     retention = Retention(store.database, files_for(store, tmp_path / "checkpoints"), ledger, files, RetentionPolicy())
     report = retention.round({}, lambda: False)
-    assert (report.failures, report.jobs_removed, report.datasets_removed) == ({}, 1, 0), "an upgrade removes no dataset at once"
+    assert (report.failures, report.jobs_removed, report.datasets_removed) == ({}, 1, 0), (
+        "an upgrade removes no dataset at once"
+    )
     assert [found.num_examples for found in ledger.page("b", "", 10)] == [2, 2]
-    assert ledger.get("a", both).size_bytes == (tmp_path / "datasets" / f"{both.removeprefix('datasets/')}.jsonl").stat().st_size
+    assert (
+        ledger.get("a", both).size_bytes
+        == (tmp_path / "datasets" / f"{both.removeprefix('datasets/')}.jsonl").stat().st_size
+    )
     store.close()
 
 

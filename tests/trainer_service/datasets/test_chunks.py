@@ -1,4 +1,6 @@
-"""Uploads that trickle, at any pace: cut in a bounded time, while slow but honest ones get through. Minutes and hours of virtual time."""
+"""Uploads that trickle, at any pace: cut in a bounded time, while slow but honest ones get through. Minutes and hours
+of virtual time.
+"""
 
 from __future__ import annotations
 

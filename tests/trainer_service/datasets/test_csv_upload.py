@@ -11,7 +11,11 @@ from tests.trainer_service.conftest import RunningTrainer, refused
 from tests.trainer_service.requests import upload_of
 
 CSV = pb.DatasetHeader.FORMAT_CSV
-ROWS = [{"input": 'Say "hi", please', "output": "two\nlines"}, {"input": "ä", "output": "b"}, {"input": "c", "output": "d"}]
+ROWS = [
+    {"input": 'Say "hi", please', "output": "two\nlines"},
+    {"input": "ä", "output": "b"},
+    {"input": "c", "output": "d"},
+]
 
 
 def quoted(text: str) -> str:

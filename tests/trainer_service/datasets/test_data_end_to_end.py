@@ -43,7 +43,9 @@ FILES: dict[str, Callable[[Path], object]] = {
     "book.xlsx": to_xlsx,
     "table.parquet": lambda path: parquet.write_table(pyarrow.Table.from_pylist(OBJECTS), path),
     "array.json": lambda path: path.write_text(json.dumps(OBJECTS, indent=1)),
-    "lines.jsonl": lambda path: path.write_bytes("".join(json.dumps(item) + "\r\n" for item in OBJECTS).encode("utf-8-sig")),
+    "lines.jsonl": lambda path: path.write_bytes(
+        "".join(json.dumps(item) + "\r\n" for item in OBJECTS).encode("utf-8-sig")
+    ),
 }
 
 
@@ -70,7 +72,12 @@ async def test_repetition_and_contradiction_are_told_at_creation(trainer: Runnin
     async with AsyncClient(f"127.0.0.1:{trainer.port}") as client:
         job = await client.create_job(TuningSpec("tone", rows))
         found = job.dataset_statistics
-        assert (found.num_distinct_inputs, found.num_duplicates, found.num_near_duplicates, found.num_contradictions) == (25, 48, 1, 4)
+        assert (
+            found.num_distinct_inputs,
+            found.num_duplicates,
+            found.num_near_duplicates,
+            found.num_contradictions,
+        ) == (25, 48, 1, 4)
         told = []
         async for event in client.watch_job(job.name):
             told += [event.text] if isinstance(event, Note) else []

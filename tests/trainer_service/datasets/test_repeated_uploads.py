@@ -19,7 +19,10 @@ async def test_bytes_that_the_tenant_has_are_not_sent_again(tiny_model_dir: Path
     file.write_text("".join(json.dumps({"messages": [*CONVERSATION, *CONVERSATION[:1], {"role": "assistant", "content": f"{n}"}]}) + "\n"
                             for n in range(9000)))  # fmt: skip
     settings = TrainerSettings(
-        base_models=(f"tiny={tiny_model_dir}",), data_dir=tmp_path / "data", ready_file=str(tmp_path / "ready"), grace_seconds=1
+        base_models=(f"tiny={tiny_model_dir}",),
+        data_dir=tmp_path / "data",
+        ready_file=str(tmp_path / "ready"),
+        grace_seconds=1,
     )
     sent = list[tuple[int, int]]()
     async with running_trainer(settings) as trainer, AsyncClient(f"127.0.0.1:{trainer.port}") as client:

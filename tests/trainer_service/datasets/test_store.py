@@ -41,7 +41,10 @@ async def chunks(*parts: bytes) -> AsyncIterator[bytes]:
 async def test_an_upload_is_stored_under_its_digest_and_read_back(store: DatasetStore, tmp_path: Path) -> None:
     stored = await store.receive(chunks(LINES[:10], LINES[10:]), size_bytes=len(LINES))
     assert (stored.name, stored.num_examples, stored.task, stored.labels) == (NAME, 2, TaskKind.GENERATION, ())
-    assert [(example.line, example.input, example.output) for example in store.read(NAME)] == [(1, "a", "x"), (2, "b", "y")]
+    assert [(example.line, example.input, example.output) for example in store.read(NAME)] == [
+        (1, "a", "x"),
+        (2, "b", "y"),
+    ]
     again = await store.receive(chunks(LINES))
     assert again == stored
     assert len(list((tmp_path / "datasets").iterdir())) == 1
@@ -100,7 +103,9 @@ async def test_a_sender_that_stops_is_given_up_and_leaves_nothing(
     assert not list((tmp_path / "datasets").iterdir())
 
 
-async def test_a_full_disk_is_unavailable_and_leaves_nothing(store: DatasetStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_full_disk_is_unavailable_and_leaves_nothing(
+    store: DatasetStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -142,8 +147,14 @@ def test_memory_and_bytes_are_bounded_while_they_arrive(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-@given(st.lists(st.binary(max_size=30).map(lambda data: data.replace(b"x", b"\n")), max_size=20), st.integers(1, 12), st.integers(1, 30))
-def test_the_line_guard_agrees_with_splitting_everything(parts: list[bytes], max_line_bytes: int, max_lines: int) -> None:
+@given(
+    st.lists(st.binary(max_size=30).map(lambda data: data.replace(b"x", b"\n")), max_size=20),
+    st.integers(1, 12),
+    st.integers(1, 30),
+)
+def test_the_line_guard_agrees_with_splitting_everything(
+    parts: list[bytes], max_line_bytes: int, max_lines: int
+) -> None:
     guard = LineGuard(UploadLimits(max_examples=max_lines, max_line_bytes=max_line_bytes))
     data = b"".join(parts)
     lines = data.split(b"\n")

@@ -32,12 +32,17 @@ def guarded(stored_settings: TrainerSettings, tmp_path: Path) -> TrainerSettings
     for folder in ("roots/acme", "roots/all"):
         (tmp_path / folder).mkdir(parents=True)
     prompts = {"acme": ["support-*"], "acme-2": ["hidden-*"], "rival": ["support-*"]}
-    callers = [{"name": name, "roles": ["tuner"], "prompts": prompts[name], "token_sha256": [hash_token(TOKENS[name])]} for name in NAMES]
+    callers = [
+        {"name": name, "roles": ["tuner"], "prompts": prompts[name], "token_sha256": [hash_token(TOKENS[name])]}
+        for name in NAMES
+    ]
     callers[0]["tenant"] = callers[1]["tenant"] = "acme-corp"
     tenant = {"name": "acme-corp", "dataset_roots": [str(tmp_path / "roots/acme")], "dataset_bytes": QUOTA}
     file = tmp_path / "callers.json"
     file.write_text(json.dumps({"callers": callers, "tenants": [tenant]}))
-    return stored_settings.model_copy(update={"callers_file": str(file), "dataset_roots": (str(tmp_path / "roots/all"),)})
+    return stored_settings.model_copy(
+        update={"callers_file": str(file), "dataset_roots": (str(tmp_path / "roots/all"),)}
+    )
 
 
 @pytest.fixture
@@ -134,10 +139,15 @@ async def test_the_bytes_go_with_the_last_tenant(trainer: RunningTrainer) -> Non
     assert await upload(trainer, "rival", json_lines()) == dataset
 
 
-async def test_a_dataset_that_jobs_need_stays_and_the_refusal_names_only_what_the_caller_may_see(trainer: RunningTrainer) -> None:
+async def test_a_dataset_that_jobs_need_stays_and_the_refusal_names_only_what_the_caller_may_see(
+    trainer: RunningTrainer,
+) -> None:
     dataset = await upload(trainer, "acme", json_lines())
     source = pb.DatasetSource(dataset=dataset)
-    seen, hidden = await create(trainer, "acme", dataset=source), await create(trainer, "acme-2", prompt="hidden-x", dataset=source)
+    seen, hidden = (
+        await create(trainer, "acme", dataset=source),
+        await create(trainer, "acme-2", prompt="hidden-x", dataset=source),
+    )
     error = await refused(delete(trainer, "acme", dataset))
     assert isinstance(error, PreconditionFailed)
     assert seen.name in error.message
@@ -176,7 +186,9 @@ async def test_a_quota_counts_each_tenants_datasets_in_full(trainer: RunningTrai
     for call in (
         upload(trainer, "acme-2", json_lines(40)),
         upload(trainer, "acme-2", json_lines(40), size_bytes=0, digest=""),
-        create(trainer, "acme", dataset=inline([pb.Example(input=f"{number}" * 40, output="yes") for number in range(40)])),
+        create(
+            trainer, "acme", dataset=inline([pb.Example(input=f"{number}" * 40, output="yes") for number in range(40)])
+        ),
     ):
         error = await refused(call)
         assert isinstance(error, Overloaded)
@@ -228,7 +240,9 @@ LEAKY = [
 
 
 @pytest.mark.parametrize("content", LEAKY)
-async def test_errors_about_a_file_say_where_and_never_what(trainer: RunningTrainer, tmp_path: Path, content: bytes) -> None:
+async def test_errors_about_a_file_say_where_and_never_what(
+    trainer: RunningTrainer, tmp_path: Path, content: bytes
+) -> None:
     (tmp_path / "roots/all/secret").write_bytes(content + b"\n")
     source = pb.DatasetSource(uri=f"file://{tmp_path}/roots/all/secret")
     for fields in ({"dataset": source}, {"validation_dataset": source}, {"dataset": source, "labels": ["a", "b"]}):
@@ -240,10 +254,18 @@ async def test_errors_about_a_file_say_where_and_never_what(trainer: RunningTrai
 
 
 async def test_what_a_caller_sends_itself_is_quoted(trainer: RunningTrainer) -> None:
-    for content, quoted in ((LEAKY[0], "'hunter2'"), (LEAKY[1], "'hunter2'"), (LEAKY[2], "' hunter2'"), (LEAKY[3], "'hunter2'")):
+    for content, quoted in (
+        (LEAKY[0], "'hunter2'"),
+        (LEAKY[1], "'hunter2'"),
+        (LEAKY[2], "' hunter2'"),
+        (LEAKY[3], "'hunter2'"),
+    ):
         assert quoted in (await refused(upload(trainer, "rival", content))).message
     labels = inline([pb.Example(input="a", label="x"), pb.Example(input="b", label="hunter2")])
-    assert "'hunter2' is not in the label set" in (await refused(create(trainer, "rival", dataset=labels, labels=["x", "y"]))).message
+    assert (
+        "'hunter2' is not in the label set"
+        in (await refused(create(trainer, "rival", dataset=labels, labels=["x", "y"]))).message
+    )
 
 
 async def test_disk_and_database_sizes_are_scraped_from_the_service(trainer: RunningTrainer) -> None:
@@ -256,7 +278,11 @@ async def test_disk_and_database_sizes_are_scraped_from_the_service(trainer: Run
                 return str(response.read().decode())
 
         families = text_string_to_metric_families(await asyncio.to_thread(scrape))
-        return {(sample.name, "".join(sample.labels.values())): sample.value for family in families for sample in family.samples}
+        return {
+            (sample.name, "".join(sample.labels.values())): sample.value
+            for family in families
+            for sample in family.samples
+        }
 
     async def measured() -> bool:
         return ("softprompt_trainer_stored_bytes", "database") in await samples()

@@ -28,7 +28,9 @@ class AdmitForPrompt:
 
     async def check(self, spec: TuningSpec) -> EffectiveSpec:
         found: EffectiveSpec = await self._admission.check(spec)
-        return found.model_copy(update={"base_model": BASE_MODEL.model_copy(update={"id": spec.prompt.partition("-")[0]})})
+        return found.model_copy(
+            update={"base_model": BASE_MODEL.model_copy(update={"id": spec.prompt.partition("-")[0]})}
+        )
 
 
 class Weights:

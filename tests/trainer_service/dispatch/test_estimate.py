@@ -29,12 +29,18 @@ def queue(*base_models: str, **changes: Any) -> list[WaitingJob]:
 
 
 def worker(base_model: str, *ends: float | None, ready_at: float | None = NOW, **view: Any) -> BusyWorker:
-    seen = WorkerView(f"w-{base_model}-{ends}", base_model, len(ends), ready=ready_at is not None and ready_at <= NOW, **view)
+    seen = WorkerView(
+        f"w-{base_model}-{ends}", base_model, len(ends), ready=ready_at is not None and ready_at <= NOW, **view
+    )
     return BusyWorker(seen, ends, ready_at)
 
 
 def guess(
-    waiting: Sequence[WaitingJob], *workers: BusyWorker, others: Sequence[Sequence[BusyWorker]] = (), pace: Pace = PACE, **limits: int
+    waiting: Sequence[WaitingJob],
+    *workers: BusyWorker,
+    others: Sequence[Sequence[BusyWorker]] = (),
+    pace: Pace = PACE,
+    **limits: int,
 ) -> dict[str, float]:
     """Seconds from now, by job."""
     asked = {"max_workers": 1, "max_jobs_per_worker": 2, **limits}
@@ -87,7 +93,9 @@ def test_a_job_waits_for_its_back_off_and_those_behind_it_do_not() -> None:
 def test_nothing_is_guessed_where_nothing_is_known() -> None:
     nothing = Pace(launch_seconds={"a": 10.0})
     assert guess(queue("a", "a"), worker("a", None, None)) == {}
-    assert guess(queue("a", "a"), worker("a"), pace=nothing, max_jobs_per_worker=1) == {"0": 0}, "nobody knows how long the first takes"
+    assert guess(queue("a", "a"), worker("a"), pace=nothing, max_jobs_per_worker=1) == {"0": 0}, (
+        "nobody knows how long the first takes"
+    )
     assert guess(queue("b"), worker("a", None)) == {}
     assert guess(queue("a"), worker("a", ready_at=None)) == {}
     assert guess(queue("c"), pace=nothing) == {}
@@ -119,7 +127,11 @@ def test_the_workers_of_another_replica_as_its_jobs_tell() -> None:
 def test_a_long_queue_is_guessed_at_quickly() -> None:
     waiting = queue(*["a", "b"] * 1000)
     begun = time.process_time()
-    found = guess(waiting, *[worker("a", *[NOW + 10.0 * number + place for place in range(8)]) for number in range(4)], max_workers=4)
+    found = guess(
+        waiting,
+        *[worker("a", *[NOW + 10.0 * number + place for place in range(8)]) for number in range(4)],
+        max_workers=4,
+    )
     assert len(found) > 500
     assert time.process_time() - begun < 1.0
 
@@ -159,11 +171,15 @@ class PacedTrainer(ScriptedTrainer):
         before, events = self._stepped_at, super().step()
         self._stepped_at = time.monotonic()
         took = self._stepped_at - before
-        return [dataclasses.replace(event, step_seconds=took) if isinstance(event, StepDone) else event for event in events]
+        return [
+            dataclasses.replace(event, step_seconds=took) if isinstance(event, StepDone) else event for event in events
+        ]
 
 
 async def test_the_guess_is_near_what_happens(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One worker with two places. A long and a short job of model a run; b's wait for both to end, and then an a for both b's."""
+    """One worker with two places. A long and a short job of model a run; b's wait for both to end, and then an a for
+    both b's.
+    """
     monkeypatch.setattr(service, "_load", lambda base_model: (PacedTrainer(), {}))
     manager = await service.start(max_workers=1, max_jobs_per_worker=2)
     manager._admission = AdmitForEither(manager._admission)

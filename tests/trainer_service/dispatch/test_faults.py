@@ -1,4 +1,6 @@
-"""What dies, and what becomes of the jobs: with workers that are threads. `tests/trainer_service/cluster` kills real processes."""
+"""What dies, and what becomes of the jobs: with workers that are threads. `tests/trainer_service/cluster` kills real
+processes.
+"""
 
 from __future__ import annotations
 
@@ -99,7 +101,9 @@ async def test_a_worker_that_does_not_answer_is_replaced(service: Service) -> No
 
 
 async def test_an_attempt_that_was_given_up_is_not_heard(service: Service) -> None:
-    """As if the lease had run out and another replica had taken the job: the worker goes on and speaks, and nothing of it is stored."""
+    """As if the lease had run out and another replica had taken the job: the worker goes on and speaks, and nothing of
+    it is stored.
+    """
     manager = await service.start()
     job = await manager.create(spec(num_steps=150))
     await service.until(job.id, lambda job: job.progress.step > 5)
@@ -127,7 +131,9 @@ async def test_a_restart_takes_up_what_was_running_and_what_waited(service: Serv
     for job in [*running, waiting]:
         done = await service.state(job.id, JobState.SUCCEEDED)
         assert service.versions(done.spec.prompt) == [1]
-    assert all(attempt == 1 or step > 5 for trainer in service.trainers for _, attempt, step in trainer.log if attempt == 2)
+    assert all(
+        attempt == 1 or step > 5 for trainer in service.trainers for _, attempt, step in trainer.log if attempt == 2
+    )
 
 
 async def test_a_cancellation_survives_a_restart(service: Service) -> None:
@@ -187,7 +193,9 @@ async def test_a_trained_job_waits_for_the_prompt_store(service: Service, lose_t
 
 
 @pytest.mark.parametrize("lose_the_answer", [False, True])
-async def test_a_crash_between_training_and_publication_publishes_once_and_trains_no_more(service: Service, lose_the_answer: bool) -> None:
+async def test_a_crash_between_training_and_publication_publishes_once_and_trains_no_more(
+    service: Service, lose_the_answer: bool
+) -> None:
     store = Flaky(service.directory / "prompts")
     store.lose_the_answer = lose_the_answer
     manager = await service.start(prompt_store=store)
@@ -220,7 +228,9 @@ async def test_cancelling_while_the_prompt_store_is_away(service: Service) -> No
     assert service.versions("away") == [1]
 
 
-async def test_a_database_that_is_away_for_a_while_loses_nothing(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_database_that_is_away_for_a_while_loses_nothing(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
     manager = await service.start()
     job = await manager.create(spec(num_steps=60))
     await service.until(job.id, lambda job: job.progress.step > 5)
@@ -244,7 +254,9 @@ async def test_a_database_that_is_away_for_a_while_loses_nothing(service: Servic
     assert service.versions("tone") == [1]
 
 
-async def test_a_full_disk_under_the_checkpoints_is_waited_out(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_full_disk_under_the_checkpoints_is_waited_out(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
     manager = await service.start()
     full = True
     replace = os.replace
@@ -276,7 +288,9 @@ async def test_a_damaged_checkpoint_begins_anew(service: Service) -> None:
     path.write_bytes(data)
     await manager.resume(job.id)
     await service.state(job.id, JobState.SUCCEEDED)
-    assert [step for trainer in service.trainers for _, attempt, step in trainer.log if attempt == 2] == list(range(1, 101))
+    assert [step for trainer in service.trainers for _, attempt, step in trainer.log if attempt == 2] == list(
+        range(1, 101)
+    )
 
 
 async def test_a_lost_outcome_is_trained_again(service: Service) -> None:
@@ -341,7 +355,9 @@ async def test_a_base_model_that_does_not_load_keeps_no_other_from_running(servi
 
     service.pool._load = load_some
     sound = service.base
-    manager._admission._base = sound.model_copy(update={"base_model": sound.base_model.model_copy(update={"id": "broken"})})  # type: ignore[attr-defined]
+    manager._admission._base = sound.model_copy(
+        update={"base_model": sound.base_model.model_copy(update={"id": "broken"})}
+    )  # type: ignore[attr-defined]
     broken = await manager.create(spec())
     manager._admission._base = sound  # type: ignore[attr-defined]
     good = await manager.create(spec())

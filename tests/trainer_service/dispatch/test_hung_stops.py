@@ -82,7 +82,9 @@ async def test_drain_ends_within_its_grace_time(service: Service, silent: tuple[
     await service.drain()
 
 
-async def test_a_worker_that_does_not_end_makes_way_all_the_same(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_worker_that_does_not_end_makes_way_all_the_same(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("trainer_service.dispatch.dispatcher._END_SECONDS", 0.1)
     manager = await service.start(max_workers=1)
     job = await manager.create(spec())

@@ -23,7 +23,9 @@ def test_the_first_loss_of_a_replica_costs_no_pause_and_the_next_ones_do(store: 
     for failures in (1, 2):
         now = time.time()
         assert store.claim("tiny", "dead", store.now() - 1, now) is not None
-        [taken] = store.take_back(lambda old, now=now: transitions.orphaned(old, now, "gone", config), lease_before=store.now())  # type: ignore[misc]
+        [taken] = store.take_back(
+            lambda old, now=now: transitions.orphaned(old, now, "gone", config), lease_before=store.now()
+        )  # type: ignore[misc]
         assert (taken.id, taken.failures) == (job.id, failures)
         assert bool(store.heads(now)) == (failures == 1)
     assert store.record(job.id).not_before == pytest.approx(now + 200)
@@ -38,14 +40,18 @@ def test_a_replica_takes_too_many_jobs_with_it_only_so_often(store: JobStore) ->
         assert store.record(job.id).job.state is state
 
 
-def test_leases_run_by_the_databases_clock_where_replicas_share_one(store: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_leases_run_by_the_databases_clock_where_replicas_share_one(
+    store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     here = time.time()
     assert abs(store.now() - here) < 60
     monkeypatch.setattr(time, "time", lambda: here + 3600)
     assert (store.now() - here < 60) == store.is_shared
 
 
-async def test_leases_are_renewed_again_after_the_database_was_away(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_leases_are_renewed_again_after_the_database_was_away(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
     refused = []
     renew = JobStore.renew
 
@@ -58,7 +64,9 @@ async def test_leases_are_renewed_again_after_the_database_was_away(service: Ser
     monkeypatch.setattr(JobStore, "renew", refuse)
     manager = await service.start(lease_seconds=0.4)
     job = await manager.create(spec("forever", num_steps=1000))
-    await service.until(job.id, lambda job: job.progress.step > 5 and service.store.record(job.id).lease_until > refused[-1] + 1)
+    await service.until(
+        job.id, lambda job: job.progress.step > 5 and service.store.record(job.id).lease_until > refused[-1] + 1
+    )
     assert len(refused) == 2
 
 

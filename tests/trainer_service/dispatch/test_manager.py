@@ -9,7 +9,17 @@ import pytest
 from shared.errors import Conflict, NotFound, Overloaded, PreconditionFailed
 from tests.trainer_service.builders import spec
 from tests.trainer_service.job_service import Service
-from trainer_service.jobs.model import Evaluation, Job, JobEventKind, JobFilter, JobOrder, JobProgress, Note, PublishGate, PublishPolicy
+from trainer_service.jobs.model import (
+    Evaluation,
+    Job,
+    JobEventKind,
+    JobFilter,
+    JobOrder,
+    JobProgress,
+    Note,
+    PublishGate,
+    PublishPolicy,
+)
 from trainer_service.jobs.owner import JobOwner
 from trainer_service.jobs.states import JobState
 

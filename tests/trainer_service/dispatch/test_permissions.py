@@ -36,7 +36,11 @@ def test_jobs_datasets_and_checkpoints(umask: int, tmp_path: Path) -> None:
         if path.parent == tmp_path:
             assert mode(path) & 0o007 == 0, (path, oct(mode(path)))
             assert mode(path) & 0o600 == 0o600
-    assert {path.name for path in tmp_path.glob("jobs.sqlite3*")} >= {"jobs.sqlite3", "jobs.sqlite3-wal", "jobs.sqlite3-shm"}
+    assert {path.name for path in tmp_path.glob("jobs.sqlite3*")} >= {
+        "jobs.sqlite3",
+        "jobs.sqlite3-wal",
+        "jobs.sqlite3-shm",
+    }
     assert files.load("job", FileKind.CHECKPOINT) is not None
     store.close()
 

@@ -1,4 +1,6 @@
-"""What of an attempt's events is told to a job's watchers: each step and each evaluation once, and what a person should know."""
+"""What of an attempt's events is told to a job's watchers: each step and each evaluation once, and what a person should
+know.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,11 @@ def test_loss_and_metrics_of_the_last_step_are_told_once() -> None:
 
 def test_an_evaluation_brings_the_step_that_was_held_back() -> None:
     payloads = told(
-        step(1), step(2), Evaluated("job", 1, 2, {"loss": 0.4}, is_best=False), step(3), Evaluated("job", 1, 3, {}, is_best=False)
+        step(1),
+        step(2),
+        Evaluated("job", 1, 2, {"loss": 0.4}, is_best=False),
+        step(3),
+        Evaluated("job", 1, 3, {}, is_best=False),
     )
     assert [payload.step for payload in payloads if isinstance(payload, JobProgress | Evaluation)] == [1, 2, 2, 3, 3]
 
@@ -47,6 +53,8 @@ def test_why_training_starts_again_is_told() -> None:
     statistics = DatasetStatistics(num_train=2, num_validation=1)
     (note,) = told(Started("job", 2, statistics, 0, restart_reason="the checkpoint can't be read"))
     assert isinstance(note, Note)
-    assert note.text == "its checkpoint can't be used, so training starts again from step 0: the checkpoint can't be read"
+    assert (
+        note.text == "its checkpoint can't be used, so training starts again from step 0: the checkpoint can't be read"
+    )
     assert told(Started("job", 2, statistics, 7, notes=("few",))) == [Note(text="goes on from step 7")]
     assert told(Started("job", 1, statistics, 0, notes=("few",))) == [Note(text="few")]

@@ -20,7 +20,9 @@ from trainer_service.jobs.states import JobState
 from trainer_service.jobs.store.job_store import JobStore
 
 SLACK_SECONDS = 10.0
-"""What a busy machine may add to a time that is promised. Far less than the leases and pauses that a service has by default."""
+"""What a busy machine may add to a time that is promised. Far less than the leases and pauses that a service has by
+default.
+"""
 
 
 @pytest.fixture
@@ -59,7 +61,12 @@ async def test_requests_and_watches_reach_a_job_of_the_other_replica(replicas: t
     await two.manager.pause(job.id)
     await two.state(job.id, JobState.PAUSED)
     await two.manager.cancel(job.id)
-    assert await asyncio.wait_for(watched, 20) == [JobState.QUEUED, JobState.RUNNING, JobState.PAUSED, JobState.CANCELLED]
+    assert await asyncio.wait_for(watched, 20) == [
+        JobState.QUEUED,
+        JobState.RUNNING,
+        JobState.PAUSED,
+        JobState.CANCELLED,
+    ]
 
 
 async def _states(service: Service, job_id: str) -> list[JobState]:
@@ -79,13 +86,19 @@ async def test_the_jobs_of_a_dead_replica_move_within_its_lease(replicas: tuple[
     done = await two.state(job.id, JobState.SUCCEEDED)
     assert done.attempt == 2
     events = await asyncio.to_thread(two.store.events, job.id, 0)
-    _, taken = [event.time for event in events if isinstance(event.payload, Job) and event.payload.state is JobState.QUEUED]
+    _, taken = [
+        event.time for event in events if isinstance(event.payload, Job) and event.payload.state is JobState.QUEUED
+    ]
     assert taken.timestamp() - died_at < 1.25 * 2.0 + SLACK_SECONDS
     assert two.versions("tone") == [1]
-    assert min(step for _, _, step in two.trainers[0].log) > reached.progress.step - 5, "it went on from the checkpoint in the database"
+    assert min(step for _, _, step in two.trainers[0].log) > reached.progress.step - 5, (
+        "it went on from the checkpoint in the database"
+    )
 
 
-async def test_a_clock_that_jumps_costs_nobody_a_lease(replicas: tuple[Service, Service], monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_clock_that_jumps_costs_nobody_a_lease(
+    replicas: tuple[Service, Service], monkeypatch: pytest.MonkeyPatch
+) -> None:
     one, two = replicas
     for service in replicas:
         await service.start(lease_seconds=2.0)
@@ -117,14 +130,18 @@ async def test_a_database_that_is_stopped_for_a_while(postgres: Postgres, replic
     await asyncio.to_thread(postgres.start)
     started_at = time.time()
     await service.until(running.id, lambda job: job.progress.step >= steps, seconds=40)
-    recovery.note("PostgreSQL stopped, and there again: what workers told meanwhile is stored", time.time() - started_at)
+    recovery.note(
+        "PostgreSQL stopped, and there again: what workers told meanwhile is stored", time.time() - started_at
+    )
     done = await service.state(running.id, JobState.SUCCEEDED, seconds=40)
     assert done.attempt == 1, "the worker went on training meanwhile"
     assert service.versions("tone") == [1]
     await service.state(waiting.id, JobState.FAILED)
 
 
-@pytest.mark.parametrize(("lease_seconds", "outage_seconds"), [(1, 3), (60, 60)], ids=["longer than a lease", "a minute"])
+@pytest.mark.parametrize(
+    ("lease_seconds", "outage_seconds"), [(1, 3), (60, 60)], ids=["longer than a lease", "a minute"]
+)
 async def test_a_database_that_is_stopped_for_longer_than_the_replicas_are_trusted(
     lease_seconds: float, outage_seconds: float, postgres: Postgres, replicas: tuple[Service, Service]
 ) -> None:
@@ -140,7 +157,9 @@ async def test_a_database_that_is_stopped_for_longer_than_the_replicas_are_trust
     back_at = time.time()
     for job in jobs:
         await two.state(job.id, JobState.SUCCEEDED, seconds=60)
-    recovery.note(f"PostgreSQL stopped for {outage_seconds:g} s, and there again: four jobs published", time.time() - back_at)
+    recovery.note(
+        f"PostgreSQL stopped for {outage_seconds:g} s, and there again: four jobs published", time.time() - back_at
+    )
     assert one.versions("tone") == [1, 2, 3, 4], "each job published once, whoever had it in the end"
 
 

@@ -53,7 +53,9 @@ def test_an_idle_worker_makes_way_for_another_base_model() -> None:
 
 
 def test_the_oldest_job_is_not_starved_by_another_base_model() -> None:
-    """Both workers are busy with `a`, more `a` keeps coming, and the oldest waiting job is a `b`: one worker takes nothing new."""
+    """Both workers are busy with `a`, more `a` keeps coming, and the oldest waiting job is a `b`: one worker takes
+    nothing new.
+    """
     workers = [worker("w1", "a", 3), worker("w2", "a", 1)]
     decided = round_of([QueueHead("b", 1.0, 1), QueueHead("a", 2.0, 9)], workers)
     assert decided.claims == (Claim("w1", "a", 1),)
@@ -65,7 +67,9 @@ def test_the_oldest_job_is_not_starved_by_another_base_model() -> None:
 def test_a_job_that_must_be_alone_gets_a_worker_that_nobody_used() -> None:
     head = QueueHead("a", 1.0, 1, exclusive=1)
     assert round_of([head], [worker("w", num_jobs=1)]) == Plan(launches=("a",))
-    assert round_of([head], [worker("w", num_jobs=1)], max_workers=1) == Plan(), "it waits until nobody uses the only one"
+    assert round_of([head], [worker("w", num_jobs=1)], max_workers=1) == Plan(), (
+        "it waits until nobody uses the only one"
+    )
     assert round_of([head], [worker("w")], max_workers=1) == Plan(launches=("a",), stops=("w",))
     assert round_of([head], [worker("w", ready=False, fresh=True)]) == Plan()
     assert round_of([head], [worker("w", fresh=True)], max_workers=1).claims == (Claim("w", "a", 1, exclusive=True),)
@@ -98,7 +102,9 @@ def test_a_job_that_must_be_alone_does_not_stop_the_others() -> None:
     handed_over = round_of([QueueHead("a", 0.0, 1, exclusive=1)], drained, max_workers=30, max_jobs_per_worker=8)
     assert (handed_over.stops, handed_over.launches) == (("w00",), ("a",))
     fresh = [worker("new", fresh=True), *workers[1:]]
-    both = round_of([QueueHead("a", 0.0, 1, exclusive=1), QueueHead("a", 1.0, 4)], fresh, max_workers=30, max_jobs_per_worker=8)
+    both = round_of(
+        [QueueHead("a", 0.0, 1, exclusive=1), QueueHead("a", 1.0, 4)], fresh, max_workers=30, max_jobs_per_worker=8
+    )
     assert Claim("new", "a", 1, exclusive=True) in both.claims
     assert sum(claim.max_jobs for claim in both.claims if not claim.exclusive) == 4
     assert [claim.worker_id for claim in both.claims].count("new") == 1
@@ -110,7 +116,10 @@ def test_workers_of_a_small_backlog_go_to_the_large_one() -> None:
     busy = [worker(f"a{number:02}", "a", 1) for number in range(29)] + [worker("b", "b", 8)]
     decided = round_of(heads, busy, max_workers=30, max_jobs_per_worker=8)
     assert len(decided.claims) == 1
-    emptied = [replace(view, num_jobs=0) if view.base_model == "a" and view.id != decided.claims[0].worker_id else view for view in busy]
+    emptied = [
+        replace(view, num_jobs=0) if view.base_model == "a" and view.id != decided.claims[0].worker_id else view
+        for view in busy
+    ]
     handed_over = round_of(heads, emptied, max_workers=30, max_jobs_per_worker=8)
     assert handed_over.launches == ("b",) * 28
     assert all(id.startswith("a") for id in handed_over.stops)
@@ -118,7 +127,9 @@ def test_workers_of_a_small_backlog_go_to_the_large_one() -> None:
 
 
 def test_idle_workers_are_handed_over_at_once() -> None:
-    idle = [worker(f"a{number:02}", "a", idle_seconds=1.0, load_seconds=60.0, ready_seconds=1.0) for number in range(29)]
+    idle = [
+        worker(f"a{number:02}", "a", idle_seconds=1.0, load_seconds=60.0, ready_seconds=1.0) for number in range(29)
+    ]
     decided = round_of([QueueHead("b", 0.0, 5000)], [*idle, worker("b", "b", 8)], max_workers=30, max_jobs_per_worker=8)
     assert decided.launches == ("b",) * 29
 
@@ -181,7 +192,9 @@ used = st.builds(
     st.floats(0, 20),
     load_seconds=st.floats(0, 9),
 )
-unused = st.builds(WorkerView, st.uuids().map(str), st.sampled_from("abcd"), st.just(0), st.booleans(), fresh=st.just(True))
+unused = st.builds(
+    WorkerView, st.uuids().map(str), st.sampled_from("abcd"), st.just(0), st.booleans(), fresh=st.just(True)
+)
 views = st.lists(used | unused, max_size=5)
 
 
@@ -207,7 +220,10 @@ def test_no_round_breaks_a_bound(heads: list[QueueHead], workers: list[WorkerVie
 
 
 @settings(deadline=None)
-@given(st.lists(st.tuples(st.sampled_from("abc"), st.floats(0, 100), st.booleans()), min_size=1, max_size=40), st.integers(1, 3))
+@given(
+    st.lists(st.tuples(st.sampled_from("abc"), st.floats(0, 100), st.booleans()), min_size=1, max_size=40),
+    st.integers(1, 3),
+)
 def test_every_job_gets_its_turn(jobs: list[tuple[str, float, bool]], max_workers: int) -> None:
     """Carry the plans out, one job of each worker ending a round: all are done within a bounded number of rounds."""
     waiting = sorted(jobs, key=lambda job: job[1])
@@ -226,7 +242,14 @@ def test_every_job_gets_its_turn(jobs: list[tuple[str, float, bool]], max_worker
             if queue
         ]
         views = [
-            WorkerView(id, models[id], len(its), True, fresh=id not in touched, exclusive=any(exclusive for _, _, exclusive in its))
+            WorkerView(
+                id,
+                models[id],
+                len(its),
+                True,
+                fresh=id not in touched,
+                exclusive=any(exclusive for _, _, exclusive in its),
+            )
             for id, its in running.items()
         ]
         decided = plan(heads, views, max_workers=max_workers, max_jobs_per_worker=2, idle_seconds=1.0)

@@ -1,4 +1,6 @@
-"""Workers that answer and don't work, and failures that may be another job's fault: workers are threads here, as in `test_faults`."""
+"""Workers that answer and don't work, and failures that may be another job's fault: workers are threads here, as in
+`test_faults`.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,9 @@ class Deaf(ScriptedTrainer):
 
 
 class Spoilt(ScriptedTrainer):
-    """A process that its second job damages for all: whoever is in it fails for no reason of its own. Jobs `bug` fail anywhere."""
+    """A process that its second job damages for all: whoever is in it fails for no reason of its own. Jobs `bug` fail
+    anywhere.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -79,7 +83,9 @@ class Workers:
         return await self.service.start(LocalPool(load, close_seconds=0.1), **config)
 
     async def notes(self, job_id: str) -> list[str]:
-        return [event.payload.text async for event in self.service.manager.watch(job_id) if isinstance(event.payload, Note)]
+        return [
+            event.payload.text async for event in self.service.manager.watch(job_id) if isinstance(event.payload, Note)
+        ]
 
 
 @pytest.fixture

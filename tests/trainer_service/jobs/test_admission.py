@@ -27,7 +27,10 @@ from trainer_service.training.spec import Example, HyperparameterRequest, Init, 
 
 GENERATION = [Example(line=n, input=f"number {n}", output="yes") for n in range(1, 41)]
 CLASSES = [Example(line=n, input=f"number {n}", label="even" if n % 2 == 0 else "odd") for n in range(1, 41)]
-CHAT = [Example(line=n, messages=(Message(role="user", content=str(n)), Message(role="assistant", content="ok"))) for n in range(1, 41)]
+CHAT = [
+    Example(line=n, messages=(Message(role="user", content=str(n)), Message(role="assistant", content="ok")))
+    for n in range(1, 41)
+]
 DATASETS = {"generation": GENERATION, "classes": CLASSES, "chat": CHAT, "two": GENERATION[:2]}
 
 
@@ -104,10 +107,14 @@ async def test_everything_left_open_is_filled_in(admission: SpecAdmission, model
 
 
 @pytest.mark.parametrize(("dataset", "num_validation"), [("two", 1), ("generation", 4)])
-async def test_a_tenth_is_held_out_but_at_least_one(admission: SpecAdmission, dataset: str, num_validation: int) -> None:
+async def test_a_tenth_is_held_out_but_at_least_one(
+    admission: SpecAdmission, dataset: str, num_validation: int
+) -> None:
     effective = await admission.check(spec(dataset=dataset))
     assert effective.num_validation == num_validation
-    train, held_out = split_validation(DATASETS[dataset], effective.validation_fraction, effective.training.hyperparameters.seed)
+    train, held_out = split_validation(
+        DATASETS[dataset], effective.validation_fraction, effective.training.hyperparameters.seed
+    )
     assert (len(train), len(held_out)) == (effective.num_train, effective.num_validation)
 
 
@@ -145,11 +152,15 @@ async def test_conversations_are_text_for_a_model_without_a_chat_template(tmp_pa
     admission = SpecAdmission(models, Datasets(), NO_SOURCES, TuningLimits(50, 10, 3600.0))
     for dataset in ("chat", "generation", "classes"):
         assert (await admission.check(spec(dataset=dataset))).training.template.format is TemplateFormat.TEXT
-    assert await refused_fields(admission, dataset="chat", template=Template(format=TemplateFormat.CHAT)) == ["spec.template.format"]
+    assert await refused_fields(admission, dataset="chat", template=Template(format=TemplateFormat.CHAT)) == [
+        "spec.template.format"
+    ]
 
 
 async def test_conversations_are_not_text_for_a_chat_model(admission: SpecAdmission) -> None:
-    assert await refused_fields(admission, dataset="chat", template=Template(format=TemplateFormat.TEXT)) == ["spec.template.format"]
+    assert await refused_fields(admission, dataset="chat", template=Template(format=TemplateFormat.TEXT)) == [
+        "spec.template.format"
+    ]
 
 
 async def test_labels_come_from_the_examples_or_from_the_spec(admission: SpecAdmission) -> None:
@@ -172,19 +183,25 @@ async def test_refusals_name_fields_of_the_spec(admission: SpecAdmission) -> Non
     assert await refused_fields(admission, hyperparameters=HyperparameterRequest(num_virtual_tokens=51)) == [
         "spec.hyperparameters.num_virtual_tokens"
     ]
-    assert await refused_fields(admission, publish=PublishPolicy(gate=PublishGate(minimum_metric=0.5))) == ["spec.publish.gate"]
+    assert await refused_fields(admission, publish=PublishPolicy(gate=PublishGate(minimum_metric=0.5))) == [
+        "spec.publish.gate"
+    ]
     blank = HyperparameterRequest(init=Init(method=InitMethod.TEXT, text="  "))
     assert await refused_fields(admission, hyperparameters=blank) == ["spec.hyperparameters.init.text"]
 
 
 async def test_what_the_caller_must_mend_is_said_together(admission: SpecAdmission) -> None:
-    fields = await refused_fields(admission, prompt="../x", base_model="other", task=TaskKind.CHAT, annotations={"": "x"})
+    fields = await refused_fields(
+        admission, prompt="../x", base_model="other", task=TaskKind.CHAT, annotations={"": "x"}
+    )
     assert fields == ["spec.prompt", "spec.annotations['']", "spec.base_model", "spec.task"]
 
 
 async def test_lengths_are_checked_with_the_virtual_tokens(models: BaseModels) -> None:
     room = models.infos[0].max_positions - 50
-    fits = Example(line=1, input="x" * (room - 5), output="yes")  # a space before the target, and the end of sequence after it
+    fits = Example(
+        line=1, input="x" * (room - 5), output="yes"
+    )  # a space before the target, and the end of sequence after it
     over = Example(line=2, input="x" * (room - 4), output="yes")
 
     class Long(Datasets):
@@ -211,7 +228,9 @@ async def test_a_sequence_is_no_longer_than_replicas_take(models: BaseModels) ->
 
     admission = SpecAdmission(models, Long(), NO_SOURCES, TuningLimits(50, 10, 3600.0, max_positions=100))
     text = Template(format=TemplateFormat.TEXT)
-    with pytest.raises(InvalidInput, match=r"dataset line 41: 200 input tokens .* room for 88; shorten it, or set spec.too_long"):
+    with pytest.raises(
+        InvalidInput, match=r"dataset line 41: 200 input tokens .* room for 88; shorten it, or set spec.too_long"
+    ):
         await admission.check(spec(dataset="long", template=text))
     effective = await admission.check(spec(dataset="long", template=text, too_long=TooLong.DROP))
     assert (effective.training.max_positions, effective.training.too_long) == (100, TooLong.DROP)

@@ -53,7 +53,9 @@ def test_nothing_is_saved_up_while_a_tenant_has_nothing_to_run() -> None:
     queues["back"] = 100
     served = [serve(ledger, queues, 6000.0) for _ in range(21)]
     assert served[0] == "back"
-    assert Counter(served) == Counter(busy=10, back=11), "it begins where the other was at its latest claim, not where it once stood"
+    assert Counter(served) == Counter(busy=10, back=11), (
+        "it begins where the other was at its latest claim, not where it once stood"
+    )
 
 
 def test_what_was_used_while_nobody_else_waited_does_not_count_against_anybody() -> None:
@@ -80,10 +82,14 @@ def test_long_jobs_count_for_what_they_took() -> None:
 
 
 @given(
-    st.dictionaries(st.sampled_from("abcd"), st.tuples(st.sampled_from([0.5, 1.0, 2.0, 4.0]), st.integers(1, 30)), min_size=1),
+    st.dictionaries(
+        st.sampled_from("abcd"), st.tuples(st.sampled_from([0.5, 1.0, 2.0, 4.0]), st.integers(1, 30)), min_size=1
+    ),
     st.lists(st.tuples(st.sampled_from("abcd"), st.floats(0, 600)), max_size=12),
 )
-def test_a_position_is_what_the_order_of_claims_comes_to(tenants: dict[str, tuple[float, int]], held: list[tuple[str, float]]) -> None:
+def test_a_position_is_what_the_order_of_claims_comes_to(
+    tenants: dict[str, tuple[float, int]], held: list[tuple[str, float]]
+) -> None:
     """With all jobs as long as those on workers: the n-th claim is the job that was told that n - 1 are ahead of it."""
     ledger = Ledger({tenant: TenantShare(tenant, weight) for tenant, (weight, _) in tenants.items()}, held)
     now, counts = 600.0, {tenant: count for tenant, (_, count) in tenants.items()}
@@ -100,7 +106,9 @@ def test_a_position_is_what_the_order_of_claims_comes_to(tenants: dict[str, tupl
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.booleans(), st.floats(0, 300)), max_size=60))
-def test_the_queues_time_never_goes_back_and_no_waiting_tenant_is_behind_it(events: list[tuple[str, bool, float]]) -> None:
+def test_the_queues_time_never_goes_back_and_no_waiting_tenant_is_behind_it(
+    events: list[tuple[str, bool, float]],
+) -> None:
     ledger, queues, now, clock = Ledger({}), Counter[str](), 0.0, 0.0
     running: list[tuple[str, float]] = []
     for tenant, arrives, seconds in events:

@@ -13,7 +13,14 @@ from itertools import pairwise
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 from sqlalchemy import delete
 
 from shared.errors import PreconditionFailed
@@ -89,12 +96,14 @@ def test_a_job_that_is_being_cancelled_is_cancelled_whatever_happens() -> None:
 
 
 class DiedThere(Exception):
-    """What a process that is killed in the middle of a transaction looks like to the database: it never hears of a commit."""
+    """What a process that is killed in the middle of a transaction looks like to the database: it never hears of a
+    commit.
+    """
 
 
 class LifeOfJobs(RuleBasedStateMachine):
-    """Whatever the order: events have no gap, an ended job stays as it ended, no attempt is heard after another began, no replica's
-    job is taken while its lease lasts, what was interrupted did not happen.
+    """Whatever the order: events have no gap, an ended job stays as it ended, no attempt is heard after another began,
+    no replica's job is taken while its lease lasts, what was interrupted did not happen.
     """
 
     url = ""
@@ -118,7 +127,8 @@ class LifeOfJobs(RuleBasedStateMachine):
 
     def _open(self) -> None:
         self.store = JobStore.open(self.database_url)
-        # Replicas on PostgreSQL have connections of their own; on SQLite there is one process at a time, under a new name each time.
+        # Replicas on PostgreSQL have connections of their own; on SQLite there is one process at a time, under a new
+        # name each time.
         self.stores = {"one": self.store, "two": JobStore.open(self.database_url) if self.url else self.store}
 
     def _close(self) -> None:
@@ -165,8 +175,14 @@ class LifeOfJobs(RuleBasedStateMachine):
 
     @rule(owner=OWNERS, exclusive=st.booleans(), lease=st.integers(1, 15))
     def claim(self, owner: str, exclusive: bool, lease: int) -> None:
-        """The first that may run: by priority and age, not in its back-off; those that must be alone apart from the others."""
-        waiting = [old for old in self._records() if old.job.state is JobState.QUEUED and not old.trained and old.not_before <= self.now]
+        """The first that may run: by priority and age, not in its back-off; those that must be alone apart from the
+        others.
+        """
+        waiting = [
+            old
+            for old in self._records()
+            if old.job.state is JobState.QUEUED and not old.trained and old.not_before <= self.now
+        ]
         fitting = sorted((old.queue_key, old.job.id) for old in waiting if old.exclusive == exclusive)
         taken = self.stores[owner].claim("tiny", owner, self.now + lease, self.now, exclusive=exclusive)
         assert (taken.job.id if taken else None) == (fitting[0][1] if fitting else None)
@@ -193,7 +209,9 @@ class LifeOfJobs(RuleBasedStateMachine):
         attempt = max(before.job.attempt - late, 0)
         current = before.job.state in LEASED_STATES and attempt == before.job.attempt
         try:
-            after = self.stores[owner].change(job_id, lambda old: TOLD[told](old, self.now), attempt=attempt, payloads=[Note(text=told)])
+            after = self.stores[owner].change(
+                job_id, lambda old: TOLD[told](old, self.now), attempt=attempt, payloads=[Note(text=told)]
+            )
             assert current
         except StaleAttempt:
             assert not current
@@ -214,20 +232,32 @@ class LifeOfJobs(RuleBasedStateMachine):
     def take_back(self, owner: str) -> None:
         """What another replica let run out, and nothing else."""
         before = self._records()
-        lost = {old.job.id for old in before if old.job.state in LEASED_STATES and old.lease_until < self.now and old.owner != owner}
+        lost = {
+            old.job.id
+            for old in before
+            if old.job.state in LEASED_STATES and old.lease_until < self.now and old.owner != owner
+        }
         found = self.stores[owner].take_back(
             lambda old: transitions.orphaned(old, self.now, "gone", CONFIG), lease_before=self.now, except_owner=owner
         )
         assert {job.id for job in found} == lost
-        assert [new for new in self._records() if new.job.id not in lost] == [old for old in before if old.job.id not in lost]
+        assert [new for new in self._records() if new.job.id not in lost] == [
+            old for old in before if old.job.id not in lost
+        ]
 
     @rule(owner=OWNERS)
     def expire(self, owner: str) -> None:
         """Deadlines of waiting jobs. Paused ones, trained ones and those on workers are left alone."""
-        late = {old.job.id for old in self._records() if old.job.state is JobState.QUEUED and transitions.past_deadline(old, self.now)}
+        late = {
+            old.job.id
+            for old in self._records()
+            if old.job.state is JobState.QUEUED and transitions.past_deadline(old, self.now)
+        }
         found = self.stores[owner].expire(lambda old: transitions.expired(old, self.now), self.now)
         assert {job.id for job in found} == late
-        assert all(job.state is JobState.FAILED and job.error and job.error.code == "DEADLINE_EXCEEDED" for job in found)
+        assert all(
+            job.state is JobState.FAILED and job.error and job.error.code == "DEADLINE_EXCEEDED" for job in found
+        )
 
     @rule(seconds=st.integers(1, 20))
     def time_passes(self, seconds: int) -> None:
@@ -235,7 +265,9 @@ class LifeOfJobs(RuleBasedStateMachine):
 
     @rule(data=st.data(), where=st.sampled_from(["before a row", "after a row", "create", "take back"]), owner=OWNERS)
     def die_within_a_transaction(self, data: st.DataObject, where: str, owner: str) -> None:
-        """Before the job's row is changed; between the row and its event; between the second job and the first. Nothing has happened."""
+        """Before the job's row is changed; between the row and its event; between the second job and the first. Nothing
+        has happened.
+        """
         before, store, calls = self._everything(), self.stores[owner], []
 
         def die(*_: object) -> Record:
@@ -261,7 +293,9 @@ class LifeOfJobs(RuleBasedStateMachine):
 
     @rule(seconds=st.integers(1, 20))
     def crash(self, seconds: int) -> None:
-        """The processes die and come back: leases that ran out are taken back; on SQLite all, since there is nobody else."""
+        """The processes die and come back: leases that ran out are taken back; on SQLite all, since there is nobody
+        else.
+        """
         self.now += seconds
         self._close()
         self._open()

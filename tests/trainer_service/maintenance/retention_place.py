@@ -52,7 +52,9 @@ class Place:
         return retention.round({tenant.name: tenant for tenant in tenants}, lambda: False)
 
     def add_dataset(self, tenant: Tenant, text: str, unused_days: float = 0) -> str:
-        name = self.datasets.add_examples(tenant, [Example(line=n, input=f"{text} {n}", output="x") for n in (1, 2)]).name
+        name = self.datasets.add_examples(
+            tenant, [Example(line=n, input=f"{text} {n}", output="x") for n in (1, 2)]
+        ).name
         self.age_dataset(tenant, name, unused_days)
         return name
 

@@ -1,4 +1,6 @@
-"""The trainer tidies the prompt store beside its other work, says so in its metrics, and outlives whatever goes wrong with it."""
+"""The trainer tidies the prompt store beside its other work, says so in its metrics, and outlives whatever goes wrong
+with it.
+"""
 
 from __future__ import annotations
 
@@ -33,9 +35,15 @@ async def metric(port: int, name: str, **labels: str) -> float:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as response:
             return str(response.read().decode())
 
-    samples = [sample for family in text_string_to_metric_families(await asyncio.to_thread(scrape)) for sample in family.samples]
+    samples = [
+        sample
+        for family in text_string_to_metric_families(await asyncio.to_thread(scrape))
+        for sample in family.samples
+    ]
     return sum(
-        sample.value for sample in samples if sample.name == f"softprompt_trainer_{name}" and labels.items() <= sample.labels.items()
+        sample.value
+        for sample in samples
+        if sample.name == f"softprompt_trainer_{name}" and labels.items() <= sample.labels.items()
     )
 
 
@@ -100,7 +108,9 @@ async def test_a_store_that_is_away_and_a_bug_are_told_and_the_next_round_comes(
     with monkeypatch.context() as patch:
         patch.setattr(store_module.PromptStore, "truncate_log", broken)
         seen = len(rounds.reports)
-        await run_until(StoreMaintenance(store, MaintenancePolicy(), 0.01, rounds), lambda: len(rounds.reports) >= seen + 2)
+        await run_until(
+            StoreMaintenance(store, MaintenancePolicy(), 0.01, rounds), lambda: len(rounds.reports) >= seen + 2
+        )
     assert rounds.reports[-1].failures == {"round": "unforeseen"}
     assert "nobody foresaw" in caplog.text
     seen = len(rounds.reports)

@@ -35,12 +35,17 @@ def add_events(place: Place, job: Job, num_progress: int, num_evaluations: int =
     """Events as a long training leaves them, before the job's last one; the number of the last one."""
     payloads = [
         *[JobProgress(step=step, num_steps=num_progress, train_loss=1.0) for step in range(num_progress)],
-        *[Evaluation(step=step, metrics={"loss": 1.0}, is_best=step == num_evaluations // 3) for step in range(num_evaluations)],
+        *[
+            Evaluation(step=step, metrics={"loss": 1.0}, is_best=step == num_evaluations // 3)
+            for step in range(num_evaluations)
+        ],
         *[CheckpointStored(step=step) for step in range(num_checkpoints)],
         Note(text="one"),
         Note(text="two"),
     ]
-    changed = place.jobs.change(job.id, lambda before: replace(before, queue_key=before.queue_key + 1), payloads=payloads)
+    changed = place.jobs.change(
+        job.id, lambda before: replace(before, queue_key=before.queue_key + 1), payloads=payloads
+    )
     return changed.job.last_event
 
 
@@ -101,15 +106,24 @@ def test_ended_jobs_go_after_their_days_with_everything_that_they_kept(place: Pl
     with log_lines(audit.LOGGER) as lines:
         report = place.round()
     assert (report.failures, report.jobs_removed) == ({}, 1)
-    assert [(line["action"], line["caller"], line["tenant"], line["job"]) for line in lines] == [("tidying", "retention", "acme", old.id)]
+    assert [(line["action"], line["caller"], line["tenant"], line["job"]) for line in lines] == [
+        ("tidying", "retention", "acme", old.id)
+    ]
     assert [place.exists(job) for job in (old, young, waiting)] == [False, True, True]
-    assert [place.files.load(job.id, FileKind.CHECKPOINT) is None for job in (old, young, waiting)] == [True, False, False]
+    assert [place.files.load(job.id, FileKind.CHECKPOINT) is None for job in (old, young, waiting)] == [
+        True,
+        False,
+        False,
+    ]
     with place.database.read() as connection:
         assert connection.scalar(select(func.count()).where(job_events.c.job_id == old.id)) == 0
 
 
 def test_a_tenant_may_have_days_of_its_own(place: Place) -> None:
-    long, short = replace(ACME, ended_job_days=0, unused_dataset_days=0), replace(RIVAL, ended_job_days=1, unused_dataset_days=2)
+    long, short = (
+        replace(ACME, ended_job_days=0, unused_dataset_days=0),
+        replace(RIVAL, ended_job_days=1, unused_dataset_days=2),
+    )
     kept, gone = (place.add_job(tenant, place.add_dataset(tenant, "x"), ended_days=1000) for tenant in (ACME, RIVAL))
     for tenant in (ACME, RIVAL):
         place.age_dataset(tenant, kept.spec.dataset, 1000)
@@ -180,12 +194,18 @@ def test_datasets_of_an_older_build_belong_to_their_jobs_tenants_and_are_measure
     name = place.bytes.add_examples(examples).name
     with place.database.write() as connection:
         row = {"dataset": name, "size_bytes": 0, "num_examples": 0, "task": "", "num_labels": 0, "create_time": 0.0}
-        connection.execute(insert(dataset_rows), [{**row, "tenant": tenant, "last_use_time": time.time()} for tenant in ("acme", "rival")])
+        connection.execute(
+            insert(dataset_rows),
+            [{**row, "tenant": tenant, "last_use_time": time.time()} for tenant in ("acme", "rival")],
+        )
     assert not place.round().failures
     for tenant in ("acme", "rival"):
         found = place.ledger.get(tenant, name)
         assert (found.num_examples, found.task, found.num_labels) == (2, "CLASSIFICATION", 2)
-        assert found.size_bytes == (place.directory / "datasets" / f"{name.removeprefix('datasets/')}.jsonl").stat().st_size
+        assert (
+            found.size_bytes
+            == (place.directory / "datasets" / f"{name.removeprefix('datasets/')}.jsonl").stat().st_size
+        )
 
 
 def test_what_is_away_is_reported_and_other_steps_go_on(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:

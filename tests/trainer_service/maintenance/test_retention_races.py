@@ -1,4 +1,6 @@
-"""Deletion beside creation and upload, several trainers at once, a volume that hangs, and rounds that are killed anywhere."""
+"""Deletion beside creation and upload, several trainers at once, a volume that hangs, and rounds that are killed
+anywhere.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ __all__ = ["place"]
 
 
 def test_a_job_and_the_deletion_of_its_dataset_race(place: Place) -> None:
-    """Either the job is made and the dataset stays, or the dataset goes and the job is refused: never a job without its dataset."""
+    """Either the job is made and the dataset stays, or the dataset goes and the job is refused: never a job without its
+    dataset.
+    """
     outcomes = set()
     with ThreadPoolExecutor(2) as threads:
         for attempt in range(25):
@@ -78,7 +82,9 @@ def test_an_upload_and_the_removal_of_the_same_bytes_race(place: Place) -> None:
             assert len(place.bytes.parse(name).examples) == 2
 
 
-def test_a_volume_that_hangs_takes_no_more_than_one_connection_to_the_database(postgres: Postgres, tmp_path: Path) -> None:
+def test_a_volume_that_hangs_takes_no_more_than_one_connection_to_the_database(
+    postgres: Postgres, tmp_path: Path
+) -> None:
     place = Place(postgres.create_database(f"test_{uuid.uuid4().hex}"), tmp_path)
     job, hangs, released = place.add_job(ACME, place.add_dataset(ACME, "a")), threading.Event(), threading.Event()
 
@@ -153,7 +159,9 @@ def test_a_round_that_is_killed_anywhere_leaves_nothing_half(tmp_path: Path) -> 
     place.jobs.close()
     deaths = 0
     for commits in (3, 5, 8, 13, 21, 34, 60):
-        run = subprocess.run([sys.executable, "-c", KILLED, url, str(tmp_path), str(commits)], capture_output=True, text=True, timeout=60)
+        run = subprocess.run(
+            [sys.executable, "-c", KILLED, url, str(tmp_path), str(commits)], capture_output=True, text=True, timeout=60
+        )
         assert run.returncode in (0, -9), run.stderr
         deaths += run.returncode == -9
         place = Place(url, tmp_path)

@@ -1,4 +1,6 @@
-"""A running trainer removes what is old by itself, and a watch that comes back after events were thinned still ends as it should."""
+"""A running trainer removes what is old by itself, and a watch that comes back after events were thinned still ends as
+it should.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,11 @@ async def cancelled_job(trainer: RunningTrainer) -> pb.TuningJob:
 
 
 async def test_ended_jobs_and_unused_datasets_go_by_the_settings(settings: TrainerSettings) -> None:
-    quick = {"retention_seconds": 0.05, "ended_job_days": A_MILLISECOND_OF_DAYS, "unused_dataset_days": A_MILLISECOND_OF_DAYS}
+    quick = {
+        "retention_seconds": 0.05,
+        "ended_job_days": A_MILLISECOND_OF_DAYS,
+        "unused_dataset_days": A_MILLISECOND_OF_DAYS,
+    }
     with log_lines(audit.LOGGER) as lines:
         async with running_trainer(settings.model_copy(update=quick)) as trainer:
             port = json.loads(Path(settings.ready_file).read_bytes())["metrics_port"]
@@ -43,9 +49,13 @@ async def test_ended_jobs_and_unused_datasets_go_by_the_settings(settings: Train
                 return await metric(port, "retention_removed_total", what="jobs") == 1
 
             await until(gone)
-            assert isinstance(await refused(trainer.tuning.GetTuningJob(pb.GetTuningJobRequest(name=ended.name))), NotFound)
+            assert isinstance(
+                await refused(trainer.tuning.GetTuningJob(pb.GetTuningJobRequest(name=ended.name))), NotFound
+            )
             listed = await trainer.tuning.ListDatasets(pb.ListDatasetsRequest())
-            assert [item.name for item in listed.datasets] == [waiting.spec.dataset.dataset], "a job that waits needs it"
+            assert [item.name for item in listed.datasets] == [waiting.spec.dataset.dataset], (
+                "a job that waits needs it"
+            )
             await trainer.tuning.CancelTuningJob(pb.CancelTuningJobRequest(name=waiting.name))
             await until(lambda: not list(settings.datasets_dir.iterdir()))
             assert await metric(port, "retention_rounds_total", outcome="succeeded") > 0
@@ -75,11 +85,18 @@ async def test_a_watch_that_resumes_in_thinned_events_ends_with_the_jobs_last_on
     async with running_trainer(settings) as trainer:
         ended = await cancelled_job(trainer)
     job_id, last = ended.name.removeprefix("tuningJobs/"), 5000
-    with closing(sqlite3.connect(settings.data_dir / "jobs.sqlite3")) as database, database:  # as a long training leaves them
-        database.execute("UPDATE job_events SET number = ? WHERE job_id = ? AND number = ?", (last, job_id, ended.last_event))
+    with (
+        closing(sqlite3.connect(settings.data_dir / "jobs.sqlite3")) as database,
+        database,
+    ):  # as a long training leaves them
+        database.execute(
+            "UPDATE job_events SET number = ? WHERE job_id = ? AND number = ?", (last, job_id, ended.last_event)
+        )
         database.execute("UPDATE jobs SET last_event = ? WHERE id = ?", (last, job_id))
         rows = [(job_id, number, 0.0, "progress", json.dumps({"step": number})) for number in range(2, last)]
-        database.executemany("INSERT INTO job_events (job_id, number, time, kind, payload) VALUES (?, ?, ?, ?, ?)", rows)
+        database.executemany(
+            "INSERT INTO job_events (job_id, number, time, kind, payload) VALUES (?, ?, ?, ?, ?)", rows
+        )
     monkeypatch.setattr(event_compaction, "COMPACT_AFTER_SECONDS", 0.0)
     async with running_trainer(settings.model_copy(update={"retention_seconds": 0.05})) as trainer:
         port = json.loads(Path(settings.ready_file).read_bytes())["metrics_port"]
@@ -101,7 +118,9 @@ async def test_a_watch_that_resumes_in_thinned_events_ends_with_the_jobs_last_on
                 assert events[-1].state_changed.state == pb.TuningJob.STATE_CANCELLED
 
 
-async def test_an_unexpected_error_in_a_round_ends_nothing(settings: TrainerSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_unexpected_error_in_a_round_ends_nothing(
+    settings: TrainerSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def broken(*arguments: object) -> None:
         raise ValueError("unexpected")
 

@@ -55,7 +55,9 @@ async def result_of(service: Service, job_id: str) -> JobResult:
     ("decide", "left"),
     [(roll_back, [1]), (begin_canary, [1, 2]), (remove, []), (there_and_back, [2]), (import_another, [3])],
 )
-async def test_a_decision_made_while_a_job_trains_stands(service: Service, decide: Callable[[PromptStore], None], left: list[int]) -> None:
+async def test_a_decision_made_while_a_job_trains_stands(
+    service: Service, decide: Callable[[PromptStore], None], left: list[int]
+) -> None:
     manager = await service.start()
     put_version(service.prompt_store, 1)
     put_version(service.prompt_store, 2)

@@ -14,7 +14,12 @@ from trainer_service.training.spec import Metric
 
 
 def evidence(
-    metric: Metric = Metric.LOSS, value: float = 1.0, other: float = 2.0, margin: float = 0.1, count: int = 40, rival: str = BARE
+    metric: Metric = Metric.LOSS,
+    value: float = 1.0,
+    other: float = 2.0,
+    margin: float = 0.1,
+    count: int = 40,
+    rival: str = BARE,
 ) -> Evidence:
     """A tuned prompt's value beside a rival's."""
     difference = (other - value) if metric is Metric.LOSS else (value - other)
@@ -31,14 +36,38 @@ BEAT_BARE, BEAT_CURRENT = PublishGate(beat_bare_model=True), PublishGate(beat_cu
     [
         (None, Metric.LOSS, Evidence(), True, "no gate"),
         (PublishGate(), Metric.LOSS, Evidence(), True, "no conditions"),
-        (BEAT_BARE, Metric.LOSS, evidence(), True, "loss 1 beats 2 of the bare model: better by 1 (95 % interval 0.9 to 1.1, 40 held-out"),
+        (
+            BEAT_BARE,
+            Metric.LOSS,
+            evidence(),
+            True,
+            "loss 1 beats 2 of the bare model: better by 1 (95 % interval 0.9 to 1.1, 40 held-out",
+        ),
         (BEAT_BARE, Metric.LOSS, evidence(value=2.0), False, "does not beat 2 of the bare model"),
-        (BEAT_BARE, Metric.LOSS, evidence(value=1.95), False, "does not beat 2 of the bare model beyond chance: better by 0.05"),
+        (
+            BEAT_BARE,
+            Metric.LOSS,
+            evidence(value=1.95),
+            False,
+            "does not beat 2 of the bare model beyond chance: better by 0.05",
+        ),
         (BEAT_BARE, Metric.LOSS, evidence(value=2.5), False, "worse by 0.5"),
         (BEAT_BARE, Metric.ACCURACY, evidence(Metric.ACCURACY, 0.9, 0.5), True, "accuracy 0.9 beats"),
         (BEAT_BARE, Metric.ACCURACY, evidence(Metric.ACCURACY, 0.9, 0.85), False, "beyond chance"),
-        (BEAT_BARE, Metric.ACCURACY, Evidence(evidence(Metric.ACCURACY).estimate), False, "accuracy of the bare model was not measured"),
-        (BEAT_CURRENT, Metric.CHRF, evidence(Metric.CHRF, 60, 61, rival=CURRENT), False, "does not beat 61 of the current version"),
+        (
+            BEAT_BARE,
+            Metric.ACCURACY,
+            Evidence(evidence(Metric.ACCURACY).estimate),
+            False,
+            "accuracy of the bare model was not measured",
+        ),
+        (
+            BEAT_CURRENT,
+            Metric.CHRF,
+            evidence(Metric.CHRF, 60, 61, rival=CURRENT),
+            False,
+            "does not beat 61 of the current version",
+        ),
         (BEAT_CURRENT, Metric.CHRF, evidence(Metric.CHRF, 60, 61), True, "there is no current version"),
         (
             PublishGate(minimum_metric=1.0),
@@ -59,9 +88,21 @@ BEAT_BARE, BEAT_CURRENT = PublishGate(beat_bare_model=True), PublishGate(beat_cu
         (PublishGate(minimum_metric=0.5), Metric.MACRO_F1, evidence(Metric.MACRO_F1, 0.4), False, "is below 0.5"),
         (PublishGate(minimum_metric=0.5), Metric.LOSS, Evidence(), False, "was not measured"),
         (PublishGate(minimum_metric=0.9, beat_bare_model=True), Metric.LOSS, evidence(), False, "above 0.9"),
-        (BEAT_BARE, Metric.LOSS, evidence(count=9), False, "9 held-out examples are too few to judge by; at least 10 are needed"),
+        (
+            BEAT_BARE,
+            Metric.LOSS,
+            evidence(count=9),
+            False,
+            "9 held-out examples are too few to judge by; at least 10 are needed",
+        ),
         (PublishGate(minimum_metric=1.0), Metric.LOSS, evidence(count=9), False, "too few"),
-        (BEAT_BARE, Metric.LOSS, Evidence(evidence().estimate, evidence().comparisons, is_apart=False), False, "chose it"),
+        (
+            BEAT_BARE,
+            Metric.LOSS,
+            Evidence(evidence().estimate, evidence().comparisons, is_apart=False),
+            False,
+            "chose it",
+        ),
     ],
 )
 def test_decisions(gate: PublishGate | None, metric: Metric, known: Evidence, publish: bool, told: str) -> None:
@@ -72,7 +113,9 @@ def test_decisions(gate: PublishGate | None, metric: Metric, known: Evidence, pu
 
 def test_a_gate_that_too_few_examples_are_going_to_judge_is_refused_when_the_job_is_created() -> None:
     for gate in (BEAT_BARE, BEAT_CURRENT, PublishGate(minimum_metric=0.5)):
-        with pytest.raises(InvalidInput, match=r"spec\.publish\.gate: 9 held-out examples can't decide it; at least 10 are needed"):
+        with pytest.raises(
+            InvalidInput, match=r"spec\.publish\.gate: 9 held-out examples can't decide it; at least 10 are needed"
+        ):
             check_gate(gate, 9)
         check_gate(gate, 10)
     check_gate(PublishGate(), 1)

@@ -15,7 +15,9 @@ from trainer_service.jobs.states import JobState
 async def test_what_jobs_publish_is_audited_and_what_a_gate_keeps_back_is_not(service: Service) -> None:
     manager = await service.start()
     with log_lines(audit.LOGGER) as lines:
-        kept_back = await manager.create(spec(publish=PublishPolicy(gate=PublishGate(minimum_metric=1e-9))), owner=JobOwner("shop"))
+        kept_back = await manager.create(
+            spec(publish=PublishPolicy(gate=PublishGate(minimum_metric=1e-9))), owner=JobOwner("shop")
+        )
         refused = await service.state(kept_back.id, JobState.SUCCEEDED)
         job = await manager.create(spec(), owner=JobOwner("shop"))
         done = await service.state(job.id, JobState.SUCCEEDED)

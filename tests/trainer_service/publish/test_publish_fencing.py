@@ -33,7 +33,9 @@ def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Distant(PromptStore):
-    """One replica's way to the store: `away`, no publication begins; while `held`, one that has begun stands right before its commit."""
+    """One replica's way to the store: `away`, no publication begins; while `held`, one that has begun stands right
+    before its commit.
+    """
 
     def __init__(self, directory: Path) -> None:
         super().__init__(LocalBackend(directory / "prompts"))
@@ -54,7 +56,9 @@ class Distant(PromptStore):
 
 
 def cancel_elsewhere(service: Service, job: Job) -> None:
-    """As another replica does to a job whose lease has run out, in moves that leave this one's dispatcher nothing to claim."""
+    """As another replica does to a job whose lease has run out, in moves that leave this one's dispatcher nothing to
+    claim.
+    """
     service.store.change(job.id, lambda old: transitions.cancel(old, time.time()))
     ended = service.store.change(job.id, lambda old: transitions.left_worker(old, time.time()))
     assert ended.job.state is JobState.CANCELLED
@@ -110,7 +114,9 @@ async def test_a_cancellation_between_the_upload_and_the_commit(service: Service
     assert nothing_is_published(service)
 
 
-async def test_a_database_that_is_away_at_the_commit_is_waited_for(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_database_that_is_away_at_the_commit_is_waited_for(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
     refused: list[str] = []
     hold = JobStore.hold
 
@@ -128,7 +134,9 @@ async def test_a_database_that_is_away_at_the_commit_is_waited_for(service: Serv
 
 
 async def test_a_replica_that_was_cut_off_from_the_database(postgres: Postgres, tmp_path: Path) -> None:
-    """Its lease runs out, the other one takes the job and cancels it; then this one reaches both the database and the store again."""
+    """Its lease runs out, the other one takes the job and cancels it; then this one reaches both the database and the
+    store again.
+    """
     one, two = Service(tmp_path), Service(tmp_path)
     one.url = two.url = postgres.create_database(f"test_{uuid.uuid4().hex}")
     stores = Distant(tmp_path), Distant(tmp_path)

@@ -1,4 +1,6 @@
-"""What becomes of a trained prompt: its gate against the version that is current when it is published, and waiting for the fleet."""
+"""What becomes of a trained prompt: its gate against the version that is current when it is published, and waiting for
+the fleet.
+"""
 
 from __future__ import annotations
 
@@ -82,7 +84,9 @@ async def test_a_job_may_wait_until_every_live_replica_serves_its_version(servic
     manager = await service.start()
     heartbeat(service, "a")
     heartbeat(service, "b")
-    service.prompt_store.put_replica(ReplicaRecord(id="other-model", base_model_fingerprint="sha256:other", started_at=utc_now()))
+    service.prompt_store.put_replica(
+        ReplicaRecord(id="other-model", base_model_fingerprint="sha256:other", started_at=utc_now())
+    )
     job = await manager.create(spec(publish=PublishPolicy(wait_until_served_seconds=60)))
     about = await published(service, job.id)
     heartbeat(service, "a", loaded=(LoadedVersion(**about, loaded_at=utc_now()),))
@@ -149,12 +153,23 @@ async def test_what_the_gate_decided_and_on_which_numbers_is_in_the_job_and_in_t
     )
     assert (result.metrics["loss"], result.template_metrics["loss"]) == (0.2, 1.5)
     assert (result.instructed_metrics["loss"], result.few_shot_metrics["loss"], result.num_shots) == (0.3, 0.15, 7)
-    assert (result.metric_low, result.metric_high, result.num_judging, result.judged_apart) == (pytest.approx(0.15), 0.25, 20, True)
-    assert {one.rival: one.beats for one in result.comparisons} == {"bare_model": True, "instructed_model": True, "few_shot_model": False}
+    assert (result.metric_low, result.metric_high, result.num_judging, result.judged_apart) == (
+        pytest.approx(0.15),
+        0.25,
+        20,
+        True,
+    )
+    assert {one.rival: one.beats for one in result.comparisons} == {
+        "bare_model": True,
+        "instructed_model": True,
+        "few_shot_model": False,
+    }
     manifest = decode_blob(service.prompt_store.fetch(result.digest)).manifest
     assert isinstance(manifest.gate, dict)
     assert (manifest.gate["decision"], manifest.gate["verdict"]) == (result.gate_decision, result.verdict)
     assert [one["rival"] for one in manifest.gate["comparisons"]] == [one.rival for one in result.comparisons]
     assert manifest.metrics["loss"] == 0.2
-    assert result.verdict in [event.payload.text async for event in manager.watch(job.id) if isinstance(event.payload, Note)]
+    assert result.verdict in [
+        event.payload.text async for event in manager.watch(job.id) if isinstance(event.payload, Note)
+    ]
     assert manifest.recipe["num_steps"] == 5

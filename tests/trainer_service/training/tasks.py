@@ -18,11 +18,16 @@ E = TypeVar("E", bound=TrainingEvent)
 
 
 def generation(count: int = 24, first: int = 0) -> tuple[Example, ...]:
-    return tuple(Example(line=i + 1, input=f"thing {i * 7 % 31} of {i}", output=f"no {i % 5}") for i in range(first, first + count))
+    return tuple(
+        Example(line=i + 1, input=f"thing {i * 7 % 31} of {i}", output=f"no {i % 5}")
+        for i in range(first, first + count)
+    )
 
 
 def classification(count: int = 24, first: int = 0) -> tuple[Example, ...]:
-    return tuple(Example(line=i + 1, input=f"review {i * 7 % 31}", label=LABELS[i % 3]) for i in range(first, first + count))
+    return tuple(
+        Example(line=i + 1, input=f"review {i * 7 % 31}", label=LABELS[i % 3]) for i in range(first, first + count)
+    )
 
 
 def task(
@@ -36,7 +41,9 @@ def task(
     train = generation() if train is None else train
     kind = TaskKind.CLASSIFICATION if train and train[0].label else TaskKind.GENERATION
     labels = LABELS if kind is TaskKind.CLASSIFICATION else ()
-    request = HyperparameterRequest.model_validate({"num_steps": 20, "num_virtual_tokens": 6, "batch_size": 4, **hyperparameters})
+    request = HyperparameterRequest.model_validate(
+        {"num_steps": 20, "num_virtual_tokens": 6, "batch_size": 4, **hyperparameters}
+    )
     filled = fill(request, kind, max(4, len(train)), build().info, TEMPLATE, labels)
     spec = TrainingSpec(task=kind, template=TEMPLATE, labels=labels, hyperparameters=filled)
     return TrainingTask(job_id, 1, spec, train, validation, checkpoint=checkpoint, priority=priority)

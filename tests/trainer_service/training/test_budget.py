@@ -33,7 +33,9 @@ def test_the_budget_follows_free_memory_between_its_bounds(monkeypatch: pytest.M
         monkeypatch.setattr(budget, "free_bytes", lambda device: num_bytes)
         return measured_token_budget(base, forward)
 
-    assert with_free(4 * 1000 * per_position) == pytest.approx(1000, abs=1), "half of what is left beside logits, which take half here"
+    assert with_free(4 * 1000 * per_position) == pytest.approx(1000, abs=1), (
+        "half of what is left beside logits, which take half here"
+    )
     assert with_free(4 * 500 * per_position) == pytest.approx(500, abs=1)
     assert with_free(0) == MIN_TOKENS
     assert with_free(1 << 50) == MAX_CPU

@@ -38,9 +38,20 @@ def _matrix(events: list[TrainingEvent], job_id: str = "job") -> torch.Tensor:
 def _varied() -> list[Any]:
     return [
         task("a", num_virtual_tokens=3, batch_size=2, learning_rate=0.03, seed=1),
-        task("b", train=classification(), num_virtual_tokens=17, batch_size=7, schedule="LINEAR", warmup_steps=4, seed=2),
-        task("c", train=generation(9), num_virtual_tokens=8, batch_size=9, schedule="CONSTANT", weight_decay=0.1, seed=3),
-        task("d", reparameterisation="RESIDUAL", max_grad_norm=0.01, label_smoothing=0.1, init={"method": "RANDOM"}, seed=4),
+        task(
+            "b", train=classification(), num_virtual_tokens=17, batch_size=7, schedule="LINEAR", warmup_steps=4, seed=2
+        ),
+        task(
+            "c", train=generation(9), num_virtual_tokens=8, batch_size=9, schedule="CONSTANT", weight_decay=0.1, seed=3
+        ),
+        task(
+            "d",
+            reparameterisation="RESIDUAL",
+            max_grad_norm=0.01,
+            label_smoothing=0.1,
+            init={"method": "RANDOM"},
+            seed=4,
+        ),
     ]
 
 
@@ -55,10 +66,14 @@ def test_a_job_follows_the_same_trajectory_in_a_cohort_as_alone() -> None:
 
 @pytest.mark.parametrize("settings", [{}, {"reparameterisation": "RESIDUAL", "max_grad_norm": 0.01}, {"search": True}])
 def test_a_step_in_pieces_is_the_same_step(settings: dict[str, Any]) -> None:
-    one = task(train=generation(60), validation=generation(8, 100), batch_size=40, num_steps=6, learning_rate=0.05, **settings)
+    one = task(
+        train=generation(60), validation=generation(8, 100), batch_size=40, num_steps=6, learning_rate=0.05, **settings
+    )
     whole, pieces = run(Cohort(BASE, token_budget=1 << 20), one), run(Cohort(BASE, token_budget=128), one)
     assert losses(pieces) == pytest.approx(losses(whole), rel=1e-3)
-    assert [event.num_examples for event in of(pieces, StepDone)] == [event.num_examples for event in of(whole, StepDone)]
+    assert [event.num_examples for event in of(pieces, StepDone)] == [
+        event.num_examples for event in of(whole, StepDone)
+    ]
     torch.testing.assert_close(_matrix(pieces), _matrix(whole), rtol=1e-2, atol=1e-3)
 
 
@@ -106,7 +121,9 @@ def test_a_job_that_stops_within_a_step_goes_on_with_that_step() -> None:
     cohort.stop("job")
     stopped = of(cohort.step(), Stopped)[0]
     assert stopped.step == 1
-    torch.testing.assert_close(_matrix(run(Cohort(BASE, token_budget=128), replace(one, checkpoint=stopped.data))), _matrix(whole))
+    torch.testing.assert_close(
+        _matrix(run(Cohort(BASE, token_budget=128), replace(one, checkpoint=stopped.data))), _matrix(whole)
+    )
 
 
 def test_training_learns_and_reports_in_order() -> None:
@@ -130,8 +147,12 @@ def test_training_learns_and_reports_in_order() -> None:
     assert set(result.metrics) == set(best.metrics)
     assert result.template_metrics == evaluated[0].metrics
     assert set(result.bare_metrics) == {"loss", "token_accuracy", "accuracy", "macro_f1"}
-    assert result.bare_metrics["loss"] != result.template_metrics["loss"], "one reads the raw input, the other the rendered template"
-    assert result.score_stability == pytest.approx(statistics.pstdev(event.metrics["accuracy"] for event in evaluated[-5:]))
+    assert result.bare_metrics["loss"] != result.template_metrics["loss"], (
+        "one reads the raw input, the other the rendered template"
+    )
+    assert result.score_stability == pytest.approx(
+        statistics.pstdev(event.metrics["accuracy"] for event in evaluated[-5:])
+    )
     assert len(result.nearest_tokens) == 6
     assert all(event.grad_norm > 0 for event in of(events, StepDone))
     assert {len(golden.top_token_ids) for golden in result.golden} == {8}
@@ -166,7 +187,12 @@ def test_resuming_from_any_checkpoint_continues_the_same_trajectory_exactly(sett
 
 def test_a_checkpoint_of_another_job_or_a_damaged_one_means_starting_again(caplog: pytest.LogCaptureFixture) -> None:
     data = of(run(Cohort(BASE, checkpoint_interval_seconds=0), task()), Checkpointed)[3].data
-    for checkpoint, other in ((data, task(seed=9)), (data[: len(data) // 2], task()), (b"", task()), (b"\xff" * 64, task())):
+    for checkpoint, other in (
+        (data, task(seed=9)),
+        (data[: len(data) // 2], task()),
+        (b"", task()),
+        (b"\xff" * 64, task()),
+    ):
         events = run(Cohort(BASE), replace(other, checkpoint=checkpoint))
         assert of(events, Started)[0].step == 0
         assert len(of(events, StepDone)) == 20
@@ -196,7 +222,10 @@ def test_stopping_takes_effect_at_the_next_step_and_keeps_everything() -> None:
     rest = run(cohort)
     assert of(rest, Finished, "stays")
     assert not of(rest, StepDone, "goes")
-    resumed = run(Cohort(BASE), replace(task("goes", validation=generation(4, 50), evaluation_interval_steps=2), checkpoint=stopped.data))
+    resumed = run(
+        Cohort(BASE),
+        replace(task("goes", validation=generation(4, 50), evaluation_interval_steps=2), checkpoint=stopped.data),
+    )
     assert of(resumed, Started, "goes")[0].step == stopped.step
 
 
@@ -232,7 +261,9 @@ def test_from_prompt_starts_at_the_source_and_labels_at_the_label_words() -> Non
 
 def _from(source: SoftPrompt, **hyperparameters: Any) -> TrainingTask:
     init = {"method": "FROM_PROMPT", "source_version": "prompts/p/versions/1"}
-    return replace(task(init=init, validation=generation(6, 50), evaluation_interval_steps=5, **hyperparameters), source=source)
+    return replace(
+        task(init=init, validation=generation(6, 50), evaluation_interval_steps=5, **hyperparameters), source=source
+    )
 
 
 @pytest.mark.parametrize("reparameterisation", ["NONE", "RESIDUAL"])
@@ -241,7 +272,13 @@ def test_a_training_that_only_worsens_its_source_publishes_the_source(reparamete
     worse = _from(source, learning_rate=9.0, reparameterisation=reparameterisation)
     events = run(Cohort(BASE, checkpoint_interval_seconds=0), worse)
     evaluated = of(events, Evaluated)
-    assert [(event.step, event.is_best) for event in evaluated] == [(0, True), (5, False), (10, False), (15, False), (20, False)]
+    assert [(event.step, event.is_best) for event in evaluated] == [
+        (0, True),
+        (5, False),
+        (10, False),
+        (15, False),
+        (20, False),
+    ]
     result = of(events, Finished)[0].result
     assert result.best_step == 0
     torch.testing.assert_close(result.soft_prompt.embeddings, source.embeddings, rtol=0, atol=0)
@@ -264,7 +301,13 @@ def test_residual_reparameterisation_is_folded_into_a_plain_matrix() -> None:
 
 
 def test_early_stop_ends_after_evaluations_without_improvement() -> None:
-    one = task(validation=generation(6, 50), num_steps=400, learning_rate=3.0, evaluation_interval_steps=1, early_stop_patience=3)
+    one = task(
+        validation=generation(6, 50),
+        num_steps=400,
+        learning_rate=3.0,
+        evaluation_interval_steps=1,
+        early_stop_patience=3,
+    )
     result = of(run(Cohort(BASE), one), Finished)[0].result
     assert result.num_steps == result.best_step + 3
 
@@ -308,7 +351,9 @@ def test_a_rare_class_weighs_as_much_alone_in_its_batch() -> None:
     """Each batch divided by its own weights would give a class that is alone in it the weight of any other."""
     rare = tuple(Example(line=i + 1, input=f"review {i}", label="bad" if i == 5 else "good") for i in range(8))
     settings = {"num_steps": 8, "batch_size": 1, "learning_rate": 1e-9, "schedule": "CONSTANT", "warmup_steps": 0}
-    plain, balanced = (losses(run(Cohort(BASE), task(train=rare, **settings, **option))) for option in ({}, {"balance_classes": True}))
+    plain, balanced = (
+        losses(run(Cohort(BASE), task(train=rare, **settings, **option))) for option in ({}, {"balance_classes": True})
+    )
     ratios = sorted(weighed / unweighed for weighed, unweighed in zip(balanced, plain, strict=True))
     assert ratios == pytest.approx([8 / (2 * 7)] * 7 + [8 / 2], rel=1e-3)
 

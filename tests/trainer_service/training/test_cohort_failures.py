@@ -1,4 +1,6 @@
-"""What fails in a cohort: a job alone, with the reason and whether to try again, or the machine, which is no job's failure."""
+"""What fails in a cohort: a job alone, with the reason and whether to try again, or the machine, which is no job's
+failure.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,11 @@ def test_a_job_that_turns_nan_fails_alone() -> None:
     cohort = Cohort(base)
     (poison,) = base.tokenizer("~", add_special_tokens=False)["input_ids"]
     base.embedding_table[poison] = float("nan")
-    bad = task("bad", train=tuple(Example(line=line, input=f"thing ~ {line}", output="no") for line in range(1, 8)), num_steps=20)
+    bad = task(
+        "bad",
+        train=tuple(Example(line=line, input=f"thing ~ {line}", output="no") for line in range(1, 8)),
+        num_steps=20,
+    )
     events = run(cohort, task("good"), bad)
     failed = of(events, Failed, "bad")[0]
     assert (failed.code, failed.retryable) == ("NAN_LOSS", False)
@@ -45,7 +51,9 @@ def test_data_that_does_not_fit_the_model_fails_its_job_with_the_line() -> None:
     assert of(events, Finished, "good")
 
 
-def test_a_pass_that_raises_is_repeated_for_each_job_alone(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_pass_that_raises_is_repeated_for_each_job_alone(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     original = cohort_module.backward
 
     def flaky(base_model: Any, forward: Any, parts: Any, token_budget: int) -> torch.Tensor:
@@ -88,7 +96,9 @@ FAULTS = [
 
 @pytest.mark.parametrize("fault", FAULTS, ids=str)
 def test_a_fault_of_the_machine_is_no_jobs_failure(fault: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever runs into it: the pass for all of them, which is not tried again for each alone, or what a single job does."""
+    """Whatever runs into it: the pass for all of them, which is not tried again for each alone, or what a single job
+    does.
+    """
     calls = []
 
     def broken(*_: object) -> None:
@@ -106,7 +116,9 @@ def test_a_fault_of_the_machine_is_no_jobs_failure(fault: Exception, monkeypatch
 
 
 @pytest.mark.parametrize(
-    "error", [torch.OutOfMemoryError("CUDA out of memory"), torch.AcceleratorError("CUDA error: out of memory")], ids=str
+    "error",
+    [torch.OutOfMemoryError("CUDA out of memory"), torch.AcceleratorError("CUDA error: out of memory")],
+    ids=str,
 )
 def test_a_device_that_is_full_is_not_broken(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:

@@ -32,7 +32,10 @@ def labels(right: Sequence[bool]) -> Results:
 
 
 def test_a_mean_of_paired_differences_has_students_interval() -> None:
-    ours, theirs = [1.0, 1.2, 0.8, 1.1, 0.9, 1.0, 1.3, 0.7, 1.0, 1.1], [1.5, 1.4, 1.5, 1.6, 1.2, 1.6, 1.7, 1.4, 1.3, 1.8]
+    ours, theirs = (
+        [1.0, 1.2, 0.8, 1.1, 0.9, 1.0, 1.3, 0.7, 1.0, 1.1],
+        [1.5, 1.4, 1.5, 1.6, 1.2, 1.6, 1.7, 1.4, 1.3, 1.8],
+    )
     found = compare(Metric.LOSS, losses(ours), losses(theirs))
     assert found is not None
     differences = [other - mine for mine, other in zip(ours, theirs, strict=True)]
@@ -81,7 +84,10 @@ def test_equal_models_seldom_beat_each_other(metric: Metric) -> None:
             wanted = tuple(draw.randrange(2) for _ in range(30))
             ours, theirs = (
                 labels([True] * 30).model_copy(
-                    update={"wanted": wanted, "chosen": tuple(one if draw.random() < 0.75 else 1 - one for one in wanted)}
+                    update={
+                        "wanted": wanted,
+                        "chosen": tuple(one if draw.random() < 0.75 else 1 - one for one in wanted),
+                    }
                 )
                 for _ in range(2)
             )
@@ -92,8 +98,12 @@ def test_equal_models_seldom_beat_each_other(metric: Metric) -> None:
 
 
 def test_texts_are_compared_where_both_have_one() -> None:
-    good = losses([1.0] * 30).model_copy(update={"texts": {index: (f"answer {index}", f"answer {index}") for index in range(24)}})
-    bad = losses([1.0] * 30).model_copy(update={"texts": {index: ("none of it", f"answer {index}") for index in range(6, 30)}})
+    good = losses([1.0] * 30).model_copy(
+        update={"texts": {index: (f"answer {index}", f"answer {index}") for index in range(24)}}
+    )
+    bad = losses([1.0] * 30).model_copy(
+        update={"texts": {index: ("none of it", f"answer {index}") for index in range(6, 30)}}
+    )
     for metric in (Metric.CHRF, Metric.EXACT_MATCH):
         found = compare(metric, good, bad)
         assert found is not None

@@ -24,7 +24,9 @@ def _near(found: Iterable[torch.Tensor], expected: Iterable[torch.Tensor], toler
 
 
 def _layout(rng: random.Random) -> Layout:
-    """Two soft prompts, of which one has rows that share a beginning and one a row longer than a block, and rows without any."""
+    """Two soft prompts, of which one has rows that share a beginning and one a row longer than a block, and rows
+    without any.
+    """
     rows = [
         [Row(tuple(rng.randrange(99) for _ in range(length)), (7,)) for length in lengths]
         for lengths in ((3, 60, 1, 20, 45), (130,), (9, 9))
@@ -42,7 +44,9 @@ def _layout(rng: random.Random) -> Layout:
 def test_attention(dtype: torch.dtype, width: int, heads: int, kv_heads: int, window: int | None) -> None:
     torch.manual_seed(0)
     layout, rule = _layout(random.Random(0)), Rule(0.3, window, None, None)
-    query, key, value = (torch.randn(layout.num_tokens, count, width).to(dtype).transpose(0, 1) for count in (heads, kv_heads, kv_heads))
+    query, key, value = (
+        torch.randn(layout.num_tokens, count, width).to(dtype).transpose(0, 1) for count in (heads, kv_heads, kv_heads)
+    )
     assert NativePrefixAttention.fits(query, value, rule)
     mine, written = (
         [tensor.detach().requires_grad_(True) for tensor in tensors]

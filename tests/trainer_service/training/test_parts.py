@@ -13,7 +13,14 @@ from tests.trainer_service.training.models import build
 from tests.trainer_service.training.tasks import task
 from trainer_service.training import precision
 from trainer_service.training.attention.forward import PackedForward
-from trainer_service.training.attention.packing import PADDING_RATIO, PADDING_SLACK, Row, Segment, num_packed_tokens, pack
+from trainer_service.training.attention.packing import (
+    PADDING_RATIO,
+    PADDING_SLACK,
+    Row,
+    Segment,
+    num_packed_tokens,
+    pack,
+)
 from trainer_service.training.compute import backward
 from trainer_service.training.evaluation.evaluate import nearest_tokens
 from trainer_service.training.fair_share import FairShare
@@ -105,7 +112,10 @@ def test_f1_counts_only_labels_that_occur() -> None:
 
 @given(st.lists(st.tuples(st.integers(1, 60), st.integers(1, 5)), min_size=1, max_size=30), st.integers(0, 9))
 def test_packing_places_every_token_once(shapes: list[tuple[int, int]], preamble: int) -> None:
-    rows = [Row((*range(5, 5 + preamble), *((100 + i + j) % 250 for j in range(n))), (7,) * t) for i, (n, t) in enumerate(shapes)]
+    rows = [
+        Row((*range(5, 5 + preamble), *((100 + i + j) % 250 for j in range(n))), (7,) * t)
+        for i, (n, t) in enumerate(shapes)
+    ]
     packed = pack([Segment(torch.zeros(3, 2), rows), Segment(None, rows[:1])], torch.device("cpu"))
     expected = num_packed_tokens(3, rows) + num_packed_tokens(0, rows[:1])
     assert packed.layout.num_tokens == expected
@@ -113,9 +123,13 @@ def test_packing_places_every_token_once(shapes: list[tuple[int, int]], preamble
     assert sorted(placed[placed < expected].tolist()) == list(range(expected))
     for tile in packed.layout.tiles:
         filled = (tile.index < expected).sum(-1)
-        similar = int(filled.min()) * PADDING_RATIO + PADDING_SLACK  # rows of a segment are; then whole segments, once more
+        similar = (
+            int(filled.min()) * PADDING_RATIO + PADDING_SLACK
+        )  # rows of a segment are; then whole segments, once more
         assert int(filled.max()) == tile.longest <= similar * PADDING_RATIO + PADDING_SLACK
-    assert [len(row.input_ids) - 1 + 3 for row in rows] == _first_target_positions(packed.layout.positions, packed.target_positions, rows)
+    assert [len(row.input_ids) - 1 + 3 for row in rows] == _first_target_positions(
+        packed.layout.positions, packed.target_positions, rows
+    )
 
 
 def _first_target_positions(positions: torch.Tensor, targets: torch.Tensor, rows: list[Row]) -> list[int]:
@@ -143,7 +157,9 @@ def test_training_precision_is_what_was_asked_for_else_the_measured_one(monkeypa
 
 def test_the_nearest_token_of_an_embedding_is_that_token() -> None:
     base = build()
-    found = nearest_tokens(base, torch.stack([base.embedding_table[70] * 3, base.embedding_table[80] - base.embedding_table[81] * 0.01]))
+    found = nearest_tokens(
+        base, torch.stack([base.embedding_table[70] * 3, base.embedding_table[80] - base.embedding_table[81] * 0.01])
+    )
     assert [token.text for token in found] == [base.tokenizer.decode([70]), base.tokenizer.decode([80])]
     assert found[0].cosine == pytest.approx(1.0, abs=1e-5)
     assert 0.9 < found[1].cosine < 1.0

@@ -1,4 +1,6 @@
-"""What a training reports: judged apart and beside rivals, what a search tried, what was skipped, and why it started again."""
+"""What a training reports: judged apart and beside rivals, what a search tried, what was skipped, and why it started
+again.
+"""
 
 from __future__ import annotations
 
@@ -52,17 +54,22 @@ def test_a_rival_that_cannot_be_measured_fails_nothing() -> None:
 
 def test_the_version_before_is_compared_with() -> None:
     source = of(run(Cohort(BASE), task(num_steps=2)), Finished)[0].result.soft_prompt
-    result = of(run(Cohort(BASE), replace(task(validation=generation(10, 50), num_steps=2), current=source)), Finished)[0].result
+    result = of(run(Cohort(BASE), replace(task(validation=generation(10, 50), num_steps=2), current=source)), Finished)[
+        0
+    ].result
     assert result.comparisons["current_version"].other == result.current_metrics["loss"]
 
 
 @pytest.mark.parametrize(
-    ("settings", "crossed"), [({}, True), ({"search": True, "num_steps": 16}, False), ({"early_stop_patience": 9}, False)]
+    ("settings", "crossed"),
+    [({}, True), ({"search": True, "num_steps": 16}, False), ({"early_stop_patience": 9}, False)],
 )
 def test_what_the_held_out_examples_decide_is_judged_by_others(settings: dict[str, object], crossed: bool) -> None:
     validation = classification(20, 100)
     one = task(
-        train=classification(), validation=validation, **{"num_steps": 8, "evaluation_interval_steps": 2, "learning_rate": 0.5, **settings}
+        train=classification(),
+        validation=validation,
+        **{"num_steps": 8, "evaluation_interval_steps": 2, "learning_rate": 0.5, **settings},
     )
     result = of(run(Cohort(BASE), one), Finished)[0].result
     assert result.is_apart
@@ -114,7 +121,9 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(token_budget: int | No
     checkpoint = next(event for event in of(events, Checkpointed) if event.step == 15)
     resumed = run(Cohort(base, token_budget=token_budget), replace(one, checkpoint=checkpoint.data))
     assert of(resumed, Finished)[0].result.num_skipped == 2
-    torch.testing.assert_close(of(resumed, Finished)[0].result.soft_prompt.embeddings, result.soft_prompt.embeddings, rtol=0, atol=0)
+    torch.testing.assert_close(
+        of(resumed, Finished)[0].result.soft_prompt.embeddings, result.soft_prompt.embeddings, rtol=0, atol=0
+    )
 
 
 @pytest.mark.parametrize(("num_steps", "failing_step"), [(40, MAX_EXCESS_SKIPS), (4, 4)])
@@ -158,7 +167,10 @@ def test_a_checkpoint_of_the_release_before_is_continued_from() -> None:
     for trainee in state["trainees"]:
         for name in ("index", "num_skipped", "excess_skips"):
             del trainee[name]
-    old = save(load(data), {"state": json.dumps({**state, "format": 1, "digest": digest_of_format_1(spec, one.train, one.validation)})})
+    old = save(
+        load(data),
+        {"state": json.dumps({**state, "format": 1, "digest": digest_of_format_1(spec, one.train, one.validation)})},
+    )
     events = run(Cohort(BASE), replace(one, spec=spec, checkpoint=old, attempt=2))
     started, result = of(events, Started)[0], of(events, Finished)[0].result
     assert (started.step, started.restart_reason) == (of(events, StepDone)[0].step - 1, "")

@@ -33,7 +33,9 @@ def append(connection: Connection, job_id: str, first: int, payloads: Sequence[E
 def read(connection: Connection, job_id: str, after: int, limit: int) -> tuple[list[JobEvent], bool]:
     """At most `limit` events, fewer where they are large; and whether more follow."""
     query = select(job_events).where(job_events.c.job_id == job_id, job_events.c.number > after)
-    rows, more = bounded(connection, query.order_by(job_events.c.number).limit(limit + 1), limit, lambda row: len(row["payload"]))
+    rows, more = bounded(
+        connection, query.order_by(job_events.c.number).limit(limit + 1), limit, lambda row: len(row["payload"])
+    )
     return [_event(row) for row in rows], more
 
 

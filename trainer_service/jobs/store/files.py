@@ -1,8 +1,8 @@
-"""What a job needs to go on after a crash, kept outside the workers: its latest checkpoint, and its outcome until that is published.
-A job that ended without a version keeps its checkpoint, for another job to go on from its best prompt.
+"""What a job needs to go on after a crash, kept outside the workers: its latest checkpoint, and its outcome until that
+is published. A job that ended without a version keeps its checkpoint, for another job to go on from its best prompt.
 
-Small (kilobytes to a few megabytes), written every few seconds, read only after something died. With SQLite they are files beside
-the database; with PostgreSQL rows of it, since the replica that goes on may be on another machine.
+Small (kilobytes to a few megabytes), written every few seconds, read only after something died. With SQLite they are
+files beside the database; with PostgreSQL rows of it, since the replica that goes on may be on another machine.
 """
 
 from __future__ import annotations
@@ -35,7 +35,9 @@ _JOB_ID = re.compile(r"[0-9a-z]{1,64}")
 _ATTEMPT_BYTES = 8
 _DIGEST_BYTES = 32
 _NEW_SECONDS = 3600.0
-"""Another trainer may be creating a job of this age: it keeps the prompt that the job starts from before it writes the job's row."""
+"""Another trainer may be creating a job of this age: it keeps the prompt that the job starts from before it writes the
+job's row.
+"""
 
 
 class FileKind(StrEnum):
@@ -60,8 +62,9 @@ class JobFiles(Protocol):
         """All but `keep`."""
 
     def remove_ended(self, living: Callable[[], Collection[str]]) -> None:
-        """Remove the files of jobs that have none any more; a crash may have left them. Jobs are asked for after looking at the files:
-        those of a new job are safe."""
+        """Remove the files of jobs that have none any more; a crash may have left them. Jobs are asked for after
+        looking at the files: those of a new job are safe.
+        """
 
     def size_bytes(self) -> int:
         """Of all of them."""
@@ -177,7 +180,9 @@ class DatabaseFiles:
     def remove_ended(self, living: Callable[[], Collection[str]]) -> None:
         with self._database.read() as connection:
             stored = set(
-                connection.scalars(select(job_files.c.job_id).where(job_files.c.job_id < first_job_id(time.time() - _NEW_SECONDS)))
+                connection.scalars(
+                    select(job_files.c.job_id).where(job_files.c.job_id < first_job_id(time.time() - _NEW_SECONDS))
+                )
             )
         for job_id in stored - set(living()):
             self.remove(job_id)

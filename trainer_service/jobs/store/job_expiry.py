@@ -29,17 +29,29 @@ def expired_jobs(database: Database, tenant: str, before: float, limit: int = 10
     """Jobs of the tenant that ended before that time, the oldest first."""
     query = select(jobs.c.id, jobs.c.tenant, jobs.c.prompt).where(jobs.c.tenant == tenant, jobs.c.end_time < before)
     with database.read() as connection:
-        return [ExpiredJob(row.id, row.tenant, row.prompt) for row in connection.execute(query.order_by(jobs.c.end_time).limit(limit))]
+        return [
+            ExpiredJob(row.id, row.tenant, row.prompt)
+            for row in connection.execute(query.order_by(jobs.c.end_time).limit(limit))
+        ]
 
 
 def remove_job(database: Database, job_id: str, pause: Callable[[], bool]) -> bool:
-    """Whether this call removed it; another replica may have. `pause` is called between transactions; True ends this, to be done later."""
-    piece = select(job_events.c.number).where(job_events.c.job_id == job_id).order_by(job_events.c.number).limit(_EVENTS_BATCH)
+    """Whether this call removed it; another replica may have. `pause` is called between transactions; True ends this,
+    to be done later.
+    """
+    piece = (
+        select(job_events.c.number)
+        .where(job_events.c.job_id == job_id)
+        .order_by(job_events.c.number)
+        .limit(_EVENTS_BATCH)
+    )
     while True:
         with database.write() as connection:
             numbers = list(connection.scalars(piece))
             if len(numbers) < _EVENTS_BATCH:
                 return bool(connection.execute(delete(jobs).where(jobs.c.id == job_id)).rowcount)
-            connection.execute(delete(job_events).where(job_events.c.job_id == job_id, job_events.c.number <= numbers[-1]))
+            connection.execute(
+                delete(job_events).where(job_events.c.job_id == job_id, job_events.c.number <= numbers[-1])
+            )
         if pause():
             return False

@@ -1,8 +1,8 @@
 """The job store: every accepted job, its state, its numbered events. What it has acknowledged survives any crash.
 
-Each change of state is one transaction together with the event that tells it. A job on a worker belongs to one trainer replica, by
-a lease, and to one attempt, by a number that grows with each claim: what comes late from an earlier attempt is refused (StaleAttempt).
-Methods block and are thread-safe; all raise Unavailable when the database is away.
+Each change of state is one transaction together with the event that tells it. A job on a worker belongs to one trainer
+replica, by a lease, and to one attempt, by a number that grows with each claim: what comes late from an earlier attempt
+is refused (StaleAttempt). Methods block and are thread-safe; all raise Unavailable when the database is away.
 """
 
 from __future__ import annotations
@@ -55,7 +55,8 @@ class JobStore:
 
     @classmethod
     def open(cls, url: str, timeout_seconds: float = STATEMENT_SECONDS) -> JobStore:
-        """`sqlite:///FILE` or `postgresql://...`; migrates the schema. Raises InvalidInput, PreconditionFailed or Unavailable.
+        """`sqlite:///FILE` or `postgresql://...`; migrates the schema. Raises InvalidInput, PreconditionFailed or
+        Unavailable.
 
         `timeout_seconds` is the time limit of one statement.
         """
@@ -90,18 +91,20 @@ class JobStore:
         use_datasets: Callable[[Connection, str, Sequence[str]], None] | None = None,
         weight: float = 1.0,
     ) -> Job:
-        """Store a job as QUEUED, or return the one that the same caller made with the same request id. `weight`: of its tenant, as of now.
+        """Store a job as QUEUED, or return the one that the same caller made with the same request id. `weight`: of its
+        tenant, as of now.
 
-        `use_datasets(connection, tenant, names)` is called inside the transaction; it raises NotFound for a dataset that is gone by now.
-        Raises Conflict if that one's spec differs, Overloaded if the tenant's part of the queue or a limit of unended jobs is used up.
+        `use_datasets(connection, tenant, names)` is called inside the transaction; it raises NotFound for a dataset
+        that is gone by now. Raises Conflict if that one's spec differs, Overloaded if the tenant's part of the queue or
+        a limit of unended jobs is used up.
         """
         job = record.job
         try:
             with self._database.write() as connection:
                 if found := self._find_request(connection, job.caller, job.request_id, visible_to):
                     return _same(found, job)
-                # Creations of one tenant, one after the other: each counts those before it. The queue as a whole may overshoot by
-                # those under way.
+                # Creations of one tenant, one after the other: each counts those before it. The queue as a whole may
+                # overshoot by those under way.
                 self._database.lock(connection, job.tenant)
                 tenant_shares.set_weight(connection, job.tenant, weight)
                 self._check_room(connection, job, max_queued)
@@ -175,7 +178,8 @@ class JobStore:
     ) -> Record:
         """Apply `move`, with the given events and one more if the state changed, in one transaction.
 
-        With `attempt`: raises StaleAttempt unless that attempt has the job. Raises PreconditionFailed for a move that is not legal.
+        With `attempt`: raises StaleAttempt unless that attempt has the job. Raises PreconditionFailed for a move that
+        is not legal.
         """
         with self._database.write() as connection:
             before = _read(connection, job_id, visible_to, lock=True)
@@ -189,7 +193,11 @@ class JobStore:
         """What may run now, by base model and tenant."""
         group = (jobs.c.base_model, jobs.c.tenant, jobs.c.solo)
         ready = (_QUEUED, jobs.c.trained.is_(False), jobs.c.not_before <= now)
-        query = select(*group, func.min(jobs.c.queue_key), func.avg(jobs.c.queue_key), func.count()).where(*ready).group_by(*group)
+        query = (
+            select(*group, func.min(jobs.c.queue_key), func.avg(jobs.c.queue_key), func.count())
+            .where(*ready)
+            .group_by(*group)
+        )
         with self._database.read() as connection:
             rows = connection.execute(query).all()
             shares = tenant_shares.read(connection, now) if rows else {}
@@ -198,7 +206,18 @@ class JobStore:
         for base_model, tenant, exclusive, first_key, mean_key, count in rows:
             share = share_of(shares, tenant)
             start = max(clock, share.time)
-            found.append(QueueHead(base_model, first_key, count, count if exclusive else 0, tenant, share.weight, start, float(mean_key)))
+            found.append(
+                QueueHead(
+                    base_model,
+                    first_key,
+                    count,
+                    count if exclusive else 0,
+                    tenant,
+                    share.weight,
+                    start,
+                    float(mean_key),
+                )
+            )
         return found
 
     def waiting(self, base_model: str, limit: int) -> list[str]:
@@ -207,12 +226,20 @@ class JobStore:
         with self._database.read() as connection:
             return list(connection.scalars(select(jobs.c.id).where(mine).order_by(jobs.c.queue_key).limit(limit)))
 
-    def claim(self, base_model: str, owner: str, lease_until: float, now: float, *, exclusive: bool = False) -> Record | None:
-        """A job for this base model becomes RUNNING and this replica's: the first of the tenant that goes next (`fair_queue`).
+    def claim(
+        self, base_model: str, owner: str, lease_until: float, now: float, *, exclusive: bool = False
+    ) -> Record | None:
+        """A job for this base model becomes RUNNING and this replica's: the first of the tenant that goes next
+        (`fair_queue`).
 
         `exclusive`: one that needs a fresh worker of its own; otherwise one that doesn't.
         """
-        first = (jobs.c.base_model == base_model, jobs.c.trained.is_(False), jobs.c.solo.is_(exclusive), jobs.c.not_before <= now)
+        first = (
+            jobs.c.base_model == base_model,
+            jobs.c.trained.is_(False),
+            jobs.c.solo.is_(exclusive),
+            jobs.c.not_before <= now,
+        )
         with self._database.write() as connection:
             self._database.lock(connection, _CLAIMS)
             tenants = tenant_shares.with_jobs(connection, _QUEUED, *first)
@@ -220,7 +247,9 @@ class JobStore:
                 return None
             shares, waiting = tenant_shares.read(connection, now), tenant_shares.with_jobs(connection, _QUEUED)
             for tenant in in_order(shares, tenants):
-                claimed = self._claim(connection, (*first, jobs.c.tenant == tenant), owner, lease_until, now, claimed_at=now)
+                claimed = self._claim(
+                    connection, (*first, jobs.c.tenant == tenant), owner, lease_until, now, claimed_at=now
+                )
                 if claimed is not None:
                     tenant_shares.record_claim(connection, shares, tenant, waiting)
                     return replace(claimed, weight=share_of(shares, tenant).weight)
@@ -232,7 +261,9 @@ class JobStore:
             tenant_shares.set_known_weights(connection, weights)
 
     def claim_trained(self, owner: str, lease_until: float, now: float) -> Record | None:
-        """The same for a job that only has to be published. There is seldom one, so it is looked for before anything is locked."""
+        """The same for a job that only has to be published. There is seldom one, so it is looked for before anything is
+        locked.
+        """
         waiting = select(jobs.c.id).where(jobs.c.state == JobState.QUEUED.value, jobs.c.trained.is_(True)).limit(1)
         with self._database.read() as connection:
             if connection.execute(waiting).first() is None:
@@ -246,7 +277,9 @@ class JobStore:
         return self._database.now()
 
     def hold(self, job_id: str, attempt: int, owner: str, lease_until: float) -> JobState:
-        """Renew the lease of one attempt, also one that has run out, if nobody took the job. Raises StaleAttempt if somebody did."""
+        """Renew the lease of one attempt, also one that has run out, if nobody took the job. Raises StaleAttempt if
+        somebody did.
+        """
         mine = (jobs.c.id == job_id) & (jobs.c.attempt == attempt) & (jobs.c.owner == owner) & jobs.c.state.in_(_LEASED)
         with self._database.write() as connection:
             state = connection.scalar(update(jobs).where(mine).values(lease_until=lease_until).returning(jobs.c.state))
@@ -257,30 +290,42 @@ class JobStore:
     def renew(self, owner: str, lease_until: float) -> None:
         """All leases of a replica: of its jobs, and of its part of the workers."""
         with self._database.write() as connection:
-            connection.execute(update(jobs).where(jobs.c.state.in_(_LEASED), jobs.c.owner == owner).values(lease_until=lease_until))
+            connection.execute(
+                update(jobs).where(jobs.c.state.in_(_LEASED), jobs.c.owner == owner).values(lease_until=lease_until)
+            )
             worker_slots.renew(connection, owner, lease_until)
 
     def holdings(self, owner: str) -> list[Holding]:
-        query = select(jobs.c.id, jobs.c.attempt, jobs.c.state, jobs.c.pausing).where(jobs.c.state.in_(_LEASED), jobs.c.owner == owner)
+        query = select(jobs.c.id, jobs.c.attempt, jobs.c.state, jobs.c.pausing).where(
+            jobs.c.state.in_(_LEASED), jobs.c.owner == owner
+        )
         with self._database.read() as connection:
             return [Holding(row.id, row.attempt, JobState(row.state), row.pausing) for row in connection.execute(query)]
 
     def take_back(self, move: Callable[[Record], Record], *, lease_before: float, except_owner: str = "") -> list[Job]:
-        """Apply `move` to every job whose lease ended before that time: its replica is gone, and has no part of the workers any
-        more. `float("inf")`: to every one."""
-        query = select(jobs).where(jobs.c.state.in_(_LEASED), jobs.c.lease_until < lease_before, jobs.c.owner != except_owner)
-        query = query.order_by(jobs.c.tenant)  # shares are charged in one order, whoever takes jobs back at the same time
+        """Apply `move` to every job whose lease ended before that time: its replica is gone, and has no part of the
+        workers any more. `float("inf")`: to every one.
+        """
+        query = select(jobs).where(
+            jobs.c.state.in_(_LEASED), jobs.c.lease_until < lease_before, jobs.c.owner != except_owner
+        )
+        query = query.order_by(
+            jobs.c.tenant
+        )  # shares are charged in one order, whoever takes jobs back at the same time
         with self._database.write() as connection:
             rows = connection.execute(query.with_for_update(skip_locked=True)).mappings().all()
             taken = [_write(connection, before, move(before), ()).job for before in map(from_row, rows)]
-            # Not while it has a job: one that was claimed later has a later lease, and with it a worker that takes a slot.
+            # Not while it has a job: one that was claimed later has a later lease, and with it a worker that takes a
+            # slot.
             still_has_jobs = select(jobs.c.owner).where(jobs.c.state.in_(_LEASED))
             worker_slots.remove_expired(connection, lease_before, except_owner, still_has_jobs)
             return taken
 
     def expire(self, move: Callable[[Record], Record], now: float) -> list[Job]:
         """Apply `move` to every waiting job whose deadline has passed."""
-        query = select(jobs).where(jobs.c.state == JobState.QUEUED.value, jobs.c.deadline <= now, jobs.c.trained.is_(False))
+        query = select(jobs).where(
+            jobs.c.state == JobState.QUEUED.value, jobs.c.deadline <= now, jobs.c.trained.is_(False)
+        )
         with self._database.read() as connection:
             if connection.execute(query.with_only_columns(jobs.c.id).limit(1)).first() is None:
                 return []
@@ -289,8 +334,12 @@ class JobStore:
             return [_write(connection, before, move(before), ()).job for before in map(from_row, rows)]
 
     def fail_waiting(self, base_model: str, move: Callable[[Record], Record], most: int) -> list[Job]:
-        """Apply `move` to at most so many of a base model's waiting jobs; to none while another replica has jobs of it on workers."""
-        on_workers = select(jobs.c.id).where(jobs.c.state.in_(_LEASED), jobs.c.base_model == base_model, jobs.c.claimed_at.is_not(None))
+        """Apply `move` to at most so many of a base model's waiting jobs; to none while another replica has jobs of it
+        on workers.
+        """
+        on_workers = select(jobs.c.id).where(
+            jobs.c.state.in_(_LEASED), jobs.c.base_model == base_model, jobs.c.claimed_at.is_not(None)
+        )
         waiting = select(jobs).where(_QUEUED, jobs.c.trained.is_(False), jobs.c.base_model == base_model).limit(most)
         with self._database.write() as connection:
             if connection.execute(on_workers.limit(1)).first() is not None:
@@ -311,7 +360,9 @@ class JobStore:
             return frozenset(connection.scalars(query))
 
     def oldest_queued_seconds(self, now: float) -> Mapping[str, float]:
-        """By base model: how long the oldest job that waits for a worker has been QUEUED. Only base models that have such a job."""
+        """By base model: how long the oldest job that waits for a worker has been QUEUED. Only base models that have
+        such a job.
+        """
         waiting = (jobs.c.state == JobState.QUEUED.value) & jobs.c.trained.is_(False)
         query = select(jobs.c.base_model, func.min(jobs.c.queued_at)).where(waiting).group_by(jobs.c.base_model)
         with self._database.read() as connection:
@@ -335,7 +386,9 @@ class JobStore:
         *,
         claimed_at: float | None,
     ) -> Record | None:
-        """The first QUEUED job that the conditions allow, in one statement. One that another transaction has locked is passed over."""
+        """The first QUEUED job that the conditions allow, in one statement. One that another transaction has locked is
+        passed over.
+        """
         pick = (
             select(jobs.c.id)
             .where(_QUEUED, *first)
@@ -365,7 +418,9 @@ class JobStore:
         event_log.append(connection, record.job.id, record.job.last_event, [record.job])
         return record
 
-    def _find_request(self, connection: Connection, caller: str, request_id: str, visible_to: tuple[str, ...]) -> Job | None:
+    def _find_request(
+        self, connection: Connection, caller: str, request_id: str, visible_to: tuple[str, ...]
+    ) -> Job | None:
         if not request_id:
             return None
         query = select(jobs).where(jobs.c.caller == caller, jobs.c.request_id == request_id)
@@ -373,7 +428,9 @@ class JobStore:
         return self._with_position(connection, from_row(row), visible_to) if row is not None else None
 
     def _check_room(self, connection: Connection, job: Job, max_queued: int) -> None:
-        """A full queue refuses a tenant that has its fair part of it or more: those who have less are not locked out by the others."""
+        """A full queue refuses a tenant that has its fair part of it or more: those who have less are not locked out by
+        the others.
+        """
         queued = connection.scalar(select(func.count()).where(_QUEUED)) or 0
         if queued < max_queued:
             return
@@ -398,13 +455,20 @@ class JobStore:
             return record.job
         waiting, tenant = in_states([JobState.QUEUED], visible_to) & visible(visible_to, connection), record.job.tenant
         ahead = select(func.count()).where(waiting, jobs.c.tenant == tenant, jobs.c.queue_key < record.queue_key)
-        shares, counts = tenant_shares.read(connection, time.time()), tenant_shares.counts_of_waiting(connection, waiting)
+        shares, counts = (
+            tenant_shares.read(connection, time.time()),
+            tenant_shares.counts_of_waiting(connection, waiting),
+        )
         position = positions_before(shares, counts, tenant, connection.scalar(ahead) or 0)
         return record.job.model_copy(update={"queue_position": position})
 
 
-def _read(connection: Connection, job_id: str, visible_to: tuple[str, ...] = EVERY_PROMPT, *, lock: bool = False) -> Record:
-    """Raises NotFound, the same for a job that does not exist and for one that is not visible: one look-up finds neither."""
+def _read(
+    connection: Connection, job_id: str, visible_to: tuple[str, ...] = EVERY_PROMPT, *, lock: bool = False
+) -> Record:
+    """Raises NotFound, the same for a job that does not exist and for one that is not visible: one look-up finds
+    neither.
+    """
     query = select(jobs).where(jobs.c.id == job_id, visible(visible_to, connection))
     row: RowMapping | None = connection.execute(query.with_for_update() if lock else query).mappings().one_or_none()
     if row is None:
@@ -413,7 +477,9 @@ def _read(connection: Connection, job_id: str, visible_to: tuple[str, ...] = EVE
 
 
 def _write(connection: Connection, before: Record, after: Record, payloads: Sequence[EventPayload]) -> Record:
-    """The row as it is after the move, and its events; the state's event last, since it may be the one that ends the job."""
+    """The row as it is after the move, and its events; the state's event last, since it may be the one that ends the
+    job.
+    """
     moved = after.job.state is not before.job.state
     if moved:
         check_move(before.job.id, before.job.state, after.job.state)

@@ -1,4 +1,6 @@
-"""Pages of jobs by filter, newest or oldest first. Job ids sort by creation, so the next page begins after the last id of this one."""
+"""Pages of jobs by filter, newest or oldest first. Job ids sort by creation, so the next page begins after the last id
+of this one.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,9 @@ class _Queue:
 
 
 class QueueRanks:
-    """Queue positions for whole pages, at most a second old: counting for each job anew would scan the queue a thousand times."""
+    """Queue positions for whole pages, at most a second old: counting for each job anew would scan the queue a thousand
+    times.
+    """
 
     def __init__(self) -> None:
         self._queues: OrderedDict[tuple[str, ...], _Queue] = OrderedDict()
@@ -53,7 +57,9 @@ class QueueRanks:
             return [record.job for record in records]
         queue = self._queue(connection, visible_to)
         return [
-            record.job.model_copy(update={"queue_position": queue.position(record)}) if record.job.state is JobState.QUEUED else record.job
+            record.job.model_copy(update={"queue_position": queue.position(record)})
+            if record.job.state is JobState.QUEUED
+            else record.job
             for record in records
         ]
 
@@ -76,7 +82,9 @@ def _read_queue(connection: Connection, visible_to: tuple[str, ...]) -> _Queue:
 
 
 def page(connection: Connection, filter: JobFilter, page_size: int, after: str, ranks: QueueRanks) -> JobPage:
-    """At most `page_size` jobs, fewer where they are large, beginning after the job with the id `after`; empty: with the first one."""
+    """At most `page_size` jobs, fewer where they are large, beginning after the job with the id `after`; empty: with
+    the first one.
+    """
     size = max(1, min(page_size, MAX_PAGE_SIZE))
     rows, more = bounded(connection, _query(connection, filter, after, size + 1), size, _size_of)
     records = [from_row(row) for row in rows]
@@ -91,7 +99,8 @@ def _size_of(row: RowMapping) -> int:
 def _query(connection: Connection, filter: JobFilter, last: str, limit: int) -> Select[tuple[object, ...]]:
     """One index range for each state, merged: a range over several states would have to be sorted as a whole.
 
-    For a caller who sees only some prompts the jobs of those are read and sorted, whatever their states: other jobs must cost no time.
+    For a caller who sees only some prompts the jobs of those are read and sorted, whatever their states: other jobs
+    must cost no time.
     """
     ids, newest_first = select(jobs.c.id), filter.order is JobOrder.NEWEST_FIRST
     order = jobs.c.id.desc() if newest_first else jobs.c.id.asc()

@@ -28,12 +28,16 @@ def read(connection: Connection, now: float) -> dict[str, TenantShare]:
     query = select(jobs.c.tenant, func.sum(charge), func.count()).where(_ON_A_WORKER).group_by(jobs.c.tenant)
     found = read_stored(connection)
     for tenant, held_seconds, num_held in connection.execute(query):
-        found[tenant] = replace(found.get(tenant) or TenantShare(tenant), held_seconds=float(held_seconds), num_held=num_held)
+        found[tenant] = replace(
+            found.get(tenant) or TenantShare(tenant), held_seconds=float(held_seconds), num_held=num_held
+        )
     return found
 
 
 def with_jobs(connection: Connection, *conditions: ColumnElement[bool]) -> list[str]:
-    """Tenants that have a job of which the conditions hold: one look into an index for each tenant, however many jobs there are."""
+    """Tenants that have a job of which the conditions hold: one look into an index for each tenant, however many jobs
+    there are.
+    """
     any_job = exists().where(and_(jobs.c.tenant == tenant_shares.c.tenant, *conditions))
     return list(connection.scalars(select(tenant_shares.c.tenant).where(any_job)))
 
@@ -63,7 +67,9 @@ def set_known_weights(connection: Connection, weights: Mapping[str, float]) -> N
 
 def record_claim(connection: Connection, shares: Shares, tenant: str, waiting: Collection[str]) -> None:
     """After a job of this tenant became RUNNING. `shares` and `waiting` as they were before."""
-    is_last = connection.execute(select(jobs.c.id).where(jobs.c.state == JobState.QUEUED.value).limit(1)).first() is None
+    is_last = (
+        connection.execute(select(jobs.c.id).where(jobs.c.state == JobState.QUEUED.value).limit(1)).first() is None
+    )
     moved = claimed(shares, tenant, waiting, is_last=is_last)
     changes = {"virtual_time": moved.virtual_time, "clock": moved.clock}
     connection.execute(update(tenant_shares).where(tenant_shares.c.tenant == tenant).values(**changes))
@@ -75,4 +81,6 @@ def record_move(connection: Connection, before: Record, after: Record) -> None:
         return
     seconds = after.job.runtime_seconds - before.job.runtime_seconds
     charged = tenant_shares.c.virtual_time + seconds / tenant_shares.c.weight
-    connection.execute(update(tenant_shares).where(tenant_shares.c.tenant == before.job.tenant).values(virtual_time=charged))
+    connection.execute(
+        update(tenant_shares).where(tenant_shares.c.tenant == before.job.tenant).values(virtual_time=charged)
+    )

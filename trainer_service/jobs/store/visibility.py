@@ -1,8 +1,9 @@
-"""A caller's prompt patterns as SQL conditions, so that a query reads no row of other prompts, and its time tells nothing about them.
+"""A caller's prompt patterns as SQL conditions, so that a query reads no row of other prompts, and its time tells
+nothing about them.
 
-`*` stands for any characters, as in `Caller.may_use`; everything else stands for itself, and case matters. The part of a pattern before
-its first `*` becomes a range of the index of prompts; a pattern that begins with `*` has to look at every name of that index. For the
-range the column is compared byte by byte (`schema.PROMPT_NAME`).
+`*` stands for any characters, as in `Caller.may_use`; everything else stands for itself, and case matters. The part of
+a pattern before its first `*` becomes a range of the index of prompts; a pattern that begins with `*` has to look at
+every name of that index. For the range the column is compared byte by byte (`schema.PROMPT_NAME`).
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ def visible(patterns: Sequence[str], connection: Connection) -> ColumnElement[bo
 
 
 def in_states(states: Iterable[JobState], patterns: Sequence[str]) -> ColumnElement[bool]:
-    """Whether a job is in one of the states. Where only some jobs are visible, no index of the states of all jobs is used for it."""
+    """Whether a job is in one of the states. Where only some jobs are visible, no index of the states of all jobs is
+    used for it.
+    """
     column = jobs.c.state if sees_all(patterns) else func.coalesce(jobs.c.state, "")
     return column.in_(sorted(state.value for state in states))
 
@@ -44,7 +47,9 @@ def _matches(pattern: str, is_sqlite: bool) -> ColumnElement[bool]:
     if prefix:
         conditions += [jobs.c.prompt >= prefix, jobs.c.prompt < _after(prefix)]
     if rest.strip(_ANY):
-        conditions.append(jobs.c.prompt.op("GLOB")(_glob(pattern)) if is_sqlite else jobs.c.prompt.like(_like(pattern), escape="\\"))
+        conditions.append(
+            jobs.c.prompt.op("GLOB")(_glob(pattern)) if is_sqlite else jobs.c.prompt.like(_like(pattern), escape="\\")
+        )
     return and_(*conditions)
 
 

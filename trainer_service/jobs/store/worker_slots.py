@@ -1,7 +1,9 @@
-"""Trainers on one PostgreSQL share one limit of workers: each has slots, a row of the job database, and runs no more workers than that.
+"""Trainers on one PostgreSQL share one limit of workers: each has slots, a row of the job database, and runs no more
+workers than that.
 
-A slot is taken when a worker is to be launched, and kept until the worker has ended. Slots are leased as jobs are: those of a replica that
-is gone are free once its last job is. One that was only slow then has no slots; it launches nothing without new ones.
+A slot is taken when a worker is to be launched, and kept until the worker has ended. Slots are leased as jobs are:
+those of a replica that is gone are free once its last job is. One that was only slow then has no slots; it launches
+nothing without new ones.
 """
 
 from __future__ import annotations
@@ -25,11 +27,14 @@ class Slots:
     """Another replica wants more than it has got."""
 
 
-def share(database: Database, owner: str, wanted: int, *, max_workers: int, lease_until: float, beyond_part: bool) -> Slots:
+def share(
+    database: Database, owner: str, wanted: int, *, max_workers: int, lease_until: float, beyond_part: bool
+) -> Slots:
     """Change the owner's slots to `wanted`, as far as there are any left. It keeps what it has, up to what it wants.
 
-    `wanted` counts the owner's workers that have not ended. `max_workers` is the limit of all replicas together. New slots bring the
-    owner to an equal part of it, rounded up; with `beyond_part` also to more, if no other replica lacks them for its own part.
+    `wanted` counts the owner's workers that have not ended. `max_workers` is the limit of all replicas together. New
+    slots bring the owner to an equal part of it, rounded up; with `beyond_part` also to more, if no other replica lacks
+    them for its own part.
     """
     with database.write() as connection:
         database.lock(connection, _LOCK)
@@ -54,7 +59,9 @@ def renew(connection: Connection, owner: str, lease_until: float) -> None:
     connection.execute(update(worker_slots).where(worker_slots.c.owner == owner).values(lease_until=lease_until))
 
 
-def remove_expired(connection: Connection, lease_before: float, except_owner: str, still_has_jobs: Select[tuple[str]]) -> None:
+def remove_expired(
+    connection: Connection, lease_before: float, except_owner: str, still_has_jobs: Select[tuple[str]]
+) -> None:
     """Slots of replicas whose lease ended before that time and that have no job any more."""
     table = worker_slots.c
     over = (table.lease_until < lease_before) & (table.owner != except_owner) & table.owner.not_in(still_has_jobs)

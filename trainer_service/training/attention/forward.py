@@ -1,8 +1,9 @@
 """The frozen model over segments of rows: logits at target positions, and nothing else.
 
-`PackedForward` is the fast path: all segments as one sequence without padding. `PlainForward` prepends each row's prompt, the usual
-way, and is right for every causal model. `choose_forward` compares the two on the model itself and takes the fast one where they
-agree; architectures whose attention can't be replaced, or that look at more than positions, take the plain one.
+`PackedForward` is the fast path: all segments as one sequence without padding. `PlainForward` prepends each row's
+prompt, the usual way, and is right for every causal model. `choose_forward` compares the two on the model itself and
+takes the fast one where they agree; architectures whose attention can't be replaced, or that look at more than
+positions, take the plain one.
 """
 
 from __future__ import annotations
@@ -45,7 +46,9 @@ class Forward(Protocol):
 
 
 class PackedForward:
-    """`split`: apply the output head apart from the layers, so that logits of many targets and large vocabularies can be taken in parts."""
+    """`split`: apply the output head apart from the layers, so that logits of many targets and large vocabularies can
+    be taken in parts.
+    """
 
     def __init__(self, base_model: BaseModel, *, split: bool = True) -> None:
         self.row_memory = RowMemory()
@@ -59,7 +62,11 @@ class PackedForward:
     def states(self, segments: Sequence[Segment]) -> torch.Tensor:
         packed = pack(segments, self._device)
         pieces = [piece if piece.is_floating_point() else self._embed(piece) for piece in packed.pieces]
-        inputs = {"inputs_embeds": torch.cat(pieces)[None], "position_ids": packed.layout.positions[None], "use_cache": False}
+        inputs = {
+            "inputs_embeds": torch.cat(pieces)[None],
+            "position_ids": packed.layout.positions[None],
+            "use_cache": False,
+        }
         with packed_attention(self._model, packed.layout):
             if self._split:
                 with only_at(packed.target_positions, self._last_mlp):
@@ -96,7 +103,9 @@ class PlainForward:
         padded = torch.nn.utils.rnn.pad_sequence(embeds, batch_first=True)  # [rows, longest, hidden]
         lengths = torch.tensor([len(row) for row in embeds], device=self._device)
         mask = (torch.arange(padded.shape[1], device=self._device)[None] < lengths[:, None]).long()
-        logits = self._model(inputs_embeds=padded, attention_mask=mask, use_cache=False).logits  # [rows, longest, vocab]
+        logits = self._model(
+            inputs_embeds=padded, attention_mask=mask, use_cache=False
+        ).logits  # [rows, longest, vocab]
         return torch.cat([logits[row, first : first + count] for row, first, count in picks])
 
     def logits(self, states: torch.Tensor) -> torch.Tensor:
@@ -107,7 +116,8 @@ class PlainForward:
 
 
 def choose_forward(base_model: BaseModel) -> Forward:
-    """The packed path if it gives what the plain one gives on this model, else the plain one. Speeds up the model for the former.
+    """The packed path if it gives what the plain one gives on this model, else the plain one. Speeds up the model for
+    the former.
 
     Raises PreconditionFailed for a model that can't read embeddings at all, or whose prompt gets no gradient.
     """
@@ -117,7 +127,9 @@ def choose_forward(base_model: BaseModel) -> Forward:
     try:
         expected, gradient = _logits_and_gradient(plain, segments, prompt)
     except Exception as error:
-        raise PreconditionFailed(f"{base_model.info.id} can't be given virtual tokens: {type(error).__name__}: {error}") from error
+        raise PreconditionFailed(
+            f"{base_model.info.id} can't be given virtual tokens: {type(error).__name__}: {error}"
+        ) from error
     if not bool(torch.isfinite(gradient).all()) or not float(gradient.norm()):
         raise PreconditionFailed(f"{base_model.info.id} passes no gradient to virtual tokens")
     if _has_chunked_attention(base_model.model.config):
@@ -133,7 +145,9 @@ def choose_forward(base_model: BaseModel) -> Forward:
             except Exception as error:
                 log.info("%s: a packed pass is not possible: %s", base_model.info.id, error)
         restore(replaced)
-    log.warning("%s is trained without sharing the prefix: its attention can't be replaced or looks at more", base_model.info.id)
+    log.warning(
+        "%s is trained without sharing the prefix: its attention can't be replaced or looks at more", base_model.info.id
+    )
     return plain
 
 
@@ -146,11 +160,17 @@ def _probe(base_model: BaseModel) -> tuple[list[Segment], torch.Tensor]:
     with torch.no_grad():
         prompt = table(torch.randint(0, vocab, (8,), generator=generator).to(base_model.device)).detach()
     prompt.requires_grad_(True)
-    rows = [Row(tuple(ids[:5]), tuple(ids[5:7])), Row((*ids[:3], *ids[7:13]), tuple(ids[13:14])), Row(tuple(ids[14:16]), tuple(ids[16:19]))]
+    rows = [
+        Row(tuple(ids[:5]), tuple(ids[5:7])),
+        Row((*ids[:3], *ids[7:13]), tuple(ids[13:14])),
+        Row(tuple(ids[14:16]), tuple(ids[16:19])),
+    ]
     return [Segment(prompt[:5], rows[:2]), Segment(prompt[5:], rows[2:]), Segment(None, rows[1:])], prompt
 
 
-def _logits_and_gradient(forward: Forward, segments: list[Segment], prompt: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _logits_and_gradient(
+    forward: Forward, segments: list[Segment], prompt: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     logits = forward.logits(forward.states(segments)).float()
     gradient = torch.autograd.grad(logits.log_softmax(-1)[:, 7].sum(), prompt)[0]
     return logits.detach(), gradient.float()

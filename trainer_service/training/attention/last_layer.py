@@ -1,4 +1,6 @@
-"""Nobody reads the last layer's output but at target positions, so its MLP, most of its work, is computed for them alone."""
+"""Nobody reads the last layer's output but at target positions, so its MLP, most of its work, is computed for them
+alone.
+"""
 
 from __future__ import annotations
 

@@ -1,11 +1,13 @@
 """Rows of many jobs as one sequence without padding.
 
-The sequence is: for each segment its *shared* positions (virtual tokens, then the tokens that all its rows begin with, such as a
-template's preamble), then for each segment the *own* tokens of its rows, one row after the other. A row attends to its segment's
-shared positions and causally to itself; shared positions attend causally to each other. Positions count as if every row stood
-alone behind its shared part, so linear layers see `shared + own` positions where padded rows would take `rows * longest`.
+The sequence is: for each segment its *shared* positions (virtual tokens, then the tokens that all its rows begin with,
+such as a template's preamble), then for each segment the *own* tokens of its rows, one row after the other. A row
+attends to its segment's shared positions and causally to itself; shared positions attend causally to each other.
+Positions count as if every row stood alone behind its shared part, so linear layers see `shared + own` positions where
+padded rows would take `rows * longest`.
 
-Attention in torch needs dense blocks: `Tile`s hold rows of similar length and like shared part, padded to the longest among them.
+Attention in torch needs dense blocks: `Tile`s hold rows of similar length and like shared part, padded to the longest
+among them.
 """
 
 from __future__ import annotations
@@ -19,12 +21,16 @@ import torch
 from shared.kernels.ops import Spans
 
 PADDING_RATIO, PADDING_SLACK = 1.25, 8  # a tile's longest row may exceed its shortest by this
-ITEM_TOKENS = 64  # of rows that one thread of the compiled kernels takes at a time: 48 to 128 are equal, less has more to prepare
+ITEM_TOKENS = (
+    64  # of rows that one thread of the compiled kernels takes at a time: 48 to 128 are equal, less has more to prepare
+)
 
 
 @dataclass(frozen=True)
 class Row:
-    """One training or scoring row: the loss, or the score, is on `target_ids`. `weight` scales each target token's loss."""
+    """One training or scoring row: the loss, or the score, is on `target_ids`. `weight` scales each target token's
+    loss.
+    """
 
     input_ids: tuple[int, ...]
     target_ids: tuple[int, ...]
@@ -151,7 +157,9 @@ def pack(segments: Sequence[Segment], device: torch.device) -> Packed:
             own[-1].append(range(start, len(positions)))
     pieces.append(torch.tensor(own_ids, device=device))
     layout = Layout(tuple(shared), tuple(map(tuple, own)), torch.tensor(positions, device=device))
-    return Packed(layout, tuple(pieces), torch.tensor(target_positions, device=device), torch.tensor(target_ids, device=device))
+    return Packed(
+        layout, tuple(pieces), torch.tensor(target_positions, device=device), torch.tensor(target_ids, device=device)
+    )
 
 
 @dataclass(frozen=True)
@@ -167,7 +175,9 @@ class _Cell:
 
 
 def _spans(shared: Sequence[range], own: Sequence[Sequence[range]]) -> Spans:
-    """An item ends with the row that fills it: enough for one thread to be worth its while, and the same for any number of threads."""
+    """An item ends with the row that fills it: enough for one thread to be worth its while, and the same for any number
+    of threads.
+    """
     items, rows, num_partial = list[list[int]](), list[range](), 0
     themselves = [(range(0), [span]) for span in shared if span]
     for before, spans in (*themselves, *zip(shared, own, strict=True)):
@@ -179,7 +189,9 @@ def _spans(shared: Sequence[range], own: Sequence[Sequence[range]]) -> Spans:
             items[-1][3] += 1
             filled += len(span)
             rows.append(span)
-    return Spans(torch.tensor(items), torch.tensor([[row.start, len(row)] for row in rows]), sum(map(len, rows)), num_partial)
+    return Spans(
+        torch.tensor(items), torch.tensor([[row.start, len(row)] for row in rows]), sum(map(len, rows)), num_partial
+    )
 
 
 def _cells(shared: Sequence[range], own: Sequence[Sequence[range]]) -> list[_Cell]:
@@ -213,7 +225,10 @@ def _tiles(cells: Sequence[_Cell], num_tokens: int, device: torch.device) -> tup
 def _tile(cells: Sequence[_Cell], num_tokens: int, device: torch.device) -> Tile:
     longest = max(cell.longest for cell in cells)
     index = [[[*row, *[num_tokens] * (longest - len(row))] for row in cell.rows] for cell in cells]
-    return Tile(torch.tensor(index, device=device), torch.tensor([list(cell.shared) for cell in cells], dtype=torch.long, device=device))
+    return Tile(
+        torch.tensor(index, device=device),
+        torch.tensor([list(cell.shared) for cell in cells], dtype=torch.long, device=device),
+    )
 
 
 def _similar(shorter: int, longer: int) -> bool:

@@ -1,10 +1,12 @@
-"""Attention of a packed sequence (`packing.Layout`): every row to the shared positions of its segment and causally to itself.
+"""Attention of a packed sequence (`packing.Layout`): every row to the shared positions of its segment and causally to
+itself.
 
-The rows of one segment meet their shared keys in one dense matrix product, without copies of the keys for each row (the idea of
-Hydragen, Juravsky et al. 2024, arXiv:2402.05099; here with its gradient), and one softmax goes over both parts. Small probabilities are
-kept for the backward pass and large ones are computed again, as FlashAttention does, so nothing large of size `queries * keys` is
-kept. On a CPU the arithmetic is float32: for these small inner dimensions it is the faster one, and exact. Covers grouped-query
-attention, sliding windows, logit soft-capping and attention sinks. Where there are compiled kernels, they take all but the last two.
+The rows of one segment meet their shared keys in one dense matrix product, without copies of the keys for each row (the
+idea of Hydragen, Juravsky et al. 2024, arXiv:2402.05099; here with its gradient), and one softmax goes over both parts.
+Small probabilities are kept for the backward pass and large ones are computed again, as FlashAttention does, so nothing
+large of size `queries * keys` is kept. On a CPU the arithmetic is float32: for these small inner dimensions it is the
+faster one, and exact. Covers grouped-query attention, sliding windows, logit soft-capping and attention sinks. Where
+there are compiled kernels, they take all but the last two.
 """
 
 from __future__ import annotations
@@ -63,7 +65,9 @@ def _attention(
     s_aux: torch.Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """transformers' attention interface: query [1, heads, tokens, head_dim], key and value [1, kv_heads, tokens, head_dim]."""
+    """transformers' attention interface: query [1, heads, tokens, head_dim], key and value [1, kv_heads, tokens,
+    head_dim].
+    """
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     rule = Rule(scale, sliding_window, softcap, s_aux)
     kind = NativePrefixAttention if NativePrefixAttention.fits(query, value, rule) else PrefixAttention
@@ -80,7 +84,9 @@ class NativePrefixAttention(torch.autograd.Function):
         return same and rule.softcap is None and rule.sinks is None and ops.takes(query, query.shape[-1])
 
     @staticmethod
-    def forward(ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: Layout, rule: Rule) -> torch.Tensor:
+    def forward(
+        ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: Layout, rule: Rule
+    ) -> torch.Tensor:
         out, log_sums = ops.packed_attention(query, key, value, layout.spans, rule.scale, rule.window)
         ctx.save_for_backward(query, key, value, log_sums)
         ctx.layout, ctx.rule = layout, rule
@@ -90,7 +96,9 @@ class NativePrefixAttention(torch.autograd.Function):
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         query, key, value, log_sums = ctx.saved_tensors
         rule = ctx.rule
-        found = ops.packed_attention_backward(grads[0], query, key, value, log_sums, ctx.layout.spans, rule.scale, rule.window)
+        found = ops.packed_attention_backward(
+            grads[0], query, key, value, log_sums, ctx.layout.spans, rule.scale, rule.window
+        )
         return *found, None, None
 
 
@@ -98,7 +106,9 @@ class PrefixAttention(torch.autograd.Function):
     """query [heads, tokens, head_dim], key and value [kv_heads, tokens, head_dim] -> [tokens, heads, value_dim]."""
 
     @staticmethod
-    def forward(ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: Layout, rule: Rule) -> torch.Tensor:
+    def forward(
+        ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: Layout, rule: Rule
+    ) -> torch.Tensor:
         groups = query.shape[0] // key.shape[0]
         padded = _padded(query, groups, rule.scale), _padded(key), _padded(value)
         out = padded[2].new_empty(*padded[0].shape[:2], groups * value.shape[-1])
@@ -138,9 +148,10 @@ class PrefixAttention(torch.autograd.Function):
 class Block:
     """One tile's operands. All query heads that read one key head are rows of the same matrices.
 
-    For n segments of r rows of L slots behind S shared positions, h key heads and g query heads to each, scores and weights are
-    `[h * n * r, L * g, S + L]`: by row. Their first S columns are, by segment, also `[h * n, r * L * g, S]`: one product for all rows.
-    Slots of padding hold zeros. With attention sinks there is one more column, which nobody gets values from.
+    For n segments of r rows of L slots behind S shared positions, h key heads and g query heads to each, scores and
+    weights are `[h * n * r, L * g, S + L]`: by row. Their first S columns are, by segment, also `[h * n, r * L * g,
+    S]`: one product for all rows. Slots of padding hold zeros. With attention sinks there is one more column, which
+    nobody gets values from.
     """
 
     def __init__(self, tile: Tile, groups: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
@@ -192,7 +203,8 @@ class Block:
         dk: torch.Tensor,
         dv: torch.Tensor,
     ) -> None:
-        """Write this tile's part of dq, which counts from the scaled query, and add it to dk and dv; all like `query`, `key`, `value`.
+        """Write this tile's part of dq, which counts from the scaled query, and add it to dk and dv; all like `query`,
+        `key`, `value`.
 
         grad [h, n * r * L, g * d]; `slope` is the derivative of the cap at each score.
         """
@@ -218,7 +230,9 @@ class Block:
         part.view(*self._by_row, -1).baddbmm_(own, self._key)
         dq.index_copy_(1, index, part.view(self._query.shape))
         seen = self._tile.shared.flatten()
-        dk.index_add_(1, seen, (shared.transpose(1, 2) @ query.view(*self._by_segment, -1)).view(dk.shape[0], -1, dk.shape[2]))
+        dk.index_add_(
+            1, seen, (shared.transpose(1, 2) @ query.view(*self._by_segment, -1)).view(dk.shape[0], -1, dk.shape[2])
+        )
         values = self._behind(weights).transpose(1, 2) @ grad.view(*self._by_segment, -1)
         dv.index_add_(1, seen, values.view(dv.shape[0], -1, dv.shape[2]))
 
@@ -251,7 +265,9 @@ def _capped(scores: torch.Tensor, rule: Rule) -> torch.Tensor:
 
 
 def _padded(heads_first: torch.Tensor, groups: int = 1, scale: float = 1.0) -> torch.Tensor:
-    """[kv_heads * groups, tokens, d] -> [kv_heads, tokens + 1, groups * d] with zeros as the last token; float32 on a CPU."""
+    """[kv_heads * groups, tokens, d] -> [kv_heads, tokens + 1, groups * d] with zeros as the last token; float32 on a
+    CPU.
+    """
     heads, tokens, width = heads_first.shape
     working = heads_first.float() if heads_first.device.type == "cpu" else heads_first
     out = working.new_empty(heads // groups, tokens + 1, groups, width)

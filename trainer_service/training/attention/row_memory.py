@@ -1,5 +1,5 @@
-"""How much memory a row takes in a training step: a part for each position, and one for each pair of positions where attention's scores
-are written to memory. Pure.
+"""How much memory a row takes in a training step: a part for each position, and one for each pair of positions where
+attention's scores are written to memory. Pure.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ class RowMemory:
     bytes_per_position: int = 1
     """Kept until the backward pass, in all layers together."""
     bytes_per_pair: float = 0.0
-    """Of a query and a key position, in all heads: the most that attention holds at a time. 0 where scores are never written out."""
+    """Of a query and a key position, in all heads: the most that attention holds at a time. 0 where scores are never
+    written out.
+    """
 
     def row_bytes(self, num_positions: int) -> int:
         """Of one row alone, virtual tokens included."""

@@ -6,8 +6,8 @@ A dataset is JSON Lines in UTF-8, every line one example of the same kind:
     {"input": "...", "label": "..."}                                    classification
     {"messages": [{"role": "user", "content": "..."}, ..., {"role": "assistant", "content": "..."}]}      chat
 
-Blank lines are skipped and still counted, so that `line N` is what an editor shows. Knows no tokenizer and no torch: the service
-checks a dataset when a job is created, long before a worker sees it.
+Blank lines are skipped and still counted, so that `line N` is what an editor shows. Knows no tokenizer and no torch:
+the service checks a dataset when a job is created, long before a worker sees it.
 """
 
 from __future__ import annotations
@@ -75,12 +75,15 @@ def parse_examples(
     quote: bool = True,
     visit: Callable[[Example], None] | None = None,
 ) -> ParsedDataset:
-    """Read JSON Lines. Raises InvalidInput naming lines (`line 7`): up to three of each kind of mistake, and how many more there are.
+    """Read JSON Lines. Raises InvalidInput naming lines (`line 7`): up to three of each kind of mistake, and how many
+    more there are.
 
     `quote` False: errors say where a line is wrong and what was expected, and repeat nothing of what it holds.
     `visit` is called with each example in place of keeping it: the result has no examples then.
     """
-    checker = _Checker(labels, lambda example, part: f"line {example.line}" + (f" {part}" if part else ""), "dataset", quote, visit)
+    checker = _Checker(
+        labels, lambda example, part: f"line {example.line}" + (f" {part}" if part else ""), "dataset", quote, visit
+    )
     limits = limits or DatasetLimits()
     for number, line in enumerate(lines, start=1):
         try:
@@ -161,14 +164,18 @@ class _Checker:
         if self._task is None:
             self._task = task
         elif task is not self._task:
-            self.report(self._name(example, ""), f"is {task.value.lower()}, earlier examples are {self._task.value.lower()}")
+            self.report(
+                self._name(example, ""), f"is {task.value.lower()}, earlier examples are {self._task.value.lower()}"
+            )
             return
         for part, reason in _problems(example, task, self._allowed, self._quote):
             self.report(self._name(example, part), reason)
         if example.label is not None:
             self._seen_labels[example.label] = None
             if not self._given and len(self._seen_labels) > MAX_LABELS:
-                raise InvalidInput.of(self._name(example, "label"), f"more than {MAX_LABELS} different labels: is this generation?")
+                raise InvalidInput.of(
+                    self._name(example, "label"), f"more than {MAX_LABELS} different labels: is this generation?"
+                )
         self.num_examples += 1
         self._visit(example)
 
@@ -178,7 +185,9 @@ class _Checker:
         if self._task is None:
             raise InvalidInput.of(self._field, "has no examples")
         if self._given and self._task is not TaskKind.CLASSIFICATION:
-            raise InvalidInput.of("labels", f"a label set needs examples of input and label; these are {self._task.value.lower()}")
+            raise InvalidInput.of(
+                "labels", f"a label set needs examples of input and label; these are {self._task.value.lower()}"
+            )
         labels = self._given or tuple(self._seen_labels)
         if self._task is TaskKind.CLASSIFICATION and len(labels) < 2:
             only = repr(labels[0]) if self._quote else "one"
@@ -191,7 +200,9 @@ class _Checker:
         for kind, index in self._last.items():
             shown = min(self._counts[kind], _MAX_PLACES)
             if more := self._counts[kind] - shown:
-                found[index] = FieldViolation(found[index].field, f"{found[index].description} (and {more} more like this)")
+                found[index] = FieldViolation(
+                    found[index].field, f"{found[index].description} (and {more} more like this)"
+                )
         if others := sum(count for kind, count in self._counts.items() if kind not in self._last):
             found.append(FieldViolation(self._field, f"has {others} more mistakes of other kinds"))
         return found
@@ -284,7 +295,9 @@ def _parse_line(line: bytes | str, number: int, limits: DatasetLimits, quote: bo
     try:
         value = json.loads(line, object_pairs_hook=_unique, parse_constant=_refuse_constant)
     except json.JSONDecodeError as error:
-        raise _Malformed(f"is not JSON: {error.msg} at column {error.colno}" if quote else f"is not JSON at column {error.colno}") from None
+        raise _Malformed(
+            f"is not JSON: {error.msg} at column {error.colno}" if quote else f"is not JSON at column {error.colno}"
+        ) from None
     except RecursionError:
         raise _Malformed("is nested too deeply") from None
     except ValueError as error:
@@ -307,7 +320,11 @@ def _messages(value: object) -> tuple[Message, ...]:
     if not isinstance(value, list):
         raise _Malformed(f"must be a list, not {_json_type(value)}", "messages")
     for index, turn in enumerate(value):
-        if not isinstance(turn, dict) or turn.keys() != {"role", "content"} or not all(isinstance(part, str) for part in turn.values()):
+        if (
+            not isinstance(turn, dict)
+            or turn.keys() != {"role", "content"}
+            or not all(isinstance(part, str) for part in turn.values())
+        ):
             raise _Malformed("must have exactly role and content, both strings", f"messages[{index}]")
     return tuple(Message(**turn) for turn in value)
 
@@ -324,5 +341,12 @@ def _refuse_constant(name: str) -> NoReturn:
 
 
 def _json_type(value: object) -> str:
-    names: dict[type, str] = {dict: "an object", list: "a list", bool: "a boolean", int: "a number", float: "a number", type(None): "null"}
+    names: dict[type, str] = {
+        dict: "an object",
+        list: "a list",
+        bool: "a boolean",
+        int: "a number",
+        float: "a number",
+        type(None): "null",
+    }
     return names.get(type(value), "a string")

@@ -1,4 +1,6 @@
-"""What a job's creation needs to know of a dataset, found once, when the dataset is stored: nobody reads all of it again for that."""
+"""What a job's creation needs to know of a dataset, found once, when the dataset is stored: nobody reads all of it
+again for that.
+"""
 
 from __future__ import annotations
 

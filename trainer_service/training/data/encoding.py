@@ -59,7 +59,9 @@ class EncodedRows(Sequence[EncodedExample]):
             return EncodedRows(self._rows, self._indices[index], self._shortened)
         row = int(self._indices[index])
         input_ids = self._shortened.get(row) or self._rows.input_ids(row)
-        return EncodedExample(self._rows.source[row], input_ids, self._rows.target_ids(row), int(self._rows.label_indices[row]))
+        return EncodedExample(
+            self._rows.source[row], input_ids, self._rows.target_ids(row), int(self._rows.label_indices[row])
+        )
 
     @cached_property
     def input_lengths(self) -> NDArray[np.int64]:
@@ -126,10 +128,12 @@ def encode_dataset(
 ) -> EncodedDataset:
     """Every example as token ids. Raises InvalidInput naming lines, with counts, for what can't be trained on.
 
-    `max_positions` is the longest sequence that is allowed: virtual tokens, input and target must fit into it together. `spec.too_long`
-    says what becomes of an example that doesn't. `cache` has the rows of other jobs with the same file.
+    `max_positions` is the longest sequence that is allowed: virtual tokens, input and target must fit into it together.
+    `spec.too_long` says what becomes of an example that doesn't. `cache` has the rows of other jobs with the same file.
     """
-    source, indices = (examples.base, examples.indices) if isinstance(examples, Selection) else (examples, range(len(examples)))
+    source, indices = (
+        (examples.base, examples.indices) if isinstance(examples, Selection) else (examples, range(len(examples)))
+    )
     labels = spec.labels if spec.task is TaskKind.CLASSIFICATION else ()
     rows = (cache.get if cache is not None else encode_rows)(source, encoder, labels, on_progress)
     chosen = np.asarray(indices, np.int64)
@@ -161,7 +165,9 @@ def encode_split(
     """
     longest = min(spec.max_positions or model_positions, model_positions)
     cache, parts = cache or TokenRowsCache(), list[EncodedDataset]()
-    own_file = not (isinstance(train, Selection) and isinstance(validation, Selection) and train.base is validation.base)
+    own_file = not (
+        isinstance(train, Selection) and isinstance(validation, Selection) and train.base is validation.base
+    )
     for name, examples in (("dataset", train), ("validation dataset" if own_file else "dataset", validation)):
         if not len(examples):
             parts.append(EncodedDataset(()))
@@ -170,7 +176,9 @@ def encode_split(
             part = encode_dataset(examples, encoder, spec, longest, cache, on_progress)
         if not len(part):
             kind = "held-out" if examples is validation else "training"
-            raise InvalidInput.of(name, f"all {len(examples)} {kind} examples are longer than the {longest} positions of a sequence")
+            raise InvalidInput.of(
+                name, f"all {len(examples)} {kind} examples are longer than the {longest} positions of a sequence"
+            )
         parts.append(part)
     return EncodedSplit(*parts)
 
@@ -181,8 +189,13 @@ def _named(name: str) -> Iterator[None]:
     try:
         yield
     except InvalidInput as error:
-        lines = [replace(found, field=f"{name} {found.field}") if found.field.startswith("line ") else found for found in error.violations]
-        raise InvalidInput([replace(found, field=name) if found.field == "dataset" else found for found in lines]) from error
+        lines = [
+            replace(found, field=f"{name} {found.field}") if found.field.startswith("line ") else found
+            for found in error.violations
+        ]
+        raise InvalidInput(
+            [replace(found, field=name) if found.field == "dataset" else found for found in lines]
+        ) from error
 
 
 def statistics(train: EncodedDataset, validation: EncodedDataset, num_overlapping: int) -> DatasetStatistics:
@@ -208,7 +221,9 @@ def encode_bare(encoder: InputEncoder, example: Example) -> list[int]:
     return encoder.encode_input(example.input)
 
 
-def _shortened(rows: TokenRows, long: NDArray[np.int64], room: int, encoder: InputEncoder) -> dict[int, tuple[int, ...]]:
+def _shortened(
+    rows: TokenRows, long: NDArray[np.int64], room: int, encoder: InputEncoder
+) -> dict[int, tuple[int, ...]]:
     """Inputs cut as serving cuts them, of those rows where template and target leave room for one."""
     found = dict[int, tuple[int, ...]]()
     for row in long.tolist():
@@ -216,13 +231,19 @@ def _shortened(rows: TokenRows, long: NDArray[np.int64], room: int, encoder: Inp
         if left < 1:
             continue
         example = rows.source[row]
-        ids = fit_messages(encoder, example.messages[:-1], left) if example.messages else fit_text(encoder, example.input, left)
+        ids = (
+            fit_messages(encoder, example.messages[:-1], left)
+            if example.messages
+            else fit_text(encoder, example.input, left)
+        )
         if 0 < len(ids) <= left:
             found[row] = tuple(ids)
     return found
 
 
-def _too_long(rows: TokenRows, long: NDArray[np.int64], num_examples: int, room: int, num_virtual_tokens: int) -> list[FieldViolation]:
+def _too_long(
+    rows: TokenRows, long: NDArray[np.int64], num_examples: int, room: int, num_virtual_tokens: int
+) -> list[FieldViolation]:
     found = [
         FieldViolation(
             f"line {rows.source[row].line}",
@@ -233,5 +254,7 @@ def _too_long(rows: TokenRows, long: NDArray[np.int64], num_examples: int, room:
     ]
     if len(long) <= _FEW:
         return found
-    text = f"{len(long)} of {num_examples} examples are too long: shorten them, or set spec.too_long to TRUNCATE or DROP"
+    text = (
+        f"{len(long)} of {num_examples} examples are too long: shorten them, or set spec.too_long to TRUNCATE or DROP"
+    )
     return [FieldViolation("dataset", text), *found]

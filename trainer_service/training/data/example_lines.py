@@ -1,7 +1,7 @@
 """Examples of a stored dataset without their texts in memory: where each line begins, and the file to read it from.
 
-A dataset as Python objects takes about six times its bytes. Here an example takes 16 bytes, and its text is read again from the file
-when somebody needs it.
+A dataset as Python objects takes about six times its bytes. Here an example takes 16 bytes, and its text is read again
+from the file when somebody needs it.
 """
 
 from __future__ import annotations

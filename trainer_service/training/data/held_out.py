@@ -1,10 +1,10 @@
 """Which held-out examples choose the checkpoint, and which ones judge it: never the same.
 
-The best of several checkpoints looks better on the examples that it was chosen by than on others. Where there are enough, one part of
-them chooses and another one, seen once at the end, judges. Where there are few, both halves do both (cross-fitting): the checkpoint that
-one half chooses is judged on the other half. All examples together then choose what is published, and what is reported is how well
-choosing on half of them did on the other half. That holds only if the examples decide nothing else: a search or an early stop always
-takes separate parts.
+The best of several checkpoints looks better on the examples that it was chosen by than on others. Where there are
+enough, one part of them chooses and another one, seen once at the end, judges. Where there are few, both halves do both
+(cross-fitting): the checkpoint that one half chooses is judged on the other half. All examples together then choose
+what is published, and what is reported is how well choosing on half of them did on the other half. That holds only if
+the examples decide nothing else: a search or an early stop always takes separate parts.
 """
 
 from __future__ import annotations

@@ -1,8 +1,10 @@
-"""How often a data set repeats itself: what a person should know before training on it, since repeated examples flatter the score.
+"""How often a data set repeats itself: what a person should know before training on it, since repeated examples flatter
+the score.
 
-Near-duplicates are inputs that differ from an earlier one in case, punctuation and white space only, or that share at least 80 % of their
-runs of three words with it. The latter are found by MinHash with banding (Broder 1997; Leskovec, Rajaraman and Ullman, "Mining of Massive
-Datasets", chapter 3) and are looked for in data sets of up to 20,000 different inputs and 16 million characters, which takes 1.5 s.
+Near-duplicates are inputs that differ from an earlier one in case, punctuation and white space only, or that share at
+least 80 % of their runs of three words with it. The latter are found by MinHash with banding (Broder 1997; Leskovec,
+Rajaraman and Ullman, "Mining of Massive Datasets", chapter 3) and are looked for in data sets of up to 20,000 different
+inputs and 16 million characters, which takes 1.5 s.
 """
 
 from __future__ import annotations
@@ -52,10 +54,18 @@ class Repetition(BaseModel):
         if self.num_distinct_inputs < FEW_INPUTS_SHARE * self.num_examples:
             told.append(f"the {self.num_examples} examples have only {self.num_distinct_inputs} different inputs")
         if self.num_near_duplicates:
-            told.append(f"{self.num_near_duplicates} of {self.num_examples} examples have nearly the input of an earlier one")
+            told.append(
+                f"{self.num_near_duplicates} of {self.num_examples} examples have nearly the input of an earlier one"
+            )
         if self.num_contradictions:
-            first = f", for example the examples {' and '.join(map(str, self.first_contradiction))}" if self.first_contradiction else ""
-            told.append(f"{self.num_contradictions} of {self.num_examples} examples contradict another: one input, two labels{first}")
+            first = (
+                f", for example the examples {' and '.join(map(str, self.first_contradiction))}"
+                if self.first_contradiction
+                else ""
+            )
+            told.append(
+                f"{self.num_contradictions} of {self.num_examples} examples contradict another: one input, two labels{first}"
+            )
         return told
 
 
@@ -134,7 +144,13 @@ def _input(example: Example) -> str:
 
 
 def _target(example: Example) -> str:
-    text = example.messages[-1].content if example.messages else example.label if example.label is not None else example.output
+    text = (
+        example.messages[-1].content
+        if example.messages
+        else example.label
+        if example.label is not None
+        else example.output
+    )
     return (text or "").strip()
 
 

@@ -18,12 +18,15 @@ TOLERANCE, TOLERATED_ROWS = 0.5, 8
 _Group = TypeVar("_Group", bound=Hashable)
 
 
-def split_validation(examples: Sequence[Example], fraction: float, seed: int) -> tuple[Sequence[Example], Sequence[Example]]:
+def split_validation(
+    examples: Sequence[Example], fraction: float, seed: int
+) -> tuple[Sequence[Example], Sequence[Example]]:
     """(training, held out), both in the dataset's order; the same seed gives the same split.
 
-    Examples with the same input stay on one side, so that held-out inputs are new ones. Where a few inputs have so many examples that
-    no choice of whole inputs is near `fraction` of the rows, rows are held out instead: then an input may stand on both sides, which
-    `count_overlap` tells, but examples that are equal in input and target never do. Raises InvalidInput.
+    Examples with the same input stay on one side, so that held-out inputs are new ones. Where a few inputs have so many
+    examples that no choice of whole inputs is near `fraction` of the rows, rows are held out instead: then an input may
+    stand on both sides, which `count_overlap` tells, but examples that are equal in input and target never do. Raises
+    InvalidInput.
     """
     if not 0 <= fraction < 1:
         raise InvalidInput.of("validation_fraction", f"must be at least 0 and below 1, not {fraction}")
@@ -44,7 +47,9 @@ def split_validation(examples: Sequence[Example], fraction: float, seed: int) ->
 
 
 def check_split(num_examples: int, num_distinct: int, fraction: float) -> int:
-    """About how many `split_validation` holds out of so many examples, of which so many differ. Raises InvalidInput as that does."""
+    """About how many `split_validation` holds out of so many examples, of which so many differ. Raises InvalidInput as
+    that does.
+    """
     if num_distinct < 2:
         raise _all_the_same(num_examples)
     return num_held(num_examples, fraction)
@@ -64,7 +69,13 @@ def input_digest(example: Example) -> bytes:
 
 def example_digest(example: Example) -> bytes:
     """16 bytes for input and target."""
-    target = example.messages[-1].content if example.messages else example.label if example.label is not None else example.output
+    target = (
+        example.messages[-1].content
+        if example.messages
+        else example.label
+        if example.label is not None
+        else example.output
+    )
     return _digest([input_digest(example).hex(), (target or "").strip()])
 
 
@@ -77,7 +88,9 @@ def num_held(num_examples: int, fraction: float) -> int:
 
 
 def _all_the_same(num_examples: int) -> InvalidInput:
-    text = f"all {num_examples} examples are the same, so none can be held out: add others, or give a validation dataset"
+    text = (
+        f"all {num_examples} examples are the same, so none can be held out: add others, or give a validation dataset"
+    )
     return InvalidInput.of("dataset", text)
 
 
@@ -106,7 +119,9 @@ def _grouped(keys: Sequence[_Group], seed: int) -> list[list[int]]:
 
 
 def _whole_groups(keys: Sequence[int], wanted: int, seed: int) -> set[int]:
-    """Indices of whole groups, as near to `wanted` as the seed's order allows; all indices where there is one group only."""
+    """Indices of whole groups, as near to `wanted` as the seed's order allows; all indices where there is one group
+    only.
+    """
     groups, held = _grouped(keys, seed), set[int]()
     left = list[list[int]]()
     for group in groups:

@@ -1,4 +1,6 @@
-"""A dataset as token ids in a few flat arrays, 2 or 4 bytes a token: one copy for all jobs that train on it with the same template."""
+"""A dataset as token ids in a few flat arrays, 2 or 4 bytes a token: one copy for all jobs that train on it with the
+same template.
+"""
 
 from __future__ import annotations
 
@@ -29,12 +31,18 @@ class TokenRows:
     """
 
     def __init__(
-        self, source: Sequence[Example], ids: array[int], input_lengths: array[int], target_lengths: array[int], labels: array[int]
+        self,
+        source: Sequence[Example],
+        ids: array[int],
+        input_lengths: array[int],
+        target_lengths: array[int],
+        labels: array[int],
     ):
         self.source = source
         self._ids: NDArray[np.integer] = np.frombuffer(ids, dtype=ids.typecode) if ids else np.zeros(0, np.int32)
         self.input_lengths, self.target_lengths, self.label_indices = (
-            np.frombuffer(part, dtype=np.int32) if part else np.zeros(0, np.int32) for part in (input_lengths, target_lengths, labels)
+            np.frombuffer(part, dtype=np.int32) if part else np.zeros(0, np.int32)
+            for part in (input_lengths, target_lengths, labels)
         )
         self._starts = np.zeros(len(self.input_lengths) + 1, np.int64)
         np.cumsum(self.lengths, out=self._starts[1:])
@@ -60,11 +68,17 @@ class TokenRowsCache:
     """Rows by file, template and labels, as long as a job uses them. Thread-safe; one encoding at a time."""
 
     def __init__(self) -> None:
-        self._rows: weakref.WeakValueDictionary[tuple[str, str, tuple[str, ...]], TokenRows] = weakref.WeakValueDictionary()
+        self._rows: weakref.WeakValueDictionary[tuple[str, str, tuple[str, ...]], TokenRows] = (
+            weakref.WeakValueDictionary()
+        )
         self._encoding = threading.Lock()
 
     def get(
-        self, source: Sequence[Example], encoder: InputEncoder, labels: Sequence[str], on_progress: OnProgress | None = None
+        self,
+        source: Sequence[Example],
+        encoder: InputEncoder,
+        labels: Sequence[str],
+        on_progress: OnProgress | None = None,
     ) -> TokenRows:
         if not isinstance(source, ExampleLines):
             return encode_rows(source, encoder, labels, on_progress)
@@ -94,7 +108,9 @@ def encode_rows(
         else:
             for part, found in (("input", input_ids), ("target", target_ids)):
                 if not found:
-                    violations.append(FieldViolation(f"line {example.line}", f"the {part} has no tokens in this model's vocabulary"))
+                    violations.append(
+                        FieldViolation(f"line {example.line}", f"the {part} has no tokens in this model's vocabulary")
+                    )
             ids.extend(input_ids)
             ids.extend(target_ids)
             input_lengths.append(len(input_ids))
@@ -109,7 +125,9 @@ def encode_rows(
 
 def encode_example(example: Example, encoder: InputEncoder) -> tuple[list[int], list[int]]:
     """Input and target ids."""
-    input_ids = encoder.encode_messages(example.messages[:-1]) if example.messages else encoder.encode_input(example.input)
+    input_ids = (
+        encoder.encode_messages(example.messages[:-1]) if example.messages else encoder.encode_input(example.input)
+    )
     return input_ids, encoder.encode_target(target_text(example))
 
 
@@ -120,7 +138,9 @@ def target_text(example: Example) -> str:
 
 
 def _in_line(example: Example, found: FieldViolation) -> FieldViolation:
-    """What the encoder says of a conversation, named as the dataset's line; what it says of the template stays as it is."""
+    """What the encoder says of a conversation, named as the dataset's line; what it says of the template stays as it
+    is.
+    """
     if not found.field.startswith("messages"):
         raise InvalidInput([found])
     part = found.field if example.messages else "input"

@@ -1,11 +1,11 @@
 """What the frozen model does without training: the rows of a held-out example as other ways of asking would write them.
 
-bare        the input alone, as the inference service asks the model for a request that names no prompt
-instructed  an instruction that a person would write, in front of the rendered input, as a message to the model's chat template
+bare        the input alone, as the inference service asks the model for a request that names no prompt instructed  an
+instruction that a person would write, in front of the rendered input, as a message to the model's chat template
 few-shot    the same after as many training examples as fit (Brown et al. 2020, arXiv:2005.14165), as earlier turns
 
-A tokenizer without a chat template gets the last two as paragraphs. Whatever a way of asking can't write (a chat template that refuses a
-role, an example that is too long) is an InvalidInput: that baseline is not measured.
+A tokenizer without a chat template gets the last two as paragraphs. Whatever a way of asking can't write (a chat
+template that refuses a role, an example that is too long) is an InvalidInput: that baseline is not measured.
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ from trainer_service.training.spec import Example, InitMethod, TaskKind, Trainin
 
 MAX_SHOT_CANDIDATES = 4096
 MAX_SHOT_TOKENS = 1024
-"""Tokens of the training examples in a few-shot input: a bound on the cost, since each pass over held-out examples computes them."""
+"""Tokens of the training examples in a few-shot input: a bound on the cost, since each pass over held-out examples
+computes them.
+"""
 _TURN_TOKENS = 8
 """What a chat template writes around a message, roughly."""
 
@@ -48,15 +50,21 @@ class Baseline:
 
 
 def instruction(spec: TrainingSpec) -> str:
-    """What a person would tell the model: the text that the prompt's training starts from, or the recipe's for this task."""
+    """What a person would tell the model: the text that the prompt's training starts from, or the recipe's for this
+    task.
+    """
     init = spec.hyperparameters.init
     own = init.text.strip() if init.method is InitMethod.TEXT else ""
     by_recipe = init_text(spec.task, spec.template, spec.labels)
-    return own if own and own != by_recipe else init_text(spec.task, Template(), spec.labels)  # the template is around the input anyway
+    return (
+        own if own and own != by_recipe else init_text(spec.task, Template(), spec.labels)
+    )  # the template is around the input anyway
 
 
 def bare(spec: TrainingSpec, tokenizer: Any, examples: Sequence[Example]) -> Baseline:
-    """The same token ids as a request to the bare model has: through the model's chat template if there is one, else the plain input."""
+    """The same token ids as a request to the bare model has: through the model's chat template if there is one, else
+    the plain input.
+    """
     encoder = InputEncoder(tokenizer, bare_template(None, default_format(tokenizer)))
     return _encoded(encoder, spec, examples, lambda example: encode_bare(encoder, example))
 
@@ -67,7 +75,9 @@ def instructed(spec: TrainingSpec, tokenizer: Any, examples: Sequence[Example], 
     return _fitting(asking, _encoded(asking.encoder, spec, examples, asking.ids), max_positions)
 
 
-def few_shot(spec: TrainingSpec, tokenizer: Any, examples: Sequence[Example], train: Sequence[Example], max_positions: int) -> Baseline:
+def few_shot(
+    spec: TrainingSpec, tokenizer: Any, examples: Sequence[Example], train: Sequence[Example], max_positions: int
+) -> Baseline:
     """The shots are drawn with the job's seed, of each label in turn. Raises InvalidInput if not even one fits."""
     asking = _Asking(spec, tokenizer)
     longest = max(len(asking.ids(example)) + len(asking.target(example)) for example in examples)
@@ -96,7 +106,11 @@ class _Asking:
             self.encoder = InputEncoder(tokenizer, Template(text="{input}\nAnswer:", rendering=2))
 
     def ids(self, example: Example, shots: Sequence[Example] = ()) -> list[int]:
-        turns = [turn for shot in shots for turn in (*self._question(shot), Message(role="assistant", content=answer_of(shot)))]
+        turns = [
+            turn
+            for shot in shots
+            for turn in (*self._question(shot), Message(role="assistant", content=answer_of(shot)))
+        ]
         turns += self._question(example)
         if self._is_chat:
             return self.encoder.encode_messages(self._with_instruction(turns))
@@ -116,7 +130,9 @@ class _Asking:
         return [Message(role="user", content=text)]
 
     def _with_instruction(self, turns: list[Message]) -> list[Message]:
-        """In the first user message, since not every chat template takes a system message. Of system messages the example's own stays."""
+        """In the first user message, since not every chat template takes a system message. Of system messages the
+        example's own stays.
+        """
         system = [turn for turn in turns if turn.role == "system"][-1:]
         rest = [turn for turn in turns if turn.role != "system"]
         first = next((index for index, turn in enumerate(rest) if turn.role == "user"), None)
@@ -133,7 +149,9 @@ def answer_of(example: Example) -> str:
 
 
 def _shots(asking: _Asking, train: Sequence[Example], room: int, seed: int) -> list[Example]:
-    """As many as take at most `room` tokens, of each label in turn; chosen from at most MAX_SHOT_CANDIDATES, so that few texts are read."""
+    """As many as take at most `room` tokens, of each label in turn; chosen from at most MAX_SHOT_CANDIDATES, so that
+    few texts are read.
+    """
     order = list(range(len(train)))
     random.Random(seed).shuffle(order)
     by_label: dict[str, list[Example]] = {}
@@ -145,7 +163,10 @@ def _shots(asking: _Asking, train: Sequence[Example], room: int, seed: int) -> l
             if not queue:
                 continue
             shot = queue.pop()
-            room -= len(asking.encoder.tokenizer(_text(shot) + answer_of(shot), add_special_tokens=False)["input_ids"]) + 2 * _TURN_TOKENS
+            room -= (
+                len(asking.encoder.tokenizer(_text(shot) + answer_of(shot), add_special_tokens=False)["input_ids"])
+                + 2 * _TURN_TOKENS
+            )
             if room < 0:
                 return shots
             shots.append(shot)
@@ -156,10 +177,17 @@ def _text(example: Example) -> str:
     return conversation_text(example.messages[:-1]) if example.messages else example.input
 
 
-def _encoded(encoder: InputEncoder, spec: TrainingSpec, examples: Sequence[Example], ids: Callable[[Example], Sequence[int]]) -> Baseline:
+def _encoded(
+    encoder: InputEncoder, spec: TrainingSpec, examples: Sequence[Example], ids: Callable[[Example], Sequence[int]]
+) -> Baseline:
     labels = {label: index for index, label in enumerate(spec.labels)}
     rows = [
-        EncodedExample(example, tuple(ids(example)), tuple(encoder.encode_target(answer_of(example))), labels.get(example.label or "", -1))
+        EncodedExample(
+            example,
+            tuple(ids(example)),
+            tuple(encoder.encode_target(answer_of(example))),
+            labels.get(example.label or "", -1),
+        )
         for example in examples
     ]
     candidates = encoder.encode_candidates(spec.labels, "labels") if spec.task is TaskKind.CLASSIFICATION else ()

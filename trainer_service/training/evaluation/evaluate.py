@@ -1,4 +1,5 @@
-"""How good a prompt is on held-out examples. Written as generators that yield work, so that a cohort computes it beside training.
+"""How good a prompt is on held-out examples. Written as generators that yield work, so that a cohort computes it beside
+training.
 
 Classification scores the label set: the label whose tokens are most probable as a continuation is the answer.
 """
@@ -56,7 +57,9 @@ def evaluate_examples(prompt: torch.Tensor | None, data: EncodedDataset) -> Gene
     )
 
 
-def score_rows(prompt: torch.Tensor | None, rows: Sequence[Row], candidates: tuple[int, ...] = ()) -> Generator[Work, Any, list[RowScore]]:
+def score_rows(
+    prompt: torch.Tensor | None, rows: Sequence[Row], candidates: tuple[int, ...] = ()
+) -> Generator[Work, Any, list[RowScore]]:
     """Scores in the order of `rows`, asked for in slices so that no step of the cohort gets long."""
     scores: list[RowScore] = []
     for part in _slices(rows):
@@ -81,7 +84,9 @@ def nearest_tokens(base_model: BaseModel, matrix: torch.Tensor) -> tuple[Nearest
 
 
 def _choose_labels(prompt: torch.Tensor | None, data: EncodedDataset) -> Generator[Work, Any, list[int]]:
-    """The exact score of every label of every example: one row each, and of many labels the input is computed once for all."""
+    """The exact score of every label of every example: one row each, and of many labels the input is computed once for
+    all.
+    """
     by_example = [[Row(example.input_ids, ids) for ids in data.label_ids] for example in data.examples]
     together = [row for rows in by_example for row in rows]
     apart = [num_packed_tokens(0, rows) for rows in by_example]
@@ -108,7 +113,9 @@ def row_slices(rows: Sequence[Row], max_tokens: int) -> Iterator[Sequence[Row]]:
 
 
 def _slices(rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
-    """What all rows begin with is computed once a slice, so it counts once; a slice takes at least as many other tokens as that."""
+    """What all rows begin with is computed once a slice, so it counts once; a slice takes at least as many other tokens
+    as that.
+    """
     common = common_length(rows)
     size = max(SLICE_TOKENS, 2 * common)
     part, used = list[Row](), common

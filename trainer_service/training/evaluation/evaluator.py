@@ -1,4 +1,6 @@
-"""The held-out side of one run: which checkpoint is chosen, and what it and its rivals do on examples that did not choose it."""
+"""The held-out side of one run: which checkpoint is chosen, and what it and its rivals do on examples that did not
+choose it.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,16 @@ import torch
 from shared.errors import SoftPromptError
 from shared.model.base_model import BaseModel
 from trainer_service.training.checkpoint import EvaluationRecord, FoldChoice, RunState
-from trainer_service.training.comparison import BARE, CURRENT, FEW_SHOT, INSTRUCTED, Comparison, Estimate, compare, estimate
+from trainer_service.training.comparison import (
+    BARE,
+    CURRENT,
+    FEW_SHOT,
+    INSTRUCTED,
+    Comparison,
+    Estimate,
+    compare,
+    estimate,
+)
 from trainer_service.training.data.encoding import EncodedDataset
 from trainer_service.training.data.held_out import MAX_CHOOSING, MAX_JUDGING, HeldOut, parted
 from trainer_service.training.evaluation import baselines
@@ -97,12 +108,18 @@ class Evaluator:
             indices = [index for index, side in enumerate(fold) if side == half]
             score = score_of(metric, results.metrics(metric, indices))
             choice.top = max(choice.top, score[0])
-            if choice.score is None or is_better(score, choice.score, choice.top, slack(metric, choice.top, len(indices))):
+            if choice.score is None or is_better(
+                score, choice.score, choice.top, slack(metric, choice.top, len(indices))
+            ):
                 choice.step, choice.score, choice.results = step, score, results
         return is_best
 
-    def judge(self, prompt: torch.Tensor, current: torch.Tensor | None, train: Sequence[Example]) -> Generator[Work, Any, Judgement]:
-        """The chosen prompt, the frozen model asked in other ways, and the version that the alias names, on the examples that judge."""
+    def judge(
+        self, prompt: torch.Tensor, current: torch.Tensor | None, train: Sequence[Example]
+    ) -> Generator[Work, Any, Judgement]:
+        """The chosen prompt, the frozen model asked in other ways, and the version that the alias names, on the
+        examples that judge.
+        """
         data = self.held_out.judging
         if not len(data):
             return Judgement()
@@ -141,8 +158,9 @@ class Evaluator:
         )
 
     def _crossed(self) -> Results | None:
-        """Each half's examples behind the checkpoint that the other half chose. None without cross-fitting, or if a checkpoint of an
-        earlier release has brought a history in which halves chose nothing."""
+        """Each half's examples behind the checkpoint that the other half chose. None without cross-fitting, or if a
+        checkpoint of an earlier release has brought a history in which halves chose nothing.
+        """
         if not self.held_out.fold or len(self._state.folds) < 2:
             return None
         first, second = (choice.results for choice in self._state.folds)

@@ -31,7 +31,9 @@ def generated_texts(
     answers: list[str] = []
     for batch in _batches([data.examples[pick] for pick in picks], max_new_tokens):
         num_tokens = sum(len(example.input_ids) + max_new_tokens for example in batch)
-        answers += yield CallWork(partial(_generate, base_model, prompt, batch, max_new_tokens, end_token_id), num_tokens)
+        answers += yield CallWork(
+            partial(_generate, base_model, prompt, batch, max_new_tokens, end_token_id), num_tokens
+        )
     decode = partial(base_model.tokenizer.decode, skip_special_tokens=True)
     wanted = [decode(data.examples[pick].target_ids).strip() for pick in picks]
     return dict(zip(picks, zip(answers, wanted, strict=True), strict=True))
@@ -52,12 +54,18 @@ def _batches(examples: Sequence[EncodedExample], max_new_tokens: int) -> Iterato
 
 def sampled(count: int) -> list[int]:
     """At most MAX_EXAMPLES of `count` indices, drawn with a fixed seed."""
-    return list(range(count)) if count <= MAX_EXAMPLES else sorted(random.Random(count).sample(range(count), MAX_EXAMPLES))
+    return (
+        list(range(count)) if count <= MAX_EXAMPLES else sorted(random.Random(count).sample(range(count), MAX_EXAMPLES))
+    )
 
 
 @torch.no_grad()
 def _generate(
-    base_model: BaseModel, prompt: torch.Tensor | None, batch: Sequence[EncodedExample], max_new_tokens: int, end_token_id: int | None
+    base_model: BaseModel,
+    prompt: torch.Tensor | None,
+    batch: Sequence[EncodedExample],
+    max_new_tokens: int,
+    end_token_id: int | None,
 ) -> list[str]:
     embed, device = base_model.model.get_input_embeddings(), base_model.device
     rows = [embed(torch.tensor(example.input_ids, device=device)) for example in batch]
@@ -68,7 +76,9 @@ def _generate(
     mask = (torch.arange(padded.shape[1], device=device)[None] >= padded.shape[1] - lengths[:, None]).long()
     stops = sorted(base_model.stop_token_ids | ({end_token_id} if end_token_id is not None else set()))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about sampling defaults of the model's generation config, which greedy decoding doesn't read
+        warnings.simplefilter(
+            "ignore"
+        )  # about sampling defaults of the model's generation config, which greedy decoding doesn't read
         ids = base_model.model.generate(
             inputs_embeds=padded,
             attention_mask=mask,

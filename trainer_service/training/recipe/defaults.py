@@ -1,7 +1,7 @@
 """The recipe: what is trained where the user left a hyperparameter out, and whether what the user set fits together.
 
-What was measured for which constant is in docs/training.md. Nothing here looks at the data beyond its size and its labels, so the
-recipe can't be tuned to one data set by accident. Knows no torch.
+What was measured for which constant is in docs/training.md. Nothing here looks at the data beyond its size and its
+labels, so the recipe can't be tuned to one data set by accident. Knows no torch.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ from trainer_service.training.spec import (
 )
 
 NUM_VIRTUAL_TOKENS, MAX_CONTEXT_SHARE = 100, 1 / 8
-"""The shared prefix makes length cheap; a model with a short context gets a shorter prompt, which leaves room for the text."""
+"""The shared prefix makes length cheap; a model with a short context gets a shorter prompt, which leaves room for the
+text.
+"""
 LEARNING_RATE = 1e-2
 BATCH_SIZE, MAX_GPU_BATCH_SIZE = 8, 64
 MIN_STEPS, MAX_STEPS, NUM_EPOCHS = 320, 16_000, 2
@@ -53,10 +55,11 @@ def fill(
     max_positions: int = 0,
     on_gpu: bool = False,
 ) -> Hyperparameters:
-    """What will be trained, nothing left open. `source_virtual_tokens`: the length of the version that FROM_PROMPT starts from.
+    """What will be trained, nothing left open. `source_virtual_tokens`: the length of the version that FROM_PROMPT
+    starts from.
 
-    `max_virtual_tokens`: the longest prompt that the recipe may choose. `max_positions`: of a sequence; 0: the model's context.
-    `on_gpu`: whether the workers have GPUs, which take larger batches in the same time.
+    `max_virtual_tokens`: the longest prompt that the recipe may choose. `max_positions`: of a sequence; 0: the model's
+    context. `on_gpu`: whether the workers have GPUs, which take larger batches in the same time.
 
     Raises InvalidInput naming every `spec.hyperparameters.*` field that is out of range for this model and dataset.
     """
@@ -78,7 +81,8 @@ def fill(
         max_grad_norm=_given(request.max_grad_norm, MAX_GRAD_NORM),
         batch_size=batch_size,
         num_steps=num_steps,
-        evaluation_interval_steps=request.evaluation_interval_steps or max(MIN_EVALUATION_INTERVAL, math.ceil(num_steps / NUM_EVALUATIONS)),
+        evaluation_interval_steps=request.evaluation_interval_steps
+        or max(MIN_EVALUATION_INTERVAL, math.ceil(num_steps / NUM_EVALUATIONS)),
         early_stop_patience=_given(request.early_stop_patience, 0),
         label_smoothing=_given(request.label_smoothing, 0.0),
         balance_classes=_given(request.balance_classes, False),
@@ -87,7 +91,10 @@ def fill(
         search=_given(request.search, False),
         class_weights=dict(request.class_weights),
     )
-    violations = [*_violations(request, filled, task, num_train, info, source_virtual_tokens), *_weight_violations(filled, task, labels)]
+    violations = [
+        *_violations(request, filled, task, num_train, info, source_virtual_tokens),
+        *_weight_violations(filled, task, labels),
+    ]
     if violations:
         raise InvalidInput(violations)
     return filled
@@ -133,7 +140,9 @@ def _num_virtual_tokens(max_positions: int, limit: int) -> int:
 
 
 def _batch_size(num_train: int, on_gpu: bool) -> int:
-    """8; on a GPU the largest power of two up to 64 with which one pass over the data still takes MIN_STEPS steps, at least 8."""
+    """8; on a GPU the largest power of two up to 64 with which one pass over the data still takes MIN_STEPS steps, at
+    least 8.
+    """
     wanted = BATCH_SIZE
     while on_gpu and wanted < MAX_GPU_BATCH_SIZE and 2 * wanted * MIN_STEPS <= num_train:
         wanted *= 2
@@ -180,9 +189,15 @@ def _violations(
     if filled.num_steps > STEPS_LIMIT:
         refuse("num_epochs", f"makes {filled.num_steps} steps; at most {STEPS_LIMIT} are allowed")
     if filled.num_virtual_tokens >= info.max_positions - 1:
-        refuse("num_virtual_tokens", f"{filled.num_virtual_tokens} leave no room in the model's context of {info.max_positions} tokens")
+        refuse(
+            "num_virtual_tokens",
+            f"{filled.num_virtual_tokens} leave no room in the model's context of {info.max_positions} tokens",
+        )
     if source_virtual_tokens is not None and filled.num_virtual_tokens != source_virtual_tokens:
-        refuse("num_virtual_tokens", f"is {filled.num_virtual_tokens}, the version to start from has {source_virtual_tokens}")
+        refuse(
+            "num_virtual_tokens",
+            f"is {filled.num_virtual_tokens}, the version to start from has {source_virtual_tokens}",
+        )
     if filled.batch_size > num_train:
         refuse("batch_size", f"{filled.batch_size} is more than the {num_train} training examples")
     if filled.warmup_steps >= filled.num_steps and filled.warmup_steps > 0:

@@ -1,4 +1,6 @@
-"""Where a soft prompt starts: on the embeddings of a text, of the label words, of sampled tokens, at random, or from another version."""
+"""Where a soft prompt starts: on the embeddings of a text, of the label words, of sampled tokens, at random, or from
+another version.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ NUM_FREQUENT = 5000
 
 
 def embed(base_model: BaseModel, token_ids: Sequence[int]) -> torch.Tensor:
-    """`[tokens, hidden_size]` float32: what the model itself reads for these ids (some models scale their table's rows)."""
+    """`[tokens, hidden_size]` float32: what the model itself reads for these ids (some models scale their table's
+    rows).
+    """
     with torch.no_grad():
         ids = torch.tensor(list(token_ids), device=base_model.device)
         rows: torch.Tensor = base_model.model.get_input_embeddings()(ids)
@@ -41,8 +45,8 @@ def initial_matrix(
 ) -> torch.Tensor:
     """`[num_virtual_tokens, hidden_size]`, float32, on the model's device.
 
-    `texts`: token ids of the training data, from which SAMPLE_VOCAB takes the frequent tokens. Raises InvalidInput for an init text
-    without tokens, PreconditionFailed for a source of another shape.
+    `texts`: token ids of the training data, from which SAMPLE_VOCAB takes the frequent tokens. Raises InvalidInput for
+    an init text without tokens, PreconditionFailed for a source of another shape.
     """
     tokenizer = base_model.tokenizer
     if init.method is InitMethod.FROM_PROMPT:
@@ -66,12 +70,16 @@ def _from_prompt(base_model: BaseModel, source: SoftPrompt | None, num_virtual_t
         raise PreconditionFailed("FROM_PROMPT: the version to start from was not handed over")
     shape = [num_virtual_tokens, base_model.embedding_table.shape[1]]
     if list(source.embeddings.shape) != shape:
-        raise PreconditionFailed(f"the version to start from is {list(source.embeddings.shape)}; this job trains {shape}")
+        raise PreconditionFailed(
+            f"the version to start from is {list(source.embeddings.shape)}; this job trains {shape}"
+        )
     return source.embeddings.to(base_model.device)
 
 
 def _frequent_tokens(base_model: BaseModel, texts: Iterable[Sequence[int]]) -> list[int]:
-    """The most frequent tokens of the training data; with too little data, the first ids of the vocabulary (merges come by frequency)."""
+    """The most frequent tokens of the training data; with too little data, the first ids of the vocabulary (merges come
+    by frequency).
+    """
     special: set[Any] = set(base_model.tokenizer.all_special_ids)
     counts = Counter(token for ids in texts for token in ids if token not in special)
     frequent = [token for token, _ in counts.most_common(NUM_FREQUENT)]

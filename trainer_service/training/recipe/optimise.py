@@ -1,6 +1,8 @@
-"""AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101), learning-rate schedules and gradient clipping for one soft prompt.
+"""AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101), learning-rate schedules and gradient clipping for one soft
+prompt.
 
-A prompt is small, so its optimizer is plain tensor arithmetic; its state is two tensors a parameter, kept where a checkpoint finds them.
+A prompt is small, so its optimizer is plain tensor arithmetic; its state is two tensors a parameter, kept where a
+checkpoint finds them.
 """
 
 from __future__ import annotations
@@ -44,7 +46,9 @@ class AdamW:
     def clip(self, max_norm: float) -> torch.Tensor:
         """Scale the gradients down to `max_norm` together (0: don't). Returns their norm before, a scalar tensor."""
         gradients = [parameter.grad for parameter in self.parameters.values() if parameter.grad is not None]
-        norm: torch.Tensor = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(gradient) for gradient in gradients]))
+        norm: torch.Tensor = torch.linalg.vector_norm(
+            torch.stack([torch.linalg.vector_norm(gradient) for gradient in gradients])
+        )
         if max_norm > 0:
             factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)
             for gradient in gradients:
@@ -65,5 +69,7 @@ class AdamW:
             second.mul_(_BETA2).addcmul_(gradient, gradient, value=1 - _BETA2)
             if self.weight_decay:
                 parameter.mul_(1 - learning_rate * self.weight_decay)
-            parameter.addcdiv_(first, second.div(correction2).sqrt_().add_(_EPSILON), value=-learning_rate / correction1)
+            parameter.addcdiv_(
+                first, second.div(correction2).sqrt_().add_(_EPSILON), value=-learning_rate / correction1
+            )
             parameter.grad = None

@@ -1,7 +1,8 @@
 """Reparameterisation: what is trained in place of the bare matrix, and folded into a bare matrix at the end.
 
-RESIDUAL adds a small network to the prompt (Residual Prompt Tuning, Razdaibiedina et al. 2023, arXiv:2305.03937): all virtual
-tokens share it, so that they move together early on. Its last matrix starts at zero, hence training starts at the prompt itself.
+RESIDUAL adds a small network to the prompt (Residual Prompt Tuning, Razdaibiedina et al. 2023, arXiv:2305.03937): all
+virtual tokens share it, so that they move together early on. Its last matrix starts at zero, hence training starts at
+the prompt itself.
 """
 
 from __future__ import annotations

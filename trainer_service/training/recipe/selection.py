@@ -1,9 +1,9 @@
 """Which of several evaluations is the best, when each was made on a few examples.
 
-On 128 held-out examples an accuracy of 88 % has a standard error of 3 points: the most accurate of eight checkpoints is mostly the
-luckiest. So whatever is within one standard error of the best value counts as equal to it (the one-standard-error rule of Breiman,
-Friedman, Olshen and Stone, Classification and Regression Trees, 1984), and among equals the loss decides, which sees how sure each
-answer was. docs/training.md has the measurement.
+On 128 held-out examples an accuracy of 88 % has a standard error of 3 points: the most accurate of eight checkpoints is
+mostly the luckiest. So whatever is within one standard error of the best value counts as equal to it (the
+one-standard-error rule of Breiman, Friedman, Olshen and Stone, Classification and Regression Trees, 1984), and among
+equals the loss decides, which sees how sure each answer was. docs/training.md has the measurement.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ def score_of(metric: Metric, metrics: dict[str, float]) -> Score:
 
 
 def slack(metric: Metric, best_value: float, num_examples: int) -> float:
-    """How far below the best value counts as equal: a standard error where the metric is a share of right answers (or near one), else 0."""
+    """How far below the best value counts as equal: a standard error where the metric is a share of right answers (or
+    near one), else 0.
+    """
     if metric not in _SHARES or num_examples < 1:
         return 0.0
     share = min(1.0, max(0.0, best_value))

@@ -26,7 +26,9 @@ def serve(shares: FairShares, tokens: int, active: str = "abc", backlogged: str 
 
 @settings(max_examples=200, deadline=None)
 @given(sizes=st.lists(st.tuples(st.integers(1, 50), st.integers(1, 50), st.integers(1, 50)), min_size=5, max_size=60))
-def test_in_any_window_backlogged_tenants_get_their_shares_within_one_largest_request(sizes: list[tuple[int, int, int]]) -> None:
+def test_in_any_window_backlogged_tenants_get_their_shares_within_one_largest_request(
+    sizes: list[tuple[int, int, int]],
+) -> None:
     shares, queues = FairShares(), {tenant: [row[i] for row in sizes] for i, tenant in enumerate("abc")}
     served: list[tuple[str, int]] = []
     while all(queues.values()):
@@ -104,7 +106,9 @@ def test_a_step_is_divided_max_min_fair(total: int, demands: dict[str, int], wei
         due = total * by_tenant[tenant] / sum(by_tenant[other] for other in demands)
         assert parts[tenant] > due - 1
         for other in demands:
-            assert parts[other] / by_tenant[other] <= (parts[tenant] + 1) / by_tenant[tenant] + 1 / by_tenant[other] + 1e-6
+            assert (
+                parts[other] / by_tenant[other] <= (parts[tenant] + 1) / by_tenant[tenant] + 1 / by_tenant[other] + 1e-6
+            )
 
 
 def test_what_rounding_leaves_goes_to_the_least_served() -> None:

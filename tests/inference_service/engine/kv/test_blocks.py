@@ -1,4 +1,6 @@
-"""The books of a paged cache with no tensors: a model of what the blocks hold, run beside the pool, finds what the counts would not."""
+"""The books of a paged cache with no tensors: a model of what the blocks hold, run beside the pool, finds what the
+counts would not.
+"""
 
 from __future__ import annotations
 
@@ -82,7 +84,9 @@ def test_a_lost_block_is_found() -> None:
 
 
 class Memory:
-    """What each slot of each block holds, told apart by (prefix, position, token): reads check what a kernel would read."""
+    """What each slot of each block holds, told apart by (prefix, position, token): reads check what a kernel would
+    read.
+    """
 
     def __init__(self) -> None:
         self.tables: dict[int, list[int]] = {}
@@ -123,7 +127,14 @@ class Memory:
 @settings(max_examples=80, deadline=None)
 @given(
     inputs=st.lists(
-        st.tuples(st.integers(1, 40), st.integers(0, 30), st.booleans(), st.integers(1, 20), st.integers(0, 2), st.integers(0, 9)),
+        st.tuples(
+            st.integers(1, 40),
+            st.integers(0, 30),
+            st.booleans(),
+            st.integers(1, 20),
+            st.integers(0, 2),
+            st.integers(0, 9),
+        ),
         min_size=1,
         max_size=10,
     ),

@@ -1,4 +1,6 @@
-"""Numbers that are not finite stay with the request that made them, whichever way it ends: its memory is clean for the next holder."""
+"""Numbers that are not finite stay with the request that made them, whichever way it ends: its memory is clean for the
+next holder.
+"""
 
 from __future__ import annotations
 
@@ -93,7 +95,9 @@ def test_a_request_that_is_not_finite_ends_at_the_first_chunk_that_shows_it(page
 
 @pytest.mark.parametrize("paged", [False, True])
 def test_a_step_that_raised_half_way_leaves_nothing(paged: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The step writes numbers that are not finite and then raises: for one request again and again, for those beside it once."""
+    """The step writes numbers that are not finite and then raises: for one request again and again, for those beside it
+    once.
+    """
     expected = answers(build("llama", paged))
     engine = build("llama", paged)
     run = engine.runner.run

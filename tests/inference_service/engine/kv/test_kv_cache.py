@@ -67,7 +67,9 @@ def test_trimming_zeroes_the_row_alone_whatever_its_size() -> None:
 
 
 def test_memory_is_planned_within_what_is_free() -> None:
-    plan = plan_memory(EngineConfig(max_running=4, max_length=1000), bytes_per_token=1000, max_positions=512, free_bytes=10**9)
+    plan = plan_memory(
+        EngineConfig(max_running=4, max_length=1000), bytes_per_token=1000, max_positions=512, free_bytes=10**9
+    )
     assert plan.max_length == 512
     assert plan.max_blocks == 4 * 16, "never more than all rows filled"
     tight = plan_memory(EngineConfig(kv_cache_bytes=96_000), bytes_per_token=1000, max_positions=4096, free_bytes=10**9)

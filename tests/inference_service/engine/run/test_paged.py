@@ -1,4 +1,6 @@
-"""The paged engine on a CPU gives what `generate` gives: with gathered blocks, a stand-in for the kernel, and padded decode batches."""
+"""The paged engine on a CPU gives what `generate` gives: with gathered blocks, a stand-in for the kernel, and padded
+decode batches.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,16 @@ from inference_service.engine.run.decode_graphs import DecodeGraphs, EagerGraph,
 from inference_service.engine.run.paged_runner import PagedRunner
 from inference_service.engine.run.varlen_kernel import VarlenKernel, error_of
 from tests.host_waits import HostWaits
-from tests.inference_service.engine.builders import ARCHITECTURES, drain, greedy, reference, run_one, small_config, soft_prompt, tiny_base
+from tests.inference_service.engine.builders import (
+    ARCHITECTURES,
+    drain,
+    greedy,
+    reference,
+    run_one,
+    small_config,
+    soft_prompt,
+    tiny_base,
+)
 from tests.inference_service.engine.test_correctness import INPUTS, REQUESTS, Mixed, Workbench, random_input
 
 BLOCK = 8
@@ -61,7 +72,9 @@ def varlen_attn(
         slots = torch.arange(used)
         own = slots[used - q.shape[0] :, None]
         seen = (slots <= own + window_size[1]) & ((slots >= own - window_size[0]) if window_size[0] >= 0 else True)
-        scores = (q.transpose(0, 1) @ k.repeat_interleave(groups, 0).transpose(1, 2) * scale).masked_fill(~seen, float("-inf"))
+        scores = (q.transpose(0, 1) @ k.repeat_interleave(groups, 0).transpose(1, 2) * scale).masked_fill(
+            ~seen, float("-inf")
+        )
         outs.append((scores.softmax(-1) @ v.repeat_interleave(groups, 0)).transpose(0, 1))
     return torch.cat(outs)
 
@@ -82,13 +95,17 @@ def with_kernel(monkeypatch: pytest.MonkeyPatch, kernel: VarlenKernel = KERNEL) 
 
     monkeypatch.setattr(build, "kernel_for", found)
     monkeypatch.setattr(
-        build, "capture", lambda decode, size, pad, device: DecodeGraphs(lambda inputs: EagerGraph(decode, inputs), size, pad, device)
+        build,
+        "capture",
+        lambda decode, size, pad, device: DecodeGraphs(lambda inputs: EagerGraph(decode, inputs), size, pad, device),
     )
 
 
 @pytest.mark.parametrize("kernel", [False, True])
 @pytest.mark.parametrize("kind", PAGED)
-def test_paged_greedy_equals_generate_alone_and_together(kind: str, kernel: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_paged_greedy_equals_generate_alone_and_together(
+    kind: str, kernel: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if kernel:
         with_kernel(monkeypatch)
     base = tiny_base(kind)
@@ -112,7 +129,9 @@ def test_paged_greedy_equals_generate_alone_and_together(kind: str, kernel: bool
 @pytest.mark.parametrize("kernel", [False, True])
 @pytest.mark.parametrize("kind", ["llama", "mistral", "gemma2"])
 @pytest.mark.parametrize("budget", [64, 9])
-def test_paged_scores_equal_those_of_rows(kind: str, budget: int, kernel: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_paged_scores_equal_those_of_rows(
+    kind: str, budget: int, kernel: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     results = []
     for paged in (False, True):
         if paged and kernel:
@@ -233,12 +252,17 @@ def test_a_ladder_ends_at_the_largest_batch_and_wastes_little() -> None:
 def test_the_kernel_is_proven_before_it_is_used() -> None:
     exact = error_of(KERNEL, 4, 2, 16, torch.float32, torch.device("cpu"))
     assert exact < 1e-5
-    assert error_of(VarlenKernel(varlen_attn, BLOCK, with_offsets=True), 4, 2, 16, torch.float32, torch.device("cpu")) < 1e-5
+    assert (
+        error_of(VarlenKernel(varlen_attn, BLOCK, with_offsets=True), 4, 2, 16, torch.float32, torch.device("cpu"))
+        < 1e-5
+    )
 
     def no_window(*arguments: Any, window_size: tuple[int, int], **options: Any) -> torch.Tensor:
         return varlen_attn(*arguments, window_size=(-1, 0), **options)
 
-    assert error_of(VarlenKernel(no_window, BLOCK, with_offsets=False), 4, 2, 16, torch.float32, torch.device("cpu")) > 0.1
+    assert (
+        error_of(VarlenKernel(no_window, BLOCK, with_offsets=False), 4, 2, 16, torch.float32, torch.device("cpu")) > 0.1
+    )
 
 
 def test_a_decode_step_waits_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,8 +15,12 @@ from inference_service.engine.run.sampler import philox, sample, uniform
 VOCAB = 50
 
 
-def row(seed: int = 0, tokens: tuple[int, ...] = (1, 2), num_input: int | None = None, **sampling: Any) -> RunningRequest:
-    return RunningRequest("s", list(tokens), len(tokens) if num_input is None else num_input, SamplingParams(**sampling), seed)
+def row(
+    seed: int = 0, tokens: tuple[int, ...] = (1, 2), num_input: int | None = None, **sampling: Any
+) -> RunningRequest:
+    return RunningRequest(
+        "s", list(tokens), len(tokens) if num_input is None else num_input, SamplingParams(**sampling), seed
+    )
 
 
 def one(logits: torch.Tensor, sequence: RunningRequest, ends: frozenset[int] = frozenset()) -> int:
@@ -100,7 +104,9 @@ def test_penalties_count_real_tokens_only() -> None:
     logits[4], logits[5], logits[6] = 2.0, 1.9, 1.5
     assert one(logits, row(tokens=(4,), temperature=0.0)) == 4
     assert one(logits, row(tokens=(4,), temperature=0.0, repetition_penalty=1.2)) == 5
-    assert one(logits, row(tokens=(4,), temperature=0.0, presence_penalty=1.0)) == 4, "presence looks at generated tokens only"
+    assert one(logits, row(tokens=(4,), temperature=0.0, presence_penalty=1.0)) == 4, (
+        "presence looks at generated tokens only"
+    )
     assert one(logits, row(tokens=(1, 4, 5), num_input=1, temperature=0.0, presence_penalty=1.0)) == 6
     assert one(logits, row(tokens=(1, 4, 4, 5), num_input=1, temperature=0.0, frequency_penalty=0.3)) == 5
     assert one(-logits - 1, row(tokens=tuple(range(4)), temperature=0.0, repetition_penalty=5.0)) > 3
@@ -117,7 +123,9 @@ def test_no_end_before_the_minimum() -> None:
 def test_logprobs_are_the_models_own() -> None:
     logits = torch.randn(VOCAB, generator=torch.Generator().manual_seed(0))
     expected = torch.log_softmax(logits, -1)
-    found = sample(logits[None], [row(temperature=0.7, top_k=3, repetition_penalty=2.0, num_logprobs=4)], [frozenset()])[0]
+    found = sample(
+        logits[None], [row(temperature=0.7, top_k=3, repetition_penalty=2.0, num_logprobs=4)], [frozenset()]
+    )[0]
     assert found.logprob is not None
     assert found.logprob.logprob == pytest.approx(float(expected[found.token_id]), abs=1e-5)
     assert [token for token, _ in found.logprob.top] == expected.topk(4).indices.tolist()

@@ -21,8 +21,18 @@ BYTES = byte_tokenizer()
 
 def fallback_tokenizer() -> Any:
     """SentencePiece's way: `▁` for spaces, one token for each byte of what is not in the vocabulary."""
-    vocab = {"<unk>": 0, **{f"<0x{i:02X}>": i + 1 for i in range(256)}, "▁": 257, "a": 258, "b": 259, "▁a": 260, "ab": 261}
-    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[("▁", "a"), ("a", "b")], unk_token="<unk>", byte_fallback=True))
+    vocab = {
+        "<unk>": 0,
+        **{f"<0x{i:02X}>": i + 1 for i in range(256)},
+        "▁": 257,
+        "a": 258,
+        "b": 259,
+        "▁a": 260,
+        "ab": 261,
+    }
+    tokenizer = Tokenizer(
+        models.BPE(vocab=vocab, merges=[("▁", "a"), ("a", "b")], unk_token="<unk>", byte_fallback=True)
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never")
     tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", clean_up_tokenization_spaces=False)

@@ -1,4 +1,6 @@
-"""Files of jobs in a directory: whole or not at all, newest attempt wins, damage is noticed. The database's are in `test_store`."""
+"""Files of jobs in a directory: whole or not at all, newest attempt wins, damage is noticed. The database's are in
+`test_store`.
+"""
 
 from __future__ import annotations
 

@@ -74,7 +74,9 @@ def test_a_change_and_its_events_are_one_transaction(store: JobStore) -> None:
     assert store.get(job.id) == job
     assert len(store.events(job.id, 0)) == 1
 
-    after = store.change(job.id, lambda old: transitions.cancel(old, time.time()), payloads=[Note(text="one"), Note(text="two")])
+    after = store.change(
+        job.id, lambda old: transitions.cancel(old, time.time()), payloads=[Note(text="one"), Note(text="two")]
+    )
     events = store.events(job.id, 1)
     assert [event.number for event in events] == [2, 3, 4]
     assert events[-1].payload == after.job
@@ -172,8 +174,13 @@ def test_an_attempt_that_was_given_up_changes_nothing(store: JobStore) -> None:
     assert store.holdings("dead")[0].attempt == 1
     config = JobsConfig(retry_first_seconds=0)
     now = time.time()
-    assert store.take_back(lambda old: transitions.lost(old, now, "died", config), lease_before=now, except_owner="dead") == []
-    [taken] = store.take_back(lambda old: transitions.lost(old, now, "died", config), lease_before=now, except_owner="me")
+    assert (
+        store.take_back(lambda old: transitions.lost(old, now, "died", config), lease_before=now, except_owner="dead")
+        == []
+    )
+    [taken] = store.take_back(
+        lambda old: transitions.lost(old, now, "died", config), lease_before=now, except_owner="me"
+    )
     assert (taken.id, taken.state, taken.failures) == (job.id, JobState.QUEUED, 1)
     with pytest.raises(StaleAttempt):
         store.change(job.id, lambda old: old, attempt=1)
@@ -200,7 +207,9 @@ def test_a_trained_job_is_claimed_for_publication_only(store: JobStore) -> None:
     taken = store.claim_trained("me", time.time() + 60, time.time())
     assert taken is not None
     assert (taken.job.id, taken.claimed_at) == (job.id, None)
-    done = store.change(job.id, lambda old: transitions.succeeded(old, JobResult(published=True), time.time()), attempt=2)
+    done = store.change(
+        job.id, lambda old: transitions.succeeded(old, JobResult(published=True), time.time()), attempt=2
+    )
     assert done.job.state is JobState.SUCCEEDED
 
 
@@ -249,7 +258,9 @@ def test_pages_of_large_jobs_are_short_and_complete(store: JobStore) -> None:
 def test_large_events_are_read_a_few_at_a_time(store: JobStore) -> None:
     job = create(store)
     for _ in range(6):
-        store.change(job.id, lambda old: old.with_job(attempt=old.job.attempt + 1), payloads=[Note(text="x" * (1 << 20))])
+        store.change(
+            job.id, lambda old: old.with_job(attempt=old.job.attempt + 1), payloads=[Note(text="x" * (1 << 20))]
+        )
     everything = [event.number for event in store.events(job.id, 0, limit=1)]
     while everything[-1] < store.get(job.id).last_event:
         some, more = store.event_page(job.id, everything[-1], 500)

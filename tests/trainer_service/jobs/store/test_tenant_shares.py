@@ -21,7 +21,9 @@ from trainer_service.jobs.store.job_store import JobStore
 NOW = 1_000_000.0
 
 
-def create(store: JobStore, tenant: str, priority: int = 0, weight: float = 1.0, max_queued: int = 1000, **job: object) -> Job:
+def create(
+    store: JobStore, tenant: str, priority: int = 0, weight: float = 1.0, max_queued: int = 1000, **job: object
+) -> Job:
     made = record(spec(priority=priority), queued_at=NOW, tenant=tenant, caller=tenant, **job)  # type: ignore[arg-type]
     return store.create(made, max_queued=max_queued, max_active_of_caller=1000, weight=weight)
 
@@ -131,11 +133,15 @@ def test_a_claim_looks_into_an_index_and_reads_no_queue(store: JobStore) -> None
     create(store, "many")
     row = to_row(record(queued_at=NOW, tenant="many"))
     with store.database.write() as connection:
-        connection.execute(insert(jobs), [{**row, "id": new_job_id(), "queue_key": NOW + number} for number in range(5000)])
+        connection.execute(
+            insert(jobs), [{**row, "id": new_job_id(), "queue_key": NOW + number} for number in range(5000)]
+        )
     if not store.is_shared:
         statements: list[tuple[str, object]] = []
         engine = store.database.engine
-        listener = lambda connection, cursor, statement, parameters, context, many: statements.append((statement, parameters))  # noqa: E731
+        listener = lambda connection, cursor, statement, parameters, context, many: statements.append(
+            (statement, parameters)
+        )  # noqa: E731
         event.listen(engine, "before_cursor_execute", listener)
         claim(store)
         event.remove(engine, "before_cursor_execute", listener)

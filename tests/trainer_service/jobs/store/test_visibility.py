@@ -1,4 +1,6 @@
-"""Prompt patterns in the job store, on both databases: the same names as in Python, full pages, and no row of anybody else's."""
+"""Prompt patterns in the job store, on both databases: the same names as in Python, full pages, and no row of anybody
+else's.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +52,10 @@ def statements(store: JobStore) -> Iterator[list[tuple[str, Any]]]:
 
 def test_patterns_mean_in_sql_what_they_mean_in_python(store: JobStore) -> None:
     pieces = ("", "a", "b", "-", "a-b", "ab", "ba-", "A", "_", "%", "\\")
-    names = sorted({"".join(parts) for parts in itertools.product(pieces, repeat=2)} | {"support-tone", "supporttone", "support.tone"})
+    names = sorted(
+        {"".join(parts) for parts in itertools.product(pieces, repeat=2)}
+        | {"support-tone", "supporttone", "support.tone"}
+    )
     base = to_row(record(spec(prompt="x")))
     with store.database.write() as connection:
         connection.execute(insert(jobs), [{**base, "id": f"{n:026d}", "prompt": name} for n, name in enumerate(names)])
@@ -81,7 +86,10 @@ def test_patterns_mean_in_sql_what_they_mean_in_python(store: JobStore) -> None:
 
 
 def test_pages_are_full_pages_of_what_is_visible(store: JobStore) -> None:
-    made = [create(store, f"{'support' if n % 5 == 0 else 'acme'}-{n % 2}", annotations={"n": str(n % 3)}) for n in range(30)]
+    made = [
+        create(store, f"{'support' if n % 5 == 0 else 'acme'}-{n % 2}", annotations={"n": str(n % 3)})
+        for n in range(30)
+    ]
     for job in made[:10]:
         store.change(job.id, lambda old: transitions.cancel(old, time.time()))
     own = [job for job in made if job.spec.prompt.startswith("support-")]
@@ -91,14 +99,23 @@ def test_pages_are_full_pages_of_what_is_visible(store: JobStore) -> None:
         (JobFilter(visible_to=SUPPORT, prompt="support-1"), lambda job: job.spec.prompt == "support-1"),
         (JobFilter(visible_to=SUPPORT, annotations={"n": "1"}), lambda job: job.spec.annotations["n"] == "1"),
         (JobFilter(visible_to=SUPPORT, states=frozenset({JobState.CANCELLED})), lambda job: job in made[:10]),
-        (JobFilter(visible_to=SUPPORT, states=frozenset({JobState.QUEUED, JobState.PAUSED})), lambda job: job not in made[:10]),
+        (
+            JobFilter(visible_to=SUPPORT, states=frozenset({JobState.QUEUED, JobState.PAUSED})),
+            lambda job: job not in made[:10],
+        ),
     ]
     for (filter, wanted), order in itertools.product(cases, JobOrder):
-        pool = [job for job in made if job.spec.prompt.endswith("-1")] if filter.visible_to == ("*-1",) else list(filter_(own, wanted))
+        pool = (
+            [job for job in made if job.spec.prompt.endswith("-1")]
+            if filter.visible_to == ("*-1",)
+            else list(filter_(own, wanted))
+        )
         expected = sorted((job.id for job in pool), reverse=order is JobOrder.NEWEST_FIRST)
         found, after, sizes = list[str](), "", list[int]()
         while True:
-            page = store.page(JobFilter(filter.states, filter.prompt, filter.annotations, order, filter.visible_to), 2, after)
+            page = store.page(
+                JobFilter(filter.states, filter.prompt, filter.annotations, order, filter.visible_to), 2, after
+            )
             found += [job.id for job in page.jobs]
             sizes.append(len(page.jobs))
             if not (after := page.next_after):

@@ -138,7 +138,9 @@ async def until(condition: Callable[[], bool], seconds: float = 40) -> None:
 def lacks(service: Service) -> bool:
     """It has asked for more workers than it got."""
     with service.store.database.read() as connection:
-        lacking = select(schema.worker_slots.c.lacking).where(schema.worker_slots.c.owner == service.manager._context.owner)
+        lacking = select(schema.worker_slots.c.lacking).where(
+            schema.worker_slots.c.owner == service.manager._context.owner
+        )
         return bool(connection.scalar(lacking))
 
 
@@ -154,7 +156,9 @@ def watch(*services: Service) -> tuple[list[int], asyncio.Task[None]]:
     return most, asyncio.create_task(look())
 
 
-async def test_two_trainers_have_max_workers_together_and_one_that_is_killed_leaves_its_part(replicas: list[Service]) -> None:
+async def test_two_trainers_have_max_workers_together_and_one_that_is_killed_leaves_its_part(
+    replicas: list[Service],
+) -> None:
     one, two, _ = replicas
     config: dict[str, Any] = {"max_workers": 2, "max_jobs_per_worker": 1}
     await one.start(**config, lease_seconds=2.0)

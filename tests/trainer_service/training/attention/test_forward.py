@@ -1,4 +1,6 @@
-"""The packed pass against the plain reference, [prompt; text] one row at a time: logits at targets and the prompts' gradients."""
+"""The packed pass against the plain reference, [prompt; text] one row at a time: logits at targets and the prompts'
+gradients.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,10 @@ class _FixedTrainee(Trainee):
 def _rows(rng: random.Random, count: int, preamble: int = 0) -> list[Row]:
     shared = [rng.randrange(5, 250) for _ in range(preamble)]
     return [
-        Row((*shared, *(rng.randrange(5, 250) for _ in range(rng.randint(2, 18)))), tuple(rng.randrange(5, 250) for _ in range(length)))
+        Row(
+            (*shared, *(rng.randrange(5, 250) for _ in range(rng.randint(2, 18)))),
+            tuple(rng.randrange(5, 250) for _ in range(length)),
+        )
         for length in (1 + rng.randrange(4) for _ in range(count))
     ]
 
@@ -66,7 +71,9 @@ def without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("compiled", [True, False], ids=["compiled", "torch"])
-def test_packed_logits_and_gradients_equal_one_row_at_a_time(architecture: str, compiled: bool, request: pytest.FixtureRequest) -> None:
+def test_packed_logits_and_gradients_equal_one_row_at_a_time(
+    architecture: str, compiled: bool, request: pytest.FixtureRequest
+) -> None:
     if not compiled:
         request.getfixturevalue("without_kernels")
     elif library.load() is None:
@@ -80,13 +87,19 @@ def test_packed_logits_and_gradients_equal_one_row_at_a_time(architecture: str, 
     ]
     results = []
     packed_forward = PackedForward(base)
-    for forward in (lambda: packed_forward.logits(packed_forward.states(segments)), lambda: _one_at_a_time(base, segments)):
+    for forward in (
+        lambda: packed_forward.logits(packed_forward.states(segments)),
+        lambda: _one_at_a_time(base, segments),
+    ):
         logits = forward()
         weights = torch.linspace(-1, 1, logits.numel()).view_as(logits)
         results.append((logits.detach(), *torch.autograd.grad((logits.log_softmax(-1) * weights).sum(), prompts)))
     assert isinstance(choose_forward(base), PackedForward)  # now with faster modules
     logits = packed_forward.logits(packed_forward.states(segments))
-    for found in (results[0], (logits.detach(), *torch.autograd.grad((logits.log_softmax(-1) * weights).sum(), prompts))):
+    for found in (
+        results[0],
+        (logits.detach(), *torch.autograd.grad((logits.log_softmax(-1) * weights).sum(), prompts)),
+    ):
         for packed, plain in zip(found, results[1], strict=True):
             torch.testing.assert_close(packed, plain, rtol=1e-4, atol=1e-4 * float(plain.abs().max()))
 
@@ -146,7 +159,9 @@ def test_logits_in_parts_give_the_same_losses_gradients_and_scores(monkeypatch: 
         prompt.grad = None
         loss = backward(base, PackedForward(base), [TrainPart(_FixedTrainee(prompt), rows, 0.1)], 1000)
         scores = compute.score(base, PackedForward(base), [ScoreWork(prompt.detach(), rows, (7, 9))])
-        found.append((loss, prompt.grad, torch.tensor([[s.log_probability, s.num_correct, *s.candidates] for s in scores[0]])))
+        found.append(
+            (loss, prompt.grad, torch.tensor([[s.log_probability, s.num_correct, *s.candidates] for s in scores[0]]))
+        )
     for whole, parts in zip(*found, strict=True):
         torch.testing.assert_close(whole, parts, rtol=1e-4, atol=1e-6)
 
@@ -198,7 +213,9 @@ def test_a_model_that_passes_no_gradient_to_its_input_is_refused() -> None:
 
 @pytest.mark.usefixtures("without_kernels")
 @pytest.mark.parametrize("architecture", ["llama", "mistral", "gemma2", "gpt_oss"])
-def test_probabilities_that_are_not_kept_are_recomputed_to_the_same_gradient(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_probabilities_that_are_not_kept_are_recomputed_to_the_same_gradient(
+    architecture: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     base, rng = build(architecture), random.Random(8)
     rows, (prompt,) = _rows(rng, 5), _prompts(base, 9)
     gradients = []

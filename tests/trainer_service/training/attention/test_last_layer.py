@@ -26,7 +26,9 @@ def test_what_is_read_stays_the_same(architecture: str) -> None:
     with only_at(POSITIONS, mlp):
         found = base.model.base_model(inputs_embeds=embeds).last_hidden_state[0]
     torch.testing.assert_close(found[POSITIONS], expected, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(torch.autograd.grad(found[POSITIONS].sin().sum(), embeds)[0], gradient, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(
+        torch.autograd.grad(found[POSITIONS].sin().sum(), embeds)[0], gradient, rtol=1e-3, atol=1e-5
+    )
 
 
 def test_other_positions_cost_nothing_and_the_module_is_restored() -> None:

@@ -89,7 +89,8 @@ def test_mistakes_of_several_kinds_are_reported_each_with_its_count() -> None:
     ]
     assert all("(and 7 more like this)" in violation.description for violation in refused.value.violations[6:])
     strange = [
-        f'{{"messages": [{{"role": "role{number}", "content": "x"}}, {{"role": "assistant", "content": "y"}}]}}' for number in range(30)
+        f'{{"messages": [{{"role": "role{number}", "content": "x"}}, {{"role": "assistant", "content": "y"}}]}}'
+        for number in range(30)
     ]
     with pytest.raises(InvalidInput) as refused:
         parse_examples(strange)
@@ -102,7 +103,11 @@ def test_byte_order_marks_of_joined_files_are_skipped() -> None:
 
 
 def test_nothing_too_many_and_one_label_are_refused() -> None:
-    for lines, reason in (([], "has no examples"), ([b"\n", b"  \n"], "has no examples"), ([GOOD] * 4, "more than 3 examples; line 4")):
+    for lines, reason in (
+        ([], "has no examples"),
+        ([b"\n", b"  \n"], "has no examples"),
+        ([GOOD] * 4, "more than 3 examples; line 4"),
+    ):
         with pytest.raises(InvalidInput, match=reason):
             parse_examples(lines, limits=DatasetLimits(max_examples=3))
     with pytest.raises(InvalidInput, match="needs at least two labels"):
@@ -138,7 +143,9 @@ def test_structured_examples_are_named_by_index() -> None:
 
 
 @given(st.integers(4, 60), st.floats(0.05, 0.95), st.integers(0, 2**40))
-def test_a_split_is_deterministic_disjoint_and_leaves_no_input_on_both_sides(count: int, fraction: float, seed: int) -> None:
+def test_a_split_is_deterministic_disjoint_and_leaves_no_input_on_both_sides(
+    count: int, fraction: float, seed: int
+) -> None:
     examples = tuple(Example(line=i + 1, input=f"input {i // 2}", output=str(i)) for i in range(count))
     try:
         train, held = split_validation(examples, fraction, seed)
@@ -164,7 +171,10 @@ def test_encoding_refuses_what_does_not_fit_with_line_and_counts() -> None:
     spec = task().spec
     encoder = InputEncoder(byte_tokenizer(), Template(text="In: {input}\nOut:"))
     examples = (*generation(2), Example(line=30, input="x" * 80, output="y" * 20))
-    with pytest.raises(InvalidInput, match="line 30: 89 input tokens and 22 target tokens; beside 6 virtual tokens there is room for 94"):
+    with pytest.raises(
+        InvalidInput,
+        match="line 30: 89 input tokens and 22 target tokens; beside 6 virtual tokens there is room for 94",
+    ):
         encode_dataset(examples, encoder, spec, 100)
     fits = encode_dataset(examples, encoder, spec, 200)
     assert fits.examples[2].target_ids[-1] == encoder.tokenizer.eos_token_id

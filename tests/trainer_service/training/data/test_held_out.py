@@ -24,8 +24,12 @@ def dataset(inputs: list[int]) -> EncodedDataset:
 def test_no_example_judges_what_it_or_its_twin_chose(inputs: list[int], limit: int, cross_fit: bool) -> None:
     data = dataset(inputs)
     found = parted(data, limit, 4 * limit, cross_fit=cross_fit)
-    again = parted(EncodedDataset(tuple(reversed(data.examples)), data.label_ids), limit, 4 * limit, cross_fit=cross_fit)
-    assert {e.input_ids for e in again.choosing.examples} == {e.input_ids for e in found.choosing.examples}, "whatever the order"
+    again = parted(
+        EncodedDataset(tuple(reversed(data.examples)), data.label_ids), limit, 4 * limit, cross_fit=cross_fit
+    )
+    assert {e.input_ids for e in again.choosing.examples} == {e.input_ids for e in found.choosing.examples}, (
+        "whatever the order"
+    )
     if len(set(inputs)) == 1:
         assert not found.is_apart
     elif found.fold:
@@ -48,7 +52,8 @@ def test_few_examples_do_both_in_halves_that_have_every_label() -> None:
     found = parted(dataset(list(range(24))), 128, 512, cross_fit=True)
     assert sum(found.fold) == 12
     by_label = [
-        sum(side for side, example in zip(found.fold, found.choosing.examples, strict=True) if example.label_index == i) for i in range(3)
+        sum(side for side, example in zip(found.fold, found.choosing.examples, strict=True) if example.label_index == i)
+        for i in range(3)
     ]
     assert by_label == [4, 4, 4]
 

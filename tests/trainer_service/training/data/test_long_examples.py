@@ -49,7 +49,10 @@ def test_examples_are_read_from_the_file_when_they_are_needed(lines: ExampleLine
 
 def test_too_long_examples_are_refused_with_counts_cut_or_left_out(lines: ExampleLines, encoder: InputEncoder) -> None:
     spec = task().spec
-    with pytest.raises(InvalidInput, match=r"line 41: 317 input tokens and 5 target tokens; beside 6 virtual tokens there is room for 94"):
+    with pytest.raises(
+        InvalidInput,
+        match=r"line 41: 317 input tokens and 5 target tokens; beside 6 virtual tokens there is room for 94",
+    ):
         encode_dataset(lines, encoder, spec, MAX_POSITIONS)
     dropped = encode_dataset(lines, encoder, spec.model_copy(update={"too_long": TooLong.DROP}), MAX_POSITIONS)
     assert (len(dropped), dropped.num_dropped, dropped.num_truncated) == (20, 2, 0)

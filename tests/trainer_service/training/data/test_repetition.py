@@ -17,8 +17,15 @@ def labelled(*pairs: tuple[str, str]) -> list[Example]:
 
 def test_the_same_input_with_two_labels_contradicts() -> None:
     found = repetition_of(labelled(("good", "p"), ("bad", "n"), ("good ", "n"), ("good", "p"), ("fair", "p")))
-    assert (found.num_contradictions, found.first_contradiction, found.num_duplicates, found.num_distinct_inputs) == (3, (1, 3), 1, 3)
-    assert "3 of 5 examples contradict another: one input, two labels, for example the examples 1 and 3" in found.notes()
+    assert (found.num_contradictions, found.first_contradiction, found.num_duplicates, found.num_distinct_inputs) == (
+        3,
+        (1, 3),
+        1,
+        3,
+    )
+    assert (
+        "3 of 5 examples contradict another: one input, two labels, for example the examples 1 and 3" in found.notes()
+    )
 
 
 def test_several_outputs_of_one_input_do_not_contradict() -> None:
@@ -45,8 +52,12 @@ def test_case_punctuation_and_a_few_words_make_near_duplicates() -> None:
 
 def test_conversations_are_compared_without_their_last_turn() -> None:
     def conversation(question: str, answer: str) -> Example:
-        return Example(line=1, messages=(Message(role="user", content=question), Message(role="assistant", content=answer)))
+        return Example(
+            line=1, messages=(Message(role="user", content=question), Message(role="assistant", content=answer))
+        )
 
-    found = repetition_of([conversation("a", "b"), conversation("a", "c"), conversation("a", "b"), conversation("?", "!")])
+    found = repetition_of(
+        [conversation("a", "b"), conversation("a", "c"), conversation("a", "b"), conversation("?", "!")]
+    )
     assert (found.num_distinct_inputs, found.num_duplicates) == (2, 1)
     assert repetition_of([conversation("a", "b"), conversation("z", "c")]).notes() == []

@@ -28,13 +28,17 @@ def test_an_instruction_stands_before_the_rendered_input_in_the_models_own_chat_
     found = instructed(spec, TOKENIZER, classification(2, 50), 4096)
     assert "good, bad or so-so" in instruction(spec)
     assert text_of(found) == f"<user>{instruction(spec)}\n\nIn: {classification(1, 50)[0].input}\nOut:<end><assistant>"
-    assert [TOKENIZER.decode(ids) for ids in found.data.label_ids] == list(LABELS), "labels follow the header without a space"
+    assert [TOKENIZER.decode(ids) for ids in found.data.label_ids] == list(LABELS), (
+        "labels follow the header without a space"
+    )
     assert found.end_token_id == TOKENIZER.eos_token_id
 
 
 def test_a_users_own_init_text_is_the_instruction() -> None:
     spec = spec_of(generation(), init={"method": "TEXT", "text": "Answer with no and a number."})
-    assert text_of(instructed(spec, TOKENIZER, generation(1, 50), 4096)).startswith("<user>Answer with no and a number.\n\nIn: ")
+    assert text_of(instructed(spec, TOKENIZER, generation(1, 50), 4096)).startswith(
+        "<user>Answer with no and a number.\n\nIn: "
+    )
 
 
 def test_few_shot_has_as_many_training_examples_as_fit_of_each_label_in_turn() -> None:
@@ -49,7 +53,10 @@ def test_few_shot_has_as_many_training_examples_as_fit_of_each_label_in_turn() -
     assert len({text_of(found, index)[:400] for index in range(3)}) == 1, "all rows share the beginning"
     small = few_shot(spec_of(train), TOKENIZER, held_out, train, len(instruction(spec_of(train))) + 200)
     assert 0 < small.num_shots < found.num_shots
-    assert max(len(row.input_ids) + len(row.target_ids) for row in small.data.examples) <= len(instruction(spec_of(train))) + 200
+    assert (
+        max(len(row.input_ids) + len(row.target_ids) for row in small.data.examples)
+        <= len(instruction(spec_of(train))) + 200
+    )
 
 
 def test_what_does_not_fit_is_refused() -> None:

@@ -25,7 +25,10 @@ def dataset(num_examples: int, num_labels: int, beginning: int = 0) -> EncodedDa
     rows = tuple(
         EncodedExample(
             Example(line=index + 1, label="x"),
-            (*(7 + step % 50 for step in range(beginning)), *(10 + (index * 31 + step * 7) % 200 for step in range(40))),
+            (
+                *(7 + step % 50 for step in range(beginning)),
+                *(10 + (index * 31 + step * 7) % 200 for step in range(40)),
+            ),
             (20, 21, 22),
             0,
         )

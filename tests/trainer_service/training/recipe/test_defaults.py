@@ -16,7 +16,9 @@ from trainer_service.training.spec import HyperparameterRequest, Hyperparameters
 INFO, TEMPLATE, LABELS = build().info, Template(text="Review: {input}\nSentiment:"), ("positive", "negative")
 
 
-def _fill(task: TaskKind = TaskKind.CLASSIFICATION, num_train: int = 1000, source: int | None = None, **request: Any) -> Hyperparameters:
+def _fill(
+    task: TaskKind = TaskKind.CLASSIFICATION, num_train: int = 1000, source: int | None = None, **request: Any
+) -> Hyperparameters:
     labels = LABELS if task is TaskKind.CLASSIFICATION else ()
     parsed = HyperparameterRequest.model_validate(request)
     return fill(parsed, task, num_train, INFO, TEMPLATE, labels, source_virtual_tokens=source)
@@ -24,26 +26,42 @@ def _fill(task: TaskKind = TaskKind.CLASSIFICATION, num_train: int = 1000, sourc
 
 def test_nothing_is_left_open() -> None:
     filled = _fill()
-    assert (filled.num_virtual_tokens, filled.batch_size, filled.num_steps, filled.metric) == (32, 8, 320, Metric.ACCURACY)
+    assert (filled.num_virtual_tokens, filled.batch_size, filled.num_steps, filled.metric) == (
+        32,
+        8,
+        320,
+        Metric.ACCURACY,
+    )
     assert filled.init.method is InitMethod.TEXT
     assert "positive or negative" in filled.init.text
     assert _fill(TaskKind.GENERATION).metric is Metric.LOSS
 
 
 def test_what_is_given_stays() -> None:
-    given = {"num_virtual_tokens": 7, "learning_rate": 0.5, "batch_size": 3, "warmup_steps": 0, "max_grad_norm": 0.0, "seed": 9}
+    given = {
+        "num_virtual_tokens": 7,
+        "learning_rate": 0.5,
+        "batch_size": 3,
+        "warmup_steps": 0,
+        "max_grad_norm": 0.0,
+        "seed": 9,
+    }
     filled = _fill(num_steps=11, evaluation_interval_steps=2, **given)
     assert {name: getattr(filled, name) for name in given} == given
     assert (filled.num_steps, filled.evaluation_interval_steps) == (11, 2)
 
 
-@pytest.mark.parametrize(("num_train", "steps"), [(5, 320), (1000, 320), (8000, 2000), (64_000, 16_000), (10**6, 16_000)])
+@pytest.mark.parametrize(
+    ("num_train", "steps"), [(5, 320), (1000, 320), (8000, 2000), (64_000, 16_000), (10**6, 16_000)]
+)
 def test_steps_grow_with_the_data_within_bounds(num_train: int, steps: int) -> None:
     assert _fill(num_train=num_train).num_steps == steps
     assert _fill(num_train=num_train).batch_size == min(8, num_train)
 
 
-@pytest.mark.parametrize(("num_train", "batch_size"), [(5, 5), (2560, 8), (5119, 8), (5120, 16), (20_480, 64), (10**6, 64)])
+@pytest.mark.parametrize(
+    ("num_train", "batch_size"), [(5, 5), (2560, 8), (5119, 8), (5120, 16), (20_480, 64), (10**6, 64)]
+)
 def test_batches_on_a_gpu_grow_with_the_data(num_train: int, batch_size: int) -> None:
     filled = fill(HyperparameterRequest(), TaskKind.GENERATION, num_train, INFO, TEMPLATE, on_gpu=True)
     assert filled.batch_size == batch_size

@@ -11,7 +11,10 @@ from trainer_service.training.spec import Metric
 
 
 def test_a_lucky_evaluation_does_not_beat_a_lower_loss() -> None:
-    lucky, sound = (0.8906, -0.137), (0.8828, -0.125)  # of seed 0 in the quality benchmark: 88.3 and 90.0 % on a thousand test examples
+    lucky, sound = (
+        (0.8906, -0.137),
+        (0.8828, -0.125),
+    )  # of seed 0 in the quality benchmark: 88.3 and 90.0 % on a thousand test examples
     assert ranked([lucky, sound], Metric.ACCURACY, 128) == [1, 0]
     assert is_better(sound, lucky, 0.8906, slack(Metric.ACCURACY, 0.8906, 128))
 
@@ -37,4 +40,6 @@ def test_a_standard_error() -> None:
 
 def test_scores_that_are_not_finite_come_last() -> None:
     assert score_of(Metric.LOSS, {"loss": math.nan}) == (-1e30, -1e30)
-    assert ranked([score_of(Metric.ACCURACY, {"accuracy": 0.5, "loss": math.inf}), (0.5, -3.0)], Metric.ACCURACY, 50) == [1, 0]
+    assert ranked(
+        [score_of(Metric.ACCURACY, {"accuracy": 0.5, "loss": math.inf}), (0.5, -3.0)], Metric.ACCURACY, 50
+    ) == [1, 0]

@@ -28,6 +28,10 @@ def upgrade() -> None:
     rows = []
     for job_id, text in op.get_bind().execute(sa.text("SELECT id, spec FROM jobs")):
         spec = json.loads(text)
-        rows += [{"dataset": name, "job_id": job_id} for name in {spec["dataset"], spec.get("validation_dataset", "")} if name]
+        rows += [
+            {"dataset": name, "job_id": job_id}
+            for name in {spec["dataset"], spec.get("validation_dataset", "")}
+            if name
+        ]
     if rows:
         op.bulk_insert(job_datasets, rows)

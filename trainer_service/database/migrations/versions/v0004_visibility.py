@@ -1,4 +1,6 @@
-"""Keys that the replicas share, and prompt names in the order of their bytes, so that a pattern of names is a range of the index."""
+"""Keys that the replicas share, and prompt names in the order of their bytes, so that a pattern of names is a range of
+the index.
+"""
 
 from __future__ import annotations
 

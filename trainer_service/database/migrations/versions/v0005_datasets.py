@@ -1,4 +1,6 @@
-"""Datasets belong to tenants, those from before to the tenants of the jobs that name them; and ended jobs are thinned and removed."""
+"""Datasets belong to tenants, those from before to the tenants of the jobs that name them; and ended jobs are thinned
+and removed.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,8 @@ from alembic import op
 revision = "0005"
 down_revision = "0004"
 
-# Sizes and examples are filled in later, from the files. The time without use begins now: an upgrade removes no dataset at once.
+# Sizes and examples are filled in later, from the files. The time without use begins now: an upgrade removes no dataset
+# at once.
 _ADOPT = """
 INSERT INTO datasets (tenant, dataset, size_bytes, num_examples, task, num_labels, create_time, last_use_time)
 SELECT jobs.tenant, job_datasets.dataset, 0, 0, '', 0, min(jobs.create_time), :now

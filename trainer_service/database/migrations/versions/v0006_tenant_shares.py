@@ -18,8 +18,12 @@ def upgrade() -> None:
         sa.Column("clock", sa.Double, nullable=False),
         sa.PrimaryKeyConstraint("tenant", name="pk_tenant_shares"),
     )
-    op.execute("INSERT INTO tenant_shares (tenant, weight, virtual_time, clock) SELECT DISTINCT tenant, 1.0, 0.0, 0.0 FROM jobs")
+    op.execute(
+        "INSERT INTO tenant_shares (tenant, weight, virtual_time, clock) SELECT DISTINCT tenant, 1.0, 0.0, 0.0 FROM jobs"
+    )
     op.drop_index("ix_jobs_state_queue_key", "jobs")
     op.create_index("ix_jobs_state_tenant_queue_key", "jobs", ["state", "tenant", "queue_key"])
     op.drop_index("ix_jobs_queue", "jobs")
-    op.create_index("ix_jobs_queue", "jobs", ["state", "trained", "base_model", "tenant", "solo", "queue_key", "id", "not_before"])
+    op.create_index(
+        "ix_jobs_queue", "jobs", ["state", "trained", "base_model", "tenant", "solo", "queue_key", "id", "not_before"]
+    )
