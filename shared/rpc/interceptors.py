@@ -52,7 +52,7 @@ def _metadata(context: Any, wanted: str) -> str:
     return next((value for key, value in context.invocation_metadata() or () if key == wanted and isinstance(value, str)), "")
 
 
-class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # the stubs make it generic, grpcio does not
+class CallInterceptor(grpc.aio.ServerInterceptor):
     """`endless` are full method names (`/package.Service/Method`) that end only with the client or the server."""
 
     def __init__(
@@ -62,7 +62,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # 
 
     async def intercept_service(
         self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any]]],
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Any:
         handler: Any = await continuation(handler_call_details)
