@@ -9,13 +9,13 @@ import stat
 import tempfile
 from pathlib import Path
 
-import platformdirs
-
 
 def user_cache() -> Path:
     """`softprompt` in the user's cache directory: on Linux in $XDG_CACHE_HOME or ~/.cache, on macOS in
     ~/Library/Caches.
     """
+    import platformdirs  # not at the top: GPU benchmarks import this module on machines without it
+
     return platformdirs.user_cache_path("softprompt", appauthor=False)
 
 

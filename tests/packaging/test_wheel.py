@@ -44,7 +44,7 @@ def test_all_of_it_is_one_package(wheel: Path) -> None:
     [
         ("from shared.errors import NotFound", "from softprompt.shared.errors import NotFound"),
         ("from shared import hub", "from softprompt.shared import hub"),
-        ("import shared.model.hub as hub, os", "import softprompt.shared.hub as hub, os"),
+        ("import shared.model.hub as hub, os", "import softprompt.shared.model.hub as hub, os"),
         ("def f():\n  'ä'; from shared import hub", "def f():\n  'ä'; from softprompt.shared import hub"),
         ("'from shared import hub'", "'from shared import hub'"),
         ("from shared_memory import x", "from shared_memory import x"),
