@@ -14,8 +14,10 @@ def user_cache() -> Path:
     """`softprompt` in the user's cache directory: on Linux in $XDG_CACHE_HOME or ~/.cache, on macOS in
     ~/Library/Caches.
     """
-    import platformdirs  # not at the top: GPU benchmarks import this module on machines without it
-
+    try:
+        import platformdirs
+    except ImportError:  # GPU benchmarks run on machines that have little more than torch and transformers
+        return Path(tempfile.gettempdir()) / f"softprompt-cache-{getattr(os, 'getuid', lambda: 0)()}"
     return platformdirs.user_cache_path("softprompt", appauthor=False)
 
 
