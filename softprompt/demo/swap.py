@@ -101,7 +101,7 @@ async def expected_answers(
     client: AsyncClient, prompt: str, version: int, inputs: list[str], sampling: Sampling
 ) -> list[Generation]:
     """What a version answers when nothing else goes on, with the log-probabilities that `compare` needs."""
-    exact = replace(sampling, num_logprobs=2)
+    exact = replace(sampling, num_logprobs=5)
     return [await client.generate(text, prompt=f"{prompt}@{version}", sampling=exact) for text in inputs]
 
 

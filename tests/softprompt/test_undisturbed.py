@@ -20,8 +20,8 @@ def expected() -> GenerationDelta:
     [
         ([10, 11, 12], True, "the same tokens as without a swap ("),
         ([10, 21, 99], True, "up to token 1, a tie by rounding (0.10 nats)"),
-        ([10, 31, 12], False, "from token 1 on"),
-        ([10, 77, 12], False, "from token 1 on"),
+        ([10, 31, 12], False, "from token 1 on (3.20 nats less likely)"),
+        ([10, 77, 12], False, "from token 1 on (no likely alternative)"),
         ([10, 11], False, "(2 of 3)"),
     ],
 )
