@@ -176,7 +176,7 @@ def test_code_that_others_could_have_planted_is_not_loaded(cache: Path, monkeypa
     assert library.find() == cache / "compiled again"
     cached.chmod(0o700)
     cache.chmod(0o777)
-    with pytest.raises(RuntimeError, match="others may write to"):
+    with pytest.raises(RuntimeError, match="other users can write to"):
         library.find()
 
 
@@ -185,7 +185,7 @@ def test_nothing_is_compiled_into_a_folder_that_others_write_to(cache: Path, cap
     cache.mkdir(parents=True)
     cache.chmod(0o777)
     assert load() is None
-    assert "others may write to" in caplog.text
+    assert "other users can write to" in caplog.text
     assert not [*cache.iterdir()]
 
 
