@@ -1,6 +1,6 @@
-"""Services of a server that listens before they exist: their methods answer UNAVAILABLE until they are added.
+"""Lets a server listen before its services are created: their methods answer UNAVAILABLE until then.
 
-So a process whose database or store is away at its start tells probes that it lives, and callers to try again.
+If the database or store is unavailable at the start, probes find the process alive and callers can try again.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ from shared.errors import Unavailable
 
 
 class LateServices(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # the stubs make it generic, grpcio does not
-    """Add it to a server before that starts; hand it, in place of the server, to the generated `add_..._to_server`
-    later.
+    """A placeholder for services. Add it to a server before the server starts.
+
+    Later, pass it in place of the server to the generated functions `add_..._to_server`.
     """
 
     def __init__(self, service_names: Sequence[str], message: str) -> None:
-        """`service_names` are full names; `message` is what callers are told meanwhile."""
+        """`service_names` are full names; `message` is the error text for callers until the services are added."""
         self._prefixes = tuple(f"/{name}/" for name in service_names)
         self._message = message
         self._handlers: tuple[grpc.GenericRpcHandler[Any, Any], ...] = ()
@@ -28,7 +29,7 @@ class LateServices(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # the stu
         self._handlers += tuple(handlers)
 
     def add_registered_method_handlers(self, service_name: str, method_handlers: Mapping[str, Any]) -> None:
-        """Only another way to find the same handlers."""
+        """Ignored: grpcio registers the same handlers a second time with this method."""
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
         for handler in self._handlers:
