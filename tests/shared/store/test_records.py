@@ -38,7 +38,7 @@ def test_an_entry_reads_back_and_ignores_what_a_newer_writer_added() -> None:
 
 
 def test_a_newer_format_is_said() -> None:
-    with pytest.raises(DamagedBlob, match="of format 2"):
+    with pytest.raises(DamagedBlob, match="has format 2"):
         decode_commit(commit_with({"op": "unheard-of"}, format=2), 1)
 
 
