@@ -263,6 +263,7 @@ async def test_the_path_of_a_socket_that_is_too_long_is_refused_by_its_length() 
 
 
 def test_standard_input_is_read_also_where_it_has_no_path() -> None:
-    code = "import softprompt.input_files as files; files.STANDARD_INPUT = files.Path('/none'); print(files.input_file('/none', 'dataset'))"
+    code = "import softprompt.input_files as files; files.STANDARD_INPUT = files.Path('/none')\n"
+    code += "print(files.input_file('/none', 'dataset'))"
     done = subprocess.run([sys.executable, "-c", code], input=b"a,b", capture_output=True, timeout=60, check=True)
     assert done.stdout == b"b'a,b'\n"
