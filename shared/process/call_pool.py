@@ -128,7 +128,7 @@ class CallPool:
             except Unavailable as error:
                 if self._closed:
                     raise
-                log.warning("retrying in about %.1f s: %s", pause, error.message)
+                log.warning("trying again in about %.1f s: %s", pause, error.message)
                 await asyncio.sleep(pause * random.uniform(0.5, 1.0))
                 pause = min(_LAST_PAUSE_SECONDS, pause * 2)
 

@@ -139,7 +139,7 @@ def _bearer(values: Sequence[str]) -> str:
     return token.strip(" ") if scheme.lower() == "bearer" else ""
 
 
-def _named(everybody: Caller, certificate_names: Sequence[str]) -> Caller:
+def _named(caller: Caller, certificate_names: Sequence[str]) -> Caller:
     if not certificate_names:
-        return everybody
-    return replace(everybody, name=certificate_names[0][:200], identified_by="certificate")
+        return caller
+    return replace(caller, name=certificate_names[0][:200], identified_by="certificate")

@@ -228,8 +228,8 @@ def _delete(prompt: PromptRecord, op: VersionDeleted, commit: Commit) -> PromptR
             f"log entry {commit.revision} deletes {op.prompt} version {op.version}, which is aliased or does not exist"
         )
     versions = dict(prompt.versions)
-    gone = versions.pop(op.version)
-    stone = Tombstone(gone.version, gone.job, gone.digest, commit.time)
+    removed = versions.pop(op.version)
+    stone = Tombstone(removed.version, removed.job, removed.digest, commit.time)
     return replace(
         prompt, versions=MappingProxyType(versions), tombstones=(*prompt.tombstones, stone)[-MAX_TOMBSTONES:]
     )

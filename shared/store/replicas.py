@@ -115,10 +115,10 @@ class ReplicaDirectory:
     def forget_gone(self, older_than_seconds: float = FORGET_SECONDS) -> int:
         """Remove records that have not changed for this time. Returns their number."""
         oldest = datetime.now(UTC) - timedelta(seconds=older_than_seconds)
-        gone = [info.key for info in self._backend.list(REPLICAS) if info.modified_at < oldest]
-        for key in gone:
+        old = [info.key for info in self._backend.list(REPLICAS) if info.modified_at < oldest]
+        for key in old:
             self._backend.delete(key)
-        return len(gone)
+        return len(old)
 
     def remove(self, replica: str) -> None:
         """Remove a replica's record, when the replica stops."""

@@ -142,7 +142,7 @@ class PromptStore:
     def set_alias(
         self, prompt: str, alias: str, target: Targets | None, expected: Expected = ANYTHING, actor: str = ""
     ) -> int:
-        """Move an alias to a version or to weighted versions, or remove it (None). Returns the new revision.
+        """Move an alias to a version or to weighted versions, or remove it (None). Returns the resulting revision.
 
         `expected` is its required current value (a version, targets, or None for no alias); otherwise raises Conflict
         with the `current` value.

@@ -489,7 +489,7 @@ class GenerationEnd(_message.Message):
     """The stop sequence that ended it; empty otherwise."""
     @_builtins.property
     def queue_time(self) -> _duration_pb2.Duration:
-        """Time from arrival to the first step that computed a part of it."""
+        """Time from arrival to the first step that included the request."""
 
     @_builtins.property
     def first_token_time(self) -> _duration_pb2.Duration:

@@ -950,7 +950,7 @@ class VersionStatus(_message.Message):
     num_replicas: _builtins.int
     """Number of live replicas that have its base model and therefore should serve it."""
     served_by_all: _builtins.bool
-    """At least one replica should serve it, and all that should do."""
+    """At least one live replica has its base model, and all such replicas serve it."""
     @_builtins.property
     def aliases(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Aliases that name it."""
