@@ -62,7 +62,7 @@ class ServerSettings(BaseSettings):
     tls_client_ca_file: str = ""
     """Certificate authority (PEM) that must have signed client certificates (mTLS); empty: clients need none."""
     plaintext: bool = Field(default=False, validate_default=True)
-    """Serve without TLS. Not needed on a loopback host; on any other, a service without TLS starts only if it is set."""
+    """Serve without TLS. Not needed on a loopback host; on others, a service without TLS starts only if this is set."""
     health_port: int | None = Field(default=None, ge=0, le=65535)
     """Port of a second gRPC server for probes: health only, always plaintext; 0 chooses a free port; unset: none."""
     health_access: Access = "everyone"
