@@ -106,6 +106,7 @@ class Caller:
 
     @property
     def is_limited_to_prompts(self) -> bool:
+        """Whether some prompts are not allowed."""
         return "*" not in self.prompts
 
     def has_role(self, *roles: Role) -> bool:

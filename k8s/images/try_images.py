@@ -35,11 +35,13 @@ HARDENED = [
 
 
 def say(text: str) -> None:
+    """Print a line with the time."""
     sys.stdout.write(f"{time.strftime('%H:%M:%S')} {text}\n")
     sys.stdout.flush()
 
 
 def podman(*arguments: str, timeout: float = 120) -> str:
+    """Run podman and return its output. Exits with the output if it fails."""
     done = subprocess.run(["podman", *arguments], capture_output=True, text=True, timeout=timeout)
     if done.returncode:
         raise SystemExit(f"podman {' '.join(arguments)}\n{done.stdout}{done.stderr}")
@@ -47,6 +49,7 @@ def podman(*arguments: str, timeout: float = 120) -> str:
 
 
 def image(target: str) -> str:
+    """Name of the built image."""
     return f"localhost/softprompt-{target}:{VERSION}"
 
 
@@ -92,6 +95,7 @@ def normalised(requirement: str) -> str:
 
 
 def remove(container: str) -> None:
+    """Stop and remove a container, if it exists."""
     subprocess.run(["podman", "rm", "--force", "--time=5", container], capture_output=True)
 
 
@@ -170,6 +174,7 @@ class Container:
 
 
 def use(folder: Path, model: Path, containers: ExitStack) -> None:
+    """Start both services, tune a prompt, stream an answer with it, and stop both."""
     trainer = Container(
         "trainer", folder, model, {"BASE_MODELS": f"/models/{model.name}", "DATA_DIR": "/data", "STORE_URL": "/prompts"}
     )

@@ -55,6 +55,7 @@ def ray_start(role: str, group: dict[str, Any], place: str) -> list[str]:
 
 
 def wait_for(what: str, container: str, seen: Any) -> None:
+    """Wait until `seen()` is true. Exits with the container's log if the container ends or time runs out."""
     deadline = time.monotonic() + DEADLINE_SECONDS
     while not seen():
         if time.monotonic() > deadline or podman("inspect", "--format={{.State.Running}}", container) != "true":
@@ -65,6 +66,7 @@ def wait_for(what: str, container: str, seen: Any) -> None:
 
 
 def answers(port: int) -> bool:
+    """Whether a TCP server listens on the port."""
     try:
         socket.create_connection(("127.0.0.1", port), 1).close()
     except OSError:
@@ -73,6 +75,7 @@ def answers(port: int) -> bool:
 
 
 def use(folder: Path, model: Path, containers: ExitStack) -> None:
+    """Start the cluster and the trainer, run a job, and stop the trainer."""
     cluster, deployed = manifests()
     token = [
         "--env=RAY_AUTH_MODE=token",

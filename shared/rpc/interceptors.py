@@ -157,6 +157,7 @@ class _Call:
 
     @contextmanager
     def observed(self, context: Any) -> Any:
+        """Observe one call inside the `with` block, which may set the status code of the yielded outcome."""
         outcome = _Outcome(self._metrics, self._labels)
         labels, metrics = self._labels, self._metrics
         begun = time.perf_counter()

@@ -26,12 +26,14 @@ class LateServices(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # the stu
         self._handlers: tuple[grpc.GenericRpcHandler[Any, Any], ...] = ()
 
     def add_generic_rpc_handlers(self, handlers: Sequence[grpc.GenericRpcHandler[Any, Any]]) -> None:
+        """Add the handlers of services; the generated functions `add_..._to_server` call this."""
         self._handlers += tuple(handlers)
 
     def add_registered_method_handlers(self, service_name: str, method_handlers: Mapping[str, Any]) -> None:
         """Ignored: grpcio registers the same handlers a second time with this method."""
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
+        """The handler of a method: the added one, or one that answers UNAVAILABLE until then."""
         for handler in self._handlers:
             if (found := handler.service(handler_call_details)) is not None:
                 return found

@@ -113,9 +113,11 @@ class MetricsServer:
 
     @property
     def port(self) -> int:
+        """The port that was bound."""
         return int(self.server.server_port)
 
     def close(self) -> None:
+        """Stop serving and wait for the server's thread."""
         self.server.shutdown()
         self.server.server_close()
         self.thread.join()
