@@ -1,4 +1,4 @@
-"""Benchmarks of speed, memory and quality, compared with peers. Each has a make target and writes JSON to `results/`."""
+"""Benchmarks of speed, memory and quality, compared with peers. Each has a make target and writes JSON to results/."""
 
 from shared.kernels.settings import set_native_defaults
 

@@ -1,7 +1,6 @@
-"""Generate the Python beside the protos: `python protos/generate.py`, or `--check` to fail if what is committed is not
-fresh.
+"""Generate the Python code next to the protos: `python protos/generate.py`; `--check` fails if it is out of date.
 
-Generated files are committed, so that users need no compiler, and never edited.
+Generated files are committed, so that users need no compiler. Never edit them.
 """
 
 from __future__ import annotations
@@ -21,9 +20,9 @@ SOURCES = sorted(path.relative_to(ROOT) for path in ROOT.glob("prompttuning/**/*
 
 
 def generate(target: Path) -> list[Path]:
-    """Write `*_pb2.py`, `*_pb2_grpc.py` and their stubs under `target`; the paths written, relative to it."""
+    """Write `*_pb2.py`, `*_pb2_grpc.py` and their stubs under `target`; returns their paths relative to it."""
     plugins = [f"--{plugin}_out={target}" for plugin in ("python", "grpc_python")]
-    for plugin in ("mypy", "mypy_grpc"):  # beside this interpreter, whether or not its environment is activated
+    for plugin in ("mypy", "mypy_grpc"):  # installed next to this interpreter; its environment may not be activated
         plugins += [
             f"--plugin=protoc-gen-{plugin}={Path(sys.executable).parent / f'protoc-gen-{plugin}'}",
             f"--{plugin}_out=quiet:{target}",
@@ -39,7 +38,7 @@ def generate(target: Path) -> list[Path]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="compare with what is committed instead of writing")
+    parser.add_argument("--check", action="store_true", help="compare with the committed files instead of writing them")
     if not parser.parse_args().check:
         generate(ROOT)
         return

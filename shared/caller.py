@@ -1,7 +1,7 @@
-"""Who is calling: a name, a tenant, roles, the prompts that they may touch, and how much they may do.
+"""The caller of a method: name, tenant, roles, allowed prompts and limits.
 
-`current_caller()` is the caller of the call that runs now, for the few places that must ask again once they know more
-than the request said: which prompt a job is for, which prompts a list shows.
+`current_caller()` returns the caller of the current call. A few places need it to check permissions that don't follow
+from the request alone: the prompt of a job, the prompts in a list.
 """
 
 from __future__ import annotations
@@ -21,27 +21,29 @@ EVERY_PROMPT = ("*",)
 
 
 def matches(patterns: Iterable[str], prompt: str) -> bool:
+    """Whether one of the patterns, in the syntax of `fnmatch`, matches the prompt's name."""
     return any(fnmatchcase(prompt, pattern) for pattern in patterns)
 
 
 class Role(StrEnum):
-    """What somebody is there for. `methods.py` says which methods each may call."""
+    """A caller's role. `shared/security/methods.py` lists the methods that each role may call."""
 
     VIEWER = "viewer"
-    """Looks at jobs, prompts, versions and what is loaded; changes nothing, generates nothing."""
+    """Reads jobs, prompts, versions and the load status; changes nothing, generates nothing."""
     GENERATOR = "generator"
     """Generates and scores."""
     TUNER = "tuner"
-    """Uploads data, runs and steers jobs; what they publish serves nobody until a publisher moves an alias to it."""
+    """Uploads data, runs and controls jobs. A version that a job publishes is served only after a publisher has moved
+    an alias to it."""
     PUBLISHER = "publisher"
     """Decides what is served: moves aliases, imports and deletes versions."""
     ADMIN = "admin"
-    """Everything."""
+    """May call every method."""
 
 
 @dataclass(frozen=True)
 class CallerLimits:
-    """Most of everything for one caller, in each process; None: no limit of their own."""
+    """Limits of one caller or tenant in each process; None: no limit."""
 
     requests_per_second: float | None = None
     tokens_per_second: float | None = None
@@ -54,63 +56,69 @@ class CallerLimits:
 
 
 MAX_PRIORITY = 100
-"""Priorities of jobs and requests lie between minus this and this."""
+"""Priorities of jobs and requests are between -MAX_PRIORITY and MAX_PRIORITY."""
 
 
 @dataclass(frozen=True)
 class Tenant:
     """A group of callers that share limits, a fair share of workers and tokens, and their datasets.
 
-    A caller whose entry names no tenant is a tenant by itself, under the caller's own name.
+    A caller whose entry names no tenant forms a tenant with the caller's name.
     """
 
     name: str
     weight: float = 1.0
-    """Its share of whatever is scarce, beside the other tenants that want some at that time."""
+    """Weight of the tenant's share of a scarce resource, relative to the other tenants that currently want it."""
     max_priority: int = MAX_PRIORITY
-    """The largest priority of its jobs and requests. Priority orders the work of one tenant, never that of two."""
+    """The largest priority of its jobs and requests. Priority orders work within one tenant, not between tenants."""
     limits: CallerLimits = CallerLimits()
-    """For all its callers together, beside each caller's own."""
+    """Limits on all callers of the tenant together, in addition to each caller's own limits."""
     dataset_roots: tuple[str, ...] | None = None
-    """Directories under which its callers may name datasets by URI; None: the service's own roots."""
+    """Directories under which its callers may name datasets by URI; None: the service's roots."""
     dataset_bytes: int | None = None
-    """Most bytes of its stored datasets together; 0: no limit; None: the service's setting. So are the two below."""
+    """Maximum total size of its stored datasets; 0: no limit; None: the service's setting."""
     ended_job_days: float | None = None
-    """Its ended jobs are removed after that; 0: kept."""
+    """Ended jobs are removed after this many days; 0: never; None: the service's setting."""
     unused_dataset_days: float | None = None
-    """Its datasets are removed after that many days without use; 0: kept."""
+    """Datasets are removed after this many days without use; 0: never; None: the service's setting."""
 
 
 @dataclass(frozen=True)
 class Caller:
+    """An authenticated caller and its permissions."""
+
     name: str
     roles: frozenset[Role]
     prompts: tuple[str, ...] = EVERY_PROMPT
-    """Patterns of prompt names; `*` stands for any characters. The bare model has the empty name: only `*` allows it.
-    """
+    """Patterns of the allowed prompt names; `*` matches any characters. The bare model has an empty name, so only `*`
+    allows it."""
     limits: CallerLimits = CallerLimits()
-    """For this caller alone."""
+    """Limits of this caller alone."""
     identified_by: str = "nothing"
-    """token, certificate, oidc or nothing."""
+    """How the caller was authenticated: token, certificate, oidc or nothing."""
     group: Tenant | None = None
-    """The tenant that the callers file names; None: the caller is one by itself."""
+    """The tenant that the callers file names; None: the caller forms a tenant alone."""
 
     @property
     def tenant(self) -> Tenant:
+        """The caller's tenant, never None."""
         return self.group or Tenant(self.name)
 
     @property
     def is_limited_to_prompts(self) -> bool:
+        """Whether some prompts are not allowed."""
         return "*" not in self.prompts
 
     def has_role(self, *roles: Role) -> bool:
+        """Whether the caller has one of the roles or is an administrator."""
         return Role.ADMIN in self.roles or not self.roles.isdisjoint(roles)
 
     def may_use(self, prompt: str) -> bool:
+        """Whether one of the caller's patterns allows the prompt."""
         return matches(self.prompts, prompt)
 
     def require_prompt(self, prompt: str) -> None:
-        """Raises PermissionDenied."""
+        """Raises PermissionDenied if the caller may not use the prompt."""
         if not self.may_use(prompt):
             what = f"prompt {prompt[:80]!r}" if prompt else "the bare model"
             raise PermissionDenied(
@@ -119,18 +127,20 @@ class Caller:
 
 
 EVERYBODY = Caller("anonymous", frozenset({Role.ADMIN}), group=Tenant("anonymous"))
-"""The caller where no callers file is configured: one tenant holds everything."""
+"""The caller of every call if no callers file is configured; all work then belongs to one tenant."""
 
 _current: ContextVar[Caller] = ContextVar("softprompt_caller", default=EVERYBODY)
 
 
 def current_caller() -> Caller:
+    """The caller of the call that runs in this context."""
     return _current.get()
 
 
 def tenant_of_work() -> str:
-    """Name of the tenant that the current work is done for; empty for the service itself, and where no tenants are
-    configured.
+    """Name of the tenant that the current work is done for.
+
+    Empty for the service's own work, and if no tenants are configured.
     """
     caller = _current.get()
     return SERVICE if caller.group is EVERYBODY.group else caller.tenant.name
@@ -138,7 +148,7 @@ def tenant_of_work() -> str:
 
 @contextmanager
 def calling(caller: Caller) -> Iterator[None]:
-    """Within it, `caller` is the current one."""
+    """Make `caller` the current caller inside the `with` block."""
     token = _current.set(caller)
     try:
         yield

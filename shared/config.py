@@ -1,8 +1,7 @@
-"""Settings: read from the environment once, at start, into a frozen object. A bad value stops the start and says which
-variable.
+"""Settings, read from the environment once, at start, into a frozen object.
 
-Each service derives its own class from `ServerSettings`; the docstring under a field is its documentation (`--help`
-prints it).
+A bad value stops the start with an error that names the variable. Each service derives its class from
+`ServerSettings`; `--help` prints the docstrings of the fields.
 """
 
 from __future__ import annotations
@@ -34,61 +33,59 @@ def settings_config(prefix: str) -> SettingsConfigDict:
 
 
 class ServerSettings(BaseSettings):
-    """What both services are told in the same words."""
+    """Settings that both services have."""
 
     model_config = SettingsConfigDict(frozen=True, use_attribute_docstrings=True)
 
     host: str = "127.0.0.1"
-    """Address that gRPC and metrics listen on; 0.0.0.0 for every interface."""
+    """Address that gRPC and metrics listen on; 0.0.0.0 for all interfaces."""
     port: int = Field(default=0, ge=0, le=65535)
-    """Port of gRPC; 0 takes a free one."""
+    """Port of the gRPC server; 0 chooses a free port."""
     metrics_port: int = Field(default=0, ge=0, le=65535)
-    """Port of the Prometheus endpoint; 0 takes a free one."""
+    """Port of the Prometheus endpoint; 0 chooses a free port."""
     log_format: Literal["console", "json"] = "console"
-    """`json` writes one object a line, for machines."""
+    """Format of log lines: `console` for people, `json` for machines (one object per line)."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
-    """Least severity that is logged."""
+    """Lowest severity that is logged."""
     grace_seconds: float = Field(default=30.0, ge=0, le=3600)
-    """After SIGTERM: how long running streams may take to finish. Kubernetes' own grace period must be longer."""
+    """Time that running calls have to finish after SIGTERM. Kubernetes' own grace period must be longer."""
     max_message_bytes: int = Field(default=16 << 20, ge=1 << 20, le=1 << 30)
-    """Largest gRPC message that is accepted."""
+    """Size of the largest gRPC message that is accepted."""
     max_connection_age_seconds: float = Field(default=600.0, ge=1, le=86_400)
-    """After that a client is asked to connect anew, so that load spreads over new replicas; running streams go on."""
+    """Age at which a client is asked to reconnect, so that load spreads to new replicas; running streams continue."""
     ready_file: str = ""
-    """Where to write {"port", "metrics_port", "pid"} as JSON once the service can serve; empty: nowhere."""
+    """File in which to write {"port", "metrics_port", "pid"} as JSON once the service can serve; empty: none."""
     tls_certificate_file: str = ""
-    """Certificate chain of the service, PEM. Read again when it changes, without touching open connections."""
+    """Certificate chain of the service (PEM). Reloaded when it changes; open connections keep the old certificate."""
     tls_key_file: str = ""
-    """Its private key, PEM, without a password."""
+    """Private key of the certificate (PEM), without a password."""
     tls_client_ca_file: str = ""
-    """Authority, PEM, whose certificates clients must show (mTLS); empty: clients show none."""
+    """Certificate authority (PEM) that must have signed client certificates (mTLS); empty: clients need none."""
     plaintext: bool = Field(default=False, validate_default=True)
-    """Serve without TLS. On a loopback host that is so without being said; on any other it must be said here."""
+    """Serve without TLS. Not needed on a loopback host; on others, a service without TLS starts only if this is set."""
     health_port: int | None = Field(default=None, ge=0, le=65535)
-    """Port of a second gRPC server that has health only, always plaintext, for probes; 0 takes a free one; unset: none.
-    """
+    """Port of a second gRPC server for probes: health only, always plaintext; 0 chooses a free port; unset: none."""
     health_access: Access = "everyone"
-    """Who may ask for health on the main port: everyone, callers (those who said who they are), or off.
+    """Access to health on the main port: everyone, callers (authenticated ones only), or off.
 
-    Clients that go round replicas watch health without a token: with anything but everyone they call those that can't
-    serve, too.
+    Clients that balance calls over replicas watch health without a token. Unless this is everyone, they also call
+    replicas that can't serve.
     """
     reflection_access: Access = "callers"
-    """Likewise reflection."""
+    """Access to gRPC reflection on the main port: everyone, callers (authenticated ones only), or off."""
     callers_file: str = ""
-    """JSON file of callers: how they are recognised, roles, prompts, limits (docs/security.md). Empty: everybody may do
-    everything.
+    """JSON file of callers: credentials, roles, prompts, limits (docs/security.md). Empty: everyone may do everything.
     """
     oidc_issuer: str = ""
-    """Issuer of JSON Web Tokens that are accepted beside the callers file's own tokens; empty: none are."""
+    """Issuer of JSON Web Tokens that are accepted in addition to the tokens of the callers file; empty: none."""
     oidc_audience: str = Field(default="", validate_default=True)
-    """Audience that these tokens must be for."""
+    """Audience that these tokens must name."""
     oidc_jwks_url: str = Field(default="", validate_default=True)
-    """URL of the issuer's keys, https (http on loopback only). Nothing else is ever fetched for a token."""
+    """URL of the issuer's keys, https (http on loopback only). Nothing else is fetched to check a token."""
     oidc_groups_claim: str = "groups"
-    """Claim that lists a token's groups."""
+    """Claim that lists the groups of a token's subject."""
     otlp_endpoint: str = ""
-    """Where traces go: the URL of an OTLP/HTTP receiver, for example http://collector:4318/v1/traces. Empty: nowhere.
+    """URL of the OTLP/HTTP receiver of traces, for example http://collector:4318/v1/traces. Empty: no traces are sent.
     """
 
     @field_validator("tls_key_file")
@@ -105,12 +102,12 @@ class ServerSettings(BaseSettings):
         if bool(info.data.get("tls_certificate_file")) != bool(info.data.get("tls_key_file")):
             raise ValueError("a certificate file and a key file are set together or not at all")
         if info.data.get("tls_client_ca_file") and not info.data.get("tls_certificate_file"):
-            raise ValueError("a client CA needs a certificate file and a key file, too")
+            raise ValueError("a client CA also needs a certificate file and a key file")
         if value and has_tls:
             raise ValueError("contradicts the TLS files that are set")
         if not (value or has_tls or is_loopback(info.data.get("host", ""))):
             raise ValueError(
-                "other machines could reach this service: set TLS_CERTIFICATE_FILE and TLS_KEY_FILE, or say true here"
+                "other machines could reach this service: set TLS_CERTIFICATE_FILE and TLS_KEY_FILE, or this to true"
             )
         return value
 
@@ -136,6 +133,7 @@ class ServerSettings(BaseSettings):
 
     @property
     def is_plaintext(self) -> bool:
+        """Whether the main port has no TLS."""
         return not self.tls_certificate_file
 
 
@@ -156,17 +154,16 @@ def load_settings(cls: type[SettingsType]) -> SettingsType:
             variable = next(
                 (name for name, known_field in known.items() if known_field == field), f"{prefix}{field}".upper()
             )
-            problems.append(
-                f"{variable}{_shown(cls, field, os.environ.get(variable))}: {_masked(detail['msg'], os.environ.get(variable))}"
-            )
-        raise ConfigError("\n".join(problems)) from None  # the error's own text repeats every value
+            value = os.environ.get(variable)
+            problems.append(f"{variable}{_shown(cls, field, value)}: {_masked(detail['msg'], value)}")
+        raise ConfigError("\n".join(problems)) from None  # pydantic's text repeats every value, also secret ones
     if problems:
         raise ConfigError("\n".join(problems))
     return settings
 
 
 def _shown(cls: type[BaseSettings], field: str, value: str | None) -> str:
-    """A bad value as people may see it: nothing of a secret one, no user and password of a URL."""
+    """A bad value for an error text: a secret is hidden, and so are user and password in a URL."""
     if value is None:
         return ""
     annotation = cls.model_fields[field].annotation if field in cls.model_fields else None
@@ -176,7 +173,7 @@ def _shown(cls: type[BaseSettings], field: str, value: str | None) -> str:
 
 
 def _masked(message: str, value: str | None) -> str:
-    """The message without the user and password of the value that it may repeat."""
+    """The message, which may repeat the value, without the value's user and password."""
     found = _USER_INFO.search(value or "")
     return message.replace(found[0], "***@") if found else message
 

@@ -6,16 +6,16 @@
     ├── AlreadyExists         a create-only name is taken by something else
     ├── PreconditionFailed    the thing exists, but its state forbids the request
     ├── Conflict              a compare-and-set lost; carries the current value
-    ├── Overloaded            a bound is reached; says when to try again
-    ├── Unavailable           a part that this needs is away for now; try again
+    ├── Overloaded            a limit is reached; says when to try again
+    ├── Unavailable           a required system is unavailable at the moment; try again
     ├── DeadlineExceeded      the caller's deadline passed
-    ├── Cancelled             the caller or an operator withdrew it
+    ├── Cancelled             the caller or an operator cancelled the work
     ├── PermissionDenied      the caller may not do this
-    ├── Unauthenticated       the caller did not say who it is
-    ├── Unimplemented         the protocol has it, this service does not answer it
-    └── DamagedBlob           stored bytes that are not what they claim to be
+    ├── Unauthenticated       the caller has no valid credentials
+    ├── Unimplemented         the protocol has the method, but this service does not implement it
+    └── DamagedBlob           stored bytes fail a check
 
-`shared.rpc.errors` maps them to gRPC statuses, in one table. Their text is written for the caller: no paths, no
+One table in `shared.rpc.errors` maps them to gRPC statuses. Their texts are written for callers: no paths, no
 internals.
 """
 
@@ -26,7 +26,7 @@ from dataclasses import dataclass
 
 
 class SoftPromptError(Exception):
-    """The root: `message` is safe to show to a caller, `metadata` is machine-readable context (strings)."""
+    """Base class: `message` is safe to show to a caller; `metadata` is machine-readable context (strings)."""
 
     def __init__(self, message: str, **metadata: object) -> None:
         super().__init__(message)
@@ -36,18 +36,18 @@ class SoftPromptError(Exception):
 
 @dataclass(frozen=True)
 class FieldViolation:
-    """One offending field (`spec.optimizer.learning_rate`, `dataset.examples[3].output`, `line 7`) and what is wrong
-    with it.
-    """
+    """What is wrong with one field of a request."""
 
     field: str
+    """Path of the field or place in a file: `spec.optimizer.learning_rate`, `dataset.examples[3].output`, `line 7`."""
     description: str
+    """What is wrong, as a phrase that can follow the field's name and a colon."""
 
 
 class InvalidInput(SoftPromptError):
     """The request can never succeed as it is.
 
-    Collect all violations before raising, so that a user mends a request once and not once a field.
+    Collect all violations before raising, so that callers can fix all fields in one attempt.
     """
 
     def __init__(self, violations: Sequence[FieldViolation]) -> None:
@@ -58,11 +58,15 @@ class InvalidInput(SoftPromptError):
 
     @classmethod
     def of(cls, field: str, description: str) -> InvalidInput:
+        """The error for one violation."""
         return cls([FieldViolation(field, description)])
 
 
 class NotFound(SoftPromptError):
-    """`kind` is a word of the domain (prompt, version, alias, tuning job, dataset, base model)."""
+    """The named resource does not exist.
+
+    `kind` is its type in words: prompt, version, alias, tuning job, dataset, base model.
+    """
 
     def __init__(self, kind: str, name: str, hint: str = "") -> None:
         super().__init__(f"{kind} {name!r} does not exist" + (f"; {hint}" if hint else ""), kind=kind, name=name)
@@ -70,19 +74,19 @@ class NotFound(SoftPromptError):
 
 
 class AlreadyExists(SoftPromptError):
-    """Creating under a name that is taken by something else."""
+    """The name to create is already used for something else."""
 
 
 class PreconditionFailed(SoftPromptError):
-    """The target's state, or the base model, forbids the request; metadata carries the current value."""
+    """The target's state or the base model forbids the request; `metadata` has the current value."""
 
 
 class Conflict(SoftPromptError):
-    """A compare-and-set found another value than expected; metadata carries `current`. Read again, decide again."""
+    """A compare-and-set found an unexpected value, `metadata["current"]`. Read the state again before another try."""
 
 
 class Overloaded(SoftPromptError):
-    """A queue or quota is full. `retry_after_seconds` is the server's honest guess."""
+    """A queue or quota is full. `retry_after_seconds` is the server's estimate of when to try again."""
 
     def __init__(self, message: str, retry_after_seconds: float = 1.0, **metadata: object) -> None:
         super().__init__(message, **metadata)
@@ -90,7 +94,7 @@ class Overloaded(SoftPromptError):
 
 
 class Unavailable(SoftPromptError):
-    """A store, database or worker that this needs is away; nothing was changed; the same call may go through later."""
+    """A required store, database or worker is unavailable. Nothing was changed; the same call may succeed later."""
 
 
 class DeadlineExceeded(SoftPromptError):
@@ -98,20 +102,20 @@ class DeadlineExceeded(SoftPromptError):
 
 
 class Cancelled(SoftPromptError):
-    """The work was withdrawn."""
+    """The work was cancelled."""
 
 
 class PermissionDenied(SoftPromptError):
-    """The caller is known and may not do this."""
+    """The caller is authenticated, but may not do this."""
 
 
 class Unauthenticated(SoftPromptError):
-    """The caller presented no valid identity."""
+    """The caller has no valid credentials."""
 
 
 class Unimplemented(SoftPromptError):
-    """The protocol has the method, and this service does not answer it."""
+    """The protocol has the method, but this service does not implement it."""
 
 
 class DamagedBlob(SoftPromptError):
-    """Stored bytes fail a check (digest, header, shape, finiteness). They are quarantined, never loaded."""
+    """Stored bytes fail a check (digest, header, shape, finite values). They are quarantined, never loaded."""

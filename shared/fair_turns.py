@@ -1,7 +1,7 @@
-"""Whose work is next where several tenants wait for few places: a queue for each tenant, served in turns.
+"""Fair sharing of a limited number of slots: one queue per tenant, served in turns.
 
-The tenant with the fewest calls in progress goes first; of equal ones that which was served longest ago. So a tenant
-waits for one call of each other tenant at most, however many calls the others have queued.
+The tenant with the fewest calls in progress goes first; of equal tenants, the one that was served longest ago. A
+tenant therefore waits for at most one call of each other tenant, regardless of how many calls the others have queued.
 """
 
 from __future__ import annotations
@@ -15,25 +15,23 @@ from typing import Generic, TypeVar
 Item = TypeVar("Item")
 
 SERVICE = ""
-"""Holder of what the service does by itself, and of everything where no tenants are configured. It has no share: it may
-use all places.
-"""
+"""Holder of the service's own work, and of all work if no tenants are configured. It may use all slots."""
 
 
 def places_of_one(num_places: int) -> int:
-    """Places that one tenant may use at a time: all but a quarter, and all but one at least, so that there is always
-    one for another.
+    """Slots that one tenant may use at a time: three quarters, so that other tenants always find a free slot.
+
+    At least one slot is left to others, unless there is only one.
     """
     return max(1, num_places - max(1, num_places // 4))
 
 
 class FairTurns(Generic[Item]):
-    """Items that wait and items in progress, by holder. Not thread-safe."""
+    """Waiting items and the number of items in progress, by holder. Not thread-safe."""
 
     def __init__(self) -> None:
-        self._waiting: dict[
-            str, deque[Item]
-        ] = {}  # in the order of service: the holder that was served last is the last one
+        self._waiting: dict[str, deque[Item]] = {}
+        """Queues by holder, in the order in which the holders were last served."""
         self._running: Counter[str] = Counter()
 
     def __len__(self) -> int:
@@ -43,42 +41,48 @@ class FairTurns(Generic[Item]):
         return (item for items in self._waiting.values() for item in items)
 
     def add(self, holder: str, item: Item) -> None:
+        """Append the item to the holder's queue."""
         self._waiting.setdefault(holder, deque()).append(item)
 
     def remove(self, holder: str, item: Item) -> None:
-        """Does nothing if the item does not wait."""
+        """Remove a waiting item. Does nothing if the item is not waiting."""
         items = self._waiting.get(holder, ())
         if item in items:
             self._waiting[holder].remove(item)
             self._tidy(holder)
 
     def clear(self) -> None:
+        """Remove all waiting items; items in progress are unaffected."""
         self._waiting.clear()
 
     def num_running(self, holder: str) -> int:
+        """Number of the holder's items in progress."""
         return self._running[holder]
 
     def num_ready(self, limit_of: Callable[[str], int]) -> int:
-        """Waiting items that could all be in progress at once under each holder's limit."""
+        """Number of waiting items that could start now without exceeding any holder's limit."""
         return sum(
             min(len(items), max(0, limit_of(holder) - self._running[holder])) for holder, items in self._waiting.items()
         )
 
     def start_next(self, limit_of: Callable[[str], int]) -> tuple[str, Item] | None:
-        """The next item, in progress from now on; None if no holder below its limit waits. `finish` it later."""
+        """Take the next item and its holder; None if no holder below its limit has a waiting item.
+
+        The item counts as in progress until `finish`.
+        """
         ready = [holder for holder in self._waiting if self._running[holder] < limit_of(holder)]
         if not ready:
             return None
-        holder = min(ready, key=self._running.__getitem__)  # the first of equal ones
+        holder = min(ready, key=self._running.__getitem__)  # of equal holders the one served longest ago
         items = self._waiting.pop(holder)
         item = items.popleft()
         if items:
-            self._waiting[holder] = items  # at the end
+            self._waiting[holder] = items  # moves the holder to the end
         self._running[holder] += 1
         return holder, item
 
     def finish(self, holder: str) -> None:
-        """One item of the holder is no longer in progress."""
+        """Record that one of the holder's items is no longer in progress."""
         self._running[holder] -= 1
         if not self._running[holder]:
             del self._running[holder]
@@ -89,8 +93,9 @@ class FairTurns(Generic[Item]):
 
 
 class FairSlots:
-    """A semaphore of one event loop whose tenants take turns; none holds all the places. Use it as `async with
-    slots.taken(holder):`.
+    """A semaphore for one event loop in which tenants take turns and none can hold all slots.
+
+    Use it as `async with slots.taken(holder):`.
     """
 
     def __init__(self, num_slots: int) -> None:
@@ -99,6 +104,7 @@ class FairSlots:
 
     @asynccontextmanager
     async def taken(self, holder: str) -> AsyncIterator[None]:
+        """Wait for a slot and hold it inside the `async with` block."""
         granted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._turns.add(holder, granted)
         self._grant()

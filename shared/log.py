@@ -1,7 +1,7 @@
-"""Logging: the standard library, one line an event, with the ids of what the line is about.
+"""Logging with the standard library: one line per event, with fields such as job and request ids.
 
-`bind(job=..., request_id=...)` puts fields into every line of the current task and of what it awaits. Fields given as
-`log.info("published", extra={"fields": {...}})` belong to one line.
+`bind(job=..., request_id=...)` adds fields to every line of the current task and of the tasks that it starts.
+`log.info("published", extra={"fields": {...}})` adds fields to one line.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _bound: ContextVar[Mapping[str, object]] = ContextVar("softprompt_log_fields", d
 
 @contextmanager
 def bind(**fields: object) -> Iterator[None]:
-    """Add fields to every line logged inside, in this task and those that it starts."""
+    """Add fields to every line logged inside the `with` block, in this task and in tasks that it starts."""
     token = _bound.set({**_bound.get(), **fields})
     try:
         yield
@@ -29,16 +29,18 @@ def bind(**fields: object) -> Iterator[None]:
 
 
 def bound_fields() -> Mapping[str, object]:
+    """The fields that `bind` has added in this context."""
     return _bound.get()
 
 
 def fields_of(record: logging.LogRecord) -> dict[str, object]:
+    """All fields of a record: those of `bind` and those of `extra`."""
     own: Mapping[str, object] = getattr(record, "fields", {})
     return {**_bound.get(), **own}
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line: time, level, logger, message, fields, and the traceback of an error."""
+    """One JSON object per line: time, level, logger, message, fields, and the traceback of an error."""
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, Any] = {
@@ -54,7 +56,7 @@ class JsonFormatter(logging.Formatter):
 
 
 class ConsoleFormatter(logging.Formatter):
-    """`12:00:00.123 INFO  message key=value ...` for people."""
+    """Lines for people: `12:00:00.123 INFO    message  key=value ...`."""
 
     def format(self, record: logging.LogRecord) -> str:
         time = datetime.fromtimestamp(record.created).strftime("%H:%M:%S.%f")[:-3]
@@ -64,17 +66,16 @@ class ConsoleFormatter(logging.Formatter):
 
 
 def _one_line(text: str) -> str:
-    """What a caller sent can neither begin a line of its own nor move the terminal's cursor."""
+    """The text with control characters escaped: input of callers must not start a new line or move the cursor."""
     return text if text.isprintable() else "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
 def configure(format: str = "console", level: str = "INFO") -> None:
-    """Send all logging to standard error in one format. Libraries that chatter are kept to warnings."""
+    """Send all log lines to standard error in one format. Verbose libraries log only warnings."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if format == "json" else ConsoleFormatter())
     logging.basicConfig(level=level, handlers=[handler], force=True)
-    for chatterer in ("transformers", "httpx", "urllib3", "huggingface_hub", "alembic", "filelock"):
-        logging.getLogger(chatterer).setLevel(logging.WARNING)
-    logging.getLogger("opentelemetry.trace").setLevel(
-        logging.ERROR
-    )  # it warns of every bad header, so callers could fill the log
+    for verbose in ("transformers", "httpx", "urllib3", "huggingface_hub", "alembic", "filelock"):
+        logging.getLogger(verbose).setLevel(logging.WARNING)
+    # It warns about every invalid header, so callers could fill the log.
+    logging.getLogger("opentelemetry.trace").setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""Addresses of this machine that no other machine reaches."""
+"""Recognises loopback addresses, which other machines can't reach."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ import ipaddress
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach what listens there: an address, or `localhost`; any other name may lead
-    anywhere.
-    """
+    """Whether the host is a loopback address or `localhost`. Other names are not resolved and count as not loopback."""
     if host.lower() == "localhost":
         return True
     if host.startswith("[") and host.endswith("]"):

@@ -1,4 +1,4 @@
-"""Names of things: what may be a name, and how a reference to a prompt is read.
+"""Names of resources, and references to prompts: their syntax and how they are parsed.
 
 prompt name      support-tone                       1 to 63 of a-z 0-9 -, starting and ending with a letter or digit
 version name     prompts/support-tone/versions/3
@@ -23,14 +23,14 @@ _VERSION_NAME = re.compile(rf"prompts/({NAME_PATTERN})/versions/([1-9][0-9]{{0,8
 
 
 def check_name(name: str, field: str) -> str:
-    """The name itself, or InvalidInput for `field`. A valid name is safe in a path, a URL and a metric label."""
+    """Return the name, or raise InvalidInput for `field`. A valid name is safe in a path, a URL and a metric label."""
     if not _NAME.fullmatch(name):
         raise InvalidInput.of(field, f"{name[:80]!r} {NAME_RULE}")
     return name
 
 
 def check_alias(alias: str, field: str) -> str:
-    """An alias is a name that can't be mistaken for a version number."""
+    """Return the alias, or raise InvalidInput for `field`. An alias is a name that is not a number."""
     check_name(alias, field)
     if alias.isdigit():
         raise InvalidInput.of(field, f"alias {alias!r} must not be a number: {alias} would mean a version")
@@ -38,11 +38,15 @@ def check_alias(alias: str, field: str) -> str:
 
 
 def version_name(prompt: str, version: int) -> str:
+    """Resource name of a version: `prompts/{prompt}/versions/{version}`."""
     return f"prompts/{prompt}/versions/{version}"
 
 
 def parse_version_name(name: str, field: str) -> tuple[str, int]:
-    """`prompts/{prompt}/versions/{n}` or the short `{prompt}@{n}` -> (prompt, n)."""
+    """Split `prompts/{prompt}/versions/{n}` or the short form `{prompt}@{n}` into (prompt, n).
+
+    Raises InvalidInput for `field`.
+    """
     if match := _VERSION_NAME.fullmatch(name):
         return match[1], int(match[2])
     reference = PromptReference.parse(name, field)
@@ -55,7 +59,7 @@ def parse_version_name(name: str, field: str) -> tuple[str, int]:
 
 @dataclass(frozen=True)
 class PromptReference:
-    """What a caller wrote for a prompt: exactly one of `alias` and `version` is set."""
+    """A parsed reference to a prompt. Exactly one of `alias` and `version` is set."""
 
     prompt: str
     alias: str | None
@@ -63,7 +67,10 @@ class PromptReference:
 
     @classmethod
     def parse(cls, text: str, field: str = "prompt") -> PromptReference:
-        """`name` means its default alias. Raises InvalidInput for anything that is not a reference."""
+        """Parse `name`, `name@alias` or `name@version`; a name alone means the default alias.
+
+        Raises InvalidInput for `field`.
+        """
         prompt, at, selector = text.partition("@")
         check_name(prompt, field)
         if not at:

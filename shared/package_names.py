@@ -1,12 +1,11 @@
-"""Names under which our packages are imported: as they are in a checkout, inside `softprompt` in the wheel (see
-hatch_build.py).
-"""
+"""Import names of this project's packages: top-level in a checkout, inside `softprompt` in a wheel (hatch_build.py)."""
 
 from __future__ import annotations
 
 
 def package_name(package: str) -> str:
-    """For what takes a module's name as a string: `trainer_service`, or `softprompt.trainer_service` where the wheel is
-    installed.
+    """The import name of `package` as a string, for example `trainer_service`.
+
+    In an installed wheel it is `softprompt.trainer_service`.
     """
     return (__package__ or "").removesuffix("shared") + package

@@ -1,4 +1,4 @@
-"""W3C trace contexts in and out, by OpenTelemetry's API. The client needs no more of tracing than this."""
+"""Reads and writes W3C trace contexts with OpenTelemetry's API. The client needs no other tracing code."""
 
 from __future__ import annotations
 
@@ -10,25 +10,23 @@ _PROPAGATOR = TraceContextTextMapPropagator()
 
 
 def parent_of(traceparent: str, tracestate: str = "") -> Context:
-    """The context that a caller's headers name. A bad header is ignored, as the standard says (W3C Trace Context, level
-    1).
-    """
+    """The context in a caller's headers. Invalid headers are ignored, as W3C Trace Context (level 1) requires."""
     return _PROPAGATOR.extract({"traceparent": traceparent, "tracestate": tracestate})
 
 
 def trace_headers(context: Context | None = None) -> dict[str, str]:
-    """`traceparent` and `tracestate` of the span of a context, by default the current one; empty if there is none."""
+    """`traceparent` and `tracestate` for the span of a context, by default the current one; empty without a span."""
     headers: dict[str, str] = {}
     _PROPAGATOR.inject(headers, context)
     return headers
 
 
 def current_traceparent() -> str:
-    """Of the span, or of the call, that runs now; empty if there is none."""
+    """`traceparent` of the current span or call; empty without one."""
     return trace_headers().get("traceparent", "")
 
 
 def trace_id_of(span: Span) -> str:
-    """32 hexadecimal digits; empty for a span of no trace."""
+    """The span's trace id, 32 hexadecimal digits; empty if the span belongs to no trace."""
     found = span.get_span_context()
     return format_trace_id(found.trace_id) if found.is_valid else ""

@@ -1,6 +1,7 @@
-"""Spans, exported to a receiver if there is one. Without it the trace contexts of callers are passed on all the same.
+"""Spans of the services, exported to a receiver if one is configured. Callers' trace contexts are always passed on.
 
-OpenTelemetry's API is always there; its SDK and exporter are the extra `tracing`, imported only if traces are exported.
+OpenTelemetry's API is always installed. Its SDK and exporter belong to the extra `tracing` and are imported only if
+traces are exported.
 """
 
 from __future__ import annotations
@@ -16,33 +17,37 @@ from shared.config import ConfigError
 
 
 class Tracing:
-    """`provider`: a TracerProvider of OpenTelemetry's SDK; None passes trace contexts on and records nothing."""
+    """Creates spans. `provider` is a TracerProvider of OpenTelemetry's SDK; None: spans are not recorded."""
 
     def __init__(self, provider: Any = None) -> None:
         self._provider = provider
         self._tracer = (provider or NoOpTracerProvider()).get_tracer("softprompt")
 
     def begin(self, name: str, parent: Context, kind: SpanKind, attributes: Mapping[str, str | int]) -> Span:
-        """A span below `parent`, or of a new trace where that is empty. The caller ends it."""
+        """Start a child span of `parent`, or a new trace if `parent` is empty. The caller must end the span."""
         span: Span = self._tracer.start_span(name, context=parent, kind=kind, attributes=attributes)
         return span
 
     @contextmanager
     def span(self, name: str, parent: Context, kind: SpanKind, attributes: Mapping[str, str | int]) -> Iterator[Span]:
-        """Within it, the span is the current one. Errors are not recorded in it: their text may hold what callers sent."""
+        """Start a span that is current inside the `with` block and ends with it.
+
+        Errors are not recorded in the span because their texts may contain data of callers.
+        """
         begun = self.begin(name, parent, kind, attributes)
         with use_span(begun, end_on_exit=True, record_exception=False, set_status_on_exception=False):
             yield begun
 
     def close(self) -> None:
-        """Send what is left. Blocks for as long as the receiver takes, at most some seconds."""
+        """Send the remaining spans. Blocks until the receiver has taken them, at most a few seconds."""
         if self._provider is not None:
             self._provider.shutdown()
 
 
 def tracing_of(service: str, otlp_endpoint: str) -> Tracing:
-    """Spans in batches to an OTLP/HTTP receiver, on a thread of the SDK; none without an endpoint. Raises ConfigError
-    without the extra.
+    """Tracing that sends spans in batches to an OTLP/HTTP receiver; without an endpoint, spans are not recorded.
+
+    A thread of the SDK sends them. Raises ConfigError if the extra `tracing` is not installed.
     """
     if not otlp_endpoint:
         return Tracing()

@@ -1,4 +1,4 @@
-"""The addresses of the services: from the environment, else on this machine; and whether a text can be one."""
+"""Addresses of the services: their defaults from the environment, and a check of their form."""
 
 from __future__ import annotations
 
@@ -11,30 +11,29 @@ from shared.errors import InvalidInput
 TRAINER_VARIABLE, INFERENCE_VARIABLE = "SOFTPROMPT_TRAINER", "SOFTPROMPT_INFERENCE"
 DEFAULT_TRAINER_PORT, DEFAULT_INFERENCE_PORT = 50051, 50052
 MAX_SOCKET_PATH_BYTES = 107
-"""unix(7): a socket's address has 108 bytes for its path, the last one is zero."""
+"""unix(7): a socket's address has 108 bytes for its path, including a final zero byte."""
 _UNCHECKED = ("unix-abstract:", "vsock:", "xds:")
-"""Kinds of names that gRPC resolves and that have no port."""
+"""Prefixes of names without a port that gRPC resolves."""
 
 
 def trainer_endpoint() -> str:
-    """`host:port`, or `dns:///name:port` to go round all its addresses."""
+    """The trainer's address: `host:port`, or `dns:///name:port` to balance calls over all addresses of a name."""
     return os.environ.get(TRAINER_VARIABLE) or f"127.0.0.1:{DEFAULT_TRAINER_PORT}"
 
 
 def inference_endpoint() -> str:
-    """As `trainer_endpoint`."""
+    """The inference service's address, in the forms of `trainer_endpoint`."""
     return os.environ.get(INFERENCE_VARIABLE) or f"127.0.0.1:{DEFAULT_INFERENCE_PORT}"
 
 
 def check_endpoint(endpoint: str, field: str, port: int) -> None:
-    """Raises InvalidInput naming `field` for what gRPC could never reach, instead of trying until the deadline. `port`
-    is for examples.
+    """Raises InvalidInput for `field` if gRPC could never connect to the address. `port` is used in error texts.
 
-    Allowed are `host:port`, `[IPv6]:port`, `dns:///name:port`, `ipv4:a:1,b:2`, `ipv6:...` and `unix:path`; see
-    grpc.github.io, "Name Resolution".
+    Valid are `host:port`, `[IPv6]:port`, `dns:///name:port`, `ipv4:a:1,b:2`, `ipv6:...` and `unix:path`; see
+    grpc.github.io, "Name Resolution". Without this check, gRPC would try until the deadline.
     """
     if problem := _problem(endpoint, port):
-        raise InvalidInput.of(field, f"{endpoint!r} is no address of a service: {problem}")
+        raise InvalidInput.of(field, f"{endpoint!r} is not an address of a service: {problem}")
 
 
 def _problem(endpoint: str, port: int) -> str:
@@ -49,7 +48,8 @@ def _problem(endpoint: str, port: int) -> str:
     scheme, separator, rest = endpoint.partition("://")
     if separator and scheme not in ("dns", "ipv4", "ipv6"):
         address = rest.partition("/")[0]
-        return f"leave out {scheme}://, as in {address if not _address_problem(address, port) else f'{_host(address)}:{port}'}"
+        example = f"{_host(address)}:{port}" if _address_problem(address, port) else address
+        return f"leave out {scheme}://, as in {example}"
     kind, _, target = endpoint.partition(":")
     if kind == "dns":
         return _address_problem(re.sub("^//[^/]*/", "", target), port)
@@ -66,14 +66,15 @@ def _socket_problem(path: str) -> str:
     if not path.strip("/"):
         return "the path is missing, as in unix:/run/softprompt.socket"
     if path.startswith("//") and not path.startswith("///"):
-        return f"unix:// needs an absolute path, as in unix:///run/softprompt.socket; a relative one is written unix:{path[2:]}"
+        relative = f"a relative path is written unix:{path[2:]}"
+        return f"unix:// needs an absolute path, as in unix:///run/softprompt.socket; {relative}"
     if len(path.encode()) > MAX_SOCKET_PATH_BYTES:
-        return f"it is longer than the {MAX_SOCKET_PATH_BYTES} bytes that a socket's path may have"
+        return f"a socket's path can have at most {MAX_SOCKET_PATH_BYTES} bytes"
     return ""
 
 
 def _address_problem(address: str, port: int) -> str:
-    """Of `host:port` or `[IPv6]:port`."""
+    """What is wrong with `host:port` or `[IPv6]:port`; empty if nothing."""
     if "/" in address or "?" in address:
         return f"an address has no path, as in {re.split('[/?]', address)[0]}"
     if "@" in address:
@@ -82,7 +83,7 @@ def _address_problem(address: str, port: int) -> str:
     if bracketed is None and address.count(":") > 1:
         return f"an IPv6 address is written in brackets, as in [::1]:{port}"
     if bracketed is not None and not _is_ipv6(bracketed[1]):
-        return f"[{bracketed[1]}] is no IPv6 address"
+        return f"[{bracketed[1]}] is not an IPv6 address"
     host, separator, given = (
         (f"[{bracketed[1]}]", bracketed[2][:1], bracketed[2][1:]) if bracketed else address.partition(":")
     )
@@ -93,7 +94,7 @@ def _address_problem(address: str, port: int) -> str:
     if not given or separator != ":":
         return f"the port is missing, as in {host}:{port}"
     if not (given.isascii() and given.isdecimal() and 0 < int(given) < 65536):
-        return f"{given!r} is no port: a number from 1 to 65535 is expected, as in {host}:{port}"
+        return f"{given!r} is not a port: a number from 1 to 65535 is expected, as in {host}:{port}"
     return ""
 
 
@@ -105,6 +106,6 @@ def _is_ipv6(text: str) -> bool:
 
 
 def _host(address: str) -> str:
-    """The part before the port, for an example."""
+    """The part before the port, for an example in an error."""
     host = re.sub(r":\d*$", "", address.rpartition("@")[2])
     return f"[{host}]" if ":" in host and not host.startswith("[") else host or "127.0.0.1"

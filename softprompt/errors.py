@@ -1,4 +1,4 @@
-"""Errors of the client: those of `shared.errors`, as the services raise them, and the client's own."""
+"""Errors of the client: those that the services raise (`shared.errors`), and JobFailed."""
 
 from __future__ import annotations
 

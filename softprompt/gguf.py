@@ -1,9 +1,8 @@
-"""`python -m softprompt.gguf GGUF DIRECTORY`: turn a GGUF file into an ordinary model directory (config, tokenizer,
-bfloat16 safetensors).
+"""Converts a GGUF file to a model directory (config, tokenizer, bfloat16 safetensors).
 
-A process of its own, started by `softprompt.models`: it needs torch and a gigabyte for some seconds, and quiet
-libraries through environment variables that they read when they are imported. Reports each finished part as a line
-`done total` on stdout. It knows nothing of where the file came from or where the model will live.
+Usage: `python -m softprompt.gguf GGUF DIRECTORY`. `softprompt.models` starts it as a separate process, because it needs
+torch and a gigabyte of memory for some seconds, and environment variables that silence libraries when they are
+imported. Reports each finished part as a line `done total` on stdout.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ PARTS = 3
 
 
 def convert(gguf: Path, directory: Path) -> None:
-    """Write the model. Raises what transformers raises; a half-written directory is the caller's to throw away."""
+    """Write the model. Raises the errors of transformers; the caller must remove an incomplete directory."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
@@ -37,9 +36,8 @@ def convert(gguf: Path, directory: Path) -> None:
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     for weights in directory.glob("*.safetensors"):
-        weights.chmod(
-            (directory / "config.json").stat().st_mode
-        )  # safetensors writes 0600: other users of the machine load it too
+        # safetensors writes files with mode 0600, but other users of the machine load them, too.
+        weights.chmod((directory / "config.json").stat().st_mode)
     _check_plain(directory)
     fingerprint.ship(directory)
     inspect(directory)
@@ -47,10 +45,10 @@ def convert(gguf: Path, directory: Path) -> None:
 
 
 def _restore_pre_tokenizer(gguf: Path, tokenizer: Any) -> None:
-    """GGUF names the pre-tokenizer (`tokenizer.ggml.pre`) and transformers ignores the name.
+    """Set the pre-tokenizer that the GGUF file names (`tokenizer.ggml.pre`), which transformers ignores.
 
-    `smollm` splits off every digit before the byte-level rule; without that, white space before a number becomes other
-    tokens than the model was trained on.
+    `smollm` splits off each digit before the byte-level rule. Without it, white space before a number becomes different
+    tokens than in the model's training.
     """
     from gguf import GGUFReader
     from tokenizers import pre_tokenizers
@@ -66,10 +64,11 @@ def _check_plain(directory: Path) -> None:
     from safetensors import safe_open
 
     if "quantization_config" in json.loads((directory / "config.json").read_bytes()):
-        raise ValueError("the saved config still calls the model quantized")
+        raise ValueError("the saved config still has a quantization_config")
     for file in directory.glob("*.safetensors"):
         with safe_open(file, framework="pt") as tensors:
-            types = {tensors.get_slice(name).get_dtype() for name in tensors.keys()}  # noqa: SIM118 - safe_open is no mapping
+            names = tensors.keys()
+            types = {tensors.get_slice(name).get_dtype() for name in names}
         if types != {"BF16"}:
             raise ValueError(f"the saved weights are {sorted(types)} and not bfloat16")
 

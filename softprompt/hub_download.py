@@ -1,4 +1,4 @@
-"""Download of a model from the Hugging Face hub into a directory."""
+"""Downloads a model from the Hugging Face hub into a directory."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 
 
 def download(hub_id: str, revision: str, made: Path, progress: Progress) -> str:
-    """Put the model's files into `made`; returns the commit. `revision` empty: the newest one.
+    """Download the model's files into `made`; returns the commit. If `revision` is empty, takes the newest commit.
 
-    Raises Unavailable if the hub does not answer or the download ends early, NotFound if it has no such model or
-    revision, or one without safetensors.
+    Raises Unavailable if the hub does not answer or the download fails, NotFound if the hub has no such model or
+    revision, or if the model has no safetensors.
     """
     if not hub.answers(hub_id):
         raise Unavailable(f"base model {hub_id!r}: the hub does not answer; try again")
@@ -48,11 +48,11 @@ def download(hub_id: str, revision: str, made: Path, progress: Progress) -> str:
             )
     except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
         where = f" at revision {revision}" if revision else ""
-        raise NotFound("base model", hub_id, f"the hub has none{where} that may be read from here") from error
-    # the hub's client lets the errors of its HTTP library through, and changed that library between releases
+        raise NotFound("base model", hub_id, f"the hub has none{where} that you may read") from error
+    # The hub's client passes on the errors of its HTTP library, which differs between releases.
     except Exception as error:
         raise Unavailable(
-            f"base model {hub_id!r} can't be taken from the hub: {type(error).__name__}: {str(error)[:300]}"
+            f"base model {hub_id!r} can't be downloaded from the hub: {type(error).__name__}: {str(error)[:300]}"
         ) from error
     finally:
         if bars:
@@ -65,7 +65,7 @@ def download(hub_id: str, revision: str, made: Path, progress: Progress) -> str:
 
 @contextlib.contextmanager
 def watching_size(folder: Path, total: int, progress: Progress) -> Iterator[None]:
-    """Report the size of `folder` in bytes, four times a second, until the block ends."""
+    """Report the size of `folder` in bytes four times per second inside the `with` block."""
     stop = threading.Event()
 
     def watch() -> None:
@@ -87,6 +87,6 @@ def _size(folder: Path) -> int:
     size = 0
     for parent, _, files in os.walk(folder):
         for file in files:
-            with contextlib.suppress(FileNotFoundError):  # moved while being counted
+            with contextlib.suppress(FileNotFoundError):  # moved since the list was read
                 size += os.stat(os.path.join(parent, file)).st_size
     return size

@@ -1,4 +1,4 @@
-"""Input files of a caller: regular files, and pipes of the shell (`<(...)`, /dev/stdin)."""
+"""Input files of a caller: regular files, and pipes of a shell (`<(...)`, /dev/stdin)."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _READ_BYTES = 1 << 20
 def input_file(path: str | Path, field: str) -> Path | bytes:
     """The path of a regular file, or the bytes of a pipe or device, which can be read only once.
 
-    Raises NotFound, or InvalidInput naming the field and what the path is instead.
+    Raises NotFound, or InvalidInput for `field` if the path is something else.
     """
     if not str(path):
-        raise InvalidInput.of(field, "the name of the file is empty")
+        raise InvalidInput.of(field, "the file name is empty")
     found = expanded(path)
     try:
         mode = found.stat().st_mode
@@ -61,5 +61,5 @@ def _read_pipe(path: Path, field: str) -> bytes:
         while piece := pipe.read(_READ_BYTES):
             data += piece
             if len(data) > MAX_PIPE_BYTES:
-                raise InvalidInput.of(field, f"{str(path)!r} yields more than {MAX_PIPE_BYTES >> 20} MiB; name a file")
+                raise InvalidInput.of(field, f"{str(path)!r} has more than {MAX_PIPE_BYTES >> 20} MiB; use a file")
     return bytes(data)

@@ -26,14 +26,13 @@ class WantedModel:
     directory: str
     """Name of the directory that it is stored in, inside the models directory."""
     revision: str = ""
-    """Commit, branch or tag on the hub; empty: the newest one, once."""
+    """Commit, branch or tag on the hub; empty: the newest commit at the time of the download."""
 
     @classmethod
     def parse(cls, text: str) -> WantedModel:
-        """`NAME`, `ID=NAME`; of a hub id also `NAME@REVISION`. Without ID the directory is the name's last part in
-        lower case.
+        """Parse `NAME` or `ID=NAME`, for a hub id also with `@REVISION`. Raises InvalidInput.
 
-        Raises InvalidInput.
+        Without ID, the directory is the last part of the name in lower case.
         """
         if text and expanded(text).is_dir():
             return cls(text, text, Path(text).name)
@@ -63,13 +62,16 @@ class WantedModel:
 
 
 def parse_models(texts: list[str]) -> list[WantedModel]:
-    """Each text is one model or several, separated by commas. Raises InvalidInput, also if two would share a directory."""
+    """Parse texts that each name one model or several separated by commas.
+
+    Raises InvalidInput if one is invalid, none is named, or two models would be stored in the same directory.
+    """
     parts = [
         part.strip() for text in texts for part in ([text] if text and expanded(text).is_dir() else text.split(","))
     ]
     wanted = [WantedModel.parse(part) for part in parts if part]
     if not wanted:
-        raise InvalidInput.of("model", "none is named")
+        raise InvalidInput.of("model", "no model is named")
     for number, model in enumerate(wanted):
         if any(model.directory == other.directory and model != other for other in wanted[:number]):
             raise InvalidInput.of("model", f"two models would be stored as {model.directory!r}: write ID=NAME")

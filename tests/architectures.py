@@ -115,8 +115,8 @@ _OVERRIDES: dict[str, dict[str, Any]] = {
     "mamba2": {"num_heads": 8, "head_dim": 16},
     "zaya": {"num_experts_per_tok": 1},
 }
-_UNTRIED = ("blt", "dbrx", "dots3_note", "gemma4_assistant", "gemma4_unified_assistant", "musicgen", "musicgen_melody", "qwen4_exp",
-            "qwen4_exp_text", "reformer", "zamba", "zamba2")  # fmt: skip
+_UNTRIED = ("blt", "dbrx", "dots3_note", "gemma4_assistant", "gemma4_unified_assistant", "musicgen", "musicgen_melody",
+            "qwen4_exp", "qwen4_exp_text", "reformer", "zamba", "zamba2")  # fmt: skip
 """This transformers release can't build a small one from its own configuration class, or takes minutes to."""
 
 

@@ -51,7 +51,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(scope="session")
 def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random Llama of 2 layers (hidden 64, grouped-query attention) with a byte-level tokenizer and a chat template."""
+    """A random Llama of 2 layers (hidden size 64, grouped-query attention), with a byte tokenizer and chat template."""
     return save_tiny_llama(tmp_path_factory.mktemp("models") / "tiny-llama")
 
 

@@ -45,7 +45,7 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def save_tiny_llama(directory: Path, seed: int = 0, **overrides: Any) -> Path:
-    """Save a random Llama with `byte_tokenizer` as an ordinary model directory; the same seed gives the same weights."""
+    """Save a random Llama with `byte_tokenizer` as a model directory; the same seed gives the same weights."""
     return save_tiny_model(directory, "llama", seed, **{**LLAMA_SHAPE, **overrides})
 
 

@@ -211,7 +211,8 @@ def _changed_weight(base: BaseModel, change: float, seed: int) -> Iterator[None]
 def _shown(one: dict[str, Any]) -> str:
     worst = max(value / one["rounding"] for name, value in one["sound"].items() if "bfloat16" in name)
     least = min(one["faults"], key=one["faults"].get)
-    return f"rounding {one['rounding']:.2g}, sound replays up to {worst:.2g} times that; smallest fault: {least}, {one['faults'][least]:.2g}"
+    sound = f"rounding {one['rounding']:.2g}, sound replays up to {worst:.2g} times that"
+    return f"{sound}; smallest fault: {least}, {one['faults'][least]:.2g}"
 
 
 def _write(output: Path, source: str, found: dict[str, Any]) -> None:

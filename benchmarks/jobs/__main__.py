@@ -3,7 +3,7 @@
 Measures the job store with 10 to 100,000 jobs, a service with 2,000 queued jobs and 50 watchers, the time to the first
 training step, and recovery times.
 
-    python -m benchmarks.jobs                  all parts; PostgreSQL if its programs are installed, first steps with --model
+    python -m benchmarks.jobs                  all parts; PostgreSQL if it is installed, first steps with --model
     python -m benchmarks.jobs --part sqlite    one part: sqlite, postgresql, service, first-step or recovery
 
 Writes each part to benchmarks/results/jobs.json under its own name; parts that did not run keep their figures.

@@ -1,4 +1,4 @@
-"""Time from submission to the first training step, with real workers on an embedded Ray: cold, and with a warm worker."""
+"""Time from submission to the first training step, with workers on an embedded Ray: cold, and with a warm worker."""
 
 from __future__ import annotations
 

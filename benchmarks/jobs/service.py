@@ -42,8 +42,8 @@ async def measure(directory: Path) -> dict[str, Any]:
     command = [sys.executable, "-m", "benchmarks.jobs.service"]
     with (
         (directory / "log").open("wb") as log,
-        subprocess.Popen(command, env=environment, stdout=log, stderr=log) as process,
-    ):  # noqa: ASYNC220
+        subprocess.Popen(command, env=environment, stdout=log, stderr=log) as process,  # noqa: ASYNC220
+    ):
         try:
             async with asyncio.timeout(START_SECONDS):
                 while not ready.exists():

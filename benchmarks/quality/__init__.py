@@ -1,1 +1,1 @@
-"""Compares the recipe's quality with the untuned model and PEFT: `python -m benchmarks.quality --model DIR --data DIR`."""
+"""Compares the recipe with the untuned model and PEFT: `python -m benchmarks.quality --model DIR --data DIR`."""

@@ -162,7 +162,8 @@ def table(runs: list[dict[str, Any]]) -> list[str]:
         low, high = interval([[int(mark) for mark in run["right"]] for run in some])
         mean = statistics.mean(run["value"] for run in some)
         text = f"{'  '.join(str(part) for part in key)}: {100 * mean:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
-        text += f", loss {statistics.mean(run['loss'] for run in some):.3f}, {len(some)} seeds, {some[0]['num_test']} test rows"
+        text += f", loss {statistics.mean(run['loss'] for run in some):.3f}"
+        text += f", {len(some)} seeds, {some[0]['num_test']} test rows"
         if all("chrf" in run for run in some):
             text += f", chrF {statistics.mean(run['chrf'] for run in some):.1f}"
         lines.append(text)

@@ -46,7 +46,7 @@ class DataSet:
 
 
 def load_sets(directory: Path, names: list[str] | None, num_test: int) -> list[DataSet]:
-    """The named datasets, or all, each with at most `num_test` test rows (0: all), drawn at random with a fixed seed."""
+    """The named datasets, or all, each with at most `num_test` random test rows (0: all), drawn with a fixed seed."""
     found = sorted(path.name.removesuffix(".train.jsonl") for path in directory.glob("*.train.jsonl"))
     if missing := set(names or ()) - set(found):
         raise SystemExit(

@@ -1,8 +1,7 @@
-"""The packages that an image installs in addition to torch: the project's dependencies and the extras for a cluster.
-Prints one requirement per line for pip.
+"""Prints the packages that an image installs in addition to torch, one requirement per line for pip.
 
-`requirements.py common` gives the packages of both images, `requirements.py trainer` those of the trainer's image only.
-Exact versions come from constraints.txt.
+They are the project's dependencies and the extras for a cluster. `requirements.py common` gives the packages of both
+images, `requirements.py trainer` those of the trainer's image only. Exact versions come from constraints.txt.
 """
 
 from __future__ import annotations

@@ -1,5 +1,4 @@
-"""Run the built images with the manifests' restrictions and use them: `python k8s/images/try_images.py --model
-DIRECTORY`.
+"""Run the built images with the manifests' restrictions: `python k8s/images/try_images.py --model DIRECTORY`.
 
 Both containers get a read-only root, no capabilities, no new privileges and an unprivileged user. The trainer tunes a
 prompt, and the inference service streams an answer with it. Then both get SIGTERM, the inference service during a
@@ -30,21 +29,19 @@ EXAMPLES = Path(__file__).parents[2] / "examples" / "product-descriptions" / "tr
 INPUT = "name: Aria 5 | category: earbuds | battery: 30 h | price: $79"
 HARDENED = [
     *("--read-only", "--cap-drop=ALL", "--security-opt=no-new-privileges", f"--user={UID}:{UID}", "--network=host"),
-    *(
-        "--runtime=runc",
-        "--ulimit=nofile=4096:4096",
-        "--ulimit=nproc=4096:4096",
-    ),  # podman's defaults exceed a sandbox's limits
+    *("--runtime=runc", "--ulimit=nofile=4096:4096", "--ulimit=nproc=4096:4096"),  # podman's defaults may be forbidden
     *("--tmpfs=/tmp:rw,size=1g,mode=1777", "--shm-size=512m"),
 ]
 
 
 def say(text: str) -> None:
+    """Print a line with the time."""
     sys.stdout.write(f"{time.strftime('%H:%M:%S')} {text}\n")
     sys.stdout.flush()
 
 
 def podman(*arguments: str, timeout: float = 120) -> str:
+    """Run podman and return its output. Exits with the output if it fails."""
     done = subprocess.run(["podman", *arguments], capture_output=True, text=True, timeout=timeout)
     if done.returncode:
         raise SystemExit(f"podman {' '.join(arguments)}\n{done.stdout}{done.stderr}")
@@ -52,13 +49,15 @@ def podman(*arguments: str, timeout: float = 120) -> str:
 
 
 def image(target: str) -> str:
+    """Name of the built image."""
     return f"localhost/softprompt-{target}:{VERSION}"
 
 
 def check_contents(target: str) -> None:
     """Check that the image has no build tools, no writable paths and no privileges, and that its labels are right."""
     script = (
-        "id -u; command -v pip pip3 gcc cc c++ make || echo no-build-tools; python -m pip --version 2>/dev/null || echo no-pip; "
+        "id -u; command -v pip pip3 gcc cc c++ make || echo no-build-tools; "
+        "python -m pip --version 2>/dev/null || echo no-pip; "
         "touch /opt/softprompt/x /etc/x 2>/dev/null || echo read-only; "
         "grep CapEff /proc/self/status; find / -xdev -name '*.safetensors' | wc -l"
     )
@@ -66,18 +65,16 @@ def check_contents(target: str) -> None:
     expected = [str(UID), "no-build-tools", "no-pip", "read-only", "CapEff:", "0000000000000000", "0"]
     say(f"{target}: {' '.join(seen)}")
     if seen != expected:
-        raise SystemExit(f"{image(target)} is not as it should be: {seen}, and not {expected}")
+        raise SystemExit(f"{image(target)} printed {seen}, expected {expected}")
     check_versions(target)
     labels = json.loads(podman("image", "inspect", image(target)))[0]["Labels"]
-    say(
-        f"{target}: labels { ({k.removeprefix('org.opencontainers.image.'): v for k, v in labels.items() if 'opencontainers' in k}) }"
-    )
+    prefix = "org.opencontainers.image."
+    shown = {key.removeprefix(prefix): value for key, value in labels.items() if "opencontainers" in key}
+    say(f"{target}: labels {shown}")
 
 
 def check_versions(target: str) -> None:
-    """Check installed versions against constraints.txt, except setuptools, which the Dockerfile pins, and softprompt
-    itself.
-    """
+    """Check installed versions against constraints.txt, except softprompt and setuptools (the Dockerfile pins it)."""
     code = (
         "from importlib.metadata import distributions as d; print(*(f'{x.name}=={x.version}' for x in d()), sep='\\n')"
     )
@@ -92,12 +89,13 @@ def check_versions(target: str) -> None:
 
 
 def normalised(requirement: str) -> str:
-    """Ignores the local version (+cpu) and the spelling of names."""
+    """The requirement without a local version (+cpu), with the name in a standard spelling."""
     name, _, version = requirement.partition("==")
     return f"{name.lower().replace('_', '-').replace('.', '-')}=={version.partition('+')[0]}"
 
 
 def remove(container: str) -> None:
+    """Stop and remove a container, if it exists."""
     subprocess.run(["podman", "rm", "--force", "--time=5", container], capture_output=True)
 
 
@@ -151,7 +149,7 @@ class Container:
         deadline = time.monotonic() + seconds
         while not self.ready_file.exists():
             if time.monotonic() > deadline or podman("inspect", "--format={{.State.Running}}", self.name) != "true":
-                raise SystemExit(f"{self.target} does not get ready:\n{self.log()}")
+                raise SystemExit(f"{self.target} did not become ready:\n{self.log()}")
             time.sleep(0.2)
         return f"127.0.0.1:{json.loads(self.ready_file.read_text())['port']}"
 
@@ -166,9 +164,8 @@ class Container:
         code = podman("inspect", "--format={{.State.ExitCode}}", self.name)
         drained = [line for line in self.log().splitlines() if '"drained"' in line]
         seconds = time.monotonic() - begun
-        say(
-            f"{self.target}: SIGTERM, ended after {seconds:.1f} s with {code}; {drained[-1] if drained else 'not drained'}"
-        )
+        result = drained[-1] if drained else "not drained"
+        say(f"{self.target}: SIGTERM, ended after {seconds:.1f} s with exit code {code}; {result}")
         if code != "0" or not drained:
             raise SystemExit(self.log())
 
@@ -177,6 +174,7 @@ class Container:
 
 
 def use(folder: Path, model: Path, containers: ExitStack) -> None:
+    """Start both services, tune a prompt, stream an answer with it, and stop both."""
     trainer = Container(
         "trainer", folder, model, {"BASE_MODELS": f"/models/{model.name}", "DATA_DIR": "/data", "STORE_URL": "/prompts"}
     )
@@ -211,7 +209,7 @@ def drain_in_mid_stream(client: softprompt.Client, inference: Container) -> None
             say(f"SIGTERM at token {tokens} of {length}")
             stopping.start()
     stopping.join()
-    say(f"the stream went on to token {tokens} of {length}")
+    say(f"the stream continued to token {tokens} of {length}")
     if tokens != length:
         raise SystemExit("the stream was cut")
 
@@ -226,7 +224,7 @@ def main() -> None:
         folder = Path(directory)
         owned_by_containers(folder, "data", "prompts", "run")
         use(folder, copied_model(model, folder), containers)
-    say("all as it should be")
+    say("all checks passed")
 
 
 if __name__ == "__main__":

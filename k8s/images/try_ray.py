@@ -1,5 +1,4 @@
-"""Run the Ray component's command lines in three restricted containers: `python k8s/images/try_ray.py --model
-DIRECTORY`.
+"""Run the Ray component's commands in three restricted containers: `python k8s/images/try_ray.py --model DIRECTORY`.
 
 Starts head, worker and trainer as in components/ray, with a token, but without a GPU and with other ports, because all
 use this machine's network. The worker trains one of the trainer's jobs; then the trainer gets SIGTERM. Needs the
@@ -56,6 +55,7 @@ def ray_start(role: str, group: dict[str, Any], place: str) -> list[str]:
 
 
 def wait_for(what: str, container: str, seen: Any) -> None:
+    """Wait until `seen()` is true. Exits with the container's log if the container ends or time runs out."""
     deadline = time.monotonic() + DEADLINE_SECONDS
     while not seen():
         if time.monotonic() > deadline or podman("inspect", "--format={{.State.Running}}", container) != "true":
@@ -66,6 +66,7 @@ def wait_for(what: str, container: str, seen: Any) -> None:
 
 
 def answers(port: int) -> bool:
+    """Whether a TCP server listens on the port."""
     try:
         socket.create_connection(("127.0.0.1", port), 1).close()
     except OSError:
@@ -74,6 +75,7 @@ def answers(port: int) -> bool:
 
 
 def use(folder: Path, model: Path, containers: ExitStack) -> None:
+    """Start the cluster and the trainer, run a job, and stop the trainer."""
     cluster, deployed = manifests()
     token = [
         "--env=RAY_AUTH_MODE=token",
@@ -116,7 +118,7 @@ def use(folder: Path, model: Path, containers: ExitStack) -> None:
         *(f"--entrypoint={json.dumps(deployed['command'])}", image("trainer"), command),
     )
     ready = folder / "run" / "trainer.json"
-    wait_for("the trainer is a driver of that cluster, and serves", trainer, ready.exists)
+    wait_for("the trainer has joined the cluster and serves", trainer, ready.exists)
     with softprompt.Client(f"127.0.0.1:{json.loads(ready.read_text())['port']}") as client:
         data = client.upload_dataset(EXAMPLES)
         few = softprompt.Hyperparameters(num_virtual_tokens=8, batch_size=4, num_steps=4, evaluation_interval_steps=4)
@@ -128,7 +130,7 @@ def use(folder: Path, model: Path, containers: ExitStack) -> None:
     begun = time.monotonic()
     podman("stop", "--time=100", trainer)
     code = podman("inspect", "--format={{.State.ExitCode}}", trainer)
-    say(f"trainer: SIGTERM, ended after {time.monotonic() - begun:.1f} s with {code}")
+    say(f"trainer: SIGTERM, ended after {time.monotonic() - begun:.1f} s with exit code {code}")
     if code != "0":
         raise SystemExit(1)
 
@@ -141,7 +143,7 @@ def main() -> None:
         folder = Path(directory)
         owned_by_containers(folder, "data", "prompts", "run")
         use(folder, copied_model(model, folder), containers)
-    say("all as it should be")
+    say("all checks passed")
 
 
 if __name__ == "__main__":

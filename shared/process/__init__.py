@@ -1,4 +1,4 @@
-"""A service's process and machine: life cycle, threads, memory, containers, standard streams.
+"""A service's process and machine: life cycle, threads, memory, container limits, standard streams.
 
-Includes pools that call outside systems with a time limit.
+Also thread pools that call external systems with a time limit.
 """

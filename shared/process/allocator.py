@@ -1,7 +1,8 @@
-"""glibc's malloc, set for tensors.
+"""Configures glibc's malloc for tensors.
 
-By default glibc maps every large block afresh and gives it back at once; on a virtual machine the page faults of that
-cost more than the arithmetic (a training step of 1.8 s became 4.8 s). Keeping freed memory in the heap takes it away.
+By default glibc maps every large block anew and unmaps it when it is freed. On a virtual machine the resulting page
+faults cost more than the arithmetic (a training step of 1.8 s took 4.8 s). Keeping freed memory in the heap avoids
+them.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # malloc.h
 
 
 def tune_allocator() -> bool:
-    """Keep large blocks in the heap for reuse. Call at the start of a process that runs tensors. False where malloc
-    isn't glibc's.
+    """Keep large blocks in the heap for reuse; returns False if malloc isn't glibc's.
+
+    Call it at the start of a process that computes with tensors.
     """
     if not sys.platform.startswith("linux"):
         return False

@@ -1,11 +1,9 @@
-"""Blocking calls to one outside system (prompt store, database, hub): threads of its own, and a time limit for each
-call.
+"""Runs blocking calls to one external system (prompt store, database, hub) in separate threads with a time limit.
 
-A system that accepts calls and never answers them then costs its own callers an error, and everybody else nothing.
-Threads are daemons: a call that never returns keeps no process from ending.
+If a system accepts calls and never answers, only its callers get errors; other work is not affected. Threads are
+daemons, so a call that never returns does not keep the process from ending.
 
-Tenants take turns at the threads, and none may hold all of them: calls that take long, or many calls, delay the tenant
-that makes them.
+Tenants take turns, and none may hold all threads: long or numerous calls delay only the tenant that makes them.
 """
 
 from __future__ import annotations
@@ -37,18 +35,18 @@ _LONGEST_PROBE_PAUSE_SECONDS = 3600.0
 
 @dataclass(frozen=True)
 class PoolStats:
-    """One pool at a moment; `timed_out` and `refused` are totals since its start."""
+    """Statistics of one pool; `timed_out` and `refused` are totals since its start."""
 
     system: str
     in_flight: int
-    """Calls that threads are busy with."""
+    """Calls that run in a thread."""
     overdue: int
-    """Those of them that run longer than their time limit; nobody waits for them any more."""
+    """Calls in flight that have exceeded their time limit; their callers already got an error."""
     waiting: int
     """Calls that wait for a thread."""
     timed_out: int
     refused: int
-    """Calls that failed at once, because every thread was busy with an overdue call."""
+    """Calls that failed at once because every thread was busy with an overdue call."""
 
 
 @dataclass(eq=False)
@@ -65,16 +63,16 @@ class _Call:
 
 
 class CallPool:
-    """At most `max_threads` calls at a time. Use it from any event loop; `close` it from any thread.
+    """Runs at most `max_threads` calls at a time. Use it from any event loop; `close` it from any thread.
 
-    A call that exceeds its time limit raises Unavailable, and its thread stays busy until the system lets it go. While
-    all threads that a tenant may use are busy with such calls, further ones of that tenant are refused at once. Should
-    those never return, a spare thread is added now and then to find out whether the system answers new calls; there are
-    never more spare threads than regular ones.
+    A call that exceeds its time limit raises Unavailable, and its thread stays busy until the call returns. While all
+    threads that a tenant may use are busy with such calls, further calls of that tenant fail at once. If the overdue
+    calls never return, a spare thread is added from time to time to test whether the system answers new calls. There
+    are never more spare threads than regular ones.
     """
 
     def __init__(self, system: str, *, max_threads: int = 8, timeout_seconds: float = 30.0) -> None:
-        """`system` is what metrics call it, for example "prompt_store"; errors write it with spaces."""
+        """`system` is the system's name in metrics, for example "prompt_store"; errors write it with spaces."""
         self.system, self.timeout_seconds = system, timeout_seconds
         self._name = system.replace("_", " ")
         self._max_threads, self._num_spare = max_threads, 0
@@ -90,15 +88,15 @@ class CallPool:
     async def call(
         self, function: Callable[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs
     ) -> Result:
-        """What the function returns or raises, within the pool's time limit. Raises Unavailable if it takes longer.
+        """Run the function in a thread and return or raise its result. Raises Unavailable after the pool's time limit.
 
-        The time spent waiting for a thread counts. After a time-out the call may still have its effect: repeat only
-        what is safe to repeat. A call whose caller is cancelled before a thread took it never runs.
+        The limit includes the time spent waiting for a thread. A call that timed out may still take effect later:
+        repeat it only if it is safe to repeat. If the caller is cancelled before a thread took the call, it never runs.
         """
         return await self.call_within(self.timeout_seconds, functools.partial(function, *args, **kwargs))
 
     async def call_within(self, timeout_seconds: float, function: Callable[[], Result]) -> Result:
-        """`call` with a time limit of its own, for what is known to take long."""
+        """Like `call`, with another time limit, for calls that are known to take long."""
         call = _Call(functools.partial(contextvars.copy_context().run, function), timeout_seconds)
         self._submit(call)
         answer: asyncio.Future[Result] = asyncio.wrap_future(call.future)
@@ -112,7 +110,7 @@ class CallPool:
         with self._changed:
             self._num_timed_out += 1
         log.warning(
-            "an outside system did not answer in time",
+            "an external system did not answer in time",
             extra={"fields": {"system": self.system, "seconds": timeout_seconds}},
         )
         raise Unavailable(
@@ -122,7 +120,7 @@ class CallPool:
     async def retry(
         self, function: Callable[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs
     ) -> Result:
-        """`call` again and again while it raises Unavailable, for what must not be lost. It must be safe to repeat."""
+        """Repeat `call` with growing pauses while it raises Unavailable. The function must be safe to repeat."""
         pause = _FIRST_PAUSE_SECONDS
         while True:
             try:
@@ -135,6 +133,7 @@ class CallPool:
                 pause = min(_LAST_PAUSE_SECONDS, pause * 2)
 
     def stats(self) -> PoolStats:
+        """The pool's current statistics. Safe to call from any thread."""
         with self._changed:
             overdue = sum(call.is_overdue for call in self._running)
             in_flight, waiting = len(self._running), len(self._turns)
@@ -152,7 +151,7 @@ class CallPool:
     def _submit(self, call: _Call) -> None:
         with self._changed:
             if self._closed:
-                raise Unavailable(f"the service is stopping and calls the {self._name} no more", system=self.system)
+                raise Unavailable(f"the service is stopping and no longer calls the {self._name}", system=self.system)
             self._turns.add(call.holder, call)
             if self._num_idle < self._turns.num_ready(self._limit_of) or self._is_stuck(call.holder):
                 self._add_thread(call.holder)
@@ -166,7 +165,7 @@ class CallPool:
             self._changed.notify()
 
     def _withdraw(self, call: _Call) -> None:
-        """Forget a call that no thread took."""
+        """Drop a call that no thread has taken."""
         if call.future.cancel():
             with self._changed:
                 self._turns.remove(call.holder, call)
@@ -176,7 +175,7 @@ class CallPool:
         return (self._max_threads if holder == SERVICE else places_of_one(self._max_threads)) + self._num_spare
 
     def _is_stuck(self, holder: str) -> int:
-        """How many overdue calls keep every thread that this tenant may use; 0 if they don't."""
+        """Number of overdue calls that occupy all threads that this tenant may use; 0 if a thread is usable."""
         blocking = self._running
         if len(blocking) < self._max_threads + self._num_spare:
             blocking = {call for call in self._running if call.holder == holder}
@@ -185,13 +184,13 @@ class CallPool:
         return len(blocking) if all(call.is_overdue for call in blocking) else 0
 
     def _add_thread(self, holder: str) -> None:
-        """Start another thread if there may be one more."""
+        """Start another thread if the limits allow it."""
         if self._num_threads < self._max_threads + self._num_spare or self._may_probe(holder):
             self._num_threads += 1
             threading.Thread(target=self._work, name=f"{self._name} {self._num_threads}", daemon=True).start()
 
     def _may_probe(self, holder: str) -> bool:
-        """Whether a spare thread is due. Pauses between them double, so that the few there may be last for hours."""
+        """Whether to add a spare thread now. The pauses double, so that the limited spare threads last for hours."""
         now = time.monotonic()
         if self._num_spare >= self._max_threads or not self._is_stuck(holder):
             return False
@@ -205,7 +204,7 @@ class CallPool:
         return True
 
     def _work(self) -> None:
-        """A thread's life."""
+        """Main loop of a thread."""
         while (call := self._take()) is not None:
             result, error = None, None
             try:
@@ -217,10 +216,10 @@ class CallPool:
                 call.future.set_exception(error)
             else:
                 call.future.set_result(result)
-            del call, result, error  # an idle thread holds nothing
+            del call, result, error  # an idle thread must not keep objects alive
 
     def _take(self) -> _Call | None:
-        """The next call that somebody still waits for, or None when this thread ends."""
+        """Wait for the next call that has not been cancelled; None if this thread must end."""
         with self._changed:
             while True:
                 while (started := self._turns.start_next(self._limit_of)) is not None:
@@ -241,5 +240,5 @@ class CallPool:
         with self._changed:
             self._running.discard(call)
             self._turns.finish(call.holder)
-            if not any(running.is_overdue for running in self._running):  # the system answers: spare threads go
+            if not any(running.is_overdue for running in self._running):  # the system answers: end the spare threads
                 self._num_spare, self._next_probe_at, self._probe_pause_seconds = 0, 0.0, self.timeout_seconds

@@ -1,9 +1,9 @@
-"""What the control groups of this process leave it: processors and memory. Linux, cgroup v1, v2 and both at once.
+"""Limits on processors and memory from the control groups of this process (Linux, cgroup v1, v2 and hybrid).
 
-A limit of an ancestor binds as much as one of the process's own group, so each value is the smallest on the way from
-the process's group up to the root of the mounted hierarchy. Where the hierarchy is mounted, and which group is its root
-(a container sees only its own part of the host's), is in /proc/self/mountinfo; cgroups(7) and cgroup_namespaces(7)
-describe both files. What can't be read is no limit.
+The limits of all ancestors apply too, so each value is the smallest one from the process's group up to the root of the
+mounted hierarchy. /proc/self/mountinfo tells where the hierarchy is mounted and which group is its root (a container
+sees only a part of the host's hierarchy); see cgroups(7) and cgroup_namespaces(7). Files that can't be read count as
+no limit.
 """
 
 from __future__ import annotations
@@ -21,33 +21,34 @@ ROOT = Path("/")
 Number = TypeVar("Number", int, float)
 
 _NO_LIMIT_BYTES = 1 << 60
-"""cgroup v1 writes the largest number of whole pages for no limit."""
+"""Larger values mean no limit: cgroup v1 then reports the largest number of whole pages."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """The directory of one control group that this process is in, or of an ancestor."""
+    """The directory of this process's control group or of one of its ancestors."""
 
     directory: Path
     is_v2: bool
 
     def text(self, name: str) -> str:
-        """A control file's content. Raises OSError or ValueError."""
+        """Content of a control file. Raises OSError or ValueError."""
         return (self.directory / name).read_text().strip()
 
     def statistics(self, name: str) -> dict[str, int]:
-        """A file with a name and a number in each line. Raises OSError or ValueError."""
+        """Content of a control file that has a name and a number in each line. Raises OSError or ValueError."""
         return {key: int(value) for key, value in (line.split() for line in self.text(name).splitlines())}
 
 
 def cpu_quota(root: Path = ROOT) -> float | None:
-    """Processors that this process may use on average, for example 1.5; None: no quota."""
+    """Number of processors that this process may use on average, for example 1.5; None: no quota."""
     return min(_values(_cpu_quota, "cpu", root), default=None)
 
 
 def usable_cpus(root: Path = ROOT) -> int:
-    """Threads that can compute at the same time: the quota rounded down, at least 1, and at most the processors that
-    the process may run on (its affinity, which a cpuset limits).
+    """Number of threads that can compute at the same time.
+
+    The CPU quota rounded down, at least 1, at most the processors of the process's affinity (which a cpuset limits).
     """
     visible = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = cpu_quota(root)
@@ -55,21 +56,17 @@ def usable_cpus(root: Path = ROOT) -> int:
 
 
 def memory_limit_bytes(root: Path = ROOT) -> int | None:
-    """None: no limit."""
+    """Memory limit of this process; None: no limit."""
     return min(_values(_memory_limit, "memory", root), default=None)
 
 
 def memory_left_bytes(root: Path = ROOT) -> int | None:
-    """Until the limit of the group that is nearest to its own. Page cache that can be dropped counts as free. None: no
-    limit.
-    """
+    """Memory left until the first group reaches its limit; None: no limit. Inactive page cache counts as free."""
     return min(_values(_memory_left, "memory", root), default=None)
 
 
 def out_of_memory_counts(root: Path = ROOT) -> Path | None:
-    """The file in which the kernel counts, as `oom_kill`, the processes of this group that it killed for want of
-    memory.
-    """
+    """The file with the counter `oom_kill`: processes of this group that the kernel killed when memory ran out."""
     for group in _groups("memory", root):
         return group.directory / ("memory.events" if group.is_v2 else "memory.oom_control")
     return None
@@ -101,9 +98,8 @@ def _memory_limit(group: Group) -> int | None:
         return None if limit == "max" else int(limit)
     limits = [int(group.text("memory.limit_in_bytes"))]
     with contextlib.suppress(OSError, ValueError, KeyError):
-        limits.append(
-            group.statistics("memory.stat")["hierarchical_memory_limit"]
-        )  # of ancestors that are not mounted here, too
+        # Includes the limits of ancestors that are not mounted here.
+        limits.append(group.statistics("memory.stat")["hierarchical_memory_limit"])
     return min(limits) if min(limits) < _NO_LIMIT_BYTES else None
 
 
@@ -118,8 +114,9 @@ def _memory_left(group: Group) -> int | None:
 
 
 def _groups(controller: str, root: Path) -> Iterator[Group]:
-    """The process's own group first, then its ancestors, as far as they are mounted. With both versions a controller is
-    in one of them.
+    """The process's group first, then its mounted ancestors.
+
+    In a hybrid setup each controller belongs to one of the two versions.
     """
     try:
         memberships = [line.split(":", 2) for line in (root / "proc/self/cgroup").read_text().splitlines()]
@@ -141,8 +138,9 @@ def _groups(controller: str, root: Path) -> Iterator[Group]:
 @dataclass(frozen=True)
 class _Mount:
     root: str
-    """Group that is mounted."""
+    """Path of the mounted group in the hierarchy."""
     point: str
+    """Directory where it is mounted."""
     is_v2: bool
     controllers: tuple[str, ...]
 
@@ -160,9 +158,7 @@ def _unescaped(text: str) -> str:
 
 
 def _below(mounted: str, path: str) -> PurePosixPath:
-    """The group as a path below the mounted one. One outside of what is mounted has the mounted one's limits, as far as
-    can be seen.
-    """
+    """The group's path relative to the mounted group. A group outside the mounted part counts as the mounted group."""
     try:
         own = PurePosixPath(path).relative_to(mounted)
     except ValueError:

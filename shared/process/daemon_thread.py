@@ -1,4 +1,4 @@
-"""A long piece of work beside an event loop, in a thread that is made for it and ends with it."""
+"""Runs a long function next to an event loop, in a new thread that ends with the function."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Result = TypeVar("Result")
 
 
 async def on_daemon_thread(function: Callable[[], Result], name: str) -> Result:
-    """Like `asyncio.to_thread`, but a process that is told to stop half-way does not wait for it."""
+    """Like `asyncio.to_thread`, but in a daemon thread: the process can end while the function runs."""
     loop = asyncio.get_running_loop()
     future: asyncio.Future[Result] = loop.create_future()
 
@@ -33,20 +33,21 @@ async def on_daemon_thread(function: Callable[[], Result], name: str) -> Result:
 
 
 async def close_within(seconds: float, close: Callable[[], object], name: str) -> None:
-    """Close something that may hang, and leave it behind after `seconds`: a service that stops keeps to its grace time.
-    Never raises.
+    """Call `close` in a thread and stop waiting after `seconds`, so that a stopping service keeps to its grace time.
+
+    Never raises: failures are logged. `name` says in the log what is closed.
     """
     try:
         async with asyncio.timeout(seconds):
             await on_daemon_thread(close, f"close {name}")
     except TimeoutError:
-        log.warning("left open, since closing it takes too long: %s", name)
+        log.warning("closing takes too long, left open: %s", name)
     except Exception:
         log.exception("closing failed: %s", name)
 
 
 def settle(future: asyncio.Future[Result], result: Result | None, error: BaseException | None) -> None:
-    """On the future's loop; one that is done already (its waiter was cancelled) stays as it is."""
+    """Set the future's result or error, unless it is done because its waiter was cancelled. Call it on its loop."""
     if future.done():
         return
     if error is not None:

@@ -1,4 +1,4 @@
-"""How much memory a device has left, inside the container's limit. Two probes and a minimum."""
+"""Free memory of a device, within the container's limits."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from shared.process.container_limits import memory_left_bytes
 
 
 def free_bytes(device: torch.device) -> int:
-    """On a GPU what its driver says; on the CPU what the system has available, within the control groups' limits."""
+    """Free memory of a GPU as its driver reports it; for the CPU, `available_bytes`."""
     return int(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else available_bytes()
 
 
 def available_bytes() -> int:
-    """Of this machine's memory, for this process."""
-    import psutil  # not on a bare GPU machine, where only the GPU's memory is asked for
+    """Main memory available to this process, within the limits of its control groups."""
+    import psutil  # may be missing on a GPU machine, which needs only the GPU's free memory
 
     available = int(psutil.virtual_memory().available)
     left = memory_left_bytes()

@@ -1,5 +1,6 @@
-"""Which proxy a connection goes through. A proxy can't reach its caller's loopback addresses, so connections to those
-are direct.
+"""Finds the proxy of a connection, and keeps proxies out of connections to loopback addresses.
+
+A proxy can't reach the loopback addresses of the machine that calls it.
 
 gRPC's C core reads `grpc_proxy`, `https_proxy` and `http_proxy`, and `no_grpc_proxy` or `no_proxy`, all in lower case
 (see github.com/grpc/grpc/blob/master/doc/environment_variables.md). HTTP libraries also read the names in capitals, and
@@ -21,9 +22,7 @@ _USER_INFO = re.compile(r"(?<=://)[^/@\s]*@|^[^/@\s]*@")
 
 
 def reach_loopback_directly(environment: MutableMapping[str, str] = os.environ) -> None:
-    """Where a proxy is set, add this machine's loopback addresses to `no_proxy`, for this process's HTTP libraries and
-    for its children.
-    """
+    """Add the loopback addresses to `no_proxy` if a proxy is set, for this process and its children."""
     if not any(environment.get(name) or environment.get(name.upper()) for name in _HTTP_PROXIES):
         return
     for name in ("no_proxy", "NO_PROXY"):
@@ -34,9 +33,7 @@ def reach_loopback_directly(environment: MutableMapping[str, str] = os.environ) 
 
 
 def grpc_proxy(host: str, environment: Mapping[str, str] = os.environ) -> str:
-    """`variable=value` of the proxy that gRPC goes through to `host`, without user and password; empty: it connects
-    directly.
-    """
+    """The proxy that gRPC uses for `host`, as `variable=value` without user and password; empty: none."""
     name = next((name for name in _GRPC_PROXIES if environment.get(name)), "")
     if not name:
         return ""
@@ -47,7 +44,7 @@ def grpc_proxy(host: str, environment: Mapping[str, str] = os.environ) -> str:
 
 
 def _covers(entry: str, host: str) -> bool:
-    """gRPC compares the ends of names, and addresses with networks."""
+    """Whether an entry of `no_proxy` covers the host, as gRPC decides it: names by suffix, addresses by network."""
     try:
         return ipaddress.ip_address(host) in ipaddress.ip_network(entry, strict=False)
     except ValueError:

@@ -1,4 +1,4 @@
-"""The life of a service process: settings, logging, signals, readiness file, exit code."""
+"""Life cycle of a service process: settings, logging, signals, readiness file, exit code."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ def run_service(
     serve: Callable[[ServiceSettings, asyncio.Event], Awaitable[None]],
     about: str,
 ) -> int:
-    """Run `serve(settings, stop)` until it returns; SIGTERM and SIGINT set `stop`, a second one ends the process at
-    once.
+    """Run `serve(settings, stop)` until it returns, and return the exit code.
 
-    Returns the exit code: 0 after a drain, 78 for bad settings, 1 for an error.
+    SIGTERM and SIGINT set `stop`; a second signal ends the process at once. Exit codes: 0 after a drain, 78 for bad
+    settings, 1 for an error.
     """
     program = f"python -m {settings_class.__module__.rpartition('.')[0]}"
     parser = argparse.ArgumentParser(program, description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -45,9 +45,8 @@ def run_service(
     except ConfigError as error:
         print(f"{ERROR_MARK}{error}", file=sys.stderr)
         return EXIT_CONFIG
-    os.environ.setdefault(
-        "GRPC_VERBOSITY", "ERROR"
-    )  # gRPC's own lines are in no format of ours, and strangers can cause them at will
+    # gRPC's log lines ignore our format, and any client can cause them.
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     logs.configure(settings.log_format, settings.log_level)
     tune_allocator()
     try:
@@ -58,7 +57,7 @@ def run_service(
 
 
 def _cause(error: Exception) -> Exception:
-    """What a group of tasks ended with: a setting that can't be used before anything else."""
+    """The error to report for a group of tasks: the first ConfigError if there is one, else the first error."""
     if not isinstance(error, ExceptionGroup):
         return error
     causes = [_cause(cause) for cause in error.exceptions]
@@ -66,9 +65,12 @@ def _cause(error: Exception) -> Exception:
 
 
 def _report(error: Exception, settings: ServerSettings) -> int:
-    """Say in one sentence what ended the service; the exit code. Only what nobody foresaw has a traceback."""
+    """Report the error that ended the service and return the exit code.
+
+    Expected errors are reported in one sentence, others with a traceback.
+    """
     if isinstance(error, ConfigError | SoftPromptError | OSError):
-        log.debug("the service ends", exc_info=error)
+        log.debug("the service ends because of an error", exc_info=error)
         sentence = (
             f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
         )
@@ -77,7 +79,7 @@ def _report(error: Exception, settings: ServerSettings) -> int:
         else:
             print(f"{ERROR_MARK}{sentence}", file=sys.stderr)
         return EXIT_CONFIG if isinstance(error, ConfigError | InvalidInput) else 1
-    log.error("the service ends with an error", exc_info=error)
+    log.error("the service ends because of an unexpected error", exc_info=error)
     return 1
 
 
@@ -100,7 +102,7 @@ async def _until_stopped(
 
 
 def announce(settings: ServerSettings, port: int, metrics_port: int, health_port: int | None = None) -> None:
-    """Say where the service listens, in the log and, if asked for, in the readiness file (written whole or not at all)."""
+    """Log the ports that the service listens on and, if configured, write the readiness file atomically."""
     ports = {"port": port, "metrics_port": metrics_port} | ({} if health_port is None else {"health_port": health_port})
     log.info("serving", extra={"fields": {"host": settings.host, "tls": not settings.is_plaintext, **ports}})
     if settings.ready_file:
@@ -111,6 +113,6 @@ def announce(settings: ServerSettings, port: int, metrics_port: int, health_port
 
 
 def retract(settings: ServerSettings) -> None:
-    """Take the readiness file away: at start, where a killed predecessor may have left it, and when draining begins."""
+    """Delete the readiness file: at start, since a killed process may have left it, and when draining begins."""
     if settings.ready_file:
         Path(settings.ready_file).unlink(missing_ok=True)

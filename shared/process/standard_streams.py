@@ -1,6 +1,4 @@
-"""Standard input, output and error of a process, made safe to use whatever the shell did to them: closed, or in an
-encoding that lacks characters.
-"""
+"""Makes standard input, output and error safe to use if they are closed or their encoding lacks characters."""
 
 from __future__ import annotations
 
@@ -10,37 +8,37 @@ import sys
 from typing import Any
 
 ERROR_MARK = "error: "
-"""Begins the sentence on standard error that says why a program ended."""
+"""Prefix of the sentence on standard error that says why a program ended."""
 
 
 def prepare_streams() -> None:
-    """Call it first, before a file or a socket can take the number of a closed stream.
+    """Replace closed streams by the null device; write characters that an encoding lacks as escapes (`\\u20ac`).
 
-    A closed stream becomes the null device. A character that a stream's encoding lacks is written as its escape
-    (`\\u20ac`).
+    Call it first, before a file or a socket can take the descriptor of a closed stream.
     """
     for descriptor, flags in ((0, os.O_RDONLY), (1, os.O_WRONLY), (2, os.O_WRONLY)):
         try:
             os.fstat(descriptor)
         except OSError:
             os.open(os.devnull, flags)  # takes the lowest free number, which is this one
-    sys.stdin = sys.stdin or open(os.devnull, encoding="utf-8")  # noqa: SIM115 - as long as the process
+    sys.stdin = sys.stdin or open(os.devnull, encoding="utf-8")  # noqa: SIM115 - stays open as long as the process
     sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a test's replacement has no encoding of its own
+        if isinstance(stream, io.TextIOWrapper):  # replacements in tests have no encoding
             stream.reconfigure(errors="backslashreplace")
 
 
 def is_utf8(stream: Any) -> bool:
-    """Whether the stream can take every character as it is."""
+    """Whether the stream's encoding is UTF-8, which can represent every character."""
     encoding = getattr(stream, "encoding", None) or "utf-8"
     return bool(encoding.lower().replace("-", "").replace("_", "") == "utf8")
 
 
 def discard_stdout() -> None:
-    """Drop what is still buffered for standard output, after a write has failed: at its end Python would try again, and
-    complain.
+    """Drop the output that is still buffered, after a write has failed.
+
+    Otherwise Python would try to write it again at exit, and print an error.
     """
     try:
         number = sys.stdout.fileno()

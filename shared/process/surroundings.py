@@ -1,4 +1,4 @@
-"""What every program of this project does first: accept the shell, container or supervisor that started it as it is."""
+"""The first step of every program of this project: adapt to the shell, container or supervisor that started it."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from shared.process.user_cache import ensure_home
 
 
 def prepare_process() -> None:
-    """Mend closed or narrow standard streams, proxies before loopback addresses and a missing home. Call it before
-    heavy imports.
+    """Repair standard streams, exclude loopback addresses from proxies, and set a missing HOME.
+
+    Call it before heavy imports.
     """
     prepare_streams()
     reach_loopback_directly()

@@ -1,6 +1,4 @@
-"""Where this user's files lie: home and cache, also for a user id that has neither a HOME nor an entry in the password
-database.
-"""
+"""This user's home and cache directories, also for a user id without HOME and without an entry in the password file."""
 
 from __future__ import annotations
 
@@ -11,9 +9,7 @@ from pathlib import Path
 
 
 def user_cache() -> Path:
-    """`softprompt` in the user's cache directory: on Linux in $XDG_CACHE_HOME or ~/.cache, on macOS in
-    ~/Library/Caches.
-    """
+    """This project's cache: `softprompt` in $XDG_CACHE_HOME or ~/.cache on Linux, in ~/Library/Caches on macOS."""
     try:
         import platformdirs
     except ImportError:  # GPU benchmarks run on machines that have little more than torch and transformers
@@ -22,8 +18,9 @@ def user_cache() -> Path:
 
 
 def ensure_home() -> None:
-    """Where nothing says which directory is this user's home, as under an arbitrary id in a container, make HOME a
-    private directory among the temporary files: libraries ask for it, and some give up without one.
+    """Set HOME to a private temporary directory if this user has no home, as under an arbitrary id in a container.
+
+    Libraries look up the home directory, and some fail without one.
     """
     try:
         Path.home()
@@ -32,13 +29,13 @@ def ensure_home() -> None:
         folder = Path(tempfile.gettempdir()) / f"softprompt-home-{getattr(os, 'getuid', lambda: 0)()}"
     try:
         private_folder(folder)
-    except (OSError, RuntimeError):  # another user was there first
+    except (OSError, RuntimeError):  # another user has created it
         folder = Path(tempfile.mkdtemp(prefix="softprompt-home-"))
     os.environ["HOME"] = str(folder)
 
 
 def expanded(path: str | Path) -> Path:
-    """With `~` as a home directory; as it stands where that is unknown."""
+    """The path with `~` expanded; unchanged if the home directory is unknown."""
     try:
         return Path(path).expanduser()
     except RuntimeError:
@@ -46,16 +43,17 @@ def expanded(path: str | Path) -> Path:
 
 
 def private_folder(folder: Path) -> Path:
-    """Made if it isn't there. Raises OSError, or RuntimeError if another user can write to it."""
+    """Create the directory if it is missing; returns it. Raises OSError, or RuntimeError if others can write to it."""
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     if not is_ours(folder):
-        raise RuntimeError(f"others may write to {folder}")
+        raise RuntimeError(f"other users can write to {folder}")
     return folder
 
 
 def is_ours(path: Path) -> bool:
-    """Only this user, or root, could have put its content there: a cache may lie where everybody can write. Raises
-    OSError.
+    """Whether only this user and root can write to the path: a cache may be in a directory that everyone can write to.
+
+    Raises OSError.
     """
     status = path.stat()
     return status.st_uid in (0, os.getuid()) and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)

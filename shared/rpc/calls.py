@@ -1,4 +1,4 @@
-"""What runs at the moment, for a drain to wait on."""
+"""Counts running calls, so that a draining server can wait for them."""
 
 from __future__ import annotations
 
@@ -13,20 +13,22 @@ from shared.errors import Unavailable
 
 @dataclass
 class CallCounter:
-    """Calls that drain waits for: all but health checks, reflection and endless watches."""
+    """Counts the calls that a drain waits for: all but health checks, reflection and endless watches."""
 
     count: int = 0
     health_watches: int = 0
-    """Clients that will hear by health that they are to leave."""
+    """Number of health watches; their clients learn from the status that they should leave."""
     idle: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set while no counted call runs."""
     over: asyncio.Event = field(default_factory=asyncio.Event)
-    """Nothing that a drain waits for runs any more: what would run for ever ends too."""
+    """Set when the drain is over; calls that are not counted then end, too."""
 
     def __post_init__(self) -> None:
         self.idle.set()
 
     @contextmanager
     def counted(self) -> Iterator[None]:
+        """Count a call inside the `with` block."""
         self.count += 1
         self.idle.clear()
         try:
@@ -37,7 +39,7 @@ class CallCounter:
                 self.idle.set()
 
     async def until_over(self, work: Coroutine[Any, Any, None]) -> None:
-        """Do the work of a call that nobody waits for. Raises Unavailable when everything else is over."""
+        """Run the work of a call that is not counted. Cancels it and raises Unavailable when `over` is set."""
         working, ending = asyncio.ensure_future(work), asyncio.ensure_future(self.over.wait())
         try:
             await asyncio.wait({working, ending}, return_when=asyncio.FIRST_COMPLETED)
@@ -52,6 +54,7 @@ class CallCounter:
 
     @contextmanager
     def watching_health(self) -> Iterator[None]:
+        """Count a health watch inside the `with` block."""
         self.health_watches += 1
         try:
             yield

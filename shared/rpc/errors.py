@@ -1,7 +1,7 @@
-"""Domain errors as gRPC statuses and back: one table, both directions.
+"""Converts domain errors to gRPC statuses and back, with one table for both directions.
 
 A status carries google.rpc details: ErrorInfo (reason = the error's class, metadata), BadRequest for field violations,
-RetryInfo where waiting helps. A client of any language can act on them; ours turns them into the same exceptions again.
+RetryInfo if waiting helps. Clients in any language can read them; ours converts them back to the same exceptions.
 """
 
 from __future__ import annotations
@@ -37,14 +37,15 @@ CODES: dict[type[errors.SoftPromptError], int] = {
 }
 _BY_NAME = {cls.__name__: cls for cls in CODES}
 _BY_CODE = {code: cls for cls, code in reversed(list(CODES.items()))}
-_MAX_VIOLATIONS = 50  # a status travels in a header; tens of kilobytes of it would be cut by proxies
+_MAX_VIOLATIONS = 50  # a status is sent in a header, and proxies cut headers of tens of kilobytes
 _MAX_TEXT = 1000
 _Detail: TypeAlias = error_details_pb2.ErrorInfo | error_details_pb2.BadRequest | error_details_pb2.RetryInfo
 
 
 def status_of(error: BaseException) -> status_pb2.Status:
-    """The status that a caller sees. Anything that isn't a domain error is INTERNAL with a generic text: its own may
-    hold secrets.
+    """The status for a caller.
+
+    An exception that isn't a domain error becomes INTERNAL with a generic text, because its text may contain secrets.
     """
     if not isinstance(error, errors.SoftPromptError):
         return status_pb2.Status(
@@ -66,8 +67,9 @@ def status_of(error: BaseException) -> status_pb2.Status:
 
 
 def error_from_rpc(error: grpc.RpcError) -> errors.SoftPromptError:
-    """The domain error behind a failed call, with its violations, metadata and retry delay; by status code where there
-    are no details.
+    """The domain error of a failed call, with its violations, metadata and retry delay.
+
+    If the status has no details, its code determines the class.
     """
     status = _rich_status(error)
     if status is None:
@@ -92,7 +94,7 @@ def error_from_rpc(error: grpc.RpcError) -> errors.SoftPromptError:
 def _rich_status(error: grpc.RpcError) -> status_pb2.Status | None:
     try:
         status: status_pb2.Status | None = rpc_status.from_call(cast("grpc.Call", error))
-    except ValueError:  # a proxy rewrote the status: the plain code is all there is
+    except ValueError:  # a proxy rewrote the status: only the code is left
         return None
     return status
 

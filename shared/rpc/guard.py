@@ -1,5 +1,6 @@
-"""What stands before every call: who is it, may they, is it too much; and after it, the audit. Between gRPC and
-`shared.security`.
+"""Checks every call: authentication, permissions and limits before it, the audit after it.
+
+Connects gRPC with `shared.security`.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ _ANY_ROLE = Rule(frozenset())
 
 
 class Admission:
-    """One admitted call: looks at its messages, counts what it costs, and knows what it is about."""
+    """One admitted call: checks its messages, charges its costs, and collects fields about it for log and audit."""
 
     def __init__(self, caller: Caller, rule: Rule, charges: Charges | None) -> None:
         self.caller, self._rule, self._charges = caller, rule, charges
@@ -41,7 +42,7 @@ class Admission:
         self._has_answered = False
 
     def received(self, request: Any) -> None:
-        """Raises PermissionDenied, or Overloaded where a request stores more than the caller may."""
+        """Check and charge a request. Raises PermissionDenied, or Overloaded if it stores more than the caller may."""
         if not self.about:
             self.about.update((key, value) for key, value in self._rule.about(request).items() if value)
         self._rule.check(self.caller, request)
@@ -50,6 +51,7 @@ class Admission:
             self._charges.charge_bytes(self._rule.stored_bytes(request))
 
     def sent(self, response: Any) -> None:
+        """Charge a response's tokens; the first response also adds fields about the call."""
         if not self._has_answered:
             self._has_answered = True
             self.about.update((key, value) for key, value in self._rule.made(response).items() if value)
@@ -58,8 +60,9 @@ class Admission:
 
 
 class Guard:
-    """Health and reflection by their settings, everything else by the table of methods; what is not in it is refused to
-    everybody.
+    """Admits or refuses calls: health and reflection by their settings, other methods by the table of methods.
+
+    Methods that are not in the table are refused to all callers.
     """
 
     def __init__(
@@ -71,16 +74,18 @@ class Guard:
 
     @property
     def asks(self) -> bool:
+        """Whether callers must authenticate."""
         return self._authenticator.asks
 
     def tenants(self) -> Mapping[str, Tenant]:
-        """Tenants of the callers file as it is now, by name; none without one. For the event loop's thread."""
+        """Tenants of the current callers file by name; empty without one. Call it in the event loop's thread."""
         return self._authenticator.tenants
 
     @asynccontextmanager
     async def admitted(self, method: str, context: Any) -> AsyncIterator[Admission]:
-        """The call, if it may be. Raises Unauthenticated, PermissionDenied or Overloaded; refused calls are audited,
-        too.
+        """Admit a call for the `async with` block. Raises Unauthenticated, PermissionDenied or Overloaded.
+
+        Refused calls are audited, too.
         """
         access = self._access.get(method.split("/")[1])
         if access is not None:
@@ -107,7 +112,7 @@ class Guard:
 
     async def _infrastructure(self, access: Access, method: str, context: Any) -> Admission:
         if access == "off":
-            raise Unimplemented("this service does not answer that")
+            raise Unimplemented("disabled on this server")
         if access == "everyone":
             return Admission(EVERYBODY, _ANY_ROLE, None)
         try:
@@ -115,16 +120,16 @@ class Guard:
         except SoftPromptError as error:
             if method != HEALTH_WATCH:
                 raise
-            # gRPC clients watch health without their token. Refused, they'd call no replica; of a server that has no
-            # health they call all.
-            raise Unimplemented("health is told to callers only") from error
+            # gRPC clients watch health without their token. If refused, they would call no replica; if the server has
+            # no health service, they call all replicas.
+            raise Unimplemented("health is available only to authenticated callers") from error
 
 
 def guard_of(settings: ServerSettings, metrics: CollectorRegistry | None = None) -> Guard:
-    """Raises ConfigError for a callers file that can't be used."""
+    """The guard that the settings describe. Raises ConfigError for an invalid callers file."""
     callers = CallersFile(settings.callers_file) if settings.callers_file else None
     if callers is not None:
-        about = "1 while the callers are those of the callers file as it is now, 0 while it is broken or gone."
+        about = "1 while the newest version of the callers file is in use, 0 while the file is invalid or missing."
         Gauge("softprompt_callers_file_current", about, registry=metrics).set_function(callers.is_current)
     oidc = None
     if settings.oidc_issuer:
@@ -136,7 +141,7 @@ def guard_of(settings: ServerSettings, metrics: CollectorRegistry | None = None)
 
 
 def _wanted(rule: Rule | None) -> str:
-    return "" if rule is None else f": it takes one of the roles {', '.join(sorted(rule.roles))}"
+    return "" if rule is None else f": it requires one of the roles {', '.join(sorted(rule.roles))}"
 
 
 def _result(error: BaseException) -> str:
@@ -169,8 +174,9 @@ def _certificate_names(auth_context: dict[str, Sequence[bytes]]) -> tuple[str, .
 
 
 def address_of(peer: str) -> str:
-    """`ipv4:10.0.0.7:1234` -> `10.0.0.7`; of IPv6 the network of a single subscriber (/64), since addresses inside it
-    are free to take.
+    """The address in gRPC's name of a peer: `ipv4:10.0.0.7:1234` -> `10.0.0.7`.
+
+    For IPv6 it is the /64 network, since one subscriber can use all addresses in it.
     """
     kind, _, rest = unquote(peer).partition(":")
     host = rest.rpartition(":")[0].strip("[]")

@@ -1,7 +1,7 @@
-"""gRPC's health service (grpc.health.v1), in which no client can delay another one or the server.
+"""gRPC's health service (grpc.health.v1), in which no client can delay other clients or the server.
 
-grpcio's own asyncio servicer writes to a watching client while it holds the lock that changes of the status need: one
-client that does not read its stream keeps the server from ever saying NOT_SERVING, and from draining.
+grpcio's asyncio servicer writes to watching clients while it holds the lock that a change of status needs. One client
+that does not read its stream then keeps the server from reporting NOT_SERVING and from draining.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _NOT_SERVING, _UNKNOWN = health_pb2.HealthCheckResponse.NOT_SERVING, health_pb2.
 
 
 class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
-    """The status of each health service. For the event loop's thread."""
+    """Holds and reports the status of each health service. Use it in the event loop's thread."""
 
     def __init__(self) -> None:
         self._statuses: dict[str, int] = {}
@@ -24,18 +24,18 @@ class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
         self._is_leaving = False
 
     def set(self, service: str, status: int) -> None:
-        """Has no effect after `leave`."""
+        """Set the status of a health service. Has no effect after `leave`."""
         if not self._is_leaving:
             self._statuses[service] = status
-            self._tell()
+            self._notify()
 
     def leave(self) -> None:
-        """Everything is NOT_SERVING from now on."""
+        """Set all services to NOT_SERVING for good."""
         self._is_leaving = True
         self._statuses = dict.fromkeys(self._statuses, _NOT_SERVING)
-        self._tell()
+        self._notify()
 
-    def _tell(self) -> None:
+    def _notify(self) -> None:
         self._changed.set()
         self._changed = asyncio.Event()
 
@@ -46,7 +46,7 @@ class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
         return health_pb2.HealthCheckResponse(status=status)
 
     async def Watch(self, request: Any, context: Any) -> None:
-        """Writes the status now and after each change; a client that reads slowly misses what lay between."""
+        """Write the status now and after each change. A client that reads slowly misses intermediate statuses."""
         written = None
         while True:
             changed, status = self._changed, self._statuses.get(request.service, _UNKNOWN)

@@ -1,10 +1,10 @@
-"""The outermost interceptor of both servers: the guard, errors to statuses, request ids, one log line, metrics and span
-of each call.
+"""The outermost interceptor of both servers: guard, error statuses, request ids, log line, metrics and span of a call.
 
-Handlers are coroutines or async generators that raise domain errors and know no status code. This module drives a
-generator itself and closes it in the same task, however the call ends: left to gRPC, a cancel at a blocked `yield`
-would surface in another task. To gRPC every method takes a stream of requests (on the wire that is the same): so a
-caller is known before its message is read, and one that opens a call and never sends its request is given up.
+Handlers are coroutines or async generators that raise domain errors and know no status codes. This module iterates
+over a generator itself and closes it in the same task, however the call ends: if gRPC did it, a cancellation at a
+blocked `yield` would appear in another task. Every method is registered with gRPC as taking a stream of requests, which
+is the same on the wire. So callers are authenticated before their message is read, and calls whose request never
+arrives time out.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _QUIET_SERVICES = ("grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerRefle
 
 
 def request_id_of(context: grpc.aio.ServicerContext[Any, Any]) -> str:
-    """The id that the caller sent in `x-request-id`, if it is a decent one, or a new one."""
+    """The id that the caller sent in `x-request-id` if it is well-formed, else a new id."""
     sent = _metadata(context, REQUEST_ID_KEY)
     return sent if _REQUEST_ID.fullmatch(sent) else uuid.uuid4().hex
 
@@ -61,7 +61,7 @@ def _metadata(context: Any, wanted: str) -> str:
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):
-    """`endless` are full method names (`/package.Service/Method`) that end only with the client or the server."""
+    """Wraps every handler. `endless`: methods (`/package.Service/Method`) that end only with the client or server."""
 
     def __init__(
         self,
@@ -88,8 +88,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         async def respond(requests: Any, context: Any) -> Any:
             with call.observed(context) as outcome:
                 try:
-                    # Closed here: a generator that is left to the garbage collector outlives it by a round, with all
-                    # that it holds.
+                    # Closed here because the garbage collector would keep the generator and its objects alive longer.
                     async with aclosing(aiter(requests)) as messages:
                         if not handler.request_streaming:
                             async with self._guard.admitted(method, context) as outcome.admission:
@@ -104,7 +103,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                     await outcome.abort(error, context)
 
         async def answer(request: Any, context: Any, outcome: _Outcome) -> Any:
-            with logs.bind(**outcome.who):
+            with logs.bind(**outcome.about):
                 if not handler.response_streaming:
                     return outcome.sent_one(await behaviour(request, context))
                 work = _drive(behaviour, request, context, outcome)
@@ -124,7 +123,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
 
 async def _drive(behaviour: Any, request: Any, context: Any, outcome: _Outcome) -> None:
-    if not inspect.isasyncgenfunction(behaviour):  # writes to the context itself, as the health service does
+    if not inspect.isasyncgenfunction(behaviour):  # the handler writes to the context, as the health service does
         await behaviour(request, context)
         return
     async with aclosing(behaviour(request, context)) as responses:
@@ -144,7 +143,7 @@ def _kind_of(handler: Any) -> tuple[str, Any]:
 
 
 class _Call:
-    """What is the same for every call of one method."""
+    """Observes the calls of one method: metrics, span, log line."""
 
     def __init__(
         self, metrics: RpcMetrics, calls: CallCounter, tracing: Tracing, method: str, kind: str, endless: bool
@@ -158,6 +157,7 @@ class _Call:
 
     @contextmanager
     def observed(self, context: Any) -> Any:
+        """Observe one call inside the `with` block, which may set the status code of the yielded outcome."""
         outcome = _Outcome(self._metrics, self._labels)
         labels, metrics = self._labels, self._metrics
         begun = time.perf_counter()
@@ -177,7 +177,7 @@ class _Call:
                 metrics.handled.labels(*labels, outcome.code).inc()
                 exemplar = {"trace_id": trace_id_of(span)} if span.is_recording() else None
                 metrics.seconds.labels(*labels).observe(seconds, exemplar)
-                self._tell(outcome, span, seconds, context)
+                self._report(outcome, span, seconds, context)
 
     def _counted(self) -> AbstractContextManager[None]:
         if self._waited_for:
@@ -192,13 +192,13 @@ class _Call:
         parent = parent_of(_metadata(context, TRACE_KEY), _metadata(context, STATE_KEY))
         return self._tracing.span(f"{self.service}/{self.name}", parent, SpanKind.SERVER, self._attributes)
 
-    def _tell(self, outcome: _Outcome, span: Span, seconds: float, context: Any) -> None:
-        who = outcome.who
-        about = {
+    def _report(self, outcome: _Outcome, span: Span, seconds: float, context: Any) -> None:
+        about = outcome.about
+        attributes = {
             "rpc.grpc.status_code": code_pb2.Code.Value(outcome.code),
-            **{f"softprompt.{key}": value for key, value in who.items()},
+            **{f"softprompt.{key}": value for key, value in about.items()},
         }
-        span.set_attributes(about)
+        span.set_attributes(attributes)
         if outcome.code not in ("OK", "CANCELLED"):
             span.set_status(StatusCode.ERROR, outcome.code)
         level = logging.DEBUG if self.is_quiet else logging.INFO
@@ -207,7 +207,7 @@ class _Call:
             "code": outcome.code,
             "seconds": round(seconds, 4),
             "peer": context.peer(),
-            **who,
+            **about,
         }
         log.log(level, "call", extra={"fields": fields})
 
@@ -218,7 +218,7 @@ def _ids(request_id: str, span: Span) -> dict[str, object]:
 
 
 class _Outcome:
-    """How one call went so far."""
+    """State of one call: its status code, its admission, and counters of its messages."""
 
     def __init__(self, metrics: RpcMetrics, labels: tuple[str, str, str]) -> None:
         self.code = "OK"
@@ -228,20 +228,23 @@ class _Outcome:
         self._sent = metrics.sent.labels(*labels)
 
     @property
-    def who(self) -> dict[str, str]:
+    def about(self) -> dict[str, str]:
+        """The caller and what the call is about, as far as known, for log and span."""
         return {"caller": self.admission.caller.name, **self.admission.about} if self.admission else self._refused
 
     def sent_one(self, response: Any) -> Any:
+        """Count and charge a response, and return it."""
         self._sent.inc()
         if self.admission is not None:
             self.admission.sent(response)
         return response
 
     async def received_one(self, requests: AsyncIterator[Any]) -> Any:
-        """The message of a method that takes one."""
+        """The request of a method that takes one request."""
         return self._taken(await first_of(requests))
 
     async def received_stream(self, requests: AsyncIterator[Any]) -> AsyncGenerator[Any, None]:
+        """The requests of a method that takes a stream."""
         request = await first_of(requests, may_be_none=True)
         while request is not END:
             yield self._taken(request)
@@ -255,10 +258,11 @@ class _Outcome:
         return request
 
     async def abort(self, error: Exception, context: Any) -> None:
-        if isinstance(error, grpc.aio.AbortError):  # gRPC's own services abort by themselves
+        """End the call with the status for the error."""
+        if isinstance(error, grpc.aio.AbortError):  # gRPC's own services call `context.abort`
             self.code = context.code().name if isinstance(context.code(), grpc.StatusCode) else "UNKNOWN"
             raise error
-        if isinstance(error, grpc.aio.InternalError):  # a write failed; gRPC cancels this task as soon as it knows why
+        if isinstance(error, grpc.aio.InternalError):  # a write failed; gRPC is about to cancel this task
             await asyncio.sleep(_CANCEL_SECONDS)
         if context.done():  # the client left while a message was being written
             self.code = "CANCELLED"
@@ -269,7 +273,7 @@ class _Outcome:
             log.exception("unexpected error in a handler", exc_info=error)
         else:
             log.debug("refused: %s", status.message)
-        answer: Any = rpc_status.to_status(status)  # a named tuple, which the stubs don't say
+        answer: Any = rpc_status.to_status(status)  # a named tuple; the stubs don't know that
         if isinstance(error, SoftPromptError) and "caller" in error.metadata:
             self._refused = {"caller": error.metadata["caller"]}
         if isinstance(error, Overloaded):
@@ -278,6 +282,6 @@ class _Outcome:
 
 
 def _pushback(error: Overloaded) -> str:
-    """When gRPC's own retries may come again; -1 stops them where waiting is the caller's decision (gRFC A6)."""
+    """Milliseconds until gRPC's automatic retry; -1 disables it if the wait is long (gRFC A6)."""
     seconds = error.retry_after_seconds
     return str(int(1000 * seconds)) if seconds <= _MAX_PUSHBACK_SECONDS else "-1"

@@ -1,6 +1,6 @@
-"""Services of a server that listens before they exist: their methods answer UNAVAILABLE until they are added.
+"""Lets a server listen before its services are created: their methods answer UNAVAILABLE until then.
 
-So a process whose database or store is away at its start tells probes that it lives, and callers to try again.
+If the database or store is unavailable at the start, probes find the process alive and callers can try again.
 """
 
 from __future__ import annotations
@@ -20,18 +20,20 @@ class LateServices(grpc.GenericRpcHandler):
     """
 
     def __init__(self, service_names: Sequence[str], message: str) -> None:
-        """`service_names` are full names; `message` is what callers are told meanwhile."""
+        """`service_names` are full names; `message` is the error text for callers until the services are added."""
         self._prefixes = tuple(f"/{name}/" for name in service_names)
         self._message = message
         self._handlers: tuple[grpc.GenericRpcHandler, ...] = ()
 
     def add_generic_rpc_handlers(self, handlers: Sequence[grpc.GenericRpcHandler]) -> None:
+        """Add the handlers of services; the generated functions `add_..._to_server` call this."""
         self._handlers += tuple(handlers)
 
     def add_registered_method_handlers(self, service_name: str, method_handlers: Mapping[str, Any]) -> None:
-        """Only another way to find the same handlers."""
+        """Ignored: grpcio registers the same handlers a second time with this method."""
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
+        """The handler of a method: the added one, or one that answers UNAVAILABLE until then."""
         for handler in self._handlers:
             if (found := handler.service(handler_call_details)) is not None:
                 return found

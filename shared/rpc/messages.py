@@ -1,4 +1,4 @@
-"""Requests as they come off the wire: read or refused with a reason, the first one awaited for a bounded time."""
+"""Reads requests from the wire: refuses unreadable ones with a reason and limits the wait for the first one."""
 
 from __future__ import annotations
 
@@ -13,16 +13,19 @@ from google.protobuf.message import DecodeError
 from shared.errors import DeadlineExceeded, InvalidInput, SoftPromptError
 
 FIRST_MESSAGE_SECONDS = 60.0
-"""A call whose request has not arrived after that is given up."""
+"""A call fails if its request has not arrived after this time."""
 
 HEAR_OUT_SECONDS = 2.0
+"""Longest time for which a refusal waits for the client to finish sending."""
 
 END: Any = object()
+"""Marks the end of a stream of requests."""
 
 
 async def first_of(requests: AsyncIterator[Any], may_be_none: bool = False) -> Any:
-    """END if there is none and that is allowed. Raises DeadlineExceeded for one that doesn't come, InvalidInput for
-    none.
+    """The first request. If the stream is empty, END if `may_be_none`, else InvalidInput.
+
+    Raises DeadlineExceeded if nothing arrives within FIRST_MESSAGE_SECONDS.
     """
     try:
         async with asyncio.timeout(FIRST_MESSAGE_SECONDS):
@@ -36,10 +39,10 @@ async def first_of(requests: AsyncIterator[Any], may_be_none: bool = False) -> A
 
 @asynccontextmanager
 async def heard_out(requests: AsyncIterator[Any]) -> AsyncIterator[None]:
-    """Within, a refusal waits until the sender has said all, `HEAR_OUT_SECONDS` at most; what it still says is dropped.
+    """Delay an error raised inside until the client has sent all its messages, at most HEAR_OUT_SECONDS.
 
-    A call that ends while its client is writing reaches the client's side of gRPC as a broken write, and the reason may
-    be lost.
+    The remaining messages are dropped. If a call ended while its client was writing, gRPC could report a failed write
+    to the client, and the reason would be lost.
     """
     try:
         yield
@@ -53,14 +56,14 @@ async def heard_out(requests: AsyncIterator[Any]) -> AsyncIterator[None]:
 
 @dataclass(frozen=True)
 class _Unreadable:
-    """Stands for a message that is not what the method takes: gRPC itself would answer UNKNOWN and tell the parser's
-    name.
-    """
+    """Replaces a message that can't be parsed; gRPC itself would answer UNKNOWN and show internals of the parser."""
 
     reason: str
 
 
 def reader_of(deserialize: Callable[[bytes], Any] | None) -> Callable[[bytes], Any] | None:
+    """A deserializer that returns a placeholder for messages that can't be parsed; `check_readable` refuses it."""
+
     def read(data: bytes) -> Any:
         try:
             return deserialize(data) if deserialize else data
@@ -71,5 +74,6 @@ def reader_of(deserialize: Callable[[bytes], Any] | None) -> Callable[[bytes], A
 
 
 def check_readable(request: Any) -> None:
+    """Raises InvalidInput for a message that could not be parsed."""
     if isinstance(request, _Unreadable):
         raise InvalidInput.of("request", f"can't be read as the method's message: {request.reason[:200]}")

@@ -1,4 +1,4 @@
-"""gRPC server metrics under their conventional names, and the endpoint that Prometheus scrapes.
+"""gRPC server metrics with their conventional names, and the endpoint that Prometheus scrapes.
 
 py-grpc-prometheus has the same names, but its interceptor does not work with grpc.aio.
 """
@@ -40,17 +40,17 @@ _KINDS = {
 }
 """The `grpc_type` label by (client streams, server streams)."""
 _CODES = tuple(code_pb2.Code.Name(code) for code in sorted({code_pb2.OK, code_pb2.INTERNAL, *CODES.values()}))
-"""Status codes that the services' own methods can end with."""
+"""Status codes that the methods of the services can end with."""
 _SECONDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 
 _MAX_CONNECTIONS, _MAX_CONNECTIONS_OF_ADDRESS = 64, 4
-"""To the metrics port."""
+"""Connections to the metrics port: in total, and from one address."""
 _MAX_SHARE, _MAX_REST_SECONDS = 0.2, 1.0
-"""Of the time, for answering scrapes; and the longest pause after one."""
+"""Largest fraction of the time that is spent on scrapes, and the longest pause after one."""
 
 
 class RpcMetrics:
-    """Started, handled (by code), in flight, messages and handling seconds of every method."""
+    """Metrics of every method: calls started, handled (by code) and in flight, messages, handling seconds."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.registry = registry
@@ -66,8 +66,9 @@ class RpcMetrics:
         )
 
     def expect(self, service_names: Sequence[str]) -> None:
-        """Export every method and status code of these services as 0: Prometheus sees no increase in a series that
-        begins with 1.
+        """Export 0 for every method and status code of these services.
+
+        Prometheus sees no increase in a series whose first value is 1.
         """
         for service_name in service_names:
             for method in descriptor_pool.Default().FindServiceByName(service_name).methods:
@@ -77,7 +78,7 @@ class RpcMetrics:
 
 
 class PoolCollector(Collector):
-    """Calls to outside systems, at the time of a scrape. The label `system` is the pool's name."""
+    """Exports the statistics of call pools at the time of a scrape. The label `system` is the pool's name."""
 
     def __init__(self, pools: Sequence[CallPool]) -> None:
         self._pools = pools
@@ -85,13 +86,15 @@ class PoolCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         in_flight = GaugeMetricFamily("softprompt_outside_calls_in_flight", "Calls that run now.", labels=["system"])
         overdue = GaugeMetricFamily(
-            "softprompt_outside_calls_overdue", "Of these, calls beyond their time limit.", labels=["system"]
+            "softprompt_outside_calls_overdue",
+            "Calls in flight that have exceeded their time limit.",
+            labels=["system"],
         )
         timed_out = CounterMetricFamily(
             "softprompt_outside_calls_timed_out", "Calls not answered in time.", labels=["system"]
         )
         refused = CounterMetricFamily(
-            "softprompt_outside_calls_refused", "Calls refused since all threads hang.", labels=["system"]
+            "softprompt_outside_calls_refused", "Calls refused because all threads hang.", labels=["system"]
         )
         for stats in (pool.stats() for pool in self._pools):
             in_flight.add_metric([stats.system], stats.in_flight)
@@ -110,46 +113,51 @@ class MetricsServer:
 
     @property
     def port(self) -> int:
+        """The port that was bound."""
         return int(self.server.server_port)
 
     def close(self) -> None:
+        """Stop serving and wait for the server's thread."""
         self.server.shutdown()
         self.server.server_close()
         self.thread.join()
 
 
 class _Handler(WSGIRequestHandler):
-    timeout = 10  # of a connection that says nothing: each one holds a thread
+    timeout = 10  # seconds; each idle connection occupies a thread
 
     def log_message(self, format: str, *args: object) -> None:
-        """Scrapes are no news."""
+        """Does nothing: scrapes are not logged."""
 
 
 class _Server(ThreadingMixIn, WSGIServer):
-    """A bounded number of connections, each with a thread.
+    """Serves a limited number of connections, each in a thread.
 
-    Of one address the newest few are kept, so that clients that send slowly end each other's connections and never
-    Prometheus's.
+    Only the newest few connections from one address are kept, so that slow clients close each other's connections and
+    not Prometheus's.
     """
 
     daemon_threads = True
-    request_queue_size = 128  # with Python's own 5, a crowd would keep others from connecting
+    request_queue_size = 128  # Python's default of 5 lets a few clients keep others from connecting
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         self._open: dict[socket.socket, str] = {}
-        """Addresses by connection, the oldest first."""
+        """Client addresses by connection, oldest connection first."""
         self._lock = threading.Lock()
         super().__init__(*arguments, **options)
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
-        """Whether the connection gets a thread; makes room for it. One that was cut counts until its thread has ended."""
+        """Whether the connection gets a thread; if necessary, shuts down older ones from the same address.
+
+        A connection that was shut down counts until its thread has ended.
+        """
         with self._lock:
             same = [connection for connection, address in self._open.items() if address == client_address[0]]
             if len(self._open) >= _MAX_CONNECTIONS or len(same) >= 2 * _MAX_CONNECTIONS_OF_ADDRESS:
                 return False
             self._open[request] = client_address[0]
             for connection in same[: len(same) + 1 - _MAX_CONNECTIONS_OF_ADDRESS]:
-                with suppress(OSError):  # cut before, or ended by its client
+                with suppress(OSError):  # already shut down, or closed by its client
                     connection.shutdown(socket.SHUT_RDWR)
         return True
 
@@ -159,7 +167,7 @@ class _Server(ThreadingMixIn, WSGIServer):
         super().shutdown_request(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that goes away, or is cut, is no news."""
+        """Log errors of a connection at debug level only: clients disconnect and are shut down all the time."""
         log.debug("a scrape failed", exc_info=True)
 
 
@@ -168,10 +176,9 @@ class _Server6(_Server):
 
 
 class _Paced:
-    """A WSGI application that answers one request at a time and rests after each, so that scrapes take a bounded share
-    of the process.
+    """A WSGI application that answers one request at a time and pauses after each, to limit the load from scrapes.
 
-    Scrapers of one service come seconds apart and never wait.
+    Prometheus scrapes seconds apart and never has to wait.
     """
 
     def __init__(self, application: WSGIApplication) -> None:
@@ -189,8 +196,9 @@ class _Paced:
 
 
 def serve_metrics(registry: CollectorRegistry, host: str, port: int) -> MetricsServer:
-    """Serve `registry` on a thread of its own, so that a busy event loop doesn't hide what it is busy with. Raises
-    OSError.
+    """Serve `registry` in a separate thread, so that metrics are available while the event loop is busy.
+
+    Raises OSError if the port can't be used.
     """
     check_port(host, port, "metrics")
     server_class = _Server6 if ":" in host else _Server

@@ -1,6 +1,4 @@
-"""Whether a service can listen where its settings say, found out before anything else is done, and in words for its
-operator.
-"""
+"""Checks early whether a service can listen on its address and port, with an error text for operators."""
 
 from __future__ import annotations
 
@@ -15,19 +13,20 @@ _REASONS = {
 
 
 def check_port(host: str, port: int, name: str = "") -> None:
-    """Raises OSError with one sentence. `name`: what the port is for, where a service has several."""
+    """Raises OSError with one sentence if the port can't be used. `name`: the port's purpose if there are several."""
     where = f"{host}:{port}" + (f" ({name})" if name else "")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
     except OSError as error:
-        raise OSError(f"cannot listen on {where}: {host!r} is no address of this machine ({error.strerror})") from error
+        raise OSError(
+            f"cannot listen on {where}: {host!r} is not an address of this machine ({error.strerror})"
+        ) from error
     try:
         with socket.socket(family, kind, protocol) as tried:
-            tried.setsockopt(
-                socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
-            )  # as gRPC does: what a predecessor left does not count
+            # As gRPC does, so that connections left by an earlier process don't block the port.
+            tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             tried.bind(address)
             tried.listen(1)
     except OSError as error:

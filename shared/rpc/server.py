@@ -1,7 +1,7 @@
-"""A grpc.aio server with health, reflection, metrics and a drain that lets running calls finish.
+"""A grpc.aio server with health, reflection, metrics, and a drain that lets running calls finish.
 
 Health services: "" and each service's full name (for load balancers and clients), `live` (the process answers) and
-`ready` (it can serve), apart, so that Kubernetes restarts only what is really stuck.
+`ready` (it can serve). `live` and `ready` are separate so that Kubernetes restarts only processes that are stuck.
 """
 
 from __future__ import annotations
@@ -33,19 +33,21 @@ LIVE, READY = "live", "ready"
 HANDSHAKE_SECONDS = 10.0
 _MAX_CONNECTION_STREAMS = 2048
 _MAX_HEALTH_STREAMS = 16
-"""Of one connection to the health port."""
+"""Concurrent calls of one connection to the health port."""
 
 _LEAVING_SECONDS = 1.0
+"""Time for clients that watch health to switch to other replicas, at the start of a drain."""
 
 _SERVING, _NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 
 
 class RpcServer:
-    """Add servicers to `grpc_server`, then `start`, then `set_serving(True)` when the service really can serve.
+    """The gRPC server of a service.
 
-    `service_names` are the full names of the services added (for health and reflection); `endless` are full method
-    names of watches that end when `draining` is set (their handlers wait on it). `systems` are outside systems, health
-    services of their own that say whether they answer.
+    Add servicers to `grpc_server`, then `start`, then `set_serving(True)` when the service can serve. `service_names`
+    are the full names of the services added (for health and reflection). `endless` are full method names of watches
+    whose handlers wait for `draining` and then end. `systems` are names of external systems; each gets a health
+    service that reports whether the system answers.
     """
 
     def __init__(
@@ -57,7 +59,7 @@ class RpcServer:
         tracing: Tracing | None = None,
         systems: Sequence[str] = (),
     ) -> None:
-        """Raises ConfigError for a callers file or TLS files that can't be used."""
+        """Raises ConfigError for an invalid callers file or invalid TLS files."""
         logging.getLogger("grpc._cython.cygrpc").addFilter(_shows_no_metadata)
         self._settings = settings
         self._calls = CallCounter()
@@ -77,10 +79,8 @@ class RpcServer:
                 ("grpc.max_connection_age_ms", int(1000 * settings.max_connection_age_seconds)),
                 ("grpc.max_connection_age_grace_ms", 3_600_000),
                 ("grpc.max_concurrent_streams", _MAX_CONNECTION_STREAMS),
-                (
-                    "grpc.server.max_pending_requests",
-                    2 * _MAX_CONNECTION_STREAMS,
-                ),  # at gRPC's own 1000 a burst ends as CANCELLED
+                # With gRPC's default of 1000, calls of a burst end as CANCELLED.
+                ("grpc.server.max_pending_requests", 2 * _MAX_CONNECTION_STREAMS),
                 ("grpc.server.max_pending_requests_hard_limit", 4 * _MAX_CONNECTION_STREAMS),
             ],
         )
@@ -95,8 +95,9 @@ class RpcServer:
         self._health_server: grpc.aio.Server | None = None
 
     async def start(self) -> int:
-        """Listen; the port that was bound. Everything but `live` is NOT_SERVING until `set_serving`. Raises OSError if
-        it is taken.
+        """Start to listen and return the port. All health services but `live` are NOT_SERVING until `set_serving`.
+
+        Raises OSError if the port can't be used.
         """
         self._health.set(LIVE, _SERVING)
         await self.set_serving(False)
@@ -129,36 +130,33 @@ class RpcServer:
             raise OSError(f"cannot listen on {address}: {error}") from error
 
     def _warn(self) -> None:
-        """What an operator should not overlook, once, at the start."""
+        """Log insecure settings, once, at the start."""
         is_local = is_loopback(self._settings.host)
         if self._credentials is None and (self._settings.plaintext or not is_local):
-            log.warning("PLAINTEXT: everything, tokens too, can be read and changed on the way")
+            log.warning("PLAINTEXT: all traffic, including tokens, can be read and changed on the network")
         elif self._credentials is None:
             log.info("plaintext, on loopback only: no other machine can reach this service")
         if not (is_local or self.guard.asks or self._settings.tls_client_ca_file):
-            log.warning("NO AUTHENTICATION: whoever reaches this port may do everything; set a callers file")
+            log.warning("NO AUTHENTICATION: everyone who can reach this port has all permissions; set a callers file")
 
     async def set_serving(self, serving: bool, exceptions: Mapping[str, bool] | None = None) -> None:
-        """Of everything but `live`; `exceptions` by health service have a status of their own."""
+        """Set the status of all health services but `live`. `exceptions`: services with another status, by name."""
         for name in self._watched:
             self._health.set(name, _SERVING if (exceptions or {}).get(name, serving) else _NOT_SERVING)
 
     async def drain(self, grace_seconds: float) -> None:
-        """Say NOT_SERVING, take no new calls, end the watches, let running calls finish for up to `grace_seconds`, cut
-        what is left.
+        """Report NOT_SERVING, take no new calls, end the watches, and let running calls finish.
 
-        Who watches health has a moment to leave; then all are sent elsewhere (GOAWAY), since whoever went on calling
-        here would be cut at the end of the grace time. gRPC ends calls that cross with the GOAWAY as CANCELLED or
-        UNAVAILABLE: clients repeat them.
+        Calls that still run after `grace_seconds` are cut. Clients that watch health first get a moment to leave. Then
+        all connections get a GOAWAY, so that clients send new calls elsewhere. gRPC ends calls that cross with the
+        GOAWAY as CANCELLED or UNAVAILABLE, and clients repeat them.
         """
         if not self.draining.is_set():
             self.draining.set()
             self._health.leave()
             if self._calls.count or self._calls.health_watches:
                 await asyncio.sleep(min(_LEAVING_SECONDS, grace_seconds / 10))
-        stopping = asyncio.create_task(
-            self.grpc_server.stop(grace_seconds)
-        )  # once: a second stop beside it crashes gRPC
+        stopping = asyncio.create_task(self.grpc_server.stop(grace_seconds))  # only once: a second stop crashes gRPC
         try:
             async with asyncio.timeout(grace_seconds):
                 await self._calls.idle.wait()
@@ -171,23 +169,24 @@ class RpcServer:
 
 
 def _shows_no_metadata(record: logging.LogRecord) -> bool:
-    """gRPC logs each metadata value that is not UTF-8, with tracebacks: any caller could fill the log, and the value
-    may be a token.
+    """Whether to keep a record of gRPC's logger: not if it shows a metadata value that is not UTF-8.
+
+    gRPC logs such values with tracebacks. Any caller could fill the log, and the value may be a token.
     """
     return not str(record.msg).startswith("Invalid encoding on")
 
 
 def _connection_options() -> tuple[tuple[str, int], ...]:
-    """What holds for every port."""
+    """Options of the servers on all ports."""
     return (
         ("grpc.so_reuseport", 0),  # a second server on the same port is a mistake, not a load balancer
-        ("grpc.server_handshake_timeout_ms", int(1000 * HANDSHAKE_SECONDS)),  # who connects and says nothing is let go
+        ("grpc.server_handshake_timeout_ms", int(1000 * HANDSHAKE_SECONDS)),  # closes silent connections
         ("grpc.max_connection_idle_ms", 300_000),
     )
 
 
 def _credentials_of(settings: ServerSettings, metrics: RpcMetrics) -> grpc.ServerCredentials | None:
-    """None: plaintext."""
+    """TLS credentials from the settings; None: plaintext."""
     if settings.is_plaintext:
         return None
     client_ca = Path(settings.tls_client_ca_file) if settings.tls_client_ca_file else None

@@ -1,4 +1,4 @@
-"""The `Template` message, as far as both services read it the same way."""
+"""Reads the fields of the `Template` message that mean the same in both services."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from prompttuning.v1 import common_pb2
 
 
 def template_options(message: common_pb2.Template) -> dict[str, Any]:
-    """Arguments of `shared.text.template.Template` for all fields of the message but text and format."""
+    """Keyword arguments of `shared.text.template.Template` for all fields of the message but text and format."""
     return {
         "system": message.system,
         "system_override": message.system_override,
@@ -19,7 +19,7 @@ def template_options(message: common_pb2.Template) -> dict[str, Any]:
 
 
 def _with_integers(value: Any) -> Any:
-    """JSON as it was written: a Struct holds every number as a float, and templates print 3.0 otherwise than 3."""
+    """The value with whole floats as integers: a Struct holds only floats, but templates must print 3 as 3."""
     if isinstance(value, dict):
         return {key: _with_integers(item) for key, item in value.items()}
     if isinstance(value, list):

@@ -1,5 +1,6 @@
-"""Server credentials whose certificate follows its files: each new handshake gets the newest, open connections keep
-theirs.
+"""Server credentials that reload their certificate when its files change.
+
+Each new handshake uses the newest certificate; open connections keep theirs.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from shared.security.certificates import CertificateReader, TlsFiles, TlsMateria
 
 
 def server_credentials(files: TlsFiles, metrics: CollectorRegistry | None = None) -> grpc.ServerCredentials:
-    """Raises ConfigError if the files can't be used now; later they are only ever replaced by good ones."""
+    """Credentials that follow the files. Raises ConfigError if the files are invalid now; later errors are logged."""
     expiry = Gauge(
         "softprompt_tls_certificate_expiry_timestamp_seconds", "When the served certificate expires.", registry=metrics
     )

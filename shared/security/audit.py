@@ -1,7 +1,6 @@
-"""The audit: one line for every change of state and every download that was asked for, done or refused, and for what
-jobs bring about.
+"""The audit log: one line for each requested change or download, performed or refused, and for each action of a job.
 
-Lines of the logger `softprompt.audit`, whatever the log level, so that they can be routed and kept apart.
+The lines go to the logger `softprompt.audit` regardless of the log level, so that they can be routed separately.
 """
 
 from __future__ import annotations
@@ -16,5 +15,5 @@ _log.setLevel(logging.INFO)
 
 
 def record(action: str, result: str, fields: Mapping[str, object]) -> None:
-    """`action` is a method's name or what a job did; `result` a gRPC status code's name."""
+    """Write a line. `action`: a method's name or a job's action; `result`: the name of a gRPC status code."""
     _log.info("audit", extra={"fields": {"action": action, "result": result, **fields}})

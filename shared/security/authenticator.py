@@ -1,4 +1,4 @@
-"""From what a call presents (a bearer token, a client certificate, nothing) to the caller behind it."""
+"""Identifies the caller from the credentials of a call: a bearer token, a client certificate, or none."""
 
 from __future__ import annotations
 
@@ -15,26 +15,27 @@ from shared.security.oidc import Claims, OidcVerifier, looks_like_jwt
 from shared.security.tokens import hash_token, is_token
 
 _VERIFY_AGAIN_SECONDS = 60.0
-"""A JSON Web Token that was right is taken for so long without looking at its signature."""
+"""Time for which a verified JSON Web Token is accepted without verifying it again."""
 
 _MAX_REMEMBERED = 10_000
+"""Maximum number of verified JSON Web Tokens in memory."""
 
 
 @dataclass(frozen=True)
 class Credentials:
-    """What a call presents."""
+    """Credentials of a call, and its origin."""
 
     authorization: tuple[str, ...] = ()
-    """Values of the `authorization` metadata; more than one is a mistake or an attack."""
+    """Values of the `authorization` metadata; more than one value is a mistake or an attack."""
     certificate_names: tuple[str, ...] = ()
     """Subject alternative names, then the common name, of a client certificate that TLS has verified."""
     address: str = ""
-    """Where it comes from, without the port."""
+    """The client's address without the port."""
 
 
 @dataclass(frozen=True)
 class _Proven:
-    """A JSON Web Token that was right; times on the authenticator's clock."""
+    """A verified JSON Web Token; times are on the authenticator's clock."""
 
     claims: Claims
     verify_at: float
@@ -42,11 +43,12 @@ class _Proven:
 
 
 class Authenticator:
-    """`callers` None: whoever gets through TLS may do everything. A token goes before a certificate, and a bad one is
-    never ignored.
+    """Finds the caller for credentials.
 
-    Who guesses from an address makes those wait who come from there with something unknown, never those who are known:
-    tokens of the callers file are looked up first, and a JSON Web Token that was right once is known until it expires.
+    If `callers` is None, every client that passes TLS may do everything. A token takes precedence over a certificate,
+    and an invalid token is never ignored. Repeated failures from an address delay only unknown tokens from that
+    address: tokens of the callers file are looked up first, and a JSON Web Token that was verified once is known until
+    it expires.
     """
 
     def __init__(
@@ -61,17 +63,19 @@ class Authenticator:
 
     @property
     def asks(self) -> bool:
-        """Whether callers must say who they are."""
+        """Whether callers must authenticate."""
         return self._callers is not None
 
     @property
     def tenants(self) -> Mapping[str, Tenant]:
-        """Tenants of the callers file as it is now, by name; none without one."""
+        """Tenants of the current callers file by name; empty without a callers file."""
         return {} if self._callers is None else self._callers.directory.tenants
 
     async def identify(self, credentials: Credentials) -> Caller:
-        """Raises Unauthenticated, Overloaded after too many failures, PermissionDenied for somebody known who has no
-        role here.
+        """The caller with these credentials.
+
+        Raises Unauthenticated for missing or invalid ones, Overloaded after too many failures, PermissionDenied if the
+        credentials are valid but belong to no caller.
         """
         if self._callers is None:
             return _named(EVERYBODY, credentials.certificate_names)
@@ -81,10 +85,10 @@ class Authenticator:
             found = self._callers.directory.by_certificate(credentials.certificate_names)
             if found is None:
                 raise PermissionDenied(
-                    f"no caller is known by the certificate of {credentials.certificate_names[0][:200]!r}"
+                    f"the certificate of {credentials.certificate_names[0][:200]!r} belongs to no caller"
                 )
             return found
-        raise Unauthenticated("say who you are: send `authorization: Bearer TOKEN`, or a client certificate")
+        raise Unauthenticated("no credentials: send `authorization: Bearer TOKEN` or a client certificate")
 
     async def _by_token(self, callers: CallersFile, credentials: Credentials) -> Caller:
         token = _bearer(credentials.authorization)
@@ -98,9 +102,7 @@ class Authenticator:
         return by_claims
 
     async def _claims(self, token: str, digest: str, address: str) -> Claims:
-        """Of a JSON Web Token that is right; one that is not known to have been is looked at only if its address
-        doesn't have to wait.
-        """
+        """Claims of a valid JSON Web Token. Raises Overloaded for an unknown token if its address must wait."""
         now = self._clock()
         proven = self._proven.get(digest)
         if proven is not None and now < proven.verify_at:
@@ -109,7 +111,7 @@ class Authenticator:
             self._failures.check(address)
         try:
             if not is_token(token):
-                raise Unauthenticated("the authorization must be `Bearer TOKEN`, once")
+                raise Unauthenticated("the metadata `authorization` must be `Bearer TOKEN`, exactly once")
             if self._oidc is None or not looks_like_jwt(token):
                 raise Unauthenticated("the token is not valid")
             claims = await self._oidc.verify(token)
@@ -137,7 +139,7 @@ def _bearer(values: Sequence[str]) -> str:
     return token.strip(" ") if scheme.lower() == "bearer" else ""
 
 
-def _named(everybody: Caller, certificate_names: Sequence[str]) -> Caller:
+def _named(caller: Caller, certificate_names: Sequence[str]) -> Caller:
     if not certificate_names:
-        return everybody
-    return replace(everybody, name=certificate_names[0][:200], identified_by="certificate")
+        return caller
+    return replace(caller, name=certificate_names[0][:200], identified_by="certificate")

@@ -1,4 +1,4 @@
-"""A token bucket that may be overdrawn: what a call costs is often known only after it."""
+"""A token bucket that can be overdrawn, because the cost of a call is often known only after the call."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 
 class Bucket:
-    """Fills with `rate` a second up to `capacity`; open while there is anything in it."""
+    """A token bucket. It gains `rate` tokens per second up to `capacity`, and starts full."""
 
     def __init__(self, rate: float, capacity: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._rate, self._capacity, self._clock = rate, capacity, clock
@@ -15,19 +15,21 @@ class Bucket:
 
     @property
     def level(self) -> float:
+        """Current content; negative if overdrawn."""
         now = self._clock()
         self._level = min(self._capacity, self._level + (now - self._time) * self._rate)
         self._time = now
         return self._level
 
     def take(self, amount: float) -> None:
-        """Below zero, too."""
+        """Remove `amount`; the level may become negative."""
         self._level = self.level - amount
 
     def seconds_until(self, amount: float) -> float:
-        """Until there is so much in it; 0 if there is now. An amount above the capacity counts as the capacity."""
+        """Seconds until the level reaches `amount`; 0 if it has. Amounts above the capacity count as the capacity."""
         return max(0.0, (min(amount, self._capacity) - self.level) / self._rate)
 
     @property
     def is_full(self) -> bool:
+        """Whether the level has reached the capacity."""
         return self.level >= self._capacity

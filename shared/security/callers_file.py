@@ -1,12 +1,13 @@
-"""The file that says who may call: tenants and their shares; callers, how each is recognised, roles, prompts and
-limits.
+"""The callers file: tenants and their shares; callers with their credentials, roles, prompts and limits.
 
-JSON, read anew when it changes:
+It is JSON, and reloaded when it changes:
 
-{"tenants": [{"name": "acme", "weight": 2, "max_priority": 10, "limits": {"active_jobs": 50}, "dataset_roots": ["/data/acme"],
-              "dataset_bytes": 200000000000, "ended_job_days": 30, "unused_dataset_days": 7}],
- "callers": [{"name": "shop", "tenant": "acme", "roles": ["generator"], "prompts": ["support-*"], "token_sha256": ["<64 hex>"],
-              "certificates": ["spiffe://cluster/ns/shop/sa/web"], "subjects": ["web@shop"], "groups": ["shop-team"],
+{"tenants": [{"name": "acme", "weight": 2, "max_priority": 10, "limits": {"active_jobs": 50},
+              "dataset_roots": ["/data/acme"], "dataset_bytes": 200000000000, "ended_job_days": 30,
+              "unused_dataset_days": 7}],
+ "callers": [{"name": "shop", "tenant": "acme", "roles": ["generator"], "prompts": ["support-*"],
+              "token_sha256": ["<64 hex>"], "certificates": ["spiffe://cluster/ns/shop/sa/web"],
+              "subjects": ["web@shop"], "groups": ["shop-team"],
               "limits": {"requests_per_second": 20, "tokens_per_second": 2000, "concurrent_calls": 16}}]}
 """
 
@@ -44,6 +45,8 @@ class _Strict(BaseModel):
 
 
 class LimitsEntry(_Strict):
+    """Limits of a caller or tenant; `shared.caller.CallerLimits` documents the fields."""
+
     requests_per_second: _Positive | None = None
     tokens_per_second: _Positive | None = None
     concurrent_calls: _Count | None = None
@@ -51,11 +54,12 @@ class LimitsEntry(_Strict):
     dataset_bytes_per_day: _Positive | None = None
 
     def limits(self) -> CallerLimits:
+        """The entry as a domain object."""
         return CallerLimits(**self.model_dump())
 
 
 class TenantEntry(_Strict):
-    """A group of callers; `shared.caller.Tenant` says what each field means."""
+    """A group of callers; `shared.caller.Tenant` documents the fields."""
 
     name: _CallerName
     weight: Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)] = 1.0
@@ -67,15 +71,16 @@ class TenantEntry(_Strict):
     unused_dataset_days: _Days | None = None
 
     def tenant(self) -> Tenant:
+        """The entry as a domain object."""
         return Tenant(**{**dict(self), "limits": self.limits.limits()})
 
 
 class CallerEntry(_Strict):
-    """One caller; recognised by any of its tokens, certificate names, OIDC subjects or groups."""
+    """One caller, identified by any of its tokens, certificate names, OIDC subjects or groups."""
 
     name: _CallerName
     tenant: _CallerName | None = None
-    """None: the caller is a tenant by itself, and so are all who are recognised by one of its groups together."""
+    """Name of the tenant; None: the entry forms a tenant, which all members of its groups share."""
     roles: Annotated[tuple[Role, ...], Field(min_length=1)]
     prompts: Annotated[tuple[_Pattern, ...], Field(min_length=1)] = ("*",)
     limits: LimitsEntry = LimitsEntry()
@@ -85,7 +90,7 @@ class CallerEntry(_Strict):
     groups: tuple[_Name, ...] = ()
 
     def caller(self, identified_by: str, tenant: Tenant, subject: str = "") -> Caller:
-        """`subject`: the member of one of the entry's groups that calls, and is audited by that name."""
+        """The entry as a domain object. `subject`: the calling member of one of the entry's groups, named in audits."""
         name = f"{self.name}:{subject}"[:200] if subject else self.name
         return Caller(name, frozenset(self.roles), self.prompts, self.limits.limits(), identified_by, tenant)
 
@@ -96,11 +101,10 @@ class _File(_Strict):
 
 
 class Directory:
-    """Callers by what they present. Raises ConfigError where two callers claim the same, or a caller names an unknown
-    tenant.
-    """
+    """Finds callers by their credentials."""
 
     def __init__(self, entries: Sequence[CallerEntry], tenants: Sequence[TenantEntry] = ()) -> None:
+        """Raises ConfigError if two callers have the same name or credential, or a caller names an unknown tenant."""
         self._tenants = _tenants(entries, tenants)
         self._by_token = _index(entries, "token_sha256")
         self._by_certificate = _index(entries, "certificates")
@@ -112,19 +116,21 @@ class Directory:
         self.num_callers = len(names)
 
     def by_token(self, digest: str) -> Caller | None:
+        """The caller whose token has this SHA-256 digest (64 hexadecimal digits)."""
         found = find_hash(digest, self._by_token)
         return None if found is None else self._caller(self._by_token[found], "token")
 
     def by_certificate(self, names: Sequence[str]) -> Caller | None:
+        """The caller for the first name of a certificate that an entry lists."""
         return next(
             (self._caller(self._by_certificate[name], "certificate") for name in names if name in self._by_certificate),
             None,
         )
 
     def by_claims(self, subject: str, groups: Sequence[str]) -> Caller | None:
-        """A subject's own entry, else that of the first of its groups that has one.
+        """The caller for the subject's entry, or else for the entry of the first group that has one.
 
-        An entry's limits hold for each subject of its groups; its tenant's hold for all of them together.
+        An entry's limits apply to each subject of its groups; its tenant's limits apply to all of them together.
         """
         if entry := self._by_subject.get(subject):
             return self._caller(entry, "oidc")
@@ -135,7 +141,7 @@ class Directory:
 
     @property
     def tenants(self) -> Mapping[str, Tenant]:
-        """By name, those of the file and those that callers are by themselves."""
+        """All tenants by name, including those that callers without a tenant form."""
         return {tenant.name: tenant for tenant in self._tenants.values()}
 
     def _caller(self, entry: CallerEntry, identified_by: str, subject: str = "") -> Caller:
@@ -143,12 +149,13 @@ class Directory:
 
 
 class CallersFile:
-    """The newest readable content. A file that is broken or gone changes nothing: what was read before holds, and the
-    log says so.
+    """The newest valid content of the callers file.
+
+    If the file becomes invalid or is deleted, the previous content stays in force and the error is logged.
     """
 
     def __init__(self, path: Path | str) -> None:
-        """Raises ConfigError if it can't be used at the start."""
+        """Raises ConfigError if the file is invalid at the start."""
         self._file = WatchedFile(path)
         self._looked = time.monotonic()
         self._lock = threading.Lock()
@@ -157,11 +164,12 @@ class CallersFile:
 
     @property
     def directory(self) -> Directory:
+        """The current callers, reloaded if the file has changed."""
         self._look()
         return self._directory
 
     def is_current(self) -> bool:
-        """Whether `directory` is what the file says now; not while it is broken or gone. For any thread."""
+        """Whether `directory` matches the file; False while the file is invalid or missing. Safe in any thread."""
         self._look()
         return not self._is_broken and self._file.path.exists()
 
@@ -178,10 +186,10 @@ class CallersFile:
         try:
             self._directory = self._read()
         except ConfigError as error:
-            log.error("the callers file can't be used; the one before still holds: %s", error)
+            log.error("the callers file is invalid; keeping the previous one: %s", error)
             return
         self._is_broken = False
-        log.info("callers file read again", extra={"fields": {"callers": self._directory.num_callers}})
+        log.info("callers file reloaded", extra={"fields": {"callers": self._directory.num_callers}})
 
     def _read(self) -> Directory:
         try:
@@ -193,7 +201,9 @@ class CallersFile:
             problems = [
                 f"{'.'.join(map(str, detail['loc']))}: {detail['msg']}" for detail in error.errors(include_input=False)
             ]
-            raise ConfigError(f"{self._file.path}: " + "; ".join(problems[:5])) from None  # its input may be a token
+            raise ConfigError(
+                f"{self._file.path}: " + "; ".join(problems[:5])
+            ) from None  # pydantic's text may show a token
 
 
 def _tenants(entries: Sequence[CallerEntry], tenants: Sequence[TenantEntry]) -> Mapping[str, Tenant]:
@@ -207,9 +217,10 @@ def _tenants(entries: Sequence[CallerEntry], tenants: Sequence[TenantEntry]) -> 
             raise ConfigError(f"{entry.name}: the tenant {entry.tenant!r} is not one of `tenants`")
         if entry.tenant is None and entry.name in declared:
             raise ConfigError(
-                f"{entry.name} names no tenant, but a tenant has its name: name it as the caller's tenant, or rename one"
+                f"{entry.name} names no tenant, but a tenant has the same name: set it as the caller's tenant, or "
+                "rename one of them"
             )
-        # A group's members share what one caller alone would have: nobody gets more by having more colleagues.
+        # The members of a group share the limits of one caller: a larger group does not get more.
         alone = Tenant(entry.name, limits=entry.limits.limits() if entry.groups else CallerLimits())
         found[entry.name] = alone if entry.tenant is None else declared[entry.tenant]
     return found
@@ -220,6 +231,6 @@ def _index(entries: Sequence[CallerEntry], field: str) -> Mapping[str, CallerEnt
     for entry in entries:
         for key in getattr(entry, field):
             if key in found:
-                raise ConfigError(f"{field}: {entry.name} and {found[key].name} claim the same")
+                raise ConfigError(f"{field}: {entry.name} and {found[key].name} have the same entry")
             found[key] = entry
     return found

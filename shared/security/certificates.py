@@ -1,6 +1,4 @@
-"""Certificate, key and client CA as files that are renewed while we run: read whole, checked, kept until better ones
-are there.
-"""
+"""Reads and checks the TLS files (certificate, key, client CA), and reloads them when they are renewed."""
 
 from __future__ import annotations
 
@@ -23,15 +21,17 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TlsFiles:
+    """Paths of the TLS files (PEM)."""
+
     certificate: Path
     key: Path
     client_ca: Path | None = None
-    """Set: every client must show a certificate of this authority (mTLS)."""
+    """If set, every client needs a certificate of this authority (mTLS)."""
 
 
 @dataclass(frozen=True)
 class TlsMaterial:
-    """PEM bytes that belong together, and until when."""
+    """Content (PEM) of TLS files that fit together, and when the certificate expires."""
 
     certificate: bytes
     key: bytes
@@ -40,10 +40,10 @@ class TlsMaterial:
 
 
 class CertificateReader:
-    """`material` is what was read and found good last. Thread-safe: handshakes of many connections ask at once."""
+    """Keeps the newest valid files in `material`. Thread-safe, because handshakes run in parallel."""
 
     def __init__(self, files: TlsFiles, on_read: Callable[[TlsMaterial], None] = lambda material: None) -> None:
-        """Raises ConfigError if the files can't be used at the start."""
+        """Raises ConfigError if the files are invalid at the start. `on_read` is called with each valid material."""
         self._watched = [
             WatchedFile(path) for path in (files.certificate, files.key, files.client_ca) if path is not None
         ]
@@ -52,16 +52,14 @@ class CertificateReader:
         self.material = self._read()
 
     def renewed(self) -> TlsMaterial | None:
-        """New material if the files changed since the last call and fit together. Never raises: what was good goes on
-        being used.
-        """
+        """New material if the files have changed since the last call and are valid; else None. Never raises."""
         with self._lock:
             try:
                 if not any(file.changed() for file in self._watched):
                     return None
                 self.material = self._read()
-            except Exception as error:  # the caller is a handshake inside gRPC, which an error would end for good
-                log.error("the renewed TLS files can't be used; those before still serve: %s", error)
+            except Exception as error:  # gRPC calls this in a handshake and would stop calling it after an error
+                log.error("the renewed TLS files are invalid; keeping the previous ones: %s", error)
                 return None
             return self.material
 
@@ -73,21 +71,19 @@ class CertificateReader:
         material = TlsMaterial(
             certificate, key, rest[0] if rest else None, _checked(certificate, key, rest[0] if rest else None)
         )
-        _tell(material)
+        _log_read(material)
         self._on_read(material)
         return material
 
 
 def _checked(certificate: bytes, key: bytes, client_ca: bytes | None) -> datetime:
-    """When the certificate expires. Raises ConfigError unless key and certificate belong together and the CA holds a
-    certificate.
-    """
+    """When the certificate expires. Raises ConfigError if the key doesn't match or the CA file has no certificate."""
     try:
         leaf = x509.load_pem_x509_certificates(certificate)[0]
         if client_ca is not None:
             x509.load_pem_x509_certificates(client_ca)
     except ValueError as error:
-        raise ConfigError(f"there is no readable certificate: {error}") from error
+        raise ConfigError(f"no readable certificate: {error}") from error
     try:
         own = load_pem_private_key(key, password=None).public_key()
     except (ValueError, TypeError, UnsupportedAlgorithm):
@@ -95,11 +91,11 @@ def _checked(certificate: bytes, key: bytes, client_ca: bytes | None) -> datetim
     if own.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo) != leaf.public_key().public_bytes(
         Encoding.DER, PublicFormat.SubjectPublicKeyInfo
     ):
-        raise ConfigError("certificate and key don't belong together")
+        raise ConfigError("certificate and key don't match")
     return leaf.not_valid_after_utc
 
 
-def _tell(material: TlsMaterial) -> None:
+def _log_read(material: TlsMaterial) -> None:
     fields = {
         "expires": material.expires.isoformat(timespec="seconds"),
         "client_certificates": material.client_ca is not None,

@@ -1,6 +1,4 @@
-"""Callers that fail to say who they are, by address: a few tries are free, then they wait, without anything of theirs
-being looked at.
-"""
+"""Limits failed authentications by address: after a few free attempts, further ones must wait and are not checked."""
 
 from __future__ import annotations
 
@@ -17,14 +15,14 @@ MAX_PEERS = 10_000
 
 
 class FailureLimiter:
-    """Remembers the last addresses that failed; a forgotten one begins anew."""
+    """Counts failed authentications of the MAX_PEERS addresses that failed last."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._peers: OrderedDict[str, Bucket] = OrderedDict()
 
     def check(self, peer: str) -> None:
-        """Raises Overloaded while the peer has to wait."""
+        """Raises Overloaded while the peer must wait."""
         bucket = self._peers.get(peer)
         if bucket is not None and (wait := bucket.seconds_until(1.0)):
             raise Overloaded(
@@ -32,6 +30,7 @@ class FailureLimiter:
             )
 
     def failed(self, peer: str) -> None:
+        """Record a failed authentication."""
         bucket = self._peers.pop(peer, None) or Bucket(FAILURES_PER_SECOND, FREE_FAILURES, self._clock)
         bucket.take(1.0)
         self._peers[peer] = bucket

@@ -1,7 +1,8 @@
-"""The one table of what each method needs: roles, what a request may ask for, whether it is audited, what it costs.
+"""The table of all methods: required roles, checks of the request, whether calls are audited, what they cost.
 
-A method that is not in it is refused. What is refused here depends on the request alone: creating under a name, moving
-an alias. Whatever a request looks up is the handlers' part: to a caller who may not name it, it does not exist.
+Methods that are not in the table are refused. The checks here depend on the request alone, for example on the name to
+create or the alias to move. Handlers check the resources that a request looks up: if a caller may not use a resource,
+they answer as if it did not exist.
 """
 
 from __future__ import annotations
@@ -36,31 +37,28 @@ def _no_check(caller: Caller, request: Any) -> None:
 
 @dataclass(frozen=True)
 class Rule:
-    """Any of `roles` may call it; admins may always."""
+    """The rule for one method."""
 
     roles: frozenset[Role]
+    """The caller needs one of these roles, or the role admin."""
     audited: bool = False
-    """It changes something, or hands out a prompt's bytes."""
+    """Whether calls are audited: the method changes something or returns a prompt's bytes."""
     about: Callable[[Any], Fields] = _no_fields
-    """What a request is about, for logs and the audit: `prompt`, `job`. May get the first of several messages."""
+    """Fields of a request for logs and the audit: `prompt`, `job`. May get the first of several messages."""
     check: Callable[[Caller, Any], None] = _no_check
-    """Raises PermissionDenied for a request that this caller may not make though the method is theirs."""
+    """Raises PermissionDenied for a request that a caller with the right role may still not make."""
     tokens: Callable[[Any], int] = _free
-    """Tokens that a response stands for."""
+    """Number of tokens to charge for a response."""
     stored_bytes: Callable[[Any], int] = _free
-    """Bytes of dataset that a request carries."""
+    """Bytes of a dataset in a request."""
     announced_bytes: Callable[[Any], int] = _free
-    """Bytes of dataset that a request says will follow."""
+    """Bytes of a dataset that a request announces."""
     made: Callable[[Any], Fields] = _no_fields
-    """What only the (first) response can tell, for logs and the audit: `job`, `dataset` or `version` that was made or
-    used.
-    """
+    """Fields of the first response for logs and the audit: the `job`, `dataset` or `version` created or used."""
 
 
 def prompt_of(reference: str) -> str:
-    """The prompt's name in `name`, `name@alias`, `name@7`, `prompts/name`, `prompts/name/versions/7`; nothing is
-    checked.
-    """
+    """The prompt's name in `name`, `name@alias`, `name@7`, `prompts/name` or `prompts/name/versions/7`, unchecked."""
     return reference.removeprefix("prompts/").partition("@")[0].partition("/")[0]
 
 
@@ -85,19 +83,20 @@ def _generation_about(request: Any) -> Fields:
 
 
 def _may_generate(caller: Caller, request: Any) -> None:
-    """The bare model has no name to hide."""
+    """Checks only calls of the bare model; the handler checks prompts, so that hidden ones seem not to exist."""
     if not request.input.prompt:
         caller.require_prompt("")
 
 
 def _may_create_job(caller: Caller, request: Any) -> None:
-    """The prompt is theirs, and only a publisher moves what is served."""
+    """The caller must be allowed to use the prompt, and must be a publisher if the job is to move an alias."""
     spec = request.spec
     caller.require_prompt(spec.prompt)
     if spec.publish.alias != _NO_ALIAS and not caller.has_role(Role.PUBLISHER):
         alias = spec.publish.alias or "default"
         raise PermissionDenied(
-            f"the job would move the alias {alias!r}, which takes the role publisher; with publish.alias = '-' it moves none",
+            f"the job would move the alias {alias!r}, which requires the role publisher; "
+            f"set publish.alias to {_NO_ALIAS!r} to move none",
             caller=caller.name,
             role=Role.PUBLISHER.value,
         )

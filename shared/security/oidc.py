@@ -1,8 +1,7 @@
-"""JSON Web Tokens of an OpenID Connect issuer: signature, issuer, audience and times checked by PyJWT, keys fetched and
-rotated.
+"""Verifies JSON Web Tokens of an OpenID Connect issuer with PyJWT, and fetches the issuer's keys.
 
-The one place that is ever fetched is the key set's URL in the settings; what a token says about keys (`jku`, `x5u`,
-`jwk`) is not read.
+Only the key set's URL in the settings is ever fetched. A token's own references to keys (`jku`, `x5u`, `jwk`) are
+ignored.
 """
 
 from __future__ import annotations
@@ -22,11 +21,12 @@ from shared.process.call_pool import CallPool
 log = logging.getLogger(__name__)
 
 ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "EdDSA")
-"""Asymmetric only: with HS256 anybody could sign with the public key."""
+"""Asymmetric algorithms only: if HS256 were accepted, anyone could sign with the public key as the secret."""
 
 REFRESH_SECONDS = 300.0
+"""Age at which keys are fetched again."""
 COOL_DOWN_SECONDS = 10.0
-"""Between two fetches, whatever unknown key ids arrive and however the fetches end."""
+"""Least time between two fetches, also after failures and if unknown key ids arrive."""
 
 _FETCH_SECONDS = 5.0
 _RENEWAL_SECONDS = 1.0
@@ -35,6 +35,8 @@ _LEEWAY_SECONDS = 30.0
 
 @dataclass(frozen=True)
 class OidcConfig:
+    """The issuer, as in `ServerSettings`."""
+
     issuer: str
     audience: str
     jwks_url: str
@@ -43,6 +45,8 @@ class OidcConfig:
 
 @dataclass(frozen=True)
 class Claims:
+    """The claims of a verified token that matter here."""
+
     subject: str
     groups: tuple[str, ...]
     expires_at: float
@@ -50,7 +54,7 @@ class Claims:
 
 
 class OidcVerifier:
-    """Keys are fetched in a thread, one fetch at a time; while the issuer is away the last keys hold."""
+    """Verifies tokens. A thread fetches keys, one fetch at a time; if a fetch fails, the last keys stay valid."""
 
     def __init__(self, config: OidcConfig) -> None:
         self._config = config
@@ -62,7 +66,7 @@ class OidcVerifier:
         self._refresh: asyncio.Task[None] | None = None
 
     async def verify(self, token: str) -> Claims:
-        """Raises Unauthenticated; Unavailable if there are no keys yet and the issuer can't be reached."""
+        """The token's claims. Raises Unauthenticated, or Unavailable if no keys could be fetched yet."""
         try:
             header = jwt.get_unverified_header(token)
         except jwt.InvalidTokenError:
@@ -92,9 +96,7 @@ class OidcVerifier:
         if is_due and now - self._tried > COOL_DOWN_SECONDS:
             if kid not in self._keys:
                 await self._fetch_since(now)
-            elif (
-                self._refresh is None or self._refresh.done()
-            ):  # one caller waits a moment for a known key's renewal, and not for long
+            elif self._refresh is None or self._refresh.done():  # one caller waits briefly while known keys are renewed
                 self._refresh = asyncio.create_task(self._fetch_since(now))
                 await asyncio.wait({self._refresh}, timeout=_RENEWAL_SECONDS)
         if not self._keys:
@@ -105,7 +107,7 @@ class OidcVerifier:
 
     async def _fetch_since(self, begun: float) -> None:
         async with self._fetching:
-            if self._tried < begun:  # else another call fetched meanwhile
+            if self._tried < begun:  # else another call has fetched them since
                 await self._fetch()
 
     async def _fetch(self) -> None:
@@ -113,7 +115,7 @@ class OidcVerifier:
             keys = await self._pool.call(self._client.get_signing_keys)
         except (jwt.PyJWKClientError, jwt.PyJWKSetError, ValueError, OSError, Unavailable) as error:
             log.warning(
-                "the issuer's keys can't be fetched, those known hold: %s",
+                "the issuer's keys can't be fetched; keeping the known ones: %s",
                 error,
                 extra={"fields": {"known": len(self._keys)}},
             )
@@ -125,6 +127,7 @@ class OidcVerifier:
 
 
 def looks_like_jwt(token: str) -> bool:
+    """Whether the token has the three parts of a JSON Web Token."""
     return token.count(".") == 2
 
 

@@ -1,8 +1,8 @@
-"""Page tokens: the place where a list goes on, sealed together with the list, its filter and its caller.
+"""Page tokens: the position where a list continues, bound to the list, its filter and its caller.
 
-A token is encrypted and authenticated with AES-SIV (RFC 5297): it can be neither read nor made nor used for another
-list, with another filter or by another caller. The encryption is deterministic, so the same request always gets the
-same answer, and no nonce can be reused.
+A token is encrypted and authenticated with AES-SIV (RFC 5297). Callers can neither read nor forge it, nor use it for
+another list, with another filter or as another caller. The encryption is deterministic: the same request always gets
+the same token, and there is no nonce that could be reused.
 """
 
 from __future__ import annotations
@@ -28,41 +28,38 @@ Json: TypeAlias = str | int | bool | list["Json"] | dict[str, "Json"] | None
 
 @dataclass(frozen=True)
 class ListScope:
-    """The one list that a token is valid for. The page size is not part of it: callers may change that from page to
-    page.
-    """
+    """The list that a token is valid for. The page size is not included: callers may change it from page to page."""
 
     method: str
     """Name of the method, for example "ListTuningJobs"."""
     caller: Caller
-    """Tokens of another caller are refused, and those that the same caller got while other prompts were allowed."""
+    """The caller; a token becomes invalid if the caller's tenant or allowed prompts change."""
     filter: Mapping[str, Json] = field(default_factory=dict)
-    """Everything else in the request that chooses the entries or their order. Sort what has no order of its own."""
+    """All other fields of the request that select or order the entries. Sort the items of unordered fields."""
 
     def encode(self) -> bytes:
-        """The same bytes for the same scope in every process."""
+        """The scope as bytes, which are the same in every process."""
         caller: list[Json] = [self.caller.name, self.caller.tenant.name, [*sorted(self.caller.prompts)]]
         return json.dumps([self.method, caller, dict(self.filter)], sort_keys=True).encode()
 
 
 class PageTokens:
-    """Seals and opens tokens with a key that all replicas of a service share, and that survives restarts. Thread-safe."""
+    """Seals and opens tokens. Thread-safe. All replicas of a service must share the key and keep it over restarts."""
 
     def __init__(self, key: bytes) -> None:
         """`key`: `KEY_BYTES` random bytes."""
         self._cipher = AESSIV(key)
 
     def seal(self, cursor: str, scope: ListScope) -> str:
-        """The token of the page that begins after `cursor`, URL-safe. An empty cursor, the end of the list, is an empty
-        token.
-        """
+        """The URL-safe token of the page that begins after `cursor`. An empty cursor (end of the list) stays empty."""
         if not cursor:
             return ""
         return base64.urlsafe_b64encode(self._cipher.encrypt(cursor.encode(), [scope.encode()])).decode().rstrip("=")
 
     def open(self, token: str, scope: ListScope) -> str:
-        """The cursor; empty for an empty token. Raises InvalidInput for `page_token` unless `seal` made it for this
-        scope.
+        """The cursor in a token; empty for an empty token.
+
+        Raises InvalidInput for `page_token` if `seal` did not create the token for this scope.
         """
         if not token:
             return ""
@@ -72,9 +69,10 @@ class PageTokens:
             data = base64.b64decode(token + "=" * (-len(token) % 4), altchars=b"-_", validate=True)
             return self._cipher.decrypt(data, [scope.encode()]).decode()
         except (ValueError, InvalidTag):
-            reason = "was not made for this list, filter, order and caller; leave it out to begin anew"
+            reason = "was not made for this list, filter, order and caller; leave it out to start again"
             raise InvalidInput.of("page_token", reason) from None
 
 
 def new_key() -> bytes:
+    """A random key for `PageTokens`."""
     return secrets.token_bytes(KEY_BYTES)

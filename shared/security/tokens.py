@@ -1,7 +1,7 @@
-"""Bearer tokens: long random strings that are kept as SHA-256 only.
+"""Bearer tokens: long random strings that are stored only as SHA-256 digests.
 
-A token has 256 bits from the operating system, so a fast hash is enough: nobody can try that many. What people choose
-themselves has far less, and is refused by its length.
+A token has 256 random bits from the operating system, so that guessing is infeasible even with a fast hash. Short
+strings are refused because people might have chosen them.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ _TOKEN = re.compile(rf"[A-Za-z0-9._~+/=-]{{{MIN_TOKEN_CHARS},{MAX_TOKEN_CHARS}}}
 
 
 def new_token() -> str:
-    """`spt_` helps whoever searches repositories and logs for leaked ones."""
+    """A new random token. Its prefix `spt_` helps scanners find leaked tokens in repositories and logs."""
     return TOKEN_PREFIX + secrets.token_urlsafe(32)
 
 
 def is_token(text: str) -> bool:
-    """Whether it has the form of a token (RFC 6750) and enough characters to be one."""
+    """Whether the text has the characters (RFC 6750) and the length of a token."""
     return _TOKEN.fullmatch(text) is not None
 
 
 def hash_token(token: str) -> str:
-    """64 hexadecimal digits, as a callers file has them."""
+    """SHA-256 digest of a token as 64 hexadecimal digits, the form in a callers file."""
     return hashlib.sha256(token.encode()).hexdigest()
 
 
 def find_hash(digest: str, known: Iterable[str]) -> str | None:
-    """The one of `known` that equals `digest`. Takes as long whichever it is, or if it is none of them."""
+    """The element of `known` that equals `digest`, or None. Takes the same time in each case."""
     found = None
     for candidate in known:
         if hmac.compare_digest(candidate, digest):

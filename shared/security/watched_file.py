@@ -1,4 +1,4 @@
-"""A file that others replace while we run: what it holds, and whether that changed since the last look."""
+"""A file that may be replaced while the process runs: its content, and whether it has changed since the last read."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from pathlib import Path
 from time import time_ns
 
 SETTLE_SECONDS = 2.0
-"""The coarsest clock of a file system in use: within one of its ticks a file can change without another time."""
+"""Longest tick of a file system's clock: within one tick a file can change and keep its times."""
 
 
 class WatchedFile:
-    """Looks at identity, size and times of the file; follows links, as Kubernetes swaps them under mounted secrets.
+    """Detects changes of a file by its identity, size and times. Follows links, which Kubernetes swaps for secrets.
 
-    The change time is among them, which only the kernel sets. Where the file had changed within `SETTLE_SECONDS` before
-    it was read, or in the future, the next looks compare its bytes, too.
+    The times include the change time, which only the kernel sets. If the file changed less than SETTLE_SECONDS before
+    it was read, or has a time in the future, `changed` also compares the bytes.
     """
 
     def __init__(self, path: Path | str) -> None:
@@ -25,21 +25,19 @@ class WatchedFile:
         self._is_settled = False
 
     def changed(self) -> bool:
-        """Whether it is another file than at the last `read`. False while it can't be looked at: it is probably being
-        replaced.
-        """
+        """Whether the file has changed since the last `read`; False while it is unreadable, as during a replacement."""
         try:
             stamp = self._stamp()
             if stamp != self._seen or self._is_settled:
                 return stamp != self._seen
-            self._is_settled = _is_settled(stamp)  # before the bytes: what is written after this look has another time
+            self._is_settled = _is_settled(stamp)  # before reading: a later write gets another time
             return hashlib.sha256(self.path.read_bytes()).digest() != self._digest
         except OSError:
             return False
 
     def read(self) -> bytes:
-        """Raises OSError."""
-        stamp = self._stamp()  # before the bytes: a change in between is seen as one by the next look
+        """Content of the file. Raises OSError."""
+        stamp = self._stamp()  # before reading, so that `changed` notices a write in between
         self._is_settled = _is_settled(stamp)
         data = self.path.read_bytes()
         self._seen, self._digest = stamp, hashlib.sha256(data).digest()

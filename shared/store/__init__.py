@@ -1,5 +1,6 @@
-"""The prompt store. `open_store(url)` gives a `PromptStore`; `watch` follows one. `docs/store.md` has the layout and
-the protocol.
+"""The prompt store: `open_store(url)` returns a `PromptStore`, `watch` follows its changes.
+
+`docs/store.md` describes the layout and the protocol.
 """
 
 from shared.store.alias import ANYTHING

@@ -1,4 +1,4 @@
-"""What a caller may give as an alias's new value and as the value expected before."""
+"""The new value of an alias, and the value that a caller expects it to have before: types and checks."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ class _Anything(Enum):
 
 
 ANYTHING: Final = _Anything.ANYTHING
-"""Expect nothing in particular."""
+"""Accept any current value of the alias."""
 
 Expected = Targets | None | Literal[_Anything.ANYTHING]
 """None: the alias must not exist."""
 
 
 def as_targets(target: Targets, field: str = "target") -> tuple[AliasTarget, ...]:
-    """Checked, by ascending version, or InvalidInput."""
+    """The targets, checked and sorted by version. Raises InvalidInput for `field`."""
     targets = (
         (AliasTarget(target),) if isinstance(target, int) else tuple(sorted(target, key=lambda part: part.version))
     )
     if not 1 <= len(targets) <= MAX_TARGETS:
-        raise InvalidInput.of(field, f"an alias names 1 to {MAX_TARGETS} versions, not {len(targets)}")
+        raise InvalidInput.of(field, f"an alias must name 1 to {MAX_TARGETS} versions, not {len(targets)}")
     if len({part.version for part in targets}) != len(targets):
         raise InvalidInput.of(field, "names a version twice")
     for part in targets:
@@ -43,7 +43,7 @@ def as_targets(target: Targets, field: str = "target") -> tuple[AliasTarget, ...
 
 
 def check_expected(record: PromptRecord | None, prompt: str, alias: str, expected: Expected) -> None:
-    """Conflict, with the `current` value in its metadata, if the alias does not name what the caller thinks."""
+    """Raises Conflict, with the `current` value in its metadata, if the alias doesn't have the expected value."""
     if expected is ANYTHING:
         return
     current = record.aliases.get(alias) if record else None

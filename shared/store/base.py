@@ -1,7 +1,7 @@
-"""What the prompt store needs of the place it keeps its bytes: a flat map of keys to bytes with create-if-absent.
+"""The interface of a storage backend: a flat map from keys to bytes with create-if-absent.
 
-Local directories, S3, R2, GCS and Azure all have this; nothing here asks for more (no compare-and-swap, no rename, no
-append). Keys are made by `shared.store.layout`; a backend knows nothing of prompts or of the log.
+Local directories, S3, R2, GCS and Azure can all provide it. It requires no compare-and-swap, no rename and no append.
+`shared.store.layout` builds the keys; a backend knows nothing about prompts or the log.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _KEY = re.compile(r"[a-zA-Z0-9._-]+(?:/[a-zA-Z0-9._-]+)*")
 
 @dataclass(frozen=True)
 class ObjectInfo:
-    """One stored object; `modified_at` is the backend's own clock, UTC."""
+    """One stored object; `modified_at` is a UTC time of the backend's clock."""
 
     key: str
     size_bytes: int
@@ -26,46 +26,45 @@ class ObjectInfo:
 
 
 class ObjectBackend(Protocol):
-    """All methods are synchronous and thread-safe, and raise `Unavailable` when the place is away.
+    """Stores objects. All methods are synchronous and thread-safe, and raise Unavailable if the storage is unavailable.
 
-    Reads see every write that was acknowledged before them. After `Unavailable` a write may or may not have happened.
+    Reads see every write that was acknowledged before them. After Unavailable, a write may or may not have happened.
     """
 
     @property
     def poll_seconds(self) -> float:
-        """How often a watcher should look for news here: what an idle look costs, in time and money, decides."""
+        """Recommended interval between polls of a watcher; it depends on the cost of a poll in time and money."""
 
     def get(self, key: str, max_bytes: int) -> bytes | None:
-        """The whole object, or None if there is none. Raises DamagedBlob, without reading it, if it is larger than
-        `max_bytes`.
-        """
+        """The whole object, or None if there is none. Raises DamagedBlob if it is larger than `max_bytes`."""
 
     def create(self, key: str, data: bytes) -> bool:
-        """Write a new object, durable on return; False, and nothing changed, if the key exists."""
+        """Write a new object, durable on return. If the key exists, returns False and changes nothing."""
 
     def put(self, key: str, data: bytes) -> None:
-        """Write or overwrite; readers see the old bytes or the new, never a mixture."""
+        """Write or overwrite an object. Readers see the old bytes or the new ones, never a mixture."""
 
     def head(self, key: str) -> ObjectInfo | None:
-        """Size and time of one object, or None if it is not there."""
+        """Size and time of one object, or None if there is none."""
 
     def list(self, folder: str) -> list[ObjectInfo]:
-        """Every object below `folder`, which ends in '/', however deep; sorted by key."""
+        """All objects below `folder`, which ends in '/', at any depth, sorted by key."""
 
     def delete(self, key: str) -> None:
-        """Remove the object; nothing happens if it is not there."""
+        """Remove an object. Does nothing if there is none."""
 
     def sweep(self) -> int:
-        """Remove what writers left half-way that died long ago; it belongs to nobody. Returns how many things went."""
+        """Remove old remains of writers that were killed. Returns the number of removed objects."""
 
     def close(self) -> None:
-        """Release connections. The backend is of no use afterwards."""
+        """Release connections. The backend can't be used afterwards."""
 
 
 def check_key(key: str) -> str:
-    """Keys never leave the store's root: parts of letters, digits, '.', '_', '-', and no part is '.' or '..'.
+    """Return the key, or raise ValueError if it could point outside the store's root.
 
-    Raises ValueError: a wrong key is a fault of the program, since names and digests from outside are checked before.
+    A key has parts of letters, digits, '.', '_' and '-', and no part is '.' or '..'. An invalid key is a bug, because
+    names and digests from callers are checked earlier.
     """
     if not _KEY.fullmatch(key) or any(part in {".", ".."} for part in key.split("/")):
         raise ValueError(f"not a store key: {key[:200]!r}")
@@ -73,5 +72,6 @@ def check_key(key: str) -> str:
 
 
 def check_size(key: str, size_bytes: int, max_bytes: int) -> None:
+    """Raises DamagedBlob if an object is larger than `max_bytes`."""
     if size_bytes > max_bytes:
-        raise DamagedBlob(f"{key} takes {size_bytes} bytes; at most {max_bytes} are read", key=key)
+        raise DamagedBlob(f"{key} has {size_bytes} bytes; at most {max_bytes} are allowed", key=key)

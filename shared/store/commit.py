@@ -1,7 +1,7 @@
-"""One entry of the store's log: what it says, and how it is written and read.
+"""One entry of the store's log: its content and its JSON form.
 
-An entry is immutable, and its number is the store-wide revision. Unknown fields are ignored, so that a newer writer may
-add some; what an old reader must not overlook gets a new `format`, and the reader stops with a clear error before it.
+An entry is immutable, and its number is the store-wide revision. Readers ignore unknown fields, so newer writers may
+add fields. A change that old readers must not ignore gets a new `format`; old readers then stop with a clear error.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ InternedText = Annotated[str, StringConstraints(max_length=200), Interned]
 
 @dataclass(frozen=True, slots=True)
 class VersionSummary:
-    """What the index knows of a version without opening its blob; enough to list, choose and refuse."""
+    """The facts about a version in the index, which is enough to list, select and refuse it without its blob."""
 
     base_model: InternedText
     base_model_fingerprint: InternedText
@@ -45,7 +45,7 @@ class VersionSummary:
 
 @dataclass(frozen=True, slots=True)
 class AliasTarget:
-    """One version that an alias names, with its share of the traffic among the alias's targets."""
+    """One version that an alias names. Its share of the traffic is its weight over the sum of all weights."""
 
     version: VersionNumber
     weight: Annotated[int, Field(ge=1, le=MAX_WEIGHT)] = 1
@@ -53,7 +53,7 @@ class AliasTarget:
 
 @dataclass(frozen=True, slots=True)
 class VersionPublished:
-    """A new version, one more than the prompt's latest; its blob is already there."""
+    """A new version. Its number follows the prompt's latest version; its blob is already stored."""
 
     prompt: Name
     version: VersionNumber
@@ -66,7 +66,7 @@ class VersionPublished:
 
 @dataclass(frozen=True, slots=True)
 class AliasMoved:
-    """The alias names these versions from now on; no targets: the alias is gone."""
+    """The new targets of an alias; no targets: the alias is removed."""
 
     prompt: Name
     alias: Name
@@ -76,7 +76,7 @@ class AliasMoved:
 
 @dataclass(frozen=True, slots=True)
 class VersionDeleted:
-    """The version can't be had any more; its number is not used again. Its blob goes later."""
+    """A version is removed from the index. Its number is not used again; its blob is removed later."""
 
     prompt: Name
     version: VersionNumber
@@ -88,17 +88,16 @@ Operation = Annotated[VersionPublished | AliasMoved | VersionDeleted, Field(disc
 
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """All of `ops` become true at once, at `revision`. `txid` tells a writer its own entry after a lost
-    acknowledgement.
+    """One log entry: all `ops` take effect together at `revision`.
+
+    `txid` lets a writer recognise its entry if the acknowledgement was lost.
     """
 
     revision: Annotated[int, Field(ge=1, lt=10**12)]
     txid: Annotated[str, StringConstraints(min_length=1, max_length=100)]
     time: Timestamp
     actor: Annotated[str, StringConstraints(max_length=MAX_ACTOR_CHARS)]
-    """The caller whose request or job made the change, or the part of the service that did. Shown to nobody but
-    operators.
-    """
+    """The caller whose request or job made the change, or the part of the service. Shown only to operators."""
     ops: Annotated[tuple[Operation, ...], Field(min_length=1)]
     format: int = COMMIT_FORMAT
 
@@ -113,20 +112,21 @@ _HEAD = TypeAdapter(_Head)
 
 
 def encode_commit(commit: Commit) -> bytes:
+    """The entry as JSON."""
     return _COMMIT.dump_json(commit)
 
 
 def decode_commit(data: bytes, revision: int) -> Commit:
-    """Raises DamagedBlob for an entry that can't be read, is of a newer format, or is not number `revision`."""
+    """The entry from JSON. Raises DamagedBlob if it can't be read, has a newer format, or is not number `revision`."""
     try:
         written = _HEAD.validate_json(data).format
         if written > COMMIT_FORMAT:
             raise DamagedBlob(
-                f"log entry {revision} is of format {written}; this build reads up to {COMMIT_FORMAT}: update it"
+                f"log entry {revision} has format {written}; this build reads up to {COMMIT_FORMAT}: update it"
             )
         commit = _COMMIT.validate_json(data)
     except ValidationError as error:
         raise DamagedBlob(f"log entry {revision} can't be read", revision=revision) from error
     if commit.revision != revision:
-        raise DamagedBlob(f"log entry {revision} says that it is {commit.revision}", revision=revision)
+        raise DamagedBlob(f"log entry {revision} contains revision {commit.revision}", revision=revision)
     return commit

@@ -1,7 +1,7 @@
-"""Which replicas serve a version: what the heartbeats say, put together. Pure.
+"""Combines the replicas' heartbeats: which replicas serve a version. Pure functions.
 
-A replica should serve a version if it holds the version's base model. Those that refused it are told with their
-reasons, those with another base model, too: an operator who pointed a replica at the wrong model learns it here.
+A replica should serve a version if it has the version's base model. Refusals are listed with their reasons, also those
+of replicas with another base model, so that operators notice a replica with the wrong model.
 """
 
 from __future__ import annotations
@@ -12,49 +12,56 @@ from dataclasses import dataclass
 from shared.store.index import VersionRecord
 from shared.store.replicas import LoadedVersion, RefusedVersion, ReplicaRecord
 
-_MAX_TOLD_REFUSALS = 3
+_MAX_NAMED_REFUSALS = 3
 
 
 @dataclass(frozen=True)
 class Serving:
-    """One version across the live replicas; `served` and `refused` by replica id."""
+    """The state of one version on the live replicas."""
 
     suitable: frozenset[str] = frozenset()
-    """Live replicas of its base model."""
+    """Ids of the live replicas that have its base model."""
     served: tuple[tuple[str, LoadedVersion], ...] = ()
+    """Ids of the replicas that serve it."""
     refused: tuple[tuple[str, RefusedVersion], ...] = ()
+    """Ids of the replicas that refused it, also of other base models."""
 
     @property
     def num_replicas(self) -> int:
+        """Number of replicas that should serve it."""
         return len(self.suitable)
 
     @property
     def num_refused(self) -> int:
-        """Replicas of its base model among those that refused it."""
+        """Number of replicas that should serve it but refused it."""
         return sum(replica in self.suitable for replica, _ in self.refused)
 
     @property
     def by_all(self) -> bool:
+        """Whether all replicas that should serve it do, and there is at least one."""
         return 0 < self.num_replicas == len(self.served)
 
     @property
     def is_decided(self) -> bool:
-        """Waiting longer changes nothing: all serve it, or one that should never will."""
+        """Whether waiting is pointless: all replicas that should serve it do, or one of them refused it."""
         return self.by_all or self.num_refused > 0
 
     def __str__(self) -> str:
-        told = [f"{replica} refused it: {refusal.reason}" for replica, refusal in self.refused[:_MAX_TOLD_REFUSALS]]
+        refusals = [
+            f"{replica} refused it: {refusal.reason}" for replica, refusal in self.refused[:_MAX_NAMED_REFUSALS]
+        ]
         more = (
-            [f"{len(self.refused) - _MAX_TOLD_REFUSALS} more refused it"]
-            if len(self.refused) > _MAX_TOLD_REFUSALS
+            [f"{len(self.refused) - _MAX_NAMED_REFUSALS} more refused it"]
+            if len(self.refused) > _MAX_NAMED_REFUSALS
             else []
         )
-        return "; ".join([f"served by {len(self.served)} of {self.num_replicas} live replicas", *told, *more])
+        return "; ".join([f"served by {len(self.served)} of {self.num_replicas} live replicas", *refusals, *more])
 
 
 def serving(version: VersionRecord, replicas: Sequence[ReplicaRecord]) -> Serving:
-    """`replicas`: the live ones. A record about other bytes under the same number, from another store's time, does not
-    count.
+    """The state of a version on `replicas`, the live ones.
+
+    Records about a version with the same number and another digest, for example of an earlier store, don't count.
     """
     fingerprint = version.summary.base_model_fingerprint
     suitable = frozenset(replica.id for replica in replicas if replica.base_model_fingerprint == fingerprint)

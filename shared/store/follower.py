@@ -1,4 +1,4 @@
-"""Reading the log as it grows: the present state, and what changed since a revision."""
+"""Follows the log as it grows: the current state, and the changes since a revision."""
 
 from __future__ import annotations
 
@@ -15,28 +15,26 @@ from shared.store.index import StoreIndex
 from shared.store.log import CommitLog
 
 CHECK_SECONDS = 60.0
+"""Interval between checks whether the log was truncated or the store was replaced."""
 MAX_REPLAYED = 1024
+"""Maximum number of commits that `changes_since` returns."""
 
 
 @dataclass(frozen=True)
 class Changes:
-    """What happened after the revision that was asked for, and the state it led to.
-
-    `restarted`: the commits in between are not to be had (the log was cut, or the store is another one): take `index`
-    as it is.
-    """
+    """The commits after a requested revision, and the resulting state."""
 
     commits: tuple[Commit, ...]
     index: StoreIndex
     restarted: bool = False
+    """The commits are not available (the log was truncated, or the store was replaced): use `index` alone."""
 
 
 class LogFollower:
-    """The state at the last revision read, and the last commits that led to it. Thread-safe; readers of `index` never
-    wait.
+    """Holds the state at the last revision read and the last commits. Thread-safe; readers of `index` never wait.
 
-    With nothing new a refresh is one read of an entry that is not there. Whether the log was cut or the whole store
-    replaced is looked up only when an entry was found, and once in `CHECK_SECONDS`.
+    If there is nothing new, a refresh is one read of a missing entry. A truncated log or a replaced store is looked for
+    only after new entries and once per CHECK_SECONDS.
     """
 
     def __init__(self, log: CommitLog, identity: StoreIdentity) -> None:
@@ -50,18 +48,20 @@ class LogFollower:
 
     @property
     def index(self) -> StoreIndex:
+        """The state as last read."""
         return self._index
 
     def refresh(self, check: bool = False) -> StoreIndex:
-        """Read to the end. `check` makes sure now that the log was not cut. Raises DamagedBlob at an entry that can't
-        be read.
+        """Read the log to its end. `check`: also check now whether the log was truncated or the store was replaced.
+
+        Raises DamagedBlob if an entry can't be read.
         """
         with self._lock:
             self._catch_up(check)
             return self._index
 
     def restart(self) -> None:
-        """Forget everything, take the newest snapshot and read on from there."""
+        """Drop the state, load the newest snapshot and read the log from there."""
         with self._lock:
             self._identity.load()
             index = self._log.newest_snapshot()
@@ -71,7 +71,7 @@ class LogFollower:
             self._catch_up(check=False)
 
     def committed(self, commit: Commit) -> None:
-        """Take over a commit of our own that stands, unless it was read already."""
+        """Apply a commit that this process has appended, unless it was already read."""
         with self._lock:
             if self._index.revision == commit.revision - 1:
                 self._advance([commit], self._index.apply(commit))
@@ -87,7 +87,7 @@ class LogFollower:
             return next((commit for commit in reversed(self._recent) if commit.txid == txid), None)
 
     def changes_since(self, revision: int | None) -> Changes:
-        """Refresh, then every commit after `revision` in order; None asks for the present state only."""
+        """Refresh and return all commits after `revision` in order; None: only the current state."""
         with self._lock:
             self._catch_up(check=False)
             index, recent = self._index, self._recent

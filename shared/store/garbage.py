@@ -1,4 +1,7 @@
-"""What may go: old versions by a retention rule, and blobs that no version names. Safe beside publishers and watchers."""
+"""Finds old versions by a retention rule, and removes blobs that no version names.
+
+Safe while other processes publish and watch.
+"""
 
 from __future__ import annotations
 
@@ -29,10 +32,10 @@ def expired_versions(prompt: PromptRecord, keep_last: int) -> list[int]:
 class BlobCollector:
     """Removes blobs that no version names.
 
-    A blob younger than the grace may be a publisher's, between its upload and its commit; one whose version was deleted
-    within the grace may still be wanted by a replica that has not heard. A publisher that finds its blob there already
-    makes it young again, and looks after its commit whether it is still there; so here a blob is put back if a commit
-    came to name it while it was removed.
+    Two kinds are kept for the grace period: new blobs, since a publisher may not have committed yet, and blobs of
+    deleted versions, since a replica may not have noticed the deletion. A publisher whose blob already exists writes it
+    again, so that it counts as new, and checks after its commit that it still exists. If a commit names a blob while it
+    is being removed, the collector writes it back.
     """
 
     def __init__(self, backend: ObjectBackend, read_index: Callable[[], StoreIndex], grace_seconds: float) -> None:
@@ -41,7 +44,7 @@ class BlobCollector:
         self._oldest = datetime.now(UTC) - timedelta(seconds=grace_seconds)
 
     def collect(self, stopped: Callable[[], bool]) -> list[str]:
-        """The digests of the blobs that were removed; as far as it came when `stopped` said so."""
+        """Remove the blobs and return their digests. Stops early if `stopped` returns True."""
         old = [
             (info.key, digest_in(info.key)) for info in self._backend.list(BLOBS) if info.modified_at <= self._oldest
         ]
@@ -57,7 +60,7 @@ class BlobCollector:
         self._backend.delete(key)
         if data is not None and digest in self._wanted():
             self._backend.put(key, data)
-            log.info("%s was published while it was collected, and put back", digest)
+            log.info("%s was published during its removal and has been restored", digest)
             return False
         return True
 

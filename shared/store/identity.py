@@ -1,5 +1,6 @@
-"""Which store this is. A directory that was wiped and made anew under a running service is another store, with another
-log.
+"""The identity of a store.
+
+If a store's directory is deleted and created again under a running service, it is another store with another log.
 """
 
 from __future__ import annotations
@@ -21,27 +22,25 @@ class _StoreFile(BaseModel):
 
 
 class StoreIdentity:
-    """The id in `store.json`, written by whoever comes first."""
+    """The id in `store.json`, which the first process that opens the store writes."""
 
     def __init__(self, backend: ObjectBackend) -> None:
         self._backend = backend
         self.id = ""
 
     def load(self) -> None:
-        """Read the id, or make one. Raises PreconditionFailed for a store of a newer format, or something that is no
-        store.
-        """
+        """Read the id, or create one. Raises PreconditionFailed for a newer format, or if this is not a store."""
         found = self._read()
         if found is None:
             mine = _StoreFile(format=STORE_FORMAT, store_id=uuid.uuid4().hex)
             self._backend.create(STORE_KEY, mine.model_dump_json().encode())
             found = self._read()
         if found is None:
-            raise Unavailable("the prompt store forgets what is written to it")
+            raise Unavailable("the prompt store loses data: an object that was just written does not exist")
         self.id = found.store_id
 
     def is_same(self) -> bool:
-        """Whether the place still holds the store that `load` saw."""
+        """Whether this is still the store that `load` found."""
         found = self._read()
         return found is not None and found.store_id == self.id
 
@@ -53,10 +52,10 @@ class StoreIdentity:
             found = _StoreFile.model_validate_json(data)
         except ValidationError as error:
             raise PreconditionFailed(
-                "the place given for the prompt store holds something else: its store.json can't be read"
+                "the URL of the prompt store leads to something else: its store.json can't be read"
             ) from error
         if found.format > STORE_FORMAT:
             raise PreconditionFailed(
-                f"the prompt store is of format {found.format}; this build knows {STORE_FORMAT}: update it"
+                f"the prompt store has format {found.format}; this build reads up to {STORE_FORMAT}: update it"
             )
         return found

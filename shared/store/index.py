@@ -1,6 +1,6 @@
-"""The state of the store at one revision: prompts, their versions and aliases. Immutable; a commit makes the next one.
+"""The state of the store at one revision: prompts, their versions and aliases.
 
-Everything here is a pure function of the log: no input/output, no clock.
+Immutable: applying a commit returns a new state. The state depends on the log alone: no input/output, no clock.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ MAX_TOMBSTONES = 1000
 
 @dataclass(frozen=True, slots=True)
 class VersionRecord:
-    """One published version as the index knows it. `created_at` is the time of the commit, `revision` its number."""
+    """One published version. `created_at` is the time of its commit, `revision` the commit's number."""
 
     prompt: str
     version: int
@@ -34,16 +34,18 @@ class VersionRecord:
 
     @property
     def name(self) -> str:
+        """Resource name: `prompts/{prompt}/versions/{version}`."""
         return version_name(self.prompt, self.version)
 
     @property
     def metrics(self) -> Mapping[str, float]:
+        """Metrics from the version's summary."""
         return self.summary.metrics
 
 
 @dataclass(frozen=True, slots=True)
 class Alias:
-    """A movable name for a version, or for several that share its traffic by weight."""
+    """A movable name for one version, or for several versions that share the traffic by weight."""
 
     name: str
     targets: tuple[AliasTarget, ...]
@@ -54,10 +56,10 @@ class Alias:
         return render_targets(self.targets)
 
     def pick(self, prompt: str, routing_key: str = "") -> int:
-        """The version for this key: the same for the same key, as long as the weights stay.
+        """The version for a routing key: the same key gets the same version while the weights stay the same.
 
-        Weighted rendezvous hashing (Thaler and Ravishankar 1998): when weights change, only keys move that must.
-        Without a key each call draws anew.
+        Weighted rendezvous hashing (Thaler and Ravishankar 1998): a change of weights moves as few keys as possible.
+        Without a key, each call picks a version at random by weight.
         """
         if len(self.targets) == 1:
             return self.targets[0].version
@@ -66,7 +68,7 @@ class Alias:
 
 @dataclass(frozen=True, slots=True)
 class Tombstone:
-    """A deleted version: its job may not publish again, and its blob is kept for those who have not heard yet."""
+    """A deleted version: its job may not publish again; its blob is kept until replicas have noticed the deletion."""
 
     version: int
     job: str
@@ -76,8 +78,9 @@ class Tombstone:
 
 @dataclass(frozen=True, slots=True)
 class PromptRecord:
-    """One prompt. `latest_version` is the highest number ever given, deleted or not; maps are read-only and sorted as
-    they grew.
+    """One prompt. `latest_version` is the highest number ever used, even if that version is deleted.
+
+    The maps are read-only and in order of insertion.
     """
 
     name: str
@@ -87,40 +90,43 @@ class PromptRecord:
     tombstones: tuple[Tombstone, ...] = ()
 
     def version(self, number: int) -> VersionRecord:
-        """Raises NotFound."""
+        """The version with this number. Raises NotFound."""
         try:
             return self.versions[number]
         except KeyError:
             raise NotFound("version", version_name(self.name, number), f"the latest is {self.latest_version}") from None
 
     def aliases_of(self, number: int) -> list[str]:
+        """Names of the aliases that name this version, sorted."""
         return sorted(
             name for name, alias in self.aliases.items() if any(target.version == number for target in alias.targets)
         )
 
     def version_of_job(self, job: str) -> VersionRecord | None:
+        """The version that this job published, unless it is deleted."""
         return next((record for record in self.versions.values() if record.job == job), None)
 
     def tombstone_of_job(self, job: str) -> Tombstone | None:
+        """The deleted version that this job published."""
         return next((stone for stone in self.tombstones if stone.job == job), None)
 
 
 @dataclass(frozen=True, slots=True)
 class StoreIndex:
-    """Every prompt at `revision`. Hold one as long as you like; it never changes."""
+    """All prompts at `revision`. Immutable, so it can be kept and shared."""
 
     revision: int = 0
     prompts: Mapping[str, PromptRecord] = field(default_factory=dict)
 
     def prompt(self, name: str) -> PromptRecord:
-        """Raises NotFound. A prompt whose versions are all deleted is still known, by its last number."""
+        """The prompt with this name, even if all its versions are deleted. Raises NotFound."""
         try:
             return self.prompts[name]
         except KeyError:
             raise NotFound("prompt", name) from None
 
     def resolve(self, reference: PromptReference, routing_key: str = "") -> VersionRecord:
-        """The version that a reference means now. Raises NotFound naming the prompt, alias or version."""
+        """The version that a reference means at this revision. Raises NotFound for the prompt, alias or version."""
         prompt = self.prompt(reference.prompt)
         if reference.version is not None:
             return prompt.version(reference.version)
@@ -131,7 +137,7 @@ class StoreIndex:
         return prompt.version(alias.pick(prompt.name, routing_key))
 
     def current_version(self, prompt: str, alias: str) -> VersionRecord | None:
-        """What an alias names, of several the one with most of the traffic; None if there is no such alias."""
+        """The version that an alias names (the one with the largest weight); None if there is no such alias."""
         record = self.prompts.get(prompt)
         named = record.aliases.get(alias) if record else None
         if record is None or named is None:
@@ -139,11 +145,12 @@ class StoreIndex:
         return record.version(max(named.targets, key=lambda target: (target.weight, target.version)).version)
 
     def versions(self) -> Iterator[VersionRecord]:
+        """All versions of all prompts."""
         for prompt in self.prompts.values():
             yield from prompt.versions.values()
 
     def list_prompts(self, after: str = "", limit: int = 100, name_prefix: str = "") -> list[PromptRecord]:
-        """A page in the order of names, of those with at least one version; the next page starts after the last name."""
+        """A page of the prompts that have a version, by name; `after` is the last name of the previous page."""
         found: list[PromptRecord] = []
         for name in sorted(name for name in self.prompts if name > after and name.startswith(name_prefix)):
             if len(found) == limit:
@@ -153,15 +160,13 @@ class StoreIndex:
         return found
 
     def list_versions(self, prompt: str, below: int = 0, limit: int = 100) -> list[VersionRecord]:
-        """A page, newest first; the next page is `below` the last number. Raises NotFound."""
+        """A page of versions, newest first; `below` is the last number of the previous page. Raises NotFound."""
         versions = self.prompt(prompt).versions
         numbers = sorted((number for number in versions if not below or number < below), reverse=True)
         return [versions[number] for number in numbers[:limit]]
 
     def apply(self, commit: Commit) -> StoreIndex:
-        """The state after `commit`. Raises DamagedBlob if it can't follow on this state: then the log has been tampered
-        with.
-        """
+        """The state after `commit`. Raises DamagedBlob if the commit does not fit this state (a tampered log)."""
         if commit.revision != self.revision + 1:
             raise DamagedBlob(f"log entry {commit.revision} can't follow revision {self.revision}")
         changed: dict[str, PromptRecord] = {}
@@ -171,7 +176,7 @@ class StoreIndex:
         return StoreIndex(commit.revision, MappingProxyType({**self.prompts, **changed}))
 
     def check_integrity(self) -> None:
-        """Every alias names living versions, every number was given. Raises DamagedBlob."""
+        """Raises DamagedBlob if an alias names a missing version, or a version number exceeds its prompt's latest."""
         for prompt in self.prompts.values():
             if max(prompt.versions, default=0) > prompt.latest_version:
                 raise DamagedBlob(f"prompt {prompt.name} has a version above its latest")
@@ -223,8 +228,8 @@ def _delete(prompt: PromptRecord, op: VersionDeleted, commit: Commit) -> PromptR
             f"log entry {commit.revision} deletes {op.prompt} version {op.version}, which is aliased or does not exist"
         )
     versions = dict(prompt.versions)
-    gone = versions.pop(op.version)
-    stone = Tombstone(gone.version, gone.job, gone.digest, commit.time)
+    removed = versions.pop(op.version)
+    stone = Tombstone(removed.version, removed.job, removed.digest, commit.time)
     return replace(
         prompt, versions=MappingProxyType(versions), tombstones=(*prompt.tombstones, stone)[-MAX_TOMBSTONES:]
     )
@@ -236,6 +241,6 @@ def _score(prompt: str, target: AliasTarget, routing_key: str) -> float:
 
 
 def _uniform(text: str) -> float:
-    """A number in (0, 1), the same for the same text in every process."""
+    """A pseudo-random number in (0, 1) that depends only on the text."""
     number = int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:6], "big")
     return (number + 0.5) / 2**48

@@ -1,8 +1,8 @@
-"""The store's bytes in a directory of an ordinary file system (ext4, xfs, NFS): durable, and atomic through hard links.
+"""Stores objects as files in a directory of a normal file system (ext4, xfs, NFS), durable and atomic by hard links.
 
-A new object is written to `tmp/`, synced, linked to its final name (which fails if the name exists) and the folder is
-synced: after a power cut an acknowledged object is there, whole. A process that is killed half-way leaves a file in
-`tmp/` and nothing else.
+A new object is written to `tmp/` and synced, then linked to its final name (which fails if the name exists), and the
+folder is synced. After a power failure, an acknowledged object is there and complete. A process that is killed during a
+write leaves only a file in `tmp/`.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ _NO_HARD_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, er
 
 
 class LocalBackend:
-    """An `ObjectBackend` in the directory `root`, made if it is not there.
+    """An `ObjectBackend` in the directory `root`, which is created if it is missing.
 
-    The marker file tells a store without this object from a directory that is gone (an unmounted volume): the second is
-    Unavailable, so that a replica keeps what it has instead of believing that there is nothing new.
+    A marker file distinguishes a missing object from a missing directory (an unmounted volume). The latter raises
+    Unavailable, so that a replica keeps its versions and does not take the store for empty.
     """
 
     poll_seconds = 0.15
@@ -54,7 +54,7 @@ class LocalBackend:
             try:
                 handle = os.open(self._path(key), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
             except (FileNotFoundError, NotADirectoryError):
-                self._check_there()
+                self._check_available()
                 return None
             with open(handle, "rb") as file:
                 status = os.fstat(handle)
@@ -86,12 +86,12 @@ class LocalBackend:
             try:
                 return _info(key, self._path(key).lstat())
             except (FileNotFoundError, NotADirectoryError):
-                self._check_there()
+                self._check_available()
                 return None
 
     def list(self, folder: str) -> list[ObjectInfo]:
         with _as_unavailable():
-            self._check_there()
+            self._check_available()
             return sorted(self._walk(folder.rstrip("/")), key=lambda info: info.key)
 
     def delete(self, key: str) -> None:
@@ -99,27 +99,27 @@ class LocalBackend:
             try:
                 self._path(key).unlink()
             except FileNotFoundError:
-                self._check_there()
+                self._check_available()
 
     def sweep(self) -> int:
-        """On a read-only mount there is nothing to sweep."""
+        """Remove temporary files of killed writers; does nothing on a read-only mount."""
         oldest, num_removed = time.time() - _STALE_TEMPORARY_SECONDS, 0
         with contextlib.suppress(OSError):
             for entry in os.scandir(self._root / _TEMPORARY):
-                with contextlib.suppress(FileNotFoundError):  # its writer, or another sweeper, was faster
+                with contextlib.suppress(FileNotFoundError):  # removed by its writer or another process
                     if entry.stat(follow_symlinks=False).st_mtime < oldest:
                         os.unlink(entry.path)
                         num_removed += 1
         return num_removed
 
     def close(self) -> None:
-        """Nothing is held open between calls."""
+        """Does nothing: no file stays open between calls."""
 
     def _path(self, key: str) -> Path:
         return self._root / check_key(key)
 
-    def _check_there(self) -> None:
-        """The marker is there, or OSError."""
+    def _check_available(self) -> None:
+        """Raises OSError if the marker file is missing."""
         os.stat(self._marker)
 
     def _walk(self, folder: str) -> Iterator[ObjectInfo]:
@@ -137,11 +137,11 @@ class LocalBackend:
 
     @contextlib.contextmanager
     def _temporary(self, data: bytes) -> Iterator[Path]:
-        """A synced file with these bytes, gone at the end."""
+        """Write a synced temporary file for the `with` block."""
         path = self._root / _TEMPORARY / f"{os.getpid()}-{next(self._names)}-{os.urandom(4).hex()}"
         try:
             with _as_unavailable():
-                self._check_there()
+                self._check_available()
                 with path.open("xb") as file:
                     file.write(data)
                     file.flush()
@@ -152,14 +152,14 @@ class LocalBackend:
                 path.unlink()
 
     def _make_folder(self, folder: Path) -> Sequence[Path]:
-        """Make it and what is above it, but never the root, whose absence means the store is away.
+        """Create a folder and its parents, but never the root: if the root is missing, the store is unavailable.
 
-        Returns the folders to sync, after the new object's own: by then a journal has all of them, and the syncs cost
-        next to nothing.
+        Returns the folders to sync after the new object's folder. On a journaling file system they then cost almost
+        nothing.
         """
         if folder.is_dir():
             return []
-        self._check_there()
+        self._check_available()
         missing = [part for part in (folder, *folder.parents) if self._root in part.parents and not part.is_dir()]
         for part in reversed(missing):
             part.mkdir(exist_ok=True)
@@ -181,13 +181,13 @@ def _sync_directories(paths: Sequence[Path]) -> None:
 
 @contextlib.contextmanager
 def _as_unavailable() -> Iterator[None]:
-    """The operating system's reason without its paths."""
+    """Convert OSError to Unavailable, with the operating system's reason but without paths."""
     try:
         yield
     except OSError as error:
         if error.errno in _NO_HARD_LINKS:
             raise PreconditionFailed(
-                "the prompt store's file system refuses hard links or writing; use another one"
+                "the prompt store's file system does not allow hard links or writing; use another one"
             ) from error
         raise Unavailable(
             f"the prompt store's directory can't be used: {error.strerror or 'input/output error'}"

@@ -1,10 +1,11 @@
-"""The commit log on a backend: append an entry, read one, cut off the old ones, keep snapshots. Knows nothing of what
-entries mean.
+"""The commit log on a backend: appends and reads entries, truncates the log, and keeps snapshots.
 
-Cutting off is the delicate part. A writer that slept while the log moved on and was cut could create an entry in the
-part that is gone, and a reader that slept as long could believe it. So the cut is announced first
-(`truncated/{revision}`, create-only: the highest one holds), and whoever appended or read an entry looks there
-*afterwards*: at or below the cut, the entry never was.
+It does not interpret the entries.
+
+Truncation needs care. A writer that was suspended while the log advanced and was truncated could create an entry in the
+removed part, and a suspended reader could accept it. So the truncation is announced first (`truncated/{revision}`,
+create-only; the highest one counts), and writers and readers check it *after* they have appended or read an entry: an
+entry at or below that revision is not valid.
 """
 
 from __future__ import annotations
@@ -36,33 +37,33 @@ _CHECKS_AFTER_APPEND = 3
 
 
 class Appended(Enum):
-    MINE = "the entry stands"
-    TAKEN = "another writer has this revision, or the store refused for no reason; look again"
-    TRUNCATED = "this revision is below the cut; start again from a snapshot"
+    """The result of `CommitLog.append`."""
+
+    MINE = "the entry is in the log"
+    TAKEN = "another writer has this revision, or the store refused without a reason; read the log again"
+    TRUNCATED = "this revision has been truncated; start again from a snapshot"
 
 
 class CommitLog:
-    """Stateless and thread-safe; all state is in the backend."""
+    """The log on a backend. Thread-safe; all state is in the backend."""
 
     def __init__(self, backend: ObjectBackend) -> None:
         self._backend = backend
 
     def read(self, revision: int) -> Commit | None:
-        """The entry, or None if it is not there (yet, or any more). Check `horizon` before believing an entry."""
+        """The entry, or None if there is none (not yet, or no longer). Check `horizon` before using an entry."""
         data = self._backend.get(log_key(revision), MAX_COMMIT_BYTES)
         return None if data is None else decode_commit(data, revision)
 
     def append(self, commit: Commit) -> Appended:
-        """Raises Unavailable if the entry is not known to stand; it may still come to stand if the store was cut off
-        half-way.
-        """
+        """Append an entry. Raises Unavailable if the outcome is unknown; the entry may then still be in the log."""
         try:
             created = self._backend.create(log_key(commit.revision), encode_commit(commit))
         except Unavailable:
-            if not self._stands(commit):
+            if not self._is_written(commit):
                 raise
-            created = True  # the acknowledgement was lost, the entry was not
-        if not created and not self._stands(commit):
+            created = True  # only the acknowledgement was lost
+        if not created and not self._is_written(commit):
             return Appended.TAKEN
         if self._horizon_after_append() >= commit.revision:
             self._backend.delete(log_key(commit.revision))
@@ -70,32 +71,34 @@ class CommitLog:
         return Appended.MINE
 
     def horizon(self) -> int:
-        """The highest revision whose entry may be gone; 0 while the log is whole."""
+        """The highest truncated revision; 0 if the log is complete."""
         return max(self._revisions(TRUNCATED), default=0)
 
     def newest_snapshot(self) -> StoreIndex:
-        """The newest readable snapshot, or the empty state. Raises Unavailable if the log has been cut and no snapshot
-        bridges the cut.
+        """The state in the newest readable snapshot, or the empty state.
+
+        Raises Unavailable if the log has been truncated and no readable snapshot covers the truncated part.
         """
         for revision in sorted(self._revisions(SNAPSHOTS), reverse=True):
             data = self._backend.get(snapshot_key(revision), MAX_SNAPSHOT_BYTES)
             if data is None:
-                continue  # replaced by a newer one since it was listed
+                continue  # removed after the list was read
             try:
-                return self._bridging(decode_snapshot(data, revision))
+                return self._checked(decode_snapshot(data, revision))
             except DamagedBlob as error:
-                log.error("snapshot is damaged, trying an older one: %s", error.message)
-        return self._bridging(StoreIndex())
+                log.error("a snapshot is damaged; trying an older one: %s", error.message)
+        return self._checked(StoreIndex())
 
     def write_snapshot(self, index: StoreIndex) -> None:
-        """Create the snapshot of this state and remove all but the newest few."""
+        """Create a snapshot of this state and remove all but the newest few snapshots."""
         self._backend.create(snapshot_key(index.revision), encode_snapshot(index))
         for revision in sorted(self._revisions(SNAPSHOTS))[:-_KEPT_SNAPSHOTS]:
             self._backend.delete(snapshot_key(revision))
 
     def truncate(self, up_to: int) -> int:
-        """Remove the entries of revisions 1 to `up_to`; a snapshot at or after it must exist. Returns how many were
-        removed.
+        """Remove the entries of revisions 1 to `up_to` and return their number.
+
+        Raises ValueError unless a snapshot at or after `up_to` exists.
         """
         if max(self._revisions(SNAPSHOTS), default=0) < up_to:
             raise ValueError(f"no snapshot at or after revision {up_to}")
@@ -107,14 +110,12 @@ class CommitLog:
             self._backend.delete(truncated_key(revision))
         return len(entries)
 
-    def _stands(self, commit: Commit) -> bool:
+    def _is_written(self, commit: Commit) -> bool:
         found = self.read(commit.revision)
         return found is not None and found.txid == commit.txid
 
     def _horizon_after_append(self) -> int:
-        """The entry is written: a store that goes away this moment gets a few more chances before the outcome is called
-        unknown.
-        """
+        """`horizon`, tried a few times, because the outcome of a written entry is unknown if this check fails."""
         for _ in range(_CHECKS_AFTER_APPEND - 1):
             try:
                 return self.horizon()
@@ -122,9 +123,11 @@ class CommitLog:
                 continue
         return self.horizon()
 
-    def _bridging(self, index: StoreIndex) -> StoreIndex:
+    def _checked(self, index: StoreIndex) -> StoreIndex:
         if self.horizon() > index.revision:
-            raise Unavailable("the prompt store's log has been cut and the snapshot that covers the cut can't be read")
+            raise Unavailable(
+                "the prompt store's log has been truncated, and the snapshot of the truncated part can't be read"
+            )
         return index
 
     def _revisions(self, prefix: str) -> list[int]:

@@ -1,9 +1,7 @@
-"""One round of keeping a store tidy: old versions, old log entries, blobs and records that nobody wants, what dead
-writers left.
+"""A maintenance round of a store: removes old versions, log entries, unused blobs, old records and temporary files.
 
-Every step is safe beside publishers, watchers and other maintainers (`docs/store.md`), so any number of trainers may do
-this at once; what one has done the others find done. A step that fails is told and leaves the rest to the other steps
-and to the next round.
+Every step is safe while other processes publish, watch and do maintenance (`docs/store.md`), so all trainers may run it
+at the same time. If a step fails, the report says why, the other steps run, and the next round tries it again.
 """
 
 from __future__ import annotations
@@ -25,19 +23,19 @@ ACTOR = "maintenance"
 
 @dataclass(frozen=True)
 class MaintenancePolicy:
-    """What is kept."""
+    """What a maintenance round keeps."""
 
     keep_versions: int = 0
-    """Of each prompt the newest so many, and all that aliases name; 0: all."""
+    """Number of newest versions to keep of each prompt, in addition to versions that aliases name; 0: all."""
     keep_log_entries: int = MAX_REPLAYED
-    """The log is cut when twice as many have gathered."""
+    """Number of log entries to keep. The log is truncated when it has twice as many."""
     blob_grace_seconds: float = GRACE_SECONDS
-    """A blob that no version names stays that long."""
+    """Time for which a blob that no version names is kept."""
 
 
 @dataclass
 class MaintenanceReport:
-    """What a round did."""
+    """What a maintenance round removed."""
 
     versions_deleted: int = 0
     log_entries_removed: int = 0
@@ -45,10 +43,11 @@ class MaintenanceReport:
     replicas_forgotten: int = 0
     leftovers_removed: int = 0
     failures: dict[str, str] = field(default_factory=dict)
-    """By step, why it failed."""
+    """Reasons of failed steps, by step."""
 
     @property
     def did_something(self) -> bool:
+        """Whether anything was removed."""
         return any(
             (
                 self.versions_deleted,
@@ -63,8 +62,9 @@ class MaintenanceReport:
 def maintain(
     store: PromptStore, policy: MaintenancePolicy, stopped: Callable[[], bool] = lambda: False
 ) -> MaintenanceReport:
-    """One round; ends early, between two things, when `stopped` says so. Never raises a SoftPromptError: it is in the
-    report.
+    """Run one round. Stops early, between two removals, if `stopped` returns True.
+
+    Each SoftPromptError is recorded in the report, not raised.
     """
     report = MaintenanceReport()
     for name, step in _STEPS.items():

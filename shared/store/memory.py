@@ -1,4 +1,4 @@
-"""The store's bytes in a dictionary: for tests, and for a service that should keep nothing."""
+"""Stores objects in a dictionary: for tests, and for services that should keep nothing."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from shared.store.base import ObjectInfo, check_key, check_size
 
 
 class MemoryBackend:
-    """An `ObjectBackend` that lives as long as this object."""
+    """An `ObjectBackend` in memory."""
 
     poll_seconds = 0.02
 

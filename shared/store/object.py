@@ -1,9 +1,8 @@
-"""The store's bytes in S3, R2, GCS, Azure or anything that speaks one of their protocols, through obstore (the extra
-`object-store`).
+"""Stores objects in S3, R2, GCS, Azure or a compatible service, with obstore (the extra `object-store`).
 
-Credentials, region and endpoint come from the environment, as each cloud's own tools read them (`AWS_*`, `GOOGLE_*`,
-`AZURE_*`). Some servers accept a conditional write and ignore the condition; on such a store two publishers would
-overwrite each other, so `open` tries it and refuses.
+Credentials, region and endpoint come from the environment variables of each cloud's tools (`AWS_*`, `GOOGLE_*`,
+`AZURE_*`). Some servers accept conditional writes but ignore the condition. On such a store two publishers would
+overwrite each other, so `open` tests this and refuses the store.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
 _PROBES = "probe/"
 _STALE_PROBE_SECONDS = 3600
 _ENDPOINTS = ("AWS_ENDPOINT", "AWS_ENDPOINT_URL", "AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT")
-_PLAIN_GOOGLE = re.compile(r'"gcs_base_url"\s*:\s*"http://')  # in a service account's key, as emulators want it
+_PLAIN_GOOGLE = re.compile(r'"gcs_base_url"\s*:\s*"http://')  # in a service account's key, as used for emulators
 _RETRY: RetryConfig = {
     "max_retries": 3,
     "retry_timeout": timedelta(seconds=15),
@@ -35,7 +34,7 @@ _RETRY: RetryConfig = {
 
 
 class ObjectStoreBackend:
-    """An `ObjectBackend` over one bucket and prefix."""
+    """An `ObjectBackend` in one bucket, below a prefix."""
 
     poll_seconds = 2.0
 
@@ -44,8 +43,10 @@ class ObjectStoreBackend:
 
     @classmethod
     def open(cls, url: str, timeout_seconds: float = 30.0) -> ObjectStoreBackend:
-        """Raises InvalidInput for a URL that names no bucket, PreconditionFailed if the extra is missing or conditions
-        are ignored.
+        """The backend for a URL. `timeout_seconds` is the time limit of one request.
+
+        Raises InvalidInput for a URL that names no bucket, PreconditionFailed if the extra is missing or the store
+        ignores conditional writes.
         """
         try:
             from obstore.exceptions import BaseError
@@ -58,13 +59,13 @@ class ObjectStoreBackend:
             backend = cls(from_url(url, client_options=_client_options(timeout_seconds), retry_config=_RETRY))
         except (BaseError, ValueError) as error:
             raise InvalidInput.of(
-                "store", f"{url[:200]!r} can't be opened: it, or the cloud's environment variables, are wrong"
+                "store", f"{url[:200]!r} can't be opened: the URL or the cloud's environment variables are wrong"
             ) from error
         backend.check_conditional_writes()
         return backend
 
     def check_conditional_writes(self) -> None:
-        """Create one object twice: the second must be refused and must not change the first."""
+        """Raises PreconditionFailed if an object can be created twice."""
         key = f"{_PROBES}{uuid.uuid4().hex}"
         try:
             first, second = self.create(key, b"first"), self.create(key, b"second")
@@ -118,9 +119,7 @@ class ObjectStoreBackend:
             self._store.delete(check_key(key))
 
     def sweep(self) -> int:
-        """Writes are whole or not there at all; only a probe may have been left, by a service that was killed as it
-        started.
-        """
+        """Remove probes of services that were killed at their start. Other writes are atomic."""
         oldest = datetime.now(UTC) - timedelta(seconds=_STALE_PROBE_SECONDS)
         left = [info.key for info in self.list(_PROBES) if info.modified_at < oldest]
         for key in left:
@@ -128,13 +127,11 @@ class ObjectStoreBackend:
         return len(left)
 
     def close(self) -> None:
-        """Connections go with the object; obstore has no closing of its own."""
+        """Does nothing: obstore has no close method; connections are released with the object."""
 
 
 def _client_options(timeout_seconds: float) -> ClientConfig:
-    """Plain HTTP only where an endpoint was given with that scheme. A request is limited from its connection to its
-    last byte.
-    """
+    """Time limits of a whole request and of its connection; plain HTTP only if an endpoint has that scheme."""
     plain = any(os.environ.get(name, "").startswith("http://") for name in _ENDPOINTS)
     plain = plain or _PLAIN_GOOGLE.search(os.environ.get("GOOGLE_SERVICE_ACCOUNT_KEY", "")) is not None
     timeout, connect_timeout = timedelta(seconds=timeout_seconds), timedelta(seconds=min(5.0, timeout_seconds))
@@ -147,7 +144,7 @@ def _info(meta: ObjectMeta) -> ObjectInfo:
 
 @contextlib.contextmanager
 def _as_unavailable() -> Iterator[None]:
-    """The kind of failure without addresses, request ids or credentials."""
+    """Convert errors to Unavailable, without addresses, request ids or credentials in the text."""
     from obstore.exceptions import BaseError, PermissionDeniedError, UnauthenticatedError
 
     try:

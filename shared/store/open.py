@@ -1,4 +1,4 @@
-"""From a URL to a store."""
+"""Opens a store by its URL."""
 
 from __future__ import annotations
 
@@ -20,17 +20,16 @@ _RULE = (
 
 
 def open_store(url: str, timeout_seconds: float = REQUEST_SECONDS) -> PromptStore:
-    """Open, or begin, the store at `url`. Raises InvalidInput for a URL that can't be one, Unavailable if the place is
-    away.
+    """Open the store at `url`, or create it. Raises InvalidInput for an invalid URL, Unavailable if it is unavailable.
 
-    `timeout_seconds` is the time limit of one request to an object store. A directory has none: call its methods in a
-    `CallPool`.
+    `timeout_seconds` is the time limit of one request to an object store. A directory has no time limit, so call the
+    store's methods in a `CallPool`.
     """
     return PromptStore(open_backend(url, timeout_seconds))
 
 
 def open_backend(url: str, timeout_seconds: float = REQUEST_SECONDS) -> ObjectBackend:
-    """Each `memory://` is a new, empty one."""
+    """The backend for a URL; each `memory://` is new and empty. Raises as `open_store`."""
     if not url.strip():
         raise InvalidInput.of("store", _RULE)
     scheme, separator, _ = url.partition("://")
@@ -42,7 +41,7 @@ def open_backend(url: str, timeout_seconds: float = REQUEST_SECONDS) -> ObjectBa
         parts = urlsplit(url)
         if parts.netloc not in {"", "localhost"} or not parts.path:
             raise InvalidInput.of(
-                "store", f"{url[:200]!r}: file:// takes an absolute path on this machine, as in file:///var/lib/prompts"
+                "store", f"{url[:200]!r}: file:// needs an absolute path on this machine, as in file:///var/lib/prompts"
             )
         return LocalBackend(Path(unquote(parts.path)))
     if scheme in _OBJECT_SCHEMES:

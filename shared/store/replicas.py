@@ -1,9 +1,9 @@
-"""What each replica says of itself: a small record that it overwrites every few seconds, outside the log.
+"""Heartbeats of replicas: a small record outside the log that each replica overwrites every few seconds.
 
-Records are hints for people (`prompts status`) and for "served by all"; nothing about versions depends on them.
+The records inform people (`prompts status`) and the check "served by all"; versions don't depend on them.
 
-Whether a replica is live is told by its record's changes, on the reader's own clock, once the reader has looked at it
-for a while. At the first look only the two machines' clocks can be compared; the tolerated skew is `LIVE_SECONDS`.
+A replica is live if its record keeps changing, measured with the reader's clock. At the first read, the reader can only
+compare the two machines' clocks; the tolerated difference is LIVE_SECONDS.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from shared.store.layout import MAX_REPLICA_BYTES, REPLICAS, replica_key
 log = logging.getLogger(__name__)
 
 LIVE_SECONDS = 30.0
-"""A replica that has told nothing for so long is gone; one that tells less often is given the time of three heartbeats.
-"""
+"""A replica without a heartbeat for this time, or for three of its heartbeat intervals if longer, is not live."""
 
 FORGET_SECONDS = 24 * 3600.0
+"""Age at which the records of replicas that are not live are removed."""
 
 _RECORD = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
 
 
 class LoadedVersion(BaseModel):
-    """A version that this replica serves. `publish_to_served_seconds` by the clocks of trainer and replica."""
+    """A version that a replica serves. `publish_to_served_seconds` compares the clocks of trainer and replica."""
 
     model_config = _RECORD
     prompt: Name
@@ -45,7 +45,7 @@ class LoadedVersion(BaseModel):
 
 
 class RefusedVersion(BaseModel):
-    """A version that this replica will not serve, and why."""
+    """A version that a replica has refused, and why."""
 
     model_config = _RECORD
     prompt: Name
@@ -55,7 +55,7 @@ class RefusedVersion(BaseModel):
 
 
 class ReplicaRecord(BaseModel):
-    """One replica at `updated_at`."""
+    """The heartbeat of one replica at `updated_at`."""
 
     model_config = _RECORD
     id: ReplicaId
@@ -65,21 +65,21 @@ class ReplicaRecord(BaseModel):
     started_at: Timestamp
     updated_at: Timestamp = Field(default_factory=utc_now)
     heartbeat_seconds: float = Field(default=5.0, gt=0, le=86_400)
-    """How often it tells."""
+    """Interval between heartbeats."""
     loaded: tuple[LoadedVersion, ...] = ()
     refused: tuple[RefusedVersion, ...] = ()
     recent: tuple[Name, ...] = ()
-    """Prompts that were used last here, the latest first: what a replica that starts loads first."""
+    """Recently used prompts, most recent first. A starting replica loads them first."""
 
     @property
     def live_seconds(self) -> float:
-        """Without a change for so long it is gone."""
+        """Time without a change after which the replica is not live."""
         return max(LIVE_SECONDS, 3 * self.heartbeat_seconds)
 
 
 @dataclass(frozen=True)
 class _Seen:
-    """A record as it was at the last looks. `changed_at` on the reader's monotonic clock; None: no change was seen yet."""
+    """When a reader read a record and saw it change, on its monotonic clock. `changed_at` None: no change yet."""
 
     updated_at: Timestamp
     first_at: float
@@ -88,7 +88,7 @@ class _Seen:
 
 
 class ReplicaDirectory:
-    """The records of a fleet."""
+    """The records of all replicas."""
 
     def __init__(self, backend: ObjectBackend) -> None:
         self._backend = backend
@@ -96,15 +96,16 @@ class ReplicaDirectory:
         self._seen: dict[str, _Seen] = {}
 
     def put(self, record: ReplicaRecord) -> None:
+        """Write a replica's record. Raises InvalidInput if it is too large."""
         data = record.model_dump_json().encode()
         if len(data) > MAX_REPLICA_BYTES:
             raise InvalidInput.of(
-                "replica", f"the record takes {len(data)} bytes; at most {MAX_REPLICA_BYTES} are allowed"
+                "replica", f"the record has {len(data)} bytes; at most {MAX_REPLICA_BYTES} are allowed"
             )
         self._backend.put(replica_key(record.id), data)
 
     def list(self) -> list[ReplicaRecord]:
-        """The live replicas, by id. A record that can't be read is logged and passed over."""
+        """Records of the live replicas, sorted by id. Unreadable records are logged and skipped."""
         records = [record for info in self._backend.list(REPLICAS) if (record := self._read(info.key)) is not None]
         now, utc = _monotonic(), datetime.now(UTC)
         with self._lock:
@@ -112,20 +113,20 @@ class ReplicaDirectory:
             return [record for record in records if _is_live(record, self._seen[record.id], now, utc)]
 
     def forget_gone(self, older_than_seconds: float = FORGET_SECONDS) -> int:
-        """Remove what replicas left that were killed long ago. Returns how many records went."""
+        """Remove records that have not changed for this time. Returns their number."""
         oldest = datetime.now(UTC) - timedelta(seconds=older_than_seconds)
-        gone = [info.key for info in self._backend.list(REPLICAS) if info.modified_at < oldest]
-        for key in gone:
+        old = [info.key for info in self._backend.list(REPLICAS) if info.modified_at < oldest]
+        for key in old:
             self._backend.delete(key)
-        return len(gone)
+        return len(old)
 
     def remove(self, replica: str) -> None:
-        """A replica that stops in good order takes its record with it."""
+        """Remove a replica's record, when the replica stops."""
         self._backend.delete(replica_key(replica))
 
     def _look(self, record: ReplicaRecord, now: float) -> _Seen:
         before = self._seen.get(record.id)
-        if before is None or now - before.looked_at > record.live_seconds:  # a change since then may be old
+        if before is None or now - before.looked_at > record.live_seconds:  # a change since then may have been long ago
             return _Seen(record.updated_at, now, now)
         changed_at = before.changed_at if record.updated_at == before.updated_at else now
         return _Seen(record.updated_at, before.first_at, now, changed_at)
@@ -140,8 +141,9 @@ class ReplicaDirectory:
 
 
 def _is_live(record: ReplicaRecord, seen: _Seen, now: float, utc: datetime) -> bool:
-    """By the last change that the reader saw; before it saw one, by the clocks of both, but not for longer than a live
-    one is silent.
+    """Whether a replica is live, by the last change that the reader saw.
+
+    Until the reader has seen a change, the machines' clocks decide, for at most `live_seconds`.
     """
     if seen.changed_at is not None:
         return now - seen.changed_at <= record.live_seconds

@@ -1,4 +1,4 @@
-"""The whole index as one object, so that a reader need not replay the log from its beginning."""
+"""Snapshots: the whole index as one object, so that readers need not replay the log from its beginning."""
 
 from __future__ import annotations
 
@@ -39,6 +39,7 @@ _HEAD = TypeAdapter(_Head)
 
 
 def encode_snapshot(index: StoreIndex) -> bytes:
+    """The index as JSON."""
     prompts = (
         _Prompt(p.name, p.latest_version, tuple(p.versions.values()), tuple(p.aliases.values()), p.tombstones)
         for p in index.prompts.values()
@@ -47,17 +48,17 @@ def encode_snapshot(index: StoreIndex) -> bytes:
 
 
 def decode_snapshot(data: bytes, revision: int) -> StoreIndex:
-    """Raises DamagedBlob for a snapshot that can't be read, contradicts itself, or is not of `revision`."""
+    """The index from JSON. Raises DamagedBlob if it can't be read, is inconsistent, or has another revision."""
     try:
         if (written := _HEAD.validate_json(data).format) > SNAPSHOT_FORMAT:
             raise DamagedBlob(
-                f"snapshot {revision} is of format {written}; this build reads up to {SNAPSHOT_FORMAT}: update it"
+                f"snapshot {revision} has format {written}; this build reads up to {SNAPSHOT_FORMAT}: update it"
             )
         snapshot = _SNAPSHOT.validate_json(data)
     except ValidationError as error:
         raise DamagedBlob(f"snapshot {revision} can't be read", revision=revision) from error
     if snapshot.revision != revision:
-        raise DamagedBlob(f"snapshot {revision} says that it is of revision {snapshot.revision}")
+        raise DamagedBlob(f"snapshot {revision} contains revision {snapshot.revision}")
     index = StoreIndex(
         snapshot.revision, MappingProxyType({prompt.name: _record(prompt) for prompt in snapshot.prompts})
     )

@@ -1,9 +1,9 @@
-"""The prompt store: publish versions, move aliases, read the state, fetch blobs, follow changes. All of it synchronous
-and thread-safe.
+"""The prompt store: publishes versions, moves aliases, reads the state, fetches blobs, follows changes.
 
-Every change is one commit appended to the log (`shared.store.log`), built against the state that it follows on; whoever
-loses the race for a revision looks at what won and builds again. So versions have no gaps, aliases are compare-and-set,
-and several operations become true together, on stores that can do no more than create-if-absent.
+All methods are synchronous and thread-safe. Every change is one commit that is built from the newest state and appended
+to the log (`shared.store.log`). A writer that loses the race for a revision reads the winning commit and builds its
+commit again. So version numbers have no gaps, aliases are compare-and-set, and several operations take effect together,
+although the backend only provides create-if-absent.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ from shared.store.replicas import ReplicaDirectory, ReplicaRecord
 log = logging.getLogger(__name__)
 
 SNAPSHOT_EVERY = 100
+"""Number of commits between snapshots."""
 
 _COMMIT_SECONDS = 30.0
 _MAX_DELETED_AT_ONCE = 1000
@@ -48,7 +49,7 @@ PublishedVersion = VersionRecord
 
 
 class PromptStore:
-    """One process's view of a store. Methods raise `Unavailable` while the store is away; `index` goes on answering."""
+    """One process's access to a store. While the store is unavailable, all methods but `index` raise Unavailable."""
 
     def __init__(self, backend: ObjectBackend) -> None:
         self.backend = backend
@@ -59,31 +60,32 @@ class PromptStore:
 
     @property
     def id(self) -> str:
+        """The store's random id."""
         return self._identity.id
 
     @property
     def poll_seconds(self) -> float:
-        """How often a watcher should ask for news."""
+        """Recommended interval between polls of a watcher."""
         return self.backend.poll_seconds
 
     def index(self) -> StoreIndex:
-        """The state as last read; costs nothing and never waits."""
+        """The state as last read, without any input/output."""
         return self._follower.index
 
     def refresh(self, check: bool = False) -> StoreIndex:
-        """Read the log to its end. With nothing new this is one small read. Raises DamagedBlob if an entry can't be
-        read.
+        """Read the log to its end; if there is nothing new, this is one small read.
 
-        `check` makes sure now, and not within a minute, that the log was not cut and the store is still the same one.
+        `check`: also check now, not only once per minute, whether the log was truncated or the store was replaced.
+        Raises DamagedBlob if an entry can't be read.
         """
         return self._follower.refresh(check)
 
     def changes_since(self, revision: int | None) -> Changes:
-        """Refresh, then every commit after `revision` in order; None asks for the present state only."""
+        """Refresh and return all commits after `revision` in order; None: only the current state."""
         return self._follower.changes_since(revision)
 
     def recent_commits(self) -> tuple[Commit, ...]:
-        """The last commits that this process has read, oldest first; costs no read."""
+        """The last commits that this process has read, oldest first, without any input/output."""
         return self._follower.recent_commits()
 
     def publish(
@@ -97,11 +99,11 @@ class PromptStore:
         actor: str = "",
         permit: Callable[[], None] = lambda: None,
     ) -> PublishedVersion:
-        """Make the blob the prompt's next version and, in the same commit, move `alias` to it (None: move nothing).
+        """Publish the blob as the prompt's next version and, in the same commit, move `alias` to it (None: no alias).
 
-        The same `job` publishing again gets the version that it has. `expected` is what the alias must name before;
-        Conflict if it does not, and then nothing is published. `permit` is called before each attempt to commit, as the
-        last thing; what it raises ends the publication. Raises DamagedBlob for a blob that no replica would load.
+        If `job` has already published a version, returns that version. `expected` is the alias's required current
+        value; otherwise raises Conflict and publishes nothing. `permit` is called last before each attempt to commit;
+        an exception from it ends the publication. Raises DamagedBlob for a blob that no replica would load.
         """
         check_name(prompt, "prompt")
         _check_length(job, "job", least=1)
@@ -127,24 +129,23 @@ class PromptStore:
             permit()
             return ops
 
-        if build(self.refresh()):  # known already, or refused: nothing to upload
+        if build(self.refresh()):  # else already published: nothing to upload
             existed = self._put_blob(blob.digest, data)
             self._commit(actor, build)
             if existed:
                 self._keep_blob(blob.digest, data)
         published = self.index().prompt(prompt).version_of_job(job)
         if published is None:
-            raise PreconditionFailed(f"the version of {prompt!r} that this job published was deleted at once")
+            raise PreconditionFailed(f"the version of {prompt!r} that this job published was deleted immediately")
         return published
 
     def set_alias(
         self, prompt: str, alias: str, target: Targets | None, expected: Expected = ANYTHING, actor: str = ""
     ) -> int:
-        """Move an alias to a version, to weighted versions, or (None) remove it. Returns the revision at which it
-        holds.
+        """Move an alias to a version or to weighted versions, or remove it (None). Returns the resulting revision.
 
-        `expected`: what it must name now (a version, targets, or None for no alias), else Conflict with the `current`
-        value.
+        `expected` is its required current value (a version, targets, or None for no alias); otherwise raises Conflict
+        with the `current` value.
         """
         check_name(prompt, "prompt")
         check_alias(alias, "alias")
@@ -163,8 +164,9 @@ class PromptStore:
         return self._commit(actor, build)
 
     def delete_version(self, prompt: str, version: int, actor: str = "") -> int:
-        """Take the version out of the index; its number is never used again. PreconditionFailed while an alias names
-        it.
+        """Remove a version from the index; its number is never used again. Returns the new revision.
+
+        Raises PreconditionFailed if an alias names the version.
         """
         check_name(prompt, "prompt")
 
@@ -181,7 +183,7 @@ class PromptStore:
         return self._commit(actor, build)
 
     def apply_retention(self, prompt: str, keep_last: int, actor: str = "") -> list[int]:
-        """Delete the versions beyond the newest `keep_last` that no alias names, in one commit. Returns their numbers."""
+        """Delete all but the newest `keep_last` versions, except aliased ones, in one commit; returns their numbers."""
         deleted: list[int] = []
 
         def build(index: StoreIndex) -> list[Operation]:
@@ -192,7 +194,7 @@ class PromptStore:
         return deleted
 
     def fetch(self, digest: str) -> bytes:
-        """The bytes of a version. Raises NotFound, or DamagedBlob if they are not what the digest says."""
+        """The bytes of a blob. Raises NotFound, or DamagedBlob if the bytes don't have this digest."""
         data = self.backend.get(blob_key(digest), MAX_BLOB_BYTES)
         if data is None:
             raise NotFound("blob", check_digest(digest))
@@ -201,17 +203,16 @@ class PromptStore:
         return data
 
     def write_snapshot(self) -> int:
-        """Write the present state as one object, from which new readers start. Returns its revision."""
+        """Write the current state as a snapshot, from which new readers start. Returns its revision."""
         index = self.refresh()
         self._log.write_snapshot(index)
         return index.revision
 
     def truncate_log(self, keep: int = MAX_REPLAYED, at_least: int = 1) -> int:
-        """Remove log entries but the last `keep`, behind a snapshot. Live watchers notice nothing, or start from the
-        snapshot.
+        """Write a snapshot and remove all log entries but the last `keep`. Returns the number of removed entries.
 
-        Nothing happens unless `at_least` so many could go: each cut writes a snapshot of the whole index. Returns how
-        many entries went.
+        Does nothing if fewer than `at_least` entries could be removed, because each truncation writes a snapshot of the
+        whole index. Watchers that are further behind than `keep` start again from the snapshot.
         """
         index = self._follower.refresh(check=True)
         up_to = index.revision - max(keep, 0)
@@ -223,31 +224,36 @@ class PromptStore:
     def collect_unreferenced_blobs(
         self, grace_seconds: float = GRACE_SECONDS, stopped: Callable[[], bool] = lambda: False
     ) -> list[str]:
-        """Remove blobs that no version has named for `grace_seconds`, until `stopped`. Returns their digests."""
+        """Remove blobs that no version has named for `grace_seconds`; returns their digests.
+
+        Stops early if `stopped` returns True.
+        """
         return BlobCollector(self.backend, lambda: self._follower.refresh(check=True), grace_seconds).collect(stopped)
 
     def forget_gone_replicas(self) -> int:
-        """Remove the records of replicas that were killed long ago. Returns how many went."""
+        """Remove old records of replicas that were killed. Returns their number."""
         return self._replicas.forget_gone()
 
     def put_replica(self, record: ReplicaRecord) -> None:
-        """A replica's heartbeat: what it has loaded and refused."""
+        """Write a replica's heartbeat with the versions that it has loaded and refused."""
         self._replicas.put(record)
 
     def list_replicas(self) -> list[ReplicaRecord]:
-        """The replicas whose heartbeat is fresh, by id."""
+        """Records of the live replicas, sorted by id."""
         return self._replicas.list()
 
     def remove_replica(self, replica: str) -> None:
-        """A replica that stops in good order takes its record with it."""
+        """Remove a replica's record, when the replica stops."""
         self._replicas.remove(replica)
 
     def close(self) -> None:
+        """Release the backend's connections."""
         self.backend.close()
 
     def _commit(self, actor: str, build: Callable[[StoreIndex], Sequence[Operation]]) -> int:
-        """Append what `build` makes of the newest state, again and again until it stands. Nothing to do: the present
-        revision.
+        """Append the operations that `build` returns for the newest state, and retry until this succeeds.
+
+        Returns the commit's revision, or the current one if there are no operations.
         """
         _check_length(actor, "actor")
         txid = uuid.uuid4().hex
@@ -255,7 +261,7 @@ class PromptStore:
         pause_seconds = 0.002
         while True:
             index = self.refresh()
-            if (mine := self._follower.find(txid)) is not None:  # an earlier attempt came through after all
+            if (mine := self._follower.find(txid)) is not None:  # an earlier attempt did succeed
                 return mine.revision
             ops = tuple(build(index))
             if not ops:
@@ -274,24 +280,25 @@ class PromptStore:
             pause_seconds = min(2 * pause_seconds, self.poll_seconds)
 
     def _check_same_store(self) -> None:
-        """A commit that follows on one store's log must not land in another's."""
+        """Raises Unavailable if the store was replaced: a commit must not go to another store's log."""
         if not self._identity.is_same():
             self._follower.restart()
-            raise Unavailable("the prompt store was replaced by another one; trying again writes to that one")
+            raise Unavailable("the prompt store was replaced by another one; try again to write to the new one")
 
     def _committed(self, commit: Commit) -> None:
-        """The commit stands; the snapshot is for later readers, and its failure undoes nothing."""
+        """Apply a successful commit and write a snapshot if one is due; a failed snapshot is only logged."""
         self._follower.committed(commit)
         if commit.revision % SNAPSHOT_EVERY:
             return
         try:
             self.write_snapshot()
         except SoftPromptError as error:
-            log.warning("no snapshot was written at revision %d: %s", commit.revision, error.message)
+            log.warning("writing the snapshot of revision %d failed: %s", commit.revision, error.message)
 
     def _put_blob(self, digest: str, data: bytes) -> bool:
-        """Whether it was there before. Then it is written again: that heals damage and makes it too young to be
-        collected.
+        """Write a blob; returns whether it existed.
+
+        An existing blob is written again, which repairs damage and protects it from collection as a new blob.
         """
         if self.backend.create(blob_key(digest), data):
             return False
@@ -299,7 +306,7 @@ class PromptStore:
         return True
 
     def _keep_blob(self, digest: str, data: bytes) -> None:
-        """A collector that had already chosen an old blob may have removed it before our commit named it."""
+        """Write a blob again if it is missing: a collector may have removed the old blob before the commit named it."""
         if self.backend.head(blob_key(digest)) is None:
             self.backend.put(blob_key(digest), data)
 

@@ -1,11 +1,11 @@
 """The store as a caller sees it.
 
-Prompts that a caller may not name do not exist, in whatever way they are asked for. Whether a name is visible depends
-on the name alone, so a prompt of another tenant and one that does not exist take the same time.
+Prompts that a caller may not use seem not to exist in any request. Visibility depends on the name alone, so a request
+takes the same time for another tenant's prompt as for a prompt that does not exist.
 
-Revisions count the changes of all tenants. A caller who is limited to some prompts is shown the time of a change in
-their place, in microseconds since the epoch: it is as good for comparing, for `expected_revision` and for going on with
-a watch, and counts nothing.
+Revisions count the changes of all tenants. If a caller is limited to some prompts, the times of changes in microseconds
+since the epoch take the place of revisions. They also work for comparisons, for `expected_revision` and to continue a
+watch, and they don't reveal the number of other tenants' changes.
 """
 
 from __future__ import annotations
@@ -25,32 +25,28 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def visible_index(index: StoreIndex, caller: Caller) -> StoreIndex:
-    """The prompts that the caller may use, with the store's own revisions. They are not for the caller's eyes: see
-    `shown_index`.
-    """
+    """The prompts that the caller may use, with the store's revisions; show callers `shown_index` instead."""
     return replace(index, prompts=_Visible(index.prompts, caller)) if caller.is_limited_to_prompts else index
 
 
 def shown_index(index: StoreIndex, caller: Caller) -> StoreIndex:
-    """The prompts that the caller may use, their versions and aliases with the revisions that the caller is shown.
+    """The prompts that the caller may use; their versions and aliases have the revisions to show to the caller.
 
-    The index's own revision stays the store's: `shown_revision` gives what is shown for it, and has to look at every
-    prompt for that.
+    The revision of the index remains the store's. `shown_revision` converts it, which has to read all visible prompts.
     """
     return replace(index, prompts=_Shown(index.prompts, caller)) if caller.is_limited_to_prompts else index
 
 
 def shown_revision(index: StoreIndex, caller: Caller) -> int:
-    """What the caller is shown for the revision of the index: that of the newest change that the caller may see, 0 if
-    there is none.
+    """The revision of the index to show to the caller: that of the newest visible change, 0 if there is none.
 
-    A removed alias and a deleted version leave nothing in the index to count.
+    Removed aliases and deleted versions don't count, because the index doesn't contain them.
     """
     return shown_revisions(index, caller, [index.revision])[0]
 
 
 def shown_revisions(index: StoreIndex, caller: Caller, seen: Sequence[int]) -> list[int]:
-    """The same for each reader of the store that has seen so much of it."""
+    """`shown_revision` for several earlier revisions of the store."""
     if not caller.is_limited_to_prompts:
         return list(seen)
     changes = sorted(_changes(_Visible(index.prompts, caller).values()))
@@ -59,16 +55,15 @@ def shown_revisions(index: StoreIndex, caller: Caller, seen: Sequence[int]) -> l
 
 
 def commit_revision(commit: Commit, caller: Caller) -> int:
-    """What the caller is shown for the revision of a commit."""
+    """The revision of a commit to show to the caller."""
     return _microseconds(commit.time) if caller.is_limited_to_prompts else commit.revision
 
 
 def store_revision(shown: int, index: StoreIndex, recent: Iterable[Commit], caller: Caller) -> int | None:
-    """The store's revision after which a watch goes on that has seen everything up to `shown`; None if that can't be
-    told any more.
+    """The store's revision after which a watch that has seen everything up to `shown` continues; None if unknown.
 
-    `shown` is a revision that the caller was shown, or one less: clients ask so for a commit that they may have seen
-    only a part of.
+    `shown` is a revision that was shown to the caller, or one less: clients use the latter to get a commit again of
+    which they may have seen only a part.
     """
     if not caller.is_limited_to_prompts or shown <= 0:
         return shown
@@ -76,16 +71,15 @@ def store_revision(shown: int, index: StoreIndex, recent: Iterable[Commit], call
     changes += [
         (commit.revision, commit.time) for commit in recent if any(caller.may_use(op.prompt) for op in commit.ops)
     ]
-    revisions = {
-        _microseconds(time): revision for revision, time in sorted(changes, reverse=True)
-    }  # of equal times the first change
+    # Of changes with equal times, the first one counts.
+    revisions = {_microseconds(time): revision for revision, time in sorted(changes, reverse=True)}
     if shown in revisions:
         return revisions[shown]
     return revisions[shown + 1] - 1 if shown + 1 in revisions else None
 
 
 class _Visible(Mapping[str, PromptRecord]):
-    """Looks at names when asked, since an index may have many more prompts than one request needs."""
+    """Checks names on access, because an index may have many more prompts than one request needs."""
 
     def __init__(self, prompts: Mapping[str, PromptRecord], caller: Caller) -> None:
         self._prompts, self._caller = prompts, caller
@@ -116,7 +110,7 @@ class _Shown(_Visible):
 
 
 def _changes(prompts: Iterable[PromptRecord]) -> Iterator[tuple[int, str]]:
-    """Revision and time of every change that left a version or an alias."""
+    """Revision and time of every change that created an existing version or moved an existing alias."""
     for prompt in prompts:
         yield from ((record.revision, record.created_at) for record in prompt.versions.values())
         yield from ((alias.revision, alias.moved_at) for alias in prompt.aliases.values())

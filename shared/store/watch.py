@@ -1,4 +1,4 @@
-"""Following a store: one asynchronous iterator for the replicas' watcher and for WatchPrompts alike."""
+"""Follows a store with an asynchronous iterator."""
 
 from __future__ import annotations
 
@@ -16,17 +16,16 @@ from shared.store.store import PromptStore
 log = logging.getLogger(__name__)
 
 BACKOFF = 1.6
-"""How much less often a store is asked while it is away: with the jitter, never two polls apart."""
+"""Factor of the poll interval while the store is unavailable. With the jitter, it stays below two intervals."""
 _JITTER = (0.8, 1.2)
 
 
 class StoreWatcher:
-    """Yields `Changes` whenever the store has moved, for ever, starting after `since` (None: with the present state, at
-    once).
+    """Yields `Changes` whenever the store has changed, without end; cancel the task to stop it.
 
-    While the store is away it asks a little less often, but never so much less that it would not catch up within two
-    polls of the store's return, however long that takes; it says so once in the log. An entry that can't be read stops
-    it likewise until it can. Cancel the task to end it.
+    Starts after revision `since`, or at once with the current state if `since` is None. While the store is unavailable
+    or an entry can't be read, it logs this once and polls slightly less often, so that it catches up within two poll
+    intervals after the problem has ended.
     """
 
     def __init__(
@@ -36,7 +35,7 @@ class StoreWatcher:
         poll_seconds: float | None = None,
         pool: CallPool | None = None,
     ) -> None:
-        """`pool`: the threads to ask the store in; None: one of its own."""
+        """`pool` runs the calls to the store; None: a new pool with one thread."""
         self._store = store
         self._pool = pool or CallPool("prompt_store_watch", max_threads=1)
         self._poll_seconds = poll_seconds or store.poll_seconds
@@ -44,21 +43,22 @@ class StoreWatcher:
         self._last_contact = time.monotonic()
         self.revision = since
         self.problem = ""
-        """Why the store could not be followed at the last try, or nothing."""
+        """Why the last poll failed; empty if it succeeded."""
 
     @property
     def seconds_since_contact(self) -> float:
+        """Time since the last successful poll."""
         return time.monotonic() - self._last_contact
 
     async def __aiter__(self) -> AsyncIterator[Changes]:
         while True:
-            changes = await self._ask()
+            changes = await self._poll()
             if changes is not None and (changes.commits or changes.restarted):
                 self.revision = changes.index.revision
                 yield changes
             await asyncio.sleep(self._pause())
 
-    async def _ask(self) -> Changes | None:
+    async def _poll(self) -> Changes | None:
         try:
             changes = await self._pool.call(self._store.changes_since, self.revision)
         except SoftPromptError as error:
@@ -70,9 +70,7 @@ class StoreWatcher:
             log.info("the prompt store can be followed again, revision %d", changes.index.revision)
         self.problem = ""
         self._last_contact = time.monotonic()
-        if (
-            self._store_id != self._store.id
-        ):  # another store in the same place: its revisions are not those that we know
+        if self._store_id != self._store.id:  # the store was replaced: its revisions are not comparable
             self._store_id = self._store.id
             return Changes((), changes.index, restarted=True)
         return changes
@@ -82,7 +80,7 @@ class StoreWatcher:
 
 
 def pause_seconds(poll_seconds: float, away: bool) -> float:
-    """Until the next look. Jittered, so that a fleet that started together does not ask together."""
+    """Time until the next poll, with jitter, so that replicas that started together don't poll together."""
     return poll_seconds * random.uniform(*_JITTER) * (BACKOFF if away else 1.0)
 
 

@@ -1,8 +1,7 @@
-"""An event loop in a thread of its own, which runs coroutines and drains asynchronous iterators for synchronous
-callers.
+"""An event loop in a separate thread that runs coroutines and asynchronous iterators for synchronous callers.
 
-anyio's blocking portal starts and stops such a thread, too. The larger part, iterators that Ctrl-C may interrupt
-between the start of a step and the wait for it, would stay ours, so the portal would save few lines and cost a
+anyio's blocking portal starts and stops such a thread, too. It does not handle iterators that Ctrl-C interrupts between
+the start of a step and the wait for it, which is most of the code here, so it would save few lines and add a
 dependency.
 """
 
@@ -18,7 +17,7 @@ T = TypeVar("T")
 
 
 class LoopThread:
-    """Started at once; `stop` ends it. Interrupting a waiting caller (Ctrl-C) cancels what it waited for."""
+    """Starts an event loop in a thread; `stop` ends it. If Ctrl-C interrupts a caller, its coroutine is cancelled."""
 
     def __init__(self, name: str) -> None:
         self._loop = asyncio.new_event_loop()
@@ -27,6 +26,7 @@ class LoopThread:
         self.stopped = False
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine and return its result. Raises RuntimeError after `stop` and in the loop's own thread."""
         if self.stopped or threading.current_thread() is self._thread:
             coroutine.close()
             raise RuntimeError(
@@ -42,7 +42,7 @@ class LoopThread:
             raise
 
     def iterate(self, iterator: AsyncIterator[T]) -> Iterator[T]:
-        """Its elements; leaving the loop early closes it. `iterator` is an asynchronous generator."""
+        """The elements of an asynchronous generator, which is closed when the caller stops iterating."""
         generator, steps = cast("AsyncGeneratorType[T, None]", iterator), set[asyncio.Task[Any]]()
         try:
             while True:
@@ -56,7 +56,7 @@ class LoopThread:
                 self.run(_close(generator, steps))
 
     def stop(self) -> None:
-        """Cancel what still runs and end the thread."""
+        """Cancel all running coroutines and end the thread."""
         if self.stopped:
             return
         self.run(_cancel_others())
@@ -77,8 +77,9 @@ async def _next(generator: AsyncGeneratorType[T, None], steps: set[asyncio.Task[
 
 
 async def _close(generator: AsyncGeneratorType[T, None], steps: set[asyncio.Task[Any]]) -> None:
-    """Cancels a step that still runs: an interrupt may fall between its start and the moment when its caller could
-    cancel it.
+    """Close a generator after cancelling a step that still runs.
+
+    Ctrl-C may interrupt the caller after it has started a step, but before it could cancel the step.
     """
     for task in steps:
         task.cancel()

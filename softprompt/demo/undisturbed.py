@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from softprompt.types.generation import GenerationDelta
 
 TIE_NATS = 0.5
-"""Logits near 20 have steps of 0.125 in bfloat16; rounding in the layers moves a difference of two by a few such steps."""
+"""A bfloat16 logit near 20 has steps of 0.125, and rounding in the layers moves two logits by a few such steps."""
 
 
 @dataclass(frozen=True)

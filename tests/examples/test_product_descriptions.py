@@ -8,10 +8,12 @@ import pytest
 
 FOLDER = Path(__file__).parents[2] / "examples" / "product-descriptions"
 INPUT = re.compile(
-    r"name: (?P<name>[^|]+) \| category: (?P<category>[^|]+) \| [^|:]+: [^|]+ \| feature: [^|]+ \| price: (?P<price>\$\d+)"
+    r"name: (?P<name>[^|]+) \| category: (?P<category>[^|]+) \| [^|:]+: [^|]+ \| feature: [^|]+ "
+    r"\| price: (?P<price>\$\d+)"
 )
 OUTPUT = re.compile(
-    r"\*\*(?P<name>[^*]+)\*\* – (?P<hook>[^#*]+[.!?]) (?P<facts>[A-Z0-9][^#*!?]+), (?P<price>\$\d+)\. #(?P<tag>[a-z0-9]+) #[a-z0-9]+"
+    r"\*\*(?P<name>[^*]+)\*\* – (?P<hook>[^#*]+[.!?]) (?P<facts>[A-Z0-9][^#*!?]+), (?P<price>\$\d+)\. "
+    r"#(?P<tag>[a-z0-9]+) #[a-z0-9]+"
 )
 
 

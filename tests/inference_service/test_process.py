@@ -130,7 +130,7 @@ async def test_a_taken_port_is_one_sentence(tiny_model_dir: Path, tmp_path: Path
 @pytest.mark.parametrize(
     ("setting", "value", "words"),
     [
-        ("HOST", "no-such-host.invalid", "'no-such-host.invalid' is no address of this machine"),
+        ("HOST", "no-such-host.invalid", "'no-such-host.invalid' is not an address of this machine"),
         ("STORE_URL", __file__, "is a file; a directory is expected"),
         ("BASE_MODEL", "pickled", "SOFTPROMPT_INFERENCE_BASE_MODEL: base model 'pickled'"),
         ("BASE_MODEL", "cut", "model.safetensors: it is cut short: 9000 of "),

@@ -139,7 +139,8 @@ def test_the_wrong_build_of_torch_ends_the_build_and_says_how_to_get_the_right_o
 def test_the_inference_image_needs_nothing_of_the_trainers() -> None:
     """Imported without the packages that only the trainer's image has."""
     missing = "ray", "sqlalchemy", "alembic", "sacrebleu", "psycopg"
-    code = f"import sys; sys.modules.update(dict.fromkeys({missing!r})); import inference_service.server, softprompt.cli, softprompt.models"
+    code = f"import sys; sys.modules.update(dict.fromkeys({missing!r}))\n"
+    code += "import inference_service.server, softprompt.cli, softprompt.models"
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=120, cwd=ROOT
     )

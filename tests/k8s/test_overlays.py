@@ -49,7 +49,7 @@ def test_the_base_needs_no_custom_resources() -> None:
 def test_custom_resources_are_held_against_their_schemas() -> None:
     if not CRDS.is_dir():
         pytest.skip(
-            f"LOUD: the schemas of custom resources are not at hand ({CRDS}); only pod templates inside them were checked strictly"
+            f"LOUD: no schemas of custom resources ({CRDS}); only pod templates inside them were checked strictly"
         )
     kinds = {item["kind"] for overlay in OVERLAYS for item in render(overlay).objects}
     assert kinds >= {"RayCluster", "ServiceMonitor", "PrometheusRule", "ScaledObject", "GRPCRoute", "Certificate"}

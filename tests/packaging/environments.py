@@ -1,4 +1,4 @@
-"""Fresh environments with the built wheel: light ones that have nothing but the client's dependencies, and full ones."""
+"""Fresh environments with the built wheel: light ones with only the client's dependencies, and full ones."""
 
 from __future__ import annotations
 

@@ -66,7 +66,8 @@ def test_what_can_not_be_moved_fails_the_build_and_is_named(source: str) -> None
 
 
 def test_messages_can_be_pickled(light: Environment, tmp_path: Path) -> None:
-    code = "import pickle; from softprompt.prompttuning.v1 import common_pb2 as m; print(len(pickle.loads(pickle.dumps([m.Template()]))))"
+    code = "import pickle; from softprompt.prompttuning.v1 import common_pb2 as m\n"
+    code += "print(len(pickle.loads(pickle.dumps([m.Template()]))))"
     done = light.run("python", "-c", code, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (0, "1\n"), done.stderr
 

@@ -33,11 +33,11 @@ MISTAKES = [
     ("::1:50051", "an IPv6 address is written in brackets, as in [::1]:50051"),
     ("fe80::1", "an IPv6 address is written in brackets"),
     ("[::1", "an IPv6 address is written in brackets"),
-    ("[localhost]:50051", "[localhost] is no IPv6 address"),
-    ("trainer:grpc", "'grpc' is no port: a number from 1 to 65535 is expected"),
-    ("trainer:0", "'0' is no port"),
-    ("trainer:65536", "'65536' is no port"),
-    ("trainer:٣", "is no port"),
+    ("[localhost]:50051", "[localhost] is not an IPv6 address"),
+    ("trainer:grpc", "'grpc' is not a port: a number from 1 to 65535 is expected"),
+    ("trainer:0", "'0' is not a port"),
+    ("trainer:65536", "'65536' is not a port"),
+    ("trainer:٣", "is not a port"),
     ("ipv4:10.0.0.1:1,10.0.0.2", "the port is missing, as in 10.0.0.2:50051"),
     ("10.0.0.1:1,10.0.0.2:1", "several addresses are written ipv4:ADDRESS:PORT,ADDRESS:PORT"),
     ("me@trainer:50051", "an address has no user name"),
@@ -46,7 +46,7 @@ MISTAKES = [
     ("/run/trainer.socket", "a Unix socket is written unix:/run/trainer.socket"),
     ("unix:", "the path is missing"),
     ("unix://run/trainer.socket", "unix:// needs an absolute path"),
-    ("unix:/" + "x" * MAX_SOCKET_PATH_BYTES, "longer than the 107 bytes"),
+    ("unix:/" + "x" * MAX_SOCKET_PATH_BYTES, "at most 107 bytes"),
 ]
 FINE = [
     "127.0.0.1:50051",
@@ -101,7 +101,7 @@ def test_the_command_line_says_it_in_one_line(
     start = time.monotonic()
     given = cli(*command, option, "http://127.0.0.1:1")
     assert (given.code, given.out, given.err.count("\n")) == (2, "", 1)
-    assert f"error: {option[2:]}: 'http://127.0.0.1:1' is no address of a service: leave out http://" in given.err
+    assert f"error: {option[2:]}: 'http://127.0.0.1:1' is not an address of a service: leave out http://" in given.err
     monkeypatch.setenv(variable, "http://127.0.0.1:1")
     assert (cli(*command).code, cli(*command).err) == (2, given.err)
     assert time.monotonic() - start < 5

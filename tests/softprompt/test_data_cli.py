@@ -48,8 +48,8 @@ def test_the_advice_of_a_refusal_is_a_command_that_works(cli, here, table, monke
     )
     assert done.code == 0
     assert (
-        "my reviews.csv: 2 examples (CSV with semicolons); read as input = review, label = stars; dropped: id (2 values)"
-        in done.err
+        "my reviews.csv: 2 examples (CSV with semicolons); read as input = review, label = stars; "
+        "dropped: id (2 values)" in done.err
     )
     content = here.trainer.uploads[0][1].decode()
     assert [json.loads(line) for line in content.splitlines()] == [

@@ -128,7 +128,7 @@ def test_what_is_no_name(text: str) -> None:
 def test_two_models_for_one_directory_are_refused() -> None:
     assert [model.directory for model in parse_models(["a/one,b/two", "three=c/one"])] == ["one", "two", "three"]
     assert len(parse_models(["a/one,a/one"])) == 2
-    with pytest.raises(InvalidInput, match="none is named"):
+    with pytest.raises(InvalidInput, match="no model is named"):
         parse_models([" , "])
     with pytest.raises(InvalidInput, match="stored as 'one'"):
         parse_models(["a/one", "b/one"])

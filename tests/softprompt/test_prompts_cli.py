@@ -1,4 +1,4 @@
-"""A version's life through the command line, against a real trainer and a real replica: what `docs/prompts.md` shows."""
+"""The commands for versions that `docs/prompts.md` shows, against a real trainer and a real replica."""
 
 from __future__ import annotations
 

@@ -29,38 +29,38 @@ class _FinishReason:
 class _FinishReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FinishReason.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     FINISH_REASON_UNSPECIFIED: _FinishReason.ValueType  # 0
-    """Not ended."""
+    """It has not ended."""
     FINISH_REASON_EOS: _FinishReason.ValueType  # 1
-    """The model ended it, or one of the stop token ids did."""
+    """The model generated an end token or one of the stop token ids."""
     FINISH_REASON_LENGTH: _FinishReason.ValueType  # 2
-    """max_new_tokens, or the model's longest sequence, was reached."""
+    """max_new_tokens or the model's longest sequence was reached."""
     FINISH_REASON_STOP_SEQUENCE: _FinishReason.ValueType  # 3
     """A stop sequence was reached; it is not part of the answer."""
     FINISH_REASON_DEADLINE: _FinishReason.ValueType  # 4
-    """The caller's deadline was reached; what was written by then was sent."""
+    """The caller's deadline was reached; the text generated until then was sent."""
     FINISH_REASON_CANCELLED: _FinishReason.ValueType  # 5
-    """The caller or the service withdrew it."""
+    """The caller or the service cancelled it."""
 
 class FinishReason(_FinishReason, metaclass=_FinishReasonEnumTypeWrapper):
     """Why a generation ended."""
 
 FINISH_REASON_UNSPECIFIED: FinishReason.ValueType  # 0
-"""Not ended."""
+"""It has not ended."""
 FINISH_REASON_EOS: FinishReason.ValueType  # 1
-"""The model ended it, or one of the stop token ids did."""
+"""The model generated an end token or one of the stop token ids."""
 FINISH_REASON_LENGTH: FinishReason.ValueType  # 2
-"""max_new_tokens, or the model's longest sequence, was reached."""
+"""max_new_tokens or the model's longest sequence was reached."""
 FINISH_REASON_STOP_SEQUENCE: FinishReason.ValueType  # 3
 """A stop sequence was reached; it is not part of the answer."""
 FINISH_REASON_DEADLINE: FinishReason.ValueType  # 4
-"""The caller's deadline was reached; what was written by then was sent."""
+"""The caller's deadline was reached; the text generated until then was sent."""
 FINISH_REASON_CANCELLED: FinishReason.ValueType  # 5
-"""The caller or the service withdrew it."""
+"""The caller or the service cancelled it."""
 Global___FinishReason: _TypeAlias = FinishReason  # noqa: Y015
 
 @_typing.final
 class GenerationInput(_message.Message):
-    """What generation starts from."""
+    """The input of a generation."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -73,15 +73,16 @@ class GenerationInput(_message.Message):
     TRUNCATE_FIELD_NUMBER: _builtins.int
     prompt: _builtins.str
     """Prompt reference: "name" (its default alias), "name@alias", "name@7". Empty: the bare model.
-    An unknown one is NOT_FOUND, never the bare model.
+    An unknown prompt is NOT_FOUND; the bare model never replaces it.
     """
     text: _builtins.str
     """Text, rendered by the prompt's template."""
     routing_key: _builtins.str
-    """Chooses stably between the targets of a weighted alias, for example a user id. Empty: chosen at random."""
+    """Selects the same target of a weighted alias for the same key, for example a user id. Empty: a random target."""
     truncate: _builtins.bool
-    """Cut the input from the left if it is longer than the model takes, instead of refusing it. What the template writes stays: the beginning
-    of the sequence, the system message, the headers of turns. Of a conversation the oldest turns go first. Token ids are cut as they are.
+    """Cut the input from the left if it is too long for the model, instead of refusing it. The text of the template is
+    kept: the beginning of the sequence, the system message, the headers of turns. In a conversation, the oldest turns
+    are removed first. Token ids are simply cut.
     """
     @_builtins.property
     def chat(self) -> Global___ChatInput:
@@ -89,7 +90,7 @@ class GenerationInput(_message.Message):
 
     @_builtins.property
     def token_ids(self) -> Global___TokenIds:
-        """Token ids, taken as they are: no template, no special tokens added."""
+        """Token ids, used unchanged: without a template or additional special tokens."""
 
     @_builtins.property
     def template(self) -> _common_pb2.Template:
@@ -174,10 +175,10 @@ class GenerateStreamRequest(_message.Message):
     SAMPLING_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
     priority: _builtins.int
-    """Higher goes first, -100 to 100."""
+    """-100 to 100; higher priorities go first."""
     @_builtins.property
     def input(self) -> Global___GenerationInput:
-        """What to start from."""
+        """The input."""
 
     @_builtins.property
     def sampling(self) -> _common_pb2.SamplingParams:
@@ -209,15 +210,15 @@ class GenerateStreamResponse(_message.Message):
     END_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def start(self) -> Global___GenerationStart:
-        """What is being generated."""
+        """Facts that are known before the first token."""
 
     @_builtins.property
     def delta(self) -> Global___GenerationDelta:
-        """A piece of the answer."""
+        """A part of the answer."""
 
     @_builtins.property
     def end(self) -> Global___GenerationEnd:
-        """How it ended."""
+        """How the generation ended."""
 
     def __init__(
         self,
@@ -246,10 +247,10 @@ class GenerateRequest(_message.Message):
     SAMPLING_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
     priority: _builtins.int
-    """Higher goes first, -100 to 100."""
+    """-100 to 100; higher priorities go first."""
     @_builtins.property
     def input(self) -> Global___GenerationInput:
-        """What to start from."""
+        """The input."""
 
     @_builtins.property
     def sampling(self) -> _common_pb2.SamplingParams:
@@ -281,15 +282,15 @@ class GenerateResponse(_message.Message):
     END_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def start(self) -> Global___GenerationStart:
-        """What was generated from."""
+        """Facts that were known before the first token."""
 
     @_builtins.property
     def output(self) -> Global___GenerationDelta:
-        """The whole answer."""
+        """The complete answer."""
 
     @_builtins.property
     def end(self) -> Global___GenerationEnd:
-        """How it ended."""
+        """How the generation ended."""
 
     def __init__(
         self,
@@ -308,7 +309,7 @@ Global___GenerateResponse: _TypeAlias = GenerateResponse  # noqa: Y015
 
 @_typing.final
 class GenerationStart(_message.Message):
-    """What is being generated from."""
+    """Facts about a generation that are known before the first token."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -320,19 +321,19 @@ class GenerationStart(_message.Message):
     SEED_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     version: _builtins.str
-    """"prompts/{prompt}/versions/{n}" that the reference was resolved to; empty for the bare model."""
+    """Version that the reference means, "prompts/{prompt}/versions/{n}"; empty for the bare model."""
     digest: _builtins.str
     """Digest of that version."""
     input_tokens: _builtins.int
-    """Tokens of the rendered input."""
+    """Number of tokens of the rendered input."""
     virtual_tokens: _builtins.int
-    """Virtual tokens before it."""
+    """Number of virtual tokens before the input."""
     cached_tokens: _builtins.int
-    """Positions whose keys and values did not have to be computed."""
+    """Number of positions whose keys and values were cached."""
     seed: _builtins.int
     """Seed in use."""
     request_id: _builtins.str
-    """Id of this request, as in the logs."""
+    """Id of this request in the logs."""
     def __init__(
         self,
         *,
@@ -354,7 +355,7 @@ Global___GenerationStart: _TypeAlias = GenerationStart  # noqa: Y015
 
 @_typing.final
 class GenerationDelta(_message.Message):
-    """A piece of the answer. Text is whole characters; token ids arrive with the text that they complete."""
+    """A part of the answer. The text consists of complete characters; token ids arrive with the text that they complete."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -362,11 +363,12 @@ class GenerationDelta(_message.Message):
     TOKEN_IDS_FIELD_NUMBER: _builtins.int
     LOGPROBS_FIELD_NUMBER: _builtins.int
     text: _builtins.str
-    """Text since the last delta. The deltas of an answer are put together as they are, with nothing between them.
+    """Text since the last delta. Concatenate the deltas of an answer with nothing between them.
 
-    Of the bare model with a TEXT template (or none) the answer goes on in the middle of the rendered input: input and answer put together
-    are the text that the model wrote, so an answer often begins with a space ("The capital of France is" + " Paris."). Of a prompt, and in
-    a conversation, the answer stands for itself, spelled as the outputs that the prompt was tuned on: a space between is not part of it.
+    For the bare model with a TEXT template (or none), the answer continues the rendered input directly: their
+    concatenation is the model's text, so an answer often begins with a space ("The capital of France is" + " Paris.").
+    With a prompt, and in a conversation, the answer is separate and has the form of the outputs that the prompt was
+    tuned on; it does not include a separating space.
     """
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
@@ -374,7 +376,7 @@ class GenerationDelta(_message.Message):
 
     @_builtins.property
     def logprobs(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenLogprob]:
-        """Their log-probabilities, if they were asked for."""
+        """Their log-probabilities, if requested."""
 
     def __init__(
         self,
@@ -393,7 +395,7 @@ Global___GenerationDelta: _TypeAlias = GenerationDelta  # noqa: Y015
 
 @_typing.final
 class TokenLogprob(_message.Message):
-    """Log-probability of a token, and what else could have stood there."""
+    """Log-probability of a token, and its alternatives."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -407,12 +409,14 @@ class TokenLogprob(_message.Message):
     logprob: _builtins.float
     """Its natural log-probability, before temperature and filters."""
     text: _builtins.str
-    """What the token says; U+FFFD in place of a part of a character. A control token says its own string, which the answer never shows."""
+    """The token's text, with U+FFFD for a part of a character. For a control token, its name in the vocabulary, which
+    never appears in the answer.
+    """
     utf8: _builtins.bytes
-    """Its bytes in UTF-8: those of several tokens joined are whole characters."""
+    """Its bytes in UTF-8. A token may have only a part of a character's bytes."""
     @_builtins.property
     def alternatives(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenAlternative]:
-        """The most probable tokens at this place, the most probable first."""
+        """The most probable tokens at this position, most probable first."""
 
     def __init__(
         self,
@@ -433,7 +437,7 @@ Global___TokenLogprob: _TypeAlias = TokenLogprob  # noqa: Y015
 
 @_typing.final
 class TokenAlternative(_message.Message):
-    """A token that could have stood there."""
+    """A possible token at a position."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -446,7 +450,7 @@ class TokenAlternative(_message.Message):
     logprob: _builtins.float
     """Its natural log-probability."""
     text: _builtins.str
-    """What the token says."""
+    """The token's text."""
     utf8: _builtins.bytes
     """Its bytes in UTF-8."""
     def __init__(
@@ -478,14 +482,14 @@ class GenerationEnd(_message.Message):
     TOTAL_TIME_FIELD_NUMBER: _builtins.int
     STOP_SEQUENCE_FIELD_NUMBER: _builtins.int
     finish_reason: Global___FinishReason.ValueType
-    """Why."""
+    """Why it ended."""
     output_tokens: _builtins.int
-    """Tokens generated, end token included."""
+    """Number of generated tokens, including the end token."""
     stop_sequence: _builtins.str
-    """The stop sequence that ended it, if one did."""
+    """The stop sequence that ended it; empty otherwise."""
     @_builtins.property
     def queue_time(self) -> _duration_pb2.Duration:
-        """Time from arrival to the first step that carried it."""
+        """Time from arrival to the first step that included the request."""
 
     @_builtins.property
     def first_token_time(self) -> _duration_pb2.Duration:
@@ -523,11 +527,11 @@ class ScoreRequest(_message.Message):
     CANDIDATES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def input(self) -> Global___GenerationInput:
-        """What to continue."""
+        """The input that the candidates continue."""
 
     @_builtins.property
     def candidates(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Continuations, at least 1. Empty: the label set of the prompt's version."""
+        """Continuations. Empty: the label set of the prompt's version."""
 
     def __init__(
         self,
@@ -558,7 +562,7 @@ class CandidateScore(_message.Message):
     logprob: _builtins.float
     """Sum of its tokens' natural log-probabilities."""
     probability: _builtins.float
-    """Its share among all candidates of this request; they sum to 1."""
+    """Its probability relative to all candidates of this request; these sum to 1."""
     num_tokens: _builtins.int
     """Number of its tokens."""
     def __init__(
@@ -590,7 +594,7 @@ class ScoreResponse(_message.Message):
     """Index of the most probable candidate."""
     @_builtins.property
     def start(self) -> Global___GenerationStart:
-        """What was scored from."""
+        """Facts about the input."""
 
     @_builtins.property
     def scores(self) -> _containers.RepeatedCompositeFieldContainer[Global___CandidateScore]:
@@ -620,7 +624,7 @@ class CountTokensRequest(_message.Message):
     INPUT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def input(self) -> Global___GenerationInput:
-        """What to count."""
+        """The input."""
 
     def __init__(
         self,
@@ -646,11 +650,11 @@ class CountTokensResponse(_message.Message):
     MAX_POSITIONS_FIELD_NUMBER: _builtins.int
     TOKEN_IDS_FIELD_NUMBER: _builtins.int
     input_tokens: _builtins.int
-    """Tokens of the rendered input."""
+    """Number of tokens of the rendered input."""
     virtual_tokens: _builtins.int
-    """Virtual tokens before it."""
+    """Number of virtual tokens before the input."""
     max_positions: _builtins.int
-    """Longest sequence that the model takes."""
+    """Longest sequence that the model accepts."""
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Ids of the rendered input."""
@@ -690,7 +694,7 @@ Global___GetModelInfoRequest: _TypeAlias = GetModelInfoRequest  # noqa: Y015
 
 @_typing.final
 class GenerationLimits(_message.Message):
-    """Bounds that requests are checked against."""
+    """Limits on requests."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -704,23 +708,23 @@ class GenerationLimits(_message.Message):
     MAX_WAITING_FIELD_NUMBER: _builtins.int
     MAX_INPUT_BYTES_FIELD_NUMBER: _builtins.int
     max_positions: _builtins.int
-    """Most tokens of input, virtual tokens and answer together."""
+    """Maximum tokens of input, virtual tokens and answer together."""
     max_new_tokens: _builtins.int
-    """Most generated tokens."""
+    """Maximum generated tokens."""
     max_stop_sequences: _builtins.int
-    """Most stop sequences."""
+    """Maximum stop sequences."""
     max_stop_sequence_chars: _builtins.int
-    """Most characters of one stop sequence."""
+    """Maximum characters of one stop sequence."""
     max_logprobs: _builtins.int
-    """Most alternatives of log-probabilities."""
+    """Maximum alternatives with log-probabilities."""
     max_candidates: _builtins.int
-    """Most candidates of Score."""
+    """Maximum candidates of Score."""
     max_running: _builtins.int
-    """Most requests running at once."""
+    """Maximum requests running at the same time."""
     max_waiting: _builtins.int
-    """Most requests waiting."""
+    """Maximum requests waiting."""
     max_input_bytes: _builtins.int
-    """Most bytes of an input."""
+    """Maximum bytes of an input."""
     def __init__(
         self,
         *,
@@ -766,11 +770,11 @@ class GetModelInfoResponse(_message.Message):
 
     @_builtins.property
     def limits(self) -> Global___GenerationLimits:
-        """Bounds."""
+        """Limits on requests."""
 
     @_builtins.property
     def default_sampling(self) -> _common_pb2.SamplingParams:
-        """What applies where neither request nor version say anything."""
+        """Sampling parameters that apply if neither the request nor the version sets them."""
 
     def __init__(
         self,
@@ -814,7 +818,7 @@ Global___ListLoadedPromptsRequest: _TypeAlias = ListLoadedPromptsRequest  # noqa
 
 @_typing.final
 class LoadedPrompt(_message.Message):
-    """A version as this replica sees it."""
+    """A version on this replica."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -829,21 +833,21 @@ class LoadedPrompt(_message.Message):
         STATE_LOADED: LoadedPrompt._State.ValueType  # 1
         """Its keys and values are in memory."""
         STATE_KNOWN: LoadedPrompt._State.ValueType  # 2
-        """Checked, not in memory; loads on its next use."""
+        """Checked, but not in memory; it is loaded on its next use."""
         STATE_QUARANTINED: LoadedPrompt._State.ValueType  # 3
-        """Refused; `reason` says why. What served before goes on serving."""
+        """Refused; `reason` says why. The previous version remains in use."""
 
     class State(_State, metaclass=_StateEnumTypeWrapper):
-        """What became of it."""
+        """State of a version."""
 
     STATE_UNSPECIFIED: LoadedPrompt.State.ValueType  # 0
     """Never used."""
     STATE_LOADED: LoadedPrompt.State.ValueType  # 1
     """Its keys and values are in memory."""
     STATE_KNOWN: LoadedPrompt.State.ValueType  # 2
-    """Checked, not in memory; loads on its next use."""
+    """Checked, but not in memory; it is loaded on its next use."""
     STATE_QUARANTINED: LoadedPrompt.State.ValueType  # 3
-    """Refused; `reason` says why. What served before goes on serving."""
+    """Refused; `reason` says why. The previous version remains in use."""
 
     VERSION_FIELD_NUMBER: _builtins.int
     DIGEST_FIELD_NUMBER: _builtins.int
@@ -860,15 +864,15 @@ class LoadedPrompt(_message.Message):
     digest: _builtins.str
     """Digest of its blob."""
     state: Global___LoadedPrompt.State.ValueType
-    """What became of it."""
+    """State on this replica."""
     reason: _builtins.str
     """Why it was quarantined."""
     num_virtual_tokens: _builtins.int
-    """Virtual tokens."""
+    """Number of virtual tokens."""
     prefix_kv_bytes: _builtins.int
-    """Memory of its keys and values."""
+    """Size of its keys and values."""
     active_requests: _builtins.int
-    """Requests that hold it now."""
+    """Number of requests that use it now."""
     @_builtins.property
     def aliases(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Aliases that name it."""
@@ -912,10 +916,10 @@ class ListLoadedPromptsResponse(_message.Message):
     PROMPTS_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
     revision: _builtins.int
-    """Store revision that this replica has seen."""
+    """Last store revision that this replica has read."""
     @_builtins.property
     def prompts(self) -> _containers.RepeatedCompositeFieldContainer[Global___LoadedPrompt]:
-        """By name and version."""
+        """Sorted by name and version."""
 
     def __init__(
         self,

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class GenerationServiceStub:
-    """Streams answers of one frozen model under many prompts.
+    """Generates answers of one frozen model with many prompts.
     """
 
     def __init__(self, channel):
@@ -68,18 +68,18 @@ class GenerationServiceStub:
 
 
 class GenerationServiceServicer:
-    """Streams answers of one frozen model under many prompts.
+    """Generates answers of one frozen model with many prompts.
     """
 
     def Generate(self, request, context):
-        """The whole answer at once.
+        """The complete answer in one response.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GenerateStream(self, request, context):
-        """The answer as it is written: a start, deltas, and an end.
+        """The answer as it is generated: a start, deltas, and an end.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -93,7 +93,8 @@ class GenerationServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CountTokens(self, request, context):
-        """How many tokens an input takes, without generating: also one that is too long. With `truncate`, how many are left of it.
+        """Counts the tokens of an input without generating, even if it is too long. With `truncate`, counts the tokens that
+        are left.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -107,7 +108,7 @@ class GenerationServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListLoadedPrompts(self, request, context):
-        """Prompt versions that this replica knows, and what became of each.
+        """Prompt versions that this replica knows, with their states.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -155,7 +156,7 @@ def add_GenerationServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class GenerationService:
-    """Streams answers of one frozen model under many prompts.
+    """Generates answers of one frozen model with many prompts.
     """
 
     @staticmethod

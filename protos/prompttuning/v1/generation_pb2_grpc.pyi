@@ -27,45 +27,49 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class GenerationServiceStub:
-    """Streams answers of one frozen model under many prompts."""
+    """Generates answers of one frozen model with many prompts."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> GenerationServiceAsyncStub: ...
     Generate: _grpc.UnaryUnaryMultiCallable[_generation_pb2.GenerateRequest, _generation_pb2.GenerateResponse]
-    """The whole answer at once."""
+    """The complete answer in one response."""
     GenerateStream: _grpc.UnaryStreamMultiCallable[_generation_pb2.GenerateStreamRequest, _generation_pb2.GenerateStreamResponse]
-    """The answer as it is written: a start, deltas, and an end."""
+    """The answer as it is generated: a start, deltas, and an end."""
     Score: _grpc.UnaryUnaryMultiCallable[_generation_pb2.ScoreRequest, _generation_pb2.ScoreResponse]
     """Log-probability of each candidate continuation of one input: classification, ranking."""
     CountTokens: _grpc.UnaryUnaryMultiCallable[_generation_pb2.CountTokensRequest, _generation_pb2.CountTokensResponse]
-    """How many tokens an input takes, without generating: also one that is too long. With `truncate`, how many are left of it."""
+    """Counts the tokens of an input without generating, even if it is too long. With `truncate`, counts the tokens that
+    are left.
+    """
     GetModelInfo: _grpc.UnaryUnaryMultiCallable[_generation_pb2.GetModelInfoRequest, _generation_pb2.GetModelInfoResponse]
     """The model, its limits and its defaults."""
     ListLoadedPrompts: _grpc.UnaryUnaryMultiCallable[_generation_pb2.ListLoadedPromptsRequest, _generation_pb2.ListLoadedPromptsResponse]
-    """Prompt versions that this replica knows, and what became of each."""
+    """Prompt versions that this replica knows, with their states."""
 
 @_typing.type_check_only
 class GenerationServiceAsyncStub(GenerationServiceStub):
-    """Streams answers of one frozen model under many prompts."""
+    """Generates answers of one frozen model with many prompts."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Generate: _aio.UnaryUnaryMultiCallable[_generation_pb2.GenerateRequest, _generation_pb2.GenerateResponse]  # type: ignore[assignment]
-    """The whole answer at once."""
+    """The complete answer in one response."""
     GenerateStream: _aio.UnaryStreamMultiCallable[_generation_pb2.GenerateStreamRequest, _generation_pb2.GenerateStreamResponse]  # type: ignore[assignment]
-    """The answer as it is written: a start, deltas, and an end."""
+    """The answer as it is generated: a start, deltas, and an end."""
     Score: _aio.UnaryUnaryMultiCallable[_generation_pb2.ScoreRequest, _generation_pb2.ScoreResponse]  # type: ignore[assignment]
     """Log-probability of each candidate continuation of one input: classification, ranking."""
     CountTokens: _aio.UnaryUnaryMultiCallable[_generation_pb2.CountTokensRequest, _generation_pb2.CountTokensResponse]  # type: ignore[assignment]
-    """How many tokens an input takes, without generating: also one that is too long. With `truncate`, how many are left of it."""
+    """Counts the tokens of an input without generating, even if it is too long. With `truncate`, counts the tokens that
+    are left.
+    """
     GetModelInfo: _aio.UnaryUnaryMultiCallable[_generation_pb2.GetModelInfoRequest, _generation_pb2.GetModelInfoResponse]  # type: ignore[assignment]
     """The model, its limits and its defaults."""
     ListLoadedPrompts: _aio.UnaryUnaryMultiCallable[_generation_pb2.ListLoadedPromptsRequest, _generation_pb2.ListLoadedPromptsResponse]  # type: ignore[assignment]
-    """Prompt versions that this replica knows, and what became of each."""
+    """Prompt versions that this replica knows, with their states."""
 
 class GenerationServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Streams answers of one frozen model under many prompts."""
+    """Generates answers of one frozen model with many prompts."""
 
     @_abc_1.abstractmethod
     def Generate(
@@ -73,7 +77,7 @@ class GenerationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _generation_pb2.GenerateRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_generation_pb2.GenerateResponse, _abc.Awaitable[_generation_pb2.GenerateResponse]]:
-        """The whole answer at once."""
+        """The complete answer in one response."""
 
     @_abc_1.abstractmethod
     def GenerateStream(
@@ -81,7 +85,7 @@ class GenerationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _generation_pb2.GenerateStreamRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_generation_pb2.GenerateStreamResponse], _abc.AsyncIterator[_generation_pb2.GenerateStreamResponse]]:
-        """The answer as it is written: a start, deltas, and an end."""
+        """The answer as it is generated: a start, deltas, and an end."""
 
     @_abc_1.abstractmethod
     def Score(
@@ -97,7 +101,9 @@ class GenerationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _generation_pb2.CountTokensRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_generation_pb2.CountTokensResponse, _abc.Awaitable[_generation_pb2.CountTokensResponse]]:
-        """How many tokens an input takes, without generating: also one that is too long. With `truncate`, how many are left of it."""
+        """Counts the tokens of an input without generating, even if it is too long. With `truncate`, counts the tokens that
+        are left.
+        """
 
     @_abc_1.abstractmethod
     def GetModelInfo(
@@ -113,6 +119,6 @@ class GenerationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _generation_pb2.ListLoadedPromptsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_generation_pb2.ListLoadedPromptsResponse, _abc.Awaitable[_generation_pb2.ListLoadedPromptsResponse]]:
-        """Prompt versions that this replica knows, and what became of each."""
+        """Prompt versions that this replica knows, with their states."""
 
 def add_GenerationServiceServicer_to_server(servicer: GenerationServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -28,8 +28,9 @@ if _version_not_supported:
 class PromptServiceStub:
     """Manages prompts, their versions and their aliases.
 
-    To a caller who is limited to some prompts the others do not exist. In place of the store's revisions, which count everybody's changes,
-    such a caller is shown the times of changes, in microseconds since the epoch; they serve the same purposes.
+    If a caller is limited to some prompts, the others seem not to exist. The store's revisions count the changes of all
+    callers, so such a caller gets the times of changes instead, in microseconds since the epoch. They serve the same
+    purposes.
     """
 
     def __init__(self, channel):
@@ -93,8 +94,9 @@ class PromptServiceStub:
 class PromptServiceServicer:
     """Manages prompts, their versions and their aliases.
 
-    To a caller who is limited to some prompts the others do not exist. In place of the store's revisions, which count everybody's changes,
-    such a caller is shown the times of changes, in microseconds since the epoch; they serve the same purposes.
+    If a caller is limited to some prompts, the others seem not to exist. The store's revisions count the changes of all
+    callers, so such a caller gets the times of changes instead, in microseconds since the epoch. They serve the same
+    purposes.
     """
 
     def ListPrompts(self, request, context):
@@ -119,21 +121,21 @@ class PromptServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetPromptVersion(self, request, context):
-        """One version with its whole manifest.
+        """One version with its complete manifest.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def SetPromptAlias(self, request, context):
-        """Moves an alias if it still names what the caller thinks; ABORTED with the current value otherwise.
+        """Moves an alias if it has the expected value; otherwise ABORTED with the current value.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DeletePromptVersion(self, request, context):
-        """Deletes a version. FAILED_PRECONDITION while an alias names it. Its number is never used again.
+        """Deletes a version. FAILED_PRECONDITION if an alias names it. Its number is never used again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -154,14 +156,15 @@ class PromptServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetPromptStatus(self, request, context):
-        """Where the versions of one prompt are served, as the inference replicas last told, and who refused which and why.
+        """Which inference replicas serve the versions of a prompt, and which refused them and why, from their last
+        heartbeats.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def WatchPrompts(self, request, context):
-        """Changes of the store from a revision on: first those that already happened, then each as it happens. Doesn't end.
+        """Changes of the store after a revision: first the past ones, then each new one as it happens. Doesn't end.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -231,8 +234,9 @@ def add_PromptServiceServicer_to_server(servicer, server):
 class PromptService:
     """Manages prompts, their versions and their aliases.
 
-    To a caller who is limited to some prompts the others do not exist. In place of the store's revisions, which count everybody's changes,
-    such a caller is shown the times of changes, in microseconds since the epoch; they serve the same purposes.
+    If a caller is limited to some prompts, the others seem not to exist. The store's revisions count the changes of all
+    callers, so such a caller gets the times of changes instead, in microseconds since the epoch. They serve the same
+    purposes.
     """
 
     @staticmethod

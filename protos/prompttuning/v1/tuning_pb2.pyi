@@ -29,25 +29,25 @@ class _TaskKind:
 class _TaskKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TaskKind.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     TASK_KIND_UNSPECIFIED: _TaskKind.ValueType  # 0
-    """Read off the examples."""
+    """Determined from the examples."""
     TASK_KIND_GENERATION: _TaskKind.ValueType  # 1
     """`{input, output}`: the model learns to write the output."""
     TASK_KIND_CHAT: _TaskKind.ValueType  # 2
     """`{messages}`: the model learns the last assistant message."""
     TASK_KIND_CLASSIFICATION: _TaskKind.ValueType  # 3
-    """`{input, label}`: the model learns to choose the label."""
+    """`{input, label}`: the model learns to select the label."""
 
 class TaskKind(_TaskKind, metaclass=_TaskKindEnumTypeWrapper):
-    """What a job's examples are and what its target is."""
+    """What a job's examples contain, and what the model learns."""
 
 TASK_KIND_UNSPECIFIED: TaskKind.ValueType  # 0
-"""Read off the examples."""
+"""Determined from the examples."""
 TASK_KIND_GENERATION: TaskKind.ValueType  # 1
 """`{input, output}`: the model learns to write the output."""
 TASK_KIND_CHAT: TaskKind.ValueType  # 2
 """`{messages}`: the model learns the last assistant message."""
 TASK_KIND_CLASSIFICATION: TaskKind.ValueType  # 3
-"""`{input, label}`: the model learns to choose the label."""
+"""`{input, label}`: the model learns to select the label."""
 Global___TaskKind: _TypeAlias = TaskKind  # noqa: Y015
 
 class _TooLong:
@@ -59,23 +59,29 @@ class _TooLongEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TooLong.Value
     TOO_LONG_UNSPECIFIED: _TooLong.ValueType  # 0
     """Like TOO_LONG_REFUSE."""
     TOO_LONG_REFUSE: _TooLong.ValueType  # 1
-    """The job is refused, or fails with BAD_DATA, naming the examples."""
+    """The job is refused or fails with BAD_DATA; the error names the examples."""
     TOO_LONG_TRUNCATE: _TooLong.ValueType  # 2
-    """Its input is cut from the left, as `truncate` does it when a prompt is used; left out if its target leaves no room for an input."""
+    """Its input is cut from the left, as `GenerationInput.truncate` does. If its target leaves no room for an input, the
+    example is left out.
+    """
     TOO_LONG_DROP: _TooLong.ValueType  # 3
-    """It is left out."""
+    """The example is left out."""
 
 class TooLong(_TooLong, metaclass=_TooLongEnumTypeWrapper):
-    """What becomes of an example that is longer than a sequence may be (`TuningLimits.max_positions`, and the base model's own)."""
+    """What happens to an example that is longer than the longest sequence (`TuningLimits.max_positions` and the base
+    model's limit).
+    """
 
 TOO_LONG_UNSPECIFIED: TooLong.ValueType  # 0
 """Like TOO_LONG_REFUSE."""
 TOO_LONG_REFUSE: TooLong.ValueType  # 1
-"""The job is refused, or fails with BAD_DATA, naming the examples."""
+"""The job is refused or fails with BAD_DATA; the error names the examples."""
 TOO_LONG_TRUNCATE: TooLong.ValueType  # 2
-"""Its input is cut from the left, as `truncate` does it when a prompt is used; left out if its target leaves no room for an input."""
+"""Its input is cut from the left, as `GenerationInput.truncate` does. If its target leaves no room for an input, the
+example is left out.
+"""
 TOO_LONG_DROP: TooLong.ValueType  # 3
-"""It is left out."""
+"""The example is left out."""
 Global___TooLong: _TypeAlias = TooLong  # noqa: Y015
 
 class _Reparameterisation:
@@ -87,19 +93,21 @@ class _ReparameterisationEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Re
     REPARAMETERISATION_UNSPECIFIED: _Reparameterisation.ValueType  # 0
     """The recipe chooses."""
     REPARAMETERISATION_NONE: _Reparameterisation.ValueType  # 1
-    """Train the matrix itself."""
+    """Train only the matrix."""
     REPARAMETERISATION_RESIDUAL: _Reparameterisation.ValueType  # 2
-    """Train a small residual network over the matrix too."""
+    """Also train a small residual network over the matrix."""
 
 class Reparameterisation(_Reparameterisation, metaclass=_ReparameterisationEnumTypeWrapper):
-    """A network trained beside the prompt and folded away at the end; what is published is always a plain matrix."""
+    """A network that is trained together with the prompt and merged into it at the end. The published version is always a
+    plain matrix.
+    """
 
 REPARAMETERISATION_UNSPECIFIED: Reparameterisation.ValueType  # 0
 """The recipe chooses."""
 REPARAMETERISATION_NONE: Reparameterisation.ValueType  # 1
-"""Train the matrix itself."""
+"""Train only the matrix."""
 REPARAMETERISATION_RESIDUAL: Reparameterisation.ValueType  # 2
-"""Train a small residual network over the matrix too."""
+"""Also train a small residual network over the matrix."""
 Global___Reparameterisation: _TypeAlias = Reparameterisation  # noqa: Y015
 
 class _LearningRateSchedule:
@@ -111,23 +119,23 @@ class _LearningRateScheduleEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_
     LEARNING_RATE_SCHEDULE_UNSPECIFIED: _LearningRateSchedule.ValueType  # 0
     """The recipe chooses."""
     LEARNING_RATE_SCHEDULE_COSINE: _LearningRateSchedule.ValueType  # 1
-    """Down to zero along a half cosine."""
+    """Decays to zero along a half cosine."""
     LEARNING_RATE_SCHEDULE_LINEAR: _LearningRateSchedule.ValueType  # 2
-    """Down to zero along a line."""
+    """Decays to zero linearly."""
     LEARNING_RATE_SCHEDULE_CONSTANT: _LearningRateSchedule.ValueType  # 3
-    """Constant."""
+    """Stays constant."""
 
 class LearningRateSchedule(_LearningRateSchedule, metaclass=_LearningRateScheduleEnumTypeWrapper):
-    """How the learning rate moves after warm-up."""
+    """How the learning rate changes after the warm-up."""
 
 LEARNING_RATE_SCHEDULE_UNSPECIFIED: LearningRateSchedule.ValueType  # 0
 """The recipe chooses."""
 LEARNING_RATE_SCHEDULE_COSINE: LearningRateSchedule.ValueType  # 1
-"""Down to zero along a half cosine."""
+"""Decays to zero along a half cosine."""
 LEARNING_RATE_SCHEDULE_LINEAR: LearningRateSchedule.ValueType  # 2
-"""Down to zero along a line."""
+"""Decays to zero linearly."""
 LEARNING_RATE_SCHEDULE_CONSTANT: LearningRateSchedule.ValueType  # 3
-"""Constant."""
+"""Stays constant."""
 Global___LearningRateSchedule: _TypeAlias = LearningRateSchedule  # noqa: Y015
 
 class _Metric:
@@ -141,9 +149,9 @@ class _MetricEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Metric.ValueTy
     METRIC_LOSS: _Metric.ValueType  # 1
     """Mean loss over target tokens."""
     METRIC_TOKEN_ACCURACY: _Metric.ValueType  # 2
-    """Share of target tokens that are the model's first choice."""
+    """Fraction of target tokens that are the model's most probable token."""
     METRIC_ACCURACY: _Metric.ValueType  # 3
-    """Share of examples whose label scores highest."""
+    """Fraction of examples whose label has the highest score."""
     METRIC_MACRO_F1: _Metric.ValueType  # 4
     """F1 averaged over labels."""
     METRIC_CHRF: _Metric.ValueType  # 5
@@ -151,19 +159,19 @@ class _MetricEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Metric.ValueTy
     METRIC_BLEU: _Metric.ValueType  # 6
     """BLEU of greedy answers, 0 to 100."""
     METRIC_EXACT_MATCH: _Metric.ValueType  # 7
-    """Share of greedy answers equal to the target."""
+    """Fraction of greedy answers that equal the target."""
 
 class Metric(_Metric, metaclass=_MetricEnumTypeWrapper):
-    """What decides which checkpoint is best. Loss is better when lower, all others when higher."""
+    """The metric that selects the best checkpoint. For the loss, lower is better; for all others, higher."""
 
 METRIC_UNSPECIFIED: Metric.ValueType  # 0
 """LOSS for generation and chat, ACCURACY for classification."""
 METRIC_LOSS: Metric.ValueType  # 1
 """Mean loss over target tokens."""
 METRIC_TOKEN_ACCURACY: Metric.ValueType  # 2
-"""Share of target tokens that are the model's first choice."""
+"""Fraction of target tokens that are the model's most probable token."""
 METRIC_ACCURACY: Metric.ValueType  # 3
-"""Share of examples whose label scores highest."""
+"""Fraction of examples whose label has the highest score."""
 METRIC_MACRO_F1: Metric.ValueType  # 4
 """F1 averaged over labels."""
 METRIC_CHRF: Metric.ValueType  # 5
@@ -171,7 +179,7 @@ METRIC_CHRF: Metric.ValueType  # 5
 METRIC_BLEU: Metric.ValueType  # 6
 """BLEU of greedy answers, 0 to 100."""
 METRIC_EXACT_MATCH: Metric.ValueType  # 7
-"""Share of greedy answers equal to the target."""
+"""Fraction of greedy answers that equal the target."""
 Global___Metric: _TypeAlias = Metric  # noqa: Y015
 
 @_typing.final
@@ -183,7 +191,7 @@ class Conversation(_message.Message):
     MESSAGES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.Message]:
-        """Turns in order; the last one is the assistant's and is what is learned."""
+        """Turns in order. The last one is the assistant's, which the model learns."""
 
     def __init__(
         self,
@@ -209,14 +217,14 @@ class Example(_message.Message):
     LABEL_FIELD_NUMBER: _builtins.int
     CONVERSATION_FIELD_NUMBER: _builtins.int
     input: _builtins.str
-    """What the user would send. Empty for conversations."""
+    """The user's input. Empty for conversations."""
     output: _builtins.str
     """Free text."""
     label: _builtins.str
     """One label of the set."""
     @_builtins.property
     def conversation(self) -> Global___Conversation:
-        """A whole conversation; `input` is empty then."""
+        """A complete conversation; `input` must be empty."""
 
     def __init__(
         self,
@@ -270,12 +278,12 @@ class DatasetSource(_message.Message):
     DATASET_FIELD_NUMBER: _builtins.int
     URI_FIELD_NUMBER: _builtins.int
     dataset: _builtins.str
-    """A dataset of the caller's tenant, uploaded before: "datasets/sha256-<hex>"."""
+    """An uploaded dataset of the caller's tenant: "datasets/sha256-<hex>"."""
     uri: _builtins.str
-    """A file that the trainer can read under one of its allowed roots, for example "file:///datasets/reviews.jsonl"."""
+    """A file that the trainer can read in one of its allowed directories, for example "file:///datasets/reviews.jsonl"."""
     @_builtins.property
     def inline(self) -> Global___InlineDataset:
-        """In the request itself; for up to some thousand examples."""
+        """Examples in the request, for up to some thousand examples."""
 
     def __init__(
         self,
@@ -296,7 +304,7 @@ Global___DatasetSource: _TypeAlias = DatasetSource  # noqa: Y015
 
 @_typing.final
 class PromptInit(_message.Message):
-    """Where the soft prompt starts."""
+    """Initial values of the soft prompt."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -309,42 +317,42 @@ class PromptInit(_message.Message):
         METHOD_UNSPECIFIED: PromptInit._Method.ValueType  # 0
         """The recipe chooses."""
         METHOD_TEXT: PromptInit._Method.ValueType  # 1
-        """Embeddings of a text's tokens, repeated to length."""
+        """Embeddings of a text's tokens, repeated to fill the prompt."""
         METHOD_LABELS: PromptInit._Method.ValueType  # 2
-        """Embeddings of the label words, repeated to length."""
+        """Embeddings of the label words, repeated to fill the prompt."""
         METHOD_SAMPLE_VOCAB: PromptInit._Method.ValueType  # 3
-        """Embeddings sampled from frequent tokens."""
+        """Embeddings of tokens sampled from the frequent ones."""
         METHOD_RANDOM: PromptInit._Method.ValueType  # 4
-        """Normal noise with the embedding table's standard deviation."""
+        """Normal noise with the standard deviation of the embedding table."""
         METHOD_FROM_PROMPT: PromptInit._Method.ValueType  # 5
-        """The matrix of another version: train on, or transfer."""
+        """The matrix of another version, to continue its training or to transfer it."""
 
     class Method(_Method, metaclass=_MethodEnumTypeWrapper):
-        """How the first values are chosen."""
+        """How the initial values are chosen."""
 
     METHOD_UNSPECIFIED: PromptInit.Method.ValueType  # 0
     """The recipe chooses."""
     METHOD_TEXT: PromptInit.Method.ValueType  # 1
-    """Embeddings of a text's tokens, repeated to length."""
+    """Embeddings of a text's tokens, repeated to fill the prompt."""
     METHOD_LABELS: PromptInit.Method.ValueType  # 2
-    """Embeddings of the label words, repeated to length."""
+    """Embeddings of the label words, repeated to fill the prompt."""
     METHOD_SAMPLE_VOCAB: PromptInit.Method.ValueType  # 3
-    """Embeddings sampled from frequent tokens."""
+    """Embeddings of tokens sampled from the frequent ones."""
     METHOD_RANDOM: PromptInit.Method.ValueType  # 4
-    """Normal noise with the embedding table's standard deviation."""
+    """Normal noise with the standard deviation of the embedding table."""
     METHOD_FROM_PROMPT: PromptInit.Method.ValueType  # 5
-    """The matrix of another version: train on, or transfer."""
+    """The matrix of another version, to continue its training or to transfer it."""
 
     METHOD_FIELD_NUMBER: _builtins.int
     TEXT_FIELD_NUMBER: _builtins.int
     SOURCE_FIELD_NUMBER: _builtins.int
     method: Global___PromptInit.Method.ValueType
-    """How the first values are chosen."""
+    """How the initial values are chosen."""
     text: _builtins.str
     """For METHOD_TEXT, at most 32768 characters. Empty: the recipe writes one."""
     source: _builtins.str
-    """For METHOD_FROM_PROMPT: a prompt reference ("name", "name@alias", "name@7"), resolved when the job is created; or "tuningJobs/<id>"
-    of a job that ended without a version and whose best prompt was kept.
+    """For METHOD_FROM_PROMPT: a prompt reference ("name", "name@alias", "name@7"), resolved when the job is created; or a
+    job that ended without a version and whose best prompt was kept ("tuningJobs/<id>").
     """
     def __init__(
         self,
@@ -363,7 +371,7 @@ Global___PromptInit: _TypeAlias = PromptInit  # noqa: Y015
 
 @_typing.final
 class Hyperparameters(_message.Message):
-    """Everything that may be tuned about tuning. Every field may be left out: the recipe fills it, and the job reports it."""
+    """Hyperparameters of the training. All fields are optional: the recipe fills in the others, and the job reports them."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -407,46 +415,46 @@ class Hyperparameters(_message.Message):
     SEARCH_FIELD_NUMBER: _builtins.int
     CLASS_WEIGHTS_FIELD_NUMBER: _builtins.int
     num_virtual_tokens: _builtins.int
-    """Virtual tokens, 1 to the limit in GetServiceInfo."""
+    """Number of virtual tokens, from 1 to the limit in GetServiceInfo."""
     reparameterisation: Global___Reparameterisation.ValueType
-    """Whether a network is trained beside it."""
+    """Whether a network is trained together with the prompt."""
     learning_rate: _builtins.float
     """Peak learning rate of AdamW, above 0."""
     schedule: Global___LearningRateSchedule.ValueType
-    """How it falls."""
+    """How the learning rate changes after the warm-up."""
     warmup_steps: _builtins.int
     """Steps of linear warm-up."""
     weight_decay: _builtins.float
     """Decoupled weight decay, 0 to 1."""
     max_grad_norm: _builtins.float
-    """Gradient norm that is clipped to; 0 = no clipping."""
+    """Gradient norm above which gradients are clipped; 0 = no clipping."""
     batch_size: _builtins.int
-    """Examples a step."""
+    """Examples per step."""
     num_epochs: _builtins.float
-    """Passes over the training examples; excludes num_steps."""
+    """Passes over the training examples. Not together with num_steps."""
     num_steps: _builtins.int
-    """Optimizer steps; excludes num_epochs."""
+    """Optimizer steps. Not together with num_epochs."""
     evaluation_interval_steps: _builtins.int
     """Steps between evaluations on held-out examples."""
     early_stop_patience: _builtins.int
-    """Evaluations without improvement before stopping; 0 = run to the end."""
+    """Evaluations without improvement after which training stops; 0 = train to the end."""
     label_smoothing: _builtins.float
-    """Label smoothing, 0 to below 1: helps with noisy labels."""
+    """Label smoothing, 0 to below 1; helps with noisy labels."""
     balance_classes: _builtins.bool
-    """Weigh classes by inverse frequency (classification)."""
+    """Weight classes by inverse frequency (classification)."""
     metric: Global___Metric.ValueType
-    """What decides which checkpoint is best."""
+    """The metric that selects the best checkpoint."""
     seed: _builtins.int
-    """Seed of init, shuffling and splitting."""
+    """Seed of initial values, shuffling and splitting."""
     search: _builtins.bool
-    """Try several learning rates and inits first and keep the best by held-out score."""
+    """First try several learning rates and initial values, and continue with the best by held-out score."""
     @_builtins.property
     def init(self) -> Global___PromptInit:
-        """Where the prompt starts."""
+        """Initial values of the prompt."""
 
     @_builtins.property
     def class_weights(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
-        """Weight of each class in the loss, above 0; 1 for those left out (classification). Excludes balance_classes."""
+        """Weight of each class in the loss, above 0; the default is 1 (classification). Not together with balance_classes."""
 
     def __init__(
         self,
@@ -536,7 +544,7 @@ Global___Hyperparameters: _TypeAlias = Hyperparameters  # noqa: Y015
 
 @_typing.final
 class PublishGate(_message.Message):
-    """What must hold for a finished job to be published and its alias moved."""
+    """Conditions for publishing the result of a job and moving its alias."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -544,12 +552,12 @@ class PublishGate(_message.Message):
     BEAT_CURRENT_FIELD_NUMBER: _builtins.int
     MINIMUM_METRIC_FIELD_NUMBER: _builtins.int
     beat_bare_model: _builtins.bool
-    """Must do better than the bare model with the same template on the same held-out examples."""
+    """The prompt must be better than the bare model with the same template on the same held-out examples."""
     beat_current: _builtins.bool
-    """Must do better than the version that the alias names now, on the same held-out examples."""
+    """The prompt must be better than the version that the alias names, on the same held-out examples."""
     minimum_metric: _builtins.float
-    """Must reach at least this metric (at most, for METRIC_LOSS). The measured value itself is compared, not its 95 % interval: the bound is
-    the caller's, so the margin is, too.
+    """The metric must be at least this value (at most, for METRIC_LOSS). The measured value is compared, not its 95 %
+    interval, so include a margin in this value.
     """
     def __init__(
         self,
@@ -578,15 +586,16 @@ class PublishPolicy(_message.Message):
     GATE_FIELD_NUMBER: _builtins.int
     WAIT_UNTIL_SERVED_FIELD_NUMBER: _builtins.int
     alias: _builtins.str
-    """Alias that is moved to the new version. Empty: "default". "-" moves none."""
+    """Alias that is moved to the new version. Empty: "default". "-": none."""
     @_builtins.property
     def gate(self) -> Global___PublishGate:
-        """Conditions; left out: always publish."""
+        """Conditions. Left out: always publish."""
 
     @_builtins.property
     def wait_until_served(self) -> _duration_pb2.Duration:
-        """After publishing, the job goes on until every live replica of its base model serves the version, or one refuses it, but at most this
-        long; `serving` of its result says how it stood then. At most an hour. Left out: the job ends when the version is published.
+        """Longest time, at most an hour, that the job waits after publishing until every live replica of its base model
+        serves the version, or one refuses it. `serving` in the result says which replicas served it then. Left out: the
+        job ends when the version is published.
         """
 
     def __init__(
@@ -606,7 +615,7 @@ Global___PublishPolicy: _TypeAlias = PublishPolicy  # noqa: Y015
 
 @_typing.final
 class TuningSpec(_message.Message):
-    """What a user asks for."""
+    """The specification of a job."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -647,24 +656,24 @@ class TuningSpec(_message.Message):
     DEADLINE_FIELD_NUMBER: _builtins.int
     TOO_LONG_FIELD_NUMBER: _builtins.int
     prompt: _builtins.str
-    """Name of the prompt; its next version will be published."""
+    """Name of the prompt; the job publishes its next version."""
     base_model: _builtins.str
-    """Id of a base model that this trainer has. Empty: its only one, or its first."""
+    """Id of one of the trainer's base models. Empty: the first."""
     validation_fraction: _builtins.float
-    """Share of the training examples that is held out, above 0 and below 1. Left out: the recipe chooses."""
+    """Fraction of the training examples to hold out, above 0 and below 1. Left out: the recipe chooses."""
     task: Global___TaskKind.ValueType
-    """Task; read off the examples if left out."""
+    """The task. Left out: determined from the examples."""
     priority: _builtins.int
-    """Higher goes first among the jobs of the same tenant, -100 to the tenant's largest priority."""
+    """-100 to the tenant's largest priority; higher priorities go first among the jobs of the same tenant."""
     too_long: Global___TooLong.ValueType
-    """What becomes of examples that are too long; they are counted in the job's dataset_statistics."""
+    """What happens to examples that are too long; dataset_statistics of the job counts them."""
     @_builtins.property
     def dataset(self) -> Global___DatasetSource:
         """Training examples."""
 
     @_builtins.property
     def validation_dataset(self) -> Global___DatasetSource:
-        """Examples of their own."""
+        """Separate examples."""
 
     @_builtins.property
     def template(self) -> _common_pb2.Template:
@@ -672,11 +681,11 @@ class TuningSpec(_message.Message):
 
     @_builtins.property
     def labels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Allowed labels of a classification; read off the examples if left out."""
+        """Allowed labels of a classification. Left out: determined from the examples."""
 
     @_builtins.property
     def hyperparameters(self) -> Global___Hyperparameters:
-        """What the recipe need not choose."""
+        """Hyperparameters. The recipe chooses those that are left out."""
 
     @_builtins.property
     def publish(self) -> Global___PublishPolicy:
@@ -684,19 +693,21 @@ class TuningSpec(_message.Message):
 
     @_builtins.property
     def max_runtime(self) -> _duration_pb2.Duration:
-        """Longest time on workers, over all attempts; the job fails with MAX_RUNTIME after that. Left out: the service's limit."""
+        """Longest total time on workers in all attempts, after which the job fails with MAX_RUNTIME. Left out: the service's
+        limit.
+        """
 
     @_builtins.property
     def sampling_defaults(self) -> _common_pb2.SamplingParams:
-        """Sampling that serving uses by default for the published version."""
+        """Default sampling parameters of the published version."""
 
     @_builtins.property
     def annotations(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """The caller's own key-value pairs, kept with the job; at most 32."""
+        """Key-value pairs of the caller, kept with the job; at most 32."""
 
     @_builtins.property
     def deadline(self) -> _timestamp_pb2.Timestamp:
-        """The job fails with DEADLINE_EXCEEDED if it is not trained by then. Left out: it may wait as long as it must."""
+        """The job fails with DEADLINE_EXCEEDED if its training has not ended by then. Left out: no deadline."""
 
     def __init__(
         self,
@@ -745,37 +756,37 @@ class TuningJob(_message.Message):
         STATE_QUEUED: TuningJob._State.ValueType  # 1
         """Waiting for a worker."""
         STATE_RUNNING: TuningJob._State.ValueType  # 2
-        """On a worker."""
+        """Running on a worker."""
         STATE_PAUSED: TuningJob._State.ValueType  # 3
-        """Taken off its worker, with a checkpoint."""
+        """Stopped with a checkpoint, without a worker."""
         STATE_CANCELLING: TuningJob._State.ValueType  # 4
         """Will be cancelled at its next step."""
         STATE_SUCCEEDED: TuningJob._State.ValueType  # 5
-        """Trained, evaluated, and published unless its gate forbade it."""
+        """Trained and evaluated; the version is published if its gate allowed it."""
         STATE_FAILED: TuningJob._State.ValueType  # 6
-        """Ended by an error."""
+        """Ended with an error."""
         STATE_CANCELLED: TuningJob._State.ValueType  # 7
-        """Ended by a caller."""
+        """Cancelled by a caller."""
 
     class State(_State, metaclass=_StateEnumTypeWrapper):
-        """Where a job stands."""
+        """State of a job."""
 
     STATE_UNSPECIFIED: TuningJob.State.ValueType  # 0
     """Never used."""
     STATE_QUEUED: TuningJob.State.ValueType  # 1
     """Waiting for a worker."""
     STATE_RUNNING: TuningJob.State.ValueType  # 2
-    """On a worker."""
+    """Running on a worker."""
     STATE_PAUSED: TuningJob.State.ValueType  # 3
-    """Taken off its worker, with a checkpoint."""
+    """Stopped with a checkpoint, without a worker."""
     STATE_CANCELLING: TuningJob.State.ValueType  # 4
     """Will be cancelled at its next step."""
     STATE_SUCCEEDED: TuningJob.State.ValueType  # 5
-    """Trained, evaluated, and published unless its gate forbade it."""
+    """Trained and evaluated; the version is published if its gate allowed it."""
     STATE_FAILED: TuningJob.State.ValueType  # 6
-    """Ended by an error."""
+    """Ended with an error."""
     STATE_CANCELLED: TuningJob.State.ValueType  # 7
-    """Ended by a caller."""
+    """Cancelled by a caller."""
 
     NAME_FIELD_NUMBER: _builtins.int
     SPEC_FIELD_NUMBER: _builtins.int
@@ -796,32 +807,34 @@ class TuningJob(_message.Message):
     name: _builtins.str
     """Resource name: "tuningJobs/<id>"."""
     state: Global___TuningJob.State.ValueType
-    """Where it stands."""
+    """State of the job."""
     queue_position: _builtins.int
-    """Jobs that the caller may see and that are served before it as things stand, while queued; 0 otherwise. Tenants take turns: not all
-    older jobs are ahead.
+    """While queued: number of jobs that the caller may see and that would currently start before it; otherwise 0. Tenants
+    take turns, so not all older jobs are ahead.
     """
     attempt: _builtins.int
-    """Which attempt this is, from 1; grows when a worker was lost."""
+    """Number of the attempt, from 1; increases when a worker is lost."""
     last_event: _builtins.int
     """Number of its latest event."""
     best_prompt_kept: _builtins.bool
-    """Ended without a version, and its best prompt so far is kept as long as this job: name it as another one's init.source."""
+    """The job ended without a version, and its best prompt is kept as long as the job. Name the job as init.source of
+    another job to use it.
+    """
     @_builtins.property
     def spec(self) -> Global___TuningSpec:
-        """What the caller asked for. Inline examples are replaced by the dataset that they were stored as."""
+        """The spec in the request. Inline examples are replaced by the dataset in which they were stored."""
 
     @_builtins.property
     def effective_spec(self) -> Global___TuningSpec:
-        """The same with everything filled in."""
+        """The spec with all fields filled in."""
 
     @_builtins.property
     def progress(self) -> Global___TuningProgress:
-        """How far it is."""
+        """Progress of the job."""
 
     @_builtins.property
     def dataset_statistics(self) -> Global___DatasetStatistics:
-        """About its data."""
+        """Statistics of its data."""
 
     @_builtins.property
     def error(self) -> Global___TuningError:
@@ -829,15 +842,15 @@ class TuningJob(_message.Message):
 
     @_builtins.property
     def result(self) -> Global___TuningResult:
-        """What came out."""
+        """The result."""
 
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
-        """When it was accepted."""
+        """When it was created."""
 
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
-        """When it first reached a worker."""
+        """When it first started on a worker."""
 
     @_builtins.property
     def end_time(self) -> _timestamp_pb2.Timestamp:
@@ -845,7 +858,7 @@ class TuningJob(_message.Message):
 
     @_builtins.property
     def estimated_start_time(self) -> _timestamp_pb2.Timestamp:
-        """When it will probably reach a worker, while queued; left out while nothing is known to guess from."""
+        """While queued: when it will probably start. Left out if there is no basis for an estimate."""
 
     def __init__(
         self,
@@ -877,7 +890,7 @@ Global___TuningJob: _TypeAlias = TuningJob  # noqa: Y015
 
 @_typing.final
 class TuningProgress(_message.Message):
-    """How far a job is."""
+    """Progress of a job."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -926,13 +939,13 @@ class TuningProgress(_message.Message):
     best_step: _builtins.int
     """Step of the best evaluation so far."""
     examples_per_second: _builtins.float
-    """Training examples a second."""
+    """Training examples per second."""
     num_skipped_steps: _builtins.int
-    """Steps left out because their loss or gradient was not finite."""
+    """Steps that were skipped because their loss or gradient was not finite."""
     num_prepared: _builtins.int
-    """While the job prepares its data, before the first step: examples whose tokens are counted."""
+    """While the job prepares its data, before the first step: number of prepared examples."""
     num_examples: _builtins.int
-    """All examples that it prepares; 0 once it trains."""
+    """While the job prepares its data: number of all examples; 0 after that."""
     @_builtins.property
     def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
         """Held-out metrics of the last evaluation: "loss", "token_accuracy", "accuracy", ..."""
@@ -967,7 +980,7 @@ Global___TuningProgress: _TypeAlias = TuningProgress  # noqa: Y015
 
 @_typing.final
 class DatasetStatistics(_message.Message):
-    """About a job's data."""
+    """Statistics of a job's data."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -995,21 +1008,23 @@ class DatasetStatistics(_message.Message):
     mean_input_tokens: _builtins.float
     """Mean tokens of a rendered input."""
     max_input_tokens: _builtins.int
-    """Most tokens of a rendered input."""
+    """Maximum tokens of a rendered input."""
     mean_target_tokens: _builtins.float
     """Mean tokens of a target."""
     max_target_tokens: _builtins.int
-    """Most tokens of a target."""
+    """Maximum tokens of a target."""
     num_truncated: _builtins.int
     """Examples whose inputs were cut because they are too long."""
     num_distinct_inputs: _builtins.int
-    """Different inputs; known, as what follows, once the job is created."""
+    """Number of different inputs. This field and the following ones are set when the job is created."""
     num_duplicates: _builtins.int
     """Examples that repeat an earlier one exactly."""
     num_near_duplicates: _builtins.int
-    """Examples whose input is nearly that of an earlier one: but for case, punctuation and white space, or for a few words of many."""
+    """Examples whose input differs from an earlier one only in case, punctuation and white space, or in a small fraction
+    of its words.
+    """
     num_contradictions: _builtins.int
-    """Examples whose input also has another label (classification)."""
+    """Examples whose input also occurs with another label (classification)."""
     def __init__(
         self,
         *,
@@ -1045,11 +1060,13 @@ class TuningError(_message.Message):
     MESSAGE_FIELD_NUMBER: _builtins.int
     FIELD_FIELD_NUMBER: _builtins.int
     code: _builtins.str
-    """Stable word: NAN_LOSS, BAD_DATA, OUT_OF_MEMORY, MAX_RUNTIME, DEADLINE_EXCEEDED, WORKER_LOST, BASE_MODEL_FAILED, PUBLISH_FAILED, INTERNAL, ..."""
+    """Stable code: NAN_LOSS, BAD_DATA, OUT_OF_MEMORY, MAX_RUNTIME, DEADLINE_EXCEEDED, WORKER_LOST, BASE_MODEL_FAILED,
+    PUBLISH_FAILED, INTERNAL, ...
+    """
     message: _builtins.str
-    """For a person."""
+    """Explanation for people."""
     field: _builtins.str
-    """Field of the spec that would mend it, if one would."""
+    """Field of the spec to change, if that can solve the problem."""
     def __init__(
         self,
         *,
@@ -1067,7 +1084,7 @@ Global___TuningError: _TypeAlias = TuningError  # noqa: Y015
 
 @_typing.final
 class NearestToken(_message.Message):
-    """A virtual token and the word that it lies closest to."""
+    """The vocabulary token that is closest to a virtual token."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1076,7 +1093,7 @@ class NearestToken(_message.Message):
     text: _builtins.str
     """Text of the nearest vocabulary token."""
     cosine: _builtins.float
-    """Cosine between the two."""
+    """Cosine similarity of the two."""
     def __init__(
         self,
         *,
@@ -1093,7 +1110,7 @@ Global___NearestToken: _TypeAlias = NearestToken  # noqa: Y015
 
 @_typing.final
 class TuningResult(_message.Message):
-    """What came out of a job."""
+    """The result of a job."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1252,70 +1269,70 @@ class TuningResult(_message.Message):
     alias_moved: _builtins.bool
     """Whether the alias was moved to it."""
     gate_decision: _builtins.str
-    """Why the gate decided so, with the numbers."""
+    """The gate's decision and its reason, with the numbers."""
     score_stability: _builtins.float
     """Standard deviation of the metric over the last evaluations."""
     best_step: _builtins.int
-    """Step that the published matrix is from."""
+    """Step of the published matrix."""
     served_by_all: _builtins.bool
-    """Whether every live replica served the version when the job ended. Unset unless the job was to wait for that."""
+    """Whether every live replica served the version when the job ended. Unset unless the job waited for that."""
     serving: _builtins.str
     """How many replicas served it then, and which refused it and why."""
     current_version: _builtins.str
-    """Version that the alias named when the prompts were compared: what `current_metrics` are of, and what must still be current at
-    publication for a gate with `beat_current` to let the alias move.
+    """Version that the alias named when the prompts were compared. If the gate has `beat_current`, the alias moves only
+    if it still names this version at the publication.
     """
     num_shots: _builtins.int
-    """Training examples in each few-shot input."""
+    """Number of training examples in each few-shot input."""
     verdict: _builtins.str
-    """Which of them the tuned prompt beats and which it doesn't, in words."""
+    """Which rivals the tuned prompt beats and which it doesn't, in words."""
     metric_low: _builtins.float
     """Lower end of the 95 % interval of the job's metric. Unset: too few examples."""
     metric_high: _builtins.float
-    """Upper end."""
+    """Upper end of the interval."""
     num_judging: _builtins.int
-    """Held-out examples that all metrics here are of."""
+    """Number of held-out examples on which all these metrics were measured."""
     judged_apart: _builtins.bool
-    """Whether none of them judged a checkpoint that it had helped to choose."""
+    """Whether these examples are separate from those that selected the checkpoint."""
     num_skipped_steps: _builtins.int
-    """Steps of the published prompt left out because their loss or gradient was not finite."""
+    """Steps of the published prompt that were skipped because their loss or gradient was not finite."""
     @_builtins.property
     def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
         """Held-out metrics of the tuned prompt."""
 
     @_builtins.property
     def bare_metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
-        """The same of the bare model, given the input alone as a generation without a prompt gives it: through the model's chat template if
-        there is one.
+        """Held-out metrics of the bare model with the input alone, as in a generation without a prompt: with the model's chat
+        template if there is one.
         """
 
     @_builtins.property
     def template_metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
-        """The same of the bare model, given the rendered template."""
+        """Held-out metrics of the bare model with the rendered template."""
 
     @_builtins.property
     def current_metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
-        """The same of the version that the alias named before."""
+        """Held-out metrics of `current_version`."""
 
     @_builtins.property
     def nearest_tokens(self) -> _containers.RepeatedCompositeFieldContainer[Global___NearestToken]:
-        """What each virtual token lies closest to."""
+        """The vocabulary token that is closest to each virtual token."""
 
     @_builtins.property
     def instructed_metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
-        """Held-out metrics of the base model given an instruction that a person would write, and the input."""
+        """Held-out metrics of the base model with an instruction as a person would write it, and the input."""
 
     @_builtins.property
     def few_shot_metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
-        """The same of the base model given the instruction, `num_shots` training examples, and the input."""
+        """Held-out metrics of the base model with the instruction, `num_shots` training examples, and the input."""
 
     @_builtins.property
     def comparisons(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.Comparison]:
-        """The tuned prompt beside each of these, with intervals."""
+        """Comparisons of the tuned prompt with each of these, with intervals."""
 
     @_builtins.property
     def candidates(self) -> _containers.RepeatedCompositeFieldContainer[Global___SearchCandidate]:
-        """What a search tried; empty without one."""
+        """The candidates of a search; empty without one."""
 
     def __init__(
         self,
@@ -1368,7 +1385,7 @@ Global___TuningResult: _TypeAlias = TuningResult  # noqa: Y015
 
 @_typing.final
 class SearchCandidate(_message.Message):
-    """A candidate of a search over learning rates and inits."""
+    """A candidate of a search over learning rates and initial values."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1401,16 +1418,16 @@ class SearchCandidate(_message.Message):
     learning_rate: _builtins.float
     """Peak learning rate."""
     init_method: Global___PromptInit.Method.ValueType
-    """Where it started."""
+    """How its initial values were chosen."""
     num_steps: _builtins.int
-    """Steps that it was trained for."""
+    """Number of steps that it was trained."""
     chosen: _builtins.bool
     """Whether the published prompt is from this candidate."""
     end: _builtins.str
-    """Why it left early: "worse" or "not finite". Empty: it was trained to the end."""
+    """Why it was stopped early: "worse" or "not finite". Empty: it was trained to the end."""
     @_builtins.property
     def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
-        """Held-out metrics of the last evaluation that it took part in."""
+        """Held-out metrics of its last evaluation."""
 
     def __init__(
         self,
@@ -1445,22 +1462,22 @@ class DatasetHeader(_message.Message):
         FORMAT_UNSPECIFIED: DatasetHeader._Format.ValueType  # 0
         """Like FORMAT_JSON_LINES."""
         FORMAT_JSON_LINES: DatasetHeader._Format.ValueType  # 1
-        """One JSON object a line, in UTF-8."""
+        """One JSON object per line, in UTF-8."""
         FORMAT_CSV: DatasetHeader._Format.ValueType  # 2
-        """CSV as RFC 4180 has it, with commas, in UTF-8, its first line exactly "input,output" or "input,label". Stored as JSON lines: the
-        dataset's name is the digest of those.
+        """CSV (RFC 4180) with commas, in UTF-8. The first line must be "input,output" or "input,label". Stored as JSON
+        lines, whose digest is in the dataset's name.
         """
 
     class Format(_Format, metaclass=_FormatEnumTypeWrapper):
-        """How the bytes are written."""
+        """Format of the bytes."""
 
     FORMAT_UNSPECIFIED: DatasetHeader.Format.ValueType  # 0
     """Like FORMAT_JSON_LINES."""
     FORMAT_JSON_LINES: DatasetHeader.Format.ValueType  # 1
-    """One JSON object a line, in UTF-8."""
+    """One JSON object per line, in UTF-8."""
     FORMAT_CSV: DatasetHeader.Format.ValueType  # 2
-    """CSV as RFC 4180 has it, with commas, in UTF-8, its first line exactly "input,output" or "input,label". Stored as JSON lines: the
-    dataset's name is the digest of those.
+    """CSV (RFC 4180) with commas, in UTF-8. The first line must be "input,output" or "input,label". Stored as JSON
+    lines, whose digest is in the dataset's name.
     """
 
     SIZE_BYTES_FIELD_NUMBER: _builtins.int
@@ -1472,10 +1489,10 @@ class DatasetHeader(_message.Message):
     digest: _builtins.str
     """"sha256:<hex>" of the bytes, checked at the end. Empty: not checked."""
     format: Global___DatasetHeader.Format.ValueType
-    """How the bytes are written."""
+    """Format of the bytes."""
     @_builtins.property
     def labels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Allowed labels, if it is a classification and they are known."""
+        """Allowed labels of a classification, if known."""
 
     def __init__(
         self,
@@ -1495,7 +1512,7 @@ Global___DatasetHeader: _TypeAlias = DatasetHeader  # noqa: Y015
 
 @_typing.final
 class UploadDatasetRequest(_message.Message):
-    """A piece of an upload."""
+    """A part of an upload."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1505,7 +1522,7 @@ class UploadDatasetRequest(_message.Message):
     """At most 1 MiB, in the header's format."""
     @_builtins.property
     def header(self) -> Global___DatasetHeader:
-        """Must be the first message and only that."""
+        """The first message, and only the first."""
 
     def __init__(
         self,
@@ -1525,7 +1542,7 @@ Global___UploadDatasetRequest: _TypeAlias = UploadDatasetRequest  # noqa: Y015
 
 @_typing.final
 class UploadDatasetResponse(_message.Message):
-    """What was stored."""
+    """The stored dataset."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1577,26 +1594,26 @@ class Dataset(_message.Message):
     name: _builtins.str
     """"datasets/sha256-<hex>", the digest of its bytes."""
     size_bytes: _builtins.int
-    """Its size, which counts against the tenant's quota."""
+    """Size in bytes, which counts against the tenant's quota."""
     num_examples: _builtins.int
-    """Number of examples; 0 if they are still to be counted, after an upgrade of the service."""
+    """Number of examples; 0 if it has not been counted yet after an upgrade of the service."""
     task: Global___TaskKind.ValueType
     """Task that the examples are for."""
     num_labels: _builtins.int
     """Number of different labels (classification)."""
     num_jobs: _builtins.int
-    """Jobs of the tenant that name it, ended ones as long as they are kept."""
+    """Number of jobs of the tenant that use it, including ended jobs that are kept."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When the tenant first stored it."""
 
     @_builtins.property
     def last_use_time(self) -> _timestamp_pb2.Timestamp:
-        """When it was last stored, or named by a new job."""
+        """When it was last stored or used for a new job."""
 
     @_builtins.property
     def labels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Labels that occur (classification). Only GetDataset fills it in, where they are known."""
+        """Labels that occur (classification). Set only by GetDataset, and only if they are known."""
 
     def __init__(
         self,
@@ -1630,7 +1647,7 @@ class ListDatasetsRequest(_message.Message):
     page_size: _builtins.int
     """At most 1000; 0 = 50."""
     page_token: _builtins.str
-    """From the page before."""
+    """From the previous page."""
     def __init__(
         self,
         *,
@@ -1657,7 +1674,7 @@ class ListDatasetsResponse(_message.Message):
     """For the next page; empty at the end."""
     @_builtins.property
     def datasets(self) -> _containers.RepeatedCompositeFieldContainer[Global___Dataset]:
-        """In order of their names."""
+        """Sorted by name."""
 
     def __init__(
         self,
@@ -1767,7 +1784,9 @@ class CreateTuningJobRequest(_message.Message):
     SPEC_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
-    """The caller's own unique key, at most 128 characters: repeating it returns the same job instead of making another."""
+    """A unique key that the caller chooses, at most 128 characters: repeating it returns the same job instead of creating
+    another one.
+    """
     @_builtins.property
     def spec(self) -> Global___TuningSpec:
         """What to train."""
@@ -1876,7 +1895,7 @@ class ListTuningJobsRequest(_message.Message):
         """Oldest first."""
 
     class Order(_Order, metaclass=_OrderEnumTypeWrapper):
-        """Which jobs come first."""
+        """Order of the jobs."""
 
     ORDER_UNSPECIFIED: ListTuningJobsRequest.Order.ValueType  # 0
     """Newest first."""
@@ -1912,13 +1931,13 @@ class ListTuningJobsRequest(_message.Message):
     ANNOTATIONS_FIELD_NUMBER: _builtins.int
     ORDER_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
-    """At most 1000; 0 = 50. A page has fewer where the jobs' specs are long."""
+    """At most 1000; 0 = 50. A page has fewer jobs if their specs are long."""
     page_token: _builtins.str
-    """From the page before. Opaque, and valid for this caller, filter and order only."""
+    """From the previous page. Opaque, and valid only for this caller, filter and order."""
     prompt: _builtins.str
     """Only jobs of this prompt."""
     order: Global___ListTuningJobsRequest.Order.ValueType
-    """Which come first."""
+    """Order of the jobs."""
     @_builtins.property
     def states(self) -> _containers.RepeatedScalarFieldContainer[Global___TuningJob.State.ValueType]:
         """Only jobs in one of these states."""
@@ -1957,7 +1976,7 @@ class ListTuningJobsResponse(_message.Message):
     """For the next page; empty at the end."""
     @_builtins.property
     def jobs(self) -> _containers.RepeatedCompositeFieldContainer[Global___TuningJob]:
-        """In the order that was asked for."""
+        """In the requested order."""
 
     def __init__(
         self,
@@ -2025,7 +2044,9 @@ Global___WatchTuningJobResponse: _TypeAlias = WatchTuningJobResponse  # noqa: Y0
 
 @_typing.final
 class TuningEvent(_message.Message):
-    """Something that happened to a job. Numbers grow by one, from 1; some minutes after the job's end events are thinned, and numbers are missing."""
+    """An event of a job. Events are numbered from 1. Some minutes after the job's end, some events are removed, so that
+    numbers are missing.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -2038,20 +2059,20 @@ class TuningEvent(_message.Message):
     NOTE_FIELD_NUMBER: _builtins.int
     HEARTBEAT_FIELD_NUMBER: _builtins.int
     number: _builtins.int
-    """Number of this event within its job; of a heartbeat, the number of the last event before it."""
+    """Number of this event within its job; in a heartbeat, the number of the last event before it."""
     note: _builtins.str
-    """Something a person should know, for example that a worker was lost and the job goes on elsewhere."""
+    """Information for people, for example that a worker was lost and the job continues on another one."""
     @_builtins.property
     def time(self) -> _timestamp_pb2.Timestamp:
         """When it happened."""
 
     @_builtins.property
     def state_changed(self) -> Global___TuningJob:
-        """The state changed; the whole job as it is now."""
+        """The state changed; this is the complete job with the new state."""
 
     @_builtins.property
     def progress(self) -> Global___TuningProgress:
-        """Steps were done."""
+        """Training steps were completed."""
 
     @_builtins.property
     def evaluation(self) -> Global___Evaluation:
@@ -2063,7 +2084,7 @@ class TuningEvent(_message.Message):
 
     @_builtins.property
     def heartbeat(self) -> _common_pb2.Heartbeat:
-        """Nothing happened: the watch is alive. Sent by WatchTuningJob alone, never stored; ignore what it doesn't say."""
+        """Nothing happened; the watch is alive. Only WatchTuningJob sends it; it is never stored."""
 
     def __init__(
         self,
@@ -2117,7 +2138,7 @@ class Evaluation(_message.Message):
     METRICS_FIELD_NUMBER: _builtins.int
     IS_BEST_FIELD_NUMBER: _builtins.int
     step: _builtins.int
-    """After this step; 0 = before training."""
+    """Step after which it took place; 0 = before training."""
     is_best: _builtins.bool
     """Whether it is the best so far."""
     @_builtins.property
@@ -2147,7 +2168,7 @@ class Checkpoint(_message.Message):
 
     STEP_FIELD_NUMBER: _builtins.int
     step: _builtins.int
-    """After this step."""
+    """Step after which it was stored."""
     def __init__(
         self,
         *,
@@ -2357,7 +2378,7 @@ Global___GetServiceInfoRequest: _TypeAlias = GetServiceInfoRequest  # noqa: Y015
 
 @_typing.final
 class TuningLimits(_message.Message):
-    """Bounds that requests are checked against."""
+    """Limits on requests."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -2369,20 +2390,22 @@ class TuningLimits(_message.Message):
     MAX_RUNTIME_FIELD_NUMBER: _builtins.int
     MAX_POSITIONS_FIELD_NUMBER: _builtins.int
     max_virtual_tokens: _builtins.int
-    """Most virtual tokens."""
+    """Maximum virtual tokens."""
     max_examples: _builtins.int
-    """Most examples of a dataset."""
+    """Maximum examples of a dataset."""
     max_dataset_bytes: _builtins.int
-    """Most bytes of a dataset."""
+    """Maximum bytes of a dataset."""
     max_line_bytes: _builtins.int
-    """Most bytes of one line of a dataset."""
+    """Maximum bytes of one line of a dataset."""
     max_queued_jobs: _builtins.int
-    """Most jobs waiting."""
+    """Maximum queued jobs."""
     max_positions: _builtins.int
-    """Longest sequence of virtual tokens, input and target, if the base model takes it; 0: what the base model takes."""
+    """Longest sequence of virtual tokens, input and target, in addition to the base model's limit; 0: only the base
+    model's limit applies.
+    """
     @_builtins.property
     def max_runtime(self) -> _duration_pb2.Duration:
-        """Longest time on workers."""
+        """Longest total time of a job on workers."""
 
     def __init__(
         self,
@@ -2420,26 +2443,28 @@ class GetServiceInfoResponse(_message.Message):
     software_version: _builtins.str
     """Version of this software."""
     queued_jobs: _builtins.int
-    """Jobs that wait, of those that the caller may see."""
+    """Number of queued jobs that the caller may see."""
     running_jobs: _builtins.int
-    """Jobs on workers, of those that the caller may see."""
+    """Number of running jobs that the caller may see."""
     num_workers: _builtins.int
-    """Workers alive; for a caller who is limited to some prompts, those that have a job of these."""
+    """Number of live workers; if the caller is limited to some prompts, only workers that run jobs of these prompts."""
     @_builtins.property
     def base_models(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.BaseModel]:
         """Base models that this trainer can train for; the first one is the default."""
 
     @_builtins.property
     def limits(self) -> Global___TuningLimits:
-        """Bounds."""
+        """Limits on requests."""
 
     @_builtins.property
     def default_hyperparameters(self) -> Global___Hyperparameters:
-        """What the recipe chooses for a small generation job, as an example."""
+        """The recipe's choices for a small generation job, as an example."""
 
     @_builtins.property
     def unavailable_base_models(self) -> _containers.RepeatedCompositeFieldContainer[Global___UnavailableBaseModel]:
-        """Configured base models that can't be trained for now: their files are missing or broken. They are looked for again."""
+        """Configured base models that currently can't be used because their files are missing or broken. The trainer keeps
+        checking them.
+        """
 
     def __init__(
         self,
@@ -2463,7 +2488,7 @@ Global___GetServiceInfoResponse: _TypeAlias = GetServiceInfoResponse  # noqa: Y0
 
 @_typing.final
 class UnavailableBaseModel(_message.Message):
-    """A base model that is configured and can't be used now."""
+    """A configured base model that currently can't be used."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -2472,7 +2497,7 @@ class UnavailableBaseModel(_message.Message):
     id: _builtins.str
     """Its id."""
     reason: _builtins.str
-    """Why, in words."""
+    """Why it can't be used, in words."""
     def __init__(
         self,
         *,

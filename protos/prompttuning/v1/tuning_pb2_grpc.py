@@ -107,15 +107,16 @@ class TuningServiceServicer:
     """
 
     def UploadDataset(self, request_iterator, context):
-        """Stores a dataset under the digest of its bytes. Send a header first, then the bytes in pieces of at most 1 MiB.
-        INVALID_ARGUMENT names the offending lines; nothing is stored then. RESOURCE_EXHAUSTED if the caller's tenant has no room for it.
+        """Stores a dataset under the digest of its bytes. Send a header first, then the bytes in chunks of at most 1 MiB.
+        INVALID_ARGUMENT names the offending lines, and nothing is stored. RESOURCE_EXHAUSTED if it exceeds the quota of
+        the caller's tenant.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListDatasets(self, request, context):
-        """Datasets of the caller's tenant, in order of their names.
+        """Datasets of the caller's tenant, sorted by name.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -129,70 +130,72 @@ class TuningServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DeleteDataset(self, request, context):
-        """Takes a dataset from the caller's tenant. FAILED_PRECONDITION if jobs of the tenant that have not ended need it.
+        """Removes a dataset from the caller's tenant. FAILED_PRECONDITION if unfinished jobs of the tenant need it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CreateTuningJob(self, request, context):
-        """Checks everything, stores the job as queued, and returns it. Repeating a `request_id` returns the job that it made.
+        """Checks the spec, queues the job, and returns it. Repeating a `request_id` returns the job that the first call
+        created.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetTuningJob(self, request, context):
-        """The job as it is now.
+        """The current state of one job.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListTuningJobs(self, request, context):
-        """Jobs by filter, newest first unless asked otherwise.
+        """Jobs by filter, newest first by default.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def WatchTuningJob(self, request, context):
-        """Events of one job from a number on: first those that already happened, then each as it happens. Ends after the last one.
+        """Events of one job after a number: first the past ones, then each new one as it happens. Ends after the last event.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CancelTuningJob(self, request, context):
-        """Stops a job at its next step and keeps its best prompt so far. Cancelling a cancelled job is fine; FAILED_PRECONDITION if it ended otherwise.
+        """Stops a job at its next step and keeps its best prompt so far. Succeeds if the job is already cancelled;
+        FAILED_PRECONDITION if it ended in another way.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def PauseTuningJob(self, request, context):
-        """Takes a job off its worker at its next step and keeps a checkpoint.
+        """Stops a job at its next step, with a checkpoint, and frees its worker.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ResumeTuningJob(self, request, context):
-        """Queues a paused job again; it goes on from its checkpoint.
+        """Queues a paused job again; it continues from its checkpoint.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DeleteTuningJob(self, request, context):
-        """Removes an ended job with its events. Versions that it published stay.
+        """Removes an ended job with its events. Versions that it published are kept.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetServiceInfo(self, request, context):
-        """What this trainer can train, its limits and its defaults.
+        """Base models, limits and defaults of this trainer.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -34,33 +34,38 @@ class TuningServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> TuningServiceAsyncStub: ...
     UploadDataset: _grpc.StreamUnaryMultiCallable[_tuning_pb2.UploadDatasetRequest, _tuning_pb2.UploadDatasetResponse]
-    """Stores a dataset under the digest of its bytes. Send a header first, then the bytes in pieces of at most 1 MiB.
-    INVALID_ARGUMENT names the offending lines; nothing is stored then. RESOURCE_EXHAUSTED if the caller's tenant has no room for it.
+    """Stores a dataset under the digest of its bytes. Send a header first, then the bytes in chunks of at most 1 MiB.
+    INVALID_ARGUMENT names the offending lines, and nothing is stored. RESOURCE_EXHAUSTED if it exceeds the quota of
+    the caller's tenant.
     """
     ListDatasets: _grpc.UnaryUnaryMultiCallable[_tuning_pb2.ListDatasetsRequest, _tuning_pb2.ListDatasetsResponse]
-    """Datasets of the caller's tenant, in order of their names."""
+    """Datasets of the caller's tenant, sorted by name."""
     GetDataset: _grpc.UnaryUnaryMultiCallable[_tuning_pb2.GetDatasetRequest, _tuning_pb2.GetDatasetResponse]
     """One dataset of the caller's tenant."""
     DeleteDataset: _grpc.UnaryUnaryMultiCallable[_tuning_pb2.DeleteDatasetRequest, _tuning_pb2.DeleteDatasetResponse]
-    """Takes a dataset from the caller's tenant. FAILED_PRECONDITION if jobs of the tenant that have not ended need it."""
+    """Removes a dataset from the caller's tenant. FAILED_PRECONDITION if unfinished jobs of the tenant need it."""
     CreateTuningJob: _grpc.UnaryUnaryMultiCallable[_tuning_pb2.CreateTuningJobRequest, _tuning_pb2.CreateTuningJobResponse]
-    """Checks everything, stores the job as queued, and returns it. Repeating a `request_id` returns the job that it made."""
+    """Checks the spec, queues the job, and returns it. Repeating a `request_id` returns the job that the first call
+    created.
+    """
     GetTuningJob: _grpc.UnaryUnaryMultiCallable[_tuning_pb2.GetTuningJobRequest, _tuning_pb2.GetTuningJobResponse]
-    """The job as it is now."""
+    """The current state of one job."""
     ListTuningJobs: _grpc.UnaryUnaryMultiCallable[_tuning_pb2.ListTuningJobsRequest, _tuning_pb2.ListTuningJobsResponse]
-    """Jobs by filter, newest first unless asked otherwise."""
+    """Jobs by filter, newest first by default."""
     WatchTuningJob: _grpc.UnaryStreamMultiCallable[_tuning_pb2.WatchTuningJobRequest, _tuning_pb2.WatchTuningJobResponse]
-    """Events of one job from a number on: first those that already happened, then each as it happens. Ends after the last one."""
+    """Events of one job after a number: first the past ones, then each new one as it happens. Ends after the last event."""
     CancelTuningJob: _grpc.UnaryUnaryMultiCallable[_tuning_pb2.CancelTuningJobRequest, _tuning_pb2.CancelTuningJobResponse]
-    """Stops a job at its next step and keeps its best prompt so far. Cancelling a cancelled job is fine; FAILED_PRECONDITION if it ended otherwise."""
+    """Stops a job at its next step and keeps its best prompt so far. Succeeds if the job is already cancelled;
+    FAILED_PRECONDITION if it ended in another way.
+    """
     PauseTuningJob: _grpc.UnaryUnaryMultiCallable[_tuning_pb2.PauseTuningJobRequest, _tuning_pb2.PauseTuningJobResponse]
-    """Takes a job off its worker at its next step and keeps a checkpoint."""
+    """Stops a job at its next step, with a checkpoint, and frees its worker."""
     ResumeTuningJob: _grpc.UnaryUnaryMultiCallable[_tuning_pb2.ResumeTuningJobRequest, _tuning_pb2.ResumeTuningJobResponse]
-    """Queues a paused job again; it goes on from its checkpoint."""
+    """Queues a paused job again; it continues from its checkpoint."""
     DeleteTuningJob: _grpc.UnaryUnaryMultiCallable[_tuning_pb2.DeleteTuningJobRequest, _tuning_pb2.DeleteTuningJobResponse]
-    """Removes an ended job with its events. Versions that it published stay."""
+    """Removes an ended job with its events. Versions that it published are kept."""
     GetServiceInfo: _grpc.UnaryUnaryMultiCallable[_tuning_pb2.GetServiceInfoRequest, _tuning_pb2.GetServiceInfoResponse]
-    """What this trainer can train, its limits and its defaults."""
+    """Base models, limits and defaults of this trainer."""
 
 @_typing.type_check_only
 class TuningServiceAsyncStub(TuningServiceStub):
@@ -68,33 +73,38 @@ class TuningServiceAsyncStub(TuningServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     UploadDataset: _aio.StreamUnaryMultiCallable[_tuning_pb2.UploadDatasetRequest, _tuning_pb2.UploadDatasetResponse]  # type: ignore[assignment]
-    """Stores a dataset under the digest of its bytes. Send a header first, then the bytes in pieces of at most 1 MiB.
-    INVALID_ARGUMENT names the offending lines; nothing is stored then. RESOURCE_EXHAUSTED if the caller's tenant has no room for it.
+    """Stores a dataset under the digest of its bytes. Send a header first, then the bytes in chunks of at most 1 MiB.
+    INVALID_ARGUMENT names the offending lines, and nothing is stored. RESOURCE_EXHAUSTED if it exceeds the quota of
+    the caller's tenant.
     """
     ListDatasets: _aio.UnaryUnaryMultiCallable[_tuning_pb2.ListDatasetsRequest, _tuning_pb2.ListDatasetsResponse]  # type: ignore[assignment]
-    """Datasets of the caller's tenant, in order of their names."""
+    """Datasets of the caller's tenant, sorted by name."""
     GetDataset: _aio.UnaryUnaryMultiCallable[_tuning_pb2.GetDatasetRequest, _tuning_pb2.GetDatasetResponse]  # type: ignore[assignment]
     """One dataset of the caller's tenant."""
     DeleteDataset: _aio.UnaryUnaryMultiCallable[_tuning_pb2.DeleteDatasetRequest, _tuning_pb2.DeleteDatasetResponse]  # type: ignore[assignment]
-    """Takes a dataset from the caller's tenant. FAILED_PRECONDITION if jobs of the tenant that have not ended need it."""
+    """Removes a dataset from the caller's tenant. FAILED_PRECONDITION if unfinished jobs of the tenant need it."""
     CreateTuningJob: _aio.UnaryUnaryMultiCallable[_tuning_pb2.CreateTuningJobRequest, _tuning_pb2.CreateTuningJobResponse]  # type: ignore[assignment]
-    """Checks everything, stores the job as queued, and returns it. Repeating a `request_id` returns the job that it made."""
+    """Checks the spec, queues the job, and returns it. Repeating a `request_id` returns the job that the first call
+    created.
+    """
     GetTuningJob: _aio.UnaryUnaryMultiCallable[_tuning_pb2.GetTuningJobRequest, _tuning_pb2.GetTuningJobResponse]  # type: ignore[assignment]
-    """The job as it is now."""
+    """The current state of one job."""
     ListTuningJobs: _aio.UnaryUnaryMultiCallable[_tuning_pb2.ListTuningJobsRequest, _tuning_pb2.ListTuningJobsResponse]  # type: ignore[assignment]
-    """Jobs by filter, newest first unless asked otherwise."""
+    """Jobs by filter, newest first by default."""
     WatchTuningJob: _aio.UnaryStreamMultiCallable[_tuning_pb2.WatchTuningJobRequest, _tuning_pb2.WatchTuningJobResponse]  # type: ignore[assignment]
-    """Events of one job from a number on: first those that already happened, then each as it happens. Ends after the last one."""
+    """Events of one job after a number: first the past ones, then each new one as it happens. Ends after the last event."""
     CancelTuningJob: _aio.UnaryUnaryMultiCallable[_tuning_pb2.CancelTuningJobRequest, _tuning_pb2.CancelTuningJobResponse]  # type: ignore[assignment]
-    """Stops a job at its next step and keeps its best prompt so far. Cancelling a cancelled job is fine; FAILED_PRECONDITION if it ended otherwise."""
+    """Stops a job at its next step and keeps its best prompt so far. Succeeds if the job is already cancelled;
+    FAILED_PRECONDITION if it ended in another way.
+    """
     PauseTuningJob: _aio.UnaryUnaryMultiCallable[_tuning_pb2.PauseTuningJobRequest, _tuning_pb2.PauseTuningJobResponse]  # type: ignore[assignment]
-    """Takes a job off its worker at its next step and keeps a checkpoint."""
+    """Stops a job at its next step, with a checkpoint, and frees its worker."""
     ResumeTuningJob: _aio.UnaryUnaryMultiCallable[_tuning_pb2.ResumeTuningJobRequest, _tuning_pb2.ResumeTuningJobResponse]  # type: ignore[assignment]
-    """Queues a paused job again; it goes on from its checkpoint."""
+    """Queues a paused job again; it continues from its checkpoint."""
     DeleteTuningJob: _aio.UnaryUnaryMultiCallable[_tuning_pb2.DeleteTuningJobRequest, _tuning_pb2.DeleteTuningJobResponse]  # type: ignore[assignment]
-    """Removes an ended job with its events. Versions that it published stay."""
+    """Removes an ended job with its events. Versions that it published are kept."""
     GetServiceInfo: _aio.UnaryUnaryMultiCallable[_tuning_pb2.GetServiceInfoRequest, _tuning_pb2.GetServiceInfoResponse]  # type: ignore[assignment]
-    """What this trainer can train, its limits and its defaults."""
+    """Base models, limits and defaults of this trainer."""
 
 class TuningServiceServicer(metaclass=_abc_1.ABCMeta):
     """Trains soft prompts on a frozen base model."""
@@ -105,8 +115,9 @@ class TuningServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_tuning_pb2.UploadDatasetRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_tuning_pb2.UploadDatasetResponse, _abc.Awaitable[_tuning_pb2.UploadDatasetResponse]]:
-        """Stores a dataset under the digest of its bytes. Send a header first, then the bytes in pieces of at most 1 MiB.
-        INVALID_ARGUMENT names the offending lines; nothing is stored then. RESOURCE_EXHAUSTED if the caller's tenant has no room for it.
+        """Stores a dataset under the digest of its bytes. Send a header first, then the bytes in chunks of at most 1 MiB.
+        INVALID_ARGUMENT names the offending lines, and nothing is stored. RESOURCE_EXHAUSTED if it exceeds the quota of
+        the caller's tenant.
         """
 
     @_abc_1.abstractmethod
@@ -115,7 +126,7 @@ class TuningServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _tuning_pb2.ListDatasetsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_tuning_pb2.ListDatasetsResponse, _abc.Awaitable[_tuning_pb2.ListDatasetsResponse]]:
-        """Datasets of the caller's tenant, in order of their names."""
+        """Datasets of the caller's tenant, sorted by name."""
 
     @_abc_1.abstractmethod
     def GetDataset(
@@ -131,7 +142,7 @@ class TuningServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _tuning_pb2.DeleteDatasetRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_tuning_pb2.DeleteDatasetResponse, _abc.Awaitable[_tuning_pb2.DeleteDatasetResponse]]:
-        """Takes a dataset from the caller's tenant. FAILED_PRECONDITION if jobs of the tenant that have not ended need it."""
+        """Removes a dataset from the caller's tenant. FAILED_PRECONDITION if unfinished jobs of the tenant need it."""
 
     @_abc_1.abstractmethod
     def CreateTuningJob(
@@ -139,7 +150,9 @@ class TuningServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _tuning_pb2.CreateTuningJobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_tuning_pb2.CreateTuningJobResponse, _abc.Awaitable[_tuning_pb2.CreateTuningJobResponse]]:
-        """Checks everything, stores the job as queued, and returns it. Repeating a `request_id` returns the job that it made."""
+        """Checks the spec, queues the job, and returns it. Repeating a `request_id` returns the job that the first call
+        created.
+        """
 
     @_abc_1.abstractmethod
     def GetTuningJob(
@@ -147,7 +160,7 @@ class TuningServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _tuning_pb2.GetTuningJobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_tuning_pb2.GetTuningJobResponse, _abc.Awaitable[_tuning_pb2.GetTuningJobResponse]]:
-        """The job as it is now."""
+        """The current state of one job."""
 
     @_abc_1.abstractmethod
     def ListTuningJobs(
@@ -155,7 +168,7 @@ class TuningServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _tuning_pb2.ListTuningJobsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_tuning_pb2.ListTuningJobsResponse, _abc.Awaitable[_tuning_pb2.ListTuningJobsResponse]]:
-        """Jobs by filter, newest first unless asked otherwise."""
+        """Jobs by filter, newest first by default."""
 
     @_abc_1.abstractmethod
     def WatchTuningJob(
@@ -163,7 +176,7 @@ class TuningServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _tuning_pb2.WatchTuningJobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_tuning_pb2.WatchTuningJobResponse], _abc.AsyncIterator[_tuning_pb2.WatchTuningJobResponse]]:
-        """Events of one job from a number on: first those that already happened, then each as it happens. Ends after the last one."""
+        """Events of one job after a number: first the past ones, then each new one as it happens. Ends after the last event."""
 
     @_abc_1.abstractmethod
     def CancelTuningJob(
@@ -171,7 +184,9 @@ class TuningServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _tuning_pb2.CancelTuningJobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_tuning_pb2.CancelTuningJobResponse, _abc.Awaitable[_tuning_pb2.CancelTuningJobResponse]]:
-        """Stops a job at its next step and keeps its best prompt so far. Cancelling a cancelled job is fine; FAILED_PRECONDITION if it ended otherwise."""
+        """Stops a job at its next step and keeps its best prompt so far. Succeeds if the job is already cancelled;
+        FAILED_PRECONDITION if it ended in another way.
+        """
 
     @_abc_1.abstractmethod
     def PauseTuningJob(
@@ -179,7 +194,7 @@ class TuningServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _tuning_pb2.PauseTuningJobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_tuning_pb2.PauseTuningJobResponse, _abc.Awaitable[_tuning_pb2.PauseTuningJobResponse]]:
-        """Takes a job off its worker at its next step and keeps a checkpoint."""
+        """Stops a job at its next step, with a checkpoint, and frees its worker."""
 
     @_abc_1.abstractmethod
     def ResumeTuningJob(
@@ -187,7 +202,7 @@ class TuningServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _tuning_pb2.ResumeTuningJobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_tuning_pb2.ResumeTuningJobResponse, _abc.Awaitable[_tuning_pb2.ResumeTuningJobResponse]]:
-        """Queues a paused job again; it goes on from its checkpoint."""
+        """Queues a paused job again; it continues from its checkpoint."""
 
     @_abc_1.abstractmethod
     def DeleteTuningJob(
@@ -195,7 +210,7 @@ class TuningServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _tuning_pb2.DeleteTuningJobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_tuning_pb2.DeleteTuningJobResponse, _abc.Awaitable[_tuning_pb2.DeleteTuningJobResponse]]:
-        """Removes an ended job with its events. Versions that it published stay."""
+        """Removes an ended job with its events. Versions that it published are kept."""
 
     @_abc_1.abstractmethod
     def GetServiceInfo(
@@ -203,6 +218,6 @@ class TuningServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _tuning_pb2.GetServiceInfoRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_tuning_pb2.GetServiceInfoResponse, _abc.Awaitable[_tuning_pb2.GetServiceInfoResponse]]:
-        """What this trainer can train, its limits and its defaults."""
+        """Base models, limits and defaults of this trainer."""
 
 def add_TuningServiceServicer_to_server(servicer: TuningServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -1,4 +1,4 @@
-"""NetworkPolicies, evaluated: traffic that is needed gets through in both directions, and what must not happen doesn't."""
+"""Evaluates the NetworkPolicies: required traffic is allowed in both directions, and forbidden traffic is not."""
 
 from __future__ import annotations
 

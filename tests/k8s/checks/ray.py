@@ -69,8 +69,9 @@ def _workers(group: Object, environment: dict[str, str]) -> Iterator[str]:
         yield "have fewer GPUs than the trainer asks for a worker"
     if group["minReplicas"] != 0:
         yield "hold GPUs while nobody trains"
-    if group["maxReplicas"] < int(environment.get("SOFTPROMPT_TRAINER_MAX_WORKERS", "1")):
-        yield f"are at most {group['maxReplicas']}, the trainer would start {environment.get('SOFTPROMPT_TRAINER_MAX_WORKERS')}"
+    wanted = environment.get("SOFTPROMPT_TRAINER_MAX_WORKERS")
+    if group["maxReplicas"] < int(wanted or "1"):
+        yield f"are at most {group['maxReplicas']}, the trainer would start {wanted}"
 
 
 def _driver(pod: Pod, environment: dict[str, str]) -> Iterator[str]:
@@ -111,8 +112,9 @@ def _node(manifests: Manifests, pod: Pod, trainer: Pod) -> Iterator[str]:
         pod.owner["spec"]["headGroupSpec"]["rayStartParams"],
     )
     for name in ("node-manager", "object-manager"):
-        if params.get(f"{name}-port") != str(ports(pod.main).get(name)):
-            yield f"opens {params.get(f'{name}-port')} for its {name}, the container's port is {ports(pod.main).get(name)}"
+        opened, declared = params.get(f"{name}-port"), ports(pod.main).get(name)
+        if opened != str(declared):
+            yield f"opens {opened} for its {name}, the container's port is {declared}"
     if pod.name != "ray-head":
         yield from _models(pod, trainer)
 

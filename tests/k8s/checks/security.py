@@ -20,7 +20,8 @@ def check(manifests: Manifests) -> Iterator[str]:
             yield from (f"{pod.name}/{container['name']}: {problem}" for problem in _container(container))
             yield from (f"{pod.name}/{container['name']}: {problem}" for problem in _resources(container))
             if not _IMAGE.fullmatch(container.get("image", "")):
-                yield f"{pod.name}/{container['name']}: the image {container.get('image')} is not one of ours by version"
+                image = container.get("image")
+                yield f"{pod.name}/{container['name']}: the image {image} is not one of ours by version"
     for cluster in manifests.of("RayCluster"):
         autoscaler = cluster["spec"].get("autoscalerOptions", {})
         yield from (f"autoscaler: {problem}" for problem in (*_container(autoscaler), *_resources(autoscaler)))

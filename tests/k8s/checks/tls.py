@@ -30,7 +30,8 @@ def check(manifests: Manifests) -> Iterator[str]:
 def _protocol(service: Object, plaintext: bool) -> Iterator[str]:
     said = next(port.get("appProtocol") for port in service["spec"]["ports"] if port["name"] == "grpc")
     if (said == "kubernetes.io/h2c") != plaintext:
-        yield f"Service {service['metadata']['name']} says {said} of a port that speaks {'plaintext' if plaintext else 'TLS'}"
+        spoken = "plaintext" if plaintext else "TLS"
+        yield f"Service {service['metadata']['name']} says {said} of a port that speaks {spoken}"
 
 
 def _names(certificate: Object, service: str) -> Iterator[str]:

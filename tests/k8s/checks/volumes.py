@@ -83,12 +83,13 @@ def _access(manifests: Manifests) -> Iterator[str]:
         many = [
             pod.name for pod in pods if pod.owner["kind"] != "Deployment" or pod.owner["spec"].get("replicas", 2) > 1
         ]
+        claim = f"the claim {name} is {item['spec']['accessModes'][0]}"
         if len(pods) > 1 and (apart or any(pod.owner["kind"] != "Deployment" for pod in pods)):
-            yield f"the claim {name} is {item['spec']['accessModes'][0]} and mounted by pods on several nodes: {[pod.name for pod in pods]}"
+            yield f"{claim} and mounted by pods on several nodes: {[pod.name for pod in pods]}"
         if many and len(pods) == 1:
-            yield f"the claim {name} is {item['spec']['accessModes'][0]} and mounted by several replicas of {many[0]}"
+            yield f"{claim} and mounted by several replicas of {many[0]}"
         if len(pods) == 1 and pods[0].owner["spec"].get("strategy", {}).get("type") != "Recreate":
-            yield f"the claim {name} is {item['spec']['accessModes'][0]}: the next pod of {pods[0].name} would wait for the one before"
+            yield f"{claim}: the next pod of {pods[0].name} would wait for the one before"
 
 
 def _bound_to(pod: Pod, anchor: Pod) -> bool:

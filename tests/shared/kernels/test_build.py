@@ -111,7 +111,8 @@ def test_an_installed_package_never_compiles(package: Path, cache: Path, caplog:
     (package.parents[1] / "pyproject.toml").unlink()
     assert load() is None
     assert [record.getMessage() for record in caplog.records] == [
-        "compiled kernels unavailable; using the slower PyTorch path: this installation was built without them, where no compiler was found"
+        "compiled kernels unavailable; using the slower PyTorch path: "
+        "this installation was built without them, where no compiler was found"
     ]
     assert not cache.exists()
 
@@ -176,7 +177,7 @@ def test_code_that_others_could_have_planted_is_not_loaded(cache: Path, monkeypa
     assert library.find() == cache / "compiled again"
     cached.chmod(0o700)
     cache.chmod(0o777)
-    with pytest.raises(RuntimeError, match="others may write to"):
+    with pytest.raises(RuntimeError, match="other users can write to"):
         library.find()
 
 
@@ -185,7 +186,7 @@ def test_nothing_is_compiled_into_a_folder_that_others_write_to(cache: Path, cap
     cache.mkdir(parents=True)
     cache.chmod(0o777)
     assert load() is None
-    assert "others may write to" in caplog.text
+    assert "other users can write to" in caplog.text
     assert not [*cache.iterdir()]
 
 
@@ -208,7 +209,8 @@ def test_every_exported_function_is_declared_with_all_its_arguments() -> None:
 
 
 def test_building_needs_nothing_but_the_standard_library() -> None:
-    script = "import sys; before = set(sys.modules); import build; print(*{n.partition('.')[0] for n in set(sys.modules) - before})"
+    script = "import sys; before = set(sys.modules); import build\n"
+    script += "print(*{n.partition('.')[0] for n in set(sys.modules) - before})"
     environment = os.environ | {"PYTHONPATH": str(Path(build.__file__).parent)}
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=True, timeout=60

@@ -1,4 +1,4 @@
-"""The written gradient of RMSNorm against autograd's, and which norms are replaced; with and without compiled kernels."""
+"""RMSNorm with and without compiled kernels: its gradient compared with autograd's, and which norms are replaced."""
 
 from __future__ import annotations
 

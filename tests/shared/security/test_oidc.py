@@ -1,4 +1,4 @@
-"""JSON Web Tokens against a real key server on this machine: good ones, forged ones, rotation, an issuer that is away."""
+"""JSON Web Tokens with a real key server: valid and forged ones, rotation of keys, an issuer that is unavailable."""
 
 from __future__ import annotations
 

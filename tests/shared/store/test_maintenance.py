@@ -1,4 +1,4 @@
-"""Tidying a store: what goes, what stays, and that publishers, watchers and other maintainers beside it notice nothing."""
+"""Maintenance of a store: what it removes and keeps, and that it doesn't disturb publishers, watchers and others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Versions that retention deletes leave a line in the audit, with the numbers; a round that deletes none leaves none."""
+"""Retention writes a line with the version numbers to the audit, and none if it deletes nothing."""
 
 from __future__ import annotations
 

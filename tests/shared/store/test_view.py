@@ -1,4 +1,4 @@
-"""The store as a caller sees it: only visible prompts, and times in place of revisions, which watches can go on from."""
+"""The store as a caller sees it: only visible prompts, and times in place of revisions, from which watches continue."""
 
 from __future__ import annotations
 

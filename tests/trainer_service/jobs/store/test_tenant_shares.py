@@ -141,7 +141,7 @@ def test_a_claim_looks_into_an_index_and_reads_no_queue(store: JobStore) -> None
         engine = store.database.engine
         listener = lambda connection, cursor, statement, parameters, context, many: statements.append(
             (statement, parameters)
-        )  # noqa: E731
+        )
         event.listen(engine, "before_cursor_execute", listener)
         claim(store)
         event.remove(engine, "before_cursor_execute", listener)
