@@ -21,7 +21,7 @@ def report(busy_seconds: float = 0.0, *, ready: bool = True, **attempts: int) ->
 def test_a_step_may_take_as_long_as_is_allowed_and_no_longer() -> None:
     liveness = Liveness(10, Clock())
     assert liveness.why_lost(report(9.9, job=1)) == ""
-    assert liveness.why_lost(report(11, job=1)) == "it hangs: one step has been going on for 11 s, 10 s are allowed"
+    assert liveness.why_lost(report(11, job=1)) == "it hangs: one step has taken 11 s (limit 10 s)"
 
 
 def test_loading_is_not_a_step() -> None:
