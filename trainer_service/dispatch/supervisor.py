@@ -376,9 +376,8 @@ class WorkerSupervisor:
         out_of_memory = event.code == "OUT_OF_MEMORY"
         if event.code == "DATA_UNAVAILABLE":
             await self._lose(job_id, tracker, event.message)
-        elif (
-            event.retryable and self._num_given > 1 and not self._jobs[job_id].exclusive
-        ):  # another job may be at fault
+        elif event.retryable and self._num_given > 1 and not self._jobs[job_id].exclusive:
+            # Another job of the worker may be the cause.
             await self._separate(job_id, tracker, "ran out of memory" if out_of_memory else "failed unexpectedly")
         else:
             advice = "; shorter examples or fewer virtual tokens need less" if out_of_memory else ""
