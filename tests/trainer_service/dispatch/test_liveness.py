@@ -36,7 +36,7 @@ def test_a_stop_has_the_time_of_two_steps_from_when_it_was_asked_for_first() -> 
     liveness.asked_to_stop("job", 1)
     assert liveness.why_lost(report(job=1)) == ""
     clock.now += 6
-    assert "asked to stop 21 s ago" in liveness.why_lost(report(job=1))
+    assert "has not stopped 21 s after the request" in liveness.why_lost(report(job=1))
 
 
 def test_a_stop_that_was_obeyed_is_forgotten() -> None:
