@@ -1,5 +1,5 @@
-"""Takes tuning jobs, trains soft prompts on Ray workers, publishes versions."""
+"""The trainer: accepts tuning jobs, trains soft prompts on Ray workers and publishes versions."""
 
 from shared.kernels.settings import set_native_defaults
 
-set_native_defaults()  # here, since torch is imported by modules of this package
+set_native_defaults()  # before modules of this package import torch

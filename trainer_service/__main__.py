@@ -1,6 +1,4 @@
-"""`python -m trainer_service`: trains soft prompts, keeps jobs, publishes versions. Settings come from
-SOFTPROMPT_TRAINER_*.
-"""
+"""`python -m trainer_service`: starts the trainer. Its settings come from SOFTPROMPT_TRAINER_*."""
 
 from __future__ import annotations
 
@@ -18,6 +16,7 @@ if TYPE_CHECKING:
 
 
 def main() -> int:
+    """Runs the trainer until it is stopped and returns the exit code."""
     prepare_process()
     limit_threads()
     from trainer_service.config import TrainerSettings  # imports torch
@@ -26,13 +25,11 @@ def main() -> int:
 
 
 async def _serve(settings: TrainerSettings, stop: asyncio.Event) -> None:
-    os.environ.setdefault(
-        "GRPC_ENABLE_FORK_SUPPORT", "0"
-    )  # read when grpc is imported; Ray forks, and needs nothing of grpc's
+    # grpc reads this when it is imported. Ray forks, but its children don't use grpc.
+    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+    # Imported here because they are slow to import, and not needed for --help or refused settings.
     from trainer_service.server import serve
-    from trainer_service.worker_pool import (
-        ray_pool,
-    )  # slow to import: not for --help, nor for settings that are refused
+    from trainer_service.worker_pool import ray_pool
 
     await serve(settings, stop, ray_pool)
 

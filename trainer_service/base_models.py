@@ -19,29 +19,30 @@ _ID_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-._")
 
 @dataclass(frozen=True)
 class BaseModelSource:
-    """Where a base model is, and the id that callers know it by."""
+    """The id of a base model, which callers use, and where its files are."""
 
     id: str
     source: str
 
     @classmethod
     def parse(cls, text: str) -> BaseModelSource:
-        """`id=directory-or-hub-id`, or without an id: then it is called after the last part."""
+        """Parses `ID=SOURCE` or `SOURCE`, a directory or hub id; the default id is its last part. Raises ValueError."""
         id, separator, source = text.partition("=")
         found = cls(id, source) if separator else cls(default_id(text), text)
         if not found.source or not found.id or not _ID_CHARACTERS.issuperset(found.id):
             raise ValueError(
-                f"{text!r} must be a model directory, a hub id or ID=one of these; an id has characters of a-z 0-9 - . _"
+                f"{text!r} must be a model directory, a hub id or ID=one of these; ids consist of a-z 0-9 - . _"
             )
         directory = expanded(found.source)
-        return (
-            replace(found, source=str(directory.absolute())) if directory.is_dir() else found
-        )  # workers have other directories
+        # Absolute, because workers run in other directories.
+        return replace(found, source=str(directory.absolute())) if directory.is_dir() else found
 
 
 @dataclass(frozen=True)
 class KnownBaseModel:
-    """`tokenizer` is a transformers tokenizer; several threads may encode with it. `path` is the model's directory."""
+    """An available base model. `tokenizer` is a transformers tokenizer with which several threads may encode; `path` is
+    the model's directory.
+    """
 
     info: BaseModelInfo
     tokenizer: Any
@@ -49,46 +50,45 @@ class KnownBaseModel:
 
 
 class BaseModels:
-    """What can be trained here, by id; the first configured one is the default. Look-ups raise Unavailable until `load`
-    has finished.
+    """The configured base models by id; the first one is the default. Every look-up raises Unavailable until `load` has
+    finished.
 
-    A model whose directory is missing or broken, or whose hub does not answer, is unavailable: jobs for it are refused
-    with the reason until `load` finds it. A model whose architecture can't take a soft prompt is refused for good. Both
-    leave the others alone.
+    A model whose directory is missing or damaged, or whose hub does not answer, is unavailable: jobs for it are refused
+    with the reason until `load` finds it. A model whose architecture can't take a soft prompt is refused permanently.
+    Neither case affects the other models.
     """
 
     def __init__(self, sources: Sequence[BaseModelSource]) -> None:
         self._sources = tuple(sources)
         self._models: dict[str, KnownBaseModel] = {}
         self._refused: dict[str, PreconditionFailed] = {}
-        self._unavailable: dict[str, str] = {source.id: "it has not been looked at yet" for source in self._sources}
+        self._unavailable: dict[str, str] = {source.id: "it has not been read yet" for source in self._sources}
         self._is_loaded = False
 
     def load(self) -> None:
-        """Look at the models that are not known yet. Blocks: hashes weights that have not been hashed before. Safe to
-        repeat.
+        """Reads the models that are not available yet. Safe to repeat. Blocks: hashes weights that were not hashed
+        before.
 
-        Raises PreconditionFailed if every model is refused for good.
+        Raises PreconditionFailed if every model is refused.
         """
         for source in self._sources:
             if source.id in self._unavailable:
-                self._look_at(source)
+                self._read(source)
         self._is_loaded = True
         if self._sources and len(self._refused) == len(self._sources):
             raise next(iter(self._refused.values()))
 
-    def _look_at(self, source: BaseModelSource) -> None:
+    def _read(self, source: BaseModelSource) -> None:
         try:
             path = base_model.resolve(source.source)
             info = base_model.inspect(path, id=source.id)
             tokenizer = base_model.load_tokenizer(path)
-            tokenizer(
-                "a"
-            )  # settles its truncation and padding: changing them later, while another thread encodes, would fail
+            # The first call sets truncation and padding; setting them while another thread encodes would fail.
+            tokenizer("a")
         except PreconditionFailed as error:
-            log.error("base model %s can't be trained on: %s", source.id, error.message)
+            log.error("base model %s can't be used for training: %s", source.id, error.message)
             self._refused[source.id] = error
-        except Exception as error:  # whatever transformers raises over a damaged directory
+        except Exception as error:  # transformers raises various errors for a damaged directory
             reason = _reason(error, source)
             if self._unavailable[source.id] != reason:
                 log.error(
@@ -101,19 +101,19 @@ class BaseModels:
             return
         else:
             self._models[source.id] = KnownBaseModel(info, tokenizer, path)
-            log.info("base model known", extra={"fields": {"base_model": info.id, "fingerprint": info.fingerprint}})
+            log.info("base model available", extra={"fields": {"base_model": info.id, "fingerprint": info.fingerprint}})
         del self._unavailable[source.id]
 
     def verify(self) -> None:
-        """Hash the models whose shipped fingerprint was believed by the sizes of their files. Blocks.
+        """Hashes the models whose shipped fingerprint was accepted by file sizes only. Blocks.
 
-        A model of other bytes is refused for good.
+        A model with other bytes is refused permanently.
         """
         for id, model in list(self._models.items()):
             try:
                 fingerprint.verify(model.path)
             except PreconditionFailed as error:
-                log.error("base model %s can't be trained on any more: %s", id, error.message)
+                log.error("base model %s can no longer be used for training: %s", id, error.message)
                 del self._models[id]
                 self._refused[id] = error
             except (OSError, SoftPromptError) as error:
@@ -121,24 +121,24 @@ class BaseModels:
 
     @property
     def infos(self) -> tuple[BaseModelInfo, ...]:
-        """In the order of the configuration."""
+        """The available models in the order of the configuration."""
         return tuple(self._models[source.id].info for source in self._sources if source.id in self._models)
 
     @property
     def unavailable(self) -> dict[str, str]:
-        """Why, by id; of models that may become available."""
+        """The reasons, by id, of models that are unavailable but not refused."""
         return dict(self._unavailable)
 
     def states(self) -> dict[str, str]:
-        """available, unavailable or refused, by id."""
+        """The state of each model by id: available, unavailable or refused."""
         known = {**dict.fromkeys(self._models, "available"), **dict.fromkeys(self._refused, "refused")}
         return {source.id: known.get(source.id, "unavailable") for source in self._sources}
 
     def get(self, id: str, field: str = "base_model") -> KnownBaseModel:
-        """An empty id means the default one.
+        """The model with this id; empty: the default model.
 
         Raises InvalidInput naming `field` for an unknown id, PreconditionFailed with the reason for a model that can't
-        be used.
+        be used, Unavailable before `load` has finished.
         """
         if not self._is_loaded:
             raise Unavailable("the trainer is starting: its base models are not read yet")
@@ -146,7 +146,8 @@ class BaseModels:
         if (model := self._models.get(wanted)) is not None:
             return model
         if wanted in self._refused:
-            raise PreconditionFailed(f"{wanted} can't be trained on: {self._refused[wanted].message}", field=field)
+            message = f"base model {wanted} can't be used for training: {self._refused[wanted].message}"
+            raise PreconditionFailed(message, field=field)
         if wanted in self._unavailable:
             raise PreconditionFailed(
                 f"base model {wanted} is not available now: {self._unavailable[wanted]}", field=field
@@ -155,7 +156,7 @@ class BaseModels:
 
 
 def _reason(error: Exception, source: BaseModelSource) -> str:
-    """For callers: without paths, and without texts of libraries, which quote some."""
+    """The reason for callers. It contains no paths, and no texts of libraries, because these may contain paths."""
     if isinstance(error, NotFound):
         return error.hint or "it does not exist"
     if isinstance(error, SoftPromptError):

@@ -1,6 +1,4 @@
-"""The trainer's settings, SOFTPROMPT_TRAINER_*: read once, at start. What a part needs is handed to it in that part's
-own words.
-"""
+"""The trainer's settings, SOFTPROMPT_TRAINER_*, read once at start. Properties convert them for the parts."""
 
 from __future__ import annotations
 
@@ -33,7 +31,7 @@ CommaSeparated = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_com
 
 
 class TrainerSettings(ServerSettings):
-    """Everything that an operator may set."""
+    """All settings of the trainer. `--help` shows the docstrings of the fields."""
 
     model_config = settings_config("SOFTPROMPT_TRAINER_")
 
@@ -42,94 +40,93 @@ class TrainerSettings(ServerSettings):
     is the default.
     """
     dtype: DType = "auto"
-    """What workers compute in: auto (bfloat16 where the hardware is fast at it), float32, bfloat16 or float16."""
+    """Number format in which workers compute: auto (bfloat16 if the hardware is fast at it), float32, bfloat16 or
+    float16.
+    """
     device: Device = "auto"
-    """What workers compute on: auto, cpu or cuda."""
+    """Device on which workers compute: auto, cpu or cuda."""
     max_proof_model_bytes: int = Field(default=1 << 30, ge=0)
-    """Of an import that brings no golden records, this trainer makes some if the base model's weights take at most so
-    many bytes: a process of its own loads them for some seconds. 0: never.
+    """Largest base model, in bytes of weights, for which this trainer makes golden records of an import without any: a
+    separate process loads the weights for some seconds. 0: never.
     """
     proof_seconds: float = Field(default=120, gt=0, le=3_600)
-    """Time limit of that process; an import whose records take longer goes without."""
+    """Time limit of that process; if it takes longer, the import gets no golden records."""
     data_dir: Path = Path("softprompt-data")
-    """Directory for jobs, checkpoints and datasets, and for prompts unless store_url says otherwise. Made if it isn't
-    there.
+    """Directory for jobs, checkpoints and datasets, and for prompts unless store_url is set. Created if it doesn't
+    exist.
     """
     store_url: str = ""
     """Prompt store: a directory, or a URL of an object store (s3://bucket/prefix). Empty: `prompts` in the data
     directory.
     """
     store_timeout_seconds: float = Field(default=30, ge=0.1, le=600)
-    """Time limit of each request to the prompt store; a store that takes longer is away."""
+    """Time limit of each request to the prompt store; a slower store counts as unavailable."""
     keep_versions: int = Field(default=0, ge=0)
-    """Retention: of each prompt, keep so many of the newest versions and every one that an alias names; delete the
-    others. 0: keep all.
+    """Number of newest versions of each prompt to keep, besides those that an alias names; others are deleted. 0: keep
+    all.
     """
     store_maintenance_seconds: float = Field(default=3600, ge=0, le=30 * 24 * 3600)
-    """Mean time between two rounds of tidying the prompt store: retention, old log entries, unwanted blobs. 0: none by
-    this trainer.
+    """Mean time between two maintenance rounds of the prompt store, which remove old versions, log entries and unused
+    blobs. 0: this trainer does none.
     """
     blob_grace_seconds: float = Field(default=GRACE_SECONDS, ge=60, le=365 * 24 * 3600)
-    """A blob that no version names is removed after that; longer than a publication or a replica's absence may last."""
+    """A blob that no version names is removed after this time; it must exceed the longest publication and the longest
+    absence of a replica.
+    """
     database_url: str = ""
     """Job database as an SQLAlchemy URL. Empty: SQLite in the data directory."""
     database_timeout_seconds: float = Field(default=15, ge=0.1, le=600)
-    """Time limit of each statement, and of each request to the job database; one that takes longer is away."""
+    """Time limit of each statement and each request to the job database; a slower database counts as unavailable."""
     dataset_roots: CommaSeparated = ()
     """Directories, comma-separated, under which callers may name datasets as file:// URIs. Empty: no URIs."""
     ray_address: str = ""
-    """Ray cluster to use, for example ray-head:6379. Empty: Ray is started inside this machine and ends with the
-    service.
-    """
+    """Ray cluster to use, for example ray-head:6379. Empty: Ray starts on this machine and ends with the service."""
     watch_heartbeat_seconds: float = Field(default=20, ge=0.05, le=3_600)
-    """A watch of a job or of the prompts that has nothing to tell says at least that often that it is alive. Shorter
-    than what gateways between here and the clients take for an idle stream.
+    """Longest silence of a watch of a job or of prompts before it sends a heartbeat. It must be shorter than the idle
+    limit of gateways between the trainer and its clients.
     """
     max_workers: int = Field(default=1, ge=1, le=1024)
-    """Most workers at once, of all trainers that share a job database; a worker takes a GPU, or this machine's CPU
-    cores.
-    """
+    """Most workers at once, of all trainers that share a job database; a worker takes a GPU or CPU cores."""
     gpus_per_worker: int = Field(default=1, ge=1, le=64)
-    """GPUs of one worker: more than one for a base model that needs them; its layers are spread over them."""
+    """GPUs of one worker; with several, the layers of the base model are spread over them."""
     cpus_per_worker: int = Field(default=0, ge=0, le=1024)
-    """CPU cores of one worker that has no GPU, and threads of each worker. 0: the processors that the container may
-    use, divided by max_workers; in another Ray cluster two, or one where the worker's container has a CPU quota below
-    two.
+    """CPU cores of a worker without GPU, and threads of each worker. 0: the container's processors divided by
+    max_workers; in an external Ray cluster two, or one if the worker's container has a CPU quota below two.
     """
     max_jobs_per_worker: int = Field(default=8, ge=1, le=256)
-    """Most jobs that share one worker's step; fewer where its memory, as measured, holds no more."""
+    """Most jobs that share one worker's step; fewer if they don't fit into its measured memory."""
     worker_idle_seconds: float = Field(default=300, gt=0, le=86_400)
-    """A worker without jobs is stopped after that."""
+    """A worker without jobs is stopped after this time."""
     heartbeat_seconds: float = Field(default=60, gt=0, le=3_600)
-    """A worker that does not answer for that long is killed, and its jobs go on elsewhere."""
+    """A worker that does not answer within this time is killed, and its jobs continue on other workers."""
     step_seconds: float = Field(default=900, gt=0, le=86_400)
-    """A worker that answers, but spends longer than that on one training step, hangs: it is killed, and its jobs go on
-    elsewhere.
+    """A worker that spends longer than this on one training step hangs: it is killed, and its jobs continue on other
+    workers.
     """
     launch_seconds: float = Field(default=900, gt=0, le=86_400)
-    """Longest time from a worker's launch until its base model is loaded: a cluster may first have to add a node, which
-    pulls an image.
+    """Longest time from a worker's launch until its base model is loaded; a cluster may first have to add a node and
+    pull an image.
     """
     lease_seconds: float = Field(default=60, ge=1, le=3_600)
-    """With several trainers on PostgreSQL: one that is gone, or does not renew its leases for that long, loses its jobs
-    to the others.
+    """With several trainers on PostgreSQL: a trainer that doesn't renew its leases within this time loses its jobs to
+    the others.
     """
     max_infrastructure_failures: int = Field(default=5, ge=1, le=1_000)
-    """A job fails with WORKER_LOST when it has lost more workers than that in a row, none of which got to a checkpoint.
-    Raise it where nodes are taken away often.
+    """A job fails with WORKER_LOST after more than this number of lost workers in a row without a checkpoint. Raise it
+    if nodes are often taken away.
     """
     max_publish_seconds: float = Field(default=7 * 24 * 3600, gt=0, le=365 * 24 * 3600)
-    """A trained job waits that long for the prompt store to come back; then it fails with PUBLISH_FAILED."""
+    """How long a trained job waits for an unavailable prompt store before it fails with PUBLISH_FAILED."""
     max_model_failures: int = Field(default=5, ge=1, le=1_000)
-    """Launches in a row that may fail because a base model can't be loaded, before its waiting jobs fail with
-    BASE_MODEL_FAILED.
-    """
+    """Failed loads of a base model in a row after which its waiting jobs fail with BASE_MODEL_FAILED."""
     broken_model_seconds: float = Field(default=600, gt=0, le=7 * 86_400)
-    """But not before it has failed for that long. Then it is tried again after that pause, once a job waits for it."""
+    """Shortest time for which loads must have failed before jobs fail with BASE_MODEL_FAILED; also the longest pause
+    before a broken base model with waiting jobs is tried again.
+    """
     checkpoint_seconds: float = Field(default=10, gt=0, le=3_600)
     """Time between two checkpoints of a job."""
     max_queued_jobs: int = Field(default=10_000, ge=1)
-    """Most jobs that wait; further ones are refused with RESOURCE_EXHAUSTED."""
+    """Most waiting jobs; further ones are refused with RESOURCE_EXHAUSTED."""
     max_active_jobs_per_caller: int = Field(default=5_000, ge=1)
     """Most jobs of one caller that have not ended; further ones are refused with RESOURCE_EXHAUSTED."""
     max_runtime_seconds: float = Field(default=24 * 3600, gt=0)
@@ -137,8 +134,8 @@ class TrainerSettings(ServerSettings):
     max_virtual_tokens: int = Field(default=512, ge=1, le=MAX_VIRTUAL_TOKENS)
     """Most virtual tokens of a soft prompt."""
     max_length: int = Field(default=4096, ge=0)
-    """Longest sequence of virtual tokens, input and target that is trained: what the replicas take
-    (SOFTPROMPT_INFERENCE_MAX_LENGTH), and never more than the base model takes. 0: what the base model takes.
+    """Longest training sequence of virtual tokens, input and target; set it to the limit of the replicas
+    (SOFTPROMPT_INFERENCE_MAX_LENGTH). The base model's context is an upper limit. 0: the base model's context.
     """
     max_examples: int = Field(default=100_000, ge=1)
     """Most examples of a dataset."""
@@ -147,21 +144,19 @@ class TrainerSettings(ServerSettings):
     max_line_bytes: int = Field(default=1 << 20, ge=1 << 8)
     """Most bytes of one line of a dataset."""
     max_dataset_bytes_per_tenant: int = Field(default=50 * 10**9, ge=0)
-    """Most bytes of one tenant's stored datasets; further ones are refused with RESOURCE_EXHAUSTED. 0: no limit. A
-    tenant of the callers file may have a limit of its own (dataset_bytes).
+    """Most bytes of one tenant's stored datasets; further ones are refused with RESOURCE_EXHAUSTED. 0: no limit. The
+    callers file can set another limit for a tenant (dataset_bytes).
     """
     unused_dataset_days: float = Field(default=30, ge=0)
-    """A dataset is removed after that many days without use, unless a job needs it that has not ended. 0: kept until
-    its tenant deletes it. A tenant of the callers file may have days of its own, as for ended_job_days.
+    """A dataset is removed after this many days without use, unless an unended job needs it. 0: kept until its tenant
+    deletes it. The callers file can set another number for a tenant, also for ended_job_days.
     """
     ended_job_days: float = Field(default=90, ge=0)
-    """An ended job is removed after that many days, with its events and its kept checkpoint; versions stay. 0: kept
+    """An ended job is removed after this many days with its events and its kept checkpoint; versions stay. 0: kept
     until it is deleted.
     """
     retention_seconds: float = Field(default=300, ge=0, le=30 * 24 * 3600)
-    """Mean time between two rounds of removing what is old: jobs, datasets, events of ended jobs. 0: none by this
-    trainer.
-    """
+    """Mean time between two retention rounds, which remove old jobs, datasets and events. 0: this trainer does none."""
 
     @field_validator("base_models")
     @classmethod
@@ -177,7 +172,7 @@ class TrainerSettings(ServerSettings):
         directory = expanded(value).absolute()
         existing = next(path for path in (directory, *directory.parents) if path.exists())
         if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-            raise ValueError(f"{str(value)!r} must be a directory that this process can write, or make")
+            raise ValueError(f"{str(value)!r} must be a directory that this process can write or create")
         return directory
 
     @field_validator("store_url")
@@ -192,9 +187,8 @@ class TrainerSettings(ServerSettings):
     @classmethod
     def _database_url_is_known(cls, value: str) -> str:
         if value and not value.startswith(("sqlite:///", "postgresql://", "postgresql+psycopg://")):
-            raise ValueError(
-                "must look like sqlite:///FILE or postgresql://USER@HOST/DATABASE"
-            )  # it may hold a password: not shown
+            # The value is not shown because it may contain a password.
+            raise ValueError("must look like sqlite:///FILE or postgresql://USER@HOST/DATABASE")
         return value
 
     @field_validator("dataset_roots")
@@ -214,7 +208,7 @@ class TrainerSettings(ServerSettings):
 
     @property
     def expects_gpu(self) -> bool:
-        """Whether workers compute on GPUs; with `auto`, as this machine does."""
+        """Whether workers compute on GPUs; with `auto`, whether this machine has one."""
         return self.device == "cuda" or (self.device == "auto" and pick_device("auto").type == "cuda")
 
     @property

@@ -1,10 +1,10 @@
-"""Soft prompts that were trained elsewhere: a safetensors file becomes a blob of ours. Nothing else is read, pickle
-least of all.
+"""Converts soft prompts that were trained elsewhere from safetensors files to blobs. Other formats, above all pickle,
+are never read.
 
-Taken are our own blobs (also from another store), PEFT's prompt-tuning adapters, the `decoder` prompts of TGIS and
-caikit, and files with one plain matrix. None of those says which base model it was trained on, so the caller does, and
-only the width can be checked; one of our own blobs brings its base model's fingerprint, its template and its golden
-records, unless those hold inputs of its training data. The others get golden records of this trainer's making.
+Accepted are blobs of this system (also from another store), PEFT's prompt-tuning adapters, the `decoder` prompts of
+TGIS and caikit, and files with one plain matrix. A blob contains its base model's fingerprint, its template and its
+golden records, which are kept unless they hold inputs of its training data. The other formats don't name their base
+model, so the caller does and only the width can be checked; this trainer makes golden records for them.
 """
 
 from __future__ import annotations
@@ -37,7 +37,9 @@ _MAX_REQUEST_ID_CHARS = 128
 
 @dataclass(frozen=True)
 class ImportRequest:
-    """`template` and `labels` are for files that don't say them themselves. An empty `alias` moves none."""
+    """A request to import a prompt. `template` and `labels` are for files that contain none. An empty `alias` moves
+    none.
+    """
 
     prompt: str
     base_model: str
@@ -58,18 +60,19 @@ class ImportRequest:
 
 
 def import_job(request: ImportRequest) -> str:
-    """What stands in the store for the job of an import; a repeated request id is the same import."""
+    """The name that the store records as the job of an import; a repeated request id gives the same name."""
     return f"{_IMPORT_PREFIX}{request.request_id or uuid.uuid4().hex}"
 
 
 def is_import(job: str) -> bool:
+    """Whether a version's job is an import."""
     return job.startswith(_IMPORT_PREFIX)
 
 
 @dataclass(frozen=True)
 class Imported:
-    """A checked import. `unproven_on` is the directory of the base model that is to say what the matrix does; None: it
-    says so itself.
+    """A checked import. `unproven_on` is the directory of the base model with which golden records must be made; None
+    if the file contains some.
     """
 
     soft_prompt: SoftPrompt
@@ -77,15 +80,15 @@ class Imported:
     unproven_on: Path | None
 
     def blob(self, golden: tuple[GoldenRecord, ...] = ()) -> tuple[bytes, Manifest]:
-        """What to publish, with golden records if there are new ones."""
+        """The blob to publish and its manifest, with the new golden records, if any."""
         manifest = self.manifest.model_copy(update={"golden": golden}) if golden else self.manifest
         return encode_blob(self.soft_prompt, manifest), manifest
 
 
 def read_import(data: bytes, request: ImportRequest, models: BaseModels) -> Imported:
-    """Raises InvalidInput, DamagedBlob, or PreconditionFailed for a prompt of another base model."""
+    """Checks the file of an import. Raises InvalidInput, DamagedBlob, or PreconditionFailed for another base model."""
     if data.startswith(_PICKLE_BEGINNINGS):
-        reason = "a pickle can run any code when it is read, so none is read here; save the tensor as safetensors"
+        reason = "pickle files can execute code and are never read; save the tensor as safetensors"
         raise InvalidInput.of(
             "chunk", f"begins as a pickle (PyTorch's .bin, .pt, .pth, .pkl) or as an archive of one: {reason}"
         )
@@ -102,12 +105,12 @@ def read_import(data: bytes, request: ImportRequest, models: BaseModels) -> Impo
 
 
 def _read_matrix(data: bytes, as_blob: DamagedBlob) -> SoftPrompt:
-    """The one matrix of a foreign safetensors file; `as_blob` is why it isn't a blob of ours."""
+    """The matrix of a safetensors file from another program; `as_blob` says why the file isn't a blob."""
     try:
         tensors = load(data)
     except (SafetensorError, ValueError, KeyError, OverflowError) as error:
         raise DamagedBlob(
-            f"is not a sound safetensors file: {complaint(data, len(data)) or as_blob.message}"
+            f"is not a valid safetensors file: {complaint(data, len(data)) or as_blob.message}"
         ) from error
     if any(name.split(".")[0] == _ENCODER for name in tensors):
         raise InvalidInput.of("chunk", "holds a prompt for an encoder; only decoder models are served")
@@ -125,7 +128,10 @@ def _read_matrix(data: bytes, as_blob: DamagedBlob) -> SoftPrompt:
 
 def _new_manifest(soft_prompt: SoftPrompt, request: ImportRequest, info: BaseModelInfo) -> Manifest:
     if soft_prompt.hidden_size != info.hidden_size:
-        text = f"the matrix has width {soft_prompt.hidden_size}; {info.id} with fingerprint {info.fingerprint} has {info.hidden_size}"
+        text = (
+            f"the matrix has width {soft_prompt.hidden_size}; {info.id} with fingerprint {info.fingerprint} has "
+            f"{info.hidden_size}"
+        )
         raise PreconditionFailed(text, hidden_size=soft_prompt.hidden_size, base_model_fingerprint=info.fingerprint)
     return Manifest(
         prompt=request.prompt,
@@ -138,10 +144,10 @@ def _new_manifest(soft_prompt: SoftPrompt, request: ImportRequest, info: BaseMod
     )
 
 
-def _check_base_model(theirs: BaseModelInfo, ours: BaseModelInfo) -> None:
-    if theirs.fingerprint != ours.fingerprint:
+def _check_base_model(source: BaseModelInfo, model: BaseModelInfo) -> None:
+    if source.fingerprint != model.fingerprint:
         raise PreconditionFailed(
-            f"the file is for a base model with fingerprint {theirs.fingerprint}; {ours.id} has {ours.fingerprint}",
-            source_fingerprint=theirs.fingerprint,
-            base_model_fingerprint=ours.fingerprint,
+            f"the file is for a base model with fingerprint {source.fingerprint}; {model.id} has {model.fingerprint}",
+            source_fingerprint=source.fingerprint,
+            base_model_fingerprint=model.fingerprint,
         )

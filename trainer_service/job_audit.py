@@ -1,5 +1,5 @@
-"""The end of each job in the audit: most jobs end without a call, by success, an error, their deadline or the runtime
-limit.
+"""Records the end of each job in the audit log. Most jobs end without a call: by success, an error, their deadline or
+the runtime limit.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ _MAX_REMEMBERED = 10_000
 
 
 class JobAudit:
-    """A line for each job that has ended, then `observer`, who is told everything else, too.
+    """A `JobsObserver` that audits ended jobs and forwards every event to `observer`.
 
-    The same end may be told several times: one line in each process, as long as the last 10,000 ended jobs are
-    remembered.
+    The same end may be reported several times; each process writes one line, as long as the job is among the last
+    10,000 that ended.
     """
 
     def __init__(self, observer: JobsObserver) -> None:

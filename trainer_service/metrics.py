@@ -1,8 +1,8 @@
-"""The trainer's Prometheus metrics. Fed by the job manager's observer; the one module of this service that knows
+"""The trainer's Prometheus metrics, fed by the job manager's observer. The only module of this service that imports
 Prometheus.
 
-Labels are bounded: states, base model ids (the trainer's own), reasons and error codes, never jobs or prompts. The last
-loss of single jobs is in their progress, and in the log.
+Labels are bounded: states, ids of this trainer's base models, reasons and error codes, never jobs or prompts. The loss
+of a single job is in its progress.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class TrainerMetrics:
     """A `JobsObserver`. Methods are called on the event loop and never raise."""
 
     def __init__(self, registry: CollectorRegistry, base_models: Sequence[str] = ()) -> None:
-        """`base_models` are the ids whose series are exported as 0 from the start, so that the first event already is
+        """The series of these `base_models` (ids) are exported as 0 from the start, so that the first event counts as
         an increase.
         """
 
@@ -72,7 +72,7 @@ class TrainerMetrics:
         )
         self._base_models = Gauge(
             "softprompt_trainer_base_models",
-            "1 for the state that a base model is in: available, unavailable (its files are missing or broken), or refused.",
+            "1 for the current state of a base model: available, unavailable (files missing or damaged) or refused.",
             ["base_model", "state"],
             registry=registry,
         )
@@ -81,7 +81,7 @@ class TrainerMetrics:
                 self._base_models.labels(base_model, state)
         self._oldest_queued = Gauge(
             "softprompt_trainer_oldest_queued_seconds",
-            "How long the oldest job that is QUEUED for a worker has waited; 0 if there is none.",
+            "How long the oldest job that waits for a worker has been QUEUED; 0 if there is none.",
             ["base_model"],
             registry=registry,
         )
@@ -97,7 +97,7 @@ class TrainerMetrics:
             "step_seconds", "Time of one cohort step, once for each job in it.", _STEP_BUCKETS
         )
         self._step_loss = histogram("step_loss", "Training loss of single steps.", _LOSS_BUCKETS)
-        self._steps_skipped = counter("steps_skipped", "Steps left out because the loss or gradient was not finite.")
+        self._steps_skipped = counter("steps_skipped", "Steps skipped because the loss or gradient was not finite.")
         self._examples = counter("examples_trained", "Training examples seen.")
         self._tokens = counter("tokens_trained", "Text positions computed in training.")
         self._evaluations = counter("evaluations", "Held-out evaluations.")
@@ -105,24 +105,24 @@ class TrainerMetrics:
         self._checkpoints = counter("checkpoints", "Checkpoints taken.")
         self._checkpoint_bytes = counter("checkpoint_bytes", "Bytes of checkpoints taken.")
         self._published = counter("versions_published", "Prompt versions published by jobs.")
-        self._gated = counter("versions_gated", "Trained prompts that their gate kept from being published.")
+        self._gated = counter("versions_gated", "Trained prompts that were not published because of their gate.")
         self._store_reachable = Gauge(
             "softprompt_trainer_store_reachable", "1 while the prompt store answers.", registry=registry
         )
         self._database_reachable = Gauge(
             "softprompt_trainer_database_reachable", "1 while the job database answers.", registry=registry
         )
-        self._maintenance = counter("store_maintenance_rounds", "Rounds of tidying the prompt store.", ("outcome",))
+        self._maintenance = counter("store_maintenance_rounds", "Maintenance rounds of the prompt store.", ("outcome",))
         self._maintenance_seconds = histogram("store_maintenance_seconds", "Time of one round.", _MAINTENANCE_BUCKETS)
-        self._tidied = counter("store_tidied", "What rounds of tidying removed from the prompt store.", ("what",))
-        self._retention = counter("retention_rounds", "Rounds of removing old jobs, events and datasets.", ("outcome",))
+        self._tidied = counter("store_tidied", "Items that maintenance removed from the prompt store.", ("what",))
+        self._retention = counter("retention_rounds", "Rounds that remove old jobs, events and datasets.", ("outcome",))
         for outcome in ("succeeded", "failed"):
             self._retention.labels(outcome)
         self._retention_seconds = histogram("retention_seconds", "Time of one round.", _MAINTENANCE_BUCKETS)
-        self._retired = counter("retention_removed", "What rounds of retention removed.", ("what",))
+        self._retired = counter("retention_removed", "Items that retention removed.", ("what",))
         self._disk = Gauge(
             "softprompt_trainer_disk_bytes",
-            "File system of the data directory: its size, and what is free.",
+            "Total and free bytes of the data directory's file system.",
             ["kind"],
             registry=registry,
         )
@@ -132,7 +132,7 @@ class TrainerMetrics:
             ["what"],
             registry=registry,
         )
-        self._publish_failures = counter("publish_failures", "Attempts to publish that failed; they are tried again.")
+        self._publish_failures = counter("publish_failures", "Attempts to publish that failed and are repeated.")
         self._attempt_failures = counter("attempt_failures", "Attempts of jobs that failed on a worker.", ("code",))
         self._workers_launched = counter("workers_launched", "Workers started.", ("base_model",))
         self._workers_ended = counter("workers_ended", "Workers ended, by reason.", ("base_model", "reason"))
@@ -160,7 +160,7 @@ class TrainerMetrics:
                 self._launch_failures.labels(base_model, failure.value)
 
     def set_job_counts(self, counts: Mapping[JobState, int]) -> None:
-        """The truth from the job store; other replicas' jobs are in it."""
+        """Number of jobs by state from the job store, including other replicas' jobs."""
         for state in JobState:
             self._jobs.labels(state.value).set(counts.get(state, 0))
 
@@ -171,7 +171,7 @@ class TrainerMetrics:
                 self._base_models.labels(base_model, state).set(state == current)
 
     def set_oldest_queued(self, seconds: Mapping[str, float]) -> None:
-        """By base model, from the job store. Base models that are left out have no job in the queue."""
+        """Age of the oldest queued job by base model, from the job store; 0 for omitted base models."""
         for labels in [sample.labels for family in self._oldest_queued.collect() for sample in family.samples]:
             if labels["base_model"] not in seconds:
                 self._oldest_queued.labels(**labels).set(0)
@@ -276,7 +276,7 @@ class TrainerMetrics:
 
 
 class _LatestStates:
-    """The state that each of the latest jobs was last seen in, so that a change is counted once. Bounded."""
+    """The last seen state of each of the latest `size` jobs, so that a change is counted once."""
 
     def __init__(self, size: int = 20_000) -> None:
         self._states: OrderedDict[str, JobState] = OrderedDict()

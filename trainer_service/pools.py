@@ -1,5 +1,5 @@
-"""The trainer's threads for blocking calls: a pool for each outside system, so that one that hangs keeps nobody else
-waiting.
+"""The trainer's thread pools for blocking calls: one pool per external system, so that a system that hangs delays no
+other calls.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from dataclasses import dataclass, field, fields
 from shared.process.call_pool import CallPool
 
 HEALTH_SECONDS = 5.0
-"""Time limit of the calls that find out whether a system answers."""
+"""Time limit of health checks."""
 _DATASET_SECONDS = 600.0
-"""Parsing the largest dataset is minutes of work on a busy processor."""
+"""Parsing the largest dataset takes minutes on a busy processor."""
 
 
 def _slow(name: str, num_threads: int) -> CallPool:
@@ -24,28 +24,29 @@ def _health(system: str) -> CallPool:
 
 @dataclass(frozen=True)
 class TrainerPools:
-    """Where two pools call one system, either may be full without the other noticing."""
+    """All pools of the trainer. If two pools call the same system, a full one doesn't affect the other."""
 
     job_database: CallPool = field(default_factory=lambda: CallPool("job_database", max_threads=8))
     job_files: CallPool = field(default_factory=lambda: CallPool("job_files", max_threads=4))
-    """Checkpoints and outcomes: files beside SQLite, rows of PostgreSQL."""
+    """Checkpoints and trained results: files beside SQLite, rows of PostgreSQL."""
     prompt_store: CallPool = field(default_factory=lambda: CallPool("prompt_store", max_threads=16))
-    """Requests, and jobs that start or publish."""
+    """Requests to the prompt store, and jobs that start or publish."""
     prompt_store_watch: CallPool = field(default_factory=lambda: CallPool("prompt_store_watch", max_threads=4))
-    """The polls of all WatchPrompts calls."""
+    """Polls of all WatchPrompts calls."""
     datasets: CallPool = field(default_factory=lambda: _slow("datasets", 6))
-    """The service's own directory."""
+    """The service's dataset directory."""
     dataset_roots: CallPool = field(default_factory=lambda: _slow("dataset_roots", 4))
     """Directories that callers name in URIs, often on another machine."""
     requests: CallPool = field(default_factory=lambda: _slow("requests", 4))
-    """Not a system, but minutes of computing at worst: reading large requests."""
+    """Parsing of large requests, which can take minutes of processor time."""
     job_checks: CallPool = field(default_factory=lambda: _slow("job_checks", 2))
-    """Likewise: checking new jobs against their datasets and the base model's tokenizer."""
+    """Checks of new jobs against datasets and tokenizer, which can take minutes of processor time."""
     job_database_health: CallPool = field(default_factory=lambda: _health("job_database"))
     prompt_store_health: CallPool = field(default_factory=lambda: _health("prompt_store"))
 
     @classmethod
     def of(cls, store_timeout_seconds: float, database_timeout_seconds: float) -> TrainerPools:
+        """Pools with the time limits of the settings."""
         return cls(
             job_database=CallPool("job_database", max_threads=8, timeout_seconds=database_timeout_seconds),
             job_files=CallPool("job_files", max_threads=4, timeout_seconds=database_timeout_seconds),
@@ -58,6 +59,6 @@ class TrainerPools:
         return tuple(getattr(self, item.name) for item in fields(self))
 
     def close(self) -> None:
-        """Does not wait for calls that hang."""
+        """Closes all pools without waiting for calls that hang."""
         for pool in self.all:
             pool.close()

@@ -1,6 +1,4 @@
-"""Published prompts as callers manage them: the prompt store, asynchronous, in pages, with compare-and-set as they
-write it.
-"""
+"""Published prompts for callers: an asynchronous view of the prompt store with paging, visibility, compare-and-set."""
 
 from __future__ import annotations
 
@@ -47,7 +45,7 @@ MAX_CONCURRENT_IMPORTS = 8
 
 @dataclass(frozen=True)
 class PromptPage:
-    """The next page begins after the name `next_after`; empty on the last page."""
+    """One page of prompts. The next page begins after the name `next_after`, which is empty on the last page."""
 
     prompts: tuple[PromptRecord, ...]
     next_after: str
@@ -55,7 +53,7 @@ class PromptPage:
 
 @dataclass(frozen=True)
 class VersionPage:
-    """Newest first. The next page begins below the number `next_below`; 0 on the last page."""
+    """One page of versions, newest first. The next page begins below the number `next_below`, 0 on the last page."""
 
     prompt: PromptRecord
     versions: tuple[VersionRecord, ...]
@@ -64,7 +62,7 @@ class VersionPage:
 
 @dataclass(frozen=True)
 class Version:
-    """One version with the prompt that it belongs to, as the index knows them at one revision."""
+    """One version with its prompt, both from one revision of the index."""
 
     prompt: PromptRecord
     record: VersionRecord
@@ -72,7 +70,7 @@ class Version:
 
 @dataclass(frozen=True)
 class PromptStatus:
-    """Where each version of a prompt is served, newest first, and the replicas that are alive."""
+    """The versions of a prompt, newest first, each with the replicas that serve it, and the live replicas."""
 
     versions: tuple[tuple[Version, Serving], ...]
     replicas: tuple[ReplicaRecord, ...]
@@ -81,7 +79,7 @@ class PromptStatus:
 
 @dataclass(frozen=True)
 class PromptChange:
-    """One change of the store `store_id`: exactly one of the fields after it is set."""
+    """One change of the store `store_id`: exactly one of the four last fields is set."""
 
     revision: int
     store_id: str
@@ -92,9 +90,9 @@ class PromptChange:
 
 
 class Prompts:
-    """Every method reads the store's newest state first. All raise Unavailable while the store is away.
+    """Every method first reads the store's newest state and raises Unavailable while the store is unavailable.
 
-    To a caller who is limited to some prompts the others do not exist (`shared.store.view`). The actor of a change is
+    For a caller who is limited to some prompts, the others don't exist (`shared.store.view`). The actor of a change is
     its caller.
     """
 
@@ -104,15 +102,16 @@ class Prompts:
         self._imports = UploadSlots(MAX_CONCURRENT_IMPORTS)
 
     async def list(self, name_prefix: str, page_size: int, after: str = "") -> PromptPage:
-        """By name, beginning after the name `after`."""
+        """Prompts sorted by name, beginning after the name `after`."""
         found = (await self._fresh()).list_prompts(after, page_size + 1, name_prefix)
         return PromptPage(tuple(found[:page_size]), found[page_size - 1].name if len(found) > page_size else "")
 
     async def get(self, prompt: str) -> PromptRecord:
+        """The prompt with its versions and aliases. Raises NotFound."""
         return (await self._fresh()).prompt(prompt)
 
     async def versions(self, prompt: str, page_size: int, below: int = 0) -> VersionPage:
-        """Beginning below the number `below`; 0: with the newest."""
+        """Versions beginning below the number `below` (0: with the newest). Raises NotFound."""
         index = await self._fresh()
         found = index.list_versions(prompt, below, page_size + 1)
         return VersionPage(
@@ -122,13 +121,13 @@ class Prompts:
         )
 
     async def resolve(self, name: str) -> Version:
-        """`prompts/{prompt}/versions/{n}`, or a reference."""
+        """The version named by `prompts/{prompt}/versions/{n}` or by a reference. Raises InvalidInput or NotFound."""
         reference = _reference(name)
         index = await self._fresh()
         return Version(index.prompt(reference.prompt), index.resolve(reference))
 
     async def read(self, version: Version) -> tuple[bytes, Manifest]:
-        """The blob and what it says about itself."""
+        """The version's blob and its manifest."""
         data = await self._pool.call(self._store.fetch, version.record.digest)
         return data, (await asyncio.to_thread(decode_blob, data)).manifest
 
@@ -141,8 +140,9 @@ class Prompts:
         expected_version: int | None = None,
         expected_revision: int | None = None,
     ) -> tuple[Alias, int]:
-        """The alias as it is now (without targets if it was removed), and the store's revision. Raises Conflict with
-        the current value.
+        """Moves the alias, or removes it if there are no targets. Returns the new alias and the store's revision.
+
+        Raises Conflict with the current value if the alias is not as expected.
         """
         check_alias(alias, "alias")
         current = (await self.get(prompt)).aliases.get(alias)
@@ -161,7 +161,7 @@ class Prompts:
         return moved or Alias(alias, (), "", shown), shown
 
     async def delete(self, prompt: str, version: int) -> int:
-        """The store's revision after it."""
+        """Deletes a version and returns the store's new revision. Raises NotFound."""
         (await self.get(prompt)).version(version)
         actor = _actor()
         revision = await self._pool.call(self._store.delete_version, prompt, version, actor)
@@ -170,7 +170,7 @@ class Prompts:
         return self._shown(revision)
 
     async def import_(self, request: ImportRequest, chunks: AsyncIterator[bytes]) -> tuple[Version, Manifest]:
-        """Publish a matrix that was trained elsewhere. Raises InvalidInput, DamagedBlob or PreconditionFailed."""
+        """Publishes a prompt that was trained elsewhere. Raises InvalidInput, DamagedBlob or PreconditionFailed."""
         with self._imports.taken():
             data = bytearray()
             async for chunk in timely(chunks):
@@ -189,7 +189,7 @@ class Prompts:
         return Version(prompt, prompt.version(record.version)), manifest
 
     async def status(self, prompt: str) -> PromptStatus:
-        """Raises NotFound."""
+        """Which replicas serve which versions of the prompt. Raises NotFound."""
         index = await self._pool.call(self._store.refresh)
         record = self._seen(index).prompt(prompt)
         replicas = await self._pool.call(self._store.list_replicas)
@@ -207,11 +207,11 @@ class Prompts:
     async def watch(
         self, after_revision: int | None, name_prefix: str, store_id: str = ""
     ) -> AsyncGenerator[PromptChange, None]:
-        """Changes after a revision, for ever; None, or a revision that the log no longer reaches: everything as it is,
-        first.
+        """Yields the changes after a revision, for ever. If the revision is None or older than the log, a snapshot of
+        all prompts comes first.
 
-        `store_id` is the store that the revision is of (empty: not checked). Raises PreconditionFailed if this is
-        another one.
+        `store_id` names the store of the revision (empty: not checked). Raises PreconditionFailed if this is another
+        store.
         """
         if after_revision is not None and after_revision < 0:
             raise InvalidInput.of("after_revision", f"must not be negative, but is {after_revision}")
@@ -229,8 +229,8 @@ class Prompts:
         await self._pool.call(self._store.refresh, check=True)
         if store_id != self._store.id:
             raise PreconditionFailed(
-                f"after_revision is of the prompt store {store_id[:40]!r}, and this one is {self._store.id!r}: the store was replaced; "
-                "watch again without after_revision and forget what you knew",
+                f"after_revision is of the prompt store {store_id[:40]!r}, and this one is {self._store.id!r}: the "
+                "store was replaced; watch again without after_revision and discard what you have",
                 store_id=self._store.id,
                 expected=store_id[:80],
             )
@@ -242,17 +242,14 @@ class Prompts:
         return shown_index(index, current_caller())
 
     def _shown(self, revision: int) -> int:
-        """What the caller is shown for the revision of a change that was made a moment ago."""
+        """The revision of a recent change as the caller sees it."""
         made = [commit for commit in self._store.recent_commits() if commit.revision == revision]
-        return (
-            commit_revision(made[0], current_caller())
-            if made
-            else shown_revision(self._store.index(), current_caller())
-        )
+        caller = current_caller()
+        return commit_revision(made[0], caller) if made else shown_revision(self._store.index(), caller)
 
 
 def _actor() -> str:
-    """Who makes a change, as the store's log keeps it."""
+    """The actor of a change, as recorded in the store's log."""
     return current_caller().name[:MAX_ACTOR_CHARS]
 
 
@@ -264,7 +261,7 @@ def _reference(name: str) -> PromptReference:
 
 
 def _expected(prompt: str, alias: str, current: Alias | None, version: int | None, revision: int | None) -> Expected:
-    """What the store is to find. A weighted alias can only be expected by its revision."""
+    """The state of the alias that the store must find. A weighted alias can be expected only by its revision."""
     if revision is not None:
         found = current.revision if current else 0
         if found != revision:

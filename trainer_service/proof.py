@@ -1,7 +1,8 @@
-"""Golden records for soft prompts that were trained elsewhere, so that replicas can prove them like any other version.
+"""Makes golden records for soft prompts that were trained elsewhere, so that replicas can check them like any other
+version.
 
-They say what *this* trainer's copy of the base model does with the matrix; whether its author saw the same, nobody here
-can know.
+The records show what this trainer's copy of the base model does with the matrix, which may differ from what its author
+saw.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ _MAX_ERROR_CHARS = 300
 
 @dataclass(frozen=True)
 class Prover:
-    """`max_model_bytes`: larger base models are not loaded for this (0: none is)."""
+    """Makes golden records in a separate process, one import at a time. Base models larger than `max_model_bytes` are
+    not loaded (0: none is).
+    """
 
     max_model_bytes: int
     timeout_seconds: float = 120.0
@@ -33,16 +36,18 @@ class Prover:
     _pool: CallPool = field(default_factory=lambda: CallPool("base_models", max_threads=2))
 
     async def golden_records(self, model_dir: Path, blob: bytes) -> tuple[GoldenRecord, ...]:
-        """Takes some seconds. Empty, with the reason in the log, if there can be none: the import goes on without."""
+        """Golden records of a blob, after some seconds. Returns none and logs the reason if they can't be made; the
+        import then continues without them.
+        """
         size = await self._pool.call(lambda: sum(file.stat().st_size for file in model_dir.glob("*.safetensors")))
         if size > self.max_model_bytes:
             return _none(
                 f"the base model's {size} bytes are more than the {self.max_model_bytes} that may be loaded for it"
             )
         async with self._one_at_a_time:
-            return await self._ask(model_dir, blob)
+            return await self._run_process(model_dir, blob)
 
-    async def _ask(self, model_dir: Path, blob: bytes) -> tuple[GoldenRecord, ...]:
+    async def _run_process(self, model_dir: Path, blob: bytes) -> tuple[GoldenRecord, ...]:
         command = (sys.executable, "-m", f"{__package__}.proof_process", str(model_dir))
         pipe = asyncio.subprocess.PIPE
         process = await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe, stderr=pipe)
@@ -52,7 +57,7 @@ class Prover:
         except TimeoutError:
             return _none(f"it took longer than {self.timeout_seconds:g} s")
         finally:
-            if process.returncode is None:  # too slow, or the import was withdrawn
+            if process.returncode is None:  # too slow, or the import was cancelled
                 process.kill()
                 await process.wait()
         if process.returncode:
@@ -66,5 +71,5 @@ class Prover:
 
 
 def _none(reason: str) -> tuple[GoldenRecord, ...]:
-    log.warning("an import has no golden record", extra={"fields": {"why": reason}})
+    log.warning("an import has no golden records", extra={"fields": {"why": reason}})
     return ()

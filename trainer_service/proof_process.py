@@ -1,9 +1,8 @@
-"""`python -m trainer_service.proof_process MODEL_DIR < blob > golden.json`: what a base model answers with one soft
-prompt.
+"""`python -m trainer_service.proof_process MODEL_DIR < blob > golden.json`: makes golden records of one soft prompt.
 
-A process of its own, since the service itself never holds weights: when this one runs out of memory or never ends, an
-import goes without a golden record, and nothing else happens. In float32, so that a replica's rounding is the only one.
-Plain transformers, so that what a replica's engine is compared with is not that engine.
+It is a separate process because the service never holds weights: if it runs out of memory or never ends, only the
+golden records of one import are missing. It computes in float32, so that only replicas round, and uses plain
+transformers, so that replicas' engines are compared with another implementation.
 """
 
 from __future__ import annotations
@@ -23,6 +22,7 @@ RECORDS = TypeAdapter(tuple[GoldenRecord, ...])
 
 
 def main() -> None:
+    """Reads a blob from stdin and writes its golden records to stdout as JSON."""
     (model_dir,) = sys.argv[1:]
     set_torch_threads()
     blob = decode_blob(sys.stdin.buffer.read())

@@ -1,6 +1,6 @@
-"""The trainer as a process: its parts, put together in one place, and the order in which they start and stop.
+"""The trainer as a process: builds its parts, starts and stops them in order.
 
-Start: gRPC (`live`; the rest NOT_SERVING), then job database and prompt store, base models, workers' pool and job
+Start: gRPC (`live` is SERVING, all else NOT_SERVING), job database and prompt store, base models, worker pool and job
 manager, then SERVING. Stop: NOT_SERVING, running calls finish, watches end, running jobs are checkpointed and queued
 again, then everything is closed.
 """
@@ -66,21 +66,21 @@ SERVICE_NAMES = (
 )
 WATCHES = frozenset({f"/{SERVICE_NAMES[0]}/WatchTuningJob", f"/{SERVICE_NAMES[1]}/WatchPrompts"})
 PROMPT_STORE, JOB_DATABASE, BASE_MODELS = "prompt_store", "job_database", "base_models"
-"""Outside systems, as health, metrics and logs call them."""
+"""Names of external systems in health, metrics and logs."""
 CHECK_SECONDS = 5.0
+"""Mean time between two health checks."""
 LOOK_SECONDS = 10.0
-"""Between two looks for a base model that was missing."""
+"""Mean time between two attempts to read unavailable base models."""
 _CALLS_SHARE = 0.4
-"""Of the grace time: for running calls; the rest is for checkpoints."""
+"""Share of the grace time for running calls; the rest is for checkpoints."""
 
 _RETRY_SECONDS = 2.0
 _OPEN_SECONDS = 600.0
-"""Time limit for opening the database, which may have to migrate, and the store. Each request to them has its own,
-shorter one.
+"""Time limit for opening the database, which may need a migration, and the store. Single requests have shorter limits.
 """
 _CLOSE_SECONDS = 2.0
 _FINISH_BUILDING_SECONDS = 2.0
-"""A migration that is under way when the service is stopped may end in good order."""
+"""How long a stop waits for a running migration to finish."""
 
 Place = TypeVar("Place")
 Opened = TypeVar("Opened")
@@ -89,7 +89,7 @@ PoolMaker = Callable[[TrainerSettings], WorkerPool]
 
 @dataclass(frozen=True)
 class Front:
-    """What answers from the first moment, whatever is away: gRPC with health, and metrics."""
+    """The parts that answer from the start even if external systems are unavailable: gRPC with health, and metrics."""
 
     rpc: RpcServer
     services: LateServices
@@ -100,6 +100,7 @@ class Front:
 
     @classmethod
     def of(cls, settings: TrainerSettings) -> Front:
+        """Builds the parts; starts nothing."""
         registry = CollectorRegistry()
         metrics = TrainerMetrics(registry, [source.id for source in settings.sources])
         tracing = tracing_of("softprompt-trainer", settings.otlp_endpoint)
@@ -129,15 +130,15 @@ class Trainer:
 
 
 async def build(settings: TrainerSettings, front: Front, make_pool: PoolMaker) -> Trainer:
-    """Put the parts together behind the front. Waits for the database and the prompt store if they are away."""
+    """Builds the parts behind the front. Waits while the database or the prompt store is unavailable."""
     rpc, metrics, pools = front.rpc, front.metrics, front.pools
-    job_store = await _insist(
+    job_store = await _open_with_retries(
         pools.job_database,
         lambda: JobStore.open(settings.resolved_database_url, settings.database_timeout_seconds),
         _OPEN_SECONDS,
     )
     try:
-        store = await _insist(
+        store = await _open_with_retries(
             pools.prompt_store,
             lambda: open_store(settings.resolved_store_url, settings.store_timeout_seconds),
             _OPEN_SECONDS,
@@ -170,7 +171,9 @@ async def build(settings: TrainerSettings, front: Front, make_pool: PoolMaker) -
     )
     info = ServiceInfo(models, limits, settings.upload_limits)
     owned = TenantDatasets(datasets, ledger, settings.max_dataset_bytes_per_tenant)
-    tokens = PageTokens(await _insist(pools.job_database, lambda: page_token_key(job_store.database), _OPEN_SECONDS))
+    tokens = PageTokens(
+        await _open_with_retries(pools.job_database, lambda: page_token_key(job_store.database), _OPEN_SECONDS)
+    )
     beat_seconds = settings.watch_heartbeat_seconds
     tuning = TuningServicer(
         jobs, JobIntake(owned, jobs), owned, info, tokens, pools.requests, rpc.draining, beat_seconds
@@ -188,56 +191,53 @@ async def build(settings: TrainerSettings, front: Front, make_pool: PoolMaker) -
 
 
 async def serve(settings: TrainerSettings, stop: asyncio.Event, make_pool: PoolMaker) -> None:
-    """Run until `stop` is set, then drain. Raises what keeps the service from starting."""
+    """Runs until `stop` is set, then drains. Raises errors that prevent the service from starting."""
     retract(settings)
     front = Front.of(settings)
-    metrics_server = serve_metrics(
-        front.registry, settings.host, settings.metrics_port
-    )  # first: a server of gRPC that runs is drained
+    # Before gRPC starts, because a running gRPC server would have to be drained if this fails.
+    metrics_server = serve_metrics(front.registry, settings.host, settings.metrics_port)
     port = await front.rpc.start()
     log.info("listening", extra={"fields": {"port": port, "metrics_port": metrics_server.port}})
     building = asyncio.create_task(build(settings, front, make_pool))
 
-    async def live() -> None:
-        await _live(await asyncio.shield(building), port, metrics_server.port)
+    async def run() -> None:
+        await _run(await asyncio.shield(building), port, metrics_server.port)
 
-    living = asyncio.create_task(live())
+    running = asyncio.create_task(run())
     stopping = asyncio.create_task(stop.wait())
     try:
-        await asyncio.wait({living, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({running, stopping}, return_when=asyncio.FIRST_COMPLETED)
     finally:
-        living.cancel()
+        running.cancel()
         stopping.cancel()
-        await asyncio.wait({living, stopping, building}, timeout=_FINISH_BUILDING_SECONDS)
+        await asyncio.wait({running, stopping, building}, timeout=_FINISH_BUILDING_SECONDS)
         building.cancel()
-        await asyncio.wait({living, stopping, building})
+        await asyncio.wait({running, stopping, building})
         is_built = not building.cancelled() and building.exception() is None
         await _drain(settings, front, building.result() if is_built else None)
         await close_within(_CLOSE_SECONDS, metrics_server.close, "metrics")
-    if not living.cancelled():
-        living.result()
+    if not running.cancelled():
+        running.result()
 
 
-async def _live(trainer: Trainer, port: int, metrics_port: int) -> None:
-    """Become ready, then keep saying how things are. Ends only by an error or by being cancelled."""
+async def _run(trainer: Trainer, port: int, metrics_port: int) -> None:
+    """Becomes ready, then runs the background tasks. Ends only by an error or by cancellation."""
     await on_daemon_thread(trainer.models.load, "load-base-models")
     await trainer.jobs.start()
-    _take_signals_back()
-    _leave_out_of_collections()
-    await trainer.front.rpc.set_serving(*health_of(await _away(trainer)))
+    _restore_signal_handlers()
+    _freeze_modules()
+    await trainer.front.rpc.set_serving(*health_of(await _unavailable(trainer)))
     announce(trainer.settings, port, metrics_port, trainer.front.rpc.health_port)
     async with asyncio.TaskGroup() as group:
         group.create_task(trainer.maintenance.run(), name="store maintenance")
         group.create_task(trainer.retention.run(), name="retention")
         group.create_task(trainer.storage.run(), name="storage usage")
-        group.create_task(_keep_saying(trainer), name="health")
-        group.create_task(_look_for_models(trainer.models), name="base models")
+        group.create_task(_report_health(trainer), name="health")
+        group.create_task(_load_models(trainer.models), name="base models")
 
 
-async def _look_for_models(models: BaseModels) -> None:
-    """Base models that were missing are found without a restart. Hashing large weights takes as long as it takes: no
-    time limit.
-    """
+async def _load_models(models: BaseModels) -> None:
+    """Verifies base models and reads unavailable ones until all are available, without a time limit for hashing."""
     await on_daemon_thread(models.verify, "verify-base-models")
     while models.unavailable:
         await asyncio.sleep(LOOK_SECONDS * random.uniform(0.5, 1.5))
@@ -245,24 +245,25 @@ async def _look_for_models(models: BaseModels) -> None:
         await on_daemon_thread(models.verify, "verify-base-models")
 
 
-async def _keep_saying(trainer: Trainer) -> None:
+async def _report_health(trainer: Trainer) -> None:
     while True:
-        await trainer.front.rpc.set_serving(*health_of(await _away(trainer)))
+        await trainer.front.rpc.set_serving(*health_of(await _unavailable(trainer)))
         await asyncio.sleep(CHECK_SECONDS * random.uniform(0.8, 1.2))
 
 
-def _leave_out_of_collections() -> None:
-    """A collection of all generations stops every thread, the event loop's too. With the modules of Ray and torch among
-    what it looks at, each took half a second while a large dataset was parsed; they live as long as the process, so
-    they are left out.
+def _freeze_modules() -> None:
+    """Excludes the objects that exist now from garbage collection.
+
+    A full collection stops every thread, including the event loop's. With the modules of Ray and torch, which live as
+    long as the process, each took half a second while a large dataset was parsed.
     """
     gc.collect()
     gc.freeze()
 
 
-def _take_signals_back() -> None:
-    """Ray's native library puts its own handlers before ours when it starts; its one for SIGTERM aborts the process
-    after three seconds.
+def _restore_signal_handlers() -> None:
+    """Installs this process's signal handlers again: Ray's native library replaces them when it starts, and its handler
+    for SIGTERM aborts the process after three seconds.
     """
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -270,21 +271,21 @@ def _take_signals_back() -> None:
             signal.siginterrupt(number, False)
 
 
-def health_of(away: Collection[str]) -> tuple[bool, dict[str, bool]]:
-    """Whether the service as a whole is ready, and what is told of its parts.
+def health_of(unavailable: Collection[str]) -> tuple[bool, dict[str, bool]]:
+    """Whether the service is ready, and the health of its parts by name. `unavailable`: names of external systems.
 
-    `ready` needs the job database: of several trainers, one that can't reach it gets no new connections. Clients that
-    are connected go by "" and go on with what the remaining system answers. Without the prompt store jobs train on, and
-    wait to be published. A trainer without a single base model is not ready; what needs none is answered.
+    The service is ready only if the job database answers, so a trainer that can't reach it gets no new connections, and
+    if it has a base model. Connected clients follow the status of "", which is healthy while the database or the store
+    answers, and use what still works. Without the prompt store, jobs continue to train and wait to be published.
     """
-    database, store = JOB_DATABASE not in away, PROMPT_STORE not in away
+    database, store = JOB_DATABASE not in unavailable, PROMPT_STORE not in unavailable
     tuning, prompts = SERVICE_NAMES
     parts = {tuning: database, prompts: store, JOB_DATABASE: database, PROMPT_STORE: store}
-    return database and BASE_MODELS not in away, {"": database or store, **parts}
+    return database and BASE_MODELS not in unavailable, {"": database or store, **parts}
 
 
-async def _away(trainer: Trainer) -> frozenset[str]:
-    """The outside systems that don't answer now. Both are asked at the same time, each in a thread of its own."""
+async def _unavailable(trainer: Trainer) -> frozenset[str]:
+    """The external systems that don't answer now, checked concurrently in separate threads."""
     metrics, pools = trainer.front.metrics, trainer.front.pools
 
     async def store() -> None:
@@ -303,7 +304,8 @@ async def _away(trainer: Trainer) -> frozenset[str]:
     metrics.set_database_reachable(errors[JOB_DATABASE] is None)
     for system, error in errors.items():
         if error is not None:
-            log.warning("an outside system does not answer", extra={"fields": {"system": system, "why": error.message}})
+            fields = {"system": system, "why": error.message}
+            log.warning("an external system does not answer", extra={"fields": fields})
     metrics.set_base_models(trainer.models.states())
     none = {BASE_MODELS} if not trainer.models.infos else set()
     return frozenset(none | {system for system, error in errors.items() if error is not None})
@@ -329,8 +331,8 @@ async def _drain(settings: TrainerSettings, front: Front, trainer: Trainer | Non
     log.info("drained", extra={"fields": {"seconds": round(time.monotonic() - begun, 3)}})
 
 
-async def _insist(pool: CallPool, open_it: Callable[[], Opened], timeout_seconds: float) -> Opened:
-    """What `open_it` opens, tried again while the place is away: the service comes up when it comes back."""
+async def _open_with_retries(pool: CallPool, open_it: Callable[[], Opened], timeout_seconds: float) -> Opened:
+    """Returns what `open_it` opens; retries while it raises Unavailable."""
     reason = ""
     while True:
         try:

@@ -1,4 +1,4 @@
-"""What this trainer tells callers about itself."""
+"""Information about this trainer for callers: base models, limits, default hyperparameters."""
 
 from __future__ import annotations
 
@@ -17,17 +17,19 @@ _EXAMPLES_OF_A_SMALL_JOB = 200
 
 @dataclass(frozen=True)
 class TuningLimits:
-    """Bounds that requests are checked against, beside those of a dataset."""
+    """Limits of requests, besides those of datasets."""
 
     max_virtual_tokens: int
     max_queued_jobs: int
     max_runtime_seconds: float
     max_positions: int = 0
-    """Longest sequence that replicas take; 0: what the base model takes."""
+    """Longest sequence that replicas serve; 0: the base model's context."""
 
 
 @dataclass(frozen=True)
 class ServiceInfo:
+    """The answer to a request for information about this trainer."""
+
     models: BaseModels
     limits: TuningLimits
     upload_limits: UploadLimits
@@ -39,7 +41,7 @@ class ServiceInfo:
 
     @property
     def default_hyperparameters(self) -> Hyperparameters | None:
-        """What the recipe chooses for a small generation job; None while no base model is available."""
+        """The recipe's choice for a small generation job; None while no base model is available."""
         if not self.base_models:
             return None
         request, longest = HyperparameterRequest(), self.limits.max_virtual_tokens

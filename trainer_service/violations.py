@@ -1,4 +1,4 @@
-"""The collector of what is wrong with a request, so that it is refused once, with everything."""
+"""Collects the violations of a request, so that callers can fix all fields in one attempt."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from shared.errors import FieldViolation, InvalidInput
 
 
 class Violations:
-    """Add what is found; raise at the end."""
+    """The violations found so far."""
 
     def __init__(self) -> None:
         self._found: list[FieldViolation] = []
@@ -18,16 +18,18 @@ class Violations:
         return bool(self._found)
 
     def add(self, field: str, description: str) -> None:
+        """Adds a violation of one field."""
         self._found.append(FieldViolation(field, description))
 
     @contextmanager
     def collected(self) -> Iterator[None]:
-        """What the block finds wrong is added, and the block ends there."""
+        """A block whose InvalidInput is caught: its violations are added, and execution continues after the block."""
         try:
             yield
         except InvalidInput as error:
             self._found.extend(error.violations)
 
     def raise_if_any(self) -> None:
+        """Raises InvalidInput with all violations, if any."""
         if self._found:
             raise InvalidInput(self._found)

@@ -1,4 +1,4 @@
-"""The pool of Ray workers that the trainer's settings describe. Imports Ray, which is slow."""
+"""Makes the pool of Ray workers from the trainer's settings. Imports Ray, which is slow."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from trainer_service.config import TrainerSettings
 
 
 def ray_pool(settings: TrainerSettings) -> RayPool:
+    """A pool on the configured Ray cluster."""
     config = RayPoolConfig(
         base_models={source.id: source.source for source in settings.sources},
         dtype=settings.dtype,

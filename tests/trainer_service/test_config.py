@@ -56,7 +56,7 @@ def test_everything_lives_in_the_data_directory_unless_said_otherwise(
         ("MAX_VIRTUAL_TOKENS", "100000", "less than or equal to 1024"),
         ("MAX_RUNTIME_SECONDS", "-1", "greater than 0"),
         ("CHECKPOINT_SECONDS", "0", "greater than 0"),
-        ("DATA_DIR", "/dev/null/x", "can write, or make"),
+        ("DATA_DIR", "/dev/null/x", "can write or create"),
         ("STORE_URL", "ftp://host/prompts", "with one of file"),
         ("DATABASE_URL", "mysql://host/jobs", "must look like sqlite:///FILE"),
         ("DTYPE", "float64", "'auto', 'float32', 'bfloat16' or 'float16'"),

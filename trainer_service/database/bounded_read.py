@@ -1,5 +1,5 @@
-"""Rows whose texts callers chose, read up to a number of bytes: a thousand jobs with long templates and label sets
-would take gigabytes.
+"""Reads rows up to a number of bytes. Callers choose the texts of rows: a thousand jobs with long templates and label
+sets could take gigabytes.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import Connection, RowMapping, Select
 
 MAX_BYTES = 4 << 20
-"""A quarter of the largest message that the services send: on the wire, a row may be larger than it is stored."""
+"""A quarter of the largest message of the services, because a row can be larger on the wire than in the table."""
 _ROWS_AT_ONCE = 20
 
 
@@ -21,10 +21,9 @@ def bounded(
     size_of: Callable[[RowMapping], int],
     max_bytes: int = MAX_BYTES,
 ) -> tuple[list[RowMapping], bool]:
-    """The first rows, at most `limit` and at most `max_bytes` by `size_of`, but one at least; and whether the query has
-    more.
+    """The first rows, at least one, at most `limit` and at most `max_bytes` by `size_of`; and whether there are more.
 
-    The query may be limited to `limit + 1` rows. Rows that are left out are not held in memory.
+    The query may be limited to `limit + 1` rows. Omitted rows are not held in memory.
     """
     kept, used = list[RowMapping](), 0
     with connection.execute(query, execution_options={"yield_per": _ROWS_AT_ONCE}) as result:

@@ -1,8 +1,8 @@
-"""A connection to the job database: SQLite with nothing to set up, or PostgreSQL by URL; migrated to this build's
-schema when opened.
+"""The job database: an SQLite file that needs no setup, or PostgreSQL by URL. Opening it migrates it to this build's
+schema.
 
-Everything that differs between the two dialects is here. Callers see `read()` and `write()` transactions, and
-Unavailable when the database is away.
+All differences between the two dialects are here. Callers use `read()` and `write()` transactions, which raise
+Unavailable while the database is unavailable.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ log = logging.getLogger(__name__)
 STATEMENT_SECONDS = 15.0
 _MAX_IDLE_WAL_BYTES = 64 << 20
 _MIGRATION_LOCK = 0x50524F4D5054  # any number that no other program locks in this database
-# keeps hashes of names apart from other programs' numbers; two names with one hash only wait for each other
+# Separates hashes of names from other programs' lock numbers. Two names with the same hash only wait for each other.
 _NAMED_LOCKS = 0x50524F4D
 _CONNECT_SECONDS = 5.0
 _POSTGRES_CONNECTION = {
-    # A server that vanished from the network is noticed within seconds, and not after the hours that TCP allows.
+    # A server that vanished from the network is detected within seconds instead of the hours that TCP allows.
     "keepalives_idle": 10,
     "keepalives_interval": 5,
     "keepalives_count": 3,
@@ -47,13 +47,15 @@ _POSTGRES_CONNECTION = {
 
 
 class Database:
-    """Thread-safe. On SQLite this process owns the file: a second one is refused, since recovery assumes that its
-    predecessor is gone.
+    """Transactions on one database; thread-safe. An SQLite file belongs to one process: a second one is refused,
+    because recovery assumes that the previous process has ended.
     """
 
     def __init__(self, url: str, timeout_seconds: float = STATEMENT_SECONDS) -> None:
-        """`timeout_seconds`: a statement that takes longer, also for a lock, fails as Unavailable. Migrations may take
-        longer.
+        """Opens and migrates the database. Raises InvalidInput, PreconditionFailed or Unavailable.
+
+        `timeout_seconds` limits each statement, including its wait for locks; slower ones raise Unavailable. Migrations
+        may take longer.
         """
         try:
             parsed = make_url(url)
@@ -94,13 +96,14 @@ class Database:
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
+        """A transaction that only reads."""
         with _translated(), self._connected() as connection, connection.begin():
             yield connection
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
-        """A transaction that may read before it writes: on SQLite it takes the write lock first, so it never fails
-        half-way as busy.
+        """A transaction that may read before it writes. On SQLite it takes the write lock first, so it can't become
+        busy later.
         """
         with self._writing(), _translated(), self._connected() as connection:
             connection = connection.execution_options(immediate=True)
@@ -109,8 +112,8 @@ class Database:
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
-        """On SQLite one transaction writes at a time. One that hangs, on a disk that does, ends in time what waits for
-        it.
+        """Serializes writing transactions on SQLite. If one hangs, for example because of the disk, waiting ones raise
+        Unavailable after the time limit.
         """
         if self._writer is None:
             yield
@@ -124,7 +127,9 @@ class Database:
 
     @contextmanager
     def _connected(self) -> Iterator[Connection]:
-        """A call that outlives `close` ends its connection itself: there is no pool any more that would."""
+        """A connection of the pool. A call that outlives `close` closes its connection itself, because the pool is
+        disposed of.
+        """
         with self.engine.connect() as connection:
             try:
                 yield connection
@@ -133,8 +138,8 @@ class Database:
                     connection.detach()
 
     def now(self) -> float:
-        """Seconds since the epoch by a clock that all replicas share: PostgreSQL's own. On SQLite there is one replica,
-        and its clock.
+        """Seconds since the epoch by a clock that all replicas share: that of PostgreSQL. On SQLite, which has one
+        replica, the local clock.
         """
         if self.is_sqlite:
             return time.time()
@@ -142,15 +147,15 @@ class Database:
             return float(connection.scalar(text("SELECT extract(epoch FROM clock_timestamp())")))
 
     def lock(self, connection: Connection, name: str) -> None:
-        """Until the end of the transaction no other one has the lock of this name. On SQLite a transaction that writes
-        is alone anyhow.
+        """Takes the lock of this name until the end of the transaction. On SQLite it does nothing, because only one
+        transaction writes at a time.
         """
         if not self.is_sqlite:
             statement = text("SELECT pg_advisory_xact_lock(:space, hashtext(:name))")
             connection.execute(statement, {"space": _NAMED_LOCKS, "name": name})
 
     def size_bytes(self) -> int:
-        """Of the SQLite file and its log, or of the PostgreSQL database with all its tables."""
+        """Size of the SQLite file and its log, or of the PostgreSQL database with all its tables."""
         if self.is_sqlite:
             path = str(self.engine.url.database)
             return sum(os.stat(name).st_size for name in (path, f"{path}-wal") if os.path.exists(name))
@@ -158,8 +163,8 @@ class Database:
             return int(connection.scalar(text("SELECT pg_database_size(current_database())")) or 0)
 
     def give_pages_back(self, pause: Callable[[], bool]) -> None:
-        """Pages that nothing uses go back to the file system, some at a time; `pause` True ends this. PostgreSQL does
-        it by itself.
+        """Returns unused pages of an SQLite file to the file system in short transactions; stops if `pause()` between
+        them returns True. PostgreSQL needs no call.
         """
         while self.is_sqlite:
             with self.write() as connection:
@@ -168,6 +173,7 @@ class Database:
                 return
 
     def close(self) -> None:
+        """Closes idle connections and releases the lock of the SQLite file."""
         self._closed = True
         self.engine.dispose()
         if self._lock_file is not None:
@@ -186,9 +192,7 @@ class Database:
             current = MigrationContext.configure(connection).get_current_revision()
             known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
             if current is not None and current not in known:
-                raise PreconditionFailed(
-                    f"the job database has schema {current}, which this build does not know: run a newer build"
-                )
+                raise PreconditionFailed(f"the job database has the unknown schema {current}: run a newer build")
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
         if not self.is_sqlite:
@@ -196,8 +200,8 @@ class Database:
 
 
 def _own(path: Path) -> int:
-    """An open descriptor that holds the lock beside the database file. Raises PreconditionFailed if another process
-    holds it.
+    """Locks a file beside the database file and returns its descriptor. Raises PreconditionFailed if another process
+    has the lock.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path.with_name(path.name + ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -213,9 +217,8 @@ def _own(path: Path) -> int:
 
 
 def _hide(path: Path) -> None:
-    """Whatever the umask, only owner and group read the database: it holds callers' inputs and the key of page tokens.
-
-    SQLite gives the files beside it the same permissions.
+    """Lets only owner and group read the database, whatever the umask: it holds callers' inputs and the key of page
+    tokens. SQLite gives the files beside it the same permissions.
     """
     database = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
     try:
@@ -226,10 +229,8 @@ def _hide(path: Path) -> None:
 
 def _postgres_connection(timeout_seconds: float) -> dict[str, Any]:
     milliseconds = int(1000 * timeout_seconds)
-    connect_timeout = max(
-        2, math.ceil(min(timeout_seconds, _CONNECT_SECONDS))
-    )  # whole seconds, and libpq knows no less than two
-    # A replica that is stopped in the middle of a transaction must not hold its rows from the others for ever.
+    connect_timeout = max(2, math.ceil(min(timeout_seconds, _CONNECT_SECONDS)))  # whole seconds; libpq's minimum is 2
+    # A replica that is paused in the middle of a transaction must not lock its rows for ever.
     options = f"-c idle_in_transaction_session_timeout=20000 -c statement_timeout={milliseconds}"
     return {**_POSTGRES_CONNECTION, "connect_timeout": connect_timeout, "options": options}
 
@@ -238,7 +239,7 @@ def _configure_sqlite(engine: Engine, timeout_seconds: float) -> None:
     @event.listens_for(engine, "connect")
     def _pragmas(connection: Any, _record: Any) -> None:
         cursor = connection.cursor()
-        cursor.execute("PRAGMA auto_vacuum=INCREMENTAL")  # of a new file; before anything that writes to it
+        cursor.execute("PRAGMA auto_vacuum=INCREMENTAL")  # affects new files only; must precede all writes
         cursor.execute("PRAGMA journal_mode=WAL")
         cursor.execute(f"PRAGMA journal_size_limit={_MAX_IDLE_WAL_BYTES}")
         cursor.execute("PRAGMA synchronous=FULL")  # an accepted job survives a power cut
@@ -254,15 +255,15 @@ def _configure_sqlite(engine: Engine, timeout_seconds: float) -> None:
 
 @contextmanager
 def _translated() -> Iterator[None]:
-    """The database's own errors as Unavailable; what a program did wrong stays what it is."""
+    """Translates errors of the connection and the server into Unavailable; other errors stay as they are."""
     try:
         yield
     except IntegrityError:
         raise
     except (OperationalError, InterfaceError) as error:
-        log.warning("the job database is away: %s", error.orig)
-        raise Unavailable("the job database is away; try again") from error
+        log.warning("the job database is unavailable: %s", error.orig)
+        raise Unavailable("the job database is unavailable; try again") from error
     except DBAPIError as error:
         if not error.connection_invalidated:
             raise
-        raise Unavailable("the job database went away; try again") from error
+        raise Unavailable("the connection to the job database was lost; try again") from error

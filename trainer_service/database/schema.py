@@ -1,7 +1,7 @@
-"""Tables of the job store, the same for SQLite and PostgreSQL. `migrations/` builds them; a test compares the two.
+"""The tables, the same for SQLite and PostgreSQL. `migrations` creates them; a test compares the two.
 
-Times are seconds since the epoch (UTC). JSON columns hold the pydantic models of `model`; what is searched by has
-columns of its own.
+Times are seconds since the epoch (UTC). JSON columns hold the pydantic models of `jobs.model`; fields that queries
+search for have separate columns.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ metadata = MetaData(
 )
 
 PROMPT_NAME = String(63).with_variant(String(63, collation="C"), "postgresql")
-"""Compared byte by byte, as SQLite does, so that the names with one beginning are one range of an index."""
+"""Compared byte by byte, as in SQLite, so that the names with a common prefix are one range of an index."""
 
 jobs = Table(
     "jobs",
@@ -44,7 +44,7 @@ jobs = Table(
     Column("base_model", String(200), nullable=False),
     Column("caller", String(200), nullable=False),
     Column("tenant", String(200), nullable=False),
-    Column("request_id", String(128)),  # NULL where the caller gave none: NULLs don't collide in the unique index
+    Column("request_id", String(128)),  # NULL if the caller gave none: NULLs don't collide in the unique index
     Column("spec", Text, nullable=False),
     Column("effective", Text, nullable=False),
     Column("queue_key", Double, nullable=False),
@@ -73,7 +73,7 @@ jobs = Table(
     Index("ix_jobs_state_tenant_queue_key", "state", "tenant", "queue_key"),
     Index("ix_jobs_prompt_id", "prompt", "id"),
     Index("ix_jobs_prompt_state_id", "prompt", "state", "id"),
-    # With all that the queue's heads and a claim need: no row is read.
+    # Covers the queries for the queue's heads and for claims: they read no table rows.
     Index("ix_jobs_queue", "state", "trained", "base_model", "tenant", "solo", "queue_key", "id", "not_before"),
     Index("ix_jobs_caller_state", "caller", "state"),
     Index("ix_jobs_tenant_state", "tenant", "state"),
@@ -115,7 +115,7 @@ datasets = Table(
     Column("tenant", String(200), primary_key=True),
     Column("dataset", String(90), primary_key=True),
     Column("size_bytes", BigInteger, nullable=False),
-    Column("num_examples", Integer, nullable=False),  # 0: a dataset of an older build whose file was not looked at yet
+    Column("num_examples", Integer, nullable=False),  # 0: a dataset of an older build that was not measured yet
     Column("task", String(16), nullable=False),
     Column("num_labels", Integer, nullable=False),
     Column("create_time", Double, nullable=False),
@@ -155,6 +155,6 @@ worker_slots = Table(
     metadata,
     Column("owner", String(120), primary_key=True),
     Column("slots", Integer, nullable=False),
-    Column("lacking", Integer, nullable=False),  # wanted, and not to be had
+    Column("lacking", Integer, nullable=False),  # slots that the owner wants in addition
     Column("lease_until", Double, nullable=False),
 )

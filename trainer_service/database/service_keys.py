@@ -1,4 +1,4 @@
-"""Secret keys of the service, in the job database: the same for all its replicas and after every restart."""
+"""Secret keys of the service, kept in the job database: the same for all replicas and after every restart."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ PAGE_TOKENS = "page-tokens"
 
 
 def page_token_key(database: Database) -> bytes:
-    """The key of page tokens, made at the first call. Of replicas that make one at the same time, the first one's
-    stays.
+    """The key of page tokens, created at the first call. If several replicas create one at once, all use the first.
 
     Raises Unavailable.
     """

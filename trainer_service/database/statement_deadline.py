@@ -1,7 +1,7 @@
-"""A time limit for each statement of psycopg, kept on this side of the wire.
+"""A time limit for each statement of psycopg, enforced by the client.
 
-PostgreSQL's own `statement_timeout` needs a server that hears of the statement, and TCP's time-outs a peer that
-acknowledges nothing. A proxy or a frozen server that takes the bytes and never answers passes both.
+PostgreSQL's `statement_timeout` works only if the server receives the statement, and TCP time-outs only if the peer
+stops acknowledging. A proxy or a frozen server that accepts the bytes and never answers triggers neither.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import Any
 from sqlalchemy import Engine, event
 
 _MARGIN_SECONDS = 1.0
-"""The server's own limit comes first: it leaves the connection usable."""
+"""Added to the server's limit, which should act first because it leaves the connection usable."""
 
 
 class StatementDeadline:
-    """Connections of `engine` fail with OperationalError, and are closed, when an answer takes longer than
+    """Makes connections of `engine` fail with OperationalError, and closes them, if an answer takes longer than
     `timeout_seconds`.
     """
 
@@ -27,10 +27,11 @@ class StatementDeadline:
         event.listen(engine, "do_connect", self._connect)
 
     def lift(self) -> None:
-        """For a migration, before anything else uses the engine."""
+        """Removes the limit for a migration, before anything else uses the engine."""
         self._timeout_seconds = None
 
     def restore(self) -> None:
+        """Sets the limit again after `lift`."""
         self._timeout_seconds = self._restored
 
     def _connect(self, dialect: Any, record: Any, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
@@ -45,8 +46,8 @@ class StatementDeadline:
         return LimitedConnection.connect(*arguments, **options)
 
     def _limited(self, answer: Generator[Any, Any, Any], connection: Any) -> Generator[Any, Any, Any]:
-        """psycopg's generator for one exchange with the server. It yields what it waits for, and is sent what became
-        ready (0: nothing).
+        """Wraps psycopg's generator for one exchange with the server, which yields the event that it waits for and
+        receives the event that occurred (0: none).
         """
         import psycopg
 
@@ -56,7 +57,7 @@ class StatementDeadline:
             while True:
                 ready = yield wanted
                 if not ready and self._timeout_seconds is not None and time.monotonic() - begun > self._timeout_seconds:
-                    connection.pgconn.finish()  # at once: closing in good order would wait for the same server
+                    connection.pgconn.finish()  # at once: a regular close would wait for the same server
                     raise psycopg.OperationalError("the server did not answer in time")
                 wanted = answer.send(ready)
         except StopIteration as end:

@@ -1,7 +1,7 @@
-"""Jobs on workers: which worker takes which job, and what happens when a worker, a trainer or a job fails.
+"""Assigns jobs to workers and handles failures of workers, trainer replicas and jobs.
 
-`manager` is the front for the rest of the service. `dispatcher` runs the loop; `scheduler`, `worker_targets`,
+`manager` is the interface for the rest of the service. `dispatcher` runs the loop; `scheduler`, `worker_targets`,
 `capacity` and `estimate` decide, as pure functions of plain data; `supervisor` follows one worker from launch to end;
-`leases` keep this replica's jobs its own. Input comes from `jobs.store`, workers from `cluster`, finished jobs go to
-`publish`. This package imports neither Ray nor torch.
+`leases` renews the leases of this replica's jobs. Jobs come from `jobs.store`, workers from `cluster`; trained jobs go
+to `publish`. This package imports neither Ray nor torch.
 """

@@ -1,5 +1,5 @@
-"""How many workers this replica may have now: all of `max_workers` where it is the only one, else its slots
-(`worker_slots`).
+"""How many workers this replica may have now: `max_workers` if it is the only replica, else its slots
+(`jobs.store.worker_slots`).
 """
 
 from __future__ import annotations
@@ -13,12 +13,14 @@ from trainer_service.jobs.context import JobsContext
 from trainer_service.jobs.store import worker_slots
 
 _PATIENCE_TICKS = 5.0
-"""A replica lacks workers for that many ticks before another one ends an idle one for it, or before it takes more than
-an equal part: until then another replica may place the jobs, or take its own part.
+"""Ticks that a replica must lack workers before another replica ends an idle worker for it, or before it takes more
+than an equal part. Until then, another replica may place the jobs or take its own part.
 """
 
 
 class Allowance:
+    """This replica's part of the workers. It limits what the scheduler plans; it doesn't start or end workers."""
+
     def __init__(self, context: JobsContext, leases: Leases) -> None:
         self._context, self._leases = context, leases
         self._valid_until = float("inf")
@@ -27,11 +29,11 @@ class Allowance:
     async def plan(
         self, plan_for: Callable[[Sequence[WorkerView], int], Plan], views: Sequence[WorkerView], num_workers: int
     ) -> Plan:
-        """What `plan_for(workers, max_workers)` decides with this replica's part of the workers.
+        """Calls `plan_for(workers, max_workers)` with this replica's part of the workers and returns the adjusted plan.
 
-        `num_workers` counts those that have not ended, `views` those that may get jobs. Beyond its part, workers get no
-        jobs, and end when they have none. One that has nothing to do ends while another replica has lacked one for a
-        while.
+        `num_workers` counts the workers that have not ended, `views` are those that may get jobs. Workers beyond this
+        replica's part get no jobs and are stopped once they have none. If another replica has lacked workers for
+        `_PATIENCE_TICKS`, the plan also stops one idle worker.
         """
         context, most = self._context, self._context.config.max_workers
         best = plan_for(views, most)
@@ -54,11 +56,11 @@ class Allowance:
 
     @property
     def is_valid(self) -> bool:
-        """False when so much time has passed since the last plan that the slots may be others' by now."""
+        """False if the last plan is so old that other replicas may have taken the slots."""
         return time.monotonic() < self._valid_until
 
     async def release(self) -> None:
-        """Once no worker is left."""
+        """Gives all slots back. To be called once no worker is left."""
         if self._context.store.is_shared:
             await self._context.database.call(worker_slots.release, self._context.store.database, self._context.owner)
 
@@ -80,7 +82,7 @@ class Allowance:
 
 
 class _Lasting:
-    """For how long something has been so at every look."""
+    """Measures for how long a condition has held at every check."""
 
     def __init__(self) -> None:
         self._since: float | None = None

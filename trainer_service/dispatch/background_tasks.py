@@ -1,4 +1,4 @@
-"""What the dispatcher starts and doesn't wait for, so that one silent worker or a full disk holds up no other job."""
+"""Tasks that the dispatcher starts without waiting, so an unresponsive worker or a full disk delays no other job."""
 
 from __future__ import annotations
 
@@ -12,15 +12,13 @@ Key = tuple[str, ...]
 
 
 class BackgroundTasks:
-    """At most one task for each key, however often it is begun; what goes wrong is logged. For the event loop's own
-    thread.
-    """
+    """Runs at most one task per key; failures are logged. Use it on the event loop's thread only."""
 
     def __init__(self) -> None:
         self._tasks: dict[Key, asyncio.Task[None]] = {}
 
     def begin(self, key: Key, work: Callable[[], Awaitable[None]]) -> None:
-        """Unless this key's task is still under way."""
+        """Starts a task, unless the previous one with this key is still running."""
         if key not in self._tasks:
             task = asyncio.create_task(self._run(key, work), name=f"dispatcher {' '.join(key)}")
             self._tasks[key] = task
@@ -30,12 +28,12 @@ class BackgroundTasks:
         return key in self._tasks
 
     async def wait(self, keys: Collection[Key], seconds: float) -> None:
-        """Until these are done, or for that long: they go on."""
+        """Waits until these tasks are done, or for `seconds`; unfinished tasks keep running."""
         if tasks := [self._tasks[key] for key in keys if key in self._tasks]:
             await asyncio.wait(tasks, timeout=max(0.0, seconds))
 
     def cancel(self, *first: str) -> list[asyncio.Task[None]]:
-        """Cancel the tasks whose keys begin with `first`. Returns those tasks; they end soon."""
+        """Cancels the tasks whose keys begin with `first` and returns them; they end soon."""
         tasks = [task for key, task in self._tasks.items() if key[: len(first)] == first]
         for task in tasks:
             task.cancel()

@@ -1,34 +1,36 @@
-"""How many jobs fit into a worker's memory, by what it was seen to use with so many. Pure.
+"""How many jobs fit into a worker's memory, estimated from its memory use at different numbers of jobs. Pure.
 
-The activations of a step are shared, so what counts is what one more job adds: the slope between what was used with few
-jobs and with many. As long as only one number of jobs was seen, all that was added to the bare model is put down to
-them: rather too much than too little.
+The activations of a step are shared, so only the memory that each further job adds counts: the slope between the use
+with few jobs and with many. While only one number of jobs has been observed, everything above the bare model is
+attributed to the jobs, which overestimates rather than underestimates their need.
 """
 
 from __future__ import annotations
 
 _SHARE = 0.9
-"""Of the memory that is planned with: evaluation and fragmentation need some."""
+"""Share of the memory limit available to jobs; evaluation and fragmentation need the rest."""
 
 
 class Capacity:
-    """`observe` after each report, `max_jobs` for the scheduler."""
+    """Memory model of one worker: `observe` is called after each report, `max_jobs` by the scheduler."""
 
     def __init__(self) -> None:
         self._most_used: dict[int, int] = {}
-        """Bytes, by number of jobs."""
+        """Bytes used, by number of jobs."""
         self._limit_bytes = 0
 
     def observe(self, num_jobs: int, used_bytes: int, limit_bytes: int) -> None:
-        """With no job: the model alone, so the least that was seen counts, since a worker that was busy gives memory
-        back late.
+        """Records the memory use at a number of jobs: the largest value seen, but the smallest for zero jobs, because
+        a worker returns memory late after its jobs have left.
         """
         before = self._most_used.get(num_jobs, used_bytes)
         self._most_used[num_jobs] = min(before, used_bytes) if num_jobs == 0 else max(before, used_bytes)
         self._limit_bytes = limit_bytes
 
     def max_jobs(self) -> int | None:
-        """At least one: whether a single job fits is found out by trying. None while too little was seen."""
+        """Jobs that fit, at least 1: whether a single job fits is found out by running it. None until enough was
+        observed.
+        """
         busy = sorted(count for count in self._most_used if count > 0)
         if not busy or (len(busy) == 1 and 0 not in self._most_used):
             return None

@@ -1,8 +1,8 @@
-"""The loop that moves jobs: claims what waits, starts and stops workers, passes on what was asked of running jobs.
+"""The loop that assigns jobs: claims waiting jobs, starts and stops workers, applies requests to running jobs.
 
-Each round looks at the store anew, so it doesn't matter which replica took a request, or what was lost with a
-predecessor. A round waits for the job database, and for some seconds for a worker that makes way: all else that is
-asked of workers is an errand, and leases are renewed by a task of their own.
+Each round reads the store again, so it doesn't matter which replica took a request or what a crashed predecessor knew.
+A round waits only for the job database, and up to `_END_SECONDS` for a worker that is replaced. All other calls to
+workers are background tasks, and a separate task renews the leases.
 """
 
 from __future__ import annotations
@@ -38,17 +38,22 @@ log = logging.getLogger(__name__)
 _LEAST_PAUSE_SECONDS = 0.01
 _NO_WORKER = "no worker has it"
 _END_SECONDS = 5.0
-"""Its successor's launch waits that long for a worker to end. A cluster that sees both at once may add a node for a
-moment.
+"""How long the launch of a replacement waits for the old worker to end. A cluster that sees both at once might add a
+node.
 """
 _LONGEST_REASON = 1000
+"""Characters of an error message."""
 _FAIL_AT_ONCE = 200
 """Jobs of a broken base model that fail in one transaction."""
 _LAST_SHARE, _LAST_SECONDS = 0.25, 10.0
-"""Of the grace time, and at most: for ending workers and handing back what they had."""
+"""Time for ending workers and requeuing their jobs: this share of the grace time, but at most that many seconds."""
 
 
 class Dispatcher:
+    """Runs the workers of this trainer replica. It decides nothing by itself: `scheduler` plans, `supervisor` follows
+    each worker, `publisher` takes trained jobs over.
+    """
+
     def __init__(
         self,
         context: JobsContext,
@@ -56,7 +61,7 @@ class Dispatcher:
         publisher: Publisher,
         tenants: Callable[[], Mapping[str, Tenant]] = dict,
     ) -> None:
-        """`tenants`: those that are known now, by name."""
+        """`tenants()` returns the tenants that are configured now, by name."""
         self._context, self._pool, self._publisher, self._tenants = context, pool, publisher, tenants
         self._supervisors: dict[str, WorkerSupervisor] = {}
         self._numbers = itertools.count(1)
@@ -73,10 +78,11 @@ class Dispatcher:
 
     @property
     def workers(self) -> Collection[WorkerSupervisor]:
+        """This replica's workers, including those that still load or are being stopped."""
         return self._supervisors.values()
 
     def launch_seconds(self, base_model: str) -> float:
-        """How long a job for this base model waits for a worker that has room to start: nothing where one is ready."""
+        """How long a job for this base model waits until a new worker is ready; 0 if one is ready already."""
         if any(
             supervisor.was_ready and supervisor.base_model == base_model for supervisor in self._supervisors.values()
         ):
@@ -84,26 +90,25 @@ class Dispatcher:
         return self._launches.seconds(base_model)
 
     def may_launch(self, base_model: str) -> bool:
-        """Not if its workers fail to start: then it neither takes others' place nor burns processor time on one start
-        after another.
+        """False while launches for the base model are paused after a failure and it has no worker. A failing model then
+        takes no other model's place and spends no time on repeated starts.
         """
         return self._launches.may_try(base_model) or any(
             supervisor.base_model == base_model for supervisor in self._supervisors.values()
         )
 
     async def start(self) -> None:
-        """Take back what died replicas left, then begin."""
+        """Queues the jobs of dead replicas again, then starts the loop."""
         context = self._context
         await self._leases.start()
         await context.pools.job_files.call(context.files.remove_ended, context.store.ids_with_files)
         self._task = asyncio.create_task(self._run(), name="dispatcher")
 
     async def drain(self, grace_seconds: float) -> None:
-        """Checkpoint what runs, put it back to the queue, end all workers. Jobs of one that doesn't answer go on from
-        an older checkpoint.
+        """Checkpoints running jobs, queues them again and ends all workers.
 
-        Takes no longer than the grace time, whatever hangs. Jobs that could not be put back by then move when their
-        leases run out.
+        Takes at most the grace time. Jobs of a worker that doesn't answer resume from an older checkpoint; jobs that
+        could not be queued again in time move when their leases expire.
         """
         self._draining = True
         deadline = time.monotonic() + grace_seconds
@@ -114,15 +119,15 @@ class Dispatcher:
                     await asyncio.gather(self._task, return_exceptions=True)
                 await self._leave(deadline, min(_LAST_SHARE * grace_seconds, _LAST_SECONDS))
         except TimeoutError:
-            log.warning("the grace time is over; jobs that are left move when their leases run out")
+            log.warning("the grace time is over; the remaining jobs move when their leases expire")
         except Unavailable as error:
-            log.warning("jobs could not be handed back; they move when their leases run out: %s", error.message)
+            log.warning("jobs could not be queued again; they move when their leases expire: %s", error.message)
         finally:
             self._background.cancel()
             await self._leases.stop()
 
     async def abandon(self) -> None:
-        """Stop at once and write nothing more to the store, as if the process were killed."""
+        """Stops at once and writes nothing more to the store, as if the process were killed."""
         tasks = [*self._background.cancel(), *self._publisher.abandon()]
         for supervisor in self._supervisors.values():
             tasks += supervisor.abandon()
@@ -132,7 +137,9 @@ class Dispatcher:
         await asyncio.gather(*tasks, self._leases.stop(), return_exceptions=True)
 
     async def _leave(self, deadline: float, last_seconds: float) -> None:
-        """Of the time until the deadline, the `last_seconds` are for ending workers and handing back what they had."""
+        """Stops the jobs and waits for their checkpoints. The last `last_seconds` before the deadline are for ending
+        workers and requeuing the remaining jobs.
+        """
         stopped_by = deadline - last_seconds
         closing = asyncio.create_task(self._publisher.close(stopped_by - time.monotonic()))
         for supervisor in self._supervisors.values():
@@ -153,7 +160,7 @@ class Dispatcher:
         publishing = await closing
         for holding in await self._context.database.call(self._context.store.holdings, self._context.owner):
             if holding.job_id not in publishing:
-                await self._hand_back(holding)
+                await self._requeue(holding)
 
     async def _run(self) -> None:
         while True:
@@ -162,13 +169,13 @@ class Dispatcher:
             try:
                 await self._round()
             except Unavailable as error:
-                log.warning("the dispatcher waits: %s", error.message)
+                log.warning("the dispatcher is waiting: %s", error.message)
                 await asyncio.sleep(self._context.config.tick_seconds)
             except Exception:
-                log.exception("a round of the dispatcher failed")
+                log.exception("a dispatcher round failed")
                 await asyncio.sleep(self._context.config.tick_seconds)
-            # Many changes at once are one round's work, and rounds over a long queue leave at least as much time to
-            # others.
+            # The pause lets one round handle many changes, and leaves at least as much time to other tasks as the round
+            # took.
             took = time.monotonic() - begun
             await asyncio.sleep(_LEAST_PAUSE_SECONDS + min(took, self._context.config.tick_seconds))
             try:
@@ -179,7 +186,7 @@ class Dispatcher:
 
     async def _round(self) -> None:
         await self._expire()
-        await self._obey(await self._context.database.call(self._context.store.holdings, self._context.owner))
+        await self._apply(await self._context.database.call(self._context.store.holdings, self._context.owner))
         await self._claim_trained()
         await self._fail_broken()
         await self._place()
@@ -187,20 +194,20 @@ class Dispatcher:
     # Requests
 
     async def _expire(self) -> None:
-        """Jobs whose deadline passes while they wait; those on workers leave with a checkpoint, as for their longest
-        runtime.
+        """Ends waiting jobs whose deadline has passed. Running ones leave their worker with a checkpoint, as at their
+        maximum runtime.
         """
         context, now = self._context, time.time()
         for job in await context.database.call(
             context.store.expire, lambda record: transitions.expired(record, now), now
         ):
-            context.tell(job)
+            context.notify(job)
             self._background.begin(
                 ("tidy", job.id), partial(context.pools.job_files.retry, keep_what_is_worth, context.files, job)
             )
 
-    async def _obey(self, holdings: list[Holding]) -> None:
-        """Make what runs agree with what the store says."""
+    async def _apply(self, holdings: list[Holding]) -> None:
+        """Makes the running jobs agree with the store."""
         held = {holding.job_id: holding for holding in holdings}
         publishing, followed = self._publisher.job_ids, set[str]()
         for supervisor in list(self._supervisors.values()):
@@ -210,7 +217,7 @@ class Dispatcher:
                 if holding is None or holding.attempt != attempt:
                     if await self._is_lost_to_others(job_id, attempt):
                         self._background.begin(
-                            ("let go", supervisor.id, job_id, str(attempt)), partial(supervisor.let_go, job_id, attempt)
+                            ("drop", supervisor.id, job_id, str(attempt)), partial(supervisor.let_go, job_id, attempt)
                         )
                 elif holding.state is JobState.CANCELLING or holding.pausing or supervisor.is_over_time(job_id):
                     self._stop(supervisor, job_id, attempt)
@@ -218,20 +225,22 @@ class Dispatcher:
             if job_id in followed:
                 continue
             if job_id not in publishing and job_id not in self._publisher.job_ids and not self._is_followed(job_id):
-                log.error("a running job had no worker; it is queued again", extra={"fields": {"job": job_id}})
+                log.error("a running job had no worker; queuing it again", extra={"fields": {"job": job_id}})
                 await self._lose(holding)
 
     async def _is_lost_to_others(self, job_id: str, attempt: int) -> bool:
-        """Looks again: the job may have been given to the worker, or have left it, after the holdings were read."""
+        """Reads the holdings again: the job may have come to the worker, or left it, after they were read."""
         holdings = await self._context.database.call(self._context.store.holdings, self._context.owner)
         return all((holding.job_id, holding.attempt) != (job_id, attempt) for holding in holdings)
 
     def _stop(self, supervisor: WorkerSupervisor, job_id: str, attempt: int) -> None:
-        """The job leaves its worker as soon as that hears of it."""
+        """Asks the worker in the background to stop the job after its current step."""
         self._background.begin(("stop", supervisor.id, job_id, str(attempt)), partial(supervisor.stop_job, job_id))
 
     async def _end(self, ends: Sequence[tuple[WorkerSupervisor, str]], seconds: float) -> None:
-        """Workers, each with the reason. One that takes longer ends by and by; it gets no jobs any more."""
+        """Ends workers, each with its reason, and waits up to `seconds`. A worker that takes longer ends in the
+        background and gets no more jobs.
+        """
         keys = [("end", supervisor.id) for supervisor, _ in ends]
         for key, (supervisor, reason) in zip(keys, ends, strict=True):
             self._background.begin(key, partial(supervisor.end, reason))
@@ -244,14 +253,14 @@ class Dispatcher:
         config = self._context.config
         await self._move(holding, lambda record: transitions.lost(record, time.time(), _NO_WORKER, config))
 
-    async def _hand_back(self, holding: Holding) -> None:
+    async def _requeue(self, holding: Holding) -> None:
         await self._move(holding, lambda record: transitions.left_worker(record, time.time()))
 
     async def _move(self, holding: Holding, move: transitions.Move) -> None:
         try:
             await self._context.change(holding.job_id, move, attempt=holding.attempt)
         except StaleAttempt:
-            log.info("a job moved on by itself", extra={"fields": {"job": holding.job_id}})
+            log.info("a job changed its state meanwhile", extra={"fields": {"job": holding.job_id}})
 
     # Placing
 
@@ -260,11 +269,11 @@ class Dispatcher:
         while record := await context.database.call(
             context.store.claim_trained, context.owner, await self._leases.until(), time.time()
         ):
-            context.tell(record.job)
+            context.notify(record.job)
             self._publisher.begin(record)
 
     async def _fail_broken(self) -> None:
-        """Jobs that waited when their base model turned out to be broken. Later ones have it tried once more."""
+        """Fails the jobs that wait for a base model found to be broken. Jobs created later cause one more launch."""
         context = self._context
         for base_model in list(self._broken):
             message = f"base model {base_model!r} can't be loaded: {self._launches.why_broken(base_model)}"
@@ -272,7 +281,7 @@ class Dispatcher:
             move = partial(transitions.failed, error=error, now=time.time())
             failed = await context.database.call(context.store.fail_waiting, base_model, move, _FAIL_AT_ONCE)
             for job in failed:
-                context.tell(job)
+                context.notify(job)
                 self._background.begin(
                     ("tidy", job.id), partial(context.pools.job_files.retry, keep_what_is_worth, context.files, job)
                 )
@@ -280,7 +289,7 @@ class Dispatcher:
                 self._broken.discard(base_model)
 
     async def _set_weights(self) -> None:
-        """Weights of tenants that have changed since the last round."""
+        """Stores the tenants' weights if they have changed since the last round."""
         weights = {tenant.name: tenant.weight for tenant in self._tenants().values()}
         if weights != self._weights:
             await self._context.database.call(self._context.store.set_weights, weights)
@@ -339,7 +348,7 @@ class Dispatcher:
             if record is None:
                 return
             supervisor.give(record)
-            context.tell(record.job)
+            context.notify(record.job)
 
     def _launch(self, base_model: str) -> None:
         id = f"worker-{next(self._numbers)}"
@@ -349,8 +358,8 @@ class Dispatcher:
 
     def _on_end(self, supervisor: WorkerSupervisor) -> None:
         del self._supervisors[supervisor.id]
-        for errand in ("stop", "let go"):
-            self._background.cancel(errand, supervisor.id)
+        for task in ("stop", "drop"):
+            self._background.cancel(task, supervisor.id)
         if supervisor.was_ready:
             self._launches.succeeded(supervisor.base_model, supervisor.launch_seconds)
             self._waiting_notes.forget(supervisor.base_model)
@@ -361,5 +370,5 @@ class Dispatcher:
             if self._launches.failed(supervisor.base_model, reason, is_models_fault=is_models_fault):
                 self._broken.add(supervisor.base_model)
             if supervisor.wrong_software:
-                tell = partial(self._waiting_notes.tell, supervisor.base_model, supervisor.wrong_software)
-                self._background.begin(("note", supervisor.base_model), tell)
+                add_notes = partial(self._waiting_notes.add, supervisor.base_model, supervisor.wrong_software)
+                self._background.begin(("note", supervisor.base_model), add_notes)

@@ -1,8 +1,7 @@
-"""When waiting jobs will probably start: the scheduler's own rules, played forward over the jobs on workers and those
-that wait. Pure.
+"""Estimates when waiting jobs start by simulating the scheduler on the running and the waiting jobs. Pure.
 
-A start is told only where it follows from what is known. Behind a job of which nobody can say how long it takes,
-nothing does. It is wrong by as much as the jobs ahead are unlike those before them.
+A job has an estimate only if everything that it depends on is known: no start is estimated behind a job of unknown
+duration. The error is as large as the difference between the jobs ahead and earlier jobs.
 """
 
 from __future__ import annotations
@@ -19,48 +18,50 @@ from trainer_service.dispatch.scheduler import Claim, WorkerView, plan, settling
 from trainer_service.jobs.fair_queue import Ledger, QueueHead, Shares, in_order, queue_clock, share_of
 
 _MOST_WORK = 10_000
-"""Workers and queues looked at, over all rounds, so that a guess takes some tens of milliseconds. What starts later is
-not guessed at.
+"""Workers and queues visited in all rounds, which limits an estimate to some tens of milliseconds. Jobs that start
+later get no estimate.
 """
 
 
 @dataclass(frozen=True)
 class WaitingJob:
+    """A queued job. Times are seconds since the epoch."""
+
     id: str
     base_model: str
     queue_key: float
     not_before: float = 0.0
     exclusive: bool = False
     done_seconds: float = 0.0
-    """Spent on workers by earlier attempts."""
+    """Time that earlier attempts spent on workers."""
     tenant: str = ""
 
 
 @dataclass(frozen=True)
 class BusyWorker:
-    """A worker, and when it will be what. `view` is how the scheduler sees it now."""
+    """A worker as the scheduler sees it now (`view`), with the times at which it becomes ready and its jobs end."""
 
     view: WorkerView
     ends: Sequence[float | None] = ()
-    """When each of its jobs will probably be done; None: not known."""
+    """Estimated end of each of its jobs, in seconds since the epoch; None if unknown."""
     ready_at: float | None = 0.0
-    """When its base model is loaded; None: not known."""
+    """When its base model is loaded; None if unknown."""
     held: Sequence[tuple[str, float]] = ()
-    """Tenant of each of its jobs, and when it was claimed, in the order of `ends`. Left out: the nameless tenant's,
-    claimed now.
+    """Tenant of each of its jobs and when it was claimed, in the order of `ends`. If empty, all jobs belong to the
+    nameless tenant and were claimed now.
     """
 
 
 @dataclass(frozen=True)
 class Pace:
-    """How long things take here, in seconds by base model. What isn't there isn't known."""
+    """Typical durations of jobs and launches, in seconds by base model. A missing model's duration is unknown."""
 
     job_seconds: Mapping[str, float] = field(default_factory=dict)
     launch_seconds: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class _Place:
+class _RunningJob:
     """A job on a worker."""
 
     end: float
@@ -73,7 +74,7 @@ class _Worker:
     id: str
     base_model: str
     ready_at: float
-    places: list[_Place]
+    jobs: list[_RunningJob]
     fresh: bool
     exclusive: bool
     max_jobs: int | None
@@ -83,7 +84,7 @@ class _Worker:
         return WorkerView(
             id=self.id,
             base_model=self.base_model,
-            num_jobs=len(self.places),
+            num_jobs=len(self.jobs),
             ready=self.ready_at <= now,
             fresh=self.fresh,
             exclusive=self.exclusive,
@@ -94,14 +95,16 @@ class _Worker:
 
 
 def typical_seconds(samples: Mapping[str, Sequence[float]]) -> dict[str, float]:
-    """Medians, since one long job among many short ones says little about the next."""
+    """Medians by base model: one long job among many short ones says little about the next."""
     return {base_model: statistics.median(seconds) for base_model, seconds in samples.items() if seconds}
 
 
-def probable_end(since: float, told: float | None, typical: float | None, now: float) -> float | None:
-    """Of a job on a worker: what its progress tells, unless that is of an earlier attempt; else as long as others took."""
-    if told is not None and told > since:
-        return max(now, told)
+def probable_end(since: float, reported: float | None, typical: float | None, now: float) -> float | None:
+    """Estimated end of a job on a worker: the end that it reported, unless that is older than `since` and so belongs to
+    an earlier attempt; else `typical` seconds after `since`; None if both are unknown.
+    """
+    if reported is not None and reported > since:
+        return max(now, reported)
     return max(now, since + typical) if typical is not None else None
 
 
@@ -115,23 +118,23 @@ def starts(
     max_jobs_per_worker: int,
     shares: Shares | None = None,
 ) -> dict[str, float]:
-    """When waiting jobs will probably reach a worker, by id. Those of which that can't be said are left out.
+    """Estimated start of waiting jobs by id, in seconds since the epoch; jobs without an estimate are left out.
 
-    `replicas`: the workers of each trainer replica; all together have at most `max_workers`. `shares`: of tenants,
-    without what their jobs hold now.
+    `replicas`: the workers of each trainer replica; all replicas together have at most `max_workers`. `shares`: the
+    tenants' shares, not counting the jobs on workers now.
     """
-    return _Future(waiting, replicas, pace, now, max_workers, max_jobs_per_worker, shares or {}).play()
+    return _Simulation(waiting, replicas, pace, now, max_workers, max_jobs_per_worker, shares or {}).play()
 
 
 class _Key(NamedTuple):
-    """Jobs that are claimed in one order."""
+    """The jobs of one queue, which are claimed in order."""
 
     base_model: str
     tenant: str
     exclusive: bool
 
 
-class _Future:
+class _Simulation:
     def __init__(
         self,
         waiting: Sequence[WaitingJob],
@@ -143,12 +146,12 @@ class _Future:
         shares: Shares,
     ) -> None:
         self._queues: dict[_Key, list[WaitingJob]] = {}
-        """What may run by now, in order."""
+        """Jobs that may run now, in order."""
         self._later = [(job.not_before, job.id, job) for job in waiting]
         heapq.heapify(self._later)
         self._replicas = [{worker.view.id: _begin(worker, now) for worker in workers} for workers in replicas]
-        running = [place for workers in self._replicas for worker in workers.values() for place in worker.places]
-        self._ledger = Ledger(shares, [(place.tenant, place.since) for place in running])
+        running = [job for workers in self._replicas for worker in workers.values() for job in worker.jobs]
+        self._ledger = Ledger(shares, [(job.tenant, job.since) for job in running])
         self._pace, self._now = pace, now
         self._max_workers, self._max_jobs_per_worker = max_workers, max_jobs_per_worker
         self._starts: dict[str, float] = {}
@@ -156,8 +159,8 @@ class _Future:
         self._work_left = _MOST_WORK
 
     def play(self) -> dict[str, float]:
-        """From one event to the next, until all have started, or nothing more is known to happen."""
-        self._let_in()
+        """Advances from event to event until all jobs have started or no further event is known."""
+        self._queue_due_jobs()
         while (self._queues or self._later) and self._work_left > 0:
             while any(self._round(workers) for workers in self._replicas):
                 pass
@@ -166,7 +169,7 @@ class _Future:
         return self._starts
 
     def _round(self, workers: dict[str, _Worker]) -> bool:
-        """What one replica's scheduler decides now, carried out. False: nothing."""
+        """Plans for one replica and carries the plan out. Returns whether anything changed."""
         self._work_left -= 1 + len(workers) + len(self._queues)
         num_elsewhere = sum(map(len, self._replicas)) - len(workers)
         decided = plan(
@@ -216,14 +219,14 @@ class _Future:
         while taken < claim.max_jobs and (job := self._take(claim)) is not None:
             typical = self._pace.job_seconds.get(job.base_model)
             end = self._now + max(0.0, typical - job.done_seconds) if typical is not None else math.inf
-            worker.places.append(_Place(end, job.tenant, self._now))
+            worker.jobs.append(_RunningJob(end, job.tenant, self._now))
             worker.fresh, worker.exclusive = False, job.exclusive
             self._starts[job.id] = self._now
             taken += 1
         return taken
 
     def _take(self, claim: Claim) -> WaitingJob | None:
-        """As the job store does it: the tenant that goes next, and the first of its jobs."""
+        """Takes a job as the job store does: the first job of the tenant whose turn it is."""
         tenants = {
             key.tenant for key in self._queues if (key.base_model, key.exclusive) == (claim.base_model, claim.exclusive)
         }
@@ -238,41 +241,41 @@ class _Future:
         self._ledger.claim(tenant, waiting, self._now, is_last=not self._queues)
         return job
 
-    def _let_in(self) -> None:
-        """Jobs whose back-off is over."""
+    def _queue_due_jobs(self) -> None:
+        """Adds the jobs whose back-off is over to their queues."""
         while self._later and self._later[0][0] <= self._now:
             _, _, job = heapq.heappop(self._later)
             queue = self._queues.setdefault(_Key(job.base_model, job.tenant, job.exclusive), [])
             bisect.insort(queue, job, key=lambda job: (job.queue_key, job.id))
 
     def _advance(self) -> bool:
-        """To the next thing that happens. False: nothing is known to."""
+        """Advances to the next event. Returns False if no further event is known."""
         workers = [worker for replica in self._replicas for worker in replica.values()]
-        times = [place.end for worker in workers for place in worker.places]
+        times = [job.end for worker in workers for job in worker.jobs]
         times += [worker.ready_at + wait for worker in workers for wait in (0.0, settling_seconds(worker.load_seconds))]
         times += [self._later[0][0]] if self._later else []
         self._now = min((time for time in times if time > self._now), default=math.inf)
         for worker in workers:
-            for place in [place for place in worker.places if place.end <= self._now]:
-                worker.places.remove(place)
-                self._ledger.leave(place.tenant, place.since, self._now)
-            worker.exclusive = worker.exclusive and bool(worker.places)
-        self._let_in()
+            for job in [job for job in worker.jobs if job.end <= self._now]:
+                worker.jobs.remove(job)
+                self._ledger.leave(job.tenant, job.since, self._now)
+            worker.exclusive = worker.exclusive and bool(worker.jobs)
+        self._queue_due_jobs()
         return self._now < math.inf
 
 
 def _begin(worker: BusyWorker, now: float) -> _Worker:
     view = worker.view
     held = worker.held or [("", now)] * len(worker.ends)
-    places = [
-        _Place(math.inf if end is None else end, tenant, since)
+    jobs = [
+        _RunningJob(math.inf if end is None else end, tenant, since)
         for end, (tenant, since) in zip(worker.ends, held, strict=True)
     ]
     return _Worker(
         id=view.id,
         base_model=view.base_model,
         ready_at=now - view.ready_seconds if view.ready else math.inf if worker.ready_at is None else worker.ready_at,
-        places=places,
+        jobs=jobs,
         fresh=view.fresh,
         exclusive=view.exclusive,
         max_jobs=view.max_jobs,

@@ -1,8 +1,7 @@
-"""This replica's leases on the jobs it has, and those that other replicas let run out. A task of its own: no slow
-worker keeps it waiting.
+"""Renews this replica's leases on its jobs and takes over jobs whose leases expired at other replicas.
 
-Leases are measured by the database's clock, so replicas needn't agree on the time. A replica that dies loses its jobs
-after its lease and a quarter of one, within which the others look.
+A separate task does this, so slow workers don't delay it. Leases use the database's clock, so replicas needn't agree on
+the time. The other replicas check every quarter of a lease: a dead replica loses its jobs after at most 1.25 leases.
 """
 
 from __future__ import annotations
@@ -18,33 +17,32 @@ from trainer_service.jobs.context import JobsContext
 
 log = logging.getLogger(__name__)
 
-_REASON = "the trainer that had it is gone"
+_REASON = "its trainer is gone"
 
 
 class Leases:
-    """`await start()`, `await stop()`. On SQLite there is nobody else to take jobs from, but what a lease promises
-    holds there too.
-    """
+    """`await start()`, `await stop()`. Leases are also renewed on SQLite, where no other replica exists."""
 
     def __init__(self, context: JobsContext) -> None:
         self._context = context
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Take back what died replicas left, then begin. On SQLite this process is the only one: everything leased is
-        its predecessor's.
+        """Queues the jobs of dead replicas again, then starts to renew leases. On SQLite this process is the only one,
+        so all leased jobs are those of its predecessor.
         """
         shared = self._context.store.is_shared
         await self._take_back(await self._now() if shared else math.inf)
         self._task = asyncio.create_task(self._keep(), name="dispatcher leases")
 
     async def stop(self) -> None:
+        """Stops renewing leases; existing leases run until they expire."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
     async def until(self) -> float:
-        """When a lease that begins now ends."""
+        """When a lease that begins now ends, by the database's clock."""
         return await self._now() + self._context.config.lease_seconds
 
     async def _now(self) -> float:
@@ -52,18 +50,18 @@ class Leases:
 
     async def _keep(self) -> None:
         period_seconds = self._context.config.lease_seconds / 4
-        was_away = False
+        was_unavailable = False
         while True:
             try:
                 await self._context.database.call(self._context.store.renew, self._context.owner, await self.until())
-                # After an outage the others' leases have run out as this one's had: they get time to renew them, as
-                # this one just did.
-                if self._context.store.is_shared and not was_away:
+                # After an outage all replicas' leases have expired. The others get time to renew theirs, as this
+                # replica just did.
+                if self._context.store.is_shared and not was_unavailable:
                     await self._take_back(await self._now())
-                was_away = False
+                was_unavailable = False
                 await asyncio.sleep(period_seconds)
             except Unavailable as error:
-                was_away = True
+                was_unavailable = True
                 log.warning("leases can't be renewed: %s", error.message)
                 await asyncio.sleep(min(period_seconds, self._context.config.tick_seconds))
             except Exception:
@@ -79,5 +77,5 @@ class Leases:
             except_owner=context.owner,
         )
         for job in jobs:
-            log.info("took a job back: %s", _REASON, extra={"fields": {"job": job.id, "state": job.state.value}})
-            context.tell(job)
+            log.info("job taken over: %s", _REASON, extra={"fields": {"job": job.id, "state": job.state.value}})
+            context.notify(job)

@@ -1,7 +1,6 @@
-"""Tuning jobs for the service's front: create, look, watch, change. Behind it: the store, the dispatcher, the
-publisher.
+"""Tuning jobs for the RPC handlers: create, read, watch and change. Uses the store, the dispatcher and the publisher.
 
-To a caller who is limited to some prompts, jobs of other prompts do not exist.
+For a caller who is limited to some prompts, jobs of other prompts do not exist.
 """
 
 from __future__ import annotations
@@ -53,20 +52,20 @@ from trainer_service.training.recipe.defaults import coverage_note
 log = logging.getLogger(__name__)
 
 _EVENTS_PER_READ = 500
-_OWN_NEWS_SECONDS = 30.0
 _ALIAS_SECONDS = 2.0
-"""A creation waits no longer for a prompt store that is away."""
-_OTHERS_NEWS_SECONDS = 0.5
-"""A watcher is woken by changes made here; changes made by other replicas it has to look for."""
-
-
+"""How long a creation waits for an unavailable prompt store."""
+_OWN_NEWS_SECONDS, _OTHERS_NEWS_SECONDS = 30.0, 0.5
+"""How often a watcher reads the store with one replica and with several. Changes of this replica wake it at once;
+changes of other replicas don't.
+"""
 _LEAVE_SECONDS = 5.0
-"""Least time for leaving the cluster, even if the grace time is over."""
+"""Minimum time for leaving the cluster, even after the grace time."""
 _CLOSE_SECONDS = 2.0
+"""How long `drain` waits for the job database to close."""
 
 
 class Admission(Protocol):
-    """Decides whether a spec can be trained here and fills in what it leaves open."""
+    """Decides whether a spec can be trained here and fills in its defaults."""
 
     async def check(self, spec: TuningSpec) -> EffectiveSpec:
         """Raises InvalidInput naming fields, NotFound, or PreconditionFailed."""
@@ -74,12 +73,14 @@ class Admission(Protocol):
 
 
 def files_for(store: JobStore, directory: Path) -> JobFiles:
-    """Checkpoints beside an SQLite database, in a directory; or in PostgreSQL, where every replica sees them."""
+    """Where checkpoints are stored: in `directory` if the database is SQLite, else in PostgreSQL, where every replica
+    can read them.
+    """
     return DatabaseFiles(store.database) if store.is_shared else DirectoryFiles(directory)
 
 
 class JobManager:
-    """The service's jobs. Construct, `await start()`, use, `await drain(grace_seconds)`. Requests are answered before
+    """The service's jobs. Construct, `await start()`, use, `await drain(grace_seconds)`. It answers requests before
     `start` too.
     """
 
@@ -98,8 +99,8 @@ class JobManager:
         pools: TrainerPools | None = None,
         tenants: Callable[[], Mapping[str, Tenant]] = dict,
     ) -> None:
-        """`ledger`: jobs may name datasets of their own tenant only; None: whatever `datasets` reads.
-        `tenants`: those of the callers file as it is now, by name.
+        """With a `ledger`, jobs may use only datasets of their own tenant; without one, all that `datasets` can read.
+        `tenants()` returns the current tenants of the callers file by name.
         """
         self._ledger = ledger
         self._store, self._admission, self._pool, self._config = store, admission, pool, config
@@ -110,19 +111,19 @@ class JobManager:
         self._publisher = Publisher(self._context, prompt_store)
         self._dispatcher = Dispatcher(self._context, pool, self._publisher, tenants)
         dispatcher = self._dispatcher
-        self._outlook = StartTimes(
+        self._start_times = StartTimes(
             self._context, lambda: dispatcher.workers, dispatcher.launch_seconds, dispatcher.may_launch
         )
 
     async def start(self) -> None:
-        """Join the cluster, take back what a predecessor left RUNNING, then begin to place jobs on workers."""
+        """Joins the cluster, queues the jobs of dead replicas again, then begins to place jobs on workers."""
         await self._pool.start()
         await self._dispatcher.start()
 
     async def drain(self, grace_seconds: float) -> None:
-        """Checkpoint running jobs, put them back to QUEUED, end the workers, leave the cluster, close the store.
+        """Checkpoints running jobs, sets them to QUEUED, ends the workers, leaves the cluster and closes the store.
 
-        Takes hardly longer than the grace time, whatever hangs.
+        Takes at most a few seconds more than the grace time.
         """
         deadline = time.monotonic() + grace_seconds
         await self._dispatcher.drain(grace_seconds)
@@ -130,22 +131,22 @@ class JobManager:
             async with asyncio.timeout(max(_LEAVE_SECONDS, deadline - time.monotonic())):
                 await self._pool.close()
         except TimeoutError:
-            log.warning("left the workers' cluster behind, since leaving it takes too long")
+            log.warning("leaving the cluster took too long; not waiting for it")
         self._context.close()
         await close_within(_CLOSE_SECONDS, self._store.close, "job database")
 
     async def abandon(self) -> None:
-        """End without handing anything back, as if the process were killed: jobs stay RUNNING until their leases end."""
+        """Ends without queuing jobs again, as if the process were killed: jobs stay RUNNING until their leases end."""
         await self._dispatcher.abandon()
         await self._pool.close()
         self._context.close()
         self._store.close()
 
     async def create(self, spec: TuningSpec, *, request_id: str = "", owner: JobOwner = NO_OWNER) -> Job:
-        """Check, store as QUEUED, return. Repeating a `request_id` returns the job that it made.
+        """Checks the spec and stores a QUEUED job. Repeating a `request_id` returns the job that it created.
 
-        Raises what `Admission.check` raises, InvalidInput for a priority above the tenant's, Conflict if that job's
-        spec differs, Overloaded if the tenant's part of the queue is full.
+        Raises what `Admission.check` raises, InvalidInput for a priority above the tenant's maximum, Conflict if the
+        earlier job of `request_id` has another spec, Overloaded if the queue or the tenant's part of it is full.
         """
         if len(request_id) > MAX_REQUEST_ID_CHARS:
             raise InvalidInput.of(
@@ -156,7 +157,7 @@ class JobManager:
         ):
             if found.spec == spec:
                 return found
-            effective = found.effective  # the store says how the two conflict
+            effective = found.effective  # `JobStore.create` raises the Conflict that names the difference
         else:
             _check_priority(spec, owner)
             if self._ledger is not None:
@@ -193,30 +194,31 @@ class JobManager:
                 "job created",
                 extra={"fields": {"job": job.id, "prompt": spec.prompt, "base_model": effective.base_model.id}},
             )
-            self._context.tell(created)
+            self._context.notify(created)
             notes = [] if effective.repetition is None else list(effective.repetition.notes())
             notes += filter(
                 None, [coverage_note(spec.hyperparameters, effective.training.hyperparameters, effective.num_train)]
             )
             if notes:
                 await self._context.change(job.id, lambda record: record, payloads=[Note(text=text) for text in notes])
-        return await self._outlook.of_one(created)
+        return await self._start_times.of_one(created)
 
     async def get(self, job_id: str) -> Job:
-        """Raises NotFound."""
-        return await self._outlook.of_one(
+        """The job, with its estimated start while it waits. Raises NotFound."""
+        return await self._start_times.of_one(
             await self._context.database.call(self._store.get, job_id, current_caller().prompts)
         )
 
     async def list(self, filter: JobFilter, page_size: int, after: str = "") -> JobPage:
-        """The page that begins after the job `after`, of the jobs that the caller may see."""
+        """The page after the job `after` of the jobs that the caller may see."""
         filter = replace(filter, visible_to=current_caller().prompts)
         page = await self._context.database.call(self._store.page, filter, page_size, after)
-        return replace(page, jobs=await self._outlook.of(page.jobs))
+        return replace(page, jobs=await self._start_times.of(page.jobs))
 
     async def watch(self, job_id: str, after: int = 0) -> AsyncIterator[JobEvent]:
-        """Past events after number `after`, then each as it happens; ends after the one that ended the job. Raises
-        NotFound.
+        """Yields the stored events after number `after`, then each new one, and ends after the event that ends the job.
+
+        Raises NotFound.
         """
         news = self._context.bell.subscribe(job_id)
         pause = _OTHERS_NEWS_SECONDS if self._store.is_shared else _OWN_NEWS_SECONDS
@@ -238,7 +240,7 @@ class JobManager:
                 if not events and ended:
                     return
                 if not events and (await self._context.database.call(self._store.get, job_id)).state.is_terminal:
-                    ended = True  # maybe since the events were read: the last one is still to come
+                    ended = True  # perhaps only after the events were read: read once more for the last event
                     continue
                 try:
                     async with asyncio.timeout(pause * random.uniform(0.8, 1.2)):
@@ -249,10 +251,10 @@ class JobManager:
             self._context.bell.unsubscribe(job_id, news)
 
     async def cancel(self, job_id: str) -> Job:
-        """CANCELLED at once if it isn't on a worker, else CANCELLING. A cancelled job is fine; PreconditionFailed if it
-        ended otherwise.
+        """Sets the job to CANCELLED if it isn't on a worker, else to CANCELLING. Does nothing if it is cancelled
+        already; raises PreconditionFailed if it ended in another way.
 
-        Its best prompt so far is kept with it, if it was ever checkpointed: `Job.keeps_best_prompt`.
+        If the job was ever checkpointed, its best prompt so far is kept (`Job.keeps_best_prompt`).
         """
         job = await self._change(job_id, lambda record: transitions.cancel(record, time.time()))
         if job.state is JobState.CANCELLED:
@@ -260,23 +262,23 @@ class JobManager:
         return job
 
     async def pause(self, job_id: str) -> Job:
-        """PAUSED at once if it waits; a running one is PAUSED after its next step. Raises PreconditionFailed if it has
-        ended.
+        """Sets a waiting job to PAUSED at once, a running one after its current step. Raises PreconditionFailed if the
+        job has ended.
         """
         return await self._change(job_id, transitions.pause)
 
     async def resume(self, job_id: str) -> Job:
-        """QUEUED again. Raises PreconditionFailed if it is neither paused nor pausing."""
+        """Queues a paused job again. Raises PreconditionFailed if it is neither paused nor pausing."""
         return await self._change(job_id, lambda record: transitions.resume(record, time.time()))
 
     async def delete(self, job_id: str) -> None:
-        """Remove an ended job with its events. Raises PreconditionFailed if it hasn't ended."""
+        """Removes an ended job with its events and files. Raises PreconditionFailed if it hasn't ended."""
         await self._context.database.call(self._store.delete, job_id, current_caller().prompts)
         await self._context.pools.job_files.call(self._context.files.remove, job_id)
         self._context.bell.ring(job_id)
 
     async def counts(self) -> JobCounts:
-        """Of what the caller may see: their jobs, and the workers that have some of them."""
+        """Counts the jobs that the caller may see, and the workers that run some of them."""
         caller, database = current_caller(), self._context.database
         states = await database.call(self._store.counts, caller.prompts)
         running = sum(states.get(state, 0) for state in LEASED_STATES)
@@ -287,20 +289,22 @@ class JobManager:
         return JobCounts(queued=states.get(JobState.QUEUED, 0), running=running, num_workers=len(workers))
 
     async def _alias_revision(self, spec: TuningSpec) -> int | None:
-        """Of the job's alias now; while the store is away, as it was last seen."""
+        """The current revision of the job's alias; the last known one while the store is unavailable."""
         if not spec.publish.alias:
             return None
         try:
             index = await self._context.pools.prompt_store.call_within(_ALIAS_SECONDS, self._prompt_store.refresh)
         except Unavailable as error:
-            log.warning("a job's alias is recorded as it was last seen: %s", error.message)
+            log.warning(
+                "prompt store unavailable; recording the last known revision of a job's alias: %s", error.message
+            )
             index = self._prompt_store.index()
         return alias_revision(index, spec.prompt, spec.publish.alias)
 
     async def _change(self, job_id: str, move: transitions.Move) -> Job:
-        """A caller waits for the answer: an absent database is told at once, not waited for."""
+        """Changes the job once. An unavailable database raises at once because a caller waits for the answer."""
         after = await self._context.database.call(self._store.change, job_id, move, visible_to=current_caller().prompts)
-        self._context.tell(after.job)
+        self._context.notify(after.job)
         return await self.get(job_id)
 
 

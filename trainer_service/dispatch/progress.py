@@ -1,7 +1,7 @@
-"""One attempt of one job, as seen from the training events that its worker sends. Pure: no clock, no store.
+"""Turns the training events of one attempt of a job into the job's stored events. Pure: no clock, no store.
 
-Steps are many and events are stored for good, so progress is told at most once in a while; everything else is told at
-once.
+Stored events are never removed while the job runs and steps are many, so progress is stored at most once every
+`progress_seconds`. All other events are stored at once.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ _SMOOTHING = 0.1
 
 
 class AttemptProgress:
-    """`progress` is always the newest; `absorb` says which events of the job are to be stored now."""
+    """The newest progress of one attempt. `absorb` returns the job events that must be stored now."""
 
     def __init__(self, attempt: int, progress: JobProgress, progress_seconds: float) -> None:
         self.attempt = attempt
         self.progress = progress
         self.statistics: DatasetStatistics | None = None
         self.current_version = ""
-        """What this attempt is compared with for the gate."""
+        """The version that the publication gate compares this attempt with."""
         self.is_dirty = False
-        """`progress` holds what was not told yet."""
+        """Whether `progress` has changed since it was last returned for storing."""
         self._progress_seconds = progress_seconds
-        self._told_at = -math.inf
-        self._has_told_skips = False
+        self._returned_at = -math.inf
+        self._has_noted_skips = False
         self._seconds_per_step = 0.0
 
     def absorb(self, event: TrainingEvent, now: float) -> list[EventPayload]:
-        """Take one event in. `now`: seconds since the epoch."""
+        """Applies one event and returns the job events to store now. `now`: seconds since the epoch."""
         match event:
             case Started():
                 self.statistics = event.statistics
@@ -46,12 +46,12 @@ class AttemptProgress:
             case Preparing():
                 update = {"num_prepared": event.num_prepared, "num_examples": event.num_examples}
                 self.progress, self.is_dirty = self.progress.model_copy(update=update), True
-                return self.flush(now) if now - self._told_at >= self._progress_seconds else []
+                return self.flush(now) if now - self._returned_at >= self._progress_seconds else []
             case StepDone():
                 return self._step(event, now)
             case Evaluated():
                 best = {"best_step": event.step} if event.is_best else {}
-                before = self.flush(now)  # the steps up to here; what was measured comes once, as the evaluation
+                before = self.flush(now)  # the steps before; the metrics are stored only once, in the evaluation
                 self.progress = self.progress.model_copy(update={"metrics": dict(event.metrics), **best})
                 return [*before, Evaluation(step=event.step, metrics=dict(event.metrics), is_best=event.is_best)]
             case Checkpointed():
@@ -60,10 +60,10 @@ class AttemptProgress:
                 return self.flush(now)
 
     def flush(self, now: float) -> list[EventPayload]:
-        """What was held back."""
+        """Returns the progress that was not returned yet."""
         if not self.is_dirty:
             return []
-        self._told_at, self.is_dirty = now, False
+        self._returned_at, self.is_dirty = now, False
         return [self.progress]
 
     def _step(self, event: StepDone, now: float) -> list[EventPayload]:
@@ -82,35 +82,33 @@ class AttemptProgress:
             changes |= {"train_loss": event.loss, "grad_norm": event.grad_norm}
         self.progress = self.progress.model_copy(update=changes)
         self.is_dirty = True
-        told: list[EventPayload] = []
-        if event.num_skipped and not self._has_told_skips:
-            self._has_told_skips = True
-            told.append(
-                Note(
-                    text=f"step {event.step} was skipped: its loss or gradient is not finite; further ones are counted"
-                )
-            )
-        is_due = now - self._told_at >= self._progress_seconds or event.step == event.num_steps
-        return [*told, *self.flush(now)] if is_due else told
+        notes: list[EventPayload] = []
+        if event.num_skipped and not self._has_noted_skips:
+            self._has_noted_skips = True
+            text = f"step {event.step} was skipped: its loss or gradient is not finite; further ones are counted"
+            notes.append(Note(text=text))
+        is_due = now - self._returned_at >= self._progress_seconds or event.step == event.num_steps
+        return [*notes, *self.flush(now)] if is_due else notes
 
 
 def _starting(event: Started, statistics: DatasetStatistics) -> list[str]:
-    """What a person should know when an attempt begins."""
+    """Notes at the beginning of an attempt."""
     if event.restart_reason:
         return [f"its checkpoint can't be used, so training starts again from step 0: {event.restart_reason}"]
-    return [f"goes on from step {event.step}"] if event.step else [*event.notes, *_data_notes(statistics)]
+    return [f"resumes from step {event.step}"] if event.step else [*event.notes, *_data_notes(statistics)]
 
 
 def _data_notes(statistics: DatasetStatistics) -> list[str]:
-    """What a person should know of the data before the first step."""
-    told = list[str]()
+    """Notes about the data before the first step."""
+    notes = list[str]()
     if statistics.num_dropped or statistics.num_truncated:
-        told.append(
-            f"examples that are too long: {statistics.num_dropped} are left out, the inputs of {statistics.num_truncated} are cut"
+        notes.append(
+            f"examples that are too long: {statistics.num_dropped} dropped, the inputs of {statistics.num_truncated} "
+            "truncated"
         )
     if statistics.num_overlapping:
-        told.append(
-            f"the inputs of {statistics.num_overlapping} of the {statistics.num_validation} held-out examples also stand in the training "
-            "data: held-out scores say little about new inputs"
+        notes.append(
+            f"the inputs of {statistics.num_overlapping} of the {statistics.num_validation} held-out examples are also "
+            "in the training data: held-out scores say little about new inputs"
         )
-    return told
+    return notes

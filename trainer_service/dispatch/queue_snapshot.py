@@ -1,5 +1,5 @@
-"""What a guess at starting times is made from, by the job database: who waits, who runs where and until when, how long
-jobs take.
+"""Reads the input of start-time estimates from the job database: waiting jobs, running jobs with their estimated ends,
+and how long jobs take.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from trainer_service.jobs.states import LEASED_STATES, JobState
 from trainer_service.jobs.store import tenant_shares
 
 _MOST_WAITING = 2_000
-"""The first of the queue: as many of each tenant. What comes after them is not guessed at."""
+"""Waiting jobs that get an estimate: the first of each tenant's queue, an equal number for all tenants."""
 _FEWEST_OF_A_TENANT = 20
 _RECENT_JOBS = 200
 _RECENT_JOBS_OF_A_MODEL = 20
@@ -28,27 +28,34 @@ _RECENT_JOBS_OF_A_MODEL = 20
 
 @dataclass(frozen=True)
 class RunningJob:
+    """A job on a worker. Times are seconds since the epoch."""
+
     id: str
     owner: str
+    """The trainer replica that has the job."""
     base_model: str
     exclusive: bool
+    """Whether the job runs alone on its worker."""
     ends_at: float | None
+    """Estimated end; None if unknown."""
     tenant: str = ""
     claimed_at: float = 0.0
 
 
 @dataclass(frozen=True)
 class QueueSnapshot:
+    """The queue and the running jobs of all replicas at one moment."""
+
     waiting: Sequence[WaitingJob]
     running: Sequence[RunningJob]
     job_seconds: Mapping[str, float]
-    """By base model."""
+    """Typical time that a job spends on workers, by base model."""
     shares: Shares = field(default_factory=dict)
-    """Of tenants, without what their jobs hold now."""
+    """The tenants' shares, not counting the jobs on workers now."""
 
 
 def read(database: Database, now: float) -> QueueSnapshot:
-    """Raises Unavailable."""
+    """Reads a snapshot. `now`: seconds since the epoch. Raises Unavailable."""
     with database.read() as connection:
         shares = tenant_shares.read_stored(connection)
         waiting = _waiting(connection)
@@ -57,25 +64,25 @@ def read(database: Database, now: float) -> QueueSnapshot:
         query = query.where(jobs.c.state.in_([state.value for state in LEASED_STATES]), jobs.c.claimed_at.is_not(None))
         on_workers = connection.execute(query).all()
         samples = _recent_seconds(connection)
-    told: dict[str, float | None] = {}
+    reported: dict[str, float | None] = {}
     for row in on_workers:
         end = JobProgress.model_validate_json(row.progress).estimated_end_time
-        told[row.id] = end.timestamp() if end is not None and end.timestamp() > row.claimed_at else None
-        if (ends_at := told[row.id]) is not None:
+        reported[row.id] = end.timestamp() if end is not None and end.timestamp() > row.claimed_at else None
+        if (ends_at := reported[row.id]) is not None:
             samples[row.base_model].append(ends_at - row.claimed_at + row.runtime_seconds)
     typical = typical_seconds(samples)
     running = []
     for row in on_workers:
         leaves = row.pausing or row.state == JobState.CANCELLING.value
         since = row.claimed_at - row.runtime_seconds
-        ends_at = now if leaves else probable_end(since, told[row.id], typical.get(row.base_model), now)
+        ends_at = now if leaves else probable_end(since, reported[row.id], typical.get(row.base_model), now)
         running.append(RunningJob(row.id, row.owner, row.base_model, row.solo, ends_at, row.tenant, row.claimed_at))
     return QueueSnapshot(waiting, running, typical, shares)
 
 
 def workers_of_others(running: Sequence[RunningJob], owner: str, max_jobs_per_worker: int) -> list[list[BusyWorker]]:
-    """The workers that other replicas must have, as far as their jobs tell: not which is on which, nor what fits into
-    their memory.
+    """The workers that other replicas must have, inferred from their jobs: the store knows neither which job is on
+    which worker nor how many fit into a worker's memory. Returns one list per replica.
     """
     found: dict[str, list[BusyWorker]] = defaultdict(list)
     groups: dict[tuple[str, str, str], list[RunningJob]] = defaultdict(list)
@@ -84,18 +91,16 @@ def workers_of_others(running: Sequence[RunningJob], owner: str, max_jobs_per_wo
             groups[job.owner, job.base_model, job.id if job.exclusive else ""].append(job)
     for (other, base_model, alone), group in groups.items():
         for first in range(0, len(group), max_jobs_per_worker):
-            its = group[first : first + max_jobs_per_worker]
-            view = WorkerView(
-                f"{other}-{len(found[other]) + 1}", base_model, len(its), ready=True, exclusive=bool(alone)
-            )
-            found[other].append(
-                BusyWorker(view, [job.ends_at for job in its], held=[(job.tenant, job.claimed_at) for job in its])
-            )
+            on_worker = group[first : first + max_jobs_per_worker]
+            id = f"{other}-{len(found[other]) + 1}"
+            view = WorkerView(id, base_model, len(on_worker), ready=True, exclusive=bool(alone))
+            held = [(job.tenant, job.claimed_at) for job in on_worker]
+            found[other].append(BusyWorker(view, [job.ends_at for job in on_worker], held=held))
     return list(found.values())
 
 
 def _waiting(connection: Connection) -> list[WaitingJob]:
-    """The first jobs of each tenant, so that none is hidden behind another one's thousands."""
+    """The first jobs of each tenant, so that a long queue of one tenant doesn't hide the others' jobs."""
     columns = (
         jobs.c.id,
         jobs.c.base_model,
@@ -118,7 +123,7 @@ def _waiting(connection: Connection) -> list[WaitingJob]:
 
 
 def _recent_seconds(connection: Connection) -> defaultdict[str, list[float]]:
-    """Time on workers of jobs that succeeded lately, by base model."""
+    """Seconds that recently succeeded jobs spent on workers, by base model."""
     query = select(jobs.c.base_model, jobs.c.runtime_seconds).where(jobs.c.state == JobState.SUCCEEDED.value)
     found: defaultdict[str, list[float]] = defaultdict(list)
     for base_model, seconds in connection.execute(query.order_by(jobs.c.id.desc()).limit(_RECENT_JOBS)):

@@ -1,16 +1,15 @@
-"""Which worker takes how many jobs of which base model, which workers are started, which are stopped. Pure: no clock,
-no I/O.
+"""Plans which worker takes how many jobs, and which workers are started and stopped. Pure: no clock, no I/O.
 
-Jobs of one base model share its workers' cohorts: a worker is filled before another one is started. How many workers
-each base model should have follows from who waits (`worker_targets`). While there is room, workers are started. When
-all are taken, base models that have more than their target hand workers over: idle ones and those that are still
-loading at once; when another model lacks much of its target, the emptiest busy ones take nothing new until they are
-idle. A worker that was started a moment ago stays for a few times as long as its model took to load, so that little of
-the time goes into loading models.
+Jobs of one base model share its workers' cohorts: a worker is filled before another one is started. The number of
+workers that each base model should have follows from the waiting jobs (`worker_targets`). While `max_workers` is not
+reached, workers are started. After that, base models with more workers than their target give workers up: idle and
+loading ones at once; if another model is far below its target, the busy workers with the fewest jobs take no new jobs
+until they are idle. A worker keeps its model for at least `settling_seconds` of its load time, so that little time is
+spent on loading models.
 
-A job that must be alone gets a process that no other job has used, since one that ran out of memory may be fragmented
-or keep memory that it should have freed. A worker is launched or handed over for it while the others of its base model
-go on taking ordinary jobs.
+An exclusive job gets a process that no other job has used, because a process that ran out of memory can be fragmented
+or keep memory that it should have freed. A worker is launched or taken from another model for it, while the other
+workers of its base model keep taking ordinary jobs.
 """
 
 from __future__ import annotations
@@ -23,58 +22,64 @@ from trainer_service.dispatch.worker_targets import Backlog, Lane, targets
 from trainer_service.jobs.fair_queue import QueueHead
 
 _LOADING_SHARE = 0.25
-"""Of a worker's time, at most, goes into loading its model when it is handed over although its own model has jobs
-waiting.
+"""Largest share of a worker's time spent on loading its model, if the worker is given up while its model has waiting
+jobs.
 """
 _LARGE_LACK = 0.75
-"""A base model that has less than this part of its target has others' busy workers make way; otherwise it waits for
+"""A base model with less than this part of its target also gets busy workers of other models; otherwise it waits for
 idle ones.
 """
 
 
 @dataclass(frozen=True)
 class WorkerView:
+    """A worker as the scheduler sees it."""
+
     id: str
     base_model: str
     num_jobs: int
-    """Jobs on it."""
+    """Jobs on the worker."""
     ready: bool
-    """The base model is loaded. One that isn't counts as room to come."""
+    """Whether the base model is loaded. A loading worker counts as future room."""
     idle_seconds: float = 0.0
-    """Since its last job left; 0 while it has one."""
+    """Time since its last job left; 0 while it has one."""
     fresh: bool = False
-    """Has never had a job."""
+    """Whether it has never had a job."""
     exclusive: bool = False
-    """Has a job that must be alone; takes no second one."""
+    """Whether it has an exclusive job and so takes no second one."""
     max_jobs: int | None = None
-    """Jobs that fit into its memory, as far as it was measured; None: not known."""
+    """Jobs that fit into its memory by measurement; None if unknown."""
     load_seconds: float = 0.0
-    """From its launch until its model was loaded."""
+    """Time from its launch until its model was loaded."""
     ready_seconds: float = 0.0
-    """Since its model was loaded."""
+    """Time since its model was loaded."""
 
     @property
     def has_settled(self) -> bool:
-        """Has had its model for long enough that loading it was worth while."""
+        """Whether it has had its model for long enough to justify the time to load it."""
         return self.ready_seconds >= settling_seconds(self.load_seconds)
 
 
 @dataclass(frozen=True)
 class Claim:
+    """Up to `max_jobs` waiting jobs to claim for a worker."""
+
     worker_id: str
     base_model: str
     max_jobs: int
     exclusive: bool = False
-    """A job that must be alone; otherwise jobs that need not."""
+    """Whether to claim exclusive jobs; otherwise only ordinary jobs."""
 
 
 @dataclass(frozen=True)
 class Plan:
+    """Decisions of one round."""
+
     claims: tuple[Claim, ...] = ()
     launches: tuple[str, ...] = ()
-    """Base models, one entry a worker."""
+    """Base models to launch workers for, one entry per worker."""
     stops: tuple[str, ...] = ()
-    """Workers without jobs, some of which may still load their base model."""
+    """Ids of workers to stop. They have no jobs; some may still load their base model."""
 
 
 @dataclass
@@ -84,14 +89,14 @@ class _LaneState:
     target: int = 0
     workers: list[WorkerView] = field(default_factory=list)
     reserved: set[str] = field(default_factory=set)
-    """Workers that take nothing new, to make way for another lane."""
+    """Workers that take no new jobs because another lane gets their place."""
 
     def unplaced(self, max_jobs_per_worker: int) -> int:
-        """Waiting jobs for which its workers have no place, also none to come."""
+        """Waiting jobs that fit on none of the lane's workers, including those that still load."""
         return max(0, self.waiting - sum(_room(worker, self.lane, max_jobs_per_worker) for worker in self.workers))
 
     def lack(self, max_jobs_per_worker: int) -> int:
-        """Workers that it should get now."""
+        """Further workers that the lane should get now."""
         per_worker = 1 if self.lane.exclusive else _places(self.workers, max_jobs_per_worker)
         return max(0, min(self.target - len(self.workers), math.ceil(self.unplaced(max_jobs_per_worker) / per_worker)))
 
@@ -104,7 +109,7 @@ def plan(
     max_jobs_per_worker: int,
     idle_seconds: float,
 ) -> Plan:
-    """One round. Calling it again after its claims and launches were carried out gives the next."""
+    """Plans one round. The next call expects that this plan's claims and launches were carried out."""
     lanes = _lanes(heads, workers, max_workers, max_jobs_per_worker)
     launches, stops = _move_workers(lanes, max_workers - len(workers), max_jobs_per_worker)
     claims = [claim for state in lanes for claim in _fill(state, max_jobs_per_worker)]
@@ -123,20 +128,20 @@ def plan(
 def _lanes(
     heads: Sequence[QueueHead], workers: Sequence[WorkerView], max_workers: int, max_jobs_per_worker: int
 ) -> list[_LaneState]:
-    """What waits and which workers it has, the lane that goes first first; then the lanes that have only workers."""
+    """The lanes with waiting jobs in the order in which they are served, then the lanes that have only workers."""
     backlogs = [backlog for head in heads for backlog in _backlogs(head)]
     waiting: dict[Lane, int] = {}
     for backlog in backlogs:
         waiting[backlog.lane] = waiting.get(backlog.lane, 0) + backlog.num_jobs
-    its: dict[Lane, list[WorkerView]] = {}
+    by_lane: dict[Lane, list[WorkerView]] = {}
     for worker in workers:
-        its.setdefault(Lane(worker.base_model, worker.exclusive), []).append(worker)
-    most = {lane: _workers_for(lane, count, its, max_jobs_per_worker) for lane, count in waiting.items()}
+        by_lane.setdefault(Lane(worker.base_model, worker.exclusive), []).append(worker)
+    most = {lane: _workers_for(lane, count, by_lane, max_jobs_per_worker) for lane, count in waiting.items()}
     wanted = targets(backlogs, most, max_workers=max_workers, jobs_per_worker=max_jobs_per_worker)
     for lane in [lane for lane in wanted if lane.exclusive]:
-        _set_apart(lane, min(waiting[lane], wanted[lane] - len(its.get(lane, []))), its)
-    order = [*wanted, *(lane for lane in its if lane not in wanted)]
-    return [_LaneState(lane, waiting.get(lane, 0), wanted.get(lane, 0), its.get(lane, [])) for lane in order]
+        _set_apart(lane, min(waiting[lane], wanted[lane] - len(by_lane.get(lane, []))), by_lane)
+    order = [*wanted, *(lane for lane in by_lane if lane not in wanted)]
+    return [_LaneState(lane, waiting.get(lane, 0), wanted.get(lane, 0), by_lane.get(lane, [])) for lane in order]
 
 
 def _backlogs(head: QueueHead) -> Iterable[Backlog]:
@@ -148,29 +153,29 @@ def _backlogs(head: QueueHead) -> Iterable[Backlog]:
             )
 
 
-def _workers_for(lane: Lane, num_waiting: int, its: dict[Lane, list[WorkerView]], max_jobs_per_worker: int) -> int:
-    """Workers that the lane's jobs can fill, those on workers now and those that wait."""
-    workers = its.get(lane, [])
+def _workers_for(lane: Lane, num_waiting: int, by_lane: dict[Lane, list[WorkerView]], max_jobs_per_worker: int) -> int:
+    """Workers that the lane's running and waiting jobs can fill."""
+    workers = by_lane.get(lane, [])
     if lane.exclusive:
         return num_waiting + len(workers)
     return math.ceil((num_waiting + sum(worker.num_jobs for worker in workers)) / _places(workers, max_jobs_per_worker))
 
 
-def _set_apart(lane: Lane, count: int, its: dict[Lane, list[WorkerView]]) -> None:
-    """Keep fresh workers of the base model for its jobs that must be alone, ready ones first."""
+def _set_apart(lane: Lane, count: int, by_lane: dict[Lane, list[WorkerView]]) -> None:
+    """Moves up to `count` fresh workers of the base model to the lane of its exclusive jobs, ready ones first."""
     ordinary = Lane(lane.base_model)
-    fresh = sorted(
-        (worker for worker in its.get(ordinary, []) if worker.fresh), key=lambda worker: (not worker.ready, worker.id)
-    )
+    fresh = [worker for worker in by_lane.get(ordinary, []) if worker.fresh]
+    fresh.sort(key=lambda worker: (not worker.ready, worker.id))
     chosen = {worker.id for worker in fresh[: max(0, count)]}
     if chosen:
-        its[lane] = its.get(lane, []) + [worker for worker in its[ordinary] if worker.id in chosen]
-        its[ordinary] = [worker for worker in its[ordinary] if worker.id not in chosen]
+        by_lane[lane] = by_lane.get(lane, []) + [worker for worker in by_lane[ordinary] if worker.id in chosen]
+        by_lane[ordinary] = [worker for worker in by_lane[ordinary] if worker.id not in chosen]
 
 
 def _move_workers(lanes: Sequence[_LaneState], num_free: int, max_jobs_per_worker: int) -> tuple[list[str], list[str]]:
-    """Base models to launch and workers to stop; marks those that make way. A worker in each lane's turn, until nobody
-    lacks any.
+    """Returns base models to launch and workers to stop, and reserves the busy workers that are given up.
+
+    The lanes get one worker each in turn until no lane lacks any.
     """
     launches, stops = list[str](), list[str]()
     lacks = {state.lane: state.lack(max_jobs_per_worker) for state in lanes}
@@ -192,7 +197,7 @@ def _move_workers(lanes: Sequence[_LaneState], num_free: int, max_jobs_per_worke
 
 
 def _make_way(receiver: _LaneState, lanes: Sequence[_LaneState], is_large: bool) -> str | None:
-    """A worker without jobs to replace. Where there is none, one that will be: it is marked, and None returned."""
+    """Chooses a worker of another lane to replace and reserves it. Returns its id if it has no jobs, else None."""
     candidates = [
         (worker.num_jobs, not worker.ready, worker.id, state)
         for state in lanes
@@ -209,7 +214,7 @@ def _make_way(receiver: _LaneState, lanes: Sequence[_LaneState], is_large: bool)
 
 
 def _fill(state: _LaneState, max_jobs_per_worker: int) -> Iterable[Claim]:
-    """Give jobs to the lane's workers, fullest first, so that others can become idle."""
+    """Gives jobs to the lane's workers, fullest first, so that others can become idle."""
     left, lane = state.waiting, state.lane
     usable = [worker for worker in state.workers if worker.id not in state.reserved]
     for worker in sorted(usable, key=lambda worker: (not worker.ready, -worker.num_jobs, worker.id)):
@@ -229,11 +234,11 @@ def _room(worker: WorkerView, lane: Lane, max_jobs_per_worker: int) -> int:
 
 
 def _places(workers: Iterable[WorkerView], max_jobs_per_worker: int) -> int:
-    """Jobs that one more worker of the same base model will hold, by what was measured of those that are there."""
+    """Jobs that another worker of the same base model will hold, by what was measured of the existing ones."""
     measured = [worker.max_jobs for worker in workers if worker.max_jobs is not None]
     return max(1, min(max_jobs_per_worker, max(measured, default=max_jobs_per_worker)))
 
 
 def settling_seconds(load_seconds: float) -> float:
-    """How long a worker keeps its model at least while jobs wait for it, if loading it took that long."""
+    """Minimum time that a worker keeps its model while jobs wait for the model, if loading took `load_seconds`."""
     return load_seconds * (1 / _LOADING_SHARE - 1)

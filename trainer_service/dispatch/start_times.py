@@ -1,4 +1,4 @@
-"""Fills in when waiting jobs will probably start, for whoever reads them."""
+"""Adds the estimated start to waiting jobs that are returned to callers."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from trainer_service.jobs.states import JobState
 
 _FRESH_SECONDS = 1.0
 _MOST_LOAD = 0.1
-"""Share of the time that goes into guessing, however fast new jobs come."""
+"""Largest share of the time spent on estimates, however fast new jobs arrive."""
 
 
 class KnownWorker(Protocol):
-    """What its supervisor knows of a worker of this replica."""
+    """A worker of this replica, as its supervisor knows it."""
 
     @property
     def view(self) -> WorkerView: ...
@@ -30,15 +30,15 @@ class KnownWorker(Protocol):
 
     @property
     def launch_seconds(self) -> float:
-        """From its launch until its base model was loaded; 0 before that."""
+        """Time from its launch until its base model was loaded; 0 before that."""
         ...
 
 
 class StartTimes:
-    """Guesses are at most a second old: a client that polls a thousand jobs must not have each counted anew.
+    """Caches the estimates of all waiting jobs for up to a second, so that polling a thousand jobs is cheap.
 
-    `workers`: of this replica. `launch_seconds(base_model)`: how long its latest worker took, where none is there now.
-    `may_launch`: not while its workers fail to start.
+    `workers()`: the workers of this replica. `launch_seconds(base_model)`: how long its latest worker took to start, if
+    it has none now. `may_launch(base_model)`: False while its workers fail to start.
     """
 
     def __init__(
@@ -50,37 +50,37 @@ class StartTimes:
     ) -> None:
         self._context, self._workers = context, workers
         self._launch_seconds, self._may_launch = launch_seconds, may_launch
-        self._guessed_at, self._took_seconds, self._is_guessing = float("-inf"), 0.0, False
+        self._estimated_at, self._took_seconds, self._is_estimating = float("-inf"), 0.0, False
         self._starts: Mapping[str, float | None] = {}
         self._loading_since: dict[str, float] = {}
-        """By worker: when it was first seen to load its base model."""
+        """When each worker was first seen loading its base model."""
 
     async def of_one(self, job: Job) -> Job:
+        """The job with its estimated start."""
         return (await self.of([job]))[0]
 
     async def of(self, jobs: Sequence[Job]) -> tuple[Job, ...]:
+        """The jobs with the estimated starts of those that wait."""
         waiting = [job.id for job in jobs if job.state is JobState.QUEUED]
         if not waiting:
             return tuple(jobs)
-        age = time.monotonic() - self._guessed_at
+        age = time.monotonic() - self._estimated_at
         is_new = not self._starts.keys() >= set(waiting)
-        if not self._is_guessing and (age > _FRESH_SECONDS or (is_new and age > self._took_seconds / _MOST_LOAD)):
-            self._is_guessing = True  # who asks meanwhile has what was guessed before
+        if not self._is_estimating and (age > _FRESH_SECONDS or (is_new and age > self._took_seconds / _MOST_LOAD)):
+            self._is_estimating = True  # concurrent callers get the previous estimates
             try:
-                await self._guess()
+                await self._estimate()
             finally:
-                self._is_guessing = False
+                self._is_estimating = False
         return tuple(self._with_start(job) for job in jobs)
 
     def _with_start(self, job: Job) -> Job:
         start = self._starts.get(job.id) if job.state is JobState.QUEUED else None
-        return (
-            job
-            if start is None
-            else job.model_copy(update={"estimated_start_time": to_datetime(max(start, time.time()))})
-        )
+        if start is None:
+            return job
+        return job.model_copy(update={"estimated_start_time": to_datetime(max(start, time.time()))})
 
-    async def _guess(self) -> None:
+    async def _estimate(self) -> None:
         context, config, begun, now = self._context, self._context.config, time.monotonic(), time.time()
         found = await context.database.call(queue_snapshot.read, context.store.database, now)
         workers = [(worker.view, worker.job_ids) for worker in self._workers()]
@@ -102,7 +102,7 @@ class StartTimes:
         ]
         self._loading_since = {view.id: self._loading_since[view.id] for view, _ in workers if not view.ready}
         others = queue_snapshot.workers_of_others(found.running, context.owner, config.max_jobs_per_worker)
-        guessed = await context.database.call(
+        estimated = await context.database.call(
             starts,
             [job for job in found.waiting if job.base_model in launches],
             [mine, *others],
@@ -112,12 +112,12 @@ class StartTimes:
             max_jobs_per_worker=config.max_jobs_per_worker,
             shares=found.shares,
         )
-        self._starts = {job.id: guessed.get(job.id) for job in found.waiting}
-        self._guessed_at = time.monotonic()
-        self._took_seconds = self._guessed_at - begun
+        self._starts = {job.id: estimated.get(job.id) for job in found.waiting}
+        self._estimated_at = time.monotonic()
+        self._took_seconds = self._estimated_at - begun
 
     def _ready_at(self, view: WorkerView, launch_seconds: float | None, now: float) -> float | None:
-        """None: it takes so much longer than it should that nobody knows."""
+        """When the worker is ready; None if unknown, also if loading takes far longer than expected."""
         if view.ready:
             return now
         since = self._loading_since.setdefault(view.id, now)

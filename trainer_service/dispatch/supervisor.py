@@ -1,8 +1,6 @@
-"""Follows one worker from its launch to its end: gives it jobs, stores what it tells, and queues its jobs again when it
-is lost.
+"""Follows one worker from its launch to its end: gives it jobs, stores its events, queues its jobs again if it is lost.
 
-What a worker tells is acknowledged only after it is stored, so a database that is away, or a lost answer, loses
-nothing.
+Events are acknowledged only after they are stored, so an unavailable database or a lost answer loses none.
 """
 
 from __future__ import annotations
@@ -43,8 +41,10 @@ log = logging.getLogger(__name__)
 
 
 class WorkerSupervisor:
-    """`on_trained(record, outcome)` takes a trained job over; `on_end(self)` is called once, after its jobs are queued
-    again.
+    """One worker of this trainer replica. It is launched when the object is created.
+
+    `on_trained(record, publication)` takes a trained job over; `on_end(self)` is called once, after the worker's jobs
+    are queued again.
     """
 
     def __init__(
@@ -65,17 +65,17 @@ class WorkerSupervisor:
         self._handle: WorkerHandle | None = None
         self._state: WorkerState | None = None
         self.launch_seconds = 0.0
-        """From its launch until its base model was loaded."""
+        """Time from its launch until its base model was loaded; 0 before that."""
         self._ready_at = 0.0
         self.loss: WorkerLost | None = None
-        """Why it ended, if it was lost and its end says why."""
+        """The error that ended it, if it was lost with a known reason."""
         self._idle_since: float | None = None
         self._capacity = Capacity()
         self._liveness = Liveness(context.config.step_seconds)
         self._ended_because = ""
         self._abandoned = False
         self.wrong_software = ""
-        """Why its node can't be used, if it runs other software than the trainer."""
+        """Why its node can't be used, if the node runs other software than the trainer."""
         self._launched_at = time.monotonic()
         self._task = asyncio.create_task(self._run(), name=f"follow {id}")
 
@@ -85,21 +85,22 @@ class WorkerSupervisor:
 
     @property
     def was_ready(self) -> bool:
-        """Its base model was loaded at some time."""
+        """Whether its base model was ever loaded."""
         return self._state is WorkerState.READY
 
     @property
     def was_ended(self) -> bool:
-        """Its end was asked for: it was not lost."""
+        """Whether `end` was called, so its end is no loss."""
         return bool(self._ended_because)
 
     @property
     def attempts(self) -> dict[str, int]:
-        return {job_id: tracker.attempt for job_id, tracker in self._attempts.items()}
+        """The attempt of each of its jobs, by job id."""
+        return {job_id: attempt.attempt for job_id, attempt in self._attempts.items()}
 
     @property
     def view(self) -> WorkerView:
-        """How the scheduler sees it."""
+        """The worker as the scheduler sees it."""
         return WorkerView(
             id=self.id,
             base_model=self.base_model,
@@ -116,7 +117,7 @@ class WorkerSupervisor:
         )
 
     def give(self, record: Record) -> None:
-        """Prepare a claimed job and put it on the worker."""
+        """Prepares a claimed job and puts it on the worker."""
         job = record.job
         tracker = AttemptProgress(job.attempt, job.progress, self._context.config.progress_seconds)
         self._attempts[job.id], self._jobs[job.id] = tracker, record
@@ -124,11 +125,12 @@ class WorkerSupervisor:
         self._giving[job.id, job.attempt] = asyncio.create_task(self._give(record, tracker), name=f"give {job.id}")
 
     def is_over_time(self, job_id: str) -> bool:
+        """Whether the job has passed its deadline or its maximum runtime."""
         record = self._jobs.get(job_id)
         return record is not None and transitions.must_leave(record, time.time())
 
     async def stop_job(self, job_id: str) -> None:
-        """Let a job leave at its next step. Safe to repeat; a worker that is gone has been noticed elsewhere."""
+        """Stops a job after its current step. Safe to repeat; ignores a lost worker, which polling detects."""
         tracker = self._attempts.get(job_id)
         if tracker is None:
             return
@@ -141,7 +143,7 @@ class WorkerSupervisor:
         await self._stop_on_worker(job_id, tracker.attempt)
 
     async def let_go(self, job_id: str, attempt: int) -> None:
-        """Another attempt has the job, perhaps on this very worker: stop this one here, and store nothing more of it."""
+        """Stops an attempt that has lost its job, perhaps to another attempt on this worker, and drops its events."""
         tracker = self._attempts.get(job_id)
         if tracker is not None and tracker.attempt == attempt:
             await self.stop_job(job_id)
@@ -150,20 +152,20 @@ class WorkerSupervisor:
             await self._stop_on_worker(job_id, attempt)
 
     async def end(self, reason: str) -> None:
-        """Stop the worker. Jobs that are still on it are queued again from their checkpoints."""
+        """Stops the worker. Jobs that are still on it are queued again and resume from their checkpoints."""
         self._ended_because = self._ended_because or reason
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
 
     def abandon(self) -> list[asyncio.Task[None]]:
-        """Stop following the worker, and leave its jobs in the store as they are. Returns the tasks that end soon."""
+        """Stops following the worker and leaves its jobs in the store unchanged. Returns the tasks that end soon."""
         self._abandoned = True
         tasks = [self._task, *self._giving.values()]
         for task in tasks:
             task.cancel()
         return tasks
 
-    # The worker's life
+    # Launch, polling and end of the worker
 
     async def _run(self) -> None:
         reason, out_of_memory, failure = "", False, LaunchFailure.INTERNAL
@@ -184,10 +186,10 @@ class WorkerSupervisor:
                 failure = LaunchFailure.OUT_OF_MEMORY if out_of_memory else failure
                 failure = LaunchFailure.SOFTWARE if self.wrong_software else failure
             except TimeoutError:
-                reason = "it did not start, or did not answer, in time"
+                reason = "it did not start or answer in time"
                 failure = LaunchFailure.NO_PLACE if self._handle is None else LaunchFailure.TIMEOUT
             except Exception as error:
-                log.exception("following a worker failed in a way that nobody foresaw")
+                log.exception("following a worker failed with an unexpected error")
                 reason = f"{type(error).__name__} in the trainer"
             if not self._abandoned:
                 await asyncio.shield(self._finish(reason, out_of_memory, failure))
@@ -226,7 +228,7 @@ class WorkerSupervisor:
     async def _follow(self, handle: WorkerHandle) -> None:
         config, since, started = self._context.config, 0, self._launched_at
         while True:
-            # The time-out is the heartbeat: a worker that is alive answers within poll_seconds, events or not.
+            # The time-out is the heartbeat: a live worker answers within poll_seconds, with or without events.
             async with asyncio.timeout(config.poll_seconds + config.heartbeat_seconds):
                 report = await handle.poll(since, config.poll_seconds)
             why_lost = self._liveness.why_lost(report)
@@ -245,7 +247,7 @@ class WorkerSupervisor:
             if why_lost:
                 raise WorkerLost(why_lost)
             for job_id, attempt in report.attempts.items():
-                if job_id not in self._attempts:  # given up here; its stop was lost, or overtaken by its task
+                if job_id not in self._attempts:  # dropped here; its stop was lost, or arrived before its task
                     await self._stop_on_worker(job_id, attempt)
             await asyncio.sleep(config.poll_pause_seconds)
 
@@ -255,9 +257,9 @@ class WorkerSupervisor:
             try:
                 await self._handle.stop(job_id, attempt)
             except WorkerLost as error:
-                log.info("a worker was gone before it could stop a job: %s", error.reason)
+                log.info("a worker was lost before it stopped a job: %s", error.reason)
 
-    # Jobs on it
+    # Jobs on the worker
 
     async def _give(self, record: Record, tracker: AttemptProgress) -> None:
         job = record.job
@@ -273,7 +275,7 @@ class WorkerSupervisor:
                 field = error.violations[0].field if isinstance(error, InvalidInput) else "spec.dataset"
                 await self._fail(job.id, tracker, JobError(code="BAD_DATA", message=error.message, field=field))
             except Exception as error:
-                log.exception("preparing a job failed in a way that nobody foresaw")
+                log.exception("preparing a job failed with an unexpected error")
                 await self._fail(
                     job.id,
                     tracker,
@@ -283,16 +285,16 @@ class WorkerSupervisor:
                 self._giving.pop((job.id, job.attempt), None)
 
     async def _prepare(self, job: Job) -> TrainingTask:
-        """Waits for datasets or the prompt store to come back, if they are away."""
+        """Prepares the job; retries while datasets or the prompt store are unavailable."""
         failures = 0
         while True:
             try:
                 return await self._context.preparation.make_task(job)
             except Unavailable as error:
                 failures += 1
-                log.warning("a job waits for what it needs: %s", error.message)
+                log.warning("a job is waiting: %s", error.message)
                 if failures == 1:
-                    note = Note(text=f"waits: {error.message}")
+                    note = Note(text=f"waiting: {error.message}")
                     await self._context.change(job.id, lambda record: record, attempt=job.attempt, payloads=[note])
                 config = self._context.config
                 await asyncio.sleep(retry_delay_seconds(failures, config.retry_first_seconds, config.retry_max_seconds))
@@ -302,16 +304,16 @@ class WorkerSupervisor:
         for event in events:
             self._context.observer.training_event(event)
             by_job.setdefault(event.job_id, []).append(event)
-        for job_id, its_events in by_job.items():
+        for job_id, job_events in by_job.items():
             with bind(job=job_id):
                 try:
-                    await self._store_for(job_id, its_events)
+                    await self._store_for(job_id, job_events)
                 except StaleAttempt:
                     log.info("this attempt no longer has the job")
-                    await self.let_go(job_id, its_events[0].attempt)
+                    await self.let_go(job_id, job_events[0].attempt)
 
     async def _store_for(self, job_id: str, events: Sequence[TrainingEvent]) -> None:
-        """In the order in which they happened; progress, evaluations and checkpoints together in one transaction."""
+        """Stores progress, evaluations and checkpoints in order in one transaction, then applies the final event."""
         tracker = self._attempts.get(job_id)
         if tracker is None:
             return
@@ -349,12 +351,14 @@ class WorkerSupervisor:
         )
 
     async def _finished(self, job_id: str, tracker: AttemptProgress, trained: TrainingResult) -> None:
-        """Keep the outcome first: from here on a crash can't lose the training."""
+        """Saves the publication before the state changes, so a crash after this point doesn't lose the training."""
         record = self._jobs[job_id]
         try:
-            outcome, encoded = await asyncio.to_thread(_encoded_outcome, record.job, trained, tracker.current_version)
+            publication, encoded = await asyncio.to_thread(
+                _encoded_publication, record.job, trained, tracker.current_version
+            )
         except (SoftPromptError, ValueError) as error:
-            log.exception("a trained prompt can't be written as a version")
+            log.exception("a trained prompt can't be encoded as a version")
             await self._fail(
                 job_id,
                 tracker,
@@ -366,13 +370,14 @@ class WorkerSupervisor:
             job_id, lambda record: transitions.trained(record, time.time()), attempt=tracker.attempt
         )
         self._forget(job_id, tracker)
-        self._on_trained(after, outcome)
+        self._on_trained(after, publication)
 
     async def _failed(self, job_id: str, tracker: AttemptProgress, event: Failed) -> None:
         out_of_memory = event.code == "OUT_OF_MEMORY"
         if event.code == "DATA_UNAVAILABLE":
             await self._lose(job_id, tracker, event.message)
-        elif event.retryable and self._num_given > 1 and not self._jobs[job_id].exclusive:  # the others may be to blame
+        elif event.retryable and self._num_given > 1 and not self._jobs[job_id].exclusive:
+            # Another job of the worker may be the cause.
             await self._separate(job_id, tracker, "ran out of memory" if out_of_memory else "failed unexpectedly")
         else:
             advice = "; shorter examples or fewer virtual tokens need less" if out_of_memory else ""
@@ -392,13 +397,13 @@ class WorkerSupervisor:
         await self._change_and_forget(job_id, tracker, lambda record: left(record, time.time()), [note])
 
     async def _separate(self, job_id: str, tracker: AttemptProgress, why: str) -> None:
-        note = Note(text=f"{why} beside or after other jobs; goes on alone in a process of its own")
+        note = Note(text=f"{why} beside or after other jobs; continues alone in a new process")
         await self._change_and_forget(
             job_id, tracker, lambda record: transitions.separated(record, time.time()), [note]
         )
 
     async def _lose(self, job_id: str, tracker: AttemptProgress, reason: str) -> None:
-        note = Note(text=f"lost its worker ({reason[:300]}); goes on from its last checkpoint")
+        note = Note(text=f"lost its worker ({reason[:300]}); continues from its last checkpoint")
         config = self._context.config
         await self._change_and_forget(
             job_id, tracker, lambda record: transitions.lost(record, time.time(), reason[:300], config), [note]
@@ -426,7 +431,7 @@ class WorkerSupervisor:
         await self._context.pools.job_files.retry(self._context.files.save, job_id, kind, attempt, data)
 
     def _forget(self, job_id: str, tracker: AttemptProgress) -> None:
-        """Unless a later attempt of the job has come to this worker meanwhile."""
+        """Removes the attempt, unless a later attempt of the job has come to this worker meanwhile."""
         if self._attempts.get(job_id) is tracker:
             del self._attempts[job_id], self._jobs[job_id]
         if not self._attempts:
@@ -434,6 +439,6 @@ class WorkerSupervisor:
         self._context.wake_dispatcher.set()
 
 
-def _encoded_outcome(job: Job, trained: TrainingResult, current_version: str) -> tuple[Publication, bytes]:
-    outcome = make_publication(job, trained, current_version)
-    return outcome, outcome.encode()
+def _encoded_publication(job: Job, trained: TrainingResult, current_version: str) -> tuple[Publication, bytes]:
+    publication = make_publication(job, trained, current_version)
+    return publication, publication.encode()

@@ -1,4 +1,4 @@
-"""Tells waiting jobs why no worker can be started for them, once each."""
+"""Adds a note to waiting jobs, once each, that says why no worker can be started for them."""
 
 from __future__ import annotations
 
@@ -6,23 +6,26 @@ from trainer_service.jobs.context import JobsContext
 from trainer_service.jobs.model import Note
 
 _MOST = 20
-"""Jobs told after one failed launch, those that wait longest."""
+"""Jobs that get a note after one failed launch, those that wait longest."""
 
 
 class WaitingNotes:
+    """Remembers which waiting jobs already have a note."""
+
     def __init__(self, context: JobsContext) -> None:
         self._context = context
-        self._told: dict[str, set[str]] = {}
-        """Jobs, by base model."""
+        self._noted: dict[str, set[str]] = {}
+        """Ids of jobs with a note, by base model."""
 
-    async def tell(self, base_model: str, reason: str) -> None:
-        context, told = self._context, self._told.setdefault(base_model, set())
+    async def add(self, base_model: str, reason: str) -> None:
+        """Adds a note with the reason to the jobs that wait for the base model and have none yet."""
+        context, noted = self._context, self._noted.setdefault(base_model, set())
         for job_id in await context.database.retry(context.store.waiting, base_model, _MOST):
-            if job_id not in told:
-                told.add(job_id)
-                note = Note(text=f"waits: a worker was started where it can't be used: {reason[:300]}")
+            if job_id not in noted:
+                noted.add(job_id)
+                note = Note(text=f"waiting: a worker started on a node where it can't be used: {reason[:300]}")
                 await context.change(job_id, lambda record: record, payloads=[note])
 
     def forget(self, base_model: str) -> None:
-        """A worker was ready: what is wrong after that is news."""
-        self._told.pop(base_model, None)
+        """Lets the base model's jobs get another note; to be called after a successful launch."""
+        self._noted.pop(base_model, None)

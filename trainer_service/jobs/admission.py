@@ -1,8 +1,7 @@
-"""Whether a spec can be trained here, found out when the job is created and not an hour later on a worker; and what it
-leaves open.
+"""Checks, when a job is created, whether its spec can be trained here, and fills in its defaults.
 
-Everything that can be known without the model's weights is checked: names, data, labels, template, ranges, token
-lengths against the model's context, the version to start from. All violations are collected, and named as the caller
+It checks everything that can be known without the model's weights: names, data, labels, template, ranges, token lengths
+against the model's context, the prompt to start from. All violations are collected; they name the fields as the caller
 wrote them.
 """
 
@@ -34,7 +33,7 @@ DEFAULT_VALIDATION_FRACTION = 0.1
 MAX_DEFAULT_VALIDATION_EXAMPLES = 500
 MAX_ANNOTATION_KEY_CHARS, MAX_ANNOTATION_VALUE_CHARS = 63, 1024
 _SAMPLED_CHARS = 1 << 20
-"""Of the examples that are tokenized when a job is created: a second's work."""
+"""Characters of examples that are tokenized when a job is created, which takes about a second."""
 _WIRE_NAMES = {
     "validation_fraction": "spec.validation_fraction",
     "spec.hyperparameters.init.source_version": "spec.hyperparameters.init.source",
@@ -42,17 +41,18 @@ _WIRE_NAMES = {
 
 
 class Datasets(Protocol):
+    """The part of the dataset store that is needed here."""
+
     def describe(self, name: str, labels: Sequence[str] = ()) -> tuple[DatasetFacts, tuple[Example, ...]]:
-        """What is known of a dataset, and some of its examples: the first ones and the longest."""
+        """The facts about a dataset and a sample of its examples: the first and the longest ones."""
         ...
 
 
 @dataclass(frozen=True)
 class _Examples:
-    """What is known of a job's examples. The worker reads all of them; here a sample is looked at, so that creation
-    stays quick.
+    """Facts about a job's examples. Only samples are checked here, so that creation is fast; the worker reads all.
 
-    `samples`: of each dataset, by its name in errors.
+    `samples`: a sample of each dataset, by the dataset's name in errors.
     """
 
     task: TaskKind
@@ -65,8 +65,8 @@ class _Examples:
 
 
 class SpecAdmission:
-    """A few specs are checked at a time, in threads of their own, so that large datasets hold up neither the service
-    nor other tenants.
+    """Checks a few specs at a time in a separate thread pool, so large datasets delay neither the service nor other
+    tenants.
     """
 
     def __init__(
@@ -85,11 +85,10 @@ class SpecAdmission:
         self._pools = pools or TrainerPools()
 
     async def check(self, spec: TuningSpec) -> EffectiveSpec:
-        """Raises InvalidInput with everything that is wrong, NotFound for what the spec names and isn't there, or
-        PreconditionFailed.
+        """The spec with all defaults filled in. Raises InvalidInput with all violations, NotFound if something that the
+        spec names doesn't exist, or PreconditionFailed.
 
-        Only a spec that starts from a version asks the prompt store, and it waits for the store outside the threads
-        that all share.
+        Only a spec that starts from a version reads the prompt store, in the store's thread pool.
         """
         model, examples = await self._pools.job_checks.call(self._check, spec)
         source = await self._source(spec, model)
@@ -107,7 +106,7 @@ class SpecAdmission:
         return model, examples
 
     def _check_form(self, spec: TuningSpec, violations: Violations) -> None:
-        """What can be judged by the spec alone."""
+        """Checks that need only the spec."""
         with violations.collected():
             check_name(spec.prompt, "spec.prompt")
         if spec.publish.alias:
@@ -115,7 +114,7 @@ class SpecAdmission:
                 check_alias(spec.publish.alias, "spec.publish.alias")
         elif spec.publish.gate is not None and spec.publish.gate.beat_current:
             violations.add(
-                "spec.publish.gate.beat_current", "needs an alias: there is no current version to beat without one"
+                "spec.publish.gate.beat_current", "needs an alias: without one there is no current version to beat"
             )
         with violations.collected():
             self._check_virtual_tokens(spec.hyperparameters.num_virtual_tokens or 0)
@@ -131,8 +130,11 @@ class SpecAdmission:
                 or len(value) > MAX_ANNOTATION_VALUE_CHARS
                 or "\0" in key + value
             ):
-                limits = f"1 to {MAX_ANNOTATION_KEY_CHARS} characters, its value at most {MAX_ANNOTATION_VALUE_CHARS}, neither NUL"
-                violations.add(f"spec.annotations[{key[:MAX_ANNOTATION_KEY_CHARS]!r}]", f"a key must have {limits}")
+                violations.add(
+                    f"spec.annotations[{key[:MAX_ANNOTATION_KEY_CHARS]!r}]",
+                    f"a key must have 1 to {MAX_ANNOTATION_KEY_CHARS} characters, a value at most "
+                    f"{MAX_ANNOTATION_VALUE_CHARS}, and neither may contain NUL",
+                )
 
     def _check_virtual_tokens(self, num_virtual_tokens: int) -> None:
         limit = self._limits.max_virtual_tokens
@@ -141,7 +143,7 @@ class SpecAdmission:
             raise InvalidInput.of("spec.hyperparameters.num_virtual_tokens", reason)
 
     async def _source(self, spec: TuningSpec, model: KnownBaseModel) -> Source | None:
-        """What FROM_PROMPT starts from."""
+        """The prompt that FROM_PROMPT starts from; None for another method."""
         init = spec.hyperparameters.init
         if init is None or init.method is not InitMethod.FROM_PROMPT:
             return None
@@ -213,7 +215,10 @@ class SpecAdmission:
             max_positions=min(self._limits.max_positions or model.info.max_positions, model.info.max_positions),
         )
         if filled.num_virtual_tokens >= training.max_positions - 1:
-            text = f"{filled.num_virtual_tokens} leave no room in the {training.max_positions} positions of a sequence that replicas take"
+            text = (
+                f"{filled.num_virtual_tokens} leave no room for text: replicas serve sequences of "
+                f"{training.max_positions} positions"
+            )
             raise InvalidInput.of("spec.hyperparameters.num_virtual_tokens", text)
         _check_sample(examples, encoder, training)
         return EffectiveSpec(
@@ -231,22 +236,22 @@ class SpecAdmission:
 
 
 def _check_sample(examples: _Examples, encoder: InputEncoder, training: TrainingSpec) -> None:
-    """Raises InvalidInput naming the lines of sampled examples that the template refuses, or that are too long where
-    that is refused.
+    """Raises InvalidInput with the lines of sampled examples that the template refuses or, with `TooLong.REFUSE`, that
+    are too long.
 
-    The worker counts all of them. Of a dataset with very long texts only some are looked at, the longest first.
+    Of very long examples only some are checked, the longest first; the worker checks all.
     """
     violations = Violations()
     for which, sample in examples.samples.items():
-        looked_at, num_chars = list[Example](), 0
+        checked, num_chars = list[Example](), 0
         for example in sorted(sample, key=_num_chars, reverse=True):
             num_chars += _num_chars(example)
-            if looked_at and num_chars > _SAMPLED_CHARS:
+            if checked and num_chars > _SAMPLED_CHARS:
                 break
-            looked_at.append(example)
-        looked_at.sort(key=lambda example: example.line)
+            checked.append(example)
+        checked.sort(key=lambda example: example.line)
         with violations.collected(), renamed(in_dataset(which)):
-            encode_dataset(looked_at, encoder, training, training.max_positions)
+            encode_dataset(checked, encoder, training, training.max_positions)
     violations.raise_if_any()
 
 
@@ -261,12 +266,14 @@ def _num_chars(example: Example) -> int:
 
 
 def _default_fraction(num_examples: int) -> float:
-    """A tenth, but at least one example, and not more than evaluating often can bear."""
+    """A tenth of the examples, but at least one and at most `MAX_DEFAULT_VALIDATION_EXAMPLES`, because evaluations are
+    frequent.
+    """
     return max(1 / num_examples, min(DEFAULT_VALIDATION_FRACTION, MAX_DEFAULT_VALIDATION_EXAMPLES / num_examples))
 
 
 def _template(spec: TuningSpec, task: TaskKind, tokenizer: Any) -> Template:
-    """The caller's template, everything fixed that it left open: the format is the base model's own (`default_format`)."""
+    """The caller's template with all defaults filled in; the format is that of the base model (`default_format`)."""
     template, own = spec.template or Template(), default_format(tokenizer)
     if "format" not in template.model_fields_set:
         template = template.model_copy(update={"format": own})
@@ -279,7 +286,7 @@ def _template(spec: TuningSpec, task: TaskKind, tokenizer: Any) -> Template:
 
 
 def _with_source(filled: Hyperparameters, source: Source | None) -> Hyperparameters:
-    """A reference such as `name@alias` means the version that it names now."""
+    """Replaces a reference such as `name@alias` by the version that it names now."""
     if source is None:
         return filled
     return filled.model_copy(update={"init": filled.init.model_copy(update={"source_version": source.name})})
@@ -290,8 +297,9 @@ def _as_on_the_wire(field: str) -> str:
 
 
 def check_gate(gate: PublishGate | None, num_held_out: int) -> None:
-    """Raises InvalidInput for a gate whose conditions would be decided by too few held-out examples."""
+    """Raises InvalidInput if there are too few held-out examples to decide the gate's conditions."""
     if gate is not None and gate.has_conditions and num_held_out < MIN_EXAMPLES:
-        few = f"{num_held_out} held-out example{'' if num_held_out == 1 else 's'} can't decide it; at least {MIN_EXAMPLES} are needed"
+        held_out = f"{num_held_out} held-out example{'' if num_held_out == 1 else 's'}"
+        few = f"{held_out} can't decide it; at least {MIN_EXAMPLES} are needed"
         advice = "give a validation dataset or a larger validation fraction, or leave the gate out"
         raise InvalidInput.of("spec.publish.gate", f"{few}: {advice}")

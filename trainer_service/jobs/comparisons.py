@@ -1,6 +1,4 @@
-"""What a result says of the trained prompt beside its rivals and of a search's candidates: records, and sentences about
-them. Pure.
-"""
+"""Comparisons of the trained prompt with its rivals, and candidates of a search: as records and as sentences. Pure."""
 
 from __future__ import annotations
 
@@ -23,76 +21,73 @@ _FROZEN = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
 
 
 class ComparisonRecord(BaseModel):
-    """`training.comparison.Comparison` as it is kept and shown."""
+    """A `training.comparison.Comparison` as it is stored and shown."""
 
     model_config = _FROZEN
     rival: str
     """BARE (with the job's template), INSTRUCTED, FEW_SHOT or CURRENT."""
     metric: str
     value: float
-    """The tuned prompt's."""
+    """The metric of the tuned prompt."""
     rival_value: float
     difference: float
-    """Positive where the tuned prompt is better."""
+    """Positive if the tuned prompt is better."""
     low: float | None = None
     high: float | None = None
-    """Ends of the 95 % interval of `difference`; None if there are too few examples for one."""
+    """Ends of the 95 % interval of `difference`; None if there are too few examples."""
     num_examples: int
     beats: bool
-    """Better beyond chance: there are enough examples, and the whole interval lies above 0."""
+    """Whether the prompt is better beyond chance: there are enough examples and the whole interval lies above 0."""
 
 
 class SearchCandidate(BaseModel):
-    """What a search tried."""
+    """Hyperparameters that a search tried."""
 
     model_config = _FROZEN
     learning_rate: float
     init_method: InitMethod
     num_steps: int
     metrics: Mapping[str, float] = Field(default_factory=dict)
-    """Held out, of the last evaluation that it took part in, on the examples that choose."""
+    """Metrics of its last evaluation, on the held-out examples that choose the candidate."""
     chosen: bool = False
     end: str = ""
-    """Why it left: "worse" or "not finite". Empty: it was trained to the end."""
+    """Why it was dropped: "worse" or "not finite". Empty if it was trained to the end."""
 
 
 def records(comparisons: Mapping[str, Comparison]) -> tuple[ComparisonRecord, ...]:
+    """The comparisons as records, in the same order."""
     return tuple(_record(rival, comparison) for rival, comparison in comparisons.items())
 
 
 def outcome_of(comparison: Comparison, rival: str) -> str:
-    """How a comparison came out, with its numbers, for people."""
+    """A sentence on the outcome of a comparison, with its numbers."""
     name = comparison.metric.value.lower()
     head = f"{name} {comparison.value:.4g} {{}} {comparison.other:.4g} of {NAMES[rival]}"
     if comparison.num_examples < MIN_EXAMPLES:
         few = f"{comparison.num_examples} held-out examples are too few to tell; at least {MIN_EXAMPLES} are needed"
         return head.format("is not known to beat") + f": {few}"
-    by = (
-        f"better by {comparison.difference:.3g}"
-        if comparison.difference >= 0
-        else f"worse by {-comparison.difference:.3g}"
-    )
-    told = f"{by} ({interval(comparison.low, comparison.high)}, {comparison.num_examples} held-out examples)"
+    by = f"{'better' if comparison.difference >= 0 else 'worse'} by {abs(comparison.difference):.3g}"
+    numbers = f"{by} ({interval(comparison.low, comparison.high)}, {comparison.num_examples} held-out examples)"
     if comparison.beats:
-        return head.format("beats") + f": {told}"
-    return head.format("does not beat") + f"{' beyond chance' if comparison.difference > 0 else ''}: {told}"
+        return head.format("beats") + f": {numbers}"
+    return head.format("does not beat") + f"{' beyond chance' if comparison.difference > 0 else ''}: {numbers}"
 
 
 def estimate_text(metric: Metric, estimate: Estimate) -> str:
-    name = metric.value.lower()
-    return f"{name} {estimate.value:.4g} ({interval(estimate.low, estimate.high)}, {estimate.num_examples} held-out examples)"
+    """A metric with its interval and number of examples, as text."""
+    basis = f"{interval(estimate.low, estimate.high)}, {estimate.num_examples} held-out examples"
+    return f"{metric.value.lower()} {estimate.value:.4g} ({basis})"
 
 
 def interval(low: float, high: float) -> str:
+    """A 95 % interval as text; "no interval" if an end is not finite."""
     if not (math.isfinite(low) and math.isfinite(high)):
         return "no interval"
     return f"95 % interval {round(low, 9) + 0.0:.3g} to {round(high, 9) + 0.0:.3g}"  # neither 1e-17 nor -0
 
 
 def verdict(comparisons: Mapping[str, Comparison]) -> str:
-    """Whether training was worth it: the tuned prompt beside the frozen model asked in other ways. Empty if nothing was
-    measured.
-    """
+    """A sentence that compares the tuned prompt with other ways to use the frozen model; empty if none was measured."""
     rivals = {rival: comparison for rival, comparison in comparisons.items() if rival != CURRENT}
     if not rivals:
         return ""
@@ -103,24 +98,21 @@ def verdict(comparisons: Mapping[str, Comparison]) -> str:
         return f"{few} whether the prompt is better than {_listed(shown)}: at least {MIN_EXAMPLES} are needed"
     beaten = [NAMES[rival] for rival, comparison in rivals.items() if comparison.beats]
     missed = [outcome_of(comparison, rival) for rival, comparison in rivals.items() if not comparison.beats]
-    said = (
-        [f"the prompt beats {_listed(beaten)}"]
-        if beaten
-        else ["the prompt beats none of the other ways to use the model"]
-    )
-    return "; ".join([*said, *missed])
+    first = f"beats {_listed(beaten)}" if beaten else "beats none of the other ways to use the model"
+    return "; ".join([f"the prompt {first}", *missed])
 
 
 def search_note(found: Sequence[SearchCandidate]) -> str:
-    """Empty without a search."""
+    """A sentence on the candidate that a search chose; empty without a search."""
     chosen = next((one for one in found if one.chosen), None)
     if chosen is None:
         return ""
-    return f"the search chose learning rate {chosen.learning_rate:g} and init {chosen.init_method.value} of {len(found)} candidates"
+    values = f"learning rate {chosen.learning_rate:g} and init {chosen.init_method.value}"
+    return f"the search chose {values} of {len(found)} candidates"
 
 
 def as_json(record: BaseModel) -> dict[str, Any]:
-    """For a manifest, which is JSON proper: what is not finite is left out."""
+    """A record as strict JSON for a manifest: numbers that are not finite are left out."""
     plain = record.model_dump(mode="python", exclude_none=True)
     return {name: value for name, value in plain.items() if not isinstance(value, float) or math.isfinite(value)}
 

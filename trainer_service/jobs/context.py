@@ -1,5 +1,5 @@
-"""What the parts of the job manager share: the store, the threads to call it in, who this replica is, and whom to tell
-of changes.
+"""What the parts of the job manager share: the store and its threads, this replica's identity, and the listeners for
+changes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from trainer_service.training.events import TrainingEvent
 
 
 class JobsObserver(Protocol):
-    """Told of what a metrics page wants to know. Called on the event loop; must not block nor raise."""
+    """Receives the events that metrics count. Its methods run on the event loop and must neither block nor raise."""
 
     def job_changed(self, job: Job) -> None:
         """The job has a new state."""
@@ -36,20 +36,20 @@ class JobsObserver(Protocol):
     def worker_launched(self, base_model: str) -> None: ...
 
     def worker_changed(self, base_model: str, before: WorkerState | None, after: WorkerState | None) -> None:
-        """A worker is in another state. None before: it is new. None after: it ended."""
+        """A worker changed its state. `before` is None for a new worker, `after` is None for one that ended."""
 
     def worker_ended(self, base_model: str, reason: str) -> None:
         """`reason` is a `WorkerEnd`."""
 
     def launch_failed(self, base_model: str, reason: LaunchFailure) -> None:
-        """A worker ended before it was ready, and nothing had asked it to end."""
+        """A worker ended before it was ready, without a request to end."""
 
     def publish_failed(self, job: Job) -> None:
-        """An attempt to publish; it is tried again."""
+        """An attempt to publish failed; it will be repeated."""
 
 
 class SilentObserver:
-    """Nobody watches."""
+    """A `JobsObserver` that ignores everything."""
 
     def job_changed(self, job: Job) -> None: ...
 
@@ -67,45 +67,52 @@ class SilentObserver:
 
 
 class ChangeNotifier:
-    """Wakes those who wait for news of a job. Only for the event loop's own thread."""
+    """Wakes the watchers of a job when it changes. Use it on the event loop's thread only."""
 
     def __init__(self) -> None:
         self._waiting: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
 
     def ring(self, job_id: str) -> None:
+        """Sets the events of all subscribers of the job."""
         for waiting in self._waiting.get(job_id, ()):
             waiting.set()
 
     def subscribe(self, job_id: str) -> asyncio.Event:
+        """Returns an event that is set at each change of the job; the subscriber clears it."""
         event = asyncio.Event()
         self._waiting[job_id].add(event)
         return event
 
     def unsubscribe(self, job_id: str, event: asyncio.Event) -> None:
+        """Ends a subscription."""
         self._waiting[job_id].discard(event)
         if not self._waiting[job_id]:
             del self._waiting[job_id]
 
 
 def new_owner() -> str:
-    """This process among all trainer replicas and all their restarts."""
+    """A name for this process that is unique among all trainer replicas and their restarts."""
     return f"{socket.gethostname()[:60]}-{os.getpid()}-{secrets.token_hex(4)}"
 
 
 @dataclass(frozen=True)
 class JobsContext:
+    """Shared by the dispatcher, the publisher and the manager."""
+
     store: JobStore
     files: JobFiles
     preparation: Preparation
     config: JobsConfig
     observer: JobsObserver
     owner: str = field(default_factory=new_owner)
+    """This replica as the owner of leases."""
     bell: ChangeNotifier = field(default_factory=ChangeNotifier)
     wake_dispatcher: asyncio.Event = field(default_factory=asyncio.Event)
     pools: TrainerPools = field(default_factory=TrainerPools)
 
     @property
     def database(self) -> CallPool:
+        """The threads in which the job store is called."""
         return self.pools.job_database
 
     async def change(
@@ -116,15 +123,17 @@ class JobsContext:
         attempt: int | None = None,
         payloads: Sequence[EventPayload] = (),
     ) -> Record:
-        """`JobStore.change`, insisting while the database is away, and telling everybody who waits."""
+        """Calls `JobStore.change`, retrying while the database is unavailable, and notifies all listeners."""
         after = await self.database.retry(self.store.change, job_id, move, attempt=attempt, payloads=payloads)
-        self.tell(after.job)
+        self.notify(after.job)
         return after
 
-    def tell(self, job: Job) -> None:
+    def notify(self, job: Job) -> None:
+        """Wakes the job's watchers and the dispatcher, and reports the change to the observer."""
         self.bell.ring(job.id)
         self.observer.job_changed(job)
         self.wake_dispatcher.set()
 
     def close(self) -> None:
+        """Closes the thread pools."""
         self.pools.close()

@@ -1,15 +1,15 @@
-"""Whose job goes next: weighted fair queueing between tenants. Pure: no clock, no I/O.
+"""Weighted fair queueing between tenants: whose job goes next. Pure: no clock, no I/O.
 
-Each tenant has a virtual time: the seconds that its jobs have spent on workers, divided by its weight. Jobs that are on
-a worker now count with at least `QUANTUM_SECONDS` each, so that a claim shows at once. The tenant with the least
+Each tenant has a virtual time: the seconds that its jobs have spent on workers, divided by its weight. Each job on a
+worker counts with at least `QUANTUM_SECONDS`, so that a claim has an effect at once. The tenant with the smallest
 virtual time goes next. Within a tenant, priority and age decide (`record.queue_key`).
 
-The queue has a virtual time of its own, the least of the tenants that wait, which never goes back. A tenant starts no
-earlier than that: what it did not use while it had nothing to run is not saved up. When nothing is left to wait, the
-queue's time becomes the latest of all: what anybody used while there was enough for everybody counts against nobody.
+The queue also has a virtual time: the smallest of the waiting tenants, which never decreases. A tenant starts no
+earlier than that, so unused time is not saved up. When no job waits any more, the queue's time becomes the largest of
+all tenants: time used while there was room for all jobs counts against no tenant.
 
 After start-time fair queueing (Goyal, Vin, Cheng: "Start-time Fair Queuing", SIGCOMM 1996): unlike weighted fair
-queueing it needs no length in advance, and nobody knows how long a job will train.
+queueing, it doesn't need the durations of jobs in advance, which are unknown here.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 QUANTUM_SECONDS = 60.0
-"""Least charge of a job while it is on a worker. What it really took replaces it when the job leaves."""
+"""Smallest charge for a job while it is on a worker. The actual time replaces it when the job leaves."""
 
 
 @dataclass(frozen=True)
@@ -28,44 +28,44 @@ class QueueHead:
 
     base_model: str
     queue_key: float
-    """Of the first of them."""
+    """Queue key of the first job."""
     num_jobs: int
     exclusive: int = 0
-    """How many of them need a fresh worker of their own."""
+    """How many of the jobs are exclusive, that is, each needs a fresh worker for itself."""
     tenant: str = ""
     weight: float = 1.0
     start: float = 0.0
     """Start tag of the tenant (`queue_clock`)."""
     mean_key: float | None = None
-    """Mean of their queue keys; None: that of the first."""
+    """Mean of the queue keys; None: that of the first job."""
 
 
 @dataclass(frozen=True)
 class TenantShare:
-    """What one tenant has had, in seconds of one job's place on a worker."""
+    """The time that one tenant's jobs have spent on workers."""
 
     tenant: str
     weight: float = 1.0
     virtual_time: float = 0.0
-    """Of its jobs that have left their workers."""
+    """Weighted seconds of the jobs that have left their workers."""
     clock: float = 0.0
     """The queue's virtual time when this tenant's latest job was claimed."""
     held_seconds: float = 0.0
-    """Of its jobs that are on workers now: each one's time there, at least `QUANTUM_SECONDS`."""
+    """Sum over its jobs on workers now: the time of each there, at least `QUANTUM_SECONDS`."""
     num_held: int = 0
-    """How many these are."""
+    """Number of its jobs on workers now."""
 
     @property
     def time(self) -> float:
-        """Its virtual time now."""
+        """The tenant's virtual time now."""
         return self.virtual_time + self.held_seconds / self.weight
 
 
 Shares = Mapping[str, TenantShare]
-"""By tenant."""
+"""Shares by tenant."""
 
 Rank = tuple[float, float, str]
-"""Start tag, virtual time, name: tenants with equal start tags go by what they had before, and last by name."""
+"""Start tag, virtual time, name: tenants with equal start tags are ordered by virtual time, then by name."""
 
 
 def queue_clock(shares: Shares) -> float:
@@ -74,24 +74,24 @@ def queue_clock(shares: Shares) -> float:
 
 
 def rank(share: TenantShare, clock: float) -> Rank:
-    """Where a tenant stands; the least goes next."""
+    """The tenant's rank; the tenant with the smallest rank goes next."""
     return max(clock, share.time), share.time, share.tenant
 
 
 def share_of(shares: Shares, tenant: str) -> TenantShare:
-    """A tenant that never had a job has had nothing."""
+    """The tenant's share; an empty one for a tenant that never had a job."""
     return shares.get(tenant) or TenantShare(tenant)
 
 
 def in_order(shares: Shares, tenants: Iterable[str]) -> list[str]:
-    """These tenants, the one whose job goes next first."""
+    """The tenants in the order in which their jobs go."""
     clock = queue_clock(shares)
     return sorted(tenants, key=lambda tenant: rank(share_of(shares, tenant), clock))
 
 
 def claimed(shares: Shares, tenant: str, waiting: Collection[str], *, is_last: bool) -> TenantShare:
-    """The tenant's share after a job of its was claimed. `waiting`: tenants that waited before; `is_last`: no job waits
-    any more.
+    """The tenant's share after one of its jobs was claimed. `waiting`: tenants with waiting jobs before the claim;
+    `is_last`: no job waits after it.
     """
     clock, share = queue_clock(shares), share_of(shares, tenant)
     start = max(clock, share.time)
@@ -109,47 +109,43 @@ def claimed(shares: Shares, tenant: str, waiting: Collection[str], *, is_last: b
 
 
 def positions_before(shares: Shares, counts: Mapping[str, int], tenant: str, index: int) -> int:
-    """Jobs that go before the tenant's own job number `index` (from 0), if all take equally long. `counts`: waiting
-    jobs by tenant.
+    """Number of jobs that go before job `index` (from 0) of the tenant, if all take equally long.
+
+    `counts`: waiting jobs by tenant.
     """
-    clock, mine = queue_clock(shares), share_of(shares, tenant)
+    clock, own = queue_clock(shares), share_of(shares, tenant)
     seconds = _expected_seconds(shares)
-    start = max(clock, mine.time) + index * seconds / mine.weight
+    start = max(clock, own.time) + index * seconds / own.weight
     before = index
     for other, count in counts.items():
         if other == tenant:
             continue
-        theirs = share_of(shares, other)
-        lead = round(
-            (start - max(clock, theirs.time)) * theirs.weight / seconds, 9
-        )  # equal tags are equal for both tenants
+        share = share_of(shares, other)
+        # Rounded, so that equal tags compare as equal for both tenants.
+        lead = round((start - max(clock, share.time)) * share.weight / seconds, 9)
         if lead < 0:
             continue
-        wins_ties = (theirs.time, other) < (mine.time, tenant)
+        wins_ties = (share.time, other) < (own.time, tenant)
         before += min(count, math.floor(lead) + 1 if wins_ties else math.ceil(lead))
     return before
 
 
 def _expected_seconds(shares: Shares) -> float:
-    """A guess at what one more job is charged: what those on workers have been, on average."""
+    """The expected charge for one more job: the mean charge of the jobs on workers."""
     num_held = sum(share.num_held for share in shares.values())
     return max(QUANTUM_SECONDS, sum(share.held_seconds for share in shares.values()) / max(1, num_held))
 
 
 def fair_part(max_jobs: int, weight: float, other_weights: Iterable[float]) -> int:
-    """Of a queue of at most `max_jobs`: the part of a tenant of this weight beside others that have jobs in it, at
-    least one job.
-    """
+    """A tenant's part of a queue of `max_jobs` jobs, at least one. `other_weights`: of the other tenants in it."""
     return max(1, int(max_jobs * weight / (weight + sum(other_weights))))
 
 
 class Ledger:
-    """Shares that are played forward: claims and departures at times that the caller names."""
+    """Shares for a simulation: the caller gives the times of claims and departures."""
 
     def __init__(self, shares: Shares, held_since: Iterable[tuple[str, float]] = ()) -> None:
-        """`shares` without what is held now; `held_since`: tenant and time of the claim of each job that is on a
-        worker.
-        """
+        """`shares` doesn't count the jobs on workers now; `held_since` has the tenant and claim time of each."""
         self._shares = dict(shares)
         self._held: dict[str, list[float]] = {}
         for tenant, since in held_since:
@@ -160,13 +156,13 @@ class Ledger:
         return {tenant: self._at(tenant, now) for tenant in {*self._shares, *self._held}}
 
     def claim(self, tenant: str, waiting: Collection[str], now: float, *, is_last: bool) -> None:
-        """One of the tenant's jobs goes to a worker; see `claimed`."""
+        """Records that one of the tenant's jobs goes to a worker; see `claimed`."""
         moved = claimed(self.at(now), tenant, waiting, is_last=is_last)
         self._shares[tenant] = replace(moved, held_seconds=0.0, num_held=0)
         self._held.setdefault(tenant, []).append(now)
 
     def leave(self, tenant: str, since: float, now: float) -> None:
-        """A job that was claimed at `since` leaves its worker."""
+        """Records that a job claimed at `since` leaves its worker."""
         self._held[tenant].remove(since)
         share = share_of(self._shares, tenant)
         self._shares[tenant] = replace(share, virtual_time=share.virtual_time + (now - since) / share.weight)

@@ -1,7 +1,7 @@
-"""A tuning job: what was asked for, what that means, where it stands, what happened to it, what came out.
+"""A tuning job: its spec, its effective settings, its state and progress, its events and its result.
 
-Plain frozen data, written to the job store as JSON. Knows no SQL, no Ray, no gRPC and no torch. `states` has the legal
-moves.
+Plain frozen data, written to the job store as JSON. Imports no SQL, Ray, gRPC or torch. `states` has the legal
+transitions.
 """
 
 from __future__ import annotations
@@ -37,23 +37,24 @@ class _Frozen(BaseModel):
 
 
 class _Measured(BaseModel):
-    """Numbers from a training run: a loss may be infinite, and says so."""
+    """Numbers from a training run, which may be infinite."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
 
 
 class PublishGate(_Frozen):
-    """What must hold for a finished job to be published. Nothing set: always publish."""
+    """Conditions that must hold for a finished job to be published. Without any, it is always published."""
 
     beat_bare_model: bool = False
-    """Better than the bare model with the same template on the same held-out examples."""
+    """The prompt must beat the bare model with the same template on the same held-out examples."""
     beat_current: bool = False
-    """Better than the version that the alias names now, on the same held-out examples."""
+    """The prompt must beat the version that the alias names now, on the same held-out examples."""
     minimum_metric: float | None = None
-    """At least this metric; at most, for LOSS."""
+    """Lower bound of the metric; for LOSS, the upper bound."""
 
     @property
     def has_conditions(self) -> bool:
+        """Whether any condition is set."""
         return self.beat_bare_model or self.beat_current or self.minimum_metric is not None
 
 
@@ -61,35 +62,35 @@ class PublishPolicy(_Frozen):
     """What happens with the trained prompt."""
 
     alias: str = DEFAULT_ALIAS
-    """Moved to the new version. Empty: none is moved."""
+    """The alias that moves to the new version; empty if none moves."""
     gate: PublishGate | None = None
     wait_until_served_seconds: float | None = Field(default=None, gt=0, le=MAX_WAIT_UNTIL_SERVED_SECONDS)
-    """The job ends when every live replica serves the version, but at most so long after its publication. None: when it
-    is published.
+    """How long after its publication the job waits at most until every live replica serves the version; None: it ends
+    when the version is published.
     """
 
 
 class TuningSpec(_Frozen):
-    """What a caller asks for, as it was accepted: inline examples are replaced by the dataset that they were stored as."""
+    """A caller's accepted request. Inline examples are replaced by the dataset in which they were stored."""
 
     prompt: str
     base_model: str = ""
-    """Id of a base model of this trainer; empty: its first."""
+    """Id of a base model of this trainer; empty: its first one."""
     dataset: str
     """`datasets/sha256-<hex>`."""
     validation_dataset: str = ""
-    """Held-out examples of their own; empty: `validation_fraction` of the training examples is held out."""
+    """Separate held-out examples; empty: `validation_fraction` of the training examples is held out."""
     validation_fraction: float | None = Field(default=None, gt=0, lt=1)
     template: Template | None = None
     task: TaskKind | None = None
     labels: tuple[str, ...] = ()
     too_long: TooLong = TooLong.REFUSE
-    """What becomes of examples that are longer than a sequence may be."""
+    """How examples that are longer than a sequence are handled."""
     hyperparameters: HyperparameterRequest = HyperparameterRequest()
     publish: PublishPolicy = PublishPolicy()
     priority: int = Field(default=0, ge=MIN_PRIORITY, le=MAX_PRIORITY)
     max_runtime_seconds: float | None = Field(default=None, gt=0)
-    """Longest time on workers, over all attempts. None: the service's limit."""
+    """Longest time on workers, over all attempts; None: the service's limit."""
     sampling_defaults: SamplingDefaults = SamplingDefaults()
     annotations: Mapping[str, str] = Field(default_factory=dict, max_length=MAX_ANNOTATIONS)
     deadline: datetime | None = None
@@ -97,41 +98,40 @@ class TuningSpec(_Frozen):
 
     @property
     def dataset_names(self) -> tuple[str, ...]:
-        """Each dataset once, in order."""
+        """The job's datasets without repetitions, sorted."""
         return tuple(sorted({self.dataset, self.validation_dataset} - {""}))
 
 
 class EffectiveSpec(_Frozen):
-    """The same with nothing left open; made by `Admission.check` when the job is created, never changed after that."""
+    """The spec with all defaults filled in. `Admission.check` makes it when the job is created; it never changes."""
 
     base_model: BaseModelInfo
     training: TrainingSpec
     validation_fraction: float = Field(default=0.0, ge=0, lt=1)
-    """Share of the training dataset that is held out; 0 where there is a validation dataset."""
+    """Share of the training dataset that is held out; 0 if the job has a validation dataset."""
     source_version: str = ""
-    """For FROM_PROMPT: `prompts/{prompt}/versions/{n}`."""
+    """For FROM_PROMPT: the version that training starts from, `prompts/{prompt}/versions/{n}`."""
     source_digest: str = ""
+    """For FROM_PROMPT: the digest of that version's blob."""
     source_job: str = ""
-    """For FROM_PROMPT: id of the ended job whose best prompt is started from; the prompt itself is among this job's
-    files.
-    """
+    """For FROM_PROMPT: id of the ended job whose best prompt training starts from. A copy is in this job's files."""
     max_runtime_seconds: float = Field(gt=0)
     num_train: int = 0
     num_validation: int = 0
     repetition: Repetition | None = None
-    """Of its data set; None: not counted."""
+    """Repeated examples of the training dataset; None if they were not counted."""
     estimated_seconds: float = 0.0
-    """A rough guess at the time on a worker; 0 = none was made."""
+    """Not used; always 0."""
     traceparent: str = ""
-    """W3C trace context of the call that created the job, for the spans of its attempts; empty: it had none."""
+    """W3C trace context of the call that created the job, for the spans of its attempts; empty if it had none."""
     alias_revision: int | None = None
-    """Revision of the alias's latest move when the job was created; 0: there was no such alias. None: not recorded, or
-    no alias is asked for.
+    """Revision of the alias's latest move when the job was created; 0 if the alias didn't exist, None if it was not
+    recorded or the job moves no alias.
     """
 
 
 class JobProgress(_Measured):
-    """How far a job is. Losses are means over target tokens."""
+    """Progress of a job. Losses are means over target tokens."""
 
     step: int = 0
     num_steps: int = 0
@@ -139,12 +139,12 @@ class JobProgress(_Measured):
     grad_norm: float = 0.0
     learning_rate: float = 0.0
     metrics: Mapping[str, float] = Field(default_factory=dict)
-    """Of the last held-out evaluation."""
+    """Metrics of the last held-out evaluation."""
     best_step: int = 0
     num_prepared: int = 0
-    """Examples that are tokenized and counted, while the job prepares its data; 0 otherwise."""
+    """Examples prepared so far while the job prepares its data; 0 otherwise."""
     num_examples: int = 0
-    """All examples that it prepares; 0 once it trains."""
+    """Number of examples to prepare; 0 once training has begun."""
     examples_per_second: float = 0.0
     estimated_end_time: datetime | None = None
     num_skipped_steps: int = 0
@@ -152,22 +152,27 @@ class JobProgress(_Measured):
 
 
 class JobError(_Frozen):
-    """Why a job failed. `code` is stable: NAN_LOSS, BAD_DATA, OUT_OF_MEMORY, MAX_RUNTIME, DEADLINE_EXCEEDED,
-    WORKER_LOST, BASE_MODEL_FAILED, PUBLISH_FAILED, INTERNAL."""
+    """Why a job failed.
+
+    `code` is stable: NAN_LOSS, BAD_DATA, OUT_OF_MEMORY, MAX_RUNTIME, DEADLINE_EXCEEDED, WORKER_LOST, BASE_MODEL_FAILED,
+    PUBLISH_FAILED, INTERNAL.
+    """
 
     code: str
     message: str
     field: str = ""
-    """Field of the spec that would mend it, if one would."""
+    """The spec's field to change, if one caused the error."""
 
 
 class NearestToken(_Frozen):
+    """The vocabulary token nearest to a virtual token, by cosine similarity."""
+
     text: str
     cosine: float
 
 
 class JobResult(_Measured):
-    """What came out of a job that was trained to its end."""
+    """The result of a job that was trained to its end."""
 
     published: bool = False
     version: str = ""
@@ -175,7 +180,7 @@ class JobResult(_Measured):
     digest: str = ""
     alias_moved: bool = False
     gate_decision: str = ""
-    """Why the gate decided so, with the numbers."""
+    """The reason for the gate's decision, with the numbers."""
     metrics: Mapping[str, float] = Field(default_factory=dict)
     bare_metrics: Mapping[str, float] = Field(default_factory=dict)
     template_metrics: Mapping[str, float] = Field(default_factory=dict)
@@ -184,56 +189,54 @@ class JobResult(_Measured):
     score_stability: float = 0.0
     best_step: int = 0
     current_version: str = ""
-    """What the alias named when the prompts were compared."""
+    """The version that the alias named when the prompts were compared."""
     served_by_all: bool | None = None
-    """None: the job was not to wait for it."""
+    """Whether all live replicas served the version when the job ended; None if the job didn't wait for them."""
     serving: str = ""
-    """How many replicas served the version when the job ended, and which refused it and why."""
+    """How many replicas served the version when the job ended, and which refused it for what reason."""
     instructed_metrics: Mapping[str, float] = Field(default_factory=dict)
     few_shot_metrics: Mapping[str, float] = Field(default_factory=dict)
     num_shots: int = 0
-    """Training examples in each few-shot input."""
+    """Number of training examples in each few-shot input."""
     comparisons: tuple[ComparisonRecord, ...] = ()
     verdict: str = ""
-    """Which of the other ways to use the model the prompt beats, and which it doesn't, with the numbers."""
+    """Which other ways to use the model the prompt beats and which it doesn't, with the numbers."""
     metric_low: float | None = None
     metric_high: float | None = None
-    """Ends of the 95 % interval of the job's metric; None if there are too few held-out examples for one."""
+    """Ends of the 95 % interval of the job's metric; None if there are too few held-out examples."""
     num_judging: int = 0
-    """Held-out examples that the metrics are of."""
+    """Number of held-out examples on which the metrics were measured."""
     judged_apart: bool = False
-    """Whether no example judged a checkpoint that it had helped to choose."""
+    """Whether the examples that measure the metrics took no part in choosing the checkpoint."""
     candidates: tuple[SearchCandidate, ...] = ()
     num_skipped_steps: int = 0
 
 
 class Job(_Frozen):
-    """One job as it is now. `name` is its resource name; `id` the part after the slash."""
+    """The current state of one job. `name` is its resource name, `id` the part after the slash."""
 
     id: str
     spec: TuningSpec
     effective: EffectiveSpec
     state: JobState = JobState.QUEUED
     pausing: bool = False
-    """RUNNING and asked to pause: it becomes PAUSED at its next step."""
+    """Whether a pause was requested while RUNNING; the job becomes PAUSED after its current step."""
     caller: str = ""
     tenant: str = ""
-    """The group of callers whose share of the workers it takes."""
+    """The group of callers whose share of the workers the job uses."""
     request_id: str = ""
     attempt: int = 0
-    """Grows by one with every claim, so that what an earlier attempt still says can be told apart; 0 = never claimed.
-    """
+    """Grows by one with every claim, which identifies late events of earlier attempts; 0 if never claimed."""
     failures: int = 0
-    """Attempts lost to infrastructure; bounded."""
+    """Attempts in a row that were lost to infrastructure since the last checkpoint."""
     runtime_seconds: float = 0.0
-    """Time on workers, over all attempts that ended."""
+    """Time on workers, over all ended attempts."""
     checkpointed: bool = False
-    """A checkpoint of it was stored."""
+    """Whether a checkpoint of the job was stored."""
     queue_position: int = 0
-    """Jobs ahead of it while QUEUED; 0 otherwise. Filled in when read."""
+    """Jobs ahead of this one while it is QUEUED, else 0. Computed when the job is read."""
     estimated_start_time: datetime | None = None
-    """When it will probably reach a worker, while QUEUED. Filled in when read; None if there is nothing to guess from.
-    """
+    """Estimated time at which a QUEUED job reaches a worker; None if unknown. Computed when the job is read."""
     progress: JobProgress = JobProgress()
     dataset_statistics: DatasetStatistics | None = None
     error: JobError | None = None
@@ -250,7 +253,7 @@ class Job(_Frozen):
 
     @property
     def keeps_best_prompt(self) -> bool:
-        """Ended without a version, and its last checkpoint, with the best prompt in it, is kept as long as the job is."""
+        """Whether the job ended without a version, so that its last checkpoint with the best prompt is kept."""
         return self.checkpointed and self.state in UNSUCCESSFUL_STATES
 
 
@@ -275,7 +278,7 @@ class CheckpointStored(_Frozen):
 
 
 class Note(_Frozen):
-    """Something a person should know."""
+    """A message for people."""
 
     text: str
 
@@ -294,7 +297,7 @@ _KINDS = {payload: kind for kind, payload in PAYLOADS.items()}
 
 @dataclass(frozen=True)
 class JobEvent:
-    """Something that happened to a job. Numbers grow by one within a job, from 1; once it has ended some are removed."""
+    """An event of a job. Numbers grow by one within a job, from 1; after the job's end some events are removed."""
 
     number: int
     time: datetime
@@ -319,12 +322,12 @@ class JobFilter:
     annotations: Mapping[str, str] = field(default_factory=dict)
     order: JobOrder = JobOrder.NEWEST_FIRST
     visible_to: tuple[str, ...] = EVERY_PROMPT
-    """Patterns of the prompts that the caller may see; other jobs are as if they did not exist."""
+    """Patterns of the prompts that the caller may see; jobs of other prompts are not listed."""
 
 
 @dataclass(frozen=True)
 class JobPage:
-    """The next page begins after the job `next_after`; empty on the last page."""
+    """One page of jobs. The next page begins after the job `next_after`, which is empty on the last page."""
 
     jobs: tuple[Job, ...]
     next_after: str = ""
@@ -332,9 +335,11 @@ class JobPage:
 
 @dataclass(frozen=True)
 class JobCounts:
+    """Numbers of jobs and workers."""
+
     queued: int
     running: int
-    """On a worker or being published, cancelling ones included."""
+    """Jobs on a worker or being published, including those being cancelled."""
     num_workers: int
 
 
@@ -346,14 +351,15 @@ _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 
 
 def new_job_id() -> str:
-    """26 characters that sort by creation: 48 bits of milliseconds, 80 random bits (the layout of a ULID, in lower
-    case).
+    """A new id of 26 characters that sorts by creation time.
+
+    It has the layout of a ULID in lower case: 48 bits of milliseconds, 80 random bits.
     """
     return _job_id(time.time(), secrets.randbits(80))
 
 
 def first_job_id(created: float) -> str:
-    """Ids of jobs that were created at this Unix time or later sort behind it."""
+    """The smallest id of a job created at this Unix time or later."""
     return _job_id(created, 0)
 
 

@@ -1,4 +1,4 @@
-"""For whom a job is made."""
+"""The caller and the tenant that a job belongs to."""
 
 from __future__ import annotations
 
@@ -9,9 +9,7 @@ from shared.caller import Caller, Tenant
 
 @dataclass(frozen=True)
 class JobOwner:
-    """The caller by name, the caller's tenant, and the caller's own limit of jobs that have not ended (None: the
-    service's).
-    """
+    """The caller's name, its tenant, and its limit of jobs that have not ended (None: the service's limit)."""
 
     caller: str = ""
     tenant: Tenant = field(default_factory=lambda: Tenant(""))
@@ -19,8 +17,9 @@ class JobOwner:
 
     @classmethod
     def of(cls, caller: Caller) -> JobOwner:
+        """The owner of jobs that this caller creates."""
         return cls(caller.name, caller.tenant, caller.limits.active_jobs)
 
 
 NO_OWNER = JobOwner()
-"""Where no caller asks: jobs that the service's own tests and tools make."""
+"""The owner of jobs that tests and tools create without a caller."""

@@ -1,7 +1,7 @@
-"""From a claimed job to a task that a worker can train: its datasets by digest, the matrices to start from and to
-compare with, the checkpoint.
+"""Turns a claimed job into a task for a worker: datasets by digest, the prompts to start from and to compare with, the
+checkpoint.
 
-Each part comes from a system of its own and is fetched in that system's threads.
+Each part comes from another system and is read in the thread pool of that system.
 """
 
 from __future__ import annotations
@@ -30,11 +30,16 @@ class Datasets(Protocol):
 
 
 class Preparation:
+    """Collects the parts of training tasks."""
+
     def __init__(self, datasets: Datasets, prompt_store: PromptStore, files: JobFiles, pools: TrainerPools) -> None:
         self._datasets, self._prompt_store, self._files, self._pools = datasets, prompt_store, files, pools
 
     async def make_task(self, job: Job) -> TrainingTask:
-        """Raises Unavailable when something is away, any other SoftPromptError when this job can't be trained any more."""
+        """The task for the job's current attempt.
+
+        Raises Unavailable if a system is unavailable, another SoftPromptError if the job can no longer be trained.
+        """
         pools = self._pools
         data = await pools.datasets.call(self._data, job)
         current_version, current = (
@@ -64,7 +69,7 @@ class Preparation:
         return TaskData(self._datasets.file(job.spec.dataset), validation, job.effective.validation_fraction, seed)
 
     async def keep_source(self, job: Job) -> None:
-        """For a job that starts from another job's best prompt: keep that with this one, whatever becomes of the other."""
+        """Copies the prompt of the job that this one starts from, if any, because the other job may be deleted."""
         if job.effective.source_job:
             await self._pools.job_files.call(self._copy_source, job)
 
@@ -72,14 +77,14 @@ class Preparation:
         data = self._files.load(job.effective.source_job, FileKind.CHECKPOINT)
         if data is None:
             raise PreconditionFailed(
-                f"tuningJobs/{job.effective.source_job} has no prompt to start from any more", field=FIELD
+                f"tuningJobs/{job.effective.source_job} no longer has a prompt to start from", field=FIELD
             )
         self._files.save(job.id, FileKind.SOURCE, 0, data)
 
     def _source_of_job(self, job: Job) -> SoftPrompt:
         data = self._files.load(job.id, FileKind.SOURCE)
         if data is None:
-            raise PreconditionFailed("the prompt to start from is gone or damaged", field=FIELD)
+            raise PreconditionFailed("the prompt to start from is missing or damaged", field=FIELD)
         return best_prompt(data)
 
     def _source_of_version(self, job: Job) -> SoftPrompt:
@@ -87,14 +92,13 @@ class Preparation:
         if blob.manifest.hidden_size != job.effective.base_model.hidden_size:
             prompt, version = parse_version_name(job.effective.source_version, "spec.hyperparameters.init.source")
             raise PreconditionFailed(
-                f"{prompt}@{version} has hidden size {blob.manifest.hidden_size}, the base model another one"
+                f"{prompt}@{version} has hidden size {blob.manifest.hidden_size}, but the base model has "
+                f"{job.effective.base_model.hidden_size}"
             )
         return blob.soft_prompt
 
     def _current(self, job: Job) -> tuple[str, SoftPrompt | None]:
-        """What the alias names now; its matrix only if it is for the same base model: for another one its numbers would
-        mean nothing.
-        """
+        """The version that the alias names now, and its prompt if that was trained for the same base model."""
         version = self._prompt_store.refresh().current_version(job.spec.prompt, job.spec.publish.alias)
         if version is None:
             return "", None

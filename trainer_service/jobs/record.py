@@ -1,4 +1,4 @@
-"""A job together with what only the trainer itself needs to know about it, and its form as a database row."""
+"""A job with the trainer's internal data about it, and its form as a database row."""
 
 from __future__ import annotations
 
@@ -15,45 +15,50 @@ from trainer_service.training.data.statistics import DatasetStatistics
 
 NOBODY = ""
 PRIORITY_POINT_SECONDS = 600.0
-"""One point of priority is worth ten minutes of waiting. So a job's place among its tenant's is fixed when it is
-queued, and none waits for ever.
+"""One point of priority equals ten minutes of waiting. A job's place among its tenant's jobs is thus fixed when it is
+queued, and no job waits for ever.
 """
 
 
 @dataclass(frozen=True)
 class Record:
-    """Times are seconds since the epoch."""
+    """A job and its scheduling data. Times are seconds since the epoch."""
 
     job: Job
     queue_key: float
-    """The smallest goes first."""
+    """The tenant's job with the smallest key goes first."""
     not_before: float = 0.0
-    """Back-off: not claimed earlier."""
+    """End of the back-off; the job is not claimed earlier."""
     trained: bool = False
-    """The outcome is kept; what is left is to publish it, for which no worker is needed."""
+    """Whether the job is trained, so that it needs no worker and only has to be published."""
     exclusive: bool = False
-    """Ran out of memory beside others, or lost several workers: goes on a fresh worker of its own."""
+    """Whether the job needs a fresh worker for itself, because it ran out of memory beside others or lost workers."""
     owner: str = NOBODY
+    """The trainer replica that has the job."""
     lease_until: float = 0.0
     queued_at: float = 0.0
-    """When it last became QUEUED. The store sets it."""
+    """When the job last became QUEUED. The store sets it."""
     claimed_at: float | None = None
-    """When it was given to a worker; None while it is on none."""
+    """When the job was given to a worker; None while it is on none."""
     weight: float = 1.0
-    """Of its tenant when it was claimed; not stored with the job."""
+    """Weight of its tenant when it was claimed; not stored with the job."""
 
     def with_job(self, **changes: Any) -> Record:
+        """A copy with changed fields of the job."""
         return replace(self, job=self.job.model_copy(update=changes))
 
     def runtime_seconds(self, now: float) -> float:
+        """Time on workers so far, including the current attempt."""
         return self.job.runtime_seconds + (max(0.0, now - self.claimed_at) if self.claimed_at is not None else 0.0)
 
 
 def queue_key(priority: int, queued_at: float) -> float:
+    """The key by which a tenant's jobs are ordered; the smallest goes first."""
     return queued_at - priority * PRIORITY_POINT_SECONDS
 
 
 def to_row(record: Record) -> dict[str, Any]:
+    """The record as values of the columns of `jobs`."""
     job = record.job
     return {
         "id": job.id,
@@ -96,6 +101,7 @@ IMMUTABLE_COLUMNS = frozenset(
 
 
 def from_row(row: RowMapping) -> Record:
+    """The record of a row of `jobs`."""
     job = Job(
         id=row["id"],
         spec=TuningSpec.model_validate_json(row["spec"]),
@@ -134,8 +140,10 @@ def from_row(row: RowMapping) -> Record:
 
 
 def to_datetime(seconds: float) -> datetime:
+    """Seconds since the epoch as a time in UTC."""
     return datetime.fromtimestamp(seconds, UTC)
 
 
 def same_request(first: TuningSpec, second: TuningSpec) -> bool:
+    """Whether two specs are equal as JSON."""
     return bool(json.loads(first.model_dump_json()) == json.loads(second.model_dump_json()))

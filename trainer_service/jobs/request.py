@@ -1,4 +1,4 @@
-"""What a caller hands in to make a job, before its examples are stored: a spec, and where the examples come from."""
+"""A caller's request for a job before its examples are stored: a spec, and where the examples come from."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from trainer_service.training.spec import Example
 
 @dataclass(frozen=True)
 class InlineExamples:
-    """Examples inside the request. `field` is the request's name for the list, to name an offending example with."""
+    """Examples inside the request. `field` is the request's field with the list, for errors."""
 
     examples: tuple[Example, ...]
     field: str
@@ -18,7 +18,7 @@ class InlineExamples:
 
 @dataclass(frozen=True)
 class UploadedDataset:
-    """`datasets/sha256-<hex>`, uploaded before."""
+    """A dataset that was uploaded before, `datasets/sha256-<hex>`."""
 
     name: str
     field: str
@@ -37,7 +37,7 @@ ExampleSource = InlineExamples | UploadedDataset | DatasetUri
 
 @dataclass(frozen=True)
 class JobRequest:
-    """`spec` has no dataset names yet: `dataset` and `validation` become them."""
+    """A request for a job. `spec` has no dataset names yet; they follow from `dataset` and `validation`."""
 
     spec: TuningSpec
     dataset: ExampleSource

@@ -1,4 +1,4 @@
-"""What a job may start from: a published version, or the best prompt of a job that ended without one."""
+"""Finds the prompt that a job starts from: a published version, or the best prompt of a job that ended without one."""
 
 from __future__ import annotations
 
@@ -19,12 +19,14 @@ _JOB = re.compile(r"tuningJobs/([0-9a-z]{1,64})")
 
 
 class PromptIndex(Protocol):
-    """What is needed of the prompt store: what there is, up to date."""
+    """The part of the prompt store that is needed here: its current index."""
 
     def refresh(self) -> StoreIndex: ...
 
 
 class Jobs(Protocol):
+    """The part of the job store that is needed here."""
+
     def get(self, job_id: str, visible_to: tuple[str, ...]) -> Job:
         """Raises NotFound, also for a job of a prompt that matches none of the patterns."""
         ...
@@ -32,30 +34,31 @@ class Jobs(Protocol):
 
 @dataclass(frozen=True)
 class Source:
-    """`name` is exact: a version's or a job's resource name."""
+    """A prompt to start from. `name` is the resource name of a version or a job."""
 
     name: str
     num_virtual_tokens: int
     digest: str = ""
-    """Of the version's blob."""
+    """Digest of the version's blob; empty for a job."""
     job_id: str = ""
+    """Id of the job; empty for a version."""
 
 
 def names_job(source: str) -> bool:
-    """Whether `Sources.find` looks for it among the jobs; else it asks the prompt store."""
+    """Whether the reference names a job; `Sources.find` then reads the job store, otherwise the prompt store."""
     return _JOB.fullmatch(source) is not None
 
 
 class Sources:
-    """Blocks; thread-safe. A job starts from what its caller may see; the rest does not exist."""
+    """Finds sources among the versions and jobs that the caller may see. Its methods block and are thread-safe."""
 
     def __init__(self, prompts: PromptIndex, jobs: Jobs) -> None:
         self._prompts, self._jobs = prompts, jobs
 
     def find(self, source: str, model: BaseModelInfo) -> Source:
-        """`name`, `name@alias`, `name@7`, a version's resource name, or `tuningJobs/<id>`.
+        """Finds a source by `name`, `name@alias`, `name@7`, a version's resource name, or `tuningJobs/<id>`.
 
-        Raises InvalidInput, NotFound, or PreconditionFailed if it is for another base model, or if the job keeps no
+        Raises InvalidInput, NotFound, or PreconditionFailed if the prompt is for another base model or the job keeps no
         prompt.
         """
         job = _JOB.fullmatch(source)
@@ -75,11 +78,7 @@ class Sources:
         job = self._jobs.get(job_id, current_caller().prompts)
         if not job.keeps_best_prompt:
             version = job.result.version if job.result is not None else ""
-            advice = (
-                f"start from its version {version}"
-                if version
-                else "it must have ended, and have been trained for a while"
-            )
+            advice = f"start from its version {version}" if version else "it must have ended after its first checkpoint"
             raise PreconditionFailed(
                 f"{job.name} is {job.state} and keeps no prompt: {advice}", field=FIELD, state=job.state.value
             )
@@ -87,11 +86,11 @@ class Sources:
         return Source(job.name, job.effective.training.hyperparameters.num_virtual_tokens, job_id=job.id)
 
 
-def _check_fingerprint(name: str, theirs: str, model: BaseModelInfo) -> None:
-    if theirs != model.fingerprint:
+def _check_fingerprint(name: str, fingerprint: str, model: BaseModelInfo) -> None:
+    if fingerprint != model.fingerprint:
         raise PreconditionFailed(
-            f"{name} was trained for a base model with fingerprint {theirs}; {model.id} has {model.fingerprint}",
+            f"{name} was trained for a base model with fingerprint {fingerprint}; {model.id} has {model.fingerprint}",
             field=FIELD,
-            source_fingerprint=theirs,
+            source_fingerprint=fingerprint,
             base_model_fingerprint=model.fingerprint,
         )

@@ -1,4 +1,4 @@
-"""The states of a tuning job and every legal move between them, in one table."""
+"""The states of a tuning job and every legal transition between them, in one table."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ class JobState(StrEnum):
     RUNNING = "RUNNING"
     """On a worker, or trained and being published."""
     PAUSED = "PAUSED"
-    """Taken off its worker; goes on from its checkpoint when resumed."""
+    """Taken off its worker; continues from its checkpoint when resumed."""
     CANCELLING = "CANCELLING"
-    """Will be cancelled at its next step."""
+    """Will be CANCELLED after its current step."""
     SUCCEEDED = "SUCCEEDED"
     """Trained, evaluated, and published unless its gate forbade it."""
     FAILED = "FAILED"
@@ -34,7 +34,7 @@ LEGAL_MOVES: Mapping[JobState, frozenset[JobState]] = {
         {JobState.QUEUED, JobState.PAUSED, JobState.CANCELLING, JobState.SUCCEEDED, JobState.FAILED}
     ),
     JobState.PAUSED: frozenset({JobState.QUEUED, JobState.CANCELLED}),
-    # SUCCEEDED: its version was already in the store when the cancellation came. FAILED: an error came first.
+    # SUCCEEDED: its version was already published before the cancellation. FAILED: an error came first.
     JobState.CANCELLING: frozenset({JobState.CANCELLED, JobState.SUCCEEDED, JobState.FAILED}),
     JobState.SUCCEEDED: frozenset(),
     JobState.FAILED: frozenset(),
@@ -48,7 +48,7 @@ LEASED_STATES = frozenset({JobState.RUNNING, JobState.CANCELLING})
 
 
 def check_move(job_id: str, current: JobState, target: JobState) -> None:
-    """PreconditionFailed, with the current state, for a move that is not in the table."""
+    """Raises PreconditionFailed, with the current state, unless the table allows the transition."""
     if target not in LEGAL_MOVES[current]:
         raise PreconditionFailed(
             f"job {job_id!r} is {current} and can't become {target}",

@@ -1,4 +1,4 @@
-"""From a caller's request to a queued job: its examples become stored datasets, then the manager takes the spec."""
+"""Turns a caller's request into a queued job: stores its examples as datasets and hands the spec to the job manager."""
 
 from __future__ import annotations
 
@@ -15,21 +15,19 @@ from trainer_service.jobs.request import DatasetUri, ExampleSource, InlineExampl
 
 
 class JobCreator(Protocol):
-    """What the intake needs of the job manager."""
+    """The part of the job manager that `JobIntake` uses."""
 
     async def create(self, spec: TuningSpec, *, request_id: str = "", owner: JobOwner = ...) -> Job: ...
 
 
 class JobIntake:
-    """Names of fields in what it raises are the caller's own."""
+    """Creates jobs from requests. Its errors name the fields as the caller wrote them."""
 
     def __init__(self, datasets: TenantDatasets, jobs: JobCreator) -> None:
         self._datasets, self._jobs = datasets, jobs
 
     async def create(self, request: JobRequest, owner: JobOwner = NO_OWNER) -> Job:
-        """The job, queued. Raises InvalidInput with everything that is wrong, NotFound, PreconditionFailed or
-        Overloaded.
-        """
+        """Creates a queued job. Raises InvalidInput with all violations, NotFound, PreconditionFailed or Overloaded."""
         with ExitStack() as names:
             names.enter_context(renamed(labels_under("spec")))
             for which, source in ((DATASET, request.dataset), (VALIDATION, request.validation)):
@@ -41,7 +39,7 @@ class JobIntake:
             return await self._jobs.create(spec, request_id=request.request_id, owner=owner)
 
     async def _store(self, tenant: Tenant, source: ExampleSource, labels: Sequence[str]) -> str:
-        """The name of the dataset, stored now if it wasn't before."""
+        """The name of the dataset, which is stored now if it is new."""
         match source:
             case InlineExamples(examples=examples):
                 return (await self._datasets.pool.call(self._datasets.add_examples, tenant, examples, labels)).name
@@ -51,7 +49,9 @@ class JobIntake:
                 return name
 
     async def _store_validation(self, tenant: Tenant, request: JobRequest, dataset: str) -> str:
-        """Held-out examples need not show every label: those of the training examples are allowed."""
+        """The name of the validation dataset, or "". Its labels must be among those of the training examples, but need
+        not include all of them.
+        """
         if request.validation is None or isinstance(request.validation, UploadedDataset):
             return request.validation.name if request.validation else ""
         labels = request.spec.labels or await self._datasets.pool.call(self._datasets.labels, tenant, dataset)

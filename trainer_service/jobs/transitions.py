@@ -1,8 +1,8 @@
-"""Everything that can happen to a job, as pure functions from what it was to what it is. The store checks each against
-the legal moves.
+"""Everything that can happen to a job, as pure functions from the old record to the new one. The store checks each
+result against the legal transitions.
 
-Who calls: requests (cancel, pause, resume), the dispatcher (lost, over time), a worker's supervisor (stopped, failed,
-trained), the publisher (succeeded).
+Requests call cancel, pause and resume; the dispatcher calls expired, lost and left_worker; a worker's supervisor calls
+progressed, left_worker, lost, failed and trained; the publisher calls succeeded, failed and outcome_lost.
 """
 
 from __future__ import annotations
@@ -19,15 +19,14 @@ from trainer_service.jobs.states import JobState, check_move
 from trainer_service.training.data.statistics import DatasetStatistics
 
 _EXCLUSIVE_AFTER_FAILURES = 2
-"""From then on a job goes alone: if it is the one that kills workers, it must not take the others of a cohort with it
-again and again.
-"""
+"""Losses in a row after which a job runs alone: if it kills its workers, it must not repeatedly affect other jobs."""
 
 Move = Callable[[Record], Record]
+"""A change of a job; may raise PreconditionFailed."""
 
 
 def cancel(record: Record, now: float) -> Record:
-    """On a worker: CANCELLING. Anywhere else: CANCELLED. Cancelled already: as it is."""
+    """Sets a job with a replica to CANCELLING, any other unended job to CANCELLED. A cancelled job stays unchanged."""
     match record.job.state:
         case JobState.CANCELLING | JobState.CANCELLED:
             return record
@@ -38,7 +37,9 @@ def cancel(record: Record, now: float) -> Record:
 
 
 def pause(record: Record) -> Record:
-    """On a worker: marked, and PAUSED once it has left. Waiting: PAUSED. Paused already: as it is."""
+    """Sets a waiting job to PAUSED and marks a running one, which becomes PAUSED once it has left its worker. A paused
+    job stays unchanged.
+    """
     if record.job.state is JobState.PAUSED:
         return record
     if record.job.state is JobState.RUNNING:
@@ -51,7 +52,9 @@ def pause(record: Record) -> Record:
 
 
 def resume(record: Record, now: float) -> Record:
-    """PAUSED: queued again, behind those that waited meanwhile. Still leaving its worker: not paused after all."""
+    """Queues a PAUSED job again, behind the jobs that waited meanwhile, or withdraws a pause that has not happened yet.
+    A queued job stays unchanged.
+    """
     if record.job.state is JobState.QUEUED:
         return record
     if record.job.state is JobState.RUNNING and record.job.pausing:
@@ -62,14 +65,12 @@ def resume(record: Record, now: float) -> Record:
 
 
 def expired(record: Record, now: float) -> Record:
-    """Waited in the queue until its deadline had passed."""
+    """A waiting job fails if its deadline has passed."""
     return failed(record, _deadline_error(), now) if past_deadline(record, now) else record
 
 
 def left_worker(record: Record, now: float) -> Record:
-    """Left its worker on request, with its checkpoint stored: cancelled, paused, over its time, or queued to go on
-    elsewhere.
-    """
+    """A job has left its worker: it is cancelled, paused, failed because its time is over, or queued again."""
     freed = _free(record, now)
     if freed.job.state is JobState.CANCELLING:
         return _end(freed, JobState.CANCELLED, now)
@@ -83,7 +84,7 @@ def left_worker(record: Record, now: float) -> Record:
 
 
 def lost(record: Record, now: float, reason: str, config: JobsConfig) -> Record:
-    """Its worker is gone. Tried again after a pause that doubles, unless that happened too often."""
+    """A job has lost its worker: it is queued again with a growing back-off, or fails after too many losses."""
     freed = left_worker(record, now)
     if freed.job.state is not JobState.QUEUED or freed.trained:
         return freed
@@ -97,34 +98,35 @@ def lost(record: Record, now: float, reason: str, config: JobsConfig) -> Record:
 
 
 def orphaned(record: Record, now: float, reason: str, config: JobsConfig) -> Record:
-    """Its trainer replica is gone. It counts as lost, since a job can be what ends replicas, but waits only from the
-    second time on.
+    """A job has lost its trainer replica. That counts as a loss, because the job may be the cause, but the back-off
+    begins only with the second loss.
     """
     after = lost(record, now, reason, config)
     return replace(after, not_before=0.0) if after.job.failures <= 1 else after
 
 
 def failed(record: Record, error: JobError, now: float) -> Record:
-    """Ended by an error. A job that is being cancelled is cancelled: that is what its owner wanted."""
+    """A job has failed. A CANCELLING job becomes CANCELLED instead, as its owner wanted."""
     if record.job.state is JobState.CANCELLING:
         return _end(_free(record, now), JobState.CANCELLED, now)
     return _end(_free(record, now).with_job(error=error, pausing=False), JobState.FAILED, now)
 
 
 def trained(record: Record, now: float) -> Record:
-    """Its outcome is kept; it stays with this replica until it is published."""
+    """A job is trained and its result is saved; it stays with this replica until it is published."""
     kept = replace(record, trained=True, claimed_at=None)
     return kept.with_job(runtime_seconds=record.runtime_seconds(now), pausing=False)
 
 
 def succeeded(record: Record, result: JobResult, now: float) -> Record:
+    """A job has ended with a result."""
     return _end(_free(record, now).with_job(result=result, pausing=False), JobState.SUCCEEDED, now)
 
 
 def progressed(
     record: Record, progress: JobProgress, statistics: DatasetStatistics | None, *, checkpointed: bool
 ) -> Record:
-    """What its worker told. A checkpoint forgives earlier losses: only attempts that get nowhere count against a job."""
+    """A worker has reported progress. A checkpoint resets the losses: only attempts without a checkpoint count."""
     changes: dict[str, Any] = {"progress": progress}
     if statistics is not None:
         changes["dataset_statistics"] = statistics
@@ -134,33 +136,36 @@ def progressed(
 
 
 def separated(record: Record, now: float) -> Record:
-    """Ran out of memory, or failed for no reason of its own, in a worker that others use or have used: once more, alone
-    in a fresh one.
+    """A job has failed in a worker that other jobs use or have used, perhaps because of them: it is queued again to run
+    alone in a fresh worker.
     """
     freed = left_worker(record, now)
     return replace(freed, exclusive=True) if freed.job.state is JobState.QUEUED else freed
 
 
 def outcome_lost(record: Record, now: float) -> Record:
-    """Trained, and the trained prompt is gone: queued to be trained to its end again."""
+    """The trained prompt of a job was lost before its publication: the job is queued to finish training again."""
     return replace(left_worker(record, now), trained=False)
 
 
 def left_with_checkpoint(record: Record, now: float) -> Record:
+    """A job has left its worker after its checkpoint was stored."""
     return left_worker(record.with_job(checkpointed=True), now)
 
 
 def must_leave(record: Record, now: float) -> bool:
-    """Its time on workers is used up, or its deadline has passed."""
+    """Whether a running job has passed its maximum runtime or its deadline."""
     return over_runtime(record, now) or past_deadline(record, now)
 
 
 def past_deadline(record: Record, now: float) -> bool:
+    """Whether an untrained job has passed its deadline."""
     deadline = record.job.spec.deadline
     return not record.trained and deadline is not None and now >= deadline.timestamp()
 
 
 def over_runtime(record: Record, now: float) -> bool:
+    """Whether an untrained job has passed its maximum time on workers."""
     return not record.trained and record.runtime_seconds(now) > record.job.effective.max_runtime_seconds
 
 

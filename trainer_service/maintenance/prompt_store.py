@@ -1,7 +1,4 @@
-"""Keeps the prompt store tidy while the trainer runs: a round of `shared.store.maintenance` now and then, with jitter.
-
-Every trainer of a fleet does this; they don't have to know of each other.
-"""
+"""Runs rounds of `shared.store.maintenance` with jitter while the trainer runs. Trainers need no coordination."""
 
 from __future__ import annotations
 
@@ -22,7 +19,7 @@ log = logging.getLogger(__name__)
 
 _FIRST_SECONDS = 60.0
 _LEAST_ROUND_SECONDS = 600.0
-"""Time limit of a round where rounds follow each other more closely than that."""
+"""Time limit of a round if the period is shorter."""
 
 
 class MaintenanceObserver(Protocol):
@@ -33,7 +30,7 @@ class MaintenanceObserver(Protocol):
 
 
 class StoreMaintenance:
-    """`run` until cancelled. `period_seconds` is the mean time between two rounds; 0: none here."""
+    """Runs rounds until `run` is cancelled. `period_seconds` is the mean time between two rounds; 0: none here."""
 
     def __init__(
         self, store: PromptStore, policy: MaintenancePolicy, period_seconds: float, observer: MaintenanceObserver
@@ -45,9 +42,7 @@ class StoreMaintenance:
         )
 
     async def run(self) -> None:
-        """The first round comes soon, so that a trainer that is restarted often cleans up, too. Nothing that fails in a
-        round ends this.
-        """
+        """Runs rounds; failures don't end it. The first round comes soon, so an often restarted trainer cleans up, too."""
         if not self._period_seconds:
             return
         pause_seconds = min(self._period_seconds, _FIRST_SECONDS)
@@ -57,7 +52,7 @@ class StoreMaintenance:
                 await self._round()
                 pause_seconds = self._period_seconds
         finally:
-            self._stopped.set()  # a round that is under way ends after what it is just doing
+            self._stopped.set()  # a running round ends after its current operation
 
     async def _round(self) -> None:
         begun = time.monotonic()
@@ -66,14 +61,14 @@ class StoreMaintenance:
         except Unavailable:
             report = MaintenanceReport(failures={"round": "the prompt store did not answer in time"})
         except Exception:
-            log.exception("a round of store maintenance failed in a way that nobody foresaw")
-            report = MaintenanceReport(failures={"round": "unforeseen"})
+            log.exception("a round of store maintenance failed with an unexpected error")
+            report = MaintenanceReport(failures={"round": "unexpected error"})
         for step, reason in report.failures.items():
             log.warning(
-                "store maintenance could not do a step; the next round tries again",
+                "a store maintenance step failed; retrying in the next round",
                 extra={"fields": {"step": step, "why": reason}},
             )
         seconds = time.monotonic() - begun
         if report.did_something:
-            log.info("prompt store tidied", extra={"fields": {**asdict(report), "seconds": round(seconds, 3)}})
+            log.info("prompt store cleaned up", extra={"fields": {**asdict(report), "seconds": round(seconds, 3)}})
         self._observer.maintained(report, seconds)

@@ -1,7 +1,7 @@
-"""What is removed by itself: events of ended jobs are thinned, ended jobs and unused datasets go after some days.
+"""Retention: thins the events of ended jobs, and removes ended jobs and unused datasets after some days.
 
-A round consists of short transactions with pauses between them, and may be cut anywhere: the next one goes on. Several
-trainers on one database may do this at once. Everything that a round removes is audited.
+A round consists of short transactions with pauses between them. It may stop anywhere; the next round continues. Several
+trainers on one database may run rounds at once. Everything that a round removes is audited.
 """
 
 from __future__ import annotations
@@ -23,52 +23,55 @@ from trainer_service.jobs.store.job_expiry import expired_jobs, remove_job, tena
 
 DAY_SECONDS = 86_400.0
 ACTOR = "retention"
-"""Who removes, to the audit."""
+"""The caller of removals in the audit log."""
 
 _ORPHAN_SECONDS = DAY_SECONDS
-"""Bytes that no tenant has are what a crash left, or an upload of an older build that no job named."""
+"""Age at which a dataset file without a tenant is removed: left by a crash, or unused since an older build."""
 
 _BATCH = 100
 Pause = Callable[[], bool]
-"""Called between transactions, so that others get their turn; True: the round is to end."""
+"""Called between transactions to let others run; if it returns True, the round ends."""
 
 
 @dataclass(frozen=True)
 class RetentionPolicy:
-    """Days; 0: kept for ever. A tenant may have days of its own."""
+    """Retention times in days; 0: kept for ever. The settings of a tenant take precedence."""
 
     ended_job_days: float = 90.0
     unused_dataset_days: float = 30.0
 
     def jobs_before(self, tenant: Tenant | None, now: float) -> float:
-        """Jobs that ended before that are removed."""
+        """The time (seconds since the epoch) before which removable jobs ended."""
         own = None if tenant is None else tenant.ended_job_days
         return _before(self.ended_job_days if own is None else own, now)
 
     def datasets_before(self, tenant: Tenant | None, now: float) -> float:
-        """Datasets that were not used since that are removed."""
+        """The time (seconds since the epoch) before which removable datasets were last used."""
         own = None if tenant is None else tenant.unused_dataset_days
         return _before(self.unused_dataset_days if own is None else own, now)
 
 
 @dataclass
 class RetentionReport:
+    """What one round did."""
+
     events_removed: int = 0
     jobs_removed: int = 0
     datasets_removed: int = 0
-    """Taken from a tenant."""
+    """Datasets removed from a tenant."""
     files_removed: int = 0
-    """Datasets whose bytes are gone, as no tenant has them any more."""
+    """Dataset files removed because no tenant has the dataset any more."""
     failures: dict[str, str] = field(default_factory=dict)
-    """By step."""
+    """Reasons of failures by step."""
 
     @property
     def did_something(self) -> bool:
+        """Whether the round removed anything."""
         return bool(self.events_removed or self.jobs_removed or self.datasets_removed or self.files_removed)
 
 
 class Retention:
-    """Blocks; call `round` in a thread."""
+    """Runs single rounds. `round` blocks, so call it in a thread."""
 
     def __init__(
         self,
@@ -78,16 +81,11 @@ class Retention:
         datasets: DatasetStore,
         policy: RetentionPolicy,
     ) -> None:
-        self._database, self._files, self._ledger, self._datasets, self._policy = (
-            database,
-            files,
-            ledger,
-            datasets,
-            policy,
-        )
+        self._database, self._files, self._ledger = database, files, ledger
+        self._datasets, self._policy = datasets, policy
 
     def round(self, tenants: Mapping[str, Tenant], pause: Pause) -> RetentionReport:
-        """Never raises for what is away: that is in the report, and is tried again in the next round."""
+        """Runs one round. Failed steps are in the report and are repeated in the next round; they raise nothing."""
         report = RetentionReport()
         steps: tuple[Callable[[Mapping[str, Tenant], Pause, RetentionReport], None], ...] = (
             self._compact_events,
@@ -117,9 +115,9 @@ class Retention:
             before = self._policy.jobs_before(tenants.get(tenant), now)
             while found := expired_jobs(self._database, tenant, before, _BATCH):
                 for job in found:
-                    self._files.remove(
-                        job.id
-                    )  # first: a row without files is removed in the next round, files without a row at a restart
+                    # Files first: a row without files is removed in the next round, files without a row only at a
+                    # restart.
+                    self._files.remove(job.id)
                     if remove_job(self._database, job.id, pause):
                         report.jobs_removed += 1
                         audit.record(
@@ -129,7 +127,7 @@ class Retention:
                         return
 
     def _measure_datasets(self, tenants: Mapping[str, Tenant], pause: Pause, report: RetentionReport) -> None:
-        """Those of an older build count against quotas from here on."""
+        """Measures datasets of older builds, which count against quotas from then on."""
         after = ""
         while names := self._ledger.unmeasured(after, _BATCH):
             for after in names:

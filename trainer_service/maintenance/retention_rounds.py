@@ -1,6 +1,4 @@
-"""Runs rounds of `trainer_service.maintenance.retention` while the trainer runs, with jitter. Trainers don't have to
-know of each other.
-"""
+"""Runs rounds of `maintenance.retention` with jitter while the trainer runs. Trainers need no coordination."""
 
 from __future__ import annotations
 
@@ -22,7 +20,7 @@ log = logging.getLogger(__name__)
 
 _FIRST_SECONDS = 60.0
 _PAUSE_SECONDS = 0.005
-"""Between two transactions of a round: what callers ask for goes first."""
+"""Pause between two transactions of a round, so that requests of callers go first."""
 
 
 class RetentionObserver(Protocol):
@@ -33,7 +31,7 @@ class RetentionObserver(Protocol):
 
 
 class RetentionRounds:
-    """`run` until cancelled. `period_seconds` is the mean time between two rounds; 0: none here."""
+    """Runs rounds until `run` is cancelled. `period_seconds` is the mean time between two rounds; 0: none here."""
 
     def __init__(
         self,
@@ -42,18 +40,12 @@ class RetentionRounds:
         period_seconds: float,
         observer: RetentionObserver,
     ) -> None:
-        self._retention, self._tenants, self._period_seconds, self._observer = (
-            retention,
-            tenants,
-            period_seconds,
-            observer,
-        )
+        self._retention, self._tenants = retention, tenants
+        self._period_seconds, self._observer = period_seconds, observer
         self._stopped = threading.Event()
 
     async def run(self) -> None:
-        """The first round comes soon, so that a trainer that is restarted often cleans up, too. Nothing that fails in a
-        round ends this.
-        """
+        """Runs rounds; failures don't end it. The first round comes soon, so an often restarted trainer cleans up, too."""
         if not self._period_seconds:
             return
         pause_seconds = min(self._period_seconds, _FIRST_SECONDS)
@@ -63,7 +55,7 @@ class RetentionRounds:
                 await self._round()
                 pause_seconds = self._period_seconds
         finally:
-            self._stopped.set()  # a round that is under way ends with its current transaction
+            self._stopped.set()  # a running round ends after its current transaction
 
     async def _round(self) -> None:
         begun = time.monotonic()
@@ -72,16 +64,14 @@ class RetentionRounds:
                 partial(self._retention.round, self._tenants(), lambda: self._stopped.wait(_PAUSE_SECONDS)), "retention"
             )
         except Exception:
-            log.exception("a round of retention failed unexpectedly")
+            log.exception("a retention round failed with an unexpected error")
             report = RetentionReport(failures={"round": "unexpected error"})
         for step, reason in report.failures.items():
             log.warning(
-                "retention could not do a step; the next round tries again",
+                "a retention step failed; retrying in the next round",
                 extra={"fields": {"step": step, "why": reason}},
             )
         seconds = time.monotonic() - begun
         if report.did_something:
-            log.info(
-                "retention removed what is old", extra={"fields": {**asdict(report), "seconds": round(seconds, 3)}}
-            )
+            log.info("retention removed old data", extra={"fields": {**asdict(report), "seconds": round(seconds, 3)}})
         self._observer.retained(report, seconds)

@@ -1,4 +1,4 @@
-"""How full the trainer's storage is, measured now and then for the metrics."""
+"""Measures the use of the trainer's storage at intervals for the metrics."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ MEASURE_SECONDS = 30.0
 
 @dataclass(frozen=True)
 class StorageUsage:
-    """In bytes."""
+    """Sizes in bytes."""
 
     disk_total: int
-    """Of the file system that has the data directory."""
+    """Size of the data directory's file system."""
     disk_free: int
-    """For this process, without what is reserved for root."""
+    """Free bytes for this process, without the reserve for root."""
     datasets: int
     checkpoints: int
-    """With trained prompts that are not published yet, and best prompts that are kept."""
+    """Checkpoints, trained prompts that are not published yet, and kept best prompts."""
     database: int
-    """With PostgreSQL the checkpoints are in it, too."""
+    """Size of the database; on PostgreSQL it includes the checkpoints."""
 
 
 class StorageMeter:
-    """`run` until cancelled; `observe` is called on the event loop."""
+    """Measures until `run` is cancelled; `observe` is called on the event loop."""
 
     def __init__(
         self,
@@ -46,15 +46,11 @@ class StorageMeter:
         database: Database,
         observe: Callable[[StorageUsage], None],
     ) -> None:
-        self._data_dir, self._datasets, self._files, self._database, self._observe = (
-            data_dir,
-            datasets,
-            files,
-            database,
-            observe,
-        )
+        self._data_dir, self._datasets, self._files = data_dir, datasets, files
+        self._database, self._observe = database, observe
 
     async def run(self) -> None:
+        """Measures every `MEASURE_SECONDS`; failures are logged."""
         while True:
             try:
                 self._observe(await on_daemon_thread(self.measure, "storage usage"))
@@ -63,7 +59,7 @@ class StorageMeter:
             await asyncio.sleep(MEASURE_SECONDS)
 
     def measure(self) -> StorageUsage:
-        """Blocks. Raises OSError or Unavailable."""
+        """Measures once. Blocks. Raises OSError or Unavailable."""
         disk = shutil.disk_usage(self._data_dir)
         return StorageUsage(
             disk.total, disk.free, self._datasets.size_bytes(), self._files.size_bytes(), self._database.size_bytes()

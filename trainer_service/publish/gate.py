@@ -1,5 +1,5 @@
-"""Whether a trained prompt may be published: the conditions of its job, on held-out examples that did not choose its
-checkpoint. Pure.
+"""Decides whether a trained prompt may be published: applies the job's conditions to held-out examples that did not
+choose its checkpoint. Pure.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from trainer_service.training.spec import Metric
 
 @dataclass(frozen=True)
 class Decision:
-    """`reason` is for people and has the numbers."""
+    """A decision with its reason, which includes the numbers."""
 
     publish: bool
     reason: str
@@ -23,19 +23,22 @@ class Decision:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What is known of the tuned prompt."""
+    """Measurements of the tuned prompt."""
 
     estimate: Estimate | None = None
+    """The job's metric; None if it was not measured."""
     comparisons: Mapping[str, Comparison] = field(default_factory=dict)
-    """By rival (`comparisons`)."""
+    """Comparisons by rival (`jobs.comparisons.NAMES`)."""
     has_current: bool = False
     """Whether the version that the alias names was measured."""
     is_apart: bool = True
-    """Whether no example judges what it helped to choose."""
+    """Whether the measuring examples took no part in choosing the checkpoint."""
 
 
 def decide(gate: PublishGate | None, metric: Metric, evidence: Evidence) -> Decision:
-    """To beat a rival means to be better beyond chance (`training.comparison`). `minimum_metric` is compared with the
+    """Applies the gate's conditions.
+
+    To beat a rival means to be better beyond chance (`training.comparison`). `minimum_metric` is compared with the
     measured value, not with its interval: the caller chose the bound and can add a margin to it.
     """
     if gate is None:
@@ -50,11 +53,11 @@ def decide(gate: PublishGate | None, metric: Metric, evidence: Evidence) -> Deci
     if estimate.num_examples < MIN_EXAMPLES:
         return Decision(
             False,
-            f"{estimate.num_examples} held-out examples are too few to judge by; at least {MIN_EXAMPLES} are needed",
+            f"{estimate.num_examples} held-out examples are too few to decide; at least {MIN_EXAMPLES} are needed",
         )
     if not evidence.is_apart:
         return Decision(
-            False, "the held-out examples can't judge the prompt: the same ones, or ones of the same input, chose it"
+            False, "the held-out examples can't measure the prompt: they, or examples of the same input, chose it"
         )
     checks = [_minimum(metric, estimate, gate.minimum_metric)] if gate.minimum_metric is not None else []
     if gate.beat_bare_model:
@@ -67,10 +70,10 @@ def decide(gate: PublishGate | None, metric: Metric, evidence: Evidence) -> Deci
 
 
 def _minimum(metric: Metric, estimate: Estimate, bound: float) -> tuple[bool, str]:
-    told = estimate_text(metric, estimate)
+    text = estimate_text(metric, estimate)
     if metric is Metric.LOSS:
-        return estimate.value <= bound, f"{told} {'is at most' if estimate.value <= bound else 'is above'} {bound:.4g}"
-    return estimate.value >= bound, f"{told} {'reaches' if estimate.value >= bound else 'is below'} {bound:.4g}"
+        return estimate.value <= bound, f"{text} {'is at most' if estimate.value <= bound else 'is above'} {bound:.4g}"
+    return estimate.value >= bound, f"{text} {'reaches' if estimate.value >= bound else 'is below'} {bound:.4g}"
 
 
 def _beaten(metric: Metric, evidence: Evidence, rival: str) -> tuple[bool, str]:

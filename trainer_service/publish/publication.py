@@ -1,7 +1,7 @@
-"""What training left, ready to be published: the result and the very bytes of the version, kept until the prompt store
-has them.
+"""A trained result that is ready to be published: the job's result and the bytes of the version.
 
-The bytes are made once, so publishing again after a crash publishes the same version.
+The bytes are made once and kept until they are published, so a repeated publication after a crash writes the same
+version.
 """
 
 from __future__ import annotations
@@ -23,24 +23,28 @@ _LENGTH_BYTES = 4
 
 @dataclass(frozen=True)
 class Publication:
+    """The result and the blob of a trained job."""
+
     result: JobResult
     blob: bytes
-    """Empty: the gate forbids publication."""
+    """The version's bytes; empty if the gate forbids publication."""
 
     def encode(self) -> bytes:
+        """The bytes of the job's file: the length of the result (4 bytes), the result as JSON, the blob."""
         text = self.result.model_dump_json().encode()
         return len(text).to_bytes(_LENGTH_BYTES, "big") + text + self.blob
 
     @classmethod
     def decode(cls, data: bytes) -> Publication:
+        """The inverse of `encode`."""
         end = _LENGTH_BYTES + int.from_bytes(data[:_LENGTH_BYTES], "big")
         return cls(JobResult.model_validate_json(data[_LENGTH_BYTES:end]), data[end:])
 
 
 def make_publication(job: Job, trained: TrainingResult, current_version: str = "") -> Publication:
-    """Ask the gate, and build the version's blob; `current_version` is what the trained prompt was compared with.
+    """Applies the gate and builds the version's blob. The prompt was compared with `current_version`.
 
-    Raises InvalidInput if the result can't be written as a version.
+    Raises InvalidInput if the result can't be encoded as a version.
     """
     evidence = Evidence(trained.estimate, trained.comparisons, bool(trained.current_metrics), trained.is_apart)
     decision = decide(job.spec.publish.gate, job.effective.training.hyperparameters.metric, evidence)
@@ -72,7 +76,7 @@ def make_publication(job: Job, trained: TrainingResult, current_version: str = "
 
 
 def notes_of(result: JobResult) -> list[Note]:
-    """What a person should know about a trained prompt: what a search chose, and what training did not beat."""
+    """Notes on a trained prompt: the choice of a search, and the verdict if the prompt did not beat every rival."""
     beaten = all(comparison.beats for comparison in result.comparisons if comparison.rival != CURRENT)
     return [Note(text=text) for text in (search_note(result.candidates), "" if beaten else result.verdict) if text]
 
@@ -125,7 +129,7 @@ def _blob(job: Job, trained: TrainingResult, result: JobResult) -> bytes:
 
 
 def _trained_with(job: Job, trained: TrainingResult) -> TrainingSpec:
-    """The job's spec with what a search chose."""
+    """The job's spec with the values that a search chose."""
     training = job.effective.training
     chosen = {"learning_rate": trained.learning_rate or None, "init": trained.init}
     filled = training.hyperparameters.model_copy(
@@ -135,5 +139,5 @@ def _trained_with(job: Job, trained: TrainingResult) -> TrainingSpec:
 
 
 def _finite(trained: TrainingResult) -> dict[str, float]:
-    """The manifest is JSON proper, which has no infinities."""
+    """The finite metrics: the manifest is strict JSON, which has no infinities."""
     return {name: float(value) for name, value in trained.metrics.items() if abs(value) < float("inf")}

@@ -1,8 +1,8 @@
-"""Publishes what was trained, exactly once, however often it must be tried; then waits for the fleet, if the job is to.
+"""Publishes trained prompts exactly once, with retries; then waits for the fleet if the job requires it.
 
-The prompt store knows which job made a version, so a repeated publication finds the first. While the store is away the
-outcome stays with the job, through restarts. A replica that has lost the job meanwhile publishes nothing: before each
-commit it asks the database.
+The prompt store records which job made a version, so a repeated publication finds the first one. While the store is
+unavailable, the trained result stays among the job's files, also across restarts. Before each commit the publisher
+checks the database, so a replica that has lost the job publishes nothing.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _FIRST_PAUSE_SECONDS, _LAST_PAUSE_SECONDS = 0.25, 30.0
 
 
 class _NotPermitted(Exception):
-    """The job is being cancelled, or the database can't be asked: what follows is decided by looking at the job again."""
+    """The job is being cancelled or the database is unavailable; the caller reads the job again to decide."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class _Attempt:
 
 
 class Publisher:
-    """One task for each trained job. `begin` returns at once; jobs that are on their way are in `job_ids`."""
+    """Runs one task for each trained job. `begin` returns at once; `job_ids` has the jobs that are being published."""
 
     def __init__(self, context: JobsContext, prompt_store: PromptStore) -> None:
         self._context, self._prompt_store = context, prompt_store
@@ -56,11 +56,13 @@ class Publisher:
 
     @property
     def job_ids(self) -> frozenset[str]:
+        """Ids of the jobs that are being published."""
         return frozenset(self._publications)
 
     def begin(self, record: Record, outcome: Publication | None = None) -> None:
-        """`outcome`: as kept in the job's files, if it isn't at hand. A later attempt takes the place of an earlier
-        one.
+        """Starts publishing a job and replaces an earlier attempt. Does nothing if this attempt or a later one runs.
+
+        `outcome`: the job's publication; None: it is read from the job's files.
         """
         job = record.job
         if (earlier := self._publications.get(job.id)) is not None:
@@ -72,11 +74,10 @@ class Publisher:
         task.add_done_callback(lambda _: self._forget(job.id, publication))
 
     async def close(self, seconds: float) -> frozenset[str]:
-        """Begin no further attempt, and wait that long for those under way. The rest goes back to the queue with its
-        outcome kept.
+        """Begins no further attempts to publish, and waits up to `seconds` for the running ones.
 
-        Returns the jobs whose attempt goes on even then, in a thread that nobody can stop: they must not be handed to
-        others at once.
+        Returns the jobs whose attempt is still running then, in a thread that can't be stopped: other replicas must not
+        get them at once. The other jobs can be queued again; their results are kept.
         """
         self._closing = True
         tasks = {job_id: publication.task for job_id, publication in self._publications.items()}
@@ -91,7 +92,7 @@ class Publisher:
         return left
 
     def abandon(self) -> list[asyncio.Task[None]]:
-        """Cancel every attempt. Returns the tasks that end soon."""
+        """Cancels every attempt. Returns the tasks, which end soon."""
         tasks = [publication.task for publication in self._publications.values()]
         for task in tasks:
             task.cancel()
@@ -108,14 +109,14 @@ class Publisher:
             except StaleAttempt:
                 log.info("another replica has this job now")
             except Exception as error:
-                log.exception("publishing failed in a way that nobody foresaw")
+                log.exception("publishing failed with an unexpected error")
                 await self._fail(job, JobError(code="INTERNAL", message=f"publishing failed: {type(error).__name__}"))
 
     async def _publish(self, job: Job, outcome: Publication | None) -> None:
         outcome = outcome or await self._load(job)
         if outcome is None:
-            # The bytes are lost, the job is not: what was trained is trained again from its checkpoint.
-            await self._again(job)
+            # The result is lost, but not the checkpoint, from which the job is trained to its end again.
+            await self._train_again(job)
             return
         if not outcome.blob:
             await self._succeed(job, outcome, None)
@@ -136,13 +137,13 @@ class Publisher:
                 self._context.observer.publish_failed(job)
                 if failures == 1:
                     note = Note(
-                        text="the prompt store is away; the trained prompt is kept and will be published when it is back"
+                        text="the prompt store is unavailable; the trained prompt is kept and will be published later"
                     )
                     await self._context.change(job.id, lambda record: record, attempt=job.attempt, payloads=[note])
                 if time.monotonic() - started > self._context.config.max_publish_seconds:
                     await self._fail(job, JobError(code="PUBLISH_FAILED", message=error.message))
                     return
-                log.warning("the prompt store is away, attempt %d: %s", failures, error.message)
+                log.warning("publishing failed, attempt %d: %s", failures, error.message)
                 await asyncio.sleep(retry_delay_seconds(failures, _FIRST_PAUSE_SECONDS, _LAST_PAUSE_SECONDS))
             except SoftPromptError as error:
                 await self._fail(job, JobError(code="PUBLISH_FAILED", message=error.message))
@@ -159,9 +160,11 @@ class Publisher:
         return await self._context.pools.job_files.retry(load)
 
     async def _attempt(self, job: Job, outcome: Publication) -> tuple[PublishedVersion, str]:
-        """Raises Unavailable if it takes too long. It may go on then: no other one is begun before it has ended."""
+        """Publishes once. Raises Unavailable if it takes too long; the call may then still run, and no other attempt
+        begins before it has ended.
+        """
         if job.id in self._putting:
-            raise Unavailable("the prompt store has not answered the attempt before")
+            raise Unavailable("the prompt store has not answered the previous attempt")
         has_begun = False
 
         def put() -> tuple[PublishedVersion, str]:
@@ -181,13 +184,12 @@ class Publisher:
                 self._putting.discard(job.id)
 
     def _permit(self, job: Job) -> None:
-        """In the publishing thread, before each commit: this attempt still has the job, and with this has it for a
-        whole lease.
+        """Checks before each commit, in the publishing thread, that this attempt has the job, and renews its lease.
 
-        Raises StaleAttempt if it hasn't. What can still come between this answer and the commit: this process is
-        stopped, or the store takes its time with one small write, for longer than a lease that cannot be renewed
-        meanwhile, and somebody cancels the job in just that time. A store's clients give up after about a minute, so
-        nothing comes later than that; and never a second version, since the store knows the job.
+        Raises StaleAttempt if the attempt has lost the job. One race remains: between this check and the commit, the
+        process is paused or a small write to the store hangs for longer than a lease that can't be renewed, and the job
+        is cancelled in that time. The store's clients give up after about a minute, which bounds the delay; a second
+        version is impossible, because the store records the job.
         """
         store, config = self._context.store, self._context.config
         try:
@@ -199,11 +201,10 @@ class Publisher:
             raise _NotPermitted
 
     def _put(self, job: Job, outcome: Publication) -> tuple[PublishedVersion, str]:
-        """The version, and why the alias was left alone; empty if it moved.
+        """Publishes and returns the version, and the reason why the alias didn't move, or "".
 
-        The alias moves only if nobody else has decided about it since the job was created (`alias_claim`). A job that
-        was to beat the current version moves it only from that very version: if another one has taken its place since
-        the comparison, nothing is known about which is better.
+        The alias moves only if `alias_claim` allows it. A job that had to beat the current version moves the alias only
+        from that version: if another one has replaced it since the comparison, it is unknown which is better.
         """
         alias, actor, reason = job.spec.publish.alias or None, job.caller[:200], ""
         publish = partial(
@@ -222,9 +223,7 @@ class Publisher:
         return version, self._why_left_alone(job, version, reason)
 
     def _expected(self, job: Job, outcome: Publication) -> Expected:
-        """What the alias must name when this version is committed. Raises Conflict with the reason for leaving it
-        alone.
-        """
+        """What the alias must name when the version is committed. Raises Conflict if the alias must not move."""
         prompt, alias, gate = job.spec.prompt, job.spec.publish.alias, job.spec.publish.gate
         to_beat = gate is not None and gate.beat_current
         if not alias or (job.effective.alias_revision is None and not to_beat) or self._find(job) is not None:
@@ -236,23 +235,21 @@ class Publisher:
         if to_beat and name != outcome.result.current_version:
             found, compared = name or "nothing", outcome.result.current_version or "nothing"
             raise Conflict(
-                f"{prompt}@{alias} names {found}; compared was with {compared}", current=found, expected=compared
+                f"{prompt}@{alias} names {found}; the comparison was with {compared}", current=found, expected=compared
             )
         return None if current is None else index.prompt(prompt).aliases[alias].targets
 
     def _why_left_alone(self, job: Job, version: PublishedVersion, reason: str = "") -> str:
-        """Empty if the alias moved, or none was to. `reason`: if it is known; a predecessor that crashed did not keep
-        its.
+        """Why the alias didn't move; empty if it moved or the job names none. `reason` is empty if an earlier process
+        published the version.
         """
         if not job.spec.publish.alias or self._has_moved(job, version):
             return ""
-        return (
-            reason
-            or f"{job.spec.prompt}@{job.spec.publish.alias} had been moved since this job was created, or compared with it"
-        )
+        name = f"{job.spec.prompt}@{job.spec.publish.alias}"
+        return reason or f"{name} was moved after this job was created or compared with it"
 
     def _has_moved(self, job: Job, version: PublishedVersion) -> bool:
-        """Publication and move are one commit; an alias that last moved before it was left alone."""
+        """Whether the publication moved the alias: both are one commit, so the alias's last move is not older."""
         alias = self._prompt_store.index().prompt(version.prompt).aliases.get(job.spec.publish.alias)
         return alias is not None and alias.revision >= version.revision
 
@@ -271,7 +268,7 @@ class Publisher:
         return found.state is JobState.CANCELLING
 
     async def _cancel(self, job: Job, outcome: Publication) -> None:
-        """Unless a lost answer or a predecessor had published it already: then it has succeeded."""
+        """Cancels the job, unless it is published already, by a call whose answer was lost or by an earlier process."""
         version = await self._context.pools.prompt_store.call(self._find, job)
         if version is not None:
             await self._succeed(job, outcome, version, self._why_left_alone(job, version))
@@ -284,7 +281,7 @@ class Publisher:
     async def _succeed(
         self, job: Job, outcome: Publication, version: PublishedVersion | None, left_alone: str = ""
     ) -> None:
-        """`left_alone`: why the version was published without moving the alias."""
+        """Ends the job with its result. `left_alone`: why the version was published without moving the alias."""
         result, notes = outcome.result, notes_of(outcome.result)
         if version is not None:
             published: dict[str, object] = {"published": True, "version": version.name, "digest": version.digest}
@@ -302,13 +299,14 @@ class Publisher:
             payloads=notes,
         )
         if version is not None:
-            told = {
+            fields = {
+                "job": job.id,
                 "caller": job.caller,
                 "prompt": job.spec.prompt,
                 "version": version.name,
                 "alias": job.spec.publish.alias,
             }
-            audit.record("publish", "OK", {"job": job.id, **told})
+            audit.record("publish", "OK", fields)
         log.info("job succeeded", extra={"fields": {"version": result.version, "gate": result.gate_decision}})
         await self._clean(after.job)
 
@@ -319,8 +317,8 @@ class Publisher:
         note = Note(text=f"published {version.name}; waiting until every live replica serves it")
         await self._context.change(job.id, lambda record: record, attempt=job.attempt, payloads=[note])
         pool = self._context.pools.prompt_store
-        stands = await wait_until_served(self._prompt_store, pool, version, seconds, lambda: self._is_cancelling(job))
-        return {"served_by_all": stands.by_all, "serving": str(stands)}
+        status = await wait_until_served(self._prompt_store, pool, version, seconds, lambda: self._is_cancelling(job))
+        return {"served_by_all": status.by_all, "serving": str(status)}
 
     async def _fail(self, job: Job, error: JobError) -> None:
         after = await self._context.change(
@@ -328,10 +326,8 @@ class Publisher:
         )
         await self._clean(after.job)
 
-    async def _again(self, job: Job) -> None:
-        note = Note(
-            text="the trained prompt was lost before it could be published; it is trained again from the last checkpoint"
-        )
+    async def _train_again(self, job: Job) -> None:
+        note = Note(text="the trained prompt was lost before its publication; training again from the last checkpoint")
         await self._context.change(
             job.id, lambda record: transitions.outcome_lost(record, time.time()), attempt=job.attempt, payloads=[note]
         )

@@ -1,4 +1,4 @@
-"""Waiting until the fleet serves a version that a job has just published."""
+"""Waits until the fleet serves a version that a job has just published."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ _LOOK_SECONDS = 0.5
 async def wait_until_served(
     store: PromptStore, pool: CallPool, version: VersionRecord, seconds: float, withdrawn: Callable[[], Awaitable[bool]]
 ) -> Serving:
-    """Until all live replicas of its base model serve it, or one refuses it, or `withdrawn` says so, or `seconds` after
-    its publication.
+    """Waits until all live replicas of its base model serve the version, or one refuses it, or `withdrawn()` is True,
+    or `seconds` after its publication. Returns the last known serving state.
 
-    Counted from the publication, so that a trainer that restarts meanwhile does not wait anew. Returns how it stands
-    then; a store that is away meanwhile is asked again.
+    The time counts from the publication, so that a restarted trainer doesn't wait again. Errors of the prompt store are
+    logged and the read is repeated.
     """
     deadline = parse_timestamp(version.created_at).timestamp() + seconds
-    stands = Serving()
+    status = Serving()
     while True:
         try:
-            stands = serving(version, await pool.call(store.list_replicas))
+            status = serving(version, await pool.call(store.list_replicas))
         except SoftPromptError as error:
             log.warning("the replicas' records can't be read: %s", error.message)
-        if stands.is_decided or time.time() >= deadline or await withdrawn():
-            return stands
+        if status.is_decided or time.time() >= deadline or await withdrawn():
+            return status
         pause_seconds = max(_LOOK_SECONDS, store.poll_seconds) * random.uniform(0.8, 1.2)
         await asyncio.sleep(min(pause_seconds, max(0.0, deadline - time.time())))

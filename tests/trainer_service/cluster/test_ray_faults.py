@@ -75,7 +75,7 @@ async def test_a_killed_worker_costs_nothing_but_the_steps_since_the_checkpoint(
     events = [event.payload async for event in manager.watch(job.id)]
     notes = [payload.text for payload in events if isinstance(payload, Note)]
     assert any("lost its worker" in note for note in notes)
-    resumed = [int(note.rpartition(" ")[2]) for note in notes if note.startswith("goes on from step")]
+    resumed = [int(note.rpartition(" ")[2]) for note in notes if note.startswith("resumes from step")]
     assert len(resumed) == 1
     assert resumed[0] > 0
     states = [payload.state for payload in events if isinstance(payload, Job)]

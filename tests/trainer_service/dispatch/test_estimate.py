@@ -192,7 +192,7 @@ async def test_the_guess_is_near_what_happens(service: Service, monkeypatch: pyt
     for job in [await create("a-long", 180), await create("a-short", 30)]:
         await service.until(job.id, lambda job: job.progress.step > 5)
     jobs = [await create("b-one", 50), await create("a-next", 50), await create("b-two", 50)]
-    manager._outlook._guessed_at = float("-inf")
+    manager._start_times._estimated_at = float("-inf")
     page = await manager.list(JobFilter(states=frozenset({JobState.QUEUED})), 10)
     asked_at = time.time()
     guessed = {job.id: job.estimated_start_time for job in page.jobs}

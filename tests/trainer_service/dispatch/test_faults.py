@@ -341,7 +341,7 @@ async def test_a_job_waits_for_what_it_needs_and_can_be_cancelled_meanwhile(serv
     store.is_away = False
     done = await service.state(one.id, JobState.SUCCEEDED)
     assert (done.attempt, done.failures) == (1, 0)
-    assert sum("waits: the prompt store is away" in note for note in await notes(service, one.id)) == 1
+    assert sum("waiting: the prompt store is away" in note for note in await notes(service, one.id)) == 1
 
 
 async def test_a_base_model_that_does_not_load_keeps_no_other_from_running(service: Service) -> None:

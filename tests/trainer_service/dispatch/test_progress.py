@@ -56,5 +56,5 @@ def test_why_training_starts_again_is_told() -> None:
     assert (
         note.text == "its checkpoint can't be used, so training starts again from step 0: the checkpoint can't be read"
     )
-    assert told(Started("job", 2, statistics, 7, notes=("few",))) == [Note(text="goes on from step 7")]
+    assert told(Started("job", 2, statistics, 7, notes=("few",))) == [Note(text="resumes from step 7")]
     assert told(Started("job", 1, statistics, 0, notes=("few",))) == [Note(text="few")]

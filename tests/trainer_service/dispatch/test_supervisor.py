@@ -138,7 +138,7 @@ async def test_a_worker_that_does_not_obey_a_stop_is_ended(workers: Workers) -> 
     await manager.cancel(job.id)
     cancelled = await workers.service.state(job.id, JobState.CANCELLED)
     assert cancelled.attempt == 1
-    assert any("a job was asked to stop" in note for note in await workers.notes(job.id))
+    assert any("a job has not stopped" in note for note in await workers.notes(job.id))
 
 
 async def test_a_job_that_failed_unexpectedly_beside_others_gets_a_process_of_its_own(workers: Workers) -> None:

@@ -235,7 +235,7 @@ async def test_a_sequence_is_no_longer_than_replicas_take(models: BaseModels) ->
     effective = await admission.check(spec(dataset="long", template=text, too_long=TooLong.DROP))
     assert (effective.training.max_positions, effective.training.too_long) == (100, TooLong.DROP)
     narrow = SpecAdmission(models, Long(), NO_SOURCES, TuningLimits(50, 10, 3600.0, max_positions=30))
-    with pytest.raises(InvalidInput, match="leave no room in the 30 positions"):
+    with pytest.raises(InvalidInput, match="leave no room for text: replicas serve sequences of 30 positions"):
         await narrow.check(spec(dataset="long", hyperparameters=HyperparameterRequest(num_virtual_tokens=29)))
 
 

@@ -111,8 +111,8 @@ async def test_a_store_that_is_away_and_a_bug_are_told_and_the_next_round_comes(
         await run_until(
             StoreMaintenance(store, MaintenancePolicy(), 0.01, rounds), lambda: len(rounds.reports) >= seen + 2
         )
-    assert rounds.reports[-1].failures == {"round": "unforeseen"}
-    assert "nobody foresaw" in caplog.text
+    assert rounds.reports[-1].failures == {"round": "unexpected error"}
+    assert "unexpected error" in caplog.text
     seen = len(rounds.reports)
     await run_until(StoreMaintenance(store, MaintenancePolicy(), 0.01, rounds), lambda: len(rounds.reports) > seen)
     assert rounds.reports[-1].failures == {}

@@ -93,7 +93,7 @@ BEAT_BARE, BEAT_CURRENT = PublishGate(beat_bare_model=True), PublishGate(beat_cu
             Metric.LOSS,
             evidence(count=9),
             False,
-            "9 held-out examples are too few to judge by; at least 10 are needed",
+            "9 held-out examples are too few to decide; at least 10 are needed",
         ),
         (PublishGate(minimum_metric=1.0), Metric.LOSS, evidence(count=9), False, "too few"),
         (

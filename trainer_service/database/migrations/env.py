@@ -1,4 +1,4 @@
-"""Alembic's entry: runs the migrations on the connection that `trainer_service.jobs.migrate` hands over."""
+"""Alembic's entry point: runs the migrations on the connection that `trainer_service.database.database` passes."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Thins the events of a job that has ended to what its curve needs: a day of training leaves tens of thousands.
+"""Thins the events of an ended job to those that its curves need: a day of training leaves tens of thousands.
 
-What stays: every change of state, every note, the last checkpoint, the best evaluation, and at most MAX_CURVE_EVENTS
-points of progress and evaluations, spread evenly from the first to the last. Numbers stay as they were, so a watch that
-resumes after one goes on with the next one that is left, and ends with the job's last event.
+It keeps every change of state, every note, the last checkpoint, the best evaluation, and at most MAX_CURVE_EVENTS
+progress events and evaluations, spread evenly from the first to the last. Event numbers don't change, so a watch can
+resume after any number: it continues with the next remaining event and ends with the job's last one.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from trainer_service.jobs.model import JobEventKind
 
 MAX_CURVE_EVENTS = 500
 COMPACT_AFTER_SECONDS = 600.0
-"""After the job's end: those who watch it now see every event."""
+"""Time after the job's end before its events are thinned, so that current watchers see all of them."""
 
 _THINNED = (JobEventKind.PROGRESS, JobEventKind.EVALUATION, JobEventKind.CHECKPOINT)
 _BATCH = 500
 
 
 def jobs_to_compact(database: Database, limit: int = 100) -> list[str]:
-    """Those that ended first come first."""
+    """Ids of ended jobs whose events were not thinned yet, those that ended first at the front."""
     ended = jobs.c.end_time < time.time() - COMPACT_AFTER_SECONDS
     query = select(jobs.c.id).where(jobs.c.compacted.is_(False), ended).order_by(jobs.c.end_time).limit(limit)
     with database.read() as connection:
@@ -33,8 +33,8 @@ def jobs_to_compact(database: Database, limit: int = 100) -> list[str]:
 
 
 def compact(database: Database, job_id: str, pause: Callable[[], bool]) -> int:
-    """How many events were removed, in transactions of a few hundred. `pause` is called between them; True ends this,
-    to be done later.
+    """Thins a job's events in transactions of a few hundred and returns how many it removed. `pause` is called between
+    transactions; if it returns True, the rest is left for a later call.
     """
     surplus = _surplus(database, job_id)
     for start in range(0, len(surplus), _BATCH):
@@ -72,7 +72,7 @@ def _surplus(database: Database, job_id: str) -> list[int]:
 
 
 def thinned(numbers: Sequence[int], most: int) -> list[int]:
-    """At most `most` (2 or more) of them, evenly spread, with the first and the last."""
+    """At most `most` (2 or more) of the numbers, evenly spread, including the first and the last."""
     if len(numbers) <= most:
         return list(numbers)
     return [numbers[round(index * (len(numbers) - 1) / (most - 1))] for index in range(most)]

@@ -1,4 +1,4 @@
-"""Events of jobs as rows. Numbers are given by the caller, inside the transaction that changes the job."""
+"""Events of jobs as rows. The caller chooses their numbers inside the transaction that changes the job."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from trainer_service.jobs.record import to_datetime
 
 
 def append(connection: Connection, job_id: str, first: int, payloads: Sequence[EventPayload]) -> None:
-    """Store the payloads as events `first`, `first + 1`, ..."""
+    """Stores the payloads as events `first`, `first + 1`, ..."""
     now = time.time()
     rows = [
         {
@@ -31,7 +31,7 @@ def append(connection: Connection, job_id: str, first: int, payloads: Sequence[E
 
 
 def read(connection: Connection, job_id: str, after: int, limit: int) -> tuple[list[JobEvent], bool]:
-    """At most `limit` events, fewer where they are large; and whether more follow."""
+    """At most `limit` events after number `after`, fewer if they are large; and whether more follow."""
     query = select(job_events).where(job_events.c.job_id == job_id, job_events.c.number > after)
     rows, more = bounded(
         connection, query.order_by(job_events.c.number).limit(limit + 1), limit, lambda row: len(row["payload"])

@@ -1,8 +1,9 @@
-"""What a job needs to go on after a crash, kept outside the workers: its latest checkpoint, and its outcome until that
-is published. A job that ended without a version keeps its checkpoint, for another job to go on from its best prompt.
+"""Files of jobs, kept outside the workers: the latest checkpoint, and the trained result until it is published. A job
+that ended without a version keeps its checkpoint, so that another job can start from its best prompt.
 
-Small (kilobytes to a few megabytes), written every few seconds, read only after something died. With SQLite they are
-files beside the database; with PostgreSQL rows of it, since the replica that goes on may be on another machine.
+They are small (kilobytes to a few megabytes), written every few seconds, and read only after a failure. With SQLite
+they are files beside the database; with PostgreSQL they are rows, because a replica on another machine may resume a
+job.
 """
 
 from __future__ import annotations
@@ -35,48 +36,52 @@ _JOB_ID = re.compile(r"[0-9a-z]{1,64}")
 _ATTEMPT_BYTES = 8
 _DIGEST_BYTES = 32
 _NEW_SECONDS = 3600.0
-"""Another trainer may be creating a job of this age: it keeps the prompt that the job starts from before it writes the
-job's row.
+"""Files of younger jobs are never removed as orphans: a trainer that creates a job stores the prompt to start from
+before the job's row.
 """
 
 
 class FileKind(StrEnum):
+    """Kinds of files; a job has at most one of each."""
+
     CHECKPOINT = "checkpoint"
-    """The cohort's state of the job."""
+    """The job's training state."""
     OUTCOME = "outcome"
-    """Trained: result and blob, to be published."""
+    """The encoded `publish.publication.Publication` of a trained job."""
     SOURCE = "source"
     """The last checkpoint of another job, whose best prompt this one starts from."""
 
 
 class JobFiles(Protocol):
-    """Methods block, are thread-safe, and raise Unavailable."""
+    """Stores the files of jobs. Methods block, are thread-safe, and raise Unavailable."""
 
     def save(self, job_id: str, kind: FileKind, attempt: int, data: bytes) -> None:
-        """Replace what is there, durably and all or nothing; something from a later attempt stays."""
+        """Replaces the file durably and atomically, but keeps a file from a later attempt."""
 
     def load(self, job_id: str, kind: FileKind) -> bytes | None:
-        """None also if the bytes are damaged: then the job begins anew."""
+        """The file's content; None if it doesn't exist or is damaged, in which case the job starts again."""
 
     def remove(self, job_id: str, *, keep: FileKind | None = None) -> None:
-        """All but `keep`."""
+        """Removes all files of a job except `keep`."""
 
     def remove_ended(self, living: Callable[[], Collection[str]]) -> None:
-        """Remove the files of jobs that have none any more; a crash may have left them. Jobs are asked for after
-        looking at the files: those of a new job are safe.
+        """Removes files that a crash has left behind: those of jobs that `living()` doesn't return. `living` is called
+        after the files are listed, so files of new jobs are safe.
         """
 
     def size_bytes(self) -> int:
-        """Of all of them."""
+        """Total size of all files."""
 
 
 def keep_what_is_worth(files: JobFiles, job: Job) -> None:
-    """Remove the files of an ended job, but for the checkpoint that has its best prompt if no version was made."""
+    """Removes the files of an ended job, except the checkpoint with its best prompt if it ended without a version."""
     files.remove(job.id, keep=FileKind.CHECKPOINT if job.keeps_best_prompt else None)
 
 
 class DirectoryFiles:
-    """`<root>/<job id>/<kind>`: attempt (8 bytes), SHA-256 of the rest (32 bytes), the data. One process writes."""
+    """Files `<root>/<job id>/<kind>`: the attempt (8 bytes), the SHA-256 of the data (32 bytes), the data. Only one
+    process may write.
+    """
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -110,7 +115,7 @@ class DirectoryFiles:
                 return None
         digest, data = stored[_ATTEMPT_BYTES : _ATTEMPT_BYTES + _DIGEST_BYTES], stored[_ATTEMPT_BYTES + _DIGEST_BYTES :]
         if hashlib.sha256(data).digest() != digest:
-            log.error("a job's %s is damaged and is not used", kind, extra={"fields": {"job": job_id}})
+            log.error("a job's %s is damaged; ignoring it", kind, extra={"fields": {"job": job_id}})
             return None
         return data
 
@@ -152,7 +157,7 @@ class DirectoryFiles:
 
 
 class DatabaseFiles:
-    """Rows of the job database."""
+    """Files as rows of the job database."""
 
     def __init__(self, database: Database) -> None:
         self._database = database

@@ -1,4 +1,4 @@
-"""Removes ended jobs: the events in pieces first, so that no transaction is long, then the job itself."""
+"""Removes ended jobs: first the events in batches, so that no transaction is long, then the job."""
 
 from __future__ import annotations
 
@@ -15,18 +15,21 @@ _EVENTS_BATCH = 500
 
 @dataclass(frozen=True)
 class ExpiredJob:
+    """An ended job that is old enough to be removed."""
+
     id: str
     tenant: str
     prompt: str
 
 
 def tenants_with_ended_jobs(database: Database) -> list[str]:
+    """Names of the tenants that have ended jobs."""
     with database.read() as connection:
         return list(connection.scalars(select(jobs.c.tenant).where(jobs.c.end_time.is_not(None)).distinct()))
 
 
 def expired_jobs(database: Database, tenant: str, before: float, limit: int = 100) -> list[ExpiredJob]:
-    """Jobs of the tenant that ended before that time, the oldest first."""
+    """Jobs of the tenant that ended before the time `before`, the oldest first."""
     query = select(jobs.c.id, jobs.c.tenant, jobs.c.prompt).where(jobs.c.tenant == tenant, jobs.c.end_time < before)
     with database.read() as connection:
         return [
@@ -36,10 +39,10 @@ def expired_jobs(database: Database, tenant: str, before: float, limit: int = 10
 
 
 def remove_job(database: Database, job_id: str, pause: Callable[[], bool]) -> bool:
-    """Whether this call removed it; another replica may have. `pause` is called between transactions; True ends this,
-    to be done later.
+    """Removes an ended job and returns whether this call did so; another replica may have removed it before. `pause` is
+    called between transactions; if it returns True, the rest is left for a later call.
     """
-    piece = (
+    batch = (
         select(job_events.c.number)
         .where(job_events.c.job_id == job_id)
         .order_by(job_events.c.number)
@@ -47,7 +50,7 @@ def remove_job(database: Database, job_id: str, pause: Callable[[], bool]) -> bo
     )
     while True:
         with database.write() as connection:
-            numbers = list(connection.scalars(piece))
+            numbers = list(connection.scalars(batch))
             if len(numbers) < _EVENTS_BATCH:
                 return bool(connection.execute(delete(jobs).where(jobs.c.id == job_id)).rowcount)
             connection.execute(

@@ -1,8 +1,8 @@
-"""The job store: every accepted job, its state, its numbered events. What it has acknowledged survives any crash.
+"""The job store: all accepted jobs, their states and numbered events. Acknowledged changes survive any crash.
 
-Each change of state is one transaction together with the event that tells it. A job on a worker belongs to one trainer
-replica, by a lease, and to one attempt, by a number that grows with each claim: what comes late from an earlier attempt
-is refused (StaleAttempt). Methods block and are thread-safe; all raise Unavailable when the database is away.
+A change of state and its event are one transaction. A job on a worker belongs to one trainer replica, by a lease, and
+to one attempt, by a number that grows with each claim; late changes of an earlier attempt raise StaleAttempt. Methods
+block and are thread-safe; all raise Unavailable while the database is unavailable.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ from trainer_service.jobs.store.visibility import in_states, sees_all, visible
 
 _LEASED = [state.value for state in LEASED_STATES]
 _UNENDED = [state.value for state in JobState if not state.is_terminal]
-"""What has ended is most of a store that is old: a range of an index for each other state never looks at it."""
+"""The states of unended jobs. Queries name them, so that index ranges skip the ended jobs, the bulk of an old store."""
 _UNSUCCESSFUL = [state.value for state in UNSUCCESSFUL_STATES]
 _QUEUED = jobs.c.state == JobState.QUEUED.value
 _CLAIMS = "claims of waiting jobs"
-"""Name of the lock that puts claims one after the other, so that each sees what the one before has charged."""
+"""Name of the lock that serializes claims, so that each claim sees the charges of the previous one."""
 
 
 class StaleAttempt(Exception):
-    """The attempt that speaks is not the one that has the job now: it must let go of it."""
+    """The calling attempt no longer has the job and must drop it."""
 
 
 @dataclass(frozen=True)
 class Holding:
-    """A job that this replica has, and what was asked of it meanwhile, possibly through another replica."""
+    """A job that a replica has, with the requests made for it meanwhile, possibly through another replica."""
 
     job_id: str
     attempt: int
@@ -49,16 +49,17 @@ class Holding:
 
 
 class JobStore:
+    """Jobs in one database. `visible_to` are always the patterns of prompts whose jobs the caller may see."""
+
     def __init__(self, database: Database) -> None:
         self._database = database
         self._ranks = listing.QueueRanks()
 
     @classmethod
     def open(cls, url: str, timeout_seconds: float = STATEMENT_SECONDS) -> JobStore:
-        """`sqlite:///FILE` or `postgresql://...`; migrates the schema. Raises InvalidInput, PreconditionFailed or
-        Unavailable.
+        """Opens the store in the database at `url` (`sqlite:///FILE` or `postgresql://...`) and migrates its schema.
 
-        `timeout_seconds` is the time limit of one statement.
+        `timeout_seconds` is the time limit of one statement. Raises InvalidInput, PreconditionFailed or Unavailable.
         """
         return cls(Database(url, timeout_seconds))
 
@@ -68,7 +69,7 @@ class JobStore:
 
     @property
     def is_shared(self) -> bool:
-        """Other trainer replicas may change jobs too."""
+        """Whether other trainer replicas may use the database, too."""
         return not self._database.is_sqlite
 
     def close(self) -> None:
@@ -77,6 +78,7 @@ class JobStore:
     # Requests
 
     def find_request(self, caller: str, request_id: str, visible_to: tuple[str, ...] = EVERY_PROMPT) -> Job | None:
+        """The job that the caller created with this request id; None if there is none or the id is empty."""
         with self._database.read() as connection:
             return self._find_request(connection, caller, request_id, visible_to)
 
@@ -91,20 +93,19 @@ class JobStore:
         use_datasets: Callable[[Connection, str, Sequence[str]], None] | None = None,
         weight: float = 1.0,
     ) -> Job:
-        """Store a job as QUEUED, or return the one that the same caller made with the same request id. `weight`: of its
-        tenant, as of now.
+        """Stores a job as QUEUED, or returns the one that the same caller created with the same request id.
 
-        `use_datasets(connection, tenant, names)` is called inside the transaction; it raises NotFound for a dataset
-        that is gone by now. Raises Conflict if that one's spec differs, Overloaded if the tenant's part of the queue or
-        a limit of unended jobs is used up.
+        `use_datasets(connection, tenant, names)` is called inside the transaction and raises NotFound for a dataset
+        that no longer exists. `weight` is the current weight of the tenant. Raises Conflict if the earlier job has
+        another spec, Overloaded if the tenant's part of the queue or a limit of unended jobs is used up.
         """
         job = record.job
         try:
             with self._database.write() as connection:
                 if found := self._find_request(connection, job.caller, job.request_id, visible_to):
                     return _same(found, job)
-                # Creations of one tenant, one after the other: each counts those before it. The queue as a whole may
-                # overshoot by those under way.
+                # The lock serializes the creations of one tenant, so each counts the previous ones. The whole queue may
+                # exceed its limit by the concurrent creations of other tenants.
                 self._database.lock(connection, job.tenant)
                 tenant_shares.set_weight(connection, job.tenant, weight)
                 self._check_room(connection, job, max_queued)
@@ -121,35 +122,37 @@ class JobStore:
                     connection.execute(insert(job_datasets), [{"dataset": name, "job_id": job.id} for name in names])
                 event_log.append(connection, job.id, 1, [stored.job])
                 return self._with_position(connection, stored, visible_to)
-        except IntegrityError:  # PostgreSQL: another replica was given the same request at the same moment
+        except IntegrityError:  # PostgreSQL: another replica handled the same request at the same moment
             if found := self.find_request(job.caller, job.request_id, visible_to):
                 return _same(found, job)
             raise
 
     def get(self, job_id: str, visible_to: tuple[str, ...] = EVERY_PROMPT) -> Job:
+        """The job, with its position in the queue. Raises NotFound."""
         with self._database.read() as connection:
             return self._with_position(connection, _read(connection, job_id, visible_to), visible_to)
 
     def check_visible(self, job_id: str, visible_to: tuple[str, ...]) -> None:
-        """Raises NotFound."""
+        """Raises NotFound if the job doesn't exist or the caller may not see it."""
         with self._database.read() as connection:
             _read(connection, job_id, visible_to)
 
     def record(self, job_id: str) -> Record:
+        """The job with its scheduling data. Raises NotFound."""
         with self._database.read() as connection:
             return _read(connection, job_id)
 
     def page(self, filter: JobFilter, page_size: int, after: str = "") -> JobPage:
-        """Beginning after the job `after`, the `next_after` of the page before with the same filter."""
+        """The page after the job `after`, which is the `next_after` of the previous page with the same filter."""
         with self._database.read() as connection:
             return listing.page(connection, filter, page_size, after, self._ranks)
 
     def events(self, job_id: str, after: int, limit: int = 500) -> list[JobEvent]:
-        """In order of their numbers. Raises NotFound for an unknown job."""
+        """The events after number `after`, in order. Raises NotFound for an unknown job."""
         return self.event_page(job_id, after, limit)[0]
 
     def event_page(self, job_id: str, after: int, limit: int) -> tuple[list[JobEvent], bool]:
-        """`events`, fewer than `limit` where they are large; and whether more follow."""
+        """At most `limit` events after number `after`, fewer if they are large; and whether more follow."""
         with self._database.read() as connection:
             found, more = event_log.read(connection, job_id, after, limit)
             if not found:
@@ -157,7 +160,7 @@ class JobStore:
             return found, more
 
     def delete(self, job_id: str, visible_to: tuple[str, ...] = EVERY_PROMPT) -> None:
-        """Raises PreconditionFailed if the job has not ended."""
+        """Removes an ended job with its events. Raises NotFound, or PreconditionFailed if the job has not ended."""
         with self._database.write() as connection:
             state = _read(connection, job_id, visible_to).job.state
             if not state.is_terminal:
@@ -176,10 +179,10 @@ class JobStore:
         payloads: Sequence[EventPayload] = (),
         visible_to: tuple[str, ...] = EVERY_PROMPT,
     ) -> Record:
-        """Apply `move`, with the given events and one more if the state changed, in one transaction.
+        """Applies `move` and stores `payloads` as events, and one more if the state changed, in one transaction.
 
-        With `attempt`: raises StaleAttempt unless that attempt has the job. Raises PreconditionFailed for a move that
-        is not legal.
+        Raises StaleAttempt if `attempt` is given and no longer has the job, PreconditionFailed if the transition is not
+        legal, NotFound.
         """
         with self._database.write() as connection:
             before = _read(connection, job_id, visible_to, lock=True)
@@ -190,7 +193,7 @@ class JobStore:
     # Queue and leases
 
     def heads(self, now: float) -> list[QueueHead]:
-        """What may run now, by base model and tenant."""
+        """The jobs that may run now, grouped by base model, tenant and `exclusive`."""
         group = (jobs.c.base_model, jobs.c.tenant, jobs.c.solo)
         ready = (_QUEUED, jobs.c.trained.is_(False), jobs.c.not_before <= now)
         query = (
@@ -221,18 +224,18 @@ class JobStore:
         return found
 
     def waiting(self, base_model: str, limit: int) -> list[str]:
-        """Ids of the jobs that wait for a worker with this base model, the first ones."""
-        mine = (jobs.c.state == JobState.QUEUED.value) & (jobs.c.base_model == base_model) & jobs.c.trained.is_(False)
+        """Ids of the first jobs that wait for a worker with this base model."""
+        waiting = _QUEUED & (jobs.c.base_model == base_model) & jobs.c.trained.is_(False)
         with self._database.read() as connection:
-            return list(connection.scalars(select(jobs.c.id).where(mine).order_by(jobs.c.queue_key).limit(limit)))
+            return list(connection.scalars(select(jobs.c.id).where(waiting).order_by(jobs.c.queue_key).limit(limit)))
 
     def claim(
         self, base_model: str, owner: str, lease_until: float, now: float, *, exclusive: bool = False
     ) -> Record | None:
-        """A job for this base model becomes RUNNING and this replica's: the first of the tenant that goes next
-        (`fair_queue`).
+        """Makes a waiting job for this base model RUNNING and gives it to this replica: the first job of the tenant
+        whose turn it is (`fair_queue`). Returns None if no such job waits.
 
-        `exclusive`: one that needs a fresh worker of its own; otherwise one that doesn't.
+        `exclusive`: whether to claim a job that needs a fresh worker for itself, or one that doesn't.
         """
         first = (
             jobs.c.base_model == base_model,
@@ -256,14 +259,12 @@ class JobStore:
         return None
 
     def set_weights(self, weights: Mapping[str, float]) -> None:
-        """Weights of tenants, from now on. Those that have had no job yet get theirs with the first one."""
+        """Sets the weights of tenants that have had jobs; other tenants get their weight with their first job."""
         with self._database.write() as connection:
             tenant_shares.set_known_weights(connection, weights)
 
     def claim_trained(self, owner: str, lease_until: float, now: float) -> Record | None:
-        """The same for a job that only has to be published. There is seldom one, so it is looked for before anything is
-        locked.
-        """
+        """Claims a job that only has to be published. These are rare, so it looks for one before it locks anything."""
         waiting = select(jobs.c.id).where(jobs.c.state == JobState.QUEUED.value, jobs.c.trained.is_(True)).limit(1)
         with self._database.read() as connection:
             if connection.execute(waiting).first() is None:
@@ -273,22 +274,22 @@ class JobStore:
             return self._claim(connection, first, owner, lease_until, now, claimed_at=None)
 
     def now(self) -> float:
-        """The time that leases are measured by, the same for all replicas however wrong their own clocks are."""
+        """The database's time, which measures leases. It is the same for all replicas, whatever their clocks say."""
         return self._database.now()
 
     def hold(self, job_id: str, attempt: int, owner: str, lease_until: float) -> JobState:
-        """Renew the lease of one attempt, also one that has run out, if nobody took the job. Raises StaleAttempt if
-        somebody did.
+        """Renews the lease of one attempt, also an expired one, and returns the job's state. Raises StaleAttempt if the
+        job was taken over.
         """
-        mine = (jobs.c.id == job_id) & (jobs.c.attempt == attempt) & (jobs.c.owner == owner) & jobs.c.state.in_(_LEASED)
+        held = (jobs.c.id == job_id) & (jobs.c.attempt == attempt) & (jobs.c.owner == owner) & jobs.c.state.in_(_LEASED)
         with self._database.write() as connection:
-            state = connection.scalar(update(jobs).where(mine).values(lease_until=lease_until).returning(jobs.c.state))
+            state = connection.scalar(update(jobs).where(held).values(lease_until=lease_until).returning(jobs.c.state))
         if state is None:
             raise StaleAttempt
         return JobState(state)
 
     def renew(self, owner: str, lease_until: float) -> None:
-        """All leases of a replica: of its jobs, and of its part of the workers."""
+        """Renews all leases of a replica: of its jobs and of its worker slots."""
         with self._database.write() as connection:
             connection.execute(
                 update(jobs).where(jobs.c.state.in_(_LEASED), jobs.c.owner == owner).values(lease_until=lease_until)
@@ -296,6 +297,7 @@ class JobStore:
             worker_slots.renew(connection, owner, lease_until)
 
     def holdings(self, owner: str) -> list[Holding]:
+        """The jobs that a replica has."""
         query = select(jobs.c.id, jobs.c.attempt, jobs.c.state, jobs.c.pausing).where(
             jobs.c.state.in_(_LEASED), jobs.c.owner == owner
         )
@@ -303,26 +305,24 @@ class JobStore:
             return [Holding(row.id, row.attempt, JobState(row.state), row.pausing) for row in connection.execute(query)]
 
     def take_back(self, move: Callable[[Record], Record], *, lease_before: float, except_owner: str = "") -> list[Job]:
-        """Apply `move` to every job whose lease ended before that time: its replica is gone, and has no part of the
-        workers any more. `float("inf")`: to every one.
+        """Applies `move` to every job whose lease ended before `lease_before` (`float("inf")`: to every leased job),
+        and frees the worker slots of those replicas. Returns the changed jobs.
         """
         query = select(jobs).where(
             jobs.c.state.in_(_LEASED), jobs.c.lease_until < lease_before, jobs.c.owner != except_owner
         )
-        query = query.order_by(
-            jobs.c.tenant
-        )  # shares are charged in one order, whoever takes jobs back at the same time
+        query = query.order_by(jobs.c.tenant)  # all replicas charge shares in the same order, which avoids deadlocks
         with self._database.write() as connection:
             rows = connection.execute(query.with_for_update(skip_locked=True)).mappings().all()
             taken = [_write(connection, before, move(before), ()).job for before in map(from_row, rows)]
-            # Not while it has a job: one that was claimed later has a later lease, and with it a worker that takes a
-            # slot.
+            # A replica that still has a job keeps its slots: a job claimed later has a later lease, and its worker
+            # takes a slot.
             still_has_jobs = select(jobs.c.owner).where(jobs.c.state.in_(_LEASED))
             worker_slots.remove_expired(connection, lease_before, except_owner, still_has_jobs)
             return taken
 
     def expire(self, move: Callable[[Record], Record], now: float) -> list[Job]:
-        """Apply `move` to every waiting job whose deadline has passed."""
+        """Applies `move` to every waiting job whose deadline has passed, and returns these jobs."""
         query = select(jobs).where(
             jobs.c.state == JobState.QUEUED.value, jobs.c.deadline <= now, jobs.c.trained.is_(False)
         )
@@ -334,8 +334,8 @@ class JobStore:
             return [_write(connection, before, move(before), ()).job for before in map(from_row, rows)]
 
     def fail_waiting(self, base_model: str, move: Callable[[Record], Record], most: int) -> list[Job]:
-        """Apply `move` to at most so many of a base model's waiting jobs; to none while another replica has jobs of it
-        on workers.
+        """Applies `move` to at most `most` jobs that wait for a base model, but to none while jobs of it are on
+        workers. Returns the changed jobs.
         """
         on_workers = select(jobs.c.id).where(
             jobs.c.state.in_(_LEASED), jobs.c.base_model == base_model, jobs.c.claimed_at.is_not(None)
@@ -348,6 +348,7 @@ class JobStore:
             return [_write(connection, before, move(before), ()).job for before in map(from_row, rows)]
 
     def counts(self, visible_to: tuple[str, ...] = EVERY_PROMPT) -> dict[JobState, int]:
+        """Number of jobs by state."""
         with self._database.read() as connection:
             query = select(jobs.c.state, func.count()).group_by(jobs.c.state)
             if not sees_all(visible_to):
@@ -355,21 +356,20 @@ class JobStore:
             return {JobState(state): count for state, count in connection.execute(query).all()}
 
     def ids_on_workers(self, visible_to: tuple[str, ...]) -> frozenset[str]:
+        """Ids of the jobs that a replica has."""
         with self._database.read() as connection:
             query = select(jobs.c.id).where(in_states(LEASED_STATES, visible_to), visible(visible_to, connection))
             return frozenset(connection.scalars(query))
 
     def oldest_queued_seconds(self, now: float) -> Mapping[str, float]:
-        """By base model: how long the oldest job that waits for a worker has been QUEUED. Only base models that have
-        such a job.
-        """
+        """How long the oldest job that waits for a worker has been QUEUED, by base model with such a job."""
         waiting = (jobs.c.state == JobState.QUEUED.value) & jobs.c.trained.is_(False)
         query = select(jobs.c.base_model, func.min(jobs.c.queued_at)).where(waiting).group_by(jobs.c.base_model)
         with self._database.read() as connection:
             return {name: max(0.0, now - queued_at) for name, queued_at in connection.execute(query)}
 
     def ids_with_files(self) -> frozenset[str]:
-        """Jobs that have not ended, and those whose best prompt is kept."""
+        """Ids of jobs that have not ended or whose best prompt is kept."""
         kept = jobs.c.state.in_(_UNSUCCESSFUL) & jobs.c.checkpointed.is_(True)
         with self._database.read() as connection:
             return frozenset(connection.scalars(select(jobs.c.id).where(jobs.c.state.in_(_UNENDED) | kept)))
@@ -386,8 +386,8 @@ class JobStore:
         *,
         claimed_at: float | None,
     ) -> Record | None:
-        """The first QUEUED job that the conditions allow, in one statement. One that another transaction has locked is
-        passed over.
+        """Claims the first QUEUED job that meets the conditions, in one statement; skips jobs locked by another
+        transaction.
         """
         pick = (
             select(jobs.c.id)
@@ -428,8 +428,8 @@ class JobStore:
         return self._with_position(connection, from_row(row), visible_to) if row is not None else None
 
     def _check_room(self, connection: Connection, job: Job, max_queued: int) -> None:
-        """A full queue refuses a tenant that has its fair part of it or more: those who have less are not locked out by
-        the others.
+        """Raises Overloaded if the queue is full and the tenant has its fair part of it or more. Tenants with less are
+        not locked out by the others.
         """
         queued = connection.scalar(select(func.count()).where(_QUEUED)) or 0
         if queued < max_queued:
@@ -438,27 +438,31 @@ class JobStore:
         others = [share_of(shares, tenant).weight for tenant in counts if tenant != job.tenant]
         part, own = fair_part(max_queued, share_of(shares, job.tenant).weight, others), counts.get(job.tenant, 0)
         if own >= part:
-            # The part itself would show how many others there are.
-            message = f"the queue is full: at most {max_queued} jobs may wait, and {own} of your tenant's do, its fair part or more"
+            # The size of the part would reveal the number of other tenants.
+            message = (
+                f"the queue is full: at most {max_queued} jobs may wait, and {own} of your tenant's do, its fair part "
+                "or more"
+            )
             raise Overloaded(message, retry_after_seconds=30.0, queued=own)
 
     @staticmethod
-    def _check_active(connection: Connection, mine: ColumnElement[bool], whose: str, most: int) -> None:
-        active = connection.scalar(select(func.count()).where(mine, jobs.c.state.in_(_UNENDED))) or 0
+    def _check_active(connection: Connection, counted: ColumnElement[bool], whose: str, most: int) -> None:
+        active = connection.scalar(select(func.count()).where(counted, jobs.c.state.in_(_UNENDED))) or 0
         if active >= most:
-            message = f"{active} of {whose} jobs have not ended, and the limit (active_jobs) is {most}: wait for one to end, or cancel one"
+            message = (
+                f"{active} of {whose} jobs have not ended, and the limit (active_jobs) is {most}: wait for one to end, "
+                "or cancel one"
+            )
             raise Overloaded(message, retry_after_seconds=60.0, active=active)
 
     def _with_position(self, connection: Connection, record: Record, visible_to: tuple[str, ...]) -> Job:
-        """The position counts the jobs that the caller may see."""
+        """The job with its position in the queue, which counts only jobs that the caller may see."""
         if record.job.state is not JobState.QUEUED:
             return record.job
         waiting, tenant = in_states([JobState.QUEUED], visible_to) & visible(visible_to, connection), record.job.tenant
         ahead = select(func.count()).where(waiting, jobs.c.tenant == tenant, jobs.c.queue_key < record.queue_key)
-        shares, counts = (
-            tenant_shares.read(connection, time.time()),
-            tenant_shares.counts_of_waiting(connection, waiting),
-        )
+        shares = tenant_shares.read(connection, time.time())
+        counts = tenant_shares.counts_of_waiting(connection, waiting)
         position = positions_before(shares, counts, tenant, connection.scalar(ahead) or 0)
         return record.job.model_copy(update={"queue_position": position})
 
@@ -466,8 +470,8 @@ class JobStore:
 def _read(
     connection: Connection, job_id: str, visible_to: tuple[str, ...] = EVERY_PROMPT, *, lock: bool = False
 ) -> Record:
-    """Raises NotFound, the same for a job that does not exist and for one that is not visible: one look-up finds
-    neither.
+    """The record of a visible job. Raises the same NotFound for an unknown job and for an invisible one, after the same
+    query.
     """
     query = select(jobs).where(jobs.c.id == job_id, visible(visible_to, connection))
     row: RowMapping | None = connection.execute(query.with_for_update() if lock else query).mappings().one_or_none()
@@ -477,9 +481,7 @@ def _read(
 
 
 def _write(connection: Connection, before: Record, after: Record, payloads: Sequence[EventPayload]) -> Record:
-    """The row as it is after the move, and its events; the state's event last, since it may be the one that ends the
-    job.
-    """
+    """Stores the changed row and its events. The event of the state comes last because it may be the job's last one."""
     moved = after.job.state is not before.job.state
     if moved:
         check_move(before.job.id, before.job.state, after.job.state)

@@ -1,5 +1,5 @@
-"""Pages of jobs by filter, newest or oldest first. Job ids sort by creation, so the next page begins after the last id
-of this one.
+"""Pages of jobs by filter, newest or oldest first. Job ids sort by creation, so a page begins after the last id of the
+previous one.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class _Queue:
 
     read_at: float = float("-inf")
     keys: Mapping[str, Sequence[float]] = field(default_factory=dict)
-    """By tenant, in order."""
+    """Sorted queue keys by tenant."""
     shares: Shares = field(default_factory=dict)
 
     def position(self, record: Record) -> int:
@@ -43,16 +43,14 @@ class _Queue:
 
 
 class QueueRanks:
-    """Queue positions for whole pages, at most a second old: counting for each job anew would scan the queue a thousand
-    times.
-    """
+    """Queue positions for whole pages, at most a second old. Counting for each job would scan the queue many times."""
 
     def __init__(self) -> None:
         self._queues: OrderedDict[tuple[str, ...], _Queue] = OrderedDict()
-        """The visible part of the queue, by patterns of prompts."""
+        """The visible part of the queue, by the caller's prompt patterns."""
 
     def positions(self, connection: Connection, records: Sequence[Record], visible_to: tuple[str, ...]) -> list[Job]:
-        """The jobs; those that wait with the number of visible jobs ahead of them."""
+        """The records' jobs; waiting ones get the number of visible jobs ahead of them."""
         if not any(record.job.state is JobState.QUEUED for record in records):
             return [record.job for record in records]
         queue = self._queue(connection, visible_to)
@@ -82,9 +80,7 @@ def _read_queue(connection: Connection, visible_to: tuple[str, ...]) -> _Queue:
 
 
 def page(connection: Connection, filter: JobFilter, page_size: int, after: str, ranks: QueueRanks) -> JobPage:
-    """At most `page_size` jobs, fewer where they are large, beginning after the job with the id `after`; empty: with
-    the first one.
-    """
+    """At most `page_size` jobs, fewer if they are large, after the job `after` (empty: from the first job)."""
     size = max(1, min(page_size, MAX_PAGE_SIZE))
     rows, more = bounded(connection, _query(connection, filter, after, size + 1), size, _size_of)
     records = [from_row(row) for row in rows]
@@ -97,10 +93,10 @@ def _size_of(row: RowMapping) -> int:
 
 
 def _query(connection: Connection, filter: JobFilter, last: str, limit: int) -> Select[tuple[object, ...]]:
-    """One index range for each state, merged: a range over several states would have to be sorted as a whole.
+    """Merges one index range per state, because the result of one range over several states would have to be sorted.
 
-    For a caller who sees only some prompts the jobs of those are read and sorted, whatever their states: other jobs
-    must cost no time.
+    For a caller who may see only some prompts, it reads and sorts the jobs of these prompts in all states, so that the
+    query's time doesn't depend on other jobs.
     """
     ids, newest_first = select(jobs.c.id), filter.order is JobOrder.NEWEST_FIRST
     order = jobs.c.id.desc() if newest_first else jobs.c.id.asc()

@@ -1,4 +1,4 @@
-"""Tenants' shares as rows, read and changed inside the transactions that claim jobs and take them off their workers."""
+"""Tenants' shares as rows. The transactions that claim jobs and take them off their workers read and change them."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _ON_A_WORKER = jobs.c.state.in_([state.value for state in LEASED_STATES]) & jobs
 
 
 def read_stored(connection: Connection) -> dict[str, TenantShare]:
-    """Without what is held on workers now."""
+    """Shares by tenant, not counting the jobs on workers now."""
     rows = connection.execute(select(tenant_shares))
     return {row.tenant: TenantShare(row.tenant, row.weight, row.virtual_time, row.clock) for row in rows}
 
 
 def read(connection: Connection, now: float) -> dict[str, TenantShare]:
-    """Shares at that time, by tenant."""
+    """Shares by tenant, including the jobs on workers at `now`."""
     elapsed = now - jobs.c.claimed_at
     charge = case((elapsed > QUANTUM_SECONDS, elapsed), else_=QUANTUM_SECONDS)
     query = select(jobs.c.tenant, func.sum(charge), func.count()).where(_ON_A_WORKER).group_by(jobs.c.tenant)
@@ -35,22 +35,20 @@ def read(connection: Connection, now: float) -> dict[str, TenantShare]:
 
 
 def with_jobs(connection: Connection, *conditions: ColumnElement[bool]) -> list[str]:
-    """Tenants that have a job of which the conditions hold: one look into an index for each tenant, however many jobs
-    there are.
-    """
+    """Tenants that have a job for which the conditions hold. It needs one index look-up per tenant."""
     any_job = exists().where(and_(jobs.c.tenant == tenant_shares.c.tenant, *conditions))
     return list(connection.scalars(select(tenant_shares.c.tenant).where(any_job)))
 
 
 def counts_of_waiting(connection: Connection, waiting: ColumnElement[bool] | None = None) -> dict[str, int]:
-    """Jobs in the queue, by tenant; `waiting`: of those for which this holds, if not of all."""
+    """Number of queued jobs by tenant; `waiting` replaces the condition that a job is QUEUED."""
     which = jobs.c.state == JobState.QUEUED.value if waiting is None else waiting
     query = select(jobs.c.tenant, func.count()).where(which).group_by(jobs.c.tenant)
     return {row[0]: row[1] for row in connection.execute(query)}
 
 
 def set_weight(connection: Connection, tenant: str, weight: float) -> None:
-    """The tenant's weight from now on; its share begins with its first job. Under a lock of the tenant's name."""
+    """Sets the tenant's weight and creates its share if it has none. The caller holds the lock of the tenant's name."""
     known = connection.scalar(select(tenant_shares.c.weight).where(tenant_shares.c.tenant == tenant))
     if known is None:
         connection.execute(insert(tenant_shares).values(tenant=tenant, weight=weight, virtual_time=0.0, clock=0.0))
@@ -59,14 +57,14 @@ def set_weight(connection: Connection, tenant: str, weight: float) -> None:
 
 
 def set_known_weights(connection: Connection, weights: Mapping[str, float]) -> None:
-    """Of the tenants that have had jobs; the others get theirs with their first one."""
+    """Sets the weights of tenants that have had jobs; the others get theirs with their first job."""
     for tenant, weight in sorted(weights.items()):
         different = (tenant_shares.c.tenant == tenant) & (tenant_shares.c.weight != weight)
         connection.execute(update(tenant_shares).where(different).values(weight=weight))
 
 
 def record_claim(connection: Connection, shares: Shares, tenant: str, waiting: Collection[str]) -> None:
-    """After a job of this tenant became RUNNING. `shares` and `waiting` as they were before."""
+    """Charges the tenant for a job that became RUNNING. `shares` and `waiting` are from before the claim."""
     is_last = (
         connection.execute(select(jobs.c.id).where(jobs.c.state == JobState.QUEUED.value).limit(1)).first() is None
     )
@@ -76,7 +74,7 @@ def record_claim(connection: Connection, shares: Shares, tenant: str, waiting: C
 
 
 def record_move(connection: Connection, before: Record, after: Record) -> None:
-    """A job that leaves its worker with this move is charged for its time there."""
+    """Charges the tenant for the job's time on its worker, if the job leaves the worker with this change."""
     if before.claimed_at is None or after.claimed_at is not None:
         return
     seconds = after.job.runtime_seconds - before.job.runtime_seconds

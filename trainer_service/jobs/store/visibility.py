@@ -1,9 +1,9 @@
-"""A caller's prompt patterns as SQL conditions, so that a query reads no row of other prompts, and its time tells
+"""A caller's prompt patterns as SQL conditions, so that a query reads no rows of other prompts and its time reveals
 nothing about them.
 
-`*` stands for any characters, as in `Caller.may_use`; everything else stands for itself, and case matters. The part of
-a pattern before its first `*` becomes a range of the index of prompts; a pattern that begins with `*` has to look at
-every name of that index. For the range the column is compared byte by byte (`schema.PROMPT_NAME`).
+`*` matches any characters, as in `Caller.may_use`; all other characters match themselves, and case matters. The part of
+a pattern before its first `*` becomes a range of the index of prompts; a pattern that begins with `*` scans all names
+of that index. The range compares the column byte by byte (`schema.PROMPT_NAME`).
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ _ANY = "*"
 
 
 def sees_all(patterns: Sequence[str]) -> bool:
+    """Whether the patterns match every prompt."""
     return _ANY in patterns
 
 
 def visible(patterns: Sequence[str], connection: Connection) -> ColumnElement[bool]:
-    """Whether a job's prompt matches one of the patterns; no pattern matches nothing."""
+    """A condition: a job's prompt matches one of the patterns. Without patterns, no job matches."""
     if sees_all(patterns):
         return true()
     is_sqlite = connection.dialect.name == "sqlite"
@@ -32,8 +33,8 @@ def visible(patterns: Sequence[str], connection: Connection) -> ColumnElement[bo
 
 
 def in_states(states: Iterable[JobState], patterns: Sequence[str]) -> ColumnElement[bool]:
-    """Whether a job is in one of the states. Where only some jobs are visible, no index of the states of all jobs is
-    used for it.
+    """A condition: a job is in one of the states. If only some jobs are visible, it avoids indexes over the states of
+    all jobs.
     """
     column = jobs.c.state if sees_all(patterns) else func.coalesce(jobs.c.state, "")
     return column.in_(sorted(state.value for state in states))
@@ -54,12 +55,12 @@ def _matches(pattern: str, is_sqlite: bool) -> ColumnElement[bool]:
 
 
 def _after(prefix: str) -> str:
-    """The first text after all that begin with `prefix`."""
+    """The first string after all that begin with `prefix`."""
     return prefix[:-1] + chr(ord(prefix[-1]) + 1)
 
 
 def _glob(pattern: str) -> str:
-    """SQLite's LIKE ignores case; its GLOB has the same `*`, and two more wildcards that mean nothing here."""
+    """The pattern for SQLite's GLOB, whose other two wildcards are escaped; SQLite's LIKE ignores case."""
     return pattern.replace("[", "[[]").replace("?", "[?]")
 
 

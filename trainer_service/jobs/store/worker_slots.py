@@ -1,9 +1,9 @@
-"""Trainers on one PostgreSQL share one limit of workers: each has slots, a row of the job database, and runs no more
-workers than that.
+"""Trainers with a common PostgreSQL database share one limit of workers: each has a number of slots, stored as a row,
+and runs no more workers than that.
 
-A slot is taken when a worker is to be launched, and kept until the worker has ended. Slots are leased as jobs are:
-those of a replica that is gone are free once its last job is. One that was only slow then has no slots; it launches
-nothing without new ones.
+A slot is taken before a worker is launched and kept until the worker has ended. Slots are leased like jobs: the slots
+of a dead replica become free once its last job has been taken over. A replica that was only slow then has no slots and
+launches no workers until it gets new ones.
 """
 
 from __future__ import annotations
@@ -21,20 +21,22 @@ _LOCK = "worker slots"
 
 @dataclass(frozen=True)
 class Slots:
+    """A replica's part of the workers."""
+
     granted: int
-    """Workers that this replica may have now."""
+    """Number of workers that this replica may have now."""
     others_lack: bool = False
-    """Another replica wants more than it has got."""
+    """Whether another replica wants more slots than it has."""
 
 
 def share(
     database: Database, owner: str, wanted: int, *, max_workers: int, lease_until: float, beyond_part: bool
 ) -> Slots:
-    """Change the owner's slots to `wanted`, as far as there are any left. It keeps what it has, up to what it wants.
+    """Changes the owner's slots to `wanted`, as far as slots are free. The owner keeps the slots that it has and wants.
 
-    `wanted` counts the owner's workers that have not ended. `max_workers` is the limit of all replicas together. New
-    slots bring the owner to an equal part of it, rounded up; with `beyond_part` also to more, if no other replica lacks
-    them for its own part.
+    `wanted` includes the owner's workers that have not ended. `max_workers` is the limit of all replicas together. New
+    slots bring the owner up to an equal part of the limit, rounded up; with `beyond_part` also beyond it, if no other
+    replica lacks the slots for its own part.
     """
     with database.write() as connection:
         database.lock(connection, _LOCK)
@@ -56,25 +58,26 @@ def share(
 
 
 def renew(connection: Connection, owner: str, lease_until: float) -> None:
+    """Renews the lease on the owner's slots."""
     connection.execute(update(worker_slots).where(worker_slots.c.owner == owner).values(lease_until=lease_until))
 
 
 def remove_expired(
     connection: Connection, lease_before: float, except_owner: str, still_has_jobs: Select[tuple[str]]
 ) -> None:
-    """Slots of replicas whose lease ended before that time and that have no job any more."""
+    """Removes the slots of replicas whose lease ended before `lease_before` and that have no more jobs."""
     table = worker_slots.c
     over = (table.lease_until < lease_before) & (table.owner != except_owner) & table.owner.not_in(still_has_jobs)
     connection.execute(delete(worker_slots).where(over))
 
 
 def release(database: Database, owner: str) -> None:
-    """All of the owner's slots, once its workers have ended."""
+    """Removes all slots of the owner. To be called once its workers have ended."""
     with database.write() as connection:
         connection.execute(delete(worker_slots).where(worker_slots.c.owner == owner))
 
 
 def total(database: Database) -> int:
-    """Slots of all replicas together."""
+    """Number of slots of all replicas together."""
     with database.read() as connection:
         return int(connection.scalar(select(func.coalesce(func.sum(worker_slots.c.slots), 0))) or 0)

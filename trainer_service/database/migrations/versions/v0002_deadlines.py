@@ -1,4 +1,4 @@
-"""Deadlines, whether a job has a checkpoint, which datasets jobs need, and an index that answers what waits by itself."""
+"""Deadlines, whether a job has a checkpoint, the datasets of jobs, and a covering index for the queue."""
 
 from __future__ import annotations
 

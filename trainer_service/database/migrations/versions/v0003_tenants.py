@@ -1,4 +1,4 @@
-"""Jobs belong to tenants. A job from before belongs to the tenant that its caller is by itself."""
+"""Jobs belong to tenants. An older job belongs to the tenant named like its caller."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Keys that the replicas share, and prompt names in the order of their bytes, so that a pattern of names is a range of
-the index.
-"""
+"""Keys shared by all replicas, and prompt names in byte order, so that a name pattern is a range of the index."""
 
 from __future__ import annotations
 
@@ -18,5 +16,5 @@ def upgrade() -> None:
         sa.Column("value", sa.LargeBinary(), nullable=False),
         sa.PrimaryKeyConstraint("name", name="pk_service_keys"),
     )
-    if op.get_bind().dialect.name == "postgresql":  # SQLite compares bytes anyhow
+    if op.get_bind().dialect.name == "postgresql":  # SQLite always compares bytes
         op.alter_column("jobs", "prompt", type_=sa.String(63, collation="C"))

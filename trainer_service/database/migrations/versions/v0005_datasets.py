@@ -1,6 +1,4 @@
-"""Datasets belong to tenants, those from before to the tenants of the jobs that name them; and ended jobs are thinned
-and removed.
-"""
+"""Datasets belong to tenants, older ones to the tenants of their jobs; ended jobs are thinned and removed."""
 
 from __future__ import annotations
 
@@ -12,8 +10,8 @@ from alembic import op
 revision = "0005"
 down_revision = "0004"
 
-# Sizes and examples are filled in later, from the files. The time without use begins now: an upgrade removes no dataset
-# at once.
+# Sizes and numbers of examples are filled in later from the files. The time without use begins now, so an upgrade
+# removes no dataset at once.
 _ADOPT = """
 INSERT INTO datasets (tenant, dataset, size_bytes, num_examples, task, num_labels, create_time, last_use_time)
 SELECT jobs.tenant, job_datasets.dataset, 0, 0, '', 0, min(jobs.create_time), :now

@@ -1,4 +1,4 @@
-"""Tenants share the workers: what each has had, and indexes for an order by tenant."""
+"""Tenants' shares of the workers, and indexes ordered by tenant."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("tenant", name="pk_tenant_shares"),
     )
     op.execute(
-        "INSERT INTO tenant_shares (tenant, weight, virtual_time, clock) SELECT DISTINCT tenant, 1.0, 0.0, 0.0 FROM jobs"
+        "INSERT INTO tenant_shares (tenant, weight, virtual_time, clock) "
+        "SELECT DISTINCT tenant, 1.0, 0.0, 0.0 FROM jobs"
     )
     op.drop_index("ix_jobs_state_queue_key", "jobs")
     op.create_index("ix_jobs_state_tenant_queue_key", "jobs", ["state", "tenant", "queue_key"])

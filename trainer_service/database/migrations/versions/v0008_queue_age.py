@@ -1,4 +1,4 @@
-"""When a job last became QUEUED, for the age of the queue. A job from before is taken to wait since its creation."""
+"""When a job last became QUEUED, for the age of the queue. Older jobs count from their creation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Replicas share one limit of workers: how many each may have."""
+"""The number of workers that each replica may have, since replicas share one limit."""
 
 from __future__ import annotations
 
