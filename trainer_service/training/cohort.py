@@ -204,7 +204,7 @@ class Cohort:
         return results
 
     def _bisected(self, works: dict[str, Any], compute: _Compute, budget: int, less: dict[str, int]) -> dict[str, Any]:
-        """Compute the works, bisecting them on errors. Adds the budgets of jobs that needed smaller passes to `less`."""
+        """Compute the works, bisecting them on errors. Adds the budgets of jobs with smaller passes to `less`."""
         found = self._attempt(list(works.values()), compute, budget)
         return (
             self._divided(works, found, compute, budget, less)
@@ -277,7 +277,7 @@ class Cohort:
         return RowTooLarge(*longest, fits=fits if fits < longest[0] else None)
 
     def _check_row(self, num_virtual_tokens: int, num_tokens: int) -> None:
-        """Raises RowTooLarge for a row that doesn't fit even alone into the memory left after loading the base model."""
+        """Raises RowTooLarge for a row that doesn't fit alone into the memory left after loading the base model."""
         memory = self._forward.row_memory
         if memory.row_bytes(num_virtual_tokens + num_tokens) > self._free_bytes:
             raise RowTooLarge(num_tokens, num_virtual_tokens, self._fitting_tokens(num_virtual_tokens))

@@ -119,7 +119,7 @@ class TrainingResult:
     """Metrics of the frozen model given the instruction, `num_shots` training examples and the input."""
     num_shots: int = 0
     comparisons: Mapping[str, Comparison] = field(default_factory=dict)
-    """The prompt compared with "bare_model" (template alone), "instructed_model", "few_shot_model", "current_version"."""
+    """The prompt compared with bare_model (template alone), instructed_model, few_shot_model and current_version."""
     estimate: Estimate | None = None
     """The prompt's metric and its interval."""
     num_judging: int = 0
@@ -189,9 +189,9 @@ class StepDone(TrainingEvent):
     step_seconds: float
     """Wall time of the cohort step."""
     num_skipped: int = 0
-    """Prompts of this job (a search trains several) that this step left unchanged because their gradient was not finite.
+    """Prompts of this job (a search trains several) that this step skipped because their gradient was not finite.
 
-    If it is all of them, `loss` and `grad_norm` are NaN.
+    If all were skipped, `loss` and `grad_norm` are NaN.
     """
     total_skipped: int = 0
     """Skipped steps since step 0, summed over the prompts still in training."""

@@ -387,7 +387,7 @@ class TuningRun:
         )
 
     def _current(self, soft_prompt: SoftPrompt) -> torch.Tensor | None:
-        """What the alias serves now, if it fits this model."""
+        """The alias's current version, if it fits this model."""
         current = self.task.current
         if current is None or current.hidden_size != soft_prompt.hidden_size:
             return None

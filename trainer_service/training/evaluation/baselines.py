@@ -60,7 +60,7 @@ def instruction(spec: TrainingSpec) -> str:
 
 
 def bare(spec: TrainingSpec, tokenizer: Any, examples: Sequence[Example]) -> Baseline:
-    """The token ids of a request to the bare model: with the model's chat template if it has one, else the plain input."""
+    """The token ids of a request to the bare model: in the model's chat template, else the plain input."""
     encoder = InputEncoder(tokenizer, bare_template(None, default_format(tokenizer)))
     return _encoded(encoder, spec, examples, lambda example: encode_bare(encoder, example))
 
