@@ -136,7 +136,7 @@ class InputEncoder:
         return self._encode_turns([_turn("user", self.template.render(self._text.quote(text)))])
 
     def encode_messages(self, messages: Sequence[Message]) -> list[int]:
-        """The ids of a conversation for the assistant to continue. For a TEXT template, `conversation_text` is the input.
+        """The ids of a conversation for the assistant to continue. With a TEXT template, `conversation_text` of it.
 
         The template's system message comes first. Raises InvalidInput naming `messages[i]` for messages that the chat
         template rejects, and for a second system message without `system_override`.
