@@ -59,7 +59,8 @@ class DatasetLedger:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._touching_files = threading.Lock()
-        """Held by transactions that access the datasets' volume. If the volume hangs, only one connection is blocked."""
+        """Held by transactions that access the datasets' volume: if the volume hangs, only one connection is blocked.
+        """
 
     def add(self, tenant: str, stored: StoredDataset, allowed_bytes: int, place: Callable[[], None]) -> None:
         """Give the dataset to the tenant and call `place`, which stores the bytes.
@@ -86,7 +87,7 @@ class DatasetLedger:
                 )
 
     def check_room(self, tenant: str, name: str, size_bytes: int, allowed_bytes: int) -> None:
-        """Raises Overloaded if a dataset of that size exceeds the tenant's limit. One that it already has never does."""
+        """Raises Overloaded if a dataset of that size exceeds the tenant's limit. A stored one isn't counted twice."""
         with self._database.read() as connection:
             _check_room(connection, tenant, name, size_bytes, allowed_bytes)
 

@@ -1,7 +1,7 @@
 """Dataset URIs: restricts the files that a request may name to the configured dataset roots.
 
-URIs are `file:///...` under one of the roots. Links and `..` that lead out of the root are rejected, even if a folder is
-moved between the check and the opening: each folder is opened relative to its parent, following no link. All wrong
+URIs are `file:///...` under one of the roots. Links and `..` that lead out of the root are rejected, even if a folder
+is moved between the check and the opening: each folder is opened relative to its parent, following no link. All wrong
 paths get the same error, so that a caller can't find out which other files exist.
 """
 

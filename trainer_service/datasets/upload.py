@@ -42,7 +42,7 @@ class LineGuard:
             self._feed_piece(chunk[start : start + self._limits.max_line_bytes])
 
     def _feed_piece(self, piece: bytes) -> None:
-        """Check a piece of at most `max_line_bytes`. Only the line that it continues can be too long, not the others."""
+        """Check a piece of at most `max_line_bytes`. Only the line that it continues can be too long."""
         first = piece.find(b"\n")
         self._line_bytes += len(piece) if first < 0 else first
         if self._line_bytes > self._limits.max_line_bytes:

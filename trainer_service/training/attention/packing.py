@@ -22,7 +22,7 @@ from shared.kernels.ops import Spans
 
 PADDING_RATIO, PADDING_SLACK = 1.25, 8  # a tile's longest row may exceed its shortest by this
 ITEM_TOKENS = 64
-"""Row tokens that a thread of the compiled kernels takes at a time. 48 to 128 are equally fast; fewer is slower."""
+"""Row tokens per item of the compiled kernels. 48 to 128 are equally fast; fewer are slower."""
 
 
 @dataclass(frozen=True)
