@@ -1,3 +1,1 @@
-"""The frozen base model: identity, fingerprint, weights, how it is loaded, and whether it can take a soft prompt.
-Imports torch.
-"""
+"""The frozen base model: identity, fingerprint, loading, and checks that it accepts soft prompts. Imports torch."""

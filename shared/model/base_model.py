@@ -1,9 +1,8 @@
-"""The frozen language model that prompts are trained on and served from: what it is, which bytes it is made of, how it
-is loaded.
+"""The frozen language model for training and serving prompts: its identity and how it is loaded.
 
-A prompt is bound to the very weights, config and tokenizer it was trained with, so each model has a *fingerprint* over
-all three. It is computed from the files, cached beside them (in the user's cache where the folder is read-only), and
-again when a file changes.
+A prompt is bound to the weights, config and tokenizer that it was trained with, so each model has a *fingerprint* of
+all three. It is computed from the files, cached beside them (in the user's cache if the folder is read-only), and
+recomputed when a file changes.
 """
 
 from __future__ import annotations
@@ -44,9 +43,7 @@ class BaseModelInfo(PydanticModel):
 
 @dataclass(frozen=True)
 class BaseModel:
-    """A frozen causal model with its tokenizer, ready to run. `model` takes no gradient and is in eval mode (dropout
-    off).
-    """
+    """A frozen causal model with its tokenizer, ready to run. `model` needs no gradient and is in eval mode."""
 
     info: BaseModelInfo
     model: Any
@@ -56,7 +53,7 @@ class BaseModel:
 
     @property
     def embedding_table(self) -> torch.Tensor:
-        """Input embeddings `[vocab_size, hidden_size]`; soft prompts live in the space of its rows."""
+        """Input embeddings `[vocab_size, hidden_size]`. The rows of a soft prompt are vectors of the same space."""
         table: torch.Tensor = self.model.get_input_embeddings().weight
         return table
 
@@ -77,11 +74,12 @@ def load(
     attention: str | None = None,
     device_map: Any = None,
 ) -> BaseModel:
-    """Load a model directory or hub id. `attention` is the name of a registered transformers attention function; None:
-    torch's fused one where the architecture has it, else its own code.
+    """Load a model directory or hub id.
 
-    Raises NotFound if there is no such model, Unavailable for files that can't be read, PreconditionFailed if this
-    installation can't load it or its architecture can't take a soft prompt.
+    `attention`: the name of a registered transformers attention function; None: torch's fused attention if the
+    architecture supports it, else the model's code. Raises NotFound if there is no such model, Unavailable for files
+    that can't be read, PreconditionFailed if this installation can't load it or its architecture can't use soft
+    prompts.
     """
     path = resolve(source)
     info = inspect(path, id=id or default_id(source))
@@ -95,14 +93,14 @@ def load(
 
 
 def load_tokenizer(source: str | Path) -> Any:
+    """The transformers tokenizer of a model directory or hub id. Raises like `resolve`."""
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(resolve(source))
 
 
 def resolve(source: str | Path) -> Path:
-    """The local directory of a model: itself, or the hub's snapshot of that id, a cached one if the hub does not
-    answer.
+    """The local directory of a model: `source`, or the snapshot of a hub id, from the cache if the hub doesn't answer.
 
     Raises NotFound; Unavailable if the hub does not answer and nothing is cached.
     """
@@ -130,9 +128,7 @@ def resolve(source: str | Path) -> Path:
 
 
 def default_id(source: str | Path) -> str:
-    """A model is called after the last part of its directory or hub id, in lower case; in a hub cache, after its
-    repository.
-    """
+    """The last part of a model's directory or hub id, in lower case; in a hub cache, the repository's name."""
     parts = str(source).rstrip("/").split("/")
     if len(parts) > 2 and parts[-2] == "snapshots" and parts[-3].startswith("models--"):
         parts = parts[-3].split("--")
@@ -140,11 +136,10 @@ def default_id(source: str | Path) -> str:
 
 
 def inspect(source: str | Path, *, id: str = "") -> BaseModelInfo:
-    """Identity of a model without loading its weights into memory (they are hashed once, then the cached digests
-    serve).
+    """A model's identity, without loading its weights. They are hashed once; later calls use the cached fingerprint.
 
     Raises NotFound for a directory without config or weights, Unavailable for files that can't be read or are
-    incomplete.
+    incomplete, PreconditionFailed for an unsupported architecture.
     """
     from transformers import AutoConfig
 
@@ -180,13 +175,12 @@ def inspect(source: str | Path, *, id: str = "") -> BaseModelInfo:
 
 
 def max_positions(config: Any) -> int:
-    """Positions that a text config allows, as far as the model computes the same for a token whatever else is in its
-    pass.
+    """The number of positions within which a token's results don't depend on the other sequences in its pass.
 
-    LongRoPE (Ding et al. 2024, arXiv:2402.13753) changes the frequencies of all positions once a pass goes beyond the
-    original context, and dynamic NTK beyond `max_position_embeddings`. In a pass that many sequences share, and with
-    keys that are kept, that would let one sequence's length change another's numbers, so both are used within that
-    bound, where the model itself takes the original frequencies.
+    LongRoPE (Ding et al. 2024, arXiv:2402.13753) changes the frequencies of all positions if a pass exceeds the
+    original context, and dynamic NTK if it exceeds `max_position_embeddings`. In a pass of many sequences, and with
+    cached keys, the length of one sequence would then change the results of others. Within this limit, the model uses
+    the original frequencies.
     """
     names = ("max_position_embeddings", "max_seq_len", "max_target_positions")
     bounds = [next((value for name in names if isinstance(value := getattr(config, name, None), int)), None)]
@@ -199,8 +193,9 @@ def max_positions(config: Any) -> int:
 
 
 def check_supported(config: Any) -> None:
-    """Refuse what has no per-token keys and values that a prefix could be computed into once: encoder-decoders,
-    state-space models.
+    """Raises PreconditionFailed for models without keys and values per token, which a shared prefix needs.
+
+    These are encoder-decoder and state-space models.
     """
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
@@ -218,6 +213,7 @@ def check_supported(config: Any) -> None:
 
 
 def pick_device(device: Device) -> torch.device:
+    """`auto`: a GPU if torch sees one, else the CPU. Raises InvalidInput for `cuda` without a GPU."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device == "cuda" and not torch.cuda.is_available():
@@ -226,7 +222,7 @@ def pick_device(device: Device) -> torch.device:
 
 
 def pick_dtype(dtype: DType, device: torch.device) -> torch.dtype:
-    """`auto`: bfloat16 where the processor multiplies it natively; else float16 on a GPU (a T4), float32 on a CPU."""
+    """`auto`: bfloat16 if the processor multiplies it natively, else float16 on a GPU (a T4), float32 on a CPU."""
     if dtype != "auto":
         return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[dtype]
     if device.type == "cuda":

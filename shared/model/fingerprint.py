@@ -1,14 +1,14 @@
-"""Which bytes a base model is made of: one digest over weights, config and tokenizer.
+"""The fingerprint of a base model: one digest of weights, config and tokenizer.
 
-It is computed once for each state of the files and kept: beside them, or in the user's cache where the folder is
-read-only. A state is told by size, modification time, change time and inode: anybody can set the second (`cp -p`,
-`touch`), nobody but the kernel the third. A file that changed in the last `SETTLE_SECONDS` before it was hashed, or in
-the future, may change again within one tick of its file system's clock without a trace; it is hashed again at the next
-look (as Git does with its index, "racy Git").
+It is computed once for each state of the files and cached beside them, or in the user's cache if the folder is
+read-only. A state consists of size, modification time, change time and inode of each file. Users can set the
+modification time (`cp -p`, `touch`), but only the kernel sets the change time. A file that changed less than
+`SETTLE_SECONDS` before it was hashed, or in the future, could change again within one tick of its file system's clock
+unnoticed, so it is hashed again the next time (like "racy Git" entries in Git's index).
 
-An image or a volume can *ship* it (`ship`): then it holds for copies of the files too, whose times differ, as long as
-their sizes are the same. Such a fingerprint is believed at first, so that a start does not wait for gigabytes to be
-hashed, and then verified (`verify`).
+An image or a volume can contain the fingerprint (`ship`). It is then also valid for copies of the files, whose times
+differ, if their sizes are the same. It is trusted at first, so that a start doesn't wait until gigabytes are hashed,
+and then verified (`verify`).
 """
 
 from __future__ import annotations
@@ -31,9 +31,7 @@ log = logging.getLogger(__name__)
 
 FILE = ".softprompt-fingerprint.json"
 SETTLE_SECONDS = 2.0
-"""The coarsest clock of a file system in use: FAT's. Tolerated skew between a file server's clock and this machine's is
-as much.
-"""
+"""The resolution of the coarsest file system clock in use, FAT's. A file server's clock may differ by as much."""
 _MAX_HASHINGS = 3
 
 Stamps = dict[str, tuple[int, ...]]
@@ -51,8 +49,9 @@ _VOLATILE_CONFIG_KEYS = ("transformers_version", "_name_or_path", "dtype", "torc
 
 
 class Fingerprint(PydanticModel):
-    """`stamps` of the files when they were hashed, which began at `hashed_at_ns`. (Files of earlier releases have
-    shorter stamps.)
+    """The digests, with the files' `stamps` when hashing began at `hashed_at_ns`.
+
+    Fingerprints of earlier releases have shorter stamps.
     """
 
     stamps: Stamps
@@ -60,21 +59,22 @@ class Fingerprint(PydanticModel):
     fingerprint: str
     tokenizer_digest: str
     shipped: bool = False
-    """It was made to travel with the files: sizes alone tell whether it is theirs, until it is verified."""
+    """Whether it was made by `ship`. Until it is verified, only the sizes of files are compared."""
 
     def is_of(self, stamps: Stamps) -> bool:
+        """Whether the fingerprint is of these files, as far as their stamps tell."""
         return self.is_proven_of(stamps) or (self.shipped and _sizes(self.stamps) == _sizes(stamps))
 
     def is_proven_of(self, stamps: Stamps) -> bool:
-        """Whether these very files were hashed, and can't have changed since without showing it."""
+        """Whether exactly these files were hashed, and any later change would show in their stamps."""
         settled = self.hashed_at_ns - SETTLE_SECONDS * 1e9
         return self.stamps == stamps and all(stamp[2] <= settled for stamp in stamps.values())
 
 
 def of(path: Path) -> Fingerprint:
-    """The fingerprint of a model directory, hashed only if it isn't known.
+    """The fingerprint of a model directory, from a cache or by hashing.
 
-    Raises NotFound for one without weights, Unavailable for one that is being written.
+    Raises NotFound for a directory without weights, Unavailable if its files are being written.
     """
     stamps, elsewhere = _stamps(path), _elsewhere(path)
     for cache in (elsewhere, path / FILE):
@@ -87,9 +87,7 @@ def of(path: Path) -> Fingerprint:
 
 
 def ship(path: Path) -> Fingerprint:
-    """Hash the files and write the fingerprint beside them, to be copied with them. Raises OSError where that can't be
-    written.
-    """
+    """Hash the files and write the fingerprint beside them, to be copied with them. Raises OSError."""
     fresh = _hashed(path).model_copy(update={"shipped": True})
     temporary = path / f"{FILE}.{os.getpid()}"
     temporary.write_text(fresh.model_dump_json(), encoding="utf-8")
@@ -98,17 +96,15 @@ def ship(path: Path) -> Fingerprint:
 
 
 def verify(path: Path) -> None:
-    """Hash the files if their fingerprint was believed by their sizes. Raises PreconditionFailed if it is another
-    model's.
-    """
+    """Hash the files if their fingerprint was trusted by their sizes. Raises PreconditionFailed if it is wrong."""
     stamps, believed = _stamps(path), of(path)
     if believed.is_proven_of(stamps) or not believed.shipped:
         return
     fresh = _hashed(path)
     if fresh.fingerprint != believed.fingerprint:
         raise PreconditionFailed(
-            f"the files of base model {path.name!r} are not those that the fingerprint beside them was made of; if they are right, "
-            "run `softprompt models fingerprint` for their directory, and start again",
+            f"the files of base model {path.name!r} are not those that the fingerprint beside them was made of; "
+            "if they are right, run `softprompt models fingerprint` for their directory, and start again",
             expected=believed.fingerprint,
             found=fresh.fingerprint,
         )
@@ -128,9 +124,7 @@ def _sizes(stamps: Stamps) -> dict[str, int]:
 
 
 def _hashed(path: Path) -> Fingerprint:
-    """Of files that are the same before and after they are hashed. Raises Unavailable for files that somebody writes
-    meanwhile.
-    """
+    """The fingerprint by hashing. Raises Unavailable if files keep changing meanwhile."""
     for _ in range(_MAX_HASHINGS):
         begun, stamps = _now_ns(), _stamps(path)
         found = _hash_files(path, stamps, begun)
@@ -169,7 +163,10 @@ def _tokenizer(path: Path) -> list[Path]:
 
 
 def _read(cache: Path, *, private: bool) -> Fingerprint | None:
-    """`private`: only if no other user could have written it; what lies beside the weights is trusted as they are."""
+    """A cached fingerprint. `private`: only if no other user could have written it.
+
+    A fingerprint beside the weights is trusted as much as they are.
+    """
     try:
         if private and not (is_ours(cache) and is_ours(cache.parent)):
             return None
@@ -194,8 +191,9 @@ def _write(cache: Path, fresh: Fingerprint, *, private: bool = False) -> bool:
 
 
 def _elsewhere(path: Path) -> Path:
-    """Where the fingerprint of a read-only directory is cached: named after the directory's path and its inode, so that
-    another model mounted at the same path has a cache of its own.
+    """The cache file for the fingerprint of a read-only directory.
+
+    Its name depends on the directory's path and inode, so that another model mounted at the same path has another file.
     """
     place = f"{path.resolve()}:{path.stat().st_ino}"
     return user_cache() / "fingerprints" / f"{hashlib.sha256(place.encode()).hexdigest()}.json"

@@ -1,4 +1,4 @@
-"""Whether the Hugging Face hub answers. Its client retries a server that accepts and never answers for minutes."""
+"""Checks whether the Hugging Face hub answers: its client retries for minutes if a server accepts and never answers."""
 
 from __future__ import annotations
 
@@ -8,9 +8,7 @@ HUB_TIMEOUT_SECONDS = 10.0
 
 
 def answers(model: str, timeout_seconds: float = HUB_TIMEOUT_SECONDS) -> bool:
-    """False if the hub says nothing about `model` in time. A refusal is an answer, and so is a connection that fails at
-    once.
-    """
+    """False if the hub doesn't answer a request about `model` in time. Errors count as answers."""
     from huggingface_hub import HfApi
 
     done = threading.Event()
@@ -18,7 +16,7 @@ def answers(model: str, timeout_seconds: float = HUB_TIMEOUT_SECONDS) -> bool:
     def ask() -> None:
         try:
             HfApi().model_info(model, timeout=timeout_seconds)
-        except Exception:  # the client lets its HTTP library's errors through; what it is, the download will say
+        except Exception:  # including errors of the HTTP library; the download will report them
             pass
         finally:
             done.set()

@@ -1,6 +1,4 @@
-"""A model computed by its own code in another dtype than its weights have, one module at a time: no second copy of the
-weights is held.
-"""
+"""Runs a model in another dtype than its weights, converting one module at a time instead of copying all weights."""
 
 from __future__ import annotations
 
@@ -13,16 +11,15 @@ import torch
 
 @contextmanager
 def computed_in(model: torch.nn.Module, dtype: torch.dtype) -> Iterator[None]:
-    """Inside, each module sees its own floating-point weights in `dtype` while it runs; inputs are the caller's to
-    convert. Faster forwards that were put into modules are taken out meanwhile.
+    """Within the block, each module's floating-point weights are in `dtype` while it runs. The caller converts inputs.
 
-    A model whose modules reach for each other's weights, or whose weights are packed integers, may raise in there.
+    Replaced forwards of modules are removed meanwhile. A model may raise in the block if its modules use each other's
+    weights, or its weights are packed integers.
     """
     with ExitStack() as hooks:
         for module in model.modules():
-            if "forward" in vars(module) and not hasattr(
-                module, "_hf_hook"
-            ):  # accelerate's, which moves inputs between devices, stays
+            # accelerate's forward, which moves inputs between devices, stays
+            if "forward" in vars(module) and not hasattr(module, "_hf_hook"):
                 hooks.callback(setattr, module, "forward", vars(module).pop("forward"))
             if any(_differs(value, dtype) for value in _own_tensors(module)):
                 original: dict[tuple[str, str], torch.Tensor] = {}
@@ -66,7 +63,5 @@ def _own_tensors(module: torch.nn.Module) -> list[torch.Tensor | None]:
 
 
 def _differs(value: torch.Tensor | None, dtype: torch.dtype) -> bool:
-    """Only the dtypes that models are computed in: quantised weights stay packed, and so do float32 buffers of rotary
-    embeddings.
-    """
+    """Whether a tensor has another floating-point dtype. Quantised weights are never converted."""
     return value is not None and value.dtype in (torch.float32, torch.bfloat16, torch.float16) and value.dtype != dtype

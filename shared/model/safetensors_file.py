@@ -1,4 +1,4 @@
-"""What is wrong with a file that should be in the safetensors format, in words for the person who has it.
+"""Explains to the user why a file is not valid safetensors.
 
 8 bytes   length of the header, little-endian
 header    JSON; each tensor's `data_offsets` are relative to the header's end
@@ -17,9 +17,7 @@ _LFS_POINTER = b"version https://git-lfs"
 
 
 def complaint(beginning: bytes, size_bytes: int) -> str:
-    """Why a file of `size_bytes` that begins so is not sound; empty if size and header agree. `beginning` holds the
-    whole header.
-    """
+    """Why a file is not valid; empty if its size and header agree. `beginning` contains the whole header."""
     if not size_bytes:
         return "it is empty"
     if beginning.startswith(_LFS_POINTER):
@@ -45,7 +43,7 @@ def complaint(beginning: bytes, size_bytes: int) -> str:
 
 
 def complaint_about(file: Path) -> str:
-    """The same of a file on disk; reads its header only. Raises OSError."""
+    """`complaint` about a file on disk. Reads only its header. Raises OSError."""
     with file.open("rb") as opened:
         beginning = opened.read(1024)
         length = int.from_bytes(beginning[:_LENGTH_BYTES], "little")

@@ -1,7 +1,6 @@
-"""Reads a model's weights as people have them: one file or shards, tied, half precision, quantised, or linked from a
-hub cache.
+"""Reads a model's weights: one file or shards, tied, half precision, quantised, or linked from a hub cache.
 
-What can't be used is refused in one sentence that says what to do; nothing is filled up with random numbers.
+Errors say what to do. Missing weights are an error, never replaced by random numbers.
 """
 
 from __future__ import annotations
@@ -19,10 +18,9 @@ INDEX = "model.safetensors.index.json"
 
 
 def check_files(path: Path, name: str) -> None:
-    """Check that every shard exists and that sizes fit the headers; reads headers only, so a truncated copy is found
-    before it is hashed.
+    """Check that every shard exists and that sizes agree with the headers, without reading the data.
 
-    Raises NotFound for a directory without safetensors, Unavailable for files that are missing or can't be read.
+    Raises NotFound for pickled weights, Unavailable for files that are missing or can't be read.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -31,8 +29,9 @@ def check_files(path: Path, name: str) -> None:
         raise NotFound(
             "base model",
             name,
-            f"its weights are pickled ({pickled[0].name}), which can run code when they are read; save them as safetensors "
-            "(`AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(NEW_DIR)` on a machine that may run that code)",
+            f"its weights are pickled ({pickled[0].name}), which can run code when they are read; save them as "
+            "safetensors (`AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(NEW_DIR)` "
+            "on a machine that may run that code)",
         )
     if broken := sorted(file.name for file in path.iterdir() if file.is_symlink() and not file.exists()):
         raise Unavailable(
@@ -49,12 +48,13 @@ def check_files(path: Path, name: str) -> None:
                 pass
         except (SafetensorError, OSError) as error:
             raise Unavailable(
-                f"base model {name!r} has weights that can't be read: {file.name}: {complaint_about(file) or first_line(error)}"
+                f"base model {name!r} has weights that can't be read: {file.name}: "
+                f"{complaint_about(file) or first_line(error)}"
             ) from error
 
 
 def load_weights(path: Path, name: str, dtype: torch.dtype, attention: str | None, device_map: Any) -> Any:
-    """The model on the CPU, or where `device_map` and its quantisation put it.
+    """The model on the CPU, or on the devices given by `device_map` and its quantisation.
 
     Raises PreconditionFailed, naming the model, if this installation can't load it, Unavailable if the files can't be
     read.
@@ -91,7 +91,7 @@ def load_weights(path: Path, name: str, dtype: torch.dtype, attention: str | Non
 
 
 def _shards(path: Path, name: str) -> set[str]:
-    """The files that the index of a sharded model names; empty for a single file."""
+    """The files in the index of a sharded model; empty for a single file."""
     index = path / INDEX
     if not index.is_file():
         return set()
@@ -102,11 +102,11 @@ def _shards(path: Path, name: str) -> set[str]:
 
 
 def _quantisation(path: Path) -> dict[str, Any]:
-    """The config's entry; empty for plain weights."""
+    """The quantisation entry of config.json; empty for plain weights."""
     found = json.loads((path / "config.json").read_text()).get("quantization_config")
     return found if isinstance(found, dict) else {}
 
 
 def first_line(error: Exception) -> str:
-    """What an error says, cut to one short line; its type where it says nothing."""
+    """The first line of an error's text, shortened; the error's type if it has no text."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

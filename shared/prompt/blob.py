@@ -1,13 +1,13 @@
-"""The bytes of a version: one safetensors file with the tensor `prompt_embeddings` (PEFT's key) and the manifest in its
-metadata.
+"""The bytes of a version: one safetensors file with the tensor `prompt_embeddings` (PEFT's key) and the manifest.
 
     8 bytes   length of the header, little-endian
-    header    JSON: {"__metadata__": {"format": "pt", "manifest": "<JSON>"}, "prompt_embeddings": {dtype, shape, data_offsets}}
+    header    JSON: {"__metadata__": {"format": "pt", "manifest": "<JSON>"},
+                     "prompt_embeddings": {dtype, shape, data_offsets}}
     data      float32, row after row
 
-Reading is stricter than the format: exactly this one tensor, exactly this many bytes, every bound checked before
-anything is allocated. The file may come from anywhere; whatever is wrong with it raises DamagedBlob. Writing is
-deterministic, so the same soft prompt and manifest have the same digest.
+Reading is stricter than the format: exactly this one tensor, exactly this many bytes, and all limits are checked before
+memory is allocated. The file may come from anywhere; any fault raises DamagedBlob. Writing is deterministic, so the
+same soft prompt and manifest have the same digest.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 @dataclass(frozen=True)
 class PromptBlob:
-    """A checked version: the matrix, what it says about itself, and the digest of the very bytes."""
+    """A checked version: the matrix, its manifest, and the digest of its bytes."""
 
     soft_prompt: SoftPrompt
     manifest: Manifest
@@ -57,20 +57,19 @@ class PromptBlob:
 
 
 def digest_of(data: bytes) -> str:
+    """`sha256:<hex>` of the bytes."""
     return "sha256:" + hashlib.sha256(data).hexdigest()
 
 
 def check_digest(digest: str, field: str = "digest") -> str:
-    """The digest itself, or InvalidInput: digests become parts of paths."""
+    """Returns the digest. Raises InvalidInput if it is malformed, because digests become parts of paths."""
     if not _DIGEST.fullmatch(digest):
         raise InvalidInput.of(field, f"{digest[:80]!r} must be sha256: and 64 lower-case hexadecimal digits")
     return digest
 
 
 def encode_blob(soft_prompt: SoftPrompt, manifest: Manifest) -> bytes:
-    """The file. Raises InvalidInput if the manifest is for another shape, or if it or the file would be too large to be
-    read back.
-    """
+    """The bytes of the file. Raises InvalidInput if the manifest is for another shape, or a part is too large."""
     shape = [soft_prompt.num_virtual_tokens, soft_prompt.hidden_size]
     if shape != [manifest.num_virtual_tokens, manifest.hidden_size]:
         raise InvalidInput.of(
@@ -91,9 +90,7 @@ def encode_blob(soft_prompt: SoftPrompt, manifest: Manifest) -> bytes:
 
 
 def decode_blob(data: bytes) -> PromptBlob:
-    """Check everything and return the version. Raises DamagedBlob, and nothing else, for bytes that are not a sound
-    version.
-    """
+    """Check the bytes and return the version. Raises only DamagedBlob, for bytes that are not a valid version."""
     if len(data) > MAX_BLOB_BYTES:
         raise DamagedBlob(f"{len(data)} bytes; a version takes at most {MAX_BLOB_BYTES}")
     header, body = _split(data)
@@ -122,7 +119,7 @@ def _split(data: bytes) -> tuple[bytes, memoryview]:
 
 
 def _read_header(header: bytes, num_data_bytes: int) -> tuple[dict[str, str], tuple[int, int]]:
-    """(metadata, shape), once dtype, shape and offsets agree with each other and with the number of bytes that follow."""
+    """(metadata, shape). Checks that dtype, shape, offsets and the number of data bytes agree."""
     parsed = _parse_json(header)
     metadata = parsed.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
@@ -163,7 +160,7 @@ def _read_manifest(metadata: dict[str, str]) -> Manifest:
 
 
 def _parse_json(data: bytes) -> dict[str, Any]:
-    """A JSON object without repeated keys (two readers would see two different files) and without NaN or infinities."""
+    """A JSON object without repeated keys (readers may disagree about them) and without NaN or infinities."""
     try:
         parsed = json.loads(data.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
@@ -176,7 +173,7 @@ def _parse_json(data: bytes) -> dict[str, Any]:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) != len(pairs):
-        raise ValueError("a key stands twice")
+        raise ValueError("a key is repeated")
     return result
 
 

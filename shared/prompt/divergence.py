@@ -1,4 +1,4 @@
-"""How far apart two views of the next token are."""
+"""The divergence between two distributions of the next token."""
 
 from __future__ import annotations
 
@@ -7,13 +7,12 @@ from collections.abc import Mapping, Sequence
 
 
 def divergence_nats(token_ids: Sequence[int], logprobs: Sequence[float], found: Mapping[int, float]) -> float:
-    """Kullback-Leibler divergence of `found` from what was recorded, in nats, at least 0; infinite if nothing can be
-    said.
+    """Kullback-Leibler divergence of `found` from the recorded distribution, in nats, at least 0.
 
-    `logprobs` (natural logarithms) are of the recorded tokens; `found` maps token ids to theirs. All other tokens count
-    as one, so this is a lower bound of the divergence over the whole vocabulary (data processing inequality; Cover and
-    Thomas 2006, 2.8). A recorded token that is not in `found` is at most as likely there as the least likely one that
-    is.
+    `logprobs` are the natural logarithms of the recorded tokens' probabilities; `found` maps token ids to theirs. All
+    other tokens count as one, so this is a lower bound of the divergence over the whole vocabulary (data processing
+    inequality; Cover and Thomas 2006, 2.8). A recorded token missing from `found` gets at most the probability of the
+    least likely token in `found`. Infinite if `found` is empty or has values that are not finite.
     """
     if not found or not all(map(math.isfinite, found.values())):
         return math.inf
@@ -30,4 +29,4 @@ def divergence_nats(token_ids: Sequence[int], logprobs: Sequence[float], found: 
 
 
 _LEAST = 1e-6
-"""Below this, what is left of 1 is rounding."""
+"""A remaining probability below this is rounding."""

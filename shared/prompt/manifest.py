@@ -1,7 +1,7 @@
-"""What a version's blob says about itself: where the soft prompt comes from, what it fits and how it is to be used.
+"""The manifest of a version: the origin of the soft prompt, its base model, and how to use it.
 
-The manifest is written once, by the trainer (or by an import), and read by everybody. It does not hold the version
-number nor the digest: both are known only after the bytes are, so they stand in the store's log entry.
+The trainer (or an import) writes the manifest once. It contains neither the version number nor the digest, which are
+known only after the bytes; both are in the store's log entry.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _FROZEN = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected
 
 
 def utc_now() -> str:
-    """RFC 3339 in UTC with microseconds; sorts as text."""
+    """The current time in RFC 3339, UTC, with microseconds. The order of texts is the order of times."""
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
@@ -41,7 +41,7 @@ def parse_timestamp(text: str) -> datetime:
 
 
 class SamplingDefaults(BaseModel):
-    """How this prompt is best sampled; a request that leaves a field out gets it. None: the service's own default."""
+    """Defaults of this prompt for fields that a request leaves out. None: the service's default."""
 
     model_config = _FROZEN
     temperature: float | None = Field(default=None, ge=0, le=10)
@@ -54,15 +54,14 @@ class SamplingDefaults(BaseModel):
 
 
 class GoldenRecord(BaseModel):
-    """What the trainer's model answered for one input of `shared.text.golden_inputs`; a replica replays it before it
-    serves the version.
+    """The answer of the trainer's model to one input of `shared.text.golden_inputs`.
 
-    `text` is empty. Versions of earlier releases have a held-out input of the training data there: they load, and
-    nothing shows the text.
+    A replica replays it before it serves the version. `text` is empty; versions of earlier releases have a held-out
+    input of the training data there. They load, and the text is never shown.
 
-    `input_ids` stand after the virtual tokens; `top_token_ids` and `top_logprobs` (natural logarithm) are the most
-    likely next tokens at the last of them, most likely first. Where `rounding_nats` is there, they were computed in
-    float32 from weights of `dtype`; otherwise in `dtype`.
+    `input_ids` follow the virtual tokens; `top_token_ids` and `top_logprobs` (natural logarithms) are the most likely
+    next tokens after them, most likely first. If `rounding_nats` is set, they were computed in float32 from weights of
+    `dtype`; otherwise in `dtype`.
     """
 
     model_config = _FROZEN
@@ -72,13 +71,11 @@ class GoldenRecord(BaseModel):
     top_logprobs: tuple[Annotated[float, Field(le=1e-3)], ...]
     dtype: Annotated[str, StringConstraints(pattern=r"^(float32|bfloat16|float16)$")]
     rounding_nats: float | None = Field(default=None, ge=0)
-    """How far these log-probabilities move when the trainer's model is computed in bfloat16
-    (`shared.prompt.divergence`).
-    """
+    """The divergence (`shared.prompt.divergence`) when the trainer's model is computed in bfloat16."""
 
     @property
     def is_synthetic(self) -> bool:
-        """Whether the input is one of this program's own texts. A replica refuses a record that only claims it."""
+        """Whether the record claims one of this program's own inputs. Replicas check the claim."""
         return not self.text
 
     @model_validator(mode="after")
@@ -89,7 +86,10 @@ class GoldenRecord(BaseModel):
 
 
 class Manifest(BaseModel):
-    """Everything about a version but its number and digest. A field may be added only with a default or a new `format`."""
+    """Everything about a version except its number and digest.
+
+    A field may be added only with a default or a new `format`.
+    """
 
     model_config = _FROZEN
     format: int = MANIFEST_FORMAT
@@ -105,11 +105,11 @@ class Manifest(BaseModel):
     recipe: dict[str, JsonValue] = Field(default_factory=dict)
     """The effective training specification."""
     parent: ShortText = ""
-    """The version name that training started from, or nothing."""
+    """The name of the version that training started from, or empty."""
     golden: tuple[GoldenRecord, ...] = Field(default=(), max_length=MAX_GOLDEN_RECORDS)
     created_at: Timestamp
     gate: JsonValue = None
-    """What the publishing gate decided and on which numbers."""
+    """The decision of the quality gate, with the metrics behind it."""
 
     @model_validator(mode="after")
     def _fits_the_base_model(self) -> Self:

@@ -15,7 +15,10 @@ MAX_HIDDEN_SIZE = 65536
 
 @dataclass(frozen=True)
 class SoftPrompt:
-    """`embeddings` is `[num_virtual_tokens, hidden_size]`, float32, on the CPU, finite. It never changes."""
+    """`embeddings`: `[num_virtual_tokens, hidden_size]`, float32, on the CPU, finite. Immutable.
+
+    Raises DamagedBlob for any other tensor.
+    """
 
     embeddings: torch.Tensor
 
@@ -29,7 +32,7 @@ class SoftPrompt:
             raise DamagedBlob(f"hidden size {matrix.shape[1]}: allowed is 1 to {MAX_HIDDEN_SIZE}")
         if matrix.dtype != torch.float32:
             raise DamagedBlob(f"soft prompts are float32, not {matrix.dtype}")
-        # NumPy, on one thread: torch would wake its pool, and beside a busy model that wait takes 100 ms for 0.1 ms of
+        # NumPy on one thread: torch would wake its thread pool, which takes 100 ms beside a busy model, for 0.1 ms of
         # work.
         if not np.isfinite(matrix.detach().cpu().numpy()).all():
             raise DamagedBlob("the soft prompt has values that are not finite")
@@ -43,9 +46,7 @@ class SoftPrompt:
         return int(self.embeddings.shape[1])
 
     def cast(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> torch.Tensor:
-        """The matrix in the model's dtype. A value that float32 holds and `dtype` does not is refused, not turned into
-        infinity.
-        """
+        """The matrix in the model's dtype. Raises DamagedBlob if a value overflows `dtype`."""
         matrix = self.embeddings.to(device=device, dtype=dtype)
         if not bool(torch.isfinite(matrix).all()):
             raise DamagedBlob(f"the soft prompt overflows {dtype}")

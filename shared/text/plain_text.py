@@ -1,10 +1,9 @@
-"""Token ids of text in which a user's words never become control tokens.
+"""Tokenizes text so that a user's words never become control tokens.
 
-A tokenizer turns the string `<|im_end|>` into the token that ends a turn, whoever wrote it. Only templates may do that.
-So the contents that a template takes in are quoted first: each string that spells a control token is replaced by a
-stand-in of two private-use characters, which passes through the template as text, and is tokenized afterwards as the
-characters that it was. Text without such strings, which is nearly all text, gets exactly the ids that the tokenizer
-gives it.
+A tokenizer turns the string `<|im_end|>` into the token that ends a turn, even in a user's text. Only templates may
+write control tokens. So the contents for a template are quoted first: each string that spells a control token is
+replaced by a stand-in of two private-use characters, which passes through the template as text and is then tokenized as
+the original characters. Text without such strings, which is nearly all text, gets exactly the tokenizer's ids.
 """
 
 from __future__ import annotations
@@ -17,26 +16,24 @@ from typing import Any
 _ESCAPE = "\U0010fffd"
 _FIRST_STAND_IN = 0x100000
 _ANCHOR = "\n"
-"""Tokenized in front of a continuation and taken off again, where the tokenizer would put a space before it otherwise.
-"""
+"""Tokenized before a continuation and then removed, if the tokenizer would otherwise add a space before the text."""
 
 
 class PlainText:
-    """Tokenizes for one transformers tokenizer. Control tokens are its special ones, and those that its chat template
-    writes.
+    """Tokenizes with one transformers tokenizer.
+
+    Control tokens are its special tokens and the added tokens that its chat template writes.
     """
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
 
     def quote(self, text: str) -> str:
-        """The text with stand-ins for what spells a control token: for `ids`, after a template took it in."""
+        """The text with stand-ins for strings that spell control tokens. `ids` resolves them after rendering."""
         return self._quoted.sub(lambda match: _ESCAPE + self._stand_in[match[0]], text)
 
     def ids(self, quoted: str, *, continues: bool = False) -> list[int]:
-        """Token ids without BOS. `continues`: the text follows another, so no tokenizer may begin it with a space of
-        its own.
-        """
+        """Token ids without BOS. `continues`: the text follows another, so the tokenizer must not add a space."""
         found = list[int]()
         for text, is_control_string in self._parts(quoted):
             if is_control_string:
@@ -47,18 +44,20 @@ class PlainText:
 
     @property
     def control_ids(self) -> frozenset[int]:
+        """The ids of all control tokens."""
         return frozenset(self._control.values())
 
     def control_id(self, string: str) -> int | None:
+        """The id of the control token that this string spells; None if it spells none."""
         return self._control.get(string)
 
     def first_control_token(self, text: str) -> str:
-        """The first string in a template's own text that is a control token, or nothing."""
+        """The first string in a template's text that spells a control token, or an empty string."""
         match = self._control_strings.search(text) if self._control else None
         return match[0] if match else ""
 
     def _parts(self, quoted: str) -> Iterator[tuple[str, bool]]:
-        """(text, whether it is a string that spells a control token and must not become one), none empty."""
+        """Yields (text, whether it spells a control token and must not become one). No text is empty."""
         begin = 0
         for match in re.finditer(f"{_ESCAPE}(.)", quoted, flags=re.DOTALL):
             string = self._string.get(match[1])
@@ -72,7 +71,7 @@ class PlainText:
             yield quoted[begin:], False
 
     def _spelled(self, string: str) -> list[int]:
-        """A control token's string as ordinary tokens: cut after its first character, it is no longer recognised."""
+        """A control token's string as ordinary tokens: split after its first character, it is not recognised."""
         if len(string) == 1:
             ids = self._tokenizer(string, add_special_tokens=False, split_special_tokens=True)["input_ids"]
             return [token for token in ids if token not in self.control_ids]
@@ -89,7 +88,7 @@ class PlainText:
 
     @cached_property
     def _adds_a_space(self) -> bool:
-        """SentencePiece's dummy prefix: a text's first word is tokenized as if a space stood before it."""
+        """Whether the tokenizer has SentencePiece's dummy prefix: it tokenizes a text as if a space preceded it."""
         return self._plain(_ANCHOR + "a") != self._plain(_ANCHOR) + self._plain("a")
 
     @cached_property
@@ -111,7 +110,7 @@ class PlainText:
 
     @cached_property
     def _quoted(self) -> re.Pattern[str]:
-        """What `quote` replaces: the escape itself, and control tokens, the longest first."""
+        """The strings that `quote` replaces: the escape itself and control tokens, the longest first."""
         return re.compile("|".join(map(re.escape, sorted(self._stand_in, key=len, reverse=True))))
 
     @cached_property

@@ -1,15 +1,15 @@
-"""How an input becomes token ids: the one function that training, evaluation, golden records and serving share.
+"""Turns an input into token ids. Training, evaluation, golden records and serving share this encoder.
 
-The model sees `[virtual tokens][BOS, where the tokenizer adds one][rendered template][target]`. Positions count from 0
-at the first virtual token. If two places rendered or tokenized on their own, prompts would silently rot; so there is
-one.
+The model sees `[virtual tokens][BOS, if the tokenizer adds one][rendered template][target]`. Positions count from 0 at
+the first virtual token. A second implementation of rendering or tokenization would silently degrade prompts.
 
-TEXT  the template text with `{input}` replaced. If it does not end in white space, targets begin with a space (a byte-pair
-      token carries the space before it), and serving drops that space from the answer.
-CHAT  the model's own chat template: an optional system message, one user message (the template text with `{input}`
-      replaced) or the caller's messages, and the header of the assistant's turn. Targets follow as the chat template writes answers.
+TEXT  the template text with `{input}` replaced. If it does not end in white space, targets begin with a space (a
+      byte-pair token includes the space before it), and serving drops that space from the answer.
+CHAT  the model's chat template: an optional system message, one user message (the template text with `{input}`
+      replaced) or the caller's messages, and the header of the assistant's turn. Targets follow the way the chat
+      template writes answers.
 
-Control tokens come from templates alone: in an input, a message or a target their strings are ordinary text
+Only templates produce control tokens; in an input, a message or a target, their strings are ordinary text
 (`plain_text`).
 """
 
@@ -34,15 +34,18 @@ MAX_TEMPLATE_CHARS = 32_768
 MAX_ARGUMENTS = 32
 ROLES = ("system", "user", "assistant")
 _RESERVED_ARGUMENTS = frozenset(
-    {"messages", "conversation", "chat_template", "tokenize", "add_generation_prompt", "continue_final_message", "return_tensors",
-     "return_dict", "return_assistant_tokens_mask", "padding", "truncation", "max_length", "tokenizer_kwargs", "strftime_now"}
+    {"messages", "conversation", "chat_template", "tokenize", "add_generation_prompt", "continue_final_message",
+     "return_tensors", "return_dict", "return_assistant_tokens_mask", "padding", "truncation", "max_length",
+     "tokenizer_kwargs", "strftime_now"}
 )  # fmt: skip
 _CLOCK = re.compile(r"strftime_now\(\s*(?P<quote>['\"])(?P<format>.*?)(?P=quote)\s*\)")
 _ANSWER = "\U0010fffe"
-"""Takes the answer's place where a chat template is asked how it writes one."""
+"""Placeholder for the answer, to find out how a chat template writes one."""
 
 
 class TemplateFormat(StrEnum):
+    """The way in which a template is rendered, as described above."""
+
     TEXT = "TEXT"
     CHAT = "CHAT"
 
@@ -56,30 +59,27 @@ class Message(BaseModel):
 
 
 class Template(BaseModel):
-    """Immutable; stored in a version's manifest, so that a prompt is always served the way it was trained."""
+    """How inputs are rendered. Stored in a version's manifest, so that a prompt is served the way it was trained."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     text: str = Field(default=INPUT_FIELD, max_length=MAX_TEMPLATE_CHARS)
     format: TemplateFormat = TemplateFormat.TEXT
     system: str = Field(default="", max_length=MAX_TEMPLATE_CHARS)
     system_override: bool = False
-    """A conversation may bring a system message in place of `system`. Otherwise one that does is refused."""
+    """Whether a conversation may replace `system` with its own system message. If not, such a message is rejected."""
     arguments: dict[str, JsonValue] = Field(default_factory=dict, max_length=MAX_ARGUMENTS)
-    """What the model's chat template takes besides messages, such as `enable_thinking`."""
+    """Arguments of the model's chat template besides messages, such as `enable_thinking`."""
     date: str = Field(default="", pattern=r"^(\d{4}-\d{2}-\d{2})?$")
-    """The day that a chat template shows as today's, so that it renders the same tomorrow; empty: the day of the call.
-    """
+    """The date that a chat template shows as today's, so that rendering doesn't change; empty: the day of the call."""
     lead: str = Field(default="", max_length=1000)
-    """What the chat template writes between the header of the assistant's turn and the answer, such as an empty
-    thought.
-    """
+    """The text between the header of the assistant's turn and the answer, such as an empty thought."""
     end: str = Field(default="", max_length=200)
     """The control token that ends an answer; empty: the tokenizer's end of sequence."""
     rendering: Literal[1, 2] = 1
-    """2: targets are tokenized as the continuation of the input; 1, of older versions: as texts of their own."""
+    """2: targets are tokenized as continuations of the input; 1 (older versions): as separate texts."""
 
     def check(self, field: str = "template") -> Template:
-        """Itself, or InvalidInput naming `field`."""
+        """Returns the template. Raises InvalidInput naming `field` if its values don't fit together."""
         if self.text.count(INPUT_FIELD) != 1:
             raise InvalidInput.of(
                 f"{field}.text", f"must contain {INPUT_FIELD} exactly once, found {self.text.count(INPUT_FIELD)}"
@@ -100,23 +100,22 @@ class Template(BaseModel):
         return self
 
     def render(self, text: str) -> str:
+        """The template text with `{input}` replaced by `text`."""
         before, _, after = self.text.partition(INPUT_FIELD)
         return before + text + after
 
     @property
     def target_prefix(self) -> str:
-        """The spaces between the rendered input and a target: a byte-pair token carries the space before it, so targets
-        begin with them.
-        """
+        """The spaces at the beginning of targets, because a byte-pair token includes the space before it."""
         if self.format is TemplateFormat.CHAT:
             return self.lead[len(self.lead.rstrip(" ")) :]
         return "" if self.text[-1:].isspace() else " "
 
 
 class InputEncoder:
-    """Encodes inputs and targets for one tokenizer and one template. Thread-safe as far as the tokenizer is.
+    """Encodes inputs and targets with one transformers tokenizer and one template. As thread-safe as the tokenizer.
 
-    `tokenizer` is a transformers tokenizer. Lengths are in tokens, without the virtual ones.
+    Raises InvalidInput if the tokenizer can't be used with the template.
     """
 
     def __init__(self, tokenizer: Any, template: Template) -> None:
@@ -131,17 +130,16 @@ class InputEncoder:
             raise InvalidInput.of("template.end", f"{template.end[:40]!r} is not a token of this base model")
 
     def encode_input(self, text: str) -> list[int]:
-        """The ids that stand after the virtual tokens and before the first generated token."""
+        """The ids of an input, which follow the virtual tokens. Raises InvalidInput if the chat template rejects it."""
         if self.template.format is TemplateFormat.TEXT:
             return self._leading_ids + self._text.ids(self.template.render(self._text.quote(text)))
         return self._encode_turns([_turn("user", self.template.render(self._text.quote(text)))])
 
     def encode_messages(self, messages: Sequence[Message]) -> list[int]:
-        """A conversation that the assistant is to continue; to a TEXT template, the input that `conversation_text`
-        makes of it.
+        """The ids of a conversation for the assistant to continue. With a TEXT template, `conversation_text` of it.
 
-        The template's system message is put first. Raises InvalidInput naming `messages[i]` for what the chat template
-        refuses, and for a system message beside the template's own unless that allows it.
+        The template's system message comes first. Raises InvalidInput naming `messages[i]` for messages that the chat
+        template rejects, and for a second system message without `system_override`.
         """
         for index, message in enumerate(messages):
             if message.role not in ROLES:
@@ -165,10 +163,9 @@ class InputEncoder:
         return [*ids, self.end_token_id] if end and self.end_token_id is not None else ids
 
     def encode_candidates(self, texts: Sequence[str], field: str) -> tuple[tuple[int, ...], ...]:
-        """The ids of targets that are weighed against each other. Where one begins another, the end of sequence tells
-        them apart.
+        """The ids of alternative targets. If one is the beginning of another, all get the end of sequence.
 
-        Raises InvalidInput naming `field` if a text has no tokens or two have the same.
+        Raises InvalidInput naming `field` if a text has no tokens or two texts have the same tokens.
         """
         plain = [tuple(self.encode_target(text, end=False)) for text in texts]
         for index, ids in enumerate(plain):
@@ -183,13 +180,13 @@ class InputEncoder:
         return tuple(tuple(self.encode_target(text)) for text in texts) if nested else tuple(plain)
 
     def control_tokens(self, texts: Sequence[str]) -> dict[int, str]:
-        """Those of the texts that spell one control token each, by its id: generated text never shows them."""
+        """The texts that each spell one control token, by its id. Generated text never contains them."""
         ids = {self._text.control_id(text.strip()): text for text in texts}
         return {id: text for id, text in ids.items() if id is not None}
 
     @property
     def target_prefix(self) -> str:
-        """The white space between the rendered input and a target, which serving drops from an answer."""
+        """The spaces between the rendered input and a target, which serving drops from an answer."""
         return self.template.target_prefix
 
     @cached_property
@@ -204,7 +201,9 @@ class InputEncoder:
         system = [_turn("system", self.template.system)] if with_system and self.template.system else []
         try:
             rendered = self._render([*system, *turns])
-        except Exception as error:  # a chat template is the model's own code; what it raises is its refusal
+        except (
+            Exception
+        ) as error:  # the chat template is the model's own code and may raise anything to reject the messages
             raise self._refusal(system, turns, error) from error
         return self._text.ids(rendered + self.template.lead.rstrip(" "))
 
@@ -212,8 +211,8 @@ class InputEncoder:
         return render_chat(self.tokenizer, self.template, turns, add_generation_prompt=True)
 
     def _refusal(self, system: list[dict[str, str]], turns: list[dict[str, str]], error: Exception) -> InvalidInput:
-        """Names the system message if the turns are fine without it, else the first message that is refused after those
-        before it.
+        """The error for rejected turns. It names the system message if the turns are valid without it, else the first
+        message that is rejected after the messages before it.
         """
         if system and self._problem(turns) is None:
             return InvalidInput.of("template.system", f"the model's chat template refuses it: {str(error)[:200]}")
@@ -233,18 +232,19 @@ class InputEncoder:
 
     @cached_property
     def _leading_ids(self) -> list[int]:
-        """BOS if this tokenizer puts one before a text; read off its own behaviour, since configurations differ."""
+        """BOS if the tokenizer puts one before a text. Found by trying, since configurations differ."""
         bos = self.tokenizer.bos_token_id
         probe = list(self.tokenizer("a")["input_ids"])
         return [bos] if bos is not None and probe[:1] == [bos] else []
 
 
 def has_chat_template(tokenizer: Any) -> bool:
+    """Whether a transformers tokenizer has a chat template."""
     return bool(getattr(tokenizer, "chat_template", None))
 
 
 def default_format(tokenizer: Any) -> TemplateFormat:
-    """The format where none is given: CHAT if the tokenizer's chat template can write a user's message, else TEXT."""
+    """The default format: CHAT if the tokenizer's chat template can write a user's message, else TEXT."""
     if not has_chat_template(tokenizer):
         return TemplateFormat.TEXT
     try:
@@ -255,8 +255,9 @@ def default_format(tokenizer: Any) -> TemplateFormat:
 
 
 def bare_template(template: Template | None, default: TemplateFormat) -> Template:
-    """The template of the bare model: the caller's, or the input alone. `default` is the format where none is given
-    (`default_format`).
+    """The template of the bare model: the caller's, or the input alone.
+
+    `default`: the format if the template sets none (`default_format`).
     """
     chosen = template or Template()
     if "format" not in chosen.model_fields_set:
@@ -267,8 +268,8 @@ def bare_template(template: Template | None, default: TemplateFormat) -> Templat
 def conversation_text(messages: Sequence[Message]) -> str:
     """A conversation as the input of a TEXT template.
 
-    A single user message is the input as it is. Of several messages each becomes a paragraph `User: ...`, `Assistant:
-    ...` or `System: ...`, in order.
+    A single user message is the input, unchanged. Otherwise each message becomes a paragraph `User: ...`,
+    `Assistant: ...` or `System: ...`, in order.
     """
     if len(messages) == 1 and messages[0].role == "user":
         return messages[0].content
@@ -276,10 +277,9 @@ def conversation_text(messages: Sequence[Message]) -> str:
 
 
 def pinned(template: Template, tokenizer: Any, today: date | None = None) -> Template:
-    """The template with everything fixed that its rendering would otherwise take from the day or the code: for a new
-    prompt.
+    """The template of a new prompt, with all values fixed that rendering would otherwise take from the day or the code.
 
-    Reads off the chat template how it ends an answer and what it writes before one.
+    Finds out from the chat template how it ends an answer and which text precedes one.
     """
     template = template.model_copy(update={"rendering": 2, "lead": "", "end": ""})
     if template.format is not TemplateFormat.CHAT:
@@ -300,7 +300,7 @@ def pinned(template: Template, tokenizer: Any, today: date | None = None) -> Tem
 
 
 def dated(template: Template, today: date | None = None) -> Template:
-    """The template with its day fixed, if it has a use for one."""
+    """The template with its date set, if it is a chat template without one."""
     if template.format is not TemplateFormat.CHAT or template.date:
         return template
     return template.model_copy(update={"date": (today or datetime.now(UTC).date()).isoformat()})
@@ -309,7 +309,7 @@ def dated(template: Template, today: date | None = None) -> Template:
 def render_chat(
     tokenizer: Any, template: Template, turns: Sequence[Mapping[str, str]], *, add_generation_prompt: bool
 ) -> str:
-    """What the model's chat template makes of the turns, on the template's day and with its arguments."""
+    """The turns rendered by the model's chat template, with the template's date and arguments."""
     source = tokenizer.get_chat_template()
     if template.date:
         source = _dated(source, datetime.fromisoformat(template.date))
@@ -324,9 +324,7 @@ def render_chat(
 
 
 def _dated(source: str, day: datetime) -> str:
-    """A chat template whose calls of `strftime_now`, transformers' clock for templates, are replaced by what they gave
-    on that day.
-    """
+    """The chat template with calls of `strftime_now`, transformers' clock, replaced by their results for that day."""
     return _CLOCK.sub(lambda call: json.dumps(day.strftime(call["format"])), source)
 
 

@@ -1,8 +1,7 @@
-"""Inputs that are too long, cut from the left. What the template writes stays: BOS, the system message, the headers of
-the turns.
+"""Truncates long inputs from the left. The template's own text stays: BOS, the system message, headers of turns.
 
-Of a conversation the oldest turns go first; what is left still begins with a user's turn. Only the beginning of a
-text's own words is cut.
+In a conversation, the oldest turns are removed first; the rest still begins with a user's turn. Only then is the
+beginning of a text cut.
 """
 
 from __future__ import annotations
@@ -13,22 +12,21 @@ from collections.abc import Callable, Sequence
 from shared.text.template import InputEncoder, Message, TemplateFormat, conversation_text
 
 _CHARS_PER_TOKEN = 8
-"""A first guess, on the high side, at how much of a long text can fit."""
+"""A high first guess of how much of a long text can fit."""
 
 
 def fit_text(encoder: InputEncoder, text: str, room: int) -> list[int]:
-    """Ids of the text, or of its longest ending that takes at most `room` tokens. More than `room` only if the template
-    alone does.
+    """Ids of the text, or of its longest ending that takes at most `room` tokens.
 
-    Raises InvalidInput as the encoder does.
+    The result is longer than `room` only if the template alone is. Raises InvalidInput like the encoder.
     """
     return _fit(encoder.encode_input, text, room)
 
 
 def fit_messages(encoder: InputEncoder, messages: Sequence[Message], room: int) -> list[int]:
-    """Ids of the conversation without the oldest turns that don't fit; of a last turn that doesn't, its longest ending.
+    """Ids of the conversation without the oldest turns that don't fit. If one turn doesn't fit, its longest ending.
 
-    Raises InvalidInput as the encoder does.
+    Raises InvalidInput like the encoder.
     """
     ids = encoder.encode_messages(messages)
     if len(ids) <= room:

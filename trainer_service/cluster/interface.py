@@ -1,7 +1,6 @@
-"""What the job manager sees of a cluster: workers that take training tasks and tell what happens to them. No Ray, no
-torch.
+"""The job manager's interface to a cluster: workers that take training tasks and return events. No Ray, no torch.
 
-`local.LocalPool` runs workers as threads of this process, `ray_pool.RayPool` as Ray actors; both run the same
+`local_pool.LocalPool` runs workers as threads of this process, `ray_pool.RayPool` as Ray actors; both run the same
 `worker.Worker`.
 """
 
@@ -15,9 +14,9 @@ from trainer_service.training.events import TrainingEvent, TrainingTask
 
 
 class WorkerLost(Exception):
-    """The worker is gone or can't be reached; what it had is lost since the last checkpoint. `reason` is for people.
+    """The worker is gone or can't be reached; progress since the last checkpoint is lost. `reason` is for users.
 
-    `base_model_failed`: it could not load its base model, for a reason that lies in the model or its files.
+    `base_model_failed`: the worker could not load its base model because of the model or its files.
     """
 
     def __init__(self, reason: str, out_of_memory: bool = False, base_model_failed: bool = False) -> None:
@@ -26,35 +25,34 @@ class WorkerLost(Exception):
 
 
 class WrongSoftware(WorkerLost):
-    """The worker's node runs another version of this package, of Python or of Ray: no job may go there."""
+    """The worker's node runs another version of this package, Python or Ray, so it can't be used."""
 
 
 @dataclass(frozen=True)
 class WorkerMemory:
-    """Of the device where memory is scarcest, or of the process on a CPU."""
+    """Memory of the GPU with the least free memory, or of the process on a CPU."""
 
     used_bytes: int
-    """Most that this worker used since the last measurement."""
+    """Memory of this worker: the peak since the last measurement on a GPU, the current use on a CPU."""
     limit_bytes: int
-    """Most that it could use now: what it uses and what is free."""
+    """The most that the worker could use now: used plus free memory."""
 
 
 @dataclass(frozen=True)
 class WorkerReport:
-    """Answer to a poll: everything after the number that was asked for, and how the worker is."""
+    """The answer to a poll: the events after the requested number, and the worker's state."""
 
     last: int
-    """Number of the last event; ask for what comes after it next time."""
+    """Number of the last event; the next poll asks for events after it."""
     events: tuple[TrainingEvent, ...]
     ready: bool
-    """The base model is loaded."""
+    """Whether the base model is loaded."""
     attempts: Mapping[str, int]
-    """What it has, by job."""
+    """The attempts that the worker has, by job."""
     busy_seconds: float = 0.0
-    """For how long what it does now has been going on: loading, taking or stopping a job, or one cohort step. 0: it
-    waits for work.
+    """How long the current operation has taken: loading, adding or stopping a job, or one cohort step. 0: idle.
 
-    Polls are answered beside the work, so this alone tells a worker whose step hangs from one that trains.
+    Polls are answered concurrently, so only this distinguishes a worker whose step hangs from one that trains.
     """
     details: Mapping[str, str] = field(default_factory=dict)
     """Device, dtype, software version, process id."""
@@ -70,37 +68,33 @@ class WorkerHandle(Protocol):
 
     @property
     def base_model(self) -> str:
-        """Id of the base model that it holds."""
+        """The id of the worker's base model."""
         ...
 
     async def add(self, task: TrainingTask) -> None:
-        """The task joins the cohort at the next step boundary. Adding a job again with a higher attempt replaces it."""
+        """Add a task to the cohort at the next step boundary. A higher attempt of the same job replaces the earlier."""
         ...
 
     async def stop(self, job_id: str, attempt: int) -> None:
-        """The job leaves at the next step boundary, with a Stopped event. A job that isn't there is ignored."""
+        """Stop a job at the next step boundary, with a Stopped event. An unknown job is ignored."""
         ...
 
     async def poll(self, since: int, timeout_seconds: float) -> WorkerReport:
-        """Events after `since`, as soon as there are any; an empty report after the time-out. Forgets events up to
-        `since`.
-        """
+        """Wait for events after `since`; the report has none after the time-out. The worker drops events up to `since`."""
         ...
 
     async def close(self) -> None:
-        """End it, whatever it does. Never raises."""
+        """End the worker immediately. Never raises."""
         ...
 
 
 class WorkerPool(Protocol):
-    """Makes workers. Counting them and deciding when is the manager's."""
+    """Launches workers. The job manager decides when and how many."""
 
     async def start(self) -> None: ...
 
     async def launch(self, base_model: str) -> WorkerHandle:
-        """Start a worker that loads this base model. It takes tasks at once; the first report that is `ready` says that
-        it is loaded.
-        """
+        """Start a worker that loads this base model. It takes tasks at once; its reports are `ready` after loading."""
         ...
 
     async def close(self) -> None:

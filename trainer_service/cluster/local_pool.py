@@ -1,6 +1,4 @@
-"""Workers as threads of this process: the same `Worker` as on Ray, with nothing between. For tests, and where Ray can't
-run.
-"""
+"""Workers as threads of this process, with the same `Worker` as on Ray. For tests, and systems without Ray."""
 
 from __future__ import annotations
 
@@ -14,7 +12,7 @@ from trainer_service.training.events import TrainingTask
 
 
 class LocalWorker:
-    """A `WorkerHandle`. `kill` makes it as unreachable as a dead process, for tests of what happens then."""
+    """A `WorkerHandle`. For tests, `kill` makes it as unreachable as a dead process."""
 
     def __init__(self, id: str, base_model: str, worker: Worker, close_seconds: float) -> None:
         self._id, self._base_model, self._worker, self._close_seconds = id, base_model, worker, close_seconds
@@ -55,20 +53,19 @@ class LocalWorker:
 
 
 class LocalPool:
-    """A `WorkerPool`. `load` makes the trainer of a base model, given its id, in the worker's own thread.
+    """A `WorkerPool`. `load` makes the trainer of a base model, given its id, in the worker's thread.
 
-    A thread can't be killed: closing a worker waits `close_seconds` for its current step, then leaves it behind,
-    unheard.
+    A thread can't be killed: closing a worker waits `close_seconds` for its current step, then abandons the thread.
     """
 
     def __init__(self, load: Callable[[str], tuple[Trainer, dict[str, str]]], close_seconds: float = 10.0) -> None:
         self._load, self._close_seconds = load, close_seconds
         self._numbers = itertools.count(1)
         self.workers: list[LocalWorker] = []
-        """All that were ever launched."""
+        """All workers launched so far."""
 
     async def start(self) -> None:
-        """Nothing to join."""
+        """Does nothing: there is no cluster to join."""
 
     async def launch(self, base_model: str) -> LocalWorker:
         worker = LocalWorker(

@@ -1,4 +1,4 @@
-"""How much memory this worker's process uses, and how much it could: on its GPUs, or on its machine."""
+"""Measures the memory that this worker's process uses, and could use, on its GPUs or its machine."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from trainer_service.cluster.interface import WorkerMemory
 
 
 def measure_memory() -> WorkerMemory:
-    """Microseconds to a millisecond; forgets the peak that it told."""
+    """The memory of the GPU with the least free memory, or of the process. Takes at most a millisecond.
+
+    Resets the peak of each GPU.
+    """
     if torch.cuda.is_available() and torch.cuda.memory_reserved() > 0:
         return min(
             (_gpu(index) for index in range(torch.cuda.device_count())),
@@ -20,7 +23,7 @@ def measure_memory() -> WorkerMemory:
 
 
 def _gpu(index: int) -> WorkerMemory:
-    """What tensors took at most. Memory that the allocator holds in reserve is free, too."""
+    """The peak memory of tensors. Memory that the allocator has reserved counts as free."""
     free, _ = torch.cuda.mem_get_info(index)
     used = torch.cuda.max_memory_allocated(index)
     limit = free + torch.cuda.memory_reserved(index)

@@ -1,10 +1,9 @@
-"""Datasets on a worker's node: found by their digest where the trainer keeps them, or received from the trainer piece
-by piece.
+"""Datasets on a worker's node, found by their digest in the trainer's directory or received from the trainer in pieces.
 
-A dataset of hundreds of megabytes would stop the trainer's event loop while it is pickled, so a task carries only its
-digest. Where the trainer's directory is visible (one machine, a shared volume) the worker reads the file there;
-elsewhere the trainer sends the bytes once to each node, and the node's workers share the copy. Texts stay in the file;
-jobs of one worker share what is known of its lines.
+Pickling a dataset of hundreds of megabytes would block the trainer's event loop, so a task contains only its digest. If
+the trainer's directory is visible (one machine, a shared volume), the worker reads the file there. Otherwise the
+trainer sends the bytes once to each node, and the node's workers share the copy. Texts stay in the file; the jobs of a
+worker share the index of its lines.
 """
 
 from __future__ import annotations
@@ -27,15 +26,15 @@ from trainer_service.training.events import DatasetFile, TaskData
 from trainer_service.training.spec import Example
 
 MAX_CACHE_BYTES = 1 << 30
-"""Of received datasets on one node."""
+"""The most bytes of received datasets on one node."""
 _IN_USE_SECONDS = 600.0
-"""A copy that was asked for so recently may be about to be read: it is not removed."""
+"""A copy used more recently than this is not removed, because a worker may be about to read it."""
 
 Examples = Sequence[Example]
 
 
 def cache_directory() -> Path:
-    """A directory that only this user can write, made if it isn't there. Raises OSError if another user made it first."""
+    """A directory that only this user can write, created if missing. Raises OSError if it is another user's."""
     directory = Path(tempfile.gettempdir()) / f"softprompt-datasets-{os.getuid()}"
     directory.mkdir(mode=0o700, exist_ok=True)
     found = directory.lstat()
@@ -53,10 +52,10 @@ class _Incoming:
 
 
 class NodeDatasets:
-    """Thread-safe. `has` and `receive` may block on the disk, `load` also for as long as parsing takes."""
+    """The datasets that a worker can read. Thread-safe. All methods except `forget` may block on the disk."""
 
     def __init__(self, directory: Path | None = None, max_cache_bytes: int = MAX_CACHE_BYTES) -> None:
-        """`directory`: for received datasets, shared by the node's workers; made when it is first needed."""
+        """`directory`: for received datasets, shared by the node's workers; by default created when first needed."""
         self._given, self._max_cache_bytes = directory, max_cache_bytes
         self._lock = threading.Lock()
         self._incoming: dict[str, _Incoming] = {}
@@ -66,7 +65,7 @@ class NodeDatasets:
         """Digests, by job."""
 
     def has(self, file: DatasetFile) -> bool:
-        """Whether this node can read it, with the right content."""
+        """Whether this node can read the dataset and its digest is right."""
         for shared in (True, False):
             with suppress(OSError):
                 path = Path(file.path) if shared else self._copy_of(file)
@@ -78,9 +77,7 @@ class NodeDatasets:
         return False
 
     def receive(self, file: DatasetFile, offset: int, piece: bytes) -> None:
-        """The next bytes of a dataset that this node doesn't have; `offset` 0 begins anew. Raises DamagedBlob or
-        OSError.
-        """
+        """Receive the next bytes of a dataset; `offset` 0 starts again. Raises DamagedBlob or OSError."""
         with self._lock:
             incoming = self._incoming.get(file.digest)
             if offset == 0:
@@ -103,8 +100,9 @@ class NodeDatasets:
             self._paths[file.digest] = copy
 
     def load(self, job_id: str, data: TaskData) -> tuple[Examples, Examples]:
-        """Training and held-out examples, kept for other jobs until `forget`. Raises DamagedBlob, InvalidInput or
-        OSError.
+        """The training and held-out examples of a job, shared with other jobs until `forget`.
+
+        Raises DamagedBlob, InvalidInput or OSError.
         """
         self._used_by[job_id] = tuple(file.digest for file in data.files)
         try:
@@ -117,7 +115,7 @@ class NodeDatasets:
             raise
 
     def forget(self, job_id: str) -> None:
-        """The job has ended. Parsed examples go with the last job that uses them."""
+        """Drop the examples of an ended job, unless other jobs use them."""
         with self._lock:
             digests = self._used_by.pop(job_id, ())
             needed = {digest for used in self._used_by.values() for digest in used}
@@ -142,7 +140,7 @@ class NodeDatasets:
             incoming.path.unlink(missing_ok=True)
 
     def _make_room(self, size_bytes: int) -> None:
-        """Remove the copies that were not used for longest, and what a killed worker left half received."""
+        """Remove the least recently used copies and incomplete files of killed workers until the new file fits."""
         entries = sorted((entry.stat().st_mtime, entry.stat().st_size, entry) for entry in self._directory.iterdir())
         left = self._max_cache_bytes - size_bytes - sum(size for _, size, _ in entries)
         for used_at, size, entry in entries:

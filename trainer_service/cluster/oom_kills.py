@@ -1,8 +1,8 @@
-"""Whether the kernel has killed a process of this control group for memory: Ray tells such a death from no other.
+"""Detects whether the kernel killed a process of this control group for memory, which Ray doesn't report.
 
-Only of this process' own control group, which workers share where Ray is embedded. The kernel counts and names nobody:
-if another process of the group was killed just before a worker died of something else, that is taken for the worker's
-reason.
+It covers only the control group of this process, which workers share if Ray is embedded. The kernel only counts kills:
+if another process of the group was killed just before a worker died for another reason, the worker's death is
+attributed to memory.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from shared.process.container_limits import out_of_memory_counts
 
 
 class OomKills:
-    """Each kill explains one death. Where nothing is counted, none is explained."""
+    """Attributes kills to deaths, each kill to at most one death. Without the kernel's counter, it attributes none."""
 
     def __init__(self, events: Path | None = None) -> None:
-        """`events`: the file with the kernel's count; None: that of this process' group."""
+        """`events`: the file with the kernel's counter; None: the file of this process' group."""
         self._events = out_of_memory_counts() if events is None else events
         self._seen = self._count()
 
     def explain_a_death(self) -> bool:
-        """There were kills that explained none yet. The kernel counts before it kills: no wait is needed."""
+        """Whether there was a kill since the last call. The kernel counts before it kills, so no wait is needed."""
         count = self._count()
         explained, self._seen = count > self._seen, count
         return explained

@@ -1,7 +1,7 @@
-"""Numbered events on their way from a worker's step thread to whoever polls. Bounded, however long nobody does.
+"""A bounded queue of numbered events from a worker's step thread to polls.
 
-An event is forgotten once a poll asks for what comes after it: until then a lost answer loses nothing. While nobody
-polls, only the latest of a job's checkpoints and step reports are kept; every other event is.
+An event is dropped only when a poll asks for later ones, so a lost answer loses no events. Of a job's waiting
+checkpoints only the latest is kept; if many events wait, also of its step reports. All other events are kept.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from collections.abc import Sequence
 from trainer_service.training.events import Checkpointed, StepDone, TrainingEvent
 
 _MANY = 512
-"""Step reports are thinned out from this many waiting events on."""
+"""With this many waiting events, only the latest step report of each job is kept."""
 
 
 class Outbox:
-    """Thread-safe."""
+    """The queue. Thread-safe."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -26,6 +26,7 @@ class Outbox:
         self._woken = False
 
     def put(self, events: Sequence[TrainingEvent]) -> None:
+        """Append events and wake a waiting `take`."""
         with self._changed:
             for event in events:
                 self._forget_superseded(event)
@@ -35,13 +36,13 @@ class Outbox:
                 self._changed.notify_all()
 
     def wake(self) -> None:
-        """Let a waiting poll return now, though there is no event."""
+        """Make a waiting `take`, or the next one, return even without an event."""
         with self._changed:
             self._woken = True
             self._changed.notify_all()
 
     def take(self, since: int, timeout_seconds: float) -> tuple[int, tuple[TrainingEvent, ...]]:
-        """(number of the last one, events after `since`); waits for the first. Empty after the time-out or a wake."""
+        """Wait for events after `since`; returns (number of the last one, events), empty after the time-out or `wake`."""
         deadline = time.monotonic() + timeout_seconds
         with self._changed:
             self._waiting = [(number, event) for number, event in self._waiting if number > since]

@@ -1,7 +1,6 @@
-"""The worker as a Ray actor: a thin shell whose methods run in threads of their own, so that none waits for a training
-step.
+"""The worker as a Ray actor. Its methods run in separate threads, so that none waits for a training step.
 
-Importing this imports Ray: only after `RayCluster` has set Ray's environment.
+Importing this module imports Ray, so import it only after `RayCluster` has set Ray's environment.
 """
 
 from __future__ import annotations
@@ -21,8 +20,9 @@ from trainer_service.training.events import DatasetFile, TrainingTask
 
 @ray.remote(concurrency_groups={"control": 1, "data": 1, "poll": 1}, max_restarts=0, max_task_retries=0)
 class WorkerActor:
-    """Never restarted by Ray: it would come back blank. The job manager owns retries. One control thread keeps adds and
-    stops in order.
+    """A `Worker` in an actor. One control thread keeps adds and stops in order.
+
+    Ray never restarts the actor, which would lose its jobs; the job manager retries.
     """
 
     def __init__(self, spec: WorkerSpec) -> None:

@@ -1,8 +1,6 @@
-"""Joining a Ray cluster, and leaving it: one inside this machine that ends with the service, or an existing one by
-address.
+"""Joins and leaves a Ray cluster: an embedded one on this machine that ends with the service, or one at an address.
 
-Nobody else's cluster is ever joined by accident: without an address Ray is always started anew, whatever runs on this
-machine or is named in the environment.
+Without an address, a new cluster is always started, even if the machine runs another one or the environment names one.
 """
 
 from __future__ import annotations
@@ -26,24 +24,22 @@ from trainer_service.cluster.watchdog import Watchdog
 log = logging.getLogger(__name__)
 
 _OBJECT_STORE_BYTES = 128 << 20
-"""Tasks and results are small; Ray's default is a third of the machine."""
+"""Tasks and results are small; Ray's default is a third of the machine's memory."""
 
 _JOIN_SECONDS = 180.0
-"""A head that accepts the connection and never answers is away. Starting an embedded cluster takes 4 to 9 seconds on an
-idle machine.
+"""The limit for a head that accepts the connection but never answers. Starting an embedded cluster takes 4 to 9 seconds
+on an idle machine.
 """
 _LEAVE_SECONDS = 30.0
 _DEAD_HEAD_SECONDS = "10"
-"""An embedded head that is gone does not come back: this process, and whatever Ray leaves behind, ends after that, not
-after a minute.
-"""
+"""An embedded head that died does not come back, so this process and Ray's others end after this time, not a minute."""
 
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # else each worker makes a virtual environment of its own under `uv run`
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # an actor without a GPU is told so by its device setting
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # otherwise each worker makes a separate virtual environment under `uv run`
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # an actor's device setting already says whether it uses a GPU
     "GRPC_ENABLE_FORK_SUPPORT": "0",
-    # at Ray's own 15 (and at 5) one busy neighbour slows training tenfold: its threads wait for each other
+    # at Ray's default of 15 (and at 5), another busy process slows training tenfold: threads wait for each other
     "RAY_worker_niceness": "0",
     "RAY_DEDUP_LOGS": "0",
 }
@@ -51,20 +47,18 @@ _ENVIRONMENT = {
 
 _SOCKET_NAME_BYTES = len("/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store")
 _MAX_SOCKET_BYTES = 107
-"""unix(7): the path of a socket."""
+"""The longest path of a socket, see unix(7)."""
 
 
 def short_temporary_folder(environment: Mapping[str, str] = os.environ) -> str | None:
-    """Where an embedded Ray puts its sockets if its own choice, below RAY_TMPDIR or TMPDIR, is too long for them; None:
-    it is not.
-    """
+    """A short folder for an embedded Ray's sockets if their paths below RAY_TMPDIR or TMPDIR are too long, or None."""
     chosen = os.path.join(environment.get("RAY_TMPDIR") or environment.get("TMPDIR") or "/tmp", "ray")
     return "/tmp/ray" if len(os.fsencode(chosen)) + _SOCKET_NAME_BYTES > _MAX_SOCKET_BYTES else None
 
 
 @contextlib.contextmanager
 def without_signal_warning() -> Iterator[None]:
-    """Ray warns that it handles no SIGTERM outside the main thread. It should not: the service itself handles SIGTERM."""
+    """Suppresses Ray's warning that it can't handle SIGTERM outside the main thread. The service handles SIGTERM."""
     logger = logging.getLogger("ray._private.worker")
 
     def keep(record: logging.LogRecord) -> bool:
@@ -78,31 +72,29 @@ def without_signal_warning() -> Iterator[None]:
 
 
 class RayCluster:
-    """`address` empty: embedded. `start` and `close` once each."""
+    """Membership of a Ray cluster; an empty `address` means an embedded one. Call `start` and `close` once each."""
 
     def __init__(self, address: str = "", num_cpus: int | None = None) -> None:
-        """`num_cpus` of an embedded one; None: the processors that Ray finds."""
+        """`num_cpus`: processors of an embedded cluster; None: as many as Ray finds."""
         self.address, self._num_cpus = address, num_cpus
         self.resources: Mapping[str, float] = {}
-        """What the cluster had when it was joined, by name: CPU, GPU, ... Asking Ray again may block for as long as its
-        head is away.
-        """
+        """The cluster's resources when it was joined (CPU, GPU, ...). Asking Ray may block while its head is down."""
         self._leaving = threading.Event()
         self._member: threading.Thread | None = None
         self._watchdog: Watchdog | None = None
         self._roots: list[psutil.Process] = []
-        """Processes that an embedded Ray was started with; all its others are their children."""
+        """The first processes of an embedded Ray; all its other processes are their children."""
 
     @property
     def is_embedded(self) -> bool:
         return not self.address
 
     async def start(self) -> None:
-        """Raises Unavailable if the cluster can't be reached, or doesn't let us in."""
+        """Join the cluster. Raises Unavailable if it can't be reached, or rejects this process."""
         self._set_environment()
         joined: Future[Mapping[str, float]] = Future()
-        # Not the event loop's own thread: there Ray would replace the service's signal handlers. And not one that may
-        # end early: an embedded cluster's processes die with the very thread that started them.
+        # Not the event loop's thread, where Ray would replace the service's signal handlers, nor a thread that may end
+        # early: an embedded cluster's processes die with the thread that started them.
         self._member = threading.Thread(target=self._join, args=(joined,), name="ray-member", daemon=True)
         self._member.start()
         try:
@@ -118,7 +110,7 @@ class RayCluster:
         log.info("joined Ray", extra={"fields": {"address": self.address or "local", "resources": str(self.resources)}})
 
     async def close(self) -> None:
-        """Leave; an embedded cluster ends."""
+        """Leave the cluster; an embedded one ends."""
         self._leaving.set()
         if self._member is not None:
             await close_within(_LEAVE_SECONDS, self._member.join, "membership of the Ray cluster")
@@ -126,9 +118,7 @@ class RayCluster:
             await close_within(_LEAVE_SECONDS, self._watchdog.close, "watchdog of Ray's processes")
 
     def watch_processes(self) -> None:
-        """Have every process that an embedded Ray runs now ended with this one, whatever kills it. Blocks for
-        milliseconds.
-        """
+        """Register all current processes of an embedded Ray with the watchdog. Blocks for milliseconds."""
         if self._watchdog is None:
             return
         for root in self._roots:
@@ -136,10 +126,10 @@ class RayCluster:
                 self._watchdog.name([root, *root.children(recursive=True)])
 
     def _join(self, joined: Future[Mapping[str, float]]) -> None:
-        """Be a member until told to leave."""
+        """Join the cluster and stay a member until `close`."""
         import ray
 
-        joined.set_running_or_notify_cancel()  # a start that is given up half-way still ends in `_leaving`
+        joined.set_running_or_notify_cancel()  # a start that timed out still waits for `_leaving`
         options: dict[str, Any] = {"address": self.address}
         if self.is_embedded:
             options = {"address": "local", "include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES}
@@ -164,7 +154,7 @@ class RayCluster:
         ray.shutdown()
 
     def _set_environment(self) -> None:
-        """Ray reads these when it is imported. Its ports are open on every interface, so it asks for a token."""
+        """Set the variables that Ray reads on import. Its ports are open on every interface, so it requires a token."""
         for name, value in _ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         os.environ.setdefault("RAY_AUTH_MODE", "token")

@@ -1,8 +1,7 @@
-"""Workers as Ray actors: one for each GPU, or for a share of the CPU cores. They belong to this process and end with
-it.
+"""Workers as Ray actors, one for each GPU or share of the CPU cores. They belong to this process and end with it.
 
-What a death looks like in Ray (a killed process, a lost node, the memory monitor) becomes `WorkerLost`. A pending actor
-is what makes Ray's autoscaler add a node, a killed one is what lets it remove one.
+Ray's errors for a dead worker (a killed process, a lost node, the memory monitor) become `WorkerLost`. A pending actor
+makes Ray's autoscaler add a node; killing an actor allows it to remove one.
 """
 
 from __future__ import annotations
@@ -29,12 +28,12 @@ from trainer_service.training.events import DatasetFile, TrainingTask
 log = logging.getLogger(__name__)
 
 _CONTROL_SECONDS = 60.0
-"""Longest wait for an actor to take a task: its calls wait for no step, but a native call may hold the interpreter's
-lock.
+"""The longest wait for an actor to take a task. Its calls wait for no step, but a native call may hold the
+interpreter's lock.
 """
 
 _DATA_SECONDS = 300.0
-"""Longest wait for an actor to look for a dataset, which reads all of it, or to take one piece."""
+"""The longest wait for an actor to check a dataset, which reads all of it, or to receive a piece."""
 _PIECE_BYTES = 1 << 20
 
 _NODE_ID = "ray.io/node-id"
@@ -45,18 +44,18 @@ _NEEDS_LESS = "shorter examples or fewer virtual tokens need less memory, or giv
 
 @dataclass(frozen=True)
 class RayPoolConfig:
+    """The settings of workers."""
+
     base_models: Mapping[str, str]
-    """Directory or hub id by id; the same on every node."""
+    """Directory or hub id of each base model, by id; the same on every node."""
     dtype: DType = "auto"
     device: Device = "auto"
-    """auto: GPUs if the cluster has any when the service starts. A cluster that first has to add a GPU node needs
-    `cuda`.
-    """
+    """auto: GPUs if the cluster has any when the service starts. Use `cuda` if it must first add a GPU node."""
     max_workers: int = 1
     gpus_per_worker: int = 1
-    """More than one for a base model that needs them."""
+    """More than one for a base model that doesn't fit into one GPU."""
     cpus_per_worker: int = 0
-    """Without GPUs. 0: an embedded cluster's cores by max_workers; two on another cluster."""
+    """CPU cores of a worker without GPUs. 0: an embedded cluster's cores divided by max_workers, else two."""
     checkpoint_seconds: float = 10.0
     otlp_endpoint: str = ""
 
@@ -68,30 +67,27 @@ class RayPool:
         self._cluster, self._config = cluster, config
         self._numbers = itertools.count(1)
         self._workers: set[RayWorker] = set()
-        """Those that were not closed."""
+        """The workers that are not closed."""
         self._other_nodes: set[str] = set()
-        """Ids of nodes with other software. A node keeps its id and its software for life: a replaced pod is another
-        node.
-        """
+        """Ids of nodes with other software. A node's software never changes: a replaced pod is another node."""
         self._oom_kills = OomKills() if cluster.is_embedded else None
         self._calls = CallPool("ray")
 
     async def start(self) -> None:
         await self._cluster.start()
-        await asyncio.to_thread(
-            importlib.import_module, _ACTOR_MODULE
-        )  # it imports torch: seconds that a first launch would stop all for
+        # it imports torch, which takes seconds and would block the event loop at the first launch
+        await asyncio.to_thread(importlib.import_module, _ACTOR_MODULE)
 
     async def launch(self, base_model: str) -> RayWorker:
-        """Waits until the actor runs, for as long as the cluster needs to find it a place.
+        """Start a worker and wait, without a limit, until the cluster has placed it and it runs.
 
-        Raises WrongSoftware if it was placed on a node with other versions than this process. That node gets no further
-        workers, so that the next launch finds a new node, or makes the cluster add one.
+        Raises WrongSoftware if its node has other versions than this process. That node gets no more workers, so that
+        the next launch finds another node, or makes the cluster add one. Raises WorkerLost.
         """
         from trainer_service.cluster import ray_actor
 
         if base_model not in self._config.base_models:
-            raise WorkerLost(f"base model {base_model!r} is not one of this trainer's any more", base_model_failed=True)
+            raise WorkerLost(f"this trainer no longer has the base model {base_model!r}", base_model_failed=True)
         spec = self._spec(base_model)
         options: dict[str, Any] = {
             "num_gpus": spec.num_gpus,
@@ -99,7 +95,7 @@ class RayPool:
         }
         if self._other_nodes:
             options["label_selector"] = {_NODE_ID: f"!in({','.join(sorted(self._other_nodes))})"}
-        remote: Any = ray_actor.WorkerActor  # what Ray makes of a class has methods that no type checker knows
+        remote: Any = ray_actor.WorkerActor  # Ray adds methods to the class that no type checker knows
         actor = remote.options(**options).remote(spec)
         worker = RayWorker(
             f"ray-{next(self._numbers)}", base_model, actor, self._oom_kills, self._workers.discard, self._calls
@@ -145,7 +141,7 @@ class RayPool:
 
 
 class RayWorker:
-    """A `WorkerHandle`. `on_close(self)` is called when it is ended."""
+    """A `WorkerHandle`. `on_close(self)` is called when the worker is closed."""
 
     def __init__(
         self,
@@ -160,7 +156,7 @@ class RayWorker:
         self._calls = calls or CallPool("ray")
         self._oom_kills, self._on_close = oom_kills, on_close
         self._loss: WorkerLost | None = None
-        """Once its process is gone: the first call that notices asks why."""
+        """Why the worker's process died, found by the first call that notices."""
 
     @property
     def id(self) -> str:
@@ -171,21 +167,20 @@ class RayWorker:
         return self._base_model
 
     async def check_software(self) -> None:
-        """Raises WrongSoftware if the actor runs other versions than this process: pickled tasks would not mean the
-        same.
-        """
+        """Raises WrongSoftware if the actor has other versions than this process; pickled tasks could be misread."""
         found = await self._answer(self._actor.software.remote(), None)
         if found != software_version():
             raise WrongSoftware(f"the node runs {found}, the trainer {software_version()}: use one image for both")
 
     async def node_id(self) -> str:
-        """By a call that every version's actors answer."""
+        """The id of the worker's node, by a call that actors of every version answer."""
         call = self._actor.__ray_call__.remote(lambda _: __import__("ray").get_runtime_context().get_node_id())
         return str(await self._answer(call, _CONTROL_SECONDS))
 
     async def add(self, task: TrainingTask) -> None:
-        """Datasets that the worker's node can't read are sent first. Arguments are pickled in other threads than the
-        event loop's.
+        """Add a task, after sending the datasets that the worker's node can't read.
+
+        Arguments are pickled outside the event loop's thread.
         """
         for file in task.data.files if task.data is not None else ():
             if not await self._answer(self._actor.has_dataset.remote(file), _DATA_SECONDS):
@@ -242,26 +237,24 @@ class RayWorker:
             raise WorkerLost(self._loss.reason, self._loss.out_of_memory) from error
 
     def _explain(self, error: Exception) -> WorkerLost:
-        """What Ray says names a kill for memory among the causes of any sudden death, so its text tells nothing."""
+        """Find the cause of a death. Ray's text is no help: it lists memory among the causes of any sudden death."""
         if self._oom_kills is not None and self._oom_kills.explain_a_death():
             return WorkerLost(f"its process was killed for memory; {_NEEDS_LESS}", out_of_memory=True)
         if "creation task" in str(error):
             cause = str(error).strip().splitlines()[-1][:300]
-            return WorkerLost(f"its node could not create it, which another image than the trainer's can't: {cause}")
+            return WorkerLost(f"its node could not create it; the node needs the trainer's image: {cause}")
         return WorkerLost(
             f"its process or its node is gone ({type(error).__name__}); if it was killed for memory: {_NEEDS_LESS}"
         )
 
 
 def connect(address: str, config: RayPoolConfig) -> RayPool:
-    """A pool on the Ray cluster at `address`, such as ray-head:6379; if empty, on a cluster that this process starts on
-    its own machine.
-    """
+    """A pool on the Ray cluster at `address`, such as ray-head:6379; if empty, on an embedded cluster."""
     return RayPool(RayCluster(address, _embedded_cpus(config)), config)
 
 
 def _embedded_cpus(config: RayPoolConfig) -> int | None:
-    """Ray counts the machine's processors, whatever part of them the container may use. None: it may use all."""
+    """CPUs for an embedded Ray, which would count the machine's rather than the container's. None: no CPU limit."""
     if cpu_quota() is None:
         return None
     return max(usable_cpus(), config.max_workers * max(1, config.cpus_per_worker))

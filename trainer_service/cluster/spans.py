@@ -12,8 +12,9 @@ from trainer_service.training.events import Failed, Finished, Stopped, TrainingE
 
 
 class JobSpans:
-    """Used by the step thread alone. A worker that dies takes its open spans with it: the next attempt has one of its
-    own.
+    """The open spans of a worker's jobs, used only by the step thread.
+
+    If the worker dies, its open spans are lost; the next attempt has a new one.
     """
 
     def __init__(self, tracing: Tracing) -> None:
@@ -21,6 +22,7 @@ class JobSpans:
         self._open: dict[str, Span] = {}
 
     def begin(self, task: TrainingTask) -> None:
+        """Open the span of an attempt."""
         attributes: dict[str, str | int] = {"softprompt.job": task.job_id, "softprompt.attempt": task.attempt}
         self._open[task.job_id] = self._tracing.begin(
             "train", parent_of(task.traceparent), SpanKind.INTERNAL, attributes

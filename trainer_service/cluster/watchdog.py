@@ -1,10 +1,8 @@
-"""Ends what an embedded Ray leaves running when the process that started it is gone, however it went: `kill -9`
-included.
+"""Ends the processes of an embedded Ray when the process that started it is gone, even after `kill -9`.
 
 Ray's servers and idle workers notice a dead driver within seconds, its two agents after a minute and a half, a stopped
-worker never. So a small process of its own waits for the end of a pipe that only the service holds. Only processes that
-the service named are ended, each by process id and time of creation: a number that was given to somebody else meanwhile
-is left alone.
+worker never. So a small separate process waits for the end of a pipe that only the service holds. It ends only
+processes that the service named, identified by process id and creation time, so a reused id is left alone.
 """
 
 from __future__ import annotations
@@ -19,19 +17,18 @@ from typing import IO
 import psutil
 
 GRACE_SECONDS = 3.0
-"""For processes that are about to end by themselves."""
+"""Time for processes to end by themselves."""
 _END_SECONDS = 15.0
 
 
 class Watchdog:
-    """The service's side. Starting it takes no wait; `close` is for a service that ends in order."""
+    """The service's side. Starting it doesn't block; `close` is for an orderly shutdown."""
 
     def __init__(self) -> None:
-        # A session of its own: a Ctrl-C or a kill that is meant for the service's group must not end it before its
-        # time.
-        command, nobody = [sys.executable, "-I", __file__], subprocess.DEVNULL
+        # in a new session, so that Ctrl-C or a signal to the service's group doesn't end it too early
+        command = [sys.executable, "-I", __file__]
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=nobody, text=True, start_new_session=True
+            command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, start_new_session=True
         )
         self._named: set[tuple[int, float]] = set()
         self._lock = threading.Lock()
@@ -41,7 +38,7 @@ class Watchdog:
         return self._process.pid
 
     def name(self, processes: Iterable[psutil.Process]) -> None:
-        """These are to be gone when this process is. Naming one again does nothing."""
+        """Register processes to end when this process is gone. Registering one again does nothing."""
         pipe = self._process.stdin
         with self._lock, contextlib.suppress(BrokenPipeError):
             for process in processes:
@@ -52,7 +49,7 @@ class Watchdog:
                     pipe.flush()
 
     def close(self) -> None:
-        """Returns when every named process is gone."""
+        """End the named processes and wait for them, for at most _END_SECONDS."""
         with contextlib.suppress(BrokenPipeError), self._lock:
             if self._process.stdin is not None:
                 self._process.stdin.close()
@@ -61,7 +58,7 @@ class Watchdog:
 
 
 def read_names(lines: IO[str]) -> Mapping[int, float]:
-    """Time of creation by process id; ends when nobody can write any more."""
+    """Creation times by process id, read until the pipe is closed."""
     names: dict[int, float] = {}
     for line in lines:
         pid, _, created = line.partition(" ")
@@ -70,7 +67,7 @@ def read_names(lines: IO[str]) -> Mapping[int, float]:
 
 
 def _same(names: Mapping[int, float]) -> Iterator[psutil.Process]:
-    """Those that still run and are still who they were."""
+    """The named processes that still run, without reused ids."""
     for pid, created in names.items():
         with contextlib.suppress(psutil.Error):
             process = psutil.Process(pid)
@@ -79,6 +76,7 @@ def _same(names: Mapping[int, float]) -> Iterator[psutil.Process]:
 
 
 def end(names: Mapping[int, float], grace_seconds: float = GRACE_SECONDS) -> None:
+    """Wait for the processes to end, then kill the remaining ones."""
     _, alive = psutil.wait_procs(list(_same(names)), timeout=grace_seconds)
     for process in alive:
         with contextlib.suppress(psutil.Error):

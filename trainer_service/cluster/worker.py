@@ -1,8 +1,8 @@
 """One worker: a base model, a cohort on it, and the thread that steps it. Knows neither Ray nor the job manager.
 
-Tasks and stops are put into an inbox that the thread empties between two steps; what happens goes into an outbox that
-is polled. When the thread dies of an error, the next poll raises it. A task's datasets are read and turned into tokens
-by a second thread, beside the steps of the jobs that train.
+Tasks and stops go into an inbox that the thread empties between two steps; events go into an outbox that is polled. If
+an error ends the thread, the next poll raises WorkerLost. A second thread reads and tokenizes a task's datasets while
+other jobs train.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ from trainer_service.training.faults import is_device_fault
 log = logging.getLogger(__name__)
 
 _PROGRESS_SECONDS = 1.0
-"""Between two reports of how many examples are prepared."""
+"""The interval between reports of the number of prepared examples."""
 _Command = Callable[["Trainer"], None]
 
 
 class Trainer(Protocol):
-    """What a worker steps: `training.cohort.Cohort`."""
+    """The methods of `training.cohort.Cohort` that a worker uses."""
 
     @property
     def is_idle(self) -> bool: ...
 
     def prepare(self, task: TrainingTask, on_progress: Callable[[int], None]) -> TrainingTask:
-        """The task with its examples as token ids; called by another thread than the one that steps."""
+        """The task with its examples as token ids. It is called in another thread than `step`."""
         ...
 
     def add(self, task: TrainingTask) -> None: ...
@@ -54,12 +54,14 @@ class Trainer(Protocol):
     def step(self) -> Sequence[TrainingEvent]: ...
 
 
-class _NoLongerWanted(Exception):
+class _Superseded(Exception):
     """The task was stopped or replaced while its examples were prepared, or the worker ends."""
 
 
 class Worker:
-    """`load` makes the trainer, in the worker's own thread; `details` of what it runs on are known after that."""
+    """Loads a base model and trains jobs on it. `load` returns the trainer and the details for reports; it runs in the
+    worker's thread.
+    """
 
     def __init__(
         self,
@@ -76,12 +78,12 @@ class Worker:
         self._work = threading.Condition()
         self._attempts: dict[str, int] = {}
         self._reading: dict[str, int] = {}
-        """Attempts whose datasets are not read yet, by job; `_work` guards it."""
+        """Attempts whose datasets are not read yet, by job; guarded by `_work`."""
         self._unread = queue.SimpleQueue[TrainingTask | None]()
         self._reading_since: float | None = None
         self._trainer: Trainer | None = None
         self._loaded = threading.Event()
-        """The trainer is there, or never will be."""
+        """Set once loading has ended, successfully or not."""
         self._ready = False
         self._closing = False
         self._error: BaseException | None = None
@@ -92,7 +94,7 @@ class Worker:
         threading.Thread(target=self._read, name="worker-datasets", daemon=True).start()
 
     def add(self, task: TrainingTask) -> None:
-        """Returns at once. Wrong or unreadable data becomes the job's Failed event."""
+        """Add a task without waiting. Wrong or unreadable data becomes the job's Failed event."""
         if task.data is None:
             self._send(self._joining(task))
             return
@@ -107,21 +109,21 @@ class Worker:
                 return
             if known:
                 trainer.stop(task.job_id)
-                self._tell(trainer.step())
+                self._publish(trainer.step())
             self._attempts[task.job_id] = task.attempt
             self._spans.begin(task)
             try:
                 trainer.add(task)
             except SoftPromptError as error:
                 field = getattr(error, "violations", None)
-                self._tell(
+                self._publish(
                     [Failed(task.job_id, task.attempt, "BAD_DATA", error.message, field[0].field if field else "")]
                 )
 
         return command
 
     def _read(self) -> None:
-        """The datasets of one task after the other, until the worker is closed."""
+        """Prepare one task after the other, until the worker is closed."""
         while (task := self._unread.get()) is not None:
             if self._reading.get(task.job_id) != task.attempt:
                 continue
@@ -129,7 +131,7 @@ class Worker:
             found: TrainingTask | Failed
             try:
                 found = self._prepared(task)
-            except _NoLongerWanted:
+            except _Superseded:
                 self._datasets.forget(task.job_id)
                 continue
             except Exception as error:
@@ -148,9 +150,7 @@ class Worker:
                 self._outbox.put([found])
 
     def _prepared(self, task: TrainingTask) -> TrainingTask:
-        """The task with its examples read and turned into tokens. Raises _NoLongerWanted once it was stopped or
-        replaced.
-        """
+        """The task with its examples read and tokenized. Raises _Superseded once it is stopped or replaced."""
         assert task.data is not None
         train, validation = self._datasets.load(task.job_id, task.data)
         digest, overlapping = digest_of(task.spec, train, validation), count_overlap(train, validation)
@@ -158,23 +158,22 @@ class Worker:
         self._reading_since = None
         self._loaded.wait()
         if self._trainer is None:
-            raise _NoLongerWanted
-        told_at = 0.0
+            raise _Superseded
+        reported_at = 0.0
 
         def on_progress(num_prepared: int) -> None:
-            nonlocal told_at
+            nonlocal reported_at
             if self._closing or self._reading.get(task.job_id) != task.attempt:
-                raise _NoLongerWanted
-            now = self._reading_since = (
-                time.monotonic()
-            )  # examples get done, so it does not hang, however many there are
-            if now - told_at >= _PROGRESS_SECONDS:
-                told_at = now
+                raise _Superseded
+            now = self._reading_since = time.monotonic()  # progress shows that the thread doesn't hang
+            if now - reported_at >= _PROGRESS_SECONDS:
+                reported_at = now
                 self._outbox.put([Preparing(task.job_id, task.attempt, num_prepared, len(train) + len(validation))])
 
         return self._trainer.prepare(read, on_progress)
 
     def stop(self, job_id: str, attempt: int) -> None:
+        """Stop an attempt without waiting; its Stopped event follows. Ignored if the worker doesn't have it."""
         with self._work:
             was_reading = self._reading.get(job_id) == attempt
             if was_reading:
@@ -190,13 +189,11 @@ class Worker:
         self._send(command)
 
     def poll(self, since: int, timeout_seconds: float) -> WorkerReport:
-        """Raises WorkerLost once the step thread has died; what it told before that comes first."""
+        """Wait for events after `since`. Raises WorkerLost once the step thread has died, after its last events."""
         last, events = self._outbox.take(since, timeout_seconds)
         if not events and self._error is not None:
             raise self._loss(self._error)
-        ready = (
-            self._ready
-        )  # before the time: a worker that is ready has ended loading, and is not busy with that any more
+        ready = self._ready  # read before the times below, so that a ready worker isn't reported as busy loading
         now = time.monotonic()
         busy_seconds = max(now - (self._busy_since or now), now - (self._reading_since or now))
         with self._work:
@@ -244,14 +241,15 @@ class Worker:
         return WorkerLost(self._why_lost(error), isinstance(error, MemoryError), base_model_failed)
 
     def _why_lost(self, error: BaseException) -> str:
-        """Shown to every job of the worker. While jobs are trained, only texts of torch and of the hardware are sure
-        not to quote one.
+        """The reason shown to all jobs of the worker.
+
+        Once jobs train, only texts of torch and the hardware are included: others could quote a job's data.
         """
         name = type(error).__name__
         return name if self._ready and not isinstance(error, RuntimeError | MemoryError) else f"{name}: {error}"
 
     def _next(self, trainer: Trainer) -> bool:
-        """Wait for work, then do what is in the inbox. False: the worker ends."""
+        """Wait for work, then process the inbox. Returns False if the worker is closed."""
         with self._work:
             while not (self._closing or self._inbox or not trainer.is_idle):
                 self._work.wait()
@@ -266,7 +264,7 @@ class Worker:
 
     @contextlib.contextmanager
     def _busy(self) -> Iterator[None]:
-        """One piece of work: its time counts from here."""
+        """Measure the time of one operation for `busy_seconds`."""
         self._busy_since = time.monotonic()
         try:
             yield
@@ -274,11 +272,11 @@ class Worker:
             self._busy_since = None
 
     def _step(self, trainer: Trainer) -> None:
-        self._tell(trainer.step())
+        self._publish(trainer.step())
         if trainer.is_idle:
-            gc.collect()  # cycles through autograd would keep the last job's memory until some later collection
+            gc.collect()  # reference cycles in autograd would keep the last job's memory until a later collection
 
-    def _tell(self, events: Sequence[TrainingEvent]) -> None:
+    def _publish(self, events: Sequence[TrainingEvent]) -> None:
         for event in events:
             if isinstance(event, (Finished, Failed, Stopped)) and self._attempts.get(event.job_id) == event.attempt:
                 del self._attempts[event.job_id]
@@ -288,7 +286,7 @@ class Worker:
 
 
 def _unread(task: TrainingTask, error: Exception) -> Failed:
-    """Why the datasets of a task can't be used."""
+    """The Failed event of a task whose datasets can't be used."""
     if isinstance(error, SoftPromptError):
         field = _spec_field(error.violations[0].field) if isinstance(error, InvalidInput) else "spec.dataset"
         return Failed(task.job_id, task.attempt, "BAD_DATA", error.message, field)
@@ -319,9 +317,7 @@ def _spec_field(field: str) -> str:
 
 
 def wait_ready(worker: Worker, deadline_seconds: float) -> None:
-    """For scripts and tests: block until the base model is loaded. Raises TimeoutError, or WorkerLost if loading
-    failed.
-    """
+    """Block until the base model is loaded, for scripts and tests. Raises TimeoutError, or WorkerLost."""
     end = time.monotonic() + deadline_seconds
     while not worker.poll(0, 0.05).ready:
         if time.monotonic() > end:

@@ -1,4 +1,4 @@
-"""What a worker loads: a base model on this machine's device, and an empty cohort on it."""
+"""Loads a base model on this machine's device and makes an empty cohort for it."""
 
 from __future__ import annotations
 
@@ -18,35 +18,38 @@ from trainer_service.training.precision import pick_training_dtype
 log = logging.getLogger(__name__)
 
 DEFAULT_NUM_THREADS = 2
-"""Of a worker on another machine, whose number of processors the trainer doesn't know."""
+"""Threads of a worker on another machine, whose number of processors the trainer doesn't know."""
 
 
 @dataclass(frozen=True)
 class WorkerSpec:
-    """Everything that a worker is told when it starts; it crosses process borders."""
+    """The settings of a worker. Plain data that crosses process boundaries."""
 
     base_model: str
-    """Its id."""
+    """The base model's id."""
     source: str
     """Model directory or hub id."""
     dtype: DType = "auto"
     device: Device = "auto"
     num_threads: int = 0
-    """Of torch, on the CPU. 0: two, but no more than the worker's container allows."""
+    """Threads of torch on the CPU. 0: two, but no more than the worker's container allows."""
     num_gpus: int = 0
-    """More than one: the model's layers are spread over them."""
+    """GPUs of the worker. With more than one, the model's layers are spread over them."""
     checkpoint_seconds: float = 10.0
     otlp_endpoint: str = ""
-    """Where spans go; empty: nowhere."""
+    """The endpoint for spans; empty: spans are not exported."""
 
 
 def software_version() -> str:
-    """Of this package, Python and Ray: all nodes of a cluster must agree in these."""
+    """The versions of this package, Python and Ray, which must be the same on all nodes of a cluster."""
     return f"softprompt {version('softprompt')}, Python {platform.python_version()}, Ray {version('ray')}"
 
 
 def load_trainer(spec: WorkerSpec) -> tuple[Cohort, dict[str, str]]:
-    """Blocks for as long as the weights take. Sets this process' malloc and torch threads."""
+    """Load the base model; returns an empty cohort and the details for reports.
+
+    Configures malloc and torch's threads in this process.
+    """
     tune_allocator()
     set_torch_threads(spec.num_threads or min(DEFAULT_NUM_THREADS, usable_cpus()))
     device_map = "auto" if spec.num_gpus > 1 else None

@@ -1,4 +1,4 @@
-"""The stages of a worker's life and the reasons for which a launch fails, as metrics and the scheduler's log name them."""
+"""The states of a worker and the reasons for its end, with the names used in metrics and the scheduler's log."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bytes that a client streams to us: pieces of bounded size, from a sender that doesn't stall, a few streams at a time."""
+"""Limits on byte streams from clients: the size of chunks, the speed of the sender, the number of streams."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from shared.fair_turns import SERVICE
 
 MAX_CHUNK_BYTES = 1 << 20
 IDLE_SECONDS = 60.0
-"""A stream that sends nothing for that long is given up."""
+"""A stream is aborted after this time without a chunk."""
 
 MIN_BYTES_PER_SECOND = 8 << 10
-"""So is one that is slower than that on average, once it was waited for that long: else a byte a minute would hold its
-place for ever.
+"""A stream is aborted if it is slower on average after IDLE_SECONDS of waiting. Otherwise a sender of one byte per
+minute would keep its slot forever.
 """
 
 
 async def timely(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """The chunks. Raises InvalidInput for one that is too large, DeadlineExceeded for a sender that stalls or trickles.
+    """Yields the chunks. Raises InvalidInput for a chunk that is too large, DeadlineExceeded for a slow sender.
 
-    Only the time in which the sender is waited for counts: a slow disk of ours is not its fault.
+    Only the time spent waiting for the sender counts, not the time that the trainer takes to process a chunk.
     """
     loop = asyncio.get_running_loop()
     num_bytes, waited_seconds = 0, 0.0
@@ -42,18 +42,20 @@ async def timely(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         num_bytes += len(chunk)
         waited_seconds += loop.time() - begun
         if waited_seconds > IDLE_SECONDS and num_bytes < waited_seconds * MIN_BYTES_PER_SECOND:
-            text = f"the upload sent {num_bytes} bytes in {waited_seconds:.0f} seconds; it takes {MIN_BYTES_PER_SECOND} a second"
-            raise DeadlineExceeded(text)
+            raise DeadlineExceeded(
+                f"the upload sent {num_bytes} bytes in {waited_seconds:.0f} seconds; "
+                f"the minimum is {MIN_BYTES_PER_SECOND} bytes per second"
+            )
         yield chunk
 
 
 class UploadSlots:
-    """How many streams of one kind may run at once; further ones are told to come back.
+    """Limits the number of concurrent streams of one kind; further ones are rejected and may be retried.
 
-    A slot may be held for hours, so waiting for one is no way. A tenant gets another slot while it has fewer than are
-    free: one alone gets half of them, and a newcomer finds some as long as there are a few for each tenant (Choudhury
-    and Hahne, "Dynamic queue length thresholds for shared-memory packet switches", 1998). Where no tenants are
-    configured, all of them may be taken.
+    A slot may be held for hours, so streams don't wait for one. A tenant gets another slot only while it has fewer
+    slots than are free: a single tenant gets half of them, and a new tenant finds free ones as long as there are a few
+    per tenant (Choudhury and Hahne, "Dynamic queue length thresholds for shared-memory packet switches", 1998). Without
+    configured tenants, all slots may be taken.
     """
 
     def __init__(self, num_slots: int) -> None:
@@ -62,13 +64,13 @@ class UploadSlots:
 
     @contextmanager
     def taken(self) -> Iterator[None]:
-        """A slot for the current caller's tenant. Raises Overloaded."""
+        """Hold a slot for the current caller's tenant. Raises Overloaded."""
         holder = tenant_of_work()
         free = self._num_slots - self._taken.total()
         if not free:
-            raise Overloaded("as many uploads are running as may; try again", retry_after_seconds=5)
+            raise Overloaded("too many uploads are running; try again", retry_after_seconds=5)
         if holder != SERVICE and self._taken[holder] >= free:
-            text = "your tenant has as many uploads running as it may at this time; wait for one of them to end"
+            text = "your tenant has too many uploads running; wait for one of them to end"
             raise Overloaded(text, retry_after_seconds=5)
         self._taken[holder] += 1
         try:

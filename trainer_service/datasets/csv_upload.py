@@ -1,6 +1,6 @@
-"""CSV over gRPC, for callers without our client: turned into JSON lines while it arrives. As strict as JSON lines are.
+"""Converts CSV uploads to JSON lines while they arrive, for callers without our client. As strict as JSON lines.
 
-UTF-8, commas, quotes as RFC 4180 has them; the first line is exactly `input,output` or `input,label`, in either order.
+UTF-8, commas, quotes as in RFC 4180; the first line is exactly `input,output` or `input,label`, in either order.
 """
 
 from __future__ import annotations
@@ -20,31 +20,31 @@ _LINE = re.compile(r"dataset line (\d+)(.*)")
 
 
 class CsvUpload:
-    """Follows one upload. `line_of` names lines of the CSV where errors name those of the JSON lines that came of it."""
+    """Converts one upload. `line_of` maps lines in errors from the JSON lines to the CSV."""
 
     def __init__(self, size_bytes: int, digest: str, max_record_bytes: int) -> None:
-        """`size_bytes` and `digest` ("sha256:<hex>") are what the sender announced; 0 and "": nothing."""
+        """`size_bytes` and `digest` ("sha256:<hex>") as announced by the sender; 0 and "": not announced."""
         self._size_bytes, self._digest, self._max_record_bytes = size_bytes, digest, max_record_bytes
         csv.field_size_limit(max(csv.field_size_limit(), max_record_bytes))
         self._hash, self._num_bytes = hashlib.sha256(), 0
         self._rest = bytearray()
-        """Of a record whose end has not arrived; `_scanned` bytes of it were looked at and hold `_num_lines` line ends.
+        """The record whose end has not arrived. `_scanned` of its bytes are scanned; they have `_num_lines` line ends.
         """
         self._scanned, self._num_lines, self._in_quotes = 0, 0, False
         self._line = 1
-        """On which the next record begins."""
+        """The line on which the next record begins."""
         self._columns: list[str] = []
         self._places = array("Q")
 
     async def json_lines(self, chunks: AsyncIterator[bytes], pool: CallPool) -> AsyncIterator[bytes]:
-        """Raises InvalidInput naming the first line that is wrong, or the announcement that doesn't hold."""
+        """Yields JSON lines. Raises InvalidInput naming the first wrong line, or a wrong size or digest."""
         async for chunk in chunks:
             if lines := await pool.call(self._converted, chunk):
                 yield lines
         if self._size_bytes and self._size_bytes != self._num_bytes:
             raise InvalidInput.of("header.size_bytes", f"announced {self._size_bytes} bytes, {self._num_bytes} arrived")
         if self._digest and self._digest != (found := f"sha256:{self._hash.hexdigest()}"):
-            raise InvalidInput.of("header.digest", f"announced {self._digest}, what arrived has {found}")
+            raise InvalidInput.of("header.digest", f"announced {self._digest}, the received bytes have {found}")
         if last := self._converted(b"\n" if self._rest else b"", is_last=True):
             yield last
 
@@ -63,10 +63,9 @@ class CsvUpload:
         return b"".join(self._json_line(record) for record in self._records(is_last))
 
     def _records(self, is_last: bool) -> Iterator[bytes]:
-        """Whole records: up to a line end outside quotes. In RFC 4180 these are the line ends after an even number of
-        quotes.
+        """Yields complete records, which end at a line end outside quotes: after an even number of quotes (RFC 4180).
 
-        Looks at every byte once, however the sender cuts the records into chunks.
+        Scans every byte once, regardless of the chunks' boundaries.
         """
         data, begin = self._rest, 0
         while (end := data.find(b"\n", self._scanned) + 1) > 0:

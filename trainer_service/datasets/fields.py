@@ -1,7 +1,7 @@
-"""How violations name what is wrong with a dataset, as it passes from parser to caller.
+"""Renames the fields of violations on their way from the parser to the caller.
 
-The parser says `line 4 output`; the dataset store `dataset line 4 output`; a job may have a `validation dataset` too;
-and a caller who sent the examples inside the request reads `spec.dataset.inline.examples[3].output`.
+The parser reports `line 4 output`, the dataset store `dataset line 4 output` (or `validation dataset ...`), and if the
+examples came inside the request, the caller gets `spec.dataset.inline.examples[3].output`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _LINE = re.compile(r"(?P<which>.*)line (?P<number>\d+)(?: (?P<part>.*))?")
 
 @contextmanager
 def renamed(rename: Callable[[str], str]) -> Iterator[None]:
-    """Violations that leave the block have their fields renamed."""
+    """Rename the fields of violations raised in the block."""
     try:
         yield
     except InvalidInput as error:
@@ -45,5 +45,5 @@ def in_request(which: str, examples_field: str) -> Callable[[str], str]:
 
 
 def labels_under(message: str) -> Callable[[str], str]:
-    """`labels[2]` -> `spec.labels[2]`: the message that has the label set."""
+    """`labels[2]` -> `spec.labels[2]`, for the message that contains the label set."""
     return lambda field: f"{message}.{field}" if field == "labels" or field.startswith("labels[") else field

@@ -1,10 +1,10 @@
-"""Which tenant has which dataset: rows of the job database, so that they change together with the jobs that use them.
+"""Records which tenant has which dataset, in the job database, so that rows change together with the jobs using them.
 
-The bytes are files, stored once for all tenants (`datasets`). A tenant learns nothing of another one's rows: the same
-bytes count in full against each tenant's quota, and a name that is not the caller's own is unknown, whatever other
-tenants have.
+The bytes are files, stored once for all tenants (`store`). A tenant learns nothing about other tenants' datasets: the
+same bytes count in full against each tenant's quota, and a name that is not the caller's is unknown even if another
+tenant has it.
 
-Locks, on PostgreSQL, are taken in this order: tenant, digest, row.
+On PostgreSQL, locks are taken in this order: tenant, digest, row.
 """
 
 from __future__ import annotations
@@ -33,42 +33,40 @@ class OwnedDataset:
     name: str
     size_bytes: int
     num_examples: int
-    """0: not counted yet (a dataset of an older build, for some minutes after the upgrade)."""
+    """0: not counted yet (a dataset of an older release, for some minutes after the upgrade)."""
     task: str
     num_labels: int
     create_time: float
     last_use_time: float
-    """When it was last stored, or named by a new job."""
+    """When it was last stored, or used by a new job."""
     num_jobs: int
-    """Jobs of the tenant that name it, ended ones as long as they are kept."""
+    """The tenant's jobs that use it, including ended ones until they are deleted."""
     labels: tuple[str, ...] = ()
-    """Those that occur; empty where they are not known."""
+    """The labels that occur; empty if not known."""
 
 
 @dataclass(frozen=True)
 class JobUse:
-    """A job that names a dataset."""
+    """A job that uses a dataset."""
 
     job_id: str
     prompt: str
 
 
 class DatasetLedger:
-    """Methods block, are thread-safe, and raise Unavailable when the database is away."""
+    """The rows. Methods block, are thread-safe, and raise Unavailable if the database is unavailable."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
         self._touching_files = threading.Lock()
-        """Held by a transaction that touches the datasets' volume: if that hangs, it holds one connection, and not all
-        of the pool.
+        """Held by transactions that access the datasets' volume: if the volume hangs, only one connection is blocked.
         """
 
     def add(self, tenant: str, stored: StoredDataset, allowed_bytes: int, place: Callable[[], None]) -> None:
-        """Make it the tenant's and call `place`, which puts the bytes where they belong. `allowed_bytes`: of all its
-        datasets; 0: any.
+        """Give the dataset to the tenant and call `place`, which stores the bytes.
 
-        Raises Overloaded before `place`. After a crash between the two, bytes are left that no tenant has; retention
-        removes them.
+        `allowed_bytes`: the limit for all the tenant's datasets; 0: no limit. Raises Overloaded before `place`. After a
+        crash following `place`, the bytes belong to no tenant; retention removes them.
         """
         now = time.time()
         values = {
@@ -89,13 +87,14 @@ class DatasetLedger:
                 )
 
     def check_room(self, tenant: str, name: str, size_bytes: int, allowed_bytes: int) -> None:
-        """Whether a dataset of that size fits; one that the tenant has already does. Raises Overloaded."""
+        """Raises Overloaded if a dataset of that size exceeds the tenant's limit. A stored one isn't counted twice."""
         with self._database.read() as connection:
             _check_room(connection, tenant, name, size_bytes, allowed_bytes)
 
     def require(self, tenant: str, names: Collection[str]) -> None:
-        """Raises NotFound for the first one that is not the tenant's, in the same way and time whether another tenant
-        has it or none.
+        """Raises NotFound for the first dataset that the tenant doesn't have.
+
+        The answer and its time don't depend on whether another tenant has it.
         """
         query = select(datasets.c.dataset).where(datasets.c.tenant == tenant, datasets.c.dataset.in_(names))
         with self._database.read() as connection:
@@ -105,8 +104,9 @@ class DatasetLedger:
                 raise unknown_dataset(name)
 
     def use(self, connection: Connection, tenant: str, names: Collection[str]) -> None:
-        """Mark a new job's datasets as used, inside the transaction that creates it. Raises NotFound for one of another
-        tenant.
+        """Mark a new job's datasets as used, inside the transaction that creates it.
+
+        Raises NotFound for a dataset that the tenant doesn't have.
         """
         for name in names:
             used = update(datasets).where(_is(tenant, name)).values(last_use_time=time.time())
@@ -114,7 +114,7 @@ class DatasetLedger:
                 raise unknown_dataset(name)
 
     def get(self, tenant: str, name: str) -> OwnedDataset:
-        """Raises NotFound."""
+        """The tenant's dataset. Raises NotFound."""
         with self._database.read() as connection:
             row = connection.execute(_owned(tenant).where(datasets.c.dataset == name)).mappings().one_or_none()
         if row is None:
@@ -122,28 +122,30 @@ class DatasetLedger:
         return _from_row(row)
 
     def page(self, tenant: str, after: str, limit: int) -> list[OwnedDataset]:
-        """In order of their names, those after `after`."""
+        """At most `limit` of the tenant's datasets, with names after `after`, in the order of names."""
         query = _owned(tenant).where(datasets.c.dataset > after).order_by(datasets.c.dataset).limit(limit)
         with self._database.read() as connection:
             return [_from_row(row) for row in connection.execute(query).mappings()]
 
     def remove(self, tenant: str, name: str, refuse: Callable[[Sequence[JobUse]], NoReturn]) -> None:
-        """Take it from the tenant. Calls `refuse` if unended jobs of the tenant use it. Raises NotFound, or what
-        `refuse` raises.
+        """Remove the tenant's row. Calls `refuse`, which raises, if jobs of the tenant that have not ended use it.
 
-        The bytes stay: see `remove_bytes`.
+        The bytes stay (see `remove_bytes`). Raises NotFound, and the error of `refuse`.
         """
         with self._database.write() as connection:
             row = connection.execute(select(datasets.c.dataset).where(_is(tenant, name)).with_for_update()).first()
             if row is None:
                 raise unknown_dataset(name)
-            # A job that is being made now has updated the row before, or will find none.
+            # A job that is being created now has either updated the row already, or will not find it.
             if uses := [JobUse(row.id, row.prompt) for row in connection.execute(_unended_uses(tenant, name))]:
                 refuse(uses)
             connection.execute(delete(datasets).where(_is(tenant, name)))
 
     def remove_unused(self, tenant: str, name: str, before: float) -> bool:
-        """Take it from the tenant unless it was used since `before`, by a job that ended since then, too."""
+        """Remove the tenant's row unless the dataset was used since `before`, or by a job that ended since then.
+
+        Returns whether it was removed.
+        """
         needed = exists(
             select(jobs.c.id)
             .join(job_datasets, job_datasets.c.job_id == jobs.c.id)
@@ -158,8 +160,9 @@ class DatasetLedger:
             return bool(connection.execute(unused).rowcount)
 
     def remove_bytes(self, name: str, remove: Callable[[str], bool]) -> bool:
-        """Call `remove` unless a tenant has the dataset or an unended job needs it; no upload of the same bytes comes
-        in between.
+        """Call `remove` unless a tenant has the dataset or a job that has not ended needs it.
+
+        A lock excludes uploads of the same bytes meanwhile. Returns whether the bytes were removed.
         """
         unended = select(jobs.c.id).join(job_datasets, job_datasets.c.job_id == jobs.c.id)
         unended = unended.where(job_datasets.c.dataset == name, jobs.c.end_time.is_(None)).limit(1)
@@ -173,14 +176,14 @@ class DatasetLedger:
             return connection.execute(unended).first() is None and remove(name)
 
     def owned(self, names: Collection[str]) -> frozenset[str]:
-        """Those of the names that any tenant has."""
+        """The datasets among `names` that any tenant has."""
         with self._database.read() as connection:
             return frozenset(
                 connection.scalars(select(datasets.c.dataset).where(datasets.c.dataset.in_(names)).distinct())
             )
 
     def last_used_before(self, before: float, after: tuple[str, str], limit: int) -> list[tuple[str, str, float]]:
-        """(tenant, name, time of last use) in order of tenant and name, after that one."""
+        """(tenant, name, time of last use) of at most `limit` datasets after `after`, ordered by tenant and name."""
         keys = datasets.c.tenant, datasets.c.dataset
         later = or_(keys[0] > after[0], (keys[0] == after[0]) & (keys[1] > after[1]))
         query = (
@@ -193,13 +196,13 @@ class DatasetLedger:
             return [(row.tenant, row.dataset, row.last_use_time) for row in connection.execute(query)]
 
     def unmeasured(self, after: str, limit: int) -> list[str]:
-        """Datasets of an older build of which no size is known yet, in order of their names, after that one."""
+        """At most `limit` datasets of an older release that are not measured yet, after `after`, ordered by name."""
         query = select(datasets.c.dataset).where(datasets.c.num_examples == 0, datasets.c.dataset > after).distinct()
         with self._database.read() as connection:
             return list(connection.scalars(query.order_by(datasets.c.dataset).limit(limit)))
 
     def set_measures(self, stored: StoredDataset) -> None:
-        """For all tenants that have it."""
+        """Record a dataset's size and counts for all tenants that have it."""
         values = {
             "size_bytes": stored.size_bytes,
             "num_examples": stored.num_examples,
@@ -224,8 +227,8 @@ def _check_room(connection: Connection, tenant: str, name: str, size_bytes: int,
     used = int(connection.scalar(others) or 0)
     if used + size_bytes > allowed_bytes:
         raise Overloaded(
-            f"your tenant's datasets take {used} of {allowed_bytes} bytes, and this one has {size_bytes}: delete some that you don't need "
-            "(softprompt datasets list, softprompt datasets delete NAME)",
+            f"your tenant's datasets take {used} of {allowed_bytes} bytes, and this one has {size_bytes}: "
+            "delete some that you don't need (softprompt datasets list, softprompt datasets delete NAME)",
             retry_after_seconds=_FULL_RETRY_SECONDS,
             used_bytes=used,
             allowed_bytes=allowed_bytes,

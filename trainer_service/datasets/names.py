@@ -1,6 +1,4 @@
-"""Names of datasets, `datasets/sha256-<hex>`, and the one answer for a name that a caller may not use or that means
-nothing.
-"""
+"""Names of datasets, `datasets/sha256-<hex>`, and the error for an unknown name."""
 
 from __future__ import annotations
 
@@ -12,13 +10,12 @@ NAME = re.compile(r"datasets/sha256-([0-9a-f]{64})")
 
 
 def dataset_name(hexadecimal: str) -> str:
+    """The name of the dataset with this SHA-256 digest."""
     return f"datasets/sha256-{hexadecimal}"
 
 
 def unknown_dataset(name: str) -> NotFound:
-    """The same for a dataset that doesn't exist and for one of another tenant, so that the answer tells nothing about
-    the other tenant.
-    """
+    """The error for an unknown dataset. It is the same for another tenant's dataset, so it reveals nothing."""
     if not NAME.fullmatch(name):
         return NotFound("dataset", name[:120], "names look like datasets/sha256-<64 hexadecimal digits>")
     return NotFound("dataset", name, "upload it first")

@@ -1,9 +1,8 @@
-"""Dataset URIs: which files of this machine a request may name, and nothing else.
+"""Dataset URIs: restricts the files that a request may name to the configured dataset roots.
 
-`file:///...` under one of the configured roots. Links and `..` that lead out of the root are refused, also when
-somebody moves a folder between the check and the opening: each folder on the way is opened from the one before it,
-following no link. Whatever is wrong with a path gets the same answer, so that a caller can't ask which other files
-exist.
+URIs are `file:///...` under one of the roots. Links and `..` that lead out of the root are rejected, even if a folder
+is moved between the check and the opening: each folder is opened relative to its parent, following no link. All wrong
+paths get the same error, so that a caller can't find out which other files exist.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 
 
 class DatasetRoots:
-    """The folders under which `file://` URIs are allowed; none: no URIs at all."""
+    """The folders under which `file://` URIs are allowed. Without any, all URIs are rejected."""
 
     def __init__(self, roots: Sequence[Path | str]) -> None:
         self._roots = tuple(Path(os.path.realpath(root)) for root in roots)

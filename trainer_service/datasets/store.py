@@ -1,13 +1,12 @@
-"""Datasets at rest: JSON lines in a directory, each file under the digest of its bytes. Whatever is there was checked
-before.
+"""Stores datasets as JSON lines in a directory, each file under the digest of its bytes, after checking them.
 
-    datasets/sha256-<hex>        the name that callers use
-    <directory>/sha256-<hex>.jsonl
-    <directory>-facts/sha256-<hex>.json what jobs need to know of it (`dataset_facts`); made again where it is missing
+    datasets/sha256-<hex>                  the name that callers use
+    <directory>/sha256-<hex>.jsonl         the examples
+    <directory>-facts/sha256-<hex>.json    facts for creating jobs (`dataset_facts`); recreated if missing
 
-A dataset arrives by upload, inside a request, or from a URI under an allowed root; in each case it is a copy, so that
-nobody can change what a job trains on after the job was accepted. The same bytes are stored once, whichever tenants
-have them; `dataset_ledger` knows which tenant has which dataset, and `tenant_datasets` joins the two.
+A dataset arrives by upload, inside a request, or from a URI under an allowed root. It is always copied, so that a job's
+data can't change after the job was accepted. The same bytes are stored once for all tenants; `ledger` records which
+tenant has which dataset, and `tenant_datasets` joins the two.
 """
 
 from __future__ import annotations
@@ -50,7 +49,7 @@ _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 @dataclass(frozen=True)
 class StoredDataset:
-    """What is known of a dataset once it is stored."""
+    """The name and facts of a stored dataset. `labels`: the given label set, else the labels that occur."""
 
     name: str
     num_examples: int
@@ -60,7 +59,7 @@ class StoredDataset:
 
 
 Keep = Callable[[StoredDataset, Callable[[], None]], None]
-"""Decides what becomes of a dataset that has arrived and is right: calls the function to put it in place, or raises."""
+"""Accepts or rejects a dataset that was received and checked: calls the function to store it, or raises."""
 
 
 def _keep_always(stored: StoredDataset, place: Callable[[], None]) -> None:
@@ -68,10 +67,10 @@ def _keep_always(stored: StoredDataset, place: Callable[[], None]) -> None:
 
 
 class DatasetStore:
-    """Synchronous methods may block on the disk: call them in `pool`, and `add_uri` in `roots_pool`, since a root may
-    be elsewhere.
+    """The files of all datasets. Several processes may share the directory.
 
-    Several processes may share the directory.
+    Synchronous methods may block on the disk: call them in `pool`, and `add_uri` in `roots_pool`, since a root may be
+    on another volume. All methods raise Unavailable if the disk can't be used.
     """
 
     def __init__(
@@ -81,7 +80,7 @@ class DatasetStore:
         pools = pools or TrainerPools()
         self.pool, self.roots_pool = pools.datasets, pools.dataset_roots
         self._slots = UploadSlots(MAX_CONCURRENT_UPLOADS)
-        directory.mkdir(parents=True, exist_ok=True, mode=0o750)  # others have no business with callers' data
+        directory.mkdir(parents=True, exist_ok=True, mode=0o750)  # not readable by other users
         self._remove_abandoned()
 
     async def receive(
@@ -93,8 +92,10 @@ class DatasetStore:
         labels: Sequence[str] = (),
         keep: Keep = _keep_always,
     ) -> StoredDataset:
-        """Store what a client sends, if all of it is right. `size_bytes` and `digest` are what it announced (0 and "":
-        nothing).
+        """Store an upload if all of it is valid.
+
+        `size_bytes` and `digest` as announced by the client (0 and "": not announced). Raises InvalidInput naming
+        lines, Overloaded, and the errors of `timely`.
         """
         self.check_announcement(size_bytes, digest)
         with (
@@ -111,7 +112,7 @@ class DatasetStore:
     def add_examples(
         self, examples: Iterable[Example], labels: Sequence[str] = (), *, keep: Keep = _keep_always
     ) -> StoredDataset:
-        """Store examples that came inside a request. `labels`: those that are allowed; none given: those that occur."""
+        """Store examples that came inside a request. `labels`: the allowed labels; empty: the labels that occur."""
         with _disk(), IncomingFile(self._directory, self._limits) as incoming:
             for example in examples:
                 incoming.write(_encode(example))
@@ -126,10 +127,10 @@ class DatasetStore:
         roots: DatasetRoots | None = None,
         keep: Keep = _keep_always,
     ) -> StoredDataset:
-        """Store a copy of a file under one of the allowed roots (`roots`, else the service's own).
+        """Store a copy of a file under one of the allowed roots (`roots`, else the service's).
 
-        Raises InvalidInput naming `field`, or the lines of the file that are wrong. The file is not the caller's until
-        it is stored, so errors say where it is wrong and what was expected, and never quote it.
+        Raises InvalidInput naming `field`, or the wrong lines of the file. The caller may not be allowed to read the
+        file, so errors say where it is wrong and what was expected, and never quote it.
         """
         source = (roots or self._roots).open(uri, field)
         with _disk(), source, IncomingFile(self._directory, self._limits) as incoming:
@@ -143,23 +144,22 @@ class DatasetStore:
             return stored_examples(lines)
 
     def file(self, name: str) -> DatasetFile:
-        """Where the dataset lies, for workers to read. Raises like `read`."""
+        """The dataset's file, for workers to read. Raises like `read`."""
         with self._opened(name):
             path = self._path(name.removeprefix("datasets/sha256-")).absolute()
             return DatasetFile(path.stem.removeprefix("sha256-"), str(path), path.stat().st_size)
 
     def parse(self, name: str, labels: Sequence[str] = ()) -> ParsedDataset:
-        """The examples with the task and labels that they show, checked against `labels` if there are any. Raises like
-        `read`.
+        """The examples with their task and labels, checked against `labels` if given.
 
-        Errors don't quote the examples: how the dataset came here is not known, and it may have been a file that is not
-        the caller's.
+        Raises like `read`, and InvalidInput. Errors don't quote the examples, because the dataset may be a copy of a
+        file that the caller may not read.
         """
         with self._opened(name) as lines:
             return self._parse(lines, labels, quote=False)
 
     def describe(self, name: str, labels: Sequence[str] = ()) -> tuple[DatasetFacts, tuple[Example, ...]]:
-        """Its facts and the sampled examples. Raises what `parse` raises, for a dataset that `labels` don't fit."""
+        """A dataset's facts and its sampled examples. Raises like `parse` if `labels` don't fit the dataset."""
         with self._opened(name) as file:
             hexadecimal = name.rpartition("-")[2]
             facts = self._known_facts(hexadecimal)
@@ -175,13 +175,13 @@ class DatasetStore:
         return facts, tuple(sample)
 
     def known_labels(self, name: str) -> tuple[str, ...]:
-        """Labels of a stored dataset, without looking at all of it; none where they are not known."""
+        """Labels of a stored dataset, without reading all of it; empty if they are not known."""
         with _disk():
             facts = self._known_facts(name.rpartition("-")[2])
         return () if facts is None else facts.labels
 
     def measure(self, name: str) -> StoredDataset | None:
-        """What is known of a stored dataset, by looking at all of it; None if it is not there or damaged."""
+        """Facts of a stored dataset, from reading all of it; None if it is missing or damaged."""
         try:
             examples = self.read(name)
             size_bytes = self._path(name.rpartition("-")[2]).stat().st_size
@@ -192,7 +192,7 @@ class DatasetStore:
         return StoredDataset(name, len(examples), task, labels, size_bytes)
 
     def remove(self, name: str) -> bool:
-        """Remove the bytes; False if they were not there. The ledger knows whether a tenant still has the dataset."""
+        """Remove the bytes. False if they were missing. The caller checks the ledger first."""
         with _disk():
             hexadecimal = name.rpartition("-")[2]
             self._facts_path(hexadecimal).unlink(missing_ok=True)
@@ -203,7 +203,7 @@ class DatasetStore:
         return True
 
     def unused(self, seconds: float) -> Iterator[str]:
-        """Names of datasets whose bytes were neither stored nor read for that long."""
+        """Names of datasets whose bytes were neither stored nor read in the last `seconds`."""
         with _disk():
             for path in self._directory.glob("sha256-*.jsonl"):
                 with suppress(FileNotFoundError):  # another replica removes datasets too
@@ -211,22 +211,21 @@ class DatasetStore:
                         yield f"datasets/{path.stem}"
 
     def size_bytes(self) -> int:
-        """Of all files."""
+        """The size of all stored datasets."""
         with _disk(), os.scandir(self._directory) as entries:
             return sum(_size(entry) for entry in entries)
 
     @contextmanager
     def _opened(self, name: str) -> Iterator[BinaryIO]:
-        """The lines, known to be what the name says."""
+        """The open file of a dataset, after checking its digest."""
         match = NAME.fullmatch(name)
         if not match:
             raise unknown_dataset(name)
         with _disk():
             try:
                 file = self._path(match[1]).open("rb")
-                with suppress(
-                    OSError
-                ):  # not ours, or on a volume that can't be written: then nothing is removed there either
+                # fails for another user's file or a read-only volume; then nothing is removed there either
+                with suppress(OSError):
                     os.utime(file.fileno())
             except FileNotFoundError:
                 raise unknown_dataset(name) from None
@@ -237,7 +236,7 @@ class DatasetStore:
                 yield file
 
     def _keep(self, incoming: IncomingFile, labels: Sequence[str], keep: Keep, *, quote: bool = True) -> StoredDataset:
-        """Parse what has arrived and make it a dataset. Raises InvalidInput naming lines, or what `keep` raises."""
+        """Check the received bytes and store them. Raises InvalidInput naming lines, and the errors of `keep`."""
         incoming.flush()
         with incoming.path.open("rb") as lines:
             facts = self._scan(lines, labels, quote=quote)
@@ -263,9 +262,8 @@ class DatasetStore:
 
     @property
     def _parse_limits(self) -> DatasetLimits:
-        return DatasetLimits(
-            max_line_bytes=self._limits.max_line_bytes + 1, max_examples=self._limits.max_examples
-        )  # and its newline
+        max_line_bytes = self._limits.max_line_bytes + 1  # with the newline
+        return DatasetLimits(max_line_bytes=max_line_bytes, max_examples=self._limits.max_examples)
 
     def _known_facts(self, hexadecimal: str) -> DatasetFacts | None:
         try:
@@ -275,7 +273,7 @@ class DatasetStore:
         return facts if facts.format == FORMAT else None
 
     def _write_facts(self, hexadecimal: str, facts: DatasetFacts) -> None:
-        """A volume that can't be written costs the next job a scan."""
+        """Write the facts file. Errors are ignored; the next job then scans the dataset again."""
         path = self._facts_path(hexadecimal)
         with suppress(OSError):
             path.parent.mkdir(exist_ok=True)
@@ -288,7 +286,7 @@ class DatasetStore:
         return self._directory.with_name(f"{self._directory.name}-facts") / f"sha256-{hexadecimal}.json"
 
     def check_announcement(self, size_bytes: int, digest: str) -> None:
-        """Raises InvalidInput naming `header.size_bytes` or `header.digest`."""
+        """Raises InvalidInput naming `header.size_bytes` or `header.digest` if an announced value is not valid."""
         if not 0 <= size_bytes <= self._limits.max_dataset_bytes:
             raise InvalidInput.of("header.size_bytes", f"{size_bytes} is not in 0 to {self._limits.max_dataset_bytes}")
         if digest and not _DIGEST.fullmatch(digest):
@@ -298,7 +296,7 @@ class DatasetStore:
         return self._directory / f"sha256-{hexadecimal}.jsonl"
 
     def _remove_abandoned(self) -> None:
-        """What a killed process left; recent ones may be another replica's."""
+        """Remove temporary files of killed processes, except recent ones, which may be another replica's."""
         for path in self._directory.glob(f"{TEMPORARY_PREFIX}*"):
             with suppress(FileNotFoundError):  # another replica cleans too
                 if path.stat().st_mtime < time.time() - _ABANDONED_SECONDS:
@@ -316,7 +314,7 @@ def _check_arrival(incoming: IncomingFile, size_bytes: int, digest: str) -> None
     if size_bytes and size_bytes != incoming.num_bytes:
         raise InvalidInput.of("header.size_bytes", f"announced {size_bytes} bytes, {incoming.num_bytes} arrived")
     if digest and digest != incoming.digest:
-        raise InvalidInput.of("header.digest", f"announced {digest}, what arrived has {incoming.digest}")
+        raise InvalidInput.of("header.digest", f"announced {digest}, the received bytes have {incoming.digest}")
 
 
 def _encode(example: Example) -> bytes:
@@ -332,7 +330,7 @@ def _encode(example: Example) -> bytes:
 
 @contextmanager
 def _disk() -> Iterator[None]:
-    """A full or broken disk is the operator's to mend; a caller may try again."""
+    """Turns disk errors, which the operator must fix, into Unavailable for callers."""
     try:
         yield
     except OSError as error:

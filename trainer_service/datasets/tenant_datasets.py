@@ -1,8 +1,8 @@
-"""Datasets as callers see them: each tenant has its own, however many tenants have the same bytes.
+"""Datasets as callers see them: each tenant has separate datasets, even if several tenants have the same bytes.
 
-Joins the bytes (`datasets`) with the rows that say whose they are (`dataset_ledger`). Nothing here tells a tenant of
-another one's datasets: an upload takes the same way and time, and costs the same, whether the bytes were here before or
-not.
+Joins the files (`store`) with the rows that say which tenant has them (`ledger`). A tenant can't find out about another
+tenant's datasets: an upload takes the same steps and time, and counts the same, whether or not the bytes were stored
+before.
 """
 
 from __future__ import annotations
@@ -29,8 +29,9 @@ _MAX_NAMED_JOBS = 10
 
 
 class TenantDatasets:
-    """Synchronous methods block: call them in `pool`. `dataset_bytes`: most bytes of one tenant's datasets; 0: no
-    limit.
+    """The datasets of all tenants. Synchronous methods block: call them in `pool`.
+
+    `dataset_bytes`: the default limit for one tenant's datasets; 0: no limit.
     """
 
     def __init__(self, store: DatasetStore, ledger: DatasetLedger, dataset_bytes: int = 0) -> None:
@@ -38,12 +39,12 @@ class TenantDatasets:
 
     @property
     def pool(self) -> CallPool:
-        """For all calls but `add_uri`."""
+        """The pool for all calls except `add_uri`."""
         return self._store.pool
 
     @property
     def roots_pool(self) -> CallPool:
-        """For `add_uri`, which reads from a caller's directories."""
+        """The pool for `add_uri`, which reads from dataset roots."""
         return self._store.roots_pool
 
     async def receive(
@@ -55,8 +56,9 @@ class TenantDatasets:
         digest: str = "",
         labels: Sequence[str] = (),
     ) -> StoredDataset:
-        """`DatasetStore.receive` for a tenant. Raises Overloaded, before the first byte is read, for a tenant that has
-        no room.
+        """`DatasetStore.receive` for a tenant.
+
+        Raises Overloaded before the first byte is read if the tenant's limit is reached.
         """
         self._store.check_announcement(size_bytes, digest)
         name = dataset_name(digest.removeprefix("sha256:"))
@@ -66,41 +68,42 @@ class TenantDatasets:
         )
 
     def add_examples(self, tenant: Tenant, examples: Iterable[Example], labels: Sequence[str] = ()) -> StoredDataset:
-        """Raises InvalidInput or Overloaded."""
+        """Store examples that came inside a request. Raises InvalidInput or Overloaded."""
         return self._store.add_examples(examples, labels, keep=self._keep(tenant))
 
     def add_uri(self, tenant: Tenant, uri: str, field: str, labels: Sequence[str] = ()) -> StoredDataset:
-        """A copy of a file under the tenant's roots, or the service's where the tenant has none. Raises InvalidInput or
-        Overloaded.
+        """Store a copy of a file under the tenant's roots, or under the service's if the tenant has none configured.
+
+        Raises InvalidInput or Overloaded.
         """
         roots = None if tenant.dataset_roots is None else DatasetRoots(tenant.dataset_roots)
         return self._store.add_uri(uri, field, labels, roots=roots, keep=self._keep(tenant))
 
     def labels(self, tenant: Tenant, name: str) -> tuple[str, ...]:
-        """Those that occur in it. Raises NotFound for a dataset that is not the tenant's."""
+        """The labels that occur in a dataset. Raises NotFound if the tenant doesn't have it."""
         self._ledger.require(tenant.name, (name,))
         return self._store.describe(name)[0].labels
 
     def get(self, tenant: Tenant, name: str) -> OwnedDataset:
-        """With its labels, if they are known. Raises NotFound."""
+        """A dataset, with its labels if they are known. Raises NotFound."""
         return replace(self._ledger.get(tenant.name, name), labels=self._store.known_labels(name))
 
     def page(self, tenant: Tenant, page_size: int, after: str = "") -> tuple[list[OwnedDataset], bool]:
-        """At most `page_size` datasets in order of their names, those after `after`; and whether more follow."""
+        """At most `page_size` datasets with names after `after`, ordered by name; and whether more follow."""
         size = max(1, min(page_size, MAX_PAGE_SIZE))
         found = self._ledger.page(tenant.name, after, size + 1)
         return found[:size], len(found) > size
 
     def delete(self, tenant: Tenant, name: str, may_see: Callable[[str], bool]) -> None:
-        """Take it from the tenant; the bytes go when no tenant has them any more.
+        """Delete the tenant's dataset. The bytes are removed when no tenant has them.
 
-        Raises NotFound, or PreconditionFailed naming jobs of the tenant that still need it, those whose prompt passes
-        `may_see`.
+        Raises NotFound, or PreconditionFailed if jobs of the tenant still need it; the error names those whose prompt
+        passes `may_see`.
         """
         self._ledger.remove(tenant.name, name, partial(_refuse, name, may_see))
         try:
             self._ledger.remove_bytes(name, self._store.remove)
-        except Unavailable as error:  # the tenant's part is done; retention removes bytes that no tenant has
+        except Unavailable as error:  # the tenant's row is removed; retention removes bytes that no tenant has
             log.warning(
                 "bytes of a deleted dataset are left for now: %s", error.message, extra={"fields": {"dataset": name}}
             )

@@ -1,8 +1,7 @@
-"""Bytes on their way into the dataset store: a temporary file that becomes a dataset only if everything about it is
-right.
+"""Receives bytes into a temporary file, which becomes a dataset only if it is valid.
 
-Bounds are checked while bytes arrive, so a hostile sender is refused at the first byte too many, not after filling the
-disk. Knows nothing of examples: `trainer_service.datasets.store` parses what has arrived.
+Limits are checked while bytes arrive, so a hostile sender is rejected at the first excess byte, before the disk is
+full. `trainer_service.datasets.store` parses the examples.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ TEMPORARY_PREFIX = ".incoming-"
 
 @dataclass(frozen=True)
 class UploadLimits:
-    """What one dataset may be at most."""
+    """The limits of one dataset."""
 
     max_examples: int = 100_000
     max_dataset_bytes: int = 256 << 20
@@ -30,9 +29,7 @@ class UploadLimits:
 
 
 class LineGuard:
-    """Follows the lines of a byte stream and refuses the first one that is too long or too many, before the rest
-    arrives.
-    """
+    """Rejects a byte stream at the first line that is too long, or exceeds the number of lines."""
 
     def __init__(self, limits: UploadLimits) -> None:
         self._limits = limits
@@ -45,9 +42,7 @@ class LineGuard:
             self._feed_piece(chunk[start : start + self._limits.max_line_bytes])
 
     def _feed_piece(self, piece: bytes) -> None:
-        """A piece no longer than a line may be: only the line that it continues can be too long, so none of the others
-        is looked at.
-        """
+        """Check a piece of at most `max_line_bytes`. Only the line that it continues can be too long."""
         first = piece.find(b"\n")
         self._line_bytes += len(piece) if first < 0 else first
         if self._line_bytes > self._limits.max_line_bytes:
@@ -63,7 +58,7 @@ class LineGuard:
 
 
 class IncomingFile:
-    """A temporary file beside the datasets. Leaving the `with` block without `keep_as` removes it, whatever happened."""
+    """A temporary file beside the datasets. The `with` block removes it at its end unless `keep_as` was called."""
 
     def __init__(self, directory: Path, limits: UploadLimits) -> None:
         self._limits = limits
@@ -84,10 +79,11 @@ class IncomingFile:
 
     @property
     def digest(self) -> str:
+        """The digest of the bytes so far."""
         return "sha256:" + self._hash.hexdigest()
 
     def write(self, chunk: bytes) -> None:
-        """Raises InvalidInput as soon as the dataset or one of its lines is too large."""
+        """Append a chunk. Raises InvalidInput as soon as the dataset or one of its lines is too large."""
         self.num_bytes += len(chunk)
         if self.num_bytes > self._limits.max_dataset_bytes:
             raise InvalidInput.of("dataset", f"is larger than {self._limits.max_dataset_bytes} bytes")
@@ -96,16 +92,16 @@ class IncomingFile:
         self._file.write(chunk)
 
     def flush(self) -> None:
-        """Everything written so far can be read through `path`."""
+        """Make the bytes written so far readable through `path`."""
         self._file.flush()
 
     def sync(self) -> None:
-        """The bytes are on the disk: what takes long of `keep_as`."""
+        """Write the bytes to the disk. Call it before `keep_as`, which is then fast."""
         self._file.flush()
         os.fsync(self._file.fileno())
 
     def keep_as(self, target: Path) -> None:
-        """Make it `target`, durably and at once: after a crash there is the whole file or none. `sync` comes first."""
+        """Rename the file to `target`, atomically and durably: a crash leaves the whole file or none."""
         self.path.replace(target)
         directory = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY)
         try:

@@ -1,5 +1,6 @@
-"""How many positions one training pass may have: measured from what a position keeps for its backward pass and from
-what memory is free.
+"""The token budget of a training pass: how many positions fit into free memory.
+
+It is measured from the memory that a position keeps for its backward pass.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ from trainer_service.training.attention.row_memory import RowMemory
 from trainer_service.training.compute import LOGITS_AT_ONCE
 
 MAX_CPU, MAX_GPU = 2048, 131_072
-"""On a CPU a step takes seconds well before memory is spent, and jobs wait for steps."""
+"""On a CPU, a step takes seconds long before memory runs out, and other jobs wait for it."""
 MIN_TOKENS = 64
 _SHARE = 0.5
-"""Of free memory; gradients of one layer at a time, other allocations and fragmentation take the rest."""
+"""Share of free memory to use. Gradients of one layer at a time, other allocations and fragmentation take the rest."""
 _LOGITS_BYTES = 3 * 4 * LOGITS_AT_ONCE
-"""Logits, their gradient and a copy, float32; taken in parts, so that this bounds them."""
+"""Upper bound for logits, their gradient and a copy, in float32. They are computed in parts."""
 _FEW, _MANY = 64, 192
 _SCORES_AT_ONCE = 3
 """In `prefix_attention`'s backward pass of one layer: the weights, their gradient and that of the scores."""
@@ -28,17 +29,17 @@ GOOD_PASSES, MAX_PATIENCE = 64, 4096
 
 
 def measured_token_budget(base_model: BaseModel, forward: Forward) -> int:
-    """Positions. Two small forward passes are run for it."""
+    """The number of positions that one pass may have, measured with two small forward passes."""
     free = free_bytes(base_model.device)
     fits = int(_SHARE * max(free // 2, free - _LOGITS_BYTES)) // max(1, bytes_per_position(base_model, forward))
     return max(MIN_TOKENS, min(MAX_GPU if base_model.device.type == "cuda" else MAX_CPU, fits))
 
 
 class TokenBudget:
-    """Positions of a pass, lower after memory ran out and growing back. Pure.
+    """The positions that a pass may have: reduced after an out-of-memory error, then raised again. Pure.
 
-    It grows by a quarter after every `GOOD_PASSES` large passes. A size that has failed before is tried again only
-    after twice as many large passes as the time before.
+    It grows by a quarter after every `GOOD_PASSES` large passes. A size that failed is retried only after twice as many
+    large passes as before the previous retry.
     """
 
     def __init__(self, most: int) -> None:
@@ -48,14 +49,14 @@ class TokenBudget:
         self._good = 0
 
     def ran_out(self, down_to: int | None = None) -> None:
-        """The present size does not fit. `down_to`: what was seen to fit; by default half."""
+        """Reduce the budget after an out-of-memory error. `down_to`: a size that is known to fit; by default half."""
         self._patience = min(MAX_PATIENCE, 2 * self._patience) if self._failed_at is not None else GOOD_PASSES
         self._failed_at = self.current
         self.current = max(MIN_TOKENS, min(self.current // 2 if down_to is None else down_to, self.current))
         self._good = 0
 
     def fitted(self, num_tokens: int) -> None:
-        """A pass of so many positions was computed; small ones say nothing about a larger budget."""
+        """Record a successful pass of `num_tokens` positions. Small passes are ignored."""
         if self.current >= self._most or 2 * num_tokens < self.current:
             return
         self._good += 1
@@ -66,13 +67,14 @@ class TokenBudget:
 
 
 def measured_row_memory(base_model: BaseModel, forward: Forward) -> RowMemory:
-    """Two small forward passes are run for it."""
+    """The memory per position and per pair of positions, measured with two small forward passes."""
     return RowMemory(bytes_per_position(base_model, forward), bytes_per_pair(base_model, forward))
 
 
 def bytes_per_pair(base_model: BaseModel, forward: Forward) -> float:
-    """What attention holds for each pair of positions of one row, at most, computed from the configuration. 0 where
-    kernels never write scores to memory: the compiled ones, and PyTorch's fused ones.
+    """An upper bound of what attention keeps for each pair of positions of a row, from the model's configuration.
+
+    0 for kernels that never write scores to memory: the compiled ones and PyTorch's fused ones.
     """
     model = base_model.model
     config = model.config.get_text_config()
@@ -82,9 +84,8 @@ def bytes_per_pair(base_model: BaseModel, forward: Forward) -> float:
         return 0.0 if _has_compiled_attention(base_model, heads) else float(heads * size * _SCORES_AT_ONCE)
     if getattr(config, "_attn_implementation", "") != "eager":
         return 0.0
-    return float(
-        heads * size * 2 * base_model.info.num_layers
-    )  # scores and weights of every layer wait for the backward pass
+    # scores and weights of every layer are kept for the backward pass
+    return float(heads * size * 2 * base_model.info.num_layers)
 
 
 def _has_compiled_attention(base_model: BaseModel, heads: int) -> bool:
@@ -97,9 +98,7 @@ def _has_compiled_attention(base_model: BaseModel, heads: int) -> bool:
 
 
 def bytes_per_position(base_model: BaseModel, forward: Forward) -> int:
-    """What one more position of a pass keeps until its backward pass: the difference of two passes, so that constants
-    don't count.
-    """
+    """Bytes that each additional position keeps for the backward pass, from the difference between two passes."""
     few, many = (_kept_bytes(base_model, forward, count) for count in (_FEW, _MANY))
     return max(0, many - few) // (_MANY - _FEW)
 

@@ -28,10 +28,12 @@ from trainer_service.training.trainee import Trainee
 
 FORMAT = 2
 _FORMATS = (1, FORMAT)
-"""1: the digest is that of `digest_of_format_1`, and what was added since has its default."""
+"""Format 1 has the digest of `digest_of_format_1`; fields added since then have their defaults."""
 
 
 class TraineeState(BaseModel):
+    """The numbers of one trainee; its tensors are stored beside the state."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
     learning_rate: float
     init: Init
@@ -43,9 +45,7 @@ class TraineeState(BaseModel):
 
 
 class TriedCandidate(BaseModel):
-    """What a search knows of one candidate: its score (`training.selection.Score`) after the last evaluation that it
-    took part in.
-    """
+    """One candidate of a search, with the metrics of its latest evaluation."""
 
     model_config = ConfigDict(extra="forbid")
     learning_rate: float
@@ -53,24 +53,25 @@ class TriedCandidate(BaseModel):
     steps: int = 0
     metrics: dict[str, float] = {}
     end: str = ""
-    """"worse": it left at a comparison. "not finite": it had no finite gradients. Empty: it is in training, or was
-    trained to the end.
+    """"worse": dropped at a comparison. "not finite": dropped because its gradients were not finite.
+
+    Empty: still in training, or trained to the end.
     """
 
 
 class FoldChoice(BaseModel):
-    """The checkpoint that one half of the held-out examples chose so far. `results`: its evaluation, of all examples."""
+    """The best checkpoint so far by one half of the held-out examples. `results`: its evaluation on all examples."""
 
     model_config = ConfigDict(extra="forbid")
     step: int = 0
     score: tuple[float, float] | None = None
     top: float = -1e30
-    """The highest value of the metric that this half has seen."""
+    """The highest value of the metric on this half so far."""
     results: Results | None = None
 
 
 class EvaluationRecord(BaseModel):
-    """One evaluation; `score` is what checkpoints are compared by (higher is better)."""
+    """One evaluation. Checkpoints are compared by `score` (higher is better)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     step: int
@@ -79,7 +80,10 @@ class EvaluationRecord(BaseModel):
 
 
 class RunState(BaseModel):
-    """Everything but tensors. `digest` is of spec and data: a checkpoint of something else is not resumed from."""
+    """The state of a run without its tensors.
+
+    `digest` covers settings and examples; a run never resumes from a checkpoint with another digest.
+    """
 
     model_config = ConfigDict(extra="forbid")
     format: int = FORMAT
@@ -91,19 +95,18 @@ class RunState(BaseModel):
     template_metrics: dict[str, float] | None = None
     stale_evaluations: int = 0
     template_results: Results | None = None
-    """What `template_metrics` are made of."""
+    """The results from which `template_metrics` are computed."""
     folds: list[FoldChoice] = []
-    """Of both halves, with cross-fitting (`held_out`)."""
+    """The choices of both halves, with cross-fitting (`held_out`)."""
     tried: list[TriedCandidate] = []
     best_candidate: int = 0
-    """Which of `tried` the best matrix is from."""
+    """Index in `tried` of the candidate that the best matrix belongs to."""
 
 
 def digest_of(spec: TrainingSpec, train: Sequence[Example], validation: Sequence[Example]) -> str:
-    """Of the settings and of the examples, with a colon between them.
+    """The digests of the settings and of the examples, separated by a colon.
 
-    A field that has its default value is left out: a release that adds a field goes on from the checkpoints of the one
-    before.
+    Fields with their default value are left out, so a release that adds a field can resume older checkpoints.
     """
     settings = hashlib.blake2b(spec.model_dump_json(exclude_defaults=True).encode(), digest_size=16)
     data = hashlib.blake2b(digest_size=16)
@@ -116,8 +119,9 @@ def digest_of(spec: TrainingSpec, train: Sequence[Example], validation: Sequence
 
 
 def digest_of_format_1(spec: TrainingSpec, train: Sequence[Example], validation: Sequence[Example]) -> str:
-    """As earlier releases wrote it, over the fields that they knew: those are set in a stored spec, and newer ones are
-    not.
+    """The digest that earlier releases wrote, over the fields they knew.
+
+    These fields are set in a stored spec; newer ones are not.
     """
     digest = hashlib.blake2b(spec.model_dump_json(exclude_unset=True).encode(), digest_size=16)
     for examples in (train, validation):
@@ -130,7 +134,7 @@ def digest_of_format_1(spec: TrainingSpec, train: Sequence[Example], validation:
 def check_match(
     state: RunState, digest: str, spec: TrainingSpec, train: Sequence[Example], validation: Sequence[Example]
 ) -> None:
-    """Raises DamagedBlob with the reason if the checkpoint can't be continued from with these settings and examples."""
+    """Raises DamagedBlob with the reason if a run with these settings and examples can't resume from the checkpoint."""
     if not state.trainees:
         raise DamagedBlob("the checkpoint is empty")
     if state.format == 1:
@@ -152,6 +156,7 @@ def check_match(
 
 
 def write_checkpoint(state: RunState, trainees: Sequence[Trainee], best: torch.Tensor | None) -> bytes:
+    """The checkpoint's bytes. Updates `state.trainees` from the trainees."""
     state.trainees = [
         TraineeState(
             learning_rate=trainee.candidate.learning_rate,
@@ -202,7 +207,7 @@ def best_prompt(data: bytes) -> SoftPrompt:
 
 
 def restore(trainee: Trainee, saved: TraineeState, tensors: dict[str, torch.Tensor], index: int) -> None:
-    """Put a trainee back to where it was. Raises DamagedBlob if shapes differ."""
+    """Restore a trainee's parameters, optimizer and counters. Raises DamagedBlob if shapes differ."""
     pairs = [(parameter, f"t{index}.{name}") for name, parameter in trainee.parameters.items()]
     for name in trainee.optimizer.parameters:
         pairs += [

@@ -1,9 +1,9 @@
 """A cohort: one frozen base model and a changing set of tuning jobs, trained in one step loop.
 
 Since the model is frozen and prompts share no parameters, one pass carries the batches of many jobs: each row attends
-to the prefix of its own job, and the gradient of the sum of the losses is each prompt's own. Jobs join and leave at
-step boundaries. Whatever goes wrong with one job, or with its data, is that job's `Failed`; the others don't notice.
-What is wrong with the machine escapes `step`, and the cohort is lost: its jobs go on elsewhere.
+to the prefix of its own job, and each prompt's gradient of the summed loss equals the gradient of its own loss. Jobs
+join and leave at step boundaries. A fault of one job or its data becomes that job's `Failed` event and doesn't affect
+the others. `step` raises machine faults; the cohort can't be used after that, and its jobs resume elsewhere.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 
 MIN_TOKEN_BUDGET = 64
 _Compute = Callable[[list[Any], int], list[Any]]
-"""Results of works, in passes of at most so many positions."""
+"""Computes the results of works in passes of at most the given number of positions."""
 
 
 @dataclass
@@ -47,23 +47,22 @@ class _Member:
     run: TuningRun
     life: Life
     work: Work | None = None
-    """What comes next; None only before the first piece."""
+    """The next piece of work; None only before the first piece."""
     stopping: bool = False
     checkpointed_at: float = 0.0
     token_budget: int | None = None
-    """Of its passes, if it needs smaller ones than the other jobs."""
+    """Positions per pass, if this job needs smaller passes than the others."""
 
 
 class Cohort:
-    """Not thread-safe: one thread calls `add`, `stop` and `step`."""
+    """The step loop over all jobs. Not thread-safe: one thread calls `add`, `stop` and `step`."""
 
     def __init__(
         self, base_model: BaseModel, *, token_budget: int | None = None, checkpoint_interval_seconds: float = 10.0
     ) -> None:
-        """`token_budget`: positions in one step; by default what fits into memory (`budget`), and on a CPU keeps a step
-        short.
+        """`token_budget`: positions in one step. The default fits into memory, and on a CPU keeps a step short.
 
-        Raises PreconditionFailed for a model that can't be trained on.
+        Raises PreconditionFailed for a model that can't be used for training.
         """
         self._base_model = base_model
         self._forward = choose_forward(base_model)
@@ -84,8 +83,9 @@ class Cohort:
         return self._budget.current
 
     def add(self, task: TrainingTask) -> None:
-        """The job takes part from the next step on; what is wrong with it becomes its Failed event. Raises
-        AlreadyExists.
+        """Add a job, which takes part from the next step on. Its faults become its Failed event.
+
+        Raises AlreadyExists.
         """
         if task.job_id in self._members:
             raise AlreadyExists(f"job {task.job_id} is in this cohort already")
@@ -94,10 +94,10 @@ class Cohort:
         self._fair_share.join(task.job_id, task.priority, task.tenant, task.weight)
 
     def prepare(self, task: TrainingTask, on_progress: OnProgress | None = None) -> TrainingTask:
-        """The task with its examples as token ids, for `add`. May be called by another thread than the one that steps.
+        """The task with its examples as token ids, for `add`. May be called by another thread than `step`.
 
-        Jobs of this cohort that name the same file and template share one copy. Raises InvalidInput naming lines, or
-        what `on_progress` raises.
+        Jobs of this cohort with the same file and template share one copy. Raises InvalidInput naming lines, and the
+        errors of `on_progress`.
         """
         encoder = InputEncoder(self._tokenizer, task.spec.template)
         return replace(
@@ -115,20 +115,20 @@ class Cohort:
 
     @cached_property
     def _tokenizer(self) -> Any:
-        """A copy for `prepare`: a tokenizer may not be used by two threads."""
+        """A copy for `prepare`, because two threads may not share a tokenizer."""
         return copy.deepcopy(self._base_model.tokenizer)
 
     def stop(self, job_id: str) -> bool:
-        """The job leaves at the next step boundary, with a Stopped event. False if it is not here (any more)."""
+        """Stop a job at the next step boundary, with a Stopped event. False if the cohort doesn't have the job."""
         member = self._members.get(job_id)
         if member is not None:
             member.stopping = True
         return member is not None
 
     def step(self) -> list[TrainingEvent]:
-        """One pass for the jobs whose turn it is; everything that happened since the last step, in order for each job.
+        """Run one pass for the jobs that are due. Returns the events since the last step, in order for each job.
 
-        Raises what the machine or its device raised (`is_machine_fault`); nothing here can be used after that.
+        Raises machine and device faults (`is_machine_fault`); the cohort can't be used after that.
         """
         events: list[TrainingEvent] = []
         for job_id in [job_id for job_id, member in self._members.items() if member.stopping]:
@@ -141,7 +141,7 @@ class Cohort:
         return events + self._checkpoints()
 
     def check_integrity(self) -> None:
-        """Raises RuntimeError if what is counted twice differs."""
+        """Raises RuntimeError if the members and the fair share disagree about the jobs."""
         if len(self._fair_share) != len(self._members) or any(
             job_id not in self._fair_share for job_id in self._members
         ):
@@ -163,13 +163,12 @@ class Cohort:
         return results
 
     def _isolated(self, works: dict[str, Any], compute: _Compute) -> dict[str, Any]:
-        """`compute` for all at once, but for jobs that need smaller passes; if that raises, only the jobs to blame fail
-        or get less.
+        """Compute all works together, except for jobs that need smaller passes. If that fails, only the faulty jobs
+        fail or get smaller passes.
 
-        Out of memory: halves of the jobs are tried with the full budget until the jobs are found that don't fit even
-        alone. Each of these gets smaller passes of its own, or fails if its longest row is too much. Only where all of
-        them need less, or nothing but their combination was too large, does the common budget shrink; it grows back
-        (`TokenBudget`).
+        After an out-of-memory error, the jobs are bisected with the full budget until the jobs that don't fit alone are
+        found. Each of these gets smaller passes, or fails if its longest row doesn't fit. The common budget shrinks
+        only if all jobs need smaller passes or only their combination was too large; it grows back (`TokenBudget`).
         """
         together = {job_id: work for job_id, work in works.items() if self._members[job_id].token_budget is None}
         results = self._together(together, compute) if together else {}
@@ -197,15 +196,15 @@ class Cohort:
         elif not less and not too_large:
             self._budget.ran_out()
         else:
-            for job_id, its_budget in less.items():
-                self._members[job_id].token_budget = its_budget
+            for job_id, job_budget in less.items():
+                self._members[job_id].token_budget = job_budget
         log.warning(
             "out of memory", extra={"fields": {"token_budget": self.token_budget, "less": less, "too_large": too_large}}
         )
         return results
 
     def _bisected(self, works: dict[str, Any], compute: _Compute, budget: int, less: dict[str, int]) -> dict[str, Any]:
-        """`less`: receives the budgets of the jobs that needed a smaller one."""
+        """Compute the works, bisecting them on errors. Adds the budgets of jobs with smaller passes to `less`."""
         found = self._attempt(list(works.values()), compute, budget)
         return (
             self._divided(works, found, compute, budget, less)
@@ -216,7 +215,7 @@ class Cohort:
     def _divided(
         self, works: dict[str, Any], error: Exception, compute: _Compute, budget: int, less: dict[str, int]
     ) -> dict[str, Any]:
-        """After `error` of all of them at once."""
+        """Compute the works in parts after `error` occurred with all of them at once."""
         if len(works) == 1:
             [(job_id, work)] = works.items()
             return {job_id: self._with_less(job_id, work, error, compute, budget, less)}
@@ -234,7 +233,7 @@ class Cohort:
     def _with_less(
         self, job_id: str, work: Work, error: Exception, compute: _Compute, budget: int, less: dict[str, int]
     ) -> Any:
-        """The job's result in smaller passes, the smallest one row long; or the error."""
+        """The job's result in smaller passes, the smallest of one row; or the error."""
         least = max(MIN_TOKEN_BUDGET, self._largest_row(work))
         while is_out_of_memory(error) and budget > least:
             budget = max(least, budget // 2)
@@ -246,15 +245,14 @@ class Cohort:
         return self._too_large(work) if is_out_of_memory(error) and not isinstance(work, CallWork) else error
 
     def _attempt(self, works: list[Any], compute: _Compute, budget: int) -> list[Any] | Exception:
-        """The results, or the exception. Raises what is the machine's fault."""
+        """The results, or the exception. Raises machine faults."""
         try:
             return compute(works, budget)
         except Exception as error:
             if is_machine_fault(error):
                 raise
-            found = (
-                error.with_traceback(None) if is_out_of_memory(error) else error
-            )  # its frames hold the tensors of the pass
+            # the frames of the traceback hold the tensors of the pass
+            found = error.with_traceback(None) if is_out_of_memory(error) else error
         if is_out_of_memory(found) and self._base_model.device.type == "cuda":
             torch.cuda.empty_cache()
         return found
@@ -279,9 +277,7 @@ class Cohort:
         return RowTooLarge(*longest, fits=fits if fits < longest[0] else None)
 
     def _check_row(self, num_virtual_tokens: int, num_tokens: int) -> None:
-        """Raises RowTooLarge for a row that can't fit even alone into what was free when the base model had been
-        loaded.
-        """
+        """Raises RowTooLarge for a row that doesn't fit alone into the memory left after loading the base model."""
         memory = self._forward.row_memory
         if memory.row_bytes(num_virtual_tokens + num_tokens) > self._free_bytes:
             raise RowTooLarge(num_tokens, num_virtual_tokens, self._fitting_tokens(num_virtual_tokens))
@@ -322,13 +318,12 @@ class Cohort:
         if isinstance(work, CallWork):
             return work.num_tokens
         if isinstance(work, ScoreWork):
-            return (
-                self._forward.num_tokens(0 if work.prompt is None else work.prompt.shape[0], work.rows) // 3
-            )  # no backward pass
+            num_virtual = 0 if work.prompt is None else work.prompt.shape[0]
+            return self._forward.num_tokens(num_virtual, work.rows) // 3  # no backward pass
         return sum(self._forward.num_tokens(part.trainee.num_virtual_tokens, part.rows) for part in work.parts)
 
     def _advance(self, job_id: str, result: Any) -> list[TrainingEvent]:
-        """Send the result into the job's life and keep what it wants next."""
+        """Send the result to the job's generator and keep the next piece of work."""
         member = self._members[job_id]
         try:
             member.work = member.life.send(result)

@@ -1,14 +1,15 @@
-"""Whether one model does better than another on the same held-out examples, and how sure that is. Pure.
+"""Compares two models on the same held-out examples, with a confidence interval. Pure.
 
-A difference comes with a 95 % interval over the examples, which are taken as a random sample of those to come:
+A difference has a 95 % interval over the examples, which are treated as a random sample of future inputs:
 
-- Shares of right answers (accuracy, exact match): the adjusted Wald interval for paired proportions of Bonett and Price (Journal of
-  Educational and Behavioral Statistics 37, 2012), which holds for few examples, too, and where one model is right on all of them.
-- Everything else (loss, token accuracy, macro-F1, chrF, BLEU): the difference's jackknife standard error (Quenouille and Tukey; Efron
-  and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 11) times Student's t. Both models are evaluated without the same
-  example each time, so what makes an example hard for both cancels.
+- Shares of right answers (accuracy, exact match): the adjusted Wald interval for paired proportions of Bonett and Price
+  (Journal of Educational and Behavioral Statistics 37, 2012). It is valid for few examples, and also if one model is
+  right on all of them.
+- All other metrics (loss, token accuracy, macro-F1, chrF, BLEU): the jackknife standard error of the difference
+  (Quenouille and Tukey; Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 11) times Student's t.
+  Each replicate leaves the same example out for both models, so difficulty that both share cancels.
 
-The interval doesn't cover what another seed of the training would have given.
+The interval doesn't include the variation between training seeds.
 """
 
 from __future__ import annotations
@@ -22,14 +23,14 @@ from trainer_service.training.results import TEXT_METRICS, Results
 from trainer_service.training.spec import Metric
 
 BARE, INSTRUCTED, FEW_SHOT, CURRENT = "bare_model", "instructed_model", "few_shot_model", "current_version"
-"""What a tuned prompt is compared with: the frozen model with the job's template, with an instruction, with an
-instruction and examples (`baselines`), and the version that the alias names.
+"""The rivals of a tuned prompt: the frozen model with the job's template, with an instruction, with an instruction and
+examples (`baselines`), and the alias's current version.
 """
 CONFIDENCE = 0.95
 MIN_EXAMPLES = 10
-"""Fewer held-out examples decide nothing: the interval would rest on an assumed distribution more than on the examples.
-From ten on, for differences that are as often positive as negative, at most 2.6 % of the intervals lie above 0
-(simulated; 2.5 % are meant to).
+"""With fewer held-out examples, nothing is decided: the interval would depend more on the assumed distribution than on
+the examples. From ten on, for differences that are as often positive as negative, at most 2.6 % of the intervals lie
+above 0 (simulated; the target is 2.5 %).
 """
 _Z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
 _SMALL_T = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776}
@@ -38,9 +39,7 @@ _SMALL_T = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776}
 
 @dataclass(frozen=True)
 class Comparison:
-    """`value` is the tuned prompt's, `other` the one that it is compared with. `difference` is positive where the
-    prompt is better.
-    """
+    """A tuned prompt's `value` and a rival's (`other`). `difference` is positive if the prompt is better."""
 
     metric: Metric
     value: float
@@ -48,7 +47,7 @@ class Comparison:
     difference: float
     low: float
     high: float
-    """The interval of `difference`; infinite if there are too few examples for one."""
+    """Bounds of the interval of `difference`; infinite with too few examples."""
     num_examples: int
 
     @property
@@ -59,7 +58,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A metric on some examples and its 95 % interval; infinite if there are too few examples for one."""
+    """A metric on some examples and its 95 % interval, which is infinite with too few examples."""
 
     metric: Metric
     value: float
@@ -69,8 +68,9 @@ class Estimate:
 
 
 def estimate(metric: Metric, results: Results) -> Estimate | None:
-    """Of a share of right answers by Wilson's score interval (1927), of other metrics by the jackknife. None as in
-    `compare`.
+    """A metric with its interval: Wilson's score interval (1927) for shares of right answers, else the jackknife.
+
+    None under the conditions of `compare`.
     """
     shared = [index for index in range(len(results)) if metric not in TEXT_METRICS or index in results.texts]
     if not shared or not math.isfinite(value := _value(metric, results, shared)):
@@ -87,7 +87,7 @@ def estimate(metric: Metric, results: Results) -> Estimate | None:
 
 
 def compare(metric: Metric, ours: Results, theirs: Results) -> Comparison | None:
-    """Both are of the same examples. None if there is nothing to compare or a number is not finite."""
+    """Compare two results on the same examples. None if no example has both results or a value is not finite."""
     shared = [
         index
         for index in range(len(ours))
@@ -103,17 +103,19 @@ def compare(metric: Metric, ours: Results, theirs: Results) -> Comparison | None
     if metric in (Metric.ACCURACY, Metric.EXACT_MATCH):
         right = [(_is_right(metric, ours, index), _is_right(metric, theirs, index)) for index in shared]
         low, high = paired_shares(
-            sum(mine and not its for mine, its in right), sum(its and not mine for mine, its in right), len(right)
+            sum(mine and not other for mine, other in right),
+            sum(other and not mine for mine, other in right),
+            len(right),
         )
     else:
-        mine, its = (_without_each(metric, results, shared) for results in (ours, theirs))
-        margin = _jackknife_margin(lambda left_out: mine(left_out) - its(left_out), shared)
+        own, rival = (_without_each(metric, results, shared) for results in (ours, theirs))
+        margin = _jackknife_margin(lambda left_out: own(left_out) - rival(left_out), shared)
         low, high = difference - margin, difference + margin
     return Comparison(metric, value, other, difference, low, high, len(shared))
 
 
 def paired_shares(only_ours: int, only_theirs: int, num_examples: int) -> tuple[float, float]:
-    """The interval of a difference between two shares of right answers, from how often only one of the two was right."""
+    """The interval of the difference between two shares of right answers, from the counts where only one was right."""
     ours, theirs = ((count + 1) / (num_examples + 2) for count in (only_ours, only_theirs))
     margin = _Z * math.sqrt((ours + theirs - (ours - theirs) ** 2) / (num_examples + 2))
     return max(-1.0, ours - theirs - margin), min(1.0, ours - theirs + margin)
@@ -131,7 +133,7 @@ def _is_right(metric: Metric, results: Results, index: int) -> bool:
 
 
 def _jackknife_margin(without: Callable[[int], float], shared: Sequence[int]) -> float:
-    """Half the interval of a statistic, from its values without each of the examples."""
+    """Half the width of a statistic's interval, from its values with each example left out."""
     count = len(shared)
     if count < 2:
         return math.inf
@@ -142,7 +144,7 @@ def _jackknife_margin(without: Callable[[int], float], shared: Sequence[int]) ->
 
 
 def _without_each(metric: Metric, results: Results, shared: Sequence[int]) -> Callable[[int], float]:
-    """The metric over all of `shared` but one, as a function of that one."""
+    """The metric over all of `shared` except one example, as a function of that example."""
     if metric in (Metric.LOSS, Metric.TOKEN_ACCURACY):
         signed = [-value for value in results.log_probabilities] if metric is Metric.LOSS else results.num_correct
         total, targets = (
@@ -154,7 +156,7 @@ def _without_each(metric: Metric, results: Results, shared: Sequence[int]) -> Ca
 
 
 def student_t(degrees: int) -> float:
-    """The 97.5 % quantile: exact for few degrees of freedom, else the Cornish-Fisher expansion, right to three digits."""
+    """The 97.5 % quantile: exact for up to 4 degrees of freedom, else the Cornish-Fisher expansion (three digits)."""
     if degrees in _SMALL_T:
         return _SMALL_T[degrees]
     z, n = _Z, degrees

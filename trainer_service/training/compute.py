@@ -23,8 +23,8 @@ def backward(base_model: BaseModel, forward: Forward, parts: Sequence[TrainPart]
     """Add each part's gradient to its trainee's parameters; returns the losses `[parts]`, float32, on the device.
 
     A part's loss is the weighted sum of the cross-entropy over its target tokens, divided by the part's total. Parts
-    share no parameter, so the gradient of the sum of losses is each part's own. What exceeds the budget is computed in
-    several passes whose gradients add up to the same.
+    share no parameters, so the summed loss gives each part the gradient of its own loss. Work above the budget is split
+    into several passes; their gradients add up to the same.
     """
     totals = [part.total or sum(row.weight * len(row.target_ids) for row in part.rows) for part in parts]
     losses = torch.zeros(len(parts), device=base_model.device)
@@ -53,7 +53,7 @@ def backward(base_model: BaseModel, forward: Forward, parts: Sequence[TrainPart]
 
 @torch.no_grad()
 def score(base_model: BaseModel, forward: Forward, works: Sequence[ScoreWork]) -> list[list[RowScore]]:
-    """One pass over the rows of all works."""
+    """Score the rows of all works in one pass."""
     states = forward.states([Segment(work.prompt, work.rows) for work in works])  # [targets, width]
     targets = [
         _Target(token, work.candidates if index == 0 else ())
@@ -94,7 +94,7 @@ class _TargetScore:
 
 
 def _score_targets(logits: torch.Tensor, targets: Sequence[_Target]) -> list[_TargetScore]:
-    """Of the first `len(logits)` targets."""
+    """Scores of the first `len(logits)` targets. logits: [part, vocab]."""
     log_probabilities = logits.float().log_softmax(-1)  # [part, vocab]
     some = targets[: logits.shape[0]]
     ids = torch.tensor([target.token for target in some], device=logits.device)
@@ -108,7 +108,7 @@ def _score_targets(logits: torch.Tensor, targets: Sequence[_Target]) -> list[_Ta
 
 
 def _parts(base_model: BaseModel, states: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
-    """(first target, its part of the states), so that no more than LOGITS_AT_ONCE logits exist at a time."""
+    """Yields (first target, part of the states), so that at most LOGITS_AT_ONCE logits exist at a time."""
     size = max(1, LOGITS_AT_ONCE // base_model.embedding_table.shape[0])
     for first in range(0, states.shape[0], size):
         yield first, states[first : first + size]
@@ -117,9 +117,9 @@ def _parts(base_model: BaseModel, states: torch.Tensor) -> Iterator[tuple[int, t
 def _cross_entropy(
     base_model: BaseModel, forward: Forward, states: torch.Tensor, ids: torch.Tensor, smoothing: torch.Tensor | None
 ) -> torch.Tensor:
-    """[targets]; `smoothing`, too, mixes the uniform distribution into the target's.
+    """Losses, [targets]. `smoothing`, [targets], mixes the uniform distribution into each target.
 
-    Of several parts, logits are computed again for the backward pass.
+    With several parts, the backward pass recomputes the logits.
     """
 
     def of(part: torch.Tensor, first: int) -> torch.Tensor:
@@ -136,8 +136,8 @@ def _cross_entropy(
 
 
 def memory_cost(forward: Forward, num_virtual: int, rows: Sequence[Row]) -> int:
-    """What a segment takes of a pass's budget: its positions, and more for rows so long that attention's scores need
-    the memory.
+    """A segment's share of a pass's budget: its positions, or more if its rows are so long that attention's scores
+    dominate memory.
     """
     longest = num_virtual + max((len(row.tokens) for row in rows), default=0)
     return forward.row_memory.cost(forward.num_tokens(num_virtual, rows), longest)
@@ -146,8 +146,9 @@ def memory_cost(forward: Forward, num_virtual: int, rows: Sequence[Row]) -> int:
 def score_within(
     base_model: BaseModel, forward: Forward, works: Sequence[ScoreWork], token_budget: int
 ) -> list[list[RowScore]]:
-    """`score`, in several passes where one would exceed the budget. Without a backward pass a position takes about a
-    third.
+    """`score`, in several passes if one would exceed the budget.
+
+    Without a backward pass, a position takes about a third of the memory.
     """
     lengths = [0 if work.prompt is None else int(work.prompt.shape[0]) for work in works]
     budget = _WITHOUT_BACKWARD * token_budget
@@ -166,7 +167,7 @@ def score_within(
 def _passes(
     forward: Forward, parts: Sequence[TrainPart], token_budget: int
 ) -> Iterator[list[tuple[int, Sequence[Row]]]]:
-    """Split the parts' rows so that no pass takes more than the budget, unless a single row does."""
+    """Split the parts' rows into passes within the budget; a single row may exceed it."""
     chunk, used = list[tuple[int, Sequence[Row]]](), 0
     for index, part in enumerate(parts):
         num_virtual = part.trainee.num_virtual_tokens

@@ -1,5 +1,4 @@
-"""What a cohort tells about its jobs, and what a job brings to a cohort. Plain data: it crosses process borders within
-one program.
+"""The tasks that a cohort receives and the events that it returns. Plain data that crosses process boundaries.
 
 Order per job: Preparing any number of times, Started, then any number of StepDone / Evaluated / Checkpointed, then
 exactly one of Finished / Failed / Stopped.
@@ -23,26 +22,26 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class DatasetFile:
-    """A stored dataset, named by its content: any node that has a file with this digest has the dataset."""
+    """A stored dataset, identified by its content: any file with this digest is the dataset."""
 
     digest: str
     """SHA-256 of the bytes, 64 hexadecimal digits."""
     path: str
-    """Where the trainer has it; a worker on another node may find nothing there."""
+    """Path on the trainer's node; it may not exist on a worker's node."""
     size_bytes: int
 
 
 @dataclass(frozen=True)
 class TaskData:
-    """The examples of a task, to be read where it is trained."""
+    """The files with a task's examples, which the worker reads."""
 
     dataset: DatasetFile
     validation: DatasetFile | None
-    """Held-out examples of their own; None: a share of the training examples is held out."""
+    """A separate dataset of held-out examples; None: a share of the training examples is held out."""
     validation_fraction: float
-    """Of the training examples; only used without a validation dataset."""
+    """Share of the training examples to hold out; only used without a validation dataset."""
     seed: int
-    """Of the split."""
+    """Seed of the split."""
 
     @property
     def files(self) -> tuple[DatasetFile, ...]:
@@ -51,7 +50,7 @@ class TaskData:
 
 @dataclass(frozen=True)
 class TrainingTask:
-    """One job, ready to train. `attempt` fences: what an earlier attempt still says is ignored."""
+    """One job, ready to train. `attempt` is a fencing number: events of earlier attempts are ignored."""
 
     job_id: str
     attempt: int
@@ -59,33 +58,33 @@ class TrainingTask:
     train: Sequence[Example] = ()
     validation: Sequence[Example] = ()
     source: SoftPrompt | None = None
-    """FROM_PROMPT: the matrix to start from."""
+    """The initial matrix of a FROM_PROMPT job."""
     current: SoftPrompt | None = None
-    """What the alias serves now, evaluated on the same held-out data for the gate."""
+    """The alias's current version, evaluated on the same held-out data for the quality gate."""
     current_version: str = ""
-    """Name of the version that the alias names now, also where its numbers would mean nothing here."""
+    """Name of the alias's current version. Set even if that version can't be compared on this job's data."""
     checkpoint: bytes | None = None
-    """Resume exactly here."""
+    """The checkpoint to resume from."""
     priority: int = 0
     tenant: str = ""
-    """Jobs of one tenant share its part of each step."""
+    """Jobs of one tenant share the tenant's part of each step."""
     weight: float = 1.0
-    """Of the tenant, as it was when the job was claimed."""
+    """The tenant's weight when the job was claimed."""
     traceparent: str = ""
-    """W3C trace context that this attempt's span belongs under."""
+    """W3C trace context of the parent of this attempt's span."""
     data: TaskData | None = None
-    """Where `train` and `validation` come from, while they are not read yet: a task is small on its way to a worker."""
+    """The source of `train` and `validation` until the worker reads them; this keeps the task's message small."""
     digest: str = ""
-    """`checkpoint.digest_of` this task, where it is known already: a large dataset takes seconds."""
+    """`checkpoint.digest_of` this task if already computed; it takes seconds for a large dataset."""
     encoded: EncodedSplit | None = None
-    """`train` and `validation` as token ids; None: still to be encoded."""
+    """`train` and `validation` as token ids; None: not encoded yet."""
     num_overlapping: int | None = None
-    """`dataset.count_overlap` of its examples; None: not counted yet."""
+    """`dataset.count_overlap` of the examples; None: not counted yet."""
 
 
 @dataclass(frozen=True)
 class NearestToken:
-    """What a virtual token lies closest to: for people who want to see what the prompt learned."""
+    """The vocabulary token nearest to a virtual token, shown to users as a hint of what the prompt learned."""
 
     text: str
     cosine: float
@@ -93,50 +92,49 @@ class NearestToken:
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """The best checkpoint and how it does on held-out data, beside the bare model and the alias's current version."""
+    """The best checkpoint and its held-out metrics, next to those of the bare model and the alias's current version."""
 
     soft_prompt: SoftPrompt
     best_step: int
     num_steps: int
     metrics: Mapping[str, float]
     bare_metrics: Mapping[str, float]
-    """Of the frozen model given the input alone, as a request that names no prompt is answered."""
+    """Metrics of the frozen model given the input alone, as for a request without a prompt."""
     template_metrics: Mapping[str, float]
-    """The frozen model given the rendered template, no prompt."""
+    """Metrics of the frozen model given the rendered template, without a prompt."""
     current_metrics: Mapping[str, float] = field(default_factory=dict)
     golden: tuple[GoldenRecord, ...] = ()
     nearest_tokens: tuple[NearestToken, ...] = ()
     score_stability: float = 0.0
     """Standard deviation of the metric over the last evaluations."""
     learning_rate: float = 0.0
-    """The peak rate that was trained with: the spec's, or what a search chose."""
+    """The peak learning rate of the training: the spec's, or the one chosen by a search."""
     statistics: DatasetStatistics | None = None
-    """Of the data that it was trained on."""
+    """Statistics of the job's data."""
     init: Init | None = None
-    """The init that was trained from: the spec's, or what a search chose."""
+    """The init of the training: the spec's, or the one chosen by a search."""
     instructed_metrics: Mapping[str, float] = field(default_factory=dict)
-    """The frozen model given an instruction and the input (`baselines`)."""
+    """Metrics of the frozen model given an instruction and the input (`baselines`)."""
     few_shot_metrics: Mapping[str, float] = field(default_factory=dict)
-    """The frozen model given the instruction, `num_shots` training examples and the input."""
+    """Metrics of the frozen model given the instruction, `num_shots` training examples and the input."""
     num_shots: int = 0
     comparisons: Mapping[str, Comparison] = field(default_factory=dict)
-    """Of the prompt with "bare_model" (the template alone), "instructed_model", "few_shot_model" and "current_version".
-    """
+    """The prompt compared with bare_model (template alone), instructed_model, few_shot_model and current_version."""
     estimate: Estimate | None = None
     """The prompt's metric and its interval."""
     num_judging: int = 0
-    """Held-out examples that all these numbers are of."""
+    """Number of held-out examples behind all these metrics."""
     is_apart: bool = False
-    """Whether no example judged a checkpoint that it had helped to choose."""
+    """Whether no example judged a checkpoint that it helped to choose."""
     tried: tuple[TriedCandidate, ...] = ()
-    """What a search tried; empty without one."""
+    """The candidates of a search; empty without a search."""
     num_skipped: int = 0
     """Steps of this prompt whose gradient was not finite."""
 
 
 @dataclass(frozen=True)
 class TriedCandidate:
-    """One candidate of a search. `metrics`: held out, of the last evaluation that it took part in."""
+    """One candidate of a search. `metrics`: held-out metrics of its latest evaluation."""
 
     learning_rate: float
     init: Init
@@ -144,12 +142,12 @@ class TriedCandidate:
     metrics: Mapping[str, float]
     chosen: bool
     end: str
-    """Why it left: "worse" or "not finite"; empty if it was trained to the end."""
+    """Why the candidate was dropped: "worse" or "not finite"; empty if it was trained to the end."""
 
 
 @dataclass(frozen=True)
 class TrainingEvent:
-    """Something happened to one attempt of one job."""
+    """An event of one attempt of one job."""
 
     job_id: str
     attempt: int
@@ -157,9 +155,7 @@ class TrainingEvent:
 
 @dataclass(frozen=True)
 class Preparing(TrainingEvent):
-    """The job's examples are being turned into tokens; it does not train yet. Comes before Started, any number of
-    times.
-    """
+    """Progress of tokenizing the job's examples. Sent any number of times before Started."""
 
     num_prepared: int
     num_examples: int
@@ -167,17 +163,21 @@ class Preparing(TrainingEvent):
 
 @dataclass(frozen=True)
 class Started(TrainingEvent):
+    """The job's examples are encoded and training begins or resumes."""
+
     statistics: DatasetStatistics
     step: int
-    """0, or the step that was resumed from."""
+    """0, or the step of the checkpoint."""
     notes: tuple[str, ...] = ()
-    """What a person should know about the job's data; the same in every attempt."""
+    """Notes for the user about the job's data; the same in every attempt."""
     restart_reason: str = ""
-    """Why the attempt could not go on from the checkpoint that it was given."""
+    """Why the attempt could not resume from its checkpoint; empty if it could, or had none."""
 
 
 @dataclass(frozen=True)
 class StepDone(TrainingEvent):
+    """One optimizer step of the job."""
+
     step: int
     num_steps: int
     loss: float
@@ -187,17 +187,20 @@ class StepDone(TrainingEvent):
     num_tokens: int
     """Text positions computed for this job in this step."""
     step_seconds: float
-    """Wall time of the whole cohort step that carried it."""
+    """Wall time of the cohort step."""
     num_skipped: int = 0
-    """Prompts of this job (a search trains several) whose gradient was not finite in this step, so that the step left
-    them unchanged. If that is all of them, `loss` and `grad_norm` are NaN.
+    """Prompts of this job (a search trains several) that this step skipped because their gradient was not finite.
+
+    If all were skipped, `loss` and `grad_norm` are NaN.
     """
     total_skipped: int = 0
-    """Such steps since step 0, over the prompts still in training."""
+    """Skipped steps since step 0, summed over the prompts still in training."""
 
 
 @dataclass(frozen=True)
 class Evaluated(TrainingEvent):
+    """One evaluation on held-out examples."""
+
     step: int
     metrics: Mapping[str, float]
     is_best: bool
@@ -205,19 +208,24 @@ class Evaluated(TrainingEvent):
 
 @dataclass(frozen=True)
 class Checkpointed(TrainingEvent):
+    """`data` is a checkpoint (`training.checkpoint`) taken after `step`."""
+
     step: int
     data: bytes
 
 
 @dataclass(frozen=True)
 class Finished(TrainingEvent):
+    """Training has finished."""
+
     result: TrainingResult
 
 
 @dataclass(frozen=True)
 class Stopped(TrainingEvent):
-    """Left the cohort on request (cancel, pause, drain). `data` is a checkpoint, if it had begun; `best` the best
-    prompt so far.
+    """The job left the cohort on request (cancel, pause, drain).
+
+    `data` is a checkpoint, None if training had not begun; `best` is the best prompt so far.
     """
 
     step: int
@@ -227,9 +235,10 @@ class Stopped(TrainingEvent):
 
 @dataclass(frozen=True)
 class Failed(TrainingEvent):
-    """`code`: NAN_LOSS, BAD_DATA, OUT_OF_MEMORY, DATA_UNAVAILABLE, INTERNAL. `retryable`: the same job may do better
-    alone in a process of its own. DATA_UNAVAILABLE: the worker could not read the job's dataset; the job goes back to
-    the queue.
+    """The job failed. `code`: NAN_LOSS, BAD_DATA, OUT_OF_MEMORY, DATA_UNAVAILABLE, INTERNAL.
+
+    `retryable`: the same job may succeed alone in a separate process. DATA_UNAVAILABLE: the worker could not read the
+    job's dataset; the job returns to the queue.
     """
 
     code: str

@@ -1,6 +1,4 @@
-"""Whose fault an exception in a cohort is: the job's own, too little memory's, or the machine's; and what a caller is
-told of it.
-"""
+"""Classifies exceptions in a cohort: a fault of the job, too little memory, or a fault of the machine."""
 
 from __future__ import annotations
 
@@ -16,12 +14,13 @@ log = logging.getLogger(__name__)
 
 _OUT_OF_MEMORY = ("can't allocate memory", "CUDA error: out of memory")
 _DEVICE = ("CUDA error", "CUDA driver error", "Triton Error [CUDA]")
-"""How libraries below PyTorch begin their messages; PyTorch's own are AcceleratorError."""
+"""Prefixes of error messages of libraries below PyTorch; PyTorch itself raises AcceleratorError."""
 
 
 class RowTooLarge(SoftPromptError):
-    """One example is too large for this worker's memory, even in a pass of its own. `fits`: tokens that would fit, if
-    that is known.
+    """One example is too large for this worker's memory, even in a separate pass.
+
+    `fits`: the number of tokens that would fit, if known.
     """
 
     def __init__(self, num_tokens: int, num_virtual_tokens: int, fits: int | None) -> None:
@@ -33,7 +32,7 @@ class RowTooLarge(SoftPromptError):
 
 
 def failure(task: TrainingTask, error: Exception) -> Failed:
-    """What a caller is told about an exception of this job's life."""
+    """The Failed event for an exception of this job."""
     if isinstance(error, NonFinite):
         return Failed(task.job_id, task.attempt, code="NAN_LOSS", message=error.message)
     if isinstance(error, InvalidInput):
@@ -55,20 +54,22 @@ def failure(task: TrainingTask, error: Exception) -> Failed:
 
 
 def is_out_of_memory(error: Exception) -> bool:
+    """Whether an allocation failed, or a row is known not to fit."""
     return isinstance(error, (torch.OutOfMemoryError, MemoryError, RowTooLarge)) or any(
         words in str(error) for words in _OUT_OF_MEMORY
     )
 
 
 def is_machine_fault(error: Exception) -> bool:
-    """The device or the machine under this process is broken, for every job alike: after most errors of a GPU its
-    context stays unusable, and training itself touches no files, so that an OSError is no job's.
+    """Whether the device or the machine is broken, for all jobs.
+
+    After most errors of a GPU its context stays unusable. Training touches no files, so no job can cause an OSError.
     """
     return is_device_fault(error) or (isinstance(error, OSError) and not is_out_of_memory(error))
 
 
 def is_device_fault(error: Exception) -> bool:
-    """A GPU or its driver is broken."""
+    """Whether a GPU or its driver is broken."""
     if is_out_of_memory(error):
         return False
     return isinstance(error, torch.AcceleratorError) or (

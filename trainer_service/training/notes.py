@@ -1,4 +1,4 @@
-"""What a person should know about a job's data before the numbers come. Pure."""
+"""Notes for the user about a job's data. Pure."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ MANY_EPOCHS = 20
 
 
 def data_notes(num_train: int, num_held_out: int, hyper: Hyperparameters) -> tuple[str, ...]:
-    """For few training examples and for few held-out ones; `docs/quality.md` has the reasons."""
+    """Notes about too few training examples or held-out examples; `docs/quality.md` gives the reasons."""
     notes = list[str]()
     epochs = hyper.num_steps * hyper.batch_size / num_train
     if num_train < FEW_TRAINING_EXAMPLES and epochs > MANY_EPOCHS:
         notes.append(
-            f"trains {epochs:.0f} times over {num_train} examples: it learns their form, and little more; the result says whether it beats "
-            "the model with an instruction and examples in its input"
+            f"trains {epochs:.0f} times over {num_train} examples: it learns their form, and little more; "
+            "the result says whether it beats the model with an instruction and examples in its input"
         )
     if 0 < num_held_out < MIN_EXAMPLES:
         notes.append(

@@ -1,9 +1,8 @@
-"""In which precision a frozen model is trained on, where the operator leaves it open: the one that this processor
-multiplies faster.
+"""Chooses the training precision if the operator sets none: the one that this processor multiplies faster.
 
-Training is bound by matrix products. Some processors have bfloat16 instructions at half the speed of their float32
-units (measured: a Xeon without AMX tiles, 75 against 150 GFLOP/s a core), others are several times faster in bfloat16;
-capability flags don't tell which. Float32 is exact, so bfloat16 has to earn its place. Serving decides for itself:
+Training is bound by matrix products. Some processors run bfloat16 at half the speed of float32 (measured: a Xeon
+without AMX tiles, 75 against 150 GFLOP/s per core), others are several times faster in bfloat16; capability flags don't
+tell which. Float32 is exact, so bfloat16 is chosen only if it is clearly faster. Serving chooses separately, because
 decoding is bound by memory, not by products.
 """
 
@@ -20,12 +19,14 @@ from shared.model.base_model import DType
 
 ROWS, HIDDEN = 512, 512
 MARGIN = 1.2
-"""So many times faster bfloat16 must be: float32 is exact, and a busy moment must not decide."""
+"""How many times faster bfloat16 must be. The margin absorbs noise of a busy machine."""
 
 
 def pick_training_dtype(asked: DType, device: torch.device) -> DType:
-    """`asked` unless it is `auto`: on a CPU then float32 or bfloat16, measured in some tens of milliseconds; on a GPU
-    without bfloat16 float32, because small gradients become zero in float16.
+    """`asked` unless it is `auto`.
+
+    On a CPU, `auto` becomes float32 or bfloat16, measured in some tens of milliseconds. On a GPU without bfloat16 it
+    becomes float32, because small gradients become zero in float16.
     """
     if asked != "auto":
         return asked

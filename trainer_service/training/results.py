@@ -1,6 +1,4 @@
-"""How each held-out example came out, and the metrics of some of them: what checkpoints are chosen by and compared on.
-Knows no torch.
-"""
+"""Results of each held-out example, and the metrics computed from them. Imports no torch."""
 
 from __future__ import annotations
 
@@ -14,30 +12,30 @@ TEXT_METRICS = frozenset({Metric.CHRF, Metric.BLEU, Metric.EXACT_MATCH})
 
 
 class Results(BaseModel):
-    """Of some examples, in their order. Written into checkpoints."""
+    """Results of some examples, in their order. Part of checkpoints."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
     log_probabilities: tuple[float, ...]
-    """Of the whole target, natural logarithm."""
+    """Natural logarithm of the probability of the whole target."""
     num_targets: tuple[int, ...]
-    """Tokens of the target."""
+    """Number of target tokens."""
     num_correct: tuple[int, ...]
-    """Target tokens that are the model's first choice."""
+    """Number of target tokens that the model predicts as most probable."""
     wanted: tuple[int, ...] = ()
     """Index of the right label (classification only)."""
     chosen: tuple[int, ...] = ()
     """Index of the label that scored highest (classification only)."""
     texts: dict[int, tuple[str, str]] = {}
-    """Generated answer and wanted text, by the example's index; only for text metrics, and only of a sample."""
+    """Generated answer and wanted text by example index; only for text metrics, and only for a sample."""
 
     def __len__(self) -> int:
         return len(self.log_probabilities)
 
     def metrics(self, metric: Metric, indices: Sequence[int] | None = None) -> dict[str, float]:
-        """loss (nats a target token) and token_accuracy; of labels also accuracy and macro_f1; `metric`, if it is of
-        texts.
+        """loss (nats per target token) and token_accuracy; with labels also accuracy and macro_f1; `metric`, if it is a
+        text metric.
 
-        `indices`: of the examples to look at, at least one; None: all. A text metric is left out if none of them has a
+        `indices`: the examples to include, at least one; None: all. A text metric is left out if none of them has a
         text.
         """
         some = range(len(self)) if indices is None else indices
@@ -55,7 +53,7 @@ class Results(BaseModel):
         return found
 
     def merged(self, other: Results, fold: Sequence[int]) -> Results:
-        """This one's examples where `fold` is 0, the other's where it is 1: both are of the same examples."""
+        """Combine two results of the same examples: this one's where `fold` is 0, the other's where it is 1."""
         pair = (self, other)
         picks = list(enumerate(fold))
         return Results(
@@ -69,7 +67,7 @@ class Results(BaseModel):
 
 
 def classification_metrics(wanted: Sequence[int], answers: Sequence[int], num_labels: int) -> dict[str, float]:
-    """accuracy, and macro_f1 over the labels that occur in either."""
+    """accuracy, and macro_f1 over the labels that occur in `wanted` or `answers`."""
     f1 = []
     for label in range(num_labels):
         hits = sum(want == answer == label for want, answer in zip(wanted, answers, strict=True))
@@ -81,7 +79,7 @@ def classification_metrics(wanted: Sequence[int], answers: Sequence[int], num_la
 
 
 def text_metric(metric: Metric, texts: Sequence[tuple[str, str]]) -> float:
-    """Of (answer, wanted): EXACT_MATCH is a share, CHRF and BLEU (sacrebleu) are 0 to 100."""
+    """A metric over pairs of (answer, wanted): EXACT_MATCH is a share, CHRF and BLEU (sacrebleu) are 0 to 100."""
     if metric is Metric.EXACT_MATCH:
         return sum(answer == wanted for answer, wanted in texts) / len(texts)
     import sacrebleu

@@ -1,9 +1,7 @@
-"""One job's life in a cohort, written from top to bottom as a generator: it yields the work that comes next and is sent
-the results.
+"""The training of one job in a cohort, as a generator: it yields pieces of work and receives their results.
 
-The cohort decides when the work is done and beside whose. All state that matters lies in `RunState`, the trainees and
-the best matrix, so a checkpoint may be taken between any two pieces of work, and a resumed life runs through the same
-places.
+The cohort decides when each piece is computed and with which other jobs. The whole state is in `RunState`, the trainees
+and the best matrix, so a checkpoint may be taken between any two pieces of work, and a resumed run takes the same path.
 """
 
 from __future__ import annotations
@@ -55,7 +53,7 @@ from trainer_service.training.work import CallWork, StepOutcome, TrainPart, Trai
 log = logging.getLogger(__name__)
 
 MAX_COUNTED = 20_000
-"""Training examples whose tokens are counted for SAMPLE_VOCAB."""
+"""The most training examples whose tokens are counted for SAMPLE_VOCAB."""
 _ADVICE = "lower the learning rate, or look for examples that the model can't compute"
 Life = Generator[Work, Any, TrainingResult]
 
@@ -65,6 +63,8 @@ def _any_row(num_virtual_tokens: int, num_tokens: int) -> None:
 
 
 class TuningRun:
+    """One job: its data, trainees, evaluations and events."""
+
     def __init__(
         self,
         task: TrainingTask,
@@ -72,8 +72,9 @@ class TuningRun:
         check_row: Callable[[int, int], None] | None = None,
         piece_tokens: int = SLICE_TOKENS,
     ) -> None:
-        """`check_row(virtual tokens, tokens)` raises for a row that this worker can't compute; called with the longest
-        one. `piece_tokens`: tokens of one piece of an optimizer step, virtual ones aside.
+        """`check_row(virtual tokens, tokens)` raises for a row that this worker can't compute; it gets the longest row.
+
+        `piece_tokens`: tokens of one piece of an optimizer step, without virtual tokens.
         """
         self.task, self._check_row, self._piece_tokens = task, check_row, piece_tokens
         self._base_model = base_model
@@ -90,21 +91,27 @@ class TuningRun:
 
     @property
     def step(self) -> int:
+        """The number of optimizer steps so far."""
         return self._trainees[0].step if self._trainees else 0
 
     def take_events(self) -> list[TrainingEvent]:
+        """The events since the last call."""
         taken, self._events = self._events, []
         return taken
 
     def checkpoint(self) -> bytes | None:
-        """Everything needed to go on from here; None before training has begun."""
+        """The run's state as a checkpoint; None before training has begun."""
         return checkpoint.write_checkpoint(self._state, self._trainees, self._best) if self._trainees else None
 
     def best_prompt(self) -> SoftPrompt | None:
+        """The best prompt so far, float32 on the CPU; None before the first evaluation."""
         return None if self._best is None else SoftPrompt(self._best.float().cpu())
 
     def life(self) -> Life:
-        """Raises InvalidInput for data or settings that can't be trained, NonFinite when the loss explodes."""
+        """Yields the job's work until it is trained.
+
+        Raises InvalidInput for data or settings that can't be used for training, NonFinite if the loss diverges.
+        """
         self._prepare()
         restart_reason = self._begin()
         self._evaluator = Evaluator(
@@ -151,16 +158,14 @@ class TuningRun:
         self._row_weights = self._token_weights()
         if self._check_row is not None:
             parts = [data.input_lengths + data.target_lengths for data in (self._train, self._validation) if len(data)]
-            self._check_row(
-                self._hyper.num_virtual_tokens, int(max(part.max() for part in parts)) - 1
-            )  # the last is never read
+            longest = int(max(part.max() for part in parts)) - 1  # the model never reads the last target token
+            self._check_row(self._hyper.num_virtual_tokens, longest)
 
     def _token_weights(self) -> NDArray[np.float64]:
-        """`[examples]` of each target token of each training example.
+        """The weight of each target token of each training example, `[examples]`.
 
-        In classification an example is an example, however many tokens its label has, and weights are relative to their
-        mean over the data set: divided by the weights of its own batch, a rare class would have the weight of any other
-        wherever it is alone.
+        In classification, an example counts the same however many tokens its label has. Weights are relative to their
+        mean over the dataset: relative to its batch, a rare class that is alone in a batch would have no extra weight.
         """
         if self._spec.task is not TaskKind.CLASSIFICATION:
             return np.ones(len(self._train))
@@ -178,7 +183,7 @@ class TuningRun:
         return np.take(by_index, self._train.label_indices)
 
     def _begin(self) -> str:
-        """New trainees, or those of the checkpoint. Returns why the checkpoint can't be continued from, if so."""
+        """Create the trainees, new or from the checkpoint. Returns why the checkpoint can't be used, or ""."""
         reason = ""
         if self.task.checkpoint is not None:
             try:
@@ -199,7 +204,7 @@ class TuningRun:
         return reason
 
     def _resume(self, data: bytes) -> None:
-        """Raises DamagedBlob if these bytes can't be continued from."""
+        """Restore the run from a checkpoint. Raises DamagedBlob if that is not possible."""
         saved, tensors = checkpoint.read_checkpoint(data)
         checkpoint.check_match(saved, self._state.digest, self._spec, self.task.train, self.task.validation)
         trainees = [self._new_trainee(state.learning_rate, state.init, state.index) for state in saved.trainees]
@@ -230,9 +235,7 @@ class TuningRun:
         return Trainee(Candidate(learning_rate, init), parameters, self._hyper, index)
 
     def _train_step(self) -> Generator[Work, Any, list[StepOutcome]]:
-        """One optimizer step, asked for in pieces: a batch of thousands of long rows would be minutes of work that
-        others wait for.
-        """
+        """One optimizer step in pieces: a batch of thousands of long rows would block the other jobs for minutes."""
         picks = batch_indices(self._hyper.seed, self.step, len(self._train), self._hyper.batch_size)
         examples = [self._train.examples[pick] for pick in picks]
         rows = [
@@ -250,7 +253,7 @@ class TuningRun:
         return outcomes
 
     def _account(self, outcomes: list[StepOutcome]) -> None:
-        """Steps that are not finite were skipped; a prompt that skips too many is given up."""
+        """Report a step, and drop prompts that skipped too many steps."""
         lost = [trainee for trainee in self._trainees if trainee.is_lost]
         if len(lost) == len(self._trainees):
             skipped = (
@@ -305,8 +308,8 @@ class TuningRun:
             self._leave_out([trainee for trainee in self._trainees if trainee not in remain], "worse")
 
     def _evaluate_source(self) -> Generator[Work, Any, None]:
-        """A version that training starts from is its first candidate: a training that only makes it worse publishes it
-        as it was.
+        """Evaluate the version that training starts from. It is the first candidate, so if training only makes it
+        worse, it is published unchanged.
         """
         if (
             self._hyper.init.method is not InitMethod.FROM_PROMPT
@@ -320,14 +323,14 @@ class TuningRun:
         self._keep(0, self._trainees[0], results, prompt)
 
     def _keep(self, step: int, trainee: Trainee, results: Results, prompt: torch.Tensor) -> None:
-        """Enter an evaluation in the history; its prompt is kept if it is the best so far."""
+        """Add an evaluation to the history and keep its prompt if it is the best so far."""
         is_best = self._evaluator.keep(step, results)
         if is_best:
             self._best, self._state.best_candidate = prompt.clone(), trainee.index
         self._emit(Evaluated, step=step, metrics=results.metrics(self._hyper.metric), is_best=is_best)
 
     def _tried(self, trainee: Trainee, **changes: Any) -> None:
-        """Remember what a search knows of this candidate."""
+        """Update a search's record of this candidate."""
         if trainee.index < len(self._state.tried):
             known = self._state.tried[trainee.index]
             self._state.tried[trainee.index] = known.model_copy(update={"steps": trainee.step, **changes})
@@ -384,7 +387,7 @@ class TuningRun:
         )
 
     def _current(self, soft_prompt: SoftPrompt) -> torch.Tensor | None:
-        """What the alias serves now, if it fits this model."""
+        """The alias's current version, if it fits this model."""
         current = self.task.current
         if current is None or current.hidden_size != soft_prompt.hidden_size:
             return None

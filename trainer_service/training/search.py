@@ -1,8 +1,8 @@
-"""A search over learning rates and inits by successive halving (Jamieson and Talwalkar 2016, arXiv:1502.07943), inside
-one run.
+"""A search over learning rates and inits in one run, by successive halving.
 
-All candidates train in the same steps of the same cohort, on the same batches. At each eighth of the steps the worse
-half by held-out score leaves, until one is left and trains on to the end. Six candidates cost twice the work of one.
+All candidates train in the same steps of the same cohort, on the same batches. After each eighth of the steps, the half
+with the worse held-out scores is dropped, until one candidate is left and trains to the end (Jamieson and Talwalkar
+2016, arXiv:1502.07943). Six candidates cost twice the work of one.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ NUM_RUNGS = 8
 
 
 def candidates(spec: TrainingSpec) -> list[Candidate]:
-    """The spec's own choice first; without a search it is the only one."""
+    """The candidates of a run, the spec's own first; without a search it is the only one."""
     hyper = spec.hyperparameters
     own = Candidate(hyper.learning_rate, hyper.init)
     if not hyper.search:
@@ -35,4 +35,5 @@ def is_rung(step: int, num_steps: int) -> bool:
 
 
 def num_survivors(num_candidates: int) -> int:
+    """The number of candidates kept at a comparison."""
     return math.ceil(num_candidates / 2)

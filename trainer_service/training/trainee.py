@@ -1,6 +1,4 @@
-"""One soft prompt in training: its parameters, its optimizer, how far it is. A job has one; a search begins with
-several.
-"""
+"""One soft prompt in training: its parameters, optimizer and step. A job has one; a search begins with several."""
 
 from __future__ import annotations
 
@@ -18,14 +16,14 @@ from trainer_service.training.recipe.reparameterise import PROMPT, effective_mat
 from trainer_service.training.spec import Hyperparameters, Init
 
 MAX_EXCESS_SKIPS = 10
-"""A prompt fails once it has skipped this many more steps than it has taken. One batch that overflows costs a step or
-two; a prompt that has run away, or data that the model can't compute, gives no finite gradient again. Counting the
-excess, and not steps in a row, also ends a training in which more steps are skipped than taken.
+"""A prompt fails once the excess of skipped steps over taken steps reaches this number. A batch that overflows costs a
+step or two; a prompt that has diverged, or data that the model can't compute, never gives a finite gradient again.
+Counting the excess, rather than steps in a row, also ends a training that skips more steps than it takes.
 """
 
 
 class NonFinite(SoftPromptError):
-    """Losses or gradients keep being NaN or infinite: this prompt can't be trained on as it is."""
+    """Losses or gradients are repeatedly NaN or infinite, so training can't continue."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +35,8 @@ class Candidate:
 
 
 class Trainee:
+    """A prompt's parameters, optimizer, gradients and counters."""
+
     def __init__(
         self,
         candidate: Candidate,
@@ -44,13 +44,13 @@ class Trainee:
         hyperparameters: Hyperparameters,
         index: int = 0,
     ) -> None:
-        """`index`: of the candidate among those of the job."""
+        """`index`: the candidate's index in the job."""
         self.candidate, self.index = candidate, index
         self.step = 0
         self.num_skipped = 0
         """Steps without an update because the gradient was not finite."""
         self.excess_skips = 0
-        """Skipped steps beyond those taken since; never below 0."""
+        """Skipped steps minus the steps taken since; never below 0."""
         self._hyperparameters = hyperparameters
         self.parameters = parameters
         trained = {name: parameter for name, parameter in parameters.items() if parameter.requires_grad}
@@ -63,26 +63,30 @@ class Trainee:
 
     @property
     def learning_rate(self) -> float:
+        """The learning rate of the current step."""
         return learning_rate_at(self.step, self.candidate.learning_rate, self._hyperparameters)
 
     def matrix(self) -> torch.Tensor:
-        """`[num_virtual_tokens, hidden_size]`, float32, with gradient."""
+        """The prompt's matrix `[num_virtual_tokens, hidden_size]`, float32, with gradient."""
         return effective_matrix(self.parameters)
 
     def soft_prompt(self) -> SoftPrompt:
+        """A copy of the current prompt."""
         return SoftPrompt(self.matrix().detach().float().cpu().clone())
 
     def clip(self) -> torch.Tensor:
+        """Clip the gradients; returns their norm before, a scalar."""
         return self.optimizer.clip(self._hyperparameters.max_grad_norm)
 
     def update(self) -> None:
+        """End a step by updating the parameters."""
         self.optimizer.update(self.learning_rate)
         self._kept_gradients = {}
         self.step += 1
         self.excess_skips = max(0, self.excess_skips - 1)
 
     def skip(self) -> None:
-        """Ends a step whose gradient is not finite: parameters and moments stay as they are."""
+        """End a step whose gradient is not finite. Parameters and moments stay unchanged."""
         self.discard_gradients()
         self._kept_gradients = {}
         self.step += 1
@@ -91,15 +95,16 @@ class Trainee:
 
     @property
     def is_lost(self) -> bool:
+        """Whether the prompt skipped too many steps."""
         return self.excess_skips >= MAX_EXCESS_SKIPS
 
     def discard_gradients(self) -> None:
-        """Kept ones stay, so a piece of a step can be computed again."""
+        """Discard the current gradients, but not the kept ones, so a piece of a step can be recomputed."""
         for parameter in self.parameters.values():
             parameter.grad = None
 
     def keep_gradients(self) -> None:
-        """Of a piece of a step, until its last piece."""
+        """Keep the gradients of a piece of a step until the step's last piece."""
         self.add_kept_gradients()
         self._kept_gradients = {
             name: parameter.grad for name, parameter in self.parameters.items() if parameter.grad is not None
@@ -107,16 +112,16 @@ class Trainee:
         self.discard_gradients()
 
     def add_kept_gradients(self) -> None:
-        """Those of the earlier pieces of this step."""
+        """Add the gradients of the earlier pieces of this step."""
         for name, gradient in self._kept_gradients.items():
             found = self.parameters[name].grad
             self.parameters[name].grad = gradient.clone() if found is None else found + gradient
 
 
 def batch_indices(seed: int, step: int, num_examples: int, batch_size: int) -> list[int]:
-    """The examples of step 0, 1, 2 ...: shuffled epochs laid end to end, a pure function of its arguments.
+    """The examples of step 0, 1, 2 ...: shuffled epochs in a row, as a pure function of the arguments.
 
-    So there is no data cursor or random state to lose: whoever resumes at a step reads the same batches.
+    There is no data cursor or random state to restore: a run resumed at a step reads the same batches.
     """
     first = step * batch_size
     return [

@@ -1,6 +1,4 @@
-"""What a run asks its cohort to compute next, and what it gets back. The cohort puts the work of many runs into one
-pass.
-"""
+"""The work that a run gives to its cohort, and the results. The cohort computes the work of many runs in one pass."""
 
 from __future__ import annotations
 
@@ -17,26 +15,28 @@ from trainer_service.training.trainee import Trainee
 
 @dataclass(frozen=True)
 class TrainPart:
-    """One trainee's batch of one step."""
+    """The rows of one trainee in one step, or in a piece of it."""
 
     trainee: Trainee
     rows: Sequence[Row]
     label_smoothing: float = 0.0
     total: float | None = None
-    """What the rows' weights are divided by; None: their sum over the part's target tokens."""
+    """The divisor of the rows' weights; None: their sum over the part's target tokens."""
 
 
 @dataclass(frozen=True)
 class TrainWork:
-    """An optimizer step of every trainee of a run, or a piece of one. Result: a list of StepOutcome, of these rows."""
+    """An optimizer step, or a piece of one, for every trainee of a run. Result: a list with a StepOutcome per part."""
 
     parts: Sequence[TrainPart]
     is_last: bool = True
-    """The trainees are updated. Otherwise they keep the gradients for the last piece of the step."""
+    """True: the trainees are updated. False: they keep the gradients for the last piece of the step."""
 
 
 @dataclass(frozen=True)
 class StepOutcome:
+    """The result of one trainee's step, or of a piece of it."""
+
     loss: float
     grad_norm: float
     learning_rate: float
@@ -49,7 +49,7 @@ class StepOutcome:
         return math.isfinite(self.loss) and math.isfinite(self.grad_norm)
 
     def plus(self, next_piece: StepOutcome) -> StepOutcome:
-        """Of this piece of a step and the next one; what is known at a step's end comes from that."""
+        """Combine this piece of a step with the next one. The norm and learning rate are those of the next one."""
         return replace(
             next_piece,
             loss=self.loss + next_piece.loss,
@@ -60,17 +60,17 @@ class StepOutcome:
 
 @dataclass(frozen=True)
 class ScoreWork:
-    """Log-probabilities of rows' targets behind `prompt`, without gradient. Result: a list of RowScore."""
+    """Log-probabilities of the rows' targets after `prompt`, without gradient. Result: a list of RowScore."""
 
     prompt: torch.Tensor | None
     rows: Sequence[Row]
     candidates: tuple[int, ...] = ()
-    """Token ids whose log-probability at the first target position is wanted."""
+    """Token ids to score at the first target position."""
 
 
 @dataclass(frozen=True)
 class RowScore:
-    """Natural logarithms. `candidates` are for the first target position."""
+    """A row's score, in natural logarithms. `candidates` are for the first target position."""
 
     log_probability: float
     num_targets: int
@@ -80,11 +80,11 @@ class RowScore:
 
 @dataclass(frozen=True)
 class CallWork:
-    """Something that no pass can be shared with (tokenizing, generating a few answers). Result: what `call` returns."""
+    """Work that can't share a pass (tokenizing, generating a few answers). Result: the value that `call` returns."""
 
     call: Callable[[], Any]
     num_tokens: int = 0
-    """What it costs, in positions, for the fair share."""
+    """Its cost for the fair share, in positions."""
 
 
 Work = TrainWork | ScoreWork | CallWork

@@ -256,5 +256,5 @@ def test_fields_are_renamed_to_what_the_caller_wrote() -> None:
     assert rename("dataset line 3 output") == "dataset line 3 output"
     assert rename("spec.prompt") == "spec.prompt"
     with pytest.raises(InvalidInput) as refused, renamed(labels_under("spec")):
-        raise InvalidInput.of("labels[1]", "stands twice")
+        raise InvalidInput.of("labels[1]", "is repeated")
     assert refused.value.violations[0].field == "spec.labels[1]"

@@ -1,9 +1,8 @@
-"""The frozen model over segments of rows: logits at target positions, and nothing else.
+"""Runs the frozen model over segments of rows and returns only the logits at target positions.
 
-`PackedForward` is the fast path: all segments as one sequence without padding. `PlainForward` prepends each row's
-prompt, the usual way, and is right for every causal model. `choose_forward` compares the two on the model itself and
-takes the fast one where they agree; architectures whose attention can't be replaced, or that look at more than
-positions, take the plain one.
+`PackedForward` is the fast path: all segments as one sequence without padding. `PlainForward` prepends the prompt to
+each row and is right for every causal model. `choose_forward` compares the two on the loaded model and chooses the fast
+one if they agree. Models whose attention can't be replaced, or depends on more than positions, use the plain one.
 """
 
 from __future__ import annotations
@@ -29,11 +28,13 @@ _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
 
 
 class Forward(Protocol):
+    """A forward pass over segments, in two parts: hidden states at the targets, then logits."""
+
     row_memory: RowMemory
-    """Measured by whoever computes with it (`budget.measured_row_memory`); until then only positions count."""
+    """Set by the cohort (`budget.measured_row_memory`); until then, only positions count."""
 
     def states(self, segments: Sequence[Segment]) -> torch.Tensor:
-        """`[targets, width]`: what `logits` turns into logits, ordered by segment, row, target."""
+        """The input of `logits`, `[targets, width]`, ordered by segment, row, target."""
         ...
 
     def logits(self, states: torch.Tensor) -> torch.Tensor:
@@ -41,13 +42,14 @@ class Forward(Protocol):
         ...
 
     def num_tokens(self, num_virtual_tokens: int, rows: Sequence[Row]) -> int:
-        """Positions that such a segment costs."""
+        """The number of positions that such a segment takes in a pass."""
         ...
 
 
 class PackedForward:
-    """`split`: apply the output head apart from the layers, so that logits of many targets and large vocabularies can
-    be taken in parts.
+    """All segments as one sequence without padding.
+
+    `split`: apply the output head separately from the layers, so that large logits can be computed in parts.
     """
 
     def __init__(self, base_model: BaseModel, *, split: bool = True) -> None:
@@ -88,6 +90,8 @@ class PackedForward:
 
 
 class PlainForward:
+    """Each row after a copy of its prompt, padded to the longest row."""
+
     def __init__(self, base_model: BaseModel) -> None:
         self.row_memory = RowMemory()
         self._model, self._device = base_model.model, base_model.device
@@ -103,9 +107,8 @@ class PlainForward:
         padded = torch.nn.utils.rnn.pad_sequence(embeds, batch_first=True)  # [rows, longest, hidden]
         lengths = torch.tensor([len(row) for row in embeds], device=self._device)
         mask = (torch.arange(padded.shape[1], device=self._device)[None] < lengths[:, None]).long()
-        logits = self._model(
-            inputs_embeds=padded, attention_mask=mask, use_cache=False
-        ).logits  # [rows, longest, vocab]
+        output = self._model(inputs_embeds=padded, attention_mask=mask, use_cache=False)
+        logits = output.logits  # [rows, longest, vocab]
         return torch.cat([logits[row, first : first + count] for row, first, count in picks])
 
     def logits(self, states: torch.Tensor) -> torch.Tensor:
@@ -116,10 +119,10 @@ class PlainForward:
 
 
 def choose_forward(base_model: BaseModel) -> Forward:
-    """The packed path if it gives what the plain one gives on this model, else the plain one. Speeds up the model for
-    the former.
+    """The packed path if its results equal those of the plain path on this model, else the plain path.
 
-    Raises PreconditionFailed for a model that can't read embeddings at all, or whose prompt gets no gradient.
+    Replaces modules of the model by faster ones for the packed path. Raises PreconditionFailed for a model that doesn't
+    accept embeddings, or passes no gradient to the prompt.
     """
     check_causal(base_model)
     plain = PlainForward(base_model)
@@ -146,13 +149,15 @@ def choose_forward(base_model: BaseModel) -> Forward:
                 log.info("%s: a packed pass is not possible: %s", base_model.info.id, error)
         restore(replaced)
     log.warning(
-        "%s is trained without sharing the prefix: its attention can't be replaced or looks at more", base_model.info.id
+        "%s is trained without a shared prefix, which is slower: its attention can't be replaced or needs more "
+        "than positions",
+        base_model.info.id,
     )
     return plain
 
 
 def _probe(base_model: BaseModel) -> tuple[list[Segment], torch.Tensor]:
-    """Two prompts of different lengths and rows that share a beginning: what packing could get wrong."""
+    """Test segments for packing: prompts of different lengths, and rows that share a beginning."""
     generator = torch.Generator().manual_seed(0)
     vocab = base_model.embedding_table.shape[0]
     ids = torch.randint(0, vocab, (24,), generator=generator).tolist()
@@ -177,11 +182,14 @@ def _logits_and_gradient(
 
 
 def _difference(value: torch.Tensor, reference: torch.Tensor) -> float:
-    """Relative; infinite if the shapes differ."""
+    """The relative difference; infinite if the shapes differ."""
     return float((value - reference).norm() / reference.norm()) if value.shape == reference.shape else float("inf")
 
 
 def _has_chunked_attention(config: Any) -> bool:
-    """Chunks (Llama 4) exist only in the mask, which a replaced attention doesn't see, and are longer than a probe."""
+    """Whether attention is chunked (Llama 4).
+
+    Chunks exist only in the mask, which a replaced attention doesn't see, and they are longer than the test rows.
+    """
     text = config.get_text_config()
     return "chunked_attention" in (getattr(text, "layer_types", None) or ())

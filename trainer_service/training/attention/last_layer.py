@@ -1,6 +1,4 @@
-"""Nobody reads the last layer's output but at target positions, so its MLP, most of its work, is computed for them
-alone.
-"""
+"""Computes the last layer's MLP, most of that layer's work, only at target positions: no other output is used."""
 
 from __future__ import annotations
 
@@ -12,7 +10,7 @@ import torch
 
 
 def last_mlp(model: torch.nn.Module) -> torch.nn.Module | None:
-    """Of the last of `model`'s layers; None if it has none by that name."""
+    """The MLP of `model`'s last layer; None if the layer has no module called `mlp`."""
     stacks = [module for module in model.modules() if isinstance(module, torch.nn.ModuleList) and len(module)]
     found = getattr(max(stacks, key=len)[-1], "mlp", None) if stacks else None
     return found if isinstance(found, torch.nn.Module) else None
@@ -20,7 +18,7 @@ def last_mlp(model: torch.nn.Module) -> torch.nn.Module | None:
 
 @contextmanager
 def only_at(positions: torch.Tensor, mlp: torch.nn.Module | None) -> Iterator[None]:
-    """Within, `mlp` maps [1, tokens, width] to zeros everywhere but at `positions`, [targets]."""
+    """Within the block, `mlp` maps [1, tokens, width] to zeros everywhere except at `positions`, [targets]."""
     if mlp is None:
         yield
         return
@@ -28,7 +26,7 @@ def only_at(positions: torch.Tensor, mlp: torch.nn.Module | None) -> Iterator[No
 
     def some(hidden: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         values = forward(hidden.index_select(1, positions), *args, **kwargs)
-        if not isinstance(values, torch.Tensor):  # a router that tells its choices, too
+        if not isinstance(values, torch.Tensor):  # a mixture of experts that also returns its router's choices
             return forward(hidden, *args, **kwargs)
         return torch.zeros_like(hidden).index_copy(1, positions, values)
 

@@ -3,11 +3,11 @@
 The sequence is: for each segment its *shared* positions (virtual tokens, then the tokens that all its rows begin with,
 such as a template's preamble), then for each segment the *own* tokens of its rows, one row after the other. A row
 attends to its segment's shared positions and causally to itself; shared positions attend causally to each other.
-Positions count as if every row stood alone behind its shared part, so linear layers see `shared + own` positions where
+Position numbers are as if each row followed its shared part alone. Linear layers see `shared + own` positions, where
 padded rows would take `rows * longest`.
 
-Attention in torch needs dense blocks: `Tile`s hold rows of similar length and like shared part, padded to the longest
-among them.
+Attention in torch needs dense blocks: a `Tile` holds rows of similar length with equally long shared parts, padded to
+the longest row.
 """
 
 from __future__ import annotations
@@ -21,16 +21,13 @@ import torch
 from shared.kernels.ops import Spans
 
 PADDING_RATIO, PADDING_SLACK = 1.25, 8  # a tile's longest row may exceed its shortest by this
-ITEM_TOKENS = (
-    64  # of rows that one thread of the compiled kernels takes at a time: 48 to 128 are equal, less has more to prepare
-)
+ITEM_TOKENS = 64
+"""Row tokens per item of the compiled kernels. 48 to 128 are equally fast; fewer are slower."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One training or scoring row: the loss, or the score, is on `target_ids`. `weight` scales each target token's
-    loss.
-    """
+    """One training or scoring row. The loss or score is on `target_ids`; `weight` scales each target token's loss."""
 
     input_ids: tuple[int, ...]
     target_ids: tuple[int, ...]
@@ -38,7 +35,7 @@ class Row:
 
     @cached_property
     def tokens(self) -> tuple[int, ...]:
-        """What the model reads: the last target is predicted, never read."""
+        """The tokens that the model reads. The last target is predicted, never read."""
         return (*self.input_ids, *self.target_ids[:-1])
 
 
@@ -64,9 +61,9 @@ class Tile:
     index: torch.Tensor
     """[segments, rows, longest] packed positions; padding says `num_tokens`, one past the last."""
     shared: torch.Tensor
-    """[segments, shared length] packed positions that every row of the segment sees"""
+    """[segments, shared length] packed positions that every row of the segment attends to"""
     masks: dict[tuple[int | None, int], torch.Tensor] = field(default_factory=dict, compare=False)
-    """What attention makes of them once a pass, by sliding window and query heads a key head."""
+    """Attention masks, made once per pass, by sliding window and number of query heads per key head."""
 
     @property
     def longest(self) -> int:
@@ -79,10 +76,12 @@ class Tile:
 
 @dataclass(frozen=True)
 class Layout:
+    """Where each segment and row lies in the packed sequence."""
+
     shared: tuple[range, ...]
-    """Packed positions of each segment's shared part; they count from 0 in every row of it."""
+    """Packed positions of each segment's shared part; their position numbers start at 0."""
     rows: tuple[tuple[range, ...], ...]
-    """Those of each of its rows' own tokens."""
+    """Packed positions of the own tokens of each segment's rows."""
     positions: torch.Tensor
     """[tokens] position of each packed token in its own row"""
 
@@ -92,13 +91,13 @@ class Layout:
 
     @cached_property
     def tiles(self) -> tuple[Tile, ...]:
-        """Every packed position is in one of them."""
+        """The tiles, which together contain every packed position once as a query."""
         themselves = [_Cell(range(0), [span]) for span in self.shared if span]
         return _tiles(themselves + _cells(self.shared, self.rows), self.num_tokens, self.positions.device)
 
     @cached_property
     def spans(self) -> Spans:
-        """What the compiled kernels read instead of tiles, without padding."""
+        """The compiled kernels' counterpart of tiles, without padding."""
         return _spans(self.shared, self.rows)
 
 
@@ -113,7 +112,7 @@ class Packed:
 
 
 def common_length(rows: Sequence[Row]) -> int:
-    """How many leading tokens all rows share; every row keeps at least the last token of its input for itself."""
+    """The number of leading tokens that all rows share, excluding at least the last input token of every row."""
     if len(rows) < 2:
         return 0
     first, last = min(row.input_ids for row in rows), max(row.input_ids for row in rows)
@@ -126,12 +125,13 @@ def common_length(rows: Sequence[Row]) -> int:
 
 
 def num_packed_tokens(num_virtual_tokens: int, rows: Sequence[Row]) -> int:
-    """Positions that this segment takes in a step."""
+    """The number of positions that a segment of these rows takes in a step."""
     shared = common_length(rows)
     return num_virtual_tokens + shared + sum(len(row.tokens) - shared for row in rows)
 
 
 def pack(segments: Sequence[Segment], device: torch.device) -> Packed:
+    """Lay out the segments as one packed sequence on `device`."""
     commons = [common_length(segment.rows) for segment in segments]
     pieces, positions, shared = list[torch.Tensor](), list[int](), list[range]()
     for segment, common in zip(segments, commons, strict=True):
@@ -175,8 +175,9 @@ class _Cell:
 
 
 def _spans(shared: Sequence[range], own: Sequence[Sequence[range]]) -> Spans:
-    """An item ends with the row that fills it: enough for one thread to be worth its while, and the same for any number
-    of threads.
+    """Spans whose items each have at least ITEM_TOKENS row tokens, except for the last item of a segment.
+
+    Items don't depend on the number of threads.
     """
     items, rows, num_partial = list[list[int]](), list[range](), 0
     themselves = [(range(0), [span]) for span in shared if span]

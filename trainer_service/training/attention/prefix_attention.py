@@ -1,12 +1,11 @@
-"""Attention of a packed sequence (`packing.Layout`): every row to the shared positions of its segment and causally to
-itself.
+"""Attention over a packed sequence (`packing.Layout`): each row attends to its segment's shared positions and itself.
 
-The rows of one segment meet their shared keys in one dense matrix product, without copies of the keys for each row (the
-idea of Hydragen, Juravsky et al. 2024, arXiv:2402.05099; here with its gradient), and one softmax goes over both parts.
-Small probabilities are kept for the backward pass and large ones are computed again, as FlashAttention does, so nothing
-large of size `queries * keys` is kept. On a CPU the arithmetic is float32: for these small inner dimensions it is the
-faster one, and exact. Covers grouped-query attention, sliding windows, logit soft-capping and attention sinks. Where
-there are compiled kernels, they take all but the last two.
+The rows of a segment are multiplied with their shared keys in one dense matrix product, without a copy of the keys for
+each row (the idea of Hydragen, Juravsky et al. 2024, arXiv:2402.05099; here with its gradient); one softmax covers both
+parts. Small matrices of probabilities are kept for the backward pass and large ones are recomputed, as in
+FlashAttention, so nothing large of size `queries * keys` is kept. On a CPU the arithmetic is float32, which is exact
+and, for these small inner dimensions, faster. Supports grouped-query attention, sliding windows, logit soft-capping and
+attention sinks; the compiled kernels, if available, support the first two.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ _layout: ContextVar[Layout] = ContextVar("softprompt_packed_layout")
 
 @contextmanager
 def packed_attention(model: Any, layout: Layout) -> Iterator[None]:
-    """Within, `model` reads its one batch row as the packed sequence that `layout` describes."""
+    """Within the block, `model` treats its single batch row as the packed sequence described by `layout`."""
     AttentionInterface.register(NAME, _attention)
     configured = model.config._attn_implementation
     token = _layout.set(layout)
@@ -45,7 +44,7 @@ def packed_attention(model: Any, layout: Layout) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Rule:
-    """How one layer scores: `score = cap(query . key * scale)`, keys `window` or more positions back are not seen."""
+    """A layer's attention parameters: `score = cap(query . key * scale)`; only the last `window` keys are visible."""
 
     scale: float
     window: int | None
@@ -65,8 +64,9 @@ def _attention(
     s_aux: torch.Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """transformers' attention interface: query [1, heads, tokens, head_dim], key and value [1, kv_heads, tokens,
-    head_dim].
+    """Implements transformers' attention interface.
+
+    query [1, heads, tokens, head_dim], key and value [1, kv_heads, tokens, head_dim] -> [1, tokens, heads, value_dim]
     """
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     rule = Rule(scale, sliding_window, softcap, s_aux)
@@ -76,10 +76,11 @@ def _attention(
 
 
 class NativePrefixAttention(torch.autograd.Function):
-    """The same as PrefixAttention by the compiled kernels, in two fifths of its time; keeps no probabilities at all."""
+    """PrefixAttention by the compiled kernels, in two fifths of its time; it keeps no probabilities."""
 
     @staticmethod
     def fits(query: torch.Tensor, value: torch.Tensor, rule: Rule) -> bool:
+        """Whether the compiled kernels are available for these tensors and this layer."""
         same = query.shape[-1] == value.shape[-1] and query.dtype == value.dtype
         return same and rule.softcap is None and rule.sinks is None and ops.takes(query, query.shape[-1])
 
@@ -146,12 +147,12 @@ class PrefixAttention(torch.autograd.Function):
 
 
 class Block:
-    """One tile's operands. All query heads that read one key head are rows of the same matrices.
+    """One tile's operands. All query heads of a key head are rows of the same matrices.
 
-    For n segments of r rows of L slots behind S shared positions, h key heads and g query heads to each, scores and
-    weights are `[h * n * r, L * g, S + L]`: by row. Their first S columns are, by segment, also `[h * n, r * L * g,
-    S]`: one product for all rows. Slots of padding hold zeros. With attention sinks there is one more column, which
-    nobody gets values from.
+    For n segments of r rows of L slots after S shared positions, with h key heads of g query heads each, scores and
+    weights are `[h * n * r, L * g, S + L]`, by row. Their first S columns, viewed by segment as `[h * n, r * L * g,
+    S]`, come from one product for all rows. Padding slots hold zeros. Attention sinks add one more column, which has no
+    value.
     """
 
     def __init__(self, tile: Tile, groups: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
@@ -169,7 +170,7 @@ class Block:
             self._shared_value = _take(value, tile.shared).view(self._by_segment[0], self._shared, -1)
 
     def scores(self, rule: Rule) -> torch.Tensor:
-        """What is not seen is minus infinity."""
+        """Scores before the softmax; masked ones are minus infinity."""
         query = self._query.view(*self._by_row, -1)
         scores = query.new_empty(*self._by_row, self._shared + self._length + (rule.sinks is not None))
         own = query @ self._key.transpose(1, 2)
@@ -187,7 +188,7 @@ class Block:
         return scores
 
     def mix(self, weights: torch.Tensor) -> torch.Tensor:
-        """The values by their weights, [h, n * r * L, g * d]."""
+        """The weighted sums of the values, [h, n * r * L, g * d]."""
         if not self._shared:
             return (self._own(weights) @ self._value).view(*self._query.shape[:2], -1)
         mixed = self._behind(weights) @ self._shared_value
@@ -203,10 +204,10 @@ class Block:
         dk: torch.Tensor,
         dv: torch.Tensor,
     ) -> None:
-        """Write this tile's part of dq, which counts from the scaled query, and add it to dk and dv; all like `query`,
-        `key`, `value`.
+        """Write this tile's part of dq (with respect to the scaled query) and add its parts of dk and dv.
 
-        grad [h, n * r * L, g * d]; `slope` is the derivative of the cap at each score.
+        dq, dk and dv have the shapes of `query`, `key` and `value`; grad [h, n * r * L, g * d]; `slope` is the
+        derivative of the cap at each score.
         """
         grad, query = grad.view(*self._by_row, -1), self._query.view(*self._by_row, -1)
         dweights = torch.empty_like(weights)
@@ -247,7 +248,7 @@ class Block:
         return scores.view(*self._by_segment, -1)[..., : self._shared]
 
     def _mask(self, rule: Rule, like: torch.Tensor) -> torch.Tensor:
-        """[L * g, S + L], to be added; the same for all layers of one window."""
+        """The additive mask, [L * g, S + L], shared by all layers with the same window."""
         found = self._tile.masks.get((rule.window, self._groups))
         if found is not None:
             return found
@@ -260,14 +261,12 @@ class Block:
 
 
 def _capped(scores: torch.Tensor, rule: Rule) -> torch.Tensor:
-    """In place."""
+    """Apply the soft cap in place."""
     return scores if rule.softcap is None else scores.div_(rule.softcap).tanh_().mul_(rule.softcap)
 
 
 def _padded(heads_first: torch.Tensor, groups: int = 1, scale: float = 1.0) -> torch.Tensor:
-    """[kv_heads * groups, tokens, d] -> [kv_heads, tokens + 1, groups * d] with zeros as the last token; float32 on a
-    CPU.
-    """
+    """[kv_heads * groups, tokens, d] -> [kv_heads, tokens + 1, groups * d], last token zeros, float32 on a CPU."""
     heads, tokens, width = heads_first.shape
     working = heads_first.float() if heads_first.device.type == "cpu" else heads_first
     out = working.new_empty(heads // groups, tokens + 1, groups, width)

@@ -1,13 +1,13 @@
 """Datasets of examples: strict parsing, checks, the held-out split, overlap between training and held-out data.
 
-A dataset is JSON Lines in UTF-8, every line one example of the same kind:
+A dataset is JSON Lines in UTF-8. Every line is one example, all of the same kind:
 
     {"input": "...", "output": "..."}                                   generation
     {"input": "...", "label": "..."}                                    classification
     {"messages": [{"role": "user", "content": "..."}, ..., {"role": "assistant", "content": "..."}]}      chat
 
-Blank lines are skipped and still counted, so that `line N` is what an editor shows. Knows no tokenizer and no torch:
-the service checks a dataset when a job is created, long before a worker sees it.
+Blank lines are skipped but counted, so that `line N` matches an editor's line numbers. Needs no tokenizer and no torch:
+the service checks a dataset when a job is created, long before a worker reads it.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ _KEYS = {
 
 @dataclass(frozen=True)
 class DatasetLimits:
-    """Bounds that keep one dataset from taking the service's memory."""
+    """Limits that keep one dataset from exhausting the service's memory."""
 
     max_line_bytes: int = 1 << 20
     max_examples: int = 1_000_000
@@ -60,7 +60,7 @@ class DatasetLimits:
 
 @dataclass(frozen=True)
 class ParsedDataset:
-    """`labels`: the label set that was given, else the labels in order of first appearance (classification only)."""
+    """`labels`: the given label set, else the labels in order of first appearance (classification only)."""
 
     examples: tuple[Example, ...]
     task: TaskKind
@@ -75,11 +75,10 @@ def parse_examples(
     quote: bool = True,
     visit: Callable[[Example], None] | None = None,
 ) -> ParsedDataset:
-    """Read JSON Lines. Raises InvalidInput naming lines (`line 7`): up to three of each kind of mistake, and how many
-    more there are.
+    """Read JSON Lines. Raises InvalidInput naming lines (`line 7`), up to three for each kind of mistake, with counts.
 
-    `quote` False: errors say where a line is wrong and what was expected, and repeat nothing of what it holds.
-    `visit` is called with each example in place of keeping it: the result has no examples then.
+    `quote` False: errors say where a line is wrong and what was expected, without quoting its content. `visit` is
+    called with each example instead of keeping it; the result then has no examples.
     """
     checker = _Checker(
         labels, lambda example, part: f"line {example.line}" + (f" {part}" if part else ""), "dataset", quote, visit
@@ -99,12 +98,12 @@ def parse_examples(
 
 
 def stored_examples(lines: Iterable[bytes]) -> tuple[Example, ...]:
-    """The examples of a dataset that was checked when it was stored, not checked again."""
+    """The examples of a stored dataset. They were checked when it was stored, and are not checked again."""
     return tuple(stored_example(line, number) for number, line in enumerate(lines, start=1) if line.strip())
 
 
 def check_examples(examples: Sequence[Example], labels: Sequence[str] = (), field: str = "examples") -> ParsedDataset:
-    """The same checks for examples that came as messages. Raises InvalidInput naming `examples[3].output`."""
+    """The same checks for examples inside a request. Raises InvalidInput naming `examples[3].output`."""
     indices = {id(example): index for index, example in enumerate(examples)}
 
     def name(example: Example, part: str) -> str:
@@ -122,7 +121,7 @@ class _Malformed(Exception):
 
 
 class _Checker:
-    """Collects examples and everything that is wrong with them; `name(example, part)` writes a field's name."""
+    """Collects examples and their mistakes. `name(example, part)` returns a field's name."""
 
     def __init__(
         self,
@@ -142,9 +141,9 @@ class _Checker:
         self._visit = visit or self._examples.append
         self._violations: list[FieldViolation] = []
         self._counts: dict[str, int] = {}
-        """Mistakes by kind: the beginning of the reason, before what is different from line to line."""
+        """Mistakes by kind. A kind is the beginning of the reason, before the part that varies from line to line."""
         self._last: dict[str, int] = {}
-        """Of each kind, the index of its last violation."""
+        """The index of each kind's last violation."""
         check_labels(self._given)
 
     def report(self, field: str, reason: str) -> None:
@@ -195,7 +194,7 @@ class _Checker:
         return ParsedDataset(tuple(self._examples), self._task, labels)
 
     def _summary(self) -> list[FieldViolation]:
-        """What was reported; the last violation of each kind says how many more there are."""
+        """The reported violations; the last one of each kind says how many more there are."""
         found = list(self._violations)
         for kind, index in self._last.items():
             shown = min(self._counts[kind], _MAX_PLACES)
@@ -217,7 +216,7 @@ def check_labels(labels: Sequence[str]) -> None:
         if reason := _label_problem(label):
             raise InvalidInput.of(f"labels[{index}]", reason)
         if label in seen:
-            raise InvalidInput.of(f"labels[{index}]", f"{label!r} stands twice")
+            raise InvalidInput.of(f"labels[{index}]", f"{label!r} is repeated")
         seen.add(label)
 
 
@@ -287,7 +286,9 @@ def _parse_line(line: bytes | str, number: int, limits: DatasetLimits, quote: bo
         raise _Malformed(f"is longer than {limits.max_line_bytes} bytes")
     if isinstance(line, bytes):
         try:
-            line = line.decode("utf-8-sig")  # of every line: files with a mark may have been joined
+            line = line.decode(
+                "utf-8-sig"
+            )  # on every line, because files that begin with a byte order mark may have been joined
         except UnicodeDecodeError as error:
             raise _Malformed(f"is not UTF-8 (byte {error.start + 1})") from None
     if not line.strip():
@@ -332,7 +333,7 @@ def _messages(value: object) -> tuple[Message, ...]:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) != len(pairs):
-        raise ValueError("a key stands twice")
+        raise ValueError("a key is repeated")
     return result
 
 

@@ -1,6 +1,4 @@
-"""What a job's creation needs to know of a dataset, found once, when the dataset is stored: nobody reads all of it
-again for that.
-"""
+"""Facts about a dataset for creating jobs. They are collected when it is stored, so that no job needs a full read."""
 
 from __future__ import annotations
 
@@ -18,7 +16,7 @@ SAMPLED_FIRST, SAMPLED_LONGEST = 64, 32
 
 
 class LinePlace(BaseModel):
-    """Where an example is in the file: its line's number, from 1, and its bytes from `start` to `end`."""
+    """The place of an example in the file: its line's number, from 1, and its bytes from `start` to `end`."""
 
     model_config = ConfigDict(frozen=True)
     line: int
@@ -27,23 +25,25 @@ class LinePlace(BaseModel):
 
 
 class DatasetFacts(BaseModel):
+    """The facts, as stored in JSON beside the dataset."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
     format: int = FORMAT
     task: TaskKind
     labels: tuple[str, ...]
-    """Those that occur, in order of first appearance."""
+    """The labels that occur, in order of first appearance."""
     num_examples: int
     repetition: Repetition
     sample: tuple[LinePlace, ...]
-    """The first examples and those with the longest lines: what tells soon whether a template fits and lengths do."""
+    """The first examples and those with the longest lines, for early checks of the template and of lengths."""
 
     @property
     def num_distinct(self) -> int:
-        """Examples that differ in input or target."""
+        """The number of distinct examples by input and target."""
         return self.num_examples - self.repetition.num_duplicates
 
     def has_only(self, labels: Sequence[str]) -> bool:
-        """Whether the examples can be trained with this label set; empty: with the labels that occur."""
+        """Whether this label set covers the examples; empty: the labels that occur."""
         if self.task is not TaskKind.CLASSIFICATION:
             return not labels
         return set(self.labels) <= set(labels) if labels else len(self.labels) > 1
@@ -52,7 +52,7 @@ class DatasetFacts(BaseModel):
 def scan_examples(
     lines: Iterable[bytes], labels: Sequence[str] = (), limits: DatasetLimits | None = None, *, quote: bool = True
 ) -> DatasetFacts:
-    """Check a dataset as `parse_examples` does, and keep no text of it. Raises InvalidInput likewise."""
+    """Check a dataset like `parse_examples`, without keeping its texts. Raises InvalidInput like `parse_examples`."""
     scan = _Scan()
     parsed = parse_examples(scan.followed(lines), labels, limits, quote=quote, visit=scan.visit)
     return DatasetFacts(
@@ -79,7 +79,7 @@ class _Scan:
             yield line
 
     def visit(self, example: Example) -> None:
-        """Called between two lines: the place of the latest one is its place."""
+        """Record an example. It is called between two lines, so the example's place is that of the latest line."""
         self.num_examples += 1
         self.repetition.add(example)
         if example.label is not None:

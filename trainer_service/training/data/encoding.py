@@ -1,6 +1,6 @@
-"""Examples as token ids: what training and evaluation feed to the model, through the one encoder that serving uses too.
+"""Examples as token ids for training and evaluation, made by the same encoder as in serving.
 
-Free of torch, so that a service that has only the tokenizer can refuse examples before a worker is busy.
+Imports no torch, so that a service that has only the tokenizer can reject examples before they reach a worker.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from trainer_service.training.data.token_rows import MAX_REPORTED, OnProgress, T
 from trainer_service.training.spec import Example, TaskKind, TooLong, TrainingSpec
 
 _FEW = 3
-"""Examples that are too long and need no summary."""
+"""Up to this many examples that are too long are reported without a summary."""
 
 
 @dataclass(frozen=True)
 class EncodedExample:
-    """`input_ids` stand after the virtual tokens; the loss is on `target_ids`, which follow. Neither is empty."""
+    """`input_ids` follow the virtual tokens; `target_ids` follow them and have the loss. Neither is empty."""
 
     example: Example
     input_ids: tuple[int, ...]
@@ -37,9 +37,9 @@ class EncodedExample:
 
 
 class EncodedRows(Sequence[EncodedExample]):
-    """Some rows of a dataset, made into `EncodedExample`s one by one when they are asked for.
+    """Some rows of a dataset, converted to `EncodedExample`s on access.
 
-    `shortened`: the input ids of rows whose inputs were truncated.
+    `shortened`: the input ids of rows with truncated inputs.
     """
 
     def __init__(self, rows: TokenRows, indices: NDArray[np.int64], shortened: Mapping[int, tuple[int, ...]]) -> None:
@@ -81,12 +81,12 @@ class EncodedRows(Sequence[EncodedExample]):
 
 @dataclass(frozen=True)
 class EncodedDataset:
-    """`label_ids[i]` is the continuation that means `labels[i]`, without the end of sequence (classification only)."""
+    """`label_ids[i]` are the tokens of `labels[i]` as a continuation (classification only)."""
 
     examples: Sequence[EncodedExample]
     label_ids: tuple[tuple[int, ...], ...] = ()
     num_dropped: int = 0
-    """Examples that were too long and left out."""
+    """Number of examples left out because they are too long."""
     num_truncated: int = 0
 
     def __len__(self) -> int:
@@ -126,10 +126,10 @@ def encode_dataset(
     cache: TokenRowsCache | None = None,
     on_progress: OnProgress | None = None,
 ) -> EncodedDataset:
-    """Every example as token ids. Raises InvalidInput naming lines, with counts, for what can't be trained on.
+    """Every example as token ids. Raises InvalidInput naming lines, with counts, for examples that can't be used.
 
-    `max_positions` is the longest sequence that is allowed: virtual tokens, input and target must fit into it together.
-    `spec.too_long` says what becomes of an example that doesn't. `cache` has the rows of other jobs with the same file.
+    `max_positions` is the longest allowed sequence of virtual tokens, input and target. `spec.too_long` decides what
+    happens to longer examples. `cache` has the rows of other jobs with the same file.
     """
     source, indices = (
         (examples.base, examples.indices) if isinstance(examples, Selection) else (examples, range(len(examples)))
@@ -161,7 +161,7 @@ def encode_split(
 ) -> EncodedSplit:
     """Both parts of a job's data as token ids. `model_positions` is the model's context.
 
-    Raises InvalidInput that names lines, or the part of which nothing is left.
+    Raises InvalidInput naming lines, or a part that has no examples left.
     """
     longest = min(spec.max_positions or model_positions, model_positions)
     cache, parts = cache or TokenRowsCache(), list[EncodedDataset]()
@@ -185,7 +185,7 @@ def encode_split(
 
 @contextmanager
 def _named(name: str) -> Iterator[None]:
-    """Lines are named with the dataset that they are in."""
+    """Add the dataset's name to the lines in errors."""
     try:
         yield
     except InvalidInput as error:
@@ -199,6 +199,7 @@ def _named(name: str) -> Iterator[None]:
 
 
 def statistics(train: EncodedDataset, validation: EncodedDataset, num_overlapping: int) -> DatasetStatistics:
+    """Counts and lengths of both parts together."""
     inputs = np.concatenate([train.input_lengths, validation.input_lengths])
     targets = np.concatenate([train.target_lengths, validation.target_lengths])
     return DatasetStatistics(
@@ -215,7 +216,7 @@ def statistics(train: EncodedDataset, validation: EncodedDataset, num_overlappin
 
 
 def encode_bare(encoder: InputEncoder, example: Example) -> list[int]:
-    """The token ids of an example's input: its text, or its messages but for the last one."""
+    """The token ids of an example's input: its text, or all its messages except the last."""
     if example.messages:
         return encoder.encode_messages(example.messages[:-1])
     return encoder.encode_input(example.input)
@@ -224,7 +225,7 @@ def encode_bare(encoder: InputEncoder, example: Example) -> list[int]:
 def _shortened(
     rows: TokenRows, long: NDArray[np.int64], room: int, encoder: InputEncoder
 ) -> dict[int, tuple[int, ...]]:
-    """Inputs cut as serving cuts them, of those rows where template and target leave room for one."""
+    """Inputs truncated like in serving, by row, for rows whose template and target leave room for an input."""
     found = dict[int, tuple[int, ...]]()
     for row in long.tolist():
         left = room - int(rows.target_lengths[row])
@@ -247,8 +248,9 @@ def _too_long(
     found = [
         FieldViolation(
             f"line {rows.source[row].line}",
-            f"{rows.input_lengths[row]} input tokens and {rows.target_lengths[row]} target tokens; beside {num_virtual_tokens} virtual "
-            f"tokens there is room for {room}; shorten it, or set spec.too_long to TRUNCATE or DROP",
+            f"{rows.input_lengths[row]} input tokens and {rows.target_lengths[row]} target tokens; "
+            f"beside {num_virtual_tokens} virtual tokens there is room for {room}; "
+            "shorten it, or set spec.too_long to TRUNCATE or DROP",
         )
         for row in long[:MAX_REPORTED].tolist()
     ]

@@ -1,7 +1,7 @@
-"""Examples of a stored dataset without their texts in memory: where each line begins, and the file to read it from.
+"""Examples of a stored dataset without their texts in memory: the start of each line, and the file to read it from.
 
-A dataset as Python objects takes about six times its bytes. Here an example takes 16 bytes, and its text is read again
-from the file when somebody needs it.
+A dataset as Python objects takes about six times its bytes. Here an example takes 16 bytes; its text is read from the
+file on access.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from trainer_service.training.spec import Example
 class ExampleLines(Sequence[Example]):
     """The examples of a JSON Lines file that was checked when it was stored. Thread-safe.
 
-    The file stays open, so that it can be read after it was removed.
+    The file stays open, so it can be read after it is removed.
     """
 
     def __init__(self, path: Path, digest: str) -> None:
@@ -71,7 +71,7 @@ class ExampleLines(Sequence[Example]):
 
 
 class Selection(Sequence[Example]):
-    """Some of the examples of `base`, by their indices there."""
+    """The examples of `base` with the given indices."""
 
     def __init__(self, base: Sequence[Example], indices: Sequence[int]) -> None:
         self.base, self.indices = base, indices
@@ -92,5 +92,5 @@ class Selection(Sequence[Example]):
 
 
 def stored_example(line: bytes, number: int) -> Example:
-    """The example of one line that was checked when it was stored. Blank lines may follow it."""
+    """The example of one stored line, not checked again. Blank lines may follow it."""
     return Example(line=number, **json.loads(line.decode("utf-8-sig")))

@@ -1,10 +1,10 @@
-"""Which held-out examples choose the checkpoint, and which ones judge it: never the same.
+"""Divides held-out examples into those that choose the checkpoint and those that judge it.
 
-The best of several checkpoints looks better on the examples that it was chosen by than on others. Where there are
-enough, one part of them chooses and another one, seen once at the end, judges. Where there are few, both halves do both
-(cross-fitting): the checkpoint that one half chooses is judged on the other half. All examples together then choose
-what is published, and what is reported is how well choosing on half of them did on the other half. That holds only if
-the examples decide nothing else: a search or an early stop always takes separate parts.
+The best of several checkpoints looks better on the examples that chose it than on others. With enough examples, one
+part chooses and another part, used once at the end, judges. With few examples, both halves do both (cross-fitting): the
+checkpoint that one half chooses is judged on the other half. The published checkpoint is then chosen by all examples,
+and the reported metrics say how well choosing on one half did on the other. This is valid only if the examples decide
+nothing else, so a search or an early stop always uses separate parts.
 """
 
 from __future__ import annotations
@@ -16,25 +16,29 @@ from trainer_service.training.data.encoding import EncodedDataset, EncodedExampl
 from trainer_service.training.data.split import input_digest
 
 MAX_CHOOSING, MAX_JUDGING = 128, 512
-"""Examples of each evaluation while training, and of the last one; up to twice MAX_CHOOSING where halves do both."""
+"""The most examples of each evaluation during training, and of the final one. Cross-fitting uses up to twice
+MAX_CHOOSING.
+"""
 
 
 @dataclass(frozen=True)
 class HeldOut:
+    """The two parts of the held-out examples."""
+
     choosing: EncodedDataset
     judging: EncodedDataset
-    """The same as `choosing` with folds, and for a single example."""
+    """The same as `choosing` with cross-fitting, and if there is a single example."""
     fold: tuple[int, ...] = ()
     """Cross-fitting: the half, 0 or 1, of each example. Empty: separate parts."""
 
     @property
     def is_apart(self) -> bool:
-        """Whether no example judges what it helped to choose."""
+        """Whether no example judges a checkpoint that it helped to choose."""
         return bool(self.fold) or self.choosing is not self.judging
 
 
 def parted(data: EncodedDataset, max_choosing: int, max_judging: int, *, cross_fit: bool) -> HeldOut:
-    """The same parts for the same examples, in whatever order they come. Examples of one input stay together."""
+    """Divide held-out examples, independently of their order. Examples with the same input stay together."""
     groups: dict[bytes, list[int]] = {}
     for index, example in enumerate(data.examples):
         groups.setdefault(input_digest(example.example), []).append(index)
@@ -51,7 +55,7 @@ def parted(data: EncodedDataset, max_choosing: int, max_judging: int, *, cross_f
 
 
 def _folds(examples: Sequence[EncodedExample], groups: Sequence[Sequence[int]]) -> tuple[int, ...]:
-    """Halves with about as many examples of each label."""
+    """The half of each example, with about as many examples of each label in both halves."""
     fold, sizes = [0] * len(examples), [0, 0]
     for group in sorted(groups, key=lambda group: examples[group[0]].label_index):
         side = int(sizes[1] < sizes[0])

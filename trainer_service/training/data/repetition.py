@@ -1,10 +1,9 @@
-"""How often a data set repeats itself: what a person should know before training on it, since repeated examples flatter
-the score.
+"""Counts repeated and contradicting examples of a dataset. Repeated examples make the score too good.
 
-Near-duplicates are inputs that differ from an earlier one in case, punctuation and white space only, or that share at
-least 80 % of their runs of three words with it. The latter are found by MinHash with banding (Broder 1997; Leskovec,
-Rajaraman and Ullman, "Mining of Massive Datasets", chapter 3) and are looked for in data sets of up to 20,000 different
-inputs and 16 million characters, which takes 1.5 s.
+Near-duplicates are inputs that differ from an earlier one only in case, punctuation and white space, or share at least
+80 % of their runs of three words with it. The latter are found by MinHash with banding (Broder 1997; Leskovec,
+Rajaraman and Ullman, "Mining of Massive Datasets", chapter 3), in datasets of up to 20,000 different inputs and 16
+million characters, which takes 1.5 s.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from trainer_service.training.spec import Example
 MAX_COMPARED_EXAMPLES, MAX_COMPARED_CHARS = 20_000, 16_000_000
 MIN_SHARE = 0.8
 FEW_INPUTS_SHARE = 0.1
-"""Fewer distinct inputs than this share of the examples are told as few."""
+"""A note is given if the distinct inputs are fewer than this share of the examples."""
 _NUM_HASHES, _ROWS_OF_A_BAND, _WORDS = 32, 4, 3
 _BATCH_SHINGLES = 1 << 16
 _NOT_A_WORD = re.compile(r"[\W_]+")
@@ -31,30 +30,30 @@ Hashes = NDArray[np.uint64]
 
 
 class Repetition(BaseModel):
-    """Counts of examples, over training and held-out examples where both come from one data set."""
+    """Counts over all examples of a dataset, training and held-out."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     num_examples: int
     num_distinct_inputs: int
     num_duplicates: int = 0
-    """Equal to an earlier example, input and target."""
+    """Examples equal to an earlier one in input and target."""
     num_near_duplicates: int = 0
-    """Inputs that are nearly an earlier one, and not equal to it."""
+    """Inputs nearly equal, but not equal, to an earlier one."""
     num_contradictions: int = 0
-    """Whose input also has another label (classification)."""
+    """Examples whose input also occurs with another label (classification)."""
     first_contradiction: tuple[int, int] | None = None
-    """Numbers of two such examples, from 1."""
+    """Numbers of two contradicting examples, from 1."""
 
     def notes(self) -> list[str]:
-        """Sentences for people; none where there is nothing to tell. They quote no example."""
-        told = []
+        """Notes for the user, possibly none. They quote no example."""
+        notes = []
         if self.num_duplicates:
-            told.append(f"{self.num_duplicates} of {self.num_examples} examples repeat an earlier one exactly")
+            notes.append(f"{self.num_duplicates} of {self.num_examples} examples repeat an earlier one exactly")
         if self.num_distinct_inputs < FEW_INPUTS_SHARE * self.num_examples:
-            told.append(f"the {self.num_examples} examples have only {self.num_distinct_inputs} different inputs")
+            notes.append(f"the {self.num_examples} examples have only {self.num_distinct_inputs} different inputs")
         if self.num_near_duplicates:
-            told.append(
+            notes.append(
                 f"{self.num_near_duplicates} of {self.num_examples} examples have nearly the input of an earlier one"
             )
         if self.num_contradictions:
@@ -63,13 +62,15 @@ class Repetition(BaseModel):
                 if self.first_contradiction
                 else ""
             )
-            told.append(
-                f"{self.num_contradictions} of {self.num_examples} examples contradict another: one input, two labels{first}"
+            notes.append(
+                f"{self.num_contradictions} of {self.num_examples} examples contradict another: "
+                f"one input, two labels{first}"
             )
-        return told
+        return notes
 
 
 def repetition_of(examples: Iterable[Example]) -> Repetition:
+    """The counts of some examples."""
     counter = RepetitionCounter()
     for example in examples:
         counter.add(example)
@@ -77,7 +78,7 @@ def repetition_of(examples: Iterable[Example]) -> Repetition:
 
 
 class _Group:
-    """Examples of one input."""
+    """The examples with the same input."""
 
     def __init__(self, first: int, label: str | None) -> None:
         self.first, self.label = first, label
@@ -85,7 +86,7 @@ class _Group:
 
 
 class RepetitionCounter:
-    """Takes one example after the other and keeps digests of them, no texts. White space around texts is ignored."""
+    """Counts examples one by one and keeps digests, no texts. White space around texts is ignored."""
 
     def __init__(self) -> None:
         self._num_examples = self._num_chars = self._num_normal_twice = 0
@@ -93,10 +94,11 @@ class RepetitionCounter:
         self._whole = set[bytes]()
         self._normal = set[bytes]()
         self._shingles: list[Hashes] | None = []
-        """None: there are too many to compare."""
+        """None: too many inputs to compare."""
         self._first_contradiction: tuple[int, int] | None = None
 
     def add(self, example: Example) -> None:
+        """Count an example."""
         self._num_examples += 1
         text, target = _input(example), _target(example)
         key = _digest(text)
@@ -111,7 +113,7 @@ class RepetitionCounter:
             self._first_contradiction = self._first_contradiction or (group.first, self._num_examples)
 
     def result(self) -> Repetition:
-        """Looks for similar inputs, which takes one or two seconds at most."""
+        """The counts so far. Searches for similar inputs, which takes one or two seconds at most."""
         return Repetition(
             num_examples=self._num_examples,
             num_distinct_inputs=len(self._groups),
@@ -123,7 +125,7 @@ class RepetitionCounter:
 
     def _compare_later(self, text: str) -> None:
         words = _NOT_A_WORD.sub(" ", text.casefold()).strip()
-        if not words:  # signs only: nothing to compare by
+        if not words:  # only punctuation: nothing to compare
             return
         key = _digest(words)
         if key in self._normal:
@@ -168,7 +170,7 @@ def _shingles(words: str) -> Hashes:
 
 
 def _similar(sets: Sequence[Hashes]) -> int:
-    """How many sets share at least MIN_SHARE (Jaccard) with an earlier one of the same band of MinHash values."""
+    """The number of sets that share at least MIN_SHARE (Jaccard) with an earlier set of the same MinHash band."""
     buckets: dict[bytes, int] = {}
     count = 0
     for index, signature in enumerate(_signatures(sets)):

@@ -1,4 +1,4 @@
-"""Which examples are held out: whole inputs where that makes about the promised share of rows, else single rows."""
+"""Chooses held-out examples: by whole inputs if that gives about the requested share of rows, else by single rows."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from trainer_service.training.data.example_lines import Selection
 from trainer_service.training.spec import Example
 
 TOLERANCE, TOLERATED_ROWS = 0.5, 8
-"""How far whole inputs may be from the promised number of rows: by half of it, or in a small dataset by some rows."""
+"""How far a split by inputs may be from the requested number of rows: half of it, or some rows in a small dataset."""
 _Group = TypeVar("_Group", bound=Hashable)
 
 
@@ -23,10 +23,9 @@ def split_validation(
 ) -> tuple[Sequence[Example], Sequence[Example]]:
     """(training, held out), both in the dataset's order; the same seed gives the same split.
 
-    Examples with the same input stay on one side, so that held-out inputs are new ones. Where a few inputs have so many
-    examples that no choice of whole inputs is near `fraction` of the rows, rows are held out instead: then an input may
-    stand on both sides, which `count_overlap` tells, but examples that are equal in input and target never do. Raises
-    InvalidInput.
+    Examples with the same input stay on one side, so that held-out inputs are new. If a few inputs have so many
+    examples that no choice of whole inputs is near `fraction` of the rows, rows are held out instead: an input may then
+    be on both sides (see `count_overlap`), but equal examples never are. Raises InvalidInput.
     """
     if not 0 <= fraction < 1:
         raise InvalidInput.of("validation_fraction", f"must be at least 0 and below 1, not {fraction}")
@@ -47,8 +46,9 @@ def split_validation(
 
 
 def check_split(num_examples: int, num_distinct: int, fraction: float) -> int:
-    """About how many `split_validation` holds out of so many examples, of which so many differ. Raises InvalidInput as
-    that does.
+    """The approximate number of examples that `split_validation` holds out. Raises InvalidInput like it.
+
+    `num_distinct`: the number of examples that differ in input or target.
     """
     if num_distinct < 2:
         raise _all_the_same(num_examples)
@@ -56,19 +56,19 @@ def check_split(num_examples: int, num_distinct: int, fraction: float) -> int:
 
 
 def count_overlap(train: Iterable[Example], validation: Iterable[Example]) -> int:
-    """Held-out examples whose input also stands in the training data: they flatter the score."""
+    """The number of held-out examples whose input is also in the training data. They make the score too good."""
     seen = {_number(input_digest(example)) for example in train}
     return sum(_number(input_digest(example)) in seen for example in validation)
 
 
 def input_digest(example: Example) -> bytes:
-    """16 bytes, the same for inputs that differ in white space around them only."""
+    """A digest of the input, 16 bytes, ignoring white space around it."""
     turns = example.messages[:-1] if example.messages else ()
     return _digest([example.input.strip(), *[(turn.role, turn.content.strip()) for turn in turns]])
 
 
 def example_digest(example: Example) -> bytes:
-    """16 bytes for input and target."""
+    """A digest of input and target, 16 bytes."""
     target = (
         example.messages[-1].content
         if example.messages
@@ -80,7 +80,7 @@ def example_digest(example: Example) -> bytes:
 
 
 def num_held(num_examples: int, fraction: float) -> int:
-    """How many of so many examples are to be held out. Raises InvalidInput where that is none."""
+    """The number of examples to hold out. Raises InvalidInput if it is 0."""
     wanted = min(round(num_examples * fraction), num_examples - 1)
     if wanted < 1:
         raise InvalidInput.of("validation_fraction", f"{fraction} of {num_examples} examples leaves none on one side")
@@ -109,7 +109,7 @@ def _part(examples: Sequence[Example], indices: Sequence[int]) -> Sequence[Examp
 
 
 def _grouped(keys: Sequence[_Group], seed: int) -> list[list[int]]:
-    """Indices of each key, the groups in the seed's order."""
+    """The indices of each key, in an order given by the seed."""
     groups: dict[_Group, list[int]] = {}
     for index, key in enumerate(keys):
         groups.setdefault(key, []).append(index)
@@ -119,9 +119,7 @@ def _grouped(keys: Sequence[_Group], seed: int) -> list[list[int]]:
 
 
 def _whole_groups(keys: Sequence[int], wanted: int, seed: int) -> set[int]:
-    """Indices of whole groups, as near to `wanted` as the seed's order allows; all indices where there is one group
-    only.
-    """
+    """Indices of whole groups, as near to `wanted` as the seed's order allows; all indices if there is one group."""
     groups, held = _grouped(keys, seed), set[int]()
     left = list[list[int]]()
     for group in groups:

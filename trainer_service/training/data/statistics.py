@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict
 
 
 class DatasetStatistics(BaseModel):
-    """What encoding found in a job's data. Lengths are in tokens, without the virtual ones."""
+    """Counts of a job's encoded examples. Lengths are in tokens, without virtual tokens."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -17,7 +17,7 @@ class DatasetStatistics(BaseModel):
     num_truncated: int = 0
     """Examples whose inputs were cut because they are too long."""
     num_overlapping: int = 0
-    """Held-out examples that also occur in the training part; they flatter the score."""
+    """Held-out examples whose input is also in the training part; they make the score too good."""
     mean_input_tokens: float = 0.0
     max_input_tokens: int = 0
     mean_target_tokens: float = 0.0

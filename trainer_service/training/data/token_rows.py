@@ -1,6 +1,4 @@
-"""A dataset as token ids in a few flat arrays, 2 or 4 bytes a token: one copy for all jobs that train on it with the
-same template.
-"""
+"""A dataset as token ids in flat arrays, 2 or 4 bytes per token, shared by jobs with the same file and template."""
 
 from __future__ import annotations
 
@@ -21,11 +19,11 @@ MAX_REPORTED = 20
 REPORT_EVERY = 500
 """Examples between two reports of progress."""
 OnProgress = Callable[[int], None]
-"""Called with the number of examples that are encoded; may raise to end the encoding."""
+"""Called with the number of encoded examples; may raise to end the encoding."""
 
 
 class TokenRows:
-    """Every example of `source` as tokens: row `i` is `source[i]`, whatever its length. Immutable.
+    """Every example of `source` as tokens: row `i` is `source[i]`, of any length. Immutable.
 
     `input_lengths`, `target_lengths`, `label_indices`: `[examples]`.
     """
@@ -65,7 +63,7 @@ class TokenRows:
 
 
 class TokenRowsCache:
-    """Rows by file, template and labels, as long as a job uses them. Thread-safe; one encoding at a time."""
+    """Rows by file, template and labels, kept while a job uses them. Thread-safe; encodes one file at a time."""
 
     def __init__(self) -> None:
         self._rows: weakref.WeakValueDictionary[tuple[str, str, tuple[str, ...]], TokenRows] = (
@@ -80,6 +78,7 @@ class TokenRowsCache:
         labels: Sequence[str],
         on_progress: OnProgress | None = None,
     ) -> TokenRows:
+        """The rows of `source`, shared if it is a file. Raises InvalidInput like `encode_rows`."""
         if not isinstance(source, ExampleLines):
             return encode_rows(source, encoder, labels, on_progress)
         key = source.digest, encoder.template.model_dump_json(), tuple(labels)
@@ -93,7 +92,7 @@ class TokenRowsCache:
 def encode_rows(
     source: Sequence[Example], encoder: InputEncoder, labels: Sequence[str], on_progress: OnProgress | None = None
 ) -> TokenRows:
-    """Raises InvalidInput naming the lines of examples that the template refuses or that have no tokens."""
+    """Encode all examples. Raises InvalidInput naming the lines that the template rejects or that have no tokens."""
     by_label = {label: index for index, label in enumerate(labels)}
     ids = array("H" if len(encoder.tokenizer) <= 1 << 16 else "i")
     input_lengths, target_lengths, label_indices = array("i"), array("i"), array("i")
@@ -138,9 +137,7 @@ def target_text(example: Example) -> str:
 
 
 def _in_line(example: Example, found: FieldViolation) -> FieldViolation:
-    """What the encoder says of a conversation, named as the dataset's line; what it says of the template stays as it
-    is.
-    """
+    """An encoder's violation with the dataset's line as its field. Raises InvalidInput for errors of the template."""
     if not found.field.startswith("messages"):
         raise InvalidInput([found])
     part = found.field if example.messages else "input"

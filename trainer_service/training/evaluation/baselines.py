@@ -1,11 +1,12 @@
-"""What the frozen model does without training: the rows of a held-out example as other ways of asking would write them.
+"""Baselines without training: held-out examples written for the frozen model in other ways.
 
-bare        the input alone, as the inference service asks the model for a request that names no prompt instructed  an
-instruction that a person would write, in front of the rendered input, as a message to the model's chat template
-few-shot    the same after as many training examples as fit (Brown et al. 2020, arXiv:2005.14165), as earlier turns
+    bare        the input alone, as in a request to the inference service without a prompt
+    instructed  a plain instruction before the rendered input, as a message in the model's chat template
+    few-shot    the same after as many training examples as fit, as earlier turns
+                (Brown et al. 2020, arXiv:2005.14165)
 
-A tokenizer without a chat template gets the last two as paragraphs. Whatever a way of asking can't write (a chat
-template that refuses a role, an example that is too long) is an InvalidInput: that baseline is not measured.
+Without a chat template, the last two are written as paragraphs. If a baseline can't be written (the chat template
+rejects a role, an example is too long), InvalidInput is raised and that baseline is not measured.
 """
 
 from __future__ import annotations
@@ -34,43 +35,38 @@ from trainer_service.training.spec import Example, InitMethod, TaskKind, Trainin
 
 MAX_SHOT_CANDIDATES = 4096
 MAX_SHOT_TOKENS = 1024
-"""Tokens of the training examples in a few-shot input: a bound on the cost, since each pass over held-out examples
-computes them.
-"""
+"""The most tokens of training examples in a few-shot input. Every held-out example computes them."""
 _TURN_TOKENS = 8
-"""What a chat template writes around a message, roughly."""
+"""Approximate number of tokens that a chat template adds to a message."""
 
 
 @dataclass(frozen=True)
 class Baseline:
+    """Held-out examples encoded for one baseline."""
+
     data: EncodedDataset
     end_token_id: int | None
-    """Ends a generated answer."""
+    """The token that ends a generated answer."""
     num_shots: int = 0
 
 
 def instruction(spec: TrainingSpec) -> str:
-    """What a person would tell the model: the text that the prompt's training starts from, or the recipe's for this
-    task.
-    """
+    """The instruction of the baselines: the user's init text if there is one, else the recipe's for this task."""
     init = spec.hyperparameters.init
     own = init.text.strip() if init.method is InitMethod.TEXT else ""
     by_recipe = init_text(spec.task, spec.template, spec.labels)
-    return (
-        own if own and own != by_recipe else init_text(spec.task, Template(), spec.labels)
-    )  # the template is around the input anyway
+    # without the template's text, which is written around the input anyway
+    return own if own and own != by_recipe else init_text(spec.task, Template(), spec.labels)
 
 
 def bare(spec: TrainingSpec, tokenizer: Any, examples: Sequence[Example]) -> Baseline:
-    """The same token ids as a request to the bare model has: through the model's chat template if there is one, else
-    the plain input.
-    """
+    """The token ids of a request to the bare model: in the model's chat template, else the plain input."""
     encoder = InputEncoder(tokenizer, bare_template(None, default_format(tokenizer)))
     return _encoded(encoder, spec, examples, lambda example: encode_bare(encoder, example))
 
 
 def instructed(spec: TrainingSpec, tokenizer: Any, examples: Sequence[Example], max_positions: int) -> Baseline:
-    """Raises InvalidInput if an example doesn't fit or can't be written so."""
+    """The instruction before each input. Raises InvalidInput if an example doesn't fit or can't be written."""
     asking = _Asking(spec, tokenizer)
     return _fitting(asking, _encoded(asking.encoder, spec, examples, asking.ids), max_positions)
 
@@ -78,7 +74,10 @@ def instructed(spec: TrainingSpec, tokenizer: Any, examples: Sequence[Example], 
 def few_shot(
     spec: TrainingSpec, tokenizer: Any, examples: Sequence[Example], train: Sequence[Example], max_positions: int
 ) -> Baseline:
-    """The shots are drawn with the job's seed, of each label in turn. Raises InvalidInput if not even one fits."""
+    """The instruction and training examples before each input.
+
+    The shots are drawn with the job's seed, from each label in turn. Raises InvalidInput if not even one fits.
+    """
     asking = _Asking(spec, tokenizer)
     longest = max(len(asking.ids(example)) + len(asking.target(example)) for example in examples)
     shots = _shots(asking, train, min(MAX_SHOT_TOKENS, max_positions - longest), spec.hyperparameters.seed)
@@ -93,7 +92,7 @@ def few_shot(
 
 
 class _Asking:
-    """How inputs are written with an instruction, and with examples before them."""
+    """Writes inputs with an instruction and, optionally, training examples."""
 
     def __init__(self, spec: TrainingSpec, tokenizer: Any) -> None:
         own = spec.template
@@ -130,8 +129,9 @@ class _Asking:
         return [Message(role="user", content=text)]
 
     def _with_instruction(self, turns: list[Message]) -> list[Message]:
-        """In the first user message, since not every chat template takes a system message. Of system messages the
-        example's own stays.
+        """Add the instruction to the first user message, since not every chat template accepts a system message.
+
+        Only the last system message, the example's own, is kept.
         """
         system = [turn for turn in turns if turn.role == "system"][-1:]
         rest = [turn for turn in turns if turn.role != "system"]
@@ -142,15 +142,16 @@ class _Asking:
 
 
 def answer_of(example: Example) -> str:
-    """The wanted answer's text."""
+    """The text of the wanted answer."""
     if example.messages:
         return example.messages[-1].content
     return (example.label if example.label is not None else example.output) or ""
 
 
 def _shots(asking: _Asking, train: Sequence[Example], room: int, seed: int) -> list[Example]:
-    """As many as take at most `room` tokens, of each label in turn; chosen from at most MAX_SHOT_CANDIDATES, so that
-    few texts are read.
+    """As many shots as fit into `room` tokens, from each label in turn.
+
+    They are chosen from at most MAX_SHOT_CANDIDATES examples, so that few texts are read.
     """
     order = list(range(len(train)))
     random.Random(seed).shuffle(order)

@@ -1,7 +1,6 @@
-"""How good a prompt is on held-out examples. Written as generators that yield work, so that a cohort computes it beside
-training.
+"""Scores a prompt on held-out examples, as generators that yield work, so that a cohort can compute it between steps.
 
-Classification scores the label set: the label whose tokens are most probable as a continuation is the answer.
+In classification, the answer is the label whose tokens are the most probable continuation.
 """
 
 from __future__ import annotations
@@ -22,9 +21,9 @@ from trainer_service.training.work import RowScore, ScoreWork, Work
 
 SLICE_TOKENS = 1024
 MIN_PASS_TOKENS = 128
-"""Smaller passes cost as much as this one: they read all weights for little."""
+"""Smaller passes cost as much as one of this size, because every pass reads all weights."""
 MAX_SHARED_TOKENS = 16 * SLICE_TOKENS
-"""Of a slice, counted once for each row: an architecture that is computed row by row shares nothing."""
+"""The most shared tokens of a slice, counted once per row, because `PlainForward` computes them for each row."""
 _TABLE_CHUNK = 16384
 
 Evaluation = Generator[Work, Any, dict[str, float]]
@@ -37,7 +36,7 @@ def evaluate(prompt: torch.Tensor | None, data: EncodedDataset) -> Evaluation:
 
 
 def evaluate_examples(prompt: torch.Tensor | None, data: EncodedDataset) -> Generator[Work, Any, Results]:
-    """How each example comes out behind `prompt` (None: the bare model), without generated texts."""
+    """The results of each example with `prompt` (None: the bare model), without generated texts."""
     single = len(data.label_ids) > 0 and all(len(ids) == 1 for ids in data.label_ids)
     candidates = tuple(ids[0] for ids in data.label_ids) if single else ()
     rows = [Row(example.input_ids, example.target_ids) for example in data.examples]
@@ -60,7 +59,7 @@ def evaluate_examples(prompt: torch.Tensor | None, data: EncodedDataset) -> Gene
 def score_rows(
     prompt: torch.Tensor | None, rows: Sequence[Row], candidates: tuple[int, ...] = ()
 ) -> Generator[Work, Any, list[RowScore]]:
-    """Scores in the order of `rows`, asked for in slices so that no step of the cohort gets long."""
+    """Scores in the order of `rows`, computed in slices to keep the cohort's steps short."""
     scores: list[RowScore] = []
     for part in _slices(rows):
         scores += yield ScoreWork(prompt, part, candidates)
@@ -69,7 +68,7 @@ def score_rows(
 
 @torch.no_grad()
 def nearest_tokens(base_model: BaseModel, matrix: torch.Tensor) -> tuple[NearestToken, ...]:
-    """The vocabulary token of highest cosine for each virtual token of `[num_virtual_tokens, hidden_size]`."""
+    """The vocabulary token with the highest cosine similarity to each row of `[num_virtual_tokens, hidden_size]`."""
     unit = torch.nn.functional.normalize(matrix.detach().float().to(base_model.device), dim=-1)
     vocab = base_model.embedding_table.shape[0]
     best = torch.full((unit.shape[0],), -2.0, device=unit.device)
@@ -84,8 +83,9 @@ def nearest_tokens(base_model: BaseModel, matrix: torch.Tensor) -> tuple[Nearest
 
 
 def _choose_labels(prompt: torch.Tensor | None, data: EncodedDataset) -> Generator[Work, Any, list[int]]:
-    """The exact score of every label of every example: one row each, and of many labels the input is computed once for
-    all.
+    """The most probable label of every example, from exact scores. Each label is a row.
+
+    Examples are scored separately if sharing the input among the labels is cheaper.
     """
     by_example = [[Row(example.input_ids, ids) for ids in data.label_ids] for example in data.examples]
     together = [row for rows in by_example for row in rows]
@@ -100,7 +100,7 @@ def _choose_labels(prompt: torch.Tensor | None, data: EncodedDataset) -> Generat
 
 
 def row_slices(rows: Sequence[Row], max_tokens: int) -> Iterator[Sequence[Row]]:
-    """Consecutive rows of at most `max_tokens` tokens together; a longer row is a slice of its own."""
+    """Slices of consecutive rows with at most `max_tokens` tokens in total; a longer row is a separate slice."""
     part, used = list[Row](), 0
     for row in rows:
         if part and used + len(row.tokens) > max_tokens:
@@ -113,8 +113,9 @@ def row_slices(rows: Sequence[Row], max_tokens: int) -> Iterator[Sequence[Row]]:
 
 
 def _slices(rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
-    """What all rows begin with is computed once a slice, so it counts once; a slice takes at least as many other tokens
-    as that.
+    """Slices for scoring. The common beginning of all rows is computed once per slice and counts once.
+
+    A slice has room for at least as many other tokens.
     """
     common = common_length(rows)
     size = max(SLICE_TOKENS, 2 * common)

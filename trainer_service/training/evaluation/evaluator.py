@@ -1,6 +1,4 @@
-"""The held-out side of one run: which checkpoint is chosen, and what it and its rivals do on examples that did not
-choose it.
-"""
+"""Evaluations of one run: chooses the best checkpoint, and judges it and its rivals on other held-out examples."""
 
 from __future__ import annotations
 
@@ -39,7 +37,7 @@ from trainer_service.training.work import CallWork, Work
 log = logging.getLogger(__name__)
 
 MAX_LABEL_ROWS = 4096
-"""Labels of several tokens cost a row for each label of each example: fewer examples then."""
+"""With labels of several tokens, every label of every example is a row; this limits the number of examples."""
 Measuring = Generator[Work, Any, Results]
 RowCheck = Callable[[int, int], None]
 
@@ -50,20 +48,20 @@ class Judgement:
 
     metrics: Mapping[str, float] = field(default_factory=dict)
     bare: Mapping[str, float] = field(default_factory=dict)
-    """The model as it answers a request that names no prompt: without the job's template."""
+    """Metrics of the model as it answers a request without a prompt, that is, without the job's template."""
     rivals: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    """By BARE (with the job's template), INSTRUCTED, FEW_SHOT, CURRENT; what could not be measured is left out."""
+    """Metrics by BARE (with the job's template), INSTRUCTED, FEW_SHOT, CURRENT, without those not measured."""
     comparisons: Mapping[str, Comparison] = field(default_factory=dict)
-    """Of the tuned prompt with each rival."""
+    """The tuned prompt compared with each rival."""
     estimate: Estimate | None = None
     num_shots: int = 0
     num_judging: int = 0
     is_apart: bool = False
-    """Whether no example judged a checkpoint that it had helped to choose."""
+    """Whether no example judged a checkpoint that it helped to choose."""
 
 
 class Evaluator:
-    """`state` is the run's; what an evaluation changes in it is what a resumed run needs."""
+    """Evaluates one run and records the outcome in the run's `state`, which checkpoints contain."""
 
     def __init__(
         self,
@@ -89,11 +87,11 @@ class Evaluator:
         return len(self.held_out.choosing)
 
     def measure(self, prompt: torch.Tensor | None) -> Measuring:
-        """On the examples that choose. `prompt`: None for the model with the template alone."""
+        """Results on the examples that choose. `prompt`: None for the model with the template alone."""
         return self._measured(prompt, self.held_out.choosing, self._end_token_id)
 
     def keep(self, step: int, results: Results) -> bool:
-        """Enter an evaluation in the history. Whether it is the best so far."""
+        """Add an evaluation to the history. Returns whether it is the best so far."""
         state, metric, fold = self._state, self._metric, self.held_out.fold
         metrics = results.metrics(metric)
         score = score_of(metric, metrics)
@@ -117,9 +115,7 @@ class Evaluator:
     def judge(
         self, prompt: torch.Tensor, current: torch.Tensor | None, train: Sequence[Example]
     ) -> Generator[Work, Any, Judgement]:
-        """The chosen prompt, the frozen model asked in other ways, and the version that the alias names, on the
-        examples that judge.
-        """
+        """Compare the chosen prompt, the baselines and the alias's current version on the examples that judge."""
         data = self.held_out.judging
         if not len(data):
             return Judgement()
@@ -158,8 +154,10 @@ class Evaluator:
         )
 
     def _crossed(self) -> Results | None:
-        """Each half's examples behind the checkpoint that the other half chose. None without cross-fitting, or if a
-        checkpoint of an earlier release has brought a history in which halves chose nothing.
+        """Results of each half with the checkpoint that the other half chose.
+
+        None without cross-fitting, or if the run resumed from an earlier release's checkpoint, whose history has no
+        choices by halves.
         """
         if not self.held_out.fold or len(self._state.folds) < 2:
             return None
@@ -167,7 +165,7 @@ class Evaluator:
         return None if first is None or second is None else second.merged(first, self.held_out.fold)
 
     def _ways(self, examples: list[Example], train: Sequence[Example]) -> dict[str, Callable[[], Baseline]]:
-        """Of asking the frozen model."""
+        """The baselines of the frozen model, by name."""
         arguments = (self._spec, self._base_model.tokenizer, examples)
         room = self._base_model.info.max_positions
         return {
@@ -176,7 +174,7 @@ class Evaluator:
         }
 
     def _written(self, name: str, write: Callable[[], Baseline]) -> Baseline | None:
-        """None for what can't be written for this model and these examples, or not be computed on this worker."""
+        """A baseline; None if it can't be written for this model and these examples, or computed on this worker."""
         try:
             baseline = write()
             self._check_row(0, max(len(row.input_ids) + len(row.target_ids) - 1 for row in baseline.data.examples))

@@ -21,9 +21,9 @@ MAX_BATCH_TOKENS = 4096
 def generated_texts(
     base_model: BaseModel, prompt: torch.Tensor | None, data: EncodedDataset, end_token_id: int | None
 ) -> Generator[Work, Any, dict[int, tuple[str, str]]]:
-    """(answer, wanted text) of at most MAX_EXAMPLES held-out examples by their index, the same ones each time.
+    """(answer, wanted text) of at most MAX_EXAMPLES held-out examples by index, the same ones each time.
 
-    They are drawn at random: a file may be sorted. `end_token_id` ends an answer, as do the model's own.
+    They are drawn at random because a file may be sorted. `end_token_id` and the model's stop tokens end an answer.
     """
     picks = sampled(len(data))
     longest = max(len(data.examples[pick].target_ids) for pick in picks)
@@ -40,7 +40,7 @@ def generated_texts(
 
 
 def _batches(examples: Sequence[EncodedExample], max_new_tokens: int) -> Iterator[list[EncodedExample]]:
-    """Of few enough positions, padding included, that other jobs don't wait long for one of them; in order."""
+    """Batches in order, with few enough positions (including padding) that other jobs don't wait long for one."""
     batch, longest = list[EncodedExample](), 0
     for example in examples:
         longest = max(longest, len(example.input_ids))
@@ -76,9 +76,8 @@ def _generate(
     mask = (torch.arange(padded.shape[1], device=device)[None] >= padded.shape[1] - lengths[:, None]).long()
     stops = sorted(base_model.stop_token_ids | ({end_token_id} if end_token_id is not None else set()))
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # about sampling defaults of the model's generation config, which greedy decoding doesn't read
+        # greedy decoding doesn't read the sampling defaults of the generation config, and transformers warns of that
+        warnings.simplefilter("ignore")
         ids = base_model.model.generate(
             inputs_embeds=padded,
             attention_mask=mask,

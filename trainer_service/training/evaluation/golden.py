@@ -1,9 +1,8 @@
-"""Golden records: what the base model answers behind a soft prompt, for replicas to replay before they serve it.
+"""Golden records: the base model's answers with a soft prompt, which replicas replay before they serve it.
 
-They are computed in float32 by the model's own code, so that a replica's rounding is the only one, and neither our
-training's kernels nor our engine is compared with itself. Beside that stands how much bfloat16 moves these very
-answers: a sharp prompt has large logits, whose rounding moves them more than a mild one's, so a tolerance for all
-prompts would be too narrow for some and too wide for most.
+They are computed in float32 by the model's own code, so the replica's rounding is the only rounding, and neither the
+training kernels nor the engine is compared with itself. Each record also says how much bfloat16 changes its answer:
+rounding changes large logits more, so a fixed tolerance would be too narrow for some prompts and too wide for most.
 """
 
 from __future__ import annotations
@@ -25,13 +24,14 @@ from shared.text.template import InputEncoder
 
 TOP_K = 8
 REPLAYED = 2 * TOP_K + 4
-"""Of the rounded answers only so many are looked at, as a replica sees only the most likely tokens of its replay."""
+"""How many tokens of the rounded answers are compared; a replica, too, sees only the most likely tokens."""
 log = logging.getLogger(__name__)
 
 
 def golden_records(base: BaseModel, soft_prompt: SoftPrompt, encoder: InputEncoder) -> tuple[GoldenRecord, ...]:
-    """Of each input of `shared.text.golden_inputs` that fits into the model's positions with the virtual tokens and one
-    token more.
+    """A record for each input of `shared.text.golden_inputs` that fits into the model's context.
+
+    The virtual tokens and one more token must fit, too.
     """
     room = base.info.max_positions - soft_prompt.num_virtual_tokens
     inputs = [ids for ids in golden_input_ids(encoder) if len(ids) < room]
@@ -39,11 +39,8 @@ def golden_records(base: BaseModel, soft_prompt: SoftPrompt, encoder: InputEncod
     try:
         exact = _answers(base, soft_prompt, inputs, torch.float32)
         rounded = _answers(base, soft_prompt, inputs, torch.bfloat16)
-    except (
-        RuntimeError,
-        ValueError,
-        TypeError,
-    ) as error:  # the model's code needs the dtype of its weights, or memory is short
+    except (RuntimeError, ValueError, TypeError) as error:
+        # the model's code needs the dtype of its weights, or memory is short
         log.info("golden records are computed in %s: %s", base.dtype, str(error)[:200])
         exact, rounded = _answers(base, soft_prompt, inputs, base.dtype), [None] * len(inputs)
     dtype = str(base.dtype).removeprefix("torch.")
@@ -61,10 +58,8 @@ def _answers(
     with computed_in(model, dtype):
         for ids in inputs:
             embedded = model.get_input_embeddings()(torch.tensor(ids, device=base.device)).to(dtype)  # [T, hidden_size]
-            logits = model(inputs_embeds=torch.cat([prompt, embedded])[None], use_cache=False).logits[
-                0, -1
-            ]  # [vocab_size]
-            found.append(logits.float().log_softmax(-1))
+            output = model(inputs_embeds=torch.cat([prompt, embedded])[None], use_cache=False)
+            found.append(output.logits[0, -1].float().log_softmax(-1))  # [vocab_size]
     return found
 
 

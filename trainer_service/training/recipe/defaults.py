@@ -1,7 +1,7 @@
-"""The recipe: what is trained where the user left a hyperparameter out, and whether what the user set fits together.
+"""The recipe: default hyperparameters, and checks that the given ones fit together.
 
-What was measured for which constant is in docs/training.md. Nothing here looks at the data beyond its size and its
-labels, so the recipe can't be tuned to one data set by accident. Knows no torch.
+docs/training.md has the measurement behind each constant. The recipe depends only on the data's size and labels, so it
+can't be tuned to one dataset by accident. Imports no torch.
 """
 
 from __future__ import annotations
@@ -25,9 +25,7 @@ from trainer_service.training.spec import (
 )
 
 NUM_VIRTUAL_TOKENS, MAX_CONTEXT_SHARE = 100, 1 / 8
-"""The shared prefix makes length cheap; a model with a short context gets a shorter prompt, which leaves room for the
-text.
-"""
+"""The shared prefix makes long prompts cheap. With a short context, a shorter prompt leaves room for the text."""
 LEARNING_RATE = 1e-2
 BATCH_SIZE, MAX_GPU_BATCH_SIZE = 8, 64
 MIN_STEPS, MAX_STEPS, NUM_EPOCHS = 320, 16_000, 2
@@ -55,11 +53,11 @@ def fill(
     max_positions: int = 0,
     on_gpu: bool = False,
 ) -> Hyperparameters:
-    """What will be trained, nothing left open. `source_virtual_tokens`: the length of the version that FROM_PROMPT
-    starts from.
+    """The complete hyperparameters of a job.
 
-    `max_virtual_tokens`: the longest prompt that the recipe may choose. `max_positions`: of a sequence; 0: the model's
-    context. `on_gpu`: whether the workers have GPUs, which take larger batches in the same time.
+    `source_virtual_tokens`: the length of the version that FROM_PROMPT starts from. `max_virtual_tokens`: the longest
+    prompt that the recipe may choose. `max_positions`: the longest sequence; 0: the model's context. `on_gpu`: whether
+    the workers have GPUs, which process larger batches in the same time.
 
     Raises InvalidInput naming every `spec.hyperparameters.*` field that is out of range for this model and dataset.
     """
@@ -101,21 +99,24 @@ def fill(
 
 
 def check_init(init: Init, labels: Sequence[str], tokenizer: Any) -> None:
-    """Raises InvalidInput for an init text (or labels) that this tokenizer turns into no tokens."""
+    """Raises InvalidInput if the init text, or all labels together, have no tokens in this tokenizer."""
     texts = {InitMethod.TEXT: [init.text], InitMethod.LABELS: list(labels)}.get(init.method)
     if texts is not None and not any(tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts):
         raise InvalidInput.of(f"{FIELD}.init.text", f"{init.text[:40]!r} has no tokens in this model's vocabulary")
 
 
 def init_text(task: TaskKind, template: Template, labels: Sequence[str]) -> str:
-    """A plain instruction: text init starts where such an instruction stands, and training moves on from there."""
+    """A plain instruction for the task; TEXT init starts training from its embeddings."""
     instruction = template.system.strip() if template.format is TemplateFormat.CHAT else ""
     literal = " ".join(template.text.replace(INPUT_FIELD, " ").split())
     if task is TaskKind.CLASSIFICATION:
         shown = ", ".join(labels[:-1][:20]) + f" or {labels[-1]}"
         default = f"Decide for the following text whether it is {shown}. Answer with one of these words only."
     else:
-        default = "Read the following input carefully and write exactly the answer that is wanted for it, in the right form and tone."
+        default = (
+            "Read the following input carefully and write exactly the answer that is wanted for it, "
+            "in the right form and tone."
+        )
     return " ".join(part for part in (instruction, default, literal if len(literal) > 24 else "") if part)
 
 
@@ -127,7 +128,7 @@ def _init(requested: Init | None, task: TaskKind, template: Template, labels: Se
 
 
 def coverage_note(request: HyperparameterRequest, filled: Hyperparameters, num_train: int) -> str:
-    """A sentence for a length that the recipe chose and that doesn't see every example once; empty for others."""
+    """A note if the recipe chose the number of steps and it doesn't cover every example once; else empty."""
     seen = filled.num_steps * filled.batch_size
     if seen >= num_train or request.num_steps is not None or request.num_epochs is not None:
         return ""
@@ -140,9 +141,7 @@ def _num_virtual_tokens(max_positions: int, limit: int) -> int:
 
 
 def _batch_size(num_train: int, on_gpu: bool) -> int:
-    """8; on a GPU the largest power of two up to 64 with which one pass over the data still takes MIN_STEPS steps, at
-    least 8.
-    """
+    """8; on a GPU, the largest power of two from 8 to 64 with which one epoch has at least MIN_STEPS steps."""
     wanted = BATCH_SIZE
     while on_gpu and wanted < MAX_GPU_BATCH_SIZE and 2 * wanted * MIN_STEPS <= num_train:
         wanted *= 2

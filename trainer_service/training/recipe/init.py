@@ -1,6 +1,4 @@
-"""Where a soft prompt starts: on the embeddings of a text, of the label words, of sampled tokens, at random, or from
-another version.
-"""
+"""The initial soft prompt: embeddings of a text, of labels or of sampled tokens, random numbers, or another version."""
 
 from __future__ import annotations
 
@@ -19,9 +17,7 @@ NUM_FREQUENT = 5000
 
 
 def embed(base_model: BaseModel, token_ids: Sequence[int]) -> torch.Tensor:
-    """`[tokens, hidden_size]` float32: what the model itself reads for these ids (some models scale their table's
-    rows).
-    """
+    """The model's input embeddings of these ids, `[tokens, hidden_size]` float32, scaled if the model scales them."""
     with torch.no_grad():
         ids = torch.tensor(list(token_ids), device=base_model.device)
         rows: torch.Tensor = base_model.model.get_input_embeddings()(ids)
@@ -29,7 +25,7 @@ def embed(base_model: BaseModel, token_ids: Sequence[int]) -> torch.Tensor:
 
 
 def embedding_std(base_model: BaseModel) -> float:
-    """Standard deviation of the embedding table, from a spread sample of its rows."""
+    """Standard deviation of the embedding table, estimated from evenly spaced rows."""
     vocab = base_model.embedding_table.shape[0]
     return float(embed(base_model, range(0, vocab, max(1, vocab // 2048))).std())
 
@@ -43,10 +39,10 @@ def initial_matrix(
     source: SoftPrompt | None = None,
     texts: Iterable[Sequence[int]] = (),
 ) -> torch.Tensor:
-    """`[num_virtual_tokens, hidden_size]`, float32, on the model's device.
+    """The initial matrix, `[num_virtual_tokens, hidden_size]`, float32, on the model's device.
 
-    `texts`: token ids of the training data, from which SAMPLE_VOCAB takes the frequent tokens. Raises InvalidInput for
-    an init text without tokens, PreconditionFailed for a source of another shape.
+    `texts`: token ids of the training data, whose frequent tokens SAMPLE_VOCAB uses. Raises InvalidInput for an init
+    text without tokens, PreconditionFailed if `source` is missing or has another shape.
     """
     tokenizer = base_model.tokenizer
     if init.method is InitMethod.FROM_PROMPT:
@@ -67,7 +63,7 @@ def initial_matrix(
 
 def _from_prompt(base_model: BaseModel, source: SoftPrompt | None, num_virtual_tokens: int) -> torch.Tensor:
     if source is None:
-        raise PreconditionFailed("FROM_PROMPT: the version to start from was not handed over")
+        raise PreconditionFailed("FROM_PROMPT: the version to start from is missing")
     shape = [num_virtual_tokens, base_model.embedding_table.shape[1]]
     if list(source.embeddings.shape) != shape:
         raise PreconditionFailed(
@@ -77,8 +73,9 @@ def _from_prompt(base_model: BaseModel, source: SoftPrompt | None, num_virtual_t
 
 
 def _frequent_tokens(base_model: BaseModel, texts: Iterable[Sequence[int]]) -> list[int]:
-    """The most frequent tokens of the training data; with too little data, the first ids of the vocabulary (merges come
-    by frequency).
+    """The most frequent tokens of the training data.
+
+    With too little data, the first ids of the vocabulary, because merges are ordered by frequency.
     """
     special: set[Any] = set(base_model.tokenizer.all_special_ids)
     counts = Counter(token for ids in texts for token in ids if token not in special)

@@ -1,8 +1,7 @@
-"""AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101), learning-rate schedules and gradient clipping for one soft
-prompt.
+"""AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101), learning-rate schedules and gradient clipping of one prompt.
 
-A prompt is small, so its optimizer is plain tensor arithmetic; its state is two tensors a parameter, kept where a
-checkpoint finds them.
+A prompt is small, so its optimizer is plain tensor arithmetic. Its state is two tensors per parameter, which
+checkpoints contain.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ _BETA1, _BETA2, _EPSILON = 0.9, 0.999, 1e-8
 
 
 def learning_rate_at(step: int, peak: float, hyperparameters: Hyperparameters) -> float:
-    """The rate of step 0, 1, 2 ...: a linear warm-up to `peak`, then the schedule down to the last step."""
+    """The learning rate of step 0, 1, 2 ...: a linear warm-up to `peak`, then the schedule until the last step."""
     warmup = hyperparameters.warmup_steps
     if step < warmup:
         return peak * (step + 1) / warmup
@@ -44,7 +43,7 @@ class AdamW:
             self.second.setdefault(name, torch.zeros_like(parameter, requires_grad=False))
 
     def clip(self, max_norm: float) -> torch.Tensor:
-        """Scale the gradients down to `max_norm` together (0: don't). Returns their norm before, a scalar tensor."""
+        """Scale all gradients down to a common norm of `max_norm` (0: don't). Returns the original norm, a scalar."""
         gradients = [parameter.grad for parameter in self.parameters.values() if parameter.grad is not None]
         norm: torch.Tensor = torch.linalg.vector_norm(
             torch.stack([torch.linalg.vector_norm(gradient) for gradient in gradients])
@@ -57,7 +56,7 @@ class AdamW:
 
     @torch.no_grad()
     def update(self, learning_rate: float) -> None:
-        """One step down the parameters' gradients, which are cleared."""
+        """Update the parameters and clear their gradients."""
         self.num_updates += 1
         correction1, correction2 = 1 - _BETA1**self.num_updates, 1 - _BETA2**self.num_updates
         for name, parameter in self.parameters.items():

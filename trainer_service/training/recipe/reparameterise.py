@@ -1,8 +1,8 @@
-"""Reparameterisation: what is trained in place of the bare matrix, and folded into a bare matrix at the end.
+"""Reparameterisation: parameters trained in place of the plain matrix, and folded into a matrix at the end.
 
-RESIDUAL adds a small network to the prompt (Residual Prompt Tuning, Razdaibiedina et al. 2023, arXiv:2305.03937): all
-virtual tokens share it, so that they move together early on. Its last matrix starts at zero, hence training starts at
-the prompt itself.
+RESIDUAL adds a small network to the prompt (Residual Prompt Tuning, Razdaibiedina et al. 2023, arXiv:2305.03937). All
+virtual tokens share it, so they move together early on. Its last matrix is initially zero, so training starts from the
+initial prompt.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def new_parameters(
 
 
 def effective_matrix(parameters: dict[str, torch.Tensor]) -> torch.Tensor:
-    """The soft prompt `[num_virtual_tokens, hidden_size]` that the parameters mean, float32, with gradient."""
+    """The soft prompt `[num_virtual_tokens, hidden_size]` computed from the parameters, float32, with gradient."""
     prompt = parameters[PROMPT]
     if "down" not in parameters:
         return prompt

@@ -1,9 +1,9 @@
-"""Which of several evaluations is the best, when each was made on a few examples.
+"""Chooses the best of several evaluations, each on few examples.
 
-On 128 held-out examples an accuracy of 88 % has a standard error of 3 points: the most accurate of eight checkpoints is
-mostly the luckiest. So whatever is within one standard error of the best value counts as equal to it (the
-one-standard-error rule of Breiman, Friedman, Olshen and Stone, Classification and Regression Trees, 1984), and among
-equals the loss decides, which sees how sure each answer was. docs/training.md has the measurement.
+On 128 held-out examples, an accuracy of 88 % has a standard error of 3 points, so the most accurate of eight
+checkpoints is mostly the luckiest. Therefore values within one standard error of the best count as equal (the
+one-standard-error rule of Breiman, Friedman, Olshen and Stone, Classification and Regression Trees, 1984). Among
+equals, the lowest loss wins, because it includes the confidence of each answer. docs/training.md has the measurement.
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ _SHARES = frozenset({Metric.ACCURACY, Metric.MACRO_F1, Metric.EXACT_MATCH})
 
 
 def score_of(metric: Metric, metrics: dict[str, float]) -> Score:
+    """The score of an evaluation; values that are not finite become very low."""
     value, loss = metrics.get(metric.value.lower(), math.nan), metrics["loss"]
     return _finite(-value if metric is Metric.LOSS else value), _finite(-loss)
 
 
 def slack(metric: Metric, best_value: float, num_examples: int) -> float:
-    """How far below the best value counts as equal: a standard error where the metric is a share of right answers (or
-    near one), else 0.
+    """The distance from the best value that counts as equal: one standard error for (near) shares of right answers,
+    else 0.
     """
     if metric not in _SHARES or num_examples < 1:
         return 0.0
@@ -35,12 +36,12 @@ def slack(metric: Metric, best_value: float, num_examples: int) -> float:
 
 
 def is_better(score: Score, than: Score, best_value: float, slack: float) -> bool:
-    """`best_value` is the highest of all that were seen, these two among them."""
+    """Whether `score` beats `than`. `best_value` is the highest value so far, including these two."""
     return _key(score, best_value, slack) > _key(than, best_value, slack)
 
 
 def ranked(scores: Sequence[Score], metric: Metric, num_examples: int) -> list[int]:
-    """Indices, best first."""
+    """Indices of the scores, best first."""
     best_value = max(value for value, _ in scores)
     room = slack(metric, best_value, num_examples)
     return sorted(range(len(scores)), key=lambda index: _key(scores[index], best_value, room), reverse=True)

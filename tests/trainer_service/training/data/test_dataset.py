@@ -38,7 +38,7 @@ GOOD = b'{"input": "a", "output": "b"}'
         (b'{"input": "a", "output": null}', "line 2 output: must be a string, not null"),
         (b'{"input": "a", "output": "  "}', "line 2 output: is empty"),
         (b'{"input": "", "output": "b"}', "line 2 input: is empty"),
-        (b'{"input": "a", "input": "c", "output": "b"}', "a key stands twice"),
+        (b'{"input": "a", "input": "c", "output": "b"}', "a key is repeated"),
         (b'{"input": "a", "output": "\\ud800"}', "line 2 output: is not valid Unicode"),
         (b'{"input": "a", "output": "\xff"}', "line 2: is not UTF-8"),
         (b'{"input": "a", "label": "b"}', "line 2: is classification, earlier examples are generation"),
@@ -122,7 +122,7 @@ def test_labels_are_checked_against_the_set_or_collected() -> None:
         parse_examples(lines, ("x", "z"))
     with pytest.raises(InvalidInput, match="labels: a label set needs"):
         parse_examples([GOOD], ("x", "y"))
-    with pytest.raises(InvalidInput, match=r"labels\[1\]: 'x' stands twice"):
+    with pytest.raises(InvalidInput, match=r"labels\[1\]: 'x' is repeated"):
         parse_examples(lines, ("x", "x"))
 
 
