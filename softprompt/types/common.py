@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from shared.values.sampling import Sampling as Sampling
+
 
 class TemplateFormat(StrEnum):
     """How a template becomes the model's text."""
@@ -39,28 +41,6 @@ class Message:
 
     role: str
     content: str
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How tokens are chosen. None takes the version's default, else the service's."""
-
-    temperature: float | None = None
-    """0 always takes the most probable token."""
-    top_k: int | None = None
-    top_p: float | None = None
-    min_p: float | None = None
-    repetition_penalty: float | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    seed: int | None = None
-    stop_sequences: tuple[str, ...] = ()
-    stop_token_ids: tuple[int, ...] = ()
-    max_new_tokens: int | None = None
-    min_new_tokens: int | None = None
-    ignore_eos: bool | None = None
-    num_logprobs: int | None = None
-    """Number of alternatives to report beside the log-probability of each token; 0: of the token alone."""
 
 
 @dataclass(frozen=True)

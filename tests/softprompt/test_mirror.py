@@ -9,8 +9,8 @@ import pytest
 from prompttuning.v1 import common_pb2, generation_pb2, prompts_pb2, tuning_pb2
 
 from shared.errors import InvalidInput
+from shared.wire.mirror import read, write
 from softprompt.client.convert import spec_message
-from softprompt.client.mirror import read, write
 from softprompt.types import common, datasets, generation, jobs, prompts, service, spec
 
 MIRRORS = [

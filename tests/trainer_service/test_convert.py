@@ -14,16 +14,19 @@ from hypothesis import strategies as st
 from prompttuning.v1 import common_pb2, prompts_pb2, tuning_pb2
 
 from shared.caller import Caller, Role, calling
-from shared.prompt.manifest import Manifest, SamplingDefaults, utc_now
+from shared.prompt.manifest import Manifest, utc_now
 from shared.store.commit import AliasTarget, VersionSummary
 from shared.store.index import PromptRecord, VersionRecord
 from shared.text.template import Template, TemplateFormat
+from shared.values.sampling import Sampling
+from shared.violations import Violations
+from shared.wire.fields import read_duration, short_float, write_duration
+from shared.wire.sampling import read_sampling, write_sampling
 from tests.trainer_service.builders import BASE_MODEL, effective_spec
 from tests.trainer_service.requests import generation_examples, inline
 from trainer_service.convert import enums
-from trainer_service.convert.common import sampling_from_wire, sampling_to_wire, template_from_wire, template_to_wire
+from trainer_service.convert.common import template_from_wire, template_to_wire
 from trainer_service.convert.enums import EnumTable
-from trainer_service.convert.fields import from_duration, short_float, to_duration
 from trainer_service.convert.jobs import event_to_wire, job_to_wire
 from trainer_service.convert.prompts import targets_from_wire, targets_to_wire, version_to_wire
 from trainer_service.convert.spec import effective_to_wire, hyperparameters_to_wire, request_from_wire, spec_to_wire
@@ -57,7 +60,6 @@ from trainer_service.training.spec import (
     Schedule,
     TaskKind,
 )
-from trainer_service.violations import Violations
 
 COMPARISON = ComparisonRecord(
     rival="bare_model",
@@ -109,8 +111,8 @@ SPEC = TuningSpec(
     ),
     priority=-3,
     max_runtime_seconds=90.5,
-    sampling_defaults=SamplingDefaults(
-        temperature=0.7, top_k=0, top_p=0.9, min_p=0.0, repetition_penalty=1.1, max_new_tokens=5, stop=("\n",)
+    sampling_defaults=Sampling(
+        temperature=0.7, top_k=0, top_p=0.9, min_p=0.0, repetition_penalty=1.1, max_new_tokens=5, stop_sequences=("\n",)
     ),
     annotations={"team": "web"},
     deadline=NOW,
@@ -157,7 +159,7 @@ def test_what_is_left_out_stays_left_out() -> None:
     assert request.spec.hyperparameters == HyperparameterRequest()
     assert request.spec.template is None
     assert request.spec.publish == PublishPolicy()
-    assert request.spec.sampling_defaults == SamplingDefaults()
+    assert request.spec.sampling_defaults == Sampling()
     message = spec_to_wire(request.spec)
     assert message.hyperparameters == tuning_pb2.Hyperparameters()
     assert not message.HasField("template")
@@ -290,7 +292,9 @@ def test_hyperparameters_have_the_same_fields_on_both_sides() -> None:
 @given(st.floats(0, 1e9))
 def test_durations_survive(seconds: float) -> None:
     violations = Violations()
-    assert from_duration(to_duration(seconds), "f", violations) == pytest.approx(seconds, abs=1e-9 * max(1.0, seconds))
+    assert read_duration(write_duration(seconds), "f", violations) == pytest.approx(
+        seconds, abs=1e-9 * max(1.0, seconds)
+    )
     assert not violations
 
 
@@ -299,7 +303,7 @@ def test_durations_survive(seconds: float) -> None:
 )
 def test_malformed_durations_are_violations(duration: Duration) -> None:
     violations = Violations()
-    assert from_duration(duration, "f", violations) is None
+    assert read_duration(duration, "f", violations) is None
     assert violations
 
 
@@ -309,10 +313,9 @@ def test_short_floats_are_the_same_32_bit_number(value: float) -> None:
 
 
 def test_a_float_field_reads_as_the_caller_wrote_it() -> None:
-    violations = Violations()
-    sampling = sampling_from_wire(common_pb2.SamplingParams(temperature=0.7), "f", violations)
+    sampling = read_sampling(common_pb2.SamplingParams(temperature=0.7))
     assert sampling.temperature == 0.7
-    assert sampling_to_wire(sampling).temperature == common_pb2.SamplingParams(temperature=0.7).temperature
+    assert write_sampling(sampling).temperature == common_pb2.SamplingParams(temperature=0.7).temperature
 
 
 def test_a_template_keeps_that_its_format_was_left_open() -> None:

@@ -8,10 +8,10 @@ from typing import Any, Generic, TypeVar
 from prompttuning.v1 import common_pb2, tuning_pb2
 
 from shared.text.template import TemplateFormat
+from shared.violations import Violations
 from trainer_service.jobs.model import JobOrder
 from trainer_service.jobs.states import JobState
 from trainer_service.training.spec import InitMethod, Metric, Reparameterisation, Schedule, TaskKind, TooLong
-from trainer_service.violations import Violations
 
 Domain = TypeVar("Domain", bound=StrEnum)
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from prompttuning.v1 import common_pb2, tuning_pb2
 
 from shared.security.page_tokens import Json
+from shared.violations import Violations
+from shared.wire.fields import write_timestamp
 from trainer_service.convert.enums import INIT_METHODS, ORDERS, STATES
-from trainer_service.convert.fields import to_timestamp
 from trainer_service.convert.spec import effective_to_wire, spec_to_wire
 from trainer_service.jobs.comparisons import SearchCandidate
 from trainer_service.jobs.model import (
@@ -20,7 +21,6 @@ from trainer_service.jobs.model import (
     JobResult,
     Note,
 )
-from trainer_service.violations import Violations
 
 
 def job_to_wire(job: Job) -> tuning_pb2.TuningJob:
@@ -36,11 +36,11 @@ def job_to_wire(job: Job) -> tuning_pb2.TuningJob:
         dataset_statistics=_statistics_to_wire(job),
         error=error,
         result=None if job.result is None else result_to_wire(job.result),
-        create_time=to_timestamp(job.create_time),
-        start_time=to_timestamp(job.start_time),
-        end_time=to_timestamp(job.end_time),
+        create_time=write_timestamp(job.create_time),
+        start_time=write_timestamp(job.start_time),
+        end_time=write_timestamp(job.end_time),
         last_event=job.last_event,
-        estimated_start_time=to_timestamp(job.estimated_start_time),
+        estimated_start_time=write_timestamp(job.estimated_start_time),
         best_prompt_kept=job.keeps_best_prompt,
     )
 
@@ -65,7 +65,7 @@ def _statistics_to_wire(job: Job) -> tuning_pb2.DatasetStatistics | None:
 
 def progress_to_wire(progress: JobProgress) -> tuning_pb2.TuningProgress:
     values = progress.model_dump(exclude={"estimated_end_time"})
-    return tuning_pb2.TuningProgress(**values, estimated_end_time=to_timestamp(progress.estimated_end_time))
+    return tuning_pb2.TuningProgress(**values, estimated_end_time=write_timestamp(progress.estimated_end_time))
 
 
 def result_to_wire(result: JobResult) -> tuning_pb2.TuningResult:
@@ -86,7 +86,7 @@ def _candidate_to_wire(candidate: SearchCandidate) -> tuning_pb2.SearchCandidate
 
 
 def event_to_wire(event: JobEvent) -> tuning_pb2.TuningEvent:
-    message = tuning_pb2.TuningEvent(number=event.number, time=to_timestamp(event.time))
+    message = tuning_pb2.TuningEvent(number=event.number, time=write_timestamp(event.time))
     match event.payload:
         case Job():
             message.state_changed.CopyFrom(job_to_wire(event.payload))

@@ -4,27 +4,28 @@ from __future__ import annotations
 
 from typing import Any
 
-from prompttuning.v1 import tuning_pb2
+from prompttuning.v1 import common_pb2, tuning_pb2
 
 from shared.errors import SoftPromptError
 from shared.names import check_alias, check_name
 from shared.text.template import MAX_TEMPLATE_CHARS
+from shared.values.sampling import Sampling
+from shared.violations import Violations
+from shared.wire.fields import read_duration, read_timestamp, write_duration, write_timestamp
+from shared.wire.sampling import read_sampling, write_sampling
 from trainer_service.convert.common import (
     NO_ALIAS,
     alias_from_wire,
-    sampling_from_wire,
-    sampling_to_wire,
     source_to_wire,
     template_from_wire,
     template_to_wire,
 )
 from trainer_service.convert.enums import INIT_METHODS, METRICS, REPARAMETERISATIONS, SCHEDULES, TASKS, TOO_LONG
 from trainer_service.convert.examples import source_from_wire
-from trainer_service.convert.fields import build, from_duration, from_timestamp, present, to_duration, to_timestamp
+from trainer_service.convert.fields import build, present
 from trainer_service.jobs.model import MAX_REQUEST_ID_CHARS, EffectiveSpec, PublishGate, PublishPolicy, TuningSpec
 from trainer_service.jobs.request import JobRequest
 from trainer_service.training.spec import HyperparameterRequest, Hyperparameters, Init, InitMethod
-from trainer_service.violations import Violations
 
 _SCALARS = (
     "num_virtual_tokens",
@@ -75,7 +76,7 @@ def _spec_from_wire(message: tuning_pb2.TuningSpec, violations: Violations) -> T
         "hyperparameters": _hyperparameters_from_wire(message.hyperparameters, "spec.hyperparameters", violations),
         "publish": _publish_from_wire(message.publish, violations),
         "priority": message.priority,
-        "sampling_defaults": sampling_from_wire(message.sampling_defaults, "spec.sampling_defaults", violations),
+        "sampling_defaults": _sampling_from_wire(message.sampling_defaults, violations),
         "annotations": dict(message.annotations),
     }
     if (too_long := TOO_LONG.from_wire(message.too_long, "spec.too_long", violations)) is not None:
@@ -85,10 +86,15 @@ def _spec_from_wire(message: tuning_pb2.TuningSpec, violations: Violations) -> T
     if message.HasField("template"):
         values["template"] = template_from_wire(message.template, "spec.template", violations)
     if message.HasField("max_runtime"):
-        values["max_runtime_seconds"] = from_duration(message.max_runtime, "spec.max_runtime", violations)
+        values["max_runtime_seconds"] = read_duration(message.max_runtime, "spec.max_runtime", violations)
     if message.HasField("deadline"):
-        values["deadline"] = from_timestamp(message.deadline, "spec.deadline", violations)
+        values["deadline"] = read_timestamp(message.deadline, "spec.deadline", violations)
     return build(TuningSpec, values, "spec", _SPEC_NAMES, violations)
+
+
+def _sampling_from_wire(message: common_pb2.SamplingParams, violations: Violations) -> Sampling:
+    sampling = violations.result_of(lambda: read_sampling(message).check_defaults("spec.sampling_defaults"))
+    return sampling or Sampling()
 
 
 def _hyperparameters_from_wire(
@@ -136,7 +142,7 @@ def _publish_from_wire(message: tuning_pb2.PublishPolicy, violations: Violations
         policy["gate"] = build(PublishGate, values, "spec.publish.gate", {}, violations)
     if message.HasField("wait_until_served"):
         field = "spec.publish.wait_until_served"
-        policy["wait_until_served_seconds"] = from_duration(message.wait_until_served, field, violations)
+        policy["wait_until_served_seconds"] = read_duration(message.wait_until_served, field, violations)
     names = {"wait_until_served_seconds": "wait_until_served"}
     return build(PublishPolicy, policy, "spec.publish", names, violations) or PublishPolicy()
 
@@ -153,7 +159,7 @@ def spec_to_wire(spec: TuningSpec) -> tuning_pb2.TuningSpec:
     message.labels.extend(spec.labels)
     message.hyperparameters.CopyFrom(hyperparameters_to_wire(spec.hyperparameters))
     if spec.max_runtime_seconds is not None:
-        message.max_runtime.CopyFrom(to_duration(spec.max_runtime_seconds))
+        message.max_runtime.CopyFrom(write_duration(spec.max_runtime_seconds))
     return message
 
 
@@ -167,7 +173,7 @@ def effective_to_wire(spec: TuningSpec, effective: EffectiveSpec) -> tuning_pb2.
     message.task = TASKS.to_wire(effective.training.task)
     message.labels.extend(effective.training.labels)
     message.hyperparameters.CopyFrom(hyperparameters_to_wire(effective.training.hyperparameters))
-    message.max_runtime.CopyFrom(to_duration(effective.max_runtime_seconds))
+    message.max_runtime.CopyFrom(write_duration(effective.max_runtime_seconds))
     return message
 
 
@@ -176,15 +182,15 @@ def _common_to_wire(spec: TuningSpec) -> tuning_pb2.TuningSpec:
     if spec.publish.gate is not None:
         gate = tuning_pb2.PublishGate(**spec.publish.gate.model_dump())
     seconds = spec.publish.wait_until_served_seconds
-    wait = None if seconds is None else to_duration(seconds)
+    wait = None if seconds is None else write_duration(seconds)
     message = tuning_pb2.TuningSpec(
         prompt=spec.prompt,
         dataset=tuning_pb2.DatasetSource(dataset=spec.dataset),
         publish=tuning_pb2.PublishPolicy(alias=spec.publish.alias or NO_ALIAS, gate=gate, wait_until_served=wait),
         priority=spec.priority,
-        sampling_defaults=sampling_to_wire(spec.sampling_defaults),
+        sampling_defaults=write_sampling(spec.sampling_defaults),
         annotations=spec.annotations,
-        deadline=to_timestamp(spec.deadline),
+        deadline=write_timestamp(spec.deadline),
         too_long=TOO_LONG.to_wire(spec.too_long),
     )
     if spec.validation_dataset:

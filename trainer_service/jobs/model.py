@@ -20,6 +20,7 @@ from shared.model.base_model import BaseModelInfo
 from shared.names import DEFAULT_ALIAS
 from shared.prompt.manifest import SamplingDefaults
 from shared.text.template import Template
+from shared.values.sampling import Sampling
 from trainer_service.jobs.comparisons import ComparisonRecord, SearchCandidate
 from trainer_service.jobs.states import UNSUCCESSFUL_STATES, JobState
 from trainer_service.training.data.repetition import Repetition
@@ -90,7 +91,7 @@ class TuningSpec(_Frozen):
     priority: int = Field(default=0, ge=MIN_PRIORITY, le=MAX_PRIORITY)
     max_runtime_seconds: float | None = Field(default=None, gt=0)
     """Longest time on workers, over all attempts. None: the service's limit."""
-    sampling_defaults: SamplingDefaults = SamplingDefaults()
+    sampling_defaults: SamplingDefaults = Sampling()
     annotations: Mapping[str, str] = Field(default_factory=dict, max_length=MAX_ANNOTATIONS)
     deadline: datetime | None = None
     """The job fails with DEADLINE_EXCEEDED if it is not trained by then."""

@@ -1,7 +1,7 @@
 """Conversion between protobuf messages and the dataclasses that mirror them, by field name.
 
 A dataclass field has the name of its message's field; a Duration `x` is `x_seconds`. None means "left out", and for an
-enum UNSPECIFIED. `convert` has readers for messages of another shape (oneofs). A test checks that every dataclass fits
+enum UNSPECIFIED. `reader` registers a function for a message of another shape, such as a oneof. A test checks that every dataclass fits
 its message.
 """
 
@@ -28,15 +28,16 @@ from shared.errors import InvalidInput
 T = TypeVar("T")
 M = TypeVar("M", bound=Message)
 Reader = Callable[[Any], Any]
+F = TypeVar("F", bound=Reader)
 Descriptor = Any  # its type depends on protobuf's implementation (upb or Python)
 
 _special_readers: dict[type, Reader] = {}
 
 
-def reader(kind: type) -> Callable[[Reader], Reader]:
+def reader(kind: type) -> Callable[[F], F]:
     """Register the function that reads `kind` from a message of another shape."""
 
-    def register(function: Reader) -> Reader:
+    def register(function: F) -> F:
         _special_readers[kind] = function
         return function
 

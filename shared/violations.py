@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
-from shared.errors import FieldViolation, InvalidInput
+from shared.errors import FieldViolation, InvalidInput, SoftPromptError
+
+T = TypeVar("T")
 
 
 class Violations:
@@ -20,6 +23,14 @@ class Violations:
     def add(self, field: str, description: str) -> None:
         self._found.append(FieldViolation(field, description))
 
+    def result_of(self, read: Callable[[], T]) -> T | None:
+        """The result of `read`, or None after adding what its InvalidInput names."""
+        try:
+            return read()
+        except InvalidInput as error:
+            self._found.extend(error.violations)
+            return None
+
     @contextmanager
     def collected(self) -> Iterator[None]:
         """What the block finds wrong is added, and the block ends there."""
@@ -27,6 +38,13 @@ class Violations:
             yield
         except InvalidInput as error:
             self._found.extend(error.violations)
+
+    def complete(self, value: T | None) -> T:
+        """The value, if there are no violations. Raises InvalidInput with all of them."""
+        self.raise_if_any()
+        if value is None:
+            raise SoftPromptError("a request was refused without a reason")
+        return value
 
     def raise_if_any(self) -> None:
         if self._found:
