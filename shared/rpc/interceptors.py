@@ -60,7 +60,7 @@ def _metadata(context: Any, wanted: str) -> str:
     )
 
 
-class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # the stubs make it generic, grpcio does not
+class CallInterceptor(grpc.aio.ServerInterceptor):
     """`endless` are full method names (`/package.Service/Method`) that end only with the client or the server."""
 
     def __init__(
@@ -75,7 +75,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # 
 
     async def intercept_service(
         self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any]]],
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Any:
         handler: Any = await continuation(handler_call_details)

@@ -13,18 +13,19 @@ import grpc
 from shared.errors import Unavailable
 
 
-class LateServices(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # the stubs make it generic, grpcio does not
-    """Add it to a server before that starts; hand it, in place of the server, to the generated `add_..._to_server`
-    later.
+class LateServices(grpc.GenericRpcHandler):
+    """Services whose handlers are registered after the server has started.
+
+    Add it to a server before the start; later, pass it in place of the server to the generated `add_..._to_server`.
     """
 
     def __init__(self, service_names: Sequence[str], message: str) -> None:
         """`service_names` are full names; `message` is what callers are told meanwhile."""
         self._prefixes = tuple(f"/{name}/" for name in service_names)
         self._message = message
-        self._handlers: tuple[grpc.GenericRpcHandler[Any, Any], ...] = ()
+        self._handlers: tuple[grpc.GenericRpcHandler, ...] = ()
 
-    def add_generic_rpc_handlers(self, handlers: Sequence[grpc.GenericRpcHandler[Any, Any]]) -> None:
+    def add_generic_rpc_handlers(self, handlers: Sequence[grpc.GenericRpcHandler]) -> None:
         self._handlers += tuple(handlers)
 
     def add_registered_method_handlers(self, service_name: str, method_handlers: Mapping[str, Any]) -> None:

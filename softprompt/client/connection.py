@@ -106,7 +106,8 @@ class Peer:
     async def _answers(self, method: str) -> bool:
         """Whether the service has a method. True, too, if that can't be found out now."""
         try:
-            await self.channel.unary_unary(method, None, None)(b"", timeout=self.timeout_seconds)
+            ask: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = self.channel.unary_unary(method, None, None)
+            await ask(b"", timeout=self.timeout_seconds)
         except grpc.aio.AioRpcError as error:
             return error.code() is not grpc.StatusCode.UNIMPLEMENTED or _said_by_service(error)
         return True

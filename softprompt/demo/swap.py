@@ -1,5 +1,6 @@
-"""Version 2 takes over an alias while version 1 answers: what had begun ends on version 1; what begins later is version
-2's.
+"""Moves an alias from version 1 to version 2 while version 1 answers.
+
+Answers that have begun end on version 1; answers that begin later come from version 2.
 """
 
 from __future__ import annotations
@@ -7,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, field, replace
 
+from shared.errors import DeadlineExceeded
 from softprompt.client.async_client import AsyncClient
 from softprompt.demo.answers import AnswerTable
 from softprompt.demo.promises import Promises
@@ -14,7 +16,7 @@ from softprompt.demo.undisturbed import compare
 from softprompt.types.common import Sampling
 from softprompt.types.generation import FinishReason, Generation, GenerationEnd, GenerationStart
 
-RESOLVE_SECONDS = 20.0
+RESOLVE_SECONDS = 60.0
 POLL_SECONDS = 0.05
 _OLD, _NEW = 0, 1
 """Columns of the table."""
@@ -49,13 +51,22 @@ class Swap:
         self._begun = [asyncio.Event() for _ in inputs]
 
     async def run(self, old: int, new: int) -> None:
-        """Raises TimeoutError if version `new` does not answer within RESOLVE_SECONDS after the alias has moved."""
-        async with asyncio.TaskGroup() as group:
-            running = [group.create_task(self._answer_before(row)) for row in range(len(self._inputs))]
+        """Move the alias while the old version answers.
+
+        Raises DeadlineExceeded if no answer comes from version `new` within RESOLVE_SECONDS after the alias has moved.
+        """
+        # A TaskGroup would wrap the error of one answer in an ExceptionGroup, which hides its text from the reader.
+        running = [asyncio.create_task(self._answer_before(row)) for row in range(len(self._inputs))]
+        try:
             await asyncio.gather(*(_set_or_done(begun, task) for begun, task in zip(self._begun, running, strict=True)))
             await self._client.set_alias(self._prompt, "default", new, expected_version=old)
-            async with asyncio.timeout(RESOLVE_SECONDS):
-                await asyncio.gather(*(self._answer_after(row, new) for row in range(len(self._inputs))))
+            resolved_by = asyncio.get_running_loop().time() + RESOLVE_SECONDS
+            await asyncio.gather(*(self._answer_after(row, new, resolved_by) for row in range(len(self._inputs))))
+            await asyncio.gather(*running)
+        finally:
+            for task in running:
+                task.cancel()
+            await asyncio.gather(*running, return_exceptions=True)
 
     async def _answer_before(self, row: int) -> None:
         answer = self.before[row]
@@ -67,13 +78,16 @@ class Swap:
             self._begun[row].set()
         answer.end = stream.end
 
-    async def _answer_after(self, row: int, new: int) -> None:
-        """Ask for the alias until the replica has seen it move; stream that answer."""
+    async def _answer_after(self, row: int, new: int, resolved_by: float) -> None:
+        """Ask for the alias until the replica has seen it move; stream that answer. `resolved_by`: the loop's time."""
         answer = self.after[row]
         while answer.end is None:
             async with self._client.stream(self._inputs[row], prompt=self._prompt, sampling=self._sampling) as stream:
                 answer.start = await stream.started()
                 if answer.version != new:
+                    if asyncio.get_running_loop().time() > resolved_by:
+                        waited = f"{RESOLVE_SECONDS:.0f} s after the alias has moved"
+                        raise DeadlineExceeded(f"version {new} does not answer {waited}")
                     await asyncio.sleep(POLL_SECONDS)
                     continue
                 self.running_at_swap = max(self.running_at_swap, sum(one.end is None for one in self.before))

@@ -44,7 +44,7 @@ async def test_a_created_job_is_queued_with_nothing_left_open(trainer: RunningTr
     assert effective.base_model == "tiny"
     assert effective.task == pb.TASK_KIND_GENERATION
     assert effective.template.text == "{input}"
-    assert effective.hyperparameters.num_virtual_tokens == 20
+    assert effective.hyperparameters.num_virtual_tokens == 64  # an eighth of the tiny context
     assert effective.hyperparameters.init.method == pb.PromptInit.METHOD_TEXT
     assert effective.hyperparameters.init.text
     assert effective.hyperparameters.learning_rate > 0
@@ -263,7 +263,7 @@ async def test_service_info_tells_models_limits_and_defaults(trainer: RunningTra
     assert info.base_models[0].hidden_size == 64
     assert info.limits.max_virtual_tokens == trainer.settings.max_virtual_tokens
     assert info.limits.max_line_bytes == trainer.settings.max_line_bytes
-    assert info.default_hyperparameters.num_virtual_tokens == 20
+    assert info.default_hyperparameters.num_virtual_tokens == 64
     assert (info.queued_jobs, info.running_jobs) == (1, 0)
     assert info.software_version
 

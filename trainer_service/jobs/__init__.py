@@ -5,4 +5,7 @@ their events in SQL. `submission` and `admission` turn a request into a queued j
 `sources` finds the version that a job starts from; `preparation` turns a claimed job into a task for a worker;
 `fair_queue` orders tenants. Which worker a job gets is decided in `dispatch`, and what becomes of its result in
 `publish`. This package imports neither Ray nor torch.
+
+Queue libraries such as Celery or procrastinate run functions to their end. Training jobs share one worker, pause, resume from
+checkpoints and are published exactly once, so most of this code would stay ours.
 """
