@@ -10,9 +10,9 @@ from inference_service.engine.core.request import Delta, FinishReason, TokenLogp
 from inference_service.generation import Counted, Ended, Scored, Started
 from inference_service.limits import RequestLimits
 from inference_service.prompts.registry import VersionStatus
-from inference_service.prompts.version import VersionState
 from inference_service.token_texts import TokenTexts
 from shared.model.base_model import BaseModelInfo
+from shared.wire.enums import LOADED_STATES
 from shared.wire.fields import write_duration
 
 _FINISH_REASONS = {
@@ -23,11 +23,6 @@ _FINISH_REASONS = {
     FinishReason.CANCELLED: generation_pb2.FINISH_REASON_CANCELLED,
     FinishReason.ERROR: generation_pb2.FINISH_REASON_UNSPECIFIED,
     FinishReason.INTERNAL: generation_pb2.FINISH_REASON_UNSPECIFIED,
-}
-_STATES = {
-    VersionState.LOADED: generation_pb2.LoadedPrompt.STATE_LOADED,
-    VersionState.KNOWN: generation_pb2.LoadedPrompt.STATE_KNOWN,
-    VersionState.QUARANTINED: generation_pb2.LoadedPrompt.STATE_QUARANTINED,
 }
 
 
@@ -112,7 +107,7 @@ def loaded_prompt_message(status: VersionStatus, prefix_kv_bytes: int) -> genera
     message = generation_pb2.LoadedPrompt(
         version=status.record.name,
         digest=status.record.digest,
-        state=_STATES[status.state],
+        state=LOADED_STATES.to_wire(status.state),
         aliases=status.aliases,
         num_virtual_tokens=status.record.summary.num_virtual_tokens,
         prefix_kv_bytes=prefix_kv_bytes,

@@ -24,14 +24,10 @@ from shared.rpc.templates import template_options
 from shared.text.template import INPUT_FIELD, MAX_TEMPLATE_CHARS, Message, Template, TemplateFormat
 from shared.values.sampling import Sampling
 from shared.violations import Violations
+from shared.wire.enums import TEMPLATE_FORMATS
 from shared.wire.sampling import read_sampling
 
 _ROLES = ("system", "user", "assistant")
-_FORMATS = {
-    common_pb2.Template.FORMAT_UNSPECIFIED: None,
-    common_pb2.Template.FORMAT_TEXT: TemplateFormat.TEXT,
-    common_pb2.Template.FORMAT_CHAT: TemplateFormat.CHAT,
-}
 
 
 class RequestReader:
@@ -73,7 +69,9 @@ class RequestReader:
                 violations.add("input.template", text)
         if len(message.routing_key) > MAX_ROUTING_KEY_CHARS:
             violations.add("input.routing_key", f"must have at most {MAX_ROUTING_KEY_CHARS} characters")
-        return InputRequest(violations.complete(content), reference, template, message.routing_key, message.truncate)
+        violations.raise_if_any()
+        assert content is not None
+        return InputRequest(content, reference, template, message.routing_key, message.truncate)
 
     def sampling(self, message: common_pb2.SamplingParams) -> Sampling:
         """The checked parameters of a request."""
@@ -161,10 +159,9 @@ class RequestReader:
 
 
 def _template(message: common_pb2.Template) -> Template:
-    if message.format not in _FORMATS:
-        raise InvalidInput.of(
-            "input.template.format", f"{message.format} is not a format of this version of the protocol"
-        )
+    violations = Violations()
+    format = TEMPLATE_FORMATS.checked(message.format, "input.template.format", violations)
+    violations.raise_if_any()
     found = [
         FieldViolation(
             f"input.template.{name}",
@@ -176,7 +173,7 @@ def _template(message: common_pb2.Template) -> Template:
     if found:
         raise InvalidInput(found)
     values = {"text": message.text or INPUT_FIELD, **template_options(message)}
-    format = _FORMATS[message.format] or (TemplateFormat.CHAT if message.system else None)
+    format = format or (TemplateFormat.CHAT if message.system else None)
     try:
         template = Template(**values) if format is None else Template(format=format, **values)
     except ValidationError as error:

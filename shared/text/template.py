@@ -19,7 +19,6 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime
-from enum import StrEnum
 from functools import cached_property
 from itertools import pairwise
 from typing import Any, Literal
@@ -28,6 +27,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from shared.errors import InvalidInput
 from shared.text.plain_text import PlainText
+from shared.values.enums import TemplateFormat as TemplateFormat
 
 INPUT_FIELD = "{input}"
 MAX_TEMPLATE_CHARS = 32_768
@@ -40,11 +40,6 @@ _RESERVED_ARGUMENTS = frozenset(
 _CLOCK = re.compile(r"strftime_now\(\s*(?P<quote>['\"])(?P<format>.*?)(?P=quote)\s*\)")
 _ANSWER = "\U0010fffe"
 """Takes the answer's place where a chat template is asked how it writes one."""
-
-
-class TemplateFormat(StrEnum):
-    TEXT = "TEXT"
-    CHAT = "CHAT"
 
 
 class Message(BaseModel):

@@ -7,13 +7,11 @@ its message.
 
 from __future__ import annotations
 
-import re
 import types
 import typing
 from collections.abc import Callable, Container, Mapping
 from dataclasses import fields, is_dataclass
 from datetime import UTC, datetime
-from enum import StrEnum
 from functools import cache
 from typing import Any, TypeVar, Union
 
@@ -24,6 +22,7 @@ from google.protobuf.struct_pb2 import Struct
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from shared.errors import InvalidInput
+from shared.wire.enums import enum_number, table_of
 
 T = TypeVar("T")
 M = TypeVar("M", bound=Message)
@@ -113,7 +112,7 @@ def _write_field(message: Message, descriptor: Descriptor, content: Any, where: 
             else:
                 target.append(element)
     elif descriptor.enum_type is not None:
-        setattr(message, name, _enum_number(descriptor.enum_type, content))
+        setattr(message, name, enum_number(descriptor.enum_type, content))
     else:
         setattr(message, name, content)
 
@@ -159,7 +158,7 @@ def _value_reader(descriptor: Descriptor, hint: Any) -> Callable[[Any], Any]:
     if isinstance(hint, type) and is_dataclass(hint):
         return lambda message: read(hint, message)
     if descriptor.enum_type is not None:
-        return _enum_reader(descriptor.enum_type, hint)
+        return table_of(descriptor.enum_type, hint).from_wire
     return lambda value: value
 
 
@@ -177,24 +176,3 @@ def _is_optional(hint: Any) -> bool:
 
 def _strip_optional(hint: Any) -> Any:
     return next(part for part in typing.get_args(hint) if part is not type(None)) if _is_optional(hint) else hint
-
-
-def _prefix(enum: Descriptor) -> str:
-    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", enum.name).upper() + "_"
-
-
-def _enum_reader(enum: Descriptor, kind: type[StrEnum]) -> Callable[[int], StrEnum | None]:
-    """UNSPECIFIED, and values that this client is too old to know, become None."""
-    known = {
-        item.number: kind(short)
-        for item in enum.values
-        if (short := item.name.removeprefix(_prefix(enum))) in list(kind)
-    }
-    return known.get
-
-
-def _enum_number(enum: Descriptor, value: StrEnum | str) -> int:
-    name = _prefix(enum) + str(value).upper()
-    if name not in enum.values_by_name:
-        raise ValueError("allowed are " + ", ".join(item.name.removeprefix(_prefix(enum)) for item in enum.values[1:]))
-    return int(enum.values_by_name[name].number)

@@ -4,19 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import Any
 
+from shared.values.enums import TemplateFormat as TemplateFormat
 from shared.values.sampling import Sampling as Sampling
-
-
-class TemplateFormat(StrEnum):
-    """How a template becomes the model's text."""
-
-    TEXT = "TEXT"
-    """The text with `{input}` replaced; the answer follows."""
-    CHAT = "CHAT"
-    """The base model's own chat template around the text."""
 
 
 @dataclass(frozen=True)

@@ -7,35 +7,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from enum import StrEnum
 
+from shared.values.enums import JobOrder as JobOrder
+from shared.values.enums import JobState as JobState
 from softprompt.types.common import Comparison
 from softprompt.types.datasets import DatasetStatistics
 from softprompt.types.spec import InitMethod, TuningSpec
-
-
-class JobOrder(StrEnum):
-    """Order of a list of jobs."""
-
-    NEWEST_FIRST = "NEWEST_FIRST"
-    OLDEST_FIRST = "OLDEST_FIRST"
-
-
-class JobState(StrEnum):
-    """State of a job. SUCCEEDED, FAILED and CANCELLED are final."""
-
-    QUEUED = "QUEUED"
-    RUNNING = "RUNNING"
-    PAUSED = "PAUSED"
-    CANCELLING = "CANCELLING"
-    SUCCEEDED = "SUCCEEDED"
-    FAILED = "FAILED"
-    CANCELLED = "CANCELLED"
-
-    @property
-    def is_final(self) -> bool:
-        """Whether the job has ended."""
-        return self in (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED)
 
 
 @dataclass(frozen=True)

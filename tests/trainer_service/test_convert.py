@@ -24,9 +24,7 @@ from shared.wire.fields import read_duration, short_float, write_duration
 from shared.wire.sampling import read_sampling, write_sampling
 from tests.trainer_service.builders import BASE_MODEL, effective_spec
 from tests.trainer_service.requests import generation_examples, inline
-from trainer_service.convert import enums
 from trainer_service.convert.common import template_from_wire, template_to_wire
-from trainer_service.convert.enums import EnumTable
 from trainer_service.convert.jobs import event_to_wire, job_to_wire
 from trainer_service.convert.prompts import targets_from_wire, targets_to_wire, version_to_wire
 from trainer_service.convert.spec import effective_to_wire, hyperparameters_to_wire, request_from_wire, spec_to_wire
@@ -55,9 +53,9 @@ from trainer_service.training.spec import (
     HyperparameterRequest,
     Init,
     InitMethod,
+    LearningRateSchedule,
     Metric,
     Reparameterisation,
-    Schedule,
     TaskKind,
 )
 
@@ -75,7 +73,6 @@ COMPARISON = ComparisonRecord(
 CANDIDATE = SearchCandidate(
     learning_rate=0.1, init_method=InitMethod.LABELS, num_steps=3, metrics={"loss": 1.0}, chosen=True, end="worse"
 )
-TABLES = {name: table for name, table in vars(enums).items() if isinstance(table, EnumTable)}
 NOW = datetime(2026, 1, 2, 3, 4, 5, 678901, UTC)
 
 SPEC = TuningSpec(
@@ -91,7 +88,7 @@ SPEC = TuningSpec(
         init=Init(method=InitMethod.FROM_PROMPT, source_version="other@3"),
         reparameterisation=Reparameterisation.RESIDUAL,
         learning_rate=0.003,
-        schedule=Schedule.LINEAR,
+        schedule=LearningRateSchedule.LINEAR,
         warmup_steps=0,
         weight_decay=0.0,
         max_grad_norm=0.0,
@@ -117,29 +114,6 @@ SPEC = TuningSpec(
     annotations={"team": "web"},
     deadline=NOW,
 )
-
-
-@pytest.mark.parametrize("name", TABLES)
-def test_every_enum_is_total_both_ways(name: str) -> None:
-    table = TABLES[name]
-    for number, value in table._from_wire.items():
-        violations = Violations()
-        assert table.from_wire(number, "field", violations) is value
-        assert table.to_wire(value) == number
-        assert not violations
-    assert table.to_wire(None) == 0
-    violations = Violations()
-    assert table.from_wire(0, "field", violations) is None
-    assert not violations
-    assert table.from_wire(4711, "field", violations) is None
-    assert violations
-
-
-def test_a_table_that_is_not_total_is_refused() -> None:
-    with pytest.raises(ValueError, match="values that the protocol lacks"):
-        EnumTable({"STATE_UNSPECIFIED": 0, "STATE_QUEUED": 1}, JobState, "STATE_")
-    with pytest.raises(KeyError):
-        EnumTable({"STATE_UNSPECIFIED": 0, "STATE_LOST": 1}, JobState, "STATE_")
 
 
 def test_every_field_of_a_spec_survives_both_ways() -> None:

@@ -11,7 +11,7 @@ from shared.rpc.templates import template_options
 from shared.security.methods import prompt_of
 from shared.text.template import INPUT_FIELD, Template
 from shared.violations import Violations
-from trainer_service.convert.enums import TEMPLATE_FORMATS
+from shared.wire.enums import TEMPLATE_FORMATS
 from trainer_service.convert.fields import build
 
 NO_ALIAS = "-"
@@ -50,6 +50,6 @@ def template_to_wire(template: Template) -> common_pb2.Template:
 
 def template_from_wire(message: common_pb2.Template, field: str, violations: Violations) -> Template | None:
     """A template whose `format` is unset (see `model_fields_set`) where the caller left the choice to the service."""
-    format = TEMPLATE_FORMATS.from_wire(message.format, f"{field}.format", violations)
+    format = TEMPLATE_FORMATS.checked(message.format, f"{field}.format", violations)
     values: dict[str, object] = {"text": message.text or INPUT_FIELD, **template_options(message)}
     return build(Template, values if format is None else {**values, "format": format}, field, {}, violations)

@@ -6,8 +6,8 @@ from prompttuning.v1 import common_pb2, tuning_pb2
 
 from shared.security.page_tokens import Json
 from shared.violations import Violations
+from shared.wire.enums import INIT_METHODS, ORDERS, STATES
 from shared.wire.fields import write_timestamp
-from trainer_service.convert.enums import INIT_METHODS, ORDERS, STATES
 from trainer_service.convert.spec import effective_to_wire, spec_to_wire
 from trainer_service.jobs.comparisons import SearchCandidate
 from trainer_service.jobs.model import (
@@ -104,8 +104,8 @@ def event_to_wire(event: JobEvent) -> tuning_pb2.TuningEvent:
 def filter_from_wire(message: tuning_pb2.ListTuningJobsRequest) -> JobFilter:
     """Raises InvalidInput for states or an order that this build does not know."""
     violations = Violations()
-    states = {STATES.from_wire(number, f"states[{index}]", violations) for index, number in enumerate(message.states)}
-    order = ORDERS.from_wire(message.order, "order", violations) or JobOrder.NEWEST_FIRST
+    states = {STATES.checked(number, f"states[{index}]", violations) for index, number in enumerate(message.states)}
+    order = ORDERS.checked(message.order, "order", violations) or JobOrder.NEWEST_FIRST
     violations.raise_if_any()
     return JobFilter(
         states=frozenset(state for state in states if state is not None),

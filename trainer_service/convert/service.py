@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from prompttuning.v1 import tuning_pb2
 
+from shared.wire.enums import TASKS
 from shared.wire.fields import write_duration, write_timestamp
 from trainer_service.convert.common import base_model_to_wire
-from trainer_service.convert.enums import TASKS
 from trainer_service.convert.spec import hyperparameters_to_wire
 from trainer_service.datasets.ledger import OwnedDataset
 from trainer_service.datasets.store import StoredDataset

@@ -11,6 +11,7 @@ from shared.names import check_alias, check_name
 from shared.text.template import MAX_TEMPLATE_CHARS
 from shared.values.sampling import Sampling
 from shared.violations import Violations
+from shared.wire.enums import INIT_METHODS, METRICS, REPARAMETERISATIONS, SCHEDULES, TASKS, TOO_LONG
 from shared.wire.fields import read_duration, read_timestamp, write_duration, write_timestamp
 from shared.wire.sampling import read_sampling, write_sampling
 from trainer_service.convert.common import (
@@ -20,7 +21,6 @@ from trainer_service.convert.common import (
     template_from_wire,
     template_to_wire,
 )
-from trainer_service.convert.enums import INIT_METHODS, METRICS, REPARAMETERISATIONS, SCHEDULES, TASKS, TOO_LONG
 from trainer_service.convert.examples import source_from_wire
 from trainer_service.convert.fields import build, present
 from trainer_service.jobs.model import MAX_REQUEST_ID_CHARS, EffectiveSpec, PublishGate, PublishPolicy, TuningSpec
@@ -71,7 +71,7 @@ def _spec_from_wire(message: tuning_pb2.TuningSpec, violations: Violations) -> T
         "prompt": message.prompt,
         "base_model": message.base_model,
         "dataset": "",
-        "task": TASKS.from_wire(message.task, "spec.task", violations),
+        "task": TASKS.checked(message.task, "spec.task", violations),
         "labels": tuple(message.labels),
         "hyperparameters": _hyperparameters_from_wire(message.hyperparameters, "spec.hyperparameters", violations),
         "publish": _publish_from_wire(message.publish, violations),
@@ -79,7 +79,7 @@ def _spec_from_wire(message: tuning_pb2.TuningSpec, violations: Violations) -> T
         "sampling_defaults": _sampling_from_wire(message.sampling_defaults, violations),
         "annotations": dict(message.annotations),
     }
-    if (too_long := TOO_LONG.from_wire(message.too_long, "spec.too_long", violations)) is not None:
+    if (too_long := TOO_LONG.checked(message.too_long, "spec.too_long", violations)) is not None:
         values["too_long"] = too_long
     if message.HasField("validation_fraction"):
         values["validation_fraction"] = message.validation_fraction
@@ -106,17 +106,17 @@ def _hyperparameters_from_wire(
         violations.add(f"{field}.num_epochs", "excludes num_steps: give one of them")
     if message.HasField("init"):
         values["init"] = _init_from_wire(message.init, f"{field}.init", violations)
-    values["reparameterisation"] = REPARAMETERISATIONS.from_wire(
+    values["reparameterisation"] = REPARAMETERISATIONS.checked(
         message.reparameterisation, f"{field}.reparameterisation", violations
     )
-    values["schedule"] = SCHEDULES.from_wire(message.schedule, f"{field}.schedule", violations)
-    values["metric"] = METRICS.from_wire(message.metric, f"{field}.metric", violations)
+    values["schedule"] = SCHEDULES.checked(message.schedule, f"{field}.schedule", violations)
+    values["metric"] = METRICS.checked(message.metric, f"{field}.metric", violations)
     return build(HyperparameterRequest, values, field, {}, violations) or HyperparameterRequest()
 
 
 def _init_from_wire(message: tuning_pb2.PromptInit, field: str, violations: Violations) -> Init | None:
     """None where the recipe is to choose. A text or a source without a method means the one method that uses it."""
-    method = INIT_METHODS.from_wire(message.method, f"{field}.method", violations)
+    method = INIT_METHODS.checked(message.method, f"{field}.method", violations)
     if method is None:
         method = InitMethod.FROM_PROMPT if message.source else InitMethod.TEXT if message.text else None
     if len(message.text) > MAX_TEMPLATE_CHARS:

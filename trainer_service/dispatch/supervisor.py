@@ -417,7 +417,7 @@ class WorkerSupervisor:
         except StaleAttempt:
             log.info("this attempt no longer has the job")
         else:
-            if (job := after.job).state.is_terminal:
+            if (job := after.job).state.is_final:
                 log.info("job ended: %s", job.state, extra={"fields": {"error": job.error.code if job.error else ""}})
                 await self._context.pools.job_files.retry(keep_what_is_worth, self._context.files, job)
         self._forget(job_id, tracker)

@@ -20,6 +20,7 @@ from shared.model.base_model import BaseModelInfo
 from shared.names import DEFAULT_ALIAS
 from shared.prompt.manifest import SamplingDefaults
 from shared.text.template import Template
+from shared.values.enums import JobOrder as JobOrder
 from shared.values.sampling import Sampling
 from trainer_service.jobs.comparisons import ComparisonRecord, SearchCandidate
 from trainer_service.jobs.states import UNSUCCESSFUL_STATES, JobState
@@ -304,11 +305,6 @@ class JobEvent:
     @property
     def kind(self) -> JobEventKind:
         return _KINDS[type(self.payload)]
-
-
-class JobOrder(StrEnum):
-    NEWEST_FIRST = "NEWEST_FIRST"
-    OLDEST_FIRST = "OLDEST_FIRST"
 
 
 @dataclass(frozen=True)

@@ -311,10 +311,10 @@ class LifeOfJobs(RuleBasedStateMachine):
             states = [event.payload.state for event in events if isinstance(event.payload, Job)]
             assert states[-1] == job.state
             assert all(target in LEGAL_MOVES[source] for source, target in pairwise(states))
-            assert (job.end_time is not None) == job.state.is_terminal
+            assert (job.end_time is not None) == job.state.is_final
             if job.id in self.ended:
                 assert job == self.ended[job.id]
-            if job.state.is_terminal:
+            if job.state.is_final:
                 self.ended[job.id] = job
             assert (found.owner != "") == (job.state in LEASED_STATES)
             assert found.claimed_at is None or (job.state in LEASED_STATES and not found.trained)

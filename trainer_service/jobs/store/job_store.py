@@ -26,7 +26,7 @@ from trainer_service.jobs.store import event_log, listing, tenant_shares, worker
 from trainer_service.jobs.store.visibility import in_states, sees_all, visible
 
 _LEASED = [state.value for state in LEASED_STATES]
-_UNENDED = [state.value for state in JobState if not state.is_terminal]
+_UNENDED = [state.value for state in JobState if not state.is_final]
 """What has ended is most of a store that is old: a range of an index for each other state never looks at it."""
 _UNSUCCESSFUL = [state.value for state in UNSUCCESSFUL_STATES]
 _QUEUED = jobs.c.state == JobState.QUEUED.value
@@ -160,7 +160,7 @@ class JobStore:
         """Raises PreconditionFailed if the job has not ended."""
         with self._database.write() as connection:
             state = _read(connection, job_id, visible_to).job.state
-            if not state.is_terminal:
+            if not state.is_final:
                 message = f"job {job_id!r} is {state}: only an ended job can be deleted; cancel it first"
                 raise PreconditionFailed(message, job=job_id, state=state.value)
             connection.execute(delete(jobs).where(jobs.c.id == job_id))
