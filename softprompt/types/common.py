@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from shared.values.enums import TemplateFormat as TemplateFormat
+from shared.values.results import Comparison as Comparison
 from shared.values.sampling import Sampling as Sampling
 
 
@@ -46,22 +47,3 @@ class BaseModelInfo:
     vocab_size: int
     num_layers: int
     max_positions: int
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """A tuned prompt compared with another use of its base model, on the same held-out examples."""
-
-    rival: str
-    """ "bare_model", "instructed_model", "few_shot_model" or "current_version"."""
-    metric: str
-    value: float
-    rival_value: float
-    difference: float
-    """Positive where the tuned prompt is better."""
-    low: float | None
-    high: float | None
-    """Ends of the 95 % interval of `difference`; None: too few examples."""
-    num_examples: int
-    beats: bool
-    """Whether the whole interval is above 0."""

@@ -18,6 +18,15 @@ from shared.prompt.manifest import Manifest, utc_now
 from shared.store.commit import AliasTarget, VersionSummary
 from shared.store.index import PromptRecord, VersionRecord
 from shared.text.template import Template, TemplateFormat
+from shared.values.results import (
+    Comparison,
+    EncodingStatistics,
+    NearestToken,
+    SearchCandidate,
+    TuningError,
+    TuningProgress,
+    TuningResult,
+)
 from shared.values.sampling import Sampling
 from shared.violations import Violations
 from shared.wire.fields import read_duration, short_float, write_duration
@@ -28,18 +37,13 @@ from trainer_service.convert.common import template_from_wire, template_to_wire
 from trainer_service.convert.jobs import event_to_wire, job_to_wire
 from trainer_service.convert.prompts import targets_from_wire, targets_to_wire, version_to_wire
 from trainer_service.convert.spec import effective_to_wire, hyperparameters_to_wire, request_from_wire, spec_to_wire
-from trainer_service.jobs.comparisons import ComparisonRecord, SearchCandidate
 from trainer_service.jobs.model import (
     PAYLOADS,
     CheckpointStored,
     Evaluation,
     Job,
-    JobError,
     JobEvent,
     JobEventKind,
-    JobProgress,
-    JobResult,
-    NearestToken,
     Note,
     PublishGate,
     PublishPolicy,
@@ -48,7 +52,6 @@ from trainer_service.jobs.model import (
 from trainer_service.jobs.states import JobState
 from trainer_service.prompts import Version
 from trainer_service.training.data.repetition import Repetition
-from trainer_service.training.data.statistics import DatasetStatistics
 from trainer_service.training.spec import (
     HyperparameterRequest,
     Init,
@@ -59,7 +62,7 @@ from trainer_service.training.spec import (
     TaskKind,
 )
 
-COMPARISON = ComparisonRecord(
+COMPARISON = Comparison(
     rival="bare_model",
     metric="loss",
     value=1.0,
@@ -161,7 +164,7 @@ def test_every_field_of_a_job_is_told() -> None:
         state=JobState.FAILED,
         attempt=2,
         queue_position=3,
-        progress=JobProgress(
+        progress=TuningProgress(
             step=5,
             num_steps=10,
             train_loss=0.5,
@@ -175,7 +178,7 @@ def test_every_field_of_a_job_is_told() -> None:
             estimated_end_time=NOW + timedelta(seconds=5),
             num_skipped_steps=1,
         ),
-        dataset_statistics=DatasetStatistics(
+        dataset_statistics=EncodingStatistics(
             num_train=9,
             num_validation=1,
             num_dropped=2,
@@ -186,8 +189,8 @@ def test_every_field_of_a_job_is_told() -> None:
             mean_target_tokens=2.5,
             max_target_tokens=4,
         ),
-        error=JobError(code="NAN_LOSS", message="m", field="f"),
-        result=JobResult(
+        error=TuningError(code="NAN_LOSS", message="m", field="f"),
+        result=TuningResult(
             published=True,
             version="prompts/a/versions/1",
             digest="sha256:x",
@@ -241,7 +244,7 @@ def test_every_kind_of_event_is_told() -> None:
     job = Job(id="01", spec=SPEC, effective=effective_spec(), create_time=NOW)
     payloads = {
         JobEventKind.STATE_CHANGED: job,
-        JobEventKind.PROGRESS: JobProgress(step=1),
+        JobEventKind.PROGRESS: TuningProgress(step=1),
         JobEventKind.EVALUATION: Evaluation(step=1, metrics={"loss": 1.0}, is_best=True),
         JobEventKind.CHECKPOINT: CheckpointStored(step=1),
         JobEventKind.NOTE: Note(text="hello"),

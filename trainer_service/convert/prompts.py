@@ -20,8 +20,10 @@ from shared.store.fleet import Serving
 from shared.store.index import Alias, PromptRecord, VersionRecord
 from shared.store.replicas import LoadedVersion, ReplicaRecord
 from shared.text.template import Template
+from shared.values.results import Comparison
 from shared.violations import Violations
 from shared.wire.fields import write_duration, write_timestamp
+from shared.wire.mirror import write
 from shared.wire.sampling import write_sampling
 from trainer_service.convert.common import (
     alias_from_wire,
@@ -31,7 +33,7 @@ from trainer_service.convert.common import (
     template_to_wire,
 )
 from trainer_service.imports import ImportRequest, is_import
-from trainer_service.jobs.comparisons import ComparisonRecord
+from trainer_service.jobs.stored_json import from_plain
 from trainer_service.prompts import PromptChange, PromptStatus, Version
 
 _MAX_VERSION = 999_999_999
@@ -122,7 +124,7 @@ def _add_gate(message: prompts_pb2.PromptVersion, manifest: Manifest) -> None:
         message.gate, message.verdict = str(gate.get("decision", "")), str(gate.get("verdict", ""))
         for one in (listed if isinstance(listed := gate.get("comparisons"), list) else [])[:_MAX_COMPARISONS]:
             with contextlib.suppress(ValidationError):
-                message.comparisons.append(common_pb2.Comparison(**ComparisonRecord.model_validate(one).model_dump()))
+                message.comparisons.append(write(from_plain(Comparison, one), common_pb2.Comparison()))
 
 
 def _recipe(manifest: Manifest) -> Any:

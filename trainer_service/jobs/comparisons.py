@@ -6,12 +6,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
-
+from shared.values.results import Comparison as ComparisonRecord
+from shared.values.results import SearchCandidate
 from trainer_service.training.comparison import BARE, CURRENT, FEW_SHOT, INSTRUCTED, MIN_EXAMPLES, Comparison, Estimate
-from trainer_service.training.spec import InitMethod, Metric
+from trainer_service.training.spec import Metric
 
 NAMES: Mapping[str, str] = {
     BARE: "the bare model",
@@ -19,41 +20,6 @@ NAMES: Mapping[str, str] = {
     FEW_SHOT: "the model with an instruction and examples in its input",
     CURRENT: "the current version",
 }
-_FROZEN = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
-
-
-class ComparisonRecord(BaseModel):
-    """`training.comparison.Comparison` as it is kept and shown."""
-
-    model_config = _FROZEN
-    rival: str
-    """BARE (with the job's template), INSTRUCTED, FEW_SHOT or CURRENT."""
-    metric: str
-    value: float
-    """The tuned prompt's."""
-    rival_value: float
-    difference: float
-    """Positive where the tuned prompt is better."""
-    low: float | None = None
-    high: float | None = None
-    """Ends of the 95 % interval of `difference`; None if there are too few examples for one."""
-    num_examples: int
-    beats: bool
-    """Better beyond chance: there are enough examples, and the whole interval lies above 0."""
-
-
-class SearchCandidate(BaseModel):
-    """What a search tried."""
-
-    model_config = _FROZEN
-    learning_rate: float
-    init_method: InitMethod
-    num_steps: int
-    metrics: Mapping[str, float] = Field(default_factory=dict)
-    """Held out, of the last evaluation that it took part in, on the examples that choose."""
-    chosen: bool = False
-    end: str = ""
-    """Why it left: "worse" or "not finite". Empty: it was trained to the end."""
 
 
 def records(comparisons: Mapping[str, Comparison]) -> tuple[ComparisonRecord, ...]:
@@ -116,12 +82,12 @@ def search_note(found: Sequence[SearchCandidate]) -> str:
     chosen = next((one for one in found if one.chosen), None)
     if chosen is None:
         return ""
-    return f"the search chose learning rate {chosen.learning_rate:g} and init {chosen.init_method.value} of {len(found)} candidates"
+    return f"the search chose learning rate {chosen.learning_rate:g} and init {chosen.init_method} of {len(found)} candidates"
 
 
-def as_json(record: BaseModel) -> dict[str, Any]:
+def as_json(record: ComparisonRecord | SearchCandidate) -> dict[str, Any]:
     """For a manifest, which is JSON proper: what is not finite is left out."""
-    plain = record.model_dump(mode="python", exclude_none=True)
+    plain = {name: value for name, value in asdict(record).items() if value is not None}
     return {name: value for name, value in plain.items() if not isinstance(value, float) or math.isfinite(value)}
 
 

@@ -21,11 +21,10 @@ from shared.names import DEFAULT_ALIAS
 from shared.prompt.manifest import SamplingDefaults
 from shared.text.template import Template
 from shared.values.enums import JobOrder as JobOrder
+from shared.values.results import EncodingStatistics, TuningError, TuningProgress, TuningResult
 from shared.values.sampling import Sampling
-from trainer_service.jobs.comparisons import ComparisonRecord, SearchCandidate
 from trainer_service.jobs.states import UNSUCCESSFUL_STATES, JobState
 from trainer_service.training.data.repetition import Repetition
-from trainer_service.training.data.statistics import DatasetStatistics
 from trainer_service.training.spec import HyperparameterRequest, TaskKind, TooLong, TrainingSpec
 
 MIN_PRIORITY, MAX_PRIORITY = -100, 100
@@ -132,83 +131,6 @@ class EffectiveSpec(_Frozen):
     """
 
 
-class JobProgress(_Measured):
-    """How far a job is. Losses are means over target tokens."""
-
-    step: int = 0
-    num_steps: int = 0
-    train_loss: float = 0.0
-    grad_norm: float = 0.0
-    learning_rate: float = 0.0
-    metrics: Mapping[str, float] = Field(default_factory=dict)
-    """Of the last held-out evaluation."""
-    best_step: int = 0
-    num_prepared: int = 0
-    """Examples that are tokenized and counted, while the job prepares its data; 0 otherwise."""
-    num_examples: int = 0
-    """All examples that it prepares; 0 once it trains."""
-    examples_per_second: float = 0.0
-    estimated_end_time: datetime | None = None
-    num_skipped_steps: int = 0
-    """Steps without an update, because the loss or gradient was not finite."""
-
-
-class JobError(_Frozen):
-    """Why a job failed. `code` is stable: NAN_LOSS, BAD_DATA, OUT_OF_MEMORY, MAX_RUNTIME, DEADLINE_EXCEEDED,
-    WORKER_LOST, BASE_MODEL_FAILED, PUBLISH_FAILED, INTERNAL."""
-
-    code: str
-    message: str
-    field: str = ""
-    """Field of the spec that would mend it, if one would."""
-
-
-class NearestToken(_Frozen):
-    text: str
-    cosine: float
-
-
-class JobResult(_Measured):
-    """What came out of a job that was trained to its end."""
-
-    published: bool = False
-    version: str = ""
-    """`prompts/{prompt}/versions/{n}`, if published."""
-    digest: str = ""
-    alias_moved: bool = False
-    gate_decision: str = ""
-    """Why the gate decided so, with the numbers."""
-    metrics: Mapping[str, float] = Field(default_factory=dict)
-    bare_metrics: Mapping[str, float] = Field(default_factory=dict)
-    template_metrics: Mapping[str, float] = Field(default_factory=dict)
-    current_metrics: Mapping[str, float] = Field(default_factory=dict)
-    nearest_tokens: tuple[NearestToken, ...] = ()
-    score_stability: float = 0.0
-    best_step: int = 0
-    current_version: str = ""
-    """What the alias named when the prompts were compared."""
-    served_by_all: bool | None = None
-    """None: the job was not to wait for it."""
-    serving: str = ""
-    """How many replicas served the version when the job ended, and which refused it and why."""
-    instructed_metrics: Mapping[str, float] = Field(default_factory=dict)
-    few_shot_metrics: Mapping[str, float] = Field(default_factory=dict)
-    num_shots: int = 0
-    """Training examples in each few-shot input."""
-    comparisons: tuple[ComparisonRecord, ...] = ()
-    verdict: str = ""
-    """Which of the other ways to use the model the prompt beats, and which it doesn't, with the numbers."""
-    metric_low: float | None = None
-    metric_high: float | None = None
-    """Ends of the 95 % interval of the job's metric; None if there are too few held-out examples for one."""
-    num_judging: int = 0
-    """Held-out examples that the metrics are of."""
-    judged_apart: bool = False
-    """Whether no example judged a checkpoint that it had helped to choose."""
-    candidates: tuple[SearchCandidate, ...] = ()
-    num_skipped_steps: int = 0
-
-
 class Job(_Frozen):
     """One job as it is now. `name` is its resource name; `id` the part after the slash."""
 
@@ -236,10 +158,10 @@ class Job(_Frozen):
     estimated_start_time: datetime | None = None
     """When it will probably reach a worker, while QUEUED. Filled in when read; None if there is nothing to guess from.
     """
-    progress: JobProgress = JobProgress()
-    dataset_statistics: DatasetStatistics | None = None
-    error: JobError | None = None
-    result: JobResult | None = None
+    progress: TuningProgress = TuningProgress()
+    dataset_statistics: EncodingStatistics | None = None
+    error: TuningError | None = None
+    result: TuningResult | None = None
     create_time: datetime
     start_time: datetime | None = None
     end_time: datetime | None = None
@@ -282,11 +204,11 @@ class Note(_Frozen):
     text: str
 
 
-EventPayload = Job | JobProgress | Evaluation | CheckpointStored | Note
+EventPayload = Job | TuningProgress | Evaluation | CheckpointStored | Note
 
 PAYLOADS: Mapping[JobEventKind, type[EventPayload]] = {
     JobEventKind.STATE_CHANGED: Job,
-    JobEventKind.PROGRESS: JobProgress,
+    JobEventKind.PROGRESS: TuningProgress,
     JobEventKind.EVALUATION: Evaluation,
     JobEventKind.CHECKPOINT: CheckpointStored,
     JobEventKind.NOTE: Note,

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 from shared.prompt.blob import GoldenRecord
 from shared.prompt.soft_prompt import SoftPrompt
+from shared.values.results import EncodingStatistics, NearestToken
 from trainer_service.training.comparison import Comparison, Estimate
-from trainer_service.training.data.statistics import DatasetStatistics
 from trainer_service.training.spec import Example, Init, TrainingSpec
 
 if TYPE_CHECKING:
@@ -84,14 +84,6 @@ class TrainingTask:
 
 
 @dataclass(frozen=True)
-class NearestToken:
-    """What a virtual token lies closest to: for people who want to see what the prompt learned."""
-
-    text: str
-    cosine: float
-
-
-@dataclass(frozen=True)
 class TrainingResult:
     """The best checkpoint and how it does on held-out data, beside the bare model and the alias's current version."""
 
@@ -110,7 +102,7 @@ class TrainingResult:
     """Standard deviation of the metric over the last evaluations."""
     learning_rate: float = 0.0
     """The peak rate that was trained with: the spec's, or what a search chose."""
-    statistics: DatasetStatistics | None = None
+    statistics: EncodingStatistics | None = None
     """Of the data that it was trained on."""
     init: Init | None = None
     """The init that was trained from: the spec's, or what a search chose."""
@@ -167,7 +159,7 @@ class Preparing(TrainingEvent):
 
 @dataclass(frozen=True)
 class Started(TrainingEvent):
-    statistics: DatasetStatistics
+    statistics: EncodingStatistics
     step: int
     """0, or the step that was resumed from."""
     notes: tuple[str, ...] = ()
