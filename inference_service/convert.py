@@ -8,7 +8,6 @@ Knows the protocol and the domain, and nothing of engines, stores or servers. An
 from __future__ import annotations
 
 from prompttuning.v1 import common_pb2, generation_pb2
-from pydantic import ValidationError
 
 from inference_service.inputs import ChatInput, Content, InputRequest, TextInput, TokenInput
 from inference_service.limits import (
@@ -20,12 +19,11 @@ from inference_service.limits import (
 )
 from shared.errors import FieldViolation, InvalidInput
 from shared.names import PromptReference
-from shared.rpc.templates import template_options
-from shared.text.template import INPUT_FIELD, MAX_TEMPLATE_CHARS, Message, Template, TemplateFormat
+from shared.text.template import Message, Template, TemplateFormat
 from shared.values.sampling import Sampling
 from shared.violations import Violations
-from shared.wire.enums import TEMPLATE_FORMATS
 from shared.wire.sampling import read_sampling
+from shared.wire.template import read_template
 
 _ROLES = ("system", "user", "assistant")
 
@@ -160,25 +158,7 @@ class RequestReader:
 
 def _template(message: common_pb2.Template) -> Template:
     violations = Violations()
-    format = TEMPLATE_FORMATS.checked(message.format, "input.template.format", violations)
-    violations.raise_if_any()
-    found = [
-        FieldViolation(
-            f"input.template.{name}",
-            f"must have at most {MAX_TEMPLATE_CHARS} characters, has {len(getattr(message, name))}",
-        )
-        for name in ("text", "system")
-        if len(getattr(message, name)) > MAX_TEMPLATE_CHARS
-    ]
-    if found:
-        raise InvalidInput(found)
-    values = {"text": message.text or INPUT_FIELD, **template_options(message)}
-    format = format or (TemplateFormat.CHAT if message.system else None)
-    try:
-        template = Template(**values) if format is None else Template(format=format, **values)
-    except ValidationError as error:
-        detail = error.errors(include_url=False, include_context=False)[0]
-        raise InvalidInput.of(
-            f"input.template.{detail['loc'][0]}", detail["msg"].replace("String", "", 1).strip()
-        ) from error
+    template = violations.complete(read_template(message, "input.template", violations))
+    if template.system and "format" not in template.model_fields_set:
+        template = template.model_copy(update={"format": TemplateFormat.CHAT})
     return template.check("input.template")

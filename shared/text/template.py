@@ -28,6 +28,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from shared.errors import InvalidInput
 from shared.text.plain_text import PlainText
 from shared.values.enums import TemplateFormat as TemplateFormat
+from shared.values.message import Message as Message
 
 INPUT_FIELD = "{input}"
 MAX_TEMPLATE_CHARS = 32_768
@@ -40,14 +41,6 @@ _RESERVED_ARGUMENTS = frozenset(
 _CLOCK = re.compile(r"strftime_now\(\s*(?P<quote>['\"])(?P<format>.*?)(?P=quote)\s*\)")
 _ANSWER = "\U0010fffe"
 """Takes the answer's place where a chat template is asked how it writes one."""
-
-
-class Message(BaseModel):
-    """One turn of a conversation: `role` is system, user or assistant."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    role: str
-    content: str
 
 
 class Template(BaseModel):

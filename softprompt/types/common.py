@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from shared.values.enums import TemplateFormat as TemplateFormat
+from shared.values.message import Message as Message
 from shared.values.results import Comparison as Comparison
 from shared.values.sampling import Sampling as Sampling
 
@@ -25,14 +26,6 @@ class Template:
     date: str = ""
     """Today's date for the chat template, YYYY-MM-DD. Empty: the day of the job for a prompt, today for the bare model.
     """
-
-
-@dataclass(frozen=True)
-class Message:
-    """One turn of a conversation: `role` is "system", "user" or "assistant"."""
-
-    role: str
-    content: str
 
 
 @dataclass(frozen=True)

@@ -31,9 +31,9 @@ from shared.values.sampling import Sampling
 from shared.violations import Violations
 from shared.wire.fields import read_duration, short_float, write_duration
 from shared.wire.sampling import read_sampling, write_sampling
+from shared.wire.template import read_template, write_template
 from tests.trainer_service.builders import BASE_MODEL, effective_spec
 from tests.trainer_service.requests import generation_examples, inline
-from trainer_service.convert.common import template_from_wire, template_to_wire
 from trainer_service.convert.jobs import event_to_wire, job_to_wire
 from trainer_service.convert.prompts import targets_from_wire, targets_to_wire, version_to_wire
 from trainer_service.convert.spec import effective_to_wire, hyperparameters_to_wire, request_from_wire, spec_to_wire
@@ -297,11 +297,11 @@ def test_a_float_field_reads_as_the_caller_wrote_it() -> None:
 
 def test_a_template_keeps_that_its_format_was_left_open() -> None:
     violations = Violations()
-    template = template_from_wire(common_pb2.Template(text="{input}!"), "f", violations)
+    template = read_template(common_pb2.Template(text="{input}!"), "f", violations)
     assert template is not None
     assert "format" not in template.model_fields_set
     whole = Template(text="{input}!", format=TemplateFormat.CHAT, system="s")
-    assert template_from_wire(template_to_wire(whole), "f", violations) == whole
+    assert read_template(write_template(whole), "f", violations) == whole
     assert not violations
 
 

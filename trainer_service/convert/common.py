@@ -7,12 +7,7 @@ from prompttuning.v1 import common_pb2
 from shared.caller import current_caller
 from shared.model.base_model import BaseModelInfo
 from shared.names import DEFAULT_ALIAS
-from shared.rpc.templates import template_options
 from shared.security.methods import prompt_of
-from shared.text.template import INPUT_FIELD, Template
-from shared.violations import Violations
-from shared.wire.enums import TEMPLATE_FORMATS
-from trainer_service.convert.fields import build
 
 NO_ALIAS = "-"
 """How a caller writes that no alias is to be moved; an empty string means the default alias."""
@@ -33,23 +28,3 @@ def source_to_wire(source: str) -> str:
 
 def base_model_to_wire(info: BaseModelInfo) -> common_pb2.BaseModel:
     return common_pb2.BaseModel(**info.model_dump())
-
-
-def template_to_wire(template: Template) -> common_pb2.Template:
-    message = common_pb2.Template(
-        text=template.text,
-        format=TEMPLATE_FORMATS.to_wire(template.format),
-        system=template.system,
-        system_override=template.system_override,
-        date=template.date,
-    )
-    if template.arguments:
-        message.arguments.update(template.arguments)
-    return message
-
-
-def template_from_wire(message: common_pb2.Template, field: str, violations: Violations) -> Template | None:
-    """A template whose `format` is unset (see `model_fields_set`) where the caller left the choice to the service."""
-    format = TEMPLATE_FORMATS.checked(message.format, f"{field}.format", violations)
-    values: dict[str, object] = {"text": message.text or INPUT_FIELD, **template_options(message)}
-    return build(Template, values if format is None else {**values, "format": format}, field, {}, violations)

@@ -25,12 +25,11 @@ from shared.violations import Violations
 from shared.wire.fields import write_duration, write_timestamp
 from shared.wire.mirror import write
 from shared.wire.sampling import write_sampling
+from shared.wire.template import read_template, write_template
 from trainer_service.convert.common import (
     alias_from_wire,
     base_model_to_wire,
     source_to_wire,
-    template_from_wire,
-    template_to_wire,
 )
 from trainer_service.imports import ImportRequest, is_import
 from trainer_service.jobs.stored_json import from_plain
@@ -104,7 +103,7 @@ def version_to_wire(version: Version, manifest: Manifest | None = None) -> promp
         aliases=prompt.aliases_of(record.version),
     )
     if manifest is not None:
-        message.template.CopyFrom(template_to_wire(manifest.template))
+        message.template.CopyFrom(write_template(manifest.template))
         message.labels.extend(manifest.labels)
         message.metrics.update(manifest.metrics)
         message.sampling_defaults.CopyFrom(write_sampling(manifest.sampling_defaults))
@@ -148,7 +147,7 @@ def _base_model(record: VersionRecord, manifest: Manifest | None) -> common_pb2.
 def import_from_wire(header: prompts_pb2.ImportHeader) -> ImportRequest:
     """Raises InvalidInput."""
     violations = Violations()
-    template = template_from_wire(header.template, "header.template", violations)
+    template = read_template(header.template, "header.template", violations)
     violations.raise_if_any()
     return ImportRequest(
         prompt=header.prompt,

@@ -13,16 +13,15 @@ from shared.values.sampling import Sampling
 from shared.violations import Violations
 from shared.wire.enums import INIT_METHODS, METRICS, REPARAMETERISATIONS, SCHEDULES, TASKS, TOO_LONG
 from shared.wire.fields import read_duration, read_timestamp, write_duration, write_timestamp
+from shared.wire.models import build, present
 from shared.wire.sampling import read_sampling, write_sampling
+from shared.wire.template import read_template, write_template
 from trainer_service.convert.common import (
     NO_ALIAS,
     alias_from_wire,
     source_to_wire,
-    template_from_wire,
-    template_to_wire,
 )
 from trainer_service.convert.examples import source_from_wire
-from trainer_service.convert.fields import build, present
 from trainer_service.jobs.model import MAX_REQUEST_ID_CHARS, EffectiveSpec, PublishGate, PublishPolicy, TuningSpec
 from trainer_service.jobs.request import JobRequest
 from trainer_service.training.spec import HyperparameterRequest, Hyperparameters, Init, InitMethod
@@ -84,7 +83,7 @@ def _spec_from_wire(message: tuning_pb2.TuningSpec, violations: Violations) -> T
     if message.HasField("validation_fraction"):
         values["validation_fraction"] = message.validation_fraction
     if message.HasField("template"):
-        values["template"] = template_from_wire(message.template, "spec.template", violations)
+        values["template"] = read_template(message.template, "spec.template", violations)
     if message.HasField("max_runtime"):
         values["max_runtime_seconds"] = read_duration(message.max_runtime, "spec.max_runtime", violations)
     if message.HasField("deadline"):
@@ -154,7 +153,7 @@ def spec_to_wire(spec: TuningSpec) -> tuning_pb2.TuningSpec:
     if spec.validation_fraction is not None:
         message.validation_fraction = spec.validation_fraction
     if spec.template is not None:
-        message.template.CopyFrom(template_to_wire(spec.template))
+        message.template.CopyFrom(write_template(spec.template))
     message.task = TASKS.to_wire(spec.task)
     message.labels.extend(spec.labels)
     message.hyperparameters.CopyFrom(hyperparameters_to_wire(spec.hyperparameters))
@@ -169,7 +168,7 @@ def effective_to_wire(spec: TuningSpec, effective: EffectiveSpec) -> tuning_pb2.
     message.base_model = effective.base_model.id
     if not spec.validation_dataset:
         message.validation_fraction = effective.validation_fraction
-    message.template.CopyFrom(template_to_wire(effective.training.template))
+    message.template.CopyFrom(write_template(effective.training.template))
     message.task = TASKS.to_wire(effective.training.task)
     message.labels.extend(effective.training.labels)
     message.hyperparameters.CopyFrom(hyperparameters_to_wire(effective.training.hyperparameters))

@@ -1,4 +1,4 @@
-"""Small conversions that every message needs."""
+"""Messages as pydantic models of the services, with the problems named as in the message."""
 
 from __future__ import annotations
 
