@@ -47,7 +47,8 @@ class Reparameterisation(StrEnum):
 
     NONE = "NONE"
     RESIDUAL = "RESIDUAL"
-    """A small residual network over the matrix, merged into it at the end (Razdaibiedina et al. 2023, arXiv:2305.03937).
+    """A small residual network over the matrix, merged into it at the end (Razdaibiedina et al. 2023,
+    arXiv:2305.03937).
     """
 
 

@@ -1,8 +1,8 @@
 """Conversion between protobuf messages and the dataclasses that mirror them, by field name.
 
 A dataclass field has the name of its message's field; a Duration `x` is `x_seconds`. None means "left out", and for an
-enum UNSPECIFIED. `reader` registers a function for a message of another shape, such as a oneof. A test checks that every dataclass fits
-its message.
+enum UNSPECIFIED. `reader` registers a function for a message of another shape, such as a oneof. A test checks that
+every dataclass fits its message.
 """
 
 from __future__ import annotations
