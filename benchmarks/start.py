@@ -29,7 +29,6 @@ from inference_service.config import InferenceSettings
 from inference_service.engine.engine import load_engine
 from inference_service.generation import Call
 from inference_service.inputs import InputRequest, TextInput
-from inference_service.sampling import SamplingRequest
 from inference_service.server import build
 from shared.model.base_model import inspect
 from shared.names import PromptReference
@@ -38,6 +37,7 @@ from shared.prompt.manifest import Manifest, utc_now
 from shared.prompt.soft_prompt import SoftPrompt
 from shared.store import open_store
 from shared.text.template import Template
+from shared.values.sampling import Sampling
 from tests.tiny_models import save_tiny_llama
 
 RESULTS = Path(__file__).parent / "results" / "start.json"
@@ -118,7 +118,7 @@ async def start(store_dir: Path, model: Path, start_versions: int) -> tuple[floa
 
 
 async def answer(replica: Any, reference: PromptReference) -> Sequence[object]:
-    input, sampling = InputRequest(TextInput("hello"), reference), SamplingRequest(temperature=0.0, max_new_tokens=1)
+    input, sampling = InputRequest(TextInput("hello"), reference), Sampling(temperature=0.0, max_new_tokens=1)
     return [part async for part in replica.backend.service.stream(input, sampling, Call("benchmark"))]
 
 

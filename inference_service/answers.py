@@ -4,17 +4,16 @@ servers.
 
 from __future__ import annotations
 
-from google.protobuf.duration_pb2 import Duration
 from prompttuning.v1 import common_pb2, generation_pb2
 
-from inference_service.engine.core.request import Delta, FinishReason, Limits, TokenLogprob
+from inference_service.engine.core.request import Delta, FinishReason, TokenLogprob
 from inference_service.generation import Counted, Ended, Scored, Started
 from inference_service.limits import RequestLimits
 from inference_service.prompts.registry import VersionStatus
-from inference_service.prompts.version import VersionState
 from inference_service.token_texts import TokenTexts
 from shared.model.base_model import BaseModelInfo
-from shared.prompt.manifest import SamplingDefaults
+from shared.wire.enums import LOADED_STATES
+from shared.wire.fields import write_duration
 
 _FINISH_REASONS = {
     FinishReason.EOS: generation_pb2.FINISH_REASON_EOS,
@@ -24,11 +23,6 @@ _FINISH_REASONS = {
     FinishReason.CANCELLED: generation_pb2.FINISH_REASON_CANCELLED,
     FinishReason.ERROR: generation_pb2.FINISH_REASON_UNSPECIFIED,
     FinishReason.INTERNAL: generation_pb2.FINISH_REASON_UNSPECIFIED,
-}
-_STATES = {
-    VersionState.LOADED: generation_pb2.LoadedPrompt.STATE_LOADED,
-    VersionState.KNOWN: generation_pb2.LoadedPrompt.STATE_KNOWN,
-    VersionState.QUARANTINED: generation_pb2.LoadedPrompt.STATE_QUARANTINED,
 }
 
 
@@ -55,9 +49,9 @@ def end_message(ended: Ended) -> generation_pb2.GenerationEnd:
     return generation_pb2.GenerationEnd(
         finish_reason=_FINISH_REASONS[ended.finish_reason],
         output_tokens=ended.usage.generated_tokens,
-        queue_time=_duration(timing.queue_seconds),
-        first_token_time=None if timing.ttft_seconds is None else _duration(timing.ttft_seconds),
-        total_time=_duration(timing.elapsed_seconds),
+        queue_time=write_duration(timing.queue_seconds),
+        first_token_time=None if timing.ttft_seconds is None else write_duration(timing.ttft_seconds),
+        total_time=write_duration(timing.elapsed_seconds),
         stop_sequence=ended.stop_sequence,
     )
 
@@ -95,7 +89,7 @@ def base_model_message(info: BaseModelInfo) -> common_pb2.BaseModel:
 
 
 def limits_message(limits: RequestLimits, max_running: int, max_waiting: int) -> generation_pb2.GenerationLimits:
-    sampling: Limits = limits.sampling
+    sampling = limits.sampling
     return generation_pb2.GenerationLimits(
         max_positions=limits.max_length,
         max_new_tokens=sampling.max_new_tokens,
@@ -109,16 +103,11 @@ def limits_message(limits: RequestLimits, max_running: int, max_waiting: int) ->
     )
 
 
-def sampling_message(defaults: SamplingDefaults) -> common_pb2.SamplingParams:
-    values = {name: getattr(defaults, name) for name in SamplingDefaults.model_fields if name != "stop"}
-    return common_pb2.SamplingParams(**values, stop_sequences=defaults.stop)
-
-
 def loaded_prompt_message(status: VersionStatus, prefix_kv_bytes: int) -> generation_pb2.LoadedPrompt:
     message = generation_pb2.LoadedPrompt(
         version=status.record.name,
         digest=status.record.digest,
-        state=_STATES[status.state],
+        state=LOADED_STATES.to_wire(status.state),
         aliases=status.aliases,
         num_virtual_tokens=status.record.summary.num_virtual_tokens,
         prefix_kv_bytes=prefix_kv_bytes,
@@ -130,7 +119,7 @@ def loaded_prompt_message(status: VersionStatus, prefix_kv_bytes: int) -> genera
     if status.loaded is not None:
         message.load_time.FromDatetime(status.loaded.loaded_at)
     if status.publish_to_served_seconds is not None:
-        message.publish_to_served.CopyFrom(_duration(status.publish_to_served_seconds))
+        message.publish_to_served.CopyFrom(write_duration(status.publish_to_served_seconds))
     return message
 
 
@@ -143,9 +132,3 @@ def _logprob_message(found: TokenLogprob, texts: TokenTexts) -> generation_pb2.T
     return generation_pb2.TokenLogprob(
         token_id=id, logprob=found.logprob, alternatives=alternatives, text=texts.text_of(id), utf8=texts.bytes_of(id)
     )
-
-
-def _duration(seconds: float) -> Duration:
-    duration = Duration()
-    duration.FromNanoseconds(int(seconds * 1e9))
-    return duration

@@ -12,13 +12,12 @@ from typing import Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from inference_service.engine.core.config import LENGTH_SETTING, EngineConfig
-from inference_service.engine.core.request import Limits
 from inference_service.limits import RequestLimits
 from shared.config import ServerSettings, settings_config
 from shared.kernels.serving_linear import LinearKernel
 from shared.model.base_model import Device, DType
 from shared.names import NAME_PATTERN
-from shared.prompt.manifest import SamplingDefaults
+from shared.values.sampling import Sampling, SamplingLimits
 
 _ENGINE = EngineConfig()
 _GOLDEN_LOGPROBS = 64  # what the replay of golden records may need, whatever callers may ask for
@@ -150,14 +149,11 @@ class InferenceSettings(ServerSettings):
         )
 
     @property
-    def sampling_limits(self) -> Limits:
-        return Limits(
+    def sampling_limits(self) -> SamplingLimits:
+        return SamplingLimits(
             max_new_tokens=self.max_new_tokens,
             max_stop_sequences=self.max_stop_sequences,
             max_logprobs=self.max_logprobs,
-            max_temperature=10.0,
-            max_penalty=10.0,
-            max_seed=(1 << 63) - 1,
             max_candidates=self.max_candidates,
         )
 
@@ -166,7 +162,7 @@ class InferenceSettings(ServerSettings):
         return RequestLimits(self.sampling_limits, self.max_input_bytes, max_length, length_limit)
 
     @property
-    def default_sampling(self) -> SamplingDefaults:
-        return SamplingDefaults(
+    def default_sampling(self) -> Sampling:
+        return Sampling(
             temperature=self.default_temperature, top_p=self.default_top_p, max_new_tokens=self.default_max_new_tokens
         )

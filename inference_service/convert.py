@@ -7,15 +7,8 @@ Knows the protocol and the domain, and nothing of engines, stores or servers. An
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
-from typing import Any, TypeVar
-
-from google.protobuf.message import Message as ProtoMessage
 from prompttuning.v1 import common_pb2, generation_pb2
-from pydantic import ValidationError
 
-from inference_service.engine.core.request import SamplingParams
 from inference_service.inputs import ChatInput, Content, InputRequest, TextInput, TokenInput
 from inference_service.limits import (
     MAX_MESSAGES,
@@ -24,22 +17,15 @@ from inference_service.limits import (
     MAX_SHOWN_VIOLATIONS,
     RequestLimits,
 )
-from inference_service.sampling import SamplingRequest
 from shared.errors import FieldViolation, InvalidInput
 from shared.names import PromptReference
-from shared.rpc.templates import template_options
-from shared.text.template import INPUT_FIELD, MAX_TEMPLATE_CHARS, Message, Template, TemplateFormat
+from shared.text.template import Message, Template, TemplateFormat
+from shared.values.sampling import Sampling
+from shared.violations import Violations
+from shared.wire.sampling import read_sampling
+from shared.wire.template import read_template
 
-Parsed = TypeVar("Parsed")
 _ROLES = ("system", "user", "assistant")
-_FLOATS = ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
-_INTEGERS = ("top_k", "seed", "max_new_tokens", "min_new_tokens", "num_logprobs")
-_MAX_OFFSET_PENALTY = 2.0
-_FORMATS = {
-    common_pb2.Template.FORMAT_UNSPECIFIED: None,
-    common_pb2.Template.FORMAT_TEXT: TemplateFormat.TEXT,
-    common_pb2.Template.FORMAT_CHAT: TemplateFormat.CHAT,
-}
 
 
 class RequestReader:
@@ -50,69 +36,44 @@ class RequestReader:
 
     def generation(
         self, request: generation_pb2.GenerateRequest | generation_pb2.GenerateStreamRequest
-    ) -> tuple[InputRequest, SamplingRequest]:
-        found: list[FieldViolation] = []
-        input = self._collect(found, lambda: self.input(request.input))
-        sampling = self._collect(found, lambda: self.sampling(request.sampling))
+    ) -> tuple[InputRequest, Sampling]:
+        """The input and the sampling of a generation."""
+        violations = Violations()
         if abs(request.priority) > MAX_PRIORITY:
-            found.append(
-                FieldViolation("priority", f"must be from -{MAX_PRIORITY} to {MAX_PRIORITY}, is {request.priority}")
-            )
-        if found or input is None or sampling is None:
-            raise InvalidInput(found)
-        return input, sampling
+            violations.add("priority", f"must be from -{MAX_PRIORITY} to {MAX_PRIORITY}, is {request.priority}")
+        input = violations.result_of(lambda: self.input(request.input))
+        sampling = violations.result_of(lambda: self.sampling(request.sampling))
+        return violations.complete(input), violations.complete(sampling)
 
     def score(self, request: generation_pb2.ScoreRequest) -> tuple[InputRequest, tuple[str, ...]]:
-        found: list[FieldViolation] = []
-        input = self._collect(found, lambda: self.input(request.input))
-        candidates = self._collect(found, lambda: self.candidates(request.candidates))
-        if input is not None and input.reference is None and not request.candidates:
-            found.append(FieldViolation("candidates", "must have at least one: the bare model has no label set"))
-        if found or input is None or candidates is None:
-            raise InvalidInput(found)
-        return input, candidates
+        """The input and the candidates of a scoring; no candidates are the prompt's label set."""
+        violations = Violations()
+        input = violations.result_of(lambda: self.input(request.input))
+        candidates = violations.result_of(lambda: self.candidates(request.candidates))
+        if not (request.input.prompt or request.candidates):
+            violations.add("candidates", "must have at least one: the bare model has no label set")
+        return violations.complete(input), violations.complete(candidates)
 
     def input(self, message: generation_pb2.GenerationInput) -> InputRequest:
-        found: list[FieldViolation] = []
-        content = self._collect(found, lambda: self._content(message))
-        reference = (
-            self._collect(found, lambda: PromptReference.parse(message.prompt, "input.prompt"))
-            if message.prompt
-            else None
-        )
-        template = self._collect(found, lambda: _template(message.template)) if message.HasField("template") else None
-        if message.prompt and message.HasField("template"):
-            found.append(
-                FieldViolation(
-                    "input.template",
-                    "is for the bare model only: a prompt brings the template that it was trained with",
-                )
-            )
+        """What to start from: a text, a conversation or token ids, with a prompt or a template."""
+        violations, reference, template = Violations(), None, None
+        content: Content | None = violations.result_of(lambda: self._content(message))
+        if message.prompt:
+            reference = violations.result_of(lambda: PromptReference.parse(message.prompt, "input.prompt"))
+        if message.HasField("template"):
+            template = violations.result_of(lambda: _template(message.template))
+            if message.prompt:
+                text = "is for the bare model only: a prompt brings the template that it was trained with"
+                violations.add("input.template", text)
         if len(message.routing_key) > MAX_ROUTING_KEY_CHARS:
-            found.append(FieldViolation("input.routing_key", f"must have at most {MAX_ROUTING_KEY_CHARS} characters"))
-        if found or content is None:
-            raise InvalidInput(found)
+            violations.add("input.routing_key", f"must have at most {MAX_ROUTING_KEY_CHARS} characters")
+        violations.raise_if_any()
+        assert content is not None
         return InputRequest(content, reference, template, message.routing_key, message.truncate)
 
-    def sampling(self, message: common_pb2.SamplingParams) -> SamplingRequest:
-        floats = {name: _short_float(value) for name, value in _present(message, _FLOATS).items()}
-        integers = _present(message, _INTEGERS)
-        found = self._repeated(message)
-        bound = integers.get("max_new_tokens", self._limits.sampling.max_new_tokens)
-        given: dict[str, Any] = {**floats, **integers}
-        checked = {**given, "max_new_tokens": bound}
-        self._collect(found, lambda: SamplingParams(**checked).check("sampling", self._limits.sampling))
-        for name in ("presence_penalty", "frequency_penalty"):
-            if _MAX_OFFSET_PENALTY < abs(floats.get(name, 0.0)) <= self._limits.sampling.max_penalty:
-                found.append(FieldViolation(f"sampling.{name}", f"must be from -2 to 2, is {floats[name]:g}"))
-        if found:
-            raise InvalidInput(found)
-        return replace(
-            SamplingRequest(**given),
-            stop_sequences=tuple(message.stop_sequences),
-            stop_token_ids=tuple(message.stop_token_ids),
-            ignore_eos=message.ignore_eos,
-        )
+    def sampling(self, message: common_pb2.SamplingParams) -> Sampling:
+        """The checked parameters of a request."""
+        return read_sampling(message).check("sampling", self._limits.sampling, self._vocab_size)
 
     def candidates(self, texts: object) -> tuple[str, ...]:
         candidates: tuple[str, ...] = tuple(texts)  # type: ignore[arg-type]  # a repeated field
@@ -194,73 +155,10 @@ class RequestReader:
             raise InvalidInput.of(field, f"has {size} bytes; at most {self._limits.max_input_bytes} are allowed")
         return text
 
-    def _repeated(self, message: common_pb2.SamplingParams) -> list[FieldViolation]:
-        limits, found = self._limits.sampling, list[FieldViolation]()
-        if len(message.stop_sequences) > limits.max_stop_sequences:
-            given = len(message.stop_sequences)
-            found.append(
-                FieldViolation(
-                    "sampling.stop_sequences", f"at most {limits.max_stop_sequences} are allowed, {given} were given"
-                )
-            )
-        for index, stop in enumerate(message.stop_sequences[: limits.max_stop_sequences]):
-            if not 1 <= len(stop) <= limits.max_stop_sequence_chars:
-                text = f"must have 1 to {limits.max_stop_sequence_chars} characters, has {len(stop)}"
-                found.append(FieldViolation(f"sampling.stop_sequences[{index}]", text))
-        if len(message.stop_token_ids) > limits.max_stop_token_ids:
-            given = len(message.stop_token_ids)
-            found.append(
-                FieldViolation(
-                    "sampling.stop_token_ids", f"at most {limits.max_stop_token_ids} are allowed, {given} were given"
-                )
-            )
-        for index, token in enumerate(message.stop_token_ids[: limits.max_stop_token_ids]):
-            if not 0 <= token < self._vocab_size:
-                text = f"must be a token id from 0 to {self._vocab_size - 1}, is {token}"
-                found.append(FieldViolation(f"sampling.stop_token_ids[{index}]", text))
-        return found
-
-    @staticmethod
-    def _collect(found: list[FieldViolation], parse: Callable[[], Parsed]) -> Parsed | None:
-        try:
-            return parse()
-        except InvalidInput as error:
-            found.extend(error.violations)
-            return None
-
 
 def _template(message: common_pb2.Template) -> Template:
-    if message.format not in _FORMATS:
-        raise InvalidInput.of(
-            "input.template.format", f"{message.format} is not a format of this version of the protocol"
-        )
-    found = [
-        FieldViolation(
-            f"input.template.{name}",
-            f"must have at most {MAX_TEMPLATE_CHARS} characters, has {len(getattr(message, name))}",
-        )
-        for name in ("text", "system")
-        if len(getattr(message, name)) > MAX_TEMPLATE_CHARS
-    ]
-    if found:
-        raise InvalidInput(found)
-    values = {"text": message.text or INPUT_FIELD, **template_options(message)}
-    format = _FORMATS[message.format] or (TemplateFormat.CHAT if message.system else None)
-    try:
-        template = Template(**values) if format is None else Template(format=format, **values)
-    except ValidationError as error:
-        detail = error.errors(include_url=False, include_context=False)[0]
-        raise InvalidInput.of(
-            f"input.template.{detail['loc'][0]}", detail["msg"].replace("String", "", 1).strip()
-        ) from error
+    violations = Violations()
+    template = violations.complete(read_template(message, "input.template", violations))
+    if template.system and "format" not in template.model_fields_set:
+        template = template.model_copy(update={"format": TemplateFormat.CHAT})
     return template.check("input.template")
-
-
-def _present(message: ProtoMessage, names: tuple[str, ...]) -> dict[str, Any]:
-    """The fields that the caller set."""
-    return {name: getattr(message, name) for name in names if message.HasField(name)}
-
-
-def _short_float(value: float) -> float:
-    """What a caller meant by a 32-bit field: 0.7, not 0.699999988079071."""
-    return float(f"{value:.7g}")

@@ -21,7 +21,6 @@ from inference_service.engine.core.request import (
     Delta,
     FinishReason,
     GenerationRequest,
-    SamplingParams,
     ScoreRequest,
     Timing,
     Usage,
@@ -33,13 +32,13 @@ from inference_service.prompts.load_queue import VersionLoads
 from inference_service.prompts.registry import PromptRegistry
 from inference_service.prompts.version import LoadedVersion
 from inference_service.prompts.watcher import PromptWatcher
-from inference_service.sampling import SamplingRequest
+from inference_service.sampling import resolve
 from shared.caller import current_caller
 from shared.errors import Cancelled, DeadlineExceeded, InvalidInput, NotFound, PreconditionFailed, Unavailable
 from shared.model.base_model import BaseModel
-from shared.prompt.manifest import SamplingDefaults
 from shared.store.index import VersionRecord
 from shared.text.template import InputEncoder, TemplateFormat, bare_template, default_format
+from shared.values.sampling import Sampling, SamplingParams
 
 log = logging.getLogger(__name__)
 
@@ -131,7 +130,7 @@ class GenerationService:
         loads: VersionLoads,
         watcher: PromptWatcher,
         limits: RequestLimits,
-        default_sampling: SamplingDefaults,
+        default_sampling: Sampling,
     ) -> None:
         self._base, self._engine = base, engine
         self._default_format = default_format(base.tokenizer)
@@ -144,7 +143,7 @@ class GenerationService:
         self._preparer.close()
 
     async def stream(
-        self, input: InputRequest, sampling: SamplingRequest, call: Call
+        self, input: InputRequest, sampling: Sampling, call: Call
     ) -> AsyncIterator[Started | Delta | Ended]:
         """One `Started`, deltas, one `Ended`. Raises InvalidInput, NotFound, PreconditionFailed, Overloaded or
         Unavailable before the start; DeadlineExceeded if not one token was ready in time.
@@ -226,14 +225,14 @@ class GenerationService:
             await self._watcher.catch_up()
             return self._registry.resolve(input.reference, input.routing_key, caller)
 
-    def _sampling(self, source: _Source, sampling: SamplingRequest, prepared: PreparedInput) -> SamplingParams:
+    def _sampling(self, source: _Source, sampling: Sampling, prepared: PreparedInput) -> SamplingParams:
         room = self._limits.max_length - source.num_virtual_tokens - len(prepared.ids)
         defaults = source.version.manifest.sampling_defaults if source.version else None
-        params = sampling.resolve(defaults, self._default_sampling, room, self._limits.sampling.max_new_tokens)
-        stops = params.stop_token_ids | source.encoder.control_tokens(params.stop_sequences).keys()
+        params = resolve(sampling, defaults, self._default_sampling, room, self._limits.sampling.max_new_tokens)
+        stops = {*params.stop_token_ids, *source.encoder.control_tokens(params.stop_sequences)}
         if source.encoder.end_token_id is not None and not params.ignore_eos:
-            stops |= {source.encoder.end_token_id}
-        return replace(params, stop_token_ids=stops)
+            stops.add(source.encoder.end_token_id)
+        return replace(params, stop_token_ids=tuple(sorted(stops)))
 
     def _ending(
         self, source: _Source, reason: FinishReason, params: SamplingParams, written: list[int]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from inference_service.engine.core.request import Limits
+from shared.values.sampling import SamplingLimits
 
 MAX_MESSAGES = 1_000
 MAX_ROUTING_KEY_CHARS = 1_024
@@ -16,7 +16,7 @@ MAX_SHOWN_VIOLATIONS = 16
 class RequestLimits:
     """`sampling` bounds how tokens are chosen; `max_length` counts virtual tokens, input and answer together."""
 
-    sampling: Limits
+    sampling: SamplingLimits
     max_input_bytes: int
     max_length: int
     length_limit: str = "this service"

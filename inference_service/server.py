@@ -50,6 +50,7 @@ from shared.rpc.server import RpcServer
 from shared.store import PromptStore, open_store
 from shared.store.replicas import ReplicaDirectory
 from shared.tracing import tracing_of
+from shared.wire.sampling import write_sampling
 
 log = logging.getLogger(__name__)
 
@@ -105,7 +106,7 @@ def build(
         software_version=package_version("softprompt"),
         base_model=answers.base_model_message(base.info),
         limits=answers.limits_message(limits, engine.config.max_running, engine.config.max_waiting),
-        default_sampling=answers.sampling_message(settings.default_sampling),
+        default_sampling=write_sampling(settings.default_sampling),
         dtype=str(base.dtype).removeprefix("torch."),
         device=base.device.type,
     )

@@ -28,7 +28,7 @@ class JobAudit:
         self._ended: OrderedDict[str, None] = OrderedDict()
 
     def job_changed(self, job: Job) -> None:
-        if job.state.is_terminal and job.id not in self._ended:
+        if job.state.is_final and job.id not in self._ended:
             self._ended[job.id] = None
             if len(self._ended) > _MAX_REMEMBERED:
                 self._ended.popitem(last=False)

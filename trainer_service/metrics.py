@@ -192,7 +192,7 @@ class TrainerMetrics:
             self._created.inc()
         if job.state is JobState.RUNNING and job.attempt == 1 and job.start_time is not None:
             self._queue_seconds.observe(_seconds(job.create_time, job.start_time))
-        if job.state.is_terminal:
+        if job.state.is_final:
             self._job_ended(job)
 
     def _job_ended(self, job: Job) -> None:

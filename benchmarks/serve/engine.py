@@ -12,11 +12,12 @@ import torch
 from benchmarks.serve.workload import NUM_NEW, Workload
 from inference_service.engine.async_engine import AsyncEngine
 from inference_service.engine.core.config import EngineConfig
-from inference_service.engine.core.request import GenerationRequest, SamplingParams
+from inference_service.engine.core.request import GenerationRequest
 from inference_service.engine.engine import load_engine
 from shared.process.daemon_thread import on_daemon_thread
 from shared.prompt.manifest import GoldenRecord
 from shared.prompt.soft_prompt import SoftPrompt
+from shared.values.sampling import SamplingParams
 
 _ids = itertools.count()
 

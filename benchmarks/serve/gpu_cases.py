@@ -12,11 +12,12 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerF
 
 from benchmarks.serve.workload import NUM_NEW, NUM_PROMPTS, NUM_VIRTUAL, Workload
 from inference_service.engine.core.config import EngineConfig
-from inference_service.engine.core.request import GenerationRequest, SamplingParams
+from inference_service.engine.core.request import GenerationRequest
 from inference_service.engine.engine import Engine
 from inference_service.engine.run.paged_runner import PagedRunner
 from shared.model.base_model import BaseModel, BaseModelInfo
 from shared.prompt.soft_prompt import SoftPrompt
+from shared.values.sampling import SamplingParams
 
 WANTED_SHARE = 0.7
 MAX_LENGTH = 1024

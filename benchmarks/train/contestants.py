@@ -13,7 +13,7 @@ from shared.model.base_model import BaseModel, BaseModelInfo
 from trainer_service.training.attention.forward import choose_forward
 from trainer_service.training.attention.packing import Row
 from trainer_service.training.compute import backward
-from trainer_service.training.spec import Hyperparameters, Init, Metric, Reparameterisation, Schedule
+from trainer_service.training.spec import Hyperparameters, Init, LearningRateSchedule, Metric, Reparameterisation
 from trainer_service.training.trainee import Candidate, Trainee
 from trainer_service.training.work import TrainPart
 
@@ -22,7 +22,7 @@ _HYPERPARAMETERS = Hyperparameters(
     init=Init(),
     reparameterisation=Reparameterisation.NONE,
     learning_rate=LEARNING_RATE,
-    schedule=Schedule.CONSTANT,
+    schedule=LearningRateSchedule.CONSTANT,
     warmup_steps=0,
     weight_decay=0.0,
     max_grad_norm=0.0,

@@ -22,7 +22,6 @@ from inference_service.engine.core.request import (
     GenerationRequest,
     PrefixLoad,
     Request,
-    SamplingParams,
     ScoreRequest,
     ScoreResult,
 )
@@ -42,6 +41,7 @@ from shared.errors import (
 from shared.process.compute_thread import compute_in_this_thread
 from shared.process.daemon_thread import settle
 from shared.prompt.soft_prompt import SoftPrompt
+from shared.values.sampling import SamplingParams
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")

@@ -125,7 +125,10 @@ class Engine:
         model_ends = frozenset() if sequence.sampling.ignore_eos else self.base.stop_token_ids
         before = request.input_ids if isinstance(request, GenerationRequest) and request.continues else ()
         stream = TextStream(
-            sequence, self._detokenizers(before), model_ends | sequence.sampling.stop_token_ids, self.config.max_length
+            sequence,
+            self._detokenizers(before),
+            model_ends.union(sequence.sampling.stop_token_ids),
+            self.config.max_length,
         )
         tally = scoring.Tally(sequence) if sequence.is_score else None
         if sequence.prefix_id is not None:

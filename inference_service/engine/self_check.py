@@ -13,13 +13,13 @@ from typing import Any
 import torch
 
 from inference_service.engine.core.plan import Chunk, StepPlan
-from inference_service.engine.core.request import SamplingParams
 from inference_service.engine.core.running_request import RunningRequest
 from inference_service.engine.kv.prefix_cache import PrefixCache
 from inference_service.engine.run.model_runner import Runner
 from shared.errors import PreconditionFailed
 from shared.model.base_model import BaseModel
 from shared.prompt.soft_prompt import SoftPrompt
+from shared.values.sampling import SamplingParams
 
 NUM_TOKENS = 12
 NUM_VIRTUAL = 3

@@ -19,7 +19,6 @@ from inference_service.prompts.version import (
     Quarantine,
     RefusalReason,
     VersionKey,
-    VersionState,
     now,
     publish_to_served_seconds,
 )
@@ -28,6 +27,7 @@ from shared.errors import PreconditionFailed
 from shared.names import PromptReference
 from shared.store.index import Alias, StoreIndex, VersionRecord
 from shared.store.view import visible_index
+from shared.values.enums import LoadedState
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ class VersionStatus:
     """
 
     record: VersionRecord
-    state: VersionState
+    state: LoadedState
     aliases: tuple[str, ...]
     loaded: LoadedVersion | None = None
     quarantine: Quarantine | None = None
@@ -301,13 +301,13 @@ class PromptRegistry:
             key, aliases = (name, number), tuple(naming.get(number, ()))
             entry, quarantine, checked = self._loaded.get(key), self._quarantined.get(key), self._checked.get(key)
             if quarantine is not None:
-                yield VersionStatus(record, VersionState.QUARANTINED, aliases, quarantine=quarantine)
+                yield VersionStatus(record, LoadedState.QUARANTINED, aliases, quarantine=quarantine)
             elif entry is not None:
                 seconds = checked.publish_to_served_seconds if checked else None
-                yield VersionStatus(record, VersionState.LOADED, aliases, entry.version, None, entry.holds, seconds)
+                yield VersionStatus(record, LoadedState.LOADED, aliases, entry.version, None, entry.holds, seconds)
             elif checked is not None or (not self._is_news(record) and all(alias in deferred for alias in aliases)):
                 seconds = checked.publish_to_served_seconds if checked else None
-                yield VersionStatus(record, VersionState.KNOWN, aliases, publish_to_served_seconds=seconds)
+                yield VersionStatus(record, LoadedState.KNOWN, aliases, publish_to_served_seconds=seconds)
 
     def _is_deferred(self, prompt: str, alias: Alias) -> bool:
         return self._deferred.get((prompt, alias.name)) is alias

@@ -15,15 +15,6 @@ VersionKey = tuple[str, int]
 """(prompt, version)"""
 
 
-class VersionState(StrEnum):
-    LOADED = "LOADED"
-    """Its prefix is known to the engine."""
-    KNOWN = "KNOWN"
-    """Published; loads on its next use."""
-    QUARANTINED = "QUARANTINED"
-    """Refused, for good."""
-
-
 class RefusalReason(StrEnum):
     """Why a version is refused, in as few values as a metric's label may have."""
 

@@ -7,16 +7,28 @@ known only after the bytes; both are in the store's log entry.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    PlainSerializer,
+    StringConstraints,
+    model_validator,
+)
 
 from shared.errors import InvalidInput
 from shared.model.base_model import BaseModelInfo
 from shared.names import NAME_PATTERN
 from shared.prompt.soft_prompt import MAX_HIDDEN_SIZE, MAX_VIRTUAL_TOKENS
 from shared.text.template import Template
+from shared.values.sampling import PARAMETERS, Sampling
 
 MANIFEST_FORMAT = 1
 MAX_GOLDEN_RECORDS = 16
@@ -40,17 +52,35 @@ def parse_timestamp(text: str) -> datetime:
     return datetime.fromisoformat(re.sub(r"(\.\d{6})\d+", r"\1", text))
 
 
-class SamplingDefaults(BaseModel):
-    """Defaults of this prompt for fields that a request leaves out. None: the service's default."""
+_DEFAULTS_NAMES = {
+    ("stop" if name == "stop_sequences" else name): name for name, one in PARAMETERS.items() if one.is_default
+}
+"""Field names of `Sampling` by their keys in stored JSON."""
 
-    model_config = _FROZEN
-    temperature: float | None = Field(default=None, ge=0, le=10)
-    top_k: int | None = Field(default=None, ge=0)
-    top_p: float | None = Field(default=None, gt=0, le=1)
-    min_p: float | None = Field(default=None, ge=0, le=1)
-    repetition_penalty: float | None = Field(default=None, gt=0, le=10)
-    max_new_tokens: int | None = Field(default=None, ge=1)
-    stop: tuple[ShortText, ...] = Field(default=(), max_length=16)
+
+def _read_defaults(value: Any) -> Any:
+    if not isinstance(value, Mapping):
+        return value
+    if unknown := sorted(value.keys() - _DEFAULTS_NAMES):
+        raise ValueError(f"{unknown[0]!r} can't be a default")
+    return {_DEFAULTS_NAMES[key]: one for key, one in value.items()}
+
+
+def _check_defaults(sampling: Sampling) -> Sampling:
+    try:
+        return sampling.check_defaults()
+    except InvalidInput as error:
+        raise ValueError(error.message) from error
+
+
+def _write_defaults(sampling: Sampling) -> dict[str, Any]:
+    return {key: getattr(sampling, name) for key, name in _DEFAULTS_NAMES.items()}
+
+
+SamplingDefaults = Annotated[
+    Sampling, BeforeValidator(_read_defaults), AfterValidator(_check_defaults), PlainSerializer(_write_defaults)
+]
+"""How a prompt is sampled where a request leaves a parameter out, as a field of a stored pydantic model."""
 
 
 class GoldenRecord(BaseModel):
@@ -100,7 +130,7 @@ class Manifest(BaseModel):
     num_virtual_tokens: int = Field(ge=1, le=MAX_VIRTUAL_TOKENS)
     hidden_size: int = Field(ge=1, le=MAX_HIDDEN_SIZE)
     labels: tuple[ShortText, ...] = Field(default=(), max_length=MAX_LABELS)
-    sampling_defaults: SamplingDefaults = SamplingDefaults()
+    sampling_defaults: SamplingDefaults = Sampling()
     metrics: dict[ShortText, float] = Field(default_factory=dict, max_length=MAX_METRICS)
     recipe: dict[str, JsonValue] = Field(default_factory=dict)
     """The effective training specification."""

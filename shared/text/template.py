@@ -19,7 +19,6 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime
-from enum import StrEnum
 from functools import cached_property
 from itertools import pairwise
 from typing import Any, Literal
@@ -28,6 +27,8 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from shared.errors import InvalidInput
 from shared.text.plain_text import PlainText
+from shared.values.enums import TemplateFormat as TemplateFormat
+from shared.values.message import Message as Message
 
 INPUT_FIELD = "{input}"
 MAX_TEMPLATE_CHARS = 32_768
@@ -41,21 +42,6 @@ _RESERVED_ARGUMENTS = frozenset(
 _CLOCK = re.compile(r"strftime_now\(\s*(?P<quote>['\"])(?P<format>.*?)(?P=quote)\s*\)")
 _ANSWER = "\U0010fffe"
 """Placeholder for the answer, to find out how a chat template writes one."""
-
-
-class TemplateFormat(StrEnum):
-    """The way in which a template is rendered, as described above."""
-
-    TEXT = "TEXT"
-    CHAT = "CHAT"
-
-
-class Message(BaseModel):
-    """One turn of a conversation: `role` is system, user or assistant."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    role: str
-    content: str
 
 
 class Template(BaseModel):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from shared.text.template import InputEncoder, Message, TemplateFormat, conversation_text
 
@@ -43,7 +44,7 @@ def fit_messages(encoder: InputEncoder, messages: Sequence[Message], room: int) 
         return ids
 
     def encode_beginning_with(content: str) -> list[int]:
-        return encoder.encode_messages([*system, kept[0].model_copy(update={"content": content}), *kept[1:]])
+        return encoder.encode_messages([*system, replace(kept[0], content=content), *kept[1:]])
 
     return _fit(encode_beginning_with, kept[0].content, room)
 

@@ -7,26 +7,11 @@ from typing import Annotated
 
 import typer
 
+from shared.values.sampling import Sampling
 from softprompt.cli.options import InferenceOption, JsonOption, example, open_client
 from softprompt.cli.output import print_json, show, stderr, table
-from softprompt.cli.sampling import (
-    FrequencyPenaltyOption,
-    IgnoreEosOption,
-    LogprobsOption,
-    MaxNewTokensOption,
-    MinNewTokensOption,
-    MinPOption,
-    PresencePenaltyOption,
-    RepetitionPenaltyOption,
-    SeedOption,
-    StopOption,
-    StopTokenOption,
-    TemperatureOption,
-    TopKOption,
-    TopPOption,
-)
+from softprompt.cli.sampling import with_sampling_options
 from softprompt.cli.text_input import read_input
-from softprompt.types.common import Sampling
 
 TextArgument = Annotated[str, typer.Argument(metavar="TEXT", help="The input; - reads standard input.")]
 RoutingOption = Annotated[
@@ -44,23 +29,11 @@ def register(app: typer.Typer) -> None:
     app.command(epilog=example('softprompt classify --prompt review-sentiment "It broke after a day."'))(classify)
 
 
+@with_sampling_options
 def generate(
     text: TextArgument,
+    sampling: Sampling,
     prompt: Annotated[str, typer.Option(help=f"{REFERENCE_HELP}. Default: the bare model.")] = "",
-    max_new_tokens: MaxNewTokensOption = None,
-    min_new_tokens: MinNewTokensOption = None,
-    temperature: TemperatureOption = None,
-    top_k: TopKOption = None,
-    top_p: TopPOption = None,
-    min_p: MinPOption = None,
-    repetition_penalty: RepetitionPenaltyOption = None,
-    presence_penalty: PresencePenaltyOption = None,
-    frequency_penalty: FrequencyPenaltyOption = None,
-    seed: SeedOption = None,
-    stop_sequences: StopOption = None,
-    stop_token_ids: StopTokenOption = None,
-    ignore_eos: IgnoreEosOption = None,
-    num_logprobs: LogprobsOption = None,
     routing_key: RoutingOption = "",
     truncate: Annotated[
         bool, typer.Option("--truncate", help="Truncate an input that is too long, from the left.")
@@ -69,22 +42,6 @@ def generate(
     inference: InferenceOption = None,
 ) -> None:
     """Stream an answer. Ctrl-C also stops the generation on the service."""
-    sampling = Sampling(
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
-        presence_penalty=presence_penalty,
-        frequency_penalty=frequency_penalty,
-        seed=seed,
-        stop_sequences=tuple(stop_sequences or ()),
-        stop_token_ids=tuple(stop_token_ids or ()),
-        max_new_tokens=max_new_tokens,
-        min_new_tokens=min_new_tokens,
-        ignore_eos=ignore_eos,
-        num_logprobs=num_logprobs,
-    )
     with open_client(inference=inference) as client:
         stream = client.stream(
             read_input(text), prompt=prompt, sampling=sampling, routing_key=routing_key, truncate=truncate

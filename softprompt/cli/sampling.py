@@ -2,57 +2,57 @@
 
 from __future__ import annotations
 
+import inspect
 import types
 import typing
-from collections.abc import Sequence
-from dataclasses import fields
+from collections.abc import Callable, Sequence
+from functools import wraps
 from typing import Annotated, Any
 
 import typer
 
-from softprompt.types.common import Sampling
+from shared.values.sampling import PARAMETERS, Sampling
 
 PANEL = "Sampling (what is left out: the prompt's defaults, then the service's)"
+_HINTS = {name: hint for name, hint in typing.get_type_hints(Sampling).items() if name in PARAMETERS}
 
 
-def _option(help: str, *names: str, **more: Any) -> Any:
-    return typer.Option(*names, help=help, rich_help_panel=PANEL, **more)
+def with_sampling_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Replace the argument `sampling` of a command by an option for each sampling parameter."""
+    own = inspect.signature(command, eval_str=True)
+    options = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_option(name))
+        for name in PARAMETERS
+    ]
+    kept = [parameter for parameter in own.parameters.values() if parameter.name != "sampling"]
+
+    @wraps(command)
+    def with_options(**given: Any) -> None:
+        values = {name: given.pop(name) for name in PARAMETERS}
+        values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+        command(sampling=Sampling(**{name: value for name, value in values.items() if value is not None}), **given)
+
+    with_options.__signature__ = own.replace(parameters=[*kept, *options])  # type: ignore[attr-defined]
+    with_options.__annotations__ = {parameter.name: parameter.annotation for parameter in (*kept, *options)}
+    return with_options
 
 
-TemperatureOption = Annotated[float | None, _option("0 always takes the most probable token.")]
-TopKOption = Annotated[int | None, _option("Only the k most probable tokens.")]
-TopPOption = Annotated[float | None, _option("Only the most probable tokens whose probabilities add up to this.")]
-MinPOption = Annotated[
-    float | None, _option("Only tokens at least this fraction as probable as the most probable one.")
-]
-RepetitionPenaltyOption = Annotated[float | None, _option("Above 1: tokens that occurred become less probable.")]
-PresencePenaltyOption = Annotated[float | None, _option("Subtracted from the logits of generated tokens, once each.")]
-FrequencyPenaltyOption = Annotated[
-    float | None, _option("Subtracted from the logits of generated tokens, once for each time.")
-]
-SeedOption = Annotated[int | None, _option("The same seed gives the same text.")]
-StopOption = Annotated[list[str] | None, _option("Stop before this text; may be repeated.", "--stop")]
-StopTokenOption = Annotated[list[int] | None, _option("Stop at this token id; may be repeated.", "--stop-token-id")]
-MaxNewTokensOption = Annotated[int | None, _option("Upper bound of generated tokens.")]
-MinNewTokensOption = Annotated[int | None, _option("No end of sequence before this many tokens.")]
-IgnoreEosOption = Annotated[bool | None, _option("Go on after the end of sequence.", "--ignore-eos")]
-LogprobsOption = Annotated[
-    int | None, _option("Alternatives with log-probabilities for each token; --json shows them.", "--logprobs")
-]
+def _option(name: str) -> Any:
+    parameter, hint = PARAMETERS[name], _HINTS[name]
+    kind = list[typing.get_args(hint)[0]] | None if typing.get_origin(hint) is tuple else hint  # type: ignore[misc]
+    names = (parameter.option,) if parameter.option else ()
+    return Annotated[kind, typer.Option(*names, help=parameter.help, rich_help_panel=PANEL)]
 
 
 def parse_sampling(pairs: Sequence[str]) -> Sampling | None:
     """From `NAME=VALUE` texts; a list is `NAME=VALUE,VALUE`. None without any. Raises typer.BadParameter."""
-    hints = typing.get_type_hints(Sampling)
     values: dict[str, Any] = {}
     for pair in pairs:
         name, separator, text = pair.partition("=")
-        if not separator or name not in hints:
-            raise typer.BadParameter(
-                f"{pair!r} must be NAME=VALUE with one of {', '.join(item.name for item in fields(Sampling))}"
-            )
+        if not separator or name not in _HINTS:
+            raise typer.BadParameter(f"{pair!r} must be NAME=VALUE with one of {', '.join(PARAMETERS)}")
         try:
-            values[name] = _parsed(hints[name], text)
+            values[name] = _parsed(_HINTS[name], text)
         except ValueError as error:
             raise typer.BadParameter(f"{pair!r} has a value of the wrong kind: {error}") from None
     return Sampling(**values) if values else None

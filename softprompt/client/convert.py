@@ -7,11 +7,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from prompttuning.v1 import common_pb2, generation_pb2, tuning_pb2
+from prompttuning.v1 import generation_pb2, tuning_pb2
 
 from shared.errors import InvalidInput
-from softprompt.client.mirror import fill, read, read_fields, reader, write
-from softprompt.types.common import Sampling, Template
+from shared.wire.mirror import fill, read, read_fields, reader, write
+from softprompt.types.common import Template
 from softprompt.types.events import CheckpointStored, Evaluated, JobEvent, Note, ProgressMade, StateChanged
 from softprompt.types.generation import Input, TokenIds
 from softprompt.types.jobs import TuningJob, TuningProgress
@@ -101,11 +101,3 @@ def input_message(
         for index, turn in enumerate(content):
             write(turn, message.chat.messages.add(), f"input.messages[{index}]")
     return message
-
-
-def sampling_message(sampling: Sampling | None) -> common_pb2.SamplingParams:
-    """The message of sampling parameters; None leaves all of them to the version's and the service's defaults. Raises
-    InvalidInput.
-    """
-    message = common_pb2.SamplingParams()
-    return message if sampling is None else write(sampling, message, "sampling")

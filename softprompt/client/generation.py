@@ -10,9 +10,10 @@ from prompttuning.v1 import generation_pb2
 
 from shared.errors import DeadlineExceeded, NotFound, PreconditionFailed
 from shared.names import parse_version_name, version_name
+from shared.wire.mirror import fill, read
+from shared.wire.sampling import write_sampling
 from softprompt.client.connection import Connection
-from softprompt.client.convert import input_message, sampling_message
-from softprompt.client.mirror import fill, read
+from softprompt.client.convert import input_message
 from softprompt.client.stream import GenerationStream
 from softprompt.types.common import Sampling, Template
 from softprompt.types.generation import (
@@ -54,7 +55,7 @@ class GenerationMethods:
         the service.
         """
         request = generation_pb2.GenerateRequest(
-            input=input_message(input, prompt, template, routing_key, truncate), sampling=sampling_message(sampling)
+            input=input_message(input, prompt, template, routing_key, truncate), sampling=write_sampling(sampling)
         )
         fill(request, priority=priority)
         timeout_seconds = self._generation_timeout_seconds if timeout_seconds is None else timeout_seconds
@@ -77,7 +78,7 @@ class GenerationMethods:
     ) -> GenerationStream:
         """The answer while it is generated: iterate over the result. Leaving the loop cancels the generation."""
         request = generation_pb2.GenerateStreamRequest(
-            input=input_message(input, prompt, template, routing_key, truncate), sampling=sampling_message(sampling)
+            input=input_message(input, prompt, template, routing_key, truncate), sampling=write_sampling(sampling)
         )
         fill(request, priority=priority)
         timeout = self._generation_timeout_seconds if timeout_seconds is None else timeout_seconds

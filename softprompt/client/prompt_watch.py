@@ -12,8 +12,8 @@ from contextlib import aclosing
 import grpc
 from prompttuning.v1 import prompts_pb2
 
+from shared.wire.mirror import read
 from softprompt.client.connection import Connection
-from softprompt.client.mirror import read
 from softprompt.client.resuming import Contact, Interrupted, Silence, interruption_of, messages
 from softprompt.types.prompts import Alias, AliasSet, Deleted, Prompt, PromptChange, PromptVersion, Published, Snapshot
 

@@ -11,8 +11,8 @@ from prompttuning.v1 import prompts_pb2
 
 from shared.errors import DamagedBlob, InvalidInput
 from shared.process.user_cache import expanded
+from shared.wire.mirror import read, write
 from softprompt.client.connection import Connection
-from softprompt.client.mirror import read, write
 from softprompt.client.paging import all_pages
 from softprompt.client.prompt_watch import watch_prompts
 from softprompt.client.verdict import VERDICT_SECONDS, first_verdict, served_by_all

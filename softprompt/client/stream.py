@@ -9,8 +9,8 @@ from typing import Any, Self
 from prompttuning.v1 import generation_pb2
 
 from shared.errors import Unavailable
+from shared.wire.mirror import read
 from softprompt.client.connection import Peer
-from softprompt.client.mirror import read
 from softprompt.types.generation import GenerationDelta, GenerationEnd, GenerationStart
 
 Responses = AsyncIterator[generation_pb2.GenerateStreamResponse]

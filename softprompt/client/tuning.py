@@ -11,11 +11,11 @@ from typing import Any
 from prompttuning.v1 import tuning_pb2
 
 from shared.errors import DeadlineExceeded, NotFound, PermissionDenied, Unavailable, Unimplemented
+from shared.wire.mirror import read
 from softprompt.client.clone import cloned_spec, continued_spec
 from softprompt.client.connection import Connection
 from softprompt.client.convert import is_remote, spec_message
 from softprompt.client.datasets import UploadSource
-from softprompt.client.mirror import read
 from softprompt.client.paging import all_pages
 from softprompt.client.verdict import first_verdict
 from softprompt.client.watch import watch

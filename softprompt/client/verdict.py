@@ -10,8 +10,8 @@ from prompttuning.v1 import prompts_pb2
 
 from shared.errors import DeadlineExceeded, NotFound, PreconditionFailed
 from shared.names import parse_version_name, version_name
+from shared.wire.mirror import read
 from softprompt.client.connection import Connection
-from softprompt.client.mirror import read
 from softprompt.types.prompts import PromptStatus, VersionStatus
 
 STATUS_POLL_SECONDS = 0.2

@@ -11,8 +11,8 @@ from contextlib import aclosing, suppress
 import grpc
 from prompttuning.v1 import tuning_pb2
 
+from shared.wire.mirror import read
 from softprompt.client.connection import Connection
-from softprompt.client.mirror import read
 from softprompt.client.resuming import Contact, Interrupted, Silence, interruption_of, messages
 from softprompt.types.events import JobEvent, StateChanged
 from softprompt.types.jobs import TuningJob

@@ -4,17 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import Any
 
-
-class TemplateFormat(StrEnum):
-    """How a template becomes the model's text."""
-
-    TEXT = "TEXT"
-    """The text with `{input}` replaced; the answer follows."""
-    CHAT = "CHAT"
-    """The base model's own chat template around the text."""
+from shared.values.enums import TemplateFormat as TemplateFormat
+from shared.values.message import Message as Message
+from shared.values.results import Comparison as Comparison
+from shared.values.sampling import Sampling as Sampling
 
 
 @dataclass(frozen=True)
@@ -34,36 +29,6 @@ class Template:
 
 
 @dataclass(frozen=True)
-class Message:
-    """One turn of a conversation: `role` is "system", "user" or "assistant"."""
-
-    role: str
-    content: str
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How tokens are chosen. None takes the version's default, else the service's."""
-
-    temperature: float | None = None
-    """0 always takes the most probable token."""
-    top_k: int | None = None
-    top_p: float | None = None
-    min_p: float | None = None
-    repetition_penalty: float | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    seed: int | None = None
-    stop_sequences: tuple[str, ...] = ()
-    stop_token_ids: tuple[int, ...] = ()
-    max_new_tokens: int | None = None
-    min_new_tokens: int | None = None
-    ignore_eos: bool | None = None
-    num_logprobs: int | None = None
-    """Number of alternatives to report beside the log-probability of each token; 0: of the token alone."""
-
-
-@dataclass(frozen=True)
 class BaseModelInfo:
     """Identity and shape of a frozen base model."""
 
@@ -75,22 +40,3 @@ class BaseModelInfo:
     vocab_size: int
     num_layers: int
     max_positions: int
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """A tuned prompt compared with another use of its base model, on the same held-out examples."""
-
-    rival: str
-    """ "bare_model", "instructed_model", "few_shot_model" or "current_version"."""
-    metric: str
-    value: float
-    rival_value: float
-    difference: float
-    """Positive where the tuned prompt is better."""
-    low: float | None
-    high: float | None
-    """Ends of the 95 % interval of `difference`; None: too few examples."""
-    num_examples: int
-    beats: bool
-    """Whether the whole interval is above 0."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
+from shared.values.results import DatasetStatistics as DatasetStatistics
 from softprompt.types.spec import TaskKind
 
 
@@ -36,25 +37,3 @@ class StoredDataset:
     num_jobs: int
     labels: tuple[str, ...] = ()
     """The labels that occur; only `get_dataset` fills them in."""
-
-
-@dataclass(frozen=True)
-class DatasetStatistics:
-    """Counts of a job's examples and of their tokens."""
-
-    num_train: int
-    num_validation: int
-    num_dropped: int
-    num_overlapping: int
-    mean_input_tokens: float
-    max_input_tokens: int
-    mean_target_tokens: float
-    max_target_tokens: int
-    num_truncated: int = 0
-    num_distinct_inputs: int = 0
-    num_duplicates: int = 0
-    """Examples that repeat an earlier one exactly."""
-    num_near_duplicates: int = 0
-    """Examples whose input is nearly that of an earlier one."""
-    num_contradictions: int = 0
-    """Examples whose input also has another label."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
+from shared.values.enums import LoadedState as LoadedState
 from softprompt.types.common import BaseModelInfo, Message, Sampling
 
 
@@ -175,17 +176,6 @@ class ModelInfo:
     default_sampling: Sampling | None
     dtype: str
     device: str
-
-
-class LoadedState(StrEnum):
-    """The state of a version on one replica."""
-
-    LOADED = "LOADED"
-    """Its keys and values are in memory."""
-    KNOWN = "KNOWN"
-    """Checked; its keys and values are loaded on the next use."""
-    QUARANTINED = "QUARANTINED"
-    """Refused; `reason` says why."""
 
 
 @dataclass(frozen=True)

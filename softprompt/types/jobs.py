@@ -4,130 +4,18 @@ protocol's.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
-from enum import StrEnum
 
-from softprompt.types.common import Comparison
-from softprompt.types.datasets import DatasetStatistics
-from softprompt.types.spec import InitMethod, TuningSpec
-
-
-class JobOrder(StrEnum):
-    """Order of a list of jobs."""
-
-    NEWEST_FIRST = "NEWEST_FIRST"
-    OLDEST_FIRST = "OLDEST_FIRST"
-
-
-class JobState(StrEnum):
-    """State of a job. SUCCEEDED, FAILED and CANCELLED are final."""
-
-    QUEUED = "QUEUED"
-    RUNNING = "RUNNING"
-    PAUSED = "PAUSED"
-    CANCELLING = "CANCELLING"
-    SUCCEEDED = "SUCCEEDED"
-    FAILED = "FAILED"
-    CANCELLED = "CANCELLED"
-
-    @property
-    def is_final(self) -> bool:
-        """Whether the job has ended."""
-        return self in (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED)
-
-
-@dataclass(frozen=True)
-class TuningProgress:
-    """How far a job is."""
-
-    step: int
-    num_steps: int
-    train_loss: float
-    grad_norm: float
-    learning_rate: float
-    metrics: Mapping[str, float]
-    """Held-out metrics of the last evaluation."""
-    best_step: int
-    examples_per_second: float
-    estimated_end_time: datetime | None
-    num_skipped_steps: int = 0
-    """Steps that were skipped because their loss or gradient was not finite."""
-    num_prepared: int = 0
-    """Examples whose tokens have been counted, while the job prepares its data."""
-    num_examples: int = 0
-    """Examples to prepare; 0 once the job trains."""
-
-
-@dataclass(frozen=True)
-class TuningError:
-    """Why a job failed. `code` is a stable word; `field`, if set, names the field of the spec to change."""
-
-    code: str
-    message: str
-    field: str
-
-
-@dataclass(frozen=True)
-class NearestToken:
-    """The vocabulary token nearest to a virtual token, by cosine."""
-
-    text: str
-    cosine: float
-
-
-@dataclass(frozen=True)
-class SearchCandidate:
-    """A candidate of a search. `end` is "worse" or "not finite" if the candidate was dropped, else empty."""
-
-    learning_rate: float
-    init_method: InitMethod | None
-    num_steps: int
-    metrics: Mapping[str, float]
-    chosen: bool
-    end: str
-
-
-@dataclass(frozen=True)
-class TuningResult:
-    """What a job produced, with its metrics on held-out examples."""
-
-    published: bool
-    version: str
-    digest: str
-    alias_moved: bool
-    gate_decision: str
-    metrics: Mapping[str, float]
-    bare_metrics: Mapping[str, float]
-    template_metrics: Mapping[str, float]
-    current_metrics: Mapping[str, float]
-    nearest_tokens: tuple[NearestToken, ...]
-    score_stability: float
-    best_step: int
-    current_version: str
-    """The version that the alias named at the comparison; `current_metrics` are its metrics."""
-    served_by_all: bool | None
-    """None unless the job waited for it."""
-    serving: str
-    """Number of live replicas that served the version when the job ended, and which replicas refused it and why."""
-    instructed_metrics: Mapping[str, float] = field(default_factory=dict)
-    few_shot_metrics: Mapping[str, float] = field(default_factory=dict)
-    num_shots: int = 0
-    """Training examples in each few-shot input."""
-    comparisons: tuple[Comparison, ...] = ()
-    verdict: str = ""
-    """Which other uses of the base model the prompt beats and which it does not beat."""
-    metric_low: float | None = None
-    metric_high: float | None = None
-    """Ends of the 95 % interval of the job's metric; None: too few held-out examples."""
-    num_judging: int = 0
-    """Number of held-out examples of all metrics here."""
-    judged_apart: bool = False
-    """Whether no example judged a checkpoint that it had helped to choose."""
-    candidates: tuple[SearchCandidate, ...] = ()
-    """The candidates of a search."""
-    num_skipped_steps: int = 0
+from shared.values.enums import JobOrder as JobOrder
+from shared.values.enums import JobState as JobState
+from shared.values.results import DatasetStatistics as DatasetStatistics
+from shared.values.results import NearestToken as NearestToken
+from shared.values.results import SearchCandidate as SearchCandidate
+from shared.values.results import TuningError as TuningError
+from shared.values.results import TuningProgress as TuningProgress
+from shared.values.results import TuningResult as TuningResult
+from softprompt.types.spec import TuningSpec
 
 
 @dataclass(frozen=True)

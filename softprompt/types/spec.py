@@ -7,68 +7,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from enum import StrEnum
 from os import PathLike
 
+from shared.values.enums import InitMethod as InitMethod
+from shared.values.enums import LearningRateSchedule as LearningRateSchedule
+from shared.values.enums import Metric as Metric
+from shared.values.enums import Reparameterisation as Reparameterisation
+from shared.values.enums import TaskKind as TaskKind
+from shared.values.enums import TooLong as TooLong
 from softprompt.data.prepare import PreparedData
 from softprompt.types.common import Sampling, Template
 from softprompt.types.data import Data, Examples
-
-
-class TaskKind(StrEnum):
-    """What examples teach: free text, conversations, or labels."""
-
-    GENERATION = "GENERATION"
-    CHAT = "CHAT"
-    CLASSIFICATION = "CLASSIFICATION"
-
-
-class TooLong(StrEnum):
-    """What happens with examples that are too long: the job is refused, their inputs are truncated, or they are
-    dropped.
-    """
-
-    REFUSE = "REFUSE"
-    TRUNCATE = "TRUNCATE"
-    DROP = "DROP"
-
-
-class InitMethod(StrEnum):
-    """Initialisation of the soft prompt."""
-
-    TEXT = "TEXT"
-    LABELS = "LABELS"
-    SAMPLE_VOCAB = "SAMPLE_VOCAB"
-    RANDOM = "RANDOM"
-    FROM_PROMPT = "FROM_PROMPT"
-
-
-class Reparameterisation(StrEnum):
-    """RESIDUAL trains a network beside the prompt (Razdaibiedina et al. 2023, arXiv:2305.03937)."""
-
-    NONE = "NONE"
-    RESIDUAL = "RESIDUAL"
-
-
-class LearningRateSchedule(StrEnum):
-    """The learning rate after the warm-up."""
-
-    COSINE = "COSINE"
-    LINEAR = "LINEAR"
-    CONSTANT = "CONSTANT"
-
-
-class Metric(StrEnum):
-    """A lower LOSS is better; for all other metrics a higher value is."""
-
-    LOSS = "LOSS"
-    TOKEN_ACCURACY = "TOKEN_ACCURACY"
-    ACCURACY = "ACCURACY"
-    MACRO_F1 = "MACRO_F1"
-    CHRF = "CHRF"
-    BLEU = "BLEU"
-    EXACT_MATCH = "EXACT_MATCH"
-
 
 Dataset = str | PathLike[str] | Examples | Data | PreparedData
 """Data as `Data.source` accepts it, a dataset name ("datasets/sha256-..."), or a URI that the trainer reads

@@ -14,15 +14,12 @@ from hypothesis import strategies as st
 from prompttuning.v1 import common_pb2, generation_pb2
 
 from inference_service.convert import RequestReader
-from inference_service.engine.core.request import Limits, SamplingParams
 from inference_service.limits import RequestLimits
-from inference_service.sampling import SamplingRequest
+from inference_service.sampling import resolve
 from shared.errors import FieldViolation, InvalidInput
-from shared.prompt.manifest import SamplingDefaults
+from shared.values.sampling import Sampling, SamplingLimits, SamplingParams
 
-LIMITS = RequestLimits(
-    Limits(max_temperature=10, max_penalty=10, max_seed=(1 << 63) - 1), max_input_bytes=1000, max_length=100
-)
+LIMITS = RequestLimits(SamplingLimits(), max_input_bytes=1000, max_length=100)
 READER = RequestReader(LIMITS, vocab_size=300)
 FLOAT = st.floats(width=32)
 INT32, INT64 = st.integers(-(2**31), 2**31 - 1), st.integers(-(2**63), 2**63 - 1)
@@ -64,7 +61,7 @@ def test_sampling_is_within_the_limits_or_refused(values: dict[str, object]) -> 
         return
     most = LIMITS.sampling.max_new_tokens
     violations, params = attempt(
-        lambda: request.resolve(None, SamplingDefaults(max_new_tokens=20), room=50, max_new_tokens=most)
+        lambda: resolve(request, None, Sampling(max_new_tokens=20), room=50, max_new_tokens=most)
     )
     assert {violation.field for violation in violations} <= {"sampling.min_new_tokens"}
     if params is None:
@@ -92,5 +89,5 @@ def test_a_32_bit_number_means_what_was_written(value: float) -> None:
 
 
 def test_what_is_left_out_stays_left_out() -> None:
-    assert READER.sampling(common_pb2.SamplingParams()) == SamplingRequest()
+    assert READER.sampling(common_pb2.SamplingParams()) == Sampling()
     assert SamplingParams().check("sampling", LIMITS.sampling)

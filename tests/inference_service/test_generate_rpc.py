@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM
 from inference_service.generation import AnswerTrim
 from shared.errors import DeadlineExceeded, InvalidInput, NotFound
 from shared.model.base_model import load, load_tokenizer
-from shared.prompt.manifest import SamplingDefaults
 from shared.text.template import InputEncoder, Template, TemplateFormat
+from shared.values.sampling import Sampling
 from tests.inference_service.conftest import Brake
 from tests.inference_service.replica import Replica, blob, generate_request, matrix, publish, refusal, stream_request
 from tests.tiny_models import byte_tokenizer
@@ -127,7 +127,7 @@ async def test_log_probabilities_say_what_their_tokens_say(replica: Replica) -> 
 async def test_sampling_of_the_version_holds_where_the_request_says_nothing(
     replica: Replica, tiny_model_dir: Path
 ) -> None:
-    publish(replica.store, blob(tiny_model_dir, matrix(2), sampling_defaults=SamplingDefaults(max_new_tokens=3)))
+    publish(replica.store, blob(tiny_model_dir, matrix(2), sampling_defaults=Sampling(max_new_tokens=3)))
     request = generate_request("hello", "tone", ignore_eos=True)
     request.sampling.ClearField("max_new_tokens")
     assert (await replica.stub.Generate(request)).end.output_tokens == 3

@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 from prompttuning.v1 import common_pb2, generation_pb2
 
-from inference_service.engine.core.request import FinishReason, GenerationRequest, SamplingParams
+from inference_service.engine.core.request import FinishReason, GenerationRequest
 from inference_service.engine.core.running_request import RunningRequest
 from inference_service.engine.engine import Engine
 from inference_service.engine.kv.blocks import BlockPool
 from inference_service.engine.kv.rows import RowPool
 from inference_service.engine.scheduler import Scheduler
 from shared.security.tokens import MIN_TOKEN_CHARS, hash_token
+from shared.values.sampling import SamplingParams
 from tests.inference_service.engine.builders import drain, greedy, small_config, soft_prompt, tiny_base
 from tests.inference_service.replica import Replica, blob, matrix, publish, running_replica
 

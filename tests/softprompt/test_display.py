@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 from rich.text import Text
 
-from softprompt.client.mirror import read
+from shared.wire.mirror import read
 from softprompt.display.status import clock_text, flow
 from softprompt.display.training import TrainingStatus, training_display
 from softprompt.display.transfer import transfer_display, upload_display

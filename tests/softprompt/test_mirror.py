@@ -9,8 +9,8 @@ import pytest
 from prompttuning.v1 import common_pb2, generation_pb2, prompts_pb2, tuning_pb2
 
 from shared.errors import InvalidInput
+from shared.wire.mirror import read, write
 from softprompt.client.convert import spec_message
-from softprompt.client.mirror import read, write
 from softprompt.types import common, datasets, generation, jobs, prompts, service, spec
 
 MIRRORS = [
@@ -59,17 +59,7 @@ MIRRORS = [
     (spec.TuningSpec, tuning_pb2.TuningSpec),
     (datasets.UploadedDataset, tuning_pb2.UploadDatasetResponse),
 ]
-ENUMS = [
-    (common.TemplateFormat, common_pb2.Template.Format, "FORMAT_"),
-    (generation.FinishReason, generation_pb2.FinishReason, "FINISH_REASON_"),
-    (generation.LoadedState, generation_pb2.LoadedPrompt.State, "STATE_"),
-    (spec.InitMethod, tuning_pb2.PromptInit.Method, "METHOD_"),
-    (jobs.JobState, tuning_pb2.TuningJob.State, "STATE_"),
-    (spec.LearningRateSchedule, tuning_pb2.LearningRateSchedule, "LEARNING_RATE_SCHEDULE_"),
-    (spec.Metric, tuning_pb2.Metric, "METRIC_"),
-    (spec.Reparameterisation, tuning_pb2.Reparameterisation, "REPARAMETERISATION_"),
-    (spec.TaskKind, tuning_pb2.TaskKind, "TASK_KIND_"),
-]
+ENUMS = [(generation.FinishReason, generation_pb2.FinishReason, "FINISH_REASON_")]  # the others: tests/shared/wire
 
 
 @pytest.mark.parametrize(("kind", "message"), MIRRORS)

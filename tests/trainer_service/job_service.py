@@ -122,7 +122,7 @@ class Service:
 
     async def state(self, job_id: str, *states: JobState, seconds: float = 20) -> Job:
         """The job, once it is in one of these states. One that ended in another one is told at once."""
-        job = await self.until(job_id, lambda job: job.state in states or job.state.is_terminal, seconds)
+        job = await self.until(job_id, lambda job: job.state in states or job.state.is_final, seconds)
         assert job.state in states, job.error or job.state
         return job
 

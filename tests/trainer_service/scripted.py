@@ -13,8 +13,8 @@ from collections.abc import Callable, Sequence
 import torch
 
 from shared.prompt.soft_prompt import SoftPrompt
+from shared.values.results import EncodingStatistics
 from trainer_service.training.comparison import BARE, FEW_SHOT, INSTRUCTED, Comparison, Estimate
-from trainer_service.training.data.statistics import DatasetStatistics
 from trainer_service.training.events import (
     Checkpointed,
     Evaluated,
@@ -66,7 +66,7 @@ class ScriptedTrainer:
         events: list[TrainingEvent] = []
         for job_id in self._fresh:
             task = self._tasks[job_id]
-            statistics = DatasetStatistics(num_train=len(task.train), num_validation=len(task.validation))
+            statistics = EncodingStatistics(num_train=len(task.train), num_validation=len(task.validation))
             events.append(Started(job_id, task.attempt, statistics, self._steps[job_id]))
         self._fresh.clear()
         for task in list(self._tasks.values()):

@@ -14,31 +14,36 @@ from hypothesis import strategies as st
 from prompttuning.v1 import common_pb2, prompts_pb2, tuning_pb2
 
 from shared.caller import Caller, Role, calling
-from shared.prompt.manifest import Manifest, SamplingDefaults, utc_now
+from shared.prompt.manifest import Manifest, utc_now
 from shared.store.commit import AliasTarget, VersionSummary
 from shared.store.index import PromptRecord, VersionRecord
 from shared.text.template import Template, TemplateFormat
+from shared.values.results import (
+    Comparison,
+    EncodingStatistics,
+    NearestToken,
+    SearchCandidate,
+    TuningError,
+    TuningProgress,
+    TuningResult,
+)
+from shared.values.sampling import Sampling
+from shared.violations import Violations
+from shared.wire.fields import read_duration, short_float, write_duration
+from shared.wire.sampling import read_sampling, write_sampling
+from shared.wire.template import read_template, write_template
 from tests.trainer_service.builders import BASE_MODEL, effective_spec
 from tests.trainer_service.requests import generation_examples, inline
-from trainer_service.convert import enums
-from trainer_service.convert.common import sampling_from_wire, sampling_to_wire, template_from_wire, template_to_wire
-from trainer_service.convert.enums import EnumTable
-from trainer_service.convert.fields import from_duration, short_float, to_duration
 from trainer_service.convert.jobs import event_to_wire, job_to_wire
 from trainer_service.convert.prompts import targets_from_wire, targets_to_wire, version_to_wire
 from trainer_service.convert.spec import effective_to_wire, hyperparameters_to_wire, request_from_wire, spec_to_wire
-from trainer_service.jobs.comparisons import ComparisonRecord, SearchCandidate
 from trainer_service.jobs.model import (
     PAYLOADS,
     CheckpointStored,
     Evaluation,
     Job,
-    JobError,
     JobEvent,
     JobEventKind,
-    JobProgress,
-    JobResult,
-    NearestToken,
     Note,
     PublishGate,
     PublishPolicy,
@@ -47,19 +52,17 @@ from trainer_service.jobs.model import (
 from trainer_service.jobs.states import JobState
 from trainer_service.prompts import Version
 from trainer_service.training.data.repetition import Repetition
-from trainer_service.training.data.statistics import DatasetStatistics
 from trainer_service.training.spec import (
     HyperparameterRequest,
     Init,
     InitMethod,
+    LearningRateSchedule,
     Metric,
     Reparameterisation,
-    Schedule,
     TaskKind,
 )
-from trainer_service.violations import Violations
 
-COMPARISON = ComparisonRecord(
+COMPARISON = Comparison(
     rival="bare_model",
     metric="loss",
     value=1.0,
@@ -73,7 +76,6 @@ COMPARISON = ComparisonRecord(
 CANDIDATE = SearchCandidate(
     learning_rate=0.1, init_method=InitMethod.LABELS, num_steps=3, metrics={"loss": 1.0}, chosen=True, end="worse"
 )
-TABLES = {name: table for name, table in vars(enums).items() if isinstance(table, EnumTable)}
 NOW = datetime(2026, 1, 2, 3, 4, 5, 678901, UTC)
 
 SPEC = TuningSpec(
@@ -89,7 +91,7 @@ SPEC = TuningSpec(
         init=Init(method=InitMethod.FROM_PROMPT, source_version="other@3"),
         reparameterisation=Reparameterisation.RESIDUAL,
         learning_rate=0.003,
-        schedule=Schedule.LINEAR,
+        schedule=LearningRateSchedule.LINEAR,
         warmup_steps=0,
         weight_decay=0.0,
         max_grad_norm=0.0,
@@ -109,35 +111,12 @@ SPEC = TuningSpec(
     ),
     priority=-3,
     max_runtime_seconds=90.5,
-    sampling_defaults=SamplingDefaults(
-        temperature=0.7, top_k=0, top_p=0.9, min_p=0.0, repetition_penalty=1.1, max_new_tokens=5, stop=("\n",)
+    sampling_defaults=Sampling(
+        temperature=0.7, top_k=0, top_p=0.9, min_p=0.0, repetition_penalty=1.1, max_new_tokens=5, stop_sequences=("\n",)
     ),
     annotations={"team": "web"},
     deadline=NOW,
 )
-
-
-@pytest.mark.parametrize("name", TABLES)
-def test_every_enum_is_total_both_ways(name: str) -> None:
-    table = TABLES[name]
-    for number, value in table._from_wire.items():
-        violations = Violations()
-        assert table.from_wire(number, "field", violations) is value
-        assert table.to_wire(value) == number
-        assert not violations
-    assert table.to_wire(None) == 0
-    violations = Violations()
-    assert table.from_wire(0, "field", violations) is None
-    assert not violations
-    assert table.from_wire(4711, "field", violations) is None
-    assert violations
-
-
-def test_a_table_that_is_not_total_is_refused() -> None:
-    with pytest.raises(ValueError, match="values that the protocol lacks"):
-        EnumTable({"STATE_UNSPECIFIED": 0, "STATE_QUEUED": 1}, JobState, "STATE_")
-    with pytest.raises(KeyError):
-        EnumTable({"STATE_UNSPECIFIED": 0, "STATE_LOST": 1}, JobState, "STATE_")
 
 
 def test_every_field_of_a_spec_survives_both_ways() -> None:
@@ -157,7 +136,7 @@ def test_what_is_left_out_stays_left_out() -> None:
     assert request.spec.hyperparameters == HyperparameterRequest()
     assert request.spec.template is None
     assert request.spec.publish == PublishPolicy()
-    assert request.spec.sampling_defaults == SamplingDefaults()
+    assert request.spec.sampling_defaults == Sampling()
     message = spec_to_wire(request.spec)
     assert message.hyperparameters == tuning_pb2.Hyperparameters()
     assert not message.HasField("template")
@@ -185,7 +164,7 @@ def test_every_field_of_a_job_is_told() -> None:
         state=JobState.FAILED,
         attempt=2,
         queue_position=3,
-        progress=JobProgress(
+        progress=TuningProgress(
             step=5,
             num_steps=10,
             train_loss=0.5,
@@ -199,7 +178,7 @@ def test_every_field_of_a_job_is_told() -> None:
             estimated_end_time=NOW + timedelta(seconds=5),
             num_skipped_steps=1,
         ),
-        dataset_statistics=DatasetStatistics(
+        dataset_statistics=EncodingStatistics(
             num_train=9,
             num_validation=1,
             num_dropped=2,
@@ -210,8 +189,8 @@ def test_every_field_of_a_job_is_told() -> None:
             mean_target_tokens=2.5,
             max_target_tokens=4,
         ),
-        error=JobError(code="NAN_LOSS", message="m", field="f"),
-        result=JobResult(
+        error=TuningError(code="NAN_LOSS", message="m", field="f"),
+        result=TuningResult(
             published=True,
             version="prompts/a/versions/1",
             digest="sha256:x",
@@ -265,7 +244,7 @@ def test_every_kind_of_event_is_told() -> None:
     job = Job(id="01", spec=SPEC, effective=effective_spec(), create_time=NOW)
     payloads = {
         JobEventKind.STATE_CHANGED: job,
-        JobEventKind.PROGRESS: JobProgress(step=1),
+        JobEventKind.PROGRESS: TuningProgress(step=1),
         JobEventKind.EVALUATION: Evaluation(step=1, metrics={"loss": 1.0}, is_best=True),
         JobEventKind.CHECKPOINT: CheckpointStored(step=1),
         JobEventKind.NOTE: Note(text="hello"),
@@ -290,7 +269,9 @@ def test_hyperparameters_have_the_same_fields_on_both_sides() -> None:
 @given(st.floats(0, 1e9))
 def test_durations_survive(seconds: float) -> None:
     violations = Violations()
-    assert from_duration(to_duration(seconds), "f", violations) == pytest.approx(seconds, abs=1e-9 * max(1.0, seconds))
+    assert read_duration(write_duration(seconds), "f", violations) == pytest.approx(
+        seconds, abs=1e-9 * max(1.0, seconds)
+    )
     assert not violations
 
 
@@ -299,7 +280,7 @@ def test_durations_survive(seconds: float) -> None:
 )
 def test_malformed_durations_are_violations(duration: Duration) -> None:
     violations = Violations()
-    assert from_duration(duration, "f", violations) is None
+    assert read_duration(duration, "f", violations) is None
     assert violations
 
 
@@ -309,19 +290,18 @@ def test_short_floats_are_the_same_32_bit_number(value: float) -> None:
 
 
 def test_a_float_field_reads_as_the_caller_wrote_it() -> None:
-    violations = Violations()
-    sampling = sampling_from_wire(common_pb2.SamplingParams(temperature=0.7), "f", violations)
+    sampling = read_sampling(common_pb2.SamplingParams(temperature=0.7))
     assert sampling.temperature == 0.7
-    assert sampling_to_wire(sampling).temperature == common_pb2.SamplingParams(temperature=0.7).temperature
+    assert write_sampling(sampling).temperature == common_pb2.SamplingParams(temperature=0.7).temperature
 
 
 def test_a_template_keeps_that_its_format_was_left_open() -> None:
     violations = Violations()
-    template = template_from_wire(common_pb2.Template(text="{input}!"), "f", violations)
+    template = read_template(common_pb2.Template(text="{input}!"), "f", violations)
     assert template is not None
     assert "format" not in template.model_fields_set
     whole = Template(text="{input}!", format=TemplateFormat.CHAT, system="s")
-    assert template_from_wire(template_to_wire(whole), "f", violations) == whole
+    assert read_template(write_template(whole), "f", violations) == whole
     assert not violations
 
 

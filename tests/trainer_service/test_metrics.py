@@ -10,9 +10,10 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
 from shared.rpc.metrics import serve_metrics
+from shared.values.results import TuningError, TuningResult
 from tests.trainer_service.builders import effective_spec
 from trainer_service.cluster.worker_state import LaunchFailure, WorkerState
-from trainer_service.jobs.model import Job, JobError, JobResult, TuningSpec
+from trainer_service.jobs.model import Job, TuningSpec
 from trainer_service.jobs.states import JobState
 from trainer_service.metrics import TrainerMetrics
 from trainer_service.training.events import Checkpointed, Evaluated, Failed, Started, StepDone
@@ -52,12 +53,12 @@ def test_a_job_s_life_is_counted_once() -> None:
     metrics.job_changed(job(JobState.QUEUED, attempt=1, start_time=started))
     metrics.job_changed(job(JobState.RUNNING, attempt=2, start_time=started))
     ended = job(
-        JobState.SUCCEEDED, attempt=2, end_time=CREATED + timedelta(seconds=60), result=JobResult(published=True)
+        JobState.SUCCEEDED, attempt=2, end_time=CREATED + timedelta(seconds=60), result=TuningResult(published=True)
     )
     metrics.job_changed(ended)
     metrics.job_changed(ended)
-    metrics.job_changed(job(JobState.FAILED, id="2", error=JobError(code="something new", message="")))
-    metrics.job_changed(job(JobState.SUCCEEDED, id="3", result=JobResult(published=False)))
+    metrics.job_changed(job(JobState.FAILED, id="2", error=TuningError(code="something new", message="")))
+    metrics.job_changed(job(JobState.SUCCEEDED, id="3", result=TuningResult(published=False)))
     found = scrape(registry)
     assert found["softprompt_trainer_jobs_created_total"] == 1
     assert found["softprompt_trainer_queue_seconds_count"] == 1

@@ -5,9 +5,9 @@ from __future__ import annotations
 from prompttuning.v1 import tuning_pb2
 
 from shared.text.template import Message
+from shared.violations import Violations
 from trainer_service.jobs.request import DatasetUri, ExampleSource, InlineExamples, UploadedDataset
 from trainer_service.training.spec import Example
-from trainer_service.violations import Violations
 
 
 def source_from_wire(message: tuning_pb2.DatasetSource, field: str, violations: Violations) -> ExampleSource | None:

@@ -20,19 +20,20 @@ from shared.store.fleet import Serving
 from shared.store.index import Alias, PromptRecord, VersionRecord
 from shared.store.replicas import LoadedVersion, ReplicaRecord
 from shared.text.template import Template
+from shared.values.results import Comparison
+from shared.violations import Violations
+from shared.wire.fields import write_duration, write_timestamp
+from shared.wire.mirror import write
+from shared.wire.sampling import write_sampling
+from shared.wire.template import read_template, write_template
 from trainer_service.convert.common import (
     alias_from_wire,
     base_model_to_wire,
-    sampling_to_wire,
     source_to_wire,
-    template_from_wire,
-    template_to_wire,
 )
-from trainer_service.convert.fields import to_duration, to_timestamp
 from trainer_service.imports import ImportRequest, is_import
-from trainer_service.jobs.comparisons import ComparisonRecord
+from trainer_service.jobs.stored_json import from_plain
 from trainer_service.prompts import PromptChange, PromptStatus, Version
-from trainer_service.violations import Violations
 
 _MAX_VERSION = 999_999_999
 _MAX_COMPARISONS = 16
@@ -45,7 +46,7 @@ def prompt_to_wire(prompt: PromptRecord) -> prompts_pb2.Prompt:
         latest_version=0 if newest is None else newest.version,
         num_versions=len(prompt.versions),
         aliases=[alias_to_wire(alias) for _, alias in sorted(prompt.aliases.items())],
-        update_time=None if newest is None else to_timestamp(parse_timestamp(newest.created_at)),
+        update_time=None if newest is None else write_timestamp(parse_timestamp(newest.created_at)),
     )
 
 
@@ -92,7 +93,7 @@ def version_to_wire(version: Version, manifest: Manifest | None = None) -> promp
         name=record.name,
         digest=record.digest,
         size_bytes=record.size_bytes,
-        create_time=to_timestamp(parse_timestamp(record.created_at)),
+        create_time=write_timestamp(parse_timestamp(record.created_at)),
         job="" if is_import(record.job) else record.job,
         base_model=_base_model(record, manifest),
         num_virtual_tokens=record.summary.num_virtual_tokens,
@@ -102,10 +103,10 @@ def version_to_wire(version: Version, manifest: Manifest | None = None) -> promp
         aliases=prompt.aliases_of(record.version),
     )
     if manifest is not None:
-        message.template.CopyFrom(template_to_wire(manifest.template))
+        message.template.CopyFrom(write_template(manifest.template))
         message.labels.extend(manifest.labels)
         message.metrics.update(manifest.metrics)
-        message.sampling_defaults.CopyFrom(sampling_to_wire(manifest.sampling_defaults))
+        message.sampling_defaults.CopyFrom(write_sampling(manifest.sampling_defaults))
         message.recipe.update(_recipe(manifest))
         _add_gate(message, manifest)
     return message
@@ -122,7 +123,7 @@ def _add_gate(message: prompts_pb2.PromptVersion, manifest: Manifest) -> None:
         message.gate, message.verdict = str(gate.get("decision", "")), str(gate.get("verdict", ""))
         for one in (listed if isinstance(listed := gate.get("comparisons"), list) else [])[:_MAX_COMPARISONS]:
             with contextlib.suppress(ValidationError):
-                message.comparisons.append(common_pb2.Comparison(**ComparisonRecord.model_validate(one).model_dump()))
+                message.comparisons.append(write(from_plain(Comparison, one), common_pb2.Comparison()))
 
 
 def _recipe(manifest: Manifest) -> Any:
@@ -146,7 +147,7 @@ def _base_model(record: VersionRecord, manifest: Manifest | None) -> common_pb2.
 def import_from_wire(header: prompts_pb2.ImportHeader) -> ImportRequest:
     """Raises InvalidInput."""
     violations = Violations()
-    template = template_from_wire(header.template, "header.template", violations)
+    template = read_template(header.template, "header.template", violations)
     violations.raise_if_any()
     return ImportRequest(
         prompt=header.prompt,
@@ -203,8 +204,8 @@ def _serving(replica: str, loaded: LoadedVersion) -> prompts_pb2.ReplicaServing:
     seconds = loaded.publish_to_served_seconds
     return prompts_pb2.ReplicaServing(
         replica=replica,
-        load_time=to_timestamp(parse_timestamp(loaded.loaded_at)),
-        publish_to_served=None if seconds is None else to_duration(seconds),
+        load_time=write_timestamp(parse_timestamp(loaded.loaded_at)),
+        publish_to_served=None if seconds is None else write_duration(seconds),
     )
 
 
@@ -214,6 +215,6 @@ def _replica(record: ReplicaRecord) -> prompts_pb2.ReplicaStatus:
         base_model=record.base_model,
         base_model_fingerprint=record.base_model_fingerprint,
         revision=record.revision,
-        start_time=to_timestamp(parse_timestamp(record.started_at)),
-        update_time=to_timestamp(parse_timestamp(record.updated_at)),
+        start_time=write_timestamp(parse_timestamp(record.started_at)),
+        update_time=write_timestamp(parse_timestamp(record.updated_at)),
     )

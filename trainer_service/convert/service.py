@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from prompttuning.v1 import tuning_pb2
 
+from shared.wire.enums import TASKS
+from shared.wire.fields import write_duration, write_timestamp
 from trainer_service.convert.common import base_model_to_wire
-from trainer_service.convert.enums import TASKS
-from trainer_service.convert.fields import to_duration, to_timestamp
 from trainer_service.convert.spec import hyperparameters_to_wire
 from trainer_service.datasets.ledger import OwnedDataset
 from trainer_service.datasets.store import StoredDataset
@@ -23,8 +23,8 @@ def dataset_to_wire(owned: OwnedDataset) -> tuning_pb2.Dataset:
         num_examples=owned.num_examples,
         task=TASKS.to_wire(TaskKind(owned.task)) if owned.task else tuning_pb2.TASK_KIND_UNSPECIFIED,
         num_labels=owned.num_labels,
-        create_time=to_timestamp(to_datetime(owned.create_time)),
-        last_use_time=to_timestamp(to_datetime(owned.last_use_time)),
+        create_time=write_timestamp(to_datetime(owned.create_time)),
+        last_use_time=write_timestamp(to_datetime(owned.last_use_time)),
         num_jobs=owned.num_jobs,
         labels=owned.labels,
     )
@@ -43,7 +43,7 @@ def info_to_wire(info: ServiceInfo, counts: JobCounts) -> tuning_pb2.GetServiceI
         max_dataset_bytes=info.upload_limits.max_dataset_bytes,
         max_line_bytes=info.upload_limits.max_line_bytes,
         max_queued_jobs=info.limits.max_queued_jobs,
-        max_runtime=to_duration(info.limits.max_runtime_seconds),
+        max_runtime=write_duration(info.limits.max_runtime_seconds),
         max_positions=info.limits.max_positions,
     )
     defaults = info.default_hyperparameters

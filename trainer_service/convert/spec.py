@@ -4,27 +4,27 @@ from __future__ import annotations
 
 from typing import Any
 
-from prompttuning.v1 import tuning_pb2
+from prompttuning.v1 import common_pb2, tuning_pb2
 
 from shared.errors import SoftPromptError
 from shared.names import check_alias, check_name
 from shared.text.template import MAX_TEMPLATE_CHARS
+from shared.values.sampling import Sampling
+from shared.violations import Violations
+from shared.wire.enums import INIT_METHODS, METRICS, REPARAMETERISATIONS, SCHEDULES, TASKS, TOO_LONG
+from shared.wire.fields import read_duration, read_timestamp, write_duration, write_timestamp
+from shared.wire.models import build, present
+from shared.wire.sampling import read_sampling, write_sampling
+from shared.wire.template import read_template, write_template
 from trainer_service.convert.common import (
     NO_ALIAS,
     alias_from_wire,
-    sampling_from_wire,
-    sampling_to_wire,
     source_to_wire,
-    template_from_wire,
-    template_to_wire,
 )
-from trainer_service.convert.enums import INIT_METHODS, METRICS, REPARAMETERISATIONS, SCHEDULES, TASKS, TOO_LONG
 from trainer_service.convert.examples import source_from_wire
-from trainer_service.convert.fields import build, from_duration, from_timestamp, present, to_duration, to_timestamp
 from trainer_service.jobs.model import MAX_REQUEST_ID_CHARS, EffectiveSpec, PublishGate, PublishPolicy, TuningSpec
 from trainer_service.jobs.request import JobRequest
 from trainer_service.training.spec import HyperparameterRequest, Hyperparameters, Init, InitMethod
-from trainer_service.violations import Violations
 
 _SCALARS = (
     "num_virtual_tokens",
@@ -70,25 +70,30 @@ def _spec_from_wire(message: tuning_pb2.TuningSpec, violations: Violations) -> T
         "prompt": message.prompt,
         "base_model": message.base_model,
         "dataset": "",
-        "task": TASKS.from_wire(message.task, "spec.task", violations),
+        "task": TASKS.checked(message.task, "spec.task", violations),
         "labels": tuple(message.labels),
         "hyperparameters": _hyperparameters_from_wire(message.hyperparameters, "spec.hyperparameters", violations),
         "publish": _publish_from_wire(message.publish, violations),
         "priority": message.priority,
-        "sampling_defaults": sampling_from_wire(message.sampling_defaults, "spec.sampling_defaults", violations),
+        "sampling_defaults": _sampling_from_wire(message.sampling_defaults, violations),
         "annotations": dict(message.annotations),
     }
-    if (too_long := TOO_LONG.from_wire(message.too_long, "spec.too_long", violations)) is not None:
+    if (too_long := TOO_LONG.checked(message.too_long, "spec.too_long", violations)) is not None:
         values["too_long"] = too_long
     if message.HasField("validation_fraction"):
         values["validation_fraction"] = message.validation_fraction
     if message.HasField("template"):
-        values["template"] = template_from_wire(message.template, "spec.template", violations)
+        values["template"] = read_template(message.template, "spec.template", violations)
     if message.HasField("max_runtime"):
-        values["max_runtime_seconds"] = from_duration(message.max_runtime, "spec.max_runtime", violations)
+        values["max_runtime_seconds"] = read_duration(message.max_runtime, "spec.max_runtime", violations)
     if message.HasField("deadline"):
-        values["deadline"] = from_timestamp(message.deadline, "spec.deadline", violations)
+        values["deadline"] = read_timestamp(message.deadline, "spec.deadline", violations)
     return build(TuningSpec, values, "spec", _SPEC_NAMES, violations)
+
+
+def _sampling_from_wire(message: common_pb2.SamplingParams, violations: Violations) -> Sampling:
+    sampling = violations.result_of(lambda: read_sampling(message).check_defaults("spec.sampling_defaults"))
+    return sampling or Sampling()
 
 
 def _hyperparameters_from_wire(
@@ -100,17 +105,17 @@ def _hyperparameters_from_wire(
         violations.add(f"{field}.num_epochs", "excludes num_steps: give one of them")
     if message.HasField("init"):
         values["init"] = _init_from_wire(message.init, f"{field}.init", violations)
-    values["reparameterisation"] = REPARAMETERISATIONS.from_wire(
+    values["reparameterisation"] = REPARAMETERISATIONS.checked(
         message.reparameterisation, f"{field}.reparameterisation", violations
     )
-    values["schedule"] = SCHEDULES.from_wire(message.schedule, f"{field}.schedule", violations)
-    values["metric"] = METRICS.from_wire(message.metric, f"{field}.metric", violations)
+    values["schedule"] = SCHEDULES.checked(message.schedule, f"{field}.schedule", violations)
+    values["metric"] = METRICS.checked(message.metric, f"{field}.metric", violations)
     return build(HyperparameterRequest, values, field, {}, violations) or HyperparameterRequest()
 
 
 def _init_from_wire(message: tuning_pb2.PromptInit, field: str, violations: Violations) -> Init | None:
     """None where the recipe is to choose. A text or a source without a method means the one method that uses it."""
-    method = INIT_METHODS.from_wire(message.method, f"{field}.method", violations)
+    method = INIT_METHODS.checked(message.method, f"{field}.method", violations)
     if method is None:
         method = InitMethod.FROM_PROMPT if message.source else InitMethod.TEXT if message.text else None
     if len(message.text) > MAX_TEMPLATE_CHARS:
@@ -136,7 +141,7 @@ def _publish_from_wire(message: tuning_pb2.PublishPolicy, violations: Violations
         policy["gate"] = build(PublishGate, values, "spec.publish.gate", {}, violations)
     if message.HasField("wait_until_served"):
         field = "spec.publish.wait_until_served"
-        policy["wait_until_served_seconds"] = from_duration(message.wait_until_served, field, violations)
+        policy["wait_until_served_seconds"] = read_duration(message.wait_until_served, field, violations)
     names = {"wait_until_served_seconds": "wait_until_served"}
     return build(PublishPolicy, policy, "spec.publish", names, violations) or PublishPolicy()
 
@@ -148,12 +153,12 @@ def spec_to_wire(spec: TuningSpec) -> tuning_pb2.TuningSpec:
     if spec.validation_fraction is not None:
         message.validation_fraction = spec.validation_fraction
     if spec.template is not None:
-        message.template.CopyFrom(template_to_wire(spec.template))
+        message.template.CopyFrom(write_template(spec.template))
     message.task = TASKS.to_wire(spec.task)
     message.labels.extend(spec.labels)
     message.hyperparameters.CopyFrom(hyperparameters_to_wire(spec.hyperparameters))
     if spec.max_runtime_seconds is not None:
-        message.max_runtime.CopyFrom(to_duration(spec.max_runtime_seconds))
+        message.max_runtime.CopyFrom(write_duration(spec.max_runtime_seconds))
     return message
 
 
@@ -163,11 +168,11 @@ def effective_to_wire(spec: TuningSpec, effective: EffectiveSpec) -> tuning_pb2.
     message.base_model = effective.base_model.id
     if not spec.validation_dataset:
         message.validation_fraction = effective.validation_fraction
-    message.template.CopyFrom(template_to_wire(effective.training.template))
+    message.template.CopyFrom(write_template(effective.training.template))
     message.task = TASKS.to_wire(effective.training.task)
     message.labels.extend(effective.training.labels)
     message.hyperparameters.CopyFrom(hyperparameters_to_wire(effective.training.hyperparameters))
-    message.max_runtime.CopyFrom(to_duration(effective.max_runtime_seconds))
+    message.max_runtime.CopyFrom(write_duration(effective.max_runtime_seconds))
     return message
 
 
@@ -176,15 +181,15 @@ def _common_to_wire(spec: TuningSpec) -> tuning_pb2.TuningSpec:
     if spec.publish.gate is not None:
         gate = tuning_pb2.PublishGate(**spec.publish.gate.model_dump())
     seconds = spec.publish.wait_until_served_seconds
-    wait = None if seconds is None else to_duration(seconds)
+    wait = None if seconds is None else write_duration(seconds)
     message = tuning_pb2.TuningSpec(
         prompt=spec.prompt,
         dataset=tuning_pb2.DatasetSource(dataset=spec.dataset),
         publish=tuning_pb2.PublishPolicy(alias=spec.publish.alias or NO_ALIAS, gate=gate, wait_until_served=wait),
         priority=spec.priority,
-        sampling_defaults=sampling_to_wire(spec.sampling_defaults),
+        sampling_defaults=write_sampling(spec.sampling_defaults),
         annotations=spec.annotations,
-        deadline=to_timestamp(spec.deadline),
+        deadline=write_timestamp(spec.deadline),
         too_long=TOO_LONG.to_wire(spec.too_long),
     )
     if spec.validation_dataset:

@@ -20,7 +20,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -320,7 +320,7 @@ def _check_arrival(incoming: IncomingFile, size_bytes: int, digest: str) -> None
 def _encode(example: Example) -> bytes:
     """One JSON line, the same for the same example."""
     if example.messages:
-        line: dict[str, object] = {"messages": [message.model_dump() for message in example.messages]}
+        line: dict[str, object] = {"messages": [asdict(message) for message in example.messages]}
     elif example.label is not None:
         line = {"input": example.input, "label": example.label}
     else:

@@ -17,6 +17,7 @@ from functools import partial
 
 from shared.caller import Tenant
 from shared.errors import Unavailable
+from shared.values.results import TuningError
 from trainer_service.cluster.interface import WorkerPool
 from trainer_service.dispatch.allowance import Allowance
 from trainer_service.dispatch.background_tasks import BackgroundTasks
@@ -27,7 +28,6 @@ from trainer_service.dispatch.supervisor import WorkerSupervisor
 from trainer_service.dispatch.waiting_notes import WaitingNotes
 from trainer_service.jobs import transitions
 from trainer_service.jobs.context import JobsContext
-from trainer_service.jobs.model import JobError
 from trainer_service.jobs.states import JobState
 from trainer_service.jobs.store.files import keep_what_is_worth
 from trainer_service.jobs.store.job_store import Holding, StaleAttempt
@@ -277,7 +277,7 @@ class Dispatcher:
         context = self._context
         for base_model in list(self._broken):
             message = f"base model {base_model!r} can't be loaded: {self._launches.why_broken(base_model)}"
-            error = JobError(code="BASE_MODEL_FAILED", message=message[:_LONGEST_REASON], field="spec.base_model")
+            error = TuningError(code="BASE_MODEL_FAILED", message=message[:_LONGEST_REASON], field="spec.base_model")
             move = partial(transitions.failed, error=error, now=time.time())
             failed = await context.database.call(context.store.fail_waiting, base_model, move, _FAIL_AT_ONCE)
             for job in failed:

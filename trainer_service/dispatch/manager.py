@@ -233,13 +233,13 @@ class JobManager:
                 for event in events:
                     yield event
                     after = event.number
-                    if isinstance(event.payload, Job) and event.payload.state.is_terminal:
+                    if isinstance(event.payload, Job) and event.payload.state.is_final:
                         return
                 if more:
                     continue
                 if not events and ended:
                     return
-                if not events and (await self._context.database.call(self._store.get, job_id)).state.is_terminal:
+                if not events and (await self._context.database.call(self._store.get, job_id)).state.is_final:
                     ended = True  # perhaps only after the events were read: read once more for the last event
                     continue
                 try:

@@ -7,11 +7,12 @@ Stored events are never removed while the job runs and steps are many, so progre
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from datetime import timedelta
 
-from trainer_service.jobs.model import CheckpointStored, Evaluation, EventPayload, JobProgress, Note
+from shared.values.results import EncodingStatistics, TuningProgress
+from trainer_service.jobs.model import CheckpointStored, Evaluation, EventPayload, Note
 from trainer_service.jobs.record import to_datetime
-from trainer_service.training.data.statistics import DatasetStatistics
 from trainer_service.training.events import Checkpointed, Evaluated, Preparing, Started, StepDone, TrainingEvent
 
 _SMOOTHING = 0.1
@@ -21,10 +22,10 @@ _SMOOTHING = 0.1
 class AttemptProgress:
     """The newest progress of one attempt. `absorb` returns the job events that must be stored now."""
 
-    def __init__(self, attempt: int, progress: JobProgress, progress_seconds: float) -> None:
+    def __init__(self, attempt: int, progress: TuningProgress, progress_seconds: float) -> None:
         self.attempt = attempt
         self.progress = progress
-        self.statistics: DatasetStatistics | None = None
+        self.statistics: EncodingStatistics | None = None
         self.current_version = ""
         """The version that the publication gate compares this attempt with."""
         self.is_dirty = False
@@ -39,20 +40,18 @@ class AttemptProgress:
         match event:
             case Started():
                 self.statistics = event.statistics
-                self.progress = self.progress.model_copy(
-                    update={"step": event.step, "num_prepared": 0, "num_examples": 0}
-                )
+                self.progress = replace(self.progress, step=event.step, num_prepared=0, num_examples=0)
                 return [Note(text=text) for text in _starting(event, self.statistics)]
             case Preparing():
-                update = {"num_prepared": event.num_prepared, "num_examples": event.num_examples}
-                self.progress, self.is_dirty = self.progress.model_copy(update=update), True
+                self.progress = replace(self.progress, num_prepared=event.num_prepared, num_examples=event.num_examples)
+                self.is_dirty = True
                 return self.flush(now) if now - self._returned_at >= self._progress_seconds else []
             case StepDone():
                 return self._step(event, now)
             case Evaluated():
-                best = {"best_step": event.step} if event.is_best else {}
+                best_step = event.step if event.is_best else self.progress.best_step
                 before = self.flush(now)  # the steps before; the metrics are stored only once, in the evaluation
-                self.progress = self.progress.model_copy(update={"metrics": dict(event.metrics), **best})
+                self.progress = replace(self.progress, metrics=dict(event.metrics), best_step=best_step)
                 return [*before, Evaluation(step=event.step, metrics=dict(event.metrics), is_best=event.is_best)]
             case Checkpointed():
                 return [CheckpointStored(step=event.step)]
@@ -70,17 +69,18 @@ class AttemptProgress:
         before = self._seconds_per_step or event.step_seconds
         self._seconds_per_step = before + _SMOOTHING * (event.step_seconds - before)
         left = max(0, event.num_steps - event.step) * self._seconds_per_step
-        changes: dict[str, object] = {
-            "step": event.step,
-            "num_steps": event.num_steps,
-            "num_skipped_steps": event.total_skipped,
-            "learning_rate": event.learning_rate,
-            "examples_per_second": event.num_examples / self._seconds_per_step if self._seconds_per_step > 0 else 0.0,
-            "estimated_end_time": to_datetime(now) + timedelta(seconds=min(left, 1e8)),
-        }
+        progress = replace(
+            self.progress,
+            step=event.step,
+            num_steps=event.num_steps,
+            num_skipped_steps=event.total_skipped,
+            learning_rate=event.learning_rate,
+            examples_per_second=event.num_examples / self._seconds_per_step if self._seconds_per_step > 0 else 0.0,
+            estimated_end_time=to_datetime(now) + timedelta(seconds=min(left, 1e8)),
+        )
         if math.isfinite(event.loss) and math.isfinite(event.grad_norm):
-            changes |= {"train_loss": event.loss, "grad_norm": event.grad_norm}
-        self.progress = self.progress.model_copy(update=changes)
+            progress = replace(progress, train_loss=event.loss, grad_norm=event.grad_norm)
+        self.progress = progress
         self.is_dirty = True
         notes: list[EventPayload] = []
         if event.num_skipped and not self._has_noted_skips:
@@ -91,14 +91,14 @@ class AttemptProgress:
         return [*notes, *self.flush(now)] if is_due else notes
 
 
-def _starting(event: Started, statistics: DatasetStatistics) -> list[str]:
+def _starting(event: Started, statistics: EncodingStatistics) -> list[str]:
     """Notes at the beginning of an attempt."""
     if event.restart_reason:
         return [f"its checkpoint can't be used, so training starts again from step 0: {event.restart_reason}"]
     return [f"resumes from step {event.step}"] if event.step else [*event.notes, *_data_notes(statistics)]
 
 
-def _data_notes(statistics: DatasetStatistics) -> list[str]:
+def _data_notes(statistics: EncodingStatistics) -> list[str]:
     """Notes about the data before the first step."""
     notes = list[str]()
     if statistics.num_dropped or statistics.num_truncated:

@@ -10,14 +10,15 @@ from dataclasses import dataclass, field
 
 from sqlalchemy import Connection, select
 
+from shared.values.results import TuningProgress
 from trainer_service.database.database import Database
 from trainer_service.database.schema import jobs
 from trainer_service.dispatch.estimate import BusyWorker, WaitingJob, probable_end, typical_seconds
 from trainer_service.dispatch.scheduler import WorkerView
 from trainer_service.jobs.fair_queue import Shares
-from trainer_service.jobs.model import JobProgress
 from trainer_service.jobs.states import LEASED_STATES, JobState
 from trainer_service.jobs.store import tenant_shares
+from trainer_service.jobs.stored_json import from_json
 
 _MOST_WAITING = 2_000
 """Waiting jobs that get an estimate: the first of each tenant's queue, an equal number for all tenants."""
@@ -66,7 +67,7 @@ def read(database: Database, now: float) -> QueueSnapshot:
         samples = _recent_seconds(connection)
     reported: dict[str, float | None] = {}
     for row in on_workers:
-        end = JobProgress.model_validate_json(row.progress).estimated_end_time
+        end = from_json(TuningProgress, row.progress).estimated_end_time
         reported[row.id] = end.timestamp() if end is not None and end.timestamp() > row.claimed_at else None
         if (ends_at := reported[row.id]) is not None:
             samples[row.base_model].append(ends_at - row.claimed_at + row.runtime_seconds)

@@ -13,6 +13,7 @@ from dataclasses import replace
 
 from shared.errors import InvalidInput, SoftPromptError, Unavailable
 from shared.log import bind
+from shared.values.results import TuningError
 from trainer_service.cluster.interface import WorkerHandle, WorkerLost, WorkerPool, WrongSoftware
 from trainer_service.cluster.worker_state import LaunchFailure, WorkerEnd, WorkerState
 from trainer_service.dispatch.capacity import Capacity
@@ -22,7 +23,7 @@ from trainer_service.dispatch.scheduler import WorkerView
 from trainer_service.jobs import transitions
 from trainer_service.jobs.config import retry_delay_seconds
 from trainer_service.jobs.context import JobsContext
-from trainer_service.jobs.model import EventPayload, Job, JobError, Note
+from trainer_service.jobs.model import EventPayload, Job, Note
 from trainer_service.jobs.record import Record
 from trainer_service.jobs.store.files import FileKind, keep_what_is_worth
 from trainer_service.jobs.store.job_store import StaleAttempt
@@ -273,13 +274,13 @@ class WorkerSupervisor:
                 await self._lose(job.id, tracker, error.reason)
             except SoftPromptError as error:
                 field = error.violations[0].field if isinstance(error, InvalidInput) else "spec.dataset"
-                await self._fail(job.id, tracker, JobError(code="BAD_DATA", message=error.message, field=field))
+                await self._fail(job.id, tracker, TuningError(code="BAD_DATA", message=error.message, field=field))
             except Exception as error:
                 log.exception("preparing a job failed with an unexpected error")
                 await self._fail(
                     job.id,
                     tracker,
-                    JobError(code="INTERNAL", message=f"preparing the job failed: {type(error).__name__}"),
+                    TuningError(code="INTERNAL", message=f"preparing the job failed: {type(error).__name__}"),
                 )
             finally:
                 self._giving.pop((job.id, job.attempt), None)
@@ -362,7 +363,7 @@ class WorkerSupervisor:
             await self._fail(
                 job_id,
                 tracker,
-                JobError(code="INTERNAL", message=f"the trained prompt can't be published: {error}"[:500]),
+                TuningError(code="INTERNAL", message=f"the trained prompt can't be published: {error}"[:500]),
             )
             return
         await self._keep(job_id, tracker.attempt, FileKind.OUTCOME, encoded)
@@ -382,7 +383,7 @@ class WorkerSupervisor:
         else:
             advice = "; shorter examples or fewer virtual tokens need less" if out_of_memory else ""
             await self._fail(
-                job_id, tracker, JobError(code=event.code, message=event.message + advice, field=event.field)
+                job_id, tracker, TuningError(code=event.code, message=event.message + advice, field=event.field)
             )
 
     async def _stopped(self, job_id: str, tracker: AttemptProgress, event: Stopped) -> None:
@@ -409,7 +410,7 @@ class WorkerSupervisor:
             job_id, tracker, lambda record: transitions.lost(record, time.time(), reason[:300], config), [note]
         )
 
-    async def _fail(self, job_id: str, tracker: AttemptProgress, error: JobError) -> None:
+    async def _fail(self, job_id: str, tracker: AttemptProgress, error: TuningError) -> None:
         await self._change_and_forget(
             job_id, tracker, lambda record: transitions.failed(record, error, time.time()), []
         )
@@ -422,7 +423,7 @@ class WorkerSupervisor:
         except StaleAttempt:
             log.info("this attempt no longer has the job")
         else:
-            if (job := after.job).state.is_terminal:
+            if (job := after.job).state.is_final:
                 log.info("job ended: %s", job.state, extra={"fields": {"error": job.error.code if job.error else ""}})
                 await self._context.pools.job_files.retry(keep_what_is_worth, self._context.files, job)
         self._forget(job_id, tracker)

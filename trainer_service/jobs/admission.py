@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from shared.errors import InvalidInput
 from shared.names import check_alias, check_name
 from shared.text.template import InputEncoder, Template, TemplateFormat, default_format, pinned
+from shared.violations import Violations
 from trainer_service.base_models import BaseModels, KnownBaseModel
 from trainer_service.datasets.fields import DATASET, VALIDATION, in_dataset, labels_under, renamed
 from trainer_service.jobs.model import EffectiveSpec, PublishGate, TuningSpec, utc_now
@@ -27,7 +28,6 @@ from trainer_service.training.data.repetition import Repetition
 from trainer_service.training.data.split import check_split
 from trainer_service.training.recipe.defaults import check_init, fill
 from trainer_service.training.spec import Example, Hyperparameters, InitMethod, TaskKind, TrainingSpec
-from trainer_service.violations import Violations
 
 DEFAULT_VALIDATION_FRACTION = 0.1
 MAX_DEFAULT_VALIDATION_EXAMPLES = 500

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
-
+from shared.values.results import Comparison as ComparisonRecord
+from shared.values.results import SearchCandidate
 from trainer_service.training.comparison import BARE, CURRENT, FEW_SHOT, INSTRUCTED, MIN_EXAMPLES, Comparison, Estimate
-from trainer_service.training.spec import InitMethod, Metric
+from trainer_service.training.spec import Metric
 
 NAMES: Mapping[str, str] = {
     BARE: "the bare model",
@@ -17,41 +18,6 @@ NAMES: Mapping[str, str] = {
     FEW_SHOT: "the model with an instruction and examples in its input",
     CURRENT: "the current version",
 }
-_FROZEN = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
-
-
-class ComparisonRecord(BaseModel):
-    """A `training.comparison.Comparison` as it is stored and shown."""
-
-    model_config = _FROZEN
-    rival: str
-    """BARE (with the job's template), INSTRUCTED, FEW_SHOT or CURRENT."""
-    metric: str
-    value: float
-    """The metric of the tuned prompt."""
-    rival_value: float
-    difference: float
-    """Positive if the tuned prompt is better."""
-    low: float | None = None
-    high: float | None = None
-    """Ends of the 95 % interval of `difference`; None if there are too few examples."""
-    num_examples: int
-    beats: bool
-    """Whether the prompt is better beyond chance: there are enough examples and the whole interval lies above 0."""
-
-
-class SearchCandidate(BaseModel):
-    """Hyperparameters that a search tried."""
-
-    model_config = _FROZEN
-    learning_rate: float
-    init_method: InitMethod
-    num_steps: int
-    metrics: Mapping[str, float] = Field(default_factory=dict)
-    """Metrics of its last evaluation, on the held-out examples that choose the candidate."""
-    chosen: bool = False
-    end: str = ""
-    """Why it was dropped: "worse" or "not finite". Empty if it was trained to the end."""
 
 
 def records(comparisons: Mapping[str, Comparison]) -> tuple[ComparisonRecord, ...]:
@@ -107,13 +73,13 @@ def search_note(found: Sequence[SearchCandidate]) -> str:
     chosen = next((one for one in found if one.chosen), None)
     if chosen is None:
         return ""
-    values = f"learning rate {chosen.learning_rate:g} and init {chosen.init_method.value}"
+    values = f"learning rate {chosen.learning_rate:g} and init {chosen.init_method}"
     return f"the search chose {values} of {len(found)} candidates"
 
 
-def as_json(record: BaseModel) -> dict[str, Any]:
+def as_json(record: ComparisonRecord | SearchCandidate) -> dict[str, Any]:
     """A record as strict JSON for a manifest: numbers that are not finite are left out."""
-    plain = record.model_dump(mode="python", exclude_none=True)
+    plain = {name: value for name, value in asdict(record).items() if value is not None}
     return {name: value for name, value in plain.items() if not isinstance(value, float) or math.isfinite(value)}
 
 

@@ -20,10 +20,11 @@ from shared.model.base_model import BaseModelInfo
 from shared.names import DEFAULT_ALIAS
 from shared.prompt.manifest import SamplingDefaults
 from shared.text.template import Template
-from trainer_service.jobs.comparisons import ComparisonRecord, SearchCandidate
+from shared.values.enums import JobOrder as JobOrder
+from shared.values.results import EncodingStatistics, TuningError, TuningProgress, TuningResult
+from shared.values.sampling import Sampling
 from trainer_service.jobs.states import UNSUCCESSFUL_STATES, JobState
 from trainer_service.training.data.repetition import Repetition
-from trainer_service.training.data.statistics import DatasetStatistics
 from trainer_service.training.spec import HyperparameterRequest, TaskKind, TooLong, TrainingSpec
 
 MIN_PRIORITY, MAX_PRIORITY = -100, 100
@@ -91,7 +92,7 @@ class TuningSpec(_Frozen):
     priority: int = Field(default=0, ge=MIN_PRIORITY, le=MAX_PRIORITY)
     max_runtime_seconds: float | None = Field(default=None, gt=0)
     """Longest time on workers, over all attempts; None: the service's limit."""
-    sampling_defaults: SamplingDefaults = SamplingDefaults()
+    sampling_defaults: SamplingDefaults = Sampling()
     annotations: Mapping[str, str] = Field(default_factory=dict, max_length=MAX_ANNOTATIONS)
     deadline: datetime | None = None
     """The job fails with DEADLINE_EXCEEDED if it is not trained by then."""
@@ -130,88 +131,6 @@ class EffectiveSpec(_Frozen):
     """
 
 
-class JobProgress(_Measured):
-    """Progress of a job. Losses are means over target tokens."""
-
-    step: int = 0
-    num_steps: int = 0
-    train_loss: float = 0.0
-    grad_norm: float = 0.0
-    learning_rate: float = 0.0
-    metrics: Mapping[str, float] = Field(default_factory=dict)
-    """Metrics of the last held-out evaluation."""
-    best_step: int = 0
-    num_prepared: int = 0
-    """Examples prepared so far while the job prepares its data; 0 otherwise."""
-    num_examples: int = 0
-    """Number of examples to prepare; 0 once training has begun."""
-    examples_per_second: float = 0.0
-    estimated_end_time: datetime | None = None
-    num_skipped_steps: int = 0
-    """Steps without an update, because the loss or gradient was not finite."""
-
-
-class JobError(_Frozen):
-    """Why a job failed.
-
-    `code` is stable: NAN_LOSS, BAD_DATA, OUT_OF_MEMORY, MAX_RUNTIME, DEADLINE_EXCEEDED, WORKER_LOST, BASE_MODEL_FAILED,
-    PUBLISH_FAILED, INTERNAL.
-    """
-
-    code: str
-    message: str
-    field: str = ""
-    """The spec's field to change, if one caused the error."""
-
-
-class NearestToken(_Frozen):
-    """The vocabulary token nearest to a virtual token, by cosine similarity."""
-
-    text: str
-    cosine: float
-
-
-class JobResult(_Measured):
-    """The result of a job that was trained to its end."""
-
-    published: bool = False
-    version: str = ""
-    """`prompts/{prompt}/versions/{n}`, if published."""
-    digest: str = ""
-    alias_moved: bool = False
-    gate_decision: str = ""
-    """The reason for the gate's decision, with the numbers."""
-    metrics: Mapping[str, float] = Field(default_factory=dict)
-    bare_metrics: Mapping[str, float] = Field(default_factory=dict)
-    template_metrics: Mapping[str, float] = Field(default_factory=dict)
-    current_metrics: Mapping[str, float] = Field(default_factory=dict)
-    nearest_tokens: tuple[NearestToken, ...] = ()
-    score_stability: float = 0.0
-    best_step: int = 0
-    current_version: str = ""
-    """The version that the alias named when the prompts were compared."""
-    served_by_all: bool | None = None
-    """Whether all live replicas served the version when the job ended; None if the job didn't wait for them."""
-    serving: str = ""
-    """How many replicas served the version when the job ended, and which refused it for what reason."""
-    instructed_metrics: Mapping[str, float] = Field(default_factory=dict)
-    few_shot_metrics: Mapping[str, float] = Field(default_factory=dict)
-    num_shots: int = 0
-    """Number of training examples in each few-shot input."""
-    comparisons: tuple[ComparisonRecord, ...] = ()
-    verdict: str = ""
-    """Which other ways to use the model the prompt beats and which it doesn't, with the numbers."""
-    metric_low: float | None = None
-    metric_high: float | None = None
-    """Ends of the 95 % interval of the job's metric; None if there are too few held-out examples."""
-    num_judging: int = 0
-    """Number of held-out examples on which the metrics were measured."""
-    judged_apart: bool = False
-    """Whether the examples that measure the metrics took no part in choosing the checkpoint."""
-    candidates: tuple[SearchCandidate, ...] = ()
-    num_skipped_steps: int = 0
-
-
 class Job(_Frozen):
     """The current state of one job. `name` is its resource name, `id` the part after the slash."""
 
@@ -237,10 +156,10 @@ class Job(_Frozen):
     """Jobs ahead of this one while it is QUEUED, else 0. Computed when the job is read."""
     estimated_start_time: datetime | None = None
     """Estimated time at which a QUEUED job reaches a worker; None if unknown. Computed when the job is read."""
-    progress: JobProgress = JobProgress()
-    dataset_statistics: DatasetStatistics | None = None
-    error: JobError | None = None
-    result: JobResult | None = None
+    progress: TuningProgress = TuningProgress()
+    dataset_statistics: EncodingStatistics | None = None
+    error: TuningError | None = None
+    result: TuningResult | None = None
     create_time: datetime
     start_time: datetime | None = None
     end_time: datetime | None = None
@@ -283,11 +202,11 @@ class Note(_Frozen):
     text: str
 
 
-EventPayload = Job | JobProgress | Evaluation | CheckpointStored | Note
+EventPayload = Job | TuningProgress | Evaluation | CheckpointStored | Note
 
 PAYLOADS: Mapping[JobEventKind, type[EventPayload]] = {
     JobEventKind.STATE_CHANGED: Job,
-    JobEventKind.PROGRESS: JobProgress,
+    JobEventKind.PROGRESS: TuningProgress,
     JobEventKind.EVALUATION: Evaluation,
     JobEventKind.CHECKPOINT: CheckpointStored,
     JobEventKind.NOTE: Note,
@@ -306,11 +225,6 @@ class JobEvent:
     @property
     def kind(self) -> JobEventKind:
         return _KINDS[type(self.payload)]
-
-
-class JobOrder(StrEnum):
-    NEWEST_FIRST = "NEWEST_FIRST"
-    OLDEST_FIRST = "OLDEST_FIRST"
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,10 @@ from typing import Any
 
 from sqlalchemy import RowMapping
 
-from trainer_service.jobs.model import EffectiveSpec, Job, JobError, JobProgress, JobResult, TuningSpec
+from shared.values.results import EncodingStatistics, TuningError, TuningProgress, TuningResult
+from trainer_service.jobs.model import EffectiveSpec, Job, TuningSpec
 from trainer_service.jobs.states import JobState
-from trainer_service.training.data.statistics import DatasetStatistics
+from trainer_service.jobs.stored_json import from_json, to_json
 
 NOBODY = ""
 PRIORITY_POINT_SECONDS = 600.0
@@ -84,10 +85,10 @@ def to_row(record: Record) -> dict[str, Any]:
         "runtime_seconds": job.runtime_seconds,
         "checkpointed": job.checkpointed,
         "deadline": job.spec.deadline.timestamp() if job.spec.deadline else None,
-        "progress": job.progress.model_dump_json(),
-        "dataset_statistics": job.dataset_statistics.model_dump_json() if job.dataset_statistics else None,
-        "error": job.error.model_dump_json() if job.error else None,
-        "result": job.result.model_dump_json() if job.result else None,
+        "progress": to_json(job.progress),
+        "dataset_statistics": to_json(job.dataset_statistics) if job.dataset_statistics else None,
+        "error": to_json(job.error) if job.error else None,
+        "result": to_json(job.result) if job.result else None,
         "create_time": job.create_time.timestamp(),
         "start_time": job.start_time.timestamp() if job.start_time else None,
         "end_time": job.end_time.timestamp() if job.end_time else None,
@@ -115,12 +116,12 @@ def from_row(row: RowMapping) -> Record:
         failures=row["failures"],
         runtime_seconds=row["runtime_seconds"],
         checkpointed=row["checkpointed"],
-        progress=JobProgress.model_validate_json(row["progress"]),
-        dataset_statistics=DatasetStatistics.model_validate_json(row["dataset_statistics"])
+        progress=from_json(TuningProgress, row["progress"]),
+        dataset_statistics=from_json(EncodingStatistics, row["dataset_statistics"])
         if row["dataset_statistics"]
         else None,
-        error=JobError.model_validate_json(row["error"]) if row["error"] else None,
-        result=JobResult.model_validate_json(row["result"]) if row["result"] else None,
+        error=from_json(TuningError, row["error"]) if row["error"] else None,
+        result=from_json(TuningResult, row["result"]) if row["result"] else None,
         create_time=to_datetime(row["create_time"]),
         start_time=to_datetime(row["start_time"]) if row["start_time"] is not None else None,
         end_time=to_datetime(row["end_time"]) if row["end_time"] is not None else None,

@@ -3,29 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from enum import StrEnum
 
 from shared.errors import PreconditionFailed
-
-
-class JobState(StrEnum):
-    QUEUED = "QUEUED"
-    """Waiting for a worker."""
-    RUNNING = "RUNNING"
-    """On a worker, or trained and being published."""
-    PAUSED = "PAUSED"
-    """Taken off its worker; continues from its checkpoint when resumed."""
-    CANCELLING = "CANCELLING"
-    """Will be CANCELLED after its current step."""
-    SUCCEEDED = "SUCCEEDED"
-    """Trained, evaluated, and published unless its gate forbade it."""
-    FAILED = "FAILED"
-    CANCELLED = "CANCELLED"
-
-    @property
-    def is_terminal(self) -> bool:
-        return not LEGAL_MOVES[self]
-
+from shared.values.enums import JobState as JobState
 
 LEGAL_MOVES: Mapping[JobState, frozenset[JobState]] = {
     JobState.QUEUED: frozenset({JobState.RUNNING, JobState.PAUSED, JobState.CANCELLED, JobState.FAILED}),

@@ -12,11 +12,10 @@ from dataclasses import replace
 from typing import Any
 
 from shared.errors import PreconditionFailed
+from shared.values.results import EncodingStatistics, TuningError, TuningProgress, TuningResult
 from trainer_service.jobs.config import JobsConfig, retry_delay_seconds
-from trainer_service.jobs.model import JobError, JobProgress, JobResult
 from trainer_service.jobs.record import NOBODY, Record, queue_key, to_datetime
 from trainer_service.jobs.states import JobState, check_move
-from trainer_service.training.data.statistics import DatasetStatistics
 
 _EXCLUSIVE_AFTER_FAILURES = 2
 """Losses in a row after which a job runs alone: if it kills its workers, it must not repeatedly affect other jobs."""
@@ -91,7 +90,7 @@ def lost(record: Record, now: float, reason: str, config: JobsConfig) -> Record:
     failures = freed.job.failures + 1
     if failures > config.max_infrastructure_failures:
         message = f"{failures} attempts were lost; the last one: {reason}"
-        return failed(freed.with_job(failures=failures), JobError(code="WORKER_LOST", message=message), now)
+        return failed(freed.with_job(failures=failures), TuningError(code="WORKER_LOST", message=message), now)
     delay = retry_delay_seconds(failures, config.retry_first_seconds, config.retry_max_seconds)
     exclusive = freed.exclusive or failures >= _EXCLUSIVE_AFTER_FAILURES
     return replace(freed.with_job(failures=failures), not_before=now + delay, exclusive=exclusive)
@@ -105,7 +104,7 @@ def orphaned(record: Record, now: float, reason: str, config: JobsConfig) -> Rec
     return replace(after, not_before=0.0) if after.job.failures <= 1 else after
 
 
-def failed(record: Record, error: JobError, now: float) -> Record:
+def failed(record: Record, error: TuningError, now: float) -> Record:
     """A job has failed. A CANCELLING job becomes CANCELLED instead, as its owner wanted."""
     if record.job.state is JobState.CANCELLING:
         return _end(_free(record, now), JobState.CANCELLED, now)
@@ -118,13 +117,13 @@ def trained(record: Record, now: float) -> Record:
     return kept.with_job(runtime_seconds=record.runtime_seconds(now), pausing=False)
 
 
-def succeeded(record: Record, result: JobResult, now: float) -> Record:
+def succeeded(record: Record, result: TuningResult, now: float) -> Record:
     """A job has ended with a result."""
     return _end(_free(record, now).with_job(result=result, pausing=False), JobState.SUCCEEDED, now)
 
 
 def progressed(
-    record: Record, progress: JobProgress, statistics: DatasetStatistics | None, *, checkpointed: bool
+    record: Record, progress: TuningProgress, statistics: EncodingStatistics | None, *, checkpointed: bool
 ) -> Record:
     """A worker has reported progress. A checkpoint resets the losses: only attempts without a checkpoint count."""
     changes: dict[str, Any] = {"progress": progress}
@@ -169,14 +168,14 @@ def over_runtime(record: Record, now: float) -> bool:
     return not record.trained and record.runtime_seconds(now) > record.job.effective.max_runtime_seconds
 
 
-def _max_runtime_error(record: Record) -> JobError:
+def _max_runtime_error(record: Record) -> TuningError:
     limit = record.job.effective.max_runtime_seconds
     message = f"spent {record.job.runtime_seconds:.0f} s on workers; {limit:.0f} s are allowed"
-    return JobError(code="MAX_RUNTIME", message=message, field="spec.max_runtime")
+    return TuningError(code="MAX_RUNTIME", message=message, field="spec.max_runtime")
 
 
-def _deadline_error() -> JobError:
-    return JobError(code="DEADLINE_EXCEEDED", message="was not trained before its deadline", field="spec.deadline")
+def _deadline_error() -> TuningError:
+    return TuningError(code="DEADLINE_EXCEEDED", message="was not trained before its deadline", field="spec.deadline")
 
 
 def _free(record: Record, now: float) -> Record:

@@ -7,12 +7,14 @@ version.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from shared.prompt.blob import Manifest, encode_blob
 from shared.prompt.manifest import utc_now
-from trainer_service.jobs.comparisons import SearchCandidate, as_json, records, search_note, verdict
-from trainer_service.jobs.model import Job, JobResult, NearestToken, Note
+from shared.values.results import SearchCandidate, TuningResult
+from trainer_service.jobs.comparisons import as_json, records, search_note, verdict
+from trainer_service.jobs.model import Job, Note
+from trainer_service.jobs.stored_json import from_json, to_json
 from trainer_service.publish.gate import Evidence, decide
 from trainer_service.training.comparison import CURRENT
 from trainer_service.training.events import TrainingResult, TriedCandidate
@@ -25,20 +27,20 @@ _LENGTH_BYTES = 4
 class Publication:
     """The result and the blob of a trained job."""
 
-    result: JobResult
+    result: TuningResult
     blob: bytes
     """The version's bytes; empty if the gate forbids publication."""
 
     def encode(self) -> bytes:
         """The bytes of the job's file: the length of the result (4 bytes), the result as JSON, the blob."""
-        text = self.result.model_dump_json().encode()
+        text = to_json(self.result).encode()
         return len(text).to_bytes(_LENGTH_BYTES, "big") + text + self.blob
 
     @classmethod
     def decode(cls, data: bytes) -> Publication:
         """The inverse of `encode`."""
         end = _LENGTH_BYTES + int.from_bytes(data[:_LENGTH_BYTES], "big")
-        return cls(JobResult.model_validate_json(data[_LENGTH_BYTES:end]), data[end:])
+        return cls(from_json(TuningResult, data[_LENGTH_BYTES:end]), data[end:])
 
 
 def make_publication(job: Job, trained: TrainingResult, current_version: str = "") -> Publication:
@@ -50,13 +52,13 @@ def make_publication(job: Job, trained: TrainingResult, current_version: str = "
     decision = decide(job.spec.publish.gate, job.effective.training.hyperparameters.metric, evidence)
     estimate = trained.estimate
     has_interval = estimate is not None and math.isfinite(estimate.low) and math.isfinite(estimate.high)
-    result = JobResult(
+    result = TuningResult(
         gate_decision=decision.reason,
         metrics=dict(trained.metrics),
         bare_metrics=dict(trained.bare_metrics),
         template_metrics=dict(trained.template_metrics),
         current_metrics=dict(trained.current_metrics),
-        nearest_tokens=tuple(NearestToken(text=token.text, cosine=token.cosine) for token in trained.nearest_tokens),
+        nearest_tokens=trained.nearest_tokens,
         score_stability=trained.score_stability,
         best_step=trained.best_step,
         current_version=current_version,
@@ -75,7 +77,7 @@ def make_publication(job: Job, trained: TrainingResult, current_version: str = "
     return Publication(result, _blob(job, trained, result) if decision.publish else b"")
 
 
-def notes_of(result: JobResult) -> list[Note]:
+def notes_of(result: TuningResult) -> list[Note]:
     """Notes on a trained prompt: the choice of a search, and the verdict if the prompt did not beat every rival."""
     beaten = all(comparison.beats for comparison in result.comparisons if comparison.rival != CURRENT)
     return [Note(text=text) for text in (search_note(result.candidates), "" if beaten else result.verdict) if text]
@@ -92,7 +94,7 @@ def _candidate(tried: TriedCandidate) -> SearchCandidate:
     )
 
 
-def _blob(job: Job, trained: TrainingResult, result: JobResult) -> bytes:
+def _blob(job: Job, trained: TrainingResult, result: TuningResult) -> bytes:
     manifest = Manifest(
         prompt=job.spec.prompt,
         job=job.name,
@@ -110,7 +112,7 @@ def _blob(job: Job, trained: TrainingResult, result: JobResult) -> bytes:
             "validation_fraction": job.effective.validation_fraction,
             "best_step": trained.best_step,
             "num_steps": trained.num_steps,
-            **({} if trained.statistics is None else {"dataset_statistics": trained.statistics.model_dump()}),
+            **({} if trained.statistics is None else {"dataset_statistics": asdict(trained.statistics)}),
             **({"candidates": [as_json(one) for one in result.candidates]} if result.candidates else {}),
         },
         parent=job.effective.source_version,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from shared.errors import Conflict, NotFound, SoftPromptError, Unavailable
@@ -18,10 +18,11 @@ from shared.log import bind
 from shared.security import audit
 from shared.store.alias import ANYTHING, Expected
 from shared.store.store import PromptStore, PublishedVersion
+from shared.values.results import TuningError
 from trainer_service.jobs import transitions
 from trainer_service.jobs.config import retry_delay_seconds
 from trainer_service.jobs.context import JobsContext
-from trainer_service.jobs.model import Job, JobError, Note
+from trainer_service.jobs.model import Job, Note
 from trainer_service.jobs.record import Record
 from trainer_service.jobs.states import LEASED_STATES, JobState
 from trainer_service.jobs.store.files import FileKind, keep_what_is_worth
@@ -110,7 +111,9 @@ class Publisher:
                 log.info("another replica has this job now")
             except Exception as error:
                 log.exception("publishing failed with an unexpected error")
-                await self._fail(job, JobError(code="INTERNAL", message=f"publishing failed: {type(error).__name__}"))
+                await self._fail(
+                    job, TuningError(code="INTERNAL", message=f"publishing failed: {type(error).__name__}")
+                )
 
     async def _publish(self, job: Job, outcome: Publication | None) -> None:
         outcome = outcome or await self._load(job)
@@ -141,12 +144,12 @@ class Publisher:
                     )
                     await self._context.change(job.id, lambda record: record, attempt=job.attempt, payloads=[note])
                 if time.monotonic() - started > self._context.config.max_publish_seconds:
-                    await self._fail(job, JobError(code="PUBLISH_FAILED", message=error.message))
+                    await self._fail(job, TuningError(code="PUBLISH_FAILED", message=error.message))
                     return
                 log.warning("publishing failed, attempt %d: %s", failures, error.message)
                 await asyncio.sleep(retry_delay_seconds(failures, _FIRST_PAUSE_SECONDS, _LAST_PAUSE_SECONDS))
             except SoftPromptError as error:
-                await self._fail(job, JobError(code="PUBLISH_FAILED", message=error.message))
+                await self._fail(job, TuningError(code="PUBLISH_FAILED", message=error.message))
                 return
             else:
                 await self._succeed(job, outcome, version, left_alone)
@@ -284,14 +287,22 @@ class Publisher:
         """Ends the job with its result. `left_alone`: why the version was published without moving the alias."""
         result, notes = outcome.result, notes_of(outcome.result)
         if version is not None:
-            published: dict[str, object] = {"published": True, "version": version.name, "digest": version.digest}
             decision = result.gate_decision
             if left_alone:
                 decision += f"; the alias was left alone: {left_alone}"
                 notes.append(Note(text=f"published {version.name}; the alias was left alone: {left_alone}"))
             moved = bool(job.spec.publish.alias) and not left_alone
-            published |= {"alias_moved": moved, "gate_decision": decision, **await self._serving(job, version)}
-            result = result.model_copy(update=published)
+            served_by_all, serving = await self._serving(job, version)
+            result = replace(
+                result,
+                published=True,
+                version=version.name,
+                digest=version.digest,
+                alias_moved=moved,
+                gate_decision=decision,
+                served_by_all=served_by_all,
+                serving=serving,
+            )
         after = await self._context.change(
             job.id,
             lambda record: transitions.succeeded(record, result, time.time()),
@@ -310,17 +321,18 @@ class Publisher:
         log.info("job succeeded", extra={"fields": {"version": result.version, "gate": result.gate_decision}})
         await self._clean(after.job)
 
-    async def _serving(self, job: Job, version: PublishedVersion) -> dict[str, object]:
+    async def _serving(self, job: Job, version: PublishedVersion) -> tuple[bool | None, str]:
+        """Whether all replicas serve the version, and which do; (None, "") if the job doesn't wait for that."""
         seconds = job.spec.publish.wait_until_served_seconds
         if seconds is None:
-            return {}
+            return None, ""
         note = Note(text=f"published {version.name}; waiting until every live replica serves it")
         await self._context.change(job.id, lambda record: record, attempt=job.attempt, payloads=[note])
         pool = self._context.pools.prompt_store
         status = await wait_until_served(self._prompt_store, pool, version, seconds, lambda: self._is_cancelling(job))
-        return {"served_by_all": status.by_all, "serving": str(status)}
+        return status.by_all, str(status)
 
-    async def _fail(self, job: Job, error: JobError) -> None:
+    async def _fail(self, job: Job, error: TuningError) -> None:
         after = await self._context.change(
             job.id, lambda record: transitions.failed(record, error, time.time()), attempt=job.attempt
         )

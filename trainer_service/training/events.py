@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 from shared.prompt.blob import GoldenRecord
 from shared.prompt.soft_prompt import SoftPrompt
+from shared.values.results import EncodingStatistics, NearestToken
 from trainer_service.training.comparison import Comparison, Estimate
-from trainer_service.training.data.statistics import DatasetStatistics
 from trainer_service.training.spec import Example, Init, TrainingSpec
 
 if TYPE_CHECKING:
@@ -83,14 +83,6 @@ class TrainingTask:
 
 
 @dataclass(frozen=True)
-class NearestToken:
-    """The vocabulary token nearest to a virtual token, shown to users as a hint of what the prompt learned."""
-
-    text: str
-    cosine: float
-
-
-@dataclass(frozen=True)
 class TrainingResult:
     """The best checkpoint and its held-out metrics, next to those of the bare model and the alias's current version."""
 
@@ -109,7 +101,7 @@ class TrainingResult:
     """Standard deviation of the metric over the last evaluations."""
     learning_rate: float = 0.0
     """The peak learning rate of the training: the spec's, or the one chosen by a search."""
-    statistics: DatasetStatistics | None = None
+    statistics: EncodingStatistics | None = None
     """Statistics of the job's data."""
     init: Init | None = None
     """The init of the training: the spec's, or the one chosen by a search."""
@@ -165,7 +157,7 @@ class Preparing(TrainingEvent):
 class Started(TrainingEvent):
     """The job's examples are encoded and training begins or resumes."""
 
-    statistics: DatasetStatistics
+    statistics: EncodingStatistics
     step: int
     """0, or the step of the checkpoint."""
     notes: tuple[str, ...] = ()

@@ -20,13 +20,13 @@ from shared.errors import DamagedBlob, InvalidInput
 from shared.model.base_model import BaseModel
 from shared.prompt.soft_prompt import SoftPrompt
 from shared.text.template import InputEncoder
+from shared.values.results import EncodingStatistics
 from trainer_service.training import checkpoint
 from trainer_service.training.attention.packing import Row
 from trainer_service.training.comparison import BARE, CURRENT, FEW_SHOT, INSTRUCTED
 from trainer_service.training.data import encoding
 from trainer_service.training.data.dataset import count_overlap
 from trainer_service.training.data.encoding import EncodedDataset, encode_split
-from trainer_service.training.data.statistics import DatasetStatistics
 from trainer_service.training.evaluation.evaluate import SLICE_TOKENS, nearest_tokens, row_slices
 from trainer_service.training.evaluation.evaluator import Evaluator, Judgement
 from trainer_service.training.evaluation.golden import golden_records
@@ -86,7 +86,7 @@ class TuningRun:
         self._best: torch.Tensor | None = None
         self._train, self._validation = EncodedDataset(()), EncodedDataset(())
         self._row_weights = np.ones(0)
-        self._statistics: DatasetStatistics | None = None
+        self._statistics: EncodingStatistics | None = None
         self._events: list[TrainingEvent] = []
 
     @property

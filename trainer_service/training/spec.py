@@ -6,77 +6,22 @@ kept with the job. The pydantic models are what is written to the job store as J
 
 from __future__ import annotations
 
-from enum import StrEnum
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from shared.prompt.soft_prompt import MAX_VIRTUAL_TOKENS
 from shared.text.template import Message, Template
+from shared.values.enums import InitMethod as InitMethod
+from shared.values.enums import LearningRateSchedule as LearningRateSchedule
+from shared.values.enums import Metric as Metric
+from shared.values.enums import Reparameterisation as Reparameterisation
+from shared.values.enums import TaskKind as TaskKind
+from shared.values.enums import TooLong as TooLong
 
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class TaskKind(StrEnum):
-    GENERATION = "GENERATION"
-    """`{input, output}`: the target is the output and the end of sequence."""
-    CHAT = "CHAT"
-    """`{messages}`: the target is the last assistant message."""
-    CLASSIFICATION = "CLASSIFICATION"
-    """`{input, label}`: the target is the label's words; evaluated by scoring the whole label set."""
-
-
-class InitMethod(StrEnum):
-    TEXT = "TEXT"
-    """The embeddings of a text's tokens, repeated to length."""
-    LABELS = "LABELS"
-    """The embeddings of the label words, repeated to length."""
-    SAMPLE_VOCAB = "SAMPLE_VOCAB"
-    """Embeddings sampled from the vocabulary's frequent tokens."""
-    RANDOM = "RANDOM"
-    """Normal with the embedding table's own standard deviation."""
-    FROM_PROMPT = "FROM_PROMPT"
-    """Another version's matrix: transfer, or training on."""
-
-
-class Reparameterisation(StrEnum):
-    NONE = "NONE"
-    RESIDUAL = "RESIDUAL"
-    """A small residual network over the matrix (Razdaibiedina et al. 2023, arXiv:2305.03937), folded away at the end.
-    """
-
-
-class Schedule(StrEnum):
-    COSINE = "COSINE"
-    LINEAR = "LINEAR"
-    CONSTANT = "CONSTANT"
-
-
-class Metric(StrEnum):
-    """What decides which checkpoint is best. Loss is better when lower, everything else when higher."""
-
-    LOSS = "LOSS"
-    TOKEN_ACCURACY = "TOKEN_ACCURACY"
-    ACCURACY = "ACCURACY"
-    MACRO_F1 = "MACRO_F1"
-    CHRF = "CHRF"
-    BLEU = "BLEU"
-    EXACT_MATCH = "EXACT_MATCH"
-
-
-class TooLong(StrEnum):
-    """What becomes of an example that is longer than a sequence may be."""
-
-    REFUSE = "REFUSE"
-    """The job fails, naming the examples."""
-    TRUNCATE = "TRUNCATE"
-    """Its input is cut from the left, as serving cuts it; the example is left out if its target and the template leave
-    no room.
-    """
-    DROP = "DROP"
-    """It is left out."""
 
 
 class Init(_Frozen):
@@ -94,7 +39,7 @@ class HyperparameterRequest(_Frozen):
     init: Init | None = None
     reparameterisation: Reparameterisation | None = None
     learning_rate: float | None = Field(default=None, gt=0, le=10)
-    schedule: Schedule | None = None
+    schedule: LearningRateSchedule | None = None
     warmup_steps: int | None = Field(default=None, ge=0, le=1_000_000)
     weight_decay: float | None = Field(default=None, ge=0, le=1)
     max_grad_norm: float | None = Field(default=None, ge=0, le=1e6)
@@ -124,7 +69,7 @@ class Hyperparameters(_Frozen):
     init: Init
     reparameterisation: Reparameterisation
     learning_rate: float
-    schedule: Schedule
+    schedule: LearningRateSchedule
     warmup_steps: int
     weight_decay: float
     max_grad_norm: float

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from inference_service.engine.core.request import LIMITS, Limits
 from shared.errors import FieldViolation, InvalidInput
 from shared.kernels.serving_linear import LinearKernel
+from shared.values.sampling import LIMITS, SamplingLimits
 
 LENGTH_SETTING = "the setting SOFTPROMPT_INFERENCE_MAX_LENGTH"
 
@@ -49,7 +49,7 @@ class EngineConfig:
     """Which kernel computes a CPU's matrix products: `auto` measures at load, a name pins it, so that a restart gives
     the same numbers.
     """
-    limits: Limits = LIMITS
+    limits: SamplingLimits = LIMITS
 
     def __post_init__(self) -> None:
         violations = [

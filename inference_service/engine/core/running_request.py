@@ -12,10 +12,10 @@ from inference_service.engine.core.request import (
     GenerationRequest,
     PrefixLoad,
     Request,
-    SamplingParams,
     ScoreRequest,
     Usage,
 )
+from shared.values.sampling import SamplingParams
 
 
 @dataclass(eq=False)

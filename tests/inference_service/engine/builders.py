@@ -8,11 +8,12 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from inference_service.engine.core.config import EngineConfig
-from inference_service.engine.core.request import Delta, GenerationRequest, SamplingParams
+from inference_service.engine.core.request import Delta, GenerationRequest
 from inference_service.engine.engine import Engine
 from inference_service.engine.text.text_stream import merge
 from shared.model.base_model import BaseModel, BaseModelInfo
 from shared.prompt.soft_prompt import SoftPrompt
+from shared.values.sampling import SamplingParams
 from tests.tiny_models import LLAMA_SHAPE, VOCAB_SIZE, byte_tokenizer
 
 SHAPE = {**LLAMA_SHAPE, "num_hidden_layers": 4, "bos_token_id": 2}

@@ -8,11 +8,11 @@ import pytest
 
 from inference_service.prompts.first_loads import StartLimits, left_for_later, recently_used
 from inference_service.prompts.observer import NullPromptObserver
-from inference_service.prompts.version import VersionState
 from inference_service.prompts.watcher import PromptWatcher
 from shared.names import PromptReference
 from shared.prompt.manifest import utc_now
 from shared.store.replicas import ReplicaRecord
+from shared.values.enums import LoadedState
 from tests.inference_service.prompts.test_watcher import Bench
 from tests.inference_service.replica import until
 
@@ -38,7 +38,7 @@ async def test_of_a_thousand_aliased_versions_those_of_recently_used_prompts_are
         assert bench.registry.num_aliases_behind == 0
         assert bench.registry.wanted() == []
         (status,) = bench.registry.statuses("p0100")
-        assert status.state is VersionState.KNOWN
+        assert status.state is LoadedState.KNOWN
 
 
 async def test_others_are_loaded_by_the_first_request_and_news_of_them_at_once() -> None:

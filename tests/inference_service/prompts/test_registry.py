@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from inference_service.prompts.registry import PromptRegistry
-from inference_service.prompts.version import RefusalReason, VersionState, prefix_id_of
+from inference_service.prompts.version import RefusalReason, prefix_id_of
 from shared.errors import NotFound, PreconditionFailed
 from shared.names import PromptReference
+from shared.values.enums import LoadedState
 from tests.inference_service.prompts.fakes import Log, loaded
 
 
@@ -177,7 +178,7 @@ def test_states_are_told_and_unfinished_checks_are_not() -> None:
     bench.registry.update(log.index)
     bench.publish(4, alias=None)
     states = {status.record.version: status.state for status in bench.registry.statuses()}
-    assert states == {1: VersionState.KNOWN, 3: VersionState.KNOWN}
+    assert states == {1: LoadedState.KNOWN, 3: LoadedState.KNOWN}
     assert [record.version for record in bench.registry.wanted()] == [2]
     assert bench.load(2) is None  # older than the replica: no time from publish to served
     seconds = bench.load(4)

@@ -129,7 +129,7 @@ async def test_a_worker_that_is_stopped_is_replaced_and_ends_and_is_not_heard_ag
     assert done.attempt == 2
     assert service.versions("tone") == [1]
     events = [event.payload async for event in manager.watch(job.id)]
-    ends = [payload for payload in events if isinstance(payload, Job) and payload.state.is_terminal]
+    ends = [payload for payload in events if isinstance(payload, Job) and payload.state.is_final]
     assert len(ends) == 1
     async with asyncio.timeout(30):
         while psutil.pid_exists(stopped.pid):

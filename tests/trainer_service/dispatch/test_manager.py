@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from shared.errors import Conflict, NotFound, Overloaded, PreconditionFailed
+from shared.values.results import TuningProgress
 from tests.trainer_service.builders import spec
 from tests.trainer_service.job_service import Service
 from trainer_service.jobs.model import (
@@ -15,7 +16,6 @@ from trainer_service.jobs.model import (
     JobEventKind,
     JobFilter,
     JobOrder,
-    JobProgress,
     Note,
     PublishGate,
     PublishPolicy,
@@ -49,7 +49,7 @@ async def test_a_watcher_sees_every_event_once_and_then_the_end(service: Service
     states = [event.payload.state for event in events if isinstance(event.payload, Job)]
     assert states == [JobState.QUEUED, JobState.RUNNING, JobState.SUCCEEDED]
     assert {event.kind for event in events} >= {JobEventKind.PROGRESS, JobEventKind.EVALUATION, JobEventKind.CHECKPOINT}
-    steps = [event.payload.step for event in events if isinstance(event.payload, JobProgress)]
+    steps = [event.payload.step for event in events if isinstance(event.payload, TuningProgress)]
     assert (steps[-1], len(steps)) == (5, len(set(steps))), "each step is told once"
     assert [event.payload.metrics["loss"] for event in events if isinstance(event.payload, Evaluation)] == [0.2]
 

@@ -6,14 +6,14 @@ from __future__ import annotations
 
 import math
 
+from shared.values.results import EncodingStatistics, TuningProgress
 from trainer_service.dispatch.progress import AttemptProgress
-from trainer_service.jobs.model import Evaluation, EventPayload, JobProgress, Note
-from trainer_service.training.data.statistics import DatasetStatistics
+from trainer_service.jobs.model import Evaluation, EventPayload, Note
 from trainer_service.training.events import Evaluated, Finished, Started, StepDone, TrainingEvent, TrainingResult
 
 
 def told(*events: TrainingEvent, progress_seconds: float = 10.0) -> list[EventPayload]:
-    tracker = AttemptProgress(1, JobProgress(), progress_seconds)
+    tracker = AttemptProgress(1, TuningProgress(), progress_seconds)
     return [payload for number, event in enumerate(events) for payload in tracker.absorb(event, 100.0 + number)]
 
 
@@ -24,10 +24,10 @@ def step(number: int, loss: float = 0.5, skipped: int = 0, total_skipped: int = 
 def test_loss_and_metrics_of_the_last_step_are_told_once() -> None:
     end = Finished("job", 1, TrainingResult.__new__(TrainingResult))
     payloads = told(*map(step, (1, 2, 3, 4)), Evaluated("job", 1, 4, {"loss": 0.4}, is_best=True), end)
-    steps = [payload.step for payload in payloads if isinstance(payload, JobProgress)]
+    steps = [payload.step for payload in payloads if isinstance(payload, TuningProgress)]
     assert len(steps) == len(set(steps)) == 2, "the first and the last: the others are within ten seconds"
     assert [payload.metrics for payload in payloads if isinstance(payload, Evaluation)] == [{"loss": 0.4}]
-    assert [payload.metrics for payload in payloads if isinstance(payload, JobProgress)] == [{}, {}]
+    assert [payload.metrics for payload in payloads if isinstance(payload, TuningProgress)] == [{}, {}]
 
 
 def test_an_evaluation_brings_the_step_that_was_held_back() -> None:
@@ -38,11 +38,11 @@ def test_an_evaluation_brings_the_step_that_was_held_back() -> None:
         step(3),
         Evaluated("job", 1, 3, {}, is_best=False),
     )
-    assert [payload.step for payload in payloads if isinstance(payload, JobProgress | Evaluation)] == [1, 2, 2, 3, 3]
+    assert [payload.step for payload in payloads if isinstance(payload, TuningProgress | Evaluation)] == [1, 2, 2, 3, 3]
 
 
 def test_a_skipped_step_keeps_the_last_sound_loss_and_is_told_once() -> None:
-    tracker = AttemptProgress(1, JobProgress(), 0.0)
+    tracker = AttemptProgress(1, TuningProgress(), 0.0)
     payloads = [tracker.absorb(event, 0) for event in (step(1), step(2, math.nan, 1, 1), step(3, math.nan, 1, 2))]
     notes = [payload.text for some in payloads for payload in some if isinstance(payload, Note)]
     assert notes == ["step 2 was skipped: its loss or gradient is not finite; further ones are counted"]
@@ -50,7 +50,7 @@ def test_a_skipped_step_keeps_the_last_sound_loss_and_is_told_once() -> None:
 
 
 def test_why_training_starts_again_is_told() -> None:
-    statistics = DatasetStatistics(num_train=2, num_validation=1)
+    statistics = EncodingStatistics(num_train=2, num_validation=1)
     (note,) = told(Started("job", 2, statistics, 0, restart_reason="the checkpoint can't be read"))
     assert isinstance(note, Note)
     assert (

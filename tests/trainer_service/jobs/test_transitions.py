@@ -24,21 +24,22 @@ from hypothesis.stateful import (
 from sqlalchemy import delete
 
 from shared.errors import PreconditionFailed
+from shared.values.results import TuningError, TuningProgress, TuningResult
 from tests.trainer_service.builders import record, spec
 from tests.trainer_service.postgres import Postgres
 from trainer_service.database.schema import jobs as jobs_table
 from trainer_service.jobs import transitions
 from trainer_service.jobs.config import JobsConfig
-from trainer_service.jobs.model import Job, JobError, JobEvent, JobProgress, JobResult, Note
+from trainer_service.jobs.model import Job, JobEvent, Note
 from trainer_service.jobs.record import Record, to_datetime
 from trainer_service.jobs.states import LEASED_STATES, LEGAL_MOVES, TERMINAL_STATES, JobState, check_move
 from trainer_service.jobs.store import event_log
 from trainer_service.jobs.store.job_store import JobStore, StaleAttempt
 
 CONFIG = JobsConfig(max_infrastructure_failures=3, retry_first_seconds=2, retry_max_seconds=4)
-ERROR = JobError(code="NAN_LOSS", message="the loss is not a number")
+ERROR = TuningError(code="NAN_LOSS", message="the loss is not a number")
 OWNERS = st.sampled_from(["one", "two"])
-PROGRESS = JobProgress(step=7, num_steps=10)
+PROGRESS = TuningProgress(step=7, num_steps=10)
 TOLD: Mapping[str, Callable[[Record, float], Record]] = {
     "stopped": transitions.left_worker,
     "stopped with a checkpoint": transitions.left_with_checkpoint,
@@ -46,7 +47,7 @@ TOLD: Mapping[str, Callable[[Record, float], Record]] = {
     "progressed to a checkpoint": lambda old, now: transitions.progressed(old, PROGRESS, None, checkpointed=True),
     "failed": lambda old, now: transitions.failed(old, ERROR, now),
     "trained": transitions.trained,
-    "succeeded": lambda old, now: transitions.succeeded(old, JobResult(), now),
+    "succeeded": lambda old, now: transitions.succeeded(old, TuningResult(), now),
     "lost": lambda old, now: transitions.lost(old, now, "died", CONFIG),
     "oom": transitions.separated,
     "outcome lost": transitions.outcome_lost,
@@ -311,10 +312,10 @@ class LifeOfJobs(RuleBasedStateMachine):
             states = [event.payload.state for event in events if isinstance(event.payload, Job)]
             assert states[-1] == job.state
             assert all(target in LEGAL_MOVES[source] for source, target in pairwise(states))
-            assert (job.end_time is not None) == job.state.is_terminal
+            assert (job.end_time is not None) == job.state.is_final
             if job.id in self.ended:
                 assert job == self.ended[job.id]
-            if job.state.is_terminal:
+            if job.state.is_final:
                 self.ended[job.id] = job
             assert (found.owner != "") == (job.state in LEASED_STATES)
             assert found.claimed_at is None or (job.state in LEASED_STATES and not found.trained)

@@ -15,6 +15,7 @@ from sqlalchemy import func, insert, select
 
 from shared.errors import NotFound
 from shared.security import audit
+from shared.values.results import TuningProgress
 from tests.log_lines import log_lines
 from tests.trainer_service.builders import record, spec
 from tests.trainer_service.maintenance.retention_place import ACME, POLICY, RIVAL, Place, place
@@ -22,7 +23,7 @@ from trainer_service.database.schema import datasets as dataset_rows
 from trainer_service.database.schema import job_events
 from trainer_service.datasets.store import DatasetStore
 from trainer_service.jobs import transitions
-from trainer_service.jobs.model import CheckpointStored, Evaluation, Job, JobEvent, JobEventKind, JobProgress, Note
+from trainer_service.jobs.model import CheckpointStored, Evaluation, Job, JobEvent, JobEventKind, Note
 from trainer_service.jobs.store.event_compaction import COMPACT_AFTER_SECONDS, MAX_CURVE_EVENTS, thinned
 from trainer_service.jobs.store.files import FileKind
 from trainer_service.maintenance.retention import DAY_SECONDS, RetentionPolicy
@@ -34,7 +35,7 @@ __all__ = ["place"]
 def add_events(place: Place, job: Job, num_progress: int, num_evaluations: int = 0, num_checkpoints: int = 0) -> int:
     """Events as a long training leaves them, before the job's last one; the number of the last one."""
     payloads = [
-        *[JobProgress(step=step, num_steps=num_progress, train_loss=1.0) for step in range(num_progress)],
+        *[TuningProgress(step=step, num_steps=num_progress, train_loss=1.0) for step in range(num_progress)],
         *[
             Evaluation(step=step, metrics={"loss": 1.0}, is_best=step == num_evaluations // 3)
             for step in range(num_evaluations)
@@ -81,7 +82,9 @@ def test_events_of_an_ended_job_are_thinned_to_a_curve(place: Place) -> None:
     assert [event.payload for event in by_kind[JobEventKind.NOTE]] == [Note(text="one"), Note(text="two")]
     assert [event.payload for event in by_kind[JobEventKind.CHECKPOINT]] == [CheckpointStored(step=399)]
     assert len(by_kind[JobEventKind.STATE_CHANGED]) == 2
-    steps = [event.payload.step for event in by_kind[JobEventKind.PROGRESS] if isinstance(event.payload, JobProgress)]
+    steps = [
+        event.payload.step for event in by_kind[JobEventKind.PROGRESS] if isinstance(event.payload, TuningProgress)
+    ]
     assert (steps[0], steps[-1]) == (0, 2999)
     assert any(isinstance(event.payload, Evaluation) and event.payload.is_best for event in kept)
     assert kept[-1].number == last + 1 == place.jobs.get(job.id).last_event

@@ -7,10 +7,11 @@ from collections.abc import Callable
 import pytest
 
 from shared.store import AliasTarget, PromptStore
+from shared.values.results import TuningResult
 from tests.shared.prompt.blobs import make_blob
 from tests.trainer_service.builders import spec
 from tests.trainer_service.job_service import Service
-from trainer_service.jobs.model import JobResult, Note, PublishPolicy
+from trainer_service.jobs.model import Note, PublishPolicy
 from trainer_service.jobs.states import JobState
 
 
@@ -45,7 +46,7 @@ def targets(service: Service) -> list[int]:
     return [target.version for target in alias.targets] if alias else []
 
 
-async def result_of(service: Service, job_id: str) -> JobResult:
+async def result_of(service: Service, job_id: str) -> TuningResult:
     result = (await service.state(job_id, JobState.SUCCEEDED)).result
     assert result is not None
     return result

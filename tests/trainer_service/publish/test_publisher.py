@@ -12,10 +12,11 @@ import pytest
 from shared.prompt.blob import decode_blob
 from shared.prompt.manifest import utc_now
 from shared.store import AliasTarget, LoadedVersion, RefusedVersion, ReplicaRecord, VersionRecord
+from shared.values.results import TuningResult
 from tests.shared.prompt.blobs import make_blob
 from tests.trainer_service.builders import BASE_MODEL, spec
 from tests.trainer_service.job_service import Service
-from trainer_service.jobs.model import Job, JobResult, Note, PublishGate, PublishPolicy
+from trainer_service.jobs.model import Job, Note, PublishGate, PublishPolicy
 from trainer_service.jobs.states import JobState
 
 BEAT_CURRENT = PublishPolicy(gate=PublishGate(beat_current=True))
@@ -27,7 +28,7 @@ def put_version(service: Service, number: int) -> VersionRecord:
     return made
 
 
-def result_of(job: Job) -> JobResult:
+def result_of(job: Job) -> TuningResult:
     assert job.result is not None
     return job.result
 

@@ -26,18 +26,18 @@ from trainer_service.training.evaluation.evaluate import nearest_tokens
 from trainer_service.training.fair_share import FairShare
 from trainer_service.training.recipe.optimise import AdamW, learning_rate_at
 from trainer_service.training.results import classification_metrics
-from trainer_service.training.spec import Init, Schedule
+from trainer_service.training.spec import Init, LearningRateSchedule
 from trainer_service.training.trainee import Candidate, Trainee, batch_indices
 from trainer_service.training.work import TrainPart
 
 
-@pytest.mark.parametrize("schedule", Schedule)
-def test_a_schedule_warms_up_to_its_peak_and_never_exceeds_it(schedule: Schedule) -> None:
+@pytest.mark.parametrize("schedule", LearningRateSchedule)
+def test_a_schedule_warms_up_to_its_peak_and_never_exceeds_it(schedule: LearningRateSchedule) -> None:
     hyperparameters = task(num_steps=100, warmup_steps=10, schedule=schedule).spec.hyperparameters
     rates = [learning_rate_at(step, 0.5, hyperparameters) for step in range(101)]
     assert rates[:10] == pytest.approx([0.05 * (step + 1) for step in range(10)])
     assert max(rates) == pytest.approx(0.5)
-    assert rates[100] == pytest.approx(0.5 if schedule is Schedule.CONSTANT else 0.0, abs=1e-12)
+    assert rates[100] == pytest.approx(0.5 if schedule is LearningRateSchedule.CONSTANT else 0.0, abs=1e-12)
 
 
 def test_adamw_with_clipping_equals_torch() -> None:

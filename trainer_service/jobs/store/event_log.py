@@ -11,6 +11,7 @@ from trainer_service.database.bounded_read import bounded
 from trainer_service.database.schema import job_events
 from trainer_service.jobs.model import PAYLOADS, EventPayload, JobEvent, JobEventKind
 from trainer_service.jobs.record import to_datetime
+from trainer_service.jobs.stored_json import from_json, to_json
 
 
 def append(connection: Connection, job_id: str, first: int, payloads: Sequence[EventPayload]) -> None:
@@ -22,7 +23,7 @@ def append(connection: Connection, job_id: str, first: int, payloads: Sequence[E
             "number": number,
             "time": now,
             "kind": JobEvent(number, to_datetime(now), payload).kind.value,
-            "payload": payload.model_dump_json(),
+            "payload": to_json(payload),
         }
         for number, payload in enumerate(payloads, first)
     ]
@@ -40,5 +41,5 @@ def read(connection: Connection, job_id: str, after: int, limit: int) -> tuple[l
 
 
 def _event(row: RowMapping) -> JobEvent:
-    payload = PAYLOADS[JobEventKind(row["kind"])].model_validate_json(row["payload"])
+    payload = from_json(PAYLOADS[JobEventKind(row["kind"])], row["payload"])
     return JobEvent(row["number"], to_datetime(row["time"]), payload)

@@ -26,7 +26,7 @@ from trainer_service.jobs.store import event_log, listing, tenant_shares, worker
 from trainer_service.jobs.store.visibility import in_states, sees_all, visible
 
 _LEASED = [state.value for state in LEASED_STATES]
-_UNENDED = [state.value for state in JobState if not state.is_terminal]
+_UNENDED = [state.value for state in JobState if not state.is_final]
 """The states of unended jobs. Queries name them, so that index ranges skip the ended jobs, the bulk of an old store."""
 _UNSUCCESSFUL = [state.value for state in UNSUCCESSFUL_STATES]
 _QUEUED = jobs.c.state == JobState.QUEUED.value
@@ -163,7 +163,7 @@ class JobStore:
         """Removes an ended job with its events. Raises NotFound, or PreconditionFailed if the job has not ended."""
         with self._database.write() as connection:
             state = _read(connection, job_id, visible_to).job.state
-            if not state.is_terminal:
+            if not state.is_final:
                 message = f"job {job_id!r} is {state}: only an ended job can be deleted; cancel it first"
                 raise PreconditionFailed(message, job=job_id, state=state.value)
             connection.execute(delete(jobs).where(jobs.c.id == job_id))

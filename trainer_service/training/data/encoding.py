@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from shared.errors import FieldViolation, InvalidInput
 from shared.text.template import InputEncoder
 from shared.text.truncation import fit_messages, fit_text
+from shared.values.results import EncodingStatistics
 from trainer_service.training.data.example_lines import Selection
-from trainer_service.training.data.statistics import DatasetStatistics
 from trainer_service.training.data.token_rows import MAX_REPORTED, OnProgress, TokenRows, TokenRowsCache, encode_rows
 from trainer_service.training.spec import Example, TaskKind, TooLong, TrainingSpec
 
@@ -198,11 +198,11 @@ def _named(name: str) -> Iterator[None]:
         ) from error
 
 
-def statistics(train: EncodedDataset, validation: EncodedDataset, num_overlapping: int) -> DatasetStatistics:
+def statistics(train: EncodedDataset, validation: EncodedDataset, num_overlapping: int) -> EncodingStatistics:
     """Counts and lengths of both parts together."""
     inputs = np.concatenate([train.input_lengths, validation.input_lengths])
     targets = np.concatenate([train.target_lengths, validation.target_lengths])
-    return DatasetStatistics(
+    return EncodingStatistics(
         num_train=len(train),
         num_validation=len(validation),
         num_dropped=train.num_dropped + validation.num_dropped,

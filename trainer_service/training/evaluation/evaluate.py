@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from shared.model.base_model import BaseModel
+from shared.values.results import NearestToken
 from trainer_service.training.attention.packing import Row, common_length, num_packed_tokens
 from trainer_service.training.data.encoding import EncodedDataset
-from trainer_service.training.events import NearestToken
 from trainer_service.training.recipe.init import embed
 from trainer_service.training.results import Results
 from trainer_service.training.spec import Metric

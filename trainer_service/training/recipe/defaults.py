@@ -18,9 +18,9 @@ from trainer_service.training.spec import (
     Hyperparameters,
     Init,
     InitMethod,
+    LearningRateSchedule,
     Metric,
     Reparameterisation,
-    Schedule,
     TaskKind,
 )
 
@@ -73,7 +73,7 @@ def fill(
         init=init,
         reparameterisation=request.reparameterisation or Reparameterisation.NONE,
         learning_rate=request.learning_rate or LEARNING_RATE,
-        schedule=request.schedule or Schedule.COSINE,
+        schedule=request.schedule or LearningRateSchedule.COSINE,
         warmup_steps=_given(request.warmup_steps, min(MAX_WARMUP_STEPS, int(num_steps * WARMUP_FRACTION))),
         weight_decay=_given(request.weight_decay, 0.0),
         max_grad_norm=_given(request.max_grad_norm, MAX_GRAD_NORM),

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from trainer_service.training.spec import Hyperparameters, Schedule
+from trainer_service.training.spec import Hyperparameters, LearningRateSchedule
 
 _BETA1, _BETA2, _EPSILON = 0.9, 0.999, 1e-8
 
@@ -22,9 +22,9 @@ def learning_rate_at(step: int, peak: float, hyperparameters: Hyperparameters) -
     if step < warmup:
         return peak * (step + 1) / warmup
     progress = min(1.0, (step - warmup) / max(1, hyperparameters.num_steps - warmup))
-    if hyperparameters.schedule is Schedule.COSINE:
+    if hyperparameters.schedule is LearningRateSchedule.COSINE:
         return peak * 0.5 * (1 + math.cos(math.pi * progress))
-    return peak * (1 - progress) if hyperparameters.schedule is Schedule.LINEAR else peak
+    return peak * (1 - progress) if hyperparameters.schedule is LearningRateSchedule.LINEAR else peak
 
 
 @dataclass

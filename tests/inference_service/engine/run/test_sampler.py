@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from inference_service.engine.core.request import SamplingParams
 from inference_service.engine.core.running_request import RunningRequest
 from inference_service.engine.run.sampler import philox, sample, uniform
+from shared.values.sampling import SamplingParams
 
 VOCAB = 50
 

@@ -13,11 +13,12 @@ from alembic.runtime.migration import MigrationContext
 from sqlalchemy import inspect
 
 from shared.errors import Conflict, NotFound, Overloaded, PreconditionFailed
+from shared.values.results import TuningProgress, TuningResult
 from tests.trainer_service.builders import record, spec
 from trainer_service.database.schema import metadata
 from trainer_service.jobs import transitions
 from trainer_service.jobs.config import JobsConfig
-from trainer_service.jobs.model import Job, JobFilter, JobProgress, JobResult, Note
+from trainer_service.jobs.model import Job, JobFilter, Note
 from trainer_service.jobs.record import Record
 from trainer_service.jobs.states import JobState
 from trainer_service.jobs.store.files import DatabaseFiles, FileKind
@@ -54,7 +55,7 @@ def test_a_job_comes_back_as_it_was_stored(store: JobStore) -> None:
 
 def test_numbers_that_json_does_not_know_survive(store: JobStore) -> None:
     job = create(store)
-    worse = JobProgress(step=1, train_loss=float("inf"), metrics={"loss": float("-inf")})
+    worse = TuningProgress(step=1, train_loss=float("inf"), metrics={"loss": float("-inf")})
     store.change(job.id, lambda old: old.with_job(progress=worse), payloads=[worse])
     assert store.get(job.id).progress == worse
     assert store.events(job.id, 1)[0].payload == worse
@@ -208,7 +209,7 @@ def test_a_trained_job_is_claimed_for_publication_only(store: JobStore) -> None:
     assert taken is not None
     assert (taken.job.id, taken.claimed_at) == (job.id, None)
     done = store.change(
-        job.id, lambda old: transitions.succeeded(old, JobResult(published=True), time.time()), attempt=2
+        job.id, lambda old: transitions.succeeded(old, TuningResult(published=True), time.time()), attempt=2
     )
     assert done.job.state is JobState.SUCCEEDED
 

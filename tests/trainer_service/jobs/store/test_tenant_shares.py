@@ -10,10 +10,11 @@ import pytest
 from sqlalchemy import event, insert, text
 
 from shared.errors import Overloaded
+from shared.values.results import TuningError
 from tests.trainer_service.builders import record, spec
 from trainer_service.database.schema import jobs, tenant_shares
 from trainer_service.jobs import transitions
-from trainer_service.jobs.model import Job, JobError, JobFilter, new_job_id
+from trainer_service.jobs.model import Job, JobFilter, new_job_id
 from trainer_service.jobs.record import Record, to_row
 from trainer_service.jobs.states import JobState
 from trainer_service.jobs.store.job_store import JobStore
@@ -35,7 +36,7 @@ def claim(store: JobStore, now: float = NOW, owner: str = "me") -> Record:
 
 
 def end(store: JobStore, taken: Record, now: float) -> None:
-    error = JobError(code="INTERNAL", message="over")
+    error = TuningError(code="INTERNAL", message="over")
     store.change(taken.job.id, lambda old: transitions.failed(old, error, now), attempt=taken.job.attempt)
 
 
@@ -117,7 +118,7 @@ def test_positions_take_turns_and_say_nothing_of_how_many_others_wait(store: Job
 def test_waiting_jobs_of_a_broken_base_model_fail_unless_another_replica_can_run_it(store: JobStore) -> None:
     ids = [create(store, "a").id for _ in range(5)]
     other = create(store, "a", base_model="fine")
-    move = partial(transitions.failed, error=JobError(code="BASE_MODEL_FAILED", message="no weights"), now=NOW)
+    move = partial(transitions.failed, error=TuningError(code="BASE_MODEL_FAILED", message="no weights"), now=NOW)
     taken = claim(store)
     assert store.fail_waiting("tiny", move, 10) == []
     end(store, taken, NOW)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
-from shared.errors import FieldViolation, InvalidInput
+from shared.errors import FieldViolation, InvalidInput, SoftPromptError
+
+T = TypeVar("T")
 
 
 class Violations:
@@ -21,6 +24,14 @@ class Violations:
         """Adds a violation of one field."""
         self._found.append(FieldViolation(field, description))
 
+    def result_of(self, read: Callable[[], T]) -> T | None:
+        """The result of `read`, or None after adding what its InvalidInput names."""
+        try:
+            return read()
+        except InvalidInput as error:
+            self._found.extend(error.violations)
+            return None
+
     @contextmanager
     def collected(self) -> Iterator[None]:
         """A block whose InvalidInput is caught: its violations are added, and execution continues after the block."""
@@ -28,6 +39,13 @@ class Violations:
             yield
         except InvalidInput as error:
             self._found.extend(error.violations)
+
+    def complete(self, value: T | None) -> T:
+        """The value, if there are no violations. Raises InvalidInput with all of them."""
+        self.raise_if_any()
+        if value is None:
+            raise SoftPromptError("a request was refused without a reason")
+        return value
 
     def raise_if_any(self) -> None:
         """Raises InvalidInput with all violations, if any."""

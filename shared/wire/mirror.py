@@ -1,19 +1,17 @@
 """Conversion between protobuf messages and the dataclasses that mirror them, by field name.
 
 A dataclass field has the name of its message's field; a Duration `x` is `x_seconds`. None means "left out", and for an
-enum UNSPECIFIED. `convert` has readers for messages of another shape (oneofs). A test checks that every dataclass fits
-its message.
+enum UNSPECIFIED. `reader` registers a function for a message of another shape, such as a oneof. A test checks that
+every dataclass fits its message.
 """
 
 from __future__ import annotations
 
-import re
 import types
 import typing
 from collections.abc import Callable, Container, Mapping
 from dataclasses import fields, is_dataclass
 from datetime import UTC, datetime
-from enum import StrEnum
 from functools import cache
 from typing import Any, TypeVar, Union
 
@@ -24,19 +22,21 @@ from google.protobuf.struct_pb2 import Struct
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from shared.errors import InvalidInput
+from shared.wire.enums import enum_number, table_of
 
 T = TypeVar("T")
 M = TypeVar("M", bound=Message)
 Reader = Callable[[Any], Any]
+F = TypeVar("F", bound=Reader)
 Descriptor = Any  # its type depends on protobuf's implementation (upb or Python)
 
 _special_readers: dict[type, Reader] = {}
 
 
-def reader(kind: type) -> Callable[[Reader], Reader]:
+def reader(kind: type) -> Callable[[F], F]:
     """Register the function that reads `kind` from a message of another shape."""
 
-    def register(function: Reader) -> Reader:
+    def register(function: F) -> F:
         _special_readers[kind] = function
         return function
 
@@ -112,7 +112,7 @@ def _write_field(message: Message, descriptor: Descriptor, content: Any, where: 
             else:
                 target.append(element)
     elif descriptor.enum_type is not None:
-        setattr(message, name, _enum_number(descriptor.enum_type, content))
+        setattr(message, name, enum_number(descriptor.enum_type, content))
     else:
         setattr(message, name, content)
 
@@ -158,7 +158,7 @@ def _value_reader(descriptor: Descriptor, hint: Any) -> Callable[[Any], Any]:
     if isinstance(hint, type) and is_dataclass(hint):
         return lambda message: read(hint, message)
     if descriptor.enum_type is not None:
-        return _enum_reader(descriptor.enum_type, hint)
+        return table_of(descriptor.enum_type, hint).from_wire
     return lambda value: value
 
 
@@ -176,24 +176,3 @@ def _is_optional(hint: Any) -> bool:
 
 def _strip_optional(hint: Any) -> Any:
     return next(part for part in typing.get_args(hint) if part is not type(None)) if _is_optional(hint) else hint
-
-
-def _prefix(enum: Descriptor) -> str:
-    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", enum.name).upper() + "_"
-
-
-def _enum_reader(enum: Descriptor, kind: type[StrEnum]) -> Callable[[int], StrEnum | None]:
-    """UNSPECIFIED, and values that this client is too old to know, become None."""
-    known = {
-        item.number: kind(short)
-        for item in enum.values
-        if (short := item.name.removeprefix(_prefix(enum))) in list(kind)
-    }
-    return known.get
-
-
-def _enum_number(enum: Descriptor, value: StrEnum | str) -> int:
-    name = _prefix(enum) + str(value).upper()
-    if name not in enum.values_by_name:
-        raise ValueError("allowed are " + ", ".join(item.name.removeprefix(_prefix(enum)) for item in enum.values[1:]))
-    return int(enum.values_by_name[name].number)

@@ -1,0 +1,190 @@
+"""Sampling parameters: what a caller, a version or a service chooses, and what the engine runs with.
+
+A parameter is one field of `Sampling`, with its range and its help text, and one field of `SamplingParams`. The
+message, the checks and the options of the command line follow from these fields.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, ClassVar, Self
+
+from shared.violations import Violations
+
+_INT32_MAX = (1 << 31) - 1
+
+
+@dataclass(frozen=True)
+class SamplingLimits:
+    """Bounds that depend on the service; the other bounds are the protocol's."""
+
+    max_new_tokens: int = 8192
+    max_stop_sequences: int = 16
+    max_stop_sequence_chars: int = 256
+    max_stop_token_ids: int = 256
+    max_logprobs: int = 20
+    max_candidates: int = 256
+    """Candidates of one Score request."""
+
+
+LIMITS = SamplingLimits()
+DEFAULTS_LIMITS = SamplingLimits(max_new_tokens=_INT32_MAX, max_stop_sequence_chars=200)
+"""Bounds of a version's defaults, whatever the service that uses them allows."""
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """The allowed range and the description of a parameter."""
+
+    help: str
+    low: float = 0.0
+    high: float = _INT32_MAX
+    above_low: bool = False
+    """`low` itself is not allowed."""
+    is_default: bool = False
+    """A version may have a default for this parameter."""
+    option: str = ""
+    """Option of the command line; empty: made from the field's name."""
+
+    def contains(self, value: float, high: float) -> bool:
+        """Whether a finite value lies within `low` and `high`."""
+        return math.isfinite(value) and value <= high and (value > self.low if self.above_low else value >= self.low)
+
+    def range_text(self, high: float) -> str:
+        """The range for an error message."""
+        return f"{'above' if self.above_low else 'at least'} {self.low:.15g} and at most {high:.15g}"
+
+
+def _parameter(default: Any, help: str, low: float = 0.0, high: float = _INT32_MAX, **more: Any) -> Any:
+    return field(default=default, metadata={"parameter": Parameter(help, low, high, **more)})
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are chosen. None or empty takes the version's default, else the service's."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "allow_inf_nan": False}
+
+    temperature: float | None = _parameter(None, "0 always takes the most probable token.", 0, 10, is_default=True)
+    top_k: int | None = _parameter(None, "Only the k most probable tokens; 0: all.", 0, _INT32_MAX, is_default=True)
+    top_p: float | None = _parameter(
+        None,
+        "Only the most probable tokens whose probabilities add up to this.",
+        0,
+        1,
+        above_low=True,
+        is_default=True,
+    )
+    """Nucleus sampling (Holtzman et al. 2019, arXiv:1904.09751)."""
+    min_p: float | None = _parameter(
+        None, "Only tokens at least this fraction as probable as the most probable one.", 0, 1, is_default=True
+    )
+    repetition_penalty: float | None = _parameter(
+        None, "Above 1: tokens that occurred become less probable.", 0, 10, above_low=True, is_default=True
+    )
+    """Divides the positive logits of tokens in the input or the answer and multiplies the negative ones (Keskar et al.
+    2019, arXiv:1909.05858). 1 is off.
+    """
+    presence_penalty: float | None = _parameter(
+        None, "Subtracted from the logits of generated tokens, once each.", -2, 2
+    )
+    frequency_penalty: float | None = _parameter(
+        None, "Subtracted from the logits of generated tokens, once for each time.", -2, 2
+    )
+    seed: int | None = _parameter(None, "The same seed gives the same text.", 0, (1 << 63) - 1)
+    stop_sequences: tuple[str, ...] = _parameter(
+        (), "Stop before this text; may be repeated.", is_default=True, option="--stop"
+    )
+    stop_token_ids: tuple[int, ...] = _parameter(
+        (), "Stop at this token id; may be repeated.", 0, _INT32_MAX, option="--stop-token-id"
+    )
+    """In addition to the model's own end-of-sequence tokens."""
+    max_new_tokens: int | None = _parameter(None, "Upper bound of generated tokens.", 1, is_default=True)
+    min_new_tokens: int | None = _parameter(None, "No end of sequence before this many tokens.", 0)
+    ignore_eos: bool | None = _parameter(None, "Go on after the end of sequence.", option="--ignore-eos")
+    num_logprobs: int | None = _parameter(
+        None, "Alternatives with log-probabilities for each token; --json shows them.", 0, option="--logprobs"
+    )
+    """0: the log-probability of the token alone. None: no log-probabilities."""
+
+    def check(self, path: str = "sampling", limits: SamplingLimits = LIMITS, vocab_size: int | None = None) -> Self:
+        """Return itself. Raises InvalidInput naming every field below `path` that is out of range."""
+        violations = Violations()
+        highs = {"max_new_tokens": limits.max_new_tokens, "num_logprobs": limits.max_logprobs}
+        for name, bounds in PARAMETERS.items():
+            value, high = getattr(self, name), highs.get(name, bounds.high)
+            if isinstance(value, int | float) and not bounds.contains(value, high):
+                violations.add(f"{path}.{name}", f"must be {bounds.range_text(high)}, is {value:.15g}")
+        if self.min_new_tokens and self.min_new_tokens > (most := self.max_new_tokens or limits.max_new_tokens):
+            text = f"must be from 0 to max_new_tokens ({most}), is {self.min_new_tokens}"
+            violations.add(f"{path}.min_new_tokens", text)
+        self._check_stops(path, limits, vocab_size, violations)
+        violations.raise_if_any()
+        return self
+
+    def check_defaults(self, path: str = "sampling_defaults") -> Self:
+        """Like `check`, for a version's defaults: also refuses parameters that only a request can set."""
+        violations = Violations()
+        for name, parameter in PARAMETERS.items():
+            if not parameter.is_default and getattr(self, name) not in (None, ()):
+                violations.add(f"{path}.{name}", "can only be set on a request, not as a prompt's default")
+        with violations.collected():
+            self.check(path, DEFAULTS_LIMITS)
+        violations.raise_if_any()
+        return self
+
+    def or_else(self, other: Sampling) -> Self:
+        """These parameters, and those of `other` where a parameter is left out here."""
+        left_out = [name for name in PARAMETERS if getattr(self, name) in (None, ())]
+        return replace(self, **{name: getattr(other, name) for name in left_out})
+
+    def complete(self) -> SamplingParams:
+        """The engine's parameters: a parameter that is left out doesn't change the model's distribution."""
+        given = {name: getattr(self, name) for name in PARAMETERS}
+        return SamplingParams(**{name: value for name, value in given.items() if value is not None})
+
+    def _check_stops(self, path: str, limits: SamplingLimits, vocab_size: int | None, violations: Violations) -> None:
+        bounds = {"stop_sequences": limits.max_stop_sequences, "stop_token_ids": limits.max_stop_token_ids}
+        for name, most in bounds.items():
+            if len(getattr(self, name)) > most:
+                violations.add(f"{path}.{name}", f"at most {most} are allowed, {len(getattr(self, name))} were given")
+        longest = limits.max_stop_sequence_chars
+        for index, stop in enumerate(self.stop_sequences[: limits.max_stop_sequences]):
+            if not 1 <= len(stop) <= longest:
+                text = f"must have 1 to {longest} characters, has {len(stop)}"
+                violations.add(f"{path}.stop_sequences[{index}]", text)
+        last = _INT32_MAX if vocab_size is None else vocab_size - 1
+        for index, token in enumerate(self.stop_token_ids[: limits.max_stop_token_ids]):
+            if not 0 <= token <= last:
+                violations.add(f"{path}.stop_token_ids[{index}]", f"must be a token id from 0 to {last}, is {token}")
+
+
+PARAMETERS: Mapping[str, Parameter] = {item.name: item.metadata["parameter"] for item in fields(Sampling)}
+
+
+@dataclass(frozen=True)
+class SamplingParams(Sampling):
+    """Sampling with nothing left out, as the engine runs it. The defaults sample from the model's own distribution."""
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    max_new_tokens: int = 128
+    min_new_tokens: int = 0
+    ignore_eos: bool = False
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the most probable token is always taken."""
+        return self.temperature == 0.0
+
+    @property
+    def penalised(self) -> bool:
+        """Whether any penalty changes the logits."""
+        return self.repetition_penalty != 1.0 or self.presence_penalty != 0.0 or self.frequency_penalty != 0.0

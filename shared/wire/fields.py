@@ -1,0 +1,55 @@
+"""Conversion of numbers, durations and times."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from datetime import UTC, datetime
+
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from shared.violations import Violations
+
+_MAX_DURATION_SECONDS = 315_576_000_000  # ten thousand years: the bound of google.protobuf.Duration
+
+
+def short_float(value: float) -> float:
+    """The shortest decimal number with the same 32-bit value: 0.7, not 0.699999988079071."""
+    if not math.isfinite(value):
+        return value
+    candidates = (float(f"{value:.{digits}g}") for digits in range(6, 10))
+    return next((short for short in candidates if ctypes.c_float(short).value == value), value)
+
+
+def read_duration(duration: Duration, field: str, violations: Violations) -> float | None:
+    """Seconds. A duration whose signs differ or that is out of range is a violation."""
+    in_range = abs(duration.seconds) <= _MAX_DURATION_SECONDS and abs(duration.nanos) < 1_000_000_000
+    if not in_range or duration.seconds * duration.nanos < 0:
+        violations.add(field, "is not a duration")
+        return None
+    return duration.seconds + duration.nanos / 1e9
+
+
+def write_duration(seconds: float) -> Duration:
+    """The duration in seconds, cut to the longest one that protobuf allows."""
+    whole = int(min(seconds, _MAX_DURATION_SECONDS))
+    return Duration(seconds=whole, nanos=int((seconds - whole) * 1e9) if whole < _MAX_DURATION_SECONDS else 0)
+
+
+def read_timestamp(timestamp: Timestamp, field: str, violations: Violations) -> datetime | None:
+    """A time in UTC. One that is out of range is a violation."""
+    try:
+        return timestamp.ToDatetime(tzinfo=UTC)
+    except (ValueError, OverflowError):
+        violations.add(field, "is not a time between the years 1 and 9999")
+        return None
+
+
+def write_timestamp(time: datetime | None) -> Timestamp | None:
+    """The message of an aware time; None stays None."""
+    if time is None:
+        return None
+    stamp = Timestamp()
+    stamp.FromDatetime(time)
+    return stamp
