@@ -31,7 +31,7 @@ from inference_service.inputs import InputPreparer, InputRequest, PreparedInput
 from inference_service.limits import RequestLimits
 from inference_service.prompts.load_queue import VersionLoads
 from inference_service.prompts.registry import PromptRegistry
-from inference_service.prompts.version import LoadedVersion
+from inference_service.prompts.version import ServableVersion
 from inference_service.prompts.watcher import PromptWatcher
 from inference_service.sampling import SamplingRequest
 from shared.caller import current_caller
@@ -101,7 +101,7 @@ class Counted:
 class _Source:
     """A held version, or None for the bare model, with the encoder that goes with it."""
 
-    version: LoadedVersion | None
+    version: ServableVersion | None
     encoder: InputEncoder
 
     @property

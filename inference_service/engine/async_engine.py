@@ -217,7 +217,7 @@ class AsyncEngine:
         return self._engine.prefixes.kv_bytes(prefix_id)
 
     async def unload_prefix(self, prefix_id: str) -> bool:
-        """Unload a soft prompt. False if requests still use it, in which case the last of them unloads it when it ends."""
+        """Unload a soft prompt. False if requests still use it; the engine then unloads it when the last of them ends."""
         return await self._call(lambda: self._engine.unload_prefix(prefix_id))
 
     async def check_integrity(self) -> None:

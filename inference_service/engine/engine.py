@@ -259,7 +259,7 @@ class Engine:
         return _Results(sampling, sampled, scored, self.runner.finite.damaged(plan.chunks))
 
     def _recover(self, plan: StepPlan, error: Exception) -> tuple[list[tuple[StepPlan, _Results]], list[Output]]:
-        """Repeat a failed step chunk by chunk. Returns the computed results, and the outputs of the requests that fail."""
+        """Repeat a failed step chunk by chunk. Returns the computed results and the outputs of failed requests."""
         log.error("a step of %d requests failed; computing each request separately", len(plan.chunks), exc_info=error)
         self.scheduler.pool.forget_all()
         found = compute_each_alone(plan, self._compute)

@@ -59,7 +59,7 @@ class FairShares:
         """Raise IntegrityError if an active tenant has no counter or a counter is invalid."""
         if not self._backlogged <= self._active or not self._active <= self.served.keys():
             raise IntegrityError(
-                f"tenants with work have no counter: {sorted((self._backlogged | self._active) - self.served.keys())[:5]}"
+                f"tenants without counter: {sorted((self._backlogged | self._active) - self.served.keys())[:5]}"
             )
         if any(not math.isfinite(value) or value < 0 for value in self.served.values()):
             raise IntegrityError("a tenant's counter of served tokens is negative or not finite")

@@ -121,7 +121,7 @@ class PrefixCache:
         return (prefix.leaving or not prefix.proven) and not prefix.holds and self.unload(prefix_id)
 
     def get(self, prefix_id: str) -> PrefixKV:
-        """The prefix KV. Raises IntegrityError if it is not in memory; the plan of a step must check `is_ready` first."""
+        """The prefix KV. Raises IntegrityError if it is not in memory; plans of steps must check `is_ready` first."""
         prefix = self._get(prefix_id)
         if prefix.kv is None:
             raise IntegrityError(f"a step copies the keys and values of prefix {prefix_id}, which are not computed")
