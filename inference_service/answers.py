@@ -1,6 +1,4 @@
-"""The service's own types as protocol messages. Knows the protocol and the domain, and nothing of engines, stores or
-servers.
-"""
+"""Converts the service's types to protocol messages. Knows no engines, stores or servers."""
 
 from __future__ import annotations
 

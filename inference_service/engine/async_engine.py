@@ -217,7 +217,7 @@ class AsyncEngine:
         return self._engine.prefixes.kv_bytes(prefix_id)
 
     async def unload_prefix(self, prefix_id: str) -> bool:
-        """Unload a soft prompt. False if requests still use it; the engine then unloads it when the last of them ends."""
+        """Unload a soft prompt. Returns False if requests still use it; the last of them then causes the unload."""
         return await self._call(lambda: self._engine.unload_prefix(prefix_id))
 
     async def check_integrity(self) -> None:

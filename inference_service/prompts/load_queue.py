@@ -103,8 +103,9 @@ class VersionLoads:
             log.info("version loaded", extra={"fields": fields})
 
     def _is_permanent(self, record: VersionRecord, error: Exception) -> bool:
-        """Whether to quarantine the version: for permanent errors, and for unknown ones after the maximum number of
-        attempts.
+        """Whether to quarantine the version.
+
+        True for permanent errors, and for unknown errors after the maximum number of attempts.
         """
         if isinstance(error, _PERMANENT):
             return True
@@ -129,5 +130,5 @@ class VersionLoads:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    """Whether memory was short, which may change before the next attempt. On the CPU torch raises a plain RuntimeError."""
+    """Whether memory was short, which may be temporary. On the CPU torch raises a plain RuntimeError."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -15,9 +15,9 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 
 from inference_service.prompts.version import (
-    ServableVersion,
     Quarantine,
     RefusalReason,
+    ServableVersion,
     VersionKey,
     VersionState,
     now,
@@ -86,9 +86,7 @@ class PromptRegistry:
     _quarantined: dict[VersionKey, Quarantine] = field(default_factory=dict)
     _serving: dict[tuple[str, str], Alias] = field(default_factory=dict)
     _deferred: dict[tuple[str, str], Alias] = field(default_factory=dict)
-    """Aliases, as they were at the start, whose versions are loaded on their first request. An alias that moves leaves
-    this set.
-    """
+    """Aliases, as they were at the start, whose versions load on their first request; moved aliases no longer match."""
 
     @property
     def index(self) -> StoreIndex:
@@ -286,8 +284,9 @@ class PromptRegistry:
         return list(islice(dict.fromkeys(prompt for prompt, _ in reversed(self._loaded)), most))
 
     def check_integrity(self) -> None:
-        """Check that nothing is held or retired and the bookkeeping agrees. Raises AssertionError; for tests and idle
-        times.
+        """Check that nothing is held or retired and that the bookkeeping agrees.
+
+        Raises AssertionError; for tests and idle times.
         """
         problems = [f"{key} is held {entry.holds} times" for key, entry in self._loaded.items() if entry.holds]
         problems += [f"{name} is retired but still held" for name in self._retired]
@@ -319,7 +318,7 @@ class PromptRegistry:
         return self._deferred.get((prompt, alias.name)) is alias
 
     def _is_foreign(self, key: VersionKey) -> bool:
-        """Whether the version was tuned for another base model, which is normal in a store that several models share."""
+        """Whether the version was tuned for another base model, which is normal in a store shared by several models."""
         quarantine = self._quarantined.get(key)
         return quarantine is not None and quarantine.reason is RefusalReason.BASE_MODEL
 

@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from inference_service.prompts.golden import Replay, allowed_nats, alternatives_for, disagreement
-from inference_service.prompts.version import ServableVersion, RefusalReason, VersionRefused, now, prefix_id_of
+from inference_service.prompts.version import RefusalReason, ServableVersion, VersionRefused, now, prefix_id_of
 from shared.errors import DamagedBlob, InvalidInput, NotFound, Overloaded, PreconditionFailed, Unavailable
 from shared.model.base_model import BaseModel
 from shared.process.call_pool import CallPool

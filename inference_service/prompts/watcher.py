@@ -77,7 +77,7 @@ class PromptWatcher:
         pool: CallPool | None = None,
         limits: StartLimits | None = None,
     ) -> None:
-        """`pool` has the threads for calls to the store (None creates one); `limits` bound the loads before readiness."""
+        """`pool` runs calls to the store (None creates one); `limits` bound the loads before readiness."""
         self._limits = limits or StartLimits()
         self._pool = pool or CallPool("prompt_store_watch", max_threads=2)
         self._store, self._registry, self._loads, self._observer = store, registry, loads, observer
