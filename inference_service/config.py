@@ -43,8 +43,9 @@ class InferenceSettings(ServerSettings):
     device: Device = "auto"
     """Device of the model: auto, cpu or cuda."""
     num_threads: int = Field(default=0, ge=0, le=1024)
-    """Compute threads. 0: OMP_NUM_THREADS; else one per processor, at most the container's CPU quota, rounded down, at
-    least 1.
+    """Compute threads; 0: OMP_NUM_THREADS, or one per processor.
+
+    The latter is limited to the container's CPU quota, rounded down, and at least 1.
     """
     poll_seconds: float = Field(default=0.0, ge=0, le=3600)
     """Time between two polls of the store; 0: the store's default (0.15 s for a directory, 2 s for an object store)."""
@@ -65,22 +66,28 @@ class InferenceSettings(ServerSettings):
     prefix_kv_bytes: int = Field(default=0, ge=0)
     """Memory for keys and values of soft prompts; 0: a part of the free memory."""
     text_reuse: Literal["tenant", "all", "off"] = "tenant"
-    """Which inputs reuse the keys and values of an earlier input with the same beginning: of the same tenant, all, or
-    none. Use `all` only with one tenant: it lets a tenant guess another tenant's inputs to a prompt that both use.
+    """Which inputs reuse the keys and values of an earlier input: of the same tenant, all, or none.
+
+    Inputs with the same beginning share that part. Use `all` only with one tenant: it lets a tenant guess another
+    tenant's inputs to a prompt that both use.
     """
     linear_kernel: LinearKernel = "auto"
-    """Matrix kernel on a CPU: auto (measured at each start), torch, onednn, fbgemm or native. With a name, a seed gives
-    the same text after a restart on the same kind of processor; an unavailable kernel stops the start.
+    """Matrix kernel on a CPU: auto (measured at each start), torch, onednn, fbgemm or native.
+
+    With a name, a seed gives the same text after a restart on the same kind of processor; an unavailable kernel stops
+    the start.
     """
     start_versions: int = Field(default=64, ge=0)
-    """Maximum number of versions to load before the replica is ready, those of recently used prompts first; 0: all that
-    aliases name. Others load on their first request.
+    """Maximum number of versions to load before the replica is ready; 0: all that aliases name.
+
+    Those of recently used prompts come first. Others load on their first request.
     """
     start_seconds: float = Field(default=120, gt=0, le=3600)
     """Maximum time for these loads; then the replica is ready, and they continue."""
     max_waiting: int = Field(default=_ENGINE.max_waiting, ge=1)
-    """Maximum number of waiting requests; further ones are refused with RESOURCE_EXHAUSTED, unless their tenant uses
-    less than its part of the queue.
+    """Maximum number of waiting requests; further ones are refused with RESOURCE_EXHAUSTED.
+
+    Exception: a tenant that uses less than its part of the queue.
     """
     max_waiting_tokens: int = Field(default=_ENGINE.max_waiting_tokens, ge=1)
     """Maximum number of waiting input and candidate tokens, with the same exception."""
@@ -103,10 +110,9 @@ class InferenceSettings(ServerSettings):
     default_max_new_tokens: int = Field(default=256, ge=1)
     """Maximum number of generated tokens if neither request nor version sets one."""
     max_prompt_labels: int | None = Field(default=None, ge=0, le=10_000)
-    """Prompts with metrics of their own; all further ones share the label `other`.
+    """Maximum number of prompts with their own metrics; further ones share the label `other`.
 
-    Unset: 100, and 0 where the callers file has several tenants when the service starts, since the metrics port asks
-    nobody who they are.
+    Unset: 100, or 0 if the callers file has several tenants at start, since the metrics port has no authentication.
     """
 
     def num_prompt_labels(self, num_tenants: int) -> int:

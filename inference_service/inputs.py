@@ -121,8 +121,8 @@ class InputPreparer:
     def _too_long(self, num_input: int, num_virtual: int, reserve: int) -> str:
         room = max(0, self._max_length - num_virtual - reserve)
         return (
-            f"has {num_input} tokens; at most {room} fit with {num_virtual} virtual tokens and at least {reserve} to follow "
-            f"into {self._max_length} positions, set by {self._length_limit}; shorten it or set truncate"
+            f"has {num_input} tokens; at most {room} fit with {num_virtual} virtual tokens and at least {reserve} to "
+            f"follow into {self._max_length} positions, set by {self._length_limit}; shorten it or set truncate"
         )
 
     def _check_ids(self, ids: tuple[int, ...]) -> None:

@@ -118,11 +118,10 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         )
 
     def _call(self, context: Any, priority: int = 0) -> Call:
-        """Metadata of a call. The engine's deadline is a little before the caller's, so that the answer's end arrives
-        in time.
+        """Metadata of a call.
 
-        Raises InvalidInput for a priority above the tenant's maximum. Priority 0 means unset: it is lowered to that
-        maximum.
+        The engine's deadline is a little before the caller's, so that the end of the answer arrives in time. Raises
+        InvalidInput for a priority above the tenant's maximum. Priority 0 means unset: it is lowered to that maximum.
         """
         remaining: float | None = context.time_remaining()
         if remaining is not None:

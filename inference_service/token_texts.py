@@ -11,8 +11,9 @@ _CACHED = 65_536
 
 
 class TokenTexts:
-    """Texts of one tokenizer's tokens. A control token has its own string, such as `<|im_end|>`, which streams never
-    show.
+    """Bytes and texts of one tokenizer's tokens.
+
+    A control token has its own string, such as `<|im_end|>`, which streams never show.
     """
 
     def __init__(self, tokenizer: Any) -> None:
