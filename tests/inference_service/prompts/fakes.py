@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import torch
 
-from inference_service.prompts.version import ServableVersion, RefusalReason, VersionRefused, now, prefix_id_of
+from inference_service.prompts.version import RefusalReason, ServableVersion, VersionRefused, now, prefix_id_of
 from inference_service.prompts.version_loader import VersionLoader
 from shared.errors import Unavailable
 from shared.prompt.manifest import utc_now

@@ -20,7 +20,7 @@ from inference_service.prompts.load_queue import MAX_FAILED_REPLAYS, MAX_FAULTS,
 from inference_service.prompts.observer import NullPromptObserver
 from inference_service.prompts.registry import PromptRegistry
 from inference_service.prompts.unloading import PrefixUnloader
-from inference_service.prompts.version import ServableVersion, RefusalReason
+from inference_service.prompts.version import RefusalReason, ServableVersion
 from inference_service.prompts.version_loader import VersionLoader
 from inference_service.prompts.watcher import PromptWatcher
 from shared.caller import Caller, Tenant, calling
