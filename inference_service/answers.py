@@ -31,6 +31,7 @@ _STATES = {
 
 
 def start_message(started: Started) -> generation_pb2.GenerationStart:
+    """The first message of an answer. Its cached tokens include the virtual ones."""
     usage = started.usage
     return generation_pb2.GenerationStart(
         version=started.version,
@@ -44,11 +45,13 @@ def start_message(started: Started) -> generation_pb2.GenerationStart:
 
 
 def delta_message(delta: Delta, texts: TokenTexts) -> generation_pb2.GenerationDelta:
+    """A delta with its log-probabilities; `texts` gives the text of their tokens."""
     logprobs = [_logprob_message(logprob, texts) for logprob in delta.logprobs]
     return generation_pb2.GenerationDelta(text=delta.text, token_ids=delta.token_ids, logprobs=logprobs)
 
 
 def end_message(ended: Ended) -> generation_pb2.GenerationEnd:
+    """The last message of an answer."""
     timing = ended.timing
     return generation_pb2.GenerationEnd(
         finish_reason=_FINISH_REASONS[ended.finish_reason],
@@ -61,6 +64,7 @@ def end_message(ended: Ended) -> generation_pb2.GenerationEnd:
 
 
 def stream_message(part: Started | Delta | Ended, texts: TokenTexts) -> generation_pb2.GenerateStreamResponse:
+    """A part of a streamed answer as one message of the stream."""
     if isinstance(part, Started):
         return generation_pb2.GenerateStreamResponse(start=start_message(part))
     if isinstance(part, Ended):
@@ -69,6 +73,7 @@ def stream_message(part: Started | Delta | Ended, texts: TokenTexts) -> generati
 
 
 def score_message(scored: Scored) -> generation_pb2.ScoreResponse:
+    """The scores of all candidates, with the index of the best."""
     scores = [
         generation_pb2.CandidateScore(
             candidate=candidate, logprob=score.logprob, probability=score.probability, num_tokens=len(score.logprobs)
@@ -80,6 +85,7 @@ def score_message(scored: Scored) -> generation_pb2.ScoreResponse:
 
 
 def count_message(counted: Counted, max_positions: int) -> generation_pb2.CountTokensResponse:
+    """Token ids and counts of an input."""
     return generation_pb2.CountTokensResponse(
         input_tokens=len(counted.ids),
         virtual_tokens=counted.num_virtual_tokens,
@@ -89,10 +95,12 @@ def count_message(counted: Counted, max_positions: int) -> generation_pb2.CountT
 
 
 def base_model_message(info: BaseModelInfo) -> common_pb2.BaseModel:
+    """The identity of the base model."""
     return common_pb2.BaseModel(**info.model_dump())
 
 
 def limits_message(limits: RequestLimits, max_running: int, max_waiting: int) -> generation_pb2.GenerationLimits:
+    """The limits of requests, with those of the engine."""
     sampling: Limits = limits.sampling
     return generation_pb2.GenerationLimits(
         max_positions=limits.max_length,
@@ -108,11 +116,13 @@ def limits_message(limits: RequestLimits, max_running: int, max_waiting: int) ->
 
 
 def sampling_message(defaults: SamplingDefaults) -> common_pb2.SamplingParams:
+    """The default sampling parameters."""
     values = {name: getattr(defaults, name) for name in SamplingDefaults.model_fields if name != "stop"}
     return common_pb2.SamplingParams(**values, stop_sequences=defaults.stop)
 
 
 def loaded_prompt_message(status: VersionStatus, prefix_kv_bytes: int) -> generation_pb2.LoadedPrompt:
+    """The status of one version. `prefix_kv_bytes` is 0 while its keys and values are not in memory."""
     message = generation_pb2.LoadedPrompt(
         version=status.record.name,
         digest=status.record.digest,

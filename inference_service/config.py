@@ -130,6 +130,7 @@ class InferenceSettings(ServerSettings):
 
     @property
     def resolved_replica(self) -> str:
+        """`replica`, or a name from host name and process id if it is unset."""
         if self.replica:
             return self.replica
         host = "".join(c if c.isascii() and c.isalnum() else "-" for c in socket.gethostname().lower()).strip("-")[:40]
@@ -137,6 +138,7 @@ class InferenceSettings(ServerSettings):
 
     @property
     def engine(self) -> EngineConfig:
+        """The engine's configuration."""
         return EngineConfig(
             max_running=self.max_running,
             max_length=self.max_length,
@@ -154,6 +156,7 @@ class InferenceSettings(ServerSettings):
 
     @property
     def sampling_limits(self) -> Limits:
+        """Limits of sampling parameters."""
         return Limits(
             max_new_tokens=self.max_new_tokens,
             max_stop_sequences=self.max_stop_sequences,
@@ -170,6 +173,7 @@ class InferenceSettings(ServerSettings):
 
     @property
     def default_sampling(self) -> SamplingDefaults:
+        """Sampling parameters for requests and versions that set none."""
         return SamplingDefaults(
             temperature=self.default_temperature, top_p=self.default_top_p, max_new_tokens=self.default_max_new_tokens
         )

@@ -163,13 +163,13 @@ class GenerationService:
                 self._engine_id(call), prepared.ids, params, source.prefix_id, continues=continues, **call.account
             )
             trim = AnswerTrim("" if continues else prepared.answer_prefix)
-            begun, written = False, list[int]()
+            started, written = False, list[int]()
             async with aclosing(self._engine.generate(request)) as deltas:  # type: ignore[type-var]
                 async for delta in deltas:
                     written += delta.token_ids
-                    _raise_if_failed(delta, begun)
-                    if not begun and delta.usage is not None and delta.seed is not None:
-                        begun = True
+                    _raise_if_failed(delta, started)
+                    if not started and delta.usage is not None and delta.seed is not None:
+                        started = True
                         yield source.started(delta.usage, delta.seed, call.request_id)
                     if delta.token_ids or delta.text:
                         yield replace(delta, text=trim(delta.text))
@@ -274,12 +274,12 @@ class AnswerTrim:
         return text.removeprefix(prefix)
 
 
-def _raise_if_failed(delta: Delta, begun: bool) -> None:
+def _raise_if_failed(delta: Delta, started: bool) -> None:
     if delta.finish_reason is FinishReason.INTERNAL:
         raise StepFailed(delta.error)
     if delta.finish_reason is FinishReason.ERROR:
         raise PreconditionFailed(delta.error or "the engine could not continue this request")
-    if begun or delta.token_ids:
+    if started or delta.token_ids:
         return
     if delta.finish_reason is FinishReason.DEADLINE:
         raise DeadlineExceeded("the deadline passed before the first token")

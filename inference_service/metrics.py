@@ -197,6 +197,7 @@ class StateCollector(Collector):
         self._stats, self._prompts = stats, prompts
 
     def collect(self) -> Iterator[Metric]:
+        """Yield the gauges and counters of the current state."""
         stats = self._stats()
         for name, about, value in _ENGINE_GAUGES:
             yield GaugeMetricFamily(f"{PREFIX}_{name}", about, value=value(stats))

@@ -90,7 +90,7 @@ def build(
     registry = PromptRegistry(PrefixUnloader(running), settings.max_loaded_versions)
     directory, interval_seconds = ReplicaDirectory(store.backend), settings.heartbeat_seconds
     heartbeat = Heartbeat(directory, registry, settings.resolved_replica, base.info, interval_seconds, pools.heartbeat)
-    prompt_metrics = PromptMetrics(metrics, heartbeat.tell)
+    prompt_metrics = PromptMetrics(metrics, heartbeat.report_now)
     metrics.register(StateCollector(running.stats, registry))
     loader = VersionLoader(store, running, base, max_length, engine.config.limits.max_logprobs, pools.fetch)
     loads = VersionLoads(loader, registry, prompt_metrics)
@@ -132,10 +132,10 @@ async def serve(settings: InferenceSettings, stop: asyncio.Event) -> None:
     stopping = asyncio.create_task(stop.wait())
     try:
         await asyncio.wait({running, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        begun = time.monotonic()
+        started = time.monotonic()
         retract(settings)
         await rpc.drain(settings.grace_seconds if stop.is_set() else 0.0)
-        log.info("drained", extra={"fields": {"seconds": round(time.monotonic() - begun, 3)}})
+        log.info("drained", extra={"fields": {"seconds": round(time.monotonic() - started, 3)}})
     finally:
         stopping.cancel()
         running.cancel()
@@ -210,7 +210,7 @@ def _load(settings: InferenceSettings) -> Engine:
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()  # unsuitable for logs
-    begun = time.monotonic()
+    started = time.monotonic()
     num_threads = set_torch_threads(settings.num_threads)
     try:  # reads headers and digests, not the weights
         inspect(settings.base_model, id=settings.base_model_id)
@@ -229,7 +229,7 @@ def _load(settings: InferenceSettings) -> Engine:
         "device": str(engine.base.device),
         "max_length": engine.config.max_length,
         "num_threads": num_threads,
-        "seconds": round(time.monotonic() - begun, 2),
+        "seconds": round(time.monotonic() - started, 2),
     }
     log.info("model loaded", extra={"fields": fields})
     return engine

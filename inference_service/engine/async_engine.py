@@ -64,6 +64,7 @@ class _Stream:
         self.flushed_at = 0.0
 
     def put(self, event: _Event) -> None:
+        """Add an output or an error, and wake the consumer."""
         if isinstance(event, BaseException):
             self.error = event
         else:
@@ -91,7 +92,7 @@ class AsyncEngine:
             engine.observer = observer
         self._inbox: deque[Callable[[], None]] = deque()
         self._wake = threading.Event()
-        self._begun = threading.Event()
+        self._thread_started = threading.Event()
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._streams: dict[str, _Stream] = {}
@@ -117,7 +118,7 @@ class AsyncEngine:
         self._loop = asyncio.get_running_loop()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
-        self._begun.wait()
+        self._thread_started.wait()
 
     async def stop(self, grace_seconds: float = 0.0) -> None:
         """Refuse new requests, give the running ones `grace_seconds` to finish, and stop the thread.
@@ -277,7 +278,7 @@ class AsyncEngine:
     def _run(self) -> None:
         try:
             compute_in_this_thread()
-            self._begun.set()
+            self._thread_started.set()
             while not self._stopping:
                 if not self._inbox and not self._engine.has_work:
                     self._engine.check_integrity()
@@ -292,7 +293,7 @@ class AsyncEngine:
             log.exception("the engine's step loop failed")
             self._failure = f"the engine stopped working ({type(error).__name__})"
         finally:
-            self._begun.set()
+            self._thread_started.set()
             self._notify(self._fail_everything)
 
     def _submit(self, request: Request) -> None:

@@ -147,11 +147,11 @@ class Engine:
 
     def step(self) -> list[Output]:
         """Compute one step. An output with a finish reason is the last one of its request."""
-        begun = self.clock()
+        started = self.clock()
         outputs, self._early = self._early, []
-        outputs += [self._end(sequence, FinishReason.DEADLINE) for sequence in self.scheduler.expired(begun)]
+        outputs += [self._end(sequence, FinishReason.DEADLINE) for sequence in self.scheduler.expired(started)]
         outputs += [self._end(sequence, FinishReason.LENGTH) for sequence in self._loaded()]
-        plan = self.scheduler.schedule(begun)
+        plan = self.scheduler.schedule(started)
         if not plan.chunks:
             return outputs
         try:
@@ -167,7 +167,7 @@ class Engine:
             outputs += self._collect(results)
             outputs += self._collect_scores(done, results.scored)
         self._failed_steps = 0 if computed else self._failed_steps + 1
-        self._account(plan, sum(len(results.sampled) for _, results in computed), self.clock() - begun)
+        self._account(plan, sum(len(results.sampled) for _, results in computed), self.clock() - started)
         return outputs
 
     @property

@@ -91,9 +91,9 @@ class Scheduler:
                 parts[tenant] -= chunk.num_positions
         if self.num_preemptions == preempted_before:
             chunks += self._admit(queues, parts, first, now)
-        alive = [chunk for chunk in chunks if chunk.sequence.row == chunk.row]
-        alive.sort(key=lambda chunk: (chunk.num_positions > 1, bool(chunk.branch_lengths), chunk.row))
-        return StepPlan(tuple(alive), tuple(self._ops))
+        kept = [chunk for chunk in chunks if chunk.sequence.row == chunk.row]
+        kept.sort(key=lambda chunk: (chunk.num_positions > 1, bool(chunk.branch_lengths), chunk.row))
+        return StepPlan(tuple(kept), tuple(self._ops))
 
     def complete(self, plan: StepPlan) -> None:
         """Record that the plan's forward pass has written its keys and values."""

@@ -46,7 +46,7 @@ class Heartbeat:
         self._news = asyncio.Event()
         self._failing = False
 
-    def tell(self) -> None:
+    def report_now(self) -> None:
         """Write the record now: a version was loaded or refused."""
         self._news.set()
 

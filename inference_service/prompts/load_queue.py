@@ -68,7 +68,7 @@ class VersionLoads:
 
     async def _load(self, record: VersionRecord) -> None:
         async with self._slots.taken(tenant_of_work()):
-            begun = time.monotonic()
+            started = time.monotonic()
             try:
                 version = await self._loader.load(record)
             except VersionRefused as refusal:
@@ -90,7 +90,7 @@ class VersionLoads:
                 self._observer.version_unavailable(record)
                 raise Unavailable(f"{record.name} could not be loaded; see the service's log for the cause") from error
             self._faults.pop(record.digest, None)
-            seconds = time.monotonic() - begun
+            seconds = time.monotonic() - started
             served = self._registry.add(version)
             self._observer.version_loaded(record, seconds, served)
             fields: dict[str, object] = {

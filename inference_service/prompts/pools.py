@@ -30,6 +30,7 @@ class StorePools:
 
     @property
     def all(self) -> tuple[CallPool, ...]:
+        """All pools, for metrics and `close`."""
         return self.watch, self.fetch, self.heartbeat
 
     def close(self) -> None:

@@ -90,18 +90,22 @@ class PromptRegistry:
 
     @property
     def index(self) -> StoreIndex:
+        """The store's state at the last applied revision."""
         return self._index
 
     @property
     def num_loaded(self) -> int:
+        """Number of loaded versions."""
         return len(self._loaded)
 
     @property
     def num_quarantined(self) -> int:
+        """Number of quarantined versions."""
         return len(self._quarantined)
 
     @property
     def num_known(self) -> int:
+        """Number of versions in the store."""
         return sum(len(prompt.versions) for prompt in self._index.prompts.values())
 
     @property

@@ -16,6 +16,8 @@ VersionKey = tuple[str, int]
 
 
 class VersionState(StrEnum):
+    """The state of a version on one replica."""
+
     LOADED = "LOADED"
     """The engine knows its prefix."""
     KNOWN = "KNOWN"

@@ -74,8 +74,8 @@ class VersionLoader:
     async def load(self, record: VersionRecord) -> ServableVersion:
         """Load and check a version. Raises VersionRefused or Unavailable, and then keeps nothing."""
         self._check_fingerprint(record.summary.base_model, record.summary.base_model_fingerprint)
-        begun = self._fetching.get(record.digest)
-        if begun is not None and time.monotonic() - begun > self._fetch_seconds:
+        started = self._fetching.get(record.digest)
+        if started is not None and time.monotonic() - started > self._fetch_seconds:
             # Another attempt would hang, too, and block a thread and a place for other versions.
             raise Unavailable(f"the prompt store has not answered an earlier request for the blob of {record.name}")
         blob = await self._pool.call_within(self._fetch_seconds, partial(self._fetch, record))

@@ -104,6 +104,7 @@ class RunningRequest:
 
     @property
     def generated(self) -> list[int]:
+        """Ids of the generated tokens."""
         return self.tokens[self.num_input :]
 
     @property
@@ -112,6 +113,7 @@ class RunningRequest:
 
     @property
     def usage(self) -> Usage:
+        """Token counts so far."""
         return Usage(self.num_input, self.num_virtual, self.cached_tokens, self.num_generated)
 
 

@@ -80,5 +80,5 @@ def layer_shapes(model: Any) -> list[LayerShape]:
         if layer_type not in ("full_attention", "sliding_attention"):
             raise PreconditionFailed(f"{kind} has layers of type {layer_type}: the engine can't serve it")
         if layer_type == "sliding_attention" and windows[index] is None:
-            raise PreconditionFailed(f"{kind} does not tell its attention function the sliding window of layer {index}")
+            raise PreconditionFailed(f"{kind} does not pass its attention function the sliding window of layer {index}")
     return [found[index] for index in range(layers)]

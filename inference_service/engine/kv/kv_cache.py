@@ -43,6 +43,7 @@ class PrefixKV:
 
     @property
     def finite(self) -> bool:
+        """Whether all keys and values are finite."""
         return all(bool(torch.isfinite(tensor).all()) for tensor in (*self.keys, *self.values))
 
 

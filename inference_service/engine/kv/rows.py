@@ -54,6 +54,7 @@ class Row:
 
     @property
     def content(self) -> Content | None:
+        """What the row holds: its holder, or the remains of a released one."""
         return self.holder or self.remains
 
 

@@ -76,6 +76,7 @@ class QuerySegment:
 
     @property
     def plainly_causal(self) -> bool:
+        """Whether the mask is a plain triangle, without a window."""
         return self.start == 0 and not self.branch_lengths
 
     def positions(self) -> list[int]:

@@ -222,6 +222,7 @@ class LayerScoring:
 
     @property
     def plain(self) -> bool:
+        """Whether the layer has neither a soft cap nor sinks."""
         return self.softcap is None and self.sinks is None
 
 
