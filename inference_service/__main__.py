@@ -1,4 +1,4 @@
-"""`python -m inference_service`: one replica that answers with soft prompts. Settings come from SOFTPROMPT_INFERENCE_*."""
+"""`python -m inference_service` runs one replica. Settings come from SOFTPROMPT_INFERENCE_*."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 
 def main() -> int:
+    """Run the service and return its exit status."""
     prepare_process()
     limit_threads()
     from inference_service.config import InferenceSettings  # imports torch

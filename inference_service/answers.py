@@ -1,6 +1,4 @@
-"""The service's own types as protocol messages. Knows the protocol and the domain, and nothing of engines, stores or
-servers.
-"""
+"""Converts the service's types to protocol messages. Knows no engines, stores or servers."""
 
 from __future__ import annotations
 
@@ -27,6 +25,7 @@ _FINISH_REASONS = {
 
 
 def start_message(started: Started) -> generation_pb2.GenerationStart:
+    """The first message of an answer. Its cached tokens include the virtual ones."""
     usage = started.usage
     return generation_pb2.GenerationStart(
         version=started.version,
@@ -40,11 +39,13 @@ def start_message(started: Started) -> generation_pb2.GenerationStart:
 
 
 def delta_message(delta: Delta, texts: TokenTexts) -> generation_pb2.GenerationDelta:
+    """A delta with its log-probabilities; `texts` gives the text of their tokens."""
     logprobs = [_logprob_message(logprob, texts) for logprob in delta.logprobs]
     return generation_pb2.GenerationDelta(text=delta.text, token_ids=delta.token_ids, logprobs=logprobs)
 
 
 def end_message(ended: Ended) -> generation_pb2.GenerationEnd:
+    """The last message of an answer."""
     timing = ended.timing
     return generation_pb2.GenerationEnd(
         finish_reason=_FINISH_REASONS[ended.finish_reason],
@@ -57,6 +58,7 @@ def end_message(ended: Ended) -> generation_pb2.GenerationEnd:
 
 
 def stream_message(part: Started | Delta | Ended, texts: TokenTexts) -> generation_pb2.GenerateStreamResponse:
+    """A part of a streamed answer as one message of the stream."""
     if isinstance(part, Started):
         return generation_pb2.GenerateStreamResponse(start=start_message(part))
     if isinstance(part, Ended):
@@ -65,6 +67,7 @@ def stream_message(part: Started | Delta | Ended, texts: TokenTexts) -> generati
 
 
 def score_message(scored: Scored) -> generation_pb2.ScoreResponse:
+    """The scores of all candidates, with the index of the best."""
     scores = [
         generation_pb2.CandidateScore(
             candidate=candidate, logprob=score.logprob, probability=score.probability, num_tokens=len(score.logprobs)
@@ -76,6 +79,7 @@ def score_message(scored: Scored) -> generation_pb2.ScoreResponse:
 
 
 def count_message(counted: Counted, max_positions: int) -> generation_pb2.CountTokensResponse:
+    """Token ids and counts of an input."""
     return generation_pb2.CountTokensResponse(
         input_tokens=len(counted.ids),
         virtual_tokens=counted.num_virtual_tokens,
@@ -85,10 +89,12 @@ def count_message(counted: Counted, max_positions: int) -> generation_pb2.CountT
 
 
 def base_model_message(info: BaseModelInfo) -> common_pb2.BaseModel:
+    """The identity of the base model."""
     return common_pb2.BaseModel(**info.model_dump())
 
 
 def limits_message(limits: RequestLimits, max_running: int, max_waiting: int) -> generation_pb2.GenerationLimits:
+    """The limits of requests, with those of the engine."""
     sampling = limits.sampling
     return generation_pb2.GenerationLimits(
         max_positions=limits.max_length,
@@ -104,6 +110,7 @@ def limits_message(limits: RequestLimits, max_running: int, max_waiting: int) ->
 
 
 def loaded_prompt_message(status: VersionStatus, prefix_kv_bytes: int) -> generation_pb2.LoadedPrompt:
+    """The status of one version. `prefix_kv_bytes` is 0 while its keys and values are not in memory."""
     message = generation_pb2.LoadedPrompt(
         version=status.record.name,
         digest=status.record.digest,

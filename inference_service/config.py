@@ -1,5 +1,6 @@
-"""The inference service's settings, SOFTPROMPT_INFERENCE_*: read once, at start. What a part needs is handed to it in
-that part's words.
+"""The inference service's settings, SOFTPROMPT_INFERENCE_*, read once at start.
+
+Properties convert them to the configuration of each part.
 """
 
 from __future__ import annotations
@@ -24,95 +25,97 @@ _GOLDEN_LOGPROBS = 64  # what the replay of golden records may need, whatever ca
 
 
 class InferenceSettings(ServerSettings):
-    """Everything that an operator may set."""
+    """All settings of the inference service."""
 
     model_config = settings_config("SOFTPROMPT_INFERENCE_")
 
     base_model: str = Field(min_length=1)
     """The frozen model that answers: a model directory or a hub id."""
     base_model_id: str = ""
-    """Short name that callers see; empty: the last part of base_model."""
+    """Short name of the model for callers; empty: the last part of base_model."""
     store_url: str = Field(min_length=1)
-    """Prompt store: a directory, or a URL of an object store (s3://bucket/prefix). The trainer's store."""
+    """Prompt store, shared with the trainer: a directory, or the URL of an object store (s3://bucket/prefix)."""
     store_timeout_seconds: float = Field(default=30, ge=0.1, le=600)
-    """Time limit of each request to the prompt store; a store that takes longer is away."""
+    """Time limit of each request to the prompt store; a slower store counts as unavailable."""
     dtype: DType = "auto"
-    """What the model computes in: auto (bfloat16 where the hardware is fast at it), float32, bfloat16 or float16."""
+    """Data type of the model: auto (bfloat16 where the hardware is fast at it), float32, bfloat16 or float16."""
     device: Device = "auto"
-    """What the model computes on: auto, cpu or cuda."""
+    """Device of the model: auto, cpu or cuda."""
     num_threads: int = Field(default=0, ge=0, le=1024)
-    """Threads that compute. 0: OMP_NUM_THREADS; else one a processor, at most the container's CPU quota, rounded down,
-    at least 1.
+    """Compute threads; 0: OMP_NUM_THREADS, or one per processor.
+
+    The latter is limited to the container's CPU quota, rounded down, and at least 1.
     """
     poll_seconds: float = Field(default=0.0, ge=0, le=3600)
-    """Time between two looks for news in the store; 0: what suits the store (0.15 s for a directory, 2 s for an object
-    store).
-    """
+    """Time between two polls of the store; 0: the store's default (0.15 s for a directory, 2 s for an object store)."""
     replica: str = Field(default="", pattern=rf"^(?:{NAME_PATTERN})?$")
     """Name of this replica in the store's heartbeats; empty: host name and process id."""
     heartbeat_seconds: float = Field(default=5.0, ge=0.1, le=3600)
     """Time between two heartbeats in the store."""
     max_loaded_versions: int = Field(default=4096, ge=1)
-    """Versions kept loaded; beyond it the least recently used are dropped and load again on their next use."""
+    """Maximum number of loaded versions; the least recently used are dropped and load again on their next use."""
     max_running: int = Field(default=_ENGINE.max_running, ge=1, le=4096)
-    """Most requests in one step."""
+    """Maximum number of requests in one step."""
     max_length: int = Field(default=_ENGINE.max_length, ge=8, le=1 << 20)
-    """Most positions of one request: virtual tokens, input and answer. Lowered to what the model takes."""
+    """Maximum of virtual, input and generated tokens of one request. Lowered to the model's limit."""
     max_tokens_per_step: int = Field(default=_ENGINE.max_tokens_per_step, ge=1)
-    """Positions computed in one step; bounds how long a long input holds up running streams."""
+    """Maximum number of positions in one step; bounds how long a long input delays running streams."""
     kv_cache_bytes: int = Field(default=0, ge=0)
-    """Memory for keys and values of running requests; 0: a part of what is free."""
+    """Memory for keys and values of running requests; 0: a part of the free memory."""
     prefix_kv_bytes: int = Field(default=0, ge=0)
-    """Memory for keys and values of soft prompts; 0: a part of what is free."""
+    """Memory for keys and values of soft prompts; 0: a part of the free memory."""
     text_reuse: Literal["tenant", "all", "off"] = "tenant"
-    """Which inputs start from the keys and values that an earlier input with the same beginning left: of the same
-    tenant, all, or none. `all` lets a tenant find out, guess by guess, what another one sent under a prompt that both
-    use: for services with one tenant.
+    """Which inputs reuse the keys and values of an earlier input: of the same tenant, all, or none.
+
+    Inputs with the same beginning share that part. Use `all` only with one tenant: it lets a tenant guess another
+    tenant's inputs to a prompt that both use.
     """
     linear_kernel: LinearKernel = "auto"
-    """Which kernel multiplies on a CPU: auto (measured at each start), torch, onednn, fbgemm or native. A name makes a
-    seed give the same text after a restart, on the same kind of processor; a kernel that is not available stops the
-    start.
+    """Matrix kernel on a CPU: auto (measured at each start), torch, onednn, fbgemm or native.
+
+    With a name, a seed gives the same text after a restart on the same kind of processor; an unavailable kernel stops
+    the start.
     """
     start_versions: int = Field(default=64, ge=0)
-    """Most versions that are loaded before the replica is ready, those of recently used prompts first; 0: all that
-    aliases name. Others are loaded by the first request for them.
+    """Maximum number of versions to load before the replica is ready; 0: all that aliases name.
+
+    Those of recently used prompts come first. Others load on their first request.
     """
     start_seconds: float = Field(default=120, gt=0, le=3600)
-    """Longest time for these loads; then the replica is ready, and they go on."""
+    """Maximum time for these loads; then the replica is ready, and they continue."""
     max_waiting: int = Field(default=_ENGINE.max_waiting, ge=1)
-    """Most requests that wait; further ones are refused with RESOURCE_EXHAUSTED, unless their tenant has less waiting
-    than its part.
+    """Maximum number of waiting requests; further ones are refused with RESOURCE_EXHAUSTED.
+
+    Exception: a tenant that uses less than its part of the queue.
     """
     max_waiting_tokens: int = Field(default=_ENGINE.max_waiting_tokens, ge=1)
-    """Most input and candidate tokens that wait, with the same exception."""
+    """Maximum number of waiting input and candidate tokens, with the same exception."""
     flush_interval_seconds: float = Field(default=_ENGINE.flush_interval_seconds, ge=0, le=10)
-    """Tokens of a stream closer together than this travel in one message."""
+    """Minimum time between two messages of a stream; tokens in between are merged."""
     max_input_bytes: int = Field(default=1 << 20, ge=1 << 10, le=1 << 28)
-    """Most bytes of an input."""
+    """Maximum size of an input in bytes."""
     max_new_tokens: int = Field(default=_ENGINE.limits.max_new_tokens, ge=1)
-    """Most generated tokens of a request."""
+    """Maximum number of generated tokens of a request."""
     max_stop_sequences: int = Field(default=_ENGINE.limits.max_stop_sequences, ge=0, le=1024)
-    """Most stop sequences of a request."""
+    """Maximum number of stop sequences of a request."""
     max_logprobs: int = Field(default=_ENGINE.limits.max_logprobs, ge=0, le=1024)
-    """Most alternatives of log-probabilities."""
+    """Maximum number of alternatives in log-probabilities."""
     max_candidates: int = Field(default=_ENGINE.limits.max_candidates, ge=1, le=4096)
-    """Most candidates of a Score call."""
+    """Maximum number of candidates of a Score call."""
     default_temperature: float = Field(default=0.0, ge=0, le=10)
-    """Temperature where neither request nor version give one; 0 is greedy."""
+    """Temperature if neither request nor version sets one; 0 is greedy."""
     default_top_p: float = Field(default=1.0, gt=0, le=1)
-    """Likewise top_p."""
+    """top_p if neither request nor version sets one."""
     default_max_new_tokens: int = Field(default=256, ge=1)
-    """Likewise the most generated tokens."""
+    """Maximum number of generated tokens if neither request nor version sets one."""
     max_prompt_labels: int | None = Field(default=None, ge=0, le=10_000)
-    """Prompts with metrics of their own; all further ones share the label `other`.
+    """Maximum number of prompts with their own metrics; further ones share the label `other`.
 
-    Unset: 100, and 0 where the callers file has several tenants when the service starts, since the metrics port asks
-    nobody who they are.
+    Unset: 100, or 0 if the callers file has several tenants at start, since the metrics port has no authentication.
     """
 
     def num_prompt_labels(self, num_tenants: int) -> int:
-        """`max_prompt_labels`, or what is right for `num_tenants` where it is unset."""
+        """`max_prompt_labels`, or the default for `num_tenants` if it is unset."""
         if self.max_prompt_labels is not None:
             return self.max_prompt_labels
         return 0 if num_tenants > 1 else 100
@@ -126,6 +129,7 @@ class InferenceSettings(ServerSettings):
 
     @property
     def resolved_replica(self) -> str:
+        """`replica`, or a name from host name and process id if it is unset."""
         if self.replica:
             return self.replica
         host = "".join(c if c.isascii() and c.isalnum() else "-" for c in socket.gethostname().lower()).strip("-")[:40]
@@ -133,6 +137,7 @@ class InferenceSettings(ServerSettings):
 
     @property
     def engine(self) -> EngineConfig:
+        """The engine's configuration."""
         return EngineConfig(
             max_running=self.max_running,
             max_length=self.max_length,
@@ -150,6 +155,7 @@ class InferenceSettings(ServerSettings):
 
     @property
     def sampling_limits(self) -> SamplingLimits:
+        """SamplingLimits of sampling parameters."""
         return SamplingLimits(
             max_new_tokens=self.max_new_tokens,
             max_stop_sequences=self.max_stop_sequences,
@@ -158,11 +164,12 @@ class InferenceSettings(ServerSettings):
         )
 
     def request_limits(self, max_length: int, length_limit: str = LENGTH_SETTING) -> RequestLimits:
-        """`max_length` is what the engine made of the setting, once it knew the model; `length_limit` what set it."""
+        """Limits of requests; `max_length` and `length_limit` are those of the engine, which knows the model."""
         return RequestLimits(self.sampling_limits, self.max_input_bytes, max_length, length_limit)
 
     @property
     def default_sampling(self) -> Sampling:
+        """Sampling parameters for requests and versions that set none."""
         return Sampling(
             temperature=self.default_temperature, top_p=self.default_top_p, max_new_tokens=self.default_max_new_tokens
         )

@@ -1,6 +1,4 @@
-"""How long before a caller's deadline an answer has to end, so that its end still gets there: as long as ends lately
-took on the way.
-"""
+"""How long before the caller's deadline an answer must end, so that its end arrives; adapts to recent delays."""
 
 from __future__ import annotations
 
@@ -11,18 +9,18 @@ from collections.abc import Callable
 
 LEAST_SECONDS = 0.25
 HALF_LIFE_SECONDS = 10.0
-"""After so long without another one a delay counts half."""
+"""Time after which the weight of a delay has halved."""
 _SAFETY = 2.0
 _LARGEST_SHARE = 0.5
-"""Of the time that the caller gave: what stays is for the answer."""
+"""Maximum part of the remaining time; the rest is for the answer."""
 _LOOK_SECONDS = 0.1
 
 
 class DeadlineMargin:
-    """For one event loop. On an idle machine the margin is `LEAST_SECONDS`, or a tenth of a short deadline.
+    """The margin of one event loop. On an idle machine it is `LEAST_SECONDS`, or a tenth of a short deadline.
 
-    The end of an answer waits for the engine's step that is under way, for the event loop and for the processor.
-    `ended` measures all of that where it happens; `watch` measures the event loop before it happens.
+    The end of an answer waits for the current step of the engine, the event loop and the processor. `ended` measures
+    this total delay; `watch` measures the event loop's part in advance.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -31,20 +29,20 @@ class DeadlineMargin:
         self._noted_at = clock()
 
     def seconds(self, remaining_seconds: float) -> float:
-        """Of a deadline that is so far away."""
+        """The margin for a deadline in `remaining_seconds`."""
         least = min(LEAST_SECONDS, remaining_seconds / 10)
         return min(least + _SAFETY * self._recent(), max(least, remaining_seconds * _LARGEST_SHARE))
 
     def ended(self, deadline: float) -> None:
-        """An answer that had to end at `deadline`, on the clock, is about to be written to its caller."""
+        """Record that an answer due at `deadline`, on the clock, is now written to its caller."""
         self.note(self._clock() - deadline)
 
     def note(self, delay_seconds: float) -> None:
-        """The worst recent delay counts, and fades."""
+        """Record a delay; the largest recent one counts and decays."""
         self._delay_seconds, self._noted_at = max(delay_seconds, self._recent()), self._clock()
 
     async def watch(self) -> None:
-        """Note how late the event loop runs what is due, until cancelled."""
+        """Measure the delay of the event loop until cancelled."""
         while True:
             due = self._clock() + _LOOK_SECONDS
             await asyncio.sleep(_LOOK_SECONDS)

@@ -1,9 +1,8 @@
-"""What the service does with a request, free of gRPC: resolve and hold a version, prepare the input, run it, say how it
-went.
+"""Handles a request without gRPC: resolves and holds a version, prepares the input, runs it, reports the end.
 
-A version is held from before its template is used until the last token is out, so that a swap never changes a running
-answer; whatever ends a request (the last token, a deadline, a caller that leaves, an error) leaves through the same
-`with` and `aclosing` blocks.
+A version is held from before its template is used until after the last token, so that a swap never changes a running
+answer. Every end of a request (the last token, a deadline, cancellation, an error) leaves the same `with` and
+`aclosing` blocks.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from inference_service.inputs import InputPreparer, InputRequest, PreparedInput
 from inference_service.limits import RequestLimits
 from inference_service.prompts.load_queue import VersionLoads
 from inference_service.prompts.registry import PromptRegistry
-from inference_service.prompts.version import LoadedVersion
+from inference_service.prompts.version import ServableVersion
 from inference_service.prompts.watcher import PromptWatcher
 from inference_service.sampling import resolve
 from shared.caller import current_caller
@@ -47,24 +46,24 @@ _MAX_LOAD_ATTEMPTS = 3
 
 @dataclass(frozen=True)
 class Call:
-    """What comes with a request. `deadline` is on the clock of `time.monotonic()`."""
+    """Metadata of a request. `deadline` is on the clock of `time.monotonic()`."""
 
     request_id: str
     priority: int = 0
     deadline: float | None = None
     tenant: str = ""
-    """On whose account; tenants share the engine by `weight`."""
+    """The tenant that is charged; tenants share the engine by `weight`."""
     weight: float = 1.0
 
     @property
     def account(self) -> dict[str, Any]:
-        """The fields of an engine request that say for whom it is, how urgent and until when."""
+        """The fields of an engine request for tenant, priority and deadline."""
         return {"priority": self.priority, "deadline": self.deadline, "tenant": self.tenant, "weight": self.weight}
 
 
 @dataclass(frozen=True)
 class Started:
-    """What is generated or scored from; `version` and `digest` are empty for the bare model."""
+    """The start of an answer; `version` and `digest` are empty for the bare model."""
 
     version: str
     digest: str
@@ -75,6 +74,8 @@ class Started:
 
 @dataclass(frozen=True)
 class Ended:
+    """The end of an answer; `stop_sequence` is the one that ended it, or empty."""
+
     finish_reason: FinishReason
     usage: Usage
     timing: Timing
@@ -83,7 +84,7 @@ class Ended:
 
 @dataclass(frozen=True)
 class Scored:
-    """`scores[i]` is of `candidates[i]`, and takes `num_tokens[i]` tokens."""
+    """Scores of candidates: `scores[i]` is the score of `candidates[i]`."""
 
     started: Started
     candidates: tuple[str, ...]
@@ -92,15 +93,17 @@ class Scored:
 
 @dataclass(frozen=True)
 class Counted:
+    """Token ids of an input, and the number of virtual tokens before them."""
+
     ids: tuple[int, ...]
     num_virtual_tokens: int
 
 
 @dataclass(frozen=True)
 class _Source:
-    """A held version, or None for the bare model, with the encoder that goes with it."""
+    """A held version, or None for the bare model, and its encoder."""
 
-    version: LoadedVersion | None
+    version: ServableVersion | None
     encoder: InputEncoder
 
     @property
@@ -120,7 +123,7 @@ class _Source:
 
 
 class GenerationService:
-    """One model, its engine and the prompts that are loaded for it."""
+    """Generates and scores with one model, its engine and its loaded prompts."""
 
     def __init__(
         self,
@@ -140,13 +143,16 @@ class GenerationService:
         self._numbers = itertools.count()
 
     def close(self) -> None:
+        """Stop the tokenizer's thread."""
         self._preparer.close()
 
     async def stream(
         self, input: InputRequest, sampling: Sampling, call: Call
     ) -> AsyncIterator[Started | Delta | Ended]:
-        """One `Started`, deltas, one `Ended`. Raises InvalidInput, NotFound, PreconditionFailed, Overloaded or
-        Unavailable before the start; DeadlineExceeded if not one token was ready in time.
+        """Yield one `Started`, deltas, and one `Ended`.
+
+        Raises InvalidInput, NotFound, PreconditionFailed, Overloaded or Unavailable before the start; DeadlineExceeded
+        if no token was ready in time.
         """
         async with self._source(input) as source:
             prepared = await self._preparer.prepare(input, source.encoder, source.num_virtual_tokens)
@@ -156,13 +162,13 @@ class GenerationService:
                 self._engine_id(call), prepared.ids, params, source.prefix_id, continues=continues, **call.account
             )
             trim = AnswerTrim("" if continues else prepared.answer_prefix)
-            begun, written = False, list[int]()
+            started, written = False, list[int]()
             async with aclosing(self._engine.generate(request)) as deltas:  # type: ignore[type-var]
                 async for delta in deltas:
                     written += delta.token_ids
-                    _raise_if_failed(delta, begun)
-                    if not begun and delta.usage is not None and delta.seed is not None:
-                        begun = True
+                    _raise_if_failed(delta, started)
+                    if not started and delta.usage is not None and delta.seed is not None:
+                        started = True
                         yield source.started(delta.usage, delta.seed, call.request_id)
                     if delta.token_ids or delta.text:
                         yield replace(delta, text=trim(delta.text))
@@ -172,7 +178,7 @@ class GenerationService:
                         yield Ended(reason, delta.usage, delta.timing, stop)
 
     async def score(self, input: InputRequest, candidates: tuple[str, ...], call: Call) -> Scored:
-        """Without candidates, the label set of the prompt's version."""
+        """Score candidates, by default the label set of the prompt's version. Raises the errors of `stream`."""
         async with self._source(input) as source:
             labels = candidates or (source.version.manifest.labels if source.version else ())
             if not labels:
@@ -187,7 +193,7 @@ class GenerationService:
             return Scored(source.started(result.usage, 0, call.request_id), labels, result.scores)
 
     async def count_tokens(self, input: InputRequest) -> Counted:
-        """Also of an input that is too long to be answered; with `truncate`, of what is left of it."""
+        """Count the tokens of an input, even if it is too long to be answered; with `truncate`, after truncation."""
         async with self._source(input) as source:
             if input.truncate:
                 prepared = await self._preparer.prepare(input, source.encoder, source.num_virtual_tokens)
@@ -208,14 +214,12 @@ class GenerationService:
                     yield _Source(version, version.encoder)
                     return
             await self._loads.load(record)
-        raise Unavailable(
-            f"{input.reference} is dropped from memory as fast as it is loaded: too many versions are in use at once"
-        )
+        raise Unavailable(f"{input.reference} could not be kept in memory: too many versions are in use at once")
 
     async def _resolve(self, input: InputRequest) -> VersionRecord:
-        """What is not known may have been published a moment ago: look once more before saying so.
+        """Resolve the reference; if it is unknown, poll the store once and try again.
 
-        For a prompt that the caller may not use, too: it takes as long as one that does not exist.
+        This also applies to prompts that the caller may not use, so that they take as long as prompts that don't exist.
         """
         assert input.reference is not None
         caller = current_caller()
@@ -237,9 +241,7 @@ class GenerationService:
     def _ending(
         self, source: _Source, reason: FinishReason, params: SamplingParams, written: list[int]
     ) -> tuple[FinishReason, str]:
-        """Why the answer ended, and the stop sequence that ended it: a control token, or the first one in the text of
-        the tokens.
-        """
+        """The reason of the end and the stop sequence, if any: a control token, or the first one in the text."""
         if reason is FinishReason.EOS and written:
             stop = source.encoder.control_tokens(params.stop_sequences).get(written[-1], "")
             return (FinishReason.STOP_SEQUENCE, stop) if stop else (reason, "")
@@ -250,15 +252,15 @@ class GenerationService:
         return reason, min((stop for stop in places if places[stop] >= 0), key=lambda stop: places[stop], default="")
 
     def _engine_id(self, call: Call) -> str:
-        """Callers choose request ids, and may choose the same twice at once; the engine's are unique."""
+        """A unique id for the engine: concurrent calls may have the same request id."""
         return f"{call.request_id}/{next(self._numbers)}"
 
 
 class AnswerTrim:
-    """Takes the space that stands between input and target off the start of an answer, once.
+    """Removes the space between input and target from the start of an answer, once.
 
-    So a prompt's answer is spelled as the outputs that it was tuned on. The bare model's under a TEXT template goes on
-    in the input's own text, and keeps it.
+    The answer then has the form of the outputs that the prompt was tuned on. The bare model under a TEXT template
+    continues the input's own text, so its answer keeps the space.
     """
 
     def __init__(self, prefix: str) -> None:
@@ -271,12 +273,12 @@ class AnswerTrim:
         return text.removeprefix(prefix)
 
 
-def _raise_if_failed(delta: Delta, begun: bool) -> None:
+def _raise_if_failed(delta: Delta, started: bool) -> None:
     if delta.finish_reason is FinishReason.INTERNAL:
         raise StepFailed(delta.error)
     if delta.finish_reason is FinishReason.ERROR:
-        raise PreconditionFailed(delta.error or "the engine could not go on with this request")
-    if begun or delta.token_ids:
+        raise PreconditionFailed(delta.error or "the engine could not continue this request")
+    if started or delta.token_ids:
         return
     if delta.finish_reason is FinishReason.DEADLINE:
         raise DeadlineExceeded("the deadline passed before the first token")

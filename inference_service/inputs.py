@@ -1,7 +1,7 @@
-"""What a caller wants the model to start from, and how it becomes token ids within the model's bounds.
+"""The input of a request, and its conversion to token ids within the model's limits.
 
-Rendering and tokenizing themselves are `shared.text.template`'s; this module adds the bounds, truncation, and keeps
-large inputs off the event loop. Knows nothing of gRPC.
+`shared.text.template` renders and tokenizes. This module checks limits, truncates, and keeps large inputs off the event
+loop. Knows nothing of gRPC.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class ChatInput:
 
 @dataclass(frozen=True)
 class TokenInput:
-    """Token ids, taken as they are."""
+    """Token ids, used unchanged."""
 
     ids: tuple[int, ...]
 
@@ -48,7 +48,7 @@ Content = TextInput | ChatInput | TokenInput
 
 @dataclass(frozen=True)
 class InputRequest:
-    """`reference` None is the bare model; only then may `template` be set."""
+    """An input and its prompt. `reference` None is the bare model; only then may `template` be set."""
 
     content: Content
     reference: PromptReference | None = None
@@ -59,29 +59,32 @@ class InputRequest:
 
 @dataclass(frozen=True)
 class PreparedInput:
-    """`ids` stand behind the virtual tokens. An answer that begins with `answer_prefix` is shown without it."""
+    """Token ids that follow the virtual tokens. `answer_prefix` is removed from the start of an answer."""
 
     ids: tuple[int, ...]
     answer_prefix: str
 
 
 class InputPreparer:
-    """Bounds: ids below `vocab_size`; virtual tokens, input and at least one generated token within `max_length`
+    """Converts inputs to token ids and checks their limits.
+
+    Ids must be below `vocab_size`; virtual tokens, input and at least one generated token must fit into `max_length`
     positions.
     """
 
     def __init__(self, vocab_size: int, max_length: int, length_limit: str = "this service") -> None:
-        """`length_limit`: what sets `max_length`, for errors."""
+        """`length_limit` is the origin of `max_length` for error texts."""
         self._vocab_size, self._max_length, self._length_limit = vocab_size, max_length, length_limit
-        # One thread: a burst of huge inputs takes one core, and the loop and the engine keep the others. Tenants take
-        # turns at it.
+        # One thread: a burst of huge inputs occupies one core and leaves the others to the loop and the engine. Tenants
+        # take turns.
         self._pool = CallPool("tokenizer", max_threads=1, timeout_seconds=_MAX_WAIT_SECONDS)
 
     async def prepare(
         self, request: InputRequest, encoder: InputEncoder, num_virtual_tokens: int, reserve: int = 1
     ) -> PreparedInput:
-        """Token ids that leave `reserve` positions free. Raises InvalidInput naming the field, with the counts if it is
-        too long.
+        """Token ids of an input that leave `reserve` positions free.
+
+        Raises InvalidInput naming the field, with the counts if the input is too long.
         """
         content, room = request.content, self._max_length - num_virtual_tokens - reserve
         prepared = await self.encode(request, encoder, room if request.truncate and room > 0 else None)
@@ -90,8 +93,9 @@ class InputPreparer:
         return prepared
 
     async def encode(self, request: InputRequest, encoder: InputEncoder, room: int | None = None) -> PreparedInput:
-        """Token ids, cut from the left to `room` of them (`fit_text`, `fit_messages`); None: all. Raises InvalidInput
-        naming the field.
+        """Token ids of an input, truncated from the left to `room` ids unless it is None (`fit_text`, `fit_messages`).
+
+        Raises InvalidInput naming the field.
         """
         content = request.content
         if isinstance(content, TokenInput):
@@ -101,23 +105,24 @@ class InputPreparer:
             encoded = await self.run(_size_bytes(content), lambda: _encode(encoder, content, room))
             ids, prefix = tuple(encoded), encoder.template.target_prefix
         if not ids or _is_empty(content, encoder.template):
-            raise InvalidInput.of(field_of(content), "has no tokens to start from")
+            raise InvalidInput.of(field_of(content), "must not be empty")
         return PreparedInput(ids, prefix)
 
     async def run(self, size_bytes: int, encode: Callable[[], Encoded]) -> Encoded:
-        """Small things at once, large ones on the thread."""
+        """Run `encode` directly for small inputs, on the thread for large ones."""
         if size_bytes <= _INLINE_BYTES:
             return encode()
         return await self._pool.call(encode)
 
     def close(self) -> None:
+        """Stop the thread."""
         self._pool.close()
 
     def _too_long(self, num_input: int, num_virtual: int, reserve: int) -> str:
         room = max(0, self._max_length - num_virtual - reserve)
         return (
-            f"has {num_input} tokens; with {num_virtual} virtual tokens and at least {reserve} more for what follows, there are "
-            f"{self._max_length} in all, set by {self._length_limit}: so at most {room} here; shorten it or set truncate"
+            f"has {num_input} tokens; at most {room} fit with {num_virtual} virtual tokens and at least {reserve} to "
+            f"follow into {self._max_length} positions, set by {self._length_limit}; shorten it or set truncate"
         )
 
     def _check_ids(self, ids: tuple[int, ...]) -> None:
@@ -133,18 +138,19 @@ class InputPreparer:
 
 
 def field_of(content: Content) -> str:
+    """The request's field for this kind of content."""
     return {TextInput: "input.text", ChatInput: "input.chat", TokenInput: "input.token_ids"}[type(content)]
 
 
 def _size_bytes(content: TextInput | ChatInput) -> int:
-    """At most four bytes a character; near enough to choose where to tokenize."""
+    """Approximate size, in characters; precise enough to choose where to tokenize."""
     if isinstance(content, TextInput):
         return len(content.text)
     return sum(len(message.content) + 16 for message in content.messages)
 
 
 def _is_empty(content: Content, template: Template) -> bool:
-    """No text at all, where the template has none either: what a chat template writes around it is nothing to answer."""
+    """Whether neither the input nor the template has any text."""
     return isinstance(content, TextInput) and not content.text and template.text == INPUT_FIELD
 
 
@@ -162,7 +168,7 @@ def _encode(encoder: InputEncoder, content: TextInput | ChatInput, room: int | N
 
 
 def _field_in(content: TextInput | ChatInput, field: str) -> str:
-    """The request's name for what the encoder calls `messages[1]` or `template.system`."""
+    """The request's field for the encoder's field, such as `messages[1]` or `template.system`."""
     if field.startswith("messages"):
         return "input.text" if isinstance(content, TextInput) else f"input.chat.{field}"
     return f"input.{field}"

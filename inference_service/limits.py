@@ -1,4 +1,4 @@
-"""Bounds that every request is checked against; `GetModelInfo` reports them."""
+"""Limits of every request; `GetModelInfo` reports them."""
 
 from __future__ import annotations
 
@@ -14,17 +14,15 @@ MAX_SHOWN_VIOLATIONS = 16
 
 @dataclass(frozen=True)
 class RequestLimits:
-    """`sampling` bounds how tokens are chosen; `max_length` counts virtual tokens, input and answer together."""
+    """Limits of one request; `max_length` counts virtual tokens, input and answer together."""
 
     sampling: SamplingLimits
     max_input_bytes: int
     max_length: int
     length_limit: str = "this service"
-    """What sets `max_length`, for errors."""
+    """The origin of `max_length` for error texts."""
 
     @property
     def max_token_ids(self) -> int:
-        """Ids that are looked at, before anything is known of the prompt: no token stands for less than a byte of
-        input.
-        """
+        """Maximum number of token ids, before the prompt is known: every token takes at least one byte of input."""
         return self.max_input_bytes

@@ -1,8 +1,8 @@
-"""The inference service's Prometheus series; the only module here that knows Prometheus.
+"""The inference service's Prometheus series; the only module of the service that imports Prometheus.
 
-Per-request figures carry the prompt's name as a label, for a bounded number of prompts: the first `max_prompt_labels`
-that are used get one of their own, all others share `other`, and the bare model is `none`. Versions are not labels:
-there is no bound on them.
+Per-request series have the prompt's name as a label, for a bounded number of prompts: the first `max_prompt_labels`
+prompts have their own value, all others share `other`, and the bare model is `none`. Versions are not labels because
+their number is unbounded.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _ENGINE_GAUGES: tuple[tuple[str, str, Callable[[EngineStats], float]], ...] = (
 _ENGINE_COUNTERS: tuple[tuple[str, str, Callable[[EngineStats], float]], ...] = (
     (
         "preemptions",
-        "Requests that lost their place to memory pressure and were computed again.",
+        "Requests that were preempted and computed again.",
         lambda stats: stats.preemptions,
     ),
     (
@@ -50,21 +50,22 @@ _ENGINE_COUNTERS: tuple[tuple[str, str, Callable[[EngineStats], float]], ...] = 
     ),
     (
         "prefix_kv_loads",
-        "Times that keys and values of a soft prompt were computed.",
+        "Computations of a soft prompt's keys and values.",
         lambda stats: stats.prefix_kv_loads,
     ),
-    ("prefix_kv_evictions", "Times that they were dropped for others.", lambda stats: stats.prefix_kv_evictions),
+    ("prefix_kv_evictions", "Evictions of a soft prompt's keys and values.", lambda stats: stats.prefix_kv_evictions),
 )
 
 
 class PromptLabels:
-    """Names for the `prompt` label, at most `limit` of them besides `none` and `other`."""
+    """Values of the `prompt` label, at most `limit` besides `none` and `other`."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._known: set[str] = set()
 
     def of(self, prompt: str | None) -> str:
+        """The label of a prompt, or of the bare model (None)."""
         if prompt is None:
             return BARE_MODEL
         if prompt in self._known:
@@ -76,12 +77,12 @@ class PromptLabels:
 
 
 class EngineMetrics:
-    """An engine observer: called in the engine's thread."""
+    """An engine observer that updates the series; called in the engine's thread."""
 
     def __init__(
         self, registry: CollectorRegistry, max_prompt_labels: int, prompt_of: Callable[[str | None], str | None]
     ) -> None:
-        """`prompt_of` gives the prompt behind a prefix id of the engine."""
+        """`prompt_of` maps a prefix id of the engine to its prompt."""
         self._labels, self._prompt_of = PromptLabels(max_prompt_labels), prompt_of
 
         def histogram(name: str, about: str, buckets: tuple[float, ...], labels: tuple[str, ...] = ()) -> Histogram:
@@ -133,10 +134,10 @@ class EngineMetrics:
 
 
 class PromptMetrics:
-    """A prompt observer: called on the event loop."""
+    """A prompt observer that updates the series; called on the event loop."""
 
     def __init__(self, registry: CollectorRegistry, on_news: Callable[[], None]) -> None:
-        """`on_news` hears of every version that was loaded or refused."""
+        """`on_news` is called after each version that was loaded or refused."""
         self._on_news = on_news
         self.loads = Counter(f"{PREFIX}_version_loads", "Versions loaded and checked.", registry=registry)
         self.failures = Counter(
@@ -161,7 +162,7 @@ class PromptMetrics:
             f"{PREFIX}_store_last_contact_timestamp_seconds", "When the store last answered.", registry=registry
         )
         self.last_contact.set_to_current_time()  # the store was opened just now
-        self.errors = Counter(f"{PREFIX}_store_errors", "Looks at the store that failed.", registry=registry)
+        self.errors = Counter(f"{PREFIX}_store_errors", "Failed polls of the store.", registry=registry)
         for reason in (*RefusalReason, "unavailable"):
             self.failures.labels(str(reason))
 
@@ -190,12 +191,13 @@ class PromptMetrics:
 
 
 class StateCollector(Collector):
-    """What the engine and the registry hold at the time of a scrape; derived then, not stored twice."""
+    """The state of the engine and the registry, read at the time of a scrape."""
 
     def __init__(self, stats: Callable[[], EngineStats], prompts: PromptRegistry) -> None:
         self._stats, self._prompts = stats, prompts
 
     def collect(self) -> Iterator[Metric]:
+        """Yield the gauges and counters of the current state."""
         stats = self._stats()
         for name, about, value in _ENGINE_GAUGES:
             yield GaugeMetricFamily(f"{PREFIX}_{name}", about, value=value(stats))
@@ -203,7 +205,7 @@ class StateCollector(Collector):
             yield CounterMetricFamily(f"{PREFIX}_{name}", about, value=value(stats))
         yield GaugeMetricFamily(f"{PREFIX}_versions_loaded", "Versions ready to serve.", value=self._prompts.num_loaded)
         yield GaugeMetricFamily(
-            f"{PREFIX}_versions_quarantined", "Versions refused for good.", value=self._prompts.num_quarantined
+            f"{PREFIX}_versions_quarantined", "Versions refused permanently.", value=self._prompts.num_quarantined
         )
         yield GaugeMetricFamily(f"{PREFIX}_versions_known", "Versions in the store.", value=self._prompts.num_known)
         yield GaugeMetricFamily(

@@ -1,4 +1,4 @@
-"""The inference service as a process: its parts, put together in one place, and the order in which they start and stop.
+"""The inference service as a process: builds its parts, and starts and stops them in order.
 
 Start: gRPC (`live`; everything else NOT_SERVING) -> model and engine -> prompt store -> aliased versions loaded ->
 warm-up -> SERVING. Stop: NOT_SERVING, running streams finish within the grace time or end as CANCELLED, then watcher,
@@ -63,7 +63,7 @@ _FAREWELL_SECONDS = 2.0
 
 @dataclass(frozen=True)
 class Replica:
-    """The parts of one replica that run beside the gRPC server."""
+    """The parts of one replica besides the gRPC server."""
 
     engine: AsyncEngine
     watcher: PromptWatcher
@@ -80,7 +80,7 @@ def build(
     pools: StorePools | None = None,
     num_tenants: int = 1,
 ) -> Replica:
-    """Put the parts together around a loaded model and an open store. Call it on the event loop."""
+    """Build a replica from a loaded model and an open store. Call it on the event loop."""
     pools = pools or StorePools.of(settings.store_timeout_seconds)
     base, max_length = engine.base, engine.config.max_length
     num_labels = settings.num_prompt_labels(num_tenants)
@@ -91,7 +91,7 @@ def build(
     registry = PromptRegistry(PrefixUnloader(running), settings.max_loaded_versions)
     directory, interval_seconds = ReplicaDirectory(store.backend), settings.heartbeat_seconds
     heartbeat = Heartbeat(directory, registry, settings.resolved_replica, base.info, interval_seconds, pools.heartbeat)
-    prompt_metrics = PromptMetrics(metrics, heartbeat.tell)
+    prompt_metrics = PromptMetrics(metrics, heartbeat.report_now)
     metrics.register(StateCollector(running.stats, registry))
     loader = VersionLoader(store, running, base, max_length, engine.config.limits.max_logprobs, pools.fetch)
     loads = VersionLoads(loader, registry, prompt_metrics)
@@ -116,7 +116,7 @@ def build(
 
 
 async def serve(settings: InferenceSettings, stop: asyncio.Event) -> None:
-    """Run until `stop` is set, then drain. Raises what keeps the service from starting, or ended it."""
+    """Run until `stop` is set, then drain. Raises errors that prevent the start or end the service."""
     retract(settings)
     metrics = CollectorRegistry()
     tracing = tracing_of("softprompt-inference", settings.otlp_endpoint)
@@ -125,22 +125,22 @@ async def serve(settings: InferenceSettings, stop: asyncio.Event) -> None:
     generation_pb2_grpc.add_GenerationServiceServicer_to_server(servicer, rpc.grpc_server)
     metrics_server = serve_metrics(
         metrics, settings.host, settings.metrics_port
-    )  # first: a server of gRPC that runs has to be drained
+    )  # first: if it fails, no gRPC server has to be drained
     port = await rpc.start()
     log.info("listening", extra={"fields": {"port": port, "metrics_port": metrics_server.port}})
     ready = partial(announce, settings, port, metrics_server.port, rpc.health_port)
-    life = asyncio.create_task(_live(settings, metrics, rpc, servicer, ready))
+    running = asyncio.create_task(_live(settings, metrics, rpc, servicer, ready))
     stopping = asyncio.create_task(stop.wait())
     try:
-        await asyncio.wait({life, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        begun = time.monotonic()
+        await asyncio.wait({running, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        started = time.monotonic()
         retract(settings)
         await rpc.drain(settings.grace_seconds if stop.is_set() else 0.0)
-        log.info("drained", extra={"fields": {"seconds": round(time.monotonic() - begun, 3)}})
+        log.info("drained", extra={"fields": {"seconds": round(time.monotonic() - started, 3)}})
     finally:
         stopping.cancel()
-        life.cancel()
-        (outcome, _) = await asyncio.gather(life, stopping, return_exceptions=True)
+        running.cancel()
+        (outcome, _) = await asyncio.gather(running, stopping, return_exceptions=True)
         await close_within(_FAREWELL_SECONDS, metrics_server.close, "metrics")
         await close_within(_FAREWELL_SECONDS, tracing.close, "tracing")
     if isinstance(outcome, BaseException) and not isinstance(outcome, asyncio.CancelledError):
@@ -154,7 +154,7 @@ async def _live(
     servicer: GenerationServicer,
     ready: Callable[[], None],
 ) -> None:
-    """Become ready, then watch over it; ends by being cancelled, or with the error that ended the replica."""
+    """Start the replica and run its tasks. Ends by cancellation, or with the error that ended the replica."""
     engine = await on_daemon_thread(lambda: _load(settings), "load-model")
     pools = StorePools.of(settings.store_timeout_seconds)
     store = await _open(settings, pools.watch)
@@ -184,9 +184,7 @@ async def _live(
 
 
 async def _verify_model(settings: InferenceSettings) -> None:
-    """A fingerprint that was shipped beside the weights was believed at the start; now they are hashed, beside the
-    traffic.
-    """
+    """Verify a fingerprint that came with the weights: hash them in the background while serving."""
     try:
         await on_daemon_thread(lambda: fingerprint.verify(resolve(settings.base_model)), "verify-model")
     except PreconditionFailed as error:
@@ -194,20 +192,16 @@ async def _verify_model(settings: InferenceSettings) -> None:
 
 
 async def _watch_engine(engine: AsyncEngine, rpc: RpcServer) -> None:
-    """An engine that died does not come back: say so at once, then end the process, so that whoever runs it starts
-    another.
-    """
+    """Stop serving when the engine fails, then end the process so that its supervisor starts another one."""
     while engine.healthy:
         await asyncio.sleep(HEALTH_SECONDS)
     if not rpc.draining.is_set():
         await rpc.set_serving(False)
-        raise Unavailable("the engine died")
+        raise Unavailable("the engine failed")
 
 
 async def _end_answers(engine: AsyncEngine, rpc: RpcServer, grace_seconds: float) -> None:
-    """Shortly before the grace time is over, end what still runs with what is written, instead of having it cut off in
-    mid-air.
-    """
+    """Shortly before the grace time is over, end the running answers with the text so far."""
     await rpc.draining.wait()
     await asyncio.sleep(max(grace_seconds / 2, grace_seconds - _FAREWELL_SECONDS))
     await engine.stop()
@@ -216,8 +210,8 @@ async def _end_answers(engine: AsyncEngine, rpc: RpcServer, grace_seconds: float
 def _load(settings: InferenceSettings) -> Engine:
     from transformers.utils.logging import disable_progress_bar
 
-    disable_progress_bar()  # a log is no place for it
-    begun = time.monotonic()
+    disable_progress_bar()  # unsuitable for logs
+    started = time.monotonic()
     num_threads = set_torch_threads(settings.num_threads)
     try:  # reads headers and digests, not the weights
         inspect(settings.base_model, id=settings.base_model_id)
@@ -236,14 +230,14 @@ def _load(settings: InferenceSettings) -> Engine:
         "device": str(engine.base.device),
         "max_length": engine.config.max_length,
         "num_threads": num_threads,
-        "seconds": round(time.monotonic() - begun, 2),
+        "seconds": round(time.monotonic() - started, 2),
     }
     log.info("model loaded", extra={"fields": fields})
     return engine
 
 
 async def _open(settings: InferenceSettings, pool: CallPool) -> PromptStore:
-    """Wait for a store that is away. Raises InvalidInput or PreconditionFailed for one that can't be used."""
+    """Open the store, waiting while it is unavailable. Raises InvalidInput or PreconditionFailed if it is unusable."""
     reason = ""
     while True:
         try:

@@ -1,5 +1,6 @@
-"""GenerationService over gRPC: each method converts, delegates, converts back. Errors are domain errors; the server
-maps them.
+"""GenerationService over gRPC: each method converts the request, delegates, and converts the result.
+
+Errors are domain errors; the server maps them.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ SERVICE_NAME = generation_pb2.DESCRIPTOR.services_by_name["GenerationService"].f
 
 @dataclass(frozen=True)
 class Backend:
-    """What the methods delegate to, once the model is there. `model_info` never changes while the service runs."""
+    """The parts that the methods delegate to. `model_info` is constant while the service runs."""
 
     service: GenerationService
     reader: RequestReader
@@ -39,12 +40,13 @@ class Backend:
     model_info: generation_pb2.GetModelInfoResponse
     texts: TokenTexts
     prefix_kv_bytes: Callable[[str], int]
-    """Memory of a loaded version's keys and values, by its name in the engine."""
+    """Bytes of a loaded version's keys and values, by its prefix id in the engine."""
 
 
 class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
-    """Answers Unavailable until `open`: the port is there before the model is, so that probes can tell starting from
-    stuck.
+    """Raises Unavailable until `open`.
+
+    The port is open before the model is loaded, so that probes can distinguish a starting process from one that hangs.
     """
 
     def __init__(self) -> None:
@@ -52,12 +54,13 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         self.margin = DeadlineMargin()
 
     def open(self, backend: Backend) -> None:
+        """Start to serve with the loaded model."""
         self._opened = backend
 
     @property
     def _backend(self) -> Backend:
         if self._opened is None:
-            raise Unavailable("the service is starting: its model is being loaded")
+            raise Unavailable("the service is starting: its model is loading")
         return self._opened
 
     async def GenerateStream(
@@ -115,9 +118,10 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         )
 
     def _call(self, context: Any, priority: int = 0) -> Call:
-        """The engine's deadline is a little before the caller's, so that the end of the answer still reaches it.
+        """Metadata of a call.
 
-        Raises InvalidInput for a priority above the tenant's largest. 0 says nothing: it is lowered to that.
+        The engine's deadline is a little before the caller's, so that the end of the answer arrives in time. Raises
+        InvalidInput for a priority above the tenant's maximum. Priority 0 means unset: it is lowered to that maximum.
         """
         remaining: float | None = context.time_remaining()
         if remaining is not None:

@@ -1,4 +1,4 @@
-"""What a token says, for log-probabilities: its bytes, and the text that they are."""
+"""The bytes and text of single tokens, for log-probabilities."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ _CACHED = 65_536
 
 
 class TokenTexts:
-    """Of one tokenizer. A control token says its own string, such as `<|im_end|>`; a stream never shows that."""
+    """Bytes and texts of one tokenizer's tokens.
+
+    A control token has its own string, such as `<|im_end|>`, which streams never show.
+    """
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
@@ -20,7 +23,7 @@ class TokenTexts:
         self.bytes_of = lru_cache(_CACHED)(self._bytes_of)
 
     def text_of(self, token_id: int) -> str:
-        """U+FFFD stands for what is no whole character: a token may be a part of one."""
+        """The token's text, with U+FFFD for incomplete characters: a token may be a part of one."""
         return self.bytes_of(token_id).decode("utf-8", errors="replace")
 
     def _bytes_of(self, token_id: int) -> bytes:

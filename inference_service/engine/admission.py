@@ -1,4 +1,4 @@
-"""What may enter the queue: requests that can succeed, as long as there is room. Knows no tensors."""
+"""Checks requests before they enter the queue. Knows no tensors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from shared.prompt.soft_prompt import SoftPrompt
 
 
 class Admission:
-    """`max_length` is what one request may have in virtual, input and generated tokens."""
+    """Refuses requests that can't succeed, and requests for which the queue has no room."""
 
     def __init__(self, config: EngineConfig, scheduler: Scheduler, prefixes: PrefixCache, vocab_size: int) -> None:
         self._config, self._scheduler, self._prefixes = config, scheduler, prefixes
@@ -19,14 +19,18 @@ class Admission:
         self._vocab_size = vocab_size
 
     def check(self, request: Request) -> None:
-        """Raises InvalidInput, NotFound, Overloaded, or PreconditionFailed for a soft prompt without room. The queue is
-        looked at first: that is the cheapest check.
+        """Check a request against the model, the limits and the queue.
+
+        Raises InvalidInput, NotFound or Overloaded; for the load of a soft prompt PreconditionFailed if it leaves no
+        room for a request. The limits of the queue are checked first because that is the cheapest check.
         """
         if isinstance(request, PrefixLoad):
             virtual = request.soft_prompt.num_virtual_tokens
             if virtual + 2 > self._max_length:
-                text = f"{virtual} virtual tokens leave no room in {self._max_length} positions, set by {self._config.length_limit}"
-                raise PreconditionFailed(text)
+                raise PreconditionFailed(
+                    f"{virtual} virtual tokens leave no room in {self._max_length} positions, "
+                    f"set by {self._config.length_limit}"
+                )
             return
         if not (isinstance(request, GenerationRequest) and request.always_admitted):
             self._check_room(request)
@@ -50,14 +54,14 @@ class Admission:
         self._check_ids("input_ids", request.input_ids)
 
     def check_soft_prompt(self, soft_prompt: SoftPrompt, embedding_size: int) -> None:
-        """Raises PreconditionFailed if the soft prompt is as wide as another model."""
+        """Raise PreconditionFailed if the soft prompt's hidden size is not the model's."""
         if soft_prompt.hidden_size != embedding_size:
             raise PreconditionFailed(
                 f"the soft prompt has hidden size {soft_prompt.hidden_size}, this model takes {embedding_size}"
             )
 
     def _check_candidates(self, request: ScoreRequest) -> int:
-        """The longest candidate's tokens."""
+        """Check the candidates and return the number of tokens of the longest one."""
         limit = self._config.limits.max_candidates
         if not 1 <= len(request.candidates) <= limit:
             raise InvalidInput.of("candidates", f"1 to {limit} are allowed, {len(request.candidates)} were given")
@@ -72,11 +76,10 @@ class Admission:
             raise InvalidInput.of(field, f"token ids are from 0 to {self._vocab_size - 1}")
 
     def _check_room(self, request: GenerationRequest | ScoreRequest) -> None:
-        """Refuses a request where the queue is full, unless its tenant has less waiting than its fair part of the
-        queue.
+        """Refuse a request if the queue is full, unless its tenant uses less than its fair part of the queue.
 
-        The queue is divided by weight among the tenants that have something waiting, so nobody can fill it against the
-        others: a tenant that has nothing waiting always gets in. Together they hold at most twice the bounds.
+        The queue is divided by weight among the tenants with waiting requests, so no tenant can block the others: a
+        tenant without waiting requests always gets in. All tenants together hold at most twice the limits.
         """
         waiting, cost = self._scheduler.waiting, request_cost(request)
         own = [sequence for sequence in waiting if sequence.tenant == request.tenant]
@@ -88,20 +91,21 @@ class Admission:
             (tokens, own_tokens, cost, self._config.max_waiting_tokens, "tokens"),
         )
         for total, mine, more, most, what in bounds:
-            # A single request may be larger than the bound in tokens, if nothing waits.
+            # A single request may exceed the limit of tokens if nothing waits.
             full = total + more > most and (what == "requests" or bool(waiting))
             has_its_part = mine + more > part * most and bool(own)
             if full and (has_its_part or total + more > 2 * most):
-                # How much others have waiting is theirs to know: only the bound and the tenant's own number are named.
+                # The queue lengths of other tenants are private: the error has only the limit and the tenant's own
+                # number.
                 text = f"the queue is full: at most {most} {what} may wait, and {mine} of your tenant's do"
                 raise Overloaded(text, self._retry_after_seconds())
 
     def _retry_after_seconds(self) -> float:
-        """A guess: a tenth of a second for each wave of requests in the queue, at least half a second."""
+        """An estimate: one second per full batch of waiting requests, from 0.5 to 30."""
         waves = len(self._scheduler.waiting) / self._config.max_running
         return min(30.0, max(0.5, waves))
 
 
 def request_cost(request: GenerationRequest | ScoreRequest) -> int:
-    """Tokens that it brings into the queue, candidates included."""
+    """Tokens that the request adds to the queue, candidates included."""
     return len(request.input_ids) + (sum(map(len, request.candidates)) if isinstance(request, ScoreRequest) else 0)

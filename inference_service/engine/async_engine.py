@@ -1,7 +1,8 @@
-"""The engine with a thread of its own and an asyncio face. Requests go in through an inbox that is emptied between
-steps; what a step gave comes back in one `call_soon_threadsafe`, whatever the number of streams. A reader never holds
-up a step: what it has not read yet is merged into one delta, which is bounded by the request's own maximum of new
-tokens.
+"""Runs the engine in its own thread and offers an asyncio interface.
+
+Requests go through an inbox that is emptied between steps. The outputs of a step return in one `call_soon_threadsafe`,
+whatever the number of streams. A slow reader never delays a step: its unread deltas are merged into one, whose size is
+limited by the request's maximum of new tokens.
 """
 
 from __future__ import annotations
@@ -49,8 +50,9 @@ _Event = Output | BaseException
 
 
 class _Stream:
-    """What one consumer has not read yet. Lives on the event loop, except `held`, which the engine's thread fills
-    between flushes.
+    """Unread deltas of one consumer.
+
+    Used on the event loop, except `held`, which the engine's thread fills between flushes.
     """
 
     def __init__(self) -> None:
@@ -62,6 +64,7 @@ class _Stream:
         self.flushed_at = 0.0
 
     def put(self, event: _Event) -> None:
+        """Add an output or an error, and wake the consumer."""
         if isinstance(event, BaseException):
             self.error = event
         else:
@@ -70,7 +73,7 @@ class _Stream:
         self.ready.set()
 
     async def take(self) -> Delta:
-        """Everything since the last take, as one delta."""
+        """Wait for deltas and return all since the last call, merged. Raises the stream's error if none are left."""
         while not self.deltas:
             if self.error is not None:
                 raise self.error
@@ -81,7 +84,7 @@ class _Stream:
 
 
 class AsyncEngine:
-    """`start` on the event loop that will use it. All methods are called on that loop."""
+    """Asyncio interface of one engine. Call `start` and all other methods on the same event loop."""
 
     def __init__(self, engine: Engine, observer: EngineObserver | None = None) -> None:
         self._engine = engine
@@ -89,7 +92,7 @@ class AsyncEngine:
             engine.observer = observer
         self._inbox: deque[Callable[[], None]] = deque()
         self._wake = threading.Event()
-        self._begun = threading.Event()
+        self._thread_started = threading.Event()
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._streams: dict[str, _Stream] = {}
@@ -102,22 +105,25 @@ class AsyncEngine:
 
     @property
     def engine(self) -> Engine:
+        """The wrapped engine."""
         return self._engine
 
     @property
     def healthy(self) -> bool:
-        """Whether the step loop runs; False before `start`, after `stop` and after it died."""
+        """Whether the step loop runs; False before `start`, after `stop` and after a failure of the loop."""
         return self._failure is None and self._thread is not None and self._thread.is_alive() and not self._stopping
 
     def start(self) -> None:
+        """Start the thread and wait until it runs."""
         self._loop = asyncio.get_running_loop()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
-        self._begun.wait()
+        self._thread_started.wait()
 
     async def stop(self, grace_seconds: float = 0.0) -> None:
-        """Take no more requests, let the running ones finish for so long, end the rest as CANCELLED, and stop the
-        thread.
+        """Refuse new requests, give the running ones `grace_seconds` to finish, and stop the thread.
+
+        Requests that remain after the grace time end as CANCELLED.
         """
         self._draining = True
         if self._streams and self.healthy:
@@ -125,7 +131,7 @@ class AsyncEngine:
             try:
                 await asyncio.wait_for(self._idle.wait(), grace_seconds)
             except TimeoutError:
-                log.warning("%d requests are cut off by the end of the grace time", len(self._streams))
+                log.warning("%d requests cancelled at the end of the grace time", len(self._streams))
         for request_id in list(self._streams):
             self._send(lambda request_id=request_id: self._cancel(request_id))  # type: ignore[misc]
         if self._thread is not None and self._thread.is_alive():
@@ -134,10 +140,10 @@ class AsyncEngine:
         self._stopping = True
 
     async def generate(self, request: GenerationRequest) -> AsyncIterator[Delta]:
-        """Deltas until one has a finish reason. Closing it early frees the request within a step.
+        """Yield deltas until one has a finish reason. Closing the iterator early frees the request within a step.
 
-        Raises InvalidInput, NotFound, AlreadyExists or Overloaded before the first delta, Unavailable if the engine
-        dies.
+        Raises InvalidInput, NotFound, AlreadyExists or Overloaded before the first delta; Unavailable if the engine
+        fails.
         """
         stream = self._open(request)
         try:
@@ -150,8 +156,10 @@ class AsyncEngine:
             self._close(request.request_id)
 
     async def score(self, request: ScoreRequest) -> ScoreResult:
-        """Raises like `generate`, and where a stream would end with such a reason DeadlineExceeded, Cancelled,
-        PreconditionFailed (numbers that are not finite) or StepFailed.
+        """Score the request's candidates.
+
+        Raises the errors of `generate`; also DeadlineExceeded, Cancelled, PreconditionFailed (numbers that are not
+        finite) and StepFailed, where a stream would end with that reason.
         """
         stream = self._open(request)
         try:
@@ -171,12 +179,11 @@ class AsyncEngine:
     async def top_logprobs(
         self, prefix_id: str | None, input_ids: tuple[int, ...], k: int, priority: int = 0
     ) -> list[tuple[int, float]]:
-        """The k most likely first tokens after the input, with natural log-probabilities: the replay of a golden
-        record.
+        """The k most likely first tokens after the input, with natural log-probabilities; replays a golden record.
 
-        A full queue does not refuse it. Raises DamagedBlob if the model's numbers are not finite there, StepFailed if
-        the engine could not compute it, Unavailable if the engine stopped first: then nothing is known about the soft
-        prompt.
+        A full queue does not refuse the request. Raises DamagedBlob if the model's numbers are not finite, StepFailed
+        if the engine could not compute them, and Unavailable if the engine stopped first, which says nothing about the
+        soft prompt.
         """
         sampling = SamplingParams(temperature=0.0, max_new_tokens=1, num_logprobs=k, ignore_eos=True)
         request = GenerationRequest(
@@ -195,9 +202,9 @@ class AsyncEngine:
         return top
 
     async def load_prefix(self, prefix_id: str, soft_prompt: SoftPrompt) -> None:
-        """Compute the prefix KV, in chunks beside what runs, and keep it. Idempotent.
+        """Compute the prefix KV, in chunks alongside running requests, and keep it. Idempotent.
 
-        Raises PreconditionFailed, DamagedBlob, StepFailed or Unavailable; then nothing is kept.
+        Raises PreconditionFailed, DamagedBlob, StepFailed or Unavailable, and then keeps nothing.
         """
         request = PrefixLoad(f"load-{uuid4().hex}", prefix_id, soft_prompt)
         stream = self._open(request)
@@ -207,18 +214,19 @@ class AsyncEngine:
             self._close(request.request_id)
 
     def prefix_kv_bytes(self, prefix_id: str) -> int:
-        """Memory of a soft prompt's keys and values; 0 while they are not in memory."""
+        """Bytes of a soft prompt's keys and values; 0 while they are not in memory."""
         return self._engine.prefixes.kv_bytes(prefix_id)
 
     async def unload_prefix(self, prefix_id: str) -> bool:
-        """True if it is gone; False if running requests hold it, and then it goes with the last of them."""
+        """Unload a soft prompt. Returns False if requests still use it; the last of them then causes the unload."""
         return await self._call(lambda: self._engine.unload_prefix(prefix_id))
 
     async def check_integrity(self) -> None:
+        """Raise IntegrityError if the engine's bookkeeping is inconsistent."""
         await self._call(self._engine.check_integrity)
 
     def stats(self) -> EngineStats:
-        """As of the end of the last step."""
+        """Statistics at the end of the last step."""
         return self._stats
 
     def _open(self, request: Request) -> _Stream:
@@ -270,7 +278,7 @@ class AsyncEngine:
     def _run(self) -> None:
         try:
             compute_in_this_thread()
-            self._begun.set()
+            self._thread_started.set()
             while not self._stopping:
                 if not self._inbox and not self._engine.has_work:
                     self._engine.check_integrity()
@@ -280,12 +288,12 @@ class AsyncEngine:
                     self._inbox.popleft()()
                 self._post(self._engine.step())
                 if self._engine.broken:
-                    raise StepFailed("one step after the other fails")
+                    raise StepFailed("too many consecutive steps failed")
         except BaseException as error:
-            log.exception("the engine's step loop died")
+            log.exception("the engine's step loop failed")
             self._failure = f"the engine stopped working ({type(error).__name__})"
         finally:
-            self._begun.set()
+            self._thread_started.set()
             self._notify(self._fail_everything)
 
     def _submit(self, request: Request) -> None:
@@ -293,7 +301,7 @@ class AsyncEngine:
             self._engine.submit(request)
         except Exception as error:
             if not isinstance(error, SoftPromptError):
-                log.exception("request %s could not be taken", request.request_id)
+                log.exception("request %s could not be queued", request.request_id)
             self._notify(self._deliver, [(request.request_id, error)], self._engine.stats())
 
     def _cancel(self, request_id: str) -> None:
@@ -305,7 +313,7 @@ class AsyncEngine:
         self._stopping = True
 
     def _post(self, outputs: list[Output]) -> None:
-        """Hand a step's outputs to the loop, holding back tokens of streams that were flushed a moment ago."""
+        """Send outputs to the event loop; tokens of recently flushed streams are held back."""
         now = time.monotonic()
         events: list[tuple[str, _Event]] = []
         for output in outputs:
@@ -324,7 +332,7 @@ class AsyncEngine:
             return
         try:
             self._loop.call_soon_threadsafe(function, *args)
-        except RuntimeError:  # the loop is closed: nobody is left to tell
+        except RuntimeError:  # the event loop is closed: there are no consumers left
             self._stopping = True
 
     # ---- back on the event loop ----
@@ -337,7 +345,7 @@ class AsyncEngine:
                 stream.put(event)
 
     def _fail_everything(self) -> None:
-        """The thread is gone: nobody may wait for it."""
+        """The thread has ended: fail all streams and calls that wait for it."""
         error = Unavailable(self._failure or "the engine is not running")
         for stream in self._streams.values():
             stream.put(error)

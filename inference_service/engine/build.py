@@ -1,4 +1,4 @@
-"""Puts an engine's parts together for a model and a device: rows on a CPU, blocks with a kernel and graphs on a GPU."""
+"""Assembles an engine for a model and a device: rows on a CPU, blocks with a kernel and graphs on a GPU."""
 
 from __future__ import annotations
 
@@ -34,15 +34,17 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Parts:
+    """The parts of an assembled engine."""
+
     config: EngineConfig
-    """As asked for, but `max_length` is what model and memory allow, and `length_limit` says which."""
+    """The requested configuration with `max_length` and `length_limit` as the model and the memory allow."""
     scheduler: Scheduler
     runner: Runner
     prefixes: PrefixCache
 
 
 def assemble(base: BaseModel, config: EngineConfig) -> Parts:
-    """Takes the model over: its attention goes through the engine's cache from now on.
+    """Build the parts of an engine, and route the model's attention through the engine's cache.
 
     Raises PreconditionFailed for an architecture that the engine can't serve, InvalidInput if the memory holds no
     request.
@@ -52,7 +54,7 @@ def assemble(base: BaseModel, config: EngineConfig) -> Parts:
     try:
         shapes = layer_shapes(base.model)
     except PreconditionFailed as error:
-        log.info("the model's own attention is used, row by row: %s", error.message)
+        log.info("using the model's own attention, one request at a time: %s", error.message)
         shapes = []
     expected = self_check.own_logits(base)
     paged = base.device.type == "cuda" if config.paged is None else config.paged
@@ -62,7 +64,7 @@ def assemble(base: BaseModel, config: EngineConfig) -> Parts:
 
 
 def kernel_for(base: BaseModel, shapes: list[LayerShape]) -> VarlenKernel | None:
-    """A kernel that every layer's shape can be given to, or None."""
+    """A variable-length attention kernel that supports every layer, or None."""
     shape = shapes[0]
     if any(other != shape for other in shapes) or shape.key_width != shape.value_width:
         return None
@@ -126,7 +128,7 @@ def _paged(
 
 
 def _free_bytes(base: BaseModel, config: EngineConfig) -> int:
-    """0 where nobody asks."""
+    """Free memory of the device in bytes; 0, unmeasured, if the configuration sets both sizes."""
     return 0 if config.kv_cache_bytes and config.prefix_kv_bytes else free_bytes(base.device)
 
 

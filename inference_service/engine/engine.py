@@ -1,7 +1,6 @@
-"""The engine: requests go in, steps run, deltas come out. One thread at a time; `async_engine` gives it one and an
-asyncio face.
+"""The step loop: takes requests, computes steps, returns deltas. Single-threaded; `async_engine` gives it a thread.
 
-step:  schedule -> run -> sample -> update -> collect
+step: schedule -> run -> sample -> update -> collect
 """
 
 from __future__ import annotations
@@ -51,7 +50,7 @@ NOT_FINITE = "the model's output is not finite for this input and soft prompt"
 
 @dataclass(frozen=True)
 class Output:
-    """What a step gave one request: a delta of its text, the result of a score, or the end of a load."""
+    """Output of a step for one request: a delta of its text, the result of a score, or the end of a load."""
 
     request_id: str
     delta: Delta
@@ -60,17 +59,20 @@ class Output:
 
 @dataclass(frozen=True)
 class _Results:
-    """Of a plan's forward pass: a token for each sequence that samples, and each score's rows of logits by request id."""
+    """Results of a forward pass: a token per sampling sequence, and the rows of logits per score by request id."""
 
     sampling: list[RunningRequest]
     sampled: list[Sampled]
     scored: dict[str, torch.Tensor]
     damaged: set[int]
-    """Rows that got keys or values that are not finite."""
+    """Rows to which keys or values were written that are not finite."""
 
 
 class Engine:
-    """Build it with `load_engine` or `Engine.from_base_model`. `clock` gives seconds (deadlines are on it)."""
+    """One model with its scheduler, runner and prefixes; build it with `load_engine` or `Engine.from_base_model`.
+
+    `clock` returns seconds; deadlines refer to it.
+    """
 
     def __init__(
         self,
@@ -97,7 +99,7 @@ class Engine:
 
     @classmethod
     def from_base_model(cls, base: BaseModel, config: EngineConfig | None = None) -> Engine:
-        """Takes the model over: its attention goes through this engine's cache from now on.
+        """Build an engine, and route the model's attention through the engine's cache.
 
         Raises PreconditionFailed for an architecture that the engine can't serve, InvalidInput if the memory holds no
         request.
@@ -107,11 +109,14 @@ class Engine:
 
     @property
     def has_work(self) -> bool:
+        """Whether `step` has anything to compute or return."""
         return self.scheduler.has_work or bool(self._early)
 
     def submit(self, request: Request) -> None:
-        """Queue a request. Raises InvalidInput, NotFound (prefix), AlreadyExists (request id) or Overloaded; of a load
-        PreconditionFailed or DamagedBlob. Then nothing is kept.
+        """Queue a request.
+
+        Raises InvalidInput, NotFound (prefix), AlreadyExists (request id) or Overloaded; for a load PreconditionFailed
+        or DamagedBlob. A refused request leaves no state behind.
         """
         if request.request_id in self._streams:
             raise AlreadyExists(f"request {request.request_id} is running")
@@ -139,17 +144,17 @@ class Engine:
         self.scheduler.add(sequence)
 
     def cancel(self, request_id: str, reason: FinishReason = FinishReason.CANCELLED) -> Output | None:
-        """End a request now, wherever it is, and free what it holds. None if it is over already."""
+        """End a waiting or running request and free its resources. None if it has already ended."""
         stream = self._streams.get(request_id)
         return None if stream is None else self._end(stream.sequence, reason)
 
     def step(self) -> list[Output]:
-        """Compute one step. Each output is a new delta; those with a finish reason are the last of their request."""
-        begun = self.clock()
+        """Compute one step. An output with a finish reason is the last one of its request."""
+        started = self.clock()
         outputs, self._early = self._early, []
-        outputs += [self._end(sequence, FinishReason.DEADLINE) for sequence in self.scheduler.expired(begun)]
+        outputs += [self._end(sequence, FinishReason.DEADLINE) for sequence in self.scheduler.expired(started)]
         outputs += [self._end(sequence, FinishReason.LENGTH) for sequence in self._loaded()]
-        plan = self.scheduler.schedule(begun)
+        plan = self.scheduler.schedule(started)
         if not plan.chunks:
             return outputs
         try:
@@ -159,27 +164,25 @@ class Engine:
             outputs += failures
         for done, results in computed:
             self.scheduler.complete(done)
-            # Now, whatever the request would have got: a row whose sequence leaves later (cancelled, preempted) is
-            # clean for the next one.
+            # Fail these first: if the sequence leaves its row later (cancelled, preempted), the row must be clean.
             outputs += [self._fail(chunk.sequence) for chunk in done.chunks if chunk.row in results.damaged]
             outputs += self._keep_prefixes(done)
             outputs += self._collect(results)
             outputs += self._collect_scores(done, results.scored)
         self._failed_steps = 0 if computed else self._failed_steps + 1
-        self._account(plan, sum(len(results.sampled) for _, results in computed), self.clock() - begun)
+        self._account(plan, sum(len(results.sampled) for _, results in computed), self.clock() - started)
         return outputs
 
     @property
     def broken(self) -> bool:
-        """Whether so many steps failed entirely, one after the other, that the device or the engine must be at fault."""
+        """Whether MAX_FAILED_STEPS consecutive steps failed entirely, so that the device or the engine is defective."""
         return self._failed_steps >= MAX_FAILED_STEPS
 
     def load_prefix(self, prefix_id: str, soft_prompt: SoftPrompt) -> None:
-        """A `PrefixLoad` for those that call `step` themselves: steps until it is done; what others get by it comes
-        with the next step.
+        """Load a soft prompt synchronously, for callers that run `step` themselves.
 
-        Raises PreconditionFailed for another model's prompt, DamagedBlob if it is not finite here, Unavailable if it
-        can't be computed.
+        Computes steps until the load ends. Outputs of other requests come with the next step. Raises PreconditionFailed
+        for another model's prompt, DamagedBlob if the prefix KV is not finite, Unavailable if it can't be computed.
         """
         request_id = f"load-{next(self._load_numbers)}"
         self.submit(PrefixLoad(request_id, prefix_id, soft_prompt))
@@ -191,13 +194,14 @@ class Engine:
         raise_if_not_loaded(end)
 
     def unload_prefix(self, prefix_id: str) -> bool:
-        """True if it is gone; False if it goes when the last request that holds it ends."""
+        """Unload a soft prompt. False if requests still use it; it is then unloaded when the last of them ends."""
         gone = self.prefixes.unload(prefix_id)
         if gone:
             self.scheduler.pool.forget(prefix_id)
         return gone
 
     def stats(self) -> EngineStats:
+        """A snapshot of the counters and gauges."""
         pool, prefixes = self.scheduler.pool, self.prefixes
         return replace(
             self._totals,
@@ -217,7 +221,7 @@ class Engine:
         )
 
     def check_integrity(self) -> None:
-        """Raise IntegrityError if any count is off. Cheap; run when idle and at the end of every test."""
+        """Raise IntegrityError if the bookkeeping is inconsistent. Cheap; runs when idle and after each test."""
         self.scheduler.check_integrity()
         self.prefixes.check_integrity()
         live = {s.request_id for s in [*self.scheduler.waiting, *self.scheduler.running]}
@@ -230,7 +234,7 @@ class Engine:
             raise IntegrityError("a score outlived its request")
 
     def _loaded(self) -> list[RunningRequest]:
-        """Loads whose prefix KV is there, by their own doing or somebody else's."""
+        """Loads whose prefix KV is complete, whichever sequence computed it."""
         live = (stream.sequence for stream in self._streams.values())
         return [s for s in live if s.is_load and s.prefix_id is not None and self.prefixes.is_ready(s.prefix_id)]
 
@@ -250,7 +254,7 @@ class Engine:
         return outputs
 
     def _compute(self, plan: StepPlan) -> _Results:
-        """Run the model and sample. Changes no books, so that it may be done again for a part of the plan."""
+        """Run the model and sample. Changes no bookkeeping, so it can be repeated for a part of the plan."""
         logits = self.runner.run(plan, self.prefixes)
         sampling = [chunk.sequence for chunk in plan.chunks if chunk.samples]
         picked, scored = scoring.split(plan.chunks, logits)
@@ -258,15 +262,15 @@ class Engine:
         return _Results(sampling, sampled, scored, self.runner.finite.damaged(plan.chunks))
 
     def _recover(self, plan: StepPlan, error: Exception) -> tuple[list[tuple[StepPlan, _Results]], list[Output]]:
-        """After a step that raised: what could be computed chunk by chunk, and the end of those that could not."""
-        log.error("a step of %d requests raised; each is tried alone", len(plan.chunks), exc_info=error)
+        """Repeat a failed step chunk by chunk. Returns the computed results and the outputs of failed requests."""
+        log.error("a step of %d requests failed; computing each request separately", len(plan.chunks), exc_info=error)
         self.scheduler.pool.forget_all()
         found = compute_each_alone(plan, self._compute)
         for chunk in found.postponed:
             self.scheduler.preempt(chunk.sequence, keep=False)
         outputs = []
         for chunk, reason in found.failed:
-            log.error("request %s can't be computed", chunk.sequence.request_id, exc_info=reason)
+            log.error("request %s could not be computed", chunk.sequence.request_id, exc_info=reason)
             outputs.append(
                 self._fail(chunk.sequence, FinishReason.INTERNAL, "the engine could not compute this request")
             )
@@ -284,10 +288,10 @@ class Engine:
             try:
                 delta = self._streams[sequence.request_id].push(token.token_id, token.logprob, now)
             except Exception:
-                log.exception("request %s: its text can't be made", sequence.request_id)
+                log.exception("request %s: its tokens could not be converted to text", sequence.request_id)
                 outputs.append(
                     self._fail(
-                        sequence, FinishReason.INTERNAL, "the engine could not make text of this request's tokens"
+                        sequence, FinishReason.INTERNAL, "the engine could not convert this request's tokens to text"
                     )
                 )
                 continue
@@ -315,7 +319,7 @@ class Engine:
     def _fail(
         self, sequence: RunningRequest, reason: FinishReason = FinishReason.ERROR, error: str = NOT_FINITE
     ) -> Output:
-        """The sequence ends, and the pool has its row cleared for the next holder."""
+        """End the sequence with an error; the pool clears its row for the next holder."""
         return self._end(sequence, reason, error)
 
     def _end(self, sequence: RunningRequest, reason: FinishReason, error: str = "") -> Output:
@@ -323,7 +327,7 @@ class Engine:
         try:
             delta = self._streams[sequence.request_id].end(reason, now, error)
         except Exception:
-            log.exception("request %s: the rest of its text can't be made", sequence.request_id)
+            log.exception("request %s: its last tokens could not be converted to text", sequence.request_id)
             delta = Delta(
                 finish_reason=reason,
                 usage=sequence.usage,
@@ -335,7 +339,7 @@ class Engine:
         return Output(sequence.request_id, delta)
 
     def _release(self, sequence: RunningRequest, reason: FinishReason, now: float) -> None:
-        """The one path that frees everything, however a request ends."""
+        """Free all resources of a request. Every request ends here."""
         self.scheduler.finish(sequence, reason)
         del self._streams[sequence.request_id]
         self._scores.pop(sequence.request_id, None)
@@ -374,10 +378,10 @@ class Engine:
 
 
 def raise_if_not_loaded(end: Delta) -> None:
-    """What the end of a `PrefixLoad` means.
+    """Raise the error with which a `PrefixLoad` ended, if any.
 
-    Raises DamagedBlob if the numbers were not finite, StepFailed if the engine could not compute them, Unavailable if
-    it was cut off.
+    DamagedBlob if the numbers were not finite, StepFailed if the engine could not compute them, Unavailable if the load
+    was interrupted.
     """
     if end.finish_reason is FinishReason.ERROR:
         raise DamagedBlob(end.error)
@@ -395,7 +399,8 @@ def load_engine(
     device: base_model.Device = "auto",
     config: EngineConfig | None = None,
 ) -> Engine:
-    """An engine over a model directory or hub id. Raises what `shared.model.base_model.load` and
-    `Engine.from_base_model` raise.
+    """Build an engine for a model directory or hub id.
+
+    Raises the errors of `shared.model.base_model.load` and `Engine.from_base_model`.
     """
     return Engine.from_base_model(base_model.load(source, id=id, dtype=dtype, device=device), config)

@@ -1,12 +1,12 @@
-"""Who computes what in the next step. Imports no torch; times and tokens come in, a plan of plain data goes out.
+"""Decides which sequences compute how many positions in the next step. Imports no torch.
 
 waiting --schedule--> running --finish--> gone
-   ^                     |
-   +------ preempt ------+      (its tokens stay, its keys and values are computed again)
 
-A step never has more than `max_tokens_per_step` positions. They are divided between tenants by weight (`fair_share`);
-within a tenant every running decode gets one, and prefill the rest, by rank (priority, then arrival), in chunks
-(Sarathi, Agrawal et al. 2023). Where decodes don't all fit they take turns, and prefill keeps a part. Candidates of a
+A preempted sequence returns from running to waiting: its tokens stay, its keys and values are computed again.
+
+A step never has more than `max_tokens_per_step` positions. They are divided between tenants by weight (`fair_share`).
+Within a tenant every running decode gets one, and prefill gets the rest by rank (priority, then arrival), in chunks
+(Sarathi, Agrawal et al. 2023). If the decodes don't all fit, they take turns, and prefill keeps a part. Candidates of a
 score and soft prompts are computed in chunks, too.
 """
 
@@ -28,27 +28,29 @@ from inference_service.engine.kv.pool import Pool
 from inference_service.engine.kv.rows import BLOCK_TOKENS, may_share
 
 WORTH_WAITING_TOKENS = 32
-"""A step more costs about as much as so many positions of prefill."""
+"""An additional step costs about as much as this number of prefill positions."""
 MAX_POSTPONED = 32
-"""Looking further down the queue would cost more time than it saves."""
+"""Waiting sequences postponed per step; a longer search would cost more time than it saves."""
 PREFILL_PART = 4
-"""One in so many positions of a tenant's part of a step is for prefill, as long as something waits for it."""
+"""One in this number of a tenant's positions is for prefill while prefill waits."""
 MAX_SCORED_POSITIONS = 256
-"""Positions of one step whose logits over the whole vocabulary are kept for scores: 256 x 128k x 4 bytes are 130 MB."""
+"""Positions of one step with logits for scores; 256 positions x 128k tokens x 4 bytes are 130 MB."""
 MAX_STRETCH = 0.75
-"""A step takes at most this part of what fair shares allow; the rest is for what the estimate of its time misses."""
+"""A step takes at most this part of the time that fair shares allow; the rest covers errors of the estimate."""
 MAX_PASSED_OVER = 64
-"""After so many requests of other tenants, a request that found no room is not passed over any more."""
+"""After this number of requests of other tenants, a request without room is not passed over any more."""
 
 
 @dataclass
 class Scheduler:
+    """The queue, the running sequences and the plan of each step; pure bookkeeping over a `Pool`."""
+
     pool: Pool
     max_tokens_per_step: int
     block_tokens: int = BLOCK_TOKENS
-    """Of the pool's blocks."""
+    """Positions per block of the pool."""
     prefix_ready: Callable[[str], bool] = lambda prefix_id: True
-    """Whether a soft prompt's keys and values are there; else the first sequence under it computes them in its own row.
+    """Whether a soft prompt's prefix KV is in memory; otherwise the first sequence that uses it computes it in its row.
     """
     waiting: list[RunningRequest] = field(default_factory=list)
     running: list[RunningRequest] = field(default_factory=list)
@@ -58,18 +60,21 @@ class Scheduler:
     step: int = 0
 
     def add(self, sequence: RunningRequest) -> None:
+        """Insert a sequence into the queue by rank."""
         insort(self.waiting, sequence, key=lambda s: s.rank)
 
     @property
     def has_work(self) -> bool:
+        """Whether any sequence waits or runs."""
         return bool(self.waiting or self.running)
 
     @property
     def waiting_tokens(self) -> int:
+        """Tokens of all waiting sequences, candidates included."""
         return sum(sequence.cost for sequence in self.waiting)
 
     def schedule(self, now: float) -> StepPlan:
-        """Plan one step. Changes the books as if the step were done, except `num_computed`: `complete` does that."""
+        """Plan one step. Updates the bookkeeping as if the step were done; only `complete` updates `num_computed`."""
         self.step += 1
         self._ops: list[Any] = []
         self._scorable = MAX_SCORED_POSITIONS
@@ -86,20 +91,21 @@ class Scheduler:
                 parts[tenant] -= chunk.num_positions
         if self.num_preemptions == preempted_before:
             chunks += self._admit(queues, parts, first, now)
-        alive = [chunk for chunk in chunks if chunk.sequence.row == chunk.row]
-        alive.sort(key=lambda chunk: (chunk.num_positions > 1, bool(chunk.branch_lengths), chunk.row))
-        return StepPlan(tuple(alive), tuple(self._ops))
+        kept = [chunk for chunk in chunks if chunk.sequence.row == chunk.row]
+        kept.sort(key=lambda chunk: (chunk.num_positions > 1, bool(chunk.branch_lengths), chunk.row))
+        return StepPlan(tuple(kept), tuple(self._ops))
 
     def complete(self, plan: StepPlan) -> None:
-        """The plan's forward pass is done: its keys and values are in the rows."""
+        """Record that the plan's forward pass has written its keys and values."""
         for chunk in plan.chunks:
             complete_chunk(chunk)
             if chunk.sequence.row is not None:
                 self.pool.advance(chunk.sequence.row, chunk.sequence.num_computed)
 
     def finish(self, sequence: RunningRequest, reason: FinishReason) -> None:
-        """Free all that the sequence holds, wherever it is. Its row keeps its content for reuse unless the sequence
-        failed.
+        """End a waiting or running sequence and free its row.
+
+        The row keeps its content for reuse unless the sequence failed.
         """
         sequence.finish_reason = reason
         if sequence.row is not None:
@@ -110,17 +116,18 @@ class Scheduler:
             self.waiting.remove(sequence)
 
     def expired(self, now: float) -> list[RunningRequest]:
-        """Sequences whose deadline has passed, waiting or running."""
+        """Waiting and running sequences whose deadline has passed."""
         return [s for s in [*self.waiting, *self.running] if s.deadline is not None and s.deadline <= now]
 
     def check_integrity(self) -> None:
+        """Raise IntegrityError if the bookkeeping is inconsistent. Call it at any step boundary."""
         self.pool.check_integrity()
         self.shares.check_integrity()
         if self.pool.num_held != len(self.running):
             raise IntegrityError(f"{self.pool.num_held} rows are held by {len(self.running)} running sequences")
         for sequence in self.running:
             if sequence.row is None or self.pool.rows[sequence.row].holder is not sequence:
-                raise IntegrityError(f"{sequence.request_id} runs without a row of its own")
+                raise IntegrityError(f"{sequence.request_id} runs without its own row")
         for sequence in self.waiting:
             if sequence.row is not None or sequence.num_computed:
                 raise IntegrityError(f"{sequence.request_id} waits and holds a row")
@@ -131,14 +138,14 @@ class Scheduler:
                 )
             done = sequence.num_partial
             if done and tuple(sequence.tokens[sequence.num_input :]) != sequence.candidates[sequence.num_scored][:done]:
-                raise IntegrityError(f"{sequence.request_id} goes on from what is not the beginning of its candidate")
+                raise IntegrityError(f"{sequence.request_id} continues from tokens that do not begin its candidate")
         if self.waiting != sorted(self.waiting, key=lambda s: s.rank):
             raise IntegrityError("the waiting queue is out of order")
 
-    # ---- who gets how much of a step ----
+    # ---- division of a step between tenants ----
 
     def _parts(self, queues: dict[str, list[RunningRequest]]) -> dict[str, int]:
-        """Positions of this step for each tenant that can use some."""
+        """Number of positions in this step for each tenant with work."""
         demands, decodes = dict.fromkeys(self._weights, 0), dict.fromkeys(self._weights, 0)
         for sequence in self.running:
             demands[sequence.tenant] += sequence.num_left
@@ -150,15 +157,15 @@ class Scheduler:
         return split(total, demands, self._weights, self.shares.served)
 
     def _demand(self, queue: list[RunningRequest]) -> int:
-        """Positions that a tenant's waiting sequences can use now."""
+        """Number of positions that a tenant's waiting sequences can use now."""
         return sum(sequence.num_left for sequence in queue) if queue and self._has_room(queue[0]) else 0
 
     def _limit(self, demands: dict[str, int], decodes: dict[str, int]) -> int:
-        """Positions of this step: so few that it takes no tenant's streams longer than alone, times all weights over
-        the tenant's own.
+        """Maximum number of positions of this step.
 
-        That is what a tenant's streams would take on a machine of their own with that share of the speed. One tenant
-        alone has the whole of `max_tokens_per_step`: how its inputs slow down its own streams is its own affair.
+        A step may take as long for a tenant's streams as they would take alone, divided by the tenant's share of the
+        weights: as if the tenant had its own machine with that share of the speed. A tenant that is alone gets all of
+        `max_tokens_per_step`; its inputs delay only its own streams.
         """
         total, limit = sum(self._weights[tenant] for tenant in demands), self.max_tokens_per_step
         if len(demands) > 1:
@@ -170,8 +177,9 @@ class Scheduler:
         return max(limit, min(len(demands), self.max_tokens_per_step))
 
     def _continue_running(self, tenant: str, part: int, queue: list[RunningRequest]) -> Iterator[Chunk]:
-        """Chunks of a tenant's running sequences within its part: decodes, those that waited longest first, then
-        prefill by rank.
+        """Chunks of a tenant's running sequences within its part of the step.
+
+        First decodes, those that waited longest first, then prefill by rank.
         """
         own = [s for s in self.running if s.tenant == tenant]
         decodes = sorted((s for s in own if is_decode(s)), key=lambda s: (s.planned_step, s.rank))
@@ -187,8 +195,8 @@ class Scheduler:
                 yield chunk
 
     def _continue(self, sequence: RunningRequest, budget: int) -> Chunk | None:
-        """The next chunk of a running sequence, for whose memory others may have to give way. None if it had to give
-        way itself.
+        """The next chunk of a running sequence; preempts others if its memory requires it. None if it was preempted
+        itself.
         """
         chunk = next_chunk(sequence, budget, self._scorable, self._slots(sequence))
         while chunk is not None and sequence.row is not None:
@@ -199,13 +207,13 @@ class Scheduler:
                 self._scorable -= chunk.num_logits if chunk.branches else 0
                 self.shares.charge(sequence.tenant, chunk.num_positions, sequence.weight)
                 return chunk
-            self.preempt(preemption.for_memory(self.running, self._usage()))
+            self.preempt(preemption.for_memory(self.running, self._tenant_shares()))
         return None
 
-    # ---- who starts ----
+    # ---- start of waiting sequences ----
 
     def _queues(self) -> dict[str, list[RunningRequest]]:
-        """Each tenant's waiting sequences by rank, without those that gain by waiting for this step to end."""
+        """Each tenant's waiting sequences by rank, without those that profit from waiting until this step ends."""
         queues: dict[str, list[RunningRequest]] = {}
         postponed = 0
         for sequence in self.waiting:
@@ -222,10 +230,10 @@ class Scheduler:
         return queues
 
     def _computes_soon(self, other: RunningRequest, sequence: RunningRequest) -> bool:
-        """Whether a running prefill is about to compute at least WORTH_WAITING_TOKENS of what the sequence begins with.
+        """Whether a running prefill will soon compute at least WORTH_WAITING_TOKENS of the sequence's beginning.
 
-        Requests with one instruction that arrive together would each compute it; so the first does, and the others
-        start from its row a step later. Those that they wait for are running, so they don't wait for ever.
+        Requests with one instruction that arrive together would each compute it. Instead, the first one does, and the
+        others start from its row a step later. They only wait for running sequences, so the wait ends.
         """
         done = max(0, other.num_computed - other.num_virtual)
         wanted = done + WORTH_WAITING_TOKENS
@@ -236,7 +244,7 @@ class Scheduler:
         return other.tokens[:wanted] == sequence.tokens[:wanted]
 
     def _prefix_comes(self, sequence: RunningRequest) -> bool:
-        """Whether another sequence is computing the soft prompt that this one needs."""
+        """Whether another running sequence is computing the soft prompt of this one."""
         prefix_id = sequence.prefix_id
         return (
             prefix_id is not None
@@ -247,8 +255,9 @@ class Scheduler:
     def _admit(
         self, queues: dict[str, list[RunningRequest]], parts: dict[str, int], first: RunningRequest | None, now: float
     ) -> Iterator[Chunk]:
-        """Start waiting sequences: `first`, then always one of the tenant that was served least. Within a tenant the
-        order holds.
+        """Start waiting sequences: `first`, then repeatedly one of the least served tenant.
+
+        Within a tenant the order of the queue holds.
         """
         passed: list[RunningRequest] = []
         preempted_before = self.num_preemptions
@@ -278,7 +287,7 @@ class Scheduler:
         return slots_needed(sequence, self.pool.max_length, self.max_tokens_per_step)
 
     def _has_room(self, sequence: RunningRequest) -> bool:
-        """A row, memory for its input, and a block more for each running sequence."""
+        """Whether there are a row, memory for the input, and one more block for each running sequence."""
         if self.pool.num_held >= len(self.pool.rows):
             return False
         idle = self.pool.max_blocks - self.pool.held_blocks
@@ -301,22 +310,20 @@ class Scheduler:
             sequence.cached_tokens = max(0, acquired.num_computed - sequence.num_virtual)
         return True
 
-    # ---- who gives way ----
+    # ---- preemption ----
 
     def _free_a_row(self, queues: dict[str, list[RunningRequest]]) -> RunningRequest | None:
-        """Preempt at most one sequence for a waiting one that has no room and is entitled to some; that one then starts
-        in this step.
-        """
+        """Preempt at most one sequence for an entitled waiting one without room, which then starts in this step."""
         for head in [queues[tenant][0] for tenant in self.shares.order() if tenant in queues]:
             if not self._has_room(head):
-                victim = preemption.for_waiting(head, self.running, self._usage(), self._part, self.step)
+                victim = preemption.for_waiting(head, self.running, self._tenant_shares(), self._part, self.step)
                 if victim is not None:
                     self.preempt(victim)
                     return head
         return None
 
-    def _usage(self) -> preemption.Usage:
-        return preemption.Usage.of(self.running, self._weights, len(self.pool.rows), self._memory_part)
+    def _tenant_shares(self) -> preemption.TenantShares:
+        return preemption.TenantShares.of(self.running, self._weights, len(self.pool.rows), self._memory_part)
 
     def _memory_part(self, sequence: RunningRequest) -> float:
         return -(-sequence.length // self.block_tokens) / self.pool.max_blocks
@@ -325,7 +332,7 @@ class Scheduler:
         return max(1 / len(self.pool.rows), self._memory_part(sequence))
 
     def preempt(self, victim: RunningRequest, *, keep: bool = True) -> None:
-        """Back to the queue with its tokens. Without `keep`, what its row holds is not to be trusted."""
+        """Return a running sequence to the queue with its tokens. Without `keep`, its row's content is discarded."""
         if victim.row is None:
             raise IntegrityError(f"{victim.request_id} is preempted without running")
         self.pool.release(victim.row, keep=keep)

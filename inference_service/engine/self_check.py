@@ -1,7 +1,7 @@
-"""Before an engine serves a model it proves on a few tokens that it computes what the model's own code computes.
+"""Checks on a few tokens that the engine computes the same logits as the model's own code.
 
-An architecture may pass its attention something that ours does not honour (a position bias, a mask of its own); nobody
-should find that out from the quality of the answers.
+An architecture may pass its attention arguments that the engine's attention ignores (a position bias, a special mask).
+The check finds this before any request gets a wrong answer.
 """
 
 from __future__ import annotations
@@ -24,18 +24,23 @@ from shared.values.sampling import SamplingParams
 NUM_TOKENS = 12
 NUM_VIRTUAL = 3
 _SPLITS = (((0, 7), (7, 4), (11, 1)), ((0, 7), (7, 5)))
-"""A prefill that begins with virtual tokens, its continuation and a decode; then one whose last chunk has several
-tokens.
+"""Chunks `(start, count)` of two checks.
+
+The first has a prefill that begins with virtual tokens, its continuation and a decode; in the second the last chunk has
+several tokens.
 """
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
-"""Of the logits' norm: bfloat16 keeps 8 bits, and the order of summation differs in every layer."""
+"""Allowed difference relative to the norm of the logits.
+
+bfloat16 keeps 8 bits, and the order of summation differs in every layer.
+"""
 
 
 def check_tokens(vocab_size: int) -> list[int]:
-    """Frequent ones, which byte-pair vocabularies number first, after bytes and specials.
+    """Frequent token ids: byte-pair vocabularies number them first, after bytes and special tokens.
 
-    Of rare ones a model makes noise: SmolLM2-135M's own bfloat16 logits differ from its float32 ones by 6 % there, and
-    by 0.4 % here.
+    Rare tokens give noisy logits: those of SmolLM2-135M in bfloat16 differ from float32 by 6 % for rare tokens and by
+    0.4 % for these.
     """
     first, many = (300, 1000) if vocab_size >= 1300 else (0, vocab_size)
     return [first + 7919 * (i + 1) % many for i in range(NUM_TOKENS)]
@@ -43,7 +48,10 @@ def check_tokens(vocab_size: int) -> list[int]:
 
 @torch.inference_mode()
 def own_logits(base: BaseModel) -> torch.Tensor:
-    """`[vocab]` after the last check token, by the model's own plain attention (the fused one leaves a soft cap out)."""
+    """Logits `[vocab]` after the last check token, computed by the model's own attention.
+
+    This is the plain ("eager") attention; the fused one ignores a soft cap.
+    """
     ids = torch.tensor([check_tokens(base.info.vocab_size)], device=base.device)
     with own_attention(base.model):
         logits: torch.Tensor = base.model(input_ids=ids, use_cache=False).logits[0, -1].float()
@@ -52,7 +60,7 @@ def own_logits(base: BaseModel) -> torch.Tensor:
 
 @contextmanager
 def own_attention(model: Any) -> Iterator[None]:
-    """The model's own plain attention inside, also of a model that an engine had taken over."""
+    """Use the model's own plain attention inside, even if an engine has replaced it."""
     before = model.config._attn_implementation
     model.set_attn_implementation("eager")
     try:
@@ -62,7 +70,7 @@ def own_attention(model: Any) -> Iterator[None]:
 
 
 def check_runner(base: BaseModel, runner: Runner, expected: torch.Tensor) -> None:
-    """Raise PreconditionFailed if the engine's logits are not the model's."""
+    """Raise PreconditionFailed if the engine's logits differ from `expected` `[vocab]`, the model's own."""
     ids, logits, prefixes = check_tokens(base.info.vocab_size), expected, PrefixCache(0)
     with torch.inference_mode():
         embedded = base.model.get_input_embeddings()(torch.tensor(ids[:NUM_VIRTUAL], device=base.device))
@@ -78,5 +86,6 @@ def check_runner(base: BaseModel, runner: Runner, expected: torch.Tensor) -> Non
         difference = float((logits[0].float() - expected).norm() / expected.norm())
         if not difference <= TOLERANCE.get(base.dtype, 0.1):
             raise PreconditionFailed(
-                f"{base.info.architecture}: the engine's logits differ from the model's own by {difference:.2g} of their norm"
+                f"{base.info.architecture}: the engine's logits differ from the model's own "
+                f"by {difference:.2g} of their norm"
             )

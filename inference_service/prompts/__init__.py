@@ -1,6 +1,6 @@
-"""Versions on one replica: which exist, which are loaded, which each alias serves.
+"""Prompt versions on one replica: the known ones, the loaded ones, and the target of each alias.
 
 `watcher` follows the store's log; `load_queue` and `version_loader` fetch a version, check it, compute its prefix and
-replay its golden record; `registry` answers look-ups; `heartbeat` reports to the fleet what this replica serves and
-refuses. The engine computes; this package doesn't.
+replay its golden records; `registry` answers look-ups; `heartbeat` reports to the fleet which versions this replica
+serves and refuses. All computation is in the engine.
 """

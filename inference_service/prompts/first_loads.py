@@ -1,4 +1,4 @@
-"""Which versions a replica loads before it is ready, and which it leaves to the first request that asks for them."""
+"""Selects the versions that a replica loads before it is ready; others are loaded on their first request."""
 
 from __future__ import annotations
 
@@ -15,27 +15,26 @@ AliasKey = tuple[str, str]
 
 @dataclass(frozen=True)
 class StartLimits:
-    """How much a replica does before it is ready."""
+    """Limits of the loads before a replica is ready."""
 
     max_versions: int = 64
-    """Versions to load; 0: every version that an alias names."""
+    """Maximum number of versions to load; 0 means every version that an alias names."""
     max_seconds: float = 120.0
-    """Loads that are not done by then go on while the replica serves."""
+    """Maximum time; unfinished loads continue while the replica serves."""
 
 
 def recently_used(replicas: Iterable[ReplicaRecord]) -> list[str]:
-    """Prompts that the fleet used lately: each replica's in turn, the latest first."""
+    """Prompts that the fleet used recently: alternately from each replica, the latest first."""
     lists = [replica.recent for replica in replicas]
     longest = max(map(len, lists), default=0)
     return list(dict.fromkeys(names[rank] for rank in range(longest) for names in lists if rank < len(names)))
 
 
 def left_for_later(index: StoreIndex, recent: Sequence[str], max_versions: int) -> dict[AliasKey, Alias]:
-    """The aliases whose versions are loaded when a request first asks for them, so that the others name at most
-    `max_versions`.
+    """The aliases to load on their first request, so that the others name at most `max_versions` versions.
 
-    Default aliases of the prompts in `recent` come first, in that order, then other default aliases and the rest, those
-    that moved last before those that moved long ago.
+    Default aliases of the prompts in `recent` come first, in that order, then other default aliases, then the rest;
+    within a group the most recently moved alias comes first.
     """
     ranks = {name: rank for rank, name in enumerate(recent)}
     aliases = [(prompt, alias) for prompt, record in index.prompts.items() for alias in record.aliases.values()]

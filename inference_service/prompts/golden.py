@@ -1,15 +1,15 @@
-"""The golden replay: proof that a soft prompt does here what it did where it was trained.
+"""The golden replay: checks that a soft prompt has the same effect here as where it was trained.
 
-The trainer wrote the most likely next tokens of a few inputs (`shared.text.golden_inputs`), with log-probabilities, and
-how far bfloat16 moved them there. If the prompt were ignored, shifted by a position, or applied to other weights, these
-would move by far more than rounding does.
+The trainer recorded the most likely next tokens of a few inputs (`shared.text.golden_inputs`), their log-probabilities,
+and how far bfloat16 changed them there. If the prompt is ignored, shifted by a position, or applied to other weights,
+these numbers change by far more than rounding does.
 
 The error model: a computation in 16 bits differs from the exact one by many small roundings, so logits get errors that
-are close to normal, of a size that depends on the model and on this prompt. The divergence over the recorded tokens is
+are close to normal, of a size that depends on the model and on the prompt. The divergence over the recorded tokens is
 then near a weighted sum of squares of those errors. Two such computations, the trainer's and a replica's, have errors
-of the same size, not the same errors: their divergences are two draws from one distribution, whose ratio has a tail
-like that of an F distribution with a few degrees of freedom. `BAND` is where `make bench-golden` puts less than one
-sound prompt in 10,000; docs/prompts.md shows what is refused then.
+of the same size, but not the same errors: their divergences are two draws from one distribution, whose ratio has a tail
+like that of an F distribution with a few degrees of freedom. With `BAND`, less than one sound prompt in 10,000 is
+refused according to `make bench-golden`; docs/prompts.md shows an example of a refusal.
 """
 
 from __future__ import annotations
@@ -22,36 +22,42 @@ from shared.prompt.divergence import divergence_nats
 from shared.prompt.manifest import GoldenRecord
 
 BAND = 12.0
-"""A replica's divergence may be that many times the trainer's own."""
+"""Maximum of a replica's divergence as a multiple of the trainer's own."""
 FLOORS = {"float32": 1e-5, "float16": 1e-3, "bfloat16": 0.01}
-"""Nats, by the coarsest dtype involved: allowed however little the trainer's rounding moved. In float32, kernels add up
-in another order, and some processors keep fewer bits (TF32).
+"""Nats that are always allowed, by the coarsest dtype involved.
+
+In float32, kernels sum in another order, and some processors keep fewer bits (TF32).
 """
 _FLOAT16_SHARE = 1 / 16
-"""Of bfloat16's divergence: three bits more make errors of an eighth, which squared is 1/64; the rest is margin."""
+"""Part of bfloat16's divergence to expect in float16.
+
+Three more bits reduce errors to an eighth, and squared errors to 1/64; the rest is margin.
+"""
 UNKNOWN = {"float32": FLOORS["float32"], "float16": 0.02, "bfloat16": 0.1}
-"""Nats allowed for records without `rounding_nats`: of earlier releases, and of models that can't be computed in
-another dtype.
+"""Nats allowed for records without `rounding_nats`.
+
+These are records of earlier releases, and of models that can't be computed in another dtype.
 """
 MOST = 1.0
-"""Nats, whatever a manifest says: a prompt that rounding moves further than this can't be served in 16 bits."""
+"""Maximum of allowed nats: a prompt that rounding changes more can't be served in 16 bits."""
 _MAX_SHOWN = 16
 
 
 @dataclass(frozen=True)
 class Replay:
-    """`found` maps token ids to log-probabilities, of more tokens than were recorded."""
+    """A golden record and its replay. `found` maps more token ids than were recorded to log-probabilities."""
 
     record: GoldenRecord
     found: Mapping[int, float]
 
     @property
     def nats(self) -> float:
+        """Divergence of the replay from the record."""
         return divergence_nats(self.record.top_token_ids, self.record.top_logprobs, self.found)
 
 
 def allowed_nats(records: Sequence[GoldenRecord], serving_dtype: str) -> float:
-    """How far replays of these records may be apart from them, on average over the inputs."""
+    """The allowed divergence of replays from these records, in nats, averaged over the inputs."""
     dtype = max({serving_dtype, *(record.dtype for record in records)}, key=lambda name: FLOORS[name])
     known = [record.rounding_nats for record in records if record.rounding_nats is not None]
     if len(known) < len(records):
@@ -63,12 +69,12 @@ def allowed_nats(records: Sequence[GoldenRecord], serving_dtype: str) -> float:
 
 
 def alternatives_for(record: GoldenRecord, limit: int) -> int:
-    """How many tokens to ask the engine for, so that a recorded one that slipped a few ranks is still found."""
+    """Number of tokens to request from the engine, so that a recorded token that fell a few ranks is still found."""
     return min(limit, 2 * len(record.top_token_ids) + 4)
 
 
 def disagreement(replays: Sequence[Replay], allowed: float) -> str:
-    """What differs beyond `allowed` nats on average over the inputs, with both sides' numbers, or nothing."""
+    """Describes the difference, with the numbers of both sides, if the mean exceeds `allowed` nats; else empty."""
     if not replays:
         return ""
     mean = sum(replay.nats for replay in replays) / len(replays)

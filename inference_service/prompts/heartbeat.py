@@ -1,4 +1,4 @@
-"""Tells the fleet, through a small record in the store, what this replica serves and what it refused and why."""
+"""Reports to the fleet, through a small record in the store, which versions this replica serves and refused."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ log = logging.getLogger(__name__)
 
 _MAX_REASON_CHARS = 2000
 _FAREWELL_SECONDS = 2.0
-"""A replica that stops tries for that long to take its record away."""
+"""Time limit for removing the record when the replica stops."""
 _MAX_RECENT = 256
-_MAX_TOLD = 10_000
-"""Of more versions, the newest are told: the record is written every few seconds."""
+_MAX_REPORTED = 10_000
+"""Maximum number of versions in the record, the newest ones: it is written every few seconds."""
 
 
 class Heartbeat:
-    """Writes the record every `interval_seconds`, and at once when it has news for the fleet."""
+    """Writes the record every `interval_seconds`, and immediately after a change."""
 
     def __init__(
         self,
@@ -46,14 +46,15 @@ class Heartbeat:
         self._news = asyncio.Event()
         self._failing = False
 
-    def tell(self) -> None:
-        """Something was loaded or refused: don't wait for the next turn."""
+    def report_now(self) -> None:
+        """Write the record now: a version was loaded or refused."""
         self._news.set()
 
     def record(self) -> ReplicaRecord:
+        """The current record of this replica."""
         loaded, refused = list[LoadedVersion](), list[RefusedVersion]()
-        decided = sorted(self._registry.decided(), key=lambda told: told[0].record.revision)
-        for item, seconds in decided[-_MAX_TOLD:]:
+        decided = sorted(self._registry.decided(), key=lambda entry: entry[0].record.revision)
+        for item, seconds in decided[-_MAX_REPORTED:]:
             about: dict[str, Any] = {
                 "prompt": item.record.prompt,
                 "version": item.record.version,
@@ -78,7 +79,7 @@ class Heartbeat:
         )
 
     async def run(self) -> None:
-        """Until cancelled; then the record is taken away."""
+        """Write the record until cancelled, then remove it."""
         try:
             while True:
                 self._news.clear()
@@ -93,13 +94,11 @@ class Heartbeat:
             await self._try(partial(self._directory.remove, self._replica), _FAREWELL_SECONDS)
 
     async def _try(self, write: Callable[[], object], timeout_seconds: float) -> None:
-        """The fleet's view is a help, not a condition for serving: failures are logged once and the next turn tries
-        again.
-        """
+        """Write to the store. A failure is logged once and retried later: serving doesn't depend on the record."""
         try:
             await self._pool.call_within(timeout_seconds, write)
             self._failing = False
         except SoftPromptError as error:
             if not self._failing:
-                log.warning("this replica's record can't be written: %s", error.message)
+                log.warning("can't write this replica's record: %s", error.message)
             self._failing = True

@@ -1,4 +1,4 @@
-"""Loads versions into the registry: each at most once at a time, a few at once, whoever asks."""
+"""Loads versions into the registry: each version at most once at a time, and a limited number concurrently."""
 
 from __future__ import annotations
 
@@ -25,14 +25,15 @@ MAX_CONCURRENT_LOADS = 4
 MAX_FAULTS = 3
 """Attempts that end in an unexpected exception before the version is quarantined."""
 MAX_FAILED_REPLAYS = MAX_FAILED_STEPS + 1
-"""Attempts that end in a failed step of the engine. An engine whose every step fails has died by then, and the version
-gets no verdict.
+"""Attempts that end in a failed step of the engine before the version is quarantined.
+
+If every step fails, the engine stops before this number is reached, and no version is quarantined.
 """
 _PERMANENT = (DamagedBlob, InvalidInput, PreconditionFailed)
 
 
 class VersionLoads:
-    """The watcher and requests for versions that are not loaded meet here."""
+    """Shared by the watcher and by requests for versions that are not loaded."""
 
     def __init__(self, loader: VersionLoader, registry: PromptRegistry, observer: PromptObserver) -> None:
         self._loader, self._registry, self._observer = loader, registry, observer
@@ -42,9 +43,9 @@ class VersionLoads:
         """Failed attempts by digest, of versions that are neither loaded nor quarantined."""
 
     async def load(self, record: VersionRecord) -> None:
-        """Return when the version is loaded or quarantined. Raises Unavailable if neither can be said now.
+        """Load a version; returns when it is loaded or quarantined. Raises Unavailable if neither is possible now.
 
-        A caller that gives up does not take the load away from others who wait for it.
+        A caller that is cancelled does not cancel the load for other callers.
         """
         key = (record.prompt, record.version)
         task = self._running.get(key)
@@ -55,6 +56,7 @@ class VersionLoads:
         await asyncio.shield(task)
 
     async def close(self) -> None:
+        """Cancel all loads and wait for their end."""
         for task in list(self._running.values()):
             task.cancel()
         await asyncio.gather(*self._running.values(), return_exceptions=True)
@@ -66,7 +68,7 @@ class VersionLoads:
 
     async def _load(self, record: VersionRecord) -> None:
         async with self._slots.taken(tenant_of_work()):
-            begun = time.monotonic()
+            started = time.monotonic()
             try:
                 version = await self._loader.load(record)
             except VersionRefused as refusal:
@@ -77,18 +79,18 @@ class VersionLoads:
                 raise
             except Exception as error:
                 log.exception("a version could not be loaded", extra={"fields": {"version": record.name}})
-                if self._is_for_good(record, error):
+                if self._is_permanent(record, error):
                     text = (
                         error.message
                         if isinstance(error, SoftPromptError)
-                        else f"loading it fails ({type(error).__name__})"
+                        else f"loading fails repeatedly ({type(error).__name__})"
                     )
                     self._quarantine(record, VersionRefused(RefusalReason.FAULT, text))
                     return
                 self._observer.version_unavailable(record)
-                raise Unavailable(f"{record.name} could not be loaded; the service's log says why") from error
+                raise Unavailable(f"{record.name} could not be loaded; see the service's log for the cause") from error
             self._faults.pop(record.digest, None)
-            seconds = time.monotonic() - begun
+            seconds = time.monotonic() - started
             served = self._registry.add(version)
             self._observer.version_loaded(record, seconds, served)
             fields: dict[str, object] = {
@@ -100,8 +102,11 @@ class VersionLoads:
                 fields["publish_to_served_seconds"] = round(served, 3)
             log.info("version loaded", extra={"fields": fields})
 
-    def _is_for_good(self, record: VersionRecord, error: Exception) -> bool:
-        """Whether another attempt would end the same: of an unknown fault, after so many that did."""
+    def _is_permanent(self, record: VersionRecord, error: Exception) -> bool:
+        """Whether to quarantine the version.
+
+        True for permanent errors, and for unknown errors after the maximum number of attempts.
+        """
         if isinstance(error, _PERMANENT):
             return True
         if isinstance(error, SoftPromptError) or _is_out_of_memory(error):
@@ -117,7 +122,7 @@ class VersionLoads:
             "reason": refusal.reason.value,
             "why": refusal.message,
         }
-        # Several models may share a store; there, another model's prompts are everyday.
+        # Several models may share a store, so prompts of other models are normal.
         level = logging.WARNING if refusal.reason is RefusalReason.BASE_MODEL else logging.ERROR
         log.log(level, "version quarantined", extra={"fields": refused})
         self._registry.quarantine(record, refusal.reason, refusal.message)
@@ -125,5 +130,5 @@ class VersionLoads:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    """Memory may be free at the next attempt. On the CPU torch raises a plain RuntimeError."""
+    """Whether memory was short, which may be temporary. On the CPU torch raises a plain RuntimeError."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)

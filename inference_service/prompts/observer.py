@@ -1,4 +1,4 @@
-"""What happens to prompts on this replica, told to whoever counts it."""
+"""The interface through which events of prompts on this replica are counted."""
 
 from __future__ import annotations
 
@@ -9,28 +9,31 @@ from shared.store.index import VersionRecord
 
 
 class PromptObserver(Protocol):
-    """Called on the event loop."""
+    """Receives events of prompt versions and the store, on the event loop."""
 
     def version_loaded(
         self, record: VersionRecord, load_seconds: float, publish_to_served_seconds: float | None
     ) -> None:
-        """Passed all checks and can serve; the second time is None for versions that are older than this replica."""
+        """The version passed all checks and can serve.
+
+        `publish_to_served_seconds` is None for versions that are older than this replica.
+        """
 
     def version_refused(self, record: VersionRecord, reason: RefusalReason) -> None:
-        """Quarantined."""
+        """The version was quarantined."""
 
     def version_unavailable(self, record: VersionRecord) -> None:
-        """Could not be loaded now; will be tried again."""
+        """The version could not be loaded now; the load is retried."""
 
     def store_polled(self, revision: int) -> None:
-        """The store answered."""
+        """The store answered a poll."""
 
     def store_failed(self) -> None:
-        """The store did not answer; what is loaded serves on."""
+        """The store did not answer; loaded versions keep serving."""
 
 
 class NullPromptObserver:
-    """Counts nothing."""
+    """Ignores all events."""
 
     def version_loaded(
         self, record: VersionRecord, load_seconds: float, publish_to_served_seconds: float | None

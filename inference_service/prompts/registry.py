@@ -1,8 +1,8 @@
-"""Which versions exist, which are loaded or quarantined, which of them each alias serves, and who holds them.
+"""The state of versions on this replica: known, loaded, quarantined, in use, and the target of each alias.
 
-Plain data on the event loop: no input, no output, no waiting. An alias moves here when all its new targets can serve;
-until then, and for good if one of them is quarantined, it goes on meaning what it meant before. The index and each
-alias change by one assignment, so a request sees the state before or after, never between.
+Plain data on the event loop without input, output or waiting. An alias moves when all its new targets can serve. Until
+then it keeps its previous targets, permanently if a new one is quarantined. The index and each alias change by one
+assignment, so a request never sees an intermediate state.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 
 from inference_service.prompts.version import (
-    LoadedVersion,
     Quarantine,
     RefusalReason,
+    ServableVersion,
     VersionKey,
     now,
     publish_to_served_seconds,
@@ -34,23 +34,24 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class _Entry:
-    """A loaded version and how many requests hold it. `retired`: gone from the store, leaves with the last of them."""
+    """A loaded version. `holds` counts its requests; `retired` versions are unloaded after the last of them."""
 
-    version: LoadedVersion
+    version: ServableVersion
     holds: int = 0
     retired: bool = False
 
 
 @dataclass(frozen=True)
 class VersionStatus:
-    """One version as `ListLoadedPrompts` and the heartbeat tell it. `loaded` is set in state LOADED, `quarantine` in
-    QUARANTINED.
+    """The status of one version for `ListLoadedPrompts`.
+
+    `loaded` is set in state LOADED, `quarantine` in state QUARANTINED.
     """
 
     record: VersionRecord
     state: LoadedState
     aliases: tuple[str, ...]
-    loaded: LoadedVersion | None = None
+    loaded: ServableVersion | None = None
     quarantine: Quarantine | None = None
     holds: int = 0
     publish_to_served_seconds: float | None = None
@@ -58,8 +59,9 @@ class VersionStatus:
 
 @dataclass(frozen=True)
 class _Checked:
-    """A version that passed every check once; None: it was there before this replica, so no time from publish to
-    served.
+    """A version that has passed every check.
+
+    The time from publication to serving is None if the version is older than this replica.
     """
 
     digest: str
@@ -68,8 +70,9 @@ class _Checked:
 
 @dataclass
 class PromptRegistry:
-    """`unload` is told the prefix ids that the engine may forget; `max_loaded` bounds the versions kept for later
-    requests.
+    """The state of all versions of one replica.
+
+    `unload` is called with each prefix id to unload; `max_loaded` limits the versions kept loaded.
     """
 
     unload: Callable[[str], None]
@@ -83,31 +86,33 @@ class PromptRegistry:
     _quarantined: dict[VersionKey, Quarantine] = field(default_factory=dict)
     _serving: dict[tuple[str, str], Alias] = field(default_factory=dict)
     _deferred: dict[tuple[str, str], Alias] = field(default_factory=dict)
-    """Aliases as they were at the start whose versions are loaded when a request first asks for them. One that moves is
-    news again.
-    """
+    """Aliases, as they were at the start, whose versions load on their first request; moved aliases no longer match."""
 
     @property
     def index(self) -> StoreIndex:
+        """The store's state at the last applied revision."""
         return self._index
 
     @property
     def num_loaded(self) -> int:
+        """Number of loaded versions."""
         return len(self._loaded)
 
     @property
     def num_quarantined(self) -> int:
+        """Number of quarantined versions."""
         return len(self._quarantined)
 
     @property
     def num_known(self) -> int:
+        """Number of versions in the store."""
         return sum(len(prompt.versions) for prompt in self._index.prompts.values())
 
     @property
     def num_aliases_behind(self) -> int:
-        """Aliases that don't mean here what the store says: a new target is loading, or was refused.
+        """Aliases that serve something else than the store says: a new target is loading or was refused.
 
-        Other models' prompts don't count, nor do aliases that wait for their first request.
+        Aliases of other models' prompts and those that wait for their first request don't count.
         """
         aliases = ((name, alias) for name, prompt in self._index.prompts.items() for alias in prompt.aliases.values())
         named = [(name, alias) for name, alias in aliases if not self._is_deferred(name, alias)]
@@ -116,10 +121,10 @@ class PromptRegistry:
             not any(self._is_foreign((name, target.version)) for target in alias.targets) for name, alias in behind
         )
 
-    # ---- what requests ask ----
+    # ---- for requests ----
 
     def resolve(self, reference: PromptReference, routing_key: str = "", caller: Caller = EVERYBODY) -> VersionRecord:
-        """The version that a reference means on this replica now.
+        """The version to which a reference resolves on this replica now.
 
         Raises NotFound naming prompt, alias or version, also for a prompt that the caller may not use;
         PreconditionFailed with the reason for a version that is quarantined.
@@ -139,8 +144,8 @@ class PromptRegistry:
         return record
 
     @contextmanager
-    def hold(self, record: VersionRecord) -> Iterator[LoadedVersion | None]:
-        """The loaded version, kept from being unloaded until the end of the block; None if it is not loaded."""
+    def hold(self, record: VersionRecord) -> Iterator[ServableVersion | None]:
+        """Keep a loaded version from being unloaded until the end of the block; yields None if it is not loaded."""
         key = (record.prompt, record.version)
         entry = self._loaded.get(key)
         if entry is None or entry.version.record.digest != record.digest:
@@ -156,11 +161,12 @@ class PromptRegistry:
                 self._retired.pop(entry.version.prefix_id, None)
                 self.unload(entry.version.prefix_id)
 
-    # ---- what the watcher tells ----
+    # ---- for the watcher ----
 
     def update(self, index: StoreIndex) -> list[VersionRecord]:
-        """The store is at another revision. Returns new versions, in the order of publishing; aliases move as far as
-        they can.
+        """Apply another revision of the store; aliases move if their targets can serve.
+
+        Returns the new versions in the order of publication.
         """
         before, self._index = self._index, index
         if self.first_revision is None:
@@ -184,7 +190,7 @@ class PromptRegistry:
         return sorted(fresh, key=lambda record: record.revision)
 
     def defer(self, aliases: Mapping[tuple[str, str], Alias]) -> None:
-        """Don't want what these aliases name until they move: requests that name them load it."""
+        """Leave the versions of these aliases to their first request, until the aliases move."""
         self._deferred = dict(aliases)
 
     def is_current(self, record: VersionRecord) -> bool:
@@ -194,14 +200,15 @@ class PromptRegistry:
         return known is not None and known.digest == record.digest
 
     def is_settled(self, record: VersionRecord) -> bool:
-        """Whether it is known if this version can serve."""
+        """Whether the version has been checked or quarantined."""
         key = (record.prompt, record.version)
         return key in self._quarantined or key in self._checked
 
-    def add(self, version: LoadedVersion) -> float | None:
-        """A version passed every check and its prefix is loaded. Returns seconds from its publication, if it is news.
+    def add(self, version: ServableVersion) -> float | None:
+        """Add a version that passed every check and whose prefix is loaded.
 
-        A version that was deleted meanwhile is unloaded at once.
+        Returns seconds from its publication if it was published after this replica's start, else None. A version that
+        was deleted meanwhile is unloaded immediately.
         """
         record = version.record
         if not self.is_current(record):
@@ -219,7 +226,7 @@ class PromptRegistry:
         return seconds
 
     def quarantine(self, record: VersionRecord, reason: RefusalReason, message: str) -> None:
-        """This version will never serve here. Aliases that were to move to it stay where they are."""
+        """Quarantine a version: it never serves on this replica. Aliases that should move to it keep their targets."""
         if not self.is_current(record):
             return
         self._checked.pop((record.prompt, record.version), None)
@@ -235,26 +242,26 @@ class PromptRegistry:
             level = logging.INFO if reason is RefusalReason.BASE_MODEL else logging.ERROR
             log.log(
                 level,
-                "an alias names a quarantined version; what served before goes on serving",
+                "an alias names a quarantined version; its previous target keeps serving",
                 extra={"fields": fields},
             )
         self._settle(record.prompt)
 
-    # ---- what operators see ----
+    # ---- for operators ----
 
     def statuses(self, prompt: str = "", caller: Caller = EVERYBODY) -> list[VersionStatus]:
-        """By prompt and version; versions whose check is under way are left out. Raises NotFound for an unknown
-        `prompt`.
+        """Statuses sorted by prompt and version, without versions that are being checked.
 
-        Prompts that the caller may not use are unknown.
+        Raises NotFound for an unknown `prompt`. Prompts that the caller may not use are treated as unknown.
         """
         index = visible_index(self._index, caller)
         names = sorted(index.prompts) if not prompt else [index.prompt(prompt).name]
         return [status for name in names for status in self._statuses_of(name)]
 
-    def decided(self) -> Iterator[tuple[LoadedVersion | Quarantine, float | None]]:
-        """What is loaded or quarantined, with seconds from publish to served, without walking the thousands that are
-        neither.
+    def decided(self) -> Iterator[tuple[ServableVersion | Quarantine, float | None]]:
+        """Loaded and quarantined versions with seconds from publication to serving.
+
+        Does not walk over the thousands of other versions.
         """
         for key, entry in self._loaded.items():
             checked = self._checked.get(key)
@@ -263,10 +270,9 @@ class PromptRegistry:
             yield quarantine, None
 
     def wanted(self) -> list[VersionRecord]:
-        """Versions that aliases name and of which it isn't known yet whether they can serve, in the order of
-        publishing.
+        """Versions to load: those that aliases name and that were not checked yet, in the order of publication.
 
-        Those of deferred aliases are left out.
+        Deferred aliases are left out.
         """
         found = {}
         for prompt in self._index.prompts.values():
@@ -278,14 +284,17 @@ class PromptRegistry:
         return sorted(found.values(), key=lambda record: record.revision)
 
     def recent(self, most: int) -> list[str]:
-        """Prompts of the loaded versions that were used last, the latest first."""
+        """Prompts of the most recently used loaded versions, the latest first, at most `most`."""
         return list(islice(dict.fromkeys(prompt for prompt, _ in reversed(self._loaded)), most))
 
     def check_integrity(self) -> None:
-        """Nothing is held, nothing retired lingers, books agree. Raises AssertionError; for tests and idle times."""
+        """Check that nothing is held or retired and that the bookkeeping agrees.
+
+        Raises AssertionError; for tests and idle times.
+        """
         problems = [f"{key} is held {entry.holds} times" for key, entry in self._loaded.items() if entry.holds]
-        problems += [f"{name} is retired and lingers" for name in self._retired]
-        problems += [f"{key} is loaded and unchecked" for key in self._loaded if key not in self._checked]
+        problems += [f"{name} is retired but still held" for name in self._retired]
+        problems += [f"{key} is loaded but unchecked" for key in self._loaded if key not in self._checked]
         problems += [f"{key} is both checked and quarantined" for key in self._checked if key in self._quarantined]
         if problems:
             raise AssertionError("; ".join(problems))
@@ -313,7 +322,7 @@ class PromptRegistry:
         return self._deferred.get((prompt, alias.name)) is alias
 
     def _is_foreign(self, key: VersionKey) -> bool:
-        """Tuned for another base model: in a store that several models share, that is no fault."""
+        """Whether the version was tuned for another base model, which is normal in a store shared by several models."""
         quarantine = self._quarantined.get(key)
         return quarantine is not None and quarantine.reason is RefusalReason.BASE_MODEL
 
@@ -321,7 +330,7 @@ class PromptRegistry:
         return self.first_revision is None or record.revision > self.first_revision
 
     def _settle(self, name: str) -> None:
-        """Let every alias of the prompt mean what the store says, as far as its targets can serve."""
+        """Move each alias of the prompt to the store's targets if all of them can serve."""
         prompt = self._index.prompts.get(name)
         aliases = prompt.aliases if prompt else {}
         versions = prompt.versions if prompt else {}
@@ -339,8 +348,8 @@ class PromptRegistry:
                     fields = {"alias": f"{name}@{alias.name}", "before": str(before), "now": str(alias)}
                     log.info("alias moved", extra={"fields": fields})
                 continue
-            # What was deleted from the store doesn't go on serving. A replica that never served anything better takes
-            # the sound targets.
+            # Versions deleted from the store stop serving. A replica that has no earlier target serves those of the new
+            # targets that are not quarantined.
             last = before or alias
             if before is None and not any(target in self._quarantined for target in targets):
                 continue
@@ -355,7 +364,7 @@ class PromptRegistry:
                 self._serving.pop(key, None)
 
     def _forget(self, key: VersionKey) -> None:
-        """The version is gone from the store; requests that hold it finish."""
+        """Remove a version that was deleted from the store; requests that hold it finish."""
         self._checked.pop(key, None)
         self._quarantined.pop(key, None)
         entry = self._loaded.pop(key, None)
@@ -368,7 +377,10 @@ class PromptRegistry:
             self.unload(entry.version.prefix_id)
 
     def _evict(self, keep: VersionKey) -> None:
-        """Down to `max_loaded`: those that no alias names first, then the least recently used; never one that is held."""
+        """Evict down to `max_loaded`.
+
+        Versions without an alias go first, then the least recently used; held versions stay.
+        """
         surplus = len(self._loaded) - self.max_loaded
         if surplus <= 0:
             return

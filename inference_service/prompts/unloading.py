@@ -1,4 +1,4 @@
-"""Tells the engine, without waiting for it, which prefixes it may forget."""
+"""Unloads prefixes from the engine without waiting for it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from shared.errors import Unavailable
 
 
 class PrefixUnloader:
-    """Call it with a prefix id. The engine keeps a prefix for as long as a request still uses it."""
+    """Call it with a prefix id. The engine keeps the prefix as long as a request uses it."""
 
     def __init__(self, engine: PrefixEngine) -> None:
         self._engine = engine

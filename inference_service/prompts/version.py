@@ -16,10 +16,10 @@ VersionKey = tuple[str, int]
 
 
 class RefusalReason(StrEnum):
-    """Why a version is refused, in as few values as a metric's label may have."""
+    """Why a version is refused; a small set of values, since it is a label of a metric."""
 
     DAMAGED = "damaged"
-    """The bytes are not a sound version, or not those that were published."""
+    """The bytes are invalid, or differ from those that were published."""
     BASE_MODEL = "base_model"
     """Tuned for other weights, another config or another tokenizer."""
     SHAPE = "shape"
@@ -29,9 +29,9 @@ class RefusalReason(StrEnum):
     TEMPLATE = "template"
     """The template can't be used with this tokenizer."""
     GOLDEN = "golden"
-    """The replay of the golden record disagrees: the prompt does not do here what it did where it was trained."""
+    """The replay of the golden records differs: the prompt has another effect here than where it was trained."""
     FAULT = "fault"
-    """Loading it failed again and again for no reason outside the version. A restart of the replica tries it again."""
+    """Loading failed repeatedly for an unknown reason. A restart of the replica tries again."""
 
 
 class VersionRefused(Exception):
@@ -43,8 +43,8 @@ class VersionRefused(Exception):
 
 
 @dataclass(frozen=True)
-class LoadedVersion:
-    """Everything that serving a request needs to know of a version. `prefix_id` is its name in the engine."""
+class ServableVersion:
+    """A loaded version with all that a request needs. `prefix_id` is its name in the engine."""
 
     record: VersionRecord
     manifest: Manifest
@@ -64,7 +64,7 @@ class LoadedVersion:
 
 @dataclass(frozen=True)
 class Quarantine:
-    """A refused version; `digest` tells it from another that may come under the same number in another store."""
+    """A version that this replica refused, with the reason."""
 
     record: VersionRecord
     reason: RefusalReason
@@ -73,7 +73,7 @@ class Quarantine:
 
 
 def prefix_id_of(record: VersionRecord) -> str:
-    """Name and digest: the engine never confuses two contents under one name."""
+    """The engine's name for a version: name and digest, so that two contents never share one."""
     return f"{record.name}#{record.digest}"
 
 
@@ -83,14 +83,15 @@ def prompt_of_prefix(prefix_id: str) -> str:
 
 
 def publish_to_served_seconds(record: VersionRecord, served_at: datetime) -> float:
-    """From the commit's time to now; clocks of two machines may differ, so never below zero."""
+    """Seconds from publication to `served_at`; at least 0, since the clocks of two machines may differ."""
     return max(0.0, (served_at - parse_timestamp(record.created_at)).total_seconds())
 
 
 def now() -> datetime:
+    """The current time in UTC."""
     return datetime.now(UTC)
 
 
 def to_timestamp(time: datetime) -> str:
-    """As the store's records write times."""
+    """Format a time as in the store's records."""
     return time.strftime("%Y-%m-%dT%H:%M:%S.%fZ")

@@ -1,8 +1,7 @@
-"""From a published version to one that the engine serves: fetch, check everything, load the prefix, replay the golden
-record.
+"""Loads a published version: fetches and checks it, loads its prefix, replays its golden records.
 
-Raises VersionRefused for what will never serve, Unavailable for what may work later. Knows nothing of aliases or of
-when to load.
+Raises VersionRefused for versions that can never serve, Unavailable for those that may work later. Knows no aliases and
+no schedule.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from inference_service.prompts.golden import Replay, allowed_nats, alternatives_for, disagreement
-from inference_service.prompts.version import LoadedVersion, RefusalReason, VersionRefused, now, prefix_id_of
+from inference_service.prompts.version import RefusalReason, ServableVersion, VersionRefused, now, prefix_id_of
 from shared.errors import DamagedBlob, InvalidInput, NotFound, Overloaded, PreconditionFailed, Unavailable
 from shared.model.base_model import BaseModel
 from shared.process.call_pool import CallPool
@@ -26,22 +25,23 @@ from shared.text.golden_inputs import golden_input_ids
 from shared.text.template import InputEncoder
 
 MAX_FETCH_SECONDS = 10.0
-"""A blob is a few megabytes, and its version holds one of the few places for loading while it is waited for."""
+"""Time limit of a fetch: a blob is a few megabytes, and a waiting load occupies one of few places."""
 MAX_FETCHES = 16
-"""Threads for blobs, more than versions load at a time: one that hangs keeps its thread after its place was given to
-another version.
+"""Threads for fetching blobs, more than concurrent loads.
+
+A fetch that hangs keeps its thread after its place was given to another version.
 """
 _FIRST = 1 << 20  # a replay is one short step, and many callers may wait for its version
 
 
 class BlobSource(Protocol):
-    """The store, as far as the loader needs it."""
+    """The loader's interface to the store."""
 
     def fetch(self, digest: str) -> bytes: ...
 
 
 class PrefixEngine(Protocol):
-    """The engine, as far as the loader needs it."""
+    """The loader's interface to the engine."""
 
     async def load_prefix(self, prefix_id: str, soft_prompt: SoftPrompt) -> None: ...
 
@@ -53,9 +53,7 @@ class PrefixEngine(Protocol):
 
 
 class VersionLoader:
-    """`max_length` is the most positions that a request may take here; `max_logprobs` the most alternatives the engine
-    reports.
-    """
+    """Loads versions. `max_length` limits the positions of a request, `max_logprobs` the alternatives per token."""
 
     def __init__(
         self,
@@ -70,14 +68,15 @@ class VersionLoader:
         self._store, self._engine, self._base = store, engine, base
         self._fetch_seconds = min(self._pool.timeout_seconds, MAX_FETCH_SECONDS)
         self._fetching: dict[str, float] = {}
-        """When threads began to wait for blobs, by digest; also where nobody waits for the threads any more."""
+        """Start time of each pending fetch by digest, also of those that timed out."""
         self._max_length, self._max_logprobs = max_length, max_logprobs
 
-    async def load(self, record: VersionRecord) -> LoadedVersion:
+    async def load(self, record: VersionRecord) -> ServableVersion:
+        """Load and check a version. Raises VersionRefused or Unavailable, and then keeps nothing."""
         self._check_fingerprint(record.summary.base_model, record.summary.base_model_fingerprint)
-        begun = self._fetching.get(record.digest)
-        if begun is not None and time.monotonic() - begun > self._fetch_seconds:
-            # Another attempt would hang, too, and take a thread and a place from other versions.
+        started = self._fetching.get(record.digest)
+        if started is not None and time.monotonic() - started > self._fetch_seconds:
+            # Another attempt would hang, too, and block a thread and a place for other versions.
             raise Unavailable(f"the prompt store has not answered an earlier request for the blob of {record.name}")
         blob = await self._pool.call_within(self._fetch_seconds, partial(self._fetch, record))
         encoder = self._check_fits(blob)
@@ -93,7 +92,7 @@ class VersionLoader:
         except BaseException:
             await asyncio.shield(self._engine.unload_prefix(prefix_id))
             raise
-        return LoadedVersion(record, blob.manifest, blob.soft_prompt, encoder, prefix_id, now())
+        return ServableVersion(record, blob.manifest, blob.soft_prompt, encoder, prefix_id, now())
 
     def _fetch(self, record: VersionRecord) -> PromptBlob:
         self._fetching[record.digest] = time.monotonic()
@@ -102,12 +101,12 @@ class VersionLoader:
         except DamagedBlob as error:
             raise VersionRefused(RefusalReason.DAMAGED, error.message) from error
         except NotFound as error:  # a mirrored store may show a log entry before its blob
-            raise Unavailable(f"the blob of {record.name} is not in the store (yet)") from error
+            raise Unavailable(f"the blob of {record.name} is not in the store yet") from error
         finally:
             self._fetching.pop(record.digest, None)
         if blob.digest != record.digest:
             raise VersionRefused(
-                RefusalReason.DAMAGED, f"the blob's digest is {blob.digest}, published was {record.digest}"
+                RefusalReason.DAMAGED, f"the blob's digest is {blob.digest}, the published one is {record.digest}"
             )
         return blob
 
@@ -120,12 +119,12 @@ class VersionLoader:
             )
 
     def _check_fits(self, blob: PromptBlob) -> InputEncoder:
-        """The encoder of its template, once model, width, length and finiteness in the model's dtype are right."""
+        """The encoder of the template, after checks of model, width, length and finiteness in the model's dtype."""
         theirs, ours = blob.manifest.base_model, self._base.info
         self._check_fingerprint(theirs.id, theirs.fingerprint)
         if blob.soft_prompt.hidden_size != ours.hidden_size:
             raise VersionRefused(
-                RefusalReason.SHAPE, f"is {blob.soft_prompt.hidden_size} wide, the model {ours.hidden_size}"
+                RefusalReason.SHAPE, f"has hidden size {blob.soft_prompt.hidden_size}, the model {ours.hidden_size}"
             )
         if blob.soft_prompt.num_virtual_tokens + 2 > self._max_length:
             text = f"{blob.soft_prompt.num_virtual_tokens} virtual tokens leave no room in {self._max_length} positions"
@@ -140,7 +139,7 @@ class VersionLoader:
             raise VersionRefused(RefusalReason.TEMPLATE, error.message) from error
 
     async def _replay(self, prefix_id: str, blob: PromptBlob, encoder: InputEncoder) -> None:
-        """All records at once: the engine computes them in one pass."""
+        """Replay all records concurrently, so that the engine computes them in one pass."""
         _check_template(blob.manifest.golden, encoder)
         wanted = list[tuple[int, GoldenRecord]]()
         for index, record in enumerate(blob.manifest.golden):
@@ -149,7 +148,7 @@ class VersionLoader:
                     RefusalReason.DAMAGED, f"golden record {index} has token ids that the model does not have"
                 )
             if blob.soft_prompt.num_virtual_tokens + len(record.input_ids) + 1 > self._max_length:
-                continue  # says nothing about the prompt: requests may be longer where it was trained
+                continue  # too long for this replica; the trainer allows longer requests
             wanted.append((index, record))
         outcomes = await asyncio.gather(
             *(self._replay_one(prefix_id, index, record) for index, record in wanted), return_exceptions=True
@@ -179,8 +178,9 @@ class VersionLoader:
 
 
 def _check_template(records: Sequence[GoldenRecord], encoder: InputEncoder) -> None:
-    """Records without a text are of inputs that every replica can make: with another template, or another tokenizer,
-    their ids differ.
+    """Check that synthetic records are of the inputs that every replica can compute.
+
+    Their ids differ with another template or tokenizer.
     """
     if not any(record.is_synthetic for record in records):
         return

@@ -1,7 +1,7 @@
-"""Follows the store: sees its revision move, has new versions loaded, keeps what serves when the store is away.
+"""Follows the store: polls its revision, loads new versions, keeps serving while the store is unavailable.
 
-Polling and loading are apart, so that a slow load never delays an alias move. Damaged versions are never tried again;
-those that could not be fetched are, with growing pauses, and at once when the store comes back.
+Polling and loading are separate, so that a slow load never delays an alias move. Damaged versions are not retried.
+Versions that could not be fetched are retried with growing pauses, and immediately when the store is available again.
 """
 
 from __future__ import annotations
@@ -29,10 +29,12 @@ from shared.store.watch import pause_seconds
 log = logging.getLogger(__name__)
 
 MAX_RETRY_SECONDS = 30.0
-"""Longest pause before a version that could not be fetched is tried again."""
+"""Maximum pause before a version that could not be fetched is retried."""
 
 MAX_EAGER_LOADS = 256
-"""Of one look: a burst of more new versions (a bulk import) is loaded as far as aliases name them, the rest on demand.
+"""Maximum number of new versions to load after one poll.
+
+Of a larger burst (a bulk import) the rest is loaded only if aliases name it, or on demand.
 """
 
 _CATCH_UP_SECONDS = 2.0
@@ -40,17 +42,17 @@ _MIN_PAUSE_SECONDS = 0.5
 
 
 class WatchedStore(Protocol):
-    """The store, as far as the watcher needs it."""
+    """The watcher's interface to the store."""
 
     @property
     def id(self) -> str:
-        """Another id means another store."""
+        """The identity of the store; another id means another store."""
 
     def refresh(self) -> StoreIndex:
-        """Read what is new; the state now. Raises Unavailable, DamagedBlob."""
+        """Read new entries and return the current state. Raises Unavailable, DamagedBlob."""
 
     def list_replicas(self) -> Sequence[ReplicaRecord]:
-        """What the fleet's replicas say of themselves. Raises Unavailable."""
+        """The records of the fleet's replicas. Raises Unavailable."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ class _Retry:
 
 
 class PromptWatcher:
-    """`start` brings the registry to the store's state once; `run` keeps it there until cancelled."""
+    """Keeps the registry at the store's state: `start` once, `run` until cancelled."""
 
     def __init__(
         self,
@@ -75,9 +77,7 @@ class PromptWatcher:
         pool: CallPool | None = None,
         limits: StartLimits | None = None,
     ) -> None:
-        """`pool`: the threads to ask the store in; None: one of its own. `limits`: of what is loaded before it is
-        ready.
-        """
+        """`pool` runs calls to the store (None creates one); `limits` bound the loads before readiness."""
         self._limits = limits or StartLimits()
         self._pool = pool or CallPool("prompt_store_watch", max_threads=2)
         self._store, self._registry, self._loads, self._observer = store, registry, loads, observer
@@ -94,13 +94,14 @@ class PromptWatcher:
 
     @property
     def store_away(self) -> bool:
+        """Whether the store is unavailable."""
         return self._failures > 0
 
     async def start(self) -> None:
-        """Wait for the store, then for the first versions to be loaded, refused, or found unavailable, within the
-        limits.
+        """Wait for the store, then load the first versions within the limits.
 
-        What is not loaded by then is loaded while this replica serves, or by the first request for it (`first_loads`).
+        Versions that are not loaded by then are loaded while this replica serves, or by their first request
+        (`first_loads`).
         """
         while not await self._poll():
             await asyncio.sleep(self._pause_seconds())
@@ -112,11 +113,10 @@ class PromptWatcher:
             for worker in workers:
                 worker.cancel()
         if self._pending:
-            log.warning(
-                "ready, while versions are still being loaded", extra={"fields": {"versions": len(self._pending)}}
-            )
+            log.warning("ready; versions are still loading", extra={"fields": {"versions": len(self._pending)}})
 
     async def run(self) -> None:
+        """Poll the store and load versions until cancelled."""
         async with asyncio.TaskGroup() as group:
             for _ in range(MAX_CONCURRENT_LOADS):
                 group.create_task(self._worker())
@@ -132,9 +132,9 @@ class PromptWatcher:
                 await self._poll()
 
     async def catch_up(self) -> None:
-        """Wait for a look at the store that begins after this call: for a request that names what is not known yet.
+        """Wait for a poll that begins after this call, for a request that names an unknown version.
 
-        Bounded in time, never raises, and a flood of callers shares one look.
+        Limited in time and never raises; concurrent callers share one poll.
         """
         if self.store_away:
             return
@@ -145,10 +145,10 @@ class PromptWatcher:
             async with asyncio.timeout(_CATCH_UP_SECONDS):
                 await looked
         except TimeoutError:
-            log.warning("the store takes long to answer")
+            log.warning("the prompt store is slow to answer")
 
     async def _poll(self) -> bool:
-        """One look at the store. False if it is away."""
+        """Poll the store once. False if it is unavailable."""
         waiting, self._waiting = self._waiting, []
         try:
             index = await self._pool.call(self._refresh)
@@ -163,7 +163,8 @@ class PromptWatcher:
         returned = self._failures > 0
         if returned:
             log.warning(
-                "the store is back", extra={"fields": {"failed_looks": self._failures, "revision": index.revision}}
+                "the prompt store is available again",
+                extra={"fields": {"failed_looks": self._failures, "revision": index.revision}},
             )
         self._failures = 0
         self._observer.store_polled(index.revision)
@@ -172,8 +173,9 @@ class PromptWatcher:
         return True
 
     def _refresh(self) -> StoreIndex:
-        """A store that was wiped and made anew would take every prompt away: what serves goes on until an operator
-        restarts this.
+        """Read the store's state. Raises Unavailable if another store has replaced it.
+
+        A replaced store would remove every prompt, so loaded versions serve until an operator restarts the replica.
         """
         index = self._store.refresh()
         if self._store_id and self._store.id != self._store_id:
@@ -182,17 +184,17 @@ class PromptWatcher:
         return index
 
     def _recently_used(self) -> list[str]:
-        """A hint: nothing depends on it."""
+        """The order in which to load; empty if it can't be read, since it is only an optimisation."""
         try:
             return recently_used(self._store.list_replicas())
         except SoftPromptError as error:
-            log.info("which prompts were used lately is not known: %s", error.message)
+            log.info("recently used prompts unknown: %s", error.message)
             return []
 
     def _take(self, index: StoreIndex, recent: list[str]) -> None:
         first = self._registry.first_revision is None
         if first and (later := left_for_later(index, recent, self._limits.max_versions)):
-            log.info("versions are left to the first request for them", extra={"fields": {"aliases": len(later)}})
+            log.info("some versions load on their first request", extra={"fields": {"aliases": len(later)}})
             self._registry.defer(later)
         if first or index is not self._registry.index:
             fresh = self._registry.update(index)
@@ -228,7 +230,7 @@ class PromptWatcher:
             try:
                 await self._loads.load(record)
             except asyncio.CancelledError:
-                self._pending[key] = record  # the load goes on by itself; whether it succeeds is looked at again
+                self._pending[key] = record  # the load continues; its result is checked later
                 raise
             except Unavailable as error:
                 self._failed[key] = self._again_later(record, failed.attempts + 1 if failed else 1, error)
@@ -250,7 +252,7 @@ class PromptWatcher:
         self._observer.store_failed()
         if self._failures == 1 or self._failures % 100 == 0:
             fields = {"why": error.message, "failed_looks": self._failures, "revision": self._registry.index.revision}
-            log.warning("the store is away; what is loaded serves on", extra={"fields": fields})
+            log.warning("the prompt store is unavailable; loaded versions keep serving", extra={"fields": fields})
 
     def _pause_seconds(self) -> float:
         return pause_seconds(self._poll_seconds, away=self.store_away)

@@ -1,4 +1,4 @@
-"""Bad and hostile requests through a real channel: INVALID_ARGUMENT that names the field, and a service that goes on."""
+"""Bad and hostile requests through a real channel: INVALID_ARGUMENT names the field, and the service keeps serving."""
 
 from __future__ import annotations
 

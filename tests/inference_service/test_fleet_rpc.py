@@ -71,7 +71,7 @@ async def test_the_fleet_agrees_or_says_who_refused_and_why(tiny_model_dir: Path
         narrow = publish(store, blob(tiny_model_dir, matrix(2, hidden_size=48)))
         stands = await until(lambda: (found := serving(narrow, store.list_replicas())).num_refused == 2 and found)
         assert (stands.by_all, stands.is_decided) == (False, True)
-        assert "48 wide" in str(stands)
+        assert "hidden size 48" in str(stands)
         replicas[1].stop.set()
         await until(lambda: serving(record, store.list_replicas()).num_replicas == 1)
         assert serving(record, store.list_replicas()).by_all

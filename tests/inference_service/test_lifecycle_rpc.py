@@ -150,7 +150,7 @@ async def test_the_fleet_sees_what_a_replica_serves_and_refused(replica: Replica
     record = await until(lambda: next((found for found in directory.list() if found.loaded and found.refused), None))
     assert [(item.prompt, item.version) for item in record.loaded] == [("tone", 1)]
     assert record.loaded[0].publish_to_served_seconds is not None
-    assert "48 wide" in record.refused[0].reason
+    assert "hidden size 48" in record.refused[0].reason
     replica.stop.set()
     await until(lambda: not directory.list())
 

@@ -1,4 +1,4 @@
-"""The real process: bad settings stop it by name, SIGTERM drains it, a kill leaves nothing that hinders the next one."""
+"""The real process: errors name bad settings, SIGTERM drains, and after a kill the next process starts normally."""
 
 from __future__ import annotations
 

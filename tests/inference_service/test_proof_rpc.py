@@ -52,7 +52,7 @@ async def test_a_model_with_one_weight_changed_on_the_disk_refuses_the_prompt_na
 async def test_a_weight_changed_after_the_fingerprint_was_taken_is_found_by_the_golden_replay(
     tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The files are right and the fingerprint with them; what computes is not: a fault of memory, a loader, a kernel."""
+    """Files and fingerprint are right, but the computation is wrong: a defect of memory, a loader or a kernel."""
     golden = golden_of(tiny_model_dir, matrix(1))
     load = base_model.load
 

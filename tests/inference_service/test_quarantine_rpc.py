@@ -101,7 +101,7 @@ async def test_a_prompt_for_another_model_is_refused_naming_both(
 
 async def test_a_prompt_of_the_wrong_width_is_refused(replica: Replica, tiny_model_dir: Path) -> None:
     publish(replica.store, blob(tiny_model_dir, matrix(1, hidden_size=48)))
-    assert "48 wide" in (await replica.state(V1, "QUARANTINED")).reason
+    assert "hidden size 48" in (await replica.state(V1, "QUARANTINED")).reason
     assert (await replica.generate()).end.output_tokens > 0
 
 

@@ -1,4 +1,4 @@
-"""The engine's few knobs. Knows nothing of environment variables: the service's settings make one of these."""
+"""The engine's settings. The module reads no environment variables; the service's settings create one of these."""
 
 from __future__ import annotations
 
@@ -13,43 +13,44 @@ LENGTH_SETTING = "the setting SOFTPROMPT_INFERENCE_MAX_LENGTH"
 
 @dataclass(frozen=True)
 class EngineConfig:
+    """Limits and options of one engine. Raises InvalidInput that names each field out of range."""
+
     max_running: int = 32
-    """Requests in one step; each has a row of the KV cache."""
+    """Maximum number of requests in one step; each has a row of the KV cache."""
     max_length: int = 4096
-    """Virtual tokens + input + generated tokens of one request; lowered to what the model and the memory allow."""
+    """Maximum of virtual, input and generated tokens of one request; lowered to the limits of the model and the memory.
+    """
     length_limit: str = LENGTH_SETTING
-    """What sets `max_length`, for errors: the setting, the model or the memory."""
+    """The origin of `max_length` for error texts: the setting, the model or the memory."""
     max_tokens_per_step: int = 256
-    """Positions computed in one step, whoever asks for what: it bounds how long a long input holds up streams."""
+    """Maximum number of positions in one step. It bounds how long a long input delays the other streams."""
     kv_cache_bytes: int = 0
-    """Memory for the keys and values of running requests; 0 takes a part of what is free at the start."""
+    """Memory for the keys and values of running requests, in bytes; 0 takes a part of the free memory at start."""
     prefix_kv_bytes: int = 0
-    """Memory for the prefix KV of soft prompts; 0 is a part of what is free. The least recently used give way and come
-    back on demand.
+    """Memory for the prefix KV of soft prompts, in bytes; 0 takes a part of the free memory at start.
+
+    The least recently used prefixes are evicted and computed again on demand.
     """
     max_waiting: int = 256
-    """Requests that may wait; one more is refused with Overloaded, unless its tenant has less waiting than its part of
-    the queue.
+    """Maximum number of waiting requests; further ones are refused with Overloaded.
+
+    Exception: a tenant that uses less than its share of the queue.
     """
     max_waiting_tokens: int = 262_144
-    """Their input and candidate tokens together, with the same exception."""
+    """Maximum of input and candidate tokens of all waiting requests, with the same exception."""
     flush_interval_seconds: float = 0.02
-    """Tokens of one stream closer together than this travel in one delta (the first goes at once)."""
+    """Minimum time between two deltas of a stream; tokens in between are merged. The first one is sent immediately."""
     paged: bool | None = None
-    """Keys and values in blocks instead of rows; None takes blocks on a GPU and rows on a CPU, which is what measures
-    faster.
+    """Store keys and values in blocks instead of rows; None means blocks on a GPU and rows on a CPU (the faster ones).
     """
     reuse_text_prefixes: bool = True
-    """Keep the rows of finished requests, so that inputs that begin alike under one prompt share that part's KV."""
+    """Keep the rows of finished requests, so that inputs with a common beginning under one prompt share its KV."""
     reuse_across_tenants: bool = False
-    """Also between requests of different tenants. Then the count of cached tokens tells one tenant what another one's
-    input said.
-    """
+    """Share text also between tenants. The count of cached tokens then reveals parts of other tenants' inputs."""
     linear_kernel: LinearKernel = "auto"
-    """Which kernel computes a CPU's matrix products: `auto` measures at load, a name pins it, so that a restart gives
-    the same numbers.
-    """
+    """The kernel of a CPU's matrix products; `auto` measures at load, a name gives the same numbers after a restart."""
     limits: SamplingLimits = LIMITS
+    """Limits of one request's parameters."""
 
     def __post_init__(self) -> None:
         violations = [

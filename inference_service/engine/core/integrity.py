@@ -6,4 +6,4 @@ from shared.errors import SoftPromptError
 
 
 class IntegrityError(SoftPromptError):
-    """The books do not balance: a defect of the engine, never of a request."""
+    """The engine's internal bookkeeping is inconsistent: a defect of the engine, never of a request."""

@@ -1,4 +1,4 @@
-"""What one step computes: chunks of sequences, as plain data, and how a sequence is cut into chunks. Imports no torch."""
+"""The content of one step: chunks of sequences as plain data, and how sequences are split. Imports no torch."""
 
 from __future__ import annotations
 
@@ -10,12 +10,11 @@ from inference_service.engine.core.running_request import RunningRequest
 
 @dataclass(frozen=True)
 class Chunk:
-    """Positions `[start, start + count)` of one sequence to compute. `branches` are candidates that each continue from
-    the last of them.
+    """Positions `[start, start + count)` of one sequence to compute.
 
-    A branch's last token is only scored, never fed, so a branch takes one position less than it has tokens. A candidate
-    that is too long for a step comes as the only branch of several chunks, each of which goes on from the scored part
-    of it.
+    `branches` are candidates that each continue from the last of these positions. The last token of a branch is scored
+    but never fed, so a branch takes one position less than it has tokens. A candidate that is too long for one step is
+    split over several chunks with one branch each; every chunk continues from the part that is already scored.
     """
 
     sequence: RunningRequest
@@ -28,36 +27,41 @@ class Chunk:
 
     @property
     def num_positions(self) -> int:
+        """Positions fed to the model, branches included."""
         return self.count + sum(len(branch) - 1 for branch in self.branches)
 
     @property
     def end(self) -> int:
-        """One past the last slot that is written."""
+        """One past the last slot that the chunk writes."""
         return self.start + self.num_positions
 
     @property
     def num_logits(self) -> int:
-        """Positions whose logits are wanted: the last main one if it samples or scores, and every branch's."""
+        """Positions whose logits are needed: the last main one if it samples or scores, and all of the branches."""
         return self.num_positions - self.count + (1 if self.samples or self.branches else 0)
 
     @property
     def num_virtual(self) -> int:
-        """Positions at its beginning that stand for virtual tokens."""
+        """Positions at the chunk's beginning that are virtual tokens."""
         return min(self.count, max(0, self.sequence.num_virtual - self.start))
 
     @property
     def branch_lengths(self) -> tuple[int, ...]:
-        """Fed tokens of each branch where several have some; a single one just continues the main positions."""
+        """Fed tokens of each non-empty branch if there are at least two, else empty.
+
+        A single branch just continues the main positions.
+        """
         lengths = tuple(len(branch) - 1 for branch in self.branches if len(branch) > 1)
         return lengths if len(lengths) > 1 else ()
 
 
 @dataclass(frozen=True)
 class StepPlan:
-    """`ops` are done in order, then all chunks in one forward pass; chunks of one position come first, by row, and
-    trees of branches last.
+    """Operations on the cache, then one forward pass over all chunks.
 
-    What an op is, is between the pool that plans it and the runner that does it; each has the `row` that it is for.
+    `ops` are applied in order. Chunks of one position come first, by row; chunks with several branches come last. The
+    type of an op is known only to the pool that plans it and the runner that applies it; each has the `row` that it
+    changes.
     """
 
     chunks: tuple[Chunk, ...]
@@ -69,13 +73,15 @@ class StepPlan:
 
 
 def is_decode(sequence: RunningRequest) -> bool:
-    """Whether its next chunk is a single position that chooses a token."""
+    """Whether the sequence's next chunk is a single position that samples a token."""
     return sequence.num_uncomputed == 1 and not sequence.is_score and not sequence.is_load
 
 
 def slots_needed(sequence: RunningRequest, max_length: int, max_positions: int) -> int:
-    """Slots to reserve at the start: the input, and for a score what its candidates take in one step of `max_positions`
-    at once.
+    """Slots to reserve when the sequence starts.
+
+    These are the slots of its input; for a score also those of the candidates that fit into one step of
+    `max_positions`.
     """
     if not sequence.is_score:
         return sequence.length
@@ -85,17 +91,17 @@ def slots_needed(sequence: RunningRequest, max_length: int, max_positions: int) 
 
 
 def next_chunk(sequence: RunningRequest, budget: int, scorable: int, slots: int) -> Chunk | None:
-    """As much of a running sequence as fits into `budget` positions, of which `scorable` may have logits for a score,
-    and `slots`.
+    """The next chunk of a running sequence within `budget` positions and `slots` slots, or None if nothing fits.
 
-    Of a score, once the input fits, whole candidates as branches, or a part of the next one. None where nothing fits.
+    At most `scorable` positions may have logits for a score. When the input of a score fits, whole candidates follow as
+    branches, or a part of the next one.
     """
     assert sequence.row is not None
     start, left = sequence.num_computed, sequence.length - sequence.num_computed
     if not sequence.is_score:
         count = min(left, budget)
         return Chunk(sequence, sequence.row, start, count, samples=count == left and not sequence.is_load)
-    # The last main token is computed again beside every group of candidates: its logits score their first tokens.
+    # The last main token is computed again with every group of candidates: its logits score their first tokens.
     if left == 0:
         start, left = sequence.length - 1, 1
     if left > budget or (left == budget and left > 1):
@@ -115,10 +121,10 @@ def next_chunk(sequence: RunningRequest, budget: int, scorable: int, slots: int)
 
 
 def complete_chunk(chunk: Chunk) -> None:
-    """The chunk's keys and values are in the sequence's row.
+    """Update the sequence after the chunk's keys and values were written to its row.
 
     The scored part of a candidate is appended to the tokens, so that it counts as input until the candidate is scored
-    entirely.
+    completely.
     """
     sequence = chunk.sequence
     sequence.num_computed = chunk.start + chunk.count

@@ -1,6 +1,4 @@
-"""A request inside the engine: its tokens and how far their keys and values are computed. Pure Python; imports no
-torch.
-"""
+"""A request inside the engine: its tokens and its progress. Pure Python; imports no torch."""
 
 from __future__ import annotations
 
@@ -20,12 +18,12 @@ from shared.values.sampling import SamplingParams
 
 @dataclass(eq=False)
 class RunningRequest:
-    """Positions count from the first virtual token: slot p of the row holds position p (candidates of a score share
-    slots by branch).
+    """A request that waits or runs.
 
-    `tokens` is the input followed by what was generated, or by the scored part of the candidate that a score is in the
-    middle of; `num_computed` counts positions, virtual ones included, whose keys and values are in the row. A preempted
-    sequence keeps its tokens and only loses `row` and `num_computed`.
+    Positions count from the first virtual token: slot p of the row holds position p (candidates of a score share slots
+    by branch). `tokens` is the input, followed by the generated tokens or by the scored part of the current candidate.
+    `num_computed` counts positions, virtual ones included, whose keys and values are in the row. A preempted sequence
+    keeps its tokens and loses only `row` and `num_computed`.
     """
 
     request_id: str
@@ -40,13 +38,13 @@ class RunningRequest:
     arrived_at: float = 0.0
     arrival: int = 0
     candidates: tuple[tuple[int, ...], ...] = ()
-    """Of a score request; generation requests have none."""
+    """Candidates of a score request; empty for a generation request."""
     tenant: str = ""
-    """On whose account it is computed; empty is the service itself (loads of versions, golden replays)."""
+    """The tenant that is charged; empty for the service itself (loads of versions, golden replays)."""
     weight: float = 1.0
-    """The tenant's weight among the others."""
+    """The tenant's weight in fair sharing."""
     is_load: bool = False
-    """No request: the computation of a soft prompt's keys and values. It has virtual tokens only."""
+    """Whether this computes a soft prompt's keys and values. Such a sequence has virtual tokens only."""
 
     row: int | None = None
     num_computed: int = 0
@@ -54,11 +52,11 @@ class RunningRequest:
     cached_tokens: int = 0
     num_preemptions: int = 0
     started_step: int = 0
-    """The step in which it got its row."""
+    """The step in which the sequence got its row."""
     planned_step: int = 0
-    """The last step that computed something for it."""
+    """The last step with a chunk of this sequence."""
     num_passed_over: int = 0
-    """Requests of other tenants that were admitted while there was no room for this one, which was due first."""
+    """Requests of other tenants that were admitted while this one was first in line but lacked room."""
     started_at: float | None = None
     first_token_at: float | None = None
     last_token_at: float | None = None
@@ -68,20 +66,22 @@ class RunningRequest:
 
     @property
     def rank(self) -> tuple[int, int]:
-        """Smaller runs first: priority, then arrival."""
+        """Sort key, the smallest runs first: higher priority, then earlier arrival."""
         return (-self.priority, self.arrival)
 
     @property
     def length(self) -> int:
+        """Virtual tokens and `tokens` together."""
         return self.num_virtual + len(self.tokens)
 
     @property
     def num_uncomputed(self) -> int:
+        """Positions whose keys and values are not in the row."""
         return self.length - self.num_computed
 
     @property
     def num_left(self) -> int:
-        """Positions to compute until its next token, or of a score until its end."""
+        """Positions to compute until the next token or, for a score, until the end."""
         if not self.is_score:
             return self.num_uncomputed
         candidates = sum(len(candidate) for candidate in self.candidates[self.num_scored :])
@@ -89,20 +89,22 @@ class RunningRequest:
 
     @property
     def cost(self) -> int:
-        """Tokens that the request brought, candidates included, and those generated so far."""
+        """Tokens of the request, candidates and generated tokens included."""
         return len(self.tokens) + sum(map(len, self.candidates))
 
     @property
     def num_generated(self) -> int:
+        """Generated tokens; 0 for a score."""
         return 0 if self.is_score else len(self.tokens) - self.num_input
 
     @property
     def num_partial(self) -> int:
-        """Tokens of the candidate in progress that are scored."""
+        """Scored tokens of the current candidate."""
         return len(self.tokens) - self.num_input if self.is_score else 0
 
     @property
     def generated(self) -> list[int]:
+        """Ids of the generated tokens."""
         return self.tokens[self.num_input :]
 
     @property
@@ -111,12 +113,14 @@ class RunningRequest:
 
     @property
     def usage(self) -> Usage:
+        """Token counts so far."""
         return Usage(self.num_input, self.num_virtual, self.cached_tokens, self.num_generated)
 
 
 def sequence_of(request: Request, num_virtual: int, arrival: int, now: float) -> RunningRequest:
-    """A new sequence for a request under a prefix of `num_virtual` tokens; `arrival` numbers the requests, `now` is in
-    seconds.
+    """Create a sequence for a request under a prefix of `num_virtual` tokens.
+
+    `arrival` numbers the requests; `now` is in seconds. Draws a seed if the request has none.
     """
     sampling = request.sampling if isinstance(request, GenerationRequest) else SamplingParams(temperature=0.0)
     input_ids = () if isinstance(request, PrefixLoad) else request.input_ids

@@ -1,4 +1,4 @@
-"""What the engine tells about itself, as data; the service's metrics module turns it into Prometheus series."""
+"""Statistics of the engine as plain data; the service's metrics module exports them to Prometheus."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class EngineStats:
     waiting: int = 0
     waiting_tokens: int = 0
     kv_blocks_used: int = 0
-    """Held by running requests."""
+    """Blocks held by running requests."""
     kv_blocks_total: int = 0
     prefixes_known: int = 0
     prefixes_loaded: int = 0
@@ -24,7 +24,7 @@ class EngineStats:
     prefix_kv_max_bytes: int = 0
     prefix_kv_hits: int = 0
     prefix_kv_loads: int = 0
-    """Prefix KV computed, the first time or after an eviction."""
+    """Computations of a prefix KV, both the first one and those after an eviction."""
     prefix_kv_evictions: int = 0
     preemptions: int = 0
     steps: int = 0
@@ -32,20 +32,21 @@ class EngineStats:
     virtual_tokens: int = 0
     cached_tokens: int = 0
     generated_tokens: int = 0
-    """Of finished and running requests alike."""
+    """Generated tokens of finished and running requests."""
 
     @property
     def kv_usage(self) -> float:
+        """Part of the KV blocks that running requests hold, 0 to 1."""
         return self.kv_blocks_used / self.kv_blocks_total if self.kv_blocks_total else 0.0
 
 
 @dataclass(frozen=True)
 class FinishedRequest:
-    """One request's story, when it ends. Times in seconds; `ttft_seconds` is None if it ended before a token."""
+    """Statistics of one request when it ends, times in seconds. `ttft_seconds` is None if it ended without a token."""
 
     request_id: str
     tenant: str
-    """Empty: the service's own, such as a golden replay."""
+    """Empty for the service's own requests, such as a golden replay."""
     prefix_id: str | None
     finish_reason: FinishReason
     usage: Usage
@@ -59,7 +60,7 @@ class FinishedRequest:
 
 @dataclass(frozen=True)
 class StepStats:
-    """One step: how long it took and what it carried."""
+    """Duration and size of one step."""
 
     seconds: float
     num_positions: int
@@ -68,7 +69,7 @@ class StepStats:
 
 
 class EngineObserver(Protocol):
-    """Called in the engine's thread; must be quick and must not raise."""
+    """Receives statistics in the engine's thread; its methods must be quick and must not raise."""
 
     def on_step(self, step: StepStats) -> None: ...
 
@@ -76,6 +77,8 @@ class EngineObserver(Protocol):
 
 
 class NullObserver:
+    """Ignores all statistics."""
+
     def on_step(self, step: StepStats) -> None:
         return
 

@@ -1,8 +1,8 @@
-"""How long a step takes by its number of positions, learnt from the steps that ran. Pure arithmetic.
+"""Estimates the time of a step from its number of positions, fitted to earlier steps. Pure arithmetic.
 
 A line `fixed + each * positions` is fitted by least squares with exponential forgetting (recursive least squares with a
-forgetting factor). On a CPU `each` dominates and a step of 256 positions takes twenty times as long as one of 4; on a
-GPU `fixed` does.
+forgetting factor). On a CPU `each` dominates, and a step of 256 positions takes twenty times as long as one of 4; on a
+GPU `fixed` dominates.
 """
 
 from __future__ import annotations
@@ -10,15 +10,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 FORGETTING = 0.98
-"""A step's weight after one more step: the last 50 or so count."""
+"""Factor of a step's weight per later step: about the last 50 steps count."""
 MIN_STEPS = 8
-"""Before so many steps nothing is said."""
+"""Steps to observe before the estimate is used."""
 MAX_OUTLIER = 3.0
-"""A step counts at most as this many times its estimate: the machine, not the step, was slow."""
+"""A step counts at most as this multiple of its estimate, since the machine and not the step was slow."""
 
 
 @dataclass
 class StepPace:
+    """The fitted line. `observe` adds a step, the other methods read the estimate."""
+
     _steps: int = 0
     _weight: float = 0.0
     _positions: float = 0.0
@@ -27,7 +29,7 @@ class StepPace:
     _products: float = 0.0
 
     def observe(self, positions: int, seconds: float) -> None:
-        """A step of so many positions took so many seconds."""
+        """Add a step of `positions` positions that took `seconds`."""
         if self._steps >= MIN_STEPS:
             seconds = min(seconds, MAX_OUTLIER * self.seconds(positions))
         self._steps += 1
@@ -38,13 +40,14 @@ class StepPace:
         self._products = FORGETTING * self._products + positions * seconds
 
     def seconds(self, positions: int) -> float:
-        """The estimate for a step of so many positions; 0 before the first step."""
+        """The estimated time of a step of `positions` positions; 0 before the first step."""
         fixed, each = self._line()
         return fixed + each * positions
 
     def positions_within(self, seconds: float) -> int | None:
-        """The most positions that take no longer; None while nothing is known, or where positions cost nothing that can
-        be measured.
+        """The largest number of positions whose estimate is at most `seconds`.
+
+        None before `MIN_STEPS` steps, or if the cost of a position is not measurable.
         """
         fixed, each = self._line()
         if self._steps < MIN_STEPS or each <= 0.0 or seconds <= 0.0:
@@ -52,9 +55,7 @@ class StepPace:
         return max(0, int((seconds - fixed) / each))
 
     def _line(self) -> tuple[float, float]:
-        """(fixed, each), neither negative. While all steps had one size, all of their time is put down to their
-        positions.
-        """
+        """(fixed, each), neither negative. If all steps have had the same size, their time is attributed to `each`."""
         if not self._weight or not self._positions:
             return 0.0, 0.0
         positions, seconds = self._positions / self._weight, self._seconds / self._weight

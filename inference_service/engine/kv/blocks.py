@@ -1,10 +1,9 @@
-"""Who holds which block of a paged KV cache, which blocks are shared, and what of finished requests can be used again.
-Knows no tensors.
+"""Bookkeeping of a paged KV cache: holders of blocks, shared blocks, and reuse after requests end. Knows no tensors.
 
-A sequence's keys and values lie in blocks of fixed size, listed in its row's block table (PagedAttention, Kwon et al.
-2023). Blocks are counted: whole blocks of a common beginning (the soft prompt's, then the text's) are shared by all
-sequences that begin so, and only the block in which they part is copied. `BlockPool` does for a paged cache what
-`rows.RowPool` does for one of rows.
+A sequence's keys and values are in blocks of fixed size, listed in its row's block table (PagedAttention, Kwon et al.
+2023). Blocks have reference counts: sequences with a common beginning share its whole blocks (the soft prompt's, then
+the text's), and only the block in which they diverge is copied. `BlockPool` is for a paged cache what `rows.RowPool` is
+for a row cache.
 """
 
 from __future__ import annotations
@@ -16,14 +15,14 @@ from inference_service.engine.core.integrity import IntegrityError
 from inference_service.engine.kv.rows import MIN_SHARED_TOKENS, Acquired, Content, common_length, may_share
 
 NULL_BLOCK = 0
-"""Belongs to nobody: what pads a block table or a batch points there."""
+"""The padding of block tables and batches points to this block; no sequence holds it."""
 REMAINS_PER_ROW = 4
-"""Finished sequences that are remembered, for each row: each is looked at when a request starts."""
+"""Finished sequences to remember per row; each start of a request searches all of them."""
 
 
 @dataclass(frozen=True)
 class SetTable:
-    """From position `first` on, the row's table is `blocks`. `source` are those that others have written, if any."""
+    """Set the row's block table to `blocks` from entry `first` on. `source` are the blocks that others have written."""
 
     row: int
     first: int
@@ -33,9 +32,7 @@ class SetTable:
 
 @dataclass(frozen=True)
 class ClearBlocks:
-    """Zero blocks that a failed sequence left: numbers that are not finite would reach the next holder through its
-    masks.
-    """
+    """Zero blocks of a failed sequence: values that are not finite would reach the next holder through its masks."""
 
     row: int
     blocks: tuple[int, ...]
@@ -43,7 +40,7 @@ class ClearBlocks:
 
 @dataclass(frozen=True)
 class CopyBlock:
-    """Copy a block whose beginning is shared and whose end is not."""
+    """Copy a block of which only the beginning is shared."""
 
     row: int
     source: int
@@ -52,7 +49,7 @@ class CopyBlock:
 
 @dataclass(frozen=True)
 class WritePrefix:
-    """Write the prefix KV of slots `start` and later into the row's blocks."""
+    """Write the prefix KV into the row's blocks, from slot `start` on."""
 
     prefix_id: str
     row: int
@@ -64,16 +61,18 @@ BlockOp = SetTable | ClearBlocks | CopyBlock | WritePrefix
 
 @dataclass
 class BlockRow:
+    """A row's holder and its block table."""
+
     index: int
     holder: Content | None = None
     blocks: list[int] = field(default_factory=list)
     length: int = 0
-    """Slots with valid keys and values, virtual ones included."""
+    """Slots with valid keys and values, virtual tokens included."""
 
 
 @dataclass(eq=False)
 class Cached:
-    """Blocks that are kept for whoever begins alike: of a released sequence, or (without tokens) of a soft prompt."""
+    """Blocks kept for reuse: of a released sequence, or (without tokens) of a soft prompt."""
 
     tenant: str
     prefix_id: str | None
@@ -86,14 +85,16 @@ class Cached:
 
 @dataclass
 class BlockPool:
+    """Assigns rows and blocks to sequences and plans the operations that fill them."""
+
     num_rows: int
     max_blocks: int
     max_length: int
     block_tokens: int
     reuse: bool = True
-    """Keep what finished requests leave, for inputs that begin alike. Soft prompts' blocks are shared in any case."""
+    """Keep blocks of finished requests for inputs with the same beginning. Blocks of soft prompts are always shared."""
     across_tenants: bool = False
-    """Whether a tenant's input may start from what another tenant's left."""
+    """Whether inputs may reuse blocks of other tenants."""
     rows: list[BlockRow] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -101,7 +102,7 @@ class BlockPool:
         self._free = list(range(self.max_blocks, NULL_BLOCK, -1))
         self._references = [0] * (self.max_blocks + 1)
         self._held = [0] * (self.max_blocks + 1)
-        """References from rows alone."""
+        """References from rows only."""
         self._num_held_blocks = 0
         self._dirty: set[int] = set()
         self._remains: list[Cached] = []
@@ -110,6 +111,7 @@ class BlockPool:
 
     @property
     def num_held(self) -> int:
+        """Rows that a sequence holds."""
         return sum(row.holder is not None for row in self.rows)
 
     @property
@@ -119,16 +121,18 @@ class BlockPool:
 
     @property
     def committed_blocks(self) -> int:
+        """Blocks in use, held or kept for reuse."""
         return self.max_blocks - len(self._free)
 
     def blocks_for(self, length: int) -> int:
+        """Blocks that `length` slots take."""
         return -(-length // self.block_tokens)
 
     def acquire(self, content: Content, length: int, prefix_ready: bool = True) -> Acquired | None:
-        """A row with memory for `length` slots, or None. Shares what others have of the same beginning.
+        """Assign a row with memory for `length` slots, or return None. Shares blocks with a common beginning.
 
-        The last token is never shared: its logits are wanted, so it is computed. Without `prefix_ready` there is no
-        prefix KV to write: the virtual positions that nobody shares are among those to compute.
+        The last token is never shared: it is computed because its logits are needed. Without `prefix_ready` there is no
+        prefix KV to write: virtual positions that are not shared are computed.
         """
         row = next((row for row in self.rows if row.holder is None), None)
         if row is None:
@@ -157,7 +161,7 @@ class BlockPool:
         return Acquired(row.index, row.length, tuple(ops))  # type: ignore[arg-type]  # ops belong to the pool's own runner
 
     def extend(self, index: int, length: int) -> tuple[BlockOp, ...] | None:
-        """Memory for `length` slots in a held row, or None where only preemption would give it."""
+        """Extend a held row to `length` slots. None if only a preemption could free the memory."""
         row = self.rows[index]
         missing = self.blocks_for(length) - len(row.blocks)
         if missing <= 0:
@@ -171,7 +175,7 @@ class BlockPool:
         return SetTable(index, first, tuple(fresh)), *self._clear(row, fresh)
 
     def advance(self, index: int, length: int) -> None:
-        """Slots below `length` are valid now."""
+        """Record that the slots below `length` are valid."""
         row = self.rows[index]
         row.length = length
         content = row.holder
@@ -179,9 +183,7 @@ class BlockPool:
             self._share_prefix(content.prefix_id, content.num_virtual, row)
 
     def release(self, index: int, *, keep: bool = True) -> None:
-        """The holder is done. With `keep` its blocks stay for reuse; without, they are cleared before anybody gets
-        them.
-        """
+        """Free a row. With `keep` its blocks stay for reuse; otherwise they are cleared before their next use."""
         row = self.rows[index]
         content, length = row.holder, row.length
         if content is None:
@@ -199,23 +201,23 @@ class BlockPool:
             self._evict(min(self._remains, key=lambda cached: cached.last_used))
 
     def forget(self, prefix_id: str) -> None:
-        """Drop what is kept under a prefix that is going away."""
+        """Drop all blocks kept under a prefix that is being unloaded."""
         for cached in self._cached():
             if cached.prefix_id == prefix_id:
                 self._evict(cached)
 
     def forget_all(self) -> None:
-        """Drop everything that is kept: a step failed, and nobody knows what it wrote."""
+        """Drop all blocks kept for reuse, after a step failed and may have written anything."""
         for cached in self._cached():
             self._evict(cached)
         self._dirty.update(self._free)
 
     def check_integrity(self) -> None:
-        """Raise IntegrityError where the books do not balance. Call it at any step boundary."""
+        """Raise IntegrityError if the bookkeeping is inconsistent. Call it at any step boundary."""
         held = [0] * (self.max_blocks + 1)
         for row in self.rows:
             if row.holder is None and (row.blocks or row.length):
-                raise IntegrityError(f"row {row.index} has blocks of nobody")
+                raise IntegrityError(f"row {row.index} has blocks but no holder")
             if self.blocks_for(row.length) > len(row.blocks):
                 raise IntegrityError(f"row {row.index} holds {row.length} slots in {len(row.blocks)} blocks")
             for block in row.blocks:
@@ -231,14 +233,14 @@ class BlockPool:
             or held != self._held
             or sum(count > 0 for count in held) != self._num_held_blocks
         ):
-            raise IntegrityError("blocks are not counted as they are used")
+            raise IntegrityError("the reference counts of blocks are wrong")
         free = set(self._free)
         used = {block for block, count in enumerate(counted) if count}
         if len(free) != len(self._free) or free & used or free | used != set(range(1, self.max_blocks + 1)):
             raise IntegrityError("a block is lost, free twice, or free and used at once")
 
     def _best_match(self, content: Content) -> tuple[Sequence[int], int]:
-        """(blocks of the best beginning that somebody has, how many slots of it are shared)."""
+        """(blocks with the longest common beginning, number of slots that are shared)."""
         best: tuple[Sequence[int], int] = ((), 0)
         prefix = None if content.prefix_id is None else self._prefixes.get(content.prefix_id)
         if prefix is not None:
@@ -266,7 +268,7 @@ class BlockPool:
         return source.blocks, content.num_virtual + most
 
     def _share_prefix(self, prefix_id: str, num_virtual: int, row: BlockRow) -> None:
-        """Whole blocks of virtual tokens are the same for everybody: remember where they are."""
+        """Remember the whole blocks of virtual tokens: they are the same for all sequences of the prefix."""
         whole = num_virtual // self.block_tokens
         if whole and prefix_id not in self._prefixes:
             blocks = row.blocks[:whole]
@@ -276,7 +278,7 @@ class BlockPool:
             )
 
     def _take(self, count: int) -> list[int] | None:
-        """Free blocks, for which the least recently used of what is kept gives way."""
+        """Take free blocks, evicting the least recently used kept ones as needed. None if there are not enough."""
         while len(self._free) < count:
             cached = self._cached()
             if not cached:

@@ -1,9 +1,8 @@
-"""What a model's attention layers look like to a cache, found by watching one tiny forward pass. Works for any
-architecture.
+"""Finds the cache layout that a model's attention layers need, by observing one tiny forward pass.
 
-Transformers calls a registered attention function with the layer, its keys and its values; an architecture that calls
-it in some layers only, or asks for a mask which the arguments don't describe, is refused by name instead of being
-served wrong.
+Works for any architecture: transformers calls a registered attention function with the layer, its keys and its values.
+An architecture that calls it in some layers only, or needs a mask that the arguments don't describe, is refused with an
+error instead of served incorrectly.
 """
 
 from __future__ import annotations
@@ -20,9 +19,9 @@ _names = count()
 
 
 def register_attention(function: Any) -> str:
-    """Give transformers an attention function under a name of its own (engines don't share state), and return the name.
+    """Register an attention function with transformers under a unique name, and return the name.
 
-    No mask function is registered under it, so that models build no masks.
+    Engines therefore don't share state. No mask function is registered under the name, so models build no masks.
     """
     from transformers import AttentionInterface
 
@@ -32,7 +31,7 @@ def register_attention(function: Any) -> str:
 
 
 def layer_shapes(model: Any) -> list[LayerShape]:
-    """One shape for each layer, in order; none at all if the model never calls its attention function.
+    """The cache shape of each layer, in order; empty if the model never calls its attention function.
 
     Raises PreconditionFailed for architectures that the engine can't serve.
     """
@@ -81,5 +80,5 @@ def layer_shapes(model: Any) -> list[LayerShape]:
         if layer_type not in ("full_attention", "sliding_attention"):
             raise PreconditionFailed(f"{kind} has layers of type {layer_type}: the engine can't serve it")
         if layer_type == "sliding_attention" and windows[index] is None:
-            raise PreconditionFailed(f"{kind} does not tell its attention function the sliding window of layer {index}")
+            raise PreconditionFailed(f"{kind} does not pass its attention function the sliding window of layer {index}")
     return [found[index] for index in range(layers)]

@@ -1,10 +1,9 @@
-"""Keys and values of running sequences: one row of slots for each, in every layer. Knows tensors; who holds which row
-is `rows`' business.
+"""Keys and values of running sequences, with one row of slots per sequence in every layer.
 
-On the CPU a row is address space for the longest sequence, and the operating system commits a page when it is first
-written (the idea of vAttention, Prabhu et al. 2024): attention reads neighbouring rows as one dense tensor, with no
-block table and no gathering, and a short sequence costs the memory of a short sequence. `trim` gives a row's pages
-back. On other devices rows are allocated whole.
+Knows tensors; `rows` assigns the rows. On the CPU a row is address space for the longest sequence, and the operating
+system commits a page when it is first written (the idea of vAttention, Prabhu et al. 2024). Attention reads
+neighbouring rows as one dense tensor without block tables and gathering, and a short sequence takes little memory.
+`trim` returns a row's pages. On other devices rows are allocated completely.
 """
 
 from __future__ import annotations
@@ -19,13 +18,14 @@ import torch
 
 @dataclass(frozen=True)
 class LayerShape:
-    """Of one layer's cache: heads, and the width of a key and of a value (they differ in some architectures)."""
+    """Shape of one layer's cache: key-value heads, and the width of keys and of values (some architectures differ)."""
 
     num_heads: int
     key_width: int
     value_width: int
 
     def bytes_per_token(self, dtype: torch.dtype) -> int:
+        """Bytes of one position's key and value in this layer."""
         return self.num_heads * (self.key_width + self.value_width) * dtype.itemsize
 
 
@@ -43,31 +43,37 @@ class PrefixKV:
 
     @property
     def finite(self) -> bool:
+        """Whether all keys and values are finite."""
         return all(bool(torch.isfinite(tensor).all()) for tensor in (*self.keys, *self.values))
 
 
 class KVCache(Protocol):
-    """What the model runner needs of a cache, whatever its memory looks like."""
+    """The model runner's interface to a cache."""
 
     num_rows: int
     max_length: int
     bytes_per_token: int
 
     def layer(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """(keys, values) of a layer, each `[rows, heads, max_length, width]`; written and read in place."""
+        """(keys, values) of a layer, each `[rows, heads, max_length, width]`, to be written and read in place."""
 
-    def copy_row(self, source: int, row: int, length: int) -> None: ...
+    def copy_row(self, source: int, row: int, length: int) -> None:
+        """Copy the first `length` slots of row `source` to `row`."""
 
-    def snapshot(self, row: int, length: int) -> PrefixKV: ...
+    def snapshot(self, row: int, length: int) -> PrefixKV:
+        """A copy of the row's first `length` slots."""
 
-    def restore(self, prefix: PrefixKV, row: int) -> None: ...
+    def restore(self, prefix: PrefixKV, row: int) -> None:
+        """Write the prefix into the row's first slots."""
 
-    def trim(self, row: int, first: int = 0) -> None: ...
+    def trim(self, row: int, first: int = 0) -> None:
+        """Release the memory of the row's slots from `first` on; they read as zeros afterwards."""
 
 
 class RowKVCache:
-    """Layers of one shape share one tensor `[layers, rows, heads, max_length, width]`, so that a prefix is copied in
-    one operation.
+    """A row cache. Layers of one shape share one tensor `[layers, rows, heads, max_length, width]`.
+
+    A prefix is therefore copied in one operation per shape.
     """
 
     def __init__(
@@ -105,8 +111,9 @@ class RowKVCache:
             tensor[:, row, :, : prefix.num_virtual] = saved
 
     def trim(self, row: int, first: int = 0) -> None:
-        """Give the row's pages from slot `first` on back; its slots read as zeros afterwards (so a NaN that was there
-        is gone, too).
+        """Return the row's pages from slot `first` on to the system.
+
+        Its slots read as zeros afterwards, so NaNs in them are gone, too.
         """
         if not self._maps or not hasattr(mmap, "MADV_DONTNEED"):
             for tensor in (*self._keys, *self._values):
@@ -114,12 +121,12 @@ class RowKVCache:
             return
         for tensor, memory in self._maps:
             for layer in tensor[:, row, :, first:].unbind():
-                # From slot 0 on, the heads of a layer lie in one piece.
+                # From slot 0 on, the heads of a layer are contiguous.
                 for piece in layer.unbind() if first else [layer]:
                     self._drop(piece.reshape(-1), memory)
 
     def _drop(self, row: torch.Tensor, memory: mmap.mmap) -> None:
-        """Whole pages go back to the system; what shares a page with a neighbour is zeroed."""
+        """Return whole pages to the system; zero the parts of pages that are shared with neighbours."""
         begin, num_bytes = row.storage_offset() * row.element_size(), row.nbytes
         first = -(-begin // self._page_bytes) * self._page_bytes
         last = (begin + num_bytes) // self._page_bytes * self._page_bytes
@@ -138,7 +145,7 @@ class RowKVCache:
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
         memory = mmap.mmap(-1, num_bytes, flags=flags)
         if hasattr(mmap, "MADV_NOHUGEPAGE"):
-            # A huge page would span the beginnings of several rows and commit what nobody uses.
+            # A huge page would span the beginnings of several rows and commit unused memory.
             memory.madvise(mmap.MADV_NOHUGEPAGE)
         tensor = torch.frombuffer(memory, dtype=dtype, count=torch.Size(shape).numel()).view(shape)
         self._maps.append((tensor, memory))

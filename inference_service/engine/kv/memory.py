@@ -1,4 +1,4 @@
-"""How much memory the caches get of what is free at the start. Pure arithmetic."""
+"""Divides the free memory at start between the caches. Pure arithmetic."""
 
 from __future__ import annotations
 
@@ -9,14 +9,16 @@ from inference_service.engine.kv.rows import BLOCK_TOKENS
 from shared.errors import InvalidInput
 
 KV_SHARE, PREFIX_SHARE = 0.4, 0.2
-"""Of free memory; the rest is for activations, logits and the process itself."""
+"""Parts of the free memory; the rest is for activations, logits and the process itself."""
 
 
 @dataclass(frozen=True)
 class MemoryPlan:
+    """Sizes of the caches."""
+
     max_length: int
     length_limit: str
-    """What sets `max_length`, for people: a setting, the model or the memory."""
+    """The origin of `max_length` for error texts: a setting, the model or the memory."""
     max_blocks: int
     prefix_bytes: int
 
@@ -24,8 +26,9 @@ class MemoryPlan:
 def plan_memory(
     config: EngineConfig, bytes_per_token: int, max_positions: int, free_bytes: int, block_tokens: int = BLOCK_TOKENS
 ) -> MemoryPlan:
-    """Blocks for running requests (never more than all rows filled), and bytes for prefix KV. One longest request
-    always fits.
+    """Blocks for running requests (at most all rows filled) and bytes for prefix KV.
+
+    Raises InvalidInput if the memory is too small for one request; otherwise one request of `max_length` always fits.
     """
     kv_bytes = config.kv_cache_bytes or int(free_bytes * KV_SHARE)
     affordable = kv_bytes // (bytes_per_token * block_tokens)

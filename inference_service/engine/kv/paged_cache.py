@@ -1,8 +1,7 @@
-"""Keys and values in blocks, with a block table for each row, in every layer: the cache for GPUs. Knows tensors; who
-holds which block is `blocks`' business.
+"""The KV cache for GPUs: keys and values in blocks, with a block table for each row, in every layer.
 
-Block 0 is nobody's: padding points there. The last blocks are the scratch row's, where the self-check computes; no
-sequence gets them.
+Knows tensors; `blocks` assigns the blocks. Block 0 is for padding. The last blocks belong to the scratch row, where the
+self-check computes; sequences get neither.
 """
 
 from __future__ import annotations
@@ -19,10 +18,10 @@ SCRATCH_TOKENS = 32
 
 
 class PagedKVCache:
-    """Layers of one shape share one tensor `[layers, blocks, block_tokens, heads, width]`.
+    """A paged cache. Layers of one shape share one tensor `[layers, blocks, block_tokens, heads, width]`.
 
-    `tables` is `[rows, blocks of the longest sequence]`, int32, on the device. Rows after those of sequences: the
-    scratch row, and the null row, whose table is all padding.
+    `tables` is `[rows, blocks of the longest sequence]`, int32, on the device. After the rows of sequences come the
+    scratch row and the null row, whose table is all padding.
     """
 
     def __init__(
@@ -56,16 +55,16 @@ class PagedKVCache:
                 self._layers[index] = (self._keys[-1][position], self._values[-1][position])
 
     def layer(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """(keys, values) of a layer, each `[blocks, block_tokens, heads, width]`; written and read in place."""
+        """(keys, values) of a layer, each `[blocks, block_tokens, heads, width]`, to be written and read in place."""
         return self._layers[index]
 
     def slots(self, rows: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """Where the positions of these rows lie, counted through all blocks. All `[n]`, int64; no wait for the device."""
+        """Slots of the rows' positions, counted over all blocks. All `[n]`, int64; doesn't wait for the device."""
         block = self.tables[rows, positions // self.block_tokens].long()
         return block * self.block_tokens + positions % self.block_tokens
 
     def do(self, ops: Sequence[BlockOp], prefixes: PrefixCache) -> None:
-        """In order: a later one may use what an earlier one wrote."""
+        """Apply operations in order: a later one may use what an earlier one wrote."""
         for op in ops:
             match op:
                 case SetTable(row, first, blocks):
@@ -82,6 +81,7 @@ class PagedKVCache:
                     self.restore(prefixes.get(prefix_id), row, start)
 
     def snapshot(self, row: int, length: int) -> PrefixKV:
+        """A copy of the row's first `length` slots."""
         index = self._first_slots(row, 0, length)
         keys = tuple(tensor.flatten(1, 2)[:, index].transpose(1, 2).contiguous() for tensor in self._keys)
         return PrefixKV(

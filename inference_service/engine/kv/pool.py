@@ -1,4 +1,4 @@
-"""What the scheduler needs of the books of a KV cache."""
+"""The scheduler's interface to the bookkeeping of a KV cache."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from inference_service.engine.kv.rows import Acquired, Content
 
 
 class Pool(Protocol):
-    """The books of a KV cache: `rows.RowPool`, or `blocks.BlockPool` for a paged one."""
+    """The bookkeeping of a KV cache, implemented and described by `rows.RowPool` and `blocks.BlockPool`."""
 
     max_blocks: int
     max_length: int
@@ -18,7 +18,7 @@ class Pool(Protocol):
 
     @property
     def rows(self) -> Sequence[Any]:
-        """Each has a `holder`."""
+        """The rows; each has a `holder`."""
         ...
 
     @property

@@ -1,9 +1,8 @@
-"""Soft prompts known to the engine, and the prefix KV of as many as the memory budget takes. Knows nothing of rows or
-requests.
+"""Soft prompts known to the engine, and the prefix KV of as many as fit into the memory budget.
 
-The small matrix of every known prompt stays. A prefix KV that was evicted (least recently used) is computed again when
-a request wants it, in chunks, as the beginning of that request's own input. A request needs the KV only in the step in
-which it starts, which copies it.
+Knows no rows or requests. The small matrix of every known prompt stays in memory. An evicted prefix KV (least recently
+used first) is computed again when a request needs it, in chunks, as the beginning of that request's own input. A
+request needs the prefix KV only in the step in which it starts, which copies it.
 """
 
 from __future__ import annotations
@@ -18,7 +17,10 @@ from shared.prompt.soft_prompt import SoftPrompt
 
 @dataclass
 class Prefix:
-    """`holds` counts the requests that use it; `proven`: its KV was computed once and was finite."""
+    """One soft prompt.
+
+    `holds` counts the requests that use it; `proven` means that its KV was once computed and finite.
+    """
 
     soft_prompt: SoftPrompt
     kv: PrefixKV | None = None
@@ -29,7 +31,7 @@ class Prefix:
 
 
 class PrefixCache:
-    """Used by the engine's thread alone, but for `num_virtual` and `kv_bytes`."""
+    """Known prefixes and their KV; used only by the engine's thread, except `num_virtual` and `kv_bytes`."""
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
@@ -42,10 +44,12 @@ class PrefixCache:
 
     @property
     def num_known(self) -> int:
+        """Number of known prefixes."""
         return len(self._prefixes)
 
     @property
     def num_loaded(self) -> int:
+        """Number of prefixes whose KV is in memory."""
         return sum(prefix.kv is not None for prefix in self._prefixes.values())
 
     def __contains__(self, prefix_id: str) -> bool:
@@ -56,7 +60,7 @@ class PrefixCache:
         return 0 if prefix_id is None else self._get(prefix_id).soft_prompt.num_virtual_tokens
 
     def soft_prompt(self, prefix_id: str) -> SoftPrompt:
-        """Raises NotFound."""
+        """The matrix of a known prefix. Raises NotFound."""
         return self._get(prefix_id).soft_prompt
 
     def is_ready(self, prefix_id: str) -> bool:
@@ -65,14 +69,15 @@ class PrefixCache:
         return prefix is not None and prefix.kv is not None
 
     def kv_bytes(self, prefix_id: str) -> int:
-        """Memory of the prefix KV; 0 while it is not in memory."""
+        """Bytes of the prefix KV; 0 while it is not in memory."""
         prefix = self._prefixes.get(prefix_id)
         kv = None if prefix is None else prefix.kv
         return 0 if kv is None else kv.num_bytes
 
     def add(self, prefix_id: str, soft_prompt: SoftPrompt) -> None:
-        """Make a prefix known; its KV is computed later. The same again does nothing. Raises PreconditionFailed for
-        another matrix.
+        """Add a prefix; its KV is computed later. Adding the same matrix again does nothing.
+
+        Raises PreconditionFailed for another matrix under the same id.
         """
         known = self._prefixes.get(prefix_id)
         if known is None:
@@ -83,8 +88,9 @@ class PrefixCache:
         known.leaving = False
 
     def unload(self, prefix_id: str) -> bool:
-        """Forget a prefix, at once or, if requests hold it, when the last of them ends. True if it is gone now. Unknown
-        ones are gone.
+        """Remove a prefix, or mark it for removal when the last request that uses it ends.
+
+        True if it is gone, also if it was unknown.
         """
         prefix = self._prefixes.get(prefix_id)
         if prefix is None:
@@ -97,15 +103,16 @@ class PrefixCache:
         return True
 
     def hold(self, prefix_id: str) -> None:
-        """A request starts to use the prefix. Raises NotFound if it is unknown or on its way out."""
+        """Count a request that uses the prefix. Raises NotFound if it is unknown or being unloaded."""
         prefix = self._get(prefix_id)
         if prefix.leaving:
             raise NotFound("soft prompt", prefix_id, "it is being unloaded")
         prefix.holds += 1
 
     def release(self, prefix_id: str) -> bool:
-        """The request is done. True if the prefix left with it: because it was to be unloaded, or was never computed
-        successfully.
+        """End a request's use of the prefix. True if this removed the prefix.
+
+        It is removed after its last use if it was marked for removal or never computed successfully.
         """
         prefix = self._get(prefix_id)
         if prefix.holds <= 0:
@@ -114,7 +121,7 @@ class PrefixCache:
         return (prefix.leaving or not prefix.proven) and not prefix.holds and self.unload(prefix_id)
 
     def get(self, prefix_id: str) -> PrefixKV:
-        """The prefix KV. Raises IntegrityError if it is not there: whoever plans a step asks `is_ready` first."""
+        """The prefix KV. Raises IntegrityError if it is not in memory; plans of steps must check `is_ready` first."""
         prefix = self._get(prefix_id)
         if prefix.kv is None:
             raise IntegrityError(f"a step copies the keys and values of prefix {prefix_id}, which are not computed")
@@ -123,7 +130,7 @@ class PrefixCache:
         return prefix.kv
 
     def keep(self, prefix_id: str, kv: PrefixKV) -> None:
-        """The prefix KV was computed. Raises DamagedBlob, and keeps nothing, if it is not finite."""
+        """Store a computed prefix KV. Raises DamagedBlob, and stores nothing, if it is not finite."""
         if not kv.finite:
             raise DamagedBlob("the soft prompt gives keys or values that are not finite in this model")
         prefix = self._get(prefix_id)
@@ -135,17 +142,19 @@ class PrefixCache:
         self._evict(keep=prefix)
 
     def check_integrity(self) -> None:
+        """Raise IntegrityError if the bookkeeping is inconsistent."""
         held = sum(prefix.kv.num_bytes for prefix in self._prefixes.values() if prefix.kv is not None)
         if held != self.num_bytes:
-            raise IntegrityError(f"prefix KV takes {held} bytes, the books say {self.num_bytes}")
+            raise IntegrityError(f"prefix KV takes {held} bytes, but the count says {self.num_bytes}")
         if held > self.max_bytes and self.num_loaded > 1:
             raise IntegrityError(f"prefix KV takes {held} bytes, more than its budget of {self.max_bytes}")
         for prefix_id, prefix in self._prefixes.items():
             if prefix.leaving and not prefix.holds:
-                raise IntegrityError(f"prefix {prefix_id} was to leave and is still here")
+                raise IntegrityError(f"prefix {prefix_id} was marked for removal but still exists without use")
 
     @property
     def num_holds(self) -> int:
+        """Uses of all prefixes by requests."""
         return sum(prefix.holds for prefix in self._prefixes.values())
 
     def _touch(self, prefix: Prefix) -> None:
@@ -153,7 +162,7 @@ class PrefixCache:
         prefix.last_used = self._clock
 
     def _evict(self, keep: Prefix) -> None:
-        """Down to the budget; the newest stays even if it is larger than that."""
+        """Evict prefix KV down to the budget; `keep`, the newest, stays even if it is larger."""
         for prefix in sorted(
             (p for p in self._prefixes.values() if p.kv is not None and p is not keep), key=lambda p: p.last_used
         ):

@@ -1,10 +1,8 @@
-"""Who holds which row of the KV cache, how much memory the rows commit, and what of a finished request can be used
-again.
+"""Bookkeeping of a row cache: holders of rows, committed memory, and reuse after requests end. Knows no tensors.
 
-A row has room for the longest sequence, but only touched blocks cost memory (see `kv_cache`); this module does the
-bookkeeping and knows no tensors. A released row keeps its content until its memory is wanted: the next input that
-begins alike under the same prompt starts from it (as slots are reused in llama.cpp; SGLang's radix tree does it for
-paged caches).
+A row has room for the longest sequence, but only touched blocks take memory (see `kv_cache`). A released row keeps its
+content until its memory is needed: the next input with the same beginning under the same prompt starts from it (as
+llama.cpp reuses slots; SGLang's radix tree does it for paged caches).
 """
 
 from __future__ import annotations
@@ -16,11 +14,11 @@ from inference_service.engine.core.integrity import IntegrityError
 
 BLOCK_TOKENS = 32
 MIN_SHARED_TOKENS = 8
-"""Fewer common tokens are cheaper to compute than to look after."""
+"""With fewer common tokens, computing them is cheaper than copying."""
 
 
 class Content(Protocol):
-    """What a row holds: a sequence, or what is left of one."""
+    """The content of a row: a running sequence, or the remains of an ended one."""
 
     tenant: str
     prefix_id: str | None
@@ -30,7 +28,7 @@ class Content(Protocol):
 
 @dataclass
 class Remains:
-    """Content of a released row."""
+    """The content of a released row."""
 
     tenant: str
     prefix_id: str | None
@@ -40,25 +38,29 @@ class Remains:
 
 @dataclass
 class Row:
+    """A row's holder or remains, and its memory."""
+
     index: int
     holder: Content | None = None
     remains: Remains | None = None
     length: int = 0
-    """Slots with valid keys and values, virtual ones included."""
+    """Slots with valid keys and values, virtual tokens included."""
     blocks: int = 0
     """Blocks of memory touched since the row was last trimmed."""
     last_used: int = 0
     dirty: bool = False
-    """Its last holder failed: numbers that are not finite would reach the next one through its masks."""
+    """Whether the last holder failed: its values may be not finite and would reach the next holder through its masks.
+    """
 
     @property
     def content(self) -> Content | None:
+        """What the row holds: its holder, or the remains of a released one."""
         return self.holder or self.remains
 
 
 @dataclass(frozen=True)
 class Trim:
-    """Give the row's memory from slot `first` on back."""
+    """Release the row's memory from slot `first` on."""
 
     row: int
     first: int = 0
@@ -86,39 +88,44 @@ RowOp = Trim | CopyPrefix | CopyRow
 
 @dataclass(frozen=True)
 class Acquired:
+    """A row assigned to a sequence, and the operations that prepare it."""
+
     row: int
     num_computed: int
-    """Positions that are there once `ops` are done, virtual ones included."""
+    """Positions that need no computation after `ops`, virtual ones included."""
     ops: tuple[RowOp, ...]
 
 
 def may_share(one: Content, other: Content, *, across_tenants: bool) -> bool:
-    """Whether one of the two may start from the keys and values of the other.
+    """Whether one sequence may start from the keys and values of the other.
 
-    The tenant is part of the key because the number of reused tokens, and the time they save, tell a caller what an
-    earlier input said, one guess after the other (Wu et al. 2025, "I Know What You Asked").
+    The tenant matters because the number of reused tokens, and the time they save, reveal an earlier input to a caller
+    that guesses it token by token (Wu et al. 2025, "I Know What You Asked").
     """
     return one.prefix_id == other.prefix_id and (across_tenants or one.tenant == other.tenant)
 
 
 def common_length(one: list[int], other: list[int]) -> int:
-    """How many tokens two sequences begin with in common."""
+    """Number of tokens that two sequences have in common at their beginning."""
     return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
 def blocks_for(length: int) -> int:
+    """Blocks that `length` slots take."""
     return -(-length // BLOCK_TOKENS)
 
 
 @dataclass
 class RowPool:
+    """Assigns rows to sequences and plans the operations that fill them."""
+
     num_rows: int
     max_blocks: int
     max_length: int
     """Slots of one row."""
     reuse: bool = True
     across_tenants: bool = False
-    """Whether a tenant's input may start from what another tenant's left."""
+    """Whether inputs may reuse rows of other tenants."""
     rows: list[Row] = field(init=False)
     _clock: int = 0
 
@@ -127,21 +134,24 @@ class RowPool:
 
     @property
     def num_held(self) -> int:
+        """Rows that a sequence holds."""
         return sum(row.holder is not None for row in self.rows)
 
     @property
     def held_blocks(self) -> int:
+        """Blocks of running sequences."""
         return sum(row.blocks for row in self.rows if row.holder is not None)
 
     @property
     def committed_blocks(self) -> int:
+        """Blocks of all rows, held or kept for reuse."""
         return sum(row.blocks for row in self.rows)
 
     def acquire(self, content: Content, length: int, prefix_ready: bool = True) -> Acquired | None:
-        """A row with memory for `length` slots, or None. Reuses what another row has of the same beginning.
+        """Assign a row with memory for `length` slots, or return None. Reuses a row with the same beginning.
 
-        The last token is never reused: its logits are wanted, so it is computed. Without `prefix_ready` there is no
-        prefix KV to copy: the virtual positions are among those to compute.
+        The last token is never reused: it is computed because its logits are needed. Without `prefix_ready` there is no
+        prefix KV to copy: the virtual positions are computed.
         """
         source, shared = self._best_match(content)
         row = self._choose_row(source, content.num_virtual + shared)
@@ -155,7 +165,7 @@ class RowPool:
         else:
             row.length = content.num_virtual + shared
         row.holder, row.remains = content, None
-        if row.blocks > blocks_for(length):  # a former holder was longer: what it leaves is memory that others may want
+        if row.blocks > blocks_for(length):  # a former holder was longer: release its memory
             row.blocks = blocks_for(length)
             ops.append(Trim(row.index, row.blocks * BLOCK_TOKENS))
         trims = self._reserve(row, blocks_for(length), keep=None if in_place else source)
@@ -180,21 +190,17 @@ class RowPool:
         return Acquired(row.index, computed, tuple(ops))
 
     def extend(self, index: int, length: int) -> tuple[RowOp, ...] | None:
-        """Memory for `length` slots in a held row: the trims that make room for it, or None where only preemption
-        would.
-        """
+        """Extend a held row to `length` slots: the trims that free the memory, or None if only a preemption could."""
         trims = self._reserve(self.rows[index], blocks_for(length), keep=None)
         return None if trims is None else tuple(trims)
 
     def advance(self, index: int, length: int) -> None:
-        """Slots below `length` are valid now."""
+        """Record that the slots below `length` are valid."""
         self.rows[index].length = length
         self._touch(self.rows[index])
 
     def release(self, index: int, *, keep: bool = True) -> None:
-        """The holder is done. With `keep` the row keeps its content for reuse; without, it is cleared for the next
-        holder.
-        """
+        """Free a row. With `keep` it keeps its content for reuse; otherwise it is cleared for the next holder."""
         row = self.rows[index]
         content = row.holder
         row.holder = None
@@ -208,19 +214,19 @@ class RowPool:
             row.length = 0
 
     def forget(self, prefix_id: str) -> None:
-        """Drop what released rows remember under a prefix that is going away."""
+        """Drop the content of released rows under a prefix that is being unloaded."""
         for row in self.rows:
             if row.remains is not None and row.remains.prefix_id == prefix_id:
                 row.remains, row.length = None, 0
 
     def forget_all(self) -> None:
-        """Drop what all released rows remember: a step failed, and nobody knows what it wrote."""
+        """Drop the content of all released rows, after a step failed and may have written anything."""
         for row in self.rows:
             if row.remains is not None:
                 row.remains, row.length = None, 0
 
     def check_integrity(self) -> None:
-        """Raise IntegrityError where the books do not balance. Call it at any step boundary."""
+        """Raise IntegrityError if the bookkeeping is inconsistent. Call it at any step boundary."""
         if self.committed_blocks > self.max_blocks:
             raise IntegrityError(f"{self.committed_blocks} blocks are committed of {self.max_blocks}")
         for row in self.rows:
@@ -229,10 +235,10 @@ class RowPool:
             if blocks_for(row.length) > row.blocks:
                 raise IntegrityError(f"row {row.index} holds {row.length} slots in {row.blocks} blocks")
             if row.content is None and row.length:
-                raise IntegrityError(f"row {row.index} has slots of nobody")
+                raise IntegrityError(f"row {row.index} has slots but no content")
 
     def _best_match(self, content: Content) -> tuple[Row | None, int]:
-        """(row that shares the most tokens, how many), among rows with something to offer."""
+        """(row with the longest common beginning, number of common tokens); (None, 0) if no row has enough."""
         if not self.reuse:
             return None, 0
         best: Row | None = None
@@ -251,9 +257,7 @@ class RowPool:
         return (best, most) if best is not None else (None, 0)
 
     def _choose_row(self, source: Row | None, shared_length: int) -> Row | None:
-        """The source itself where most of it is shared, else an empty row, else the released row that was used least
-        recently.
-        """
+        """Choose the source if most of it is shared, else an empty row, else the least recently used released row."""
         free = [row for row in self.rows if row.holder is None]
         if source is not None and source.holder is None and (2 * shared_length >= source.length or len(free) == 1):
             return source

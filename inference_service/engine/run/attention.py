@@ -1,9 +1,8 @@
-"""The attention function that transformers' modules call: it writes new keys and values to the cache and attends to
-rows of it.
+"""The attention function for row caches: writes new keys and values to their rows and attends to them.
 
-One forward pass carries the positions of many sequences packed behind one another (batch 1). What belongs together, and
-what may see what, is in a `StepLayout` that is made once a step. Knows nothing of scheduling, sampling or which model
-calls it.
+transformers' modules call it. One forward pass carries the positions of many sequences, packed one after another (batch
+1). A `StepLayout`, built once per step, says which positions belong together and which slots they may see. The function
+knows nothing of scheduling, sampling or the model.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from shared.kernels import ops
 
 
 class ChunkLike(Protocol):
-    """What attention must know of a scheduled chunk (`scheduler.Chunk`)."""
+    """The attributes of a scheduled chunk (`core.plan.Chunk`) that attention needs."""
 
     @property
     def row(self) -> int: ...
@@ -37,19 +36,19 @@ class ChunkLike(Protocol):
 
 
 @dataclass
-class Run:
-    """Decodes of neighbouring rows `[row, row + count)`: one dense attention over their first `end` slots."""
+class DecodeGroup:
+    """Decodes of neighbouring rows `[row, row + count)`: one dense attention call over their first `end` slots."""
 
     begin: int
     count: int
     row: int
     end: int
     positions: torch.Tensor
-    """[count], on the device."""
+    """Position of each decode, `[count]`, on the device."""
     masks: dict[int, torch.Tensor] = field(default_factory=dict)
 
     def mask(self, window: int, dtype: torch.dtype) -> torch.Tensor:
-        """Additive, `[count, 1, 1, end]`; made once a step for each window size (0 is none)."""
+        """Additive mask `[count, 1, 1, end]`; built once per step for each window size (0 means no window)."""
         if window not in self.masks:
             slots = torch.arange(self.end, device=self.positions.device)
             seen = slots <= self.positions[:, None]
@@ -60,8 +59,8 @@ class Run:
 
 
 @dataclass
-class Stretch:
-    """Several positions of one sequence: prefill, or the candidates of a score."""
+class QuerySegment:
+    """Consecutive queries of one sequence: prefill, or the candidates of a score."""
 
     begin: int
     count: int
@@ -77,19 +76,19 @@ class Stretch:
 
     @property
     def plainly_causal(self) -> bool:
+        """Whether the mask is a plain triangle, without a window."""
         return self.start == 0 and not self.branch_lengths
 
     def positions(self) -> list[int]:
-        """Of each query, counted from the sequence's first virtual token. Every branch goes on from the last main
-        position.
-        """
+        """Position of each query from the first virtual token on. Branches continue from the last main position."""
         main = self.count - sum(self.branch_lengths)
         after = self.start + main
         return [*range(self.start, after), *(after + i for length in self.branch_lengths for i in range(length))]
 
     def mask(self, window: int, dtype: torch.dtype) -> torch.Tensor | None:
-        """Additive, `[1, 1, count, end]`, or None for a plain triangle. Queries see slots before them, of their own
-        branch only.
+        """Additive mask `[1, 1, count, end]`, or None for a plain triangle.
+
+        Queries see earlier slots, and of the branches only their own.
         """
         if window not in self.masks:
             self.masks[window] = (
@@ -117,24 +116,27 @@ class Stretch:
 
 @dataclass
 class StepLayout:
-    """How one packed forward pass falls into pieces."""
+    """How one packed forward pass is divided into attention calls."""
 
-    runs: list[Run]
-    stretches: list[Stretch]
+    groups: list[DecodeGroup]
+    segments: list[QuerySegment]
     num_decodes: int
-    """Tokens that come first, one of each row; the runs are theirs."""
+    """Number of decode tokens, which come first; `groups` covers them."""
     rows: torch.Tensor
-    """Of the tokens up to the first branch: `[causal tokens]`, the decodes' first."""
+    """Row of each token before the first branch, `[causal tokens]`, decodes first."""
     positions: torch.Tensor
-    """Of the same tokens, in their rows."""
+    """Position of each of these tokens in its row."""
 
 
 MAX_PADDING = 2.0
-"""A run is cut where its longest row would make the others read more than this many times their own slots."""
+"""A decode group ends where padding to its longest row would read more than this multiple of its slots."""
 
 
 def lay_out(chunks: Sequence[ChunkLike], device: torch.device) -> StepLayout:
-    """`chunks` come with those of one position first, by row, and trees of branches last (`StepPlan`)."""
+    """Build the layout of a step.
+
+    `chunks` must be in the order of `StepPlan`: those of one position first, by row, and those with branches last.
+    """
     singles = [chunk for chunk in chunks if chunk.num_positions == 1]
     causal = list(takewhile(lambda chunk: not chunk.branch_lengths, chunks))
     rows = torch.tensor(
@@ -143,7 +145,7 @@ def lay_out(chunks: Sequence[ChunkLike], device: torch.device) -> StepLayout:
     positions = torch.tensor(
         [chunk.start + i for chunk in causal for i in range(chunk.num_positions)], dtype=torch.long, device=device
     )
-    runs: list[Run] = []
+    groups: list[DecodeGroup] = []
     begin = 0
     while begin < len(singles):
         stop, end, used = begin + 1, singles[begin].start + 1, singles[begin].start + 1
@@ -153,19 +155,20 @@ def lay_out(chunks: Sequence[ChunkLike], device: torch.device) -> StepLayout:
             if wider * (stop - begin + 1) > MAX_PADDING * used + 64:
                 break
             stop, end = stop + 1, wider
-        runs.append(Run(begin, stop - begin, singles[begin].row, end, positions[begin:stop]))
+        groups.append(DecodeGroup(begin, stop - begin, singles[begin].row, end, positions[begin:stop]))
         begin = stop
-    stretches: list[Stretch] = []
+    segments: list[QuerySegment] = []
     offset = len(singles)
     for chunk in chunks[len(singles) :]:
-        stretches.append(Stretch(offset, chunk.num_positions, chunk.row, chunk.start, chunk.branch_lengths, device))
+        segments.append(QuerySegment(offset, chunk.num_positions, chunk.row, chunk.start, chunk.branch_lengths, device))
         offset += chunk.num_positions
-    return StepLayout(runs, stretches, len(singles), rows, positions)
+    return StepLayout(groups, segments, len(singles), rows, positions)
 
 
 class CachedAttention:
-    """Registered under a name of its own with `transformers.AttentionInterface`. `layout` is set before each forward
-    pass.
+    """The attention function over a `KVCache`, registered with `transformers.AttentionInterface` under a unique name.
+
+    `layout` is set before each forward pass.
     """
 
     def __init__(self, cache: KVCache) -> None:
@@ -185,7 +188,10 @@ class CachedAttention:
         s_aux: torch.Tensor | None = None,
         **_: Any,
     ) -> tuple[torch.Tensor, None]:
-        """query `[1, heads, T, width]`, key and value `[1, kv_heads, T, width]` -> `[1, T, heads, value width]`."""
+        """Write the keys and values of a packed pass and attend.
+
+        query `[1, heads, T, width]`, key and value `[1, kv_heads, T, width]` -> `[1, T, heads, value width]`.
+        """
         layout = self.layout
         if layout is None:
             raise RuntimeError("attention is called outside a step")
@@ -196,7 +202,7 @@ class CachedAttention:
         if softcap is not None or s_aux is not None:
             attend = _Explicit(softcap, s_aux)
         heads, kv_heads, decodes = query.shape[1], value.shape[1], layout.num_decodes
-        pieces: list[torch.Tensor] = []
+        outputs: list[torch.Tensor] = []
         native = attend is F.scaled_dot_product_attention and ops.can_attend(keys, values)
         if first := layout.rows.shape[0] if native else decodes:
             new = (
@@ -205,30 +211,30 @@ class CachedAttention:
                 value[0, :, :first].transpose(0, 1),
             )
             if native:
-                pieces.append(ops.cached_attention(*new, keys, values, layout.rows, layout.positions, window, scaling))
+                outputs.append(ops.cached_attention(*new, keys, values, layout.rows, layout.positions, window, scaling))
             else:
-                pieces.append(self._attend_runs(attend, layout, *new, keys, values, window, scaling))
-        for stretch in layout.stretches:
-            if stretch.begin < first:
+                outputs.append(self._attend_decodes(attend, layout, *new, keys, values, window, scaling))
+        for segment in layout.segments:
+            if segment.begin < first:
                 continue
-            piece, row = slice(stretch.begin, stretch.begin + stretch.count), slice(stretch.row, stretch.row + 1)
-            keys[stretch.row, :, stretch.start : stretch.end] = key[0, :, piece]
-            values[stretch.row, :, stretch.start : stretch.end] = value[0, :, piece]
-            mask = stretch.mask(window, query.dtype)
+            part, row = slice(segment.begin, segment.begin + segment.count), slice(segment.row, segment.row + 1)
+            keys[segment.row, :, segment.start : segment.end] = key[0, :, part]
+            values[segment.row, :, segment.start : segment.end] = value[0, :, part]
+            mask = segment.mask(window, query.dtype)
             attended = attend(
-                query[:, :, piece],
-                keys[row, :, : stretch.end],
-                values[row, :, : stretch.end],
+                query[:, :, part],
+                keys[row, :, : segment.end],
+                values[row, :, : segment.end],
                 attn_mask=mask,
                 is_causal=mask is None,
                 scale=scaling,
                 enable_gqa=heads != kv_heads,
             )
-            pieces.append(attended[0].transpose(0, 1))
-        return _joined(pieces)[None], None
+            outputs.append(attended[0].transpose(0, 1))
+        return _concatenate(outputs)[None], None
 
     @staticmethod
-    def _attend_runs(
+    def _attend_decodes(
         attend: Callable[..., torch.Tensor],
         layout: StepLayout,
         query: torch.Tensor,
@@ -239,31 +245,38 @@ class CachedAttention:
         window: int,
         scaling: float | None,
     ) -> torch.Tensor:
-        """The step's decodes, by one attention function for each run: query `[decodes, heads, width]`, key and value
-        `[decodes, kv_heads, width]` -> `[decodes, heads, value width]`.
+        """Attend for the step's decodes, with one call per group.
+
+        query `[decodes, heads, width]`, key and value `[decodes, kv_heads, width]` -> `[decodes, heads, value width]`.
         """
         decodes, heads, _ = query.shape
         kv_heads, width = value.shape[1:]
         rows, positions = layout.rows[:decodes], layout.positions[:decodes]
         keys[rows, :, positions] = key
         values[rows, :, positions] = value
-        # The query heads of one key head become the queries of that head: no key is repeated.
+        # The query heads of one key head become the queries of that head, so no key is repeated.
         grouped = query.reshape(decodes, kv_heads, heads // kv_heads, query.shape[2])
         attended = []
-        for run in layout.runs:
-            piece, near = slice(run.begin, run.begin + run.count), slice(run.row, run.row + run.count)
-            mask = run.mask(window, query.dtype)
+        for group in layout.groups:
+            part = slice(group.begin, group.begin + group.count)
+            rows_of_group = slice(group.row, group.row + group.count)
+            mask = group.mask(window, query.dtype)
             attended.append(
                 attend(
-                    grouped[piece], keys[near, :, : run.end], values[near, :, : run.end], attn_mask=mask, scale=scaling
+                    grouped[part],
+                    keys[rows_of_group, :, : group.end],
+                    values[rows_of_group, :, : group.end],
+                    attn_mask=mask,
+                    scale=scaling,
                 )
             )
-        return _joined(attended).reshape(decodes, heads, width)
+        return _concatenate(attended).reshape(decodes, heads, width)
 
 
 class _Explicit:
-    """Attention written out, for what the fused kernels lack: soft-capped scores (Gemma 2) and attention sinks
-    (gpt-oss).
+    """Attention in plain operations, for features that the fused kernels lack.
+
+    These are soft-capped scores (Gemma 2) and attention sinks (gpt-oss).
     """
 
     def __init__(self, softcap: float | None, sinks: torch.Tensor | None) -> None:
@@ -279,8 +292,10 @@ class _Explicit:
         is_causal: bool = False,
         enable_gqa: bool = False,
     ) -> torch.Tensor:
-        """query `[rows, heads, queries, width]`; with `enable_gqa` heads are a multiple of the key's, else a decode's
-        grouped ones.
+        """query `[rows, heads, queries, width]`.
+
+        With `enable_gqa` the number of heads is a multiple of the keys' heads; otherwise they are the grouped heads of
+        a decode.
         """
         rows, heads, queries, width = query.shape
         kv_heads = key.shape[1]
@@ -298,10 +313,10 @@ class _Explicit:
         return (weights.view(rows, kv_heads, -1, key.shape[2]) @ value).view(rows, heads, queries, -1)
 
     def _softmax(self, scores: torch.Tensor) -> torch.Tensor:
-        """A sink is one more score for each query head, which takes weight and has no value.
+        """Softmax with sinks: one more score for each query head, which takes weight and has no value.
 
-        In a decode the query heads stand where queries stand in a prefill, so the sinks' view is `[heads, queries]` or
-        `[heads, 1]`.
+        In a decode the query heads are in the dimension of the queries, so the view of the sinks is `[heads, queries]`
+        or `[heads, 1]`.
         """
         if self.sinks is None:
             return torch.softmax(scores, dim=-1, dtype=torch.float32)
@@ -314,5 +329,5 @@ def _additive(seen: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, -math.inf)
 
 
-def _joined(pieces: list[torch.Tensor]) -> torch.Tensor:
-    return (pieces[0] if len(pieces) == 1 else torch.cat(pieces)).contiguous()
+def _concatenate(parts: list[torch.Tensor]) -> torch.Tensor:
+    return (parts[0] if len(parts) == 1 else torch.cat(parts)).contiguous()

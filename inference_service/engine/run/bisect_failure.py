@@ -1,7 +1,7 @@
-"""When a step raises, who is to blame? Each of its chunks is computed again alone; whoever raises then fails alone.
+"""Finds the chunk that makes a step fail: computes each chunk again alone; those that raise again fail.
 
-Knows the plan and nothing of tensors. What a step does to the cache can be done twice, except copies out of places that
-the same step may have overwritten since: their chunks are postponed, which loses nothing but time.
+Knows the plan and no tensors. The effects of a step on the cache can be repeated, except copies from places that the
+same step may have overwritten. Chunks with such copies are postponed to a later step.
 """
 
 from __future__ import annotations
@@ -17,19 +17,22 @@ T = TypeVar("T")
 
 
 class StepFailed(RuntimeError):
-    """The engine, not the request, is to blame; the log has the cause. Callers see it as an internal error."""
+    """A defect of the engine, not of the request. The log has the cause; callers see an internal error."""
 
 
 @dataclass
 class Isolated(Generic[T]):
+    """The outcome of each chunk of a failed step."""
+
     computed: list[tuple[StepPlan, T]] = field(default_factory=list)
     """Plans of one chunk each, with their results."""
     failed: list[tuple[Chunk, Exception]] = field(default_factory=list)
     postponed: list[Chunk] = field(default_factory=list)
+    """Chunks that can't be repeated now; their sequences must be preempted."""
 
 
 def compute_each_alone(plan: StepPlan, compute: Callable[[StepPlan], T]) -> Isolated[T]:
-    """Every chunk in a step of its own. Raises nothing that `compute` raises for a chunk."""
+    """Compute every chunk of the plan in its own step. Exceptions of `compute` become entries in `failed`."""
     rows = {chunk.row for chunk in plan.chunks}
     orphans = tuple(op for op in plan.ops if isinstance(op, Trim) and op.row not in rows)
     found = Isolated[T]()
@@ -53,5 +56,8 @@ def _reads_elsewhere(op: object) -> bool:
 
 
 def _starts_a_table(op: object) -> bool:
-    """Two of them mean that the row's first holder of this step had to go, and others may have its blocks."""
+    """Whether the op sets a whole block table.
+
+    Two of them for one row mean that its first holder of this step was preempted, and others may have its blocks.
+    """
     return getattr(op, "first", None) == 0

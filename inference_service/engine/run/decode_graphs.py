@@ -1,9 +1,8 @@
-"""Decode steps as captured CUDA graphs, one for each size of a ladder: a batch is padded to the next size with rows of
-nobody.
+"""Decode steps as captured CUDA graphs, one for each batch size of a ladder; batches are padded with dummy rows.
 
-A decode step of a small batch is a thousand short kernels, and launching them costs more than running them; a graph
-launches them as one. Knows no model: it is given the function to capture. `EagerGraph` runs the same function on the
-same fixed inputs without capturing.
+A decode step of a small batch is a thousand short kernels that take longer to launch than to run; a graph launches them
+as one. This module knows no model: it captures a function that the caller passes. `EagerGraph` runs the same function
+on the same fixed inputs without capturing.
 """
 
 from __future__ import annotations
@@ -23,20 +22,25 @@ Decode = Callable[[torch.Tensor], torch.Tensor]
 
 
 def ladder(max_batch: int) -> list[int]:
-    """Powers of two up to 8, then every eighth size: padding wastes at most a half of a small batch and an eighth of a
-    large one.
+    """Batch sizes to capture: powers of two up to 8, then multiples of 8.
+
+    Padding wastes at most half of a small batch and an eighth of a large one.
     """
     sizes = [size for size in (1, 2, 4, 8) if size < max_batch] + list(range(16, max_batch, 8))
     return [*sizes, max_batch]
 
 
 class Graph(Protocol):
+    """A decode step on fixed inputs `[3, batch]`."""
+
     inputs: torch.Tensor
 
     def replay(self) -> torch.Tensor: ...
 
 
 class EagerGraph:
+    """Runs `decode` without capturing it."""
+
     def __init__(self, decode: Decode, inputs: torch.Tensor) -> None:
         self._decode, self.inputs = decode, inputs
 
@@ -45,11 +49,14 @@ class EagerGraph:
 
 
 class CudaGraph:
-    """Captures `decode` once; `replay` runs it on what `inputs` holds by then. `pool` is the memory that graphs share."""
+    """Captures `decode` once; `replay` runs it on the current content of `inputs`.
+
+    `pool` is the memory that graphs share.
+    """
 
     def __init__(self, decode: Decode, inputs: torch.Tensor, pool: Any) -> None:
         self.inputs = inputs
-        # Capturing needs a stream of its own, warmed up: lazy initialisation can't be captured.
+        # Capturing needs a separate, warmed-up stream: lazy initialisation can't be captured.
         stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -66,7 +73,7 @@ class CudaGraph:
 
 
 class DecodeGraphs:
-    """`padding` is one column of inputs, `[3]`, for places that no sequence takes."""
+    """A graph for each batch size. `padding` is the input column, `[3]`, of dummy rows."""
 
     def __init__(
         self, make: Callable[[torch.Tensor], Graph], max_batch: int, padding: Sequence[int], device: torch.device
@@ -78,8 +85,9 @@ class DecodeGraphs:
             self._graphs[size] = make(torch.tensor([self._padding] * size, device=device).T.contiguous())
 
     def run(self, columns: Sequence[tuple[int, int, int]]) -> torch.Tensor | None:
-        """Logits `[n, vocab]` for n columns of (token id, row, position), valid until the next run; None if no graph is
-        large enough.
+        """Logits `[n, vocab]` for n columns of (token id, row, position), valid until the next run.
+
+        None if no graph is large enough.
         """
         step = bisect_left(self._sizes, len(columns))
         if step == len(self._sizes):
@@ -91,13 +99,14 @@ class DecodeGraphs:
 
 
 def capture(decode: Decode, max_batch: int, padding: Sequence[int], device: torch.device) -> DecodeGraphs | None:
-    """None where the model can't be captured (it waits for the device somewhere): decodes then run like everything
-    else.
+    """Capture the decode function for all batch sizes.
+
+    None if it can't be captured because it waits for the device; decodes then run like other steps.
     """
     pool = torch.cuda.graph_pool_handle()
     try:
         return DecodeGraphs(lambda inputs: CudaGraph(decode, inputs, pool), max_batch, padding, device)
     except RuntimeError as error:
         torch.cuda.synchronize(device)
-        log.warning("decode steps are not captured as graphs: %s", error)
+        log.warning("CUDA graphs unavailable; decode steps run eagerly: %s", error)
         return None

@@ -1,8 +1,8 @@
-"""Which sequences of a step got keys and values that are not finite.
+"""Finds the sequences of a step whose new keys and values are not finite.
 
-A position whose key or value is not finite attends to itself, so its hidden state is not finite either, and stays so up
-to the last layer. Logits can't tell: they exist only for a chunk's last position, which in a model with sliding windows
-may not see the damage.
+A position whose key or value is not finite attends to itself, so its hidden state is not finite either and stays so up
+to the last layer. Logits don't show it reliably: they exist only for the last position of a chunk, which may not see
+the damage in a model with sliding windows.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from inference_service.engine.core.plan import Chunk
 
 
 class FiniteCheck:
-    """Looks at the hidden states of every forward pass between `begin` and `damaged`.
+    """Checks the hidden states of every forward pass between `begin` and `damaged`.
 
-    Decodes in a captured graph are left out: their own logits prove them.
+    Decodes in a captured graph are not checked here; their own logits show the damage.
     """
 
     def __init__(self, model: Any) -> None:
@@ -26,10 +26,11 @@ class FiniteCheck:
         model.base_model.register_forward_hook(self._look)
 
     def begin(self) -> None:
+        """Start to collect the hidden states of a step."""
         self._sums = []
 
     def damaged(self, chunks: Sequence[Chunk]) -> set[int]:
-        """Rows of the chunks that were computed, in this order, since `begin` and have a position that is not finite."""
+        """Rows with a position that is not finite; `chunks` are those computed since `begin`, in this order."""
         sums, self._sums = self._sums, None
         if not sums:
             return set()
@@ -42,6 +43,6 @@ class FiniteCheck:
         return damaged
 
     def _look(self, module: torch.nn.Module, args: object, output: Any) -> None:
-        """hidden states `[1, positions, width]`"""
+        """Sum the hidden states `[1, positions, width]` over their width."""
         if self._sums is not None:
             self._sums.append(output[0][0].float().sum(-1))

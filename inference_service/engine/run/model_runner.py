@@ -1,7 +1,7 @@
-"""Runs planned steps on the device: the only module besides the caches and the sampler that touches tensors of a step.
+"""Runs planned steps over a row cache: the only module besides caches and sampler that touches tensors of a step.
 
-One forward pass of transformers' own model carries every chunk, packed behind one another as a batch of one; position
-ids say where each token stands, and the registered attention function knows the rest.
+One forward pass of transformers' own model carries every chunk, packed one after another as a batch of one. Position
+ids give the place of each token; the registered attention function does the rest.
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ from shared.model.base_model import BaseModel
 
 
 class Runner(Protocol):
-    """What the engine needs of a runner."""
+    """The engine's interface to a runner."""
 
     scratch_row: int
-
     finite: FiniteCheck
 
-    def run(self, plan: StepPlan, prefixes: PrefixCache) -> torch.Tensor: ...
+    def run(self, plan: StepPlan, prefixes: PrefixCache) -> torch.Tensor:
+        """Apply the plan's operations, run the model, and return logits `[n, vocab]` at every wanted position."""
+        ...
 
     def snapshot(self, row: int, length: int) -> PrefixKV:
         """A copy of the keys and values in the row's first slots."""
@@ -36,7 +37,10 @@ class Runner(Protocol):
 
 
 class ModelRunner:
-    """`scratch_row` is a row of the cache that no sequence ever gets: the self-check computes there."""
+    """Runs plans over a row cache.
+
+    `scratch_row` is a row of the cache that no sequence gets; the self-check computes there.
+    """
 
     def __init__(self, base: BaseModel, cache: KVCache) -> None:
         self._model: Any = base.model
@@ -56,7 +60,7 @@ class ModelRunner:
         wanted = wanted_positions(plan.chunks)
         self._attention.layout = lay_out(plan.chunks, self._device)
         try:
-            # Some layers do not take an empty selection: one position is computed and dropped.
+            # Some layers accept no empty selection: one position is computed and dropped.
             keep = torch.tensor(wanted or [0], device=self._device)
             logits: torch.Tensor = self._model(**inputs, use_cache=False, logits_to_keep=keep).logits[0]
         finally:
@@ -69,14 +73,15 @@ class ModelRunner:
 
 
 def kept(logits: torch.Tensor, keep: torch.Tensor | int) -> torch.Tensor:
-    """The rows of `[positions, vocab]` that `logits_to_keep` asked for, also of a model that knows no such argument and
-    gives all.
+    """The rows of `[positions, vocab]` that `logits_to_keep` selects.
+
+    Models that don't know this argument return all rows; this function then selects them.
     """
     return logits if isinstance(keep, int) or logits.shape[0] == keep.shape[0] else logits[keep]
 
 
 def do_ops(ops: Sequence[RowOp], cache: KVCache, prefixes: PrefixCache) -> None:
-    """Copies and trims, in order: a later one may use what an earlier one wrote."""
+    """Apply copies and trims in order: a later one may use what an earlier one wrote."""
     for op in ops:
         match op:
             case Trim(row, first):
@@ -88,7 +93,7 @@ def do_ops(ops: Sequence[RowOp], cache: KVCache, prefixes: PrefixCache) -> None:
 
 
 def fed_tokens(chunk: Chunk) -> list[int]:
-    """Main tokens of the chunk (0 in place of virtual ones), then every branch without its last token."""
+    """Tokens fed for a chunk: the main ones (0 in place of virtual ones), then every branch without its last token."""
     sequence = chunk.sequence
     first = chunk.start + chunk.num_virtual - sequence.num_virtual
     fed = [0] * chunk.num_virtual + sequence.tokens[first : first + chunk.count - chunk.num_virtual]
@@ -98,7 +103,7 @@ def fed_tokens(chunk: Chunk) -> list[int]:
 
 
 def virtual_tokens(chunk: Chunk, prefixes: PrefixCache, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
-    """The embeddings `[chunk.num_virtual, hidden]` of the soft prompt's part in the chunk."""
+    """The embeddings `[chunk.num_virtual, hidden_size]` of the chunk's virtual tokens."""
     assert chunk.sequence.prefix_id is not None
     return prefixes.soft_prompt(chunk.sequence.prefix_id).cast(dtype, device)[
         chunk.start : chunk.start + chunk.num_virtual
@@ -108,8 +113,9 @@ def virtual_tokens(chunk: Chunk, prefixes: PrefixCache, device: torch.device, dt
 def model_inputs(
     chunks: Sequence[Chunk], model: Any, prefixes: PrefixCache, device: torch.device, dtype: torch.dtype
 ) -> dict[str, torch.Tensor]:
-    """Token ids and positions, `[1, tokens]`; embeddings `[1, tokens, hidden]` in place of the ids where some stand for
-    virtual tokens.
+    """Model inputs of a packed pass: token ids and positions, `[1, tokens]`.
+
+    If the chunks have virtual tokens, embeddings `[1, tokens, hidden_size]` replace the ids.
     """
     token_ids = torch.tensor(
         [token for chunk in chunks for token in fed_tokens(chunk)], dtype=torch.long, device=device
@@ -128,12 +134,16 @@ def model_inputs(
 
 
 def fed_positions(chunk: Chunk) -> list[int]:
+    """Position of each token of `fed_tokens`; every branch continues from the last main position."""
     after = chunk.start + chunk.count
     return [*range(chunk.start, after), *(after + i for branch in chunk.branches for i in range(len(branch) - 1))]
 
 
 def wanted_positions(chunks: Sequence[Chunk]) -> list[int]:
-    """Indices into the packed batch: the last position of each chunk that samples; of a score, that and every branch's."""
+    """Indices into the packed batch of the positions whose logits are needed.
+
+    These are the last position of each chunk that samples or scores, and all positions of branches.
+    """
     wanted: list[int] = []
     begin = 0
     for chunk in chunks:

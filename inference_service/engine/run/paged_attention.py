@@ -1,9 +1,8 @@
-"""The attention function over a paged KV cache: writes new keys and values to their slots and attends through block
-tables.
+"""The attention function for paged caches: writes new keys and values to their slots and attends by block table.
 
-With a kernel that reads block tables (`varlen_kernel`) all sequences of a step attend in one call; without one, or
-where a layer needs what the kernel lacks (soft-capping, sinks, candidates of a score), blocks are gathered and attended
-to with a mask. Knows nothing of scheduling, sampling or which model calls it.
+With a kernel that reads block tables (`varlen_kernel`) all sequences of a step attend in one call. Without one, or for
+features that the kernel lacks (soft-capping, sinks, candidates of a score), blocks are gathered and attended to with a
+mask. The function knows nothing of scheduling, sampling or the model.
 """
 
 from __future__ import annotations
@@ -18,12 +17,12 @@ import torch
 import torch.nn.functional as F
 
 from inference_service.engine.kv.paged_cache import PagedKVCache
-from inference_service.engine.run.varlen_kernel import Packed, VarlenKernel
+from inference_service.engine.run.varlen_kernel import PackedSequences, VarlenKernel
 
 
 @dataclass
-class Piece:
-    """One chunk of several positions, or one with candidates: its queries `[begin, begin + count)` of the packed batch."""
+class PagedSegment:
+    """Queries `[begin, begin + count)` of the packed batch: a chunk of several positions, or one with candidates."""
 
     begin: int
     count: int
@@ -37,8 +36,9 @@ class Piece:
         return self.start + self.count
 
     def seen(self, window: int, device: torch.device) -> torch.Tensor:
-        """`[1, 1, count, end]`, True where a query sees a slot: slots before it, of its own branch only, within the
-        window (0 is none).
+        """Mask `[1, 1, count, end]`, True where a query sees a slot.
+
+        Queries see earlier slots within `window` (0 means no window), and of the branches only their own.
         """
         if window not in self.masks:
             slots = torch.arange(self.end, device=device)
@@ -59,56 +59,63 @@ class Piece:
 
 @dataclass
 class PagedLayout:
-    """How one packed forward pass falls into pieces: decodes first, then `pieces`."""
+    """How one packed forward pass is divided: decodes first, then `segments`."""
 
     slots: torch.Tensor
-    """[tokens] where each position's keys and values go"""
+    """Slot of each position's keys and values, `[tokens]`."""
     decode_rows: torch.Tensor
-    """[decodes]"""
+    """Row of each decode, `[decodes]`."""
     decode_positions: torch.Tensor
-    """[decodes]"""
-    pieces: Sequence[Piece]
+    """Position of each decode, `[decodes]`."""
+    segments: Sequence[PagedSegment]
     longest: int
-    """Slots of the longest decode; under a captured graph, of the longest possible."""
+    """Slots of the longest decode; in a captured graph, of the longest possible one."""
     tables: torch.Tensor
-    """The cache's, `[rows, blocks]`"""
+    """The cache's block tables, `[rows, blocks]`."""
 
     @property
     def num_decodes(self) -> int:
         return self.decode_rows.shape[0]
 
     @cached_property
-    def packed(self) -> Packed:
-        """All that the kernel takes, made once a step: decodes, then the pieces without candidates."""
+    def packed(self) -> PackedSequences:
+        """Arguments of the kernel, built once per step: decodes, then the segments without candidates."""
         device = self.slots.device
-        pieces = [piece for piece in self.pieces if not piece.branch_lengths]
+        segments = [segment for segment in self.segments if not segment.branch_lengths]
         offsets = torch.arange(self.num_decodes + 1, dtype=torch.int32, device=device)
         used, rows = (self.decode_positions + 1).int(), self.decode_rows
-        if pieces:
+        if segments:
             counts = torch.tensor(
-                [[piece.count for piece in pieces], [piece.end for piece in pieces], [piece.row for piece in pieces]]
+                [
+                    [segment.count for segment in segments],
+                    [segment.end for segment in segments],
+                    [segment.row for segment in segments],
+                ]
             )
             moved = counts.to(device)
             offsets = torch.cat([offsets, (self.num_decodes + moved[0].cumsum(0)).int()])
             used, rows = torch.cat([used, moved[1].int()]), torch.cat([rows, moved[2]])
-        longest = max([self.longest, *(piece.end for piece in pieces)])
-        return Packed(offsets, used, self.tables[rows], max([1, *(piece.count for piece in pieces)]), longest)
+        longest = max([self.longest, *(segment.end for segment in segments)])
+        return PackedSequences(
+            offsets, used, self.tables[rows], max([1, *(segment.count for segment in segments)]), longest
+        )
 
     @cached_property
     def plain_index(self) -> torch.Tensor:
-        """[n] positions of the packed batch that the kernel computes, where candidates stand between them."""
+        """Indices `[n]` of the packed batch's positions that the kernel computes, if candidates are among them."""
         plain = [
             position
-            for piece in self.pieces
-            if not piece.branch_lengths
-            for position in range(piece.begin, piece.begin + piece.count)
+            for segment in self.segments
+            if not segment.branch_lengths
+            for position in range(segment.begin, segment.begin + segment.count)
         ]
         return torch.tensor([*range(self.num_decodes), *plain], dtype=torch.long, device=self.slots.device)
 
 
 class PagedAttention:
-    """Registered under a name of its own with `transformers.AttentionInterface`. `layout` is set before each forward
-    pass.
+    """The attention function over a `PagedKVCache`, registered with `transformers.AttentionInterface`.
+
+    `layout` is set before each forward pass.
     """
 
     def __init__(self, cache: PagedKVCache, kernel: VarlenKernel | None) -> None:
@@ -128,18 +135,23 @@ class PagedAttention:
         s_aux: torch.Tensor | None = None,
         **_: Any,
     ) -> tuple[torch.Tensor, None]:
-        """query `[1, heads, T, width]`, key and value `[1, kv_heads, T, width]` -> `[1, T, heads, value width]`."""
+        """Write the keys and values of a packed pass and attend.
+
+        query `[1, heads, T, width]`, key and value `[1, kv_heads, T, width]` -> `[1, T, heads, value width]`.
+        """
         layout = self.layout
         if layout is None:
             raise RuntimeError("attention is called outside a step")
         keys, values = self.cache.layer(module.layer_idx)  # type: ignore[arg-type]
         keys.flatten(0, 1)[layout.slots] = key[0].transpose(0, 1)
         values.flatten(0, 1)[layout.slots] = value[0].transpose(0, 1)
-        rule = Rule(scaling if scaling is not None else query.shape[-1] ** -0.5, sliding_window or 0, softcap, s_aux)
+        scoring = LayerScoring(
+            scaling if scaling is not None else query.shape[-1] ** -0.5, sliding_window or 0, softcap, s_aux
+        )
         packed = query[0].transpose(0, 1)  # [T, heads, width]
-        if self.kernel is not None and rule.plain and keys.shape[-1] == values.shape[-1]:
-            return self._by_kernel(self.kernel, packed, keys, values, layout, rule)[None], None
-        return self._gathered(packed, keys, values, layout, rule)[None], None
+        if self.kernel is not None and scoring.plain and keys.shape[-1] == values.shape[-1]:
+            return self._by_kernel(self.kernel, packed, keys, values, layout, scoring)[None], None
+        return self._gathered(packed, keys, values, layout, scoring)[None], None
 
     def _by_kernel(
         self,
@@ -148,20 +160,20 @@ class PagedAttention:
         keys: torch.Tensor,
         values: torch.Tensor,
         layout: PagedLayout,
-        rule: Rule,
+        scoring: LayerScoring,
     ) -> torch.Tensor:
-        packed, trees = layout.packed, [piece for piece in layout.pieces if piece.branch_lengths]
+        packed, trees = layout.packed, [segment for segment in layout.segments if segment.branch_lengths]
         if not trees:
-            return kernel(query, keys, values, packed, rule)
+            return kernel(query, keys, values, packed, scoring)
         out = query.new_empty(*query.shape[:2], values.shape[-1])
         if packed.num_sequences:
-            out[layout.plain_index] = kernel(query[layout.plain_index], keys, values, packed, rule)
-        for piece in trees:
-            self._gather_piece(out, query, keys, values, piece, rule)
+            out[layout.plain_index] = kernel(query[layout.plain_index], keys, values, packed, scoring)
+        for segment in trees:
+            self._attend_segment(out, query, keys, values, segment, scoring)
         return out
 
     def _gathered(
-        self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, layout: PagedLayout, rule: Rule
+        self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, layout: PagedLayout, scoring: LayerScoring
     ) -> torch.Tensor:
         out = query.new_empty(*query.shape[:2], values.shape[-1])
         decodes = layout.num_decodes
@@ -170,30 +182,37 @@ class PagedAttention:
             tables = self.cache.tables[layout.decode_rows, :blocks]
             slots = torch.arange(blocks * self.cache.block_tokens, device=query.device)
             seen = slots <= layout.decode_positions[:, None]
-            if rule.window:
-                seen &= slots > layout.decode_positions[:, None] - rule.window
+            if scoring.window:
+                seen &= slots > layout.decode_positions[:, None] - scoring.window
             attended = attend(
-                query[:decodes, :, None], gather(keys, tables), gather(values, tables), seen[:, None, None], rule
+                query[:decodes, :, None], gather(keys, tables), gather(values, tables), seen[:, None, None], scoring
             )
             out[:decodes] = attended[:, :, 0]
-        for piece in layout.pieces:
-            self._gather_piece(out, query, keys, values, piece, rule)
+        for segment in layout.segments:
+            self._attend_segment(out, query, keys, values, segment, scoring)
         return out
 
-    def _gather_piece(
-        self, out: torch.Tensor, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, piece: Piece, rule: Rule
+    def _attend_segment(
+        self,
+        out: torch.Tensor,
+        query: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        segment: PagedSegment,
+        scoring: LayerScoring,
     ) -> None:
-        part = slice(piece.begin, piece.begin + piece.count)
-        table = self.cache.tables[piece.row : piece.row + 1, : -(-piece.end // self.cache.block_tokens)]
-        k, v = gather(keys, table)[:, :, : piece.end], gather(values, table)[:, :, : piece.end]
-        attended = attend(query[part].transpose(0, 1)[None], k, v, piece.seen(rule.window, query.device), rule)
+        part = slice(segment.begin, segment.begin + segment.count)
+        table = self.cache.tables[segment.row : segment.row + 1, : -(-segment.end // self.cache.block_tokens)]
+        k, v = gather(keys, table)[:, :, : segment.end], gather(values, table)[:, :, : segment.end]
+        attended = attend(query[part].transpose(0, 1)[None], k, v, segment.seen(scoring.window, query.device), scoring)
         out[part] = attended[0].transpose(0, 1)
 
 
 @dataclass(frozen=True)
-class Rule:
-    """How one layer scores: `cap(query . key * scale)`; slots `window` or more positions back are not seen (0: all
-    are).
+class LayerScoring:
+    """How one layer scores: `cap(query . key * scale)`.
+
+    Slots `window` or more positions back are hidden (0 means no window).
     """
 
     scale: float
@@ -203,31 +222,39 @@ class Rule:
 
     @property
     def plain(self) -> bool:
+        """Whether the layer has neither a soft cap nor sinks."""
         return self.softcap is None and self.sinks is None
 
 
 def gather(pool: torch.Tensor, tables: torch.Tensor) -> torch.Tensor:
-    """pool `[blocks, block_tokens, heads, width]`, tables `[n, k]` -> `[n, heads, k * block_tokens, width]`"""
+    """Keys or values of sequences from their blocks.
+
+    pool `[blocks, block_tokens, heads, width]`, tables `[n, k]` -> `[n, heads, k * block_tokens, width]`.
+    """
     return pool[tables.long()].flatten(1, 2).transpose(1, 2)
 
 
 def attend(
-    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, seen: torch.Tensor, rule: Rule
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, seen: torch.Tensor, scoring: LayerScoring
 ) -> torch.Tensor:
-    """query `[n, heads, q, width]`, keys and values `[n, kv_heads, k, width]`, seen `[n, 1, q, k]` -> `[n, heads, q,
-    value width]`.
+    """Masked attention, with soft cap and sinks if `scoring` has them.
+
+    query `[n, heads, q, width]`, keys and values `[n, kv_heads, k, width]`, seen `[n, 1, q, k]` -> `[n, heads, q, value
+    width]`.
     """
-    if rule.plain:
+    if scoring.plain:
         grouped = query.shape[1] != keys.shape[1]
-        return F.scaled_dot_product_attention(query, keys, values, attn_mask=seen, scale=rule.scale, enable_gqa=grouped)
+        return F.scaled_dot_product_attention(
+            query, keys, values, attn_mask=seen, scale=scoring.scale, enable_gqa=grouped
+        )
     rows, heads, queries, _ = query.shape
     groups = heads // keys.shape[1]
-    scores = (query @ keys.repeat_interleave(groups, 1).transpose(2, 3)).float() * rule.scale
-    if rule.softcap is not None:
-        scores = torch.tanh(scores / rule.softcap) * rule.softcap
+    scores = (query @ keys.repeat_interleave(groups, 1).transpose(2, 3)).float() * scoring.scale
+    if scoring.softcap is not None:
+        scores = torch.tanh(scores / scoring.softcap) * scoring.softcap
     scores = scores.masked_fill(~seen, -math.inf)
-    if rule.sinks is not None:
-        column = rule.sinks.float().view(1, heads, 1, 1).expand(rows, heads, queries, 1)
+    if scoring.sinks is not None:
+        column = scoring.sinks.float().view(1, heads, 1, 1).expand(rows, heads, queries, 1)
         scores = torch.cat([scores, column], -1)
     weights = torch.softmax(scores, -1)[..., : keys.shape[2]]
     return weights.to(values.dtype) @ values.repeat_interleave(groups, 1)

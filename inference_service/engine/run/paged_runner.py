@@ -1,7 +1,6 @@
 """Runs planned steps over a paged cache: the counterpart of `model_runner.ModelRunner` for GPUs.
 
-The same packed forward pass of transformers' own model; a step of decodes alone goes through captured graphs where
-there are any.
+It uses the same packed forward pass; steps that consist of decodes alone run through captured graphs if available.
 """
 
 from __future__ import annotations
@@ -19,13 +18,13 @@ from inference_service.engine.kv.prefix_cache import PrefixCache
 from inference_service.engine.run.decode_graphs import DecodeGraphs
 from inference_service.engine.run.finite_check import FiniteCheck
 from inference_service.engine.run.model_runner import fed_tokens, kept, model_inputs, wanted_positions
-from inference_service.engine.run.paged_attention import PagedAttention, PagedLayout, Piece
+from inference_service.engine.run.paged_attention import PagedAttention, PagedLayout, PagedSegment
 from inference_service.engine.run.varlen_kernel import VarlenKernel
 from shared.model.base_model import BaseModel
 
 
 class PagedRunner:
-    """Drop-in for `ModelRunner`. `graphs` may be set once the runner has proven itself."""
+    """Runs plans over a paged cache. `graphs` may be set after the self-check of the runner."""
 
     def __init__(self, base: BaseModel, cache: PagedKVCache, kernel: VarlenKernel | None) -> None:
         self._model: Any = base.model
@@ -40,7 +39,7 @@ class PagedRunner:
 
     @torch.inference_mode()
     def run(self, plan: StepPlan, prefixes: PrefixCache) -> torch.Tensor:
-        """Logits `[n, vocab]` at every wanted position, in the order of `wanted_positions`."""
+        """Like `ModelRunner.run`: logits `[n, vocab]` in the order of `wanted_positions`."""
         self.cache.do(plan.ops, prefixes)
         self.finite.begin()
         if self.graphs is not None and all(chunk.num_positions == 1 and chunk.samples for chunk in plan.chunks):
@@ -49,7 +48,7 @@ class PagedRunner:
                 return logits
         wanted = wanted_positions(plan.chunks)
         inputs = model_inputs(plan.chunks, self._model, prefixes, self._device, self._dtype)
-        # Some layers do not take an empty selection: one position is computed and dropped.
+        # Some layers accept no empty selection: one position is computed and dropped.
         return self._forward(self._lay_out(plan.chunks), inputs, self._tensor(wanted or [0]))[: len(wanted)]
 
     @torch.inference_mode()
@@ -58,8 +57,9 @@ class PagedRunner:
 
     @torch.inference_mode()
     def decode(self, inputs: torch.Tensor) -> torch.Tensor:
-        """`[3, batch]` token ids, rows, positions -> logits `[batch, vocab]`. Everything stays on the device: it can be
-        captured.
+        """One decode step: `[3, batch]` token ids, rows, positions -> logits `[batch, vocab]`.
+
+        Everything stays on the device, so that it can be captured.
         """
         ids, rows, positions = inputs.unbind(0)
         layout = PagedLayout(
@@ -68,18 +68,18 @@ class PagedRunner:
         return self._forward(layout, {"input_ids": ids[None], "position_ids": positions[None]}, 0)
 
     def _lay_out(self, chunks: Sequence[Chunk]) -> PagedLayout:
-        """`chunks` come with those of one position first (`StepPlan`)."""
+        """Build the layout of a step from `chunks` in the order of `StepPlan`."""
         decodes = [chunk for chunk in chunks if chunk.num_positions == 1]
-        pieces, begin = list[Piece](), len(decodes)
+        segments, begin = list[PagedSegment](), len(decodes)
         for chunk in chunks[len(decodes) :]:
-            pieces.append(Piece(begin, chunk.num_positions, chunk.row, chunk.start, chunk.branch_lengths))
+            segments.append(PagedSegment(begin, chunk.num_positions, chunk.row, chunk.start, chunk.branch_lengths))
             begin += chunk.num_positions
         places = [(chunk.row, slot) for chunk in chunks for slot in range(chunk.start, chunk.end)]
         rows, slots = self._tensor(places).T.unbind(0)
         longest = max((chunk.start + 1 for chunk in decodes), default=0)
         count = len(decodes)
         return PagedLayout(
-            self.cache.slots(rows, slots), rows[:count], slots[:count], pieces, longest, self.cache.tables
+            self.cache.slots(rows, slots), rows[:count], slots[:count], segments, longest, self.cache.tables
         )
 
     def _tensor(self, values: Any) -> torch.Tensor:

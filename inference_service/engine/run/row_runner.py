@@ -1,7 +1,8 @@
-"""The runner for architectures that keep their attention to themselves (Falcon, Bloom, GPT-J, MPT ...): one chunk at a
-time, with the model's own attention over transformers' cache interface, and our rows as the cache. Slower, since
-sequences don't share a forward pass; the same answers, and everything around it (scheduling, prefix KV, sampling) is
-the same.
+"""The runner for architectures whose attention can't be replaced (Falcon, Bloom, GPT-J, MPT ...).
+
+It computes one chunk at a time, with the model's own attention over transformers' cache interface and rows of the KV
+cache behind it. It is slower because sequences don't share a forward pass. Answers, scheduling, prefix KV and sampling
+are the same.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from shared.model.base_model import BaseModel
 
 
 class RowLayer(DynamicLayer):  # type: ignore[misc]
-    """One layer of one row, as transformers sees a cache; `length` slots are valid."""
+    """One layer of one row behind transformers' cache interface; `length` slots are valid."""
 
     def __init__(self, keys: torch.Tensor, values: torch.Tensor, length: int) -> None:
         """keys and values `[heads, max_length, width]`"""
@@ -46,7 +47,7 @@ class RowLayer(DynamicLayer):  # type: ignore[misc]
 
 
 class RowRunner:
-    """Drop-in for `ModelRunner`."""
+    """Runs plans over a row cache, one forward pass per chunk."""
 
     def __init__(self, base: BaseModel, cache: KVCache) -> None:
         self._model: Any = base.model
@@ -89,7 +90,7 @@ class RowRunner:
         return self._cache.snapshot(row, length)
 
     def _feed(self, row: int, start: int, token_ids: list[int], last: int) -> torch.Tensor:
-        """Logits `[last, vocab]` of the last so many tokens"""
+        """Feed tokens and return logits `[last, vocab]` of the last ones."""
         return self._forward(row, start, last, input_ids=torch.tensor(token_ids, device=self._device)[None])
 
     def _forward(self, row: int, start: int, last: int, **inputs: torch.Tensor) -> torch.Tensor:
@@ -111,8 +112,9 @@ class RowRunner:
 
 @torch.inference_mode()
 def cache_shapes(model: Any) -> list[LayerShape]:
-    """The shapes of a model's own cache. Raises PreconditionFailed unless they are keys and values of every token in
-    every layer.
+    """The shapes of a model's own cache, one for each layer.
+
+    Raises PreconditionFailed unless it holds keys and values of every token in every layer.
     """
     kind = model.config.get_text_config().model_type
     cache = DynamicCache()
@@ -128,6 +130,6 @@ def cache_shapes(model: Any) -> list[LayerShape]:
         len(shape) != 4 or shape[2] != 2 for shape in shapes
     ):
         raise PreconditionFailed(
-            f"{kind} does not keep plain keys and values of every token in every layer: a prefix can't be shared"
+            f"{kind} does not keep plain keys and values of every token in every layer, so a prefix can't be shared"
         )
     return [LayerShape(layer.keys.shape[1], layer.keys.shape[3], layer.values.shape[3]) for layer in layers]

@@ -1,8 +1,8 @@
-"""From logits to the next token of each sequence, vectorised over the batch. Knows nothing of models, rows or text.
+"""Samples the next token of each sequence from its logits, vectorised over the batch. Knows no models, rows or text.
 
-A sequence's random numbers come from a counter, not a stream: number n of seed s is Philox4x32-10 (Salmon et al. 2011)
-of (s, n), so that neighbours in the batch, preemption and chunking change nothing. One uniform number a token picks
-from the cumulative distribution.
+The random numbers of a sequence come from a counter: number n of seed s is Philox4x32-10 (Salmon et al. 2011) of (s,
+n). Neighbours in the batch, preemption and chunking therefore change nothing. One uniform number per token selects from
+the cumulative distribution.
 """
 
 from __future__ import annotations
@@ -17,14 +17,15 @@ from inference_service.engine.core.request import TokenLogprob
 from inference_service.engine.core.running_request import RunningRequest
 
 SORTED_HEAD = 1024
-"""Truncated sampling looks at so many of the most likely tokens first, and sorts the vocabulary only where they are not
-enough.
+"""Truncated sampling first sorts this number of the most likely tokens.
+
+It sorts the whole vocabulary only if they are not enough.
 """
 
 
 @dataclass(frozen=True)
 class Sampled:
-    """`ok` is False where the logits were not finite: that sequence can't go on."""
+    """A sampled token. `ok` is False if the logits were not finite, so that the sequence can't continue."""
 
     token_id: int
     logprob: TokenLogprob | None
@@ -34,7 +35,10 @@ class Sampled:
 def sample(
     logits: torch.Tensor, sequences: Sequence[RunningRequest], end_ids: Sequence[frozenset[int]]
 ) -> list[Sampled]:
-    """logits `[B, vocab]`; `end_ids` are the tokens that may end each sequence, impossible before its `min_new_tokens`."""
+    """Sample a token for each sequence from its logits `[batch, vocab]`.
+
+    `end_ids` are the tokens that may end each sequence; they are impossible before its `min_new_tokens`.
+    """
     best, greedy_ids = logits.max(dim=-1)
     finite = torch.isfinite(best).tolist()
     ids: list[int] = greedy_ids.tolist()
@@ -67,8 +71,9 @@ def sample(
 
 
 def token_logprobs(logits: torch.Tensor, token_ids: Sequence[int], num_top: Sequence[int]) -> list[TokenLogprob]:
-    """Natural log-probabilities of the tokens under float32 logits `[B, vocab]`, with the `num_top` best alternatives
-    of each row.
+    """Natural log-probabilities of one token per row under float32 logits `[batch, vocab]`.
+
+    Row i also gets its `num_top[i]` most likely tokens.
     """
     everything = torch.log_softmax(logits, dim=-1)
     own = everything.gather(1, torch.tensor(token_ids, device=logits.device)[:, None])[:, 0].tolist()
@@ -81,7 +86,7 @@ def token_logprobs(logits: torch.Tensor, token_ids: Sequence[int], num_top: Sequ
 
 
 def uniform(seed: int, number: int) -> float:
-    """Random number `number` of `seed`, in [0, 1), with 53 bits."""
+    """Random number at index `number` of the sequence of `seed`, in [0, 1), with 53 bits."""
     low, high = philox(seed, number)
     return ((high << 32 | low) >> 11) * 2.0**-53
 
@@ -124,8 +129,9 @@ def _adjust(
 
 
 def _choose(logits: torch.Tensor, sequences: Sequence[RunningRequest]) -> list[int]:
-    """One token a row. Which computation a row takes depends on that row alone, so that its neighbours can't change its
-    token.
+    """Sample one token per row.
+
+    A row's computation depends on that row alone, so its neighbours can't change its token.
     """
     chosen: list[int] = logits.argmax(dim=-1).tolist()
     sampled = [i for i, s in enumerate(sequences) if not s.sampling.greedy]
@@ -171,7 +177,7 @@ class _Truncation:
     def pick(self, probabilities: torch.Tensor, numbers: torch.Tensor) -> list[int]:
         vocabulary = probabilities.shape[1]
         head = probabilities.topk(min(SORTED_HEAD, vocabulary), dim=-1)
-        # Equal probabilities stand in the order of their ids, as in a stable sort of the whole vocabulary.
+        # Equal probabilities are in the order of their ids, as in a stable sort of the whole vocabulary.
         ids = head.indices.sort(dim=-1).values
         ordered, order = probabilities.gather(1, ids).sort(dim=-1, descending=True, stable=True)
         ids = ids.gather(1, order)
@@ -186,9 +192,9 @@ class _Truncation:
         return chosen
 
     def _kept(self, ordered: torch.Tensor) -> torch.Tensor:
-        """Which of the sorted probabilities `[rows, n]` remain; the most likely always does.
+        """Which of the sorted probabilities `[rows, n]` remain; the most likely one always does.
 
-        top_p is a share of what top_k leaves, as in transformers and vLLM.
+        top_p is a share of the probability that top_k leaves, as in transformers and vLLM.
         """
         rank = torch.arange(ordered.shape[1], device=ordered.device)
         within_k = (rank < self.top_k) | (self.top_k == 0)
@@ -200,8 +206,10 @@ class _Truncation:
 
 
 def _pick(weights: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
-    """Indices `[rows]` where the cumulative weights pass `numbers` (in [0, 1)) of their total; an index of weight 0 is
-    never picked.
+    """Sampled indices `[rows]`; `numbers` are in [0, 1).
+
+    Each is the index where the cumulative weights exceed its number times their total. An index of weight 0 is never
+    selected.
     """
     cumulative = weights.double().cumsum(dim=-1)
     targets = numbers[:, None] * cumulative[:, -1:]

@@ -1,6 +1,7 @@
-"""Log-probabilities of candidate continuations. The candidates are branches of one tree over the input's keys and
-values (the attention mask keeps them apart), so that the input is computed once and copied never. A candidate longer
-than a step comes in parts.
+"""Log-probabilities of candidate continuations.
+
+The candidates are branches of one tree over the input's keys and values. The attention mask separates them, so that the
+input is computed once and never copied. A candidate longer than a step is computed in parts.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ _ROWS_AT_ONCE = 32
 
 
 def split(chunks: Sequence[Chunk], logits: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """The runner's logits `[n, vocab]` apart: rows to sample from, and each score's rows by request id."""
+    """Split the runner's logits `[n, vocab]` into rows to sample from and the rows of each score by request id."""
     if not any(chunk.branches for chunk in chunks):
         return logits, {}
     picked: list[int] = []
@@ -34,7 +35,7 @@ def split(chunks: Sequence[Chunk], logits: torch.Tensor) -> tuple[torch.Tensor, 
 
 
 class Tally:
-    """The scores of one request as its candidates come in, in order and possibly in parts."""
+    """Collects the scores of one request; its candidates arrive in order and possibly in parts."""
 
     def __init__(self, sequence: RunningRequest) -> None:
         self._sequence = sequence
@@ -43,18 +44,20 @@ class Tally:
 
     @property
     def complete(self) -> bool:
+        """Whether all candidates are scored."""
         return len(self._found) == len(self._sequence.candidates)
 
     def add(self, branches: Sequence[tuple[int, ...]], logits: torch.Tensor) -> bool:
-        """Row 0 of `logits` predicts every branch's first token, then come the rows of each branch. False if they are
-        not finite.
+        """Add the logits of one chunk's branches. False if they are not finite.
+
+        Row 0 of `logits` predicts the first token of every branch; the rows of each branch follow.
         """
         rows, tokens, begin = list[int](), list[int](), 1
         for branch in branches:
             rows += [0, *range(begin, begin + len(branch) - 1)]
             tokens += branch
             begin += len(branch) - 1
-        # In float32, but never a second table of all rows in it.
+        # In float32, but without a float32 copy of all rows at once.
         norms = torch.cat([torch.logsumexp(part.float(), dim=-1) for part in torch.split(logits, _ROWS_AT_ONCE)])
         values = logits[rows, tokens].float() - norms[rows]
         if bool(torch.isnan(values).any()):
@@ -68,6 +71,7 @@ class Tally:
         return True
 
     def result(self, timing: Timing) -> ScoreResult:
+        """The result of a complete score, with probabilities normalised over the candidates."""
         totals = torch.tensor([sum(found) for found in self._found], dtype=torch.float64)
         probabilities = torch.softmax(totals, dim=0).tolist()
         scores = tuple(

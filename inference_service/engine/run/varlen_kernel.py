@@ -1,8 +1,8 @@
-"""PyTorch's variable-length attention over a block table (`torch.nn.attention.varlen`), proven on this device before it
-is used.
+"""PyTorch's variable-length attention over a block table (`torch.nn.attention.varlen`), tested on the device first.
 
-What it takes depends on the release and on the flash kernels inside: the size of a block, and whether it wants the
-keys' offsets beside their counts. So each way is tried on a small example and compared with attention written out.
+Its requirements depend on the release and on the flash kernels inside: the size of a block, and whether it takes the
+keys' offsets in addition to their counts. Each way of calling it is therefore tried on a small example and compared
+with attention in plain operations.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ import torch.nn.functional as F
 log = logging.getLogger(__name__)
 
 BLOCK_SIZES = (32, 256)
-"""Smaller blocks share more; FlashAttention 2 takes only multiples of 256."""
+"""Block sizes to try: smaller blocks share more; FlashAttention 2 accepts only multiples of 256."""
 _TOLERANCE = 0.03
 
 
 class Scoring(Protocol):
-    """What the kernel must know of `paged_attention.Rule`."""
+    """The attributes of `paged_attention.LayerScoring` that the kernel needs."""
 
     @property
     def scale(self) -> float: ...
@@ -34,11 +34,10 @@ class Scoring(Protocol):
 
 
 @dataclass(frozen=True)
-class Packed:
-    """Sequences behind one another: `offsets` `[n + 1]` of their queries, `used` `[n]` slots, `tables` `[n, blocks]`,
-    all int32.
+class PackedSequences:
+    """Sequences packed one after another; their queries are their last positions.
 
-    The queries of a sequence are its last positions.
+    `offsets` `[n + 1]` of their queries, `used` `[n]` slots, `tables` `[n, blocks]`, all int32.
     """
 
     offsets: torch.Tensor
@@ -53,21 +52,25 @@ class Packed:
 
     @cached_property
     def key_offsets(self) -> torch.Tensor:
+        """Cumulative counts of used slots, `[n + 1]`, int32."""
         return F.pad(self.used.cumsum(0, dtype=torch.int32), (1, 0))
 
 
 @dataclass(frozen=True)
 class VarlenKernel:
-    """`attend` is `varlen_attn`; `with_offsets`: it wants the cumulative key counts, too."""
+    """One way of calling `varlen_attn`, which is `attend`. `with_offsets` also passes the cumulative key counts."""
 
     attend: Callable[..., Any]
     block_tokens: int
     with_offsets: bool
 
     def __call__(
-        self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, packed: Packed, rule: Scoring
+        self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, packed: PackedSequences, scoring: Scoring
     ) -> torch.Tensor:
-        """query `[T, heads, width]`, keys and values `[blocks, block_tokens, kv_heads, width]` -> `[T, heads, width]`."""
+        """Attend over the blocks of each sequence.
+
+        query `[T, heads, width]`, keys and values `[blocks, block_tokens, kv_heads, width]` -> `[T, heads, width]`.
+        """
         out: torch.Tensor = self.attend(
             query.contiguous(),
             keys,
@@ -76,8 +79,8 @@ class VarlenKernel:
             packed.key_offsets if self.with_offsets else None,
             packed.max_queries,
             packed.longest,
-            scale=rule.scale,
-            window_size=(rule.window - 1 if rule.window else -1, 0),
+            scale=scoring.scale,
+            window_size=(scoring.window - 1 if scoring.window else -1, 0),
             enable_gqa=query.shape[1] != keys.shape[2],
             seqused_k=packed.used,
             block_table=packed.tables,
@@ -86,7 +89,7 @@ class VarlenKernel:
 
 
 @dataclass(frozen=True)
-class _Plain:
+class _PlainScoring:
     scale: float
     window: int
 
@@ -94,7 +97,7 @@ class _Plain:
 def find_kernel(
     num_heads: int, num_kv_heads: int, width: int, dtype: torch.dtype, device: torch.device
 ) -> VarlenKernel | None:
-    """The first way of calling `varlen_attn` that gives the right numbers here; None where there is none."""
+    """The first way of calling `varlen_attn` that gives the right numbers on this device, or None."""
     if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
         return None
     try:
@@ -109,7 +112,7 @@ def find_kernel(
             try:
                 difference = error_of(kernel, num_heads, num_kv_heads, width, dtype, device)
             except (RuntimeError, TypeError, ValueError) as error:
-                log.info("varlen_attn with blocks of %d tokens is not possible: %s", block_tokens, error)
+                log.info("varlen_attn does not support blocks of %d tokens: %s", block_tokens, error)
                 continue
             if difference < _TOLERANCE:
                 return kernel
@@ -121,8 +124,9 @@ def find_kernel(
 def error_of(
     kernel: VarlenKernel, num_heads: int, num_kv_heads: int, width: int, dtype: torch.dtype, device: torch.device
 ) -> float:
-    """The largest difference from attention written out, relative to its norm, over decodes and a chunk, with a window
-    and without.
+    """The kernel's largest difference from attention in plain operations, relative to its norm.
+
+    The example has decodes and a chunk, each with and without a window.
     """
     generator = torch.Generator().manual_seed(0)
 
@@ -134,28 +138,32 @@ def error_of(
     tables = torch.tensor([[5, 2], [1, 6], [3, 0], [4, 5]], dtype=torch.int32, device=device)
     counts, ends = [1, 1, 1, 4], [size + 3, 2 * size, 5, size + 2]
     offsets = torch.tensor([0, 1, 2, 3, 7], dtype=torch.int32, device=device)
-    packed = Packed(offsets, torch.tensor(ends, dtype=torch.int32, device=device), tables, 4, 2 * size)
-    decodes = Packed(offsets[:4], packed.used[:3], tables[:3], 1, 2 * size)
+    packed = PackedSequences(offsets, torch.tensor(ends, dtype=torch.int32, device=device), tables, 4, 2 * size)
+    decodes = PackedSequences(offsets[:4], packed.used[:3], tables[:3], 1, 2 * size)
     query = random(7, num_heads, width)
     differences = []
     for window in (0, 4):
-        rule = _Plain(width**-0.5, window)
+        scoring = _PlainScoring(width**-0.5, window)
         expected = torch.cat(
             [
-                _written_out(part, keys[table.long()].flatten(0, 1), values[table.long()].flatten(0, 1), end, rule)
+                _plain_attention(
+                    part, keys[table.long()].flatten(0, 1), values[table.long()].flatten(0, 1), end, scoring
+                )
                 for part, table, end in zip(torch.split(query, counts), tables, ends, strict=True)
             ]
         )
         for got, wanted in (
-            (kernel(query, keys, values, packed, rule), expected),
-            (kernel(query[:3], keys, values, decodes, rule), expected[:3]),
+            (kernel(query, keys, values, packed, scoring), expected),
+            (kernel(query[:3], keys, values, decodes, scoring), expected[:3]),
         ):
             differences.append(float((got.float() - wanted).norm() / wanted.norm()))
     return max(differences)
 
 
-def _written_out(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, end: int, rule: _Plain) -> torch.Tensor:
-    """query `[q, heads, width]` are the last of `end` positions -> the same shape, float32."""
+def _plain_attention(
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, end: int, scoring: _PlainScoring
+) -> torch.Tensor:
+    """Attention in plain operations, float32. query `[q, heads, width]` are the last of `end` positions."""
     groups = query.shape[1] // keys.shape[1]
     q = query.float().transpose(0, 1)
     k = keys[:end].float().transpose(0, 1).repeat_interleave(groups, 0)
@@ -163,7 +171,7 @@ def _written_out(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, 
     slots = torch.arange(end, device=query.device)
     own = slots[end - query.shape[0] :, None]
     seen = slots <= own
-    if rule.window:
-        seen &= slots > own - rule.window
-    scores = (q @ k.transpose(1, 2) * rule.scale).masked_fill(~seen, float("-inf"))
+    if scoring.window:
+        seen &= slots > own - scoring.window
+    scores = (q @ k.transpose(1, 2) * scoring.scale).masked_fill(~seen, float("-inf"))
     return (torch.softmax(scores, -1) @ v).transpose(0, 1)

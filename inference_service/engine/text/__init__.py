@@ -1,3 +1,4 @@
-"""From token ids to streamed text: bytes of tokens, incremental detokenizing, stop sequences. Knows no tensors and no
-queues.
+"""Conversion of token ids to streamed text: token bytes, incremental detokenizing, stop sequences.
+
+Knows no tensors and no queues.
 """

@@ -1,9 +1,9 @@
-"""From token ids to text while it streams: never half a character, never one lost. Knows tokenizers, not sequences.
+"""Converts token ids to text while it streams, without splitting or losing characters. Knows tokenizers, not sequences.
 
-A token may be a part of a UTF-8 character, and what a token adds may depend on the one before it (spaces in
-SentencePiece). Byte-level and byte-fallback tokenizers say exactly which bytes a token is (`token_bytes`): those go
-through an incremental UTF-8 decoder. Any other is asked to decode a short window with and without the new token (as TGI
-and vLLM do), held back while its end is no character.
+A token may be a part of a UTF-8 character, and its text may depend on the token before it (spaces in SentencePiece).
+Byte-level and byte-fallback tokenizers define the bytes of each token (`token_bytes`), which go through an incremental
+UTF-8 decoder. Other tokenizers decode a short window with and without the new token (as in TGI and vLLM); the new text
+is held back while it ends in an incomplete character.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ _WINDOW = 6
 
 
 class Detokenizer(Protocol):
-    """One stream's state. `push` gives the text that is certain so far, `flush` what remains, without an unfinished
-    character.
+    """The state of one stream.
+
+    `push` returns the text that is certain so far; `flush` returns the rest, without an unfinished character.
     """
 
     def push(self, token_ids: Sequence[int]) -> str: ...
@@ -29,15 +30,16 @@ class Detokenizer(Protocol):
 
 
 class DetokenizerFactory:
-    """Makes a detokenizer for each stream; looks at the tokenizer once."""
+    """Creates a detokenizer for each stream; inspects the tokenizer once."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
         self._table = byte_table(tokenizer)
 
     def __call__(self, before: Sequence[int] = ()) -> Detokenizer:
-        """`before`: ids of the text that the stream goes on from; without them it begins a text, which some tokenizers
-        strip of a space.
+        """Create the detokenizer of a stream that continues the text of the token ids `before`.
+
+        Without `before` the stream begins a text; some tokenizers remove the first space of a text.
         """
         if self._table is None:
             return WindowDetokenizer(self._tokenizer, before)
@@ -45,6 +47,8 @@ class DetokenizerFactory:
 
 
 class ByteDetokenizer:
+    """Decodes the bytes of tokens incrementally as UTF-8."""
+
     def __init__(self, table: ByteTable, begins: bool = True) -> None:
         self._table = table.pieces
         self._leading = table.stripped_spaces if begins else 0
@@ -65,14 +69,16 @@ class ByteDetokenizer:
 
 
 class WindowDetokenizer:
+    """Decodes a window of the last tokens with and without the new one; works for any tokenizer."""
+
     def __init__(self, tokenizer: Any, before: Sequence[int] = ()) -> None:
         self._tokenizer = tokenizer
         self._ids = list(before[-_WINDOW:])
         self._held = 0
-        """How many of the last ids are not in the text yet."""
+        """Number of last ids whose text was not returned yet."""
 
     def push(self, token_ids: Sequence[int]) -> str:
-        # One at a time: a whole run of byte tokens is replaced if its last character is unfinished.
+        # One at a time: the tokenizer replaces a whole series of byte tokens if its last character is unfinished.
         return "".join(map(self._push_one, token_ids))
 
     def flush(self) -> str:
@@ -90,8 +96,7 @@ class WindowDetokenizer:
         if len(after) <= len(before):
             return ""
         fresh = after[len(before) :]
-        # Five tokens that still end in a replacement character are no unfinished character (UTF-8 has at most four
-        # bytes).
+        # After five tokens a replacement character is no unfinished character (UTF-8 has at most four bytes).
         if fresh.endswith(REPLACEMENT) and self._held < 5:
             if not final:
                 return ""

@@ -1,4 +1,4 @@
-"""Ends a stream before a stop sequence, also where it straddles tokens. Knows text only."""
+"""Finds stop sequences in streamed text, also across tokens. Knows only text."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class StopMatcher:
         self._held = ""
 
     def push(self, text: str) -> tuple[str, bool]:
-        """(text that may be shown, whether a stop sequence was found). After a find, nothing more comes."""
+        """(text that may be sent, whether a stop sequence was found). Don't call it again after one was found."""
         if not self._stops:
             return text, False
         held = self._held + text
@@ -26,10 +26,11 @@ class StopMatcher:
         return held[: len(held) - keep], False
 
     def flush(self) -> str:
+        """The text that was held back."""
         held, self._held = self._held, ""
         return held
 
     @staticmethod
     def _overlap(text: str, stop: str) -> int:
-        """Length of the longest end of `text` that is a beginning of `stop`."""
+        """Length of the longest end of `text` that is a proper beginning of `stop`."""
         return next((size for size in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:size])), 0)

@@ -1,6 +1,4 @@
-"""One request's way from sampled tokens to deltas: detokenizing, stop sequences, and when it is over. Knows no queues
-and no tensors.
-"""
+"""Converts a request's sampled tokens to deltas: detokenizing, stop sequences, the end. Knows no queues or tensors."""
 
 from __future__ import annotations
 
@@ -13,7 +11,10 @@ from inference_service.engine.text.stop import StopMatcher
 
 
 class TextStream:
-    """`end_ids` end the generation; `max_length` is how many positions the sequence may have in all."""
+    """The text of one request.
+
+    `end_ids` end the generation; `max_length` is the maximum number of positions of the sequence.
+    """
 
     def __init__(self, sequence: RunningRequest, detokenizer: Detokenizer, end_ids: Set[int], max_length: int) -> None:
         self.sequence = sequence
@@ -49,7 +50,7 @@ class TextStream:
         return self._delta(text, token_id, logprob, reason, now, about=first or reason is not None)
 
     def end(self, reason: FinishReason, now: float, error: str = "") -> Delta:
-        """The last delta of a stream that ends without a token of its own: deadline, cancellation, error."""
+        """The last delta of a stream that ends without another token: deadline, cancellation, error."""
         return Delta(
             text=self._rest(),
             finish_reason=reason,
@@ -85,6 +86,7 @@ class TextStream:
 
 
 def timing(sequence: RunningRequest, now: float) -> Timing:
+    """The request's times up to `now`, in seconds."""
     started = sequence.started_at
     return Timing(
         queue_seconds=(now if started is None else started) - sequence.arrived_at,
@@ -94,7 +96,7 @@ def timing(sequence: RunningRequest, now: float) -> Timing:
 
 
 def merge(deltas: list[Delta]) -> Delta:
-    """Consecutive deltas of one stream as one."""
+    """Merge consecutive deltas of one stream into one."""
     if len(deltas) == 1:
         return deltas[0]
     last = deltas[-1]

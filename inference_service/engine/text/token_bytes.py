@@ -1,6 +1,4 @@
-"""Which bytes each token of a tokenizer stands for, where the tokenizer's decoder makes that a matter of the token
-alone.
-"""
+"""The bytes of each token, for tokenizers whose decoder treats every token independently."""
 
 from __future__ import annotations
 
@@ -14,8 +12,10 @@ _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 @dataclass(frozen=True)
 class ByteTable:
-    """`pieces[token_id]` is the token's bytes; special tokens have none. A text begins without `stripped_spaces` of its
-    leading spaces.
+    """The bytes of each token.
+
+    `pieces[token_id]` is empty for special tokens. The decoder removes up to `stripped_spaces` leading spaces of a
+    text.
     """
 
     pieces: tuple[bytes, ...]
@@ -41,7 +41,7 @@ class _Rules:
 
 
 def byte_table(tokenizer: Any) -> ByteTable | None:
-    """None for a tokenizer with a decoder that does something else (WordPiece and the like)."""
+    """The byte table of a tokenizer, or None if its decoder works differently (WordPiece and the like)."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None or backend.decoder is None:
         return None
@@ -62,7 +62,7 @@ def byte_table(tokenizer: Any) -> ByteTable | None:
 
 
 def _rules(decoder: dict[str, Any]) -> _Rules | None:
-    """What the decoder does, or None if it does anything that isn't one token's own business."""
+    """The rules of the decoder, or None if it has a step that doesn't treat tokens independently."""
     rules = _Rules()
     steps = decoder["decoders"] if decoder["type"] == "Sequence" else [decoder]
     for step in steps:
@@ -86,8 +86,9 @@ def _rules(decoder: dict[str, Any]) -> _Rules | None:
 
 
 def _byte_alphabet() -> dict[int, str]:
-    """Byte -> printable character, as in byte-level BPE (Radford et al. 2019): printable Latin-1 is itself, the rest
-    from 256 on.
+    """Byte to printable character, as in byte-level BPE (Radford et al. 2019).
+
+    Printable Latin-1 characters map to themselves, the other bytes to characters from 256 on.
     """
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in set(printable)]

@@ -277,7 +277,7 @@ def test_masks_that_the_engine_does_not_know_are_left_to_the_models_own_attentio
 
 
 def test_a_model_that_the_engine_would_serve_wrong_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("inference_service.engine.run.attention.Stretch.positions", lambda self: [0] * self.count)
+    monkeypatch.setattr("inference_service.engine.run.attention.QuerySegment.positions", lambda self: [0] * self.count)
     monkeypatch.setattr(
         "inference_service.engine.run.model_runner.fed_positions", lambda chunk: [0] * chunk.num_positions
     )

@@ -91,10 +91,12 @@ def test_a_drawn_seed_is_told_and_repeats_the_text(engine: Engine) -> None:
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("temperature", -0.1), ("temperature", math.nan), ("temperature", math.inf), ("top_p", 0.0), ("top_p", 1.1), ("top_p", math.nan),
-        ("top_k", -1), ("min_p", -0.1), ("min_p", math.nan), ("repetition_penalty", 0.0), ("presence_penalty", math.nan),
-        ("frequency_penalty", 1e9), ("max_new_tokens", 0), ("max_new_tokens", 10**9), ("min_new_tokens", -1), ("min_new_tokens", 500),
-        ("seed", -1), ("seed", 1 << 64), ("num_logprobs", 21), ("stop_sequences", ("x",) * 10_000), ("stop_token_ids[0]", -1),
+        ("temperature", -0.1), ("temperature", math.nan), ("temperature", math.inf), ("top_p", 0.0), ("top_p", 1.1),
+        ("top_p", math.nan), ("top_k", -1), ("min_p", -0.1), ("min_p", math.nan), ("repetition_penalty", 0.0),
+        ("presence_penalty", math.nan), ("frequency_penalty", 1e9), ("max_new_tokens", 0), ("max_new_tokens", 10**9),
+        ("min_new_tokens", -1), ("min_new_tokens", 500),
+        ("seed", -1), ("seed", 1 << 64), ("num_logprobs", 21), ("stop_sequences", ("x",) * 10_000),
+        ("stop_token_ids[0]", -1),
     ],
 )  # fmt: skip
 def test_sampling_out_of_range_is_named(engine: Engine, field: str, value: object) -> None:

@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import torch
 
-from inference_service.prompts.version import LoadedVersion, RefusalReason, VersionRefused, now, prefix_id_of
+from inference_service.prompts.version import RefusalReason, ServableVersion, VersionRefused, now, prefix_id_of
 from inference_service.prompts.version_loader import VersionLoader
 from shared.errors import Unavailable
 from shared.prompt.manifest import utc_now
@@ -48,10 +48,10 @@ class Log:
         return self.index.prompt("tone").version(version)
 
 
-def loaded(record: VersionRecord) -> LoadedVersion:
+def loaded(record: VersionRecord) -> ServableVersion:
     """A version as the loader gives it; manifest and encoder are not looked at by registry and watcher."""
     nothing = cast(Any, None)
-    return LoadedVersion(record, nothing, SoftPrompt(torch.zeros(1, 4)), nothing, prefix_id_of(record), now())
+    return ServableVersion(record, nothing, SoftPrompt(torch.zeros(1, 4)), nothing, prefix_id_of(record), now())
 
 
 class FakeLoader(VersionLoader):
@@ -63,7 +63,7 @@ class FakeLoader(VersionLoader):
         self.broken: set[int] = set()
         self.attempts: list[int] = []
 
-    async def load(self, record: VersionRecord) -> LoadedVersion:
+    async def load(self, record: VersionRecord) -> ServableVersion:
         self.attempts.append(record.version)
         if record.version in self.refused:
             raise VersionRefused(RefusalReason.DAMAGED, "cut short")

@@ -20,7 +20,7 @@ from inference_service.prompts.load_queue import MAX_FAILED_REPLAYS, MAX_FAULTS,
 from inference_service.prompts.observer import NullPromptObserver
 from inference_service.prompts.registry import PromptRegistry
 from inference_service.prompts.unloading import PrefixUnloader
-from inference_service.prompts.version import LoadedVersion, RefusalReason
+from inference_service.prompts.version import RefusalReason, ServableVersion
 from inference_service.prompts.version_loader import VersionLoader
 from inference_service.prompts.watcher import PromptWatcher
 from shared.caller import Caller, Tenant, calling
@@ -252,7 +252,7 @@ async def test_a_tenants_versions_do_not_queue_behind_all_of_another_tenants(
     modest, released, order = bench.publish(1, prompt="modest"), asyncio.Event(), list[str]()
     load = bench.loader.load
 
-    async def held(record: VersionRecord) -> LoadedVersion:
+    async def held(record: VersionRecord) -> ServableVersion:
         order.append(record.prompt)
         if record.prompt != "modest":
             await released.wait()
