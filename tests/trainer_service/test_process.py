@@ -33,9 +33,8 @@ async def process(environment: dict[str, str]) -> AsyncIterator[tuple[subprocess
     ready = Path(environment[f"{PREFIX}READY_FILE"])
     log = ready.with_name("log.txt")
     with log.open("ab") as stderr:
-        running = subprocess.Popen(
-            [sys.executable, "-m", "trainer_service"], env={**os.environ, **environment}, stderr=stderr
-        )  # noqa: ASYNC220
+        command = [sys.executable, "-m", "trainer_service"]
+        running = subprocess.Popen(command, env={**os.environ, **environment}, stderr=stderr)  # noqa: ASYNC220
     try:
 
         def is_ready() -> bool:
