@@ -1,4 +1,4 @@
-"""Base models that can't take a soft prompt: the jobs that name them are refused with the reason, the others are not."""
+"""Base models that can't take a soft prompt: jobs for them are refused with the reason, other jobs are not."""
 
 from __future__ import annotations
 

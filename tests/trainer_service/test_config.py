@@ -49,7 +49,7 @@ def test_everything_lives_in_the_data_directory_unless_said_otherwise(
     [
         ("BASE_MODELS", "", "at least 1 item"),
         ("BASE_MODELS", "a=/x,a=/y", "two base models have the same id"),
-        ("BASE_MODELS", "A B=/x", "an id has characters"),
+        ("BASE_MODELS", "A B=/x", "ids consist of"),
         ("BASE_MODELS", "a=", "must be a model directory"),
         ("MAX_WORKERS", "0", "greater than or equal to 1"),
         ("MAX_WORKERS", "many", "valid integer"),

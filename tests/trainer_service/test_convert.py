@@ -1,4 +1,4 @@
-"""Between messages and the trainer's own types: total over every enum and field, and lossless where it goes both ways."""
+"""Conversion between messages and the trainer's types: covers every enum and field, and both ways without loss."""
 
 from __future__ import annotations
 

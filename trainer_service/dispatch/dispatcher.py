@@ -50,8 +50,8 @@ _LAST_SHARE, _LAST_SECONDS = 0.25, 10.0
 
 
 class Dispatcher:
-    """Runs the workers of this trainer replica. It decides nothing by itself: `scheduler` plans, `supervisor` follows
-    each worker, `publisher` takes trained jobs over.
+    """Runs the workers of this trainer replica. It makes no decisions: `scheduler` plans, `supervisor` follows each
+    worker, `publisher` takes trained jobs over.
     """
 
     def __init__(

@@ -42,7 +42,7 @@ class StoreMaintenance:
         )
 
     async def run(self) -> None:
-        """Runs rounds; failures don't end it. The first round comes soon, so an often restarted trainer cleans up, too."""
+        """Runs rounds; failures don't end it. The first one comes soon, so a trainer that restarts often cleans up."""
         if not self._period_seconds:
             return
         pause_seconds = min(self._period_seconds, _FIRST_SECONDS)

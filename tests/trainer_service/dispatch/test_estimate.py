@@ -1,4 +1,4 @@
-"""Guesses of when waiting jobs start: from workers and jobs that are written down here, and against what then happens."""
+"""Estimated starts of waiting jobs, for given workers and jobs, and compared with what then happens."""
 
 from __future__ import annotations
 

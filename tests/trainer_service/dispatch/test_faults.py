@@ -189,7 +189,7 @@ async def test_a_trained_job_waits_for_the_prompt_store(service: Service, lose_t
     store.failing = False
     await service.state(job.id, JobState.SUCCEEDED)
     assert service.versions("tone") == [1]
-    assert sum("will be published when it is back" in note for note in await notes(service, job.id)) == 1
+    assert sum("will be published later" in note for note in await notes(service, job.id)) == 1
 
 
 @pytest.mark.parametrize("lose_the_answer", [False, True])

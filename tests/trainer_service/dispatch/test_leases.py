@@ -1,4 +1,4 @@
-"""What a lost replica costs its jobs, by which clock leases run, and limits that hold for creations at the same moment."""
+"""Leases: what a lost replica costs its jobs, and whose clock counts. Limits hold for concurrent creations."""
 
 from __future__ import annotations
 

@@ -98,7 +98,7 @@ async def test_a_store_that_can_not_be_written_at_publish_time(service: Service,
 
 
 async def test_a_full_disk_under_everything(tmpfs: Tmpfs) -> None:
-    """Jobs, checkpoints and prompts on it: nothing is accepted that can't be kept, nothing that was accepted is lost."""
+    """Jobs, checkpoints and prompts share one full disk: jobs that can't be stored are refused, others survive."""
     service = Service(tmpfs.path)
     manager = await service.start()
     running = await manager.create(spec(num_steps=60))

@@ -1,4 +1,4 @@
-"""What is old goes, on SQLite and PostgreSQL: events are thinned, jobs and datasets are removed, pages are given back."""
+"""Retention on SQLite and PostgreSQL: events are thinned, old jobs and datasets removed, unused pages returned."""
 
 from __future__ import annotations
 

@@ -133,9 +133,10 @@ def test_a_verdict_says_what_the_prompt_beats_and_what_not() -> None:
         == "the prompt beats the bare model and the model with an instruction"
     )
     assert verdict({BARE: compared(1.05, 40)}) == (
-        "the prompt beats none of the other ways to use the model; loss 1 does not beat 1.05 of the bare model beyond chance: "
-        "better by 0.05 (95 % interval -0.05 to 0.15, 40 held-out examples)"
+        "the prompt beats none of the other ways to use the model; loss 1 does not beat 1.05 of the bare model beyond "
+        "chance: better by 0.05 (95 % interval -0.05 to 0.15, 40 held-out examples)"
     )
     assert verdict({BARE: compared(2.0, 1)}) == (
-        "1 held-out example is too few to tell whether the prompt is better than the bare model (loss 1 against 2): at least 10 are needed"
+        "1 held-out example is too few to tell whether the prompt is better than the bare model (loss 1 against 2): "
+        "at least 10 are needed"
     )

@@ -1,4 +1,4 @@
-"""A replica that has lost a trained job while the prompt store was away publishes nothing of it when the store is back."""
+"""A replica that lost a trained job while the prompt store was unavailable publishes nothing of it later."""
 
 from __future__ import annotations
 

@@ -140,9 +140,10 @@ def test_a_claim_looks_into_an_index_and_reads_no_queue(store: JobStore) -> None
     if not store.is_shared:
         statements: list[tuple[str, object]] = []
         engine = store.database.engine
-        listener = lambda connection, cursor, statement, parameters, context, many: statements.append(
-            (statement, parameters)
-        )
+
+        def listener(connection, cursor, statement, parameters, context, many):
+            statements.append((statement, parameters))
+
         event.listen(engine, "before_cursor_execute", listener)
         claim(store)
         event.remove(engine, "before_cursor_execute", listener)
