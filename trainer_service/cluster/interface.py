@@ -80,7 +80,7 @@ class WorkerHandle(Protocol):
         ...
 
     async def poll(self, since: int, timeout_seconds: float) -> WorkerReport:
-        """Wait for events after `since`; the report has none after the time-out. The worker drops events up to `since`."""
+        """Wait for events after `since`; none after the time-out. The worker drops events up to `since`."""
         ...
 
     async def close(self) -> None:

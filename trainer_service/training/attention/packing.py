@@ -41,7 +41,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Segment:
-    """Rows behind one soft prompt, `[num_virtual_tokens, hidden_size]` in the model's dtype; None for the bare model."""
+    """Rows with one soft prompt, `[num_virtual_tokens, hidden_size]` in the model's dtype; None: the bare model."""
 
     prompt: torch.Tensor | None
     rows: Sequence[Row]
