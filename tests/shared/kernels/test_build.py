@@ -111,7 +111,8 @@ def test_an_installed_package_never_compiles(package: Path, cache: Path, caplog:
     (package.parents[1] / "pyproject.toml").unlink()
     assert load() is None
     assert [record.getMessage() for record in caplog.records] == [
-        "compiled kernels unavailable; using the slower PyTorch path: this installation was built without them, where no compiler was found"
+        "compiled kernels unavailable; using the slower PyTorch path: "
+        "this installation was built without them, where no compiler was found"
     ]
     assert not cache.exists()
 
@@ -208,7 +209,10 @@ def test_every_exported_function_is_declared_with_all_its_arguments() -> None:
 
 
 def test_building_needs_nothing_but_the_standard_library() -> None:
-    script = "import sys; before = set(sys.modules); import build; print(*{n.partition('.')[0] for n in set(sys.modules) - before})"
+    script = (
+        "import sys; before = set(sys.modules); import build; "
+        "print(*{n.partition('.')[0] for n in set(sys.modules) - before})"
+    )
     environment = os.environ | {"PYTHONPATH": str(Path(build.__file__).parent)}
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=True, timeout=60

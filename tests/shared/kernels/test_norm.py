@@ -1,4 +1,4 @@
-"""The written gradient of RMSNorm against autograd's, and which norms are replaced; with and without compiled kernels."""
+"""The gradient of RMSNorm against autograd's, and which norms are replaced; with and without compiled kernels."""
 
 from __future__ import annotations
 

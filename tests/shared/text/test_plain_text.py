@@ -99,7 +99,8 @@ def test_what_the_chat_template_refuses_is_named(template: Template, roles: tupl
 def test_an_answer_ends_as_the_chat_template_ends_turns() -> None:
     """Gemma and Phi-3 end a turn with a token that is not the tokenizer's end of sequence."""
     tokenizer = chat_tokenizer(
-        "{% for m in messages %}<{{ m.role }}>{{ m.content }}<pad>\n{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+        "{% for m in messages %}<{{ m.role }}>{{ m.content }}<pad>\n{% endfor %}"
+        "{% if add_generation_prompt %}<assistant>{% endif %}"
     )
     template = pinned(CHAT, tokenizer)
     assert template.end == "<pad>"
@@ -121,7 +122,8 @@ def test_what_the_chat_template_writes_before_an_answer_is_kept() -> None:
         tokenizer.decode(encoder.encode_input("x") + encoder.encode_target("y")) == "<user>x<end><assistant>[]\ny<end>"
     )
     spaced = chat_tokenizer(
-        "{% for m in messages %}{% if m.role == 'user' %}[{{ m.content }}]{% else %} {{ m.content }}<end>{% endif %}{% endfor %}"
+        "{% for m in messages %}{% if m.role == 'user' %}[{{ m.content }}]"
+        "{% else %} {{ m.content }}<end>{% endif %}{% endfor %}"
     )
     encoder = InputEncoder(spaced, pinned(CHAT, spaced))
     assert encoder.target_prefix == " "

@@ -10,8 +10,14 @@ from shared.text.template import InputEncoder, Message, Template, TemplateFormat
 from shared.text.truncation import fit_messages, fit_text
 from tests.tiny_models import byte_tokenizer
 
-CHAT_TEMPLATE = "<{% for m in messages %}[{{ m.role }}]{{ m.content }};{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
-USERS_FIRST = "{% if (messages | rejectattr('role', 'equalto', 'system') | first).role != 'user' %}{{ raise_exception('user first') }}{% endif %}"
+CHAT_TEMPLATE = (
+    "<{% for m in messages %}[{{ m.role }}]{{ m.content }};{% endfor %}"
+    "{% if add_generation_prompt %}[assistant]{% endif %}"
+)
+USERS_FIRST = (
+    "{% if (messages | rejectattr('role', 'equalto', 'system') | first).role != 'user' %}"
+    "{{ raise_exception('user first') }}{% endif %}"
+)
 
 
 def chat(system: str = "", template: str = CHAT_TEMPLATE) -> InputEncoder:
