@@ -1,6 +1,6 @@
 """A frozen gated MLP, `down(silu(gate(x)) * up(x))` (SwiGLU, Shazeer 2020, arXiv:2002.05202), with a written gradient.
 
-The products are `training_linear`'s; what is between them takes one pass over memory each way instead of seven, and
+`training_linear` computes the products. The elementwise part takes one pass over memory each way instead of seven, and
 only `gate(x)` and `up(x)` are kept for the backward pass.
 """
 
@@ -34,7 +34,10 @@ class FrozenGatedMLP(torch.autograd.Function):
 
 
 def faster_mlp(module: nn.Module) -> Replacement | None:
-    """For a module with frozen gate, up and down projections without bias, where the compiled kernels are available."""
+    """A replacement of a module with frozen gate, up and down projections without bias; None for other modules.
+
+    None if the compiled kernels are not available.
+    """
     linears: list[Any] = [getattr(module, name, None) for name in ("gate_proj", "up_proj", "down_proj")]
     if not all(type(linear) is nn.Linear and _is_frozen_matrix(linear) for linear in linears):
         return None

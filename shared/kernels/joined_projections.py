@@ -1,5 +1,7 @@
-"""Replaces a model's linear layers, and computes projections of one input (query, key and value; gate and up) as one
-product: three small products take a third longer at sixteen rows."""
+"""Replaces a model's linear layers, and joins projections of one input into one product.
+
+Query, key and value are joined, and gate and up: three small products take a third longer at sixteen rows.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +13,11 @@ from torch import nn
 from shared.kernels.serving_linear import Swap
 
 _JOINED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
-"""In the order in which they are called."""
+"""Names of projections with the same input, in the order in which they are called."""
 
 
 def replace_linears(model: nn.Module, dtype: torch.dtype, swap: Swap) -> None:
-    """Replaces every plain linear layer of `dtype` by `swap`'s, in place; joins those that share an input."""
+    """Replaces every plain linear layer of `dtype` by the result of `swap`, in place; joins those with one input."""
     for module in list(model.modules()):
         for names in _JOINED:
             _join(module, names, dtype, swap)
@@ -25,7 +27,7 @@ def replace_linears(model: nn.Module, dtype: torch.dtype, swap: Swap) -> None:
 
 
 class JoinedProjections:
-    """One product for all. The first projection computes it when called; the others take their part of the result.
+    """One product for several projections. A call of the first computes it; the others return parts of the result.
 
     If a projection is called with another input than the first (in cross-attention), it computes the product itself.
     """
@@ -43,7 +45,7 @@ class JoinedProjections:
 
     @property
     def weight(self) -> torch.Tensor:
-        """Has the originals' dtype, not their content: some models look at it."""
+        """A tensor with the dtype of the originals, but not their content; some models read its dtype."""
         weight: torch.Tensor = self._product.weight  # type: ignore[assignment]
         return weight
 

@@ -40,7 +40,7 @@ class TorchRMSNorm(torch.autograd.Function):
 
 
 class CompiledRMSNorm(torch.autograd.Function):
-    """The same as TorchRMSNorm by the compiled kernels."""
+    """TorchRMSNorm by the compiled kernels."""
 
     @staticmethod
     def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
@@ -54,7 +54,10 @@ class CompiledRMSNorm(torch.autograd.Function):
 
 
 def rms_norm(weight: torch.Tensor, epsilon: float, hidden_states: torch.Tensor) -> torch.Tensor:
-    """hidden_states `[..., width]`, weight `[width]` float32, frozen -> like hidden_states, by what is available."""
+    """hidden_states `[..., width]`, weight `[width]` float32, frozen -> like hidden_states.
+
+    Uses the compiled kernels if they are available, else PyTorch.
+    """
     if not ops.takes(hidden_states, weight.shape[0]):
         return TorchRMSNorm.apply(hidden_states, weight, epsilon)  # type: ignore[no-any-return, no-untyped-call]
     if not (hidden_states.requires_grad and torch.is_grad_enabled()):  # serving: an autograd.Function costs 4 us a call
@@ -63,8 +66,10 @@ def rms_norm(weight: torch.Tensor, epsilon: float, hidden_states: torch.Tensor) 
 
 
 def faster_norm(module: torch.nn.Module) -> Replacement | None:
-    """For a frozen module whose class name ends in RMSNorm. The scale is the weight or, as in Gemma, one plus
-    the weight; `prove` decides."""
+    """A replacement of a frozen module whose class name ends in RMSNorm; None for other modules.
+
+    The scale is the weight or, as in Gemma, one plus the weight; `prove` decides.
+    """
     epsilon = getattr(module, "variance_epsilon", getattr(module, "eps", None))
     weight = getattr(module, "weight", None)
     if not type(module).__name__.endswith("RMSNorm") or not isinstance(epsilon, float):

@@ -1,8 +1,8 @@
 """The compiled kernels as functions of tensors, on a CPU.
 
-Kernels read memory without asking, so every function here checks dtype, device and shapes, and raises ValueError for
-what its kernel would misread. Tensors are bfloat16 or float32, arithmetic is float32. Ask `takes`, `can_attend` or
-`library.load` first whether there are kernels at all.
+Kernels read memory unchecked, so every function here checks dtype, device and shapes, and raises ValueError if its
+kernel would misread a tensor. Tensors are bfloat16 or float32, arithmetic is float32. Call `takes`, `can_attend` or
+`library.load` first to check that the kernels are available.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import torch
 from shared.kernels import library
 
 LANES = 16
-"""Numbers of float32 in a vector."""
+"""Numbers of float32 in a vector register."""
 _PARALLEL_NUMEL = 1 << 16
-"""Below so many numbers, waking other threads takes longer than an elementwise kernel."""
+"""With fewer numbers, waking other threads takes longer than an elementwise kernel."""
 _DTYPES = (torch.float32, torch.bfloat16)
 _CACHE_WIDTHS = (32, 64, 96, 128)
 _OUTSIDE = -2
@@ -30,9 +30,7 @@ def takes(tensor: torch.Tensor, width: int) -> bool:
 
 
 def pack_weight(weight: torch.Tensor) -> torch.Tensor:
-    """weight `[out, in]` bfloat16, both multiples of 16 -> `[out / 16, in / 2, 16, 2]`, so each output has a lane of
-    its own in a vector.
-    """
+    """weight `[out, in]` bfloat16, both multiples of 16 -> `[out / 16, in / 2, 16, 2]`: one vector lane per output."""
     outputs, inputs = weight.shape
     panels = _checked(weight.detach(), torch.bfloat16).view(outputs // LANES, LANES, inputs // 2, 2)
     return panels.permute(0, 2, 1, 3).contiguous()
@@ -166,8 +164,9 @@ class Spans:
     """Which positions of a packed batch `packed_attention` computes together; int64, on the CPU."""
 
     items: torch.Tensor
-    """`[items, 5]`: first shared position (-1: none), shared length, first row, number of rows, sum of the shared
-    lengths of the items before."""
+    """`[items, 5]`: first shared position (-1: none), shared length, first row, number of rows, sum of the previous
+    items' shared lengths.
+    """
     rows: torch.Tensor
     """`[rows, 2]`: first packed position, length."""
     num_tokens: int
@@ -276,7 +275,7 @@ def _same(found: object, expected: object) -> None:
 
 
 def _mode(x: torch.Tensor) -> tuple[int, int]:
-    """What every elementwise kernel ends with: is it bfloat16, and how many threads."""
+    """The last arguments of every elementwise kernel: whether x is bfloat16, and the number of threads."""
     return int(x.dtype == torch.bfloat16), 1 if x.numel() < _PARALLEL_NUMEL else torch.get_num_threads()
 
 

@@ -28,8 +28,10 @@ class Replacement:
 
 @torch.no_grad()
 def proven(module: nn.Module, replacement: Replacement) -> Function | None:
-    """The candidate nearest to `module`, or None if none is as near as rounding: compared row by row, relative to the
-    row's own norm, with the same shape and dtype."""
+    """The candidate nearest to `module`; None if all differ by more than rounding, or in shape or dtype.
+
+    Rows are compared relative to their norms.
+    """
     generator = torch.Generator().manual_seed(0)
     sizes = torch.tensor(_PROBE_SIZES)[:, None]
     device = next(module.parameters()).device

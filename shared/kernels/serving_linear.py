@@ -1,8 +1,8 @@
-"""Linear layers for serving on a CPU, whose weights are stored the way a matrix kernel reads them, and the choice among
-them: processors differ in which is the fastest, and no capability flag tells, so it is measured.
+"""Linear layers for serving on a CPU, with weights in the layout of a matrix kernel, and the choice of the fastest.
 
-Each takes `[..., in]` and gives `[..., out]` in the same dtype. `weight` has the dtype and shape of the original's
-`[out, in]`, because some models look at it, but not its content.
+The fastest kernel differs between processors, and no capability flag tells which it is, so it is measured. Each layer
+maps `[..., in]` to `[..., out]` in the same dtype. `weight` has the dtype and shape of the original, `[out, in]`,
+because some models read them, but not its content.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from shared.kernels.timing import best_seconds
 LinearKernel = Literal["auto", "torch", "onednn", "fbgemm", "native"]
 Swap = Callable[[nn.Linear], nn.Module]
 ROWS = (16, 256)
-"""What is measured: a decode step of some streams, and a prefill."""
+"""The measured numbers of rows: a decode step of some streams, and a prefill."""
 _WIDTH, _REPEATS, _COPIES = 1024, 5, 4
 _MAX_FLOAT16_LOSS = 1e-6
 """Relative to a weight's norm: float16 can't hold bfloat16's smallest (below 6e-8) and largest numbers."""
@@ -57,8 +57,11 @@ class OneDNNLinear(nn.Module):
 
 
 class FBGEMMLinear(nn.Module):
-    """Weights in float16, products in float32, by FBGEMM: float32's speed with bfloat16's memory on processors without
-    AMX tiles. float16 has three bits more than bfloat16, so the numbers are no worse. bfloat16."""
+    """Weights in float16, products in float32, by FBGEMM. bfloat16.
+
+    On processors without AMX tiles, it has float32's speed with bfloat16's memory. float16 has three bits more
+    precision than bfloat16, so the results are no worse.
+    """
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
@@ -90,8 +93,11 @@ class FBGEMMLinear(nn.Module):
 
 
 class NativeLinear(nn.Module):
-    """Weights in bfloat16, products in float32, by our kernel (linear.c). On a Xeon without AMX it takes half the time
-    of oneDNN and FBGEMM for a decode step of sixteen rows, four fifths for a prefill. bfloat16."""
+    """Weights in bfloat16, products in float32, by our kernel (linear.c). bfloat16.
+
+    On a Xeon without AMX it takes half the time of oneDNN and FBGEMM for a decode step of sixteen rows, and four fifths
+    for a prefill.
+    """
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
@@ -122,9 +128,9 @@ KINDS: dict[str, type[OneDNNLinear] | type[FBGEMMLinear] | type[NativeLinear]] =
 
 
 def choose_linear(dtype: torch.dtype, kernel: LinearKernel = "auto") -> Swap | None:
-    """What replaces a linear layer of `dtype`: the named kind, or with `auto` the fastest that fits it (about 0.1 s).
+    """A function that replaces a linear layer of `dtype` by the named kind; `auto` measures the fastest (about 0.1 s).
 
-    None keeps torch's own layers. Raises PreconditionFailed if the named kernel is not available here for the dtype.
+    None keeps torch's layers. Raises PreconditionFailed if the named kernel is not available here for the dtype.
     """
     if kernel == "torch":
         return None

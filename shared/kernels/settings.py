@@ -1,14 +1,14 @@
-"""Settings of the libraries inside torch, which read them when they are loaded: set before torch is imported.
+"""Settings of the libraries inside torch. They are read on loading, so they must be set before torch is imported.
 
-OpenMP. In torch's build (GNU's libgomp) a thread that has finished waits for the others by spinning, for milliseconds.
-Beside other busy processes that is ruinous: the spinning thread holds the core that the late thread needs, at each of
-some thousand products a step. With this setting, threads spin shortly and then sleep. Measured on two cores,
+OpenMP. In torch's build (GNU's libgomp), a thread that has finished spins for milliseconds while it waits for the
+others. Beside other busy processes this is very slow: the spinning thread holds the core that the late thread needs, at
+each of some thousand products per step. With this setting, threads spin briefly and then sleep. Measured on two cores,
 SmolLM2-135M: alone, 20,000 spins cost 3 to 5 percent (1,000 spins cost a quarter in training, three quarters in
 decoding one stream); beside eight other busy processes a training step took 15 s, with libgomp's default over 20 s.
 
-oneDNN. It keeps the code that it generates for each shape of a product: 1,024 pieces by default, of about 0.1 MB each.
-Inputs have any length, so a service's memory would grow by 100 MB over its first hour and look like a leak. A quarter
-of them holds what decoding uses again and again.
+oneDNN. It caches the code that it generates for each shape of a product: 1,024 entries by default, of about 0.1 MB
+each. Inputs have any length, so a service's memory would grow by 100 MB over its first hour and look like a leak. A
+quarter of the entries is enough for the shapes that decoding reuses.
 """
 
 from __future__ import annotations

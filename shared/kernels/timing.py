@@ -1,4 +1,4 @@
-"""Which of several computations is the fastest on this machine."""
+"""Finds the fastest of several computations on this machine."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 
 def best_seconds(*works: Callable[[], object], repeats: int = 16) -> list[float]:
-    """Each work's shortest time in seconds, of `repeats` runs in turn: a busy moment affects none alone."""
+    """Each work's shortest time in seconds of `repeats` runs. Works run in turn, so a busy moment affects all."""
     best = [float("inf")] * len(works)
     for _ in range(repeats):
         for index, work in enumerate(works):

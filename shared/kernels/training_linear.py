@@ -30,7 +30,7 @@ def forward_product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | 
 
 
 def widened_product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """The same as `forward_product`, always computed in float32."""
+    """`forward_product`, always computed in float32."""
     return F.linear(x.float(), weight.float(), None if bias is None else bias.float()).to(x.dtype)
 
 
@@ -61,7 +61,7 @@ class FrozenLinear(torch.autograd.Function):
 
 
 def faster_linear(module: nn.Module) -> Replacement | None:
-    """For a frozen bfloat16 layer, on a processor that multiplies float32 faster."""
+    """A replacement of a frozen bfloat16 layer if this processor multiplies float32 faster, else None."""
     if type(module) is not nn.Linear or module.weight.requires_grad:
         return None
     if not _pays(module.weight.dtype, module.weight.device):
@@ -81,7 +81,7 @@ def _is_widened(x: torch.Tensor, weight: torch.Tensor) -> bool:
 
 @functools.cache
 def _pays(dtype: torch.dtype, device: torch.device) -> bool:
-    """Measured once in a process, in some tens of milliseconds."""
+    """Whether widening is faster. Measured once per process, in some tens of milliseconds."""
     if dtype != torch.bfloat16 or device.type != "cpu":
         return False
     rows, weight = torch.ones(512, 512, dtype=dtype), torch.ones(512, 512, dtype=dtype)

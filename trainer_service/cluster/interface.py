@@ -80,7 +80,7 @@ class WorkerHandle(Protocol):
         ...
 
     async def poll(self, since: int, timeout_seconds: float) -> WorkerReport:
-        """Wait for events after `since`; the report has none after the time-out. The worker drops events up to `since`."""
+        """Wait for events after `since`; none after the time-out. The worker drops events up to `since`."""
         ...
 
     async def close(self) -> None:
@@ -91,7 +91,9 @@ class WorkerHandle(Protocol):
 class WorkerPool(Protocol):
     """Launches workers. The job manager decides when and how many."""
 
-    async def start(self) -> None: ...
+    async def start(self) -> None:
+        """Join the cluster. Raises Unavailable if that is not possible."""
+        ...
 
     async def launch(self, base_model: str) -> WorkerHandle:
         """Start a worker that loads this base model. It takes tasks at once; its reports are `ready` after loading."""

@@ -42,7 +42,7 @@ class Outbox:
             self._changed.notify_all()
 
     def take(self, since: int, timeout_seconds: float) -> tuple[int, tuple[TrainingEvent, ...]]:
-        """Wait for events after `since`; returns (number of the last one, events), empty after the time-out or `wake`."""
+        """Wait for events after `since`. Returns (last number, events); no events after the time-out or `wake`."""
         deadline = time.monotonic() + timeout_seconds
         with self._changed:
             self._waiting = [(number, event) for number, event in self._waiting if number > since]

@@ -87,6 +87,7 @@ class RayCluster:
 
     @property
     def is_embedded(self) -> bool:
+        """Whether this process starts the cluster."""
         return not self.address
 
     async def start(self) -> None:

@@ -32,7 +32,7 @@ from trainer_service.training.data.token_rows import OnProgress, TokenRowsCache
 from trainer_service.training.events import Checkpointed, Finished, Stopped, TrainingEvent, TrainingTask
 from trainer_service.training.fair_share import FairShare
 from trainer_service.training.faults import RowTooLarge, failure, is_machine_fault, is_out_of_memory
-from trainer_service.training.run import Life, TuningRun
+from trainer_service.training.run import RunGenerator, TuningRun
 from trainer_service.training.work import CallWork, ScoreWork, StepOutcome, TrainWork, Work
 
 log = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ _Compute = Callable[[list[Any], int], list[Any]]
 @dataclass
 class _Member:
     run: TuningRun
-    life: Life
+    generator: RunGenerator
     work: Work | None = None
     """The next piece of work; None only before the first piece."""
     stopping: bool = False
@@ -76,10 +76,12 @@ class Cohort:
 
     @property
     def is_idle(self) -> bool:
+        """Whether the cohort has no jobs."""
         return not self._members
 
     @property
     def token_budget(self) -> int:
+        """The number of positions that a pass may have now."""
         return self._budget.current
 
     def add(self, task: TrainingTask) -> None:
@@ -90,7 +92,7 @@ class Cohort:
         if task.job_id in self._members:
             raise AlreadyExists(f"job {task.job_id} is in this cohort already")
         run = TuningRun(task, self._base_model, self._check_row, self.token_budget)
-        self._members[task.job_id] = _Member(run, run.life(), checkpointed_at=time.monotonic())
+        self._members[task.job_id] = _Member(run, run.run(), checkpointed_at=time.monotonic())
         self._fair_share.join(task.job_id, task.priority, task.tenant, task.weight)
 
     def prepare(self, task: TrainingTask, on_progress: OnProgress | None = None) -> TrainingTask:
@@ -326,7 +328,7 @@ class Cohort:
         """Send the result to the job's generator and keep the next piece of work."""
         member = self._members[job_id]
         try:
-            member.work = member.life.send(result)
+            member.work = member.generator.send(result)
         except StopIteration as stop:
             task = member.run.task
             events = member.run.take_events()
@@ -354,7 +356,7 @@ class Cohort:
         return [*events, failure(run.task, error)]
 
     def _remove(self, job_id: str) -> None:
-        self._members.pop(job_id).life.close()
+        self._members.pop(job_id).generator.close()
         self._fair_share.leave(job_id)
 
     def _checkpoints(self) -> list[TrainingEvent]:

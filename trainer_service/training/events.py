@@ -45,6 +45,7 @@ class TaskData:
 
     @property
     def files(self) -> tuple[DatasetFile, ...]:
+        """All files that the worker must read."""
         return (self.dataset,) if self.validation is None else (self.dataset, self.validation)
 
 

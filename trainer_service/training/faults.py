@@ -46,7 +46,7 @@ def failure(task: TrainingTask, error: Exception) -> Failed:
             task.job_id, task.attempt, code="OUT_OF_MEMORY", message=error.message, field="spec.dataset", retryable=True
         )
     if is_out_of_memory(error):
-        message = "an operation that takes part of one example at a time is too large for this worker's memory"
+        message = "an operation on part of a single example is too large for this worker's memory"
         return Failed(task.job_id, task.attempt, code="OUT_OF_MEMORY", message=message, retryable=True)
     log.error("job %s failed", task.job_id, exc_info=error)
     message = "training failed unexpectedly; the worker's log has the cause"

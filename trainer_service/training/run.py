@@ -55,7 +55,8 @@ log = logging.getLogger(__name__)
 MAX_COUNTED = 20_000
 """The most training examples whose tokens are counted for SAMPLE_VOCAB."""
 _ADVICE = "lower the learning rate, or look for examples that the model can't compute"
-Life = Generator[Work, Any, TrainingResult]
+RunGenerator = Generator[Work, Any, TrainingResult]
+"""Yields work and receives its result; returns the job's result."""
 
 
 def _any_row(num_virtual_tokens: int, num_tokens: int) -> None:
@@ -107,7 +108,7 @@ class TuningRun:
         """The best prompt so far, float32 on the CPU; None before the first evaluation."""
         return None if self._best is None else SoftPrompt(self._best.float().cpu())
 
-    def life(self) -> Life:
+    def run(self) -> RunGenerator:
         """Yields the job's work until it is trained.
 
         Raises InvalidInput for data or settings that can't be used for training, NonFinite if the loss diverges.
@@ -340,7 +341,7 @@ class TuningRun:
             self._tried(trainee, end=why)
         self._trainees = [trainee for trainee in self._trainees if trainee not in trainees]
 
-    def _result(self) -> Life:
+    def _result(self) -> RunGenerator:
         trainee = self._trainees[0]
         if not trainee.optimizer.num_updates:
             raise NonFinite(f"all {trainee.num_skipped} steps had a loss or gradient that is not finite: {_ADVICE}")

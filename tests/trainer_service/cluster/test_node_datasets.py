@@ -1,4 +1,4 @@
-"""Datasets on a worker's node: found, received, bounded, shared by jobs; and a worker whose job stops while it reads."""
+"""Datasets on a worker's node: found, received, bounded, shared by jobs; and a job that stops during reading."""
 
 from __future__ import annotations
 

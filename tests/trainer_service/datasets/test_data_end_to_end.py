@@ -1,4 +1,4 @@
-"""Files as people have them, from the client to a published version, with the real cohort in a worker of this process."""
+"""Users' files, from the client to a published version, with the real cohort in a worker of this process."""
 
 from __future__ import annotations
 

@@ -16,8 +16,9 @@ CONVERSATION = [{"role": "user", "content": "How are you?"}, {"role": "assistant
 
 async def test_bytes_that_the_tenant_has_are_not_sent_again(tiny_model_dir: Path, tmp_path: Path) -> None:
     file = tmp_path / "chat.jsonl"
-    file.write_text("".join(json.dumps({"messages": [*CONVERSATION, *CONVERSATION[:1], {"role": "assistant", "content": f"{n}"}]}) + "\n"
-                            for n in range(9000)))  # fmt: skip
+    turns = [*CONVERSATION, *CONVERSATION[:1]]
+    lines = [json.dumps({"messages": [*turns, {"role": "assistant", "content": f"{n}"}]}) + "\n" for n in range(9000)]
+    file.write_text("".join(lines))
     settings = TrainerSettings(
         base_models=(f"tiny={tiny_model_dir}",),
         data_dir=tmp_path / "data",

@@ -1,4 +1,4 @@
-"""Datasets of two tenants at one trainer, through a real channel: each has its own, and learns nothing of the other's."""
+"""Datasets of two tenants at one trainer, through a real channel: neither tenant learns of the other's datasets."""
 
 from __future__ import annotations
 

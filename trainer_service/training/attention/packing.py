@@ -41,7 +41,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Segment:
-    """Rows behind one soft prompt, `[num_virtual_tokens, hidden_size]` in the model's dtype; None for the bare model."""
+    """Rows with one soft prompt, `[num_virtual_tokens, hidden_size]` in the model's dtype; None: the bare model."""
 
     prompt: torch.Tensor | None
     rows: Sequence[Row]
@@ -67,10 +67,12 @@ class Tile:
 
     @property
     def longest(self) -> int:
+        """Slots per row, including padding."""
         return self.index.shape[2]
 
     @property
     def shared_length(self) -> int:
+        """Shared positions of each segment."""
         return self.shared.shape[1]
 
 
@@ -87,6 +89,7 @@ class Layout:
 
     @property
     def num_tokens(self) -> int:
+        """Positions of the packed sequence."""
         return int(self.positions.shape[0])
 
     @cached_property

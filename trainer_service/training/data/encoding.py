@@ -65,6 +65,7 @@ class EncodedRows(Sequence[EncodedExample]):
 
     @cached_property
     def input_lengths(self) -> NDArray[np.int64]:
+        """`[examples]` input tokens, after truncation."""
         lengths = self._rows.input_lengths[self._indices].astype(np.int64)
         for position in np.flatnonzero(np.isin(self._indices, list(self._shortened))) if self._shortened else ():
             lengths[position] = len(self._shortened[int(self._indices[position])])
@@ -72,10 +73,12 @@ class EncodedRows(Sequence[EncodedExample]):
 
     @cached_property
     def target_lengths(self) -> NDArray[np.int64]:
+        """`[examples]` target tokens."""
         return self._rows.target_lengths[self._indices].astype(np.int64)
 
     @cached_property
     def label_indices(self) -> NDArray[np.int64]:
+        """`[examples]` index of the label; -1 without one."""
         return self._rows.label_indices[self._indices].astype(np.int64)
 
 
@@ -94,19 +97,21 @@ class EncodedDataset:
 
     @cached_property
     def input_lengths(self) -> NDArray[np.int64]:
-        """`[examples]` tokens."""
+        """`[examples]` input tokens."""
         if isinstance(self.examples, EncodedRows):
             return self.examples.input_lengths
         return np.array([len(example.input_ids) for example in self.examples], np.int64)
 
     @cached_property
     def target_lengths(self) -> NDArray[np.int64]:
+        """`[examples]` target tokens."""
         if isinstance(self.examples, EncodedRows):
             return self.examples.target_lengths
         return np.array([len(example.target_ids) for example in self.examples], np.int64)
 
     @cached_property
     def label_indices(self) -> NDArray[np.int64]:
+        """`[examples]` index of the label; -1 without one."""
         if isinstance(self.examples, EncodedRows):
             return self.examples.label_indices
         return np.array([example.label_index for example in self.examples], np.int64)
@@ -114,6 +119,8 @@ class EncodedDataset:
 
 @dataclass(frozen=True)
 class EncodedSplit:
+    """Both parts of a job's data."""
+
     train: EncodedDataset
     validation: EncodedDataset
 

@@ -51,14 +51,17 @@ class TokenRows:
         return self.input_lengths.astype(np.int64) + self.target_lengths
 
     def input_ids(self, row: int) -> tuple[int, ...]:
+        """The input's token ids of a row."""
         start = self._starts[row]
         return tuple(self._ids[start : start + self.input_lengths[row]].tolist())
 
     def target_ids(self, row: int) -> tuple[int, ...]:
+        """The target's token ids of a row."""
         return tuple(self._ids[self._starts[row] + self.input_lengths[row] : self._starts[row + 1]].tolist())
 
     @property
     def num_bytes(self) -> int:
+        """The memory of all arrays."""
         return self._ids.nbytes + self._starts.nbytes + 3 * self.input_lengths.nbytes
 
 
@@ -131,6 +134,7 @@ def encode_example(example: Example, encoder: InputEncoder) -> tuple[list[int], 
 
 
 def target_text(example: Example) -> str:
+    """The text of the wanted answer: the last message, the label or the output."""
     if example.messages:
         return example.messages[-1].content
     return (example.label if example.label is not None else example.output) or ""
