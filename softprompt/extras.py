@@ -27,7 +27,10 @@ def missing_packages(*extras: str) -> list[str]:
 def advice(missing: list[str], extra: str) -> str:
     """One sentence: what is missing, and the command that installs it."""
     more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
-    return f"this command needs packages that are not installed ({', '.join(missing[:_SHOWN])}{more}): pip install 'softprompt[{extra}]'"
+    return (
+        f"this command needs packages that are not installed ({', '.join(missing[:_SHOWN])}{more}): pip "
+        f"install 'softprompt[{extra}]'"
+    )
 
 
 def _is_installed(name: str) -> bool:

@@ -93,7 +93,7 @@ def repetition(statistics: DatasetStatistics | None) -> list[str]:
 
 
 def mending_command(arguments: Sequence[str], fix: Mapping[str, str]) -> str:
-    """The command line `arguments` with the options of `fix` added or replaced, or the command that has these options."""
+    """`arguments` with the options of `fix` added or replaced, or the command that has these options."""
     options = [part for option, value in fix.items() for part in ((option, value) if value else (option,))]
     if not any(list(arguments[: len(command)]) == command for command in _COMMANDS):
         return f"softprompt datasets upload FILE {shlex.join(options)}   (then use the name that it prints)"

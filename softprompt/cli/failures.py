@@ -92,11 +92,18 @@ def _hint(error: Exception) -> str:
                 f"--trainer and --inference, or {TRAINER_VARIABLE} and {INFERENCE_VARIABLE}, set other addresses"
             )
         case Unauthenticated():
-            return "set SOFTPROMPT_TOKEN or SOFTPROMPT_TOKEN_FILE (--token-file), or SOFTPROMPT_TLS_CERTIFICATE_FILE for a certificate"
+            token = "SOFTPROMPT_TOKEN or SOFTPROMPT_TOKEN_FILE (--token-file)"
+            return f"set {token}, or SOFTPROMPT_TLS_CERTIFICATE_FILE for a certificate"
         case NotFound() if error.kind == "prompt":
-            return "a prompt exists once its first version is published; `softprompt prompts list` (role viewer) shows your prompts"
+            return (
+                "a prompt exists once its first version is published; "
+                "`softprompt prompts list` (role viewer) shows your prompts"
+            )
         case PermissionDenied() if error.metadata.get("role") == "publisher":
-            return "`--alias -` publishes without moving an alias; or ask the operator for the role publisher in the service's callers file"
+            return (
+                "`--alias -` publishes without moving an alias; "
+                "or ask the operator for the role publisher in the service's callers file"
+            )
         case PermissionDenied():
             return "ask the operator for this role in the service's callers file"
         case Overloaded():

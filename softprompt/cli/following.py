@@ -135,7 +135,8 @@ def show_result(job: TuningJob) -> None:
     for candidate in result.candidates:
         show(f"  {'tried':<15}{_candidate_text(candidate)}")
     show(
-        f"  {'best step':<15}{result.best_step}; the score's standard deviation over the last evaluations is {result.score_stability:.3g}"
+        f"  {'best step':<15}{result.best_step}; the score's standard deviation over the last "
+        f"evaluations is {result.score_stability:.3g}"
     )
     if job.progress is not None:
         show(f"  {'gradient norm':<15}{job.progress.grad_norm:.3g} at the last step")
@@ -148,12 +149,13 @@ def show_result(job: TuningJob) -> None:
     statistics = job.dataset_statistics
     if statistics is not None and (statistics.num_dropped or statistics.num_truncated):
         show(
-            f"  too long: {statistics.num_dropped} examples were dropped, the inputs of {statistics.num_truncated} were truncated"
+            f"  too long: {statistics.num_dropped} examples were dropped, the inputs of "
+            f"{statistics.num_truncated} were truncated"
         )
     if statistics is not None and statistics.num_overlapping:
         show(
-            f"  {statistics.num_overlapping} of the {statistics.num_validation} held-out examples are also in the training data: "
-            "the held-out metrics are optimistic"
+            f"  {statistics.num_overlapping} of the {statistics.num_validation} held-out examples are also in the "
+            "training data: the held-out metrics are optimistic"
         )
 
 
@@ -173,4 +175,5 @@ def _measured_on(result: TuningResult) -> str:
 def _candidate_text(candidate: SearchCandidate) -> str:
     end = "chosen" if candidate.chosen else candidate.end or "trained to the end"
     method = candidate.init_method.value.lower() if candidate.init_method else "?"
-    return f"learning rate {candidate.learning_rate:g}, init {method}: {candidate.num_steps} steps, {end}  {numbers(candidate.metrics)}"
+    tried = f"learning rate {candidate.learning_rate:g}, init {method}"
+    return f"{tried}: {candidate.num_steps} steps, {end}  {numbers(candidate.metrics)}"

@@ -41,7 +41,8 @@ def export(
         print_json({"version": exported.name, "digest": exported.digest, "directory": directory})
     else:
         show(
-            f"{exported.name} is in {directory} ({exported.num_virtual_tokens} virtual tokens, {exported.size_bytes} bytes)"
+            f"{exported.name} is in {directory} ({exported.num_virtual_tokens} virtual tokens, "
+            f"{exported.size_bytes} bytes)"
         )
 
 

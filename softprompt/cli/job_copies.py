@@ -90,7 +90,7 @@ def continue_(
     as_json: JsonOption = False,
     trainer: TrainerOption = None,
 ) -> None:
-    """Create a job that starts from the version of another one, or from the best prompt of a cancelled or failed one."""
+    """Create a job that starts from another job's version, or from its best prompt if it failed or was cancelled."""
     hyperparameters = Hyperparameters(
         learning_rate=learning_rate, batch_size=batch_size, num_steps=steps, num_epochs=epochs
     )

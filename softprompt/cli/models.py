@@ -52,7 +52,7 @@ def pull(
 def fingerprint(
     directory: Annotated[Path, typer.Argument(help="A model directory with config.json and *.safetensors.")],
 ) -> None:
-    """Hash a model directory and store the fingerprint in it. For images and volumes that are mounted read-only later."""
+    """Hash a model directory and store the fingerprint in it, for images and volumes that are mounted read-only."""
     require("inference")
     from shared.errors import InvalidInput
     from shared.model import fingerprint as fingerprints

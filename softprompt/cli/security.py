@@ -46,7 +46,7 @@ def options(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="Host name in the services' certificates, if it differs from the address (SOFTPROMPT_TLS_SERVER_NAME).",
+            help="Host name in the certificates, if it differs from the address (SOFTPROMPT_TLS_SERVER_NAME).",
         ),
     ] = None,
     token_file: Annotated[

@@ -148,7 +148,7 @@ class PromptMethods:
     async def export_version(
         self, version: str, directory: str | Path, *, base_model: str = "", overwrite: bool = False
     ) -> PromptVersion:
-        """Write a version as a directory for `peft.PeftModel.from_pretrained`, which loads the model from `base_model`."""
+        """Write a version as a directory for `peft.PeftModel.from_pretrained`. It loads the model from `base_model`."""
         described, data = await self.download_version(version)
         await asyncio.to_thread(write_adapter, expanded(directory), described, data, base_model, overwrite)
         return described
@@ -208,7 +208,7 @@ class PromptMethods:
         return watch_prompts(self._connection, after_revision, store_id, name_prefix, reconnect_seconds)
 
     async def delete_version(self, version: str) -> int:
-        """Delete a version. Returns the store revision of the deletion. Raises PreconditionFailed if an alias names it."""
+        """Delete a version; return the revision of the deletion. Raises PreconditionFailed if an alias names it."""
         request = prompts_pb2.DeletePromptVersionRequest(name=version)
         return (await self._connection.trainer.call(self._connection.prompts.DeletePromptVersion, request)).revision
 

@@ -40,7 +40,7 @@ class ClientSecurity:
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> ClientSecurity:
-        """The settings of the SOFTPROMPT_TLS and SOFTPROMPT_TOKEN variables. Raises InvalidInput for an invalid value."""
+        """The settings of the SOFTPROMPT_TLS and SOFTPROMPT_TOKEN variables. Raises InvalidInput for a bad value."""
         return cls(
             tls=_on_or_off(environment.get(TLS_VARIABLE, "")),
             ca_file=environment.get(CA_VARIABLE, ""),
@@ -57,7 +57,10 @@ class ClientSecurity:
             name: getattr(self, name)
             for name in ("tls", "ca_file", "certificate_file", "key_file", "server_name", "token_file")
         }
-        return f"ClientSecurity({', '.join(f'{name}={value!r}' for name, value in shown.items())}, token={'***' if self.token else ''!r})"
+        return (
+            f"ClientSecurity({', '.join(f'{name}={value!r}' for name, value in shown.items())}, "
+            f"token={'***' if self.token else ''!r})"
+        )
 
     def uses_tls(self, endpoint: str) -> bool:
         """Whether a connection to this address uses TLS."""

@@ -66,7 +66,10 @@ class GenerationStream:
         if part == "end":
             self.end = read(GenerationEnd, first.end)
             part = f"end (finish reason {self.end.finish_reason})"
-        return f"the answer of {self._peer.name} at {self._peer.endpoint} begins with its {part}, not with what it is generated from"
+        return (
+            f"the answer of {self._peer.name} at {self._peer.endpoint} begins with its {part}, not with "
+            "what it is generated from"
+        )
 
     async def _responses(self) -> Responses:
         while isinstance(response := await self._call.read(), generation_pb2.GenerateStreamResponse):

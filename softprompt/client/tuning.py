@@ -220,7 +220,7 @@ class TuningMethods:
     async def wait_for_job(
         self, name: str, *, timeout_seconds: float | None = None, on_event: Callable[[JobEvent], object] | None = None
     ) -> TuningJob:
-        """The job once it has succeeded. JobFailed if it fails or is cancelled, TimeoutError after `timeout_seconds`."""
+        """The job once it has succeeded. Raises JobFailed, also for a cancelled job, or TimeoutError."""
         last: TuningJob | None = None
         async with asyncio.timeout(timeout_seconds):
             async for event in self.watch_job(name):

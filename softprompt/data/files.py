@@ -104,7 +104,10 @@ def _text_rows(file: BinaryIO, path: Path, name: str, data: Data, compressed: bo
         rows.items = _noting(items, rows, lines, None)
     else:
         rows.has_columns = True
-        rows.advice = "if its first line is already an example, put a header before it: (echo input,label; cat FILE) > with-header.csv"
+        rows.advice = (
+            "if its first line is already an example, put a header before it: (echo input,label; cat "
+            "FILE) > with-header.csv"
+        )
         table = TableReader(every, is_tsv=suffix in (".tsv", ".tab"))
         rows.items = _noting(iter(table), rows, lines, table)
     return rows

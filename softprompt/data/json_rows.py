@@ -1,4 +1,4 @@
-"""JSON lines, and JSON documents: an array of objects, objects over several lines, or an object that holds the array."""
+"""JSON lines and JSON documents: an array of objects, objects over several lines, or an object with an array."""
 
 from __future__ import annotations
 

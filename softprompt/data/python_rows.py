@@ -33,7 +33,10 @@ def python_rows(source: Any, which: str) -> Rows:
         )
     if isinstance(source, bytes | bytearray | memoryview) or not isinstance(source, Iterable):
         advice = "; collect it first" if hasattr(source, "__aiter__") else ""
-        text = f"examples are expected (a path, a DataFrame, or an iterable of examples or mappings), not {type_name(source)}{advice}"
+        text = (
+            "examples are expected (a path, a DataFrame, or an iterable of examples or mappings), not "
+            f"{type_name(source)}{advice}"
+        )
         raise InvalidInput.of(which, text)
     return Rows(_items(source, which))
 
@@ -92,7 +95,10 @@ def _of_columns(source: Mapping[Any, Any], which: str) -> Iterator[dict[str, Any
             or not hasattr(values, "__len__")
         ):
             keys = ", ".join(shown(key) for key in list(source)[:6])
-            text = f"a list of examples is expected, not a mapping of {keys}: put one example into a list, or name one of several parts"
+            text = (
+                f"a list of examples is expected, not a mapping of {keys}: put one example into a list, "
+                "or name one of several parts"
+            )
             raise InvalidInput.of(which, text)
         columns[str(name)] = list(values)
         if columns[str(name)] and isinstance(columns[str(name)][0], Mapping):

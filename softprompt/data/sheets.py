@@ -68,7 +68,8 @@ def _of_book(book: Any, rows: Rows, name: str, which: str) -> Generator[Row]:
     others = [sheet.title for sheet in sheets if sheet.title != read]
     if read and others:
         rows.report.append(
-            f"sheet {read!r} is read; not {', '.join(map(repr, others[:5]))}: save what you need of it as a file of its own"
+            f"sheet {read!r} is read; not {', '.join(map(repr, others[:5]))}: save what you need of "
+            "it as a file of its own"
         )
 
 

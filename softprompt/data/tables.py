@@ -75,7 +75,10 @@ class TableReader:
         if len(set(self.columns)) < len(self.columns):
             return Unusable(f"the header names a column twice: {', '.join(self.columns)}")
         if any(cell.strip() for cell in cells[len(self.columns) :]):
-            reason = f"has {len(cells)} cells, the header {len(self.columns)}: a cell with the delimiter in it must be in quotes"
+            reason = (
+                f"has {len(cells)} cells, the header {len(self.columns)}: a cell with the delimiter in it "
+                "must be in quotes"
+            )
             return Unusable(reason, kind="too many cells")
         if len(cells) < len(self.columns):
             return Unusable(f"has {len(cells)} cells, the header {len(self.columns)}", kind="too few cells")

@@ -23,7 +23,7 @@ _SAMPLE_BYTES = 4096
 
 
 class TextLines:
-    """Lines without line ends, counted from 1. `undecodable` has (line, byte) of the first unknown byte of each line."""
+    """Lines without line ends, counted from 1. `undecodable` has (line, byte) of each line's first unknown byte."""
 
     def __init__(self, file: BinaryIO, encoding: str, which: str) -> None:
         """An empty `encoding` is read from the byte order mark, else it is UTF-8. Raises InvalidInput for an unknown

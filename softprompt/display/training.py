@@ -1,4 +1,4 @@
-"""A tuning job while it runs: state, step, loss, held-out loss, speed and the time that is left, from the job's events."""
+"""A tuning job while it runs: state, step, loss, held-out loss, speed and time left, from the job's events."""
 
 from __future__ import annotations
 

@@ -68,7 +68,7 @@ class ServiceProcess:
         self._forwarding = asyncio.create_task(self._forward(self._process), name=f"log of {self.name}")
 
     async def ready(self, timeout_seconds: float) -> Ready:
-        """Wait until it can serve. Raises ServiceFailed if it ends before that or takes longer than `timeout_seconds`."""
+        """Wait until it can serve. Raises ServiceFailed if it ends first or takes longer than `timeout_seconds`."""
         try:
             async with asyncio.timeout(timeout_seconds):
                 while not self._ready_file.exists():

@@ -6,6 +6,6 @@ their events in SQL. `submission` and `admission` turn a request into a queued j
 `fair_queue` orders tenants. `dispatch` assigns jobs to workers, and `publish` publishes their results. This package
 imports neither Ray nor torch.
 
-Queue libraries such as Celery or procrastinate run functions to their end. Training jobs share one worker, pause, resume
-from checkpoints and are published exactly once, so most of this code would stay ours.
+Queue libraries such as Celery or procrastinate run functions to their end. Training jobs share one worker, pause,
+resume from checkpoints and are published exactly once, so most of this code would stay ours.
 """
