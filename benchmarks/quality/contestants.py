@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -89,7 +89,7 @@ class Arena:
         if self.format is TemplateFormat.CHAT:
             roles = zip(["user", "assistant"] * len(pairs), [text for pair in pairs for text in pair], strict=True)
             turns = [Message(role=role, content=content) for role, content in [*roles, ("user", text)]]
-            turns[0] = turns[0].model_copy(update={"content": f"{instruction}\n\n{turns[0].content}"})
+            turns[0] = replace(turns[0], content=f"{instruction}\n\n{turns[0].content}")
             return encoder.encode_messages(turns)
         blocks = [
             instruction,

@@ -115,5 +115,5 @@ async def test_a_real_replicas_verdict(tiny_model_dir: Path, tmp_path: Path) -> 
         services.replica.store.publish(
             "tone", blob(tiny_model_dir, matrix(2, hidden_size=48)), job="b", alias="default"
         )
-        with pytest.raises(PreconditionFailed, match=r"replica-a refused prompts/tone/versions/2: .*48 wide"):
+        with pytest.raises(PreconditionFailed, match=r"replica-a refused prompts/tone/versions/2: .*hidden size 48"):
             await services.client.first_verdict("prompts/tone/versions/2")

@@ -152,7 +152,7 @@ class Caller:
         """The numbers of what is told, up to the end."""
         watch = self._stub.WatchTuningJob(pb.WatchTuningJobRequest(name=name, after=after))
         async with asyncio.timeout(90):
-            return [response.event.number async for response in watch]
+            return [response.event.number async for response in watch if not response.event.HasField("heartbeat")]
 
 
 def channel_to(trainer: TrainerProcess) -> grpc.aio.Channel:

@@ -81,7 +81,7 @@ async def test_a_store_that_can_not_be_written_at_publish_time(service: Service,
         return [event.payload.text for event in events if isinstance(event.payload, Note)]
 
     async with asyncio.timeout(20):
-        while not any("will be published when it is back" in note for note in await notes()):
+        while not any("will be published later" in note for note in await notes()):
             await asyncio.sleep(0.01)
     assert (await manager.get(job.id)).state is JobState.RUNNING
     num_steps = sum(len(trainer.log) for trainer in service.trainers)

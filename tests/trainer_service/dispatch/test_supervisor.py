@@ -102,7 +102,7 @@ async def test_a_worker_whose_step_hangs_is_replaced_though_it_answers(workers: 
     job = await manager.create(spec(num_steps=30))
     done = await workers.service.state(job.id, JobState.SUCCEEDED)
     assert done.attempt == 2
-    assert any("one step has been going on for" in note for note in await workers.notes(job.id))
+    assert any("it hangs: one step has taken" in note for note in await workers.notes(job.id))
     assert workers.launched[1].log[0] == (job.id, 2, 4), "from its checkpoint"
     before = len(hanging.log)
     workers.released.set()

@@ -108,7 +108,7 @@ async def test_a_watch_that_resumes_in_thinned_events_ends_with_the_jobs_last_on
         for after in (0, 1, 2500, last - 2, last):
             async with asyncio.timeout(20):
                 watch = trainer.tuning.WatchTuningJob(pb.WatchTuningJobRequest(name=ended.name, after=after))
-                events = [response.event async for response in watch]
+                events = [response.event async for response in watch if not response.event.HasField("heartbeat")]
             numbers = [event.number for event in events]
             assert numbers == sorted(set(numbers))
             assert all(number > after for number in numbers)
