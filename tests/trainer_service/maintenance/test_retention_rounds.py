@@ -37,7 +37,7 @@ async def test_ended_jobs_and_unused_datasets_go_by_the_settings(settings: Train
     quick = {
         "retention_seconds": 0.05,
         "ended_job_days": A_MILLISECOND_OF_DAYS,
-        "unused_dataset_days": A_MILLISECOND_OF_DAYS,
+        "unused_dataset_days": 1000 * A_MILLISECOND_OF_DAYS,  # longer than from an upload to the job that names it
     }
     with log_lines(audit.LOGGER) as lines:
         async with running_trainer(settings.model_copy(update=quick)) as trainer:
