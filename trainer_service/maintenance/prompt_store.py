@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import random
 import threading
 import time
 from dataclasses import asdict
@@ -14,10 +12,10 @@ from shared.errors import Unavailable
 from shared.process.call_pool import CallPool
 from shared.store import PromptStore
 from shared.store.maintenance import MaintenancePolicy, MaintenanceReport, maintain
+from trainer_service.maintenance.rounds import log_failures, run_rounds
 
 log = logging.getLogger(__name__)
 
-_FIRST_SECONDS = 60.0
 _LEAST_ROUND_SECONDS = 600.0
 """Time limit of a round if the period is shorter."""
 
@@ -42,17 +40,8 @@ class StoreMaintenance:
         )
 
     async def run(self) -> None:
-        """Runs rounds; failures don't end it. The first one comes soon, so a trainer that restarts often cleans up."""
-        if not self._period_seconds:
-            return
-        pause_seconds = min(self._period_seconds, _FIRST_SECONDS)
-        try:
-            while True:
-                await asyncio.sleep(pause_seconds * random.uniform(0.5, 1.5))
-                await self._round()
-                pause_seconds = self._period_seconds
-        finally:
-            self._stopped.set()  # a running round ends after its current operation
+        """Runs rounds until cancelled, and despite failures. A running round then ends after its current operation."""
+        await run_rounds(self._round, self._period_seconds, self._stopped)
 
     async def _round(self) -> None:
         begun = time.monotonic()
@@ -63,11 +52,7 @@ class StoreMaintenance:
         except Exception:
             log.exception("a round of store maintenance failed with an unexpected error")
             report = MaintenanceReport(failures={"round": "unexpected error"})
-        for step, reason in report.failures.items():
-            log.warning(
-                "a store maintenance step failed; retrying in the next round",
-                extra={"fields": {"step": step, "why": reason}},
-            )
+        log_failures(log, "a store maintenance step failed; retrying in the next round", report.failures)
         seconds = time.monotonic() - begun
         if report.did_something:
             log.info("prompt store cleaned up", extra={"fields": {**asdict(report), "seconds": round(seconds, 3)}})

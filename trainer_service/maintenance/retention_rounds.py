@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import random
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -15,10 +13,10 @@ from typing import Protocol
 from shared.caller import Tenant
 from shared.process.daemon_thread import on_daemon_thread
 from trainer_service.maintenance.retention import Retention, RetentionReport
+from trainer_service.maintenance.rounds import log_failures, run_rounds
 
 log = logging.getLogger(__name__)
 
-_FIRST_SECONDS = 60.0
 _PAUSE_SECONDS = 0.005
 """Pause between two transactions of a round, so that requests of callers go first."""
 
@@ -45,17 +43,8 @@ class RetentionRounds:
         self._stopped = threading.Event()
 
     async def run(self) -> None:
-        """Runs rounds; failures don't end it. The first one comes soon, so a trainer that restarts often cleans up."""
-        if not self._period_seconds:
-            return
-        pause_seconds = min(self._period_seconds, _FIRST_SECONDS)
-        try:
-            while True:
-                await asyncio.sleep(pause_seconds * random.uniform(0.5, 1.5))
-                await self._round()
-                pause_seconds = self._period_seconds
-        finally:
-            self._stopped.set()  # a running round ends after its current transaction
+        """Runs rounds until cancelled, and despite failures. A running round then ends after its current transaction."""
+        await run_rounds(self._round, self._period_seconds, self._stopped)
 
     async def _round(self) -> None:
         begun = time.monotonic()
@@ -66,11 +55,7 @@ class RetentionRounds:
         except Exception:
             log.exception("a retention round failed with an unexpected error")
             report = RetentionReport(failures={"round": "unexpected error"})
-        for step, reason in report.failures.items():
-            log.warning(
-                "a retention step failed; retrying in the next round",
-                extra={"fields": {"step": step, "why": reason}},
-            )
+        log_failures(log, "a retention step failed; retrying in the next round", report.failures)
         seconds = time.monotonic() - begun
         if report.did_something:
             log.info("retention removed old data", extra={"fields": {**asdict(report), "seconds": round(seconds, 3)}})
