@@ -40,7 +40,7 @@ class StoreMaintenance:
         )
 
     async def run(self) -> None:
-        """Runs rounds until cancelled, and despite failures. A running round then ends after its current operation."""
+        """Runs rounds until cancelled, despite failures. A running round then ends after its operation."""
         await run_rounds(self._round, self._period_seconds, self._stopped)
 
     async def _round(self) -> None:

@@ -43,7 +43,7 @@ class RetentionRounds:
         self._stopped = threading.Event()
 
     async def run(self) -> None:
-        """Runs rounds until cancelled, and despite failures. A running round then ends after its current transaction."""
+        """Runs rounds until cancelled, despite failures. A running round then ends after its transaction."""
         await run_rounds(self._round, self._period_seconds, self._stopped)
 
     async def _round(self) -> None:
