@@ -133,13 +133,13 @@ def _logprobs(found: Sequence[TokenLogprob], offset: int = 0) -> dict[str, Any] 
     """The older form of log-probabilities. `offset`: characters of the answer before these tokens."""
     if not found:
         return None
-    offsets = list[int]()
+    offsets, logprobs = list[int](), [results.token(one)["logprob"] for one in found]
     for one in found:
         offsets.append(offset)
         offset += len(one.text)
     return {
         "tokens": [one.text for one in found],
-        "token_logprobs": [results.token(one)["logprob"] for one in found],
+        "token_logprobs": logprobs,
         "top_logprobs": [
             {token["token"]: token["logprob"] for token in map(results.token, [*one.alternatives, one])}
             for one in found

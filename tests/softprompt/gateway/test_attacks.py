@@ -9,10 +9,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import httpx
 import pytest
 
-from tests.softprompt.gateway.running import World, running_gateway
+from tests.softprompt.gateway.running import World
 
 LONG: dict[str, Any] = {
     "model": "tone",
