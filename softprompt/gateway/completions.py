@@ -18,7 +18,7 @@ from softprompt.gateway.errors import bad_value
 from softprompt.gateway.fields import Fields, ModelName, Stop, StreamOptions, renaming, sampling_of
 from softprompt.gateway.streaming import DONE, PING, EventStream, event
 from softprompt.types.common import Template, TemplateFormat
-from softprompt.types.generation import GenerationEnd, GenerationStart, Input, TokenIds, TokenLogprob
+from softprompt.types.generation import GenerationEnd, GenerationStart, Input, TokenAlternative, TokenIds, TokenLogprob
 
 _CONTINUE = Template("{input}", TemplateFormat.TEXT)
 """The bare model continues the text itself, without its chat template."""
@@ -133,19 +133,20 @@ def _logprobs(found: Sequence[TokenLogprob], offset: int = 0) -> dict[str, Any] 
     """The older form of log-probabilities. `offset`: characters of the answer before these tokens."""
     if not found:
         return None
-    offsets, logprobs = list[int](), [results.token(one)["logprob"] for one in found]
+    offsets = list[int]()
     for one in found:
         offsets.append(offset)
         offset += len(one.text)
     return {
         "tokens": [one.text for one in found],
-        "token_logprobs": logprobs,
-        "top_logprobs": [
-            {token["token"]: token["logprob"] for token in map(results.token, [*one.alternatives, one])}
-            for one in found
-        ],
+        "token_logprobs": [results.token(one)["logprob"] for one in found],
+        "top_logprobs": [_by_text([*one.alternatives, one]) for one in found],
         "text_offset": offsets,
     }
+
+
+def _by_text(tokens: Sequence[TokenLogprob | TokenAlternative]) -> dict[str, float]:
+    return {found["token"]: found["logprob"] for found in map(results.token, tokens)}
 
 
 async def _events(
