@@ -32,6 +32,8 @@ class LocalConfig:
     inference_port: int = 0
     grace_seconds: float = 10.0
     """Time for running streams to finish at the end."""
+    inference_dtype: str = ""
+    """Numbers of the replica's model; empty: as its own settings say."""
     plaintext: bool = False
     """Serve other machines without TLS. Files for TLS are set by the services' own variables."""
 
@@ -47,8 +49,10 @@ class LocalConfig:
     def inference_settings(self) -> dict[str, str]:
         """Environment variables of the inference service."""
         prefix = "SOFTPROMPT_INFERENCE_"
+        dtype = {f"{prefix}DTYPE": self.inference_dtype} if self.inference_dtype else {}
         return {
             **self._common_settings(prefix, self.inference_port),
+            **dtype,
             f"{prefix}BASE_MODEL": str(self.model.absolute()),
             f"{prefix}STORE_URL": str((self.data_dir / "prompts").absolute()),
         }
