@@ -32,10 +32,10 @@ class LocalConfig:
     inference_port: int = 0
     grace_seconds: float = 10.0
     """Time for running streams to finish at the end."""
-    inference_dtype: str = ""
-    """Numbers of the replica's model; empty: as its own settings say."""
     plaintext: bool = False
     """Serve other machines without TLS. Files for TLS are set by the services' own variables."""
+    inference_dtype: str = ""
+    """Numbers of the replica's model; empty: as its own settings say."""
 
     def trainer_settings(self) -> dict[str, str]:
         """Environment variables of the trainer. Paths are absolute: it may have another working directory."""
