@@ -93,7 +93,7 @@ async def everything(client: AsyncClient, directory: Path) -> AsyncIterator[Any]
 
 async def test_every_call_has_a_deadline_but_the_watches(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     recorder = Recorder()
-    monkeypatch.setattr(connection, "open_channel", lambda endpoint, security: recorder)
+    monkeypatch.setattr(connection, "open_channel", lambda endpoint, security, retry_overloaded: recorder)
     client = AsyncClient()
     async for call in everything(client, tmp_path):
         with pytest.raises((Recorded, NotFound)):

@@ -149,6 +149,7 @@ def requests_of(pair: Pair, job: str, prompt: str, dataset: str) -> dict[str, li
     return {
         **by_name,
         "GetDataset": [pb.GetDatasetRequest(name=dataset)],
+        "DownloadDataset": [pb.DownloadDatasetRequest(name=dataset)],
         "DeleteDataset": [pb.DeleteDatasetRequest(name=dataset)],
         "WatchTuningJob": [pb.WatchTuningJobRequest(name=job), pb.WatchTuningJobRequest(name=job, after=7)],
         "CreateTuningJob": [
