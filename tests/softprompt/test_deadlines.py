@@ -68,6 +68,7 @@ async def everything(client: AsyncClient, directory: Path) -> AsyncIterator[Any]
     yield client.upload_dataset(data)
     yield client.list_datasets()
     yield client.get_dataset(DATASET)
+    yield anext(client.download_dataset(DATASET))
     yield client.delete_dataset(DATASET)
     yield client.create_job(TuningSpec("tone", DATASET))
     for of_a_job in (client.get_job, client.cancel_job, client.pause_job, client.resume_job, client.delete_job):
