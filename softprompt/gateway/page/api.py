@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import tempfile
+import zipfile
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ from pydantic_core import from_json, to_json
 from starlette.requests import Request
 from starlette.responses import Response
 
-from shared.errors import InvalidInput, SoftPromptError
+from shared.errors import InvalidInput, Overloaded, SoftPromptError
+from softprompt.client.tuning import SLOWEST_BYTES_PER_SECOND
 from softprompt.data.files import file_rows
 from softprompt.data.layout import Layouts
 from softprompt.data.prepare import DATASET, prepare
@@ -33,6 +35,7 @@ from softprompt.types.spec import Hyperparameters, TuningSpec
 _PREVIEW_ROWS = 8
 _MAX_JOBS = 100
 _COLUMNS = ("input", "output", "label", "messages")
+_COMPRESSED = (b"\x1f\x8b", b"PAR1", b"BZh", b"\xfd7zX", b"(\xb5/\xfd")
 _OPTIONS = {"filename": {"type": "string"}, **{name: {"type": "string"} for name in (*_COLUMNS, "drop_extra")}}
 
 
@@ -42,21 +45,40 @@ def _json(value: Any, status: int = 200) -> Response:
 
 
 @asynccontextmanager
-async def _uploaded(request: Request) -> AsyncIterator[Data]:
+async def _uploaded(request: Request, backend: Backend) -> AsyncIterator[Data]:
     """The body as a file of the name and with the columns that the query gives. The file is gone afterwards."""
+    await backend.client.list_datasets(limit=1)  # nobody without a role makes the gateway read a whole file
     query = request.query_params
     name = os.path.basename(query.get("filename", "").replace("\\", "/"))[-100:]
     if not name or name.startswith("."):
         raise bad_value("filename", "the name of the file is missing")
+    uploads: asyncio.Semaphore = request.app.state.uploads
+    if uploads.locked():
+        raise Overloaded("too many uploads at the same time")
     settings = settings_of(request)
-    with tempfile.TemporaryDirectory(prefix="softprompt-") as directory:
-        path = Path(directory) / name
-        seconds = settings.body_seconds + settings.max_file_bytes / (1 << 20)
-        with path.open("wb") as file:
-            async for chunk in bounded_stream(request, settings.max_file_bytes, seconds):
-                await asyncio.to_thread(file.write, chunk)
-        columns = {column: query.get(column, "") for column in _COLUMNS}
-        yield Data(path, drop_extra=query.get("drop_extra") == "true", **columns)
+    async with uploads:
+        with tempfile.TemporaryDirectory(prefix="softprompt-") as directory:
+            path = Path(directory) / name
+            seconds = settings.body_seconds + settings.max_file_bytes / SLOWEST_BYTES_PER_SECOND
+            with path.open("wb") as file:
+                async for chunk in bounded_stream(request, settings.max_file_bytes, seconds):
+                    await asyncio.to_thread(file.write, chunk)
+            _check_size(path, settings.max_file_bytes)
+            columns = {column: query.get(column, "") for column in _COLUMNS}
+            yield Data(path, drop_extra=query.get("drop_extra") == "true", **columns)
+
+
+def _check_size(path: Path, limit: int) -> None:
+    """Refuses what would take much more memory than its size tells. Raises ApiError."""
+    if zipfile.is_zipfile(path):  # XLSX
+        with zipfile.ZipFile(path) as archive:
+            num_bytes = sum(item.file_size for item in archive.infolist())
+        if num_bytes > limit:
+            raise ApiError(413, f"the file has more than {limit} bytes when unpacked", code="request_too_large")
+    elif path.open("rb").read(4).startswith(_COMPRESSED):
+        raise bad_value(
+            "file", "the page reads CSV, TSV, XLSX and JSON; upload others with `softprompt datasets upload`"
+        )
 
 
 @dataclass(frozen=True)
@@ -112,7 +134,7 @@ def _preview(data: Data) -> Preview:
 @endpoint("page.preview", query=_OPTIONS)
 async def preview(request: Request, backend: Backend) -> Response:
     """What a file holds. Nothing is stored."""
-    async with _uploaded(request) as data:
+    async with _uploaded(request, backend) as data:
         return _json(await asyncio.to_thread(_preview, data))
 
 
@@ -123,7 +145,7 @@ async def create_job(request: Request, backend: Backend) -> Response:
     steps = request.query_params.get("num_steps", "")
     if steps and not steps.isdecimal():
         raise bad_value("num_steps", f"a whole number is expected, not {steps[:20]!r}")
-    async with _uploaded(request) as data:
+    async with _uploaded(request, backend) as data:
         spec = TuningSpec(
             prompt=request.query_params.get("prompt", ""),
             dataset=data,
@@ -183,6 +205,42 @@ async def act_on_job(request: Request, backend: Backend) -> Response:
 
 def _job(request: Request) -> str:
     return f"tuningJobs/{request.path_params['job']}"
+
+
+class Corrected(BaseModel):
+    """An example whose answer a person corrected."""
+
+    model_config = ConfigDict(extra="forbid")
+    input: str = Field(min_length=1, max_length=65_536)
+    output: str | None = Field(default=None, max_length=65_536)
+    label: str | None = Field(default=None, max_length=1024)
+
+
+class Corrections(BaseModel):
+    """Examples to add to a job's data."""
+
+    model_config = ConfigDict(extra="forbid")
+    examples: list[Corrected] = Field(min_length=1, max_length=1000)
+
+
+@endpoint("page.jobs.continue", Corrections)
+async def continue_job(request: Request, backend: Backend) -> Response:
+    """Trains a job's prompt on, with the job's data and corrected examples."""
+    request.state.rename = _rename
+    body = await read_model(request, Corrections)
+    client = backend.client
+    report = await client.job_report(_job(request), answers=False)
+    if report.lineage is None or not report.lineage.dataset.startswith("datasets/"):
+        raise ApiError(400, "the job's data is no longer stored", code="failed_precondition")
+    with tempfile.TemporaryDirectory(prefix="softprompt-") as directory:
+        path = Path(directory) / "examples.jsonl"
+        with path.open("wb") as file:
+            async with aclosing(client.download_dataset(report.lineage.dataset)) as chunks:
+                async for chunk in chunks:
+                    await asyncio.to_thread(file.write, chunk)
+            for item in body.examples:
+                file.write(item.model_dump_json(exclude_none=True).encode() + b"\n")
+        return _json(await client.continue_job(_job(request), dataset=path), 201)
 
 
 @endpoint("page.prompts.list")
@@ -254,6 +312,7 @@ PAGE_API: tuple[tuple[str, str, Endpoint], ...] = (
     ("GET", "/api/jobs/{job}", get_job),
     ("GET", "/api/jobs/{job}/events", job_events),
     ("GET", "/api/jobs/{job}/report", job_report),
+    ("POST", "/api/jobs/{job}/continue", continue_job),
     ("POST", "/api/jobs/{job}/{action}", act_on_job),
     ("GET", "/api/prompts", list_prompts),
     ("GET", "/api/prompts/{prompt}", get_prompt),

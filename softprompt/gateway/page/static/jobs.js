@@ -94,8 +94,21 @@ async function answers(body, name, signal) {
   const base = (one) => (one.current ?? one.bare)?.loss ?? 0;
   found.sort((a, b) => (b.tuned?.loss ?? 0) - base(b) - ((a.tuned?.loss ?? 0) - base(a)));
   const cell = (answer) => h("td", { className: `text ${answer?.correct === true ? "good" : answer?.correct === false ? "bad" : ""}` }, answer ? (answer.text ?? `loss ${number(answer.loss)}`) : "");
+  const kind = report.job.effective_spec?.labels?.length ? "label" : "output";
+  const corrected = new Map();
+  const go = h("button", { type: "button", className: "main", disabled: true, onclick: doing(async () => {
+    const examples = [...corrected].map(([input, text]) => ({ input, [kind]: text }));
+    location.hash = `#/job/${id((await post(`/api/jobs/${name}/continue`, { examples })).name)}`;
+  }) }, "Continue training with the corrections");
+  const correct = (one) => {
+    const text = h("textarea", { "aria-label": `better answer to ${one.input.slice(0, 60)}`, value: one.reference, onchange: () => {
+      if (text.value.trim()) corrected.set(one.input, text.value); else corrected.delete(one.input);
+      go.disabled = !corrected.size;
+    } });
+    return h("details", {}, h("summary", {}, "Correct"), text);
+  };
   body.append(h("h2", {}, `${found.length} held-out answers, those that became worse first`),
-    table(["Input", "Expected", ...shown.map(([, title]) => title)], found.slice(0, 200).map((one) => [h("td", { className: "text" }, one.input), h("td", { className: "text" }, one.reference), ...shown.map(([key]) => cell(one[key]))])));
+    table(["Input", "Expected", ...shown.map(([, title]) => title), ""], found.slice(0, 200).map((one) => [h("td", { className: "text" }, one.input), h("td", { className: "text" }, one.reference), ...shown.map(([key]) => cell(one[key])), correct(one)])), go);
 }
 
 export async function compare(main, { query, signal }) {
