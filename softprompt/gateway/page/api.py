@@ -76,9 +76,7 @@ def _check_size(path: Path, limit: int) -> None:
         if num_bytes > limit:
             raise ApiError(413, f"the file has more than {limit} bytes when unpacked", code="request_too_large")
     elif path.open("rb").read(4).startswith(_COMPRESSED):
-        raise bad_value(
-            "file", "the page reads CSV, TSV, XLSX and JSON; upload others with `softprompt datasets upload`"
-        )
+        raise bad_value("file", "the page reads CSV, TSV, XLSX and JSON; for others: softprompt datasets upload")
 
 
 @dataclass(frozen=True)
