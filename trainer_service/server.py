@@ -45,7 +45,7 @@ from trainer_service.job_audit import JobAudit
 from trainer_service.jobs.admission import SpecAdmission
 from trainer_service.jobs.sources import Sources
 from trainer_service.jobs.store.job_store import JobStore
-from trainer_service.jobs.submission import JobIntake
+from trainer_service.jobs.submission import JobSubmission
 from trainer_service.maintenance.prompt_store import StoreMaintenance
 from trainer_service.maintenance.retention import Retention
 from trainer_service.maintenance.retention_rounds import RetentionRounds
@@ -176,7 +176,7 @@ async def build(settings: TrainerSettings, front: Front, make_pool: PoolMaker) -
     )
     beat_seconds = settings.watch_heartbeat_seconds
     tuning = TuningServicer(
-        jobs, JobIntake(owned, jobs), owned, info, tokens, pools.requests, rpc.draining, beat_seconds
+        jobs, JobSubmission(owned, jobs), owned, info, tokens, pools.requests, rpc.draining, beat_seconds
     )
     prompts = Prompts(store, models, Prover(settings.max_proof_model_bytes, settings.proof_seconds), pools)
     server = cast("grpc.aio.Server", front.services)

@@ -79,9 +79,9 @@ class StoreWatcher:
         return pause_seconds(self._poll_seconds, bool(self.problem))
 
 
-def pause_seconds(poll_seconds: float, away: bool) -> float:
+def pause_seconds(poll_seconds: float, unavailable: bool) -> float:
     """Time until the next poll, with jitter, so that replicas that started together don't poll together."""
-    return poll_seconds * random.uniform(*_JITTER) * (BACKOFF if away else 1.0)
+    return poll_seconds * random.uniform(*_JITTER) * (BACKOFF if unavailable else 1.0)
 
 
 def watch(

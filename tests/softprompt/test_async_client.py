@@ -90,7 +90,7 @@ async def test_a_missing_file_is_named(client, tmp_path):
 
 
 async def test_a_retried_creation_carries_the_same_request_id(client, trainer):
-    trainer.fail_next = [Unavailable("the database is away")]
+    trainer.fail_next = [Unavailable("the database is unavailable")]
     await client.create_job(TuningSpec("tone", DATASET))
     assert len(trainer.request_ids) == 1
     assert trainer.request_ids[0]
@@ -343,8 +343,8 @@ async def test_nobody_there_is_unavailable_with_the_address():
 
 
 async def test_a_service_that_is_unavailable_itself_keeps_its_own_words(client, trainer):
-    trainer.fail_next = [Unavailable("the store is away")] * 4
-    with pytest.raises(Unavailable, match=r"^the store is away$"):
+    trainer.fail_next = [Unavailable("the store is unavailable")] * 4
+    with pytest.raises(Unavailable, match=r"^the store is unavailable$"):
         await client.get_job(JOB)
 
 

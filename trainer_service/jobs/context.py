@@ -72,7 +72,7 @@ class ChangeNotifier:
     def __init__(self) -> None:
         self._waiting: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
 
-    def ring(self, job_id: str) -> None:
+    def notify(self, job_id: str) -> None:
         """Sets the events of all subscribers of the job."""
         for waiting in self._waiting.get(job_id, ()):
             waiting.set()
@@ -106,7 +106,7 @@ class JobsContext:
     observer: JobsObserver
     owner: str = field(default_factory=new_owner)
     """This replica as the owner of leases."""
-    bell: ChangeNotifier = field(default_factory=ChangeNotifier)
+    changes: ChangeNotifier = field(default_factory=ChangeNotifier)
     wake_dispatcher: asyncio.Event = field(default_factory=asyncio.Event)
     pools: TrainerPools = field(default_factory=TrainerPools)
 
@@ -130,7 +130,7 @@ class JobsContext:
 
     def notify(self, job: Job) -> None:
         """Wakes the job's watchers and the dispatcher, and reports the change to the observer."""
-        self.bell.ring(job.id)
+        self.changes.notify(job.id)
         self.observer.job_changed(job)
         self.wake_dispatcher.set()
 

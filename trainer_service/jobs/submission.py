@@ -15,12 +15,12 @@ from trainer_service.jobs.request import DatasetUri, ExampleSource, InlineExampl
 
 
 class JobCreator(Protocol):
-    """The part of the job manager that `JobIntake` uses."""
+    """The part of the job manager that `JobSubmission` uses."""
 
     async def create(self, spec: TuningSpec, *, request_id: str = "", owner: JobOwner = ...) -> Job: ...
 
 
-class JobIntake:
+class JobSubmission:
     """Creates jobs from requests. Its errors name the fields as the caller wrote them."""
 
     def __init__(self, datasets: TenantDatasets, jobs: JobCreator) -> None:

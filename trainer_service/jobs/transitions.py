@@ -2,7 +2,7 @@
 result against the legal transitions.
 
 Requests call cancel, pause and resume; the dispatcher calls expired, lost and left_worker; a worker's supervisor calls
-progressed, left_worker, lost, failed and trained; the publisher calls succeeded, failed and outcome_lost.
+progressed, left_worker, lost, failed and trained; the publisher calls succeeded, failed and result_lost.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ def separated(record: Record, now: float) -> Record:
     return replace(freed, exclusive=True) if freed.job.state is JobState.QUEUED else freed
 
 
-def outcome_lost(record: Record, now: float) -> Record:
+def result_lost(record: Record, now: float) -> Record:
     """The trained prompt of a job was lost before its publication: the job is queued to finish training again."""
     return replace(left_worker(record, now), trained=False)
 

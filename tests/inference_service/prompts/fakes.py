@@ -78,7 +78,7 @@ class FakeStore:
     """What the watcher polls."""
 
     def __init__(self, log: Log) -> None:
-        self.log, self.id, self.away = log, "first", False
+        self.log, self.id, self.unavailable = log, "first", False
         self.num_polls = 0
         self.replicas: list[ReplicaRecord] = []
 
@@ -87,6 +87,6 @@ class FakeStore:
 
     def refresh(self) -> StoreIndex:
         self.num_polls += 1
-        if self.away:
-            raise Unavailable("the store is away")
+        if self.unavailable:
+            raise Unavailable("the store is unavailable")
         return self.log.index

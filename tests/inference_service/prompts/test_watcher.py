@@ -56,11 +56,11 @@ async def test_start_loads_what_aliases_name_and_nothing_else(bench: Bench) -> N
 
 async def test_start_waits_for_a_store_that_is_away(bench: Bench) -> None:
     bench.log.publish(1)
-    bench.store.away = True
+    bench.store.unavailable = True
     start = asyncio.create_task(bench.watcher.start())
     await until(lambda: bench.store.num_polls > 3)
     assert not start.done()
-    bench.store.away = False
+    bench.store.unavailable = False
     await start
     assert bench.loader.attempts == [1]
 
@@ -107,12 +107,12 @@ async def test_a_fault_of_the_program_takes_nothing_down(bench: Bench, caplog: p
 async def test_while_the_store_is_away_what_is_loaded_stays(bench: Bench) -> None:
     bench.log.publish(1)
     async with bench.running():
-        bench.store.away = True
-        await until(lambda: bench.watcher.store_away)
+        bench.store.unavailable = True
+        await until(lambda: bench.watcher.store_unavailable)
         bench.log.publish(2)
         assert bench.meaning() == 1
         polls = bench.store.num_polls
-        bench.store.away = False
+        bench.store.unavailable = False
         await until(lambda: bench.meaning() == 2)
         assert bench.store.num_polls > polls
 
@@ -121,7 +121,7 @@ async def test_a_store_that_was_replaced_takes_nothing_away(bench: Bench) -> Non
     bench.log.publish(1)
     async with bench.running():
         bench.store.log, bench.store.id = Log(), "second"
-        await until(lambda: bench.watcher.store_away)
+        await until(lambda: bench.watcher.store_unavailable)
         assert bench.meaning() == 1
 
 
@@ -163,14 +163,14 @@ def test_after_ten_minutes_without_the_store_it_catches_up_within_two_polls(
         bench.watcher = PromptWatcher(bench.store, bench.registry, bench.loads, NullPromptObserver(), poll_seconds)
         bench.log.publish(1)
         async with bench.running():
-            bench.store.away = True
+            bench.store.unavailable = True
             await asyncio.sleep(300)
             bench.log.publish(2)
             await asyncio.sleep(300)
-            assert bench.watcher.store_away
+            assert bench.watcher.store_unavailable
             assert bench.meaning() == 1, "what is loaded serves on"
             looks = bench.store.num_polls
-            bench.store.away, loop = False, asyncio.get_running_loop()
+            bench.store.unavailable, loop = False, asyncio.get_running_loop()
             returned_at = loop.time()
             while bench.meaning() != 2:
                 await asyncio.sleep(0.001)

@@ -18,7 +18,7 @@ from shared.security.callers_file import CallersFile
 from shared.security.failures import FREE_FAILURES
 from shared.security.oidc import Claims
 from shared.security.tokens import find_hash, hash_token, new_token
-from tests.shared.security.test_parts import Clock
+from tests.clock import Clock
 
 TOKEN = new_token()
 JWT = f"header.{'a' * 40}.signature"

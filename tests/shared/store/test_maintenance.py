@@ -87,7 +87,7 @@ def test_a_step_that_fails_leaves_the_others_to_be_done() -> None:
     report = maintain(store, MaintenancePolicy(keep_versions=2, keep_log_entries=1, blob_grace_seconds=-1))
     assert report.failures == {"log": "the store does not answer"}
     assert (report.versions_deleted, report.blobs_removed) == (2, 2)
-    faulty.away = True
+    faulty.unavailable = True
     assert set(maintain(store, AT_ONCE).failures) == {"retention", "log", "blobs", "replicas", "leftovers"}
 
 

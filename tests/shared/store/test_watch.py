@@ -99,7 +99,7 @@ async def test_while_the_store_is_away_it_waits_and_says_so_once(
     caplog.set_level(logging.INFO)
 
     async def act(seen: list[Changes]) -> None:
-        faulty.away = True
+        faulty.unavailable = True
         await eventually(lambda: watcher.problem != "")
         for number in range(3):
             publish(writer, number)
@@ -107,7 +107,7 @@ async def test_while_the_store_is_away_it_waits_and_says_so_once(
         await eventually(lambda: watcher.seconds_since_contact > silence + 0.2)
         assert seen == []
         assert store.index().revision == 0
-        faulty.away = False
+        faulty.unavailable = False
         await eventually(lambda: len(seen) == 1)
 
     (changes,) = await following(watcher, act)
@@ -143,12 +143,12 @@ async def test_one_that_fell_behind_a_cut_starts_from_the_snapshot(
     watcher = StoreWatcher(store, since=0, poll_seconds=0.01)
 
     async def act(seen: list[Changes]) -> None:
-        faulty.away = True
+        faulty.unavailable = True
         await eventually(lambda: watcher.problem != "")
         for number in range(5):
             publish(writer, number)
         writer.truncate_log(keep=0)
-        faulty.away = False
+        faulty.unavailable = False
         await eventually(lambda: len(seen) == 1)
         publish(writer, 5)
         await eventually(lambda: len(seen) == 2)
@@ -200,12 +200,12 @@ def test_after_ten_minutes_without_the_store_it_catches_up_within_two_polls(
         writer, loop = PromptStore(faulty.inner), asyncio.get_running_loop()
         changes = aiter(StoreWatcher(PromptStore(faulty), since=0, poll_seconds=poll_seconds))
         news = asyncio.ensure_future(anext(changes))
-        faulty.away = True
+        faulty.unavailable = True
         await asyncio.sleep(300)
         publish(writer, 0)
         await asyncio.sleep(300)
         assert not news.done()
-        faulty.away, returned_at = False, loop.time()
+        faulty.unavailable, returned_at = False, loop.time()
         assert (await news).index.revision == 1
         return loop.time() - returned_at
 

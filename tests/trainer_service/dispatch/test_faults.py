@@ -172,7 +172,7 @@ class Flaky(PromptStore):
             super().publish(*args, **options)  # type: ignore[arg-type]
         self.attempts += 1
         if self.failing:
-            raise Unavailable("the store is away")
+            raise Unavailable("the store is unavailable")
         return super().publish(*args, **options)  # type: ignore[arg-type]
 
 
@@ -234,12 +234,12 @@ async def test_a_database_that_is_away_for_a_while_loses_nothing(
     manager = await service.start()
     job = await manager.create(spec(num_steps=60))
     await service.until(job.id, lambda job: job.progress.step > 5)
-    away = True
+    unavailable = True
     write = Database.write
 
     def refuse(self: Database) -> object:
-        if away:
-            raise Unavailable("the job database is away")
+        if unavailable:
+            raise Unavailable("the job database is unavailable")
         return write(self)
 
     monkeypatch.setattr(Database, "write", refuse)
@@ -248,7 +248,7 @@ async def test_a_database_that_is_away_for_a_while_loses_nothing(
     async with asyncio.timeout(20):
         while not any(step == 60 for trainer in service.trainers for _, _, step in trainer.log):
             await asyncio.sleep(0.01)
-    away = False
+    unavailable = False
     done = await service.state(job.id, JobState.SUCCEEDED)
     assert done.attempt == 1
     assert service.versions("tone") == [1]
@@ -325,7 +325,7 @@ class Away(PromptStore):
     def refresh(self) -> StoreIndex:
         self.reads += 1
         if self.is_away:
-            raise Unavailable("the prompt store is away")
+            raise Unavailable("the prompt store is unavailable")
         return super().refresh()
 
 
@@ -341,7 +341,7 @@ async def test_a_job_waits_for_what_it_needs_and_can_be_cancelled_meanwhile(serv
     store.is_away = False
     done = await service.state(one.id, JobState.SUCCEEDED)
     assert (done.attempt, done.failures) == (1, 0)
-    assert sum("waiting: the prompt store is away" in note for note in await notes(service, one.id)) == 1
+    assert sum("waiting: the prompt store is unavailable" in note for note in await notes(service, one.id)) == 1
 
 
 async def test_a_base_model_that_does_not_load_keeps_no_other_from_running(service: Service) -> None:
