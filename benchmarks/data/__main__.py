@@ -76,7 +76,7 @@ def write_dataset(path: Path, num_bytes: int) -> tuple[int, str]:
 def train(path: Path, digest: str, tokenizer: Path | None, model: Path, sender: Any) -> None:
     """Runs two jobs on the same file in the worker's process and returns the measurements."""
     from tests.tiny_models import save_tiny_llama
-    from trainer_service.cluster.worker import Worker, wait_ready
+    from trainer_service.cluster.worker import Worker
     from trainer_service.cluster.worker_init import WorkerSpec, load_trainer
     from trainer_service.training.events import (
         DatasetFile,
@@ -95,7 +95,8 @@ def train(path: Path, digest: str, tokenizer: Path | None, model: Path, sender: 
     for file in tokenizer.glob("*token*") if tokenizer is not None else ():
         shutil.copy(file, model)
     worker = Worker(lambda: load_trainer(WorkerSpec("tiny", str(model), dtype="float32", device="cpu")))
-    wait_ready(worker, 600)
+    while not worker.poll(0, 1.0).ready:
+        continue
     before = peak_bytes()
     data = TaskData(DatasetFile(digest, str(path), path.stat().st_size), None, 0.001, seed=0)
     begun, since = time.monotonic(), 0

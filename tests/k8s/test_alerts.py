@@ -34,11 +34,11 @@ from tests.k8s.test_rules import ALERTS, RULES, without_annotations
 from tests.shared.security.pki import Authority
 from tests.tiny_models import save_tiny_llama
 from tests.trainer_service.conftest import NoWorkers, RunningTrainer, refused, running_trainer, until
+from tests.trainer_service.local_pool import LocalPool
 from tests.trainer_service.requests import create_job, first_step, inline
 from tests.trainer_service.scripted import ScriptedTrainer
 from trainer_service import server
 from trainer_service.cluster.interface import WorkerPool
-from trainer_service.cluster.local_pool import LocalPool
 from trainer_service.config import TrainerSettings
 from trainer_service.maintenance import storage_usage
 

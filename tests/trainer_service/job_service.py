@@ -14,9 +14,9 @@ from shared.errors import NotFound
 from shared.store.local import LocalBackend
 from shared.store.store import PromptStore
 from tests.trainer_service.builders import effective_spec
+from tests.trainer_service.local_pool import LocalPool
 from tests.trainer_service.scripted import ScriptedTrainer
 from trainer_service.cluster.interface import WorkerPool
-from trainer_service.cluster.local_pool import LocalPool
 from trainer_service.dispatch.manager import JobManager, files_for
 from trainer_service.jobs.config import JobsConfig
 from trainer_service.jobs.model import EffectiveSpec, Job, TuningSpec

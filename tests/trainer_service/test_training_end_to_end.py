@@ -21,8 +21,8 @@ from softprompt.types.events import Evaluated
 from softprompt.types.jobs import JobState
 from softprompt.types.spec import Hyperparameters, Init, InitMethod, TuningSpec
 from tests.trainer_service.conftest import RunningTrainer, running_trainer
+from tests.trainer_service.local_pool import LocalPool
 from tests.trainer_service.requests import classification_examples, create_job, first_step, inline
-from trainer_service.cluster.local_pool import LocalPool
 from trainer_service.cluster.worker_init import WorkerSpec, load_trainer
 from trainer_service.config import TrainerSettings
 

@@ -1,7 +1,6 @@
 """The job manager's interface to a cluster: workers that take training tasks and return events. No Ray, no torch.
 
-`local_pool.LocalPool` runs workers as threads of this process, `ray_pool.RayPool` as Ray actors; both run the same
-`worker.Worker`.
+`ray_pool.RayPool` runs workers as Ray actors. The tests have a pool that runs the same `worker.Worker` in threads.
 """
 
 from __future__ import annotations

@@ -314,11 +314,3 @@ def _spec_field(field: str) -> str:
         if field == name or field.startswith(f"{name} line "):
             return "spec." + name.replace(" ", "_")
     return field if field.startswith("spec.") else f"spec.{field}"
-
-
-def wait_ready(worker: Worker, deadline_seconds: float) -> None:
-    """Block until the base model is loaded, for scripts and tests. Raises TimeoutError, or WorkerLost."""
-    end = time.monotonic() + deadline_seconds
-    while not worker.poll(0, 0.05).ready:
-        if time.monotonic() > end:
-            raise TimeoutError("the worker did not become ready")

@@ -106,6 +106,9 @@ class TuningSpec(_Frozen):
 class EffectiveSpec(_Frozen):
     """The spec with all defaults filled in. `Admission.check` makes it when the job is created; it never changes."""
 
+    model_config = ConfigDict(extra="ignore")
+    """Stored records of earlier releases may have fields that no longer exist."""
+
     base_model: BaseModelInfo
     training: TrainingSpec
     validation_fraction: float = Field(default=0.0, ge=0, lt=1)
@@ -121,8 +124,6 @@ class EffectiveSpec(_Frozen):
     num_validation: int = 0
     repetition: Repetition | None = None
     """Repeated examples of the training dataset; None if they were not counted."""
-    estimated_seconds: float = 0.0
-    """Not used; always 0."""
     traceparent: str = ""
     """W3C trace context of the call that created the job, for the spans of its attempts; empty if it had none."""
     alias_revision: int | None = None

@@ -90,3 +90,24 @@ class FakeStore:
         if self.unavailable:
             raise Unavailable("the store is unavailable")
         return self.log.index
+
+
+class NullPromptObserver:
+    """Ignores all events."""
+
+    def version_loaded(
+        self, record: VersionRecord, load_seconds: float, publish_to_served_seconds: float | None
+    ) -> None:
+        return
+
+    def version_refused(self, record: VersionRecord, reason: RefusalReason) -> None:
+        return
+
+    def version_unavailable(self, record: VersionRecord) -> None:
+        return
+
+    def store_polled(self, revision: int) -> None:
+        return
+
+    def store_failed(self) -> None:
+        return

@@ -9,12 +9,11 @@ from contextlib import asynccontextmanager
 import pytest
 
 from inference_service.prompts.load_queue import VersionLoads
-from inference_service.prompts.observer import NullPromptObserver
 from inference_service.prompts.registry import PromptRegistry
 from inference_service.prompts.watcher import PromptWatcher
 from shared.errors import Unavailable
 from shared.names import PromptReference
-from tests.inference_service.prompts.fakes import FakeLoader, FakeStore, Log
+from tests.inference_service.prompts.fakes import FakeLoader, FakeStore, Log, NullPromptObserver
 from tests.inference_service.replica import until
 from tests.virtual_time import run_in_virtual_time
 

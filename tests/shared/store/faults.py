@@ -21,7 +21,7 @@ class FaultyBackend:
     def __init__(self, inner: ObjectBackend) -> None:
         self.inner = inner
         self.unavailable = False
-        self.num_reads = self.num_lists = self.num_writes = 0
+        self.num_reads = self.num_lists = self.num_writes = self.num_refused = 0
         self.on_write: Callable[[int, str, Callable[[], bool]], bool] = lambda _number, _key, write: write()
         """Gets the number of the write (from 1), its key and the write itself; returns what `create` is to return."""
 
@@ -75,6 +75,7 @@ class FaultyBackend:
 
     def _check(self) -> None:
         if self.unavailable:
+            self.num_refused += 1
             raise Unavailable("the prompt store does not answer")
 
 

@@ -17,6 +17,7 @@ from shared.store.base import ObjectBackend
 from shared.store.layout import REPLICAS, replica_key
 from shared.store.maintenance import MaintenancePolicy, maintain
 from shared.store.memory import MemoryBackend
+from shared.store.replicas import ReplicaDirectory
 from tests.shared.prompt.blobs import TIME, make_blob
 from tests.shared.store.faults import FaultyBackend
 
@@ -60,8 +61,8 @@ def test_without_a_retention_setting_no_version_goes(store: PromptStore) -> None
 
 def test_what_dead_writers_and_dead_replicas_left_is_swept(tmp_path: Path, local_store: PromptStore) -> None:
     root = tmp_path / "store"
-    local_store.put_replica(ReplicaRecord(id="killed", started_at=TIME))
-    local_store.put_replica(ReplicaRecord(id="alive", started_at=TIME))
+    ReplicaDirectory(local_store.backend).put(ReplicaRecord(id="killed", started_at=TIME))
+    ReplicaDirectory(local_store.backend).put(ReplicaRecord(id="alive", started_at=TIME))
     age(root / replica_key("killed"), 2 * 24 * 3600)
     for name, seconds in (("1-1-dead", 7200), ("1-2-busy", 10)):
         (root / "tmp" / name).write_bytes(b"half a blob")

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from shared.store import AliasMoved, Changes, PromptStore, StoreWatcher, watch
+from shared.store import AliasMoved, Changes, PromptStore, StoreWatcher
 from shared.store import follower as follower_module
 from shared.store.layout import log_key
 from shared.store.memory import MemoryBackend
@@ -73,7 +73,7 @@ async def test_it_resumes_after_a_revision(faulty: FaultyBackend) -> None:
     for number in range(4):
         publish(store, number)
     async with asyncio.timeout(DEADLINE_SECONDS):
-        changes = await anext(watch(PromptStore(faulty), since=2))
+        changes = await anext(aiter(StoreWatcher(PromptStore(faulty), since=2)))
     assert [commit.revision for commit in changes.commits] == [3, 4]
 
 
@@ -103,8 +103,8 @@ async def test_while_the_store_is_away_it_waits_and_says_so_once(
         await eventually(lambda: watcher.problem != "")
         for number in range(3):
             publish(writer, number)
-        silence = watcher.seconds_since_contact
-        await eventually(lambda: watcher.seconds_since_contact > silence + 0.2)
+        refused = faulty.num_refused
+        await eventually(lambda: faulty.num_refused >= refused + 5)
         assert seen == []
         assert store.index().revision == 0
         faulty.unavailable = False
@@ -182,7 +182,6 @@ async def test_a_hundred_watchers_of_one_directory_see_a_version_within_a_second
     reader = PromptStore(local_store.backend)
     watchers = [StoreWatcher(reader, since=0) for _ in range(100)]
     tasks = [asyncio.create_task(anext(aiter(watcher))) for watcher in watchers]
-    await eventually(lambda: all(watcher.seconds_since_contact < 1 for watcher in watchers))
     await asyncio.to_thread(publish, local_store, 0)
     published_at = time.monotonic()
     async with asyncio.timeout(DEADLINE_SECONDS):

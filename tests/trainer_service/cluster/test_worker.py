@@ -16,7 +16,7 @@ from tests.trainer_service.builders import effective_spec
 from tests.trainer_service.scripted import ScriptedTrainer
 from trainer_service.cluster.interface import WorkerLost
 from trainer_service.cluster.outbox import Outbox
-from trainer_service.cluster.worker import Worker, wait_ready
+from trainer_service.cluster.worker import Worker
 from trainer_service.training import cohort as cohort_module
 from trainer_service.training.cohort import Cohort
 from trainer_service.training.events import (
@@ -40,6 +40,13 @@ def task(
     return TrainingTask(
         job_id, attempt, effective_spec(num_steps=num_steps).training, examples[:6], examples[6:], **changes
     )
+
+
+def until_ready(worker: Worker, seconds: float = 10) -> None:
+    """Waits until the base model is loaded."""
+    end = time.monotonic() + seconds
+    while not worker.poll(0, 0.05).ready:
+        assert time.monotonic() < end
 
 
 def drain(worker: Worker, until: type[TrainingEvent], seconds: float = 60) -> list[TrainingEvent]:
@@ -131,7 +138,7 @@ class Waiting(ScriptedTrainer):
 def test_it_says_for_how_long_its_step_has_been_going_on() -> None:
     trainer = Waiting()
     worker = Worker(lambda: (trainer, {}))
-    wait_ready(worker, 10)
+    until_ready(worker)
     worker.add(task(num_steps=1))
     assert trainer.begun.wait(10)
     first = worker.poll(0, 0.05).busy_seconds
@@ -156,7 +163,7 @@ def test_loading_counts_as_work_and_not_into_the_first_step() -> None:
     report = worker.poll(0, 0.2)
     assert (report.ready, report.busy_seconds >= 0.2) == (False, True)
     go.set()
-    wait_ready(worker, 10)
+    until_ready(worker)
     assert worker.poll(0, 0).busy_seconds == 0.0
     worker.close()
 

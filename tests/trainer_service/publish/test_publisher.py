@@ -12,6 +12,7 @@ import pytest
 from shared.prompt.blob import decode_blob
 from shared.prompt.manifest import utc_now
 from shared.store import AliasTarget, LoadedVersion, RefusedVersion, ReplicaRecord, VersionRecord
+from shared.store.replicas import ReplicaDirectory
 from shared.values.results import TuningResult
 from tests.shared.prompt.blobs import make_blob
 from tests.trainer_service.builders import BASE_MODEL, spec
@@ -71,7 +72,7 @@ async def test_of_a_shared_alias_the_version_with_most_of_the_traffic_is_current
 
 def heartbeat(service: Service, replica: str, **said: Any) -> None:
     record = ReplicaRecord(id=replica, base_model_fingerprint=BASE_MODEL.fingerprint, started_at=utc_now(), **said)
-    service.prompt_store.put_replica(record)
+    ReplicaDirectory(service.prompt_store.backend).put(record)
 
 
 async def published(service: Service, job_id: str) -> dict[str, Any]:
@@ -85,7 +86,7 @@ async def test_a_job_may_wait_until_every_live_replica_serves_its_version(servic
     manager = await service.start()
     heartbeat(service, "a")
     heartbeat(service, "b")
-    service.prompt_store.put_replica(
+    ReplicaDirectory(service.prompt_store.backend).put(
         ReplicaRecord(id="other-model", base_model_fingerprint="sha256:other", started_at=utc_now())
     )
     job = await manager.create(spec(publish=PublishPolicy(wait_until_served_seconds=60)))
