@@ -112,4 +112,4 @@ class Peft:
         return losses
 
 
-CONTESTANTS = {"shared": Shared, "peft": Peft}
+CONTESTANTS: dict[str, type[Shared] | type[Peft]] = {"shared": Shared, "peft": Peft}

@@ -119,7 +119,9 @@ async def test_log_probabilities_say_what_their_tokens_say(replica: Replica) -> 
     control = set(byte_tokenizer().added_tokens_decoder)
     said = b"".join(item.utf8 for item in output.logprobs if item.token_id not in control)
     assert said.decode("utf-8", errors="replace") == output.text
-    for token in [*output.logprobs, *(alternative for item in output.logprobs for alternative in item.alternatives)]:
+    alternatives = [alternative for item in output.logprobs for alternative in item.alternatives]
+    tokens: list[Any] = [*output.logprobs, *alternatives]
+    for token in tokens:
         assert token.text == token.utf8.decode("utf-8", errors="replace")
         assert token.utf8
 

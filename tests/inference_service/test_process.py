@@ -12,6 +12,7 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -74,7 +75,7 @@ async def test_sigterm_lets_a_running_stream_finish(tiny_model_dir: Path, tmp_pa
             assert health.status == health_pb2.HealthCheckResponse.SERVING
             directory = ReplicaDirectory(store.backend)
             await until(directory.list)
-            stub = generation_pb2_grpc.GenerationServiceStub(channel)
+            stub: Any = generation_pb2_grpc.GenerationServiceStub(channel)
             stream = stub.GenerateStream(stream_request("hello", "tone", max_new_tokens=450, ignore_eos=True))
             assert (await stream.read()).start.version == "prompts/tone/versions/1"
             running.send_signal(signal.SIGTERM)

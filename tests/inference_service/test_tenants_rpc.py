@@ -95,7 +95,7 @@ async def test_a_neighbour_that_fills_rows_and_queue_locks_nobody_out(replica: R
 
 def scrape(port: int) -> bytes:
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as response:
-        return response.read()  # type: ignore[no-any-return]
+        return response.read()
 
 
 async def test_the_metrics_port_names_no_prompts_of_several_tenants(replica: Replica, tiny_model_dir: Path) -> None:
@@ -108,6 +108,6 @@ async def test_the_metrics_port_names_no_prompts_of_several_tenants(replica: Rep
 
 def test_one_tenant_and_who_asks_for_it_get_figures_by_prompt() -> None:
     assert [
-        InferenceSettings(base_model="m", store_url="s", **given).num_prompt_labels(tenants)
+        InferenceSettings(base_model="m", store_url="s", **given).num_prompt_labels(tenants)  # type: ignore[arg-type]
         for given, tenants in (({}, 0), ({}, 1), ({}, 2), ({"max_prompt_labels": 7}, 2), ({"max_prompt_labels": 0}, 1))
     ] == [100, 100, 0, 7, 0]

@@ -50,7 +50,7 @@ class Prometheus:
                 raise AssertionError(f"{parameters}: {json.load(error)['error']}") from None
 
     def query(self, expression: str) -> list[Any]:
-        return self.get("api/v1/query", query=expression)["result"]  # type: ignore[no-any-return]
+        return self.get("api/v1/query", query=expression)["result"]
 
     def is_up(self) -> bool:
         try:

@@ -15,6 +15,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -467,9 +468,8 @@ async def test_a_disk_that_fills_up_and_is_full(faults: Any, small_disk: Path) -
         ):
             (small_disk / "filler").write_bytes(bytes(int(part * DISK_BYTES) - used_bytes(small_disk)))
             await fault.until("softprompt_trainer_disk_bytes", 1, kind="free")
-            await until(
-                lambda part=part: fault.below("softprompt_trainer_disk_bytes", (1.02 - part) * DISK_BYTES, kind="free")
-            )
+            limit = (1.02 - part) * DISK_BYTES
+            await until(partial(fault.below, "softprompt_trainer_disk_bytes", limit, kind="free"))
             assert await fault.fires(90) == alerts
 
 

@@ -29,7 +29,12 @@ def model_dir(tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def hashings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names: list[str] = []
     hash_file = fingerprint._hash_file
-    monkeypatch.setattr(fingerprint, "_hash_file", lambda path: (names.append(path.name), hash_file(path))[1])
+
+    def noted(path: Path) -> str:
+        names.append(path.name)
+        return hash_file(path)
+
+    monkeypatch.setattr(fingerprint, "_hash_file", noted)
     return names
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 import typer
@@ -56,7 +57,7 @@ def test_generate_has_an_option_for_each(cli: CliRunner, services: Services) -> 
         assert value, f"{item.name} was not sent"
 
 
-def test_tune_sets_the_defaults_of_the_prompt(cli: CliRunner, services: Services, tmp_path) -> None:
+def test_tune_sets_the_defaults_of_the_prompt(cli: CliRunner, services: Services, tmp_path: Path) -> None:
     examples = tmp_path / "train.jsonl"
     examples.write_text('{"input": "a", "output": "b"}\n')
     given = [part for name, value in GIVEN.items() for part in ("--sampling", f"{name}={value}")]

@@ -25,7 +25,7 @@ def expected() -> GenerationDelta:
         ([10, 11], False, "(2 of 3)"),
     ],
 )
-def test_departures(tokens, undisturbed, account):
+def test_departures(tokens: list[int], undisturbed: bool, account: str) -> None:
     comparison = compare(expected(), tokens)
     assert comparison.undisturbed is undisturbed
     assert account in comparison.account

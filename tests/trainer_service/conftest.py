@@ -43,7 +43,7 @@ class NoWorkers:
 class RunningTrainer:
     settings: TrainerSettings
     port: int
-    channel: grpc.aio.Channel
+    channel: Any  # `grpc.aio.Channel`, whose stubs know no calls of plain bytes
     stop: asyncio.Event
     task: asyncio.Task[None]
 

@@ -204,8 +204,12 @@ async def test_every_bad_spec_is_refused_naming_its_field(trainer: RunningTraine
 async def test_everything_wrong_is_said_at_once(trainer: RunningTrainer) -> None:
     error = await refused(
         create_job(
-            trainer, prompt="../x", priority=1000, **hyper(learning_rate=-1.0, seed=-1), template=Template(format=9)
-        )  # type: ignore[arg-type]
+            trainer,
+            prompt="../x",
+            priority=1000,
+            **hyper(learning_rate=-1.0, seed=-1),
+            template=Template(format=9),  # type: ignore[arg-type]
+        )
     )
     assert isinstance(error, InvalidInput)
     fields = {violation.field for violation in error.violations}

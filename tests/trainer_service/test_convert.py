@@ -41,6 +41,7 @@ from trainer_service.jobs.model import (
     PAYLOADS,
     CheckpointStored,
     Evaluation,
+    EventPayload,
     Job,
     JobEvent,
     JobEventKind,
@@ -242,7 +243,7 @@ def test_every_field_of_a_job_is_told() -> None:
 
 def test_every_kind_of_event_is_told() -> None:
     job = Job(id="01", spec=SPEC, effective=effective_spec(), create_time=NOW)
-    payloads = {
+    payloads: dict[JobEventKind, EventPayload] = {
         JobEventKind.STATE_CHANGED: job,
         JobEventKind.PROGRESS: TuningProgress(step=1),
         JobEventKind.EVALUATION: Evaluation(step=1, metrics={"loss": 1.0}, is_best=True),
@@ -347,7 +348,8 @@ def test_a_version_shows_its_origin_to_those_who_may_name_it() -> None:
     with calling(Caller("support", frozenset({Role.VIEWER}), ("support-*",))):
         shown = version_to_wire(version, manifest)
     assert "acme" not in str(shown)
-    assert shown.recipe["hyperparameters"]["init"]["method"] == "FROM_PROMPT"
+    shown_recipe: Any = shown.recipe
+    assert shown_recipe["hyperparameters"]["init"]["method"] == "FROM_PROMPT"
     assert recipe["hyperparameters"]["init"]["source_version"] == "prompts/acme-tone/versions/3", (
         "the manifest itself is left alone"
     )

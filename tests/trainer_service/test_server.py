@@ -17,7 +17,7 @@ from prompttuning.v1 import prompts_pb2
 from prompttuning.v1 import tuning_pb2 as pb
 
 from shared.errors import Unavailable
-from shared.store import PromptStore
+from shared.store import PromptStore, open_store
 from tests.trainer_service.conftest import NoWorkers, RunningTrainer, refused, running_trainer, until
 from tests.trainer_service.requests import create_job
 from trainer_service import server
@@ -79,7 +79,7 @@ async def test_it_can_be_stopped_while_it_starts(settings: TrainerSettings) -> N
 
 
 async def test_it_waits_for_a_store_that_is_away(settings: TrainerSettings, monkeypatch: pytest.MonkeyPatch) -> None:
-    really_open, refusals = server.open_store, iter(range(2))
+    really_open, refusals = open_store, iter(range(2))
 
     def away_twice(url: str, timeout_seconds: float) -> Any:
         if next(refusals, None) is not None:

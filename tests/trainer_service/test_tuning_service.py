@@ -237,7 +237,7 @@ async def test_listing_refuses_what_it_did_not_make(trainer: RunningTrainer) -> 
     for field, request in (
         ("page_size", pb.ListTuningJobsRequest(page_size=-1)),
         ("page_token", pb.ListTuningJobsRequest(page_token="../../x")),
-        ("states[0]", pb.ListTuningJobsRequest(states=[99])),
+        ("states[0]", pb.ListTuningJobsRequest(states=[99])),  # type: ignore[list-item]
     ):
         error = await refused(trainer.tuning.ListTuningJobs(request))
         assert isinstance(error, InvalidInput), field

@@ -11,11 +11,11 @@ import pytest_asyncio
 import torch
 
 from inference_service.engine.async_engine import AsyncEngine
+from inference_service.engine.core.plan import StepPlan
 from inference_service.engine.core.request import Delta, FinishReason, GenerationRequest, ScoreRequest
 from inference_service.engine.engine import MAX_FAILED_STEPS, Engine
 from inference_service.engine.kv.prefix_cache import PrefixCache
 from inference_service.engine.run.bisect_failure import StepFailed
-from inference_service.engine.scheduler import StepPlan
 from inference_service.engine.text.text_stream import merge
 from shared.errors import AlreadyExists, InvalidInput, NotFound, Overloaded, Unavailable
 from tests.inference_service.engine.builders import greedy, reference, small_config, soft_prompt, tiny_base
@@ -76,7 +76,7 @@ async def test_the_first_delta_tells_about_the_request(engine: AsyncEngine) -> N
 async def test_closing_a_stream_frees_its_slot(engine: AsyncEngine) -> None:
     stream = engine.generate(GenerationRequest("r", IDS, greedy(110), "a"))
     await anext(stream)
-    await stream.aclose()
+    await stream.aclose()  # type: ignore[attr-defined]
     await engine.check_integrity()
     assert not engine.engine.has_work
 
@@ -113,7 +113,7 @@ async def test_refusals_come_before_the_first_delta(engine: AsyncEngine) -> None
     await anext(stream)
     with pytest.raises(AlreadyExists):
         await collect(engine, GenerationRequest("twice", IDS, greedy()))
-    await stream.aclose()
+    await stream.aclose()  # type: ignore[attr-defined]
 
 
 async def test_overload_is_refused_and_the_rest_served() -> None:

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 
+from inference_service.engine.core.plan import StepPlan
 from inference_service.engine.core.request import Delta, FinishReason, GenerationRequest, ScoreRequest
 from inference_service.engine.core.stats import FinishedRequest, StepStats
 from inference_service.engine.engine import MAX_FAILED_STEPS, Engine
 from inference_service.engine.kv.prefix_cache import PrefixCache
-from inference_service.engine.scheduler import StepPlan
 from shared.errors import AlreadyExists, DamagedBlob, InvalidInput, NotFound, Overloaded, PreconditionFailed
 from shared.prompt.soft_prompt import SoftPrompt
 from shared.values.sampling import SamplingParams

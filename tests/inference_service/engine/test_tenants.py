@@ -11,12 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inference_service.engine.core.integrity import IntegrityError
+from inference_service.engine.core.plan import StepPlan
 from inference_service.engine.core.preemption import MAX_PREEMPTIONS, MIN_STEPS
 from inference_service.engine.core.request import FinishReason
 from inference_service.engine.core.running_request import RunningRequest
 from inference_service.engine.kv.blocks import BlockPool
 from inference_service.engine.kv.rows import BLOCK_TOKENS, RowPool, Trim
-from inference_service.engine.scheduler import MAX_PASSED_OVER, MAX_SCORED_POSITIONS, Scheduler, StepPlan
+from inference_service.engine.scheduler import MAX_PASSED_OVER, MAX_SCORED_POSITIONS, Scheduler
 from tests.inference_service.engine.test_scheduler import complete, scheduler, sequence
 
 

@@ -153,7 +153,7 @@ async def test_tokens_of_an_issuer_are_taken_by_subject_and_group(tmp_path: Path
     ]
     (tmp_path / "callers.json").write_text(json.dumps({"callers": callers}))
     issuer = Issuer()
-    settings = {
+    settings: dict[str, Any] = {
         "oidc_issuer": ISSUER,
         "oidc_audience": AUDIENCE,
         "oidc_jwks_url": issuer.url,
@@ -183,7 +183,7 @@ async def test_health_is_open_and_reflection_is_for_callers(running: Running) ->
 
 
 async def test_health_and_reflection_can_be_closed(callers_file: Path) -> None:
-    settings = {
+    settings: dict[str, Any] = {
         "callers_file": str(callers_file),
         "health_access": "callers",
         "reflection_access": "off",

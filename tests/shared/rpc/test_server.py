@@ -124,6 +124,7 @@ async def test_a_health_watch_that_is_not_read_delays_nobody(port: str) -> None:
     """
     async with running_server(health_port=0) as running:
         number = running.port if port == "main" else running.server.health_port
+        assert number is not None
         async with grpc.aio.insecure_channel(f"127.0.0.1:{number}") as channel:
             health, ready = health_pb2_grpc.HealthStub(channel), health_pb2.HealthCheckRequest(service="ready")
             reader = health.Watch(ready)

@@ -8,6 +8,7 @@ import asyncio
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -28,7 +29,7 @@ def authority() -> Authority:
     return Authority()
 
 
-def settings(directory: Path, pair: Pair, client_ca: Authority | None = None) -> dict[str, str]:
+def settings(directory: Path, pair: Pair, client_ca: Authority | None = None) -> dict[str, Any]:
     certificate, key = pair.write(directory)
     found = {"tls_certificate_file": str(certificate), "tls_key_file": str(key)}
     if client_ca is not None:
@@ -77,7 +78,8 @@ async def test_a_renewed_certificate_serves_new_connections_and_old_streams_go_o
         running_server(**settings(tmp_path, authority.issue("service"))) as running,
         channel(running, authority) as old,
     ):
-        stream = generation_pb2_grpc.GenerationServiceStub(old).GenerateStream(generation_pb2.GenerateStreamRequest())
+        stub: Any = generation_pb2_grpc.GenerationServiceStub(old)
+        stream = stub.GenerateStream(generation_pb2.GenerateStreamRequest())
         assert (await stream.read()).delta.text == "first"
         assert not await answers(running, successor)
         successor.issue("service").write(tmp_path)

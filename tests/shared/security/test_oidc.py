@@ -76,7 +76,7 @@ async def test_forged_tokens_are_refused(issuer: Issuer, verifier: OidcVerifier)
         signed_with_secret(issuer.token(), public),  # the public key as a shared secret
         jwt.encode(
             {"sub": "ann", "iss": ISSUER, "aud": AUDIENCE, "exp": time.time() + 60},
-            None,
+            None,  # type: ignore[arg-type]
             algorithm="none",
             headers={"kid": "k1"},
         ),

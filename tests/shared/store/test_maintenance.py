@@ -6,6 +6,7 @@ import asyncio
 import os
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -79,10 +80,10 @@ def test_a_step_that_fails_leaves_the_others_to_be_done() -> None:
     for number in range(4):
         publish(store, number)
 
-    def no_deletion_in_the_log(_number: int, key: str, write: object) -> bool:
+    def no_deletion_in_the_log(_number: int, key: str, write: Callable[[], bool]) -> bool:
         if key.startswith("truncated/"):
             raise Unavailable("the store does not answer")
-        return write()  # type: ignore[no-any-return, operator]
+        return write()
 
     faulty.on_write = no_deletion_in_the_log
     report = maintain(store, MaintenancePolicy(keep_versions=2, keep_log_entries=1, blob_grace_seconds=-1))

@@ -36,6 +36,10 @@ async def eventually(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.005)
 
 
+async def first_of(watcher: StoreWatcher) -> Changes:
+    return await anext(aiter(watcher))
+
+
 async def following(watcher: StoreWatcher, act: Callable[[list[Changes]], Awaitable[None]]) -> list[Changes]:
     seen: list[Changes] = []
 
@@ -73,7 +77,7 @@ async def test_it_resumes_after_a_revision(faulty: FaultyBackend) -> None:
     for number in range(4):
         publish(store, number)
     async with asyncio.timeout(DEADLINE_SECONDS):
-        changes = await anext(aiter(StoreWatcher(PromptStore(faulty), since=2)))
+        changes = await first_of(StoreWatcher(PromptStore(faulty), since=2))
     assert [commit.revision for commit in changes.commits] == [3, 4]
 
 
@@ -181,7 +185,7 @@ async def test_another_store_in_the_same_place_is_noticed(
 async def test_a_hundred_watchers_of_one_directory_see_a_version_within_a_second(local_store: PromptStore) -> None:
     reader = PromptStore(local_store.backend)
     watchers = [StoreWatcher(reader, since=0) for _ in range(100)]
-    tasks = [asyncio.create_task(anext(aiter(watcher))) for watcher in watchers]
+    tasks = [asyncio.create_task(first_of(watcher)) for watcher in watchers]
     await asyncio.to_thread(publish, local_store, 0)
     published_at = time.monotonic()
     async with asyncio.timeout(DEADLINE_SECONDS):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import typing
+from typing import Any
 
 import pytest
 import typer
@@ -22,7 +23,7 @@ class Stored(BaseModel):
     defaults: SamplingDefaults = Sampling()
 
 
-def some(name: str) -> object:
+def some(name: str) -> Any:
     """A value within every range, different from the parameter's neutral value."""
     hint = str(typing.get_type_hints(Sampling)[name])
     return {"t": (3,), "b": True, "i": 7, "f": 0.7}[hint[0]] if "str" not in hint else ("END",)
@@ -49,7 +50,8 @@ def test_a_parameter_survives_the_wire(name: str) -> None:
 def test_every_parameter_is_checked_and_reaches_the_engine() -> None:
     complete = ALL.check().complete()
     assert all(getattr(complete, name) == some(name) for name in PARAMETERS)
-    low = Sampling(**{name: -10.0 for name, one in PARAMETERS.items() if one.low > -10 and "stop" not in name})
+    below: dict[str, Any] = {name: -10.0 for name, one in PARAMETERS.items() if one.low > -10 and "stop" not in name}
+    low = Sampling(**below)
     with pytest.raises(InvalidInput) as caught:
         dataclasses.replace(low, ignore_eos=None).check("s")
     named = {violation.field.removeprefix("s.") for violation in caught.value.violations}

@@ -11,6 +11,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import select
@@ -38,7 +39,7 @@ def url(postgres: Postgres) -> str:
 
 @pytest.fixture
 def pair(url: str, tmp_path: Path, tiny_model_dir: Path) -> Iterator[tuple[TrainerProcess, TrainerProcess]]:
-    settings = {
+    settings: dict[str, Any] = {
         "DATABASE_URL": url,
         "LEASE_SECONDS": LEASE_SECONDS,
         "CPUS_PER_WORKER": 1,
@@ -87,9 +88,9 @@ async def test_what_a_dead_or_a_silent_trainer_had_is_done_once_by_the_other(
     async with channel_to(two) as second:
         caller = Caller(second)
         ended = await asyncio.gather(*(caller.ended(name) for name in names))
-        again = [await caller.reach(name, 1, attempt=2) for name in taken]
+        moved = [await caller.reach(name, 1, attempt=2) for name in taken]
         recovery.note(
-            f"trainer killed, lease of {LEASE_SECONDS} s: training again on another one", min(again) - killed_at
+            f"trainer killed, lease of {LEASE_SECONDS} s: training again on another one", min(moved) - killed_at
         )
     assert all(taken_after(killed_at, name, store) < 1.25 * LEASE_SECONDS + SLACK_SECONDS for name in taken)
     assert all(job.state == State.STATE_SUCCEEDED and job.attempt == 1 + (job.name in taken) for job in ended)

@@ -33,7 +33,7 @@ def table(delimiter: str) -> str:
 def to_xlsx(path: Path) -> None:
     book = openpyxl.Workbook()
     for row in (COLUMNS, *ROWS):
-        book.active.append(row)
+        book.active.append(row)  # type: ignore[arg-type]
     book.save(path)
 
 

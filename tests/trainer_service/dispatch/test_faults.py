@@ -322,7 +322,7 @@ class Away(PromptStore):
         self.reads = 0
         self.is_away = True
 
-    def refresh(self) -> StoreIndex:
+    def refresh(self) -> StoreIndex:  # type: ignore[override]
         self.reads += 1
         if self.is_away:
             raise Unavailable("the prompt store is unavailable")
@@ -355,11 +355,11 @@ async def test_a_base_model_that_does_not_load_keeps_no_other_from_running(servi
 
     service.pool._load = load_some
     sound = service.base
-    manager._admission._base = sound.model_copy(
+    service.admission.base = sound.model_copy(
         update={"base_model": sound.base_model.model_copy(update={"id": "broken"})}
-    )  # type: ignore[attr-defined]
+    )
     broken = await manager.create(spec())
-    manager._admission._base = sound  # type: ignore[attr-defined]
+    service.admission.base = sound
     good = await manager.create(spec())
     await service.state(good.id, JobState.SUCCEEDED)
     assert (await manager.get(broken.id)).state is JobState.QUEUED

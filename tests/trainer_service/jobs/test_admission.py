@@ -65,7 +65,7 @@ class NoJobs:
         raise NotFound("tuning job", job_id)
 
 
-NO_SOURCES = Sources(NoPrompts(), NoJobs())
+NO_SOURCES = Sources(NoPrompts(), NoJobs())  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,6 @@ from shared.store.maintenance import MaintenancePolicy, MaintenanceReport
 from tests.trainer_service.conftest import RunningTrainer, running_trainer, until
 from tests.trainer_service.test_prompt_service import MATRIX, publish
 from trainer_service.config import TrainerSettings
-from trainer_service.maintenance import rounds as rounds_loop
 from trainer_service.maintenance.prompt_store import StoreMaintenance
 
 
@@ -126,7 +125,7 @@ async def test_rounds_are_jittered_and_the_first_comes_soon(monkeypatch: pytest.
         pauses.append(seconds)
         await sleep(0)
 
-    monkeypatch.setattr(rounds_loop.asyncio, "sleep", noted)
+    monkeypatch.setattr("asyncio.sleep", noted)
     upkeep = StoreMaintenance(open_store(str(tmp_path / "store")), MaintenancePolicy(), 3600.0, Rounds())
     task = asyncio.create_task(upkeep.run())
     while len(pauses) < 5:

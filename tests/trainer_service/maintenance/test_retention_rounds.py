@@ -30,7 +30,7 @@ A_MILLISECOND_OF_DAYS = 1e-8
 
 async def cancelled_job(trainer: RunningTrainer) -> pb.TuningJob:
     job = await create_job(trainer)
-    return (await trainer.tuning.CancelTuningJob(pb.CancelTuningJobRequest(name=job.name))).job  # type: ignore[no-any-return]
+    return (await trainer.tuning.CancelTuningJob(pb.CancelTuningJobRequest(name=job.name))).job
 
 
 async def test_ended_jobs_and_unused_datasets_go_by_the_settings(settings: TrainerSettings) -> None:

@@ -150,7 +150,7 @@ async def test_a_replica_that_was_cut_off_from_the_database(postgres: Postgres, 
         def cut_off(*_: object) -> None:
             raise Unavailable("the job database is unavailable")
 
-        one.store.renew = cut_off  # type: ignore[method-assign]
+        one.store.renew = cut_off  # type: ignore[method-assign, assignment]
         await two.start(prompt_store=stores[1], lease_seconds=1.0)
         await two.until(job.id, lambda job: job.attempt == 2)
         await two.manager.cancel(job.id)

@@ -15,6 +15,7 @@ from trainer_service.training.attention.forward import PackedForward, PlainForwa
 from trainer_service.training.attention.row_memory import RowMemory
 from trainer_service.training.budget import GOOD_PASSES, MIN_TOKENS, TokenBudget, bytes_per_pair
 from trainer_service.training.cohort import Cohort
+from trainer_service.training.compute import backward
 from trainer_service.training.events import Failed, Finished, StepDone
 from trainer_service.training.spec import Example
 
@@ -24,7 +25,7 @@ LONG = (*generation(3), Example(line=9, input="x" * 200, output="y"))
 
 def limit_memory(monkeypatch: pytest.MonkeyPatch, too_much: Any) -> None:
     """A device that runs out of memory for passes of which `too_much(parts, token_budget)` says so."""
-    original = cohort_module.backward
+    original = backward
 
     def limited(base_model: Any, forward: Any, parts: Any, token_budget: int) -> torch.Tensor:
         if too_much(parts, token_budget):
@@ -113,7 +114,7 @@ def test_memory_of_a_row_is_quadratic_only_where_scores_are_written_out(monkeypa
     assert bytes_per_pair(eager, PackedForward(eager)) == 4 * 4 * 3, "heads, float32, three at a time"
     assert bytes_per_pair(eager, PlainForward(eager)) == 4 * 4 * 2 * 2, "heads, float32, scores and weights, layers"
     assert bytes_per_pair(BASE, PlainForward(BASE)) == 0, "PyTorch's fused attention"
-    monkeypatch.setattr(budget_module.ops, "takes", lambda tensor, width: False)
+    monkeypatch.setattr("shared.kernels.ops.takes", lambda tensor, width: False)
     assert bytes_per_pair(BASE, PackedForward(BASE)) == 4 * 4 * 3, "a device without compiled kernels"
 
 

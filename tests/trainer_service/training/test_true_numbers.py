@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -64,7 +65,7 @@ def test_the_version_before_is_compared_with() -> None:
     ("settings", "crossed"),
     [({}, True), ({"search": True, "num_steps": 16}, False), ({"early_stop_patience": 9}, False)],
 )
-def test_what_the_held_out_examples_decide_is_judged_by_others(settings: dict[str, object], crossed: bool) -> None:
+def test_what_the_held_out_examples_decide_is_judged_by_others(settings: dict[str, Any], crossed: bool) -> None:
     validation = classification(20, 100)
     one = task(
         train=classification(),
@@ -188,7 +189,7 @@ def test_a_checkpoint_of_the_release_before_is_continued_from() -> None:
         ({"checkpoint": b"\xff" * 64}, "can't be read"),
     ],
 )
-def test_a_checkpoint_that_cannot_be_used_is_told(change: dict[str, object], told: str) -> None:
+def test_a_checkpoint_that_cannot_be_used_is_told(change: dict[str, Any], told: str) -> None:
     data = of(run(Cohort(BASE, checkpoint_interval_seconds=0), task(num_steps=4)), Checkpointed)[2].data
     started = of(run(Cohort(BASE), replace(task(num_steps=4), **{"checkpoint": data, **change})), Started)[0]
     assert started.step == 0

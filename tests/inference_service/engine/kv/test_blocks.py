@@ -9,10 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inference_service.engine.core.integrity import IntegrityError
+from inference_service.engine.core.plan import StepPlan
 from inference_service.engine.core.request import FinishReason
 from inference_service.engine.core.running_request import RunningRequest
 from inference_service.engine.kv.blocks import BlockPool, ClearBlocks, CopyBlock, SetTable, WritePrefix
-from inference_service.engine.scheduler import Scheduler, StepPlan
+from inference_service.engine.scheduler import Scheduler
 from tests.inference_service.engine.test_scheduler import complete, sequence
 
 BLOCK = 8

@@ -278,7 +278,7 @@ def test_the_kernel_is_proven_before_it_is_used() -> None:
 def test_a_decode_step_waits_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """So it can be captured as a graph."""
     with_kernel(monkeypatch, VarlenKernel(lambda query, *_, **__: query, BLOCK, with_offsets=True))
-    monkeypatch.setattr(build.self_check, "check_runner", lambda *_: None)
+    monkeypatch.setattr("inference_service.engine.self_check.check_runner", lambda *_: None)
     engine = Engine.from_base_model(tiny_base(), small_config(paged=True))
     runner = engine.runner
     assert isinstance(runner, PagedRunner)

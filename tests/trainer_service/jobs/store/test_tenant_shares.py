@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from typing import Any
 
 import pytest
 from sqlalchemy import event, insert, text
@@ -141,7 +142,7 @@ def test_a_claim_looks_into_an_index_and_reads_no_queue(store: JobStore) -> None
         statements: list[tuple[str, object]] = []
         engine = store.database.engine
 
-        def listener(connection, cursor, statement, parameters, context, many):
+        def listener(connection: Any, cursor: Any, statement: Any, parameters: Any, context: Any, many: Any) -> None:
             statements.append((statement, parameters))
 
         event.listen(engine, "before_cursor_execute", listener)

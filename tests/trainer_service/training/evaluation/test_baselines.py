@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from shared.errors import InvalidInput
@@ -19,7 +21,7 @@ def text_of(baseline: Baseline, index: int = 0) -> str:
     return str(TOKENIZER.decode(row.input_ids))
 
 
-def spec_of(train: tuple[Example, ...], **hyperparameters: object) -> TrainingSpec:
+def spec_of(train: tuple[Example, ...], **hyperparameters: Any) -> TrainingSpec:
     return task(train=train, **hyperparameters).spec
 
 
