@@ -10,7 +10,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -44,11 +43,9 @@ target = os.environ[prefix + "READY_FILE"]
 open(target + ".part", "w").write(json.dumps({"port": 1234, "metrics_port": 1235, "pid": os.getpid()}))
 if behaviour != "slow":
     os.replace(target + ".part", target)
-if behaviour == "dies":
-    time.sleep(0.2)
-    sys.exit(4)
-while True:
+while behaviour != "dies" or not os.path.exists("may-die"):
     time.sleep(0.05)
+sys.exit(4)
 """
 
 
@@ -123,10 +120,11 @@ async def test_a_service_that_never_gets_ready_is_stopped(
 
 
 async def test_a_service_that_ends_by_itself_is_noticed(
-    services: LocalServices, monkeypatch: pytest.MonkeyPatch
+    services: LocalServices, stand_ins: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("STAND_IN_TRAINER", "dies")
     async with services:
+        (stand_ins / "may-die").touch()
         async with asyncio.timeout(10):
             failure = await services.failure()
     assert "trainer ended with exit code 4" in str(failure)
@@ -193,10 +191,16 @@ def test_up_stops_both_on_a_signal(up: Any, number: Any) -> None:
     assert "Traceback" not in errors
 
 
-def test_up_ends_at_once_on_a_second_signal(up: Any) -> None:
+@pytest.fixture
+def deaf_trainer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STAND_IN_TRAINER", "deaf")
+
+
+def test_up_ends_at_once_on_a_second_signal(deaf_trainer: None, up: Any) -> None:
     process, run = up
     process.send_signal(signal.SIGINT)
-    time.sleep(0.05)
+    while "drained" not in process.stderr.readline():
+        assert process.poll() is None
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=60)
     assert processes_of(run) == []
@@ -215,10 +219,14 @@ def test_services_drain_when_up_is_killed(up: Any) -> None:
 def test_up_fails_when_a_service_dies(stand_ins: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STAND_IN_INFERENCE", "dies")
     (stand_ins / "config.json").write_text("{}")
-    command = [sys.executable, "-m", "softprompt.cli", "up", "--model", str(stand_ins)]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert ended.returncode == 1
-    assert "inference ended with exit code 4" in ended.stderr
+    command = [sys.executable, "-m", "softprompt.cli", "up", "--json", "--model", str(stand_ins)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as up:
+        assert up.stdout is not None
+        assert up.stdout.readline(), "it says where both serve"
+        (stand_ins / "may-die").touch()
+        _, errors = up.communicate(timeout=60)
+    assert up.returncode == 1
+    assert "inference ended with exit code 4" in errors
 
 
 def test_a_child_whose_parent_is_gone_does_not_start(tmp_path: Path) -> None:

@@ -19,9 +19,10 @@ from shared.security import audit
 from shared.security.tokens import hash_token, new_token
 from shared.store import open_store
 from tests.log_lines import log_lines
-from tests.trainer_service.conftest import RunningTrainer, running_trainer, until
+from tests.trainer_service.conftest import RunningTrainer, running_trainer
 from tests.trainer_service.requests import create_job, json_lines, tuning_spec, upload_of
 from tests.trainer_service.test_prompt_service import MATRIX, import_of, publish, set_alias, target
+from tests.waiting import until
 from trainer_service.config import TrainerSettings
 
 TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"

@@ -13,7 +13,7 @@ from prompttuning.v1 import tuning_pb2 as pb
 from prompttuning.v1.common_pb2 import Message, SamplingParams, Template
 
 from shared.errors import InvalidInput, NotFound, PreconditionFailed, SoftPromptError
-from tests.trainer_service.conftest import RunningTrainer, refused, until
+from tests.trainer_service.conftest import RunningTrainer, refused
 from tests.trainer_service.requests import (
     chat_examples,
     classification_examples,
@@ -23,6 +23,7 @@ from tests.trainer_service.requests import (
     json_lines,
     upload_of,
 )
+from tests.waiting import until
 from trainer_service.datasets.store import MAX_CONCURRENT_UPLOADS
 
 HYPER, SAMPLING = "spec.hyperparameters", "spec.sampling_defaults"

@@ -18,8 +18,9 @@ from prompttuning.v1 import tuning_pb2 as pb
 
 from shared.errors import Unavailable
 from shared.store import PromptStore, open_store
-from tests.trainer_service.conftest import NoWorkers, RunningTrainer, refused, running_trainer, until
+from tests.trainer_service.conftest import NoWorkers, RunningTrainer, refused, running_trainer
 from tests.trainer_service.requests import create_job
+from tests.waiting import until
 from trainer_service import server
 from trainer_service.config import TrainerSettings
 from trainer_service.jobs.store.job_store import JobStore

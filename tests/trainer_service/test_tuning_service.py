@@ -13,7 +13,7 @@ from prompttuning.v1 import tuning_pb2 as pb
 
 from shared.errors import Conflict, InvalidInput, NotFound, Overloaded, PreconditionFailed
 from tests.retry_info import told_delay_seconds
-from tests.trainer_service.conftest import RunningTrainer, refused, running_trainer, until
+from tests.trainer_service.conftest import RunningTrainer, refused, running_trainer
 from tests.trainer_service.requests import (
     NUM_EXAMPLES,
     chat_examples,
@@ -23,6 +23,7 @@ from tests.trainer_service.requests import (
     json_lines,
     upload_of,
 )
+from tests.waiting import until
 from trainer_service.config import TrainerSettings
 from trainer_service.training.recipe import defaults
 

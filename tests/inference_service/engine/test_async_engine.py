@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -19,6 +19,7 @@ from inference_service.engine.run.bisect_failure import StepFailed
 from inference_service.engine.text.text_stream import merge
 from shared.errors import AlreadyExists, InvalidInput, NotFound, Overloaded, Unavailable
 from tests.inference_service.engine.builders import greedy, reference, small_config, soft_prompt, tiny_base
+from tests.waiting import until
 
 IDS = (40, 41, 42, 43)
 
@@ -44,12 +45,6 @@ async def collect(engine: AsyncEngine, request: GenerationRequest) -> Delta:
 
 async def merge_rest(stream: AsyncIterator[Delta]) -> Delta:
     return merge([delta async for delta in stream])
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
-        while not condition():
-            await asyncio.sleep(0.001)
 
 
 async def test_many_streams_at_once_equal_generate(engine: AsyncEngine) -> None:

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 import pytest
@@ -15,6 +14,7 @@ import pytest
 from shared.caller import Caller, Tenant, calling
 from shared.errors import Unavailable
 from shared.process.call_pool import CallPool
+from tests.waiting import until
 
 
 class Hanging:
@@ -28,12 +28,6 @@ class Hanging:
         self.num_calls += 1
         self.answers.wait(60)
         return "answer"
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
-        while not condition():
-            await asyncio.sleep(0.002)
 
 
 async def stuck(pool: CallPool, system: Hanging, num_calls: int) -> None:

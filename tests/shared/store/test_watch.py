@@ -16,6 +16,7 @@ from shared.store.memory import MemoryBackend
 from tests.shared.prompt.blobs import make_blob
 from tests.shared.store.faults import FaultyBackend
 from tests.virtual_time import run_in_virtual_time
+from tests.waiting import until
 
 PROMPT = "support-tone"
 DEADLINE_SECONDS = 20
@@ -28,12 +29,6 @@ def faulty() -> FaultyBackend:
 
 def publish(store: PromptStore, number: int) -> None:
     store.publish(PROMPT, make_blob(seed=number), job=f"job-{number}")
-
-
-async def eventually(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(DEADLINE_SECONDS):
-        while not condition():
-            await asyncio.sleep(0.005)
 
 
 async def first_of(watcher: StoreWatcher) -> Changes:
@@ -60,11 +55,11 @@ async def test_it_begins_with_the_present_state_and_goes_on_with_commits(faulty:
     publish(writer, 0)
 
     async def act(seen: list[Changes]) -> None:
-        await eventually(lambda: len(seen) == 1)
+        await until(lambda: len(seen) == 1)
         publish(writer, 1)
-        await eventually(lambda: len(seen) == 2)
+        await until(lambda: len(seen) == 2)
         writer.set_alias(PROMPT, "default", 1)
-        await eventually(lambda: len(seen) == 3)
+        await until(lambda: len(seen) == 3)
 
     first, second, third = await following(StoreWatcher(store), act)
     assert (first.restarted, first.index.revision) == (True, 1)
@@ -88,7 +83,7 @@ async def test_an_idle_poll_is_one_read(faulty: FaultyBackend) -> None:
 
     async def act(seen: list[Changes]) -> None:
         faulty.num_reads = faulty.num_lists = faulty.num_writes = 0
-        await eventually(lambda: faulty.num_reads >= 20)
+        await until(lambda: faulty.num_reads >= 20)
         assert (faulty.num_lists, faulty.num_writes) == (0, 0)
         assert seen == []
 
@@ -104,15 +99,15 @@ async def test_while_the_store_is_away_it_waits_and_says_so_once(
 
     async def act(seen: list[Changes]) -> None:
         faulty.unavailable = True
-        await eventually(lambda: watcher.problem != "")
+        await until(lambda: watcher.problem != "")
         for number in range(3):
             publish(writer, number)
         refused = faulty.num_refused
-        await eventually(lambda: faulty.num_refused >= refused + 5)
+        await until(lambda: faulty.num_refused >= refused + 5)
         assert seen == []
         assert store.index().revision == 0
         faulty.unavailable = False
-        await eventually(lambda: len(seen) == 1)
+        await until(lambda: len(seen) == 1)
 
     (changes,) = await following(watcher, act)
     assert [commit.revision for commit in changes.commits] == [1, 2, 3]
@@ -130,10 +125,10 @@ async def test_an_entry_that_cannot_be_read_stops_it_there(faulty: FaultyBackend
     watcher = StoreWatcher(store, since=0, poll_seconds=0.01)
 
     async def act(seen: list[Changes]) -> None:
-        await eventually(lambda: "log entry 2" in watcher.problem)
+        await until(lambda: "log entry 2" in watcher.problem)
         assert store.index().revision == 1
         faulty.inner.delete(log_key(2))
-        await eventually(lambda: len(seen) == 1)
+        await until(lambda: len(seen) == 1)
 
     (changes,) = await following(watcher, act)
     assert [commit.revision for commit in changes.commits] == [1]
@@ -148,14 +143,14 @@ async def test_one_that_fell_behind_a_cut_starts_from_the_snapshot(
 
     async def act(seen: list[Changes]) -> None:
         faulty.unavailable = True
-        await eventually(lambda: watcher.problem != "")
+        await until(lambda: watcher.problem != "")
         for number in range(5):
             publish(writer, number)
         writer.truncate_log(keep=0)
         faulty.unavailable = False
-        await eventually(lambda: len(seen) == 1)
+        await until(lambda: len(seen) == 1)
         publish(writer, 5)
-        await eventually(lambda: len(seen) == 2)
+        await until(lambda: len(seen) == 2)
 
     first, second = await following(watcher, act)
     assert (first.restarted, first.index.revision) == (True, 5)
@@ -175,7 +170,7 @@ async def test_another_store_in_the_same_place_is_noticed(
         other = PromptStore(faulty.inner)
         for number in range(3):
             other.publish("other", make_blob("other", number), job=str(number))
-        await eventually(lambda: len(seen) == 1)
+        await until(lambda: len(seen) == 1)
 
     (changes,) = await following(watcher, act)
     assert changes.restarted

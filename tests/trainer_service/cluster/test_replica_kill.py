@@ -18,8 +18,9 @@ from sqlalchemy import select
 
 from shared.store import open_store
 from tests import recovery
-from tests.trainer_service.cluster.processes import Caller, State, TrainerProcess, channel_to, until, until_gone
+from tests.trainer_service.cluster.processes import Caller, State, TrainerProcess, channel_to, until_gone
 from tests.trainer_service.postgres import Postgres
+from tests.waiting import until
 from trainer_service.database.schema import jobs
 from trainer_service.jobs.model import Job
 from trainer_service.jobs.states import JobState

@@ -11,8 +11,8 @@ import pytest
 from shared.model import base_model
 from tests.trainer_service.builders import effective_spec, spec
 from tests.trainer_service.cluster.conftest import SharedCluster
-from tests.trainer_service.conftest import until
 from tests.trainer_service.job_service import Service
+from tests.waiting import until
 from trainer_service.cluster import ray_pool
 from trainer_service.cluster.interface import WrongSoftware
 from trainer_service.cluster.ray_cluster import RayCluster

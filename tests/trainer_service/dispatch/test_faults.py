@@ -19,6 +19,7 @@ from shared.store.local import LocalBackend
 from shared.store.store import PromptStore, PublishedVersion
 from tests.trainer_service.builders import spec
 from tests.trainer_service.job_service import Service
+from tests.waiting import until
 from trainer_service.cluster.interface import WorkerLost
 from trainer_service.database.database import Database
 from trainer_service.jobs import transitions
@@ -245,9 +246,7 @@ async def test_a_database_that_is_away_for_a_while_loses_nothing(
     monkeypatch.setattr(Database, "write", refuse)
     with pytest.raises(Unavailable):
         await manager.create(spec())
-    async with asyncio.timeout(20):
-        while not any(step == 60 for trainer in service.trainers for _, _, step in trainer.log):
-            await asyncio.sleep(0.01)
+    await until(lambda: any(step == 60 for trainer in service.trainers for _, _, step in trainer.log), 20)
     unavailable = False
     done = await service.state(job.id, JobState.SUCCEEDED)
     assert done.attempt == 1
@@ -268,9 +267,7 @@ async def test_a_full_disk_under_the_checkpoints_is_waited_out(
 
     monkeypatch.setattr(os, "replace", no_space)
     job = await manager.create(spec(num_steps=20))
-    async with asyncio.timeout(20):
-        while not any(step == 20 for trainer in service.trainers for _, _, step in trainer.log):
-            await asyncio.sleep(0.01)
+    await until(lambda: any(step == 20 for trainer in service.trainers for _, _, step in trainer.log), 20)
     full = False
     await service.state(job.id, JobState.SUCCEEDED)
     assert service.versions("tone") == [1]

@@ -6,8 +6,9 @@ import asyncio
 import os
 import subprocess
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,8 +18,11 @@ from shared.store.store import PromptStore
 from tests import recovery
 from tests.trainer_service.builders import spec
 from tests.trainer_service.job_service import Service
+from tests.waiting import until
 from trainer_service.jobs.model import Note
+from trainer_service.jobs.record import Record
 from trainer_service.jobs.states import JobState
+from trainer_service.jobs.store.job_store import JobStore
 
 
 class Tmpfs:
@@ -69,6 +73,28 @@ async def service(tmp_path: Path) -> AsyncIterator[Service]:
     await made.drain()
 
 
+@pytest.fixture
+def refused_writes(monkeypatch: pytest.MonkeyPatch) -> Callable[[], Callable[[], bool]]:
+    """Makes a condition: from now on, the job database refused three writes."""
+    refused: list[Exception] = []
+    change = JobStore.change
+
+    def counted(self: JobStore, *arguments: Any, **options: Any) -> Record:
+        try:
+            return change(self, *arguments, **options)
+        except Unavailable as error:
+            refused.append(error)
+            raise
+
+    monkeypatch.setattr(JobStore, "change", counted)
+
+    def from_now_on() -> Callable[[], bool]:
+        before = len(refused)
+        return lambda: len(refused) >= before + 3
+
+    return from_now_on
+
+
 async def test_a_store_that_can_not_be_written_at_publish_time(service: Service, tmpfs: Tmpfs) -> None:
     store = PromptStore(LocalBackend(tmpfs.path / "prompts"))
     manager = await service.start(prompt_store=store)
@@ -97,7 +123,7 @@ async def test_a_store_that_can_not_be_written_at_publish_time(service: Service,
     assert sum(len(trainer.log) for trainer in service.trainers) == num_steps, "nothing was trained again"
 
 
-async def test_a_full_disk_under_everything(tmpfs: Tmpfs) -> None:
+async def test_a_full_disk_under_everything(tmpfs: Tmpfs, refused_writes: Callable[[], Callable[[], bool]]) -> None:
     """Jobs, checkpoints and prompts share one full disk: jobs that can't be stored are refused, others survive."""
     service = Service(tmpfs.path)
     manager = await service.start()
@@ -111,10 +137,8 @@ async def test_a_full_disk_under_everything(tmpfs: Tmpfs) -> None:
                 accepted.append(await manager.create(spec(prompt="late")))
             except Unavailable:
                 break
-    async with asyncio.timeout(30):
-        while not any(step == 60 for trainer in service.trainers for _, _, step in trainer.log):
-            await asyncio.sleep(0.01)
-    await asyncio.sleep(0.3)
+    await until(lambda: any(step == 60 for trainer in service.trainers for _, _, step in trainer.log))
+    await until(refused_writes(), 20)
     assert (await manager.get(running.id)).state is JobState.RUNNING
     tmpfs.empty()
     emptied_at = time.time()
@@ -128,13 +152,15 @@ async def test_a_full_disk_under_everything(tmpfs: Tmpfs) -> None:
     await service.drain()
 
 
-async def test_a_disk_that_is_full_through_a_crash(tmpfs: Tmpfs) -> None:
+async def test_a_disk_that_is_full_through_a_crash(
+    tmpfs: Tmpfs, refused_writes: Callable[[], Callable[[], bool]]
+) -> None:
     service = Service(tmpfs.path)
     manager = await service.start()
     job = await manager.create(spec(num_steps=2000))
     await service.until(job.id, lambda job: job.progress.step > 5)
     tmpfs.fill()
-    await asyncio.sleep(0.3)
+    await until(refused_writes(), 20)
     await service.crash()
     tmpfs.empty()
     manager = await service.start()

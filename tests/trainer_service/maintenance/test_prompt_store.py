@@ -18,8 +18,9 @@ from prompttuning.v1 import prompts_pb2 as pb
 from shared.store import PromptStore, open_store
 from shared.store import store as store_module
 from shared.store.maintenance import MaintenancePolicy, MaintenanceReport
-from tests.trainer_service.conftest import RunningTrainer, running_trainer, until
+from tests.trainer_service.conftest import RunningTrainer, running_trainer
 from tests.trainer_service.test_prompt_service import MATRIX, publish
+from tests.waiting import until
 from trainer_service.config import TrainerSettings
 from trainer_service.maintenance.prompt_store import StoreMaintenance
 

@@ -6,7 +6,6 @@ import asyncio
 import threading
 import time
 import uuid
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,7 @@ from shared.store.store import PromptStore, PublishedVersion
 from tests.trainer_service.builders import record, spec
 from tests.trainer_service.job_service import Service
 from tests.trainer_service.postgres import Postgres
+from tests.waiting import until
 from trainer_service.jobs import transitions
 from trainer_service.jobs.model import Job
 from trainer_service.jobs.states import JobState
@@ -62,12 +62,6 @@ def cancel_elsewhere(service: Service, job: Job) -> None:
     service.store.change(job.id, lambda old: transitions.cancel(old, time.time()))
     ended = service.store.change(job.id, lambda old: transitions.left_worker(old, time.time()))
     assert ended.job.state is JobState.CANCELLED
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 async def until_publisher_is_idle(service: Service) -> None:

@@ -4,7 +4,7 @@ the fleet.
 
 from __future__ import annotations
 
-import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -12,13 +12,16 @@ import pytest
 from shared.prompt.blob import decode_blob
 from shared.prompt.manifest import utc_now
 from shared.store import AliasTarget, LoadedVersion, RefusedVersion, ReplicaRecord, VersionRecord
+from shared.store.fleet import Serving, serving
 from shared.store.replicas import ReplicaDirectory
 from shared.values.results import TuningResult
 from tests.shared.prompt.blobs import make_blob
 from tests.trainer_service.builders import BASE_MODEL, spec
 from tests.trainer_service.job_service import Service
+from tests.waiting import until
 from trainer_service.jobs.model import Job, Note, PublishGate, PublishPolicy
 from trainer_service.jobs.states import JobState
+from trainer_service.publish import rollout
 
 BEAT_CURRENT = PublishPolicy(gate=PublishGate(beat_current=True))
 
@@ -82,7 +85,17 @@ async def published(service: Service, job_id: str) -> dict[str, Any]:
     return {"prompt": "tone", "version": 1, "digest": record.digest}
 
 
-async def test_a_job_may_wait_until_every_live_replica_serves_its_version(service: Service) -> None:
+async def test_a_job_may_wait_until_every_live_replica_serves_its_version(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[VersionRecord] = []
+
+    def look(version: VersionRecord, replicas: Sequence[ReplicaRecord]) -> Serving:
+        looks.append(version)
+        return serving(version, replicas)
+
+    monkeypatch.setattr(rollout, "serving", look)
+    monkeypatch.setattr(rollout, "_LOOK_SECONDS", 0.02)
     manager = await service.start()
     heartbeat(service, "a")
     heartbeat(service, "b")
@@ -92,7 +105,8 @@ async def test_a_job_may_wait_until_every_live_replica_serves_its_version(servic
     job = await manager.create(spec(publish=PublishPolicy(wait_until_served_seconds=60)))
     about = await published(service, job.id)
     heartbeat(service, "a", loaded=(LoadedVersion(**about, loaded_at=utc_now()),))
-    await asyncio.sleep(0.6)  # longer than it takes to look again: one of two is not all
+    seen = len(looks)
+    await until(lambda: len(looks) >= seen + 2)  # one of two is not all
     assert (await manager.get(job.id)).state is JobState.RUNNING
     heartbeat(service, "b", loaded=(LoadedVersion(**about, loaded_at=utc_now()),))
     result = result_of(await service.state(job.id, JobState.SUCCEEDED))

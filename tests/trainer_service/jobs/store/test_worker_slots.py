@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from tests.trainer_service.builders import record, spec
 from tests.trainer_service.job_service import Service
 from tests.trainer_service.postgres import Postgres
 from tests.trainer_service.scripted import ScriptedTrainer
+from tests.waiting import until
 from trainer_service.database import schema
 from trainer_service.database.database import Database
 from trainer_service.jobs import transitions
@@ -127,12 +128,6 @@ def test_the_limit_holds_however_many_ask_at_once(database: Database) -> None:
 
 def num_workers(*services: Service) -> int:
     return sum(len(service.manager._dispatcher.workers) for service in services if service.manager is not None)
-
-
-async def until(condition: Callable[[], bool], seconds: float = 40) -> None:
-    async with asyncio.timeout(seconds):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 def lacks(service: Service) -> bool:
