@@ -267,6 +267,7 @@ class AnswerTrim:
         self._prefix = prefix
 
     def __call__(self, text: str) -> str:
+        """The next piece of the answer, without the space if it is the first one."""
         if not text or not self._prefix:
             return text
         prefix, self._prefix = self._prefix, ""

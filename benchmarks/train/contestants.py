@@ -1,5 +1,6 @@
 """PEFT's prompt tuning in its best usual configuration, and a cohort's training pass. A step is forward, backward and
-AdamW."""
+AdamW.
+"""
 
 from __future__ import annotations
 

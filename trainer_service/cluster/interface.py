@@ -63,7 +63,9 @@ class WorkerHandle(Protocol):
     """One worker. Every method raises WorkerLost if it is gone."""
 
     @property
-    def id(self) -> str: ...
+    def id(self) -> str:
+        """A name that is unique within the pool."""
+        ...
 
     @property
     def base_model(self) -> str:

@@ -83,6 +83,7 @@ class WorkerSupervisor:
 
     @property
     def job_ids(self) -> frozenset[str]:
+        """Jobs that the worker has or is being given."""
         return frozenset(self._attempts)
 
     @property

@@ -31,9 +31,11 @@ class JobsObserver(Protocol):
     def job_changed(self, job: Job) -> None:
         """The job has a new state."""
 
-    def training_event(self, event: TrainingEvent) -> None: ...
+    def training_event(self, event: TrainingEvent) -> None:
+        """A worker reported an event of a job."""
 
-    def worker_launched(self, base_model: str) -> None: ...
+    def worker_launched(self, base_model: str) -> None:
+        """A worker's launch has begun."""
 
     def worker_changed(self, base_model: str, before: WorkerState | None, after: WorkerState | None) -> None:
         """A worker changed its state. `before` is None for a new worker, `after` is None for one that ended."""

@@ -169,6 +169,7 @@ class Job(_Frozen):
 
     @property
     def name(self) -> str:
+        """The resource name."""
         return f"tuningJobs/{self.id}"
 
     @property
@@ -178,6 +179,8 @@ class Job(_Frozen):
 
 
 class JobEventKind(StrEnum):
+    """Kinds of events, as they are stored."""
+
     STATE_CHANGED = "state_changed"
     PROGRESS = "progress"
     EVALUATION = "evaluation"
@@ -194,6 +197,8 @@ class Evaluation(_Measured):
 
 
 class CheckpointStored(_Frozen):
+    """A checkpoint of `step` is stored."""
+
     step: int
 
 
@@ -225,6 +230,7 @@ class JobEvent:
 
     @property
     def kind(self) -> JobEventKind:
+        """The kind of its payload."""
         return _KINDS[type(self.payload)]
 
 
@@ -259,6 +265,7 @@ class JobCounts:
 
 
 def utc_now() -> datetime:
+    """The present time, in UTC."""
     return datetime.now(UTC)
 
 

@@ -17,7 +17,9 @@ from trainer_service.jobs.request import DatasetUri, ExampleSource, InlineExampl
 class JobCreator(Protocol):
     """The part of the job manager that `JobSubmission` uses."""
 
-    async def create(self, spec: TuningSpec, *, request_id: str = "", owner: JobOwner = ...) -> Job: ...
+    async def create(self, spec: TuningSpec, *, request_id: str = "", owner: JobOwner = ...) -> Job:
+        """Queue a job. Raises as `JobManager.create`."""
+        ...
 
 
 class JobSubmission:

@@ -76,6 +76,7 @@ async def until_draining(
 
 
 def heartbeat(heartbeat_seconds: float) -> Heartbeat:
+    """A heartbeat event with its interval."""
     interval = Duration()
     interval.FromMilliseconds(round(1000 * heartbeat_seconds))
     return Heartbeat(interval=interval)

@@ -34,7 +34,9 @@ class Graph(Protocol):
 
     inputs: torch.Tensor
 
-    def replay(self) -> torch.Tensor: ...
+    def replay(self) -> torch.Tensor:
+        """Run the step on the current `inputs`; logits `[batch, vocab]`, valid until the next call."""
+        ...
 
 
 class CudaGraph:
