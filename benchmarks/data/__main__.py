@@ -126,38 +126,12 @@ def train(path: Path, digest: str, tokenizer: Path | None, model: Path, sender: 
 
 
 def training_spec() -> Any:
-    from shared.text.template import Template
-    from trainer_service.training.spec import (
-        Hyperparameters,
-        Init,
-        InitMethod,
-        LearningRateSchedule,
-        Metric,
-        Reparameterisation,
-        TaskKind,
-        TrainingSpec,
-    )
+    from tests.trainer_service.builders import effective_spec
+    from trainer_service.training.spec import Init, InitMethod
 
-    hyperparameters = Hyperparameters(
-        num_virtual_tokens=8,
-        init=Init(method=InitMethod.RANDOM),
-        reparameterisation=Reparameterisation.NONE,
-        learning_rate=0.01,
-        schedule=LearningRateSchedule.CONSTANT,
-        warmup_steps=0,
-        weight_decay=0.0,
-        max_grad_norm=1.0,
-        batch_size=2,
-        num_steps=NUM_STEPS,
-        evaluation_interval_steps=NUM_STEPS,
-        early_stop_patience=0,
-        label_smoothing=0.0,
-        balance_classes=False,
-        metric=Metric.LOSS,
-        seed=0,
-        search=False,
-    )
-    return TrainingSpec(task=TaskKind.GENERATION, template=Template(), hyperparameters=hyperparameters)
+    init = Init(method=InitMethod.RANDOM)
+    steps = {"num_steps": NUM_STEPS, "evaluation_interval_steps": NUM_STEPS}
+    return effective_spec(num_virtual_tokens=8, init=init, batch_size=2, seed=0, **steps).training
 
 
 def peak_bytes() -> int:

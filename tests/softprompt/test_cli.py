@@ -43,18 +43,6 @@ COMMANDS = [
 
 
 @pytest.fixture
-def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> CliRunner:
-    return CliRunner(monkeypatch, capsys)
-
-
-@pytest.fixture
-def here(services: Services, monkeypatch: pytest.MonkeyPatch) -> Services:
-    monkeypatch.setenv("SOFTPROMPT_TRAINER", services.trainer_endpoint)
-    monkeypatch.setenv("SOFTPROMPT_INFERENCE", services.inference_endpoint)
-    return services
-
-
-@pytest.fixture
 def examples(tmp_path: Path) -> str:
     path = tmp_path / "train.jsonl"
     path.write_text('{"input": "a", "output": "b"}\n')

@@ -20,17 +20,6 @@ from tests.softprompt.fakes import DATASET
 
 
 @pytest.fixture
-def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> CliRunner:
-    return CliRunner(monkeypatch, capsys)
-
-
-@pytest.fixture
-def here(services: Services, monkeypatch: pytest.MonkeyPatch) -> Services:
-    monkeypatch.setenv("SOFTPROMPT_TRAINER", services.trainer_endpoint)
-    return services
-
-
-@pytest.fixture
 def table(tmp_path: Path) -> str:
     path = tmp_path / "my reviews.csv"
     path.write_text("id;review;stars\n1;good;5\n2;bad;1\n")

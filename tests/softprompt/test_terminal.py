@@ -6,15 +6,10 @@ import json
 
 import pytest
 
-from tests.softprompt.conftest import Services
 from tests.softprompt.fakes import JOB
 from tests.softprompt.terminals import run_on_terminal
 
-
-@pytest.fixture(autouse=True)
-def here(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SOFTPROMPT_TRAINER", services.trainer_endpoint)
-    monkeypatch.setenv("SOFTPROMPT_INFERENCE", services.inference_endpoint)
+pytestmark = pytest.mark.usefixtures("here")
 
 
 @pytest.mark.parametrize("columns", [80, 40])
