@@ -130,8 +130,14 @@ def training_spec() -> Any:
     from trainer_service.training.spec import Init, InitMethod
 
     init = Init(method=InitMethod.RANDOM)
-    steps = {"num_steps": NUM_STEPS, "evaluation_interval_steps": NUM_STEPS}
-    return effective_spec(num_virtual_tokens=8, init=init, batch_size=2, seed=0, **steps).training
+    return effective_spec(
+        num_virtual_tokens=8,
+        init=init,
+        batch_size=2,
+        num_steps=NUM_STEPS,
+        evaluation_interval_steps=NUM_STEPS,
+        seed=0,
+    ).training
 
 
 def peak_bytes() -> int:

@@ -18,6 +18,7 @@ from tests.softprompt.conftest import Services
 from tests.softprompt.fakes import JOB
 
 RENAMED = {
+    "AsyncGenerator[bytes]": "Iterator[bytes]",
     "AsyncIterator[JobEvent]": "Iterator[JobEvent]",
     "AsyncIterator[PromptChange]": "Iterator[PromptChange]",
     "GenerationStream": "SyncGenerationStream",
