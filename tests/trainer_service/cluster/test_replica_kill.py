@@ -62,7 +62,7 @@ async def test_what_a_dead_or_a_silent_trainer_had_is_done_once_by_the_other(
     store = JobStore.open(url)
     await asyncio.gather(*(trainer.start() for trainer in pair))
     async with channel_to(pair[0]) as channel:
-        name = await Caller(channel).create(num_steps=1200, prompt="silent")
+        name = await Caller(channel).create(num_steps=600, prompt="silent")
         await Caller(channel).reach(name, 20)
     one, two = sorted(pair, key=lambda trainer: not jobs_of(trainer, store))
     stopped_at = time.time()
