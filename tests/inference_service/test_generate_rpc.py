@@ -92,7 +92,7 @@ async def test_token_ids_are_taken_as_they_are(replica: Replica, tiny_model_dir:
     )
 
 
-async def test_the_stop_sequence_that_ended_the_answer_is_told(replica: Replica) -> None:
+async def test_the_stop_sequence_that_ended_the_answer_is_reported(replica: Replica) -> None:
     sampling: dict[str, Any] = {"temperature": 1.0, "seed": 5, "max_new_tokens": 60, "ignore_eos": True}
     whole = (await replica.generate("hello", **sampling)).output.text
     readable = [char for char in whole if char.isascii() and char.isprintable() and char != " "]

@@ -103,7 +103,7 @@ async def test_a_retried_creation_carries_the_same_request_id(client: AsyncClien
     assert trainer.request_ids[0]
 
 
-async def test_overload_is_tried_again_and_then_told(client: AsyncClient, trainer: FakeTrainer) -> None:
+async def test_overload_is_tried_again_and_then_raised(client: AsyncClient, trainer: FakeTrainer) -> None:
     trainer.fail_next = [Overloaded("the queue is full", retry_after_seconds=0.25)] * 4
     with pytest.raises(Overloaded) as caught:
         await client.create_job(TuningSpec("tone", DATASET))
@@ -345,7 +345,7 @@ async def test_waiting_for_a_version_that_never_comes_ends(client: AsyncClient) 
         await client.wait_until_served("tone@3", timeout_seconds=0.2)
 
 
-async def test_nobody_there_is_unavailable_with_the_address() -> None:
+async def test_no_server_there_is_unavailable_with_the_address() -> None:
     async with AsyncClient("127.0.0.1:1", "127.0.0.1:1") as client:
         with pytest.raises(Unavailable, match=r"inference service can't be reached at 127\.0\.0\.1:1"):
             await client.generate("hi")

@@ -152,7 +152,7 @@ def test_options_that_exclude_each_other(cli: CliRunner, here: Services, example
     assert cli("tune", examples, "--prompt", "tone", "--from", "x", "--init-text", "y").code == 2
 
 
-def test_nobody_there_says_where_it_looked_and_what_to_do(cli: CliRunner) -> None:
+def test_no_server_there_says_where_it_looked_and_what_to_do(cli: CliRunner) -> None:
     outcome = cli("jobs", "list", "--trainer", "127.0.0.1:1")
     assert outcome.code == 5
     assert "127.0.0.1:1" in outcome.err

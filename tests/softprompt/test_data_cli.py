@@ -110,7 +110,7 @@ def test_a_command_is_mended_where_it_has_the_options() -> None:
     )
 
 
-def test_what_a_creation_counted_is_told_without_following(cli: CliRunner, here: Services, table: str) -> None:
+def test_what_a_creation_counted_is_printed_without_following(cli: CliRunner, here: Services, table: str) -> None:
     counts = tuning_pb2.DatasetStatistics(num_train=9, num_duplicates=4, num_contradictions=2)
     here.trainer.created_statistics = counts
     done = cli("tune", table, "--prompt", "x", "--input", "review", "--label", "stars", "--drop-extra", "--no-follow")

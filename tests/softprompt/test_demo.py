@@ -127,7 +127,7 @@ def test_answers_stream_into_a_table_on_a_terminal() -> None:
     assert "a [bold] one" in text.getvalue()
 
 
-def test_answers_are_told_one_after_the_other_elsewhere() -> None:
+def test_answers_are_printed_one_after_the_other_elsewhere() -> None:
     text = io.StringIO()
     with AnswerTable(Console(file=text, width=120), ["mouse", "lamp"], ["bare", "tuned"]) as table:
         for row in range(2):

@@ -97,7 +97,7 @@ def test_without_a_terminal_changes_are_lines() -> None:
     ]
 
 
-def test_without_a_terminal_work_that_reports_nothing_is_told_of_again_and_again() -> None:
+def test_without_a_terminal_silent_work_is_reported_repeatedly() -> None:
     console, _ = console_of(terminal=False)
     enough = threading.Event()
 

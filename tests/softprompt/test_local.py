@@ -90,7 +90,7 @@ async def test_both_serve_within_and_nothing_is_left_after(
     assert ("inference", "drained") in lines
 
 
-async def test_a_service_that_crashes_at_start_is_told_with_its_last_words(
+async def test_a_service_that_crashes_at_start_is_reported_with_its_last_lines(
     services: LocalServices, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("STAND_IN_INFERENCE", "crash")

@@ -212,7 +212,7 @@ def test_without_a_home_there_is_one(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     assert Path(os.environ["HOME"]).stat().st_mode & 0o777 == 0o700
 
 
-def test_a_home_that_nobody_knows_is_no_mistake_of_the_program(shell: Shell) -> None:
+def test_an_unknown_home_is_no_error_of_the_program(shell: Shell) -> None:
     done = shell("SP tune '~nobody-knows-me/train.jsonl' --prompt tone", without="HOME")
     assert (done.returncode, done.stderr) == (3, b"error: dataset file '~nobody-knows-me/train.jsonl' does not exist\n")
 

@@ -68,7 +68,7 @@ def test_a_refusal_is_the_end(tune: Callable[..., Outcome], services: Services) 
     )
 
 
-def test_where_nobody_can_say_nothing_is_said(
+def test_without_a_replica_to_ask_nothing_is_printed(
     tune: Callable[..., Outcome], services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     services.trainer.statuses = [status(num_replicas=0)]

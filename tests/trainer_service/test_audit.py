@@ -50,7 +50,7 @@ async def test_the_audit_names_what_was_made(trainer: RunningTrainer) -> None:
     assert {line["caller"] for line in lines} == {"anonymous"}
 
 
-async def test_a_job_that_ends_leaves_one_line_with_its_state_whoever_ended_it(trainer: RunningTrainer) -> None:
+async def test_a_job_that_ends_leaves_one_line_with_its_state_however_it_ended(trainer: RunningTrainer) -> None:
     deadline = Timestamp()
     deadline.FromNanoseconds(time.time_ns() + 500_000_000)
     with log_lines(audit.LOGGER) as lines:

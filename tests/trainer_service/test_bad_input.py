@@ -303,7 +303,7 @@ async def test_a_connection_that_breaks_while_uploading_leaves_nothing(trainer: 
     await until(lambda: not stored(trainer))
 
 
-async def test_more_uploads_than_allowed_at_once_are_told_to_wait(trainer: RunningTrainer) -> None:
+async def test_more_uploads_than_allowed_at_once_are_asked_to_wait(trainer: RunningTrainer) -> None:
     calls = [trainer.tuning.UploadDataset() for _ in range(MAX_CONCURRENT_UPLOADS + 1)]
     header, *_ = upload_of(json_lines())
     await asyncio.gather(*(call.write(header) for call in calls[:-1]))

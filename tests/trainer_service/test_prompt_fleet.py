@@ -37,7 +37,7 @@ def beat(store: PromptStore, replica: str, fingerprint: str, **said: Any) -> Non
     )
 
 
-async def test_the_status_counts_live_replicas_and_tells_who_refused(trainer: RunningTrainer) -> None:
+async def test_the_status_counts_live_replicas_and_names_the_replicas_that_refused(trainer: RunningTrainer) -> None:
     first = await publish(trainer)
     second = await publish(trainer, MATRIX + 1)
     store, ours = open_store(trainer.settings.resolved_store_url), first.base_model.fingerprint

@@ -116,7 +116,7 @@ async def test_a_job_goes_on_from_ones_own_unpublished_job_and_no_other(trainer:
     assert all(isinstance(error, NotFound) for error in others)
 
 
-async def test_where_a_prompt_comes_from_is_shown_to_those_who_may_name_it(trainer: RunningTrainer) -> None:
+async def test_where_a_prompt_comes_from_is_shown_to_callers_that_may_name_it(trainer: RunningTrainer) -> None:
     await trainer.prompts.ImportPromptVersion(
         import_of(save({"prompt_embeddings": MATRIX}), prompt="sales-pitch"), **by(RELEASE)
     )

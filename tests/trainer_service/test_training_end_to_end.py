@@ -49,7 +49,7 @@ async def watched(trainer: RunningTrainer, name: str, after: int = 0) -> list[pb
         return [response.event async for response in watch if not response.event.HasField("heartbeat")]
 
 
-async def test_a_job_is_trained_evaluated_published_and_told(training: RunningTrainer) -> None:
+async def test_a_job_is_trained_evaluated_published_and_reported(training: RunningTrainer) -> None:
     job = await create_job(
         training, hyperparameters=pb.Hyperparameters(num_steps=6, num_virtual_tokens=6, evaluation_interval_steps=2)
     )

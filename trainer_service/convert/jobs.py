@@ -1,4 +1,4 @@
-"""Jobs, their progress and their events, as messages. Only this way: nobody sends us a job."""
+"""Jobs, their progress and their events, as messages. There is no way back: no call sends a job."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reports of jobs as messages. Only this way: nobody sends us a report."""
+"""Reports of jobs as messages. There is no way back: no call sends a report."""
 
 from __future__ import annotations
 

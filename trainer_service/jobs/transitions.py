@@ -14,7 +14,7 @@ from typing import Any
 from shared.errors import PreconditionFailed
 from shared.values.results import EncodingStatistics, TuningError, TuningProgress, TuningResult
 from trainer_service.jobs.config import JobsConfig, retry_delay_seconds
-from trainer_service.jobs.record import NOBODY, Record, queue_key, to_datetime
+from trainer_service.jobs.record import NO_REPLICA, Record, queue_key, to_datetime
 from trainer_service.jobs.states import JobState, check_move
 
 _EXCLUSIVE_AFTER_FAILURES = 2
@@ -180,7 +180,7 @@ def _deadline_error() -> TuningError:
 
 def _free(record: Record, now: float) -> Record:
     kept = record.with_job(runtime_seconds=record.runtime_seconds(now))
-    return replace(kept, owner=NOBODY, lease_until=0.0, claimed_at=None)
+    return replace(kept, owner=NO_REPLICA, lease_until=0.0, claimed_at=None)
 
 
 def _to(record: Record, state: JobState) -> Record:

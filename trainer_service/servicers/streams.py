@@ -83,7 +83,7 @@ def heartbeat(heartbeat_seconds: float) -> Heartbeat:
 
 
 async def _cancelled(task: asyncio.Future[Any]) -> None:
-    """Cancel it unless it is done, and wait until it let go of its generator."""
+    """Cancel it unless it is done, and wait until it has left its generator."""
     if not task.done():
         task.cancel()
         await asyncio.wait({task})

@@ -160,7 +160,7 @@ async def test_the_end_of_the_grace_time_cancels() -> None:
     assert not subject.engine.has_work
 
 
-async def test_when_the_thread_dies_nobody_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_when_the_thread_dies_no_caller_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
     subject = build()
     subject.start()
     assert subject.healthy

@@ -73,7 +73,7 @@ async def test_start_does_not_wait_for_ever_for_a_version_that_cannot_be_fetched
         await until(lambda: bench.registry.num_loaded == 2)
 
 
-async def test_new_versions_are_loaded_before_anybody_asks(bench: Bench) -> None:
+async def test_new_versions_are_loaded_before_the_first_request(bench: Bench) -> None:
     async with bench.running():
         bench.log.publish(1)
         bench.log.publish(2, alias=None)
@@ -134,7 +134,7 @@ async def test_a_flood_of_unknown_names_costs_one_look_at_the_store(bench: Bench
         assert bench.store.num_polls == polls + 1
 
 
-async def test_many_who_want_one_version_load_it_once(bench: Bench) -> None:
+async def test_many_requests_for_one_version_load_it_once(bench: Bench) -> None:
     bench.registry.update(bench.log.publish(1, alias=None))
     record = bench.log.record(1)
     first = asyncio.create_task(bench.loads.load(record))

@@ -160,7 +160,7 @@ def test_other_caches_are_left_to_torch(dtype: torch.dtype, width: int) -> None:
     assert not can_attend(cache, cache)
 
 
-def test_without_kernels_nothing_is_offered_that_stands_on_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_kernels_nothing_is_offered_that_needs_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(library, "load", lambda: None)
     cache = torch.zeros(1, 1, 4, 64, dtype=torch.bfloat16)
     assert not can_attend(cache, cache)

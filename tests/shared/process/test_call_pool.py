@@ -97,7 +97,7 @@ async def test_a_tenant_whose_calls_never_return_gets_spare_threads_too() -> Non
     pool.close()
 
 
-async def test_where_no_tenants_are_configured_all_threads_are_everybodys() -> None:
+async def test_without_configured_tenants_all_callers_share_all_threads() -> None:
     pool, system = CallPool("thing", max_threads=4, timeout_seconds=10), Hanging()
     calls = [asyncio.create_task(pool.call(system.call)) for _ in range(4)]
     await until(lambda: system.num_calls == 4)

@@ -59,7 +59,9 @@ async def outcome(authenticator: Authenticator, token: str) -> str:
 @pytest.mark.parametrize(
     ("token", "name"), [(TOKEN, "shop"), (JWT, "boss")], ids=["token of the file", "JSON Web Token"]
 )
-async def test_a_caller_goes_on_for_minutes_beside_one_who_guesses(callers: CallersFile, token: str, name: str) -> None:
+async def test_a_caller_goes_on_for_minutes_beside_one_that_guesses(
+    callers: CallersFile, token: str, name: str
+) -> None:
     clock = Clock()
     authenticator = Authenticator(callers, Issuer(), clock)  # type: ignore[arg-type]
     assert await outcome(authenticator, token) == name

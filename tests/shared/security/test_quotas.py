@@ -21,7 +21,7 @@ def test_a_bucket_fills_and_may_be_overdrawn() -> None:
     assert bucket.is_full
 
 
-def test_each_limit_of_a_caller_is_told_with_the_time_to_wait() -> None:
+def test_each_limit_of_a_caller_is_reported_with_the_time_to_wait() -> None:
     clock = Clock()
     quotas = Quotas(clock)
     limits = CallerLimits(

@@ -93,7 +93,7 @@ def test_a_step_that_fails_leaves_the_others_to_be_done() -> None:
     assert set(maintain(store, AT_ONCE).failures) == {"retention", "log", "blobs", "replicas", "leftovers"}
 
 
-def test_it_stops_when_it_is_told_to(local_store: PromptStore) -> None:
+def test_it_stops_on_request(local_store: PromptStore) -> None:
     for number in range(6):
         publish(local_store, number)
     assert not maintain(local_store, AT_ONCE, lambda: True).did_something

@@ -90,7 +90,7 @@ async def test_an_idle_poll_is_one_read(faulty: FaultyBackend) -> None:
     await following(watcher, act)
 
 
-async def test_while_the_store_is_away_it_waits_and_says_so_once(
+async def test_while_the_store_is_unavailable_it_waits_and_logs_it_once(
     faulty: FaultyBackend, caplog: pytest.LogCaptureFixture
 ) -> None:
     writer, store = PromptStore(faulty.inner), PromptStore(faulty)

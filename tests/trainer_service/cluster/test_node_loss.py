@@ -42,7 +42,7 @@ def cluster() -> Iterator[dict[str, Any]]:
         left.kill()
 
 
-async def test_a_lost_node_a_killed_trainer_and_somebody_else_s_cluster(
+async def test_a_lost_node_a_killed_trainer_and_another_cluster(
     cluster: dict[str, Any], tmp_path: Path, tiny_model_dir: Path
 ) -> None:
     (tmp_path / "other").mkdir()

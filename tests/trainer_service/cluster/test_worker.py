@@ -78,7 +78,7 @@ def test_a_real_cohort_trains_in_the_workers_thread(tiny_model_dir: Path) -> Non
     worker.close()
 
 
-def test_what_was_not_asked_beyond_is_told_again() -> None:
+def test_events_that_were_not_acknowledged_are_sent_again() -> None:
     worker = Worker(lambda: (ScriptedTrainer(), {}))
     worker.add(task(num_steps=3))
     drain(worker, Finished)
@@ -195,7 +195,7 @@ def test_a_base_model_that_can_not_be_loaded_is_a_lost_worker() -> None:
     worker.close()
 
 
-def test_an_error_that_may_quote_one_jobs_data_is_not_told_to_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_that_may_quote_one_jobs_data_is_not_shown_to_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     def step(*_: object) -> None:
         raise KeyError("a customer's secret")
 
@@ -208,7 +208,7 @@ def test_an_error_that_may_quote_one_jobs_data_is_not_told_to_the_others(monkeyp
     worker.close()
 
 
-def test_an_outbox_that_nobody_empties_stays_small_and_loses_nothing_that_counts() -> None:
+def test_an_outbox_that_is_not_emptied_stays_small_and_loses_nothing_that_counts() -> None:
     outbox = Outbox()
     for step in range(5000):
         outbox.put(

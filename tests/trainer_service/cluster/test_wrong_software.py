@@ -38,7 +38,7 @@ async def service(tmp_path: Path, tiny_model_dir: Path) -> AsyncIterator[Service
     await made.drain()
 
 
-async def test_waiting_jobs_are_told_and_trained_once_a_new_pod_is_there(
+async def test_waiting_jobs_get_a_note_and_are_trained_once_a_new_pod_is_there(
     service: Service, pool: RayPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     failed: list[str] = []

@@ -97,7 +97,7 @@ async def test_the_jobs_of_a_dead_replica_move_within_its_lease(replicas: tuple[
     )
 
 
-async def test_a_clock_that_jumps_costs_nobody_a_lease(
+async def test_a_clock_that_jumps_costs_no_lease(
     replicas: tuple[Service, Service], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one, two = replicas

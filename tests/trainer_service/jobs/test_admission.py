@@ -273,7 +273,7 @@ async def test_unknown_datasets_and_sources_are_not_found(admission: SpecAdmissi
         await admission.check(spec(hyperparameters=HyperparameterRequest(init=init)))
 
 
-async def test_before_the_base_models_are_read_callers_are_told_to_wait() -> None:
+async def test_before_the_base_models_are_read_callers_are_asked_to_wait() -> None:
     admission = SpecAdmission(BaseModels([]), Datasets(), NO_SOURCES, TuningLimits(50, 10, 3600.0))
     with pytest.raises(Unavailable, match="starting"):
         await admission.check(spec())

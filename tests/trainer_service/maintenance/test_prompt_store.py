@@ -91,7 +91,7 @@ async def run_until(upkeep: StoreMaintenance, condition: Any) -> None:
         await asyncio.gather(task, return_exceptions=True)
 
 
-async def test_a_store_that_is_away_and_a_bug_are_told_and_the_next_round_comes(
+async def test_an_unavailable_store_and_a_bug_are_logged_and_the_next_round_comes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING)

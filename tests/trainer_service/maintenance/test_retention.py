@@ -140,7 +140,7 @@ def test_a_tenant_may_have_days_of_its_own(place: Place) -> None:
     assert place.exists(kept)
 
 
-def test_datasets_go_when_no_unended_job_needs_them_and_nobody_used_them_for_days(place: Place) -> None:
+def test_datasets_go_when_no_unended_job_needs_them_and_they_were_not_used_for_days(place: Place) -> None:
     names = {text: place.add_dataset(ACME, text) for text in ("unused", "fresh", "needed", "ended", "lately", "shared")}
     place.add_job(ACME, names["needed"])
     place.add_job(ACME, names["ended"], ended_days=31)

@@ -73,7 +73,7 @@ def nothing_is_published(service: Service) -> bool:
     return "tone" not in service.prompt_store.refresh().prompts
 
 
-async def test_a_job_that_was_cancelled_elsewhere_while_the_store_was_away(service: Service) -> None:
+async def test_a_job_that_was_cancelled_elsewhere_while_the_store_was_unavailable(service: Service) -> None:
     store = Distant(service.directory)
     store.unavailable = True
     job = await (await service.start(prompt_store=store)).create(spec())

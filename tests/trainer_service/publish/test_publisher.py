@@ -115,7 +115,7 @@ async def test_a_job_may_wait_until_every_live_replica_serves_its_version(
     assert any("waiting until every live replica serves it" in note for note in notes)
 
 
-async def test_a_refusal_ends_the_wait_and_is_told(service: Service) -> None:
+async def test_a_refusal_ends_the_wait_and_is_reported(service: Service) -> None:
     manager = await service.start()
     heartbeat(service, "a")
     job = await manager.create(spec(publish=PublishPolicy(wait_until_served_seconds=60)))

@@ -39,7 +39,7 @@ def longest(parts: Any) -> int:
     return max(len(row.tokens) for part in parts for row in part.rows)
 
 
-def test_a_row_that_never_fits_fails_its_job_alone_and_nobody_gets_less(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_row_that_never_fits_fails_its_job_alone_and_no_other_gets_less(monkeypatch: pytest.MonkeyPatch) -> None:
     limit_memory(monkeypatch, lambda parts, token_budget: longest(parts) > 150)
     cohort = Cohort(BASE, token_budget=1024)
     events = run(cohort, *(task(f"good-{number}") for number in range(4)), task("long", train=LONG, batch_size=4))
@@ -67,7 +67,7 @@ def test_a_job_that_needs_smaller_passes_gets_them_and_the_others_do_not(monkeyp
     assert cohort.token_budget == 1024
 
 
-def test_only_where_the_combination_is_too_much_everybody_gets_less(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_where_the_combination_is_too_much_all_get_less(monkeypatch: pytest.MonkeyPatch) -> None:
     limit_memory(monkeypatch, lambda parts, token_budget: len(parts) > 1 and token_budget > 600)
     cohort = Cohort(BASE, token_budget=1024)
     events = run(cohort, task("one"), task("two"))

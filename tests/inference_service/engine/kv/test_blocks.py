@@ -64,7 +64,7 @@ def test_the_block_where_inputs_part_is_copied() -> None:
     assert subject.rows[0].blocks[:2] == subject.rows[1].blocks[:2]
 
 
-def test_blocks_of_a_failed_sequence_are_cleared_before_anybody_gets_them() -> None:
+def test_blocks_of_a_failed_sequence_are_cleared_before_they_are_reused() -> None:
     subject = pool(max_blocks=4)
     bad = sequence(1, 30)
     start(subject, bad)

@@ -94,7 +94,7 @@ def test_replicas_that_claim_at_once_keep_the_order(store: JobStore) -> None:
     assert {tenant: sum(found.job.tenant == tenant for found in taken) for tenant in "abcd"} == dict.fromkeys("abcd", 5)
 
 
-def test_a_full_queue_locks_nobody_out_who_has_little_in_it(store: JobStore) -> None:
+def test_a_full_queue_locks_no_tenant_out_that_has_little_in_it(store: JobStore) -> None:
     for tenant in ("first", "second"):
         for _ in range(6):
             create(store, tenant, max_queued=12)

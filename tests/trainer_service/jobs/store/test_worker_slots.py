@@ -59,7 +59,7 @@ def share(database: Database, owner: str, wanted: int, *, beyond: bool = False, 
     return found.granted, found.others_lack
 
 
-def test_each_gets_an_equal_part_and_what_is_left_when_nobody_takes_it(database: Database) -> None:
+def test_each_gets_an_equal_part_and_what_is_left_if_no_other_takes_it(database: Database) -> None:
     assert share(database, "a", 0) == (0, False)
     assert share(database, "b", 0) == (0, False)
     assert share(database, "a", 4) == (2, False)
@@ -245,7 +245,7 @@ async def test_an_idle_trainer_gives_its_part_to_one_that_needs_it(replicas: lis
     assert (num_workers(one), num_workers(two)) == (0, 1)
 
 
-async def test_one_trainer_alone_asks_nobody(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_one_trainer_alone_asks_no_other(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker_slots, "share", None)
     await service.start(max_workers=2, max_jobs_per_worker=1)
     jobs = [await service.manager.create(spec(num_steps=20, prompt=f"p-{number}")) for number in range(4)]

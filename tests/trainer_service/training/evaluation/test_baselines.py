@@ -25,7 +25,7 @@ def spec_of(train: tuple[Example, ...], **hyperparameters: Any) -> TrainingSpec:
     return task(train=train, **hyperparameters).spec
 
 
-def test_an_instruction_stands_before_the_rendered_input_in_the_models_own_chat_template() -> None:
+def test_an_instruction_comes_before_the_rendered_input_in_the_models_own_chat_template() -> None:
     spec = spec_of(classification())
     found = instructed(spec, TOKENIZER, classification(2, 50), 4096)
     assert "good, bad or so-so" in instruction(spec)
