@@ -6,9 +6,8 @@ import asyncio
 import os
 import subprocess
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -20,9 +19,7 @@ from tests.trainer_service.builders import spec
 from tests.trainer_service.job_service import Service
 from tests.waiting import until
 from trainer_service.jobs.model import Note
-from trainer_service.jobs.record import Record
 from trainer_service.jobs.states import JobState
-from trainer_service.jobs.store.job_store import JobStore
 
 
 class Tmpfs:
@@ -73,26 +70,9 @@ async def service(tmp_path: Path) -> AsyncIterator[Service]:
     await made.drain()
 
 
-@pytest.fixture
-def refused_writes(monkeypatch: pytest.MonkeyPatch) -> Callable[[], Callable[[], bool]]:
-    """Makes a condition: since then, the job database has refused a change."""
-    refused: list[Exception] = []
-    change = JobStore.change
-
-    def counted(self: JobStore, *arguments: Any, **options: Any) -> Record:
-        try:
-            return change(self, *arguments, **options)
-        except Unavailable as error:
-            refused.append(error)
-            raise
-
-    monkeypatch.setattr(JobStore, "change", counted)
-
-    def from_now_on() -> Callable[[], bool]:
-        before = len(refused)
-        return lambda: len(refused) > before
-
-    return from_now_on
+def writes_are_refused(caplog: pytest.LogCaptureFixture) -> bool:
+    """Whether the service has logged that it repeats a write."""
+    return any("trying again in about" in record.getMessage() for record in caplog.records)
 
 
 async def test_a_store_that_can_not_be_written_at_publish_time(service: Service, tmpfs: Tmpfs) -> None:
@@ -123,13 +103,13 @@ async def test_a_store_that_can_not_be_written_at_publish_time(service: Service,
     assert sum(len(trainer.log) for trainer in service.trainers) == num_steps, "nothing was trained again"
 
 
-async def test_a_full_disk_under_everything(tmpfs: Tmpfs, refused_writes: Callable[[], Callable[[], bool]]) -> None:
+async def test_a_full_disk_under_everything(tmpfs: Tmpfs, caplog: pytest.LogCaptureFixture) -> None:
     """Jobs, checkpoints and prompts share one full disk: jobs that can't be stored are refused, others survive."""
     service = Service(tmpfs.path)
     manager = await service.start()
     running = await manager.create(spec(num_steps=60))
     await service.until(running.id, lambda job: job.progress.step > 5)
-    is_refused = refused_writes()
+    caplog.clear()
     tmpfs.fill()
     accepted = []
     async with asyncio.timeout(30):
@@ -139,7 +119,7 @@ async def test_a_full_disk_under_everything(tmpfs: Tmpfs, refused_writes: Callab
             except Unavailable:
                 break
     await until(lambda: any(step == 60 for trainer in service.trainers for _, _, step in trainer.log))
-    await until(is_refused)
+    await until(lambda: writes_are_refused(caplog))
     assert (await manager.get(running.id)).state is JobState.RUNNING
     tmpfs.empty()
     emptied_at = time.time()
@@ -153,16 +133,14 @@ async def test_a_full_disk_under_everything(tmpfs: Tmpfs, refused_writes: Callab
     await service.drain()
 
 
-async def test_a_disk_that_is_full_through_a_crash(
-    tmpfs: Tmpfs, refused_writes: Callable[[], Callable[[], bool]]
-) -> None:
+async def test_a_disk_that_is_full_through_a_crash(tmpfs: Tmpfs, caplog: pytest.LogCaptureFixture) -> None:
     service = Service(tmpfs.path)
     manager = await service.start()
     job = await manager.create(spec(num_steps=2000))
     await service.until(job.id, lambda job: job.progress.step > 5)
-    is_refused = refused_writes()
+    caplog.clear()
     tmpfs.fill()
-    await until(is_refused)
+    await until(lambda: writes_are_refused(caplog))
     await service.crash()
     tmpfs.empty()
     manager = await service.start()
