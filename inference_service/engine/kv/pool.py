@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from inference_service.engine.kv.rows import Acquired, Content
+from inference_service.engine.kv.rows import Acquired, NewContent
 
 
 class Pool(Protocol):
@@ -27,7 +27,7 @@ class Pool(Protocol):
     @property
     def held_blocks(self) -> int: ...
 
-    def acquire(self, content: Content, length: int, prefix_ready: bool = True) -> Acquired | None: ...
+    def acquire(self, content: NewContent, length: int, prefix_ready: bool = True) -> Acquired | None: ...
 
     def extend(self, index: int, length: int) -> tuple[Any, ...] | None: ...
 
