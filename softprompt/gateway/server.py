@@ -27,6 +27,7 @@ from shared.rpc.metrics import serve_metrics
 from shared.rpc.ports import check_port
 from shared.security.certificates import CertificateReader, TlsFiles
 from shared.tracing import tracing_of
+from softprompt.client.security import ClientSecurity
 from softprompt.gateway.app import create_app
 from softprompt.gateway.backend import Backend
 from softprompt.gateway.exchange import Exchange
@@ -49,13 +50,15 @@ class _Server(uvicorn.Server):
         yield
 
 
-async def serve(settings: GatewaySettings, stop: asyncio.Event) -> None:
-    """Run until `stop` is set, then drain. Raises errors that prevent the start."""
+async def serve(settings: GatewaySettings, stop: asyncio.Event, security: ClientSecurity | None = None) -> None:
+    """Run until `stop` is set, then drain. `security` is for the connections to the services, by default that of the
+    environment. Raises errors that prevent the start.
+    """
     retract(settings)
     registry = CollectorRegistry()
     metrics, tracing = GatewayMetrics(registry), tracing_of("softprompt-gateway", settings.otlp_endpoint)
     probes = Probes(metrics, asyncio.get_running_loop())
-    backend = Backend(settings)
+    backend = Backend(settings, security)
     app = create_app(settings, backend, probes)
     tls = _tls_of(settings, registry)
     listener = _listener(settings)

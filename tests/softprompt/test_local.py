@@ -152,6 +152,7 @@ def up(stand_ins):
         "-m",
         "softprompt.cli",
         "up",
+        "--no-gateway",
         "--json",
         "--model",
         str(model),
@@ -201,7 +202,7 @@ def test_services_drain_when_up_is_killed(up):
 def test_up_fails_when_a_service_dies(stand_ins, monkeypatch):
     monkeypatch.setenv("STAND_IN_INFERENCE", "dies")
     (stand_ins / "config.json").write_text("{}")
-    command = [sys.executable, "-m", "softprompt.cli", "up", "--model", str(stand_ins)]
+    command = [sys.executable, "-m", "softprompt.cli", "up", "--no-gateway", "--model", str(stand_ins)]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert ended.returncode == 1
     assert "inference ended with exit code 4" in ended.stderr
