@@ -17,7 +17,7 @@ from softprompt.gateway.errors import Rename, bad_value
 from softprompt.gateway.fields import Content, Fields, ModelName, message_of, renaming, sampling_of
 from softprompt.gateway.response_events import ResponseDraft, response_events
 from softprompt.gateway.streaming import EventStream
-from softprompt.types.common import Message
+from softprompt.types.common import Guide, Message
 from softprompt.types.generation import GenerationStart
 
 LOGPROBS = "message.output_text.logprobs"
@@ -45,16 +45,28 @@ Input = Annotated[
 ]
 
 
-class PlainFormat(Fields):
-    """Text without constraints."""
+class TextFormat(Fields):
+    """The form of the text; the schema's fields stand beside its type."""
 
-    type: Literal["text"]
+    type: Literal["text", "json_object", "json_schema"]
+    name: str | None = None
+    schema_: dict[str, Any] | None = Field(default=None, alias="schema")
+    description: str | None = None
+    strict: bool | None = None
+
+    def guide(self) -> Guide | None:
+        """The guide; None for text. Raises ApiError."""
+        if (self.type == "json_schema") is not (self.schema_ is not None):
+            raise bad_value("text.format.schema", "must be there for the type json_schema, and only for it")
+        if self.schema_ is not None:
+            return Guide(json_schema=self.schema_)
+        return Guide(json_schema={"type": "object"}) if self.type == "json_object" else None
 
 
 class TextOptions(Fields):
     """The form of the answer."""
 
-    format: PlainFormat | None = None
+    format: TextFormat | None = None
 
 
 class ResponseRequest(Fields):
@@ -96,6 +108,7 @@ def _rename_of(body: ResponseRequest) -> Rename:
             "input.text": "input",
             "sampling.max_new_tokens": "max_output_tokens",
             "sampling.num_logprobs": "top_logprobs",
+            "sampling.guide": "text.format",
         }
     )
 
@@ -119,10 +132,12 @@ async def create_response(request: Request, backend: Backend) -> Response:
             raise bad_value("metadata", "keys have at most 64 characters, values at most 512")
     if len(body.metadata or {}) > 16:
         raise bad_value("metadata", "has more than 16 entries")
+    format = body.text.format if body.text else None
+    guide = format.guide() if format else None
     ask = Ask(
         body.messages,
         await backend.reference(body.model),
-        sampling_of(body, max_new_tokens=body.max_output_tokens, num_logprobs=body.num_logprobs),
+        sampling_of(body, max_new_tokens=body.max_output_tokens, num_logprobs=body.num_logprobs, guide=guide),
         routing_key=body.user or "",
         truncate=body.truncation == "auto",
     )
@@ -139,6 +154,7 @@ async def create_response(request: Request, backend: Backend) -> Response:
 
 async def _draft(backend: Backend, body: ResponseRequest, start: GenerationStart) -> ResponseDraft:
     """The response before its text, with what the request asked for."""
+    format = body.text.format if body.text else None
     asked = {
         "instructions": body.instructions,
         "max_output_tokens": body.max_output_tokens,
@@ -148,6 +164,6 @@ async def _draft(backend: Backend, body: ResponseRequest, start: GenerationStart
         "top_logprobs": body.top_logprobs or 0,
         "truncation": body.truncation or "disabled",
         "user": body.user,
-        "text": {"format": {"type": "text"}},
+        "text": {"format": format.model_dump(by_alias=True, exclude_none=True) if format else {"type": "text"}},
     }
     return ResponseDraft(asked, await results.resolved_model(backend, start), start)

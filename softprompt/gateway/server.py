@@ -19,7 +19,7 @@ import uvicorn
 from prometheus_client import CollectorRegistry, Gauge
 from starlette.types import ASGIApp
 
-from shared.errors import SoftPromptError, Unavailable
+from shared.errors import Overloaded, PermissionDenied, SoftPromptError, Unauthenticated
 from shared.loopback import is_loopback
 from shared.process.daemon_thread import close_within
 from shared.process.service import announce, retract
@@ -168,14 +168,14 @@ async def _open(
     while True:
         try:
             await backend.client.model_info()
-        except Unavailable as error:
+        except (Unauthenticated, PermissionDenied, Overloaded) as error:  # it answers, if only to ask who calls
+            log.debug("the inference service answers: %s", error.message)
+        except SoftPromptError as error:
             if error.message != reason:
                 log.warning("waiting for the inference service: %s", error.message)
             reason = error.message
             await asyncio.sleep(_PROBE_SECONDS)
             continue
-        except SoftPromptError as error:  # it answers, if only to ask who calls
-            log.debug("the inference service answers: %s", error.message)
         break
     probes.is_ready = True
     metrics.ready.set(1)
