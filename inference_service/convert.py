@@ -25,7 +25,7 @@ from shared.text.template import Message, Template, TemplateFormat
 from shared.values.sampling import Sampling
 from shared.violations import Violations
 from shared.wire.sampling import read_sampling
-from shared.wire.template import read_checked_template
+from shared.wire.template import read_template
 
 _ROLES = ("system", "user", "assistant")
 
@@ -160,7 +160,8 @@ class RequestReader:
 
 def _template(message: common_pb2.Template) -> Template:
     violations = Violations()
-    template = violations.complete(read_checked_template(message, "input.template", violations))
+    template = read_template(message, "input.template", violations)
+    violations.raise_if_any()
     if template.system and template.format is None:
         template = replace(template, format=TemplateFormat.CHAT)
     return template.check("input.template")

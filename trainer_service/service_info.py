@@ -10,7 +10,7 @@ from shared.text.template import Template
 from trainer_service.base_models import BaseModels
 from trainer_service.datasets.upload import UploadLimits
 from trainer_service.training.recipe.defaults import fill
-from trainer_service.training.spec import HyperparameterRequest, Hyperparameters, TaskKind
+from trainer_service.training.spec import FilledHyperparameters, Hyperparameters, TaskKind
 
 _EXAMPLES_OF_A_SMALL_JOB = 200
 
@@ -40,11 +40,11 @@ class ServiceInfo:
         return self.models.infos
 
     @property
-    def default_hyperparameters(self) -> Hyperparameters | None:
+    def default_hyperparameters(self) -> FilledHyperparameters | None:
         """The recipe's choice for a small generation job; None while no base model is available."""
         if not self.base_models:
             return None
-        request, longest = HyperparameterRequest(), self.limits.max_virtual_tokens
+        request, longest = Hyperparameters(), self.limits.max_virtual_tokens
         model = self.base_models[0]
         return fill(
             request, TaskKind.GENERATION, _EXAMPLES_OF_A_SMALL_JOB, model, Template(), max_virtual_tokens=longest

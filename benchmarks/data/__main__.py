@@ -127,7 +127,7 @@ def train(path: Path, digest: str, tokenizer: Path | None, model: Path, sender: 
 def training_spec() -> Any:
     from shared.text.template import Template
     from trainer_service.training.spec import (
-        Hyperparameters,
+        FilledHyperparameters,
         Init,
         InitMethod,
         LearningRateSchedule,
@@ -137,7 +137,7 @@ def training_spec() -> Any:
         TrainingSpec,
     )
 
-    hyperparameters = Hyperparameters(
+    hyperparameters = FilledHyperparameters(
         num_virtual_tokens=8,
         init=Init(method=InitMethod.RANDOM),
         reparameterisation=Reparameterisation.NONE,

@@ -34,9 +34,9 @@ class EnumTable(Generic[Kind]):
         """None for UNSPECIFIED and for a number of a newer protocol."""
         return self._kinds.get(number)
 
-    def checked(self, number: int, field: str, violations: Violations) -> Kind | None:
-        """Like `from_wire`; a number of a newer protocol is a violation."""
-        if number != 0 and number not in self._kinds:
+    def checked(self, number: int, field: str, violations: Violations | None) -> Kind | None:
+        """Like `from_wire`; a number of a newer protocol is a violation, if these are collected."""
+        if violations is not None and number != 0 and number not in self._kinds:
             violations.add(field, f"{number} is not a value of this enum that this service knows")
         return self._kinds.get(number)
 

@@ -22,10 +22,10 @@ def short_float(value: float) -> float:
     return next((short for short in candidates if ctypes.c_float(short).value == value), value)
 
 
-def read_duration(duration: Duration, field: str, violations: Violations) -> float | None:
-    """Seconds. A duration whose signs differ or that is out of range is a violation."""
+def read_duration(duration: Duration, field: str, violations: Violations | None) -> float | None:
+    """Seconds. A duration whose signs differ or that is out of range is a violation, if these are collected."""
     in_range = abs(duration.seconds) <= _MAX_DURATION_SECONDS and abs(duration.nanos) < 1_000_000_000
-    if not in_range or duration.seconds * duration.nanos < 0:
+    if violations is not None and (not in_range or duration.seconds * duration.nanos < 0):
         violations.add(field, "is not a duration")
         return None
     return duration.seconds + duration.nanos / 1e9
@@ -37,12 +37,13 @@ def write_duration(seconds: float) -> Duration:
     return Duration(seconds=whole, nanos=int((seconds - whole) * 1e9) if whole < _MAX_DURATION_SECONDS else 0)
 
 
-def read_timestamp(timestamp: Timestamp, field: str, violations: Violations) -> datetime | None:
-    """A time in UTC. One that is out of range is a violation."""
+def read_timestamp(timestamp: Timestamp, field: str, violations: Violations | None) -> datetime | None:
+    """A time in UTC; None if it is out of range, which is a violation, if these are collected."""
     try:
         return timestamp.ToDatetime(tzinfo=UTC)
     except (ValueError, OverflowError):
-        violations.add(field, "is not a time between the years 1 and 9999")
+        if violations is not None:
+            violations.add(field, "is not a time between the years 1 and 9999")
         return None
 
 

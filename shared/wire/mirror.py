@@ -11,8 +11,8 @@ import types
 import typing
 from collections.abc import Callable, Container, Mapping
 from dataclasses import fields, is_dataclass
-from datetime import UTC, datetime
-from functools import cache
+from datetime import datetime
+from functools import cache, partial
 from typing import Any, TypeVar, Union
 
 from google.protobuf.duration_pb2 import Duration
@@ -22,19 +22,24 @@ from google.protobuf.struct_pb2 import Struct
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from shared.errors import InvalidInput
+from shared.violations import Violations
 from shared.wire.enums import enum_number, table_of
+from shared.wire.fields import read_duration, read_timestamp
 
 T = TypeVar("T")
 M = TypeVar("M", bound=Message)
-Reader = Callable[[Any], Any]
+Reader = Callable[[Any, str, Violations | None], Any]
 F = TypeVar("F", bound=Reader)
+Writer = Callable[[Any, Any, str], None]
+W = TypeVar("W", bound=Writer)
 Descriptor = Any  # its type depends on protobuf's implementation (upb or Python)
 
 _special_readers: dict[type, Reader] = {}
+_special_writers: dict[type, Writer] = {}
 
 
 def reader(kind: type) -> Callable[[F], F]:
-    """Register the function that reads `kind` from a message of another shape."""
+    """Register the function that reads `kind` from a message of another shape, with the arguments of `read`."""
 
     def register(function: F) -> F:
         _special_readers[kind] = function
@@ -43,25 +48,52 @@ def reader(kind: type) -> Callable[[F], F]:
     return register
 
 
-def read(kind: type[T], message: Message) -> T:
-    """A `kind` with the values of the message."""
-    if special := _special_readers.get(kind):
-        return typing.cast(T, special(message))
-    return kind(**read_fields(kind, message))
+def read(kind: type[T], message: Message, path: str = "", violations: Violations | None = None) -> T:
+    """A `kind` with the values of the message.
 
-
-def read_fields(kind: type, message: Message) -> dict[str, Any]:
-    """Constructor arguments of `kind`: every field that the message has under the same name."""
-    return {name: get(message) for name, get in _readers(kind, typing.cast(Any, type(message)))}
-
-
-def write(value: Any, message: M, path: str = "", skip: Container[str] = ()) -> M:
-    """Fill a message from a dataclass, without the fields in `skip`. None stays unset. Raises InvalidInput naming the
-    field.
+    Values that this build can't read (a newer enum value, a malformed time) are added to `violations`, below `path`;
+    without `violations`, an enum value becomes None. Ranges are not checked: `kind` has a `check` for that.
     """
-    descriptors = message.DESCRIPTOR.fields_by_name
+    if special := _special_readers.get(kind):
+        return typing.cast(T, special(message, path, violations))
+    return kind(**read_fields(kind, message, path, violations))
+
+
+def read_fields(kind: type, message: Message, path: str = "", violations: Violations | None = None) -> dict[str, Any]:
+    """Constructor arguments of `kind`: every field that the message has under the same name."""
+    readers = _readers(kind, typing.cast(Any, type(message)))
+    return {name: get(message, path, violations) for name, get in readers}
+
+
+def writer(kind: type) -> Callable[[W], W]:
+    """Register the function that writes `kind` (and its subclasses) to a message of another shape."""
+
+    def register(function: W) -> W:
+        _special_writers[kind] = function
+        return function
+
+    return register
+
+
+def write(value: Any, message: M, path: str = "") -> M:
+    """Fill a message from a dataclass. None stays unset. Raises InvalidInput naming the field below `path`."""
     if not is_dataclass(value) or isinstance(value, type):
         raise InvalidInput.of(path, f"{value!r:.80} does not fit: a value of type {type(message).__name__} is expected")
+    special = _special_writer(type(value))
+    if special is None:
+        return write_fields(value, message, path)
+    special(value, message, path)
+    return message
+
+
+@cache
+def _special_writer(kind: type) -> Writer | None:
+    return next((_special_writers[base] for base in kind.__mro__ if base in _special_writers), None)
+
+
+def write_fields(value: Any, message: M, path: str = "", skip: Container[str] = ()) -> M:
+    """Fill a message from the fields of a dataclass that have the same name there, without the fields in `skip`."""
+    descriptors = message.DESCRIPTOR.fields_by_name
     for item in fields(value):
         if item.name in skip:
             continue
@@ -118,7 +150,7 @@ def _write_field(message: Message, descriptor: Descriptor, content: Any, where: 
 
 
 @cache
-def _readers(kind: Any, message_type: Any) -> tuple[tuple[str, Callable[[Message], Any]], ...]:
+def _readers(kind: Any, message_type: Any) -> tuple[tuple[str, Reader], ...]:
     """(field name, function that reads it from a message) for each field; computed once for each pair of types."""
     hints = typing.get_type_hints(kind)
     descriptors = message_type.DESCRIPTOR.fields_by_name
@@ -133,41 +165,50 @@ def _message_field(name: str, descriptors: Mapping[str, Descriptor]) -> str | No
     return short if short in descriptors else None
 
 
-def _field_reader(descriptor: Descriptor, hint: Any) -> Callable[[Message], Any]:
-    name, optional = descriptor.name, _is_optional(hint)
-    inner = _strip_optional(hint)
-    convert = _value_reader(descriptor, inner)
-    if typing.get_origin(inner) is tuple:
-        return lambda message: tuple(convert(element) for element in getattr(message, name))
+def _field_reader(descriptor: Descriptor, hint: Any) -> Reader:
+    name, inner = descriptor.name, _strip_optional(hint)
     if typing.get_origin(inner) in (Mapping, dict) and not _is_message(descriptor, Struct):
-        return lambda message: dict(getattr(message, name))
-    if optional and descriptor.has_presence:
-        return lambda message: convert(getattr(message, name)) if message.HasField(name) else None
-    return lambda message: convert(getattr(message, name))
+        return lambda message, path, violations: dict(getattr(message, name))
+    is_tuple = typing.get_origin(inner) is tuple
+    convert = _value_reader(descriptor, typing.get_args(inner)[0] if is_tuple else inner)
+    if convert is None:
+        collect = tuple if is_tuple else _unchanged
+        if _is_optional(hint) and descriptor.has_presence:
+            return lambda message, path, violations: getattr(message, name) if message.HasField(name) else None
+        return lambda message, path, violations: collect(getattr(message, name))
+    if is_tuple:
+        return lambda message, path, violations: tuple(
+            convert(element, f"{path}.{name}[{index}]", violations)
+            for index, element in enumerate(getattr(message, name))
+        )
+    if _is_optional(hint) and descriptor.has_presence:
+        return lambda message, path, violations: (
+            convert(getattr(message, name), f"{path}.{name}", violations) if message.HasField(name) else None
+        )
+    return lambda message, path, violations: convert(getattr(message, name), f"{path}.{name}", violations)
 
 
-def _value_reader(descriptor: Descriptor, hint: Any) -> Callable[[Any], Any]:
-    if typing.get_origin(hint) is tuple:
-        hint = typing.get_args(hint)[0]
+def _value_reader(descriptor: Descriptor, hint: Any) -> Reader | None:
+    """Reads one value of a field; None: the value stays as it is."""
     if _is_message(descriptor, Timestamp):
-        return _datetime
+        return read_timestamp
     if _is_message(descriptor, Duration):
-        return lambda duration: duration.ToNanoseconds() / 1e9
+        return read_duration
     if _is_message(descriptor, Struct):
-        return MessageToDict
+        return lambda struct, path, violations: MessageToDict(struct)
     if isinstance(hint, type) and is_dataclass(hint):
-        return lambda message: read(hint, message)
+        return partial(read, hint)
     if descriptor.enum_type is not None:
-        return table_of(descriptor.enum_type, hint).from_wire
-    return lambda value: value
+        return table_of(descriptor.enum_type, hint).checked
+    return None
+
+
+def _unchanged(value: Any) -> Any:
+    return value
 
 
 def _is_message(descriptor: Descriptor, kind: type[Message]) -> bool:
     return descriptor.message_type is not None and descriptor.message_type.full_name == kind.DESCRIPTOR.full_name
-
-
-def _datetime(timestamp: Timestamp) -> datetime:
-    return timestamp.ToDatetime(tzinfo=UTC)
 
 
 def _is_optional(hint: Any) -> bool:

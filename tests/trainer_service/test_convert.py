@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import fields, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -28,15 +29,17 @@ from shared.values.results import (
     TuningResult,
 )
 from shared.values.sampling import Sampling
+from shared.values.spec import PublishGate, PublishPolicy, TuningSpec
 from shared.violations import Violations
 from shared.wire.fields import read_duration, short_float, write_duration
+from shared.wire.mirror import write
 from shared.wire.sampling import read_sampling, write_sampling
+from shared.wire.spec import read_checked_spec
 from shared.wire.template import read_template, write_template
 from tests.trainer_service.builders import BASE_MODEL, effective_spec
 from tests.trainer_service.requests import generation_examples, inline
 from trainer_service.convert.jobs import event_to_wire, job_to_wire
 from trainer_service.convert.prompts import targets_from_wire, targets_to_wire, version_to_wire
-from trainer_service.convert.spec import effective_to_wire, hyperparameters_to_wire, request_from_wire, spec_to_wire
 from trainer_service.jobs.model import (
     PAYLOADS,
     CheckpointStored,
@@ -45,21 +48,21 @@ from trainer_service.jobs.model import (
     JobEvent,
     JobEventKind,
     Note,
-    PublishGate,
-    PublishPolicy,
-    TuningSpec,
+    StoredSpec,
 )
 from trainer_service.jobs.states import JobState
 from trainer_service.prompts import Version
 from trainer_service.training.data.repetition import Repetition
 from trainer_service.training.spec import (
-    HyperparameterRequest,
+    FilledHyperparameters,
+    Hyperparameters,
     Init,
     InitMethod,
     LearningRateSchedule,
     Metric,
     Reparameterisation,
     TaskKind,
+    TooLong,
 )
 
 COMPARISON = Comparison(
@@ -78,7 +81,7 @@ CANDIDATE = SearchCandidate(
 )
 NOW = datetime(2026, 1, 2, 3, 4, 5, 678901, UTC)
 
-SPEC = TuningSpec(
+SPEC = StoredSpec(
     prompt="support-tone",
     base_model="tiny",
     dataset="datasets/sha256-" + "a" * 64,
@@ -86,9 +89,9 @@ SPEC = TuningSpec(
     template=Template(text="Q: {input}", format=TemplateFormat.CHAT, system="Be kind"),
     task=TaskKind.CLASSIFICATION,
     labels=("a", "b"),
-    hyperparameters=HyperparameterRequest(
+    hyperparameters=Hyperparameters(
         num_virtual_tokens=7,
-        init=Init(method=InitMethod.FROM_PROMPT, source_version="other@3"),
+        init=Init(method=InitMethod.FROM_PROMPT, source="other@3"),
         reparameterisation=Reparameterisation.RESIDUAL,
         learning_rate=0.003,
         schedule=LearningRateSchedule.LINEAR,
@@ -116,41 +119,39 @@ SPEC = TuningSpec(
     ),
     annotations={"team": "web"},
     deadline=NOW,
+    too_long=TooLong.DROP,
 )
 
 
+def written(spec: TuningSpec) -> tuning_pb2.TuningSpec:
+    return write(spec, tuning_pb2.TuningSpec(), "spec")
+
+
 def test_every_field_of_a_spec_survives_both_ways() -> None:
-    message = spec_to_wire(SPEC)
+    message = written(SPEC)
     unset = [field.name for field in message.DESCRIPTOR.fields if not is_set(message, field)]
     assert unset == ["validation_fraction"]
-    request = request_from_wire(tuning_pb2.CreateTuningJobRequest(spec=message, request_id="x"))
-    assert (
-        request.spec.model_copy(update={"dataset": SPEC.dataset, "validation_dataset": SPEC.validation_dataset}) == SPEC
-    )
-    assert request.request_id == "x"
+    assert StoredSpec(**vars(read_checked_spec(message))) == SPEC
 
 
 def test_what_is_left_out_stays_left_out() -> None:
     spec = tuning_pb2.TuningSpec(prompt="a", dataset=inline(generation_examples(2)))
-    request = request_from_wire(tuning_pb2.CreateTuningJobRequest(spec=spec))
-    assert request.spec.hyperparameters == HyperparameterRequest()
-    assert request.spec.template is None
-    assert request.spec.publish == PublishPolicy()
-    assert request.spec.sampling_defaults == Sampling()
-    message = spec_to_wire(request.spec)
+    read = read_checked_spec(spec)
+    assert read == TuningSpec("a", read.dataset)
+    message = written(replace(read, dataset="datasets/sha256-00"))
     assert message.hyperparameters == tuning_pb2.Hyperparameters()
     assert not message.HasField("template")
     assert not message.HasField("max_runtime")
 
 
 def test_no_alias_and_the_default_one_are_told_apart() -> None:
-    for wire, alias in (("", "default"), ("-", ""), ("canary", "canary")):
+    for wire, moved in (("", "default"), ("-", ""), ("canary", "canary")):
         spec = tuning_pb2.TuningSpec(
             prompt="a", dataset=inline(generation_examples(2)), publish=tuning_pb2.PublishPolicy(alias=wire)
         )
-        request = request_from_wire(tuning_pb2.CreateTuningJobRequest(spec=spec))
-        assert request.spec.publish.alias == alias
-        assert spec_to_wire(request.spec).publish.alias == (wire or "default")
+        read = read_checked_spec(spec)
+        assert read.publish.moved_alias == moved
+        assert written(replace(read, dataset="x")).publish.alias == (wire or "default")
 
 
 def test_every_field_of_a_job_is_told() -> None:
@@ -231,12 +232,8 @@ def test_every_field_of_a_job_is_told() -> None:
         assert [field.name for field in part.DESCRIPTOR.fields if not is_set(part, field)] == [], part.DESCRIPTOR.name
     assert message.create_time.ToDatetime(UTC) == NOW
     assert message.progress.metrics["loss"] == math.inf
-    effective = effective_to_wire(job.spec, job.effective)
-    left_open = [
-        field.name
-        for field in effective.hyperparameters.DESCRIPTOR.fields
-        if not is_set(effective.hyperparameters, field)
-    ]
+    filled = message.effective_spec.hyperparameters
+    left_open = [field.name for field in filled.DESCRIPTOR.fields if not is_set(filled, field)]
     assert left_open == ["num_epochs", "class_weights"]
 
 
@@ -261,9 +258,10 @@ def test_every_kind_of_event_is_told() -> None:
 
 def test_hyperparameters_have_the_same_fields_on_both_sides() -> None:
     wire = {field.name for field in tuning_pb2.Hyperparameters.DESCRIPTOR.fields}
-    assert wire == set(HyperparameterRequest.model_fields)
-    message = hyperparameters_to_wire(SPEC.hyperparameters)
+    assert wire == {field.name for field in fields(Hyperparameters)}
+    message = written(SPEC).hyperparameters
     assert message.HasField("warmup_steps")  # zero is not the same as left out
+    assert wire - {"num_epochs"} == set(FilledHyperparameters.model_fields)
 
 
 @given(st.floats(0, 1e9))

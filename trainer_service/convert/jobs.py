@@ -12,14 +12,16 @@ from shared.violations import Violations
 from shared.wire.enums import ORDERS, STATES
 from shared.wire.fields import write_timestamp
 from shared.wire.mirror import fill, write
-from trainer_service.convert.spec import effective_to_wire, spec_to_wire
 from trainer_service.jobs.model import CheckpointStored, Evaluation, Job, JobEvent, JobFilter, JobOrder, Note
+from trainer_service.jobs.view import asked_spec, effective_spec
 
 
 def job_to_wire(job: Job) -> tuning_pb2.TuningJob:
     return fill(
-        tuning_pb2.TuningJob(spec=spec_to_wire(job.spec), effective_spec=effective_to_wire(job.spec, job.effective)),
+        tuning_pb2.TuningJob(),
         name=job.name,
+        spec=asked_spec(job),
+        effective_spec=effective_spec(job),
         state=job.state,
         queue_position=job.queue_position,
         attempt=job.attempt,

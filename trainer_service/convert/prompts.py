@@ -19,20 +19,16 @@ from shared.store.commit import MAX_TARGETS, MAX_WEIGHT, AliasTarget
 from shared.store.fleet import Serving
 from shared.store.index import Alias, PromptRecord, VersionRecord
 from shared.store.replicas import LoadedVersion, ReplicaRecord
-from shared.text.template import Template
 from shared.values.results import Comparison
+from shared.values.spec import moved_alias
 from shared.violations import Violations
 from shared.wire.fields import write_duration, write_timestamp
 from shared.wire.mirror import write
 from shared.wire.sampling import write_sampling
-from shared.wire.template import read_checked_template, write_template
-from trainer_service.convert.common import (
-    alias_from_wire,
-    base_model_to_wire,
-    source_to_wire,
-)
+from shared.wire.template import read_template
 from trainer_service.imports import ImportRequest, is_import
 from trainer_service.jobs.stored_json import from_plain
+from trainer_service.jobs.view import shown_source
 from trainer_service.prompts import PromptChange, PromptStatus, Version
 
 _MAX_VERSION = 999_999_999
@@ -98,12 +94,12 @@ def version_to_wire(version: Version, manifest: Manifest | None = None) -> promp
         base_model=_base_model(record, manifest),
         num_virtual_tokens=record.summary.num_virtual_tokens,
         metrics=record.metrics,
-        parent=source_to_wire(record.summary.parent),
+        parent=shown_source(record.summary.parent),
         revision=record.revision,
         aliases=prompt.aliases_of(record.version),
     )
     if manifest is not None:
-        message.template.CopyFrom(write_template(manifest.template))
+        write(manifest.template, message.template)
         message.labels.extend(manifest.labels)
         message.metrics.update(manifest.metrics)
         message.sampling_defaults.CopyFrom(write_sampling(manifest.sampling_defaults))
@@ -131,13 +127,13 @@ def _recipe(manifest: Manifest) -> Any:
     recipe: Any = copy.deepcopy(dict(manifest.recipe))
     init = (recipe.get("hyperparameters") or {}).get("init") or {}
     if isinstance(init.get("source_version"), str):
-        init["source_version"] = source_to_wire(init["source_version"])
+        init["source_version"] = shown_source(init["source_version"])
     return recipe
 
 
 def _base_model(record: VersionRecord, manifest: Manifest | None) -> common_pb2.BaseModel:
     if manifest is not None:
-        return base_model_to_wire(manifest.base_model)
+        return write(manifest.base_model, common_pb2.BaseModel())
     summary = record.summary
     return common_pb2.BaseModel(
         id=summary.base_model, fingerprint=summary.base_model_fingerprint, hidden_size=summary.hidden_size
@@ -147,14 +143,14 @@ def _base_model(record: VersionRecord, manifest: Manifest | None) -> common_pb2.
 def import_from_wire(header: prompts_pb2.ImportHeader) -> ImportRequest:
     """Raises InvalidInput."""
     violations = Violations()
-    template = read_checked_template(header.template, "header.template", violations)
+    template = read_template(header.template, "header.template", violations)
     violations.raise_if_any()
     return ImportRequest(
         prompt=header.prompt,
         base_model=header.base_model,
-        template=template or Template(),
+        template=template,
         labels=tuple(header.labels),
-        alias=alias_from_wire(header.alias),
+        alias=moved_alias(header.alias),
         request_id=header.request_id,
     )
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from prompttuning.v1 import tuning_pb2
+from prompttuning.v1 import common_pb2, tuning_pb2
 
 from shared.wire.enums import TASKS
 from shared.wire.fields import write_duration, write_timestamp
-from trainer_service.convert.common import base_model_to_wire
-from trainer_service.convert.spec import hyperparameters_to_wire
+from shared.wire.mirror import write
 from trainer_service.datasets.ledger import OwnedDataset
 from trainer_service.datasets.store import StoredDataset
 from trainer_service.jobs.model import JobCounts
@@ -49,9 +48,9 @@ def info_to_wire(info: ServiceInfo, counts: JobCounts) -> tuning_pb2.GetServiceI
     defaults = info.default_hyperparameters
     return tuning_pb2.GetServiceInfoResponse(
         software_version=info.software_version,
-        base_models=map(base_model_to_wire, info.base_models),
+        base_models=[write(model, common_pb2.BaseModel()) for model in info.base_models],
         limits=limits,
-        default_hyperparameters=None if defaults is None else hyperparameters_to_wire(defaults),
+        default_hyperparameters=None if defaults is None else write(defaults.as_chosen, tuning_pb2.Hyperparameters()),
         queued_jobs=counts.queued,
         running_jobs=counts.running,
         num_workers=counts.num_workers,

@@ -14,9 +14,9 @@ from shared.caller import current_caller
 from shared.errors import InvalidInput
 from shared.process.call_pool import CallPool
 from shared.security.page_tokens import ListScope, PageTokens
+from shared.wire.spec import read_checked_spec
 from trainer_service.convert.jobs import event_to_wire, filter_from_wire, filter_to_json, job_to_wire
 from trainer_service.convert.service import dataset_to_wire, info_to_wire, uploaded_to_wire
-from trainer_service.convert.spec import request_from_wire
 from trainer_service.datasets.csv_upload import CsvUpload
 from trainer_service.datasets.fields import renamed
 from trainer_service.datasets.tenant_datasets import TenantDatasets
@@ -84,8 +84,8 @@ class TuningServicer(tuning_pb2_grpc.TuningServiceServicer):
         return pb.DeleteDatasetResponse()
 
     async def CreateTuningJob(self, request: pb.CreateTuningJobRequest, context: Any) -> pb.CreateTuningJobResponse:
-        asked = await self._requests.call(request_from_wire, request)
-        job = await self._intake.create(asked, JobOwner.of(current_caller()))
+        spec = await self._requests.call(read_checked_spec, request.spec)
+        job = await self._intake.create(spec, request.request_id, JobOwner.of(current_caller()))
         return pb.CreateTuningJobResponse(job=job_to_wire(job))
 
     async def GetTuningJob(self, request: pb.GetTuningJobRequest, context: Any) -> pb.GetTuningJobResponse:

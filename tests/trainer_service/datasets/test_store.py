@@ -9,6 +9,7 @@ import os
 import threading
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -59,7 +60,7 @@ async def test_an_upload_is_stored_under_its_digest_and_read_back(store: Dataset
     ],
 )
 def test_examples_of_a_request_come_back_as_they_were(store: DatasetStore, example: Example) -> None:
-    other = example.model_copy(update={"line": 2, "label": None if example.label is None else "z"})
+    other = replace(example, line=2, label=None if example.label is None else "z")
     stored = store.add_examples([example, other])
     assert store.read(stored.name) == (example, other)
 

@@ -177,7 +177,7 @@ async def test_a_gate_that_is_not_met_publishes_nothing_and_says_why(service: Se
 
 async def test_publishing_may_move_no_alias(service: Service) -> None:
     manager = await service.start()
-    job = await manager.create(spec(publish=PublishPolicy(alias="")))
+    job = await manager.create(spec(publish=PublishPolicy(alias="-")))
     done = await service.state(job.id, JobState.SUCCEEDED)
     assert done.result is not None
     assert (done.result.published, done.result.alias_moved) == (True, False)

@@ -161,7 +161,7 @@ def test_datasets_go_when_no_unended_job_needs_them_and_nobody_used_them_for_day
 def test_bytes_that_no_tenant_has_go_after_a_day_unless_a_job_still_reads_them(place: Place) -> None:
 
     orphan, young, read = (place.bytes.add_examples([Example(line=1, input=text, output="x")]).name for text in "abc")
-    place.jobs.create(record(spec().model_copy(update={"dataset": read})), max_queued=10, max_active_of_caller=10)
+    place.jobs.create(record(replace(spec(), dataset=read)), max_queued=10, max_active_of_caller=10)
     for name in (orphan, read):
         os.utime(place.directory / "datasets" / f"{name.removeprefix('datasets/')}.jsonl", (0, 0))
     assert place.round().files_removed == 1

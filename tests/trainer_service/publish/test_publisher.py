@@ -13,10 +13,11 @@ from shared.prompt.blob import decode_blob
 from shared.prompt.manifest import utc_now
 from shared.store import AliasTarget, LoadedVersion, RefusedVersion, ReplicaRecord, VersionRecord
 from shared.values.results import TuningResult
+from shared.values.spec import PublishGate, PublishPolicy
 from tests.shared.prompt.blobs import make_blob
 from tests.trainer_service.builders import BASE_MODEL, spec
 from tests.trainer_service.job_service import Service
-from trainer_service.jobs.model import Job, Note, PublishGate, PublishPolicy
+from trainer_service.jobs.model import Job, Note
 from trainer_service.jobs.states import JobState
 
 BEAT_CURRENT = PublishPolicy(gate=PublishGate(beat_current=True))

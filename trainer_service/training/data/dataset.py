@@ -156,7 +156,7 @@ class _Checker:
             self._violations.append(FieldViolation(field, reason))
 
     def add(self, example: Example) -> None:
-        task = _kind(example)
+        task = example.task
         if task is None:
             self.report(self._name(example, ""), "must have either input and output, or input and label, or messages")
             return
@@ -230,13 +230,6 @@ def _label_problem(label: str, quote: bool = True) -> str:
 
 def _quoted(text: str, quote: bool) -> str:
     return f"{text[:40]!r} " if quote else ""
-
-
-def _kind(example: Example) -> TaskKind | None:
-    has = (bool(example.messages), example.output is not None, example.label is not None)
-    if has == (True, False, False) and not example.input:
-        return TaskKind.CHAT
-    return {(False, True, False): TaskKind.GENERATION, (False, False, True): TaskKind.CLASSIFICATION}.get(has)
 
 
 def _problems(example: Example, task: TaskKind, allowed: frozenset[str], quote: bool) -> Iterable[tuple[str, str]]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import overload
 
 from shared.errors import DamagedBlob
+from shared.values.message import Message
 from trainer_service.training.spec import Example
 
 
@@ -93,4 +94,6 @@ class Selection(Sequence[Example]):
 
 def stored_example(line: bytes, number: int) -> Example:
     """The example of one stored line, not checked again. Blank lines may follow it."""
-    return Example(line=number, **json.loads(line.decode("utf-8-sig")))
+    fields = json.loads(line.decode("utf-8-sig"))
+    messages = tuple(Message(**turn) for turn in fields.pop("messages", ()))
+    return Example(**fields, messages=messages, line=number)
