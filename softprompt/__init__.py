@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from softprompt.client.stream import GenerationStream as GenerationStream
     from softprompt.client.sync_client import Client as Client
     from softprompt.client.sync_client import SyncGenerationStream as SyncGenerationStream
+    from softprompt.types.common import Guide as Guide
     from softprompt.types.common import Message as Message
     from softprompt.types.common import Sampling as Sampling
     from softprompt.types.common import Template as Template
@@ -40,7 +41,7 @@ _MODULES = {
     "softprompt.client.async_client": ("AsyncClient",),
     "softprompt.client.sync_client": ("Client", "SyncGenerationStream"),
     "softprompt.client.stream": ("GenerationStream",),
-    "softprompt.types.common": ("Message", "Sampling", "Template", "TemplateFormat"),
+    "softprompt.types.common": ("Guide", "Message", "Sampling", "Template", "TemplateFormat"),
     "softprompt.types.data": ("Data", "Example"),
     "softprompt.types.generation": ("Generation", "GenerationDelta", "TokenIds"),
     "softprompt.types.prompts": ("AliasTarget",),
