@@ -7,7 +7,7 @@ loop. Knows nothing of gRPC.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TypeVar
 
 from inference_service.limits import MAX_SHOWN_VIOLATIONS
@@ -16,6 +16,7 @@ from shared.names import PromptReference
 from shared.process.call_pool import CallPool
 from shared.text.template import INPUT_FIELD, InputEncoder, Message, Template
 from shared.text.truncation import fit_messages, fit_text
+from shared.values.location import Location
 
 Encoded = TypeVar("Encoded")
 _MAX_WAIT_SECONDS = 600.0
@@ -162,13 +163,11 @@ def _encode(encoder: InputEncoder, content: TextInput | ChatInput, room: int | N
             encoder.encode_messages(content.messages) if room is None else fit_messages(encoder, content.messages, room)
         )
     except InvalidInput as error:
-        raise InvalidInput(
-            [replace(found, field=_field_in(content, found.field)) for found in error.violations]
-        ) from error
+        raise error.moved(lambda place: _in_request(content, place)) from error
 
 
-def _field_in(content: TextInput | ChatInput, field: str) -> str:
-    """The request's field for the encoder's field, such as `messages[1]` or `template.system`."""
-    if field.startswith("messages"):
-        return "input.text" if isinstance(content, TextInput) else f"input.chat.{field}"
-    return f"input.{field}"
+def _in_request(content: TextInput | ChatInput, place: Location) -> Location:
+    """The request's field for the encoder's, such as `messages[1]` or `template.system`."""
+    if place.path[:1] != ("messages",):
+        return place.below(Location(("input",)))
+    return Location(("input", "text")) if isinstance(content, TextInput) else place.below(Location(("input", "chat")))

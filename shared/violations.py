@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 from shared.errors import FieldViolation, InvalidInput, SoftPromptError
+from shared.values.location import Location, Move
 
 T = TypeVar("T")
 
@@ -20,9 +21,9 @@ class Violations:
     def __bool__(self) -> bool:
         return bool(self._found)
 
-    def add(self, field: str, description: str) -> None:
+    def add(self, location: Location | str, description: str) -> None:
         """Adds a violation of one field."""
-        self._found.append(FieldViolation(field, description))
+        self._found.append(FieldViolation(location, description))
 
     def result_of(self, read: Callable[[], T]) -> T | None:
         """The result of `read`, or None after adding what its InvalidInput names."""
@@ -51,3 +52,12 @@ class Violations:
         """Raises InvalidInput with all violations, if any."""
         if self._found:
             raise InvalidInput(self._found)
+
+
+@contextmanager
+def moved(move: Move) -> Iterator[None]:
+    """A block whose InvalidInput names its places as the caller of the block knows them."""
+    try:
+        yield
+    except InvalidInput as error:
+        raise error.moved(move) from error

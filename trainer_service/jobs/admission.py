@@ -14,9 +14,8 @@ from typing import Any, Protocol
 from shared.errors import InvalidInput
 from shared.text.template import InputEncoder, Template, TemplateFormat, default_format, pinned
 from shared.values.spec import PublishGate
-from shared.violations import Violations
+from shared.violations import Violations, moved
 from trainer_service.base_models import BaseModels, KnownBaseModel
-from trainer_service.datasets.fields import DATASET, VALIDATION, in_dataset, labels_under, renamed
 from trainer_service.jobs.model import EffectiveSpec, StoredSpec, utc_now
 from trainer_service.jobs.sources import Source, Sources, names_job
 from trainer_service.pools import TrainerPools
@@ -24,6 +23,7 @@ from trainer_service.service_info import TuningLimits
 from trainer_service.training.comparison import MIN_EXAMPLES
 from trainer_service.training.data.dataset_facts import DatasetFacts
 from trainer_service.training.data.encoding import encode_dataset
+from trainer_service.training.data.places import DATASET, VALIDATION, in_dataset, in_message
 from trainer_service.training.data.repetition import Repetition
 from trainer_service.training.data.split import check_split
 from trainer_service.training.recipe.defaults import check_init, fill
@@ -31,6 +31,7 @@ from trainer_service.training.spec import Example, FilledHyperparameters, InitMe
 
 DEFAULT_VALIDATION_FRACTION = 0.1
 MAX_DEFAULT_VALIDATION_EXAMPLES = 500
+_IN_SPEC = in_message("spec", "labels", "template")
 _SAMPLED_CHARS = 1 << 20
 """Characters of examples that are tokenized when a job is created, which takes about a second."""
 
@@ -87,7 +88,7 @@ class SpecAdmission:
         """
         model, examples = await self._pools.job_checks.call(self._check, spec)
         source = await self._source(spec, model)
-        with renamed(_as_on_the_wire):
+        with moved(_IN_SPEC):
             return await self._pools.job_checks.call(self._effective, spec, model, source, examples)
 
     def _check(self, spec: StoredSpec) -> tuple[KnownBaseModel, _Examples]:
@@ -95,7 +96,7 @@ class SpecAdmission:
         self._check_limits(spec, violations)
         with violations.collected():
             model = self._models.get(spec.base_model, "spec.base_model")
-        with violations.collected(), renamed(_as_on_the_wire):
+        with violations.collected(), moved(_IN_SPEC):
             examples = self._examples(spec)
         violations.raise_if_any()
         return model, examples
@@ -131,7 +132,7 @@ class SpecAdmission:
         if spec.task not in (None, facts.task):
             raise InvalidInput.of("spec.task", f"is {spec.task}, but the dataset's examples are for {facts.task}")
         if spec.validation_dataset:
-            with renamed(lambda field: field.replace(DATASET, VALIDATION, 1) if field.startswith(DATASET) else field):
+            with moved(in_dataset(VALIDATION)):
                 held_out, held_out_sample = self._datasets.describe(spec.validation_dataset, labels)
             if held_out.task is not facts.task:
                 raise InvalidInput.of(
@@ -224,7 +225,7 @@ def _check_sample(examples: _Examples, encoder: InputEncoder, training: Training
                 break
             checked.append(example)
         checked.sort(key=lambda example: example.line)
-        with violations.collected(), renamed(in_dataset(which)):
+        with violations.collected(), moved(in_dataset(which)):
             encode_dataset(checked, encoder, training, training.max_positions)
     violations.raise_if_any()
 
@@ -263,10 +264,6 @@ def _with_source(filled: FilledHyperparameters, source: Source | None) -> Filled
     if source is None:
         return filled
     return filled.model_copy(update={"init": replace(filled.init, source=source.name)})
-
-
-def _as_on_the_wire(field: str) -> str:
-    return f"spec.{field}" if field.startswith("template.") else labels_under("spec")(field)
 
 
 def check_gate(gate: PublishGate | None, num_held_out: int) -> None:

@@ -9,11 +9,13 @@ from typing import Protocol
 from shared.caller import Tenant
 from shared.values.enums import TooLong
 from shared.values.example import Example
+from shared.values.location import Location
 from shared.values.spec import TuningSpec, is_uri
-from trainer_service.datasets.fields import DATASET, VALIDATION, in_request, labels_under, renamed
+from shared.violations import moved
 from trainer_service.datasets.tenant_datasets import TenantDatasets
 from trainer_service.jobs.model import Job, StoredSpec
 from trainer_service.jobs.owner import NO_OWNER, JobOwner
+from trainer_service.training.data.places import DATASET, VALIDATION, in_dataset, in_message, in_request
 
 
 class JobCreator(Protocol):
@@ -34,9 +36,13 @@ class JobIntake:
         Raises InvalidInput with all violations, NotFound, PreconditionFailed or Overloaded.
         """
         with ExitStack() as names:
-            names.enter_context(renamed(labels_under("spec")))
-            names.enter_context(renamed(in_request(DATASET, "spec.dataset.inline.examples")))
-            names.enter_context(renamed(in_request(VALIDATION, "spec.validation_dataset.inline.examples")))
+            names.enter_context(moved(in_message("spec", "labels")))
+            for which, source, field in (
+                (DATASET, spec.dataset, "dataset"),
+                (VALIDATION, spec.validation_dataset, "validation_dataset"),
+            ):
+                if isinstance(source, tuple):
+                    names.enter_context(moved(in_request(which, Location(("spec", field, "inline", "examples")))))
             dataset = await self._store(owner.tenant, spec.dataset, "spec.dataset", spec.labels)
             validation = await self._store_validation(owner.tenant, spec, dataset)
             given = {**vars(spec), "dataset": dataset, "validation_dataset": validation}
@@ -60,5 +66,5 @@ class JobIntake:
         if source is None or (isinstance(source, str) and not is_uri(source)):
             return source or ""
         labels = spec.labels or await self._datasets.pool.call(self._datasets.labels, tenant, dataset)
-        with renamed(lambda field: field.replace(DATASET, VALIDATION, 1) if field.startswith(DATASET) else field):
+        with moved(in_dataset(VALIDATION)):
             return await self._store(tenant, source, "spec.validation_dataset", labels)

@@ -14,11 +14,11 @@ from shared.caller import current_caller
 from shared.errors import InvalidInput
 from shared.process.call_pool import CallPool
 from shared.security.page_tokens import ListScope, PageTokens
+from shared.violations import moved
 from shared.wire.spec import read_checked_spec
 from trainer_service.convert.jobs import event_to_wire, filter_from_wire, filter_to_json, job_to_wire
 from trainer_service.convert.service import dataset_to_wire, info_to_wire, uploaded_to_wire
 from trainer_service.datasets.csv_upload import CsvUpload
-from trainer_service.datasets.fields import renamed
 from trainer_service.datasets.tenant_datasets import TenantDatasets
 from trainer_service.dispatch.manager import JobManager
 from trainer_service.jobs.owner import JobOwner
@@ -59,7 +59,7 @@ class TuningServicer(tuning_pb2_grpc.TuningServiceServicer):
         tenant, format = current_caller().tenant, header.format
         if format == pb.DatasetHeader.FORMAT_CSV:
             csv = CsvUpload(header.size_bytes, header.digest, self._info.upload_limits.max_line_bytes)
-            with renamed(csv.line_of):
+            with moved(csv.line_of):
                 lines = csv.json_lines(chunks, self._datasets.pool)
                 return uploaded_to_wire(await self._datasets.receive(tenant, lines, labels=header.labels))
         if format not in (pb.DatasetHeader.FORMAT_UNSPECIFIED, pb.DatasetHeader.FORMAT_JSON_LINES):

@@ -8,6 +8,7 @@ import pytest
 
 from shared.errors import Conflict, NotFound, Overloaded, PreconditionFailed
 from shared.values.results import TuningProgress
+from shared.values.spec import PublishGate, PublishPolicy
 from tests.trainer_service.builders import spec
 from tests.trainer_service.job_service import Service
 from trainer_service.jobs.model import (
@@ -17,8 +18,6 @@ from trainer_service.jobs.model import (
     JobFilter,
     JobOrder,
     Note,
-    PublishGate,
-    PublishPolicy,
 )
 from trainer_service.jobs.owner import JobOwner
 from trainer_service.jobs.states import JobState

@@ -21,8 +21,9 @@ from trainer_service.jobs.admission import SpecAdmission
 from trainer_service.jobs.model import EffectiveSpec, Job, StoredSpec
 from trainer_service.jobs.sources import Sources
 from trainer_service.service_info import TuningLimits
-from trainer_service.training.data.dataset import check_examples, split_validation
+from trainer_service.training.data.dataset import parse_examples, split_validation
 from trainer_service.training.data.dataset_facts import DatasetFacts
+from trainer_service.training.data.example_lines import example_line
 from trainer_service.training.data.repetition import repetition_of
 from trainer_service.training.spec import Example, Hyperparameters, Init, InitMethod, Metric, TaskKind, TooLong
 
@@ -43,7 +44,7 @@ class Datasets:
     def describe(self, name: str, labels: Sequence[str] = ()) -> tuple[DatasetFacts, tuple[Example, ...]]:
         if name not in self.examples:
             raise NotFound("dataset", name)
-        found = check_examples(self.examples[name], labels, "dataset")
+        found = parse_examples(map(example_line, self.examples[name]), labels)
         occurring = tuple(dict.fromkeys(example.label for example in found.examples if example.label is not None))
         facts = DatasetFacts(
             task=found.task,

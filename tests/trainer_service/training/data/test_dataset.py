@@ -9,12 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.errors import InvalidInput
-from shared.text.template import InputEncoder, Message, Template
+from shared.text.template import InputEncoder, Template
 from tests.tiny_models import byte_tokenizer
 from tests.trainer_service.training.tasks import classification, generation, task
 from trainer_service.training.data.dataset import (
     DatasetLimits,
-    check_examples,
     count_overlap,
     encode_dataset,
     parse_examples,
@@ -130,16 +129,6 @@ def test_blank_lines_and_a_byte_order_mark_are_skipped_and_lines_still_count() -
     parsed = parse_examples([b"\xef\xbb\xbf" + GOOD + b"\r\n", b"\n", GOOD])
     assert [example.line for example in parsed.examples] == [1, 3]
     assert parsed.task is TaskKind.GENERATION
-
-
-def test_structured_examples_are_named_by_index() -> None:
-    examples = [Example(line=1, input="a", output="b"), Example(line=2, input="a", output="")]
-    with pytest.raises(InvalidInput, match=r"spec\.examples\[1\]\.output: is empty"):
-        check_examples(examples, field="spec.examples")
-    with pytest.raises(InvalidInput, match=r"examples\[0\]: must have either"):
-        check_examples([Example(line=1, input="a", output="b", label="c")])
-    chat = (Message(role="user", content="x"), Message(role="assistant", content="y"))
-    assert check_examples([Example(line=1, messages=chat)]).task is TaskKind.CHAT
 
 
 @given(st.integers(4, 60), st.floats(0.05, 0.95), st.integers(0, 2**40))
