@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -55,8 +53,11 @@ def test_an_item_of_a_list_is_shown_by_its_index() -> None:
 
 
 def test_an_error_names_its_place_as_each_layer_knows_it() -> None:
-    with pytest.raises(InvalidInput) as caught, moved(lambda place: place.below(Location(("spec",)))):
-        with moved(lambda place: replace(place, path=(*place.path, 3))):
-            raise InvalidInput.of("labels", "is empty")
+    with (
+        pytest.raises(InvalidInput) as caught,
+        moved(lambda place: place.below(Location(("spec",)))),
+        moved(lambda place: place / 3),
+    ):
+        raise InvalidInput.of("labels", "is empty")
     assert caught.value.violations == (FieldViolation("spec.labels[3]", "is empty"),)
     assert str(caught.value) == "spec.labels[3]: is empty"
