@@ -5,10 +5,9 @@ from __future__ import annotations
 from prompttuning.v1 import tuning_pb2
 
 from shared.wire.mirror import fill
-from trainer_service.convert.common import base_model_to_wire, source_to_wire
 from trainer_service.convert.jobs import evaluation_to_wire, job_to_wire
-from trainer_service.convert.spec import hyperparameters_to_wire
 from trainer_service.jobs.reports import JobReport
+from trainer_service.jobs.view import effective_spec, shown_source
 
 
 def report_to_wire(report: JobReport) -> tuning_pb2.JobReport:
@@ -30,13 +29,14 @@ def report_to_wire(report: JobReport) -> tuning_pb2.JobReport:
 
 def _lineage_to_wire(report: JobReport) -> tuning_pb2.JobLineage:
     spec, effective = report.job.spec, report.job.effective
-    parent = source_to_wire(effective.source_version)
-    return tuning_pb2.JobLineage(
+    parent = shown_source(effective.source_version)
+    return fill(
+        tuning_pb2.JobLineage(),
         dataset=spec.dataset,
         validation_dataset=spec.validation_dataset,
-        init=hyperparameters_to_wire(effective.training.hyperparameters).init,
+        init=effective_spec(report.job).hyperparameters.init,
         parent_version=parent,
         parent_digest=effective.source_digest if parent else "",
-        base_model=base_model_to_wire(effective.base_model),
+        base_model=effective.base_model,
         software_version=report.software_version,
     )
