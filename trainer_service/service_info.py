@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from importlib.metadata import version
 
-from shared.model.base_model import BaseModelInfo
-from shared.text.template import Template
+from shared.values import service as values
+from shared.values.base_model import BaseModelInfo
+from shared.values.template import Template
 from trainer_service.base_models import BaseModels
 from trainer_service.datasets.upload import UploadLimits
 from trainer_service.training.recipe.defaults import fill
@@ -34,6 +35,22 @@ class ServiceInfo:
     limits: TuningLimits
     upload_limits: UploadLimits
     software_version: str = version("softprompt")
+
+    def shown(self, *, queued: int, running: int, num_workers: int) -> values.ServiceInfo:
+        """The information, with the service's load in jobs."""
+        filled = self.default_hyperparameters
+        return values.ServiceInfo(
+            software_version=self.software_version,
+            base_models=self.base_models,
+            limits=values.TuningLimits(**vars(self.limits), **vars(self.upload_limits)),
+            default_hyperparameters=None if filled is None else filled.as_chosen,
+            queued_jobs=queued,
+            running_jobs=running,
+            num_workers=num_workers,
+            unavailable_base_models=tuple(
+                values.UnavailableBaseModel(id, reason) for id, reason in sorted(self.models.unavailable.items())
+            ),
+        )
 
     @property
     def base_models(self) -> tuple[BaseModelInfo, ...]:

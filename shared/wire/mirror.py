@@ -59,6 +59,14 @@ def read(kind: type[T], message: Message, path: str = "", violations: Violations
     return kind(**read_fields(kind, message, path, violations))
 
 
+def read_checked(kind: type[T], message: Message, path: str = "") -> T:
+    """Like `read`. Raises InvalidInput with all values that this build can't read."""
+    violations = Violations()
+    found = read(kind, message, path, violations)
+    violations.raise_if_any()
+    return found
+
+
 def read_fields(kind: type, message: Message, path: str = "", violations: Violations | None = None) -> dict[str, Any]:
     """Constructor arguments of `kind`: every field that the message has under the same name."""
     readers = _readers(kind, typing.cast(Any, type(message)))
@@ -169,23 +177,24 @@ def _field_reader(descriptor: Descriptor, hint: Any) -> Reader:
     name, inner = descriptor.name, _strip_optional(hint)
     if typing.get_origin(inner) in (Mapping, dict) and not _is_message(descriptor, Struct):
         return lambda message, path, violations: dict(getattr(message, name))
-    is_tuple = typing.get_origin(inner) is tuple
-    convert = _value_reader(descriptor, typing.get_args(inner)[0] if is_tuple else inner)
+    origin = typing.get_origin(inner)
+    collect: Callable[[Any], Any] | None = origin if origin in (tuple, frozenset) else None
+    convert = _value_reader(descriptor, inner if collect is None else typing.get_args(inner)[0])
     if convert is None:
-        collect = tuple if is_tuple else _unchanged
+        collect = collect or _unchanged
         if _is_optional(hint) and descriptor.has_presence:
             return lambda message, path, violations: getattr(message, name) if message.HasField(name) else None
         return lambda message, path, violations: collect(getattr(message, name))
-    if is_tuple:
-        return lambda message, path, violations: tuple(
-            convert(element, f"{path}.{name}[{index}]", violations)
+    if collect is not None:
+        return lambda message, path, violations: collect(
+            convert(element, f"{_below(path, name)}[{index}]", violations)
             for index, element in enumerate(getattr(message, name))
         )
     if _is_optional(hint) and descriptor.has_presence:
         return lambda message, path, violations: (
-            convert(getattr(message, name), f"{path}.{name}", violations) if message.HasField(name) else None
+            convert(getattr(message, name), _below(path, name), violations) if message.HasField(name) else None
         )
-    return lambda message, path, violations: convert(getattr(message, name), f"{path}.{name}", violations)
+    return lambda message, path, violations: convert(getattr(message, name), _below(path, name), violations)
 
 
 def _value_reader(descriptor: Descriptor, hint: Any) -> Reader | None:
@@ -201,6 +210,10 @@ def _value_reader(descriptor: Descriptor, hint: Any) -> Reader | None:
     if descriptor.enum_type is not None:
         return table_of(descriptor.enum_type, hint).checked
     return None
+
+
+def _below(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name
 
 
 def _unchanged(value: Any) -> Any:

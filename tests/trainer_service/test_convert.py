@@ -19,6 +19,7 @@ from shared.prompt.manifest import Manifest, utc_now
 from shared.store.commit import AliasTarget, VersionSummary
 from shared.store.index import PromptRecord, VersionRecord
 from shared.text.template import Template, TemplateFormat
+from shared.values import prompts as values
 from shared.values.results import (
     Comparison,
     EncodingStatistics,
@@ -31,6 +32,7 @@ from shared.values.results import (
 from shared.values.sampling import Sampling
 from shared.values.spec import PublishGate, PublishPolicy, TuningSpec
 from shared.violations import Violations
+from shared.wire.events import write_event
 from shared.wire.fields import read_duration, short_float, write_duration
 from shared.wire.mirror import write
 from shared.wire.sampling import read_sampling, write_sampling
@@ -38,19 +40,19 @@ from shared.wire.spec import read_checked_spec
 from shared.wire.template import read_template, write_template
 from tests.trainer_service.builders import BASE_MODEL, effective_spec
 from tests.trainer_service.requests import generation_examples, inline
-from trainer_service.convert.jobs import event_to_wire, job_to_wire
-from trainer_service.convert.prompts import targets_from_wire, targets_to_wire, version_to_wire
+from trainer_service.alias_targets import stored_targets
 from trainer_service.jobs.model import (
     PAYLOADS,
-    CheckpointStored,
+    Checkpoint,
     Evaluation,
     Job,
-    JobEvent,
     JobEventKind,
     Note,
     StoredSpec,
 )
 from trainer_service.jobs.states import JobState
+from trainer_service.jobs.view import shown_job, shown_payload
+from trainer_service.prompt_view import shown_version
 from trainer_service.prompts import Version
 from trainer_service.training.data.repetition import Repetition
 from trainer_service.training.spec import (
@@ -226,7 +228,7 @@ def test_every_field_of_a_job_is_told() -> None:
         checkpointed=True,
         estimated_start_time=NOW,
     )
-    message = job_to_wire(job)
+    message = write(shown_job(job), tuning_pb2.TuningJob())
     found = message.result.comparisons[0], message.result.candidates[0]
     for part in (message, message.progress, message.dataset_statistics, message.error, message.result, *found):
         assert [field.name for field in part.DESCRIPTOR.fields if not is_set(part, field)] == [], part.DESCRIPTOR.name
@@ -243,14 +245,14 @@ def test_every_kind_of_event_is_told() -> None:
         JobEventKind.STATE_CHANGED: job,
         JobEventKind.PROGRESS: TuningProgress(step=1),
         JobEventKind.EVALUATION: Evaluation(step=1, metrics={"loss": 1.0}, is_best=True),
-        JobEventKind.CHECKPOINT: CheckpointStored(step=1),
+        JobEventKind.CHECKPOINT: Checkpoint(step=1),
         JobEventKind.NOTE: Note(text="hello"),
     }
     assert payloads.keys() == PAYLOADS.keys()
     kinds = {field.name for field in tuning_pb2.TuningEvent.DESCRIPTOR.oneofs_by_name["kind"].fields}
     told = set()
     for number, payload in enumerate(payloads.values(), start=1):
-        message = event_to_wire(JobEvent(number, NOW, payload))
+        message = write_event(number, NOW, shown_payload(payload))
         assert (message.number, message.time.ToDatetime(UTC)) == (number, NOW)
         told.add(message.WhichOneof("kind"))
     assert told == kinds - {"heartbeat"}  # which is no event of a job: a watch's stream sends it
@@ -301,7 +303,7 @@ def test_a_template_keeps_that_its_format_was_left_open() -> None:
 
 def test_weights_are_kept_as_ratios() -> None:
     targets = (AliasTarget(1, 90), AliasTarget(2, 10))
-    assert targets_from_wire(targets_to_wire(targets)) == targets
+    assert stored_targets([values.AliasTarget(one.version, one.weight) for one in targets]) == targets
     cases = {
         (0.75, 0.25): (3, 1),
         (0.9, 0.1): (9, 1),
@@ -310,10 +312,8 @@ def test_weights_are_kept_as_ratios() -> None:
         (5e-324, 1e308): (1, 1_000_000),
     }
     for weights, kept in cases.items():
-        messages = [
-            prompts_pb2.AliasTarget(version=number, weight=weight) for number, weight in enumerate(weights, start=1)
-        ]
-        assert tuple(target.weight for target in targets_from_wire(messages)) == kept
+        given = [values.AliasTarget(number, weight) for number, weight in enumerate(weights, start=1)]
+        assert tuple(target.weight for target in stored_targets(given)) == kept
 
 
 def is_set(message: Any, field: FieldDescriptor) -> bool:
@@ -337,9 +337,9 @@ def test_a_version_shows_its_origin_to_those_who_may_name_it() -> None:
         created_at=utc_now(),
     )
     version = Version(PromptRecord("support-tone", 1, {1: record}), record)
-    assert str(version_to_wire(version, manifest)).count("acme-tone") == 2
+    assert str(write(shown_version(version, manifest), prompts_pb2.PromptVersion())).count("acme-tone") == 2
     with calling(Caller("support", frozenset({Role.VIEWER}), ("support-*",))):
-        shown = version_to_wire(version, manifest)
+        shown = write(shown_version(version, manifest), prompts_pb2.PromptVersion())
     assert "acme" not in str(shown)
     assert shown.recipe["hyperparameters"]["init"]["method"] == "FROM_PROMPT"
     assert recipe["hyperparameters"]["init"]["source_version"] == "prompts/acme-tone/versions/3", (

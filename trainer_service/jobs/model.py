@@ -18,8 +18,12 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from shared.caller import EVERY_PROMPT
 from shared.prompt.manifest import SamplingDefaults
+from shared.security.page_tokens import Json
 from shared.values.base_model import BaseModelInfo
 from shared.values.enums import JobOrder as JobOrder
+from shared.values.events import Checkpoint as Checkpoint
+from shared.values.events import Evaluation as Evaluation
+from shared.values.events import Note as Note
 from shared.values.results import EncodingStatistics, TuningError, TuningProgress, TuningResult
 from shared.values.sampling import Sampling
 from shared.values.spec import NO_ALIAS, PublishPolicy, TuningSpec
@@ -32,12 +36,6 @@ MAX_REQUEST_ID_CHARS = 128
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
-
-
-class _Measured(BaseModel):
-    """Numbers from a training run, which may be infinite."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
 
 
 def _without_gap(policy: PublishPolicy) -> PublishPolicy:
@@ -143,31 +141,13 @@ class JobEventKind(StrEnum):
     NOTE = "note"
 
 
-class Evaluation(_Measured):
-    """Held-out metrics after `step`; 0 = before training."""
-
-    step: int
-    metrics: Mapping[str, float]
-    is_best: bool
-
-
-class CheckpointStored(_Frozen):
-    step: int
-
-
-class Note(_Frozen):
-    """A message for people."""
-
-    text: str
-
-
-EventPayload = Job | TuningProgress | Evaluation | CheckpointStored | Note
+EventPayload = Job | TuningProgress | Evaluation | Checkpoint | Note
 
 PAYLOADS: Mapping[JobEventKind, type[EventPayload]] = {
     JobEventKind.STATE_CHANGED: Job,
     JobEventKind.PROGRESS: TuningProgress,
     JobEventKind.EVALUATION: Evaluation,
-    JobEventKind.CHECKPOINT: CheckpointStored,
+    JobEventKind.CHECKPOINT: Checkpoint,
     JobEventKind.NOTE: Note,
 }
 _KINDS = {payload: kind for kind, payload in PAYLOADS.items()}
@@ -193,9 +173,20 @@ class JobFilter:
     states: frozenset[JobState] = frozenset()
     prompt: str = ""
     annotations: Mapping[str, str] = field(default_factory=dict)
-    order: JobOrder = JobOrder.NEWEST_FIRST
+    order: JobOrder | None = None
+    """None: the newest first."""
     visible_to: tuple[str, ...] = EVERY_PROMPT
     """Patterns of the prompts that the caller may see; jobs of other prompts are not listed."""
+
+    @property
+    def asked(self) -> dict[str, Json]:
+        """The request's own part of the filter, to which a page token is bound."""
+        return {
+            "states": [*sorted(self.states)],
+            "prompt": self.prompt,
+            "annotations": dict(self.annotations),
+            "order": self.order or JobOrder.NEWEST_FIRST,
+        }
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from trainer_service.database.schema import datasets as dataset_rows
 from trainer_service.database.schema import job_events
 from trainer_service.datasets.store import DatasetStore
 from trainer_service.jobs import transitions
-from trainer_service.jobs.model import CheckpointStored, Evaluation, Job, JobEvent, JobEventKind, Note
+from trainer_service.jobs.model import Checkpoint, Evaluation, Job, JobEvent, JobEventKind, Note
 from trainer_service.jobs.store.event_compaction import COMPACT_AFTER_SECONDS, MAX_CURVE_EVENTS, thinned
 from trainer_service.jobs.store.files import FileKind
 from trainer_service.maintenance.retention import DAY_SECONDS, RetentionPolicy
@@ -40,7 +40,7 @@ def add_events(place: Place, job: Job, num_progress: int, num_evaluations: int =
             Evaluation(step=step, metrics={"loss": 1.0}, is_best=step == num_evaluations // 3)
             for step in range(num_evaluations)
         ],
-        *[CheckpointStored(step=step) for step in range(num_checkpoints)],
+        *[Checkpoint(step=step) for step in range(num_checkpoints)],
         Note(text="one"),
         Note(text="two"),
     ]
@@ -80,7 +80,7 @@ def test_events_of_an_ended_job_are_thinned_to_a_curve(place: Place) -> None:
     curve = len(by_kind[JobEventKind.PROGRESS]) + len(by_kind[JobEventKind.EVALUATION])
     assert MAX_CURVE_EVENTS - 5 < curve <= MAX_CURVE_EVENTS
     assert [event.payload for event in by_kind[JobEventKind.NOTE]] == [Note(text="one"), Note(text="two")]
-    assert [event.payload for event in by_kind[JobEventKind.CHECKPOINT]] == [CheckpointStored(step=399)]
+    assert [event.payload for event in by_kind[JobEventKind.CHECKPOINT]] == [Checkpoint(step=399)]
     assert len(by_kind[JobEventKind.STATE_CHANGED]) == 2
     steps = [
         event.payload.step for event in by_kind[JobEventKind.PROGRESS] if isinstance(event.payload, TuningProgress)
