@@ -1,8 +1,6 @@
-"""Protocol messages to the service's own types and back. All violations of a request are collected before it is
-refused.
+"""Messages of requests as the service's own types. All violations of a request are collected before it is refused.
 
-Knows the protocol and the domain, and nothing of engines, stores or servers. Answers are converted in
-`inference_service.answers`.
+Knows the protocol and the domain, and nothing of engines, stores or servers.
 """
 
 from __future__ import annotations

@@ -16,7 +16,6 @@ from typing import Any
 
 from inference_service.engine.async_engine import AsyncEngine
 from inference_service.engine.core.request import (
-    CandidateScore,
     Delta,
     FinishReason,
     GenerationRequest,
@@ -37,6 +36,8 @@ from shared.errors import Cancelled, DeadlineExceeded, InvalidInput, NotFound, P
 from shared.model.base_model import BaseModel
 from shared.store.index import VersionRecord
 from shared.text.template import InputEncoder, TemplateFormat, bare_template, default_format
+from shared.values import generation as values
+from shared.values.generation import CandidateScore, GenerationEnd, GenerationStart, Scores, TokenCount
 from shared.values.sampling import Sampling, SamplingParams
 
 log = logging.getLogger(__name__)
@@ -62,44 +63,6 @@ class Call:
 
 
 @dataclass(frozen=True)
-class Started:
-    """The start of an answer; `version` and `digest` are empty for the bare model."""
-
-    version: str
-    digest: str
-    usage: Usage
-    seed: int
-    request_id: str
-
-
-@dataclass(frozen=True)
-class Ended:
-    """The end of an answer; `stop_sequence` is the one that ended it, or empty."""
-
-    finish_reason: FinishReason
-    usage: Usage
-    timing: Timing
-    stop_sequence: str
-
-
-@dataclass(frozen=True)
-class Scored:
-    """Scores of candidates: `scores[i]` is the score of `candidates[i]`."""
-
-    started: Started
-    candidates: tuple[str, ...]
-    scores: tuple[CandidateScore, ...]
-
-
-@dataclass(frozen=True)
-class Counted:
-    """Token ids of an input, and the number of virtual tokens before them."""
-
-    ids: tuple[int, ...]
-    num_virtual_tokens: int
-
-
-@dataclass(frozen=True)
 class _Source:
     """A held version, or None for the bare model, and its encoder."""
 
@@ -118,8 +81,17 @@ class _Source:
     def prefix_id(self) -> str | None:
         return self.version.prefix_id if self.version else None
 
-    def started(self, usage: Usage, seed: int, request_id: str) -> Started:
-        return Started(self.name, self.version.record.digest if self.version else "", usage, seed, request_id)
+    def start(self, usage: Usage, seed: int, request_id: str) -> GenerationStart:
+        """The start of an answer. Its cached tokens include the virtual ones."""
+        return GenerationStart(
+            version=self.name,
+            digest=self.version.record.digest if self.version else "",
+            input_tokens=usage.input_tokens,
+            virtual_tokens=usage.virtual_tokens,
+            cached_tokens=usage.cached_tokens + usage.virtual_tokens,
+            seed=seed,
+            request_id=request_id,
+        )
 
 
 class GenerationService:
@@ -148,8 +120,8 @@ class GenerationService:
 
     async def stream(
         self, input: InputRequest, sampling: Sampling, call: Call
-    ) -> AsyncIterator[Started | Delta | Ended]:
-        """Yield one `Started`, deltas, and one `Ended`.
+    ) -> AsyncIterator[GenerationStart | Delta | GenerationEnd]:
+        """Yield one start, deltas, and one end.
 
         Raises InvalidInput, NotFound, PreconditionFailed, Overloaded or Unavailable before the start; DeadlineExceeded
         if no token was ready in time.
@@ -169,15 +141,15 @@ class GenerationService:
                     _raise_if_failed(delta, started)
                     if not started and delta.usage is not None and delta.seed is not None:
                         started = True
-                        yield source.started(delta.usage, delta.seed, call.request_id)
+                        yield source.start(delta.usage, delta.seed, call.request_id)
                     if delta.token_ids or delta.text:
                         yield replace(delta, text=trim(delta.text))
                     if delta.finish_reason is not None and delta.usage is not None and delta.timing is not None:
                         reason, stop = self._ending(source, delta.finish_reason, params, written)
                         _log_end(source.name, reason, delta.usage, delta.timing)
-                        yield Ended(reason, delta.usage, delta.timing, stop)
+                        yield _end(reason, delta.usage, delta.timing, stop)
 
-    async def score(self, input: InputRequest, candidates: tuple[str, ...], call: Call) -> Scored:
+    async def score(self, input: InputRequest, candidates: tuple[str, ...], call: Call) -> Scores:
         """Score candidates, by default the label set of the prompt's version. Raises the errors of `stream`."""
         async with self._source(input) as source:
             labels = candidates or (source.version.manifest.labels if source.version else ())
@@ -190,16 +162,22 @@ class GenerationService:
             )
             request = ScoreRequest(self._engine_id(call), prepared.ids, ids, source.prefix_id, **call.account)
             result = await self._engine.score(request)
-            return Scored(source.started(result.usage, 0, call.request_id), labels, result.scores)
+            scores = tuple(
+                CandidateScore(label, score.logprob, score.probability, len(score.logprobs))
+                for label, score in zip(labels, result.scores, strict=True)
+            )
+            best = max(range(len(scores)), key=lambda index: scores[index].logprob)
+            return Scores(source.start(result.usage, 0, call.request_id), scores, best)
 
-    async def count_tokens(self, input: InputRequest) -> Counted:
+    async def count_tokens(self, input: InputRequest) -> TokenCount:
         """Count the tokens of an input, even if it is too long to be answered; with `truncate`, after truncation."""
         async with self._source(input) as source:
             if input.truncate:
                 prepared = await self._preparer.prepare(input, source.encoder, source.num_virtual_tokens)
             else:
                 prepared = await self._preparer.encode(input, source.encoder)
-            return Counted(prepared.ids, source.num_virtual_tokens)
+            ids = prepared.ids
+            return TokenCount(len(ids), source.num_virtual_tokens, self._limits.max_length, ids)
 
     @asynccontextmanager
     async def _source(self, input: InputRequest) -> AsyncIterator[_Source]:
@@ -284,6 +262,17 @@ def _raise_if_failed(delta: Delta, started: bool) -> None:
         raise DeadlineExceeded("the deadline passed before the first token")
     if delta.finish_reason is FinishReason.CANCELLED:
         raise Cancelled("the service is stopping")
+
+
+def _end(reason: FinishReason, usage: Usage, timing: Timing, stop_sequence: str) -> GenerationEnd:
+    return GenerationEnd(
+        finish_reason=values.FinishReason[reason.name],
+        output_tokens=usage.generated_tokens,
+        queue_time_seconds=timing.queue_seconds,
+        first_token_time_seconds=timing.ttft_seconds,
+        total_time_seconds=timing.elapsed_seconds,
+        stop_sequence=stop_sequence,
+    )
 
 
 def _log_end(version: str, reason: FinishReason, usage: Usage, timing: Timing) -> None:

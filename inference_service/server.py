@@ -17,9 +17,8 @@ from functools import partial
 from importlib.metadata import version as package_version
 
 from prometheus_client import CollectorRegistry
-from prompttuning.v1 import generation_pb2, generation_pb2_grpc
+from prompttuning.v1 import generation_pb2_grpc
 
-from inference_service import answers
 from inference_service.config import InferenceSettings
 from inference_service.convert import RequestReader
 from inference_service.engine.async_engine import AsyncEngine
@@ -50,7 +49,7 @@ from shared.rpc.server import RpcServer
 from shared.store import PromptStore, open_store
 from shared.store.replicas import ReplicaDirectory
 from shared.tracing import tracing_of
-from shared.wire.sampling import write_sampling
+from shared.values.generation import ModelInfo
 
 log = logging.getLogger(__name__)
 
@@ -102,11 +101,11 @@ def build(
     )
     limits = settings.request_limits(max_length, engine.config.length_limit)
     service = GenerationService(base, running, registry, loads, watcher, limits, settings.default_sampling)
-    model_info = generation_pb2.GetModelInfoResponse(
+    model_info = ModelInfo(
         software_version=package_version("softprompt"),
-        base_model=answers.base_model_message(base.info),
-        limits=answers.limits_message(limits, engine.config.max_running, engine.config.max_waiting),
-        default_sampling=write_sampling(settings.default_sampling),
+        base_model=base.info,
+        limits=limits.shown(engine.config.max_running, engine.config.max_waiting),
+        default_sampling=settings.default_sampling,
         dtype=str(base.dtype).removeprefix("torch."),
         device=base.device.type,
     )

@@ -5,7 +5,9 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any
 
+from inference_service.engine.core.request import Delta
 from inference_service.engine.text.token_bytes import byte_table
+from shared.values.generation import GenerationDelta, TokenAlternative, TokenLogprob
 
 _CACHED = 65_536
 
@@ -25,6 +27,20 @@ class TokenTexts:
     def text_of(self, token_id: int) -> str:
         """The token's text, with U+FFFD for incomplete characters: a token may be a part of one."""
         return self.bytes_of(token_id).decode("utf-8", errors="replace")
+
+    def shown(self, delta: Delta) -> GenerationDelta:
+        """The delta with the texts of its tokens."""
+        logprobs = tuple(
+            TokenLogprob(
+                one.token_id,
+                one.logprob,
+                tuple(TokenAlternative(id, value, self.text_of(id), self.bytes_of(id)) for id, value in one.top),
+                self.text_of(one.token_id),
+                self.bytes_of(one.token_id),
+            )
+            for one in delta.logprobs
+        )
+        return GenerationDelta(delta.text, delta.token_ids, logprobs)
 
     def _bytes_of(self, token_id: int) -> bytes:
         if self._table is not None and token_id < len(self._table.pieces) and (piece := self._table.pieces[token_id]):

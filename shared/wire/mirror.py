@@ -11,7 +11,6 @@ import types
 import typing
 from collections.abc import Callable, Container, Mapping
 from dataclasses import fields, is_dataclass
-from datetime import datetime
 from functools import cache, partial
 from typing import Any, TypeVar, Union
 
@@ -31,6 +30,7 @@ M = TypeVar("M", bound=Message)
 Reader = Callable[[Any, str, Violations | None], Any]
 F = TypeVar("F", bound=Reader)
 Writer = Callable[[Any, Any, str], None]
+Putter = Callable[[Any, Any, str], None]
 W = TypeVar("W", bound=Writer)
 Descriptor = Any  # its type depends on protobuf's implementation (upb or Python)
 
@@ -85,9 +85,10 @@ def writer(kind: type) -> Callable[[W], W]:
 
 def write(value: Any, message: M, path: str = "") -> M:
     """Fill a message from a dataclass. None stays unset. Raises InvalidInput naming the field below `path`."""
-    if not is_dataclass(value) or isinstance(value, type):
+    kind: Any = type(value)
+    if not hasattr(kind, "__dataclass_fields__"):
         raise InvalidInput.of(path, f"{value!r:.80} does not fit: a value of type {type(message).__name__} is expected")
-    special = _special_writer(type(value))
+    special = _special_writer(kind)
     if special is None:
         return write_fields(value, message, path)
     special(value, message, path)
@@ -101,15 +102,10 @@ def _special_writer(kind: type) -> Writer | None:
 
 def write_fields(value: Any, message: M, path: str = "", skip: Container[str] = ()) -> M:
     """Fill a message from the fields of a dataclass that have the same name there, without the fields in `skip`."""
-    descriptors = message.DESCRIPTOR.fields_by_name
-    for item in fields(value):
-        if item.name in skip:
-            continue
-        name = _message_field(item.name, descriptors)
-        content = getattr(value, item.name)
-        if name is None or content is None:
-            continue
-        _write_checked(message, descriptors[name], content, f"{path}.{item.name}" if path else item.name)
+    for name, put in _putters(typing.cast(Any, type(value)), typing.cast(Any, type(message))):
+        content = getattr(value, name)
+        if content is not None and name not in skip:
+            _put(put, message, content, path, name)
     return message
 
 
@@ -117,44 +113,60 @@ def fill(message: M, path: str = "", **content: Any) -> M:
     """Set fields by name; None leaves a field unset. Raises InvalidInput naming a field whose value does not fit."""
     for name, value in content.items():
         if value is not None:
-            _write_checked(message, message.DESCRIPTOR.fields_by_name[name], value, f"{path}.{name}" if path else name)
+            _put(_putter(message.DESCRIPTOR.fields_by_name[name]), message, value, path, name)
     return message
 
 
-def _write_checked(message: Message, descriptor: Descriptor, content: Any, where: str) -> None:
+def _put(put: Putter, message: Message, content: Any, path: str, name: str) -> None:
     try:
-        _write_field(message, descriptor, content, where)
+        put(message, content, path)
     except (TypeError, ValueError, OverflowError, AttributeError) as error:
-        raise InvalidInput.of(where, f"{content!r:.80} does not fit: {error}") from error
+        raise InvalidInput.of(_below(path, name), f"{content!r:.80} does not fit: {error}") from error
 
 
-def _write_field(message: Message, descriptor: Descriptor, content: Any, where: str) -> None:
-    name = descriptor.name
-    if is_dataclass(content):
+@cache
+def _putters(kind: Any, message_type: Any) -> tuple[tuple[str, Putter], ...]:
+    descriptors = message_type.DESCRIPTOR.fields_by_name
+    found = ((item.name, _message_field(item.name, descriptors)) for item in fields(kind))
+    return tuple((own, _putter(descriptors[name])) for own, name in found if name is not None)
+
+
+@cache
+def _putter(descriptor: Descriptor) -> Putter:
+    """Sets a field of a message below `path` to a value."""
+    name, kind = descriptor.name, descriptor.message_type
+
+    def message_put(message: Any, content: Any, path: str) -> None:
         target = getattr(message, name)
         target.SetInParent()
-        write(content, target, where)
-    elif isinstance(content, Mapping):
-        getattr(message, name).update(content)
-    elif isinstance(content, datetime):
+        write(content, target, _below(path, name))
+
+    def messages_put(message: Any, content: Any, path: str) -> None:
+        target = getattr(message, name)
+        for index, element in enumerate(content):
+            write(element, target.add(), f"{_below(path, name)}[{index}]")
+
+    def list_put(message: Any, content: Any, path: str) -> None:
+        if isinstance(content, str):
+            raise TypeError("a list is expected, not one text")
+        getattr(message, name).extend(content)
+
+    def time_put(message: Any, content: Any, path: str) -> None:
         if content.tzinfo is None:
             raise ValueError("a time zone is missing")
         getattr(message, name).FromDatetime(content)
-    elif descriptor.message_type is not None and descriptor.message_type.full_name == Duration.DESCRIPTOR.full_name:
-        getattr(message, name).FromNanoseconds(round(content * 1e9))
-    elif descriptor.is_repeated:
-        if isinstance(content, str):
-            raise TypeError("a list is expected, not one text")
-        target = getattr(message, name)
-        for index, element in enumerate(content):
-            if is_dataclass(element):
-                write(element, target.add(), f"{where}[{index}]")
-            else:
-                target.append(element)
-    elif descriptor.enum_type is not None:
-        setattr(message, name, enum_number(descriptor.enum_type, content))
-    else:
-        setattr(message, name, content)
+
+    if _is_message(descriptor, Struct) or (kind is not None and kind.GetOptions().map_entry):
+        return lambda message, content, path: getattr(message, name).update(content)
+    if descriptor.is_repeated:
+        return list_put if kind is None else messages_put
+    if _is_message(descriptor, Timestamp):
+        return time_put
+    if _is_message(descriptor, Duration):
+        return lambda message, content, path: getattr(message, name).FromNanoseconds(round(content * 1e9))
+    if descriptor.enum_type is not None:
+        return lambda message, content, path: setattr(message, name, enum_number(descriptor.enum_type, content))
+    return message_put if kind is not None else lambda message, content, path: setattr(message, name, content)
 
 
 @cache
