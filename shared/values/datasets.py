@@ -34,3 +34,5 @@ class StoredDataset:
     num_jobs: int
     labels: tuple[str, ...] = ()
     """The labels that occur; only `get_dataset` fills them in."""
+    file_name: str = ""
+    """Name of the file in the last upload that gave one; else empty."""

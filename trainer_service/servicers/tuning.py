@@ -19,6 +19,7 @@ from shared.violations import moved
 from shared.wire.events import write_event
 from shared.wire.mirror import fill, read_checked, write
 from shared.wire.spec import read_checked_spec
+from trainer_service.datasets.chunks import MAX_CHUNK_BYTES
 from trainer_service.datasets.csv_upload import CsvUpload
 from trainer_service.datasets.store import StoredDataset
 from trainer_service.datasets.tenant_datasets import TenantDatasets
@@ -68,10 +69,17 @@ class TuningServicer(tuning_pb2_grpc.TuningServiceServicer):
             csv = CsvUpload(header.size_bytes, header.digest, self._info.upload_limits.max_line_bytes)
             with moved(csv.line_of):
                 lines = csv.json_lines(chunks, self._datasets.pool)
-                return _uploaded(await self._datasets.receive(tenant, lines, labels=header.labels))
+                return _uploaded(
+                    await self._datasets.receive(tenant, lines, labels=header.labels, file_name=header.file_name)
+                )
         if format not in (pb.DatasetHeader.FORMAT_UNSPECIFIED, pb.DatasetHeader.FORMAT_JSON_LINES):
             raise InvalidInput.of("header.format", f"{format} is not known; this trainer takes JSON lines and CSV")
-        announced = {"size_bytes": header.size_bytes, "digest": header.digest, "labels": header.labels}
+        announced = {
+            "size_bytes": header.size_bytes,
+            "digest": header.digest,
+            "labels": header.labels,
+            "file_name": header.file_name,
+        }
         return _uploaded(await self._datasets.receive(tenant, chunks, **announced))
 
     async def ListDatasets(self, request: pb.ListDatasetsRequest, context: Any) -> pb.ListDatasetsResponse:
@@ -84,6 +92,14 @@ class TuningServicer(tuning_pb2_grpc.TuningServiceServicer):
     async def GetDataset(self, request: pb.GetDatasetRequest, context: Any) -> pb.GetDatasetResponse:
         found = await self._datasets.pool.call(self._datasets.get, current_caller().tenant, request.name)
         return fill(pb.GetDatasetResponse(), dataset=found)
+
+    async def DownloadDataset(
+        self, request: pb.DownloadDatasetRequest, context: Any
+    ) -> AsyncIterator[pb.DownloadDatasetResponse]:
+        file = await self._datasets.pool.call(self._datasets.open, current_caller().tenant, request.name)
+        with file:
+            while chunk := await self._datasets.pool.call(file.read, MAX_CHUNK_BYTES):
+                yield pb.DownloadDatasetResponse(chunk=chunk)
 
     async def DeleteDataset(self, request: pb.DeleteDatasetRequest, context: Any) -> pb.DeleteDatasetResponse:
         caller = current_caller()
@@ -102,7 +118,8 @@ class TuningServicer(tuning_pb2_grpc.TuningServiceServicer):
     async def ListTuningJobs(self, request: pb.ListTuningJobsRequest, context: Any) -> pb.ListTuningJobsResponse:
         filter, size = read_checked(JobFilter, request), page_size_of(request.page_size)
         scope = ListScope("ListTuningJobs", current_caller(), filter.asked)
-        page = await self._jobs.list(filter, size, self._tokens.open(request.page_token, scope))
+        after = job_id_of(request.after, "after") if request.after else ""
+        page = await self._jobs.list(filter, size, self._tokens.open(request.page_token, scope) or after)
         token = self._tokens.seal(page.next_after, scope)
         return fill(pb.ListTuningJobsResponse(), jobs=map(shown_job, page.jobs), next_page_token=token)
 
