@@ -31,10 +31,9 @@ def read_duration(duration: Duration, field: str, violations: Violations | None)
     return duration.seconds + duration.nanos / 1e9
 
 
-def write_duration(seconds: float) -> Duration:
-    """The duration in seconds, cut to the longest one that protobuf allows."""
-    whole = int(min(seconds, _MAX_DURATION_SECONDS))
-    return Duration(seconds=whole, nanos=int((seconds - whole) * 1e9) if whole < _MAX_DURATION_SECONDS else 0)
+def duration_nanoseconds(seconds: float) -> int:
+    """Nanoseconds, cut to the longest duration that protobuf allows."""
+    return round(min(seconds, _MAX_DURATION_SECONDS) * 1e9)
 
 
 def read_timestamp(timestamp: Timestamp, field: str, violations: Violations | None) -> datetime | None:
@@ -45,12 +44,3 @@ def read_timestamp(timestamp: Timestamp, field: str, violations: Violations | No
         if violations is not None:
             violations.add(field, "is not a time between the years 1 and 9999")
         return None
-
-
-def write_timestamp(time: datetime | None) -> Timestamp | None:
-    """The message of an aware time; None stays None."""
-    if time is None:
-        return None
-    stamp = Timestamp()
-    stamp.FromDatetime(time)
-    return stamp

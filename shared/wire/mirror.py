@@ -23,7 +23,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from shared.errors import InvalidInput
 from shared.violations import Violations
 from shared.wire.enums import enum_number, table_of
-from shared.wire.fields import read_duration, read_timestamp
+from shared.wire.fields import duration_nanoseconds, read_duration, read_timestamp
 
 T = TypeVar("T")
 M = TypeVar("M", bound=Message)
@@ -163,7 +163,7 @@ def _putter(descriptor: Descriptor) -> Putter:
     if _is_message(descriptor, Timestamp):
         return time_put
     if _is_message(descriptor, Duration):
-        return lambda message, content, path: getattr(message, name).FromNanoseconds(round(content * 1e9))
+        return lambda message, content, path: getattr(message, name).FromNanoseconds(duration_nanoseconds(content))
     if descriptor.enum_type is not None:
         return lambda message, content, path: setattr(message, name, enum_number(descriptor.enum_type, content))
     return message_put if kind is not None else lambda message, content, path: setattr(message, name, content)

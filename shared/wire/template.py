@@ -1,4 +1,4 @@
-"""The `Template` message as `Template`, and back."""
+"""The `Template` message as `Template`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from prompttuning.v1 import common_pb2
 
 from shared.values.template import INPUT_FIELD, Template
 from shared.violations import Violations
-from shared.wire.mirror import read_fields, reader, write
+from shared.wire.mirror import read_fields, reader
 
 
 @reader(Template)
@@ -19,11 +19,6 @@ def read_template(
     """The template as the caller wrote it, with unchecked ranges: an empty text is the input alone."""
     found = Template(**read_fields(Template, message, path, violations))
     return replace(found, text=found.text or INPUT_FIELD, arguments=_with_integers(found.arguments))
-
-
-def write_template(template: Template) -> common_pb2.Template:
-    """The message, without what the service added to the template."""
-    return write(template, common_pb2.Template(), "template")
 
 
 def _with_integers(value: Any) -> Any:

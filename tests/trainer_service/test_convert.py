@@ -33,11 +33,11 @@ from shared.values.sampling import Sampling
 from shared.values.spec import PublishGate, PublishPolicy, TuningSpec
 from shared.violations import Violations
 from shared.wire.events import write_event
-from shared.wire.fields import read_duration, short_float, write_duration
+from shared.wire.fields import read_duration, short_float
 from shared.wire.mirror import write
 from shared.wire.sampling import read_sampling, write_sampling
 from shared.wire.spec import read_checked_spec
-from shared.wire.template import read_template, write_template
+from shared.wire.template import read_template
 from tests.trainer_service.builders import BASE_MODEL, effective_spec
 from tests.trainer_service.requests import generation_examples, inline
 from trainer_service.alias_targets import stored_targets
@@ -266,12 +266,18 @@ def test_hyperparameters_have_the_same_fields_on_both_sides() -> None:
     assert wire - {"num_epochs"} == set(FilledHyperparameters.model_fields)
 
 
+def wait(seconds: float) -> Duration:
+    return write(PublishPolicy(wait_until_served_seconds=seconds), tuning_pb2.PublishPolicy()).wait_until_served
+
+
+def test_a_duration_is_cut_to_the_longest_that_the_protocol_has() -> None:
+    assert wait(math.inf).seconds == 315_576_000_000
+
+
 @given(st.floats(0, 1e9))
 def test_durations_survive(seconds: float) -> None:
     violations = Violations()
-    assert read_duration(write_duration(seconds), "f", violations) == pytest.approx(
-        seconds, abs=1e-9 * max(1.0, seconds)
-    )
+    assert read_duration(wait(seconds), "f", violations) == pytest.approx(seconds, abs=1e-9 * max(1.0, seconds))
     assert not violations
 
 
@@ -298,7 +304,7 @@ def test_a_float_field_reads_as_the_caller_wrote_it() -> None:
 def test_a_template_keeps_that_its_format_was_left_open() -> None:
     assert read_template(common_pb2.Template(text="{input}!")).format is None
     whole = Template(text="{input}!", format=TemplateFormat.CHAT, system="s")
-    assert read_template(write_template(whole)) == whole
+    assert read_template(write(whole, common_pb2.Template())) == whole
 
 
 def test_weights_are_kept_as_ratios() -> None:
