@@ -20,7 +20,6 @@ from prometheus_client import CollectorRegistry
 from prompttuning.v1 import generation_pb2_grpc
 
 from inference_service.config import InferenceSettings
-from inference_service.convert import RequestReader
 from inference_service.engine.async_engine import AsyncEngine
 from inference_service.engine.engine import Engine, load_engine
 from inference_service.engine.guide.compiler import GuideCompiler
@@ -36,6 +35,7 @@ from inference_service.prompts.unloading import PrefixUnloader
 from inference_service.prompts.version import prompt_of_prefix
 from inference_service.prompts.version_loader import VersionLoader
 from inference_service.prompts.watcher import PromptWatcher
+from inference_service.requests import RequestReader
 from inference_service.servicer import SERVICE_NAME, Backend, GenerationServicer
 from inference_service.token_texts import TokenTexts
 from shared.config import ConfigError

@@ -13,12 +13,12 @@ from typing import Any
 
 from prompttuning.v1 import generation_pb2, generation_pb2_grpc
 
-from inference_service.convert import RequestReader
 from inference_service.deadline_margin import DeadlineMargin
 from inference_service.engine.core.request import Delta
 from inference_service.engine.text.text_stream import merge
 from inference_service.generation import Call, GenerationService
 from inference_service.prompts.registry import PromptRegistry
+from inference_service.requests import RequestReader
 from inference_service.token_texts import TokenTexts
 from shared.caller import current_caller
 from shared.errors import InvalidInput, Unavailable

@@ -15,8 +15,10 @@ T = TypeVar("T")
 class Violations:
     """The violations found so far."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_raised: int | None = None) -> None:
+        """`max_raised`: how many of them are raised; None: all."""
         self._found: list[FieldViolation] = []
+        self._max_raised = max_raised
 
     def __bool__(self) -> bool:
         return bool(self._found)
@@ -49,9 +51,9 @@ class Violations:
         return value
 
     def raise_if_any(self) -> None:
-        """Raises InvalidInput with all violations, if any."""
+        """Raises InvalidInput with the violations, if any."""
         if self._found:
-            raise InvalidInput(self._found)
+            raise InvalidInput(self._found[: self._max_raised])
 
 
 @contextmanager

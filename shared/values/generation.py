@@ -8,7 +8,9 @@ from enum import StrEnum
 
 from shared.values.base_model import BaseModelInfo
 from shared.values.enums import LoadedState
+from shared.values.message import Message
 from shared.values.sampling import Sampling
+from shared.values.template import Template
 
 
 @dataclass(frozen=True)
@@ -16,6 +18,21 @@ class TokenIds:
     """An input as token ids, used without a template and without added special tokens."""
 
     ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class GenerationInput:
+    """What an answer starts from: a text or a conversation, rendered by a template, or token ids."""
+
+    content: str | tuple[Message, ...] | TokenIds
+    prompt: str = ""
+    """ "name", "name@alias" or "name@7"; empty: the bare model."""
+    template: Template | None = None
+    """For the bare model; a prompt brings its own."""
+    routing_key: str = ""
+    """The same key gets the same target of a weighted alias."""
+    truncate: bool = False
+    """Cut the input from the left if it is too long."""
 
 
 class FinishReason(StrEnum):

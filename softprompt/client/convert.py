@@ -10,9 +10,10 @@ from typing import Any
 from prompttuning.v1 import generation_pb2, tuning_pb2
 
 from shared.errors import InvalidInput
+from shared.values.generation import GenerationInput
 from shared.values.spec import is_uri
 from shared.violations import Violations
-from shared.wire.mirror import fill, read, read_fields, reader, write
+from shared.wire.mirror import read, read_fields, reader, write
 from softprompt.types.common import Template
 from softprompt.types.events import CheckpointStored, Evaluated, JobEvent, Note, ProgressMade, StateChanged
 from softprompt.types.generation import Input, TokenIds
@@ -49,21 +50,10 @@ def input_message(
     content: Input, prompt: str, template: Template | None, routing_key: str, truncate: bool
 ) -> generation_pb2.GenerationInput:
     """The message of a text, a conversation or token ids. Raises InvalidInput for any other value."""
-    message = fill(generation_pb2.GenerationInput(), "input", prompt=prompt, routing_key=routing_key, truncate=truncate)
-    if template is not None:
-        write(template, message.template, "input.template")
-        message.template.SetInParent()
-    if isinstance(content, str):
-        fill(message, "input", text=content)
-    elif isinstance(content, TokenIds):
-        write(content, message.token_ids, "input.token_ids")
-        message.token_ids.SetInParent()
-    elif isinstance(content, bytes | Mapping) or not isinstance(content, Iterable):
-        raise InvalidInput.of(
-            "input", f"a text, a list of messages or TokenIds is expected, not a value of type {type(content).__name__}"
-        )
-    else:
-        message.chat.SetInParent()
-        for index, turn in enumerate(content):
-            write(turn, message.chat.messages.add(), f"input.messages[{index}]")
-    return message
+    if not isinstance(content, str | TokenIds):
+        if isinstance(content, bytes | Mapping) or not isinstance(content, Iterable):
+            text = f"a text, a list of messages or TokenIds is expected, not a value of type {type(content).__name__}"
+            raise InvalidInput.of("input", text)
+        content = tuple(content)
+    given = GenerationInput(content, prompt, template, routing_key, truncate)
+    return write(given, generation_pb2.GenerationInput(), "input")
