@@ -102,8 +102,12 @@ def build(
         store, registry, loads, prompt_metrics, settings.poll_seconds or store.poll_seconds, pools.watch, start
     )
     limits = settings.request_limits(max_length, engine.config.length_limit)
-    guides = Guides(GuideCompiler(base))
-    service = GenerationService(base, running, registry, loads, watcher, limits, settings.default_sampling, guides)
+    guides, texts = Guides(GuideCompiler(base)), TokenTexts(base.tokenizer)
+    service = GenerationService(
+        base, running, registry, loads, watcher, limits, settings.default_sampling, guides, texts
+    )
+        base, running, registry, loads, watcher, limits, settings.default_sampling, guides, texts
+    )
     model_info = ModelInfo(
         software_version=package_version("softprompt"),
         base_model=base.info,
@@ -112,7 +116,7 @@ def build(
         dtype=str(base.dtype).removeprefix("torch."),
         device=base.device.type,
     )
-    reader, texts = RequestReader(limits, base.info.vocab_size), TokenTexts(base.tokenizer)
+    reader = RequestReader(limits, base.info.vocab_size)
     backend = Backend(service, reader, registry, model_info, texts, running.prefix_kv_bytes)
     return Replica(running, watcher, heartbeat, loads, backend)
 

@@ -76,7 +76,8 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
 
     async def Generate(self, request: generation_pb2.GenerateRequest, context: Any) -> generation_pb2.GenerateResponse:
         input, sampling = self._backend.reader.generation(request)
-        response, deltas = generation_pb2.GenerateResponse(), list[Delta]()
+        response, deltas = generation_pb2.GenerateResponse(), dict[int, list[Delta]]()
+        ends = dict[int, GenerationEnd]()
         call = self._call(context, request.priority)
         async with aclosing(self._backend.service.stream(input, sampling, call)) as parts:  # type: ignore[type-var]
             async for part in parts:
@@ -84,10 +85,13 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
                 if isinstance(part, GenerationStart):
                     fill(response, start=part)
                 elif isinstance(part, GenerationEnd):
-                    fill(response, end=part)
+                    ends[part.index] = part
                 else:
-                    deltas.append(part)
-        return fill(response, output=self._backend.texts.shown(merge(deltas or [Delta()])))
+                    deltas.setdefault(part.index, []).append(part)
+        for index, end in sorted(ends.items()):
+            output = self._backend.texts.shown(merge(deltas.get(index) or [Delta(index=index)]))
+            fill(response if index == 0 else response.other_completions.add(), output=output, end=end)
+        return response
 
     async def Score(self, request: generation_pb2.ScoreRequest, context: Any) -> generation_pb2.ScoreResponse:
         input, candidates = self._backend.reader.score(request)

@@ -55,5 +55,8 @@ def input_message(
             text = f"a text, a list of messages or TokenIds is expected, not a value of type {type(content).__name__}"
             raise InvalidInput.of("input", text)
         content = tuple(content)
+        for index, turn in enumerate(content):
+            if getattr(turn, "content", "") is None:
+                raise InvalidInput.of(f"input.messages[{index}].content", "is missing")
     given = GenerationInput(content, prompt, template, routing_key, truncate)
     return write(given, generation_pb2.GenerationInput(), "input")

@@ -63,6 +63,9 @@ class StoredSpec(TuningSpec):
 class EffectiveSpec(_Frozen):
     """The spec with all defaults filled in. `Admission.check` makes it when the job is created; it never changes."""
 
+    model_config = ConfigDict(extra="ignore")
+    """Stored records of earlier releases may have fields that no longer exist."""
+
     base_model: BaseModelInfo
     training: TrainingSpec
     validation_fraction: float = Field(default=0.0, ge=0, lt=1)
@@ -78,8 +81,6 @@ class EffectiveSpec(_Frozen):
     num_validation: int = 0
     repetition: Repetition | None = None
     """Repeated examples of the training dataset; None if they were not counted."""
-    estimated_seconds: float = 0.0
-    """Not used; always 0."""
     traceparent: str = ""
     """W3C trace context of the call that created the job, for the spans of its attempts; empty if it had none."""
     alias_revision: int | None = None
@@ -125,6 +126,7 @@ class Job(_Frozen):
 
     @property
     def name(self) -> str:
+        """The resource name."""
         return f"tuningJobs/{self.id}"
 
     @property
@@ -134,6 +136,8 @@ class Job(_Frozen):
 
 
 class JobEventKind(StrEnum):
+    """Kinds of events, as they are stored."""
+
     STATE_CHANGED = "state_changed"
     PROGRESS = "progress"
     EVALUATION = "evaluation"
@@ -163,6 +167,7 @@ class JobEvent:
 
     @property
     def kind(self) -> JobEventKind:
+        """The kind of its payload."""
         return _KINDS[type(self.payload)]
 
 
@@ -208,6 +213,7 @@ class JobCounts:
 
 
 def utc_now() -> datetime:
+    """The present time, in UTC."""
     return datetime.now(UTC)
 
 

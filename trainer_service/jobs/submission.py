@@ -19,12 +19,14 @@ from trainer_service.training.data.places import DATASET, VALIDATION, in_dataset
 
 
 class JobCreator(Protocol):
-    """The part of the job manager that `JobIntake` uses."""
+    """The part of the job manager that `JobSubmission` uses."""
 
-    async def create(self, spec: StoredSpec, *, request_id: str = "", owner: JobOwner = ...) -> Job: ...
+    async def create(self, spec: StoredSpec, *, request_id: str = "", owner: JobOwner = ...) -> Job:
+        """Queue a job. Raises as `JobManager.create`."""
+        ...
 
 
-class JobIntake:
+class JobSubmission:
     """Creates jobs from specs. Its errors name the fields as the caller wrote them."""
 
     def __init__(self, datasets: TenantDatasets, jobs: JobCreator) -> None:

@@ -27,7 +27,7 @@ from trainer_service.dispatch.manager import JobManager
 from trainer_service.jobs.model import JobFilter
 from trainer_service.jobs.owner import JobOwner
 from trainer_service.jobs.reports import JobReports
-from trainer_service.jobs.submission import JobIntake
+from trainer_service.jobs.submission import JobSubmission
 from trainer_service.jobs.view import shown_job, shown_payload, shown_report
 from trainer_service.service_info import ServiceInfo
 from trainer_service.servicers.names import event_number_of, job_id_of, page_size_of
@@ -43,7 +43,7 @@ class TuningServicer(tuning_pb2_grpc.TuningServiceServicer):
         self,
         jobs: JobManager,
         reports: JobReports,
-        intake: JobIntake,
+        submission: JobSubmission,
         datasets: TenantDatasets,
         info: ServiceInfo,
         tokens: PageTokens,
@@ -51,7 +51,7 @@ class TuningServicer(tuning_pb2_grpc.TuningServiceServicer):
         draining: asyncio.Event,
         heartbeat_seconds: float = HEARTBEAT_SECONDS,
     ) -> None:
-        self._jobs, self._reports, self._intake = jobs, reports, intake
+        self._jobs, self._reports, self._submission = jobs, reports, submission
         self._datasets, self._info = datasets, info
         self._tokens, self._requests, self._draining, self._heartbeat_seconds = (
             tokens,
@@ -108,7 +108,7 @@ class TuningServicer(tuning_pb2_grpc.TuningServiceServicer):
 
     async def CreateTuningJob(self, request: pb.CreateTuningJobRequest, context: Any) -> pb.CreateTuningJobResponse:
         spec = await self._requests.call(read_checked_spec, request.spec)
-        job = await self._intake.create(spec, request.request_id, JobOwner.of(current_caller()))
+        job = await self._submission.create(spec, request.request_id, JobOwner.of(current_caller()))
         return fill(pb.CreateTuningJobResponse(), job=shown_job(job))
 
     async def GetTuningJob(self, request: pb.GetTuningJobRequest, context: Any) -> pb.GetTuningJobResponse:

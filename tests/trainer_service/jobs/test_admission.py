@@ -16,6 +16,7 @@ from shared.store.index import StoreIndex
 from shared.text.template import InputEncoder, Message, Template, TemplateFormat
 from shared.values.spec import PublishGate, PublishPolicy
 from tests.tiny_models import save_tiny_llama
+from tests.trainer_service.builders import repetition_of
 from trainer_service.base_models import BaseModels, BaseModelSource
 from trainer_service.jobs.admission import SpecAdmission
 from trainer_service.jobs.model import EffectiveSpec, Job, StoredSpec
@@ -24,7 +25,6 @@ from trainer_service.service_info import TuningLimits
 from trainer_service.training.data.dataset import parse_examples, split_validation
 from trainer_service.training.data.dataset_facts import DatasetFacts
 from trainer_service.training.data.example_lines import example_line
-from trainer_service.training.data.repetition import repetition_of
 from trainer_service.training.spec import Example, Hyperparameters, Init, InitMethod, Metric, TaskKind, TooLong
 
 GENERATION = [Example(line=n, input=f"number {n}", output="yes") for n in range(1, 41)]
@@ -66,7 +66,7 @@ class NoJobs:
         raise NotFound("tuning job", job_id)
 
 
-NO_SOURCES = Sources(NoPrompts(), NoJobs())
+NO_SOURCES = Sources(NoPrompts(), NoJobs())  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
@@ -269,7 +269,7 @@ async def test_unknown_datasets_and_sources_are_not_found(admission: SpecAdmissi
         await admission.check(spec(hyperparameters=Hyperparameters(init=init)))
 
 
-async def test_before_the_base_models_are_read_callers_are_told_to_wait() -> None:
+async def test_before_the_base_models_are_read_callers_are_asked_to_wait() -> None:
     admission = SpecAdmission(BaseModels([]), Datasets(), NO_SOURCES, TuningLimits(50, 10, 3600.0))
     with pytest.raises(Unavailable, match="starting"):
         await admission.check(spec())

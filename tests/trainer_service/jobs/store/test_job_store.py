@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 from alembic.autogenerate import compare_metadata
@@ -25,7 +26,7 @@ from trainer_service.jobs.store.files import DatabaseFiles, FileKind
 from trainer_service.jobs.store.job_store import JobStore, StaleAttempt
 from trainer_service.jobs.stored_json import to_json
 
-LIMITS = {"max_queued": 1000, "max_active_of_caller": 1000}
+LIMITS: dict[str, Any] = {"max_queued": 1000, "max_active_of_caller": 1000}
 
 
 def create(store: JobStore, made: Record | None = None) -> Job:
@@ -94,7 +95,7 @@ def test_changing_nothing_stores_nothing(store: JobStore) -> None:
 def test_unknown_jobs(store: JobStore) -> None:
     for call in (store.get, store.delete, lambda id: store.events(id, 0), lambda id: store.change(id, lambda old: old)):
         with pytest.raises(NotFound):
-            call("01nothere")  # type: ignore[operator]
+            call("01nothere")
 
 
 def test_one_request_makes_one_job(store: JobStore) -> None:

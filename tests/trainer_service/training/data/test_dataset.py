@@ -169,7 +169,7 @@ def test_encoding_refuses_what_does_not_fit_with_line_and_counts() -> None:
     assert fits.examples[2].target_ids[-1] == encoder.tokenizer.eos_token_id
 
 
-def test_labels_that_begin_one_another_are_told_apart_by_the_end_of_sequence() -> None:
+def test_labels_that_begin_one_another_are_distinguished_by_the_end_of_sequence() -> None:
     encoder = InputEncoder(byte_tokenizer(), Template(text="In: {input}\nOut:"))
     spec = task(train=classification()).spec
     nested = spec.model_copy(update={"labels": ("good", "good enough", "so-so", "bad")})
