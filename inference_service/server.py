@@ -106,8 +106,6 @@ def build(
     service = GenerationService(
         base, running, registry, loads, watcher, limits, settings.default_sampling, guides, texts
     )
-        base, running, registry, loads, watcher, limits, settings.default_sampling, guides, texts
-    )
     model_info = ModelInfo(
         software_version=package_version("softprompt"),
         base_model=base.info,
