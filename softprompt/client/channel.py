@@ -22,6 +22,7 @@ RETRIED_METHODS = {
         "GetDataset",
         "CreateTuningJob",
         "GetTuningJob",
+        "GetJobReport",
         "ListTuningJobs",
         "WatchTuningJob",
         "CancelTuningJob",

@@ -43,6 +43,7 @@ class FakeTrainer(tuning_pb2_grpc.TuningServiceServicer, prompts_pb2_grpc.Prompt
         """Numbers after which a watch is cut, one for each watch."""
         self.hold_watch: asyncio.Event | None = None
         self.jobs = {JOB: succeeded_job()}
+        self.reports: dict[str, tuning_pb2.JobReport] = {}
         self.events = finished_events()
         self.alias_version = 2
         self.created_statistics: tuning_pb2.DatasetStatistics | None = None
@@ -82,6 +83,15 @@ class FakeTrainer(tuning_pb2_grpc.TuningServiceServicer, prompts_pb2_grpc.Prompt
         if request.name not in self.jobs:
             raise NotFound("tuning job", request.name)
         return tuning_pb2.GetTuningJobResponse(job=self.jobs[request.name])
+
+    async def GetJobReport(self, request: Any, context: Any) -> tuning_pb2.GetJobReportResponse:
+        self._maybe_fail()
+        if request.name not in self.reports:
+            raise NotFound("tuning job", request.name)
+        report = tuning_pb2.JobReport.FromString(self.reports[request.name].SerializeToString())
+        if request.omit_answers:
+            report.ClearField("answers")
+        return tuning_pb2.GetJobReportResponse(report=report)
 
     async def ListTuningJobs(self, request: Any, context: Any) -> tuning_pb2.ListTuningJobsResponse:
         first = int(request.page_token or 0)
