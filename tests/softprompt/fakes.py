@@ -42,6 +42,8 @@ class FakeTrainer(tuning_pb2_grpc.TuningServiceServicer, prompts_pb2_grpc.Prompt
         self.cut_watch_after: list[int] = []
         """Numbers after which a watch is cut, one for each watch."""
         self.hold_watch: asyncio.Event | None = None
+        self.fail_watch: SoftPromptError | None = None
+        """Ends every watch after its events."""
         self.jobs = {JOB: succeeded_job()}
         self.reports: dict[str, tuning_pb2.JobReport] = {}
         self.events = finished_events()
@@ -110,6 +112,8 @@ class FakeTrainer(tuning_pb2_grpc.TuningServiceServicer, prompts_pb2_grpc.Prompt
                 yield tuning_pb2.WatchTuningJobResponse(event=event)
                 if event.number == cut:
                     await context.abort(grpc.StatusCode.UNAVAILABLE, "the connection was cut")
+        if self.fail_watch is not None:
+            raise self.fail_watch
         if self.hold_watch is not None:
             await self.hold_watch.wait()
 
