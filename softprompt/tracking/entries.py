@@ -54,6 +54,7 @@ class JobTracker:
         self._step = 0
 
     def __call__(self, event: JobEvent) -> None:
+        """Write an event, unless its number says that it was written already."""
         if event.number <= self.sink.last_event:
             return
         entry = self._entry(event)

@@ -64,7 +64,7 @@ def test_a_page_has_everything_and_nothing_of_a_user_becomes_markup() -> None:
 
 
 def test_a_report_without_result_or_answers_is_a_page_too() -> None:
-    message = full_report()
+    message: Any = full_report()
     for field in ("answers", "confusion", "training", "evaluations", "lineage", "cost"):
         message.ClearField(field)
     for field in ("result", "effective_spec", "dataset_statistics", "spec"):

@@ -32,7 +32,12 @@ def test_a_report_is_printed_written_or_shown(cli: CliRunner, tmp_path: Path, mo
         assert outcome.code == 0
         assert (tmp_path / name).read_text().startswith(begin)
     shown = list[str]()
-    monkeypatch.setattr("webbrowser.open", lambda address: shown.append(address) or True)
+
+    def show(address: str) -> bool:
+        shown.append(address)
+        return True
+
+    monkeypatch.setattr("webbrowser.open", show)
     assert cli("jobs", "report", "job1", "--open").code == 0
     assert Path(shown[0].removeprefix("file://")).read_text().startswith("<!doctype html>")
     assert cli("jobs", "report", "job1", "--open", "--format", "csv").code == 2
