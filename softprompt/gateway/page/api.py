@@ -75,7 +75,10 @@ def _check_size(path: Path, limit: int) -> None:
             num_bytes = sum(item.file_size for item in archive.infolist())
         if num_bytes > limit:
             raise ApiError(413, f"the file has more than {limit} bytes when unpacked", code="request_too_large")
-    elif path.open("rb").read(4).startswith(_COMPRESSED):
+        return
+    with path.open("rb") as file:
+        start = file.read(4)
+    if start.startswith(_COMPRESSED):
         raise bad_value("file", "the page reads CSV, TSV, XLSX and JSON; for others: softprompt datasets upload")
 
 

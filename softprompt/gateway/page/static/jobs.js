@@ -101,7 +101,7 @@ async function answers(body, name, signal) {
     location.hash = `#/job/${id((await post(`/api/jobs/${name}/continue`, { examples })).name)}`;
   }) }, "Continue training with the corrections");
   const correct = (one) => {
-    const text = h("textarea", { "aria-label": `better answer to ${one.input.slice(0, 60)}`, value: one.reference, onchange: () => {
+    const text = h("textarea", { "aria-label": `better answer to ${one.input.slice(0, 60)}`, value: one.reference, oninput: () => {
       if (text.value.trim()) corrected.set(one.input, text.value); else corrected.delete(one.input);
       go.disabled = !corrected.size;
     } });
