@@ -10,7 +10,7 @@ import torch
 from prompttuning.v1 import common_pb2, generation_pb2
 from transformers import AutoModelForCausalLM
 
-from inference_service.generation import AnswerTrim
+from inference_service.completions import AnswerText
 from shared.errors import DeadlineExceeded, InvalidInput, NotFound
 from shared.model.base_model import load, load_tokenizer
 from shared.text.template import InputEncoder, Template, TemplateFormat
@@ -74,11 +74,11 @@ async def test_a_chosen_seed_is_reported_and_repeats_the_answer(replica: Replica
 
 
 def test_the_space_between_input_and_target_is_not_shown() -> None:
-    trim = AnswerTrim(" ")
+    trim = AnswerText(trim=" ")
     assert [trim(text) for text in ("", " Paris", " is", " ")] == ["", "Paris", " is", " "]
-    trim = AnswerTrim(" ")
+    trim = AnswerText(trim=" ")
     assert [trim(text) for text in ("Paris", " is")] == ["Paris", " is"]
-    assert AnswerTrim("")(" Paris") == " Paris"
+    assert AnswerText()(" Paris") == " Paris"
 
 
 async def test_token_ids_are_taken_as_they_are(replica: Replica, tiny_model_dir: Path) -> None:

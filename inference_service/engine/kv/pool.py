@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from inference_service.engine.kv.rows import Acquired, Content
+from inference_service.engine.kv.rows import Acquired, NewContent
 
 
 class Pool(Protocol):
@@ -31,7 +31,7 @@ class Pool(Protocol):
         """Blocks that sequences hold."""
         ...
 
-    def acquire(self, content: Content, length: int, prefix_ready: bool = True) -> Acquired | None:
+    def acquire(self, content: NewContent, length: int, prefix_ready: bool = True) -> Acquired | None:
         """A row for a sequence of `length` positions; None if there is no room."""
         ...
 
