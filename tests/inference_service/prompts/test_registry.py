@@ -172,7 +172,7 @@ def test_the_least_recently_used_goes_first_and_aliased_ones_last() -> None:
     bench.registry.check_integrity()
 
 
-def test_states_are_told_and_unfinished_checks_are_not() -> None:
+def test_states_are_listed_and_unfinished_checks_are_not() -> None:
     bench = Bench()
     log = bench.log
     for version in (1, 2, 3):
