@@ -9,6 +9,7 @@ import zipfile
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,7 @@ class Preview:
 
 def _preview(data: Data) -> Preview:
     """Reads all of the file. Runs in a thread."""
+    assert isinstance(data.source, Path)
     rows = file_rows(data.source, data, DATASET)
     first: list[dict[str, str]] = []
     columns: dict[str, None] = {}
@@ -120,16 +122,14 @@ def _preview(data: Data) -> Preview:
             if len(first) == _PREVIEW_ROWS:
                 break
     rows.items.close()
-    shown = {"columns": tuple(columns), "used": used, "rows": tuple(first)}
+    found = partial(Preview, columns=tuple(columns), used=used, rows=tuple(first))
     try:
         prepared = prepare(data)
     except InvalidInput as error:
         problems = tuple(f"{item.field}: {item.description}" for item in error.violations)
         advice = error.advice if isinstance(error, UnusableData) else ""
-        return Preview(rows.format, num_examples=0, report=(), problems=problems, advice=advice, **shown)
-    return Preview(
-        prepared.format, num_examples=prepared.num_examples, report=prepared.report, problems=(), advice="", **shown
-    )
+        return found(rows.format, num_examples=0, report=(), problems=problems, advice=advice)
+    return found(prepared.format, num_examples=prepared.num_examples, report=prepared.report, problems=(), advice="")
 
 
 @endpoint("page.preview", query=_OPTIONS)
@@ -151,7 +151,7 @@ async def create_job(request: Request, backend: Backend) -> Response:
             prompt=request.query_params.get("prompt", ""),
             dataset=data,
             base_model=request.query_params.get("base_model", ""),
-            hyperparameters=Hyperparameters(num_steps=int(steps)) if steps else None,
+            hyperparameters=Hyperparameters(num_steps=int(steps) if steps else None),
         )
         return _json(await backend.client.create_job(spec), 201)
 

@@ -34,13 +34,15 @@ def page(browser: Browser, services: World) -> Iterator[Page]:
     made = context.new_page()
     made.set_default_timeout(SECONDS)
     complaints: list[str] = []
+    requested: list[str] = []
     made.on("console", lambda message: complaints.append(message.text) if is_fault(message) else None)
     made.on("pageerror", lambda error: complaints.append(str(error)))
-    made.on("request", lambda request: request.url.startswith(services.url) or complaints.append(request.url))
+    made.on("request", lambda request: requested.append(request.url))
     made.goto(services.url)
     yield made
     context.close()
     assert complaints == []
+    assert [url for url in requested if not url.startswith(services.url)] == []
 
 
 def is_fault(message: ConsoleMessage) -> bool:
