@@ -26,11 +26,13 @@ from tests.softprompt.fakes import DATASET, JOB, failed_job, finished_events, su
 COMMANDS = [
     ("demo",),
     ("up",),
+    ("gateway",),
     ("tune",),
     ("generate",),
     ("classify",),
     ("info",),
     *[("jobs", name) for name in ("list", "show", "watch", "cancel", "pause", "resume", "delete", "clone", "continue")],
+    *[("jobs", name) for name in ("report", "compare", "curve", "track")],
     *[("datasets", name) for name in ("upload", "list", "show", "delete")],
     *[
         ("prompts", name)
