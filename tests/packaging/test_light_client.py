@@ -72,7 +72,7 @@ def test_the_version_is_printed(light: Environment, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "command",
-    [["up"], ["demo"], ["models", "pull", "smollm2-135m-instruct"], ["models", "fingerprint", "."]],
+    [["up"], ["gateway"], ["demo"], ["models", "pull", "smollm2-135m-instruct"], ["models", "fingerprint", "."]],
     ids=lambda words: words[0],
 )
 def test_commands_that_need_more_say_in_one_line_how_to_install_it(
