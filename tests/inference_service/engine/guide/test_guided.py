@@ -83,6 +83,13 @@ def test_an_answer_is_valid_under_its_schema(
         assert len(found.token_ids) == 200
 
 
+def test_a_schema_can_forbid_white_space(engine: Engine, compiler: GuideCompiler) -> None:
+    schema = {"type": "array", "items": {"enum": [1]}, "minItems": 4, "maxItems": 4}
+    assert " " in "".join(answer(engine, compiler, Guide(json_schema=schema), seed=seed).text for seed in range(4))
+    schema["x-guidance"] = {"whitespace_flexible": False}
+    assert answer(engine, compiler, Guide(json_schema=schema)).text == "[1,1,1,1]"
+
+
 REGEXES = st.recursive(
     st.sampled_from(["a", "[b-e0-3]", "\u00e9", r"\d{1,3}", "x?", ".", r"\."]),
     lambda inner: st.one_of(
@@ -226,6 +233,7 @@ BAD: dict[str, tuple[Guide, str]] = {
     "an unclosed group": (Guide(regex="(a"), "regex"),
     "a keyword without support": (Guide(json_schema={"not": {"type": "string"}}), "json_schema"),
     "the same, leniently": (Guide(json_schema={"not": {}, "x-guidance": {"lenient": True}}), "json_schema"),
+    "options of the wrong kind": (Guide(json_schema={"x-guidance": 3}), "json_schema"),
     "an unknown format": (Guide(json_schema={"type": "string", "format": "colour"}), "json_schema"),
     "an unknown type": (Guide(json_schema={"type": "colour"}), "json_schema"),
     "no value at all": (Guide(json_schema=False), "json_schema"),
