@@ -77,6 +77,7 @@ class StepPlan:
 
     @property
     def num_positions(self) -> int:
+        """Positions of the forward pass."""
         return sum(chunk.num_positions for chunk in self.chunks)
 
 

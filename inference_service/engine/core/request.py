@@ -83,6 +83,8 @@ Request = GenerationRequest | ScoreRequest | PrefixLoad
 
 
 class FinishReason(StrEnum):
+    """Why a generation ended."""
+
     EOS = "EOS"
     LENGTH = "LENGTH"
     STOP_SEQUENCE = "STOP_SEQUENCE"
@@ -107,6 +109,8 @@ class TokenLogprob:
 
 @dataclass(frozen=True)
 class Usage:
+    """Tokens of one request."""
+
     input_tokens: int
     virtual_tokens: int
     cached_tokens: int
@@ -156,6 +160,8 @@ class CandidateScore:
 
 @dataclass(frozen=True)
 class ScoreResult:
+    """The candidates' scores, in the order of the request."""
+
     scores: tuple[CandidateScore, ...]
     usage: Usage
     timing: Timing

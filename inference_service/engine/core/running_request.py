@@ -129,6 +129,7 @@ class RunningRequest:
 
     @property
     def is_score(self) -> bool:
+        """Whether the request scores candidates instead of generating."""
         return bool(self.candidates)
 
     @property
