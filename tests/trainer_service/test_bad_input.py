@@ -81,7 +81,10 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
         "spec.validation_dataset.inline.examples[0]",
     ),
     "a dataset name that leaves the store": ({"dataset": pb.DatasetSource(dataset="datasets/../../x")}, "NotFound"),
-    "a dataset nobody uploaded": ({"dataset": pb.DatasetSource(dataset="datasets/sha256-" + "0" * 64)}, "NotFound"),
+    "a dataset that was never uploaded": (
+        {"dataset": pb.DatasetSource(dataset="datasets/sha256-" + "0" * 64)},
+        "NotFound",
+    ),
     "a URI where none are allowed": ({"dataset": pb.DatasetSource(uri="file:///etc/passwd")}, "spec.dataset.uri"),
     "a fraction of 1": ({"validation_fraction": 1.0}, "spec.validation_fraction"),
     "a fraction of 0": ({"validation_fraction": 0.0}, "spec.validation_fraction"),

@@ -16,7 +16,7 @@ from tests.trainer_service.scripted import ScriptedTrainer
 from trainer_service.dispatch.estimate import BusyWorker, Pace, WaitingJob, probable_end, starts, typical_seconds
 from trainer_service.dispatch.queue_snapshot import RunningJob, workers_of_others
 from trainer_service.dispatch.scheduler import WorkerView
-from trainer_service.jobs.model import EffectiveSpec, Job, JobFilter, TuningSpec
+from trainer_service.jobs.model import EffectiveSpec, Job, JobFilter, StoredSpec
 from trainer_service.jobs.states import JobState
 from trainer_service.training.events import StepDone, TrainingEvent, TrainingTask
 
@@ -95,7 +95,7 @@ def test_nothing_is_guessed_where_nothing_is_known() -> None:
     nothing = Pace(launch_seconds={"a": 10.0})
     assert guess(queue("a", "a"), worker("a", None, None)) == {}
     assert guess(queue("a", "a"), worker("a"), pace=nothing, max_jobs_per_worker=1) == {"0": 0}, (
-        "nobody knows how long the first takes"
+        "the duration of the first is unknown"
     )
     assert guess(queue("b"), worker("a", None)) == {}
     assert guess(queue("a"), worker("a", ready_at=None)) == {}
@@ -151,7 +151,7 @@ class AdmitForEither:
     def __init__(self, admission: Any) -> None:
         self._admission = admission
 
-    async def check(self, spec: TuningSpec) -> EffectiveSpec:
+    async def check(self, spec: StoredSpec) -> EffectiveSpec:
         found: EffectiveSpec = await self._admission.check(spec)
         return found.model_copy(update={"base_model": replace(BASE_MODEL, id=spec.prompt[0])})
 
