@@ -159,8 +159,8 @@ def load_settings(cls: type[SettingsType]) -> SettingsType:
             variable = next(
                 (name for name, known_field in known.items() if known_field == field), f"{prefix}{field}".upper()
             )
-            value = os.environ.get(variable)
-            problems.append(f"{variable}{_shown(cls, field, value)}: {_masked(detail['msg'], value)}")
+            value, message = os.environ.get(variable), detail["msg"].removeprefix("Value error, ")
+            problems.append(f"{variable}{_shown(cls, field, value)}: {_masked(message, value)}")
         raise ConfigError("\n".join(problems)) from None  # pydantic's text repeats every value, also secret ones
     if problems:
         raise ConfigError("\n".join(problems))

@@ -59,9 +59,11 @@ _COMMANDS = (["tune"], ["datasets", "upload"])
 
 
 def label_set(given: Sequence[str] | None) -> tuple[str, ...]:
-    """The labels of all `--labels` options; each option is one line of CSV."""
+    """The labels of all `--labels` options; each option is one line of CSV. Raises InvalidInput for a repeated one."""
+    from softprompt.data.prepare import checked_labels
+
     lines = csv.reader(given or (), skipinitialspace=True)
-    return tuple(label.strip() for line in lines for label in line if label.strip())
+    return checked_labels([label.strip() for line in lines for label in line if label.strip()])
 
 
 def read_examples(text: str, how: Data, labels: Sequence[str], which: str = "dataset") -> PreparedData | str:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from softprompt.cli.data import LabelsOption, label_set
 from softprompt.cli.options import JsonOption, TrainerOption, example, open_client
 from softprompt.cli.output import print_json, show, stderr
 from softprompt.display.transfer import transfer_display
@@ -65,7 +66,7 @@ def import_(
         typer.Option(case_sensitive=False, help="Whether the template is plain text or the chat template."),
     ] = None,
     system: Annotated[str, typer.Option(help="System message for --format chat.")] = "",
-    labels: Annotated[str, typer.Option(help="Labels of a classification prompt, separated by commas.")] = "",
+    labels: LabelsOption = None,
     alias: Annotated[str, typer.Option(help="Alias to move to the new version; - for none.")] = "default",
     request_id: Annotated[str, typer.Option(help="A unique key of yours. Repeating it returns the same version.")] = "",
     as_json: JsonOption = False,
@@ -78,7 +79,7 @@ def import_(
             prompt,
             base_model=base_model,
             template=Template(template, format, system) if template or format or system else None,
-            labels=tuple(label.strip() for label in labels.split(",") if label.strip()),
+            labels=label_set(labels),
             alias=alias,
             request_id=request_id,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -72,6 +73,7 @@ def up(
         host = f"[{host}]"
     http_port = None if no_gateway else gateway_port
     _check_ports(host, {"trainer": trainer_port, "inference": inference_port, "gateway": http_port})
+    _check_data(data)
     path = pull_with_progress(model)
     config = LocalConfig(path, data, host, trainer_port, inference_port, grace, plaintext, http_port)
     services = LocalServices(config, _silent if quiet else _forward)
@@ -97,6 +99,17 @@ def _check_ports(host: str, ports: Mapping[str, int | None]) -> None:
             check_port(host, port, f"--{name}-port")
         except OSError as error:
             raise Failure(str(error), EXIT_INVALID) from None
+
+
+def _check_data(data: Path) -> None:
+    """Raises Failure if the services could not write there, before they start."""
+    try:
+        data.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=data):
+            pass
+    except OSError as error:
+        reason = "it is not a directory" if data.exists() and not data.is_dir() else error.strerror or str(error)
+        raise Failure(f"--data: can't write to {str(data)!r}: {reason}", EXIT_INVALID) from None
 
 
 async def _serve(services: LocalServices, as_json: bool) -> None:

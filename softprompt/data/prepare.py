@@ -70,15 +70,18 @@ def prepare(
 
 
 def checked_labels(labels: Any, field: str = "labels") -> tuple[str, ...]:
-    """A label set as texts. Raises InvalidInput for a value that is not a list of scalars."""
+    """A label set as texts. Raises InvalidInput for a value that is not a list of different scalars."""
     if isinstance(labels, str | bytes | Mapping) or not isinstance(labels, Iterable):
         raise InvalidInput.of(field, f"a list of labels is expected, not {type_name(labels)}")
-    found = []
+    found: dict[str, None] = {}
     for index, label in enumerate(labels):
         try:
-            found.append(text_of(label, ""))
+            text = text_of(label, "")
         except Unusable as error:
             raise InvalidInput.of(f"{field}[{index}]", error.reason) from None
+        if text in found:
+            raise InvalidInput.of(f"{field}[{index}]", f"{shown(text)} is repeated")
+        found[text] = None
     return tuple(found)
 
 

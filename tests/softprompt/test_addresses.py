@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -169,3 +170,16 @@ def test_up_on_an_address_of_another_machine_or_with_one_port_for_both(cli: CliR
     outcome = cli("up", "--trainer-port", port, "--inference-port", port, "--model", "no-such-model")
     assert (outcome.code, outcome.err.count("\n")) == (2, 1)
     assert f"two services can't listen on port {port}: change --trainer-port or --inference-port" in outcome.err
+
+
+def test_up_on_a_place_that_can_not_be_written(cli: CliRunner, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for place, reason in (
+        (tmp_path / "file", "it is not a directory"),
+        (tmp_path / "file" / "below", "Not a directory"),
+        (Path("/proc/nowhere"), "No such file or directory"),
+        (Path("/sys/kernel"), ""),
+    ):
+        outcome = cli("up", "--data", str(place), "--model", "no-such-model")
+        assert (outcome.code, outcome.err.count("\n")) == (2, 1)
+        assert f"error: --data: can't write to {str(place)!r}: {reason}" in outcome.err

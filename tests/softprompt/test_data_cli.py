@@ -70,6 +70,8 @@ def test_labels_may_contain_commas(cli: CliRunner, here: Services, tmp_path: Pat
     assert "a label with a comma is put in quotes" in refused.err
     assert cli("tune", str(path), "--prompt", "x", "--labels", '"Yes, please", No', "--no-follow").code == 0
     assert list(here.trainer.specs[0].labels) == ["Yes, please", "No"]
+    repeated = cli("tune", str(path), "--prompt", "x", "--labels", "No,No")
+    assert (repeated.code, repeated.err) == (2, "error: labels[1]: 'No' is repeated\n")
     assert label_set(["a, b", '"c, d"']) == ("a", "b", "c, d")
 
 

@@ -75,6 +75,7 @@ async def everything(client: AsyncClient, directory: Path) -> AsyncIterator[Any]
     yield client.create_job(TuningSpec("tone", DATASET))
     for of_a_job in (client.get_job, client.cancel_job, client.pause_job, client.resume_job, client.delete_job):
         yield of_a_job(JOB)
+    yield client.job_report(JOB)
     yield client.list_jobs()
     yield anext(aiter(client.watch_job(JOB)))
     yield client.service_info()
