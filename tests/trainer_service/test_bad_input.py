@@ -9,6 +9,8 @@ from typing import Any
 
 import grpc
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.struct_pb2 import Struct, Value
+from google.protobuf.timestamp_pb2 import Timestamp
 from prompttuning.v1 import tuning_pb2 as pb
 from prompttuning.v1.common_pb2 import Message, SamplingParams, Template
 
@@ -181,6 +183,19 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
         {"sampling_defaults": SamplingParams(stop_sequences=["a"] * 10_000)},
         f"{SAMPLING}.stop_sequences",
     ),
+    "an argument of the template that is not a number": (
+        {
+            "template": Template(
+                format=Template.FORMAT_CHAT, arguments=Struct(fields={"x": Value(number_value=math.nan)})
+            )
+        },
+        "spec.template.arguments",
+    ),
+    "a weight that is not a number": (
+        {"hyperparameters": pb.Hyperparameters(class_weights={"a": math.nan})},
+        "spec.hyperparameters.class_weights.a",
+    ),
+    "a deadline beyond the calendar": ({"deadline": Timestamp(seconds=10**15)}, "spec.deadline"),
     "too many annotations": ({"annotations": {str(n): "x" for n in range(33)}}, "spec.annotations"),
     "an annotation without a key": ({"annotations": {"": "x"}}, "spec.annotations['']"),
     "an annotation of a megabyte": ({"annotations": {"a": "x" * (1 << 20)}}, "spec.annotations['a']"),
