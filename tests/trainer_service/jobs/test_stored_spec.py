@@ -70,3 +70,9 @@ def test_a_checkpoint_of_the_release_before_fits_its_job() -> None:
         }
     )
     assert digest_of(chat, (), ()) == "bde3bc1ad9191ccd7facc4e9ca509225:71d0aacb690b61280d0c97c6b6a66664"
+
+
+def test_a_field_that_no_longer_exists_is_skipped() -> None:
+    written = json.loads(to_json(effective_spec()))
+    old = json.dumps({**written, "estimated_seconds": 0.0})
+    assert from_json(EffectiveSpec, old) == effective_spec()
