@@ -110,9 +110,9 @@ def _parameters(job: TuningJob) -> dict[str, str]:
     if spec is None:
         return {}
     found: dict[str, Any] = {"prompt": spec.prompt, "base_model": spec.base_model, "dataset": spec.dataset}
-    if (chosen := spec.hyperparameters) is not None:
-        found |= {item.name: getattr(chosen, item.name) for item in fields(chosen)}
-        found["init"] = chosen.init.method if chosen.init is not None else None
+    found |= {item.name: getattr(spec.hyperparameters, item.name) for item in fields(spec.hyperparameters)}
+    if spec.hyperparameters.init is not None:
+        found["init"] = spec.hyperparameters.init.method
     return {
         name: value.value.lower() if isinstance(value, StrEnum) else str(value)
         for name, value in found.items()
