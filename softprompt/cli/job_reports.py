@@ -18,6 +18,8 @@ from softprompt.cli.output import print_json, show, stderr, stdout, table
 from softprompt.display.chart import MIN_COLUMNS, beside, chart
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from softprompt.types.report import JobReport
 
 JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="Name of the job: tuningJobs/<id>, or the id alone.")]
@@ -117,20 +119,20 @@ def compare(
         return
     _check_metric(reports, metric)
     titles = [report.job.name.removeprefix("tuningJobs/") for report in reports]
-    _show_rows("SETTING", titles, settings) if settings else show("no hyperparameter differs")
+    show(_rows("SETTING", titles, settings) if settings else "no hyperparameter differs")
     show("")
-    _show_rows("HELD OUT", titles, metrics) if metrics else show("no job has a result yet")
+    show(_rows("HELD OUT", titles, metrics) if metrics else "no job has a result yet")
     show("")
     total = columns or _columns()
     width = min(total, max(_BESIDE_COLUMNS, (total + 2) // len(reports) - 2))
     show(beside([_drawn(report, metric, width) for report in reports], total, width))
 
 
-def _show_rows(head: str, titles: Sequence[str], rows: Mapping[str, Sequence[str]]) -> None:
+def _rows(head: str, titles: Sequence[str], rows: Mapping[str, Sequence[str]]) -> Table:
     made = table(head, *titles)
     for name, values in rows.items():
         made.add_row(name, *values)
-    show(made)
+    return made
 
 
 def _drawn(report: JobReport, metric: str, columns: int) -> str:
