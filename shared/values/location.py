@@ -6,8 +6,9 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-_ROW = re.compile(r"(?:(?P<source>\S.*?) )?(?P<unit>line|row) (?P<row>[1-9]\d*)(?: (?P<path>\S+))?")
-_PATH = re.compile(r"(?:[^.\[\]\s]+|\[\d+\])(?:\.[^.\[\]\s]+|\[(?:0|[1-9]\d*)\])*")
+_NUMBER = r"(?:0|[1-9]\d{0,11})"
+_ROW = re.compile(rf"(?:(?P<source>\S.*?) )?(?P<unit>line|row) (?P<row>{_NUMBER})(?: (?P<path>\S+))?")
+_PATH = re.compile(rf"(?:[^.\[\]\s]+|\[{_NUMBER}\])(?:\.[^.\[\]\s]+|\[{_NUMBER}\])*")
 _PART = re.compile(r"\[\d+\]|[^.\[\]]+")
 
 

@@ -25,6 +25,8 @@ PATHS = st.lists(NAMES | st.integers(0, 99), max_size=4).map(tuple)
         ("", Location()),
         ("line 0", Location(("line 0",))),
         ("a..b", Location(("a..b",))),
+        ("line " + "9" * 5000, Location(("line " + "9" * 5000,))),
+        ("a[" + "9" * 5000 + "]", Location(("a[" + "9" * 5000 + "]",))),
     ],
 )
 def test_a_text_is_read_as_the_place_that_it_shows(text: str, place: Location) -> None:
