@@ -11,7 +11,7 @@ from prompttuning.v1 import generation_pb2, tuning_pb2
 
 from shared.errors import InvalidInput
 from shared.wire.mirror import fill, read, read_fields, reader, write
-from softprompt.types.common import Template
+from softprompt.types.common import Message, Template
 from softprompt.types.events import CheckpointStored, Evaluated, JobEvent, Note, ProgressMade, StateChanged
 from softprompt.types.generation import Input, TokenIds
 from softprompt.types.jobs import TuningJob, TuningProgress
@@ -99,5 +99,13 @@ def input_message(
     else:
         message.chat.SetInParent()
         for index, turn in enumerate(content):
-            write(turn, message.chat.messages.add(), f"input.messages[{index}]")
+            where = f"input.messages[{index}]"
+            write(_message(turn, where) if isinstance(turn, Mapping) else turn, message.chat.messages.add(), where)
     return message
+
+
+def _message(turn: Mapping[str, Any], where: str) -> Message:
+    if set(turn) != {"role", "content"}:
+        keys = ", ".join(map(repr, turn)) or "nothing"
+        raise InvalidInput.of(where, f"a turn has a role and a content, not {keys}")
+    return Message(turn["role"], turn["content"])

@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, Unpack
 
 from softprompt.client.async_client import AsyncClient
+from softprompt.client.chat import Chat
+from softprompt.client.generation import Inputs
 from softprompt.client.loop_thread import LoopThread
 from softprompt.client.security import ClientSecurity
 from softprompt.client.stream import GenerationStream
@@ -25,6 +27,7 @@ from softprompt.types.generation import (
     Generation,
     GenerationDelta,
     GenerationEnd,
+    GenerationOutcome,
     GenerationStart,
     Input,
     LoadedPrompt,
@@ -33,7 +36,9 @@ from softprompt.types.generation import (
     Scores,
     TokenCount,
 )
+from softprompt.types.history import JobHistory
 from softprompt.types.jobs import JobOrder, JobState, TuningJob
+from softprompt.types.keywords import SamplingKeywords, sampling_with
 from softprompt.types.prompts import (
     Alias,
     AliasTarget,
@@ -143,6 +148,11 @@ class Client:
     ) -> None:
         self.close()
 
+    def _own(self, job: TuningJob) -> TuningJob:
+        """The job, which can now read its history through this client."""
+        object.__setattr__(job, "_read_history", lambda: self.job_history(job.name))
+        return job
+
     def upload_dataset(
         self,
         dataset: Dataset,
@@ -176,23 +186,33 @@ class Client:
         call = self._client.create_job(
             spec, request_id=request_id, timeout_seconds=timeout_seconds, on_upload=on_upload
         )
-        return self._loop.run(call)
+        return self._own(self._loop.run(call))
 
     def clone_job(
         self, name: str, *, request_id: str = "", on_upload: OnUpload | None = None, **changes: Any
     ) -> TuningJob:
-        return self._loop.run(self._client.clone_job(name, request_id=request_id, on_upload=on_upload, **changes))
+        return self._own(
+            self._loop.run(self._client.clone_job(name, request_id=request_id, on_upload=on_upload, **changes))
+        )
 
     def continue_job(
         self, name: str, *, request_id: str = "", on_upload: OnUpload | None = None, **changes: Any
     ) -> TuningJob:
-        return self._loop.run(self._client.continue_job(name, request_id=request_id, on_upload=on_upload, **changes))
+        return self._own(
+            self._loop.run(self._client.continue_job(name, request_id=request_id, on_upload=on_upload, **changes))
+        )
 
-    def tune(self, spec: TuningSpec, *, on_event: Callable[[JobEvent], object] | None = None) -> TuningJob:
-        return self._loop.run(self._client.tune(spec, on_event=on_event))
+    def tune(
+        self,
+        spec: TuningSpec,
+        *,
+        on_event: Callable[[JobEvent], object] | None = None,
+        progress: bool | None = None,
+    ) -> TuningJob:
+        return self._own(self._loop.run(self._client.tune(spec, on_event=on_event, progress=progress)))
 
     def get_job(self, name: str) -> TuningJob:
-        return self._loop.run(self._client.get_job(name))
+        return self._own(self._loop.run(self._client.get_job(name)))
 
     def list_jobs(
         self,
@@ -203,26 +223,36 @@ class Client:
         order: JobOrder = JobOrder.NEWEST_FIRST,
         limit: int | None = None,
     ) -> list[TuningJob]:
-        return self._loop.run(
+        jobs = self._loop.run(
             self._client.list_jobs(states=states, prompt=prompt, annotations=annotations, order=order, limit=limit)
         )
+        return [self._own(job) for job in jobs]
 
     def watch_job(self, name: str, *, after: int = 0, reconnect_seconds: float = 120.0) -> Iterator[JobEvent]:
         return self._loop.iterate(self._client.watch_job(name, after=after, reconnect_seconds=reconnect_seconds))
 
     def wait_for_job(
-        self, name: str, *, timeout_seconds: float | None = None, on_event: Callable[[JobEvent], object] | None = None
+        self,
+        name: str,
+        *,
+        timeout_seconds: float | None = None,
+        on_event: Callable[[JobEvent], object] | None = None,
+        progress: bool | None = None,
     ) -> TuningJob:
-        return self._loop.run(self._client.wait_for_job(name, timeout_seconds=timeout_seconds, on_event=on_event))
+        call = self._client.wait_for_job(name, timeout_seconds=timeout_seconds, on_event=on_event, progress=progress)
+        return self._own(self._loop.run(call))
+
+    def job_history(self, name: str) -> JobHistory:
+        return self._loop.run(self._client.job_history(name))
 
     def cancel_job(self, name: str) -> TuningJob:
-        return self._loop.run(self._client.cancel_job(name))
+        return self._own(self._loop.run(self._client.cancel_job(name)))
 
     def pause_job(self, name: str) -> TuningJob:
-        return self._loop.run(self._client.pause_job(name))
+        return self._own(self._loop.run(self._client.pause_job(name)))
 
     def resume_job(self, name: str) -> TuningJob:
-        return self._loop.run(self._client.resume_job(name))
+        return self._own(self._loop.run(self._client.resume_job(name)))
 
     def delete_job(self, name: str) -> None:
         return self._loop.run(self._client.delete_job(name))
@@ -324,12 +354,13 @@ class Client:
         input: Input,
         *,
         prompt: str = "",
-        sampling: Sampling | None = None,
+        sampling: Sampling | Mapping[str, Any] | None = None,
         template: Template | None = None,
         routing_key: str = "",
         truncate: bool = False,
         priority: int = 0,
         timeout_seconds: float | None = None,
+        **parameters: Unpack[SamplingKeywords],
     ) -> Generation:
         return self._loop.run(
             self._client.generate(
@@ -341,6 +372,7 @@ class Client:
                 truncate=truncate,
                 priority=priority,
                 timeout_seconds=timeout_seconds,
+                **parameters,
             )
         )
 
@@ -349,12 +381,13 @@ class Client:
         input: Input,
         *,
         prompt: str = "",
-        sampling: Sampling | None = None,
+        sampling: Sampling | Mapping[str, Any] | None = None,
         template: Template | None = None,
         routing_key: str = "",
         truncate: bool = False,
         priority: int = 0,
         timeout_seconds: float | None = None,
+        **parameters: Unpack[SamplingKeywords],
     ) -> SyncGenerationStream:
         stream = self._client.stream(
             input,
@@ -365,8 +398,61 @@ class Client:
             truncate=truncate,
             priority=priority,
             timeout_seconds=timeout_seconds,
+            **parameters,
         )
         return SyncGenerationStream(stream, self._loop)
+
+    def generate_many(
+        self,
+        inputs: Inputs,
+        *,
+        prompt: str = "",
+        sampling: Sampling | Mapping[str, Any] | None = None,
+        template: Template | None = None,
+        routing_key: str = "",
+        truncate: bool = False,
+        priority: int = 0,
+        timeout_seconds: float | None = None,
+        concurrency: int = 8,
+        **parameters: Unpack[SamplingKeywords],
+    ) -> Iterator[GenerationOutcome]:
+        outcomes = self._client.generate_many(
+            inputs,
+            prompt=prompt,
+            sampling=sampling,
+            template=template,
+            routing_key=routing_key,
+            truncate=truncate,
+            priority=priority,
+            timeout_seconds=timeout_seconds,
+            concurrency=concurrency,
+            **parameters,
+        )
+        return self._loop.iterate(outcomes)
+
+    def chat(
+        self,
+        prompt: str = "",
+        *,
+        system: str = "",
+        sampling: Sampling | Mapping[str, Any] | None = None,
+        routing_key: str = "",
+        truncate: bool = True,
+        timeout_seconds: float | None = None,
+        **parameters: Unpack[SamplingKeywords],
+    ) -> Chat:
+        chosen = sampling_with(sampling, parameters)
+        return Chat(
+            lambda messages: self.stream(
+                messages,
+                prompt=prompt,
+                sampling=chosen,
+                routing_key=routing_key,
+                truncate=truncate,
+                timeout_seconds=timeout_seconds,
+            ),
+            system,
+        )
 
     def score(
         self,

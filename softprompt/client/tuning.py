@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import ExitStack, suppress
-from typing import Any
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from contextlib import ExitStack, aclosing, suppress
+from typing import Any, cast
 
 from prompttuning.v1 import tuning_pb2
 
@@ -20,9 +20,11 @@ from softprompt.client.paging import all_pages
 from softprompt.client.verdict import first_verdict
 from softprompt.client.watch import watch
 from softprompt.data.prepare import DATASET, VALIDATION_DATASET, PreparedData, checked_labels, prepare
+from softprompt.display.notebook import notebook_progress
 from softprompt.errors import JobFailed
 from softprompt.types.datasets import StoredDataset, UploadedDataset
 from softprompt.types.events import JobEvent, StateChanged
+from softprompt.types.history import JobHistory, history_of
 from softprompt.types.jobs import JobOrder, JobState, TuningJob
 from softprompt.types.service import ServiceInfo
 from softprompt.types.spec import Dataset, TuningSpec
@@ -166,14 +168,21 @@ class TuningMethods:
             continued_spec(await self.get_job(name), changes), request_id=request_id, on_upload=on_upload
         )
 
-    async def tune(self, spec: TuningSpec, *, on_event: Callable[[JobEvent], object] | None = None) -> TuningJob:
+    async def tune(
+        self,
+        spec: TuningSpec,
+        *,
+        on_event: Callable[[JobEvent], object] | None = None,
+        progress: bool | None = None,
+    ) -> TuningJob:
         """Queue a job; wait until it succeeds and until a live replica, if there is one, serves its version.
 
-        Raises JobFailed if the job fails or is cancelled, PreconditionFailed with the reason if the replica refuses the
-        version. Leaving early does not cancel the job.
+        `progress` shows state, losses and time left meanwhile; None does so in notebooks. Raises JobFailed if the job
+        fails or is cancelled, PreconditionFailed with the reason if the replica refuses the version. Leaving early does
+        not cancel the job.
         """
         job = await self.create_job(spec)
-        job = await self.wait_for_job(job.name, on_event=on_event)
+        job = await self.wait_for_job(job.name, on_event=on_event, progress=progress)
         if job.result is not None and job.result.alias_moved:  # replicas load what an alias names
             with suppress(DeadlineExceeded, NotFound, PermissionDenied, Unavailable, Unimplemented):
                 await first_verdict(self._connection, job.result.version)
@@ -218,21 +227,50 @@ class TuningMethods:
         return watch(self._connection, name, after, reconnect_seconds)
 
     async def wait_for_job(
-        self, name: str, *, timeout_seconds: float | None = None, on_event: Callable[[JobEvent], object] | None = None
+        self,
+        name: str,
+        *,
+        timeout_seconds: float | None = None,
+        on_event: Callable[[JobEvent], object] | None = None,
+        progress: bool | None = None,
     ) -> TuningJob:
-        """The job once it has succeeded. Raises JobFailed, also for a cancelled job, or TimeoutError."""
+        """The job once it has succeeded. `progress` is that of `tune`. Raises JobFailed, also for a cancelled job, or
+        TimeoutError.
+        """
         last: TuningJob | None = None
         async with asyncio.timeout(timeout_seconds):
-            async for event in self.watch_job(name):
-                if on_event is not None:
-                    on_event(event)
-                if isinstance(event, StateChanged):
-                    last = event.job
+            with notebook_progress(name.removeprefix("tuningJobs/"), progress) as show_event:
+                last = await self._followed(name, show_event, on_event)
         if last is None or not last.state.is_final:
             last = await self.get_job(name)
         if last.state is not JobState.SUCCEEDED:
             raise JobFailed(last)
         return last
+
+    async def _followed(
+        self, name: str, show_event: Callable[[JobEvent], object], on_event: Callable[[JobEvent], object] | None
+    ) -> TuningJob | None:
+        """The job of the last event that has one."""
+        last: TuningJob | None = None
+        async for event in self.watch_job(name):
+            show_event(event)
+            if on_event is not None:
+                on_event(event)
+            if isinstance(event, StateChanged):
+                last = event.job
+        return last
+
+    async def job_history(self, name: str) -> JobHistory:
+        """Losses, held-out metrics and notes of a job until now. Raises NotFound."""
+        last = (await self.get_job(name)).last_event
+        events: list[JobEvent] = []
+        if last:
+            async with aclosing(cast("AsyncGenerator[JobEvent, None]", self.watch_job(name))) as watched:
+                async for event in watched:
+                    events.append(event)
+                    if event.number >= last:
+                        break
+        return history_of(name, events)
 
     async def cancel_job(self, name: str) -> TuningJob:
         """The job, cancelling or cancelled; its best prompt so far is kept for `continue_job`. PreconditionFailed if it

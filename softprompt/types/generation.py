@@ -4,11 +4,12 @@ protocol's.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
+from shared.errors import SoftPromptError, Unavailable
 from shared.values.enums import LoadedState as LoadedState
 from softprompt.types.common import BaseModelInfo, Message, Sampling
 
@@ -20,8 +21,10 @@ class TokenIds:
     ids: tuple[int, ...]
 
 
-Input = str | Sequence[Message] | TokenIds
-"""A text or a conversation, rendered by the prompt's template, or token ids."""
+Input = str | Sequence[Message | Mapping[str, str]] | TokenIds
+"""A text or a conversation, rendered by the prompt's template, or token ids. A turn may be {"role": ..., "content":
+...}.
+"""
 
 
 class FinishReason(StrEnum):
@@ -120,6 +123,24 @@ class Generation:
     def why_empty(self) -> str:
         """A sentence that explains why there is no text; empty if there is some."""
         return "" if self.text.strip() else self.end.why_empty
+
+
+@dataclass(frozen=True)
+class GenerationOutcome:
+    """What became of one of several inputs: the answer, or the error in its place."""
+
+    index: int
+    """Number of the input, from 0."""
+    input: Input
+    generation: Generation | None = None
+    error: SoftPromptError | None = None
+
+    @property
+    def text(self) -> str:
+        """The text of the answer. Raises the error if there is none."""
+        if self.generation is None:
+            raise self.error or Unavailable("there is no answer")
+        return self.generation.text
 
 
 @dataclass(frozen=True)

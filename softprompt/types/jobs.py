@@ -4,9 +4,12 @@ protocol's.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
+from shared.errors import PreconditionFailed
 from shared.values.enums import JobOrder as JobOrder
 from shared.values.enums import JobState as JobState
 from shared.values.results import DatasetStatistics as DatasetStatistics
@@ -16,6 +19,9 @@ from shared.values.results import TuningError as TuningError
 from shared.values.results import TuningProgress as TuningProgress
 from shared.values.results import TuningResult as TuningResult
 from softprompt.types.spec import TuningSpec
+
+if TYPE_CHECKING:
+    from softprompt.types.history import JobHistory
 
 
 @dataclass(frozen=True)
@@ -41,3 +47,28 @@ class TuningJob:
     """An estimate while the job is queued."""
     best_prompt_kept: bool
     """The job ended without a version and its best prompt is kept; `continue_job` starts from it."""
+
+    _read_history: ClassVar[Any] = None
+    """Set on jobs that `Client` returns."""
+
+    def history(self) -> JobHistory:
+        """Losses, held-out metrics and notes until now. Only for jobs from `Client`; with AsyncClient, call
+        `await client.job_history(job.name)`. Raises PreconditionFailed for other jobs.
+        """
+        if self._read_history is None:
+            raise PreconditionFailed("this job does not come from a Client: use the client's job_history(name)")
+        history: JobHistory = self._read_history()
+        return history
+
+    def plot(self, metric: str = "loss", path: str | Path | None = None) -> Any:
+        """The history's plot. See `JobHistory.plot`."""
+        return self.history().plot(metric, path)
+
+    def _repr_html_(self) -> str:
+        from softprompt.display.html import job_html
+
+        return job_html(self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles have the fields alone, without the client."""
+        return {item.name: getattr(self, item.name) for item in fields(self)}

@@ -70,6 +70,11 @@ class PromptVersion:
     verdict: str = ""
     """Which of these it beats and which it does not beat."""
 
+    def _repr_html_(self) -> str:
+        from softprompt.display.html import version_html
+
+        return version_html(self)
+
 
 @dataclass(frozen=True)
 class ReplicaServing:

@@ -10,6 +10,7 @@ import pytest
 
 from shared.errors import NotFound
 from softprompt import AsyncClient, Client, Example, TuningSpec
+from softprompt.client.chat import AsyncChat, Chat
 from softprompt.client.stream import GenerationStream
 from softprompt.client.sync_client import SyncGenerationStream
 from tests.softprompt.fakes import JOB
@@ -18,6 +19,8 @@ RENAMED = {
     "AsyncIterator[JobEvent]": "Iterator[JobEvent]",
     "AsyncIterator[PromptChange]": "Iterator[PromptChange]",
     "GenerationStream": "SyncGenerationStream",
+    "AsyncIterator[GenerationOutcome]": "Iterator[GenerationOutcome]",
+    "AsyncChat": "Chat",
     "AsyncClient": "Client",
 }
 
@@ -30,7 +33,9 @@ def public_methods(cls):
     }
 
 
-@pytest.mark.parametrize(("ours", "theirs"), [(Client, AsyncClient), (SyncGenerationStream, GenerationStream)])
+@pytest.mark.parametrize(
+    ("ours", "theirs"), [(Client, AsyncClient), (SyncGenerationStream, GenerationStream), (Chat, AsyncChat)]
+)
 def test_both_clients_have_the_same_methods(ours, theirs):
     assert public_methods(ours).keys() == public_methods(theirs).keys()
 
