@@ -106,6 +106,9 @@ def limits_message(limits: RequestLimits, max_running: int, max_waiting: int) ->
         max_running=max_running,
         max_waiting=max_waiting,
         max_input_bytes=limits.max_input_bytes,
+        max_completions=sampling.max_completions,
+        max_guide_bytes=sampling.max_guide_bytes,
+        max_listed_token_ids=sampling.max_listed_token_ids,
     )
 
 

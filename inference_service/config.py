@@ -102,6 +102,10 @@ class InferenceSettings(ServerSettings):
     """Maximum number of alternatives in log-probabilities."""
     max_candidates: int = Field(default=_ENGINE.limits.max_candidates, ge=1, le=4096)
     """Maximum number of candidates of a Score call."""
+    max_completions: int = Field(default=_ENGINE.limits.max_completions, ge=1, le=1024)
+    """Maximum number of completions (n) of a request."""
+    max_guide_bytes: int = Field(default=_ENGINE.limits.max_guide_bytes, ge=0, le=1 << 20)
+    """Maximum size of a guide in bytes."""
     default_temperature: float = Field(default=0.0, ge=0, le=10)
     """Temperature if neither request nor version sets one; 0 is greedy."""
     default_top_p: float = Field(default=1.0, gt=0, le=1)
@@ -161,6 +165,8 @@ class InferenceSettings(ServerSettings):
             max_stop_sequences=self.max_stop_sequences,
             max_logprobs=self.max_logprobs,
             max_candidates=self.max_candidates,
+            max_completions=self.max_completions,
+            max_guide_bytes=self.max_guide_bytes,
         )
 
     def request_limits(self, max_length: int, length_limit: str = LENGTH_SETTING) -> RequestLimits:

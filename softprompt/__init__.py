@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from softprompt.data.prepare import PreparedData as PreparedData
     from softprompt.types.common import BaseModelInfo as BaseModelInfo
     from softprompt.types.common import Comparison as Comparison
+    from softprompt.types.common import Guide as Guide
     from softprompt.types.common import Message as Message
     from softprompt.types.common import Sampling as Sampling
     from softprompt.types.common import Template as Template
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from softprompt.types.events import ProgressMade as ProgressMade
     from softprompt.types.events import StateChanged as StateChanged
     from softprompt.types.generation import CandidateScore as CandidateScore
+    from softprompt.types.generation import Completion as Completion
     from softprompt.types.generation import FinishReason as FinishReason
     from softprompt.types.generation import Generation as Generation
     from softprompt.types.generation import GenerationDelta as GenerationDelta
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
     from softprompt.types.generation import GenerationLimits as GenerationLimits
     from softprompt.types.generation import GenerationOutcome as GenerationOutcome
     from softprompt.types.generation import GenerationStart as GenerationStart
+    from softprompt.types.generation import InputToken as InputToken
     from softprompt.types.generation import LoadedPrompt as LoadedPrompt
     from softprompt.types.generation import LoadedPrompts as LoadedPrompts
     from softprompt.types.generation import LoadedState as LoadedState
@@ -94,113 +97,35 @@ if TYPE_CHECKING:
     from softprompt.types.spec import TuningSpec as TuningSpec
 
 _MODULES = {
-    "softprompt.client.async_client": ("AsyncClient",),
-    "softprompt.client.chat": (
-        "AsyncChat",
-        "Chat",
-    ),
-    "softprompt.client.security": ("ClientSecurity",),
-    "softprompt.client.stream": ("GenerationStream",),
-    "softprompt.client.sync_client": (
-        "Client",
-        "SyncGenerationStream",
-    ),
-    "softprompt.data.prepare": ("PreparedData",),
-    "softprompt.types.common": (
-        "BaseModelInfo",
-        "Comparison",
-        "Message",
-        "Sampling",
-        "Template",
-        "TemplateFormat",
-    ),
-    "softprompt.types.data": (
-        "Data",
-        "Example",
-    ),
-    "softprompt.types.datasets": (
-        "DatasetStatistics",
-        "StoredDataset",
-        "UploadedDataset",
-    ),
-    "softprompt.types.events": (
-        "CheckpointStored",
-        "Evaluated",
-        "JobEvent",
-        "Note",
-        "ProgressMade",
-        "StateChanged",
-    ),
+    "softprompt.client.async_client": "AsyncClient",
+    "softprompt.client.chat": "AsyncChat Chat",
+    "softprompt.client.security": "ClientSecurity",
+    "softprompt.client.stream": "GenerationStream",
+    "softprompt.client.sync_client": "Client SyncGenerationStream",
+    "softprompt.data.prepare": "PreparedData",
+    "softprompt.types.common": "BaseModelInfo Comparison Guide Message Sampling Template TemplateFormat",
+    "softprompt.types.data": "Data Example",
+    "softprompt.types.datasets": "DatasetStatistics StoredDataset UploadedDataset",
+    "softprompt.types.events": "CheckpointStored Evaluated JobEvent Note ProgressMade StateChanged",
     "softprompt.types.generation": (
-        "CandidateScore",
-        "FinishReason",
-        "Generation",
-        "GenerationDelta",
-        "GenerationEnd",
-        "GenerationLimits",
-        "GenerationOutcome",
-        "GenerationStart",
-        "LoadedPrompt",
-        "LoadedPrompts",
-        "LoadedState",
-        "ModelInfo",
-        "Scores",
-        "TokenAlternative",
-        "TokenCount",
-        "TokenIds",
-        "TokenLogprob",
+        "CandidateScore Completion FinishReason Generation GenerationDelta GenerationEnd GenerationLimits "
+        "GenerationOutcome GenerationStart InputToken LoadedPrompt LoadedPrompts LoadedState ModelInfo Scores "
+        "TokenAlternative TokenCount TokenIds TokenLogprob"
     ),
-    "softprompt.types.history": (
-        "JobHistory",
-        "TrainingPoint",
-    ),
-    "softprompt.types.jobs": (
-        "JobOrder",
-        "JobState",
-        "NearestToken",
-        "SearchCandidate",
-        "TuningError",
-        "TuningJob",
-        "TuningProgress",
-        "TuningResult",
-    ),
-    "softprompt.types.keywords": ("SamplingKeywords",),
+    "softprompt.types.history": "JobHistory TrainingPoint",
+    "softprompt.types.jobs": "JobOrder JobState NearestToken SearchCandidate TuningError TuningJob TuningProgress TuningResult",
+    "softprompt.types.keywords": "SamplingKeywords",
     "softprompt.types.prompts": (
-        "Alias",
-        "AliasSet",
-        "AliasTarget",
-        "Deleted",
-        "Prompt",
-        "PromptChange",
-        "PromptStatus",
-        "PromptVersion",
-        "Published",
-        "ReplicaRefusal",
-        "ReplicaServing",
-        "ReplicaStatus",
-        "Snapshot",
-        "VersionStatus",
+        "Alias AliasSet AliasTarget Deleted Prompt PromptChange PromptStatus PromptVersion Published "
+        "ReplicaRefusal ReplicaServing ReplicaStatus Snapshot VersionStatus"
     ),
-    "softprompt.types.service": (
-        "ServiceInfo",
-        "TuningLimits",
-        "UnavailableBaseModel",
-    ),
+    "softprompt.types.service": "ServiceInfo TuningLimits UnavailableBaseModel",
     "softprompt.types.spec": (
-        "Hyperparameters",
-        "Init",
-        "InitMethod",
-        "LearningRateSchedule",
-        "Metric",
-        "PublishGate",
-        "PublishPolicy",
-        "Reparameterisation",
-        "TaskKind",
-        "TooLong",
-        "TuningSpec",
+        "Hyperparameters Init InitMethod LearningRateSchedule Metric PublishGate PublishPolicy "
+        "Reparameterisation TaskKind TooLong TuningSpec"
     ),
 }
-_HOME = {name: module for module, names in _MODULES.items() for name in names}
+_HOME = {name: module for module, names in _MODULES.items() for name in names.split()}
 __all__ = ["errors", *sorted(_HOME)]
 
 

@@ -7,10 +7,11 @@ message, the checks and the options of the command line follow from these fields
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, Self
 
+from shared.values.guide import MAX_GUIDE_BYTES, Guide
 from shared.violations import Violations
 
 _INT32_MAX = (1 << 31) - 1
@@ -27,6 +28,11 @@ class SamplingLimits:
     max_logprobs: int = 20
     max_candidates: int = 256
     """Candidates of one Score request."""
+    max_completions: int = 16
+    """Completions of one input."""
+    max_guide_bytes: int = MAX_GUIDE_BYTES
+    max_listed_token_ids: int = 1024
+    """Token ids in `logit_bias`, `allowed_token_ids` and `forbidden_token_ids` each."""
 
 
 LIMITS = SamplingLimits()
@@ -108,11 +114,33 @@ class Sampling:
         None, "Alternatives with log-probabilities for each token; --json shows them.", 0, option="--logprobs"
     )
     """0: the log-probability of the token alone. None: no log-probabilities."""
+    guide: Guide | None = _parameter(None, "The form that the answer must have.")  # noqa: RUF009 - a dataclass's `field`
+    logit_bias: Mapping[int, float] | None = _parameter(
+        None, "Add BIAS, from -100 to 100, to the logit of a token id; may be repeated.", -100, 100
+    )
+    allowed_token_ids: tuple[int, ...] = _parameter(
+        (), "Sample only this token id; may be repeated.", option="--allow-token-id"
+    )
+    forbidden_token_ids: tuple[int, ...] = _parameter(
+        (), "Never sample this token id; may be repeated.", option="--forbid-token-id"
+    )
+    n: int | None = _parameter(None, "Number of completions of the input.", 1, option="--n")
+    """Completion i has the seed `completion_seed(seed, i)`."""
+    num_input_logprobs: int | None = _parameter(
+        None, "Like --logprobs, for each token of the input.", 0, option="--input-logprobs"
+    )
+    """Also known as prompt log-probabilities; here a prompt is a soft prompt."""
+    echo: bool | None = _parameter(None, "Begin the answer with the text of the input.", option="--echo")
 
     def check(self, path: str = "sampling", limits: SamplingLimits = LIMITS, vocab_size: int | None = None) -> Self:
         """Return itself. Raises InvalidInput naming every field below `path` that is out of range."""
         violations = Violations()
-        highs = {"max_new_tokens": limits.max_new_tokens, "num_logprobs": limits.max_logprobs}
+        highs = {
+            "max_new_tokens": limits.max_new_tokens,
+            "num_logprobs": limits.max_logprobs,
+            "num_input_logprobs": limits.max_logprobs,
+            "n": limits.max_completions,
+        }
         for name, bounds in PARAMETERS.items():
             value, high = getattr(self, name), highs.get(name, bounds.high)
             if isinstance(value, int | float) and not bounds.contains(value, high):
@@ -120,7 +148,10 @@ class Sampling:
         if self.min_new_tokens and self.min_new_tokens > (most := self.max_new_tokens or limits.max_new_tokens):
             text = f"must be from 0 to max_new_tokens ({most}), is {self.min_new_tokens}"
             violations.add(f"{path}.min_new_tokens", text)
-        self._check_stops(path, limits, vocab_size, violations)
+        self._check_stops(path, limits, violations)
+        self._check_token_ids(path, limits, vocab_size, violations)
+        if self.guide is not None:
+            self.guide.check(f"{path}.guide", violations, limits.max_guide_bytes)
         violations.raise_if_any()
         return self
 
@@ -145,20 +176,42 @@ class Sampling:
         given = {name: getattr(self, name) for name in PARAMETERS}
         return SamplingParams(**{name: value for name, value in given.items() if value is not None})
 
-    def _check_stops(self, path: str, limits: SamplingLimits, vocab_size: int | None, violations: Violations) -> None:
-        bounds = {"stop_sequences": limits.max_stop_sequences, "stop_token_ids": limits.max_stop_token_ids}
-        for name, most in bounds.items():
-            if len(getattr(self, name)) > most:
-                violations.add(f"{path}.{name}", f"at most {most} are allowed, {len(getattr(self, name))} were given")
-        longest = limits.max_stop_sequence_chars
-        for index, stop in enumerate(self.stop_sequences[: limits.max_stop_sequences]):
+    def _check_stops(self, path: str, limits: SamplingLimits, violations: Violations) -> None:
+        most, longest = limits.max_stop_sequences, limits.max_stop_sequence_chars
+        if len(self.stop_sequences) > most:
+            violations.add(
+                f"{path}.stop_sequences", f"at most {most} are allowed, {len(self.stop_sequences)} were given"
+            )
+        for index, stop in enumerate(self.stop_sequences[:most]):
             if not 1 <= len(stop) <= longest:
                 text = f"must have 1 to {longest} characters, has {len(stop)}"
                 violations.add(f"{path}.stop_sequences[{index}]", text)
+
+    def _check_token_ids(
+        self, path: str, limits: SamplingLimits, vocab_size: int | None, violations: Violations
+    ) -> None:
+        lists: dict[str, tuple[Sequence[int], int]] = {
+            "stop_token_ids": (self.stop_token_ids, limits.max_stop_token_ids),
+            "logit_bias": (tuple(self.logit_bias or ()), limits.max_listed_token_ids),
+            "allowed_token_ids": (self.allowed_token_ids, limits.max_listed_token_ids),
+            "forbidden_token_ids": (self.forbidden_token_ids, limits.max_listed_token_ids),
+        }
         last = _INT32_MAX if vocab_size is None else vocab_size - 1
-        for index, token in enumerate(self.stop_token_ids[: limits.max_stop_token_ids]):
-            if not 0 <= token <= last:
-                violations.add(f"{path}.stop_token_ids[{index}]", f"must be a token id from 0 to {last}, is {token}")
+        for name, (ids, most) in lists.items():
+            if len(ids) > most:
+                violations.add(f"{path}.{name}", f"at most {most} are allowed, {len(ids)} were given")
+            for index, token in enumerate(ids[:most]):
+                if not 0 <= token <= last:
+                    place = f"[{token if name == 'logit_bias' else index}]"
+                    violations.add(f"{path}.{name}{place}", f"must be a token id from 0 to {last}, is {token}")
+        bounds = PARAMETERS["logit_bias"]
+        for token, bias in list((self.logit_bias or {}).items())[: limits.max_listed_token_ids]:
+            if not bounds.contains(bias, bounds.high):
+                violations.add(
+                    f"{path}.logit_bias[{token}]", f"must be {bounds.range_text(bounds.high)}, is {bias:.15g}"
+                )
+        if self.allowed_token_ids and set(self.allowed_token_ids) <= set(self.forbidden_token_ids):
+            violations.add(f"{path}.forbidden_token_ids", "must not contain all of allowed_token_ids")
 
 
 PARAMETERS: Mapping[str, Parameter] = {item.name: item.metadata["parameter"] for item in fields(Sampling)}
@@ -178,6 +231,8 @@ class SamplingParams(Sampling):
     max_new_tokens: int = 128
     min_new_tokens: int = 0
     ignore_eos: bool = False
+    n: int = 1
+    echo: bool = False
 
     @property
     def greedy(self) -> bool:
@@ -188,3 +243,13 @@ class SamplingParams(Sampling):
     def penalised(self) -> bool:
         """Whether any penalty changes the logits."""
         return self.repetition_penalty != 1.0 or self.presence_penalty != 0.0 or self.frequency_penalty != 0.0
+
+    @property
+    def restricted(self) -> bool:
+        """Whether a guide, a bias or a list of token ids changes which tokens are sampled."""
+        return bool(self.guide or self.logit_bias or self.allowed_token_ids or self.forbidden_token_ids)
+
+
+def completion_seed(seed: int, index: int) -> int:
+    """The seed of completion `index` of an input."""
+    return (seed + index) % (1 << 63)

@@ -12,6 +12,7 @@ from softprompt.cli.options import InferenceOption, JsonOption, example, open_cl
 from softprompt.cli.output import print_json, show, stderr, table
 from softprompt.cli.sampling import with_sampling_options
 from softprompt.cli.text_input import read_input
+from softprompt.types.generation import GenerationEnd, GenerationStart
 
 TextArgument = Annotated[str, typer.Argument(metavar="TEXT", help="The input; - reads standard input.")]
 RoutingOption = Annotated[
@@ -49,32 +50,39 @@ def generate(
         start = stream.started()
         if as_json:
             print_json({"start": start})
-        is_empty = True
+        texts = dict.fromkeys(range(sampling.n or 1), "")
         for delta in stream:
-            is_empty = is_empty and not delta.text.strip()
+            texts[delta.index] += delta.text
             if as_json:
                 print_json({"delta": delta})
-            else:
+            elif len(texts) == 1:
                 sys.stdout.write(delta.text)
                 sys.stdout.flush()
-        end = stream.end
-    if is_empty and end is not None:
-        stderr().print(end.why_empty, markup=False)
-    if as_json:
-        print_json({"end": end})
-        return
-    show("")
-    if end is not None and stderr().is_terminal:
-        first = (
-            ""
-            if end.first_token_time_seconds is None
-            else f", first token after {1000 * end.first_token_time_seconds:.0f} ms"
-        )
-        stderr().print(
-            f"{start.version or 'bare model'}: {end.output_tokens} tokens, {end.finish_reason}{first}",
-            style="dim",
-            markup=False,
-        )
+        ends = stream.ends
+    for index, text in texts.items():
+        if not text.strip() and index in ends:
+            stderr().print(ends[index].why_empty, markup=False)
+        if as_json:
+            print_json({"end": ends.get(index)})
+            continue
+        if len(texts) > 1:
+            sys.stdout.write(text)
+        show("")
+        if index in ends and stderr().is_terminal:
+            _show_statistics(start, ends[index])
+
+
+def _show_statistics(start: GenerationStart, end: GenerationEnd) -> None:
+    first = (
+        ""
+        if end.first_token_time_seconds is None
+        else f", first token after {1000 * end.first_token_time_seconds:.0f} ms"
+    )
+    stderr().print(
+        f"{start.version or 'bare model'}: {end.output_tokens} tokens, {end.finish_reason}{first}",
+        style="dim",
+        markup=False,
+    )
 
 
 def classify(

@@ -7,29 +7,54 @@ import types
 import typing
 from collections.abc import Callable, Sequence
 from functools import wraps
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from shared.values.guide import Guide
 from shared.values.sampling import PARAMETERS, Sampling
+from softprompt.cli.failures import EXIT_INVALID, Failure
 
 PANEL = "Sampling (what is left out: the prompt's defaults, then the service's)"
+_DEFAULTS = [name for name, parameter in PARAMETERS.items() if parameter.is_default]
 _HINTS = {name: hint for name, hint in typing.get_type_hints(Sampling).items() if name in PARAMETERS}
 
 
+_GUIDE_OPTIONS = {
+    "choices": (list[str] | None, typer.Option("--choice", help="The answer is one of these; may be repeated.")),
+    "regex": (str | None, typer.Option("--regex", help="The answer matches this regular expression.")),
+    "json_schema": (
+        Path | None,
+        typer.Option("--json-schema", metavar="FILE", help="The answer is JSON that is valid under this JSON Schema."),
+    ),
+    "grammar": (
+        Path | None,
+        typer.Option("--grammar", metavar="FILE", help="The answer is a text of this grammar in Lark's syntax."),
+    ),
+}
+"""One option for each kind of guide, by the name of its field."""
+
+
 def with_sampling_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Replace the argument `sampling` of a command by an option for each sampling parameter."""
+    """Replace the argument `sampling` of a command by an option for each sampling parameter and kind of guide."""
     own = inspect.signature(command, eval_str=True)
+    annotations = {name: _option(name) for name in PARAMETERS if name != "guide"}
+    annotations |= {name: Annotated[kind, _in_panel(option)] for name, (kind, option) in _GUIDE_OPTIONS.items()}
     options = [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_option(name))
-        for name in PARAMETERS
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+        for name, annotation in annotations.items()
     ]
     kept = [parameter for parameter in own.parameters.values() if parameter.name != "sampling"]
 
     @wraps(command)
     def with_options(**given: Any) -> None:
-        values = {name: given.pop(name) for name in PARAMETERS}
+        values = {name: given.pop(name) for name in annotations}
         values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+        guide: dict[str, Any] = {name: _guide_text(values.pop(name)) for name in _GUIDE_OPTIONS}
+        guide = {name: value for name, value in guide.items() if value is not None}
+        values["guide"] = Guide(**guide) if guide else None
+        values["logit_bias"] = _parse_biases(values["logit_bias"] or ())
         command(sampling=Sampling(**{name: value for name, value in values.items() if value is not None}), **given)
 
     with_options.__signature__ = own.replace(parameters=[*kept, *options])  # type: ignore[attr-defined]
@@ -39,9 +64,43 @@ def with_sampling_options(command: Callable[..., None]) -> Callable[..., None]:
 
 def _option(name: str) -> Any:
     parameter, hint = PARAMETERS[name], _HINTS[name]
+    if name == "logit_bias":
+        option = typer.Option(metavar="ID=BIAS", help=parameter.help, rich_help_panel=PANEL)
+        return Annotated[list[str] | None, option]
     kind = list[typing.get_args(hint)[0]] | None if typing.get_origin(hint) is tuple else hint  # type: ignore[misc]
     names = (parameter.option,) if parameter.option else ()
     return Annotated[kind, typer.Option(*names, help=parameter.help, rich_help_panel=PANEL)]
+
+
+def _in_panel(option: Any) -> Any:
+    option.rich_help_panel = PANEL
+    return option
+
+
+def _guide_text(value: str | Path | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
+    """The text of a guide, from its file if it is in one. Raises Failure."""
+    if not isinstance(value, Path):
+        return value
+    try:
+        return value.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise Failure(f"{value} can't be read: {error.strerror}", EXIT_INVALID) from None
+    except UnicodeDecodeError:
+        raise Failure(f"{value} is not text in UTF-8", EXIT_INVALID) from None
+
+
+def _parse_biases(pairs: Sequence[str]) -> dict[int, float] | None:
+    """From `ID=BIAS` texts. Raises typer.BadParameter."""
+    biases = {}
+    for pair in pairs:
+        token, _, bias = pair.partition("=")
+        try:
+            biases[int(token)] = float(bias)
+        except ValueError:
+            raise typer.BadParameter(
+                f"{pair!r} must be ID=BIAS, for example 42=-5", param_hint="--logit-bias"
+            ) from None
+    return biases or None
 
 
 def parse_sampling(pairs: Sequence[str]) -> Sampling | None:
@@ -49,8 +108,8 @@ def parse_sampling(pairs: Sequence[str]) -> Sampling | None:
     values: dict[str, Any] = {}
     for pair in pairs:
         name, separator, text = pair.partition("=")
-        if not separator or name not in _HINTS:
-            raise typer.BadParameter(f"{pair!r} must be NAME=VALUE with one of {', '.join(PARAMETERS)}")
+        if not separator or name not in _HINTS or name in ("guide", "logit_bias"):
+            raise typer.BadParameter(f"{pair!r} must be NAME=VALUE with one of {', '.join(_DEFAULTS)}")
         try:
             values[name] = _parsed(_HINTS[name], text)
         except ValueError as error:

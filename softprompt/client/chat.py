@@ -45,7 +45,8 @@ class AsyncChat(_Turns):
         try:
             async with self._open_stream(self._asked(text)) as answer:
                 async for delta in answer:
-                    pieces.append(delta.text)
+                    if delta.index == 0:
+                        pieces.append(delta.text)
                     yield delta
         finally:
             self._keep(text, "".join(pieces))
@@ -70,7 +71,8 @@ class Chat(_Turns):
         try:
             with self._open_stream(self._asked(text)) as answer:
                 for delta in answer:
-                    pieces.append(delta.text)
+                    if delta.index == 0:
+                        pieces.append(delta.text)
                     yield delta
         finally:
             self._keep(text, "".join(pieces))

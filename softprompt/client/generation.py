@@ -98,9 +98,11 @@ class GenerationMethods:
         )
         fill(request, priority=priority)
         timeout = self._generation_timeout_seconds if timeout_seconds is None else timeout_seconds
-        connection = self._connection
+        connection, num_completions = self._connection, request.sampling.n or 1
         return GenerationStream(
-            connection.inference, lambda: connection.generation.GenerateStream(request, timeout=timeout)
+            connection.inference,
+            lambda: connection.generation.GenerateStream(request, timeout=timeout),
+            num_completions,
         )
 
     def generate_many(

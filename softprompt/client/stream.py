@@ -19,16 +19,23 @@ Responses = AsyncIterator[generation_pb2.GenerateStreamResponse]
 class GenerationStream:
     """`async for delta in stream`; `start` is set before the first delta, `end` after the last one.
 
+    With several completions, their deltas are interleaved (`delta.index`), and `ends` has the end of each.
+
     The call begins with `started()` or the first delta. Breaking out of the loop, an exception, or `async with` cancels
     it; a stream can be iterated once. Raises Unavailable for an answer that does not begin with its start or has no
     end.
     """
 
-    def __init__(self, peer: Peer, open_call: Callable[[], Any]) -> None:
-        self._peer, self._open_call = peer, open_call
+    def __init__(self, peer: Peer, open_call: Callable[[], Any], num_completions: int = 1) -> None:
+        self._peer, self._open_call, self._num_completions = peer, open_call, num_completions
         self._call: Any = None
         self.start: GenerationStart | None = None
-        self.end: GenerationEnd | None = None
+        self.ends: dict[int, GenerationEnd] = {}
+
+    @property
+    def end(self) -> GenerationEnd | None:
+        """The end of completion 0, None before it."""
+        return self.ends.get(0)
 
     async def started(self) -> GenerationStart:
         """The first message: the version, the token counts and the seed of the answer."""
@@ -53,8 +60,8 @@ class GenerationStream:
                     if response.HasField("delta"):
                         yield read(GenerationDelta, response.delta)
                     elif response.HasField("end"):
-                        self.end = read(GenerationEnd, response.end)
-            if self.end is None:
+                        self._note_end(response.end)
+            if len(self.ends) < self._num_completions:
                 raise Unavailable(
                     f"the stream of {self._peer.name} at {self._peer.endpoint} ended before the answer's end"
                 )
@@ -64,12 +71,15 @@ class GenerationStream:
     def _misplaced(self, first: generation_pb2.GenerateStreamResponse) -> str:
         part = {"delta": "text", "end": "end"}.get(first.WhichOneof("part") or "", "unknown part")
         if part == "end":
-            self.end = read(GenerationEnd, first.end)
-            part = f"end (finish reason {self.end.finish_reason})"
+            part = f"end (finish reason {self._note_end(first.end).finish_reason})"
         return (
             f"the answer of {self._peer.name} at {self._peer.endpoint} begins with its {part}, not with "
             "what it is generated from"
         )
+
+    def _note_end(self, message: generation_pb2.GenerationEnd) -> GenerationEnd:
+        end = self.ends[message.index] = read(GenerationEnd, message)
+        return end
 
     async def _responses(self) -> Responses:
         while isinstance(response := await self._call.read(), generation_pb2.GenerateStreamResponse):

@@ -67,8 +67,13 @@ class SyncGenerationStream:
 
     @property
     def end(self) -> GenerationEnd | None:
-        """None before the last message."""
+        """The end of completion 0, None before it."""
         return self._stream.end
+
+    @property
+    def ends(self) -> dict[int, GenerationEnd]:
+        """The ends of all completions so far, by index."""
+        return self._stream.ends
 
     def started(self) -> GenerationStart:
         """The first message: the version, the token counts and the seed of the answer."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from shared.values.enums import TemplateFormat as TemplateFormat
+from shared.values.guide import Guide as Guide
 from shared.values.message import Message as Message
 from shared.values.results import Comparison as Comparison
 from shared.values.sampling import Sampling as Sampling

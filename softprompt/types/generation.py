@@ -48,6 +48,8 @@ class GenerationStart:
     cached_tokens: int
     seed: int
     request_id: str
+    input_logprobs: tuple[InputToken, ...] = ()
+    """The tokens of the input, if `num_input_logprobs` was set."""
 
 
 @dataclass(frozen=True)
@@ -61,9 +63,20 @@ class TokenAlternative:
 
 
 @dataclass(frozen=True)
+class InputToken:
+    """A token of the input and its natural log-probability given all before it; None for the first token."""
+
+    token_id: int
+    logprob: float | None
+    alternatives: tuple[TokenAlternative, ...]
+    text: str = ""
+    utf8: bytes = b""
+
+
+@dataclass(frozen=True)
 class TokenLogprob:
-    """A token's natural log-probability before temperature and filters. `text` has U+FFFD for a part of a character;
-    `utf8` is exact.
+    """A token's natural log-probability under the model's own distribution: before temperature, penalties, biases,
+    filters and the guide. `text` has U+FFFD for a part of a character; `utf8` is exact.
     """
 
     token_id: int
@@ -80,6 +93,8 @@ class GenerationDelta:
     text: str
     token_ids: tuple[int, ...]
     logprobs: tuple[TokenLogprob, ...]
+    index: int = 0
+    """The completion that this belongs to, from 0 to n - 1."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +107,8 @@ class GenerationEnd:
     first_token_time_seconds: float | None
     total_time_seconds: float | None
     stop_sequence: str
+    index: int = 0
+    """The completion that ended, from 0 to n - 1."""
 
     @property
     def why_empty(self) -> str:
@@ -107,12 +124,32 @@ class GenerationEnd:
 
 
 @dataclass(frozen=True)
+class Completion:
+    """One of several completions of an input."""
+
+    output: GenerationDelta
+    end: GenerationEnd
+
+    @property
+    def text(self) -> str:
+        """The text of the completion."""
+        return self.output.text
+
+
+@dataclass(frozen=True)
 class Generation:
-    """A whole answer."""
+    """A whole answer. With `n` above 1, `output` and `end` are those of completion 0."""
 
     start: GenerationStart
     output: GenerationDelta
     end: GenerationEnd
+    other_completions: tuple[Completion, ...] = ()
+    """Completions 1 to n - 1."""
+
+    @property
+    def completions(self) -> tuple[Completion, ...]:
+        """All completions by index, at least one."""
+        return (Completion(self.output, self.end), *self.other_completions)
 
     @property
     def text(self) -> str:
@@ -185,6 +222,9 @@ class GenerationLimits:
     max_running: int
     max_waiting: int
     max_input_bytes: int
+    max_completions: int = 1
+    max_guide_bytes: int = 0
+    max_listed_token_ids: int = 0
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any, TypedDict
 
 from shared.errors import FieldViolation, InvalidInput
+from shared.values.guide import Guide
 from shared.values.sampling import PARAMETERS, Sampling
 from softprompt.close_names import did_you_mean
 
@@ -28,6 +29,13 @@ class SamplingKeywords(TypedDict, total=False):
     min_new_tokens: int | None
     ignore_eos: bool | None
     num_logprobs: int | None
+    guide: Guide | None
+    logit_bias: Mapping[int, float] | None
+    allowed_token_ids: tuple[int, ...]
+    forbidden_token_ids: tuple[int, ...]
+    n: int | None
+    num_input_logprobs: int | None
+    echo: bool | None
 
 
 def sampling_with(sampling: Sampling | Mapping[str, Any] | None, keywords: Mapping[str, Any]) -> Sampling | None:

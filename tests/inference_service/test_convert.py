@@ -38,6 +38,22 @@ SAMPLING = st.fixed_dictionaries(
         "stop_sequences": st.lists(st.text(max_size=300), max_size=20),
         "stop_token_ids": st.lists(INT32, max_size=20),
         "ignore_eos": st.booleans(),
+        "guide": st.one_of(
+            st.just(common_pb2.Guide()),
+            st.lists(st.text(max_size=3), max_size=4).map(
+                lambda texts: common_pb2.Guide(choices=common_pb2.Guide.Choices(texts=texts))
+            ),
+            *(
+                st.text(max_size=9).map(lambda text, kind=kind: common_pb2.Guide(**{kind: text}))
+                for kind in ("regex", "json_schema", "grammar")
+            ),
+        ),
+        "logit_bias": st.dictionaries(INT32, FLOAT, max_size=3),
+        "allowed_token_ids": st.lists(INT32, max_size=3),
+        "forbidden_token_ids": st.lists(INT32, max_size=3),
+        "n": INT32,
+        "num_input_logprobs": INT32,
+        "echo": st.booleans(),
     },
 )
 

@@ -184,15 +184,18 @@ class FakeInference(generation_pb2_grpc.GenerationServiceServicer):
             return
         try:
             yield generation_pb2.GenerateStreamResponse(start=_start(request))
+            indexes = range(request.sampling.n or 1)
             while True:
                 for number, piece in enumerate(self.pieces):
-                    yield generation_pb2.GenerateStreamResponse(
-                        delta=generation_pb2.GenerationDelta(text=piece, token_ids=[number])
-                    )
+                    for index in indexes:
+                        yield generation_pb2.GenerateStreamResponse(
+                            delta=generation_pb2.GenerationDelta(text=piece, token_ids=[number], index=index)
+                        )
                 if not self.endless:
                     break
                 await asyncio.sleep(0.01)
-            yield generation_pb2.GenerateStreamResponse(end=_end())
+            for index in indexes:
+                yield generation_pb2.GenerateStreamResponse(end=_end(index))
         finally:
             self.stream_ended.set()
 
@@ -239,8 +242,8 @@ def _start(request: Any) -> generation_pb2.GenerationStart:
     )
 
 
-def _end() -> generation_pb2.GenerationEnd:
-    end = generation_pb2.GenerationEnd(finish_reason=generation_pb2.FINISH_REASON_EOS, output_tokens=3)
+def _end(index: int = 0) -> generation_pb2.GenerationEnd:
+    end = generation_pb2.GenerationEnd(finish_reason=generation_pb2.FINISH_REASON_EOS, output_tokens=3, index=index)
     end.first_token_time.FromMilliseconds(31)
     return end
 

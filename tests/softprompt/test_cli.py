@@ -269,6 +269,14 @@ def test_generate_as_json_lines(cli, here):
     assert lines[-1]["end"]["finish_reason"] == "EOS"
 
 
+def test_completions_are_printed_one_after_the_other(cli, here):
+    outcome = cli("generate", "hi", "--n", "2")
+    assert outcome.out == "Hello wide world\nHello wide world\n"
+    lines = cli("generate", "hi", "--n", "2", "--json").json
+    assert [line["delta"]["index"] for line in lines if "delta" in line] == [0, 1] * 3
+    assert [line["end"]["index"] for line in lines if "end" in line] == [0, 1]
+
+
 def test_generate_with_an_unknown_prompt(cli, here):
     assert cli("generate", "--prompt", "unknown", "hi").code == 3
 

@@ -7,9 +7,11 @@ from dataclasses import fields
 import pytest
 import typer
 
+from shared.wire.sampling import read_sampling
+from softprompt.cli.failures import EXIT_INVALID
 from softprompt.cli.main import app
 from softprompt.cli.sampling import parse_sampling
-from softprompt.types.common import Sampling
+from softprompt.types.common import Guide, Sampling
 from tests.softprompt.cli_runner import CliRunner
 from tests.softprompt.conftest import Services
 
@@ -28,8 +30,18 @@ GIVEN = {
     "min_new_tokens": "2",
     "ignore_eos": "true",
     "num_logprobs": "4",
+    "logit_bias": "12=-2.5",
+    "allowed_token_ids": "13",
+    "forbidden_token_ids": "14",
+    "n": "2",
+    "num_input_logprobs": "3",
+    "echo": "true",
 }
-WANTED = Sampling(0.5, 3, 0.5, 0.25, 1.5, -0.5, 0.25, 7, ("END",), (11,), 9, 2, True, 4)
+OF_A_REQUEST = {"logit_bias"}
+"""What `tune --sampling` does not even read."""
+WANTED = Sampling(
+    0.5, 3, 0.5, 0.25, 1.5, -0.5, 0.25, 7, ("END",), (11,), 9, 2, True, 4, None, {12: -2.5}, (13,), (14,), 2, 3, True
+)
 
 
 @pytest.fixture
@@ -42,7 +54,8 @@ def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], ser
 def test_generate_has_an_option_for_each(cli: CliRunner, services: Services) -> None:
     generate = typer.main.get_command(app).commands["generate"]  # type: ignore[attr-defined]
     options = {parameter.name: parameter.opts[0] for parameter in generate.params}
-    assert {item.name for item in fields(Sampling)} <= set(options)
+    parameters = {item.name for item in fields(Sampling)} - {"guide"}
+    assert parameters | {item.name for item in fields(Guide)} <= set(options)
     given = [
         part
         for name, value in GIVEN.items()
@@ -50,16 +63,37 @@ def test_generate_has_an_option_for_each(cli: CliRunner, services: Services) -> 
     ]
     assert cli("generate", "hi", *given).code == 0
     sent = services.inference.requests[0].sampling
-    for item in fields(Sampling):
-        value = getattr(sent, item.name)
-        assert (tuple(value) if isinstance(getattr(WANTED, item.name), tuple) else value) == getattr(WANTED, item.name)
-        assert value, f"{item.name} was not sent"
+    for name in parameters:
+        value = getattr(sent, name)
+        assert (tuple(value) if isinstance(getattr(WANTED, name), tuple) else value) == getattr(WANTED, name)
+        assert value, f"{name} was not sent"
+
+
+def test_generate_has_an_option_for_each_kind_of_guide(cli: CliRunner, services: Services, tmp_path) -> None:
+    schema, grammar = tmp_path / "schema.json", tmp_path / "grammar.lark"
+    schema.write_text('{"type": "object"}')
+    grammar.write_text('start: "a"')
+    given = {
+        ("--choice", "yes", "--choice", "no"): Guide(choices=("yes", "no")),
+        ("--regex", "a+"): Guide(regex="a+"),
+        ("--json-schema", str(schema)): Guide(json_schema='{"type": "object"}'),
+        ("--grammar", str(grammar)): Guide(grammar='start: "a"'),
+    }
+    for options in given:
+        assert cli("generate", "hi", *options).code == 0
+    sent = [read_sampling(request.sampling).guide for request in services.inference.requests]
+    assert sent == list(given.values())
+    assert cli("generate", "hi", "--json-schema", str(tmp_path / "missing")).code == EXIT_INVALID
+    assert cli("generate", "hi", "--regex", "a", "--choice", "b").code == EXIT_INVALID
+    assert "ID=BIAS" in cli("generate", "hi", "--logit-bias", "3").err
 
 
 def test_tune_sets_the_defaults_of_the_prompt(cli: CliRunner, services: Services, tmp_path) -> None:
     examples = tmp_path / "train.jsonl"
     examples.write_text('{"input": "a", "output": "b"}\n')
-    given = [part for name, value in GIVEN.items() for part in ("--sampling", f"{name}={value}")]
+    given = [
+        part for name, value in GIVEN.items() if name not in OF_A_REQUEST for part in ("--sampling", f"{name}={value}")
+    ]
     assert cli("tune", str(examples), "--prompt", "tone", "--no-follow", *given).code == 0
     sent = services.trainer.specs[0].sampling_defaults
     assert (sent.temperature, sent.ignore_eos, list(sent.stop_token_ids)) == (0.5, True, [11])
@@ -70,6 +104,6 @@ def test_names_and_values_are_checked() -> None:
     assert parse_sampling(["stop_token_ids=1,2", "ignore_eos=false"]) == Sampling(
         stop_token_ids=(1, 2), ignore_eos=False
     )
-    for pair in ("temperature", "heat=1", "top_k=many", "ignore_eos=yes"):
+    for pair in ("temperature", "heat=1", "top_k=many", "ignore_eos=yes", "logit_bias=3"):
         with pytest.raises(typer.BadParameter, match=pair):
             parse_sampling([pair])

@@ -27,7 +27,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from prompttuning.v1 import common_pb2 as prompttuning_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n prompttuning/v1/generation.proto\x12\x0fprompttuning.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1cprompttuning/v1/common.proto\"\xec\x01\n\x0fGenerationInput\x12\x0e\n\x06prompt\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12*\n\x04\x63hat\x18\x03 \x01(\x0b\x32\x1a.prompttuning.v1.ChatInputH\x00\x12.\n\ttoken_ids\x18\x04 \x01(\x0b\x32\x19.prompttuning.v1.TokenIdsH\x00\x12+\n\x08template\x18\x05 \x01(\x0b\x32\x19.prompttuning.v1.Template\x12\x13\n\x0brouting_key\x18\x06 \x01(\t\x12\x10\n\x08truncate\x18\x07 \x01(\x08\x42\t\n\x07\x63ontent\"7\n\tChatInput\x12*\n\x08messages\x18\x01 \x03(\x0b\x32\x18.prompttuning.v1.Message\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\x05\"\x8d\x01\n\x15GenerateStreamRequest\x12/\n\x05input\x18\x01 \x01(\x0b\x32 .prompttuning.v1.GenerationInput\x12\x31\n\x08sampling\x18\x02 \x01(\x0b\x32\x1f.prompttuning.v1.SamplingParams\x12\x10\n\x08priority\x18\x03 \x01(\x05\"\xb5\x01\n\x16GenerateStreamResponse\x12\x31\n\x05start\x18\x01 \x01(\x0b\x32 .prompttuning.v1.GenerationStartH\x00\x12\x31\n\x05\x64\x65lta\x18\x02 \x01(\x0b\x32 .prompttuning.v1.GenerationDeltaH\x00\x12-\n\x03\x65nd\x18\x03 \x01(\x0b\x32\x1e.prompttuning.v1.GenerationEndH\x00\x42\x06\n\x04part\"\x87\x01\n\x0fGenerateRequest\x12/\n\x05input\x18\x01 \x01(\x0b\x32 .prompttuning.v1.GenerationInput\x12\x31\n\x08sampling\x18\x02 \x01(\x0b\x32\x1f.prompttuning.v1.SamplingParams\x12\x10\n\x08priority\x18\x03 \x01(\x05\"\xa2\x01\n\x10GenerateResponse\x12/\n\x05start\x18\x01 \x01(\x0b\x32 .prompttuning.v1.GenerationStart\x12\x30\n\x06output\x18\x02 \x01(\x0b\x32 .prompttuning.v1.GenerationDelta\x12+\n\x03\x65nd\x18\x03 \x01(\x0b\x32\x1e.prompttuning.v1.GenerationEnd\"\x99\x01\n\x0fGenerationStart\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x14\n\x0cinput_tokens\x18\x03 \x01(\x05\x12\x16\n\x0evirtual_tokens\x18\x04 \x01(\x05\x12\x15\n\rcached_tokens\x18\x05 \x01(\x05\x12\x0c\n\x04seed\x18\x06 \x01(\x03\x12\x12\n\nrequest_id\x18\x07 \x01(\t\"c\n\x0fGenerationDelta\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\x05\x12/\n\x08logprobs\x18\x03 \x03(\x0b\x32\x1d.prompttuning.v1.TokenLogprob\"\x86\x01\n\x0cTokenLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\x05\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\x12\x37\n\x0c\x61lternatives\x18\x03 \x03(\x0b\x32!.prompttuning.v1.TokenAlternative\x12\x0c\n\x04text\x18\x04 \x01(\t\x12\x0c\n\x04utf8\x18\x05 \x01(\x0c\"Q\n\x10TokenAlternative\x12\x10\n\x08token_id\x18\x01 \x01(\x05\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\x12\x0c\n\x04text\x18\x03 \x01(\t\x12\x0c\n\x04utf8\x18\x04 \x01(\x0c\"\x86\x02\n\rGenerationEnd\x12\x34\n\rfinish_reason\x18\x01 \x01(\x0e\x32\x1d.prompttuning.v1.FinishReason\x12\x15\n\routput_tokens\x18\x02 \x01(\x05\x12-\n\nqueue_time\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x33\n\x10\x66irst_token_time\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12-\n\ntotal_time\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x15\n\rstop_sequence\x18\x06 \x01(\t\"S\n\x0cScoreRequest\x12/\n\x05input\x18\x01 \x01(\x0b\x32 .prompttuning.v1.GenerationInput\x12\x12\n\ncandidates\x18\x02 \x03(\t\"]\n\x0e\x43\x61ndidateScore\x12\x11\n\tcandidate\x18\x01 \x01(\t\x12\x0f\n\x07logprob\x18\x02 \x01(\x01\x12\x13\n\x0bprobability\x18\x03 \x01(\x01\x12\x12\n\nnum_tokens\x18\x04 \x01(\x05\"\x7f\n\rScoreResponse\x12/\n\x05start\x18\x01 \x01(\x0b\x32 .prompttuning.v1.GenerationStart\x12/\n\x06scores\x18\x02 \x03(\x0b\x32\x1f.prompttuning.v1.CandidateScore\x12\x0c\n\x04\x62\x65st\x18\x03 \x01(\x05\"E\n\x12\x43ountTokensRequest\x12/\n\x05input\x18\x01 \x01(\x0b\x32 .prompttuning.v1.GenerationInput\"m\n\x13\x43ountTokensResponse\x12\x14\n\x0cinput_tokens\x18\x01 \x01(\x05\x12\x16\n\x0evirtual_tokens\x18\x02 \x01(\x05\x12\x15\n\rmax_positions\x18\x03 \x01(\x05\x12\x11\n\ttoken_ids\x18\x04 \x03(\x05\"\x15\n\x13GetModelInfoRequest\"\xef\x01\n\x10GenerationLimits\x12\x15\n\rmax_positions\x18\x01 \x01(\x05\x12\x16\n\x0emax_new_tokens\x18\x02 \x01(\x05\x12\x1a\n\x12max_stop_sequences\x18\x03 \x01(\x05\x12\x1f\n\x17max_stop_sequence_chars\x18\x04 \x01(\x05\x12\x14\n\x0cmax_logprobs\x18\x05 \x01(\x05\x12\x16\n\x0emax_candidates\x18\x06 \x01(\x05\x12\x13\n\x0bmax_running\x18\x07 \x01(\x05\x12\x13\n\x0bmax_waiting\x18\x08 \x01(\x05\x12\x17\n\x0fmax_input_bytes\x18\t \x01(\x05\"\xed\x01\n\x14GetModelInfoResponse\x12\x18\n\x10software_version\x18\x01 \x01(\t\x12.\n\nbase_model\x18\x02 \x01(\x0b\x32\x1a.prompttuning.v1.BaseModel\x12\x31\n\x06limits\x18\x03 \x01(\x0b\x32!.prompttuning.v1.GenerationLimits\x12\x39\n\x10\x64\x65\x66\x61ult_sampling\x18\x04 \x01(\x0b\x32\x1f.prompttuning.v1.SamplingParams\x12\r\n\x05\x64type\x18\x05 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x06 \x01(\t\"*\n\x18ListLoadedPromptsRequest\x12\x0e\n\x06prompt\x18\x01 \x01(\t\"\x91\x03\n\x0cLoadedPrompt\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x32\n\x05state\x18\x03 \x01(\x0e\x32#.prompttuning.v1.LoadedPrompt.State\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x0f\n\x07\x61liases\x18\x05 \x03(\t\x12\x1a\n\x12num_virtual_tokens\x18\x06 \x01(\x05\x12\x17\n\x0fprefix_kv_bytes\x18\x07 \x01(\x03\x12-\n\tload_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x34\n\x11publish_to_served\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x17\n\x0f\x61\x63tive_requests\x18\n \x01(\x05\"X\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x10\n\x0cSTATE_LOADED\x10\x01\x12\x0f\n\x0bSTATE_KNOWN\x10\x02\x12\x15\n\x11STATE_QUARANTINED\x10\x03\"]\n\x19ListLoadedPromptsResponse\x12.\n\x07prompts\x18\x01 \x03(\x0b\x32\x1d.prompttuning.v1.LoadedPrompt\x12\x10\n\x08revision\x18\x02 \x01(\x03*\xb8\x01\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x15\n\x11\x46INISH_REASON_EOS\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x1f\n\x1b\x46INISH_REASON_STOP_SEQUENCE\x10\x03\x12\x1a\n\x16\x46INISH_REASON_DEADLINE\x10\x04\x12\x1b\n\x17\x46INISH_REASON_CANCELLED\x10\x05\x32\xb4\x04\n\x11GenerationService\x12O\n\x08Generate\x12 .prompttuning.v1.GenerateRequest\x1a!.prompttuning.v1.GenerateResponse\x12\x63\n\x0eGenerateStream\x12&.prompttuning.v1.GenerateStreamRequest\x1a\'.prompttuning.v1.GenerateStreamResponse0\x01\x12\x46\n\x05Score\x12\x1d.prompttuning.v1.ScoreRequest\x1a\x1e.prompttuning.v1.ScoreResponse\x12X\n\x0b\x43ountTokens\x12#.prompttuning.v1.CountTokensRequest\x1a$.prompttuning.v1.CountTokensResponse\x12[\n\x0cGetModelInfo\x12$.prompttuning.v1.GetModelInfoRequest\x1a%.prompttuning.v1.GetModelInfoResponse\x12j\n\x11ListLoadedPrompts\x12).prompttuning.v1.ListLoadedPromptsRequest\x1a*.prompttuning.v1.ListLoadedPromptsResponseBQ\n\x1e\x64\x65v.softprompt.prompttuning.v1P\x01Z-softprompt.dev/prompttuning/v1;prompttuningv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n prompttuning/v1/generation.proto\x12\x0fprompttuning.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1cprompttuning/v1/common.proto\"\xec\x01\n\x0fGenerationInput\x12\x0e\n\x06prompt\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12*\n\x04\x63hat\x18\x03 \x01(\x0b\x32\x1a.prompttuning.v1.ChatInputH\x00\x12.\n\ttoken_ids\x18\x04 \x01(\x0b\x32\x19.prompttuning.v1.TokenIdsH\x00\x12+\n\x08template\x18\x05 \x01(\x0b\x32\x19.prompttuning.v1.Template\x12\x13\n\x0brouting_key\x18\x06 \x01(\t\x12\x10\n\x08truncate\x18\x07 \x01(\x08\x42\t\n\x07\x63ontent\"7\n\tChatInput\x12*\n\x08messages\x18\x01 \x03(\x0b\x32\x18.prompttuning.v1.Message\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\x05\"\x8d\x01\n\x15GenerateStreamRequest\x12/\n\x05input\x18\x01 \x01(\x0b\x32 .prompttuning.v1.GenerationInput\x12\x31\n\x08sampling\x18\x02 \x01(\x0b\x32\x1f.prompttuning.v1.SamplingParams\x12\x10\n\x08priority\x18\x03 \x01(\x05\"\xb5\x01\n\x16GenerateStreamResponse\x12\x31\n\x05start\x18\x01 \x01(\x0b\x32 .prompttuning.v1.GenerationStartH\x00\x12\x31\n\x05\x64\x65lta\x18\x02 \x01(\x0b\x32 .prompttuning.v1.GenerationDeltaH\x00\x12-\n\x03\x65nd\x18\x03 \x01(\x0b\x32\x1e.prompttuning.v1.GenerationEndH\x00\x42\x06\n\x04part\"\x87\x01\n\x0fGenerateRequest\x12/\n\x05input\x18\x01 \x01(\x0b\x32 .prompttuning.v1.GenerationInput\x12\x31\n\x08sampling\x18\x02 \x01(\x0b\x32\x1f.prompttuning.v1.SamplingParams\x12\x10\n\x08priority\x18\x03 \x01(\x05\"\xda\x01\n\x10GenerateResponse\x12/\n\x05start\x18\x01 \x01(\x0b\x32 .prompttuning.v1.GenerationStart\x12\x30\n\x06output\x18\x02 \x01(\x0b\x32 .prompttuning.v1.GenerationDelta\x12+\n\x03\x65nd\x18\x03 \x01(\x0b\x32\x1e.prompttuning.v1.GenerationEnd\x12\x36\n\x11other_completions\x18\x04 \x03(\x0b\x32\x1b.prompttuning.v1.Completion\"k\n\nCompletion\x12\x30\n\x06output\x18\x01 \x01(\x0b\x32 .prompttuning.v1.GenerationDelta\x12+\n\x03\x65nd\x18\x02 \x01(\x0b\x32\x1e.prompttuning.v1.GenerationEnd\"\xce\x01\n\x0fGenerationStart\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x14\n\x0cinput_tokens\x18\x03 \x01(\x05\x12\x16\n\x0evirtual_tokens\x18\x04 \x01(\x05\x12\x15\n\rcached_tokens\x18\x05 \x01(\x05\x12\x0c\n\x04seed\x18\x06 \x01(\x03\x12\x12\n\nrequest_id\x18\x07 \x01(\t\x12\x33\n\x0einput_logprobs\x18\x08 \x03(\x0b\x32\x1b.prompttuning.v1.InputToken\"\x95\x01\n\nInputToken\x12\x10\n\x08token_id\x18\x01 \x01(\x05\x12\x14\n\x07logprob\x18\x02 \x01(\x02H\x00\x88\x01\x01\x12\x37\n\x0c\x61lternatives\x18\x03 \x03(\x0b\x32!.prompttuning.v1.TokenAlternative\x12\x0c\n\x04text\x18\x04 \x01(\t\x12\x0c\n\x04utf8\x18\x05 \x01(\x0c\x42\n\n\x08_logprob\"r\n\x0fGenerationDelta\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\x05\x12/\n\x08logprobs\x18\x03 \x03(\x0b\x32\x1d.prompttuning.v1.TokenLogprob\x12\r\n\x05index\x18\x04 \x01(\x05\"\x86\x01\n\x0cTokenLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\x05\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\x12\x37\n\x0c\x61lternatives\x18\x03 \x03(\x0b\x32!.prompttuning.v1.TokenAlternative\x12\x0c\n\x04text\x18\x04 \x01(\t\x12\x0c\n\x04utf8\x18\x05 \x01(\x0c\"Q\n\x10TokenAlternative\x12\x10\n\x08token_id\x18\x01 \x01(\x05\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\x12\x0c\n\x04text\x18\x03 \x01(\t\x12\x0c\n\x04utf8\x18\x04 \x01(\x0c\"\x95\x02\n\rGenerationEnd\x12\x34\n\rfinish_reason\x18\x01 \x01(\x0e\x32\x1d.prompttuning.v1.FinishReason\x12\x15\n\routput_tokens\x18\x02 \x01(\x05\x12-\n\nqueue_time\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x33\n\x10\x66irst_token_time\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12-\n\ntotal_time\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x15\n\rstop_sequence\x18\x06 \x01(\t\x12\r\n\x05index\x18\x07 \x01(\x05\"S\n\x0cScoreRequest\x12/\n\x05input\x18\x01 \x01(\x0b\x32 .prompttuning.v1.GenerationInput\x12\x12\n\ncandidates\x18\x02 \x03(\t\"]\n\x0e\x43\x61ndidateScore\x12\x11\n\tcandidate\x18\x01 \x01(\t\x12\x0f\n\x07logprob\x18\x02 \x01(\x01\x12\x13\n\x0bprobability\x18\x03 \x01(\x01\x12\x12\n\nnum_tokens\x18\x04 \x01(\x05\"\x7f\n\rScoreResponse\x12/\n\x05start\x18\x01 \x01(\x0b\x32 .prompttuning.v1.GenerationStart\x12/\n\x06scores\x18\x02 \x03(\x0b\x32\x1f.prompttuning.v1.CandidateScore\x12\x0c\n\x04\x62\x65st\x18\x03 \x01(\x05\"E\n\x12\x43ountTokensRequest\x12/\n\x05input\x18\x01 \x01(\x0b\x32 .prompttuning.v1.GenerationInput\"m\n\x13\x43ountTokensResponse\x12\x14\n\x0cinput_tokens\x18\x01 \x01(\x05\x12\x16\n\x0evirtual_tokens\x18\x02 \x01(\x05\x12\x15\n\rmax_positions\x18\x03 \x01(\x05\x12\x11\n\ttoken_ids\x18\x04 \x03(\x05\"\x15\n\x13GetModelInfoRequest\"\xbf\x02\n\x10GenerationLimits\x12\x15\n\rmax_positions\x18\x01 \x01(\x05\x12\x16\n\x0emax_new_tokens\x18\x02 \x01(\x05\x12\x1a\n\x12max_stop_sequences\x18\x03 \x01(\x05\x12\x1f\n\x17max_stop_sequence_chars\x18\x04 \x01(\x05\x12\x14\n\x0cmax_logprobs\x18\x05 \x01(\x05\x12\x16\n\x0emax_candidates\x18\x06 \x01(\x05\x12\x13\n\x0bmax_running\x18\x07 \x01(\x05\x12\x13\n\x0bmax_waiting\x18\x08 \x01(\x05\x12\x17\n\x0fmax_input_bytes\x18\t \x01(\x05\x12\x17\n\x0fmax_completions\x18\n \x01(\x05\x12\x17\n\x0fmax_guide_bytes\x18\x0b \x01(\x05\x12\x1c\n\x14max_listed_token_ids\x18\x0c \x01(\x05\"\xed\x01\n\x14GetModelInfoResponse\x12\x18\n\x10software_version\x18\x01 \x01(\t\x12.\n\nbase_model\x18\x02 \x01(\x0b\x32\x1a.prompttuning.v1.BaseModel\x12\x31\n\x06limits\x18\x03 \x01(\x0b\x32!.prompttuning.v1.GenerationLimits\x12\x39\n\x10\x64\x65\x66\x61ult_sampling\x18\x04 \x01(\x0b\x32\x1f.prompttuning.v1.SamplingParams\x12\r\n\x05\x64type\x18\x05 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x06 \x01(\t\"*\n\x18ListLoadedPromptsRequest\x12\x0e\n\x06prompt\x18\x01 \x01(\t\"\x91\x03\n\x0cLoadedPrompt\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x32\n\x05state\x18\x03 \x01(\x0e\x32#.prompttuning.v1.LoadedPrompt.State\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x0f\n\x07\x61liases\x18\x05 \x03(\t\x12\x1a\n\x12num_virtual_tokens\x18\x06 \x01(\x05\x12\x17\n\x0fprefix_kv_bytes\x18\x07 \x01(\x03\x12-\n\tload_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x34\n\x11publish_to_served\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x17\n\x0f\x61\x63tive_requests\x18\n \x01(\x05\"X\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x10\n\x0cSTATE_LOADED\x10\x01\x12\x0f\n\x0bSTATE_KNOWN\x10\x02\x12\x15\n\x11STATE_QUARANTINED\x10\x03\"]\n\x19ListLoadedPromptsResponse\x12.\n\x07prompts\x18\x01 \x03(\x0b\x32\x1d.prompttuning.v1.LoadedPrompt\x12\x10\n\x08revision\x18\x02 \x01(\x03*\xb8\x01\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x15\n\x11\x46INISH_REASON_EOS\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x1f\n\x1b\x46INISH_REASON_STOP_SEQUENCE\x10\x03\x12\x1a\n\x16\x46INISH_REASON_DEADLINE\x10\x04\x12\x1b\n\x17\x46INISH_REASON_CANCELLED\x10\x05\x32\xb4\x04\n\x11GenerationService\x12O\n\x08Generate\x12 .prompttuning.v1.GenerateRequest\x1a!.prompttuning.v1.GenerateResponse\x12\x63\n\x0eGenerateStream\x12&.prompttuning.v1.GenerateStreamRequest\x1a\'.prompttuning.v1.GenerateStreamResponse0\x01\x12\x46\n\x05Score\x12\x1d.prompttuning.v1.ScoreRequest\x1a\x1e.prompttuning.v1.ScoreResponse\x12X\n\x0b\x43ountTokens\x12#.prompttuning.v1.CountTokensRequest\x1a$.prompttuning.v1.CountTokensResponse\x12[\n\x0cGetModelInfo\x12$.prompttuning.v1.GetModelInfoRequest\x1a%.prompttuning.v1.GetModelInfoResponse\x12j\n\x11ListLoadedPrompts\x12).prompttuning.v1.ListLoadedPromptsRequest\x1a*.prompttuning.v1.ListLoadedPromptsResponseBQ\n\x1e\x64\x65v.softprompt.prompttuning.v1P\x01Z-softprompt.dev/prompttuning/v1;prompttuningv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,8 +35,8 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'prompttuning.v1.generation_
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\036dev.softprompt.prompttuning.v1P\001Z-softprompt.dev/prompttuning/v1;prompttuningv1'
-  _globals['_FINISHREASON']._serialized_start=3382
-  _globals['_FINISHREASON']._serialized_end=3566
+  _globals['_FINISHREASON']._serialized_start=3862
+  _globals['_FINISHREASON']._serialized_end=4046
   _globals['_GENERATIONINPUT']._serialized_start=149
   _globals['_GENERATIONINPUT']._serialized_end=385
   _globals['_CHATINPUT']._serialized_start=387
@@ -50,41 +50,45 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GENERATEREQUEST']._serialized_start=798
   _globals['_GENERATEREQUEST']._serialized_end=933
   _globals['_GENERATERESPONSE']._serialized_start=936
-  _globals['_GENERATERESPONSE']._serialized_end=1098
-  _globals['_GENERATIONSTART']._serialized_start=1101
-  _globals['_GENERATIONSTART']._serialized_end=1254
-  _globals['_GENERATIONDELTA']._serialized_start=1256
-  _globals['_GENERATIONDELTA']._serialized_end=1355
-  _globals['_TOKENLOGPROB']._serialized_start=1358
-  _globals['_TOKENLOGPROB']._serialized_end=1492
-  _globals['_TOKENALTERNATIVE']._serialized_start=1494
-  _globals['_TOKENALTERNATIVE']._serialized_end=1575
-  _globals['_GENERATIONEND']._serialized_start=1578
-  _globals['_GENERATIONEND']._serialized_end=1840
-  _globals['_SCOREREQUEST']._serialized_start=1842
-  _globals['_SCOREREQUEST']._serialized_end=1925
-  _globals['_CANDIDATESCORE']._serialized_start=1927
-  _globals['_CANDIDATESCORE']._serialized_end=2020
-  _globals['_SCORERESPONSE']._serialized_start=2022
-  _globals['_SCORERESPONSE']._serialized_end=2149
-  _globals['_COUNTTOKENSREQUEST']._serialized_start=2151
-  _globals['_COUNTTOKENSREQUEST']._serialized_end=2220
-  _globals['_COUNTTOKENSRESPONSE']._serialized_start=2222
-  _globals['_COUNTTOKENSRESPONSE']._serialized_end=2331
-  _globals['_GETMODELINFOREQUEST']._serialized_start=2333
-  _globals['_GETMODELINFOREQUEST']._serialized_end=2354
-  _globals['_GENERATIONLIMITS']._serialized_start=2357
-  _globals['_GENERATIONLIMITS']._serialized_end=2596
-  _globals['_GETMODELINFORESPONSE']._serialized_start=2599
-  _globals['_GETMODELINFORESPONSE']._serialized_end=2836
-  _globals['_LISTLOADEDPROMPTSREQUEST']._serialized_start=2838
-  _globals['_LISTLOADEDPROMPTSREQUEST']._serialized_end=2880
-  _globals['_LOADEDPROMPT']._serialized_start=2883
-  _globals['_LOADEDPROMPT']._serialized_end=3284
-  _globals['_LOADEDPROMPT_STATE']._serialized_start=3196
-  _globals['_LOADEDPROMPT_STATE']._serialized_end=3284
-  _globals['_LISTLOADEDPROMPTSRESPONSE']._serialized_start=3286
-  _globals['_LISTLOADEDPROMPTSRESPONSE']._serialized_end=3379
-  _globals['_GENERATIONSERVICE']._serialized_start=3569
-  _globals['_GENERATIONSERVICE']._serialized_end=4133
+  _globals['_GENERATERESPONSE']._serialized_end=1154
+  _globals['_COMPLETION']._serialized_start=1156
+  _globals['_COMPLETION']._serialized_end=1263
+  _globals['_GENERATIONSTART']._serialized_start=1266
+  _globals['_GENERATIONSTART']._serialized_end=1472
+  _globals['_INPUTTOKEN']._serialized_start=1475
+  _globals['_INPUTTOKEN']._serialized_end=1624
+  _globals['_GENERATIONDELTA']._serialized_start=1626
+  _globals['_GENERATIONDELTA']._serialized_end=1740
+  _globals['_TOKENLOGPROB']._serialized_start=1743
+  _globals['_TOKENLOGPROB']._serialized_end=1877
+  _globals['_TOKENALTERNATIVE']._serialized_start=1879
+  _globals['_TOKENALTERNATIVE']._serialized_end=1960
+  _globals['_GENERATIONEND']._serialized_start=1963
+  _globals['_GENERATIONEND']._serialized_end=2240
+  _globals['_SCOREREQUEST']._serialized_start=2242
+  _globals['_SCOREREQUEST']._serialized_end=2325
+  _globals['_CANDIDATESCORE']._serialized_start=2327
+  _globals['_CANDIDATESCORE']._serialized_end=2420
+  _globals['_SCORERESPONSE']._serialized_start=2422
+  _globals['_SCORERESPONSE']._serialized_end=2549
+  _globals['_COUNTTOKENSREQUEST']._serialized_start=2551
+  _globals['_COUNTTOKENSREQUEST']._serialized_end=2620
+  _globals['_COUNTTOKENSRESPONSE']._serialized_start=2622
+  _globals['_COUNTTOKENSRESPONSE']._serialized_end=2731
+  _globals['_GETMODELINFOREQUEST']._serialized_start=2733
+  _globals['_GETMODELINFOREQUEST']._serialized_end=2754
+  _globals['_GENERATIONLIMITS']._serialized_start=2757
+  _globals['_GENERATIONLIMITS']._serialized_end=3076
+  _globals['_GETMODELINFORESPONSE']._serialized_start=3079
+  _globals['_GETMODELINFORESPONSE']._serialized_end=3316
+  _globals['_LISTLOADEDPROMPTSREQUEST']._serialized_start=3318
+  _globals['_LISTLOADEDPROMPTSREQUEST']._serialized_end=3360
+  _globals['_LOADEDPROMPT']._serialized_start=3363
+  _globals['_LOADEDPROMPT']._serialized_end=3764
+  _globals['_LOADEDPROMPT_STATE']._serialized_start=3676
+  _globals['_LOADEDPROMPT_STATE']._serialized_end=3764
+  _globals['_LISTLOADEDPROMPTSRESPONSE']._serialized_start=3766
+  _globals['_LISTLOADEDPROMPTSRESPONSE']._serialized_end=3859
+  _globals['_GENERATIONSERVICE']._serialized_start=4049
+  _globals['_GENERATIONSERVICE']._serialized_end=4613
 # @@protoc_insertion_point(module_scope)

@@ -280,17 +280,22 @@ class GenerateResponse(_message.Message):
     START_FIELD_NUMBER: _builtins.int
     OUTPUT_FIELD_NUMBER: _builtins.int
     END_FIELD_NUMBER: _builtins.int
+    OTHER_COMPLETIONS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def start(self) -> Global___GenerationStart:
         """Facts that were known before the first token."""
 
     @_builtins.property
     def output(self) -> Global___GenerationDelta:
-        """The complete answer."""
+        """The complete answer. With n > 1, completion 0."""
 
     @_builtins.property
     def end(self) -> Global___GenerationEnd:
         """How the generation ended."""
+
+    @_builtins.property
+    def other_completions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Completion]:
+        """Completions 1 to n - 1, in this order."""
 
     def __init__(
         self,
@@ -298,14 +303,45 @@ class GenerateResponse(_message.Message):
         start: Global___GenerationStart | None = ...,
         output: Global___GenerationDelta | None = ...,
         end: Global___GenerationEnd | None = ...,
+        other_completions: _abc.Iterable[Global___Completion] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["end", b"end", "output", b"output", "start", b"start"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["end", b"end", "output", b"output", "start", b"start"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end", b"end", "other_completions", b"other_completions", "output", b"output", "start", b"start"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GenerateResponse: _TypeAlias = GenerateResponse  # noqa: Y015
+
+@_typing.final
+class Completion(_message.Message):
+    """One of several completions of an input."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OUTPUT_FIELD_NUMBER: _builtins.int
+    END_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def output(self) -> Global___GenerationDelta:
+        """The complete answer."""
+
+    @_builtins.property
+    def end(self) -> Global___GenerationEnd:
+        """How its generation ended."""
+
+    def __init__(
+        self,
+        *,
+        output: Global___GenerationDelta | None = ...,
+        end: Global___GenerationEnd | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["end", b"end", "output", b"output"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end", b"end", "output", b"output"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Completion: _TypeAlias = Completion  # noqa: Y015
 
 @_typing.final
 class GenerationStart(_message.Message):
@@ -320,6 +356,7 @@ class GenerationStart(_message.Message):
     CACHED_TOKENS_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    INPUT_LOGPROBS_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """Version that the reference means, "prompts/{prompt}/versions/{n}"; empty for the bare model."""
     digest: _builtins.str
@@ -331,9 +368,13 @@ class GenerationStart(_message.Message):
     cached_tokens: _builtins.int
     """Number of positions whose keys and values were cached."""
     seed: _builtins.int
-    """Seed in use."""
+    """Seed in use. Completion i uses (seed + i) modulo 2^63."""
     request_id: _builtins.str
     """Id of this request in the logs."""
+    @_builtins.property
+    def input_logprobs(self) -> _containers.RepeatedCompositeFieldContainer[Global___InputToken]:
+        """The tokens of the input with their log-probabilities, if requested."""
+
     def __init__(
         self,
         *,
@@ -344,14 +385,57 @@ class GenerationStart(_message.Message):
         cached_tokens: _builtins.int = ...,
         seed: _builtins.int = ...,
         request_id: _builtins.str = ...,
+        input_logprobs: _abc.Iterable[Global___InputToken] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_tokens", b"cached_tokens", "digest", b"digest", "input_tokens", b"input_tokens", "request_id", b"request_id", "seed", b"seed", "version", b"version", "virtual_tokens", b"virtual_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_tokens", b"cached_tokens", "digest", b"digest", "input_logprobs", b"input_logprobs", "input_tokens", b"input_tokens", "request_id", b"request_id", "seed", b"seed", "version", b"version", "virtual_tokens", b"virtual_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GenerationStart: _TypeAlias = GenerationStart  # noqa: Y015
+
+@_typing.final
+class InputToken(_message.Message):
+    """A token of the input, with its log-probability given everything before it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKEN_ID_FIELD_NUMBER: _builtins.int
+    LOGPROB_FIELD_NUMBER: _builtins.int
+    ALTERNATIVES_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    UTF8_FIELD_NUMBER: _builtins.int
+    token_id: _builtins.int
+    """The token."""
+    logprob: _builtins.float
+    """Its natural log-probability. Unset for the first token of the input."""
+    text: _builtins.str
+    """The token's text, as in TokenLogprob."""
+    utf8: _builtins.bytes
+    """Its bytes in UTF-8."""
+    @_builtins.property
+    def alternatives(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenAlternative]:
+        """The most probable tokens at this position, most probable first."""
+
+    def __init__(
+        self,
+        *,
+        token_id: _builtins.int = ...,
+        logprob: _builtins.float | None = ...,
+        alternatives: _abc.Iterable[Global___TokenAlternative] | None = ...,
+        text: _builtins.str = ...,
+        utf8: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_logprob", b"_logprob", "logprob", b"logprob"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_logprob", b"_logprob", "alternatives", b"alternatives", "logprob", b"logprob", "text", b"text", "token_id", b"token_id", "utf8", b"utf8"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__logprob: _TypeAlias = _typing.Literal["logprob"]  # noqa: Y015
+    _WhichOneofArgType__logprob: _TypeAlias = _typing.Literal["_logprob", b"_logprob"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__logprob) -> _WhichOneofReturnType__logprob | None: ...
+
+Global___InputToken: _TypeAlias = InputToken  # noqa: Y015
 
 @_typing.final
 class GenerationDelta(_message.Message):
@@ -362,6 +446,7 @@ class GenerationDelta(_message.Message):
     TEXT_FIELD_NUMBER: _builtins.int
     TOKEN_IDS_FIELD_NUMBER: _builtins.int
     LOGPROBS_FIELD_NUMBER: _builtins.int
+    INDEX_FIELD_NUMBER: _builtins.int
     text: _builtins.str
     """Text since the last delta. Concatenate the deltas of an answer with nothing between them.
 
@@ -370,6 +455,8 @@ class GenerationDelta(_message.Message):
     With a prompt, and in a conversation, the answer is separate and has the form of the outputs that the prompt was
     tuned on; it does not include a separating space.
     """
+    index: _builtins.int
+    """The completion that this belongs to, from 0 to n - 1."""
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Tokens since the last delta."""
@@ -384,10 +471,11 @@ class GenerationDelta(_message.Message):
         text: _builtins.str = ...,
         token_ids: _abc.Iterable[_builtins.int] | None = ...,
         logprobs: _abc.Iterable[Global___TokenLogprob] | None = ...,
+        index: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["logprobs", b"logprobs", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["index", b"index", "logprobs", b"logprobs", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -407,7 +495,9 @@ class TokenLogprob(_message.Message):
     token_id: _builtins.int
     """The token."""
     logprob: _builtins.float
-    """Its natural log-probability, before temperature and filters."""
+    """Its natural log-probability under the model's own distribution: before temperature, penalties, biases, filters and
+    the guide.
+    """
     text: _builtins.str
     """The token's text, with U+FFFD for a part of a character. For a control token, its name in the vocabulary, which
     never appears in the answer.
@@ -481,12 +571,15 @@ class GenerationEnd(_message.Message):
     FIRST_TOKEN_TIME_FIELD_NUMBER: _builtins.int
     TOTAL_TIME_FIELD_NUMBER: _builtins.int
     STOP_SEQUENCE_FIELD_NUMBER: _builtins.int
+    INDEX_FIELD_NUMBER: _builtins.int
     finish_reason: Global___FinishReason.ValueType
     """Why it ended."""
     output_tokens: _builtins.int
     """Number of generated tokens, including the end token."""
     stop_sequence: _builtins.str
     """The stop sequence that ended it; empty otherwise."""
+    index: _builtins.int
+    """The completion that ended, from 0 to n - 1."""
     @_builtins.property
     def queue_time(self) -> _duration_pb2.Duration:
         """Time from arrival to the first step that included the request."""
@@ -508,10 +601,11 @@ class GenerationEnd(_message.Message):
         first_token_time: _duration_pb2.Duration | None = ...,
         total_time: _duration_pb2.Duration | None = ...,
         stop_sequence: _builtins.str = ...,
+        index: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["first_token_time", b"first_token_time", "queue_time", b"queue_time", "total_time", b"total_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["finish_reason", b"finish_reason", "first_token_time", b"first_token_time", "output_tokens", b"output_tokens", "queue_time", b"queue_time", "stop_sequence", b"stop_sequence", "total_time", b"total_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["finish_reason", b"finish_reason", "first_token_time", b"first_token_time", "index", b"index", "output_tokens", b"output_tokens", "queue_time", b"queue_time", "stop_sequence", b"stop_sequence", "total_time", b"total_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -707,6 +801,9 @@ class GenerationLimits(_message.Message):
     MAX_RUNNING_FIELD_NUMBER: _builtins.int
     MAX_WAITING_FIELD_NUMBER: _builtins.int
     MAX_INPUT_BYTES_FIELD_NUMBER: _builtins.int
+    MAX_COMPLETIONS_FIELD_NUMBER: _builtins.int
+    MAX_GUIDE_BYTES_FIELD_NUMBER: _builtins.int
+    MAX_LISTED_TOKEN_IDS_FIELD_NUMBER: _builtins.int
     max_positions: _builtins.int
     """Maximum tokens of input, virtual tokens and answer together."""
     max_new_tokens: _builtins.int
@@ -725,6 +822,12 @@ class GenerationLimits(_message.Message):
     """Maximum requests waiting."""
     max_input_bytes: _builtins.int
     """Maximum bytes of an input."""
+    max_completions: _builtins.int
+    """Maximum completions of one request."""
+    max_guide_bytes: _builtins.int
+    """Maximum bytes of a guide."""
+    max_listed_token_ids: _builtins.int
+    """Maximum token ids in logit_bias, allowed_token_ids and forbidden_token_ids each."""
     def __init__(
         self,
         *,
@@ -737,10 +840,13 @@ class GenerationLimits(_message.Message):
         max_running: _builtins.int = ...,
         max_waiting: _builtins.int = ...,
         max_input_bytes: _builtins.int = ...,
+        max_completions: _builtins.int = ...,
+        max_guide_bytes: _builtins.int = ...,
+        max_listed_token_ids: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_candidates", b"max_candidates", "max_input_bytes", b"max_input_bytes", "max_logprobs", b"max_logprobs", "max_new_tokens", b"max_new_tokens", "max_positions", b"max_positions", "max_running", b"max_running", "max_stop_sequence_chars", b"max_stop_sequence_chars", "max_stop_sequences", b"max_stop_sequences", "max_waiting", b"max_waiting"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_candidates", b"max_candidates", "max_completions", b"max_completions", "max_guide_bytes", b"max_guide_bytes", "max_input_bytes", b"max_input_bytes", "max_listed_token_ids", b"max_listed_token_ids", "max_logprobs", b"max_logprobs", "max_new_tokens", b"max_new_tokens", "max_positions", b"max_positions", "max_running", b"max_running", "max_stop_sequence_chars", b"max_stop_sequence_chars", "max_stop_sequences", b"max_stop_sequences", "max_waiting", b"max_waiting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

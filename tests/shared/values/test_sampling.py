@@ -13,7 +13,8 @@ from pydantic import BaseModel, ValidationError
 
 from shared.errors import InvalidInput
 from shared.prompt.manifest import SamplingDefaults
-from shared.values.sampling import PARAMETERS, Sampling, SamplingParams
+from shared.values.guide import Guide
+from shared.values.sampling import PARAMETERS, Sampling, SamplingLimits, SamplingParams
 from shared.wire.sampling import read_sampling, write_sampling
 from softprompt.cli.main import app
 
@@ -24,6 +25,8 @@ class Stored(BaseModel):
 
 def some(name: str) -> object:
     """A value within every range, different from the parameter's neutral value."""
+    if name in (special := {"guide": Guide(regex="[ab]+"), "logit_bias": {3: -0.7}, "forbidden_token_ids": (4,)}):
+        return special[name]
     hint = str(typing.get_type_hints(Sampling)[name])
     return {"t": (3,), "b": True, "i": 7, "f": 0.7}[hint[0]] if "str" not in hint else ("END",)
 
@@ -35,7 +38,8 @@ def test_message_value_and_command_line_have_the_same_parameters() -> None:
     command = typer.main.get_command(app).commands["generate"]  # type: ignore[attr-defined]
     assert set(PARAMETERS) == set(common_pb2.SamplingParams.DESCRIPTOR.fields_by_name)
     assert set(PARAMETERS) == {item.name for item in dataclasses.fields(SamplingParams)}
-    assert set(PARAMETERS) <= {parameter.name for parameter in command.params}
+    options = set(PARAMETERS) - {"guide"} | {item.name for item in dataclasses.fields(Guide)}
+    assert options <= {parameter.name for parameter in command.params}
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
@@ -49,11 +53,11 @@ def test_a_parameter_survives_the_wire(name: str) -> None:
 def test_every_parameter_is_checked_and_reaches_the_engine() -> None:
     complete = ALL.check().complete()
     assert all(getattr(complete, name) == some(name) for name in PARAMETERS)
-    low = Sampling(**{name: -10.0 for name, one in PARAMETERS.items() if one.low > -10 and "stop" not in name})
+    lists = {"stop_sequences", "stop_token_ids", "allowed_token_ids", "forbidden_token_ids", "logit_bias"}
+    numbers = set(PARAMETERS) - lists - {"ignore_eos", "echo", "guide"}
     with pytest.raises(InvalidInput) as caught:
-        dataclasses.replace(low, ignore_eos=None).check("s")
-    named = {violation.field.removeprefix("s.") for violation in caught.value.violations}
-    assert named == set(PARAMETERS) - {"stop_sequences", "stop_token_ids", "ignore_eos"}
+        Sampling(**dict.fromkeys(numbers, -10.0)).check("s")
+    assert {violation.field.removeprefix("s.") for violation in caught.value.violations} == numbers
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
@@ -81,3 +85,50 @@ def test_stored_defaults_keep_their_form() -> None:
 def test_stored_defaults_out_of_range_are_refused(text: str) -> None:
     with pytest.raises(ValidationError, match="defaults"):
         Stored.model_validate_json(f'{{"defaults": {text}}}')
+
+
+WRONG = {
+    "an id above the vocabulary": (Sampling(forbidden_token_ids=(3, 300)), "s.forbidden_token_ids[1]"),
+    "too many ids": (Sampling(allowed_token_ids=tuple(range(11))), "s.allowed_token_ids"),
+    "a bias that is not a number": (Sampling(logit_bias={4: float("nan")}), "s.logit_bias[4]"),
+    "a bias above 100": (Sampling(logit_bias={4: 100.5}), "s.logit_bias[4]"),
+    "a bias of no token": (Sampling(logit_bias={-1: 1.0}), "s.logit_bias[-1]"),
+    "nothing left": (Sampling(allowed_token_ids=(1, 2), forbidden_token_ids=(1, 2, 3)), "s.forbidden_token_ids"),
+    "too many completions": (Sampling(n=17), "s.n"),
+    "no kind of guide": (Sampling(guide=Guide()), "s.guide"),
+    "two kinds of guide": (Sampling(guide=Guide(regex="a", choices=("a",))), "s.guide"),
+    "an empty choice": (Sampling(guide=Guide(choices=("a", ""))), "s.guide.choices[1]"),
+    "too many choices": (Sampling(guide=Guide(choices=("a",) * 257)), "s.guide.choices"),
+    "an empty expression": (Sampling(guide=Guide(regex="")), "s.guide.regex"),
+    "a huge expression": (Sampling(guide=Guide(regex="a" * 65_537)), "s.guide.regex"),
+    "a schema that is no JSON": (Sampling(guide=Guide(json_schema="{")), "s.guide.json_schema"),
+    "a schema that is a list": (Sampling(guide=Guide(json_schema="[]")), "s.guide.json_schema"),
+    "a schema nested too deeply": (Sampling(guide=Guide(json_schema="[" * 60_000)), "s.guide.json_schema"),
+}
+
+
+@pytest.mark.parametrize(("sampling", "field"), WRONG.values(), ids=WRONG)
+def test_what_can_not_be_sampled_is_named(sampling: Sampling, field: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        sampling.check("s", SamplingLimits(max_listed_token_ids=10), vocab_size=300)
+    assert [violation.field for violation in caught.value.violations] == [field]
+
+
+GUIDES = [
+    Guide(choices=("a", "b")),
+    Guide(regex="a+"),
+    Guide(json_schema={"type": "object", "title": "\u00fc"}),
+    Guide(json_schema=False),
+    Guide(grammar='start: "a"'),
+]
+
+
+@pytest.mark.parametrize("guide", GUIDES)
+def test_every_kind_of_guide_survives_the_wire(guide: Guide) -> None:
+    sampling = Sampling(guide=guide).check()
+    assert read_sampling(write_sampling(sampling)) == sampling
+
+
+def test_a_guide_of_two_kinds_is_not_sent() -> None:
+    with pytest.raises(InvalidInput, match=r"sampling\.guide"):
+        write_sampling(Sampling(guide=Guide(regex="a", grammar='start: "a"')))
