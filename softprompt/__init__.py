@@ -113,7 +113,9 @@ _MODULES = {
         "TokenAlternative TokenCount TokenIds TokenLogprob"
     ),
     "softprompt.types.history": "JobHistory TrainingPoint",
-    "softprompt.types.jobs": "JobOrder JobState NearestToken SearchCandidate TuningError TuningJob TuningProgress TuningResult",
+    "softprompt.types.jobs": (
+        "JobOrder JobState NearestToken SearchCandidate TuningError TuningJob TuningProgress TuningResult"
+    ),
     "softprompt.types.keywords": "SamplingKeywords",
     "softprompt.types.prompts": (
         "Alias AliasSet AliasTarget Deleted Prompt PromptChange PromptStatus PromptVersion Published "

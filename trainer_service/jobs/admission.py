@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from shared.errors import InvalidInput
 from shared.names import check_alias, check_name
+from shared.text.repetition import Repetition
 from shared.text.template import InputEncoder, Template, TemplateFormat, default_format, pinned
 from shared.violations import Violations
 from trainer_service.base_models import BaseModels, KnownBaseModel
@@ -24,7 +25,6 @@ from trainer_service.service_info import TuningLimits
 from trainer_service.training.comparison import MIN_EXAMPLES
 from trainer_service.training.data.dataset_facts import DatasetFacts
 from trainer_service.training.data.encoding import encode_dataset
-from trainer_service.training.data.repetition import Repetition
 from trainer_service.training.data.split import check_split
 from trainer_service.training.recipe.defaults import check_init, fill
 from trainer_service.training.spec import Example, Hyperparameters, InitMethod, TaskKind, TrainingSpec

@@ -19,12 +19,12 @@ from shared.caller import EVERY_PROMPT
 from shared.model.base_model import BaseModelInfo
 from shared.names import DEFAULT_ALIAS
 from shared.prompt.manifest import SamplingDefaults
+from shared.text.repetition import Repetition
 from shared.text.template import Template
 from shared.values.enums import JobOrder as JobOrder
 from shared.values.results import EncodingStatistics, TuningError, TuningProgress, TuningResult
 from shared.values.sampling import Sampling
 from trainer_service.jobs.states import UNSUCCESSFUL_STATES, JobState
-from trainer_service.training.data.repetition import Repetition
 from trainer_service.training.spec import HyperparameterRequest, TaskKind, TooLong, TrainingSpec
 
 MIN_PRIORITY, MAX_PRIORITY = -100, 100

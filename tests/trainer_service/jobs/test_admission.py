@@ -13,6 +13,7 @@ import pytest
 from shared.caller import Caller, Tenant, calling
 from shared.errors import InvalidInput, NotFound, PreconditionFailed, Unavailable
 from shared.store.index import StoreIndex
+from shared.text.repetition import repetition_of
 from shared.text.template import InputEncoder, Message, Template, TemplateFormat
 from tests.tiny_models import save_tiny_llama
 from trainer_service.base_models import BaseModels, BaseModelSource
@@ -22,7 +23,6 @@ from trainer_service.jobs.sources import Sources
 from trainer_service.service_info import TuningLimits
 from trainer_service.training.data.dataset import check_examples, split_validation
 from trainer_service.training.data.dataset_facts import DatasetFacts
-from trainer_service.training.data.repetition import repetition_of
 from trainer_service.training.spec import Example, HyperparameterRequest, Init, InitMethod, Metric, TaskKind, TooLong
 
 GENERATION = [Example(line=n, input=f"number {n}", output="yes") for n in range(1, 41)]
