@@ -128,7 +128,7 @@ class RepetitionCounter:
 
     @property
     def finds_similar(self) -> bool:
-        """Whether similar inputs are found; otherwise `num_near_duplicates` counts only those that have the same words."""
+        """Whether similar inputs are found; else `num_near_duplicates` counts only inputs that have the same words."""
         return self._shingles is not None
 
     def result(self) -> Repetition:
