@@ -95,8 +95,8 @@ def preview(
     from softprompt.data.files import file_rows
     from softprompt.data.problems import Unusable
 
-    how = Data(source_of(file), input, output, label, messages, drop_extra, encoding)
-    source, reader, num_shown = file_rows(how.source, how, "dataset"), ExampleReader(how, ()), 0
+    how = Data("", input, output, label, messages, drop_extra, encoding)
+    source, reader, num_shown = file_rows(source_of(file), how, "dataset"), ExampleReader(how, ()), 0
     for number, found in examples_in(source, reader):
         if num_shown == rows:
             break
